@@ -1,0 +1,178 @@
+"""A region tree answers everything from intervals of leaf numbers; these tests compare with pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unsam_mm import MaskHierarchy, MaskSet
+from unsam_mm.errors import UnSAMError
+
+from .trees import drawn, random_trees
+
+#   6
+#  / \
+# 4   5     over four quarters of a 2 x 4 image
+# |\  |\
+# 0 1 2 3
+QUARTERS = np.array([[0, 0, 2, 2], [1, 1, 3, 3]])
+PARENT = np.array([4, 4, 5, 5, 6, 6, -1])
+HEIGHT = np.array([0, 0, 0, 0, 0.2, 0.5, 0.9])
+
+
+@pytest.fixture
+def quarters():
+    return MaskHierarchy.from_merges(QUARTERS, PARENT, HEIGHT)
+
+
+def test_path_runs_from_the_finest_region_to_the_whole_image(quarters):
+    assert quarters.path(y=1, x=0).tolist() == [1, 4, 6]
+
+
+def test_cut_gives_each_pixel_to_one_region_of_that_level(quarters):
+    halfway = quarters.granularity[5]
+    assert quarters.cut(0.0).tolist() == [[1, 1, 3, 3], [2, 2, 4, 4]]
+    assert quarters.cut(halfway).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
+    assert quarters.cut(1.0).tolist() == [[1] * 4] * 2
+
+
+def test_granularity_counts_the_regions_that_are_left_on_a_logarithmic_scale(quarters):
+    expected = [0, 0, 0, 0, 1 - np.log(3) / np.log(4), 0.5, 1]
+    assert quarters.granularity.tolist() == pytest.approx(expected)
+
+
+def test_selected_masks_come_best_first_and_know_their_parents(quarters):
+    masks = quarters.select(max_masks=3)
+    # Persistence: node 4 lasts from 0.2 to 0.9, then the leaves 2 and 3 from 0 to 0.5.
+    assert masks.areas.tolist() == [4, 2, 2]
+    assert (np.diff(masks.scores) <= 0).all()
+    assert masks.parents.tolist() == [-1, -1, -1]
+    everything = quarters.select()
+    whole = int(np.flatnonzero(everything.areas == 8)[0])
+    assert sorted(everything.parents.tolist()).count(whole) == 2
+
+
+def test_leaving_a_mask_out_hands_its_children_to_the_next_ancestor(quarters):
+    chain = quarters.to_mask_set([0, 4, 6])
+    assert chain.parents.tolist() == [1, 2, -1]
+    assert chain[[0, 2]].parents.tolist() == [1, -1]
+    assert chain[::2].areas.tolist() == [2, 8]
+    assert chain[1].to_bitmaps()[0].sum() == 4
+
+
+def test_coco_records_carry_the_parent_relation(quarters):
+    leaf = quarters.to_mask_set([0, 4]).to_coco(image_id=7)[0]
+    assert leaf['image_id'] == 7
+    assert leaf['bbox'] == [0, 0, 2, 1]
+    assert leaf['area'] == 2
+    assert leaf['parent'] == 1
+    assert isinstance(leaf['segmentation']['counts'], str)
+
+
+def test_a_lower_parent_is_raised_to_its_children():
+    tree = MaskHierarchy.from_merges(QUARTERS, PARENT, np.array([0, 0, 0, 0, 0.7, 0.5, 0.6]))
+    assert (tree.height[tree.parent[:-1]] >= tree.height[:-1]).all()
+
+
+@pytest.mark.parametrize(
+    ('parent', 'reason'),
+    [
+        pytest.param([4, 4, 5, 5, 6, 6, 0], 'one root', id='no root'),
+        pytest.param([4, 4, 5, 5, 3, 6, -1], 'parent.i. > i', id='parent before child'),
+        pytest.param([5, 5, 5, 5, 5, -1], '4 leaves, the tree 5', id='a leaf among the inner nodes'),
+    ],
+)
+def test_what_is_no_tree_over_these_leaves_is_refused(parent, reason):
+    with pytest.raises(UnSAMError, match=reason):
+        MaskHierarchy.from_merges(QUARTERS, np.array(parent), np.zeros(len(parent)))
+
+
+@pytest.mark.parametrize(('y', 'x'), [(-1, 0), (2, 0), (0, 4)])
+def test_a_pixel_outside_the_image_is_refused(quarters, y, x):
+    with pytest.raises(UnSAMError, match='outside the 2 x 4 image'):
+        quarters.path(y, x)
+
+
+@pytest.mark.parametrize('call', [lambda tree: tree.cut(1.5), lambda tree: tree.select(0)])
+def test_settings_out_of_range_are_refused(quarters, call):
+    with pytest.raises(UnSAMError, match='must'):
+        call(quarters)
+
+
+def test_fields_of_unequal_length_are_refused(quarters):
+    masks = quarters.select()
+    with pytest.raises(UnSAMError, match='one length'):
+        MaskSet(masks.rles, masks.scores[:1], masks.granularity, masks.parents, masks.areas, masks.boxes_xyxy, (2, 4))
+
+
+def test_masks_without_a_tree_find_their_parents_by_containment():
+    whole, left, corner = np.ones((4, 6), bool), np.zeros((4, 6), bool), np.zeros((4, 6), bool)
+    left[:, :3], corner[:2, :2] = True, True
+    masks = MaskSet.from_bitmaps(np.stack([corner, whole, left]))
+    assert masks.parents.tolist() == [2, -1, 1]
+    assert masks.boxes_xyxy[0].tolist() == [0, 0, 2, 2]
+
+
+@given(random_trees())
+def test_every_node_is_the_union_of_its_leaves(case):
+    labels, tree, parent = case
+    n_leaves = tree.n_leaves
+    for node in range(n_leaves, len(tree)):
+        assert (tree.mask(node) == drawn(labels, parent, node)).all()
+    # Leaves are renumbered, but they stay the same regions.
+    assert len(np.unique(labels * n_leaves + tree.leaf_labels)) == n_leaves
+
+
+@given(random_trees())
+def test_areas_boxes_and_run_lengths_equal_those_of_the_pixels(case):
+    _, tree, _ = case
+    masks = tree.to_mask_set(np.arange(len(tree)))
+    bitmaps = masks.to_bitmaps()
+    for node, bitmap in enumerate(bitmaps):
+        ys, xs = np.nonzero(bitmap)
+        assert (bitmap == tree.mask(node)).all()
+        assert masks.areas[node] == len(ys)
+        assert masks.boxes_xyxy[node].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+@given(random_trees(), st.data())
+def test_overlap_needs_no_pixels(case, data):
+    _, tree, _ = case
+    node = data.draw(st.integers(0, len(tree) - 1))
+    expected = [
+        (tree.mask(node) & tree.mask(other)).sum() / (tree.mask(node) | tree.mask(other)).sum()
+        for other in range(len(tree))
+    ]
+    assert tree.iou(node, np.arange(len(tree))) == pytest.approx(expected)
+
+
+@given(random_trees(), st.floats(0, 1))
+def test_every_cut_tiles_the_image_with_whole_nodes(case, granularity):
+    _, tree, _ = case
+    labels, nodes = tree.cut(granularity), tree.cut_nodes(granularity)
+    assert (tree.granularity[nodes] <= granularity).all() or len(nodes) == tree.n_leaves
+    for label, node in enumerate(nodes, start=1):
+        assert ((labels == label) == tree.mask(node)).all()
+    assert labels.min() == 1
+
+
+@given(random_trees(), st.floats(0, 1), st.floats(0, 1))
+def test_a_coarser_cut_never_splits_a_region(case, first, second):
+    _, tree, _ = case
+    fine, coarse = tree.cut(min(first, second)), tree.cut(max(first, second))
+    pairs = np.unique(np.stack([fine.ravel(), coarse.ravel()]), axis=1)
+    assert len(np.unique(pairs[0])) == pairs.shape[1]
+
+
+@given(random_trees())
+def test_granularity_grows_from_child_to_parent(case):
+    _, tree, _ = case
+    assert (tree.granularity[tree.parent[:-1]] >= tree.granularity[:-1]).all()
+    assert tree.granularity[-1] == 1
+
+
+def test_no_two_masks_of_a_real_image_are_equal(coins_tree):
+    masks = coins_tree.select()
+    assert len({rle['counts'] for rle in masks.rles}) == len(masks) == 1000

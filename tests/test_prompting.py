@@ -1,0 +1,178 @@
+"""Prompts on a region tree: nested answers, never in conflict with the prompt."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
+from unsam_mm.errors import UnSAMError
+from unsam_mm.prompting import candidate_nodes, click_scores, distinct_nodes
+from unsam_mm.rle import decode_rles, rle_from_json
+
+from .trees import random_trees
+
+COIN_XY, NEXT_COIN_XY, GROUND_XY = (44, 55), (99, 55), (70, 25)  # of skimage.data.coins()
+
+
+@pytest.fixture(scope='module')
+def predictor(generator, coins_tree):
+    predictor = UnSAMPredictor(engine='tree', generator=generator)
+    predictor.set_hierarchy(coins_tree)
+    return predictor
+
+
+@given(random_trees(), st.data())
+def test_candidates_hold_all_positive_points_and_no_negative_one(case, data):
+    _, tree, _ = case
+    height, width = tree.size_hw
+    pixels = st.tuples(st.integers(0, width - 1), st.integers(0, height - 1))
+    points = np.array(data.draw(st.lists(pixels, min_size=1, max_size=4)))
+    labels = np.array([1, *data.draw(st.lists(st.integers(0, 1), min_size=len(points) - 1, max_size=len(points) - 1))])
+    chain = candidate_nodes(tree, points, labels)
+    holds = np.array([tree.mask(node)[points[:, 1], points[:, 0]] for node in chain]).reshape(-1, len(points))
+    assert (holds == labels.astype(bool)).all()
+    everything = [
+        node for node in range(len(tree)) if (tree.mask(node)[points[:, 1], points[:, 0]] == labels.astype(bool)).all()
+    ]
+    assert sorted(chain) == everything  # none is forgotten
+    assert (np.diff(tree.area[chain]) > 0).all()
+
+
+def test_a_click_on_a_coin_gives_the_coin(predictor):
+    masks, scores, logits = predictor.predict(point_coords=np.array([COIN_XY]), point_labels=np.array([1]))
+    assert masks.shape[1:] == (303, 384)
+    assert logits.shape == (len(masks), 256, 256)
+    best = masks[scores.argmax()]
+    assert 1000 < best.sum() < 2500
+    assert best[55, 44]
+    assert not best[GROUND_XY[::-1]]
+
+
+def test_masks_of_one_click_are_nested(predictor):
+    masks, _, _ = predictor.predict(np.array([COIN_XY]), np.array([1]))
+    assert 2 <= len(masks) <= 6
+    assert all((inner <= outer).all() and (inner != outer).any() for inner, outer in itertools.pairwise(masks))
+
+
+def test_a_negative_click_excludes_its_region(predictor):
+    masks, _, _ = predictor.predict(np.array([COIN_XY, NEXT_COIN_XY]), np.array([1, 0]))
+    assert len(masks) > 0
+    assert masks[:, 55, 44].all()
+    assert not masks[:, 55, 99].any()
+
+
+def test_two_clicks_are_joined(predictor):
+    masks, _, _ = predictor.predict(np.array([COIN_XY, NEXT_COIN_XY]), np.array([1, 1]))
+    assert masks[:, 55, [99, 44]].all()
+
+
+def test_prompts_that_contradict_each_other_give_no_mask(predictor):
+    masks, scores, logits = predictor.predict(np.array([COIN_XY, COIN_XY]), np.array([1, 0]))
+    assert (len(masks), len(scores), len(logits)) == (0, 0, 0)
+
+
+def test_a_box_around_a_coin_gives_the_coin(predictor):
+    click, scores, _ = predictor.predict(np.array([COIN_XY]), np.array([1]))
+    coin = click[scores.argmax()]
+    ys, xs = np.nonzero(coin)
+    box = np.array([xs.max() + 2, ys.min() - 1, xs.min() - 2, ys.max() + 2])  # corners in any order
+    masks, _, _ = predictor.predict(box=box, multimask_output=False)
+    assert (masks[0] & coin).sum() / (masks[0] | coin).sum() > 0.9
+
+
+def test_an_earlier_mask_is_preferred(predictor):
+    masks, _, logits = predictor.predict(np.array([COIN_XY]), np.array([1]))
+    for mask, logit in zip(masks, logits, strict=True):
+        again, _, _ = predictor.predict(np.array([COIN_XY]), np.array([1]), mask_input=logit, multimask_output=False)
+        assert (again[0] & mask).sum() / (again[0] | mask).sum() > 0.8
+
+
+def test_the_area_grows_with_granularity(predictor):
+    areas = [
+        predictor.predict(np.array([COIN_XY]), np.array([1]), granularity=granularity)[0].sum()
+        for granularity in np.linspace(0, 1, 11)
+    ]
+    assert areas == sorted(areas)
+    assert areas[-1] == 303 * 384
+
+
+def test_logits_can_be_asked_for(predictor):
+    logits, _, _ = predictor.predict(np.array([COIN_XY]), np.array([1]), return_logits=True)
+    masks, _, _ = predictor.predict(np.array([COIN_XY]), np.array([1]))
+    assert ((logits > 0) == masks).all()
+
+
+def test_distinct_nodes_do_not_look_alike(coins_tree):
+    chain = coins_tree.path(55, 44)
+    nodes = distinct_nodes(coins_tree, chain, click_scores(coins_tree), max_iou=0.8)
+    for node in nodes:
+        assert coins_tree.iou(node, nodes[nodes != node]).max() <= 0.8
+    kept = chain[2]
+    assert distinct_nodes(coins_tree, chain, click_scores(coins_tree), keep=kept)[0] == kept
+
+
+@pytest.mark.parametrize(
+    ('prompt', 'message'),
+    [
+        pytest.param({}, 'needs a positive point or a box', id='nothing'),
+        pytest.param({'point_coords': [[5, 5]], 'point_labels': [0]}, 'needs a positive point', id='only negative'),
+        pytest.param({'point_coords': [[384, 5]]}, 'outside the image of width 384', id='outside'),
+        pytest.param({'point_coords': [[5, 5]], 'point_labels': [1, 0]}, '1 points have 2 labels', id='labels'),
+    ],
+)
+def test_impossible_prompts_are_refused(predictor, prompt, message):
+    with pytest.raises(UnSAMError, match=message):
+        predictor.predict(**prompt)
+
+
+def test_an_image_has_to_be_set_first(generator, coins_tree):
+    predictor = UnSAMPredictor(generator=generator)
+    assert not predictor.is_image_set
+    with pytest.raises(UnSAMError, match='call set_image'):
+        predictor.predict(np.array([[1, 1]]))
+    predictor.set_hierarchy(coins_tree)
+    predictor.reset_image()
+    assert not predictor.is_image_set
+
+
+def test_bgr_images_give_the_masks_of_their_rgb_form(generator, coffee):
+    predictor = UnSAMPredictor(generator=generator)
+    predictor.set_image(coffee)
+    rgb = predictor.hierarchy
+    predictor.set_image(coffee[..., ::-1], image_format='BGR')
+    assert (predictor.hierarchy.leaf_labels == rgb.leaf_labels).all()
+
+
+@pytest.mark.parametrize(
+    'call', [lambda: UnSAMPredictor(engine='magic'), lambda: UnSAMAutomaticMaskGenerator(None, output_mode='png')]
+)
+def test_unknown_choices_are_refused(call):
+    with pytest.raises(UnSAMError, match='must be'):
+        call()
+
+
+@pytest.mark.parametrize('output_mode', ['binary_mask', 'uncompressed_rle', 'coco_rle'])
+def test_records_have_the_keys_of_segment_anything(generator, coins, output_mode):
+    mask_generator = UnSAMAutomaticMaskGenerator(
+        UnSAMPredictor(generator=generator), max_masks=20, min_mask_region_area=50, output_mode=output_mode
+    )
+    records = mask_generator.generate(coins)
+    assert len(records) == 20
+    for record in records:
+        mask = record['segmentation']
+        if output_mode != 'binary_mask':
+            mask = decode_rles([rle_from_json(mask)], (303, 384))[0]
+        x, y, width, height = (int(value) for value in record['bbox'])
+        assert record['area'] == mask.sum() == mask[y : y + height, x : x + width].sum() >= 50
+        point_x, point_y = record['point_coords'][0]
+        assert mask[int(point_y), int(point_x)]
+        assert 0 <= record['stability_score'] <= 1
+        assert record['crop_box'] == [0, 0, 384, 303]
+        assert -1 <= record['parent'] < 20
+    scores = [record['predicted_iou'] for record in records]
+    assert scores == sorted(scores, reverse=True)

@@ -1,0 +1,35 @@
+"""UnSAM, Segment Anything without Supervision, for MMDetection and napari.
+
+The names below are loaded when they are first used, so ``import unsam_mm`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = '0.1.0'
+
+_HOMES = {
+    'MaskHierarchy': 'unsam_mm.hierarchy',
+    'MaskSet': 'unsam_mm.hierarchy',
+    'PseudoMaskGenerator': 'unsam_mm.pseudo_masks.generator',
+    'UnSAMAutomaticMaskGenerator': 'unsam_mm.prompting',
+    'UnSAMPredictor': 'unsam_mm.prompting',
+}
+__all__ = sorted(_HOMES)
+
+if TYPE_CHECKING:
+    from unsam_mm.hierarchy import MaskHierarchy, MaskSet
+    from unsam_mm.prompting import UnSAMAutomaticMaskGenerator, UnSAMPredictor
+    from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, '__version__']

