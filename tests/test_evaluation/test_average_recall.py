@@ -1,0 +1,219 @@
+"""Class-agnostic average recall against pycocotools, and by hand on masks whose overlap is known."""
+
+import contextlib
+import copy
+import io
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from skimage import data, segmentation
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.evaluation import evaluate_masks, format_table
+from unsam_mm.rle import encode_bitmaps, rle_to_json
+
+MAX_DETS = (1, 10, 100, 1000)
+
+
+def reference(predictions, ground_truth, max_dets=MAX_DETS):
+    """The same figures read from the arrays of pycocotools' own evaluation."""
+    truth, results = COCO(), None
+    truth.dataset = copy.deepcopy(ground_truth)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        results = truth.loadRes(copy.deepcopy(predictions))
+        evaluation = COCOeval(truth, results, 'segm')
+        evaluation.params.useCats = 0
+        evaluation.params.maxDets = list(max_dets)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    recall, precision = evaluation.eval['recall'], evaluation.eval['precision']
+    last = max_dets[-1]
+    return {
+        **{f'AR@{k}': recall[:, 0, 0, i].mean() for i, k in enumerate(max_dets)},
+        **{f'AR_{name}@{last}': recall[:, 0, i, -1].mean() for i, name in enumerate('sml', start=1)},
+        'AP': precision[..., 0, 0, -1].mean(),
+        'AP50': precision[0, :, 0, 0, -1].mean(),
+        'AP75': precision[5, :, 0, 0, -1].mean(),
+    }
+
+
+def box_mask(y0, x0, y1, x1, size_hw=(40, 60)):
+    mask = np.zeros(size_hw, bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def record(image_id, mask, **fields):
+    return {
+        'image_id': image_id,
+        'category_id': 1,
+        'segmentation': rle_to_json(encode_bitmaps(mask[None])[0]),
+        **fields,
+    }
+
+
+def coco(annotations, size_hw=(40, 60), n_images=1):
+    """A ground truth with all fields that pycocotools insists on."""
+    images = [{'id': i + 1, 'height': size_hw[0], 'width': size_hw[1]} for i in range(n_images)]
+    annotations = [{'iscrowd': 0, 'area': 1, **a, 'id': i + 1} for i, a in enumerate(annotations)]
+    return {'images': images, 'annotations': annotations, 'categories': [{'id': 1}, {'id': 2}]}
+
+
+OBJECT = box_mask(5, 10, 25, 30)
+
+
+@st.composite
+def scenes(draw):
+    """Truths and jittered copies of them, with crowds, equal scores, two categories and areas near the limits."""
+    n_images, size_hw = draw(st.integers(1, 3)), (120, 110)
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    annotations, predictions = [], []
+    for image_id in range(1, n_images + 1):
+        for _ in range(random.integers(1 if image_id == 1 else 0, 7)):
+            y, x = random.integers(0, 60, 2)
+            h, w = random.choice([8, 31, 32, 33, 60, 95, 96, 100], 2)
+            mask = box_mask(y, x, y + h, x + w, size_hw)
+            fields = {
+                'area': int(mask.sum()),
+                'category_id': int(random.integers(1, 3)),
+                'iscrowd': int(random.random() < 0.2),
+            }
+            annotations.append(record(image_id, mask) | fields)
+            for _ in range(random.integers(0, 4)):
+                dy, dx, dh, dw = random.integers(-4, 5, 4)
+                jittered = box_mask(max(y + dy, 0), max(x + dx, 0), y + h + dh, x + w + dw, size_hw)
+                score, category = round(float(random.random()), 1), int(random.integers(1, 3))
+                predictions.append(record(image_id, jittered, score=score) | {'category_id': category})
+    first = record(1, box_mask(0, 0, 50, 50, size_hw), area=2500)
+    return predictions + [record(i, OBJECT_120, score=0.5) for i in range(1, n_images + 1)], coco(
+        [first, *annotations], size_hw, n_images
+    )
+
+
+OBJECT_120 = box_mask(20, 20, 52, 52, (120, 110))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(scenes(), st.sampled_from([MAX_DETS, (1, 2, 3)]))
+def test_equals_pycocotools_on_random_scenes(scene, max_dets):
+    predictions, ground_truth = scene
+    expected = reference(predictions, ground_truth, max_dets)
+    assert evaluate_masks(predictions, ground_truth, max_dets) == pytest.approx(expected, abs=1e-6)
+
+
+def test_equals_pycocotools_on_regions_of_real_photographs():
+    annotations, predictions = [], []
+    for image_id, image in enumerate((data.coffee()[::2, ::2], data.astronaut()[:400:2, ::2]), start=1):
+        coarse = segmentation.felzenszwalb(image, scale=400, min_size=60)
+        fine = segmentation.slic(image, 60, start_label=0)
+        annotations += [record(image_id, coarse == i, area=int((coarse == i).sum())) for i in np.unique(coarse)]
+        for labels in (segmentation.felzenszwalb(image, scale=300, min_size=40), fine):
+            predictions += [record(image_id, labels == i, score=float((labels == i).mean())) for i in np.unique(labels)]
+    ground_truth = coco(annotations, n_images=2)
+    for entry, shape in zip(ground_truth['images'], ((200, 300), (200, 256)), strict=True):
+        entry['height'], entry['width'] = shape
+    metrics = evaluate_masks(predictions, ground_truth)
+    assert metrics == pytest.approx(reference(predictions, ground_truth), abs=1e-6)
+    assert 0.05 < metrics['AR@1000'] < 0.95
+
+
+@pytest.mark.parametrize(
+    ('shift_px', 'found_of_ten'),
+    [
+        pytest.param(0, 10, id='equal masks pass every threshold'),
+        pytest.param(2, 7, id='IoU 18/22 = 0.818 passes 0.50 to 0.80'),
+        pytest.param(6, 1, id='IoU 14/26 = 0.538 passes 0.50 only'),
+        pytest.param(10, 0, id='IoU 1/3 passes none'),
+    ],
+)
+def test_recall_counts_the_thresholds_that_the_overlap_passes(shift_px, found_of_ten):
+    truth = coco([record(1, OBJECT, area=400)])
+    prediction = record(1, box_mask(5, 10 + shift_px, 25, 30 + shift_px), score=0.5)
+    assert evaluate_masks([prediction], truth)['AR@1'] == pytest.approx(found_of_ten / 10)
+
+
+def test_a_truth_is_found_once_and_further_copies_are_false():
+    truth = coco([record(1, OBJECT, area=400)])
+    copies = [record(1, OBJECT, score=s) for s in (0.9, 0.8)]
+    wrong_first = [record(1, box_mask(0, 0, 5, 5), score=0.95), copies[0]]
+    assert evaluate_masks(copies, truth)['AP'] == pytest.approx(1.0)
+    assert evaluate_masks(wrong_first, truth)['AP'] == pytest.approx(0.5)
+    assert evaluate_masks(wrong_first, truth)['AR@1'] == 0.0
+    assert evaluate_masks(wrong_first, truth)['AR@10'] == 1.0
+
+
+def test_categories_do_not_matter():
+    truth = coco([record(1, OBJECT, area=400) | {'category_id': 2}])
+    assert evaluate_masks([record(1, OBJECT, score=1.0)], truth)['AR@1'] == 1.0
+
+
+def test_an_annotation_with_id_zero_counts_like_any_other():
+    truth = coco([record(1, OBJECT, area=400)])
+    truth['annotations'][0]['id'] = 0
+    assert evaluate_masks([record(1, OBJECT, score=1.0)], truth)['AR@1'] == 1.0
+
+
+def test_more_than_255_predictions_in_one_image_are_read():
+    truth = coco([record(1, OBJECT, area=400)])
+    many = [record(1, box_mask(0, 0, 2, 2), score=0.9)] * 300 + [record(1, OBJECT, score=0.1)]
+    metrics = evaluate_masks(many, truth)
+    assert (metrics['AR@100'], metrics['AR@1000']) == (0.0, 1.0)
+
+
+def test_polygons_plain_counts_and_missing_optional_fields_are_read():
+    polygon = {'image_id': 1, 'segmentation': [[10, 5, 30, 5, 30, 25, 10, 25]]}
+    plain = {'image_id': 1, 'segmentation': {'size': [40, 60], 'counts': [0, 40, 2360]}}
+    truth = {'images': [{'id': 1, 'height': 40, 'width': 60}], 'annotations': [polygon, plain]}
+    predictions = [record(1, OBJECT, score=1.0), record(1, box_mask(0, 0, 40, 1), score=0.5)]
+    metrics = evaluate_masks(predictions, truth)
+    assert metrics['AR@10'] == 1.0
+    assert metrics['AR_m@1000'] == -1.0
+
+
+def test_images_without_predictions_count_as_missed_and_are_reported():
+    truth = coco([record(1, OBJECT, area=400), record(2, OBJECT, area=400)], n_images=2)
+    with pytest.warns(UserWarning, match='1 of 2 ground-truth images have no prediction'):
+        assert evaluate_masks([record(1, OBJECT, score=1.0)], truth)['AR@1'] == 0.5
+
+
+def test_evaluation_prints_nothing_and_leaves_its_input_alone(capsys):
+    truth, predictions = coco([record(1, OBJECT, area=400)]), [record(1, OBJECT, score=1.0)]
+    before = copy.deepcopy((truth, predictions))
+    evaluate_masks(predictions, truth)
+    assert (truth, predictions) == before
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(
+    ('prediction', 'message'),
+    [
+        pytest.param(
+            record(7, OBJECT, score=1.0), 'name 1 image ids that the ground truth does not list', id='unknown image'
+        ),
+        pytest.param(record(1, OBJECT), 'no finite score', id='no score'),
+        pytest.param(record(1, OBJECT, score=float('nan')), 'no finite score', id='NaN score'),
+        pytest.param({'image_id': 1, 'score': 1.0}, 'prediction 0 has no segmentation', id='no mask'),
+        pytest.param(
+            record(1, OBJECT, score=1.0) | {'segmentation': 'abc'}, 'neither RLE nor polygons', id='text for a mask'
+        ),
+        pytest.param(record(1, OBJECT.T, score=1.0), '60 x 40 px, the image 40 x 60', id='width and height exchanged'),
+    ],
+)
+def test_bad_predictions_are_named(prediction, message):
+    with pytest.raises(UnSAMError, match=message):
+        evaluate_masks([prediction], coco([record(1, OBJECT, area=400)]))
+
+
+def test_a_ground_truth_of_crowds_alone_is_refused():
+    truth = coco([record(1, OBJECT, area=400, iscrowd=1)])
+    with pytest.raises(UnSAMError, match='no mask to find'):
+        evaluate_masks([record(1, OBJECT, score=1.0)], truth)
+
+
+def test_the_table_shows_percent_and_a_dash_for_absent_sizes():
+    assert format_table({'AR@1000': 0.3046, 'AR_l@1000': -1.0}) == 'AR@1000  AR_l@1000\n   30.5          -'

@@ -1,0 +1,11 @@
+"""Datasets and transforms for MMDetection; importing this package registers them."""
+
+from unsam_mm._mmcv_ops import ensure_mmcv_ops
+
+ensure_mmcv_ops()
+
+from unsam_mm.datasets.image_folder import UnSAMImageFolder  # noqa: E402  (mmdet imports only once the ops are there)
+from unsam_mm.datasets.load_image import UnSAMLoadImage  # noqa: E402
+from unsam_mm.datasets.pseudo_mask_transform import UnSAMPseudoMasks, prepare_pseudo_masks  # noqa: E402
+
+__all__ = ['UnSAMImageFolder', 'UnSAMLoadImage', 'UnSAMPseudoMasks', 'prepare_pseudo_masks']

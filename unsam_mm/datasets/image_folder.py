@@ -1,0 +1,189 @@
+"""A folder of images as an MMDetection dataset: no annotation file is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdet.datasets import BaseDetDataset
+from mmdet.registry import DATASETS
+
+from unsam_mm import sample_images
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.evaluation.annotations import load_ground_truth, match_images
+from unsam_mm.images import IMAGE_SUFFIXES
+from unsam_mm.rle import rle_from_json, rle_to_json
+
+SPLITS = ('all', 'train', 'held_out')
+
+@DATASETS.register_module()
+class UnSAMImageFolder(BaseDetDataset):
+    """All images below a folder, at any depth, as one class; hidden files and folders are left out.
+
+    Nothing is decoded at start, and sizes are not known before an image is loaded (so `AspectRatioBatchSampler`
+    cannot be used). Each entry has ``img_path``, ``img_name`` (posix path relative to the folder), ``img_root``,
+    ``img_id`` and ``instances``, which is empty without `ann_file`.
+
+    Args:
+        ann_file: COCO file with ground truth for testing, relative to `data_root`. Only its images are used, with
+            its image ids; instances carry ``bbox``, ``mask``, ``bbox_label`` 0, and crowds ``ignore_flag`` 1, as
+            `LoadAnnotations(with_bbox=True, with_mask=True)` reads them. Without it, ids are hashes of the names.
+        data_root: The folder. Empty stands for eleven photographs and micrographs that scikit-image carries.
+        data_prefix: Subfolder, under the key ``img`` or ``img_path``.
+        split: 'all', 'train' or 'held_out'. An image keeps its side when others are added, because a hash of its
+            name decides; a fixed list decides for the images of scikit-image. Two images or more give two
+            non-empty sides.
+        held_out_fraction: Share of images held out, in (0, 1).
+        **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, metainfo, ...
+
+    Raises:
+        ImageError: If the folder is missing, holds no image, or the split is empty.
+        StoreError: If `ann_file` cannot be read, or lists images that are not in the folder.
+        UnSAMError: If `split` or `held_out_fraction` is out of range.
+    """
+
+    METAINFO = {'classes': ('object',), 'palette': [(220, 20, 60)]}
+
+    def __init__(
+        self,
+        ann_file: str = '',
+        data_root: str = '',
+        data_prefix: dict[str, str] | None = None,
+        split: str = 'all',
+        held_out_fraction: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        if split not in SPLITS:
+            raise UnSAMError(f'split must be one of {SPLITS}, got {split!r}')
+        if not 0 < held_out_fraction < 1:
+            raise UnSAMError(f'held_out_fraction must lie between 0 and 1, got {held_out_fraction}')
+        self.split = split
+        self.held_out_fraction = held_out_fraction
+        super().__init__(
+            ann_file=ann_file,
+            data_root=str(data_root or ''),
+            data_prefix={'img': ''} if data_prefix is None else data_prefix,
+            **kwargs,
+        )
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that image names are relative to."""
+        prefix = self.data_prefix.get('img', self.data_prefix.get('img_path', ''))
+        return Path(prefix) if prefix else sample_images.folder()
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One entry an image, sorted by name."""
+        root = self.image_root
+        is_bundled = root == sample_images.folder()
+        names = _bundled_names(root) if is_bundled else sorted(_image_names(root))
+        if not names:
+            raise ImageError(f'{root}: no images found; expected files ending in {" ".join(IMAGE_SUFFIXES)}')
+        annotated = self._read_annotations(names) if self.ann_file else dict.fromkeys(names)
+        kept = self._select(sorted(annotated), is_bundled)
+        return [self._entry(root, name, annotated[name]) for name in kept]
+
+    def _read_annotations(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Image name to its COCO image entry, with the annotations added."""
+        truth = load_ground_truth(self.ann_file)
+        images = {image['id']: {**image, 'annotations': []} for image in truth['images']}
+        for annotation in truth['annotations']:
+            if annotation['image_id'] in images:
+                images[annotation['image_id']]['annotations'].append(annotation)
+        ids = match_images(names, truth, skip_unmatched=True)
+        absent = sorted(str(images[image_id].get('file_name')) for image_id in images.keys() - set(ids.values()))
+        if absent:
+            raise ImageError(
+                f'{self.ann_file}: {len(absent)} of {len(images)} images are not in {self.image_root} '
+                f'({", ".join(absent[:3])}); check data_root'
+            )
+        return {name: images[image_id] for name, image_id in ids.items()}
+
+    def _select(self, names: list[str], is_bundled: bool) -> list[str]:
+        if self.split == 'all':
+            return names
+        held_out = set(sample_images.HELD_OUT) if is_bundled else _held_out(names, self.held_out_fraction)
+        kept = [name for name in names if (name in held_out) == (self.split == 'held_out')]
+        if not kept:
+            raise ImageError(
+                f"{self.image_root}: {len(names)} image(s) leave nothing for split '{self.split}'; use split='all'"
+            )
+        return kept
+
+    def _entry(self, root: Path, name: str, image: dict[str, Any] | None) -> dict[str, Any]:
+        entry = {
+            'img_path': str(root / name),
+            'img_name': name,
+            'img_root': str(root),
+            'img_id': _name_hash(name),
+            'instances': [],
+        }
+        if image is not None:
+            entry['img_id'] = image['id']
+            entry['instances'] = [_instance(annotation) for annotation in image['annotations']]
+        return entry
+
+
+def _instance(annotation: dict[str, Any]) -> dict[str, Any]:
+    """One COCO annotation in the form that `LoadAnnotations` reads: x0, y0, x1, y1 and RLE with text, or polygons."""
+    missing = [key for key in ('bbox', 'segmentation') if key not in annotation]
+    if missing:
+        raise StoreError(f'annotation {annotation.get("id")} has no {" and no ".join(missing)}; complete the COCO file')
+    x, y, width, height = annotation['bbox']
+    mask = annotation['segmentation']
+    return {
+        'bbox': [x, y, x + width, y + height],
+        'bbox_label': 0,
+        'ignore_flag': int(annotation.get('iscrowd', 0)),
+        'mask': rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask,
+    }
+
+
+def _bundled_names(root: Path) -> list[str]:
+    return sorted(name for name in sample_images.TRAIN + sample_images.HELD_OUT if (root / name).is_file())
+
+
+def _image_names(root: Path) -> Iterator[str]:
+    """Posix paths of the images below `root`, relative to it; needs no more than the folder entries themselves."""
+    if not root.is_dir():
+        raise ImageError(f'{root}: no such folder; set data_root to a folder of images ({" ".join(IMAGE_SUFFIXES)})')
+    folders, seen = [''], {root.resolve()}
+    while folders:
+        folder = folders.pop()
+        for entry in _entries(root / folder):
+            name = f'{folder}{entry.name}'
+            if entry.name.startswith('.'):
+                continue
+            if entry.is_dir():
+                # Linked folders are followed, each place once: a link may lead back up.
+                place = Path(entry.path).resolve() if entry.is_symlink() else None
+                if place is None or place not in seen:
+                    seen.add(place)
+                    folders.append(f'{name}/')
+            elif name.lower().endswith(IMAGE_SUFFIXES):
+                yield name
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise ImageError(f'{folder}: the folder cannot be read ({error.strerror}); check its permissions') from error
+
+
+def _name_hash(name: str) -> int:
+    """A number below 2**52 that depends on the name alone; JSON and float64 hold it exactly."""
+    return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()) >> 12
+
+
+def _held_out(names: Sequence[str], fraction: float) -> set[str]:
+    ranked = sorted(names, key=_name_hash)
+    limit = fraction * 2**52
+    held_out = {name for name in ranked if _name_hash(name) < limit}
+    # Small folders: neither side may stay empty.
+    held_out |= set(ranked[:1])
+    return held_out - set(ranked[-1:]) if len(ranked) > 1 else set()

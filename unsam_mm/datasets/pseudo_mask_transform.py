@@ -1,0 +1,251 @@
+"""Pseudo-masks as a pipeline step: read from a folder, or found on first sight and kept there."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmdet.registry import TRANSFORMS
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from pycocotools import mask as coco_mask
+from torch.utils.data import get_worker_info
+from tqdm import tqdm
+
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.hierarchy import MaskHierarchy, MaskSet
+from unsam_mm.images import read_image
+from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, preset_settings, settings_signature
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.weights import cache_dir
+
+STORED_MASKS = 1000
+"""How many masks an image keeps on disk; `max_masks` can be changed up to this without finding them again."""
+
+
+@TRANSFORMS.register_module()
+class UnSAMPseudoMasks(BaseTransform):
+    """Adds the pseudo-masks of an image as its ground truth, all of one class.
+
+    Sets ``gt_masks`` (BitmapMasks, uint8 (N, H, W)), ``gt_bboxes`` (HorizontalBoxes), ``gt_bboxes_labels`` (N,) zeros
+    and ``gt_ignore_flags`` (N,) False. N may be 0. The masks take N * H * W bytes while the image is in the pipeline.
+
+    Masks are found once per image and set of generator parameters, in whichever process needs them first, and kept
+    below `store`; files are replaced as a whole, so several processes may work on one image. Call
+    `prepare_pseudo_masks` before training to have all of that done at once, with a progress bar.
+
+    Args:
+        store: Folder for the masks. By default the folder ``pseudo_masks`` in the cache ($UNSAM_CACHE). Below it, each
+            image folder and each set of parameters has a folder of its own, so nothing out of date is ever used.
+        precomputed: Folder written by ``python -m unsam_mm generate``. It is only read; images that it lacks are
+            logged and skipped, and `store`, `preset`, `device` and `generator` have no effect.
+        preset: Preset of `PseudoMaskGenerator`.
+        device: Device of the generator. Dataloader workers cannot use CUDA: there it must be 'cpu'.
+        generator: A generator to use instead of a preset, or the arguments of `PseudoMaskGenerator.from_preset`.
+        max_masks: At most this many, best first. UnSAM's paper trains with 200, its released code with 500.
+        min_area_px: Smaller masks are left out.
+        at_original_size: Give masks of the original image even if it was resized meanwhile. For test pipelines, where
+            metrics measure at the original size. Otherwise this step must come before any geometric one.
+
+    Raises:
+        UnSAMError: If `max_masks` lies outside 1..1000.
+    """
+
+    def __init__(
+        self,
+        store: str | None = None,
+        precomputed: str | None = None,
+        preset: str = 'default',
+        device: str = 'cpu',
+        generator: Callable[[np.ndarray], MaskHierarchy] | dict[str, Any] | None = None,
+        max_masks: int = 200,
+        min_area_px: int = 1,
+        at_original_size: bool = False,
+    ) -> None:
+        if not 1 <= max_masks <= STORED_MASKS:
+            raise UnSAMError(f'max_masks must lie in 1..{STORED_MASKS}, got {max_masks}')
+        self.store = store
+        self.precomputed = precomputed
+        self.max_masks = max_masks
+        self.min_area_px = min_area_px
+        self.at_original_size = at_original_size
+        self._arguments = {'preset': preset, 'device': device}
+        self._given = generator
+        if isinstance(generator, dict):
+            self._arguments, self._given = self._arguments | generator, None
+        self._built: PseudoMaskGenerator | None = None
+        self._reported: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A generator built from arguments is not sent to other processes; each builds its own when it needs one."""
+        return self.__dict__ | {'_built': None}
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Adds the masks to `results`; None if `precomputed` has none for this image.
+
+        Raises:
+            UnSAMError: If the image was flipped, cropped or resized before, or CUDA is asked for in a worker process.
+            ImageError: If masks have to be found and the image cannot be read.
+        """
+        height, width = results['ori_shape']
+        if not self.at_original_size and (results.get('flip') or tuple(results['img_shape']) != (height, width)):
+            raise UnSAMError(
+                f'{results["img_path"]}: flipped or resized before UnSAMPseudoMasks, so masks would not fit; move it in '
+                'front of the geometric transforms, or set at_original_size=True in a test pipeline'
+            )
+        masks = self.find(results)
+        if masks is None:
+            return None
+        kept = np.flatnonzero(masks.areas >= self.min_area_px)
+        kept = kept[np.argsort(-masks.scores[kept], kind='stable')][: self.max_masks]
+        masks = masks[kept]
+        # BitmapMasks copies into its own order, so the transposed view is enough.
+        bitmaps = np.moveaxis(coco_mask.decode(masks.rles), -1, 0) if masks.rles else []
+        results['gt_masks'] = BitmapMasks(bitmaps, height, width)
+        results['gt_bboxes'] = HorizontalBoxes(masks.boxes_xyxy)
+        results['gt_bboxes_labels'] = np.zeros(len(masks), np.int64)
+        results['gt_ignore_flags'] = np.zeros(len(masks), bool)
+        return results
+
+    def find(self, results: dict[str, Any]) -> MaskSet | None:
+        """All masks on disk for an image, up to 1000; finds and keeps them if there are none.
+
+        Args:
+            results: Needs ``img_path``; ``img_root`` and ``img_name`` tell apart images of one name in several
+                folders, ``ori_shape`` reveals that the image was exchanged since.
+
+        Returns:
+            The masks, or None if `precomputed` has none for this image.
+
+        Raises:
+            StoreError: If `precomputed` is empty, or its masks have another size than the image.
+            ImageError: If masks have to be found and the image cannot be read.
+        """
+        root, name = _place(results)
+        if self.precomputed:
+            return self._read_precomputed(name, results)
+        store = PseudoMaskStore(self.folder(root))
+        masks = self._read_kept(store, name, results)
+        if masks is None:
+            self._report(
+                'first', f'pseudo-masks are found on first sight and kept in {self.folder(root)}', logging.INFO
+            )
+            masks = self._generator()(read_image(results['img_path'])).select(max_masks=STORED_MASKS)
+            try:
+                store.write(name, masks)
+            except StoreError as error:
+                # Training can go on without the file; the work is only repeated in the next epoch.
+                self._report('write', f'pseudo-masks cannot be kept and will be found again: {error}')
+        return masks
+
+    def folder(self, root: str | Path) -> Path:
+        """Where the masks of the images below `root` are kept, for the present parameters of the generator."""
+        root = Path(root).resolve()
+        base = Path(self.store).expanduser() if self.store else cache_dir() / 'pseudo_masks'
+        place = hashlib.blake2b(str(root).encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
+        return base / f'{root.name}-{place}' / self.signature
+
+    @cached_property
+    def signature(self) -> str:
+        """Differs whenever the masks may differ; needs the generator's weights in the cache, but does not load them."""
+        if self._given is not None:
+            return self._given.signature
+        return settings_signature(
+            preset_settings(**{key: value for key, value in self._arguments.items() if key != 'device'})
+        )
+
+    def _generator(self) -> Callable[[np.ndarray], MaskHierarchy]:
+        if self._given is not None:
+            return self._given
+        if self._built is None:
+            device = str(self._arguments['device'])
+            if device.startswith('cuda') and get_worker_info() is not None:
+                raise UnSAMError(
+                    f"UnSAMPseudoMasks(device='{device}') cannot run in a dataloader worker, since CUDA does not survive a fork; "
+                    "call prepare_pseudo_masks first, or set num_workers=0 or device='cpu'"
+                )
+            self._built = PseudoMaskGenerator.from_preset(**self._arguments)
+        return self._built
+
+    def _read_kept(self, store: PseudoMaskStore, name: str, results: dict[str, Any]) -> MaskSet | None:
+        """The masks of an earlier pass; None if there are none, or they are broken or of another image size."""
+        if not store.has(name):
+            return None
+        try:
+            masks = store.read(name)
+        except StoreError as error:
+            self._report(name, f'pseudo-masks are found again: {error}')
+            return None
+        return masks if tuple(masks.size_hw) == tuple(results.get('ori_shape', masks.size_hw)) else None
+
+    def _read_precomputed(self, name: str, results: dict[str, Any]) -> MaskSet | None:
+        store = PseudoMaskStore(self.precomputed)
+        if not store.has(name):
+            is_first = not self._reported  # large folders take long to list, so a wrong one is looked for once
+            if is_first and not store.names():
+                raise StoreError(f'{self.precomputed}: holds no pseudo-masks; run "python -m unsam_mm generate" first')
+            self._report(name, f'image skipped: {self.precomputed} has no pseudo-masks for {name}')
+            return None
+        masks = store.read(name)
+        size_hw = tuple(results.get('ori_shape', masks.size_hw))
+        if tuple(masks.size_hw) != size_hw:
+            raise StoreError(
+                f'{name}: pseudo-masks in {self.precomputed} are {masks.size_hw[0]} x {masks.size_hw[1]} px, '
+                f'the image is {size_hw[0]} x {size_hw[1]}; generate them again with --overwrite'
+            )
+        return masks
+
+    def _report(self, key: str, message: str, level: int = logging.WARNING) -> None:
+        if key not in self._reported:
+            self._reported.add(key)
+            print_log(message, logger='current', level=level)
+
+    def __repr__(self) -> str:
+        source = (
+            f'precomputed={self.precomputed!r}' if self.precomputed else f'generator={self._given or self._arguments}'
+        )
+        return f'{type(self).__name__}({source}, max_masks={self.max_masks}, min_area_px={self.min_area_px})'
+
+
+def prepare_pseudo_masks(dataset: BaseDataset, progress: bool = True) -> tuple[int, int]:
+    """Finds the missing pseudo-masks of a data set before training; what is there already is kept.
+
+    Runs in this process, so the device may be a GPU.
+
+    Args:
+        dataset: A data set with `UnSAMPseudoMasks` in its pipeline.
+        progress: Show a progress bar.
+
+    Returns:
+        How many images have masks now, and how many have none because they cannot be read (each is logged).
+
+    Raises:
+        UnSAMError: If the pipeline has no `UnSAMPseudoMasks`.
+    """
+    steps = [step for step in dataset.pipeline.transforms if isinstance(step, UnSAMPseudoMasks)]
+    if not steps:
+        raise UnSAMError('the pipeline of this data set has no UnSAMPseudoMasks, so there is nothing to prepare')
+    n_failed = 0
+    for index in tqdm(range(len(dataset)), desc='pseudo-masks', unit='image', disable=not progress):
+        try:
+            n_failed += steps[0].find(dataset.get_data_info(index)) is None
+        except ImageError as error:
+            n_failed += 1
+            print_log(f'image skipped: {error}', logger='current', level=logging.WARNING)
+    return len(dataset) - n_failed, n_failed
+
+
+def _place(results: dict[str, Any]) -> tuple[Path, str]:
+    """Root folder and relative name of an image; data sets of other packages give the path alone."""
+    path = Path(results['img_path'])
+    if 'img_root' in results and 'img_name' in results:
+        return Path(results['img_root']), results['img_name']
+    return path.parent, path.name
