@@ -1,0 +1,100 @@
+"""The commands as a shell calls them: status, one line for errors, files where they belong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unsam_mm.__main__ import build_parser, main
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+from .conftest import skip_without_weights
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory, coins, coffee):
+    """Two images and their pseudo-masks."""
+    skip_without_weights()
+    root = tmp_path_factory.mktemp('cli')
+    (root / 'images').mkdir()
+    Image.fromarray(coins).save(root / 'images' / 'coins.png')
+    Image.fromarray(coffee).save(root / 'images' / 'coffee.png')
+    assert main(['generate', str(root / 'images'), str(root / 'masks'), '--max-masks', '300']) == 0
+    return root
+
+
+def test_generate_says_what_it_did(folders, capsys):
+    assert main(['generate', str(folders / 'images'), str(folders / 'masks'), '--max-masks', '300']) == 0
+    assert '0 images done now, 2 before, 0 failed, of 2' in capsys.readouterr().out
+
+
+def test_the_way_from_images_to_recall(folders, capsys):
+    """The largest masks of each image, taken as truth, are all found again."""
+    assert main(['merge', str(folders / 'masks'), str(folders / 'pseudo.json')]) == 0
+    merged = json.loads((folders / 'pseudo.json').read_text())
+    merged['annotations'] = [record for record in merged['annotations'] if record['area'] > 3000]
+    (folders / 'truth.json').write_text(json.dumps(merged))
+    for predictions in ('masks', 'pseudo.json'):
+        command = ['evaluate', str(folders / predictions), str(folders / 'truth.json')]
+        assert main([*command, '--json', str(folders / 'result.json')]) == 0
+        assert json.loads((folders / 'result.json').read_text())['AR@1000'] == 1.0
+        assert 'AR@1000' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['generate', '{}/none', '{}/out'], 'none: no such folder'),
+        (['generate', '{}/truth', '{}/out'], 'truth: no images found'),
+        (['generate', '{}/images', '{}/images/coins.png'], 'a file stands where a folder is needed'),
+        (['generate', '{}/images', '{}/masks', '--max-masks', '7'], 'made with another max_masks'),
+        (['merge', '{}/none', '{}/a.json'], 'none: no such folder'),
+        (['merge', '{}/truth', '{}/a.json'], 'holds no pseudo-masks'),
+        (['evaluate', '{}/none', '{}/none.json'], 'none.json: no such file'),
+        (['weights', 'fetch', 'resnet'], "no weights are called 'resnet'"),
+    ],
+)
+def test_errors_are_one_line_and_a_status(folders, capsys, arguments, message):
+    (folders / 'truth').mkdir(exist_ok=True)
+    assert main([argument.format(folders) for argument in arguments]) == 1
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith('error: ')
+    assert message in printed
+    assert '\n' not in printed
+
+
+def test_nothing_but_broken_images_is_a_failure(tmp_path, capsys):
+    skip_without_weights()
+    (tmp_path / 'broken.png').touch()
+    Image.fromarray(np.zeros((30, 30), np.uint8)).save(tmp_path / 'black.png')
+    assert main(['generate', str(tmp_path), str(tmp_path / 'out')]) == 1
+    printed = capsys.readouterr()
+    assert 'broken.png: the file is empty' in printed.err
+    assert 'black.png: every pixel has the value 0' in printed.err
+    assert PseudoMaskStore(tmp_path / 'out').names() == []
+
+
+def test_weights_are_listed_with_their_licences(capsys):
+    assert main(['weights', 'list']) == 0
+    printed = capsys.readouterr().out
+    assert 'dinov2_vits14' in printed
+    assert 'CC-BY-NC-4.0' in printed
+
+
+def test_no_command_imports_torch_before_it_has_work_to_do():
+    script = (
+        'import sys, unsam_mm.__main__ as m; m.build_parser(); print("torch" in sys.modules, "mmdet" in sys.modules)'
+    )
+    finished = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+    assert finished.stdout.split() == ['False', 'False']
+
+
+def test_counts_must_be_positive(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(['generate', 'a', 'b', '--workers', '0'])
+    assert '0 is not a positive number' in capsys.readouterr().err

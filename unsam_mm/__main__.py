@@ -1,0 +1,45 @@
+"""Command line: ``python -m unsam_mm {demo,evaluate,generate,merge,weights}``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from unsam_mm import __version__
+from unsam_mm.cli import demo, evaluate, generate, merge, weights
+from unsam_mm.errors import UnSAMError
+
+_COMMANDS = (demo, evaluate, generate, merge, weights)
+_INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog='python -m unsam_mm', description='Every object at every scale, without labels.'
+    )
+    parser.add_argument('--version', action='version', version=__version__)
+    subparsers = parser.add_subparsers(dest='command', required=True)
+    for command in _COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns its exit status. Errors meant for people are one line on stderr."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    logging.getLogger('unsam_mm').setLevel(logging.INFO)
+    try:
+        return options.run(options)
+    except UnSAMError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('interrupted; run the same command again to go on', file=sys.stderr)
+        return _INTERRUPTED
+
+
+if __name__ == '__main__':
+    sys.exit(main())

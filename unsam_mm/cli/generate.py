@@ -1,0 +1,100 @@
+"""``generate``: pseudo-masks for a folder of images."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from unsam_mm.pseudo_masks.folder import FolderJob, FolderReport
+from unsam_mm.pseudo_masks.generator import PRESETS, preset_settings
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the command to the command line."""
+    parser = subparsers.add_parser(
+        'generate', help='find pseudo-masks in a folder of images; can be interrupted and resumed'
+    )
+    parser.add_argument('images', type=Path, help='folder of images, searched at any depth, or one image')
+    parser.add_argument('out', type=Path, help='folder for the masks: one JSON file an image, in the form of SA-1B')
+    parser.add_argument(
+        '--preset', default='default', choices=sorted(PRESETS), help='which method (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--max-masks', type=_positive, default=1000, metavar='N', help='most masks an image (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--workers', type=_positive, default=1, metavar='N', help='processes, about 1 GB each (default: %(default)s)'
+    )
+    parser.add_argument('--device', default='cpu', help='torch device, such as cuda:0 or mps (default: %(default)s)')
+    parser.add_argument('--overwrite', action='store_true', help='do finished images again')
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exit status 0 if any image is done, now or before; 1 if none is."""
+    job = FolderJob(
+        images=options.images,
+        out=options.out,
+        settings=preset_settings(options.preset),
+        max_masks=options.max_masks,
+        device=options.device,
+        workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    with _ProgressBar() as bar:
+        report = job.run(bar)
+    _tell(report, bar, options)
+    return 0 if report.done + report.skipped else 1
+
+
+class _ProgressBar:
+    """Shows a `FolderReport` as it grows, and remembers how long each image took."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(unit='image', disable=None)
+        self._last_s: float | None = None
+        self.seconds_an_image: list[float] = []
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def __call__(self, report: FolderReport) -> None:
+        now_s = time.perf_counter()
+        if self._last_s is None:
+            self._bar.reset(total=report.found)
+        else:
+            self.seconds_an_image.append(now_s - self._last_s)
+        self._last_s = now_s
+        self._bar.n = report.skipped + report.done + len(report.failed)
+        self._bar.set_postfix(failed=len(report.failed), refresh=True)
+
+
+def _tell(report: FolderReport, bar: _ProgressBar, options: argparse.Namespace) -> None:
+    for message in report.failed.values():
+        _print(f'skipped: {message}', sys.stderr)
+    _print(
+        f'{report.done} images done now, {report.skipped} before, {len(report.failed)} failed, of {report.found}; in {options.out}'
+    )
+    if report.done:
+        _print(
+            f'median {statistics.median(bar.seconds_an_image):.2f} s an image with {options.workers} worker(s) on {options.device}'
+        )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
+    return value
+
+
+def _print(text: str, stream=None) -> None:
+    print(text, file=stream or sys.stdout)
