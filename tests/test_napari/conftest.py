@@ -1,0 +1,43 @@
+"""Controllers whose messages wait in a mailbox until the test opens it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from napari_unsam._controller import SegmentationController
+from tests.test_napari.stand_ins import Mailbox, nested_nodes, patches_target, patches_tree
+
+if sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+    # Before Qt starts: without a screen it would end the process. Tests that need OpenGL are skipped then.
+    os.environ['QT_QPA_PLATFORM'] = 'offscreen'
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    return Mailbox()
+
+
+@pytest.fixture
+def make_controller(mailbox):
+    """Makes controllers whose messages go to the mailbox, and ends their threads."""
+    made = []
+
+    def make(embed=lambda image, progress: patches_tree()) -> SegmentationController:
+        made.append(SegmentationController(embed, deliver=mailbox, find_candidates=nested_nodes))
+        return made[-1]
+
+    yield make
+    assert all(controller.close(timeout_s=10) for controller in made), 'an inference thread did not end'
+
+
+@pytest.fixture
+def controller(make_controller, mailbox) -> SegmentationController:
+    """A controller that is ready to be clicked on: the patches are its target and their tree is made."""
+    controller = make_controller()
+    controller.set_target(patches_target())
+    controller.embed()
+    mailbox.open_until(lambda: not controller.is_busy)
+    return controller

@@ -1,0 +1,85 @@
+"""Stand-ins for what is slow or needs a window: region trees without a trained model, an event loop without Qt."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from scipy.cluster.hierarchy import linkage
+from skimage.color import gray2rgb, rgb2lab
+from skimage.segmentation import slic
+
+from napari_unsam._controller import Target
+from napari_unsam._planes import Plane
+from unsam_mm.hierarchy import MaskHierarchy
+
+PATCHES = np.array([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3], [2, 2, 2, 2, 3, 3]])
+"""A picture of four regions, 4 x 6 px: 0 and 1 join to node 4, 2 and 3 to node 5, all to node 6."""
+
+
+def patches_tree() -> MaskHierarchy:
+    """The tree over `PATCHES`; the two halves look most like objects."""
+    return MaskHierarchy.from_merges(
+        PATCHES,
+        parent=np.array([4, 4, 5, 5, 6, 6, -1]),
+        height=np.array([0, 0, 0, 0, 0.2, 0.3, 1.0]),
+        score=np.array([0.1, 0.2, 0.3, 0.1, 0.9, 0.8, 0.0]),
+    )
+
+
+def colour_tree(image: np.ndarray, progress: Callable[[float, str], None]) -> MaskHierarchy:
+    """Superpixels merged by mean colour and place: a quick stand-in for the model, in ten steps of progress."""
+    rgb = image if image.ndim == 3 else gray2rgb(image)
+    labels = slic(rgb, n_segments=300, compactness=10, start_label=0)
+    lab = rgb2lab(rgb)
+    n_leaves = labels.max() + 1
+    area = np.bincount(labels.ravel(), minlength=n_leaves)
+    rows, columns = np.indices(labels.shape)
+    channels = [*np.moveaxis(lab, -1, 0), rows / 4, columns / 4]
+    means = np.stack([np.bincount(labels.ravel(), channel.ravel()) / area for channel in channels], axis=1)
+    merges = linkage(means, 'ward')
+    parent = np.full(2 * n_leaves - 1, -1)
+    for i, (left, right) in enumerate(merges[:, :2].astype(int)):
+        parent[left] = parent[right] = n_leaves + i
+    for step in range(10):
+        progress((step + 1) / 10, 'Merging regions')
+    return MaskHierarchy.from_merges(labels, parent, np.r_[np.zeros(n_leaves), merges[:, 2]])
+
+
+def nested_nodes(tree: MaskHierarchy, points_xy: np.ndarray, point_labels: np.ndarray) -> np.ndarray:
+    """The nodes that hold every point labelled 1 and none labelled 0, finest first."""
+    paths = [set(tree.path(int(y), int(x)).tolist()) for x, y in points_xy]
+    wanted = [path for path, label in zip(paths, point_labels, strict=True) if label == 1]
+    unwanted = [path for path, label in zip(paths, point_labels, strict=True) if label == 0]
+    return np.array(sorted(set.intersection(*wanted) - set().union(*unwanted)), np.int64)
+
+
+def patches_target(source: str = 'patches', plane: Plane | None = None) -> Target:
+    """A target whose pixels are `PATCHES`."""
+    plane = plane or Plane(shape=(4, 6), axes=(0, 1), index=(0, 0))
+    return Target(source=source, plane=plane, name='Patches', read=lambda: PATCHES)
+
+
+class Mailbox:
+    """Stands in for the GUI's event loop: keeps what another thread delivers until the test opens it."""
+
+    def __init__(self) -> None:
+        self._calls: list[Callable[[], None]] = []
+        self._arrived = threading.Condition()
+
+    def __call__(self, call: Callable[[], None]) -> None:
+        with self._arrived:
+            self._calls.append(call)
+            self._arrived.notify()
+
+    def open_until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        """Makes the calls delivered so far and those to come, until a condition holds."""
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            with self._arrived:
+                assert self._arrived.wait_for(lambda: self._calls, max(end_s - time.monotonic(), 0)), 'nothing arrived'
+                calls, self._calls = self._calls, []
+            for call in calls:
+                call()

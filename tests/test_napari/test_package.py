@@ -1,0 +1,82 @@
+"""The plugin as napari finds it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from napari.settings import get_plugin_settings
+from npe2 import PluginManifest
+
+import napari_unsam
+from napari_unsam import _sample_data, _settings
+from napari_unsam._inference import InferenceSettings
+
+MANIFEST = Path(napari_unsam.__file__).with_name('napari.yaml')
+HEAVY = ('torch', 'transformers', 'mmdet', 'mmengine')
+
+
+@pytest.fixture(scope='module')
+def manifest():
+    return PluginManifest.from_file(MANIFEST)
+
+
+def loaded_after(statement):
+    code = f'import sys; {statement}; print([name for name in {HEAVY} if name in sys.modules])'
+    return subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'statement',
+    [
+        'import napari_unsam',
+        'import napari_unsam._widget, napari_unsam._sample_data',
+        (
+            "import os; os.environ['QT_QPA_PLATFORM'] = 'offscreen'; from qtpy.QtWidgets import QApplication; "
+            'app = QApplication([]); from napari.components import ViewerModel; '
+            'from napari_unsam._widget import SegmentationWidget; SegmentationWidget(ViewerModel())'
+        ),
+    ],
+    ids=['package', 'modules', 'open dock'],
+)
+def test_no_model_library_is_loaded_before_the_first_job(statement):
+    assert loaded_after(statement) == '[]'
+
+
+@pytest.mark.slow
+def test_the_package_itself_loads_neither_napari_nor_qt():
+    code = "import sys, napari_unsam; print([name for name in ('napari', 'qtpy', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == '[]'
+
+
+def test_every_command_of_the_manifest_can_be_imported(manifest):
+    manifest.validate_imports()
+
+
+def test_the_dock_is_in_the_menu_for_segmentation(manifest):
+    commands = {widget.command for widget in manifest.contributions.widgets}
+    assert {item.command for item in manifest.contributions.menus['napari/layers/segment']} == commands
+
+
+@pytest.mark.parametrize('sample', [_sample_data.coffee, _sample_data.coins, _sample_data.cell])
+def test_sample_images_come_without_a_download(sample, manifest):
+    [(pixels, attributes, kind)] = sample()
+    assert kind == 'image'
+    assert attributes['name']
+    assert np.ptp(pixels) > 100
+    assert sample.__name__ in {entry.key for entry in manifest.contributions.sample_data}
+
+
+def test_device_and_threads_are_preferences_of_napari(manifest, npe2pm, plugin_settings):
+    npe2pm.register(manifest)
+    assert _settings.inference() == InferenceSettings(device='auto', threads=0)
+    get_plugin_settings(_settings.PLUGIN).inference.device = 'cpu'
+    get_plugin_settings(_settings.PLUGIN).inference.threads = 3
+    assert _settings.inference() == InferenceSettings(device='cpu', threads=3)
+
+
+def test_without_preferences_the_defaults_hold(npe2pm, plugin_settings):
+    assert _settings.inference() == InferenceSettings()

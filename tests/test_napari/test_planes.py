@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+from napari.components import Dims, ViewerModel
+from napari.layers import Image
+from skimage import data
+
+from napari_unsam._planes import MAX_PLANE_PX, Plane, model_image, plane_in_view, to_uint8
+from unsam_mm.errors import ImageError
+
+STACK = Plane(shape=(5, 40, 60), axes=(1, 2), index=(3, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ('position', 'pixel'),
+    [
+        pytest.param((3, 0, 0), (0, 0), id='centre of the first pixel'),
+        pytest.param((3.4, 39.49, -0.5), (39, 0), id='edges of a pixel belong to it'),
+        pytest.param((3, 39.5, 0), None, id='below the image'),
+        pytest.param((3, 0, -0.51), None, id='left of the image'),
+        pytest.param((2, 7, 7), None, id='on another plane'),
+    ],
+)
+def test_a_position_is_the_pixel_whose_centre_is_nearest(position, pixel):
+    assert STACK.pixel(position) == pixel
+
+
+def test_a_plane_addresses_its_pixels_in_the_whole_array():
+    array = np.zeros(STACK.shape)
+    array[STACK.indices(np.array([1, 2]), np.array([10, 20]))] = 1
+    assert np.argwhere(array).tolist() == [[3, 1, 10], [3, 2, 20]]
+    assert array[STACK.region((10, 1, 21, 3))].shape == (1, 2, 11)
+    assert array[STACK.slicing].sum() == 2
+
+
+def test_the_plane_index_follows_the_layers_own_coordinates_and_not_the_sliders():
+    viewer = ViewerModel()
+    layer = viewer.add_image(np.zeros((10, 40, 60)), scale=(2, 0.5, 0.5), translate=(100, 0, 0))
+    viewer.dims.set_point(0, 108)
+    assert plane_in_view(layer, viewer.dims) == Plane(shape=(10, 40, 60), axes=(1, 2), index=(4, 0, 0))
+
+
+def test_a_2d_image_beside_a_stack_keeps_its_one_plane():
+    viewer = ViewerModel()
+    viewer.add_image(np.zeros((10, 40, 60)))
+    layer = viewer.add_image(data.coins())
+    assert plane_in_view(layer, viewer.dims) == Plane(shape=(303, 384), axes=(0, 1), index=(0, 0))
+
+
+def test_a_plane_across_the_stack_is_read_with_its_axes_in_the_arrays_order():
+    viewer = ViewerModel()
+    stack = np.arange(4 * 5 * 6).reshape(4, 5, 6)
+    layer = viewer.add_image(stack, contrast_limits=(0, 255))
+    viewer.dims.order = (1, 2, 0)
+    viewer.dims.set_point(1, 3)
+    plane = plane_in_view(layer, viewer.dims)
+    assert plane.axes == (0, 2)
+    assert plane.size_hw == (4, 6)
+    assert (model_image(layer, plane) == stack[:, 3, :]).all()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        pytest.param(lambda viewer: setattr(viewer.dims, 'ndisplay', 3), 'switch to 2D', id='3D view'),
+        pytest.param(lambda viewer: setattr(viewer.dims, 'order', (2, 1, 0)), 'no axis', id='axis the image lacks'),
+    ],
+)
+def test_a_view_without_a_plane_says_what_to_do(change, message):
+    viewer = ViewerModel()
+    viewer.add_image(np.zeros((10, 40, 60)))
+    layer = viewer.add_image(data.coins())
+    change(viewer)
+    with pytest.raises(ImageError, match=message):
+        plane_in_view(layer, viewer.dims)
+
+
+def test_a_slider_beyond_the_end_of_a_short_stack_is_reported():
+    viewer = ViewerModel()
+    viewer.add_image(np.zeros((10, 40, 60)))
+    short = viewer.add_image(np.zeros((3, 40, 60)))
+    viewer.dims.set_point(0, 8)
+    with pytest.raises(ImageError, match='no plane at this slider position'):
+        plane_in_view(short, viewer.dims)
+
+
+def test_the_model_sees_what_the_contrast_limits_show():
+    counts = data.cell().astype(np.uint16) * 16
+    plane = Plane(counts.shape, (0, 1), (0, 0))
+    layer = Image(counts, contrast_limits=(0, 255 * 16))
+    assert model_image(layer, plane).dtype == np.uint8
+    assert (model_image(layer, plane) == data.cell()).all()
+    layer.contrast_limits = (800, 2400)
+    assert (model_image(layer, plane)[counts <= 800] == 0).all()
+    assert (model_image(layer, plane)[counts >= 2400] == 255).all()
+
+
+@pytest.mark.parametrize('dtype', [bool, np.int16, np.float32])
+def test_pixels_of_any_type_become_uint8(dtype):
+    pixels = np.array([[0, 1], [1, 0]], dtype)
+    assert to_uint8(pixels, (0, 1)).tolist() == [[0, 255], [255, 0]]
+
+
+def test_pixels_that_are_no_number_become_black():
+    assert to_uint8(np.array([np.nan, 0.5, np.inf]), (0, 1)).tolist() == [0, 128, 255]
+
+
+def test_an_rgb_image_reaches_the_model_as_it_is_without_alpha():
+    rgba = np.dstack([data.coffee(), np.full(data.coffee().shape[:2], 255, np.uint8)])
+    layer = Image(rgba, rgb=True)
+    assert (model_image(layer, Plane((400, 600), (0, 1), (0, 0))) == data.coffee()).all()
+
+
+def test_a_pyramid_is_read_at_full_resolution():
+    coins = data.coins()
+    layer = Image([coins, coins[::2, ::2]], multiscale=True, contrast_limits=(0, 255))
+    plane = plane_in_view(layer, Dims(ndim=2))
+    assert plane.size_hw == (303, 384)
+    assert (model_image(layer, plane) == coins).all()
+
+
+def test_a_plane_too_large_to_segment_is_refused_before_it_is_read():
+    side = int(MAX_PLANE_PX**0.5) + 1
+    layer = Image(np.broadcast_to(np.uint8(0), (side, side)), contrast_limits=(0, 1))
+    with pytest.raises(ImageError, match='too large'):
+        model_image(layer, Plane((side, side), (0, 1), (0, 0)))
