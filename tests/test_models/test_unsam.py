@@ -1,0 +1,231 @@
+"""The detector and its head, built from the shipped config with a random tiny ViT."""
+
+import copy
+
+import numpy as np
+import pytest
+import skimage.segmentation
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from mmengine.runner.checkpoint import load_state_dict
+
+from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.rle import decode_rles
+
+CLASS_AGNOSTIC = {'num_things_classes': 1, 'num_stuff_classes': 0}
+
+
+def regions(photo: torch.Tensor, count: int = 6) -> np.ndarray:
+    """(N, H, W) bool superpixels of a photograph."""
+    labels = skimage.segmentation.slic(photo.permute(1, 2, 0).numpy(), count, start_label=0)
+    return np.stack([labels == i for i in range(labels.max() + 1)])
+
+
+def build(config: ConfigDict) -> torch.nn.Module:
+    model = MODELS.build(config)
+    model.mask_head.init_weights()
+    return model
+
+
+def batch(model, inputs, samples, training=False):
+    return model.data_preprocessor({'inputs': inputs, 'data_samples': copy.deepcopy(samples)}, training)
+
+
+def test_every_decoder_layer_has_a_class_a_mask_and_a_dice_loss(model_config, photo, make_sample):
+    model = build(model_config)
+    losses = model(**batch(model, [photo], [make_sample(regions(photo))], training=True), mode='loss')
+    layers = ['', 'd0.', 'd1.', 'd2.']
+    assert set(losses) == {f'{layer}loss_{kind}' for layer in layers for kind in ('cls', 'mask', 'dice')}
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_images_without_objects_only_train_the_class(model_config, photo, make_sample):
+    model = build(model_config)
+    nothing = make_sample(np.zeros((0, *photo.shape[1:]), bool))
+    losses = model(**batch(model, [photo], [nothing], training=True), mode='loss')
+    sum(losses.values()).backward()
+    assert losses['loss_mask'] == losses['loss_dice'] == 0
+    assert losses['loss_cls'] > 0
+
+
+def test_an_image_without_objects_beside_one_with_objects_trains(model_config, photo, make_sample):
+    model = build(model_config)
+    samples = [make_sample(np.zeros((0, *photo.shape[1:]), bool)), make_sample(regions(photo))]
+    losses = model(**batch(model, [photo, photo], samples, training=True), mode='loss')
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_an_object_counts_as_an_object_whatever_its_label(model_config, photo, make_sample):
+    model = build(model_config)
+    sample = make_sample(regions(photo))
+    relabelled = copy.deepcopy(sample)
+    relabelled.gt_instances.labels[:] = 57
+    totals = []
+    for one in (sample, relabelled):
+        torch.manual_seed(1)
+        totals.append(sum(model(**batch(model, [photo], [one], training=True), mode='loss').values()))
+    assert totals[0] == totals[1]
+
+
+def test_the_same_seed_gives_the_same_losses(model_config, photo, make_sample):
+    totals = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = build(model_config)
+        totals.append(
+            sum(model(**batch(model, [photo], [make_sample(regions(photo))], training=True), mode='loss').values())
+        )
+    assert totals[0] == totals[1]
+
+
+def test_raw_outputs_have_one_entry_more_than_decoder_layers(model_config, photo, make_sample):
+    model = build(model_config).eval()
+    class_logits, mask_logits = model(**batch(model, [photo], [make_sample(regions(photo))]), mode='tensor')
+    assert [tuple(logits.shape) for logits in class_logits] == [(1, 20, 2)] * 4
+    assert [tuple(logits.shape) for logits in mask_logits] == [(1, 20, 24, 32)] * 4
+
+
+@pytest.mark.slow
+def test_a_few_steps_on_one_photograph_halve_the_loss(model_config, photo, make_sample):
+    model = build(model_config).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    data = batch(model, [photo], [make_sample(regions(photo))], training=True)
+    totals = []
+    for step in range(24):
+        optimizer.param_groups[0]['lr'] = 1e-3 * min(1, (step + 1) / 10)
+        total = sum(model(**data, mode='loss').values()).sum()
+        totals.append(total.item())
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    assert totals[-1] < 0.5 * totals[0]
+
+
+def predict(config, inputs, samples, **test_cfg):
+    """Predicted instances of each image, by a model whose weights depend on the seed alone."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(config)
+    config.test_cfg.update(test_cfg)
+    model = build(config).eval()
+    with torch.no_grad():
+        return [sample.pred_instances for sample in model(**batch(model, inputs, samples), mode='predict')]
+
+
+def test_masks_have_the_size_of_the_original_image_and_come_best_first(model_config, photo, make_sample):
+    sample = make_sample(regions(photo), ori_shape=(144, 192))
+    (found,) = predict(model_config, [photo], [sample])
+    assert 0 < len(found) <= 20
+    assert all(rle['size'] == [144, 192] for rle in found.masks)
+    assert (found.scores.diff() <= 0).all()
+    assert ((found.scores > 0) & (found.scores <= 1)).all()
+    assert found.labels.eq(0).all()
+
+
+def test_run_lengths_and_bitmaps_are_the_same_masks(model_config, photo, make_sample):
+    sample = make_sample(regions(photo), ori_shape=(144, 192))
+    (rles,) = predict(model_config, [photo], [sample], mask_format='rle')
+    (bitmaps,) = predict(model_config, [photo], [sample], mask_format='bitmap')
+    assert np.array_equal(decode_rles(rles.masks, (144, 192)), bitmaps.masks.numpy())
+    assert torch.equal(rles.bboxes, bitmaps.bboxes)
+
+
+def test_a_limit_above_the_number_of_queries_gives_all_queries(model_config, photo, make_sample):
+    sample = make_sample(regions(photo))
+    (few,) = predict(model_config, [photo], [sample], max_per_image=20)
+    (many,) = predict(model_config, [photo], [sample], max_per_image=1000)
+    assert len(few) == len(many)
+
+
+def test_an_unknown_mask_format_is_refused(model_config):
+    model_config.test_cfg.mask_format = 'polygon'
+    with pytest.raises(UnSAMError, match="mask_format must be one of .* got 'polygon'"):
+        MODELS.build(model_config)
+
+
+def test_class_weights_for_more_than_one_class_are_refused(model_config):
+    model_config.mask_head.loss_cls = {'type': 'CrossEntropyLoss', 'class_weight': [1.0] * 80 + [0.1]}
+    with pytest.raises(UnSAMError, match='two weights'):
+        MODELS.build(model_config)
+
+
+@pytest.fixture
+def stock_and_ours(model_config):
+    """MMDetection's Mask2Former and UnSAM with the same weights and the same backbone."""
+    model_config.test_cfg.update(mask_format='bitmap', max_per_image=15)
+    ours = build(model_config).eval()
+    head = copy.deepcopy(model_config.mask_head)
+    head.update(type='Mask2FormerHead', **CLASS_AGNOSTIC)
+    head.loss_cls = {'type': 'CrossEntropyLoss', 'loss_weight': 2.0, 'class_weight': [1.0, 0.1]}
+    stock = MODELS.build(
+        ConfigDict(
+            type='Mask2Former',
+            backbone=model_config.backbone,
+            panoptic_head=head,
+            panoptic_fusion_head={'type': 'MaskFormerFusionHead', **CLASS_AGNOSTIC},
+            test_cfg={'panoptic_on': False, 'instance_on': True, 'max_per_image': 15},
+        )
+    ).eval()
+    stock.backbone = ours.backbone
+    stock.panoptic_head.load_state_dict(ours.mask_head.state_dict(), strict=True)
+    return stock, ours
+
+
+@torch.no_grad()
+def test_predictions_equal_those_of_mmdets_mask2former(stock_and_ours, photo, make_sample):
+    stock, ours = stock_and_ours
+    # Two sizes in one batch, so that one image is padded; and masks of another size than the network's input.
+    cut = photo[:, :80, :100]
+    samples = [make_sample(regions(photo), ori_shape=(144, 192)), make_sample(regions(cut), ori_shape=(120, 150))]
+    data = batch(ours, [photo, cut], samples)
+    found = ours.predict(data['inputs'], copy.deepcopy(data['data_samples']))
+    expected = stock.predict(data['inputs'], copy.deepcopy(data['data_samples']))
+    for one, other in zip(found, expected, strict=True):
+        theirs = other.pred_instances
+        theirs = theirs[theirs.masks.flatten(1).any(dim=1)]  # empty masks are kept there
+        theirs = theirs[theirs.scores.argsort(descending=True, stable=True)]
+        assert len(theirs) > 0
+        torch.testing.assert_close(one.pred_instances.scores, theirs.scores, rtol=1e-5, atol=1e-6)
+        assert (one.pred_instances.masks != theirs.masks).float().mean() < 1e-4
+        torch.testing.assert_close(one.pred_instances.bboxes, theirs.bboxes)
+
+
+def test_training_losses_equal_those_of_mmdets_mask2former(model_config, photo, make_sample):
+    ours = build(model_config)
+    head = copy.deepcopy(model_config.mask_head)
+    head.update(type='Mask2FormerHead', train_cfg=model_config.train_cfg, **CLASS_AGNOSTIC)
+    head.loss_cls = {'type': 'CrossEntropyLoss', 'loss_weight': 2.0, 'class_weight': [1.0, 0.1]}
+    stock = MODELS.build(head)
+    stock.load_state_dict(ours.mask_head.state_dict(), strict=True)
+    data = batch(ours, [photo], [make_sample(regions(photo))], training=True)
+    levels = ours.extract_feat(data['inputs'])
+    losses = []
+    for one in (ours.mask_head, stock):
+        torch.manual_seed(5)
+        losses.append(one.loss(levels, data['data_samples']))
+    assert losses[0].keys() == losses[1].keys()
+    for name, loss in losses[0].items():
+        torch.testing.assert_close(loss, losses[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_model_is_refused(model_config):
+    model = build(model_config)
+    weights = {name: value for name, value in model.state_dict().items() if 'pixel_decoder' not in name}
+    with pytest.raises(WeightsError, match=r'not one of this model: \d+ of \d+ weights are missing'):
+        load_state_dict(model, weights)
+
+
+def test_a_checkpoint_with_another_number_of_queries_is_refused(model_config):
+    weights = build(model_config).state_dict()
+    model_config.mask_head.num_queries = 30
+    with pytest.raises(WeightsError, match=r'query_embed.weight is \(20, 128\), not \(30, 128\)'):
+        load_state_dict(build(model_config), weights)
+
+
+def test_a_partial_checkpoint_loads_where_it_is_allowed(model_config):
+    model_config.partial_checkpoint = True
+    model = build(model_config)
+    weights = {name: value + 1 for name, value in model.state_dict().items() if name.endswith('cls_embed.bias')}
+    load_state_dict(model, weights)
+    assert torch.equal(model.mask_head.cls_embed.bias, weights['mask_head.cls_embed.bias'])

@@ -1,0 +1,106 @@
+"""Lets MMDetection import, and Mask2Former run, where MMCV was installed without its compiled ops.
+
+Compiling MMCV takes half an hour and a toolchain. Nothing in this package needs its ops: Mask2Former asks for
+two, and both have a pure-torch path. MMDetection fails all the same, on the one import line that is not
+guarded, and MMCV itself takes any CUDA tensor to the compiled op. Both are mended here, and only where
+the compiled ops are missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import NoReturn
+
+from unsam_mm._opencv import import_opencv
+from unsam_mm.errors import UnSAMError
+
+_NAME = 'mmcv._ext'
+_NOTICES = ('Could not import OneDL. Skipping OneDL datasets.',)
+
+
+class _MissingOps(ModuleType):
+    """Has every op that is asked for; calling one raises `UnSAMError`."""
+
+    def __init__(self) -> None:
+        super().__init__(_NAME)
+        # Without a loader, `mmcv.utils.check_ops_exist` goes on saying that there are no ops.
+        self.__spec__ = ModuleSpec(_NAME, loader=None)
+
+    def __getattr__(self, op: str) -> Callable[..., NoReturn]:
+        if op.startswith('__'):
+            raise AttributeError(op)
+
+        def missing(*args: object, **kwargs: object) -> NoReturn:
+            raise UnSAMError(
+                f'mmcv.ops: "{op}" has no pure-torch path and MMCV was installed without compiled ops; '
+                'install an MMCV wheel built for this torch, or choose a module that does not need the op'
+            )
+
+        return missing
+
+
+def ensure_mmcv_ops() -> bool:
+    """Makes `import mmdet.models` work with or without MMCV's compiled ops. Call it before importing mmdet.
+
+    A second call changes nothing. OpenCV, which MMCV imports, is kept from redirecting Qt (see `import_opencv`).
+
+    Returns:
+        True if compiled ops are in use, False if the stand-in is.
+
+    Raises:
+        ModuleNotFoundError: If MMCV or MMDetection is not installed.
+    """
+    import_opencv()
+    if (loaded := sys.modules.get(_NAME)) is not None:
+        return not isinstance(loaded, _MissingOps)
+    compiled = _import_compiled_ops()
+    if not compiled:
+        sys.modules[_NAME] = _MissingOps()
+        # On a CUDA tensor the module would take the compiled op, although its pure-torch path runs there too.
+        importlib.import_module('mmcv.ops.multi_scale_deform_attn').IS_CUDA_AVAILABLE = False
+    _import_mmdet()
+    return compiled
+
+
+def _import_compiled_ops() -> bool:
+    try:
+        if importlib.util.find_spec(_NAME) is None:
+            return False
+    except ModuleNotFoundError as error:
+        raise _not_installed('mmcv') from error
+    try:
+        importlib.import_module(_NAME)
+    except ImportError as error:
+        warnings.warn(
+            f'the compiled ops of MMCV cannot be loaded and are not used ({error}); they were built for another torch',
+            stacklevel=3,
+        )
+        return False
+    return True
+
+
+def _import_mmdet() -> None:
+    """Imports mmdet's datasets, passing on all that they print but the notice about an unrelated optional package."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            importlib.import_module('mmdet.datasets')
+    except ModuleNotFoundError as error:
+        if error.name != 'mmdet':
+            raise
+        raise _not_installed('mmdet') from error
+    for line in printed.getvalue().splitlines():
+        if line not in _NOTICES:
+            sys.stdout.write(f'{line}\n')
+
+
+def _not_installed(package: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(f"{package} is not installed; run: pip install 'unsam_mm[mm]'", name=package)

@@ -1,0 +1,35 @@
+"""Imports OpenCV without letting it decide where Qt finds its plugins.
+
+The GUI build of OpenCV bundles a Qt 5 of its own and points two environment variables at it when it is
+imported. Any Qt that starts later in the same process then loads plugins of the wrong version and aborts.
+Which of OpenCV's builds is installed is up to other packages, so the variables are put back instead.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+
+_QT_VARIABLES = ('QT_QPA_PLATFORM_PLUGIN_PATH', 'QT_QPA_FONTDIR')
+
+
+def import_opencv() -> ModuleType:
+    """Imports cv2 (or finds it imported) and returns it, with Qt's variables as the user had set them.
+
+    Where cv2 was imported by somebody else before, variables that point into its folder are removed.
+    """
+    before = {name: os.environ.get(name) for name in _QT_VARIABLES}
+    import cv2
+
+    folder = Path(cv2.__file__).resolve().parent
+    for name, value in before.items():
+        if _is_inside(os.environ.get(name), folder):
+            del os.environ[name]
+            if value is not None and not _is_inside(value, folder):
+                os.environ[name] = value
+    return cv2
+
+
+def _is_inside(path: str | None, folder: Path) -> bool:
+    return path is not None and Path(path).resolve().is_relative_to(folder)

@@ -1,0 +1,80 @@
+"""Carries `data_root` and `ann_file` from the top of a config to the datasets and metrics that need them.
+
+MMEngine evaluates a text config before it merges ``--cfg-options``, so ``data_root=/my/images`` on the command line
+changes the variable and none of the places that were computed from it. In the configs of this package datasets name
+no `data_root` of their own, and get the top-level one when all options have been merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmdet.registry import HOOKS
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from unsam_mm.errors import UnSAMError
+
+_TEST_DATALOADERS = ('val_dataloader', 'test_dataloader')
+_EVALUATORS = ('val_evaluator', 'test_evaluator')
+
+
+def resolve_data_root(cfg: Config) -> None:
+    """Hands on what the top level of a config says about the images; in place, any number of times.
+
+    `data_root` goes to each UnSAM dataset that has none, `ann_file` to each of them that validates or tests and to each
+    UnSAM metric that has none; a value written there by hand wins. Where there is an `ann_file`, test pipelines lose
+    `UnSAMPseudoMasks`, whose masks nobody would read.
+
+    Args:
+        cfg: A config with all options merged.
+    """
+    for target, name, value in _unresolved(cfg):
+        target[name] = value
+    for loader in _TEST_DATALOADERS:
+        for dataset in _ours((cfg.get(loader) or {}).get('dataset')):
+            if dataset.get('ann_file'):
+                dataset['pipeline'] = [step for step in dataset['pipeline'] if step['type'] != 'UnSAMPseudoMasks']
+
+
+@HOOKS.register_module()
+class UnSAMDataRootHook(Hook):
+    """Stops a run whose datasets would ignore the config's `data_root`, instead of using other images silently."""
+
+    def before_run(self, runner: Runner) -> None:
+        """Checks the config of `runner`.
+
+        Raises:
+            UnSAMError: If `resolve_data_root` would still change something.
+        """
+        for _, name, value in _unresolved(runner.cfg):
+            if value:  # an empty one is the default of datasets and metrics too
+                raise UnSAMError(
+                    f'{name}={value!r} stands at the top of the config but has not reached the datasets; '
+                    'call unsam_mm.engine.resolve_data_root(cfg) before the runner is built'
+                )
+
+
+def _unresolved(cfg: Config) -> Iterator[tuple[dict, str, Any]]:
+    """Each (dict, name, value) that `resolve_data_root` would set."""
+    for loader in ('train_dataloader', *_TEST_DATALOADERS):
+        names = ('data_root', 'ann_file') if loader in _TEST_DATALOADERS else ('data_root',)
+        for dataset in _ours((cfg.get(loader) or {}).get('dataset')):
+            yield from ((dataset, name, cfg[name]) for name in names if name in cfg and name not in dataset)
+    for evaluators in _EVALUATORS:
+        for evaluator in _ours(cfg.get(evaluators)):
+            if 'ann_file' in cfg and 'ann_file' not in evaluator:
+                yield evaluator, 'ann_file', cfg['ann_file']
+
+
+def _ours(config: dict | list | None) -> Iterator[dict]:
+    """The configs of this package's classes in a config, a list of them, or below dataset wrappers."""
+    if isinstance(config, list | tuple):
+        for entry in config:
+            yield from _ours(entry)
+    elif config and str(config.get('type', '')).startswith('UnSAM'):
+        yield config
+    elif config:
+        yield from _ours(config.get('dataset') or config.get('datasets'))

@@ -1,0 +1,94 @@
+"""Draws hundreds of nested masks so that each can be told from its neighbours."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+import torch
+from mmdet.registry import VISUALIZERS
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.structures import InstanceData
+
+from unsam_mm.rle import decode_rles, rle_from_json
+
+_GOLDEN_RATIO = 0.618034
+"""Hues that advance by this share of the circle stay apart however many there are."""
+
+
+@VISUALIZERS.register_module()
+class UnSAMVisualizer(DetLocalVisualizer):
+    """`DetLocalVisualizer` for class-agnostic masks, as run-length encodings, bitmaps or BitmapMasks.
+
+    Each mask is filled with a colour of its own and outlined in white. Large masks are painted first, so that a part
+    lies on top of its whole. Boxes and labels are not drawn: every label is the same.
+
+    Args:
+        max_masks: How many masks of an image to draw at most, best scores first.
+        alpha: Opacity of the fill, in [0, 1].
+        name: Name of the instance.
+        vis_backends: Configs of the places that pictures go to.
+        save_dir: Folder of those places; filled in by the runner.
+    """
+
+    def __init__(
+        self,
+        max_masks: int = 100,
+        alpha: float = 0.5,
+        name: str = 'visualizer',
+        vis_backends: list[dict] | None = None,
+        save_dir: str | None = None,
+    ) -> None:
+        super().__init__(name=name, vis_backends=vis_backends, save_dir=save_dir, alpha=alpha)
+        self.max_masks = max_masks
+
+    def _draw_instances(
+        self, image: np.ndarray, instances: InstanceData, classes: list[str] | None, palette: list | None
+    ) -> np.ndarray:
+        """(H, W, 3) uint8 picture of the masks of `instances`, which stay as they are, over `image`, RGB."""
+        painted = paint_masks(image, self._best_masks(instances, image.shape[:2]), self.alpha)
+        self.set_image(painted)
+        return painted
+
+    def _best_masks(self, instances: InstanceData, size_hw: tuple[int, int]) -> np.ndarray:
+        if 'masks' not in instances:
+            return np.zeros((0, *size_hw), bool)
+        masks = instances.masks
+        best = np.arange(len(masks))
+        if 'scores' in instances:
+            best = np.argsort(-instances.scores.numpy(force=True), kind='stable')
+        best = best[: self.max_masks]
+        if isinstance(masks, list):
+            return decode_rles([rle_from_json(masks[i]) for i in best], size_hw)
+        if isinstance(masks, torch.Tensor):
+            return masks.numpy(force=True)[best].astype(bool)
+        return masks.to_ndarray()[best].astype(bool)
+
+
+def paint_masks(image: np.ndarray, masks: np.ndarray, alpha: float) -> np.ndarray:
+    """Fills masks with distinct colours, large masks first, and outlines what remains visible of each.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        masks: (N, H, W) bool, best first; colours follow this order.
+        alpha: Opacity of the fill, in [0, 1].
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    top = np.zeros(image.shape[:2], np.int32)  # the mask that is seen at each pixel, from 1; 0 where none is
+    for i in np.argsort(-masks.sum(axis=(1, 2)), kind='stable'):
+        top[masks[i]] = i + 1
+    colours = np.array([colorsys.hsv_to_rgb(i * _GOLDEN_RATIO % 1, 0.8, 1.0) for i in range(len(masks) + 1)]) * 255
+    opacity = np.where(top > 0, alpha, 0.0)[..., None]
+    painted = image * (1 - opacity) + colours[top] * opacity
+    painted[_outlines(top)] = 255
+    return np.rint(painted).astype(np.uint8)
+
+
+def _outlines(labels: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pixels whose right or lower neighbour has another label."""
+    edges = np.zeros(labels.shape, bool)
+    edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edges[:-1] |= labels[:-1] != labels[1:]
+    return edges

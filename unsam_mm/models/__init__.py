@@ -1,0 +1,15 @@
+"""UnSAM's modules for MMDetection, in MMDetection's own registries.
+
+A config brings them in with ``custom_imports = dict(imports=['unsam_mm.models'])``.
+"""
+
+from unsam_mm._mmcv_ops import ensure_mmcv_ops
+
+ensure_mmcv_ops()  # before the first import of mmdet.models, which fails without it
+
+from unsam_mm.models.assigner import UnSAMHungarianAssigner  # noqa: E402
+from unsam_mm.models.detector import UnSAM  # noqa: E402
+from unsam_mm.models.unsam_head import UnSAMHead  # noqa: E402
+from unsam_mm.models.vit_backbone import UnSAMViTBackbone  # noqa: E402
+
+__all__ = ['UnSAM', 'UnSAMHead', 'UnSAMHungarianAssigner', 'UnSAMViTBackbone']

@@ -1,0 +1,88 @@
+"""UnSAM as an MMDetection detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmdet.models.detectors import BaseDetector
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmengine.config import ConfigDict
+from torch import Tensor
+
+from unsam_mm.errors import WeightsError
+
+
+@MODELS.register_module()
+class UnSAM(BaseDetector):
+    """Whole-image, class-agnostic segmentation: backbone, optional neck, mask head.
+
+    Source: the whole-image model of "Segment Anything without Supervision" (NeurIPS 2024), a Mask2Former with one class.
+
+    Args:
+        backbone: Config of a backbone with four levels at strides 4, 8, 16 and 32.
+        mask_head: Config of the mask head, normally `UnSAMHead`.
+        neck: Config of a neck, if any.
+        train_cfg: Handed on to the mask head.
+        test_cfg: Handed on to the mask head.
+        data_preprocessor: Config of `DetDataPreprocessor`; it must pad the masks along with the images.
+        partial_checkpoint: Whether a checkpoint may lack weights of this model, which then start at random. MMEngine
+            itself only logs such a mismatch, and a test of the wrong checkpoint ends in meaningless numbers.
+        init_cfg: MMEngine's initialisation.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        mask_head: dict,
+        neck: dict | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        data_preprocessor: dict | None = None,
+        partial_checkpoint: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.backbone = MODELS.build(backbone)
+        if neck is not None:
+            self.neck = MODELS.build(neck)
+        self.mask_head = MODELS.build(ConfigDict(mask_head, train_cfg=train_cfg, test_cfg=test_cfg))
+        if not partial_checkpoint:
+            self.register_load_state_dict_pre_hook(_check_complete)
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32, of a batch (B, 3, H, W)."""
+        levels = self.backbone(batch_inputs)
+        return self.neck(levels) if self.with_neck else levels
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Losses of every decoder layer, by name."""
+        return self.mask_head.loss(self.extract_feat(batch_inputs), batch_data_samples)
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
+        """The data samples with `pred_instances` set; see `UnSAMHead.predict`."""
+        instances = self.mask_head.predict(self.extract_feat(batch_inputs), batch_data_samples, rescale=rescale)
+        return self.add_pred_to_datasample(batch_data_samples, instances)
+
+    def _forward(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return self.mask_head(self.extract_feat(batch_inputs), batch_data_samples)
+
+
+def _check_complete(
+    model: UnSAM, state_dict: dict[str, Tensor], prefix: str, *unused: Sequence[str] | dict | bool
+) -> None:
+    own = {f'{prefix}{name}': value.shape for name, value in model.state_dict().items()}
+    missing = [name for name in own if name not in state_dict]
+    reshaped = [
+        f'{name} is {tuple(state_dict[name].shape)}, not {tuple(shape)}'
+        for name, shape in own.items()
+        if name in state_dict and state_dict[name].shape != shape
+    ]
+    if missing or reshaped:
+        raise WeightsError(
+            f'the checkpoint is not one of this model: {len(missing)} of {len(own)} weights are missing and '
+            f'{len(reshaped)} have another shape ({", ".join([*reshaped, *missing][:2])}, ...); '
+            'give the config that it was trained with, or set model.partial_checkpoint=True to start the rest at random'
+        )
