@@ -1,0 +1,273 @@
+"""The scripts that `mim train` and `mim test` start, run on a model small enough to train in a second."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+
+# A linear layer on three numbers stands in for a detector, which would take a minute to build.
+CONFIG = """
+custom_imports = dict(imports=['tiny_model'])
+default_scope = 'mmengine'
+data_root = 'images'
+loader = dict(batch_size=2, num_workers=0, dataset=dict(type='TinyImages'))
+model = dict(type='TinyModel')
+train_dataloader = dict(sampler=dict(type='InfiniteSampler'), **loader)
+test_dataloader = dict(sampler=dict(type='DefaultSampler', shuffle=False), **loader)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=4)
+test_cfg = dict()
+test_evaluator = dict(type='TinyError')
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2))
+"""
+
+MODULE = """
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, METRICS, MODELS
+
+
+@DATASETS.register_module()
+class TinyImages(torch.utils.data.Dataset):
+    metainfo = dict(classes=('object',))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.full((3,), float(index)))
+
+
+@MODELS.register_module()
+class TinyModel(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, inputs, mode='tensor'):
+        outputs = self.linear(torch.stack(list(inputs)))
+        return dict(loss=outputs.square().mean()) if mode == 'loss' else list(outputs)
+
+
+@METRICS.register_module()
+class TinyError(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results += [float(sample.abs()) for sample in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(error=sum(results) / len(results))
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the config tiny.py."""
+    folder = tmp_path_factory.mktemp('tools')
+    (folder / 'tiny.py').write_text(CONFIG, encoding='utf-8')
+    (folder / 'tiny_model.py').write_text(MODULE, encoding='utf-8')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def trained(folder: Path) -> Path:
+    """The work dir of a training that `folder` was the current folder of."""
+    succeed('train.py', 'tiny.py', cwd=folder)
+    return folder / 'work_dirs' / 'tiny'
+
+
+@pytest.fixture
+def scripts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+    """The two scripts as modules, with `folder` as the current folder."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.syspath_prepend(str(TOOLS))
+    monkeypatch.delitem(sys.modules, 'test', raising=False)  # Python's own test suite has that name
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    modules = importlib.import_module('train'), importlib.import_module('test')
+    for name in ('train', 'test'):
+        monkeypatch.delitem(sys.modules, name)
+    return modules
+
+
+def start(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command of this Python in another folder than the checkout, as `mim` does."""
+    paths = os.pathsep.join([str(TOOLS.parent), str(cwd)])
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=os.environ | {'PYTHONPATH': paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def succeed(script: str, *arguments: object, cwd: Path) -> str:
+    """All that the script prints."""
+    result = start(TOOLS / script, *arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.parametrize('script', ['train.py', 'test.py'])
+class TestHelp:
+    """`mim` reads the help text before it starts a training."""
+
+    def test_imports_neither_torch_nor_mmengine(self, script: str, tmp_path: Path):
+        for package in ('torch', 'mmengine'):
+            (tmp_path / f'{package}.py').write_text('raise SystemExit("imported")', encoding='utf-8')
+        text = succeed(script, '-h', cwd=tmp_path)
+        assert '--cfg-options' in text
+        assert '--local-rank' in text
+
+    def test_never_says_gpus_since_mim_would_then_pass_that_option(self, script: str, tmp_path: Path):
+        assert '--gpus' not in succeed(script, '-h', cwd=tmp_path)
+
+
+@pytest.mark.slow
+class TestTraining:
+    def test_writes_to_work_dirs_and_the_name_of_the_config(self, trained: Path):
+        assert (trained / 'iter_4.pth').is_file()
+
+    def test_leaves_weights_that_load_without_unpickling_and_equal_the_last_checkpoint(self, trained: Path):
+        latest = torch.load(trained / 'latest.pth', weights_only=True)
+        last = torch.load(trained / 'iter_4.pth', weights_only=False)
+        assert latest['meta']['dataset_meta'] == {'classes': ('object',)}
+        assert latest['state_dict'].keys() == last['state_dict'].keys() == {'linear.weight', 'linear.bias'}
+        assert all(torch.equal(latest['state_dict'][name], last['state_dict'][name]) for name in last['state_dict'])
+
+    def test_leaves_no_second_file_of_the_name_of_the_config(self, trained: Path, folder: Path):
+        # `mim` looks for a config by its file name below the whole checkout, and gives up where it finds two.
+        assert (trained / 'tiny.resolved.py').is_file()
+        assert list(folder.rglob('tiny.py')) == [folder / 'tiny.py']
+
+    def test_resumes_where_the_last_checkpoint_ends(self, trained: Path, folder: Path):
+        copy = folder / 'resumed'
+        copy.mkdir()
+        (copy / 'last_checkpoint').write_text(str(trained / 'iter_4.pth'), encoding='utf-8')
+        options = ['--work-dir', copy, '--resume', '--cfg-options', 'train_cfg.max_iters=6']
+        assert 'iter: 4' in succeed('train.py', 'tiny.py', *options, cwd=folder)
+        assert [path.name for path in copy.glob('iter_*.pth')] == ['iter_6.pth']
+
+
+@pytest.mark.slow
+class TestConfig:
+    def test_copy_in_the_work_dir_describes_the_same_run(self, trained: Path, scripts):
+        train, _ = scripts
+        original = train.load_config(train.parse_args(['tiny.py']))
+        again = train.load_config(train.parse_args([str(trained / 'tiny.resolved.py')]))
+        assert again.to_dict() == original.to_dict() | {'launcher': 'none'}
+
+    def test_option_replaces_a_setting_with_a_value_of_its_type(self, scripts):
+        train, _ = scripts
+        config = train.load_config(
+            train.parse_args(['tiny.py', '--cfg-options', 'train_cfg.max_iters=7', 'list=[1,2]'])
+        )
+        assert config.train_cfg.max_iters == 7
+        assert config.list == [1, 2]
+
+    def test_existing_path_with_spaces_and_commas_is_taken_as_it_stands(self, folder: Path, scripts):
+        train, _ = scripts
+        (folder / 'my images, 2024').mkdir()
+        config = train.load_config(train.parse_args(['tiny.py', '--cfg-options', 'data_root=my images, 2024']))
+        assert config.data_root == 'my images, 2024'
+
+    def test_work_dir_on_the_command_line_wins(self, scripts):
+        train, _ = scripts
+        options = ['--work-dir', 'here', '--cfg-options', 'work_dir=there']
+        assert train.load_config(train.parse_args(['tiny.py', *options])).work_dir == 'here'
+
+
+@pytest.mark.slow
+class TestTesting:
+    def test_writes_the_metrics_of_the_trained_weights_as_json(self, trained: Path, folder: Path):
+        succeed('test.py', 'tiny.py', trained / 'latest.pth', '--out', 'results/metrics.json', cwd=folder)
+        weights = torch.load(trained / 'latest.pth', weights_only=True)['state_dict']
+        inputs = torch.arange(4.0)[:, None].expand(4, 3)
+        expected = (inputs @ weights['linear.weight'].T + weights['linear.bias']).abs().mean()
+        metrics = json.loads((folder / 'results' / 'metrics.json').read_text())
+        assert metrics == {'error': pytest.approx(float(expected), abs=1e-5)}
+
+    def test_latest_of_a_training_that_did_not_end_is_its_last_checkpoint_wherever_its_folder_is(
+        self, trained: Path, folder: Path, scripts
+    ):
+        _, test = scripts
+        moved = folder / 'moved'
+        moved.mkdir()
+        (moved / 'iter_4.pth').write_bytes((trained / 'iter_4.pth').read_bytes())
+        (moved / 'last_checkpoint').write_text('/no/longer/there/iter_4.pth', encoding='utf-8')
+        assert test.find_checkpoint(moved / 'latest.pth') == moved / 'iter_4.pth'
+
+    def test_reads_the_checkpoints_of_mmengine_with_their_loss_curves(self, trained: Path, scripts):
+        train, test = scripts
+        arguments = ['tiny.py', str(trained / 'iter_4.pth'), '--cfg-options', 'experiment_name=curves']
+        assert train.run(test.test, test.parse_args(arguments)) == 0
+
+    def test_without_a_checkpoint_scores_the_initial_weights_and_says_so(self, folder: Path, scripts, capsys):
+        train, test = scripts
+        arguments = ['tiny.py', '--out', 'initial.json', '--cfg-options', 'experiment_name=initial']
+        assert train.run(test.test, test.parse_args(arguments)) == 0
+        assert 'No checkpoint is given' in ''.join(capsys.readouterr())
+        assert json.loads((folder / 'initial.json').read_text())['error'] > 0
+
+
+@pytest.mark.slow
+class TestMistakes:
+    """What a user can mend is one line on standard error, and the exit status is 1."""
+
+    @staticmethod
+    def line(scripts: tuple[ModuleType, ModuleType], capsys: pytest.CaptureFixture, tool: str, *arguments: str) -> str:
+        train, test = scripts
+        module, entry = (train, train.train) if tool == 'train' else (test, test.test)
+        assert train.run(entry, module.parse_args(['tiny.py', *arguments])) == 1
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    def test_missing_checkpoint(self, scripts, capsys):
+        assert 'none/latest.pth: no such checkpoint' in self.line(scripts, capsys, 'test', 'none/latest.pth')
+
+    def test_checkpoint_that_was_cut_short(self, folder: Path, scripts, capsys):
+        torch.save({'linear.weight': torch.zeros(1, 3)}, folder / 'cut.pth')
+        whole = (folder / 'cut.pth').read_bytes()
+        (folder / 'cut.pth').write_bytes(whole[: len(whole) // 2])
+        assert 'cut.pth: cannot be read as a checkpoint' in self.line(scripts, capsys, 'test', 'cut.pth')
+
+    def test_checkpoint_of_another_model(self, folder: Path, scripts, capsys):
+        torch.save({'linear.weight': torch.zeros(1, 7), 'linear.bias': torch.zeros(1)}, folder / 'other.pth')
+        line = self.line(scripts, capsys, 'test', 'other.pth')
+        assert 'other.pth: of another model' in line
+        assert 'linear.weight' in line
+
+    def test_checkpoint_that_would_run_code(self, folder: Path, scripts, capsys):
+        torch.save({'state_dict': {}, 'extra': Path('x')}, folder / 'code.pth')
+        assert 'code.pth: cannot be read as a checkpoint' in self.line(scripts, capsys, 'test', 'code.pth')
+
+    def test_option_without_an_equals_sign(self, scripts, capsys):
+        line = self.line(scripts, capsys, 'train', '--cfg-options', 'train_cfg.max_iters')
+        assert "expected KEY=VALUE, got 'train_cfg.max_iters'" in line
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason='these options work on this machine')
+    @pytest.mark.parametrize('option', ['--amp', '--launcher=pytorch'])
+    def test_option_that_needs_cuda(self, option: str, scripts, capsys):
+        line = self.line(scripts, capsys, 'train', option)
+        assert f'{option.replace("=", " ")} needs a CUDA device, found cpu only' in line
+
+    def test_pictures_from_a_config_that_draws_none(self, scripts, capsys):
+        assert 'DetVisualizationHook' in self.line(scripts, capsys, 'test', '--show-dir', 'pictures')
+
+
+@pytest.mark.parametrize('script', ['train.py', 'test.py'])
+def test_missing_config_is_one_line_that_names_the_file(script: str, tmp_path: Path):
+    result = start(TOOLS / script, 'none.py', cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == 'error: none.py: no such config; give the path of a file such as configs/unsam.py\n'

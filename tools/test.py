@@ -1,0 +1,126 @@
+"""Tests a model: `mim test unsam_mm configs/unsam.py --checkpoint work_dirs/unsam/latest.pth`.
+
+Its second form is `python tools/test.py configs/unsam.py work_dirs/unsam/latest.pth`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train import LATEST, add_common_options, build_runner, load_config, run
+
+if TYPE_CHECKING:
+    import torch
+    from mmengine.config import Config
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line without importing anything heavy."""
+    parser = argparse.ArgumentParser(description='Test a model.')
+    parser.add_argument('config', type=Path, help='config file')
+    parser.add_argument(
+        'checkpoint', nargs='?', type=Path, help='weights; left out, the model is tested as the config initialises it'
+    )
+    add_common_options(parser)
+    parser.add_argument('--out', type=Path, metavar='JSON', help='file for the metrics')
+    parser.add_argument('--show-dir', type=Path, help='folder for pictures of the predictions')
+    return parser.parse_args(argv)
+
+
+def test(args: argparse.Namespace) -> None:
+    """Tests, and writes the metrics where --out says.
+
+    Raises:
+        UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is of another model, or the config
+            draws no pictures.
+    """
+    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+    config = load_config(args)
+    config.load_from = None if checkpoint is None else str(checkpoint)
+    if args.show_dir is not None:
+        _draw_into(config, args.show_dir)
+    runner = build_runner(config)
+    if checkpoint is None:
+        runner.logger.warning('No checkpoint is given: testing the model as the config initialises it')
+    else:
+        _check_weights(checkpoint, runner.model)
+    metrics = runner.test()
+    if args.out is not None:
+        from unsam_mm.files import write_json
+
+        write_json(args.out, {name: float(value) for name, value in metrics.items()})
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file to load: `path`, or for the ``latest.pth`` of a training that has not ended, its last checkpoint.
+
+    Raises:
+        UnSAMError: If there is no such file.
+    """
+    from unsam_mm.errors import UnSAMError
+
+    if path.is_file():
+        return path
+    pointer = path.with_name('last_checkpoint')
+    if path.name == LATEST and pointer.is_file():
+        # The folder may have been moved since the absolute path was written.
+        last = path.with_name(Path(pointer.read_text(encoding='utf-8').strip()).name)
+        if last.is_file():
+            return last
+    raise UnSAMError(f'{path}: no such checkpoint; give a .pth file, or train first to make {LATEST}')
+
+
+def _check_weights(path: Path, model: torch.nn.Module) -> None:
+    """Compares names and shapes: MMEngine would only log that they differ, and test whatever was not loaded."""
+    from mmengine.model import is_model_wrapper
+
+    from unsam_mm.errors import UnSAMError
+
+    found = _read_weights(path)
+    wanted = (model.module if is_model_wrapper(model) else model).state_dict()
+    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
+    if wrong:
+        raise UnSAMError(
+            f'{path}: of another model than the config describes; {len(wrong)} of its {len(wanted)} weights are missing '
+            f'or differ in shape, the first is {wrong[0]}; give the config that the checkpoint was trained with'
+        )
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    import pickle
+
+    import torch
+    from mmengine.runner import checkpoint as mmengine_checkpoint
+
+    from unsam_mm.errors import UnSAMError
+
+    # What loss curves, which the checkpoints of a training hold as well, are made of. MMEngine would go on to unpickle
+    # whatever else a file contains. Upstream's has no such list: there only `latest.pth` and plain weights can be read.
+    torch.serialization.add_safe_globals(getattr(mmengine_checkpoint, 'get_torch_safe_globals', list)())
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnSAMError(f'{path}: cannot be read as a checkpoint ({reason}); copy it again, or train again') from error
+    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
+    return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+
+
+def _draw_into(config: Config, folder: Path) -> None:
+    from unsam_mm.errors import UnSAMError
+
+    hook = config.get('default_hooks', {}).get('visualization')
+    if hook is None or 'DetVisualizationHook' not in hook.type:
+        raise UnSAMError(
+            "--show-dir: the config has no default_hooks.visualization=dict(type='DetVisualizationHook'); add it"
+        )
+    hook.draw = True
+    # MMDetection puts this folder below the work dir and a time stamp unless its path is absolute.
+    hook.test_out_dir = str(folder.resolve())
+
+
+if __name__ == '__main__':
+    sys.exit(run(test, parse_args()))

@@ -1,0 +1,180 @@
+"""Trains a model from a config: `mim train unsam_mm configs/unsam.py`, or `python tools/train.py configs/unsam.py`.
+
+`mim` asks for the help text before each training, so torch and the MM packages are imported after the options are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+LATEST = 'latest.pth'
+"""The weights at the end of a training, without optimizer and history, beside the checkpoints they come from."""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line without importing anything heavy."""
+    parser = argparse.ArgumentParser(description='Train a model.')
+    parser.add_argument('config', type=Path, help='config file')
+    add_common_options(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint; without a name, the last',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision, on CUDA devices')
+    return parser.parse_args(argv)
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that training and testing share."""
+    parser.add_argument(
+        '--work-dir', type=Path, help='folder for logs and results (default: that of the config, else work_dirs/NAME)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='replace settings of the config, such as data_root=/my/images train_cfg.max_iters=1000',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains, and saves the weights as ``latest.pth``.
+
+    Raises:
+        UnSAMError: If the config cannot be read, or an option needs a CUDA device and there is none.
+    """
+    config = load_config(args)
+    if args.amp:
+        _check_device('--amp')
+        config.optim_wrapper.type = 'AmpOptimWrapper'
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.resume:
+        config.resume = True
+        config.load_from = None if args.resume == 'auto' else args.resume
+    runner = build_runner(config)
+    # Until this training ends, its state is what `last_checkpoint` names, not the weights of an earlier one.
+    Path(runner.work_dir, LATEST).unlink(missing_ok=True)
+    runner.train()
+    _save_latest(runner)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads the config that `args.config` names and applies the common options.
+
+    Raises:
+        UnSAMError: If there is no such file, an option is not KEY=VALUE, or a launcher finds no CUDA device.
+    """
+    from unsam_mm._mmcv_ops import ensure_mmcv_ops
+    from unsam_mm.errors import UnSAMError
+
+    if not args.config.is_file():
+        raise UnSAMError(f'{args.config}: no such config; give the path of a file such as configs/unsam.py')
+    ensure_mmcv_ops()
+    from mmengine.config import Config
+
+    from unsam_mm.engine import resolve_data_root
+
+    if args.launcher != 'none':
+        _check_device(f'--launcher {args.launcher}')  # MMEngine has no distributed training on CPUs
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    name = args.config.stem
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(_read_options(args.cfg_options))
+    resolve_data_root(config)
+    config.launcher = args.launcher
+    config.work_dir = str(args.work_dir or config.get('work_dir') or Path('work_dirs', name))
+    config.experiment_name = config.get('experiment_name') or name
+    # The runner leaves a copy of the config in the work dir, under the name of the file that it was read from. Below
+    # an editable checkout `mim` would then find two configs of that name and refuse to choose.
+    return Config(
+        config.to_dict(), cfg_text=config.text, filename=f'{name}.resolved.py', env_variables=config.env_variables
+    )
+
+
+def build_runner(config: Config) -> Runner:
+    """The runner that the config describes."""
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+def run(entry: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Calls ``entry(args)``; what a user can mend becomes one line on standard error and exit status 1."""
+    from unsam_mm.errors import UnSAMError
+
+    try:
+        entry(args)
+    except UnSAMError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name not in ('cv2', 'mmcv', 'mmdet', 'mmengine'):
+            raise
+        print(f"error: {error.name} is not installed; run: pip install 'unsam_mm[mm]'", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _read_options(pairs: list[str]) -> dict[str, Any]:
+    from mmengine.config import DictAction
+
+    from unsam_mm.errors import UnSAMError
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument('pair', nargs=1, action=DictAction)
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not (key and equals):
+            raise UnSAMError(f'--cfg-options: expected KEY=VALUE, got {pair!r}; write for example data_root=/my/images')
+        # MMEngine drops the spaces and splits at commas, which must not happen to a path.
+        options |= {key: value} if value and Path(value).exists() else parser.parse_args(['--', pair]).pair
+    return options
+
+
+def _check_device(option: str) -> None:
+    from mmengine.device import get_device
+
+    from unsam_mm.errors import UnSAMError
+
+    if get_device() in ('cpu', 'mps'):
+        raise UnSAMError(f'{option} needs a CUDA device, found {get_device()} only; leave the option out')
+
+
+def _save_latest(runner: Runner) -> None:
+    """Writes the weights of the last checkpoint, if there is one, in a form that ``weights_only=True`` loads."""
+    import torch
+    from mmengine.dist import is_main_process
+    from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+
+    if not is_main_process() or (last := find_latest_checkpoint(runner.work_dir)) is None:
+        return
+    checkpoint = CheckpointLoader.load_checkpoint(last, map_location='cpu')
+    meta = {
+        name: checkpoint['meta'][name]
+        for name in ('iter', 'epoch', 'cfg', 'dataset_meta')
+        if name in checkpoint['meta']
+    }
+    partial = Path(runner.work_dir, f'{LATEST}.part')
+    torch.save({'state_dict': checkpoint['state_dict'], 'meta': meta}, partial)
+    runner.logger.info(f'The weights are in {partial.replace(Path(runner.work_dir, LATEST))}')
+
+
+if __name__ == '__main__':
+    sys.exit(run(train, parse_args()))

@@ -1,0 +1,74 @@
+"""setuptools commands, named in setup.cfg, that put ``configs``, ``tools`` and ``model-index.yml`` where `mim` looks.
+
+setuptools loads this file by its path, so nothing of the package may be imported here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from setuptools.command.build import build
+from setuptools.command.egg_info import egg_info
+from setuptools.command.install_lib import install_lib
+
+SHIPPED = ('configs', 'tools', 'model-index.yml')
+
+MIM_HOMES = ('unsam_mm', 'napari_unsam')
+"""openmim and mmengine look below the first top-level package, onedl-mim below the folder that RECORD names first."""
+
+
+class Build(build):
+    """Builds in a temporary folder: a stale ``build/lib`` never leaks into a wheel, and the source may be read only."""
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.build_base = _temporary_folder()
+
+
+class InstallLib(install_lib):
+    """Adds a ``.mim`` folder to the packages of a wheel; an editable install is served by the checkout itself."""
+
+    def run(self) -> None:
+        super().run()
+        checkout = Path(__file__).resolve().parents[1]
+        for home in MIM_HOMES:
+            for name in SHIPPED:
+                _copy(checkout / name, Path(self.install_dir, home, '.mim', name))
+
+
+class EggInfo(egg_info):
+    """Keeps the egg-info out of the checkout's root and the package that holds the models first in it.
+
+    In the root it would shadow the installed metadata for every Python started there, and `mim` would read it.
+    """
+
+    def finalize_options(self) -> None:
+        if self.egg_base is None:
+            self.egg_base = 'build' if os.access(os.curdir, os.W_OK) else _temporary_folder()
+            Path(self.egg_base).mkdir(exist_ok=True)
+        super().finalize_options()
+
+    def run(self) -> None:
+        super().run()
+        # mmengine takes the first line for the package; setuptools sorts them.
+        Path(self.egg_info, 'top_level.txt').write_text('\n'.join(MIM_HOMES) + '\n', encoding='utf-8')
+
+
+def _temporary_folder() -> str:
+    folder = tempfile.mkdtemp(prefix='unsam_mm_build_')
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file or folder without its mode: in a folder that nobody may write, nothing can be removed later."""
+    files = [path for path in source.rglob('*') if path.is_file()] if source.is_dir() else [source]
+    for file in files:
+        if '__pycache__' not in file.parts:
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
