@@ -6,7 +6,7 @@ from napari.settings import get_plugin_settings
 
 from napari_unsam._inference import InferenceSettings
 
-PLUGIN = 'napari-unsam'
+PLUGIN = 'unsam_mm'
 
 
 def inference() -> InferenceSettings:

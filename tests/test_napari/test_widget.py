@@ -258,7 +258,7 @@ def test_closing_the_dock_ends_the_session_and_two_viewers_do_not_meddle(make_na
 def test_napari_opens_the_dock_and_the_sample_data_by_their_names(make_napari_viewer, npe2pm):
     npe2pm.register(PluginManifest.from_file(Path(napari_unsam.__file__).with_name('napari.yaml')))
     viewer = make_napari_viewer(show=True)
-    viewer.open_sample('napari-unsam', 'coins')
-    _, widget = viewer.window.add_plugin_dock_widget('napari-unsam', 'UnSAM')
+    viewer.open_sample('unsam_mm', 'coins')
+    _, widget = viewer.window.add_plugin_dock_widget('unsam_mm', 'UnSAM')
     assert isinstance(widget, SegmentationWidget)
     assert widget.session.image is viewer.layers['Coins']

@@ -19,8 +19,12 @@ def test_every_leaf_is_one_connected_region(leaves):
     assert label(leaves.labels + 1, connectivity=1).max() == leaves.count
 
 
-def test_there_is_about_one_leaf_for_each_cell_of_the_grid(leaves, coffee):
-    assert leaves.count == (coffee.shape[0] // 10) * (coffee.shape[1] // 10)
+def test_no_leaf_is_a_sliver(leaves):
+    assert np.bincount(leaves.labels.ravel()).min() >= 6
+
+
+def test_a_finer_grid_gives_smaller_leaves(leaves, coffee):
+    assert find_leaves(coffee, spacing_px=12).count < leaves.count < find_leaves(coffee, spacing_px=4).count
 
 
 def test_edges_are_exactly_the_pairs_of_labels_that_share_a_pixel_side(leaves):
@@ -56,7 +60,7 @@ def test_the_strength_of_an_edge_is_the_mean_gradient_along_it():
 
 
 def test_large_images_get_larger_leaves_not_more(coffee):
-    assert find_leaves(coffee, max_leaves=100).count == pytest.approx(100, abs=10)
+    assert find_leaves(coffee, max_leaves=100).count <= 100
 
 
 def test_an_image_smaller_than_the_spacing_is_one_leaf():

@@ -19,6 +19,7 @@ from unsam_mm.rle import rle_from_json, rle_to_json
 
 SPLITS = ('all', 'train', 'held_out')
 
+
 @DATASETS.register_module()
 class UnSAMImageFolder(BaseDetDataset):
     """All images below a folder, at any depth, as one class; hidden files and folders are left out.

@@ -20,7 +20,7 @@ from unsam_mm.pseudo_masks.leaves import find_leaves
 ProgressCallback = Callable[[float, str], None]
 """Called with the finished share in [0, 1] and what comes next; an exception raised inside stops the work."""
 
-_ALGORITHM = 1
+_ALGORITHM = 2
 """Raised when the same settings give other masks than before, so that stored masks are not mixed."""
 
 
@@ -33,6 +33,7 @@ class GeneratorSettings:
         facet: What is read from its last layer: 'key', 'query', 'value' or 'token'.
         long_side_px: Size of the image that the ViT sees.
         leaf_spacing_px: Distance between the seeds of the leaves.
+        min_leaf_area_px: Smaller leaves are given to their neighbours.
         max_leaves: The spacing grows on images that would have more.
         colour_weight: Length of the colour part of a region's description relative to its feature part.
     """
@@ -40,7 +41,8 @@ class GeneratorSettings:
     vit: str = 'dinov2_vits14'
     facet: str = 'key'
     long_side_px: int = 714
-    leaf_spacing_px: float = 10.0
+    leaf_spacing_px: float = 6.0
+    min_leaf_area_px: int = 6
     max_leaves: int = 20_000
     colour_weight: float = 0.2
 
@@ -99,7 +101,9 @@ class PseudoMaskGenerator:
         report(0.0, 'finding patch features')
         features = self._extract(image, lambda done: report(0.8 * done, 'finding patch features'))
         report(0.8, 'finding leaves')
-        leaves = find_leaves(image, self.settings.leaf_spacing_px, self.settings.max_leaves)
+        leaves = find_leaves(
+            image, self.settings.leaf_spacing_px, self.settings.min_leaf_area_px, self.settings.max_leaves
+        )
         report(0.9, 'merging regions')
         hierarchy = conquer(leaves, features, self.settings.colour_weight)
         report(1.0, 'done')
