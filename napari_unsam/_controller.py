@@ -362,7 +362,7 @@ def _completed(embed: Embed) -> Embed:
 
     def embed_completely(image: np.ndarray, progress: ProgressCallback) -> MaskHierarchy:
         tree = embed(image, progress)
-        for part in ('first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy'):
+        for part in ('first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share'):
             getattr(tree, part)
         return tree
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 
 from unsam_mm import __version__
 from unsam_mm.cli import demo, evaluate, generate, merge, weights
@@ -32,13 +33,19 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('unsam_mm').setLevel(logging.INFO)
     try:
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return options.run(options)
     except UnSAMError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('interrupted; run the same command again to go on', file=sys.stderr)
         return _INTERRUPTED
+
+
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
+    print(f'warning: {message}', file=sys.stderr)
 
 
 if __name__ == '__main__':

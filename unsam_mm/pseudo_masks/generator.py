@@ -33,7 +33,6 @@ class GeneratorSettings:
         facet: What is read from its last layer: 'key', 'query', 'value' or 'token'.
         long_side_px: Size of the image that the ViT sees.
         leaf_spacing_px: Distance between the seeds of the leaves.
-        min_leaf_area_px: Smaller leaves are given to their neighbours.
         max_leaves: The spacing grows on images that would have more.
         colour_weight: Length of the colour part of a region's description relative to its feature part.
     """
@@ -42,7 +41,6 @@ class GeneratorSettings:
     facet: str = 'key'
     long_side_px: int = 714
     leaf_spacing_px: float = 6.0
-    min_leaf_area_px: int = 6
     max_leaves: int = 20_000
     colour_weight: float = 0.2
 
@@ -101,9 +99,7 @@ class PseudoMaskGenerator:
         report(0.0, 'finding patch features')
         features = self._extract(image, lambda done: report(0.8 * done, 'finding patch features'))
         report(0.8, 'finding leaves')
-        leaves = find_leaves(
-            image, self.settings.leaf_spacing_px, self.settings.min_leaf_area_px, self.settings.max_leaves
-        )
+        leaves = find_leaves(image, self.settings.leaf_spacing_px, self.settings.max_leaves)
         report(0.9, 'merging regions')
         hierarchy = conquer(leaves, features, self.settings.colour_weight)
         report(1.0, 'done')

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 from skimage.color import rgb2lab
+from skimage.measure import label
 from skimage.segmentation import watershed
 
 _GRADIENT_SIGMAS_PX = (1.0, 2.0, 4.0)
@@ -39,29 +40,39 @@ class Leaves:
         return int(self.labels.max()) + 1
 
 
-def find_leaves(image: np.ndarray, spacing_px: float = 6.0, min_area_px: int = 6, max_leaves: int = 20_000) -> Leaves:
-    """Watershed of the multi-scale colour gradient from a regular grid of seeds.
+def find_leaves(image: np.ndarray, spacing_px: float = 6.0, max_leaves: int = 20_000) -> Leaves:
+    """Watershed of the multi-scale colour gradient from a regular grid of seeds, without slivers.
 
-    A seed that happens to sit on an edge is surrounded before it can grow, and more than half of a photograph's leaves
-    would be such slivers. They lose their seeds, and the watershed runs again from the others: on twelve DSB2018 images
-    AR@1000 rose from 0.397 (spacing 10 px, slivers kept) to 0.484.
+    A seed that happens to sit on an edge is surrounded before it can grow, and most of a photograph's leaves would be
+    slivers and whiskers. So the watershed runs twice: the second time from the cores of the first leaves, which
+    are what is at least three pixels wide. On a quarter of the DSB2018 images AR@1000 rose from 0.397 to 0.477 with it
+    (and the spacing that it affords, 6 px in place of 10).
 
     Args:
         image: (H, W, 3) uint8 RGB.
         spacing_px: Distance between seeds; the smallest object that can be found has about its square as area.
-        min_area_px: Seeds whose leaves would be smaller are left out.
-        max_leaves: The spacing grows where the image would have more leaves than this.
+        max_leaves: The spacing grows where the grid would have more seeds than this.
     """
     lab = rgb2lab(image).astype(np.float32)
     gradient = _colour_gradient(lab)
     height, width = image.shape[:2]
     spacing_px = max(spacing_px, (height * width / max_leaves) ** 0.5)
-    seeds = _grid_seeds(height, width, spacing_px)
-    areas = np.bincount(watershed(gradient, seeds).ravel())
-    labels = watershed(gradient, np.where(areas[seeds] >= min_area_px, seeds, 0))
-    labels = np.unique(labels, return_inverse=True)[1].reshape(height, width).astype(np.int32)
+    labels = watershed(gradient, _grid_seeds(height, width, spacing_px))
+    labels = watershed(gradient, _cores(labels)).astype(np.int32) - 1
     edges, lengths, strength = _adjacency(labels, gradient)
     return Leaves(labels, edges, lengths, strength, lab)
+
+
+def _cores(labels: np.ndarray) -> np.ndarray:
+    """(H, W) int: each connected set of pixels whose four neighbours have their label, numbered from 1; 0 elsewhere."""
+    inside = np.ones(labels.shape, bool)
+    for axis in range(2):
+        first, second = (np.s_[:-1], np.s_[1:]) if axis == 0 else (np.s_[:, :-1], np.s_[:, 1:])
+        differ = labels[first] != labels[second]
+        inside[first] &= ~differ
+        inside[second] &= ~differ
+    cores = label(np.where(inside, labels, 0), background=0, connectivity=1)
+    return cores if cores.any() else np.ones_like(cores)  # too small for cores: one leaf
 
 
 def _colour_gradient(lab: np.ndarray) -> np.ndarray:
