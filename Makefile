@@ -12,7 +12,7 @@ DISPLAY_RUN := $(if $(DISPLAY)$(WAYLAND_DISPLAY),,$(if $(shell command -v xvfb-r
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench lint check format build clean distclean
+.PHONY: help install demo test lint check format build clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,9 +24,6 @@ demo: $(VENV)/.weights ## pseudo-masks of real images, a trained checkpoint, its
 
 test: $(VENV)/.weights ## the whole test suite (WORKERS=2 processes, more options in PYTEST_ARGS)
 	OMP_NUM_THREADS=1 $(DISPLAY_RUN) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
-
-bench: $(VENV)/.weights ## speed and memory against named rivals
-	$(BIN)/python -m unsam_mm bench
 
 lint: $(VENV)/.project ## ruff and the plugin manifest
 	$(BIN)/ruff check

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from scipy.ndimage import find_objects
 
 if TYPE_CHECKING:
     from napari.layers import Labels
@@ -67,34 +69,65 @@ def commit(labels: Labels, proposal: Proposal, keep_existing: bool = True) -> Co
 class ObjectTable:
     """Keeps the features table of a Labels layer in step with the objects in it, through undo and redo.
 
-    Rows that were there before, for example from an earlier session, are kept as they are.
+    Areas follow what later commits take. Columns of others are kept, and so are rows of labels that the layer lacks.
+
+    Args:
+        labels: The layer; objects in it that have a row already are followed too.
     """
 
     def __init__(self, labels: Labels) -> None:
         self._labels = labels
-        self._committed: dict[int, CommittedObject] = {}
-        table = labels.features
-        self._earlier = table[list(FEATURES)].to_numpy().tolist() if set(FEATURES) <= set(table.columns) else []
+        self._rows = _with_features(labels.features)
+        boxes = find_objects(labels.data) if len(self._rows) else []
+        present = {label: box for label, box in enumerate(boxes, start=1) if box is not None}
+        self._regions = {label: present[label] for label in self._rows['index'] if label in present}
+        self._areas = self._count()
         labels.events.set_data.connect(self.refresh)
 
     def add(self, committed: CommittedObject) -> None:
-        """Adds a row."""
-        self._committed[committed.label] = committed
-        self.refresh()
+        """Adds a row, in place of one that the label had before."""
+        rows = self._known_rows()
+        row = (committed.label, committed.area_px, committed.granularity, committed.score)
+        self._rows = _joined(rows[rows['index'] != committed.label], pd.DataFrame([row], columns=list(FEATURES)))
+        self._regions[committed.label] = committed.region
+        self._areas = self._count()
+        self._show()
 
     def refresh(self) -> None:
         """Shows the rows of the objects that are in the layer now; undone ones are kept in mind for a redo."""
-        rows = [row for row in self._earlier if row[0] not in self._committed]
-        rows += [
-            (committed.label, committed.area_px, committed.granularity, committed.score)
-            for committed in self._committed.values()
-            if (self._labels.data[committed.region] == committed.label).any()
-        ]
-        columns = {name: np.array([row[i] for row in rows]) for i, name in enumerate(FEATURES)}
-        columns |= {name: columns[name].astype(np.int64) for name in ('index', 'area_px')}
-        if columns['index'].tolist() != self._labels.features.get('index', columns['index'][:0]).tolist():
-            self._labels.features = columns
+        areas = self._count()
+        if areas != self._areas:
+            self._areas = areas
+            self._rows = self._known_rows()
+            self._show()
 
     def close(self) -> None:
         """Leaves the layer alone from now on."""
         self._labels.events.set_data.disconnect(self.refresh)
+
+    def _count(self) -> dict[int, int]:
+        """The area of each object, in voxels, within the box that it was committed in."""
+        return {label: int(np.count_nonzero(self._labels.data[box] == label)) for label, box in self._regions.items()}
+
+    def _known_rows(self) -> pd.DataFrame:
+        """The rows of the layer with all that the user has put there, then those of undone objects."""
+        shown = _with_features(self._labels.features)
+        return _joined(shown, self._rows[~self._rows['index'].isin(shown['index'])])
+
+    def _show(self) -> None:
+        rows = self._rows
+        areas = [self._areas.get(label, noted) for label, noted in zip(rows['index'], rows['area_px'], strict=True)]
+        gone = [self._areas.get(label) == 0 for label in rows['index']]
+        self._labels.features = rows.assign(area_px=areas)[~np.array(gone, bool)].reset_index(drop=True)
+
+
+def _with_features(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with all columns of `FEATURES`; without an `index`, napari takes the place of a row for its label."""
+    if 'index' not in table:
+        table = table.assign(index=range(len(table)))
+    return table.reindex(columns=[*FEATURES, *(name for name in table if name not in FEATURES)])
+
+
+def _joined(*tables: pd.DataFrame) -> pd.DataFrame:
+    # Without the empty ones, whose columns have no type of their own.
+    return pd.concat([table for table in tables if len(table)] or [tables[0]], ignore_index=True)

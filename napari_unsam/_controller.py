@@ -204,8 +204,9 @@ class SegmentationController:
             self.cancel()
         for target in [target for target in self._trees if target.source == source]:
             del self._trees[target]
-        self._candidates = NO_CANDIDATES
-        self._refresh_candidates()
+        if self._target is not None and self._target.source == source:
+            self._candidates = NO_CANDIDATES
+            self._refresh_candidates()
 
     def embed(self) -> None:
         """Makes the region tree of the target in the background, anew if there is one; the job at hand is stopped."""

@@ -118,11 +118,11 @@ class PromptLayers:
             **transform_of_plane(image, plane),
         )
         self.preview.contour = 2
-        selected = viewer.layers.selection.active
+        selected = list(viewer.layers.selection)
         for layer in (self.preview, self.points):
             viewer.add_layer(layer)
             layer.locked = LayerLock.DELETION
-        viewer.layers.selection.active = selected or image
+        viewer.layers.selection = selected or [image]
 
     def show_prompts(self, prompts: Sequence[PointPrompt]) -> None:
         """Draws the clicks."""

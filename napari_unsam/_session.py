@@ -44,6 +44,7 @@ class ViewerSession:
         self.prompting = True
         self.keep_existing = True
         self._image: Image | None = None
+        self._known_images: set[Image] = set()  # a region tree may be kept of each, so their pixels are watched
         self._prompt_layers: PromptLayers | None = None
         self._object_layers = ObjectLayers(viewer)
         self._tables: dict[Labels, ObjectTable] = {}
@@ -73,13 +74,22 @@ class ViewerSession:
         if image is self._image:
             return
         self._drop_prompt_layers()
-        if self._image is not None:
-            self._image.events.data.disconnect(self._pixels_changed)
         self._image = image
-        if image is not None:
+        if image is not None and image not in self._known_images:
+            self._known_images.add(image)
             image.events.data.connect(self._pixels_changed)
         self._retarget()
         self.image_changed.emit()
+
+    def make_prompt_layers(self) -> None:
+        """Makes the layers of the clicks and of the mask on offer, which the first click would otherwise wait for."""
+        target = self.controller.target
+        if self._prompt_layers is not None or target is None:
+            return
+        self._prompt_layers = PromptLayers(self.viewer, self._image, target.plane)
+        for layer in (self._prompt_layers.points, self._prompt_layers.preview):
+            self._bind_keys(layer)
+        self._prompt_layers.points.events.data.connect(self._points_edited)
 
     def click(self, world: Any, polarity: Polarity | None = None) -> bool:
         """Makes a prompt of a position in world coordinates; returns False, and says why, if it cannot be one."""
@@ -97,16 +107,17 @@ class ViewerSession:
         labels = self.objects
         if labels is None:
             labels = self._object_layers.make(self._image, proposal.plane.shape)
+        if labels not in self._tables:
+            self._tables[labels] = ObjectTable(labels)
             self._bind_keys(labels)
         committed = commit(labels, proposal, self.keep_existing)
         if committed is None:
             self.controller.say(
-                'Every pixel of this mask belongs to another object; untick "Keep existing objects" or try J.',
+                'Nothing was committed: every pixel of this mask belongs to another object. The clicks are kept: '
+                'press J, untick "Keep existing objects", or clear them (Q) to go on to another object.',
                 Level.PROBLEM,
             )
             return
-        if labels not in self._tables:
-            self._tables[labels] = ObjectTable(labels)
         self._tables[labels].add(committed)
         # napari sends Ctrl-Z to the selected layer.
         self.viewer.layers.selection.active = labels
@@ -116,13 +127,16 @@ class ViewerSession:
         """Takes the mouse, the keys and the prompt layers back; committed objects stay."""
         self.set_image(None)
         self.controller.close()
-        for table in self._tables.values():
+        for image in self._known_images:
+            image.events.data.disconnect(self._pixels_changed)
+        self._known_images.clear()
+        for labels, table in self._tables.items():
             table.close()
+            self._unbind_keys(labels)
         self._tables.clear()
         if self._on_mouse in self.viewer.mouse_drag_callbacks:
             self.viewer.mouse_drag_callbacks.remove(self._on_mouse)
-        for key in self._keys:
-            self.viewer.bind_key(key, None)
+        self._unbind_keys(self.viewer)
         for emitter in self._emitters():
             emitter.disconnect(self._retarget)
         self.viewer.layers.events.removed.disconnect(self._layer_removed)
@@ -144,6 +158,10 @@ class ViewerSession:
         """Binds the keys on a layer as well as on the viewer: a layer's own keys come before the viewer's."""
         for key, act in self._keys.items():
             receiver.bind_key(key, _without_sender(act), overwrite=True)
+
+    def _unbind_keys(self, receiver: ViewerModel | Layer) -> None:
+        for key in self._keys:
+            receiver.bind_key(key, None)
 
     def _on_mouse(self, viewer: ViewerModel, event: Any) -> Generator[None, None, None]:
         if not self.prompting or event.button not in (_LEFT, _RIGHT) or not _is_viewing(viewer.layers.selection.active):
@@ -172,34 +190,35 @@ class ViewerSession:
         read = partial(model_image, image, plane)
         self.controller.set_target(Target(source=image.unique_id, plane=plane, name=image.name, read=read))
 
-    def _pixels_changed(self) -> None:
-        self.controller.forget(self._image.unique_id)
+    def _pixels_changed(self, event: Any) -> None:
+        self.controller.forget(event.source.unique_id)
         self._retarget()
 
     def _layer_removed(self, event: Any) -> None:
         layer = event.value
-        if layer is self._image:
+        if layer in self._known_images:
+            self._known_images.remove(layer)
+            layer.events.data.disconnect(self._pixels_changed)
             self.controller.forget(layer.unique_id)
-            self.set_image(None)
+            if layer is self._image:
+                self.set_image(None)
         elif layer in self._tables:
             self._tables.pop(layer).close()
         elif self._prompt_layers is not None and self._prompt_layers.owns(layer):
             self._drop_prompt_layers()
-            self.controller.clear_prompts()
+            self.controller.set_prompts(())
 
     def _show_prompts(self) -> None:
-        target = self.controller.target
+        if self.controller.prompts:
+            self.make_prompt_layers()
         if self._prompt_layers is None:
-            if target is None or not self.controller.prompts:
-                return
-            self._prompt_layers = PromptLayers(self.viewer, self._image, target.plane)
-            for layer in (self._prompt_layers.points, self._prompt_layers.preview):
-                self._bind_keys(layer)
-            self._prompt_layers.points.events.data.connect(self._points_edited)
+            return
         with self._prompt_layers.points.events.data.blocker(self._points_edited):
             self._prompt_layers.show_prompts(self.controller.prompts)
 
     def _show_proposal(self) -> None:
+        if self._prompt_layers is None:
+            self._show_prompts()  # clicks outlive their layers while no image is chosen
         if self._prompt_layers is not None:
             self._prompt_layers.show_proposal(self.controller.proposal)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from magicgui.widgets import ComboBox
 from napari.layers import Image
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import (
     QButtonGroup,
     QCheckBox,
@@ -145,6 +145,10 @@ class SegmentationWidget(QWidget):
 
     def _connect(self) -> None:
         controller, session = self.controller, self.session
+        # napari takes a second for its first Points and Labels layers; it must not be in the midst of adding the image.
+        self._soon = QTimer(self, singleShot=True, interval=0)
+        self._soon.timeout.connect(lambda: session.make_prompt_layers())
+        session.image_changed.connect(lambda: self._soon.start())
         layers = session.viewer.layers.events
         for emitter in (layers.inserted, layers.removed, layers.renamed):
             emitter.connect(self._layers_changed)

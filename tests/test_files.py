@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import time
 
 import pytest
 
@@ -46,12 +48,14 @@ def test_a_file_in_the_place_of_a_folder_is_explained(tmp_path):
         write_json(tmp_path / 'out' / 'a.json', 1)
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path):
+def test_leftovers_of_killed_processes_are_removed_but_not_those_of_living_ones(tmp_path):
     (tmp_path / 'sub').mkdir()
-    (tmp_path / 'sub' / '.unsam-abc').touch()
+    for name, age_s in (('.unsam-old.part', 7200), ('.unsam-new.part', 1), ('.unsam-notes', 7200)):
+        (tmp_path / 'sub' / name).touch()
+        os.utime(tmp_path / 'sub' / name, (time.time() - age_s,) * 2)
     write_json(tmp_path / 'sub' / 'a.json', 1)
     remove_leftovers(tmp_path)
-    assert [path.name for path in (tmp_path / 'sub').iterdir()] == ['a.json']
+    assert sorted(path.name for path in (tmp_path / 'sub').iterdir()) == ['.unsam-new.part', '.unsam-notes', 'a.json']
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -89,6 +89,16 @@ def test_what_is_no_tree_over_these_leaves_is_refused(parent, reason):
         MaskHierarchy.from_merges(QUARTERS, np.array(parent), np.zeros(len(parent)))
 
 
+def test_labels_with_a_gap_are_refused():
+    with pytest.raises(UnSAMError, match='without gaps, got 0..4'):
+        MaskHierarchy.from_merges(np.where(QUARTERS == 3, 4, QUARTERS), PARENT, HEIGHT)
+
+
+def test_every_node_needs_a_height():
+    with pytest.raises(UnSAMError, match='every node needs a height'):
+        MaskHierarchy.from_merges(QUARTERS, PARENT, HEIGHT[:-1])
+
+
 @pytest.mark.parametrize(('y', 'x'), [(-1, 0), (2, 0), (0, 4)])
 def test_a_pixel_outside_the_image_is_refused(quarters, y, x):
     with pytest.raises(UnSAMError, match='outside the 2 x 4 image'):

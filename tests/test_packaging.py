@@ -166,7 +166,7 @@ class TestWheel:
         wanted = {
             path.relative_to(source).as_posix()
             for package in PACKAGES
-            for pattern in ('**/*.py', '**/*.yaml', '**/*.safetensors')
+            for pattern in ('**/*.py', '**/*.yaml')
             for path in (source / package).glob(pattern)
         }
         found = {name for name in names if name.split('/')[0] in PACKAGES and '/.mim/' not in name}
@@ -320,7 +320,7 @@ class TestConstraints:
 
 @pytest.mark.parametrize('config', sorted(path.name for path in CHECKOUT.glob('configs/*.py')))
 def test_no_other_file_has_the_name_of_a_config_since_mim_searches_by_name(config: str):
-    folders = [CHECKOUT / name for name in (*PACKAGES, 'benchmarks', 'configs', 'tests', 'tools')]
+    folders = [CHECKOUT / name for name in (*PACKAGES, 'configs', 'tests', 'tools')]
     found = [path.relative_to(CHECKOUT).as_posix() for folder in folders for path in folder.rglob(config)]
     assert found == [f'configs/{config}']
 

@@ -66,6 +66,12 @@ def test_a_negative_click_excludes_its_region(predictor):
     assert not masks[:, 55, 99].any()
 
 
+def test_padding_points_are_left_out(predictor):
+    alone, _, _ = predictor.predict(np.array([COIN_XY]), np.array([1]))
+    padded, _, _ = predictor.predict(np.array([COIN_XY, (0, 0)]), np.array([1, -1]))
+    assert (padded == alone).all()
+
+
 def test_two_clicks_are_joined(predictor):
     masks, _, _ = predictor.predict(np.array([COIN_XY, NEXT_COIN_XY]), np.array([1, 1]))
     assert masks[:, 55, [99, 44]].all()
@@ -122,7 +128,14 @@ def test_distinct_nodes_do_not_look_alike(coins_tree):
         pytest.param({}, 'needs a positive point or a box', id='nothing'),
         pytest.param({'point_coords': [[5, 5]], 'point_labels': [0]}, 'needs a positive point', id='only negative'),
         pytest.param({'point_coords': [[384, 5]]}, 'outside the image of width 384', id='outside'),
-        pytest.param({'point_coords': [[5, 5]], 'point_labels': [1, 0]}, '1 points have 2 labels', id='labels'),
+        pytest.param({'point_coords': [[5, 5]], 'point_labels': [1, 0]}, '1 points have labels of shape', id='labels'),
+        pytest.param({'point_coords': [5, 5]}, r'shape \(N, 2\)', id='one point without its list'),
+        pytest.param({'point_coords': [[5, 5]], 'point_labels': [2]}, 'must be 1, 0 or -1', id='corner labels'),
+        pytest.param({'box': [400, 10, 450, 20]}, 'holds no pixel', id='box outside'),
+        pytest.param({'box': [10, 10, 10, 20]}, 'holds no pixel', id='empty box'),
+        pytest.param({'box': [[1, 2, 3, 4], [5, 6, 7, 8]]}, 'four numbers', id='two boxes'),
+        pytest.param({'point_coords': [[5, 5]], 'granularity': 1.5}, r'in \[0, 1\]', id='granularity'),
+        pytest.param({'point_coords': [[5, 5]], 'mask_input': np.zeros((8, 8))}, r'\(1, 256, 256\)', id='mask input'),
     ],
 )
 def test_impossible_prompts_are_refused(predictor, prompt, message):
@@ -149,7 +162,12 @@ def test_bgr_images_give_the_masks_of_their_rgb_form(generator, coffee):
 
 
 @pytest.mark.parametrize(
-    'call', [lambda: UnSAMPredictor(engine='magic'), lambda: UnSAMAutomaticMaskGenerator(None, output_mode='png')]
+    'call',
+    [
+        lambda: UnSAMPredictor(engine='magic'),
+        lambda: UnSAMAutomaticMaskGenerator(None, output_mode='png'),
+        lambda: UnSAMAutomaticMaskGenerator(None, max_masks=0),
+    ],
 )
 def test_unknown_choices_are_refused(call):
     with pytest.raises(UnSAMError, match='must be'):

@@ -183,6 +183,26 @@ class TestConfig:
         config = train.load_config(train.parse_args(['tiny.py', '--cfg-options', 'data_root=my images, 2024']))
         assert config.data_root == 'my images, 2024'
 
+    @pytest.mark.parametrize(
+        ('option', 'expected'),
+        [
+            ('train_cfg.max_iters=300', 300),
+            ('data_root=300', '300'),
+            ('data_prefix.img=300', '300'),
+            ('seen=./300', './300'),
+        ],
+    )
+    def test_number_is_a_folder_of_that_name_only_where_a_path_is_meant(
+        self, option: str, expected: object, folder: Path, scripts
+    ):
+        train, _ = scripts
+        (folder / '300').mkdir(exist_ok=True)
+        config = train.load_config(train.parse_args(['tiny.py', '--cfg-options', option]))
+        value = config
+        for part in option.partition('=')[0].split('.'):
+            value = value[part]
+        assert value == expected
+
     def test_work_dir_on_the_command_line_wins(self, scripts):
         train, _ = scripts
         options = ['--work-dir', 'here', '--cfg-options', 'work_dir=there']

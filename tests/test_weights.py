@@ -108,6 +108,11 @@ def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypa
         assert part in str(caught.value)
 
 
+def test_a_source_that_sends_another_file_is_followed_by_the_next(server, sha256, monkeypatch):
+    table(monkeypatch, Source('url', server[0], 'wrong.pth', '0' * 64), Source('url', server[0], 'file.pth', sha256))
+    assert weights.fetch('model').name == 'file.pth'
+
+
 def test_a_file_put_into_the_cache_by_hand_is_verified_and_used(tmp_path, sha256, monkeypatch):
     monkeypatch.setenv('UNSAM_CACHE', str(tmp_path))
     table(monkeypatch, Source('browser', 'https://example.org/model', 'model.pth', sha256))

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LATEST = 'latest.pth'
 """The weights at the end of a training, without optimizer and history, beside the checkpoints they come from."""
 
+PATH_KEYS = ('root', 'file', 'dir', 'prefix', 'path')
+"""Settings with one of these at the end of a part of their name, such as data_root or data_prefix.img, are paths."""
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line without importing anything heavy."""
@@ -144,8 +147,14 @@ def _read_options(pairs: list[str]) -> dict[str, Any]:
         if not (key and equals):
             raise UnSAMError(f'--cfg-options: expected KEY=VALUE, got {pair!r}; write for example data_root=/my/images')
         # MMEngine drops the spaces and splits at commas, which must not happen to a path.
-        options |= {key: value} if value and Path(value).exists() else parser.parse_args(['--', pair]).pair
+        options |= {key: value} if _is_path(key, value) else parser.parse_args(['--', pair]).pair
     return options
+
+
+def _is_path(key: str, value: str) -> bool:
+    """Whether the value names something that exists, where a path is meant: max_iters=300 is a number, folder or not."""
+    is_meant = '/' in value or os.sep in value or any(part.endswith(PATH_KEYS) for part in key.split('.'))
+    return is_meant and value != '' and Path(value).exists()
 
 
 def _check_device(option: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 
@@ -39,6 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UnSAMError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # The reader, `head` for one, has had enough; Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print('interrupted; run the same command again to go on', file=sys.stderr)
         return _INTERRUPTED

@@ -73,7 +73,7 @@ def _copy(response, partial: Path, start: int, label: str) -> None:
 def wheel_url(requirement: str) -> str:
     """The address from which the configured pip would fetch a pinned wheel, for example ``'name==1.0'``.
 
-    pip's own settings (mirror, certificate, proxy) decide, and nothing is installed.
+    pip's own settings decide which index is asked, and nothing is installed.
 
     Raises:
         OSError: If pip cannot resolve it, for example offline.

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import IO, Any
 
 from unsam_mm.errors import StoreError
 
-_TEMPORARY_PREFIX = '.unsam-'
+_TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = '.unsam-', '.part'
+_LEFTOVER_AGE_S = 3600.0  # no file takes longer to write
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY_PREFIX)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY_PREFIX, suffix=_TEMPORARY_SUFFIX)
         temporary = Path(name)
         with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
             yield file
@@ -63,9 +65,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left below a folder."""
-    for path in folder.rglob(f'{_TEMPORARY_PREFIX}*'):
-        path.unlink(missing_ok=True)
+    """Removes what killed processes left below a folder; recent files may belong to one that lives."""
+    for path in folder.rglob(f'{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}'):
+        if path.is_file() and time.time() - path.stat().st_mtime > _LEFTOVER_AGE_S:
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

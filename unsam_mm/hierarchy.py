@@ -55,9 +55,10 @@ class MaskSet:
         """Wraps boolean masks of shape (N, H, W); parents are found by containment, granularity is sqrt(area share).
 
         Args:
-            masks: Boolean array of shape (N, H, W).
+            masks: Array of shape (N, H, W); what is not zero belongs to the mask.
             scores: (N,) floats in [0, 1]; ones if not given.
         """
+        masks = np.asarray(masks, bool)
         rles = encode_bitmaps(masks)
         areas = masks.sum(axis=(1, 2), dtype=np.int64)
         size_hw = masks.shape[1:]
@@ -157,8 +158,13 @@ class MaskHierarchy:
         Raises:
             UnSAMError: If `parent` is not a tree in the order above, or the labels are not its leaves.
         """
-        parent = np.asarray(parent, np.int64)
-        n_leaves = int(leaf_labels.max()) + 1
+        parent, height = np.asarray(parent, np.int64), np.asarray(height)
+        labels = np.unique(leaf_labels)
+        n_leaves = len(labels)
+        if labels[0] != 0 or labels[-1] != n_leaves - 1:
+            raise UnSAMError(f'leaf labels must be 0..{n_leaves - 1} without gaps, got {labels[0]}..{labels[-1]}')
+        if height.shape != parent.shape:
+            raise UnSAMError(f'every node needs a height: parent has shape {parent.shape}, height {height.shape}')
         _check_tree(parent, n_leaves)
         height = _monotone(np.asarray(height, np.float32), parent)
         if score is None:
@@ -259,7 +265,7 @@ class MaskHierarchy:
         height, width = self.size_hw
         if not (0 <= y < height and 0 <= x < width):
             raise UnSAMError(f'pixel (y={y}, x={x}) lies outside the {height} x {width} image')
-        nodes = [int(self.leaf_labels[y, x])]
+        nodes = [int(self.leaf_labels[int(y), int(x)])]
         while (up := self.parent[nodes[-1]]) >= 0:
             nodes.append(int(up))
         return np.array(nodes)

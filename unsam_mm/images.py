@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unsam_mm.errors import ImageError
 
@@ -16,12 +19,13 @@ MIN_SIDE_PX = 8
 """Below this no superpixel fits; also catches a stack with its axes in another order."""
 
 _STRETCH_PERCENTILES = (0.1, 99.9)  # a few hot pixels must not set the contrast
+_DARK = 0.1  # brightest value of a float colour image below which it needs stretching
 
 
 def as_rgb_uint8(image: np.ndarray, name: str = 'image') -> np.ndarray:
     """Normalises an array to (H, W, 3) uint8 RGB.
 
-    uint8 is kept as it is; bool becomes 0 and 255; float colour images with values in [0, 1] are multiplied by 255;
+    uint8 is kept as it is; bool becomes 0 and 255; float colour images with values in [0, 1] are multiplied by 255 unless they are all but black;
     all else (uint16, int32, float microscopy) is stretched between its 0.1 and 99.9 percentiles, all channels alike.
     An alpha channel is dropped.
 
@@ -40,16 +44,16 @@ def as_rgb_uint8(image: np.ndarray, name: str = 'image') -> np.ndarray:
         raise ImageError(
             f'{name}: {count} values are NaN or infinite; replace them first, for example with numpy.nan_to_num'
         )
-    if image.min() == image.max():
+    rgb = _to_uint8(image)
+    if rgb.min() == rgb.max():
         raise ImageError(
             f'{name}: every pixel has the value {image.flat[0]}, so there is nothing to segment; check the file or channel'
         )
-    rgb = _to_uint8(image)
     return np.ascontiguousarray(np.broadcast_to(rgb[..., None], (*rgb.shape, 3)) if rgb.ndim == 2 else rgb)
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads an image file as (H, W, 3) uint8 RGB; see `as_rgb_uint8`.
+    """Reads an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says; see `as_rgb_uint8`.
 
     Raises:
         ImageError: If the file is missing, empty, cut short, not an image, or not one 2D image.
@@ -60,19 +64,16 @@ def read_image(path: str | Path) -> np.ndarray:
     if path.stat().st_size == 0:
         raise ImageError(f'{path}: the file is empty (0 bytes); copy it again')
     try:
-        if path.suffix.lower() in ('.tif', '.tiff'):
-            pixels = tifffile.imread(path)
-        else:
-            with Image.open(path) as file, warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # PIL warns on harmless EXIF oddities
-                pixels = np.asarray(file.convert('RGB') if file.mode in ('P', 'CMYK', 'YCbCr', 'LA') else file)
-    except Exception as error:
+        pixels = _read_tiff(path) if path.suffix.lower() in ('.tif', '.tiff') else _read_with_pillow(path)
+    except ImageError:
+        raise
+    except Exception as error:  # decoders of broken files raise anything, struct.error for one
         raise ImageError(f'{path}: cannot be read as an image ({error}); copy it again or convert it to PNG') from error
     return as_rgb_uint8(pixels, str(path))
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files below a folder, sorted, at any depth; hidden files and folders are skipped.
+    """The image files below a folder, sorted, as `walk_images` finds them; a file stands for itself.
 
     Raises:
         ImageError: If the folder is missing or holds no image.
@@ -80,18 +81,93 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if folder.is_file():
         return [folder]
-    if not folder.is_dir():
-        raise ImageError(f'{folder}: no such folder; give a folder of images ({" ".join(IMAGE_SUFFIXES)})')
-    paths = sorted(
-        path
-        for path in folder.rglob('*')
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith('.') for part in path.relative_to(folder).parts)
-    )
-    if not paths:
+    names = sorted(walk_images(folder))
+    if not names:
         raise ImageError(f'{folder}: no images found; expected files ending in {" ".join(IMAGE_SUFFIXES)}')
-    return paths
+    return [folder / name for name in names]
+
+
+def walk_images(root: Path) -> Iterator[str]:
+    """Paths of the images below a folder, relative to it with forward slashes; nothing but folder entries is read.
+
+    Hidden files and folders are left out; links to folders are followed.
+
+    Raises:
+        ImageError: If a folder is missing or cannot be read.
+    """
+    if not root.is_dir():
+        raise ImageError(f'{root}: no such folder; expected a folder of images ({" ".join(IMAGE_SUFFIXES)})')
+    folders, seen = [''], {root.resolve()}
+    while folders:
+        folder = folders.pop()
+        for entry in _entries(root / folder):
+            name = f'{folder}{entry.name}'
+            if entry.name.startswith('.'):
+                continue
+            if entry.is_dir():
+                # Each linked place once: a link may lead back up.
+                place = Path(entry.path).resolve() if entry.is_symlink() else None
+                if place is None or place not in seen:
+                    seen.add(place)
+                    folders.append(f'{name}/')
+            elif name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+                yield name
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise ImageError(f'{folder}: the folder cannot be read ({error.strerror}); check its permissions') from error
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    """Pixels of a TIFF: tifffile knows microscopy, Pillow palettes and more compressions."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+                return _read_with_pillow(path)
+            pixels = file.asarray()
+            channels_first = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel in (3, 4)
+            return np.moveaxis(pixels, 0, -1) if channels_first and pixels.ndim == 3 else pixels
+    except Exception:
+        try:
+            return _read_with_pillow(path)
+        except UnidentifiedImageError:
+            pass
+        raise
+
+
+def _read_with_pillow(path: Path) -> np.ndarray:
+    if _is_deep_colour_png(path):
+        return _read_deep_colour_png(path)
+    with Image.open(path) as file, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Pillow warns on harmless EXIF oddities
+        upright = ImageOps.exif_transpose(file)
+        return np.asarray(upright.convert('RGB') if upright.mode in ('P', 'PA', 'CMYK', 'YCbCr', 'LA') else upright)
+
+
+def _is_deep_colour_png(path: Path) -> bool:
+    with path.open('rb') as file:
+        header = file.read(26)
+    return header.startswith(b'\x89PNG') and header[24:26] in (b'\x10\x02', b'\x10\x06')
+
+
+def _read_deep_colour_png(path: Path) -> np.ndarray:
+    """Pixels of a PNG with 16 bits a colour, which Pillow would cut to their upper halves."""
+    if importlib.util.find_spec('cv2') is None:
+        raise ImageError(
+            f'{path}: PNG files with 16 bits a colour are read by OpenCV; run: pip install opencv-python-headless'
+        )
+    from unsam_mm._opencv import import_opencv
+
+    cv2 = import_opencv()
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ImageError(f'{path}: cannot be read as an image; copy it again or convert it to TIFF')
+    return pixels[..., [2, 1, 0]]
 
 
 def _drop_channels(image: np.ndarray, name: str) -> np.ndarray:
@@ -116,10 +192,10 @@ def _to_uint8(image: np.ndarray) -> np.ndarray:
         return image
     if image.dtype == bool:
         return image.astype(np.uint8) * 255
-    if image.dtype.kind == 'f' and image.ndim == 3 and image.min() >= 0 and image.max() <= 1:
+    if image.dtype.kind == 'f' and image.ndim == 3 and image.min() >= 0 and _DARK < image.max() <= 1:
         return np.rint(image * 255).astype(np.uint8)
     low, high = np.percentile(image, _STRETCH_PERCENTILES)
     if low == high:  # fewer than 0.1 % of the pixels differ; they are all there is to see
         low, high = float(image.min()), float(image.max())
-    scaled = (image.astype(np.float64) - low) / (high - low)
+    scaled = (image.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)  # 0 if constant
     return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Prompts in, masks out, with the interfaces of Segment Anything.
+"""Prompts in, masks out, in the manner of Segment Anything.
 
 The engine ``'tree'`` needs no trained model: the regions under a click are the path from its leaf to the root of the
 image's region tree, nested and exact, and are found in microseconds once the tree is there.
@@ -39,27 +39,27 @@ def candidate_nodes(
     Args:
         hierarchy: Region tree of the image.
         points_xy: (N, 2) pixel coordinates, x before y.
-        point_labels: (N,) 1 for positive, 0 for negative points; all positive if not given.
+        point_labels: (N,) 1 for positive, 0 for negative points, -1 for points to leave out (Segment Anything's
+            padding); all positive if not given.
         box_xyxy: (4,) pixel coordinates of two opposite corners.
 
     Returns:
         (K,) node numbers; empty if no region agrees.
 
     Raises:
-        UnSAMError: If there is no prompt, or a point lies outside the image.
+        UnSAMError: If there is no prompt, an argument has another shape or label, a point lies outside the image, or
+            the box does not touch it.
     """
-    points_xy = np.zeros((0, 2)) if points_xy is None else np.asarray(points_xy, float).reshape(-1, 2)
-    positive = np.ones(len(points_xy), bool) if point_labels is None else np.asarray(point_labels).astype(bool)
-    if len(positive) != len(points_xy):
-        raise UnSAMError(f'{len(points_xy)} points have {len(positive)} labels; expected one label for each point')
-    if not positive.any() and box_xyxy is None:
+    points_xy, positive = _checked_points(points_xy, point_labels)
+    box = None if box_xyxy is None else _checked_box(box_xyxy, hierarchy.size_hw)
+    if not positive.any() and box is None:
         raise UnSAMError('a prompt needs a positive point or a box')
     leaves = np.array([_leaf_at(hierarchy, x, y) for x, y in points_xy], np.int64)
     if positive.any():
         chain = _path_from(hierarchy, leaves[positive].min())
         chain = chain[hierarchy.last_leaf[chain] > leaves[positive].max()]
     else:
-        chain = _chain_through(hierarchy, _best_box_fit(hierarchy, np.asarray(box_xyxy, float)))
+        chain = _chain_through(hierarchy, _best_box_fit(hierarchy, box))
     for leaf in leaves[~positive]:
         chain = chain[(leaf < hierarchy.first_leaf[chain]) | (leaf >= hierarchy.last_leaf[chain])]
     return chain
@@ -107,7 +107,7 @@ def distinct_nodes(
 
 
 class UnSAMPredictor:
-    """Masks for points and boxes, with the methods of ``segment_anything.SamPredictor``.
+    """Masks for points and boxes: `set_image`, `predict` and `reset_image` of ``segment_anything.SamPredictor``.
 
     Args:
         engine: 'tree', the region tree of the image, which needs no trained weights.
@@ -192,13 +192,16 @@ class UnSAMPredictor:
             logits: (C, 256, 256) float32; the image's longer side fills the square, the rest is negative.
 
         Raises:
-            UnSAMError: If no image is set, the prompt is empty, or a point lies outside the image.
+            UnSAMError: If no image is set, the prompt is empty, an argument has another shape or range, or the prompt
+                lies outside the image.
         """
         tree = self.hierarchy
+        if granularity is not None and not 0 <= granularity <= 1:
+            raise UnSAMError(f'granularity must lie in [0, 1], got {granularity}')
         chain = candidate_nodes(tree, point_coords, point_labels, box)
         scores = self._click_scores.copy()
         if box is not None and len(chain):
-            scores[chain] *= _box_iou(tree.boxes_xyxy[chain], _ordered_box(box))
+            scores[chain] *= _box_iou(tree.boxes_xyxy[chain], _checked_box(box, tree.size_hw))
         if mask_input is not None and len(chain):
             scores[chain] = _iou_with_logits(tree, chain, mask_input)
         nodes = _choose(tree, chain, scores, multimask_output, granularity)
@@ -210,7 +213,10 @@ class UnSAMPredictor:
 
 
 class UnSAMAutomaticMaskGenerator:
-    """All masks of an image, with the interface of ``segment_anything.SamAutomaticMaskGenerator``.
+    """All masks of an image: `generate` of ``segment_anything.SamAutomaticMaskGenerator``, with its records.
+
+    There is no grid of points: the tree holds all regions. Scores rank the masks of one image; they are not estimates
+    of IoU, so thresholds made for Segment Anything do not carry over.
 
     Args:
         predictor: Where the masks come from; its image is replaced.
@@ -220,7 +226,7 @@ class UnSAMAutomaticMaskGenerator:
         output_mode: 'binary_mask', 'uncompressed_rle' or 'coco_rle'.
 
     Raises:
-        UnSAMError: If the output mode is unknown.
+        UnSAMError: If the output mode is unknown, or `max_masks` is not positive.
     """
 
     def __init__(
@@ -233,6 +239,8 @@ class UnSAMAutomaticMaskGenerator:
     ) -> None:
         if output_mode not in ('binary_mask', 'uncompressed_rle', 'coco_rle'):
             raise UnSAMError(f'output_mode must be binary_mask, uncompressed_rle or coco_rle, got {output_mode!r}')
+        if max_masks < 1:
+            raise UnSAMError(f'max_masks must be at least 1, got {max_masks}')
         self.predictor = predictor
         self._max_masks, self._min_score = max_masks, pred_iou_thresh
         self._min_area_px, self._output_mode = min_mask_region_area, output_mode
@@ -286,6 +294,37 @@ class UnSAMAutomaticMaskGenerator:
         return {'size': list(bitmap.shape), 'counts': [0, *counts] if flat[0] else counts}
 
 
+def _checked_points(points_xy: np.ndarray | None, point_labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 2) float points and (N,) bool whether they are positive, without padding."""
+    points = np.zeros((0, 2)) if points_xy is None else np.asarray(points_xy, float)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise UnSAMError(f'points must have the shape (N, 2), x before y, got {points.shape}')
+    labels = np.ones(len(points), int) if point_labels is None else np.asarray(point_labels)
+    if labels.shape != (len(points),):
+        raise UnSAMError(f'{len(points)} points have labels of shape {labels.shape}; expected one label for each point')
+    if not np.isin(labels, (-1, 0, 1)).all():
+        raise UnSAMError(
+            f'point labels must be 1, 0 or -1 (left out), got {np.unique(labels).tolist()}; pass a box as box'
+        )
+    return points[labels >= 0], labels[labels >= 0] == 1
+
+
+def _checked_box(box_xyxy: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """(4,) float box with its corners in order."""
+    box = np.asarray(box_xyxy, float)
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise UnSAMError(
+            f'a box must be four numbers x0, y0, x1, y1, got {np.asarray(box_xyxy).tolist()}; one box a call'
+        )
+    corners = box.reshape(2, 2)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    if (high <= 0).any() or (low >= size_hw[::-1]).any() or (low == high).any():
+        raise UnSAMError(
+            f'box {box.tolist()} holds no pixel of the image of width {size_hw[1]} and height {size_hw[0]}'
+        )
+    return np.concatenate([low, high])
+
+
 def _leaf_at(hierarchy: MaskHierarchy, x: float, y: float) -> int:
     height, width = hierarchy.size_hw
     if not (0 <= x < width and 0 <= y < height):
@@ -310,13 +349,8 @@ def _chain_through(hierarchy: MaskHierarchy, node: int) -> np.ndarray:
 
 def _best_box_fit(hierarchy: MaskHierarchy, box: np.ndarray) -> int:
     """The node whose bounding box overlaps most with the box; of equal ones, the larger."""
-    iou = _box_iou(hierarchy.boxes_xyxy, _ordered_box(box))
+    iou = _box_iou(hierarchy.boxes_xyxy, box)
     return int(np.lexsort((hierarchy.area, iou))[-1])
-
-
-def _ordered_box(box: np.ndarray) -> np.ndarray:
-    corners = np.asarray(box, float).reshape(2, 2)
-    return np.concatenate([corners.min(axis=0), corners.max(axis=0)])
 
 
 def _box_iou(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -352,6 +386,10 @@ def _low_resolution_logits(mask: np.ndarray) -> np.ndarray:
 
 def _iou_with_logits(tree: MaskHierarchy, chain: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """(K,) IoU of each node with the mask that low-resolution logits describe."""
+    if np.size(logits) != _LOGIT_SIDE_PX**2:
+        raise UnSAMError(
+            f'mask_input must have the shape (1, 256, 256), got {np.shape(logits)}; pass logits of predict()'
+        )
     logits = np.asarray(logits, np.float32).reshape(_LOGIT_SIDE_PX, _LOGIT_SIDE_PX)
     scale = _LOGIT_SIDE_PX / max(tree.size_hw)
     rows, columns = (max(1, round(side * scale)) for side in tree.size_hw)

@@ -7,6 +7,7 @@ A converted ViT is a folder in transformers' own format, so `from_pretrained` re
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import tempfile
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _META = 'https://dl.fbaipublicfiles.com'
 _DRIVE = 'https://drive.google.com/file/d'
+_DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # another source would fail alike
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def fetch(name: str) -> Path:
     A broken download goes on where it stopped; two processes that want the same file wait for each other.
 
     Raises:
-        WeightsError: If no source can be reached; the message says which file to put where.
+        WeightsError: If no source gives the file, or the cache cannot be written; the message says which file to put where.
     """
     if found := cached_path(name):
         return found
@@ -161,8 +163,10 @@ def fetch(name: str) -> Path:
         cache_dir().mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir() / f'{name}.lock'):
             return cached_path(name) or _fetch_from_any(name)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise WeightsError(f'{cache_dir()}: cannot be written; set UNSAM_CACHE to a folder that can') from error
+    except OSError as error:
+        raise WeightsError(
+            f'{cache_dir()}: cannot be written ({error.strerror}); set UNSAM_CACHE to a folder with space that can'
+        ) from error
 
 
 def _fetch_from_any(name: str) -> Path:
@@ -170,15 +174,15 @@ def _fetch_from_any(name: str) -> Path:
     for source in entry(name).sources:
         try:
             path = _fetch_from(name, source)
-        except PermissionError:
-            raise
-        except OSError as error:
+        except (OSError, WeightsError) as error:
+            if getattr(error, 'errno', None) in _DISK_ERRORS:
+                raise
             failures.append(f'{source.location} ({_reason(error)})')
             continue
         _log.info('%s: fetched from %s', name, source.location)
         return path
     raise WeightsError(
-        f'{name}: no source can be reached: {"; ".join(failures)}. Download one of them elsewhere and put it, as '
+        f'{name}: no source gave the file: {"; ".join(failures)}. Download one of them elsewhere and put it, as '
         f'{" or ".join(source.file_name for source in entry(name).sources)}, into {cache_dir()}; then run again'
     )
 
@@ -231,5 +235,5 @@ def _convert(raw: Path, usable: Path, source: Source) -> None:
         partial.replace(usable)
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     return str(getattr(error, 'reason', None) or error)

@@ -10,6 +10,7 @@ from skimage import data, io
 
 from unsam_mm.datasets import UnSAMImageFolder
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.images import list_images
 from unsam_mm.rle import encode_bitmaps, rle_to_json
 
 LOAD = [{'type': 'UnSAMLoadImage'}]
@@ -54,6 +55,15 @@ def test_a_subfolder_is_chosen_by_prefix(image_folder):
 def test_a_link_back_up_the_tree_does_not_go_round_for_ever(image_folder):
     (image_folder / 'micro' / 'again').symlink_to(image_folder, target_is_directory=True)
     assert len(listed(image_folder)) == 5
+
+
+def test_the_command_line_finds_the_same_images_behind_links(image_folder, tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    (image_folder / 'rgba.png').rename(tmp_path / 'elsewhere' / 'far.png')
+    (image_folder / 'linked').symlink_to(tmp_path / 'elsewhere', target_is_directory=True)
+    found = [path.relative_to(image_folder).as_posix() for path in list_images(image_folder)]
+    assert 'linked/far.png' in found
+    assert found == listed(image_folder)
 
 
 def test_ids_depend_on_the_name_alone(image_folder):
@@ -188,7 +198,9 @@ def test_ground_truth_for_absent_images_is_refused(image_folder, ann_file):
 @pytest.mark.parametrize(
     ('arguments', 'error', 'message'),
     [
-        pytest.param({'data_root': 'absent/folder'}, ImageError, 'no such folder; set data_root', id='no folder'),
+        pytest.param(
+            {'data_root': 'absent/folder'}, ImageError, 'no such folder; expected a folder of images', id='no folder'
+        ),
         pytest.param(
             {'data_root': '.', 'data_prefix': {'img': 'empty'}}, ImageError, 'no images found', id='no images'
         ),

@@ -73,7 +73,7 @@ def test_two_names_for_one_image_are_refused():
 
 def test_images_outside_the_ground_truth_are_an_error_unless_skipped():
     truth = truth_of('1.jpg')
-    with pytest.raises(StoreError, match=r'4 of 5 images .*\(2.jpg, 3.jpg, 4.jpg, \.\.\.\)'):
+    with pytest.raises(StoreError, match=r'4 of 5 images .*\(2.jpg, 3.jpg, 4.jpg, \.\.\.\).*--skip-unmatched'):
         match_images([f'{i}.jpg' for i in range(1, 6)], truth)
     assert match_images(['1.jpg', '2.jpg'], truth, skip_unmatched=True) == {'1.jpg': 1}
     with pytest.raises(StoreError, match='2 of 2'):
@@ -113,12 +113,19 @@ def test_a_merged_file_in_sa1b_terms_is_ranked_by_predicted_iou(scene, tmp_path)
             '{"image": {}, "annotations": []}', 'expected a list of COCO results or a COCO file', id='one SA-1B file'
         ),
         pytest.param('3', 'found a int', id='a number'),
-        pytest.param('[{"id": 1}]', 'record 0 is a dictionary with', id='records without image'),
+        pytest.param('[{"id": 1}]', 'record 0 has no "image_id"', id='records without image'),
         pytest.param('{"images": [{"id": 1}], "annotations": []}', 'no "file_name"', id='images without name'),
         pytest.param(
             '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1}]}',
             'annotation 0 has no score',
             id='no score',
+        ),
+        pytest.param('[5]', 'record 0 is a int', id='a number for a record'),
+        pytest.param('[{"image_id": [1]}]', r'the "image_id" of record 0 is \[1\]', id='a list for an image_id'),
+        pytest.param('{"images": [1], "annotations": [{}]}', 'image 0 is a int', id='a number for an image'),
+        pytest.param('{"images": [{"file_name": "1.jpg"}], "annotations": []}', 'image 0 has no "id"', id='no id'),
+        pytest.param(
+            '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [7]}', 'annotation 0 is a int', id='a number'
         ),
     ],
 )
@@ -147,6 +154,32 @@ def test_an_empty_prediction_folder_is_refused(scene, tmp_path):
             '{"images": [{"id": 1}], "annotations": []}', 'the list "annotations" is empty', id='no annotations'
         ),
         pytest.param('{"images": [{}], "annotations": [{}]}', 'image 0 has no "id"', id='no id'),
+        pytest.param('{"images": [1], "annotations": [{}]}', 'image 0 is a int', id='a number for an image'),
+        pytest.param(
+            '{"images": [{"id": [1]}], "annotations": [{}]}', r'"id" of image 0 is \[1\]', id='a list for an id'
+        ),
+        pytest.param(
+            '{"images": [{"id": 1, "file_name": 5}], "annotations": [{}]}',
+            '"file_name" of image 0 is 5; expected text',
+            id='a number for a name',
+        ),
+        pytest.param(
+            '{"images": [{"id": 1, "height": "30"}], "annotations": [{}]}',
+            '"height" of image 0 is \'30\'; expected a number',
+            id='text for a height',
+        ),
+        pytest.param(
+            '{"images": [{"id": 1}, {"id": "a"}], "annotations": [{}]}', 'the "id" of some images', id='mixed ids'
+        ),
+        pytest.param('{"images": [{"id": 1}], "annotations": [3]}', 'annotation 0 is a int', id='a number'),
+        pytest.param(
+            '{"images": [{"id": 1}], "annotations": [{"id": 2}]}', 'annotation 0 has no "image_id"', id='no image_id'
+        ),
+        pytest.param(
+            '{"images": [{"id": 1}], "annotations": [{"image_id": {}}]}',
+            '"image_id" of annotation 0 is {}',
+            id='a dictionary for an image_id',
+        ),
     ],
 )
 def test_bad_ground_truth_files_give_one_clear_line(tmp_path, content, message):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from skimage import data, segmentation
@@ -197,6 +198,11 @@ def test_evaluation_prints_nothing_and_leaves_its_input_alone(capsys):
         ),
         pytest.param(record(1, OBJECT), 'no finite score', id='no score'),
         pytest.param(record(1, OBJECT, score=float('nan')), 'no finite score', id='NaN score'),
+        pytest.param(record(1, OBJECT, score=None), 'no finite score', id='null for a score'),
+        pytest.param(record(1, OBJECT, score='high'), 'image 1: a score is not a number .*high', id='text for a score'),
+        pytest.param(record(1, OBJECT, score=[0.5]), 'image 1: a score is not a number', id='list for a score'),
+        pytest.param(5, 'prediction 0 is of type int', id='a number for a record'),
+        pytest.param(record([1], OBJECT, score=1.0), r'prediction 0 has the image_id \[1\]', id='list for an image_id'),
         pytest.param({'image_id': 1, 'score': 1.0}, 'prediction 0 has no segmentation', id='no mask'),
         pytest.param(
             record(1, OBJECT, score=1.0) | {'segmentation': 'abc'}, 'neither RLE nor polygons', id='text for a mask'
@@ -207,6 +213,54 @@ def test_evaluation_prints_nothing_and_leaves_its_input_alone(capsys):
 def test_bad_predictions_are_named(prediction, message):
     with pytest.raises(UnSAMError, match=message):
         evaluate_masks([prediction], coco([record(1, OBJECT, area=400)]))
+
+
+@pytest.mark.parametrize(
+    ('segmentation', 'message'),
+    [
+        pytest.param({'size': [40, 60], 'counts': 'hello!'}, 'not COCO run lengths', id='any text'),
+        pytest.param({'size': [40, 60], 'counts': 'PPPo'}, 'not COCO run lengths', id='a last run without end'),
+        pytest.param({'size': [40, 60], 'counts': 'o' * 20 + '0'}, 'add up to -1 px', id='a run of 100 bits'),
+        pytest.param({'size': [40, 60], 'counts': ''}, 'not COCO run lengths', id='no text'),
+        pytest.param({'size': [40, 60], 'counts': 7}, 'counts is of type int', id='a number'),
+        pytest.param(
+            {'size': [40, 60], 'counts': [100, 20]}, 'add up to 120 px, but 40 x 60 px are 2400', id='too few'
+        ),
+        pytest.param({'size': [40, 60], 'counts': [2000, 401]}, 'add up to 2401 px', id='one too many'),
+        pytest.param({'size': [40, 60], 'counts': [-5, 2405]}, 'neither RLE nor polygons', id='a negative run'),
+        pytest.param({'size': [40], 'counts': [2400]}, 'neither RLE nor polygons', id='one side'),
+        pytest.param([[1, 1, 'a', 9, 9, 1]], 'neither RLE nor polygons', id='text for a coordinate'),
+        pytest.param([[1, 1, float('nan'), 9, 9, 1]], 'must be finite', id='a coordinate that is not a number'),
+        pytest.param([[1, 1, 1e9, 9, 9, 1]], 'below 100000 px', id='an outline longer than memory'),
+    ],
+)
+def test_masks_that_cannot_be_of_the_image_are_refused_before_pycocotools_sees_them(segmentation, message):
+    prediction = {'image_id': 1, 'id': 8, 'segmentation': segmentation, 'score': 1.0}
+    with pytest.raises(UnSAMError, match=message) as caught:
+        evaluate_masks([prediction], coco([record(1, OBJECT, area=400)]))
+    assert str(caught.value).startswith('image 1, record 8: ')
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(st.integers(1, 40), st.integers(1, 100_000)), min_size=1, max_size=40), st.booleans())
+def test_runs_of_any_length_are_added_up_exactly(runs, starts_with_the_mask):
+    counts = [0, *runs] if starts_with_the_mask else runs
+    truth = {'image_id': 1, 'segmentation': {'size': [sum(runs), 1], 'counts': counts}}
+    prediction = truth | {'segmentation': coco_mask.frPyObjects(truth['segmentation'], sum(runs), 1), 'score': 1.0}
+    whole = truth | {'segmentation': {'size': [sum(runs), 1], 'counts': [0, sum(runs)]}}
+    images = [{'id': 1, 'height': sum(runs), 'width': 1}]
+    evaluate_masks([prediction, whole | {'score': 0.5}], {'images': images, 'annotations': [truth, whole]})
+    one_more = {'size': [sum(runs) + 1, 1], 'counts': prediction['segmentation']['counts']}
+    with pytest.raises(UnSAMError, match=f'add up to {sum(runs)} px'):
+        evaluate_masks([prediction | {'segmentation': one_more}], {'images': [{'id': 1}], 'annotations': [truth]})
+
+
+@pytest.mark.parametrize(('key', 'value'), [('area', 'large'), ('category_id', 'cat')])
+def test_bad_fields_of_the_ground_truth_are_named(key, value):
+    truth = coco([record(1, OBJECT, area=400), record(1, OBJECT, area=400)])
+    truth['annotations'][1][key] = value
+    with pytest.raises(UnSAMError, match=f'image 1: .*{key}'):
+        evaluate_masks([record(1, OBJECT, score=1.0)], truth)
 
 
 def test_a_ground_truth_of_crowds_alone_is_refused():

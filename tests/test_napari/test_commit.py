@@ -89,3 +89,48 @@ def test_rows_of_an_earlier_session_are_kept(labels):
     earlier.close()
     ObjectTable(labels).add(commit(labels, proposal((4, 4, 6, 7))))
     assert labels.features['area_px'].tolist() == [4, 6]
+
+
+def test_the_table_knows_of_the_pixels_that_a_later_object_takes(labels):
+    table = ObjectTable(labels)
+    table.add(commit(labels, proposal((0, 0, 2, 2))))
+    table.add(commit(labels, proposal((1, 1, 4, 3)), keep_existing=False))
+    assert labels.features['area_px'].tolist() == [3, 6]
+    labels.undo()
+    assert labels.features['area_px'].tolist() == [4]
+    assert labels.features['area_px'].dtype == np.int64
+
+
+def test_objects_of_an_earlier_session_that_lose_pixels_are_followed_too(labels):
+    earlier = ObjectTable(labels)
+    earlier.add(commit(labels, proposal((0, 0, 2, 2))))
+    earlier.close()
+    later = ObjectTable(labels)
+    later.add(commit(labels, proposal((0, 1, 4, 3)), keep_existing=False))
+    assert labels.features['area_px'].tolist() == [2, 8]
+    later.add(commit(labels, proposal((0, 0, 4, 3)), keep_existing=False))
+    assert labels.features['index'].tolist() == [3]
+
+
+def test_columns_of_the_user_are_kept_through_commits_undo_and_redo(labels):
+    table = ObjectTable(labels)
+    table.add(commit(labels, proposal((0, 0, 2, 2))))
+    labels.features['note'] = ['nucleus']
+    table.add(commit(labels, proposal((4, 4, 6, 7))))
+    assert labels.features['note'].isna().tolist() == [False, True]
+    labels.features.loc[1, 'note'] = 'vesicle'
+    labels.undo()
+    assert labels.features['note'].tolist() == ['nucleus']
+    labels.redo()
+    assert labels.features['note'].tolist() == ['nucleus', 'vesicle']
+
+
+def test_a_table_without_labels_keeps_its_rows_and_gets_them(labels):
+    labels.features = {'note': ['background', 'painted']}
+    labels.data[0, 0, 0] = 1
+    ObjectTable(labels).add(commit(labels, proposal((0, 0, 2, 2))))
+    assert labels.features[['index', 'note']].fillna('').to_numpy().tolist() == [
+        [0, 'background'],
+        [1, 'painted'],
+        [2, ''],
+    ]

@@ -250,6 +250,14 @@ def test_an_image_whose_pixels_changed_needs_a_new_tree(controller):
     assert controller.proposal is None
 
 
+def test_forgetting_another_image_leaves_the_mask_on_screen_alone(controller):
+    controller.add_prompt((0, 0))
+    controller.coarser()
+    before = controller.candidates
+    controller.forget('another')
+    assert controller.candidates is before
+
+
 def test_forgetting_an_image_stops_its_job(make_controller):
     release = threading.Event()
     controller = make_controller(lambda image, progress: (release.wait(10), patches_tree())[1])

@@ -178,10 +178,21 @@ def test_a_commit_where_everything_is_taken_says_so(on_coffee, viewer):
     for _ in range(2):
         Mouse(viewer)(world(on_coffee, ON_CUP))
         on_coffee.commit()
-    assert is_problem(on_coffee, 'belongs to another object')
+    assert is_problem(on_coffee, 'Nothing was committed')
     on_coffee.keep_existing = False
     on_coffee.commit()
     assert np.unique(viewer.layers[OBJECTS_NAME].data).tolist() == [0, 2]
+
+
+def test_a_commit_of_nothing_keeps_the_clicks_and_says_how_to_go_on(on_coffee, viewer):
+    for _ in range(2):
+        Mouse(viewer)(world(on_coffee, ON_CUP))
+        on_coffee.commit()
+    assert len(on_coffee.controller.prompts) == 1
+    assert is_problem(on_coffee, 'clear them (Q) to go on to another object')
+    press(viewer, 'Q')
+    Mouse(viewer)(world(on_coffee, ON_TABLE))
+    assert len(on_coffee.controller.prompts) == 1
 
 
 def test_committing_before_a_click_is_harmless_and_said(on_coffee, viewer):
@@ -232,6 +243,15 @@ def test_choosing_another_image_takes_its_prompts_away_and_keeps_its_objects(on_
     assert on_coffee.objects is objects
 
 
+def test_clicks_are_drawn_again_when_their_image_is_chosen_again(on_coffee, viewer):
+    coffee = on_coffee.image
+    Mouse(viewer)(world(on_coffee, ON_CUP))
+    on_coffee.set_image(None)
+    on_coffee.set_image(coffee)
+    assert len(viewer.layers[PROMPTS_NAME].data) == 1
+    assert viewer.layers[PREVIEW_NAME].data.sum() == on_coffee.controller.proposal.area_px
+
+
 def test_removing_the_image_ends_the_work_on_it(on_coffee, viewer):
     Mouse(viewer)(world(on_coffee, ON_CUP))
     viewer.layers.remove(on_coffee.image)
@@ -258,6 +278,18 @@ def test_removing_the_prompt_layer_clears_the_clicks_and_the_next_click_brings_i
     assert len(viewer.layers[PROMPTS_NAME].data) == 1
 
 
+def test_removing_the_prompt_layer_clears_the_clicks_on_all_planes(viewer, session, mailbox):
+    stack = viewer.add_image(np.stack([data.coins()] * 2))
+    session.set_image(stack)
+    for plane in range(2):
+        viewer.dims.set_point(0, plane)
+        session.click((plane, 100, 100))
+    mailbox.open_until(lambda: not session.controller.is_busy)
+    viewer.layers.remove(viewer.layers[PROMPTS_NAME])
+    assert session.controller.prompts == ()
+    assert list(viewer.layers) == [stack]
+
+
 def test_a_removed_objects_layer_is_made_anew(on_coffee, viewer):
     for _ in range(2):
         Mouse(viewer)(world(on_coffee, ON_CUP))
@@ -268,6 +300,23 @@ def test_a_removed_objects_layer_is_made_anew(on_coffee, viewer):
 
 def test_new_pixels_need_a_new_tree(on_coffee):
     on_coffee.image.data = data.coffee()[::-1]
+    assert on_coffee.controller.hierarchy is None
+
+
+def test_new_pixels_need_a_new_tree_although_another_image_was_chosen_meanwhile(on_coffee, viewer):
+    coffee = on_coffee.image
+    on_coffee.set_image(viewer.add_image(data.coins()))
+    coffee.data = data.coffee()[::-1]
+    on_coffee.set_image(coffee)
+    assert on_coffee.controller.hierarchy is None
+
+
+def test_the_tree_of_a_removed_image_is_dropped_although_another_one_is_chosen(on_coffee, viewer):
+    coffee = on_coffee.image
+    on_coffee.set_image(viewer.add_image(data.coins()))
+    viewer.layers.remove(coffee)
+    viewer.add_layer(coffee)
+    on_coffee.set_image(coffee)
     assert on_coffee.controller.hierarchy is None
 
 
@@ -323,5 +372,22 @@ def test_closing_gives_mouse_and_keys_back_and_leaves_only_the_users_layers(on_c
     on_coffee.close()
     assert len(viewer.mouse_drag_callbacks) == callbacks - 1
     assert list(viewer.layers) == [image, objects]
-    with pytest.raises(KeyError):
-        press(viewer, 'N')
+    for receiver in (viewer, objects):
+        with pytest.raises(KeyError):
+            press(receiver, 'N')
+
+
+def test_a_new_session_goes_on_with_the_objects_of_a_closed_one(on_coffee, viewer, make_controller, mailbox):
+    Mouse(viewer)(world(on_coffee, ON_CUP))
+    on_coffee.commit()
+    image, objects = on_coffee.image, on_coffee.objects
+    on_coffee.close()
+    session = ViewerSession(viewer, make_controller(colour_tree))
+    session.set_image(image)
+    session.click(image.data_to_world(ON_TABLE))
+    mailbox.open_until(lambda: not session.controller.is_busy)
+    session.commit()
+    assert objects.features['index'].tolist() == [1, 2]
+    press(objects, 'U')
+    assert len(session.controller.prompts) == 1
+    session.close()

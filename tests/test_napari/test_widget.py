@@ -80,6 +80,20 @@ def test_the_list_of_images_follows_the_viewer(dock, viewer):
     assert coins not in dock.image_choice.choices
 
 
+def test_the_layers_of_the_plugin_are_there_before_the_first_click(dock, viewer, qtbot):
+    coins = viewer.add_image(data.coins(), name='Coins')
+    viewer.layers.selection = {viewer.layers['Coffee'], coins}
+    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers)
+    assert not viewer.layers[PREVIEW_NAME].data.any()
+    assert viewer.layers.selection == {viewer.layers['Coffee'], coins}
+    dock.image_choice.value = coins
+    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers)
+    assert viewer.layers[PREVIEW_NAME].data.shape == coins.data.shape
+    dock.image_choice.value = None
+    qtbot.wait(50)
+    assert [layer.name for layer in viewer.layers] == ['Coffee', 'Coins']
+
+
 def test_the_buttons_lead_from_an_image_to_an_object(dock, viewer, qtbot):
     dock.embed_button.click()
     assert not dock.embed_button.isEnabled()
@@ -148,6 +162,7 @@ def test_the_gui_is_never_blocked_while_the_tree_is_made(qtbot, viewer):
     viewer.add_image(data.coffee())
     widget = SegmentationWidget(viewer, make_controller(slow_tree))
     qtbot.addWidget(widget)
+    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers)
     widget.embed_button.click()
     assert longest_pause_s(qtbot, lambda: not widget.controller.is_busy) < MAX_FREEZE_S
     widget.session.close()
@@ -229,6 +244,7 @@ def test_a_real_window_is_never_blocked_while_the_tree_is_made(make_napari_viewe
     viewer.add_image(data.coffee())
     widget = SegmentationWidget(viewer, make_controller(slow_tree))
     viewer.window.add_dock_widget(widget, name='UnSAM')
+    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers)
     qtbot.wait(300)
     widget.embed_button.click()
     assert longest_pause_s(qtbot, lambda: not widget.controller.is_busy) < MAX_FREEZE_S
@@ -245,12 +261,12 @@ def test_closing_the_dock_ends_the_session_and_two_viewers_do_not_meddle(make_na
         viewer.window.add_dock_widget(docks[-1], name='UnSAM')
     docks[0].session.click((100, 100))
     wait_for_tree(qtbot, docks[0])
-    assert PROMPTS_NAME not in viewers[1].layers
+    assert docks[1].controller.prompts == ()
     viewers[0].window.remove_dock_widget(docks[0])
     assert len(viewers[0].layers) == 1
     docks[1].session.click((100, 100))
     wait_for_tree(qtbot, docks[1])
-    assert PROMPTS_NAME in viewers[1].layers
+    assert len(viewers[1].layers[PROMPTS_NAME].data) == 1
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -128,6 +130,24 @@ def test_calls_leave_no_hooks_behind(extractor, coffee):
     for _ in range(2):
         extractor(coffee)
     assert not any(module._forward_hooks for module in extractor._vit.modules())
+
+
+def test_two_threads_do_not_read_each_others_features(extractor, coffee, coins):
+    images = [coffee, np.repeat(coins[..., None], 3, axis=2)]
+    expected = [extractor(image).grid for image in images]
+    with ThreadPoolExecutor(2) as pool:
+        for found, alone in zip(pool.map(extractor, images * 3), expected * 3, strict=True):
+            assert np.allclose(found.grid, alone, atol=1e-4)
+
+
+def test_a_damaged_cache_is_named(monkeypatch, tmp_path):
+    skip_without_weights()
+    folder = tmp_path / weights.cached_path('dinov2_vits14').name
+    shutil.copytree(weights.cached_path('dinov2_vits14'), folder)
+    (folder / 'model.safetensors').write_bytes(b'short')
+    monkeypatch.setenv('UNSAM_CACHE', str(tmp_path))
+    with pytest.raises(UnSAMError, match='damaged.*remove the folder'):
+        load_vit()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unsam_mm.errors import ImageError, StoreError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.pseudo_masks import folder as folder_module
+from unsam_mm.pseudo_masks import generator as generator_module
 from unsam_mm.pseudo_masks.folder import FolderJob
 from unsam_mm.pseudo_masks.generator import GeneratorSettings
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
@@ -117,6 +120,50 @@ def test_other_settings_need_another_folder_or_overwriting(images, tmp_path):
     report = FolderJob(images, tmp_path / 'out', FAST, max_masks=7, overwrite=True).run()
     assert report.done == 6
     assert len(PseudoMaskStore(tmp_path / 'out').read('a/0.png')) == 7
+
+
+def test_overwriting_that_is_interrupted_never_mixes_settings(images, tmp_path):
+    FolderJob(images, tmp_path / 'out', FAST, max_masks=5).run()
+
+    def stop(report):
+        if report.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FolderJob(images, tmp_path / 'out', FAST, max_masks=7, overwrite=True).run(stop)
+    FolderJob(images, tmp_path / 'out', FAST, max_masks=7).run()
+    store = PseudoMaskStore(tmp_path / 'out')
+    assert [len(store.read(name)) for name in store.names()] == [7] * 6
+
+
+def test_another_version_of_the_algorithm_needs_another_folder(images, tmp_path, monkeypatch):
+    FolderJob(images, tmp_path / 'out', FAST).run()
+    monkeypatch.setattr(generator_module, '_ALGORITHM', 999)
+    with pytest.raises(StoreError, match='another signature'):
+        FolderJob(images, tmp_path / 'out', FAST).run()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_explained(images, tmp_path):
+    def kill_a_worker(report):
+        if report.done == 1:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with pytest.raises(UnSAMError, match='fewer --workers than 2'):
+        FolderJob(images, tmp_path / 'out', FAST, workers=2).run(kill_a_worker)
+    assert FolderJob(images, tmp_path / 'out', FAST).run().skipped >= 1
+
+
+@pytest.mark.parametrize('device', ['gpu', 'cuda:7'])
+def test_a_device_that_is_not_there_is_named(images, tmp_path, device):
+    with pytest.raises(UnSAMError, match=f"device '{device}' cannot be used"):
+        FolderJob(images, tmp_path / 'out', FAST, device=device).run()
+
+
+def test_a_finished_folder_needs_no_model(images, tmp_path, monkeypatch):
+    FolderJob(images, tmp_path / 'out', FAST).run()
+    monkeypatch.setattr(folder_module, 'PseudoMaskGenerator', None)
+    assert FolderJob(images, tmp_path / 'out', FAST).run().skipped == 6
 
 
 def test_a_single_image_can_stand_for_a_folder(images, tmp_path):

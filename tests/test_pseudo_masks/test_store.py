@@ -53,6 +53,16 @@ def test_names_are_sorted_and_tell_suffixes_apart(store, masks):
     assert store.names() == ['a/x.jpg', 'b.jpg', 'b.png']
 
 
+def test_other_files_in_the_folder_are_left_alone(store, masks, tmp_path):
+    store.write('a.jpg', masks)
+    (store.root / 'notes.json').write_text('[1]')
+    assert store.merge(store.root / 'pseudo.json') == (1, 2)
+    assert store.merge(store.root / 'pseudo.json') == (1, 2)
+    store.clear()
+    assert store.names() == []
+    assert (store.root / 'notes.json').exists()
+
+
 def test_merging_gives_a_coco_file_that_pycocotools_reads(store, masks, tmp_path, capsys):
     from pycocotools.coco import COCO
 

@@ -53,7 +53,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _copy_images(target: Path) -> Path:
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnSAMError(f'{target}: the folder cannot be made ({error.strerror}); choose another --out') from error
     for name in sample_images.TRAIN + sample_images.HELD_OUT:
         shutil.copy2(sample_images.folder() / name, target)
     return target
@@ -73,7 +76,6 @@ def _train(out: Path) -> dict[str, Any]:
     """Trains as a user would, in a process of its own, and reads the log."""
     work_dir = out / 'training'
     if not (work_dir / 'latest.pth').exists():
-        shutil.rmtree(work_dir, ignore_errors=True)
         home = _mim_home()
         command = [sys.executable, str(home / 'tools' / 'train.py'), str(home / 'configs' / 'unsam.py')]
         _say('training configs/unsam.py, some minutes on two cores')

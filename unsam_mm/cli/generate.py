@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -31,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         '--workers', type=_positive, default=1, metavar='N', help='processes, about 1 GB each (default: %(default)s)'
     )
     parser.add_argument('--device', default='cpu', help='torch device, such as cuda:0 or mps (default: %(default)s)')
-    parser.add_argument('--overwrite', action='store_true', help='do finished images again')
+    parser.add_argument('--overwrite', action='store_true', help='remove the masks that are in OUT, and do all images')
     parser.set_defaults(run=run)
 
 
@@ -53,12 +54,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _ProgressBar:
-    """Shows a `FolderReport` as it grows, and remembers how long each image took."""
+    """Shows a `FolderReport` as it grows, and measures the time between images."""
 
     def __init__(self) -> None:
         self._bar = tqdm(unit='image', disable=None)
-        self._last_s: float | None = None
-        self.seconds_an_image: list[float] = []
+        self._times_s: list[float] = []
 
     def __enter__(self) -> _ProgressBar:
         return self
@@ -67,26 +67,27 @@ class _ProgressBar:
         self._bar.close()
 
     def __call__(self, report: FolderReport) -> None:
-        now_s = time.perf_counter()
-        if self._last_s is None:
+        if not self._times_s:
             self._bar.reset(total=report.found)
-        else:
-            self.seconds_an_image.append(now_s - self._last_s)
-        self._last_s = now_s
+        self._times_s.append(time.perf_counter())
         self._bar.n = report.skipped + report.done + len(report.failed)
         self._bar.set_postfix(failed=len(report.failed), refresh=True)
+
+    def speed(self) -> str:
+        """How long an image took: the median of one process, the mean of several, whose images overlap."""
+        steps_s = [later - earlier for earlier, later in itertools.pairwise(self._times_s)]
+        return f'median {statistics.median(steps_s):.2f} s, mean {statistics.mean(steps_s):.2f} s an image'
 
 
 def _tell(report: FolderReport, bar: _ProgressBar, options: argparse.Namespace) -> None:
     for message in report.failed.values():
-        _print(f'skipped: {message}', sys.stderr)
-    _print(
-        f'{report.done} images done now, {report.skipped} before, {len(report.failed)} failed, of {report.found}; in {options.out}'
+        print(f'skipped: {message}', file=sys.stderr)
+    print(
+        f'{report.done} images done now, {report.skipped} before, {len(report.failed)} failed, '
+        f'of {report.found}; in {options.out}'
     )
     if report.done:
-        _print(
-            f'median {statistics.median(bar.seconds_an_image):.2f} s an image with {options.workers} worker(s) on {options.device}'
-        )
+        print(f'{bar.speed()}, with {options.workers} worker(s) on {options.device}')
 
 
 def _positive(text: str) -> int:
@@ -94,7 +95,3 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f'{text} is not a positive number')
     return value
-
-
-def _print(text: str, stream=None) -> None:
-    print(text, file=stream or sys.stdout)

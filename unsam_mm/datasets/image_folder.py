@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from mmdet.registry import DATASETS
 from unsam_mm import sample_images
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth, match_images
-from unsam_mm.images import IMAGE_SUFFIXES
+from unsam_mm.images import IMAGE_SUFFIXES, walk_images
 from unsam_mm.rle import rle_from_json, rle_to_json
 
 SPLITS = ('all', 'train', 'held_out')
@@ -80,7 +79,7 @@ class UnSAMImageFolder(BaseDetDataset):
         """One entry an image, sorted by name."""
         root = self.image_root
         is_bundled = root == sample_images.folder()
-        names = _bundled_names(root) if is_bundled else sorted(_image_names(root))
+        names = _bundled_names(root) if is_bundled else sorted(walk_images(root))
         if not names:
             raise ImageError(f'{root}: no images found; expected files ending in {" ".join(IMAGE_SUFFIXES)}')
         annotated = self._read_annotations(names) if self.ann_file else dict.fromkeys(names)
@@ -145,35 +144,6 @@ def _instance(annotation: dict[str, Any]) -> dict[str, Any]:
 
 def _bundled_names(root: Path) -> list[str]:
     return sorted(name for name in sample_images.TRAIN + sample_images.HELD_OUT if (root / name).is_file())
-
-
-def _image_names(root: Path) -> Iterator[str]:
-    """Posix paths of the images below `root`, relative to it; needs no more than the folder entries themselves."""
-    if not root.is_dir():
-        raise ImageError(f'{root}: no such folder; set data_root to a folder of images ({" ".join(IMAGE_SUFFIXES)})')
-    folders, seen = [''], {root.resolve()}
-    while folders:
-        folder = folders.pop()
-        for entry in _entries(root / folder):
-            name = f'{folder}{entry.name}'
-            if entry.name.startswith('.'):
-                continue
-            if entry.is_dir():
-                # Linked folders are followed, each place once: a link may lead back up.
-                place = Path(entry.path).resolve() if entry.is_symlink() else None
-                if place is None or place not in seen:
-                    seen.add(place)
-                    folders.append(f'{name}/')
-            elif name.lower().endswith(IMAGE_SUFFIXES):
-                yield name
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise ImageError(f'{folder}: the folder cannot be read ({error.strerror}); check its permissions') from error
 
 
 def _name_hash(name: str) -> int:

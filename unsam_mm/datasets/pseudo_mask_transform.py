@@ -44,7 +44,8 @@ class UnSAMPseudoMasks(BaseTransform):
 
     Args:
         store: Folder for the masks. By default the folder ``pseudo_masks`` in the cache ($UNSAM_CACHE). Below it, each
-            image folder and each set of parameters has a folder of its own, so nothing out of date is ever used.
+            image folder and each set of parameters has a folder of its own, so masks are found again where parameters
+            change, or the size of an image does. An image exchanged for one of the same size keeps its old masks.
         precomputed: Folder written by ``python -m unsam_mm generate``. It is only read; images that it lacks are
             logged and skipped, and `store`, `preset`, `device` and `generator` have no effect.
         preset: Preset of `PseudoMaskGenerator`.
@@ -120,7 +121,7 @@ class UnSAMPseudoMasks(BaseTransform):
 
         Args:
             results: Needs ``img_path``; ``img_root`` and ``img_name`` tell apart images of one name in several
-                folders, ``ori_shape`` reveals that the image was exchanged since.
+                folders, ``ori_shape`` reveals an image that was exchanged for one of another size.
 
         Returns:
             The masks, or None if `precomputed` has none for this image.

@@ -12,6 +12,12 @@ from unsam_mm.files import read_json
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 _NAMED_IN_MESSAGES = 3
+_IMAGE_FIELDS = {
+    'file_name': (str, 'text'),
+    'coco_url': (str, 'text'),
+    'height': ((int, float), 'a number'),
+    'width': ((int, float), 'a number'),
+}
 
 
 def load_ground_truth(path: str | Path) -> dict[str, Any]:
@@ -26,9 +32,8 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
     for key in ('images', 'annotations'):
         if not data[key]:
             raise StoreError(f'{path}: the list "{key}" is empty; nothing can be measured')
-    without_id = next((index for index, image in enumerate(data['images']) if 'id' not in image), None)
-    if without_id is not None:
-        raise StoreError(f'{path}: image {without_id} has no "id"')
+    _check_images(path, data['images'])
+    _check_keys(path, data['annotations'], 'annotation', 'image_id')
     return data
 
 
@@ -61,13 +66,7 @@ def load_predictions(
         )
     if not records:
         raise StoreError(f'{path}: no predictions in it; nothing can be measured')
-    wrong = next(
-        (i for i, record in enumerate(records) if not isinstance(record, dict) or 'image_id' not in record), None
-    )
-    if wrong is not None:
-        raise StoreError(
-            f'{path}: record {wrong} is {_describe(records[wrong])}; expected image_id, segmentation and score'
-        )
+    _check_keys(path, records, 'record', 'image_id')
     if skip_unmatched:
         known = {image['id'] for image in ground_truth['images']}
         records = [record for record in records if record['image_id'] in known]
@@ -122,7 +121,8 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
         raise StoreError(
             f'{len(missing)} of {len(missing) + len(paired)} images with predictions are not in the ground truth '
             f'({", ".join(missing[:_NAMED_IN_MESSAGES])}{", ..." if len(missing) > _NAMED_IN_MESSAGES else ""}); '
-            'use predictions and ground truth of the same data set, or skip the others with skip_unmatched'
+            'use predictions and ground truth of the same data set, or skip the others with '
+            'skip_unmatched=True (--skip-unmatched on the command line)'
         )
     _check_unique(paired)
     return paired
@@ -140,13 +140,15 @@ def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bo
 def _rename_images(
     path: Path, data: Mapping[str, Any], ground_truth: Mapping[str, Any], skip_unmatched: bool
 ) -> list[dict[str, Any]]:
+    _check_images(path, data['images'])
+    _check_keys(path, data['annotations'], 'annotation', 'image_id')
     names = {image['id']: image.get('file_name') or image.get('coco_url') or '' for image in data['images']}
     if '' in names.values():
         raise StoreError(f'{path}: some images have no "file_name", so they cannot be paired with the ground truth')
     image_ids = match_images(names.values(), ground_truth, skip_unmatched)
     records = []
     for index, annotation in enumerate(data['annotations']):
-        name = names.get(annotation.get('image_id'))
+        name = names.get(annotation['image_id'])
         score = annotation.get('score', annotation.get('predicted_iou'))
         if name is None or score is None:
             raise StoreError(f'{path}: annotation {index} has {"no score" if score is None else "an unknown image_id"}')
@@ -157,6 +159,28 @@ def _rename_images(
 
 def _is_coco(data: Any) -> bool:
     return isinstance(data, dict) and all(isinstance(data.get(key), list) for key in ('images', 'annotations'))
+
+
+def _check_images(path: Path | str, images: list[Any]) -> None:
+    _check_keys(path, images, 'image', 'id')
+    for index, image in enumerate(images):
+        for key, (kind, expected) in _IMAGE_FIELDS.items():
+            value = image.get(key)
+            if value is not None and not isinstance(value, kind):
+                raise StoreError(f'{path}: the "{key}" of image {index} is {value!r}; expected {expected}')
+    if len({isinstance(image['id'], str) for image in images}) == 2:
+        raise StoreError(f'{path}: the "id" of some images is a number, of others text; use one of the two')
+
+
+def _check_keys(path: Path | str, entries: list[Any], what: str, key: str) -> None:
+    """Raises `StoreError` unless every entry is a dictionary with a number or text under `key`."""
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise StoreError(f'{path}: {what} {index} is {_describe(entry)}; expected a dictionary with "{key}"')
+        if key not in entry:
+            raise StoreError(f'{path}: {what} {index} has no "{key}"; it has {sorted(entry)[:5]}')
+        if not isinstance(entry[key], (int, float, str)):
+            raise StoreError(f'{path}: the "{key}" of {what} {index} is {entry[key]!r}; expected a number or text')
 
 
 def _describe(data: Any) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import Rle, rle_from_json
+from unsam_mm.evaluation.segmentations import read_rles
+from unsam_mm.rle import Rle
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -128,9 +129,13 @@ def _group(
     """Records by image id; in one image sorted by category, which is how pycocotools orders equals."""
     groups: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for index, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise UnSAMError(f'{what} {index} is of type {type(record).__name__}; expected a dictionary')
         missing = [key for key in ('image_id', 'segmentation') if key not in record]
         if missing:
             raise UnSAMError(f'{what} {index} has no {" and no ".join(missing)}; it has {sorted(record)}')
+        if not isinstance(record['image_id'], Hashable):
+            raise UnSAMError(f'{what} {index} has the image_id {record["image_id"]}; expected a number or text')
         groups[record['image_id']].append(record)
     unknown = sorted(str(image_id) for image_id in groups.keys() - sizes.keys())
     if unknown:
@@ -138,8 +143,11 @@ def _group(
             f'{what}s name {len(unknown)} image ids that the ground truth does not list '
             f'({_some(unknown)}); use predictions and ground truth of the same data set'
         )
-    for group in groups.values():
-        group.sort(key=lambda record: record.get('category_id', 1))
+    for image_id, group in groups.items():
+        try:
+            group.sort(key=lambda record: record.get('category_id', 1))
+        except TypeError as error:
+            raise UnSAMError(f'image {image_id}: the {what}s have category_id of several types ({error})') from error
     return groups
 
 
@@ -159,62 +167,40 @@ def _some(names: Sequence[str]) -> str:
 
 def _read_detections(records: Sequence[Mapping[str, Any]], size_hw: tuple[int, int], max_det: int) -> _Masks:
     """The `max_det` best-scored predictions of one image, best first."""
-    scores = np.array([record.get('score', math.nan) for record in records], np.float64)
+    scores = _read_numbers(records, 'score')
     if not np.isfinite(scores).all():
         image_id = records[0]['image_id']
         raise UnSAMError(
             f'image {image_id}: {int((~np.isfinite(scores)).sum())} predictions have no finite score; every record needs one'
         )
     order = np.argsort(-scores, kind='stable')[:max_det]
-    rles = [_to_rle(records[i], size_hw) for i in order]
+    rles = read_rles([records[i] for i in order], size_hw)
     return _Masks(rles, _drawn_areas(rles), scores[order], np.zeros(len(order), bool))
 
 
 def _read_truths(records: Sequence[Mapping[str, Any]], size_hw: tuple[int, int]) -> _Masks:
-    rles = [_to_rle(record, size_hw) for record in records]
+    rles = read_rles(records, size_hw)
     # A file may give the area of the object before it was cut or simplified; COCO sorts by that figure.
-    areas = np.array(
-        [record.get('area', area) for record, area in zip(records, _drawn_areas(rles), strict=True)], np.float64
-    )
+    areas = _read_numbers(records, 'area')
+    areas = np.where(np.isnan(areas), _drawn_areas(rles), areas)
     is_crowd = np.array([bool(record.get('iscrowd', 0)) for record in records], bool)
     return _Masks(rles, areas, np.zeros(len(rles)), is_crowd)
+
+
+def _read_numbers(records: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """A field of the records of one image, (N,) float64; NaN where it is absent or null."""
+    values = (record.get(key) for record in records)
+    try:
+        return np.array([math.nan if value is None else float(value) for value in values], np.float64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise UnSAMError(
+            f'image {records[0]["image_id"]}: a {key} is not a number ({error}); correct the file'
+        ) from error
 
 
 def _drawn_areas(rles: Sequence[Rle]) -> np.ndarray:
     # One by one: pycocotools fails on lists of more than 255 masks with NumPy 2.
     return np.array([coco_mask.area(rle) for rle in rles], np.float64)
-
-
-def _to_rle(record: Mapping[str, Any], size_hw: tuple[int | None, int | None]) -> Rle:
-    """The mask of one record as compressed RLE.
-
-    Raises:
-        UnSAMError: If it is empty, malformed, or of another size than the image.
-    """
-    segmentation = record['segmentation']
-    where = f'image {record["image_id"]}, record {record.get("id", "without id")}'
-    try:
-        if isinstance(segmentation, Mapping):
-            rle = rle_from_json(segmentation)
-        else:
-            rle = coco_mask.merge(coco_mask.frPyObjects(_checked_polygons(segmentation), *size_hw))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnSAMError(f'{where}: segmentation is neither RLE nor polygons ({error!r})') from error
-    if None not in size_hw and tuple(rle['size']) != tuple(size_hw):
-        raise UnSAMError(
-            f'{where}: the mask is {rle["size"][0]} x {rle["size"][1]} px, the image {size_hw[0]} x {size_hw[1]}; '
-            'masks must be given at the size of the original image'
-        )
-    return rle
-
-
-def _checked_polygons(segmentation: Any) -> list[list[float]]:
-    # pycocotools would take four numbers for a box, and raises a bare Exception for other things.
-    if not (isinstance(segmentation, list) and segmentation):
-        raise TypeError(f'found {type(segmentation).__name__}')
-    if not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation):
-        raise TypeError('a polygon needs at least three x, y pairs')
-    return segmentation
 
 
 def _match_image(detections: _Masks, truths: _Masks, ranges: np.ndarray, image_id: Any) -> _Matches:

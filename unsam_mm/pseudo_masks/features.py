@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,23 @@ VITS = ('dinov2_vits14',)
 FACETS = ('key', 'query', 'value', 'token')
 
 
+def check_device(device: str) -> None:
+    """Checks that torch knows and has a device, before anything large is loaded.
+
+    Raises:
+        UnSAMError: If it does not.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnSAMError(
+            f'device {device!r} cannot be used ({reason}); use cpu, or install torch for that device'
+        ) from error
+
+
 def load_vit(name: str = 'dinov2_vits14', device: str = 'cpu') -> Dinov2Model:
     """A frozen ViT in evaluation mode, fetched into the cache if needed.
 
@@ -31,16 +49,20 @@ def load_vit(name: str = 'dinov2_vits14', device: str = 'cpu') -> Dinov2Model:
     Raises:
         WeightsError: If the weights are unknown, cannot be had, or do not fit the model.
     """
+    from safetensors import SafetensorError
     from transformers import Dinov2Model
     from transformers.utils import logging
 
     if name not in VITS:
         raise UnSAMError(f'vit {name!r} is not supported; choose from {", ".join(VITS)}')
+    check_device(device)
     path = weights.fetch(name)
     show_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # the bar counts tensors of a file that loads in a moment
     try:
         vit, info = Dinov2Model.from_pretrained(path, local_files_only=True, output_loading_info=True)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f'{path}: damaged ({error}); remove the folder and fetch it again') from error
     finally:
         if show_progress:
             logging.enable_progress_bar()
@@ -73,7 +95,7 @@ class PatchFeatureExtractor:
         device: Torch device.
 
     Raises:
-        UnSAMError: If the facet is unknown.
+        UnSAMError: If the facet, the ViT or the device is unknown, or the size is not positive.
     """
 
     def __init__(
@@ -81,9 +103,12 @@ class PatchFeatureExtractor:
     ) -> None:
         if facet not in FACETS:
             raise UnSAMError(f'facet must be one of {", ".join(FACETS)}, got {facet!r}')
+        if long_side_px < 1:
+            raise UnSAMError(f'long_side_px must be positive, got {long_side_px}')
         self.facet, self.long_side_px, self.device = facet, long_side_px, device
         self._vit = load_vit(vit, device)
         self._patch_px = self._vit.config.patch_size
+        self._lock = threading.Lock()  # hooks hang on the ViT, so two threads would read each other's features
 
     def __call__(self, image: np.ndarray, progress: Callable[[float], None] | None = None) -> PatchFeatures:
         """Features of one image.
@@ -97,7 +122,7 @@ class PatchFeatureExtractor:
         """
         import torch
 
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             pixels = self._prepare(image)
             rows, columns = (side // self._patch_px for side in pixels.shape[-2:])
             tokens = self._run(pixels, progress)[0, 1:]  # the class token comes first

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from unsam_mm import weights
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.files import remove_leftovers
 from unsam_mm.images import list_images, read_image
-from unsam_mm.pseudo_masks.generator import GeneratorSettings, PseudoMaskGenerator
+from unsam_mm.pseudo_masks.features import check_device
+from unsam_mm.pseudo_masks.generator import GeneratorSettings, PseudoMaskGenerator, settings_signature
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 
@@ -44,8 +47,8 @@ class FolderJob:
         settings: What the generator computes.
         max_masks: The most masks kept for an image, best first.
         device: Torch device.
-        workers: Number of processes; each holds its own ViT (about 0.6 GB) and an equal share of the cores.
-        overwrite: Whether finished images are done again.
+        workers: Number of processes; each takes about 1 GB, and 3 GB for images of 24 megapixels, and an equal share of the cores.
+        overwrite: Whether the masks in the store are removed first, so that all images are done again.
     """
 
     images: Path
@@ -71,10 +74,10 @@ class FolderJob:
         store = PseudoMaskStore(self.out)
         # Before the first image, so that a wrong folder or missing weights cost nothing.
         if self.overwrite:
-            store.forget_description()
+            store.clear()
         store.describe(self._description())
         remove_leftovers(store.root)
-        waiting = [name for name in names if self.overwrite or not store.has(name)]
+        waiting = [name for name in names if not store.has(name)]
         report = FolderReport(found=len(names), skipped=len(names) - len(waiting))
         tell = on_image or (lambda report: None)
         tell(report)
@@ -96,10 +99,14 @@ class FolderJob:
 
     def _description(self) -> dict:
         origin = weights.origin(weights.fetch(self.settings.vit))
-        return {**asdict(self.settings), 'weights': origin, 'max_masks': self.max_masks}
+        signature = settings_signature(self.settings)
+        return {**asdict(self.settings), 'weights': origin, 'signature': signature, 'max_masks': self.max_masks}
 
     def _results(self, names: list[str]) -> Iterator[tuple[str, str | None]]:
         """Name and error message (None if all is well) of each image, in the order in which they finish."""
+        if not names:
+            return
+        check_device(self.device)
         if self.workers <= 1 or len(names) <= 1:
             worker = _Worker(self)
             yield from ((name, worker(name)) for name in names)
@@ -108,13 +115,30 @@ class FolderJob:
         # A forked child of a process that has used torch can hang, so workers start afresh.
         context = multiprocessing.get_context('spawn')
         with ProcessPoolExecutor(workers, context, _start_worker, (self, _threads_each(workers))) as pool:
-            futures = {pool.submit(_work, name): name for name in names}
             try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
+                yield from _in_parallel(pool, names, at_once=2 * workers)
+            except BrokenProcessPool as error:
+                raise UnSAMError(
+                    'a worker process ended by itself, perhaps for lack of memory; what is finished is kept: '
+                    f'run again with fewer --workers than {workers}'
+                ) from error
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                # Files are atomic, so images in the making can be dropped at once.
+                for process in (pool._processes or {}).values():
+                    process.terminate()
                 raise
+
+
+def _in_parallel(pool: ProcessPoolExecutor, names: list[str], at_once: int) -> Iterator[tuple[str, str | None]]:
+    """Results as they come; no more than `at_once` images wait, since a folder may hold millions."""
+    waiting, running = iter(names), {}
+    while True:
+        for name in itertools.islice(waiting, at_once - len(running)):
+            running[pool.submit(_work, name)] = name
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(future), future.result()
 
 
 class _Worker:
@@ -127,10 +151,10 @@ class _Worker:
     def __call__(self, name: str) -> str | None:
         """Does one image; a bad image is reported, a bad disk ends the run."""
         try:
-            image = read_image(self._root / name)
+            hierarchy = self._generator(read_image(self._root / name))
         except ImageError as error:
             return str(error)
-        self._store.write(name, self._generator(image).select(self._max_masks))
+        self._store.write(name, hierarchy.select(self._max_masks))
         return None
 
 

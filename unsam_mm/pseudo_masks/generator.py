@@ -44,6 +44,14 @@ class GeneratorSettings:
     max_leaves: int = 20_000
     colour_weight: float = 0.2
 
+    def __post_init__(self) -> None:
+        positive = ('long_side_px', 'leaf_spacing_px', 'max_leaves')
+        wrong = [name for name in positive if not 0 < getattr(self, name) < float('inf')]
+        if not 0 <= self.colour_weight < float('inf'):
+            wrong.append('colour_weight')
+        if wrong:
+            raise UnSAMError(f'{wrong[0]}={getattr(self, wrong[0])} is out of range; it must be positive')
+
 
 PRESETS: dict[str, GeneratorSettings] = {'default': GeneratorSettings()}
 

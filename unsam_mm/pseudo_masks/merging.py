@@ -25,7 +25,7 @@ def merge_regions(features: np.ndarray, sizes: np.ndarray, edges: np.ndarray) ->
     Returns:
         parent: (2L - 1,) int64; the k-th merge makes node L + k; -1 at the root, the last node.
         similarity: (L - 1,) float32 cosine of the pair that each merge joined, in the order of merging. Equal
-            similarities are taken in the order of node numbers, so the tree is the same on every machine.
+            similarities are taken in the order of node numbers, so a machine gives the same tree every time.
 
     Raises:
         ValueError: If the regions are not connected.

@@ -16,6 +16,7 @@ import numpy as np
 from unsam_mm.errors import StoreError
 from unsam_mm.files import atomic_writer, read_json, write_json
 from unsam_mm.hierarchy import MaskSet
+from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.rle import rle_from_json
 
 _MANIFEST = 'unsam.json'
@@ -37,7 +38,10 @@ class PseudoMaskStore:
 
     def has(self, name: str) -> bool:
         """Whether an image is done."""
-        return self.path_of(name).is_file()
+        try:
+            return self.path_of(name).is_file()
+        except OSError as error:
+            raise StoreError(f'{name}: no file can be named after this image ({error.strerror}); rename it') from error
 
     def names(self) -> list[str]:
         """All finished images, sorted."""
@@ -45,8 +49,8 @@ class PseudoMaskStore:
             raise StoreError(
                 f'{self.root}: no such folder; make it with "python -m unsam_mm generate IMAGES {self.root}"'
             )
-        files = (path.relative_to(self.root) for path in self.root.rglob('*.json') if path != self.root / _MANIFEST)
-        return sorted(path.as_posix().removesuffix('.json') for path in files)
+        names = (path.relative_to(self.root).as_posix().removesuffix('.json') for path in self.root.rglob('*.json'))
+        return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
 
     def write(self, name: str, masks: MaskSet) -> None:
         """Stores the masks of one image, replacing older ones.
@@ -74,16 +78,22 @@ class PseudoMaskStore:
             StoreError: If the folder holds masks that were made otherwise.
         """
         manifest = self.root / _MANIFEST
-        if manifest.is_file() and (noted := read_json(manifest)) != settings:
+        noted = read_json(manifest) if manifest.is_file() else settings
+        if not isinstance(noted, dict):
+            raise StoreError(f'{manifest}: not what "generate" wrote; choose another folder')
+        if noted != settings:
             differing = sorted(key for key in noted.keys() | settings.keys() if noted.get(key) != settings.get(key))
             raise StoreError(
                 f'{self.root}: holds masks made with another {", ".join(differing)}; choose another folder or --overwrite'
             )
         write_json(manifest, settings)
 
-    def forget_description(self) -> None:
-        """Allows masks of other settings, which is right only where all are made anew."""
-        (self.root / _MANIFEST).unlink(missing_ok=True)
+    def clear(self) -> None:
+        """Removes all masks and what is noted about them; other files stay."""
+        if self.root.is_dir():
+            (self.root / _MANIFEST).unlink(missing_ok=True)
+            for name in self.names():
+                self.path_of(name).unlink()
 
     def merge(self, target: str | Path) -> tuple[int, int]:
         """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
