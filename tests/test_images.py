@@ -153,6 +153,7 @@ def test_folders_are_searched_at_any_depth_in_a_fixed_order(tmp_path, coffee):
         (tmp_path / name).touch()
     (tmp_path / 'in' / 'link').symlink_to(tmp_path / 'far')
     (tmp_path / 'in' / 'b' / 'loop').symlink_to(tmp_path / 'in')
+    (tmp_path / 'in' / 'itself').symlink_to(tmp_path / 'in' / 'itself')
     found = [path.relative_to(tmp_path / 'in').as_posix() for path in list_images(tmp_path / 'in')]
     assert found == ['a.jpg', 'b/2.PNG', 'b/c/1.tiff', 'link/4.png']
 

@@ -104,14 +104,21 @@ def walk_images(root: Path) -> Iterator[str]:
             name = f'{folder}{entry.name}'
             if entry.name.startswith('.'):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 # Each linked place once: a link may lead back up.
                 place = Path(entry.path).resolve() if entry.is_symlink() else None
                 if place is None or place not in seen:
                     seen.add(place)
                     folders.append(f'{name}/')
-            elif name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
-                yield name
+            elif name.lower().endswith(IMAGE_SUFFIXES):
+                yield name  # a broken link too: reading it gives a message of its own
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
