@@ -77,6 +77,18 @@ def test_a_data_root_written_for_one_dataset_wins():
     assert config.val_dataloader.dataset.data_root == '/other'
 
 
+@pytest.mark.parametrize('given', ['truth.json', 'images/truth.json'])
+def test_an_annotation_file_is_found_from_here_or_below_the_images(tmp_path, monkeypatch, given):
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images' / 'truth.json').touch()
+    monkeypatch.chdir(tmp_path)
+    config = Config.fromfile(ROOT / 'configs' / 'unsam.py')
+    config.merge_from_dict({'ann_file': given, 'data_root': 'images'})
+    resolve_data_root(config)
+    found = str(tmp_path / 'images' / 'truth.json')
+    assert config.test_evaluator.ann_file == config.test_dataloader.dataset.ann_file == found
+
+
 def test_an_annotation_file_reaches_tests_and_metrics_but_not_training_and_replaces_pseudo_masks():
     config = Config.fromfile(ROOT / 'configs' / 'unsam.py')
     config.merge_from_dict({'ann_file': 'truth.json'})
@@ -84,6 +96,8 @@ def test_an_annotation_file_reaches_tests_and_metrics_but_not_training_and_repla
     resolve_data_root(config)  # a second time changes nothing
     assert config.val_evaluator.ann_file == config.val_dataloader.dataset.ann_file == 'truth.json'
     assert 'ann_file' not in config.train_dataloader.dataset
+    assert config.val_dataloader.dataset.split == 'all'  # every annotated image is tested
+    assert config.train_dataloader.dataset.split == 'train'
     steps = {loader: [step.type for step in config[loader].dataset.pipeline] for loader in LOADERS}
     assert 'UnSAMPseudoMasks' in steps['train_dataloader']
     assert 'UnSAMPseudoMasks' not in steps['val_dataloader'] + steps['test_dataloader']

@@ -8,6 +8,7 @@ no `data_root` of their own, and get the top-level one when all options have bee
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mmdet.registry import HOOKS
@@ -25,14 +26,17 @@ def resolve_data_root(cfg: Config) -> None:
     """Hands on what the top level of a config says about the images; in place, any number of times.
 
     `data_root` goes to each UnSAM dataset that has none, `ann_file` to each of them that validates or tests and to each
-    UnSAM metric that has none; a value written there by hand wins. Where there is an `ann_file`, test pipelines lose
-    `UnSAMPseudoMasks`, whose masks nobody would read.
+    UnSAM metric that has none; a value written there by hand wins. With the top-level `ann_file`, every
+    image that it lists is tested, also those that training sees without their masks. Where there is an `ann_file`,
+    test pipelines lose `UnSAMPseudoMasks`, whose masks nobody would read.
 
     Args:
         cfg: A config with all options merged.
     """
     for target, name, value in _unresolved(cfg):
-        target[name] = value
+        target[name] = _located(value, cfg.get('data_root')) if name == 'ann_file' else value
+        if name == 'ann_file' and value and 'split' in target:
+            target['split'] = 'all'
     for loader in _TEST_DATALOADERS:
         for dataset in _ours((cfg.get(loader) or {}).get('dataset')):
             if dataset.get('ann_file'):
@@ -55,6 +59,12 @@ class UnSAMDataRootHook(Hook):
                     f'{name}={value!r} stands at the top of the config but has not reached the datasets; '
                     'call unsam_mm.engine.resolve_data_root(cfg) before the runner is built'
                 )
+
+
+def _located(ann_file: str, data_root: str | None) -> str:
+    """The annotation file as datasets, which look below `data_root`, and metrics, which do not, both find it."""
+    places = (Path(ann_file), Path(data_root or '', ann_file))
+    return next((str(place.resolve()) for place in places if ann_file and place.is_file()), ann_file)
 
 
 def _unresolved(cfg: Config) -> Iterator[tuple[dict, str, Any]]:

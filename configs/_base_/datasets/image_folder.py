@@ -1,7 +1,7 @@
 # Any folder of images; pseudo-masks are made at first sight and kept. No annotation is needed.
 # The datasets below get these two when the command line has been read, so both can be set there.
 data_root = ''  # empty: eleven images that scikit-image carries, three of them held out
-ann_file = ''  # COCO file to test against; without it, the pseudo-masks of the held-out images
+ann_file = ''  # COCO file: all its images are tested; without it, the held-out images against their pseudo-masks
 
 crop_px = 256
 load_image = dict(type='UnSAMLoadImage', channel_order='rgb')
