@@ -261,6 +261,11 @@ class TestInstalledWheel:
         metrics = json.loads((tmp_path / 'metrics.json').read_text(encoding='utf-8'))
         assert 0 <= metrics['unsam/AR@1000'] <= 1
         assert list((tmp_path / 'pictures').iterdir())
+        # `mim run` hands its arguments on as they are, so the config has to be named by its full path.
+        config = installed / 'unsam_mm' / '.mim' / 'configs' / 'unsam.py'
+        command = [sys.executable, '-m', 'mim', 'run', 'unsam_mm', 'test', config, checkpoint]
+        run(*command, '--out', 'again.json', *options[4:], cwd=tmp_path, python_path=installed)
+        assert json.loads((tmp_path / 'again.json').read_text(encoding='utf-8')) == metrics
 
 
 @pytest.mark.slow
