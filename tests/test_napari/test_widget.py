@@ -83,11 +83,11 @@ def test_the_list_of_images_follows_the_viewer(dock, viewer):
 def test_the_layers_of_the_plugin_are_there_before_the_first_click(dock, viewer, qtbot):
     coins = viewer.add_image(data.coins(), name='Coins')
     viewer.layers.selection = {viewer.layers['Coffee'], coins}
-    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers)
+    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers, timeout=20_000)
     assert not viewer.layers[PREVIEW_NAME].data.any()
     assert viewer.layers.selection == {viewer.layers['Coffee'], coins}
     dock.image_choice.value = coins
-    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers)
+    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers, timeout=20_000)
     assert viewer.layers[PREVIEW_NAME].data.shape == coins.data.shape
     dock.image_choice.value = None
     qtbot.wait(50)
@@ -171,7 +171,7 @@ def test_the_gui_is_never_blocked_while_the_tree_is_made(qtbot, viewer):
     viewer.add_image(data.coffee())
     widget = SegmentationWidget(viewer, make_controller(slow_tree))
     qtbot.addWidget(widget)
-    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers)
+    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers, timeout=20_000)
     assert pause_while_embedding_s(qtbot, widget) < MAX_FREEZE_S
     widget.session.close()
 
@@ -252,7 +252,7 @@ def test_a_real_window_is_never_blocked_while_the_tree_is_made(make_napari_viewe
     viewer.add_image(data.coffee())
     widget = SegmentationWidget(viewer, make_controller(slow_tree))
     viewer.window.add_dock_widget(widget, name='UnSAM')
-    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers)
+    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers, timeout=20_000)
     qtbot.wait(300)
     assert pause_while_embedding_s(qtbot, widget) < MAX_FREEZE_S
 
