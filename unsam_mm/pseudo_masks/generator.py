@@ -50,7 +50,9 @@ class GeneratorSettings:
         if not 0 <= self.colour_weight < float('inf'):
             wrong.append('colour_weight')
         if wrong:
-            raise UnSAMError(f'{wrong[0]}={getattr(self, wrong[0])} is out of range; it must be positive')
+            raise UnSAMError(
+                f'{wrong[0]}={getattr(self, wrong[0])} is out of range; it must be positive and finite (colour_weight may be 0)'
+            )
 
 
 PRESETS: dict[str, GeneratorSettings] = {'default': GeneratorSettings()}

@@ -16,7 +16,8 @@ def rank_regions(tree: MaskHierarchy, leaves: Leaves) -> MaskHierarchy:
     """The same tree with scores: sqrt(persistence) * mean boundary gradient * area ** 0.25, over the largest.
 
     Persistence is the height at which a region is merged away minus the height at which it was formed. On 20 BSDS500
-    validation images this order raised AR@100 from 0.036 (persistence alone) to 0.199 and AR@1000 from 0.255 to 0.328.
+    validation images, over leaves that still had slivers, this order raised AR@100 from 0.036 (persistence alone) to
+    0.199 and AR@1000 from 0.255 to 0.328.
 
     Args:
         tree: A tree over these leaves.
