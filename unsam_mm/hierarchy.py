@@ -1,131 +1,27 @@
-"""The two values that everything else passes around: a tree of regions and a set of masks.
+"""The value that everything else passes around: a tree of regions over one image.
 
-`MaskHierarchy` is a tree whose leaves tile the image and whose inner nodes are unions of leaves.
-The leaves are numbered in depth-first order, so every node is an interval of leaf numbers: two nodes
-either nest or are disjoint, and areas, overlaps, paths, cuts and run lengths need no pixel.
-
-`MaskSet` is a flat list of masks as COCO run lengths, with the parent relation kept.
+The leaves of a `MaskHierarchy` tile the image and its inner nodes are unions of leaves. The leaves are numbered in
+depth-first order, so every node is an interval of leaf numbers: two nodes either nest or are disjoint, and areas,
+overlaps, paths, cuts and run lengths need no pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import LabelRuns, Rle, decode_rles, encode_bitmaps, rle_to_json
-
-
-@dataclass(frozen=True, eq=False)
-class MaskSet:
-    """Masks of one image, best first.
-
-    Attributes:
-        rles: N run-length encodings, ``{'size': [H, W], 'counts': bytes}``.
-        scores: (N,) float32 in [0, 1], not increasing where the set comes from `MaskHierarchy.select`.
-        granularity: (N,) float32 in [0, 1]; 0 is the finest, 1 the whole image.
-        parents: (N,) int64 index, within this set, of the smallest mask that holds this one; -1 if none does.
-        areas: (N,) int64 in pixels.
-        boxes_xyxy: (N, 4) float32 in pixels; the right and bottom edges are exclusive.
-        size_hw: Height and width of the image in pixels.
-    """
-
-    rles: list[Rle]
-    scores: np.ndarray
-    granularity: np.ndarray
-    parents: np.ndarray
-    areas: np.ndarray
-    boxes_xyxy: np.ndarray
-    size_hw: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        lengths = {
-            name: len(getattr(self, name))
-            for name in ('rles', 'scores', 'granularity', 'parents', 'areas', 'boxes_xyxy')
-        }
-        if len(set(lengths.values())) != 1:
-            raise UnSAMError(f'MaskSet fields must have one length, got {lengths}')
-
-    @classmethod
-    def from_bitmaps(cls, masks: np.ndarray, scores: np.ndarray | None = None) -> MaskSet:
-        """Wraps boolean masks of shape (N, H, W); parents are found by containment, granularity is sqrt(area share).
-
-        Args:
-            masks: Array of shape (N, H, W); what is not zero belongs to the mask.
-            scores: (N,) floats in [0, 1]; ones if not given.
-        """
-        masks = np.asarray(masks, bool)
-        rles = encode_bitmaps(masks)
-        areas = masks.sum(axis=(1, 2), dtype=np.int64)
-        size_hw = masks.shape[1:]
-        return cls(
-            rles=rles,
-            scores=np.ones(len(masks), np.float32) if scores is None else np.asarray(scores, np.float32),
-            granularity=np.sqrt(areas / max(size_hw[0] * size_hw[1], 1)).astype(np.float32),
-            parents=_parents_by_containment(masks, areas),
-            areas=areas,
-            boxes_xyxy=_boxes_of_bitmaps(masks),
-            size_hw=size_hw,
-        )
-
-    def __len__(self) -> int:
-        return len(self.rles)
-
-    def __iter__(self) -> Iterator[MaskSet]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, index: int | slice | np.ndarray | list[int]) -> MaskSet:
-        """The masks at `index` as a smaller set; a parent that is left out is replaced by its own parent.
-
-        Raises:
-            IndexError: If an index is out of range.
-        """
-        kept = np.atleast_1d(np.arange(len(self))[index])
-        position = np.full(len(self) + 1, -1)
-        position[kept] = np.arange(len(kept))
-        parents = self.parents[kept]
-        while (lost := (parents >= 0) & (position[parents] < 0)).any():
-            parents = np.where(lost, self.parents[parents], parents)
-        return MaskSet(
-            rles=[self.rles[i] for i in kept],
-            scores=self.scores[kept],
-            granularity=self.granularity[kept],
-            parents=np.where(parents >= 0, position[parents], -1),
-            areas=self.areas[kept],
-            boxes_xyxy=self.boxes_xyxy[kept],
-            size_hw=self.size_hw,
-        )
-
-    def to_bitmaps(self) -> np.ndarray:
-        """Boolean masks of shape (N, H, W). A large set takes N * H * W bytes: slice it first."""
-        return decode_rles(self.rles, self.size_hw)
-
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO result records, one a mask, with `granularity` and `parent` (index in this list) added."""
-        boxes_xywh = self.boxes_xyxy.copy()
-        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-        return [
-            {
-                'image_id': image_id,
-                'category_id': 1,
-                'segmentation': rle_to_json(rle),
-                'area': int(self.areas[i]),
-                'bbox': [float(side) for side in boxes_xywh[i]],
-                'score': round(float(self.scores[i]), 6),
-                'granularity': round(float(self.granularity[i]), 6),
-                'parent': int(self.parents[i]),
-            }
-            for i, rle in enumerate(self.rles)
-        ]
+from unsam_mm.laminar import laminar_trees
+from unsam_mm.mask_set import MaskSet
+from unsam_mm.overlaps import intersections
+from unsam_mm.rle import LabelRuns, Rle
 
 
 @dataclass(frozen=True, eq=False)
 class MaskHierarchy:
-    """A tree of regions over one image. Build it with `from_merges`.
+    """A tree of regions over one image. Build it with `from_merges` or `from_masks`.
 
     Nodes 0..L-1 are the leaves; a parent always has a larger number than its children, so the root is N-1.
 
@@ -134,13 +30,17 @@ class MaskHierarchy:
         parent: (N,) int64; -1 at the root.
         height: (N,) float32; the dissimilarity at which the node was formed, 0 at the leaves, never
             smaller than at a child.
-        score: (N,) float32 in [0, 1]; how much the node looks like an object.
+        score: (N,) float32 in [0, 1]; how much the node looks like an object. 0: it is no mask of its own but is
+            needed to tile the image; `select` leaves it out.
+        alternatives: Other trees over the same image, whose masks join in `select`. People look at this tree; the
+            others add what crosses it and what differs a little from it.
     """
 
     leaf_labels: np.ndarray
     parent: np.ndarray
     height: np.ndarray
     score: np.ndarray
+    alternatives: tuple[MaskHierarchy, ...] = ()
 
     @classmethod
     def from_merges(
@@ -179,6 +79,21 @@ class MaskHierarchy:
             height=height[renumbered],
             score=np.asarray(score, np.float32)[renumbered],
         )
+
+    @classmethod
+    def from_masks(cls, rles: list[Rle], scores: np.ndarray, size_hw: tuple[int, int]) -> MaskHierarchy:
+        """A hierarchy that holds any masks: those that nest form the tree, those that cross it the alternatives.
+
+        Args:
+            rles: K masks; empty ones and all but the best of equal ones are left out.
+            scores: (K,) in (0, 1]; the best masks have the first choice of a tree.
+            size_hw: Height and width of the image in pixels.
+
+        Raises:
+            UnSAMError: If a mask has another size than the image, or scores and masks differ in number.
+        """
+        first, *others = (cls.from_merges(*tree) for tree in laminar_trees(rles, scores, size_hw))
+        return replace(first, alternatives=tuple(others))
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -312,43 +227,94 @@ class MaskHierarchy:
         return np.where(nested, np.minimum(area, area_others) / np.maximum(area, area_others), 0.0)
 
     def select(self, max_masks: int = 1000, min_area_px: int = 1) -> MaskSet:
-        """The best nodes by score as a mask set; no two masks are equal.
+        """The best masks of this tree and its alternatives by score; no two are equal.
 
         Args:
             max_masks: The largest number of masks wanted.
-            min_area_px: Nodes smaller than this are left out.
+            min_area_px: Masks smaller than this are left out.
 
         Raises:
             UnSAMError: If `max_masks` is not positive.
         """
         if max_masks < 1:
             raise UnSAMError(f'max_masks must be at least 1, got {max_masks}')
-        candidates = np.flatnonzero(self.area >= min_area_px)
-        best = candidates[np.argsort(-self.score[candidates], kind='stable')][:max_masks]
-        return self.to_mask_set(best)
+        trees = (self, *self.alternatives)
+        candidates = [np.flatnonzero((tree.area >= min_area_px) & (tree.score > 0)) for tree in trees]
+        source = np.repeat(np.arange(len(trees)), [len(nodes) for nodes in candidates])
+        nodes = np.concatenate(candidates)
+        scores = np.concatenate([tree.score[chosen] for tree, chosen in zip(trees, candidates, strict=True)])
+        chosen, seen = [], set()
+        for i in np.argsort(-scores, kind='stable'):
+            if len(chosen) == max_masks:
+                break
+            counts = trees[source[i]].rle(nodes[i])['counts'] if self.alternatives else i
+            if counts not in seen:
+                seen.add(counts)
+                chosen.append(i)
+        return _mask_set(trees, source[chosen], nodes[chosen])
+
+    def rle(self, node: int) -> Rle:
+        """COCO run lengths of one node."""
+        return self.runs.encode(self.first_leaf[node], self.last_leaf[node])
 
     def to_mask_set(self, nodes: np.ndarray) -> MaskSet:
-        """The given nodes, in the given order, as a mask set."""
+        """The given nodes of this tree, in the given order, as a mask set."""
         nodes = np.asarray(nodes, np.int64)
-        return MaskSet(
-            rles=[self.runs.encode(self.first_leaf[node], self.last_leaf[node]) for node in nodes],
-            scores=self.score[nodes],
-            granularity=self.granularity[nodes],
-            parents=self._nearest_ancestors(nodes),
-            areas=self.area[nodes],
-            boxes_xyxy=self.boxes_xyxy[nodes],
-            size_hw=self.size_hw,
-        )
+        return _mask_set((self,), np.zeros(len(nodes), np.int64), nodes)
 
-    def _nearest_ancestors(self, nodes: np.ndarray) -> np.ndarray:
-        """(K,) position in `nodes` of each node's nearest ancestor that is itself in `nodes`; -1 if none is."""
-        position = np.full(len(self), -1, np.int64)
-        position[nodes] = np.arange(len(nodes))
-        nearest = np.full(len(self), -1, np.int64)
-        for node in range(len(self) - 2, -1, -1):
-            up = self.parent[node]
-            nearest[node] = position[up] if position[up] >= 0 else nearest[up]
-        return nearest[nodes]
+
+def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray) -> MaskSet:
+    """The mask set of nodes of several trees; node i is of tree source[i]."""
+
+    def gathered(name: str) -> np.ndarray:
+        values = np.empty((len(nodes), *getattr(trees[0], name).shape[1:]), getattr(trees[0], name).dtype)
+        for number, tree in enumerate(trees):
+            values[source == number] = getattr(tree, name)[nodes[source == number]]
+        return values
+
+    holders = _holders(trees, source, nodes)
+    areas = gathered('area')
+    return MaskSet(
+        rles=[trees[number].rle(node) for number, node in zip(source, nodes, strict=True)],
+        scores=gathered('score'),
+        granularity=_consistent_granularity(gathered('granularity'), holders, source > 0, areas),
+        parents=_smallest_holder(holders, areas),
+        areas=areas,
+        boxes_xyxy=gathered('boxes_xyxy'),
+        size_hw=trees[0].size_hw,
+    )
+
+
+def _holders(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """(K, K) bool; whether mask j holds all of mask i and is larger."""
+    order = np.argsort(source, kind='stable')
+    shared = intersections(trees, [nodes[order][source[order] == number] for number in range(len(trees))])
+    areas = np.diag(shared)
+    holds = np.empty(shared.shape, bool)
+    holds[np.ix_(order, order)] = (shared == areas[:, None]) & (areas[None] > areas[:, None])
+    return holds
+
+
+def _smallest_holder(holders: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """(K,) index of the smallest mask that holds each mask; -1 if none does."""
+    if len(areas) == 0:
+        return np.zeros(0, np.int64)
+    candidate_areas = np.where(holders, areas[None], np.iinfo(np.int64).max)
+    return np.where(holders.any(axis=1), candidate_areas.argmin(axis=1), -1)
+
+
+def _consistent_granularity(
+    granularity: np.ndarray, holders: np.ndarray, is_movable: np.ndarray, areas: np.ndarray
+) -> np.ndarray:
+    """Moves the granularity of masks of other trees so that no mask has a coarser one than a mask that holds it."""
+    granularity = granularity.copy()
+    movable = np.flatnonzero(is_movable)
+    movable = movable[np.argsort(areas[movable], kind='stable')]
+    for i in movable:
+        granularity[i] = max(granularity[i], granularity[holders[:, i]].max(initial=0))
+    for i in movable[::-1]:
+        granularity[i] = min(granularity[i], granularity[holders[i]].min(initial=1))
+    return granularity
 
 
 def _check_tree(parent: np.ndarray, n_leaves: int) -> None:
@@ -377,7 +343,8 @@ def _monotone(height: np.ndarray, parent: np.ndarray) -> np.ndarray:
 def _persistence(height: np.ndarray, parent: np.ndarray) -> np.ndarray:
     persistence = np.zeros_like(height)
     persistence[:-1] = height[parent[:-1]] - height[:-1]
-    return persistence / max(float(persistence.max()), np.finfo(np.float32).tiny)
+    # Never 0, which would say that a node is no mask.
+    return np.maximum(persistence / max(float(persistence.max()), np.finfo(np.float32).tiny), 1e-6)
 
 
 def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
@@ -425,23 +392,3 @@ def _boxes_of_labels(labels: np.ndarray, n_labels: int) -> np.ndarray:
         lasts = np.r_[firsts[1:], len(sorted_labels)] - 1
         boxes[:, low], boxes[:, high] = sorted_index[firsts], sorted_index[lasts] + 1
     return boxes
-
-
-def _boxes_of_bitmaps(masks: np.ndarray) -> np.ndarray:
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for i, mask in enumerate(masks):
-        ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(ys):
-            boxes[i] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
-    return boxes
-
-
-def _parents_by_containment(masks: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    parents = np.full(len(masks), -1, np.int64)
-    order = np.argsort(areas, kind='stable')
-    for rank, i in enumerate(order):
-        for j in order[rank + 1 :]:
-            if areas[j] > areas[i] and not (masks[i] & ~masks[j]).any():
-                parents[i] = j
-                break
-    return parents

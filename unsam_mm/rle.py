@@ -50,6 +50,25 @@ class LabelRuns:
         return coco_mask.frPyObjects({'size': [height, width], 'counts': counts.tolist()}, height, width)
 
 
+def run_edges(rle: Rle) -> np.ndarray:
+    """(R, 2) int64 first pixel and end (exclusive) of each run of ones, along the columns of the image.
+
+    COCO's compressed counts are base-32 digits, five bits a character from the lowest, with a bit that says whether
+    more follow and a sign in the last; from the fourth count on, each is stored as its difference to the last but one.
+    """
+    digits = np.frombuffer(rle['counts'], np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero((digits & 0x20) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    counts = np.add.reduceat((digits & 0x1F) << (5 * place), starts) if len(digits) else np.zeros(0, np.int64)
+    negative = (digits[ends] & 0x10) > 0
+    counts = counts - (negative.astype(np.int64) << (5 * (place[ends] + 1)))
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    edges = np.cumsum(counts)
+    return np.stack([edges[: len(edges) // 2 * 2 : 2], edges[1::2]], axis=1)
+
+
 def encode_bitmaps(masks: np.ndarray) -> list[Rle]:
     """RLEs of boolean masks of shape (N, H, W)."""
     if len(masks) == 0:
