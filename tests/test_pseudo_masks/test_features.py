@@ -151,7 +151,13 @@ def test_a_damaged_cache_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'), [({'facet': 'keys'}, 'facet must be'), ({'vit': 'vgg'}, 'not supported')]
+    ('arguments', 'message'),
+    [
+        ({'facet': 'keys'}, 'facet must be'),
+        ({'vit': 'vgg'}, 'not supported'),
+        ({'dtype': 'int8'}, 'dtype must be'),
+        ({'long_side_px': 0}, 'must be positive'),
+    ],
 )
 def test_unknown_names_are_refused(arguments, message):
     with pytest.raises(UnSAMError, match=message):

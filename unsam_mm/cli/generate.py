@@ -28,8 +28,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--max-masks', type=_positive, default=1000, metavar='N', help='most masks an image (default: %(default)s)'
     )
-    parser.add_argument(
+    processes = parser.add_mutually_exclusive_group()
+    processes.add_argument(
         '--workers', type=_positive, default=1, metavar='N', help='processes, about 1 GB each (default: %(default)s)'
+    )
+    processes.add_argument(
+        '--dask',
+        metavar='ADDRESS|local:N',
+        help='do it on the Dask cluster whose scheduler has this address, or on N processes of this machine',
     )
     parser.add_argument('--device', default='cpu', help='torch device, such as cuda:0 or mps (default: %(default)s)')
     parser.add_argument('--overwrite', action='store_true', help='remove the masks that are in OUT, and do all images')
@@ -46,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         workers=options.workers,
         overwrite=options.overwrite,
+        dask=options.dask,
     )
     with _ProgressBar() as bar:
         report = job.run(bar)
@@ -74,7 +81,7 @@ class _ProgressBar:
         self._bar.set_postfix(failed=len(report.failed), refresh=True)
 
     def speed(self) -> str:
-        """How long an image took: the median of one process, the mean of several, whose images overlap."""
+        """How long an image took: the mean, which for several processes is less than each of them needs."""
         steps_s = [later - earlier for earlier, later in itertools.pairwise(self._times_s)]
         return f'median {statistics.median(steps_s):.2f} s, mean {statistics.mean(steps_s):.2f} s an image'
 
@@ -87,7 +94,8 @@ def _tell(report: FolderReport, bar: _ProgressBar, options: argparse.Namespace) 
         f'of {report.found}; in {options.out}'
     )
     if report.done:
-        print(f'{bar.speed()}, with {options.workers} worker(s) on {options.device}')
+        where = f'Dask at {options.dask}' if options.dask else f'{options.workers} worker(s)'
+        print(f'{bar.speed()}, with {where} on {options.device}')
 
 
 def _positive(text: str) -> int:

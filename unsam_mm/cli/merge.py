@@ -1,23 +1,105 @@
-"""``merge``: a folder of pseudo-masks becomes one COCO file."""
+"""``merge``: a folder of pseudo-masks becomes one COCO file, alone or joined with other labels."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from unsam_mm.errors import UnSAMError
+from unsam_mm.pseudo_masks.label_merge import (
+    GROUND_TRUTH_IOU,
+    SELF_TRAINING_IOU,
+    SELF_TRAINING_SCORE,
+    MergeReport,
+    merge_ground_truth,
+    merge_predictions,
+)
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
-    parser = subparsers.add_parser('merge', help='write a folder of pseudo-masks as one COCO file')
+    parser = subparsers.add_parser(
+        'merge', help='write a folder of pseudo-masks as one COCO file, alone or joined with other labels'
+    )
     parser.add_argument('masks', type=Path, help='folder that "generate" made')
     parser.add_argument('target', type=Path, help='COCO file to write, for example pseudo.json')
+    added = parser.add_mutually_exclusive_group()
+    added.add_argument(
+        '--gt',
+        type=Path,
+        metavar='LABELS',
+        help='add these human labels (COCO file or folder of SA-1B files) and drop the pseudo-masks that overlap them',
+    )
+    added.add_argument(
+        '--predictions',
+        type=Path,
+        metavar='LABELS',
+        help='add the sure ones of these predictions (folder, COCO file or list of COCO results) and drop the '
+        'pseudo-masks that overlap them: the labels of the next round of self-training',
+    )
+    parser.add_argument(
+        '--iou',
+        type=float,
+        help='drop pseudo-masks with a larger IoU with an added label '
+        f'(default: {GROUND_TRUTH_IOU} with --gt, {SELF_TRAINING_IOU} with --predictions)',
+    )
+    parser.add_argument(
+        '--score', type=float, help=f'add predictions with a larger score (default: {SELF_TRAINING_SCORE})'
+    )
+    parser.add_argument(
+        '--images',
+        type=Path,
+        metavar='COCO',
+        help='COCO file that says what the image ids in a list of results mean '
+        '(default: those of the file that "merge" writes from the same folder)',
+    )
+    parser.add_argument(
+        '--supervised',
+        action='store_true',
+        help='note in the file that what made the predictions was trained with human labels',
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Writes the file; it appears only once it is whole."""
-    n_images, n_masks = PseudoMaskStore(options.masks).merge(options.target)
-    print(f'{n_masks} masks of {n_images} images in {options.target}')
+    _check_options(options)
+    if options.gt:
+        iou = GROUND_TRUTH_IOU if options.iou is None else options.iou
+        _tell(merge_ground_truth(options.masks, options.target, options.gt, iou), 'human labels', options.target)
+    elif options.predictions:
+        report = merge_predictions(
+            options.masks,
+            options.target,
+            options.predictions,
+            SELF_TRAINING_SCORE if options.score is None else options.score,
+            SELF_TRAINING_IOU if options.iou is None else options.iou,
+            options.images,
+            options.supervised,
+        )
+        _tell(report, 'predictions', options.target)
+    else:
+        n_images, n_masks = PseudoMaskStore(options.masks).merge(options.target)
+        print(f'{n_masks} masks of {n_images} images in {options.target}')
     return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """An option that would have no effect is a mistake."""
+    if options.iou is not None and not (options.gt or options.predictions):
+        raise UnSAMError('--iou needs labels to compare with: add --gt or --predictions')
+    for name in ('score', 'images', 'supervised'):
+        if getattr(options, name) not in (None, False) and not options.predictions:
+            raise UnSAMError(f'--{name} says something about predictions: add --predictions')
+
+
+def _tell(report: MergeReport, what: str, target: Path) -> None:
+    print(
+        f'{report.added} {what} and {report.kept} pseudo-masks in {target}; {report.dropped} pseudo-masks overlapped '
+        f'{what} and were left out'
+    )
+    print(
+        f'{report.matched} images with both, {report.only_pseudo} with pseudo-masks alone, {report.only_added} with '
+        f'{what} alone'
+    )

@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import sparse
 
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.features import PatchFeatures
 from unsam_mm.pseudo_masks.leaves import Leaves
-from unsam_mm.pseudo_masks.merging import merge_regions
-from unsam_mm.pseudo_masks.ranking import rank_regions
+from unsam_mm.pseudo_masks.merging import Borders, merge_regions
 
 
-def conquer(leaves: Leaves, features: PatchFeatures, colour_weight: float = 0.2) -> MaskHierarchy:
-    """Merges touching regions by similarity of mean features until the whole image is one region.
+@dataclass(frozen=True)
+class GrowthSettings:
+    """What makes two touching regions alike while a tree grows.
+
+    Attributes:
+        colour_weight: Length of the colour part of a region's description relative to its feature part.
+        border_weight: In [0, 1); how much the edge between two regions counts against what they look like.
+    """
+
+    colour_weight: float
+    border_weight: float
+
+
+def conquer(leaves: Leaves, features: PatchFeatures, growths: Sequence[GrowthSettings]) -> list[MaskHierarchy]:
+    """Merges touching regions until the whole image is one region; one tree for each way to compare them.
 
     A region is described by its mean patch feature joined with its mean Lab colour: the ViT knows what belongs
-    together but is blind below its 14 px patches, where colour decides.
+    together but is blind below its 14 px patches, where colour decides. The edge between two regions says whether
+    they part there.
 
     Args:
         leaves: The finest partition.
         features: Patch features of the same image.
-        colour_weight: Length of the colour part relative to the feature part.
+        growths: At least one.
     """
     areas = np.bincount(leaves.labels.ravel(), minlength=leaves.count)
-    semantic = _leaf_means(leaves, areas, features)
-    colour = np.stack(
-        [np.bincount(leaves.labels.ravel(), leaves.lab[..., channel].ravel()) / areas for channel in range(3)], axis=1
+    semantic = _standardised(_leaf_means(leaves, areas, features), areas)
+    colour = _standardised(_leaf_colours(leaves, areas), areas)
+    typical = (
+        max(float(np.average(leaves.edge_strength, weights=leaves.edge_lengths_px)), 1e-6) if len(leaves.edges) else 1.0
     )
-    described = np.concatenate([_standardised(semantic, areas), colour_weight * _standardised(colour, areas)], axis=1)
-    parent, similarity = merge_regions(described, areas, leaves.edges)
-    height = np.concatenate([np.zeros(leaves.count, np.float32), 1.0 - similarity])
-    return rank_regions(MaskHierarchy.from_merges(leaves.labels, parent, height), leaves)
+    trees = []
+    for growth in growths:
+        described = np.concatenate([semantic, growth.colour_weight * colour], axis=1)
+        borders = Borders(leaves.edge_lengths_px, leaves.edge_strength / typical, growth.border_weight)
+        parent, similarity = merge_regions(described, areas, leaves.edges, borders)
+        height = np.concatenate([np.zeros(leaves.count, np.float32), np.maximum(1.0 - similarity, 0)])
+        trees.append(MaskHierarchy.from_merges(leaves.labels, parent, height))
+    return trees
+
+
+def _leaf_colours(leaves: Leaves, areas: np.ndarray) -> np.ndarray:
+    """(L, 3) mean Lab colour of each leaf."""
+    labels, lab = leaves.labels.ravel(), leaves.colour.lab
+    return np.stack([np.bincount(labels, lab[..., channel].ravel()) / areas for channel in range(3)], axis=1)
 
 
 def _leaf_means(leaves: Leaves, areas: np.ndarray, features: PatchFeatures) -> np.ndarray:

@@ -1,22 +1,23 @@
-"""The generator over a folder of images: resumable, in one process or several."""
+"""The generator over a folder of images: resumable, in one process, in several, or on a cluster."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from unsam_mm import weights
 from unsam_mm.errors import ImageError, UnSAMError
-from unsam_mm.files import remove_leftovers
-from unsam_mm.images import list_images, read_image
+from unsam_mm.files import atomic_writer, remove_leftovers
+from unsam_mm.images import IMAGE_SUFFIXES, list_images, read_image
 from unsam_mm.pseudo_masks.features import check_device
-from unsam_mm.pseudo_masks.generator import GeneratorSettings, PseudoMaskGenerator, settings_signature
+from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, Settings, settings_signature, weights_origin
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 
@@ -37,6 +38,39 @@ class FolderReport:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+class Quarantine:
+    """Images that failed, with the reason: a text file each, there until the image is done.
+
+    Args:
+        root: Folder of the store; the files lie in its subfolder ``quarantine``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / 'quarantine'
+
+    def names(self) -> set[str]:
+        """All images in quarantine."""
+        paths = self._folder.rglob('*.txt')
+        names = (path.relative_to(self._folder).as_posix().removesuffix('.txt') for path in paths)
+        return {name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+
+    def add(self, name: str, reason: str) -> None:
+        """Notes why an image failed.
+
+        Raises:
+            StoreError: If the folder cannot be written.
+        """
+        with atomic_writer(self._path_of(name)) as file:
+            file.write(f'{reason}\n')
+
+    def release(self, name: str) -> None:
+        """Forgets an image."""
+        self._path_of(name).unlink(missing_ok=True)
+
+    def _path_of(self, name: str) -> Path:
+        return self._folder / f'{name}.txt'
+
+
 @dataclass(frozen=True)
 class FolderJob:
     """Pseudo-masks for all images below a folder.
@@ -49,15 +83,17 @@ class FolderJob:
         device: Torch device.
         workers: Number of processes; each takes about 1 GB, and 3 GB for images of 24 megapixels, and an equal share of the cores.
         overwrite: Whether the masks in the store are removed first, so that all images are done again.
+        dask: Address of a Dask scheduler, or ``local:N``, whose workers take the place of `workers`; see `scale`.
     """
 
     images: Path
     out: Path
-    settings: GeneratorSettings
+    settings: Settings
     max_masks: int = 1000
     device: str = 'cpu'
     workers: int = 1
     overwrite: bool = False
+    dask: str | None = None
 
     def run(self, on_image: Callable[[FolderReport], None] | None = None) -> FolderReport:
         """Does what is left to do. Interrupted at any point, another run goes on from there.
@@ -71,50 +107,68 @@ class FolderJob:
             WeightsError: If the ViT's weights cannot be had.
         """
         names = self.image_names()
-        store = PseudoMaskStore(self.out)
+        store, quarantine = PseudoMaskStore(self.out), Quarantine(self.out)
         # Before the first image, so that a wrong folder or missing weights cost nothing.
         if self.overwrite:
             store.clear()
-        store.describe(self._description())
+        store.describe(self.description())
         remove_leftovers(store.root)
         waiting = [name for name in names if not store.has(name)]
+        quarantined = quarantine.names()
+        for name in filter(store.has, quarantined):  # a run that was killed may have had no time for it
+            quarantine.release(name)
+        waiting.sort(key=quarantined.__contains__)  # what failed before comes last
         report = FolderReport(found=len(names), skipped=len(names) - len(waiting))
         tell = on_image or (lambda report: None)
         tell(report)
-        for name, failure in self._results(waiting):
-            if failure is None:
-                report.done += 1
-            else:
-                report.failed[name] = failure
-            tell(report)
+        with closing(self._results(waiting)) as results:
+            for name, failure in results:
+                if failure is not None:
+                    report.failed[name] = failure
+                    quarantine.add(name, failure)
+                else:
+                    report.done += 1
+                    if name in quarantined:
+                        quarantine.release(name)
+                tell(report)
         return report
 
     def image_names(self) -> list[str]:
         """Paths of the images relative to the folder, with forward slashes, sorted."""
-        root = self._image_root()
+        root = self.path_of('')
         return [path.relative_to(root).as_posix() for path in list_images(self.images)]
 
-    def _image_root(self) -> Path:
-        return self.images.parent if self.images.is_file() else self.images
+    def path_of(self, name: str) -> Path:
+        """Where an image lies."""
+        return (self.images.parent if self.images.is_file() else self.images) / name
 
-    def _description(self) -> dict:
-        origin = weights.origin(weights.fetch(self.settings.vit))
+    def description(self) -> dict:
+        """What decides about the masks, as it is read from the store; fetches the weights."""
         signature = settings_signature(self.settings)
-        return {**asdict(self.settings), 'weights': origin, 'signature': signature, 'max_masks': self.max_masks}
+        noted = {
+            **asdict(self.settings),
+            'weights': weights_origin(self.settings),
+            'signature': signature,
+            'max_masks': self.max_masks,
+        }
+        return json.loads(json.dumps(noted))  # a tuple is a list there
 
     def _results(self, names: list[str]) -> Iterator[tuple[str, str | None]]:
         """Name and error message (None if all is well) of each image, in the order in which they finish."""
         if not names:
             return
+        if self.dask:
+            yield from _cluster_results(self, names)
+            return
         check_device(self.device)
         if self.workers <= 1 or len(names) <= 1:
-            worker = _Worker(self)
+            worker = ImageWorker(self)
             yield from ((name, worker(name)) for name in names)
             return
         workers = min(self.workers, len(names))
         # A forked child of a process that has used torch can hang, so workers start afresh.
         context = multiprocessing.get_context('spawn')
-        with ProcessPoolExecutor(workers, context, _start_worker, (self, _threads_each(workers))) as pool:
+        with ProcessPoolExecutor(workers, context, _start_worker, (self, threads_each(workers))) as pool:
             try:
                 yield from _in_parallel(pool, names, at_once=2 * workers)
             except BrokenProcessPool as error:
@@ -129,6 +183,16 @@ class FolderJob:
                 raise
 
 
+def _cluster_results(job: FolderJob, names: list[str]) -> Iterator[tuple[str, str | None]]:
+    try:
+        from unsam_mm.pseudo_masks.scale import cluster_results
+    except ModuleNotFoundError as error:
+        raise UnSAMError(
+            f'--dask needs the package {error.name}; run: pip install "unsam_mm[dask]", or use --workers'
+        ) from error
+    return cluster_results(job, job.dask, names)
+
+
 def _in_parallel(pool: ProcessPoolExecutor, names: list[str], at_once: int) -> Iterator[tuple[str, str | None]]:
     """Results as they come; no more than `at_once` images wait, since a folder may hold millions."""
     waiting, running = iter(names), {}
@@ -141,9 +205,15 @@ def _in_parallel(pool: ProcessPoolExecutor, names: list[str], at_once: int) -> I
             yield running.pop(future), future.result()
 
 
-class _Worker:
+class ImageWorker:
+    """Does one image after another with one model.
+
+    Args:
+        job: What to do.
+    """
+
     def __init__(self, job: FolderJob) -> None:
-        self._root = job._image_root()
+        self._path_of = job.path_of
         self._store = PseudoMaskStore(job.out)
         self._max_masks = job.max_masks
         self._generator = PseudoMaskGenerator(job.settings, job.device)
@@ -151,14 +221,14 @@ class _Worker:
     def __call__(self, name: str) -> str | None:
         """Does one image; a bad image is reported, a bad disk ends the run."""
         try:
-            hierarchy = self._generator(read_image(self._root / name))
+            hierarchy = self._generator(read_image(self._path_of(name)))
         except ImageError as error:
             return str(error)
         self._store.write(name, hierarchy.select(self._max_masks))
         return None
 
 
-_worker: _Worker | None = None  # one for each worker process, since a ViT cannot be sent along with every image
+_worker: ImageWorker | None = None  # one for each worker process, since a ViT cannot be sent along with every image
 
 
 def _start_worker(job: FolderJob, threads: int) -> None:
@@ -166,7 +236,7 @@ def _start_worker(job: FolderJob, threads: int) -> None:
 
     global _worker
     torch.set_num_threads(threads)
-    _worker = _Worker(job)
+    _worker = ImageWorker(job)
 
 
 def _work(name: str) -> str | None:
@@ -175,6 +245,9 @@ def _work(name: str) -> str | None:
     return _worker(name)
 
 
-def _threads_each(workers: int) -> int:
+def threads_each(workers: int) -> int:
+    """Torch threads for each of several processes: OMP_NUM_THREADS where it is set, else an equal share of the cores."""
+    if (asked := os.environ.get('OMP_NUM_THREADS', '')).isdecimal():
+        return max(1, int(asked))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(1, cores // workers)

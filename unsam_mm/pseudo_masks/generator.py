@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -13,67 +13,85 @@ from unsam_mm import weights
 from unsam_mm.errors import UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
-from unsam_mm.pseudo_masks.conquer import conquer
-from unsam_mm.pseudo_masks.features import PatchFeatureExtractor
-from unsam_mm.pseudo_masks.leaves import find_leaves
+from unsam_mm.pseudo_masks import published
+from unsam_mm.pseudo_masks.conquer import GrowthSettings, conquer
+from unsam_mm.pseudo_masks.features import PatchFeatureExtractor, vit_folder
+from unsam_mm.pseudo_masks.leaves import ColourEdges, find_leaves
+from unsam_mm.pseudo_masks.level_sets import level_set_tree
+from unsam_mm.pseudo_masks.published import PublishedProcedure, PublishedSettings
+from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
 
 ProgressCallback = Callable[[float, str], None]
 """Called with the finished share in [0, 1] and what comes next; an exception raised inside stops the work."""
 
-_ALGORITHM = 2
+_ALGORITHM = 3
 """Raised when the same settings give other masks than before, so that stored masks are not mixed."""
 
 
 @dataclass(frozen=True)
 class GeneratorSettings:
-    """Everything that decides which masks are found.
+    """Everything that decides which masks the region trees hold.
 
     Attributes:
-        vit: Name of the ViT in `unsam_mm.weights.TABLE`.
+        vit: Name of the ViT in `unsam_mm.weights.TABLE`, or a folder that transformers can read.
         facet: What is read from its last layer: 'key', 'query', 'value' or 'token'.
         long_side_px: Size of the image that the ViT sees.
         leaf_spacing_px: Distance between the seeds of the leaves.
         max_leaves: The spacing grows on images that would have more.
-        colour_weight: Length of the colour part of a region's description relative to its feature part.
+        growths: For each tree the weights of colour and of borders, see `GrowthSettings`; the first tree is the one that
+            people see, the others add near-equal and crossing masks.
+        lightness_levels: Levels of the two trees of what is brighter and what is darker than its surroundings; 0: without.
+        ranking: How regions of all trees are put in order.
     """
 
     vit: str = 'dinov2_vits14'
     facet: str = 'key'
     long_side_px: int = 714
-    leaf_spacing_px: float = 6.0
+    leaf_spacing_px: float = 5.0
     max_leaves: int = 20_000
-    colour_weight: float = 0.2
+    growths: tuple[tuple[float, float], ...] = ((0.2, 0.6), (0.2, 0.3), (0.6, 0.7), (0.6, 0.4))
+    lightness_levels: int = 32
+    ranking: RankingSettings = field(default_factory=RankingSettings)
 
     def __post_init__(self) -> None:
         positive = ('long_side_px', 'leaf_spacing_px', 'max_leaves')
         wrong = [name for name in positive if not 0 < getattr(self, name) < float('inf')]
-        if not 0 <= self.colour_weight < float('inf'):
-            wrong.append('colour_weight')
+        if not 0 <= self.lightness_levels < float('inf'):
+            wrong.append('lightness_levels')
         if wrong:
             raise UnSAMError(
-                f'{wrong[0]}={getattr(self, wrong[0])} is out of range; it must be positive and finite (colour_weight may be 0)'
+                f'{wrong[0]}={getattr(self, wrong[0])} is out of range; it must be positive and finite '
+                '(lightness_levels may be 0)'
+            )
+        if not self.growths or not all(
+            0 <= colour < float('inf') and 0 <= border < 1 for colour, border in self.growths
+        ):
+            raise UnSAMError(
+                f'growths={self.growths} is out of range; it must hold at least one pair of a colour weight, finite and '
+                'not negative, and a border weight in [0, 1)'
             )
 
 
-PRESETS: dict[str, GeneratorSettings] = {'default': GeneratorSettings()}
+Settings = GeneratorSettings | PublishedSettings
+
+PRESETS: dict[str, Settings] = {'default': GeneratorSettings(), **published.PRESETS}
 
 
 class PseudoMaskGenerator:
     """Finds regions at every scale in an image, without labels.
 
     Args:
-        settings: What to compute.
+        settings: What to compute: region trees (the default), or UnSAM's procedure as it was published.
         device: Torch device for the ViT; the rest runs on the CPU.
 
     Raises:
         WeightsError: If the ViT's weights cannot be had.
     """
 
-    def __init__(self, settings: GeneratorSettings | None = None, device: str = 'cpu') -> None:
+    def __init__(self, settings: Settings | None = None, device: str = 'cpu') -> None:
         self.settings = settings or GeneratorSettings()
-        self._extract = PatchFeatureExtractor(
-            self.settings.vit, self.settings.facet, self.settings.long_side_px, device
-        )
+        kind = PublishedProcedure if isinstance(self.settings, PublishedSettings) else RegionTrees
+        self._find = kind(self.settings, device)
 
     @classmethod
     def from_preset(cls, preset: str = 'default', device: str = 'cpu', **changes) -> PseudoMaskGenerator:
@@ -82,7 +100,7 @@ class PseudoMaskGenerator:
         Args:
             preset: A key of `PRESETS`.
             device: Torch device for the ViT.
-            changes: Single settings to replace, by their names in `GeneratorSettings`.
+            changes: Single settings to replace, by their names in `GeneratorSettings` or `PublishedSettings`.
 
         Raises:
             UnSAMError: If the preset or a setting is unknown.
@@ -104,19 +122,42 @@ class PseudoMaskGenerator:
         Raises:
             ImageError: If the array is not one image that can be segmented.
         """
+        return self._find(as_rgb_uint8(image), progress)
+
+
+class RegionTrees:
+    """The default way: trees of regions over leaves that follow every edge, and trees of level sets.
+
+    Args:
+        settings: What to compute.
+        device: Torch device for the ViT.
+    """
+
+    def __init__(self, settings: GeneratorSettings, device: str = 'cpu') -> None:
+        self.settings = settings
+        self._extract = PatchFeatureExtractor(settings.vit, settings.facet, settings.long_side_px, device)
+
+    def __call__(self, image: np.ndarray, progress: ProgressCallback | None = None) -> MaskHierarchy:
+        """The region tree of an (H, W, 3) uint8 RGB image, with the other trees as its alternatives."""
         report = progress or _silent
-        image = as_rgb_uint8(image)
         report(0.0, 'finding patch features')
-        features = self._extract(image, lambda done: report(0.8 * done, 'finding patch features'))
-        report(0.8, 'finding leaves')
-        leaves = find_leaves(image, self.settings.leaf_spacing_px, self.settings.max_leaves)
-        report(0.9, 'merging regions')
-        hierarchy = conquer(leaves, features, self.settings.colour_weight)
+        features = self._extract(image, lambda done: report(0.5 * done, 'finding patch features'))
+        report(0.5, 'finding leaves')
+        colour = ColourEdges.of(image)
+        leaves = find_leaves(colour, self.settings.leaf_spacing_px, self.settings.max_leaves)
+        report(0.6, 'merging regions')
+        trees = conquer(leaves, features, [GrowthSettings(*growth) for growth in self.settings.growths])
+        ranked = [RankedTree(tree, leaves, np.ones(len(tree), bool)) for tree in trees]
+        report(0.7, 'finding level sets')
+        if self.settings.lightness_levels:
+            ranked += [level_set_tree(colour, bright, self.settings.lightness_levels) for bright in (True, False)]
+        report(0.8, 'ranking regions')
+        hierarchy = rank_regions(ranked, self.settings.ranking)
         report(1.0, 'done')
         return hierarchy
 
 
-def preset_settings(preset: str, **changes) -> GeneratorSettings:
+def preset_settings(preset: str, **changes) -> Settings:
     """The settings of a preset with single values replaced.
 
     Raises:
@@ -131,10 +172,18 @@ def preset_settings(preset: str, **changes) -> GeneratorSettings:
         raise UnSAMError(f'unknown setting among {", ".join(changes)}; known are {known}') from error
 
 
-def settings_signature(settings: GeneratorSettings) -> str:
+def settings_signature(settings: Settings) -> str:
     """See `PseudoMaskGenerator.signature`; fetches the weights, since files of different sources may differ."""
-    described = {**asdict(settings), 'weights': weights.origin(weights.fetch(settings.vit)), 'algorithm': _ALGORITHM}
+    described = {**asdict(settings), 'weights': weights_origin(settings), 'algorithm': _ALGORITHM}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def weights_origin(settings: Settings) -> str:
+    """Where the weights that decide the masks came from."""
+    paths = [vit_folder(settings.vit)]
+    if getattr(settings, 'divide', None) == 'cutler':
+        paths.append(weights.fetch('cutler_cascade'))
+    return ' and '.join(weights.origin(path) for path in paths)
 
 
 def _silent(done: float, message: str) -> None:

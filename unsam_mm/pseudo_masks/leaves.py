@@ -17,6 +17,28 @@ _GRADIENT_SIGMAS_PX = (1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
+class ColourEdges:
+    """Colour and where it changes.
+
+    Attributes:
+        lab: (H, W, 3) float32 CIE Lab colour.
+        fine: (H, W) float32 colour gradient at the finest scale: where an edge lies.
+        strength: (H, W) float32 colour gradient summed over scales: how much of an edge it is.
+    """
+
+    lab: np.ndarray
+    fine: np.ndarray
+    strength: np.ndarray
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> ColourEdges:
+        """Of an (H, W, 3) uint8 RGB image."""
+        lab = rgb2lab(image).astype(np.float32)
+        gradients = [_gradient(lab, sigma) for sigma in _GRADIENT_SIGMAS_PX]
+        return cls(lab, gradients[0], sum(gradients[1:], gradients[0]))
+
+
+@dataclass(frozen=True)
 class Leaves:
     """The finest partition of an image.
 
@@ -25,14 +47,14 @@ class Leaves:
         edges: (E, 2) int32 pairs of touching leaves, smaller number first, sorted.
         edge_lengths_px: (E,) float32 number of pixel sides that the pair shares.
         edge_strength: (E,) float32 mean colour gradient along the shared sides.
-        lab: (H, W, 3) float32 CIE Lab colour of the image.
+        colour: The image's colours and edges, from which the leaves were made.
     """
 
     labels: np.ndarray
     edges: np.ndarray
     edge_lengths_px: np.ndarray
     edge_strength: np.ndarray
-    lab: np.ndarray
+    colour: ColourEdges
 
     @property
     def count(self) -> int:
@@ -40,28 +62,27 @@ class Leaves:
         return int(self.labels.max()) + 1
 
 
-def find_leaves(image: np.ndarray, spacing_px: float = 6.0, max_leaves: int = 20_000) -> Leaves:
-    """Watershed of the multi-scale colour gradient from a regular grid of seeds, without slivers.
+def find_leaves(colour: ColourEdges, spacing_px: float = 5.0, max_leaves: int = 20_000) -> Leaves:
+    """Watershed of the fine colour gradient from a regular grid of seeds, without slivers.
 
     A seed that happens to sit on an edge is surrounded before it can grow, and most of a photograph's leaves would be
     slivers and whiskers. So the watershed runs twice: the second time from the cores of the first leaves, which
-    are what is at least three pixels wide. Without slivers a finer grid costs nothing: on all 100 BSDS500 validation
-    images AR@1000 is 0.275 (0.302 with the slivers of a 10 px grid, which also give the near-equal masks on which
-    people differ), on 17 DSB2018 images 0.477 (0.464 where slivers are only dropped by their area).
+    are what is at least three pixels wide. Edges are located by the finest gradient and weighed by all scales.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        colour: Of the image.
         spacing_px: Distance between seeds; the smallest object that can be found has about its square as area.
         max_leaves: The spacing grows where the grid would have more seeds than this.
     """
-    lab = rgb2lab(image).astype(np.float32)
-    gradient = _colour_gradient(lab)
-    height, width = image.shape[:2]
+    height, width = colour.fine.shape
     spacing_px = max(spacing_px, (height * width / max_leaves) ** 0.5)
-    labels = watershed(gradient, _grid_seeds(height, width, spacing_px))
-    labels = watershed(gradient, _cores(labels)).astype(np.int32) - 1
-    edges, lengths, strength = _adjacency(labels, gradient)
-    return Leaves(labels, edges, lengths, strength, lab)
+    labels = watershed(colour.fine, _grid_seeds(height, width, spacing_px))
+    return leaves_of(watershed(colour.fine, _cores(labels)).astype(np.int32) - 1, colour)
+
+
+def leaves_of(labels: np.ndarray, colour: ColourEdges) -> Leaves:
+    """The leaves of a label map with the values 0..L-1, every value used."""
+    return Leaves(labels, *_adjacency(labels, colour.strength), colour)
 
 
 def _cores(labels: np.ndarray) -> np.ndarray:
@@ -76,18 +97,13 @@ def _cores(labels: np.ndarray) -> np.ndarray:
     return cores if cores.any() else np.ones_like(cores)  # too small for cores: one leaf
 
 
-def _colour_gradient(lab: np.ndarray) -> np.ndarray:
-    """(H, W) float32: gradient magnitude of the Lab image, summed over scales; fine edges and wide ones both count."""
-    total = np.zeros(lab.shape[:2], np.float32)
-    for sigma in _GRADIENT_SIGMAS_PX:
-        squares = np.zeros_like(total)
-        for channel in range(3):
-            for axis in range(2):
-                order = [0, 0]
-                order[axis] = 1
-                squares += ndimage.gaussian_filter(lab[..., channel], sigma, order=order) ** 2
-        total += np.sqrt(squares)
-    return total
+def _gradient(lab: np.ndarray, sigma_px: float) -> np.ndarray:
+    """(H, W) float32: gradient magnitude of the Lab image at one scale, all channels together."""
+    squares = np.zeros(lab.shape[:2], np.float32)
+    for channel in range(3):
+        for order in ((0, 1), (1, 0)):
+            squares += ndimage.gaussian_filter(lab[..., channel], sigma_px, order=order) ** 2
+    return np.sqrt(squares)
 
 
 def _grid_seeds(height: int, width: int, spacing_px: float) -> np.ndarray:

@@ -10,28 +10,54 @@ Source: UnSAM, section 3.2 (conquer); SOHES, section 3.1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numba
 import numpy as np
 
 
-def merge_regions(features: np.ndarray, sizes: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Borders:
+    """What lies between touching regions.
+
+    Attributes:
+        lengths_px: (E,) length of the border that each pair shares.
+        strengths: (E,) mean edge strength along it, in any unit whose typical value is 1.
+        weight: In [0, 1); 0 leaves borders aside.
+    """
+
+    lengths_px: np.ndarray
+    strengths: np.ndarray
+    weight: float
+
+
+def merge_regions(
+    features: np.ndarray, sizes: np.ndarray, edges: np.ndarray, borders: Borders | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Merges the most similar pair of touching regions until one is left.
+
+    Similarity is the cosine of the mean features. With borders it is 1 - (1 - cosine) ** (1 - w) * strength ** w: what
+    differs little or has no edge between goes together first, and a weak stretch lowers the mean of a border as it grows.
 
     Args:
         features: (L, C) mean feature of each region; rows need not have unit length.
         sizes: (L,) weight of each region, for example its area in pixels.
         edges: (E, 2) pairs of touching regions, each pair once. Together they must connect all regions.
+        borders: Lengths and edge strengths of the pairs, if they count.
 
     Returns:
         parent: (2L - 1,) int64; the k-th merge makes node L + k; -1 at the root, the last node.
-        similarity: (L - 1,) float32 cosine of the pair that each merge joined, in the order of merging. Equal
+        similarity: (L - 1,) float32 of the pair that each merge joined, in the order of merging. Equal
             similarities are taken in the order of node numbers, so a machine gives the same tree every time.
 
     Raises:
         ValueError: If the regions are not connected.
     """
     sums = np.ascontiguousarray(features, np.float32) * np.asarray(sizes, np.float32)[:, None]
-    parent, similarity, n_merges = _merge(sums, np.ascontiguousarray(edges, np.int32))
+    weight = np.float32(borders.weight if borders else 0)
+    lengths = np.asarray(borders.lengths_px if weight else np.zeros(len(edges)), np.float32)
+    strengths = np.asarray(borders.strengths if weight else np.zeros(len(edges)), np.float32) * lengths
+    parent, similarity, n_merges = _merge(sums, np.ascontiguousarray(edges, np.int32), lengths, strengths, weight)
     if n_merges < len(features) - 1:
         raise ValueError(
             f'the regions form {len(features) - n_merges} unconnected parts; expected edges that join all of them'
@@ -40,6 +66,7 @@ def merge_regions(features: np.ndarray, sizes: np.ndarray, edges: np.ndarray) ->
 
 
 _TINY = np.float32(1e-12)  # length of a region without features
+_THOUSANDTH = np.float32(1e-3)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
@@ -101,7 +128,18 @@ def _grown(array, length):
 
 
 @numba.njit(nogil=True, cache=True)
-def _merge(sums, edges):
+def _similarity(sums, norm, row, a, b, length, strength, weight):
+    """Of two regions; `strength` is summed over the `length` of their border."""
+    cosine = _dot(sums[row[a]], sums[row[b]]) / (norm[a] * norm[b])
+    if weight == 0:
+        return cosine
+    # A thousandth keeps equal colours and absent edges comparable with everything else.
+    differs = max(np.float32(1) - cosine, np.float32(0)) + _THOUSANDTH
+    return np.float32(1) - differs ** (np.float32(1) - weight) * (strength / length + _THOUSANDTH) ** weight
+
+
+@numba.njit(nogil=True, cache=True)
+def _merge(sums, edges, lengths, strengths, weight):
     n_leaves, n_edges = sums.shape[0], edges.shape[0]
     n_nodes = 2 * n_leaves - 1
     parent = np.full(n_nodes, -1, np.int64)
@@ -117,6 +155,8 @@ def _merge(sums, edges):
     capacity = max(8 * n_edges, 16)
     first, second = np.empty(capacity, np.int32), np.empty(capacity, np.int32)
     keys, pairs = np.empty(capacity, np.float32), np.empty(capacity, np.int32)
+    length, strength = np.empty(capacity, np.float32), np.empty(capacity, np.float32)
+    length[:n_edges], strength[:n_edges] = lengths, strengths
     following = np.empty(2 * capacity, np.int32)
     head = np.full(n_nodes, -1, np.int32)
     for pair in range(n_edges):
@@ -124,10 +164,11 @@ def _merge(sums, edges):
         first[pair], second[pair] = a, b
         following[2 * pair], following[2 * pair + 1] = head[a], head[b]
         head[a], head[b] = 2 * pair, 2 * pair + 1
-        _push(keys, pairs, pair, _dot(sums[a], sums[b]) / (norm[a] * norm[b]), pair, first, second)
+        key = _similarity(sums, norm, row, a, b, length[pair], strength[pair], weight)
+        _push(keys, pairs, pair, key, pair, first, second)
     heap_length, n_pairs = n_edges, n_edges
 
-    seen_by = np.full(n_nodes, -1, np.int32)
+    pair_with = np.full(n_nodes, -1, np.int32)  # number of the pair of a region and the newest one
     node = n_leaves
     while heap_length > 0 and node < n_nodes:
         similarity = keys[0]
@@ -141,25 +182,33 @@ def _merge(sums, edges):
         row[node] = row[a]
         sums[row[a]] += sums[row[b]]
         norm[node] = max(np.sqrt(_dot(sums[row[node]], sums[row[node]])), _TINY)
+        n_old = n_pairs
         for child in (a, b):
             link = head[child]
             while link >= 0:
-                other = second[link // 2] if link % 2 == 0 else first[link // 2]
+                old, other = link // 2, second[link // 2] if link % 2 == 0 else first[link // 2]
                 link = following[link]
-                if parent[other] >= 0 or seen_by[other] == node:
-                    continue  # merged away, or a neighbour of both children
-                seen_by[other] = node
+                if parent[other] >= 0:
+                    continue  # merged away
+                if pair_with[other] >= n_old:  # a neighbour of both children
+                    length[pair_with[other]] += length[old]
+                    strength[pair_with[other]] += strength[old]
+                    continue
                 if n_pairs == capacity:
                     capacity *= 2
                     first, second = _grown(first, capacity), _grown(second, capacity)
                     keys, pairs = _grown(keys, capacity), _grown(pairs, capacity)
+                    length, strength = _grown(length, capacity), _grown(strength, capacity)
                     following = _grown(following, 2 * capacity)
+                pair_with[other] = n_pairs
                 first[n_pairs], second[n_pairs] = other, node
+                length[n_pairs], strength[n_pairs] = length[old], strength[old]
                 following[2 * n_pairs], following[2 * n_pairs + 1] = head[other], head[node]
                 head[other], head[node] = 2 * n_pairs, 2 * n_pairs + 1
-                cosine = _dot(sums[row[other]], sums[row[node]]) / (norm[other] * norm[node])
-                _push(keys, pairs, heap_length, cosine, n_pairs, first, second)
-                heap_length += 1
                 n_pairs += 1
+        for new in range(n_old, n_pairs):
+            key = _similarity(sums, norm, row, first[new], node, length[new], strength[new], weight)
+            _push(keys, pairs, heap_length, key, new, first, second)
+            heap_length += 1
         node += 1
     return parent, merged_at, node - n_leaves

@@ -1,61 +1,258 @@
-"""Which regions of a tree look like objects: they last, they have an edge all around, and they are not specks."""
+"""Which regions of several trees look like objects, and in which order they are worth showing.
+
+A region looks like an object if it has an edge all around (one open stretch is enough to doubt it), a compact shape,
+and if trees that were grown with other weights find it too. What is shown first should not be one object
+ten times, yet people differ about outlines, so near-equal masks earn their place a little later.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
+import numba
 import numpy as np
 
 from unsam_mm.hierarchy import MaskHierarchy, sum_over_descendants
+from unsam_mm.overlaps import ious
 from unsam_mm.pseudo_masks.leaves import Leaves
 
-_AREA_EXPONENT = 0.25
+_LEAST_SHARE = 0.02  # of the mean edge strength: what counts as no edge
 
 
-def rank_regions(tree: MaskHierarchy, leaves: Leaves) -> MaskHierarchy:
-    """The same tree with scores: sqrt(persistence) * mean boundary gradient * area ** 0.25, over the largest.
+@dataclass(frozen=True)
+class RankedTree:
+    """A tree whose regions are to be ranked.
 
-    Persistence is the height at which a region is merged away minus the height at which it was formed. On 20 BSDS500
-    validation images, over leaves that still had slivers, this order raised AR@100 from 0.036 (persistence alone) to
-    0.199 and AR@1000 from 0.255 to 0.328.
+    Attributes:
+        tree: Over the leaves below.
+        leaves: As they were before the tree renumbered them.
+        is_mask: (N,) bool; False for parts that only tile the image, in the numbering before the tree renumbered.
+    """
+
+    tree: MaskHierarchy
+    leaves: Leaves
+    is_mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Cues:
+    """What speaks for each of K regions; a region's quality is the product of all, each to its power.
+
+    Attributes:
+        edge: Harmonic mean of the edge strength around it, over the mean strength in the image.
+        roughness: Perimeter over the square root of the area.
+        area: In pixels.
+        texture: Mean edge strength between the leaves inside, over the mean strength in the image.
+        fullness: Area over the area of the ellipse with the same second moments: 1 for any ellipse, 0.95 for a rectangle,
+            little for what is strung together or hollow.
+        persistence: How long it lasts: the height of its parent minus its own, over the median of its tree.
+    """
+
+    edge: np.ndarray
+    roughness: np.ndarray
+    area: np.ndarray
+    texture: np.ndarray
+    fullness: np.ndarray
+    persistence: np.ndarray
+
+
+@dataclass(frozen=True)
+class RankingSettings:
+    """Powers of the cues and how repetition is held back.
+
+    Attributes:
+        edge: See `Cues`, as the next four.
+        roughness: See `Cues`.
+        area: See `Cues`.
+        texture: See `Cues`.
+        fullness: See `Cues`.
+        persistence: See `Cues`.
+        agreement: Power of the mean over the trees of the best IoU that a region has with one of theirs.
+        candidates: How many regions, the best by quality without agreement, are compared with one another.
+        repetition: Share of its score that a region loses for an equal region that comes before it.
+        sharpness: Power of the IoU in that loss; a high one spares regions that are only alike.
+    """
+
+    edge: float = 0.75
+    roughness: float = -2.0
+    area: float = 0.4
+    texture: float = 0.0
+    fullness: float = 1.5
+    persistence: float = 0.2
+    agreement: float = 0.75
+    candidates: int = 2000
+    repetition: float = 0.5
+    sharpness: float = 6.0
+
+
+def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> MaskHierarchy:
+    """The first tree with the others as its alternatives, all with scores that can be compared across them.
 
     Args:
-        tree: A tree over these leaves.
-        leaves: The leaves before they were renumbered.
+        ranked: Trees over one image.
+        settings: See there.
     """
-    persistence = np.zeros(len(tree))
-    persistence[:-1] = tree.height[tree.parent[:-1]] - tree.height[:-1]
-    score = np.sqrt(persistence) * _boundary_strength(tree, leaves) * tree.area**_AREA_EXPONENT
+    qualities = _without_repeats(ranked, [_quality(entry, settings) for entry in ranked])
+    nodes = _best(qualities, settings.candidates)
+    trees = [entry.tree for entry in ranked]
+    overlap = ious(trees, nodes)
+    source = np.repeat(np.arange(len(trees)), [len(chosen) for chosen in nodes])
+    quality = np.concatenate([values[chosen] for values, chosen in zip(qualities, nodes, strict=True)])
+    quality *= _agreement(overlap, source, len(trees)) ** settings.agreement
+    score = _hold_back_repetition(quality, overlap, settings.repetition, settings.sharpness)
+    scores = _scores(qualities, nodes, score)
+    first, *others = (replace(tree, score=values) for tree, values in zip(trees, scores, strict=True))
+    return replace(first, alternatives=tuple(others))
+
+
+def _quality(entry: RankedTree, settings: RankingSettings) -> np.ndarray:
+    """(N,) quality of each node without agreement; 0 where a node is no mask."""
+    cues = measure_cues(entry)
+    quality = np.ones(len(entry.tree))
+    for cue in fields(Cues):
+        quality *= getattr(cues, cue.name) ** getattr(settings, cue.name)
+    inner = quality[:-1]
     # The whole image has no boundary and no end; it is no better or worse a guess than most.
-    score[-1] = np.median(score[:-1]) if len(tree) > 1 else 1.0
-    return replace(tree, score=(score / max(score.max(), 1e-12)).astype(np.float32))
+    quality[-1] = np.median(inner) if len(inner) else 1.0
+    return np.where(_renumbered(entry.is_mask, entry), quality, 0.0)
 
 
-def _boundary_strength(tree: MaskHierarchy, leaves: Leaves) -> np.ndarray:
-    """(N,) mean gradient along the boundary of each region inside the image; 0 for the whole image.
+def measure_cues(entry: RankedTree) -> Cues:
+    """The cues of every node of a tree.
 
     A pair of touching leaves lies on the boundary of every region that holds one of them and not the other: it is
     added at both leaves and taken off twice where their paths meet, so one sum up the tree gives all boundaries.
     """
-    renumbered = np.zeros(tree.n_leaves, np.int64)
-    renumbered[leaves.labels.ravel()] = tree.leaf_labels.ravel()
-    pairs = renumbered[leaves.edges]
+    tree, leaves = entry.tree, entry.leaves
+    pairs = _renumbering(entry)[leaves.edges]
     meet = _lowest_common_ancestors(tree, pairs)
-    lengths = _sum_boundaries(tree, pairs, meet, leaves.edge_lengths_px)
-    strengths = _sum_boundaries(tree, pairs, meet, leaves.edge_lengths_px * leaves.edge_strength)
+    typical = max(float(leaves.colour.strength.mean()), 1e-6)
+    least = _LEAST_SHARE * typical
+    lengths = leaves.edge_lengths_px.astype(np.float64)
+
+    def around(weights: np.ndarray) -> np.ndarray:
+        ends = np.bincount(pairs.ravel(), np.repeat(weights, 2), minlength=len(tree))
+        return sum_over_descendants(ends - np.bincount(meet, 2 * weights, minlength=len(tree)), tree.parent)
+
+    def inside(weights: np.ndarray) -> np.ndarray:
+        return sum_over_descendants(np.bincount(meet, weights, minlength=len(tree)), tree.parent)
+
+    border_px = np.maximum(around(lengths), 0)
     # Sums of float differences leave a residue at the root, where the boundary has no length.
-    return np.where(lengths > 0.5, strengths / np.maximum(lengths, 1), 0.0)
+    resistance = np.maximum(around(lengths / (leaves.edge_strength + least)), 1e-9)
+    height, width = tree.size_hw
+    outline_px = tree.border_share * 2 * (height + width)
+    rises = np.zeros(len(tree))
+    rises[:-1] = tree.height[tree.parent[:-1]] - tree.height[:-1]
+    return Cues(
+        edge=np.where(border_px > 0.5, border_px / resistance, least) / typical,
+        roughness=(border_px + outline_px) / np.sqrt(tree.area),
+        area=tree.area.astype(np.float64),
+        texture=(inside(lengths * leaves.edge_strength) / np.maximum(inside(lengths), 1)) / typical + 0.1,
+        fullness=_fullness(tree),
+        persistence=rises / max(float(np.median(rises[rises > 0])) if (rises > 0).any() else 1.0, 1e-12) + 0.01,
+    )
 
 
-def _sum_boundaries(tree: MaskHierarchy, pairs: np.ndarray, meet: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    weight = weight.astype(np.float64)
-    total = np.bincount(pairs.ravel(), np.repeat(weight, 2), minlength=len(tree))
-    return sum_over_descendants(total - np.bincount(meet, 2 * weight, minlength=len(tree)), tree.parent)
+def _fullness(tree: MaskHierarchy) -> np.ndarray:
+    labels, n = tree.leaf_labels.ravel(), tree.n_leaves
+    y, x = (axis.ravel().astype(np.float64) for axis in np.indices(tree.size_hw))
+    sums = {}
+    for name, values in (('y', y), ('x', x), ('yy', y * y), ('xx', x * x), ('xy', x * y)):
+        of_leaves = np.zeros(len(tree))
+        of_leaves[:n] = np.bincount(labels, values, minlength=n)
+        sums[name] = sum_over_descendants(of_leaves, tree.parent) / tree.area
+    pixel = 1 / 12  # a pixel is a square, not a point
+    var_y, var_x = sums['yy'] - sums['y'] ** 2 + pixel, sums['xx'] - sums['x'] ** 2 + pixel
+    spread = np.maximum(var_y * var_x - (sums['xy'] - sums['x'] * sums['y']) ** 2, pixel**2)
+    return tree.area / (4 * np.pi * np.sqrt(spread))
+
+
+def _renumbering(entry: RankedTree) -> np.ndarray:
+    """(L,) number that each leaf has in the tree."""
+    number = np.zeros(entry.tree.n_leaves, np.int64)
+    number[entry.leaves.labels.ravel()] = entry.tree.leaf_labels.ravel()
+    return number
+
+
+def _renumbered(values: np.ndarray, entry: RankedTree) -> np.ndarray:
+    moved = values.copy()
+    moved[_renumbering(entry)] = values[: entry.tree.n_leaves]
+    return moved
 
 
 def _lowest_common_ancestors(tree: MaskHierarchy, pairs: np.ndarray) -> np.ndarray:
     low, high = pairs.min(axis=1), pairs.max(axis=1)
     meet = low.copy()
-    while (apart := (tree.first_leaf[meet] > low) | (tree.last_leaf[meet] <= high)).any():
+    apart = np.arange(len(meet))
+    while len(apart):
+        apart = apart[(tree.first_leaf[meet[apart]] > low[apart]) | (tree.last_leaf[meet[apart]] <= high[apart])]
         meet[apart] = tree.parent[meet[apart]]
     return meet
+
+
+def _without_repeats(ranked: Sequence[RankedTree], qualities: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The qualities with 0 for every region that an earlier tree holds too.
+
+    Each pixel has a random number; regions are equal where the sums of their pixels' numbers are.
+    """
+    numbers = np.random.default_rng(0).integers(1 << 63, size=ranked[0].tree.leaf_labels.size, dtype=np.uint64)
+    sums = []
+    for entry in ranked:
+        of_leaves = np.zeros(entry.tree.n_leaves, np.uint64)
+        np.add.at(of_leaves, entry.tree.leaf_labels.ravel(), numbers)
+        below = np.concatenate([np.zeros(1, np.uint64), np.cumsum(of_leaves)])
+        sums.append(below[entry.tree.last_leaf] - below[entry.tree.first_leaf])
+    pooled, quality = np.concatenate(sums), np.concatenate(qualities)
+    candidates = np.flatnonzero(quality > 0)
+    _, firsts = np.unique(pooled[candidates], return_index=True)
+    once = np.zeros(len(quality))
+    once[candidates[firsts]] = quality[candidates[firsts]]
+    return np.split(once, np.cumsum([len(values) for values in qualities])[:-1])
+
+
+def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """For each tree the nodes that are among the best of all trees."""
+    pooled = np.concatenate(qualities)
+    source = np.repeat(np.arange(len(qualities)), [len(values) for values in qualities])
+    starts = np.cumsum([0, *(len(values) for values in qualities)])
+    best = np.sort(np.argsort(-pooled, kind='stable')[: min(count, int((pooled > 0).sum()))])
+    return [best[source[best] == tree] - starts[tree] for tree in range(len(qualities))]
+
+
+def _agreement(overlap: np.ndarray, source: np.ndarray, n_trees: int) -> np.ndarray:
+    """(K,) in (0, 1]: mean over the trees of the best IoU with one of a tree's candidates."""
+    best = [overlap[:, source == tree].max(axis=1, initial=0) for tree in range(n_trees)]
+    return np.maximum(np.mean(best, axis=0), 1e-3)
+
+
+@numba.njit(nogil=True, cache=True)
+def _hold_back_repetition(quality, overlap, repetition, sharpness):
+    """Takes the best candidate again and again; each lowers what is like it. Returns the score when it was taken."""
+    left = quality.copy()
+    score = np.zeros(len(quality))
+    for _ in range(len(quality)):
+        best = left.argmax()
+        if left[best] <= 0:
+            break
+        score[best] = left[best]
+        left[best] = -1
+        for other in range(len(left)):
+            if left[other] > 0 and overlap[best, other] > 0.5:  # half an overlap to the 8th power is nothing
+                left[other] *= 1 - repetition * overlap[best, other] ** sharpness
+    return score
+
+
+def _scores(qualities: Sequence[np.ndarray], nodes: Sequence[np.ndarray], score: np.ndarray) -> list[np.ndarray]:
+    """(N,) float32 per tree in [0, 1]: the candidates' scores, and below them all others by their quality."""
+    positive = score[score > 0]
+    floor = float(positive.min()) if len(positive) else 1.0
+    best = max(float(score.max(initial=0)), floor)
+    offsets = np.cumsum([0, *(len(chosen) for chosen in nodes)])
+    scores = []
+    for tree, (values, chosen) in enumerate(zip(qualities, nodes, strict=True)):
+        rest = values * (0.99 * floor / max(float(values.max(initial=0)), 1e-300))
+        rest[chosen] = score[offsets[tree] : offsets[tree + 1]]
+        scores.append((rest / best).astype(np.float32))
+    return scores

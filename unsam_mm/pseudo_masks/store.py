@@ -6,20 +6,21 @@ interrupted goes on with the images that have no file yet.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unsam_mm.errors import StoreError
-from unsam_mm.files import atomic_writer, read_json, write_json
+from unsam_mm.files import read_json, write_json
 from unsam_mm.hierarchy import MaskSet
 from unsam_mm.images import IMAGE_SUFFIXES
+from unsam_mm.pseudo_masks.coco_writer import coco_writer
 from unsam_mm.rle import rle_from_json
 
-_MANIFEST = 'unsam.json'
+MANIFEST = 'unsam.json'
+_SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
+_MARK = 'supervised'
 
 
 class PseudoMaskStore:
@@ -52,6 +53,19 @@ class PseudoMaskStore:
         names = (path.relative_to(self.root).as_posix().removesuffix('.json') for path in self.root.rglob('*.json'))
         return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
 
+    def finished_names(self) -> list[str]:
+        """As `names`, but at least one.
+
+        Raises:
+            StoreError: If there is none.
+        """
+        names = self.names()
+        if not names:
+            raise StoreError(
+                f'{self.root}: holds no pseudo-masks; run "python -m unsam_mm generate IMAGES {self.root}" first'
+            )
+        return names
+
     def write(self, name: str, masks: MaskSet) -> None:
         """Stores the masks of one image, replacing older ones.
 
@@ -74,29 +88,51 @@ class PseudoMaskStore:
     def describe(self, settings: dict[str, Any]) -> None:
         """Notes what the masks were made with, or checks it against what is noted already.
 
+        The note says under "supervised" whether human labels had a part in the masks: CascadePSP learned from them.
+
         Raises:
             StoreError: If the folder holds masks that were made otherwise.
         """
-        manifest = self.root / _MANIFEST
-        noted = read_json(manifest) if manifest.is_file() else settings
-        if not isinstance(noted, dict):
-            raise StoreError(f'{manifest}: not what "generate" wrote; choose another folder')
-        if noted != settings:
-            differing = sorted(key for key in noted.keys() | settings.keys() if noted.get(key) != settings.get(key))
+        noted = self._noted() or settings
+        differing = sorted(
+            key for key in (noted.keys() | settings.keys()) - {_MARK} if noted.get(key) != settings.get(key)
+        )
+        if differing:
             raise StoreError(
                 f'{self.root}: holds masks made with another {", ".join(differing)}; choose another folder or --overwrite'
             )
-        write_json(manifest, settings)
+        write_json(self.root / MANIFEST, {**settings, _MARK: settings.get('refine') in _SUPERVISED_REFINERS})
+
+    @property
+    def supervised(self) -> bool:
+        """Whether human labels had a part in the masks, as far as the folder's note says."""
+        noted = self._noted()
+        return bool(noted.get(_MARK)) or noted.get('refine') in _SUPERVISED_REFINERS
+
+    @property
+    def label_sources(self) -> list[str]:
+        """What the masks come from, for the "info" of files made of them."""
+        refiner = _SUPERVISED_REFINERS.get(self._noted().get('refine'))
+        return ['pseudo-masks', refiner] if refiner else ['pseudo-masks']
+
+    def _noted(self) -> dict[str, Any]:
+        manifest = self.root / MANIFEST
+        noted = read_json(manifest) if manifest.is_file() else {}
+        if not isinstance(noted, dict):
+            raise StoreError(f'{manifest}: not what "generate" wrote; choose another folder')
+        return noted
 
     def clear(self) -> None:
         """Removes all masks and what is noted about them; other files stay."""
         if self.root.is_dir():
-            (self.root / _MANIFEST).unlink(missing_ok=True)
+            (self.root / MANIFEST).unlink(missing_ok=True)
             for name in self.names():
                 self.path_of(name).unlink()
 
     def merge(self, target: str | Path) -> tuple[int, int]:
         """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
+
+        Its "info" says whether human labels had a part in the masks.
 
         Returns:
             The numbers of images and of masks.
@@ -104,28 +140,13 @@ class PseudoMaskStore:
         Raises:
             StoreError: If the folder holds no masks, a file is broken, or the target cannot be written.
         """
-        names = self.names()
-        if not names:
-            raise StoreError(
-                f'{self.root}: holds no pseudo-masks; run "python -m unsam_mm generate IMAGES {self.root}" first'
-            )
-        n_masks = 0
-        with atomic_writer(target) as file:
-            file.write(
-                '{"info":{"description":"UnSAM pseudo-masks"},"categories":[{"id":1,"name":"object"}],"annotations":['
-            )
-            images = []
-            for image_id, name in enumerate(names, start=1):
+        names = self.finished_names()
+        info = {'description': 'UnSAM pseudo-masks', _MARK: self.supervised, 'label_sources': self.label_sources}
+        with coco_writer(target, info) as writer:
+            for name in names:
                 masks = self.read(name)
-                images.append(
-                    {'id': image_id, 'file_name': name, 'height': masks.size_hw[0], 'width': masks.size_hw[1]}
-                )
-                for record in _coco_annotations(masks, image_id, n_masks):
-                    file.write(',' if n_masks else '')
-                    json.dump(record, file, separators=(',', ':'))
-                    n_masks += 1
-            file.write('],"images":' + json.dumps(images, separators=(',', ':')) + '}')
-        return len(names), n_masks
+                writer.add(name, masks.size_hw, masks.to_coco(image_id=0))
+        return len(names), writer.n_masks
 
 
 def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
@@ -142,12 +163,6 @@ def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
         }
         for index, record in enumerate(masks.to_coco(image_id=0))
     ]
-
-
-def _coco_annotations(masks: MaskSet, image_id: int, offset: int) -> Iterator[dict[str, Any]]:
-    for index, record in enumerate(masks.to_coco(image_id)):
-        parent = record['parent']
-        yield {**record, 'id': offset + index + 1, 'iscrowd': 0, 'parent': parent + offset + 1 if parent >= 0 else -1}
 
 
 def _mask_set(content: Any, path: Path) -> MaskSet:

@@ -1,0 +1,60 @@
+"""``generate --dask local:2`` against ``local:1``, one torch thread each: how much faster, with and without the start.
+
+    python -m benchmarks.scale_workers IMAGES [--images 24] [--rounds 1]
+
+The masks go to a temporary folder. The start (processes, imports, model) is over when every worker has finished an image; what follows is the pace that a
+large folder sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from unsam_mm.images import list_images
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('images', type=Path)
+    parser.add_argument('--images', type=int, default=24, dest='count', help='how many of them (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=2, help='to compare with one (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=1, help='each runs both, in turns (default: %(default)s)')
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder, 'images')
+        images.mkdir()
+        for path in list_images(options.images)[: options.count]:
+            shutil.copy(path, images)
+        for _ in range(options.rounds):
+            whole_s, pace_s = zip(*(measure(images, n) for n in (1, options.workers)), strict=True)
+            sys.stdout.write(
+                f'{options.count} images, {options.workers} workers against 1: '
+                f'{whole_s[0] / whole_s[1]:.2f} x as fast with the start ({whole_s[0]:.1f} s, {whole_s[1]:.1f} s), '
+                f'{pace_s[0] / pace_s[1]:.2f} x without ({pace_s[0]:.2f} s, {pace_s[1]:.2f} s an image)\n'
+            )
+
+
+def measure(images: Path, workers: int) -> tuple[float, float]:
+    """Seconds of the whole command, and seconds an image once all workers are at work."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, '-m', 'unsam_mm', 'generate', str(images), out, '--dask', f'local:{workers}']
+        start_s = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        whole_s = time.perf_counter() - start_s
+        store = PseudoMaskStore(out)
+        finished_s = sorted(store.path_of(name).stat().st_mtime for name in store.names())
+        # The first `workers` images may be one worker's, if it was ready long before the others; two each are safer.
+        started = 2 * workers
+        return whole_s, (finished_s[-1] - finished_s[started - 1]) / (len(finished_s) - started)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,135 @@
+"""The two compiled ops of MMCV that a region detector needs to predict, in plain torch.
+
+They take the arguments of the compiled ops, on any device, and have no backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from unsam_mm.errors import UnSAMError
+
+_BLOCK = 1000  # boxes compared at a time: bounds the memory at a few matrices of 1000 x kept boxes
+_MAX_SAMPLES = 4_000_000  # corners gathered at a time: 32 MB of indices
+_AVERAGE = 1  # MMCV's number for this pooling mode
+
+
+def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
+    """Greedy non-maximum suppression: a box goes if it overlaps a kept one with a higher score.
+
+    Args:
+        bboxes: (N, 4) float x1, y1, x2, y2.
+        scores: (N,) float.
+        iou_threshold: Only a larger IoU suppresses.
+        offset: 0, or 1 where x2 and y2 are pixels inside the box.
+
+    Returns:
+        (K,) int64 indices of the kept boxes, highest score first; of equal scores the first box wins.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    kept = order[:0]
+    for block in order.split(_BLOCK):
+        overlaps_kept = _iou(bboxes[kept], bboxes[block], offset) > iou_threshold
+        block = block[~overlaps_kept.any(dim=0)]
+        suppresses = (_iou(bboxes[block], bboxes[block], offset) > iou_threshold).triu(diagonal=1)
+        # Greedy order as a fixed point: a box stays unless one before it stays and overlaps it. Each round settles at
+        # least one more box for good, in practice nearly all, so a handful of rounds replaces a loop over boxes.
+        stays = torch.ones(len(block), dtype=torch.bool, device=bboxes.device)
+        while True:
+            updated = ~(suppresses & stays[:, None]).any(dim=0)
+            if torch.equal(updated, stays):
+                break
+            stays = updated
+        kept = torch.cat([kept, block[stays]])
+    return kept
+
+
+def _iou(one: Tensor, other: Tensor, offset: int) -> Tensor:
+    """(N, M) float; NaN for two boxes without area, which thus never suppress each other."""
+    top_left = torch.maximum(one[:, None, :2], other[None, :, :2])
+    bottom_right = torch.minimum(one[:, None, 2:], other[None, :, 2:])
+    overlap = (bottom_right - top_left + offset).clamp(min=0).prod(dim=-1)
+    areas, other_areas = ((boxes[:, 2:] - boxes[:, :2] + offset).prod(dim=-1) for boxes in (one, other))
+    return overlap / (areas[:, None] + other_areas[None] - overlap)
+
+
+def roi_align_forward(
+    features: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Averages bilinear samples of feature maps over the bins of each region; see `mmcv.ops.RoIAlign`.
+
+    Args:
+        features: (B, C, H, W) float.
+        rois: (N, 5) float: index of the image, x1, y1, x2, y2 in pixels of the image.
+        output: (N, C, aligned_height, aligned_width), overwritten.
+        argmax_y: Used by maximum pooling only.
+        argmax_x: Used by maximum pooling only.
+        aligned_height: Rows of bins.
+        aligned_width: Columns of bins.
+        spatial_scale: Feature pixels in a pixel of the image.
+        sampling_ratio: Samples along each side of a bin; 0 for as many as it has feature pixels, rounded up.
+        pool_mode: 1, the average.
+        aligned: Whether pixel centres lie at halves (true) or at whole numbers, with regions of at least one pixel.
+
+    Raises:
+        UnSAMError: For maximum pooling.
+    """
+    if pool_mode != _AVERAGE:
+        raise UnSAMError('mmcv.ops: "roi_align" without compiled ops averages; set pool_mode to avg')
+    channels, height, width = features.shape[1:]
+    rois = rois.float()  # half precision cannot tell one pixel of a large image from the next
+    bins_hw = (aligned_height, aligned_width)
+    rows = features.permute(0, 2, 3, 1).reshape(-1, channels)  # a sample is then one contiguous row
+    corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
+    starts, sizes = corners[:, :2], corners[:, 2:] - corners[:, :2]
+    if not aligned:
+        sizes = sizes.clamp(min=1.0)
+    bin_sizes = sizes / sizes.new_tensor([aligned_width, aligned_height])
+    samples = bin_sizes.ceil().clamp(min=0) if sampling_ratio <= 0 else torch.full_like(bin_sizes, sampling_ratio)
+    output.zero_()  # regions without area have no samples
+    for samples_x, samples_y in samples.long().unique(dim=0).tolist():
+        members = (samples == samples.new_tensor([samples_x, samples_y])).all(dim=1).nonzero()[:, 0]
+        per_region = 4 * aligned_height * aligned_width * samples_x * samples_y
+        if per_region == 0:
+            continue
+        for part in members.split(max(1, _MAX_SAMPLES // per_region)):
+            x, weight_x = _axis(starts[part, 0], bin_sizes[part, 0], aligned_width, samples_x, width)
+            y, weight_y = _axis(starts[part, 1], bin_sizes[part, 1], aligned_height, samples_y, height)
+            first_row = (rois[part, 0].long() * height * width)[:, None, None, None, None]
+            index = first_row + y[:, :, None, :, None] * width + x[:, None, :, None, :]
+            weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+            bags = index.flatten(0, 2).flatten(1), weight.flatten(0, 2).flatten(1).to(rows.dtype)
+            pooled = embedding_bag(bags[0], rows, per_sample_weights=bags[1], mode='sum')
+            output[part] = pooled.view(len(part), *bins_hw, channels).permute(0, 3, 1, 2)
+
+
+def _axis(start: Tensor, bin_size: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
+    """Bilinear sampling is a product over the two axes; this is one of them.
+
+    Returns:
+        (N, bins, 2 x samples) feature indices on the axis, and their weights; those of one bin add up to 1 where all
+        of its samples lie on the map.
+    """
+    steps = torch.arange(bins * samples, device=start.device, dtype=start.dtype).view(bins, samples)
+    within = (steps % samples + 0.5) / samples
+    position = start[:, None, None] + (steps.div(samples, rounding_mode='floor') + within) * bin_size[:, None, None]
+    on_map = (position >= -1) & (position <= length)
+    position = position.clamp(0, length - 1)
+    low = position.floor()
+    high_weight = position - low
+    high = (low + 1).clamp(max=length - 1)
+    index = torch.cat([low, high], dim=-1).long()
+    weight = torch.cat([1 - high_weight, high_weight], dim=-1) * torch.cat([on_map, on_map], dim=-1) / samples
+    return index, weight

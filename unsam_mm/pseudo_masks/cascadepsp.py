@@ -1,0 +1,112 @@
+"""CascadePSP, the refiner of the paper, for those who have it. It learned from human labels.
+
+The network and its weights are those of its authors' package, which is not a dependency: it needs torchvision, and
+masks that went through it are no longer made without labels. The rules around it are UnSAM's.
+
+Source: Cheng et al., "CascadePSP", CVPR 2020; UnSAM, divide_and_conquer/cascadepsp.py (re-written).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unsam_mm.errors import UnSAMError, WeightsError
+
+_LONG_SIDE_PX = (100, 900)
+_THRESHOLD = 128
+_MAX_AREA_SHARE = 0.9
+_MIN_IOU = 0.5
+_WEIGHTS_NAME = 'model'  # the package looks for this name
+_HOW_TO_INSTALL = (
+    'CascadePSP is not installed: pip install segmentation-refinement (it needs torchvision, and fetches its weights '
+    'when first used). Its weights are supervised: masks refined by it may not be called unsupervised'
+)
+
+
+class CascadePSPRefiner:
+    """Refines masks one at a time with the package ``segmentation-refinement``, in its fast mode.
+
+    The rules for crops, sizes and drops are tested against a stand-in for the network; the authors' weights have not been
+    run by this project.
+
+    Args:
+        checkpoint: The authors' weights, a file named ``model``, or the folder that holds it; then nothing is fetched.
+            Without it the package fetches them.
+        device: Torch device.
+
+    Attributes:
+        supervised: True: the weights were trained on human labels, and whatever they refine must say so.
+
+    Raises:
+        UnSAMError: If the package is not installed.
+        WeightsError: If the checkpoint is missing or cannot be used.
+    """
+
+    supervised = True
+
+    def __init__(self, checkpoint: str | Path | None = None, device: str = 'cpu') -> None:
+        try:
+            import segmentation_refinement
+        except ImportError as error:
+            raise UnSAMError(_HOW_TO_INSTALL) from error
+        if checkpoint is None:
+            self._network = segmentation_refinement.Refiner(device=device)
+            return
+        path = Path(checkpoint)
+        path = path / _WEIGHTS_NAME if path.is_dir() else path
+        if path.name != _WEIGHTS_NAME or not path.is_file():
+            raise WeightsError(f'{path}: expected the weights of CascadePSP in a file named "{_WEIGHTS_NAME}"')
+        try:
+            # Without the check, which would fetch the file anew over one that it does not know.
+            self._network = segmentation_refinement.Refiner(
+                device=device, model_folder=str(path.parent), download_and_check_model=False
+            )
+        except (RuntimeError, KeyError, EOFError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise WeightsError(f'{path}: not the weights of CascadePSP ({reason}); fetch them again') from error
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+        """The refined mask, or None if it is to be dropped.
+
+        It is dropped if it is empty before or after, if it covers more than 0.9 of the image, or if its IoU with the mask
+        before is below 0.5.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            mask: (H, W) bool.
+
+        Raises:
+            UnSAMError: If the two have not the same size.
+        """
+        mask = np.asarray(mask, bool)
+        if mask.shape != image.shape[:2]:
+            raise UnSAMError(f'the mask has shape {mask.shape}, its image {image.shape[:2]}; expected the same')
+        if not mask.any():
+            return None
+        rows, columns = _crop(mask)
+        long_side = max(rows.stop - rows.start, columns.stop - columns.start)
+        refined = np.zeros_like(mask)
+        refined[rows, columns] = self._refine(
+            image[rows, columns], mask[rows, columns], int(np.clip(long_side, *_LONG_SIDE_PX))
+        )
+        overlap = (mask & refined).sum() / (mask | refined).sum()
+        return refined if refined.mean() <= _MAX_AREA_SHARE and overlap >= _MIN_IOU else None
+
+    def _refine(self, image: np.ndarray, mask: np.ndarray, long_side_px: int) -> np.ndarray:
+        # The package's own examples read images with OpenCV: blue comes first.
+        image_bgr: Any = np.ascontiguousarray(image[..., ::-1])
+        return self._network.refine(image_bgr, mask.astype(np.uint8) * 255, fast=True, L=long_side_px) > _THRESHOLD
+
+
+def _crop(mask: np.ndarray) -> tuple[slice, slice]:
+    """The longer side of the mask's box, to all four sides of the box's centre, as far as the image goes."""
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    sides = [(int(at[0]), int(at[-1]) + 1) for at in (ys, xs)]
+    reach = max(last - first for first, last in sides)
+    return tuple(
+        slice(int(max(0, (first + last) / 2 - reach)), int(min(length, (first + last) / 2 + reach)))
+        for (first, last), length in zip(sides, mask.shape, strict=True)
+    )

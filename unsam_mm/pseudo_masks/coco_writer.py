@@ -1,0 +1,79 @@
+"""Writes a COCO annotation file image by image."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from unsam_mm.files import atomic_writer
+
+_IN_MEMORY_BYTES = 1 << 24
+
+
+class CocoWriter:
+    """Takes the masks of one image after the other; see `coco_writer`.
+
+    Attributes:
+        n_images: Images written so far.
+        n_masks: Masks written so far.
+    """
+
+    def __init__(self, annotations: IO[str], images: IO[str]) -> None:
+        self._annotations, self._images = annotations, images
+        self.n_images = self.n_masks = 0
+
+    def add(self, name: str, size_hw: Sequence[int | None], records: Sequence[Mapping[str, Any]]) -> None:
+        """Writes one image and its masks; ids are counted from 1.
+
+        Args:
+            name: Its ``file_name``.
+            size_hw: Height and width in pixels; what is None is left out.
+            records: Annotations without ids; ``parent`` is an index in this list, -1 for none.
+        """
+        self.n_images += 1
+        size = {key: int(side) for key, side in zip(('height', 'width'), size_hw, strict=True) if side is not None}
+        self._images.write(',' if self.n_images > 1 else '')
+        self._images.write(_compact({'id': self.n_images, 'file_name': name, **size}))
+        offset = self.n_masks + 1
+        for record in records:
+            self._annotations.write(',' if self.n_masks else '')
+            self.n_masks += 1
+            ids = {'id': self.n_masks, 'image_id': self.n_images, 'category_id': 1}
+            parent = record.get('parent', -1)
+            ids['parent'] = offset + parent if parent >= 0 else -1
+            self._annotations.write(_compact({'iscrowd': 0, **record, **ids}))
+
+
+@contextmanager
+def coco_writer(path: str | Path, info: Mapping[str, Any]) -> Iterator[CocoWriter]:
+    """Opens a COCO file with one category, "object"; it appears only once the block has ended without an error.
+
+    Memory does not grow with the number of images: their list, which comes last, waits on disk.
+
+    Args:
+        path: The file.
+        info: What stands under "info".
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    with (
+        atomic_writer(path) as file,
+        tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, 'w+', encoding='utf-8') as images,
+    ):
+        categories = [{'id': 1, 'name': 'object'}]
+        file.write(f'{{"info":{_compact(info)},"categories":{_compact(categories)},"annotations":[')
+        yield CocoWriter(file, images)
+        file.write('],"images":[')
+        images.seek(0)
+        shutil.copyfileobj(images, file)
+        file.write(']}')
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(',', ':'))

@@ -1,0 +1,210 @@
+"""Joins pseudo-masks with other labels: human ones (UnSAM+) or the predictions of a trained model (self-training).
+
+Both follow one rule: all added labels are taken, and a pseudo-mask stays if it overlaps none of them by more than a
+given IoU.
+
+Source: UnSAM, section 3.4 (UnSAM+: IoU 0.02) and section 3.3 (self-training: score 0.7, IoU 0.5).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.evaluation.segmentations import read_rles
+from unsam_mm.hierarchy import MaskSet
+from unsam_mm.pseudo_masks.coco_writer import coco_writer
+from unsam_mm.pseudo_masks.label_sources import LabelSource, Record, open_ground_truth, open_predictions
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.rle import Rle
+
+GROUND_TRUTH_IOU = 0.02
+SELF_TRAINING_IOU, SELF_TRAINING_SCORE = 0.5, 0.7
+
+
+@dataclass
+class MergeReport:
+    """What was joined.
+
+    Attributes:
+        matched: Images with pseudo-masks and an entry among the added labels.
+        only_pseudo: Images with pseudo-masks alone.
+        only_added: Images with added labels alone.
+        added: Labels added.
+        kept: Pseudo-masks kept.
+        dropped: Pseudo-masks left out, since they overlap an added label.
+    """
+
+    matched: int = 0
+    only_pseudo: int = 0
+    only_added: int = 0
+    added: int = 0
+    kept: int = 0
+    dropped: int = 0
+
+
+def merge_ground_truth(
+    masks: str | Path, target: str | Path, ground_truth: str | Path, max_iou: float = GROUND_TRUTH_IOU
+) -> MergeReport:
+    """Writes the UnSAM+ set: all human labels, and the pseudo-masks that overlap none of them.
+
+    Crowd regions count as any other mask. Images are matched by name (see `unsam_mm.evaluation.match_images`); those
+    of one side alone are written too, with the labels that they have.
+
+    Args:
+        masks: Folder of pseudo-masks.
+        target: COCO file to write. Its annotations carry ``source``, "gt" or "pseudo", and ``parent``, the ``id`` of the
+            smallest pseudo-mask that holds a pseudo-mask, or -1. All have category 1; its "info" says that it is supervised.
+        ground_truth: COCO file of any size, or folder of SA-1B's annotation files.
+        max_iou: A pseudo-mask with a larger IoU with any human label is left out.
+
+    Raises:
+        StoreError: If no image matches, a file is broken, or the target cannot be written.
+        UnSAMError: If `max_iou` lies outside [0, 1].
+    """
+    _check_target(target, masks, ground_truth)
+    return _merge(PseudoMaskStore(masks), Path(target), open_ground_truth(ground_truth), 'gt', max_iou)
+
+
+def merge_predictions(
+    masks: str | Path,
+    target: str | Path,
+    predictions: str | Path,
+    min_score: float = SELF_TRAINING_SCORE,
+    max_iou: float = SELF_TRAINING_IOU,
+    images: str | Path | None = None,
+    supervised: bool = False,
+) -> MergeReport:
+    """Writes the labels of the next round of self-training: sure predictions, and the old labels that none of them covers.
+
+    Args:
+        masks: Folder of pseudo-masks, the old labels.
+        target: COCO file to write; see `merge_ground_truth`. ``source`` is "prediction" or "pseudo".
+        predictions: Folder of masks, COCO file with scores, or list of COCO results.
+        min_score: Predictions with a larger score become labels.
+        max_iou: An old label with a larger IoU with any of them is left out.
+        images: COCO file that says what the image ids of a list of results mean. Without it they are those that
+            `PseudoMaskStore.merge` gave: the n-th image by name has id n.
+        supervised: Whether the predicting model was trained with human labels. A folder or a COCO file of
+            predictions that says so itself is believed.
+
+    Raises:
+        StoreError: If no image matches, a file is broken, or the target cannot be written.
+        UnSAMError: If a threshold lies outside [0, 1].
+    """
+    _check_target(target, masks, predictions, images)
+    _check_share('score', min_score)
+    store = PseudoMaskStore(masks)
+    source = open_predictions(predictions, min_score, store.names(), images)
+    return _merge(store, Path(target), source, 'prediction', max_iou, supervised)
+
+
+def _merge(
+    store: PseudoMaskStore, target: Path, source: LabelSource, kind: str, max_iou: float, supervised: bool = False
+) -> MergeReport:
+    _check_share('iou', max_iou)
+    names = store.finished_names()
+    numbers = source.match(names)
+    report = MergeReport()
+    with coco_writer(target, _info(store, source, kind, supervised)) as writer:
+        for name in names:
+            masks = store.read(name)
+            added: list[Record] = []
+            if name in numbers:
+                _, size_hw, added = source.read(numbers[name])
+                where = f'{source.path}, {name}'
+                rles = _checked_rles(added, _same_size(size_hw, masks.size_hw, where), where)
+                added = [_completed(record, rle) for record, rle in zip(added, rles, strict=True)]
+                apart = without_overlap(masks, rles, max_iou)
+            else:
+                apart = masks
+            writer.add(name, masks.size_hw, _joined(added, kind, apart))
+            report.matched += name in numbers
+            report.added, report.kept = report.added + len(added), report.kept + len(apart)
+            report.dropped += len(masks) - len(apart)
+        report.only_pseudo = len(names) - report.matched
+        taken = set(numbers.values())
+        for number in (number for number in range(source.count) if number not in taken):
+            name, size_hw, added = source.read(number)
+            rles = _checked_rles(added, size_hw, f'{source.path}, {name}')
+            added = [_completed(record, rle) for record, rle in zip(added, rles, strict=True)]
+            writer.add(name, size_hw, _joined(added, kind))
+            report.only_added += 1
+            report.added += len(added)
+    return report
+
+
+def without_overlap(masks: MaskSet, added: Sequence[Rle], max_iou: float) -> MaskSet:
+    """The masks whose IoU with every added one is at most `max_iou`; parents skip the masks that are left out."""
+    if not len(masks) or not added:
+        return masks
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # of NumPy 2, about pycocotools' own arrays
+        overlaps = coco_mask.iou(masks.rles, list(added), [0] * len(added))
+    return masks[np.flatnonzero(np.max(overlaps, axis=1) <= max_iou)]
+
+
+def _joined(added: list[Record], kind: str, masks: MaskSet | None = None) -> list[Record]:
+    """Records with `source`; parents of the masks are counted behind the added ones."""
+    records = [{**record, 'source': kind} for record in added]
+    for record in masks.to_coco(image_id=0) if masks is not None else ():
+        up = record['parent'] + len(added) if record['parent'] >= 0 else -1
+        records.append({**record, 'parent': up, 'source': 'pseudo'})
+    return records
+
+
+def _checked_rles(records: list[Record], size_hw: tuple[int | None, int | None], where: str) -> list[Rle]:
+    if not records:
+        return []
+    if not all(isinstance(record, dict) and 'segmentation' in record for record in records):
+        raise StoreError(f'{where}: an annotation has no "segmentation"; expected RLE or polygons')
+    try:
+        return read_rles([{'image_id': record.get('image_id', '?'), **record} for record in records], size_hw)
+    except UnSAMError as error:
+        raise StoreError(f'{where}: {error}') from error
+
+
+def _completed(record: Record, rle: Rle) -> Record:
+    """The record with `area` and `bbox`, which lists of results may lack."""
+    if record.keys() >= {'area', 'bbox'}:
+        return record
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # of NumPy 2, about pycocotools' own arrays
+        measured = {'area': int(coco_mask.area(rle)), 'bbox': coco_mask.toBbox(rle).tolist()}
+    return {**measured, **record}
+
+
+def _same_size(size_hw: tuple[int | None, int | None], expected: tuple[int, int], where: str) -> tuple[int, int]:
+    if None not in size_hw and tuple(size_hw) != tuple(expected):
+        raise StoreError(
+            f'{where}: labels for {size_hw[0]} x {size_hw[1]} px (height x width), pseudo-masks for {expected[0]} x '
+            f'{expected[1]} px; both must be those of the same image'
+        )
+    return expected
+
+
+def _info(store: PseudoMaskStore, source: LabelSource, kind: str, supervised: bool) -> dict[str, Any]:
+    added = 'human labels' if kind == 'gt' else 'model predictions'
+    return {
+        'description': f'UnSAM pseudo-masks with {added}',
+        'supervised': bool(supervised or source.supervised or store.supervised),
+        'label_sources': [added, *store.label_sources],
+    }
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UnSAMError(f'{name} must lie in [0, 1], got {value}')
+
+
+def _check_target(target: str | Path, *inputs: str | Path | None) -> None:
+    for path in inputs:
+        if path is not None and Path(target).resolve() == Path(path).resolve():
+            raise StoreError(f'{target}: would overwrite what is read; choose another file for the result')

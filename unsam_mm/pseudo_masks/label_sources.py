@@ -1,0 +1,271 @@
+"""Where labels that join pseudo-masks come from: a COCO file, a folder of SA-1B's files, predictions.
+
+A source knows its images by number. Memory holds their names and where their labels lie, never the labels of more
+than one image.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from unsam_mm.errors import StoreError
+from unsam_mm.evaluation.annotations import match_images
+from unsam_mm.files import read_json
+from unsam_mm.images import IMAGE_SUFFIXES
+from unsam_mm.pseudo_masks.json_stream import stream_lists
+from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
+
+SizeHW = tuple[int | None, int | None]
+Record = dict[str, Any]
+_NAMED_IN_MESSAGES = 3
+
+
+class LabelSource(Protocol):
+    """Labels by image number; numbers run from 0 in the order of the source.
+
+    Attributes:
+        path: File or folder, for messages.
+        supervised: Whether people made the labels, or taught what made them; None where nothing says so.
+        count: Number of images.
+    """
+
+    path: Path
+    supervised: bool | None
+    count: int
+
+    def match(self, names: list[str]) -> dict[str, int]:
+        """Number of the image of each name; names without labels are left out."""
+
+    def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
+        """Name, size and records of one image; a ``parent`` is an index in the list of records."""
+
+
+def open_ground_truth(path: str | Path) -> LabelSource:
+    """A COCO file, or a folder of SA-1B's files.
+
+    Raises:
+        StoreError: If there is no such file, or it is of another form.
+    """
+    path = Path(path)
+    return Sa1bFolder(path) if path.is_dir() else CocoFile(path, supervised=True)
+
+
+def open_predictions(
+    path: str | Path, min_score: float, numbered: list[str], images: str | Path | None = None
+) -> LabelSource:
+    """Predictions above a score: a folder of masks, a COCO file with scores, or a list of COCO results.
+
+    Args:
+        path: File or folder.
+        min_score: Records with this score or less are left out.
+        numbered: Names of the images 1, 2, ... of a list of results, as `PseudoMaskStore.merge` numbers them.
+        images: COCO file whose ``images`` say what the ids of a list of results mean, if they were numbered otherwise.
+
+    Raises:
+        StoreError: If there is no such file, or it is of another form.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return PredictedFolder(path, min_score)
+    if images is not None:
+        names = {entry.value['id']: _named(entry.value, images) for entry in _image_entries(images)}
+    else:
+        names = dict(enumerate(numbered, start=1))
+    return CocoFile(path, supervised=None, min_score=min_score, names=names)
+
+
+class CocoFile:
+    """A COCO file of any size, read once to note where the annotations of each image lie; see `LabelSource`.
+
+    Args:
+        path: The file.
+        supervised: Whether people made the labels; None to read it from the file's "info".
+        min_score: Records with this score or less are left out; None to take all.
+        names: Image id to name, for a file that is only a list of results.
+
+    Raises:
+        StoreError: If the file is broken, is not in COCO form, or has annotations of images that it does not list.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        supervised: bool | None = None,
+        min_score: float | None = None,
+        names: Mapping[Any, str] | None = None,
+    ) -> None:
+        self.path, self.supervised, self._min_score = path, supervised, min_score
+        self._number_of: dict[Any, int] = {}  # by image id
+        self._images: list[tuple[str, SizeHW] | None] = []
+        self._runs = array('q')  # image number, first byte, byte behind the last, of annotations that follow each other
+        is_list = False
+        lists = {'images', 'annotations'} if names is None else {'images', 'annotations', ''}
+        for entry in stream_lists(path, lists, whole={'info'}):
+            if entry.key == 'info':
+                self._read_info(entry.value)
+            elif entry.key == 'images':
+                self._images[self._number(entry.value, 'id')] = _named(entry.value, path), _size_of(entry.value)
+            else:
+                is_list |= entry.key == ''
+                self._note(self._number(entry.value, 'image_id'), entry.start, entry.end)
+        if is_list:
+            self._images = [(names[i], (None, None)) if i in names else None for i in self._number_of]
+        lost = [image_id for image_id, number in self._number_of.items() if self._images[number] is None]
+        if lost:
+            raise StoreError(
+                f'{path}: annotations of {len(lost)} images that are not listed '
+                f'({", ".join(map(str, lost[:_NAMED_IN_MESSAGES]))}); expected a COCO file whose "images" hold all of '
+                'them; a list of results needs the file that it was predicted for (--images)'
+            )
+        self.count = len(self._images)
+
+    def match(self, names: list[str]) -> dict[str, int]:
+        """See `LabelSource`."""
+        return _match(names, (name for name, _ in self._images), self.path)
+
+    def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
+        """See `LabelSource`."""
+        name, size_hw = self._images[number]
+        records = []
+        first = np.searchsorted(self._sorted_runs[:, 0], [number, number + 1])
+        with self.path.open('rb') as file:
+            for _, start, end in self._sorted_runs[slice(*first)].tolist():
+                file.seek(start)
+                records += json.loads(b'[%b]' % file.read(end - start))
+        if self._min_score is not None:
+            records = [record for record in records if _score_of(record, self.path) > self._min_score]
+        return name, size_hw, [{**record, 'parent': -1} for record in records]
+
+    @cached_property
+    def _sorted_runs(self) -> np.ndarray:
+        runs = np.frombuffer(self._runs, np.int64).reshape(-1, 3)
+        return runs[np.argsort(runs[:, 0], kind='stable')]
+
+    def _read_info(self, info: Any) -> None:
+        if self.supervised is None and isinstance(info, dict):
+            self.supervised = info.get('supervised')
+
+    def _number(self, value: Any, key: str) -> int:
+        image_id = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(image_id, (int, str)):
+            raise StoreError(f'{self.path}: found {str(value)[:60]!r} where an entry with "{key}" was expected')
+        number = self._number_of.setdefault(image_id, len(self._images))
+        if number == len(self._images):
+            self._images.append(None)
+        return number
+
+    def _note(self, number: int, start: int, end: int) -> None:
+        if self._runs and self._runs[-3] == number:
+            self._runs[-1] = end
+        else:
+            self._runs.extend((number, start, end))
+
+
+class Sa1bFolder:
+    """A folder of SA-1B's annotation files, one an image, at any depth; see `LabelSource`.
+
+    A file belongs to the image that has its name but for the suffix: ``sa_1.json`` to ``sa_1.jpg``.
+
+    Raises:
+        StoreError: If the folder holds no JSON file.
+    """
+
+    supervised = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        files = (file.relative_to(path).as_posix() for file in path.rglob('*.json'))
+        self._files = sorted(file for file in files if PurePosixPath(file).name != MANIFEST)
+        self.count = len(self._files)
+        if not self._files:
+            raise StoreError(f'{path}: no JSON files in it; expected a COCO file or a folder of SA-1B annotation files')
+
+    def match(self, names: list[str]) -> dict[str, int]:
+        """See `LabelSource`."""
+        stems = {_stem(name): name for name in names}
+        if len(stems) < len(names):
+            twin = next(name for name in names if stems[_stem(name)] != name)
+            raise StoreError(f'{twin} and {stems[_stem(twin)]}: both would take the labels of {_stem(twin)}.json')
+        matched = _match(list(stems), map(_stem, self._files), self.path)
+        return {stems[stem]: number for stem, number in matched.items()}
+
+    def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
+        """See `LabelSource`."""
+        file = self.path / self._files[number]
+        content = read_json(file)
+        try:
+            image, records = content['image'], content['annotations']
+            name = str(PurePosixPath(self._files[number]).with_name(PurePosixPath(image['file_name']).name))
+            return name, _size_of(image), [{**record, 'parent': -1} for record in records]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise StoreError(
+                f'{file}: not an SA-1B annotation file ({type(error).__name__}: {error}); expected "image" with '
+                '"file_name" and a list of "annotations"; remove it from the folder'
+            ) from error
+
+
+class PredictedFolder:
+    """A folder of masks as `PseudoMaskStore` writes it, of which those above a score are read; see `LabelSource`."""
+
+    def __init__(self, path: Path, min_score: float) -> None:
+        self.path, self._store, self._min_score = path, PseudoMaskStore(path), min_score
+        self.supervised = self._store.supervised
+        self._names = self._store.names()
+        self.count = len(self._names)
+
+    def match(self, names: list[str]) -> dict[str, int]:
+        """See `LabelSource`."""
+        return _match(names, self._names, self.path)
+
+    def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
+        """See `LabelSource`."""
+        masks = self._store.read(self._names[number])
+        kept = masks[np.flatnonzero(masks.scores > self._min_score)]
+        return self._names[number], kept.size_hw, kept.to_coco(image_id=0)
+
+
+def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, int]:
+    images = [{'file_name': name, 'id': number} for number, name in enumerate(labelled)]
+    ends = {PurePosixPath(image['file_name']).name for image in images}
+    if not any(PurePosixPath(name).name in ends for name in names):
+        shown = images[0]['file_name'] if images else 'no images'
+        raise StoreError(
+            f'{path}: none of its {len(images)} images ({shown}, ...) has pseudo-masks ({names[0]}, ...); '
+            'images are matched by file name: take labels of the same data set'
+        )
+    return match_images(names, {'images': images}, skip_unmatched=True)
+
+
+def _image_entries(path: str | Path):
+    return (entry for entry in stream_lists(path, {'images', 'annotations'}) if entry.key == 'images')
+
+
+def _named(image: Mapping[str, Any], path: str | Path) -> str:
+    name = image.get('file_name') or image.get('coco_url')
+    if not isinstance(name, str):
+        raise StoreError(f'{path}: image {image.get("id")} has no "file_name", so labels cannot be matched by name')
+    return name
+
+
+def _size_of(image: Mapping[str, Any]) -> SizeHW:
+    return image.get('height'), image.get('width')
+
+
+def _score_of(record: Mapping[str, Any], path: Path) -> float:
+    score = record.get('score', record.get('predicted_iou'))
+    if not isinstance(score, (int, float)):
+        raise StoreError(f'{path}: a prediction of image {record.get("image_id")} has no "score"')
+    return score
+
+
+def _stem(name: str) -> str:
+    name = name.removesuffix('.json')
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name

@@ -1,0 +1,121 @@
+"""Level sets: what is brighter, or darker, than its surroundings, at every threshold.
+
+Where objects have soft edges, as nuclei and lights have, people draw their outline somewhere on the slope. The regions
+above a threshold offer every such outline, and they nest: raise the threshold and a region shrinks, splits or goes.
+The trees of all of them are known as max-tree and min-tree (Salembier, Oliveras and Garrido, 1998).
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from scipy import ndimage
+from skimage.measure import label
+
+from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.pseudo_masks.leaves import ColourEdges, leaves_of
+from unsam_mm.pseudo_masks.ranking import RankedTree
+
+_OUTLIERS_PERCENT = 0.2  # this share of the pixels may lie below the lowest level, and as many above the highest
+
+
+def level_set_tree(
+    colour: ColourEdges, bright: bool, n_levels: int = 32, min_area_px: int = 20, sigma_px: float = 1.0
+) -> RankedTree:
+    """The tree of the connected regions that are brighter (or darker) than each of a series of levels.
+
+    Args:
+        colour: Of the image; its lightness is cut.
+        bright: Whether regions above the levels are wanted, or below.
+        n_levels: Levels, evenly spaced between the darkest and the brightest lightness.
+        min_area_px: Smaller regions are left out.
+        sigma_px: Lightness is smoothed by this much first, against noise.
+
+    Returns:
+        The tree, ready to be ranked. Its leaves are the parts of regions that no smaller region holds (so a leaf may be
+        in pieces, and is no mask unless it is a whole region); its heights run from 0 to 1.
+    """
+    lightness = ndimage.gaussian_filter(colour.lab[..., 0], sigma_px)
+    low, high = np.percentile(lightness, [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT])
+    level = np.clip((lightness - low) / max(high - low, 1e-6) * n_levels, 0, n_levels - 1).astype(np.int64)
+    if not bright:
+        level = n_levels - 1 - level
+    zones = label(level, connectivity=1, background=-1) - 1
+    area = np.bincount(zones.ravel())
+    zone_level = np.empty(len(area), np.int64)
+    zone_level[zones.ravel()] = level.ravel()
+    edges = _touching(zones)
+    # Two zones are in one region from the level of the lower one downwards.
+    order = np.argsort(-zone_level[edges].min(axis=1), kind='stable')
+    leaf, parent, depth, is_region = _region_tree(edges[order], zone_level, area, min_area_px)
+    leaves = leaves_of(leaf[zones].astype(np.int32), colour)
+    return RankedTree(MaskHierarchy.from_merges(leaves.labels, parent, depth / n_levels), leaves, is_region)
+
+
+def _touching(labels: np.ndarray) -> np.ndarray:
+    """(E, 2) int64 pairs of labels that share a pixel side, smaller first, each pair once."""
+    n_labels = int(labels.max()) + 1
+    keys = []
+    for first, second in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
+        differ = first != second
+        a, b = first[differ].astype(np.int64), second[differ]
+        keys.append(np.minimum(a, b) * n_labels + np.maximum(a, b))
+    keys = np.unique(np.concatenate(keys))
+    return np.stack([keys // n_labels, keys % n_labels], axis=1)
+
+
+def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_area_px: int):
+    """Leaf of each zone; parents, levels below the highest, and which nodes are regions of at least `min_area_px`."""
+    binary_parent, binary_level, binary_area = _join_zones(edges, level, area)
+    # A node of the binary tree is a whole region where its parent lies at a lower level.
+    up = np.where(binary_parent >= 0, binary_parent, len(binary_parent) - 1)
+    is_region = (binary_level > binary_level[up]) & (binary_area >= min_area_px)
+    is_region[-1] = True
+    holder = np.arange(len(binary_parent))  # nearest region at or above each node
+    for node in range(len(holder) - 2, -1, -1):
+        if not is_region[node]:
+            holder[node] = holder[binary_parent[node]]
+    regions = np.flatnonzero(is_region)
+    number = np.full(len(holder), -1)
+    number[regions] = np.arange(len(regions))
+    region_parent = np.append(number[holder[binary_parent[regions[:-1]]]], -1)
+    has_own_zones = np.bincount(number[holder[: len(level)]], minlength=len(regions)) > 0
+    has_children = np.bincount(region_parent[:-1], minlength=len(regions)) > 0
+    leaf_of = np.cumsum(has_own_zones) - 1
+    n_leaves = int(has_own_zones.sum())
+    node_of = np.where(has_children, n_leaves + np.cumsum(has_children) - 1, leaf_of)
+    parent = np.full(n_leaves + int(has_children.sum()), -1, np.int64)
+    own_part = has_children & has_own_zones
+    parent[leaf_of[own_part]] = node_of[own_part]
+    parent[node_of[:-1]] = node_of[region_parent[:-1]]
+    depth = np.zeros(len(parent))
+    depth[node_of] = level.max() - binary_level[regions]
+    is_region = np.ones(len(parent), bool)
+    is_region[leaf_of[own_part]] = False
+    return leaf_of[number[holder[: len(level)]]], parent, depth, is_region
+
+
+@numba.njit(nogil=True, cache=True)
+def _join_zones(edges, level, area):
+    """Joins zones along the edges in turn; each join makes a node at the lower level of the two zones."""
+    n_zones = len(level)
+    n_nodes = 2 * n_zones - 1
+    parent = np.full(n_nodes, -1)
+    root = np.arange(n_nodes)
+    node_level, node_area = np.zeros(n_nodes, np.int64), np.zeros(n_nodes, np.int64)
+    node_level[:n_zones], node_area[:n_zones] = level, area
+    node = n_zones
+    for pair in range(len(edges)):
+        a, b = edges[pair]
+        lower = min(level[a], level[b])
+        while root[a] != a:
+            root[a] = root[root[a]]
+            a = root[a]
+        while root[b] != b:
+            root[b] = root[root[b]]
+            b = root[b]
+        if a != b:
+            parent[a] = parent[b] = root[a] = root[b] = node
+            node_level[node], node_area[node] = lower, node_area[a] + node_area[b]
+            node += 1
+    return parent, node_level, node_area

@@ -1,0 +1,337 @@
+"""The images of a `FolderJob` on a Dask cluster: one model a worker, small tasks, masks written where they are made.
+
+Only names and status lines travel. A task is a handful of images; it leaves out what is finished, so it can be done
+again at any time: Dask repeats the tasks of a worker that is gone, and a run after a lost scheduler does what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import NamedTuple
+
+import distributed
+
+import unsam_mm
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.files import read_json
+from unsam_mm.pseudo_masks.features import check_device
+from unsam_mm.pseudo_masks.folder import FolderJob, ImageWorker, threads_each
+from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
+
+_log = logging.getLogger(__name__)
+
+_TASK_S = 10.0  # long against the scheduler's work on a task, a millisecond; short against what a dead worker loses
+_MOST_IMAGES = 64
+_TASKS_A_THREAD = 2  # in the scheduler's hands: one at work, one that waits
+_TASK_RETRIES = 2  # of tasks that raise, such as for a disk that is away for a moment
+_ASK_AGAIN_S = 5.0
+_UNFIT_PAUSE_S = 1.0  # before a worker that cannot take part hands a task back
+_CONNECT_S = 30.0
+_SILENT = logging.CRITICAL + 1
+
+_KILLED = (
+    '{}: {} workers died over it, one after the other, perhaps for lack of memory; '
+    'make the image smaller or give the workers more memory'
+)
+_FAILED = 'a worker failed ({!r}); finished images are kept: its log has more, mend it and run again to go on'
+
+Result = tuple[str, str | None]
+"""Name of an image and error message, None if all is well."""
+
+
+def cluster_results(job: FolderJob, address: str, names: list[str]) -> Iterator[Result]:
+    """Does images on a cluster; results come in the order in which they finish.
+
+    Args:
+        job: What to do; its folders must be visible to all workers under the same paths.
+        address: Of a running scheduler, such as ``tcp://10.0.0.1:8786``, or ``local:N`` for N processes on this machine.
+        names: Images to do.
+
+    Raises:
+        UnSAMError: If the cluster cannot be reached, none of its workers can take part, or the scheduler is lost.
+    """
+    job = replace(job, images=job.images.absolute(), out=job.out.absolute())
+    with _own_words(), _connected(address, job.device, len(names)) as (client, threads):
+        run = _Run(client, job)
+        try:
+            run.prepare(threads)
+            yield from run.results(names)
+        except (CancelledError, OSError, RuntimeError) as error:  # what a client raises depends on where it was
+            if isinstance(error, RuntimeError) and client.status == 'running':
+                raise
+            raise UnSAMError(
+                f'the Dask scheduler at {address} was lost; finished images are kept: '
+                'start the cluster again and run the same command to go on'
+            ) from error
+        finally:
+            run.close()
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Keeps Dask's log back, which has a dozen lines for a lost scheduler where one tells what to do."""
+    logger = logging.getLogger('distributed')
+    kept = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [logging.NullHandler()], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = kept
+
+
+@contextmanager
+def _connected(address: str, device: str, n_images: int) -> Iterator[tuple[distributed.Client, int | None]]:
+    """A client, and the number of torch threads a worker where that is ours to say."""
+    with ExitStack() as stack:
+        threads, cluster = None, address
+        if address.startswith('local:'):
+            workers = min(_local_workers(address), n_images)
+            threads = threads_each(workers)
+            cluster = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    host='127.0.0.1',
+                    dashboard_address='127.0.0.1:0',
+                    memory_limit=None,  # a large image may take more than its share for a moment
+                    resources=_resources(device),
+                    silence_logs=_SILENT,
+                )
+            )
+        try:
+            client = stack.enter_context(distributed.Client(cluster, timeout=_CONNECT_S))
+        except (OSError, ValueError) as error:
+            raise UnSAMError(
+                f'{address}: no Dask scheduler answers there ({error}); '
+                'start one with "dask scheduler" and give its address, or use local:N'
+            ) from error
+        try:
+            client.wait_for_workers(1, timeout=_CONNECT_S)
+        except TimeoutError as error:
+            raise UnSAMError(
+                f'{address}: the scheduler has no workers; start some with "dask worker {address} --nthreads 1"'
+            ) from error
+        _log.info('dashboard: %s', client.dashboard_link)
+        yield client, threads
+
+
+def _local_workers(address: str) -> int:
+    count = address.removeprefix('local:')
+    if not count.isdecimal() or int(count) < 1:
+        raise UnSAMError(f'{address}: the number of local workers must be positive; write local:2 for two')
+    return int(count)
+
+
+def _resources(device: str) -> dict[str, int]:
+    return {'GPU': 1} if device.startswith('cuda') else {}
+
+
+class _Outcome(NamedTuple):
+    """What becomes of a task: all that travels back. Images that are missing in the results were not tried."""
+
+    worker: str
+    results: list[Result]
+    seconds: float
+    problem: str | None
+
+
+class _OnWorker(distributed.WorkerPlugin):
+    """What a worker keeps for one run: the model, once the first image comes, and why it cannot take part, if so."""
+
+    def __init__(self, name: str, job: FolderJob, threads: int | None) -> None:
+        self.name = name
+        self.problem: str | None = None
+        self._job, self._threads = job, threads
+
+    async def setup(self, worker: distributed.Worker) -> None:
+        self._lock, self._images, self._stopped = threading.Lock(), None, False
+        self._address = worker.address
+        if self._threads:
+            # Ours: Ctrl-C reaches all processes of a terminal, and the client's word is enough to stop them.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if _resources(self._job.device).items() <= worker.state.total_resources.items():
+            # Weights may have to be downloaded, and meanwhile the worker must answer its scheduler.
+            self.problem = await asyncio.to_thread(self._find_problem)
+        else:
+            self.problem = 'it offers no GPU; start it with "dask worker ADDRESS --nthreads 1 --resources GPU=1"'
+
+    def teardown(self, worker: distributed.Worker) -> None:
+        """The task at work ends after its present image."""
+        self._stopped, self._images = True, None
+
+    def do(self, names: list[str]) -> _Outcome:
+        """Images one after the other, until one fails because of the worker, as when a folder is no longer there."""
+        with self._lock:  # the threads of a worker share one model
+            self.problem = self.problem and self._find_problem()
+            images = self._images = None if self.problem else self._images or self._load()
+        store, results, start_s = PseudoMaskStore(self._job.out), [], time.perf_counter()
+        for name in names:
+            if self.problem or self._stopped:
+                break
+            failure = None if store.has(name) else self._failure(images, name)
+            self.problem = failure and self._find_problem()
+            if not self.problem:
+                results.append((name, failure))
+        if self.problem:
+            time.sleep(_UNFIT_PAUSE_S)
+        return _Outcome(self._address, results, time.perf_counter() - start_s, self.problem)
+
+    def _failure(self, images: ImageWorker, name: str) -> str | None:
+        try:
+            return images(name)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one image among millions must not end the run
+            _log.exception('%s', name)
+            return f'{self._job.path_of(name)}: {type(error).__name__}: {error}; the log of the worker has more'
+
+    def _load(self) -> ImageWorker:
+        if self._threads:
+            import torch
+
+            torch.set_num_threads(self._threads)
+        return ImageWorker(self._job)
+
+    def _find_problem(self) -> str | None:
+        """Compares the worker's view of the run with what the client noted in the store: same folders, same masks."""
+        job, manifest = self._job, self._job.out / MANIFEST
+        try:
+            for path in (job.images, manifest):
+                if not path.exists():
+                    return f'{path} is not visible there; mount the folder under the same path on all machines'
+            noted, own = read_json(manifest), job.description()
+            if differing := ', '.join(key for key in own if noted.get(key) != own[key]):
+                return f'it has another {differing}; install the same versions and share one folder UNSAM_CACHE'
+            check_device(job.device)
+        except (UnSAMError, OSError) as error:
+            return str(error)
+        return None
+
+
+def _do(run: str, names: list[str]) -> _Outcome:
+    """The task: hands over to what the worker keeps for this run."""
+    return distributed.get_worker().plugins[run].do(names)
+
+
+class _Run:
+    """One client's run: hands out tasks, a bounded number at a time, and tells what becomes of them."""
+
+    def __init__(self, client: distributed.Client, job: FolderJob) -> None:
+        self._client, self._job = client, job
+        self._name = f'unsam-{uuid.uuid4().hex[:8]}'
+        self._numbers = itertools.count()
+        self._running: dict[distributed.Future, list[str]] = {}
+        self._finished = distributed.as_completed(loop=client.loop)
+        self._suspects: list[str] = []  # images of tasks whose workers died
+        self._unfit: set[str] = set()  # workers
+        self._images_done, self._busy_s = 0, 0.0
+        self._threads_of: dict[str, int] = {}
+        self._threads_known_s = float('-inf')
+
+    def prepare(self, torch_threads: int | None) -> None:
+        """Sets up the workers, present and future, and makes sure that one at least can take part."""
+
+        def version() -> str | None:  # travels by value, since the package may be missing over there
+            import importlib.util
+
+            return importlib.import_module('unsam_mm').__version__ if importlib.util.find_spec('unsam_mm') else None
+
+        for worker, found in self._client.run(version).items():
+            if found != unsam_mm.__version__:
+                raise UnSAMError(
+                    f'worker {worker} has {f"unsam_mm {found}" if found else "no unsam_mm"}; '
+                    f'install unsam_mm {unsam_mm.__version__} for all workers and start them again'
+                )
+        self._client.register_plugin(_OnWorker(self._name, self._job, torch_threads), name=self._name)
+        name = self._name
+        problems = self._client.run(lambda dask_worker: dask_worker.plugins[name].problem)
+        for worker, problem in problems.items():
+            if all(problems.values()):
+                raise UnSAMError(f'worker {worker} cannot take part: {problem}')
+            if problem:
+                self._leave_out(worker, problem)
+
+    def results(self, names: list[str]) -> Iterator[Result]:
+        """Does the images; those whose workers died come last, each alone, so that none is blamed for another."""
+        yield from self._in_batches(names)
+        for name in self._suspects:
+            yield from self._in_batches([name], alone=True)
+
+    def close(self) -> None:
+        """Stops what is still at work and drops the model; without a scheduler nothing is left to stop."""
+        if self._client.status == 'running':
+            with suppress(OSError, ValueError, CancelledError):
+                self._client.cancel(list(self._running))
+                self._client.unregister_worker_plugin(self._name)
+
+    def _in_batches(self, names: list[str], alone: bool = False) -> Iterator[Result]:
+        waiting, left = iter(names), len(names)
+        while True:
+            while left and len(self._running) < _TASKS_A_THREAD * self._count_threads():
+                batch = list(itertools.islice(waiting, self._batch_size(left)))
+                left -= len(batch)
+                self._submit(batch)
+            if not self._running:
+                return
+            future = next(self._finished)
+            batch = self._running.pop(future)
+            if future.status == 'finished':
+                yield from self._take(batch, future.result())
+            elif future.status != 'error':  # nobody but a scheduler that goes away takes tasks back
+                raise CancelledError(future.key)
+            elif not isinstance(error := future.exception(), distributed.KilledWorker):
+                raise error if isinstance(error, UnSAMError) else UnSAMError(_FAILED.format(error)) from error
+            elif alone:
+                yield batch[0], _KILLED.format(self._job.path_of(batch[0]), error.allowed_failures + 1)
+            else:
+                self._suspects += batch
+
+    def _take(self, batch: list[str], outcome: _Outcome) -> Iterator[Result]:
+        self._images_done += len(outcome.results)
+        self._busy_s += outcome.seconds
+        if outcome.problem:
+            self._leave_out(outcome.worker, outcome.problem)
+            self._submit(batch[len(outcome.results) :])
+        yield from outcome.results
+
+    def _leave_out(self, worker: str, problem: str) -> None:
+        if worker not in self._unfit:
+            self._unfit.add(worker)
+            _log.warning('worker %s takes no part: %s', worker, problem)
+
+    def _submit(self, batch: list[str]) -> None:
+        fit = [worker for worker in self._threads_of if worker not in self._unfit] if self._unfit else []
+        future = self._client.submit(
+            _do,
+            self._name,
+            batch,
+            key=f'pseudo-masks-{next(self._numbers):07}-{self._name}-{batch[0]}',  # the words group them on the dashboard
+            retries=_TASK_RETRIES,
+            resources=_resources(self._job.device),
+            workers=fit or None,
+            allow_other_workers=bool(fit),  # if all of these are gone, perhaps to come back under another address
+        )
+        self._running[future] = batch
+        self._finished.add(future)
+
+    def _batch_size(self, left: int) -> int:
+        """Images that take some seconds; fewer at the end, so that all workers finish together."""
+        fitting = int(_TASK_S * self._images_done / self._busy_s) if self._busy_s else 1
+        return max(1, min(fitting, _MOST_IMAGES, left // (2 * _TASKS_A_THREAD * self._count_threads())))
+
+    def _count_threads(self) -> int:
+        """Of all workers, which may come and go; asked for now and then."""
+        if time.monotonic() - self._threads_known_s > _ASK_AGAIN_S:
+            self._threads_of = self._client.nthreads()
+            self._threads_known_s = time.monotonic()
+        return max(1, sum(self._threads_of.values()))
