@@ -12,7 +12,7 @@ __version__ = '0.1.0'
 
 _HOMES = {
     'MaskHierarchy': 'unsam_mm.hierarchy',
-    'MaskSet': 'unsam_mm.hierarchy',
+    'MaskSet': 'unsam_mm.mask_set',
     'PseudoMaskGenerator': 'unsam_mm.pseudo_masks.generator',
     'UnSAMAutomaticMaskGenerator': 'unsam_mm.prompting',
     'UnSAMPredictor': 'unsam_mm.prompting',
@@ -20,7 +20,8 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
-    from unsam_mm.hierarchy import MaskHierarchy, MaskSet
+    from unsam_mm.hierarchy import MaskHierarchy
+    from unsam_mm.mask_set import MaskSet
     from unsam_mm.prompting import UnSAMAutomaticMaskGenerator, UnSAMPredictor
     from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator
 

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from unsam_mm.hierarchy import MaskHierarchy, MaskSet
+from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.mask_set import MaskSet
 
 _GOLDEN_TURN = 0.618033988749895  # steps of this share of the colour circle never come close to an earlier colour
 _GAP_PX = 6

@@ -91,7 +91,7 @@ class MaskHierarchy:
             size_hw: Height and width of the image in pixels.
 
         Raises:
-            UnSAMError: If a mask has another size than the image, or scores and masks differ in number.
+            UnSAMError: If a mask has another size than the image, or scores are out of range or differ in number.
         """
         first, *others = (cls.from_merges(*tree) for tree in laminar_trees(rles, scores, size_hw))
         return replace(first, alternatives=tuple(others))

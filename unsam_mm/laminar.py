@@ -40,40 +40,42 @@ def laminar_trees(
         that are no mask but are needed to tile the image have score 0.
 
     Raises:
-        UnSAMError: If a mask has another size than the image, or scores and masks differ in number.
+        UnSAMError: If a mask has another size than the image, or scores are out of range or differ in number.
     """
     scores = np.asarray(scores, np.float32)
     if len(scores) != len(rles):
         raise UnSAMError(f'every mask needs a score: got {len(rles)} masks and {len(scores)} scores')
     if wrong := [rle['size'] for rle in rles if tuple(rle['size']) != tuple(size_hw)]:
         raise UnSAMError(f'masks must have the size of the image, {tuple(size_hw)}; found one of {tuple(wrong[0])}')
-    kept = _distinct(rles, scores)
-    atoms = _find_atoms([rles[i] for i in kept], size_hw)
+    if (wrong := ~((scores > 0) & (scores <= 1))).any():
+        raise UnSAMError(f'scores must lie in (0, 1], got {scores[wrong][0]}')
+    runs = [run_edges(rle) for rle in rles]
+    kept = _distinct(runs, scores)
+    atoms = _find_atoms([runs[i] for i in kept], size_hw)
     return [_build(atoms, family, scores[kept]) for family in _families(atoms)]
 
 
-def _distinct(rles: list[Rle], scores: np.ndarray) -> np.ndarray:
+def _distinct(runs: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
     """Indices of the masks that are neither empty nor equal to a better one, best first."""
-    kept, seen = [], set()
+    kept, seen = [], {b''}
     for i in np.argsort(-scores, kind='stable'):
-        if rles[i]['counts'] not in seen and len(run_edges(rles[i])):
-            seen.add(rles[i]['counts'])
+        if (pixels := runs[i].tobytes()) not in seen:
+            seen.add(pixels)
             kept.append(i)
     return np.array(kept, np.int64)
 
 
-def _find_atoms(rles: list[Rle], size_hw: tuple[int, int]) -> _Atoms:
+def _find_atoms(runs: list[np.ndarray], size_hw: tuple[int, int]) -> _Atoms:
     """Runs of all masks cut the column-major pixel line into segments; segments held by the same masks are one atom."""
-    runs = [run_edges(rle) for rle in rles]
     n_pixels = size_hw[0] * size_hw[1]
     borders = np.unique(np.concatenate([np.array([0, n_pixels]), *(run.ravel() for run in runs)]))
-    held = np.zeros((len(rles), len(borders)), np.int8)
+    held = np.zeros((len(runs), len(borders)), np.int8)
     for row, run in zip(held, runs, strict=True):
         np.add.at(row, np.searchsorted(borders, run[:, 0]), 1)
         np.add.at(row, np.searchsorted(borders, run[:, 1]), -1)
     held = np.cumsum(held, axis=1, dtype=np.int8)[:, :-1].astype(bool)
     _, example, atom = np.unique(np.packbits(held, axis=0), axis=1, return_index=True, return_inverse=True)
-    if len(rles) == 0:
+    if len(runs) == 0:
         example, atom = np.array([0]), np.zeros(len(borders) - 1, np.int64)
     atom = atom.ravel()
     lengths = np.diff(borders)

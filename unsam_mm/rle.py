@@ -53,6 +53,8 @@ class LabelRuns:
 def run_edges(rle: Rle) -> np.ndarray:
     """(R, 2) int64 first pixel and end (exclusive) of each run of ones, along the columns of the image.
 
+    Runs are as long as they can be, whatever runs of no pixels the encoding holds: equal masks have equal runs.
+
     COCO's compressed counts are base-32 digits, five bits a character from the lowest, with a bit that says whether
     more follow and a sign in the last; from the fourth count on, each is stored as its difference to the last but one.
     """
@@ -65,8 +67,11 @@ def run_edges(rle: Rle) -> np.ndarray:
     counts = counts - (negative.astype(np.int64) << (5 * (place[ends] + 1)))
     counts[1::2] = np.cumsum(counts[1::2])
     counts[2::2] = np.cumsum(counts[2::2])
-    edges = np.cumsum(counts)
-    return np.stack([edges[: len(edges) // 2 * 2 : 2], edges[1::2]], axis=1)
+    edges = np.cumsum(counts)[: len(counts) // 2 * 2]
+    if (counts[1:] == 0).any():
+        edges, times = np.unique(edges, return_counts=True)
+        edges = edges[times % 2 == 1]  # what ends where it starts, or goes on where it ends, has no edge there
+    return edges.reshape(-1, 2)
 
 
 def encode_bitmaps(masks: np.ndarray) -> list[Rle]:

@@ -9,7 +9,7 @@ import pytest
 
 from unsam_mm.errors import StoreError
 from unsam_mm.evaluation import evaluate_masks, load_ground_truth, load_predictions, match_images
-from unsam_mm.hierarchy import MaskSet
+from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 

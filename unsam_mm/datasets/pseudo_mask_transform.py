@@ -21,8 +21,9 @@ from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy, MaskSet
+from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import read_image
+from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, preset_settings, settings_signature
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 from unsam_mm.weights import cache_dir

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from unsam_mm.coco_files.segmentations import read_rles
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.segmentations import read_rles
 from unsam_mm.rle import Rle
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

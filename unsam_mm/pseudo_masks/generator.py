@@ -63,8 +63,8 @@ class GeneratorSettings:
                 f'{wrong[0]}={getattr(self, wrong[0])} is out of range; it must be positive and finite '
                 '(lightness_levels may be 0)'
             )
-        if not self.growths or not all(
-            0 <= colour < float('inf') and 0 <= border < 1 for colour, border in self.growths
+        if not len(self.growths) or not all(
+            len(growth) == 2 and 0 <= growth[0] < float('inf') and 0 <= growth[1] < 1 for growth in self.growths
         ):
             raise UnSAMError(
                 f'growths={self.growths} is out of range; it must hold at least one pair of a colour weight, finite and '
@@ -165,11 +165,10 @@ def preset_settings(preset: str, **changes) -> Settings:
     """
     if preset not in PRESETS:
         raise UnSAMError(f'no preset is called {preset!r}; choose from {", ".join(PRESETS)}')
-    try:
-        return replace(PRESETS[preset], **changes)
-    except TypeError as error:
-        known = ', '.join(asdict(PRESETS[preset]))
-        raise UnSAMError(f'unknown setting among {", ".join(changes)}; known are {known}') from error
+    known = asdict(PRESETS[preset])
+    if unknown := changes.keys() - known.keys():
+        raise UnSAMError(f'preset {preset!r} has no setting {", ".join(sorted(unknown))}; known are {", ".join(known)}')
+    return replace(PRESETS[preset], **changes)
 
 
 def settings_signature(settings: Settings) -> str:

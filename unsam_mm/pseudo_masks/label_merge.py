@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from unsam_mm.coco_files.segmentations import read_rles
+from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.evaluation.segmentations import read_rles
-from unsam_mm.hierarchy import MaskSet
-from unsam_mm.pseudo_masks.coco_writer import coco_writer
+from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.label_sources import LabelSource, Record, open_ground_truth, open_predictions
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 from unsam_mm.rle import Rle

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from unsam_mm.coco_files.matching import match_images
+from unsam_mm.coco_files.stream import stream_lists
 from unsam_mm.errors import StoreError
-from unsam_mm.evaluation.annotations import match_images
 from unsam_mm.files import read_json
 from unsam_mm.images import IMAGE_SUFFIXES
-from unsam_mm.pseudo_masks.json_stream import stream_lists
 from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
 
 SizeHW = tuple[int | None, int | None]

@@ -44,24 +44,12 @@ def level_set_tree(
     area = np.bincount(zones.ravel())
     zone_level = np.empty(len(area), np.int64)
     zone_level[zones.ravel()] = level.ravel()
-    edges = _touching(zones)
+    edges = leaves_of(zones, colour).edges
     # Two zones are in one region from the level of the lower one downwards.
     order = np.argsort(-zone_level[edges].min(axis=1), kind='stable')
     leaf, parent, depth, is_region = _region_tree(edges[order], zone_level, area, min_area_px)
     leaves = leaves_of(leaf[zones].astype(np.int32), colour)
     return RankedTree(MaskHierarchy.from_merges(leaves.labels, parent, depth / n_levels), leaves, is_region)
-
-
-def _touching(labels: np.ndarray) -> np.ndarray:
-    """(E, 2) int64 pairs of labels that share a pixel side, smaller first, each pair once."""
-    n_labels = int(labels.max()) + 1
-    keys = []
-    for first, second in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
-        differ = first != second
-        a, b = first[differ].astype(np.int64), second[differ]
-        keys.append(np.minimum(a, b) * n_labels + np.maximum(a, b))
-    keys = np.unique(np.concatenate(keys))
-    return np.stack([keys // n_labels, keys % n_labels], axis=1)
 
 
 def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_area_px: int):

@@ -301,35 +301,6 @@ class PartitionPixels:
         return _joined(self._runs[low:high][np.argsort(self._runs[low:high, 0])])
 
 
-def runs_of_rle(rle: Rle) -> np.ndarray:
-    """(R, 2) int64 starts and ends of the runs of a mask, numbered column by column, without drawing it."""
-    counts = _read_counts(np.frombuffer(rle['counts'], np.uint8))
-    ends = np.cumsum(counts)
-    return np.stack([ends[: len(ends) // 2 * 2 : 2], ends[1::2]], axis=1)
-
-
-@numba.njit(nogil=True, cache=True)
-def _read_counts(text):
-    """Run lengths out of COCO's text: five bits a character, a flag for more, differences to the last but one."""
-    counts = np.empty(len(text), np.int64)
-    n_counts, position = 0, 0
-    while position < len(text):
-        value, shift, more = np.int64(0), 0, True
-        while more:
-            bits = np.int64(text[position]) - 48
-            value |= (bits & 31) << shift
-            shift += 5
-            more = bits & 32 != 0
-            position += 1
-            if not more and bits & 16:
-                value |= np.int64(-1) << shift
-        if n_counts > 2:
-            value += counts[n_counts - 2]
-        counts[n_counts] = value
-        n_counts += 1
-    return counts[:n_counts].copy()
-
-
 @numba.njit(nogil=True, cache=True)
 def draw_runs(runs, height, x0, y0, x1, y1):
     """(y1 - y0, x1 - x0) uint8: 1 where runs of an image so high cover a box that holds all of them."""

@@ -33,11 +33,10 @@ from unsam_mm.pseudo_masks.patch_tree import (
     draw_runs,
     encode_runs,
     intersect_runs,
-    runs_of_rle,
     suppress_masks,
     suppress_nested,
 )
-from unsam_mm.rle import Rle, encode_bitmaps
+from unsam_mm.rle import Rle, encode_bitmaps, run_edges
 
 _CHOICES = {
     'divide': ('maskcut', 'cutler'),
@@ -264,7 +263,7 @@ class PublishedProcedure:
         centre_x, centre_y = x + box_width / 2, y + box_height / 2
         y0, y1 = int(max(centre_y - reach, 0)), int(min(np.ceil(centre_y + reach), height))
         x0, x1 = int(max(centre_x - reach, 0)), int(min(np.ceil(centre_x + reach), width))
-        mask = draw_runs(runs_of_rle(rle), height, x0, y0, x1, y1)
+        mask = draw_runs(run_edges(rle), height, x0, y0, x1, y1)
         shrink = min(_REFINED_PX / max(mask.shape), 1)
         size = tuple(max(round(side * shrink), 1) for side in mask.shape[::-1])
         crop = Image.fromarray(np.ascontiguousarray(image[y0:y1, x0:x1])).resize(size, Image.Resampling.BICUBIC)
@@ -301,7 +300,7 @@ def conquer_object(
     features = centred(features) if settings.centres else features
     height, width = rle['size']
     box = crop_box(rle, settings.drop_last_row_column)
-    object_runs = runs_of_rle(rle)
+    object_runs = run_edges(rle)
     inside = None
     if settings.restrict_to_mask:
         crop = Image.fromarray(np.ascontiguousarray(draw_runs(object_runs, height, *box)) * np.uint8(255))

@@ -13,11 +13,13 @@ from dataclasses import dataclass, fields, replace
 import numba
 import numpy as np
 
+from unsam_mm.errors import UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy, sum_over_descendants
 from unsam_mm.overlaps import ious
 from unsam_mm.pseudo_masks.leaves import Leaves
 
 _LEAST_SHARE = 0.02  # of the mean edge strength: what counts as no edge
+_RANGES = {'candidates': (1, np.inf), 'repetition': (0, 1), 'sharpness': (0, np.inf)}  # any other power may be negative
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,15 @@ class RankingSettings:
     repetition: float = 0.5
     sharpness: float = 6.0
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            low, high = _RANGES.get(name, (-np.inf, np.inf))
+            if not (low <= value <= high and np.isfinite(value)):
+                raise UnSAMError(
+                    f'{name}={value} is out of range; candidates must be at least 1, repetition lie in [0, 1], '
+                    'sharpness not be negative, and all be finite'
+                )
+
 
 def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> MaskHierarchy:
     """The first tree with the others as its alternatives, all with scores that can be compared across them.
@@ -93,13 +104,14 @@ def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> Mas
         ranked: Trees over one image.
         settings: See there.
     """
-    qualities = _without_repeats(ranked, [_quality(entry, settings) for entry in ranked])
+    qualities, holders = _without_repeats(ranked, [_quality(entry, settings) for entry in ranked])
     nodes = _best(qualities, settings.candidates)
     trees = [entry.tree for entry in ranked]
     overlap = ious(trees, nodes)
     source = np.repeat(np.arange(len(trees)), [len(chosen) for chosen in nodes])
     quality = np.concatenate([values[chosen] for values, chosen in zip(qualities, nodes, strict=True)])
-    quality *= _agreement(overlap, source, len(trees)) ** settings.agreement
+    is_held = np.concatenate([held[chosen] for held, chosen in zip(holders, nodes, strict=True)])
+    quality *= _agreement(overlap, source, is_held) ** settings.agreement
     score = _hold_back_repetition(quality, overlap, settings.repetition, settings.sharpness)
     scores = _scores(qualities, nodes, score)
     first, *others = (replace(tree, score=values) for tree, values in zip(trees, scores, strict=True))
@@ -192,8 +204,10 @@ def _lowest_common_ancestors(tree: MaskHierarchy, pairs: np.ndarray) -> np.ndarr
     return meet
 
 
-def _without_repeats(ranked: Sequence[RankedTree], qualities: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The qualities with 0 for every region that an earlier tree holds too.
+def _without_repeats(
+    ranked: Sequence[RankedTree], qualities: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The qualities with 0 for every region that an earlier tree holds too, and (N, T) bool which trees hold a region.
 
     Each pixel has a random number; regions are equal where the sums of their pixels' numbers are.
     """
@@ -205,11 +219,15 @@ def _without_repeats(ranked: Sequence[RankedTree], qualities: Sequence[np.ndarra
         below = np.concatenate([np.zeros(1, np.uint64), np.cumsum(of_leaves)])
         sums.append(below[entry.tree.last_leaf] - below[entry.tree.first_leaf])
     pooled, quality = np.concatenate(sums), np.concatenate(qualities)
+    source = np.repeat(np.arange(len(ranked)), [len(values) for values in qualities])
     candidates = np.flatnonzero(quality > 0)
-    _, firsts = np.unique(pooled[candidates], return_index=True)
-    once = np.zeros(len(quality))
-    once[candidates[firsts]] = quality[candidates[firsts]]
-    return np.split(once, np.cumsum([len(values) for values in qualities])[:-1])
+    _, firsts, region = np.unique(pooled[candidates], return_index=True, return_inverse=True)
+    firsts = candidates[firsts]
+    once, is_held = np.zeros(len(quality)), np.zeros((len(quality), len(ranked)), bool)
+    once[firsts] = quality[firsts]
+    is_held[firsts[region], source[candidates]] = True
+    ends = np.cumsum([len(values) for values in qualities])[:-1]
+    return np.split(once, ends), np.split(is_held, ends)
 
 
 def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
@@ -221,10 +239,13 @@ def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     return [best[source[best] == tree] - starts[tree] for tree in range(len(qualities))]
 
 
-def _agreement(overlap: np.ndarray, source: np.ndarray, n_trees: int) -> np.ndarray:
-    """(K,) in (0, 1]: mean over the trees of the best IoU with one of a tree's candidates."""
-    best = [overlap[:, source == tree].max(axis=1, initial=0) for tree in range(n_trees)]
-    return np.maximum(np.mean(best, axis=0), 1e-3)
+def _agreement(overlap: np.ndarray, source: np.ndarray, is_held: np.ndarray) -> np.ndarray:
+    """(K,) in (0, 1]: mean over the trees of the best IoU with one of a tree's candidates, 1 where it holds the region.
+
+    The equal regions of later trees are no candidates, so `overlap` does not tell of them.
+    """
+    best = np.stack([overlap[:, source == tree].max(axis=1, initial=0) for tree in range(is_held.shape[1])], axis=1)
+    return np.maximum(np.where(is_held, 1, best).mean(axis=1), 1e-3)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -30,7 +30,7 @@ from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
 
 _log = logging.getLogger(__name__)
 
-_TASK_S = 10.0  # long against the scheduler's work on a task, a millisecond; short against what a dead worker loses
+_TASK_S = 20.0  # long against the scheduler's work on a task, a millisecond; short against what a dead worker loses
 _MOST_IMAGES = 64
 _TASKS_A_THREAD = 2  # in the scheduler's hands: one at work, one that waits
 _TASK_RETRIES = 2  # of tasks that raise, such as for a disk that is away for a moment
@@ -170,21 +170,20 @@ class _OnWorker(distributed.WorkerPlugin):
         self._stopped, self._images = True, None
 
     def do(self, names: list[str]) -> _Outcome:
-        """Images one after the other, until one fails because of the worker, as when a folder is no longer there."""
-        with self._lock:  # the threads of a worker share one model
-            self.problem = self.problem and self._find_problem()
-            images = self._images = None if self.problem else self._images or self._load()
+        """Images one after the other; what was done while a folder was out of sight does not count."""
         store, results, start_s = PseudoMaskStore(self._job.out), [], time.perf_counter()
-        for name in names:
-            if self.problem or self._stopped:
-                break
-            failure = None if store.has(name) else self._failure(images, name)
-            self.problem = failure and self._find_problem()
-            if not self.problem:
-                results.append((name, failure))
-        if self.problem:
+        if not (problem := self._find_problem()):
+            with self._lock:  # the threads of a worker share one model
+                images = self._images = self._images or self._load()
+            for name in names:
+                if self._stopped:
+                    break
+                results.append((name, None if store.has(name) else self._failure(images, name)))
+            problem = self._find_problem()
+        if problem:
+            results.clear()
             time.sleep(_UNFIT_PAUSE_S)
-        return _Outcome(self._address, results, time.perf_counter() - start_s, self.problem)
+        return _Outcome(self._address, results, time.perf_counter() - start_s, problem)
 
     def _failure(self, images: ImageWorker, name: str) -> str | None:
         try:
@@ -301,7 +300,8 @@ class _Run:
         self._busy_s += outcome.seconds
         if outcome.problem:
             self._leave_out(outcome.worker, outcome.problem)
-            self._submit(batch[len(outcome.results) :])
+        if untried := batch[len(outcome.results) :]:
+            self._submit(untried)
         yield from outcome.results
 
     def _leave_out(self, worker: str, problem: str) -> None:

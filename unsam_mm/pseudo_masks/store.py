@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError
 from unsam_mm.files import read_json, write_json
-from unsam_mm.hierarchy import MaskSet
 from unsam_mm.images import IMAGE_SUFFIXES
-from unsam_mm.pseudo_masks.coco_writer import coco_writer
+from unsam_mm.mask_set import MaskSet
 from unsam_mm.rle import rle_from_json
 
 MANIFEST = 'unsam.json'
