@@ -149,10 +149,7 @@ class MaskHierarchy:
         boxes = np.empty((len(self), 4), np.int64)
         boxes[: self.n_leaves] = _boxes_of_labels(self.leaf_labels, self.n_leaves)
         boxes[self.n_leaves :] = [np.iinfo(np.int64).max] * 2 + [-1] * 2
-        for node in range(len(self) - 1):
-            up = boxes[self.parent[node]]
-            np.minimum(up[:2], boxes[node, :2], out=up[:2])
-            np.maximum(up[2:], boxes[node, 2:], out=up[2:])
+        _grow_parents(boxes, self.parent)
         return boxes.astype(np.float32)
 
     @cached_property
@@ -244,15 +241,14 @@ class MaskHierarchy:
         source = np.repeat(np.arange(len(trees)), [len(nodes) for nodes in candidates])
         nodes = np.concatenate(candidates)
         scores = np.concatenate([tree.score[chosen] for tree, chosen in zip(trees, candidates, strict=True)])
-        chosen, seen = [], set()
+        chosen: dict[bytes, tuple[int, Rle]] = {}
         for i in np.argsort(-scores, kind='stable'):
             if len(chosen) == max_masks:
                 break
-            counts = trees[source[i]].rle(nodes[i])['counts'] if self.alternatives else i
-            if counts not in seen:
-                seen.add(counts)
-                chosen.append(i)
-        return _mask_set(trees, source[chosen], nodes[chosen])
+            rle = trees[source[i]].rle(nodes[i])
+            chosen.setdefault(rle['counts'], (i, rle))
+        best = np.array([i for i, _ in chosen.values()], np.int64)
+        return _mask_set(trees, source[best], nodes[best], [rle for _, rle in chosen.values()])
 
     def rle(self, node: int) -> Rle:
         """COCO run lengths of one node."""
@@ -261,10 +257,10 @@ class MaskHierarchy:
     def to_mask_set(self, nodes: np.ndarray) -> MaskSet:
         """The given nodes of this tree, in the given order, as a mask set."""
         nodes = np.asarray(nodes, np.int64)
-        return _mask_set((self,), np.zeros(len(nodes), np.int64), nodes)
+        return _mask_set((self,), np.zeros(len(nodes), np.int64), nodes, [self.rle(node) for node in nodes])
 
 
-def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray) -> MaskSet:
+def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray, rles: list[Rle]) -> MaskSet:
     """The mask set of nodes of several trees; node i is of tree source[i]."""
 
     def gathered(name: str) -> np.ndarray:
@@ -276,7 +272,7 @@ def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.nd
     holders = _holders(trees, source, nodes)
     areas = gathered('area')
     return MaskSet(
-        rles=[trees[number].rle(node) for number, node in zip(source, nodes, strict=True)],
+        rles=rles,
         scores=gathered('score'),
         granularity=_consistent_granularity(gathered('granularity'), holders, source > 0, areas),
         parents=_smallest_holder(holders, areas),
@@ -359,6 +355,15 @@ def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
 def _add_to_parents(total, parent):
     for node in range(len(parent) - 1):
         total[parent[node]] += total[node]
+
+
+@numba.njit(nogil=True, cache=True)
+def _grow_parents(boxes, parent):
+    """Makes the box of every node hold those of its children."""
+    for node in range(len(parent) - 1):
+        for side in range(2):
+            boxes[parent[node], side] = min(boxes[parent[node], side], boxes[node, side])
+            boxes[parent[node], 2 + side] = max(boxes[parent[node], 2 + side], boxes[node, 2 + side])
 
 
 @numba.njit(nogil=True, cache=True)

@@ -25,16 +25,28 @@ def intersections(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -
     """
     offsets = np.cumsum([0, *(len(chosen) for chosen in nodes)])
     shared = np.empty((offsets[-1], offsets[-1]))
-    for i, (tree, chosen) in enumerate(zip(trees, nodes, strict=True)):
-        member = _membership(tree, chosen)
-        for j in range(i, len(trees)):
-            table = _shared_pixels(tree, trees[j])
-            pixels = (member @ table).toarray()
-            below = np.concatenate([np.zeros((len(chosen), 1)), np.cumsum(pixels, axis=1)], axis=1)
-            block = below[:, trees[j].last_leaf[nodes[j]]] - below[:, trees[j].first_leaf[nodes[j]]]
+    for i, tree in enumerate(trees):
+        for j, other in enumerate(trees[: i + 1]):
             rows, columns = slice(offsets[i], offsets[i + 1]), slice(offsets[j], offsets[j + 1])
+            block = _nested(tree, nodes[i]) if i == j else _crossing(tree, nodes[i], other, nodes[j])
             shared[rows, columns], shared[columns, rows] = block, block.T
     return shared
+
+
+def _nested(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
+    """(K, K) pixels that nodes of one tree share: those of the smaller one, or none."""
+    first, last, area = tree.first_leaf[nodes], tree.last_leaf[nodes], tree.area[nodes]
+    inside = (first[:, None] >= first[None]) & (last[:, None] <= last[None])
+    return np.where(inside, area[:, None], np.where(inside.T, area[None], 0))
+
+
+def _crossing(tree: MaskHierarchy, nodes: np.ndarray, other: MaskHierarchy, others: np.ndarray) -> np.ndarray:
+    """(K, K') pixels that nodes of one tree share with nodes of another."""
+    if len(others) * tree.n_leaves < len(nodes) * other.n_leaves:
+        return _crossing(other, others, tree, nodes).T
+    pixels = (_membership(tree, nodes) @ _shared_pixels(tree, other)).toarray()
+    below = np.concatenate([np.zeros((len(nodes), 1)), np.cumsum(pixels, axis=1)], axis=1)
+    return below[:, other.last_leaf[others]] - below[:, other.first_leaf[others]]
 
 
 def ious(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -> np.ndarray:
@@ -54,8 +66,6 @@ def _membership(tree: MaskHierarchy, nodes: np.ndarray) -> sparse.csr_matrix:
 
 def _shared_pixels(tree: MaskHierarchy, other: MaskHierarchy) -> sparse.csr_matrix:
     """(L, L') pixels that each leaf of one tree shares with each leaf of the other."""
-    if tree is other:
-        return sparse.diags(tree.area[: tree.n_leaves].astype(np.float64), format='csr')
     pairs = (tree.leaf_labels.ravel(), other.leaf_labels.ravel())
     ones = np.ones(tree.leaf_labels.size)
     return sparse.coo_matrix((ones, pairs), shape=(tree.n_leaves, other.n_leaves)).tocsr()

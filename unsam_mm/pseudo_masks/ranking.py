@@ -1,7 +1,7 @@
 """Which regions of several trees look like objects, and in which order they are worth showing.
 
 A region looks like an object if it has an edge all around (one open stretch is enough to doubt it), a compact shape,
-and if trees that were grown with other weights find it too. What is shown first should not be one object
+and if trees that were grown with other weights hold something much like it. What is shown first should not be one object
 ten times, yet people differ about outlines, so near-equal masks earn their place a little later.
 """
 
@@ -70,8 +70,9 @@ class RankingSettings:
         texture: See `Cues`.
         fullness: See `Cues`.
         persistence: See `Cues`.
-        agreement: Power of the mean over the trees of the best IoU that a region has with one of theirs.
-        candidates: How many regions, the best by quality without agreement, are compared with one another.
+        company: Power of the mean over the trees of the best IoU that a region has with one of theirs, itself left out
+            where other trees repeat it.
+        candidates: How many regions, the best by quality without company, are compared with one another.
         repetition: Share of its score that a region loses for an equal region that comes before it.
         sharpness: Power of the IoU in that loss; a high one spares regions that are only alike.
     """
@@ -82,7 +83,7 @@ class RankingSettings:
     texture: float = 0.0
     fullness: float = 1.5
     persistence: float = 0.2
-    agreement: float = 0.75
+    company: float = 0.75
     candidates: int = 2000
     repetition: float = 0.5
     sharpness: float = 6.0
@@ -104,14 +105,13 @@ def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> Mas
         ranked: Trees over one image.
         settings: See there.
     """
-    qualities, holders = _without_repeats(ranked, [_quality(entry, settings) for entry in ranked])
+    qualities = _without_repeats(ranked, [_quality(entry, settings) for entry in ranked])
     nodes = _best(qualities, settings.candidates)
     trees = [entry.tree for entry in ranked]
     overlap = ious(trees, nodes)
     source = np.repeat(np.arange(len(trees)), [len(chosen) for chosen in nodes])
     quality = np.concatenate([values[chosen] for values, chosen in zip(qualities, nodes, strict=True)])
-    is_held = np.concatenate([held[chosen] for held, chosen in zip(holders, nodes, strict=True)])
-    quality *= _agreement(overlap, source, is_held) ** settings.agreement
+    quality *= _company(overlap, source) ** settings.company
     score = _hold_back_repetition(quality, overlap, settings.repetition, settings.sharpness)
     scores = _scores(qualities, nodes, score)
     first, *others = (replace(tree, score=values) for tree, values in zip(trees, scores, strict=True))
@@ -119,7 +119,7 @@ def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> Mas
 
 
 def _quality(entry: RankedTree, settings: RankingSettings) -> np.ndarray:
-    """(N,) quality of each node without agreement; 0 where a node is no mask."""
+    """(N,) quality of each node without company; 0 where a node is no mask."""
     cues = measure_cues(entry)
     quality = np.ones(len(entry.tree))
     for cue in fields(Cues):
@@ -204,10 +204,8 @@ def _lowest_common_ancestors(tree: MaskHierarchy, pairs: np.ndarray) -> np.ndarr
     return meet
 
 
-def _without_repeats(
-    ranked: Sequence[RankedTree], qualities: Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The qualities with 0 for every region that an earlier tree holds too, and (N, T) bool which trees hold a region.
+def _without_repeats(ranked: Sequence[RankedTree], qualities: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The qualities with 0 for every region that an earlier tree holds too.
 
     Each pixel has a random number; regions are equal where the sums of their pixels' numbers are.
     """
@@ -219,15 +217,11 @@ def _without_repeats(
         below = np.concatenate([np.zeros(1, np.uint64), np.cumsum(of_leaves)])
         sums.append(below[entry.tree.last_leaf] - below[entry.tree.first_leaf])
     pooled, quality = np.concatenate(sums), np.concatenate(qualities)
-    source = np.repeat(np.arange(len(ranked)), [len(values) for values in qualities])
     candidates = np.flatnonzero(quality > 0)
-    _, firsts, region = np.unique(pooled[candidates], return_index=True, return_inverse=True)
-    firsts = candidates[firsts]
-    once, is_held = np.zeros(len(quality)), np.zeros((len(quality), len(ranked)), bool)
-    once[firsts] = quality[firsts]
-    is_held[firsts[region], source[candidates]] = True
-    ends = np.cumsum([len(values) for values in qualities])[:-1]
-    return np.split(once, ends), np.split(is_held, ends)
+    _, firsts = np.unique(pooled[candidates], return_index=True)
+    once = np.zeros(len(quality))
+    once[candidates[firsts]] = quality[candidates[firsts]]
+    return np.split(once, np.cumsum([len(values) for values in qualities])[:-1])
 
 
 def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
@@ -239,13 +233,14 @@ def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     return [best[source[best] == tree] - starts[tree] for tree in range(len(qualities))]
 
 
-def _agreement(overlap: np.ndarray, source: np.ndarray, is_held: np.ndarray) -> np.ndarray:
-    """(K,) in (0, 1]: mean over the trees of the best IoU with one of a tree's candidates, 1 where it holds the region.
+def _company(overlap: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """(K,) in (0, 1]: mean over the trees of the best IoU with one of a tree's candidates.
 
-    The equal regions of later trees are no candidates, so `overlap` does not tell of them.
+    Exact repeats are no candidates, so this asks for regions that are nearly the same, not for the same again. What is
+    larger than the grain of the leaves has them in every tree; a speck of two or three leaves has only itself.
     """
-    best = np.stack([overlap[:, source == tree].max(axis=1, initial=0) for tree in range(is_held.shape[1])], axis=1)
-    return np.maximum(np.where(is_held, 1, best).mean(axis=1), 1e-3)
+    best = [overlap[:, source == tree].max(axis=1) for tree in np.unique(source)]
+    return np.maximum(np.mean(best, axis=0), 1e-3) if best else np.ones(0)
 
 
 @numba.njit(nogil=True, cache=True)
