@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unsam_mm import MaskHierarchy, MaskSet
+from unsam_mm import MaskHierarchy
 from unsam_mm.errors import UnSAMError
 
-from .trees import drawn, random_trees
+from .trees import drawn, random_trees, trees_of_one_image
 
 #   6
 #  / \
@@ -111,18 +113,27 @@ def test_settings_out_of_range_are_refused(quarters, call):
         call(quarters)
 
 
-def test_fields_of_unequal_length_are_refused(quarters):
-    masks = quarters.select()
-    with pytest.raises(UnSAMError, match='one length'):
-        MaskSet(masks.rles, masks.scores[:1], masks.granularity, masks.parents, masks.areas, masks.boxes_xyxy, (2, 4))
+def test_a_node_with_score_0_is_in_the_tree_but_is_no_mask(quarters):
+    scored = replace(quarters, score=np.array([0, 0.5, 0, 0, 0.25, 0, 0], np.float32))
+    assert scored.select().areas.tolist() == [2, 4]
+    assert scored.cut(0.0).max() == 4
 
 
-def test_masks_without_a_tree_find_their_parents_by_containment():
-    whole, left, corner = np.ones((4, 6), bool), np.zeros((4, 6), bool), np.zeros((4, 6), bool)
-    left[:, :3], corner[:2, :2] = True, True
-    masks = MaskSet.from_bitmaps(np.stack([corner, whole, left]))
-    assert masks.parents.tolist() == [2, -1, 1]
-    assert masks.boxes_xyxy[0].tolist() == [0, 0, 2, 2]
+def test_a_small_mask_is_left_out_on_request(quarters):
+    assert sorted(quarters.select(min_area_px=3).areas.tolist()) == [4, 4, 8]
+
+
+def test_masks_of_alternatives_join_in_the_order_of_scores(quarters):
+    """The alternative holds the upper row, which crosses the halves, and the image, which the tree holds too."""
+    rows = MaskHierarchy.from_merges(np.array([[0] * 4, [1] * 4]), np.array([2, 2, -1]), np.array([0, 0, 1]))
+    rows = replace(rows, score=np.array([0.6, 0, 0.8], np.float32))
+    main = replace(quarters, score=np.array([0.2, 0, 0, 0, 0.7, 0, 0.9], np.float32), alternatives=(rows,))
+    masks = main.select()
+    assert masks.areas.tolist() == [8, 4, 4, 2]
+    assert masks.scores.tolist() == pytest.approx([0.9, 0.7, 0.6, 0.2])
+    assert masks.to_bitmaps()[2].tolist() == [[True] * 4, [False] * 4]
+    assert masks.parents.tolist() == [-1, 0, 0, 1]
+    assert main.select(max_masks=2).areas.tolist() == [8, 4]
 
 
 @given(random_trees())
@@ -181,6 +192,50 @@ def test_granularity_grows_from_child_to_parent(case):
     _, tree, _ = case
     assert (tree.granularity[tree.parent[:-1]] >= tree.granularity[:-1]).all()
     assert tree.granularity[-1] == 1
+
+
+@given(trees_of_one_image(), st.integers(1, 30), st.integers(1, 5))
+def test_a_selection_of_several_trees_holds_the_best_masks_once_best_first(trees, max_masks, min_area_px):
+    best = {}
+    for tree in trees:
+        for node in np.flatnonzero((tree.score > 0) & (tree.area >= min_area_px)):
+            pixels = tree.mask(node).tobytes()
+            best[pixels] = max(best.get(pixels, 0), float(tree.score[node]))
+    masks = replace(trees[0], alternatives=tuple(trees[1:])).select(max_masks, min_area_px)
+    assert masks.scores.tolist() == sorted(best.values(), reverse=True)[:max_masks]
+    selected = [bitmap.tobytes() for bitmap in masks.to_bitmaps()]
+    assert len(set(selected)) == len(selected)
+    assert [best[pixels] for pixels in selected] == masks.scores.tolist()
+
+
+@given(trees_of_one_image(), st.integers(1, 30))
+def test_the_parent_is_the_smallest_mask_that_holds_a_mask_of_whichever_tree(trees, max_masks):
+    masks = replace(trees[0], alternatives=tuple(trees[1:])).select(max_masks)
+    bitmaps = masks.to_bitmaps()
+    assert masks.areas.tolist() == bitmaps.sum(axis=(1, 2)).tolist()
+    for bitmap, area, parent in zip(bitmaps, masks.areas, masks.parents, strict=True):
+        larger = [i for i in np.flatnonzero(masks.areas > area) if not (bitmap & ~bitmaps[i]).any()]
+        assert (parent in larger and masks.areas[parent] == masks.areas[larger].min()) if larger else parent == -1
+
+
+@given(trees_of_one_image())
+def test_no_mask_is_coarser_than_one_that_holds_it_and_those_of_the_first_tree_keep_their_granularity(trees):
+    hierarchy = replace(trees[0], alternatives=tuple(trees[1:]))
+    masks = hierarchy.select()
+    bitmaps = masks.to_bitmaps()
+    for i, bitmap in enumerate(bitmaps):
+        holders = [j for j in range(len(masks)) if not (bitmap & ~bitmaps[j]).any()]
+        assert (masks.granularity[i] <= masks.granularity[holders]).all()
+    only_first = {rle['counts']: value for rle, value in zip(*fields(trees[0].select()), strict=True)}
+    others = {tree.rle(node)['counts'] for tree in trees[1:] for node in range(len(tree))}
+    for rle, value in zip(*fields(masks), strict=True):
+        if rle['counts'] in only_first and rle['counts'] not in others:
+            assert value == only_first[rle['counts']]
+
+
+def fields(masks):
+    """What two sets are compared by."""
+    return masks.rles, masks.granularity
 
 
 def test_no_two_masks_of_a_real_image_are_equal(coins_tree):

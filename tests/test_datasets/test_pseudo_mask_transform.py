@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from unsam_mm.datasets import UnSAMImageFolder, UnSAMPseudoMasks, prepare_pseudo_masks
 from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy, MaskSet
+from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import read_image
+from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 N_READABLE = 4
@@ -36,7 +37,7 @@ class SlicGenerator:
         n_leaves = int(labels.max()) + 1
         height = np.r_[np.zeros(n_leaves), 1.0]
         # The largest regions score best and the whole image worst, so a cap shows which masks are kept.
-        score = np.r_[np.bincount(labels.ravel()) / labels.size, 0.0]
+        score = np.r_[np.bincount(labels.ravel()) / labels.size, 1e-6]
         return MaskHierarchy.from_merges(labels, np.r_[np.full(n_leaves, n_leaves), -1], height, score)
 
 

@@ -1,4 +1,4 @@
-"""From leaves and patch features to a ranked tree."""
+"""From leaves and patch features to trees."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unsam_mm.pseudo_masks.conquer import _leaf_means, conquer
+from unsam_mm.pseudo_masks.conquer import GrowthSettings, _leaf_means, conquer
 from unsam_mm.pseudo_masks.features import PatchFeatures
-from unsam_mm.pseudo_masks.leaves import find_leaves
-from unsam_mm.pseudo_masks.ranking import _boundary_strength
+from unsam_mm.pseudo_masks.leaves import ColourEdges, find_leaves, leaves_of
+from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
+
+USUAL = GrowthSettings(colour_weight=0.2, border_weight=0.6)
 
 
 @pytest.fixture(scope='module')
@@ -23,17 +25,65 @@ def two_squares():
     return image, PatchFeatures(grid, image.shape[:2])
 
 
-def test_each_object_is_a_node_and_both_rank_at_the_top(two_squares):
+@pytest.mark.parametrize('growth', [USUAL, GrowthSettings(0.6, 0.7), GrowthSettings(0.2, 0.0), GrowthSettings(0, 0)])
+def test_each_object_is_a_node_and_both_rank_at_the_top(two_squares, growth):
     image, features = two_squares
-    masks = conquer(find_leaves(image), features).select(max_masks=6).to_bitmaps()
+    leaves = find_leaves(ColourEdges.of(image))
+    (tree,) = conquer(leaves, features, [growth])
+    ranked = rank_regions([RankedTree(tree, leaves, np.ones(len(tree), bool))], RankingSettings())
+    masks = ranked.select(max_masks=6).to_bitmaps()
     for channel in (0, 2):
         target = image[..., channel] == 200
         overlaps = [(mask & target).sum() / (mask | target).sum() for mask in masks]
         assert max(overlaps) > 0.95
 
 
+def test_each_growth_makes_a_tree_of_its_own_over_the_same_leaves(coffee):
+    leaves = find_leaves(ColourEdges.of(coffee))
+    grid = np.random.default_rng(0).standard_normal((15, 22, 8)).astype(np.float32)
+    features = PatchFeatures(grid, coffee.shape[:2])
+    growths = [USUAL, GrowthSettings(0.2, 0.3), GrowthSettings(2.0, 0.6), USUAL]
+    trees = conquer(leaves, features, growths)
+    parents = [tuple(conquer(leaves, features, [growth])[0].parent) for growth in growths]
+    assert [tuple(tree.parent) for tree in trees] == parents
+    assert len(set(parents)) == 3
+    assert {tree.n_leaves for tree in trees} == {leaves.count}
+
+
+def chain_of_bands(heights_of_edges: list[float]) -> tuple:
+    """Bands of a slow colour ramp side by side, with the given edge strengths between neighbours."""
+    n_bands = len(heights_of_edges) + 1
+    labels = np.repeat(np.arange(n_bands, dtype=np.int32), 6)[None].repeat(12, axis=0)
+    strength = np.zeros(labels.shape, np.float32)
+    for band, value in enumerate(heights_of_edges, start=1):
+        strength[:, 6 * band - 1 : 6 * band + 1] = value
+    lab = np.zeros((*labels.shape, 3), np.float32)
+    lab[..., 0] = labels
+    return leaves_of(labels, ColourEdges(lab, strength, strength)), PatchFeatures(
+        np.ones((2, 2, 3), np.float32), labels.shape
+    )
+
+
+def test_where_colours_do_not_decide_the_strongest_edge_parts_last():
+    leaves, features = chain_of_bands([1, 1, 9, 1])
+    (with_borders,) = conquer(leaves, features, [GrowthSettings(1.0, 0.9)])
+    halves = [np.unique(leaves.labels[with_borders.mask(node)]).tolist() for node in with_borders.children(8)]
+    assert sorted(halves) == [[0, 1, 2], [3, 4]]
+
+
+def test_without_features_colours_decide():
+    """The upper and lower half differ in lightness alone; features are the same everywhere."""
+    image = np.full((60, 60, 3), 90, np.uint8)
+    image[30:] = 150
+    leaves = find_leaves(ColourEdges.of(image))
+    features = PatchFeatures(np.ones((6, 6, 4), np.float32), (60, 60))
+    (tree,) = conquer(leaves, features, [GrowthSettings(1.0, 0.0)])
+    halves = tree.children(len(tree) - 1)
+    assert sorted(tree.boxes_xyxy[halves].tolist()) == [[0, 0, 60, 30], [0, 30, 60, 60]]
+
+
 def test_leaf_features_are_the_means_of_the_upsampled_grid(coffee):
-    leaves = find_leaves(coffee)
+    leaves = find_leaves(ColourEdges.of(coffee))
     grid = np.random.default_rng(0).standard_normal((15, 22, 3)).astype(np.float32)
     zoom = [side / cells for side, cells in zip(coffee.shape[:2], grid.shape[:2], strict=True)]
     upsampled = np.stack([ndimage.zoom(grid[..., c], zoom, order=1, mode='nearest', grid_mode=True) for c in range(3)])
@@ -43,23 +93,9 @@ def test_leaf_features_are_the_means_of_the_upsampled_grid(coffee):
     assert means == pytest.approx(np.stack(expected, axis=1), abs=1e-4)
 
 
-def test_boundary_strength_is_the_mean_gradient_between_a_region_and_the_rest(two_squares):
-    image, features = two_squares
-    leaves = find_leaves(image)
-    tree = conquer(leaves, features)
-    strength = _boundary_strength(tree, leaves)
-    for node in range(tree.n_leaves, len(tree) - 1, 7):
-        inside = np.zeros(leaves.count, bool)
-        inside[np.unique(leaves.labels[tree.mask(node)])] = True
-        crossing = inside[leaves.edges[:, 0]] != inside[leaves.edges[:, 1]]
-        expected = np.average(leaves.edge_strength[crossing], weights=leaves.edge_lengths_px[crossing])
-        assert strength[node] == pytest.approx(expected, rel=1e-4)
-    assert strength[-1] == 0
-
-
 def test_a_leaf_spacing_larger_than_the_image_gives_the_whole_image_as_only_region(two_squares):
     image, features = two_squares
-    tree = conquer(find_leaves(image, spacing_px=500), features)
+    (tree,) = conquer(find_leaves(ColourEdges.of(image), spacing_px=500), features, [USUAL])
     assert len(tree) == 1
     assert tree.select().areas.tolist() == [80 * 120]
     assert (tree.cut(0.3) == 1).all()

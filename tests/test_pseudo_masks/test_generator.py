@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from skimage import data
 
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.errors import UnSAMError
-from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
+from unsam_mm.pseudo_masks.generator import PRESETS, GeneratorSettings, settings_signature
+from unsam_mm.pseudo_masks.ranking import RankingSettings
+
+from ..conftest import skip_without_weights
 
 
 def test_most_coins_are_found_among_the_first_fifty_masks(coins_tree, coins):
@@ -25,6 +30,8 @@ def test_the_same_image_gives_the_same_tree(generator, coins, coins_tree):
     assert (again.leaf_labels == coins_tree.leaf_labels).all()
     assert (again.parent == coins_tree.parent).all()
     assert (again.score == coins_tree.score).all()
+    masks, expected = again.select(), coins_tree.select()
+    assert [rle['counts'] for rle in masks.rles] == [rle['counts'] for rle in expected.rles]
 
 
 def test_grey_and_rgb_forms_of_an_image_give_the_same_tree(generator, coins, coins_tree):
@@ -53,14 +60,108 @@ def test_images_without_content_are_refused(generator, image):
 
 def test_the_signature_changes_with_any_setting(generator):
     assert generator.signature == settings_signature(GeneratorSettings())
-    assert generator.signature != settings_signature(GeneratorSettings(colour_weight=0.3))
+    for changed in (
+        GeneratorSettings(growths=((0.2, 0.6),)),
+        GeneratorSettings(lightness_levels=0),
+        GeneratorSettings(ranking=RankingSettings(repetition=0.4)),
+    ):
+        assert generator.signature != settings_signature(changed)
+
+
+def test_every_preset_has_a_signature_of_its_own():
+    skip_without_weights()
+    assert set(PRESETS) == {'default', 'paper', 'release'}
+    signatures = {settings_signature(settings) for settings in PRESETS.values()}
+    assert len(signatures) == len(PRESETS)
+    assert all(len(signature) == 12 and int(signature, 16) >= 0 for signature in signatures)
+
+
+@pytest.mark.parametrize('preset', ['paper', 'release'])
+@pytest.mark.slow
+def test_the_published_procedures_give_a_hierarchy_too(preset):
+    """Masks of a cat's face: several, each once, from the whole animal to parts, and the leaves tile the image."""
+    skip_without_weights()
+    image = np.ascontiguousarray(data.chelsea()[::2, ::2])
+    generator = PseudoMaskGenerator.from_preset(preset)
+    hierarchy = generator(image)
+    masks = hierarchy.select()
+    assert len(masks) >= 5
+    assert len({rle['counts'] for rle in masks.rles}) == len(masks)
+    assert hierarchy.cut(0.0).min() == 1
+    assert masks.areas.max() > 10 * masks.areas.min()
+    assert (masks.parents >= 0).any()
+    held = masks.parents >= 0
+    assert (masks.granularity[held] <= masks.granularity[masks.parents[held]]).all()
+    again = generator(image).select()
+    assert [rle['counts'] for rle in again.rles] == [rle['counts'] for rle in masks.rles]
+    assert (again.scores == masks.scores).all()
+
+
+def test_other_trees_add_masks_that_cross_those_of_the_first(coins_tree):
+    """Four growths and two trees of level sets, of which each gives some of the best masks."""
+    assert len(coins_tree.alternatives) == 5
+    best = coins_tree.select(500)
+    assert all((tree.score >= best.scores.min()).any() for tree in (coins_tree, *coins_tree.alternatives))
+    first = {coins_tree.rle(node)['counts'] for node in range(len(coins_tree))}
+    assert 0.1 < np.mean([rle['counts'] in first for rle in best.rles]) < 0.9
+    held = best.parents >= 0
+    assert (best.granularity[held] <= best.granularity[best.parents[held]]).all()
+
+
+def test_a_single_growth_without_level_sets_gives_a_single_tree(coffee):
+    skip_without_weights()
+    settings = GeneratorSettings(long_side_px=112, growths=((0.2, 0.6),), lightness_levels=0)
+    hierarchy = PseudoMaskGenerator(settings)(coffee)
+    assert hierarchy.alternatives == ()
+    assert len(hierarchy.select(10_000)) == len(hierarchy)
+
+
+@pytest.mark.slow
+def test_the_number_of_threads_does_not_matter(generator, coins, coins_tree):
+    expected = coins_tree.select()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            masks = generator(coins).select()
+            assert [rle['counts'] for rle in masks.rles] == [rle['counts'] for rle in expected.rles]
+            assert (masks.scores == expected.scores).all()
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'), [(('best',), 'no preset'), (('default', 'cpu', 'x'), 'unknown setting')]
+    ('preset', 'changes', 'message'),
+    [
+        ('best', {}, "no preset is called 'best'; choose from default, paper, release"),
+        ('default', {'x': 1}, "preset 'default' has no setting x; known are vit, facet"),
+        ('paper', {'growths': ((0.2, 0.5),)}, "preset 'paper' has no setting growths; known are"),
+        ('default', {'thetas': (0.5,), 'divide': 'cutler'}, 'has no setting divide, thetas'),
+    ],
 )
-def test_unknown_presets_and_settings_are_refused(arguments, message):
-    preset, *rest = arguments
-    changes = {rest[1]: 1} if len(rest) > 1 else {}
+def test_unknown_presets_and_settings_are_refused(preset, changes, message):
     with pytest.raises(UnSAMError, match=message):
         PseudoMaskGenerator.from_preset(preset, **changes)
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        {'growths': ()},
+        {'growths': ((0.2, 1.0),)},
+        {'growths': ((0.2, 0.5), (-0.1, 0.5))},
+        {'growths': ((0.2, 0.5), (np.inf, 0.5))},
+        {'growths': ((0.2, np.nan),)},
+        {'growths': ((0.2,),)},
+        {'growths': ((0.2, 0.5, 0.5),)},
+        {'lightness_levels': -1},
+        {'lightness_levels': np.inf},
+        {'long_side_px': 0},
+        {'leaf_spacing_px': np.nan},
+        {'max_leaves': -5},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(UnSAMError, match=f'^{name}=.* is out of range; it must'):
+        GeneratorSettings(**wrong)

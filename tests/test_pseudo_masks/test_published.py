@@ -23,12 +23,11 @@ from unsam_mm.pseudo_masks.patch_tree import (
     draw_runs,
     encode_runs,
     intersect_runs,
-    runs_of_rle,
     suppress_masks,
     suppress_nested,
 )
 from unsam_mm.pseudo_masks.published import PAPER, RELEASE, PublishedProcedure, PublishedSettings, conquer_object
-from unsam_mm.rle import decode_rles, encode_bitmaps
+from unsam_mm.rle import decode_rles, encode_bitmaps, run_edges
 
 from ..conftest import skip_without_weights
 
@@ -174,7 +173,7 @@ def test_the_window_of_the_release_is_filled_by_copies_of_one_cluster():
 @given(seed=SEEDS, share=st.sampled_from([0.0, 0.1, 0.5, 0.97, 1.0]))
 def test_runs_and_run_lengths_say_the_same(seed, share):
     mask = np.random.default_rng(seed).random((13, 17)) < share
-    runs = runs_of_rle(rle_of(mask))
+    runs = run_edges(rle_of(mask))
     assert np.array_equal(draw_runs(runs, 13, 0, 0, 17, 13), mask)
     assert encode_runs(runs, (13, 17)) == rle_of(mask)
 
@@ -182,7 +181,7 @@ def test_runs_and_run_lengths_say_the_same(seed, share):
 def test_run_lengths_of_large_images_are_read():
     mask = np.zeros((3000, 400), bool)
     mask[100:2900, 7:380] = mask[5, 3] = True
-    assert encode_runs(runs_of_rle(rle_of(mask)), mask.shape) == rle_of(mask)
+    assert encode_runs(run_edges(rle_of(mask)), mask.shape) == rle_of(mask)
 
 
 @settings(max_examples=60)
@@ -190,7 +189,7 @@ def test_run_lengths_of_large_images_are_read():
 def test_common_runs_are_the_common_pixels(seed):
     rng = np.random.default_rng(seed)
     a, b = (rng.random((11, 9)) < rng.random() for _ in range(2))
-    common = intersect_runs(runs_of_rle(rle_of(a)), runs_of_rle(rle_of(b)))
+    common = intersect_runs(run_edges(rle_of(a)), run_edges(rle_of(b)))
     assert np.array_equal(draw_runs(common, 11, 0, 0, 9, 11), a & b)
 
 

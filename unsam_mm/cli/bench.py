@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the table; exit status 1 if two sides that must agree do not."""
-    benchmarks = _import_benchmarks()
+    benchmarks = import_benchmarks()
     names = options.rows or benchmarks.ROWS
     if unknown := [name for name in names if name not in benchmarks.ROWS]:
         raise UnSAMError(f'no benchmark row is called {unknown[0]!r}; choose from {", ".join(benchmarks.ROWS)}')
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     return int(any(comparison.equal is False for row in rows for comparison in row.comparisons))
 
 
-def _import_benchmarks() -> Any:
+def import_benchmarks() -> Any:
     """The package of the checkout that this package lies in."""
     root = Path(unsam_mm.__file__).resolve().parents[1]
     if not (root / 'benchmarks' / '__init__.py').is_file():

@@ -30,8 +30,9 @@ from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
 
 _log = logging.getLogger(__name__)
 
-_TASK_S = 20.0  # long against the scheduler's work on a task, a millisecond; short against what a dead worker loses
-_MOST_IMAGES = 64
+_TASK_S = 5.0  # how often a worker reports; longer where so many work that
+_TASKS_A_S = 20  # would be exceeded, a sixth of what scheduler and client did in one busy process
+_MOST_IMAGES = 100
 _TASKS_A_THREAD = 2  # in the scheduler's hands: one at work, one that waits
 _TASK_RETRIES = 2  # of tasks that raise, such as for a disk that is away for a moment
 _ASK_AGAIN_S = 5.0
@@ -326,8 +327,10 @@ class _Run:
 
     def _batch_size(self, left: int) -> int:
         """Images that take some seconds; fewer at the end, so that all workers finish together."""
-        fitting = int(_TASK_S * self._images_done / self._busy_s) if self._busy_s else 1
-        return max(1, min(fitting, _MOST_IMAGES, left // (2 * _TASKS_A_THREAD * self._count_threads())))
+        threads = self._count_threads()
+        task_s = max(_TASK_S, threads / _TASKS_A_S)
+        fitting = int(task_s * self._images_done / self._busy_s) if self._busy_s else 1
+        return max(1, min(fitting, _MOST_IMAGES, left // (2 * _TASKS_A_THREAD * threads)))
 
     def _count_threads(self) -> int:
         """Of all workers, which may come and go; asked for now and then."""
