@@ -234,6 +234,15 @@ class MaskHierarchy:
         Raises:
             UnSAMError: If `max_masks` is not positive.
         """
+        source, nodes = self.best_nodes(max_masks, min_area_px)
+        return _mask_set((self, *self.alternatives), source, nodes)
+
+    def best_nodes(self, max_masks: int = 1000, min_area_px: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Which regions `select` takes: (K,) numbers of their trees, 0 being this one, and (K,) nodes there.
+
+        Raises:
+            UnSAMError: If `max_masks` is not positive.
+        """
         if max_masks < 1:
             raise UnSAMError(f'max_masks must be at least 1, got {max_masks}')
         trees = (self, *self.alternatives)
@@ -241,14 +250,18 @@ class MaskHierarchy:
         source = np.repeat(np.arange(len(trees)), [len(nodes) for nodes in candidates])
         nodes = np.concatenate(candidates)
         scores = np.concatenate([tree.score[chosen] for tree, chosen in zip(trees, candidates, strict=True)])
-        chosen: dict[bytes, tuple[int, Rle]] = {}
+        best: list[int] = []
+        alike: dict[bytes, list[int]] = {}
         for i in np.argsort(-scores, kind='stable'):
-            if len(chosen) == max_masks:
+            if len(best) == max_masks:
                 break
-            rle = trees[source[i]].rle(nodes[i])
-            chosen.setdefault(rle['counts'], (i, rle))
-        best = np.array([i for i, _ in chosen.values()], np.int64)
-        return _mask_set(trees, source[best], nodes[best], [rle for _, rle in chosen.values()])
+            tree, node = trees[source[i]], nodes[i]
+            rivals = alike.setdefault(tree.boxes_xyxy[node].tobytes() + tree.area[node].tobytes(), [])
+            if rivals and tree.rle(node)['counts'] in [trees[source[k]].rle(nodes[k])['counts'] for k in rivals]:
+                continue
+            rivals.append(i)
+            best.append(i)
+        return source[best], nodes[best]
 
     def rle(self, node: int) -> Rle:
         """COCO run lengths of one node."""
@@ -257,10 +270,10 @@ class MaskHierarchy:
     def to_mask_set(self, nodes: np.ndarray) -> MaskSet:
         """The given nodes of this tree, in the given order, as a mask set."""
         nodes = np.asarray(nodes, np.int64)
-        return _mask_set((self,), np.zeros(len(nodes), np.int64), nodes, [self.rle(node) for node in nodes])
+        return _mask_set((self,), np.zeros(len(nodes), np.int64), nodes)
 
 
-def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray, rles: list[Rle]) -> MaskSet:
+def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray) -> MaskSet:
     """The mask set of nodes of several trees; node i is of tree source[i]."""
 
     def gathered(name: str) -> np.ndarray:
@@ -272,7 +285,7 @@ def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.nd
     holders = _holders(trees, source, nodes)
     areas = gathered('area')
     return MaskSet(
-        rles=rles,
+        rles=[trees[number].rle(node) for number, node in zip(source, nodes, strict=True)],
         scores=gathered('score'),
         granularity=_consistent_granularity(gathered('granularity'), holders, source > 0, areas),
         parents=_smallest_holder(holders, areas),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def plain_parts():
     """The conquer step done the plain way."""
     spec = importlib.util.spec_from_file_location('plain_published', BENCHMARK)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module.plain_parts
 
