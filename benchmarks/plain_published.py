@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import multiprocessing
 import resource
 import sys
 import time
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL import Image
@@ -34,6 +36,7 @@ from unsam_mm.rle import Rle, encode_bitmaps
 
 _SIZE_HW = (1500, 2250)
 _HALF = 0.5 + 1e-5  # exact halves are no matter of rounding
+_ROUNDING_PX = 3  # what other values may come to, in millions of pixels
 
 
 def plain_parts(features: PatchFeatures, mask: np.ndarray, settings: PublishedSettings = RELEASE) -> list[np.ndarray]:
@@ -116,9 +119,11 @@ def _enlarged(
     return enlarged
 
 
-def divided_photograph(n_objects: int = 20) -> tuple[list[Rle], list[PatchFeatures]]:
+def divided_photograph(
+    n_objects: int = 20, size_hw: tuple[int, int] = _SIZE_HW
+) -> tuple[list[Rle], list[PatchFeatures]]:
     """Regions of a photograph, 1 to 60 % of its area each, in an image of 1500 x 2250 pixels, and their features."""
-    height, width = _SIZE_HW
+    height, width = size_hw
     small = np.ascontiguousarray(data.astronaut()[:341])
     image = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
     regions = PseudoMaskGenerator.from_preset('default')(small).select(2000)
@@ -134,30 +139,108 @@ def divided_photograph(n_objects: int = 20) -> tuple[list[Rle], list[PatchFeatur
     return objects, [extract(crop) for crop in crops]
 
 
-def compare(n_objects: int = 20, n_plain: int = 3) -> str:
-    """Runs both sides and says what came out.
+@dataclass(frozen=True)
+class Cost:
+    """Processor seconds, seconds on the clock, and 10^6 bytes of memory at the peak, above what there was before."""
+
+    cpu_s: float
+    wall_s: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out of both sides.
+
+    Attributes:
+        size_hw: Height and width of the image.
+        n_objects: Objects in it.
+        n_plain: How many of them the plain side was given.
+        ours: Time for these, memory for all.
+        plain: Time and memory for these.
+        all_masks: Parts of all objects.
+        all_s: Our processor seconds for all objects.
+        our_masks: Our parts of the objects that both did.
+        plain_masks: The plain side's.
+        same: How many of them are equal in every pixel.
+        differing_px: How many pixels are in one mask and not in the other, for the least alike of the rest: one or two,
+            where a value of the interpolation is a half up to rounding.
+    """
+
+    size_hw: tuple[int, int]
+    n_objects: int
+    n_plain: int
+    ours: Cost
+    plain: Cost
+    all_masks: int
+    all_s: float
+    our_masks: int
+    plain_masks: int
+    same: int
+    differing_px: int
+
+    @property
+    def agree(self) -> bool:
+        """Whether both sides found the same masks, up to rounding."""
+        return self.plain_masks == self.our_masks and self.differing_px <= _ROUNDING_PX
+
+    def __str__(self) -> str:
+        height, width = self.size_hw
+        ours, plain = self.ours, self.plain
+        return (
+            f'conquer, {height} x {width} px: {self.n_objects} objects, {self.all_masks} parts in {self.all_s:.2f} s; '
+            f'{self.n_plain} of them plainly {plain.cpu_s:.1f} s, ours {ours.cpu_s:.3f} s: '
+            f'{plain.cpu_s / ours.cpu_s:.0f} times faster; peak memory {plain.peak_mb:.0f} MB, ours (all objects) '
+            f'{ours.peak_mb:.0f} MB: {plain.peak_mb / ours.peak_mb:.0f} times less; '
+            f'masks {self.plain_masks} and {self.our_masks}, {self.same} of them equal in every pixel, '
+            f'the others but for {self.differing_px}'
+        )
+
+
+def compare(n_objects: int = 20, n_plain: int = 3, size_hw: tuple[int, int] = _SIZE_HW) -> Measured:
+    """Runs both sides.
 
     Args:
         n_objects: How many objects the image is divided into.
         n_plain: Time is compared on so many of them, spread evenly, since the plain side takes seconds for each. Memory
             is compared to its disadvantage: its peak on these with the other side's on all.
+        size_hw: Height and width of the image.
     """
-    objects, features = divided_photograph(n_objects)
+    objects, features = divided_photograph(n_objects, size_hw)
     chosen = np.linspace(0, len(objects) - 1, min(n_plain, len(objects))).round().astype(int)
     some = [objects[i] for i in chosen], [features[i] for i in chosen]
     _fast([objects[0]], [features[0]])  # compiles
     _plain([encode_bitmaps(np.ones((1, 64, 64), bool))[0]], [features[0]])  # imports
-    all_masks, all_seconds, memory = _measured(_fast, objects, features)
-    masks, seconds, _ = _measured(_fast, *some)
-    plain_masks, plain_seconds, plain_memory = _measured(_plain, *some)
-    same = len(masks & plain_masks)
-    return (
-        f'conquer, {_SIZE_HW[0]} x {_SIZE_HW[1]} px: {len(objects)} objects, {len(all_masks)} parts in {all_seconds:.2f} s; '
-        f'{len(chosen)} of them plainly {plain_seconds:.1f} s, ours {seconds:.3f} s: {plain_seconds / seconds:.0f} times faster; '
-        f'peak memory {plain_memory / 1e6:.0f} MB, ours (all objects) {memory / 1e6:.0f} MB: '
-        f'{plain_memory / memory:.0f} times less; '
-        f'masks {len(plain_masks)} and {len(masks)}, {same} of them equal in every pixel'
+    all_masks, for_all = _measured(_fast, objects, features)
+    # Before and after the long side, in turns, for the machine may be busy now and idle then.
+    runs = [_measured(_fast, *some)]
+    plain_masks, plain = _measured(_plain, *some)
+    runs.append(_measured(_fast, *some))
+    masks = runs[0][0]
+    cpu_s, wall_s = (sum(getattr(cost, name) for _, cost in runs) / len(runs) for name in ('cpu_s', 'wall_s'))
+    return Measured(
+        size_hw=size_hw,
+        n_objects=len(objects),
+        n_plain=len(chosen),
+        ours=Cost(cpu_s, wall_s, for_all.peak_mb),
+        plain=plain,
+        all_masks=len(all_masks),
+        all_s=for_all.cpu_s,
+        our_masks=len(masks),
+        plain_masks=len(plain_masks),
+        same=len(masks & plain_masks),
+        differing_px=_differing_px(plain_masks - masks, masks - plain_masks, size_hw),
     )
+
+
+def _differing_px(some: set[bytes], others: set[bytes], size_hw: tuple[int, int]) -> int:
+    """How far the masks of one set, given as run lengths, are at the most from the nearest of the other set."""
+    drawn, other_drawn = (
+        [coco_mask.decode({'size': list(size_hw), 'counts': counts}) for counts in masks] for masks in (some, others)
+    )
+    if not drawn or not other_drawn:
+        return sum(int(mask.sum()) for mask in drawn + other_drawn)
+    return max(min(int((mask != other).sum()) for other in other_drawn) for mask in drawn)
 
 
 def _fast(objects: list[Rle], features: list[PatchFeatures]) -> set[bytes]:
@@ -175,8 +258,8 @@ def _plain(objects: list[Rle], features: list[PatchFeatures]) -> set[bytes]:
     return {encode_bitmaps(mask[None])[0]['counts'] for mask in found}
 
 
-def _measured(function, objects: list[Rle], features: list[PatchFeatures]) -> tuple[set[bytes], float, int]:
-    """Result, processor seconds and bytes of memory at the peak, above what the process had before."""
+def _measured(function, objects: list[Rle], features: list[PatchFeatures]) -> tuple[set[bytes], Cost]:
+    """Result and cost of one side, in a forked process."""
     _return_free_memory()
     context = multiprocessing.get_context('fork')
     receiver, sender = context.Pipe(duplex=False)
@@ -184,11 +267,11 @@ def _measured(function, objects: list[Rle], features: list[PatchFeatures]) -> tu
     def run() -> None:
         unit = 1 if sys.platform == 'darwin' else 1024
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.process_time()  # of this process alone, on a machine that others may use
+        start, cpu_start = time.perf_counter(), time.process_time()
         result = function(objects, features)
-        seconds = time.process_time() - start
+        cpu_s, wall_s = time.process_time() - cpu_start, time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        sender.send((result, seconds, max(peak - before, 1) * unit))
+        sender.send((result, Cost(cpu_s, wall_s, max(peak - before, 1) * unit / 1e6)))
 
     process = context.Process(target=run)
     process.start()
@@ -209,8 +292,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--objects', type=int, default=20, help='objects in the image')
     parser.add_argument('--plain', type=int, default=3, help='how many of them the plain side is given')
+    parser.add_argument('--height', type=int, default=_SIZE_HW[0], help='of the image, which is half as wide again')
+    parser.add_argument('--json', action='store_true', help='print the figures for programs')
     options = parser.parse_args()
-    sys.stdout.write(compare(options.objects, options.plain) + '\n')
+    measured = compare(options.objects, options.plain, (options.height, options.height * 3 // 2))
+    sys.stdout.write(
+        (json.dumps({**asdict(measured), 'agree': measured.agree}) if options.json else str(measured)) + '\n'
+    )
 
 
 if __name__ == '__main__':

@@ -2,13 +2,16 @@
 
     python -m benchmarks.scale_workers IMAGES [--images 24] [--rounds 1]
 
-The masks go to a temporary folder. The start (processes, imports, model) is over when every worker has finished an image; what follows is the pace that a
-large folder sees.
+The masks go to a temporary folder. The start (processes, imports, model) is over when every worker has finished an
+image; what follows is the pace that a large folder sees. Each round also prints what the machine gives to two processes
+that do nothing but count, against one, before and after: where that is far from 2, others use the cores, and the
+round says little.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -19,6 +22,8 @@ from pathlib import Path
 
 from unsam_mm.images import list_images
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+_COUNTING_S = 3.0
 
 
 def main() -> None:
@@ -34,12 +39,15 @@ def main() -> None:
         for path in list_images(options.images)[: options.count]:
             shutil.copy(path, images)
         for _ in range(options.rounds):
+            before = counting_ratio(options.workers)
             whole_s, pace_s = zip(*(measure(images, n) for n in (1, options.workers)), strict=True)
             sys.stdout.write(
                 f'{options.count} images, {options.workers} workers against 1: '
                 f'{whole_s[0] / whole_s[1]:.2f} x as fast with the start ({whole_s[0]:.1f} s, {whole_s[1]:.1f} s), '
-                f'{pace_s[0] / pace_s[1]:.2f} x without ({pace_s[0]:.2f} s, {pace_s[1]:.2f} s an image)\n'
+                f'{pace_s[0] / pace_s[1]:.2f} x without ({pace_s[0]:.2f} s, {pace_s[1]:.2f} s an image); '
+                f'counting {before:.2f} x before, {counting_ratio(options.workers):.2f} x after\n'
             )
+            sys.stdout.flush()
 
 
 def measure(images: Path, workers: int) -> tuple[float, float]:
@@ -47,13 +55,28 @@ def measure(images: Path, workers: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, '-m', 'unsam_mm', 'generate', str(images), out, '--dask', f'local:{workers}']
         start_s = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': '1'})
         whole_s = time.perf_counter() - start_s
         store = PseudoMaskStore(out)
         finished_s = sorted(store.path_of(name).stat().st_mtime for name in store.names())
         # The first `workers` images may be one worker's, if it was ready long before the others; two each are safer.
         started = 2 * workers
         return whole_s, (finished_s[-1] - finished_s[started - 1]) / (len(finished_s) - started)
+
+
+def counting_ratio(processes: int) -> float:
+    """How much further several processes count together than one does alone."""
+    with multiprocessing.get_context('spawn').Pool(processes) as pool:
+        pool.map(count, [0.0] * processes)  # all have started
+        return sum(pool.map(count, [_COUNTING_S] * processes, chunksize=1)) / pool.apply(count, [_COUNTING_S])
+
+
+def count(seconds: float) -> int:
+    """How far a loop counts in that time."""
+    counted, end_s = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        counted += 1
+    return counted
 
 
 if __name__ == '__main__':

@@ -70,8 +70,19 @@ def test_lanczos_cuts_where_the_dense_solver_cuts():
 def test_the_conquer_step_finds_the_masks_of_the_plain_one():
     row = measure('conquer', n_objects=3, n_plain=2, height=300)
     assert row.comparisons[0].equal
-    assert row.figures['plain_masks'] > 0
+    assert row.figures['plain_masks'] == row.figures['our_masks'] > 0
     assert set(row.comparisons[0].ratios) == {'cpu_s', 'wall_s', 'peak_mb'}
+
+
+@pytest.mark.parametrize(('drawn', 'distance'), [([0, 1], 0), ([0, 2], 10), ([0], 75), ([], 75)])
+def test_masks_that_are_not_equal_are_compared_by_pixels(drawn, distance):
+    """Masks of 25, 50 and 60 pixels, the last holding the second; the first two are the plain side's."""
+    plain = importlib.import_module('benchmarks.plain_published')
+    masks = np.zeros((3, 20, 20), bool)
+    masks[0, :5, :5] = masks[1, 5:10, :10] = masks[2, 5:11, :10] = True
+    counts = [rle['counts'] for rle in encode_bitmaps(masks)]
+    found = plain._differing_px({counts[0], counts[1]}, {counts[i] for i in drawn}, (20, 20))
+    assert found == distance
 
 
 @pytest.mark.slow

@@ -412,14 +412,14 @@ def _first_leaves(parent, n_leaves):
     return first
 
 
-def _boxes_of_labels(labels: np.ndarray, n_labels: int) -> np.ndarray:
+@numba.njit(nogil=True, cache=True)
+def _boxes_of_labels(labels, n_labels):
     """(n_labels, 4) int64 x0, y0, x1, y1 of each label; right and bottom edges exclusive."""
     boxes = np.empty((n_labels, 4), np.int64)
-    for axis, (low, high) in ((1, (0, 2)), (0, (1, 3))):
-        index = np.broadcast_to(np.expand_dims(np.arange(labels.shape[axis]), 1 - axis), labels.shape).ravel()
-        order = np.lexsort((index, labels.ravel()))
-        sorted_labels, sorted_index = labels.ravel()[order], index[order]
-        firsts = np.searchsorted(sorted_labels, np.arange(n_labels))
-        lasts = np.r_[firsts[1:], len(sorted_labels)] - 1
-        boxes[:, low], boxes[:, high] = sorted_index[firsts], sorted_index[lasts] + 1
+    boxes[:, :2], boxes[:, 2:] = max(labels.shape), 0
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            box = boxes[labels[y, x]]
+            box[0], box[1] = min(box[0], x), min(box[1], y)
+            box[2], box[3] = max(box[2], x + 1), max(box[3], y + 1)
     return boxes

@@ -377,3 +377,8 @@ def test_settings_out_of_range_are_named(change, message):
 def test_clusters_know_their_patches():
     clusters = PatchClusters(np.array([2, 0, 1, 3]), np.array([0]), np.array([2]), np.ones((1, 1), bool), (2, 2))
     assert clusters.patches(0).tolist() == [[True, False], [True, False]]
+
+
+def test_suppression_takes_more_masks_than_fit_into_a_byte():
+    rles = encode_bitmaps(np.eye(300, dtype=bool).reshape(300, 20, 15))
+    assert len(suppress_masks(rles, 0.9)) == 300

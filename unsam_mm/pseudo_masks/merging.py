@@ -3,7 +3,7 @@
 The most similar pair of touching regions becomes one region until a single one is left. Similarity is the cosine of
 the size-weighted mean features, so after a merge only the pairs of the new region have to be scored again. A heap
 holds the pairs; a pair whose regions are gone is skipped when it comes up, which is cheaper than finding it earlier.
-The released code walks a dictionary of all pairs at every step and takes a hundred times as long for the same tree.
+The released code walks a dictionary of all pairs at every step and takes about fifty times as long for the same tree.
 
 Source: UnSAM, section 3.2 (conquer); SOHES, section 3.1.
 """

@@ -229,7 +229,8 @@ def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
     """
     if not rles:
         return np.zeros(0, np.int64)
-    areas = coco_mask.area(rles).astype(np.float64)
+    # One by one: of a list, pycocotools with NumPy 2 gives no more than 255 areas.
+    areas = np.array([coco_mask.area(rle) for rle in rles], np.float64)
     boxes = coco_mask.toBbox(rles)
     boxes[:, 2:] += boxes[:, :2]
     kept = np.zeros(0, np.int64)

@@ -1,0 +1,554 @@
+"""What each part of the pseudo-mask generator is worth: average recall without it, on images with ground truth.
+
+    python -m benchmarks.ablation table IMAGES GT.json --data 'BSDS500 val' [--limit 25] [--few 6] [--variants a,b]
+    python -m benchmarks.ablation pictures
+
+`table` measures variants and writes their tables into a document, between the two comments that name the data. Every
+result is kept as soon as an image is done, so a run can be stopped and repeated, and a longer one adds only what is
+missing. Variants that share the ViT's input share its features. `pictures` draws the pictures of the same document.
+
+Recall is COCO's, all classes as one. Seconds are those of the process on the CPU, the ViT's share included even where its
+features were at hand; the table shows the median, because the first image also pays for compiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unsam_mm import PseudoMaskGenerator, sample_images, weights
+from unsam_mm.coco_files.segmentations import read_rles
+from unsam_mm.drawing import draw_labels, draw_masks, side_by_side
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.evaluation.annotations import load_ground_truth, match_images
+from unsam_mm.evaluation.average_recall import AREA_RANGES, evaluate_masks
+from unsam_mm.files import atomic_writer, read_json, write_json
+from unsam_mm.hierarchy import MaskHierarchy, MaskSet
+from unsam_mm.images import list_images, read_image
+from unsam_mm.pseudo_masks.divide import centred
+from unsam_mm.pseudo_masks.features import VITS, PatchFeatureExtractor, PatchFeatures
+from unsam_mm.pseudo_masks.generator import GeneratorSettings, RegionTrees, Settings, settings_signature
+from unsam_mm.pseudo_masks.leaves import ColourEdges, leaves_of
+from unsam_mm.pseudo_masks.merging import merge_regions
+from unsam_mm.pseudo_masks.published import PAPER, RELEASE, PublishedProcedure, PublishedSettings
+from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
+from unsam_mm.pseudo_masks.refine import MaskCRF, partition_labels
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / 'docs' / 'pseudo_masks.md'
+
+_MAX_MASKS = 1000
+_CRF_MASKS = 100
+_MAX_DETS = (10, 100, 1000)
+_COLUMNS = {'AR@10': 'AR@10', 'AR@100': 'AR@100', 'AR@1000': 'AR@1000', 'S': 'AR_s@1000', 'M': 'AR_m@1000'} | {
+    'L': 'AR_l@1000'
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table.
+
+    Attributes:
+        label: What the row is called.
+        settings: Of the generator; for patch trees only the ViT's count.
+        how: 'generator'; 'whole image', the published procedure with the image as its only object; or masks of patches:
+            'nearest', 'partition' or 'crf'.
+        few: Measured on few images, since it is slow or runs the ViT once more.
+    """
+
+    label: str
+    settings: Settings
+    how: str = 'generator'
+    few: bool = False
+
+
+def _ranked(**changes) -> GeneratorSettings:
+    return GeneratorSettings(ranking=replace(RankingSettings(), **changes))
+
+
+_DEFAULT = GeneratorSettings()
+_PERSISTENCE = dict(
+    edge=0.0, roughness=0.0, area=0.0, texture=0.0, fullness=0.0, persistence=1.0, company=0.0, repetition=0.0
+)
+VARIANTS: dict[str, Variant] = {
+    'default': Variant('**default**', _DEFAULT),
+    'one_tree': Variant('one tree instead of four', replace(_DEFAULT, growths=_DEFAULT.growths[:1])),
+    'no_level_sets': Variant('without level sets', replace(_DEFAULT, lightness_levels=0)),
+    'plain_tree': Variant(
+        'one tree, without level sets', replace(_DEFAULT, growths=_DEFAULT.growths[:1], lightness_levels=0)
+    ),
+    'no_borders': Variant(
+        'without borders in the merge (four weights of colour)',
+        replace(_DEFAULT, growths=((0.2, 0.0), (0.1, 0.0), (0.6, 0.0), (0.4, 0.0))),
+    ),
+    'colour_only': Variant(
+        'without the ViT: colour and borders only',
+        replace(_DEFAULT, growths=tuple((1000.0, border) for border in (0.6, 0.3, 0.7, 0.4))),
+    ),
+    'no_company': Variant('ranking without company', _ranked(company=0.0)),
+    'no_repetition': Variant('ranking without holding back repetition', _ranked(repetition=0.0)),
+    'persistence': Variant('ranking by persistence only', _ranked(**_PERSISTENCE)),
+    'spacing_8': Variant('leaf spacing 8 px', replace(_DEFAULT, leaf_spacing_px=8.0)),
+    'patches': Variant('tree of patches, unrefined', _DEFAULT, 'nearest'),
+    'patches_partition': Variant('tree of patches, `partition_labels`', _DEFAULT, 'partition'),
+    'patches_crf': Variant(f'tree of patches, CRF on the best {_CRF_MASKS}', _DEFAULT, 'crf', few=True),
+    'long_side_518': Variant('long side 518 px', replace(_DEFAULT, long_side_px=518)),
+    'long_side_1036': Variant('long side 1036 px', replace(_DEFAULT, long_side_px=1036), few=True),
+    **{
+        f'facet_{facet}': Variant(f'facet: {facet}', replace(_DEFAULT, facet=facet), few=True)
+        for facet in ('query', 'value', 'token')
+    },
+    'paper': Variant('preset `paper` (MaskCut)', PAPER, few=True),
+    'release': Variant('preset `release` (MaskCut)', RELEASE, few=True),
+    'paper_partition': Variant('`paper` with `partition_labels`', replace(PAPER, refine='partition'), few=True),
+    'paper_whole': Variant('`paper` without divide: the image is the only object', PAPER, 'whole image', few=True),
+    **{
+        f'vit_{vit}': Variant(f'ViT: {vit}', replace(_DEFAULT, vit=vit), few=True)
+        for vit in VITS
+        if vit != _DEFAULT.vit
+    },
+}
+_COMPARED_WITH_FEW = ('default', 'patches', 'patches_partition')
+
+
+class MaskFinder:
+    """Runs variants on images; the ViT's features of one image are computed once for all that share them.
+
+    Args:
+        folder: Where the features of the default ViT input are kept from run to run. None: nowhere.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._extractors: dict[str, PatchFeatureExtractor] = {}
+        self._procedures: dict[str, PublishedProcedure] = {}
+        self._latest: tuple[str, PatchFeatures, float] | None = None
+
+    def __call__(self, name: str, image: np.ndarray) -> tuple[MaskSet, float]:
+        """The masks that a variant finds in an (H, W, 3) uint8 RGB image, and how many CPU seconds they take."""
+        variant = VARIANTS[name]
+        features, vit_s = None, 0.0
+        if isinstance(variant.settings, PublishedSettings):
+            self._prepare_published(name)
+        else:
+            features, vit_s = self._features(image, variant.settings)
+        start_s = time.process_time()
+        if features is None:
+            masks = self._procedures[name](image).select(_MAX_MASKS)
+        elif variant.how == 'generator':
+            masks = _GivenFeatures(variant.settings, features)(image).select(_MAX_MASKS)
+        elif variant.how == 'crf':
+            masks = sharpened(image, patch_tree(image, features).select(_CRF_MASKS))
+        else:
+            masks = patch_tree(image, features, variant.how == 'partition').select(_MAX_MASKS)
+        return masks, vit_s + time.process_time() - start_s
+
+    def _prepare_published(self, name: str) -> None:
+        """Loads the network, which is not part of the time."""
+        if name not in self._procedures:
+            variant = VARIANTS[name]
+            divider = _whole_image if variant.how == 'whole image' else None
+            self._procedures[name] = PublishedProcedure(variant.settings, divider=divider)
+
+    def _features(self, image: np.ndarray, settings: GeneratorSettings) -> tuple[PatchFeatures, float]:
+        described = f'{settings.vit}-{settings.facet}-{settings.long_side_px}'
+        name = f'{hashlib.sha256(image.tobytes()).hexdigest()[:16]}-{described.replace("/", "_")}'
+        if self._latest and self._latest[0] == name:
+            return self._latest[1:]
+        is_shared = self._folder is not None and (settings.vit, settings.facet, settings.long_side_px) == (
+            _DEFAULT.vit,
+            _DEFAULT.facet,
+            _DEFAULT.long_side_px,
+        )
+        path = self._folder / f'{name}.npz' if is_shared else None
+        if path is not None and path.is_file():
+            with np.load(path) as kept:
+                features, seconds = PatchFeatures(kept['grid'], image.shape[:2]), float(kept['seconds'])
+        else:
+            features, seconds = self._extract(image, settings)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part = path.with_suffix('.part.npz')
+                np.savez(part, grid=features.grid, seconds=seconds)
+                part.replace(path)
+        self._latest = (name, features, seconds)
+        return features, seconds
+
+    def _extract(self, image: np.ndarray, settings: GeneratorSettings) -> tuple[PatchFeatures, float]:
+        if settings.vit not in self._extractors:
+            self._extractors[settings.vit] = PatchFeatureExtractor(settings.vit)
+        extractor = self._extractors[settings.vit]
+        extractor.facet, extractor.long_side_px = settings.facet, settings.long_side_px
+        start_s = time.process_time()
+        features = extractor(image)
+        return features, time.process_time() - start_s
+
+
+class _GivenFeatures(RegionTrees):
+    """The generator's own procedure, without a ViT of its own."""
+
+    def __init__(self, settings: GeneratorSettings, features: PatchFeatures) -> None:
+        self.settings = settings
+        self._extract = lambda image, progress: features
+
+
+def _whole_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A divider that divides nothing."""
+    return np.ones((1, *image.shape[:2]), bool), np.ones(1, np.float32)
+
+
+def patch_tree(image: np.ndarray, features: PatchFeatures, partition: bool = False) -> MaskHierarchy:
+    """The tree of the patches themselves, without superpixels, ranked like the default's regions.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        features: Of this image.
+        partition: Give the pixels to patches by `partition_labels`; by default a patch has its square.
+    """
+    rows, columns, channels = features.grid.shape
+    height, width = image.shape[:2]
+    ys, xs = ((np.arange(n) + 0.5) * cells / n for n, cells in ((height, rows), (width, columns)))
+    squares = ys.astype(int)[:, None] * columns + xs.astype(int)[None]
+    labels = partition_labels(image, (rows, columns)) if partition else squares
+    # A tree has no empty leaves: a patch that lost every pixel gets its central one back.
+    lost = np.setdiff1d(np.arange(rows * columns), labels)
+    y, x = (lost // columns * 2 + 1) * height // (2 * rows), (lost % columns * 2 + 1) * width // (2 * columns)
+    labels[y, x] = lost
+    number = np.arange(rows * columns).reshape(rows, columns)
+    pairs = [(number[:, :-1], number[:, 1:]), (number[:-1], number[1:])]
+    edges = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in pairs])
+    grid = centred(features).grid.reshape(-1, channels)
+    parent, similarity = merge_regions(grid, np.ones(len(grid)), edges)
+    tree = MaskHierarchy.from_merges(labels, parent, np.r_[np.zeros(len(grid)), np.maximum(1 - similarity, 0)])
+    leaves = leaves_of(labels.astype(np.int32), ColourEdges.of(image))
+    return rank_regions([RankedTree(tree, leaves, np.ones(len(tree), bool))], RankingSettings())
+
+
+def sharpened(image: np.ndarray, masks: MaskSet) -> MaskSet:
+    """The masks after MaskCut's CRF, without those that it drops."""
+    crf = MaskCRF(image)
+    refined = [(crf(one.to_bitmaps()[0]), one.scores[0]) for one in masks]
+    kept = [(mask, score) for mask, score in refined if mask is not None]
+    bitmaps = np.array([mask for mask, _ in kept], bool).reshape(-1, *image.shape[:2])
+    return MaskSet.from_bitmaps(bitmaps, np.array([score for _, score in kept], np.float32))
+
+
+def measure(masks: MaskSet, seconds: float, image: Mapping[str, Any], truths: Sequence[Mapping[str, Any]]) -> dict:
+    """What is kept of one image: recalls, and how many truths they are shares of.
+
+    Args:
+        masks: Best first.
+        seconds: They took.
+        image: Its entry in the ground truth.
+        truths: Its annotations.
+    """
+    annotations = [{'iscrowd': 0, **truth} for truth in truths]
+    for truth, rle in zip(annotations, read_rles(annotations, (image['height'], image['width'])), strict=True):
+        truth.setdefault('area', float(_area(rle)))
+    areas = np.array([truth['area'] for truth in annotations if not truth['iscrowd']])
+    counts = {f'AR@{k}': len(areas) for k in _MAX_DETS}
+    counts |= {
+        f'AR_{name}@{_MAX_DETS[-1]}': int(((low <= areas) & (areas <= high)).sum())
+        for name, (low, high) in AREA_RANGES.items()
+    }
+    recalls = dict.fromkeys(counts, -1.0)
+    if len(areas):
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*have no prediction')
+            found = evaluate_masks(
+                masks.to_coco(image['id']), {'images': [image], 'annotations': annotations}, _MAX_DETS
+            )
+        recalls = {name: found[name] for name in counts}
+    return {'recalls': recalls, 'truths': counts, 'seconds': seconds, 'masks': len(masks)}
+
+
+def _area(rle: dict) -> int:
+    from pycocotools import mask as coco_mask
+
+    return coco_mask.area(rle)
+
+
+def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The figures of one row; recalls are those of `evaluate_masks` on all images at once.
+
+    A truth is found in its own image, so the share found in all images is the mean of the images' shares, weighted by
+    their numbers of truths.
+    """
+    row = {}
+    for column, name in _COLUMNS.items():
+        counts = np.array([result['truths'][name] for result in results], float)
+        recalls = np.array([result['recalls'][name] for result in results])
+        row[column] = float((counts * recalls).sum() / counts.sum()) if counts.sum() else -1.0
+    row['seconds'] = float(np.median([result['seconds'] for result in results]))
+    row['masks'] = float(np.mean([result['masks'] for result in results]))
+    return row
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to be measured: where it is, its entry in the ground truth and its annotations."""
+
+    path: Path
+    image: Mapping[str, Any]
+    truths: Sequence[Mapping[str, Any]]
+
+
+def evenly(items: Sequence, count: int | None) -> list:
+    """So many of the items, evenly spaced, the first and the last among them; all if `count` is None."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def read_tasks(folder: Path, ground_truth: Path) -> list[Task]:
+    """Every image of the ground truth that is in the folder, in the order of names.
+
+    Raises:
+        StoreError: If the ground truth is no COCO file, or none of its images is in the folder.
+    """
+    truth = load_ground_truth(ground_truth)
+    paths = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
+    ids = match_images(paths, truth, skip_unmatched=True)
+    if not ids:
+        raise StoreError(f'{folder}: none of its {len(paths)} images is named in {ground_truth}; check both paths')
+    images = {image['id']: image for image in truth['images']}
+    annotations: dict[Any, list] = {image_id: [] for image_id in images}
+    for annotation in truth['annotations']:
+        annotations[annotation['image_id']].append(annotation)
+    return [Task(paths[name], images[ids[name]], annotations[ids[name]]) for name in sorted(ids)]
+
+
+class Results:
+    """Results of each variant and image in one folder, one JSON file a variant.
+
+    Args:
+        folder: Of one data set.
+        ground_truth: Results of another ground truth, or of other settings, are not taken.
+    """
+
+    def __init__(self, folder: Path, ground_truth: Path) -> None:
+        self._folder = folder
+        self._truth = hashlib.sha256(ground_truth.read_bytes()).hexdigest()[:12]
+        self._of: dict[str, dict[str, dict]] = {}
+
+    def of(self, name: str) -> dict[str, dict]:
+        """File name to result."""
+        if name not in self._of:
+            path = self._folder / f'{name}.json'
+            stored = read_json(path) if path.is_file() else {}
+            self._of[name] = stored['images'] if stored.get('signature') == self._signature(name) else {}
+        return self._of[name]
+
+    def add(self, name: str, image: str, result: dict) -> None:
+        """Keeps a result, on the disk too."""
+        self.of(name)[image] = result
+        write_json(self._folder / f'{name}.json', {'signature': self._signature(name), 'images': self._of[name]})
+
+    def complete(self, name: str, tasks: Sequence[Task]) -> list[dict] | None:
+        """The results of all tasks, or None if one is missing."""
+        if _is_not_at_hand(name):
+            return None
+        found = self.of(name)
+        names = [task.image['file_name'] for task in tasks]
+        return [found[image] for image in names] if all(image in found for image in names) else None
+
+    def _signature(self, name: str) -> str:
+        return f'{settings_signature(VARIANTS[name].settings)} {VARIANTS[name].how} {self._truth}'
+
+
+def _is_not_at_hand(name: str) -> bool:
+    vit = VARIANTS[name].settings.vit
+    return vit in VITS and weights.cached_path(vit) is None
+
+
+def chosen_variants(names: str | None) -> list[str]:
+    """The variants of a comma-separated list; by default all whose weights are at hand.
+
+    Raises:
+        UnSAMError: If one is unknown.
+    """
+    if names is None:
+        weights.fetch(_DEFAULT.vit)
+        return [name for name in VARIANTS if not _is_not_at_hand(name)]
+    chosen = [name.strip() for name in names.split(',') if name.strip()]
+    unknown = [name for name in chosen if name not in VARIANTS]
+    if unknown or not chosen:
+        raise UnSAMError(f'unknown variant {", ".join(unknown) or "(none)"}; choose from {", ".join(VARIANTS)}')
+    for name in chosen:
+        vit = VARIANTS[name].settings.vit
+        if vit in VITS:
+            weights.fetch(vit)
+    return chosen
+
+
+def run(names: Sequence[str], tasks: Sequence[Task], few: Sequence[Task], results: Results, finder: MaskFinder) -> None:
+    """Measures what is missing, image by image, so that the variants share its features.
+
+    Args:
+        names: Of variants.
+        tasks: All images.
+        few: Those of them for variants with `few`.
+        results: Is added to.
+        finder: Finds the masks.
+    """
+    few_names = {task.image['file_name'] for task in few}
+    for done, task in enumerate(tasks):
+        file_name = task.image['file_name']
+        missing = [
+            name
+            for name in names
+            if file_name not in results.of(name) and (not VARIANTS[name].few or file_name in few_names)
+        ]
+        if not missing:
+            continue
+        image = read_image(task.path)
+        for name in missing:
+            masks, seconds = finder(name, image)
+            results.add(name, file_name, measure(masks, seconds, task.image, task.truths))
+        sys.stderr.write(f'{done + 1} of {len(tasks)} images\n')
+
+
+def format_table(results: Results, names: Sequence[str], tasks: Sequence[Task]) -> str:
+    """A table in Markdown with a row for every variant that was measured on all these images."""
+    header = ['variant', *_COLUMNS, 's an image', 'masks']
+    lines = ['| ' + ' | '.join(header) + ' |', '|---|' + '---:|' * (len(header) - 1)]
+    for name in names:
+        found = results.complete(name, tasks)
+        if found is None:
+            continue
+        row = pooled(found)
+        recalls = ['-' if row[column] < 0 else f'{row[column]:.3f}' for column in _COLUMNS]
+        cells = [VARIANTS[name].label, *recalls, f'{row["seconds"]:.2f}', f'{row["masks"]:.0f}']
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def report(results: Results, tasks: Sequence[Task], few: Sequence[Task], n_images: int, command: str) -> str:
+    """Both tables of one data set with their captions.
+
+    Args:
+        results: Of the variants.
+        tasks: Images of the first table.
+        few: Images of the second.
+        n_images: How many there are in the folder.
+        command: That made them.
+    """
+    all_names = [name for name, variant in VARIANTS.items() if not variant.few]
+    few_names = [*_COMPARED_WITH_FEW, *(name for name, variant in VARIANTS.items() if variant.few)]
+    absent = [VARIANTS[name].settings.vit for name in VARIANTS if _is_not_at_hand(name)]
+    lines = [
+        f'{len(tasks)} of {n_images} images, evenly spaced; `{command}`',
+        '',
+        format_table(results, all_names, tasks),
+        '',
+        f'Variants that are slow or run the ViT once more, on {len(few)} of these images:',
+        '',
+        format_table(results, few_names, few),
+    ]
+    if absent:
+        lines += ['', f'Not run, since their weights could not be fetched: {", ".join(absent)}.']
+    return '\n'.join(lines)
+
+
+def write_between_markers(document: Path, data: str, text: str) -> None:
+    """Replaces what stands between the two comments that name the data, and nothing else.
+
+    Raises:
+        StoreError: If the document has not each of them once, in their order.
+    """
+    begin, end = f'<!-- ablation: {data} -->', f'<!-- end of ablation: {data} -->'
+    old = document.read_text(encoding='utf-8') if document.is_file() else ''
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise StoreError(
+            f'{document}: expected the lines\n{begin}\n{end}\nonce each; put them where the table shall be'
+        )
+    before, rest = old.split(begin)
+    with atomic_writer(document) as file:
+        file.write(f'{before}{begin}\n{text}\n{end}{rest.split(end)[1]}')
+
+
+GOOD = ('astronaut.png', 'coffee.png', 'chelsea.png', 'ihc.png')
+HARD = ('retina.jpg', 'gravel.png', 'cell.png')
+_GRANULARITIES = (0.3, 0.5, 0.7)
+_PANEL_PX = 208
+_LONG_SIDE_PX = 512
+
+
+def draw_pictures(folder: Path) -> None:
+    """Rows of image, three cuts and the 40 best masks, for images of scikit-image; failures in a picture of their own."""
+    generator = PseudoMaskGenerator.from_preset('default')
+    for name, files in (('samples', GOOD), ('failures', HARD)):
+        rows = [_row(generator, _at_most(_LONG_SIDE_PX, sample_images.folder() / file)) for file in files]
+        picture = Image.fromarray(side_by_side(rows, vertical=True))
+        folder.mkdir(parents=True, exist_ok=True)
+        # A palette without dithering: a third of the size.
+        picture.quantize(dither=Image.Dither.NONE).save(folder / f'pseudo_masks_{name}.png', optimize=True)
+
+
+def _at_most(long_side_px: int, path: Path) -> np.ndarray:
+    image = read_image(path)
+    scale = min(long_side_px / max(image.shape[:2]), 1)
+    size = [round(side * scale) for side in image.shape[1::-1]]
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def _row(generator: PseudoMaskGenerator, image: np.ndarray) -> np.ndarray:
+    hierarchy = generator(image)
+    cuts = [draw_labels(image, hierarchy.cut(granularity)) for granularity in _GRANULARITIES]
+    panels = [image, *cuts, draw_masks(image, hierarchy.select(40), 40)]
+    size = (_PANEL_PX, round(_PANEL_PX * image.shape[0] / image.shape[1]))
+    return side_by_side([np.asarray(Image.fromarray(panel).resize(size, Image.Resampling.BOX)) for panel in panels])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    table = commands.add_parser('table', help='measure variants and write their tables')
+    table.add_argument('images', type=Path, help='folder of images')
+    table.add_argument('ground_truth', type=Path, help='COCO annotation file')
+    table.add_argument('--data', required=True, help='name of the data, as in the comments of the document')
+    table.add_argument('--limit', type=int, help='so many images, evenly spaced (default: all)')
+    table.add_argument('--few', type=int, default=6, help='images for slow variants (default: %(default)s)')
+    table.add_argument('--variants', help=f'comma-separated; default: all. {", ".join(VARIANTS)}')
+    table.add_argument('--cache', type=Path, default=Path('work_dirs/ablation'), help='folder for results and features')
+    table.add_argument('--document', type=Path, default=DOCUMENT, help='is written to (default: docs/pseudo_masks.md)')
+    pictures = commands.add_parser('pictures', help='draw the pictures of the document')
+    pictures.add_argument('--out', type=Path, default=DOCUMENT.parent / 'images', help='folder (default: docs/images)')
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == 'pictures':
+            draw_pictures(options.out)
+        else:
+            _write_tables(options)
+    except UnSAMError as error:
+        sys.stderr.write(f'{error}\n')
+        return 1
+    return 0
+
+
+def _write_tables(options: argparse.Namespace) -> None:
+    names = chosen_variants(options.variants)
+    every = read_tasks(options.images, options.ground_truth)
+    tasks = evenly(every, options.limit)
+    few = evenly(tasks, options.few)
+    results = Results(options.cache / options.data.replace(' ', '_'), options.ground_truth)
+    run(names, tasks, few, results, MaskFinder(options.cache / 'features'))
+    limit = f' --limit {options.limit}' if options.limit else ''
+    command = f"python -m benchmarks.ablation table IMAGES GT.json --data '{options.data}'{limit} --few {options.few}"
+    write_between_markers(options.document, options.data, report(results, tasks, few, len(every), command))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

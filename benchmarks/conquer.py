@@ -1,0 +1,41 @@
+"""The conquer step on run lengths and one tree against the published text done plainly; see `plain_published`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.inputs import Inputs
+from benchmarks.timing import Comparison, Cost, Row, one_thread
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(inputs: Inputs, n_objects: int = 20, n_plain: int = 3, height: int = 1500) -> Row:
+    """Compares in a process of its own, whose memory holds nothing of other rows.
+
+    Args:
+        inputs: Unused.
+        n_objects: Objects that the image is divided into.
+        n_plain: How many of them the plain side is given.
+        height: Of the image, in pixels; it is half as wide again.
+    """
+    command = [sys.executable, '-m', 'benchmarks.plain_published', '--json']
+    command += ['--objects', str(n_objects), '--plain', str(n_plain), '--height', str(height)]
+    with one_thread():
+        finished = subprocess.run(command, check=True, cwd=_ROOT, stdout=subprocess.PIPE)
+    found = json.loads(finished.stdout)
+    rows, columns = found['size_hw']
+    checked = (
+        f'{rows} x {columns} px, {found["n_plain"]} of {found["n_objects"]} objects: '
+        f'{found["same"]} of {found["plain_masks"]} masks equal in every pixel'
+    )
+    if found['same'] < found['plain_masks']:
+        checked += f', the others but for {found["differing_px"]}'
+    ours, plain = Cost(**found['ours']), Cost(**found['plain'])
+    note = f'all {found["n_objects"]} objects: {found["all_masks"]} parts in {found["all_s"]:.2f} s; our memory is that of all'
+    return Row(
+        'conquer', [Comparison('the published text, plainly', ours, plain, checked, found['agree'])], [note], found
+    )

@@ -1,0 +1,62 @@
+"""What the rows work on: photographs that scikit-image carries, or a folder that is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unsam_mm import sample_images
+from unsam_mm.errors import UnSAMError
+from unsam_mm.images import list_images, read_image
+from unsam_mm.pseudo_masks.divide import centred, squeezed
+from unsam_mm.pseudo_masks.features import PatchFeatureExtractor
+
+_PATCH_PX = 14  # of the default ViT
+_PICTURES = ('coffee.png', 'astronaut.png', 'chelsea.png', 'rocket.jpg')
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images for the rows that take several.
+
+    Attributes:
+        images: Folder of images; None: those that scikit-image carries.
+        ground_truth: COCO file that describes images of that folder.
+        count: How many images are used.
+    """
+
+    images: Path | None = None
+    ground_truth: Path | None = None
+    count: int = 4
+
+    def __post_init__(self) -> None:
+        if self.ground_truth and not self.images:
+            raise UnSAMError(f'{self.ground_truth} describes images: say with --images where they are')
+
+    def paths(self) -> list[Path]:
+        """The first `count` images."""
+        if self.images is None:
+            return [sample_images.folder() / name for name in _PICTURES[: self.count]]
+        return list_images(self.images)[: self.count]
+
+
+def photograph(name: str = 'astronaut.png') -> np.ndarray:
+    """(H, W, 3) uint8 RGB, one of scikit-image's."""
+    return read_image(sample_images.folder() / name)
+
+
+def resampled(image: np.ndarray, n_pixels: float) -> np.ndarray:
+    """An (H, W, 3) image with about so many pixels and the same shape."""
+    height, width = image.shape[:2]
+    scale = (n_pixels / (height * width)) ** 0.5
+    size = round(width * scale), round(height * scale)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def patch_keys(side: int) -> np.ndarray:
+    """(side, side, 384) float32 keys of DINOv2 on a photograph, centred as the generator has them."""
+    extract = PatchFeatureExtractor(long_side_px=side * _PATCH_PX)
+    return centred(extract(squeezed(photograph(), side * _PATCH_PX))).grid

@@ -1,0 +1,181 @@
+"""What a comparison is, and how both of its sides are measured: in turns, on one thread, processor and clock time."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unsam_mm.errors import UnSAMError
+
+ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
+"""Environment of processes that shall use one thread each; libraries read it when they are loaded."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one side takes.
+
+    Attributes:
+        cpu_s: Processor seconds of all its threads, which other programs on the machine change little.
+        wall_s: Seconds on the clock.
+        peak_mb: Memory at the peak in 10^6 bytes, where it is compared.
+    """
+
+    cpu_s: float
+    wall_s: float
+    peak_mb: float | None = None
+
+    def __str__(self) -> str:
+        memory = '' if self.peak_mb is None else f', {self.peak_mb:.0f} MB'
+        return f'{_seconds(self.cpu_s)}, {_seconds(self.wall_s)}{memory}'
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One rival.
+
+    Attributes:
+        rival: Its name.
+        ours: What this project takes.
+        theirs: What the rival takes for the same job.
+        checked: What was equal on both sides, with figures.
+        equal: Whether the results were; None where the two do not promise the same.
+    """
+
+    rival: str
+    ours: Cost
+    theirs: Cost
+    checked: str
+    equal: bool | None = None
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """The rival's cost over ours, for each of the figures that both have."""
+        ours, theirs = asdict(self.ours), asdict(self.theirs)
+        return {name: theirs[name] / ours[name] for name in ours if ours[name] and theirs[name]}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The outcome of one row.
+
+    Attributes:
+        name: Of the row.
+        comparisons: One for each rival.
+        notes: What else is to be said: further figures, a rival that is not installed.
+        figures: Those further figures, for programs.
+    """
+
+    name: str
+    comparisons: list[Comparison]
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], repetitions: int) -> tuple[dict[str, Cost], dict[str, Any]]:
+    """Runs every side again and again, in turns, so that a busy moment of the machine hits all of them.
+
+    Args:
+        sides: What to run, by name. Whatever is compiled or cached must be so already.
+        repetitions: How often each is run.
+
+    Returns:
+        The medians, and what each side returned last.
+    """
+    cpu_s, wall_s = ({name: [] for name in sides} for _ in range(2))
+    results = {}
+    for _ in range(repetitions):
+        for name, side in sides.items():
+            cost, results[name] = timed(side)
+            cpu_s[name].append(cost.cpu_s)
+            wall_s[name].append(cost.wall_s)
+    costs = {name: Cost(statistics.median(cpu_s[name]), statistics.median(wall_s[name])) for name in sides}
+    return costs, results
+
+
+def timed(side: Callable[[], Any]) -> tuple[Cost, Any]:
+    """Runs a function once; its processor time is that of the process and of the children that ended meanwhile."""
+    cpu_s, wall_s = _cpu_s(), time.perf_counter()
+    result = side()
+    return Cost(_cpu_s() - cpu_s, time.perf_counter() - wall_s), result
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Holds this process, and those that it starts, to one thread.
+
+    Raises:
+        UnSAMError: If neither threadpoolctl nor the environment can do that.
+    """
+    import torch
+
+    with ExitStack() as stack:
+        try:
+            from threadpoolctl import threadpool_limits
+        except ModuleNotFoundError as error:
+            if os.environ.get('OMP_NUM_THREADS') != '1':
+                raise UnSAMError(
+                    'ratios are measured on one thread: run with OMP_NUM_THREADS=1, or: pip install threadpoolctl'
+                ) from error
+        else:
+            stack.enter_context(threadpool_limits(1))
+        stack.callback(_restore, {name: os.environ.get(name) for name in ONE_THREAD})
+        os.environ.update(ONE_THREAD)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        yield
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at the most; Linux and macOS.
+
+    Linux's getrusage is not asked: a process starts there with the peak of the one that started it.
+    """
+    status = Path('/proc/self/status')
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def format_table(rows: list[Row]) -> str:
+    """A Markdown table of all comparisons, and the notes below it."""
+    lines = [('row', 'rival', 'ours: CPU, wall', "rival's", 'ratio', 'checked')]
+    for row in rows:
+        for comparison in row.comparisons:
+            ratio = ', '.join(f'{value:.3g}' for value in comparison.ratios.values())
+            wrong = 'NOT EQUAL: ' if comparison.equal is False else ''
+            cells = (str(comparison.ours), str(comparison.theirs), ratio, wrong + comparison.checked)
+            lines.append((row.name, comparison.rival, *cells))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    widths[-1] = len('checked')
+    lines.insert(1, tuple('-' * width for width in widths))
+    table = [f'| {" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |' for line in lines]
+    return '\n'.join(table + [f'{row.name}: {note}' for row in rows for note in row.notes])
+
+
+def _restore(environment: Mapping[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _cpu_s() -> float:
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
+
+
+def _seconds(value: float) -> str:
+    return f'{value:.3g} s' if value >= 1 else f'{value * 1e3:.3g} ms'
