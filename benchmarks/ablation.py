@@ -16,16 +16,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.ablation_variants import VARIANTS, MaskFinder
 from unsam_mm import PseudoMaskGenerator, sample_images, weights
 from unsam_mm.coco_files.segmentations import read_rles
 from unsam_mm.drawing import draw_labels, draw_masks, side_by_side
@@ -33,215 +33,19 @@ from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth, match_images
 from unsam_mm.evaluation.average_recall import AREA_RANGES, evaluate_masks
 from unsam_mm.files import atomic_writer, read_json, write_json
-from unsam_mm.hierarchy import MaskHierarchy, MaskSet
+from unsam_mm.hierarchy import MaskSet
 from unsam_mm.images import list_images, read_image
-from unsam_mm.pseudo_masks.divide import centred
-from unsam_mm.pseudo_masks.features import VITS, PatchFeatureExtractor, PatchFeatures
-from unsam_mm.pseudo_masks.generator import GeneratorSettings, RegionTrees, Settings, settings_signature
-from unsam_mm.pseudo_masks.leaves import ColourEdges, leaves_of
-from unsam_mm.pseudo_masks.merging import merge_regions
-from unsam_mm.pseudo_masks.published import PAPER, RELEASE, PublishedProcedure, PublishedSettings
-from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
-from unsam_mm.pseudo_masks.refine import MaskCRF, partition_labels
+from unsam_mm.pseudo_masks.features import VITS
+from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / 'docs' / 'pseudo_masks.md'
 
-_MAX_MASKS = 1000
-_CRF_MASKS = 100
 _MAX_DETS = (10, 100, 1000)
 _COLUMNS = {'AR@10': 'AR@10', 'AR@100': 'AR@100', 'AR@1000': 'AR@1000', 'S': 'AR_s@1000', 'M': 'AR_m@1000'} | {
     'L': 'AR_l@1000'
 }
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of a table.
-
-    Attributes:
-        label: What the row is called.
-        settings: Of the generator; for patch trees only the ViT's count.
-        how: 'generator'; 'whole image', the published procedure with the image as its only object; or masks of patches:
-            'nearest', 'partition' or 'crf'.
-        few: Measured on few images, since it is slow or runs the ViT once more.
-    """
-
-    label: str
-    settings: Settings
-    how: str = 'generator'
-    few: bool = False
-
-
-def _ranked(**changes) -> GeneratorSettings:
-    return GeneratorSettings(ranking=replace(RankingSettings(), **changes))
-
-
-_DEFAULT = GeneratorSettings()
-_PERSISTENCE = dict(
-    edge=0.0, roughness=0.0, area=0.0, texture=0.0, fullness=0.0, persistence=1.0, company=0.0, repetition=0.0
-)
-VARIANTS: dict[str, Variant] = {
-    'default': Variant('**default**', _DEFAULT),
-    'one_tree': Variant('one tree instead of four', replace(_DEFAULT, growths=_DEFAULT.growths[:1])),
-    'no_level_sets': Variant('without level sets', replace(_DEFAULT, lightness_levels=0)),
-    'plain_tree': Variant(
-        'one tree, without level sets', replace(_DEFAULT, growths=_DEFAULT.growths[:1], lightness_levels=0)
-    ),
-    'no_borders': Variant(
-        'without borders in the merge (four weights of colour)',
-        replace(_DEFAULT, growths=((0.2, 0.0), (0.1, 0.0), (0.6, 0.0), (0.4, 0.0))),
-    ),
-    'colour_only': Variant(
-        'without the ViT: colour and borders only',
-        replace(_DEFAULT, growths=tuple((1000.0, border) for border in (0.6, 0.3, 0.7, 0.4))),
-    ),
-    'no_company': Variant('ranking without company', _ranked(company=0.0)),
-    'no_repetition': Variant('ranking without holding back repetition', _ranked(repetition=0.0)),
-    'persistence': Variant('ranking by persistence only', _ranked(**_PERSISTENCE)),
-    'spacing_8': Variant('leaf spacing 8 px', replace(_DEFAULT, leaf_spacing_px=8.0)),
-    'patches': Variant('tree of patches, unrefined', _DEFAULT, 'nearest'),
-    'patches_partition': Variant('tree of patches, `partition_labels`', _DEFAULT, 'partition'),
-    'patches_crf': Variant(f'tree of patches, CRF on the best {_CRF_MASKS}', _DEFAULT, 'crf', few=True),
-    'long_side_518': Variant('long side 518 px', replace(_DEFAULT, long_side_px=518)),
-    'long_side_1036': Variant('long side 1036 px', replace(_DEFAULT, long_side_px=1036), few=True),
-    **{
-        f'facet_{facet}': Variant(f'facet: {facet}', replace(_DEFAULT, facet=facet), few=True)
-        for facet in ('query', 'value', 'token')
-    },
-    'paper': Variant('preset `paper` (MaskCut)', PAPER, few=True),
-    'release': Variant('preset `release` (MaskCut)', RELEASE, few=True),
-    'paper_partition': Variant('`paper` with `partition_labels`', replace(PAPER, refine='partition'), few=True),
-    'paper_whole': Variant('`paper` without divide: the image is the only object', PAPER, 'whole image', few=True),
-    **{
-        f'vit_{vit}': Variant(f'ViT: {vit}', replace(_DEFAULT, vit=vit), few=True)
-        for vit in VITS
-        if vit != _DEFAULT.vit
-    },
-}
-_COMPARED_WITH_FEW = ('default', 'patches', 'patches_partition')
-
-
-class MaskFinder:
-    """Runs variants on images; the ViT's features of one image are computed once for all that share them.
-
-    Args:
-        folder: Where the features of the default ViT input are kept from run to run. None: nowhere.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
-        self._extractors: dict[str, PatchFeatureExtractor] = {}
-        self._procedures: dict[str, PublishedProcedure] = {}
-        self._latest: tuple[str, PatchFeatures, float] | None = None
-
-    def __call__(self, name: str, image: np.ndarray) -> tuple[MaskSet, float]:
-        """The masks that a variant finds in an (H, W, 3) uint8 RGB image, and how many CPU seconds they take."""
-        variant = VARIANTS[name]
-        features, vit_s = None, 0.0
-        if isinstance(variant.settings, PublishedSettings):
-            self._prepare_published(name)
-        else:
-            features, vit_s = self._features(image, variant.settings)
-        start_s = time.process_time()
-        if features is None:
-            masks = self._procedures[name](image).select(_MAX_MASKS)
-        elif variant.how == 'generator':
-            masks = _GivenFeatures(variant.settings, features)(image).select(_MAX_MASKS)
-        elif variant.how == 'crf':
-            masks = sharpened(image, patch_tree(image, features).select(_CRF_MASKS))
-        else:
-            masks = patch_tree(image, features, variant.how == 'partition').select(_MAX_MASKS)
-        return masks, vit_s + time.process_time() - start_s
-
-    def _prepare_published(self, name: str) -> None:
-        """Loads the network, which is not part of the time."""
-        if name not in self._procedures:
-            variant = VARIANTS[name]
-            divider = _whole_image if variant.how == 'whole image' else None
-            self._procedures[name] = PublishedProcedure(variant.settings, divider=divider)
-
-    def _features(self, image: np.ndarray, settings: GeneratorSettings) -> tuple[PatchFeatures, float]:
-        described = f'{settings.vit}-{settings.facet}-{settings.long_side_px}'
-        name = f'{hashlib.sha256(image.tobytes()).hexdigest()[:16]}-{described.replace("/", "_")}'
-        if self._latest and self._latest[0] == name:
-            return self._latest[1:]
-        is_shared = self._folder is not None and (settings.vit, settings.facet, settings.long_side_px) == (
-            _DEFAULT.vit,
-            _DEFAULT.facet,
-            _DEFAULT.long_side_px,
-        )
-        path = self._folder / f'{name}.npz' if is_shared else None
-        if path is not None and path.is_file():
-            with np.load(path) as kept:
-                features, seconds = PatchFeatures(kept['grid'], image.shape[:2]), float(kept['seconds'])
-        else:
-            features, seconds = self._extract(image, settings)
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_suffix('.part.npz')
-                np.savez(part, grid=features.grid, seconds=seconds)
-                part.replace(path)
-        self._latest = (name, features, seconds)
-        return features, seconds
-
-    def _extract(self, image: np.ndarray, settings: GeneratorSettings) -> tuple[PatchFeatures, float]:
-        if settings.vit not in self._extractors:
-            self._extractors[settings.vit] = PatchFeatureExtractor(settings.vit)
-        extractor = self._extractors[settings.vit]
-        extractor.facet, extractor.long_side_px = settings.facet, settings.long_side_px
-        start_s = time.process_time()
-        features = extractor(image)
-        return features, time.process_time() - start_s
-
-
-class _GivenFeatures(RegionTrees):
-    """The generator's own procedure, without a ViT of its own."""
-
-    def __init__(self, settings: GeneratorSettings, features: PatchFeatures) -> None:
-        self.settings = settings
-        self._extract = lambda image, progress: features
-
-
-def _whole_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A divider that divides nothing."""
-    return np.ones((1, *image.shape[:2]), bool), np.ones(1, np.float32)
-
-
-def patch_tree(image: np.ndarray, features: PatchFeatures, partition: bool = False) -> MaskHierarchy:
-    """The tree of the patches themselves, without superpixels, ranked like the default's regions.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        features: Of this image.
-        partition: Give the pixels to patches by `partition_labels`; by default a patch has its square.
-    """
-    rows, columns, channels = features.grid.shape
-    height, width = image.shape[:2]
-    ys, xs = ((np.arange(n) + 0.5) * cells / n for n, cells in ((height, rows), (width, columns)))
-    squares = ys.astype(int)[:, None] * columns + xs.astype(int)[None]
-    labels = partition_labels(image, (rows, columns)) if partition else squares
-    # A tree has no empty leaves: a patch that lost every pixel gets its central one back.
-    lost = np.setdiff1d(np.arange(rows * columns), labels)
-    y, x = (lost // columns * 2 + 1) * height // (2 * rows), (lost % columns * 2 + 1) * width // (2 * columns)
-    labels[y, x] = lost
-    number = np.arange(rows * columns).reshape(rows, columns)
-    pairs = [(number[:, :-1], number[:, 1:]), (number[:-1], number[1:])]
-    edges = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in pairs])
-    grid = centred(features).grid.reshape(-1, channels)
-    parent, similarity = merge_regions(grid, np.ones(len(grid)), edges)
-    tree = MaskHierarchy.from_merges(labels, parent, np.r_[np.zeros(len(grid)), np.maximum(1 - similarity, 0)])
-    leaves = leaves_of(labels.astype(np.int32), ColourEdges.of(image))
-    return rank_regions([RankedTree(tree, leaves, np.ones(len(tree), bool))], RankingSettings())
-
-
-def sharpened(image: np.ndarray, masks: MaskSet) -> MaskSet:
-    """The masks after MaskCut's CRF, without those that it drops."""
-    crf = MaskCRF(image)
-    refined = [(crf(one.to_bitmaps()[0]), one.scores[0]) for one in masks]
-    kept = [(mask, score) for mask, score in refined if mask is not None]
-    bitmaps = np.array([mask for mask, _ in kept], bool).reshape(-1, *image.shape[:2])
-    return MaskSet.from_bitmaps(bitmaps, np.array([score for _, score in kept], np.float32))
+_COMPARED_WITH_FEW = ('base', 'patches', 'patches_partition')
 
 
 def measure(masks: MaskSet, seconds: float, image: Mapping[str, Any], truths: Sequence[Mapping[str, Any]]) -> dict:
@@ -379,7 +183,7 @@ def chosen_variants(names: str | None) -> list[str]:
         UnSAMError: If one is unknown.
     """
     if names is None:
-        weights.fetch(_DEFAULT.vit)
+        weights.fetch(GeneratorSettings().vit)
         return [name for name in VARIANTS if not _is_not_at_hand(name)]
     chosen = [name.strip() for name in names.split(',') if name.strip()]
     unknown = [name for name in chosen if name not in VARIANTS]

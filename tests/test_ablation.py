@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from unsam_mm.cli.bench import import_benchmarks
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.average_recall import evaluate_masks
 from unsam_mm.hierarchy import MaskSet
@@ -18,19 +17,14 @@ from unsam_mm.pseudo_masks.features import PatchFeatures
 
 from .conftest import skip_without_weights
 
-ROOT = Path(__file__).resolve().parents[1]
 MARKED = '# Title\n\n<!-- ablation: cups -->\nold\n<!-- end of ablation: cups -->\n\n<!-- ablation: nuclei -->\nkept\n'
 
 
 @pytest.fixture(scope='module')
 def ablation():
     """The script, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location('ablation', ROOT / 'benchmarks' / 'ablation.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    import_benchmarks()
+    return importlib.import_module('benchmarks.ablation')
 
 
 @pytest.fixture
@@ -56,7 +50,7 @@ def test_an_unknown_variant_is_named_with_those_that_exist(ablation, tmp_path, c
     arguments = ['table', str(tmp_path), 'GT.json', '--data', 'cups', '--variants', 'default,bigger']
     assert ablation.main(arguments) == 1
     message = capsys.readouterr().err
-    assert message.startswith('unknown variant bigger; choose from default, ')
+    assert message.startswith('unknown variant bigger; choose from base, ')
     assert 'no_borders' in message
 
 
@@ -93,10 +87,12 @@ def boxes(rng, count):
 
 
 @pytest.mark.parametrize('partition', [False, True])
-def test_every_patch_is_a_leaf_of_the_patch_tree(ablation, coffee, partition):
+def test_every_patch_is_a_leaf_of_the_patch_tree(coffee, partition):
+    import_benchmarks()
+    variants = importlib.import_module('benchmarks.ablation_variants')
     rng = np.random.default_rng(0)
     features = PatchFeatures(rng.standard_normal((17, 25, 8)).astype(np.float32), coffee.shape[:2])
-    tree = ablation.patch_tree(coffee, features, partition)
+    tree = variants.patch_tree(coffee, features, partition)
     assert tree.n_leaves == 17 * 25
     assert len(tree) == 2 * 17 * 25 - 1
 
@@ -117,7 +113,7 @@ def test_masks_found_again_are_all_recalled_and_kept(ablation, generator, coffee
     arguments += [str(part) for option in options.items() for part in option]
     assert ablation.main(arguments) == 0
     table = document.read_text(encoding='utf-8')
-    assert '| **default** | 1.000 | 1.000 | 1.000 |' in table
+    assert '| **default**: leaf spacing 8 px, long side 518 px | 1.000 | 1.000 | 1.000 |' in table
 
     monkeypatch.setattr(ablation.MaskFinder, '__call__', lambda *_: pytest.fail('measured again'))
     assert ablation.main(arguments) == 0

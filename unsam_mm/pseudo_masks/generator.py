@@ -24,7 +24,7 @@ from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regi
 ProgressCallback = Callable[[float, str], None]
 """Called with the finished share in [0, 1] and what comes next; an exception raised inside stops the work."""
 
-_ALGORITHM = 3
+_ALGORITHM = 4
 """Raised when the same settings give other masks than before, so that stored masks are not mixed."""
 
 
@@ -46,8 +46,8 @@ class GeneratorSettings:
 
     vit: str = 'dinov2_vits14'
     facet: str = 'key'
-    long_side_px: int = 714
-    leaf_spacing_px: float = 5.0
+    long_side_px: int = 518
+    leaf_spacing_px: float = 8.0
     max_leaves: int = 20_000
     growths: tuple[tuple[float, float], ...] = ((0.2, 0.6), (0.2, 0.3), (0.6, 0.7), (0.6, 0.4))
     lightness_levels: int = 32

@@ -62,7 +62,7 @@ class Leaves:
         return int(self.labels.max()) + 1
 
 
-def find_leaves(colour: ColourEdges, spacing_px: float = 5.0, max_leaves: int = 20_000) -> Leaves:
+def find_leaves(colour: ColourEdges, spacing_px: float = 8.0, max_leaves: int = 20_000) -> Leaves:
     """Watershed of the fine colour gradient from a regular grid of seeds, without slivers.
 
     A seed that happens to sit on an edge is surrounded before it can grow, and most of a photograph's leaves would be
