@@ -47,9 +47,7 @@ def _ranked(**changes) -> GeneratorSettings:
 
 # Each variant changes one thing of this; the default, chosen last, changes these two.
 _BASE = replace(GeneratorSettings(), leaf_spacing_px=5.0, long_side_px=714)
-_PERSISTENCE = dict(
-    edge=0.0, roughness=0.0, area=0.0, texture=0.0, fullness=0.0, persistence=1.0, company=0.0, repetition=0.0
-)
+_PERSISTENCE = dict(edge=0.0, roughness=0.0, area=0.0, fullness=0.0, persistence=1.0, company=0.0, repetition=0.0)
 VARIANTS: dict[str, Variant] = {
     'base': Variant('**base**: leaf spacing 5 px, long side 714 px', _BASE),
     'one_tree': Variant('one tree instead of four', replace(_BASE, growths=_BASE.growths[:1])),

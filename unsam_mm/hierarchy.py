@@ -235,7 +235,7 @@ class MaskHierarchy:
             UnSAMError: If `max_masks` is not positive.
         """
         source, nodes = self.best_nodes(max_masks, min_area_px)
-        return _mask_set((self, *self.alternatives), source, nodes)
+        return self.to_mask_set(nodes, source)
 
     def best_nodes(self, max_masks: int = 1000, min_area_px: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Which regions `select` takes: (K,) numbers of their trees, 0 being this one, and (K,) nodes there.
@@ -267,10 +267,16 @@ class MaskHierarchy:
         """COCO run lengths of one node."""
         return self.runs.encode(self.first_leaf[node], self.last_leaf[node])
 
-    def to_mask_set(self, nodes: np.ndarray) -> MaskSet:
-        """The given nodes of this tree, in the given order, as a mask set."""
+    def to_mask_set(self, nodes: np.ndarray, source: np.ndarray | None = None) -> MaskSet:
+        """The given nodes, in the given order, as a mask set.
+
+        Args:
+            nodes: (K,) node numbers.
+            source: (K,) number of the tree of each node, as from `best_nodes`; by default all are of this tree.
+        """
         nodes = np.asarray(nodes, np.int64)
-        return _mask_set((self,), np.zeros(len(nodes), np.int64), nodes)
+        source = np.zeros(len(nodes), np.int64) if source is None else np.asarray(source, np.int64)
+        return _mask_set((self, *self.alternatives), source, nodes)
 
 
 def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray) -> MaskSet:

@@ -45,7 +45,6 @@ class Cues:
         edge: Harmonic mean of the edge strength around it, over the mean strength in the image.
         roughness: Perimeter over the square root of the area.
         area: In pixels.
-        texture: Mean edge strength between the leaves inside, over the mean strength in the image.
         fullness: Area over the area of the ellipse with the same second moments: 1 for any ellipse, 0.95 for a rectangle,
             little for what is strung together or hollow.
         persistence: How long it lasts: the height of its parent minus its own, over the median of its tree.
@@ -54,7 +53,6 @@ class Cues:
     edge: np.ndarray
     roughness: np.ndarray
     area: np.ndarray
-    texture: np.ndarray
     fullness: np.ndarray
     persistence: np.ndarray
 
@@ -67,7 +65,6 @@ class RankingSettings:
         edge: See `Cues`, as the next four.
         roughness: See `Cues`.
         area: See `Cues`.
-        texture: See `Cues`.
         fullness: See `Cues`.
         persistence: See `Cues`.
         company: Power of the mean over the trees of the best IoU that a region has with one of theirs, itself left out
@@ -80,7 +77,6 @@ class RankingSettings:
     edge: float = 0.75
     roughness: float = -2.0
     area: float = 0.4
-    texture: float = 0.0
     fullness: float = 1.5
     persistence: float = 0.2
     company: float = 0.75
@@ -147,9 +143,6 @@ def measure_cues(entry: RankedTree) -> Cues:
         ends = np.bincount(pairs.ravel(), np.repeat(weights, 2), minlength=len(tree))
         return sum_over_descendants(ends - np.bincount(meet, 2 * weights, minlength=len(tree)), tree.parent)
 
-    def inside(weights: np.ndarray) -> np.ndarray:
-        return sum_over_descendants(np.bincount(meet, weights, minlength=len(tree)), tree.parent)
-
     border_px = np.maximum(around(lengths), 0)
     # Sums of float differences leave a residue at the root, where the boundary has no length.
     resistance = np.maximum(around(lengths / (leaves.edge_strength + least)), 1e-9)
@@ -161,7 +154,6 @@ def measure_cues(entry: RankedTree) -> Cues:
         edge=np.where(border_px > 0.5, border_px / resistance, least) / typical,
         roughness=(border_px + outline_px) / np.sqrt(tree.area),
         area=tree.area.astype(np.float64),
-        texture=(inside(lengths * leaves.edge_strength) / np.maximum(inside(lengths), 1)) / typical + 0.1,
         fullness=_fullness(tree),
         persistence=rises / max(float(np.median(rises[rises > 0])) if (rises > 0).any() else 1.0, 1e-12) + 0.01,
     )
@@ -255,7 +247,7 @@ def _hold_back_repetition(quality, overlap, repetition, sharpness):
         score[best] = left[best]
         left[best] = -1
         for other in range(len(left)):
-            if left[other] > 0 and overlap[best, other] > 0.5:  # half an overlap to the 8th power is nothing
+            if left[other] > 0 and overlap[best, other] > 0.5:  # less takes next to nothing
                 left[other] *= 1 - repetition * overlap[best, other] ** sharpness
     return score
 
