@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -188,6 +189,29 @@ class TestCluster:
         assert list(report.failed) == ['a/04.png']
         assert contents(tmp_path / 'out') == quiet
         assert caplog.text.count('takes no part: not mounted') == 1
+
+    def test_a_result_that_is_lost_with_its_worker_is_made_again(self, job, cluster, quiet, tmp_path, monkeypatch):
+        lost, again, do = [], threading.Event(), scale._OnWorker.do
+        monkeypatch.setattr(scale._OnWorker, 'do', lambda self, names: again.wait(PREPARED_S) and do(self, names))
+
+        class Losing(distributed.as_completed):
+            """The first worker to finish dies before anybody has asked for its result, which is not made at once."""
+
+            def __next__(self):
+                again.set()
+                future = super().__next__()
+                if not lost:
+                    again.clear()
+                    task = cluster.scheduler.tasks[future.key]
+                    lost.append(next(iter(task.who_has)).address)
+                    cluster.sync(cluster.scheduler.remove_worker, lost[0], stimulus_id='test')
+                    wait_until(lambda: future.status != 'finished')
+                return future
+
+        monkeypatch.setattr(distributed, 'as_completed', Losing)
+        report = job(cluster.scheduler_address).run()
+        assert (len(lost), list(report.failed)) == (1, ['a/04.png'])
+        assert contents(tmp_path / 'out') == quiet
 
     def test_an_interruption_leaves_nothing_behind_but_finished_images(self, job, cluster, quiet, tmp_path):
         def interrupt():

@@ -285,16 +285,28 @@ class _Run:
                 return
             future = next(self._finished)
             batch = self._running.pop(future)
-            if future.status == 'finished':
-                yield from self._take(batch, future.result())
-            elif future.status != 'error':  # nobody but a scheduler that goes away takes tasks back
-                raise CancelledError(future.key)
-            elif not isinstance(error := future.exception(), distributed.KilledWorker):
-                raise error if isinstance(error, UnSAMError) else UnSAMError(_FAILED.format(error)) from error
-            elif alone:
-                yield batch[0], _KILLED.format(self._job.path_of(batch[0]), error.allowed_failures + 1)
+            if future.status in (
+                'lost',
+                'pending',
+            ):  # its worker died before the result was fetched: Dask does it again
+                self._await(future, batch)
+                continue
+            try:
+                outcome = future.result()
+            except Exception as error:
+                if future.status != 'error':  # not the task's: the scheduler's
+                    raise
+                yield from self._take_error(batch, error, alone)
             else:
-                self._suspects += batch
+                yield from self._take(batch, outcome)
+
+    def _take_error(self, batch: list[str], error: Exception, alone: bool) -> Iterator[Result]:
+        if not isinstance(error, distributed.KilledWorker):
+            raise error if isinstance(error, UnSAMError) else UnSAMError(_FAILED.format(error)) from error
+        if alone:
+            yield batch[0], _KILLED.format(self._job.path_of(batch[0]), error.allowed_failures + 1)
+        else:
+            self._suspects += batch
 
     def _take(self, batch: list[str], outcome: _Outcome) -> Iterator[Result]:
         self._images_done += len(outcome.results)
@@ -322,6 +334,9 @@ class _Run:
             workers=fit or None,
             allow_other_workers=bool(fit),  # if all of these are gone, perhaps to come back under another address
         )
+        self._await(future, batch)
+
+    def _await(self, future: distributed.Future, batch: list[str]) -> None:
         self._running[future] = batch
         self._finished.add(future)
 
