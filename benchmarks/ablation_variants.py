@@ -41,12 +41,14 @@ class Variant:
     few: bool = False
 
 
-def _ranked(**changes) -> GeneratorSettings:
-    return GeneratorSettings(ranking=replace(RankingSettings(), **changes))
-
-
 # Each variant changes one thing of this; the default, chosen last, changes these two.
 _BASE = replace(GeneratorSettings(), leaf_spacing_px=5.0, long_side_px=714)
+
+
+def _ranked(**changes) -> GeneratorSettings:
+    return replace(_BASE, ranking=replace(_BASE.ranking, **changes))
+
+
 _PERSISTENCE = dict(edge=0.0, roughness=0.0, area=0.0, fullness=0.0, persistence=1.0, company=0.0, repetition=0.0)
 VARIANTS: dict[str, Variant] = {
     'base': Variant('**base**: leaf spacing 5 px, long side 714 px', _BASE),

@@ -20,17 +20,17 @@ from unsam_mm.pseudo_masks.generator import preset_settings
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 
-def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int = 714, repetitions: int = 1) -> Row:
+def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | None = None, repetitions: int = 1) -> Row:
     """Finds the masks of crops of a few photographs.
 
     Args:
         inputs: The photographs.
         n_images: How many crops.
         crop_px: Their side.
-        vit_px: Size at which the ViT sees them; 714 as in the preset.
+        vit_px: Size at which the ViT sees them; None: as in the preset.
         repetitions: Of each side.
     """
-    settings = preset_settings('default', long_side_px=vit_px)
+    settings = preset_settings('default', **({'long_side_px': vit_px} if vit_px else {}))
     with tempfile.TemporaryDirectory() as folder, one_thread():
         images = _write_crops(Path(folder), inputs, n_images, crop_px)
         paces: dict[int, list[float]] = {1: [], 2: []}

@@ -54,6 +54,15 @@ def test_an_unknown_variant_is_named_with_those_that_exist(ablation, tmp_path, c
     assert 'no_borders' in message
 
 
+def test_every_variant_of_the_region_trees_changes_one_setting_of_the_base(ablation):
+    base, default = (ablation.VARIANTS[name].settings for name in ('base', 'default'))
+    for name, variant in ablation.VARIANTS.items():
+        if isinstance(variant.settings, type(base)) and name not in ('base', 'default', 'plain_tree'):
+            changed = [key for key, value in vars(variant.settings).items() if value != getattr(base, key)]
+            assert len(changed) == (variant.how == 'generator'), name
+    assert default == type(base)()
+
+
 def test_images_are_chosen_evenly_and_hold_both_ends(ablation):
     assert ablation.evenly(range(100), 4) == [0, 33, 66, 99]
     assert ablation.evenly(range(3), None) == ablation.evenly(range(3), 7) == [0, 1, 2]

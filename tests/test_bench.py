@@ -104,6 +104,14 @@ def test_the_presets_are_compared_on_time_and_on_recall(tmp_path, coffee):
     assert row.figures['images'] == 1
 
 
+@pytest.mark.slow
+def test_presets_are_compared_on_images_with_a_plain_corner_too(tmp_path, coffee):
+    image = np.zeros((160, 160, 3), np.uint8)
+    image[80:, 80:] = coffee[100:180, 100:180]
+    Image.fromarray(image).save(tmp_path / 'corner.png')
+    assert measure('generator', inputs.Inputs(tmp_path)).figures['images'] == 1
+
+
 def test_three_ways_of_suppression_leave_the_same_masks():
     row = measure('nms', n_masks=300, shrink=4, repetitions=1)
     assert [comparison.equal for comparison in row.comparisons] == [True, True]

@@ -94,7 +94,8 @@ def test_no_command_imports_torch_before_it_has_work_to_do():
     assert finished.stdout.split() == ['False', 'False']
 
 
-def test_counts_must_be_positive(capsys):
+@pytest.mark.parametrize('count', ['0', '-1', 'two', '1.5'])
+def test_counts_must_be_positive(capsys, count):
     with pytest.raises(SystemExit):
-        build_parser().parse_args(['generate', 'a', 'b', '--workers', '0'])
-    assert '0 is not a positive number' in capsys.readouterr().err
+        build_parser().parse_args(['generate', 'a', 'b', f'--workers={count}'])
+    assert f"'{count}' is not a whole number above 0" in capsys.readouterr().err

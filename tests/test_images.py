@@ -158,6 +158,12 @@ def test_folders_are_searched_at_any_depth_in_a_fixed_order(tmp_path, coffee):
     assert found == ['a.jpg', 'b/2.PNG', 'b/c/1.tiff', 'link/4.png']
 
 
+def test_a_file_that_a_folder_would_not_list_is_no_image_by_itself_either(tmp_path, coffee):
+    Image.fromarray(coffee).save(tmp_path / 'coffee.gif')
+    with pytest.raises(ImageError, match=r'coffee.gif: expected a file ending in .jpg'):
+        list_images(tmp_path / 'coffee.gif')
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(ImageError, match='no images found'):
         list_images(tmp_path)

@@ -76,10 +76,14 @@ def list_images(folder: str | Path) -> list[Path]:
     """The image files below a folder, sorted, as `walk_images` finds them; a file stands for itself.
 
     Raises:
-        ImageError: If the folder is missing or holds no image.
+        ImageError: If the folder is missing or holds no image, or the file's name does not end as an image's.
     """
     folder = Path(folder)
     if folder.is_file():
+        if not folder.name.lower().endswith(IMAGE_SUFFIXES):
+            raise ImageError(
+                f'{folder}: expected a file ending in {" ".join(IMAGE_SUFFIXES)}; convert the image, for example to PNG'
+            )
         return [folder]
     names = sorted(walk_images(folder))
     if not names:

@@ -125,6 +125,10 @@ def test_patches_without_any_difference_give_no_error():
         ({'n_masks': 0}, 'n_masks'),
         ({'overlap_with': 'some'}, 'overlap_with'),
         ({'found_patches': 'paint'}, 'found_patches'),
+        ({'tau': 1.5}, 'tau'),
+        ({'min_area': -0.1}, 'min_area'),
+        ({'max_overlap': float('nan')}, 'max_overlap'),
+        ({'max_corners': 5}, 'max_corners'),
     ],
 )
 def test_wrong_options_are_named(option, message):

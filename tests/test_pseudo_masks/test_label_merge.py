@@ -132,6 +132,20 @@ def test_images_without_pseudo_masks_are_kept_with_their_labels(store, target, t
     assert (report.matched, report.only_pseudo, report.only_added) == (1, 1, 1)
 
 
+def test_polygons_of_an_image_without_a_size_say_what_is_missing(store, target, tmp_path):
+    images = [coco_image(1, 'a.jpg'), {'id': 2, 'file_name': 'z.jpg'}]
+    polygon = annotation(NESTED[3], 2, segmentation=[[22, 12, 28, 12, 28, 18, 22, 18]])
+    truth = write(tmp_path / 'gt.json', {'images': images, 'annotations': [polygon]})
+    with pytest.raises(StoreError, match='z.jpg.* add "height" and "width"'):
+        merge_ground_truth(store.root, target, truth)
+
+
+@pytest.mark.parametrize('content', [[], {'images': [], 'annotations': []}])
+def test_predictions_of_no_image_at_all_are_refused(store, target, tmp_path, content):
+    with pytest.raises(StoreError, match='pred.json: holds no images'):
+        merge_predictions(store.root, target, write(tmp_path / 'pred.json', content))
+
+
 def test_annotations_may_come_before_images_and_in_any_order(store, target, tmp_path):
     a, b = NESTED[2], NESTED[3]
     content = {

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -346,6 +347,14 @@ def test_a_refined_mask_replaces_its_old_self_and_a_strange_one_is_dropped(small
     assert np.array_equal(decode_rles(refined[:1], coffee.shape[:2])[0], np.roll(two_boxes(coffee)[0][0], 2, axis=1))
 
 
+def test_a_refining_network_runs_on_the_device_of_the_generator(small, monkeypatch):
+    devices = []
+    package = SimpleNamespace(Refiner=lambda device: devices.append(device))
+    monkeypatch.setitem(sys.modules, 'segmentation_refinement', package)
+    PublishedProcedure(replace(PAPER, refine='cascadepsp', **small), device='cpu:0', divider=two_boxes)
+    assert devices == ['cpu:0']
+
+
 def test_only_the_refiner_that_was_trained_with_labels_is_called_so():
     assert PAPER.label_free
     assert not replace(PAPER, refine='cascadepsp').label_free
@@ -367,6 +376,11 @@ def test_the_keys_of_dino_are_taken_as_they_are():
         ({'nms_window': 4}, 'nms_window'),
         ({'thetas': (0.1, 0.6)}, 'thetas'),
         ({'thetas': ()}, 'thetas'),
+        ({'thetas': (2.0, 0.5)}, 'thetas'),
+        ({'thetas': (float('nan'), 0.5)}, 'thetas'),
+        ({'thetas': (0.5, 0.5)}, 'thetas'),
+        ({'maskcut_tau': float('nan')}, 'maskcut_tau'),
+        ({'maskcut_max_corners': -1}, 'maskcut_max_corners'),
     ],
 )
 def test_settings_out_of_range_are_named(change, message):

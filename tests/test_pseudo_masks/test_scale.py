@@ -231,6 +231,7 @@ class TestClustersThatCannotWork:
         [
             ('local:none', 'the number of local workers must be positive'),
             ('local:0', 'the number of local workers must be positive'),
+            ('', 'the address of the Dask scheduler is empty'),
             ('nowhere', 'no Dask scheduler answers there'),
             ('tcp://127.0.0.1:9', 'no Dask scheduler answers there'),
         ],

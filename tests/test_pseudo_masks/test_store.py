@@ -94,6 +94,16 @@ def test_a_broken_file_is_named(store, masks, content, message):
         store.read('1.jpg')
 
 
+@pytest.mark.parametrize('parent', [-2, 99])
+def test_a_parent_that_is_no_mask_is_named(store, masks, parent):
+    store.write('1.jpg', masks)
+    content = json.loads(store.path_of('1.jpg').read_text())
+    content['annotations'][0]['parent'] = parent
+    store.path_of('1.jpg').write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=rf'1\.jpg\.json.*parent {parent} among'):
+        store.read('1.jpg')
+
+
 def test_masks_of_other_settings_are_not_mixed_in(store):
     store.describe({'preset': 'default', 'max_masks': 10})
     store.describe({'preset': 'default', 'max_masks': 10})

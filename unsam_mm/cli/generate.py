@@ -94,12 +94,15 @@ def _tell(report: FolderReport, bar: _ProgressBar, options: argparse.Namespace) 
         f'of {report.found}; in {options.out}'
     )
     if report.done:
-        where = f'Dask at {options.dask}' if options.dask else f'{options.workers} worker(s)'
+        where = f'Dask at {options.dask}' if options.dask is not None else f'{options.workers} worker(s)'
         print(f'{bar.speed()}, with {where} on {options.device}')
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not a positive number')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
     return value

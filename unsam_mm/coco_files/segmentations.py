@@ -45,6 +45,10 @@ def read_rles(records: Sequence[Mapping[str, Any]], size_hw: tuple[int | None, i
 
 def _read_rle(record: Mapping[str, Any], size_hw: tuple[int | None, int | None]) -> Rle:
     segmentation = record['segmentation']
+    if None in size_hw and isinstance(segmentation, list):
+        raise UnSAMError(
+            f'{_place(record)}: polygons need the size of the image; add "height" and "width" to its entry in "images"'
+        )
     try:
         if isinstance(segmentation, Mapping):
             rle = _checked_rle(segmentation)

@@ -140,6 +140,10 @@ def maskcut(
         raise UnSAMError(f"found_patches must be 'zero' or 'remove', got {found_patches!r}")
     if n_masks < 1:
         raise UnSAMError(f'n_masks must be at least 1, got {n_masks}')
+    shares = {'tau': (tau, -1, 1), 'min_area': (min_area, 0, 1), 'max_overlap': (max_overlap, 0, 1)}
+    for name, (value, low, high) in {**shares, 'max_corners': (max_corners, 0, 4)}.items():
+        if not low <= value <= high:
+            raise UnSAMError(f'{name} must lie in [{low}, {high}], got {value}')
     rows, columns, channels = features.grid.shape
     similar = similar_patches(features.grid.reshape(-1, channels), tau)
     masks: list[np.ndarray] = []

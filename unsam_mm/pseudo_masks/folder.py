@@ -157,7 +157,7 @@ class FolderJob:
         """Name and error message (None if all is well) of each image, in the order in which they finish."""
         if not names:
             return
-        if self.dask:
+        if self.dask is not None:
             yield from _cluster_results(self, names)
             return
         check_device(self.device)

@@ -233,11 +233,12 @@ class PredictedFolder:
 
 def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, int]:
     images = [{'file_name': name, 'id': number} for number, name in enumerate(labelled)]
+    if not images:
+        raise StoreError(f'{path}: holds no images, so there is nothing to join; take labels of the same data set')
     ends = {PurePosixPath(image['file_name']).name for image in images}
     if not any(PurePosixPath(name).name in ends for name in names):
-        shown = images[0]['file_name'] if images else 'no images'
         raise StoreError(
-            f'{path}: none of its {len(images)} images ({shown}, ...) has pseudo-masks ({names[0]}, ...); '
+            f'{path}: none of its {len(images)} images ({images[0]["file_name"]}, ...) has pseudo-masks ({names[0]}, ...); '
             'images are matched by file name: take labels of the same data set'
         )
     return match_images(names, {'images': images}, skip_unmatched=True)

@@ -12,6 +12,7 @@ Source: UnSAM, section 3.2, algorithm 1 and appendix; the code of its authors.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ class PublishedSettings:
         refine: Paper and release: 'cascadepsp', whose weights were trained with labels; the paper also reports 'crf'.
             'partition' gives each pixel of a crop to one patch, in one pass for all parts; objects, and parts in boxes
             that have less than one pixel a patch, stay as they are. 'none' in both presets.
-        keep_if_iou: Masks whose IoU with their refined form is smaller are dropped. Release 0.5.
+        keep_if_iou: Masks whose IoU with their refined form is smaller are dropped. Release 0.5. 'crf' and 'cascadepsp' drop
+            those below 0.5 by themselves, so smaller values count with 'partition' only.
         max_area: Masks that hold a larger share of the image are dropped. Release 0.9, as part of the refinement.
     """
 
@@ -130,8 +132,12 @@ class PublishedSettings:
             raise UnSAMError(
                 f"nms_window={self.nms_window} with nms_scope={self.nms_scope!r}: a window must be at least 1 and needs 'per_mask'"
             )
-        if not self.thetas or list(self.thetas) != sorted(self.thetas, reverse=True):
-            raise UnSAMError(f'thetas must be falling cosines, at least one, got {self.thetas}')
+        for name, low, high in (('maskcut_tau', -1, 1), ('maskcut_max_corners', 0, 4)):
+            if not low <= getattr(self, name) <= high:
+                raise UnSAMError(f'{name} must lie in [{low}, {high}], got {getattr(self, name)}')
+        falling = all(high > low for high, low in itertools.pairwise(self.thetas))
+        if not self.thetas or not falling or not all(-1 <= theta <= 1 for theta in self.thetas):
+            raise UnSAMError(f'thetas must be falling cosines in [-1, 1], at least one, got {self.thetas}')
 
     @property
     def label_free(self) -> bool:
@@ -390,5 +396,5 @@ def _make_refiner(name: str, device: str) -> Callable[[np.ndarray, np.ndarray], 
     if name == 'cascadepsp':
         from unsam_mm.pseudo_masks.refine import CascadePSPRefiner
 
-        return CascadePSPRefiner()
+        return CascadePSPRefiner(device=device)
     return None

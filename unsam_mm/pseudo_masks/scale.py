@@ -93,6 +93,8 @@ def _own_words() -> Iterator[None]:
 @contextmanager
 def _connected(address: str, device: str, n_images: int) -> Iterator[tuple[distributed.Client, int | None]]:
     """A client, and the number of torch threads a worker where that is ours to say."""
+    if not address:
+        raise UnSAMError('the address of the Dask scheduler is empty; give one such as tcp://10.0.0.1:8786, or local:2')
     with ExitStack() as stack:
         threads, cluster = None, address
         if address.startswith('local:'):

@@ -171,11 +171,14 @@ def _mask_set(content: Any, path: Path) -> MaskSet:
         size_hw = (int(image['height']), int(image['width']))
         boxes = np.array([record['bbox'] for record in annotations], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        parents = np.array([record.get('parent', -1) for record in annotations], np.int64)
+        if (wrong := parents[(parents < -1) | (parents >= len(annotations))]).size:
+            raise ValueError(f'parent {wrong[0]} among {len(annotations)} masks')
         return MaskSet(
             rles=[rle_from_json(record['segmentation']) for record in annotations],
             scores=np.array([record['predicted_iou'] for record in annotations], np.float32),
             granularity=np.array([record.get('granularity', 0.0) for record in annotations], np.float32),
-            parents=np.array([record.get('parent', -1) for record in annotations], np.int64),
+            parents=parents,
             areas=np.array([record['area'] for record in annotations], np.int64),
             boxes_xyxy=boxes,
             size_hw=size_hw,
