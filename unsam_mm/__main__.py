@@ -1,4 +1,4 @@
-"""Command line: ``python -m unsam_mm {bench,demo,evaluate,generate,merge,weights}``."""
+"""Command line: ``python -m unsam_mm {bench,convert,demo,evaluate,generate,merge,weights}``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 import warnings
 
 from unsam_mm import __version__
-from unsam_mm.cli import bench, demo, evaluate, generate, merge, weights
+from unsam_mm.cli import bench, convert, demo, evaluate, generate, merge, weights
 from unsam_mm.errors import UnSAMError
 
-_COMMANDS = (bench, demo, evaluate, generate, merge, weights)
+_COMMANDS = (bench, convert, demo, evaluate, generate, merge, weights)
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 
 

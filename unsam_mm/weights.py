@@ -116,7 +116,7 @@ TABLE: dict[str, Weights] = {
     'dinov3_vits16': _dinov3('dinov3_vits16', 'DINOv3 ViT-S/16'),
     'dinov3_vitb16': _dinov3('dinov3_vitb16', 'DINOv3 ViT-B/16'),
     'dino_resnet50': Weights(
-        'DINO ResNet-50, the initial backbone of the whole-image model in the paper',
+        'DINO ResNet-50, the initial backbone of the whole-image model in the paper; for "convert"',
         'Apache-2.0',
         (
             Source(
@@ -137,12 +137,12 @@ TABLE: dict[str, Weights] = {
         ),
     ),
     'unsam_r50_released': Weights(
-        'Released whole-image UnSAM, ResNet-50, 0.4 M images',
+        'Released whole-image UnSAM, ResNet-50, 0.4 M images; for "convert"',
         'CC-BY-NC-4.0',
         (Source('browser', f'{_DRIVE}/1qUdZ2ELU_5SNTsmx3Q0wSA87u4SebiO4/view', 'unsam_r50_released.pth'),),
     ),
     'unsam_plus_r50_released': Weights(
-        'Released whole-image UnSAM+, ResNet-50, 0.1 M images; trained with human masks',
+        'Released whole-image UnSAM+, ResNet-50, 0.1 M images, trained with human masks; for "convert"',
         'CC-BY-NC-4.0',
         (Source('browser', f'{_DRIVE}/1sCZM5j2pQr34-scSEkgG7VmUaHJc8n4d/view', 'unsam_plus_r50_released.pth'),),
     ),

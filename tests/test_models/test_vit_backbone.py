@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.models import UnSAMViTBackbone
@@ -25,6 +26,31 @@ def test_one_token_covers_16_px_in_reading_order(backbone):
     image[:, :, 16:32, 64:80] = 3.0
     change = (backbone._tokens(image) - backbone._tokens(torch.zeros_like(image))).norm(dim=1)[0]
     assert divmod(int(change.argmax()), 6) == (1, 4)
+
+
+SIZES = {'hidden_size': 32, 'num_hidden_layers': 1, 'num_attention_heads': 4, 'patch_size': 16, 'image_size': 32}
+
+
+@pytest.mark.parametrize(
+    ('family', 'config', 'options'),
+    [
+        ('ViT', SIZES | {'patch_size': 8}, {'add_pooling_layer': False}),  # DINO
+        ('Dinov2', SIZES, {}),
+        ('Dinov2WithRegisters', SIZES | {'num_register_tokens': 4}, {}),
+        ('DINOv3ViT', SIZES | {'num_register_tokens': 4}, {}),
+    ],
+)
+def test_every_family_of_vits_gives_its_patches_at_sizes_other_than_its_own(tmp_path, family, config, options):
+    """Class and register tokens are left out: a change of one patch shows where the patch is."""
+    vit = getattr(transformers, f'{family}Model')(getattr(transformers, f'{family}Config')(**config), **options)
+    vit.save_pretrained(tmp_path)
+    backbone = UnSAMViTBackbone(vit=str(tmp_path), out_channels=16, stem_channels=8)
+    image = torch.zeros(1, 3, 64, 96)
+    image[:, :, 16:32, 64:80] = 3.0
+    change = (backbone._tokens(image) - backbone._tokens(torch.zeros_like(image))).norm(dim=1)[0]
+    assert change.shape == (4, 6)
+    assert divmod(int(change.argmax()), 6) == (1, 4)
+    backbone.load_state_dict(backbone.state_dict())  # the picture that tells ViTs apart suits each of them
 
 
 def test_an_image_that_is_not_padded_is_refused_with_the_setting_to_change(backbone):

@@ -20,7 +20,7 @@ TINY_VIT = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4,
 _TOKEN_STRIDE_PX = 16
 _INPUT_MULTIPLE_PX = 32
 _NORM_GROUPS = 8
-_PROBE_PX = 56
+_PROBE_PATCHES = 4  # a side
 _SAME_VIT_TOLERANCE = 0.01
 """Relative; half-precision copies of one ViT differ by about 0.001, two different ViTs by about 1."""
 
@@ -44,10 +44,13 @@ class UnSAMViTBackbone(BaseModule):
         frozen: Whether the ViT keeps its weights. If not, it is trained and stored like any other module.
         pretrained: Whether to load `vit`. If not, a ViT with random weights is built from `vit_config`.
         vit_config: Arguments of `transformers.Dinov2Config`; read only if `pretrained` is false.
+        with_cp: Gradient checkpointing, as in MMDetection's ResNet: the layers of a trained ViT run a second time in the
+            backward pass instead of keeping what they computed.
         init_cfg: MMEngine's initialisation of the convolutions.
 
     Raises:
-        UnSAMError: If a number of channels is not a multiple of 8.
+        UnSAMError: If a number of channels is not a multiple of 8, or `with_cp` is set for a frozen ViT, which has no
+            backward pass.
         WeightsError: If the weights of the ViT cannot be had.
     """
 
@@ -59,9 +62,14 @@ class UnSAMViTBackbone(BaseModule):
         frozen: bool = True,
         pretrained: bool = True,
         vit_config: dict[str, Any] | None = None,
+        with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        if with_cp and frozen:
+            raise UnSAMError(
+                'UnSAMViTBackbone: with_cp=True needs frozen=False; a frozen ViT keeps nothing for gradients'
+            )
         for name, channels in (('out_channels', out_channels), ('stem_channels', stem_channels)):
             if channels % _NORM_GROUPS:
                 raise UnSAMError(f'UnSAMViTBackbone: {name} must be a multiple of {_NORM_GROUPS}, got {channels}')
@@ -75,6 +83,13 @@ class UnSAMViTBackbone(BaseModule):
             self.register_load_state_dict_pre_hook(_check_same_vit)
         else:
             self.registered_vit = model.requires_grad_(True)
+            for name, parameter in model.named_parameters():
+                if name.endswith('mask_token'):  # of no use here; distributed training waits for every gradient
+                    parameter.requires_grad_(False)
+            if with_cp:
+                # The second name belongs to older versions of transformers.
+                enable = getattr(model, 'activation_checkpointing_enable', None) or model.gradient_checkpointing_enable
+                enable({'use_reentrant': False})
         self.stem4 = nn.Sequential(_conv(3, stem_channels, stride=2), _conv(stem_channels, stem_channels, stride=2))
         self.stem8 = _conv(stem_channels, 2 * stem_channels, stride=2)
         self.project16 = _conv(model.config.hidden_size, out_channels, kernel=1)
@@ -119,7 +134,7 @@ class UnSAMViTBackbone(BaseModule):
         size = [side * self.patch_px for side in grid_hw]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             pixels = interpolate(inputs, size=size, mode='bilinear', align_corners=False)
-            tokens = self.vit(pixel_values=pixels).last_hidden_state[:, 1:]  # the class token comes first
+            tokens = _run(self.vit, pixels)[:, -grid_hw[0] * grid_hw[1] :]  # class and register tokens come first
         return tokens.transpose(1, 2).unflatten(2, grid_hw)
 
     def _apply(self, fn, recurse: bool = True):
@@ -147,13 +162,20 @@ def _double(level: Tensor) -> Tensor:
     return interpolate(level, scale_factor=2, mode='bilinear', align_corners=False)
 
 
+def _run(vit: nn.Module, pixels: Tensor) -> Tensor:
+    """(B, tokens, C) of the last layer, for images of any size."""
+    # The other models interpolate their positions unasked.
+    options = {'interpolate_pos_encoding': True} if vit.config.model_type == 'vit' else {}
+    return vit(pixel_values=pixels, **options).last_hidden_state
+
+
 @torch.no_grad()
 def _probe(vit: nn.Module) -> Tensor:
     """(C,) float32: the mean token of a fixed picture, a colour ramp."""
-    ramp = torch.linspace(-2, 2, _PROBE_PX)
+    ramp = torch.linspace(-2, 2, _PROBE_PATCHES * vit.config.patch_size)
     y, x = torch.meshgrid(ramp, ramp, indexing='ij')
     picture = torch.stack([y, x, y * x])[None]
-    return vit(pixel_values=picture).last_hidden_state[0].mean(dim=0)
+    return _run(vit, picture)[0].mean(dim=0)
 
 
 def _check_same_vit(

@@ -1,0 +1,47 @@
+"""``convert``: a released checkpoint becomes one that MMEngine loads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from unsam_mm import weights
+from unsam_mm.errors import UnSAMError
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the command to the command line."""
+    parser = subparsers.add_parser(
+        'convert',
+        help="turn a released checkpoint into one in MMDetection's names",
+        description="The whole-image models of UnSAM and UnSAM+, CutLER's detector and DINO's ResNet-50, told apart by "
+        'what is in them. Nothing is unpickled.',
+    )
+    parser.add_argument(
+        'checkpoint', help='a .pth or .safetensors file, or a name of "weights list", which is fetched if needed'
+    )
+    parser.add_argument(
+        'target',
+        type=Path,
+        metavar='out',
+        help='file to write: .pth, or .safetensors for CutLER; replaced if it exists',
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Converts one checkpoint.
+
+    Raises:
+        UnSAMError: If the checkpoint is of no known kind, a file cannot be read or written, or MMDetection is missing.
+    """
+    named = options.checkpoint in weights.TABLE and not Path(options.checkpoint).exists()
+    source = weights.fetch(options.checkpoint) if named else Path(options.checkpoint)
+    try:
+        from unsam_mm.models.released_checkpoints import convert_checkpoint
+    except ModuleNotFoundError as error:
+        raise UnSAMError(f"{error.name} is not installed; run: pip install 'unsam_mm[mm]'") from error
+    done = convert_checkpoint(source, options.target)
+    print(f'{done.target}: {done.num_tensors} tensors of {done.format.kind}')
+    print(f'now {done.format.usage.format(done.target)}')
+    return 0

@@ -1,0 +1,108 @@
+"""Checkpoints of other frameworks: read without running code from them, and renamed tensor by tensor."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unsam_mm.errors import WeightsError
+
+StateDict = dict[str, Tensor]
+Modules = Iterable[tuple[str, str, tuple[str, ...]]]
+"""Name there, name here, and the tensors of each module."""
+
+WEIGHT, BIASED = ('weight',), ('weight', 'bias')
+BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
+COUNTER = 'num_batches_tracked'
+
+_RESNET50_BLOCKS = (3, 4, 6, 3)
+_WRAPPERS = ('model', 'state_dict')  # Detectron2's and MMEngine's entry for the weights
+_PICKLES = ('.pkl', '.pickle')
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """The tensors of a ``.pth`` or ``.safetensors`` file by name; what training keeps beside them is left out.
+
+    Raises:
+        WeightsError: If the file is missing or damaged, is a pickle, or holds anything but tensors by name.
+    """
+    if path.is_dir():
+        raise WeightsError(f'{path}: a folder, not a checkpoint; what "weights fetch" leaves in folders is converted')
+    if not path.is_file():
+        raise WeightsError(f'{path}: no such file; give a checkpoint, or a name that "weights list" shows')
+    if path.suffix in _PICKLES:
+        raise WeightsError(
+            f'{path}: a pickle can run code, so it is not opened; use the .pth file that the authors of the model '
+            'published (dino_resnet50_pretrain.pth for a DINO backbone)'
+        )
+    try:
+        content = load_file(path) if path.suffix == '.safetensors' else torch.load(path, 'cpu', weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        raise WeightsError(
+            f'{path}: cannot be read as a checkpoint of tensors; download it again, or if it is the dump of a '
+            "training, save its entry 'model' alone where it was made"
+        ) from error
+    for wrapper in _WRAPPERS:
+        content = content.get(wrapper, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f'{path}: holds no tensors by name, so it is not a checkpoint of a model')
+    return dict(content)
+
+
+def tensor_names(modules: Modules) -> Iterator[tuple[str, str]]:
+    """The name there and here of every tensor."""
+    for theirs, ours, tensors in modules:
+        for tensor in tensors:
+            yield f'{theirs}.{tensor}', f'{ours}.{tensor}'
+
+
+def rename(
+    state: StateDict, names: Iterable[tuple[str, str]], path: Path, kind: str, ignored: Callable[[str], object]
+) -> StateDict:
+    """The tensors under their names here; a frozen batch norm, which counts no batches, gets its counter.
+
+    Args:
+        state: Tensors by their names there.
+        names: The name there and here of every tensor that the model has.
+        path: The file, for messages.
+        kind: What `names` are the names of, for messages.
+        ignored: Tells names apart that hold nothing of use.
+
+    Raises:
+        WeightsError: If a name is missing or left over.
+    """
+    names = dict(names)
+    given = {key for key in state if not key.endswith(COUNTER) and not ignored(key)}
+    for problem, keys in (('lacks', names.keys() - given), ('has an unknown', given - names.keys())):
+        if keys:
+            raise WeightsError(f'{path}: {problem} {min(keys)!r} ({len(keys)} such keys), so it is not {kind}')
+    renamed = {ours: state[theirs] for theirs, ours in names.items()}
+    for ours in [name for name in renamed if name.endswith('running_var')]:
+        renamed[ours.replace('running_var', COUNTER)] = torch.zeros((), dtype=torch.long)
+    return renamed
+
+
+def detectron2_resnet50(theirs: str, ours: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Modules of a ResNet-50 in Detectron2 and in MMDetection, which has torchvision's names.
+
+    Args:
+        theirs: Prefix there, with its dot, or empty.
+        ours: Prefix here, with its dot, or empty.
+    """
+    yield f'{theirs}stem.conv1', f'{ours}conv1', WEIGHT
+    yield f'{theirs}stem.conv1.norm', f'{ours}bn1', BATCH_NORM
+    for stage, blocks in enumerate(_RESNET50_BLOCKS, start=1):
+        for number in range(blocks):
+            there, here = f'{theirs}res{stage + 1}.{number}', f'{ours}layer{stage}.{number}'
+            for convolution in (1, 2, 3):
+                yield f'{there}.conv{convolution}', f'{here}.conv{convolution}', WEIGHT
+                yield f'{there}.conv{convolution}.norm', f'{here}.bn{convolution}', BATCH_NORM
+            if number == 0:
+                yield f'{there}.shortcut', f'{here}.downsample.0', WEIGHT
+                yield f'{there}.shortcut.norm', f'{here}.downsample.1', BATCH_NORM
