@@ -1,6 +1,7 @@
 """Tests a model: `mim test unsam_mm configs/unsam.py --checkpoint work_dirs/unsam/latest.pth`.
 
-Its second form is `python tools/test.py configs/unsam.py work_dirs/unsam/latest.pth`.
+Its second form is `python tools/test.py configs/unsam.py work_dirs/unsam/latest.pth`. With `--benchmarks all` the model
+is tested on the seven data sets of the paper's Table 1, one after the other.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ from train import LATEST, add_common_options, build_runner, load_config, run
 if TYPE_CHECKING:
     import torch
     from mmengine.config import Config
+    from mmengine.runner import Runner
+
+RESULTS = 'benchmarks.json'
+"""The row that was printed, and all measurements of this folder, in the work dir."""
+
+BASES = Path(__file__).resolve().parents[1] / 'configs' / '_base_' / 'datasets'
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,31 +34,121 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_common_options(parser)
     parser.add_argument('--out', type=Path, metavar='JSON', help='file for the metrics')
     parser.add_argument('--show-dir', type=Path, help='folder for pictures of the predictions')
+    parser.add_argument(
+        '--benchmarks',
+        nargs='+',
+        metavar='NAME',
+        help='test on these data sets instead of the one of the config: coco, lvis, ade20k, entityseg, sa1b, '
+        'partimagenet, paco, or all; --cfg-options NAME.KEY=VALUE changes a setting of one of them, '
+        'test_dataloader.KEY=VALUE of all',
+    )
+    parser.add_argument(
+        '--data-root',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='NAME=PATH',
+        help='where a benchmark lies, such as coco=/data/coco',
+    )
+    parser.add_argument(
+        '--again',
+        action='store_true',
+        help='with --benchmarks: measure also what was measured for this checkpoint before',
+    )
     return parser.parse_args(argv)
 
 
 def test(args: argparse.Namespace) -> None:
-    """Tests, and writes the metrics where --out says.
+    """Tests, prints AR@1000 as a row of the paper's Table 1, and writes the metrics where --out says.
 
     Raises:
-        UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is of another model, or the config
-            draws no pictures.
+        UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is of another model, the config
+            draws no pictures, or a benchmark could not be measured.
     """
+    from unsam_mm.evaluation.benchmark_options import read_benchmarks
+
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+    benchmarks = read_benchmarks(args.benchmarks, args.data_root, args.cfg_options)
+    args.cfg_options = benchmarks.model_options
     config = load_config(args)
     config.load_from = None if checkpoint is None else str(checkpoint)
     if args.show_dir is not None:
         _draw_into(config, args.show_dir)
+    # Read before the model is built: a wrong option should cost no time.
+    data_sets = {name: _load_benchmark(name, benchmarks.options[name], args) for name in benchmarks.options}
     runner = build_runner(config)
     if checkpoint is None:
         runner.logger.warning('No checkpoint is given: testing the model as the config initialises it')
     else:
         _check_weights(checkpoint, runner.model)
+    if data_sets:
+        _test_benchmarks(args, runner, data_sets, checkpoint)
+    else:
+        _test_own_set(args, runner)
+
+
+def _test_own_set(args: argparse.Namespace, runner: Runner) -> None:
+    from unsam_mm.evaluation.benchmark_runs import keep_row, recall_of, title_of
+
     metrics = runner.test()
-    if args.out is not None:
+    _write_metrics(args.out, metrics)
+    if recall_of(metrics) is not None:
+        title = title_of(runner.cfg.test_dataloader.dataset)
+        _print(keep_row(runner, Path(runner.work_dir, RESULTS), {title: metrics}, args.checkpoint))
+
+
+def _test_benchmarks(
+    args: argparse.Namespace, runner: Runner, data_sets: dict[str, Config], checkpoint: Path | None
+) -> None:
+    from unsam_mm.errors import UnSAMError
+    from unsam_mm.evaluation.benchmark_runs import BenchmarkRuns, keep_row
+
+    results = Path(runner.work_dir, RESULTS)
+    runs = BenchmarkRuns(runner, results, checkpoint, args.again, args.show_dir)
+    metrics, missing = runs.measure(data_sets)
+    _write_metrics(
+        args.out, {f'{name}/{key}': value for name, found in metrics.items() for key, value in found.items()}
+    )
+    _print(keep_row(runner, results, {name: metrics.get(name) for name in data_sets}, args.checkpoint))
+    if missing:
+        reasons = '; '.join(f'{name}: {reason}' for name, reason in missing.items())
+        raise UnSAMError(
+            f'{len(missing)} of {len(data_sets)} benchmarks were not measured. {reasons}. Say where the data lie with '
+            f'--data-root {next(iter(missing))}=PATH (docs/datasets.md tells how to get them) and run again: what was '
+            'measured is kept'
+        )
+
+
+def _load_benchmark(name: str, options: list[str], args: argparse.Namespace) -> Config:
+    """The config of a benchmark, its paths below the root that the options name."""
+    from mmengine.config import Config
+
+    from unsam_mm.errors import UnSAMError
+    from unsam_mm.evaluation.benchmark_options import move_paths
+
+    path = BASES / f'benchmark_{name}.py'
+    if not path.is_file():
+        raise UnSAMError(f'{path}: no such config; the installation is not complete, install the package again')
+    own = argparse.Namespace(config=path, cfg_options=options, launcher='none', local_rank=0, work_dir=args.work_dir)
+    config, written = load_config(own), Config.fromfile(path)
+    move_paths(config, written.get('data_root') or written.test_dataloader.dataset.data_root, config.get('data_root'))
+    return config
+
+
+def _print(table: str) -> None:
+    from mmengine.dist import is_main_process
+
+    if is_main_process():
+        print(f'\n{table}')
+
+
+def _write_metrics(path: Path | None, metrics: dict[str, float]) -> None:
+    from mmengine.dist import is_main_process
+
+    if path is not None and is_main_process():
         from unsam_mm.files import write_json
 
-        write_json(args.out, {name: float(value) for name, value in metrics.items()})
+        write_json(path, {name: float(value) for name, value in metrics.items()})
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -6,13 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from mmdet.structures.mask import BitmapMasks
 from mmengine.dataset import pseudo_collate
 from PIL import Image
 from skimage import data, segmentation
 from torch.utils.data import DataLoader
 
-from unsam_mm.datasets import UnSAMImageFolder, UnSAMPseudoMasks, prepare_pseudo_masks
+from unsam_mm.datasets import RleMasks, UnSAMImageFolder, UnSAMPseudoMasks, prepare_pseudo_masks
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import read_image
@@ -54,7 +53,7 @@ def test_it_sets_the_fields_of_an_annotated_image(image_folder, tmp_path):
     sample = folder(image_folder, pipeline(tmp_path, generator=SlicGenerator()))[0]
     masks = sample['gt_masks']
     height, width = sample['img_shape']
-    assert isinstance(masks, BitmapMasks)
+    assert isinstance(masks, RleMasks)
     assert (masks.height, masks.width, masks.masks.dtype) == (height, width, np.uint8)
     assert (
         masks.masks[:-1].sum(axis=0).max() == masks.masks[:-1].sum(axis=0).min() == 1

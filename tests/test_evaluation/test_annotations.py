@@ -89,7 +89,7 @@ def test_folder_merged_file_and_result_list_give_the_same_metrics(scene, tmp_pat
         for path in (store.root, *sorted(tmp_path.glob('[mr]*.json')))
     ]
     assert metrics[0]['AR@1'] == pytest.approx(0.5)
-    assert metrics[0]['AR@10'] == metrics[0]['AP'] == pytest.approx(1.0)
+    assert metrics[0]['AR@10'] == metrics[0]['AP@1000'] == pytest.approx(1.0)
     assert metrics[0] == metrics[1] == metrics[2]
 
 

@@ -1,12 +1,18 @@
 """The metric inside MMEngine: any form of masks, any source of truth, the same figures."""
 
 import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from skimage import data, segmentation
 
+from unsam_mm.__main__ import main
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation import evaluate_masks
 from unsam_mm.rle import encode_bitmaps, rle_to_json
@@ -95,7 +101,7 @@ def test_every_form_of_masks_and_truth_gives_the_figures_of_the_plain_function(p
 def test_the_registered_metric_builds_from_a_config_dictionary(photographs):
     metric = METRICS.build({'type': 'UnSAMCocoMetric', 'max_dets': (1, 5), 'prefix': 'val'})
     metrics = run(metric, [sample(i, scene) for i, scene in photographs.items()])
-    assert {'val/AR@1', 'val/AR@5', 'val/AR_s@5', 'val/AP'} <= metrics.keys()
+    assert {'val/AR@1', 'val/AR@5', 'val/AR_s@5', 'val/AP@5'} <= metrics.keys()
 
 
 def test_ignored_instances_are_crowds(photographs):
@@ -132,6 +138,126 @@ def test_truth_at_another_size_than_the_original_image_is_refused(photographs):
     item.set_metainfo({'ori_shape': (500, 700)})
     with pytest.raises(UnSAMError, match='masks must be given at the size of the original image'):
         run(UnSAMCocoMetric(), [item])
+
+
+def test_stated_areas_sort_objects_into_sizes(photographs):
+    truths = photographs[3][0][:1]
+    item = sample(3, (truths, truths, np.ones(1, np.float32)))
+    by_pixels = run(UnSAMCocoMetric(), [item])
+    item.set_metainfo({'gt_areas': [10_000.0]})
+    as_stated = run(UnSAMCocoMetric(), [item])
+    assert (by_pixels['unsam/AR_l@1000'], as_stated['unsam/AR_l@1000']) == (-1.0, 1.0)
+
+
+def test_stated_areas_of_other_masks_are_refused(photographs):
+    item = sample(3, photographs[3])
+    item.set_metainfo({'gt_areas': [10_000.0]})
+    with pytest.raises(UnSAMError, match='1 gt_areas but .* ground-truth masks'):
+        run(UnSAMCocoMetric(), [item])
+
+
+def test_image_that_ann_file_lacks_is_named(photographs, tmp_path):
+    (tmp_path / 'gt.json').write_text(json.dumps(coco_of({3: photographs[3]})))
+    with pytest.raises(UnSAMError, match='image 8 is not among the 1 of ann_file'):
+        run(UnSAMCocoMetric(ann_file=str(tmp_path / 'gt.json')), [sample(8, photographs[8])])
+
+
+@pytest.mark.parametrize('engine', ['pycocotools', 'faster_coco_eval'])
+@pytest.mark.parametrize('source', ['gt_instances', 'ann_file'])
+def test_toolboxes_give_the_same_figures(photographs, tmp_path, engine, source):
+    pytest.importorskip(engine)
+    (tmp_path / 'gt.json').write_text(json.dumps(coco_of(photographs)))
+    ann_file = str(tmp_path / 'gt.json') if source == 'ann_file' else None
+    samples = [sample(i, scene) for i, scene in photographs.items()]
+    ours, theirs = (run(UnSAMCocoMetric(ann_file=ann_file, engine=name), samples) for name in ('unsam', engine))
+    assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+def test_between_batches_an_image_takes_ten_kilobytes_whatever_its_masks_take(photographs):
+    metric = UnSAMCocoMetric()
+    truths, predictions, _ = photographs[8]
+    many = np.resize(predictions, (1000, *predictions.shape[1:]))
+    Evaluator(metric).process([sample(8, (truths, many, np.linspace(0, 1, 1000, dtype=np.float32)))])
+    assert len(pickle.dumps(metric.results)) < 13_000
+
+
+def test_image_that_was_run_twice_counts_once(photographs, tmp_path):
+    samples = [sample(i, scene) for i, scene in photographs.items()]
+    once = run(UnSAMCocoMetric(), samples)
+    twice = run(UnSAMCocoMetric(outfile_prefix=str(tmp_path / 'out')), [samples[0], *samples])
+    assert twice == once
+    assert len(json.loads((tmp_path / 'out.segm.json').read_text())) == sum(len(s[1]) for s in photographs.values())
+
+
+def test_written_predictions_have_the_same_figures_on_the_command_line(photographs, tmp_path, capsys):
+    samples = [sample(i, scene) for i, scene in photographs.items()]
+    metrics = run(UnSAMCocoMetric(outfile_prefix=str(tmp_path / 'out')), samples)
+    (tmp_path / 'gt.json').write_text(json.dumps(coco_of(photographs)))
+    files = [str(tmp_path / name) for name in ('out.segm.json', 'gt.json', 'figures.json')]
+    assert main(['evaluate', *files[:2], '--json', files[2]]) == 0
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert {f'unsam/{name}': value for name, value in figures.items()} == metrics
+    assert f'{100 * metrics["unsam/AR@1000"]:.1f}' in capsys.readouterr().out
+
+
+TWO_PROCESSES = """
+import json, sys
+import numpy as np
+import torch.distributed
+from skimage import data, segmentation
+
+from unsam_mm.evaluation.coco_metric import UnSAMCocoMetric
+from mmengine.dataset import DefaultSampler
+from mmengine.dist import get_world_size
+
+def scene(number):
+    image = data.coffee()[number * 20 :: 4, ::4]
+    truths, predictions = (
+        np.stack([labels == value for value in np.unique(labels)])
+        for labels in (segmentation.felzenszwalb(image, scale=scale, min_size=30) for scale in (200, 150))
+    )
+    return dict(
+        img_id=number,
+        ori_shape=image.shape,
+        pred_instances=dict(masks=predictions, scores=predictions.mean(axis=(1, 2))),
+        gt_instances=dict(masks=truths),
+    )
+
+if sys.argv[2] == 'two':
+    torch.distributed.init_process_group('gloo')
+metric = UnSAMCocoMetric(outfile_prefix=sys.argv[1], collect_dir=sys.argv[1] + '_parts')
+numbers = list(DefaultSampler(range(5), shuffle=False))
+assert len(numbers) == (3 if sys.argv[2] == 'two' else 5)
+for number in numbers[::-1]:  # the image that pads comes first
+    metric.process(None, [scene(number)])
+metrics = metric.evaluate(5)
+if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    with open(sys.argv[1] + '.json', 'w') as file:
+        json.dump(metrics, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_figures_of_one_although_one_image_is_padding(tmp_path):
+    (tmp_path / 'script.py').write_text(TWO_PROCESSES)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    shared = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    command = [sys.executable, str(tmp_path / 'script.py')]
+    subprocess.run([*command, str(tmp_path / 'one'), 'one'], check=True)
+    processes = [
+        subprocess.Popen(
+            [*command, str(tmp_path / 'two'), 'two'], env=os.environ | shared | {'RANK': rank, 'LOCAL_RANK': rank}
+        )
+        for rank in '01'
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    one, two = (json.loads((tmp_path / f'{name}.json').read_text()) for name in ('one', 'two'))
+    assert one == two
+    assert 0.05 < one['unsam/AR@1000'] < 0.95
+    written = [(tmp_path / f'{name}.segm.json').read_text() for name in ('one', 'two')]
+    assert written[0] == written[1]
 
 
 def test_missing_truth_is_explained(photographs):

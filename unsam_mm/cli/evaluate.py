@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from unsam_mm.evaluation.annotations import load_ground_truth, load_predictions
-from unsam_mm.evaluation.average_recall import evaluate_masks, format_table
+from unsam_mm.evaluation.average_recall import ENGINES, evaluate_masks, format_table
 from unsam_mm.files import write_json
 
 
@@ -21,6 +21,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--skip-unmatched', action='store_true', help='leave out predictions for images that the ground truth lacks'
     )
+    parser.add_argument(
+        '--engine',
+        choices=ENGINES,
+        default='unsam',
+        help='who computes: this package (default), or another toolbox as a check of its figures',
+    )
     parser.set_defaults(run=run)
 
 
@@ -28,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the table."""
     ground_truth = load_ground_truth(options.ground_truth)
     predictions = load_predictions(options.predictions, ground_truth, options.skip_unmatched)
-    metrics = evaluate_masks(predictions, ground_truth)
+    metrics = evaluate_masks(predictions, ground_truth, engine=options.engine)
     print(format_table(metrics))
     if options.json:
         write_json(options.json, metrics)

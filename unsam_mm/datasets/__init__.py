@@ -4,8 +4,23 @@ from unsam_mm._mmcv_ops import ensure_mmcv_ops
 
 ensure_mmcv_ops()
 
-from unsam_mm.datasets.image_folder import UnSAMImageFolder  # noqa: E402  (mmdet imports only once the ops are there)
+from unsam_mm.datasets.coco import UnSAMCocoDataset  # noqa: E402  (mmdet imports only once the ops are there)
+from unsam_mm.datasets.image_folder import UnSAMImageFolder  # noqa: E402
 from unsam_mm.datasets.load_image import UnSAMLoadImage  # noqa: E402
+from unsam_mm.datasets.load_masks import UnSAMCapMasks, UnSAMLoadMasks, UnSAMPlusMasks  # noqa: E402
 from unsam_mm.datasets.pseudo_mask_transform import UnSAMPseudoMasks, prepare_pseudo_masks  # noqa: E402
+from unsam_mm.datasets.rle_masks import RleMasks  # noqa: E402
+from unsam_mm.datasets.sa1b import UnSAMSA1B  # noqa: E402
 
-__all__ = ['UnSAMImageFolder', 'UnSAMLoadImage', 'UnSAMPseudoMasks', 'prepare_pseudo_masks']
+__all__ = [
+    'RleMasks',
+    'UnSAMCapMasks',
+    'UnSAMCocoDataset',
+    'UnSAMImageFolder',
+    'UnSAMLoadImage',
+    'UnSAMLoadMasks',
+    'UnSAMPlusMasks',
+    'UnSAMPseudoMasks',
+    'UnSAMSA1B',
+    'prepare_pseudo_masks',
+]

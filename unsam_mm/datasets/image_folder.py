@@ -119,16 +119,16 @@ class UnSAMImageFolder(BaseDetDataset):
             'img_path': str(root / name),
             'img_name': name,
             'img_root': str(root),
-            'img_id': _name_hash(name),
+            'img_id': name_hash(name),
             'instances': [],
         }
         if image is not None:
             entry['img_id'] = image['id']
-            entry['instances'] = [_instance(annotation) for annotation in image['annotations']]
+            entry['instances'] = [as_instance(annotation) for annotation in image['annotations']]
         return entry
 
 
-def _instance(annotation: dict[str, Any]) -> dict[str, Any]:
+def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
     """One COCO annotation in the form that `LoadAnnotations` reads: x0, y0, x1, y1 and RLE with text, or polygons."""
     missing = [key for key in ('bbox', 'segmentation') if key not in annotation]
     if missing:
@@ -147,15 +147,15 @@ def _bundled_names(root: Path) -> list[str]:
     return sorted(name for name in sample_images.TRAIN + sample_images.HELD_OUT if (root / name).is_file())
 
 
-def _name_hash(name: str) -> int:
+def name_hash(name: str) -> int:
     """A number below 2**52 that depends on the name alone; JSON and float64 hold it exactly."""
     return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()) >> 12
 
 
 def _held_out(names: Sequence[str], fraction: float) -> set[str]:
-    ranked = sorted(names, key=_name_hash)
+    ranked = sorted(names, key=name_hash)
     limit = fraction * 2**52
-    held_out = {name for name in ranked if _name_hash(name) < limit}
+    held_out = {name for name in ranked if name_hash(name) < limit}
     # Small folders: neither side may stay empty.
     held_out |= set(ranked[:1])
     return held_out - set(ranked[-1:]) if len(ranked) > 1 else set()

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
-from mmdet.structures.bbox import HorizontalBoxes
-from mmdet.structures.mask import BitmapMasks
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
-from pycocotools import mask as coco_mask
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
+from unsam_mm.datasets.load_masks import check_untouched, set_masks
+from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import read_image
@@ -36,8 +35,8 @@ STORED_MASKS = 1000
 class UnSAMPseudoMasks(BaseTransform):
     """Adds the pseudo-masks of an image as its ground truth, all of one class.
 
-    Sets ``gt_masks`` (BitmapMasks, uint8 (N, H, W)), ``gt_bboxes`` (HorizontalBoxes), ``gt_bboxes_labels`` (N,) zeros
-    and ``gt_ignore_flags`` (N,) False. N may be 0. The masks take N * H * W bytes while the image is in the pipeline.
+    Sets ``gt_masks`` (`RleMasks`, so no mask is drawn), ``gt_bboxes`` (HorizontalBoxes), ``gt_bboxes_labels`` (N,)
+    zeros and ``gt_ignore_flags`` (N,) False. N may be 0.
 
     Masks are found once per image and set of generator parameters, in whichever process needs them first, and kept
     below `store`; files are replaced as a whole, so several processes may work on one image. Call
@@ -97,24 +96,14 @@ class UnSAMPseudoMasks(BaseTransform):
             UnSAMError: If the image was flipped, cropped or resized before, or CUDA is asked for in a worker process.
             ImageError: If masks have to be found and the image cannot be read.
         """
-        height, width = results['ori_shape']
-        if not self.at_original_size and (results.get('flip') or tuple(results['img_shape']) != (height, width)):
-            raise UnSAMError(
-                f'{results["img_path"]}: flipped or resized before UnSAMPseudoMasks, so masks would not fit; move it in '
-                'front of the geometric transforms, or set at_original_size=True in a test pipeline'
-            )
+        if not self.at_original_size:
+            check_untouched(results, type(self).__name__)
         masks = self.find(results)
         if masks is None:
             return None
         kept = np.flatnonzero(masks.areas >= self.min_area_px)
         kept = kept[np.argsort(-masks.scores[kept], kind='stable')][: self.max_masks]
-        masks = masks[kept]
-        # BitmapMasks copies into its own order, so the transposed view is enough.
-        bitmaps = np.moveaxis(coco_mask.decode(masks.rles), -1, 0) if masks.rles else []
-        results['gt_masks'] = BitmapMasks(bitmaps, height, width)
-        results['gt_bboxes'] = HorizontalBoxes(masks.boxes_xyxy)
-        results['gt_bboxes_labels'] = np.zeros(len(masks), np.int64)
-        results['gt_ignore_flags'] = np.zeros(len(masks), bool)
+        set_masks(results, RleMasks([masks.rles[i] for i in kept], *masks.size_hw))
         return results
 
     def find(self, results: dict[str, Any]) -> MaskSet | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,14 +15,22 @@ from mmengine.logging import MMLogger
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
-from unsam_mm.evaluation.average_recall import AREA_RANGES, evaluate_masks, format_table
-from unsam_mm.files import write_json
-from unsam_mm.rle import Rle, encode_bitmaps, rle_to_json
+from unsam_mm.evaluation.average_recall import (
+    AREA_RANGES,
+    ENGINES,
+    MAX_DETS,
+    Protocol,
+    evaluate_masks,
+    format_table,
+)
+from unsam_mm.evaluation.packed import pack_masks, unpack_masks, write_results
+from unsam_mm.evaluation.records import Record, group_by_image
+from unsam_mm.rle import Rle, encode_bitmaps
 
 ensure_mmcv_ops()
 
 from mmdet.registry import METRICS  # noqa: E402  (mmdet imports only once the ops are there)
-from mmdet.structures.mask import BitmapMasks, PolygonMasks  # noqa: E402
+from mmdet.structures.mask import BaseInstanceMasks  # noqa: E402
 
 
 @METRICS.register_module()
@@ -28,7 +39,12 @@ class UnSAMCocoMetric(BaseMetric):
 
     The ground truth is `ann_file` where given, else the ``gt_instances`` and ``ignored_instances`` (taken as crowds)
     of each data sample. Load those after the resizing of the test pipeline, so that they keep the size of the
-    original image, at which areas are measured.
+    original image, at which areas are measured. Where a sample has ``gt_areas``, (N,) pixels of its ``gt_instances`` as
+    their file states them, these sort objects into small, medium and large, as COCO does.
+
+    Each image is matched as soon as it was predicted, and only its verdict is kept: 10 kB at 1000 masks. Predictions
+    are kept, as run lengths, where they are written or judged by a toolbox. Each process matches its own images; an
+    image that several processes were given, or one of them twice, counts once.
 
     Only images that were run count; with `ann_file`, a log line says how many others it lists.
 
@@ -36,10 +52,15 @@ class UnSAMCocoMetric(BaseMetric):
         ann_file: COCO file whose image ids are the ``img_id`` of the data samples.
         max_dets: How many of the best-scored predictions of an image are looked at; AP uses the largest.
         area_ranges: Name to (smallest, largest) area in pixels.
+        engine: 'unsam', or a toolbox that gives the same figures at the end of the run: see `evaluate_masks`.
         outfile_prefix: Where to write the predictions: ``<outfile_prefix>.segm.json``, a list of COCO results.
         collect_device: Device on which the results of several processes are joined: 'cpu' or 'gpu'.
         prefix: Put before each name, by default 'unsam'.
         collect_dir: Folder shared by the processes, for `collect_device` 'cpu'.
+
+    Raises:
+        UnSAMError: If the engine is unknown.
+        StoreError: If `ann_file` cannot be read.
     """
 
     default_prefix = 'unsam'
@@ -47,22 +68,27 @@ class UnSAMCocoMetric(BaseMetric):
     def __init__(
         self,
         ann_file: str | None = None,
-        max_dets: Sequence[int] = (1, 10, 100, 1000),
+        max_dets: Sequence[int] = MAX_DETS,
         area_ranges: Mapping[str, tuple[float, float]] = AREA_RANGES,
+        engine: str = 'unsam',
         outfile_prefix: str | None = None,
         collect_device: str = 'cpu',
         prefix: str | None = None,
         collect_dir: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
-        self.max_dets = tuple(max_dets)
-        self.area_ranges = dict(area_ranges)
+        if engine not in ENGINES:
+            raise UnSAMError(f'engine must be one of {", ".join(ENGINES)}, got {engine!r}')
+        self.protocol = Protocol(max_dets, area_ranges)
+        self.engine = engine
         self.outfile_prefix = outfile_prefix
         # Read now: a wrong path should fail before hours of training, not after.
-        self.ground_truth = load_ground_truth(ann_file) if ann_file else None
+        truth = load_ground_truth(ann_file) if ann_file else None
+        self.images = {image['id']: image for image in truth['images']} if truth else None
+        self.truths = group_by_image(truth['annotations'], self.images, 'ground-truth annotation') if truth else {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keeps one entry an image, as run lengths.
+        """Matches the images of a batch.
 
         Args:
             data_batch: Not used.
@@ -70,55 +96,80 @@ class UnSAMCocoMetric(BaseMetric):
                 RLEs, a boolean tensor or array (N, H, W), or `BitmapMasks`, all at the size of the original image.
 
         Raises:
-            UnSAMError: If masks have another form, or ground truth is missing.
+            UnSAMError: If masks have another form, do not fit their image, or ground truth is missing.
         """
         for sample in data_samples:
-            predicted = sample['pred_instances']
-            scores = np.asarray(_to_numpy(predicted['scores']), np.float64)
-            rles = _to_rles(predicted['masks'])
-            if len(scores) != len(rles):
-                raise UnSAMError(f'image {sample["img_id"]}: {len(rles)} masks but {len(scores)} scores')
-            self.results.append(
-                {
-                    'image_id': sample['img_id'],
-                    'size_hw': tuple(int(side) for side in sample['ori_shape'][:2]),
-                    'masks': [rle_to_json(rle) for rle in rles],
-                    'scores': scores.tolist(),
-                    'truths': None if self.ground_truth else _truths_of(sample),
-                }
-            )
+            predictions, truths, size_hw = self._read_sample(sample)
+            result = {'image_id': sample['img_id'], 'size_hw': size_hw}
+            if self.engine == 'unsam':
+                result['verdict'] = self.protocol.judge(predictions, truths, size_hw)
+            elif self.images is None:
+                result['truths'] = truths
+            if self.engine != 'unsam' or self.outfile_prefix:
+                result['masks'] = pack_masks(predictions)
+            self.results.append(result)
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """The figures of all images that any process has run.
+
+        Args:
+            size: Number of images. Not used: MMEngine would keep so many results and take the others for padding,
+                but image ids tell better which results are repeated.
+        """
+        return super().evaluate(sys.maxsize)
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Writes the predictions if asked to, and evaluates them.
 
         Raises:
-            UnSAMError: If there is no ground truth for the images, or the masks do not fit it.
+            UnSAMError: If there is no truth to find.
             StoreError: If the predictions cannot be written.
         """
         logger = MMLogger.get_current_instance()
-        predictions = [
-            {'image_id': result['image_id'], 'category_id': 1, 'segmentation': rle, 'score': score}
-            for result in results
-            for rle, score in zip(result['masks'], result['scores'], strict=True)
-        ]
+        by_id = {result['image_id']: result for result in results}
+        results = [by_id[image_id] for image_id in sorted(by_id)]
+        if self.images is not None and len(results) < len(self.images):
+            listed = len(self.images)
+            logger.warning('%d of the %d images of ann_file were run; the others do not count', len(results), listed)
         if self.outfile_prefix:
-            path = f'{self.outfile_prefix}.segm.json'
-            write_json(path, predictions)
-            logger.info('%d predictions written to %s', len(predictions), path)
-        metrics = evaluate_masks(predictions, self._ground_truth_of(results, logger), self.max_dets, self.area_ranges)
+            n_masks = write_results(f'{self.outfile_prefix}.segm.json', results)
+            logger.info('%d predictions written to %s.segm.json', n_masks, self.outfile_prefix)
+        metrics = self._summarize(results)
         logger.info('class-agnostic masks, %d images, percent:\n%s', len(results), format_table(metrics))
         return metrics
 
-    def _ground_truth_of(self, results: list[dict[str, Any]], logger: MMLogger) -> dict[str, Any]:
-        if self.ground_truth is None:
-            images = [{'id': r['image_id'], 'height': r['size_hw'][0], 'width': r['size_hw'][1]} for r in results]
-            return {'images': images, 'annotations': [truth for result in results for truth in result['truths']]}
-        seen = {result['image_id'] for result in results}
-        images = [image for image in self.ground_truth['images'] if image['id'] in seen]
-        if len(images) < len(self.ground_truth['images']):
-            listed = len(self.ground_truth['images'])
-            logger.warning('%d of the %d images of ann_file were run; the others do not count', len(images), listed)
-        return {'images': images, 'annotations': [a for a in self.ground_truth['annotations'] if a['image_id'] in seen]}
+    def _read_sample(self, sample: Mapping[str, Any]) -> tuple[list[Record], list[Record], tuple[int, int]]:
+        """Predictions and truths as COCO records, and the height and width of the image."""
+        image_id, predicted = sample['img_id'], sample['pred_instances']
+        scores = np.asarray(_to_numpy(predicted['scores']), np.float64)
+        rles = _to_rles(predicted['masks'])
+        if len(scores) != len(rles):
+            raise UnSAMError(f'image {image_id}: {len(rles)} masks but {len(scores)} scores')
+        predictions = [
+            {'image_id': image_id, 'segmentation': rle, 'score': score}
+            for rle, score in zip(rles, scores.tolist(), strict=True)
+        ]
+        size_hw = tuple(int(side) for side in sample['ori_shape'][:2])
+        if self.images is None:
+            return predictions, _truths_of(sample), size_hw
+        if image_id not in self.images:
+            raise UnSAMError(
+                f'image {image_id} is not among the {len(self.images)} of ann_file; give the data set the same file'
+            )
+        return predictions, self.truths.get(image_id, []), size_hw
+
+    def _summarize(self, results: Sequence[dict[str, Any]]) -> dict[str, float]:
+        if self.engine == 'unsam':
+            return self.protocol.summarize([result['verdict'] for result in results])
+        images = [{'id': r['image_id'], 'height': r['size_hw'][0], 'width': r['size_hw'][1]} for r in results]
+        truths = (r['truths'] if self.images is None else self.truths.get(r['image_id'], []) for r in results)
+        ground_truth = {'images': images, 'annotations': list(chain.from_iterable(truths))}
+        predictions = list(chain.from_iterable(map(unpack_masks, results)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*have no prediction')  # they were run, and nothing was found
+            return evaluate_masks(
+                predictions, ground_truth, self.protocol.max_dets, self.protocol.area_ranges, self.engine
+            )
 
 
 def _truths_of(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -128,16 +179,31 @@ def _truths_of(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
             f'image {sample["img_id"]}: the data sample has no ground-truth masks; set ann_file in UnSAMCocoMetric, '
             'or load masks in the test pipeline'
         )
-    return [
-        {'image_id': sample['img_id'], 'segmentation': rle_to_json(rle), 'iscrowd': is_crowd}
-        for key, is_crowd in (('gt_instances', 0), ('ignored_instances', 1))
-        for rle in _to_rles(sample.get(key, {}).get('masks', []))
-    ]
+    image_id = sample['img_id']
+    truths, crowds = (
+        [{'image_id': image_id, 'segmentation': rle, 'iscrowd': is_crowd} for rle in _to_rles(masks)]
+        for is_crowd, masks in (
+            (0, sample['gt_instances']['masks']),
+            (1, sample.get('ignored_instances', {}).get('masks', [])),
+        )
+    )
+    areas = sample.get('gt_areas')
+    if areas is not None:
+        if len(areas) != len(truths):
+            raise UnSAMError(
+                f'image {image_id}: {len(areas)} gt_areas but {len(truths)} ground-truth masks; load the masks behind '
+                'all steps that change or drop some'
+            )
+        for truth, area in zip(truths, areas, strict=True):
+            truth['area'] = area
+    return truths + crowds
 
 
 def _to_rles(masks: Any) -> list[Rle]:
-    """Run lengths of N masks given as RLEs, (N, H, W) tensor or array, `BitmapMasks` or `PolygonMasks`."""
-    if isinstance(masks, (BitmapMasks, PolygonMasks)):
+    """Run lengths of N masks given as RLEs, (N, H, W) tensor or array, or in any of MMDetection's classes."""
+    if isinstance(masks, BaseInstanceMasks):
+        if hasattr(masks, 'rles'):
+            return list(masks.rles)
         return encode_bitmaps(masks.to_ndarray())
     if isinstance(masks, (list, tuple)) and all(isinstance(mask, Mapping) and 'counts' in mask for mask in masks):
         return list(masks)

@@ -1,0 +1,154 @@
+"""How start-up of the SA-1B data set grows with the number of images, beside MMEngine's list of entries.
+
+The folders are synthetic: shards of a thousand empty label files, some of which hold real labels and are read. Each
+start is a process of its own, so that its memory is its own. Folders of up to 100,000 images are listed too, which
+happens once; the index of a larger one is written without its files.
+
+    python -m benchmarks.sa1b_index                     # 1000, 100,000 and 1,000,000 images
+    python -m benchmarks.sa1b_index 1000 20000
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.inputs import Inputs
+from benchmarks.timing import ONE_THREAD, Comparison, Cost, Row, format_table, peak_memory, timed
+
+_SIZES = (1_000, 100_000, 1_000_000)
+_LISTED = 100_000
+_SHARD = 1_000  # images; SA-1B has some 11,000
+_READ = 20  # labels read after the start
+_LONG_AGO_S = 1_600_000_000  # folders that changed just now would be listed again
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(inputs: Inputs, sizes: Sequence[int] = _SIZES) -> Row:
+    """Measures every size once.
+
+    Args:
+        inputs: Unused.
+        sizes: Numbers of images, rising.
+    """
+    figures = [_measured(size) for size in sizes]
+    notes = []
+    for size, found in zip(sizes, figures, strict=True):
+        listing = found.get('listing')
+        first = f'; listed once in {listing["wall_s"]:.2f} s, {listing["peak_mb"]:.1f} MB' if listing else ''
+        notes.append(
+            f'{size} images: start {found["start"]["wall_s"] * 1e3:.1f} ms, {found["start"]["peak_mb"]:.1f} MB beyond '
+            f'imports, process {found["start"]["rss_mb"]:.0f} MB{first}; '
+            f"MMEngine's list {found['stock']['wall_s']:.2f} s, {found['stock']['peak_mb']:.1f} MB"
+        )
+    last = figures[-1]
+    comparison = Comparison(
+        f"MMEngine's serialized list of {sizes[-1]} entries, from names in memory",
+        _cost(last['start']),
+        _cost(last['stock']),
+        f'{_READ} entries read; memory beyond the imports',
+        equal=last['start']['names'] == last['stock']['names'],
+    )
+    return Row('sa1b_index', [comparison], notes, dict(zip(map(str, sizes), figures, strict=True)))
+
+
+def _measured(size: int) -> dict[str, dict]:
+    with tempfile.TemporaryDirectory() as folder:
+        root, index = Path(folder, 'sa1b'), Path(folder, 'names.index')
+        _make_shards(root, size, with_files=size <= _LISTED)
+        found = {}
+        if size <= _LISTED:
+            found['listing'] = _in_new_process('listing', root, index, size)
+        else:
+            _write_index(root, index, size)
+        return found | {mode: _in_new_process(mode, root, index, size) for mode in ('start', 'stock')}
+
+
+def _make_shards(root: Path, size: int, with_files: bool) -> None:
+    label = {
+        'image': {'image_id': 1, 'width': 1500, 'height': 2250, 'file_name': 'sa_1.jpg'},
+        'annotations': [{'bbox': [0, 0, 1, 1], 'segmentation': {'size': [2250, 1500], 'counts': '0'}}] * 100,
+    }
+    read = set(_positions(size))
+    for first in range(0, size, _SHARD):
+        shard = root / _name(first).rsplit('/', 1)[0]
+        shard.mkdir(parents=True)
+        for number in range(first, min(first + _SHARD, size)):
+            if number in read:
+                (root / f'{_name(number)}.json').write_text(json.dumps(label))
+            elif with_files:
+                (root / f'{_name(number)}.json').touch()
+        os.utime(shard, (_LONG_AGO_S, _LONG_AGO_S))
+    os.utime(root, (_LONG_AGO_S, _LONG_AGO_S))
+
+
+def _write_index(root: Path, index: Path, size: int) -> None:
+    """The index of a folder most of whose files are not there."""
+    from unsam_mm.datasets.name_index import write_index
+
+    names = np.sort([_name(number).encode() for number in range(size)])
+    folders = ['', *(f'{folder.name}/' for folder in root.iterdir())]
+    write_index(index, root, '.json', names, {folder: (root / folder).stat().st_mtime_ns for folder in folders})
+
+
+def _name(number: int) -> str:
+    return f'sa_{number // _SHARD:06}/sa_{number:07}'
+
+
+def _positions(size: int) -> list[int]:
+    return np.random.default_rng(0).choice(size, min(_READ, size), replace=False).tolist()
+
+
+def _child(mode: str, root: str, index: str, size: str) -> dict:
+    """Figures of one start, in this process."""
+    from mmdet.datasets import BaseDetDataset
+
+    from unsam_mm.datasets import UnSAMSA1B
+    from unsam_mm.datasets.image_folder import name_hash
+
+    class Stock(BaseDetDataset):
+        """The usual way: one dictionary an image, and all of them serialized."""
+
+        def load_data_list(self) -> list[dict]:
+            names = (f'{_name(number).rsplit("/", 1)[0]}/sa_1.jpg' for number in range(int(size)))
+            return [{'img_path': name, 'img_name': name, 'img_id': name_hash(name)} for name in names]
+
+    def start() -> list[str]:
+        dataset = Stock() if mode == 'stock' else UnSAMSA1B(data_root=root, index_file=index)
+        return [dataset.get_data_info(position)['img_name'] for position in _positions(int(size))]
+
+    before = peak_memory()
+    cost, names = timed(start)
+    peak = peak_memory()
+    return {
+        'cpu_s': cost.cpu_s,
+        'wall_s': cost.wall_s,
+        'peak_mb': (peak - before) / 1e6,
+        'rss_mb': peak / 1e6,
+        'names': names,
+    }
+
+
+def _cost(figures: dict) -> Cost:
+    return Cost(figures['cpu_s'], figures['wall_s'], figures['peak_mb'])
+
+
+def _in_new_process(mode: str, root: Path, index: Path, size: int) -> dict:
+    command = [sys.executable, '-m', 'benchmarks.sa1b_index', mode, str(root), str(index), str(size)]
+    ran = subprocess.run(command, check=True, cwd=_ROOT, stdout=subprocess.PIPE, env=os.environ | ONE_THREAD)
+    return json.loads(ran.stdout.splitlines()[-1])  # libraries print when they are imported
+
+
+if __name__ == '__main__':
+    if sys.argv[1:] and not sys.argv[1].isdigit():
+        sys.stdout.write(json.dumps(_child(*sys.argv[1:])) + '\n')
+    else:
+        row = run(None, [int(size) for size in sys.argv[1:]] or _SIZES)
+        sys.stdout.write(format_table([row]) + '\n')

@@ -1,0 +1,104 @@
+"""COCO-format files with any categories as one class: training sets of one's own, and the published benchmarks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mmdet.registry import DATASETS
+
+from unsam_mm.datasets.coco_index import CocoIndex
+from unsam_mm.datasets.image_folder import as_instance
+from unsam_mm.datasets.lazy import LazyDataset
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
+
+
+@DATASETS.register_module()
+class UnSAMCocoDataset(LazyDataset):
+    """The images of a COCO file, all categories as one; annotations are read when their image is wanted.
+
+    Takes what COCO, LVIS (no ``file_name``, the path is the end of ``coco_url``), PACO, EntitySeg, PartImageNet and
+    ADE20K come with: polygons or run lengths, ids that are numbers or text and need not be those in the file names,
+    no ``iscrowd``. An image keeps the id that the file gives it.
+
+    Entries have ``img_path``, ``img_name``, ``img_root``, ``img_id``, ``height``, ``width`` and ``instances`` as
+    `UnSAMImageFolder` gives them, each instance also with ``area`` as the file states it, by which COCO sorts objects
+    into small, medium and large. Crowds have ``ignore_flag`` 1. Objects without a mask, which some files have, are left
+    out.
+
+    Args:
+        ann_file: The COCO file, relative to `data_root`.
+        data_root: Folder of the data set.
+        data_prefix: Subfolder of the images, under the key ``img``. Where an image is not found under the name that
+            the file gives it, its folders are left out: an LVIS file works with one flat folder too.
+        homepage: Where the data can be had, for messages.
+        **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ...
+
+    Raises:
+        UnSAMError: If `ann_file` is not given.
+        StoreError: If the file is missing, broken or of another form.
+        ImageError: If its images are not in the folder; only the first and the last are looked for.
+    """
+
+    def __init__(
+        self,
+        ann_file: str = '',
+        data_root: str = '',
+        data_prefix: dict[str, str] | None = None,
+        homepage: str = '',
+        **kwargs: Any,
+    ) -> None:
+        if not ann_file:
+            raise UnSAMError('ann_file is empty; set it to a COCO file')
+        self.homepage = homepage
+        self._index: CocoIndex
+        self._without_folders = False
+        prefix = {'img': ''} if data_prefix is None else data_prefix
+        super().__init__(ann_file=str(ann_file), data_root=str(data_root or ''), data_prefix=prefix, **kwargs)
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that image names are relative to."""
+        return Path(self.data_prefix['img'])
+
+    def count_entries(self) -> int:
+        """Reads where everything is, and looks for the first and the last image."""
+        where = f'; get it from {self.homepage}' if self.homepage else ''
+        if not Path(self.ann_file).is_file():
+            raise StoreError(f'{self.ann_file}: no such file; expected a COCO file, set data_root or ann_file{where}')
+        self._index = CocoIndex(self.ann_file)
+        names = [self._index.image(number)[1] for number in (0, len(self._index) - 1)]
+        if not all((self.image_root / name).is_file() for name in names):
+            self._without_folders = True
+            if not all((self.image_root / PurePosixPath(name).name).is_file() for name in names):
+                raise ImageError(
+                    f'{self.image_root}: holds no {names[0]} or no {names[1]}, which {self.ann_file} lists; '
+                    f'set data_root, or data_prefix.img for the folder of the images below it{where}'
+                )
+        return len(self._index)
+
+    def read_entry(self, position: int) -> dict[str, Any]:
+        """See `LazyDataset`."""
+        image_id, name, height, width = self._index.image(position)
+        name = PurePosixPath(name).name if self._without_folders else name
+        annotations = [one for one in self._index.annotations(position) if one.get('segmentation')]
+        try:
+            instances = [as_instance(one) | {'area': _area_of(one)} for one in annotations]
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f'{self.ann_file}, image {image_id}: {error}') from error
+        return {
+            'img_path': str(self.image_root / name),
+            'img_name': name,
+            'img_root': str(self.image_root),
+            'img_id': image_id,
+            'height': height,
+            'width': width,
+            'instances': instances,
+        }
+
+
+def _area_of(annotation: dict[str, Any]) -> float:
+    """As the file states it; NaN where it does not."""
+    area = annotation.get('area')
+    return math.nan if area is None else float(area)

@@ -1,0 +1,182 @@
+"""Pipeline steps that set, join and limit the masks of an image, as run lengths."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmdet.registry import TRANSFORMS
+from mmengine.logging import print_log
+
+from unsam_mm.coco_files.segmentations import read_rles
+from unsam_mm.datasets.rle_masks import RleMasks
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.pseudo_masks.label_merge import GROUND_TRUTH_IOU, without_overlap
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+_LABELS = ('gt_masks', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
+_MIN_POLYGON = 6  # numbers: three corners
+
+
+@TRANSFORMS.register_module()
+class UnSAMLoadMasks(BaseTransform):
+    """Sets the ground truth of an image from its ``instances``, without drawing a mask.
+
+    Stands for `LoadAnnotations(with_bbox=True, with_mask=True)`, which draws all masks of the whole image. Sets
+    ``gt_masks`` (`RleMasks`), ``gt_bboxes`` (`HorizontalBoxes` of the masks), ``gt_bboxes_labels`` (N,) zeros,
+    ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a list with the area in pixels of each
+    mask that is not ignored, as its file states it, else that of its pixels. Polygons with fewer than three corners, and masks without any pixel,
+    are left out.
+
+    Args:
+        at_original_size: Give masks of the original image even if it was resized meanwhile. For test pipelines, where
+            metrics measure at the original size. Otherwise this step must come before any geometric one.
+    """
+
+    def __init__(self, at_original_size: bool = False) -> None:
+        self.at_original_size = at_original_size
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Adds the masks to `results`.
+
+        Raises:
+            UnSAMError: If the image was flipped, cropped or resized before.
+            StoreError: If a mask is malformed or does not fit the image.
+        """
+        if not self.at_original_size:
+            check_untouched(results, type(self).__name__)
+        height, width = results['ori_shape']
+        drawable = [(one, mask) for one in results['instances'] if (mask := _without_lines(one['mask']))]
+        records = [
+            {'image_id': results.get('img_name', results['img_path']), 'id': number, 'segmentation': mask}
+            for number, (_, mask) in enumerate(drawable)
+        ]
+        try:
+            masks = RleMasks(read_rles(records, (height, width)), height, width)
+        except StoreError:
+            raise
+        except UnSAMError as error:
+            raise StoreError(str(error)) from error
+        drawn = masks.areas
+        filled = np.flatnonzero(drawn)
+        ignored = np.array([bool(drawable[i][0]['ignore_flag']) for i in filled], bool)
+        set_masks(results, masks[filled], ignored)
+        if self.at_original_size:
+            stated = np.array([drawable[i][0].get('area', np.nan) for i in filled], np.float64)
+            results['gt_areas'] = np.where(np.isnan(stated), drawn[filled], stated)[~ignored].tolist()
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(at_original_size={self.at_original_size})'
+
+
+@TRANSFORMS.register_module()
+class UnSAMPlusMasks(BaseTransform):
+    """Adds to the human masks of an image the pseudo-masks that overlap none of them: UnSAM+, while training.
+
+    Needs what `UnSAMLoadMasks` sets, and comes before geometric steps. Crowd regions count as any other mask. An image
+    without pseudo-masks keeps its human ones, and is logged.
+
+    Args:
+        max_iou: A pseudo-mask with a larger IoU with any human mask is left out. Source: UnSAM, section 3.4.
+        pseudo_masks_root: Folder written by ``python -m unsam_mm generate``; by default that of the data set.
+
+    Raises:
+        UnSAMError: If `max_iou` lies outside [0, 1].
+    """
+
+    def __init__(self, max_iou: float = GROUND_TRUTH_IOU, pseudo_masks_root: str = '') -> None:
+        if not 0 <= max_iou <= 1:
+            raise UnSAMError(f'max_iou must lie in [0, 1], got {max_iou}')
+        self.max_iou = max_iou
+        self.pseudo_masks_root = str(pseudo_masks_root)
+        self._reported: set[str] = set()
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Adds the pseudo-masks to `results`.
+
+        Raises:
+            UnSAMError: If no folder is known, or the image was flipped, cropped or resized before.
+            StoreError: If the pseudo-masks are broken or of another size than the image.
+        """
+        check_untouched(results, type(self).__name__)
+        root = self.pseudo_masks_root or results.get('pseudo_masks_root')
+        if not root:
+            raise UnSAMError('UnSAMPlusMasks needs pseudo_masks_root, here or in the data set')
+        store, name, human = PseudoMaskStore(root), results['img_name'], results['gt_masks']
+        if not store.has(name):
+            if name not in self._reported:
+                self._reported.add(name)
+                print_log(f'{root}: no pseudo-masks for {name}; human masks alone', 'current', logging.WARNING)
+            return results
+        pseudo = store.read(name)
+        if tuple(pseudo.size_hw) != human.size_hw:
+            raise StoreError(
+                f'{name}: pseudo-masks in {root} are {pseudo.size_hw[0]} x {pseudo.size_hw[1]} px, '
+                f'the image is {human.size_hw[0]} x {human.size_hw[1]}; generate them again with --overwrite'
+            )
+        added = RleMasks(without_overlap(pseudo, human.rles, self.max_iou).rles, *human.size_hw)
+        ignored = np.append(results['gt_ignore_flags'], np.zeros(len(added), bool))
+        set_masks(results, RleMasks.cat([human, added]), ignored)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(max_iou={self.max_iou}, pseudo_masks_root={self.pseudo_masks_root!r})'
+
+
+@TRANSFORMS.register_module()
+class UnSAMCapMasks(BaseTransform):
+    """Keeps at most so many of the masks, drawn at random; crowds are not counted and stay.
+
+    Comes after the crop, so that what a crop cuts away is not counted. Chance is NumPy's, as in MMDetection's
+    transforms, which the runner's ``randomness`` seeds in each process.
+
+    Args:
+        max_masks: UnSAM's paper trains with 200, its released code with 500.
+
+    Raises:
+        UnSAMError: If `max_masks` is not positive.
+    """
+
+    def __init__(self, max_masks: int = 200) -> None:
+        if max_masks < 1:
+            raise UnSAMError(f'max_masks must be positive, got {max_masks}')
+        self.max_masks = max_masks
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Takes masks, boxes, labels and flags out of `results`; those that stay keep their order."""
+        ignored = results['gt_ignore_flags']
+        counted = np.flatnonzero(~ignored)
+        if len(counted) > self.max_masks:
+            drawn = np.random.permutation(counted)[: self.max_masks]  # noqa: NPY002  (the generator that the runner seeds)
+            kept = np.sort(np.append(drawn, np.flatnonzero(ignored)))
+            for key in _LABELS:
+                results[key] = results[key][kept]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(max_masks={self.max_masks})'
+
+
+def set_masks(results: dict[str, Any], masks: RleMasks, ignored: np.ndarray | None = None) -> None:
+    """Sets masks, their boxes, labels 0 and flags; none is ignored unless `ignored`, (N,) bool, says so."""
+    results['gt_masks'] = masks
+    results['gt_bboxes'] = masks.get_bboxes('hbox')
+    results['gt_bboxes_labels'] = np.zeros(len(masks), np.int64)
+    results['gt_ignore_flags'] = np.zeros(len(masks), bool) if ignored is None else ignored
+
+
+def check_untouched(results: dict[str, Any], step: str) -> None:
+    """Raises `UnSAMError` if masks of the original image would not fit the image as it is now."""
+    if results.get('flip') or tuple(results['img_shape']) != tuple(results['ori_shape']):
+        raise UnSAMError(
+            f'{results["img_path"]}: flipped or resized before {step}, so masks would not fit; move it in '
+            'front of the geometric transforms, or set at_original_size=True in a test pipeline'
+        )
+
+
+def _without_lines(mask: Any) -> Any:
+    """Polygons with three corners or more; run lengths as they are."""
+    return [polygon for polygon in mask if len(polygon) >= _MIN_POLYGON] if isinstance(mask, list) else mask

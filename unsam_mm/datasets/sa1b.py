@@ -1,0 +1,124 @@
+"""SA-1B, and every other folder with one JSON file an image."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mmdet.registry import DATASETS
+
+from unsam_mm.datasets.image_folder import as_instance, name_hash
+from unsam_mm.datasets.lazy import LazyDataset
+from unsam_mm.datasets.name_index import NameIndex, open_index
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.files import read_json
+from unsam_mm.images import IMAGE_SUFFIXES
+from unsam_mm.pseudo_masks.store import MANIFEST
+
+LABELS = ('human', 'pseudo', 'both')
+_SUFFIX = '.json'
+
+
+@DATASETS.register_module()
+class UnSAMSA1B(LazyDataset):
+    """Images with one label file each, in any number of subfolders: SA-1B's own, or those of ``generate``.
+
+    SA-1B names the labels of ``sa_1.jpg`` ``sa_1.json``; ``python -m unsam_mm generate`` names them ``sa_1.jpg.json``.
+    Each label file stands for an image; images without one are left out. Start-up maps a sorted index of the names
+    (see `unsam_mm.datasets.name_index.open_index`, also for how a changed folder is noticed), so its time and memory do
+    not depend on how many there are. Label files are read when their image is wanted.
+
+    Entries have ``img_path``, ``img_name`` (posix path relative to the image folder), ``img_root``, ``img_id``,
+    ``height``, ``width`` and ``instances``, as `UnSAMImageFolder` gives them, and ``pseudo_masks_root`` where it is set.
+
+    Args:
+        data_root: Folder of the images.
+        data_prefix: Subfolders, by default none: ``img`` of the images and ``ann`` of SA-1B's label files.
+        labels: 'human': SA-1B's files. 'pseudo': those in `pseudo_masks_root`. 'both', for UnSAM+: human ones, to which
+            `UnSAMPlusMasks` in the pipeline adds pseudo-masks.
+        pseudo_masks_root: Folder written by ``generate``, for 'pseudo' and 'both'.
+        index_file: Where the index is kept instead of the cache.
+        reindex: List the folder anew, whether it seems to have changed or not.
+        homepage: Where the data can be had, for messages.
+        **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ... An integer for `indices` takes the first
+            images by name.
+
+    Raises:
+        UnSAMError: If `labels` is unknown or a folder that it needs is not given.
+        StoreError: If a folder is missing or holds no label files.
+    """
+
+    def __init__(
+        self,
+        data_root: str = '',
+        data_prefix: dict[str, str] | None = None,
+        labels: str = 'human',
+        pseudo_masks_root: str = '',
+        index_file: str | None = None,
+        reindex: bool = False,
+        homepage: str = '',
+        **kwargs: Any,
+    ) -> None:
+        if labels not in LABELS:
+            raise UnSAMError(f'labels must be one of {LABELS}, got {labels!r}')
+        if not data_root:
+            raise UnSAMError('data_root is empty; set it to the folder of the images')
+        if labels != 'human' and not pseudo_masks_root:
+            raise UnSAMError(
+                f"labels={labels!r} needs pseudo_masks_root, a folder written by 'python -m unsam_mm generate IMAGES FOLDER'"
+            )
+        self.labels = labels
+        self.pseudo_masks_root = str(pseudo_masks_root)
+        self.index_file = index_file
+        self.reindex = reindex
+        self.homepage = homepage
+        self._index: NameIndex
+        prefix = {'img': '', 'ann': ''} | (data_prefix or {})
+        super().__init__(data_root=str(data_root), data_prefix=prefix, **kwargs)
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that image names are relative to."""
+        return Path(self.data_prefix['img'])
+
+    @property
+    def label_root(self) -> Path:
+        """The folder of the label files."""
+        return Path(self.pseudo_masks_root if self.labels == 'pseudo' else self.data_prefix['ann'])
+
+    def count_entries(self) -> int:
+        """Opens the index."""
+        root, where = self.label_root, f'; get it from {self.homepage}' if self.homepage else ''
+        if not root.is_dir():
+            raise StoreError(f'{root}: no such folder; expected one JSON file an image{where}')
+        path = Path(self.index_file) if self.index_file else None
+        self._index = open_index(root, _SUFFIX, path, self.reindex, leave_out=MANIFEST)
+        if not len(self._index):
+            raise StoreError(f'{root}: no label files; expected one JSON file an image, such as sa_1.json{where}')
+        return len(self._index)
+
+    def read_entry(self, position: int) -> dict[str, Any]:
+        """See `LazyDataset`."""
+        label = self._index[position]
+        path = self.label_root / f'{label}{_SUFFIX}'
+        content = read_json(path)
+        try:
+            image, annotations = content['image'], content['annotations']
+            name = label
+            if not label.lower().endswith(IMAGE_SUFFIXES):  # SA-1B's way
+                name = str(PurePosixPath(label).with_name(PurePosixPath(image['file_name']).name))
+            entry = {
+                'img_path': str(self.image_root / name),
+                'img_name': name,
+                'img_root': str(self.image_root),
+                'img_id': image.get('image_id', name_hash(name)),
+                'height': image['height'],
+                'width': image['width'],
+                'instances': [as_instance(annotation) for annotation in annotations],
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f'{path}: not a label file ({type(error).__name__}: {error}); expected "image" with "file_name", '
+                '"height" and "width", and "annotations"; remove it or make it again'
+            ) from error
+        return entry | ({'pseudo_masks_root': self.pseudo_masks_root} if self.pseudo_masks_root else {})

@@ -1,0 +1,153 @@
+"""COCO records of one image as masks, checked, in the order in which COCO's protocol looks at them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from unsam_mm.coco_files.segmentations import read_rles
+from unsam_mm.errors import UnSAMError
+from unsam_mm.rle import Rle
+
+Record = Mapping[str, Any]
+SizeHW = tuple[int | None, int | None]
+"""Height and width of an image in pixels; None where they are not known."""
+
+_NAMED_IN_MESSAGES = 3
+
+
+@dataclass(frozen=True)
+class Masks:
+    """N masks of one image.
+
+    Attributes:
+        rles: Run lengths.
+        drawn: (N,) float64 pixels of each mask.
+        areas: (N,) float64 pixels by which masks are sorted into small, medium and large.
+        scores: (N,) float64; zeros for truths.
+        is_crowd: (N,) bool; all False for detections.
+    """
+
+    rles: list[Rle]
+    drawn: np.ndarray
+    areas: np.ndarray
+    scores: np.ndarray
+    is_crowd: np.ndarray
+
+
+def group_by_image(records: Sequence[Record], image_ids: Mapping[Any, Any], what: str) -> dict[Any, list[Record]]:
+    """Records by image id; in one image sorted by category, which is how pycocotools orders equals.
+
+    Args:
+        records: COCO annotations or results.
+        image_ids: The ids that may occur, as keys.
+        what: Name of a record for messages.
+
+    Raises:
+        UnSAMError: If a record is incomplete, or of no image of these.
+    """
+    groups: dict[Any, list[Record]] = defaultdict(list)
+    for index, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise UnSAMError(f'{what} {index} is of type {type(record).__name__}; expected a dictionary')
+        missing = [key for key in ('image_id', 'segmentation') if key not in record]
+        if missing:
+            raise UnSAMError(f'{what} {index} has no {" and no ".join(missing)}; it has {sorted(record)}')
+        if not isinstance(record['image_id'], Hashable):
+            raise UnSAMError(f'{what} {index} has the image_id {record["image_id"]}; expected a number or text')
+        groups[record['image_id']].append(record)
+    unknown = sorted(str(image_id) for image_id in groups.keys() - image_ids.keys())
+    if unknown:
+        raise UnSAMError(
+            f'{what}s name {len(unknown)} image ids that the ground truth does not list '
+            f'({some(unknown)}); use predictions and ground truth of the same data set'
+        )
+    for image_id, group in groups.items():
+        try:
+            group.sort(key=lambda record: record.get('category_id', 1))
+        except TypeError as error:
+            raise UnSAMError(f'image {image_id}: the {what}s have category_id of several types ({error})') from error
+    return groups
+
+
+def read_images(
+    predictions: Sequence[Record], ground_truth: Mapping[str, Any], max_det: int
+) -> Iterator[tuple[Any, Masks, Masks]]:
+    """Image id, detections and truths of every image of a COCO dictionary, sorted by id as pycocotools has it.
+
+    The order of the images decides between equal scores.
+
+    Raises:
+        UnSAMError: If a record is incomplete, a mask does not fit its image, or a prediction belongs to no image.
+    """
+    sizes = {image['id']: (image.get('height'), image.get('width')) for image in ground_truth['images']}
+    truths = group_by_image(ground_truth['annotations'], sizes, 'ground-truth annotation')
+    found = group_by_image(predictions, sizes, 'prediction')
+    for image_id in sorted(sizes):
+        yield image_id, *read_image(found.get(image_id, []), truths.get(image_id, []), sizes[image_id], max_det)
+
+
+def read_image(
+    predictions: Sequence[Record], truths: Sequence[Record], size_hw: SizeHW, max_det: int
+) -> tuple[Masks, Masks]:
+    """The `max_det` best-scored predictions of one image, best first, and its truths in their order.
+
+    Raises:
+        UnSAMError: If a mask is malformed or of another size than the image, or a score is missing.
+    """
+    detections, references = _read_detections(predictions, size_hw, max_det), _read_truths(truths, size_hw)
+    sizes = {tuple(rle['size']) for masks in (detections, references) for rle in masks.rles}
+    if len(sizes) > 1:
+        image_id = truths[0]['image_id'] if truths else predictions[0]['image_id']
+        raise UnSAMError(f'image {image_id}: predictions and ground truth differ in height or width ({sorted(sizes)})')
+    return detections, references
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, for messages."""
+    return ', '.join(names[:_NAMED_IN_MESSAGES]) + (', ...' if len(names) > _NAMED_IN_MESSAGES else '')
+
+
+def _read_detections(records: Sequence[Record], size_hw: SizeHW, max_det: int) -> Masks:
+    scores = _read_numbers(records, 'score')
+    if not np.isfinite(scores).all():
+        image_id = records[0]['image_id']
+        raise UnSAMError(
+            f'image {image_id}: {int((~np.isfinite(scores)).sum())} predictions have no finite score; every record needs one'
+        )
+    order = np.argsort(-scores, kind='stable')[:max_det]
+    rles = read_rles([records[i] for i in order], size_hw)
+    drawn = _drawn_areas(rles)
+    return Masks(rles, drawn, drawn, scores[order], np.zeros(len(order), bool))
+
+
+def _read_truths(records: Sequence[Record], size_hw: SizeHW) -> Masks:
+    rles = read_rles(records, size_hw)
+    drawn = _drawn_areas(rles)
+    # A file may give the area of the object before it was cut or simplified; COCO sorts by that figure.
+    areas = _read_numbers(records, 'area')
+    areas = np.where(np.isnan(areas), drawn, areas)
+    is_crowd = np.array([bool(record.get('iscrowd', 0)) for record in records], bool)
+    return Masks(rles, drawn, areas, np.zeros(len(rles)), is_crowd)
+
+
+def _read_numbers(records: Sequence[Record], key: str) -> np.ndarray:
+    """A field of the records of one image, (N,) float64; NaN where it is absent or null."""
+    values = (record.get(key) for record in records)
+    try:
+        return np.array([math.nan if value is None else float(value) for value in values], np.float64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise UnSAMError(
+            f'image {records[0]["image_id"]}: a {key} is not a number ({error}); correct the file'
+        ) from error
+
+
+def _drawn_areas(rles: Sequence[Rle]) -> np.ndarray:
+    # One by one: pycocotools fails on lists of more than 255 masks with NumPy 2.
+    return np.array([coco_mask.area(rle) for rle in rles], np.float64)
