@@ -59,16 +59,17 @@ def train(args: argparse.Namespace) -> None:
     """Trains, and saves the weights as ``latest.pth``.
 
     Raises:
-        UnSAMError: If the config cannot be read, or an option needs a CUDA device and there is none.
+        UnSAMError: If the config cannot be read, the checkpoint to resume from does not exist, or an option needs a
+            CUDA device and there is none.
     """
     config = load_config(args)
     if args.amp:
         _check_device('--amp')
         config.optim_wrapper.type = 'AmpOptimWrapper'
-        config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    elif config.optim_wrapper.type == 'AmpOptimWrapper':
+        _check_device("optim_wrapper.type='AmpOptimWrapper'", 'set optim_wrapper.type=OptimWrapper')
     if args.resume:
-        config.resume = True
-        config.load_from = None if args.resume == 'auto' else args.resume
+        _resume(config, args.resume)
     runner = build_runner(config)
     # Until this training ends, its state is what `last_checkpoint` names, not the weights of an earlier one.
     Path(runner.work_dir, LATEST).unlink(missing_ok=True)
@@ -80,7 +81,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Reads the config that `args.config` names and applies the common options.
 
     Raises:
-        UnSAMError: If there is no such file, an option is not KEY=VALUE, or a launcher finds no CUDA device.
+        UnSAMError: If there is no such file, an option is not KEY=VALUE, or the launcher did not start this process.
     """
     from unsam_mm._mmcv_ops import ensure_mmcv_ops
     from unsam_mm.errors import UnSAMError
@@ -90,16 +91,16 @@ def load_config(args: argparse.Namespace) -> Config:
     ensure_mmcv_ops()
     from mmengine.config import Config
 
-    from unsam_mm.engine import resolve_data_root
+    from unsam_mm.engine import join_cpu_processes, resolve_data_root
 
-    if args.launcher != 'none':
-        _check_device(f'--launcher {args.launcher}')  # MMEngine has no distributed training on CPUs
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     name = args.config.stem
     config = Config.fromfile(args.config)
     config.merge_from_dict(_read_options(args.cfg_options))
     resolve_data_root(config)
     config.launcher = args.launcher
+    if args.launcher != 'none' and not _has_accelerator():
+        join_cpu_processes(config)
     config.work_dir = str(args.work_dir or config.get('work_dir') or Path('work_dirs', name))
     config.experiment_name = config.get('experiment_name') or name
     # The runner leaves a copy of the config in the work dir, under the name of the file that it was read from. Below
@@ -157,13 +158,33 @@ def _is_path(key: str, value: str) -> bool:
     return is_meant and value != '' and Path(value).exists()
 
 
-def _check_device(option: str) -> None:
+def _has_accelerator() -> bool:
+    from mmengine.device import get_device
+
+    return get_device() not in ('cpu', 'mps')
+
+
+def _check_device(option: str, remedy: str = 'leave the option out') -> None:
     from mmengine.device import get_device
 
     from unsam_mm.errors import UnSAMError
 
-    if get_device() in ('cpu', 'mps'):
-        raise UnSAMError(f'{option} needs a CUDA device, found {get_device()} only; leave the option out')
+    if not _has_accelerator():
+        raise UnSAMError(f'{option} needs a CUDA device, found {get_device()} only; {remedy}')
+
+
+def _resume(config: Config, checkpoint: str) -> None:
+    """Names the checkpoint to go on from; a training that was stopped before its first one begins again."""
+    from unsam_mm.engine import find_resumable
+    from unsam_mm.errors import UnSAMError
+
+    path = find_resumable(config.work_dir) if checkpoint == 'auto' else Path(checkpoint)
+    if path is None:
+        print(f'{config.work_dir}: no checkpoint yet; training starts from the beginning')
+    elif not path.is_file():
+        raise UnSAMError(f'{path}: no such checkpoint; give a .pth file of a training, or --resume alone for the last')
+    else:
+        config.load_from, config.resume = str(path), True
 
 
 def _save_latest(runner: Runner) -> None:

@@ -9,7 +9,8 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=10),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1000, max_keep_ckpts=1),  # and at the end
+    # And at the end. Two are kept: one is whole while the other is written.
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1000, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     # mim test ... --cfg-options default_hooks.visualization.draw=True draws the best masks of each image.
     visualization=dict(type='DetVisualizationHook', draw=False, interval=1, score_thr=0.0),

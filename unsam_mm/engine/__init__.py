@@ -1,11 +1,24 @@
-"""What surrounds the model in a run: where the images are, pictures of its masks, and the score that it starts from."""
+"""What surrounds the model in a run: the train loop and its resuming, self-training, where the images are, pictures."""
 
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 
 ensure_mmcv_ops()
 
 from unsam_mm.engine.data_root import UnSAMDataRootHook, resolve_data_root  # noqa: E402
+from unsam_mm.engine.distributed import join_cpu_processes  # noqa: E402
 from unsam_mm.engine.first_evaluation import UnSAMFirstEvaluationHook  # noqa: E402
+from unsam_mm.engine.resume import find_resumable  # noqa: E402
+from unsam_mm.engine.self_training import UnSAMSelfTrainingHook  # noqa: E402
+from unsam_mm.engine.train_loop import UnSAMTrainLoop  # noqa: E402
 from unsam_mm.engine.visualizer import UnSAMVisualizer  # noqa: E402
 
-__all__ = ['UnSAMDataRootHook', 'UnSAMFirstEvaluationHook', 'UnSAMVisualizer', 'resolve_data_root']
+__all__ = [
+    'UnSAMDataRootHook',
+    'UnSAMFirstEvaluationHook',
+    'UnSAMSelfTrainingHook',
+    'UnSAMTrainLoop',
+    'UnSAMVisualizer',
+    'find_resumable',
+    'join_cpu_processes',
+    'resolve_data_root',
+]

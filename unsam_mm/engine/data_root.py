@@ -1,8 +1,8 @@
-"""Carries `data_root` and `ann_file` from the top of a config to the datasets and metrics that need them.
+"""Carries `data_root`, `ann_file` and `pseudo_masks_root` from the top of a config to what needs them.
 
 MMEngine evaluates a text config before it merges ``--cfg-options``, so ``data_root=/my/images`` on the command line
-changes the variable and none of the places that were computed from it. In the configs of this package datasets name
-no `data_root` of their own, and get the top-level one when all options have been merged.
+changes the variable and none of the places that were computed from it. In the configs of this package, datasets that
+are the user's own name no `data_root`, and get the top-level one when all options have been merged.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _EVALUATORS = ('val_evaluator', 'test_evaluator')
 def resolve_data_root(cfg: Config) -> None:
     """Hands on what the top level of a config says about the images; in place, any number of times.
 
-    `data_root` goes to each UnSAM dataset that has none, `ann_file` to each of them that validates or tests and to each
-    UnSAM metric that has none; a value written there by hand wins. With the top-level `ann_file`, every
+    `data_root` goes to each UnSAM dataset that has none, `pseudo_masks_root` to each that reads pseudo-masks and has none,
+    `ann_file` to each that validates or tests and to each UnSAM metric that has none; a value written there by hand wins.
+    With the top-level `ann_file`, every
     image that it lists is tested, also those that training sees without their masks. Where there is an `ann_file`,
     test pipelines lose `UnSAMPseudoMasks`, whose masks nobody would read.
 
@@ -70,8 +71,12 @@ def _located(ann_file: str, data_root: str | None) -> str:
 def _unresolved(cfg: Config) -> Iterator[tuple[dict, str, Any]]:
     """Each (dict, name, value) that `resolve_data_root` would set."""
     for loader in ('train_dataloader', *_TEST_DATALOADERS):
-        names = ('data_root', 'ann_file') if loader in _TEST_DATALOADERS else ('data_root',)
         for dataset in _ours((cfg.get(loader) or {}).get('dataset')):
+            names = ['data_root']
+            if loader in _TEST_DATALOADERS:
+                names.append('ann_file')
+            if dataset.get('labels') in ('pseudo', 'both'):
+                names.append('pseudo_masks_root')
             yield from ((dataset, name, cfg[name]) for name in names if name in cfg and name not in dataset)
     for evaluators in _EVALUATORS:
         for evaluator in _ours(cfg.get(evaluators)):

@@ -1,6 +1,6 @@
 # A few minutes on two CPU cores.
 max_iters = 300
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1000)  # and at the end
+train_cfg = dict(type='UnSAMTrainLoop', max_iters=max_iters, val_interval=1000)  # and at the end
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

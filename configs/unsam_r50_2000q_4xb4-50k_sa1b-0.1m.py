@@ -1,0 +1,13 @@
+# UnSAM, ResNet-50, 0.1 million images of SA-1B with pseudo-masks. The paper trains 8 epochs; the released yaml has 200,000
+# iterations whatever the number of images, which would be 32 epochs here.
+_base_ = [
+    '_base_/models/unsam_r50.py',
+    '_base_/datasets/sa1b.py',
+    '_base_/datasets/benchmark_coco.py',
+    '_base_/schedules/unsam_50k.py',
+    '_base_/gpu_runtime.py',
+]
+# Written by: python -m unsam_mm convert dino_resnet50 weights/dino_resnet50.pth
+dino = dict(type='Pretrained', checkpoint='weights/dino_resnet50.pth')
+model = dict(backbone=dict(init_cfg=dict(_delete_=True, **dino)))
+val_dataloader = val_cfg = val_evaluator = None  # as published, no evaluation between; `mim test` does it afterwards

@@ -1,0 +1,227 @@
+"""What a round of self-training makes of the labels, and which weights it asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS, DefaultScope
+from mmengine.runner import Runner
+
+from tests.test_engine.runs import equal
+from unsam_mm.datasets import UnSAMImageFolder, UnSAMSA1B
+from unsam_mm.engine import UnSAMSelfTrainingHook, resolve_data_root
+from unsam_mm.engine.label_place import label_place
+from unsam_mm.engine.round_labels import RoundLabels, join_labels
+from unsam_mm.engine.self_training import fingerprint
+from unsam_mm.errors import UnSAMError
+from unsam_mm.files import write_json
+from unsam_mm.mask_set import MaskSet
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+
+def squares(*boxes: tuple[int, int, int, int], scores: list[float]) -> MaskSet:
+    """Rectangles x0, y0, x1, y1 in an image of 40 x 60 px."""
+    masks = np.zeros((len(boxes), 40, 60), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return MaskSet.from_bitmaps(masks, np.array(scores))
+
+
+class TestJoinedLabels:
+    old = squares((0, 0, 30, 30), (5, 5, 15, 15), (35, 5, 55, 25), scores=[0.9, 0.8, 0.6])
+
+    def test_are_sure_predictions_and_old_labels_that_overlap_none_of_them(self):
+        predicted = squares((36, 5, 55, 25), (0, 0, 20, 20), scores=[0.75, 0.65])
+        joined = join_labels(predicted, self.old, 0.7, 0.5)
+        expected = [predicted.to_bitmaps()[0], *self.old.to_bitmaps()[:2]]
+        assert np.array_equal(joined.to_bitmaps(), expected)
+
+    def test_put_predictions_first_whatever_old_labels_scored(self):
+        joined = join_labels(squares((36, 5, 55, 25), scores=[0.75]), self.old, 0.7, 0.5)
+        assert joined.scores == pytest.approx([0.75, 0.63, 0.56])
+        assert list(np.argsort(-joined.scores)) == [0, 1, 2]
+
+    def test_keep_the_tree_of_the_old_labels(self):
+        joined = join_labels(squares((36, 5, 55, 25), scores=[0.75]), self.old, 0.7, 0.5)
+        assert joined.parents.tolist() == [-1, -1, 1]
+
+    def test_are_the_old_ones_where_no_prediction_is_sure(self):
+        joined = join_labels(squares((36, 5, 55, 25), scores=[0.7]), self.old, 0.7, 0.5)
+        assert np.array_equal(joined.to_bitmaps(), self.old.to_bitmaps())
+
+
+class TestLabelPlace:
+    @pytest.fixture(autouse=True)
+    def _scope(self):
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            yield
+
+    @pytest.fixture
+    def folders(self, tiny_data: Path, tmp_path: Path) -> SimpleNamespace:
+        """The tiny images with one human mask each, in SA-1B's form, and a second folder of pseudo-masks."""
+        old, new = PseudoMaskStore(tiny_data / 'labels'), PseudoMaskStore(tmp_path / 'new')
+        for name in old.names():
+            masks = old.read(name)
+            new.write(name, masks[:1])
+            image = {'file_name': name, 'image_id': 1, 'height': masks.size_hw[0], 'width': masks.size_hw[1]}
+            human = masks[1:2].to_coco(1)
+            write_json(tmp_path / 'human' / f'{name[:-4]}.json', {'image': image, 'annotations': human})
+        return SimpleNamespace(images=tiny_data / 'images', human=tmp_path / 'human', old=old.root, new=new.root)
+
+    @staticmethod
+    def count(dataset: UnSAMSA1B) -> list[int]:
+        return [len(dataset[index]['gt_bboxes']) for index in range(len(dataset))]
+
+    def test_of_sa1b_with_pseudo_masks_is_its_folder(self, folders: SimpleNamespace):
+        pipeline = [dict(type='UnSAMLoadImage'), dict(type='UnSAMLoadMasks')]
+        options = {'labels': 'pseudo', 'pseudo_masks_root': str(folders.old), 'pipeline': pipeline}
+        dataset = UnSAMSA1B(data_root=str(folders.images), **options)
+        place = label_place(dataset)
+        entry = dataset.get_data_info(0)
+        assert len(place.read(entry, (entry['height'], entry['width']))) == len(entry['instances']) > 1
+        place.folder = str(folders.new)
+        assert self.count(dataset) == [1] * len(dataset)
+
+    def test_of_unsam_plus_leaves_human_masks_as_they_are(self, folders: SimpleNamespace):
+        pipeline = [dict(type=name) for name in ('UnSAMLoadImage', 'UnSAMLoadMasks', 'UnSAMPlusMasks')]
+        options = {'labels': 'both', 'pseudo_masks_root': str(folders.old), 'pipeline': pipeline}
+        dataset = UnSAMSA1B(
+            data_prefix={'img': str(folders.images), 'ann': str(folders.human)}, data_root='/', **options
+        )
+        before = self.count(dataset)
+        label_place(dataset).folder = str(folders.new)
+        assert self.count(dataset) == [2] * len(dataset)
+        assert min(before) > 2
+
+    def test_of_images_without_pseudo_masks_is_refused(self, folders: SimpleNamespace):
+        dataset = UnSAMImageFolder(data_root=str(folders.images), pipeline=[dict(type='UnSAMLoadImage')])
+        with pytest.raises(UnSAMError, match='found UnSAMImageFolder and 0 UnSAMPseudoMasks'):
+            label_place(dataset)
+
+
+class TestWeights:
+    """A round after two of three iterations."""
+
+    @pytest.fixture
+    def run(self, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.chdir(tiny_data)
+        states = []
+        label = UnSAMSelfTrainingHook._label
+
+        def spy(hook, runner, number):
+            states.append({name: value.clone() for name, value in runner.model.state_dict().items()})
+            label(hook, runner, number)
+            states.append({name: value.clone() for name, value in runner.model.state_dict().items()})
+
+        monkeypatch.setattr(UnSAMSelfTrainingHook, '_label', spy)
+
+        def run(weights: str, **changes) -> str:
+            """Trains; the fingerprint of the weights that labelled. The trained ones are the same after as before."""
+            config = Config.fromfile('tiny.py')
+            hook = dict(type='UnSAMSelfTrainingHook', at_iters=[2], weights=weights, min_score=0.2)
+            config.merge_from_dict({'train_cfg.max_iters': 3, 'train_dataloader.num_workers': 0})
+            config.update({name: value for name, value in changes.items() if '.' not in name})
+            config.merge_from_dict({name: value for name, value in changes.items() if '.' in name})
+            config.train_dataloader.persistent_workers = False
+            config.custom_hooks = [*config.custom_hooks, hook]
+            config.update(work_dir=str(tmp_path), experiment_name=tmp_path.name)
+            resolve_data_root(config)
+            runner = Runner.from_cfg(config)
+            runner.train()
+            assert equal(*states)
+            return RoundLabels(tmp_path / 'self_training' / 'round_1', 0.2, 0.5).weights
+
+        return run
+
+    @staticmethod
+    def checkpoint(path: Path) -> dict:
+        return torch.load(path, weights_only=False)
+
+    @pytest.mark.slow
+    def test_current_ones_are_those_of_the_checkpoint_before_the_round(self, run, tmp_path: Path):
+        assert run('current') == fingerprint(self.checkpoint(tmp_path / 'self_training_1.pth')['state_dict'])
+
+    @pytest.mark.slow
+    def test_averaged_ones_are_those_that_validation_takes(self, run, tmp_path: Path):
+        ema = dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.5)
+        labelled = run('averaged', custom_hooks=[ema])
+        checkpoint = self.checkpoint(tmp_path / 'self_training_1.pth')
+        assert labelled == fingerprint(checkpoint['state_dict'])  # where MMEngine puts averages
+        assert not equal(checkpoint['state_dict'], dict(checkpoint['ema_state_dict']))
+
+    @pytest.mark.slow
+    def test_best_ones_are_those_of_the_best_checkpoint(self, run, tmp_path: Path):
+        config = Config.fromfile('tiny.py')
+        changes = {
+            'train_cfg.val_interval': 1,
+            'val_cfg': dict(type='ValLoop'),
+            'val_dataloader': config.test_dataloader,
+            'val_evaluator': dict(type='FirstIsBest'),
+            'default_hooks.checkpoint.save_best': 'score',
+            'default_hooks.checkpoint.rule': 'greater',
+        }
+        labelled = run('best', **changes)
+        best = list(tmp_path.glob('best_*.pth'))
+        assert [path.name for path in best] == ['best_score_iter_1.pth']
+        assert labelled == fingerprint(self.checkpoint(best[0])['state_dict'])
+
+    def test_unknown_ones_are_refused(self):
+        with pytest.raises(UnSAMError, match=r"weights must be one of \('current', 'averaged', 'best'\), got 'ema'"):
+            UnSAMSelfTrainingHook(at_iters=[1], weights='ema')
+
+
+@pytest.mark.parametrize('at_iters', [[], [5, 5], [7, 5], [-1]])
+def test_iterations_that_do_not_rise_are_refused(at_iters):
+    with pytest.raises(UnSAMError, match='at_iters must be rising iterations from 0 on'):
+        UnSAMSelfTrainingHook(at_iters=at_iters)
+
+
+class TestRoundLabels:
+    masks = squares((0, 0, 30, 30), scores=[0.9])
+
+    @pytest.fixture
+    def labels(self, tmp_path: Path) -> RoundLabels:
+        """A round of which one image is done."""
+        labels = RoundLabels(tmp_path / 'round_1', 0.7, 0.5)
+        labels.begin('a', SimpleNamespace(folder=''), 1)
+        labels.add('x.png', self.masks, self.masks)
+        return labels
+
+    def test_of_the_same_weights_go_on(self, labels: RoundLabels):
+        labels.begin('a', SimpleNamespace(folder=''), 1)
+        assert labels.store.names() == ['x.png']
+        assert not labels.is_complete
+        labels.end()
+        assert labels.is_complete
+
+    def test_of_other_weights_are_made_anew(self, labels: RoundLabels):
+        labels.end()
+        labels.begin('b', SimpleNamespace(folder=''), 1)
+        assert labels.store.names() == []
+        assert (labels.weights, labels.is_complete) == ('b', False)
+
+    def test_say_that_people_had_a_part_where_the_old_ones_say_so(self, labels: RoundLabels, tmp_path: Path):
+        write_json(labels.folder / 'unsam.json', {'supervised': True})
+        second = RoundLabels(tmp_path / 'round_2', 0.7, 0.5)
+        second.begin('b', SimpleNamespace(folder=str(labels.folder)), 1)
+        assert second.store.supervised
+
+
+@METRICS.register_module()
+class FirstIsBest(BaseMetric):
+    """A score that falls with each validation."""
+
+    rounds = 0
+
+    def process(self, data_batch, data_samples) -> None:
+        self.results.append(0)
+
+    def compute_metrics(self, results) -> dict[str, float]:
+        self.rounds += 1
+        return {'score': -self.rounds}

@@ -1,0 +1,92 @@
+"""Where a training data set takes its pseudo-masks from, and how they are exchanged while training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from unsam_mm.datasets import UnSAMPseudoMasks, UnSAMSA1B
+from unsam_mm.errors import UnSAMError
+from unsam_mm.mask_set import MaskSet
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+
+class LabelPlace(Protocol):
+    """The pseudo-masks of a data set.
+
+    Attributes:
+        folder: Folder in the form that ``generate`` writes; set it to exchange the labels. Empty where they are found
+            on first sight.
+    """
+
+    folder: str
+
+    def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
+        """All labels of an image of this size, or None if it is not trained on.
+
+        Args:
+            entry: The data set's entry of the image.
+            size_hw: Height and width in pixels.
+        """
+
+
+def label_place(dataset: Dataset) -> LabelPlace:
+    """The place of a data set's labels.
+
+    Raises:
+        UnSAMError: If it has no pseudo-masks that could be exchanged.
+    """
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    steps = [step for step in steps if isinstance(step, UnSAMPseudoMasks)]
+    if len(steps) == 1:
+        return _OfStep(steps[0])
+    if isinstance(dataset, UnSAMSA1B) and dataset.labels != 'human':
+        return _OfDataset(dataset)
+    raise UnSAMError(
+        'self-training replaces pseudo-masks: those of one UnSAMPseudoMasks in train_dataloader.dataset.pipeline, or of '
+        f"UnSAMSA1B(labels='pseudo') or 'both'; found {type(dataset).__name__} and {len(steps)} UnSAMPseudoMasks"
+    )
+
+
+def name_of(entry: dict[str, Any]) -> str:
+    """The name under which the labels of an image are kept."""
+    return entry['img_name'] if 'img_root' in entry and 'img_name' in entry else Path(entry['img_path']).name
+
+
+class _OfStep:
+    def __init__(self, step: UnSAMPseudoMasks) -> None:
+        self._step = step
+
+    @property
+    def folder(self) -> str:
+        return self._step.precomputed or ''
+
+    @folder.setter
+    def folder(self, folder: str) -> None:
+        self._step.precomputed = folder
+
+    def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
+        return self._step.find({**entry, 'ori_shape': size_hw})
+
+
+class _OfDataset:
+    """Of `UnSAMSA1B`. Human masks, where it has them too, stay as they are."""
+
+    def __init__(self, dataset: UnSAMSA1B) -> None:
+        self._dataset = dataset
+
+    @property
+    def folder(self) -> str:
+        return self._dataset.pseudo_masks_root
+
+    @folder.setter
+    def folder(self, folder: str) -> None:
+        # The list of names stays: a round labels all images, under the names that they have.
+        self._dataset.pseudo_masks_root = folder
+
+    def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet:
+        store, name = PseudoMaskStore(self.folder), name_of(entry)
+        return store.read(name) if store.has(name) else MaskSet.from_bitmaps(np.zeros((0, *size_hw), bool))

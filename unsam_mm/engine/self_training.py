@@ -1,0 +1,215 @@
+"""Self-training: the model labels the images that it is trained on, and training goes on with the better labels.
+
+Source: UnSAM, section 3.3: predictions with a score above 0.7 become labels; of the old labels those stay that overlap
+none of them by an IoU above 0.5.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import HOOKS
+from mmengine.dist import barrier, is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, load_checkpoint
+
+from unsam_mm.engine.label_place import label_place
+from unsam_mm.engine.resume import POINTER
+from unsam_mm.engine.round_labels import RoundLabels, label_images
+from unsam_mm.engine.train_loop import UnSAMTrainLoop
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.files import atomic_writer
+from unsam_mm.pseudo_masks.label_merge import SELF_TRAINING_IOU, SELF_TRAINING_SCORE
+
+WEIGHTS = ('current', 'averaged', 'best')
+_LABELLING_STEPS = ('UnSAMPseudoMasks', 'UnSAMLoadMasks', 'UnSAMPlusMasks', 'LoadAnnotations')
+_STATE = 'unsam_self_training'
+
+
+@HOOKS.register_module()
+class UnSAMSelfTrainingHook(Hook):
+    """Between two iterations, labels all training images anew with the model; training goes on with the new labels.
+
+    The labels of round n lie below ``self_training/round_n`` in the work dir, one file an image, in the form that
+    ``python -m unsam_mm generate`` writes, so other trainings can use them too. They replace the pseudo-masks of
+    `UnSAMPseudoMasks` or `UnSAMSA1B`; human masks stay. Each round starts from the labels of the one before.
+
+    A round that was interrupted goes on, when training is resumed, with the images that have no file yet: before it
+    starts, the model is saved as ``self_training_n.pth``. Labels tell which weights predicted them, so labels that an
+    earlier training left in the same work dir are made again, not taken. Each process of a distributed training
+    predicts its share of the images.
+
+    Args:
+        at_iters: Iterations before which a round takes place, rising. 0 is before the first one: this is the second
+            round of a published recipe, whose `load_from` names the checkpoint of the first.
+        weights: What predicts: 'current'; 'averaged' (as in validation with MMEngine's `EMAHook`); or 'best' (the
+            checkpoint that `CheckpointHook(save_best=...)` keeps).
+        min_score: Predictions with a larger score become labels.
+        max_iou: An old label with a larger IoU with any of them is left out.
+        pipeline: How an image is loaded for prediction. By default that of the test dataloader, without its labels.
+        num_workers: Processes that load images meanwhile. By default those of the train dataloader.
+
+    Raises:
+        UnSAMError: If `at_iters` is empty or does not rise, or `weights` is unknown.
+    """
+
+    priority = 'LOWEST'  # after the iteration's schedules and its regular checkpoint
+
+    def __init__(
+        self,
+        at_iters: Sequence[int],
+        weights: str = 'current',
+        min_score: float = SELF_TRAINING_SCORE,
+        max_iou: float = SELF_TRAINING_IOU,
+        pipeline: list[dict] | None = None,
+        num_workers: int | None = None,
+    ) -> None:
+        self.at_iters = list(at_iters)
+        if not self.at_iters or self.at_iters != sorted({*self.at_iters}) or self.at_iters[0] < 0:
+            raise UnSAMError(f'at_iters must be rising iterations from 0 on, got {at_iters}')
+        if weights not in WEIGHTS:
+            raise UnSAMError(f'weights must be one of {WEIGHTS}, got {weights!r}')
+        self.weights = weights
+        self.min_score = min_score
+        self.max_iou = max_iou
+        self.pipeline = pipeline
+        self.num_workers = num_workers
+
+    def before_train(self, runner: Runner) -> None:
+        """Takes up the labels of the last round that began, and ends that round if it was interrupted.
+
+        Raises:
+            UnSAMError: If the train loop is another one, or the training images have no pseudo-masks to replace.
+            StoreError: If training is resumed behind a round whose labels are gone.
+        """
+        if not isinstance(runner.train_loop, UnSAMTrainLoop):
+            raise UnSAMError("UnSAMSelfTrainingHook needs train_cfg.type='UnSAMTrainLoop'")
+        label_place(runner.train_loop.dataset)
+        number = bisect.bisect_right(self.at_iters, runner.iter)
+        if number == 0:
+            return
+        if self.at_iters[number - 1] == runner.iter:
+            if number > 1:  # a round's old labels are those of the round before
+                self._take_up(runner, number - 1)
+            self._label(runner, number)
+        self._take_up(runner, number)
+        runner.train_loop.restart_data(0)  # MMEngine skips what was trained on
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Does a round if one is due before the next iteration."""
+        iteration = runner.iter + 1
+        if iteration not in self.at_iters or iteration == runner.max_iters:
+            return
+        number = self.at_iters.index(iteration) + 1
+        self._save(runner, number, iteration)
+        self._label(runner, number)
+        self._take_up(runner, number)
+        runner.train_loop.restart_data(iteration)
+
+    def _label(self, runner: Runner, number: int) -> None:
+        """Makes the labels of a round, or those that are missing, and notes in the run's state whose they are."""
+        labels, dataset = self._labels(runner, number), runner.train_loop.dataset
+        old = label_place(dataset)
+        with self._predicting(runner):
+            weights = fingerprint(_module(runner.model).state_dict())
+            runner.message_hub.update_info(_STATE, {**_predictors(runner), str(number): weights})
+            if is_main_process():
+                labels.begin(weights, old, len(dataset))
+            barrier()
+            if not labels.is_complete:
+                runner.logger.info(f'Self-training round {number}: labels go to {labels.folder}')
+                label_images(
+                    runner.model,
+                    dataset,
+                    old,
+                    self.pipeline or _image_pipeline(runner.cfg),
+                    labels,
+                    self._workers(runner),
+                )
+                barrier()  # all shares are done
+                if is_main_process():
+                    runner.logger.info(f'Self-training round {number}: {labels.end()}')
+                barrier()
+
+    def _take_up(self, runner: Runner, number: int) -> None:
+        labels = self._labels(runner, number)
+        expected = _predictors(runner).get(str(number))
+        if not labels.is_complete or labels.weights != expected:
+            raise StoreError(
+                f'{labels.folder}: not the labels that this training made in round {number}; put them back, or resume '
+                f'from self_training_{number}.pth, with which they are made again'
+            )
+        label_place(runner.train_loop.dataset).folder = str(labels.folder)
+
+    def _labels(self, runner: Runner, number: int) -> RoundLabels:
+        folder = Path(runner.work_dir, 'self_training', f'round_{number}').resolve()
+        return RoundLabels(folder, self.min_score, self.max_iou)
+
+    def _workers(self, runner: Runner) -> int:
+        return runner.train_dataloader.num_workers if self.num_workers is None else self.num_workers
+
+    def _save(self, runner: Runner, number: int, iteration: int) -> None:
+        """A checkpoint from which this very round goes on; the note about it is written when it is whole."""
+        name = f'self_training_{number}.pth'
+        runner.save_checkpoint(runner.work_dir, name, meta={'iter': iteration}, by_epoch=False)
+        if is_main_process():
+            with atomic_writer(Path(runner.work_dir, POINTER)) as file:
+                file.write(str(Path(runner.work_dir, name).resolve()))
+
+    @contextmanager
+    def _predicting(self, runner: Runner) -> Iterator[None]:
+        """Puts the weights that predict into the model, in evaluation mode, and the current ones back."""
+        runner.model.eval()
+        if self.weights == 'averaged':
+            hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+            if not hooks:
+                raise UnSAMError("UnSAMSelfTrainingHook(weights='averaged') needs an EMAHook in custom_hooks")
+            hooks[0].before_test_epoch(runner)
+            yield
+            hooks[0].after_test_epoch(runner)
+        elif self.weights == 'best':
+            best = runner.message_hub.runtime_info.get('best_ckpt')
+            if best is None:
+                raise UnSAMError(
+                    "UnSAMSelfTrainingHook(weights='best'): there is no best checkpoint yet; set save_best in "
+                    'default_hooks.checkpoint, and validate before the round'
+                )
+            module = _module(runner.model)
+            current = {name: value.cpu().clone() for name, value in module.state_dict().items()}
+            load_checkpoint(module, str(best), map_location='cpu', strict=True)
+            yield
+            module.load_state_dict(current)
+        else:
+            yield
+        runner.model.train()
+
+
+def _image_pipeline(cfg: Any) -> list[dict]:
+    return [step for step in cfg.test_dataloader.dataset.pipeline if step['type'] not in _LABELLING_STEPS]
+
+
+def _predictors(runner: Runner) -> dict[str, str]:
+    """Fingerprint of the weights that predicted, by round; a part of every checkpoint."""
+    return runner.message_hub.runtime_info.get(_STATE, {})
+
+
+def _module(model: torch.nn.Module) -> torch.nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """Tells models apart by their weights, whatever devices these are on."""
+    digest = hashlib.blake2b(digest_size=12)
+    for name, value in weights.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,150 @@
+"""Training that goes on after a kill as if there had been none: every random number depends on its place alone.
+
+MMEngine stores weights, optimizer and schedules, but not the states of the random generators, of which each process and
+each dataloader worker has several. Here nothing needs to be stored: augmentations draw from a seed made of the run's
+seed, the rank and the number of the image in the stream; the model, from one of the run's seed, the rank and the
+iteration.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import broadcast_object_list, get_rank
+from mmengine.registry import DATA_SAMPLERS, DATASETS, LOOPS
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from unsam_mm.errors import UnSAMError
+
+_DATA, _MODEL = 0, 1
+
+
+@LOOPS.register_module()
+class UnSAMTrainLoop(IterBasedTrainLoop):
+    """`IterBasedTrainLoop` whose resumed run sees the images, crops and sampling points that it would have seen.
+
+    Losses are equal to the last bit where the kernels are deterministic, as they are on a CPU, and where the number of
+    processes and the batch size stay. Any number of workers will do.
+
+    Args:
+        runner: The runner.
+        dataloader: Config of the train dataloader, with an `InfiniteSampler`.
+        max_iters: Iterations to train.
+        **kwargs: Passed to `IterBasedTrainLoop`: val_interval, val_begin, dynamic_intervals.
+
+    Raises:
+        UnSAMError: If the sampler is another one, or there is a batch sampler.
+    """
+
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_iters: int, **kwargs: Any) -> None:
+        if not isinstance(dataloader, dict) or dataloader.get('batch_sampler') is not None:
+            raise UnSAMError('UnSAMTrainLoop needs the config of a train_dataloader without batch_sampler')
+        dataset = DATASETS.build(dataloader['dataset'])
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+        self._settings = {key: value for key, value in dataloader.items() if key != 'dataset'}
+        self._seed = _shared_seed(runner)
+        super().__init__(runner, self._loader(runner, dataset), max_iters, **kwargs)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The training images, in this process. What is changed here reaches workers with `restart_data`."""
+        return self.dataloader.dataset.dataset
+
+    def run(self) -> torch.nn.Module:
+        """Trains. The seed of a resumed run is known only now."""
+        self._seed = _shared_seed(self.runner)
+        self.restart_data(0)  # the base class skips what was trained on
+        return super().run()
+
+    def run_iter(self, data_batch: Any) -> None:
+        """One iteration, which draws the same numbers whatever happened before."""
+        seed_generators(self._seed, get_rank(), _MODEL, self._iter)
+        super().run_iter(data_batch)
+
+    def restart_data(self, iteration: int) -> None:
+        """Starts the workers anew, each with the data set as it is now; what they had read ahead is given up.
+
+        Args:
+            iteration: The iteration that the next batch is for.
+        """
+        self.dataloader = self._loader(self.runner, self.dataset)
+        self.dataloader.sampler.skip(iteration * self.dataloader.batch_size)
+        self.dataloader_iterator = type(self.dataloader_iterator)(self.dataloader)
+
+    def _loader(self, runner: Runner, dataset: Dataset) -> DataLoader:
+        sampler = self._settings['sampler']
+        sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=self._seed))
+        if not isinstance(sampler, InfiniteSampler):
+            raise UnSAMError(
+                f'UnSAMTrainLoop cannot continue {type(sampler).__name__}; '
+                "set train_dataloader.sampler=dict(type='InfiniteSampler', shuffle=True)"
+            )
+        parts = {'dataset': _SeededDataset(dataset, self._seed), 'sampler': _NumberedSampler(sampler)}
+        return runner.build_dataloader({**self._settings, **parts}, seed=self._seed)
+
+
+def seed_generators(*numbers: int) -> None:
+    """Puts the generators of Python, NumPy and torch, on every device, into the state that these numbers stand for."""
+    state = np.random.SeedSequence(numbers).generate_state(4)
+    random.seed(state.tobytes())
+    np.random.seed(state)  # noqa: NPY002  (what the transforms of MMCV and MMDetection draw from)
+    torch.manual_seed(int(state[:2].view(np.uint64)[0]) >> 1)
+
+
+def _shared_seed(runner: Runner) -> int:
+    """The seed of the first process; with ``randomness.diff_rank_seed`` each would have its own."""
+    seeds = [runner.seed]
+    broadcast_object_list(seeds)
+    return seeds[0]
+
+
+class _NumberedSampler(Sampler):
+    """Gives (number in this rank's stream, index of the image)."""
+
+    def __init__(self, sampler: InfiniteSampler) -> None:
+        self.sampler = sampler
+        self._first = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return itertools.islice(enumerate(self.sampler), self._first, None)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def skip(self, count: int) -> None:
+        """Starts at this number; indices are drawn, images are not read. MMEngine calls it on resuming."""
+        self._first = count
+
+    def __deepcopy__(self, memo: dict) -> _NumberedSampler:
+        return self  # the runner copies the config that holds this, and generators cannot be copied
+
+
+class _SeededDataset(Dataset):
+    """A data set whose entries do not depend on what was loaded before, or by which worker."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset = dataset
+        self._numbers = (seed, get_rank(), _DATA)
+
+    def __getitem__(self, numbered: tuple[int, int]) -> Any:
+        number, index = numbered
+        seed_generators(*self._numbers, number)
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __deepcopy__(self, memo: dict) -> _SeededDataset:
+        return self  # nor should a list of a million images be
+
+    @property
+    def metainfo(self) -> dict:
+        return getattr(self.dataset, 'metainfo', {})
