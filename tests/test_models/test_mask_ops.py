@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures.mask import mask2bbox
+from torch.nn.functional import interpolate
 
 from unsam_mm.models import mask_ops
 from unsam_mm.rle import decode_rles
@@ -28,26 +29,48 @@ def test_run_lengths_hold_the_same_pixels_as_the_masks(masks):
     assert np.array_equal(decode_rles(mask_ops.rles_of_masks(masks), (7, 9)), masks.numpy())
 
 
-def test_the_confidence_of_an_empty_mask_is_zero_and_of_others_the_mean_probability_inside():
-    logits = torch.tensor([[[2.0, -1.0]], [[-3.0, -1.0]]])
-    confidence = mask_ops.foreground_confidence(logits, logits > 0)
-    torch.testing.assert_close(confidence, torch.tensor([torch.tensor(2.0).sigmoid(), 0.0]))
+def test_areas_and_boxes_of_run_lengths_are_those_of_the_masks(masks):
+    masks = masks.repeat(80, 1, 1)  # pycocotools fails on more than 255 areas
+    areas, boxes = mask_ops.areas_and_boxes_of_rles(mask_ops.rles_of_masks(masks))
+    assert areas.tolist() == masks.sum(dim=(1, 2)).tolist()
+    assert torch.equal(boxes, mask_ops.boxes_of_masks(masks))
+
+
+def test_no_masks_have_no_run_lengths_and_no_boxes():
+    rles = mask_ops.rles_of_masks(torch.zeros(0, 7, 9, dtype=torch.bool))
+    areas, boxes = mask_ops.areas_and_boxes_of_rles(rles)
+    assert rles == []
+    assert (areas.shape, boxes.shape) == ((0,), (0, 4))
+
+
+def test_only_foreground_pixels_add_to_the_sum_of_probabilities():
+    logits = torch.tensor([[[2.0, -1.0], [0.0, 1e-9]], [[-3.0, -1.0], [-0.5, -9.0]]])
+    expected = [torch.tensor(2.0).sigmoid() + 0.5, 0.0]
+    torch.testing.assert_close(mask_ops.foreground_sums_(logits), torch.tensor(expected))
 
 
 def test_padding_is_cut_off_before_masks_are_scaled_to_the_original_image():
     # The image fills the left half of the batch; only the padding is positive.
     logits = torch.full((1, 8, 8), -5.0)
     logits[:, :, 4:] = 5.0
-    (full,) = mask_ops.full_size_logits(logits, batch_hw=(32, 32), image_hw=(32, 14), output_hw=(64, 28))
+    full = mask_ops.full_size_logits(logits, batch_hw=(32, 32), image_hw=(32, 14), output_hw=(64, 28))
     assert full.shape == (1, 64, 28)
     assert (full < 0).all()
 
 
-def test_chunks_give_what_one_piece_gives(monkeypatch):
-    logits = torch.randn(5, 8, 12)
-    sizes = {'batch_hw': (32, 48), 'image_hw': (30, 40), 'output_hw': (45, 60)}
-    (whole,) = mask_ops.full_size_logits(logits, **sizes)
-    monkeypatch.setattr(mask_ops, '_CHUNK_VALUES', 2 * 45 * 60)
-    chunks = list(mask_ops.full_size_logits(logits, **sizes))
-    assert [len(chunk) for chunk in chunks] == [2, 2, 1]
-    assert torch.equal(torch.cat(chunks), whole)
+def test_logits_are_resized_as_mmdet_resizes_them():
+    logits = torch.randn(2, 8, 12)
+    full = mask_ops.full_size_logits(logits, batch_hw=(32, 48), image_hw=(30, 40), output_hw=(45, 60))
+    padded = interpolate(logits[:, None], size=(32, 48), mode='bilinear', align_corners=False)
+    expected = interpolate(padded[:, :, :30, :40], size=(45, 60), mode='bilinear', align_corners=False)
+    torch.testing.assert_close(full, expected[:, 0])
+
+
+def test_logits_lie_column_by_column_so_that_run_lengths_need_no_copy():
+    masks = mask_ops.full_size_logits(torch.randn(3, 8, 8), (32, 32), (32, 32), (32, 32)) > 0
+    assert masks.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize(('side', 'expected'), [(1024, 8), (512, 32), (4096, 1)])
+def test_fewer_masks_are_upsampled_at_once_when_they_are_larger(side, expected):
+    assert mask_ops.masks_at_once((side, side), (side, side), (side, side)) == expected

@@ -9,8 +9,10 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.runner.checkpoint import load_state_dict
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.models import point_targets
 from unsam_mm.rle import decode_rles
 
 CLASS_AGNOSTIC = {'num_things_classes': 1, 'num_stuff_classes': 0}
@@ -191,22 +193,114 @@ def test_predictions_equal_those_of_mmdets_mask2former(stock_and_ours, photo, ma
         torch.testing.assert_close(one.pred_instances.bboxes, theirs.bboxes)
 
 
-def test_training_losses_equal_those_of_mmdets_mask2former(model_config, photo, make_sample):
+@pytest.fixture
+def same_points(monkeypatch, model_config):
+    """Leaves nothing to chance: k points are the same for every mask, in whatever order and portions they are drawn."""
+    model_config.mask_head.pixel_decoder.encoder.layer_cfg.self_attn_cfg.dropout = 0.0
+    draw = torch.rand
+
+    def rand(*size, **options):
+        count, k, _ = size[0] if isinstance(size[0], tuple) else size
+        return draw((1, k, 2), generator=torch.Generator().manual_seed(k)).repeat(count, 1, 1)
+
+    monkeypatch.setattr(torch, 'rand', rand)
+
+
+def losses_and_gradients(head, levels, samples):
+    head.zero_grad()
+    losses = head.loss(levels, copy.deepcopy(samples))
+    sum(losses.values()).sum().backward()
+    return losses, {name: weight.grad.clone() for name, weight in head.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize('points_at_once', [2**21, 2000])
+def test_training_losses_and_gradients_equal_those_of_mmdets_mask2former(
+    model_config, photo, make_sample, same_points, monkeypatch, points_at_once
+):
+    monkeypatch.setattr(point_targets, '_CHUNK_POINTS', points_at_once)
     ours = build(model_config)
     head = copy.deepcopy(model_config.mask_head)
     head.update(type='Mask2FormerHead', train_cfg=model_config.train_cfg, **CLASS_AGNOSTIC)
     head.loss_cls = {'type': 'CrossEntropyLoss', 'loss_weight': 2.0, 'class_weight': [1.0, 0.1]}
     stock = MODELS.build(head)
     stock.load_state_dict(ours.mask_head.state_dict(), strict=True)
-    data = batch(ours, [photo], [make_sample(regions(photo))], training=True)
-    levels = ours.extract_feat(data['inputs'])
-    losses = []
-    for one in (ours.mask_head, stock):
-        torch.manual_seed(5)
-        losses.append(one.loss(levels, data['data_samples']))
-    assert losses[0].keys() == losses[1].keys()
-    for name, loss in losses[0].items():
-        torch.testing.assert_close(loss, losses[1][name], rtol=1e-4, atol=1e-5)
+    cut = photo[:, :80, :100]  # padded in the batch
+    data = batch(ours, [photo, cut], [make_sample(regions(photo)), make_sample(regions(cut, 3))], training=True)
+    levels = [level.detach() for level in ours.extract_feat(data['inputs'])]
+    losses, gradients = losses_and_gradients(ours.mask_head, levels, data['data_samples'])
+    expected, expected_gradients = losses_and_gradients(stock, levels, data['data_samples'])
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name].squeeze(), rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        largest = expected_gradients[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-4 * largest + 1e-6)
+
+
+@pytest.mark.parametrize(('drop_loss_iou', 'kept'), [(0.0, 1), (0.999, 0)])
+def test_pairs_that_hardly_overlap_have_no_mask_losses_where_drop_loss_is_on(
+    model_config, photo, make_sample, same_points, drop_loss_iou, kept
+):
+    model = build(model_config)
+    data = batch(model, [photo], [make_sample(regions(photo))], training=True)
+    default = model(**copy.deepcopy(data), mode='loss')
+    model.mask_head.drop_loss_iou = drop_loss_iou
+    losses = model(**data, mode='loss')
+    for name, loss in losses.items():
+        expected = default[name] if name.endswith('cls') else kept * default[name]
+        torch.testing.assert_close(loss, expected)
+
+
+def test_drop_loss_wants_an_overlap(model_config):
+    model_config.train_cfg.drop_loss_iou = 1.5
+    with pytest.raises(UnSAMError, match=r'drop_loss_iou must be in \[0, 1\) or None, got 1.5'):
+        MODELS.build(model_config)
+
+
+def test_half_precision_trains_and_predicts(model_config, photo, make_sample):
+    model = build(model_config)
+    sample = make_sample(regions(photo))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model(**batch(model, [photo], [sample], training=True), mode='loss')
+        sum(losses.values()).backward()
+        with torch.no_grad():
+            (found,) = model.eval()(**batch(model, [photo], [sample]), mode='predict')
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(torch.isfinite(w.grad).all() for w in model.parameters() if w.grad is not None)
+    assert len(found.pred_instances) > 0
+    assert found.pred_instances.scores.dtype == torch.float32
+
+
+class LargestResult(TorchDispatchMode):
+    """The most values that any step gave, the GEMMs' included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, step, types, arguments=(), options=None):
+        result = step(*arguments, **(options or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+def test_nothing_has_the_size_of_the_masks_of_all_queries(model_config, photo, make_sample):
+    model_config.mask_head.num_queries = 400
+    model_config.mask_head.transformer_decoder.layer_cfg.ffn_cfg.feedforward_channels = 128
+    model_config.test_cfg.max_per_image = 5
+    model = build(model_config)
+    sample = make_sample(regions(photo))
+    all_masks = 400 * (photo.shape[1] // 4) * (photo.shape[2] // 4)
+    levels = model.extract_feat(batch(model, [photo], [sample])['inputs'])
+    with LargestResult() as training:
+        model.mask_head.loss(levels, batch(model, [photo], [sample], training=True)['data_samples'])
+    with LargestResult() as prediction, torch.no_grad():
+        model.mask_head.predict(levels, batch(model, [photo], [sample])['data_samples'])
+    assert training.numel < all_masks
+    assert prediction.numel < all_masks
 
 
 def test_a_checkpoint_of_another_model_is_refused(model_config):

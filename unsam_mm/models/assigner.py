@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmdet.models.task_modules.assigners import HungarianAssigner
+from mmdet.models.task_modules.assigners import CrossEntropyLossCost, HungarianAssigner
 from mmdet.registry import TASK_UTILS
+from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.nn.functional import softplus
 
 _WORST_COST = 1e5
 """Far above any real cost (weighted sums stay below about 1e3), and harmless when a few of them are added."""
 
+_CHUNK_VALUES = 2**22
+"""Values of predictions that a cost looks at together: 16 MB, 334 predictions at the paper's 12544 points."""
+
 
 class _FiniteCost:
-    """A match cost in float32 whose NaN and infinite entries are replaced by very bad finite ones."""
+    """A match cost in float32, a few predictions at a time, in which NaN and infinity become very bad finite costs."""
 
     def __init__(self, cost: Any) -> None:
-        self.cost = cost
+        self.cost = _cross_entropy(cost.weight) if type(cost) is CrossEntropyLossCost else cost
 
-    def __call__(self, **instances: Any) -> Tensor:
-        return torch.nan_to_num(
-            self.cost(**instances).float(), nan=_WORST_COST, posinf=_WORST_COST, neginf=-_WORST_COST
-        )
+    def __call__(self, pred_instances: InstanceData, gt_instances: InstanceData, **others: Any) -> Tensor:
+        values = max(field[0].numel() for field in pred_instances.values())
+        step = max(1, _CHUNK_VALUES // values)
+        chunks = [pred_instances[start : start + step] for start in range(0, len(pred_instances), step)]
+        costs = [self.cost(pred_instances=chunk, gt_instances=gt_instances, **others).float() for chunk in chunks]
+        return torch.nan_to_num(torch.cat(costs), nan=_WORST_COST, posinf=_WORST_COST, neginf=-_WORST_COST)
+
+
+def _cross_entropy(weight: float) -> Callable[..., Tensor]:
+    """`CrossEntropyLossCost` with one matrix product instead of two: entropy is softplus(logit) - logit * truth."""
+
+    def cost(pred_instances: InstanceData, gt_instances: InstanceData, **unused: Any) -> Tensor:
+        logits, truth = pred_instances.masks.flatten(1).float(), gt_instances.masks.flatten(1).float()
+        return (softplus(logits).sum(1, keepdim=True) - logits @ truth.T) * (weight / logits.shape[1])
+
+    return cost
 
 
 @TASK_UTILS.register_module()
 class UnSAMHungarianAssigner(HungarianAssigner):
-    """`HungarianAssigner` with finite costs.
+    """`HungarianAssigner` with finite costs, in chunks.
 
     Half precision overflows in the mask costs of large images, and SciPy's solver then stops the whole training with
     "matrix contains invalid numeric entries". Here such a prediction is matched last, and training goes on.

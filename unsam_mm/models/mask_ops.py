@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
+import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, threshold_
 
-from unsam_mm.rle import Rle, encode_bitmaps
+from unsam_mm.rle import Rle
 
-_CHUNK_VALUES = 2**25
-"""Logits held at once at full resolution: 128 MiB in float32, 32 masks of 1024 x 1024."""
+_CHUNK_VALUES = 2**23
+"""Logits held at once at full resolution: 32 MiB in float32, 8 masks of 1024 x 1024."""
+
+
+def masks_at_once(batch_hw: tuple[int, int], image_hw: tuple[int, int], output_hw: tuple[int, int]) -> int:
+    """How many masks `full_size_logits` may be given; its arguments are the same."""
+    return max(1, _CHUNK_VALUES // max(batch_hw[0] * batch_hw[1], output_hw[0] * output_hw[1]))
 
 
 def full_size_logits(
     logits: Tensor, batch_hw: tuple[int, int], image_hw: tuple[int, int], output_hw: tuple[int, int]
-) -> Iterator[Tensor]:
-    """Yields the logits of consecutive queries in output pixels.
+) -> Tensor:
+    """(N, *output_hw) logits in output pixels; they lie in memory column by column, as COCO's run lengths go.
 
     Args:
         logits: (N, h, w) mask logits of one image, in the frame of the padded batch.
         batch_hw: Height and width in pixels of the padded batch.
         image_hw: Height and width in pixels of this image in the batch; what lies beyond is padding and is cut off.
         output_hw: Height and width in pixels wanted.
-
-    Yields:
-        (n, *output_hw) logits; the n add up to N.
     """
-    n_values = max(batch_hw[0] * batch_hw[1], output_hw[0] * output_hw[1])
-    for chunk in logits.split(max(1, _CHUNK_VALUES // n_values)):
-        padded = interpolate(chunk[:, None], size=batch_hw, mode='bilinear', align_corners=False)
-        unpadded = padded[:, :, : image_hw[0], : image_hw[1]]
-        if image_hw != output_hw:
-            unpadded = interpolate(unpadded, size=output_hw, mode='bilinear', align_corners=False)
-        yield unpadded[:, 0]
+    padded = interpolate(logits.transpose(1, 2)[:, None], size=batch_hw[::-1], mode='bilinear', align_corners=False)
+    unpadded = padded[:, :, : image_hw[1], : image_hw[0]]
+    if image_hw != output_hw:
+        unpadded = interpolate(unpadded, size=output_hw[::-1], mode='bilinear', align_corners=False)
+    return unpadded[:, 0].transpose(1, 2)
 
 
-def foreground_confidence(logits: Tensor, masks: Tensor) -> Tensor:
-    """(N,) mean probability inside each mask; 0 for an empty one.
+def foreground_sums_(logits: Tensor) -> Tensor:
+    """(N,) sums of the probabilities of foreground pixels, those of positive logits; overwrites the logits.
 
     Args:
         logits: (N, H, W) mask logits.
-        masks: (N, H, W) bool, where the logits are positive.
     """
-    inside = masks.float()
-    return (logits.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
+    return threshold_(logits, 0.0, float('-inf')).sigmoid_().sum(dim=(1, 2), dtype=torch.float32)
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
@@ -66,6 +64,15 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
 
 def rles_of_masks(masks: Tensor) -> list[Rle]:
     """COCO run lengths of (N, H, W) bool masks on any device."""
-    # COCO walks down columns. Transposing on the device leaves nothing to rearrange on the CPU.
-    columns = masks.transpose(1, 2).contiguous().cpu().numpy()
-    return encode_bitmaps(columns.transpose(0, 2, 1))
+    columns = masks.transpose(1, 2).contiguous().cpu().numpy()  # nothing moves if they are what full_size_logits gave
+    return coco_mask.encode(columns.view(np.uint8).transpose(2, 1, 0)) if len(columns) else []
+
+
+def areas_and_boxes_of_rles(rles: list[Rle]) -> tuple[Tensor, Tensor]:
+    """(N,) areas in pixels and (N, 4) boxes like those of `boxes_of_masks`, float32, without drawing a mask."""
+    if not rles:
+        return torch.zeros(0), torch.zeros(0, 4)
+    boxes = coco_mask.toBbox(rles).astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    areas = np.array([coco_mask.area(rle) for rle in rles], np.float32)  # of more than 255 at once it fails
+    return torch.from_numpy(areas), torch.from_numpy(boxes)

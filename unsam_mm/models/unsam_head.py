@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmdet.models.dense_heads import Mask2FormerHead
 from mmdet.registry import MODELS
-from mmdet.structures import SampleList
+from mmdet.structures import DetDataSample, SampleList
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.models.mask_ops import boxes_of_masks, foreground_confidence, full_size_logits, rles_of_masks
+from unsam_mm.models.attention import use_lean_attention
+from unsam_mm.models.criterion import PointCriterion
+from unsam_mm.models.mask_ops import (
+    areas_and_boxes_of_rles,
+    boxes_of_masks,
+    foreground_sums_,
+    full_size_logits,
+    masks_at_once,
+    rles_of_masks,
+)
+from unsam_mm.models.point_targets import BitMasks
+
+_CHUNK_VALUES = 2**24
+"""Logits for attention held at once: 64 MB in float32."""
 
 MASK_FORMATS = ('rle', 'bitmap')
 
@@ -31,11 +43,13 @@ class UnSAMHead(Mask2FormerHead):
 
     The weights have the names that they have in MMDetection's `Mask2FormerHead`. What differs:
 
-    * Prediction ranks the queries by class logit first and upsamples only the best, a few at a time; masks are kept as
-      run lengths. Upsampling all 2000 queries of one 1024 x 1024 image takes 8 GB.
+    * Prediction ranks the queries by class logit first; only the best have masks, which are formed and upsampled a few
+      at a time and kept as run lengths. Upsampling all 2000 queries of one 1024 x 1024 image takes 8 GB.
+    * Training needs no masks of all queries either, see `PointCriterion`.
     * Every annotated instance counts as an object, whatever its label.
-    * Attention weights, which nobody reads, are not formed, and attention masks are thresholded before they are
-      repeated for each attention head.
+    * The masks of attention are those of the mask feature resized to the level, one for all heads; MMDetection resizes
+      the logits. Both are the same sum in another order: a logit within rounding of 0 can fall on the other side.
+    * Attention weights, which nobody reads, are not formed.
 
     Args:
         in_channels: Channels of the four levels, strides 4, 8, 16 and 32.
@@ -50,12 +64,16 @@ class UnSAMHead(Mask2FormerHead):
         loss_cls: Config of the object loss; its `class_weight` is (object, no object). The paper's by default.
         loss_mask: Config of the per-pixel loss. The paper's by default.
         loss_dice: Config of the dice loss. The paper's by default.
-        train_cfg: `assigner`, `sampler`, and optionally `num_points`, `oversample_ratio`, `importance_sample_ratio`.
+        train_cfg: `assigner`, `sampler` (MMDetection's head builds one; here every matched query counts), and
+            optionally `num_points`, `oversample_ratio`, `importance_sample_ratio` and `drop_loss_iou`: a matched query
+            whose overlap with its object is not above this has no mask losses (None, the default: off, as in the
+            release, which has 0.01 for it).
         test_cfg: `max_per_image` (default 1000) and `mask_format` ('rle', the default, or 'bitmap').
         init_cfg: MMEngine's initialisation.
 
     Raises:
-        UnSAMError: If `test_cfg.mask_format` is unknown, or `loss_cls.class_weight` has not two entries.
+        UnSAMError: If `test_cfg.mask_format` is unknown, `loss_cls.class_weight` has not two entries, or
+            `train_cfg.drop_loss_iou` is no overlap.
     """
 
     def __init__(
@@ -87,6 +105,9 @@ class UnSAMHead(Mask2FormerHead):
         self.mask_format = test_cfg.get('mask_format', 'rle')
         if self.mask_format not in MASK_FORMATS:
             raise UnSAMError(f'UnSAMHead: test_cfg.mask_format must be one of {MASK_FORMATS}, got {self.mask_format!r}')
+        self.drop_loss_iou = (train_cfg or {}).get('drop_loss_iou')
+        if self.drop_loss_iou is not None and not 0 <= self.drop_loss_iou < 1:
+            raise UnSAMError(f'UnSAMHead: train_cfg.drop_loss_iou must be in [0, 1) or None, got {self.drop_loss_iou}')
         super().__init__(
             in_channels=list(in_channels),
             feat_channels=feat_channels,
@@ -106,7 +127,53 @@ class UnSAMHead(Mask2FormerHead):
             test_cfg=test_cfg,
             init_cfg=init_cfg,
         )
-        _drop_attention_weights(self.transformer_decoder)
+        use_lean_attention(self)
+
+    def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> tuple[list[Tensor], list[Tensor]]:
+        """Everything of every prediction, the one before the first layer included; this takes the memory it says.
+
+        Args:
+            x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
+            batch_data_samples: Not used.
+
+        Returns:
+            Class logits, each (B, Q, 2), and mask logits, each (B, Q, H / 4, W / 4).
+        """
+        states, embeds, mask_feature = self._decode(x)
+        masks = [torch.einsum('bqc,bchw->bqhw', embed, mask_feature) for embed in embeds]
+        return [self.cls_embed(state) for state in states], masks
+
+    def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Class, mask and dice loss of every prediction, by name; 'd0.' is the one before the first layer.
+
+        Args:
+            x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
+            batch_data_samples: Hold `gt_instances`, whose `masks` have the frame of the padded batch.
+        """
+        targets = self.preprocess_gt([sample.gt_instances for sample in batch_data_samples])
+        states, embeds, mask_feature = self._decode(x)
+        predictions = [(self.cls_embed(state), embed) for state, embed in zip(states, embeds, strict=True)]
+        layers = self._criterion(predictions, mask_feature, [target.masks for target in targets])
+        prefixes = [f'd{i}.' for i in range(len(layers) - 1)] + ['']
+        return {
+            f'{prefix}{name}': loss
+            for prefix, losses in zip(prefixes, layers, strict=True)
+            for name, loss in zip(('loss_cls', 'loss_mask', 'loss_dice'), losses, strict=True)
+        }
+
+    @property
+    def _criterion(self) -> PointCriterion:
+        return PointCriterion(
+            self.assigner,
+            self.loss_cls,
+            self.loss_mask,
+            self.loss_dice,
+            self.class_weight,
+            self.num_points,
+            self.oversample_ratio,
+            self.importance_sample_ratio,
+            self.drop_loss_iou,
+        )
 
     def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
         """Masks of each image, best first; empty masks are left out.
@@ -121,69 +188,98 @@ class UnSAMHead(Mask2FormerHead):
             `labels` (N,) zeros; `bboxes` (N, 4) x0, y0, x1, y1 in pixels; `masks`, N run-length encodings, or an
             (N, H, W) bool tensor where `test_cfg.mask_format` is 'bitmap'.
         """
-        all_cls_logits, all_mask_logits = self(x, batch_data_samples)
-        return [
-            self._instances(cls_logits, mask_logits, sample.metainfo, rescale)
-            for cls_logits, mask_logits, sample in zip(
-                all_cls_logits[-1], all_mask_logits[-1], batch_data_samples, strict=True
-            )
-        ]
+        states, embeds, mask_feature = self._decode(x)
+        images = zip(self.cls_embed(states[-1]), embeds[-1], mask_feature, batch_data_samples, strict=True)
+        return [self._instances(*image, rescale) for image in images]
 
-    def _instances(self, cls_logits: Tensor, mask_logits: Tensor, meta: dict, rescale: bool) -> InstanceData:
-        """Masks of one image from (Q, 2) class logits and (Q, h, w) mask logits."""
+    def _instances(
+        self, cls_logits: Tensor, embed: Tensor, feature: Tensor, sample: DetDataSample, rescale: bool
+    ) -> InstanceData:
+        """Masks of one image from (Q, 2) class logits, (Q, C) mask embeddings and a (C, h, w) mask feature."""
         probability, queries = cls_logits.softmax(dim=-1)[:, 0].topk(min(self.max_per_image, self.num_queries))
-        image_hw = tuple(meta['img_shape'][:2])
-        output_hw = tuple(meta['ori_shape'][:2]) if rescale else image_hw
-        confidences, boxes, masks = [], [], []
-        for logits in full_size_logits(mask_logits[queries], tuple(meta['batch_input_shape']), image_hw, output_hw):
-            chunk = logits > 0
-            confidences.append(foreground_confidence(logits, chunk))
-            boxes.append(boxes_of_masks(chunk))
-            masks.append(chunk if self.mask_format == 'bitmap' else rles_of_masks(chunk))
-        scores = probability * torch.cat(confidences)
-        boxes = torch.cat(boxes)
-        order = scores.argsort(descending=True, stable=True)
-        order = order[boxes[order, 2] > 0]  # the box of an empty mask ends at 0
-        if self.mask_format == 'bitmap':
-            kept = torch.cat(masks)[order]
+        image_hw = tuple(sample.metainfo['img_shape'][:2])
+        output_hw = tuple(sample.metainfo['ori_shape'][:2]) if rescale else image_hw
+        frames = (tuple(sample.metainfo['batch_input_shape']), image_hw, output_hw)
+        as_bitmap = self.mask_format == 'bitmap'
+        sums, masks = [], []
+        for chunk in embed[queries].split(masks_at_once(*frames)):
+            logits = full_size_logits(torch.einsum('nc,chw->nhw', chunk, feature).float(), *frames)
+            found = logits > 0
+            sums.append(foreground_sums_(logits))
+            masks += [found] if as_bitmap else rles_of_masks(found)
+        if as_bitmap:
+            masks = torch.cat(masks)
+            areas, boxes = masks.sum(dim=(1, 2)), boxes_of_masks(masks)
         else:
-            flat = [rle for chunk in masks for rle in chunk]
-            kept = [flat[i] for i in order.tolist()]
+            areas, boxes = (figures.to(embed.device) for figures in areas_and_boxes_of_rles(masks))
+        scores = probability * torch.cat(sums) / (areas + 1e-6)
+        order = scores.argsort(descending=True, stable=True)
+        order = order[areas[order] > 0]
+        kept = masks[order] if as_bitmap else [masks[i] for i in order.tolist()]
         return InstanceData(scores=scores[order], labels=torch.zeros_like(order), bboxes=boxes[order], masks=kept)
 
-    def preprocess_gt(self, batch_gt_instances: list[InstanceData], batch_gt_semantic_segs: list) -> list[InstanceData]:
-        """Turns annotations into targets: `labels` (N,) zeros and `masks` (N, H, W) bool, in the padded batch's frame.
+    def preprocess_gt(
+        self, batch_gt_instances: list[InstanceData], batch_gt_semantic_segs: list | None = None
+    ) -> list[InstanceData]:
+        """Turns annotations into targets: `labels` (N,) zeros and `masks`, `BitMasks` in the padded batch's frame.
 
         Args:
-            batch_gt_instances: Each holds `masks` (BitmapMasks or PolygonMasks) and `labels`.
+            batch_gt_instances: Each holds `masks`, of any of MMDetection's kinds, and `labels`.
             batch_gt_semantic_segs: Not used; there are no stuff classes.
         """
         targets = []
         for instances in batch_gt_instances:
             labels = torch.zeros_like(instances.labels)
-            targets.append(InstanceData(labels=labels, masks=instances.masks.to_tensor(torch.bool, labels.device)))
+            targets.append(InstanceData(labels=labels, masks=BitMasks.pack(instances.masks, labels.device)))
         return targets
 
-    def _forward_head(
-        self, decoder_out: Tensor, mask_feature: Tensor, attn_mask_target_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        decoded = self.transformer_decoder.post_norm(decoder_out)
-        mask_logits = torch.einsum('bqc,bchw->bqhw', self.mask_embed(decoded), mask_feature)
-        resized = interpolate(mask_logits.detach(), attn_mask_target_size, mode='bilinear', align_corners=False)
-        blocked = (resized.sigmoid() < 0.5).flatten(2)  # (B, Q, K)
-        per_head = blocked[:, None].expand(-1, self.num_heads, -1, -1).flatten(0, 1)  # (B * heads, Q, K)
-        return self.cls_embed(decoded), mask_logits, per_head
+    def _decode(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Runs both decoders.
+
+        Returns:
+            Of every prediction the normalised queries (B, Q, C) and the mask embeddings (B, Q, C), and the mask
+            feature (B, C, h, w).
+        """
+        mask_feature, memories = self.pixel_decoder(x)
+        keys, positions, features = zip(
+            *(self._level(i, memory, mask_feature) for i, memory in enumerate(memories)), strict=True
+        )
+        queries = self.query_feat.weight.expand(len(mask_feature), -1, -1)
+        query_positions = self.query_embed.weight.expand(len(mask_feature), -1, -1)
+        states = [self.transformer_decoder.post_norm(queries)]
+        embeds = [self.mask_embed(states[0])]
+        for i, layer in enumerate(self.transformer_decoder.layers):
+            level = i % self.num_transformer_feat_level
+            queries = layer(
+                query=queries,
+                key=keys[level],
+                value=keys[level],
+                query_pos=query_positions,
+                key_pos=positions[level],
+                cross_attn_mask=_blocked_keys(embeds[-1].detach(), features[level]),
+            )
+            states.append(self.transformer_decoder.post_norm(queries))
+            embeds.append(self.mask_embed(states[-1]))
+        return states, embeds, mask_feature
+
+    def _level(self, index: int, memory: Tensor, mask_feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys (B, K, C) and their positions (B, K, C), and the mask feature at this level, (B, C, K)."""
+        keys = self.decoder_input_projs[index](memory).flatten(2).transpose(1, 2) + self.level_embed.weight[index]
+        nothing_padded = memory.new_zeros((len(memory), *memory.shape[2:]), dtype=torch.bool)
+        positions = self.decoder_positional_encoding(nothing_padded).flatten(2).transpose(1, 2)
+        resized = interpolate(mask_feature.detach(), memory.shape[2:], mode='bilinear', align_corners=False)
+        return keys, positions, resized.flatten(2)
 
 
-class _LeanAttention(nn.MultiheadAttention):
-    """Attention without its weights as a second output, so that torch can take its fused kernels."""
+@torch.no_grad()
+def _blocked_keys(embeds: Tensor, feature: Tensor) -> Tensor:
+    """(B, 1, Q, K) bool: where a query's mask is not foreground it does not look, unless it would look nowhere.
 
-    def forward(self, *args: Tensor, **kwargs: Tensor | None) -> tuple[Tensor, None]:
-        return super().forward(*args, **kwargs, need_weights=False)
-
-
-def _drop_attention_weights(module: nn.Module) -> None:
-    """Replaces, before the weights are initialised, every attention below `module` by one with the same parameters."""
-    for wrapper in module.modules():
-        if isinstance(wrapper, MultiheadAttention):
-            wrapper.attn = _LeanAttention(wrapper.embed_dims, wrapper.num_heads, wrapper.attn.dropout)
+    Args:
+        embeds: (B, Q, C) mask embeddings.
+        feature: (B, C, K) mask feature at the keys.
+    """
+    step = max(1, _CHUNK_VALUES // (len(feature) * feature.shape[2]))
+    blocked = torch.cat([chunk @ feature < 0 for chunk in embeds.split(step, dim=1)], dim=1)
+    blocked &= ~blocked.all(dim=2, keepdim=True)
+    return blocked[:, None]

@@ -1,0 +1,159 @@
+"""Attention of Mask2Former with the parameters that MMDetection gives it, in kernels that never hold all weights."""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn.bricks.transformer import MultiheadAttention
+from mmcv.ops import multi_scale_deform_attn
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
+from torch import Tensor, nn
+from torch.nn.functional import grid_sample, linear, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+
+def use_lean_attention(module: nn.Module) -> None:
+    """Replaces, before weights are initialised or loaded, every attention below `module` by its equal of this file."""
+    for parent in list(module.modules()):
+        if isinstance(parent, MultiheadAttention):
+            parent.attn = MaskedAttention(parent.embed_dims, parent.num_heads, parent.attn.dropout)
+        for name, child in parent.named_children():
+            if type(child) is MultiScaleDeformableAttention:
+                setattr(parent, name, _lean_deformable(child))
+
+
+class MaskedAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention` by torch's fused kernel, with one mask for all heads.
+
+    At 2000 queries and the stride-8 level of a 1024 x 1024 image the weights, which nobody reads, take 1 GB, and masks
+    repeated for each head as many bytes as the weights have values. On a CPU the fused kernel takes a mask without a
+    head axis as it is, and turns bool into float once for all heads.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        """What each query reads from the values.
+
+        Args:
+            query: (Q, B, C).
+            key: (K, B, C).
+            value: (K, B, C).
+            key_padding_mask: (B, K) bool, True where no query looks.
+            attn_mask: True (or -inf, in floating point) where a query does not look: (B, 1, Q, K), (Q, K), or as
+                `nn.MultiheadAttention` has it, (B * heads, Q, K).
+
+        Returns:
+            (Q, B, C), and None in place of the weights.
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        heads = [
+            linear(tokens, weight, bias).unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)
+            for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        ]
+        mask = self._allowed(attn_mask, key_padding_mask)
+        read = scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        return self.out_proj(read.permute(2, 0, 1, 3).flatten(2)), None
+
+    def _allowed(self, blocked: Tensor | None, padding: Tensor | None) -> Tensor | None:
+        """The mask as the fused kernel wants it: True where a query looks, or a float that is added."""
+        if blocked is not None:
+            if blocked.ndim == 3:
+                blocked = blocked.unflatten(0, (-1, self.num_heads))
+            if blocked.dtype == torch.bool:
+                blocked = ~blocked
+        if padding is None:
+            return blocked
+        seen = ~padding[:, None, None]
+        if blocked is None or blocked.dtype == torch.bool:
+            return seen if blocked is None else blocked & seen
+        return blocked.masked_fill(~seen, float('-inf'))
+
+
+class LeanDeformableAttention(MultiScaleDeformableAttention):
+    """MMCV's multi-scale deformable attention, whose path without compiled ops sums up one level after the other.
+
+    MMCV's own such path stacks the samples of all levels and multiplies the stack: 800 MB for a 1024 x 1024 image. In
+    training the samples, 12 times the size of the values, are taken again for the gradient instead of being kept.
+    Sums are in another order than MMCV's, so results differ in rounding.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        identity: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        reference_points: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        level_start_index: Tensor | None = None,
+        **others: object,
+    ) -> Tensor:
+        """As MMCV's; `query` and `value` are (B, N, C), `reference_points` (B, N, levels, 2) as x, y in [0, 1]."""
+        values = self.value_proj(query if value is None else value)
+        if key_padding_mask is not None:
+            values = values.masked_fill(key_padding_mask[..., None], 0.0)
+        values = values.unflatten(-1, (self.num_heads, -1))
+        placed = query if query_pos is None else query + query_pos
+        grid_shape = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(placed).unflatten(-1, (*grid_shape, 2))
+        weights = self.attention_weights(placed).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        places = reference_points[:, :, None, :, None] + offsets / spatial_shapes.flip(1)[:, None]
+        weights = weights.unflatten(-1, grid_shape[1:])
+        if values.is_cuda and multi_scale_deform_attn.IS_CUDA_AVAILABLE and values.dtype != torch.bfloat16:
+            compiled = multi_scale_deform_attn.MultiScaleDeformableAttnFunction.apply
+            read = compiled(values, spatial_shapes, level_start_index, places, weights, self.im2col_step)
+        else:
+            arguments = (values, [tuple(size) for size in spatial_shapes.tolist()], places, weights)
+            if torch.is_grad_enabled():
+                read = checkpoint(weighted_samples, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                read = weighted_samples(*arguments)
+        return self.dropout(self.output_proj(read)) + (query if identity is None else identity)
+
+
+def weighted_samples(values: Tensor, sizes_hw: list[tuple[int, int]], places: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of values read between the pixels of several levels; outside of a level they are 0.
+
+    Args:
+        values: (B, K, heads, D), the pixels of all levels one after the other, row by row.
+        sizes_hw: Height and width of each level; K pixels in all.
+        places: (B, Q, heads, levels, points, 2) as x, y in [0, 1].
+        weights: (B, Q, heads, levels, points).
+
+    Returns:
+        (B, Q, heads * D). All is computed in the precision of the places: those of half precision miss by a pixel.
+    """
+    batch, _, heads, _ = values.shape
+    grids = 2 * places - 1
+    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B * heads, 1, Q, levels, points)
+    summed = None
+    for level, (pixels, (height, width)) in enumerate(
+        zip(values.split([height * width for height, width in sizes_hw], dim=1), sizes_hw, strict=True)
+    ):
+        planes = pixels.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width).to(grids.dtype)
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * heads, Q, points, 2)
+        read = grid_sample(planes, grid, align_corners=False)
+        part = (read * weights[..., level, :]).sum(-1)  # (B * heads, D, Q)
+        summed = part if summed is None else summed + part
+    return summed.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2).to(values.dtype)
+
+
+def _lean_deformable(stock: MultiScaleDeformableAttention) -> LeanDeformableAttention:
+    return LeanDeformableAttention(
+        embed_dims=stock.embed_dims,
+        num_heads=stock.num_heads,
+        num_levels=stock.num_levels,
+        num_points=stock.num_points,
+        im2col_step=stock.im2col_step,
+        dropout=stock.dropout.p,
+        batch_first=stock.batch_first,
+        norm_cfg=stock.norm_cfg,
+        value_proj_ratio=stock.value_proj.out_features / stock.embed_dims,
+    )

@@ -1,0 +1,166 @@
+"""The losses of Mask2Former from mask embeddings, without the logits of queries that match nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from mmcv.ops import point_sample
+from mmdet.models.task_modules.assigners import BaseAssigner
+from mmdet.utils import reduce_mean
+from mmengine.structures import InstanceData
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from unsam_mm.models.point_targets import BitMasks, logits_at, uncertain_points
+
+LayerLosses = tuple[Tensor, Tensor, Tensor]
+"""Class, mask and dice loss of one prediction."""
+
+
+@dataclass(frozen=True)
+class PointCriterion:
+    """Matches queries and masks at random points, and compares the pairs at uncertain ones.
+
+    MMDetection forms (Q, h, w) logits after every decoder layer and keeps them for the gradient: 5 GB at 2000 queries
+    and 1024 x 1024. Logits are linear in the mask feature, so those at a point are the product of the embeddings with
+    the feature at this point; and only matched queries have mask losses. Equal to MMDetection's up to rounding, but for
+    one choice: the points of an image's matching are the same in all layers, so its masks are read there once.
+
+    Attributes:
+        assigner: Matches queries and masks.
+        loss_cls: Loss of MMDetection on (n, 2) class logits.
+        loss_mask: Loss of MMDetection on (n,) logits of points.
+        loss_dice: Loss of MMDetection on (n, P) logits of points.
+        class_weight: Weights of (object, no object).
+        num_points: Points of each mask.
+        oversample_ratio: Candidates for each uncertain point.
+        importance_ratio: Share of uncertain points.
+        drop_iou: Pairs whose overlap at the points is not above this have no mask losses; None: all have.
+    """
+
+    assigner: BaseAssigner
+    loss_cls: Callable[..., Tensor]
+    loss_mask: Callable[..., Tensor]
+    loss_dice: Callable[..., Tensor]
+    class_weight: Sequence[float]
+    num_points: int
+    oversample_ratio: float
+    importance_ratio: float
+    drop_iou: float | None = None
+
+    def __call__(
+        self, predictions: list[tuple[Tensor, Tensor]], mask_feature: Tensor, targets: list[BitMasks]
+    ) -> list[LayerLosses]:
+        """Losses of every prediction.
+
+        Args:
+            predictions: For each, (B, Q, 2) class logits and (B, Q, C) mask embeddings.
+            mask_feature: (B, C, h, w).
+            targets: Masks of each image of the batch.
+        """
+        images = [_MatchingPoints.draw(*pair, self.num_points) for pair in zip(mask_feature, targets, strict=True)]
+        n_matched = sum(min(len(masks), predictions[0][0].shape[1]) for masks in targets)
+        # The mean over the processes, as a divisor of the mask losses of all layers.
+        n_masks = reduce_mean(torch.tensor(float(n_matched), device=mask_feature.device)).clamp(min=1)
+        return [self._layer(*prediction, mask_feature, targets, images, n_masks) for prediction in predictions]
+
+    def _layer(
+        self,
+        cls_logits: Tensor,
+        embeds: Tensor,
+        mask_feature: Tensor,
+        targets: list[BitMasks],
+        images: list[_MatchingPoints],
+        n_masks: Tensor,
+    ) -> LayerLosses:
+        pairs = [image.match(self.assigner, *pair) for image, *pair in zip(images, cls_logits, embeds, strict=True)]
+        labels = cls_logits.new_ones(cls_logits.shape[:2], dtype=torch.long)
+        for image_labels, (queries, _) in zip(labels, pairs, strict=True):
+            image_labels[queries] = 0
+        flat = labels.flatten()
+        weight_sum = torch.tensor(self.class_weight, device=flat.device)[flat].sum()
+        loss_cls = self.loss_cls(cls_logits.flatten(0, 1), flat, torch.ones_like(flat), avg_factor=weight_sum)
+        chunks = [
+            losses
+            for embed, feature, masks, (queries, objects) in zip(embeds, mask_feature, targets, pairs, strict=True)
+            for losses in self._mask_losses(embed[queries], feature, masks[objects], n_masks)
+        ]
+        loss_mask, loss_dice = (torch.stack(parts).sum() for parts in zip(*chunks, strict=True))
+        return loss_cls, loss_mask, loss_dice
+
+    def _mask_losses(
+        self, embed: Tensor, feature: Tensor, masks: BitMasks, n_masks: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Mask and dice loss of (n, C) embeddings and their n masks, a few at a time."""
+        if len(embed) == 0:
+            nothing = torch.einsum('nc,chw->nhw', embed, feature).sum()  # 0; all weights have a gradient, as DDP wants
+            return [(nothing, nothing)]
+        sampling = (self.num_points, self.oversample_ratio, self.importance_ratio)
+        with torch.no_grad():
+            chunks = list(uncertain_points(embed, feature, *sampling))
+        # Of each chunk only the points are kept until the gradient; logits and masks there are read again.
+        return [
+            checkpoint(
+                self._chunk_losses,
+                embed[where],
+                feature,
+                masks[where],
+                points,
+                n_masks,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for where, points in chunks
+        ]
+
+    def _chunk_losses(
+        self, embed: Tensor, feature: Tensor, masks: BitMasks, points: Tensor, n_masks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits, truth = logits_at(embed, feature, points), masks.sample(points)
+        weight = None if self.drop_iou is None else (soft_iou(logits.detach(), truth) > self.drop_iou).float()
+        point_weight = None if weight is None else weight[:, None].expand_as(logits).flatten()
+        loss_dice = self.loss_dice(logits, truth, weight, avg_factor=n_masks)
+        loss_mask = self.loss_mask(
+            logits.flatten(), truth.flatten(), point_weight, avg_factor=n_masks * self.num_points
+        )
+        return loss_mask, loss_dice
+
+
+@dataclass(frozen=True)
+class _MatchingPoints:
+    """One image at the points of its matching.
+
+    Attributes:
+        feature: (C, P) mask feature.
+        truth: Labels and (N, P) masks.
+    """
+
+    feature: Tensor
+    truth: InstanceData
+
+    @classmethod
+    @torch.no_grad()
+    def draw(cls, feature: Tensor, masks: BitMasks, num_points: int) -> _MatchingPoints:
+        """Reads the (C, h, w) mask feature and the masks at random points."""
+        points = torch.rand((1, num_points, 2), device=feature.device)
+        sampled = point_sample(feature[None].float(), points)[0]
+        labels = torch.zeros(len(masks), dtype=torch.long, device=feature.device)
+        return cls(sampled, InstanceData(labels=labels, masks=masks.sample(points)))
+
+    @torch.no_grad()
+    def match(self, assigner: BaseAssigner, cls_logits: Tensor, embed: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, rising, and the mask of each, from (Q, 2) class logits and (Q, C) embeddings, in float32."""
+        with torch.autocast(embed.device.type, enabled=False):
+            masks = embed.float() @ self.feature
+            found = assigner.assign(InstanceData(scores=cls_logits.float(), masks=masks), self.truth)
+        queries = found.gt_inds.nonzero()[:, 0]
+        return queries, found.gt_inds[queries] - 1
+
+
+def soft_iou(logits: Tensor, truth: Tensor) -> Tensor:
+    """(N,) overlap of (N, P) probabilities with (N, P) masks, pair by pair."""
+    probability = logits.sigmoid()
+    shared = (probability * truth).sum(1)
+    return shared / (probability.sum(1) + truth.sum(1) - shared)
