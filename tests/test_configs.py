@@ -1,19 +1,44 @@
-"""Every config is read and built; the paths in it reach the data sets."""
+"""Every config is read, built, trained for a step and tested; the paths in it reach the data sets."""
 
+import re
 import runpy
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from PIL import Image
+from skimage import data, segmentation
 
 from unsam_mm.engine import UnSAMDataRootHook, UnSAMFirstEvaluationHook, resolve_data_root
 from unsam_mm.errors import UnSAMError
+from unsam_mm.files import write_json
+from unsam_mm.mask_set import MaskSet
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+from .conftest import skip_without_weights
 
 ROOT = Path(__file__).parents[1]
 LEAVES = sorted((ROOT / 'configs').glob('*.py'))
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+SIDE_PX = 128
+MIM_OPTIONS = {'--gpus', '--partition', '--gpus-per-node', '--cpus-per-task'}
+"""Options with a value that `mim train` keeps for itself."""
+NEW_SETTINGS = {
+    'optim_wrapper.dtype',
+    'optim_wrapper.accumulative_counts',
+    'model.backbone.frozen',
+    'model.backbone.with_cp',
+}
+"""Arguments with defaults, which no config has to name."""
+SMALL = [('mask_head', 'num_queries', 20), ('test_cfg', 'max_per_image', 20), ('train_cfg', 'num_points', 128)]
+SIZES = {'RandomCrop': 'crop_size', 'Resize': 'scale', 'RandomResize': 'scale'}
 
 
 @pytest.fixture(params=LEAVES, ids=lambda path: path.stem)
@@ -23,26 +48,132 @@ def config(request) -> Config:
     return config
 
 
-def test_every_model_is_built(config):
+@pytest.fixture
+def detector(config) -> Config:
+    """A config of `UnSAM`; that of the region model is tried in test_models/test_region_model.py."""
+    if config.model.type != 'UnSAM':
+        pytest.skip(f'{config.model.type} is no detector')
+    return config
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory) -> SimpleNamespace:
+    """Two photographs: in SA-1B's form, with pseudo-masks, and as COCO's validation set."""
+    root = tmp_path_factory.mktemp('data')
+    folders = SimpleNamespace(images=root / 'sa1b', pseudo_masks=root / 'pseudo', coco=root / 'coco')
+    for folder in (folders.images, folders.coco / 'val2017'):
+        folder.mkdir(parents=True)
+    store, images, annotations = PseudoMaskStore(folders.pseudo_masks), [], []
+    for number, photograph in enumerate((data.coffee(), data.astronaut()), start=1):
+        image = photograph[::3, ::3]
+        name, (height, width) = f'sa_{number}.png', image.shape[:2]
+        regions = segmentation.felzenszwalb(image, scale=300, min_size=200)
+        masks = MaskSet.from_bitmaps(regions == np.unique(regions)[:, None, None])
+        store.write(name, masks[::2])
+        human = [{**record, 'id': 100 * number + i} for i, record in enumerate(masks[1::2].to_coco(number))]
+        write_json(
+            folders.images / f'sa_{number}.json',
+            {'image': {'file_name': name, 'image_id': number, 'height': height, 'width': width}, 'annotations': human},
+        )
+        images.append({'id': number, 'file_name': name, 'height': height, 'width': width})
+        annotations += human
+        for folder in (folders.images, folders.coco / 'val2017'):
+            Image.fromarray(image).save(folder / name)
+    content = {'images': images, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'object'}]}
+    write_json(folders.coco / 'annotations' / 'instances_val2017.json', content)
+    return folders
+
+
+def place(config: Config, folders: SimpleNamespace) -> None:
+    """Lets the config find its data in `folders`; nothing has to be downloaded."""
+    config.merge_from_dict({'data_root': str(folders.images), 'pseudo_masks_root': str(folders.pseudo_masks)})
+    resolve_data_root(config)
+    if config.test_dataloader.dataset.type == 'UnSAMCocoDataset':
+        config.test_dataloader.dataset.data_root = str(folders.coco)
+    for step in steps(config):
+        if step.type == 'UnSAMPseudoMasks':
+            step.precomputed = str(folders.pseudo_masks)
+        if step.type == 'UnSAMRegionTokens':
+            skip_without_weights()
+            step.store = str(folders.images.with_name('tokens'))
+    backbone = config.model.get('backbone', {})
+    if backbone.get('type') == 'UnSAMViTBackbone':
+        backbone.pretrained = False
+    if 'init_cfg' in backbone:
+        backbone.init_cfg = None
+    config.load_from = None
+
+
+def shrink(config: Config) -> None:
+    """Small images and few queries; all layers and all steps of the pipelines stay."""
+    for part, setting, value in SMALL:
+        if setting in config.model.get(part, {}):
+            config.model[part][setting] = value
+    for step in steps(config):
+        if step.type in SIZES:
+            step[SIZES[step.type]] = (SIDE_PX, SIDE_PX)
+    for loader in loaders(config):
+        loader.update(batch_size=min(loader.batch_size, 2), num_workers=0, persistent_workers=False)
+
+
+def loaders(config: Config) -> list:
+    return [config[name] for name in LOADERS if config[name] is not None]
+
+
+def steps(config: Config) -> list:
+    return [step for loader in loaders(config) for step in loader.dataset.pipeline]
+
+
+@pytest.mark.slow
+def test_one_step_of_training_and_one_test_on_photographs(detector, folders, tmp_path):
+    place(detector, folders)
+    shrink(detector)
+    if detector.optim_wrapper.type == 'AmpOptimWrapper':
+        detector.optim_wrapper.type = 'OptimWrapper'  # MMEngine has the other one for accelerators only
+    detector.train_cfg.max_iters = 1
+    detector.work_dir = str(tmp_path)
+    detector.experiment_name = tmp_path.name
+    runner = Runner.from_cfg(detector)
+    before = {name: parameter.detach().clone() for name, parameter in runner.model.named_parameters()}
+    runner.train()
+    changed = {name for name, parameter in runner.model.named_parameters() if not parameter.equal(before[name])}
+    assert {name.partition('.')[0] for name in changed} == {name.partition('.')[0] for name in before}
+    metrics = runner.test()
+    assert 0 <= metrics['unsam/AR@1000'] <= 1
+
+
+def test_every_model_is_built(detector, folders):
     from mmdet.registry import MODELS
 
-    if config.model.backbone.type == 'UnSAMViTBackbone':
-        config.model.backbone.pretrained = False
-    model = MODELS.build(config.model)
-    assert model.mask_head.num_queries >= config.model.test_cfg.max_per_image
+    place(detector, folders)
+    model = MODELS.build(detector.model)
+    if hasattr(model, 'mask_head'):
+        assert model.mask_head.num_queries >= detector.model.test_cfg.max_per_image
 
 
-def test_every_pipeline_dataset_metric_hook_and_visualizer_is_built(config):
+def test_every_pipeline_dataset_metric_hook_and_visualizer_is_built(detector, folders):
     from mmdet.registry import DATASETS, HOOKS, METRICS, VISUALIZERS
 
-    resolve_data_root(config)
-    for loader in LOADERS:
-        assert len(DATASETS.build(config[loader].dataset)) > 0
-    METRICS.build(config.val_evaluator)
-    METRICS.build(config.test_evaluator)
-    for hook in config.custom_hooks:
+    place(detector, folders)
+    for loader in loaders(detector):
+        assert len(DATASETS.build(loader.dataset)) > 0
+    METRICS.build(detector.test_evaluator)
+    for hook in detector.custom_hooks:
         HOOKS.build(hook)
-    VISUALIZERS.build(dict(config.visualizer, name='configs', vis_backends=None))
+    VISUALIZERS.build(dict(detector.visualizer, name='configs', vis_backends=None))
+
+
+def test_every_training_goes_on_after_a_kill_as_if_there_had_been_none(config):
+    assert config.train_cfg.type == 'UnSAMTrainLoop'
+    assert config.train_dataloader.sampler.type == 'InfiniteSampler'
+    assert config.randomness.seed is not None
+    assert config.default_hooks.checkpoint.max_keep_ckpts >= 2  # one is whole while the other is written
+
+
+def test_every_config_is_listed_for_mim():
+    listed = Config.fromfile(ROOT / 'configs' / 'metafile.yml').Models
+    assert sorted(model['Config'] for model in listed) == [f'configs/{path.name}' for path in LEAVES]
+    assert sorted(model['Name'] for model in listed) == sorted(path.stem for path in LEAVES)
 
 
 def test_no_config_names_weights_that_torchvision_would_have_to_load(config):
@@ -56,10 +187,14 @@ def test_no_module_has_the_name_of_a_config_since_mim_would_find_both():
     assert modules.isdisjoint(path.name for path in LEAVES)
 
 
-def test_a_data_root_given_on_the_command_line_reaches_every_dataset(config):
-    config.merge_from_dict({'data_root': '/my/images'})
+def test_a_data_root_given_on_the_command_line_reaches_the_users_own_datasets(config):
+    config.merge_from_dict({'data_root': '/my/images', 'pseudo_masks_root': '/my/masks'})
     resolve_data_root(config)
-    assert [config[loader].dataset.data_root for loader in LOADERS] == ['/my/images'] * 3
+    assert config.train_dataloader.dataset.data_root == '/my/images'
+    if config.train_dataloader.dataset.type == 'UnSAMSA1B':
+        assert config.train_dataloader.dataset.pseudo_masks_root == '/my/masks'
+    if config.test_dataloader.dataset.type == 'UnSAMImageFolder':  # not a benchmark, which has a place of its own
+        assert config.test_dataloader.dataset.data_root == '/my/images'
 
 
 def test_the_training_tool_hands_the_data_root_on(tmp_path):
@@ -137,3 +272,37 @@ def test_the_first_evaluation_takes_place_before_a_new_training_only(iteration, 
     )
     UnSAMFirstEvaluationHook().before_train(runner)
     assert len(calls) == runs
+
+
+def commands(page: str) -> list[list[str]]:
+    """What stands behind the name of a config in the commands of a page."""
+    blocks = re.findall(r'```sh\n(.*?)```', (ROOT / 'docs' / page).read_text(encoding='utf-8'), re.DOTALL)
+    words = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    starts = [[i for i, word in enumerate(line) if word.startswith('configs/')] for line in words]
+    return [line[first[0] :] for line, first in zip(words, starts, strict=True) if first]
+
+
+@pytest.mark.parametrize('command', commands('training.md'), ids=' '.join)
+def test_every_command_of_the_page_on_training_is_understood(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tool = runpy.run_path(str(ROOT / 'tools' / 'train.py'))
+    for option in MIM_OPTIONS & set(command):
+        at = command.index(option)
+        command = command[:at] + command[at + 2 :]
+    options = tool['parse_args'](command)
+    settings = Config.fromfile(options.config)
+    for pair in options.cfg_options:
+        key = pair.partition('=')[0]
+        assert key in NEW_SETTINGS or has(settings, key)
+    options.launcher = 'none'  # nobody started several processes here
+    tool['load_config'](options)
+
+
+def has(settings: Config, key: str) -> bool:
+    """Whether there is a setting to be replaced, such as train_cfg.max_iters or param_scheduler.0.end."""
+    for part in key.split('.'):
+        part = int(part) if isinstance(settings, list) else part
+        if not isinstance(settings, list) and part not in settings:
+            return False
+        settings = settings[part]
+    return True

@@ -19,8 +19,12 @@ _LEFTOVER_AGE_S = 3600.0  # no file takes longer to write
 
 
 @contextmanager
-def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
-    """Opens a text file that appears under its name only once the block has ended without an error.
+def atomic_writer(path: str | Path, binary: bool = False) -> Iterator[IO[Any]]:
+    """Opens a file that appears under its name only once the block has ended without an error.
+
+    Args:
+        path: Its name; folders are made as needed.
+        binary: For bytes instead of text in UTF-8.
 
     Raises:
         StoreError: If the folder cannot be made or written, or the disk is full.
@@ -31,7 +35,7 @@ def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY_PREFIX, suffix=_TEMPORARY_SUFFIX)
         temporary = Path(name)
-        with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
+        with os.fdopen(descriptor, 'wb') if binary else os.fdopen(descriptor, 'w', encoding='utf-8') as file:
             yield file
         temporary.chmod(0o666 & ~_umask())  # mkstemp's files can be read by their owner only
         temporary.replace(path)

@@ -28,7 +28,7 @@ def intersections(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -
     for i, tree in enumerate(trees):
         for j, other in enumerate(trees[: i + 1]):
             rows, columns = slice(offsets[i], offsets[i + 1]), slice(offsets[j], offsets[j + 1])
-            block = _nested(tree, nodes[i]) if i == j else _crossing(tree, nodes[i], other, nodes[j])
+            block = _nested(tree, nodes[i]) if i == j else crossing_pixels(tree, nodes[i], other, nodes[j])
             shared[rows, columns], shared[columns, rows] = block, block.T
     return shared
 
@@ -40,10 +40,10 @@ def _nested(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
     return np.where(inside, area[:, None], np.where(inside.T, area[None], 0))
 
 
-def _crossing(tree: MaskHierarchy, nodes: np.ndarray, other: MaskHierarchy, others: np.ndarray) -> np.ndarray:
-    """(K, K') pixels that nodes of one tree share with nodes of another."""
+def crossing_pixels(tree: MaskHierarchy, nodes: np.ndarray, other: MaskHierarchy, others: np.ndarray) -> np.ndarray:
+    """(K, K') float64 pixels that nodes of one tree share with nodes of another over the same image."""
     if len(others) * tree.n_leaves < len(nodes) * other.n_leaves:
-        return _crossing(other, others, tree, nodes).T
+        return crossing_pixels(other, others, tree, nodes).T
     pixels = (_membership(tree, nodes) @ _shared_pixels(tree, other)).toarray()
     below = np.concatenate([np.zeros((len(nodes), 1)), np.cumsum(pixels, axis=1)], axis=1)
     return below[:, other.last_leaf[others]] - below[:, other.first_leaf[others]]

@@ -9,6 +9,11 @@ from unsam_mm.datasets.image_folder import UnSAMImageFolder  # noqa: E402
 from unsam_mm.datasets.load_image import UnSAMLoadImage  # noqa: E402
 from unsam_mm.datasets.load_masks import UnSAMCapMasks, UnSAMLoadMasks, UnSAMPlusMasks  # noqa: E402
 from unsam_mm.datasets.pseudo_mask_transform import UnSAMPseudoMasks, prepare_pseudo_masks  # noqa: E402
+from unsam_mm.datasets.region_tokens import (  # noqa: E402
+    UnSAMPackRegions,
+    UnSAMRegionFolders,
+    UnSAMRegionTokens,
+)
 from unsam_mm.datasets.rle_masks import RleMasks  # noqa: E402
 from unsam_mm.datasets.sa1b import UnSAMSA1B  # noqa: E402
 
@@ -19,8 +24,11 @@ __all__ = [
     'UnSAMImageFolder',
     'UnSAMLoadImage',
     'UnSAMLoadMasks',
+    'UnSAMPackRegions',
     'UnSAMPlusMasks',
     'UnSAMPseudoMasks',
+    'UnSAMRegionFolders',
+    'UnSAMRegionTokens',
     'UnSAMSA1B',
     'prepare_pseudo_masks',
 ]

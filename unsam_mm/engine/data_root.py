@@ -7,7 +7,7 @@ are the user's own name no `data_root`, and get the top-level one when all optio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,10 @@ class UnSAMDataRootHook(Hook):
                 )
 
 
-def _located(ann_file: str, data_root: str | None) -> str:
+def _located(ann_file: str, data_root: str | Sequence[str] | None) -> str:
     """The annotation file as datasets, which look below `data_root`, and metrics, which do not, both find it."""
-    places = (Path(ann_file), Path(data_root or '', ann_file))
+    roots = [data_root or ''] if isinstance(data_root, str | None) else data_root
+    places = (Path(ann_file), *(Path(root, ann_file) for root in roots))
     return next((str(place.resolve()) for place in places if ann_file and place.is_file()), ann_file)
 
 

@@ -9,7 +9,15 @@ ensure_mmcv_ops()  # before the first import of mmdet.models, which fails withou
 
 from unsam_mm.models.assigner import UnSAMHungarianAssigner  # noqa: E402
 from unsam_mm.models.detector import UnSAM  # noqa: E402
+from unsam_mm.models.region_model import UnSAMRegionModel, UnSAMRegionPreprocessor  # noqa: E402
 from unsam_mm.models.unsam_head import UnSAMHead  # noqa: E402
 from unsam_mm.models.vit_backbone import UnSAMViTBackbone  # noqa: E402
 
-__all__ = ['UnSAM', 'UnSAMHead', 'UnSAMHungarianAssigner', 'UnSAMViTBackbone']
+__all__ = [
+    'UnSAM',
+    'UnSAMHead',
+    'UnSAMHungarianAssigner',
+    'UnSAMRegionModel',
+    'UnSAMRegionPreprocessor',
+    'UnSAMViTBackbone',
+]

@@ -27,7 +27,33 @@ class GrowthSettings:
     border_weight: float
 
 
+@dataclass(frozen=True)
+class LeafMeans:
+    """What the leaves look like on average.
+
+    Attributes:
+        areas_px: (L,) int64.
+        features: (L, C) float64 patch features.
+        lab: (L, 3) float64 CIE Lab colour.
+    """
+
+    areas_px: np.ndarray
+    features: np.ndarray
+    lab: np.ndarray
+
+    @classmethod
+    def of(cls, leaves: Leaves, features: PatchFeatures) -> LeafMeans:
+        """Of the leaves of an image and its patch features."""
+        areas = np.bincount(leaves.labels.ravel(), minlength=leaves.count)
+        return cls(areas, _leaf_means(leaves, areas, features), _leaf_colours(leaves, areas))
+
+
 def conquer(leaves: Leaves, features: PatchFeatures, growths: Sequence[GrowthSettings]) -> list[MaskHierarchy]:
+    """As `grow_trees`, from the patch features of the whole image."""
+    return grow_trees(leaves, LeafMeans.of(leaves, features), growths)
+
+
+def grow_trees(leaves: Leaves, means: LeafMeans, growths: Sequence[GrowthSettings]) -> list[MaskHierarchy]:
     """Merges touching regions until the whole image is one region; one tree for each way to compare them.
 
     A region is described by its mean patch feature joined with its mean Lab colour: the ViT knows what belongs
@@ -36,12 +62,11 @@ def conquer(leaves: Leaves, features: PatchFeatures, growths: Sequence[GrowthSet
 
     Args:
         leaves: The finest partition.
-        features: Patch features of the same image.
+        means: Of these leaves.
         growths: At least one.
     """
-    areas = np.bincount(leaves.labels.ravel(), minlength=leaves.count)
-    semantic = _standardised(_leaf_means(leaves, areas, features), areas)
-    colour = _standardised(_leaf_colours(leaves, areas), areas)
+    areas = means.areas_px
+    semantic, colour = _standardised(means.features, areas), _standardised(means.lab, areas)
     typical = (
         max(float(np.average(leaves.edge_strength, weights=leaves.edge_lengths_px)), 1e-6) if len(leaves.edges) else 1.0
     )

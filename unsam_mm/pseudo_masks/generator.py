@@ -14,9 +14,9 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.pseudo_masks import published
-from unsam_mm.pseudo_masks.conquer import GrowthSettings, conquer
+from unsam_mm.pseudo_masks.conquer import GrowthSettings, LeafMeans, grow_trees
 from unsam_mm.pseudo_masks.features import PatchFeatureExtractor, vit_folder
-from unsam_mm.pseudo_masks.leaves import ColourEdges, find_leaves
+from unsam_mm.pseudo_masks.leaves import ColourEdges, Leaves, find_leaves
 from unsam_mm.pseudo_masks.level_sets import level_set_tree
 from unsam_mm.pseudo_masks.published import PublishedProcedure, PublishedSettings
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
@@ -125,6 +125,21 @@ class PseudoMaskGenerator:
         return self._find(as_rgb_uint8(image), progress)
 
 
+@dataclass(frozen=True)
+class GrownRegions:
+    """What is known of an image once its regions are grown.
+
+    Attributes:
+        leaves: The finest partition.
+        means: What the leaves look like, in the numbering of `leaves`.
+        trees: One tree over the leaves for each growth, without scores; each numbers the leaves in its own way.
+    """
+
+    leaves: Leaves
+    means: LeafMeans
+    trees: tuple[MaskHierarchy, ...]
+
+
 class RegionTrees:
     """The default way: trees of regions over leaves that follow every edge, and trees of level sets.
 
@@ -139,15 +154,39 @@ class RegionTrees:
 
     def __call__(self, image: np.ndarray, progress: ProgressCallback | None = None) -> MaskHierarchy:
         """The region tree of an (H, W, 3) uint8 RGB image, with the other trees as its alternatives."""
+        return self.rank(self.grow(image, progress), progress)
+
+    def grow(
+        self, image: np.ndarray, progress: ProgressCallback | None = None, leaf_spacing_px: float | None = None
+    ) -> GrownRegions:
+        """The first part of the work, up to the trees as they are before regions are compared.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            progress: Told about the share from 0 to 0.7.
+            leaf_spacing_px: In place of that of the settings.
+        """
         report = progress or _silent
         report(0.0, 'finding patch features')
         features = self._extract(image, lambda done: report(0.5 * done, 'finding patch features'))
         report(0.5, 'finding leaves')
-        colour = ColourEdges.of(image)
-        leaves = find_leaves(colour, self.settings.leaf_spacing_px, self.settings.max_leaves)
+        spacing_px = leaf_spacing_px or self.settings.leaf_spacing_px
+        leaves = find_leaves(ColourEdges.of(image), spacing_px, self.settings.max_leaves)
         report(0.6, 'merging regions')
-        trees = conquer(leaves, features, [GrowthSettings(*growth) for growth in self.settings.growths])
-        ranked = [RankedTree(tree, leaves, np.ones(len(tree), bool)) for tree in trees]
+        means = LeafMeans.of(leaves, features)
+        trees = grow_trees(leaves, means, [GrowthSettings(*growth) for growth in self.settings.growths])
+        return GrownRegions(leaves, means, tuple(trees))
+
+    def rank(self, grown: GrownRegions, progress: ProgressCallback | None = None) -> MaskHierarchy:
+        """The second part: adds the level sets and gives every region its score.
+
+        Args:
+            grown: As from `grow`.
+            progress: Told about the share from 0.7 to 1.
+        """
+        report = progress or _silent
+        colour = grown.leaves.colour
+        ranked = [RankedTree(tree, grown.leaves, np.ones(len(tree), bool)) for tree in grown.trees]
         report(0.7, 'finding level sets')
         if self.settings.lightness_levels:
             ranked += [level_set_tree(colour, bright, self.settings.lightness_levels) for bright in (True, False)]

@@ -134,7 +134,7 @@ def measure_cues(entry: RankedTree) -> Cues:
     """
     tree, leaves = entry.tree, entry.leaves
     pairs = _renumbering(entry)[leaves.edges]
-    meet = _lowest_common_ancestors(tree, pairs)
+    meet = lowest_common_ancestors(tree, pairs)
     typical = max(float(leaves.colour.strength.mean()), 1e-6)
     least = _LEAST_SHARE * typical
     lengths = leaves.edge_lengths_px.astype(np.float64)
@@ -186,7 +186,8 @@ def _renumbered(values: np.ndarray, entry: RankedTree) -> np.ndarray:
     return moved
 
 
-def _lowest_common_ancestors(tree: MaskHierarchy, pairs: np.ndarray) -> np.ndarray:
+def lowest_common_ancestors(tree: MaskHierarchy, pairs: np.ndarray) -> np.ndarray:
+    """(K,) the smallest node that holds both leaves of each of (K, 2) pairs."""
     low, high = pairs.min(axis=1), pairs.max(axis=1)
     meet = low.copy()
     apart = np.arange(len(meet))

@@ -1,0 +1,179 @@
+"""Region tokens: a level of the region tree, described, kept in a file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from skimage.color import rgb2lab
+
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.region_model import RegionInputs, RegionTokenizer, RegionTokens, TokenMasks
+
+from ..conftest import skip_without_weights
+
+
+def test_tokens_tile_the_image_in_the_number_asked_for(cup, coffee):
+    tokens, _ = cup
+    assert tokens.size_hw == coffee.shape[:2]
+    assert len(tokens) == 80
+    assert (np.bincount(tokens.labels.ravel()) == tokens.areas_px).all()
+
+
+def test_tokens_are_the_regions_of_one_level_of_the_generators_tree(cup, coffee, colour_generator):
+    tree = colour_generator(coffee)
+    level = tree.cut(float(tree.granularity[len(tree) - 80]))
+    assert (tokens_in_order(level) == tokens_in_order(cup[0].labels)).all()
+
+
+def tokens_in_order(labels):
+    """The labels numbered by their first pixel."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].reshape(labels.shape)
+
+
+def test_token_masks_are_the_generators_best_masks_as_shares(cup, coffee, colour_generator):
+    tokens, masks = cup
+    best = colour_generator(coffee).select(max_masks=60)
+    assert (masks.scores == best.scores).all()
+    assert (masks.areas_px == best.areas).all()
+    for shares, bitmap in zip(masks.shares, best.to_bitmaps(), strict=True):
+        inside = np.bincount(tokens.labels.ravel(), bitmap.ravel(), minlength=len(tokens))
+        assert (shares == np.round(255 * inside / tokens.areas_px)).all()
+
+
+def test_a_token_has_the_colour_and_place_of_its_pixels(cup, coffee):
+    tokens, _ = cup
+    lab = rgb2lab(coffee)
+    for token in (0, 17, 79):
+        inside = tokens.labels == token
+        assert np.allclose(tokens.lab_mean[token], lab[inside].mean(0), atol=0.1)
+        assert np.allclose(tokens.lab_std[token], lab[inside].std(0), atol=0.1)
+        assert np.allclose(tokens.centres_yx[token], np.argwhere(inside).mean(0), atol=0.01)
+
+
+def test_edges_join_tokens_that_touch_and_count_the_pixel_sides(cup):
+    tokens, _ = cup
+    labels = tokens.labels.astype(int)
+    sides = np.concatenate(
+        [
+            np.stack([labels[1:], labels[:-1]], -1).reshape(-1, 2),
+            np.stack([labels[:, 1:], labels[:, :-1]], -1).reshape(-1, 2),
+        ]
+    )
+    sides = np.sort(sides[sides[:, 0] != sides[:, 1]], axis=1)
+    edges, lengths = np.unique(sides, axis=0, return_counts=True)
+    assert (edges == tokens.edges).all()
+    assert (lengths == tokens.edge_lengths_px).all()
+    assert (tokens.edge_strengths > 0).all()
+
+
+def test_the_same_image_gives_the_same_tokens_with_and_without_masks(cup, coffee, colour_tokenizer):
+    again = colour_tokenizer(80)(coffee)
+    for name, values in vars(cup[0]).items():
+        assert (values == getattr(again, name)).all(), name
+
+
+def test_an_image_with_fewer_leaves_than_tokens_has_a_token_for_each(colour_tokenizer, coffee):
+    tokens, masks = colour_tokenizer(500).with_masks(coffee[:48, :48])
+    assert 1 < len(tokens) < 500
+    assert masks.shares.shape == (len(masks), len(tokens))
+
+
+def test_an_image_may_be_a_single_region(colour_tokenizer, coffee):
+    tokens, masks = colour_tokenizer(1).with_masks(coffee)
+    assert len(tokens) == 1
+    assert tokens.edges.shape == (0, 2)
+    assert tokens.tree_heights.shape == (4, 0)
+    assert np.allclose(masks.shares[:, 0] / 255 * coffee[..., 0].size, masks.areas_px, atol=coffee[..., 0].size / 500)
+    assert RegionInputs.of(tokens).pairs.isfinite().all()
+
+
+def test_small_images_have_smaller_leaves(colour_tokenizer, coffee):
+    """Cells of 8 px apart would be lost in leaves that are 8 px wide."""
+    small = coffee[60:124, 60:124]
+    assert len(colour_tokenizer(768)(small)) > (64 / 8) ** 2 * 2
+
+
+def test_progress_never_goes_back_and_ends_at_one(colour_tokenizer, coffee):
+    for make in (colour_tokenizer(20), colour_tokenizer(20).with_masks):
+        seen = []
+        make(coffee, progress=lambda done, message, seen=seen: seen.append(done))
+        assert seen == sorted(seen)
+        assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize('n_tokens', [0, -3, 5000])
+def test_a_number_of_tokens_out_of_range_is_refused(n_tokens):
+    with pytest.raises(UnSAMError, match=f'^n_tokens={n_tokens} is out of range; it must lie in 1..4096'):
+        RegionTokenizer(n_tokens=n_tokens)
+
+
+def test_the_signature_tells_numbers_of_tokens_apart(colour_tokenizer):
+    skip_without_weights()
+    assert len({colour_tokenizer(n).signature for n in (40, 80)}) == 2
+
+
+def test_a_file_gives_back_what_was_saved_and_nothing_else_is_left(cup, tmp_path):
+    path = tmp_path / 'new' / 'cup.npz'
+    cup[0].save(path, cup[1])
+    for saved, loaded in ((cup[0], RegionTokens.load(path)), (cup[1], TokenMasks.load(path))):
+        for name, values in vars(saved).items():
+            assert values.dtype == getattr(loaded, name).dtype
+            assert (values == getattr(loaded, name)).all()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_without_masks_has_tokens_but_no_masks(cup, tmp_path):
+    cup[0].save(tmp_path / 'cup.npz')
+    assert len(RegionTokens.load(tmp_path / 'cup.npz')) == 80
+    with pytest.raises(StoreError, match='cup.npz: holds no mask_areas_px'):
+        TokenMasks.load(tmp_path / 'cup.npz')
+
+
+def _truncated(path):
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _one_array(path):
+    with path.open('wb') as file:
+        np.save(file, np.arange(3))
+
+
+def _bytes_changed(path):
+    content = bytearray(path.read_bytes())
+    content[3000:3400] = bytes(400)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda path: path.unlink(), 'no such file; make it with RegionTokenizer'),
+        (_truncated, 'not a file of region tokens .*; remove it and make it again'),
+        (_bytes_changed, 'not a file of region tokens .*; remove it and make it again'),
+        (lambda path: path.write_bytes(b''), 'not a file of region tokens'),
+        (_one_array, 'not a file of region tokens'),
+        (lambda path: np.savez(path, labels=np.zeros((2, 2))), 'holds no areas_px'),
+        (lambda path: np.savez(path, **{**dict(np.load(path)), 'format': 99}), 'has format 99, expected 1'),
+        (
+            lambda path: np.savez(path, **{**dict(np.load(path)), 'labels': np.array([{}])}),
+            'not a file of region tokens',
+        ),
+        (
+            lambda path: np.savez(path, **{**dict(np.load(path)), 'areas_px': np.ones(3)}),
+            'the parts do not belong together',
+        ),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_named_with_the_remedy(cup, tmp_path, damage, message):
+    path = tmp_path / 'cup.npz'
+    cup[0].save(path)
+    damage(path)
+    with pytest.raises(StoreError, match=f'cup.npz: {message}'):
+        RegionTokens.load(path)
+
+
+def test_a_place_that_cannot_be_written_is_named(cup, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(StoreError, match='a file stands where a folder is needed'):
+        cup[0].save(tmp_path / 'file' / 'cup.npz')

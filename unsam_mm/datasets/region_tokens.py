@@ -1,0 +1,273 @@
+"""Images as region tokens: folders of images as a data set, and the steps from an image to what `UnSAMRegionModel` reads."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet.datasets import BaseDetDataset
+from mmdet.registry import DATASETS, TRANSFORMS
+from mmdet.structures import DetDataSample
+from mmengine.dist import barrier, get_rank, get_world_size
+from mmengine.logging import print_log
+from mmengine.structures import InstanceData
+from torch.utils.data import get_worker_info
+
+from unsam_mm.datasets.image_folder import UnSAMImageFolder, name_hash
+from unsam_mm.datasets.rle_masks import RleMasks
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.pseudo_masks.generator import preset_settings
+from unsam_mm.region_model.pairs import RegionInputs
+from unsam_mm.region_model.proposals import to_mask_set
+from unsam_mm.region_model.store import ImagePlace, RegionStore
+from unsam_mm.region_model.tokenizer import RegionTokenizer
+from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
+
+
+@DATASETS.register_module()
+class UnSAMRegionFolders(BaseDetDataset):
+    """The images below one folder or several, with their region tokens made before the first is asked for.
+
+    Entries are those of `UnSAMImageFolder`. Missing tokens are made at the start, with a progress bar, by several
+    processes; of a distributed run each process does its share. Images that cannot be read are logged.
+
+    Args:
+        data_root: A folder or a list of folders. Empty stands for the images that scikit-image carries.
+        ann_file: COCO file with ground truth for testing, see `UnSAMImageFolder`; for a single folder.
+        split: 'all', 'train' or 'held_out', of each folder.
+        held_out_fraction: Share of the images of each folder held out.
+        max_images: Take so many, evenly spread over all; not with `ann_file`, whose images all count.
+        prepare_workers: Processes that make tokens, about 1 GB each; None: one a core, eight at most; 0: none,
+            tokens are made at first sight by whoever loads an image.
+        **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ...
+
+    Raises:
+        ImageError: If a folder is missing or holds no image, or no image can be read.
+        StoreError: If `ann_file` cannot be read, or the tokens cannot be kept.
+        UnSAMError: If `ann_file` is given with several folders, or an argument is out of range.
+    """
+
+    METAINFO = UnSAMImageFolder.METAINFO
+
+    def __init__(
+        self,
+        data_root: str | Sequence[str] = '',
+        ann_file: str = '',
+        split: str = 'all',
+        held_out_fraction: float = 0.1,
+        max_images: int | None = None,
+        prepare_workers: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        roots = [data_root] if isinstance(data_root, str) or not data_root else list(data_root)
+        if ann_file and len(roots) > 1:
+            raise UnSAMError(
+                f'ann_file={ann_file!r} lists images of one folder, data_root names {len(roots)}; give one'
+            )
+        if max_images is not None and max_images < 1:
+            raise UnSAMError(f'max_images must be positive, got {max_images}')
+        self.max_images = None if ann_file else max_images
+        self.prepare_workers = prepare_workers
+        self._folders = [
+            UnSAMImageFolder(
+                ann_file=ann_file,
+                data_root=str(root or ''),
+                split=split,
+                held_out_fraction=held_out_fraction,
+                lazy_init=True,
+            )
+            for root in roots
+        ]
+        super().__init__(**kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """The entries of all folders, one folder after the other."""
+        entries = [entry for folder in self._folders for entry in folder.load_data_list()]
+        if len(self._folders) > 1:  # folders may hold images of one name
+            entries = [{**entry, 'img_id': name_hash(entry['img_path'])} for entry in entries]
+        if self.max_images is not None and self.max_images < len(entries):
+            chosen = np.linspace(0, len(entries) - 1, self.max_images).round().astype(int)
+            entries = [entries[i] for i in chosen]
+        return entries
+
+    def full_init(self) -> None:
+        """Lists the images and makes the tokens that are missing."""
+        if self._fully_initialized:
+            return
+        super().full_init()
+        if self.prepare_workers != 0:
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Makes the tokens that are missing; interrupted at any point, the next run goes on from there.
+
+        Raises:
+            ImageError: If no image can be read.
+            StoreError: If the tokens cannot be kept.
+        """
+        for step in self.pipeline.transforms:
+            if isinstance(step, UnSAMRegionTokens):
+                places = [place_of(self.get_data_info(i)) for i in range(get_rank(), len(self), get_world_size())]
+                failed = step.store.prepare(places, self.prepare_workers, progress=get_rank() == 0)
+                for reason in failed.values():
+                    print_log(f'image skipped: {reason}', logger='current', level=logging.WARNING)
+                if places and len(failed) == len(places):
+                    raise ImageError(f'none of {len(places)} images can be read; the first: {min(failed.values())}')
+        barrier()
+
+
+@TRANSFORMS.register_module()
+class UnSAMRegionTokens(BaseTransform):
+    """Adds the region tokens of an image, and its pseudo-masks as shares of tokens; the image itself is not loaded.
+
+    Sets ``region_tokens`` (`RegionTokens`), ``token_masks`` (`TokenMasks`), ``img_shape``, ``ori_shape``, ``height`` and
+    ``width``. Tokens are made once per image and set of parameters, in whichever process needs them first, and kept; see
+    `RegionStore`.
+
+    Args:
+        store: Folder for the tokens. By default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
+        n_tokens: Most regions of an image.
+        max_masks: Most pseudo-masks of an image, best first.
+        device: Device of the ViT. Dataloader workers cannot use CUDA: there it must be 'cpu', or all images prepared.
+        generator: Single settings of the generator to replace, by their names in `GeneratorSettings`.
+        skip_broken: Log an image that cannot be read, once, and give None, so that another is drawn. Set it to False in
+            test pipelines, where an image must not be exchanged: the file's error is then raised.
+    """
+
+    def __init__(
+        self,
+        store: str | None = None,
+        n_tokens: int = 768,
+        max_masks: int = 300,
+        device: str = 'cpu',
+        generator: dict[str, Any] | None = None,
+        skip_broken: bool = True,
+    ) -> None:
+        settings = preset_settings('default', **(generator or {}))
+        self.store = RegionStore(store, settings, n_tokens, max_masks, device)
+        self.skip_broken = skip_broken
+        self._tokenizer: RegionTokenizer | None = None
+        self._reported: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The ViT is not sent to other processes; each loads its own when it needs one."""
+        return self.__dict__ | {'_tokenizer': None}
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Adds the tokens to `results`; None if the image is broken and `skip_broken` is set.
+
+        Raises:
+            ImageError: If the image is broken and `skip_broken` is not set.
+            StoreError: If the tokens cannot be kept.
+            UnSAMError: If tokens would have to be made with CUDA in a dataloader worker.
+        """
+        try:
+            tokens, masks = self.find(place_of(results))
+        except ImageError as error:
+            if not self.skip_broken:
+                raise
+            self._report(results['img_path'], f'image skipped: {error}')
+            return None
+        results['region_tokens'], results['token_masks'] = tokens, masks
+        results['img_shape'] = results['ori_shape'] = tokens.size_hw
+        results['height'], results['width'] = tokens.size_hw
+        return results
+
+    def find(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
+        """The tokens of an image from the store; makes them if there are none, or they are broken."""
+        if self.store.has(place):
+            try:
+                return self.store.read(place)
+            except StoreError as error:
+                self._report(str(place.path), f'region tokens are made again: {error}')
+        if self._tokenizer is None:
+            if self.store.device.startswith('cuda') and get_worker_info() is not None:
+                raise UnSAMError(
+                    f"UnSAMRegionTokens(device='{self.store.device}') cannot run in a dataloader worker, since CUDA does "
+                    'not survive a fork; prepare the data set first (prepare_workers=None), or set num_workers=0'
+                )
+            self._tokenizer = self.store.tokenizer()
+        return self.store.make(place, self._tokenizer)
+
+    def _report(self, key: str, message: str) -> None:
+        if key not in self._reported:
+            self._reported.add(key)
+            print_log(message, logger='current', level=logging.WARNING)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.store}, skip_broken={self.skip_broken})'
+
+
+@TRANSFORMS.register_module()
+class UnSAMPackRegions(BaseTransform):
+    """Packs an image for `UnSAMRegionModel`.
+
+    Gives ``inputs`` (`RegionInputs`: distances of all pairs of tokens are found here, so that dataloader workers do it)
+    and ``data_samples`` (`DetDataSample`). The latter holds ``token_masks``, or in testing ``region_tokens`` and, as
+    ``gt_instances``, the pseudo-masks, which metrics without an annotation file compare with.
+
+    Args:
+        test_mode: Pack for testing. In training, an image without any pseudo-mask gives None: another is drawn.
+        flip_prob: How often the model sees the image mirrored left to right. Masks do not change with it, since they
+            are sets of tokens.
+        meta_keys: What is told about the image, beside ``flip``.
+
+    Raises:
+        UnSAMError: If `flip_prob` lies outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        test_mode: bool = False,
+        flip_prob: float = 0.0,
+        meta_keys: Sequence[str] = ('img_id', 'img_path', 'ori_shape', 'img_shape'),
+    ) -> None:
+        if not 0 <= flip_prob <= 1:
+            raise UnSAMError(f'flip_prob must lie in [0, 1], got {flip_prob}')
+        self.test_mode = test_mode
+        self.flip_prob = flip_prob
+        self.meta_keys = tuple(meta_keys)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """The packed image; None if there is nothing to learn from it."""
+        tokens, masks = results['region_tokens'], results['token_masks']
+        if not self.test_mode and len(masks) == 0:
+            return None
+        inputs, is_flipped = RegionInputs.of(tokens), random.random() < self.flip_prob
+        meta = {key: results[key] for key in self.meta_keys if key in results}
+        sample = DetDataSample(metainfo={**meta, 'flip': is_flipped})
+        if self.test_mode:
+            sample.set_data({'region_tokens': tokens})
+            sample.gt_instances = _instances(tokens, masks)
+        else:
+            sample.set_data({'token_masks': masks})
+        return {'inputs': inputs.flipped() if is_flipped else inputs, 'data_samples': sample}
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(test_mode={self.test_mode}, flip_prob={self.flip_prob})'
+
+
+def place_of(results: dict[str, Any]) -> ImagePlace:
+    """Where the image of an entry lies; data sets of other packages give the path alone."""
+    if 'img_root' in results and 'img_name' in results:
+        return ImagePlace(results['img_root'], results['img_name'])
+    path = Path(results['img_path'])
+    return ImagePlace(str(path.parent), path.name)
+
+
+def _instances(tokens: RegionTokens, masks: TokenMasks) -> InstanceData:
+    """The pseudo-masks, each made of the tokens that lie mostly within it; those of none are left out."""
+    members = masks.shares > 127
+    kept = members.any(axis=1)
+    found = to_mask_set(tokens, members[kept], masks.scores[kept])
+    return InstanceData(
+        masks=RleMasks(found.rles, *found.size_hw),
+        bboxes=torch.from_numpy(found.boxes_xyxy),
+        labels=torch.zeros(len(found), dtype=torch.long),
+    )
