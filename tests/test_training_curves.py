@@ -39,4 +39,5 @@ def test_losses_and_recall_stand_side_by_side(tmp_path):
     alone, both = tmp_path / 'alone.png', tmp_path / 'both.png'
     assert curves.main([str(tmp_path / 'run'), str(alone)]) == 0
     assert curves.main([str(tmp_path / 'run'), str(both), '--recall', f'20={tmp_path / "20.json"}']) == 0
-    assert Image.open(both).width > Image.open(alone).width
+    with Image.open(alone) as one, Image.open(both) as two:
+        assert two.width > one.width

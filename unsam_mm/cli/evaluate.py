@@ -1,41 +1,150 @@
-"""``evaluate``: class-agnostic average recall and precision of masks against a COCO file."""
+"""``evaluate``: class-agnostic recall and precision of masks, or IoU of prompted ones, against ground truth."""
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
+from tqdm import tqdm
+
+from unsam_mm.drawing import save_picture
+from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth, load_predictions
 from unsam_mm.evaluation.average_recall import ENGINES, evaluate_masks, format_table
+from unsam_mm.evaluation.click_curve import draw_click_curves
+from unsam_mm.evaluation.click_simulation import Predictor, evaluate_prompts
+from unsam_mm.evaluation.prompt_data import PromptImage, coco_prompts, folder_prompts
+from unsam_mm.evaluation.prompt_iou import NOC_LIMIT, format_prompt_table, iou_curve, summarize
 from unsam_mm.files import write_json
+
+PROMPT_ENGINES = ('tree', 'model')
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
-    parser = subparsers.add_parser('evaluate', help='measure masks against ground truth, all classes as one')
-    parser.add_argument(
-        'predictions', type=Path, help='folder of pseudo-masks, merged COCO file, or list of COCO results'
+    parser = subparsers.add_parser(
+        'evaluate', help='measure masks, or answers to clicks, against ground truth, all classes as one'
     )
-    parser.add_argument('ground_truth', type=Path, help='COCO annotation file')
+    parser.add_argument(
+        'predictions', type=Path, nargs='?', help='folder of pseudo-masks, merged COCO file, or list of COCO results'
+    )
+    parser.add_argument('ground_truth', type=Path, nargs='?', help='COCO annotation file')
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the numbers, unrounded, to this file')
     parser.add_argument(
         '--skip-unmatched', action='store_true', help='leave out predictions for images that the ground truth lacks'
     )
     parser.add_argument(
         '--engine',
-        choices=ENGINES,
-        default='unsam',
-        help='who computes: this package (default), or another toolbox as a check of its figures',
+        choices=(*ENGINES, *PROMPT_ENGINES),
+        help='of masks: who computes, this package (unsam, default), or another toolbox as a check of its figures; '
+        'of --prompts: who answers, the region tree (tree, default), or a trained model (model)',
     )
+    _add_prompt_arguments(parser.add_argument_group('clicks instead of predictions'))
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the table."""
+    """Prints the table.
+
+    Raises:
+        UnSAMError: If the arguments do not fit together, or anything cannot be read or measured.
+    """
+    if options.prompts is not None:
+        return _run_prompts(options)
+    if options.ground_truth is None:
+        raise UnSAMError('evaluate needs PREDICTIONS and GROUND_TRUTH, or --prompts with --images')
+    if options.engine in PROMPT_ENGINES:
+        raise UnSAMError(f'--engine {options.engine} answers --prompts; for masks choose one of {", ".join(ENGINES)}')
     ground_truth = load_ground_truth(options.ground_truth)
     predictions = load_predictions(options.predictions, ground_truth, options.skip_unmatched)
-    metrics = evaluate_masks(predictions, ground_truth, engine=options.engine)
+    metrics = evaluate_masks(predictions, ground_truth, engine=options.engine or ENGINES[0])
     print(format_table(metrics))
     if options.json:
         write_json(options.json, metrics)
     return 0
+
+
+def prompt_images(options: argparse.Namespace) -> list[PromptImage]:
+    """The images that the options of `_add_prompt_arguments` name."""
+    if options.prompts.is_dir():
+        return folder_prompts(
+            options.images, options.prompts, options.each_value, options.ignored_value, limit=options.limit
+        )
+    return coco_prompts(options.prompts, options.images, options.masks, options.limit)
+
+
+def make_predictor(engine: str, weights: Path | None) -> Predictor:
+    """Who answers the clicks.
+
+    Raises:
+        UnSAMError: If the engine is unknown, or has no use for weights or lacks them.
+    """
+    from unsam_mm.prompting import UnSAMPredictor
+
+    if engine not in PROMPT_ENGINES:
+        raise UnSAMError(f'--prompts are answered by --engine {" or ".join(PROMPT_ENGINES)}, not by {engine}')
+    if (engine == 'tree') == (weights is not None):
+        raise UnSAMError('--weights belongs to --engine model, which needs it; the tree has no weights')
+    return UnSAMPredictor(engine) if weights is None else UnSAMPredictor(engine, weights=weights)
+
+
+def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        '--prompts',
+        type=Path,
+        metavar='GT',
+        help='COCO file (instances, or panoptic), or folder of mask pictures, whose segments are clicked at',
+    )
+    group.add_argument('--images', type=Path, metavar='FOLDER', help='their images')
+    group.add_argument('--masks', type=Path, metavar='FOLDER', help='PNG files of a panoptic COCO file')
+    group.add_argument('--each-value', action='store_true', help='each value of a mask picture is an object of its own')
+    group.add_argument('--ignored-value', type=int, metavar='V', help='of pixels that do not count: 128 in GrabCut')
+    group.add_argument('--weights', type=Path, metavar='FILE', help='of --engine model')
+    group.add_argument(
+        '--clicks',
+        type=_positive,
+        default=1,
+        metavar='K',
+        help=f'clicks at each segment (default: %(default)s; the number of clicks is usually of {NOC_LIMIT})',
+    )
+    group.add_argument('--limit', type=_positive, metavar='N', help='only the first N images')
+    group.add_argument('--segments', type=_positive, metavar='N', help='a seeded draw of N segments of each image')
+    group.add_argument('--seed', type=int, default=0, help='of that draw (default: %(default)s)')
+    group.add_argument('--curve', type=Path, metavar='PNG', help='picture of IoU against clicks')
+
+
+def _run_prompts(options: argparse.Namespace) -> int:
+    if options.images is None:
+        raise UnSAMError('--prompts needs the folder of the images: --images FOLDER')
+    if options.predictions is not None:
+        raise UnSAMError(f'{options.predictions}: --prompts makes its own predictions; leave this argument out')
+    engine = options.engine or PROMPT_ENGINES[0]
+    images = prompt_images(options)
+    predictor = make_predictor(engine, options.weights)
+    ious = evaluate_prompts(
+        predictor,
+        images,
+        options.clicks,
+        max_segments=options.segments,
+        seed=options.seed,
+        progress=partial(tqdm, unit='image', disable=None),
+    )
+    figures = summarize(ious)
+    print(format_prompt_table({engine: figures}))
+    if options.json:
+        write_json(options.json, {'engine': engine, 'clicks': options.clicks, **figures})
+    if options.curve:
+        curves = {f'{engine}, best-scored mask': iou_curve(figures), 'best mask': iou_curve(figures, 'oracle')}
+        save_picture(options.curve, draw_click_curves(curves))
+    return 0
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return value

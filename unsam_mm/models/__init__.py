@@ -9,6 +9,8 @@ ensure_mmcv_ops()  # before the first import of mmdet.models, which fails withou
 
 from unsam_mm.models.assigner import UnSAMHungarianAssigner  # noqa: E402
 from unsam_mm.models.detector import UnSAM  # noqa: E402
+from unsam_mm.models.prompt_head import UnSAMPromptHead  # noqa: E402
+from unsam_mm.models.prompt_pixel_decoder import UnSAMPixelDecoder  # noqa: E402
 from unsam_mm.models.region_model import UnSAMRegionModel, UnSAMRegionPreprocessor  # noqa: E402
 from unsam_mm.models.unsam_head import UnSAMHead  # noqa: E402
 from unsam_mm.models.vit_backbone import UnSAMViTBackbone  # noqa: E402
@@ -17,6 +19,8 @@ __all__ = [
     'UnSAM',
     'UnSAMHead',
     'UnSAMHungarianAssigner',
+    'UnSAMPixelDecoder',
+    'UnSAMPromptHead',
     'UnSAMRegionModel',
     'UnSAMRegionPreprocessor',
     'UnSAMViTBackbone',

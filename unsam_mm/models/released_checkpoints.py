@@ -13,7 +13,7 @@ import torch
 
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.files import atomic_writer
-from unsam_mm.models import cutler_conversion, dino_conversion, mask2former_conversion
+from unsam_mm.models import cutler_conversion, dino_conversion, mask2former_conversion, semantic_sam_conversion
 from unsam_mm.models.foreign_checkpoints import StateDict, read_checkpoint
 
 
@@ -43,6 +43,13 @@ FORMATS = (
         mask2former_conversion.convert_whole_image,
         '.pth',
         'give it to `mim test` as --checkpoint {}, with a config whose model is _base_/models/unsam_r50.py',
+    ),
+    Format(
+        semantic_sam_conversion.KIND,
+        re.compile(r'model\.sem_seg_head\.predictor\.pb_embedding\.'),
+        semantic_sam_conversion.convert_promptable,
+        '.pth',
+        "load_checkpoint(model, '{}') of MMEngine takes it, for a model of _base_/models/unsam_swint_prompt.py",
     ),
     Format(
         cutler_conversion.KIND,
