@@ -2,9 +2,9 @@
 #   mim train unsam_mm configs/unsam_s.py --cfg-options data_root=/my/images
 #   mim train unsam_mm configs/unsam_s.py --cfg-options data_root=[/my/photographs,/my/micrographs]
 _base_ = [
-    '_base_/models/unsam_s.py',
+    '_base_/models/unsam_regions.py',
     '_base_/datasets/region_tokens.py',
-    '_base_/schedules/unsam_s.py',
+    '_base_/schedules/regions_cpu.py',
     '_base_/default_runtime.py',
 ]
 # An untrained model proposes nothing worth a look, so nothing is validated before training.

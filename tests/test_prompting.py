@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.prompting import candidate_nodes, click_scores, distinct_nodes
 from unsam_mm.rle import decode_rles, rle_from_json
 
@@ -194,3 +194,105 @@ def test_records_have_the_keys_of_segment_anything(generator, coins, output_mode
         assert -1 <= record['parent'] < 20
     scores = [record['predicted_iou'] for record in records]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_contradictory_objects_of_one_call_are_filled_up_with_empty_masks(predictor):
+    points = np.array([[COIN_XY, COIN_XY], [COIN_XY, NEXT_COIN_XY]])
+    masks, scores, logits = predictor.predict_torch(points, np.array([[1, 0], [1, 0]]))
+    assert masks.shape == (2, 6, 303, 384)
+    assert logits.shape == (2, 6, 256, 256)
+    assert not masks[0].any()
+    assert not scores[0].any()
+    assert masks[1, 0, 55, 44]
+    assert not masks[1, :, 55, 99].any()
+
+
+@pytest.mark.parametrize('suffix', ['.npz', '.zarr'])
+def test_a_saved_tree_takes_the_place_of_the_image(predictor, generator, tmp_path, suffix):
+    if suffix == '.zarr':
+        pytest.importorskip('zarr')
+    predictor.save_embedding(tmp_path / f'coins{suffix}')
+    other = UnSAMPredictor(generator=generator)
+    other.load_embedding(tmp_path / f'coins{suffix}')
+    tree, again = predictor.hierarchy, other.hierarchy
+    assert len(again.alternatives) == len(tree.alternatives)
+    for one, two in zip((tree, *tree.alternatives), (again, *again.alternatives), strict=True):
+        assert all((getattr(one, name) == getattr(two, name)).all() for name in ('leaf_labels', 'parent', 'score'))
+
+
+def test_a_folder_that_holds_no_embedding_is_not_replaced(predictor, tmp_path):
+    pytest.importorskip('zarr')
+    folder = tmp_path / 'mine.zarr'
+    folder.mkdir()
+    (folder / 'notes.txt').write_text('keep')
+    with pytest.raises(StoreError, match='holds no embedding'):
+        predictor.save_embedding(folder)
+    assert (folder / 'notes.txt').read_text() == 'keep'
+
+
+SCRIPT = """
+import numpy as np
+import torch
+from segment_anything import sam_model_registry, SamPredictor
+from segment_anything import SamAutomaticMaskGenerator
+
+sam = sam_model_registry['default'](checkpoint=checkpoint)
+sam.to(device='cpu')
+predictor = SamPredictor(sam)
+predictor.set_image(image)
+input_point = np.array([[150, 100]])
+input_label = np.array([1])
+masks, scores, logits = predictor.predict(point_coords=input_point, point_labels=input_label, multimask_output=True)
+mask_input = logits[np.argmax(scores), :, :]
+refined, _, _ = predictor.predict(
+    point_coords=np.array([[150, 100], [10, 10]]),
+    point_labels=np.array([1, 0]),
+    mask_input=mask_input[None, :, :],
+    multimask_output=False,
+)
+input_box = np.array([60, 40, 240, 160])
+boxed, _, _ = predictor.predict(point_coords=None, point_labels=None, box=input_box[None, :], multimask_output=False)
+input_boxes = torch.tensor([[60, 40, 240, 160], [5, 5, 80, 60]], device=predictor.device)
+transformed_boxes = predictor.transform.apply_boxes_torch(input_boxes, image.shape[:2])
+batch, _, _ = predictor.predict_torch(
+    point_coords=None, point_labels=None, boxes=transformed_boxes, multimask_output=False
+)
+mask_generator = SamAutomaticMaskGenerator(model=sam, points_per_side=4, min_mask_region_area=100)
+records = mask_generator.generate(image)
+"""
+IMPORTS = {
+    'from segment_anything import sam_model_registry, SamPredictor': (
+        'from unsam_mm import unsam_model_registry as sam_model_registry, UnSAMPredictor as SamPredictor'
+    ),
+    'from segment_anything import SamAutomaticMaskGenerator': (
+        'from unsam_mm import UnSAMAutomaticMaskGenerator as SamAutomaticMaskGenerator'
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['default', 'tree'])
+def test_a_script_for_segment_anything_runs_once_its_two_imports_are_changed(coffee, generator, tmp_path, name):
+    from unsam_mm.region_model import RegionNet
+    from unsam_mm.region_model.weights import save_weights
+
+    script = SCRIPT.replace("['default']", f'[{name!r}]')
+    for before, after in IMPORTS.items():
+        script = script.replace(before, after)
+    checkpoint = None
+    if name == 'default':
+        checkpoint = tmp_path / 'small.safetensors'
+        net = RegionNet(width=32, heads=2)
+        net.mask.pair_out.bias.data.fill_(2.0)  # untrained, it might find every mask empty
+        save_weights(checkpoint, net, n_tokens=100)
+    names = {'image': coffee, 'checkpoint': checkpoint}
+    exec(compile(script, 'script.py', 'exec'), names)
+    assert names['masks'].shape[1:] == (200, 300)
+    assert names['masks'][:, 100, 150].all()
+    assert names['logits'].shape[1:] == (256, 256)
+    assert len(names['refined']) == len(names['boxed']) == 1
+    assert names['refined'][0, 100, 150]
+    assert not names['refined'][0, 10, 10]
+    assert names['batch'].shape == (2, 1, 200, 300)
+    assert len(names['records']) >= 1
+    assert all(record['area'] >= 100 for record in names['records'])

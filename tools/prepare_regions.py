@@ -28,13 +28,15 @@ def prepare(args: argparse.Namespace) -> None:
     """Makes the tokens of all images that the config trains on or tests.
 
     Raises:
-        UnSAMError: If the config or the images cannot be read, or the tokens cannot be kept.
+        UnSAMError: If the config or the images cannot be read, the tokens cannot be kept, or there are no workers.
     """
     from mmdet.registry import DATASETS
     from mmengine.registry import init_default_scope
 
     from unsam_mm.errors import UnSAMError
 
+    if args.workers is not None and args.workers < 1:
+        raise UnSAMError(f'--workers must be positive, got {args.workers}')
     config = load_config(args)
     init_default_scope(config.get('default_scope', 'mmdet'))
     datasets = [config[name].dataset for name in LOADERS if config.get(name)]

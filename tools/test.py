@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from train import LATEST, add_common_options, build_runner, load_config, run
 
 if TYPE_CHECKING:
-    import torch
     from mmengine.config import Config
     from mmengine.runner import Runner
 
@@ -80,7 +79,9 @@ def test(args: argparse.Namespace) -> None:
     if checkpoint is None:
         runner.logger.warning('No checkpoint is given: testing the model as the config initialises it')
     else:
-        _check_weights(checkpoint, runner.model)
+        from unsam_mm.engine.checkpoints import check_weights
+
+        check_weights(checkpoint, runner.model)
     if data_sets:
         _test_benchmarks(args, runner, data_sets, checkpoint)
     else:
@@ -168,42 +169,6 @@ def find_checkpoint(path: Path) -> Path:
         if last.is_file():
             return last
     raise UnSAMError(f'{path}: no such checkpoint; give a .pth file, or train first to make {LATEST}')
-
-
-def _check_weights(path: Path, model: torch.nn.Module) -> None:
-    """Compares names and shapes: MMEngine would only log that they differ, and test whatever was not loaded."""
-    from mmengine.model import is_model_wrapper
-
-    from unsam_mm.errors import UnSAMError
-
-    found = _read_weights(path)
-    wanted = (model.module if is_model_wrapper(model) else model).state_dict()
-    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
-    if wrong:
-        raise UnSAMError(
-            f'{path}: of another model than the config describes; {len(wrong)} of its {len(wanted)} weights are missing '
-            f'or differ in shape, the first is {wrong[0]}; give the config that the checkpoint was trained with'
-        )
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    import pickle
-
-    import torch
-    from mmengine.runner import checkpoint as mmengine_checkpoint
-
-    from unsam_mm.errors import UnSAMError
-
-    # What loss curves, which the checkpoints of a training hold as well, are made of. MMEngine would go on to unpickle
-    # whatever else a file contains. Upstream's has no such list: there only `latest.pth` and plain weights can be read.
-    torch.serialization.add_safe_globals(getattr(mmengine_checkpoint, 'get_torch_safe_globals', list)())
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnSAMError(f'{path}: cannot be read as a checkpoint ({reason}); copy it again, or train again') from error
-    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
-    return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
 def _draw_into(config: Config, folder: Path) -> None:

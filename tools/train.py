@@ -59,8 +59,8 @@ def train(args: argparse.Namespace) -> None:
     """Trains, and saves the weights as ``latest.pth``.
 
     Raises:
-        UnSAMError: If the config cannot be read, the checkpoint to resume from does not exist, or an option needs a
-            CUDA device and there is none.
+        UnSAMError: If the config cannot be read, the checkpoint to start from does not exist or is of another model,
+            or an option needs a CUDA device and there is none.
     """
     config = load_config(args)
     if args.amp:
@@ -70,7 +70,9 @@ def train(args: argparse.Namespace) -> None:
         _check_device("optim_wrapper.type='AmpOptimWrapper'", 'set optim_wrapper.type=OptimWrapper')
     if args.resume:
         _resume(config, args.resume)
+    _check_backbone(config)
     runner = build_runner(config)
+    _check_start(config, runner)
     # Until this training ends, its state is what `last_checkpoint` names, not the weights of an earlier one.
     Path(runner.work_dir, LATEST).unlink(missing_ok=True)
     runner.train()
@@ -125,7 +127,12 @@ def run(entry: Callable[[argparse.Namespace], None], args: argparse.Namespace) -
     try:
         entry(args)
     except UnSAMError as error:
-        print(f'error: {error}', file=sys.stderr)
+        message = str(error)
+        if message.startswith('Caught '):
+            from unsam_mm.datasets.worker_errors import own_words
+
+            message = own_words(error)
+        print(f'error: {message}', file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if error.name not in ('cv2', 'mmcv', 'mmdet', 'mmengine'):
@@ -185,6 +192,31 @@ def _resume(config: Config, checkpoint: str) -> None:
         raise UnSAMError(f'{path}: no such checkpoint; give a .pth file of a training, or --resume alone for the last')
     else:
         config.load_from, config.resume = str(path), True
+
+
+def _check_backbone(config: Config) -> None:
+    from unsam_mm.errors import UnSAMError
+
+    init = (config.model.get('backbone') or {}).get('init_cfg')
+    path = str(init.get('checkpoint') or '') if isinstance(init, dict) else ''
+    if path and ':' not in path and not Path(path).is_file():
+        raise UnSAMError(
+            f'{path}: no such file, and the backbone starts from it; for that of DINO run: '
+            f'python -m unsam_mm convert dino_resnet50 {path}'
+        )
+
+
+def _check_start(config: Config, runner: Runner) -> None:
+    """Compares the checkpoint to start from with the model, before anything is trained."""
+    if not config.get('load_from') or '://' in config.load_from:
+        return
+    from unsam_mm.engine.checkpoints import check_resumable, check_start
+    from unsam_mm.errors import UnSAMError
+
+    path = Path(config.load_from)
+    if not path.is_file():
+        raise UnSAMError(f'load_from={path}: no such checkpoint; give a .pth file')
+    (check_resumable if config.get('resume') else check_start)(path, runner.model)
 
 
 def _save_latest(runner: Runner) -> None:

@@ -16,13 +16,14 @@ _HOMES = {
     'PseudoMaskGenerator': 'unsam_mm.pseudo_masks.generator',
     'UnSAMAutomaticMaskGenerator': 'unsam_mm.prompting',
     'UnSAMPredictor': 'unsam_mm.prompting',
+    'unsam_model_registry': 'unsam_mm.prompting',
 }
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
     from unsam_mm.hierarchy import MaskHierarchy
     from unsam_mm.mask_set import MaskSet
-    from unsam_mm.prompting import UnSAMAutomaticMaskGenerator, UnSAMPredictor
+    from unsam_mm.prompting import UnSAMAutomaticMaskGenerator, UnSAMPredictor, unsam_model_registry
     from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator
 
 

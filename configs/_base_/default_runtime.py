@@ -1,6 +1,12 @@
 # Reading this config registers everything that the others name.
 custom_imports = dict(
-    imports=['unsam_mm.models', 'unsam_mm.datasets', 'unsam_mm.evaluation.coco_metric', 'unsam_mm.engine'],
+    imports=[
+        'unsam_mm.models',
+        'unsam_mm.datasets',
+        'unsam_mm.evaluation.coco_metric',
+        'unsam_mm.evaluation.prompt_metric',
+        'unsam_mm.engine',
+    ],
     allow_failed_imports=False,
 )
 default_scope = 'mmdet'

@@ -1,5 +1,6 @@
 """Images enter a pipeline as region tokens, which are made once, by several processes, and kept on disk."""
 
+import json
 import os
 import pickle
 
@@ -129,8 +130,25 @@ def test_a_store_that_cannot_be_written_ends_the_run(coffee_and_coins, tmp_path,
         folders(coffee_and_coins, pipeline(tmp_path))
 
 
-def test_a_test_pipeline_does_not_exchange_a_broken_image(image_folder, tmp_path, tokenizer):
-    dataset = folders(str(image_folder), pipeline(tmp_path, skip_broken=False), test_mode=True)
+def test_a_test_does_without_broken_images_instead_of_ending_at_one(image_folder, tmp_path, tokenizer):
+    dataset = folders(str(image_folder), pipeline(tmp_path, {'test_mode': True}, skip_broken=False), test_mode=True)
+    names = [dataset[i]['data_samples'].img_path.split('/')[-1] for i in range(len(dataset))]
+    assert len(names) == N_READABLE
+    assert 'broken.png' not in names
+
+
+def test_a_broken_image_that_has_annotations_ends_a_test_before_it_begins(image_folder, tmp_path, tokenizer):
+    images = [{'id': i, 'file_name': name} for i, name in enumerate(('broken.png', 'rgba.png'))]
+    truth = tmp_path / 'truth.json'
+    box = {'bbox': [0, 0, 9, 9], 'segmentation': [[0, 0, 9, 0, 9, 9]], 'area': 40, 'iscrowd': 0, 'category_id': 1}
+    truth.write_text(json.dumps({'images': images, 'annotations': [{'id': 1, 'image_id': 0, **box}]}))
+    with pytest.raises(ImageError, match=r'1 of 2 images with annotations cannot be read; the first: .*broken.png'):
+        folders(str(image_folder), pipeline(tmp_path, skip_broken=False), ann_file=str(truth), test_mode=True)
+
+
+def test_unprepared_a_test_pipeline_does_not_exchange_a_broken_image(image_folder, tmp_path, tokenizer):
+    steps = pipeline(tmp_path, skip_broken=False)
+    dataset = UnSAMRegionFolders(data_root=str(image_folder), pipeline=steps, prepare_workers=0, test_mode=True)
     names = [dataset.get_data_info(i)['img_name'] for i in range(len(dataset))]
     with pytest.raises(ImageError, match='broken.png'):
         dataset[names.index('broken.png')]
@@ -172,6 +190,12 @@ def test_a_mirrored_image_has_mirrored_inputs_and_the_same_masks(coffee_and_coin
 def test_a_probability_out_of_range_is_refused(prob):
     with pytest.raises(UnSAMError, match=r'flip_prob must lie in \[0, 1\]'):
         UnSAMPackRegions(flip_prob=prob)
+
+
+@pytest.mark.parametrize('arguments', [{'n_tokens': 0}, {'n_tokens': 5000}, {'max_masks': 0}])
+def test_numbers_out_of_range_are_refused_before_any_process_starts(arguments):
+    with pytest.raises(UnSAMError, match='must lie in 1..4096, and max_masks=.* must be positive'):
+        UnSAMRegionTokens(**arguments)
 
 
 def test_cuda_in_a_worker_is_refused_with_the_remedy(coffee_and_coins, tmp_path, tokenizer, monkeypatch):

@@ -97,6 +97,11 @@ def test_an_unknown_mode_is_refused(model, batch):
         model(**batch(test_mode=True), mode='train')
 
 
+def test_images_in_the_place_of_tokens_are_refused_with_the_remedy(model):
+    with pytest.raises(UnSAMError, match='reads region tokens, got Tensor'):
+        model.test_step({'inputs': [torch.zeros(3, 32, 32)], 'data_samples': []})
+
+
 def test_a_checkpoint_holds_the_net_and_nothing_else(model):
     weights = model.state_dict()
     assert all(name.startswith('net.') for name in weights)

@@ -82,6 +82,12 @@ class TinyFolderOfAnotherName(TinyFolder):
     pass
 
 
+@DATASETS.register_module()
+class TinyBrokenImages(TinyImages):
+    def __getitem__(self, index):
+        raise StoreError(f'{index}.png: broken; mend it')
+
+
 @METRICS.register_module()
 class TinyRecall(TinyError):
     def __init__(self, ann_file):

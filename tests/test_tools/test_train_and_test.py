@@ -165,6 +165,40 @@ class TestMistakes:
         torch.save({'state_dict': {}, 'extra': Path('x')}, folder / 'code.pth')
         assert 'code.pth: cannot be read as a checkpoint' in self.line(scripts, capsys, 'test', 'code.pth')
 
+    def test_nobody_is_told_to_unpickle(self, folder: Path, scripts, capsys):
+        torch.save({'extra': Path('x')}, folder / 'pickled.pth')
+        assert 'weights_only' not in self.line(scripts, capsys, 'test', 'pickled.pth')
+
+    def test_resuming_from_another_model(self, folder: Path, scripts, capsys):
+        torch.save({'linear.weight': torch.zeros(1, 7)}, folder / 'seven.pth')
+        options = ['--resume=seven.pth', '--cfg-options', 'work_dir=seven', 'experiment_name=seven']
+        line = self.line(scripts, capsys, 'train', *options)
+        assert 'seven.pth: of another model' in line
+
+    def test_resuming_from_weights_alone(self, trained: Path, scripts, capsys):
+        options = [f'--resume={trained / "latest.pth"}', '--cfg-options', 'work_dir=weights', 'experiment_name=weights']
+        line = self.line(scripts, capsys, 'train', *options)
+        assert 'latest.pth: holds no optimizer, so no training can go on from it' in line
+
+    def test_training_that_starts_from_no_file(self, scripts, capsys):
+        options = ['--cfg-options', 'work_dir=absent', 'experiment_name=absent', 'load_from=none/latest.pth']
+        assert 'load_from=none/latest.pth: no such checkpoint' in self.line(scripts, capsys, 'train', *options)
+
+    def test_training_that_starts_from_a_checkpoint_of_which_nothing_fits(self, folder: Path, scripts, capsys):
+        torch.save({'cubic.weight': torch.zeros(1, 3)}, folder / 'cubic.pth')
+        options = ['--cfg-options', 'work_dir=cubic', 'experiment_name=cubic', 'load_from=cubic.pth']
+        assert 'cubic.pth: none of the 2 weights' in self.line(scripts, capsys, 'train', *options)
+
+    def test_backbone_that_starts_from_no_file(self, scripts, capsys):
+        options = ['--work-dir=absent', '--cfg-options', 'model.backbone.init_cfg.checkpoint=none.pth']
+        line = self.line(scripts, capsys, 'train', *options)
+        assert 'none.pth: no such file' in line
+        assert 'convert dino_resnet50 none.pth' in line
+
+    def test_error_in_a_dataloader_worker(self, scripts, capsys):
+        options = ['test_dataloader.dataset.type=TinyBrokenImages', 'test_dataloader.num_workers=1']
+        assert self.line(scripts, capsys, 'test', '--cfg-options', *options) == 'error: 0.png: broken; mend it'
+
     def test_option_without_an_equals_sign(self, scripts, capsys):
         line = self.line(scripts, capsys, 'train', '--cfg-options', 'train_cfg.max_iters')
         assert "expected KEY=VALUE, got 'train_cfg.max_iters'" in line
@@ -187,3 +221,9 @@ def test_missing_config_is_one_line_that_names_the_file(script: str, tmp_path: P
     result = start(TOOLS / script, 'none.py', cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr == 'error: none.py: no such config; give the path of a file such as configs/unsam.py\n'
+
+
+def test_no_workers_that_prepare_regions_is_one_line(tmp_path: Path):
+    result = start(TOOLS / 'prepare_regions.py', 'any.py', '--workers', '-1', cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.endswith('error: --workers must be positive, got -1\n')

@@ -8,17 +8,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unsam_mm.drawing import save_picture
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth, load_predictions
 from unsam_mm.evaluation.average_recall import ENGINES, evaluate_masks, format_table
-from unsam_mm.evaluation.click_curve import draw_click_curves
+from unsam_mm.evaluation.click_curve import save_click_curves
 from unsam_mm.evaluation.click_simulation import Predictor, evaluate_prompts
 from unsam_mm.evaluation.prompt_data import PromptImage, coco_prompts, folder_prompts
 from unsam_mm.evaluation.prompt_iou import NOC_LIMIT, format_prompt_table, iou_curve, summarize
 from unsam_mm.files import write_json
-
-PROMPT_ENGINES = ('tree', 'model')
+from unsam_mm.prompting import ENGINES as PROMPT_ENGINES
+from unsam_mm.prompting import UnSAMPredictor
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -77,16 +76,17 @@ def prompt_images(options: argparse.Namespace) -> list[PromptImage]:
 def make_predictor(engine: str, weights: Path | None) -> Predictor:
     """Who answers the clicks.
 
-    Raises:
-        UnSAMError: If the engine is unknown, or has no use for weights or lacks them.
-    """
-    from unsam_mm.prompting import UnSAMPredictor
+    Args:
+        engine: 'tree' or 'model'.
+        weights: Of the model; None for those that come with the package.
 
+    Raises:
+        UnSAMError: If the engine is another, or the tree is given weights.
+        WeightsError: If the weights cannot be had.
+    """
     if engine not in PROMPT_ENGINES:
         raise UnSAMError(f'--prompts are answered by --engine {" or ".join(PROMPT_ENGINES)}, not by {engine}')
-    if (engine == 'tree') == (weights is not None):
-        raise UnSAMError('--weights belongs to --engine model, which needs it; the tree has no weights')
-    return UnSAMPredictor(engine) if weights is None else UnSAMPredictor(engine, weights=weights)
+    return UnSAMPredictor(engine, weights=weights)
 
 
 def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
@@ -100,7 +100,7 @@ def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument('--masks', type=Path, metavar='FOLDER', help='PNG files of a panoptic COCO file')
     group.add_argument('--each-value', action='store_true', help='each value of a mask picture is an object of its own')
     group.add_argument('--ignored-value', type=int, metavar='V', help='of pixels that do not count: 128 in GrabCut')
-    group.add_argument('--weights', type=Path, metavar='FILE', help='of --engine model')
+    group.add_argument('--weights', type=Path, metavar='FILE', help='of --engine model (default: those of the package)')
     group.add_argument(
         '--clicks',
         type=_positive,
@@ -136,7 +136,7 @@ def _run_prompts(options: argparse.Namespace) -> int:
         write_json(options.json, {'engine': engine, 'clicks': options.clicks, **figures})
     if options.curve:
         curves = {f'{engine}, best-scored mask': iou_curve(figures), 'best mask': iou_curve(figures, 'oracle')}
-        save_picture(options.curve, draw_click_curves(curves))
+        save_click_curves(options.curve, curves)
     return 0
 
 

@@ -43,7 +43,7 @@ class UnSAMImageFolder(BaseDetDataset):
     Raises:
         ImageError: If the folder is missing, holds no image, or the split is empty.
         StoreError: If `ann_file` cannot be read, or lists images that are not in the folder.
-        UnSAMError: If `split` or `held_out_fraction` is out of range.
+        UnSAMError: If `split` or `held_out_fraction` is out of range, or `data_root` is a list.
     """
 
     METAINFO = {'classes': ('object',), 'palette': [(220, 20, 60)]}
@@ -59,6 +59,11 @@ class UnSAMImageFolder(BaseDetDataset):
     ) -> None:
         if split not in SPLITS:
             raise UnSAMError(f'split must be one of {SPLITS}, got {split!r}')
+        if isinstance(data_root, list | tuple):
+            raise UnSAMError(
+                f'data_root={list(data_root)}: UnSAMImageFolder takes one folder; give the folder that holds these, or link '
+                'them into one'
+            )
         if not 0 < held_out_fraction < 1:
             raise UnSAMError(f'held_out_fraction must lie between 0 and 1, got {held_out_fraction}')
         self.split = split

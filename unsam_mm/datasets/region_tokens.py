@@ -14,7 +14,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.datasets import BaseDetDataset
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmdet.structures import DetDataSample
-from mmengine.dist import barrier, get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch.utils.data import get_worker_info
@@ -35,7 +35,8 @@ class UnSAMRegionFolders(BaseDetDataset):
     """The images below one folder or several, with their region tokens made before the first is asked for.
 
     Entries are those of `UnSAMImageFolder`. Missing tokens are made at the start, with a progress bar, by several
-    processes; of a distributed run each process does its share. Images that cannot be read are logged.
+    processes; of a distributed run each process does its share. Images that cannot be read are logged. In testing they
+    are left out, or end the run before it begins where `ann_file` lists them: what it lists has to be found.
 
     Args:
         data_root: A folder or a list of folders. Empty stands for the images that scikit-image carries.
@@ -48,7 +49,7 @@ class UnSAMRegionFolders(BaseDetDataset):
         **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ...
 
     Raises:
-        ImageError: If a folder is missing or holds no image, or no image can be read.
+        ImageError: If a folder is missing or holds no image, or no image can be read, or one that `ann_file` lists.
         StoreError: If `ann_file` cannot be read, or the tokens cannot be kept.
         UnSAMError: If `ann_file` is given with several folders, or an argument is out of range.
     """
@@ -113,13 +114,29 @@ class UnSAMRegionFolders(BaseDetDataset):
         """
         for step in self.pipeline.transforms:
             if isinstance(step, UnSAMRegionTokens):
-                places = [place_of(self.get_data_info(i)) for i in range(get_rank(), len(self), get_world_size())]
-                failed = step.store.prepare(places, self.prepare_workers, progress=get_rank() == 0)
+                places = [place_of(self.get_data_info(i)) for i in range(len(self))]
+                mine = places[get_rank() :: get_world_size()]
+                failed = step.store.prepare(mine, self.prepare_workers, progress=get_rank() == 0)
                 for reason in failed.values():
                     print_log(f'image skipped: {reason}', logger='current', level=logging.WARNING)
-                if places and len(failed) == len(places):
-                    raise ImageError(f'none of {len(places)} images can be read; the first: {min(failed.values())}')
-        barrier()
+                # What one process knows, all have to act on; and none goes on before all tokens are there.
+                self._leave_out(
+                    {place: why for part in all_gather_object(failed) for place, why in part.items()}, places
+                )
+
+    def _leave_out(self, failed: dict[ImagePlace, str], places: list[ImagePlace]) -> None:
+        """In training another image is drawn in the place of a broken one; a test would end there, hours later."""
+        if not failed:
+            return
+        first = min(failed.values())
+        if len(failed) == len(places):
+            raise ImageError(f'none of {len(places)} images can be read; the first: {first}')
+        if self.test_mode and self._folders[0].ann_file:
+            raise ImageError(
+                f'{len(failed)} of {len(places)} images with annotations cannot be read; the first: {first}'
+            )
+        if self.test_mode:
+            self.get_subset_([i for i, place in enumerate(places) if place not in failed])
 
 
 @TRANSFORMS.register_module()

@@ -1,6 +1,23 @@
-"""Class-agnostic mask evaluation. The metric for MMDetection lives in `unsam_mm.evaluation.coco_metric`."""
+"""Class-agnostic mask evaluation, and that of prompted masks.
+
+The metrics for MMDetection live in `unsam_mm.evaluation.coco_metric` and `unsam_mm.evaluation.prompt_metric`.
+"""
 
 from unsam_mm.evaluation.annotations import load_ground_truth, load_predictions, match_images
 from unsam_mm.evaluation.average_recall import ENGINES, evaluate_masks, format_table
+from unsam_mm.evaluation.click_simulation import evaluate_prompts
+from unsam_mm.evaluation.prompt_data import coco_prompts, folder_prompts
+from unsam_mm.evaluation.prompt_iou import summarize
 
-__all__ = ['ENGINES', 'evaluate_masks', 'format_table', 'load_ground_truth', 'load_predictions', 'match_images']
+__all__ = [
+    'ENGINES',
+    'coco_prompts',
+    'evaluate_masks',
+    'evaluate_prompts',
+    'folder_prompts',
+    'format_table',
+    'load_ground_truth',
+    'load_predictions',
+    'match_images',
+    'summarize',
+]

@@ -11,6 +11,7 @@ from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 
+from unsam_mm.datasets.worker_errors import own_words
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.measurements import Measurement, Measurements, file_sha256, fingerprint
 from unsam_mm.evaluation.published import format_row, mean_recall
@@ -123,7 +124,7 @@ class BenchmarkRuns:
         except (UnSAMError, FileNotFoundError) as error:
             if get_world_size() > 1:
                 raise  # the other processes are in the middle of the benchmark
-            raise _NotMeasured(str(error)) from error
+            raise _NotMeasured(own_words(error)) from error
 
 
 def keep_row(

@@ -27,7 +27,18 @@ class UnSAMRegionPreprocessor(BaseDataPreprocessor):
     """Moves the `RegionInputs` of a batch to the model's device. Images differ in size, so they are not stacked."""
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """The same batch; token masks and label maps, which stay NumPy arrays, are not moved."""
+        """The same batch; token masks and label maps, which stay NumPy arrays, are not moved.
+
+        Raises:
+            UnSAMError: If the batch holds images, not their tokens.
+        """
+        other = next((one for one in data['inputs'] if not isinstance(one, RegionInputs)), None)
+        if other is not None:
+            raise UnSAMError(
+                f'UnSAMRegionModel reads region tokens, got {type(other).__name__}: its pipelines consist of '
+                'UnSAMRegionTokens and UnSAMPackRegions, so for --benchmarks there is none; it is tested on a data set by '
+                '--cfg-options data_root=IMAGES ann_file=COCO_FILE'
+            )
         return {**data, 'inputs': [inputs.to(self.device) for inputs in data['inputs']]}
 
 

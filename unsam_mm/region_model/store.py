@@ -23,7 +23,7 @@ from unsam_mm.images import read_image
 from unsam_mm.pseudo_masks.features import check_device
 from unsam_mm.pseudo_masks.folder import threads_each
 from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
-from unsam_mm.region_model.tokenizer import RegionTokenizer
+from unsam_mm.region_model.tokenizer import MAX_TOKENS, RegionTokenizer
 from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
 from unsam_mm.weights import cache_dir
 
@@ -64,6 +64,9 @@ class RegionStore:
         n_tokens: Most regions of an image.
         max_masks: Most pseudo-masks of an image, best first.
         device: Torch device of the ViT.
+
+    Raises:
+        UnSAMError: If a number is out of range.
     """
 
     folder: str | None = None
@@ -71,6 +74,13 @@ class RegionStore:
     n_tokens: int = 768
     max_masks: int = 300
     device: str = 'cpu'
+
+    def __post_init__(self) -> None:
+        # Said here: from a worker process, which could not start, no reason would come back.
+        if not 1 <= self.n_tokens <= MAX_TOKENS or self.max_masks < 1:
+            raise UnSAMError(
+                f'n_tokens={self.n_tokens} must lie in 1..{MAX_TOKENS}, and max_masks={self.max_masks} must be positive'
+            )
 
     @cached_property
     def signature(self) -> str:

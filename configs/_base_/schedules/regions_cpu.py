@@ -1,6 +1,6 @@
 # Twenty minutes on a core and a half. The decay spans train_cfg.max_iters, whatever that is; a resumed training keeps the
 # decay that it began with, so it should end where it was meant to.
-max_iters = 3000
+max_iters = 4000
 train_cfg = dict(type='UnSAMTrainLoop', max_iters=max_iters, val_interval=100_000)  # and at the end
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

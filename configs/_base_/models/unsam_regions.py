@@ -6,5 +6,5 @@ model = dict(
     # Of each image so many tokens are clicked on, and so many masks around each are asked for.
     train_cfg=dict(n_seeds=32, targets_per_seed=4),
     # Masks that repeat better ones are scored lower, down to none of theirs with repetition=1.
-    test_cfg=dict(n_seeds=256, granularity_step=0.05, max_masks=1000, duplicate_iou=0.95, repetition=0.5),
+    test_cfg=dict(n_seeds=768, granularity_step=0.03, max_masks=1000, duplicate_iou=0.97, repetition=0.4),
 )

@@ -1,0 +1,105 @@
+"""Answers to clicks: they hold what was clicked at, differ from one another, and grow with granularity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.region_model.clicks import ClickableImage, Clicks, _longest_rise
+
+regions = st.integers(0, 79)
+
+
+@pytest.fixture(scope='module')
+def image(cup):
+    from unsam_mm.region_model import RegionNet
+
+    torch.manual_seed(0)
+    net = RegionNet(width=32, heads=2, encoder_layers=1, decoder_layers=1, prompt_channels=8, feature_channels=3)
+    return ClickableImage(net.eval(), cup[0])
+
+
+@given(positive=st.sets(regions, min_size=1, max_size=4), negative=st.sets(regions, max_size=4))
+def test_every_answer_holds_the_positive_regions_and_no_negative_one(image, positive, negative):
+    clicks = Clicks(np.array(sorted(positive)), np.array(sorted(negative - positive), np.int64))
+    masks, scores = image.answer(clicks)
+    assert 1 <= len(masks) <= 6
+    assert masks[:, clicks.positive].all()
+    assert not masks[:, clicks.negative].any()
+    assert (np.diff(scores) <= 0).all()
+
+
+def test_answers_differ_from_one_another(image):
+    masks, _ = image.answer(Clicks(np.array([40])), max_masks=6, max_iou=0.7)
+    areas = image.tokens.areas_px
+    for i, mask in enumerate(masks):
+        for other in masks[:i]:
+            assert areas[mask & other].sum() <= 0.7 * areas[mask | other].sum()
+
+
+@pytest.mark.parametrize('seed', range(0, 80, 9))
+def test_the_area_never_falls_as_granularity_rises(image, seed):
+    answers = [image.answer_at(Clicks(np.array([seed])), granularity)[0] for granularity in np.linspace(0, 1, 21)]
+    areas = [float(mask[0] @ image.tokens.areas_px) for mask in answers]
+    assert areas == sorted(areas)
+    assert all(mask[0, seed] for mask in answers)
+
+
+@given(st.lists(st.integers(0, 9), max_size=12))
+def test_the_longest_rise_is_one_and_none_is_longer(values):
+    chain = _longest_rise(np.array(values))
+    chosen = [values[i] for i in chain]
+    assert chosen == sorted(chosen)
+    assert (np.diff(chain) > 0).all()
+    longest = [1] * len(values)
+    for i, value in enumerate(values):
+        longest[i] = 1 + max((longest[k] for k in range(i) if values[k] <= value), default=0)
+    assert len(chain) == max(longest, default=0)
+
+
+def test_a_box_alone_is_answered_and_prefers_masks_that_fill_it(image):
+    box = np.array([20.0, 30, 120, 150])
+    clicks = Clicks(box_xyxy=box)
+    masks, scores = image.answer(clicks)
+    assert len(masks) >= 1
+    assert masks.any(axis=1).all()
+    assert scores[0] == pytest.approx(image.ask(clicks).scores.max())
+
+
+def test_an_earlier_mask_moves_the_answer_towards_it(image):
+    plain = image.ask(Clicks(np.array([40])))
+    previous = plain.masks[len(plain.masks) // 2].astype(np.float32)
+    areas = image.tokens.areas_px
+    best, _ = image.answer(Clicks(np.array([40]), previous=previous), max_masks=1)
+    without, _ = image.answer(Clicks(np.array([40])), max_masks=1)
+
+    def iou(mask):
+        return areas[mask & (previous > 0)].sum() / areas[mask | (previous > 0)].sum()
+
+    assert iou(best[0]) >= iou(without[0])
+
+
+def test_an_empty_prompt_is_refused(image):
+    with pytest.raises(UnSAMError, match='positive point or a box'):
+        image.answer(Clicks(negative=np.array([3])))
+
+
+def test_bitmaps_regions_and_shares_belong_together(image):
+    masks, _ = image.answer(Clicks(np.array([12])))
+    bitmaps = image.bitmaps(masks)
+    assert bitmaps.shape == (len(masks), *image.tokens.size_hw)
+    assert (bitmaps[0] == masks[0][image.tokens.labels]).all()
+    assert image.shares_of(bitmaps[0]).tolist() == masks[0].tolist()
+    assert image.regions_at(np.array([[7, 3]])) == image.tokens.labels[3, 7]
+
+
+def test_stability_is_the_iou_with_what_is_found_again(image):
+    masks = image.answer(Clicks(np.array([12])))[0]
+    stability = image.stability(masks)
+    assert stability.shape == (len(masks),)
+    assert ((stability >= 0) & (stability <= 1)).all()
+    assert image.stability(masks[:0]).shape == (0,)

@@ -1,0 +1,89 @@
+"""Whether a checkpoint is what it is taken for, seen before the run: MMEngine would log a difference and go on."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.runner import checkpoint as mmengine_checkpoint
+
+from unsam_mm.errors import UnSAMError
+
+
+def check_weights(path: Path, model: torch.nn.Module) -> None:
+    """Checks that a file has all weights of a model.
+
+    Raises:
+        UnSAMError: If it cannot be read, or a weight is missing or of another shape.
+    """
+    _check_all(path, _weights_of(_read(path)), model)
+
+
+def check_resumable(path: Path, model: torch.nn.Module) -> None:
+    """Checks that a training of this model can go on from a file.
+
+    Raises:
+        UnSAMError: If it cannot be read, is of another model, or has weights without the state of a training.
+    """
+    if not hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):
+        return  # upstream's MMEngine: what it stores beside the weights can only be unpickled
+    checkpoint = _read(path)
+    _check_all(path, _weights_of(checkpoint), model)
+    missing = [name for name in ('meta', 'optimizer', 'message_hub') if name not in checkpoint]
+    if missing:
+        raise UnSAMError(
+            f'{path}: holds no {missing[0]}, so no training can go on from it; give one of the iter_*.pth beside it, or '
+            'start a new training from its weights with --cfg-options load_from=FILE'
+        )
+
+
+def check_start(path: Path, model: torch.nn.Module) -> None:
+    """Checks that a file has at least one weight that fits a model: parts of a model may start afresh.
+
+    Raises:
+        UnSAMError: If it cannot be read, or nothing in it fits.
+    """
+    found, wanted = _weights_of(_read(path)), _unwrapped(model).state_dict()
+    if not any(name in found and found[name].shape == weight.shape for name, weight in wanted.items()):
+        raise UnSAMError(
+            f'{path}: none of the {len(wanted)} weights of the model that the config describes is in it; '
+            'set load_from to a checkpoint of this model'
+        )
+
+
+def _check_all(path: Path, found: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
+    wanted = _unwrapped(model).state_dict()
+    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
+    if wrong:
+        raise UnSAMError(
+            f'{path}: of another model than the config describes; {len(wrong)} of its {len(wanted)} weights are missing '
+            f'or differ in shape, the first is {wrong[0]}; give the config that the checkpoint was trained with'
+        )
+
+
+def _read(path: Path) -> Any:
+    # What loss curves, which the checkpoints of a training hold as well, are made of. MMEngine would go on to unpickle
+    # whatever else a file contains. Upstream's has no such list: there only `latest.pth` and plain weights can be read.
+    torch.serialization.add_safe_globals(getattr(mmengine_checkpoint, 'get_torch_safe_globals', list)())
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's words recommend to unpickle it
+        raise UnSAMError(
+            f'{path}: cannot be read as a checkpoint (not a file of tensors alone); copy it again, or train again'
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnSAMError(f'{path}: cannot be read as a checkpoint ({reason}); copy it again, or train again') from error
+
+
+def _weights_of(checkpoint: Any) -> dict[str, torch.Tensor]:
+    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
+    return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    return model.module if is_model_wrapper(model) else model

@@ -1,0 +1,159 @@
+"""A simulated person who clicks at what is most wrong, for predictors with Segment Anything's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.evaluation.prompt_data import PromptImage, Segment
+from unsam_mm.evaluation.prompt_iou import SegmentIoUs, deepest_pixel, mask_ious, max_and_oracle
+from unsam_mm.images import read_image
+
+
+class Predictor(Protocol):
+    """What is measured: `unsam_mm.UnSAMPredictor`, ``segment_anything.SamPredictor``, or whatever answers like them."""
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Takes an (H, W, 3) uint8 RGB image."""
+
+    def predict(
+        self, point_coords: np.ndarray, point_labels: np.ndarray, mask_input: np.ndarray | None, multimask_output: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks (C, H, W) bool, scores (C,), and logits (C, h, w) of which one may come back as `mask_input`."""
+
+
+def next_click(
+    mask: np.ndarray, truth: np.ndarray, clicked: np.ndarray, ignored: np.ndarray | None = None
+) -> tuple[tuple[int, int], bool] | None:
+    """Where a person clicks next, by the rule of interactive segmentation's benchmarks.
+
+    Of all pixels that are wrongly in or out, that is the one deepest in its error region; image borders bound regions.
+    It is positive where it lies in the segment, negative outside; of equally deep ones the negative is taken. Pixels
+    that were clicked are not clicked again.
+
+    Args:
+        mask: (H, W) bool, what the predictor shows.
+        truth: (H, W) bool, the segment that is meant.
+        clicked: (H, W) bool, pixels clicked before.
+        ignored: (H, W) bool, pixels where nothing is wrong.
+
+    Returns:
+        (x, y) and whether the click is positive; None if nothing is left to click at.
+    """
+    counts = np.ones_like(truth) if ignored is None else ~ignored
+    inside, depth_inside = deepest_pixel(truth & ~mask & counts, ~clicked)
+    outside, depth_outside = deepest_pixel(mask & ~truth & counts, ~clicked)
+    if max(depth_inside, depth_outside) == 0:
+        return None
+    return (inside, True) if depth_inside > depth_outside else (outside, False)
+
+
+def simulate_clicks(
+    predictor: Predictor, segment: Segment, n_clicks: int, feed_mask: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clicks at one segment: first at its centre, then at what is most wrong in the mask with the best score.
+
+    A prompt that no mask answers shows an empty mask.
+
+    Args:
+        predictor: Whose image is set.
+        segment: With at least one pixel that counts.
+        n_clicks: How many clicks; once nothing is wrong, or no pixel of it is left to click, the rest keep the IoU.
+        feed_mask: Gives the logits of the mask shown back with the next click.
+
+    Returns:
+        best_scored, oracle: (K,) float64 IoU after each click.
+
+    Raises:
+        UnSAMError: If masks and scores do not fit, or masks have another size than the segment.
+    """
+    truth, ignored = segment.mask, segment.ignored
+    shown, clicked, logits = np.zeros_like(truth), np.zeros_like(truth), None
+    points: list[tuple[int, int]] = []
+    labels: list[bool] = []
+    ious = np.zeros((2, n_clicks))
+    for k in range(n_clicks):
+        click = next_click(shown, truth, clicked, ignored)
+        if click is None:
+            ious[:, k:] = ious[:, k - 1 : k]
+            break
+        points.append(click[0])
+        labels.append(click[1])
+        clicked[click[0][1], click[0][0]] = True
+        masks, scores, low_resolution = predictor.predict(
+            point_coords=np.array(points, np.float64),
+            point_labels=np.array(labels, np.int64),
+            mask_input=logits,
+            multimask_output=True,
+        )
+        masks = np.asarray(masks, bool)
+        if masks.shape[1:] != truth.shape:
+            raise UnSAMError(f'predict() returned masks of shape {masks.shape}; expected (C, {truth.shape[0]}, ...)')
+        of_each = mask_ious(masks, truth, ignored)
+        ious[:, k] = max_and_oracle(of_each, scores)
+        best = int(np.argmax(scores)) if len(masks) else None
+        shown = np.zeros_like(truth) if best is None else masks[best]
+        logits = low_resolution[best : best + 1] if feed_mask and best is not None else None
+    return ious[0], ious[1]
+
+
+def evaluate_prompts(
+    predictor: Predictor,
+    images: Sequence[PromptImage],
+    n_clicks: int = 1,
+    feed_mask: bool = True,
+    max_segments: int | None = None,
+    seed: int = 0,
+    progress: Callable[[Iterable[PromptImage]], Iterable[PromptImage]] = iter,
+) -> SegmentIoUs:
+    """Prompts a predictor for the segments of all images.
+
+    Args:
+        predictor: `set_image` is called once for each image that has segments.
+        images: See `unsam_mm.evaluation.prompt_data`.
+        n_clicks: Clicks at each segment.
+        feed_mask: See `simulate_clicks`.
+        max_segments: The most segments of an image; a draw that depends on nothing but `seed`, the number of the image
+            and that of its segments, so all predictors see the same.
+        seed: Of that draw.
+        progress: Wraps the images, such as tqdm.
+
+    Raises:
+        UnSAMError: If a number is not positive, or segments and image differ in size.
+        ImageError: If an image cannot be read.
+    """
+    if n_clicks < 1 or (max_segments is not None and max_segments < 1):
+        raise UnSAMError(f'n_clicks and max_segments must be at least 1, got {n_clicks} and {max_segments}')
+    parts = []
+    for number, image in enumerate(progress(images)):
+        ious = []
+        for segment in drawn_segments(image, max_segments, (seed, number)):
+            if not ious:
+                pixels = read_image(image.path)
+                predictor.set_image(pixels)
+            if segment.mask.shape != pixels.shape[:2]:
+                raise UnSAMError(
+                    f'{image.path}: the image is {pixels.shape[0]} x {pixels.shape[1]} px, a segment '
+                    f'{segment.mask.shape[0]} x {segment.mask.shape[1]} px; give images and segments of the same size'
+                )
+            ious.append(simulate_clicks(predictor, segment, n_clicks, feed_mask))
+        best_scored, oracle = np.reshape(ious, (len(ious), 2, n_clicks)).swapaxes(0, 1)
+        parts.append((best_scored, oracle))
+    return SegmentIoUs.join(parts, n_clicks)
+
+
+def drawn_segments(image: PromptImage, max_segments: int | None, seed: Sequence[int]) -> Iterator[Segment]:
+    """The segments of an image, or a seeded draw of them in their order; those without a pixel that counts are none."""
+    chosen = None
+    if max_segments is not None:
+        # Drawn twice rather than held: the masks of a large image take gigabytes.
+        numbers = [i for i, segment in enumerate(image.segments()) if segment.counted().any()]
+        if len(numbers) > max_segments:
+            numbers = np.random.default_rng(seed).choice(numbers, max_segments, replace=False)
+        chosen = frozenset(int(i) for i in numbers)
+    for i, segment in enumerate(image.segments()):
+        if i in chosen if chosen is not None else segment.counted().any():
+            yield segment

@@ -1,0 +1,212 @@
+"""Segments to be prompted for: COCO files, COCO's panoptic files, and folders of mask pictures beside their images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from unsam_mm.coco_files.matching import match_images
+from unsam_mm.coco_files.segmentations import read_rles
+from unsam_mm.errors import ImageError, StoreError
+from unsam_mm.evaluation.annotations import load_ground_truth
+from unsam_mm.evaluation.records import group_by_image, some
+from unsam_mm.images import list_images, walk_images
+from unsam_mm.rle import decode_rles
+
+_BYTE = 256
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment that is meant.
+
+    Attributes:
+        mask: (H, W) bool.
+        ignored: (H, W) bool, pixels that do not count; None if all do.
+    """
+
+    mask: np.ndarray
+    ignored: np.ndarray | None = None
+
+    def counted(self) -> np.ndarray:
+        """(H, W) bool: the pixels of the segment that count."""
+        return self.mask if self.ignored is None else self.mask & ~self.ignored
+
+
+@dataclass(frozen=True)
+class PromptImage:
+    """An image and what is to be prompted for in it.
+
+    Attributes:
+        path: Of the image.
+        segments: Reads its segments, of the size of the image.
+    """
+
+    path: Path
+    segments: Callable[[], Iterator[Segment]]
+
+
+def coco_prompts(
+    annotations: str | Path, images: str | Path, masks: str | Path | None = None, limit: int | None = None
+) -> list[PromptImage]:
+    """The images of a COCO file with their segments; crowds are left out, and so are images without segments.
+
+    Args:
+        annotations: Instances as polygons or run lengths (COCO, LVIS, SBD, PartImageNet), or COCO's panoptic form,
+            whose segments, things and stuff, are coloured PNGs.
+        images: Folder of the images, found by ``file_name``, or by the end of their path where they lie elsewhere
+            below it.
+        masks: Folder of the PNGs of the panoptic form.
+        limit: No more than the first so many images.
+
+    Raises:
+        StoreError: If the file is not in COCO's form, an image or PNG is missing, or nothing is left.
+        UnSAMError: If an annotation belongs to no image.
+    """
+    truth = load_ground_truth(annotations)
+    entries = {image['id']: image for image in truth['images']}
+    if 'segments_info' in truth['annotations'][0]:
+        groups = _read_panoptic(annotations, truth, masks)
+    else:
+        things = [record for record in truth['annotations'] if not record.get('iscrowd')]
+        groups = {
+            image_id: partial(_draw_records, records, (entries[image_id].get('height'), entries[image_id].get('width')))
+            for image_id, records in group_by_image(things, entries, 'ground-truth annotation').items()
+        }
+    chosen = [image for image_id, image in entries.items() if image_id in groups][:limit]
+    if not chosen:
+        raise StoreError(f'{annotations}: no image has a segment that is not a crowd; nothing can be measured')
+    paths = _find_images(Path(images), annotations, chosen)
+    return [PromptImage(paths[image['id']], groups[image['id']]) for image in chosen]
+
+
+def folder_prompts(
+    images: str | Path,
+    masks: str | Path,
+    each_value: bool = False,
+    ignored_value: int | None = None,
+    limit: int | None = None,
+) -> list[PromptImage]:
+    """Images with masks of the same name in another folder: GrabCut, Berkeley and DAVIS as interactive benchmarks.
+
+    A mask belongs to the image whose name it has up to the suffix, or up to a ``#`` that numbers several masks of one
+    image. All pixels that are not 0 are one object. Colours count as their largest channel, indexed PNGs as indices.
+
+    Args:
+        images: Folder of images, ``data_GT`` in GrabCut, ``images`` in Berkeley, ``img`` in DAVIS.
+        masks: Folder of PNGs, ``boundary_GT``, ``masks`` and ``gt`` there.
+        each_value: Each value, or colour, that is not 0 is an object of its own.
+        ignored_value: Pixels that do not count; 128 in GrabCut.
+        limit: No more than the first so many images that have masks, by name.
+
+    Raises:
+        StoreError: If no mask belongs to any image, or a mask has no image.
+        ImageError: If a folder is missing or empty.
+    """
+    images, masks = Path(images), Path(masks)
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for mask in list_images(masks):
+        by_name[mask.stem].append(mask)
+    found: dict[Path, list[Path]] = {}
+    for image in list_images(images):
+        names = [name for name in by_name if name == image.stem or name.rpartition('#')[0] == image.stem]
+        if own := [mask for name in names for mask in by_name.pop(name)]:
+            found[image] = own
+    if by_name:
+        lost = sorted(path.name for paths in by_name.values() for path in paths)
+        raise StoreError(
+            f'{masks}: {len(lost)} masks have no image in {images} ({some(lost)}); a mask has the name of its image, '
+            'or that and # with a number'
+        )
+    return [
+        PromptImage(image, partial(_draw_pictures, own, each_value, ignored_value)) for image, own in found.items()
+    ][:limit]
+
+
+def _draw_records(records: list[Mapping[str, Any]], size_hw: tuple[int | None, int | None]) -> Iterator[Segment]:
+    for rle in read_rles(records, size_hw):
+        yield Segment(decode_rles([rle], tuple(rle['size']))[0])
+
+
+def _draw_pictures(paths: Iterable[Path], each_value: bool, ignored_value: int | None) -> Iterator[Segment]:
+    for path in paths:
+        values = _read_values(path, each_value)
+        ignored = None if ignored_value is None else values == ignored_value
+        objects = values > 0 if ignored is None else (values > 0) & ~ignored
+        if each_value:
+            for value in np.unique(values[objects]):
+                yield Segment(values == value, ignored)
+        else:
+            yield Segment(objects, ignored)
+
+
+def _read_panoptic(
+    annotations: str | Path, truth: Mapping[str, Any], masks: str | Path | None
+) -> dict[Any, Callable[[], Iterator[Segment]]]:
+    if masks is None:
+        raise StoreError(f'{annotations}: its segments are PNG files; name their folder (--masks on the command line)')
+    known = {image['id'] for image in truth['images']}
+    groups = {}
+    missing = []
+    for record in truth['annotations']:
+        if not {'file_name', 'segments_info'} <= record.keys():
+            raise StoreError(
+                f'{annotations}: image {record["image_id"]} has no file_name or no segments_info, as the first one has; '
+                'keep instances and the panoptic form in files of their own'
+            )
+        path = Path(masks) / record['file_name']
+        ids = [segment['id'] for segment in record['segments_info'] if not segment.get('iscrowd')]
+        if record['image_id'] not in known:
+            raise StoreError(f'{annotations}: {record["file_name"]} belongs to an image that "images" does not list')
+        if not path.is_file():
+            missing.append(record['file_name'])
+        if ids:
+            groups[record['image_id']] = partial(_draw_panoptic, path, ids)
+    if missing:
+        raise StoreError(f'{masks}: {len(missing)} PNG files of {annotations} are not there ({some(missing)})')
+    return groups
+
+
+def _draw_panoptic(path: Path, ids: Iterable[int]) -> Iterator[Segment]:
+    values = _read_values(path, colours_as_numbers=True)
+    for number in ids:
+        yield Segment(values == number)
+
+
+def _read_values(path: Path, colours_as_numbers: bool) -> np.ndarray:
+    """(H, W) integers of a mask picture; colours as red + 256 green + 65536 blue, COCO's way, or as the largest."""
+    try:
+        with Image.open(path) as file:
+            values = np.asarray(file)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f'{path}: cannot be read as a mask picture ({error}); copy it again') from error
+    if values.ndim == 2:
+        return values.astype(np.int64)
+    colours = values[..., : 1 if values.shape[-1] == 2 else 3].astype(np.int64)
+    if not colours_as_numbers:
+        return colours.max(axis=-1)
+    return (colours * _BYTE ** np.arange(colours.shape[-1])).sum(axis=-1)
+
+
+def _find_images(folder: Path, annotations: str | Path, entries: list[Mapping[str, Any]]) -> dict[Any, Path]:
+    paths = {image['id']: folder / image['file_name'] for image in entries if image.get('file_name')}
+    if len(paths) == len(entries) and all(path.is_file() for path in paths.values()):
+        return paths
+    names = list(walk_images(folder))
+    ends = {Path(image.get('file_name') or image.get('coco_url') or '').name for image in entries}
+    matches = match_images([name for name in names if Path(name).name in ends], {'images': entries})
+    paths = {image_id: folder / name for name, image_id in matches.items()}
+    missing = [str(image.get('file_name') or image['id']) for image in entries if image['id'] not in paths]
+    if missing:
+        raise StoreError(
+            f'{folder}: {len(missing)} of {len(entries)} images of {annotations} are not there ({some(missing)}); '
+            'name the folder that holds them'
+        )
+    return paths

@@ -1,0 +1,155 @@
+"""IoU of prompted masks as an MMEngine metric; see `unsam_mm.evaluation.prompt_iou`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
+
+from unsam_mm._mmcv_ops import ensure_mmcv_ops
+from unsam_mm.errors import UnSAMError
+from unsam_mm.evaluation.coco_metric import _to_numpy as to_numpy
+from unsam_mm.evaluation.coco_metric import _to_rles as to_rles
+from unsam_mm.evaluation.prompt_iou import (
+    NOC_IOUS,
+    SegmentIoUs,
+    format_prompt_table,
+    mask_ious,
+    max_and_oracle,
+    summarize,
+)
+from unsam_mm.rle import decode_rles, rle_from_json
+
+ensure_mmcv_ops()
+
+from mmdet.registry import METRICS  # noqa: E402  (mmdet imports only once the ops are there)
+
+
+@METRICS.register_module()
+class UnSAMPromptIoUMetric(BaseMetric):
+    """Max and Oracle IoU of the masks that prompts were answered with; values of `summarize` under ``prompt/``.
+
+    Each data sample has ``gt_instances`` with T ``masks``, without crowds, and ``pred_prompts`` with P answers:
+
+    - ``masks``: P entries, each the masks of one answer: a list of RLEs, or a boolean tensor or array (C, H, W).
+    - ``scores``: P entries of C numbers.
+    - ``targets``: (P,) which of the T truths the prompt meant. Left out, prompt i meant truth i.
+    - ``clicks``: (P,) how many clicks the prompt had, from 1. Left out, one.
+
+    A truth that was never prompted does not count. One that got fewer clicks than `n_clicks` keeps its last IoU: a
+    simulation ends once nothing is wrong.
+
+    Only IoU is kept between batches. Each process judges its own images; an image that several processes were given, or
+    one of them twice, counts once.
+
+    Args:
+        n_clicks: Clicks that figures are given for; answers to more are not looked at.
+        noc_ious: Thresholds of the number of clicks, where `n_clicks` is above 1.
+        collect_device: Device on which the results of several processes are joined: 'cpu' or 'gpu'.
+        prefix: Put before each name, by default 'prompt'.
+        collect_dir: Folder shared by the processes, for `collect_device` 'cpu'.
+
+    Raises:
+        UnSAMError: If `n_clicks` is not positive.
+    """
+
+    default_prefix = 'prompt'
+
+    def __init__(
+        self,
+        n_clicks: int = 1,
+        noc_ious: Sequence[float] = NOC_IOUS,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+        collect_dir: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
+        if n_clicks < 1:
+            raise UnSAMError(f'n_clicks must be at least 1, got {n_clicks}')
+        self.n_clicks = n_clicks
+        self.noc_ious = tuple(noc_ious)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Judges the answers of a batch.
+
+        Args:
+            data_batch: Not used.
+            data_samples: Dictionaries of `DetDataSample`, see the class.
+
+        Raises:
+            UnSAMError: If something is missing, or masks, scores, targets and clicks do not fit one another.
+        """
+        for sample in data_samples:
+            self.results.append({'image_id': sample['img_id'], 'ious': self._judge(sample)})
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """The figures of all images that any process has run.
+
+        Args:
+            size: Number of images. Not used: image ids tell better than it which results are padding.
+        """
+        return super().evaluate(sys.maxsize)
+
+    def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Means over all segments.
+
+        Raises:
+            UnSAMError: If no segment was prompted.
+        """
+        by_id = {result['image_id']: result['ious'] for result in results}
+        ious = SegmentIoUs.join([tuple(by_id[image_id]) for image_id in sorted(by_id)], self.n_clicks)
+        figures = summarize(ious, self.noc_ious)
+        MMLogger.get_current_instance().info(
+            'prompted masks, IoU in percent:\n%s', format_prompt_table({self.prefix or '': figures})
+        )
+        return figures
+
+    def _judge(self, sample: Mapping[str, Any]) -> np.ndarray:
+        """(2, S, K) best-scored and oracle IoU of the S truths that were prompted, in their order."""
+        name = f'image {sample["img_id"]}'
+        if 'pred_prompts' not in sample or 'masks' not in sample.get('gt_instances', {}):
+            raise UnSAMError(f'{name}: the data sample needs pred_prompts, and gt_instances with masks')
+        answers = sample['pred_prompts']
+        truths = to_rles(sample['gt_instances']['masks'])
+        n_prompts = len(answers['masks'])
+        targets = np.asarray(to_numpy(answers.get('targets', np.arange(n_prompts))), np.int64)
+        clicks = np.asarray(to_numpy(answers.get('clicks', np.ones(n_prompts))), np.int64)
+        lengths = {'scores': len(answers['scores']), 'targets': len(targets), 'clicks': len(clicks)}
+        if set(lengths.values()) != {n_prompts}:
+            raise UnSAMError(f'{name}: {n_prompts} prompts have masks, but there are {lengths}; expected one of each')
+        if n_prompts and not (targets.min() >= 0 and targets.max() < len(truths) and clicks.min() >= 1):
+            raise UnSAMError(
+                f'{name}: targets must be numbers of the {len(truths)} truths and clicks start at 1, got targets up to '
+                f'{targets.max()} and clicks from {clicks.min()}'
+            )
+        ious = np.full((2, len(truths), self.n_clicks), np.nan)
+        for masks, scores, target, click in zip(answers['masks'], answers['scores'], targets, clicks, strict=True):
+            if click <= self.n_clicks:
+                of_each = _ious_with(masks, truths[target], name)
+                ious[:, target, click - 1] = max_and_oracle(of_each, to_numpy(scores))
+        return _filled(ious, name)
+
+
+def _ious_with(masks: Any, truth: Mapping[str, Any], name: str) -> np.ndarray:
+    """(C,) IoU of the masks of one answer with the truth."""
+    rles = [rle_from_json(rle) for rle in to_rles(masks)]
+    truth = rle_from_json(truth)
+    size_hw = tuple(truth['size'])
+    if wrong := {tuple(rle['size']) for rle in rles} - {size_hw}:
+        raise UnSAMError(f'{name}: masks of prompts are {sorted(wrong)} px, truths {size_hw} px; give both in one size')
+    return mask_ious(decode_rles(rles, size_hw), decode_rles([truth], size_hw)[0])
+
+
+def _filled(ious: np.ndarray, name: str) -> np.ndarray:
+    """IoU of the truths that were prompted; after the last click of each, that which it had then."""
+    prompted = ious[:, ~np.isnan(ious[0]).all(axis=1)]
+    if np.isnan(prompted[..., 0]).any():
+        raise UnSAMError(f'{name}: a truth was prompted with several clicks but not with one; give all from the first')
+    for k in range(1, prompted.shape[-1]):
+        absent = np.isnan(prompted[..., k])
+        prompted[..., k][absent] = prompted[..., k - 1][absent]
+    return prompted

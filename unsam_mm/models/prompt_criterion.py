@@ -1,0 +1,167 @@
+"""Many-to-many matching of a prompt's tokens with the masks that it may mean, and the losses of the pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from mmcv.ops import point_sample
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.utils.checkpoint import checkpoint
+
+from unsam_mm.models.point_targets import BitMasks, logits_at, uncertain_points
+from unsam_mm.models.prompt_targets import TrainingPrompts
+
+_WEIGHTS = {'loss_mask': 5.0, 'loss_dice': 5.0, 'loss_bbox': 5.0, 'loss_giou': 2.0, 'loss_iou': 1.0}
+
+
+class TokenPredictions(NamedTuple):
+    """What T tokens of P prompts say after one layer.
+
+    Attributes:
+        embeds: (P, T, C); their products with the mask feature are the mask logits.
+        ious: (P, T) expected overlaps.
+        boxes: (P, T, 4) as centre x, y, width, height in [0, 1].
+    """
+
+    embeds: Tensor
+    ious: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class PromptCriterion:
+    """Losses of Semantic-SAM without its labels: mask 5, dice 5, L1 of boxes 5, GIoU 2, expected overlap 1.
+
+    The masks that a prompt may mean are matched with its tokens one to one, at the same weights; a token without a mask
+    has no loss. The expected overlap is to be 1 minus the dice loss.
+
+    Attributes:
+        num_points: Points of each mask.
+        oversample_ratio: Candidates for each uncertain point.
+        importance_ratio: Share of uncertain points.
+    """
+
+    num_points: int
+    oversample_ratio: float
+    importance_ratio: float
+
+    def __call__(
+        self, layers: list[TokenPredictions], feature: Tensor, prompts: TrainingPrompts, n_pairs: Tensor
+    ) -> list[dict[str, Tensor]]:
+        """Losses of every layer by name, weighted.
+
+        Args:
+            layers: Predictions on one image.
+            feature: (C, h, w), its mask feature.
+            prompts: Its prompts and masks.
+            n_pairs: Divides the sums.
+        """
+        points = torch.rand((1, self.num_points, 2), device=feature.device)
+        with torch.no_grad():
+            sampled, truth = point_sample(feature[None].float(), points)[0], prompts.masks.sample(points)
+        return [self._layer(layer, feature, prompts, (sampled, truth), n_pairs) for layer in layers]
+
+    def _layer(
+        self,
+        found: TokenPredictions,
+        feature: Tensor,
+        prompts: TrainingPrompts,
+        at_points: tuple[Tensor, Tensor],
+        n_pairs: Tensor,
+    ) -> dict[str, Tensor]:
+        (rows, tokens), targets = match(found, prompts, *at_points)
+        if len(targets) == 0:
+            nothing = torch.einsum('ptc,chw->', found.embeds, feature) + found.ious.sum() + found.boxes.sum()
+            return dict.fromkeys(_WEIGHTS, 0 * nothing)  # all weights have a gradient, as DDP wants
+        boxes, wanted = found.boxes[rows, tokens], prompts.mask_boxes[targets]
+        corners, wanted_corners = bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(wanted)
+        loss_mask, loss_dice = self._mask_losses(found.embeds[rows, tokens], feature, prompts.masks[targets])
+        sums = {
+            'loss_mask': loss_mask.sum(),
+            'loss_dice': loss_dice.sum(),
+            'loss_bbox': (boxes - wanted).abs().sum(),
+            'loss_giou': (1 - bbox_overlaps(corners, wanted_corners, mode='giou', is_aligned=True)).sum(),
+            'loss_iou': (found.ious[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
+        }
+        return {name: _WEIGHTS[name] * total / n_pairs for name, total in sums.items()}
+
+    def _mask_losses(self, embed: Tensor, feature: Tensor, masks: BitMasks) -> tuple[Tensor, Tensor]:
+        """(n,) mask and dice losses of (n, C) embeddings and their masks."""
+        with torch.no_grad():
+            chunks = list(
+                uncertain_points(embed, feature, self.num_points, self.oversample_ratio, self.importance_ratio)
+            )
+        # Of each chunk only the points are kept until the gradient; logits and masks there are read again.
+        losses = [
+            checkpoint(
+                _point_losses,
+                embed[where],
+                feature,
+                masks[where],
+                points,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for where, points in chunks
+        ]
+        return tuple(torch.cat(parts) for parts in zip(*losses, strict=True))
+
+
+def _point_losses(embed: Tensor, feature: Tensor, masks: BitMasks, points: Tensor) -> tuple[Tensor, Tensor]:
+    logits, truth = logits_at(embed, feature, points), masks.sample(points)
+    probability = logits.sigmoid()
+    dice = (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
+    return binary_cross_entropy_with_logits(logits, truth, reduction='none').mean(1), 1 - dice
+
+
+@torch.no_grad()
+def match(
+    found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Pairs of tokens and masks with the lowest cost, for each prompt by itself.
+
+    Args:
+        found: Predictions on one image.
+        prompts: Its prompts, none with more targets than tokens.
+        feature: (C, Q), its mask feature at Q points.
+        truth: (N, Q), its masks at the same points.
+
+    Returns:
+        Number of the prompt and of the token, and of the mask, of each pair.
+    """
+    rows, tokens, targets = [], [], []
+    with torch.autocast(feature.device.type, enabled=False):  # products of many points need float32
+        costs = _costs(found, prompts, feature, truth).cpu()
+    for row, candidates in enumerate(prompts.targets):
+        own, others = linear_sum_assignment(costs[row][:, candidates.cpu()])
+        rows += [row] * len(own)
+        tokens += own.tolist()
+        targets += candidates[torch.as_tensor(others, device=candidates.device)].tolist()
+    device = found.embeds.device
+    return tuple(torch.tensor(each, dtype=torch.long, device=device) for each in (rows, tokens)), torch.tensor(
+        targets, dtype=torch.long, device=device
+    )
+
+
+def _costs(found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor) -> Tensor:
+    """(P, T, N) what each pair would cost."""
+    logits = found.embeds.float() @ feature  # (P, T, Q)
+    probability, boxes = logits.sigmoid(), found.boxes.float()
+    missed, invented = softplus(-logits) @ truth.T, softplus(logits) @ (1 - truth).T
+    sums = probability.sum(-1, keepdim=True) + truth.sum(1)
+    dice = 1 - (2 * probability @ truth.T + 1) / (sums + 1)
+    distance = torch.cdist(boxes.flatten(0, 1), prompts.mask_boxes, p=1).view_as(dice)
+    overlap = bbox_overlaps(
+        bbox_cxcywh_to_xyxy(boxes.flatten(0, 1)), bbox_cxcywh_to_xyxy(prompts.mask_boxes), mode='giou'
+    ).view_as(dice)
+    return (
+        _WEIGHTS['loss_mask'] * (missed + invented) / truth.shape[1]
+        + _WEIGHTS['loss_dice'] * dice
+        + _WEIGHTS['loss_bbox'] * distance
+        - _WEIGHTS['loss_giou'] * overlap
+    )

@@ -1,0 +1,302 @@
+"""The promptable head: six masks for a click or a box, each with the overlap that it expects to have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample, SampleList
+from mmdet.utils import reduce_mean
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.models.mask_ops import full_size_logits, masks_at_once, rles_of_masks
+from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions
+from unsam_mm.models.prompt_decoder import DecodedTokens, PromptDecoder, mlp
+from unsam_mm.models.prompt_targets import BOX_TYPE, CLICK_PX, CLICK_TYPE, TrainingPrompts, draw_prompts
+from unsam_mm.models.unsam_head import MASK_FORMATS
+
+_DEMO_CLICK = 0.005
+"""Side of the box that stands for a click in the released demonstrations, as a share of the image."""
+
+_TOLD = ('targets', 'clicks')
+"""What prompts may say of themselves to a metric."""
+
+_TRAIN_CFG = {
+    'num_points': 12544,
+    'oversample_ratio': 3.0,
+    'importance_sample_ratio': 0.75,
+    'prompts_per_image': 60,
+    'box_share': 0.2,
+}
+
+
+class ImageEmbedding(NamedTuple):
+    """What has to be computed once for all prompts on a batch of B images.
+
+    Attributes:
+        mask_feature: (B, C, H / 4, W / 4).
+        values: For each layer of the decoder (B, K, heads, D).
+        sizes_hw: Height and width of each level; K pixels in all.
+    """
+
+    mask_feature: Tensor
+    values: list[Tensor]
+    sizes_hw: list[tuple[int, int]]
+
+    def image(self, index: int) -> ImageEmbedding:
+        """That of one image, as a batch of one."""
+        here = slice(index, index + 1)
+        return ImageEmbedding(self.mask_feature[here], [value[here] for value in self.values], self.sizes_hw)
+
+
+class PromptAnswer(NamedTuple):
+    """What P prompts give, T masks each.
+
+    Attributes:
+        masks: (B, P, T, H / 4, W / 4) logits.
+        ious: (B, P, T) overlaps that the masks are expected to have; near [0, 1] but not clamped.
+        boxes: (B, P, T, 4) as centre x, y, width, height, shares of the padded image.
+    """
+
+    masks: Tensor
+    ious: Tensor
+    boxes: Tensor
+
+
+@MODELS.register_module()
+class UnSAMPromptHead(BaseModule):
+    """Masks of several granularities for each prompt; the `mask_head` of an `UnSAM` detector.
+
+    Source: the promptable model of "Segment Anything without Supervision" (NeurIPS 2024), a Semantic-SAM without
+    labels. See `PromptCriterion` for matching and losses, which are those published. `embed` an image once, then
+    `answer` prompts on it as they come; `predict` does both.
+
+    By default a click has the same type and size in prediction as in training, prompts do not see each other, so that
+    each has the answer that it would have alone, boxes are trained too, and of more masks under a click than there are
+    tokens those learnt range from the smallest to the largest. With `release`, as in the released code, a click of a
+    demonstration has the type of a box and 0.005 of the image as its size, prompts there see each other, no boxes are
+    trained, and the masks learnt are random ones.
+
+    Args:
+        pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`.
+        decoder: Arguments of `PromptDecoder`.
+        feat_channels: Width of the tokens and of the mask feature.
+        num_tokens: Masks for each prompt.
+        release: Whether to do as the released code does, see above.
+        train_cfg: `num_points`, `oversample_ratio` and `importance_sample_ratio` of the mask losses, `prompts_per_image`
+            and `box_share`, the probability that a prompt is a box.
+        test_cfg: `mask_format` ('rle', the default, or 'bitmap').
+        init_cfg: MMEngine's initialisation.
+
+    Raises:
+        UnSAMError: If `test_cfg.mask_format` is unknown.
+    """
+
+    def __init__(
+        self,
+        pixel_decoder: dict,
+        decoder: dict | None = None,
+        feat_channels: int = 256,
+        num_tokens: int = 6,
+        release: bool = False,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.mask_format = ConfigDict(test_cfg or {}).get('mask_format', 'rle')
+        if self.mask_format not in MASK_FORMATS:
+            raise UnSAMError(
+                f'UnSAMPromptHead: test_cfg.mask_format must be one of {MASK_FORMATS}, got {self.mask_format!r}'
+            )
+        self.release = release
+        self.train_cfg = ConfigDict(_TRAIN_CFG | (train_cfg or {}))
+        self.pixel_decoder = MODELS.build(pixel_decoder)
+        self.decoder = PromptDecoder(embed_dims=feat_channels, **(decoder or {}))
+        self.prompt_embed = nn.Embedding(1, feat_channels)
+        self.type_embed = nn.Embedding(2, feat_channels)
+        self.mask_tokens = nn.Embedding(num_tokens, feat_channels)
+        self.mask_mlp = mlp(feat_channels, feat_channels, feat_channels, num_layers=3)
+        self.iou_mlp = mlp(feat_channels, feat_channels, 1, num_layers=3)
+
+    def embed(self, x: Sequence[Tensor]) -> ImageEmbedding:
+        """What all prompts share.
+
+        Args:
+            x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
+        """
+        mask_feature, memories = self.pixel_decoder(x)
+        sizes_hw = [tuple(level.shape[2:]) for level in memories]
+        return ImageEmbedding(mask_feature, self.decoder.values(memories), sizes_hw)
+
+    def answer(
+        self, embedding: ImageEmbedding, boxes: Tensor, types: Tensor, joint: bool | None = None
+    ) -> PromptAnswer:
+        """Masks of each prompt.
+
+        Args:
+            embedding: Of the images.
+            boxes: (B, P, 4) float as centre x, y, width, height, shares of the padded image; a click is a small box.
+            types: (B, P) long, `BOX_TYPE` or `CLICK_TYPE`.
+            joint: Whether prompts of one image see each other; None: as `release` says.
+        """
+        joint = self.release if joint is None else joint
+        decoded = self.decoder(*self._tokens(boxes, types), embedding.values, embedding.sizes_hw, joint)
+        embeds, ious, boxes = self._predictions(decoded, len(decoded.states) - 1)
+        return PromptAnswer(torch.einsum('bptc,bchw->bpthw', embeds, embedding.mask_feature), ious, boxes)
+
+    def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Losses of every decoder layer on prompts that are drawn anew, by name; 'd0.' is the first layer.
+
+        Args:
+            x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
+            batch_data_samples: Hold `gt_instances`, whose `masks` have the frame of the padded batch.
+        """
+        embedding = self.embed(x)
+        drawn = [self._drawn(sample, embedding.mask_feature.device) for sample in batch_data_samples]
+        pairs = embedding.mask_feature.new_tensor(float(sum(prompts.num_pairs for prompts in drawn)))
+        n_pairs = reduce_mean(pairs).clamp(min=1)  # the mean over the processes
+        total: dict[str, Tensor] = {}
+        for index, prompts in enumerate(drawn):
+            for name, value in self._image_losses(embedding.image(index), prompts, n_pairs).items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> list[PromptAnswer]:
+        """Raw answers to the `prompts` of each image, each a batch of one; see `predict`."""
+        embedding = self.embed(x)
+        answers = []
+        for index, sample in enumerate(batch_data_samples):
+            boxes, types = self._boxes_of(sample, embedding.mask_feature.device)
+            answers.append(self.answer(embedding.image(index), boxes[None], types[None]))
+        return answers
+
+    def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
+        """Masks of each prompt.
+
+        The data samples have them as `pred_prompts` too, together with `targets` and `clicks` where the prompts have
+        these, as `UnSAMPromptIoUMetric` reads them.
+
+        Args:
+            x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
+            batch_data_samples: Each holds `prompts`, an `InstanceData` with `points` (P, 2) as x, y or `bboxes` (P, 4)
+                as x0, y0, x1, y1, in pixels of the original image. Their meta information gives `batch_input_shape`,
+                `img_shape` and `ori_shape`.
+            rescale: Whether masks and boxes are wanted in pixels of the original image, not of the network's input.
+
+        Returns:
+            For each image, of length P: `scores` (P, T), the overlap that each mask is expected to have; `bboxes`
+            (P, T, 4) x0, y0, x1, y1 in pixels, from the box network; `masks`, for each prompt a list of T run-length
+            encodings, or a (P, T, H, W) bool tensor where `test_cfg.mask_format` is 'bitmap'.
+
+        Raises:
+            UnSAMError: If an image has no `prompts`, or they have neither points nor boxes, or these have another shape.
+        """
+        answers = self(x, batch_data_samples)
+        found = [self._instances(*pair, rescale) for pair in zip(answers, batch_data_samples, strict=True)]
+        for sample, instances in zip(batch_data_samples, found, strict=True):
+            told = {name: sample.prompts[name] for name in _TOLD if name in sample.prompts}
+            sample.pred_prompts = InstanceData(**instances, **told)
+        return found
+
+    def _drawn(self, sample: DetDataSample, device: torch.device) -> TrainingPrompts:
+        return draw_prompts(
+            sample.gt_instances.masks,
+            self.train_cfg.prompts_per_image,
+            max_targets=self.mask_tokens.num_embeddings,
+            box_share=0.0 if self.release else self.train_cfg.box_share,
+            random_targets=self.release,
+            device=device,
+        )
+
+    def _image_losses(self, image: ImageEmbedding, prompts: TrainingPrompts, n_pairs: Tensor) -> dict[str, Tensor]:
+        tokens = self._tokens(prompts.boxes[None], prompts.types[None])
+        decoded = self.decoder(*tokens, image.values, image.sizes_hw)
+        predictions = [
+            TokenPredictions(*(part[0] for part in self._predictions(decoded, layer)))
+            for layer in range(len(decoded.states))
+        ]
+        sampling = (self.train_cfg[name] for name in ('num_points', 'oversample_ratio', 'importance_sample_ratio'))
+        layers = PromptCriterion(*sampling)(predictions, image.mask_feature[0], prompts, n_pairs)
+        prefixes = [f'd{layer}.' for layer in range(len(layers) - 1)] + ['']
+        return {
+            prefix + name: loss
+            for prefix, losses in zip(prefixes, layers, strict=True)
+            for name, loss in losses.items()
+        }
+
+    def _tokens(self, boxes: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, P, T, C) tokens of (B, P) types, and their (B, P, T, 4) boxes."""
+        prompts = self.prompt_embed.weight[0] + self.type_embed(types)
+        tokens = prompts[:, :, None] + self.mask_tokens.weight
+        return tokens, boxes[:, :, None].expand(-1, -1, tokens.shape[2], -1)
+
+    def _predictions(self, decoded: DecodedTokens, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask embeddings (B, P, T, C), overlaps (B, P, T) and boxes (B, P, T, 4) after a layer."""
+        states = self.decoder.norm(decoded.states[layer])  # a second time, as the released weights were trained
+        boxes = self.decoder.moved(decoded.boxes[layer], states)
+        return self.mask_mlp(states), self.iou_mlp(states)[..., 0], boxes
+
+    def _boxes_of(self, sample: DetDataSample, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(P, 4) boxes in shares of the padded image, and (P,) types, of the prompts of an image."""
+        prompts = sample.get('prompts', InstanceData())
+        (height, width), image_hw, (frame_height, frame_width) = _frames(sample)
+        frame = torch.tensor([frame_width, frame_height], dtype=torch.float32, device=device)
+        image = torch.tensor([image_hw[1], image_hw[0]], dtype=torch.float32, device=device)
+        scale = image / torch.tensor([width, height], device=device) / frame
+        if 'points' in prompts:
+            centres = _rows(prompts.points, 'points', 2, device) * scale
+            side = _DEMO_CLICK * image if self.release else torch.full_like(image, CLICK_PX)
+            boxes, kind = torch.cat([centres, (side / frame).expand_as(centres)], dim=1), CLICK_TYPE
+        elif 'bboxes' in prompts:
+            first, last = _rows(prompts.bboxes, 'bboxes', 4, device).split(2, dim=1)
+            boxes, kind = torch.cat([(first + last) / 2 * scale, (last - first) * scale], dim=1), BOX_TYPE
+        else:
+            raise UnSAMError(
+                'UnSAMPromptHead: a data sample holds no prompts; set its `prompts` to InstanceData(points=...) with '
+                '(P, 2) x, y or InstanceData(bboxes=...) with (P, 4) x0, y0, x1, y1, in pixels of the original image'
+            )
+        return boxes, torch.full((len(boxes),), BOX_TYPE if self.release else kind, device=device)
+
+    def _instances(self, answer: PromptAnswer, sample: DetDataSample, rescale: bool) -> InstanceData:
+        original_hw, image_hw, batch_hw = _frames(sample)
+        output_hw = original_hw if rescale else image_hw
+        logits = answer.masks[0].flatten(0, 1)
+        as_bitmap, frames = self.mask_format == 'bitmap', (batch_hw, image_hw, output_hw)
+        masks = []
+        for chunk in logits.split(masks_at_once(*frames)):
+            found = full_size_logits(chunk.float(), *frames) > 0
+            masks += [found] if as_bitmap else rles_of_masks(found)
+        prompts, tokens = answer.ious.shape[1:]
+        if as_bitmap:
+            masks = torch.cat(masks).unflatten(0, (prompts, tokens))
+        else:
+            masks = [masks[start : start + tokens] for start in range(0, len(masks), tokens)]
+        to_pixels = torch.tensor(
+            [size * output / image for size, output, image in zip(batch_hw, output_hw, image_hw, strict=True)][::-1],
+            device=logits.device,
+        )
+        centres, sides = answer.boxes[0].split(2, dim=-1)
+        boxes = torch.cat([(centres - sides / 2) * to_pixels, (centres + sides / 2) * to_pixels], dim=-1)
+        return InstanceData(scores=answer.ious[0], bboxes=boxes, masks=masks)
+
+
+def _rows(values: Tensor | np.ndarray, name: str, length: int, device: torch.device) -> Tensor:
+    """(P, length) float32."""
+    rows = torch.as_tensor(values, dtype=torch.float32, device=device)
+    if rows.ndim != 2 or rows.shape[1] != length:
+        raise UnSAMError(f'UnSAMPromptHead: prompts.{name} must be (P, {length}), got {tuple(rows.shape)}')
+    return rows
+
+
+def _frames(sample: DetDataSample) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Height and width of the original image, of the network's input, and of the padded batch."""
+    original, image, batch = (sample.metainfo[key] for key in ('ori_shape', 'img_shape', 'batch_input_shape'))
+    return tuple(original[:2]), tuple(image[:2]), tuple(batch[:2])

@@ -1,0 +1,138 @@
+"""The promptable UnSAM that its authors released, a Semantic-SAM with a Swin-T, in the names of this package.
+
+One tensor changes its order: where patches are merged, MMDetection stacks channels before places and rows before
+columns, the authors' code places before channels and columns before rows. Level orders agree: both pixel decoders
+count from stride 8 to 64, both prompt decoders from 64 to 8.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unsam_mm.errors import WeightsError
+from unsam_mm.models.foreign_checkpoints import BIASED, WEIGHT, Modules, StateDict, rename, tensor_names
+
+KIND = "UnSAM's promptable model with a Swin-T"
+
+_SWIN_BLOCKS = (2, 2, 6, 2)
+_LEVELS, _ENCODER_LAYERS, _DECODER_LAYERS = 4, 6, 9
+_ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
+_DEFORMABLE = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')
+_PIXELS, _PROMPTS = 'model.sem_seg_head.pixel_decoder', 'model.sem_seg_head.predictor'
+_OUR_PIXELS, _OUR_PROMPTS = 'mask_head.pixel_decoder', 'mask_head.decoder'
+_BOXES, _NORM = f'{_PROMPTS}.decoder.bbox_embed.{_DECODER_LAYERS - 1}', f'{_PROMPTS}.decoder_norm'
+
+_TIED = (
+    (re.compile(rf'^{re.escape(_PROMPTS)}\.(_bbox_embed|(decoder\.)?bbox_embed\.\d)\.'), f'{_BOXES}.'),
+    (re.compile(rf'^{re.escape(_PROMPTS)}\.decoder\.norm\.'), f'{_NORM}.'),
+)
+"""Modules with several names: one box network, and one norm."""
+
+_UNUSED = re.compile(rf'^{re.escape(_PROMPTS)}\.(lang_mapper|class_embed|class_embed_part)$')
+"""Of Semantic-SAM's labels, which UnSAM has not."""
+
+
+def convert_promptable(state: StateDict, path: Path) -> StateDict:
+    """Renames the tensors of the promptable UnSAM or UnSAM+.
+
+    Args:
+        state: Tensors by their official names.
+        path: Their file, for messages.
+
+    Raises:
+        WeightsError: If a name is missing or left over, or if names of one tensor hold different values.
+    """
+    untied = {}
+    for name in sorted(state):
+        canonical = name
+        for pattern, target in _TIED:
+            canonical = pattern.sub(target, canonical)
+        if not torch.equal(untied.setdefault(canonical, state[name]), state[name]):
+            raise WeightsError(f'{path}: {name!r} differs from {canonical!r}; in {KIND} both are one tensor')
+    converted = rename(untied, _names(), path, KIND, _UNUSED.match)
+    ours = 'mask_head.prompt_embed.weight'
+    converted[ours] = converted[ours][:1].clone()  # the other row, for a second kind of label, is never read
+    for name in [name for name in converted if '.downsample.' in name]:
+        converted[name] = _merged_like_mmdet(converted[name])
+    return converted
+
+
+def _merged_like_mmdet(weights: Tensor) -> Tensor:
+    """(..., 4 C) weights on merged patches, in MMDetection's order."""
+    by_place = weights.unflatten(-1, (2, 2, -1))  # column, row, channel
+    return by_place.movedim(-1, -3).transpose(-1, -2).flatten(-3)
+
+
+def _names() -> Iterator[tuple[str, str]]:
+    yield from tensor_names(_swin())
+    yield from tensor_names(_pixel_decoder())
+    yield f'{_PIXELS}.transformer.level_embed', f'{_OUR_PIXELS}.level_encoding.weight'
+    yield from tensor_names(_prompt_decoder())
+
+
+def _swin() -> Modules:
+    theirs, ours = 'model.backbone', 'backbone'
+    yield f'{theirs}.patch_embed.proj', f'{ours}.patch_embed.projection', BIASED
+    yield f'{theirs}.patch_embed.norm', f'{ours}.patch_embed.norm', BIASED
+    for stage, blocks in enumerate(_SWIN_BLOCKS):
+        for block in range(blocks):
+            there, here = f'{theirs}.layers.{stage}.blocks.{block}', f'{ours}.stages.{stage}.blocks.{block}'
+            yield f'{there}.norm1', f'{here}.norm1', BIASED
+            yield f'{there}.attn', f'{here}.attn.w_msa', ('relative_position_bias_table', 'relative_position_index')
+            yield f'{there}.attn.qkv', f'{here}.attn.w_msa.qkv', BIASED
+            yield f'{there}.attn.proj', f'{here}.attn.w_msa.proj', BIASED
+            yield f'{there}.norm2', f'{here}.norm2', BIASED
+            yield f'{there}.mlp.fc1', f'{here}.ffn.layers.0.0', BIASED
+            yield f'{there}.mlp.fc2', f'{here}.ffn.layers.1', BIASED
+        yield f'{theirs}.norm{stage}', f'{ours}.norm{stage}', BIASED
+        if stage < len(_SWIN_BLOCKS) - 1:
+            there, here = f'{theirs}.layers.{stage}.downsample', f'{ours}.stages.{stage}.downsample'
+            yield f'{there}.reduction', f'{here}.reduction', WEIGHT
+            yield f'{there}.norm', f'{here}.norm', BIASED
+
+
+def _pixel_decoder() -> Modules:
+    for level in range(_LEVELS):
+        yield f'{_PIXELS}.input_proj.{level}.0', f'{_OUR_PIXELS}.input_convs.{level}.conv', BIASED
+        yield f'{_PIXELS}.input_proj.{level}.1', f'{_OUR_PIXELS}.input_convs.{level}.gn', BIASED
+    for layer in range(_ENCODER_LAYERS):
+        there, here = f'{_PIXELS}.transformer.encoder.layers.{layer}', f'{_OUR_PIXELS}.encoder.layers.{layer}'
+        for part in _DEFORMABLE:
+            yield f'{there}.self_attn.{part}', f'{here}.self_attn.{part}', BIASED
+        yield f'{there}.norm1', f'{here}.norms.0', BIASED
+        yield f'{there}.linear1', f'{here}.ffn.layers.0.0', BIASED
+        yield f'{there}.linear2', f'{here}.ffn.layers.1', BIASED
+        yield f'{there}.norm2', f'{here}.norms.1', BIASED
+    for part, convolution in (('adapter_1', 'lateral_conv'), ('layer_1', 'output_conv')):
+        yield f'{_PIXELS}.{part}', f'{_OUR_PIXELS}.{convolution}.conv', WEIGHT
+        yield f'{_PIXELS}.{part}.norm', f'{_OUR_PIXELS}.{convolution}.gn', BIASED
+    yield f'{_PIXELS}.mask_features', f'{_OUR_PIXELS}.mask_feature', BIASED
+
+
+def _prompt_decoder() -> Modules:
+    for layer in range(_DECODER_LAYERS):
+        there, here = f'{_PROMPTS}.decoder.layers.{layer}', f'{_OUR_PROMPTS}.layers.{layer}'
+        yield f'{there}.self_attn', f'{here}.self_attn', _ATTENTION
+        for part in _DEFORMABLE:
+            yield f'{there}.cross_attn.{part}', f'{here}.cross_attn.{part}', BIASED
+        yield f'{there}.linear1', f'{here}.ffn.layers.0.0', BIASED
+        yield f'{there}.linear2', f'{here}.ffn.layers.1', BIASED
+        for position, norm in enumerate(('norm2', 'norm1', 'norm3')):  # the order in which they follow each other
+            yield f'{there}.{norm}', f'{here}.norms.{position}', BIASED
+    yield _NORM, f'{_OUR_PROMPTS}.norm', BIASED
+    for there, here, depth in (
+        (f'{_PROMPTS}.decoder.ref_point_head', f'{_OUR_PROMPTS}.position_mlp', 2),
+        (_BOXES, f'{_OUR_PROMPTS}.box_mlp', 3),
+        (f'{_PROMPTS}.mask_embed', 'mask_head.mask_mlp', 3),
+        (f'{_PROMPTS}.iou_prediction_head', 'mask_head.iou_mlp', 3),
+    ):
+        for layer in range(depth):
+            yield f'{there}.layers.{layer}', f'{here}.{2 * layer}', BIASED  # ReLUs between them
+    yield f'{_PROMPTS}.label_enc', 'mask_head.prompt_embed', WEIGHT
+    yield f'{_PROMPTS}.pb_embedding', 'mask_head.type_embed', WEIGHT
+    yield f'{_PROMPTS}.mask_tokens', 'mask_head.mask_tokens', WEIGHT

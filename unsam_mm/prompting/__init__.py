@@ -1,0 +1,24 @@
+"""Prompts in, masks out, in the manner of Segment Anything.
+
+The engine ``'tree'`` needs no trained model: the regions under a click are the path from its leaf to the root of the
+image's region tree, nested and exact, and are found in microseconds once the tree is there. The engine ``'model'`` asks
+the region model, which is not bound to one tree and ranks better. Nothing here imports torch before an engine is made.
+"""
+
+from __future__ import annotations
+
+from unsam_mm.prompting.automatic import UnSAMAutomaticMaskGenerator
+from unsam_mm.prompting.predictor import ENGINES, UnSAMPredictor, unsam_model_registry
+from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT
+from unsam_mm.prompting.tree import candidate_nodes, click_scores, distinct_nodes
+
+__all__ = [
+    'ENGINES',
+    'MAX_MASKS_PER_PROMPT',
+    'UnSAMAutomaticMaskGenerator',
+    'UnSAMPredictor',
+    'candidate_nodes',
+    'click_scores',
+    'distinct_nodes',
+    'unsam_model_registry',
+]

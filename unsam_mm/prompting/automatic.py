@@ -1,0 +1,131 @@
+"""`UnSAMAutomaticMaskGenerator`: the call of ``segment_anything.SamAutomaticMaskGenerator``, and its records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.predictor import UnSAMPredictor
+from unsam_mm.rle import decode_rles, rle_to_json
+
+
+class UnSAMAutomaticMaskGenerator:
+    """All masks of an image.
+
+    Scores rank the masks of one image; they are not estimates of IoU, so thresholds made for Segment Anything do not
+    carry over. Stability is, for the engine 'tree', the share of the merging heights over which a region stays as it is;
+    for the engine 'model' it is the IoU of a mask with the answer to its largest region at its own granularity.
+
+    Args:
+        model: Where the masks come from: a predictor, whose image is replaced, or an engine.
+        points_per_side: The engine 'model' asks for masks around the square of it many regions.
+        points_per_batch: Accepted for Segment Anything's sake, and without effect, as are the crop arguments: regions
+            of every size are found in the whole image.
+        pred_iou_thresh: Masks with a lower score are dropped.
+        stability_score_thresh: Masks with a lower stability are dropped.
+        stability_score_offset: Without effect.
+        box_nms_thresh: Of masks of the engine 'model' with a larger IoU the best is kept.
+        crop_n_layers: Without effect.
+        crop_nms_thresh: Without effect.
+        crop_overlap_ratio: Without effect.
+        crop_n_points_downscale_factor: Without effect.
+        point_grids: Must be None.
+        min_mask_region_area: Smaller masks are dropped, in pixels.
+        output_mode: 'binary_mask', 'uncompressed_rle' or 'coco_rle'.
+        max_masks: The most masks returned, best first.
+
+    Raises:
+        UnSAMError: If the output mode is unknown, point grids are given, or a number is not positive.
+    """
+
+    def __init__(
+        self,
+        model: UnSAMPredictor | Engine,
+        points_per_side: int = 16,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.0,
+        stability_score_thresh: float = 0.0,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.95,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: list[np.ndarray] | None = None,
+        min_mask_region_area: int = 0,
+        output_mode: str = 'binary_mask',
+        max_masks: int = 1000,
+    ) -> None:
+        if output_mode not in ('binary_mask', 'uncompressed_rle', 'coco_rle'):
+            raise UnSAMError(f'output_mode must be binary_mask, uncompressed_rle or coco_rle, got {output_mode!r}')
+        if max_masks < 1:
+            raise UnSAMError(f'max_masks must be at least 1, got {max_masks}')
+        if point_grids is not None or points_per_side is None or points_per_side < 1:
+            raise UnSAMError(
+                'point_grids must be None and points_per_side at least 1: regions are asked for, not points'
+            )
+        self.predictor = model if isinstance(model, UnSAMPredictor) or model is None else UnSAMPredictor(model)
+        self._points_per_side, self._max_iou, self._max_masks = points_per_side, box_nms_thresh, max_masks
+        self._min_score, self._min_stability = pred_iou_thresh, stability_score_thresh
+        self._min_area_px, self._output_mode = min_mask_region_area, output_mode
+
+    def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
+        """One record for each mask.
+
+        Args:
+            image: (H, W) or (H, W, 3 or 4); see `unsam_mm.images.as_rgb_uint8`.
+
+        Returns:
+            Records with Segment Anything's keys `segmentation`, `area`, `bbox` (x, y, width, height), `predicted_iou`,
+            `point_coords` (one point well inside the mask), `stability_score`, `crop_box`; and `granularity` and
+            `parent` (index in this list, or -1).
+
+        Raises:
+            ImageError: If the array is not one image that can be segmented.
+        """
+        self.predictor.set_image(image)
+        masks, stability = self.predictor.engine.all_masks(
+            self._max_masks, max(self._min_area_px, 1), self._points_per_side, self._max_iou
+        )
+        kept = (masks.scores >= self._min_score) & (stability >= self._min_stability)
+        masks, stability = masks[kept], stability[kept]
+        height, width = masks.size_hw
+        records = []
+        for i, coco in enumerate(masks.to_coco(image_id=0)):
+            bitmap = decode_rles([masks.rles[i]], masks.size_hw)[0]
+            records.append(
+                {
+                    'segmentation': self._encode(bitmap, masks.rles[i]),
+                    'area': coco['area'],
+                    'bbox': coco['bbox'],
+                    'predicted_iou': coco['score'],
+                    'point_coords': [_inner_point(bitmap, masks.boxes_xyxy[i])],
+                    'stability_score': float(stability[i]),
+                    'crop_box': [0, 0, width, height],
+                    'granularity': coco['granularity'],
+                    'parent': coco['parent'],
+                }
+            )
+        return records
+
+    def _encode(self, bitmap: np.ndarray, rle: dict) -> Any:
+        if self._output_mode == 'binary_mask':
+            return bitmap
+        if self._output_mode == 'coco_rle':
+            return rle_to_json(rle)
+        flat = bitmap.ravel(order='F')
+        changes = np.flatnonzero(np.diff(flat)) + 1
+        counts = np.diff(np.r_[0, changes, flat.size]).tolist()
+        return {'size': list(bitmap.shape), 'counts': [0, *counts] if flat[0] else counts}
+
+
+def _inner_point(bitmap: np.ndarray, box_xyxy: np.ndarray) -> list[float]:
+    """x, y of the pixel of a mask that is farthest from its border."""
+    x0, y0, x1, y1 = (int(side) for side in box_xyxy)
+    distance = ndimage.distance_transform_edt(np.pad(bitmap[y0:y1, x0:x1], 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return [float(x0 + x), float(y0 + y)]

@@ -1,0 +1,102 @@
+"""Embeddings of images on disk, as one npz file or one zarr folder, whole or absent."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from unsam_mm.errors import StoreError
+from unsam_mm.files import atomic_writer
+
+_FORMAT = 1
+_SUFFIXES = ('.npz', '.zarr')
+
+
+def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays by name.
+
+    Args:
+        path: Its suffix, .npz or .zarr, decides the form; zarr needs the package of that name.
+        kind: What reads them.
+        arrays: Of any shape.
+
+    Raises:
+        StoreError: If the suffix is another, zarr is not installed, or the place cannot be written.
+    """
+    path = _checked(path)
+    if path.suffix == '.npz':
+        with atomic_writer(path, binary=True) as file:
+            np.savez_compressed(file, _kind=np.array(kind), _format=np.int64(_FORMAT), **arrays)
+        return
+    zarr = _zarr(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix='.unsam-') as folder:
+            finished = Path(folder, 'new')
+            group = zarr.open_group(finished, mode='w')
+            for name, values in arrays.items():
+                group.create_array(name, data=np.ascontiguousarray(values))
+            group.attrs.update({'kind': kind, 'format': _FORMAT})
+            if path.is_dir():
+                if not _is_ours(path):
+                    raise StoreError(f'{path}: is a folder that holds no embedding; choose another name')
+                shutil.rmtree(path)
+            finished.replace(path)
+    except OSError as error:
+        raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another place') from error
+
+
+def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
+    """Reads what `save_arrays` wrote.
+
+    Raises:
+        StoreError: If nothing is there, it is damaged, or it is of another kind.
+    """
+    path = _checked(path)
+    if not path.exists():
+        raise StoreError(f'{path}: no such embedding; make it with save_embedding(path)')
+    try:
+        arrays, found, number = _read_npz(path) if path.suffix == '.npz' else _read_zarr(path)
+    except StoreError:
+        raise
+    except (OSError, KeyError, ValueError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StoreError(f'{path}: not an embedding ({reason}); remove it and make it again') from error
+    if (found, number) != (kind, _FORMAT):
+        raise StoreError(f'{path}: is for the engine {found!r} (format {number}), not for {kind!r} (format {_FORMAT})')
+    return arrays
+
+
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str, int]:
+    with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return arrays, str(arrays.pop('_kind')), int(arrays.pop('_format'))
+
+
+def _read_zarr(path: Path) -> tuple[dict[str, np.ndarray], str, int]:
+    group = _zarr(path).open_group(path, mode='r')
+    return {name: values[...] for name, values in group.arrays()}, group.attrs['kind'], int(group.attrs['format'])
+
+
+def _is_ours(path: Path) -> bool:
+    return (path / 'zarr.json').is_file()
+
+
+def _checked(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise StoreError(f'{path}: embeddings end in {" or ".join(_SUFFIXES)}; choose such a name')
+    return path
+
+
+def _zarr(path: Path):
+    try:
+        import zarr
+    except ImportError as error:
+        raise StoreError(f"{path}: zarr is not installed; pip install 'zarr>=3', or choose a name in .npz") from error
+    return zarr

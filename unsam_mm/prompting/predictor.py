@@ -1,0 +1,285 @@
+"""`UnSAMPredictor`: the calls of ``segment_anything.SamPredictor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.images import as_rgb_uint8
+from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
+from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.prompt import LOGIT_SCALE, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, low_resolution_logits
+from unsam_mm.prompting.tree import TreeEngine
+from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENGINES = ('tree', 'model')
+DEFAULT_MODEL = 'unsam_s'
+
+
+def make_engine(
+    name: str,
+    generator: PseudoMaskGenerator | None = None,
+    device: str = 'cpu',
+    weights: str | Path | None = None,
+) -> Engine:
+    """An engine by its name; see `UnSAMPredictor` for the arguments and errors."""
+    if name not in ENGINES:
+        raise UnSAMError(f'engine must be one of {", ".join(ENGINES)}, got {name!r}')
+    if name == 'tree':
+        if weights is not None:
+            raise UnSAMError(f"weights={str(weights)!r} are for the engine 'model'; the engine 'tree' has none")
+        return TreeEngine(generator, device)
+    if generator is not None:
+        raise UnSAMError(
+            "a generator is for the engine 'tree'; the weights of the engine 'model' say how regions are made"
+        )
+    from unsam_mm.prompting.model import RegionEngine
+    from unsam_mm.region_model.weights import packaged_weights
+
+    return RegionEngine.from_file(packaged_weights(DEFAULT_MODEL) if weights is None else weights, device)
+
+
+class UnSAMPredictor:
+    """Masks for points and boxes, as ``segment_anything.SamPredictor`` gives them.
+
+    Args:
+        engine: 'tree', the region tree of the image, which needs no trained weights; 'model', the region model; or
+            an engine, such as an entry of `unsam_model_registry` makes.
+        generator: For the engine 'tree': makes the region tree; the default preset if not given.
+        device: Torch device.
+        weights: For the engine 'model': a file that `unsam_mm.region_model.weights.save_weights` wrote; by default
+            the one that comes with the package.
+
+    Raises:
+        UnSAMError: If the engine is unknown, or an argument belongs to the other one.
+        WeightsError: If the weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        engine: str | Engine = 'tree',
+        generator: PseudoMaskGenerator | None = None,
+        device: str = 'cpu',
+        weights: str | Path | None = None,
+    ) -> None:
+        self.engine = make_engine(engine, generator, device, weights) if isinstance(engine, str) else engine
+        self.transform = SameCoordinates()
+
+    @classmethod
+    def from_pretrained(cls, name: str = DEFAULT_MODEL, device: str = 'cpu') -> UnSAMPredictor:
+        """A predictor with the weights that come with the package.
+
+        Raises:
+            WeightsError: If the package does not hold a model of that name.
+        """
+        from unsam_mm.region_model.weights import packaged_weights
+
+        return cls('model', device=device, weights=packaged_weights(name))
+
+    @property
+    def hierarchy(self) -> MaskHierarchy:
+        """Region tree of the current image.
+
+        Raises:
+            UnSAMError: If no image is set, or the engine has no tree.
+        """
+        if not isinstance(self.engine, TreeEngine):
+            raise UnSAMError(f"the engine {self.engine.name!r} keeps no region tree; use UnSAMPredictor(engine='tree')")
+        if self.engine.hierarchy is None:
+            raise UnSAMError(NO_IMAGE)
+        return self.engine.hierarchy
+
+    @property
+    def device(self) -> str:
+        """Name of the torch device of the engine."""
+        return self.engine.device
+
+    @property
+    def is_image_set(self) -> bool:
+        """Whether `predict` can be called."""
+        return self.engine.size_hw is not None
+
+    def set_image(self, image: np.ndarray, image_format: str = 'RGB') -> None:
+        """Prepares an image; every later prompt on it is answered from what was found here.
+
+        Args:
+            image: (H, W) or (H, W, 3 or 4); see `unsam_mm.images.as_rgb_uint8`.
+            image_format: 'RGB' or 'BGR'.
+
+        Raises:
+            ImageError: If the array is not one image that can be segmented.
+            UnSAMError: If the format is unknown.
+        """
+        if image_format not in ('RGB', 'BGR'):
+            raise UnSAMError(f"image_format must be 'RGB' or 'BGR', got {image_format!r}")
+        rgb = as_rgb_uint8(image)
+        self.engine.set_image(rgb[..., ::-1] if image_format == 'BGR' else rgb)
+
+    def set_hierarchy(self, hierarchy: MaskHierarchy) -> None:
+        """Uses a region tree that is there already.
+
+        Raises:
+            UnSAMError: If the engine is not 'tree'.
+        """
+        if not isinstance(self.engine, TreeEngine):
+            raise UnSAMError(f"the engine {self.engine.name!r} takes no region tree; use UnSAMPredictor(engine='tree')")
+        self.engine.set_hierarchy(hierarchy)
+
+    def reset_image(self) -> None:
+        """Forgets the image."""
+        self.engine.reset_image()
+
+    def save_embedding(self, path: str | Path) -> None:
+        """Writes what is known of the current image, so that `load_embedding` can take the place of `set_image`.
+
+        Args:
+            path: Ends in .npz, or in .zarr where zarr is installed; about 1 MB for a megapixel.
+
+        Raises:
+            UnSAMError: If no image is set.
+            StoreError: If the name ends otherwise, or the place cannot be written.
+        """
+        save_arrays(path, self.engine.name, self.engine.embedding())
+
+    def load_embedding(self, path: str | Path) -> None:
+        """Takes the place of `set_image`; neither the image nor the ViT is needed.
+
+        Raises:
+            StoreError: If the file is missing, damaged or of the other engine.
+            UnSAMError: If its regions are of another kind than the weights read.
+        """
+        self.engine.set_embedding(load_arrays(path, self.engine.name))
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        granularity: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks for one prompt.
+
+        The engine 'tree' gives nested masks, finest first, and none where clicks contradict each other. The engine
+        'model' gives masks that agree with the clicks, best first and not always nested; none only where one pixel has
+        clicks of both kinds.
+
+        Args:
+            point_coords: (N, 2) pixel coordinates, x before y.
+            point_labels: (N,) 1 for positive, 0 for negative points, -1 for padding.
+            box: (4,) x0, y0, x1, y1 in pixels.
+            mask_input: (1, 256, 256) logits of an earlier call; masks like it are preferred.
+            multimask_output: Up to six masks instead of the best one.
+            return_logits: The masks as float32 logits instead of bool.
+            granularity: In [0, 1]: the coarsest mask not above it, as the only one. The area never falls as it rises.
+                1 is the whole image; for the engine 'tree' by the number of regions left, for the engine 'model' a
+                quarter less is a tenth of the area.
+
+        Returns:
+            masks: (C, H, W) bool; C is 0 if no region agrees with the prompt.
+            scores: (C,) float32 in [0, 1].
+            logits: (C, 256, 256) float32; the image's longer side fills the square, the rest is negative.
+
+        Raises:
+            UnSAMError: If no image is set, the prompt is empty, an argument has another shape or range, or the prompt
+                lies outside the image.
+        """
+        size_hw = self.engine.size_hw
+        if size_hw is None:
+            raise UnSAMError(NO_IMAGE)
+        if granularity is not None and not 0 <= granularity <= 1:
+            raise UnSAMError(f'granularity must lie in [0, 1], got {granularity}')
+        prompt = Prompt.checked(size_hw, point_coords, point_labels, box, mask_input)
+        masks, scores = self.engine.answer(prompt, multimask_output, granularity)
+        shown = (masks.astype(np.float32) - 0.5) * LOGIT_SCALE if return_logits else masks
+        return shown, scores, low_resolution_logits(masks)
+
+    def predict_torch(
+        self,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        granularity: float | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks for B prompts, each on an object of its own; see `predict`.
+
+        Args:
+            point_coords: (B, N, 2) pixel coordinates of the image, or None. `transform` leaves coordinates as they are.
+            point_labels: (B, N); -1 where an object has fewer points.
+            boxes: (B, 4), or None.
+            mask_input: (B, 1, 256, 256), or None.
+            multimask_output: Six masks instead of one.
+            return_logits: The masks as float32 logits instead of bool.
+            granularity: One for all.
+
+        Returns:
+            masks: (B, C, H, W), C being 6 or 1; prompts with fewer answers are filled up with empty masks of score 0.
+            scores: (B, C) float32.
+            logits: (B, C, 256, 256) float32.
+
+        Raises:
+            UnSAMError: As for `predict`, or if the numbers of prompts differ.
+        """
+        import torch
+
+        given = [point_coords, point_labels, boxes, mask_input]
+        rows = [None if values is None else np.asarray(torch.as_tensor(values).cpu()) for values in given]
+        counts = {len(values) for values in rows if values is not None}
+        if len(counts) != 1 or 0 in counts:
+            raise UnSAMError(f'points, labels, boxes and masks must be of one number of objects, got {sorted(counts)}')
+        (count,) = counts
+        n_masks = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
+        answers = [
+            _filled_up(self.predict(*prompt, multimask_output, return_logits, granularity), n_masks)
+            for prompt in zip(*([None] * count if row is None else row for row in rows), strict=True)
+        ]
+        masks, scores, logits = (torch.from_numpy(np.stack(values)) for values in zip(*answers, strict=True))
+        return masks, scores, logits
+
+
+class SameCoordinates:
+    """Stands where Segment Anything scales coordinates and images to its input: here nothing is scaled."""
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """The image as it is."""
+        return image
+
+    def apply_coords(self, coords: Any, original_size: tuple[int, int]) -> Any:
+        """The coordinates as they are, in pixels of the image."""
+        return coords
+
+    apply_boxes = apply_coords_torch = apply_boxes_torch = apply_coords
+
+
+def _filled_up(answer: tuple[np.ndarray, ...], count: int) -> list[np.ndarray]:
+    masks, scores, logits = answer
+    missing = count - len(masks)
+    empty = (False if masks.dtype == bool else -0.5 * LOGIT_SCALE, 0.0, -0.5 * LOGIT_SCALE)
+    return [
+        np.concatenate([values, np.full((missing, *values.shape[1:]), fill, values.dtype)])
+        for values, fill in zip((masks, scores, logits), empty, strict=True)
+    ]
+
+
+def _model(checkpoint: str | Path | None = None) -> Engine:
+    return make_engine('model', weights=checkpoint)
+
+
+def _tree(checkpoint: None = None) -> Engine:
+    return make_engine('tree', weights=checkpoint)
+
+
+unsam_model_registry = {DEFAULT_MODEL: _model, 'default': _model, 'tree': _tree}
+"""Engines by name, in the way of ``segment_anything.sam_model_registry``: ``unsam_model_registry[name](checkpoint=path)``."""

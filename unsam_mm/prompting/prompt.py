@@ -1,0 +1,156 @@
+"""What engines are asked, checked, and the low-resolution logits that go from one call to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from skimage.transform import resize
+
+from unsam_mm.errors import UnSAMError
+
+MAX_MASKS_PER_PROMPT = 6  # as many as the promptable model of the paper has mask tokens
+LOGIT_SIDE_PX = 256  # Segment Anything's low-resolution frame
+LOGIT_SCALE = 8.0
+NO_IMAGE = 'no image is set; call set_image(image) first'
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One checked prompt; has a positive point or a box.
+
+    Attributes:
+        points_xy: (N, 2) int64 pixel coordinates inside the image, x before y, without padding.
+        positive: (N,) bool.
+        box_xyxy: (4,) float64 with its corners in order, or None.
+        mask_input: (256, 256) float32 logits, or None.
+    """
+
+    points_xy: np.ndarray
+    positive: np.ndarray
+    box_xyxy: np.ndarray | None
+    mask_input: np.ndarray | None
+
+    @classmethod
+    def checked(
+        cls,
+        size_hw: tuple[int, int],
+        points_xy: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box_xyxy: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+    ) -> Prompt:
+        """Of arguments as people give them; see `UnSAMPredictor.predict`.
+
+        Raises:
+            UnSAMError: If there is no prompt, an argument has another shape or label, a point lies outside the image, or
+                the box does not touch it.
+        """
+        points, positive = _checked_points(points_xy, point_labels)
+        box = None if box_xyxy is None else _checked_box(box_xyxy, size_hw)
+        if not positive.any() and box is None:
+            raise UnSAMError('a prompt needs a positive point or a box')
+        height, width = size_hw
+        for x, y in points:
+            if not (0 <= x < width and 0 <= y < height):
+                raise UnSAMError(
+                    f'point (x={x:g}, y={y:g}) lies outside the image of width {width} and height {height}'
+                )
+        if mask_input is not None and np.size(mask_input) != LOGIT_SIDE_PX**2:
+            raise UnSAMError(
+                f'mask_input must have the shape (1, 256, 256), got {np.shape(mask_input)}; pass logits of predict()'
+            )
+        if mask_input is not None:
+            mask_input = np.asarray(mask_input, np.float32).reshape(LOGIT_SIDE_PX, LOGIT_SIDE_PX)
+        return cls(points.astype(np.int64), positive, box, mask_input)
+
+
+def low_resolution_logits(masks: np.ndarray) -> np.ndarray:
+    """(N, 256, 256) float32 logits of (N, H, W) bool masks in Segment Anything's square frame.
+
+    The image's longer side fills the square; the rest is negative.
+    """
+    size_hw = masks.shape[1:]
+    rows, columns = _frame_shape(size_hw)
+    logits = np.full((len(masks), LOGIT_SIDE_PX, LOGIT_SIDE_PX), -0.5 * LOGIT_SCALE, np.float32)
+    for mask, out in zip(masks, logits, strict=True):
+        if max(size_hw) > LOGIT_SIDE_PX:
+            share = _cell_means(mask, rows, columns)
+        else:
+            share = resize(mask.astype(np.float32), (rows, columns), order=1)
+        out[:rows, :columns] = (share - 0.5) * LOGIT_SCALE
+    return logits
+
+
+def mask_of_logits(logits: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool mask that (256, 256) low-resolution logits describe."""
+    rows, columns = _frame_shape(size_hw)
+    return resize(logits[:rows, :columns], size_hw, order=1) > 0
+
+
+def box_iou(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """(N,) IoU of (N, 4) boxes x0, y0, x1, y1 with one of (4,)."""
+    overlap = np.clip(np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2]), 0, None).prod(axis=1)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod() - overlap
+    return overlap / np.maximum(union, 1e-9)
+
+
+def _frame_shape(size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the frame that the image fills."""
+    scale = LOGIT_SIDE_PX / max(size_hw)
+    rows, columns = (max(1, round(side * scale)) for side in size_hw)
+    return rows, columns
+
+
+@numba.njit(nogil=True, cache=True)
+def _cell_means(mask, rows, columns):
+    """(rows, columns) float32 share of each cell of a grid over an (H, W) bool mask that is not smaller than it."""
+    height, width = mask.shape
+    shares = np.zeros((rows, columns), np.float32)
+    column_of = (np.arange(width) * columns) // width
+    row_pixels = np.zeros(rows, np.int64)
+    for y in range(height):
+        row = (y * rows) // height
+        row_pixels[row] += 1
+        for x in range(width):
+            if mask[y, x]:
+                shares[row, column_of[x]] += 1
+    column_pixels = np.bincount(column_of, minlength=columns)
+    for row in range(rows):
+        for column in range(columns):
+            shares[row, column] /= row_pixels[row] * column_pixels[column]
+    return shares
+
+
+def _checked_points(points_xy: np.ndarray | None, point_labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 2) float points and (N,) bool whether they are positive, without padding."""
+    points = np.zeros((0, 2)) if points_xy is None else np.asarray(points_xy, float)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise UnSAMError(f'points must have the shape (N, 2), x before y, got {points.shape}')
+    labels = np.ones(len(points), int) if point_labels is None else np.asarray(point_labels)
+    if labels.shape != (len(points),):
+        raise UnSAMError(f'{len(points)} points have labels of shape {labels.shape}; expected one label for each point')
+    if not np.isin(labels, (-1, 0, 1)).all():
+        raise UnSAMError(
+            f'point labels must be 1, 0 or -1 (left out), got {np.unique(labels).tolist()}; pass a box as box'
+        )
+    return points[labels >= 0], labels[labels >= 0] == 1
+
+
+def _checked_box(box_xyxy: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """(4,) float box with its corners in order."""
+    box = np.asarray(box_xyxy, float)
+    if box.shape == (1, 4):  # as Segment Anything's notebooks pass it
+        box = box[0]
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise UnSAMError(
+            f'a box must be four numbers x0, y0, x1, y1, got {np.asarray(box_xyxy).tolist()}; one box a call'
+        )
+    corners = box.reshape(2, 2)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    if (high <= 0).any() or (low >= size_hw[::-1]).any() or (low == high).any():
+        raise UnSAMError(
+            f'box {box.tolist()} holds no pixel of the image of width {size_hw[1]} and height {size_hw[0]}'
+        )
+    return np.concatenate([low, high])

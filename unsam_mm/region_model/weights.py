@@ -1,0 +1,194 @@
+"""Trained weights of the region model as one safetensors file that says which tokens they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from unsam_mm.errors import StoreError, UnSAMError, WeightsError
+from unsam_mm.files import atomic_writer
+from unsam_mm.pseudo_masks.generator import GeneratorSettings
+from unsam_mm.pseudo_masks.ranking import RankingSettings
+from unsam_mm.region_model.network import RegionNet
+from unsam_mm.region_model.pairs import OTHER_DISTANCES
+from unsam_mm.region_model.prompts import MARKS
+
+FORMAT = 'unsam-region-model-1'
+"""Other numbers are other networks, whose weights cannot be read."""
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRegions:
+    """A trained network and the tokens that it was trained on.
+
+    Attributes:
+        net: In evaluation mode, float32, on the CPU.
+        settings: Of the generator that makes the regions.
+        n_tokens: The most regions of an image.
+        notes: What else the file says of its origin.
+    """
+
+    net: RegionNet
+    settings: GeneratorSettings
+    n_tokens: int
+    notes: dict[str, str]
+
+
+def save_weights(
+    path: str | Path,
+    net: RegionNet,
+    settings: GeneratorSettings | None = None,
+    n_tokens: int = 768,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a network in half precision; the file is whole or absent.
+
+    Args:
+        path: Its name, with the suffix .safetensors.
+        net: The network.
+        settings: Of the generator that made the tokens; the default ones if not given.
+        n_tokens: Of the tokenizer.
+        notes: Texts on the origin, such as the data and the seed.
+
+    Raises:
+        StoreError: If the name has another suffix, the folder cannot be written or the disk is full.
+        WeightsError: If a weight is not finite in half precision.
+    """
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        raise StoreError(f'{path}: weights are written as .safetensors; choose such a name')
+    tensors = {name: values.detach().cpu().half().contiguous() for name, values in net.state_dict().items()}
+    if broken := [name for name, values in tensors.items() if not values.isfinite().all()]:
+        raise WeightsError(f'{path}: {broken[0]} is not finite in half precision; train again with a lower rate')
+    described = {
+        'format': FORMAT,
+        'net': json.dumps(net_arguments(net.state_dict())),
+        'settings': json.dumps(asdict(settings or GeneratorSettings())),
+        'n_tokens': str(n_tokens),
+        'notes': json.dumps(dict(notes or {})),
+    }
+    content = to_bytes(tensors, metadata=described)
+    with atomic_writer(path, binary=True) as file:
+        file.write(content)
+
+
+def load_weights(path: str | Path) -> TrainedRegions:
+    """Reads what `save_weights` wrote.
+
+    Raises:
+        WeightsError: If the file is missing, damaged or of another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f'{path}: no such file; train with configs/unsam_s.py, then run tools/export_regions.py')
+    try:
+        with safe_open(path, framework='pt') as file:
+            described = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  it is no mapping
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f'{path}: not a whole safetensors file ({error}); export or fetch it again') from error
+    if described.get('format') != FORMAT:
+        raise WeightsError(
+            f'{path}: has the format {described.get("format")!r}, expected {FORMAT!r}; export the checkpoint again'
+        )
+    try:
+        settings = json.loads(described['settings'])
+        settings['growths'] = tuple(tuple(growth) for growth in settings['growths'])
+        settings['ranking'] = RankingSettings(**settings['ranking'])
+        net = RegionNet(**json.loads(described['net']))
+        net.load_state_dict(tensors)
+        notes, n_tokens = json.loads(described['notes']), int(described['n_tokens'])
+        return TrainedRegions(net.eval(), GeneratorSettings(**settings), n_tokens, notes)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f'{path}: the parts do not belong together ({reason}); export the checkpoint again'
+        ) from error
+
+
+def packaged_weights(name: str) -> Path:
+    """The file of a model that comes with the package.
+
+    Raises:
+        WeightsError: If the package does not hold it.
+    """
+    path = _FOLDER / f'{name}.safetensors'
+    if not path.is_file():
+        have = ', '.join(sorted(file.stem for file in _FOLDER.glob('*.safetensors'))) or 'none'
+        raise WeightsError(
+            f'{name!r} is no model that this installation holds (it has: {have}); install a release that carries it, '
+            "or give a file of your own: UnSAMPredictor(engine='model', weights='my.safetensors')"
+        )
+    return path
+
+
+def net_of_checkpoint(path: str | Path) -> RegionNet:
+    """The network in a checkpoint that `tools/train.py` wrote.
+
+    Args:
+        path: `latest.pth` or `iter_*.pth` of a training with configs/unsam_s.py.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, holds other objects than tensors, or is of another model.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f'{path}: no such checkpoint') from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f'{path}: cannot be read ({reason}); give latest.pth, which holds only weights') from error
+    state = content.get('state_dict', content) if isinstance(content, dict) else {}
+    state = {name.removeprefix('net.'): values for name, values in state.items() if name.startswith('net.')}
+    if not state:
+        raise WeightsError(f'{path}: holds no region model; give a checkpoint of a training with configs/unsam_s.py')
+    try:
+        net = RegionNet(**net_arguments(state))
+        net.load_state_dict(state)
+    except (UnSAMError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f'{path}: a region model of another version ({reason}); train it again') from error
+    return net.eval()
+
+
+def net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """The arguments of `RegionNet` that make a network of these tensors.
+
+    Raises:
+        KeyError: If a tensor is missing.
+    """
+    width = len(state['encoder_norm.weight'])
+    layers = {part: len({name.split('.')[1] for name in state if name.startswith(f'{part}.')}) for part in _LAYERED}
+    prompt_channels, pair_channels = state['pair.weight'].shape
+    distances = state['pair_bias.0.weight'].shape[1]
+    trees = pair_channels - 2 * distances - MARKS
+    if trees != distances - OTHER_DISTANCES:
+        raise UnSAMError(f'{pair_channels} channels of pairs do not go with {distances} distances')
+    # The first layer of regions reads features twice, and numbers whose count does not depend on the arguments.
+    feature_channels = (state['region.0.weight'].shape[1] - _other_region_channels()) // 2
+    return {
+        'width': width,
+        'heads': len(state['decoder.0.pair_bias.weight']),
+        'encoder_layers': layers['encoder'],
+        'decoder_layers': layers['decoder'],
+        'prompt_channels': prompt_channels,
+        'feature_channels': feature_channels,
+        'trees': trees,
+    }
+
+
+_LAYERED = ('encoder', 'decoder')
+
+
+def _other_region_channels() -> int:
+    smallest = RegionNet(width=1, heads=1, prompt_channels=1, feature_channels=1, trees=1)
+    return smallest.region[0].in_features - 2
