@@ -2,7 +2,7 @@
 
 The engine ``'tree'`` needs no trained model: the regions under a click are the path from its leaf to the root of the
 image's region tree, nested and exact, and are found in microseconds once the tree is there. The engine ``'model'`` asks
-the region model, which is not bound to one tree and ranks better. Nothing here imports torch before an engine is made.
+the region model, which learned from the pseudo-masks of all trees. Nothing here imports torch before an engine is made.
 """
 
 from __future__ import annotations
