@@ -23,12 +23,9 @@ from unsam_mm.images import read_image
 from unsam_mm.pseudo_masks.features import check_device
 from unsam_mm.pseudo_masks.folder import threads_each
 from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
-from unsam_mm.region_model.tokenizer import MAX_TOKENS, RegionTokenizer
+from unsam_mm.region_model.tokenizer import ALGORITHM, MAX_TOKENS, RegionTokenizer
 from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
 from unsam_mm.weights import cache_dir
-
-_FORMAT = 2
-"""Raised when the same settings give other tokens than before."""
 
 _MOST_WORKERS = 8  # where nobody said how many: memory may be scarcer than cores
 
@@ -85,7 +82,7 @@ class RegionStore:
     @cached_property
     def signature(self) -> str:
         """Twelve hexadecimal digits that differ whenever the tokens may differ; fetches the ViT, but does not load it."""
-        described = [settings_signature(self.settings), self.n_tokens, self.max_masks, _FORMAT]
+        described = [settings_signature(self.settings), self.n_tokens, self.max_masks, ALGORITHM]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
     def path_of(self, place: ImagePlace) -> Path:

@@ -24,7 +24,7 @@ from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
 from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
 
 MAX_TOKENS = 4096  # the table of pairs, 36 bytes each, then takes 0.6 GB
-_ALGORITHM = 2
+ALGORITHM = 2
 """Raised when the same image gives other tokens than before."""
 
 _LEAST_LEAVES = 2400
@@ -98,7 +98,7 @@ class RegionTokenizer:
 
 def tokens_signature(settings: GeneratorSettings, n_tokens: int) -> str:
     """Twelve hexadecimal digits that differ whenever the tokens or masks may differ; loads no ViT."""
-    described = f'{settings_signature(settings)} {n_tokens} {_ALGORITHM}'
+    described = f'{settings_signature(settings)} {n_tokens} {ALGORITHM}'
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
