@@ -168,7 +168,7 @@ class TestWheel:
         wanted = {
             path.relative_to(source).as_posix()
             for package in PACKAGES
-            for pattern in ('**/*.py', '**/*.yaml')
+            for pattern in ('**/*.py', '**/*.yaml', '**/*.safetensors')
             for path in (source / package).glob(pattern)
         }
         found = {name for name in names if name.split('/')[0] in PACKAGES and '/.mim/' not in name}
