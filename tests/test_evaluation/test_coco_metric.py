@@ -1,11 +1,7 @@
 """The metric inside MMEngine: any form of masks, any source of truth, the same figures."""
 
 import json
-import os
 import pickle
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +12,8 @@ from unsam_mm.__main__ import main
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation import evaluate_masks
 from unsam_mm.rle import encode_bitmaps, rle_to_json
+
+from .two_processes import metrics_of_one_and_of_two
 
 pytest.importorskip('mmdet')
 
@@ -200,15 +198,10 @@ def test_written_predictions_have_the_same_figures_on_the_command_line(photograp
     assert f'{100 * metrics["unsam/AR@1000"]:.1f}' in capsys.readouterr().out
 
 
-TWO_PROCESSES = """
-import json, sys
-import numpy as np
-import torch.distributed
-from skimage import data, segmentation
-
+METRIC_AND_SCENES = """
 from unsam_mm.evaluation.coco_metric import UnSAMCocoMetric
-from mmengine.dataset import DefaultSampler
-from mmengine.dist import get_world_size
+
+metric = UnSAMCocoMetric(outfile_prefix=sys.argv[1], collect_dir=sys.argv[1] + '_parts')
 
 def scene(number):
     image = data.coffee()[number * 20 :: 4, ::4]
@@ -222,38 +215,12 @@ def scene(number):
         pred_instances=dict(masks=predictions, scores=predictions.mean(axis=(1, 2))),
         gt_instances=dict(masks=truths),
     )
-
-if sys.argv[2] == 'two':
-    torch.distributed.init_process_group('gloo')
-metric = UnSAMCocoMetric(outfile_prefix=sys.argv[1], collect_dir=sys.argv[1] + '_parts')
-numbers = list(DefaultSampler(range(5), shuffle=False))
-assert len(numbers) == (3 if sys.argv[2] == 'two' else 5)
-for number in numbers[::-1]:  # the image that pads comes first
-    metric.process(None, [scene(number)])
-metrics = metric.evaluate(5)
-if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-    with open(sys.argv[1] + '.json', 'w') as file:
-        json.dump(metrics, file)
 """
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one_although_one_image_is_padding(tmp_path):
-    (tmp_path / 'script.py').write_text(TWO_PROCESSES)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    shared = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-    command = [sys.executable, str(tmp_path / 'script.py')]
-    subprocess.run([*command, str(tmp_path / 'one'), 'one'], check=True)
-    processes = [
-        subprocess.Popen(
-            [*command, str(tmp_path / 'two'), 'two'], env=os.environ | shared | {'RANK': rank, 'LOCAL_RANK': rank}
-        )
-        for rank in '01'
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    one, two = (json.loads((tmp_path / f'{name}.json').read_text()) for name in ('one', 'two'))
+    one, two = metrics_of_one_and_of_two(METRIC_AND_SCENES, tmp_path)
     assert one == two
     assert 0.05 < one['unsam/AR@1000'] < 0.95
     written = [(tmp_path / f'{name}.segm.json').read_text() for name in ('one', 'two')]

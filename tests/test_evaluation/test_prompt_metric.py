@@ -1,11 +1,6 @@
 """Prompted masks inside MMEngine: the figures of the plain functions, whoever runs the images."""
 
-import json
-import os
 import pickle
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +13,7 @@ from unsam_mm.evaluation.prompt_iou import summarize
 from unsam_mm.rle import encode_bitmaps, rle_to_json
 
 from .prompt_scenes import Answering, scenes, write_coco
+from .two_processes import metrics_of_one_and_of_two
 
 pytest.importorskip('mmdet')
 
@@ -194,14 +190,10 @@ def test_clicks_start_at_one():
         UnSAMPromptIoUMetric(n_clicks=0)
 
 
-TWO_PROCESSES = """
-import json, sys
-import numpy as np
-import torch.distributed
-from skimage import data, segmentation
-
+METRIC_AND_SCENES = """
 from unsam_mm.evaluation.prompt_metric import UnSAMPromptIoUMetric
-from mmengine.dataset import DefaultSampler
+
+metric = UnSAMPromptIoUMetric(collect_dir=sys.argv[1] + '_parts')
 
 def scene(number):
     labels = segmentation.felzenszwalb(data.coffee()[number * 20 :: 4, ::4], scale=200, min_size=30)
@@ -212,38 +204,12 @@ def scene(number):
         gt_instances=dict(masks=truths),
         pred_prompts=dict(masks=masks, scores=[[0.2, 0.1, 0.3]] * len(truths)),
     )
-
-if sys.argv[2] == 'two':
-    torch.distributed.init_process_group('gloo')
-metric = UnSAMPromptIoUMetric(collect_dir=sys.argv[1] + '_parts')
-numbers = list(DefaultSampler(range(5), shuffle=False))
-assert len(numbers) == (3 if sys.argv[2] == 'two' else 5)
-for number in numbers[::-1]:  # the image that pads comes first
-    metric.process(None, [scene(number)])
-metrics = metric.evaluate(5)
-if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-    with open(sys.argv[1] + '.json', 'w') as file:
-        json.dump(metrics, file)
 """
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_figures_of_one_although_one_image_is_padding(tmp_path):
-    (tmp_path / 'script.py').write_text(TWO_PROCESSES)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    shared = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-    command = [sys.executable, str(tmp_path / 'script.py')]
-    subprocess.run([*command, str(tmp_path / 'one'), 'one'], check=True)
-    processes = [
-        subprocess.Popen(
-            [*command, str(tmp_path / 'two'), 'two'], env=os.environ | shared | {'RANK': rank, 'LOCAL_RANK': rank}
-        )
-        for rank in '01'
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    one, two = (json.loads((tmp_path / f'{name}.json').read_text()) for name in ('one', 'two'))
+    one, two = metrics_of_one_and_of_two(METRIC_AND_SCENES, tmp_path)
     assert one == two
     assert one['prompt/images'] == 5
     assert 0.05 < one['prompt/max_iou'] < one['prompt/oracle_iou'] < 0.99

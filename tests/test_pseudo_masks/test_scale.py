@@ -20,8 +20,9 @@ from PIL import Image
 
 from unsam_mm.__main__ import main
 from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.processes import threads_each
 from unsam_mm.pseudo_masks import folder as folder_module
-from unsam_mm.pseudo_masks.folder import FolderJob, FolderReport, Quarantine, threads_each
+from unsam_mm.pseudo_masks.folder import FolderJob, FolderReport, Quarantine
 from unsam_mm.pseudo_masks.generator import GeneratorSettings
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 

@@ -25,12 +25,11 @@ from unsam_mm.evaluation.average_recall import (
 )
 from unsam_mm.evaluation.packed import pack_masks, unpack_masks, write_results
 from unsam_mm.evaluation.records import Record, group_by_image
-from unsam_mm.rle import Rle, encode_bitmaps
+from unsam_mm.evaluation.sample_values import to_numpy, to_rles
 
 ensure_mmcv_ops()
 
 from mmdet.registry import METRICS  # noqa: E402  (mmdet imports only once the ops are there)
-from mmdet.structures.mask import BaseInstanceMasks  # noqa: E402
 
 
 @METRICS.register_module()
@@ -141,8 +140,8 @@ class UnSAMCocoMetric(BaseMetric):
     def _read_sample(self, sample: Mapping[str, Any]) -> tuple[list[Record], list[Record], tuple[int, int]]:
         """Predictions and truths as COCO records, and the height and width of the image."""
         image_id, predicted = sample['img_id'], sample['pred_instances']
-        scores = np.asarray(_to_numpy(predicted['scores']), np.float64)
-        rles = _to_rles(predicted['masks'])
+        scores = np.asarray(to_numpy(predicted['scores']), np.float64)
+        rles = to_rles(predicted['masks'])
         if len(scores) != len(rles):
             raise UnSAMError(f'image {image_id}: {len(rles)} masks but {len(scores)} scores')
         predictions = [
@@ -181,7 +180,7 @@ def _truths_of(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
     image_id = sample['img_id']
     truths, crowds = (
-        [{'image_id': image_id, 'segmentation': rle, 'iscrowd': is_crowd} for rle in _to_rles(masks)]
+        [{'image_id': image_id, 'segmentation': rle, 'iscrowd': is_crowd} for rle in to_rles(masks)]
         for is_crowd, masks in (
             (0, sample['gt_instances']['masks']),
             (1, sample.get('ignored_instances', {}).get('masks', [])),
@@ -197,23 +196,3 @@ def _truths_of(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
         for truth, area in zip(truths, areas, strict=True):
             truth['area'] = area
     return truths + crowds
-
-
-def _to_rles(masks: Any) -> list[Rle]:
-    """Run lengths of N masks given as RLEs, (N, H, W) tensor or array, or in any of MMDetection's classes."""
-    if isinstance(masks, BaseInstanceMasks):
-        if hasattr(masks, 'rles'):
-            return list(masks.rles)
-        return encode_bitmaps(masks.to_ndarray())
-    if isinstance(masks, (list, tuple)) and all(isinstance(mask, Mapping) and 'counts' in mask for mask in masks):
-        return list(masks)
-    bitmaps = _to_numpy(masks)
-    if getattr(bitmaps, 'ndim', 0) != 3:
-        raise UnSAMError(
-            f'masks must be a list of RLEs, an (N, H, W) tensor or BitmapMasks, got {type(masks).__name__}'
-        )
-    return encode_bitmaps(bitmaps)
-
-
-def _to_numpy(values: Any) -> Any:
-    return values.detach().cpu().numpy() if hasattr(values, 'detach') else values

@@ -12,8 +12,6 @@ from mmengine.logging import MMLogger
 
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.coco_metric import _to_numpy as to_numpy
-from unsam_mm.evaluation.coco_metric import _to_rles as to_rles
 from unsam_mm.evaluation.prompt_iou import (
     NOC_IOUS,
     SegmentIoUs,
@@ -22,6 +20,7 @@ from unsam_mm.evaluation.prompt_iou import (
     max_and_oracle,
     summarize,
 )
+from unsam_mm.evaluation.sample_values import to_numpy, to_rles
 from unsam_mm.rle import decode_rles, rle_from_json
 
 ensure_mmcv_ops()

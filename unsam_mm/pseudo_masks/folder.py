@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.files import atomic_writer, remove_leftovers
 from unsam_mm.images import IMAGE_SUFFIXES, list_images, read_image
+from unsam_mm.processes import in_processes
 from unsam_mm.pseudo_masks.features import check_device
 from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, Settings, settings_signature, weights_origin
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
@@ -166,21 +163,8 @@ class FolderJob:
             yield from ((name, worker(name)) for name in names)
             return
         workers = min(self.workers, len(names))
-        # A forked child of a process that has used torch can hang, so workers start afresh.
-        context = multiprocessing.get_context('spawn')
-        with ProcessPoolExecutor(workers, context, _start_worker, (self, threads_each(workers))) as pool:
-            try:
-                yield from _in_parallel(pool, names, at_once=2 * workers)
-            except BrokenProcessPool as error:
-                raise UnSAMError(
-                    'a worker process ended by itself, perhaps for lack of memory; what is finished is kept: '
-                    f'run again with fewer --workers than {workers}'
-                ) from error
-            except BaseException:
-                # Files are atomic, so images in the making can be dropped at once.
-                for process in (pool._processes or {}).values():
-                    process.terminate()
-                raise
+        advice = f'what is finished is kept: run again with fewer --workers than {workers}'
+        yield from in_processes(partial(ImageWorker, self), names, workers, advice)
 
 
 def _cluster_results(job: FolderJob, names: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -191,18 +175,6 @@ def _cluster_results(job: FolderJob, names: list[str]) -> Iterator[tuple[str, st
             f'--dask needs the package {error.name}; run: pip install "unsam_mm[dask]", or use --workers'
         ) from error
     return cluster_results(job, job.dask, names)
-
-
-def _in_parallel(pool: ProcessPoolExecutor, names: list[str], at_once: int) -> Iterator[tuple[str, str | None]]:
-    """Results as they come; no more than `at_once` images wait, since a folder may hold millions."""
-    waiting, running = iter(names), {}
-    while True:
-        for name in itertools.islice(waiting, at_once - len(running)):
-            running[pool.submit(_work, name)] = name
-        if not running:
-            return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(future), future.result()
 
 
 class ImageWorker:
@@ -226,28 +198,3 @@ class ImageWorker:
             return str(error)
         self._store.write(name, hierarchy.select(self._max_masks))
         return None
-
-
-_worker: ImageWorker | None = None  # one for each worker process, since a ViT cannot be sent along with every image
-
-
-def _start_worker(job: FolderJob, threads: int) -> None:
-    import torch
-
-    global _worker
-    torch.set_num_threads(threads)
-    _worker = ImageWorker(job)
-
-
-def _work(name: str) -> str | None:
-    if _worker is None:
-        raise UnSAMError('the worker process was not started by FolderJob')
-    return _worker(name)
-
-
-def threads_each(workers: int) -> int:
-    """Torch threads for each of several processes: OMP_NUM_THREADS where it is set, else an equal share of the cores."""
-    if (asked := os.environ.get('OMP_NUM_THREADS', '')).isdecimal():
-        return max(1, int(asked))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return max(1, cores // workers)

@@ -24,8 +24,9 @@ import distributed
 import unsam_mm
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json
+from unsam_mm.processes import threads_each
 from unsam_mm.pseudo_masks.features import check_device
-from unsam_mm.pseudo_masks.folder import FolderJob, ImageWorker, threads_each
+from unsam_mm.pseudo_masks.folder import FolderJob, ImageWorker
 from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
 
 _log = logging.getLogger(__name__)

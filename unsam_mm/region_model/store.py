@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.images import read_image
+from unsam_mm.processes import available_cores, in_processes
 from unsam_mm.pseudo_masks.features import check_device
-from unsam_mm.pseudo_masks.folder import threads_each
 from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
 from unsam_mm.region_model.tokenizer import ALGORITHM, MAX_TOKENS, RegionTokenizer
 from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
@@ -153,7 +147,7 @@ class RegionStore:
             unit='image',
             disable=not progress,
         )
-        with bar, closing(self._results(waiting, workers or min(_cores(), _MOST_WORKERS))) as results:
+        with bar, closing(self._results(waiting, workers or min(available_cores(), _MOST_WORKERS))) as results:
             for place, failure in results:
                 if failure is not None:
                     failed[place] = failure
@@ -167,20 +161,8 @@ class RegionStore:
             make = _Maker(self)
             yield from ((place, make(place)) for place in places)
             return
-        # A forked child of a process that has used torch can hang, so workers start afresh.
-        context = multiprocessing.get_context('spawn')
-        with ProcessPoolExecutor(workers, context, _start_worker, (self, threads_each(workers))) as pool:
-            try:
-                yield from _in_parallel(pool, places, at_once=2 * workers)
-            except BrokenProcessPool as error:
-                raise UnSAMError(
-                    'a process that makes region tokens ended by itself, perhaps for lack of memory; what is finished '
-                    f'is kept: run again with fewer prepare_workers than {workers}'
-                ) from error
-            except BaseException:
-                for process in (pool._processes or {}).values():
-                    process.terminate()  # files are atomic, so those in the making can be dropped
-                raise
+        advice = f'what is finished is kept: run again with fewer prepare_workers than {workers}'
+        yield from in_processes(partial(_Maker, self), places, workers, advice)
 
 
 class _Maker:
@@ -195,47 +177,3 @@ class _Maker:
         except ImageError as error:
             return str(error)
         return None
-
-
-_make: Callable[[ImagePlace], str | None] | None = None  # one a worker process: a ViT cannot be sent with every image
-
-
-def _start_worker(store: RegionStore, threads: int) -> None:
-    import torch
-
-    global _make
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    _make = _Maker(store)
-
-
-def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for images for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(place: ImagePlace) -> str | None:
-    if _make is None:
-        raise UnSAMError('the process was not started by RegionStore.prepare')
-    return _make(place)
-
-
-def _in_parallel(
-    pool: ProcessPoolExecutor, places: list[ImagePlace], at_once: int
-) -> Iterator[tuple[ImagePlace, str | None]]:
-    """Results as they come; no more than `at_once` images wait, since a folder may hold millions."""
-    waiting, running = iter(places), {}
-    while True:
-        for place in itertools.islice(waiting, at_once - len(running)):
-            running[pool.submit(_work, place)] = place
-        if not running:
-            return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(future), future.result()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -1,29 +1,14 @@
 # COCO val2017: 5000 images.
 # Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/coco. See docs/datasets.md.
-test_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb', skip_broken=False),
-    dict(type='Resize', scale=(2048, 1024), keep_ratio=True),  # shortest edge 1024, longest at most 2048
-    dict(type='UnSAMLoadMasks', at_original_size=True),  # the reference of the metric, an image at a time
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'gt_areas'),
-    ),
-]
+_base_ = './benchmark.py'
+
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='UnSAMCocoDataset',
         data_root='data/coco',
         ann_file='annotations/instances_val2017.json',
         data_prefix=dict(img='val2017'),
         homepage='https://cocodataset.org (val2017.zip, annotations_trainval2017.zip)',
-        pipeline=test_pipeline,
-        test_mode=True,
     ),
 )
-test_evaluator = dict(type='UnSAMCocoMetric')
-
 val_dataloader = test_dataloader
-val_evaluator = test_evaluator

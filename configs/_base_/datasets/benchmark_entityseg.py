@@ -1,29 +1,14 @@
 # EntitySeg, validation, low resolution: 1314 images.
 # Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/entityseg. See docs/datasets.md.
-test_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb', skip_broken=False),
-    dict(type='Resize', scale=(2048, 1024), keep_ratio=True),  # shortest edge 1024, longest at most 2048
-    dict(type='UnSAMLoadMasks', at_original_size=True),  # the reference of the metric, an image at a time
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'gt_areas'),
-    ),
-]
+_base_ = './benchmark.py'
+
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='UnSAMCocoDataset',
         data_root='data/entityseg',
         ann_file='annotations/entity_segmentation/entityv2_010203_entity_val_lr.json',
         data_prefix=dict(img='images_lr'),
         homepage='https://github.com/adobe-research/EntitySeg-Dataset',
-        pipeline=test_pipeline,
-        test_mode=True,
     ),
 )
-test_evaluator = dict(type='UnSAMCocoMetric')
-
 val_dataloader = test_dataloader
-val_evaluator = test_evaluator

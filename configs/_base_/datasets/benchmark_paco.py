@@ -1,29 +1,14 @@
 # PACO-LVIS v1 val: 2410 images of COCO, objects and parts.
 # Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/paco. See docs/datasets.md.
-test_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb', skip_broken=False),
-    dict(type='Resize', scale=(2048, 1024), keep_ratio=True),  # shortest edge 1024, longest at most 2048
-    dict(type='UnSAMLoadMasks', at_original_size=True),  # the reference of the metric, an image at a time
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'gt_areas'),
-    ),
-]
+_base_ = './benchmark.py'
+
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='UnSAMCocoDataset',
         data_root='data/paco',
         ann_file='annotations/paco_lvis_v1_val.json',
         data_prefix=dict(img=''),
         homepage='https://github.com/facebookresearch/paco (annotations) and https://cocodataset.org (train2017.zip, val2017.zip)',
-        pipeline=test_pipeline,
-        test_mode=True,
     ),
 )
-test_evaluator = dict(type='UnSAMCocoMetric')
-
 val_dataloader = test_dataloader
-val_evaluator = test_evaluator

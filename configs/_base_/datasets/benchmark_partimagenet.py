@@ -1,29 +1,14 @@
 # PartImageNet, val: 2957 images; the paper counts 2956.
 # Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/partimagenet. See docs/datasets.md.
-test_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb', skip_broken=False),
-    dict(type='Resize', scale=(2048, 1024), keep_ratio=True),  # shortest edge 1024, longest at most 2048
-    dict(type='UnSAMLoadMasks', at_original_size=True),  # the reference of the metric, an image at a time
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'gt_areas'),
-    ),
-]
+_base_ = './benchmark.py'
+
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='UnSAMCocoDataset',
         data_root='data/partimagenet',
         ann_file='val.json',
         data_prefix=dict(img='val'),
         homepage='https://github.com/TACJu/PartImageNet',
-        pipeline=test_pipeline,
-        test_mode=True,
     ),
 )
-test_evaluator = dict(type='UnSAMCocoMetric')
-
 val_dataloader = test_dataloader
-val_evaluator = test_evaluator

@@ -1,0 +1,23 @@
+# What the seven benchmarks of the paper have in common; benchmark_*.py say which images and which truths.
+test_pipeline = [
+    dict(type='UnSAMLoadImage', channel_order='rgb', skip_broken=False),
+    dict(type='Resize', scale=(2048, 1024), keep_ratio=True),  # shortest edge 1024, longest at most 2048
+    dict(type='UnSAMLoadMasks', at_original_size=True),  # the reference of the metric, an image at a time
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'gt_areas'),
+    ),
+]
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        pipeline=test_pipeline,
+        test_mode=True,
+    ),
+)
+test_evaluator = dict(type='UnSAMCocoMetric')
+
+val_dataloader = test_dataloader
+val_evaluator = test_evaluator

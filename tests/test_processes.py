@@ -1,0 +1,112 @@
+"""Work in several processes: every item once, and no process is left over, whatever ends the work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import closing
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.processes import in_processes
+
+psutil = pytest.importorskip('psutil')
+WAIT_S = 60
+
+
+SQUARES = """
+import os, signal
+from pathlib import Path
+
+
+class Squarer:
+    # Notes its process in a folder; ends it at item 13.
+
+    def __init__(self, folder):
+        (Path(folder) / str(os.getpid())).touch()
+
+    def __call__(self, item):
+        if item == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item * item
+"""
+
+
+@pytest.fixture
+def squarer(tmp_path, monkeypatch):
+    """Makes a worker that squares; in a module of its own, since the processes must be able to import it."""
+    (tmp_path / 'squares.py').write_text(SQUARES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield partial(import_module('squares').Squarer, tmp_path)
+    del sys.modules['squares']
+
+
+def noted(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        assert time.monotonic() < deadline_s, 'a process was left over'
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_each_item_has_its_result_and_each_process_one_worker(tmp_path, squarer):
+    results = dict(in_processes(squarer, range(12), 2, 'advice'))
+    assert results == {item: item * item for item in range(12)}
+    assert len(noted(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_by_itself_is_reported_with_the_advice(tmp_path, squarer):
+    with pytest.raises(UnSAMError, match='ended by itself.*; take fewer'):
+        list(in_processes(squarer, range(20), 2, 'take fewer'))
+    wait_until_gone(noted(tmp_path))
+
+
+@pytest.mark.slow
+def test_processes_end_where_the_consumer_stops(tmp_path, squarer):
+    with closing(in_processes(squarer, range(10**9), 2, 'advice')) as results:
+        next(results)
+    wait_until_gone(noted(tmp_path))
+
+
+PARENT = """
+import sys, time
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from squares import Squarer
+from unsam_mm.processes import in_processes
+
+if __name__ == '__main__':
+    folder = Path(__file__).parent
+    for item, _ in in_processes(partial(Squarer, folder), range(10), 2, ''):
+        if item == 9:
+            (folder / 'ready').touch()
+            time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_parent_that_was_killed(tmp_path, squarer):
+    (tmp_path / 'parent.py').write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / 'parent.py')])
+    try:
+        deadline_s = time.monotonic() + WAIT_S
+        while not (tmp_path / 'ready').exists():
+            assert time.monotonic() < deadline_s, 'the work did not begin'
+            time.sleep(0.1)
+        workers = noted(tmp_path)
+        assert workers
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until_gone(workers)

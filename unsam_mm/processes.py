@@ -1,0 +1,95 @@
+"""Work on many items in several processes, each with one model."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from unsam_mm.errors import UnSAMError
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+
+def in_processes(
+    make_worker: Callable[[], Callable[[Item], Result]], items: Iterable[Item], processes: int, advice: str
+) -> Iterator[tuple[Item, Result]]:
+    """Each item with its result, in the order in which they finish; where the consumer stops, so do the processes.
+
+    Args:
+        make_worker: Called once in each process; what it gives, such as a model, does one item after another. It travels
+            to the processes, so it must be picklable.
+        items: May be millions: no more than two for each process wait at a time.
+        processes: At least 1.
+        advice: Added to the message where a process ends by itself.
+
+    Raises:
+        UnSAMError: If a process ends by itself.
+    """
+    # A forked child of a process that has used torch can hang, so workers start afresh.
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(processes, context, _start, (make_worker, threads_each(processes))) as pool:
+        try:
+            yield from _as_they_finish(pool, items, at_once=2 * processes)
+        except BrokenProcessPool as error:
+            raise UnSAMError(f'a worker process ended by itself, perhaps for lack of memory; {advice}') from error
+        except BaseException:
+            # Whatever they write is written atomically, so what is in the making can be dropped at once.
+            for process in (pool._processes or {}).values():
+                process.terminate()
+            raise
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def threads_each(processes: int) -> int:
+    """Torch threads for each of several processes: OMP_NUM_THREADS where it is set, else an equal share of the cores."""
+    if (asked := os.environ.get('OMP_NUM_THREADS', '')).isdecimal():
+        return max(1, int(asked))
+    return max(1, available_cores() // processes)
+
+
+def _as_they_finish(pool: ProcessPoolExecutor, items: Iterable[Any], at_once: int) -> Iterator[tuple[Any, Any]]:
+    waiting, running = iter(items), {}
+    while True:
+        for item in itertools.islice(waiting, at_once - len(running)):
+            running[pool.submit(_work, item)] = item
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(future), future.result()
+
+
+_worker: Callable[[Any], Any] | None = None  # one for each process, since a model cannot be sent along with every item
+
+
+def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> None:
+    import torch
+
+    global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _worker = make_worker()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for items for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(item: Any) -> Any:
+    if _worker is None:
+        raise UnSAMError('this process was not started by in_processes')
+    return _worker(item)
