@@ -8,9 +8,9 @@ the region model, which learned from the pseudo-masks of all trees. Nothing here
 from __future__ import annotations
 
 from unsam_mm.prompting.automatic import UnSAMAutomaticMaskGenerator
+from unsam_mm.prompting.nodes import candidate_nodes, click_scores, distinct_nodes
 from unsam_mm.prompting.predictor import ENGINES, UnSAMPredictor, unsam_model_registry
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT
-from unsam_mm.prompting.tree import candidate_nodes, click_scores, distinct_nodes
 
 __all__ = [
     'ENGINES',

@@ -13,7 +13,7 @@ import numpy as np
 from unsam_mm.errors import StoreError
 from unsam_mm.files import atomic_writer
 
-_FORMAT = 1
+_FORMAT = 2
 _SUFFIXES = ('.npz', '.zarr')
 
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.mask_set import MaskSet
-from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
+from unsam_mm.prompting.inference import ClickInference, masks_of
+from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
+from unsam_mm.prompting.sources import RegionSource, TreeSource
+from unsam_mm.prompting.tree import hierarchy_of_arrays, tree_arrays
 from unsam_mm.region_model import RegionNet, RegionTokenizer, RegionTokens, propose, to_mask_set
 from unsam_mm.region_model.clicks import ClickableImage
-from unsam_mm.region_model.pixel_clicks import PixelClicks
+from unsam_mm.region_model.pixel_clicks import mask_at_granularity
 from unsam_mm.region_model.weights import load_weights
 
 
 class RegionEngine:
-    """Asks a trained `RegionNet`.
+    """Asks a trained `RegionNet`, whose answers are sets of at most 768 regions, and the trees of the image.
 
-    A mask is a set of regions, at most 768 of them in an image; what is smaller than a region cannot be had by a single
-    click. Further clicks also mend what lies inside a region, see `PixelClicks`.
+    What is smaller than a region of the network is had from the trees; see `ClickInference` for how both are weighed.
 
     Args:
         net: The network.
@@ -34,6 +38,7 @@ class RegionEngine:
         self._net, self._make_tokenizer, self.device = net.eval().to(device), tokenizer, str(device)
         self._tokenizer: RegionTokenizer | None = None
         self._image: ClickableImage | None = None
+        self._hierarchy: MaskHierarchy | None = None
 
     @classmethod
     def from_file(cls, path: str | Path, device: str = 'cpu') -> RegionEngine:
@@ -57,24 +62,25 @@ class RegionEngine:
     def set_image(self, rgb: np.ndarray) -> None:
         """Finds the regions of an (H, W, 3) uint8 RGB image and reads them."""
         self._tokenizer = self._tokenizer or self._make_tokenizer(self.device)
-        self._image = ClickableImage(self._net, self._tokenizer(rgb))
+        self._set(*self._tokenizer.with_trees(rgb))
+
+    def _set(self, tokens: RegionTokens, hierarchy: MaskHierarchy) -> None:
+        self._image, self._hierarchy = ClickableImage(self._net, tokens), hierarchy
+        self._clicks = ClickInference(RegionSource(self._image, TreeSource(hierarchy, all_trees=True)))
 
     def reset_image(self) -> None:
         """Forgets the image."""
-        self._image = None
+        self._image = self._hierarchy = self._clicks = None
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(C, H, W) bool masks, best first, and (C,) float32 scores; see `PixelClicks`."""
-        image = self._image
-        previous = None
-        if prompt.mask_input is not None:
-            previous = image.shares_of(mask_of_logits(prompt.mask_input, image.tokens.size_hw))
-        clicks = PixelClicks(image, prompt.points_xy, prompt.positive, prompt.box_xyxy, previous)
-        if granularity is None:
-            return clicks.answer(MAX_MASKS_PER_PROMPT if multimask_output else 1)
-        return clicks.answer_at(granularity)
+        """(C, H, W) bool masks, best first, and (C,) float32 scores."""
+        if granularity is not None:
+            return mask_at_granularity(self._image, granularity, prompt.points_xy, prompt.positive, prompt.box_xyxy)
+        answer = self._clicks.answer(prompt)
+        count = len(answer.shapes) if multimask_output else 1
+        return masks_of(answer.shapes[:count], self.size_hw), answer.scores[:count]
 
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
@@ -89,23 +95,27 @@ class RegionEngine:
         return to_mask_set(image.tokens, members, scores), image.stability(members)
 
     def embedding(self) -> dict[str, np.ndarray]:
-        """The tokens of the image; they fit any network that was trained on such tokens."""
+        """The tokens of the image, which fit any network that was trained on such tokens, and its trees."""
         if self._image is None:
             raise UnSAMError(NO_IMAGE)
-        return dict(vars(self._image.tokens))
+        return vars(self._image.tokens) | tree_arrays(self._hierarchy)
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
         """Takes back what `embedding` gave.
 
         Raises:
-            UnSAMError: If the arrays are not the tokens of one image, or of another kind than the network's.
+            UnSAMError: If the arrays are not tokens and trees of one image, or of another kind than the network's.
         """
+        names = {field.name for field in fields(RegionTokens)}
+        hierarchy = hierarchy_of_arrays({name: values for name, values in arrays.items() if name not in names})
         try:
-            tokens = RegionTokens(**arrays)
+            tokens = RegionTokens(**{name: values for name, values in arrays.items() if name in names})
             same = {len(tokens), len(tokens.features), len(tokens.centres_yx), tokens.tree_orders.shape[1]}
             if len(same) > 1 or int(tokens.labels.max()) >= len(tokens):
                 raise ValueError(f'numbers of regions are {sorted(same)}')
-            self._image = ClickableImage(self._net, tokens)
+            if tokens.size_hw != hierarchy.size_hw:
+                raise ValueError(f'sizes are {tokens.size_hw} and {hierarchy.size_hw}')
+            self._set(tokens, hierarchy)
         except UnSAMError:
             raise
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -119,5 +129,5 @@ class RegionEngine:
             self.device, self._tokenizer = str(device), None
             self._net.to(device)
             if self._image is not None:
-                self._image = ClickableImage(self._net, self._image.tokens)
+                self._set(self._image.tokens, self._hierarchy)
         return self

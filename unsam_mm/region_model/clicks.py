@@ -14,7 +14,6 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.region_model.network import RegionNet
 from unsam_mm.region_model.pairs import RegionInputs, area_granularity
 from unsam_mm.region_model.prompts import RegionPrompts
-from unsam_mm.region_model.proposals import keep_distinct
 from unsam_mm.region_model.tokens import RegionTokens
 
 _GRANULARITY_STEP = 0.03  # least difference of two questions about one object: a quarter more area
@@ -78,23 +77,6 @@ class ClickableImage:
         self.inputs = RegionInputs.of(tokens).to(next(net.parameters()).device)
         self.encoded: Tensor = net.encode(self.inputs)
         self._areas_px = tokens.areas_px.astype(np.float64)
-
-    def answer(self, clicks: Clicks, max_masks: int = 6, max_iou: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
-        """What the clicks may mean, best first.
-
-        Args:
-            clicks: At least one positive region or a box.
-            max_masks: The most answers.
-            max_iou: Of answers with a larger IoU the best is kept.
-
-        Returns:
-            The (N, L) bool masks, which hold every positive region and no negative one, and their (N,) float32 scores.
-
-        Raises:
-            UnSAMError: If there is neither a positive region nor a box.
-        """
-        answers = self.ask(clicks)
-        return keep_distinct(answers.masks, answers.scores, self._areas_px, max_iou, max_masks)[:2]
 
     def answer_at(self, clicks: Clicks, granularity: float) -> tuple[np.ndarray, np.ndarray]:
         """The one answer at a granularity, as (1, L) bool mask and (1,) float32 score; none if all are empty.

@@ -72,6 +72,17 @@ class RegionTokenizer:
             progress(1.0, 'done')
         return tokens
 
+    def with_trees(
+        self, image: np.ndarray, progress: ProgressCallback | None = None
+    ) -> tuple[RegionTokens, MaskHierarchy]:
+        """The tokens of one image and its ranked trees; see `__call__`.
+
+        Raises:
+            ImageError: If the array is not one image that can be segmented.
+        """
+        grown = self._grow(image, progress)
+        return _describe(grown, _cut(grown.trees[0], self.n_tokens)), self._trees.rank(grown, progress)
+
     def with_masks(
         self, image: np.ndarray, max_masks: int = 300, progress: ProgressCallback | None = None
     ) -> tuple[RegionTokens, TokenMasks]:
