@@ -81,11 +81,12 @@ def test_centredness_is_the_depth_of_the_click_in_what_is_wrong(case, data):
     (chain,) = source.pieces(point)
     values = centredness(base, chain, adds, shown.ravel(), source.grid.click(point, positive))
     for number, value in enumerate(values):
-        piece = chain.mask(number)
+        piece = np.empty(tree.size_hw, bool)
+        chain.draw(number, piece)
         meant = start | piece if adds else start & ~piece
         wrong = meant & ~shown if positive else shown & ~meant
         depth = ndimage.distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1][point[1], point[0]]
-        expected = max(depth, 0.5) / np.sqrt(max(wrong.sum(), 1) / np.pi)
+        expected = max(depth, 0.5) / np.sqrt(max((meant != shown).sum(), 1) / np.pi)
         assert value == pytest.approx(min(expected, 1.0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numba
@@ -70,7 +71,8 @@ class LabelMap:
     """
 
     def __init__(self, labels: np.ndarray, grid: WorkingGrid) -> None:
-        self.labels, self.sampled = labels, grid.sample(labels).astype(np.int64)
+        self.labels = labels.view(np.uint8) if labels.dtype == bool else labels
+        self.sampled = grid.sample(labels).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +101,10 @@ class Chain:
         """(K,) int64: the first piece that holds each of (K, 2) pixels."""
         return self.ring_of_label[self.label_map.labels[points_xy[:, 1], points_xy[:, 0]].astype(np.int64)]
 
-    def mask(self, number: int) -> np.ndarray:
-        """(H, W) bool pixels of one piece."""
-        return np.take(self.ring_of_label <= number, self.label_map.labels)
+    def draw(self, number: int, out: np.ndarray) -> None:
+        """Writes the pixels of one piece into an (H, W) bool array."""
+        held, labels = self.ring_of_label <= number, self.label_map.labels
+        _draw(labels, held, out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +140,11 @@ class Shape:
     sampled: np.ndarray
     log_prior: float
 
+    @cached_property
+    def n_points(self) -> int:
+        """How many points of the grid it holds."""
+        return int(np.count_nonzero(self.sampled))
+
     def at(self, points_xy: np.ndarray) -> np.ndarray:
         """(K,) bool at each of (K, 2) pixels."""
         inside = np.zeros(len(points_xy), bool)
@@ -144,13 +152,14 @@ class Shape:
             inside = edit.apply(inside, edit.chain.rings_at(points_xy) <= edit.number)
         return inside
 
-    def mask(self) -> np.ndarray:
-        """(H, W) bool at the pixels."""
+    def draw(self, out: np.ndarray) -> None:
+        """Writes the pixels into an (H, W) bool array."""
         first, *others = self.edits
-        mask = first.chain.mask(first.number)
+        first.chain.draw(first.number, out)
         for edit in others:
-            mask = edit.apply(mask, edit.chain.mask(edit.number))
-        return mask
+            piece = np.empty_like(out)
+            edit.chain.draw(edit.number, piece)
+            out[:] = edit.apply(out, piece)
 
     def edited(self, chain: Chain, number: int, adds: bool, log_prior: float) -> Shape:
         """With one more piece."""
@@ -166,7 +175,8 @@ def nothing(grid: WorkingGrid) -> Shape:
 def centredness(base: Shape, chain: Chain, adds: bool, shown: np.ndarray, click: GridClick) -> np.ndarray:
     """How near the middle of what is wrong a click is, if `base` with each piece of `chain` is what is meant.
 
-    What is wrong is what the mask on show lacks, for a positive click, or has too much, for a negative one.
+    A positive click speaks of what the mask on show lacks, a negative one of what it has too much. People click where
+    most is wrong, so what is wrong in the other way counts against a piece too.
 
     Args:
         base: The mask that pieces are added to or taken from.
@@ -176,8 +186,8 @@ def centredness(base: Shape, chain: Chain, adds: bool, shown: np.ndarray, click:
         click: The click.
 
     Returns:
-        (N,) float in (0, 1]: the distance from the click to where nothing is wrong, over the radius of a disc with the area
-        of what is wrong.
+        (N,) float in (0, 1]: the distance from the click to the nearest point that it does not speak of, over the radius of
+        a disc with the area of all that is wrong.
     """
     wrong, nearest = _wrong_parts(
         base.sampled, chain.rings, len(chain), adds, shown, click.positive, click.squared_distances_px
@@ -188,48 +198,52 @@ def centredness(base: Shape, chain: Chain, adds: bool, shown: np.ndarray, click:
 
 
 @numba.njit(nogil=True, cache=True)
-def _wrong_parts(base, rings, n_pieces, adds, shown, positive, squared_px):
-    """Of the mask that each piece makes: grid points that are wrong in the click's way; least distance to one that is not.
+def _draw(labels, held, out):
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            out[y, x] = held[labels[y, x]]
 
-    A mask grows along the chain where pieces are added and shrinks where they are taken, and what is wrong grows or
-    shrinks with it, so each point changes sides at most once: at its ring.
+
+@numba.njit(nogil=True, cache=True)
+def _wrong_parts(base, rings, n_pieces, adds, shown, positive, squared_px):
+    """Of the mask that each piece makes: points that differ from what is shown; least distance to one that the click
+    does not speak of.
+
+    Each point changes sides at most once along the chain, at its ring, and so does whether it is wrong.
     """
-    grows = adds == positive
-    always = 0
-    nearest_never = np.inf
-    changing = np.zeros(n_pieces + 1, np.int64)
-    nearest_changing = np.full(n_pieces + 1, np.inf)
+    always_wrong, nearest_never = 0, np.inf
+    wrong_from, wrong_until = np.zeros(n_pieces + 1, np.int64), np.zeros(n_pieces + 1, np.int64)
+    nearest_at = np.full(n_pieces + 1, np.inf)
     for point in range(len(rings)):
         ring = rings[point]
-        if shown[point] == positive:
-            side = -1  # is right whatever the mask
-        elif base[point] == adds:
-            side = 1 if adds == positive else -1  # the pieces do not change it; it is as in the base
+        if base[point] == adds:  # the pieces change nothing
+            is_wrong = base[point] != shown[point]
+            always_wrong += is_wrong
+            changes, stays_out = False, not is_wrong or base[point] != positive
+        elif shown[point] == adds:
+            wrong_until[ring] += 1
+            changes = adds != positive
+            stays_out = not changes
         else:
-            side = 0
-        if side == 1:
-            always += 1
-        elif side == -1:
+            wrong_from[ring] += 1
+            changes = adds == positive
+            stays_out = not changes
+        if changes:
+            nearest_at[ring] = min(nearest_at[ring], squared_px[point])
+        elif stays_out:
             nearest_never = min(nearest_never, squared_px[point])
-        else:
-            changing[ring] += 1
-            nearest_changing[ring] = min(nearest_changing[ring], squared_px[point])
-    wrong = np.zeros(n_pieces, np.int64)
-    nearest = np.full(n_pieces, nearest_never)
-    if grows:
-        count, least = always, np.inf
-        for piece in range(n_pieces):
-            count += changing[piece]
-            wrong[piece] = count
-        for piece in range(n_pieces - 1, -1, -1):
-            least = min(least, nearest_changing[piece + 1])
-            nearest[piece] = min(nearest[piece], least)
-        return wrong, nearest
-    count, least = always, np.inf
-    for piece in range(n_pieces - 1, -1, -1):
-        count += changing[piece + 1]
-        wrong[piece] = count
+    wrong, nearest = np.zeros(n_pieces, np.int64), np.full(n_pieces, nearest_never)
+    count = always_wrong + wrong_until.sum()
     for piece in range(n_pieces):
-        least = min(least, nearest_changing[piece])
-        nearest[piece] = min(nearest[piece], least)
+        count += wrong_from[piece] - wrong_until[piece]
+        wrong[piece] = count
+    least = np.inf
+    if adds == positive:  # the wrong part grows: outer rings are outside it
+        for piece in range(n_pieces - 1, -1, -1):
+            least = min(least, nearest_at[piece + 1])
+            nearest[piece] = min(nearest_never, least)
+    else:  # it shrinks: inner rings are
+        for piece in range(n_pieces):
+            least = min(least, nearest_at[piece])
+            nearest[piece] = min(nearest_never, least)
     return wrong, nearest

@@ -18,7 +18,7 @@ from unsam_mm.prompting.chains import Chain, LabelMap, Shape, WorkingGrid, centr
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, Prompt, mask_of_logits
 
 _DISTINCT_IOU = 0.8
-_FIRST_POWER, _LATER_POWER = 1.0, 2.0  # of the centredness of the first click, and of later ones
+_FIRST_POWER, _LATER_POWER = 1.0, 3.0  # of the centredness of the first click, and of later ones
 _EDIT_POWER, _EDIT_LOG_PRIOR = 0.5, -0.5  # of the prior of the region in an edit, and of any edit
 _DISC_LOG_PRIOR = -6.0  # of a disc where no region fits
 _N_EDITED = 3  # earlier answers that are edited
@@ -64,6 +64,7 @@ class ClickInference:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._kept: dict[tuple, Answer] = {}
+        self._void = _only(LabelMap(np.ones(source.grid.size_hw, bool), source.grid), [0.0])
 
     def answer(self, prompt: Prompt) -> Answer:
         """The masks, all of which agree with every click; none only where one pixel has clicks of both kinds."""
@@ -77,7 +78,7 @@ class ClickInference:
             if key not in self._kept:
                 if len(self._kept) >= _N_KEPT:
                     self._kept.clear()
-                self._kept[key] = _Step(self.source, so_far, answers).answer()
+                self._kept[key] = _Step(self.source, so_far, answers, self._void).answer()
             answers.append(self._kept[key])
         return answers[-1]
 
@@ -89,10 +90,11 @@ class _Step:
         source: Of the image.
         prompt: Up to this click.
         before: The answers to the clicks, or the box, before it.
+        void: A chain whose only piece is empty.
     """
 
-    def __init__(self, source: Source, prompt: Prompt, before: list[Answer]) -> None:
-        self.source, self._prompt, self._grid = source, prompt, source.grid
+    def __init__(self, source: Source, prompt: Prompt, before: list[Answer], void: Chain) -> None:
+        self._source, self._prompt, self._grid, self._void = source, prompt, source.grid, void
         self._bases = list(before[-1].shapes) if before else []
         shown = [answer.shown for answer in before]
         earlier = None
@@ -126,9 +128,8 @@ class _Step:
         """An earlier answer if it agrees with the new click, else what the new click may make of it."""
         point, adds = self._prompt.points_xy[-1], bool(self._prompt.positive[-1])
         if base.at(point[None])[0] == adds:
-            same = _only(LabelMap(np.ones(self._grid.size_hw, bool), self._grid), [0.0])
-            return [self._weighed(base, same, True, same.log_prior + base.log_prior)]
-        chains = [*self.source.pieces(point), self._discs(base, point, adds)]
+            return [self._weighed(base, self._void, True, self._void.log_prior + base.log_prior)]
+        chains = [*self._source.pieces(point), self._discs(base, point, adds)]
         priors = [base.log_prior + _EDIT_LOG_PRIOR + _EDIT_POWER * chain.log_prior for chain in chains]
         return [self._weighed(base, chain, adds, prior) for chain, prior in zip(chains, priors, strict=True)]
 
@@ -159,17 +160,26 @@ class _Step:
         for number, (shown, click) in enumerate(self._clicks):
             power = _LATER_POWER if number or self._prompt.box_xyxy is not None else _FIRST_POWER
             total += power * np.log(centredness(base, chain, adds, shown, click))
-        return [_Candidate(total[i], log_prior[i], base, chain, int(i), adds) for i in np.flatnonzero(agrees)]
+        if chain is self._void:
+            return [_Candidate(total[0], base)]
+        return [_Candidate(total[i], base, log_prior[i], chain, int(i), adds) for i in np.flatnonzero(agrees)]
 
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
+    """A mask that has not been made yet: a base, with a piece of a chain added or taken away if there is one."""
+
     log_score: float
-    log_prior: float
     base: Shape
-    chain: Chain
-    number: int
-    adds: bool
+    log_prior: float = 0.0
+    chain: Chain | None = None
+    number: int = 0
+    adds: bool = True
+
+    def shape(self) -> Shape:
+        if self.chain is None:
+            return self.base
+        return self.base.edited(self.chain, self.number, self.adds, float(self.log_prior))
 
 
 def _best(candidates: list[_Candidate]) -> tuple[list[Shape], np.ndarray]:
@@ -177,13 +187,18 @@ def _best(candidates: list[_Candidate]) -> tuple[list[Shape], np.ndarray]:
     shapes: list[Shape] = []
     log_scores: list[float] = []
     for candidate in sorted(candidates, key=lambda candidate: -candidate.log_score)[:_N_COMPARED]:
-        shape = candidate.base.edited(candidate.chain, candidate.number, candidate.adds, float(candidate.log_prior))
-        if all(_iou(shape.sampled, other.sampled) <= _DISTINCT_IOU for other in shapes):
+        shape = candidate.shape()
+        if not any(_is_alike(shape, other) for other in shapes):
             shapes.append(shape)
             log_scores.append(candidate.log_score)
             if len(shapes) == MAX_MASKS_PER_PROMPT:
                 break
     return shapes, np.array(log_scores)
+
+
+def _is_alike(shape: Shape, other: Shape) -> bool:
+    smaller, larger = sorted((shape.n_points, other.n_points))
+    return smaller > _DISTINCT_IOU * larger and _iou(shape.sampled, other.sampled) > _DISTINCT_IOU
 
 
 def _in_order(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
@@ -222,9 +237,12 @@ def _only(label_map: LabelMap, log_prior: list[float]) -> Chain:
 
 
 def _iou(mask: np.ndarray, other: np.ndarray) -> float:
-    return float((mask & other).sum() / max((mask | other).sum(), 1))
+    return np.count_nonzero(mask & other) / max(np.count_nonzero(mask | other), 1)
 
 
 def masks_of(shapes: list[Shape], size_hw: tuple[int, int]) -> np.ndarray:
     """(C, H, W) bool pixels of shapes."""
-    return np.array([shape.mask() for shape in shapes], bool).reshape(len(shapes), *size_hw)
+    masks = np.empty((len(shapes), *size_hw), bool)
+    for shape, mask in zip(shapes, masks, strict=True):
+        shape.draw(mask)
+    return masks

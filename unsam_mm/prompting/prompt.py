@@ -76,7 +76,7 @@ def low_resolution_logits(masks: np.ndarray) -> np.ndarray:
     logits = np.full((len(masks), LOGIT_SIDE_PX, LOGIT_SIDE_PX), -0.5 * LOGIT_SCALE, np.float32)
     for mask, out in zip(masks, logits, strict=True):
         if max(size_hw) > LOGIT_SIDE_PX:
-            share = _cell_means(mask, rows, columns)
+            share = _cell_means(mask, rows, columns, *_window(mask))
         else:
             share = resize(mask.astype(np.float32), (rows, columns), order=1)
         out[:rows, :columns] = (share - 0.5) * LOGIT_SCALE
@@ -103,20 +103,36 @@ def _frame_shape(size_hw: tuple[int, int]) -> tuple[int, int]:
     return rows, columns
 
 
+def _window(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """First and last row and column that an (H, W) bool mask touches, the last ones exclusive."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if len(rows) == 0:
+        return 0, 0, 0, 0
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+    return top, bottom, int(columns[0]), int(columns[-1]) + 1
+
+
 @numba.njit(nogil=True, cache=True)
-def _cell_means(mask, rows, columns):
-    """(rows, columns) float32 share of each cell of a grid over an (H, W) bool mask that is not smaller than it."""
+def _cell_means(mask, rows, columns, top, bottom, left, right):
+    """(rows, columns) float32 share of each cell of a grid over an (H, W) bool mask that is not smaller than it.
+
+    The mask lies in the window from row `top` to `bottom` and column `left` to `right`.
+    """
     height, width = mask.shape
     shares = np.zeros((rows, columns), np.float32)
+    row_of = (np.arange(height) * rows) // height
     column_of = (np.arange(width) * columns) // width
-    row_pixels = np.zeros(rows, np.int64)
-    for y in range(height):
-        row = (y * rows) // height
-        row_pixels[row] += 1
-        for x in range(width):
-            if mask[y, x]:
-                shares[row, column_of[x]] += 1
+    row_pixels = np.bincount(row_of, minlength=rows)
     column_pixels = np.bincount(column_of, minlength=columns)
+    inside = np.zeros(width, np.uint16)  # of the rows of one cell: adding whole rows is what processors do in one go
+    for y in range(top, bottom):
+        for x in range(left, right):
+            inside[x] += mask[y, x]
+        if y + 1 == bottom or row_of[y + 1] != row_of[y]:
+            for x in range(left, right):
+                shares[row_of[y], column_of[x]] += inside[x]
+                inside[x] = 0
     for row in range(rows):
         for column in range(columns):
             shares[row, column] /= row_pixels[row] * column_pixels[column]

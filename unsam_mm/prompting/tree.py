@@ -59,7 +59,7 @@ class TreeEngine:
             return self._answer_at(prompt, granularity)
         answer = self._clicks.answer(prompt)
         shapes, scores = (answer.shapes, answer.scores) if multimask_output else (answer.shapes[:1], answer.scores[:1])
-        order = np.argsort([shape.sampled.sum() for shape in shapes], kind='stable')
+        order = np.argsort([shape.n_points for shape in shapes], kind='stable')
         return masks_of([shapes[i] for i in order], self.hierarchy.size_hw), scores[order]
 
     def _answer_at(self, prompt: Prompt, granularity: float) -> tuple[np.ndarray, np.ndarray]:
