@@ -94,8 +94,8 @@ def test_a_grid_has_a_point_for_each_pixel_of_a_small_image_and_few_of_a_large_o
     small, large = WorkingGrid((200, 256)), WorkingGrid((1000, 4000))
     labels = np.arange(200 * 256).reshape(200, 256)
     assert (LabelMap(labels, small).sampled == labels.ravel()).all()
-    assert (len(small), len(large)) == (200 * 256, 64 * 256)
-    assert large.spacing_px == 4000 / 256
+    assert (len(small), len(large)) == (200 * 256, 250 * 1000)
+    assert (small.spacing_px, WorkingGrid((300, 512)).spacing_px, large.spacing_px) == (1, 2, 4)
     assert not nothing(large).sampled.any()
 
 

@@ -35,9 +35,17 @@ NEW_SETTINGS = {
     'optim_wrapper.accumulative_counts',
     'model.backbone.frozen',
     'model.backbone.with_cp',
+    'model.partial_checkpoint',
 }
 """Arguments with defaults, which no config has to name."""
-SMALL = [('mask_head', 'num_queries', 20), ('test_cfg', 'max_per_image', 20), ('train_cfg', 'num_points', 128)]
+SMALL = [
+    ('mask_head', 'num_queries', 20),
+    ('mask_head.whole_image', 'num_queries', 20),
+    ('test_cfg', 'max_per_image', 20),
+    ('train_cfg', 'num_points', 128),
+    ('train_cfg', 'prompts_per_image', 8),
+]
+FIGURES = {'UnSAMCocoMetric': ['unsam/AR@1000'], 'UnSAMPromptIoUMetric': ['prompt/max_iou', 'prompt/oracle_iou']}
 SIZES = {'RandomCrop': 'crop_size', 'Resize': 'scale', 'RandomResize': 'scale'}
 
 
@@ -58,12 +66,13 @@ def detector(config) -> Config:
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory) -> SimpleNamespace:
-    """Two photographs: in SA-1B's form, with pseudo-masks, and as COCO's validation set."""
+    """Two photographs: in SA-1B's form, with pseudo-masks, and as COCO's validation set in both of its forms."""
     root = tmp_path_factory.mktemp('data')
     folders = SimpleNamespace(images=root / 'sa1b', pseudo_masks=root / 'pseudo', coco=root / 'coco')
-    for folder in (folders.images, folders.coco / 'val2017'):
+    drawings = folders.coco / 'annotations' / 'panoptic_val2017'
+    for folder in (folders.images, folders.coco / 'val2017', drawings):
         folder.mkdir(parents=True)
-    store, images, annotations = PseudoMaskStore(folders.pseudo_masks), [], []
+    store, images, annotations, panoptic = PseudoMaskStore(folders.pseudo_masks), [], [], []
     for number, photograph in enumerate((data.coffee(), data.astronaut()), start=1):
         image = photograph[::3, ::3]
         name, (height, width) = f'sa_{number}.png', image.shape[:2]
@@ -77,10 +86,14 @@ def folders(tmp_path_factory) -> SimpleNamespace:
         )
         images.append({'id': number, 'file_name': name, 'height': height, 'width': width})
         annotations += human
+        Image.fromarray((regions[..., None] * [1, 0, 0]).astype(np.uint8)).save(drawings / name)
+        segments = [{'id': int(value), 'category_id': 1} for value in np.unique(regions)[1:]]
+        panoptic.append({'image_id': number, 'file_name': name, 'segments_info': segments})
         for folder in (folders.images, folders.coco / 'val2017'):
             Image.fromarray(image).save(folder / name)
     content = {'images': images, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'object'}]}
-    write_json(folders.coco / 'annotations' / 'instances_val2017.json', content)
+    write_json(drawings.with_name('instances_val2017.json'), content)
+    write_json(drawings.with_name('panoptic_val2017.json'), content | {'annotations': panoptic})
     return folders
 
 
@@ -88,7 +101,7 @@ def place(config: Config, folders: SimpleNamespace) -> None:
     """Lets the config find its data in `folders`; nothing has to be downloaded."""
     config.merge_from_dict({'data_root': str(folders.images), 'pseudo_masks_root': str(folders.pseudo_masks)})
     resolve_data_root(config)
-    if config.test_dataloader.dataset.type == 'UnSAMCocoDataset':
+    if config.test_dataloader.dataset.type in ('UnSAMCocoDataset', 'UnSAMCocoPanopticDataset'):
         config.test_dataloader.dataset.data_root = str(folders.coco)
     for step in steps(config):
         if step.type == 'UnSAMPseudoMasks':
@@ -107,8 +120,8 @@ def place(config: Config, folders: SimpleNamespace) -> None:
 def shrink(config: Config) -> None:
     """Small images and few queries; all layers and all steps of the pipelines stay."""
     for part, setting, value in SMALL:
-        if setting in config.model.get(part, {}):
-            config.model[part][setting] = value
+        if has(config.model, f'{part}.{setting}'):
+            config.merge_from_dict({f'model.{part}.{setting}': value})
     for step in steps(config):
         if step.type in SIZES:
             step[SIZES[step.type]] = (SIDE_PX, SIDE_PX)
@@ -118,6 +131,10 @@ def shrink(config: Config) -> None:
 
 def loaders(config: Config) -> list:
     return [config[name] for name in LOADERS if config[name] is not None]
+
+
+def evaluators(config: Config) -> list:
+    return config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
 
 
 def steps(config: Config) -> list:
@@ -139,16 +156,18 @@ def test_one_step_of_training_and_one_test_on_photographs(detector, folders, tmp
     changed = {name for name, parameter in runner.model.named_parameters() if not parameter.equal(before[name])}
     assert {name.partition('.')[0] for name in changed} == {name.partition('.')[0] for name in before}
     metrics = runner.test()
-    assert 0 <= metrics['unsam/AR@1000'] <= 1
+    for evaluator in evaluators(detector):
+        assert all(0 <= metrics[name] <= 1 for name in FIGURES[evaluator.type])
 
 
 def test_every_model_is_built(detector, folders):
     from mmdet.registry import MODELS
 
     place(detector, folders)
-    model = MODELS.build(detector.model)
-    if hasattr(model, 'mask_head'):
-        assert model.mask_head.num_queries >= detector.model.test_cfg.max_per_image
+    head = MODELS.build(detector.model).mask_head
+    head = getattr(head, 'whole_image', head)
+    if detector.model.mask_head.type != 'UnSAMPromptHead':
+        assert head.num_queries >= detector.model.test_cfg.max_per_image
 
 
 def test_every_pipeline_dataset_metric_hook_and_visualizer_is_built(detector, folders):
@@ -157,10 +176,39 @@ def test_every_pipeline_dataset_metric_hook_and_visualizer_is_built(detector, fo
     place(detector, folders)
     for loader in loaders(detector):
         assert len(DATASETS.build(loader.dataset)) > 0
-    METRICS.build(detector.test_evaluator)
+    for evaluator in evaluators(detector):
+        METRICS.build(evaluator)
     for hook in detector.custom_hooks:
         HOOKS.build(hook)
     VISUALIZERS.build(dict(detector.visualizer, name='configs', vis_backends=None))
+
+
+def test_the_backbones_of_the_published_recipes_learn_slowly_and_norms_and_embeddings_keep_their_size(
+    detector, folders
+):
+    from mmdet.registry import MODELS
+    from mmengine.optim import build_optim_wrapper
+    from torch import nn
+
+    if detector.optim_wrapper.type != 'AmpOptimWrapper':
+        pytest.skip('a recipe of its own')
+    place(detector, folders)
+    model = MODELS.build(detector.model)
+    wrapper = dict(detector.optim_wrapper, type='OptimWrapper')
+    groups = {
+        id(weight): group for group in build_optim_wrapper(model, wrapper).param_groups for weight in group['params']
+    }
+    rate = wrapper['optimizer'].lr
+    for name, module in model.named_modules():
+        kept = isinstance(module, nn.Embedding | nn.LayerNorm | nn.GroupNorm)
+        for kind, weight in module.named_parameters(recurse=False):
+            if weight.requires_grad:
+                group = groups[id(weight)]
+                assert group['lr'] == pytest.approx(rate / 10 if name.startswith('backbone.') else rate), name
+                # That of the pixel decoder is no embedding in the released code.
+                kept_here = kept and not name.endswith('pixel_decoder.level_encoding')
+                expected = 0.0 if kept_here or kind == 'relative_position_bias_table' else 0.05
+                assert group['weight_decay'] == expected, f'{name}.{kind}'
 
 
 def test_every_training_goes_on_after_a_kill_as_if_there_had_been_none(config):

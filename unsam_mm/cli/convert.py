@@ -14,8 +14,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         'convert',
         help="turn a released checkpoint into one in MMDetection's names",
-        description="The whole-image models of UnSAM and UnSAM+, CutLER's detector and DINO's ResNet-50, told apart by "
-        'what is in them. Nothing is unpickled.',
+        description="The whole-image and promptable models of UnSAM and UnSAM+, CutLER's detector, DINO's ResNet-50 and "
+        "MoBY's Swin-T, told apart by what is in them. Nothing is unpickled.",
     )
     parser.add_argument(
         'checkpoint', help='a .pth or .safetensors file, or a name of "weights list", which is fetched if needed'

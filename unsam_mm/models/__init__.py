@@ -9,6 +9,7 @@ ensure_mmcv_ops()  # before the first import of mmdet.models, which fails withou
 
 from unsam_mm.models.assigner import UnSAMHungarianAssigner  # noqa: E402
 from unsam_mm.models.detector import UnSAM  # noqa: E402
+from unsam_mm.models.joint_head import UnSAMJointHead  # noqa: E402
 from unsam_mm.models.prompt_head import UnSAMPromptHead  # noqa: E402
 from unsam_mm.models.prompt_pixel_decoder import UnSAMPixelDecoder  # noqa: E402
 from unsam_mm.models.region_model import UnSAMRegionModel, UnSAMRegionPreprocessor  # noqa: E402
@@ -19,6 +20,7 @@ __all__ = [
     'UnSAM',
     'UnSAMHead',
     'UnSAMHungarianAssigner',
+    'UnSAMJointHead',
     'UnSAMPixelDecoder',
     'UnSAMPromptHead',
     'UnSAMRegionModel',

@@ -15,13 +15,13 @@ from unsam_mm.errors import WeightsError
 
 @MODELS.register_module()
 class UnSAM(BaseDetector):
-    """Whole-image, class-agnostic segmentation: backbone, optional neck, mask head.
+    """Class-agnostic segmentation of whole images, by prompts, or both: backbone, optional neck, mask head.
 
-    Source: the whole-image model of "Segment Anything without Supervision" (NeurIPS 2024), a Mask2Former with one class.
+    Source: the models of "Segment Anything without Supervision" (NeurIPS 2024); see the heads.
 
     Args:
         backbone: Config of a backbone with four levels at strides 4, 8, 16 and 32.
-        mask_head: Config of the mask head, normally `UnSAMHead`.
+        mask_head: Config of the mask head: `UnSAMHead`, `UnSAMPromptHead` or, for both tasks, `UnSAMJointHead`.
         neck: Config of a neck, if any.
         train_cfg: Handed on to the mask head.
         test_cfg: Handed on to the mask head.

@@ -13,7 +13,13 @@ import torch
 
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.files import atomic_writer
-from unsam_mm.models import cutler_conversion, dino_conversion, mask2former_conversion, semantic_sam_conversion
+from unsam_mm.models import (
+    cutler_conversion,
+    dino_conversion,
+    mask2former_conversion,
+    semantic_sam_conversion,
+    swin_conversion,
+)
 from unsam_mm.models.foreign_checkpoints import StateDict, read_checkpoint
 
 
@@ -49,7 +55,7 @@ FORMATS = (
         re.compile(r'model\.sem_seg_head\.predictor\.pb_embedding\.'),
         semantic_sam_conversion.convert_promptable,
         '.pth',
-        "load_checkpoint(model, '{}') of MMEngine takes it, for a model of _base_/models/unsam_swint_prompt.py",
+        'give it to `mim test` as --checkpoint {}, with a config whose model is _base_/models/unsam_swint_prompt.py',
     ),
     Format(
         cutler_conversion.KIND,
@@ -65,9 +71,16 @@ FORMATS = (
         '.pth',
         "start a ResNet-50 from it by model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{}')",
     ),
+    Format(
+        swin_conversion.MOBY_KIND,
+        re.compile(r'encoder\.layers\.0\.blocks\.0\.attn\.qkv\.'),
+        swin_conversion.convert_moby,
+        '.pth',
+        "start a Swin-T from it by model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{}')",
+    ),
 )
 
-_CONVERTED = re.compile(r'mask_head\.|backbone\.layer1\.')
+_CONVERTED = re.compile(r'mask_head\.|backbone\.layer1\.|backbone\.stages\.')
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The promptable UnSAM that its authors released, a Semantic-SAM with a Swin-T, in the names of this package.
 
-One tensor changes its order: where patches are merged, MMDetection stacks channels before places and rows before
-columns, the authors' code places before channels and columns before rows. Level orders agree: both pixel decoders
+Where patches are merged tensors change their order, see `swin_conversion`. Level orders agree: both pixel decoders
 count from stride 8 to 64, both prompt decoders from 64 to 8.
 """
 
@@ -12,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from unsam_mm.errors import WeightsError
 from unsam_mm.models.foreign_checkpoints import BIASED, WEIGHT, Modules, StateDict, rename, tensor_names
+from unsam_mm.models.swin_conversion import merged_like_mmdet, swin_tiny
 
 KIND = "UnSAM's promptable model with a Swin-T"
 
-_SWIN_BLOCKS = (2, 2, 6, 2)
+_SWIN_STAGES = 4
 _LEVELS, _ENCODER_LAYERS, _DECODER_LAYERS = 4, 6, 9
 _ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
 _DEFORMABLE = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')
@@ -57,43 +56,16 @@ def convert_promptable(state: StateDict, path: Path) -> StateDict:
     converted = rename(untied, _names(), path, KIND, _UNUSED.match)
     ours = 'mask_head.prompt_embed.weight'
     converted[ours] = converted[ours][:1].clone()  # the other row, for a second kind of label, is never read
-    for name in [name for name in converted if '.downsample.' in name]:
-        converted[name] = _merged_like_mmdet(converted[name])
-    return converted
-
-
-def _merged_like_mmdet(weights: Tensor) -> Tensor:
-    """(..., 4 C) weights on merged patches, in MMDetection's order."""
-    by_place = weights.unflatten(-1, (2, 2, -1))  # column, row, channel
-    return by_place.movedim(-1, -3).transpose(-1, -2).flatten(-3)
+    return merged_like_mmdet(converted)
 
 
 def _names() -> Iterator[tuple[str, str]]:
-    yield from tensor_names(_swin())
+    yield from tensor_names(swin_tiny('model.backbone.', 'backbone.'))
+    norms = (f'norm{stage}' for stage in range(_SWIN_STAGES))
+    yield from tensor_names((f'model.backbone.{norm}', f'backbone.{norm}', BIASED) for norm in norms)
     yield from tensor_names(_pixel_decoder())
     yield f'{_PIXELS}.transformer.level_embed', f'{_OUR_PIXELS}.level_encoding.weight'
     yield from tensor_names(_prompt_decoder())
-
-
-def _swin() -> Modules:
-    theirs, ours = 'model.backbone', 'backbone'
-    yield f'{theirs}.patch_embed.proj', f'{ours}.patch_embed.projection', BIASED
-    yield f'{theirs}.patch_embed.norm', f'{ours}.patch_embed.norm', BIASED
-    for stage, blocks in enumerate(_SWIN_BLOCKS):
-        for block in range(blocks):
-            there, here = f'{theirs}.layers.{stage}.blocks.{block}', f'{ours}.stages.{stage}.blocks.{block}'
-            yield f'{there}.norm1', f'{here}.norm1', BIASED
-            yield f'{there}.attn', f'{here}.attn.w_msa', ('relative_position_bias_table', 'relative_position_index')
-            yield f'{there}.attn.qkv', f'{here}.attn.w_msa.qkv', BIASED
-            yield f'{there}.attn.proj', f'{here}.attn.w_msa.proj', BIASED
-            yield f'{there}.norm2', f'{here}.norm2', BIASED
-            yield f'{there}.mlp.fc1', f'{here}.ffn.layers.0.0', BIASED
-            yield f'{there}.mlp.fc2', f'{here}.ffn.layers.1', BIASED
-        yield f'{theirs}.norm{stage}', f'{ours}.norm{stage}', BIASED
-        if stage < len(_SWIN_BLOCKS) - 1:
-            there, here = f'{theirs}.layers.{stage}.downsample', f'{ours}.stages.{stage}.downsample'
-            yield f'{there}.reduction', f'{here}.reduction', WEIGHT
-            yield f'{there}.norm', f'{here}.norm', BIASED
 
 
 def _pixel_decoder() -> Modules:

@@ -1,8 +1,8 @@
 """Prompts in, masks out, in the manner of Segment Anything.
 
 The engine ``'tree'`` needs no trained model: the regions under a click are the path from its leaf to the root of the
-image's region tree, nested and exact, and are found in microseconds once the tree is there. The engine ``'model'`` asks
-the region model, which learned from the pseudo-masks of all trees. Nothing here imports torch before an engine is made.
+image's region tree, nested and exact. The engine ``'model'`` also asks the region model, which learned from the
+pseudo-masks of all trees. Further clicks are weighed in the same way by both; see `unsam_mm.prompting.inference`. Nothing here imports torch before an engine is made.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-_LONG_SIDE = 256  # grid points; a mask of five pixels in an image of 1024 still has one
+_LONG_SIDE = 256  # grid points, and more where they would be too far apart:
+_LARGEST_SPACING_PX = 4.0  # what is six pixels wide has a point in any image
 
 
 class WorkingGrid:
@@ -23,7 +24,8 @@ class WorkingGrid:
     """
 
     def __init__(self, size_hw: tuple[int, int]) -> None:
-        self.size_hw, self.spacing_px = size_hw, max(1.0, max(size_hw) / _LONG_SIDE)
+        self.size_hw = size_hw
+        self.spacing_px = min(max(1.0, max(size_hw) / _LONG_SIDE), _LARGEST_SPACING_PX)
         counts = [max(1, round(side / self.spacing_px)) for side in size_hw]
         self._rows, self._columns = (
             ((np.arange(count) + 0.5) * side / count).astype(np.int64)
@@ -103,8 +105,7 @@ class Chain:
 
     def draw(self, number: int, out: np.ndarray) -> None:
         """Writes the pixels of one piece into an (H, W) bool array."""
-        held, labels = self.ring_of_label <= number, self.label_map.labels
-        _draw(labels, held, out)
+        _draw(self.label_map.labels, self.ring_of_label <= number, out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +207,7 @@ def _draw(labels, held, out):
 
 @numba.njit(nogil=True, cache=True)
 def _wrong_parts(base, rings, n_pieces, adds, shown, positive, squared_px):
-    """Of the mask that each piece makes: points that differ from what is shown; least distance to one that the click
-    does not speak of.
+    """(N,) points that differ from what is shown, and (N,) squared distance to the nearest that the click speaks not of.
 
     Each point changes sides at most once along the chain, at its ring, and so does whether it is wrong.
     """

@@ -17,10 +17,12 @@ import numpy as np
 from unsam_mm.prompting.chains import Chain, LabelMap, Shape, WorkingGrid, centredness, nothing
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, Prompt, mask_of_logits
 
-_DISTINCT_IOU = 0.8
+# Chosen on twelve training photographs of BSDS500 and twelve micrographs of DSB2018, 439 segments. A first power of 2
+# would be better for clicks in the very middle of objects, and worse than no weight for clicks anywhere in them.
 _FIRST_POWER, _LATER_POWER = 1.0, 3.0  # of the centredness of the first click, and of later ones
 _EDIT_POWER, _EDIT_LOG_PRIOR = 0.5, -0.5  # of the prior of the region in an edit, and of any edit
 _DISC_LOG_PRIOR = -6.0  # of a disc where no region fits
+_DISTINCT_IOU = 0.8
 _N_EDITED = 3  # earlier answers that are edited
 _SAME_IOU = 0.7  # of a mask that is given back with the answer that it was
 _N_COMPARED = 100  # masks that are looked at for six that differ

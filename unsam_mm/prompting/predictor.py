@@ -169,9 +169,9 @@ class UnSAMPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt.
 
-        The engine 'tree' gives nested masks, finest first, and none where clicks contradict each other. The engine
-        'model' gives masks that agree with the clicks, best first and not always nested; none only where one pixel has
-        clicks of both kinds.
+        Every mask agrees with every click; there is none only where one pixel has clicks of both kinds. The order of the
+        clicks matters: each is taken as a word on the best mask for those before it. The engine 'tree' gives nested masks
+        for one click or a box, and always the smallest first; the engine 'model' gives the best first.
 
         Args:
             point_coords: (N, 2) pixel coordinates, x before y.
@@ -185,7 +185,7 @@ class UnSAMPredictor:
                 quarter less is a tenth of the area.
 
         Returns:
-            masks: (C, H, W) bool; C is 0 if no region agrees with the prompt.
+            masks: (C, H, W) bool; C is 0 if nothing agrees with the prompt.
             scores: (C,) float32 in [0, 1].
             logits: (C, 256, 256) float32; the image's longer side fills the square, the rest is negative.
 

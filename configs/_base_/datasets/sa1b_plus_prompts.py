@@ -1,0 +1,9 @@
+# As sa1b_prompts.py, with human masks, and the pseudo-masks that overlap none of them.
+_base_ = './sa1b_prompts.py'
+
+train_pipeline = [
+    *_base_.train_pipeline[:2],
+    dict(type='UnSAMPlusMasks', max_iou=0.02),
+    *_base_.train_pipeline[2:],
+]
+train_dataloader = dict(dataset=dict(labels='both', pipeline=train_pipeline))

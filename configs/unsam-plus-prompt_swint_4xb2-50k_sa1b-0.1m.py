@@ -1,0 +1,12 @@
+# The promptable UnSAM+: human masks of SA-1B, and the pseudo-masks that overlap none of them.
+_base_ = [
+    '_base_/models/unsam_swint_prompt.py',
+    '_base_/datasets/sa1b_plus_prompts.py',
+    '_base_/datasets/prompts_coco_panoptic.py',
+    '_base_/schedules/unsam_prompt_50k.py',
+    '_base_/gpu_runtime.py',
+]
+# Written by: python -m unsam_mm convert moby_swin_t_300ep_pretrained.pth weights/moby_swint.pth
+moby = dict(type='Pretrained', checkpoint='weights/moby_swint.pth')
+model = dict(backbone=dict(drop_path_rate=0.3, init_cfg=dict(_delete_=True, **moby)))  # 0.3: the released yaml's
+val_dataloader = val_cfg = val_evaluator = None  # as published, no evaluation between; `mim test` does it afterwards

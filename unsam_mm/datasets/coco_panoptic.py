@@ -1,0 +1,77 @@
+"""COCO's panoptic annotations, things and stuff alike, as objects of one class: the segments of the prompt evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.registry import DATASETS
+
+from unsam_mm.datasets.coco import UnSAMCocoDataset
+from unsam_mm.errors import ImageError, StoreError
+from unsam_mm.images import read_image
+from unsam_mm.rle import encode_bitmaps, rle_to_json
+
+_BYTE = 256
+
+
+@DATASETS.register_module()
+class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
+    """The images of a file in COCO's panoptic form; its segments are drawn in PNG files, read when they are wanted.
+
+    Entries are as in `UnSAMCocoDataset`, with run lengths for masks and their pixels counted for areas. Arguments are
+    those there; `data_prefix` names the folder of the PNG files under the key ``seg``.
+
+    Raises:
+        StoreError: If the file is missing, broken or of another form.
+        ImageError: If images or PNG files are not in their folders; only the first and the last image, and the first
+            PNG file, are looked for.
+    """
+
+    @property
+    def segment_root(self) -> Path:
+        """The folder that names of PNG files are relative to."""
+        return Path(self.data_prefix.get('seg', ''))
+
+    def count_entries(self) -> int:
+        """See `UnSAMCocoDataset`; also looks for the first PNG file."""
+        count = super().count_entries()
+        for record in self._records(0):
+            if not (self.segment_root / record['file_name']).is_file():
+                where = f'; get it from {self.homepage}' if self.homepage else ''
+                raise ImageError(
+                    f'{self.segment_root}: holds no {record["file_name"]}, which {self.ann_file} lists; '
+                    f'set data_prefix.seg for the folder of the PNG files{where}'
+                )
+        return count
+
+    def read_entry(self, position: int) -> dict[str, Any]:
+        """See `LazyDataset`."""
+        instances = [instance for record in self._records(position) for instance in self._segments(record)]
+        return super().read_entry(position) | {'instances': instances}
+
+    def _records(self, position: int) -> list[dict[str, Any]]:
+        records = self._index.annotations(position)
+        if not all({'file_name', 'segments_info'} <= record.keys() for record in records):
+            raise StoreError(
+                f'{self.ann_file}: an annotation has no file_name or no segments_info; expected the panoptic form, '
+                'UnSAMCocoDataset reads the other'
+            )
+        return records
+
+    def _segments(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        # A segment's number is red + 256 green + 65536 blue.
+        numbers = read_image(self.segment_root / record['file_name']).astype(np.int64) @ _BYTE ** np.arange(3)
+        segments = record['segments_info']
+        drawn = numbers == np.array([segment['id'] for segment in segments], np.int64).reshape(-1, 1, 1)
+        return [
+            {
+                'bbox': [0.0, 0.0, 0.0, 0.0],  # UnSAMLoadMasks takes boxes from masks
+                'bbox_label': 0,
+                'ignore_flag': int(segment.get('iscrowd', 0)),
+                'mask': rle_to_json(rle),
+                'area': float(bitmap.sum()),
+            }
+            for segment, bitmap, rle in zip(segments, drawn, encode_bitmaps(drawn), strict=True)
+        ]

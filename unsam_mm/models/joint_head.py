@@ -1,0 +1,148 @@
+"""One head for both tasks: whole-image masks and prompts, from one pass of one pixel decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmdet.registry import MODELS
+from mmdet.structures import SampleList
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.models.prompt_head import ImageEmbedding, PromptAnswer
+
+Pixels = tuple[Tensor, list[Tensor]]
+"""What a pixel decoder gives: a mask feature (B, C, H / 4, W / 4), and memories (B, C, h, w), coarse to fine."""
+
+
+@MODELS.register_module()
+class UnSAMJointHead(BaseModule):
+    """`UnSAMHead` and `UnSAMPromptHead` on one pixel decoder; the `mask_head` of an `UnSAM` detector.
+
+    Weights are below `pixel_decoder`, `whole_image` and `prompts`, in the latter two by the names that they have in those
+    heads. A checkpoint of a model with one of these heads alone is taken too and fills what it has, the pixel decoder
+    included: `load_from` it, with `partial_checkpoint=True` in the model.
+
+    Args:
+        pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`.
+        whole_image: Config of `UnSAMHead` without its pixel decoder. Its queries read as many levels as its
+            `num_transformer_feat_level` says, the finest ones.
+        prompts: Config of `UnSAMPromptHead` without its pixel decoder. Its tokens read all levels.
+        whole_image_weight: Of the losses of `whole_image`.
+        prompts_weight: Of the losses of `prompts`.
+        train_cfg: Handed on to both.
+        test_cfg: Handed on to both.
+        init_cfg: MMEngine's initialisation.
+
+    Raises:
+        UnSAMError: If a weight is negative.
+    """
+
+    def __init__(
+        self,
+        pixel_decoder: dict,
+        whole_image: dict,
+        prompts: dict,
+        whole_image_weight: float = 1.0,
+        prompts_weight: float = 1.0,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.loss_weights = {'whole_image': whole_image_weight, 'prompts': prompts_weight}
+        for name, weight in self.loss_weights.items():
+            if weight < 0:
+                raise UnSAMError(f'UnSAMJointHead: {name}_weight must not be negative, got {weight}')
+        self.pixel_decoder = MODELS.build(pixel_decoder)
+        levels = whole_image.get('num_transformer_feat_level', 3)  # the default of `UnSAMHead`
+        common = {'pixel_decoder': _given_pixels(levels), 'train_cfg': train_cfg, 'test_cfg': test_cfg}
+        self.whole_image = MODELS.build(ConfigDict(whole_image, **common))
+        self.prompts = MODELS.build(ConfigDict(prompts, **common))
+        self.register_load_state_dict_pre_hook(_sort_into_heads)
+
+    def embed(self, x: Sequence[Tensor]) -> ImageEmbedding:
+        """See `UnSAMPromptHead.embed`."""
+        return self.prompts.embed(self.pixel_decoder(x))
+
+    def answer(
+        self, embedding: ImageEmbedding, boxes: Tensor, types: Tensor, joint: bool | None = None
+    ) -> PromptAnswer:
+        """See `UnSAMPromptHead.answer`."""
+        return self.prompts.answer(embedding, boxes, types, joint)
+
+    def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """The losses of both heads, weighted, by their names there after 'whole_image.' or 'prompts.'.
+
+        Args:
+            x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
+            batch_data_samples: Hold `gt_instances`, whose `masks` have the frame of the padded batch.
+        """
+        pixels = self.pixel_decoder(x)
+        losses = {
+            'whole_image': self.whole_image.loss(self._for_queries(pixels), batch_data_samples),
+            'prompts': self.prompts.loss(pixels, batch_data_samples),
+        }
+        return {
+            f'{task}.{name}': self.loss_weights[task] * loss
+            for task, own in losses.items()
+            for name, loss in own.items()
+        }
+
+    def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> tuple[list[Tensor], list[Tensor]]:
+        """Raw whole-image predictions; see `UnSAMHead.forward`."""
+        return self.whole_image(self._for_queries(self.pixel_decoder(x)), batch_data_samples)
+
+    def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
+        """Whole-image masks of each image; data samples with `prompts` get their answers as `pred_prompts` too.
+
+        Args:
+            x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
+            batch_data_samples: See `UnSAMHead.predict`; `prompts` as `UnSAMPromptHead.predict` takes them.
+            rescale: Whether masks and boxes are wanted in pixels of the original image, not of the network's input.
+
+        Returns:
+            What `UnSAMHead.predict` returns.
+        """
+        pixels = self.pixel_decoder(x)
+        asked = [number for number, sample in enumerate(batch_data_samples) if 'prompts' in sample]
+        if asked:
+            feature, memories = pixels
+            of_asked = (feature[asked], [memory[asked] for memory in memories])
+            self.prompts.predict(of_asked, [batch_data_samples[number] for number in asked], rescale)
+        return self.whole_image.predict(self._for_queries(pixels), batch_data_samples, rescale)
+
+    def _for_queries(self, pixels: Pixels) -> Pixels:
+        feature, memories = pixels
+        return feature, memories[-self.whole_image.num_transformer_feat_level :]
+
+
+class _GivenPixels(BaseModule):
+    """Stands where a head has its pixel decoder, and hands on what one has given already; it has no weights."""
+
+    def __init__(self, **unused: Any) -> None:
+        super().__init__()  # MMDetection's head tells its pixel decoder its widths
+
+    def forward(self, pixels: Pixels) -> Pixels:
+        return pixels
+
+
+def _sort_into_heads(
+    head: UnSAMJointHead, state_dict: dict[str, Tensor], prefix: str, *unused: dict | bool | list[str]
+) -> None:
+    """Puts weights of a single head, whose names no other has, where this head has them; in place."""
+    for task in head.loss_weights:
+        parts = {part for part, _ in getattr(head, task).named_children()} - {'pixel_decoder'}
+        names = [name for name in state_dict if name.startswith(prefix)]
+        for name in (name.removeprefix(prefix) for name in names):
+            if name.partition('.')[0] in parts:
+                state_dict[f'{prefix}{task}.{name}'] = state_dict.pop(f'{prefix}{name}')
+
+
+def _given_pixels(num_levels: int) -> dict:
+    """Config of `_GivenPixels`, in which MMDetection's head looks for the number of levels."""
+    return {'type': _GivenPixels, 'encoder': {'layer_cfg': {'self_attn_cfg': {'num_levels': num_levels}}}}
