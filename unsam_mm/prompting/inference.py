@@ -23,7 +23,6 @@ _FIRST_POWER, _LATER_POWER = 1.0, 3.0  # of the centredness of the first click, 
 _EDIT_POWER, _EDIT_LOG_PRIOR = 0.5, -0.5  # of the prior of the region in an edit, and of any edit
 _DISC_LOG_PRIOR = -6.0  # of a disc where no region fits
 _DISTINCT_IOU = 0.8
-_N_EDITED = 3  # earlier answers that are edited
 _SAME_IOU = 0.7  # of a mask that is given back with the answer that it was
 _N_COMPARED = 100  # masks that are looked at for six that differ
 _N_KEPT = 64  # answers
@@ -119,7 +118,7 @@ class _Step:
         """The masks that everything so far may mean."""
         empty = nothing(self._grid)
         found = [self._weighed(empty, chain, True, chain.log_prior) for chain in self._starts]
-        for base in self._bases[:_N_EDITED]:
+        for base in self._bases:
             found += self._edits(base)
         shapes, log_scores = _best([candidate for candidates in found for candidate in candidates])
         # The geometric mean, so that more clicks do not mean less.
