@@ -10,7 +10,6 @@ from scipy import ndimage
 
 from unsam_mm.evaluation.click_simulation import simulate_clicks
 from unsam_mm.evaluation.prompt_data import Segment
-from unsam_mm.evaluation.prompt_iou import mask_ious
 from unsam_mm.prompting.chains import LabelMap, Shape, WorkingGrid, centredness, nothing
 from unsam_mm.prompting.inference import ClickInference, masks_of
 from unsam_mm.prompting.prompt import Prompt
@@ -137,7 +136,8 @@ def test_a_mask_of_somebody_else_is_corrected_by_a_click(coins_clicks):
     logits[:202] = np.where(ndimage.zoom(theirs.astype(float), (202 / 303, 256 / 384), order=1) > 0.5, 4.0, -4.0)
     points = np.array([COIN_XY, NEXT_COIN_XY])
     masks, _ = answered(coins_clicks, points, np.array([True, True]), mask_input=logits)
-    assert mask_ious(masks & theirs, theirs, None).max() > 0.9
+    assert (masks[0] & theirs).sum() > 0.9 * theirs.sum()
+    assert masks[0].sum() < theirs.sum() + 4000  # and the other coin, not the ground between them all
     assert masks[:, 55, [44, 99]].all()
 
 

@@ -10,10 +10,8 @@ from mmdet.registry import DATASETS
 
 from unsam_mm.datasets.coco import UnSAMCocoDataset
 from unsam_mm.errors import ImageError, StoreError
-from unsam_mm.images import read_image
+from unsam_mm.evaluation.prompt_data import read_mask_picture
 from unsam_mm.rle import encode_bitmaps, rle_to_json
-
-_BYTE = 256
 
 
 @DATASETS.register_module()
@@ -61,8 +59,7 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
         return records
 
     def _segments(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        # A segment's number is red + 256 green + 65536 blue.
-        numbers = read_image(self.segment_root / record['file_name']).astype(np.int64) @ _BYTE ** np.arange(3)
+        numbers = read_mask_picture(self.segment_root / record['file_name'], colours_as_numbers=True)
         segments = record['segments_info']
         drawn = numbers == np.array([segment['id'] for segment in segments], np.int64).reshape(-1, 1, 1)
         return [

@@ -137,7 +137,7 @@ def _draw_records(records: list[Mapping[str, Any]], size_hw: tuple[int | None, i
 
 def _draw_pictures(paths: Iterable[Path], each_value: bool, ignored_value: int | None) -> Iterator[Segment]:
     for path in paths:
-        values = _read_values(path, each_value)
+        values = read_mask_picture(path, each_value)
         ignored = None if ignored_value is None else values == ignored_value
         objects = values > 0 if ignored is None else (values > 0) & ~ignored
         if each_value:
@@ -175,13 +175,17 @@ def _read_panoptic(
 
 
 def _draw_panoptic(path: Path, ids: Iterable[int]) -> Iterator[Segment]:
-    values = _read_values(path, colours_as_numbers=True)
+    values = read_mask_picture(path, colours_as_numbers=True)
     for number in ids:
         yield Segment(values == number)
 
 
-def _read_values(path: Path, colours_as_numbers: bool) -> np.ndarray:
-    """(H, W) integers of a mask picture; colours as red + 256 green + 65536 blue, COCO's way, or as the largest."""
+def read_mask_picture(path: Path, colours_as_numbers: bool) -> np.ndarray:
+    """(H, W) integers of a mask picture; colours as red + 256 green + 65536 blue, COCO's way, or as the largest.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
     try:
         with Image.open(path) as file:
             values = np.asarray(file)

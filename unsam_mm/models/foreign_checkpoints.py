@@ -18,6 +18,8 @@ Modules = Iterable[tuple[str, str, tuple[str, ...]]]
 """Name there, name here, and the tensors of each module."""
 
 WEIGHT, BIASED = ('weight',), ('weight', 'bias')
+DEFORMABLE = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')
+_ENCODER_LAYERS = 6
 BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
 COUNTER = 'num_batches_tracked'
 
@@ -106,3 +108,29 @@ def detectron2_resnet50(theirs: str, ours: str) -> Iterator[tuple[str, str, tupl
             if number == 0:
                 yield f'{there}.shortcut', f'{here}.downsample.0', WEIGHT
                 yield f'{there}.shortcut.norm', f'{here}.downsample.1', BATCH_NORM
+
+
+def deformable_pixel_decoder(theirs: str, ours: str, levels: int, convolutions: tuple[str, str]) -> Modules:
+    """Modules of Mask2Former's and MaskDINO's pixel decoder in Detectron2 and here, but for its level codes.
+
+    Args:
+        theirs: Prefix there.
+        ours: Prefix here.
+        levels: How many it reads.
+        convolutions: The lateral and the output convolution here.
+    """
+    for level in range(levels):
+        yield f'{theirs}.input_proj.{level}.0', f'{ours}.input_convs.{level}.conv', BIASED
+        yield f'{theirs}.input_proj.{level}.1', f'{ours}.input_convs.{level}.gn', BIASED
+    for layer in range(_ENCODER_LAYERS):
+        there, here = f'{theirs}.transformer.encoder.layers.{layer}', f'{ours}.encoder.layers.{layer}'
+        for part in DEFORMABLE:
+            yield f'{there}.self_attn.{part}', f'{here}.self_attn.{part}', BIASED
+        yield f'{there}.norm1', f'{here}.norms.0', BIASED
+        yield f'{there}.linear1', f'{here}.ffn.layers.0.0', BIASED
+        yield f'{there}.linear2', f'{here}.ffn.layers.1', BIASED
+        yield f'{there}.norm2', f'{here}.norms.1', BIASED
+    for part, convolution in zip(('adapter_1', 'layer_1'), convolutions, strict=True):
+        yield f'{theirs}.{part}', f'{ours}.{convolution}.conv', WEIGHT
+        yield f'{theirs}.{part}.norm', f'{ours}.{convolution}.gn', BIASED
+    yield f'{theirs}.mask_features', f'{ours}.mask_feature', BIASED

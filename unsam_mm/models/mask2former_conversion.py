@@ -12,13 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unsam_mm.errors import WeightsError
-from unsam_mm.models.foreign_checkpoints import BIASED, WEIGHT, StateDict, detectron2_resnet50, rename, tensor_names
+from unsam_mm.models.foreign_checkpoints import (
+    BIASED,
+    WEIGHT,
+    StateDict,
+    deformable_pixel_decoder,
+    detectron2_resnet50,
+    rename,
+    tensor_names,
+)
 
 KIND = "UnSAM's whole-image Mask2Former with a ResNet-50"
 
-_LEVELS, _ENCODER_LAYERS, _DECODER_LAYERS = 3, 6, 9
+_LEVELS, _DECODER_LAYERS = 3, 9
 _ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
-_DEFORMABLE = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')
 _HEAD, _PIXELS, _QUERIES = 'mask_head', 'sem_seg_head.pixel_decoder', 'sem_seg_head.predictor'
 _CLASS_WEIGHT = 'sem_seg_head.predictor.class_embed.weight'
 
@@ -52,28 +59,12 @@ def convert_whole_image(state: StateDict, path: Path) -> StateDict:
 
 def _names() -> Iterator[tuple[str, str]]:
     yield from tensor_names(detectron2_resnet50('backbone.', 'backbone.'))
-    yield from tensor_names(_pixel_decoder())
+    decoder = deformable_pixel_decoder(
+        _PIXELS, f'{_HEAD}.pixel_decoder', _LEVELS, ('lateral_convs.0', 'output_convs.0')
+    )
+    yield from tensor_names(decoder)
     yield f'{_PIXELS}.transformer.level_embed', f'{_HEAD}.pixel_decoder.level_encoding.weight'
     yield from tensor_names(_query_decoder())
-
-
-def _pixel_decoder() -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    ours = f'{_HEAD}.pixel_decoder'
-    for level in range(_LEVELS):
-        yield f'{_PIXELS}.input_proj.{level}.0', f'{ours}.input_convs.{level}.conv', BIASED
-        yield f'{_PIXELS}.input_proj.{level}.1', f'{ours}.input_convs.{level}.gn', BIASED
-    for layer in range(_ENCODER_LAYERS):
-        there, here = f'{_PIXELS}.transformer.encoder.layers.{layer}', f'{ours}.encoder.layers.{layer}'
-        for part in _DEFORMABLE:
-            yield f'{there}.self_attn.{part}', f'{here}.self_attn.{part}', BIASED
-        yield f'{there}.norm1', f'{here}.norms.0', BIASED
-        yield f'{there}.linear1', f'{here}.ffn.layers.0.0', BIASED
-        yield f'{there}.linear2', f'{here}.ffn.layers.1', BIASED
-        yield f'{there}.norm2', f'{here}.norms.1', BIASED
-    for part, convolution in (('adapter_1', 'lateral_convs'), ('layer_1', 'output_convs')):
-        yield f'{_PIXELS}.{part}', f'{ours}.{convolution}.0.conv', WEIGHT
-        yield f'{_PIXELS}.{part}.norm', f'{ours}.{convolution}.0.gn', BIASED
-    yield f'{_PIXELS}.mask_features', f'{ours}.mask_feature', BIASED
 
 
 def _query_decoder() -> Iterator[tuple[str, str, tuple[str, ...]]]:

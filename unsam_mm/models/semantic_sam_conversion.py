@@ -13,15 +13,23 @@ from pathlib import Path
 import torch
 
 from unsam_mm.errors import WeightsError
-from unsam_mm.models.foreign_checkpoints import BIASED, WEIGHT, Modules, StateDict, rename, tensor_names
+from unsam_mm.models.foreign_checkpoints import (
+    BIASED,
+    DEFORMABLE,
+    WEIGHT,
+    Modules,
+    StateDict,
+    deformable_pixel_decoder,
+    rename,
+    tensor_names,
+)
 from unsam_mm.models.swin_conversion import merged_like_mmdet, swin_tiny
 
 KIND = "UnSAM's promptable model with a Swin-T"
 
 _SWIN_STAGES = 4
-_LEVELS, _ENCODER_LAYERS, _DECODER_LAYERS = 4, 6, 9
+_LEVELS, _DECODER_LAYERS = 4, 9
 _ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
-_DEFORMABLE = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')
 _PIXELS, _PROMPTS = 'model.sem_seg_head.pixel_decoder', 'model.sem_seg_head.predictor'
 _OUR_PIXELS, _OUR_PROMPTS = 'mask_head.pixel_decoder', 'mask_head.decoder'
 _BOXES, _NORM = f'{_PROMPTS}.decoder.bbox_embed.{_DECODER_LAYERS - 1}', f'{_PROMPTS}.decoder_norm'
@@ -63,34 +71,17 @@ def _names() -> Iterator[tuple[str, str]]:
     yield from tensor_names(swin_tiny('model.backbone.', 'backbone.'))
     norms = (f'norm{stage}' for stage in range(_SWIN_STAGES))
     yield from tensor_names((f'model.backbone.{norm}', f'backbone.{norm}', BIASED) for norm in norms)
-    yield from tensor_names(_pixel_decoder())
+    decoder = deformable_pixel_decoder(_PIXELS, _OUR_PIXELS, _LEVELS, ('lateral_conv', 'output_conv'))
+    yield from tensor_names(decoder)
     yield f'{_PIXELS}.transformer.level_embed', f'{_OUR_PIXELS}.level_encoding.weight'
     yield from tensor_names(_prompt_decoder())
-
-
-def _pixel_decoder() -> Modules:
-    for level in range(_LEVELS):
-        yield f'{_PIXELS}.input_proj.{level}.0', f'{_OUR_PIXELS}.input_convs.{level}.conv', BIASED
-        yield f'{_PIXELS}.input_proj.{level}.1', f'{_OUR_PIXELS}.input_convs.{level}.gn', BIASED
-    for layer in range(_ENCODER_LAYERS):
-        there, here = f'{_PIXELS}.transformer.encoder.layers.{layer}', f'{_OUR_PIXELS}.encoder.layers.{layer}'
-        for part in _DEFORMABLE:
-            yield f'{there}.self_attn.{part}', f'{here}.self_attn.{part}', BIASED
-        yield f'{there}.norm1', f'{here}.norms.0', BIASED
-        yield f'{there}.linear1', f'{here}.ffn.layers.0.0', BIASED
-        yield f'{there}.linear2', f'{here}.ffn.layers.1', BIASED
-        yield f'{there}.norm2', f'{here}.norms.1', BIASED
-    for part, convolution in (('adapter_1', 'lateral_conv'), ('layer_1', 'output_conv')):
-        yield f'{_PIXELS}.{part}', f'{_OUR_PIXELS}.{convolution}.conv', WEIGHT
-        yield f'{_PIXELS}.{part}.norm', f'{_OUR_PIXELS}.{convolution}.gn', BIASED
-    yield f'{_PIXELS}.mask_features', f'{_OUR_PIXELS}.mask_feature', BIASED
 
 
 def _prompt_decoder() -> Modules:
     for layer in range(_DECODER_LAYERS):
         there, here = f'{_PROMPTS}.decoder.layers.{layer}', f'{_OUR_PROMPTS}.layers.{layer}'
         yield f'{there}.self_attn', f'{here}.self_attn', _ATTENTION
-        for part in _DEFORMABLE:
+        for part in DEFORMABLE:
             yield f'{there}.cross_attn.{part}', f'{here}.cross_attn.{part}', BIASED
         yield f'{there}.linear1', f'{here}.ffn.layers.0.0', BIASED
         yield f'{there}.linear2', f'{here}.ffn.layers.1', BIASED

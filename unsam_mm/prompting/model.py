@@ -39,6 +39,7 @@ class RegionEngine:
         self._tokenizer: RegionTokenizer | None = None
         self._image: ClickableImage | None = None
         self._hierarchy: MaskHierarchy | None = None
+        self._clicks: ClickInference | None = None
 
     @classmethod
     def from_file(cls, path: str | Path, device: str = 'cpu') -> RegionEngine:

@@ -32,6 +32,7 @@ class TreeEngine:
         self._given, self.device = generator, str(device)
         self._generator = generator or PseudoMaskGenerator.from_preset('default', device=device)
         self.hierarchy: MaskHierarchy | None = None
+        self._clicks: ClickInference | None = None
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -49,7 +50,7 @@ class TreeEngine:
 
     def reset_image(self) -> None:
         """Forgets the image."""
-        self.hierarchy = None
+        self.hierarchy = self._clicks = None
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
