@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
 from unsam_mm.evaluation.click_simulation import simulate_clicks
 from unsam_mm.evaluation.prompt_data import Segment
-from unsam_mm.prompting.chains import LabelMap, Shape, WorkingGrid, centredness, nothing
+from unsam_mm.prompting.chains import LabelMap, Shape, WorkingGrid, centredness, depth_share, nothing
 from unsam_mm.prompting.inference import ClickInference, masks_of
 from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.sources import TreeSource
@@ -80,13 +81,30 @@ def test_centredness_is_the_depth_of_the_click_in_what_is_wrong(case, data):
     (chain,) = source.pieces(point)
     values = centredness(base, chain, adds, shown.ravel(), source.grid.click(point, positive))
     for number, value in enumerate(values):
-        piece = np.empty(tree.size_hw, bool)
+        piece = np.zeros(tree.size_hw, bool)
         chain.draw(number, piece)
         meant = start | piece if adds else start & ~piece
         wrong = meant & ~shown if positive else shown & ~meant
         depth = ndimage.distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1][point[1], point[0]]
         expected = max(depth, 0.5) / np.sqrt(max((meant != shown).sum(), 1) / np.pi)
         assert value == pytest.approx(min(expected, 1.0))
+
+
+@given(
+    arrays.arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.booleans()),
+    st.booleans(),
+    st.data(),
+)
+def test_the_deepest_click_has_the_whole_depth_and_every_other_a_share_of_it(meant, positive, data):
+    shown = data.draw(arrays.arrays(bool, meant.shape, elements=st.booleans()))
+    y, x = (data.draw(st.integers(0, side - 1)) for side in meant.shape)
+    depths = [
+        ndimage.distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1] for wrong in (meant & ~shown, shown & ~meant)
+    ]
+    own, deepest = depths[0 if positive else 1][y, x], np.max(depths)
+    share = depth_share(meant, shown, WorkingGrid(meant.shape).click((x, y), positive))
+    # The library's distances are exact, those of the two sweeps wrong by less than a tenth.
+    assert share == pytest.approx((own + 3) / (deepest + 3), rel=0.06)
 
 
 def test_a_grid_has_a_point_for_each_pixel_of_a_small_image_and_few_of_a_large_one():

@@ -60,10 +60,7 @@ class MaskHierarchy:
             UnSAMError: If `parent` is not a tree in the order above, or the labels are not its leaves.
         """
         parent, height = np.asarray(parent, np.int64), np.asarray(height)
-        labels = np.unique(leaf_labels)
-        n_leaves = len(labels)
-        if labels[0] != 0 or labels[-1] != n_leaves - 1:
-            raise UnSAMError(f'leaf labels must be 0..{n_leaves - 1} without gaps, got {labels[0]}..{labels[-1]}')
+        n_leaves = _count_labels(np.asarray(leaf_labels))
         if height.shape != parent.shape:
             raise UnSAMError(f'every node needs a height: parent has shape {parent.shape}, height {height.shape}')
         _check_tree(parent, n_leaves)
@@ -349,10 +346,17 @@ def _check_tree(parent: np.ndarray, n_leaves: int) -> None:
         )
 
 
+def _count_labels(labels: np.ndarray) -> int:
+    """How many labels there are, once they are known to be 0, 1, 2 and so on."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= labels.size or not np.bincount(labels.ravel()).all():
+        raise UnSAMError(f'leaf labels must be 0..{len(np.unique(labels)) - 1} without gaps, got {low}..{high}')
+    return high + 1
+
+
 def _monotone(height: np.ndarray, parent: np.ndarray) -> np.ndarray:
     height = height.copy()
-    for node in range(len(parent) - 1):
-        height[parent[node]] = max(height[parent[node]], height[node])
+    _raise_parents(height, parent)
     return height
 
 
@@ -374,6 +378,12 @@ def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
 def _add_to_parents(total, parent):
     for node in range(len(parent) - 1):
         total[parent[node]] += total[node]
+
+
+@numba.njit(nogil=True, cache=True)
+def _raise_parents(height, parent):
+    for node in range(len(parent) - 1):
+        height[parent[node]] = max(height[parent[node]], height[node])
 
 
 @numba.njit(nogil=True, cache=True)

@@ -52,6 +52,30 @@ def as_rgb_uint8(image: np.ndarray, name: str = 'image') -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(rgb[..., None], (*rgb.shape, 3)) if rgb.ndim == 2 else rgb)
 
 
+def contrast_limits(values: np.ndarray) -> tuple[float, float]:
+    """The values that become 0 and 255 in `as_rgb_uint8`.
+
+    Args:
+        values: Finite numbers: an image, or a sample of one; (..., 3) where they are colours.
+    """
+    if values.dtype == np.uint8:
+        return 0.0, 255.0
+    is_unit = values.dtype.kind == 'f' and values.ndim == 3 and values.min() >= 0 and _DARK < values.max() <= 1
+    if values.dtype == bool or is_unit:
+        return 0.0, 1.0
+    low, high = np.percentile(values, _STRETCH_PERCENTILES)
+    if low == high:  # fewer than 0.1 % of the pixels differ; they are all there is to see
+        low, high = values.min(), values.max()
+    return float(low), float(high)
+
+
+def stretched(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """uint8 numbers between 0 at the lower limit and 255 at the upper one; all 0 if the limits are equal."""
+    low, high = limits
+    scaled = (values.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
+    return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Reads an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says; see `as_rgb_uint8`.
 
@@ -199,14 +223,4 @@ def _drop_channels(image: np.ndarray, name: str) -> np.ndarray:
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype == bool:
-        return image.astype(np.uint8) * 255
-    if image.dtype.kind == 'f' and image.ndim == 3 and image.min() >= 0 and _DARK < image.max() <= 1:
-        return np.rint(image * 255).astype(np.uint8)
-    low, high = np.percentile(image, _STRETCH_PERCENTILES)
-    if low == high:  # fewer than 0.1 % of the pixels differ; they are all there is to see
-        low, high = float(image.min()), float(image.max())
-    scaled = (image.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)  # 0 if constant
-    return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+    return image if image.dtype == np.uint8 else stretched(image, contrast_limits(image))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numba
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -39,15 +40,7 @@ class LabelRuns:
         run = slice(self._offsets[first], self._offsets[last])
         order = np.argsort(self._starts[run])
         starts, ends = self._starts[run][order], self._ends[run][order]
-        gap = starts[1:] != ends[:-1]  # runs that touch across two labels are one run of the mask
-        starts, ends = starts[np.r_[True, gap]], ends[np.r_[gap, True]]
-        edges = np.stack([starts, ends], axis=1).ravel()
-        counts = np.diff(edges, prepend=0)
-        n_pixels = self.size_hw[0] * self.size_hw[1]
-        if edges[-1] < n_pixels:
-            counts = np.append(counts, n_pixels - edges[-1])
-        height, width = self.size_hw
-        return coco_mask.frPyObjects({'size': [height, width], 'counts': counts.tolist()}, height, width)
+        return _rle_of_runs(starts, ends, self.size_hw)
 
 
 def run_edges(rle: Rle) -> np.ndarray:
@@ -81,6 +74,34 @@ def encode_bitmaps(masks: np.ndarray) -> list[Rle]:
     return coco_mask.encode(np.asfortranarray(np.moveaxis(masks, 0, -1).astype(np.uint8)))
 
 
+def encode_crop(bitmap: np.ndarray, top: int, left: int, size_hw: tuple[int, int]) -> Rle:
+    """RLE of an (h, w) bool mask that lies in a box of an image; the image itself is never drawn.
+
+    Args:
+        bitmap: The mask in the box.
+        top: Row of the image where the box begins.
+        left: Column of the image where the box begins.
+        size_hw: Height and width of the image; it holds the box.
+    """
+    below = bitmap.shape[0] + 1  # an empty row under each column ends its last run
+    columns = np.zeros((bitmap.shape[1], below), np.int8)
+    columns[:, :-1] = bitmap.T
+    changes = np.diff(columns.ravel(), prepend=np.int8(0))
+    places = (left + np.arange(bitmap.shape[1])) * size_hw[0] + top
+    starts, ends = (
+        places[at // below] + at % below for at in (np.flatnonzero(changes == 1), np.flatnonzero(changes == -1))
+    )
+    return _rle_of_runs(starts, ends, size_hw)
+
+
+def decode_crop(rle: Rle, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
+    """(h, w) bool mask in a box that holds all of it; right and bottom edges are exclusive."""
+    x0, y0, x1, y1 = box_xyxy
+    out = np.zeros((x1 - x0, y1 - y0), bool)
+    _fill_columns(run_edges(rle), rle['size'][0], x0, y0, out)
+    return out.T
+
+
 def decode_rles(rles: list[Rle], size_hw: tuple[int, int]) -> np.ndarray:
     """Boolean masks of shape (N, H, W); N may be 0."""
     if not rles:
@@ -105,3 +126,28 @@ def rle_from_json(rle: Rle) -> Rle:
     if isinstance(counts, list):
         return coco_mask.frPyObjects(rle, *rle['size'])
     return {'size': list(rle['size']), 'counts': counts.encode('ascii') if isinstance(counts, str) else counts}
+
+
+def _rle_of_runs(starts: np.ndarray, ends: np.ndarray, size_hw: tuple[int, int]) -> Rle:
+    """RLE of (R,) rising runs of pixels along the columns of an image; they may touch."""
+    height, width = size_hw
+    gap = starts[1:] != ends[:-1]  # runs that touch across two labels or columns are one run of the mask
+    first = np.ones(min(len(starts), 1), bool)
+    edges = np.stack([starts[np.r_[first, gap]], ends[np.r_[gap, first]]], axis=1).ravel()
+    counts = np.diff(edges, prepend=0)
+    n_left = height * width - int(edges[-1] if len(edges) else 0)
+    if n_left:
+        counts = np.append(counts, n_left)
+    return coco_mask.frPyObjects({'size': [height, width], 'counts': counts.tolist()}, height, width)
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_columns(edges, height, left, top, out):
+    for run in range(len(edges)):
+        start, end = edges[run]
+        while start < end:  # a run may go on in the next column
+            column = start // height
+            stop = min(end, (column + 1) * height)
+            first = start - column * height - top
+            out[column - left, first : first + stop - start] = True
+            start = stop

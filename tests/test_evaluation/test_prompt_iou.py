@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation.click_curve import draw_click_curves, save_click_curves
-from unsam_mm.evaluation.click_simulation import next_click, simulate_clicks
+from unsam_mm.evaluation.click_simulation import simulate_clicks
 from unsam_mm.evaluation.prompt_data import Segment
 from unsam_mm.evaluation.prompt_iou import (
     SegmentIoUs,
@@ -20,6 +20,7 @@ from unsam_mm.evaluation.prompt_iou import (
     number_of_clicks,
     summarize,
 )
+from unsam_mm.next_click import next_click
 
 from .prompt_scenes import Answering
 

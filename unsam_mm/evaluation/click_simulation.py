@@ -9,8 +9,9 @@ import numpy as np
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.prompt_data import PromptImage, Segment
-from unsam_mm.evaluation.prompt_iou import SegmentIoUs, deepest_pixel, mask_ious, max_and_oracle
+from unsam_mm.evaluation.prompt_iou import SegmentIoUs, mask_ious, max_and_oracle
 from unsam_mm.images import read_image
+from unsam_mm.next_click import next_click
 
 
 class Predictor(Protocol):
@@ -23,32 +24,6 @@ class Predictor(Protocol):
         self, point_coords: np.ndarray, point_labels: np.ndarray, mask_input: np.ndarray | None, multimask_output: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks (C, H, W) bool, scores (C,), and logits (C, h, w) of which one may come back as `mask_input`."""
-
-
-def next_click(
-    mask: np.ndarray, truth: np.ndarray, clicked: np.ndarray, ignored: np.ndarray | None = None
-) -> tuple[tuple[int, int], bool] | None:
-    """Where a person clicks next, by the rule of interactive segmentation's benchmarks.
-
-    Of all pixels that are wrongly in or out, that is the one deepest in its error region; image borders bound regions.
-    It is positive where it lies in the segment, negative outside; of equally deep ones the negative is taken. Pixels
-    that were clicked are not clicked again.
-
-    Args:
-        mask: (H, W) bool, what the predictor shows.
-        truth: (H, W) bool, the segment that is meant.
-        clicked: (H, W) bool, pixels clicked before.
-        ignored: (H, W) bool, pixels where nothing is wrong.
-
-    Returns:
-        (x, y) and whether the click is positive; None if nothing is left to click at.
-    """
-    counts = np.ones_like(truth) if ignored is None else ~ignored
-    inside, depth_inside = deepest_pixel(truth & ~mask & counts, ~clicked)
-    outside, depth_outside = deepest_pixel(mask & ~truth & counts, ~clicked)
-    if max(depth_inside, depth_outside) == 0:
-        return None
-    return (inside, True) if depth_inside > depth_outside else (outside, False)
 
 
 def simulate_clicks(

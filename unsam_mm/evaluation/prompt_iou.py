@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.next_click import deepest_pixel
 
 NOC_IOUS = (0.80, 0.85, 0.90)
 """Thresholds of the number of clicks, as GrabCut, Berkeley, SBD and DAVIS are reported."""
@@ -37,24 +37,6 @@ def centre_of(mask: np.ndarray) -> tuple[int, int] | None:
     """
     (x, y), depth = deepest_pixel(mask)
     return (x, y) if depth else None
-
-
-def deepest_pixel(mask: np.ndarray, allowed: np.ndarray | None = None) -> tuple[tuple[int, int], float]:
-    """x, y of the pixel of `centre_of`, and its distance in pixels to the nearest one outside the mask, 0 if empty.
-
-    Args:
-        mask: (H, W) bool.
-        allowed: (H, W) bool, pixels that can be chosen; distances do not change with it.
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return (0, 0), 0.0
-    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    distance = ndimage.distance_transform_edt(np.pad(mask[window], 1))[1:-1, 1:-1]
-    if allowed is not None:
-        distance = distance * allowed[window]
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    return (int(columns[0] + x), int(rows[0] + y)), float(distance[y, x])
 
 
 def mask_ious(masks: np.ndarray, truth: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:

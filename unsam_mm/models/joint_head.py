@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.models.prompt_details import PromptDetails
 from unsam_mm.models.prompt_head import ImageEmbedding, PromptAnswer
 
 Pixels = tuple[Tensor, list[Tensor]]
@@ -70,10 +71,15 @@ class UnSAMJointHead(BaseModule):
         return self.prompts.embed(self.pixel_decoder(x))
 
     def answer(
-        self, embedding: ImageEmbedding, boxes: Tensor, types: Tensor, joint: bool | None = None
+        self,
+        embedding: ImageEmbedding,
+        boxes: Tensor,
+        types: Tensor,
+        joint: bool | None = None,
+        details: PromptDetails | None = None,
     ) -> PromptAnswer:
         """See `UnSAMPromptHead.answer`."""
-        return self.prompts.answer(embedding, boxes, types, joint)
+        return self.prompts.answer(embedding, boxes, types, joint, details)
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
         """The losses of both heads, weighted, by their names there after 'whole_image.' or 'prompts.'.

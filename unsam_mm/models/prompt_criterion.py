@@ -38,7 +38,8 @@ class PromptCriterion:
     """Losses of Semantic-SAM without its labels: mask 5, dice 5, L1 of boxes 5, GIoU 2, expected overlap 1.
 
     The masks that a prompt may mean are matched with its tokens one to one, at the same weights; a token without a mask
-    has no loss. The expected overlap is to be 1 minus the dice loss.
+    has no loss. The expected overlap is to be 1 minus the dice loss. Where a prompt means one mask only, the other tokens
+    together count as one more pair that learns its overlap, at uniformly random points.
 
     Attributes:
         num_points: Points of each mask.
@@ -88,6 +89,8 @@ class PromptCriterion:
             'loss_giou': (1 - bbox_overlaps(corners, wanted_corners, mode='giou', is_aligned=True)).sum(),
             'loss_iou': (found.ious[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
         }
+        if prompts.sole is not None and prompts.sole.any():
+            sums['loss_iou'] = sums['loss_iou'] + _loss_of_others(found, prompts, at_points, (rows, tokens))
         return {name: _WEIGHTS[name] * total / n_pairs for name, total in sums.items()}
 
     def _mask_losses(self, embed: Tensor, feature: Tensor, masks: BitMasks) -> tuple[Tensor, Tensor]:
@@ -110,6 +113,22 @@ class PromptCriterion:
             for where, points in chunks
         ]
         return tuple(torch.cat(parts) for parts in zip(*losses, strict=True))
+
+
+def _loss_of_others(
+    found: TokenPredictions, prompts: TrainingPrompts, at_points: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Of the expected overlaps of tokens that are in no pair, where the prompt means one mask only."""
+    sampled, truth = at_points
+    unpaired = torch.ones_like(found.ious, dtype=torch.bool)
+    unpaired[pairs] = False
+    sole = prompts.sole.nonzero()[:, 0]
+    with torch.no_grad(), torch.autocast(sampled.device.type, enabled=False):
+        probability = (found.embeds[sole].float() @ sampled).sigmoid()  # (n, T, Q)
+        meant = truth[prompts.chosen[sole]][:, None]
+        overlap = (2 * (probability * meant).sum(-1) + 1) / (probability.sum(-1) + meant.sum(-1) + 1)
+    errors = (found.ious[sole] - overlap).square() * unpaired[sole]
+    return errors.sum() / max(found.ious.shape[1] - 1, 1)
 
 
 def _point_losses(embed: Tensor, feature: Tensor, masks: BitMasks, points: Tensor) -> tuple[Tensor, Tensor]:

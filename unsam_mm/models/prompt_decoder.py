@@ -28,6 +28,20 @@ class DecodedTokens(NamedTuple):
     boxes: list[Tensor]
 
 
+class ExtraTokens(NamedTuple):
+    """E tokens of each prompt that the others read, and which give no masks themselves.
+
+    Attributes:
+        tokens: (B, P, E, C).
+        boxes: (B, P, E, 4) where they are and stay, as centre x, y, width, height in [0, 1].
+        absent: (B, P, E) bool, those that nothing reads.
+    """
+
+    tokens: Tensor
+    boxes: Tensor
+    absent: Tensor
+
+
 class PromptDecoder(BaseModule):
     """Layers of self-attention, deformable attention around the token's box, and feed-forward, in this order.
 
@@ -82,7 +96,13 @@ class PromptDecoder(BaseModule):
         return [layer.cross_attn.values(memory) for layer in self.layers]
 
     def forward(
-        self, tokens: Tensor, boxes: Tensor, values: list[Tensor], sizes_hw: list[tuple[int, int]], joint: bool = False
+        self,
+        tokens: Tensor,
+        boxes: Tensor,
+        values: list[Tensor],
+        sizes_hw: list[tuple[int, int]],
+        joint: bool = False,
+        extra: ExtraTokens | None = None,
     ) -> DecodedTokens:
         """Runs all layers.
 
@@ -92,15 +112,21 @@ class PromptDecoder(BaseModule):
             values: What `values` gave.
             sizes_hw: Height and width of each level.
             joint: Whether the tokens of one prompt attend to those of the others.
+            extra: Further tokens of the prompts; they are not among the results.
         """
+        count, absent = tokens.shape[2], None
+        if extra is not None:
+            absent = torch.cat([extra.absent.new_zeros(tokens.shape[:3]), extra.absent], dim=2)
+            tokens, boxes = torch.cat([tokens, extra.tokens], dim=2), torch.cat([boxes, extra.boxes], dim=2)
         references, states = [unit_interval(boxes)], []
         for layer, value in zip(self.layers, values, strict=True):
             start = references[-1].detach()  # each layer learns its own step only
             positions = self.position_mlp(sine_of_boxes(start, tokens.shape[-1] // 2))
-            tokens = layer(tokens, positions, start, value, sizes_hw, joint)
-            references.append(self.moved(start, tokens))
-            states.append(self.norm(tokens))
-        return DecodedTokens(states, references)
+            tokens = layer(tokens, positions, start, value, sizes_hw, joint, absent)
+            moved = self.moved(start[:, :, :count], tokens[:, :, :count])
+            references.append(moved if extra is None else torch.cat([moved, start[:, :, count:]], dim=2))
+            states.append(self.norm(tokens[:, :, :count]))
+        return DecodedTokens(states, [boxes[:, :, :count] for boxes in references])
 
     def moved(self, boxes: Tensor, states: Tensor) -> Tensor:
         """(..., 4) boxes after the step that (..., C) states ask for."""
@@ -127,14 +153,17 @@ class PromptDecoderLayer(BaseModule):
         values: Tensor,
         sizes_hw: list[tuple[int, int]],
         joint: bool,
+        absent: Tensor | None = None,
     ) -> Tensor:
-        """(B, P, T, C) tokens at (B, P, T, C) positions; the rest as in `PromptDecoder.forward`."""
-        # What cannot see each other is a batch of its own, so no mask is needed.
-        grouped, placed = (
-            (each.flatten(1, 2) if joint else each.flatten(0, 1)).transpose(0, 1)
-            for each in (tokens, tokens + positions)
-        )
-        seen = self.self_attn(placed, placed, grouped)[0].transpose(0, 1).reshape(tokens.shape)
+        """(B, P, T, C) tokens at (B, P, T, C) positions.
+
+        Nothing reads those that (B, P, T) `absent` marks; the rest as in `PromptDecoder.forward`.
+        """
+        # What cannot see each other is a batch of its own, so no mask is needed for that.
+        first = 1 if joint else 0
+        grouped, placed = (each.flatten(first, first + 1).transpose(0, 1) for each in (tokens, tokens + positions))
+        padding = None if absent is None else absent.flatten(first, first + 1)
+        seen = self.self_attn(placed, placed, grouped, padding)[0].transpose(0, 1).reshape(tokens.shape)
         tokens = self.norms[0](tokens + seen)
         read = self.cross_attn(tokens + positions, boxes, values, sizes_hw)
         tokens = self.norms[1](tokens + read)

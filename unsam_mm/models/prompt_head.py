@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.models.mask_ops import full_size_logits, masks_at_once, rles_of_masks
+from unsam_mm.models.prompt_corrections import Answer, corrected
 from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions
 from unsam_mm.models.prompt_decoder import DecodedTokens, PromptDecoder, mlp
-from unsam_mm.models.prompt_targets import BOX_TYPE, CLICK_PX, CLICK_TYPE, TrainingPrompts, draw_prompts
+from unsam_mm.models.prompt_details import DetailEncoder, PromptDetails
+from unsam_mm.models.prompt_inputs import Frames, PreparedPrompts, prepare_prompts
+from unsam_mm.models.prompt_targets import TrainingPrompts, draw_prompts
 from unsam_mm.models.unsam_head import MASK_FORMATS
-
-_DEMO_CLICK = 0.005
-"""Side of the box that stands for a click in the released demonstrations, as a share of the image."""
 
 _TOLD = ('targets', 'clicks')
 """What prompts may say of themselves to a metric."""
@@ -34,6 +34,10 @@ _TRAIN_CFG = {
     'importance_sample_ratio': 0.75,
     'prompts_per_image': 60,
     'box_share': 0.2,
+    'granularity_share': 0.2,
+    'correction_share': 0.25,
+    'correction_rounds': 3,
+    'earlier_mask_share': 0.5,
 }
 
 
@@ -81,8 +85,12 @@ class UnSAMPromptHead(BaseModule):
     By default a click has the same type and size in prediction as in training, prompts do not see each other, so that
     each has the answer that it would have alone, boxes are trained too, and of more masks under a click than there are
     tokens those learnt range from the smallest to the largest. With `release`, as in the released code, a click of a
-    demonstration has the type of a box and 0.005 of the image as its size, prompts there see each other, no boxes are
-    trained, and the masks learnt are random ones.
+    demonstration has the type of a box and 0.005 of the image as its size, prompts there see each other, clicks alone
+    are trained, one for each prompt, and the masks learnt are random ones.
+
+    A prompt may also have several clicks, an earlier mask and a granularity, which weights below `details` read; see
+    `DetailEncoder`. No released checkpoint has these: there `details.trained` is False, and a warning says so when such
+    a prompt is answered. Prompts of one click or one box do not depend on them.
 
     Args:
         pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`.
@@ -90,8 +98,10 @@ class UnSAMPromptHead(BaseModule):
         feat_channels: Width of the tokens and of the mask feature.
         num_tokens: Masks for each prompt.
         release: Whether to do as the released code does, see above.
-        train_cfg: `num_points`, `oversample_ratio` and `importance_sample_ratio` of the mask losses, `prompts_per_image`
-            and `box_share`, the probability that a prompt is a box.
+        train_cfg: `num_points`, `oversample_ratio` and `importance_sample_ratio` of the mask losses; `prompts_per_image`;
+            probabilities that a prompt is a box (`box_share`, 0.2), tells the granularity of its mask
+            (`granularity_share`, 0.2), and is corrected (`correction_share`, 0.25) by 1 to `correction_rounds` (3)
+            further clicks at what is most wrong; and that these see the earlier mask (`earlier_mask_share`, 0.5).
         test_cfg: `mask_format` ('rle', the default, or 'bitmap').
         init_cfg: MMEngine's initialisation.
 
@@ -125,6 +135,7 @@ class UnSAMPromptHead(BaseModule):
         self.mask_tokens = nn.Embedding(num_tokens, feat_channels)
         self.mask_mlp = mlp(feat_channels, feat_channels, feat_channels, num_layers=3)
         self.iou_mlp = mlp(feat_channels, feat_channels, 1, num_layers=3)
+        self.details = DetailEncoder(feat_channels)
 
     def embed(self, x: Sequence[Tensor]) -> ImageEmbedding:
         """What all prompts share.
@@ -137,7 +148,12 @@ class UnSAMPromptHead(BaseModule):
         return ImageEmbedding(mask_feature, self.decoder.values(memories), sizes_hw)
 
     def answer(
-        self, embedding: ImageEmbedding, boxes: Tensor, types: Tensor, joint: bool | None = None
+        self,
+        embedding: ImageEmbedding,
+        boxes: Tensor,
+        types: Tensor,
+        joint: bool | None = None,
+        details: PromptDetails | None = None,
     ) -> PromptAnswer:
         """Masks of each prompt.
 
@@ -146,9 +162,10 @@ class UnSAMPromptHead(BaseModule):
             boxes: (B, P, 4) float as centre x, y, width, height, shares of the padded image; a click is a small box.
             types: (B, P) long, `BOX_TYPE` or `CLICK_TYPE`.
             joint: Whether prompts of one image see each other; None: as `release` says.
+            details: What they say beyond their boxes, if anything.
         """
         joint = self.release if joint is None else joint
-        decoded = self.decoder(*self._tokens(boxes, types), embedding.values, embedding.sizes_hw, joint)
+        decoded = self._decoded(embedding, boxes, types, joint, details)
         embeds, ious, boxes = self._predictions(decoded, len(decoded.states) - 1)
         return PromptAnswer(torch.einsum('bptc,bchw->bpthw', embeds, embedding.mask_feature), ious, boxes)
 
@@ -160,13 +177,15 @@ class UnSAMPromptHead(BaseModule):
             batch_data_samples: Hold `gt_instances`, whose `masks` have the frame of the padded batch.
         """
         embedding = self.embed(x)
-        drawn = [self._drawn(sample, embedding.mask_feature.device) for sample in batch_data_samples]
+        drawn = [self._drawn(embedding.image(index), sample) for index, sample in enumerate(batch_data_samples)]
         pairs = embedding.mask_feature.new_tensor(float(sum(prompts.num_pairs for prompts in drawn)))
         n_pairs = reduce_mean(pairs).clamp(min=1)  # the mean over the processes
         total: dict[str, Tensor] = {}
         for index, prompts in enumerate(drawn):
             for name, value in self._image_losses(embedding.image(index), prompts, n_pairs).items():
                 total[name] = total.get(name, 0) + value
+        # All weights have a gradient, as DDP wants, whatever was drawn.
+        total['loss_mask'] = total['loss_mask'] + 0 * sum(weight.sum() for weight in self.details.parameters())
         return total
 
     def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> list[PromptAnswer]:
@@ -174,8 +193,8 @@ class UnSAMPromptHead(BaseModule):
         embedding = self.embed(x)
         answers = []
         for index, sample in enumerate(batch_data_samples):
-            boxes, types = self._boxes_of(sample, embedding.mask_feature.device)
-            answers.append(self.answer(embedding.image(index), boxes[None], types[None]))
+            boxes, types, details = self._prepared(sample, embedding.mask_feature)
+            answers.append(self.answer(embedding.image(index), boxes[None], types[None], details=details))
         return answers
 
     def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
@@ -186,9 +205,16 @@ class UnSAMPromptHead(BaseModule):
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
-            batch_data_samples: Each holds `prompts`, an `InstanceData` with `points` (P, 2) as x, y or `bboxes` (P, 4)
-                as x0, y0, x1, y1, in pixels of the original image. Their meta information gives `batch_input_shape`,
-                `img_shape` and `ori_shape`.
+            batch_data_samples: Each holds `prompts`, an `InstanceData` of P objects, in pixels of the original image
+                (H, W). Each object has a positive click, a box or an earlier mask, and may have all:
+
+                - `points` (P, 2) or (P, K, 2) as x, y, with `point_labels` (P,) or (P, K): 1 positive, which all are if
+                  left out, 0 negative, -1 no click. The order of the clicks of an object is of no consequence.
+                - `bboxes` (P, 4) as x0, y0, x1, y1; NaN for no box.
+                - `masks` (P, H, W) bool or P run-length encodings; empty for no mask.
+                - `granularity` (P,) in [0, 1]: 1 is the whole image, a quarter less a tenth of the area; NaN for all.
+
+                Their meta information gives `batch_input_shape`, `img_shape` and `ori_shape`.
             rescale: Whether masks and boxes are wanted in pixels of the original image, not of the network's input.
 
         Returns:
@@ -197,7 +223,7 @@ class UnSAMPromptHead(BaseModule):
             encodings, or a (P, T, H, W) bool tensor where `test_cfg.mask_format` is 'bitmap'.
 
         Raises:
-            UnSAMError: If an image has no `prompts`, or they have neither points nor boxes, or these have another shape.
+            UnSAMError: If an image has no `prompts`, or they lack what each object needs, or have another shape or range.
         """
         answers = self(x, batch_data_samples)
         found = [self._instances(*pair, rescale) for pair in zip(answers, batch_data_samples, strict=True)]
@@ -206,19 +232,37 @@ class UnSAMPromptHead(BaseModule):
             sample.pred_prompts = InstanceData(**instances, **told)
         return found
 
-    def _drawn(self, sample: DetDataSample, device: torch.device) -> TrainingPrompts:
-        return draw_prompts(
+    def _drawn(self, image: ImageEmbedding, sample: DetDataSample) -> TrainingPrompts:
+        """Prompts on an image, with the clicks by which answers to some of them are corrected."""
+        settings, height, width = self.train_cfg, *sample.metainfo['img_shape'][:2]
+        prompts = draw_prompts(
             sample.gt_instances.masks,
-            self.train_cfg.prompts_per_image,
+            settings.prompts_per_image,
             max_targets=self.mask_tokens.num_embeddings,
-            box_share=0.0 if self.release else self.train_cfg.box_share,
+            box_share=0.0 if self.release else settings.box_share,
             random_targets=self.release,
-            device=device,
+            device=image.mask_feature.device,
+            granularity_share=0.0 if self.release else settings.granularity_share,
+            image_px=height * width,
         )
+        if not self.release and prompts.chosen is not None:
+            rows = (torch.rand(len(prompts.boxes)) < settings.correction_share).nonzero()[:, 0]
+            if len(rows) and settings.correction_rounds > 0:
+                rounds = int(torch.randint(1, settings.correction_rounds + 1, ()))
+                feature_hw = tuple(image.mask_feature.shape[2:])
+                rows = rows.to(image.mask_feature.device)
+                prompts = corrected(
+                    prompts, rows, rounds, settings.earlier_mask_share, feature_hw, self._answers_on(image)
+                )
+        if prompts.details is not None:
+            self.details.trained.fill_(True)
+        return prompts
+
+    def _answers_on(self, image: ImageEmbedding) -> Answer:
+        return lambda boxes, types, details: self.answer(image, boxes[None], types[None], details=details).masks[0]
 
     def _image_losses(self, image: ImageEmbedding, prompts: TrainingPrompts, n_pairs: Tensor) -> dict[str, Tensor]:
-        tokens = self._tokens(prompts.boxes[None], prompts.types[None])
-        decoded = self.decoder(*tokens, image.values, image.sizes_hw)
+        decoded = self._decoded(image, prompts.boxes[None], prompts.types[None], False, prompts.details)
         predictions = [
             TokenPredictions(*(part[0] for part in self._predictions(decoded, layer)))
             for layer in range(len(decoded.states))
@@ -238,35 +282,31 @@ class UnSAMPromptHead(BaseModule):
         tokens = prompts[:, :, None] + self.mask_tokens.weight
         return tokens, boxes[:, :, None].expand(-1, -1, tokens.shape[2], -1)
 
+    def _decoded(
+        self, image: ImageEmbedding, boxes: Tensor, types: Tensor, joint: bool, details: PromptDetails | None
+    ) -> DecodedTokens:
+        (tokens, places), extra = self._tokens(boxes, types), None
+        if details is not None:
+            extra = self.details(details, self.prompt_embed.weight[0], image.mask_feature)
+            if details.granularity is not None:
+                tokens = tokens + self.details.code(details.granularity)
+        return self.decoder(tokens, places, image.values, image.sizes_hw, joint, extra)
+
     def _predictions(self, decoded: DecodedTokens, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mask embeddings (B, P, T, C), overlaps (B, P, T) and boxes (B, P, T, 4) after a layer."""
         states = self.decoder.norm(decoded.states[layer])  # a second time, as the released weights were trained
         boxes = self.decoder.moved(decoded.boxes[layer], states)
         return self.mask_mlp(states), self.iou_mlp(states)[..., 0], boxes
 
-    def _boxes_of(self, sample: DetDataSample, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(P, 4) boxes in shares of the padded image, and (P,) types, of the prompts of an image."""
-        prompts = sample.get('prompts', InstanceData())
-        (height, width), image_hw, (frame_height, frame_width) = _frames(sample)
-        frame = torch.tensor([frame_width, frame_height], dtype=torch.float32, device=device)
-        image = torch.tensor([image_hw[1], image_hw[0]], dtype=torch.float32, device=device)
-        scale = image / torch.tensor([width, height], device=device) / frame
-        if 'points' in prompts:
-            centres = _rows(prompts.points, 'points', 2, device) * scale
-            side = _DEMO_CLICK * image if self.release else torch.full_like(image, CLICK_PX)
-            boxes, kind = torch.cat([centres, (side / frame).expand_as(centres)], dim=1), CLICK_TYPE
-        elif 'bboxes' in prompts:
-            first, last = _rows(prompts.bboxes, 'bboxes', 4, device).split(2, dim=1)
-            boxes, kind = torch.cat([(first + last) / 2 * scale, (last - first) * scale], dim=1), BOX_TYPE
-        else:
-            raise UnSAMError(
-                'UnSAMPromptHead: a data sample holds no prompts; set its `prompts` to InstanceData(points=...) with '
-                '(P, 2) x, y or InstanceData(bboxes=...) with (P, 4) x0, y0, x1, y1, in pixels of the original image'
-            )
-        return boxes, torch.full((len(boxes),), BOX_TYPE if self.release else kind, device=device)
+    def _prepared(self, sample: DetDataSample, mask_feature: Tensor) -> PreparedPrompts:
+        prompts, feature_hw = sample.get('prompts', InstanceData()), tuple(mask_feature.shape[2:])
+        prepared = prepare_prompts(prompts, Frames.of(sample), feature_hw, self.release, mask_feature.device)
+        if prepared.details is not None and not self.details.trained:
+            _warn_of_untrained()
+        return prepared
 
     def _instances(self, answer: PromptAnswer, sample: DetDataSample, rescale: bool) -> InstanceData:
-        original_hw, image_hw, batch_hw = _frames(sample)
+        original_hw, image_hw, batch_hw = Frames.of(sample)
         output_hw = original_hw if rescale else image_hw
         logits = answer.masks[0].flatten(0, 1)
         as_bitmap, frames = self.mask_format == 'bitmap', (batch_hw, image_hw, output_hw)
@@ -288,15 +328,10 @@ class UnSAMPromptHead(BaseModule):
         return InstanceData(scores=answer.ious[0], bboxes=boxes, masks=masks)
 
 
-def _rows(values: Tensor | np.ndarray, name: str, length: int, device: torch.device) -> Tensor:
-    """(P, length) float32."""
-    rows = torch.as_tensor(values, dtype=torch.float32, device=device)
-    if rows.ndim != 2 or rows.shape[1] != length:
-        raise UnSAMError(f'UnSAMPromptHead: prompts.{name} must be (P, {length}), got {tuple(rows.shape)}')
-    return rows
-
-
-def _frames(sample: DetDataSample) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Height and width of the original image, of the network's input, and of the padded batch."""
-    original, image, batch = (sample.metainfo[key] for key in ('ori_shape', 'img_shape', 'batch_input_shape'))
-    return tuple(original[:2]), tuple(image[:2]), tuple(batch[:2])
+def _warn_of_untrained() -> None:
+    warnings.warn(
+        'the weights of UnSAMPromptHead for several clicks, earlier masks and granularity (`details`) have not been '
+        'trained, as those of no released checkpoint are: answers to such prompts are no better than chance; train with '
+        'train_cfg.correction_share and granularity_share above 0',
+        stacklevel=2,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,8 @@ from torch import Tensor
 
 from unsam_mm.models.mask_ops import boxes_of_masks
 from unsam_mm.models.point_targets import BitMasks
-
-BOX_TYPE, CLICK_TYPE = 0, 1
-"""Rows of the type embedding."""
-
-CLICK_PX = 6.0
-"""Side, in pixels of the network's input, of the box that stands for a click in training and in the evaluation."""
+from unsam_mm.models.prompt_details import ABSENT, BOX_TYPE, CLICK_PX, CLICK_TYPE, PromptDetails
+from unsam_mm.region_model.pairs import area_granularity
 
 _BOX_NOISE = 0.1
 """How far a side of a box that is a prompt may lie beside the truth, as a share of the box's size."""
@@ -35,6 +32,10 @@ class TrainingPrompts:
         targets: For each prompt the numbers of the masks that it may mean.
         masks: The N masks.
         mask_boxes: (N, 4) tight boxes of the masks, in the form of `boxes`.
+        chosen: (P,) long, the mask that each prompt was drawn from.
+        sole: (P,) bool, prompts that say enough to mean one mask only, so that each of their tokens learns its overlap
+            with that one; None if none does.
+        details: What prompts say beyond their boxes, of a batch of one image; None if nothing.
     """
 
     boxes: Tensor
@@ -42,6 +43,9 @@ class TrainingPrompts:
     targets: list[Tensor]
     masks: BitMasks
     mask_boxes: Tensor
+    chosen: Tensor | None = None
+    sole: Tensor | None = None
+    details: PromptDetails | None = None
 
     @property
     def num_pairs(self) -> int:
@@ -56,11 +60,14 @@ def draw_prompts(
     box_share: float,
     random_targets: bool,
     device: torch.device | str = 'cpu',
+    granularity_share: float = 0.0,
+    image_px: int | None = None,
 ) -> TrainingPrompts:
     """Draws clicks and boxes, each from a random mask.
 
     A click is a uniformly random pixel of its mask and may mean every mask that holds this pixel. A box is that of its
-    mask, each side moved a little, and means this mask alone.
+    mask, each side moved a little, and means this mask alone. So does a prompt that has the granularity of its mask:
+    1 + log10(share of the image) / 4, which is 1 for all of the image and 0 for a ten-thousandth.
 
     Args:
         masks: In the frame of the padded batch; empty ones are passed over.
@@ -70,29 +77,46 @@ def draw_prompts(
         random_targets: If more masks hold the pixel: whether random ones are taken, as in the release, or those at even
             distances in the order of area, from the smallest to the largest.
         device: Of the result.
+        granularity_share: Probability that a prompt has a granularity.
+        image_px: Pixels of the image without padding; by default those of the frame.
     """
     packed, (areas, corners) = BitMasks.pack(masks, device), _areas_and_boxes(masks)
     frame = torch.tensor([masks.width, masks.height] * 2, dtype=torch.float32)
     mask_boxes = bbox_xyxy_to_cxcywh(corners) / frame
     filled = areas.nonzero()[:, 0]
     if len(filled) == 0:  # one prompt without a target, so that all weights take part
-        boxes = torch.tensor([[0.5, 0.5, CLICK_PX / masks.width, CLICK_PX / masks.height]])
-        types, targets = torch.tensor([CLICK_TYPE]), [filled]
-    else:
-        chosen = filled[torch.randint(len(filled), (num_prompts,))]
-        is_box = torch.rand(num_prompts) < box_share
-        centres = torch.stack([_random_pixel(masks, index) for index in chosen.tolist()])
-        held = packed.sample((centres / frame[:2])[None].to(device)).cpu() > 0.5  # (N, P)
-        clicks = torch.cat([centres, torch.full_like(centres, CLICK_PX)], dim=1) / frame
-        boxes = torch.where(is_box[:, None], _beside(mask_boxes[chosen]), clicks)
-        types = torch.where(is_box, BOX_TYPE, CLICK_TYPE)
-        targets = [
-            own[None] if alone else _thinned(holding.nonzero()[:, 0], areas, max_targets, random_targets)
-            for own, alone, holding in zip(chosen, is_box, held.T, strict=True)
-        ]
+        boxes = torch.tensor([[0.5, 0.5, CLICK_PX / masks.width, CLICK_PX / masks.height]], device=device)
+        types = torch.tensor([CLICK_TYPE], device=device)
+        return TrainingPrompts(boxes, types, [filled.to(device)], packed, mask_boxes.to(device))
+    chosen = filled[torch.randint(len(filled), (num_prompts,))]
+    is_box = torch.rand(num_prompts) < box_share
+    centres = torch.stack([_random_pixel(masks, index) for index in chosen.tolist()])
+    held = packed.sample((centres / frame[:2])[None].to(device)).cpu() > 0.5  # (N, P)
+    clicks = torch.cat([centres, torch.full_like(centres, CLICK_PX)], dim=1) / frame
+    boxes = torch.where(is_box[:, None], _beside(mask_boxes[chosen]), clicks)
+    types = torch.where(is_box, BOX_TYPE, CLICK_TYPE)
+    granularity = area_granularity(areas[chosen], image_px or masks.height * masks.width)
+    is_told = torch.rand(num_prompts) < granularity_share
+    targets = [
+        own[None] if alone else _thinned(holding.nonzero()[:, 0], areas, max_targets, random_targets)
+        for own, alone, holding in zip(chosen, is_box | is_told, held.T, strict=True)
+    ]
     return TrainingPrompts(
-        boxes.to(device), types.to(device), [each.to(device) for each in targets], packed, mask_boxes.to(device)
+        boxes.to(device),
+        types.to(device),
+        [each.to(device) for each in targets],
+        packed,
+        mask_boxes.to(device),
+        chosen.to(device),
+        is_told.to(device),
+        _only_granularity(granularity.masked_fill(~is_told, math.nan).to(device)) if is_told.any() else None,
     )
+
+
+def _only_granularity(granularity: Tensor) -> PromptDetails:
+    """Details of prompts that have no others."""
+    kinds = torch.full((1, len(granularity), 0), ABSENT, device=granularity.device)
+    return PromptDetails(granularity.new_zeros(*kinds.shape, 2), kinds, granularity=granularity[None])
 
 
 def _areas_and_boxes(masks: BaseInstanceMasks) -> tuple[Tensor, Tensor]:

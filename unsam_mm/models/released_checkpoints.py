@@ -55,7 +55,9 @@ FORMATS = (
         re.compile(r'model\.sem_seg_head\.predictor\.pb_embedding\.'),
         semantic_sam_conversion.convert_promptable,
         '.pth',
-        'give it to `mim test` as --checkpoint {}, with a config whose model is _base_/models/unsam_swint_prompt.py',
+        'give it to `mim test` as --checkpoint {}, with a config whose model is _base_/models/unsam_swint_prompt.py; the '
+        f'release has one click or box a prompt: weights {semantic_sam_conversion.UNTRAINED}*, for several clicks, '
+        'earlier masks and granularity, are untrained, and unused without these',
     ),
     Format(
         cutler_conversion.KIND,

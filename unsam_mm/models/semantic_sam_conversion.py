@@ -1,7 +1,8 @@
 """The promptable UnSAM that its authors released, a Semantic-SAM with a Swin-T, in the names of this package.
 
 Where patches are merged tensors change their order, see `swin_conversion`. Level orders agree: both pixel decoders
-count from stride 8 to 64, both prompt decoders from 64 to 8.
+count from stride 8 to 64, both prompt decoders from 64 to 8. Weights for several clicks, earlier masks and granularity,
+which the released model has not, are added as they are before any training.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from unsam_mm.models.foreign_checkpoints import (
     rename,
     tensor_names,
 )
+from unsam_mm.models.prompt_details import DetailEncoder
 from unsam_mm.models.swin_conversion import merged_like_mmdet, swin_tiny
 
 KIND = "UnSAM's promptable model with a Swin-T"
 
+UNTRAINED = 'mask_head.details.'
+"""Prefix of weights that the release has not."""
+
+_CHANNELS = 256
 _SWIN_STAGES = 4
 _LEVELS, _DECODER_LAYERS = 4, 9
 _ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
@@ -64,7 +70,15 @@ def convert_promptable(state: StateDict, path: Path) -> StateDict:
     converted = rename(untied, _names(), path, KIND, _UNUSED.match)
     ours = 'mask_head.prompt_embed.weight'
     converted[ours] = converted[ours][:1].clone()  # the other row, for a second kind of label, is never read
-    return merged_like_mmdet(converted)
+    return merged_like_mmdet(converted) | _untrained_details()
+
+
+def _untrained_details() -> StateDict:
+    """What the release has not: weights for several clicks, earlier masks and granularity, as before any training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a checkpoint is always converted to the same file
+        details = DetailEncoder(_CHANNELS)
+    return {f'{UNTRAINED}{name}': value for name, value in details.state_dict().items()}
 
 
 def _names() -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ from scipy import ndimage
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.planes import ArrayLike
 from unsam_mm.prompting.predictor import UnSAMPredictor
-from unsam_mm.rle import decode_rles, rle_to_json
+from unsam_mm.rle import Rle, decode_crop, decode_rles, rle_to_json, run_edges
+
+_POINT_SIDE_PX = 1024  # of the picture of a mask in which its point is looked for
 
 
 class UnSAMAutomaticMaskGenerator:
@@ -88,6 +92,24 @@ class UnSAMAutomaticMaskGenerator:
             ImageError: If the array is not one image that can be segmented.
         """
         self.predictor.set_image(image)
+        return self._records()
+
+    def generate_plane(
+        self, plane: ArrayLike | Sequence[ArrayLike], limits: tuple[float, float] | None = None
+    ) -> list[dict[str, Any]]:
+        """One record for each mask of a plane that is read window by window; see `UnSAMPredictor.set_plane`.
+
+        With an output mode other than 'binary_mask' no mask is drawn as large as the plane. A parent holds at least 95
+        percent of a mask.
+
+        Raises:
+            ImageError: If the array is not one plane.
+            UnSAMError: If the predictor was made without `tile_px`.
+        """
+        self.predictor.set_plane(plane, limits)
+        return self._records()
+
+    def _records(self) -> list[dict[str, Any]]:
         masks, stability = self.predictor.engine.all_masks(
             self._max_masks, max(self._min_area_px, 1), self._points_per_side, self._max_iou
         )
@@ -96,14 +118,13 @@ class UnSAMAutomaticMaskGenerator:
         height, width = masks.size_hw
         records = []
         for i, coco in enumerate(masks.to_coco(image_id=0)):
-            bitmap = decode_rles([masks.rles[i]], masks.size_hw)[0]
             records.append(
                 {
-                    'segmentation': self._encode(bitmap, masks.rles[i]),
+                    'segmentation': self._encode(masks.rles[i]),
                     'area': coco['area'],
                     'bbox': coco['bbox'],
                     'predicted_iou': coco['score'],
-                    'point_coords': [_inner_point(bitmap, masks.boxes_xyxy[i])],
+                    'point_coords': [_inner_point(masks.rles[i], masks.boxes_xyxy[i])],
                     'stability_score': float(stability[i]),
                     'crop_box': [0, 0, width, height],
                     'granularity': coco['granularity'],
@@ -112,20 +133,22 @@ class UnSAMAutomaticMaskGenerator:
             )
         return records
 
-    def _encode(self, bitmap: np.ndarray, rle: dict) -> Any:
+    def _encode(self, rle: Rle) -> Any:
+        height, width = rle['size']
         if self._output_mode == 'binary_mask':
-            return bitmap
+            return decode_rles([rle], (height, width))[0]
         if self._output_mode == 'coco_rle':
             return rle_to_json(rle)
-        flat = bitmap.ravel(order='F')
-        changes = np.flatnonzero(np.diff(flat)) + 1
-        counts = np.diff(np.r_[0, changes, flat.size]).tolist()
-        return {'size': list(bitmap.shape), 'counts': [0, *counts] if flat[0] else counts}
+        counts = np.diff(run_edges(rle).ravel(), prepend=0, append=height * width).tolist()
+        return {'size': [height, width], 'counts': counts if counts[-1] else counts[:-1]}
 
 
-def _inner_point(bitmap: np.ndarray, box_xyxy: np.ndarray) -> list[float]:
-    """x, y of the pixel of a mask that is farthest from its border."""
+def _inner_point(rle: Rle, box_xyxy: np.ndarray) -> list[float]:
+    """x, y of the pixel of a mask that is farthest from its border, or nearly so if it is very large."""
     x0, y0, x1, y1 = (int(side) for side in box_xyxy)
-    distance = ndimage.distance_transform_edt(np.pad(bitmap[y0:y1, x0:x1], 1))[1:-1, 1:-1]
+    crop = decode_crop(rle, (x0, y0, x1, y1))
+    step = max(crop.shape) // _POINT_SIDE_PX + 1
+    step = step if crop[::step, ::step].any() else 1
+    distance = ndimage.distance_transform_edt(np.pad(crop[::step, ::step], 1))[1:-1, 1:-1]
     y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    return [float(x0 + x), float(y0 + y)]
+    return [float(x0 + x * step), float(y0 + y * step)]

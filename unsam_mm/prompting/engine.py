@@ -13,8 +13,11 @@ from unsam_mm.prompting.prompt import Prompt
 class Engine(Protocol):
     """Finds masks in one image at a time.
 
+    A new image takes the place of the one before it and changes nothing of that, so `copy.copy` of an engine keeps an image
+    and shares the networks.
+
     Attributes:
-        name: 'tree' or 'model'.
+        name: 'tree', 'model' or 'detector'.
         device: Name of the torch device of its networks.
     """
 

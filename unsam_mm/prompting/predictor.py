@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.planes import ArrayLike, LazyPlane
 from unsam_mm.prompting.prompt import LOGIT_SCALE, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, low_resolution_logits
+from unsam_mm.prompting.tiles import TiledEngine
 from unsam_mm.prompting.tree import TreeEngine
+from unsam_mm.prompting.windows import MaskCrop
 from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator
 
 if TYPE_CHECKING:
@@ -56,9 +60,11 @@ class UnSAMPredictor:
         device: Torch device.
         weights: For the engine 'model': a file that `unsam_mm.region_model.weights.save_weights` wrote; by default
             the one that comes with the package.
+        tile_px: Images are looked at in windows of that side, at several resolutions, and only where prompts lie; see
+            `TiledEngine`. Without it each image is looked at as a whole.
 
     Raises:
-        UnSAMError: If the engine is unknown, or an argument belongs to the other one.
+        UnSAMError: If the engine is unknown, an argument belongs to the other one, or `tile_px` is too small.
         WeightsError: If the weights cannot be had.
     """
 
@@ -68,12 +74,17 @@ class UnSAMPredictor:
         generator: PseudoMaskGenerator | None = None,
         device: str = 'cpu',
         weights: str | Path | None = None,
+        tile_px: int | None = None,
     ) -> None:
         self.engine = make_engine(engine, generator, device, weights) if isinstance(engine, str) else engine
+        if tile_px is not None:
+            self.engine = TiledEngine(self.engine, tile_px)
         self.transform = SameCoordinates()
 
     @classmethod
-    def from_pretrained(cls, name: str = DEFAULT_MODEL, device: str = 'cpu') -> UnSAMPredictor:
+    def from_pretrained(
+        cls, name: str = DEFAULT_MODEL, device: str = 'cpu', tile_px: int | None = None
+    ) -> UnSAMPredictor:
         """A predictor with the weights that come with the package.
 
         Raises:
@@ -81,7 +92,7 @@ class UnSAMPredictor:
         """
         from unsam_mm.region_model.weights import packaged_weights
 
-        return cls('model', device=device, weights=packaged_weights(name))
+        return cls('model', device=device, weights=packaged_weights(name), tile_px=tile_px)
 
     @property
     def hierarchy(self) -> MaskHierarchy:
@@ -121,6 +132,28 @@ class UnSAMPredictor:
             raise UnSAMError(f"image_format must be 'RGB' or 'BGR', got {image_format!r}")
         rgb = as_rgb_uint8(image)
         self.engine.set_image(rgb[..., ::-1] if image_format == 'BGR' else rgb)
+
+    def set_plane(
+        self,
+        plane: ArrayLike | Sequence[ArrayLike],
+        limits: tuple[float, float] | None = None,
+        store: str | Path | None = None,
+    ) -> None:
+        """Takes a plane of any size, of which only what prompts need is read, when they need it.
+
+        Args:
+            plane: (H, W) or (H, W, 1, 3 or 4) array with a shape and slices, such as a memory map or an array of zarr or
+                dask; or a list of the same plane at full size, half, and so on.
+            limits: The values that become black and white; found in spots all over the plane if not given.
+            store: Folder where windows are kept for a later time; one for each setting of an engine.
+
+        Raises:
+            ImageError: If an array is not one plane, or not a power of two smaller than the first.
+            UnSAMError: If the predictor was made without `tile_px`.
+        """
+        if not isinstance(self.engine, TiledEngine):
+            raise UnSAMError('planes are read in windows; make the predictor with tile_px=1024')
+        self.engine.set_plane(LazyPlane(plane, limits), store)
 
     def set_hierarchy(self, hierarchy: MaskHierarchy) -> None:
         """Uses a region tree that is there already.
@@ -193,15 +226,51 @@ class UnSAMPredictor:
             UnSAMError: If no image is set, the prompt is empty, an argument has another shape or range, or the prompt
                 lies outside the image.
         """
+        prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
+        masks, scores = self.engine.answer(prompt, multimask_output, granularity)
+        shown = (masks.astype(np.float32) - 0.5) * LOGIT_SCALE if return_logits else masks
+        return shown, scores, low_resolution_logits(masks)
+
+    def predict_crops(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        granularity: float | None = None,
+    ) -> tuple[list[MaskCrop], np.ndarray]:
+        """As `predict`, but each mask in its box, which takes no array as large as a plane in tiles.
+
+        In tiles, one mask alone is there soonest: six may need coarser windows, up to the one of the whole plane.
+
+        Returns:
+            crops: C masks with `bitmap`, `top` and `left`.
+            scores: (C,) float32 in [0, 1].
+
+        Raises:
+            UnSAMError: As for `predict`.
+        """
+        prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
+        if isinstance(self.engine, TiledEngine):
+            return self.engine.crops(prompt, multimask_output, granularity)
+        masks, scores = self.engine.answer(prompt, multimask_output, granularity)
+        return [MaskCrop.of(mask) for mask in masks], scores
+
+    def _checked(
+        self,
+        points_xy: np.ndarray | None,
+        point_labels: np.ndarray | None,
+        box_xyxy: np.ndarray | None,
+        mask_input: np.ndarray | None,
+        granularity: float | None,
+    ) -> Prompt:
         size_hw = self.engine.size_hw
         if size_hw is None:
             raise UnSAMError(NO_IMAGE)
         if granularity is not None and not 0 <= granularity <= 1:
             raise UnSAMError(f'granularity must lie in [0, 1], got {granularity}')
-        prompt = Prompt.checked(size_hw, point_coords, point_labels, box, mask_input)
-        masks, scores = self.engine.answer(prompt, multimask_output, granularity)
-        shown = (masks.astype(np.float32) - 0.5) * LOGIT_SCALE if return_logits else masks
-        return shown, scores, low_resolution_logits(masks)
+        return Prompt.checked(size_hw, points_xy, point_labels, box_xyxy, mask_input)
 
     def predict_torch(
         self,

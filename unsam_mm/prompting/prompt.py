@@ -121,21 +121,21 @@ def _cell_means(mask, rows, columns, top, bottom, left, right):
     """
     height, width = mask.shape
     shares = np.zeros((rows, columns), np.float32)
-    row_of = (np.arange(height) * rows) // height
-    column_of = (np.arange(width) * columns) // width
-    row_pixels = np.bincount(row_of, minlength=rows)
-    column_pixels = np.bincount(column_of, minlength=columns)
+    row_starts = -((-np.arange(rows + 1) * height) // rows)
+    column_starts = -((-np.arange(columns + 1) * width) // columns)
     inside = np.zeros(width, np.uint16)  # of the rows of one cell: adding whole rows is what processors do in one go
-    for y in range(top, bottom):
-        for x in range(left, right):
-            inside[x] += mask[y, x]
-        if y + 1 == bottom or row_of[y + 1] != row_of[y]:
+    for row in range(top * rows // height, (bottom - 1) * rows // height + 1):
+        inside[left:right] = 0
+        for y in range(max(row_starts[row], top), min(row_starts[row + 1], bottom)):
             for x in range(left, right):
-                shares[row_of[y], column_of[x]] += inside[x]
-                inside[x] = 0
-    for row in range(rows):
-        for column in range(columns):
-            shares[row, column] /= row_pixels[row] * column_pixels[column]
+                inside[x] += mask[y, x]
+        n_rows = row_starts[row + 1] - row_starts[row]
+        for column in range(left * columns // width, (right - 1) * columns // width + 1):
+            start, stop = column_starts[column], column_starts[column + 1]
+            count = np.uint32(0)
+            for x in range(start, stop):
+                count += inside[x]
+            shares[row, column] = count / (n_rows * (stop - start))
     return shares
 
 

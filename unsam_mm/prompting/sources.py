@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,7 +66,8 @@ class TreeSource:
         rings = np.full(tree.n_leaves, len(nodes))
         for ring, node in reversed(list(enumerate(nodes))):
             rings[tree.first_leaf[node] : tree.last_leaf[node]] = ring
-        return Chain(self._label_maps[number], rings, self._log_scores[number][nodes] + fit)
+        log_prior = self._log_scores[number][nodes] + fit
+        return Chain(self._label_maps[number], rings, log_prior, tree.boxes_xyxy[nodes])
 
 
 class RegionSource:
@@ -107,7 +109,7 @@ class RegionSource:
             log_like = _LIKENESS_POWER * np.log(likeness + _LEAST)
             speaks_for = np.maximum(speaks_for, (log_like + chain.log_prior[:, None]).max(axis=0, initial=-np.inf))
             of_model = np.maximum((log_like + log_worth).max(axis=1, initial=-np.inf), np.log(_LEAST))
-            chains.append(Chain(chain.label_map, chain.ring_of_label, _mixed(chain.log_prior, of_model)))
+            chains.append(replace(chain, log_prior=_mixed(chain.log_prior, of_model)))
         log_priors = _mixed(speaks_for, log_worth)
         return chains + [Chain(self._regions, np.where(held, 0, 1), log_priors[[i]]) for i, held in enumerate(members)]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import numpy as np
 from scipy import sparse
 
+from unsam_mm import threads
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.features import PatchFeatures
 from unsam_mm.pseudo_masks.leaves import Leaves
@@ -70,14 +73,15 @@ def grow_trees(leaves: Leaves, means: LeafMeans, growths: Sequence[GrowthSetting
     typical = (
         max(float(np.average(leaves.edge_strength, weights=leaves.edge_lengths_px)), 1e-6) if len(leaves.edges) else 1.0
     )
-    trees = []
-    for growth in growths:
+
+    def grow(growth: GrowthSettings) -> MaskHierarchy:
         described = np.concatenate([semantic, growth.colour_weight * colour], axis=1)
         borders = Borders(leaves.edge_lengths_px, leaves.edge_strength / typical, growth.border_weight)
         parent, similarity = merge_regions(described, areas, leaves.edges, borders)
         height = np.concatenate([np.zeros(leaves.count, np.float32), np.maximum(1.0 - similarity, 0)])
-        trees.append(MaskHierarchy.from_merges(leaves.labels, parent, height))
-    return trees
+        return MaskHierarchy.from_merges(leaves.labels, parent, height)
+
+    return threads.all_of([partial(grow, growth) for growth in growths])
 
 
 def _leaf_colours(leaves: Leaves, areas: np.ndarray) -> np.ndarray:
@@ -96,13 +100,15 @@ def _leaf_means(leaves: Leaves, areas: np.ndarray, features: PatchFeatures) -> n
     rows, columns, channels = features.grid.shape
     (top, below), (left, right) = _bilinear(height, rows), _bilinear(width, columns)
     flat_labels = leaves.labels.ravel()
-    share = sparse.csr_matrix((leaves.count, rows * columns))
-    for row, row_weight in (top, below):
-        for column, column_weight in (left, right):
-            patch = (row[:, None] * columns + column[None]).ravel()
-            weight = (row_weight[:, None] * column_weight[None]).ravel()
-            share = share + sparse.coo_matrix((weight, (flat_labels, patch)), shape=share.shape).tocsr()
-    return (share @ features.grid.reshape(rows * columns, channels)) / areas[:, None]
+
+    def share(of_rows: tuple[np.ndarray, np.ndarray], of_columns: tuple[np.ndarray, np.ndarray]) -> sparse.csr_matrix:
+        (row, row_weight), (column, column_weight) = of_rows, of_columns
+        patch = (row[:, None] * columns + column[None]).ravel()
+        weight = (row_weight[:, None] * column_weight[None]).ravel()
+        return sparse.coo_matrix((weight, (flat_labels, patch)), shape=(leaves.count, rows * columns)).tocsr()
+
+    shares = threads.all_of([partial(share, *cells) for cells in product((top, below), (left, right))])
+    return (sum(shares[1:], shares[0]) @ features.grid.reshape(rows * columns, channels)) / areas[:, None]
 
 
 def _bilinear(n_pixels: int, n_cells: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -263,16 +264,28 @@ class PatchFeatureExtractor:
         with ExitStack() as stack:
             for layer in self._layers:
                 source = blocks[layer] if self.facet == 'token' else _projection(blocks[layer], self.facet)
-                stack.enter_context(_hook(source, lambda output, layer=layer: captured.update({layer: output})))
-            for done, block in enumerate(blocks, start=1) if progress else ():
+                stack.enter_context(_hook(source, partial(self._read, captured, layer)))
+            for done, block in enumerate(blocks[:-1], start=1) if progress else ():
                 stack.enter_context(_hook(block, lambda output, done=done: progress(done / len(blocks))))
             if self.dtype != 'float32':
                 # Not a ViT of half-precision weights: interpolated positions and normalisation lose too much there.
                 stack.enter_context(torch.autocast(torch.device(self.device).type, getattr(torch, self.dtype)))
-            self._vit(pixel_values=pixels, **self._options)
+            with suppress(_AllRead):
+                self._vit(pixel_values=pixels, **self._options)
+            if progress:
+                progress(1.0)
             if self.facet == 'token':
                 captured = {layer: _last_norm(self._vit)(output) for layer, output in captured.items()}
         return torch.cat([captured[layer] for layer in self._layers], dim=-1)
+
+    def _read(self, captured: dict[int, Tensor], layer: int, output: Tensor) -> None:
+        captured[layer] = output
+        if len(captured) == len(set(self._layers)):
+            raise _AllRead
+
+
+class _AllRead(Exception):
+    """Ends a run of the ViT: what comes after the last layer that is read, half a block or more, is of no use."""
 
 
 def _check_layers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:

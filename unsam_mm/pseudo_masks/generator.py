@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
-from unsam_mm import weights
+from unsam_mm import threads, weights
 from unsam_mm.errors import UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
@@ -24,7 +25,7 @@ from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regi
 ProgressCallback = Callable[[float, str], None]
 """Called with the finished share in [0, 1] and what comes next; an exception raised inside stops the work."""
 
-_ALGORITHM = 4
+_ALGORITHM = 5
 """Raised when the same settings give other masks than before, so that stored masks are not mixed."""
 
 
@@ -168,10 +169,15 @@ class RegionTrees:
         """
         report = progress or _silent
         report(0.0, 'finding patch features')
-        features = self._extract(image, lambda done: report(0.5 * done, 'finding patch features'))
-        report(0.5, 'finding leaves')
         spacing_px = leaf_spacing_px or self.settings.leaf_spacing_px
-        leaves = find_leaves(ColourEdges.of(image), spacing_px, self.settings.max_leaves)
+
+        def cut_into_leaves() -> Leaves:
+            return find_leaves(ColourEdges.of(image), spacing_px, self.settings.max_leaves)
+
+        with threads.alongside(cut_into_leaves) as leaves_found:
+            features = self._extract(image, lambda done: report(0.5 * done, 'finding patch features'))
+            report(0.5, 'finding leaves')
+            leaves = leaves_found()
         report(0.6, 'merging regions')
         means = LeafMeans.of(leaves, features)
         trees = grow_trees(leaves, means, [GrowthSettings(*growth) for growth in self.settings.growths])
@@ -189,7 +195,8 @@ class RegionTrees:
         ranked = [RankedTree(tree, grown.leaves, np.ones(len(tree), bool)) for tree in grown.trees]
         report(0.7, 'finding level sets')
         if self.settings.lightness_levels:
-            ranked += [level_set_tree(colour, bright, self.settings.lightness_levels) for bright in (True, False)]
+            n_levels = self.settings.lightness_levels
+            ranked += threads.all_of([partial(level_set_tree, colour, bright, n_levels) for bright in (True, False)])
         report(0.8, 'ranking regions')
         hierarchy = rank_regions(ranked, self.settings.ranking)
         report(1.0, 'done')

@@ -6,12 +6,14 @@ The tree can only ever join leaves, so an edge that no leaf respects is lost: le
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import numba
 import numpy as np
-from scipy import ndimage
-from skimage.color import rgb2lab
 from skimage.measure import label
-from skimage.segmentation import watershed
+
+from unsam_mm.pseudo_masks.flooding import flood, ranks_of
+from unsam_mm.pseudo_masks.gradients import gradient_magnitude, lab_planes
 
 _GRADIENT_SIGMAS_PX = (1.0, 2.0, 4.0)
 
@@ -33,9 +35,9 @@ class ColourEdges:
     @classmethod
     def of(cls, image: np.ndarray) -> ColourEdges:
         """Of an (H, W, 3) uint8 RGB image."""
-        lab = rgb2lab(image).astype(np.float32)
-        gradients = [_gradient(lab, sigma) for sigma in _GRADIENT_SIGMAS_PX]
-        return cls(lab, gradients[0], sum(gradients[1:], gradients[0]))
+        planes = lab_planes(image)
+        gradients = [gradient_magnitude(planes, sigma) for sigma in _GRADIENT_SIGMAS_PX]
+        return cls(planes.transpose(1, 2, 0), gradients[0], sum(gradients[1:], gradients[0]))
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,17 @@ class Leaves:
         """Number of leaves."""
         return int(self.labels.max()) + 1
 
+    @cached_property
+    def _pixel(self) -> np.ndarray:
+        """(L,) place of one pixel of each leaf in the flattened image."""
+        pixel = np.zeros(self.count, np.int64)
+        pixel[self.labels.ravel()] = np.arange(self.labels.size)
+        return pixel
+
+    def numbers_in(self, leaf_labels: np.ndarray) -> np.ndarray:
+        """(L,) number that each leaf has in an (H, W) map of the same leaves, such as a tree's, which numbers them anew."""
+        return leaf_labels.ravel()[self._pixel].astype(np.int64)
+
 
 def find_leaves(colour: ColourEdges, spacing_px: float = 8.0, max_leaves: int = 20_000) -> Leaves:
     """Watershed of the fine colour gradient from a regular grid of seeds, without slivers.
@@ -76,13 +89,15 @@ def find_leaves(colour: ColourEdges, spacing_px: float = 8.0, max_leaves: int = 
     """
     height, width = colour.fine.shape
     spacing_px = max(spacing_px, (height * width / max_leaves) ** 0.5)
-    labels = watershed(colour.fine, _grid_seeds(height, width, spacing_px))
-    return leaves_of(watershed(colour.fine, _cores(labels)).astype(np.int32) - 1, colour)
+    ranks = ranks_of(colour.fine)
+    labels = flood(ranks, _grid_seeds(height, width, spacing_px))
+    return leaves_of(flood(ranks, _cores(labels)) - 1, colour)
 
 
 def leaves_of(labels: np.ndarray, colour: ColourEdges) -> Leaves:
     """The leaves of a label map with the values 0..L-1, every value used."""
-    return Leaves(labels, *_adjacency(labels, colour.strength), colour)
+    low, high, lengths, strengths = _adjacency(np.ascontiguousarray(labels), colour.strength)
+    return Leaves(labels, np.stack([low, high], axis=1), lengths, strengths, colour)
 
 
 def _cores(labels: np.ndarray) -> np.ndarray:
@@ -95,15 +110,6 @@ def _cores(labels: np.ndarray) -> np.ndarray:
         inside[second] &= ~differ
     cores = label(np.where(inside, labels, 0), background=0, connectivity=1)
     return cores if cores.any() else np.ones_like(cores)  # too small for cores: one leaf
-
-
-def _gradient(lab: np.ndarray, sigma_px: float) -> np.ndarray:
-    """(H, W) float32: gradient magnitude of the Lab image at one scale, all channels together."""
-    squares = np.zeros(lab.shape[:2], np.float32)
-    for channel in range(3):
-        for order in ((0, 1), (1, 0)):
-            squares += ndimage.gaussian_filter(lab[..., channel], sigma_px, order=order) ** 2
-    return np.sqrt(squares)
 
 
 def _grid_seeds(height: int, width: int, spacing_px: float) -> np.ndarray:
@@ -119,18 +125,57 @@ def _centres(length: int, spacing_px: float) -> np.ndarray:
     return ((np.arange(count) + 0.5) * length / count).astype(int)
 
 
-def _adjacency(labels: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of labels that share a pixel side, how many sides, and the mean gradient there."""
-    n_labels = int(labels.max()) + 1
-    keys, strengths = [], []
-    for first, second in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        a, b = labels[first], labels[second]
-        differ = a != b
-        low, high = np.minimum(a, b)[differ], np.maximum(a, b)[differ]
-        keys.append(low.astype(np.int64) * n_labels + high)
-        strengths.append((gradient[first][differ] + gradient[second][differ]) / 2)
-    keys, index = np.unique(np.concatenate(keys), return_inverse=True)
-    lengths = np.bincount(index, minlength=len(keys))
-    sums = np.bincount(index, np.concatenate(strengths), minlength=len(keys))
-    edges = np.stack([keys // n_labels, keys % n_labels], axis=1).astype(np.int32)
-    return edges, lengths.astype(np.float32), (sums / np.maximum(lengths, 1)).astype(np.float32)
+@numba.njit(nogil=True, cache=True)
+def _adjacency(labels, gradient):
+    """Pairs of labels that share a pixel side, low and high; how many sides, and the mean gradient there."""
+    low, high, strength = _sides(labels, gradient)
+    n_labels = labels.max() + 1
+    order = _stable_order(high, n_labels)
+    order = order[_stable_order(low[order], n_labels)]
+    n_pairs = 0
+    firsts, seconds = np.empty(len(order), np.int32), np.empty(len(order), np.int32)
+    lengths, sums = np.zeros(len(order), np.float32), np.zeros(len(order))
+    for side in order:
+        if n_pairs == 0 or low[side] != firsts[n_pairs - 1] or high[side] != seconds[n_pairs - 1]:
+            firsts[n_pairs], seconds[n_pairs] = low[side], high[side]
+            n_pairs += 1
+        lengths[n_pairs - 1] += 1
+        sums[n_pairs - 1] += strength[side]
+    lengths = lengths[:n_pairs].copy()
+    return firsts[:n_pairs].copy(), seconds[:n_pairs].copy(), lengths, (sums[:n_pairs] / lengths).astype(np.float32)
+
+
+@numba.njit(nogil=True, cache=True)
+def _sides(labels, gradient):
+    """The smaller label, the larger one and the mean gradient at every pixel side between two labels."""
+    height, width = labels.shape
+    count = 0
+    for y in range(height):
+        for x in range(width):
+            count += x + 1 < width and labels[y, x] != labels[y, x + 1]
+            count += y + 1 < height and labels[y, x] != labels[y + 1, x]
+    low, high, strength = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float32)
+    count = 0
+    for down, right in ((0, 1), (1, 0)):
+        for y in range(height - down):
+            for x in range(width - right):
+                one, other = labels[y, x], labels[y + down, x + right]
+                if one != other:
+                    low[count], high[count] = min(one, other), max(one, other)
+                    strength[count] = (gradient[y, x] + gradient[y + down, x + right]) / np.float32(2)
+                    count += 1
+    return low, high, strength
+
+
+@numba.njit(nogil=True, cache=True)
+def _stable_order(values, n_values):
+    """What sorts integers 0 .. n_values - 1; equal ones stay in their order. Takes linear time."""
+    starts = np.zeros(n_values + 1, np.int64)
+    for value in values:
+        starts[value + 1] += 1
+    starts = np.cumsum(starts)
+    order = np.empty(len(values), np.int64)
+    for i in range(len(values)):
+        order[starts[values[i]]] = i
+        starts[values[i]] += 1
+    return order

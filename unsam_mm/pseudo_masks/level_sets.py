@@ -60,9 +60,7 @@ def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_are
     is_region = (binary_level > binary_level[up]) & (binary_area >= min_area_px)
     is_region[-1] = True
     holder = np.arange(len(binary_parent))  # nearest region at or above each node
-    for node in range(len(holder) - 2, -1, -1):
-        if not is_region[node]:
-            holder[node] = holder[binary_parent[node]]
+    _inherit(holder, is_region, binary_parent)
     regions = np.flatnonzero(is_region)
     number = np.full(len(holder), -1)
     number[regions] = np.arange(len(regions))
@@ -81,6 +79,14 @@ def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_are
     is_region = np.ones(len(parent), bool)
     is_region[leaf_of[own_part]] = False
     return leaf_of[number[holder[: len(level)]]], parent, depth, is_region
+
+
+@numba.njit(nogil=True, cache=True)
+def _inherit(holder, is_region, parent):
+    """Gives each node that is no region the holder of its parent."""
+    for node in range(len(holder) - 2, -1, -1):
+        if not is_region[node]:
+            holder[node] = holder[parent[node]]
 
 
 @numba.njit(nogil=True, cache=True)

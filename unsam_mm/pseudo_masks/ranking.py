@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numba
 import numpy as np
 
+from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy, sum_over_descendants
 from unsam_mm.overlaps import ious
@@ -101,7 +103,7 @@ def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> Mas
         ranked: Trees over one image.
         settings: See there.
     """
-    qualities = _without_repeats(ranked, [_quality(entry, settings) for entry in ranked])
+    qualities = _without_repeats(ranked, threads.all_of([partial(_quality, entry, settings) for entry in ranked]))
     nodes = _best(qualities, settings.candidates)
     trees = [entry.tree for entry in ranked]
     overlap = ious(trees, nodes)
@@ -133,7 +135,7 @@ def measure_cues(entry: RankedTree) -> Cues:
     added at both leaves and taken off twice where their paths meet, so one sum up the tree gives all boundaries.
     """
     tree, leaves = entry.tree, entry.leaves
-    pairs = _renumbering(entry)[leaves.edges]
+    pairs = entry.leaves.numbers_in(entry.tree.leaf_labels)[leaves.edges]
     meet = lowest_common_ancestors(tree, pairs)
     typical = max(float(leaves.colour.strength.mean()), 1e-6)
     least = _LEAST_SHARE * typical
@@ -160,29 +162,34 @@ def measure_cues(entry: RankedTree) -> Cues:
 
 
 def _fullness(tree: MaskHierarchy) -> np.ndarray:
-    labels, n = tree.leaf_labels.ravel(), tree.n_leaves
-    y, x = (axis.ravel().astype(np.float64) for axis in np.indices(tree.size_hw))
-    sums = {}
-    for name, values in (('y', y), ('x', x), ('yy', y * y), ('xx', x * x), ('xy', x * y)):
-        of_leaves = np.zeros(len(tree))
-        of_leaves[:n] = np.bincount(labels, values, minlength=n)
-        sums[name] = sum_over_descendants(of_leaves, tree.parent) / tree.area
+    of_leaves = _moments(tree.leaf_labels, tree.n_leaves)
+    of_nodes = np.zeros((len(of_leaves), len(tree)))
+    of_nodes[:, : tree.n_leaves] = of_leaves
+    y, x, yy, xx, xy = (sum_over_descendants(sums, tree.parent) / tree.area for sums in of_nodes)
     pixel = 1 / 12  # a pixel is a square, not a point
-    var_y, var_x = sums['yy'] - sums['y'] ** 2 + pixel, sums['xx'] - sums['x'] ** 2 + pixel
-    spread = np.maximum(var_y * var_x - (sums['xy'] - sums['x'] * sums['y']) ** 2, pixel**2)
+    var_y, var_x = yy - y**2 + pixel, xx - x**2 + pixel
+    spread = np.maximum(var_y * var_x - (xy - x * y) ** 2, pixel**2)
     return tree.area / (4 * np.pi * np.sqrt(spread))
 
 
-def _renumbering(entry: RankedTree) -> np.ndarray:
-    """(L,) number that each leaf has in the tree."""
-    number = np.zeros(entry.tree.n_leaves, np.int64)
-    number[entry.leaves.labels.ravel()] = entry.tree.leaf_labels.ravel()
-    return number
+@numba.njit(nogil=True, cache=True)
+def _moments(labels, n_labels):
+    """(5, n_labels) float64 sums of y, x, y * y, x * x and x * y of the pixels of each label."""
+    sums = np.zeros((5, n_labels))
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            label = labels[y, x]
+            sums[0, label] += y
+            sums[1, label] += x
+            sums[2, label] += y * y
+            sums[3, label] += x * x
+            sums[4, label] += x * y
+    return sums
 
 
 def _renumbered(values: np.ndarray, entry: RankedTree) -> np.ndarray:
     moved = values.copy()
-    moved[_renumbering(entry)] = values[: entry.tree.n_leaves]
+    moved[entry.leaves.numbers_in(entry.tree.leaf_labels)] = values[: entry.tree.n_leaves]
     return moved
 
 
@@ -205,8 +212,7 @@ def _without_repeats(ranked: Sequence[RankedTree], qualities: Sequence[np.ndarra
     numbers = np.random.default_rng(0).integers(1 << 63, size=ranked[0].tree.leaf_labels.size, dtype=np.uint64)
     sums = []
     for entry in ranked:
-        of_leaves = np.zeros(entry.tree.n_leaves, np.uint64)
-        np.add.at(of_leaves, entry.tree.leaf_labels.ravel(), numbers)
+        of_leaves = _sums(numbers, entry.tree.leaf_labels.ravel(), entry.tree.n_leaves)
         below = np.concatenate([np.zeros(1, np.uint64), np.cumsum(of_leaves)])
         sums.append(below[entry.tree.last_leaf] - below[entry.tree.first_leaf])
     pooled, quality = np.concatenate(sums), np.concatenate(qualities)
@@ -215,6 +221,15 @@ def _without_repeats(ranked: Sequence[RankedTree], qualities: Sequence[np.ndarra
     once = np.zeros(len(quality))
     once[candidates[firsts]] = quality[candidates[firsts]]
     return np.split(once, np.cumsum([len(values) for values in qualities])[:-1])
+
+
+@numba.njit(nogil=True, cache=True)
+def _sums(numbers, labels, n_labels):
+    """(n_labels,) uint64 sum, modulo 2 ** 64, of the numbers of each label's pixels."""
+    sums = np.zeros(n_labels, np.uint64)
+    for pixel in range(len(labels)):
+        sums[labels[pixel]] += numbers[pixel]
+    return sums
 
 
 def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ import math
 import numpy as np
 from scipy import sparse
 
+from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
@@ -81,7 +82,9 @@ class RegionTokenizer:
             ImageError: If the array is not one image that can be segmented.
         """
         grown = self._grow(image, progress)
-        return _describe(grown, _cut(grown.trees[0], self.n_tokens)), self._trees.rank(grown, progress)
+        with threads.alongside(lambda: _describe(grown, _cut(grown.trees[0], self.n_tokens))) as tokens_found:
+            hierarchy = self._trees.rank(grown, progress)
+            return tokens_found(), hierarchy
 
     def with_masks(
         self, image: np.ndarray, max_masks: int = 300, progress: ProgressCallback | None = None
@@ -126,7 +129,7 @@ def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
     token_of_leaf = np.repeat(np.arange(len(nodes)), main.last_leaf[nodes] - main.first_leaf[nodes])
     labels = token_of_leaf[main.leaf_labels]
     areas = np.bincount(labels.ravel(), minlength=len(nodes))
-    token_of_leaf = token_of_leaf[_numbering(leaves, main)]
+    token_of_leaf = token_of_leaf[leaves.numbers_in(main.leaf_labels)]
     weights = sparse.csr_matrix(
         (means.areas_px, (token_of_leaf, np.arange(leaves.count))), shape=(len(nodes), leaves.count)
     )
@@ -150,13 +153,6 @@ def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
     )
 
 
-def _numbering(leaves: Leaves, tree: MaskHierarchy) -> np.ndarray:
-    """(L,) number that each leaf has in the tree."""
-    number = np.zeros(leaves.count, np.int64)
-    number[leaves.labels.ravel()] = tree.leaf_labels.ravel()
-    return number
-
-
 def _order(
     leaves: Leaves, tree: MaskHierarchy, token_of_leaf: np.ndarray, areas_px: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +163,7 @@ def _order(
     largest = np.zeros(token_of_leaf.max() + 1, np.int64)
     by_area = np.argsort(areas_px, kind='stable')
     largest[token_of_leaf[by_area]] = by_area  # the last one written is the largest
-    place = _numbering(leaves, tree)[largest]
+    place = leaves.numbers_in(tree.leaf_labels)[largest]
     order = np.argsort(place)
     pairs = np.stack([place[order][:-1], place[order][1:]], axis=1)
     return order, tree.granularity[lowest_common_ancestors(tree, pairs)]

@@ -15,7 +15,7 @@ backbone_norms = [
     *[f'stages.{stage}.blocks.{block}.norm' for stage in range(4) for block in range(swin_blocks[stage])],
 ]
 embedding = dict(lr_mult=1.0, decay_mult=0.0)
-embeddings = ['prompt_embed', 'type_embed', 'mask_tokens', 'query_embed', 'query_feat', 'level_embed']
+embeddings = ['prompt_embed', 'type_embed', 'kind_embed', 'mask_tokens', 'query_embed', 'query_feat', 'level_embed']
 optim_wrapper = dict(
     type='AmpOptimWrapper',  # float16; without a CUDA device: --cfg-options optim_wrapper.type=OptimWrapper
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),

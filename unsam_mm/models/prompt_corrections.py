@@ -1,0 +1,102 @@
+"""A simulated person corrects answers: the prompts of a training get the clicks that would come next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unsam_mm.models.point_targets import BitMasks
+from unsam_mm.models.prompt_details import (
+    ABSENT,
+    CLICK_TYPE,
+    NEGATIVE,
+    POSITIVE,
+    PromptDetails,
+    boxes_of_clicks,
+    settle,
+)
+from unsam_mm.models.prompt_targets import TrainingPrompts
+from unsam_mm.next_click import next_click
+
+Answer = Callable[[Tensor, Tensor, PromptDetails | None], Tensor]
+"""Mask logits (P, T, h, w) for (P, 4) boxes, (P,) types, and details."""
+
+
+@torch.no_grad()
+def corrected(
+    prompts: TrainingPrompts,
+    rows: Tensor,
+    rounds: int,
+    earlier_mask_share: float,
+    feature_hw: tuple[int, int],
+    answer: Answer,
+) -> TrainingPrompts:
+    """The prompts, some of them with further clicks, which mean the mask that they were drawn from and no other.
+
+    In each round the mask of the answer that is most like the one meant is compared with it at the size of the mask
+    feature, and clicked by the rule of interactive segmentation's benchmarks.
+
+    Args:
+        prompts: Without clicks among their details.
+        rows: (n,) long, which are corrected.
+        rounds: Clicks that are added to each, fewer where nothing is wrong.
+        earlier_mask_share: Probability that a corrected prompt keeps, from round to round, the mask of its last answer.
+        feature_hw: Size of the mask feature.
+        answer: Of the model as it is.
+    """
+    device, count = prompts.boxes.device, len(prompts.boxes)
+    truths = _at_feature(prompts.masks[prompts.chosen[rows]], feature_hw)
+    is_click = prompts.types == CLICK_TYPE
+    clicks = torch.zeros(count, 1 + rounds, 2, device=device)
+    kinds = torch.full((count, 1 + rounds), ABSENT, device=device)
+    clicks[:, 0] = prompts.boxes[:, :2]
+    kinds[:, 0] = torch.where(is_click, POSITIVE, ABSENT)
+    boxes = prompts.boxes.masked_fill(is_click[:, None], math.nan)
+    sides = boxes_of_clicks(clicks[0, 0], feature_hw)[2:]
+    granularity = prompts.details.granularity[0] if prompts.details is not None else None
+    masks = torch.zeros(count, *feature_hw, dtype=torch.bool, device=device)
+    keeps = torch.rand(len(rows), device=device) < earlier_mask_share
+    clicked = np.zeros((len(rows), *feature_hw), bool)
+    for turn in range(1, rounds + 1):
+        own = None if granularity is None else granularity[rows]
+        logits = answer(*settle(clicks[rows], kinds[rows], boxes[rows], sides, masks[rows], own))
+        shown = _most_like(logits > 0, truths)
+        masks[rows] = shown & keeps[:, None, None]
+        for number, row in enumerate(rows.tolist()):
+            click = next_click(shown[number].cpu().numpy(), truths[number].cpu().numpy(), clicked[number])
+            if click is not None:
+                (x, y), is_positive = click
+                clicked[number, y, x] = True
+                clicks[row, turn] = torch.tensor([(x + 0.5) / feature_hw[1], (y + 0.5) / feature_hw[0]])
+                kinds[row, turn] = POSITIVE if is_positive else NEGATIVE
+    starts, types, details = settle(clicks, kinds, boxes, sides, masks, granularity)
+    targets = list(prompts.targets)
+    for row in rows.tolist():
+        targets[row] = prompts.chosen[row : row + 1]
+    sole = prompts.sole.clone()
+    sole[rows] = True
+    return replace(prompts, boxes=starts, types=types, details=details, targets=targets, sole=sole)
+
+
+def _at_feature(masks: BitMasks, feature_hw: tuple[int, int]) -> Tensor:
+    """(n, h, w) bool masks at the middles of the pixels of the mask feature."""
+    height, width = feature_hw
+    y, x = torch.meshgrid(
+        (torch.arange(height, device=masks.bits.device) + 0.5) / height,
+        (torch.arange(width, device=masks.bits.device) + 0.5) / width,
+        indexing='ij',
+    )
+    return masks.sample(torch.stack([x, y], dim=-1).view(1, -1, 2)).view(-1, height, width) > 0.5
+
+
+def _most_like(masks: Tensor, truths: Tensor) -> Tensor:
+    """(n, h, w) of (n, T, h, w) masks those with the largest IoU."""
+    shared = (masks & truths[:, None]).sum(dim=(2, 3))
+    joined = (masks | truths[:, None]).sum(dim=(2, 3))
+    best = (shared / joined.clamp(min=1)).argmax(dim=1)
+    return masks[torch.arange(len(masks), device=masks.device), best]

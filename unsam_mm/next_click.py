@@ -1,0 +1,50 @@
+"""Where a person clicks next: for measuring models with clicks, and for training them with corrections."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+
+def next_click(
+    mask: np.ndarray, truth: np.ndarray, clicked: np.ndarray, ignored: np.ndarray | None = None
+) -> tuple[tuple[int, int], bool] | None:
+    """Where a person clicks next, by the rule of interactive segmentation's benchmarks.
+
+    Of all pixels that are wrongly in or out, that is the one deepest in its error region; image borders bound regions.
+    It is positive where it lies in the segment, negative outside; of equally deep ones the negative is taken. Pixels
+    that were clicked are not clicked again.
+
+    Args:
+        mask: (H, W) bool, what the predictor shows.
+        truth: (H, W) bool, the segment that is meant.
+        clicked: (H, W) bool, pixels clicked before.
+        ignored: (H, W) bool, pixels where nothing is wrong.
+
+    Returns:
+        (x, y) and whether the click is positive; None if nothing is left to click at.
+    """
+    counts = np.ones_like(truth) if ignored is None else ~ignored
+    inside, depth_inside = deepest_pixel(truth & ~mask & counts, ~clicked)
+    outside, depth_outside = deepest_pixel(mask & ~truth & counts, ~clicked)
+    if max(depth_inside, depth_outside) == 0:
+        return None
+    return (inside, True) if depth_inside > depth_outside else (outside, False)
+
+
+def deepest_pixel(mask: np.ndarray, allowed: np.ndarray | None = None) -> tuple[tuple[int, int], float]:
+    """x, y of the pixel of `centre_of`, and its distance in pixels to the nearest one outside the mask, 0 if empty.
+
+    Args:
+        mask: (H, W) bool.
+        allowed: (H, W) bool, pixels that can be chosen; distances do not change with it.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return (0, 0), 0.0
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    distance = ndimage.distance_transform_edt(np.pad(mask[window], 1))[1:-1, 1:-1]
+    if allowed is not None:
+        distance = distance * allowed[window]
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return (int(columns[0] + x), int(rows[0] + y)), float(distance[y, x])

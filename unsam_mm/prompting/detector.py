@@ -1,0 +1,303 @@
+"""Answers from a promptable detector of MMDetection's kind, such as the released Swin-T models after conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.mask_set import MaskSet
+from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_SCALE = (1333, 800)  # longest and shortest edge of the released evaluation
+_PROMPTS_AT_ONCE = 32
+
+
+class DetectorEngine:
+    """An `UnSAM` detector whose head is `UnSAMPromptHead` or `UnSAMJointHead`, for `UnSAMPredictor(engine=...)`.
+
+    Needs the packages of the extra `mm`. Of a head whose weights for several clicks, earlier masks and granularity are
+    untrained, as those of the released checkpoints are, each positive click and the box are asked alone, and their masks
+    ordered: those that agree with most clicks first, then by score and by likeness with the earlier mask.
+
+    Args:
+        model: The detector.
+        scale: Longest and shortest edge, in pixels, that images are resized to fit.
+        device: Torch device.
+
+    Raises:
+        UnSAMError: If the head answers no prompts.
+    """
+
+    name = 'detector'
+
+    def __init__(self, model: nn.Module, scale: tuple[int, int] = _SCALE, device: str = 'cpu') -> None:
+        from unsam_mm.models.prompt_head import UnSAMPromptHead
+
+        self._head = getattr(model.mask_head, 'prompts', model.mask_head)
+        if not isinstance(self._head, UnSAMPromptHead):
+            raise UnSAMError(
+                f'a detector with the head {type(self._head).__name__} answers no prompts; give one with UnSAMPromptHead '
+                'or UnSAMJointHead'
+            )
+        self._model, self._scale, self.device = model.eval().requires_grad_(False).to(device), tuple(scale), str(device)
+        self.reset_image()
+
+    @classmethod
+    def from_config(cls, config: str | Path, checkpoint: str | Path, device: str = 'cpu') -> DetectorEngine:
+        """From a config and a checkpoint of its model, such as `python -m unsam_mm convert` writes.
+
+        Images are resized as in the config's test.
+
+        Raises:
+            WeightsError: If the checkpoint cannot be read or is of another model.
+            UnSAMError: If the model answers no prompts.
+        """
+        from mmdet.registry import MODELS
+        from mmengine.config import Config
+        from mmengine.registry import DefaultScope
+
+        import unsam_mm.models  # noqa: F401  (registers the models)
+        from unsam_mm.models.foreign_checkpoints import read_checkpoint
+
+        settings, state = Config.fromfile(config), read_checkpoint(Path(checkpoint))
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            model = MODELS.build(settings.model)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:  # names that the model has not
+            reason = str(error).splitlines()[-1].strip()
+            raise WeightsError(f'{checkpoint}: not a checkpoint of the model in {config}: {reason}') from error
+        loader = settings.get('test_dataloader') or {'dataset': {'pipeline': []}}
+        scales = [step.scale for step in loader['dataset']['pipeline'] if step.type == 'Resize']
+        return cls(model, scales[0] if scales else _SCALE, device)
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """Height and width of the image; None if none is set."""
+        return None if self._frames is None else self._frames.original
+
+    def set_image(self, rgb: np.ndarray) -> None:
+        """Reads an (H, W, 3) uint8 RGB image."""
+        import mmcv
+        import torch
+        from mmdet.structures import DetDataSample
+
+        from unsam_mm.models.prompt_inputs import Frames
+
+        resized = np.ascontiguousarray(mmcv.imrescale(np.ascontiguousarray(rgb), self._scale))
+        sample = DetDataSample(metainfo={'ori_shape': rgb.shape[:2], 'img_shape': resized.shape[:2]})
+        with torch.no_grad():
+            data = self._model.data_preprocessor(
+                {'inputs': [torch.from_numpy(resized).permute(2, 0, 1)], 'data_samples': [sample]}
+            )
+            pixels = self._model.mask_head.pixel_decoder(self._model.extract_feat(data['inputs']))
+        self._set(Frames.of(data['data_samples'][0]), pixels[0], list(pixels[1]))
+
+    def _set(self, frames: Any, mask_feature: Tensor, memories: list[Tensor]) -> None:
+        import torch
+
+        from unsam_mm.models.prompt_head import ImageEmbedding
+
+        with torch.no_grad():
+            values = self._head.decoder.values(memories)
+        sizes_hw = [tuple(memory.shape[2:]) for memory in memories]
+        self._frames, self._memories = frames, memories
+        self._embedding = ImageEmbedding(mask_feature, values, sizes_hw)
+
+    def reset_image(self) -> None:
+        """Forgets the image."""
+        self._frames = self._memories = self._embedding = None
+
+    def answer(
+        self, prompt: Prompt, multimask_output: bool, granularity: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(C, H, W) bool masks, best first, and (C,) float32 scores; one mask at a granularity."""
+        earlier = None if prompt.mask_input is None else mask_of_logits(prompt.mask_input, self.size_hw)
+        count = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
+        if self._head.details.trained:
+            logits, scores = self._ask(**_whole(prompt, earlier, granularity))
+            masks = self._full_size(logits)
+            order = np.argsort(-scores, kind='stable')
+        else:
+            logits, scores = self._ask_each(prompt)
+            masks = self._full_size(logits)
+            order = _in_order(masks, scores, prompt, earlier)
+            if granularity is not None:
+                order = _coarsest(masks, order, prompt, granularity)
+        return masks[order[:count]], scores[order[:count]].clip(0, 1)
+
+    def _ask_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
+        """Masks of each positive click and of the box, each alone."""
+        import torch
+
+        found = []
+        if prompt.positive.any():
+            found.append(self._ask(points=prompt.points_xy[prompt.positive] + 0.5))
+        if prompt.box_xyxy is not None:
+            found.append(self._ask(bboxes=prompt.box_xyxy[None]))
+        logits, scores = zip(*found, strict=True)
+        return torch.cat(logits), np.concatenate(scores)
+
+    def _ask(self, **fields: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """(N, h, w) logits of all masks of all prompts, and (N,) float32 scores, near [0, 1]."""
+        import torch
+        from mmengine.structures import InstanceData
+
+        from unsam_mm.models.prompt_inputs import prepare_prompts
+
+        embedding, feature_hw = self._embedding, tuple(self._embedding.mask_feature.shape[2:])
+        device = embedding.mask_feature.device
+        with torch.no_grad():
+            boxes, types, details = prepare_prompts(
+                InstanceData(**fields), self._frames, feature_hw, self._head.release, device
+            )
+            found = self._head.answer(embedding, boxes[None], types[None], joint=False, details=details)
+        return found.masks[0].flatten(0, 1), found.ious[0].flatten().cpu().numpy()
+
+    def _full_size(self, logits: Tensor) -> np.ndarray:
+        """(N, H, W) bool."""
+        return np.concatenate([np.zeros((0, *self.size_hw), bool), *self._chunks(logits)])
+
+    def _chunks(self, logits: Tensor) -> Iterator[np.ndarray]:
+        from unsam_mm.models.mask_ops import full_size_logits, masks_at_once
+
+        sizes = (self._frames.batch, self._frames.image, self._frames.original)
+        for chunk in logits.split(masks_at_once(*sizes)):
+            yield (full_size_logits(chunk, *sizes) > 0).cpu().numpy()
+
+    def all_masks(
+        self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
+    ) -> tuple[MaskSet, np.ndarray]:
+        """Masks of a grid of clicks, best first; stability is the IoU of those at logits above 1 and above -1.
+
+        Masks are compared at a quarter of the network's resolution.
+        """
+        import torch
+
+        from unsam_mm.models.mask_ops import areas_and_boxes_of_rles
+        from unsam_mm.rle import encode_bitmaps
+
+        if self._frames is None:
+            raise UnSAMError(NO_IMAGE)
+        height, width = self.size_hw
+        places = (np.arange(points_per_side) + 0.5) / points_per_side
+        grid = np.stack(np.meshgrid(places * width, places * height), axis=-1).reshape(-1, 2)
+        kept, scores = self._embedding.mask_feature.new_zeros(0, *self._embedding.mask_feature.shape[2:]), np.zeros(0)
+        for start in range(0, len(grid), _PROMPTS_AT_ONCE):
+            more, their_scores = self._ask(points=grid[start : start + _PROMPTS_AT_ONCE])
+            kept, scores = torch.cat([kept, more]), np.concatenate([scores, their_scores])
+            chosen = _distinct((kept > 0).cpu().numpy(), scores, max_iou)[:max_masks]
+            kept, scores = kept[chosen], scores[chosen]
+        small = (kept > 0).cpu().numpy()
+        stability = (kept > 1).sum(dim=(1, 2)) / (kept > -1).sum(dim=(1, 2)).clamp(min=1)
+        rles = [rle for masks in self._chunks(kept) for rle in encode_bitmaps(masks)]
+        areas, boxes = (part.numpy() for part in areas_and_boxes_of_rles(rles))
+        masks = replace(
+            MaskSet.from_bitmaps(small, scores.clip(0, 1)),
+            rles=rles,
+            areas=areas.astype(np.int64),
+            boxes_xyxy=boxes,
+            size_hw=self.size_hw,
+        )
+        large = areas >= min_area_px
+        return masks[large], stability.cpu().numpy().astype(np.float32)[large]
+
+    def embedding(self) -> dict[str, np.ndarray]:
+        """What the pixel decoder made of the image, as float16, and the sizes of the image."""
+        if self._frames is None:
+            raise UnSAMError(NO_IMAGE)
+        parts = {f'memory_{i}': memory for i, memory in enumerate(self._memories)}
+        parts['mask_feature'] = self._embedding.mask_feature
+        arrays = {name: part.cpu().numpy().astype(np.float16) for name, part in parts.items()}
+        return arrays | {'frames': np.array(self._frames, np.int64)}
+
+    def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes back what `embedding` gave.
+
+        Raises:
+            UnSAMError: If the arrays do not go together or are of a model of another size.
+        """
+        import torch
+
+        from unsam_mm.models.prompt_inputs import Frames
+
+        try:
+            frames = Frames(*(tuple(int(side) for side in size) for size in arrays['frames']))
+            names = ['mask_feature', *(f'memory_{i}' for i in range(len(arrays) - 2))]
+            feature, *memories = (torch.from_numpy(arrays[name]).float().to(self.device) for name in names)
+            if tuple(feature.shape[2:]) != tuple(-(-side // 4) for side in frames.batch):
+                raise ValueError(f'sizes are {tuple(feature.shape[2:])} and {frames.batch}')
+            self._set(frames, feature, memories)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UnSAMError(
+                f'the arrays are no embedding of one image by this model ({error}); make the embedding again'
+            ) from error
+
+    def to(self, device: str) -> DetectorEngine:
+        """Moves the model, and the image that is set."""
+        if str(device) != self.device:
+            self.device = str(device)
+            self._model.to(device)
+            if self._frames is not None:
+                feature, *memories = (part.to(device) for part in (self._embedding.mask_feature, *self._memories))
+                self._set(self._frames, feature, memories)
+        return self
+
+
+def _whole(prompt: Prompt, earlier: np.ndarray | None, granularity: float | None) -> dict[str, np.ndarray]:
+    """Everything that a prompt says, as the fields of one object."""
+    fields = {}
+    if len(prompt.points_xy):
+        fields['points'] = prompt.points_xy[None] + 0.5  # the middle of the pixel
+        fields['point_labels'] = prompt.positive[None].astype(np.int64)
+    if prompt.box_xyxy is not None:
+        fields['bboxes'] = prompt.box_xyxy[None]
+    if earlier is not None:
+        fields['masks'] = earlier[None]
+    if granularity is not None:
+        fields['granularity'] = np.array([granularity])
+    return fields
+
+
+def _agreement(masks: np.ndarray, prompt: Prompt) -> np.ndarray:
+    """(N,) how many clicks lie on the right side of each mask."""
+    x, y = prompt.points_xy.T
+    return (masks[:, y, x] == prompt.positive).sum(axis=1)
+
+
+def _in_order(masks: np.ndarray, scores: np.ndarray, prompt: Prompt, earlier: np.ndarray | None) -> np.ndarray:
+    """Numbers of the masks, best first."""
+    worth = scores
+    if earlier is not None:
+        shared, joined = (masks & earlier).sum(axis=(1, 2)), (masks | earlier).sum(axis=(1, 2))
+        worth = scores * shared / np.maximum(joined, 1)
+    return np.lexsort((-worth, -_agreement(masks, prompt)))
+
+
+def _coarsest(masks: np.ndarray, order: np.ndarray, prompt: Prompt, granularity: float) -> np.ndarray:
+    """The largest mask that is no coarser than wanted, of those that agree with most clicks; the smallest if all are."""
+    agreement, areas = _agreement(masks, prompt), masks.sum(axis=(1, 2))
+    rising = sorted((i for i in order if agreement[i] == agreement[order[0]]), key=lambda i: areas[i])
+    limit = masks[0].size * 10 ** (4 * (granularity - 1)) + 1e-6
+    below = [i for i in rising if areas[i] <= limit]
+    return np.array([below[-1] if below else rising[0]])
+
+
+def _distinct(masks: np.ndarray, scores: np.ndarray, max_iou: float) -> np.ndarray:
+    """Numbers of the masks, best first, without empty ones and those too much like a better one."""
+    flat = masks.reshape(len(masks), -1).astype(np.float32)
+    areas, shared = flat.sum(axis=1), flat @ flat.T
+    iou = shared / np.maximum(areas[:, None] + areas - shared, 1)
+    chosen: list[int] = []
+    for i in np.argsort(-scores, kind='stable'):
+        if areas[i] and not (iou[i, chosen] > max_iou).any():
+            chosen.append(int(i))
+    return np.array(chosen, np.int64)

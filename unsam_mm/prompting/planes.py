@@ -1,0 +1,160 @@
+"""Planes too large to hold: pixels are read from an array, on disk or not yet computed, where and when they are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from unsam_mm.errors import ImageError
+from unsam_mm.images import MIN_SIDE_PX, contrast_limits, stretched
+from unsam_mm.prompting.windows import Window
+
+_BLOCK_PX = 1024  # side of what is read at once: a whole number of the chunks that most files have
+_SAMPLE_SIDE_PX, _SAMPLES_A_SIDE = 128, 8  # of what contrast limits are found in
+_POWER_TOLERANCE = 0.01  # how far a coarser array may be from a power of two
+
+
+class ArrayLike(Protocol):
+    """What planes are read from: NumPy arrays and memory maps, zarr and dask arrays, and whatever has these two."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W) or (H, W, 1, 3 or 4)."""
+
+    def __getitem__(self, index: tuple[slice, slice]) -> object:
+        """What `numpy.asarray` makes an array of."""
+
+
+class LazyPlane:
+    """One plane of which only the pixels that windows need are read, a few megabytes at a time.
+
+    Args:
+        pixels: (H, W) or (H, W, 1, 3 or 4), or several of the same plane, each half or a quarter or so on as large as the
+            first, from which coarse windows are read then. An alpha channel is dropped; NaN counts as 0.
+        limits: The values that become black and white. By default they are found, as for `as_rgb_uint8`, in 64 spots
+            of the plane spread evenly, or in the last of several arrays, and serve all windows alike.
+        name: What error messages call the plane.
+
+    Raises:
+        ImageError: If an array is not one plane, too small, not of numbers, or not an integer power of two smaller than the
+            first; or if the limits are no two rising numbers.
+    """
+
+    def __init__(
+        self, pixels: ArrayLike | Sequence[ArrayLike], limits: tuple[float, float] | None = None, name: str = 'plane'
+    ) -> None:
+        arrays = list(pixels) if isinstance(pixels, Sequence) else [pixels]
+        if not arrays:
+            raise ImageError(f'{name}: expected an array or several, got an empty list')
+        for array in arrays:
+            _check_shape(array, name)
+        self.size_hw: tuple[int, int] = tuple(int(side) for side in arrays[0].shape[:2])
+        if min(self.size_hw) < MIN_SIDE_PX:
+            raise ImageError(f'{name}: {self.size_hw} px is too small; both sides must have at least {MIN_SIDE_PX} px')
+        if limits is not None and not (np.isfinite(limits).all() and limits[0] < limits[1]):
+            raise ImageError(f'{name}: limits must be two rising numbers, got {limits}')
+        self._name, self._limits = name, limits
+        self._levels = {self._level_of(array): array for array in arrays}
+
+    def read(self, window: Window) -> np.ndarray:
+        """(H, W, 3) uint8 RGB pixels of a window.
+
+        Raises:
+            ImageError: If the values are not numbers.
+        """
+        level = max(level for level in self._levels if level <= window.level)
+        array, factor = self._levels[level], 1 << (window.level - level)
+        height, width = array.shape[:2]
+        top, left = window.top * factor, window.left * factor
+        out = np.empty((window.height, window.width, 3), np.uint8)
+        # Blocks begin at multiples of their side in the array, so that a chunk of a file is seldom read twice.
+        for y0, y1 in _pieces(top, min(top + window.height * factor, height), factor):
+            for x0, x1 in _pieces(left, min(left + window.width * factor, width), factor):
+                rgb = self._to_rgb(_means(self._values(array, y0, y1, x0, x1), factor))
+                y, x = (y0 - top) // factor, (x0 - left) // factor
+                out[y : y + rgb.shape[0], x : x + rgb.shape[1]] = rgb
+        # A coarser array may leave out the rest of a division; its last pixels stand for it.
+        rows, columns = -(-(height - top) // factor), -(-(width - left) // factor)
+        out[rows:] = out[rows - 1 : rows]
+        out[:, columns:] = out[:, columns - 1 : columns]
+        return out
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The values that become black and white; found when first asked for."""
+        if self._limits is None:
+            array = self._levels[max(self._levels)]
+            if getattr(array, 'dtype', None) == np.uint8:
+                self._limits = 0.0, 255.0
+                return self._limits
+            spots = [
+                self._values(array, y, y + _SAMPLE_SIDE_PX, x, x + _SAMPLE_SIDE_PX)
+                for y in _spots(array.shape[0])
+                for x in _spots(array.shape[1])
+            ]
+            colours = spots[0].shape[2:]
+            self._limits = contrast_limits(np.concatenate([spot.reshape(-1, 1, *colours) for spot in spots]))
+        return self._limits
+
+    def _to_rgb(self, values: np.ndarray) -> np.ndarray:
+        is_plain = values.dtype == np.uint8 and self.limits == (0.0, 255.0)
+        rgb = values if is_plain else stretched(values, self.limits)
+        return rgb if rgb.ndim == 3 else np.broadcast_to(rgb[..., None], (*rgb.shape, 3))
+
+    def _values(self, array: ArrayLike, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        values = np.asarray(array[y0:y1, x0:x1])
+        if values.dtype.kind not in 'buif':
+            raise ImageError(f'{self._name}: dtype {values.dtype} is not a number; convert it to integers or floats')
+        if values.ndim == 3:
+            values = values[..., 0] if values.shape[2] == 1 else values[..., :3]
+        return np.nan_to_num(values, posinf=0, neginf=0) if values.dtype.kind == 'f' else values
+
+    def _level_of(self, array: ArrayLike) -> int:
+        ratios = np.divide(self.size_hw, array.shape[:2])
+        level = max(round(float(np.log2(ratios.mean()))), 0)
+        # One pixel more or less is a matter of rounding.
+        expected = np.divide(self.size_hw, 1 << level)
+        if (np.abs(expected - array.shape[:2]) > 1 + _POWER_TOLERANCE).any():
+            raise ImageError(
+                f'{self._name}: an array of {array.shape[:2]} px does not show {self.size_hw} px at a half, a quarter '
+                'or so on; pass such arrays, or the first alone'
+            )
+        return level
+
+
+def _check_shape(array: ArrayLike, name: str) -> None:
+    shape = getattr(array, 'shape', None)
+    if shape is None or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise ImageError(
+            f'{name}: expected an array of shape (H, W), (H, W, 3) or (H, W, 4), got {shape}; '
+            'pass one plane of a stack at a time, and move a leading channel axis to the end'
+        )
+
+
+def _pieces(start: int, stop: int, factor: int) -> list[tuple[int, int]]:
+    """What lies between two pixels, cut at multiples of the side of a block, which is one of a factor too."""
+    side = max(_BLOCK_PX, factor)
+    cuts = [start, *range((start // side + 1) * side, stop, side), stop]
+    return list(pairwise(cuts))
+
+
+def _spots(length: int) -> list[int]:
+    """Where samples begin, spread evenly; all of a short side is sampled."""
+    last = max(length - _SAMPLE_SIDE_PX, 0)
+    return np.unique(np.linspace(0, last, min(_SAMPLES_A_SIDE, last // _SAMPLE_SIDE_PX + 2)).astype(int)).tolist()
+
+
+def _means(values: np.ndarray, factor: int) -> np.ndarray:
+    """Means of (H, W, ...) values over squares; the last pixels stand for what lacks at the right and the bottom."""
+    if factor == 1:
+        return values
+    height, width = values.shape[:2]
+    lacking = [(0, -height % factor), (0, -width % factor), *[(0, 0)] * (values.ndim - 2)]
+    squares = np.pad(values, lacking, mode='edge').reshape(
+        -(-height // factor), factor, -(-width // factor), factor, *values.shape[2:]
+    )
+    means = squares.mean(axis=(1, 3), dtype=np.float32)
+    return np.rint(means).astype(np.uint8) if values.dtype == np.uint8 else means

@@ -1,0 +1,287 @@
+"""An engine for planes of any size: each prompt is answered from windows around it, at several resolutions.
+
+Every mask comes from one window, and is given only if it stays away from those sides of the window beyond which the plane
+goes on. What is too large for a window is left to a coarser one. So there is no seam where masks would have to meet.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.images import MIN_SIDE_PX
+from unsam_mm.mask_set import MaskSet
+from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
+from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.planes import LazyPlane
+from unsam_mm.prompting.prompt import LOGIT_SIDE_PX, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt
+from unsam_mm.prompting.tiled_answers import Gathered, TiledGranularity
+from unsam_mm.prompting.tiled_masks import PlaneMasks
+from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid, lifted
+
+MIN_TILE_PX = 128
+_MARGIN_SHARE = 1 / 8  # of a window's side between its inner sides and a prompt
+
+
+class TiledEngine:
+    """Answers prompts on a plane of any size with an engine for images.
+
+    Args:
+        engine: Looks at the windows; its image is replaced.
+        tile_px: Side of a window in its own pixels; no smaller than 128.
+        max_windows: Windows that are kept ready; the one that was not used for longest goes first. A window of
+            1024 px takes 40 to 80 MB.
+
+    Raises:
+        UnSAMError: If a number is too small.
+    """
+
+    def __init__(self, engine: Engine, tile_px: int = 1024, max_windows: int = 16) -> None:
+        if tile_px < MIN_TILE_PX or max_windows < 1:
+            raise UnSAMError(
+                f'tile_px must be at least {MIN_TILE_PX} and max_windows at least 1, got {tile_px} and {max_windows}'
+            )
+        self._engine, self._tile_px, self._max_windows = engine, int(tile_px), max_windows
+        self._store: Path | None = None
+        self.reset_image()
+
+    @property
+    def name(self) -> str:
+        """That of the engine for images."""
+        return self._engine.name
+
+    @property
+    def device(self) -> str:
+        """That of the engine for images."""
+        return self._engine.device
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """Height and width of the plane; None if none is set."""
+        return None if self._pyramid is None else self._pyramid.size_hw
+
+    def set_image(self, rgb: np.ndarray) -> None:
+        """Takes an (H, W, 3) uint8 RGB image; nothing is computed before the first prompt."""
+        self.set_plane(LazyPlane(rgb))
+
+    def set_plane(self, plane: LazyPlane, store: str | Path | None = None) -> None:
+        """Takes a plane; pixels are read when a prompt needs them.
+
+        Args:
+            plane: What to read.
+            store: Folder where windows are kept for a later time, by their pixels; a folder for each setting of an engine.
+        """
+        self.reset_image()
+        self._plane, self._pyramid = plane, WindowPyramid(plane.size_hw, self._tile_px)
+        self._store = None if store is None else Path(store)
+
+    def reset_image(self) -> None:
+        """Forgets the plane."""
+        self._plane: LazyPlane | None = None
+        self._pyramid: WindowPyramid | None = None
+        self._ready: OrderedDict[Window, Engine | None] = OrderedDict()
+        self._ladder: tuple[tuple, TiledGranularity] | None = None  # of the last prompt that had a granularity
+        self._engine.reset_image()
+
+    def answer(
+        self, prompt: Prompt, multimask_output: bool, granularity: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `crops`, but each mask as large as the plane: (C, H, W) bool."""
+        crops, scores = self.crops(prompt, multimask_output, granularity)
+        masks = np.zeros((len(crops), *self.size_hw), bool)
+        for crop, mask in zip(crops, masks, strict=True):
+            crop.paste(mask)
+        return masks, scores
+
+    def crops(
+        self, prompt: Prompt, multimask_output: bool, granularity: float | None
+    ) -> tuple[list[MaskCrop], np.ndarray]:
+        """C masks, best first, and (C,) float32 scores.
+
+        The first comes from the finest level whose best answer fits into its window. Coarser levels add what is larger;
+        they are not looked at for one mask alone, nor if there are six already.
+        """
+        if granularity is not None:
+            return self._at_granularity(prompt, granularity)
+        gathered = Gathered(MAX_MASKS_PER_PROMPT if multimask_output else 1)
+        for window in self._windows_for(prompt):
+            masks, scores = self.ask(window, prompt, None)
+            if len(masks):
+                gathered.add(self.fitting(window, masks, prompt), scores)
+            if gathered.is_enough:
+                break
+        return gathered.best()
+
+    def ask(self, window: Window, prompt: Prompt, granularity: float | None) -> tuple[np.ndarray, np.ndarray]:
+        """(C, h, w) bool masks of a window, and their (C,) scores; none if the window has nothing to segment."""
+        engine = self._engine_at(window)
+        local = None if engine is None else _in_window(prompt, window, self.size_hw)
+        if local is None:
+            return np.zeros((0, window.height, window.width), bool), np.zeros(0, np.float32)
+        return engine.answer(local, True, granularity)
+
+    def fitting(self, window: Window, masks: np.ndarray, prompt: Prompt) -> list[MaskCrop | None]:
+        """Masks of a window at the resolution of the plane; None for what may go on beyond the window."""
+        return [
+            None if window.reaches_rim(mask) or not mask.any() else self._drawn(window, mask, prompt) for mask in masks
+        ]
+
+    def all_masks(
+        self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
+    ) -> tuple[MaskSet, np.ndarray]:
+        """The best masks of all windows, and how stable each is; see `PlaneMasks`.
+
+        Every window is looked at once, and forgotten after it: only run lengths are kept.
+        """
+        found = PlaneMasks(self._pyramid, max_masks, max_iou)
+        for level in range(self._pyramid.n_levels):
+            for window in self._pyramid.windows(level):
+                engine = self._ready.get(window) or self._prepared(window)
+                if engine is not None:
+                    least_px = max(min_area_px // window.scale**2, 1)
+                    found.add(window, *engine.all_masks(max_masks, least_px, points_per_side, max_iou), min_area_px)
+        return found.finished()
+
+    def embedding(self) -> dict[str, np.ndarray]:
+        """What is known of the windows that are ready."""
+        if self._pyramid is None:
+            raise UnSAMError(NO_IMAGE)
+        arrays = {'plane': np.array([*self.size_hw, self._tile_px])}
+        for window, engine in self._ready.items():
+            prefix = f'{window.level}_{window.top}_{window.left}'
+            known = {} if engine is None else engine.embedding()
+            arrays |= {f'{prefix}.{name}': values for name, values in known.items()}
+        return arrays
+
+    def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes back what `embedding` gave; prompts can then be answered from those windows.
+
+        Raises:
+            UnSAMError: If the arrays are of no plane, or of windows of another size.
+        """
+        if 'plane' not in arrays or int(arrays['plane'][2]) != self._tile_px:
+            raise UnSAMError(f'the arrays are of no plane in tiles of {self._tile_px} px; make the embedding again')
+        self.reset_image()
+        pyramid = WindowPyramid((int(arrays['plane'][0]), int(arrays['plane'][1])), self._tile_px)
+        by_window: dict[str, dict[str, np.ndarray]] = {}
+        for name, values in arrays.items():
+            prefix, _, rest = name.partition('.')
+            if rest:
+                by_window.setdefault(prefix, {})[rest] = values
+        places = {f'{w.level}_{w.top}_{w.left}': w for level in range(pyramid.n_levels) for w in pyramid.windows(level)}
+        if not by_window.keys() <= places.keys():
+            raise UnSAMError('the arrays are of windows that the plane has not; make the embedding again')
+        for prefix, known in by_window.items():
+            self._engine.set_embedding(known)
+            self._ready[places[prefix]] = self._taken()
+        self._pyramid = pyramid
+
+    def to(self, device: str) -> TiledEngine:
+        """Moves the networks; windows are looked at again, so a plane is needed after it."""
+        if str(device) != self.device:
+            self._ready.clear()
+            self._engine = self._engine.to(device)
+        return self
+
+    def _windows_for(self, prompt: Prompt) -> list[Window]:
+        """The windows that hold a prompt well, finest first, one a level.
+
+        A window around the first click goes before one around all, so that further clicks do not change the window. What
+        lies outside of a window cannot be in its masks: negative clicks need not lie in it.
+        """
+        corners = prompt.points_xy[prompt.positive].astype(float)
+        if prompt.box_xyxy is not None:
+            box = prompt.box_xyxy.reshape(2, 2).clip(0, self.size_hw[::-1])
+            corners = np.concatenate([box, corners])
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        first = corners[0] if prompt.box_xyxy is None else (low + high) / 2
+        windows = []
+        for level in range(self._pyramid.n_levels):
+            for centre in (first, (low + high) / 2):
+                window = self._pyramid.window_at(level, centre)
+                if window.holds(np.concatenate([low, high]), _MARGIN_SHARE * self._tile_px):
+                    windows.append(window)
+                    break
+        return windows
+
+    def _at_granularity(self, prompt: Prompt, granularity: float) -> tuple[list[MaskCrop], np.ndarray]:
+        parts = (prompt.points_xy, prompt.positive, prompt.box_xyxy)
+        key = tuple(None if part is None else part.tobytes() for part in parts)
+        if self._ladder is None or self._ladder[0] != key:
+            self._ladder = key, TiledGranularity(self, self._pyramid, self._windows_for(prompt), prompt)
+        return self._ladder[1].answer(granularity)
+
+    def _drawn(self, window: Window, mask: np.ndarray, prompt: Prompt) -> MaskCrop:
+        crop = lifted(mask, window, self.size_hw)
+        # A smooth outline may pass between a click and the middle of its coarse pixel.
+        for (x, y), positive in zip(prompt.points_xy - (crop.left, crop.top), prompt.positive, strict=True):
+            if 0 <= y < crop.bitmap.shape[0] and 0 <= x < crop.bitmap.shape[1]:
+                y, x = (int(at) // window.scale * window.scale for at in (y, x))
+                crop.bitmap[y : y + window.scale, x : x + window.scale] = positive
+        return crop
+
+    def _engine_at(self, window: Window) -> Engine | None:
+        """An engine that has looked at a window; None if all of it has one colour."""
+        if window not in self._ready:
+            while len(self._ready) >= self._max_windows:
+                self._ready.popitem(last=False)
+            self._ready[window] = self._prepared(window)
+        self._ready.move_to_end(window)
+        return self._ready[window]
+
+    def _prepared(self, window: Window) -> Engine | None:
+        if self._plane is None:
+            raise UnSAMError(
+                'the embedding holds nothing of the place that the prompt asks about; call set_image or set_plane'
+            )
+        rgb = self._plane.read(window)
+        if min(rgb.shape[:2]) < MIN_SIDE_PX or rgb.min() == rgb.max():
+            return None
+        if self._store is None:
+            self._engine.set_image(rgb)
+            return self._taken()
+        path = self._store / f'{hashlib.sha256(rgb.tobytes() + str(rgb.shape).encode()).hexdigest()[:32]}.npz'
+        if path.exists():
+            self._engine.set_embedding(load_arrays(path, self.name))
+        else:
+            self._engine.set_image(rgb)
+            save_arrays(path, self.name, self._engine.embedding())
+        return self._taken()
+
+    def _taken(self) -> Engine:
+        """The engine with its image, and the networks shared; the one for the next window has none."""
+        taken = copy.copy(self._engine)
+        self._engine.reset_image()
+        return taken
+
+
+def _in_window(prompt: Prompt, window: Window, size_hw: tuple[int, int]) -> Prompt | None:
+    """A prompt in pixels of a window; None if one pixel has clicks of both kinds there."""
+    points = np.floor(window.to_local(prompt.points_xy)).astype(np.int64)
+    inside = ((points >= 0) & (points < (window.width, window.height))).all(axis=1)
+    points, positive = points[inside], prompt.positive[inside]
+    kinds = {}
+    if any(kinds.setdefault(tuple(point), kind) != kind for point, kind in zip(points.tolist(), positive, strict=True)):
+        return None
+    box, mask_input = prompt.box_xyxy, prompt.mask_input
+    if box is not None:
+        box = window.to_local(box.reshape(2, 2)).ravel()
+    if mask_input is not None:
+        mask_input = _logits_of_window(mask_input, window, size_hw)
+    return replace(prompt, points_xy=points, positive=positive, box_xyxy=box, mask_input=mask_input)
+
+
+def _logits_of_window(logits: np.ndarray, window: Window, size_hw: tuple[int, int]) -> np.ndarray:
+    """(256, 256) logits of a plane in the frame of a window, whose longer side fills the square."""
+    per_cell = max(window.height, window.width) * window.scale / LOGIT_SIDE_PX
+    share = LOGIT_SIDE_PX / max(size_hw)
+    cells = np.arange(LOGIT_SIDE_PX) + 0.5
+    rows, columns = ((start * window.scale + cells * per_cell) * share - 0.5 for start in (window.top, window.left))
+    return ndimage.map_coordinates(logits, np.meshgrid(rows, columns, indexing='ij'), order=1, mode='nearest')

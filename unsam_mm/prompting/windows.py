@@ -1,0 +1,212 @@
+"""Overlapping windows over a plane, at its own resolution and at coarser ones, and masks that lie in boxes of it.
+
+Windows of level k have the same number of pixels as those of level 0, each the mean of 2^k x 2^k pixels of the plane.
+The last level is one window that holds the whole plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+_RIM_SHARE = 64  # part of a window's side that its inner rims are wide: 16 of 1024 px, as far as its filters reach
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of one level, in pixels of that level.
+
+    Attributes:
+        level: Each of its pixels is as wide as 2^level pixels of the plane.
+        top: First row.
+        left: First column.
+        height: Rows.
+        width: Columns.
+        inner: Whether its top, bottom, left and right side lie inside the plane.
+        rim_px: A mask that comes so near to an inner side may go on beyond it.
+    """
+
+    level: int
+    top: int
+    left: int
+    height: int
+    width: int
+    inner: tuple[bool, bool, bool, bool]
+    rim_px: int
+
+    @property
+    def scale(self) -> int:
+        """Pixels of the plane along one pixel."""
+        return 1 << self.level
+
+    def reaches_rim(self, mask: np.ndarray) -> bool:
+        """Whether an (H, W) bool mask of the window comes to a side beyond which it may go on."""
+        rim, (top, bottom, left, right) = self.rim_px, self.inner
+        bands = ((top, mask[:rim]), (bottom, mask[-rim:]), (left, mask[:, :rim]), (right, mask[:, -rim:]))
+        return any(is_inner and bool(band.any()) for is_inner, band in bands)
+
+    def to_plane(self, box_xyxy: np.ndarray) -> np.ndarray:
+        """(4,) box of the window in pixels of the plane."""
+        return (box_xyxy + np.array([self.left, self.top] * 2)) * self.scale
+
+    def holds(self, box_xyxy: np.ndarray, margin_px: float) -> bool:
+        """Whether a box of the plane lies in the window, away from its inner sides by pixels of the window."""
+        x0, y0, x1, y1 = self.to_local(box_xyxy.reshape(2, 2)).ravel()
+        top, bottom, left, right = (margin_px if is_inner else -np.inf for is_inner in self.inner)
+        return y0 >= top and y1 <= self.height - bottom and x0 >= left and x1 <= self.width - right
+
+    def to_local(self, xy: np.ndarray) -> np.ndarray:
+        """(N, 2) coordinates of the plane, x before y, in pixels of the window."""
+        return xy / self.scale - (self.left, self.top)
+
+
+class WindowPyramid:
+    """The windows of all levels over a plane; those of one level overlap by half.
+
+    Args:
+        size_hw: Height and width of the plane in pixels.
+        side_px: Of a window, in its own pixels.
+    """
+
+    def __init__(self, size_hw: tuple[int, int], side_px: int) -> None:
+        self.size_hw, self.side_px = size_hw, side_px
+        self.n_levels = 1
+        while max(self.level_size(self.n_levels - 1)) > side_px:
+            self.n_levels += 1
+
+    def level_size(self, level: int) -> tuple[int, int]:
+        """Height and width of a level in its pixels."""
+        height, width = (-(-side >> level) for side in self.size_hw)
+        return height, width
+
+    def window_at(self, level: int, point_xy: np.ndarray) -> Window:
+        """The window whose middle is nearest to a point of the plane: it reaches a quarter of its side beyond it, or to the plane's."""
+        x, y = np.asarray(point_xy) / (1 << level)
+        (height, width), side = self.level_size(level), self.side_px
+        nearest = [
+            min(self._starts(length), key=lambda start: abs(start + side / 2 - at))
+            for length, at in ((height, y), (width, x))
+        ]
+        return self._window(level, *nearest)
+
+    def windows(self, level: int) -> Iterator[Window]:
+        """All windows of a level, row by row."""
+        height, width = self.level_size(level)
+        for top in self._starts(height):
+            for left in self._starts(width):
+                yield self._window(level, top, left)
+
+    def area_of(self, window: Window) -> int:
+        """Pixels of the plane that a window covers."""
+        spans = zip(self.size_hw, (window.top, window.left), (window.height, window.width), strict=True)
+        height, width = (
+            min(length, (start + size) * window.scale) - start * window.scale for length, start, size in spans
+        )
+        return height * width
+
+    def _starts(self, length: int) -> list[int]:
+        step, last = self.side_px // 2, max(length - self.side_px, 0)
+        return [*range(0, last, step), last]
+
+    def _window(self, level: int, top: int, left: int) -> Window:
+        height, width = self.level_size(level)
+        rows, columns = min(self.side_px, height), min(self.side_px, width)
+        inner = (top > 0, top + rows < height, left > 0, left + columns < width)
+        return Window(level, top, left, rows, columns, inner, max(self.side_px // _RIM_SHARE, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class MaskCrop:
+    """A mask of a plane, in a box outside of which it is empty.
+
+    Attributes:
+        bitmap: (h, w) bool.
+        top: Row of the plane where the box begins.
+        left: Column of the plane where the box begins.
+        level: Of the window that the mask comes from; its outline is as fine as 2^level pixels.
+    """
+
+    bitmap: np.ndarray
+    top: int
+    left: int
+    level: int = 0
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> MaskCrop:
+        """Of an (H, W) bool mask of a plane."""
+        top, bottom, left, right = extent(mask)
+        return cls(mask[top:bottom, left:right], top, left)
+
+    @property
+    def area(self) -> int:
+        """In pixels."""
+        return int(np.count_nonzero(self.bitmap))
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int]:
+        """The box in pixels of the plane; right and bottom edges exclusive."""
+        height, width = self.bitmap.shape
+        return self.left, self.top, self.left + width, self.top + height
+
+    def paste(self, out: np.ndarray) -> None:
+        """Sets its pixels in an (H, W) bool array as large as the plane."""
+        x0, y0, x1, y1 = self.box_xyxy
+        out[y0:y1, x0:x1] |= self.bitmap
+
+    def iou(self, other: MaskCrop) -> float:
+        """Intersection over union."""
+        ax0, ay0, ax1, ay1 = self.box_xyxy
+        bx0, by0, bx1, by1 = other.box_xyxy
+        x0, y0, x1, y1 = max(ax0, bx0), max(ay0, by0), min(ax1, bx1), min(ay1, by1)
+        if x0 >= x1 or y0 >= y1:
+            return 0.0
+        one = self.bitmap[y0 - ay0 : y1 - ay0, x0 - ax0 : x1 - ax0]
+        two = other.bitmap[y0 - by0 : y1 - by0, x0 - bx0 : x1 - bx0]
+        shared = np.count_nonzero(one & two)
+        return shared / max(self.area + other.area - shared, 1)
+
+
+def lifted(mask: np.ndarray, window: Window, size_hw: tuple[int, int]) -> MaskCrop:
+    """A mask of a window at the resolution of the plane, its outline smooth: the mask's bilinear values above a half.
+
+    Args:
+        mask: (H, W) bool mask of the window, not empty.
+        window: Where it was found.
+        size_hw: Height and width of the plane.
+    """
+    rows, ends, columns, column_ends = extent(mask)
+    # A neighbour on each side takes part in the values between the pixels; beyond the sides of the window the last one does.
+    around = np.pad(mask, 1, mode='edge')[rows : ends + 2, columns : column_ends + 2]
+    # Beyond the box half of the weight or more lies on pixels without the mask, so nothing is drawn there.
+    drawn = around[1:-1, 1:-1].copy() if window.level == 0 else _enlarged(around, window.scale)
+    top, left = (window.top + rows) * window.scale, (window.left + columns) * window.scale
+    return MaskCrop(drawn[: size_hw[0] - top, : size_hw[1] - left], top, left, window.level)
+
+
+def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """First and last row and column that an (H, W) bool mask touches, the last ones exclusive; zeros if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return 0, 0, 0, 0
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _enlarged(around, scale):
+    """(h * scale, w * scale) bool: where the bilinear values of an (h + 2, w + 2) bool mask are above a half."""
+    height, width = around.shape[0] - 2, around.shape[1] - 2
+    out = np.empty((height * scale, width * scale), np.bool_)
+    whole = 2 * scale  # weights in units of half a pixel of the plane over a pixel of the mask
+    for y in range(height * scale):
+        offset = 2 * y + 1 + scale
+        row, low = offset // whole, offset % whole
+        for x in range(width * scale):
+            offset = 2 * x + 1 + scale
+            column, right = offset // whole, offset % whole
+            upper = around[row, column] * (whole - right) + around[row, column + 1] * right
+            lower = around[row + 1, column] * (whole - right) + around[row + 1, column + 1] * right
+            out[y, x] = 2 * (upper * (whole - low) + lower * low) > whole * whole
+    return out
