@@ -60,6 +60,11 @@ class RegionEngine:
         """Height and width of the image; None if none is set."""
         return None if self._image is None else self._image.tokens.size_hw
 
+    @property
+    def hierarchy(self) -> MaskHierarchy | None:
+        """The region trees that the answers are drawn from, besides those of the network; None if no image is set."""
+        return self._hierarchy
+
     def set_image(self, rgb: np.ndarray) -> None:
         """Finds the regions of an (H, W, 3) uint8 RGB image and reads them."""
         self._tokenizer = self._tokenizer or self._make_tokenizer(self.device)

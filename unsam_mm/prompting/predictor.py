@@ -13,6 +13,7 @@ from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.planes import ArrayLike, LazyPlane
 from unsam_mm.prompting.prompt import LOGIT_SCALE, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, low_resolution_logits
 from unsam_mm.prompting.tiles import TiledEngine
@@ -33,7 +34,10 @@ def make_engine(
     device: str = 'cpu',
     weights: str | Path | None = None,
 ) -> Engine:
-    """An engine by its name; see `UnSAMPredictor` for the arguments and errors."""
+    """An engine by its name; see `UnSAMPredictor` for the arguments and errors.
+
+    The region model looks at images of up to 400 px enlarged twice, see `EnlargedEngine`.
+    """
     if name not in ENGINES:
         raise UnSAMError(f'engine must be one of {", ".join(ENGINES)}, got {name!r}')
     if name == 'tree':
@@ -47,7 +51,8 @@ def make_engine(
     from unsam_mm.prompting.model import RegionEngine
     from unsam_mm.region_model.weights import packaged_weights
 
-    return RegionEngine.from_file(packaged_weights(DEFAULT_MODEL) if weights is None else weights, device)
+    path = packaged_weights(DEFAULT_MODEL) if weights is None else weights
+    return EnlargedEngine(RegionEngine.from_file(path, device))
 
 
 class UnSAMPredictor:

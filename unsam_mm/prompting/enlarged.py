@@ -1,0 +1,196 @@
+"""An engine that looks at small images enlarged, where objects of a few pixels are cut into regions more finely."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+from scipy import ndimage
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.mask_set import MaskSet
+from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
+from unsam_mm.rle import decode_rles
+
+_FACTOR = 2  # of both sides; three gives less
+_HALF = _FACTOR**2 // 2  # pixels of a block that make it part of a mask
+
+
+class EnlargedEngine:
+    """Shows small images to an engine at twice their size; prompts and masks are those of the image as it was given.
+
+    Args:
+        engine: Looks at the images; its image is replaced.
+        up_to_px: Images whose longer side is larger are looked at as they are, and answered as by `engine` alone.
+    """
+
+    def __init__(self, engine: Engine, up_to_px: int = 400) -> None:
+        self._engine, self._up_to_px, self._factor = engine, up_to_px, 1
+
+    def __copy__(self) -> EnlargedEngine:
+        copied = EnlargedEngine(copy.copy(self._engine), self._up_to_px)
+        copied._factor = self._factor
+        return copied
+
+    @property
+    def name(self) -> str:
+        """That of the engine that looks at the images."""
+        return self._engine.name
+
+    @property
+    def device(self) -> str:
+        """That of the engine that looks at the images."""
+        return self._engine.device
+
+    @property
+    def size_hw(self) -> tuple[int, int] | None:
+        """Height and width of the image as it was given; None if none is set."""
+        seen = self._engine.size_hw
+        return None if seen is None else (seen[0] // self._factor, seen[1] // self._factor)
+
+    def set_image(self, rgb: np.ndarray) -> None:
+        """Prepares an (H, W, 3) uint8 RGB image."""
+        factor = _FACTOR if max(rgb.shape[:2]) <= self._up_to_px else 1
+        self._engine.set_image(rgb if factor == 1 else enlarged(rgb))
+        self._factor = factor
+
+    def reset_image(self) -> None:
+        """Forgets the image."""
+        self._engine.reset_image()
+
+    def answer(
+        self, prompt: Prompt, multimask_output: bool, granularity: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(C, H, W) bool masks and (C,) float32 scores; of masks that are equal in the image the first is given."""
+        if self._factor == 1:
+            return self._engine.answer(prompt, multimask_output, granularity)
+        seen, scores = self._engine.answer(_enlarged_prompt(prompt), multimask_output, granularity)
+        counts = _block_counts(seen)
+        if granularity is not None:
+            masks = np.array([_of_area(count, prompt) for count in counts], bool).reshape(counts.shape)
+            return masks, scores
+        masks = counts >= _HALF
+        thin = ~masks.any(axis=(1, 2))
+        masks[thin] = counts[thin] > 0
+        x, y = prompt.points_xy.T
+        masks[:, y, x] = prompt.positive
+        firsts = np.unique(_first_of_equals([mask.tobytes() for mask in masks]))
+        return masks[firsts], scores[firsts]
+
+    def all_masks(
+        self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
+    ) -> tuple[MaskSet, np.ndarray]:
+        """The masks, best first, and how stable each is; of masks that are equal in the image the best is given."""
+        if self._factor == 1:
+            return self._engine.all_masks(max_masks, min_area_px, points_per_side, max_iou)
+        seen, stability = self._engine.all_masks(max_masks, min_area_px * _FACTOR**2, points_per_side, max_iou)
+        masks = _halved_set(seen, self.size_hw)
+        firsts = _first_of_equals([rle['counts'] for rle in masks.rles])
+        masks = replace(masks, parents=_parents_among(firsts, masks.parents))
+        kept = np.unique(firsts)
+        kept = kept[masks.areas[kept] >= max(min_area_px, 1)]
+        return masks[kept], stability[kept]
+
+    def embedding(self) -> dict[str, np.ndarray]:
+        """What is known of the image, and by which factor it was enlarged."""
+        if self._engine.size_hw is None:
+            raise UnSAMError(NO_IMAGE)
+        return {**self._engine.embedding(), 'factor': np.array([self._factor])}
+
+    def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes back what `embedding` gave; arrays without a factor are of an image that was not enlarged.
+
+        Raises:
+            UnSAMError: If the arrays are of another engine, or the factor is not that of images of their size.
+        """
+        rest = dict(arrays)
+        factor = np.ravel(rest.pop('factor', 1)).tolist()
+        engine = copy.copy(self._engine)
+        engine.set_embedding(rest)
+        if factor not in ([1], [_FACTOR]) or any(side % factor[0] for side in engine.size_hw):
+            raise UnSAMError(
+                f'the arrays are of an image of {engine.size_hw} px that was enlarged by {factor}; expected [1] or '
+                f'[{_FACTOR}] and sides that it divides; make the embedding again'
+            )
+        self._engine, self._factor = engine, factor[0]
+
+    def to(self, device: str) -> EnlargedEngine:
+        """Moves the networks; returns itself."""
+        self._engine = self._engine.to(device)
+        return self
+
+
+def enlarged(rgb: np.ndarray) -> np.ndarray:
+    """(2H, 2W, 3) uint8: an (H, W, 3) uint8 image at twice its size, by bicubic interpolation."""
+    import torch
+
+    pixels = torch.from_numpy(np.array(rgb, np.float32, order='C')).permute(2, 0, 1)[None]
+    large = torch.nn.functional.interpolate(pixels, scale_factor=_FACTOR, mode='bicubic', align_corners=False)
+    return np.ascontiguousarray(large[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def _enlarged_prompt(prompt: Prompt) -> Prompt:
+    """A prompt in pixels of the enlarged image; the logits of an earlier mask know no pixels."""
+    points = prompt.points_xy * _FACTOR + _FACTOR // 2
+    box = None if prompt.box_xyxy is None else prompt.box_xyxy * _FACTOR
+    return replace(prompt, points_xy=points, box_xyxy=box)
+
+
+def _block_counts(masks: np.ndarray) -> np.ndarray:
+    """(N, H, W) int: how many of the pixels that each pixel became are in (N, 2H, 2W) bool masks."""
+    count, height, width = masks.shape
+    blocks = masks.reshape(count, height // _FACTOR, _FACTOR, width // _FACTOR, _FACTOR)
+    return blocks.sum(axis=(2, 4), dtype=np.int8)
+
+
+def _of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
+    """(H, W) bool mask of the fullest blocks, as many as make a quarter of the enlarged mask.
+
+    So the area does not fall where that of the enlarged mask does not, nested or not.
+
+    Args:
+        counts: (H, W) pixels of the enlarged mask in each block.
+        prompt: In pixels of the image; each click is agreed with.
+    """
+    rank = counts + ndimage.uniform_filter(counts / _FACTOR**2, 3, mode='constant')  # of equals those well inside
+    x, y = prompt.points_xy.T
+    rank[y, x] = np.where(prompt.positive, np.inf, -np.inf)
+    wanted = max(round(int(counts.sum()) / _FACTOR**2), int(counts.any()))
+    size = min(max(wanted, np.isposinf(rank).sum()), rank.size - np.isneginf(rank).sum())
+    mask = np.zeros(rank.size, bool)
+    mask[np.argsort(-rank, axis=None, kind='stable')[:size]] = True
+    return mask.reshape(rank.shape)
+
+
+def _halved_set(seen: MaskSet, size_hw: tuple[int, int]) -> MaskSet:
+    """Masks of the enlarged image as masks of the image; small ones may be empty there."""
+    halves = [
+        MaskSet.from_bitmaps(_block_counts(decode_rles([rle], seen.size_hw)) >= _HALF) for rle in seen.rles
+    ]  # one by one: a thousand take a thousand times the memory
+    return MaskSet(
+        rles=[half.rles[0] for half in halves],
+        scores=seen.scores,
+        granularity=seen.granularity,
+        parents=seen.parents,
+        areas=np.array([half.areas[0] for half in halves], np.int64),
+        boxes_xyxy=np.array([half.boxes_xyxy[0] for half in halves], np.float32).reshape(-1, 4),
+        size_hw=size_hw,
+    )
+
+
+def _first_of_equals(keys: list[bytes]) -> np.ndarray:
+    """(N,) int64 place of the first key that equals each."""
+    places: dict[bytes, int] = {}
+    return np.array([places.setdefault(key, i) for i, key in enumerate(keys)], np.int64)
+
+
+def _parents_among(firsts: np.ndarray, parents: np.ndarray) -> np.ndarray:
+    """(N,) int64 parents that are the first of their equals, and not equal to the mask itself; -1 if there is none."""
+    found = np.full(len(parents), -1, np.int64)
+    for i, parent in enumerate(parents):
+        while parent >= 0 and firsts[parent] == firsts[i]:
+            parent = parents[parent]
+        found[i] = firsts[parent] if parent >= 0 else -1
+    return found
