@@ -1,69 +1,113 @@
-"""Which of the nested masks under a click are worth a key press."""
+"""The masks that a prompt may mean, and which of them is on screen."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from napari_unsam._masks import PlaneMask, node_mask
 from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.prompting import click_scores, distinct_nodes
 
-MAX_IOU = 0.9
-"""Two masks that overlap more than this look the same on screen."""
+NO_NODES = np.empty(0, np.int64)
+_HARDLY_LARGER = 1.02  # a step to a mask of all but the same area would show nothing
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Nested masks, finest first, and the one that is shown.
+    """A few answers to choose from, and all nested regions of the main tree to slide along.
 
     Attributes:
-        nodes: (K,) int64 node numbers of a hierarchy, by increasing area.
-        position: Index into `nodes` of the mask shown; 0 if there is none.
+        masks: The answers by increasing area.
+        position: Index into `masks` of the one that was stepped to; 0 if there is none.
+        chain: (K,) nested nodes of `hierarchy`, finest first; may be empty.
+        hierarchy: Of the plane; None where there is no chain.
+        walked: Index into `chain` of the region on screen in place of an answer.
+        exact: A mask on screen in place of an answer, asked for by its granularity.
     """
 
-    nodes: np.ndarray
+    masks: tuple[PlaneMask, ...] = ()
     position: int = 0
+    chain: np.ndarray = field(default_factory=lambda: NO_NODES)
+    hierarchy: MaskHierarchy | None = None
+    walked: int | None = None
+    exact: PlaneMask | None = None
+
+    @classmethod
+    def of_answers(
+        cls, answers: list[PlaneMask], chain: np.ndarray = NO_NODES, hierarchy: MaskHierarchy | None = None
+    ) -> Candidates:
+        """Of an engine's answers, best first; the best one is shown."""
+        if not answers:
+            return NO_CANDIDATES
+        order = sorted(range(len(answers)), key=lambda i: answers[i].area_px)
+        return cls(tuple(answers[i] for i in order), order.index(0), chain, hierarchy)
 
     def __len__(self) -> int:
-        return len(self.nodes)
+        return len(self.masks)
 
     @property
-    def node(self) -> int | None:
-        """The node shown; None if there is none."""
-        return int(self.nodes[self.position]) if len(self) else None
+    def shown(self) -> PlaneMask | None:
+        """The mask on screen."""
+        if self.exact is not None:
+            return self.exact
+        if self.walked is not None:
+            return node_mask(self.hierarchy, int(self.chain[self.walked]))
+        return self.masks[self.position] if self.masks else None
 
-    def stepped(self, steps: int) -> Candidates:
-        """The same masks with another one shown: coarser for positive steps, and no further than the ends."""
-        return Candidates(self.nodes, int(np.clip(self.position + steps, 0, max(len(self) - 1, 0))))
+    @property
+    def rank(self) -> int:
+        """The place of the mask on screen among the answers, from 1; 0 if it is none of them."""
+        return self.position + 1 if self.masks and self.walked is None and self.exact is None else 0
+
+    def stepped(self, direction: int) -> Candidates:
+        """With the next answer shown, coarser for 1 and finer for -1 than what is on screen; the same at the ends."""
+        if self.rank:
+            return replace(self, position=int(np.clip(self.position + direction, 0, len(self) - 1)))
+        shown = self.shown
+        if shown is None:
+            return self
+        places = range(len(self)) if direction > 0 else range(len(self) - 1, -1, -1)
+        for place in places:
+            larger, smaller = (
+                max(self.masks[place].area_px, shown.area_px),
+                min(self.masks[place].area_px, shown.area_px),
+            )
+            beyond = (self.masks[place].area_px - shown.area_px) * direction > 0
+            if beyond and larger > _HARDLY_LARGER * smaller:
+                return replace(self, position=place, walked=None, exact=None)
+        return self
+
+    def slid(self, steps: int) -> Candidates:
+        """With another region of the chain shown, coarser for positive steps; begins at the one most like what is shown."""
+        if len(self.chain) == 0:
+            return self
+        at = self._on_chain() + steps
+        return replace(self, walked=int(np.clip(at, 0, len(self.chain) - 1)), exact=None)
+
+    def at_granularity(self, granularity: float) -> Candidates:
+        """With the coarsest region of the chain shown that is not above a granularity; the finest if all are."""
+        if len(self.chain) == 0:
+            return self
+        at = int((self.hierarchy.granularity[self.chain] <= granularity).sum()) - 1
+        return replace(self, walked=max(at, 0), exact=None)
+
+    def with_exact(self, mask: PlaneMask) -> Candidates:
+        """With a mask shown that was asked for by its granularity."""
+        return replace(self, walked=None, exact=mask)
+
+    def led_by(self, shown: PlaneMask) -> Candidates:
+        """With a mask shown that was there before: as the answer that it is, or besides the answers."""
+        same = [
+            i for i, mask in enumerate(self.masks) if mask.box_xyxy == shown.box_xyxy and mask.area_px == shown.area_px
+        ]
+        return replace(self, position=same[0], walked=None, exact=None) if same else self.with_exact(shown)
+
+    def _on_chain(self) -> int:
+        if self.walked is not None:
+            return self.walked
+        areas = np.log(self.hierarchy.area[self.chain])
+        return int(np.argmin(np.abs(areas - np.log(self.shown.area_px))))
 
 
-NO_CANDIDATES = Candidates(np.empty(0, np.int64))
-
-
-def distinct_candidates(
-    hierarchy: MaskHierarchy, nodes: np.ndarray, shown: int | None = None, max_iou: float = MAX_IOU
-) -> Candidates:
-    """Thins a chain of nested nodes to those that look different, and picks the one to show.
-
-    A mask that the user has stepped to stays as long as it fits the prompts.
-
-    Args:
-        hierarchy: The tree that the nodes belong to.
-        nodes: (K,) nested nodes in any order.
-        shown: The node on screen so far, if any.
-        max_iou: The overlap above which two masks look the same, in (0, 1].
-
-    Returns:
-        The kept nodes, finest first; shown is `shown` if it is among `nodes`, else the one with the best score, the
-        whole image being shown only where there is nothing else.
-    """
-    nodes = np.asarray(nodes, np.int64)
-    scores = click_scores(hierarchy)
-    kept = distinct_nodes(
-        hierarchy, nodes, scores, max_iou, keep=shown if shown is not None and shown in nodes else None
-    )
-    if len(kept) == 0:
-        return NO_CANDIDATES
-    by_area = kept[np.argsort(hierarchy.area[kept], kind='stable')]
-    return Candidates(by_area, int(np.flatnonzero(by_area == kept[0])[0]))
+NO_CANDIDATES = Candidates()

@@ -1,9 +1,10 @@
-"""Writing a mask into a Labels layer so that napari's own undo takes it back, and its row in the features table."""
+"""Writing objects into a Labels layer, so that it can be taken back, and their rows in the features table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,113 +13,202 @@ from scipy.ndimage import find_objects
 if TYPE_CHECKING:
     from napari.layers import Labels
 
-    from napari_unsam._controller import Proposal
+    from napari_unsam._targets import Proposal
 
 FEATURES = ('index', 'area_px', 'granularity', 'score')
-"""Columns of the features table; `index` is the label, which is how napari finds the row of a label."""
+"""Columns that every features table has; `index` is the label, which is how napari finds the row of a label."""
 
 
-@dataclass(frozen=True)
-class CommittedObject:
-    """One object in a Labels layer.
+@dataclass(frozen=True, eq=False)
+class ObjectWrite:
+    """One object to write into a Labels layer.
 
     Attributes:
-        label: Its value in the layer.
-        area_px: How many voxels were written.
-        granularity: Of the mask, in [0, 1].
-        score: Of the mask, in [0, 1].
-        region: The bounding box in the layer's array, one slice per axis.
+        region: Of the labels array, one slice per axis.
+        mask: Bool, shape of the region.
+        label: The value to write; 0 erases.
+        features: Columns of its row in the table: granularity, score, parent_id, level, ... `area_px` is counted.
     """
 
-    label: int
-    area_px: int
-    granularity: float
-    score: float
     region: tuple[slice, ...]
+    mask: np.ndarray
+    label: int
+    features: Mapping[str, object] = field(default_factory=dict)
 
 
-def commit(labels: Labels, proposal: Proposal, keep_existing: bool = True) -> CommittedObject | None:
-    """Writes a mask with a label of its own, as one step of the layer's undo history.
+def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: bool = True) -> ObjectWrite | None:
+    """The mask on screen as an object.
 
     Args:
-        labels: Layer whose array has the shape of the image.
         proposal: The mask.
+        label: The object's label.
+        labels: The array to write to.
         keep_existing: Leave voxels alone that hold another object already.
 
     Returns:
-        What was written; None if no voxel was left to write to.
+        None if no voxel is left to write to.
     """
-    rows, columns = np.nonzero(proposal.mask)
-    x0, y0 = proposal.box_xyxy[:2]
-    indices = proposal.plane.indices(rows + y0, columns + x0)
+    region = proposal.plane.region(proposal.box_xyxy)
+    mask = proposal.mask.reshape([part.stop - part.start for part in region])
     if keep_existing:
-        free = labels.data[indices] == 0
-        indices = tuple(index[free] for index in indices)
-    area_px = len(indices[0])
-    if area_px == 0:
+        mask = mask & (np.asarray(labels[region]) == 0)
+    if not mask.any():
         return None
-    label = int(labels.data.max()) + 1
-    # Assigning labels.data would wipe the undo history; this call adds to it.
-    labels.data_setitem(indices, label)
-    labels.selected_label = label
-    return CommittedObject(
-        label, area_px, proposal.granularity, proposal.score, proposal.plane.region(proposal.box_xyxy)
-    )
+    return ObjectWrite(region, mask, label, {'granularity': proposal.granularity, 'score': proposal.score})
+
+
+class WriteObjects:
+    """Objects written into a Labels layer as one action; also erases and overwrites.
+
+    Args:
+        name: What the user did.
+        table: Of the layer.
+        writes: In their order; later ones win where they overlap.
+        on_written: Called after they were written, and after they were taken back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: ObjectTable,
+        writes: Sequence[ObjectWrite],
+        on_written: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self._table, self._writes, self._on_written = name, table, tuple(writes), on_written
+        self._before: np.ndarray | None = None
+        self._rows: pd.DataFrame | None = None
+
+    def do(self) -> None:
+        """Writes them in one go."""
+        labels, (indices, values) = self._table.labels, self._pixels()
+        self._before = np.asarray(labels.data[indices])
+        self._rows = self._table.rows()
+        self._table.add(self._writes)
+        _set(labels, indices, values)
+        self._table.refresh()
+        self._on_written()
+
+    def undo(self) -> None:
+        """Puts back what was there."""
+        self._table.restore(self._rows, [write.label for write in self._writes])
+        _set(self._table.labels, self._pixels()[0], self._before)
+        self._table.refresh()
+        self._on_written()
+
+    def _pixels(self) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """Indices of the pixels that change, one array for each axis, and their values; each pixel comes once.
+
+        napari leaves out what is as it should be before it writes, so of two values for a pixel the wrong one may stay.
+        """
+        shape = self._table.labels.data.shape
+        places, values = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for write in reversed(self._writes):
+            starts = [part.start for part in write.region]
+            inside = [found + start for found, start in zip(np.nonzero(write.mask), starts, strict=True)]
+            places.append(np.ravel_multi_index(inside, shape))
+            values.append(np.full(len(places[-1]), write.label))
+        kept, first = np.unique(np.concatenate(places), return_index=True)
+        return np.unravel_index(kept, shape), np.concatenate(values)[first]
+
+
+def _set(labels: Labels, indices: tuple[np.ndarray, ...], values: np.ndarray) -> None:
+    if len(indices) and len(indices[0]):
+        # Assigning labels.data would redraw all of it and wipe the layer's own history; this call adds to it.
+        labels.data_setitem(indices, np.asarray(values, labels.data.dtype))
 
 
 class ObjectTable:
-    """Keeps the features table of a Labels layer in step with the objects in it, through undo and redo.
+    """Keeps the features table of a Labels layer in step with the objects in it, whoever changes them.
 
     Areas follow what later commits take. Columns of others are kept, and so are rows of labels that the layer lacks.
 
     Args:
         labels: The layer; objects in it that have a row already are followed too.
+        is_empty: Whether it is known to hold no object, which is then not looked for.
     """
 
-    def __init__(self, labels: Labels) -> None:
-        self._labels = labels
+    def __init__(self, labels: Labels, is_empty: bool = False) -> None:
+        self.labels = labels
         self._rows = _with_features(labels.features)
         boxes = find_objects(labels.data) if len(self._rows) else []
         present = {label: box for label, box in enumerate(boxes, start=1) if box is not None}
         self._regions = {label: present[label] for label in self._rows['index'] if label in present}
         self._areas = self._count()
+        self._highest = 0 if is_empty else int(np.max(labels.data, initial=0))
         labels.events.set_data.connect(self.refresh)
+        labels.events.paint.connect(self._painted)
 
-    def add(self, committed: CommittedObject) -> None:
-        """Adds a row, in place of one that the label had before."""
-        rows = self._known_rows()
-        row = (committed.label, committed.area_px, committed.granularity, committed.score)
-        self._rows = _joined(rows[rows['index'] != committed.label], pd.DataFrame([row], columns=list(FEATURES)))
-        self._regions[committed.label] = committed.region
-        self._areas = self._count()
-        self._show()
+    @property
+    def highest(self) -> int:
+        """The highest label that was ever seen in the layer."""
+        return self._highest
+
+    def rows(self) -> pd.DataFrame:
+        """The rows of the layer with all that the user has put there, then those of objects that are gone."""
+        shown = _with_features(self.labels.features)
+        return _joined(shown, self._rows[~self._rows['index'].isin(shown['index'])])
+
+    def add(self, writes: Sequence[ObjectWrite]) -> None:
+        """Adds a row for each object, in place of one that its label had before; `refresh` shows them."""
+        rows = {write.label: _row(write) for write in writes if write.label}
+        if not rows:
+            return
+        known = self.rows()
+        added = _with_features(pd.DataFrame(list(rows.values())))
+        self._rows = _joined(known[~known['index'].isin(list(rows))], added)
+        for write in writes:
+            if write.label:
+                self._regions[write.label] = _union(self._regions.get(write.label), write.region)
+        self._highest = max(self._highest, *rows)
+        self._areas = {}
+
+    def restore(self, rows: pd.DataFrame, changed: Sequence[int]) -> None:
+        """Takes back the rows of some labels as they were; the others are as the user has them now."""
+        known = self.rows()
+        before = rows[rows['index'].isin(changed)]
+        self._rows = _joined(known[~known['index'].isin(before['index'])], before)
+        self._areas = {}
 
     def refresh(self) -> None:
         """Shows the rows of the objects that are in the layer now; undone ones are kept in mind for a redo."""
         areas = self._count()
         if areas != self._areas:
+            if self._areas:
+                self._rows = self.rows()
             self._areas = areas
-            self._rows = self._known_rows()
             self._show()
 
     def close(self) -> None:
         """Leaves the layer alone from now on."""
-        self._labels.events.set_data.disconnect(self.refresh)
+        self.labels.events.set_data.disconnect(self.refresh)
+        self.labels.events.paint.disconnect(self._painted)
+
+    def _painted(self, event: Any) -> None:
+        """Labels that were painted by hand are never given to a new object."""
+        for atom in event.value:
+            value = getattr(atom, 'new_value', None)
+            value = atom[2] if value is None else value
+            self._highest = max(self._highest, int(np.max(value, initial=0)))
 
     def _count(self) -> dict[int, int]:
-        """The area of each object, in voxels, within the box that it was committed in."""
-        return {label: int(np.count_nonzero(self._labels.data[box] == label)) for label, box in self._regions.items()}
-
-    def _known_rows(self) -> pd.DataFrame:
-        """The rows of the layer with all that the user has put there, then those of undone objects."""
-        shown = _with_features(self._labels.features)
-        return _joined(shown, self._rows[~self._rows['index'].isin(shown['index'])])
+        """The area of each object, in voxels, within the box that it was written in."""
+        return {label: int(np.count_nonzero(self.labels.data[box] == label)) for label, box in self._regions.items()}
 
     def _show(self) -> None:
         rows = self._rows
         areas = [self._areas.get(label, noted) for label, noted in zip(rows['index'], rows['area_px'], strict=True)]
         gone = [self._areas.get(label) == 0 for label in rows['index']]
-        self._labels.features = rows.assign(area_px=areas)[~np.array(gone, bool)].reset_index(drop=True)
+        self.labels.features = rows.assign(area_px=areas)[~np.array(gone, bool)].reset_index(drop=True)
+
+
+def _row(write: ObjectWrite) -> dict[str, object]:
+    return {'index': write.label, 'area_px': int(np.count_nonzero(write.mask)), **write.features}
+
+
+def _union(known: tuple[slice, ...] | None, region: tuple[slice, ...]) -> tuple[slice, ...]:
+    if known is None:
+        return tuple(region)
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(known, region, strict=True))
 
 
 def _with_features(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,98 +1,52 @@
 """The state of a segmentation and what can be done to it, without Qt and without layers.
 
-The controller holds what is being segmented, the clicks on it, the masks under them and the job that is running.
+The controller holds what is being segmented, the prompts on it, the masks that they may mean and the jobs that run.
 It never shows anything: views read its properties when a signal says that something changed.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from psygnal import Signal
 
-from napari_unsam._candidates import NO_CANDIDATES, Candidates, distinct_candidates
-from napari_unsam._inference import Deliver, Embed, InferenceThread, Job, ProgressCallback
-from napari_unsam._planes import Plane
-from napari_unsam._prompts import PointPrompt, Polarity, PromptHistory
+from napari_unsam._answers import Answers
+from napari_unsam._candidates import Candidates
+from napari_unsam._engine import Embed, EmbeddedPlane, PlanesKept
+from napari_unsam._inference import Deliver, Lane, ProgressCallback
+from napari_unsam._jobs import Jobs
+from napari_unsam._prompts import PointPrompt, Polarity, Position, Prompts, ShapeKind, ShapePrompt
+from napari_unsam._questions import is_drawn_well, on_plane, question_of
+from napari_unsam._targets import Level, Proposal, Status, Target
+from napari_unsam.state.history import Action, ActionHistory
 from unsam_mm.hierarchy import MaskHierarchy
 
-FindCandidates = Callable[[MaskHierarchy, np.ndarray, np.ndarray], np.ndarray]
+__all__ = ['NO_IMAGE', 'Level', 'Proposal', 'SegmentationController', 'Status', 'Target']
+
+T = TypeVar('T')
 
 NO_IMAGE = 'Choose an image to begin.'
-_HINT = 'J shows a coarser mask, K a finer one, N commits it.'
-_NO_FIT = 'No region holds the positive clicks without a negative one; undo a click (U) or add a positive one.'
-_CACHED_PX = 256_000_000  # region trees kept for planes seen before: about 4 bytes a pixel, 1 GB
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is being segmented: one plane of one image.
-
-    Attributes:
-        source: Identifies the image.
-        plane: The plane of it.
-        name: What the user calls the image.
-        read: Gives the pixels of the plane for the model; called in the inference thread.
-    """
-
-    source: Hashable
-    plane: Plane
-    name: str = field(compare=False)
-    read: Callable[[], np.ndarray] = field(compare=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """The mask on screen.
-
-    Attributes:
-        plane: The plane that it lies in.
-        box_xyxy: Its bounding box in that plane, in pixels; right and bottom edges exclusive.
-        mask: (height, width) bool, the mask within the box.
-        area_px: Its area in pixels.
-        granularity: In [0, 1]; 0 is the finest, 1 the whole plane.
-        score: In [0, 1]; how much the mask looks like an object.
-        rank: Its place among the masks to choose from, 1 being the finest.
-        count: How many masks there are to choose from.
-    """
-
-    plane: Plane
-    box_xyxy: tuple[int, int, int, int]
-    mask: np.ndarray
-    area_px: int
-    granularity: float
-    score: float
-    rank: int
-    count: int
-
-
-class Level(Enum):
-    """How urgent a status line is."""
-
-    INFO = 'info'
-    PROBLEM = 'problem'
-
-
-@dataclass(frozen=True)
-class Status:
-    """One line for the user."""
-
-    text: str
-    level: Level = Level.INFO
+_NO_FIT = 'No mask fits: one pixel has clicks of both kinds. Undo one of them (U).'
+_ONLY_NEGATIVE = 'This only says where the object is not. Add a positive click on the object, or a box around it.'
+_GRANULARITY_STEP = 1 / 32  # as many as planes in windows tell apart
+_NOTHING_YET = 'There is no mask yet; click on an object first.'
 
 
 class SegmentationController:
     """One user's work on one image after another.
 
     Args:
-        embed: Turns an image into a region tree; called in the inference thread, reports progress to its second
-            argument, and is stopped by that argument raising.
+        embed: Makes a plane ready for prompts; called in the inference thread.
         deliver: Runs a function in the thread that this object belongs to; by default at once, in the caller's.
-        find_candidates: Gives the nested nodes of a tree that fit (N, 2) points xy in pixels and (N,) labels 1 or 0.
+        load: Does what the first embedding would have to do besides; called in the inference thread by `warm_up`.
+
+    Attributes:
+        history: Everything that the user did, to be undone.
     """
 
     state_changed = Signal()
@@ -101,15 +55,22 @@ class SegmentationController:
     progress_changed = Signal(float, str)
 
     def __init__(
-        self, embed: Embed, deliver: Deliver = lambda call: call(), find_candidates: FindCandidates | None = None
+        self,
+        embed: Embed,
+        deliver: Deliver = lambda call: call(),
+        load: Callable[[], None] | None = None,
     ) -> None:
-        self._inference = InferenceThread(_completed(embed), deliver)
-        self._find_candidates = find_candidates or _candidate_nodes
-        self._trees: OrderedDict[Target, MaskHierarchy] = OrderedDict()
-        self._history = PromptHistory()
-        self._candidates = NO_CANDIDATES
+        self.history = ActionHistory()
+        self._embed, self._load = embed, load
+        self._jobs = Jobs(deliver)
+        self._jobs.changed.connect(self.state_changed.emit)
+        self._jobs.progressed.connect(self.progress_changed.emit)
+        self.history.changed.connect(self.state_changed.emit)
+        self._planes = PlanesKept()
+        self._prompts: dict[Hashable, Prompts] = {}
+        self._answers = Answers(self._jobs, self._set_status)
+        self._answers.changed.connect(self.proposal_changed.emit)
         self._target: Target | None = None
-        self._source: Hashable = None
         self._embedding: Target | None = None
         self._polarity = Polarity.POSITIVE
         self._status = Status(NO_IMAGE)
@@ -120,19 +81,32 @@ class SegmentationController:
         return self._target
 
     @property
+    def plane(self) -> EmbeddedPlane | None:
+        """The target ready for prompts, once it is."""
+        return self._planes.get(self._target)
+
+    @property
     def hierarchy(self) -> MaskHierarchy | None:
-        """The region tree of the target, once it has been made."""
-        return self._trees.get(self._target)
+        """The region tree of the target; None before it is made, and for planes that are looked at in windows."""
+        return self.plane.hierarchy if self.plane is not None else None
 
     @property
-    def prompts(self) -> tuple[PointPrompt, ...]:
-        """All clicks on the image, on any plane, in their order."""
-        return self._history.current
+    def prompts(self) -> Prompts:
+        """All prompts on the image, on any plane."""
+        return self.prompts_of(None if self._target is None else self._target.source)
+
+    def prompts_of(self, source: Hashable) -> Prompts:
+        """All prompts on an image."""
+        return self._prompts.get(source, Prompts())
 
     @property
-    def can_undo_prompt(self) -> bool:
-        """Whether `undo_prompt` would do something."""
-        return self._history.can_undo
+    def prompts_here(self) -> Prompts:
+        """The prompts on the plane in view that are about the object at hand."""
+        if self._target is None:
+            return Prompts()
+        here = on_plane(self.prompts, self._target.plane)
+        latest = max((prompt.object_id for prompt in (*here.points, *here.shapes)), default=here.object_id)
+        return replace(here.keeping(lambda prompt: prompt.object_id == latest), object_id=latest)
 
     @property
     def polarity(self) -> Polarity:
@@ -141,8 +115,25 @@ class SegmentationController:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a region tree is being made."""
-        return self._embedding is not None
+        """Whether something runs that may take long."""
+        return self.job is not None
+
+    @property
+    def job(self) -> str | None:
+        """What runs and may take long."""
+        in_windows = self.plane is not None and self.plane.hierarchy is None
+        clicks = self._jobs.name(Lane.CLICK) if in_windows else None
+        return self._jobs.name(Lane.LONG) or self._jobs.name(Lane.PLANE) or clicks
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the model is being loaded in the background."""
+        return self._jobs.name(Lane.IDLE) is not None
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the mask on screen is not yet the answer to the prompts."""
+        return self._answers.is_pending
 
     @property
     def status(self) -> Status:
@@ -151,95 +142,150 @@ class SegmentationController:
 
     @property
     def candidates(self) -> Candidates:
-        """The masks that fit the clicks on this plane, finest first."""
-        return self._candidates
+        """The masks that fit the prompts on this plane."""
+        return self._answers.candidates
 
     @property
     def proposal(self) -> Proposal | None:
         """The mask on screen, ready to be committed; None if there is none."""
-        node, tree = self._candidates.node, self.hierarchy
-        if node is None or tree is None:
+        shown = self.candidates.shown
+        if shown is None or self._target is None:
             return None
-        x0, y0, x1, y1 = box = tuple(int(edge) for edge in tree.boxes_xyxy[node])
-        leaves = tree.leaf_labels[y0:y1, x0:x1]
         return Proposal(
             plane=self._target.plane,
-            box_xyxy=box,
-            mask=(leaves >= tree.first_leaf[node]) & (leaves < tree.last_leaf[node]),
-            area_px=int(tree.area[node]),
-            granularity=float(tree.granularity[node]),
-            score=float(tree.score[node]),
-            rank=self._candidates.position + 1,
-            count=len(self._candidates),
+            box_xyxy=shown.box_xyxy,
+            mask=shown.mask,
+            area_px=shown.area_px,
+            granularity=shown.granularity,
+            score=shown.score,
+            rank=self.candidates.rank,
+            count=len(self.candidates),
+            node=shown.node,
         )
 
     def say(self, text: str, level: Level = Level.INFO) -> None:
         """Sets the status line."""
-        self._status = Status(text, level)
-        self.state_changed.emit()
+        self._set_status(Status(text, level))
 
     def set_target(self, target: Target | None, reason: str = NO_IMAGE) -> None:
-        """Changes what is being segmented; clicks stay with their image, and go when another one is chosen.
+        """Changes what is being segmented; prompts stay with their image.
 
-        A region tree in the making is finished and kept, whichever plane is looked at meanwhile.
+        A plane in the making is finished and kept, whichever one is looked at meanwhile.
 
         Args:
             target: The new target, or None.
             reason: What the user is told if there is none.
         """
         if target is not None and target == self._target:
+            self._target = target  # which may read its pixels in another way
             return
-        self._target = target
-        self._candidates = NO_CANDIDATES  # those of another tree mean nothing here
-        if target is not None and target.source != self._source:
-            self._source = target.source
-            self._history.reset()
+        before, self._target = self._target, target
+        self._answers.drop()
+        if target is not None and (before is None or before.source != target.source):
             self.prompts_changed.emit()
         self.say(reason if target is None else f'Click on an object in "{target.name}".')
-        self._refresh_candidates()
+        self._refresh_answer()
 
     def forget(self, source: Hashable) -> None:
-        """Drops the region trees of an image, because its pixels have changed or it is gone."""
+        """Drops all that is known of an image's planes, because its pixels have changed or it is gone."""
         if self._embedding is not None and self._embedding.source == source:
-            self.cancel()
-        for target in [target for target in self._trees if target.source == source]:
-            del self._trees[target]
+            self._jobs.cancel(Lane.PLANE)
+            self._embedding = None
+        self._planes.forget_source(source)
         if self._target is not None and self._target.source == source:
-            self._candidates = NO_CANDIDATES
-            self._refresh_candidates()
+            self._answers.drop()
+            self.proposal_changed.emit()
+            self.state_changed.emit()
+
+    def use_weights(self, path: Path | None) -> None:
+        """Has prompts answered with other weights of the model; None: those of the package."""
+
+        def loaded(_: None) -> None:
+            self._planes.clear()
+            self._answers.drop()
+            if self.prompts_here:
+                self.embed()
+            else:
+                self.say('The model is ready. Click on an object.')
+            self._refresh_answer()
+
+        self.run('Loading the weights', lambda _: self._embed.use_weights(path), loaded)
+
+    def warm_up(self) -> None:
+        """Loads the model in the background, once, so that the first click need not wait for it."""
+        load, self._load = self._load, None
+        if load is not None:
+            self._jobs.start(Lane.IDLE, 'Loading the model', lambda _: load(), lambda _: None, self._failed)
 
     def embed(self) -> None:
-        """Makes the region tree of the target in the background, anew if there is one; the job at hand is stopped."""
+        """Makes the target ready in the background, anew if it is; a plane in the making is given up."""
         target = self._target
         if target is None:
             self.say(self._status.text, Level.PROBLEM)
             return
+        self._planes.forget(target)
         self._embedding = target
-        self._inference.submit(
-            Job(
-                read=target.read,
-                on_progress=self.progress_changed.emit,
-                on_done=lambda tree: self._embedded(target, tree),
-                on_failed=self._failed,
-            )
+        name = f'Finding the regions of "{target.name}"'
+        self._jobs.start(
+            Lane.PLANE,
+            name,
+            lambda progress: self.embedded(target, progress),
+            partial(self._embedded, target),
+            self._failed,
         )
         self.progress_changed.emit(0.0, 'Starting')
-        self.say(f'Finding the regions of "{target.name}" ...')
+        self.say(f'{name} ...')
+
+    def embedded(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
+        """A plane ready for prompts: from memory, from the store, or made now; call it only inside of a job's work."""
+        plane = self._planes.get(target)
+        if plane is None:
+            version = self._planes.version(target.source)
+            plane = self._embed(target, progress)
+            self._planes.put(target, plane, version)
+        return plane
+
+    def run(
+        self,
+        name: str,
+        work: Callable[[ProgressCallback], T],
+        on_done: Callable[[T], None],
+        on_failed: Callable[[str], None] | None = None,
+    ) -> None:
+        """Does something that may take long in the inference thread; the one before it is stopped.
+
+        Args:
+            name: What the user is told meanwhile.
+            work: Is given a callback for the fraction done and what is being done, which raises `JobCancelled` once the
+                job is to stop, and lets clicks be answered.
+            on_done: Told what `work` returned, in the thread that this object belongs to; never called once cancelled.
+            on_failed: Told why it failed; the user is told anyway.
+        """
+
+        def failed(reason: str) -> None:
+            self._failed(reason)
+            if on_failed is not None:
+                on_failed(reason)
+
+        self._jobs.start(Lane.LONG, name, work, on_done, failed)
+        self.progress_changed.emit(0.0, name)
+        self.say(f'{name} ...')
 
     def cancel(self) -> None:
-        """Stops the job at hand; clicks are kept."""
-        if self.is_busy:
-            self._inference.cancel()
-            self._embedding = None
-            self.say('Cancelled. Click again or press Embed to start over.')
+        """Stops all jobs; prompts are kept."""
+        was_busy = self.is_busy
+        self._jobs.cancel()
+        self._embedding = None
+        if was_busy:
+            self.say('Cancelled. Prompts are kept; click again or press Embed to start over.')
 
     def close(self, timeout_s: float = 0.0) -> bool:
         """Stops the inference thread; returns whether it has ended within the timeout. The object is of no use afterwards."""
         self._embedding = None
-        return self._inference.close(timeout_s)
+        return self._jobs.close(timeout_s)
 
     def add_prompt(self, position: Sequence[float], polarity: Polarity | None = None) -> bool:
-        """Adds a click, and starts making the region tree if there is none yet.
+        """Adds a click, and starts making the plane ready if it is not.
 
         Args:
             position: Data coordinates in the image.
@@ -254,31 +300,70 @@ class SegmentationController:
         if self._target.plane.pixel(position) is None:
             self.say(f'That click lies outside "{self._target.name}".', Level.PROBLEM)
             return False
-        prompt = PointPrompt(tuple(float(value) for value in position), polarity or self._polarity)
-        self.set_prompts((*self.prompts, prompt))
+        at: Position = tuple(float(value) for value in position)
+        point = PointPrompt(at, polarity or self._polarity, self.prompts_here.object_id)
+        self.set_prompts(replace(self.prompts, points=(*self.prompts.points, point)), 'click')
         return True
 
-    def set_prompts(self, prompts: Sequence[PointPrompt]) -> None:
-        """Replaces all clicks, as one step of the history; those outside the image are left out."""
+    def add_shape(self, kind: ShapeKind, vertices: Sequence[Sequence[float]], polarity: Polarity | None = None) -> bool:
+        """Adds a box, an outline or a scribble.
+
+        Args:
+            kind: Which of them.
+            vertices: Data coordinates of its corners in the image.
+            polarity: What a scribble says; by default `polarity`.
+
+        Returns:
+            Whether the shape can be used; if not, the user is told.
+        """
+        if self._target is None:
+            self.say(self._status.text, Level.PROBLEM)
+            return False
+        polarity = (polarity or self._polarity) if kind is ShapeKind.SCRIBBLE else Polarity.POSITIVE
+        corners = tuple(tuple(float(value) for value in vertex) for vertex in vertices)
+        shape = ShapePrompt(kind, corners, polarity, self.prompts_here.object_id)
+        if not is_drawn_well(shape, self._target.plane):
+            self.say(f'That {kind.value} holds no pixel of "{self._target.name}"; draw it larger.', Level.PROBLEM)
+            return False
+        self.set_prompts(replace(self.prompts, shapes=(*self.prompts.shapes, shape)), kind.value)
+        return True
+
+    def set_prompts(self, prompts: Prompts, name: str = 'change of prompts') -> None:
+        """Replaces all prompts on the image, as one action; clicks outside the image are left out."""
         if self._target is None:
             return
-        self._history.replace(tuple(prompt for prompt in prompts if self._target.plane.inside(prompt.position)))
-        self._prompts_replaced()
-        if self.hierarchy is None and self._embedding != self._target and self._prompts_here():
-            self.embed()
+        inside = self._target.plane.inside
+        prompts = replace(prompts, points=tuple(point for point in prompts.points if inside(point.position)))
+        if prompts != self.prompts:
+            self.history.do(_PromptsChanged(name, self, self._target.source, self.prompts, prompts))
 
-    def undo_prompt(self) -> None:
-        """Takes back the last change to the clicks: one added, moved or removed, all cleared, or an object committed."""
-        if self._history.undo():
-            self._prompts_replaced()
-        else:
-            self.say('There is no click to undo.')
+    def put_prompts(self, source: Hashable, prompts: Prompts) -> None:
+        """Puts prompts in place without a word to the history, as after a restart."""
+        self._prompts[source] = prompts
+        if self._target is not None and source == self._target.source:
+            self.prompts_changed.emit()
+            self._refresh_answer()
 
     def clear_prompts(self) -> None:
-        """Removes the clicks on the plane in view."""
-        here = self._prompts_here()
-        self._history.replace(tuple(prompt for prompt in self.prompts if prompt not in here))
-        self._prompts_replaced()
+        """Removes the prompts on the plane in view."""
+        if self._target is not None:
+            self.set_prompts(self.prompts.without(on_plane(self.prompts, self._target.plane)), 'clear')
+
+    def next_object(self) -> Action:
+        """The action that ends the work on the object at hand: its prompts on this plane go, the next one begins."""
+        left = self.prompts.without(self.prompts_here)
+        after = replace(left, object_id=max(left.object_id, self.prompts_here.object_id) + 1)
+        return _PromptsChanged('next object', self, self._target.source, self.prompts, after)
+
+    def undo(self) -> None:
+        """Takes back the last action of whatever kind."""
+        name = self.history.undo()
+        self.say('There is nothing to undo.' if name is None else f'Undone: {name}. Shift-U does it again.')
+
+    def redo(self) -> None:
+        """Does again what was taken back last."""
+        name = self.history.redo()
+        self.say('There is nothing to redo.' if name is None else f'Done again: {name}. U takes it back.')
 
     def toggle_polarity(self) -> None:
         """Changes what the next plain click says."""
@@ -290,87 +375,93 @@ class SegmentationController:
         self.state_changed.emit()
 
     def coarser(self) -> None:
-        """Shows the next larger mask."""
+        """Shows the next larger answer."""
         self._step(1)
 
     def finer(self) -> None:
-        """Shows the next smaller mask."""
+        """Shows the next smaller answer."""
         self._step(-1)
 
-    def object_committed(self, label: int, area_px: int) -> None:
-        """Ends the work on one object: its clicks go, and `undo_prompt` brings them back."""
-        self.clear_prompts()
-        self.say(f'Object {label} committed, {area_px:,} px. Ctrl-Z takes it back, U brings its clicks back.')
+    def slide(self, steps: int) -> None:
+        """Shows a coarser region of the tree under the prompts for positive steps, a finer one for negative ones."""
+        shown = self.candidates.shown
+        if shown is None:
+            self.say(_NOTHING_YET, Level.PROBLEM)
+        elif len(self.candidates.chain):
+            self._answers.show(self.candidates.slid(steps))
+        else:
+            self.set_granularity(float(np.clip(shown.granularity + steps * _GRANULARITY_STEP, 0, 1)))
 
-    def _step(self, steps: int) -> None:
-        if not len(self._candidates):
-            self.say('There is no mask yet; click on an object first.', Level.PROBLEM)
-            return
-        stepped = self._candidates.stepped(steps)
-        at_end = stepped.position == self._candidates.position
-        self._candidates = stepped
-        self.proposal_changed.emit()
-        end = 'coarsest' if steps > 0 else 'finest'
-        self.say(f'This is the {end} mask under the clicks.' if at_end else _HINT)
+    def set_granularity(self, granularity: float) -> None:
+        """Shows the region under the prompts that has a granularity in [0, 1]."""
+        if self.candidates.shown is None:
+            self.say(_NOTHING_YET, Level.PROBLEM)
+        elif len(self.candidates.chain):
+            self._answers.show(self.candidates.at_granularity(granularity))
+        else:
+            self._answers.ask_at(self.plane, question_of(self.prompts_here, self._target.plane), granularity)
 
-    def _embedded(self, target: Target, tree: MaskHierarchy) -> None:
+    def when_answered(self, call: Callable[[], None]) -> None:
+        """Calls a function once the mask on screen is the answer to the prompts: now if it is; not at all if they change."""
+        self._answers.then(call)
+
+    def _set_status(self, status: Status) -> None:
+        self._status = status
+        self.state_changed.emit()
+
+    def _step(self, direction: int) -> None:
+        stepped = self.candidates.stepped(direction)
+        if self.candidates.shown is None:
+            self.say(_NOTHING_YET, Level.PROBLEM)
+        elif stepped.shown is self.candidates.shown:
+            self.say(f'This is the {"coarsest" if direction > 0 else "finest"} of the masks to choose from.')
+        else:
+            self._answers.show(stepped)
+
+    def _embedded(self, target: Target, _plane: EmbeddedPlane) -> None:
         self._embedding = None
-        self._trees[target] = tree
-        self._trees.move_to_end(target)
-        while len(self._trees) > 1 and sum(kept.leaf_labels.size for kept in self._trees.values()) > _CACHED_PX:
-            self._trees.popitem(last=False)
         if target == self._target:
-            self._candidates = NO_CANDIDATES
+            self._answers.drop()
         self.say(f'"{target.name}" is ready. Click on an object.')
-        self._refresh_candidates()
+        self._refresh_answer()
 
     def _failed(self, reason: str) -> None:
-        self._embedding = None
+        if self._jobs.name(Lane.PLANE) is None:
+            self._embedding = None
         self.say(reason, Level.PROBLEM)
 
-    def _prompts_here(self) -> list[PointPrompt]:
-        if self._target is None:
-            return []
-        return [prompt for prompt in self.prompts if self._target.plane.pixel(prompt.position) is not None]
+    def _put(self, source: Hashable, prompts: Prompts) -> None:
+        self.put_prompts(source, prompts)
+        here = self._target is not None and source == self._target.source
+        if here and self.plane is None and self._embedding != self._target and self.prompts_here:
+            self.embed()
 
-    def _prompts_replaced(self) -> None:
-        self.prompts_changed.emit()
-        self._refresh_candidates()
-
-    def _refresh_candidates(self) -> None:
-        tree, here = self.hierarchy, self._prompts_here()
-        shown = self._candidates.node
-        self._candidates = NO_CANDIDATES
-        if tree is not None and here:
-            self._candidates = self._fitting(tree, here, shown)
-            if len(self._candidates):
-                self._status = Status(_HINT)
-            else:
-                self._status = Status(_NO_FIT, Level.PROBLEM)
+    def _refresh_answer(self) -> None:
+        """Asks again, or takes the mask away if there is nothing to ask."""
+        plane, here = self.plane, self.prompts_here
+        if plane is not None and here:
+            question = question_of(here, self._target.plane)
+            if question.can_be_asked and not question.is_contradictory:
+                self._answers.ask(plane, question)
+                return
+            self._status = Status(_NO_FIT if question.can_be_asked else _ONLY_NEGATIVE, Level.PROBLEM)
+        self._answers.drop()
         self.proposal_changed.emit()
         self.state_changed.emit()
 
-    def _fitting(self, tree: MaskHierarchy, prompts: list[PointPrompt], shown: int | None) -> Candidates:
-        if all(prompt.polarity is Polarity.NEGATIVE for prompt in prompts):
-            return NO_CANDIDATES
-        rows_columns = np.array([self._target.plane.pixel(prompt.position) for prompt in prompts], np.float64)
-        labels = np.array([prompt.polarity.value for prompt in prompts])
-        return distinct_candidates(tree, self._find_candidates(tree, rows_columns[:, ::-1], labels), shown)
 
+@dataclass(frozen=True)
+class _PromptsChanged:
+    """The prompts on one image as they were and as they are; an action."""
 
-def _completed(embed: Embed) -> Embed:
-    """Has the thread that makes a tree compute its lazy parts too, so that the first click need not wait for them."""
+    name: str
+    controller: SegmentationController
+    source: Hashable
+    before: Prompts
+    after: Prompts
 
-    def embed_completely(image: np.ndarray, progress: ProgressCallback) -> MaskHierarchy:
-        tree = embed(image, progress)
-        for part in ('first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share'):
-            getattr(tree, part)
-        return tree
+    def do(self) -> None:
+        self.controller._put(self.source, self.after)
 
-    return embed_completely
-
-
-def _candidate_nodes(hierarchy: MaskHierarchy, points_xy: np.ndarray, point_labels: np.ndarray) -> np.ndarray:
-    from unsam_mm.prompting import candidate_nodes
-
-    return candidate_nodes(hierarchy, points_xy=points_xy, point_labels=point_labels, box_xyxy=None)
+    def undo(self) -> None:
+        self.controller._put(self.source, self.before)

@@ -1,7 +1,9 @@
 """The one thread in which models run.
 
 One long-lived thread, because torch keeps a pool of workers per calling thread and builds it anew in every
-short-lived one. It holds at most one waiting job: the latest wins, and an older one is told to stop.
+short-lived one. Jobs wait in lanes: a new job takes the place of the older one of its lane and of no other. When a job
+reports its progress, jobs of more urgent lanes that came meanwhile are done there and then, so a click is answered in the
+midst of a long propagation.
 """
 
 from __future__ import annotations
@@ -9,19 +11,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-
-import numpy as np
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
 
 ProgressCallback = Callable[[float, str], None]
-Embed = Callable[[np.ndarray, ProgressCallback], MaskHierarchy]
 Deliver = Callable[[Callable[[], None]], None]
 
 _PROGRESS_INTERVAL_S = 0.03  # more often than this would only keep the receiving thread busy
+_LISTENER: ContextVar[ProgressCallback | None] = ContextVar('listener', default=None)
 
 logger = logging.getLogger(__name__)
 
@@ -30,61 +34,94 @@ class JobCancelled(Exception):
     """Raised inside the progress callback of a cancelled job to leave the model at once."""
 
 
+@contextmanager
+def reporting(progress: ProgressCallback) -> Iterator[None]:
+    """Has `report_progress` tell `progress` in the block, in this thread."""
+    token = _LISTENER.set(progress)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
+def report_progress(fraction: float, message: str) -> None:
+    """Tells whom the work at hand is for; an engine outlives those whom it works for, so it cannot keep their callbacks.
+
+    Raises:
+        JobCancelled: If the job at hand is to stop.
+    """
+    listener = _LISTENER.get()
+    if listener is not None:
+        listener(fraction, message)
+
+
+class Lane(IntEnum):
+    """How soon a job has to be done; the smaller goes first."""
+
+    CLICK = 0
+    PLANE = 1
+    LONG = 2
+    IDLE = 3
+
+
 @dataclass(eq=False)
 class Job:
-    """One image to turn into a region tree, and whom to tell.
+    """Something to do in the inference thread, and whom to tell.
 
     Attributes:
-        read: Gives the image; called in the inference thread, since reading may take long.
-        on_progress: Told the fraction done, in [0, 1], and what is being done.
-        on_done: Told the result.
+        work: Does it; is given a callback for the fraction done, in [0, 1], and what is being done, which raises
+            `JobCancelled` once the job is to stop.
+        on_progress: Told the same.
+        on_done: Told what `work` returned.
         on_failed: Told one line for the user.
+        lane: How urgent it is.
     """
 
-    read: Callable[[], np.ndarray]
+    work: Callable[[ProgressCallback], Any]
     on_progress: ProgressCallback
-    on_done: Callable[[MaskHierarchy], None]
+    on_done: Callable[[Any], None]
     on_failed: Callable[[str], None]
+    lane: Lane = Lane.LONG
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class InferenceThread:
-    """Runs jobs one at a time in a thread of its own.
+    """Runs jobs in a thread of its own, one at a time.
 
     Args:
-        embed: Turns an image into a region tree; called in the thread.
         deliver: Runs a function in the thread that the callbacks of a job belong to, for example the GUI's.
     """
 
-    def __init__(self, embed: Embed, deliver: Deliver) -> None:
-        self._embed = embed
+    def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
-        self._waiting: Job | None = None
-        self._running: Job | None = None
+        self._waiting: dict[Lane, Job] = {}
+        self._latest: dict[Lane, Job] = {}  # waiting, running, or with its result under way
         self._closed = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def submit(self, job: Job) -> None:
-        """Cancels the job at hand and runs this one as soon as it has stopped."""
+        """Cancels the job of the same lane and runs this one as soon as nothing more urgent waits."""
         with self._wake:
-            self._cancel_jobs()
-            self._waiting = job
+            self._cancel_lane(job.lane)
+            self._waiting[job.lane] = self._latest[job.lane] = job
             if self._thread is None:
                 # A daemon, so that a model in mid-flight cannot keep a closed application alive.
                 self._thread = threading.Thread(target=self._run, name='unsam-inference', daemon=True)
                 self._thread.start()
             self._wake.notify()
 
-    def cancel(self) -> None:
-        """Stops the jobs at hand; none of their callbacks is called any more."""
+    def cancel(self, *lanes: Lane) -> None:
+        """Stops the jobs of some lanes, by default of all; none of their callbacks is called any more."""
         with self._wake:
-            self._cancel_jobs()
+            for lane in lanes or Lane:
+                self._cancel_lane(lane)
 
     def close(self, timeout_s: float = 0.0) -> bool:
         """Stops the jobs and the thread; returns whether the thread has ended within the timeout."""
         with self._wake:
-            self._cancel_jobs()
+            for lane in Lane:
+                self._cancel_lane(lane)
             self._closed = True
             self._wake.notify()
         if self._thread is None:
@@ -92,37 +129,40 @@ class InferenceThread:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _cancel_jobs(self) -> None:
-        for job in (self._running, self._waiting):
-            if job is not None:
-                job.cancelled.set()
-        self._waiting = None
+    def _cancel_lane(self, lane: Lane) -> None:
+        self._waiting.pop(lane, None)
+        if lane in self._latest:
+            self._latest[lane].cancelled.set()
 
     def _run(self) -> None:
-        while (job := self._next_job()) is not None:
-            self._work(job)
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                job = self._take(len(Lane))
+            if job is not None:
+                self._work(job)
 
-    def _next_job(self) -> Job | None:
-        with self._wake:
-            self._running = None
-            self._wake.wait_for(lambda: self._waiting is not None or self._closed)
-            if self._closed:
-                return None
-            self._running, self._waiting = self._waiting, None
-            return self._running
+    def _take(self, below: int) -> Job | None:
+        """The most urgent waiting job of the lanes below a number; the caller holds the lock."""
+        lane = min(self._waiting, default=below)
+        return None if lane >= below else self._waiting.pop(lane)
 
     def _work(self, job: Job) -> None:
+        report = self._reporter(job)
         try:
-            hierarchy = self._embed(job.read(), _throttled(job, self._tell))
+            with reporting(report):
+                result = job.work(report)
         except JobCancelled:
             return
         except UnSAMError as error:
             self._tell(job, job.on_failed, str(error))
         except Exception as error:  # the thread outlives any failure of a model or a file; the user is told
-            logger.exception('the region tree could not be made')
+            logger.exception('a job of the inference thread failed')
             self._tell(job, job.on_failed, f'{type(error).__name__}: {error}')
         else:
-            self._tell(job, job.on_done, hierarchy)
+            self._tell(job, job.on_done, result)
 
     def _tell(self, job: Job, callback: Callable[..., None], *args: object) -> None:
         def call() -> None:
@@ -132,20 +172,31 @@ class InferenceThread:
 
         self._deliver(call)
 
+    def _reporter(self, job: Job) -> ProgressCallback:
+        last_s = -_PROGRESS_INTERVAL_S
 
-def _throttled(job: Job, tell: Callable[..., None]) -> ProgressCallback:
-    last_s = -_PROGRESS_INTERVAL_S
+        def report(fraction: float, message: str) -> None:
+            nonlocal last_s
+            if not job.cancelled.is_set():
+                self._do_more_urgent(job)
+            if job.cancelled.is_set():
+                raise JobCancelled
+            now_s = time.monotonic()
+            if now_s - last_s >= _PROGRESS_INTERVAL_S:
+                last_s = now_s
+                self._tell(job, job.on_progress, fraction, message)
 
-    def report(fraction: float, message: str) -> None:
-        nonlocal last_s
-        if job.cancelled.is_set():
-            raise JobCancelled
-        now_s = time.monotonic()
-        if now_s - last_s >= _PROGRESS_INTERVAL_S:
-            last_s = now_s
-            tell(job, job.on_progress, fraction, message)
+        return report
 
-    return report
+    def _do_more_urgent(self, job: Job) -> None:
+        if threading.current_thread() is not self._thread:
+            return  # a helper thread of the model; the job's own thread comes by soon
+        while True:
+            with self._wake:
+                urgent = self._take(job.lane)
+            if urgent is None:
+                return
+            self._work(urgent)
 
 
 @dataclass(frozen=True)
@@ -153,37 +204,15 @@ class InferenceSettings:
     """Where and how models run.
 
     Attributes:
+        engine: 'model', the trained region model, or 'tree', the region trees alone.
         device: 'cpu', 'cuda' or another torch device; 'auto' is CUDA if there is one, else the CPU.
         threads: How many CPU threads a model may use; 0 leaves it to torch.
+        store: Folder where what is known of planes is kept for later sessions; None keeps nothing.
+        store_gb: The most that folder may hold.
     """
 
+    engine: str = 'model'
     device: str = 'auto'
     threads: int = 0
-
-
-class GeneratorEmbed:
-    """Makes region trees with `unsam_mm.PseudoMaskGenerator`, which is built at the first call."""
-
-    def __init__(self, settings: InferenceSettings) -> None:
-        self._settings = settings
-        self._generator: Embed | None = None
-
-    def __call__(self, image: np.ndarray, progress: ProgressCallback) -> MaskHierarchy:
-        """Turns an image, (H, W) uint8 or (H, W, 3), into a region tree."""
-        if self._generator is None:
-            progress(0.0, 'Loading the model')
-            self._generator = self._build()
-        return self._generator(image, progress=progress)
-
-    def _build(self) -> Embed:
-        import torch
-
-        import unsam_mm.prompting  # noqa: F401  loaded here so that the first click after the embedding finds it ready
-        from unsam_mm import PseudoMaskGenerator
-
-        device = self._settings.device
-        if device == 'auto':
-            device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        if self._settings.threads:
-            torch.set_num_threads(self._settings.threads)  # holds for the calling thread, which is the inference thread
-        return PseudoMaskGenerator.from_preset('default', device=device)
+    store: Path | None = None
+    store_gb: float = 10.0

@@ -1,9 +1,12 @@
-"""Clicks as plain values, and the history that undoes them."""
+"""What the user points at, as plain values: clicks, boxes, outlines and scribbles."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
+
+Position = tuple[float, ...]
 
 
 class Polarity(Enum):
@@ -17,6 +20,17 @@ class Polarity(Enum):
         return Polarity.NEGATIVE if self is Polarity.POSITIVE else Polarity.POSITIVE
 
 
+class ShapeKind(Enum):
+    """What a drawn shape says of the object."""
+
+    BOX = 'box'
+    """It fills this box."""
+    OUTLINE = 'outline'
+    """It has about this outline."""
+    SCRIBBLE = 'scribble'
+    """It is, or is not, all along this line."""
+
+
 @dataclass(frozen=True)
 class PointPrompt:
     """One click.
@@ -24,42 +38,57 @@ class PointPrompt:
     Attributes:
         position: Data coordinates in the image layer, one per axis; whole numbers are pixel centres.
         polarity: What the click says.
+        object_id: Which of the user's objects it is about, counted from 1.
     """
 
-    position: tuple[float, ...]
+    position: Position
     polarity: Polarity = Polarity.POSITIVE
+    object_id: int = 1
 
 
-class PromptHistory:
-    """The current prompts and every earlier version of them."""
+@dataclass(frozen=True)
+class ShapePrompt:
+    """One drawn shape.
 
-    def __init__(self) -> None:
-        self._versions: list[tuple[PointPrompt, ...]] = [()]
+    Attributes:
+        kind: What it says.
+        vertices: Data coordinates of its corners, or along its line.
+        polarity: Only scribbles can be negative.
+        object_id: Which of the user's objects it is about, counted from 1.
+    """
 
-    @property
-    def current(self) -> tuple[PointPrompt, ...]:
-        """The prompts now, in the order of clicking."""
-        return self._versions[-1]
+    kind: ShapeKind
+    vertices: tuple[Position, ...]
+    polarity: Polarity = Polarity.POSITIVE
+    object_id: int = 1
 
-    @property
-    def can_undo(self) -> bool:
-        """Whether there is an earlier version."""
-        return len(self._versions) > 1
 
-    def replace(self, prompts: tuple[PointPrompt, ...]) -> bool:
-        """Makes `prompts` the current ones; returns whether that changed anything."""
-        if prompts == self.current:
-            return False
-        self._versions.append(prompts)
-        return True
+@dataclass(frozen=True)
+class Prompts:
+    """All that the user has pointed at on one image, on any plane, and which object comes next.
 
-    def undo(self) -> bool:
-        """Goes back one version; returns False if there is none."""
-        if not self.can_undo:
-            return False
-        self._versions.pop()
-        return True
+    Attributes:
+        points: Clicks in their order.
+        shapes: Drawn shapes in their order.
+        object_id: The object that the next prompt is about.
+    """
 
-    def reset(self) -> None:
-        """Forgets the prompts and their history."""
-        self._versions = [()]
+    points: tuple[PointPrompt, ...] = ()
+    shapes: tuple[ShapePrompt, ...] = ()
+    object_id: int = 1
+
+    def __bool__(self) -> bool:
+        return bool(self.points or self.shapes)
+
+    def of_object(self) -> Prompts:
+        """Those about the object at hand."""
+        return self.keeping(lambda prompt: prompt.object_id == self.object_id)
+
+    def keeping(self, wanted: Callable[[PointPrompt | ShapePrompt], bool]) -> Prompts:
+        """Those that a test holds for."""
+        return replace(self, points=tuple(filter(wanted, self.points)), shapes=tuple(filter(wanted, self.shapes)))
+
+    def without(self, others: Prompts) -> Prompts:
+        """Those that are not among others."""
+        gone = {*others.points, *others.shapes}
+        return self.keeping(lambda prompt: prompt not in gone)

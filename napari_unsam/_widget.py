@@ -1,239 +1,209 @@
-"""The dock: layout and connections only; what the buttons do stands in the controller and the session."""
+"""The dock: its sections, the status line and the life of the session; what the buttons do stands in the panels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from magicgui.widgets import ComboBox
-from napari.layers import Image
 from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtWidgets import (
-    QButtonGroup,
-    QCheckBox,
-    QGridLayout,
-    QGroupBox,
-    QHBoxLayout,
-    QLabel,
-    QProgressBar,
-    QPushButton,
-    QRadioButton,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
+from superqt import QCollapsible
 from superqt.utils import ensure_main_thread
 
 from napari_unsam import _settings
 from napari_unsam._controller import Level, SegmentationController
-from napari_unsam._inference import GeneratorEmbed
-from napari_unsam._layers import COLOURS
-from napari_unsam._prompts import Polarity
+from napari_unsam._engine import PlaneEmbedder
 from napari_unsam._session import ViewerSession
+from napari_unsam.panels.controls import button
+from napari_unsam.panels.image_panel import ImagePanel
+from napari_unsam.panels.mask_panel import MaskPanel
+from napari_unsam.panels.prompt_panel import PromptPanel
+from napari_unsam.panels.saved_bar import SavedBar
+from napari_unsam.state.autosave import Autosave
 
 if TYPE_CHECKING:
     import napari
 
+PANELS = (
+    ('levels_panel', 'LevelsPanel'),
+    ('volume_panel', 'VolumePanel'),
+    ('objects_panel', 'ObjectsPanel'),
+    ('files_panel', 'FilesPanel'),
+    ('adapt_panel', 'AdaptPanel'),
+)
+"""Further sections, folded at first: modules of `napari_unsam.panels` and their classes, made once the dock is there."""
+
+_HINT = 'Click on an object. J and K step between masks, N keeps the one you mean, U takes anything back.'
+
 
 class SegmentationWidget(QWidget):
-    """Click on an image, step through the nested masks under the click, commit the one you mean.
+    """Click on an image, step through the masks under the click, commit the one you mean.
 
     Args:
         viewer: The viewer to work in.
-        controller: What to control; by default a new one with the model of `unsam_mm`. Its `deliver` must lead to the
-            GUI thread, as `in_gui_thread` does.
+        controller: What to control; by default a new one with the engine of the preferences. Its `deliver` must lead to
+            the GUI thread, as `in_gui_thread` does.
+        autosave: Saves the work; by default in the user's folder, where the controller is the default one.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, controller: SegmentationController | None = None) -> None:
+    def __init__(
+        self,
+        viewer: napari.viewer.Viewer,
+        controller: SegmentationController | None = None,
+        autosave: Autosave | None = None,
+    ) -> None:
         super().__init__()
-        self.controller = controller or SegmentationController(GeneratorEmbed(_settings.inference()), in_gui_thread)
+        if controller is None:
+            autosave = autosave or Autosave(_settings.default_store() / 'autosave')
+            embedder = PlaneEmbedder(_settings.inference())
+            controller = SegmentationController(embedder, in_gui_thread, embedder.load)
+        self.controller = controller
         self.session = ViewerSession(viewer, self.controller)
-        self._docked = False
-        self._build()
+        self._autosave = autosave
+        self.panels: dict[str, QWidget] = {}
+        self._docked = self._has_ended = False
+        self.image_panel = ImagePanel(self.session)
+        self.prompt_panel = PromptPanel(self.session)
+        self.mask_panel = MaskPanel(self.session)
+        self._lay_out()
         self._connect()
-        self._choose_first_image()
-        self._show_state()
-        self._show_proposal()
+        self._show_status()
 
     def event(self, event: QEvent) -> bool:
         """Ends the session when napari takes the dock away; it only unparents this widget, without closing it."""
         if event.type() == QEvent.Type.ParentChange:
             if self._docked and self.parent() is None:
-                self._end()
+                self.end()
             self._docked = self.parent() is not None
         return super().event(event)
 
-    def _build(self) -> None:
-        self.image_choice = ComboBox(choices=self._images, nullable=True, tooltip='The image to segment')
-        self.embed_button = _button('Embed', 'Find the regions of the plane in view; the first click does it as well')
-        self.cancel_button = _button('Cancel', 'Stop finding regions; clicks are kept')
-        self.progress_bar = QProgressBar()
-        self.progress_bar.setRange(0, 1000)
-        self.progress_bar.setTextVisible(True)
+    def load_panels(self) -> None:
+        """Makes the next of the further sections, and comes back for the others once the event loop has had its turn."""
+        for module, name in PANELS:
+            if name not in self.panels:
+                panel = getattr(import_module(f'napari_unsam.panels.{module}'), name)(self.session)
+                self.panels[name] = panel
+                self.session.add_keys(getattr(panel, 'keys', {}))
+                self._sections.insertWidget(self._sections.count() - 1, _section(panel, is_open=False))
+                self._fit_width()
+                self._panels_soon.start()
+                return
 
-        self.prompting_box = QCheckBox('Click on the image to prompt')
-        self.prompting_box.setChecked(self.session.prompting)
-        self.prompting_box.setToolTip('Works while the selected layer is in pan/zoom mode')
-        self.polarity_buttons = {
-            polarity: QRadioButton(text)
-            for polarity, text in ((Polarity.POSITIVE, 'Object'), (Polarity.NEGATIVE, 'Not this'))
-        }
-        self.undo_button = _button('Undo click  [U]', 'Take back the last change to the clicks')
-        self.clear_button = _button('Clear  [Q]', 'Remove all clicks on this plane')
-
-        self.coarser_button = _button('Coarser  [J]', 'Show the next larger mask')
-        self.finer_button = _button('Finer  [K]', 'Show the next smaller mask')
-        self.proposal_label = QLabel()
-        self.keep_box = QCheckBox('Keep existing objects')
-        self.keep_box.setChecked(self.session.keep_existing)
-        self.keep_box.setToolTip('Leave pixels alone that belong to another object already')
-        self.commit_button = _button('Commit object  [N]', 'Give the mask a label of its own; Ctrl-Z takes it back')
+    def _lay_out(self) -> None:
         self.status_label = QLabel()
         self.status_label.setWordWrap(True)
         self.status_label.setMinimumHeight(3 * self.status_label.fontMetrics().lineSpacing())
         self.status_label.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
-
+        inside = QWidget()
+        self._sections = QVBoxLayout(inside)
+        self._sections.setSpacing(0)
+        for panel in (self.image_panel, self.prompt_panel, self.mask_panel):
+            self._sections.addWidget(_section(panel, is_open=True))
+        self._sections.addStretch()
+        # Sections that are unfolded must not push others off the screen.
+        self._scroll = scroll = QScrollArea()
+        scroll.setWidget(inside)
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         layout = QVBoxLayout(self)
-        layout.addWidget(self._image_group())
-        layout.addWidget(self._prompt_group())
-        layout.addWidget(self._mask_group())
+        self.hint = self._make_hint()
+        layout.addWidget(self.hint)
+        if self._autosave is not None:
+            layout.addWidget(SavedBar(self.session, self._autosave))
+        layout.addWidget(scroll)
         layout.addWidget(self.status_label)
-        layout.addStretch()
+        self._fit_width()
 
-    def _image_group(self) -> QGroupBox:
-        group = QGroupBox('1  Image')
-        grid = QGridLayout(group)
-        grid.addWidget(self.image_choice.native, 0, 0, 1, 2)
-        grid.addWidget(self.embed_button, 1, 0)
-        grid.addWidget(self.cancel_button, 1, 1)
-        grid.addWidget(self.progress_bar, 2, 0, 1, 2)
-        return group
+    def _fit_width(self) -> None:
+        """Sections are scrolled down and up, but never sideways."""
+        bar = self._scroll.verticalScrollBar().sizeHint().width()
+        self._scroll.setMinimumWidth(self._scroll.widget().minimumSizeHint().width() + bar)
 
-    def _prompt_group(self) -> QGroupBox:
-        group = QGroupBox('2  Clicks')
-        grid = QGridLayout(group)
-        grid.addWidget(self.prompting_box, 0, 0, 1, 2)
-        row = QHBoxLayout()
-        self._polarity_group = QButtonGroup(self)
-        for polarity, mark in ((Polarity.POSITIVE, '●'), (Polarity.NEGATIVE, '◆')):
-            swatch = QLabel(mark)
-            swatch.setStyleSheet(f'color: {COLOURS[polarity]}; font-size: 15px; background: white; border-radius: 3px;')
-            swatch.setFixedWidth(20)
-            swatch.setAlignment(Qt.AlignmentFlag.AlignCenter)
-            self._polarity_group.addButton(self.polarity_buttons[polarity])
-            self.polarity_buttons[polarity].setToolTip(
-                'What a click says; G switches. Shift- or right-click: the other'
-            )
-            row.addWidget(swatch)
-            row.addWidget(self.polarity_buttons[polarity])
-            row.addSpacing(8)
-        row.addWidget(QLabel('[G]'))
-        row.addStretch()
-        grid.addLayout(row, 1, 0, 1, 2)
-        grid.addWidget(self.undo_button, 2, 0)
-        grid.addWidget(self.clear_button, 2, 1)
-        return group
-
-    def _mask_group(self) -> QGroupBox:
-        group = QGroupBox('3  Mask')
-        grid = QGridLayout(group)
-        grid.addWidget(self.coarser_button, 0, 0)
-        grid.addWidget(self.finer_button, 0, 1)
-        grid.addWidget(self.proposal_label, 1, 0, 1, 2)
-        grid.addWidget(self.keep_box, 2, 0, 1, 2)
-        grid.addWidget(self.commit_button, 3, 0, 1, 2)
-        return group
+    def _make_hint(self) -> QWidget:
+        hint = QWidget()
+        row = QHBoxLayout(hint)
+        row.setContentsMargins(0, 0, 0, 0)
+        text = QLabel(_HINT)
+        text.setWordWrap(True)
+        dismiss = button('Got it', 'Do not show this again')
+        dismiss.clicked.connect(lambda: (hint.hide(), _settings.dismiss_hint()))
+        row.addWidget(text, 1)
+        row.addWidget(dismiss)
+        hint.setVisible(_settings.wants_hint())
+        return hint
 
     def _connect(self) -> None:
-        controller, session = self.controller, self.session
-        # napari takes a second for its first Points and Labels layers; it must not be in the midst of adding the image.
+        session = self.session
+        # napari takes a second for its first layers of a kind; it must not be in the midst of adding the image.
         self._soon = QTimer(self, singleShot=True, interval=0)
-        self._soon.timeout.connect(lambda: session.make_prompt_layers())
-        session.image_changed.connect(lambda: self._soon.start())
-        layers = session.viewer.layers.events
-        for emitter in (layers.inserted, layers.removed, layers.renamed):
-            emitter.connect(self._layers_changed)
-        self.image_choice.changed.connect(session.set_image)
-        self.embed_button.clicked.connect(lambda: controller.embed())
-        self.cancel_button.clicked.connect(lambda: controller.cancel())
-        self.undo_button.clicked.connect(lambda: controller.undo_prompt())
-        self.clear_button.clicked.connect(lambda: controller.clear_prompts())
-        self.coarser_button.clicked.connect(lambda: controller.coarser())
-        self.finer_button.clicked.connect(lambda: controller.finer())
-        self.commit_button.clicked.connect(lambda: session.commit())
-        for polarity, button in self.polarity_buttons.items():
-            button.clicked.connect(lambda _checked, chosen=polarity: controller.set_polarity(chosen))
-        self.prompting_box.toggled.connect(lambda checked: setattr(session, 'prompting', checked))
-        self.keep_box.toggled.connect(lambda checked: setattr(session, 'keep_existing', checked))
-        controller.state_changed.connect(self._show_state)
-        controller.proposal_changed.connect(self._show_proposal)
-        controller.progress_changed.connect(self._show_progress)
-        session.image_changed.connect(self._show_image)
+        self._soon.timeout.connect(self._prepare)
+        session.image_changed.connect(self._image_changed)
+        if session.image is not None:
+            self._soon.start()
+        # The canvas tells of its zoom in the midst of being drawn, when no layer may be changed.
+        self._zoomed = QTimer(self, singleShot=True, interval=30)
+        self._zoomed.timeout.connect(self._fit_outline)
+        session.viewer.scene.camera.events.zoom.connect(self._zoom_changed)
+        self._panels_soon = QTimer(self, singleShot=True, interval=50)
+        self._panels_soon.timeout.connect(self.load_panels)
+        self._panels_soon.start()
+        self.controller.state_changed.connect(self._show_status)
+        # With its window, napari takes the dock away without a word; what still runs must not come back to it.
+        controller, autosave = self.controller, self._autosave
+        if autosave is not None:
+            self.session.exported.connect(lambda: autosave.exported(self.session))
+        self.destroyed.connect(lambda: _leave(controller, autosave))
 
-    def _end(self) -> None:
-        layers = self.session.viewer.layers.events
-        for emitter in (layers.inserted, layers.removed, layers.renamed):
-            emitter.disconnect(self._layers_changed)
+    def _zoom_changed(self) -> None:
+        self._zoomed.start()
+
+    def _fit_outline(self) -> None:
+        self.session.fit_outline()
+
+    def _image_changed(self) -> None:
+        self._soon.start()
+
+    def _prepare(self) -> None:
+        if self.session.prepare():
+            self._soon.start()
+        elif self.session.image is not None:
+            self.controller.warm_up()
+
+    def end(self) -> None:
+        """Ends the session: the viewer is left alone from now on, and the work is saved."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        for timer in (self._panels_soon, self._soon, self._zoomed):
+            timer.stop()
+        self.session.viewer.scene.camera.events.zoom.disconnect(self._zoom_changed)
+        self.image_panel.close_session()
+        for panel in self.panels.values():
+            getattr(panel, 'close_session', lambda: None)()
+        if self._autosave is not None:
+            self._autosave.close()
         self.session.close()
 
-    def _images(self, _widget: object) -> list[Image]:
-        return [layer for layer in self.session.viewer.layers if isinstance(layer, Image)]
-
-    def _choose_first_image(self) -> None:
-        """Chooses the selected image, else the topmost one."""
-        images, active = self._images(None), self.session.viewer.layers.selection.active
-        self.image_choice.value = active if active in images else next(reversed(images), None)
-
-    def _layers_changed(self) -> None:
-        self.image_choice.reset_choices()
-        if self.image_choice.value is None and self.session.image is None:
-            self._choose_first_image()
-
-    def _show_image(self) -> None:
-        if self.image_choice.value is not self.session.image:
-            self.image_choice.reset_choices()
-            self.image_choice.value = self.session.image
-
-    def _show_state(self) -> None:
-        controller = self.controller
-        has_target, busy = controller.target is not None, controller.is_busy
-        self.embed_button.setEnabled(has_target and not busy)
-        self.embed_button.setText('Embed again' if controller.hierarchy is not None else 'Embed')
-        self.cancel_button.setEnabled(busy)
-        if not busy:
-            self.progress_bar.setValue(1000 if controller.hierarchy is not None else 0)
-            self.progress_bar.setFormat('Ready' if controller.hierarchy is not None else '')
-        self.polarity_buttons[controller.polarity].setChecked(True)
-        self.undo_button.setEnabled(controller.can_undo_prompt)
-        self.clear_button.setEnabled(bool(controller.prompts))
-        problem = controller.status.level is Level.PROBLEM
-        self.status_label.setText(('⚠ ' if problem else '') + controller.status.text)
+    def _show_status(self) -> None:
+        status = self.controller.status
+        problem = status.level is Level.PROBLEM
+        self.status_label.setText(('⚠ ' if problem else '') + status.text)
         self.status_label.setStyleSheet('font-weight: bold;' if problem else '')
 
-    def _show_proposal(self) -> None:
-        proposal, candidates = self.controller.proposal, self.controller.candidates
-        self.coarser_button.setEnabled(candidates.position < len(candidates) - 1)
-        self.finer_button.setEnabled(candidates.position > 0)
-        self.commit_button.setEnabled(proposal is not None)
-        self.proposal_label.setText(
-            'No mask yet\n'
-            if proposal is None
-            else f'Mask {proposal.rank} of {proposal.count}, finest first\n'
-            f'{proposal.area_px:,} px, granularity {proposal.granularity:.2f}'
-        )
 
-    def _show_progress(self, fraction: float, message: str) -> None:
-        self.progress_bar.setValue(round(1000 * fraction))
-        caption = message[:1].upper() + message[1:]
-        # A model's first step can be its longest, and 0 % all the while would look stuck.
-        self.progress_bar.setFormat(f'{caption}  %p%' if fraction else f'{caption} ...')
+def _leave(controller: SegmentationController, autosave: Autosave | None) -> None:
+    controller.close()
+    if autosave is not None:
+        autosave.close()
 
 
-def _button(text: str, tooltip: str) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tooltip)
-    # Otherwise the button would keep the keyboard, and the keys shown on the buttons would go nowhere.
-    button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return button
+def _section(panel: QWidget, is_open: bool) -> QCollapsible:
+    section = QCollapsible(panel.title)
+    section.setContent(panel)
+    (section.expand if is_open else section.collapse)(animate=False)
+    return section
 
 
 @ensure_main_thread

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from napari_unsam._controller import SegmentationController
-from tests.test_napari.stand_ins import Mailbox, nested_nodes, patches_target, patches_tree
+from tests.test_napari.stand_ins import Mailbox, patches_target, patches_tree, planes_of
 
 if sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
     # Before Qt starts: without a screen it would end the process. Tests that need OpenGL are skipped then.
@@ -22,11 +22,11 @@ def mailbox() -> Mailbox:
 
 @pytest.fixture
 def make_controller(mailbox):
-    """Makes controllers whose messages go to the mailbox, and ends their threads."""
+    """Makes controllers whose messages go to the mailbox, from something that makes trees, and ends their threads."""
     made = []
 
     def make(embed=lambda image, progress: patches_tree()) -> SegmentationController:
-        made.append(SegmentationController(embed, deliver=mailbox, find_candidates=nested_nodes))
+        made.append(SegmentationController(planes_of(embed), deliver=mailbox))
         return made[-1]
 
     yield make
@@ -41,3 +41,13 @@ def controller(make_controller, mailbox) -> SegmentationController:
     controller.embed()
     mailbox.open_until(lambda: not controller.is_busy)
     return controller
+
+
+@pytest.fixture
+def settle(mailbox):
+    """Waits until a controller has made the plane ready and has answered."""
+
+    def wait(controller: SegmentationController) -> None:
+        mailbox.open_until(lambda: not controller.is_busy and not controller.is_answering)
+
+    return wait

@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from napari.layers import Vectors
 from scipy.cluster.hierarchy import linkage
 from skimage.color import gray2rgb, rgb2lab
 from skimage.segmentation import slic
 
-from napari_unsam._controller import Target
+from napari_unsam._engine import Embed, EmbeddedPlane
+from napari_unsam._inference import ProgressCallback
+from napari_unsam._masks import PlaneMask, node_mask
 from napari_unsam._planes import Plane
+from napari_unsam._targets import Target
 from unsam_mm.hierarchy import MaskHierarchy
 
 PATCHES = np.array([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3], [2, 2, 2, 2, 3, 3]])
@@ -56,10 +60,51 @@ def nested_nodes(tree: MaskHierarchy, points_xy: np.ndarray, point_labels: np.nd
     return np.array(sorted(set.intersection(*wanted) - set().union(*unwanted)), np.int64)
 
 
+class NestedPlane(EmbeddedPlane):
+    """Answers with the nested regions of a tree under the clicks, the one with the best score first; there is no model."""
+
+    def __init__(self, tree: MaskHierarchy) -> None:
+        super().__init__(engine=None, hierarchy=tree)
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.hierarchy.size_hw
+
+    def answer(
+        self, points_xy=None, labels=None, box_xyxy=None, granularity=None, mask=None, max_masks=6
+    ) -> list[PlaneMask]:
+        nodes = self.chain(points_xy, labels, box_xyxy)
+        ranked = nodes[np.argsort(-self.hierarchy.score[nodes], kind='stable')]
+        return [node_mask(self.hierarchy, node) for node in ranked[:max_masks]]
+
+    def chain(self, points_xy=None, labels=None, box_xyxy=None) -> np.ndarray:
+        if box_xyxy is not None:
+            x0, y0, x1, y1 = box_xyxy
+            boxes = self.hierarchy.boxes_xyxy
+            inside = (boxes[:, :2] <= (x0, y0)).all(axis=1) & (boxes[:, 2:] >= (x1, y1)).all(axis=1)
+            return np.flatnonzero(inside)
+        return nested_nodes(self.hierarchy, points_xy, labels)
+
+
+def planes_of(make_tree: Callable[[np.ndarray, ProgressCallback], MaskHierarchy]) -> Embed:
+    """Makes planes ready with something that makes trees of images."""
+    return lambda target, progress: NestedPlane(make_tree(target.read(), progress))
+
+
 def patches_target(source: str = 'patches', plane: Plane | None = None) -> Target:
     """A target whose pixels are `PATCHES`."""
     plane = plane or Plane(shape=(4, 6), axes=(0, 1), index=(0, 0))
     return Target(source=source, plane=plane, name='Patches', read=lambda: PATCHES)
+
+
+def drawn_mask(outline: Vectors, size_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: what the segments of an outline enclose in the last two axes."""
+    height, width = size_hw
+    crossed = np.zeros((height, width + 1), int)
+    for start, step in np.asarray(outline.data)[..., -2:]:
+        row, column = np.rint(start + 0.5).astype(int)
+        crossed[row : row + round(step[0]), column] += 1
+    return crossed.cumsum(axis=1)[:, :-1] % 2 == 1
 
 
 class Mailbox:

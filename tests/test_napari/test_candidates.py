@@ -1,65 +1,67 @@
-import itertools
-from dataclasses import replace
-
 import numpy as np
-from skimage import data
+import pytest
 
-from napari_unsam._candidates import NO_CANDIDATES, distinct_candidates
-from tests.test_napari.stand_ins import colour_tree, patches_tree
-from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.prompting import click_scores
-
-
-def test_the_mask_with_the_best_score_is_shown_first():
-    tree = patches_tree()
-    candidates = distinct_candidates(tree, tree.path(0, 0))
-    assert candidates.nodes.tolist() == [0, 4, 6]
-    assert candidates.node == 4
+from napari_unsam._candidates import NO_CANDIDATES, Candidates
+from napari_unsam._masks import found_mask, node_mask
+from tests.test_napari.stand_ins import patches_tree
 
 
-def test_the_whole_image_is_shown_first_only_where_there_is_nothing_else():
-    tree = replace(patches_tree(), score=np.array([0.1, 0.2, 0.3, 0.1, 0.9, 0.8, 1.0]))
-    assert distinct_candidates(tree, tree.path(0, 0)).node == 4
-    assert distinct_candidates(tree, tree.path(0, 0)).stepped(1).node == 6
-    assert distinct_candidates(tree, np.array([6])).node == 6
+@pytest.fixture
+def tree():
+    return patches_tree()
 
 
-def test_masks_that_look_the_same_are_one_step():
-    # A strip that grows pixel by pixel: node 40 + k holds the first k + 2 pixels, so areas 36 to 40 differ by a sliver.
-    strip = np.arange(40)[None]
-    parent = np.r_[40, np.arange(40, 79), np.arange(41, 79), -1]
-    tree = MaskHierarchy.from_merges(strip, parent, np.r_[np.zeros(40), np.linspace(0.1, 1, 39)])
-    candidates = distinct_candidates(tree, tree.path(0, 0))
-    overlaps = [tree.iou(a, [b])[0] for a, b in itertools.pairwise(candidates.nodes)]
-    assert len(tree.path(0, 0)) == 40
-    assert len(candidates) < 25
-    assert max(overlaps) <= 0.9
+@pytest.fixture
+def candidates(tree):
+    """Three nested answers, of which the middle one is the best."""
+    answers = [node_mask(tree, node) for node in (4, 6, 0)]
+    return Candidates.of_answers(answers, tree.path(0, 0), tree)
 
 
-def test_candidates_on_a_photo_grow_and_begin_with_the_best_score():
-    tree = colour_tree(data.coffee(), lambda fraction, message: None)
-    path = tree.path(200, 300)
-    candidates = distinct_candidates(tree, path)
-    assert (np.diff(tree.area[candidates.nodes]) > 0).all()
-    scores = click_scores(tree)
-    assert scores[candidates.node] == scores[path].max()
+def test_the_best_answer_is_shown_first_among_answers_by_area(candidates):
+    assert [mask.area_px for mask in candidates.masks] == [4, 12, 24]
+    assert (candidates.shown.area_px, candidates.rank) == (12, 2)
 
 
-def test_a_mask_on_screen_stays_while_it_still_fits():
-    tree = patches_tree()
-    assert distinct_candidates(tree, tree.path(0, 0), shown=6).node == 6
-    assert distinct_candidates(tree, tree.path(0, 0), shown=5).node == 4
+def test_steps_end_at_the_finest_and_the_coarsest_answer(candidates):
+    assert candidates.stepped(1).shown.area_px == 24
+    assert candidates.stepped(1).stepped(1).shown.area_px == 24
+    assert candidates.stepped(-1).stepped(-1).shown.area_px == 4
 
 
-def test_steps_end_at_the_finest_and_the_coarsest_mask():
-    tree = patches_tree()
-    candidates = distinct_candidates(tree, tree.path(0, 0))
-    assert candidates.stepped(1).node == 6
-    assert candidates.stepped(9).node == 6
-    assert candidates.stepped(-9).node == 0
+def test_sliding_begins_at_the_region_most_like_the_mask_on_screen(tree):
+    candidates = Candidates.of_answers([node_mask(tree, 6)], tree.path(0, 0), tree)
+    assert candidates.slid(-1).shown.node == 4
+    assert candidates.slid(-9).shown.node == 0
+    assert candidates.slid(9).shown.node == 6
 
 
-def test_no_node_gives_no_candidate():
-    assert distinct_candidates(patches_tree(), np.array([], int)) is NO_CANDIDATES
-    assert NO_CANDIDATES.node is None
-    assert NO_CANDIDATES.stepped(1).node is None
+@pytest.mark.parametrize(('granularity', 'node'), [(0.0, 0), (0.55, 4), (1.0, 6)])
+def test_a_granularity_shows_the_coarsest_region_that_is_not_above_it(candidates, granularity, node):
+    assert candidates.at_granularity(granularity).shown.node == node
+
+
+def test_a_mask_that_was_on_screen_leads_the_answers_that_come_later(tree, candidates):
+    alone = Candidates.of_answers([node_mask(tree, 0)])
+    assert candidates.led_by(alone.shown).rank == 1
+    assert candidates.led_by(node_mask(tree, 5)).shown.node == 5
+
+
+def test_no_answer_gives_no_candidate():
+    assert Candidates.of_answers([]) is NO_CANDIDATES
+    assert NO_CANDIDATES.shown is None
+    assert NO_CANDIDATES.stepped(1) is NO_CANDIDATES
+    assert NO_CANDIDATES.slid(1) is NO_CANDIDATES
+    assert NO_CANDIDATES.at_granularity(0.5) is NO_CANDIDATES
+
+
+def test_a_mask_that_is_a_region_of_the_tree_is_known_as_such(tree):
+    found = found_mask(tree, np.ones((2, 6), bool), left=0, top=0, score=0.3)
+    assert (found.node, found.area_px, found.box_xyxy) == (4, 12, (0, 0, 6, 2))
+    assert found.granularity == pytest.approx(tree.granularity[4])
+
+
+def test_a_mask_between_two_regions_has_a_granularity_between_theirs(tree):
+    found = found_mask(tree, np.array([[1, 1, 1], [1, 1, 0]], bool), left=0, top=0, score=0.3)
+    assert found.node is None
+    assert tree.granularity[0] < found.granularity < tree.granularity[4]

@@ -1,12 +1,12 @@
 import threading
 
-import numpy as np
 import pytest
 
 from napari_unsam._controller import Level
+from napari_unsam._engine import PlanesKept
 from napari_unsam._planes import Plane
-from napari_unsam._prompts import PointPrompt, Polarity
-from tests.test_napari.stand_ins import PATCHES, patches_target, patches_tree
+from napari_unsam._prompts import PointPrompt, Polarity, Prompts, ShapeKind
+from tests.test_napari.stand_ins import PATCHES, NestedPlane, patches_target, patches_tree
 from unsam_mm.errors import ImageError
 
 
@@ -14,8 +14,20 @@ def is_problem(controller, words):
     return controller.status.level is Level.PROBLEM and words in controller.status.text
 
 
-def test_a_click_shows_the_best_mask_under_it(controller):
-    assert controller.add_prompt((0, 0))
+@pytest.fixture
+def click(controller, settle):
+    """Clicks and waits for the answer."""
+
+    def click(position, polarity=None):
+        done = controller.add_prompt(position, polarity)
+        settle(controller)
+        return done
+
+    return click
+
+
+def test_a_click_shows_the_best_mask_under_it(controller, click):
+    assert click((0, 0))
     proposal = controller.proposal
     assert (proposal.rank, proposal.count) == (2, 3)
     assert proposal.box_xyxy == (0, 0, 6, 2)
@@ -24,79 +36,147 @@ def test_a_click_shows_the_best_mask_under_it(controller):
     assert controller.status.text.startswith('J shows a coarser mask')
 
 
-def test_coarser_and_finer_walk_the_nested_masks_and_stop_at_the_ends(controller):
+def test_clicks_are_answered_in_the_inference_thread(controller, settle, monkeypatch):
+    threads, answer = [], NestedPlane.answer
+
+    def noting(plane, *prompt, **more):
+        threads.append(threading.current_thread())
+        return answer(plane, *prompt, **more)
+
+    monkeypatch.setattr(NestedPlane, 'answer', noting)
     controller.add_prompt((0, 0))
+    settle(controller)
+    assert threads
+    assert threading.current_thread() not in threads
+
+
+def test_coarser_and_finer_walk_the_masks_and_stop_at_the_ends(controller, click):
+    click((0, 0))
     areas = [controller.proposal.area_px]
     for step in (controller.coarser, controller.coarser, controller.finer, controller.finer, controller.finer):
         step()
         areas.append(controller.proposal.area_px)
     assert areas == [12, 24, 24, 12, 4, 4]
-    assert 'finest mask' in controller.status.text
+    assert 'finest' in controller.status.text
 
 
-def test_a_negative_click_rules_out_the_masks_that_hold_it(controller):
-    controller.add_prompt((0, 0))
-    controller.add_prompt((0, 5), Polarity.NEGATIVE)
+def test_granularity_slides_along_the_regions_under_the_click(controller, click):
+    click((0, 0))
+    areas = []
+    for granularity in (0.0, 0.6, 1.0):
+        controller.set_granularity(granularity)
+        areas.append(controller.proposal.area_px)
+    controller.slide(-1)
+    assert [*areas, controller.proposal.area_px] == [4, 12, 24, 12]
+    assert controller.proposal.rank == 0
+
+
+def test_a_step_from_between_the_masks_goes_to_the_next_one(controller, click):
+    click((0, 0))
+    controller.set_granularity(0.0)
+    controller.coarser()
+    assert (controller.proposal.area_px, controller.proposal.rank) == (12, 2)
+
+
+def test_a_negative_click_rules_out_the_masks_that_hold_it(controller, click):
+    click((0, 0))
+    click((0, 5), Polarity.NEGATIVE)
     assert controller.proposal.area_px == 4
     assert (controller.proposal.rank, controller.proposal.count) == (1, 1)
 
 
-def test_a_second_positive_click_widens_the_mask_to_hold_both(controller):
-    controller.add_prompt((0, 0))
-    controller.add_prompt((3, 0))
+def test_a_second_positive_click_widens_the_mask_to_hold_both(controller, click):
+    click((0, 0))
+    click((3, 0))
     assert controller.proposal.area_px == 24
 
 
-def test_plain_clicks_take_the_polarity_that_is_set(controller):
+def test_plain_clicks_take_the_polarity_that_is_set(controller, click):
     controller.toggle_polarity()
-    controller.add_prompt((0, 0))
+    click((0, 0))
     controller.toggle_polarity()
-    controller.add_prompt((0, 1))
-    assert [prompt.polarity for prompt in controller.prompts] == [Polarity.NEGATIVE, Polarity.POSITIVE]
+    click((0, 1))
+    assert [point.polarity for point in controller.prompts.points] == [Polarity.NEGATIVE, Polarity.POSITIVE]
 
 
-@pytest.mark.parametrize(
-    'clicks',
-    [
-        pytest.param([((0, 0), Polarity.NEGATIVE)], id='only a negative click'),
-        pytest.param([((0, 0), Polarity.POSITIVE), ((0, 1), Polarity.NEGATIVE)], id='both in one leaf'),
-    ],
-)
-def test_clicks_that_no_region_fits_are_kept_and_explained(controller, clicks):
-    for position, polarity in clicks:
-        controller.add_prompt(position, polarity)
+def test_a_lone_negative_click_says_that_it_needs_a_positive_one(controller, click):
+    click((0, 0), Polarity.NEGATIVE)
     assert controller.proposal is None
-    assert len(controller.prompts) == len(clicks)
-    assert is_problem(controller, 'undo a click')
+    assert is_problem(controller, 'Add a positive click')
+    click((3, 0))
+    assert controller.proposal is not None
 
 
-def test_undo_brings_back_the_clicks_and_mask_of_before(controller):
-    controller.add_prompt((0, 0))
-    controller.add_prompt((3, 0))
-    controller.undo_prompt()
-    assert len(controller.prompts) == 1
-    controller.undo_prompt()
+def test_clicks_of_both_kinds_on_one_pixel_are_kept_and_explained(controller, click):
+    click((0, 0))
+    click((0, 0), Polarity.NEGATIVE)
     assert controller.proposal is None
-    assert not controller.can_undo_prompt
-    controller.undo_prompt()
-    assert controller.status.text == 'There is no click to undo.'
+    assert len(controller.prompts.points) == 2
+    assert is_problem(controller, 'both kinds')
 
 
-def test_clicks_go_when_their_object_is_committed_and_undo_brings_them_back(controller):
-    controller.add_prompt((0, 0))
-    controller.object_committed(label=5, area_px=12)
-    assert controller.prompts == ()
-    assert controller.proposal is None
-    assert controller.status.text.startswith('Object 5 committed, 12 px')
-    controller.undo_prompt()
+def test_a_box_is_answered_like_a_click(controller, settle):
+    assert controller.add_shape(ShapeKind.BOX, [(0, 0), (0, 5), (1, 5), (1, 0)])
+    settle(controller)
     assert controller.proposal.area_px == 12
 
 
-def test_signals_announce_what_changed(controller):
+@pytest.mark.parametrize('corners', [[(0, 0), (0, 0), (0, 0), (0, 0)], [(9, 9), (9, 12), (12, 12), (12, 9)]])
+def test_a_shape_without_a_pixel_is_harmless_and_said(controller, corners):
+    assert not controller.add_shape(ShapeKind.BOX, corners)
+    assert not controller.prompts
+    assert is_problem(controller, 'draw it larger')
+
+
+def test_undo_and_redo_take_clicks_one_by_one_and_name_them(controller, click, settle):
+    click((0, 0))
+    click((3, 0))
+    assert controller.history.undo_name == 'click'
+    controller.undo()
+    settle(controller)
+    assert controller.proposal.area_px == 12
+    controller.undo()
+    assert controller.proposal is None
+    controller.undo()
+    assert controller.status.text == 'There is nothing to undo.'
+    controller.redo()
+    controller.redo()
+    settle(controller)
+    assert controller.proposal.area_px == 24
+    controller.redo()
+    assert controller.status.text == 'There is nothing to redo.'
+
+
+def test_ending_an_object_takes_its_prompts_and_begins_the_next_one(controller, click, settle):
+    click((0, 0))
+    controller.history.do(controller.next_object())
+    assert controller.prompts == Prompts(object_id=2)
+    assert controller.proposal is None
+    click((3, 0))
+    assert [point.object_id for point in controller.prompts.points] == [2]
+    controller.undo()
+    controller.undo()
+    settle(controller)
+    assert [point.object_id for point in controller.prompts.points] == [1]
+    assert controller.proposal.area_px == 12
+
+
+def test_what_waits_for_the_answer_is_done_with_the_answer_to_the_last_click(controller, settle):
+    areas = []
+    controller.add_prompt((0, 0))
+    controller.when_answered(lambda: areas.append('of one click'))
+    controller.add_prompt((3, 0))
+    controller.when_answered(lambda: areas.append(controller.proposal.area_px))
+    settle(controller)
+    assert areas == [24]
+
+
+def test_signals_announce_what_changed(controller, settle):
     heard = []
     controller.prompts_changed.connect(lambda: heard.append('prompts'))
     controller.proposal_changed.connect(lambda: heard.append('proposal'))
     controller.add_prompt((0, 0))
+    settle(controller)
     assert heard == ['prompts', 'proposal']
     controller.coarser()
     assert heard == ['prompts', 'proposal', 'proposal']
@@ -105,7 +185,7 @@ def test_signals_announce_what_changed(controller):
 @pytest.mark.parametrize('position', [(-1, 0), (0, 6), (99.0, 99.0)])
 def test_a_click_outside_the_image_is_harmless_and_said(controller, position):
     assert not controller.add_prompt(position)
-    assert controller.prompts == ()
+    assert not controller.prompts
     assert is_problem(controller, 'outside "Patches"')
 
 
@@ -113,29 +193,33 @@ def test_without_an_image_nothing_happens_and_the_user_is_told(make_controller):
     controller = make_controller()
     assert not controller.add_prompt((0, 0))
     assert is_problem(controller, 'Choose an image')
+    assert not controller.add_shape(ShapeKind.BOX, [(0, 0), (2, 2)])
     controller.embed()
     controller.cancel()
-    controller.set_prompts([PointPrompt((0.0, 0.0))])
-    assert controller.prompts == ()
+    controller.clear_prompts()
+    controller.set_prompts(Prompts((PointPrompt((0.0, 0.0)),)))
+    assert not controller.prompts
     assert not controller.is_busy
 
 
 def test_stepping_before_a_click_is_harmless_and_said(controller):
-    controller.coarser()
-    assert is_problem(controller, 'click on an object first')
+    for step in (controller.coarser, lambda: controller.slide(1), lambda: controller.set_granularity(0.5)):
+        step()
+        assert is_problem(controller, 'click on an object first')
+        controller.say('')
 
 
-def test_the_first_click_makes_the_region_tree_and_then_shows_its_mask(make_controller, mailbox):
+def test_the_first_click_makes_the_plane_ready_and_then_shows_its_mask(make_controller, settle):
     controller = make_controller()
     controller.set_target(patches_target())
     controller.add_prompt((0, 0))
     assert controller.is_busy
     assert controller.proposal is None
-    mailbox.open_until(lambda: not controller.is_busy)
+    settle(controller)
     assert controller.proposal.area_px == 12
 
 
-def test_clicks_while_the_tree_is_made_wait_for_it_and_start_no_second_one(make_controller, mailbox):
+def test_clicks_while_the_plane_is_made_ready_wait_for_it_and_start_it_once(make_controller, settle):
     images, release = [], threading.Event()
 
     def embed(image, progress):
@@ -148,10 +232,55 @@ def test_clicks_while_the_tree_is_made_wait_for_it_and_start_no_second_one(make_
     controller.add_prompt((0, 0))
     controller.add_prompt((3, 0))
     release.set()
-    mailbox.open_until(lambda: not controller.is_busy)
+    settle(controller)
     assert controller.proposal.area_px == 24
     assert len(images) == 1
     assert images[0] is PATCHES
+
+
+def test_a_click_is_answered_in_the_midst_of_a_long_job(controller, mailbox):
+    answered, results, steps = threading.Event(), [], []
+
+    def propagate(progress):
+        while not answered.is_set():
+            progress(0.5, 'Propagating')
+            steps.append('slice')
+        return 'done'
+
+    controller.run('Propagating', propagate, results.append)
+    controller.add_prompt((0, 0))
+    mailbox.open_until(lambda: controller.proposal is not None)
+    assert controller.job == 'Propagating'
+    answered.set()
+    mailbox.open_until(lambda: bool(results))
+    assert results == ['done']
+    assert steps
+    assert not controller.is_busy
+
+
+def test_a_long_job_gets_planes_from_memory_and_keeps_those_it_makes(controller, mailbox):
+    made = []
+    targets = [controller.target, patches_target('another')]
+
+    def work(progress):
+        return [controller.embedded(target, progress) for target in (*targets, *targets)]
+
+    controller.run('Looking', work, made.extend)
+    mailbox.open_until(lambda: bool(made))
+    assert made[0] is controller.plane
+    assert made[1] is made[3]
+
+
+def test_a_long_job_that_fails_tells_the_user_and_its_owner(controller, mailbox):
+    reasons = []
+
+    def work(progress):
+        raise ImageError('slice 7 is empty')
+
+    controller.run('Propagating', work, print, reasons.append)
+    mailbox.open_until(lambda: bool(reasons))
+    assert reasons == ['slice 7 is empty']
+    assert is_problem(controller, 'slice 7 is empty')
 
 
 def test_progress_is_passed_on(make_controller, mailbox):
@@ -185,7 +314,7 @@ def test_cancel_stops_the_model_and_keeps_the_clicks(make_controller):
     controller.cancel()
     assert left.wait(10)
     assert not controller.is_busy
-    assert len(controller.prompts) == 1
+    assert len(controller.prompts.points) == 1
     assert controller.status.text.startswith('Cancelled')
 
 
@@ -208,12 +337,12 @@ def test_a_failed_job_is_explained_and_can_be_started_again(make_controller, mai
     assert controller.hierarchy is not None
 
 
-def test_clicks_and_trees_of_a_plane_are_there_again_when_it_is_looked_at_again(make_controller, mailbox):
+def test_clicks_and_trees_of_a_plane_are_there_again_when_it_is_looked_at_again(make_controller, settle):
     planes = [Plane(shape=(9, 4, 6), axes=(1, 2), index=(z, 0, 0)) for z in (2, 5)]
     controller = make_controller()
     controller.set_target(patches_target(plane=planes[0]))
     controller.add_prompt((2, 0, 0))
-    mailbox.open_until(lambda: not controller.is_busy)
+    settle(controller)
     controller.set_target(patches_target(plane=planes[1]))
     assert controller.proposal is None
     assert controller.hierarchy is None
@@ -221,10 +350,11 @@ def test_clicks_and_trees_of_a_plane_are_there_again_when_it_is_looked_at_again(
     controller.set_target(None, reason='The view is 3D.')
     assert controller.status.text == 'The view is 3D.'
     controller.set_target(patches_target(plane=planes[0]))
+    settle(controller)
     assert controller.proposal.area_px == 12
 
 
-def test_a_tree_is_finished_and_kept_while_another_plane_is_looked_at(make_controller, mailbox):
+def test_a_plane_is_finished_and_kept_while_another_one_is_looked_at(make_controller, mailbox):
     planes = [Plane(shape=(9, 4, 6), axes=(1, 2), index=(z, 0, 0)) for z in (2, 5)]
     controller = make_controller()
     controller.set_target(patches_target(plane=planes[0]))
@@ -236,22 +366,24 @@ def test_a_tree_is_finished_and_kept_while_another_plane_is_looked_at(make_contr
     assert controller.hierarchy is not None
 
 
-def test_the_clicks_go_when_another_image_is_chosen(controller):
-    controller.add_prompt((0, 0))
+def test_the_clicks_stay_with_their_image_when_another_one_is_chosen(controller, click, settle):
+    click((0, 0))
     controller.set_target(patches_target(source='another'))
-    assert controller.prompts == ()
-    assert not controller.can_undo_prompt
+    assert not controller.prompts
+    controller.set_target(patches_target())
+    settle(controller)
+    assert controller.proposal.area_px == 12
 
 
-def test_an_image_whose_pixels_changed_needs_a_new_tree(controller):
-    controller.add_prompt((0, 0))
+def test_an_image_whose_pixels_changed_is_looked_at_again(controller, click):
+    click((0, 0))
     controller.forget('patches')
     assert controller.hierarchy is None
     assert controller.proposal is None
 
 
-def test_forgetting_another_image_leaves_the_mask_on_screen_alone(controller):
-    controller.add_prompt((0, 0))
+def test_forgetting_another_image_leaves_the_mask_on_screen_alone(controller, click):
+    click((0, 0))
     controller.coarser()
     before = controller.candidates
     controller.forget('another')
@@ -268,32 +400,21 @@ def test_forgetting_an_image_stops_its_job(make_controller):
     release.set()
 
 
-def test_old_trees_make_room_for_new_ones(make_controller, mailbox, monkeypatch):
-    monkeypatch.setattr('napari_unsam._controller._CACHED_PX', 2 * PATCHES.size)
-    controller = make_controller()
-    for source in 'abc':
-        controller.set_target(patches_target(source))
-        controller.embed()
-        mailbox.open_until(lambda: not controller.is_busy)
-    kept = []
-    for source in 'abc':
-        controller.set_target(patches_target(source))
-        kept.append(controller.hierarchy is not None)
-    assert kept == [False, True, True]
+def test_old_planes_make_room_for_new_ones():
+    kept, targets = PlanesKept(max_px=2 * PATCHES.size), [patches_target(source) for source in 'abc']
+    for target in targets:
+        kept.put(target, NestedPlane(patches_tree()), kept.version(target.source))
+    assert [kept.get(target) is not None for target in targets] == [False, True, True]
+
+
+def test_what_was_made_of_old_pixels_is_not_kept():
+    kept, target = PlanesKept(), patches_target()
+    version = kept.version(target.source)
+    kept.forget_source(target.source)
+    kept.put(target, NestedPlane(patches_tree()), version)
+    assert kept.get(target) is None
 
 
 def test_clicks_set_outside_the_image_are_left_out(controller):
-    controller.set_prompts([PointPrompt((0.0, 0.0)), PointPrompt((-9.0, 0.0))])
-    assert controller.prompts == (PointPrompt((0.0, 0.0)),)
-
-
-def test_the_regions_of_the_model_are_used_by_default(make_controller, mailbox):
-    from napari_unsam._controller import SegmentationController
-
-    with_default = SegmentationController(lambda image, progress: patches_tree(), deliver=mailbox)
-    with_default.set_target(patches_target())
-    with_default.add_prompt((0, 0))
-    with_default.add_prompt((0, 5), Polarity.NEGATIVE)
-    mailbox.open_until(lambda: not with_default.is_busy)
-    assert np.array_equal(with_default.candidates.nodes, [0])
-    assert with_default.close(timeout_s=10)
+    controller.set_prompts(Prompts((PointPrompt((0.0, 0.0)), PointPrompt((-9.0, 0.0)))))
+    assert controller.prompts.points == (PointPrompt((0.0, 0.0)),)

@@ -1,13 +1,9 @@
 import threading
 
-import numpy as np
 import pytest
 
-from napari_unsam._inference import GeneratorEmbed, InferenceSettings, InferenceThread, Job
-from tests.test_napari.stand_ins import patches_tree
+from napari_unsam._inference import InferenceThread, Job, JobCancelled, Lane, report_progress
 from unsam_mm.errors import ImageError
-
-IMAGE = np.zeros((4, 6), np.uint8)
 
 
 class Listener:
@@ -16,66 +12,149 @@ class Listener:
     def __init__(self):
         self.progress, self.results, self.failures = [], [], []
 
-    def job(self, read=lambda: IMAGE):
-        return Job(read, lambda *told: self.progress.append(told), self.results.append, self.failures.append)
+    def job(self, work=lambda progress: 'done', lane=Lane.LONG):
+        return Job(work, lambda *told: self.progress.append(told), self.results.append, self.failures.append, lane)
 
 
 @pytest.fixture
 def start():
     threads = []
 
-    def make(embed, deliver):
-        threads.append(InferenceThread(embed, deliver))
+    def make(deliver):
+        threads.append(InferenceThread(deliver))
         return threads[-1]
 
     yield make
     assert all(thread.close(timeout_s=10) for thread in threads)
 
 
-def test_jobs_run_in_one_thread_that_is_not_the_callers(start, mailbox):
+@pytest.fixture
+def thread(start, mailbox):
+    return start(mailbox)
+
+
+class Endless:
+    """Works until it is stopped."""
+
+    def __init__(self):
+        self.entered, self.left = threading.Event(), threading.Event()
+
+    def __call__(self, progress):
+        try:
+            while True:
+                self.entered.set()
+                progress(0.5, 'working')
+        finally:
+            self.left.set()
+
+
+def test_jobs_run_in_one_thread_that_is_not_the_callers(thread, mailbox):
     idents = []
-    thread = start(lambda image, progress: idents.append(threading.get_ident()), mailbox)
     for _ in range(3):
         listener = Listener()
-        thread.submit(listener.job())
+        thread.submit(listener.job(lambda progress: idents.append(threading.get_ident())))
         mailbox.open_until(lambda listener=listener: listener.results)
     assert len(set(idents)) == 1
     assert threading.get_ident() not in idents
 
 
-def test_the_image_is_read_in_the_thread_too(start, mailbox):
-    readers, listener = [], Listener()
-    thread = start(lambda image, progress: patches_tree(), mailbox)
-    thread.submit(listener.job(read=lambda: readers.append(threading.get_ident())))
-    mailbox.open_until(lambda: listener.results)
-    assert readers != [threading.get_ident()]
-
-
-def test_the_latest_job_wins_and_the_others_are_never_heard_of(start, mailbox):
-    entered, seen = threading.Event(), []
-
-    def embed(image, progress):
-        seen.append(image)
-        while image == 'first':
-            entered.set()
-            progress(0.5, 'working')
-        return image
-
-    thread = start(embed, mailbox)
-    first, second, third = Listener(), Listener(), Listener()
-    thread.submit(first.job(lambda: 'first'))
-    assert entered.wait(10)
-    thread.submit(second.job(lambda: 'second'))
-    thread.submit(third.job(lambda: 'third'))
+def test_the_latest_job_of_a_lane_wins_and_the_others_are_never_heard_of(thread, mailbox):
+    endless, first, second, third = Endless(), Listener(), Listener(), Listener()
+    thread.submit(first.job(endless))
+    assert endless.entered.wait(10)
+    thread.submit(second.job(lambda progress: 'second'))
+    thread.submit(third.job(lambda progress: 'third'))
     mailbox.open_until(lambda: third.results)
     assert third.results == ['third']
     assert first.results == first.failures == second.results == []
-    assert seen[-1] == 'third'
+
+
+def test_a_more_urgent_job_is_done_in_the_midst_of_a_longer_one_which_goes_on(thread, mailbox):
+    entered, seen, order, click, plane, long = (
+        threading.Event(),
+        threading.Event(),
+        [],
+        Listener(),
+        Listener(),
+        Listener(),
+    )
+
+    def work(progress):
+        order.append('long begins')
+        entered.set()
+        assert seen.wait(10)
+        progress(0.5, 'half')
+        order.append('long ends')
+
+    thread.submit(long.job(work))
+    assert entered.wait(10)
+    thread.submit(plane.job(lambda progress: order.append('plane'), Lane.PLANE))
+    thread.submit(click.job(lambda progress: order.append('click'), Lane.CLICK))
+    seen.set()
+    mailbox.open_until(lambda: long.results)
+    assert order == ['long begins', 'click', 'plane', 'long ends']
+    assert click.results == plane.results == [None]
+
+
+def test_a_less_urgent_job_waits(thread, mailbox):
+    release, order, long, idle = threading.Event(), [], Listener(), Listener()
+
+    def work(progress):
+        assert release.wait(10)
+        progress(0.5, 'half')
+        order.append('long')
+
+    thread.submit(long.job(work))
+    thread.submit(idle.job(lambda progress: order.append('idle'), Lane.IDLE))
+    release.set()
+    mailbox.open_until(lambda: idle.results)
+    assert order == ['long', 'idle']
+
+
+def test_a_longer_job_that_is_cancelled_while_a_click_is_answered_stops_after_it(thread, mailbox):
+    answering, release, endless, click = threading.Event(), threading.Event(), Endless(), Listener()
+    thread.submit(Listener().job(endless))
+    assert endless.entered.wait(10)
+    thread.submit(click.job(lambda progress: (answering.set(), release.wait(10))[1], Lane.CLICK))
+    assert answering.wait(10)
+    thread.cancel(Lane.LONG)
+    release.set()
+    mailbox.open_until(lambda: click.results)
+    assert endless.left.wait(10)
+
+
+def test_what_an_engine_reports_reaches_the_job_that_it_works_for(thread, mailbox):
+    def work(progress):
+        report_progress(0.25, 'looking')
+
+    listener = Listener()
+    thread.submit(listener.job(work))
+    mailbox.open_until(lambda: listener.results)
+    assert listener.progress == [(0.25, 'looking')]
+    report_progress(1.0, 'to nobody')
+
+
+def test_a_cancelled_job_is_stopped_where_its_engine_reports(thread):
+    stopped, entered = threading.Event(), threading.Event()
+
+    def work(progress):
+        try:
+            while True:
+                entered.set()
+                report_progress(0.5, 'looking')
+        except JobCancelled:
+            stopped.set()
+            raise
+
+    thread.submit(Listener().job(work))
+    assert entered.wait(10)
+    thread.cancel()
+    assert stopped.wait(10)
 
 
 def test_a_result_that_was_under_way_when_the_job_was_cancelled_is_dropped(start, mailbox):
     finished, listener = threading.Event(), Listener()
-    thread = start(lambda image, progress: patches_tree(), lambda call: (mailbox(call), finished.set()))
+    thread = start(lambda call: (mailbox(call), finished.set()))
     thread.submit(listener.job())
     assert finished.wait(10)
     thread.cancel()
@@ -90,60 +169,28 @@ def test_a_result_that_was_under_way_when_the_job_was_cancelled_is_dropped(start
         pytest.param(KeyError('weight'), "KeyError: 'weight'", id='unforeseen'),
     ],
 )
-def test_a_failure_is_told_in_one_line_and_the_next_job_still_runs(start, mailbox, error, line):
-    def embed(image, progress):
-        if image is IMAGE:
-            raise error
-        return patches_tree()
+def test_a_failure_is_told_in_one_line_and_the_next_job_still_runs(thread, mailbox, error, line):
+    def fail(progress):
+        raise error
 
-    thread = start(embed, mailbox)
     failing, working = Listener(), Listener()
-    thread.submit(failing.job())
+    thread.submit(failing.job(fail))
     mailbox.open_until(lambda: failing.failures)
-    thread.submit(working.job(read=lambda: IMAGE + 1))
+    thread.submit(working.job())
     mailbox.open_until(lambda: working.results)
     assert failing.failures == [line]
 
 
-def test_a_model_that_reports_all_the_time_does_not_flood_the_listener(start, mailbox):
-    def embed(image, progress):
+def test_a_model_that_reports_all_the_time_does_not_flood_the_listener(thread, mailbox):
+    def work(progress):
         for _ in range(10_000):
             progress(0.5, 'working')
-        return patches_tree()
 
     listener = Listener()
-    start(embed, mailbox).submit(listener.job())
+    thread.submit(listener.job(work))
     mailbox.open_until(lambda: listener.results)
     assert 1 <= len(listener.progress) < 1000
 
 
 def test_closing_a_thread_that_never_ran_is_harmless(mailbox):
-    assert InferenceThread(lambda image, progress: None, mailbox).close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('device', ['auto', 'cpu'])
-def test_the_generator_is_built_once_with_the_preferences(monkeypatch, device):
-    import torch
-
-    import unsam_mm
-
-    built = []
-
-    class Generator:
-        @classmethod
-        def from_preset(cls, preset, device):
-            built.append((preset, device, torch.get_num_threads()))
-            return lambda image, progress: patches_tree()
-
-    monkeypatch.setattr(unsam_mm, 'PseudoMaskGenerator', Generator, raising=False)
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    before, messages = torch.get_num_threads(), []
-    embed = GeneratorEmbed(InferenceSettings(device, threads=2))
-    try:
-        for _ in range(2):
-            assert len(embed(IMAGE, lambda fraction, message: messages.append(message))) == 7
-    finally:
-        torch.set_num_threads(before)
-    assert built == [('default', 'cpu', 2)]
-    assert messages == ['Loading the model']
+    assert InferenceThread(mailbox).close()

@@ -61,22 +61,34 @@ def test_the_dock_is_in_the_menu_for_segmentation(manifest):
     assert {item.command for item in manifest.contributions.menus['napari/layers/segment']} == commands
 
 
-@pytest.mark.parametrize('sample', [_sample_data.coffee, _sample_data.coins, _sample_data.cell])
-def test_sample_images_come_without_a_download(sample, manifest):
-    [(pixels, attributes, kind)] = sample()
+@pytest.mark.parametrize('name', ['coffee', 'coins', 'cell', 'nuclei', 'em_stack', 'movie'])
+def test_sample_images_come_without_a_download(name, manifest):
+    [(pixels, attributes, kind)] = getattr(_sample_data, name)()
     assert kind == 'image'
     assert attributes['name']
     assert np.ptp(pixels) > 100
-    assert sample.__name__ in {entry.key for entry in manifest.contributions.sample_data}
+    assert name in {entry.key for entry in manifest.contributions.sample_data}
 
 
-def test_device_and_threads_are_preferences_of_napari(manifest, npe2pm, plugin_settings):
+def test_how_models_run_and_what_is_kept_are_preferences_of_napari(manifest, npe2pm, plugin_settings, tmp_path):
     npe2pm.register(manifest)
-    assert _settings.inference() == InferenceSettings(device='auto', threads=0)
-    get_plugin_settings(_settings.PLUGIN).inference.device = 'cpu'
-    get_plugin_settings(_settings.PLUGIN).inference.threads = 3
-    assert _settings.inference() == InferenceSettings(device='cpu', threads=3)
+    assert _settings.inference() == InferenceSettings(store=_settings.default_store())
+    chosen = get_plugin_settings(_settings.PLUGIN).inference
+    chosen.device, chosen.threads, chosen.engine = 'cpu', 3, 'tree'
+    chosen.store_folder, chosen.store_gb = str(tmp_path), 2.5
+    assert _settings.inference() == InferenceSettings('tree', 'cpu', 3, tmp_path, 2.5)
+    chosen.store_gb = 0
+    assert _settings.inference().store is None
+
+
+def test_the_hint_for_new_users_is_shown_until_it_is_dismissed(manifest, npe2pm, plugin_settings):
+    npe2pm.register(manifest)
+    assert _settings.wants_hint()
+    _settings.dismiss_hint()
+    assert not _settings.wants_hint()
 
 
 def test_without_preferences_the_defaults_hold(npe2pm, plugin_settings):
     assert _settings.inference() == InferenceSettings()
+    _settings.dismiss_hint()
+    assert _settings.wants_hint()

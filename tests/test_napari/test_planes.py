@@ -4,10 +4,17 @@ from napari.components import Dims, ViewerModel
 from napari.layers import Image
 from skimage import data
 
-from napari_unsam._planes import MAX_PLANE_PX, Plane, model_image, plane_in_view, to_uint8
+from napari_unsam._frame import Channels, Frame, channel_axes, labelled_channels
+from napari_unsam._pixels import plane_pixels, to_uint8
+from napari_unsam._planes import Plane, plane_in_view
 from unsam_mm.errors import ImageError
 
 STACK = Plane(shape=(5, 40, 60), axes=(1, 2), index=(3, 0, 0))
+
+
+def model_image(layer, plane, channels=None):
+    """All pixels of a plane at full resolution."""
+    return plane_pixels(layer, plane, channels)[0][:, :]
 
 
 @pytest.mark.parametrize(
@@ -36,14 +43,14 @@ def test_the_plane_index_follows_the_layers_own_coordinates_and_not_the_sliders(
     viewer = ViewerModel()
     layer = viewer.add_image(np.zeros((10, 40, 60)), scale=(2, 0.5, 0.5), translate=(100, 0, 0))
     viewer.dims.set_point(0, 108)
-    assert plane_in_view(layer, viewer.dims) == Plane(shape=(10, 40, 60), axes=(1, 2), index=(4, 0, 0))
+    assert plane_in_view(Frame(layer), viewer.dims) == Plane(shape=(10, 40, 60), axes=(1, 2), index=(4, 0, 0))
 
 
 def test_a_2d_image_beside_a_stack_keeps_its_one_plane():
     viewer = ViewerModel()
     viewer.add_image(np.zeros((10, 40, 60)))
     layer = viewer.add_image(data.coins())
-    assert plane_in_view(layer, viewer.dims) == Plane(shape=(303, 384), axes=(0, 1), index=(0, 0))
+    assert plane_in_view(Frame(layer), viewer.dims) == Plane(shape=(303, 384), axes=(0, 1), index=(0, 0))
 
 
 def test_a_plane_across_the_stack_is_read_with_its_axes_in_the_arrays_order():
@@ -52,7 +59,7 @@ def test_a_plane_across_the_stack_is_read_with_its_axes_in_the_arrays_order():
     layer = viewer.add_image(stack, contrast_limits=(0, 255))
     viewer.dims.order = (1, 2, 0)
     viewer.dims.set_point(1, 3)
-    plane = plane_in_view(layer, viewer.dims)
+    plane = plane_in_view(Frame(layer), viewer.dims)
     assert plane.axes == (0, 2)
     assert plane.size_hw == (4, 6)
     assert (model_image(layer, plane) == stack[:, 3, :]).all()
@@ -71,7 +78,7 @@ def test_a_view_without_a_plane_says_what_to_do(change, message):
     layer = viewer.add_image(data.coins())
     change(viewer)
     with pytest.raises(ImageError, match=message):
-        plane_in_view(layer, viewer.dims)
+        plane_in_view(Frame(layer), viewer.dims)
 
 
 def test_a_slider_beyond_the_end_of_a_short_stack_is_reported():
@@ -80,7 +87,7 @@ def test_a_slider_beyond_the_end_of_a_short_stack_is_reported():
     short = viewer.add_image(np.zeros((3, 40, 60)))
     viewer.dims.set_point(0, 8)
     with pytest.raises(ImageError, match='no plane at this slider position'):
-        plane_in_view(short, viewer.dims)
+        plane_in_view(Frame(short), viewer.dims)
 
 
 def test_the_model_sees_what_the_contrast_limits_show():
@@ -113,13 +120,85 @@ def test_an_rgb_image_reaches_the_model_as_it_is_without_alpha():
 def test_a_pyramid_is_read_at_full_resolution():
     coins = data.coins()
     layer = Image([coins, coins[::2, ::2]], multiscale=True, contrast_limits=(0, 255))
-    plane = plane_in_view(layer, Dims(ndim=2))
+    plane = plane_in_view(Frame(layer), Dims(ndim=2))
     assert plane.size_hw == (303, 384)
     assert (model_image(layer, plane) == coins).all()
 
 
-def test_a_plane_too_large_to_segment_is_refused_before_it_is_read():
-    side = int(MAX_PLANE_PX**0.5) + 1
-    layer = Image(np.broadcast_to(np.uint8(0), (side, side)), contrast_limits=(0, 1))
-    with pytest.raises(ImageError, match='too large'):
-        model_image(layer, Plane((side, side), (0, 1), (0, 0)))
+class Counting:
+    """An array of zeros that knows how many of its elements were read."""
+
+    def __init__(self, shape):
+        self.shape, self.ndim, self.dtype, self.read = shape, len(shape), np.dtype(np.uint16), 0
+
+    def __getitem__(self, index):
+        part = np.broadcast_to(np.uint16(0), self.shape)[index]
+        self.read += part.size
+        return part
+
+
+def test_only_the_pixels_that_are_wanted_are_read():
+    array = Counting((5, 100_000, 100_000))
+    layer = Image(np.zeros((5, 4, 4)), contrast_limits=(0, 1))
+    layer_pixels = plane_pixels(layer, Plane((5, 4, 4), (1, 2), (3, 0, 0)))[0]
+    lazy = type(layer_pixels)(array, Plane(array.shape, (1, 2), (3, 0, 0)), (0, 255))
+    assert lazy.shape == (100_000, 100_000)
+    assert lazy[500:510, 700:720].shape == (10, 20)
+    assert array.read == 200
+
+
+def test_a_pyramid_gives_those_coarser_arrays_that_halve_the_plane_alone():
+    grey = np.zeros((4, 256, 256), np.uint8)
+    plane = Plane(grey.shape, (1, 2), (2, 0, 0))
+    halved = Image([grey, grey[:, ::2, ::2], grey[:, ::4, ::4]], multiscale=True, contrast_limits=(0, 255))
+    assert [pixels.shape for pixels in plane_pixels(halved, plane)] == [(256, 256), (128, 128), (64, 64)]
+    thinned = Image([grey, grey[::2, ::2, ::2]], multiscale=True, contrast_limits=(0, 255))
+    assert [pixels.shape for pixels in plane_pixels(thinned, plane)] == [(256, 256)]
+
+
+def test_chosen_channels_reach_the_model_as_colours():
+    channels = np.stack([data.coins()[:64, :96], data.coins()[64:128, :96], data.coins()[128:192, :96]])
+    layer, plane = Image(channels, contrast_limits=(0, 255)), Plane((1, 64, 96), (1, 2), (0, 0, 0))
+    assert (model_image(layer, plane, Channels(0, (2,))) == channels[2]).all()
+    seen = model_image(layer, plane, Channels(0, (1, 0)))
+    assert (seen[..., 0] == channels[1]).all()
+    assert (seen[..., 1] == channels[0]).all()
+    assert not seen[..., 2].any()
+
+
+@pytest.mark.parametrize(
+    ('shape', 'axes'), [((4, 30, 40), [0]), ((40, 3, 30, 40), [1]), ((30, 40), []), ((1, 30, 40), [])]
+)
+def test_short_axes_may_be_of_channels(shape, axes):
+    assert channel_axes(Image(np.zeros(shape))) == axes
+
+
+def test_an_axis_that_is_called_one_of_channels_is_taken_for_it():
+    assert labelled_channels(Image(np.zeros((5, 3, 30, 40)), axis_labels=['t', 'c', 'y', 'x'])) == Channels(1)
+    assert labelled_channels(Image(np.zeros((5, 3, 30, 40)))) is None
+
+
+@pytest.mark.parametrize('at', [0, 1, 2])
+def test_all_channels_share_one_plane_wherever_the_slider_stands(at):
+    viewer = ViewerModel()
+    layer = viewer.add_image(np.zeros((5, 3, 40, 60)), scale=(1, 2, 0.5, 0.5), translate=(0, 7, 0, 0))
+    viewer.dims.set_point(1, 7 + 2 * at)
+    viewer.dims.set_point(0, 4)
+    frame = Frame(layer, Channels(1))
+    assert plane_in_view(frame, viewer.dims) == Plane((5, 1, 40, 60), (2, 3), (4, 0, 0, 0))
+    objects = viewer.add_labels(np.ones(frame.shape, np.uint32), **frame.placed)
+    assert objects.get_value(layer.data_to_world((4, at, 20, 30)), world=True) == 1
+
+
+def test_a_view_along_the_channels_says_what_to_do():
+    viewer = ViewerModel()
+    layer = viewer.add_image(np.zeros((5, 3, 40, 60)))
+    viewer.dims.order = (0, 2, 1, 3)
+    with pytest.raises(ImageError, match='axis of the channels'):
+        plane_in_view(Frame(layer, Channels(1)), viewer.dims)
+
+
+@pytest.mark.parametrize('chosen', [(), (0, 1, 2, 3)])
+def test_no_more_than_three_channels_can_be_chosen(chosen):
+    with pytest.raises(ImageError, match='one to 3 channels'):
+        Channels(0, chosen)

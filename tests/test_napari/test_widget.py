@@ -10,15 +10,22 @@ from napari.components import ViewerModel
 from npe2 import PluginManifest
 from qtpy.QtCore import QPoint, Qt, QTimer
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QOpenGLWidget, QWidget
+from qtpy.QtWidgets import QOpenGLWidget, QPushButton, QWidget
 from skimage import data
+from superqt import QCollapsible
 
 import napari_unsam
 from napari_unsam._controller import SegmentationController
+from napari_unsam._engine import PlaneEmbedder
+from napari_unsam._frame import Channels
+from napari_unsam._inference import InferenceSettings
 from napari_unsam._layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME
-from napari_unsam._prompts import Polarity
-from napari_unsam._widget import SegmentationWidget, in_gui_thread
-from tests.test_napari.stand_ins import colour_tree, nested_nodes
+from napari_unsam._prompts import Polarity, ShapeKind
+from napari_unsam._widget import PANELS, SegmentationWidget, in_gui_thread
+from napari_unsam.panels.saved_bar import SavedBar
+from napari_unsam.state.autosave import Autosave
+from tests.conftest import skip_without_weights
+from tests.test_napari.stand_ins import colour_tree, drawn_mask, planes_of
 
 needs_screen = pytest.mark.skipif(
     os.environ.get('QT_QPA_PLATFORM') == 'offscreen', reason='needs OpenGL: run under a desktop or xvfb-run'
@@ -28,7 +35,7 @@ MAX_FREEZE_S = 0.1
 
 
 def make_controller(embed=colour_tree):
-    return SegmentationController(embed, in_gui_thread, nested_nodes)
+    return SegmentationController(planes_of(embed), in_gui_thread)
 
 
 @pytest.fixture
@@ -43,97 +50,176 @@ def dock(qtbot, viewer):
     widget = SegmentationWidget(viewer, make_controller())
     qtbot.addWidget(widget)
     yield widget
-    widget.session.close()
+    widget.end()
 
 
 def wait_for_tree(qtbot, widget):
-    qtbot.waitUntil(lambda: widget.controller.hierarchy is not None, timeout=20_000)
+    qtbot.waitUntil(lambda: widget.controller.hierarchy is not None and not widget.controller.is_busy, timeout=20_000)
+    wait_for_answer(qtbot, widget)
+
+
+def wait_for_answer(qtbot, widget):
+    qtbot.waitUntil(lambda: not widget.controller.is_answering, timeout=20_000)
 
 
 def test_the_dock_begins_with_the_selected_image(dock, viewer):
-    assert dock.image_choice.value is viewer.layers['Coffee']
-    assert dock.embed_button.isEnabled()
-    assert not dock.commit_button.isEnabled()
-    assert not dock.cancel_button.isEnabled()
+    assert dock.image_panel.image_choice.value is viewer.layers['Coffee']
+    assert dock.image_panel.embed_button.isEnabled()
+    assert not dock.mask_panel.commit_button.isEnabled()
+    assert not dock.image_panel.cancel_button.isEnabled()
 
 
 def test_a_dock_without_an_image_takes_the_first_one_that_comes(qtbot, viewer):
     widget = SegmentationWidget(viewer, make_controller())
     qtbot.addWidget(widget)
-    assert not widget.embed_button.isEnabled()
+    assert not widget.image_panel.embed_button.isEnabled()
     assert 'Choose an image' in widget.status_label.text()
-    widget.embed_button.click()
+    widget.image_panel.embed_button.click()
     image = viewer.add_image(data.coins())
     assert widget.session.image is image
-    assert widget.embed_button.isEnabled()
-    widget.session.close()
+    assert widget.image_panel.embed_button.isEnabled()
+    widget.end()
 
 
 def test_the_list_of_images_follows_the_viewer(dock, viewer):
     coins = viewer.add_image(data.coins(), name='Coins')
     viewer.add_labels(np.zeros((4, 4), int))
-    assert [choice.name for choice in dock.image_choice.choices if choice is not None] == ['Coffee', 'Coins']
-    dock.image_choice.value = coins
+    assert [choice.name for choice in dock.image_panel.image_choice.choices if choice is not None] == [
+        'Coffee',
+        'Coins',
+    ]
+    dock.image_panel.image_choice.value = coins
     assert dock.session.image is coins
     viewer.layers.remove(coins)
     assert dock.session.image in (None, viewer.layers['Coffee'])
-    assert coins not in dock.image_choice.choices
+    assert coins not in dock.image_panel.image_choice.choices
 
 
 def test_the_layers_of_the_plugin_are_there_before_the_first_click(dock, viewer, qtbot):
     coins = viewer.add_image(data.coins(), name='Coins')
     viewer.layers.selection = {viewer.layers['Coffee'], coins}
     qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers, timeout=20_000)
-    assert not viewer.layers[PREVIEW_NAME].data.any()
+    assert not viewer.layers[PREVIEW_NAME].visible
     assert viewer.layers.selection == {viewer.layers['Coffee'], coins}
-    dock.image_choice.value = coins
-    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers, timeout=20_000)
-    assert viewer.layers[PREVIEW_NAME].data.shape == coins.data.shape
-    dock.image_choice.value = None
+    dock.image_panel.image_choice.value = coins
+    qtbot.waitUntil(lambda: OBJECTS_NAME in viewer.layers, timeout=20_000)
+    assert viewer.layers[OBJECTS_NAME].data.shape == coins.data.shape
+    dock.image_panel.image_choice.value = None
     qtbot.wait(50)
     assert [layer.name for layer in viewer.layers] == ['Coffee', 'Coins']
 
 
 def test_the_buttons_lead_from_an_image_to_an_object(dock, viewer, qtbot):
-    dock.embed_button.click()
-    assert not dock.embed_button.isEnabled()
-    assert dock.cancel_button.isEnabled()
+    dock.image_panel.embed_button.click()
+    assert not dock.image_panel.embed_button.isEnabled()
+    assert dock.image_panel.cancel_button.isEnabled()
     wait_for_tree(qtbot, dock)
-    assert dock.progress_bar.format() == 'Ready'
+    assert dock.image_panel.progress_bar.format() == 'Ready'
     dock.session.click(ON_CUP)
-    before = dock.proposal_label.text()
-    dock.finer_button.click()
-    assert dock.proposal_label.text() != before
-    dock.coarser_button.click()
-    assert dock.proposal_label.text() == before
-    dock.commit_button.click()
+    wait_for_answer(qtbot, dock)
+    before = dock.mask_panel.proposal_label.text()
+    dock.mask_panel.finer_button.click()
+    assert dock.mask_panel.proposal_label.text() != before
+    dock.mask_panel.coarser_button.click()
+    assert dock.mask_panel.proposal_label.text() == before
+    dock.mask_panel.commit_button.click()
     assert viewer.layers[OBJECTS_NAME].data[ON_CUP] == 1
-    dock.undo_button.click()
-    assert dock.proposal_label.text() == before
-    dock.clear_button.click()
-    assert dock.proposal_label.text() == 'No mask yet\n'
+    dock.prompt_panel.undo_button.click()
+    wait_for_answer(qtbot, dock)
+    assert dock.mask_panel.proposal_label.text() == before
+    dock.prompt_panel.clear_button.click()
+    assert dock.mask_panel.proposal_label.text() == 'No mask yet\n'
 
 
 def test_the_switches_set_what_they_say(dock):
-    dock.polarity_buttons[Polarity.NEGATIVE].click()
+    dock.prompt_panel.polarity_buttons[Polarity.NEGATIVE].click()
     assert dock.controller.polarity is Polarity.NEGATIVE
     dock.controller.toggle_polarity()
-    assert dock.polarity_buttons[Polarity.POSITIVE].isChecked()
-    dock.prompting_box.click()
-    dock.keep_box.click()
+    assert dock.prompt_panel.polarity_buttons[Polarity.POSITIVE].isChecked()
+    dock.prompt_panel.prompting_box.click()
+    dock.mask_panel.keep_box.click()
     assert (dock.session.prompting, dock.session.keep_existing) == (False, False)
 
 
 def test_every_key_is_shown_on_a_button_and_explained(dock):
     texts = ' '.join(button.text() for button in dock.findChildren(QWidget) if hasattr(button, 'text'))
-    for key in 'JKNGUQ':
+    for key in (*'JKNGUQ', 'Shift-U'):
         assert f'[{key}]' in texts
-    assert all(button.toolTip() for button in dock.findChildren(type(dock.embed_button)))
+    assert all(
+        button.toolTip() for button in dock.findChildren(QPushButton) if not isinstance(button.parent(), QCollapsible)
+    )
 
 
 def test_a_problem_is_shown_with_a_mark(dock):
     dock.session.click((-100, -100))
     assert dock.status_label.text() == '⚠ That click lies outside "Coffee".'
+
+
+def test_all_sections_are_made_once_the_dock_is_there_with_their_keys(dock, qtbot, viewer):
+    qtbot.waitUntil(lambda: len(dock.panels) == len(PANELS), timeout=30_000)
+    sections = dock.findChildren(QCollapsible)
+    assert [section.text() for section in sections][:3] == ['Image', 'Prompts', 'Mask']
+    assert [section.isExpanded() for section in sections] == [True] * 3 + [False] * len(PANELS)
+    bound = {str(key) for key in viewer.keymap}
+    assert {'H', 'W', 'Shift+G', 'Shift+N', 'Shift+F', 'Shift+U'} <= bound
+
+
+def test_the_tools_and_the_slider_do_what_they_show(dock, qtbot, viewer):
+    dock.image_panel.embed_button.click()
+    wait_for_tree(qtbot, dock)
+    dock.prompt_panel.tool_buttons[ShapeKind.BOX].click()
+    assert dock.session.tool is ShapeKind.BOX
+    dock.prompt_panel.tool_buttons[ShapeKind.BOX].click()
+    assert dock.session.tool is None
+    dock.session.click(ON_CUP)
+    wait_for_answer(qtbot, dock)
+    dock.mask_panel.slider.setValue(0)
+    finest = dock.controller.proposal.area_px
+    dock.mask_panel.slider.setValue(dock.mask_panel.slider.maximum())
+    assert dock.controller.proposal.area_px > finest
+
+
+def test_the_buttons_name_what_is_undone_and_done_again(dock, qtbot):
+    dock.image_panel.embed_button.click()
+    wait_for_tree(qtbot, dock)
+    dock.session.click(ON_CUP)
+    assert dock.prompt_panel.undo_button.text() == 'Undo click  [U]'
+    dock.prompt_panel.undo_button.click()
+    assert dock.prompt_panel.redo_button.text() == 'Redo click  [Shift-U]'
+    assert not dock.prompt_panel.undo_button.isEnabled()
+
+
+def test_channels_are_offered_where_an_axis_may_be_of_channels(dock, viewer):
+    assert dock.image_panel._channel_row.isHidden()
+    coins = data.coins()
+    dock.image_panel.image_choice.value = viewer.add_image(np.stack([coins, coins[::-1], coins]))
+    assert not dock.image_panel._channel_row.isHidden()
+    dock.image_panel.axis_choice.setCurrentIndex(1)
+    dock.image_panel.axis_choice.activated.emit(1)
+    assert dock.session.channels == Channels(0, (0,))
+    dock.image_panel.channel_choices[1].setCurrentIndex(3)
+    dock.image_panel.channel_choices[1].activated.emit(3)
+    assert dock.session.channels == Channels(0, (0, 2))
+
+
+def test_work_that_was_lost_can_be_restored(qtbot, viewer, tmp_path):
+    viewer.add_image(data.coins(), name='Coins')
+    first = SegmentationWidget(viewer, make_controller(), Autosave(tmp_path))
+    qtbot.addWidget(first)
+    first.session.click((100, 100))
+    wait_for_tree(qtbot, first)
+    first.session.commit()
+    before = first.session.objects.data.copy()
+    first.end()
+    viewer.layers.remove(viewer.layers[OBJECTS_NAME])
+    second = SegmentationWidget(viewer, make_controller(), Autosave(tmp_path))
+    qtbot.addWidget(second)
+    bar = second.findChild(SavedBar)
+    assert not bar.isHidden()
+    bar.restore_button.click()
+    assert (second.session.objects.data == before).all()
+    assert bar.isHidden()
+    second.end()
 
 
 def slow_tree(image, progress):
@@ -146,13 +232,14 @@ def slow_tree(image, progress):
     return colour_tree(image, progress)
 
 
-def longest_pause_s(qtbot, until):
-    """The longest time for which the GUI's event loop did not turn."""
+def longest_pause_s(qtbot, until, also_ms=0):
+    """The longest time for which the GUI's event loop did not turn, until something holds and a little longer."""
     ticks = [time.monotonic()]
     heartbeat = QTimer()
     heartbeat.timeout.connect(lambda: ticks.append(time.monotonic()))
     heartbeat.start(5)
     qtbot.waitUntil(until, timeout=30_000)
+    qtbot.wait(also_ms)
     heartbeat.stop()
     assert len(ticks) > 20
     return np.diff(ticks).max()
@@ -162,7 +249,7 @@ def pause_while_embedding_s(qtbot, widget):
     """The longest pause of the GUI while a tree is made; the best of three, since other tests may take the cores."""
     pauses_s = []
     while len(pauses_s) < 3 and min(pauses_s, default=MAX_FREEZE_S) >= MAX_FREEZE_S:
-        widget.embed_button.click()
+        widget.image_panel.embed_button.click()
         pauses_s.append(longest_pause_s(qtbot, lambda: not widget.controller.is_busy))
     return min(pauses_s)
 
@@ -171,9 +258,9 @@ def test_the_gui_is_never_blocked_while_the_tree_is_made(qtbot, viewer):
     viewer.add_image(data.coffee())
     widget = SegmentationWidget(viewer, make_controller(slow_tree))
     qtbot.addWidget(widget)
-    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers, timeout=20_000)
+    qtbot.waitUntil(lambda: OBJECTS_NAME in viewer.layers, timeout=20_000)
     assert pause_while_embedding_s(qtbot, widget) < MAX_FREEZE_S
-    widget.session.close()
+    widget.end()
 
 
 class Hand:
@@ -215,23 +302,25 @@ def test_a_user_clicks_steps_commits_and_undoes_in_a_real_window(make_napari_vie
     wait_for_tree(qtbot, widget)
     assert viewer.layers[PROMPTS_NAME].data == pytest.approx(np.array([ON_CUP]), abs=1)
     area = widget.controller.proposal.area_px
-    assert viewer.layers[PREVIEW_NAME].data.sum() == area
+    assert drawn_mask(viewer.layers[PREVIEW_NAME], (400, 600)).sum() == area
 
     hand.press('k')
     assert widget.controller.proposal.area_px < area
     hand.press('j')
     assert widget.controller.proposal.area_px == area
     hand.click(image.data_to_world(ON_TABLE), Qt.MouseButton.RightButton)
-    assert widget.controller.prompts[-1].polarity is Polarity.NEGATIVE
-    mask = viewer.layers[PREVIEW_NAME].data.astype(bool)
+    assert widget.controller.prompts.points[-1].polarity is Polarity.NEGATIVE
+    wait_for_answer(qtbot, widget)
+    mask = drawn_mask(viewer.layers[PREVIEW_NAME], (400, 600))
     shot = save_screenshot(viewer, tmp_path, 'prompts')
     assert len(np.unique(shot.reshape(-1, shot.shape[-1]), axis=0)) > 1000, 'the photo is on screen'
 
     hand.press('n')
+    viewer.layers.selection.active = viewer.layers[OBJECTS_NAME]
     objects = viewer.layers[OBJECTS_NAME]
     assert (objects.data.astype(bool) == mask).all()
     assert objects.features['area_px'].tolist() == [mask.sum()]
-    assert widget.controller.prompts == ()
+    assert not widget.controller.prompts
 
     QTest.keyClick(hand.canvas, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
     assert not objects.data.any()
@@ -239,10 +328,12 @@ def test_a_user_clicks_steps_commits_and_undoes_in_a_real_window(make_napari_vie
     QTest.keyClick(hand.canvas, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier)
     assert (objects.data.astype(bool) == mask).all()
 
+    viewer.layers.selection.active = image
     hand.click(image.data_to_world((320, 430)))
+    wait_for_answer(qtbot, widget)
     save_screenshot(viewer, tmp_path, 'object')
     hand.click((-2000, -2000))
-    assert len(widget.controller.prompts) == 1
+    assert len(widget.controller.prompts.points) == 1
 
 
 @pytest.mark.slow
@@ -252,28 +343,69 @@ def test_a_real_window_is_never_blocked_while_the_tree_is_made(make_napari_viewe
     viewer.add_image(data.coffee())
     widget = SegmentationWidget(viewer, make_controller(slow_tree))
     viewer.window.add_dock_widget(widget, name='UnSAM')
-    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers, timeout=20_000)
+    qtbot.waitUntil(lambda: OBJECTS_NAME in viewer.layers, timeout=20_000)
     qtbot.wait(300)
     assert pause_while_embedding_s(qtbot, widget) < MAX_FREEZE_S
 
 
 @pytest.mark.slow
 @needs_screen
-def test_closing_the_dock_ends_the_session_and_two_viewers_do_not_meddle(make_napari_viewer, qtbot):
-    viewers = [make_napari_viewer(show=True) for _ in range(2)]
+def test_the_gui_is_never_blocked_from_click_to_object_with_the_trained_model(make_napari_viewer, qtbot):
+    skip_without_weights()
+    viewer = make_napari_viewer(show=True)
+    image = viewer.add_image(data.astronaut())
+    embedder = PlaneEmbedder(InferenceSettings('model', device='cpu'))
+    controller = SegmentationController(embedder, in_gui_thread, embedder.load)
+    widget = SegmentationWidget(viewer, controller)
+    viewer.window.add_dock_widget(widget, name='UnSAM')
+    qtbot.waitUntil(lambda: len(widget.panels) == len(PANELS), timeout=60_000)
+    qtbot.waitUntil(lambda: OBJECTS_NAME in viewer.layers, timeout=60_000)
+    qtbot.waitUntil(lambda: not controller.is_loading, timeout=120_000)
+    pauses_s = []
+    while len(pauses_s) < 3 and min(pauses_s, default=MAX_FREEZE_S) >= MAX_FREEZE_S:
+        controller.forget(image.unique_id)
+        widget.session.click(image.data_to_world((100, 230)))
+        before_click_s = longest_pause_s(qtbot, lambda: controller.proposal is not None)
+        count = widget.session.next_label()
+        QTimer.singleShot(20, widget.session.commit)
+        after_click_s = longest_pause_s(qtbot, lambda count=count: widget.session.next_label() > count, 300)
+        pauses_s.append(max(before_click_s, after_click_s))
+        controller.undo()
+        controller.clear_prompts()
+    assert min(pauses_s) < MAX_FREEZE_S
+    widget.end()
+
+
+@pytest.mark.slow
+@needs_screen
+def test_closing_the_dock_ends_the_session_in_a_real_window(make_napari_viewer, qtbot):
+    viewer = make_napari_viewer(show=True)
+    viewer.add_image(data.coins())
+    widget = SegmentationWidget(viewer, make_controller())
+    viewer.window.add_dock_widget(widget, name='UnSAM')
+    qtbot.waitUntil(lambda: OBJECTS_NAME in viewer.layers, timeout=20_000)
+    widget.session.click((100, 100))
+    wait_for_tree(qtbot, widget)
+    viewer.window.remove_dock_widget(widget)
+    assert len(viewer.layers) == 1
+    assert widget.session.image is None
+
+
+def test_docks_of_two_viewers_do_not_meddle(qtbot):
     docks = []
-    for viewer in viewers:
+    for _ in range(2):
+        viewer = ViewerModel()
         viewer.add_image(data.coins())
         docks.append(SegmentationWidget(viewer, make_controller()))
-        viewer.window.add_dock_widget(docks[-1], name='UnSAM')
+        qtbot.addWidget(docks[-1])
     docks[0].session.click((100, 100))
     wait_for_tree(qtbot, docks[0])
-    assert docks[1].controller.prompts == ()
-    viewers[0].window.remove_dock_widget(docks[0])
-    assert len(viewers[0].layers) == 1
+    assert not docks[1].controller.prompts
+    docks[0].end()
     docks[1].session.click((100, 100))
     wait_for_tree(qtbot, docks[1])
-    assert len(viewers[1].layers[PROMPTS_NAME].data) == 1
+    assert len(docks[1].session.viewer.layers[PROMPTS_NAME].data) == 1
+    docks[1].end()
 
 
 @pytest.mark.slow

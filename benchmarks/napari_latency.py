@@ -1,0 +1,149 @@
+"""How quickly the napari plugin answers in a window, with the engine that users get.
+
+Run it where there is a screen, or under Xvfb::
+
+    xvfb-run -a -s "-screen 0 1280x1024x24" python benchmarks/napari_latency.py
+
+Prints the time from opening the dock to the first committed object of a 512 x 512 px image, the time from click to outline,
+that of a step of granularity, and the longest pause of the event loop meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from napari_unsam._controller import SegmentationController
+    from napari_unsam._session import ViewerSession
+
+
+class Heart:
+    """Beats in the GUI's event loop, and knows the longest pause between two beats."""
+
+    def __init__(self) -> None:
+        from qtpy.QtCore import QTimer
+
+        self._timer = QTimer()
+        self._timer.timeout.connect(self._beat)
+        self._timer.start(2)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the pauses so far."""
+        self._last_s, self.longest_s = time.perf_counter(), 0.0
+
+    def _beat(self) -> None:
+        now_s = time.perf_counter()
+        self.longest_s = max(self.longest_s, now_s - self._last_s)
+        self._last_s = now_s
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
+    """Turns the event loop until something holds.
+
+    Raises:
+        TimeoutError: If it never does.
+    """
+    from qtpy.QtWidgets import QApplication
+
+    end_s = time.perf_counter() + timeout_s
+    while not condition():
+        if time.perf_counter() > end_s:
+            raise TimeoutError(f'waited for {timeout_s:.0f} s')
+        QApplication.processEvents()
+        time.sleep(0.001)
+
+
+def percentile_ms(times_s: list[float], percent: float) -> float:
+    """A percentile of times, in milliseconds."""
+    return float(np.percentile(times_s, percent)) * 1000
+
+
+def say(line: str) -> None:
+    """Writes one line of the result."""
+    sys.stdout.write(line + '\n')
+    sys.stdout.flush()
+
+
+def measure(engine: str, n_clicks: int) -> None:
+    """Writes the figures of one engine."""
+    import napari
+    from qtpy.QtWidgets import QApplication
+    from skimage import data
+
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(1200, 900)
+    viewer.add_image(np.ascontiguousarray(data.astronaut()), name='Astronaut')
+    QApplication.processEvents()
+    heart = Heart()
+
+    opened_s = time.perf_counter()
+    from napari_unsam._engine import PlaneEmbedder
+    from napari_unsam._inference import InferenceSettings
+    from napari_unsam._widget import SegmentationController, SegmentationWidget, in_gui_thread
+
+    embedder = PlaneEmbedder(InferenceSettings(engine=engine))
+    controller = SegmentationController(embedder, in_gui_thread, embedder.load)
+    widget = SegmentationWidget(viewer, controller)
+    viewer.window.add_dock_widget(widget, name='UnSAM')
+    QApplication.processEvents()
+    say(f'{engine}: dock open after {time.perf_counter() - opened_s:.2f} s')
+    wait_until(lambda: 'UnSAM objects' in viewer.layers)
+    widget.session.click((100, 230))
+    wait_until(lambda: controller.proposal is not None)
+    widget.session.commit()
+    say(f'{engine}: first object committed after {time.perf_counter() - opened_s:.2f} s')
+    wait_until(lambda: not controller.is_busy and len(widget.panels) > 4)
+    say(f'{engine}: longest pause of the GUI so far, libraries being loaded, {heart.longest_s * 1000:.0f} ms')
+
+    heart.reset()
+    for what, times_s in click_times_s(controller, widget.session, n_clicks).items():
+        say(
+            f'{engine}: {what}, median {percentile_ms(times_s, 50):.1f} ms, 95th percentile {percentile_ms(times_s, 95):.1f} ms, '
+            f'longest {max(times_s) * 1000:.1f} ms ({len(times_s)} times)'
+        )
+    say(f'{engine}: longest pause of the GUI while clicking {heart.longest_s * 1000:.0f} ms')
+    viewer.window.remove_dock_widget(widget)
+    viewer.close()
+
+
+def click_times_s(controller: SegmentationController, session: ViewerSession, n_clicks: int) -> dict[str, list[float]]:
+    """How long clicks at random places take until their outline is set and drawn, and steps until theirs is set."""
+    from qtpy.QtWidgets import QApplication
+
+    rng = np.random.default_rng(0)
+    times_s: dict[str, list[float]] = {'click to outline': [], '... and drawn': [], 'J/K step': [], 'slide': []}
+    for _ in range(n_clicks):
+        controller.clear_prompts()
+        QApplication.processEvents()
+        start_s = time.perf_counter()
+        session.click(rng.integers(20, 490, 2))
+        wait_until(lambda: controller.proposal is not None)
+        times_s['click to outline'].append(time.perf_counter() - start_s)
+        QApplication.processEvents()
+        times_s['... and drawn'].append(time.perf_counter() - start_s)
+        for what, act in (('J/K step', controller.coarser), ('slide', lambda: controller.slide(-1))):
+            start_s = time.perf_counter()
+            act()
+            times_s[what].append(time.perf_counter() - start_s)
+            QApplication.processEvents()
+    return times_s
+
+
+def main() -> None:
+    """Measures the engines that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--engine', choices=('model', 'tree'), default='model')
+    parser.add_argument('--clicks', type=int, default=100)
+    arguments = parser.parse_args()
+    measure(arguments.engine, arguments.clicks)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,178 @@
+"""One click on the middle slice of every object of a labelled stack, propagated: the IoU with the whole object.
+
+    python -m benchmarks.volume raw.tif labels.tif --cache embeddings
+    python -m benchmarks.volume raw.tif labels.tif --engines tree --starts click --json figures.json
+
+The click is the pixel farthest from the outline of the object there. It starts from the first mask of the engine, from the
+best of its six, which a user finds with J and K, or, to see propagation alone, from the labelled mask itself. The rule
+compared with is that of µSAM: the box of the mask before is the prompt in the next slice, and propagation stops where
+the IoU of two masks in a row falls below 0.5; the answers are of the same engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from napari_unsam._engine import EmbeddedPlane
+from napari_unsam.volumes.crops import EMPTY, CropMask
+from napari_unsam.volumes.matching import MatchSettings, deepest_point
+from napari_unsam.volumes.propagation import PropagationSettings, propagate
+from unsam_mm.files import write_json
+from unsam_mm.prompting import UnSAMPredictor
+
+STARTS = ('labels', 'click', 'best of six')
+_RULE_MIN_IOU = 0.5
+
+Planes = Callable[[int], EmbeddedPlane]
+Volume = dict[int, CropMask]
+
+
+class Stack:
+    """A stack that an engine has looked at.
+
+    Args:
+        raw: (Z, H, W) uint8.
+        engine: 'tree' or 'model'.
+        cache: Folder where embeddings are kept; None makes them anew.
+    """
+
+    def __init__(self, raw: np.ndarray, engine: str, cache: Path | None) -> None:
+        self._raw, self._predictor, self._cache = raw, UnSAMPredictor(engine), cache
+        self._planes: dict[int, EmbeddedPlane] = {}
+
+    def __call__(self, z: int) -> EmbeddedPlane:
+        """A slice, ready for prompts."""
+        if z not in self._planes:
+            predictor = self._predictor
+            path = None if self._cache is None else self._cache / f'{predictor.engine.name}-{z:03d}.npz'
+            if path is not None and path.exists():
+                predictor.load_embedding(path)
+            else:
+                predictor.set_image(self._raw[z])
+                if path is not None:
+                    predictor.save_embedding(path)
+            engine = copy.copy(predictor.engine)
+            self._planes[z] = EmbeddedPlane(engine, engine.hierarchy)
+        return self._planes[z]
+
+
+def start_masks(planes: Planes, truth: np.ndarray, start: str) -> dict[int, tuple[int, CropMask]]:
+    """For each object its middle slice and the mask there; objects that a click finds nothing of have none."""
+    masks = {}
+    for label in np.unique(truth)[1:]:
+        zs = np.flatnonzero((truth == label).any(axis=(1, 2)))
+        z = int(zs[len(zs) // 2])
+        wanted = CropMask.of(truth[z] == label)
+        if start != 'labels':
+            answers = planes(z).answer(deepest_point(wanted)[None], np.ones(1, np.int64))
+            found = [CropMask(one.box_xyxy, one.mask) for one in answers]
+            wanted = found[0] if start == 'click' else max(found, key=wanted.iou)
+        masks[int(label)] = (z, wanted)
+    return masks
+
+
+def by_rule(planes: Planes, z: int, mask: CropMask, n_slices: int) -> Volume:
+    """µSAM's box projection: documented at `projection="box"`, `iou_threshold=0.5`."""
+    volume = {z: mask}
+    for step in (-1, 1):
+        before, at = mask, z + step
+        while 0 <= at < n_slices:
+            answers = planes(at).answer(None, None, box_xyxy=np.array(before.box_xyxy, float))
+            if not answers:
+                break
+            now = CropMask(answers[0].box_xyxy, answers[0].mask)
+            if now.iou(before) < _RULE_MIN_IOU:
+                break
+            volume[at], before, at = now, now, at + step
+    return volume
+
+
+def by_propagation(
+    planes: Planes,
+    raw: np.ndarray,
+    starts: dict[int, tuple[int, CropMask]],
+    settings: PropagationSettings,
+    together: bool = False,
+) -> dict[int, Volume]:
+    """Each object alone, or all in one run."""
+    anchors = {label: {z: mask} for label, (z, mask) in starts.items()}
+    runs = [anchors] if together else [{label: slices} for label, slices in anchors.items()]
+    volumes: dict[int, Volume] = {}
+    for run in runs:
+        found = propagate(planes, raw.__getitem__, run, (0, len(raw)), settings)
+        volumes |= {label: {z: one.crop for z, one in slices.items()} for label, slices in found.items()}
+    return volumes
+
+
+def iou_3d(volume: Volume, truth: np.ndarray) -> float:
+    """Intersection over union of an object with a (Z, H, W) bool one."""
+    shared = union = 0
+    for z, wanted in enumerate(truth):
+        crop = volume.get(z, EMPTY)
+        x0, y0, x1, y1 = crop.box_xyxy
+        inside = int(np.count_nonzero(crop.mask & wanted[y0:y1, x0:x1]))
+        shared += inside
+        union += crop.area_px + int(np.count_nonzero(wanted)) - inside
+    return shared / max(union, 1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a table, a row for each engine, start and way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('raw', type=Path, help='(Z, H, W) uint8 TIFF')
+    parser.add_argument('labels', type=Path, help='(Z, H, W) TIFF, 0 being background')
+    parser.add_argument('--engines', nargs='+', default=['tree', 'model'], choices=['tree', 'model'])
+    parser.add_argument('--starts', nargs='+', default=list(STARTS), choices=STARTS)
+    parser.add_argument('--cache', type=Path, help='folder where embeddings are kept')
+    parser.add_argument('--json', type=Path, help='file for the IoU of each object')
+    options = parser.parse_args(arguments)
+    raw, truth = tifffile.imread(options.raw), tifffile.imread(options.labels)
+    engine_too = PropagationSettings(match=MatchSettings(ask_engine=True))
+    figures: dict[str, dict[int, float]] = {}
+    write = sys.stdout.write
+    write(f'{"engine":8}{"start":14}{"way":28}{"mean IoU":>10}{"> 0.5":>8}{"s":>8}\n')
+    for engine in options.engines:
+        planes = Stack(raw, engine, options.cache)
+        for z in range(len(raw)):
+            planes(z)
+        for start in options.starts:
+            starts = start_masks(planes, truth, start)
+            ways = {
+                'start mask alone': lambda starts=starts: {label: {z: mask} for label, (z, mask) in starts.items()},
+                'box projection, IoU 0.5': lambda starts=starts, planes=planes: {
+                    label: by_rule(planes, z, mask, len(raw)) for label, (z, mask) in starts.items()
+                },
+                'propagation': lambda starts=starts, planes=planes: by_propagation(
+                    planes, raw, starts, PropagationSettings()
+                ),
+                'propagation, engine asked': lambda starts=starts, planes=planes: by_propagation(
+                    planes, raw, starts, engine_too
+                ),
+                'propagation, all together': lambda starts=starts, planes=planes: by_propagation(
+                    planes, raw, starts, PropagationSettings(), together=True
+                ),
+            }
+            for name, way in ways.items():
+                began_s = time.perf_counter()
+                volumes = way()
+                took_s = time.perf_counter() - began_s
+                ious = {label: iou_3d(volume, truth == label) for label, volume in volumes.items()}
+                figures[f'{engine}, {start}, {name}'] = ious
+                values = np.array(list(ious.values()))
+                write(f'{engine:8}{start:14}{name:28}{values.mean():10.3f}{(values > 0.5).mean():8.2f}{took_s:8.1f}\n')
+                sys.stdout.flush()
+    if options.json is not None:
+        write_json(options.json, figures)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Command line: ``python -m napari_unsam batch IMAGES OUT``; needs no screen."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from napari_unsam.files.automatic import SIDES, AutomaticSettings
+from napari_unsam.files.batch import FAILED, BatchJob, BatchReport
+from napari_unsam.output.formats import FORMATS
+from unsam_mm.errors import UnSAMError
+
+_INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog='python -m napari_unsam', description='Objects and measurements without a screen.'
+    )
+    commands = parser.add_subparsers(dest='command', required=True)
+    batch = commands.add_parser(
+        'batch', help='find and measure the objects of all images of a folder; can be interrupted and resumed'
+    )
+    batch.add_argument('images', type=Path, help='folder, searched at any depth, one image, or a .txt file of paths')
+    batch.add_argument('out', type=Path, help='folder for the results; may be that of the images')
+    batch.add_argument(
+        '--engine', default='tree', choices=('tree', 'model'), help='who finds objects (default: %(default)s)'
+    )
+    batch.add_argument(
+        '--level',
+        type=_level,
+        default=None,
+        metavar='auto|0..1',
+        help='auto: the best masks of any size; a number: the regions of one level, 0 being the finest (default: auto)',
+    )
+    batch.add_argument(
+        '--side',
+        default='guess',
+        choices=SIDES,
+        help='objects are brighter or darker than around them (default: guess)',
+    )
+    batch.add_argument(
+        '--min-area',
+        type=_positive,
+        default=16,
+        metavar='PX',
+        help='smaller objects are left out (default: %(default)s)',
+    )
+    batch.add_argument(
+        '--channel',
+        type=_channel,
+        default=0,
+        metavar='N',
+        help='which channel to look at, from 0 (default: %(default)s)',
+    )
+    batch.add_argument(
+        '--link', action='store_true', help='objects in neighbouring planes of a stack or movie that overlap are one'
+    )
+    batch.add_argument(
+        '--format',
+        nargs='+',
+        default=['tiff', 'csv'],
+        choices=sorted(FORMATS),
+        help='what to write (default: tiff csv)',
+    )
+    batch.add_argument(
+        '--workers', type=_positive, default=1, metavar='N', help='processes, about 1 GB each (default: %(default)s)'
+    )
+    batch.add_argument('--resume', action='store_true', help='go on with what is in OUT')
+    batch.add_argument('--device', default='auto', help='torch device, such as cuda:0 (default: CUDA if there is one)')
+    batch.set_defaults(run=run_batch)
+    return parser
+
+
+def run_batch(options: argparse.Namespace) -> int:
+    """Exit status 0 if all images are done, 1 if any failed."""
+    from tqdm import tqdm
+
+    job = BatchJob(
+        images=options.images,
+        out=options.out,
+        settings=AutomaticSettings(
+            options.engine, options.level, options.min_area, options.side, options.channel, options.link
+        ),
+        formats=tuple(dict.fromkeys(options.format)),
+        workers=options.workers,
+        resume=options.resume,
+        device=options.device,
+    )
+    with tqdm(unit='image', disable=None) as bar:
+
+        def show(report: BatchReport) -> None:
+            bar.total = report.found
+            bar.n = report.skipped + report.done + len(report.failed)
+            bar.set_postfix(objects=report.n_objects, failed=len(report.failed), refresh=True)
+
+        report = job.run(show)
+    for reason in report.failed.values():
+        sys.stderr.write(f'skipped: {reason}\n')
+    sys.stdout.write(
+        f'{report.done} images done now with {report.n_objects} objects, {report.skipped} before, '
+        f'{len(report.failed)} failed, of {report.found}; in {options.out}\n'
+    )
+    if report.failed:
+        sys.stderr.write(
+            f'the failed ones are listed in {options.out / FAILED}; mend them and run again with --resume\n'
+        )
+    return 1 if report.failed else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns its exit status. Errors meant for people are one line on stderr."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UnSAMError as error:
+        sys.stderr.write(f'error: {error}\n')
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write('interrupted; run the same command with --resume to go on\n')
+        return _INTERRUPTED
+
+
+def _level(text: str) -> float | None:
+    if text == 'auto':
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is neither auto nor a number from 0 to 1')
+    return value
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _channel(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from {least}')
+    return value
+
+
+if __name__ == '__main__':
+    sys.exit(main())

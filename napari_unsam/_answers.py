@@ -1,0 +1,101 @@
+"""The masks on offer: asked for in the inference thread, stepped through at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from psygnal import Signal
+
+from napari_unsam._candidates import NO_CANDIDATES, Candidates
+from napari_unsam._engine import EmbeddedPlane
+from napari_unsam._inference import Lane
+from napari_unsam._jobs import Jobs
+from napari_unsam._masks import PlaneMask
+from napari_unsam._questions import Question
+from napari_unsam._targets import Level, Status
+
+HINT = 'J shows a coarser mask, K a finer one, N commits it.'
+_NOTHING_THERE = 'No mask was found there; click elsewhere.'
+_ANSWER, _MORE, _EXACT = 'Looking at the prompts', 'Looking for larger masks', 'Looking for that granularity'
+
+
+class Answers:
+    """What an engine says to the prompts; the latest question wins.
+
+    Args:
+        jobs: Where questions are asked.
+        tell: Sets the status line.
+    """
+
+    changed = Signal()
+
+    def __init__(self, jobs: Jobs, tell: Callable[[Status], None]) -> None:
+        self._jobs, self._tell = jobs, tell
+        self._then: Callable[[], None] | None = None
+        self.candidates = NO_CANDIDATES
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether what is on screen is not yet the answer to the last question."""
+        return self._jobs.name(Lane.CLICK) == _ANSWER
+
+    def drop(self) -> None:
+        """Forgets the masks, and the question that is being asked."""
+        self._jobs.cancel(Lane.CLICK)
+        self.candidates, self._then = NO_CANDIDATES, None
+
+    def show(self, candidates: Candidates) -> None:
+        """Has another mask of those to choose from on screen."""
+        self.candidates = candidates
+        self._tell(Status(HINT))
+        self.changed.emit()
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Calls a function once the answer is there: now if it is; not at all if another question is asked first."""
+        if self.is_pending:
+            self._then = call
+        else:
+            call()
+
+    def ask(self, plane: EmbeddedPlane, question: Question) -> None:
+        """Asks for the masks of a prompt; where that takes long, first for one of them."""
+        in_windows = plane.hierarchy is None
+
+        def answered(candidates: Candidates) -> None:
+            then, self._then = self._then, None
+            self.candidates = candidates
+            self._tell(Status(HINT) if len(candidates) else Status(_NOTHING_THERE, Level.PROBLEM))
+            self.changed.emit()
+            if in_windows:
+                self._jobs.start(Lane.CLICK, _MORE, lambda _: _answer(plane, question), self._joined, self._failed)
+            if then is not None:
+                then()
+
+        self._then = None
+        count = {'max_masks': 1} if in_windows else {}
+        self._jobs.start(Lane.CLICK, _ANSWER, lambda _: _answer(plane, question, **count), answered, self._failed)
+
+    def ask_at(self, plane: EmbeddedPlane, question: Question, granularity: float) -> None:
+        """Asks for the mask of a granularity, of a plane in windows, which has no tree to slide along."""
+
+        def answered(found: list[PlaneMask]) -> None:
+            if found:
+                self.show(self.candidates.with_exact(found[0]))
+
+        parts = (question.points_xy, question.labels, question.box_xyxy)
+        self._jobs.start(Lane.CLICK, _EXACT, lambda _: plane.answer(*parts, granularity), answered, self._failed)
+
+    def _joined(self, candidates: Candidates) -> None:
+        # The user may have gone on from the first mask meanwhile.
+        shown = self.candidates.shown
+        self.candidates = candidates if shown is None else candidates.led_by(shown)
+        self.changed.emit()
+
+    def _failed(self, reason: str) -> None:
+        self._tell(Status(reason, Level.PROBLEM))
+
+
+def _answer(plane: EmbeddedPlane, question: Question, **count: int) -> Candidates:
+    parts = (question.points_xy, question.labels, question.box_xyxy)
+    answers = plane.answer(*parts, mask=question.mask, **count)
+    return Candidates.of_answers(answers, plane.chain(*parts), plane.hierarchy)

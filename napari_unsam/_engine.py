@@ -1,0 +1,334 @@
+"""What an engine knows of one plane, and how planes come to be known."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_unsam._inference import InferenceSettings, ProgressCallback, report_progress, reporting
+from napari_unsam._masks import PlaneMask, found_mask
+from napari_unsam._targets import Target
+from napari_unsam.state.embeddings import EmbeddingStore, plane_key
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.images import as_rgb_uint8
+
+if TYPE_CHECKING:
+    from unsam_mm.prompting.engine import Engine
+    from unsam_mm.region_model import RegionTokenizer, RegionTokens
+
+__all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneEmbedder', 'PlaneMask', 'PlanesKept']
+
+TILED_FROM_PX = 2048
+"""Planes with a longer side are looked at in windows."""
+
+_TILE_PX = 1024
+_MAX_WINDOWS = 8  # of 40 to 80 MB each
+_CACHED_PX = 64_000_000  # of planes kept in memory: about 15 bytes a pixel
+_TILED_CACHED_PX = _MAX_WINDOWS * _TILE_PX**2
+_LEAST_SHARE = 1e-6  # of a plane in windows: what has granularity 0
+_MAX_MASKS = 6
+_SPECK_PX = 64
+_LAZY_PARTS = ('first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
+
+
+class EmbeddedPlane:
+    """One plane, ready for prompts.
+
+    Args:
+        engine: Has looked at the plane and looks at no other.
+        hierarchy: Of the plane; None if the plane is looked at in windows, which have one each.
+    """
+
+    def __init__(self, engine: Engine, hierarchy: MaskHierarchy | None) -> None:
+        self._engine, self.hierarchy = engine, hierarchy
+        # Now, so that the first click need not wait for them.
+        for part in _LAZY_PARTS if hierarchy is not None else ():
+            getattr(hierarchy, part)
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self._engine.size_hw
+
+    @property
+    def kept_px(self) -> int:
+        """How many pixels it takes memory for."""
+        return int(np.prod(self.size_hw)) if self.hierarchy is not None else _TILED_CACHED_PX
+
+    def answer(
+        self,
+        points_xy: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        box_xyxy: np.ndarray | None = None,
+        granularity: float | None = None,
+        mask: np.ndarray | None = None,
+        max_masks: int = _MAX_MASKS,
+    ) -> list[PlaneMask]:
+        """The masks that a prompt may mean, best first, at most six; call it in the inference thread.
+
+        Args:
+            points_xy: (N, 2) pixels, x before y.
+            labels: (N,) 1 for positive, 0 for negative points.
+            box_xyxy: (4,) pixels.
+            granularity: In [0, 1]: only the mask of that granularity.
+            mask: (H, W) bool mask that the answer is like, or (256, 256) float logits as engines give them.
+            max_masks: 1 is quicker where a plane is looked at in windows.
+
+        Raises:
+            UnSAMError: If there is neither a positive point nor a box, or something lies outside the plane.
+        """
+        from unsam_mm.prompting import TiledEngine
+        from unsam_mm.prompting.prompt import Prompt, low_resolution_logits
+        from unsam_mm.prompting.windows import MaskCrop
+
+        if mask is not None and mask.dtype == bool:
+            mask = low_resolution_logits(mask[None])[0]
+        prompt = Prompt.checked(self.size_hw, points_xy, labels, box_xyxy, mask)
+        if isinstance(self._engine, TiledEngine):
+            crops, scores = self._engine.crops(prompt, max_masks > 1, granularity)
+        else:
+            masks, scores = self._engine.answer(prompt, max_masks > 1, granularity)
+            order = np.argsort(-scores, kind='stable')  # the engine 'tree' gives the smallest first
+            crops, scores = [MaskCrop.of(masks[i]) for i in order], scores[order]
+        kept = [(crop, score) for crop, score in zip(crops, scores, strict=True) if crop.bitmap.any()]
+        return [self._found(crop, float(score)) for crop, score in kept[:max_masks]]
+
+    def chain(
+        self, points_xy: np.ndarray | None, labels: np.ndarray | None, box_xyxy: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(K,) nodes of the main tree that agree with a prompt, finest first; those under its first positive click if none
+        do. Empty without a hierarchy."""
+        from unsam_mm.prompting import candidate_nodes
+
+        if self.hierarchy is None:
+            return np.empty(0, np.int64)
+        nodes = candidate_nodes(self.hierarchy, points_xy, labels, box_xyxy)
+        if len(nodes) == 0 and labels is not None and (labels == 1).any():
+            x, y = points_xy[np.flatnonzero(labels == 1)[0]]
+            nodes = self.hierarchy.path(int(y), int(x))
+        return nodes
+
+    def _found(self, crop: object, score: float) -> PlaneMask:
+        bitmap, (x0, y0, x1, y1) = crop.bitmap, crop.box_xyxy
+        if self.hierarchy is not None:
+            return found_mask(self.hierarchy, bitmap, x0, y0, score)
+        area = crop.area
+        plane_px = self.size_hw[0] * self.size_hw[1]
+        granularity = 1 - np.log(area / plane_px) / np.log(_LEAST_SHARE)
+        return PlaneMask((x0, y0, x1, y1), bitmap, area, float(np.clip(granularity, 0, 1)), score)
+
+
+Embed = Callable[[Target, ProgressCallback], EmbeddedPlane]
+"""Makes a plane ready; called in the inference thread, and stopped by its second argument raising."""
+
+
+class PlanesKept:
+    """The planes that were made ready, as far as memory goes; any thread may ask.
+
+    Args:
+        max_px: Pixels of all planes together; the one that was not used for longest goes first.
+    """
+
+    def __init__(self, max_px: int = _CACHED_PX) -> None:
+        self._max_px, self._lock = max_px, threading.Lock()
+        self._planes: OrderedDict[Target, EmbeddedPlane] = OrderedDict()
+        self._versions: Counter[Hashable] = Counter()
+
+    def version(self, source: Hashable) -> int:
+        """How often an image was forgotten; ask before its pixels are read."""
+        with self._lock:
+            return self._versions[source]
+
+    def get(self, target: Target | None) -> EmbeddedPlane | None:
+        """What is known of a plane, if anything."""
+        with self._lock:
+            if target in self._planes:
+                self._planes.move_to_end(target)
+            return self._planes.get(target)
+
+    def put(self, target: Target, plane: EmbeddedPlane, version: int) -> None:
+        """Keeps a plane; older ones make room. Not if its image was forgotten since `version` was asked for."""
+        with self._lock:
+            if version != self._versions[target.source]:
+                return
+            self._planes[target] = plane
+            self._planes.move_to_end(target)
+            while len(self._planes) > 1 and sum(kept.kept_px for kept in self._planes.values()) > self._max_px:
+                self._planes.popitem(last=False)
+
+    def forget(self, target: Target) -> None:
+        """Drops a plane."""
+        with self._lock:
+            self._planes.pop(target, None)
+
+    def clear(self) -> None:
+        """Drops all planes, also those that are being made now."""
+        with self._lock:
+            sources = {target.source for target in self._planes} | set(self._versions)
+        for source in sources:
+            self.forget_source(source)
+
+    def forget_source(self, source: Hashable) -> None:
+        """Drops all planes of an image."""
+        with self._lock:
+            self._versions[source] += 1
+            for target in [target for target in self._planes if target.source == source]:
+                del self._planes[target]
+
+
+class PlaneEmbedder:
+    """Makes planes ready with an engine of `unsam_mm`, which is built at the first call.
+
+    Args:
+        settings: Which engine, where it runs, and where what it finds is kept.
+    """
+
+    def __init__(self, settings: InferenceSettings) -> None:
+        self._settings = settings
+        self._weights: Path | None = None
+        self._engine: Engine | None = None
+        self._store: EmbeddingStore | None = None
+        if settings.store is not None:
+            self._store = EmbeddingStore(settings.store / 'planes', int(settings.store_gb * 1e9))
+
+    def __call__(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
+        """From the store, or made now and stored.
+
+        Raises:
+            UnSAMError: If the image cannot be segmented or the weights cannot be had.
+        """
+        with reporting(progress):
+            if self._engine is None:
+                progress(0.0, 'Loading the model')
+            engine = self._copy()
+            if max(target.plane.size_hw) > TILED_FROM_PX and target.pixels is not None:
+                return self._tiled(engine, target)
+            return self._whole(engine, target)
+
+    def use_weights(self, path: Path | None) -> None:
+        """Looks at later planes with other weights of the model; None: those of the package. Call it in the inference thread.
+
+        What is stored of planes does not depend on these weights, so it stays of use.
+
+        Raises:
+            UnSAMError: If the engine is another one.
+            WeightsError: If the file cannot be read or is of another model.
+        """
+        if self._settings.engine != 'model':
+            raise UnSAMError(
+                f"adapted weights are for the engine 'model'; the preferences of the plugin say {self._settings.engine!r}"
+            )
+        before, self._weights = self._weights, path
+        try:
+            self._engine = self._build()
+        except UnSAMError:
+            self._weights = before
+            raise
+
+    def load(self) -> None:
+        """Loads the engine and asks it about a speck of noise, which also loads and compiles what it uses."""
+        engine = self._copy()
+        report_progress(0.0, 'Loading the model')  # a click that waits goes before the speck
+        engine.set_image(np.random.default_rng(0).integers(0, 256, (_SPECK_PX, _SPECK_PX, 3), np.uint8))
+        EmbeddedPlane(engine, engine.hierarchy).answer(np.full((1, 2), _SPECK_PX // 2), np.ones(1, int))
+
+    def _copy(self) -> Engine:
+        if self._engine is None:
+            self._engine = self._build()
+        return copy.copy(self._engine)
+
+    def _whole(self, engine: Engine, target: Target) -> EmbeddedPlane:
+        rgb = as_rgb_uint8(target.read(), target.name)
+        key = plane_key(rgb, self._signature()) if self._store is not None else ''
+        arrays = self._store.load(key) if self._store is not None else None
+        if arrays is not None:
+            engine.set_embedding(arrays)
+        else:
+            engine.set_image(rgb)
+            if self._store is not None:
+                self._keep(key, engine)
+        return EmbeddedPlane(engine, engine.hierarchy)
+
+    def _tiled(self, engine: Engine, target: Target) -> EmbeddedPlane:
+        from unsam_mm.prompting import TiledEngine
+        from unsam_mm.prompting.planes import LazyPlane
+
+        tiled = TiledEngine(engine, _TILE_PX, _MAX_WINDOWS)
+        store = None if self._settings.store is None else self._settings.store / 'windows' / self._signature()
+        tiled.set_plane(LazyPlane(target.pixels(), (0.0, 255.0), target.name), store)
+        return EmbeddedPlane(tiled, None)
+
+    def _keep(self, key: str, engine: Engine) -> None:
+        try:
+            self._store.save(key, engine.embedding())
+        except StoreError:
+            self._store = None  # a full or read-only disk must not cost the user the answer
+
+    def _signature(self) -> str:
+        from unsam_mm import __version__
+
+        return f'{self._settings.engine}-{__version__}'
+
+    def _build(self) -> Engine:
+        import torch
+
+        device = self._settings.device
+        if device == 'auto':
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        if self._settings.threads:
+            torch.set_num_threads(self._settings.threads)  # holds for the calling thread, which is the inference thread
+        return make_engine(self._settings.engine, device, self._weights)
+
+
+def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
+    """The engine of `unsam_mm` of that name, which tells `report_progress` while it looks at an image.
+
+    Args:
+        name: 'model' or 'tree'.
+        device: Torch device.
+        weights: Of the model; those of the package if not given.
+
+    Raises:
+        UnSAMError: If there is no such engine.
+        WeightsError: If its weights cannot be had.
+    """
+    from unsam_mm import PseudoMaskGenerator
+    from unsam_mm.prompting.predictor import DEFAULT_MODEL, ENGINES
+    from unsam_mm.prompting.tree import TreeEngine
+
+    if name not in ENGINES:
+        raise UnSAMError(
+            f'the engine must be one of {", ".join(ENGINES)}, got {name!r}; see the preferences of the plugin'
+        )
+    if name == 'tree':
+        generator = PseudoMaskGenerator.from_preset('default', device=device)
+        return TreeEngine(lambda rgb: generator(rgb, progress=report_progress), device)
+    from unsam_mm.prompting.model import RegionEngine
+    from unsam_mm.region_model import RegionTokenizer
+    from unsam_mm.region_model.weights import load_weights, packaged_weights
+
+    trained = load_weights(weights or packaged_weights(DEFAULT_MODEL))
+
+    @cache  # copies of the engine share it, and with it the ViT
+    def tokenizer(device: str) -> _ReportingTokenizer:
+        return _ReportingTokenizer(RegionTokenizer(trained.settings, trained.n_tokens, device))
+
+    return RegionEngine(trained.net, tokenizer, device)
+
+
+class _ReportingTokenizer:
+    """A tokenizer that tells what it does; the engine calls it without saying whom to tell."""
+
+    def __init__(self, tokenizer: RegionTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def with_trees(self, rgb: np.ndarray) -> tuple[RegionTokens, MaskHierarchy]:
+        return self._tokenizer.with_trees(rgb, report_progress)

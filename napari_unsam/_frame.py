@@ -1,0 +1,123 @@
+"""Where an image's layers lie: as the image, with its channels, if it has an axis of them, taken for one thick plane.
+
+All positions, planes and layers of the plugin are in this frame. So an object drawn on one channel belongs to all of them
+and is shown whichever the sliders stand at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.utils.transforms import Affine
+
+from unsam_mm.errors import ImageError
+
+if TYPE_CHECKING:
+    from napari.components import Dims
+    from napari.layers import Image
+
+_MOST_CHANNELS = 16  # a longer axis is hardly one of channels
+_MOST_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Which channels of an image the model sees.
+
+    Attributes:
+        axis: The axis of the layer that they lie along.
+        chosen: One to three of them; three are taken for red, green and blue.
+
+    Raises:
+        ImageError: If there are none or more than three.
+    """
+
+    axis: int
+    chosen: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.chosen) <= _MOST_SHOWN:
+            raise ImageError(f'choose one to {_MOST_SHOWN} channels, got {len(self.chosen)}')
+
+
+def channel_axes(image: Image) -> list[int]:
+    """The axes of a layer that may be of channels: short ones besides the last two."""
+    shape = full_resolution(image).shape[: image.ndim]
+    return [axis for axis, length in enumerate(shape[:-2]) if 2 <= length <= _MOST_CHANNELS]
+
+
+def labelled_channels(image: Image) -> Channels | None:
+    """The first channel of the axis that is called one of channels, if one is."""
+    for axis in channel_axes(image):
+        if str(image.axis_labels[axis]).lower() in ('c', 'ch', 'channel', 'channels'):
+            return Channels(axis)
+    return None
+
+
+def full_resolution(image: Image) -> Any:
+    """The array of an image layer, the finest of a pyramid."""
+    return image.data[0] if image.multiscale else image.data
+
+
+class Frame:
+    """The frame of one image.
+
+    Args:
+        image: The layer.
+        channels: Its channels, if one of its axes is of such; at the time.
+    """
+
+    def __init__(self, image: Image, channels: Channels | None = None) -> None:
+        self.image, self.channels = image, channels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Pixels along each axis."""
+        shape = list(full_resolution(self.image).shape[: self.image.ndim])
+        if self.channels is not None:
+            shape[self.channels.axis] = 1
+        return tuple(shape)
+
+    @property
+    def placed(self) -> dict[str, Any]:
+        """What places a layer of that shape in the world just as the image is."""
+        image = self.image
+        names = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
+        placed = {name: getattr(image, name) for name in names}
+        if self.channels is None:
+            return placed
+        axis, count = self.channels.axis, self._n_channels
+        linear = Affine(scale=image.scale, rotate=image.rotate, shear=image.shear, ndim=image.ndim).linear_matrix
+        scale = np.array(image.scale, float)
+        scale[axis] *= count
+        return placed | {'scale': scale, 'translate': image.translate + linear[:, axis] * (count - 1) / 2}
+
+    def to_data(self, world: Sequence[float]) -> tuple[float, ...]:
+        """The position in the frame of one in the world."""
+        position = [float(value) for value in self.image.world_to_data(world)]
+        if self.channels is not None:
+            axis, count = self.channels.axis, self._n_channels
+            position[axis] = (position[axis] - (count - 1) / 2) / count
+        return tuple(position)
+
+    def displayed(self, dims: Dims) -> tuple[int, int]:
+        """The two axes of the image that a 2D view shows, ascending.
+
+        Raises:
+            ImageError: If the view is 3D, or shows an axis that the image lacks or that is of its channels.
+        """
+        if dims.ndisplay != 2:
+            raise ImageError('The view is 3D; switch to 2D to click on a plane.')
+        axes = tuple(sorted(axis - (dims.ndim - self.image.ndim) for axis in dims.displayed))
+        if axes[0] < 0:
+            raise ImageError(f'"{self.image.name}" has no axis {dims.displayed[0]}; bring its own axes into view.')
+        if self.channels is not None and self.channels.axis in axes:
+            raise ImageError('The view shows the axis of the channels; bring the axes of the planes into view.')
+        return axes
+
+    @property
+    def _n_channels(self) -> int:
+        return full_resolution(self.image).shape[self.channels.axis]

@@ -1,0 +1,113 @@
+"""Which parts of an image a model learns from, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PngImage
+
+from unsam_mm.errors import ImageError
+from unsam_mm.files import atomic_writer
+from unsam_mm.images import MIN_SIDE_PX, as_rgb_uint8
+
+MAX_SIDE_PX = 1024
+"""Larger planes are cut: the regions of a picture are at most so many that small objects would share one."""
+
+ReadPart = Callable[[slice, slice], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A part of one plane.
+
+    Attributes:
+        index: Where the plane lies, one number per axis across it.
+        rows: Of the plane.
+        columns: Of the plane.
+    """
+
+    index: tuple[int, ...]
+    rows: slice
+    columns: slice
+
+    @property
+    def name(self) -> str:
+        """A file name that no other part of the image has."""
+        place = '_'.join(f'{number:05d}' for number in (*self.index, self.rows.start, self.columns.start))
+        return f'part_{place}.png'
+
+
+def choose_pictures(across: Sequence[int], size_hw: tuple[int, int], count: int) -> list[Picture]:
+    """Parts spread evenly over all planes of an image.
+
+    Args:
+        across: How many planes there are along each axis that is not of the planes; empty for a single plane.
+        size_hw: Height and width of a plane in pixels.
+        count: How many parts at most.
+    """
+    parts = [
+        Picture(index, rows, columns)
+        for index in product(*(range(length) for length in across))
+        for rows in _cut(size_hw[0])
+        for columns in _cut(size_hw[1])
+    ]
+    # In the middle of equal stretches: the first and last planes of stacks are often empty.
+    chosen = ((np.arange(min(count, len(parts))) + 0.5) * len(parts) / min(count, len(parts))).astype(int)
+    return [parts[i] for i in chosen]
+
+
+def write_pictures(
+    folder: Path,
+    pictures: Sequence[Picture],
+    read: Callable[[Picture], np.ndarray],
+    progress: Callable[[float, str], None],
+) -> int:
+    """Writes the parts as PNG files, in place of others that are in the folder.
+
+    Args:
+        folder: For these files alone.
+        pictures: What to write.
+        read: Gives the pixels of a part as the model sees them.
+        progress: Told the fraction done; cancels by raising.
+
+    Returns:
+        How many were written: those of a single colour, which have nothing to learn from, are left out.
+
+    Raises:
+        ImageError: If none is left.
+        StoreError: If the folder cannot be written.
+    """
+    written = set()
+    for number, picture in enumerate(pictures):
+        progress(number / len(pictures), f'writing part {number + 1} of {len(pictures)}')
+        pixels = read(picture)
+        if min(pixels.shape[:2]) < MIN_SIDE_PX or pixels.min() == pixels.max():
+            continue
+        _write_png(folder / picture.name, as_rgb_uint8(pixels))
+        written.add(picture.name)
+    for path in folder.glob('*.png'):
+        if path.name not in written:
+            path.unlink()
+    if not written:
+        raise ImageError('every part of the image has one colour; choose an image, or contrast limits, with objects')
+    return len(written)
+
+
+def _write_png(path: Path, rgb: np.ndarray) -> None:
+    if path.exists():
+        with PngImage.open(path) as there:
+            # A younger file would have its regions found anew.
+            if np.array_equal(np.asarray(there), rgb):
+                return
+    with atomic_writer(path, binary=True) as file:
+        PngImage.fromarray(rgb).save(file, format='PNG', compress_level=1)
+
+
+def _cut(length: int) -> list[slice]:
+    """Equal stretches of a side, none too long."""
+    edges = np.linspace(0, length, -(-length // MAX_SIDE_PX) + 1).astype(int).tolist()
+    return [slice(start, stop) for start, stop in pairwise(edges)]

@@ -1,0 +1,171 @@
+"""Objects found without clicks: each pixel belongs to one at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from napari_unsam.files.pixels import ImagePixels
+from napari_unsam.levels.cuts import RegionFilter
+from napari_unsam.levels.looks import Side
+from napari_unsam.levels.sheet import Sheet
+from napari_unsam.volumes.linking import link
+from unsam_mm.errors import UnSAMError
+from unsam_mm.images import as_rgb_uint8
+from unsam_mm.mask_set import MaskSet
+from unsam_mm.rle import decode_crop
+
+if TYPE_CHECKING:
+    from unsam_mm.prompting.engine import Engine
+
+SIDES = tuple(side.name.lower() for side in Side)
+
+_MOST_MASKS = 2000
+_MOST_TAKEN = 0.2  # of a mask that better ones have already
+_COLUMNS = ('index', 'granularity', 'score', 'stability')
+
+
+@dataclass(frozen=True)
+class AutomaticSettings:
+    """How objects are found.
+
+    Attributes:
+        engine: 'tree', the regions of merge trees, or 'model', masks of the region model.
+        level: In [0, 1], 0 being the finest. For the tree, the regions of the cut at this granularity; for the model, the
+            coarsest masks that are no coarser. None: the best masks that do not overlap, of whatever granularity.
+        min_area_px: Smaller objects are left out. Those of more than a quarter of the plane are too.
+        side: One of `SIDES`: on which side of the light objects lie; see `RegionFilter`. For the tree.
+        channel: Which channel to look at, where they are not colours.
+        link: Whether objects in neighbouring planes of a stack, or images of a movie, that overlap are one; see
+            `napari_unsam.volumes.linking`. What is found in one plane only is then left out.
+    """
+
+    engine: str = 'tree'
+    level: float | None = None
+    min_area_px: int = 16
+    side: str = 'guess'
+    channel: int = 0
+    link: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (('engine', ('tree', 'model')), ('side', SIDES)):
+            if getattr(self, name) not in known:
+                raise UnSAMError(f'{name} must be one of {", ".join(known)}, got {getattr(self, name)!r}')
+        if self.level is not None and not 0 <= self.level <= 1:
+            raise UnSAMError(f'level must lie in [0, 1] or be left out, got {self.level}')
+        if self.min_area_px < 1 or self.channel < 0:
+            raise UnSAMError(
+                f'min_area_px must be at least 1 and channel at least 0, got {self.min_area_px} and {self.channel}'
+            )
+
+
+class AutomaticObjects:
+    """Finds the objects of one image after another.
+
+    Args:
+        settings: How.
+        device: Torch device, or 'auto': CUDA if there is one, else the CPU.
+    """
+
+    def __init__(self, settings: AutomaticSettings, device: str = 'auto') -> None:
+        self._settings, self._device = settings, device
+        self._limits = RegionFilter(min_area_px=settings.min_area_px, side=Side[settings.side.upper()])
+
+    def __call__(self, pixels: ImagePixels, name: str = 'image') -> tuple[np.ndarray, pd.DataFrame]:
+        """Labels of the shape of the image, uint32, and a table with index, granularity, score and stability.
+
+        Planes of stacks are looked at one by one, and labels run on from one to the next unless they are linked. A plane of a stack that has one
+        value only has no objects.
+
+        Raises:
+            ImageError: If a plane cannot be segmented.
+        """
+        labels = np.zeros(pixels.shape, np.uint32)
+        tables = [pd.DataFrame({column: np.zeros(0, int if column == 'index' else float) for column in _COLUMNS})]
+        n_objects = 0
+        for plane, picture in pixels.planes(self._settings.channel):
+            if plane and picture.min() == picture.max():
+                continue
+            found, table = self._in_plane(as_rgb_uint8(picture, name))
+            labels[plane] = np.where(found, found + np.uint32(n_objects), 0)
+            tables.append(table.assign(index=table['index'] + n_objects))
+            n_objects += len(table)
+        found = pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
+        return linked(labels, found) if self._settings.link and labels.ndim > 2 else (labels, found)
+
+    def _in_plane(self, rgb: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
+        settings, engine = self._settings, self._engine
+        engine.set_image(rgb)
+        if settings.engine == 'tree':
+            sheet = Sheet(engine.hierarchy, rgb)
+            chosen = (
+                sheet.best(self._limits) if settings.level is None else sheet.at_level(settings.level, self._limits)
+            )
+            band = sheet.band('objects', chosen)
+            return band.labels, band.features.reindex(columns=list(_COLUMNS))
+        masks, stability = engine.all_masks(_MOST_MASKS, settings.min_area_px, points_per_side=32, max_iou=0.9)
+        kept = masks.areas <= self._limits.max_share * rgb.shape[0] * rgb.shape[1]
+        if settings.level is not None:
+            kept &= masks.granularity <= settings.level
+        order = np.flatnonzero(kept)
+        if settings.level is not None:
+            order = order[np.argsort(-masks.areas[order], kind='stable')]
+        labels, drawn = draw_disjoint(masks[order])
+        taken = order[drawn]
+        values = (np.arange(1, len(taken) + 1), masks.granularity[taken], masks.scores[taken], stability[taken])
+        return labels, pd.DataFrame(dict(zip(_COLUMNS, values, strict=True)))
+
+    @cached_property
+    def _engine(self) -> Engine:
+        import torch
+
+        from unsam_mm.prompting.predictor import make_engine
+
+        device = self._device
+        if device == 'auto':
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        return make_engine(self._settings.engine, device=device)
+
+
+def linked(labels: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
+    """Objects of planes, joined along the axis before rows and columns; each has the mean of the numbers of its parts.
+
+    Args:
+        labels: (..., Z, H, W) uint32, each label in one plane only.
+        table: Its rows, of which the i-th has the label i + 1.
+    """
+    new = np.zeros(len(table) + 1, np.uint32)
+    rows: list[pd.Series] = []
+    for front in np.ndindex(*labels.shape[:-3]):
+        for parts in link(list(labels[front])):
+            regions = [part.region for part in parts]
+            new[regions] = len(rows) + 1
+            rows.append(table.iloc[[region - 1 for region in regions]].mean())
+    means = pd.DataFrame(rows, columns=table.columns).reset_index(drop=True)
+    return new[labels], means.assign(index=np.arange(1, len(rows) + 1))
+
+
+def draw_disjoint(masks: MaskSet) -> tuple[np.ndarray, list[int]]:
+    """Draws masks, the first in front, and leaves out those of which others have more than a fifth already.
+
+    Args:
+        masks: In the order of their claims.
+
+    Returns:
+        labels: (H, W) uint32; 0 is background.
+        drawn: Which mask each label is, in the order of labels.
+    """
+    labels = np.zeros(masks.size_hw, np.uint32)
+    drawn: list[int] = []
+    for i, box in enumerate(masks.boxes_xyxy.astype(int)):
+        x0, y0, x1, y1 = box.tolist()
+        here = labels[y0:y1, x0:x1]
+        free = decode_crop(masks.rles[i], (x0, y0, x1, y1)) & (here == 0)
+        if np.count_nonzero(free) >= (1 - _MOST_TAKEN) * masks.areas[i]:
+            drawn.append(i)
+            here[free] = len(drawn)
+    return labels, drawn

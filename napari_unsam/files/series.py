@@ -1,0 +1,282 @@
+"""The images of a folder in the viewer, one after the other, with their objects; knows no Qt."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Labels
+from psygnal import Signal
+
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._layers import ObjectLayers
+from napari_unsam._targets import Level
+from napari_unsam.files.pixels import ImagePixels, read_pixels
+from napari_unsam.files.results import ImageList, Results
+from napari_unsam.output.objects import LabelledObjects, ProgressCallback, blocks, object_boxes, objects_of_layer
+from unsam_mm.errors import StoreError
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
+    from napari_unsam._session import ViewerSession
+
+_CHANNELS = 'c'
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """An image with what was saved of it."""
+
+    pixels: ImagePixels
+    objects: LabelledObjects | None
+
+
+class ImageSeries:
+    """Walks through a list of images; at most one of them is in the viewer.
+
+    Args:
+        session: Whose viewer shows the images, and which holds the objects.
+        images: The images.
+        results: Where their objects are kept.
+        after_drawing: Runs a function once the canvas was drawn without the layers that went; at once where there is none.
+            napari 0.9 crashes in OpenGL when an image goes and another comes before the next drawing.
+    """
+
+    changed = Signal()
+
+    def __init__(
+        self,
+        session: ViewerSession,
+        images: ImageList,
+        results: Results,
+        after_drawing: Callable[[Callable[[], None]], None] = lambda call: call(),
+    ) -> None:
+        self._session, self._results, self._after_drawing = session, results, after_drawing
+        self.images = images
+        self._position: int | None = None
+        self._asked: int | None = None
+        self._broken: set[str] = set()
+        self._layer: Image | None = None
+        self._saved = 0
+        self._done = {name for name in images.names if results.has(name)}
+
+    @property
+    def position(self) -> int | None:
+        """Which image is open; None before the first."""
+        return self._position
+
+    @property
+    def asked(self) -> int | None:
+        """Which image was asked for last, even if it could not be opened; None before the first."""
+        return self._asked
+
+    @property
+    def name(self) -> str | None:
+        """Name of the open image; None if there is none."""
+        return None if self._position is None else self.images.names[self._position]
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the objects of the open image differ from what was opened or saved last."""
+        return self._position is not None and self._fingerprint() != self._saved
+
+    def is_done(self, position: int) -> bool:
+        """Whether there are saved objects of an image."""
+        return self.images.names[position] in self._done
+
+    def is_broken(self, position: int) -> bool:
+        """Whether an image could not be opened."""
+        return self.images.names[position] in self._broken
+
+    def start(self) -> int:
+        """Where to begin: the first image that is not done, or the first of all."""
+        todo = (position for position in range(len(self.images.names)) if not self.is_done(position))
+        return next(todo, 0)
+
+    def open(self, position: int) -> None:
+        """Reads an image in the background and shows it, with its saved objects, in place of the one that is open.
+
+        What was not saved is lost: ask first if `is_dirty`. An image that is open stays as it is.
+        """
+        name = self.images.names[position]
+        self._asked = position
+        if position == self._position and self._layer in self._session.viewer.layers:
+            self.changed.emit()
+            return
+
+        left = self._fingerprint()
+
+        def read(opened: _Opened) -> None:
+            if self._fingerprint() == left:
+                self._show(position, opened)
+            else:
+                self._session.controller.say(f'{self.name} was changed meanwhile, so it stays open.', Level.PROBLEM)
+
+        def failed(reason: str) -> None:
+            self._broken.add(name)
+            self._session.controller.say(reason, Level.PROBLEM)
+            self.changed.emit()
+
+        self._session.controller.run(
+            f'Opening {name}',
+            lambda progress: self._read(name, progress),
+            read,
+            failed,
+        )
+
+    def save(self, then: Callable[[], None] = lambda: None) -> None:
+        """Writes the objects of the open image as a label TIFF and a table, in the background.
+
+        Args:
+            then: Called once they are written.
+        """
+        name = self.name
+        if name is None:
+            self._session.controller.say('No image of the list is open.', Level.PROBLEM)
+            return
+        objects = self._objects()
+        fingerprint = self._fingerprint()
+
+        def saved(_nothing: object) -> None:
+            self._done.add(name)
+            if self.name == name:
+                self._saved = fingerprint
+                self._session.exported.emit()
+            self._session.controller.say(f'Objects of {name} saved in {self._results.folder}.')
+            self.changed.emit()
+            then()
+
+        self._session.controller.run(
+            f'Saving {name}',
+            lambda progress: self._results.write(name, objects, progress=progress),
+            saved,
+            lambda reason: self._session.controller.say(reason, Level.PROBLEM),
+        )
+
+    def close(self) -> None:
+        """Takes the open image and its objects out of the viewer; what was not saved is lost."""
+        layers = self._session.viewer.layers
+        for layer in (self._labels(), self._layer):
+            if layer is not None and layer in layers:
+                layers.remove(layer)
+        self._position, self._layer = None, None
+
+    def _read(self, name: str, progress: ProgressCallback) -> _Opened:
+        progress(0.0, f'Reading {name}')
+        pixels = read_pixels(self.images.path(name))
+        return _Opened(pixels, self._results.read(name) if self._results.has(name) else None)
+
+    def _show(self, position: int, opened: _Opened) -> None:
+        """Puts an image in place of the one that is open."""
+        self._session.set_image(None)
+        self.close()
+        self._after_drawing(lambda: self._add(position, opened))
+
+    def _add(self, position: int, opened: _Opened) -> None:
+        session, name = self._session, self.images.names[position]
+        self._position = position
+        self._broken.discard(name)
+        self._layer = session.viewer.add_image(name=name, **_layer(opened.pixels))
+        session.set_image(self._layer)
+        if opened.objects is not None:
+            self._restore(opened.objects)
+        session.history.clear()  # its actions belong to layers that are gone
+        session.viewer.reset_view()
+        self._saved = self._fingerprint()
+        self.changed.emit()
+
+    def _restore(self, objects: LabelledObjects) -> None:
+        layer = self._session.ensure_objects()
+        try:
+            place_objects(self._session, layer, objects, 'open objects', keep_labels=True)
+        except StoreError as error:
+            self._session.controller.say(f'The saved objects were not opened: {error}', Level.PROBLEM)
+
+    def _labels(self) -> Labels | None:
+        """The layer of objects of the open image, whichever image the session is at."""
+        return None if self._layer is None else ObjectLayers(self._session.viewer).find(self._layer)
+
+    def _objects(self) -> LabelledObjects:
+        image, labels = self._layer, self._labels()
+        shape = image.data.shape[: image.ndim]
+        if labels is None:
+            labels = Labels(
+                np.zeros(shape, np.uint8), scale=image.scale, units=image.units, axis_labels=image.axis_labels
+            )
+            channel_axis = 0 if str(image.axis_labels[0]) == _CHANNELS else None
+            return objects_of_layer(labels, self.name, channel_axis)
+        # Along channels objects are one thick.
+        thin = [axis for axis, side in enumerate(labels.data.shape) if side == 1 < shape[axis]]
+        return objects_of_layer(labels, self.name, thin[0] if thin else None)
+
+    def _fingerprint(self) -> int:
+        labels = self._labels()
+        return 0 if labels is None else fingerprint(labels)
+
+
+def place_objects(
+    session: ViewerSession, layer: Labels, objects: LabelledObjects, name: str, keep_labels: bool = False
+) -> int:
+    """Writes objects into the layer of a session as one action; returns how many.
+
+    Args:
+        session: Whose layer it is.
+        layer: Has as many voxels along each axis as the objects, axes of length 1 aside.
+        objects: What to write.
+        name: Of the action.
+        keep_labels: Keep their labels; else they get new ones.
+
+    Raises:
+        StoreError: If the shapes differ.
+    """
+    shape = layer.data.shape
+    if [side for side in shape if side > 1] != [side for side in objects.shape if side > 1]:
+        raise StoreError(f'the objects of {objects.name} have shape {objects.shape}, but the image has {shape}')
+    labels = np.asarray(objects.labels[...]).reshape(shape)
+    boxes, rows = object_boxes(labels), objects.rows()
+    new = {label: label for label in boxes}
+    if not keep_labels:
+        first = session.next_label()
+        new = {label: first + i for i, label in enumerate(boxes)}
+    writes = [
+        ObjectWrite(box, labels[box] == label, new[label], _row(rows.get(label, {}), new))
+        for label, box in boxes.items()
+    ]
+    if writes:
+        session.write_objects(name, writes)
+    return len(writes)
+
+
+def fingerprint(layer: Labels) -> int:
+    """A number that changes with the pixels and the table of a layer; 0 if there are no objects."""
+    value = 0
+    data = layer.data[0] if layer.multiscale else layer.data
+    for block in blocks(data.shape):
+        pixels = np.ascontiguousarray(data[block])
+        if pixels.any() or value:
+            value = zlib.crc32(pixels, zlib.crc32(repr(block).encode(), value))
+    table = layer.features
+    return zlib.crc32(table.to_csv(index=False).encode(), value) if len(table) else value
+
+
+def _row(row: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
+    """A row for the table, with the parent's new label; what lacks is left out."""
+    kept = {name: value for name, value in row.items() if name != 'index' and value == value}
+    if kept.get('parent_id') in new:
+        kept['parent_id'] = new[kept['parent_id']]
+    return kept
+
+
+def _layer(pixels: ImagePixels) -> dict[str, Any]:
+    """What makes an image layer: channels that are not colours are its first axis, so that objects belong to all of them."""
+    arrays = list(pixels.channels.values())
+    if pixels.is_rgb or len(arrays) == 1:
+        data, scale, units, axes = pixels.picture(), pixels.scale, pixels.units, pixels.axes
+    else:
+        data, axes = np.stack(arrays), (_CHANNELS, *pixels.axes)
+        scale, units = (1.0, *pixels.scale), ('pixel', *pixels.units)
+    return {'data': data, 'rgb': pixels.is_rgb, 'scale': scale, 'units': units, 'axis_labels': tuple(axes)}

@@ -1,0 +1,110 @@
+"""The best set of regions that do not overlap: exact within one tree, and joined from several trees of one plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from scipy.sparse.csgraph import connected_components
+
+from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.overlaps import crossing_pixels
+
+_TOUCH = 0.1  # of the smaller of two regions: what may overlap without the two being rivals
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Regions of several trees over one plane that hardly overlap.
+
+    Attributes:
+        source: (K,) the tree of each, by its place among the trees.
+        nodes: (K,) its node there.
+    """
+
+    source: np.ndarray
+    nodes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def of(self, source: int) -> np.ndarray:
+        """The nodes of one tree."""
+        return self.nodes[self.source == source]
+
+
+def best_disjoint(tree: MaskHierarchy, worth: np.ndarray) -> np.ndarray:
+    """(K,) the regions of a tree that are worth most together, no two of which overlap.
+
+    From the leaves up, a region is taken if it is worth more than the best of what lies below it.
+
+    Args:
+        tree: Of a plane.
+        worth: (N,) of each region; it is never taken if that is not positive.
+    """
+    return np.flatnonzero(_chosen(tree.parent, np.asarray(worth, np.float64), True))
+
+
+def winners(tree: MaskHierarchy, worth: np.ndarray) -> np.ndarray:
+    """(K,) the regions that are left when the one worth most is taken, all that overlap it go, and so on.
+
+    Args:
+        tree: Of a plane.
+        worth: (N,) of each region; it is never taken if that is not positive.
+    """
+    return np.flatnonzero(_chosen(tree.parent, np.asarray(worth, np.float64), False))
+
+
+def best_of_trees(trees: Sequence[MaskHierarchy], worths: Sequence[np.ndarray]) -> Chosen:
+    """The best regions of several trees: where those of two trees overlap, the ones that are worth more together stay.
+
+    Args:
+        trees: Over the same plane.
+        worths: For each an (N,) array; see `best_disjoint`.
+    """
+    chosen = Chosen(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for number, (tree, worth) in enumerate(zip(trees, worths, strict=True)):
+        chosen = _joined(trees, worths, chosen, number, best_disjoint(tree, worth))
+    return chosen
+
+
+def _joined(
+    trees: Sequence[MaskHierarchy], worths: Sequence[np.ndarray], chosen: Chosen, number: int, nodes: np.ndarray
+) -> Chosen:
+    both = Chosen(np.concatenate([chosen.source, np.full(len(nodes), number)]), np.concatenate([chosen.nodes, nodes]))
+    if not len(chosen) or not len(nodes):
+        return both
+    is_new = np.arange(len(both)) >= len(chosen)
+    rivals = np.zeros((len(both), len(both)), bool)
+    for other in np.unique(chosen.source):
+        held = np.flatnonzero(chosen.source == other)
+        shared = crossing_pixels(trees[other], chosen.nodes[held], trees[number], nodes)
+        smaller = np.minimum(trees[other].area[chosen.nodes[held]][:, None], trees[number].area[nodes][None])
+        rivals[np.ix_(held, is_new.nonzero()[0])] = shared > _TOUCH * smaller
+    _, group = connected_components(rivals, directed=False)
+    worth = np.array([worths[source][node] for source, node in zip(both.source, both.nodes, strict=True)])
+    new, held = (np.bincount(group[part], worth[part], minlength=group.max() + 1) for part in (is_new, ~is_new))
+    stays = np.where(is_new, new[group] > held[group], new[group] <= held[group])
+    return Chosen(both.source[stays], both.nodes[stays])
+
+
+@numba.njit(nogil=True, cache=True)
+def _chosen(parent, worth, adds):
+    """(N,) bool; a node is taken if it is worth as much as the best below it: as their sum, or as the one worth most."""
+    n_nodes = len(parent)
+    below = np.zeros(n_nodes)
+    taken = np.zeros(n_nodes, np.bool_)
+    for node in range(n_nodes):
+        taken[node] = worth[node] > 0 and worth[node] >= below[node]
+        best, up = max(worth[node], below[node]), parent[node]
+        if up >= 0:
+            below[up] = below[up] + best if adds else max(below[up], best)
+    covered = np.zeros(n_nodes, np.bool_)
+    for node in range(n_nodes - 2, -1, -1):
+        up = parent[node]
+        covered[node] = covered[up] or taken[up]
+        if covered[node]:
+            taken[node] = False
+    return taken

@@ -1,0 +1,201 @@
+"""Splitting and merging the object under the cursor, and walking through objects in order of doubt; without Qt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from psygnal import Signal
+
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._targets import Level
+from napari_unsam.levels.review import REVIEWED, ReviewQueue, accepted
+from napari_unsam.levels.sheet import Sheet
+from napari_unsam.levels.split_merge import merge_writes, parts_of, region_like, split_writes, whole_of
+from napari_unsam.levels.work import LevelsWork, object_under_cursor
+
+if TYPE_CHECKING:
+    from napari.layers import Labels
+
+    from napari_unsam._session import ViewerSession
+
+_NO_OBJECT = 'There is no object under the cursor.'
+_SEEN_PX = (60, 500)  # on screen: a smaller or larger object is brought to
+_SHOWN_PX = 150
+
+
+class ObjectEdits:
+    """Splits and merges objects along the tree, each as one action.
+
+    Args:
+        work: Measures the plane.
+    """
+
+    def __init__(self, work: LevelsWork) -> None:
+        self._work, self._session = work, work.session
+
+    def split(self) -> None:
+        """Puts the parts of the object under the cursor in its place."""
+        self._work.when_measured(self._split)
+
+    def merge(self) -> None:
+        """Puts what the object under the cursor is a part of in its place, and in that of other parts of the same."""
+        self._work.when_measured(self._merge)
+
+    def _split(self, sheet: Sheet) -> None:
+        controller, found = self._session.controller, object_under_cursor(self._session)
+        if found is None:
+            controller.say(_NO_OBJECT, Level.PROBLEM)
+            return
+        label, labels = found
+        match = region_like(sheet.trees, labels == label)
+        tree = sheet.trees[match.source]
+        parts = parts_of(tree, match.node)
+        if len(parts) == 0:
+            controller.say(f'Object {label} has no parts; it is as fine as the regions go.', Level.PROBLEM)
+            return
+        plane = controller.target.plane
+        writes = split_writes(plane, labels, label, tree, parts, self._session.next_label())
+        self._session.write_objects(f'split object {label}', writes)
+        controller.say(f'Object {label} was split into {sum(write.label > 0 for write in writes)}. U takes it back.')
+
+    def _merge(self, sheet: Sheet) -> None:
+        controller, found = self._session.controller, object_under_cursor(self._session)
+        if found is None:
+            controller.say(_NO_OBJECT, Level.PROBLEM)
+            return
+        label, labels = found
+        node = region_like((sheet.hierarchy,), labels == label).node
+        whole = whole_of(sheet.hierarchy, node)
+        if whole is None:
+            controller.say(f'Object {label} is part of nothing but the whole image.', Level.PROBLEM)
+            return
+        writes, others = merge_writes(controller.target.plane, labels, label, sheet.hierarchy, whole)
+        self._session.write_objects(f'merge object {label} into its whole', writes)
+        swallowed = f', with {len(others)} other object(s) in it' if others else ''
+        controller.say(f'Object {label} became what it is a part of{swallowed}. U takes it back.')
+
+
+class Reviewing:
+    """Walks through the objects of the image, the least certain first.
+
+    Args:
+        session: Of the viewer.
+
+    Attributes:
+        changed: Emitted when the counter may have changed.
+    """
+
+    changed = Signal()
+
+    def __init__(self, session: ViewerSession) -> None:
+        self._session = session
+        self._current: int | None = None
+        session.image_changed.connect(self._begin)
+        session.history.changed.connect(self.changed.emit)
+
+    def close(self) -> None:
+        """Follows the session no longer."""
+        self._session.image_changed.disconnect(self._begin)
+        self._session.history.changed.disconnect(self.changed.emit)
+
+    @property
+    def queue(self) -> ReviewQueue:
+        """The objects as they are now."""
+        objects = self._session.objects
+        if objects is None:
+            return ReviewQueue(())
+        return ReviewQueue.of(objects.features, self._current)
+
+    def next(self) -> None:
+        """Brings the next object that is to be looked at into view."""
+        label = self.queue.next()
+        if label is None:
+            self._session.controller.say('All objects were reviewed.' if self.queue.done else 'There is no object yet.')
+        else:
+            self._current = label
+            self._look_at(label)
+        self.changed.emit()
+
+    def accept(self) -> None:
+        """Says that the current object is right, and goes on."""
+        label = self.queue.current
+        if label is None:
+            self._session.controller.say('Press Next to begin with the least certain object.', Level.PROBLEM)
+            return
+        self._session.history.do(_Mark(f'accept object {label}', self._session.objects, label))
+        self.next()
+
+    def reject(self) -> None:
+        """Erases the current object, as one action, and goes on."""
+        label = self.queue.current
+        if label is None:
+            self._session.controller.say('Press Next to begin with the least certain object.', Level.PROBLEM)
+            return
+        after = self.queue.next()
+        region = _region(self._session.objects, label)
+        if region is not None:
+            mask = np.asarray(self._session.objects.data[region]) == label
+            self._session.write_objects(f'reject object {label}', [ObjectWrite(region, mask, 0)])
+        self._current = None
+        if after is not None and after != label:
+            self._current = after
+            self._look_at(after)
+        self.changed.emit()
+
+    def _begin(self) -> None:
+        self._current = None
+        self.changed.emit()
+
+    def _look_at(self, label: int) -> None:
+        """Moves the sliders to the middle plane of an object and the camera to its middle."""
+        objects, viewer = self._session.objects, self._session.viewer
+        region = _region(objects, label)
+        if region is None:
+            return
+        offset = viewer.dims.ndim - objects.ndim
+        middle = np.array([(part.start + part.stop - 1) / 2 for part in region])
+        hidden = [axis - offset for axis in viewer.dims.not_displayed if axis >= offset]
+        middle[hidden] = np.round(middle[hidden])
+        world = np.asarray(objects.data_to_world(middle))
+        for axis in hidden:
+            viewer.dims.set_point(axis + offset, world[axis])
+        shown = [axis - offset for axis in viewer.dims.displayed if axis >= offset]
+        viewer.scene.camera.center = (*[0.0] * (3 - len(shown)), *world[shown])
+        corners = [objects.data_to_world([getattr(part, end) for part in region]) for end in ('start', 'stop')]
+        extent = float(np.abs(np.subtract(*corners))[shown].max())
+        if not _SEEN_PX[0] <= extent * viewer.scene.camera.zoom <= _SEEN_PX[1]:
+            viewer.scene.camera.zoom = _SHOWN_PX / extent
+        objects.selected_label = label
+        self._session.controller.say(f'Object {label}: right or wrong?')
+
+
+class _Mark:
+    """A row of the table marked as reviewed."""
+
+    def __init__(self, name: str, objects: Labels, label: int) -> None:
+        self.name, self._objects, self._label = name, objects, label
+
+    def do(self) -> None:
+        self._set(True)
+
+    def undo(self) -> None:
+        self._set(False)
+
+    def _set(self, value: bool) -> None:
+        rows: Any = self._objects.features
+        self._objects.features = rows.assign(
+            **{REVIEWED: np.where(rows['index'] == self._label, value, accepted(rows))}
+        )
+
+
+def _region(objects: Labels, label: int) -> tuple[slice, ...] | None:
+    """The bounding box of an object in its layer; None if it is not there."""
+    where = np.asarray(objects.data) == label
+    parts = []
+    for axis in range(where.ndim):
+        found = np.flatnonzero(where.any(axis=tuple(other for other in range(where.ndim) if other != axis)))
+        if len(found) == 0:
+            return None
+        parts.append(slice(int(found[0]), int(found[-1]) + 1))
+    return tuple(parts)

@@ -1,0 +1,112 @@
+"""Objects in order of doubt, and what has been said about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numba
+import numpy as np
+import pandas as pd
+
+from unsam_mm.hierarchy import MaskHierarchy
+
+SAME_IOU = 0.8
+"""Regions that overlap at least this much are taken for the same object."""
+
+REVIEWED = 'reviewed'
+"""Column of the features table: True once an object was accepted."""
+
+
+def stability(tree: MaskHierarchy) -> np.ndarray:
+    """(N,) float32 in [0, 1]: over which share of the levels a region, or nearly the same, is there.
+
+    A level is a granularity, of which equal steps divide the number of regions by equal factors. What is nearly the same
+    are the holders and the largest parts with an IoU of at least `SAME_IOU`, so slivers at the outline end nothing.
+    """
+    return _stability(tree.parent, tree.area, tree.granularity.astype(np.float64), SAME_IOU).astype(np.float32)
+
+
+@numba.njit(nogil=True, cache=True)
+def _stability(parent, area, granularity, same_iou):
+    n_nodes = len(parent)
+    largest = np.full(n_nodes, -1)
+    for node in range(n_nodes - 1):
+        up = parent[node]
+        if largest[up] < 0 or area[node] > area[largest[up]]:
+            largest[up] = node
+    spans = np.zeros(n_nodes)
+    for node in range(n_nodes):
+        up = node
+        while up >= 0 and area[node] >= same_iou * area[up]:
+            up = parent[up]
+        end = 1.0 if up < 0 else granularity[up]
+        low = node
+        while largest[low] >= 0 and area[largest[low]] >= same_iou * area[node]:
+            low = largest[low]
+        begin = 0.0 if largest[low] < 0 else granularity[low]
+        spans[node] = end - begin
+    return spans
+
+
+def certainty(features: pd.DataFrame) -> pd.Series:
+    """How sure an object is, to be compared within one table, in [0, 1].
+
+    Mean of its ranks by stability, by score, and by how usual its size is among all. On 26 micrographs of DSB2018 a right
+    object of Auto came after a wrong one in 62 % of pairs by stability alone, in 72 % by score, and in 77 % by all three.
+
+    Args:
+        features: Rows of objects; what a row lacks does not count, and a row that lacks all comes first.
+    """
+    cues = [features[name].astype(float) for name in ('stability', 'score') if name in features]
+    if 'area_px' in features:
+        sizes = np.log(features['area_px'].astype(float).clip(lower=1))
+        cues.append(-(sizes - sizes.median()).abs())
+    if not cues:
+        return pd.Series(0.0, index=features.index)
+    return pd.concat([cue.rank(pct=True) for cue in cues], axis=1).mean(axis=1).fillna(0.0)
+
+
+def accepted(features: pd.DataFrame) -> np.ndarray:
+    """(K,) bool; which rows were accepted."""
+    if REVIEWED not in features:
+        return np.zeros(len(features), bool)
+    return features[REVIEWED].eq(True).to_numpy(bool)
+
+
+@dataclass(frozen=True)
+class ReviewQueue:
+    """Objects to look at, the least certain first.
+
+    Attributes:
+        labels: All of them.
+        done: Those that were accepted.
+        current: The one that is looked at; None before the first and after the last.
+    """
+
+    labels: tuple[int, ...]
+    done: frozenset[int] = field(default_factory=frozenset)
+    current: int | None = None
+
+    @classmethod
+    def of(cls, features: pd.DataFrame, current: int | None = None) -> ReviewQueue:
+        """Of the rows of a features table, whose column `index` holds the labels."""
+        rows = features[features['index'] > 0] if 'index' in features else features.iloc[:0]
+        order = certainty(rows).to_numpy().argsort(kind='stable')
+        labels = rows['index'].to_numpy()[order] if len(rows) else np.zeros(0, np.int64)
+        said = accepted(rows)
+        done = rows['index'][said] if len(rows) else ()
+        queue = cls(tuple(int(label) for label in labels), frozenset(int(label) for label in done))
+        return ReviewQueue(queue.labels, queue.done, current if current in queue.labels else None)
+
+    @property
+    def left(self) -> int:
+        """How many are still to be looked at."""
+        return len(self.labels) - len(self.done)
+
+    def next(self) -> int | None:
+        """The next one that is to be looked at: after the current one, then from the start; None if all are done."""
+        start = self.labels.index(self.current) + 1 if self.current in self.labels else 0
+        for label in (*self.labels[start:], *self.labels[:start]):
+            if label not in self.done:
+                return label
+        return None

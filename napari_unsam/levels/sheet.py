@@ -1,0 +1,174 @@
+"""All that is known of one plane in one place: its trees, what their regions look like, and what may be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from napari_unsam._masks import node_mask
+from napari_unsam.levels.alike import alike, likeness, traits
+from napari_unsam.levels.best import Chosen, best_disjoint, best_of_trees
+from napari_unsam.levels.cuts import LevelCut, RegionFilter
+from napari_unsam.levels.looks import Looks, Scene
+from napari_unsam.levels.part_whole import Band
+from napari_unsam.levels.review import stability
+from unsam_mm.hierarchy import MaskHierarchy
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One region, as far as it is free.
+
+    Attributes:
+        box_xyxy: Where it lies; right and bottom edges exclusive.
+        mask: (h, w) bool, of the size of the box.
+        features: What the table says of it.
+    """
+
+    box_xyxy: tuple[int, int, int, int]
+    mask: np.ndarray
+    features: dict[str, object]
+
+
+class Sheet:
+    """One plane, measured.
+
+    Args:
+        hierarchy: Of the plane. Its alternatives over the same leaves hold little that it lacks, and are left out.
+        image: (H, W) or (H, W, 3) pixels.
+        progress: Told the fraction done and what is being done; raise inside it to stop.
+
+    Attributes:
+        hierarchy: As given.
+        trees: The main tree, and those over other leaves.
+        cuts: The levels of each.
+    """
+
+    def __init__(
+        self, hierarchy: MaskHierarchy, image: np.ndarray, progress: Callable[[float, str], None] = lambda *_: None
+    ) -> None:
+        self.hierarchy = hierarchy
+        self.trees = (hierarchy, *(tree for tree in hierarchy.alternatives if tree.n_leaves != hierarchy.n_leaves))
+        self.cuts = tuple(LevelCut(tree) for tree in self.trees)
+        progress(0.0, 'measuring colours')
+        self._scene = Scene.of(image)
+        looks = []
+        for number, tree in enumerate(self.trees):
+            progress((1 + number) / (1 + len(self.trees)), 'measuring regions')
+            looks.append(Looks.of(tree, self._scene))
+        self._looks = tuple(looks)
+        self._stability = tuple(stability(tree) for tree in self.trees)
+        self._filter: RegionFilter | None = None
+        self._kept: tuple[np.ndarray, ...] = ()
+        # Now, in the thread that measures: what is found at first use would hold up the one that draws.
+        for tree in self.trees:
+            _ = tree.boxes_xyxy
+        self.best(RegionFilter())
+
+    @property
+    def stability(self) -> np.ndarray:
+        """(N,) of the regions of the main tree; see `review.stability`."""
+        return self._stability[0]
+
+    @cached_property
+    def traits(self) -> np.ndarray:
+        """(N, 10) of the regions of the main tree; see `alike.traits`."""
+        return traits(self.hierarchy, self._looks[0])
+
+    def kept(self, limits: RegionFilter) -> tuple[np.ndarray, ...]:
+        """For each tree (N,) bool: which regions count as objects."""
+        if limits != self._filter:
+            self._kept = tuple(
+                limits.keeps(tree, looks, self._scene) for tree, looks in zip(self.trees, self._looks, strict=True)
+            )
+            self._filter = limits
+        return self._kept
+
+    def at_level(self, level: float, limits: RegionFilter) -> Chosen:
+        """The objects of one level of the main tree."""
+        return _of_main(self.cuts[0].nodes(level, self.kept(limits)[0]))
+
+    def best(self, limits: RegionFilter) -> Chosen:
+        """The best objects that do not overlap, of all levels of all trees."""
+        return best_of_trees(self.trees, self._worths(limits))
+
+    def proposed_level(self, limits: RegionFilter) -> float:
+        """The level that holds most of the best objects of the main tree."""
+        is_best = np.zeros(len(self.hierarchy))
+        is_best[best_disjoint(self.hierarchy, self._worths(limits)[0])] = 1
+        return self.cuts[0].best_level(is_best)
+
+    def likeness(self, examples: list[int]) -> np.ndarray:
+        """(N,) how like some examples each region of the main tree is; see `alike.likeness`."""
+        return likeness(self.traits, examples)
+
+    def alike(self, how_like: np.ndarray, least: float, limits: RegionFilter) -> Chosen:
+        """The regions like the examples, whatever side of the light they lie on."""
+        low_px, share = limits.min_area_px, limits.max_share * self.hierarchy.area[-1]
+        sized = (self.hierarchy.area >= low_px) & (self.hierarchy.area <= share)
+        return _of_main(alike(self.hierarchy, how_like, least, sized))
+
+    def draw(self, chosen: Chosen, out: np.ndarray) -> None:
+        """Fills an (H, W) uint8 array with the colours of regions, 0 beside them."""
+        self.cuts[0].draw(chosen.of(0), out)
+        for source in range(1, len(self.trees)):
+            if len(nodes := chosen.of(source)):
+                drawn = np.empty_like(out)
+                self.cuts[source].draw(nodes, drawn)
+                np.copyto(out, drawn, where=drawn > 0)
+
+    def features(self, source: int, node: int) -> dict[str, object]:
+        """What the table says of a region."""
+        tree = self.trees[source]
+        return {
+            'granularity': float(tree.granularity[node]),
+            'score': float(tree.score[node]),
+            'stability': float(self._stability[source][node]),
+        }
+
+    def pieces(self, chosen: Chosen, taken: np.ndarray) -> Iterator[Piece]:
+        """What is free of each region; those that are more than half taken are left out.
+
+        Args:
+            chosen: Regions.
+            taken: (H, W) bool pixels that are not free; those that are given out become so.
+        """
+        for source, node in zip(chosen.source.tolist(), chosen.nodes.tolist(), strict=True):
+            found = node_mask(self.trees[source], node)
+            x0, y0, x1, y1 = found.box_xyxy
+            there = taken[y0:y1, x0:x1]
+            free = found.mask & ~there
+            if 2 * np.count_nonzero(free) > found.area_px:
+                there |= free
+                yield Piece(found.box_xyxy, free, self.features(source, node))
+
+    def band(self, name: str, chosen: Chosen, level: float | None = None) -> Band:
+        """Regions as one kind of object; see `part_whole`.
+
+        Args:
+            name: Of the kind.
+            chosen: The regions.
+            level: That they were taken from; by default each is noted with its own.
+        """
+        labels = np.zeros(self.hierarchy.size_hw, np.uint32)
+        rows = []
+        for label, piece in enumerate(self.pieces(chosen, np.zeros(labels.shape, bool)), start=1):
+            x0, y0, x1, y1 = piece.box_xyxy
+            labels[y0:y1, x0:x1][piece.mask] = label
+            at = piece.features['granularity'] if level is None else level
+            rows.append({'index': label, 'area_px': np.count_nonzero(piece.mask), 'level': at, **piece.features})
+        return Band(name, labels, pd.DataFrame(rows))
+
+    def _worths(self, limits: RegionFilter) -> list[np.ndarray]:
+        return [
+            np.where(kept, tree.score.astype(np.float64) ** 2, 0.0)
+            for tree, kept in zip(self.trees, self.kept(limits), strict=True)
+        ]
+
+
+def _of_main(nodes: np.ndarray) -> Chosen:
+    return Chosen(np.zeros(len(nodes), np.int64), nodes)

@@ -1,0 +1,184 @@
+"""An object as a region of the tree, the parts of a region, and what it is a part of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._masks import node_mask
+from napari_unsam._planes import Plane
+from unsam_mm.errors import UnSAMError
+from unsam_mm.hierarchy import MaskHierarchy
+
+_LEAST_PART = 0.05  # of a region: what is smaller is a sliver of its outline, not a part
+_LOOKS_THE_SAME = 0.9  # IoU
+_CLEARLY_BETTER = 0.1  # IoU that a region of another tree must have more than one of the first
+
+
+@dataclass(frozen=True)
+class Match:
+    """The region that is most like an object.
+
+    Attributes:
+        source: Its tree, by its place among those that were asked.
+        node: Its node there.
+        iou: Of the two, in [0, 1].
+    """
+
+    source: int
+    node: int
+    iou: float
+
+
+def overlaps_of(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> np.ndarray:
+    """(N,) IoU of every region of a tree with a mask.
+
+    Args:
+        tree: Of a plane.
+        mask: (h, w) bool, part of the plane.
+        top: Row of the plane where it begins.
+        left: Column of the plane where it begins.
+    """
+    leaves = tree.leaf_labels[top : top + mask.shape[0], left : left + mask.shape[1]][mask]
+    below = np.concatenate([[0], np.bincount(leaves, minlength=tree.n_leaves).cumsum()])
+    shared = below[tree.last_leaf] - below[tree.first_leaf]
+    return shared / (tree.area + len(leaves) - shared)
+
+
+def region_like(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 0, left: int = 0) -> Match:
+    """The region most like a mask; of the first tree unless another tree has a clearly better one.
+
+    Args:
+        trees: Over one plane; the first is the main one.
+        mask: (h, w) bool, part of the plane, not empty.
+        top: Row of the plane where it begins.
+        left: Column of the plane where it begins.
+
+    Raises:
+        UnSAMError: If the mask is empty.
+    """
+    if not mask.any():
+        raise UnSAMError('the mask is empty; it must hold at least one pixel to be found in the tree')
+    best: Match | None = None
+    for source, tree in enumerate(trees):
+        ious = overlaps_of(tree, mask, top, left)
+        node = int(ious.argmax())
+        if best is None or ious[node] > best.iou + (_CLEARLY_BETTER if best.source == 0 else 0):
+            best = Match(source, node, float(ious[node]))
+    return best
+
+
+def parts_of(tree: MaskHierarchy, node: int) -> np.ndarray:
+    """(K,) the regions into which a region falls next, K >= 2; empty if it has no parts.
+
+    Slivers at its outline come off on the way down; they are left out.
+    """
+    least = _LEAST_PART * tree.area[node]
+    while True:
+        children = tree.children(node)
+        children = children[tree.area[children] >= least]
+        if len(children) != 1:
+            return children
+        node = int(children[0])
+
+
+def whole_of(tree: MaskHierarchy, node: int) -> int | None:
+    """The smallest region that holds a region and does not look the same; None if that is the whole plane."""
+    up = int(tree.parent[node])
+    while up >= 0 and tree.area[node] > _LOOKS_THE_SAME * tree.area[up]:
+        up = int(tree.parent[up])
+    return None if up < 0 or up == len(tree) - 1 else up
+
+
+def region_write(
+    plane: Plane, box_xyxy: Sequence[int], mask: np.ndarray, label: int, features: dict[str, object] | None = None
+) -> ObjectWrite:
+    """A mask of a plane as something to write into an array of all planes.
+
+    Args:
+        plane: Which plane.
+        box_xyxy: Where the mask lies in it; right and bottom edges exclusive.
+        mask: (h, w) bool, of the size of the box.
+        label: What to write.
+        features: Of the row in the table.
+    """
+    region = plane.region(box_xyxy)
+    return ObjectWrite(region, mask.reshape([part.stop - part.start for part in region]), label, features or {})
+
+
+def split_writes(
+    plane: Plane, labels: np.ndarray, label: int, tree: MaskHierarchy, parts: np.ndarray, first_label: int
+) -> list[ObjectWrite]:
+    """Puts parts in the place of an object; pixels of other objects stay theirs.
+
+    Args:
+        plane: Where.
+        labels: (H, W) labels of the plane.
+        label: Of the object.
+        tree: That the parts belong to.
+        parts: (K,) nodes.
+        first_label: Label of the first part; the others count up from it.
+
+    Returns:
+        What to write; parts that have no pixel to write to are left out.
+    """
+    writes, left = [], labels == label
+    for node in parts:
+        x0, y0, x1, y1 = box = tree.boxes_xyxy[node].astype(int)
+        found = labels[y0:y1, x0:x1]
+        mask = node_mask(tree, node).mask & ((found == label) | (found == 0))
+        if mask.any():
+            left[y0:y1, x0:x1] &= ~mask
+            writes.append(region_write(plane, box, mask, first_label + len(writes), _features(tree, node)))
+    return writes + _erasing(plane, left)
+
+
+def merge_writes(
+    plane: Plane, labels: np.ndarray, label: int, tree: MaskHierarchy, whole: int
+) -> tuple[list[ObjectWrite], list[int]]:
+    """Puts a region in the place of an object, and of all others that lie in the region by more than half.
+
+    Args:
+        plane: Where.
+        labels: (H, W) labels of the plane.
+        label: Of the object, which the whole is given.
+        tree: That the whole belongs to.
+        whole: Its node.
+
+    Returns:
+        What to write, and the labels of the others.
+    """
+    x0, y0, x1, y1 = box = tree.boxes_xyxy[whole].astype(int)
+    inside = node_mask(tree, whole).mask
+    found = labels[y0:y1, x0:x1]
+    held, counts = np.unique(found[inside], return_counts=True)
+    merged = [
+        int(other)
+        for other, count in zip(held, counts, strict=True)
+        if other and (other == label or 2 * count > np.count_nonzero(labels == other))
+    ]
+    mask = inside & ((found == 0) | np.isin(found, [label, *merged]))
+    left = np.isin(labels, [label, *merged])
+    left[y0:y1, x0:x1] &= ~mask
+    writes = [region_write(plane, box, mask, label, _features(tree, whole)), *_erasing(plane, left)]
+    return writes, [other for other in merged if other != label]
+
+
+def _erasing(plane: Plane, mask: np.ndarray) -> list[ObjectWrite]:
+    """Erases the pixels of an (H, W) mask; nothing if there are none.
+
+    Only what is not written anyway: napari leaves out what has its value already, so that of two writes to one pixel the
+    first may stay.
+    """
+    if not mask.any():
+        return []
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    x0, y0, x1, y1 = box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    return [region_write(plane, box, mask[y0:y1, x0:x1], 0)]
+
+
+def _features(tree: MaskHierarchy, node: int) -> dict[str, object]:
+    return {'granularity': float(tree.granularity[node]), 'score': float(tree.score[node])}

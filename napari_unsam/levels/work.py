@@ -1,0 +1,325 @@
+"""Levels, likeness and linked layers at work in a viewer; without Qt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from napari.layers import Labels
+from psygnal import Signal
+
+from napari_unsam._inference import ProgressCallback
+from napari_unsam._targets import Level, Target
+from napari_unsam.levels.best import Chosen
+from napari_unsam.levels.cuts import RegionFilter
+from napari_unsam.levels.part_whole import Band, linked
+from napari_unsam.levels.preview import LevelPreview, placed_as, thin_shape
+from napari_unsam.levels.sheet import Sheet
+from napari_unsam.levels.split_merge import region_like, region_write
+from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+    from napari_unsam._planes import Plane
+    from napari_unsam._session import ViewerSession
+
+_NOTHING = Chosen(np.zeros(0, np.int64), np.zeros(0, np.int64))
+_LIKE = 0.5
+_TILED = 'The levels of so large a plane cannot be shown at once; crop it to at most 2048 px a side, or use clicks.'
+
+
+class Shown(Enum):
+    """What the preview shows."""
+
+    NOTHING = 'nothing'
+    LEVEL = 'level'
+    BEST = 'best'
+    ALIKE = 'alike'
+
+
+class LevelsWork:
+    """What is chosen on the plane in view, from a level of its tree to objects.
+
+    Args:
+        session: Of the viewer.
+
+    Attributes:
+        changed: Emitted when anything that a view shows has changed.
+    """
+
+    changed = Signal()
+
+    def __init__(self, session: ViewerSession) -> None:
+        self.session = session
+        self.shown = Shown.NOTHING
+        self.level = 0.5
+        self.limits = RegionFilter()
+        self.least_likeness = _LIKE
+        self.examples: list[int] = []
+        self.bands: list[Band] = []
+        self.chosen = _NOTHING
+        self._target: Target | None = None
+        self._sheet: Sheet | None = None
+        self._how_like: np.ndarray | None = None
+        self._preview: LevelPreview | None = None
+        self._waiting: tuple[Target, Callable[[Sheet], None]] | None = None
+        session.controller.state_changed.connect(self._follow)
+        session.image_changed.connect(self._follow)
+
+    def close(self) -> None:
+        """Takes the preview away and follows the session no longer."""
+        self.session.controller.state_changed.disconnect(self._follow)
+        self.session.image_changed.disconnect(self._follow)
+        self._waiting = None
+        self.hide()
+
+    def when_measured(self, then: Callable[[Sheet], None]) -> None:
+        """Calls a function with all that is known of the plane in view: now, or once that has been measured.
+
+        While it is being measured, the latest call wins.
+        """
+        controller, target = self.session.controller, self.session.controller.target
+        if target is None:
+            controller.say(controller.status.text, Level.PROBLEM)
+            return
+        if self._is_fresh(target):
+            then(self._sheet)
+            return
+        being_measured = self._waiting is not None and self._waiting[0] == target and controller.is_busy
+        self._waiting = (target, then)
+        if not being_measured:
+            controller.run(f'Measuring the regions of "{target.name}"', self._measuring(target), self._measured)
+
+    def show_level(self, level: float) -> None:
+        """Shows one level of the tree; 0 is the finest, 1 the whole plane."""
+        self.level = float(np.clip(level, 0, 1))
+        self._show(Shown.LEVEL)
+
+    def propose_level(self) -> None:
+        """Shows the level that holds most of the best objects."""
+
+        def propose(sheet: Sheet) -> None:
+            self.show_level(sheet.proposed_level(self.limits))
+
+        self.when_measured(propose)
+
+    def show_best(self) -> None:
+        """Shows the best objects of all levels."""
+        self._show(Shown.BEST)
+
+    def set_limits(self, limits: RegionFilter) -> None:
+        """Changes which regions count as objects."""
+        self.limits = limits
+        self._show(self.shown)
+
+    def find_alike(self) -> None:
+        """Takes the object under the cursor, or else the mask on offer, for a further example, and shows all like them."""
+        self.when_measured(self._add_example)
+
+    def set_likeness(self, least: float) -> None:
+        """Changes how like the examples a region must be, in [0, 1]."""
+        self.least_likeness = float(least)
+        if self.examples:
+            self._show(Shown.ALIKE)
+        self.changed.emit()
+
+    def forget_examples(self) -> None:
+        """Begins anew with other examples."""
+        self.examples, self._how_like = [], None
+        if self.shown is Shown.ALIKE:
+            self.hide()
+        self.changed.emit()
+
+    def hide(self) -> None:
+        """Takes what is chosen off the screen."""
+        self.shown, self.chosen = Shown.NOTHING, _NOTHING
+        if self._preview is not None:
+            self._preview.remove()
+            self._preview = None
+        self.changed.emit()
+
+    def accept(self) -> None:
+        """Makes objects of what is chosen, as one action; pixels of objects that are there already stay theirs."""
+        controller = self.session.controller
+        if self.shown is Shown.NOTHING or self._sheet is None:
+            controller.say('Nothing is chosen; move the level slider or press Auto first.', Level.PROBLEM)
+            return
+        plane, labels = self._preview.plane, self.session.ensure_objects()
+        first, shown, level = self.session.next_label(), self.shown, self.level
+        writes = []
+        for piece in self._sheet.pieces(self.chosen, plane_labels(labels, self._preview.plane) != 0):
+            row = {**piece.features, 'level': level if shown is Shown.LEVEL else piece.features['granularity']}
+            writes.append(region_write(plane, piece.box_xyxy, piece.mask, first + len(writes), row))
+        if not writes:
+            controller.say('Nothing was accepted: other objects lie there, or no region is chosen.', Level.PROBLEM)
+            return
+        self.session.write_objects(f'accept {len(writes)} objects', writes)
+        left_out = len(self.chosen) - len(writes)
+        self.hide()
+        if shown is Shown.ALIKE:
+            self.forget_examples()
+        beside = f'; {left_out} lie on other objects and were left out' if left_out else ''
+        controller.say(f'Accepted {len(writes)} objects{beside}. U takes them back.')
+
+    def add_band(self, name: str) -> None:
+        """Notes what is chosen as one kind of object, for a layer of its own."""
+        name = name.strip()
+        if self.shown is Shown.NOTHING or not len(self.chosen):
+            self.session.controller.say('Nothing is chosen; move the level slider or press Auto first.', Level.PROBLEM)
+        elif not name:
+            self.session.controller.say('Give the layer a name first, such as nuclei.', Level.PROBLEM)
+        else:
+            level = self.level if self.shown is Shown.LEVEL else None
+            kept = [band for band in self.bands if band.name != name]
+            self.bands = [*kept, self._sheet.band(name, self.chosen, level)]
+            self.session.controller.say(f'{len(self.chosen)} {name} noted; choose another level, or make the layers.')
+        self.changed.emit()
+
+    def clear_bands(self) -> None:
+        """Forgets the kinds of objects that were noted."""
+        self.bands = []
+        self.changed.emit()
+
+    def make_layers(self) -> None:
+        """Makes a layer of each kind of object that was noted, linked from part to whole, as one action."""
+        if not self.bands:
+            self.session.controller.say('Note at least one kind of object first.', Level.PROBLEM)
+            return
+        try:
+            bands = linked(self.bands)
+        except UnSAMError as error:
+            self.session.controller.say(str(error), Level.PROBLEM)
+            return
+        plane, objects = self.session.controller.target.plane, self.session.ensure_objects()
+        layers = [
+            Labels(
+                band.labels.reshape(thin_shape(plane)),
+                name=band.name,
+                opacity=0.5,
+                features=band.features,
+                **placed_as(objects, plane),
+            )
+            for band in reversed(bands)  # the finest on top
+        ]
+        self.clear_bands()
+        self.hide()
+        self.session.history.do(
+            _AddLayers(f'make layers {", ".join(band.name for band in bands)}', self.session, layers)
+        )
+        self.session.controller.say('Each layer has a features table whose parent_id is a label of the next.')
+
+    def _show(self, shown: Shown) -> None:
+        self.shown = shown
+        if shown is not Shown.NOTHING:
+            self.when_measured(self._draw)
+
+    def _draw(self, sheet: Sheet) -> None:
+        match self.shown:
+            case Shown.LEVEL:
+                self.chosen = sheet.at_level(self.level, self.limits)
+            case Shown.BEST:
+                self.chosen = sheet.best(self.limits)
+            case Shown.ALIKE:
+                self.chosen = sheet.alike(self._how_like, self.least_likeness, self.limits)
+            case Shown.NOTHING:
+                return
+        viewer, plane = self.session.viewer, self.session.controller.target.plane
+        if self._preview is None or self._preview.layer not in viewer.layers:
+            self._preview = LevelPreview(viewer, self.session.ensure_objects(), plane)
+        sheet.draw(self.chosen, self._preview.pixels)
+        self._preview.redraw()
+        self.changed.emit()
+
+    def _add_example(self, sheet: Sheet) -> None:
+        controller, found = self.session.controller, object_under_cursor(self.session)
+        if found is not None:
+            node = region_like((sheet.hierarchy,), found[1] == found[0]).node
+        elif (offer := controller.proposal) is not None:
+            node = region_like((sheet.hierarchy,), offer.mask, offer.box_xyxy[1], offer.box_xyxy[0]).node
+        else:
+            controller.say('Put the cursor on an object, or click on one, then ask for all like it.', Level.PROBLEM)
+            return
+        self.examples = [*(example for example in self.examples if example != node), node]
+        self._how_like = sheet.likeness(self.examples)
+        self._show(Shown.ALIKE)
+        controller.say(
+            f'{len(self.chosen)} regions like {len(self.examples)} example(s); the slider widens the search, '
+            'and further examples tell what matters.'
+        )
+
+    def _measuring(self, target: Target) -> Callable[[ProgressCallback], tuple[Target, Sheet | None]]:
+        controller = self.session.controller
+
+        def work(progress: ProgressCallback) -> tuple[Target, Sheet | None]:
+            plane = controller.embedded(target, progress)
+            if plane.hierarchy is None:
+                return target, None
+            return target, Sheet(plane.hierarchy, target.read(), progress)
+
+        return work
+
+    def _measured(self, result: tuple[Target, Sheet | None]) -> None:
+        target, sheet = result
+        controller, waiting = self.session.controller, self._waiting
+        self._waiting = None
+        if sheet is None:
+            self.shown = Shown.NOTHING
+            controller.say(_TILED, Level.PROBLEM)
+        elif target == controller.target:
+            self._target, self._sheet = target, sheet
+            self.examples, self._how_like = [], None
+            controller.say(f'The regions of "{target.name}" are measured.')
+            if waiting is not None:
+                waiting[1](sheet)
+        self.changed.emit()
+
+    def _is_fresh(self, target: Target | None) -> bool:
+        """Whether what was measured is of this plane, and of its pixels and channels as they are."""
+        if self._sheet is None or self._target != target:
+            return False
+        return self.session.controller.hierarchy is self._sheet.hierarchy
+
+    def _follow(self) -> None:
+        """Takes the preview away when another plane comes into view, or the same with other pixels."""
+        if self._sheet is not None and not self._is_fresh(self.session.controller.target):
+            self._target = self._sheet = self._how_like = None
+            self.examples, self.bands = [], []
+            self.hide()
+
+
+class _AddLayers:
+    """Layers added to a viewer as one action."""
+
+    def __init__(self, name: str, session: ViewerSession, layers: Sequence[Labels]) -> None:
+        self.name, self._viewer, self._layers = name, session.viewer, tuple(layers)
+
+    def do(self) -> None:
+        for layer in self._layers:
+            self._viewer.add_layer(layer)
+
+    def undo(self) -> None:
+        for layer in self._layers:
+            if layer in self._viewer.layers:
+                self._viewer.layers.remove(layer)
+
+
+def plane_labels(objects: Labels, plane: Plane) -> np.ndarray:
+    """(H, W) labels of a plane."""
+    return np.asarray(objects.data[plane.slicing])
+
+
+def object_under_cursor(session: ViewerSession) -> tuple[int, np.ndarray] | None:
+    """The label of the object under the cursor and the (H, W) labels of its plane; None if there is none."""
+    objects, target = session.objects, session.controller.target
+    if objects is None or target is None:
+        return None
+    viewer: ViewerModel = session.viewer
+    pixel = target.plane.pixel(objects.world_to_data(viewer.cursor.position))
+    if pixel is None:
+        return None
+    labels = plane_labels(objects, target.plane)
+    label = int(labels[pixel])
+    return (label, labels) if label else None

@@ -1,0 +1,80 @@
+"""All formats by name, and the reading back of those that hold whole masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from napari_unsam.output.coco import read_coco, write_coco
+from napari_unsam.output.geojson import write_geojson
+from napari_unsam.output.images import read_label_tiff, read_ome_zarr, write_label_tiff, write_ome_zarr
+from napari_unsam.output.measurements import write_csv
+from napari_unsam.output.objects import LabelledObjects, ProgressCallback, Watched
+from unsam_mm.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write objects.
+
+    Attributes:
+        title: As a menu shows it.
+        ending: How the names of its files end.
+        write: Writes objects under a name, in the place of what is there.
+    """
+
+    title: str
+    ending: str
+    write: Callable[[str | Path, LabelledObjects], None]
+
+
+def _write_table(path: str | Path, objects: LabelledObjects) -> None:
+    write_csv(path, objects.features)
+
+
+FORMATS = {
+    'tiff': Format('Label image (OME-TIFF)', '.tif', write_label_tiff),
+    'coco': Format('COCO (run lengths)', '.coco.json', write_coco),
+    'geojson': Format('GeoJSON (QuPath)', '.geojson', write_geojson),
+    'csv': Format('Table (CSV)', '.csv', _write_table),
+    'zarr': Format('Label image (OME-Zarr)', '.ome.zarr', write_ome_zarr),
+}
+READABLE = ('.tif', '.tiff', '.json', '.zarr')
+
+
+def export(path: str | Path, objects: LabelledObjects, name: str, progress: ProgressCallback) -> None:
+    """Writes objects in the format of a name; what was there stays if `progress` raises.
+
+    Args:
+        path: The file.
+        objects: What to write.
+        name: One of `FORMATS`.
+        progress: Told the share done, before each part of the labels is read.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    text = f'Writing {Path(path).name}'
+    FORMATS[name].write(path, replace(objects, labels=Watched(objects.labels, progress, text)))
+
+
+def read_objects(path: str | Path) -> LabelledObjects:
+    """Reads objects from a label TIFF, a COCO file or an OME-Zarr container, which its ``zarr.json`` may stand for.
+
+    Raises:
+        StoreError: If the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise StoreError(f'{path}: no such file')
+    if path.name == 'zarr.json':  # dialogs that choose files do not choose folders
+        return read_ome_zarr(path.parent)
+    match path.suffix.lower():
+        case '.tif' | '.tiff':
+            return read_label_tiff(path)
+        case '.json':
+            return read_coco(path)
+        case '.zarr':
+            return read_ome_zarr(path)
+    raise StoreError(f'{path}: objects are read from {", ".join(READABLE)}; GeoJSON and CSV can be written only')

@@ -1,0 +1,250 @@
+"""Labelled pixels with all that is known of them, and ways to walk them without holding them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+from scipy.ndimage import find_objects
+
+from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari.layers import Image, Labels
+
+ProgressCallback = Callable[[float, str], None]
+"""Told the share done, in [0, 1], and what is being done; may raise to stop it."""
+
+Region = tuple[slice, ...]
+"""One slice for each axis, with whole numbers at both ends."""
+
+_BLOCK_VOXELS = 1 << 24
+_AXES = 'tzyx'
+_SYMBOLS = {'micrometer': 'um', 'nanometer': 'nm', 'millimeter': 'mm', 'centimeter': 'cm', 'meter': 'm', 'second': 's'}
+
+
+class ArrayLike(Protocol):
+    """An array that is read by slices, such as one of NumPy, zarr or dask."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __getitem__(self, index: Any) -> Any:
+        """Part of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledObjects:
+    """The objects of one image.
+
+    Attributes:
+        labels: Integers of two to four axes, rows and columns last; 0 is background.
+        features: One row an object; the column `index` holds its label. Others may be granularity, score, parent_id.
+        name: What the image is called.
+        scale: Size of a voxel along each axis, in `units`.
+        units: For each axis a name as pint has it, such as 'micrometer'; 'pixel' where nothing is known.
+        axes: A letter for each axis; by default the last ones of 'tzyx'.
+        kind: What the objects are; of linked layers the name of the layer.
+    """
+
+    labels: ArrayLike
+    features: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({'index': np.zeros(0, np.int64)}))
+    name: str = 'image'
+    scale: tuple[float, ...] = ()
+    units: tuple[str, ...] = ()
+    axes: str = ''
+    kind: str = 'object'
+
+    def __post_init__(self) -> None:
+        ndim = len(self.labels.shape)
+        if not 2 <= ndim <= len(_AXES):
+            raise UnSAMError(f'{self.name}: objects must have 2 to {len(_AXES)} axes, got shape {self.labels.shape}')
+        if np.dtype(self.labels.dtype).kind not in 'ui':
+            raise UnSAMError(f'{self.name}: labels must be integers, got {self.labels.dtype}')
+        for name, default in (('scale', (1.0,) * ndim), ('units', ('pixel',) * ndim), ('axes', _AXES[-ndim:])):
+            value = getattr(self, name) or default
+            if len(value) != ndim:
+                raise UnSAMError(f'{self.name}: {name} needs one entry for each of {ndim} axes, got {value!r}')
+            object.__setattr__(self, name, value)
+        if 'index' not in self.features:
+            raise UnSAMError(f'{self.name}: features lack the column "index", which holds the label of each row')
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the labels."""
+        return tuple(int(side) for side in self.labels.shape)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the size of a voxel is known."""
+        return any(unit != 'pixel' for unit in self.units) or any(size != 1 for size in self.scale)
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """What is known of each object, by its label."""
+        return {int(row['index']): row for row in self.features.to_dict('records')}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelCrop:
+    """The part of an object that lies in one plane.
+
+    Attributes:
+        label: Of the object.
+        top: Row at which the mask begins.
+        left: Column at which the mask begins.
+        mask: (H, W) bool, no larger than the object.
+    """
+
+    label: int
+    top: int
+    left: int
+    mask: np.ndarray
+
+
+class TakenAt:
+    """An array at one place along an axis; nothing is read before a part is asked for.
+
+    Args:
+        array: The array.
+        axis: The axis that is left out.
+        place: Where along it.
+    """
+
+    def __init__(self, array: ArrayLike, axis: int, place: int) -> None:
+        self._array, self._axis, self._place = array, axis % len(array.shape), place
+        self.shape = tuple(side for i, side in enumerate(array.shape) if i != self._axis)
+        self.dtype = array.dtype
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
+        """Part of the array: whole numbers and slices, those of the last axes may be left out."""
+        whole = (*index, *[slice(None)] * (len(self.shape) - len(index)))
+        return np.asarray(self._array[(*whole[: self._axis], self._place, *whole[self._axis :])])
+
+
+class Watched:
+    """An array that tells, before each part that is read, how much was read; telling may raise, to stop the reading.
+
+    Args:
+        array: The array.
+        progress: Told the share of the array that was read, at most 1, and the text.
+        text: What is being done.
+    """
+
+    def __init__(self, array: ArrayLike, progress: ProgressCallback, text: str) -> None:
+        self._array, self._progress, self._text = array, progress, text
+        self.shape, self.dtype = tuple(array.shape), array.dtype
+        self._n_read = 0
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Part of the array."""
+        size = max(int(np.prod(self.shape, dtype=np.int64)), 1)
+        self._progress(min(self._n_read / size, 1.0), self._text)
+        part = np.asarray(self._array[index])
+        self._n_read += part.size
+        return part
+
+
+def objects_of_layer(
+    labels: Labels, name: str | None = None, channel_axis: int | None = None, kind: str = 'object'
+) -> LabelledObjects:
+    """The objects in a layer of napari.
+
+    Args:
+        labels: The layer; of a pyramid the finest level counts.
+        name: What the image is called; by default as the layer.
+        channel_axis: The axis of the image's channels, along which the layer is one thick; it is left out.
+        kind: What the objects are.
+    """
+    table = labels.features
+    data = labels.data[0] if labels.multiscale else labels.data
+    kept = [axis for axis in range(labels.ndim) if axis != channel_axis]
+    return LabelledObjects(
+        labels=data if channel_axis is None else TakenAt(data, channel_axis, 0),
+        features=table if 'index' in table else table.assign(index=np.arange(len(table))),
+        name=name or labels.name,
+        scale=tuple(float(labels.scale[axis]) for axis in kept),
+        units=tuple(str(labels.units[axis]) for axis in kept),
+        axes=_letters([labels.axis_labels[axis] for axis in kept]),
+        kind=kind,
+    )
+
+
+def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str, ArrayLike]:
+    """The pixels of an image layer by the name of the channel: red, green and blue, or numbers; '' for one alone."""
+    data = image.data[0] if image.multiscale else image.data
+    if image.rgb:
+        return {name: TakenAt(data, -1, i) for i, name in enumerate(('red', 'green', 'blue'))}
+    if channel_axis is None:
+        return {'': data}
+    return {str(i): TakenAt(data, channel_axis, i) for i in range(data.shape[channel_axis])}
+
+
+def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Region]:
+    """Regions that tile an array in its order, none of more voxels than asked for."""
+    behind = int(np.prod(shape[1:], dtype=np.int64))
+    step = max(max_voxels // max(behind, 1), 1)
+    for start in range(0, shape[0], step):
+        here = slice(start, min(start + step, shape[0]))
+        if behind <= max_voxels or len(shape) == 1:
+            yield (here, *(slice(0, side) for side in shape[1:]))
+        else:
+            yield from ((here, *rest) for rest in blocks(shape[1:], max_voxels))
+
+
+def object_boxes(labels: ArrayLike) -> dict[int, Region]:
+    """The bounding box of each label above 0, in rising order of labels; the array is read once, block by block."""
+    boxes: dict[int, Region] = {}
+    for block in blocks(labels.shape):
+        for label, box in _boxes_in(np.asarray(labels[block])):
+            moved = tuple(
+                slice(at.start + side.start, at.start + side.stop) for at, side in zip(block, box, strict=True)
+            )
+            boxes[label] = _around(boxes[label], moved) if label in boxes else moved
+    return dict(sorted(boxes.items()))
+
+
+def crops_by_plane(labels: ArrayLike) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
+    """Each plane of rows and columns, in the order of the array, with what lies in it, in rising order of labels.
+
+    A plane is named by its place along the axes before rows and columns.
+    """
+    for plane in np.ndindex(*labels.shape[:-2]):
+        pixels = np.asarray(labels[plane])
+        boxes = sorted(_boxes_in(pixels))
+        yield plane, [LabelCrop(label, box[0].start, box[1].start, pixels[box] == label) for label, box in boxes]
+
+
+def parent_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
+    """What the object of a row of the features table is a part of: the name of a layer, '' for its own, and a label there."""
+    parent, layer = row.get('parent_id'), row.get('parent')
+    if parent is None or pd.isna(parent) or int(parent) <= 0:
+        return None
+    return (layer if isinstance(layer, str) else ''), int(parent)
+
+
+def unit_symbol(unit: str) -> str:
+    """A short name of a unit for headings, in plain letters."""
+    return _SYMBOLS.get(unit, unit)
+
+
+def _boxes_in(block: np.ndarray) -> Iterator[tuple[int, Region]]:
+    if int(block.max(initial=0)) <= block.size:
+        found = enumerate(find_objects(block), start=1)
+    else:  # `find_objects` makes a list as long as the largest label
+        values, ranks = np.unique(block, return_inverse=True)
+        found = zip(values.tolist(), find_objects(ranks.reshape(block.shape) + 1), strict=True)
+    return ((int(label), box) for label, box in found if box is not None and label > 0)
+
+
+def _around(first: Region, second: Region) -> Region:
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+
+
+def _letters(axis_labels: Sequence[str]) -> str:
+    """One letter an axis; the usual ones where a layer has no names, which napari then calls -2, -1."""
+    letters = ''.join(label[:1].lower() for label in axis_labels)
+    known = set(letters) <= set(_AXES) and len(set(letters)) == len(letters)
+    return letters if known and letters.endswith('yx') else _AXES[-len(letters) :]

@@ -1,0 +1,23 @@
+"""The colours of objects, alike on screen and in files."""
+
+from __future__ import annotations
+
+# The colours of Okabe and Ito that the clicks do not use, then tints; none dark, so that an object shows on a dark image.
+OBJECT_COLOURS = (
+    '#56b4e9',
+    '#e69f00',
+    '#009e73',
+    '#cc79a7',
+    '#0072b2',
+    '#d55e00',
+    '#b5e3ff',
+    '#ffd58a',
+    '#7fe0c0',
+    '#f3c1dc',
+)
+
+
+def label_rgb(label: int) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, that a label above 0 has in the viewer."""
+    colour = OBJECT_COLOURS[(label - 1) % len(OBJECT_COLOURS)]
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

@@ -1,0 +1,236 @@
+"""The section of the dock for levels, parts and wholes, likeness, linked layers and review: layout and connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QGridLayout,
+    QGroupBox,
+    QLabel,
+    QLineEdit,
+    QPushButton,
+    QSlider,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_unsam.levels.cuts import RegionFilter
+from napari_unsam.levels.edits import ObjectEdits, Reviewing
+from napari_unsam.levels.looks import Side
+from napari_unsam.levels.work import LevelsWork, Shown
+from napari_unsam.panels.controls import button
+
+if TYPE_CHECKING:
+    from napari_unsam._session import ViewerSession
+
+_STEPS = 1000
+_MAX_AREA_PX = 1_000_000
+
+
+class LevelsPanel(QWidget):
+    """Whole images at any level of their regions.
+
+    Args:
+        session: Of the viewer.
+
+    Attributes:
+        keys: What the keys do that this section adds.
+    """
+
+    title = 'Levels'
+
+    def __init__(self, session: ViewerSession) -> None:
+        super().__init__()
+        self.work = LevelsWork(session)
+        self.edits = ObjectEdits(self.work)
+        self.reviewing = Reviewing(session)
+        self.keys: dict[str, Callable[[], None]] = {
+            'H': self.edits.split,
+            'W': self.edits.merge,
+            'Shift-F': self.work.find_alike,
+            'Shift-N': self.reviewing.next,
+        }
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        for group in (self._level_group(), self._alike_group(), self._layers_group(), self._review_group()):
+            layout.addWidget(group)
+        self._connect()
+        self._show()
+        self._show_review()
+
+    def close_session(self) -> None:
+        """Takes the preview away and follows the session no longer."""
+        self.work.changed.disconnect(self._show)
+        self.reviewing.changed.disconnect(self._show_review)
+        self.work.close()
+        self.reviewing.close()
+
+    def _level_group(self) -> QGroupBox:
+        self.level_slider = _slider('Fine on the left, coarse on the right; the image is redrawn while you drag')
+        self.level_label = QLabel()
+        self.propose_button = button('Propose', 'Move the slider to the level that holds most of the likely objects')
+        self.best_button = button('Auto', 'Show the likeliest objects, each at a level of its own')
+        self.side_choice = QComboBox()
+        for side in Side:
+            self.side_choice.addItem(side.value.capitalize(), side)
+        self.side_choice.setToolTip('How objects differ from what is around them; the rest is background')
+        defaults = RegionFilter()
+        self.min_area_box = QSpinBox()
+        self.min_area_box.setRange(1, _MAX_AREA_PX)
+        self.min_area_box.setSuffix(' px')
+        self.min_area_box.setValue(defaults.min_area_px)
+        self.min_area_box.setToolTip('Smaller regions are left out')
+        self.max_share_box = QDoubleSpinBox()
+        self.max_share_box.setRange(0.01, 100)
+        self.max_share_box.setSuffix(' % of the image')
+        self.max_share_box.setValue(100 * defaults.max_share)
+        self.max_share_box.setToolTip('Larger regions are left out')
+        self.accept_button = button('Accept all shown', 'Make objects of all regions on screen; U takes them back')
+        self.hide_button = button('Hide', 'Take the regions off the screen')
+        self.split_button = button('Split  [H]', 'Put the parts of the object under the cursor in its place')
+        self.merge_button = button('Merge  [W]', 'Put what the object under the cursor is a part of in its place')
+        return _group(
+            'Level of the whole image',
+            [
+                [self.level_slider],
+                [self.level_label],
+                [self.propose_button, self.best_button],
+                [QLabel('Objects are'), self.side_choice],
+                [QLabel('At least'), self.min_area_box],
+                [QLabel('At most'), self.max_share_box],
+                [self.accept_button, self.hide_button],
+                [self.split_button, self.merge_button],
+            ],
+        )
+
+    def _alike_group(self) -> QGroupBox:
+        self.alike_button = button(
+            'Find all like this  [Shift-F]', 'Take the object under the cursor, or the mask on offer, for an example'
+        )
+        self.forget_button = button('New examples', 'Forget the examples')
+        self.likeness_slider = _slider('How like the examples a region must be: right is stricter')
+        self.alike_label = QLabel()
+        return _group(
+            'All like this', [[self.alike_button, self.forget_button], [self.likeness_slider], [self.alike_label]]
+        )
+
+    def _layers_group(self) -> QGroupBox:
+        self.name_box = QLineEdit()
+        self.name_box.setPlaceholderText('nuclei')
+        self.name_box.setToolTip('What the objects on screen are')
+        self.note_button = button(
+            'Note as layer', 'Note the regions on screen under this name, then choose another level'
+        )
+        self.layers_button = button('Make layers', 'Make a layer of each name, linked from part to whole')
+        self.layers_label = QLabel()
+        self.layers_label.setWordWrap(True)
+        return _group(
+            'Parts and wholes', [[self.name_box, self.note_button], [self.layers_label], [self.layers_button]]
+        )
+
+    def _review_group(self) -> QGroupBox:
+        self.next_button = button('Next  [Shift-N]', 'Bring the least certain object into view')
+        self.right_button = button('Right', 'Accept the object in view, and go on')
+        self.wrong_button = button('Wrong', 'Erase the object in view, and go on; U brings it back')
+        self.review_label = QLabel()
+        return _group('Review', [[self.next_button, self.right_button, self.wrong_button], [self.review_label]])
+
+    def _connect(self) -> None:
+        work, reviewing = self.work, self.reviewing
+        self.level_slider.valueChanged.connect(lambda value: work.show_level(value / _STEPS))
+        self.likeness_slider.valueChanged.connect(lambda value: work.set_likeness(value / _STEPS))
+        self.side_choice.currentIndexChanged.connect(lambda _index: self._limit())
+        self.min_area_box.valueChanged.connect(lambda _value: self._limit())
+        self.max_share_box.valueChanged.connect(lambda _value: self._limit())
+        self.note_button.clicked.connect(lambda: work.add_band(self.name_box.text()))
+        actions: dict[QPushButton, Callable[[], None]] = {
+            self.propose_button: work.propose_level,
+            self.best_button: work.show_best,
+            self.accept_button: work.accept,
+            self.hide_button: work.hide,
+            self.split_button: self.edits.split,
+            self.merge_button: self.edits.merge,
+            self.alike_button: work.find_alike,
+            self.forget_button: work.forget_examples,
+            self.layers_button: work.make_layers,
+            self.next_button: reviewing.next,
+            self.right_button: reviewing.accept,
+            self.wrong_button: reviewing.reject,
+        }
+        for pressed, act in actions.items():
+            pressed.clicked.connect(lambda _checked=False, act=act: act())
+        work.changed.connect(self._show)
+        reviewing.changed.connect(self._show_review)
+
+    def _limit(self) -> None:
+        self.work.set_limits(
+            replace(
+                self.work.limits,
+                side=Side(self.side_choice.currentData()),
+                min_area_px=self.min_area_box.value(),
+                max_share=self.max_share_box.value() / 100,
+            )
+        )
+
+    def _show(self) -> None:
+        work = self.work
+        _move(self.level_slider, work.level)
+        _move(self.likeness_slider, work.least_likeness)
+        count, shown = len(work.chosen), work.shown
+        self.level_label.setText(
+            {
+                Shown.LEVEL: f'Level {work.level:.2f}: {count} objects',
+                Shown.BEST: f'Auto: {count} objects',
+            }.get(shown, 'Drag the slider, or let Auto choose')
+        )
+        self.alike_label.setText(
+            f'{count} like {len(work.examples)} example(s), at least {work.least_likeness:.2f} alike'
+            if shown is Shown.ALIKE
+            else 'Put the cursor on an object and press Shift-F'
+        )
+        for needs_choice in (self.accept_button, self.hide_button, self.note_button):
+            needs_choice.setEnabled(shown is not Shown.NOTHING)
+        self.forget_button.setEnabled(bool(work.examples))
+        self.likeness_slider.setEnabled(bool(work.examples))
+        self.layers_button.setEnabled(bool(work.bands))
+        self.layers_label.setText(
+            ', '.join(f'{band.name}: {len(band.features)}' for band in work.bands) or 'No layer noted yet'
+        )
+
+    def _show_review(self) -> None:
+        queue = self.reviewing.queue
+        self.review_label.setText(f'{len(queue.done)} done, {queue.left} left')
+        self.next_button.setEnabled(queue.left > 0)
+        for needs_object in (self.right_button, self.wrong_button):
+            needs_object.setEnabled(queue.current is not None)
+
+
+def _slider(tooltip: str) -> QSlider:
+    slider = QSlider(Qt.Orientation.Horizontal)
+    slider.setRange(0, _STEPS)
+    slider.setToolTip(tooltip)
+    return slider
+
+
+def _move(slider: QSlider, value: float) -> None:
+    """Moves a slider to a value in [0, 1] that was set elsewhere, without telling so."""
+    slider.blockSignals(True)
+    slider.setValue(round(value * _STEPS))
+    slider.blockSignals(False)
+
+
+def _group(title: str, rows: list[list[QWidget]]) -> QGroupBox:
+    group = QGroupBox(title)
+    grid = QGridLayout(group)
+    width = max(len(row) for row in rows)
+    for number, row in enumerate(rows):
+        for column, widget in enumerate(row):
+            grid.addWidget(widget, number, column, 1, width if len(row) == 1 else 1)
+    return group

@@ -1,0 +1,69 @@
+"""The offer to take up again what an earlier session left of the image that was chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
+
+from napari_unsam._targets import Level
+from napari_unsam.panels.controls import button
+from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari_unsam._session import ViewerSession
+    from napari_unsam.state.autosave import Autosave
+    from napari_unsam.state.records import SavedSession
+
+
+class SavedBar(QWidget):
+    """Shown while there is something to restore.
+
+    Args:
+        session: Where it is restored to.
+        autosave: Saves the work of the session, and finds that of others.
+    """
+
+    def __init__(self, session: ViewerSession, autosave: Autosave) -> None:
+        super().__init__()
+        self._session, self._autosave = session, autosave
+        self._saved: SavedSession | None = None
+        self.label = QLabel()
+        self.label.setWordWrap(True)
+        self.restore_button = button('Restore', 'Bring the objects and prompts back; U takes that back again')
+        self.discard_button = button('Discard', 'Remove the saved work for good')
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.label)
+        row = QHBoxLayout()
+        row.addWidget(self.restore_button)
+        row.addWidget(self.discard_button)
+        layout.addLayout(row)
+        self.restore_button.clicked.connect(lambda: self._restore())
+        self.discard_button.clicked.connect(lambda: self._discard())
+        session.image_changed.connect(self.look)
+        self.look()
+        autosave.watch(session)
+
+    def look(self) -> None:
+        """Looks whether there is something to restore for the image."""
+        image = self._session.image
+        self._saved = None if image is None else self._autosave.find(image)
+        self.setVisible(self._saved is not None)
+        if self._saved is not None:
+            when = self._saved.saved_at.astimezone().strftime('%d %b %H:%M')
+            self.label.setText(f'Work on "{image.name}" of {when} was not exported.')
+
+    def _restore(self) -> None:
+        try:
+            found = self._autosave.restore(self._session, self._saved)
+        except UnSAMError as error:
+            self._session.controller.say(str(error), Level.PROBLEM)
+            return
+        self.hide()
+        lost = f' {found.damaged} parts could not be read.' if found.damaged else ''
+        self._session.controller.say(f'{found.objects} objects and {found.prompts} prompts are back.{lost}')
+
+    def _discard(self) -> None:
+        self._autosave.discard(self._saved)
+        self.hide()

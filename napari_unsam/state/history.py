@@ -1,0 +1,127 @@
+"""Undo and redo of everything a user does, in one list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from psygnal import Signal
+
+_MAX_ACTIONS = 500
+
+
+class Action(Protocol):
+    """Something that was done and can be taken back; `do` is called again after an `undo`.
+
+    Attributes:
+        name: What the user did, as a button shows it: 'commit object 3'.
+    """
+
+    name: str
+
+    def do(self) -> None:
+        """Does it."""
+
+    def undo(self) -> None:
+        """Puts everything back as it was before `do`."""
+
+
+class Together:
+    """Several actions that the user sees as one.
+
+    Args:
+        name: What the user did.
+        actions: In the order in which they are done.
+    """
+
+    def __init__(self, name: str, actions: Sequence[Action]) -> None:
+        self.name, self._actions = name, tuple(actions)
+
+    def do(self) -> None:
+        """Does all of them; if one fails, those before it are taken back."""
+        done: list[Action] = []
+        try:
+            for action in self._actions:
+                action.do()
+                done.append(action)
+        except Exception:
+            for action in reversed(done):
+                action.undo()
+            raise
+
+    def undo(self) -> None:
+        """Takes them back, the last one first."""
+        for action in reversed(self._actions):
+            action.undo()
+
+
+class ActionHistory:
+    """What was done, and what was taken back and can be done again.
+
+    Args:
+        max_actions: How many actions are kept; the oldest go first.
+    """
+
+    changed = Signal()
+
+    def __init__(self, max_actions: int = _MAX_ACTIONS) -> None:
+        self._max_actions = max_actions
+        self._done: list[Action] = []
+        self._undone: list[Action] = []
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether `undo` would do something."""
+        return bool(self._done)
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether `redo` would do something."""
+        return bool(self._undone)
+
+    @property
+    def undo_name(self) -> str | None:
+        """What `undo` would take back."""
+        return self._done[-1].name if self._done else None
+
+    @property
+    def redo_name(self) -> str | None:
+        """What `redo` would do again."""
+        return self._undone[-1].name if self._undone else None
+
+    def do(self, action: Action) -> None:
+        """Does something and remembers it; what was taken back before can then no longer be done again.
+
+        An action that raises is not remembered.
+        """
+        action.do()
+        self._done.append(action)
+        del self._done[: -self._max_actions]
+        self._undone.clear()
+        self.changed.emit()
+
+    def undo(self) -> str | None:
+        """Takes back the last action; returns its name, or None if there is none."""
+        return self._move(self._done, self._undone, 'undo')
+
+    def redo(self) -> str | None:
+        """Does again what was taken back last; returns its name, or None if there is nothing."""
+        return self._move(self._undone, self._done, 'do')
+
+    def clear(self) -> None:
+        """Forgets everything; nothing is taken back."""
+        self._done.clear()
+        self._undone.clear()
+        self.changed.emit()
+
+    def _move(self, source: list[Action], target: list[Action], how: str) -> str | None:
+        if not source:
+            return None
+        # Taken out first: an action that fails half-way must not stand in the way of those before it.
+        action = source.pop()
+        try:
+            getattr(action, how)()
+            target.append(action)
+        finally:
+            self.changed.emit()
+        return action.name

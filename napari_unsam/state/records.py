@@ -1,0 +1,295 @@
+"""Work in progress on disk: one JSON file, which appears as a whole, and the blocks of labels that it names.
+
+A block is named by its content, so a save writes only the blocks that changed, and the record on disk is at any moment
+that of one moment of the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
+from enum import Enum
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from napari_unsam import _prompts
+from unsam_mm.errors import StoreError
+from unsam_mm.files import atomic_writer, read_json, write_json
+
+_FORMAT = 1
+_MANIFEST, _BLOCKS = 'work.json', 'blocks'
+_BLOCK_SIDE_PX = 512  # of the last two axes; the others have one plane in a block
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """The work on one image at one moment.
+
+    Attributes:
+        image_name: What the user calls the image.
+        prompts: A frozen dataclass of `napari_unsam._prompts`, or a tuple of such.
+        polarity: What the next click says.
+        position: Of the viewer's sliders, in world coordinates, one for each of its axes.
+        labels: The array of objects, which may change while it is read; None if there is none.
+        features: Rows of the objects.
+    """
+
+    image_name: str
+    prompts: Any
+    polarity: _prompts.Polarity
+    position: tuple[float, ...]
+    labels: np.ndarray | None
+    features: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class SavedSession:
+    """Work of an earlier session that can be taken up again.
+
+    Attributes:
+        folder: Where it lies.
+        identity: Of the image.
+        image_name: What the user called the image.
+        saved_at: When, in local time.
+        prompts: As in `Work`.
+        lost_prompts: How many could not be read; a newer version may have written them.
+        polarity: As in `Work`.
+        position: As in `Work`.
+        shape: Of the array of objects; None if there was none.
+        features: Rows of the objects.
+    """
+
+    folder: Path
+    identity: str
+    image_name: str
+    saved_at: datetime
+    prompts: Any
+    lost_prompts: int
+    polarity: _prompts.Polarity
+    position: tuple[float, ...]
+    shape: tuple[int, ...] | None
+    features: pd.DataFrame
+    _blocks: tuple[tuple[tuple[int, ...], str], ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are neither objects nor prompts."""
+        return not self._blocks and not self.prompts
+
+    @property
+    def description(self) -> str:
+        """One line for the user."""
+        return (
+            f'{_counted(len(self.features), "object")} and {_counted(count_prompts(self.prompts), "prompt")} on '
+            f'"{self.image_name}", saved on {self.saved_at:%Y-%m-%d at %H:%M}'
+        )
+
+    def labels(self) -> tuple[np.ndarray | None, int]:
+        """The array of objects, uint32, or None; and how many blocks of it are damaged, which are left empty."""
+        if self.shape is None:
+            return None, 0
+        labels, damaged = np.zeros(self.shape, np.uint32), 0
+        for start, name in self._blocks:
+            values = _read_block(self.folder / _BLOCKS / name)
+            if values is None or _digest(values) != Path(name).stem:
+                damaged += 1
+                continue
+            labels[tuple(slice(at, at + size) for at, size in zip(start, values.shape, strict=True))] = values
+        return labels, damaged
+
+
+def write_work(folder: Path, identity: str, work: Work) -> None:
+    """Writes what has changed since the last time, and removes blocks that are needed no more.
+
+    Raises:
+        StoreError: If the folder cannot be written or the disk is full; what was saved before is still whole then.
+    """
+    blocks = []
+    for start, values in _filled_blocks(work.labels):
+        name = f'{_digest(values)}.npz'
+        blocks.append({'start': start, 'file': name})
+        path = folder / _BLOCKS / name
+        if not path.exists():
+            with atomic_writer(path, binary=True) as file:
+                np.savez_compressed(file, labels=values)
+    write_json(
+        folder / _MANIFEST,
+        {
+            'format': _FORMAT,
+            'identity': identity,
+            'image': work.image_name,
+            'saved_at': datetime.now().astimezone().isoformat(timespec='seconds'),
+            'prompts': encoded(work.prompts),
+            'polarity': work.polarity.name,
+            'position': [float(value) for value in work.position],
+            'shape': None if work.labels is None else list(map(int, work.labels.shape)),
+            'blocks': blocks,
+            'features': {str(name): [_plain(value) for value in work.features[name]] for name in work.features},
+        },
+    )
+    needed = {block['file'] for block in blocks}
+    for path in (folder / _BLOCKS).glob('*.npz'):
+        if path.name not in needed:
+            path.unlink(missing_ok=True)
+
+
+def read_work(folder: Path) -> SavedSession | None:
+    """The work in a folder; None if there is none that this version can read."""
+    if not (folder / _MANIFEST).is_file():
+        return None
+    try:
+        known = read_json(folder / _MANIFEST)
+        if known['format'] != _FORMAT:
+            raise StoreError(f'{folder}: has format {known["format"]!r}, expected {_FORMAT}')
+        lost: list[str] = []
+        prompts = decoded(known['prompts'], lost)
+        return SavedSession(
+            folder=folder,
+            identity=known['identity'],
+            image_name=known['image'],
+            saved_at=datetime.fromisoformat(known['saved_at']),
+            prompts=prompts,
+            lost_prompts=len(lost),
+            polarity=_prompts.Polarity[known['polarity']],
+            position=tuple(known['position']),
+            shape=None if known['shape'] is None else tuple(known['shape']),
+            features=pd.DataFrame(known['features']),
+            _blocks=tuple((tuple(block['start']), block['file']) for block in known['blocks']),
+        )
+    except (StoreError, KeyError, TypeError, ValueError, AttributeError) as error:
+        logger.warning('saved work cannot be read: %s: %s', folder, error)
+        return None
+
+
+def remove_work(folder: Path) -> None:
+    """Removes a record; first the file without which the rest means nothing."""
+    (folder / _MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()  # that of the image, if no other session has work on it
+
+
+def encoded(value: Any) -> Any:
+    """A prompt as JSON can hold it: frozen dataclasses and enums of `_prompts` by name, tuples, plain values.
+
+    Raises:
+        StoreError: If a part of it is none of these.
+    """
+    kinds = prompt_kinds()
+    if isinstance(value, Enum) and type(value).__name__ in kinds:
+        return {'enum': type(value).__name__, 'name': value.name}
+    if is_dataclass(value) and type(value).__name__ in kinds:
+        parts = {field.name: encoded(getattr(value, field.name)) for field in fields(value)}
+        return {'kind': type(value).__name__, 'parts': parts}
+    if isinstance(value, tuple | list):
+        return [encoded(part) for part in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise StoreError(f'a prompt holds {value!r}, which is no plain value; prompts are frozen dataclasses of tuples')
+
+
+def decoded(value: Any, lost: list[str]) -> Any:
+    """What `encoded` was given; lists are tuples, and what this version cannot read is left out of them.
+
+    Args:
+        value: As JSON holds it.
+        lost: Gets the reason for each part of a list that was left out.
+
+    Raises:
+        StoreError: If the whole cannot be read.
+    """
+    if isinstance(value, list):
+        return tuple(_readable(value, lost))
+    if not isinstance(value, dict):
+        return value
+    name = value.get('enum') or value.get('kind')
+    kind = prompt_kinds().get(name)
+    if kind is None:
+        raise StoreError(f'{name!r} is no kind of prompt that this version knows')
+    try:
+        if issubclass(kind, Enum):
+            return kind[value['name']]
+        return kind(**{part: decoded(content, lost) for part, content in value['parts'].items()})
+    except (KeyError, TypeError) as error:
+        raise StoreError(f'a {name} of another version: {error}') from error
+
+
+def count_prompts(prompts: Any) -> int:
+    """How many prompts there are, in a tuple or in the tuples of a dataclass."""
+    if isinstance(prompts, tuple):
+        return len(prompts)
+    return sum(len(part) for part in vars(prompts).values() if isinstance(part, tuple))
+
+
+def prompt_kinds() -> Mapping[str, type]:
+    """The frozen dataclasses and the enums that `_prompts` defines, by name; nothing else is ever made from a file."""
+    return {
+        name: kind
+        for name, kind in vars(_prompts).items()
+        if isinstance(kind, type)
+        and kind.__module__ == _prompts.__name__
+        and (issubclass(kind, Enum) or (is_dataclass(kind) and kind.__dataclass_params__.frozen))
+    }
+
+
+def _readable(values: list[Any], lost: list[str]) -> Iterator[Any]:
+    for value in values:
+        try:
+            yield decoded(value, lost)
+        except StoreError as error:
+            logger.warning('a saved prompt cannot be read: %s', error)
+            lost.append(str(error))
+
+
+def _filled_blocks(labels: np.ndarray | None) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """Where each block begins that is not empty, and its values, uint32."""
+    if labels is None:
+        return
+    sides = [1] * (labels.ndim - 2) + [_BLOCK_SIDE_PX] * 2
+    for start in product(*(range(0, length, side) for length, side in zip(labels.shape, sides, strict=True))):
+        box = tuple(slice(at, at + side) for at, side in zip(start, sides, strict=True))
+        values = np.asarray(labels[box])
+        if values.any():
+            yield start, np.ascontiguousarray(values, np.uint32)
+
+
+def _read_block(path: Path) -> np.ndarray | None:
+    try:
+        with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
+            return file['labels']
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        logger.warning('a block of saved labels cannot be read: %s: %s', path, error)
+        return None
+
+
+def _digest(values: np.ndarray) -> str:
+    digest = hashlib.blake2b(repr(values.shape).encode(), digest_size=16)
+    digest.update(values)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A number or text of NumPy or pandas as Python's own; what is missing is None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'

@@ -1,0 +1,277 @@
+"""The mask of an object in one slice, found again in the next.
+
+Every pixel near the mask before gets odds of being the object's: from how deep it lies inside that mask, or how far
+outside, and from its grey value or colour, which the object and its surroundings were seen to have in the slice where
+the user marked it. The regions of the trees are then weighed as wholes, so that outlines are those of the image:
+each tree gives its best region and its best set of few regions, and of all these the one with the largest expected IoU
+is taken. The answers of the engine to a click and a box can join them, but added nothing on the stack this was tried on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numba
+import numpy as np
+from scipy import ndimage
+
+from napari_unsam.volumes.crops import CropMask
+from unsam_mm.hierarchy import MaskHierarchy
+
+_BLUR_PX = 1.5  # noise of single pixels says nothing about an object
+_GREY_BINS, _COLOUR_BINS = 16, 6  # of a grey image, and of each channel of a colour image
+_LEAST_SHARE = 0.01  # of a grey value that an object was not seen to have
+_MAX_LOG_SHARE = 3.0
+_MAX_LOG_ODDS = 4.0
+
+
+class FoundMask(Protocol):
+    """One answer of an engine: a mask in its box."""
+
+    box_xyxy: tuple[int, int, int, int]
+    mask: np.ndarray
+
+
+class EmbeddedSlice(Protocol):
+    """One slice that a model has looked at."""
+
+    hierarchy: MaskHierarchy
+
+    def answer(
+        self, points_xy: np.ndarray | None, labels: np.ndarray | None, box_xyxy: np.ndarray | None = None
+    ) -> list[FoundMask]:
+        """Masks for a prompt, best first."""
+
+
+@dataclass(frozen=True)
+class MatchSettings:
+    """How a mask is found again; the numbers were chosen on the 31 objects of one stack of micrographs.
+
+    Attributes:
+        reach: How far an outline moves from one slice to the next, as a share of the object's radius.
+        appearance: The weight of grey values or colours against place.
+        region_cost: What each region of a set costs, in log odds for an object of 100 px; it grows as the radius does.
+        ask_engine: Whether the engine is asked too, which takes most of the time.
+    """
+
+    reach: float = 0.15
+    appearance: float = 1.0
+    region_cost: float = 40.0
+    ask_engine: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A mask found again.
+
+    Attributes:
+        crop: The mask.
+        iou: With the mask before.
+        score: Expected IoU with the object, in [0, 1].
+        granularity: Of the region most like it, in [0, 1].
+    """
+
+    crop: CropMask
+    iou: float
+    score: float
+    granularity: float
+
+
+def colour_bins(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) int64 numbers of the grey values or colours of an image, (H, W) or (H, W, 3) uint8."""
+    pixels = np.asarray(pixels)
+    channels = [pixels] if pixels.ndim == 2 else [pixels[..., i] for i in range(pixels.shape[2])]
+    n_bins = _GREY_BINS if len(channels) == 1 else _COLOUR_BINS
+    bins = np.zeros(pixels.shape[:2], np.int64)
+    for channel in channels:
+        smooth = ndimage.gaussian_filter(channel.astype(np.float32), _BLUR_PX)
+        bins = bins * n_bins + np.clip(smooth * (n_bins / 256), 0, n_bins - 1).astype(np.int64)
+    return bins
+
+
+def appearance_of(crop: CropMask, bins: np.ndarray) -> np.ndarray:
+    """(B,) log odds that a pixel of each grey value or colour belongs to an object rather than to a ring around it.
+
+    Args:
+        crop: The object.
+        bins: (H, W) of its slice, from `colour_bins`.
+    """
+    radius = _radius(crop)
+    box = _grown(crop.box_xyxy, int(radius) + 1, bins.shape)
+    inside, seen = crop.within(box), bins[_slices(box)]
+    ring = ~inside & (ndimage.distance_transform_edt(~inside) <= radius)
+    own, around = (_shares(seen[part]) for part in (inside, ring))
+    return np.clip(np.log((own + _LEAST_SHARE) / (around + _LEAST_SHARE)), -_MAX_LOG_SHARE, _MAX_LOG_SHARE)
+
+
+def _shares(bins: np.ndarray) -> np.ndarray:
+    counts = np.bincount(bins, minlength=_COLOUR_BINS**3) / max(len(bins), 1)
+    return ndimage.convolve1d(counts, [0.25, 0.5, 0.25], mode='constant')
+
+
+def find_again(
+    embedded: EmbeddedSlice,
+    previous: CropMask,
+    appearance: np.ndarray,
+    bins: np.ndarray,
+    settings: MatchSettings = MatchSettings(),
+) -> Match | None:
+    """The mask of an object in a slice, given its mask in the slice before.
+
+    Args:
+        embedded: The slice; one without a hierarchy, which is looked at in windows, has only its engine's answers.
+        previous: The mask before; not empty.
+        appearance: (B,) from `appearance_of`.
+        bins: (H, W) of this slice, from `colour_bins`.
+        settings: How it is found.
+
+    Returns:
+        The mask; None if nothing here speaks for the object.
+    """
+    chances = _chances(previous, appearance, bins, settings)
+    tree, crops = embedded.hierarchy, []
+    for one in (tree, *tree.alternatives) if tree is not None else ():
+        crops += _from_tree(one, chances, previous.area_px, settings)
+    if settings.ask_engine or tree is None:
+        crops += _answers(embedded, previous)
+    here = previous.within(chances.box_xyxy)
+    best, best_score = None, 0.0
+    for crop in crops:
+        part = _main_part(crop.within(chances.box_xyxy), here)
+        if part is None:
+            continue
+        score = chances.expected_iou(part)
+        if score > best_score:
+            best, best_score = part, score
+    if best is None:
+        return None
+    crop = CropMask.of(best, chances.box_xyxy[1], chances.box_xyxy[0])
+    return Match(crop, crop.iou(previous), best_score, 0.0 if tree is None else granularity_of(tree, crop))
+
+
+def own_score(crop: CropMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> float:
+    """The expected IoU of a known mask in its own slice: what matches of the object can reach at best."""
+    chances = _chances(crop, appearance, bins, settings)
+    return chances.expected_iou(crop.within(chances.box_xyxy))
+
+
+def granularity_of(tree: MaskHierarchy, crop: CropMask) -> float:
+    """The granularity of the region of a tree that is most like a mask."""
+    leaves = tree.leaf_labels[_slices(crop.box_xyxy)][crop.mask]
+    shared = _node_totals(tree, np.bincount(leaves, minlength=tree.n_leaves))
+    return float(tree.granularity[np.argmax(shared / (tree.area + crop.area_px - shared))])
+
+
+@dataclass(frozen=True, eq=False)
+class _Chances:
+    """How likely each pixel near an object is its own.
+
+    Attributes:
+        box_xyxy: What was looked at.
+        log_odds: (h, w) float; elsewhere they are as low as they can be.
+        chance: (h, w) float, the same in [0, 1].
+    """
+
+    box_xyxy: tuple[int, int, int, int]
+    log_odds: np.ndarray
+    chance: np.ndarray
+
+    def expected_iou(self, part: np.ndarray) -> float:
+        """The IoU of an (h, w) bool mask with the object, as far as the chances of pixels tell."""
+        shared = self.chance[part].sum()
+        return float(shared / (np.count_nonzero(part) + self.chance.sum() - shared))
+
+
+def _chances(previous: CropMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> _Chances:
+    blur_px = settings.reach * _radius(previous) + 1
+    box = _grown(previous.box_xyxy, int(_MAX_LOG_ODDS * blur_px) + 3, bins.shape)
+    inside = previous.within(box)
+    depth_px = np.where(
+        inside, ndimage.distance_transform_edt(inside) - 0.5, 0.5 - ndimage.distance_transform_edt(~inside)
+    )
+    place = np.clip(depth_px / blur_px, -_MAX_LOG_ODDS, _MAX_LOG_ODDS)
+    log_odds = place + settings.appearance * appearance[bins[_slices(box)]]
+    return _Chances(box, log_odds, 1 / (1 + np.exp(-log_odds)))
+
+
+def _from_tree(tree: MaskHierarchy, chances: _Chances, area_px: int, settings: MatchSettings) -> list[CropMask]:
+    """The best region of a tree and the best set of its regions."""
+    box = chances.box_xyxy
+    leaves = tree.leaf_labels[_slices(box)]
+    flat, n_leaves = leaves.ravel(), tree.n_leaves
+    outside = tree.area[:n_leaves] - np.bincount(flat, minlength=n_leaves)
+    log_odds = np.bincount(flat, chances.log_odds.ravel(), minlength=n_leaves) - 2 * _MAX_LOG_ODDS * outside
+    cost = settings.region_cost * np.sqrt(area_px) / 10
+    in_set = _best_set(tree.parent, _node_totals(tree, log_odds), cost)[:n_leaves]
+
+    shared = _node_totals(tree, np.bincount(flat, chances.chance.ravel(), minlength=n_leaves))
+    node = int(np.argmax(shared / (tree.area + chances.chance.sum() - shared)))
+    in_node = (leaves >= tree.first_leaf[node]) & (leaves < tree.last_leaf[node])
+    return [CropMask.of(part, box[1], box[0]) for part in (in_set[leaves], in_node)]
+
+
+def _answers(embedded: EmbeddedSlice, previous: CropMask) -> list[FoundMask]:
+    """What the engine says to a click at the deepest point of the mask before, and to its box."""
+    point = deepest_point(previous)
+    box = np.array(previous.box_xyxy, float)
+    return [
+        CropMask(found.box_xyxy, found.mask)
+        for found in (
+            *embedded.answer(point[None], np.ones(1, np.int64)),
+            *embedded.answer(None, None, box_xyxy=box),
+        )
+    ]
+
+
+def deepest_point(crop: CropMask) -> np.ndarray:
+    """(2,) x and y of the pixel of a mask that is farthest from its outline."""
+    depth = ndimage.distance_transform_edt(np.pad(crop.mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return np.array([column + crop.box_xyxy[0], row + crop.box_xyxy[1]], float)
+
+
+def _main_part(mask: np.ndarray, previous: np.ndarray) -> np.ndarray | None:
+    """The connected part that shares most with the mask before, its holes filled; None if none shares anything."""
+    parts, count = ndimage.label(mask)
+    shared = np.bincount(parts[previous], minlength=count + 1)
+    shared[0] = 0
+    largest = int(shared.argmax())
+    return ndimage.binary_fill_holes(parts == largest) if shared[largest] else None
+
+
+def _node_totals(tree: MaskHierarchy, of_leaves: np.ndarray) -> np.ndarray:
+    """(N,) sum over the leaves of each node."""
+    sums = np.concatenate([[0], np.cumsum(of_leaves)])
+    return sums[tree.last_leaf] - sums[tree.first_leaf]
+
+
+@numba.njit(nogil=True, cache=True)
+def _best_set(parent, worth, cost):
+    """(N,) bool: which nodes lie in the disjoint nodes whose worth, less a cost for each, sums up to most."""
+    n_nodes = len(parent)
+    of_children = np.zeros(n_nodes)
+    taken = np.zeros(n_nodes, np.bool_)
+    for node in range(n_nodes):
+        own = worth[node] - cost
+        taken[node] = own > 0 and own >= of_children[node]
+        if parent[node] >= 0:
+            of_children[parent[node]] += own if taken[node] else of_children[node]
+    for node in range(n_nodes - 1, -1, -1):
+        if parent[node] >= 0 and taken[parent[node]]:
+            taken[node] = True
+    return taken
+
+
+def _radius(crop: CropMask) -> float:
+    return float(np.sqrt(crop.area_px / np.pi))
+
+
+def _grown(box_xyxy: tuple[int, int, int, int], margin: int, size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = box_xyxy
+    return max(x0 - margin, 0), max(y0 - margin, 0), min(x1 + margin, size_hw[1]), min(y1 + margin, size_hw[0])
+
+
+def _slices(box_xyxy: tuple[int, int, int, int]) -> tuple[slice, slice]:
+    x0, y0, x1, y1 = box_xyxy
+    return slice(y0, y1), slice(x0, x1)

@@ -1,0 +1,308 @@
+"""Objects from the slices where they are known to all others: outwards, and from both sides in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import pairwise
+
+import numpy as np
+
+from napari_unsam.volumes.crops import EMPTY, CropMask
+from napari_unsam.volumes.matching import (
+    EmbeddedSlice,
+    Match,
+    MatchSettings,
+    appearance_of,
+    colour_bins,
+    find_again,
+    granularity_of,
+    own_score,
+)
+from unsam_mm.errors import UnSAMError
+
+Anchors = Mapping[int, Mapping[int, CropMask]]
+"""For each object, by its label, the slices where it is known; an empty mask says that it is not there."""
+
+
+class SliceState(Enum):
+    """How a slice came to its mask."""
+
+    CORRECTED = 'corrected'
+    PROPAGATED = 'propagated'
+    STOPPED = 'stopped'
+
+
+class Direction(Enum):
+    """Where propagation goes from the slices that are known."""
+
+    BOTH = 'both'
+    FORWARD = 'forward'
+    BACK = 'back'
+
+
+@dataclass(frozen=True)
+class PropagationSettings:
+    """When propagation ends, and how masks are found again.
+
+    Attributes:
+        min_iou: Of a mask with the one in the slice before; below it the object is taken to end.
+        patience: After how many such slices in a row it ends; if it comes back before, they are kept.
+        min_score: Expected IoU, as a share of that of the known mask in its own slice, below which a slice counts as such
+            too.
+        min_share: An object that has shrunk to this share of its largest area ends.
+        direction: Where to go.
+        match: How a mask is found again.
+    """
+
+    min_iou: float = 0.35
+    patience: int = 1
+    min_score: float = 0.7
+    min_share: float = 0.02
+    direction: Direction = Direction.BOTH
+    match: MatchSettings = field(default_factory=MatchSettings)
+
+
+@dataclass(frozen=True, eq=False)
+class SliceMask:
+    """An object in one slice.
+
+    Attributes:
+        crop: The mask; empty where the object ended.
+        iou: With the mask in the slice that it came from; 1 where the mask was known.
+        score: Expected IoU with the object, in [0, 1].
+        granularity: Of the region most like it, in [0, 1].
+        state: How the slice came to the mask.
+    """
+
+    crop: CropMask
+    iou: float
+    score: float
+    granularity: float
+    state: SliceState
+
+
+Found = dict[int, SliceMask]
+
+
+def propagate(
+    plane: Callable[[int], EmbeddedSlice],
+    pixels: Callable[[int], np.ndarray],
+    anchors: Anchors,
+    z_range: tuple[int, int],
+    settings: PropagationSettings = PropagationSettings(),
+    progress: Callable[[float, str], None] = lambda fraction, text: None,
+) -> dict[int, Found]:
+    """Finds objects in the slices where they are not known yet, all of them together.
+
+    No two objects get the same pixel: where they meet, the one with the larger score has it, and those that are known
+    in a slice before all others. Between two slices where an object is known it comes from both sides, with one seam
+    where both are most alike and each has done well; beyond them it goes on until it ends.
+
+    Args:
+        plane: Gives a slice that a model has looked at; asked at most twice for each.
+        pixels: Gives the same slice as an image, (H, W) or (H, W, 3) uint8.
+        anchors: Where the objects are known.
+        z_range: First and last slice, the last exclusive.
+        settings: When to stop, and where to go.
+        progress: Told the share done and what is being done; may raise to stop.
+
+    Returns:
+        For each object the slices in which it was looked for, with those where it is known within the range.
+
+    Raises:
+        UnSAMError: If the range is empty, or nothing is known of an object within it.
+    """
+    first, last = z_range
+    if first >= last:
+        raise UnSAMError(f'the range of slices is empty: from {first} to {last - 1}; choose a last slice not before it')
+    known = {
+        label: {z: crop for z, crop in sorted(slices.items()) if first <= z < last} for label, slices in anchors.items()
+    }
+    for label, slices in known.items():
+        if not any(crop.area_px for crop in slices.values()):
+            raise UnSAMError(
+                f'object {label} has no mask in slices {first} to {last - 1}; mark it in one of them, or widen the range'
+            )
+    sweep = _Sweep(plane, pixels, known, settings)
+    starts = [z for slices in known.values() for z in slices]
+    ways = [(+1, range(min(starts), last)), (-1, range(max(starts), first - 1, -1))]
+    total, done = sum(len(zs) for _, zs in ways), 0
+    found = []
+    for step, zs in ways:
+        chains: dict[int, _Chain] = {}
+        for z in zs:
+            progress(done / total, f'slice {z}')
+            sweep.advance(chains, z, step)
+            done += 1
+        found.append({label: chain.slices for label, chain in chains.items()})
+    forward, back = found
+    return {
+        label: _joined(slices, forward.get(label, {}), back.get(label, {}), settings.direction)
+        for label, slices in known.items()
+    }
+
+
+@dataclass(eq=False)
+class _Chain:
+    """One object on its way.
+
+    Attributes:
+        slices: What was found so far, with the slices where it is known.
+        last: The mask before.
+        appearance: Of the object where it was known last.
+        own_score: Expected IoU of the known mask there.
+        largest_px: The largest area so far.
+        weak: The slices in a row that were below the threshold.
+        is_over: Whether it has ended; the next slice where it is known begins it anew.
+    """
+
+    slices: Found
+    last: CropMask
+    appearance: np.ndarray
+    own_score: float
+    largest_px: int
+    weak: list[int] = field(default_factory=list)
+    is_over: bool = False
+
+    def end(self, z: int, iou: float, score: float) -> None:
+        """Takes the weak slices back and notes why it ended."""
+        for weak in self.weak:
+            self.slices[weak] = replace(self.slices[weak], crop=EMPTY, state=SliceState.STOPPED)
+        self.slices.setdefault(z, SliceMask(EMPTY, iou, score, 0.0, SliceState.STOPPED))
+        self.weak, self.is_over = [], True
+
+
+class _Sweep:
+    """All objects, slice by slice in one direction."""
+
+    def __init__(
+        self,
+        plane: Callable[[int], EmbeddedSlice],
+        pixels: Callable[[int], np.ndarray],
+        known: Anchors,
+        settings: PropagationSettings,
+    ) -> None:
+        self._plane, self._pixels, self._known, self._settings = plane, pixels, known, settings
+
+    def advance(self, chains: dict[int, _Chain], z: int, step: int) -> None:
+        """Takes every object that has begun into slice z, and begins those that are known there."""
+        here = [label for label, slices in self._known.items() if z in slices]
+        going = [
+            label for label, chain in chains.items() if label not in here and self._is_wanted(label, chain, z, step)
+        ]
+        if not here and not going:
+            return
+        embedded, bins = self._plane(z), colour_bins(self._pixels(z))
+        settings = self._settings
+        matches = {
+            label: find_again(embedded, chains[label].last, chains[label].appearance, bins, settings.match)
+            for label in going
+        }
+        taken = [self._known[label][z] for label in here]
+        order = sorted((label for label in going if matches[label]), key=lambda label: -matches[label].score)
+        for label in order:
+            match = matches[label]
+            crop = without(match.crop, taken)
+            if crop is not match.crop:
+                match = replace(match, crop=crop, iou=crop.iou(chains[label].last))
+            self._follow(chains[label], z, match)
+            taken.append(chains[label].slices[z].crop)
+        for label in going:
+            if matches[label] is None:
+                chains[label].end(z, 0.0, 0.0)
+        for label in here:
+            self._begin(chains, label, z, embedded, bins)
+
+    def _is_wanted(self, label: int, chain: _Chain, z: int, step: int) -> bool:
+        if chain.is_over:
+            return False
+        against = Direction.BACK if step > 0 else Direction.FORWARD
+        between = any((other - z) * step > 0 for other in self._known[label])
+        return between or self._settings.direction is not against
+
+    def _begin(self, chains: dict[int, _Chain], label: int, z: int, embedded: EmbeddedSlice, bins: np.ndarray) -> None:
+        crop, earlier = self._known[label][z], chains.get(label)
+        slices = {} if earlier is None else earlier.slices
+        tree = embedded.hierarchy
+        granularity = granularity_of(tree, crop) if tree is not None and crop.area_px else 0.0
+        slices[z] = SliceMask(crop, 1.0, 1.0, granularity, SliceState.CORRECTED)
+        if crop.area_px:
+            appearance = appearance_of(crop, bins)
+            score = own_score(crop, appearance, bins, self._settings.match)
+            chains[label] = _Chain(slices, crop, appearance, score, crop.area_px)
+        elif earlier is not None:
+            earlier.is_over = True
+
+    def _follow(self, chain: _Chain, z: int, match: Match) -> None:
+        settings = self._settings
+        if match.crop.area_px <= settings.min_share * chain.largest_px:
+            chain.end(z, match.iou, match.score)
+            return
+        is_weak = match.iou < settings.min_iou or match.score < settings.min_score * chain.own_score
+        chain.weak = [*chain.weak, z] if is_weak else []
+        chain.slices[z] = SliceMask(match.crop, match.iou, match.score, match.granularity, SliceState.PROPAGATED)
+        if len(chain.weak) >= settings.patience:
+            chain.end(z, match.iou, match.score)
+            return
+        chain.last = match.crop
+        chain.largest_px = max(chain.largest_px, match.crop.area_px)
+
+
+def without(crop: CropMask, taken: Iterable[CropMask]) -> CropMask:
+    """The mask without the pixels of others; itself if they share none."""
+    mask = crop.mask
+    for other in taken:
+        x0, y0, x1, y1 = crop.box_xyxy
+        left, top, right, bottom = other.box_xyxy
+        if (
+            left < x1
+            and x0 < right
+            and top < y1
+            and y0 < bottom
+            and (theirs := other.within(crop.box_xyxy) & mask).any()
+        ):
+            mask = mask & ~theirs
+    return crop if mask is crop.mask else CropMask.of(mask, crop.box_xyxy[1], crop.box_xyxy[0])
+
+
+def _joined(known: Mapping[int, CropMask], forward: Found, back: Found, direction: Direction) -> Found:
+    """One mask a slice: from the one side it was found from, or the better of both between two known slices."""
+    known_zs = sorted(known)
+    joined = {z: (forward if z in forward else back)[z] for z in known_zs}
+    joined |= {z: found for z, found in back.items() if z < known_zs[0]}
+    joined |= {z: found for z, found in forward.items() if z > known_zs[-1]}
+    for low, high in pairwise(known_zs):
+        gap = range(low + 1, high)
+        seam = _seam(gap, forward, back, joined[low], joined[high])
+        for z in gap:
+            first, second = (forward, back) if z <= seam else (back, forward)
+            one = _present(first, z) or _present(second, z) or first.get(z) or second.get(z)
+            if one is not None:
+                joined[z] = one
+    return dict(sorted(joined.items()))
+
+
+def _present(found: Found, z: int) -> SliceMask | None:
+    return found[z] if z in found and found[z].crop.area_px else None
+
+
+def _seam(gap: range, forward: Found, back: Found, low: SliceMask, high: SliceMask) -> int:
+    """The last slice of a gap that comes from below: where the IoUs from slice to slice, across it too, are largest.
+
+    They are multiplied, so that one bad slice cannot hide among good ones.
+    """
+
+    def log_iou(found: Found, z: int) -> float:
+        return float(np.log(max(found[z].iou if _present(found, z) else 0.0, 1e-3)))
+
+    best, best_worth = gap.start - 1, -np.inf
+    for seam in range(gap.start - 1, gap.stop):
+        below = forward.get(seam, low) if seam >= gap.start else low
+        above = back.get(seam + 1, high) if seam + 1 < gap.stop else high
+        across = np.log(max(below.crop.iou(above.crop), 1e-3))
+        worth = sum(log_iou(forward, z) for z in gap if z <= seam) + sum(log_iou(back, z) for z in gap if z > seam)
+        if worth + across > best_worth:
+            best, best_worth = seam, worth + across
+    return best

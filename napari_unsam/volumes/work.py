@@ -1,0 +1,377 @@
+"""Propagation, automatic 3D objects and tracks at work in a viewer; without Qt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from napari.layers import Labels, Tracks
+from psygnal import Signal
+
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._engine import EmbeddedPlane
+from napari_unsam._inference import ProgressCallback
+from napari_unsam._targets import Level, Target
+from napari_unsam.volumes.crops import EMPTY, CropMask
+from napari_unsam.volumes.linking import LinkSettings, best_labels, cut_labels, link
+from napari_unsam.volumes.propagation import (
+    Anchors,
+    Found,
+    PropagationSettings,
+    SliceState,
+    propagate,
+)
+from napari_unsam.volumes.slices import Slicing, crops_of
+from napari_unsam.volumes.tracks import TrackTable, track
+from napari_unsam.volumes.writing import end_what_was_beyond, free_of, same, with_marked, written
+from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari_unsam._session import ViewerSession
+
+TRACKS_NAME = 'UnSAM tracks'
+_NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'
+_TILED = 'Automatic objects need slices of at most 2048 px a side; propagate single objects instead.'
+
+
+class Regions(Enum):
+    """Which regions of each slice are joined."""
+
+    LEVEL = 'One level'
+    BEST = 'Likeliest masks'
+
+
+@dataclass(frozen=True)
+class AutomaticSettings:
+    """How whole stacks are segmented.
+
+    Attributes:
+        regions: Which regions of each slice are joined.
+        granularity: The level, if one is.
+        min_area_px: Smaller regions of a slice are left out.
+        max_share: Regions that take a larger share of their slice are background.
+        links: What counts as the same object.
+    """
+
+    regions: Regions = Regions.LEVEL
+    granularity: float = 0.5
+    min_area_px: int = 50
+    max_share: float = 0.2
+    links: LinkSettings = field(default_factory=LinkSettings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What was propagated last.
+
+    Attributes:
+        layer: Where it was written.
+        slicing: The slices.
+        found: By label, with all that was written.
+    """
+
+    layer: Labels
+    slicing: Slicing
+    found: Mapping[int, Found]
+
+
+class VolumeWork:
+    """What spans several slices of the image of a session.
+
+    Args:
+        session: Of the viewer.
+
+    Attributes:
+        changed: Emitted when anything that a view shows has changed.
+        axis: The axis to propagate along; None if there is none.
+        z_range: First and last slice to look at, the last exclusive; None for all.
+        settings: Of propagation.
+        label: The object that the strip shows; 0 for none.
+    """
+
+    changed = Signal()
+
+    def __init__(self, session: ViewerSession) -> None:
+        self.session = session
+        self.axis: int | None = None
+        self.z_range: tuple[int, int] | None = None
+        self.settings = PropagationSettings()
+        self.label = 0
+        self._run: _Run | None = None
+        self._shape: tuple[int, ...] | None = None
+        session.controller.state_changed.connect(self._follow)
+        session.image_changed.connect(self._image_changed)
+        self._follow()
+
+    def close(self) -> None:
+        """Follows the session no longer."""
+        self.session.controller.state_changed.disconnect(self._follow)
+        self.session.image_changed.disconnect(self._image_changed)
+
+    @property
+    def axes(self) -> list[int]:
+        """The axes that have a slider, the likeliest one first: the nearest to the plane."""
+        target = self.session.controller.target
+        if target is None:
+            return []
+        plane = target.plane
+        return [axis for axis in reversed(range(len(plane.shape))) if axis not in plane.axes and plane.shape[axis] > 1]
+
+    @property
+    def slicing(self) -> Slicing | None:
+        """The slices to work on."""
+        target = self.session.controller.target
+        return None if target is None or self.axis not in self.axes else Slicing(target.plane, self.axis)
+
+    @property
+    def strip(self) -> Found:
+        """What was found of the object that the strip shows, by slice."""
+        return dict(self._run.found.get(self.label, {})) if self._is_run_here() else {}
+
+    @property
+    def labels(self) -> list[int]:
+        """The objects that were propagated."""
+        return [] if self._run is None else sorted(self._run.found)
+
+    def set_axis(self, axis: int) -> None:
+        """Chooses the slider to work along."""
+        if axis != self.axis:
+            self.axis, self.z_range = axis, None
+            self.changed.emit()
+
+    def show(self, label: int) -> None:
+        """Chooses the object of the strip."""
+        self.label = label
+        self.changed.emit()
+
+    def go_to(self, z: int) -> None:
+        """Brings a slice into view."""
+        slicing, viewer = self.slicing, self.session.viewer
+        if slicing is None:
+            return
+        layer = self.session.ensure_objects()
+        world = layer.data_to_world(slicing.index(z))
+        axis = self.axis + viewer.dims.ndim - layer.ndim
+        viewer.dims.set_point(axis, world[self.axis])
+
+    def propagate_current(self) -> None:
+        """Takes the object at hand through the slices: the mask on offer, which is committed, else the selected label."""
+        if not self._is_ready():
+            return
+        if self.session.controller.proposal is not None:
+            self.session.commit()
+            if self.session.controller.proposal is not None:
+                return  # it was not committed, and the user was told why
+        layer = self.session.objects
+        label = 0 if layer is None else int(layer.selected_label)
+        crops = {} if layer is None else crops_of(self.slicing.labels(layer.data, self.slicing.here), {label})
+        if not crops:
+            self.session.controller.say(
+                'No object to propagate: click on one, or select the label of one in this slice.', Level.PROBLEM
+            )
+            return
+        self._propagate({label: {self.slicing.here: crops[label]}}, f'propagate object {label}')
+
+    def propagate_all(self) -> None:
+        """Takes all objects of the slice in view through the others, in one run."""
+        if not self._is_ready():
+            return
+        layer = self.session.objects
+        crops = {} if layer is None else crops_of(self.slicing.labels(layer.data, self.slicing.here))
+        if not crops:
+            self.session.controller.say('There is no object in this slice; commit one first.', Level.PROBLEM)
+            return
+        anchors = {label: {self.slicing.here: crop} for label, crop in crops.items()}
+        self._propagate(anchors, f'propagate {len(anchors)} objects')
+
+    def propagate_again(self) -> None:
+        """Finds the objects of the last run anew, from the slices in which they were corrected by hand as well."""
+        if not self._is_ready():
+            return
+        anchors = self._corrected()
+        if not anchors:
+            self.session.controller.say(
+                'No slice was corrected: propagate an object, mend it in some slices, then press this.', Level.PROBLEM
+            )
+            return
+        self._propagate(anchors, f'propagate {len(anchors)} corrected objects')
+
+    def automatic(self, settings: AutomaticSettings, as_tracks: bool = False) -> None:
+        """Finds regions in every slice and joins them to objects; as tracks, a layer of tracks is added too."""
+        if not self._is_ready():
+            return
+        session, slicing = self.session, self.slicing
+        if as_tracks and self.axis != 0:
+            session.controller.say('Tracks need time to be the first axis; move it there.', Level.PROBLEM)
+            return
+        layer, first = session.ensure_objects(), session.next_label()
+        targets, keep = self._targets(), session.keep_existing
+        kind = 'tracks' if as_tracks else '3D objects'
+
+        def work(progress: ProgressCallback) -> tuple[list[ObjectWrite], TrackTable | None]:
+            maps = [self._label_map(targets[z], settings, part) for z, part in _parts(targets, progress)]
+            zs = list(targets)
+            table = track(maps, settings.links) if as_tracks else None
+            objects = list(table.regions.values()) if as_tracks else link(maps, settings.links)
+            parents = {} if table is None else {child: mothers[0] for child, mothers in table.graph.items()}
+            crops = [crops_of(labels) for labels in maps]
+            taken = [slicing.labels(layer.data, z) != 0 for z in zs] if keep else None
+            writes = []
+            for number, regions in enumerate(objects, start=1):
+                masks = {}
+                for part in regions:
+                    crop = crops[part.z][part.region]
+                    masks[zs[part.z]] = crop if taken is None else free_of(crop, taken[part.z])
+                row = {'granularity': settings.granularity, 'score': float(np.mean([part.iou for part in regions]))}
+                if number in parents:
+                    row['parent_id'] = first + parents[number] - 1
+                write = slicing.write(first + number - 1, masks, row)
+                writes += [] if write is None else [write]
+            return writes, table
+
+        def done(result: tuple[list[ObjectWrite], TrackTable | None]) -> None:
+            writes, table = result
+            if not writes:
+                session.controller.say('No object was found; change the level, or allow smaller ones.', Level.PROBLEM)
+                return
+            session.write_objects(f'find {len(writes)} {kind}', writes)
+            if table is not None:
+                self._add_tracks(table, min(targets), slicing)
+            session.controller.say(f'Found {len(writes)} {kind}. U takes them back.')
+            self.changed.emit()
+
+        session.controller.run(f'Finding {kind}', work, done)
+
+    def _is_run_here(self) -> bool:
+        """Whether the last run was through the slices that can be gone to now."""
+        run, slicing = self._run, self.slicing
+        if run is None or slicing is None or run.layer is not self.session.objects:
+            return False
+        return (run.slicing.axis, run.slicing.index(0)) == (slicing.axis, slicing.index(0))
+
+    def _is_ready(self) -> bool:
+        if self.slicing is None:
+            target = self.session.controller.target
+            text = self.session.controller.status.text if target is None else _NO_SLIDER
+            self.session.controller.say(text, Level.PROBLEM)
+            return False
+        return True
+
+    def _range(self) -> tuple[int, int]:
+        n_slices = self.slicing.n_slices
+        first, last = self.z_range or (0, n_slices)
+        return max(first, 0), min(last, n_slices)
+
+    def _targets(self) -> dict[int, Target]:
+        return {z: self.session.target_at(self.slicing.index(z)) for z in range(*self._range())}
+
+    def _propagate(self, anchors: Anchors, name: str) -> None:
+        session, slicing, z_range, settings = self.session, self.slicing, self._range(), self.settings
+        before = self._run.found if self._is_run_here() else {}
+        layer, targets, keep = session.ensure_objects(), self._targets(), session.keep_existing
+        anchors = {label: {z: crop for z, crop in slices.items() if z in targets} for label, slices in anchors.items()}
+        if not all(any(crop.area_px for crop in slices.values()) for slices in anchors.values()):
+            session.controller.say(
+                f'Slice {slicing.here} is not among slices {z_range[0]} to {z_range[1] - 1}; widen the range.',
+                Level.PROBLEM,
+            )
+            return
+
+        def work(progress: ProgressCallback) -> tuple[dict[int, Found], list[ObjectWrite]]:
+            done = 0.0
+
+            def report(fraction: float, text: str) -> None:
+                nonlocal done
+                done = fraction
+                progress(fraction, text)
+
+            def plane(z: int) -> EmbeddedPlane:
+                # The fraction stays where it is meanwhile: how many slices must be made ready is not known.
+                return session.controller.embedded(targets[z], lambda _fraction, text: progress(done, text))
+
+            known = with_marked(anchors, before, slicing, layer.data, targets)
+            found = propagate(plane, lambda z: targets[z].read(), known, z_range, settings, report)
+            end_what_was_beyond(found, before, targets)
+            return written(found, slicing, layer.data, keep)
+
+        def finished(result: tuple[dict[int, Found], list[ObjectWrite]]) -> None:
+            found, writes = result
+            session.write_objects(name, writes)
+            self._run = _Run(layer, slicing, found)
+            self.label = self.label if self.label in found else next(iter(found))
+            slices = sum(one.crop.area_px > 0 for one in found[self.label].values())
+            session.controller.say(
+                f'Object {self.label} is in {slices} slices; low bars in the strip want a look. U takes it back.'
+                if len(found) == 1
+                else f'Propagated {len(found)} objects. U takes them back.'
+            )
+            self.changed.emit()
+
+        session.controller.run(name[:1].upper() + name[1:], work, finished)
+
+    def _corrected(self) -> dict[int, dict[int, CropMask]]:
+        """For each object of the last run the slices that hold something else than was written, and where it began."""
+        run, slicing = self._run, self.slicing
+        if not self._is_run_here():
+            return {}
+        now: dict[int, dict[int, CropMask]] = {}
+        for z in sorted({z for found in run.found.values() for z in found}):
+            now[z] = crops_of(slicing.labels(run.layer.data, z), run.found)
+        anchors = {}
+        for label, found in run.found.items():
+            changed = {
+                z: now[z].get(label, EMPTY) for z, one in found.items() if not same(now[z].get(label, EMPTY), one.crop)
+            }
+            # An object that is in no slice as it was written has been taken back rather than corrected.
+            kept = [z for z, one in found.items() if one.crop.area_px and z not in changed]
+            known = {z: one.crop for z, one in found.items() if one.state is SliceState.CORRECTED and z not in changed}
+            if changed and kept and any(crop.area_px for crop in (known | changed).values()):
+                anchors[label] = known | changed
+        return anchors
+
+    def _label_map(self, target: Target, settings: AutomaticSettings, progress: ProgressCallback) -> np.ndarray:
+        tree = self.session.controller.embedded(target, progress).hierarchy
+        if tree is None:
+            raise UnSAMError(_TILED)
+        if settings.regions is Regions.BEST:
+            return best_labels(tree, settings.min_area_px, settings.max_share)
+        return cut_labels(tree, settings.granularity, settings.min_area_px, settings.max_share)
+
+    def _add_tracks(self, table: TrackTable, first: int, slicing: Slicing) -> None:
+        viewer, layer = self.session.viewer, self.session.ensure_objects()
+        data = np.zeros((len(table.data), 1 + layer.ndim))
+        data[:, 1:] = slicing.plane.index
+        data[:, [0, 1 + slicing.axis, *(1 + axis for axis in slicing.plane.axes)]] = table.data
+        data[:, 1 + slicing.axis] += first
+        names = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
+        placed = {name: getattr(layer, name) for name in names}
+        viewer.add_layer(Tracks(data, graph=table.graph, name=TRACKS_NAME, **placed))
+
+    def _image_changed(self) -> None:
+        self._shape = None
+        self._follow()
+
+    def _follow(self) -> None:
+        target = self.session.controller.target
+        shape = None if target is None else target.plane.shape
+        axes = self.axes
+        if shape == self._shape and (self.axis in axes or not axes):
+            return
+        self._shape = shape
+        if self.axis not in axes:
+            self.axis, self.z_range = (axes[0] if axes else None), None
+        if self._run is not None and self._run.layer is not self.session.objects:
+            self._run, self.label = None, 0
+        self.changed.emit()
+
+
+def _parts(targets: Mapping[int, Target], progress: ProgressCallback) -> list[tuple[int, ProgressCallback]]:
+    """For each slice a callback for the progress within it."""
+
+    def part(number: int) -> ProgressCallback:
+        return lambda fraction, text: progress((number + fraction) / len(targets), text)
+
+    return [(z, part(number)) for number, z in enumerate(targets)]

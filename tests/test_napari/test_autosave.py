@@ -1,0 +1,487 @@
+"""Autosave: what is done in one process is there in the next, however the first one ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from napari.components import ViewerModel
+from napari.layers import Labels
+from psygnal import Signal
+from skimage import data
+
+from napari_unsam import _prompts
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._prompts import PointPrompt, Polarity
+from napari_unsam.state.autosave import Autosave, image_identity
+from napari_unsam.state.history import ActionHistory
+from napari_unsam.state.records import count_prompts, decoded, encoded, prompt_kinds
+from unsam_mm.errors import StoreError
+
+PROMPTS = (PointPrompt((3.0, 20.5, 40.0)), PointPrompt((1.0, 2.0, 3.0), Polarity.NEGATIVE))
+
+
+class _Controller:
+    """As far as autosave knows a controller: it has prompts and says when they change."""
+
+    prompts_changed = Signal()
+
+    def __init__(self):
+        self.by_image, self.polarity = {}, Polarity.POSITIVE
+
+    def prompts_of(self, source):
+        return self.by_image.get(source, ())
+
+    def put_prompts(self, source, prompts):
+        self.by_image[source] = prompts
+        self.prompts_changed.emit()
+
+    def set_polarity(self, polarity):
+        self.polarity = polarity
+
+
+class _Write:
+    """One undoable write of objects."""
+
+    def __init__(self, labels, writes):
+        self.name, self._labels, self._writes = 'write', labels, writes
+
+    def do(self):
+        self._before = self._labels.data.copy()
+        for write in self._writes:
+            self._labels.data[write.region][write.mask] = write.label
+        rows = [{'index': write.label, 'area_px': int(write.mask.sum()), **write.features} for write in self._writes]
+        self._labels.features = pd.concat([self._labels.features, pd.DataFrame(rows)], ignore_index=True)
+        self._labels.refresh()
+
+    def undo(self):
+        self._labels.data[:] = self._before
+        self._labels.refresh()
+
+
+class Session:
+    """As far as autosave knows a session: one image, its objects, its controller."""
+
+    image_changed = Signal()
+
+    def __init__(self, image_pixels, name='Cells'):
+        self.viewer = ViewerModel()
+        self.image = self.viewer.add_image(image_pixels, name=name)
+        self.controller, self.history, self._objects = _Controller(), ActionHistory(), {}
+
+    @property
+    def objects(self):
+        return self._objects.get(self.image)
+
+    def choose(self, image):
+        self.image = image
+        self.image_changed.emit()
+
+    def prompt(self, prompts):
+        self.controller.put_prompts(self.image.unique_id, prompts)
+
+    def ensure_objects(self):
+        if self.objects is None:
+            self._objects[self.image] = self.viewer.add_layer(Labels(np.zeros(self.image.data.shape, np.uint32)))
+        return self.objects
+
+    def write_objects(self, name, writes):
+        self.history.do(_Write(self.ensure_objects(), writes))
+
+    def commit(self, label, region, **features):
+        mask = np.random.default_rng(label).random([part.stop - part.start for part in region]) < 0.7
+        self.write_objects('commit', [ObjectWrite(region, mask, label, features)])
+
+
+@pytest.fixture
+def stack():
+    return np.stack([data.coins()[:200, :300]] * 4)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Begins autosaves that share a folder."""
+    begun = []
+
+    def begin(**options):
+        begun.append(Autosave(tmp_path / 'autosave', **({'delay_s': 0.01} | options)))
+        return begun[-1]
+
+    yield begin
+    for autosave in begun:
+        autosave.close()
+
+
+@pytest.fixture
+def crash(start, stack):
+    """A session that did something and ended without a word: what is left of it is on disk only."""
+
+    def run(work: Callable[[Session], None]) -> Session:
+        session, autosave = Session(stack), start()
+        autosave.watch(session)
+        work(session)
+        assert autosave.flush()
+        for record in autosave._records.values():
+            if record.lock is not None:
+                record.lock.release()  # as the system does when a process ends
+        return session
+
+    return run
+
+
+def work_a_little(session):
+    session.commit(1, (slice(1, 2), slice(10, 40), slice(20, 70)), granularity=0.25, score=0.875, kind='nucleus')
+    session.commit(2, (slice(2, 4), slice(100, 150), slice(200, 260)), granularity=0.5)
+    session.prompt(PROMPTS)
+
+
+def test_objects_prompts_and_rows_come_back_after_a_crash(crash, start, stack):
+    before = crash(work_a_little)
+    session, autosave = Session(stack), start()
+    saved = autosave.find(session.image)
+    assert saved.description.startswith('2 objects and 2 prompts on "Cells", saved on ')
+    restored = autosave.restore(session, saved)
+    assert (restored.objects, restored.prompts, restored.damaged) == (2, 2, 0)
+    assert np.array_equal(session.objects.data, before.objects.data)
+    assert session.controller.prompts_of(session.image.unique_id) == PROMPTS
+    pd.testing.assert_frame_equal(session.objects.features, before.objects.features, check_dtype=False)
+
+
+def test_restoring_is_one_action_that_can_be_undone(crash, start, stack):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    autosave.restore(session, autosave.find(session.image))
+    session.history.undo()
+    assert not session.objects.data.any()
+
+
+def test_the_view_and_the_polarity_come_back(crash, start, stack):
+    def look_elsewhere(session):
+        session.viewer.dims.set_point(0, 3)
+        session.controller.set_polarity(Polarity.NEGATIVE)
+        session.prompt(PROMPTS)
+
+    crash(look_elsewhere)
+    session, autosave = Session(stack), start()
+    autosave.restore(session, autosave.find(session.image))
+    assert session.viewer.dims.point[0] == 3
+    assert session.controller.polarity is Polarity.NEGATIVE
+
+
+def test_undone_objects_do_not_come_back(crash, start, stack):
+    def undo_one(session):
+        work_a_little(session)
+        session.history.undo()
+
+    before = crash(undo_one)
+    session, autosave = Session(stack), start()
+    autosave.restore(session, autosave.find(session.image))
+    assert np.unique(session.objects.data).tolist() == [0, 1]
+    assert np.array_equal(session.objects.data, before.objects.data)
+
+
+def test_strokes_of_the_users_own_brush_are_saved(crash, start, stack):
+    def paint(session):
+        session.ensure_objects()
+        session.commit(1, (slice(0, 1), slice(0, 5), slice(0, 5)))
+        session.objects.selected_label = 7
+        session.objects.paint((0, 50, 60), 7)
+
+    before = crash(paint)
+    assert (before.objects.data == 7).any()
+    session, autosave = Session(stack), start()
+    autosave.restore(session, autosave.find(session.image))
+    assert np.array_equal(session.objects.data, before.objects.data)
+
+
+def test_the_work_on_another_image_is_not_offered(crash, start, stack):
+    crash(work_a_little)
+    for other in (Session(stack[:, ::-1].copy()), Session(stack[:3]), Session(stack, name='Others')):
+        assert start().find(other.image) is None
+
+
+def test_images_are_saved_side_by_side(start, stack):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    first = session.image
+    session.commit(1, (slice(0, 1), slice(0, 5), slice(0, 5)))
+    second = session.viewer.add_image(stack[::-1].copy(), name='Others')
+    session.choose(second)
+    session.commit(5, (slice(0, 1), slice(9, 14), slice(9, 14)))
+    autosave.close()
+    kept = {image.name: start().find(image).features['index'].tolist() for image in (first, second)}
+    assert kept == {'Cells': [1], 'Others': [5]}
+
+
+def test_the_work_of_a_session_that_still_lives_is_not_offered_to_another(start, stack):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    work_a_little(session)
+    assert autosave.flush()
+    assert start().find(session.image) is None
+    autosave.close()
+    assert start().find(session.image) is not None
+
+
+def test_restored_work_is_kept_until_the_new_session_has_saved_it(crash, start, stack):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    saved = autosave.find(session.image)
+    autosave.watch(session)
+    autosave.restore(session, saved)
+    assert autosave.flush()
+    assert not saved.folder.exists()
+    autosave.close()
+    assert start().find(session.image).description.startswith('2 objects and 2 prompts')
+
+
+def test_work_that_is_not_wanted_back_is_gone(crash, start, stack):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    autosave.discard(autosave.find(session.image))
+    assert autosave.find(session.image) is None
+
+
+@pytest.mark.parametrize(('goes_on', 'is_kept'), [(False, False), (True, True)])
+def test_exported_work_is_dropped_on_closing_unless_it_went_on(start, stack, goes_on, is_kept):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    work_a_little(session)
+    assert autosave.flush()
+    autosave.exported(session)
+    if goes_on:
+        session.commit(3, (slice(0, 1), slice(0, 5), slice(0, 5)))
+    autosave.close()
+    assert (start().find(session.image) is not None) == is_kept
+
+
+def test_looking_at_an_image_leaves_nothing_behind(start, stack, tmp_path):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    session.prompt(PROMPTS)
+    assert autosave.flush()
+    session.prompt(())
+    assert autosave.flush()
+    assert start().find(session.image) is None
+    autosave.close()
+    assert not list((tmp_path / 'autosave').iterdir())
+
+
+def test_old_work_is_removed_after_some_days(crash, start, stack):
+    crash(work_a_little)
+    saved = start().find(Session(stack).image)
+    weeks_ago = time.time() - 40 * 86_400
+    os.utime(saved.folder, (weeks_ago, weeks_ago))
+    autosave = start(keep_days=30)
+    autosave.watch(Session(stack))
+    deadline = time.monotonic() + 10
+    while saved.folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not saved.folder.exists()
+
+
+def test_only_blocks_that_changed_are_written_and_old_ones_go(start, stack, tmp_path):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    session.commit(1, (slice(0, 1), slice(0, 50), slice(0, 50)))
+    autosave.flush()
+    blocks = {path: path.stat().st_mtime_ns for path in (tmp_path / 'autosave').rglob('*.npz')}
+    session.commit(2, (slice(3, 4), slice(0, 50), slice(0, 50)))
+    autosave.flush()
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / 'autosave').rglob('*.npz')}
+    assert len(after) == 2
+    assert blocks.items() <= after.items()
+    session.commit(3, (slice(0, 1), slice(60, 90), slice(0, 50)))
+    autosave.flush()
+    assert len(list((tmp_path / 'autosave').rglob('*.npz'))) == 2
+
+
+def test_objects_stay_saved_while_other_channels_of_the_image_are_looked_at(start, stack):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    work_a_little(session)
+    objects = session._objects.pop(session.image)
+    session.image_changed.emit()
+    autosave.close()
+    saved = start().find(session.image)
+    assert np.array_equal(saved.labels()[0], objects.data)
+
+
+def test_a_damaged_block_costs_its_objects_only_and_is_told(crash, start, stack):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    saved = autosave.find(session.image)
+    first = sorted(saved._blocks)[0]
+    (saved.folder / 'blocks' / first[1]).write_bytes(b'PK')
+    restored = autosave.restore(session, saved)
+    assert (restored.objects, restored.damaged) == (1, 1)
+    assert np.unique(session.objects.data).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize('content', ['', '{', '[]', '{"format": 99}', '{"format": 1}'])
+def test_a_record_that_cannot_be_read_is_as_if_there_were_none(crash, start, stack, content):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    (autosave.find(session.image).folder / 'work.json').write_text(content)
+    assert autosave.find(session.image) is None
+
+
+def test_objects_of_another_shape_are_refused_and_kept(crash, start, stack):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    saved = autosave.find(session.image)
+    other = Session(stack[:2])
+    with pytest.raises(StoreError, match=r'shape \(4, 200, 300\)'):
+        autosave.restore(other, saved)
+    assert autosave.find(session.image) is not None
+
+
+def test_a_place_that_cannot_be_written_is_told_once_and_does_not_stop_the_work(tmp_path, stack):
+    (tmp_path / 'file').write_text('not a folder')
+    said = []
+    autosave = Autosave(tmp_path / 'file', delay_s=0.01, on_problem=said.append)
+    session = Session(stack)
+    autosave.watch(session)
+    for label in (1, 2):
+        session.commit(label, (slice(0, 1), slice(0, 5), slice(0, 5)))
+        autosave.flush()
+    assert len(said) == 1
+    assert 'file' in said[0]
+    autosave.close()
+
+
+def test_noting_an_action_takes_the_users_thread_no_time(start):
+    session, autosave = Session(np.zeros((40, 512, 512), np.uint8)), start()
+    autosave.watch(session)
+    session.commit(1, (slice(0, 1), slice(0, 500), slice(0, 500)))
+    started_s = time.perf_counter()
+    for _ in range(50):
+        session.controller.prompts_changed.emit()
+    assert (time.perf_counter() - started_s) / 50 < 0.01
+
+
+def test_every_kind_of_prompt_survives_json():
+    kinds = prompt_kinds()
+    assert {'PointPrompt', 'Polarity'} <= kinds.keys()
+    assert decoded(encoded(PROMPTS), []) == PROMPTS
+    if 'ShapePrompt' in kinds:
+        outline = _prompts.ShapePrompt(_prompts.ShapeKind.OUTLINE, ((0.0, 1.5), (2.0, 3.0)), Polarity.NEGATIVE, 3)
+        prompts = _prompts.Prompts(points=PROMPTS, shapes=(outline,), object_id=3)
+        assert decoded(encoded(prompts), []) == prompts
+        assert count_prompts(prompts) == 3
+
+
+def test_a_prompt_of_a_kind_unknown_here_is_left_out_and_told():
+    lost = []
+    content = [encoded(PROMPTS[0]), {'kind': 'System', 'parts': {'command': 'x'}}]
+    assert decoded(content, lost) == PROMPTS[:1]
+    assert len(lost) == 1
+
+
+def test_what_is_no_plain_value_is_refused():
+    with pytest.raises(StoreError, match='no plain value'):
+        encoded((PointPrompt((object(),)),))
+
+
+def test_an_image_is_known_again_whatever_its_layer_was_renamed_to_meanwhile(start, stack):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    session.image.name = 'My cells'
+    work_a_little(session)
+    autosave.close()
+    assert start().find(Session(stack).image) is not None
+
+
+def test_the_identity_does_not_depend_on_how_an_array_lies_in_memory(stack):
+    as_columns = Session(np.asfortranarray(stack))
+    assert image_identity(as_columns.image) == image_identity(Session(stack).image)
+
+
+def test_a_lazy_image_is_not_read_for_its_identity():
+    class Lazy:
+        shape, dtype, ndim = (5, 100, 100), np.dtype(np.uint8), 3
+
+    image = SimpleNamespace(
+        data=Lazy(), multiscale=False, name='x', source=SimpleNamespace(path='/a.zarr', sample=None)
+    )
+    assert image_identity(image) == image_identity(image)
+
+
+WORK = """
+import os, signal, sys, time
+from pathlib import Path
+import numpy as np
+from napari.components import ViewerModel
+from skimage import data
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._controller import SegmentationController
+from napari_unsam._prompts import Polarity
+from napari_unsam._session import ViewerSession
+from napari_unsam.state.autosave import Autosave
+from unsam_mm.errors import UnSAMError
+
+def begin(folder):
+    def embed(image, progress):
+        raise UnSAMError('there is no model here')
+    viewer = ViewerModel()
+    session = ViewerSession(viewer, SegmentationController(embed))
+    session.set_image(viewer.add_image(np.stack([data.coins()] * 3), name='Coins', scale=(2, 0.5, 0.5)))
+    return session, Autosave(Path(folder), delay_s=0.2)
+
+def write(session, label):
+    top, left = divmod(label, 8)
+    region = (slice(label % 3, label % 3 + 1), slice(30 * top, 30 * top + 40), slice(35 * left, 35 * left + 30))
+    mask = np.random.default_rng(label).random((1, 40, 30)) < 0.8
+    session.write_objects(f'commit {label}', [ObjectWrite(region, mask, label, {'granularity': label / 64})])
+
+def click(session, number):
+    at = session.image.data_to_world((session.viewer.dims.current_step[0], 20 + 5 * number, 30))
+    session.click(at, Polarity.NEGATIVE if number % 3 == 2 else Polarity.POSITIVE)
+
+def state(session):
+    objects, prompts = session.objects, session.controller.prompts
+    rows = objects.features.sort_values('index')
+    return objects.data, rows['index'].tolist(), rows['granularity'].tolist(), rows['area_px'].tolist(), prompts
+"""
+FIRST = """
+session, autosave = begin(sys.argv[1])
+autosave.watch(session)
+for label in range(1, 51):
+    write(session, label)
+for number in range(10):
+    click(session, number)
+time.sleep(2)
+np.save(sys.argv[2], session.objects.data)
+print(repr(state(session)[1:]), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+SECOND = """
+session, autosave = begin(sys.argv[1])
+autosave.watch(session)
+restored = autosave.restore(session, autosave.find(session.image))
+assert (restored.objects, restored.prompts, restored.damaged) == (50, 10, 0), restored
+assert np.array_equal(session.objects.data, np.load(sys.argv[2])), 'other labels'
+print(repr(state(session)[1:]), flush=True)
+autosave.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == 'win32', reason='has no SIGKILL')
+def test_fifty_objects_and_ten_prompts_are_back_after_a_kill(tmp_path):
+    def run(script):
+        command = [sys.executable, '-c', WORK + script, str(tmp_path / 'autosave'), str(tmp_path / 'labels.npy')]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    killed = run(FIRST)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    restarted = run(SECOND)
+    assert restarted.returncode == 0, restarted.stderr
+    assert restarted.stdout == killed.stdout
+    assert restarted.stdout.count('PointPrompt(') == 10

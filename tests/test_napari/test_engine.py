@@ -1,0 +1,220 @@
+"""Planes made ready with the engines of `unsam_mm`, on real images."""
+
+import resource
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from skimage import data
+
+from napari_unsam import _engine
+from napari_unsam._engine import EmbeddedPlane, PlaneEmbedder, make_engine
+from napari_unsam._inference import InferenceSettings, report_progress, reporting
+from napari_unsam._planes import Plane
+from napari_unsam._session import ViewerSession
+from napari_unsam._targets import Target
+from unsam_mm.errors import UnSAMError
+from unsam_mm.prompting.tree import TreeEngine
+
+COIN_XY, BETWEEN_XY = np.array([[44.0, 55.0]]), np.array([[75.0, 60.0]])
+POSITIVE = np.ones(1, int)
+
+
+def silent(fraction, message):
+    pass
+
+
+def target_of(pixels, source='image'):
+    plane = Plane(pixels.shape[:2], (0, 1), (0, 0))
+    return Target(source, plane, 'Image', lambda: pixels, lambda: [pixels])
+
+
+@pytest.fixture
+def looked_at(generator, monkeypatch):
+    """Engines are made with the shared generator; gives the shapes of the images that they were shown."""
+    shown = []
+
+    def grow(rgb):
+        shown.append(rgb.shape)
+        return generator(rgb, report_progress)
+
+    monkeypatch.setattr(_engine, 'make_engine', lambda name, device, weights: TreeEngine(grow))
+    return shown
+
+
+@pytest.fixture(scope='module')
+def coins(generator):
+    """The coins, made ready with the tree engine."""
+    engine = TreeEngine(generator)
+    engine.set_image(np.dstack([data.coins()] * 3))
+    return EmbeddedPlane(engine, engine.hierarchy)
+
+
+def test_a_click_gives_a_few_masks_that_hold_it(coins):
+    masks = coins.answer(COIN_XY, POSITIVE)
+    assert 2 <= len(masks) <= 6
+    assert [found.score for found in masks] == sorted((found.score for found in masks), reverse=True)
+    for found in masks:
+        x0, y0, x1, y1 = found.box_xyxy
+        assert found.mask.shape == (y1 - y0, x1 - x0)
+        assert found.mask[55 - y0, 44 - x0]
+        assert found.area_px == found.mask.sum()
+        assert 0 <= found.granularity <= 1
+
+
+def test_masks_of_the_main_tree_are_known_as_its_nodes(coins):
+    nodes = [found.node for found in coins.answer(COIN_XY, POSITIVE)]
+    assert set(nodes) <= set(coins.hierarchy.path(55, 44).tolist())
+
+
+def test_a_granularity_gives_one_mask_and_coarser_ones_are_larger(coins):
+    areas = [coins.answer(COIN_XY, POSITIVE, granularity=g)[0].area_px for g in (0.0, 0.5, 1.0)]
+    assert areas[0] < areas[1] < areas[2] == data.coins().size
+
+
+def test_a_box_is_answered_with_something_of_its_extent(coins):
+    x0, y0, x1, y1 = coins.answer(box_xyxy=np.array([20, 30, 70, 80]))[0].box_xyxy
+    assert abs(x0 - 20) + abs(y0 - 30) + abs(x1 - 70) + abs(y1 - 80) < 60
+
+
+def test_a_mask_is_answered_with_something_like_it(coins):
+    wanted = coins.answer(COIN_XY, POSITIVE)[1]
+    given = np.zeros(coins.size_hw, bool)
+    x0, y0, x1, y1 = wanted.box_xyxy
+    given[y0:y1, x0:x1] = wanted.mask
+    found = coins.answer(COIN_XY, POSITIVE, mask=given)[0]
+    assert abs(found.area_px - wanted.area_px) < 0.1 * wanted.area_px
+
+
+def test_the_chain_holds_the_click_from_the_finest_region_to_the_whole_plane(coins):
+    chain = coins.chain(COIN_XY, POSITIVE)
+    assert (np.diff(coins.hierarchy.area[chain]) > 0).all()
+    assert coins.hierarchy.area[chain[-1]] == data.coins().size
+
+
+def test_a_plane_that_was_stored_is_not_looked_at_again(looked_at, tmp_path):
+    settings = InferenceSettings('tree', store=tmp_path)
+    first = PlaneEmbedder(settings)(target_of(data.coins()), silent)
+    again = PlaneEmbedder(settings)(target_of(data.coins(), 'another session'), silent)
+    assert looked_at == [(303, 384, 3)]
+    before, after = (plane.answer(COIN_XY, POSITIVE) for plane in (first, again))
+    assert [found.area_px for found in before] == [found.area_px for found in after]
+    PlaneEmbedder(settings)(target_of(data.coins()[::-1]), silent)
+    assert len(looked_at) == 2
+
+
+def test_planes_do_not_take_each_others_image(looked_at):
+    embedder = PlaneEmbedder(InferenceSettings('tree'))
+    upright = embedder(target_of(data.coins()), silent)
+    before = [found.area_px for found in upright.answer(COIN_XY, POSITIVE)]
+    embedder(target_of(data.camera()[:200, :300]), silent)
+    assert upright.size_hw == (303, 384)
+    assert [found.area_px for found in upright.answer(COIN_XY, POSITIVE)] == before
+
+
+def test_large_planes_are_looked_at_in_windows_around_the_prompt(looked_at, monkeypatch):
+    monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)
+    monkeypatch.setattr(_engine, '_TILE_PX', 256)
+    pixels = np.tile(data.coins(), (2, 2))
+    plane = PlaneEmbedder(InferenceSettings('tree'))(target_of(pixels), silent)
+    assert plane.hierarchy is None
+    assert looked_at == []
+    [found] = plane.answer(COIN_XY, POSITIVE, max_masks=1)
+    assert looked_at == [(256, 256, 3)]
+    assert found.area_px < 10_000
+    assert len(plane.chain(COIN_XY, POSITIVE)) == 0
+    many = plane.answer(COIN_XY, POSITIVE)
+    assert len(many) > 1
+    by_area = sorted(many, key=lambda mask: mask.area_px)
+    assert [mask.granularity for mask in by_area] == sorted(mask.granularity for mask in by_area)
+    assert plane.answer(COIN_XY, POSITIVE, granularity=0.4)
+
+
+def test_an_unknown_engine_is_refused_in_one_line():
+    with pytest.raises(UnSAMError, match='the engine must be one of'):
+        make_engine('best', 'cpu')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['tree', 'model'])
+def test_the_engines_of_users_tell_of_their_progress_and_answer(name):
+    told = []
+    embedder = PlaneEmbedder(InferenceSettings(name, device='cpu'))
+    embedder.load()
+    plane = embedder(target_of(data.coins()), lambda fraction, message: told.append(message))
+    assert len(set(told)) > 2
+    assert plane.answer(COIN_XY, POSITIVE)
+    assert plane.hierarchy.size_hw == (303, 384)
+    with reporting(silent):
+        both = plane.answer(np.concatenate([COIN_XY, BETWEEN_XY]), np.array([1, 0]))
+    for found in both:
+        x0, y0, x1, y1 = found.box_xyxy
+        assert not (x0 <= 75 < x1 and y0 <= 60 < y1 and found.mask[60 - y0, 75 - x0])
+
+
+class Scan:
+    """8192 x 8192 px of coins that are made where they are read, in 16 bit."""
+
+    shape, ndim, dtype = (8192, 8192), 2, np.dtype(np.uint16)
+
+    def __init__(self):
+        self.read_px = 0
+
+    def __getitem__(self, index):
+        rows, columns = (
+            np.arange(8192)[part] for part in (index if isinstance(index, tuple) else (index, slice(None)))
+        )
+        self.read_px += rows.size * columns.size
+        coins = data.coins()
+        return coins[np.ix_(rows % coins.shape[0], columns % coins.shape[1])].astype(np.uint16) * 16
+
+
+@pytest.mark.slow
+def test_a_plane_of_8192_px_is_segmented_lazily_and_in_bounded_memory(looked_at, make_controller, mailbox):
+    da = pytest.importorskip('dask.array')
+    scan, viewer = Scan(), ViewerModel()
+    pixels = da.from_array(scan, chunks=(512, 512), name=False, asarray=False)
+    image = viewer.add_image([pixels, pixels[::8, ::8]], multiscale=True, contrast_limits=(0, 4080))
+    controller = make_controller()
+    controller._embed = PlaneEmbedder(InferenceSettings('tree'))
+    session = ViewerSession(viewer, controller)
+    session.set_image(image)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    scan.read_px = 0
+    session.click((55 + 303 * 10, 44 + 384 * 8))
+    mailbox.open_until(lambda: controller.proposal is not None, timeout_s=180)
+    session.commit()
+    controller.cancel()
+    assert scan.read_px < 8192**2 / 8
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 900_000
+    assert session.objects.data[55 + 303 * 10, 44 + 384 * 8] == 1
+    assert controller.hierarchy is None
+    session.close()
+
+
+def test_other_weights_answer_later_planes_and_drop_what_was_known(
+    looked_at, make_controller, mailbox, monkeypatch, tmp_path
+):
+    used = []
+    make = _engine.make_engine
+    monkeypatch.setattr(_engine, 'make_engine', lambda *given: (used.append(given[2]), make(*given))[1])
+    controller = make_controller()
+    controller._embed = PlaneEmbedder(InferenceSettings('model'))
+    target = target_of(data.coins())
+    controller.set_target(target)
+    controller.embed()
+    mailbox.open_until(lambda: controller.plane is not None)
+    controller.use_weights(tmp_path / 'adapted.safetensors')
+    mailbox.open_until(lambda: not controller.is_busy)
+    assert controller.plane is None
+    assert used == [None, tmp_path / 'adapted.safetensors']
+
+
+def test_weights_that_cannot_be_had_leave_the_model_as_it_was(looked_at, monkeypatch, tmp_path):
+    with pytest.raises(UnSAMError, match="for the engine 'model'"):
+        PlaneEmbedder(InferenceSettings('tree')).use_weights(tmp_path / 'adapted.safetensors')
+    embedder = PlaneEmbedder(InferenceSettings('model'))
+    monkeypatch.setattr(_engine, 'make_engine', make_engine)
+    with pytest.raises(UnSAMError, match='nothing.safetensors'):
+        embedder.use_weights(tmp_path / 'nothing.safetensors')
+    assert embedder._weights is None

@@ -1,0 +1,286 @@
+"""Automatic objects for a folder: complete, resumable, and without a screen."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+from skimage import data
+from skimage.filters import threshold_otsu
+from skimage.measure import label
+
+from napari_unsam.__main__ import main
+from napari_unsam.files.automatic import AutomaticObjects, AutomaticSettings, draw_disjoint
+from napari_unsam.files.batch import BatchJob
+from napari_unsam.files.pixels import ImagePixels
+from napari_unsam.files.results import ImageList, Results
+from napari_unsam.output.formats import FORMATS
+from tests.test_napari.stand_ins import colour_tree
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.mask_set import MaskSet
+
+COINS = data.coins()[:150, :190]
+
+
+def threshold_objects(self, rgb):
+    """Stands in for the models: what is bright."""
+    labels = label(rgb[..., 0] > threshold_otsu(rgb[..., 0])).astype(np.uint32)
+    index = np.arange(1, labels.max() + 1)
+    return labels, pd.DataFrame({'index': index, 'granularity': 0.5, 'score': 1.0, 'stability': 0.25})
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(AutomaticObjects, '_in_plane', threshold_objects)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two good images, one of them deeper, and one that is cut short."""
+    images = tmp_path / 'images'
+    (images / 'plate').mkdir(parents=True)
+    Image.fromarray(COINS).save(images / 'a.png')
+    Image.fromarray(np.stack([COINS] * 3, axis=-1)).save(images / 'plate' / 'b.png')
+    (images / 'broken.png').write_bytes((images / 'a.png').read_bytes()[:2000])
+    return images
+
+
+def test_each_image_has_its_results_and_a_broken_one_is_listed(folder, tmp_path, quick, capsys):
+    out = tmp_path / 'out'
+    assert main(['batch', str(folder), str(out), '--format', *FORMATS]) == 1
+    for name in ('a.png', 'plate/b.png'):
+        for form in FORMATS.values():
+            assert (out / f'{name}.objects{form.ending}').exists()
+    assert (out / 'failed.txt').read_text().startswith('broken.png\t')
+    assert '2 images done now' in capsys.readouterr().out
+
+
+def test_labels_and_table_belong_together(folder, tmp_path, quick):
+    main(['batch', str(folder), str(tmp_path / 'out')])
+    labels = tifffile.imread(tmp_path / 'out' / 'a.png.objects.tif')
+    table = pd.read_csv(tmp_path / 'out' / 'a.png.objects.csv')
+    assert table['index'].tolist() == np.unique(labels)[1:].tolist()
+    assert table['area_px'].tolist() == np.bincount(labels.ravel())[1:].tolist()
+    assert {'mean_intensity', 'eccentricity', 'granularity', 'stability'} <= set(table)
+
+
+def test_resuming_does_what_is_left_and_tries_failed_images_again(folder, tmp_path, quick, capsys):
+    out = tmp_path / 'out'
+    main(['batch', str(folder), str(out)])
+    times = {path: path.stat().st_mtime_ns for path in out.rglob('*.objects.*')}
+    (out / 'plate' / 'b.png.objects.csv').unlink()
+    (folder / 'broken.png').write_bytes((folder / 'a.png').read_bytes())
+    capsys.readouterr()
+    assert main(['batch', str(folder), str(out), '--resume']) == 0
+    assert '2 images done now' in capsys.readouterr().out
+    kept = [out / 'a.png.objects.tif', out / 'a.png.objects.csv']
+    assert all(path.stat().st_mtime_ns == times[path] for path in kept)
+    assert not (out / 'failed.txt').exists()
+
+
+def test_results_are_never_redone_or_mixed_unasked(folder, tmp_path, quick, capsys):
+    arguments = ['batch', str(folder), str(tmp_path / 'out')]
+    main(arguments)
+    assert main(arguments) == 1
+    assert '--resume' in capsys.readouterr().err
+    assert main([*arguments, '--resume', '--min-area', '30']) == 1
+    assert 'min_area_px=16' in capsys.readouterr().err
+
+
+def test_results_may_lie_beside_the_images(folder, quick, capsys):
+    (folder / 'broken.png').unlink()
+    main(['batch', str(folder), str(folder), '--format', 'tiff'])
+    assert main(['batch', str(folder), str(folder), '--format', 'tiff', '--resume']) == 0
+    assert '0 images done now with 0 objects, 2 before, 0 failed, of 2' in capsys.readouterr().out
+
+
+def test_an_interrupted_run_says_how_to_go_on(folder, tmp_path, quick, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Results, 'write', interrupted)
+    assert main(['batch', str(folder), str(tmp_path / 'out')]) == 130
+    assert '--resume' in capsys.readouterr().err
+
+
+def test_a_list_of_files_is_followed_in_its_order(folder, tmp_path, quick):
+    (tmp_path / 'some.txt').write_text('# good ones\nimages/plate/b.png\nimages/a.png\n')
+    assert ImageList.of(tmp_path / 'some.txt').names == ('plate/b.png', 'a.png')
+    report = BatchJob(tmp_path / 'some.txt', tmp_path / 'out').run()
+    assert (report.found, report.done) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ('lines', 'words'), [('', 'names no images'), ('a.png\na.png', 'twice'), ('a.doc', 'does not end')]
+)
+def test_lists_that_cannot_be_meant_are_refused(tmp_path, lines, words):
+    (tmp_path / 'some.txt').write_text(lines)
+    with pytest.raises(ImageError, match=words):
+        ImageList.of(tmp_path / 'some.txt')
+
+
+def test_a_folder_of_results_alone_is_told(tmp_path):
+    tifffile.imwrite(tmp_path / 'a.png.objects.tif', COINS)
+    with pytest.raises(ImageError, match='results of earlier runs'):
+        ImageList.of(tmp_path)
+
+
+def test_stacks_are_done_plane_by_plane_and_blank_planes_are_empty(quick):
+    stack = np.stack([COINS, np.full_like(COINS, 7), COINS])
+    pixels = ImagePixels({'': stack}, False, (2.0, 1.0, 1.0), ('micrometer',) * 3, 'zyx')
+    labels, table = AutomaticObjects(AutomaticSettings())(pixels)
+    assert not labels[1].any()
+    assert np.array_equal(labels[2] > 0, labels[0] > 0)
+    assert labels[2].max() == len(table) == 2 * labels[0].max()
+    assert table['index'].tolist() == list(range(1, len(table) + 1))
+
+
+def test_objects_of_neighbouring_planes_are_one_if_they_are_linked(quick):
+    shifted = [np.roll(COINS, shift, axis=1) for shift in (0, 1, 2)]
+    pixels = ImagePixels({'': np.stack(shifted)}, False, (2.0, 1.0, 1.0), ('micrometer',) * 3, 'zyx')
+    apart, _ = AutomaticObjects(AutomaticSettings())(pixels)
+    labels, table = AutomaticObjects(AutomaticSettings(link=True))(pixels)
+    assert table['index'].tolist() == np.unique(labels)[1:].tolist()
+    assert len(table) < apart.max() / 2
+    assert table['stability'].tolist() == [0.25] * len(table)
+    largest = np.bincount(labels.ravel())[1:].argmax() + 1
+    assert (labels == largest).any(axis=(1, 2)).all()
+
+
+def test_nothing_to_link_is_no_objects(quick):
+    stack = np.stack([COINS, np.full_like(COINS, 7)])
+    pixels = ImagePixels({'': stack}, False, (2.0, 1.0, 1.0), ('micrometer',) * 3, 'zyx')
+    labels, table = AutomaticObjects(AutomaticSettings(link=True))(pixels)
+    assert not labels.any()
+    assert len(table) == 0
+
+
+def test_a_full_disk_ends_the_run(folder, tmp_path, quick, monkeypatch):
+    def full(*_):
+        raise StoreError('the disk is full')
+
+    monkeypatch.setattr(Results, 'write', full)
+    with pytest.raises(StoreError, match='full'):
+        BatchJob(folder, tmp_path / 'out').run()
+
+
+@pytest.mark.parametrize(
+    'given', [{'engine': 'sam'}, {'side': 'left'}, {'level': 1.5}, {'min_area_px': 0}, {'channel': -1}]
+)
+def test_settings_out_of_range_are_refused(given):
+    with pytest.raises(UnSAMError, match=next(iter(given))):
+        AutomaticSettings(**given)
+
+
+@pytest.mark.parametrize('option', [['--level', '2'], ['--level', 'x'], ['--min-area', '0'], ['--format', 'doc']])
+def test_options_out_of_range_are_refused(option, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(['batch', str(tmp_path), str(tmp_path), *option])
+    assert option[0] in capsys.readouterr().err
+
+
+def test_a_mask_that_better_ones_have_taken_is_left_out():
+    masks = np.zeros((3, 8, 9), bool)
+    masks[0, 2:6, 2:6] = True
+    masks[1, 2:6, 3:7] = True  # three quarters of it are taken
+    masks[2, 4:8, 5:9] = True  # an eighth of it is
+    labels, drawn = draw_disjoint(MaskSet.from_bitmaps(masks))
+    assert drawn == [0, 2]
+    assert np.array_equal(labels == 1, masks[0])
+    assert np.array_equal(labels == 2, masks[2] & ~masks[0])
+
+
+class TreeStandIn:
+    """In place of the engine 'tree': superpixels merged by colour."""
+
+    def set_image(self, rgb):
+        self.hierarchy = colour_tree(rgb, lambda *_: None)
+
+
+class ModelStandIn:
+    """In place of the engine 'model': half of the plane, a thirty-second, and a sixteenth that holds it."""
+
+    def set_image(self, rgb):
+        self.masks = np.zeros((3, *rgb.shape[:2]), bool)
+        for mask, share in zip(self.masks, (2, 16, 8), strict=True):
+            mask[: rgb.shape[0] // share, : rgb.shape[1] // (1 + (share > 2))] = True
+
+    def all_masks(self, max_masks, min_area_px, points_per_side, max_iou):
+        masks = MaskSet.from_bitmaps(self.masks, np.array([0.9, 0.8, 0.5]))
+        return masks, np.array([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize('level', [None, 0.6])
+def test_regions_of_the_tree_become_objects_within_the_limits(monkeypatch, level):
+    monkeypatch.setattr(AutomaticObjects, '_engine', TreeStandIn())
+    pixels = ImagePixels({'': COINS}, False, (1.0, 1.0), ('pixel',) * 2, 'yx')
+    labels, table = AutomaticObjects(AutomaticSettings(level=level, min_area_px=60))(pixels)
+    assert table['index'].tolist() == np.unique(labels)[1:].tolist()
+    assert len(table) >= 3
+    assert np.bincount(labels.ravel())[1:].min() >= 60
+    assert table[['granularity', 'score', 'stability']].notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ('level', 'drawn'), [pytest.param(None, 0.8, id='best first'), pytest.param(1.0, 0.5, id='coarsest first')]
+)
+def test_masks_of_the_model_are_drawn_in_their_order_and_none_is_half_the_plane(monkeypatch, level, drawn):
+    monkeypatch.setattr(AutomaticObjects, '_engine', ModelStandIn())
+    pixels = ImagePixels({'': COINS}, False, (1.0, 1.0), ('pixel',) * 2, 'yx')
+    labels, table = AutomaticObjects(AutomaticSettings(engine='model', level=level))(pixels)
+    assert table['score'].tolist()[0] == pytest.approx(drawn)
+    assert (labels > 0).mean() < 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('engine', [['tree'], ['tree', '--level', '0.6'], ['model']])
+def test_coins_are_found_by_both_engines(tmp_path, engine):
+    Image.fromarray(data.coins()).save(tmp_path / 'coins.png')
+    assert (
+        main(['batch', str(tmp_path / 'coins.png'), str(tmp_path / 'out'), '--min-area', '200', '--engine', *engine])
+        == 0
+    )
+    labels = tifffile.imread(tmp_path / 'out' / 'coins.png.objects.tif')
+    assert labels.max() >= 5
+    assert np.bincount(labels.ravel())[1:].min() > 100
+
+
+@pytest.mark.slow
+def test_a_run_in_processes_that_is_interrupted_goes_on_from_there(tmp_path):
+    images = tmp_path / 'images'
+    images.mkdir()
+    for i in range(6):
+        Image.fromarray(np.roll(COINS, 20 * i, axis=1)).save(images / f'{i}.png')
+    command = [sys.executable, '-m', 'napari_unsam', 'batch', str(images), str(tmp_path / 'out')]
+    command += ['--workers', '2', '--format', 'tiff']
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    first_s = time.monotonic()
+    while not list((tmp_path / 'out').glob('*.objects.tif')):
+        assert running.poll() is None, running.stderr.read()
+        assert time.monotonic() - first_s < 120
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    assert running.returncode == 130
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').glob('*.objects.tif')}
+    assert len(done) < 6
+    again = subprocess.run([*command, '--resume'], capture_output=True, text=True, check=True, timeout=300)
+    assert f'{6 - len(done)} images done now' in again.stdout
+    assert all(path.stat().st_mtime_ns == before for path, before in done.items())
+
+
+@pytest.mark.slow
+def test_the_command_line_needs_neither_qt_nor_napari():
+    code = (
+        'import sys; from napari_unsam.__main__ import build_parser; build_parser(); '
+        "print([name for name in ('napari', 'qtpy', 'PyQt6', 'vispy', 'torch') if name in sys.modules])"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ('DISPLAY', 'WAYLAND_DISPLAY')}
+    done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == '[]'

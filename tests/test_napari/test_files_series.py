@@ -1,0 +1,370 @@
+"""A folder of images in the viewer: forward, back, and nothing that was not saved is lost without a question."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from napari.components import ViewerModel
+from PIL import Image
+from skimage import data
+
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._controller import Level
+from napari_unsam._session import ViewerSession
+from napari_unsam.files.results import ImageList, Results
+from napari_unsam.files.series import ImageSeries, fingerprint, place_objects
+from napari_unsam.output.objects import LabelledObjects, objects_of_layer
+from napari_unsam.panels.files_panel import FilesPanel, Unsaved
+from tests.test_napari.labelled import drawn_objects
+from tests.test_napari.stand_ins import colour_tree
+from unsam_mm.errors import StoreError
+
+COINS = data.coins()[:60, :80]
+NAMES = ('a.png', 'b.tif', 'plate/c.png')
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / 'plate').mkdir()
+    Image.fromarray(COINS).save(tmp_path / 'a.png')
+    metadata = {
+        'axes': 'CYX',
+        'PhysicalSizeX': 0.5,
+        'PhysicalSizeXUnit': 'µm',
+        'PhysicalSizeY': 0.5,
+        'PhysicalSizeYUnit': 'µm',
+    }
+    tifffile.imwrite(tmp_path / 'b.tif', np.stack([COINS, COINS[::-1]]), ome=True, metadata=metadata)
+    Image.fromarray(data.astronaut()[:60, :80]).save(tmp_path / 'plate' / 'c.png')
+    return tmp_path
+
+
+@pytest.fixture
+def session(make_controller):
+    session = ViewerSession(ViewerModel(), make_controller(colour_tree))
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def series(session, folder):
+    return ImageSeries(session, ImageList.of(folder), Results(folder / 'objects'))
+
+
+@pytest.fixture
+def opened(series, settle, session):
+    def open_(position):
+        series.open(position)
+        settle(session.controller)
+
+    return open_
+
+
+def draw(session, label=1, region=(slice(5, 15), slice(20, 40))):
+    session.ensure_objects()
+    shape = tuple(part.stop - part.start for part in region)
+    session.write_objects('draw', [ObjectWrite(region, np.ones(shape, bool), label, {'score': 0.5, 'parent_id': 0})])
+
+
+def test_each_image_takes_the_place_of_the_one_before(opened, session):
+    opened(0)
+    assert [layer.name for layer in session.viewer.layers] == ['a.png']
+    opened(1)
+    assert [layer.name for layer in session.viewer.layers] == ['b.tif']
+    assert session.image.scale.tolist() == [1, 0.5, 0.5]
+    assert str(session.image.units[1]) == 'micrometer'
+    assert session.channels.axis == 0
+    opened(2)
+    assert session.image.rgb
+
+
+def test_layers_of_the_user_stay(opened, session):
+    mine = session.viewer.add_image(COINS, name='mine')
+    opened(0)
+    opened(1)
+    assert mine in session.viewer.layers
+
+
+def test_saved_objects_come_back_with_their_labels_and_table(opened, series, session, settle):
+    opened(1)
+    draw(session, label=7, region=(slice(0, 1), slice(5, 15), slice(20, 40)))
+    draw(session, label=3, region=(slice(0, 1), slice(30, 35), slice(0, 9)))
+    drawn = session.objects.data.copy()
+    assert series.is_dirty
+    series.save()
+    settle(session.controller)
+    assert not series.is_dirty
+    assert series.is_done(1)
+    opened(0)
+    assert session.objects is None
+    opened(1)
+    assert np.array_equal(session.objects.data, drawn)
+    assert session.objects.features.set_index('index')['score'].to_dict() == {3: 0.5, 7: 0.5}
+    assert not series.is_dirty
+    assert not session.history.can_undo
+
+
+def test_an_image_without_objects_can_be_saved_as_done(opened, series, session, settle):
+    opened(0)
+    series.save()
+    settle(session.controller)
+    assert series.is_done(0)
+    assert series.start() == 1
+
+
+@pytest.mark.parametrize('position', [0, 1, 2])
+def test_results_have_the_axes_of_the_image_without_channels(opened, series, session, settle, folder, position):
+    opened(position)
+    for has_objects in (False, True):
+        if has_objects:
+            session.ensure_objects()
+        series.save()
+        settle(session.controller)
+        assert tifffile.imread(folder / 'objects' / f'{NAMES[position]}.objects.tif').shape == COINS.shape
+
+
+def test_another_image_at_hand_or_none_changes_nothing_about_what_is_saved(opened, series, session, settle):
+    opened(0)
+    draw(session)
+    session.set_image(session.viewer.add_image(COINS, name='mine'))
+    draw(session, label=5)
+    series.save()
+    settle(session.controller)
+    assert not series.is_dirty
+    session.viewer.layers.remove('a.png')
+    assert not series.is_dirty
+    opened(0)
+    assert np.unique(session.objects.data).tolist() == [0, 1]
+
+
+def test_undoing_a_change_makes_it_clean_again(opened, series, session):
+    opened(0)
+    session.ensure_objects()
+    assert not series.is_dirty
+    draw(session)
+    assert series.is_dirty
+    session.history.undo()
+    assert not series.is_dirty
+
+
+def test_painting_by_hand_and_edits_of_the_table_are_changes_too(opened, series, session, settle):
+    opened(0)
+    draw(session)
+    series.save()
+    settle(session.controller)
+    session.objects.data_setitem((np.array([50]), np.array([60])), 9)
+    assert series.is_dirty
+    before = fingerprint(session.objects)
+    session.objects.features = session.objects.features.assign(note='odd')
+    assert fingerprint(session.objects) != before
+
+
+def test_a_broken_image_is_told_and_the_open_one_stays(opened, series, session, folder):
+    opened(0)
+    (folder / 'b.tif').write_bytes(b'II')
+    opened(1)
+    assert session.controller.status.level is Level.PROBLEM
+    assert 'b.tif' in session.controller.status.text
+    assert series.name == 'a.png'
+    assert session.image.name == 'a.png'
+
+
+def test_results_of_a_batch_are_opened(opened, series, session, folder):
+    labels = np.zeros(COINS.shape, np.uint32)
+    labels[3:9, 4:9] = 2
+    table = pd.DataFrame({'index': [2], 'granularity': [0.25], 'eccentricity': [0.5]})
+    Results(folder / 'objects').write('a.png', LabelledObjects(labels, table))
+    opened(0)
+    assert np.array_equal(session.objects.data, labels)
+    assert session.objects.features['eccentricity'].tolist() == [0.5]
+
+
+def test_saved_objects_of_another_shape_are_told_and_kept_on_disk(opened, session, folder):
+    Results(folder / 'objects').write('a.png', drawn_objects())
+    opened(0)
+    assert 'were not opened' in session.controller.status.text
+    assert not session.objects.data.any()
+    assert tifffile.imread(folder / 'objects' / 'a.png.objects.tif').shape == (7, 8)
+
+
+def test_an_image_that_is_changed_while_the_next_is_read_stays_open(opened, series, session, settle):
+    opened(0)
+    series.open(1)
+    draw(session)
+    settle(session.controller)
+    assert series.name == 'a.png'
+    assert series.is_dirty
+
+
+def test_objects_of_another_shape_are_refused(opened, session):
+    opened(0)
+    with pytest.raises(StoreError, match=r'shape \(7, 8\)'):
+        place_objects(session, session.ensure_objects(), drawn_objects(), 'open')
+
+
+def test_objects_that_are_added_get_new_labels_and_keep_their_parents(make_controller):
+    session = ViewerSession(ViewerModel(), make_controller(colour_tree))
+    session.set_image(session.viewer.add_image(np.random.default_rng(0).random((7, 8))))
+    for _ in range(2):
+        place_objects(session, session.ensure_objects(), drawn_objects(), 'open')
+    objects = objects_of_layer(session.objects)
+    assert sorted(np.unique(objects.labels)) == [0, *range(8, 15)]
+    assert objects.rows()[9]['parent_id'] == 8
+    session.history.undo()
+    assert sorted(np.unique(session.objects.data)) == [0, *range(1, 8)]
+    session.close()
+
+
+# The panel
+
+
+@pytest.fixture
+def panel(qtbot, session, folder, settle):
+    panel = FilesPanel(session)
+    panel.after_drawing = lambda call: call()
+    qtbot.addWidget(panel)
+    panel.open_folder(folder)
+    settle(session.controller)
+    yield panel
+    panel.close_session()
+
+
+def rows(panel):
+    return [panel.list.item(row).text() for row in range(panel.list.count())]
+
+
+def test_the_list_shows_what_is_done_and_where_one_is(panel, session, settle):
+    assert rows(panel) == list(NAMES)
+    assert panel.list.currentRow() == 0
+    assert not panel.previous_button.isEnabled()
+    draw(session)
+    panel.save_button.click()
+    settle(session.controller)
+    panel.next_button.click()
+    settle(session.controller)
+    assert rows(panel) == ['✓ a.png', 'b.tif', 'plate/c.png']
+    assert panel.list.currentRow() == 1
+    assert panel.status_label.text() == '1 of 3 done'
+
+
+def test_beside_the_images_by_default(panel, session, folder, settle):
+    draw(session)
+    panel.save_button.click()
+    settle(session.controller)
+    assert (folder / 'a.png.objects.tif').exists()
+    assert (folder / 'a.png.objects.csv').exists()
+
+
+@pytest.mark.parametrize(
+    ('answer', 'open_name', 'is_saved'),
+    [(Unsaved.SAVE, 'b.tif', True), (Unsaved.DISCARD, 'b.tif', False), (Unsaved.STAY, 'a.png', False)],
+)
+def test_unsaved_changes_are_asked_about(panel, session, folder, settle, monkeypatch, answer, open_name, is_saved):
+    asked = []
+    monkeypatch.setattr(panel, 'ask_unsaved', lambda name: asked.append(name) or answer)
+    draw(session)
+    panel.next_button.click()
+    settle(session.controller)
+    settle(session.controller)
+    assert asked == ['a.png']
+    assert panel.series.name == open_name
+    assert panel.list.currentRow() == NAMES.index(open_name)
+    assert (folder / 'a.png.objects.tif').exists() == is_saved
+
+
+def test_without_changes_nothing_is_asked(panel, session, settle, monkeypatch):
+    monkeypatch.setattr(panel, 'ask_unsaved', lambda name: pytest.fail('asked'))
+    for button, name in (
+        (panel.next_button, 'b.tif'),
+        (panel.next_button, 'plate/c.png'),
+        (panel.previous_button, 'b.tif'),
+    ):
+        button.click()
+        settle(session.controller)
+        assert panel.series.name == name
+
+
+def test_a_folder_goes_on_where_it_was_left(panel, session, folder, settle):
+    draw(session)
+    panel.save()
+    settle(session.controller)
+    panel.open_folder(folder)
+    settle(session.controller)
+    assert panel.series.name == 'b.tif'
+    assert [layer.name for layer in session.viewer.layers] == ['b.tif']
+
+
+@pytest.mark.parametrize('elsewhere', [False, True])
+def test_the_folders_that_the_user_chooses_are_used(qtbot, session, folder, settle, monkeypatch, elsewhere):
+    panel = FilesPanel(session)
+    panel.after_drawing = lambda call: call()
+    qtbot.addWidget(panel)
+    chosen = iter([folder, folder / 'objects'])
+    monkeypatch.setattr(panel, 'choose_folder', lambda caption: next(chosen))
+    panel.elsewhere_box.setChecked(elsewhere)
+    panel.folder_button.click()
+    settle(session.controller)
+    panel.save_button.click()
+    settle(session.controller)
+    assert ((folder / 'objects' if elsewhere else folder) / 'a.png.objects.tif').exists()
+    panel.close_session()
+
+
+def test_choosing_no_folder_changes_nothing(panel, monkeypatch):
+    monkeypatch.setattr(panel, 'choose_folder', lambda caption: None)
+    panel.folder_button.click()
+    assert rows(panel) == list(NAMES)
+
+
+def test_an_empty_folder_is_told_and_the_list_stays(panel, session, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    panel.open_folder(tmp_path / 'empty')
+    assert 'no images found' in session.controller.status.text
+    assert rows(panel) == list(NAMES)
+
+
+def test_a_broken_image_is_marked_and_passed_over(panel, session, folder, settle):
+    good = (folder / 'b.tif').read_bytes()
+    (folder / 'b.tif').write_bytes(b'II')
+    for _ in range(2):
+        panel.next_button.click()
+        settle(session.controller)
+    assert panel.series.name == 'plate/c.png'
+    assert rows(panel)[1] == '✗ b.tif'
+    (folder / 'b.tif').write_bytes(good)
+    panel.previous_button.click()
+    settle(session.controller)
+    assert panel.series.name == rows(panel)[1] == 'b.tif'
+
+
+def test_going_back_from_a_broken_image_keeps_the_open_one_with_its_changes(
+    panel, session, folder, settle, monkeypatch
+):
+    (folder / 'b.tif').write_bytes(b'II')
+    panel.next_button.click()
+    settle(session.controller)
+    draw(session)
+    monkeypatch.setattr(panel, 'ask_unsaved', lambda name: pytest.fail('asked'))
+    panel.previous_button.click()
+    settle(session.controller)
+    assert panel.series.is_dirty
+    assert (panel.series.name, panel.series.asked) == ('a.png', 0)
+
+
+def test_a_folder_that_begins_with_a_broken_image_can_be_walked(qtbot, session, folder, settle):
+    (folder / 'a.png').write_bytes(b'')
+    panel = FilesPanel(session)
+    panel.after_drawing = lambda call: call()
+    qtbot.addWidget(panel)
+    panel.open_folder(folder)
+    settle(session.controller)
+    panel.next_button.click()
+    settle(session.controller)
+    assert panel.series.name == 'b.tif'
+    panel.close_session()
+
+
+def test_an_image_is_opened_by_a_click_on_its_name(panel, session, settle):
+    panel.list.itemClicked.emit(panel.list.item(2))
+    settle(session.controller)
+    assert panel.series.name == 'plate/c.png'

@@ -1,0 +1,89 @@
+import pytest
+
+from napari_unsam.state.history import ActionHistory, Together
+
+
+class Adding:
+    """Adds a word to a list."""
+
+    def __init__(self, words, word, fails=False):
+        self.name, self._words, self._fails = word, words, fails
+
+    def do(self):
+        if self._fails:
+            raise ValueError(self.name)
+        self._words.append(self.name)
+
+    def undo(self):
+        self._words.remove(self.name)
+
+
+@pytest.fixture
+def words():
+    return []
+
+
+@pytest.fixture
+def history():
+    return ActionHistory()
+
+
+def test_undo_and_redo_go_through_the_actions_one_by_one(history, words):
+    for word in ('one', 'two'):
+        history.do(Adding(words, word))
+    assert history.undo_name == 'two'
+    assert history.undo() == 'two'
+    assert words == ['one']
+    assert history.redo_name == 'two'
+    assert history.redo() == 'two'
+    assert words == ['one', 'two']
+    assert not history.can_redo
+
+
+def test_there_is_nothing_to_undo_or_redo_at_first(history):
+    assert (history.undo(), history.redo()) == (None, None)
+    assert not history.can_undo
+
+
+def test_a_new_action_ends_what_could_be_done_again(history, words):
+    history.do(Adding(words, 'one'))
+    history.undo()
+    history.do(Adding(words, 'two'))
+    assert history.redo() is None
+    assert words == ['two']
+
+
+def test_an_action_that_fails_is_not_remembered(history, words):
+    with pytest.raises(ValueError, match='one'):
+        history.do(Adding(words, 'one', fails=True))
+    assert not history.can_undo
+
+
+def test_several_actions_together_are_one(history, words):
+    history.do(Together('both', [Adding(words, 'one'), Adding(words, 'two')]))
+    assert words == ['one', 'two']
+    assert history.undo() == 'both'
+    assert words == []
+
+
+def test_several_actions_are_all_taken_back_if_one_of_them_fails(history, words):
+    with pytest.raises(ValueError, match='two'):
+        history.do(Together('both', [Adding(words, 'one'), Adding(words, 'two', fails=True)]))
+    assert words == []
+
+
+def test_the_oldest_actions_go_first(words):
+    history = ActionHistory(max_actions=2)
+    for word in ('one', 'two', 'three'):
+        history.do(Adding(words, word))
+    assert [history.undo(), history.undo(), history.undo()] == ['three', 'two', None]
+
+
+def test_listeners_hear_of_every_change(history, words):
+    heard = []
+    history.changed.connect(lambda: heard.append(history.undo_name))
+    history.do(Adding(words, 'one'))
+    history.undo()
+    history.redo()
+    history.clear()
+    assert heard == ['one', None, 'one', None]

@@ -1,0 +1,153 @@
+"""The section of the dock for levels: its controls, and its slider in a real window."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from napari.utils.key_bindings import coerce_keybinding
+from qtpy.QtCore import Qt
+from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QOpenGLWidget, QPushButton
+from skimage import data
+from skimage.transform import resize
+
+from napari_unsam._session import ViewerSession
+from napari_unsam.levels.looks import Side
+from napari_unsam.levels.preview import LEVELS_NAME
+from napari_unsam.levels.work import Shown
+from napari_unsam.panels.levels_panel import LevelsPanel
+from tests.test_napari.coin_tree import coin_tree
+from tests.test_napari.stand_ins import colour_tree
+
+needs_screen = pytest.mark.skipif(
+    os.environ.get('QT_QPA_PLATFORM') == 'offscreen', reason='needs OpenGL: run under a desktop or xvfb-run'
+)
+ON_COIN = (124, 225)
+LEAST_REDRAWS_A_SECOND = 20
+MAX_UPDATE_S = 0.02
+
+
+@pytest.fixture
+def panel(qtbot, make_controller):
+    """Over the photo of coins."""
+    tree = coin_tree()
+    session = ViewerSession(ViewerModel(), make_controller(lambda image, progress: tree))
+    session.set_image(session.viewer.add_image(data.coins(), name='Coins'))
+    panel = LevelsPanel(session)
+    session.add_keys(panel.keys)
+    qtbot.addWidget(panel)
+    yield panel
+    panel.close_session()
+    session.close()
+
+
+def click(button):
+    QTest.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def press(panel, key):
+    viewer = panel.work.session.viewer
+    viewer.keymap[coerce_keybinding(key)](viewer)
+
+
+def test_only_what_can_be_done_can_be_pressed(panel):
+    for button in (panel.accept_button, panel.hide_button, panel.note_button, panel.layers_button, panel.right_button):
+        assert not button.isEnabled()
+    assert panel.level_slider.isEnabled()
+    assert panel.review_label.text() == '0 done, 0 left'
+
+
+def test_every_control_says_what_it_does_and_buttons_leave_the_keyboard_alone(panel):
+    for button in panel.findChildren(QPushButton):
+        assert button.toolTip()
+        assert button.focusPolicy() is Qt.FocusPolicy.NoFocus
+
+
+def test_dragging_the_slider_shows_levels_and_auto_and_propose_choose(panel, settle):
+    panel.level_slider.setValue(160)
+    settle(panel.work.session.controller)
+    assert panel.work.shown is Shown.LEVEL
+    assert '0.16' in panel.level_label.text()
+    panel.level_slider.setValue(700)
+    panel.level_slider.setValue(160)
+    click(panel.best_button)
+    assert panel.level_label.text() == f'Auto: {len(panel.work.chosen)} objects'
+    click(panel.propose_button)
+    assert panel.level_slider.value() == round(1000 * panel.work.level)
+
+
+def test_limits_change_what_is_shown_at_once(panel, settle):
+    click(panel.best_button)
+    settle(panel.work.session.controller)
+    count = len(panel.work.chosen)
+    panel.min_area_box.setValue(2000)
+    assert 0 < len(panel.work.chosen) < count
+    panel.max_share_box.setValue(2)
+    panel.side_choice.setCurrentIndex(list(Side).index(Side.DARK))
+    assert panel.work.limits.side is Side.DARK
+    assert len(panel.work.chosen) < count
+
+
+def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
+    session = panel.work.session
+    click(panel.best_button)
+    settle(session.controller)
+    click(panel.accept_button)
+    count = len(session.objects.features)
+    assert count > 20
+    assert not panel.accept_button.isEnabled()
+    session.viewer.cursor.position = ON_COIN
+    press(panel, 'H')
+    assert len(session.objects.features) == count + 1
+    press(panel, 'W')
+    assert len(session.objects.features) == count
+    press(panel, 'Shift-F')
+    assert panel.work.shown is Shown.ALIKE
+    assert '1 example' in panel.alike_label.text()
+    panel.likeness_slider.setValue(900)
+    click(panel.forget_button)
+    assert LEVELS_NAME not in session.viewer.layers
+    press(panel, 'Shift-N')
+    click(panel.right_button)
+    click(panel.wrong_button)
+    assert panel.review_label.text() == f'1 done, {count - 2} left'
+
+
+def test_names_become_linked_layers(panel, settle):
+    for name, level in (('coins', 170), ('rows', 590)):
+        panel.level_slider.setValue(level)
+        settle(panel.work.session.controller)
+        panel.name_box.setText(name)
+        click(panel.note_button)
+    assert panel.layers_label.text().startswith('coins: ')
+    click(panel.layers_button)
+    assert {'coins', 'rows'} <= {layer.name for layer in panel.work.session.viewer.layers}
+
+
+@needs_screen
+@pytest.mark.slow
+def test_the_slider_redraws_a_megapixel_twenty_times_a_second(qtbot, make_napari_viewer, make_controller, settle):
+    image = (resize(data.camera(), (1024, 1024)) * 255).astype(np.uint8)
+    tree = colour_tree(image, lambda *_: None)
+    viewer = make_napari_viewer(show=True)
+    session = ViewerSession(viewer, make_controller(lambda image, progress: tree))
+    session.set_image(viewer.add_image(image))
+    panel = LevelsPanel(session)
+    qtbot.addWidget(panel)
+    panel.level_slider.setValue(300)
+    settle(session.controller)
+    canvas = viewer.window._qt_window.findChild(QOpenGLWidget)
+    # In time of the processor, which others on the machine do not lengthen; drawing in software counts as well.
+    updates, redraws = [], []
+    for value in range(0, 1000, 25):
+        start = time.process_time()
+        panel.level_slider.setValue(value)
+        updates.append(time.process_time() - start)
+        canvas.repaint()
+        redraws.append(time.process_time() - start)
+    assert np.median(updates) < MAX_UPDATE_S
+    assert 1 / np.median(redraws) >= LEAST_REDRAWS_A_SECOND
+    panel.close_session()
+    session.close()

@@ -1,0 +1,282 @@
+"""Levels at work in a viewer without a window: choosing, accepting, editing and reviewing objects."""
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from skimage import data
+
+from napari_unsam._controller import Level, SegmentationController
+from napari_unsam._engine import EmbeddedPlane
+from napari_unsam._session import ViewerSession
+from napari_unsam.levels.cuts import RegionFilter
+from napari_unsam.levels.edits import ObjectEdits, Reviewing
+from napari_unsam.levels.looks import Side
+from napari_unsam.levels.preview import LEVELS_NAME
+from napari_unsam.levels.work import LevelsWork, Shown
+from tests.test_napari.coin_tree import coin_tree
+
+ON_COIN, ON_GROUND = (124, 225), (298, 190)
+
+
+@pytest.fixture(scope='module')
+def coins_tree():
+    return coin_tree()
+
+
+@pytest.fixture
+def work(make_controller, coins_tree):
+    """At work on the photo of coins, which is scaled and moved."""
+    viewer = ViewerModel()
+    session = ViewerSession(viewer, make_controller(lambda image, progress: coins_tree))
+    session.set_image(viewer.add_image(data.coins(), name='Coins', scale=(2, 2), translate=(7, -3)))
+    work = LevelsWork(session)
+    yield work
+    work.close()
+    session.close()
+
+
+@pytest.fixture
+def accepted(work, settle):
+    """The best objects were accepted."""
+    work.show_best()
+    settle(work.session.controller)
+    work.accept()
+    return work
+
+
+def shown(work):
+    return work.session.viewer.layers[LEVELS_NAME].data
+
+
+def is_problem(work, words):
+    status = work.session.controller.status
+    return status.level is Level.PROBLEM and words in status.text
+
+
+def point_at(work, pixel):
+    work.session.viewer.cursor.position = tuple(work.session.image.data_to_world(pixel))
+
+
+def test_the_slider_shows_the_regions_of_a_level_where_the_image_is(work, settle):
+    work.show_level(0.7)
+    work.show_level(0.16)
+    settle(work.session.controller)
+    assert (work.shown, work.level) == (Shown.LEVEL, 0.16)
+    assert (shown(work)[ON_COIN] > 0, shown(work)[ON_GROUND]) == (True, 0)
+    preview = work.session.viewer.layers[LEVELS_NAME]
+    assert preview.data_to_world(ON_COIN) == pytest.approx(work.session.image.data_to_world(ON_COIN))
+    before = shown(work).copy()
+    work.show_level(0.7)
+    assert not np.array_equal(shown(work), before)
+
+
+def test_a_region_of_any_kind_fills_the_image_when_nothing_is_background(work, settle):
+    work.set_limits(RegionFilter(1, 1, 1, 0, Side.ANY))
+    work.show_level(0.5)
+    settle(work.session.controller)
+    assert shown(work).all()
+
+
+def test_the_proposed_level_holds_the_coins(work, settle):
+    work.propose_level()
+    settle(work.session.controller)
+    assert work.shown is Shown.LEVEL
+    assert len(work.chosen) in (24, 25)
+    assert shown(work)[ON_COIN] > 0
+
+
+def test_accepting_is_one_action_and_says_what_each_object_is(accepted):
+    objects = accepted.session.objects
+    rows = objects.features
+    assert len(rows) == len(np.unique(objects.data)) - 1 > 10
+    assert set(rows) >= {'granularity', 'score', 'stability', 'level'}
+    assert LEVELS_NAME not in accepted.session.viewer.layers
+    accepted.session.controller.undo()
+    assert not objects.data.any()
+    assert len(objects.features) == 0
+    accepted.session.controller.redo()
+    assert len(objects.features) == len(rows)
+
+
+def test_accepting_again_leaves_objects_alone(accepted, settle):
+    before = accepted.session.objects.data.copy()
+    accepted.show_best()
+    settle(accepted.session.controller)
+    accepted.accept()
+    assert np.array_equal(accepted.session.objects.data, before)
+    assert is_problem(accepted, 'Nothing was accepted')
+
+
+def test_accepting_before_choosing_is_said(work):
+    work.accept()
+    assert is_problem(work, 'Nothing is chosen')
+
+
+def test_without_an_image_nothing_happens_and_that_is_said(work):
+    work.session.set_image(None)
+    work.show_level(0.5)
+    assert is_problem(work, 'Choose an image')
+
+
+def test_another_plane_takes_the_preview_away(make_controller, coins_tree, settle):
+    viewer = ViewerModel()
+    session = ViewerSession(viewer, make_controller(lambda image, progress: coins_tree))
+    session.set_image(viewer.add_image(np.stack([data.coins()] * 3)))
+    work = LevelsWork(session)
+    viewer.dims.set_point(0, 1)
+    work.show_best()
+    settle(session.controller)
+    assert viewer.layers[LEVELS_NAME].data.shape == (1, *data.coins().shape)
+    assert viewer.layers[LEVELS_NAME].translate[0] == 1
+    work.accept()
+    assert np.flatnonzero(session.objects.data.any(axis=(1, 2))).tolist() == [1]
+    work.show_best()
+    viewer.dims.set_point(0, 2)
+    assert LEVELS_NAME not in viewer.layers
+    assert work.shown is Shown.NOTHING
+    work.close()
+    session.close()
+
+
+def test_an_object_is_split_and_merged_under_the_cursor_each_as_one_action(accepted, settle):
+    edits, objects = ObjectEdits(accepted), accepted.session.objects
+    before, rows = objects.data.copy(), len(objects.features)
+    label = before[ON_COIN]
+    point_at(accepted, ON_COIN)
+    edits.split()
+    split = objects.data.copy()
+    parts = np.unique(split[before == label])
+    assert label not in parts
+    assert len(parts[parts > 0]) >= 2
+    assert np.array_equal(split[before != label], before[before != label])
+    assert len(objects.features) == rows - 1 + len(parts[parts > 0])
+    edits.merge()
+    assert (objects.data[before == label] == split[ON_COIN]).mean() > 0.8
+    accepted.session.controller.undo()
+    assert np.array_equal(objects.data, split)
+    accepted.session.controller.undo()
+    assert np.array_equal(objects.data, before)
+    assert len(objects.features) == rows
+
+
+def test_editing_beside_objects_is_said(accepted):
+    point_at(accepted, ON_GROUND)
+    for edit in (ObjectEdits(accepted).split, ObjectEdits(accepted).merge):
+        edit()
+        assert is_problem(accepted, 'no object under the cursor')
+
+
+def test_all_like_a_clicked_mask_are_found_widened_and_accepted(work, settle):
+    controller = work.session.controller
+    work.find_alike()
+    settle(controller)
+    assert is_problem(work, 'Put the cursor on an object')
+    work.session.click(work.session.image.data_to_world(ON_COIN))
+    settle(controller)
+    work.find_alike()
+    assert work.shown is Shown.ALIKE
+    strict = len(work.chosen)
+    work.set_likeness(0.2)
+    assert len(work.chosen) > max(strict, 10)
+    count = len(work.chosen)
+    work.accept()
+    assert len(work.session.objects.features) == count
+    assert work.examples == []
+
+
+def test_examples_add_up_until_they_are_forgotten(accepted, settle):
+    for pixel in (ON_COIN, (45, 38)):
+        if accepted.session.objects.data[pixel]:
+            point_at(accepted, pixel)
+            accepted.find_alike()
+    assert len(accepted.examples) >= 1
+    accepted.forget_examples()
+    assert (accepted.examples, accepted.shown) == ([], Shown.NOTHING)
+
+
+def test_noted_levels_become_linked_layers_as_one_action(work, settle):
+    viewer = work.session.viewer
+    work.set_limits(RegionFilter(10, 0.9, 1, 0, Side.ANY))
+    for name, level in (('coins', 0.17), ('rows', 0.59)):
+        work.show_level(level)
+        settle(work.session.controller)
+        work.add_band(name)
+    work.make_layers()
+    coins, rows = viewer.layers['coins'].features, viewer.layers['rows'].features
+    assert coins['level'].unique().tolist() == [0.17]
+    assert set(coins['parent_id']) <= {0, *rows['index']}
+    assert coins.groupby('parent_id').size().max() > 3
+    work.session.controller.undo()
+    assert 'coins' not in viewer.layers
+    assert 'rows' not in viewer.layers
+
+
+def test_a_layer_without_a_name_or_without_regions_is_not_made(work, settle):
+    work.add_band('nuclei')
+    assert is_problem(work, 'Nothing is chosen')
+    work.make_layers()
+    assert is_problem(work, 'Note at least one')
+    work.show_best()
+    settle(work.session.controller)
+    work.add_band('  ')
+    assert is_problem(work, 'Give the layer a name')
+
+
+def test_review_goes_from_the_least_certain_object_on_and_counts(accepted):
+    reviewing, viewer, objects = Reviewing(accepted.session), accepted.session.viewer, accepted.session.objects
+    count = len(objects.features)
+    reviewing.accept()
+    assert is_problem(accepted, 'Press Next')
+    reviewing.next()
+    first = reviewing.queue.current
+    assert first == reviewing.queue.labels[0] == objects.selected_label
+    middle = np.mean(np.nonzero(objects.data == first), axis=1)
+    assert viewer.scene.camera.center[1:] == pytest.approx(objects.data_to_world(middle), abs=60)
+    reviewing.accept()
+    assert (len(reviewing.queue.done), reviewing.queue.left) == (1, count - 1)
+    second = reviewing.queue.current
+    reviewing.reject()
+    assert not (objects.data == second).any()
+    assert reviewing.queue.left == count - 2
+    assert reviewing.queue.current not in (first, second, None)
+    accepted.session.controller.undo()
+    accepted.session.controller.undo()
+    assert (len(reviewing.queue.done), reviewing.queue.left) == (0, count)
+    reviewing.close()
+
+
+def test_a_review_without_objects_says_so(work):
+    Reviewing(work.session).next()
+    assert 'no object yet' in work.session.controller.status.text
+
+
+def test_a_plane_too_large_for_one_tree_has_no_levels_and_that_is_said(mailbox, settle):
+    controller = SegmentationController(lambda target, progress: EmbeddedPlane(None, None), deliver=mailbox)
+    session = ViewerSession(ViewerModel(), controller)
+    session.set_image(session.viewer.add_image(data.coins()))
+    work = LevelsWork(session)
+    work.show_best()
+    settle(controller)
+    assert is_problem(work, 'at most 2048 px')
+    assert work.shown is Shown.NOTHING
+    work.close()
+    session.close()
+
+
+def test_other_pixels_take_the_preview_away_and_are_measured_anew(work, settle):
+    work.show_best()
+    settle(work.session.controller)
+    work.session.image.data = data.coins()[::-1].copy()
+    assert LEVELS_NAME not in work.session.viewer.layers
+    work.show_level(0.2)
+    settle(work.session.controller)
+    assert LEVELS_NAME in work.session.viewer.layers
+
+
+def test_a_cancelled_measurement_can_be_asked_for_again(work, settle):
+    work.show_level(0.16)
+    work.session.controller.cancel()
+    assert work.shown is Shown.LEVEL
+    work.show_level(0.16)
+    settle(work.session.controller)
+    assert len(work.chosen) > 20

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from napari.layers import Tracks
+from skimage.draw import disk
+
+from napari_unsam.volumes.linking import LinkSettings
+from napari_unsam.volumes.tracks import DivisionSettings, track
+
+
+def movie(*frames):
+    """Label maps of cells, by frame: row, column, radius."""
+    maps = []
+    for cells in frames:
+        labels = np.zeros((60, 80), np.int32)
+        for number, (row, column, radius) in enumerate(cells, start=1):
+            labels[disk((row, column), radius, shape=labels.shape)] = number
+        maps.append(labels)
+    return maps
+
+
+DIVIDING = movie(
+    *[[(30, 40, 12)]] * 3,
+    *[[(30, 40 - 7 - i, 6), (30, 40 + 7 + i, 6)] for i in range(3)],
+)
+UNEQUAL = movie(*[[(30, 40, 12)]] * 3, *[[(30, 38 - i, 9), (30, 51 + i, 3.5)] for i in range(3)])
+
+
+def test_a_moving_cell_is_one_track_with_its_centres():
+    table = track(movie(*[[(20, 20 + 3 * t, 8)] for t in range(4)]))
+    assert table.data[:, :2].tolist() == [[1, 0], [1, 1], [1, 2], [1, 3]]
+    assert table.data[:, 2:] == pytest.approx(np.array([[20, 20], [20, 23], [20, 26], [20, 29]]))
+    assert table.graph == {}
+
+
+def test_a_cell_that_divides_is_the_mother_of_two_tracks():
+    table = track(DIVIDING)
+    (mother,) = {parents[0] for parents in table.graph.values()}
+    assert len(table.graph) == 2
+    assert [one.z for one in table.regions[mother]] == [0, 1, 2]
+    for daughter in table.graph:
+        assert [one.z for one in table.regions[daughter]] == [3, 4, 5]
+
+
+def test_a_mother_does_not_go_on_as_the_larger_daughter():
+    table = track(UNEQUAL)
+    assert len(table.regions) == 3
+    assert sorted(len(regions) for regions in table.regions.values()) == [3, 3, 3]
+    assert len(table.graph) == 2
+
+
+def test_a_cell_that_comes_in_from_outside_has_no_mother():
+    table = track(movie([(20, 20, 8)], [(20, 21, 8), (40, 70, 6)], [(20, 22, 8), (40, 68, 6)]))
+    assert len(table.regions) == 2
+    assert table.graph == {}
+
+
+def test_a_slip_of_one_frame_is_no_daughter():
+    table = track(movie(*[[(30, 40, 12)]] * 2, [(30, 38, 10), (30, 51, 2)], *[[(30, 40, 12)]] * 2))
+    assert table.graph == {}
+    assert max(len(regions) for regions in table.regions.values()) == 5
+
+
+def test_short_tracks_can_be_left_out():
+    frames = movie([(20, 20, 8)], [(20, 21, 8), (45, 60, 4)], [(20, 22, 8)])
+    assert len(track(frames, LinkSettings(min_extent=2)).regions) == 1
+    assert len(track(frames, LinkSettings(min_extent=1)).regions) == 2
+
+
+def test_a_cell_that_is_missed_in_one_frame_stays_one_track():
+    table = track(movie([(20, 20, 8)], [], [(20, 22, 8)]))
+    assert table.data[:, :2].tolist() == [[1, 0], [1, 2]]
+
+
+def test_daughters_must_lie_in_their_mother():
+    assert track(DIVIDING, divisions=DivisionSettings(min_covered=0.999)).graph == {}
+
+
+def test_napari_takes_the_tracks():
+    table = track(DIVIDING)
+    layer = Tracks(table.data, graph=table.graph)
+    assert layer.graph == table.graph
+    assert len(np.unique(layer.data[:, 0])) == 3
+
+
+def test_a_movie_without_cells_has_no_tracks():
+    table = track(movie([], []))
+    assert table.data.shape == (0, 4)
+    assert table.regions == {}

@@ -1,0 +1,387 @@
+"""The section for stacks and movies, with a real session on a viewer without a window."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from napari.layers import Tracks
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtTest import QTest
+from skimage.draw import disk
+
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._controller import Level
+from napari_unsam._session import ViewerSession
+from napari_unsam.panels.iou_strip import IouStrip, colour_of
+from napari_unsam.panels.volume_panel import VolumePanel
+from napari_unsam.volumes.crops import EMPTY, CropMask
+from napari_unsam.volumes.propagation import Direction, SliceMask, SliceState
+from napari_unsam.volumes.work import TRACKS_NAME, AutomaticSettings, Regions
+from tests.test_napari.stand_ins import colour_tree
+
+SIZE_HW, N_SLICES = (48, 72), 6
+BALL, OTHER = (
+    {z: (24, 20 + z, r) for z, r in zip(range(1, 5), (8, 10, 10, 8), strict=True)},
+    dict.fromkeys(range(1, 6), (24, 54, 9)),
+)
+
+
+def disc(discs, z):
+    mask = np.zeros(SIZE_HW, bool)
+    if z in discs:
+        row, column, radius = discs[z]
+        mask[disk((row, column), radius, shape=SIZE_HW)] = True
+    return mask
+
+
+def stack():
+    image = np.random.default_rng(0).normal(60, 3, (N_SLICES, *SIZE_HW))
+    for z in range(N_SLICES):
+        image[z][disc(BALL, z)] += 120
+        image[z][disc(OTHER, z)] += 90
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def viewer():
+    return ViewerModel()
+
+
+@pytest.fixture
+def session(viewer, make_controller):
+    session = ViewerSession(viewer, make_controller(colour_tree))
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def panel(qtbot, viewer, session):
+    """The section over a stack of two objects whose slices are two units apart, with slice 2 in view."""
+    image = viewer.add_image(stack(), scale=(2, 1, 1), translate=(10, 0, 0), contrast_limits=(0, 255), name='Stack')
+    session.set_image(image)
+    viewer.dims.set_point(0, 10 + 2 * 2)
+    panel = VolumePanel(session)
+    qtbot.addWidget(panel)
+    yield panel
+    panel.close_session()
+
+
+def mark(session, z, mask, label):
+    """Writes an object into one slice, as a commit does."""
+    x0, y0, x1, y1 = (crop := CropMask.of(mask)).box_xyxy
+    region = (slice(z, z + 1), slice(y0, y1), slice(x0, x1))
+    session.write_objects('mark', [ObjectWrite(region, crop.mask[None], label, {'granularity': 0.5, 'score': 1.0})])
+    session.ensure_objects().selected_label = label
+
+
+def paint(session, z, mask, label):
+    """Paints in one slice as a user does with napari's brush."""
+    rows, columns = np.nonzero(mask)
+    session.objects.data_setitem((np.full(len(rows), z), rows, columns), label)
+
+
+@pytest.fixture
+def press(mailbox, session):
+    """Presses a button and waits for what it began."""
+
+    def press(button):
+        button.click()
+        mailbox.open_until(lambda: not session.controller.is_busy)
+
+    return press
+
+
+def object_slices(session, label):
+    return np.flatnonzero((session.objects.data == label).any(axis=(1, 2))).tolist()
+
+
+def is_problem(session, words):
+    return session.controller.status.level is Level.PROBLEM and words in session.controller.status.text
+
+
+def test_the_section_offers_the_slider_of_a_stack_and_all_of_its_slices(panel):
+    assert panel.axis_choice.count() == 1
+    assert '6 slices' in panel.axis_choice.currentText()
+    assert (panel.first_box.value(), panel.last_box.value()) == (0, 5)
+    assert panel.current_button.isEnabled()
+    assert not panel.again_button.isEnabled()
+
+
+def test_an_image_without_a_slider_has_nothing_to_propagate(qtbot, viewer, session):
+    session.set_image(viewer.add_image(stack()[0]))
+    panel = VolumePanel(session)
+    qtbot.addWidget(panel)
+    assert not panel.current_button.isEnabled()
+    panel.keys['Shift-G']()
+    assert is_problem(session, 'no slider')
+    panel.close_session()
+
+
+def test_the_selected_label_is_propagated_as_one_action(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    assert object_slices(session, 1) == [1, 2, 3, 4]
+    wrong = (session.objects.data == 1) ^ np.stack([disc(BALL, z) for z in range(N_SLICES)])
+    assert wrong.sum() < 0.15 * (session.objects.data == 1).sum()
+    session.controller.undo()
+    assert object_slices(session, 1) == [2]
+    session.controller.redo()
+    assert object_slices(session, 1) == [1, 2, 3, 4]
+
+
+def test_the_table_has_one_row_for_the_whole_object(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    table = session.objects.features
+    assert table['index'].tolist() == [1]
+    assert table['area_px'].tolist() == [(session.objects.data == 1).sum()]
+    assert 0 < table['granularity'][0] < 1
+
+
+def test_a_mask_on_offer_is_committed_and_propagated(panel, session, press, settle):
+    session.controller.embed()
+    settle(session.controller)
+    session.controller.add_prompt((2, 24, 22))
+    settle(session.controller)
+    assert session.controller.proposal is not None
+    press(panel.current_button)
+    assert session.controller.proposal is None
+    assert 2 in object_slices(session, 1)
+
+
+def test_without_an_object_the_user_is_told_what_to_do(panel, session):
+    panel.current_button.click()
+    assert is_problem(session, 'click on one')
+    panel.slice_button.click()
+    assert is_problem(session, 'no object in this slice')
+    panel.work.propagate_again()
+    assert is_problem(session, 'No slice was corrected')
+
+
+def test_all_objects_of_a_slice_go_in_one_run_and_one_action(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    mark(session, 2, disc(OTHER, 2), 2)
+    press(panel.slice_button)
+    assert object_slices(session, 1) == [1, 2, 3, 4]
+    assert object_slices(session, 2) == [1, 2, 3, 4, 5]
+    assert panel.object_choice.count() == 2
+    session.controller.undo()
+    assert object_slices(session, 1) == object_slices(session, 2) == [2]
+
+
+def test_range_and_direction_limit_where_it_goes(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    panel.last_box.setValue(3)
+    panel.direction_choice.setCurrentIndex(panel.direction_choice.findData(Direction.FORWARD))
+    press(panel.current_button)
+    assert object_slices(session, 1) == [2, 3]
+    panel.all_button.click()
+    assert panel.last_box.value() == 5
+
+
+def test_a_slice_outside_the_range_is_refused(panel, session):
+    mark(session, 2, disc(BALL, 2), 1)
+    panel.first_box.setValue(3)
+    panel.current_button.click()
+    assert is_problem(session, 'widen the range')
+
+
+def test_the_threshold_says_when_to_stop(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    panel.threshold_box.setValue(1.0)
+    press(panel.current_button)
+    assert object_slices(session, 1) == [2]
+
+
+def test_other_objects_keep_their_pixels_unless_the_user_says_otherwise(panel, session, press):
+    mark(session, 3, disc(BALL, 3), 7)
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    assert (session.objects.data[3][disc(BALL, 3)] == 7).all()
+    session.controller.undo()
+    session.keep_existing = False
+    press(panel.current_button)
+    assert (session.objects.data[3] == 7).sum() < 0.1 * disc(BALL, 3).sum()
+
+
+def test_slices_mended_by_hand_are_kept_and_the_others_follow(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    paint(session, 3, disc(BALL, 3), 1)
+    paint(session, 3, disc({3: (24, 23, 2)}, 3), 0)  # a hole, on purpose
+    paint(session, 4, np.ones(SIZE_HW, bool), 0)  # it ends before slice 4
+    press(panel.again_button)
+    assert object_slices(session, 1) == [1, 2, 3]
+    assert session.objects.data[3, 24, 23] == 0
+    states = {z: one.state for z, one in panel.work.strip.items()}
+    assert states[2] is states[3] is states[4] is SliceState.CORRECTED
+    assert states[1] is SliceState.PROPAGATED
+
+
+def test_slices_marked_before_are_kept_and_tie_the_object_down(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    paint(session, 4, disc({4: (24, 24, 4)}, 4), 1)
+    press(panel.current_button)
+    assert np.array_equal(session.objects.data[4] == 1, disc({4: (24, 24, 4)}, 4))
+    assert panel.work.strip[4].state is SliceState.CORRECTED
+    assert 3 in object_slices(session, 1)
+
+
+def test_what_was_propagated_before_is_found_anew(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    panel.threshold_box.setValue(1.0)
+    press(panel.current_button)
+    assert object_slices(session, 1) == [2]
+
+
+def test_a_stack_in_time_is_gone_through_along_the_chosen_slider(qtbot, viewer, session, press):
+    session.set_image(viewer.add_image(np.stack([stack()] * 3), contrast_limits=(0, 255)))
+    viewer.dims.set_point((0, 1), (1, 2))
+    panel = VolumePanel(session)
+    qtbot.addWidget(panel)
+    assert panel.axis_choice.count() == 2
+    assert panel.work.axis == 1
+    region = (slice(1, 2), slice(2, 3), slice(0, SIZE_HW[0]), slice(0, SIZE_HW[1]))
+    session.write_objects('mark', [ObjectWrite(region, disc(BALL, 2)[None, None], 1)])
+    session.objects.selected_label = 1
+    press(panel.current_button)
+    assert np.argwhere((session.objects.data == 1).any(axis=(2, 3))).tolist() == [[1, z] for z in (1, 2, 3, 4)]
+    viewer.dims.set_point(0, 2)
+    assert panel.work.strip == {}
+    panel.work.set_axis(0)
+    press(panel.tracks_button)
+    panel.close_session()
+
+
+def test_a_run_that_was_taken_back_is_not_taken_for_corrections(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    session.controller.undo()
+    session.controller.undo()
+    panel.again_button.click()
+    assert is_problem(session, 'No slice was corrected')
+
+
+def test_cancel_leaves_everything_as_it_was(panel, session, mailbox):
+    mark(session, 2, disc(BALL, 2), 1)
+    panel.current_button.click()
+    assert panel.cancel_button.isEnabled()
+    panel.cancel_button.click()
+    assert not session.controller.is_busy
+    assert object_slices(session, 1) == [2]
+    assert not panel.cancel_button.isEnabled()
+
+
+def test_the_strip_shows_each_slice_and_brings_it_into_view(qtbot, panel, session, viewer, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    assert sorted(panel.work.strip)[:4] == [0, 1, 2, 3]
+    panel.strip.resize(120, 34)
+    middle = panel.strip.bar(4).center().toPoint()
+    QTest.mouseClick(panel.strip, Qt.MouseButton.LeftButton, pos=QPoint(middle.x(), middle.y()))
+    assert viewer.dims.point[0] == 10 + 2 * 4
+    assert session.controller.target.plane.index[0] == 4
+
+
+def test_another_image_empties_the_strip(panel, session, viewer, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    session.set_image(viewer.add_image(stack()[:4], scale=(2, 1, 1), translate=(10, 0, 0)))
+    assert panel.work.labels == []
+    assert panel.last_box.maximum() == 3
+    assert not panel.again_button.isEnabled()
+
+
+def test_whole_stacks_are_found_as_3d_objects_in_one_action(panel, session, press):
+    panel.regions_choice.setCurrentIndex(panel.regions_choice.findData(Regions.BEST))
+    panel.min_area_box.setValue(100)
+    panel.extent_box.setValue(3)
+    press(panel.automatic_button)
+    assert len(session.objects.features) >= 1
+    labels = session.objects.data
+    assert all(len(object_slices(session, label)) >= 3 for label in session.objects.features['index'])
+    session.controller.undo()
+    assert not labels.any()
+
+
+def test_one_level_of_all_slices_is_joined(panel, session, press):
+    panel.work.automatic(AutomaticSettings(granularity=0.6, min_area_px=100, max_share=0.5))
+    panel.work.session.controller.cancel()
+    panel.level_slider.setValue(600)
+    press(panel.automatic_button)
+    assert session.objects.features['granularity'].eq(0.6).all()
+    assert panel.level_label.text() == 'Level 0.60'
+
+
+def test_what_is_too_small_is_not_an_object(panel, session, press):
+    panel.min_area_box.setValue(100_000)
+    press(panel.automatic_button)
+    assert is_problem(session, 'No object was found')
+
+
+def test_tracks_lie_where_the_image_lies(panel, session, viewer, press):
+    panel.regions_choice.setCurrentIndex(panel.regions_choice.findData(Regions.BEST))
+    panel.min_area_box.setValue(100)
+    press(panel.tracks_button)
+    (tracks,) = [layer for layer in viewer.layers if isinstance(layer, Tracks)]
+    assert tracks.name == TRACKS_NAME
+    assert tracks.scale.tolist() == [2, 1, 1]
+    assert tracks.translate.tolist() == [10, 0, 0]
+    assert len(np.unique(tracks.data[:, 0])) == len(session.objects.features)
+
+
+def strip_of(found, n_slices=5):
+    strip = IouStrip()
+    strip.resize(100, 34)
+    strip.set_slices(found, n_slices, 1)
+    return strip
+
+
+def one(iou, state=SliceState.PROPAGATED, crop=None):
+    return SliceMask(crop or CropMask.of(disc(BALL, 2)), iou, 0.9, 0.4, state)
+
+
+def test_a_bar_is_as_high_as_the_agreement(qtbot):
+    strip = strip_of({1: one(1.0), 2: one(0.5), 4: one(0.1, SliceState.STOPPED, EMPTY)})
+    qtbot.addWidget(strip)
+    picture = strip.grab().toImage()
+    ratio = picture.width() / 100
+
+    def colour(z, share_of_height):
+        room = strip.bar(z)
+        return picture.pixelColor(
+            int((room.left() + 3) * ratio), int(room.height() * (1 - share_of_height) * ratio)
+        ).name()
+
+    assert colour(2, 0.4) == colour_of(0.5)
+    assert colour(2, 0.7) != colour_of(0.5)
+    assert colour(1, 0.9) == colour_of(1.0)
+
+
+def test_the_colours_rise_in_lightness_so_that_hue_is_not_needed():
+    def lightness(name):
+        red, green, blue = (int(name[i : i + 2], 16) for i in (1, 3, 5))
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    shades = [lightness(colour_of(iou)) for iou in np.linspace(0, 1, 11)]
+    assert all(a < b for a, b in pairwise(shades))
+
+
+def test_the_strip_tells_about_every_slice(qtbot):
+    strip = strip_of({1: one(1.0, SliceState.CORRECTED), 2: one(0.5), 3: one(0.1, SliceState.STOPPED, EMPTY)})
+    qtbot.addWidget(strip)
+    assert 'known' in strip.words(1)
+    assert 'IoU 0.50' in strip.words(2)
+    assert 'ended' in strip.words(3)
+    assert 'not looked at' in strip.words(0)
+
+
+def test_beside_the_bars_there_is_no_slice(qtbot):
+    strip = strip_of({}, n_slices=2)
+    qtbot.addWidget(strip)
+    assert strip.slice_at(5) == 0
+    assert strip.slice_at(99) is None
+    assert strip.slice_at(-1) is None
+    assert strip_of({}, n_slices=0).slice_at(5) is None
