@@ -275,9 +275,10 @@ def test_prompts_are_refused_as_without_tiles(tiled):
 
 @pytest.mark.slow
 def test_all_masks_of_a_plane_are_records_without_seams_or_repetition(generator, plane):
+    plane = plane[:400, :400]  # nine windows and the one that holds them
     predictor = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
-    records = UnSAMAutomaticMaskGenerator(predictor, output_mode='coco_rle', max_masks=150).generate_plane(plane)
-    assert len(records) == 150
+    records = UnSAMAutomaticMaskGenerator(predictor, output_mode='coco_rle', max_masks=100).generate_plane(plane)
+    assert len(records) == 100
     masks = decode_rles([rle_from_json(record['segmentation']) for record in records], plane.shape)
     flat = masks.reshape(len(masks), -1).astype(np.float32)
     shared, areas = flat @ flat.T, flat.sum(axis=1)

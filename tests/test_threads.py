@@ -37,6 +37,17 @@ def test_what_runs_alongside_has_one_of_the_threads(n_threads):
     assert torch.get_num_threads() == n_threads
 
 
+def test_the_thread_of_what_ran_alongside_can_be_taken_once_it_is_done(n_threads):
+    waits = threading.Event()
+    with threads.alongside(waits.wait if n_threads > 1 else lambda: True) as answer:
+        answer.take_thread()
+        assert torch.get_num_threads() == max(1, n_threads - 1)
+        waits.set()
+        assert answer()
+        answer.take_thread()
+        assert torch.get_num_threads() == n_threads
+
+
 def test_errors_arrive_and_give_the_threads_back(n_threads):
     with pytest.raises(ZeroDivisionError), threads.alongside(lambda: 1 / 0) as answer:
         answer()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures.mask import BitmapMasks
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -20,34 +18,13 @@ from unsam_mm.models.point_targets import BitMasks
 from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions, match
 from unsam_mm.models.prompt_targets import BOX_TYPE, CLICK_TYPE, TrainingPrompts, draw_prompts
 
-CONFIG = Path(__file__).parents[2] / 'configs' / '_base_' / 'models' / 'unsam_swint_prompt.py'
-HEIGHT, WIDTH = 96, 128
+from .prompt_scene import HEIGHT, WIDTH, small_model
 
 
 @pytest.fixture
 def small() -> ConfigDict:
     """The shipped config with a Swin of four narrow blocks and a decoder of two layers."""
-    config = Config.fromfile(CONFIG)
-    config.merge_from_dict(
-        {
-            'model.backbone.embed_dims': 24,
-            'model.backbone.depths': (1, 1, 1, 1),
-            'model.backbone.num_heads': (1, 2, 4, 8),
-            'model.mask_head.feat_channels': 64,
-            'model.mask_head.pixel_decoder.in_channels': [24, 48, 96, 192],
-            'model.mask_head.pixel_decoder.feat_channels': 64,
-            'model.mask_head.pixel_decoder.positional_encoding.num_feats': 32,
-            'model.mask_head.pixel_decoder.encoder.num_layers': 1,
-            'model.mask_head.pixel_decoder.encoder.layer_cfg.self_attn_cfg.embed_dims': 64,
-            'model.mask_head.pixel_decoder.encoder.layer_cfg.ffn_cfg.embed_dims': 64,
-            'model.mask_head.pixel_decoder.encoder.layer_cfg.ffn_cfg.feedforward_channels': 64,
-            'model.mask_head.decoder.num_layers': 2,
-            'model.mask_head.decoder.feedforward_channels': 64,
-            'model.train_cfg.num_points': 256,
-            'model.train_cfg.prompts_per_image': 12,
-        }
-    )
-    return config.model
+    return small_model()
 
 
 def nested_masks(count: int) -> BitmapMasks:

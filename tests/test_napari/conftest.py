@@ -6,9 +6,11 @@ import os
 import sys
 
 import pytest
+from napari.components import ViewerModel
 
 from napari_unsam._controller import SegmentationController
-from tests.test_napari.stand_ins import Mailbox, patches_target, patches_tree, planes_of
+from napari_unsam._session import ViewerSession
+from tests.test_napari.stand_ins import Mailbox, colour_tree, patches_target, patches_tree, planes_of
 
 if sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
     # Before Qt starts: without a screen it would end the process. Tests that need OpenGL are skipped then.
@@ -51,3 +53,17 @@ def settle(mailbox):
         mailbox.open_until(lambda: not controller.is_busy and not controller.is_answering)
 
     return wait
+
+
+@pytest.fixture
+def viewer():
+    """A viewer without a window."""
+    return ViewerModel()
+
+
+@pytest.fixture
+def session(viewer, make_controller):
+    """A session in that viewer whose planes are cut by colour alone."""
+    session = ViewerSession(viewer, make_controller(colour_tree))
+    yield session
+    session.close()

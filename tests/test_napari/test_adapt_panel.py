@@ -4,17 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from napari.components import ViewerModel
 from qtpy.QtCore import QRectF
 from skimage import data
 
 from napari_unsam._controller import Level
-from napari_unsam._session import ViewerSession
 from napari_unsam.adapting.comparison import Comparison
 from napari_unsam.adapting.job import AdaptJob
 from napari_unsam.panels.adapt_panel import AFTER_NAME, BEFORE_NAME, AdaptPanel
 from napari_unsam.panels.loss_plot import LossPlot
-from tests.test_napari.stand_ins import colour_tree
 
 
 class FakeJob(AdaptJob):
@@ -29,18 +26,6 @@ class FakeJob(AdaptJob):
 
     def cancel(self):
         """There is no process."""
-
-
-@pytest.fixture
-def viewer():
-    return ViewerModel()
-
-
-@pytest.fixture
-def session(viewer, make_controller):
-    session = ViewerSession(viewer, make_controller(colour_tree))
-    yield session
-    session.close()
 
 
 @pytest.fixture

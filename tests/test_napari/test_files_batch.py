@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -259,7 +260,10 @@ def test_a_run_in_processes_that_is_interrupted_goes_on_from_there(tmp_path):
         Image.fromarray(np.roll(COINS, 20 * i, axis=1)).save(images / f'{i}.png')
     command = [sys.executable, '-m', 'napari_unsam', 'batch', str(images), str(tmp_path / 'out')]
     command += ['--workers', '2', '--format', 'tiff']
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Where the tests run in the background, an interrupt would otherwise be ignored by what they start.
+    running = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    )
     first_s = time.monotonic()
     while not list((tmp_path / 'out').glob('*.objects.tif')):
         assert running.poll() is None, running.stderr.read()

@@ -5,28 +5,13 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import pytest
-from napari.components import ViewerModel
 from skimage import data
 
 import napari_unsam
 from napari_unsam._pixels import plane_pixels
 from napari_unsam._planes import Plane
-from napari_unsam._session import ViewerSession
 from napari_unsam.state.embeddings import EmbeddingStore, plane_key
-from tests.test_napari.stand_ins import NestedPlane, colour_tree, patches_target, patches_tree
-
-
-@pytest.fixture
-def viewer():
-    return ViewerModel()
-
-
-@pytest.fixture
-def session(viewer, make_controller):
-    session = ViewerSession(viewer, make_controller(colour_tree))
-    yield session
-    session.close()
+from tests.test_napari.stand_ins import NestedPlane, patches_target, patches_tree
 
 
 def test_1_a_stack_of_which_a_part_is_ready_is_finished_without_looking_at_that_part_again(controller, mailbox):

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from napari.components import ViewerModel
 from napari.layers.base import LayerLock
 from napari.utils.key_bindings import coerce_keybinding
 from skimage import data
@@ -46,18 +45,6 @@ class _Event:
     def __init__(self, kind, world, button, modifiers):
         self.type, self.position, self.button, self.modifiers = kind, world, button, modifiers
         self.pos = np.array([50, 50])
-
-
-@pytest.fixture
-def viewer():
-    return ViewerModel()
-
-
-@pytest.fixture
-def session(viewer, make_controller):
-    session = ViewerSession(viewer, make_controller(colour_tree))
-    yield session
-    session.close()
 
 
 @pytest.fixture

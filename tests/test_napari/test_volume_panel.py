@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from napari.components import ViewerModel
 from napari.layers import Tracks
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
@@ -12,13 +11,11 @@ from skimage.draw import disk
 
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._controller import Level
-from napari_unsam._session import ViewerSession
 from napari_unsam.panels.iou_strip import IouStrip, colour_of
 from napari_unsam.panels.volume_panel import VolumePanel
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.propagation import Direction, SliceMask, SliceState
 from napari_unsam.volumes.work import TRACKS_NAME, AutomaticSettings, Regions
-from tests.test_napari.stand_ins import colour_tree
 
 SIZE_HW, N_SLICES = (48, 72), 6
 BALL, OTHER = (
@@ -41,18 +38,6 @@ def stack():
         image[z][disc(BALL, z)] += 120
         image[z][disc(OTHER, z)] += 90
     return image.clip(0, 255).astype(np.uint8)
-
-
-@pytest.fixture
-def viewer():
-    return ViewerModel()
-
-
-@pytest.fixture
-def session(viewer, make_controller):
-    session = ViewerSession(viewer, make_controller(colour_tree))
-    yield session
-    session.close()
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ class Chain:
     def __len__(self) -> int:
         return len(self.log_prior)
 
-    @property
+    @cached_property
     def rings(self) -> np.ndarray:
         """(P,) int64: the first piece that holds each point of the grid."""
         return self.ring_of_label[self.label_map.sampled]

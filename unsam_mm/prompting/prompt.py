@@ -76,7 +76,8 @@ def low_resolution_logits(masks: np.ndarray) -> np.ndarray:
     logits = np.full((len(masks), LOGIT_SIDE_PX, LOGIT_SIDE_PX), -0.5 * LOGIT_SCALE, np.float32)
     for mask, out in zip(masks, logits, strict=True):
         if max(size_hw) > LOGIT_SIDE_PX:
-            share = _cell_means(mask, rows, columns, *_window(mask))
+            pixels = mask.view(np.uint8)
+            share = _cell_means(pixels, rows, columns, *_window(pixels))
         else:
             share = resize(mask.astype(np.float32), (rows, columns), order=1)
         out[:rows, :columns] = (share - 0.5) * LOGIT_SCALE
@@ -103,19 +104,29 @@ def _frame_shape(size_hw: tuple[int, int]) -> tuple[int, int]:
     return rows, columns
 
 
-def _window(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """First and last row and column that an (H, W) bool mask touches, the last ones exclusive."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if len(rows) == 0:
+@numba.njit(nogil=True, cache=True)
+def _window(mask):
+    """First and last row and column that an (H, W) mask of 0 and 1 touches, the last ones exclusive; zeros if none."""
+    height, width = mask.shape
+    used = np.zeros(width, np.uint8)
+    top, bottom = height, 0
+    for y in range(height):
+        in_row = np.uint8(0)
+        for x in range(width):
+            in_row |= mask[y, x]
+        if in_row:
+            top, bottom = min(top, y), y + 1
+            for x in range(width):
+                used[x] |= mask[y, x]
+    if bottom == 0:
         return 0, 0, 0, 0
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
-    return top, bottom, int(columns[0]), int(columns[-1]) + 1
+    columns = np.flatnonzero(used)
+    return top, bottom, columns[0], columns[-1] + 1
 
 
 @numba.njit(nogil=True, cache=True)
 def _cell_means(mask, rows, columns, top, bottom, left, right):
-    """(rows, columns) float32 share of each cell of a grid over an (H, W) bool mask that is not smaller than it.
+    """(rows, columns) float32 share of each cell of a grid over an (H, W) mask of 0 and 1 that is not smaller than it.
 
     The mask lies in the window from row `top` to `bottom` and column `left` to `right`.
     """

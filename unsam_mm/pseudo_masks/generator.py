@@ -175,7 +175,12 @@ class RegionTrees:
             return find_leaves(ColourEdges.of(image), spacing_px, self.settings.max_leaves)
 
         with threads.alongside(cut_into_leaves) as leaves_found:
-            features = self._extract(image, lambda done: report(0.5 * done, 'finding patch features'))
+
+            def after_block(done: float) -> None:
+                leaves_found.take_thread()
+                report(0.5 * done, 'finding patch features')
+
+            features = self._extract(image, after_block)
             report(0.5, 'finding leaves')
             leaves = leaves_found()
         report(0.6, 'merging regions')
