@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QPushButton
+from qtpy.QtCore import QSignalBlocker, Qt
+from qtpy.QtWidgets import QGridLayout, QGroupBox, QPushButton, QSlider, QWidget
+
+SLIDER_STEPS = 1000
+"""From 0 to 1."""
 
 
 def button(text: str, tooltip: str) -> QPushButton:
@@ -16,4 +19,31 @@ def button(text: str, tooltip: str) -> QPushButton:
     made = QPushButton(text)
     made.setToolTip(tooltip)
     made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    return made
+
+
+def slider(tooltip: str) -> QSlider:
+    """A slider from 0 to 1 in `SLIDER_STEPS`, which leaves the keyboard to the canvas."""
+    made = QSlider(Qt.Orientation.Horizontal)
+    made.setRange(0, SLIDER_STEPS)
+    made.setToolTip(tooltip)
+    made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    return made
+
+
+def move(slider: QSlider, value: float) -> None:
+    """Moves a slider to a value in [0, 1] that was set elsewhere, without telling so."""
+    with QSignalBlocker(slider):
+        slider.setValue(round(value * SLIDER_STEPS))
+
+
+def group(title: str, rows: list[list[QWidget | None]]) -> QGroupBox:
+    """Controls under a title, row by row; one that is alone in its row is as wide as all, and None leaves a gap."""
+    made = QGroupBox(title)
+    grid = QGridLayout(made)
+    width = max(len(row) for row in rows)
+    for number, row in enumerate(rows):
+        for column, widget in enumerate(row):
+            if widget is not None:
+                grid.addWidget(widget, number, column, 1, width if len(row) == 1 else 1)
     return made

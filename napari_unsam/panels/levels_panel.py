@@ -6,16 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
-    QGridLayout,
     QGroupBox,
     QLabel,
     QLineEdit,
     QPushButton,
-    QSlider,
     QSpinBox,
     QVBoxLayout,
     QWidget,
@@ -25,12 +22,11 @@ from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.looks import Side
 from napari_unsam.levels.work import LevelsWork, Shown
-from napari_unsam.panels.controls import button
+from napari_unsam.panels.controls import SLIDER_STEPS, button, group, move, slider
 
 if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
 
-_STEPS = 1000
 _MAX_AREA_PX = 1_000_000
 
 
@@ -59,8 +55,8 @@ class LevelsPanel(QWidget):
         }
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        for group in (self._level_group(), self._alike_group(), self._layers_group(), self._review_group()):
-            layout.addWidget(group)
+        for section in (self._level_group(), self._alike_group(), self._layers_group(), self._review_group()):
+            layout.addWidget(section)
         self._connect()
         self._show()
         self._show_review()
@@ -73,7 +69,7 @@ class LevelsPanel(QWidget):
         self.reviewing.close()
 
     def _level_group(self) -> QGroupBox:
-        self.level_slider = _slider('Fine on the left, coarse on the right; the image is redrawn while you drag')
+        self.level_slider = slider('Fine on the left, coarse on the right; the image is redrawn while you drag')
         self.level_label = QLabel()
         self.propose_button = button('Propose', 'Move the slider to the level that holds most of the likely objects')
         self.best_button = button('Auto', 'Show the likeliest objects, each at a level of its own')
@@ -96,7 +92,7 @@ class LevelsPanel(QWidget):
         self.hide_button = button('Hide', 'Take the regions off the screen')
         self.split_button = button('Split  [H]', 'Put the parts of the object under the cursor in its place')
         self.merge_button = button('Merge  [W]', 'Put what the object under the cursor is a part of in its place')
-        return _group(
+        return group(
             'Level of the whole image',
             [
                 [self.level_slider],
@@ -115,9 +111,9 @@ class LevelsPanel(QWidget):
             'Find all like this  [Shift-F]', 'Take the object under the cursor, or the mask on offer, for an example'
         )
         self.forget_button = button('New examples', 'Forget the examples')
-        self.likeness_slider = _slider('How like the examples a region must be: right is stricter')
+        self.likeness_slider = slider('How like the examples a region must be: right is stricter')
         self.alike_label = QLabel()
-        return _group(
+        return group(
             'All like this', [[self.alike_button, self.forget_button], [self.likeness_slider], [self.alike_label]]
         )
 
@@ -131,21 +127,19 @@ class LevelsPanel(QWidget):
         self.layers_button = button('Make layers', 'Make a layer of each name, linked from part to whole')
         self.layers_label = QLabel()
         self.layers_label.setWordWrap(True)
-        return _group(
-            'Parts and wholes', [[self.name_box, self.note_button], [self.layers_label], [self.layers_button]]
-        )
+        return group('Parts and wholes', [[self.name_box, self.note_button], [self.layers_label], [self.layers_button]])
 
     def _review_group(self) -> QGroupBox:
         self.next_button = button('Next  [Shift-N]', 'Bring the least certain object into view')
         self.right_button = button('Right', 'Accept the object in view, and go on')
         self.wrong_button = button('Wrong', 'Erase the object in view, and go on; U brings it back')
         self.review_label = QLabel()
-        return _group('Review', [[self.next_button, self.right_button, self.wrong_button], [self.review_label]])
+        return group('Review', [[self.next_button, self.right_button, self.wrong_button], [self.review_label]])
 
     def _connect(self) -> None:
         work, reviewing = self.work, self.reviewing
-        self.level_slider.valueChanged.connect(lambda value: work.show_level(value / _STEPS))
-        self.likeness_slider.valueChanged.connect(lambda value: work.set_likeness(value / _STEPS))
+        self.level_slider.valueChanged.connect(lambda value: work.show_level(value / SLIDER_STEPS))
+        self.likeness_slider.valueChanged.connect(lambda value: work.set_likeness(value / SLIDER_STEPS))
         self.side_choice.currentIndexChanged.connect(lambda _index: self._limit())
         self.min_area_box.valueChanged.connect(lambda _value: self._limit())
         self.max_share_box.valueChanged.connect(lambda _value: self._limit())
@@ -181,8 +175,8 @@ class LevelsPanel(QWidget):
 
     def _show(self) -> None:
         work = self.work
-        _move(self.level_slider, work.level)
-        _move(self.likeness_slider, work.least_likeness)
+        move(self.level_slider, work.level)
+        move(self.likeness_slider, work.least_likeness)
         count, shown = len(work.chosen), work.shown
         self.level_label.setText(
             {
@@ -210,27 +204,3 @@ class LevelsPanel(QWidget):
         self.next_button.setEnabled(queue.left > 0)
         for needs_object in (self.right_button, self.wrong_button):
             needs_object.setEnabled(queue.current is not None)
-
-
-def _slider(tooltip: str) -> QSlider:
-    slider = QSlider(Qt.Orientation.Horizontal)
-    slider.setRange(0, _STEPS)
-    slider.setToolTip(tooltip)
-    return slider
-
-
-def _move(slider: QSlider, value: float) -> None:
-    """Moves a slider to a value in [0, 1] that was set elsewhere, without telling so."""
-    slider.blockSignals(True)
-    slider.setValue(round(value * _STEPS))
-    slider.blockSignals(False)
-
-
-def _group(title: str, rows: list[list[QWidget]]) -> QGroupBox:
-    group = QGroupBox(title)
-    grid = QGridLayout(group)
-    width = max(len(row) for row in rows)
-    for number, row in enumerate(rows):
-        for column, widget in enumerate(row):
-            grid.addWidget(widget, number, column, 1, width if len(row) == 1 else 1)
-    return group

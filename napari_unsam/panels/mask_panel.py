@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QSignalBlocker, Qt
-from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QSlider, QWidget
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QWidget
 
-from napari_unsam.panels.controls import button
+from napari_unsam.panels.controls import SLIDER_STEPS, button, move, slider
 
 if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
-
-_SLIDER_STEPS = 200
 
 
 class MaskPanel(QWidget):
@@ -29,10 +27,7 @@ class MaskPanel(QWidget):
         self._session = session
         self.coarser_button = button('Coarser  [J]', 'Show the next larger mask')
         self.finer_button = button('Finer  [K]', 'Show the next smaller mask')
-        self.slider = QSlider(Qt.Orientation.Horizontal)
-        self.slider.setRange(0, _SLIDER_STEPS)
-        self.slider.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self.slider.setToolTip('Granularity: fine on the left, coarse on the right. Alt and the wheel do the same')
+        self.slider = slider('Granularity: fine on the left, coarse on the right. Alt and the wheel do the same')
         self.proposal_label = QLabel()
         self.proposal_label.setMinimumHeight(3 * self.proposal_label.fontMetrics().lineSpacing())
         self.keep_box = QCheckBox('Keep existing objects')
@@ -55,8 +50,7 @@ class MaskPanel(QWidget):
         if proposal is None:
             self.proposal_label.setText('No mask yet\n')
             return
-        with QSignalBlocker(self.slider):
-            self.slider.setValue(round(proposal.granularity * _SLIDER_STEPS))
+        move(self.slider, proposal.granularity)
         place = (
             f'Mask {proposal.rank} of {proposal.count}, finest first'
             if proposal.rank
@@ -78,7 +72,7 @@ class MaskPanel(QWidget):
         session, controller = self._session, self._session.controller
         self.coarser_button.clicked.connect(lambda: controller.coarser())
         self.finer_button.clicked.connect(lambda: controller.finer())
-        self.slider.valueChanged.connect(lambda value: controller.set_granularity(value / _SLIDER_STEPS))
+        self.slider.valueChanged.connect(lambda value: controller.set_granularity(value / SLIDER_STEPS))
         self.keep_box.toggled.connect(lambda checked: setattr(session, 'keep_existing', checked))
         self.commit_button.clicked.connect(lambda: session.commit())
         controller.proposal_changed.connect(self.show_proposal)

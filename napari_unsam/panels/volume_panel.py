@@ -6,22 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
-    QGridLayout,
     QGroupBox,
     QLabel,
     QProgressBar,
     QPushButton,
-    QSlider,
     QSpinBox,
     QVBoxLayout,
     QWidget,
 )
 
-from napari_unsam.panels.controls import button
+from napari_unsam.panels.controls import SLIDER_STEPS, button, group, move, slider
 from napari_unsam.panels.iou_strip import IouStrip
 from napari_unsam.volumes.linking import LinkSettings
 from napari_unsam.volumes.propagation import Direction
@@ -30,7 +27,6 @@ from napari_unsam.volumes.work import AutomaticSettings, Regions, VolumeWork
 if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
 
-_STEPS = 1000
 _MAX_AREA_PX = 1_000_000
 _DIRECTIONS = {
     Direction.BOTH: 'Both ways',
@@ -57,8 +53,8 @@ class VolumePanel(QWidget):
         self.keys: dict[str, Callable[[], None]] = {'Shift-G': self.work.propagate_current}
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        for group in (self._slices_group(), self._propagation_group(), self._automatic_group()):
-            layout.addWidget(group)
+        for section in (self._slices_group(), self._propagation_group(), self._automatic_group()):
+            layout.addWidget(section)
         self._connect()
         self._show()
         self._show_job()
@@ -78,7 +74,7 @@ class VolumePanel(QWidget):
         self.first_box.setToolTip('First slice to look at')
         self.last_box.setToolTip('Last slice to look at')
         self.all_button = button('All', 'Look at all slices')
-        return _group(
+        return group(
             'Slices',
             [
                 [QLabel('Along'), self.axis_choice, None],
@@ -109,12 +105,12 @@ class VolumePanel(QWidget):
         )
         self.cancel_button = button('Cancel', 'Stop; what was there before stays as it is')
         self.progress_bar = QProgressBar()
-        self.progress_bar.setRange(0, _STEPS)
+        self.progress_bar.setRange(0, SLIDER_STEPS)
         self.object_choice = QComboBox()
         self.object_choice.setToolTip('The object that the strip shows')
         self.strip = IouStrip()
         self.strip.setToolTip('A bar for each slice, as high as it agrees with the slice before; click to go there')
-        return _group(
+        return group(
             'Propagation',
             [
                 [QLabel('Go'), self.direction_choice],
@@ -133,10 +129,8 @@ class VolumePanel(QWidget):
         for regions in Regions:
             self.regions_choice.addItem(regions.value, regions)
         self.regions_choice.setToolTip('Which regions of each slice are joined to objects')
-        self.level_slider = QSlider(Qt.Orientation.Horizontal)
-        self.level_slider.setRange(0, _STEPS)
-        self.level_slider.setValue(round(defaults.granularity * _STEPS))
-        self.level_slider.setToolTip('Fine on the left, coarse on the right')
+        self.level_slider = slider('Fine on the left, coarse on the right')
+        move(self.level_slider, defaults.granularity)
         self.level_label = QLabel()
         self.min_area_box = _number(
             1, _MAX_AREA_PX, defaults.min_area_px, ' px', 'Smaller regions of a slice are left out'
@@ -147,7 +141,7 @@ class VolumePanel(QWidget):
         self.gap_box = _number(0, 5, defaults.links.max_gap, ' slices', 'An object may be missing in so many')
         self.automatic_button = button('Automatic 3D', 'Find the objects of all slices and join them')
         self.tracks_button = button('Tracks', 'The same for a movie, with divisions, as a layer of tracks')
-        return _group(
+        return group(
             'Whole stack',
             [
                 [QLabel('Regions'), self.regions_choice],
@@ -202,7 +196,7 @@ class VolumePanel(QWidget):
     def _automatic_settings(self) -> AutomaticSettings:
         return AutomaticSettings(
             regions=Regions(self.regions_choice.currentData()),
-            granularity=self.level_slider.value() / _STEPS,
+            granularity=self.level_slider.value() / SLIDER_STEPS,
             min_area_px=self.min_area_box.value(),
             links=LinkSettings(max_gap=self.gap_box.value(), min_extent=self.extent_box.value()),
         )
@@ -231,7 +225,7 @@ class VolumePanel(QWidget):
     def _show_level(self) -> None:
         is_level = self.regions_choice.currentData() == Regions.LEVEL
         self.level_slider.setEnabled(is_level)
-        self.level_label.setText(f'Level {self.level_slider.value() / _STEPS:.2f}')
+        self.level_label.setText(f'Level {self.level_slider.value() / SLIDER_STEPS:.2f}')
 
     def _show_job(self) -> None:
         """Follows the slice in view and whether anything runs."""
@@ -248,7 +242,7 @@ class VolumePanel(QWidget):
         self.strip.set_slices(work.strip, n_slices, here)
 
     def _show_progress(self, fraction: float, text: str) -> None:
-        self.progress_bar.setValue(round(_STEPS * fraction))
+        self.progress_bar.setValue(round(SLIDER_STEPS * fraction))
         self.progress_bar.setFormat(f'{text[:1].upper()}{text[1:]}  %p%')
 
 
@@ -269,14 +263,3 @@ def _number(low: int, high: int, value: int, suffix: str, tooltip: str) -> QSpin
     box.setSuffix(suffix)
     box.setToolTip(tooltip)
     return box
-
-
-def _group(title: str, rows: list[list[QWidget | None]]) -> QGroupBox:
-    group = QGroupBox(title)
-    grid = QGridLayout(group)
-    width = max(len(row) for row in rows)
-    for number, row in enumerate(rows):
-        for column, widget in enumerate(row):
-            if widget is not None:
-                grid.addWidget(widget, number, column, 1, width if len(row) == 1 else 1)
-    return group

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numba
 import numpy as np
 from scipy import ndimage
 
+from napari_unsam.levels.best import best_disjoint
 from napari_unsam.volumes.crops import CropMask
 from unsam_mm.hierarchy import MaskHierarchy
 
@@ -203,7 +203,7 @@ def _from_tree(tree: MaskHierarchy, chances: _Chances, area_px: int, settings: M
     outside = tree.area[:n_leaves] - np.bincount(flat, minlength=n_leaves)
     log_odds = np.bincount(flat, chances.log_odds.ravel(), minlength=n_leaves) - 2 * _MAX_LOG_ODDS * outside
     cost = settings.region_cost * np.sqrt(area_px) / 10
-    in_set = _best_set(tree.parent, _node_totals(tree, log_odds), cost)[:n_leaves]
+    in_set = _holds(tree, best_disjoint(tree, _node_totals(tree, log_odds) - cost))
 
     shared = _node_totals(tree, np.bincount(flat, chances.chance.ravel(), minlength=n_leaves))
     node = int(np.argmax(shared / (tree.area + chances.chance.sum() - shared)))
@@ -240,27 +240,18 @@ def _main_part(mask: np.ndarray, previous: np.ndarray) -> np.ndarray | None:
     return ndimage.binary_fill_holes(parts == largest) if shared[largest] else None
 
 
+def _holds(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
+    """(L,) bool: which leaves lie in disjoint nodes."""
+    steps = np.zeros(tree.n_leaves + 1, np.int64)
+    steps[tree.first_leaf[nodes]] += 1
+    steps[tree.last_leaf[nodes]] -= 1
+    return np.cumsum(steps[:-1]) > 0
+
+
 def _node_totals(tree: MaskHierarchy, of_leaves: np.ndarray) -> np.ndarray:
     """(N,) sum over the leaves of each node."""
     sums = np.concatenate([[0], np.cumsum(of_leaves)])
     return sums[tree.last_leaf] - sums[tree.first_leaf]
-
-
-@numba.njit(nogil=True, cache=True)
-def _best_set(parent, worth, cost):
-    """(N,) bool: which nodes lie in the disjoint nodes whose worth, less a cost for each, sums up to most."""
-    n_nodes = len(parent)
-    of_children = np.zeros(n_nodes)
-    taken = np.zeros(n_nodes, np.bool_)
-    for node in range(n_nodes):
-        own = worth[node] - cost
-        taken[node] = own > 0 and own >= of_children[node]
-        if parent[node] >= 0:
-            of_children[parent[node]] += own if taken[node] else of_children[node]
-    for node in range(n_nodes - 1, -1, -1):
-        if parent[node] >= 0 and taken[parent[node]]:
-            taken[node] = True
-    return taken
 
 
 def _radius(crop: CropMask) -> float:
