@@ -7,10 +7,11 @@ import sys
 
 import pytest
 from napari.components import ViewerModel
+from skimage import data
 
 from napari_unsam._controller import SegmentationController
 from napari_unsam._session import ViewerSession
-from tests.test_napari.stand_ins import Mailbox, colour_tree, patches_target, patches_tree, planes_of
+from tests.test_napari.stand_ins import Mailbox, Mouse, colour_tree, patches_target, patches_tree, planes_of
 
 if sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
     # Before Qt starts: without a screen it would end the process. Tests that need OpenGL are skipped then.
@@ -67,3 +68,18 @@ def session(viewer, make_controller):
     session = ViewerSession(viewer, make_controller(colour_tree))
     yield session
     session.close()
+
+
+@pytest.fixture
+def mouse(viewer, session, settle):
+    return Mouse(viewer, session, settle)
+
+
+@pytest.fixture
+def on_coffee(viewer, session, settle):
+    """A session at work on a photo that is scaled and moved, with its region tree made."""
+    image = viewer.add_image(data.coffee(), scale=(2, 2), translate=(100, -30), rotate=10, name='Coffee')
+    session.set_image(image)
+    session.controller.embed()
+    settle(session.controller)
+    return session

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from napari.layers import Vectors
+from napari.utils.key_bindings import coerce_keybinding
 from scipy.cluster.hierarchy import linkage
 from skimage.color import gray2rgb, rgb2lab
 from skimage.segmentation import slic
@@ -16,8 +17,11 @@ from napari_unsam._engine import Embed, EmbeddedPlane
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._masks import PlaneMask, node_mask
 from napari_unsam._planes import Plane
-from napari_unsam._targets import Target
+from napari_unsam._targets import Level, Target
 from unsam_mm.hierarchy import MaskHierarchy
+
+ON_CUP, ON_TABLE = (150, 300), (20, 20)
+"""Row and column in the photo of the coffee cup."""
 
 PATCHES = np.array([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3], [2, 2, 2, 2, 3, 3]])
 """A picture of four regions, 4 x 6 px: 0 and 1 join to node 4, 2 and 3 to node 5, all to node 6."""
@@ -128,3 +132,45 @@ class Mailbox:
                 calls, self._calls = self._calls, []
             for call in calls:
                 call()
+
+
+class Mouse:
+    """A press, an optional drag and a release, as napari hands them to its callbacks; then the answer is waited for."""
+
+    def __init__(self, viewer, session, settle):
+        self.viewer, self.session, self.settle = viewer, session, settle
+
+    def __call__(self, world, button=1, modifiers=(), travel_px=0):
+        event = _Event('mouse_press', world, button, modifiers)
+        running = [iter(callback(self.viewer, event)) for callback in self.viewer.mouse_drag_callbacks[-1:]]
+        steps = [('mouse_move', travel_px)] * bool(travel_px) + [('mouse_release', travel_px)]
+        for kind, travel in [('mouse_press', 0), *steps]:
+            event.type, event.pos = kind, np.array([50 + travel, 50])
+            for generator in running:
+                next(generator, None)
+        self.settle(self.session.controller)
+
+    def wheel(self, turned, modifiers=('Alt',)):
+        event = _Event('mouse_wheel', (0, 0), 0, modifiers)
+        event.delta, event.handled = (0, turned), False
+        self.viewer.mouse_wheel_callbacks[-1](self.viewer, event)
+        return event.handled
+
+
+class _Event:
+    def __init__(self, kind, world, button, modifiers):
+        self.type, self.position, self.button, self.modifiers = kind, world, button, modifiers
+        self.pos = np.array([50, 50])
+
+
+def world(session, pixel):
+    return session.image.data_to_world(pixel)
+
+
+def is_problem(session, words):
+    return session.controller.status.level is Level.PROBLEM and words in session.controller.status.text
+
+
+def press(receiver, key):
+    """Presses a key as napari does for a layer or a viewer."""
+    receiver.keymap[coerce_keybinding(key)](receiver)

@@ -1,78 +1,18 @@
+"""The session: mouse and keys go in, layers show what comes out."""
+
 import numpy as np
 import pytest
 from napari.layers.base import LayerLock
-from napari.utils.key_bindings import coerce_keybinding
 from skimage import data
 
 from napari_unsam._commit import ObjectWrite
-from napari_unsam._controller import Level
-from napari_unsam._frame import Channels
 from napari_unsam._layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME, SHAPES_NAME
-from napari_unsam._pixels import to_uint8
-from napari_unsam._prompts import Polarity, ShapeKind
+from napari_unsam._prompts import Polarity
 from napari_unsam._session import ViewerSession
-from tests.test_napari.stand_ins import colour_tree, drawn_mask
-from unsam_mm.errors import ImageError, UnSAMError
+from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, colour_tree, drawn_mask, is_problem, press, world
+from unsam_mm.errors import UnSAMError
 
-ON_CUP, ON_TABLE = (150, 300), (20, 20)  # row and column in the photo of the coffee cup
 KEYS = 'JKNGUQ'
-
-
-class Mouse:
-    """A press, an optional drag and a release, as napari hands them to its callbacks; then the answer is waited for."""
-
-    def __init__(self, viewer, session, settle):
-        self.viewer, self.session, self.settle = viewer, session, settle
-
-    def __call__(self, world, button=1, modifiers=(), travel_px=0):
-        event = _Event('mouse_press', world, button, modifiers)
-        running = [iter(callback(self.viewer, event)) for callback in self.viewer.mouse_drag_callbacks[-1:]]
-        steps = [('mouse_move', travel_px)] * bool(travel_px) + [('mouse_release', travel_px)]
-        for kind, travel in [('mouse_press', 0), *steps]:
-            event.type, event.pos = kind, np.array([50 + travel, 50])
-            for generator in running:
-                next(generator, None)
-        self.settle(self.session.controller)
-
-    def wheel(self, turned, modifiers=('Alt',)):
-        event = _Event('mouse_wheel', (0, 0), 0, modifiers)
-        event.delta, event.handled = (0, turned), False
-        self.viewer.mouse_wheel_callbacks[-1](self.viewer, event)
-        return event.handled
-
-
-class _Event:
-    def __init__(self, kind, world, button, modifiers):
-        self.type, self.position, self.button, self.modifiers = kind, world, button, modifiers
-        self.pos = np.array([50, 50])
-
-
-@pytest.fixture
-def mouse(viewer, session, settle):
-    return Mouse(viewer, session, settle)
-
-
-@pytest.fixture
-def on_coffee(viewer, session, settle):
-    """A session at work on a photo that is scaled and moved, with its region tree made."""
-    image = viewer.add_image(data.coffee(), scale=(2, 2), translate=(100, -30), rotate=10, name='Coffee')
-    session.set_image(image)
-    session.controller.embed()
-    settle(session.controller)
-    return session
-
-
-def world(session, pixel):
-    return session.image.data_to_world(pixel)
-
-
-def is_problem(session, words):
-    return session.controller.status.level is Level.PROBLEM and words in session.controller.status.text
-
-
-def press(receiver, key):
-    """Presses a key as napari does for a layer or a viewer."""
-    receiver.keymap[coerce_keybinding(key)](receiver)
 
 
 def test_a_click_shows_a_point_and_the_contour_of_its_mask_where_the_image_is(on_coffee, viewer, mouse):
@@ -301,73 +241,6 @@ def test_a_removed_objects_layer_is_made_anew(on_coffee, viewer, mouse):
     assert on_coffee.objects is None
 
 
-def test_new_pixels_need_a_new_tree(on_coffee):
-    on_coffee.image.data = data.coffee()[::-1]
-    assert on_coffee.controller.hierarchy is None
-
-
-def test_new_pixels_need_a_new_tree_although_another_image_was_chosen_meanwhile(on_coffee, viewer):
-    coffee = on_coffee.image
-    on_coffee.set_image(viewer.add_image(data.coins()))
-    coffee.data = data.coffee()[::-1]
-    on_coffee.set_image(coffee)
-    assert on_coffee.controller.hierarchy is None
-
-
-def test_the_tree_of_a_removed_image_is_dropped_although_another_one_is_chosen(on_coffee, viewer):
-    coffee = on_coffee.image
-    on_coffee.set_image(viewer.add_image(data.coins()))
-    viewer.layers.remove(coffee)
-    viewer.add_layer(coffee)
-    on_coffee.set_image(coffee)
-    assert on_coffee.controller.hierarchy is None
-
-
-def test_a_stack_is_segmented_plane_by_plane(viewer, session, mouse, settle):
-    grey = data.coins()
-    stack = viewer.add_image(
-        np.stack([grey, grey[::-1], grey.T[:303, :303].repeat(2, axis=1)[:, :384]]), scale=(3, 1, 1)
-    )
-    session.set_image(stack)
-    viewer.dims.set_point(0, 3)
-    mouse((3, 100, 100))
-    settle(session.controller)
-    preview = viewer.layers[PREVIEW_NAME]
-    assert set(preview.data[:, 0, 0]) == {1}
-    assert preview.data_to_world((1, 0, 0)) == (3, 0, 0)
-    session.commit()
-    assert viewer.layers[OBJECTS_NAME].data.any(axis=(1, 2)).tolist() == [False, True, False]
-    viewer.dims.set_point(0, 6)
-    assert session.controller.target.plane.index == (2, 0, 0)
-    assert session.controller.hierarchy is None
-
-
-def test_the_contour_moves_to_the_plane_that_is_clicked(viewer, session, settle):
-    turned = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
-    stack = viewer.add_image(np.stack([data.coins()] * 3), scale=(3, 1, 1), translate=(5, 0, 0), rotate=turned)
-    session.set_image(stack)
-    for plane in (0, 2):
-        viewer.dims.set_point(0, 5 + 3 * plane)
-        session.click(stack.data_to_world((plane, 100, 100)))
-        settle(session.controller)
-        preview = viewer.layers[PREVIEW_NAME]
-        assert set(preview.data[:, 0, 0]) == {plane}
-        assert preview.data_to_world((plane, 30, 40)) == pytest.approx(stack.data_to_world((plane, 30, 40)))
-    assert len({prompt.position[0] for prompt in session.controller.prompts.points}) == 2
-
-
-def test_a_3d_view_is_explained_and_the_work_goes_on_in_2d(viewer, session, mouse, settle):
-    stack = viewer.add_image(np.stack([data.coins()] * 2))
-    session.set_image(stack)
-    viewer.dims.ndisplay = 3
-    mouse((0, 100, 100))
-    assert is_problem(session, 'switch to 2D')
-    viewer.dims.ndisplay = 2
-    mouse((0, 100, 100))
-    settle(session.controller)
-    assert session.controller.proposal is not None
-
-
 def test_closing_gives_mouse_and_keys_back_and_leaves_only_the_users_layers(on_coffee, viewer, mouse):
     mouse(world(on_coffee, ON_CUP))
     on_coffee.commit()
@@ -395,80 +268,6 @@ def test_a_new_session_goes_on_with_the_objects_of_a_closed_one(on_coffee, viewe
     press(objects, 'U')
     assert len(session.controller.prompts.points) == 1
     session.close()
-
-
-def layer(viewer, session):
-    """The layer of the boxes, outlines and scribbles."""
-    session.make_shapes_layer()
-    return viewer.layers[SHAPES_NAME]
-
-
-def drawn(row, column, height, width):
-    return np.array(
-        [[row, column], [row, column + width], [row + height, column + width], [row + height, column]], float
-    )
-
-
-def test_a_box_drawn_with_naparis_tool_is_one_prompt_and_is_answered(on_coffee, viewer, settle):
-    heard = []
-    on_coffee.controller.prompts_changed.connect(lambda: heard.append(len(on_coffee.controller.prompts.shapes)))
-    layer(viewer, on_coffee).add_rectangles(drawn(60, 180, 200, 250))
-    settle(on_coffee.controller)
-    assert heard == [1]
-    assert on_coffee.controller.prompts.shapes[0].kind is ShapeKind.BOX
-    assert on_coffee.controller.proposal is not None
-    on_coffee.controller.undo()
-    assert len(layer(viewer, on_coffee).data) == 0
-
-
-def test_a_scribble_takes_the_polarity_and_an_outline_is_always_positive(on_coffee, viewer, settle):
-    on_coffee.controller.toggle_polarity()
-    layer(viewer, on_coffee).add_paths(np.array([[100.0, 250], [110, 300], [150, 320]]))
-    layer(viewer, on_coffee).add_polygons(drawn(60, 180, 200, 250))
-    settle(on_coffee.controller)
-    shapes = on_coffee.controller.prompts.shapes
-    assert [(shape.kind, shape.polarity) for shape in shapes] == [
-        (ShapeKind.SCRIBBLE, Polarity.NEGATIVE),
-        (ShapeKind.OUTLINE, Polarity.POSITIVE),
-    ]
-    assert len(np.unique(layer(viewer, on_coffee).edge_color, axis=0)) == 2
-
-
-def test_shapes_removed_or_changed_with_naparis_tools_are_followed(on_coffee, viewer, settle):
-    shapes = layer(viewer, on_coffee)
-    shapes.add_rectangles([drawn(60, 180, 200, 250), drawn(10, 10, 40, 40)])
-    shapes.selected_data = {0}
-    shapes.remove_selected()
-    settle(on_coffee.controller)
-    assert [shape.vertices[0] for shape in on_coffee.controller.prompts.shapes] == [(10.0, 10.0)]
-    assert on_coffee.history.undo_name == 'remove shape'
-    on_coffee.controller.undo()
-    assert len(shapes.data) == 2
-
-
-def test_a_shape_without_a_pixel_is_taken_away_again_and_said(on_coffee, viewer):
-    layer(viewer, on_coffee).add_rectangles(drawn(60, 180, 0, 0))
-    assert len(layer(viewer, on_coffee).data) == 0
-    assert is_problem(on_coffee, 'draw it larger')
-
-
-def test_a_tool_is_in_the_hand_until_it_is_put_down(on_coffee, viewer, mouse):
-    taken = []
-    on_coffee.tool_changed.connect(taken.append)
-    on_coffee.draw(ShapeKind.BOX)
-    assert str(layer(viewer, on_coffee).mode) == 'add_rectangle'
-    mouse(world(on_coffee, ON_CUP))
-    assert not on_coffee.controller.prompts, 'the mouse draws, it does not click'
-    on_coffee.draw(None)
-    mouse(world(on_coffee, ON_CUP))
-    assert len(on_coffee.controller.prompts.points) == 1
-    assert taken == [ShapeKind.BOX, None]
-
-
-def test_a_tool_without_an_image_is_harmless_and_said(session):
-    session.draw(ShapeKind.BOX)
-    assert is_problem(session, 'Choose an image')
-    assert session.tool is None
 
 
 def test_alt_and_the_wheel_slide_along_the_regions_and_the_wheel_alone_zooms(on_coffee, viewer, mouse):
@@ -523,69 +322,9 @@ def test_panels_write_many_objects_as_one_action(on_coffee):
     assert not on_coffee.history.can_undo
 
 
-def test_any_plane_of_the_image_can_be_asked_for(viewer, session):
-    stack = viewer.add_image(np.stack([data.coins(), data.coins()[::-1]]))
-    session.set_image(stack)
-    target = session.target_at((1, 0, 0))
-    assert target.plane.index == (1, 0, 0)
-    assert (target.read() == data.coins()[::-1]).all()
-    viewer.dims.ndisplay = 3
-    assert session.target_at((1, 0, 0)) == target
-    with pytest.raises(ImageError, match='no plane'):
-        session.target_at((2, 0, 0))
-
-
 def test_without_an_image_there_is_nothing_to_write_to(session):
     with pytest.raises(UnSAMError, match='Choose an image'):
         session.ensure_objects()
-
-
-def test_chosen_channels_are_what_the_model_sees_and_objects_lie_on_all_of_them(viewer, session, settle):
-    coins = data.coins()
-    image = viewer.add_image(np.stack([coins, 255 - coins, coins // 2]), scale=(2, 1, 1))
-    session.set_image(image)
-    session.set_channels(Channels(0, (1,)))
-    assert (session.controller.target.read() == to_uint8(255 - coins, image.contrast_limits)).all()
-    viewer.dims.set_point(0, 4)
-    session.click((4, 100, 100))
-    settle(session.controller)
-    session.commit()
-    assert session.objects.data.shape == (1, *coins.shape)
-    assert {session.objects.get_value((z, 100, 100), world=True) for z in (0, 2, 4)} == {1}
-    session.set_channels(Channels(0, (0, 1, 2)))
-    assert session.controller.hierarchy is None
-    assert session.controller.target.read().shape == (*coins.shape, 3)
-    session.set_channels(None)
-    assert session.objects is None
-
-
-def test_a_change_of_contrast_offers_to_look_at_the_image_again(viewer, session, settle):
-    image = viewer.add_image(data.coins())
-    session.set_image(image)
-    image.contrast_limits = (10, 200)
-    assert 'contrast' not in session.controller.status.text
-    session.controller.embed()
-    settle(session.controller)
-    image.contrast_limits = (20, 180)
-    assert 'Press Embed' in session.controller.status.text
-
-
-@pytest.mark.parametrize('kind', ['dask', 'zarr', 'multiscale'])
-def test_arrays_that_are_not_in_memory_are_segmented_too(viewer, session, settle, kind):
-    da, zarr = pytest.importorskip('dask.array'), pytest.importorskip('zarr')
-    coins = np.stack([data.coins()] * 2)
-    pixels = {
-        'dask': lambda: da.from_array(coins, chunks=(1, 128, 128)),
-        'zarr': lambda: zarr.array(coins, chunks=(1, 128, 128)),
-        'multiscale': lambda: [coins, coins[:, ::2, ::2]],
-    }[kind]()
-    session.set_image(viewer.add_image(pixels, multiscale=kind == 'multiscale', contrast_limits=(0, 255)))
-    viewer.dims.set_point(0, 1)
-    session.click((1, 100, 100))
-    settle(session.controller)
-    session.commit()
-    assert session.objects.data[1].any()
-    assert not session.objects.data[0].any()
 
 
 def test_layers_are_made_before_they_are_needed_and_go_if_they_were_not(viewer, session):
@@ -603,7 +342,8 @@ def test_layers_are_made_before_they_are_needed_and_go_if_they_were_not(viewer, 
 def test_keys_of_a_panel_work_on_the_layers_of_the_plugin(on_coffee, viewer):
     pressed = []
     on_coffee.add_keys({'H': lambda: pressed.append('H')})
-    for receiver in (viewer, layer(viewer, on_coffee)):
+    on_coffee.make_shapes_layer()
+    for receiver in (viewer, viewer.layers[SHAPES_NAME]):
         press(receiver, 'H')
     assert pressed == ['H', 'H']
 

@@ -10,12 +10,12 @@ from qtpy.QtTest import QTest
 from skimage.draw import disk
 
 from napari_unsam._commit import ObjectWrite
-from napari_unsam._controller import Level
 from napari_unsam.panels.iou_strip import IouStrip, colour_of
 from napari_unsam.panels.volume_panel import VolumePanel
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.propagation import Direction, SliceMask, SliceState
 from napari_unsam.volumes.work import TRACKS_NAME, AutomaticSettings, Regions
+from tests.test_napari.stand_ins import is_problem
 
 SIZE_HW, N_SLICES = (48, 72), 6
 BALL, OTHER = (
@@ -79,10 +79,6 @@ def press(mailbox, session):
 
 def object_slices(session, label):
     return np.flatnonzero((session.objects.data == label).any(axis=(1, 2))).tolist()
-
-
-def is_problem(session, words):
-    return session.controller.status.level is Level.PROBLEM and words in session.controller.status.text
 
 
 def test_the_section_offers_the_slider_of_a_stack_and_all_of_its_slices(panel):
