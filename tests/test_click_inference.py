@@ -82,7 +82,7 @@ def test_centredness_is_the_depth_of_the_click_in_what_is_wrong(case, data):
     values = centredness(base, chain, adds, shown.ravel(), source.grid.click(point, positive))
     for number, value in enumerate(values):
         piece = np.zeros(tree.size_hw, bool)
-        chain.draw(number, piece)
+        chain.draw([number], [piece])
         meant = start | piece if adds else start & ~piece
         wrong = meant & ~shown if positive else shown & ~meant
         depth = ndimage.distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1][point[1], point[0]]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.prompting import candidate_nodes, click_scores, distinct_nodes
+from unsam_mm.prompting.prompt import low_resolution_logits
 from unsam_mm.rle import decode_rles, rle_from_json
 
 from .trees import random_trees
@@ -296,3 +297,17 @@ def test_a_script_for_segment_anything_runs_once_its_two_imports_are_changed(cof
     assert names['batch'].shape == (2, 1, 200, 300)
     assert len(names['records']) >= 1
     assert all(record['area'] >= 100 for record in names['records'])
+
+
+@pytest.mark.parametrize('size_hw', [(300, 511), (1024, 1024), (700, 20)])
+@pytest.mark.parametrize('window', [np.s_[:, :], np.s_[100:137, 3:17], np.s_[0:0, 0:0]])
+def test_low_resolution_logits_are_the_shares_of_cells(size_hw, window):
+    mask = np.zeros(size_hw, bool)
+    mask[window] = np.random.default_rng(0).random(mask[window].shape) < 0.5
+    rows, columns = (max(1, round(side * 256 / max(size_hw))) for side in size_hw)
+    starts = [-(-np.arange(count) * side // count) for count, side in zip((rows, columns), size_hw, strict=True)]
+    cells = [np.add.reduceat(np.add.reduceat(x.astype(int), starts[0], 0), starts[1], 1) for x in (mask, mask | True)]
+    logits = low_resolution_logits(mask[None])[0]
+    assert np.allclose(logits[:rows, :columns], 8 * (cells[0] / cells[1] - 0.5), atol=1e-5)
+    assert (logits[rows:] == -4).all()
+    assert (logits[:, columns:] == -4).all()

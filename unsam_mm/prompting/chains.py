@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -92,7 +93,7 @@ class Chain:
 
     Attributes:
         label_map: What the pieces are made of.
-        ring_of_label: (L,) int64: the first piece that holds each label; N where none does.
+        ring_of_label: (L,) integers: the first piece that holds each label; N where none does.
         log_prior: (N,) float: how likely each piece is meant, before any click is looked at.
         boxes_xyxy: (N, 4) float bounding boxes, right and bottom edges exclusive, where they are known.
     """
@@ -106,21 +107,33 @@ class Chain:
         return len(self.log_prior)
 
     @cached_property
+    def _ring_of_label(self) -> np.ndarray:
+        # Mostly bytes: what is done with rings of all pixels, or points, takes as long as reading them.
+        return self.ring_of_label.astype(np.min_scalar_type(len(self)))
+
+    @cached_property
     def rings(self) -> np.ndarray:
-        """(P,) int64: the first piece that holds each point of the grid."""
-        return self.ring_of_label[self.label_map.sampled]
+        """(P,) unsigned integers: the first piece that holds each point of the grid."""
+        return self._ring_of_label[self.label_map.sampled]
 
     def rings_at(self, points_xy: np.ndarray) -> np.ndarray:
-        """(K,) int64: the first piece that holds each of (K, 2) pixels."""
-        return self.ring_of_label[self.label_map.labels[points_xy[:, 1], points_xy[:, 0]].astype(np.int64)]
+        """(K,) unsigned integers: the first piece that holds each of (K, 2) pixels."""
+        return self._ring_of_label[self.label_map.labels[points_xy[:, 1], points_xy[:, 0]].astype(np.int64)]
 
-    def draw(self, number: int, out: np.ndarray) -> None:
-        """Writes the pixels of one piece into an (H, W) bool array of zeros."""
-        window = np.s_[:, :]
-        if self.boxes_xyxy is not None:
-            x0, y0, x1, y1 = self.boxes_xyxy[number].astype(int)
-            window = np.s_[y0:y1, x0:x1]
-        _draw(self.label_map.labels[window], self.ring_of_label <= number, out[window])
+    def draw(self, numbers: Sequence[int], outs: Sequence[np.ndarray]) -> None:
+        """Writes the pixels of pieces into as many (H, W) bool arrays of zeros."""
+        widest = self._window(max(numbers))
+        rings = np.empty(self.label_map.labels.shape, self._ring_of_label.dtype)
+        _look_up(self._ring_of_label, self.label_map.labels[widest], rings[widest])
+        for number, out in zip(numbers, outs, strict=True):
+            window = self._window(number)
+            np.less_equal(rings[window], number, out=out[window])
+
+    def _window(self, number: int) -> tuple[slice, slice]:
+        if self.boxes_xyxy is None:
+            return np.s_[:, :]
+        x0, y0, x1, y1 = self.boxes_xyxy[number].astype(int)
+        return np.s_[y0:y1, x0:x1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,15 +180,6 @@ class Shape:
         for edit in self.edits:
             inside = edit.apply(inside, edit.chain.rings_at(points_xy) <= edit.number)
         return inside
-
-    def draw(self, out: np.ndarray) -> None:
-        """Writes the pixels into an (H, W) bool array of zeros."""
-        first, *others = self.edits
-        first.chain.draw(first.number, out)
-        for edit in others:
-            piece = np.zeros_like(out)
-            edit.chain.draw(edit.number, piece)
-            out[:] = edit.apply(out, piece)
 
     def edited(self, chain: Chain, number: int, adds: bool, log_prior: float) -> Shape:
         """With one more piece."""
@@ -231,10 +235,10 @@ def depth_share(mask: np.ndarray, shown: np.ndarray, click: GridClick) -> float:
 
 
 @numba.njit(nogil=True, cache=True)
-def _draw(labels, held, out):
+def _look_up(values, labels, out):
     for y in range(labels.shape[0]):
         for x in range(labels.shape[1]):
-            out[y, x] = held[labels[y, x]]
+            out[y, x] = values[labels[y, x]]
 
 
 @numba.njit(nogil=True, cache=True)

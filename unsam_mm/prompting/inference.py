@@ -261,6 +261,15 @@ def _iou(mask: np.ndarray, other: np.ndarray) -> float:
 def masks_of(shapes: list[Shape], size_hw: tuple[int, int]) -> np.ndarray:
     """(C, H, W) bool pixels of shapes."""
     masks = np.zeros((len(shapes), *size_hw), bool)
+    of_chain: dict[int, list[int]] = {}
+    for number, shape in enumerate(shapes):
+        of_chain.setdefault(id(shape.edits[0].chain), []).append(number)
+    for numbers in of_chain.values():
+        first_edits = [shapes[number].edits[0] for number in numbers]
+        first_edits[0].chain.draw([edit.number for edit in first_edits], [masks[number] for number in numbers])
     for shape, mask in zip(shapes, masks, strict=True):
-        shape.draw(mask)
+        for edit in shape.edits[1:]:
+            piece = np.zeros_like(mask)
+            edit.chain.draw([edit.number], [piece])
+            mask[:] = edit.apply(mask, piece)
     return masks

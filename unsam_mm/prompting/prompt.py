@@ -74,13 +74,15 @@ def low_resolution_logits(masks: np.ndarray) -> np.ndarray:
     size_hw = masks.shape[1:]
     rows, columns = _frame_shape(size_hw)
     logits = np.full((len(masks), LOGIT_SIDE_PX, LOGIT_SIDE_PX), -0.5 * LOGIT_SCALE, np.float32)
-    for mask, out in zip(masks, logits, strict=True):
-        if max(size_hw) > LOGIT_SIDE_PX:
-            pixels = mask.view(np.uint8)
-            share = _cell_means(pixels, rows, columns, *_window(pixels))
-        else:
+    if max(size_hw) <= LOGIT_SIDE_PX:
+        for mask, out in zip(masks, logits, strict=True):
             share = resize(mask.astype(np.float32), (rows, columns), order=1)
-        out[:rows, :columns] = (share - 0.5) * LOGIT_SCALE
+            out[:rows, :columns] = (share - 0.5) * LOGIT_SCALE
+        return logits
+    # Of the rows of one cell: adding whole rows is what processors do in one go, and the more the smaller the numbers.
+    sums = np.zeros(size_hw[1], np.min_scalar_type(-(-size_hw[0] // rows)))
+    for pixels, out in zip(masks.view(np.uint8), logits, strict=True):
+        _write_cell_logits(pixels, out[:rows, :columns], sums, LOGIT_SCALE, *_window(pixels))
     return logits
 
 
@@ -125,29 +127,34 @@ def _window(mask):
 
 
 @numba.njit(nogil=True, cache=True)
-def _cell_means(mask, rows, columns, top, bottom, left, right):
-    """(rows, columns) float32 share of each cell of a grid over an (H, W) mask of 0 and 1 that is not smaller than it.
+def _write_cell_logits(mask, out, sums, scale, top, bottom, left, right):
+    """Writes which share of each cell of a grid an (H, W) mask of 0 and 1 fills, less a half and scaled.
 
-    The mask lies in the window from row `top` to `bottom` and column `left` to `right`.
+    The mask lies in the window from row `top` to `bottom` and column `left` to `right`; cells without any of it are left.
+    `sums` holds as many numbers as a row has pixels.
     """
     height, width = mask.shape
-    shares = np.zeros((rows, columns), np.float32)
+    rows, columns = out.shape
     row_starts = -((-np.arange(rows + 1) * height) // rows)
     column_starts = -((-np.arange(columns + 1) * width) // columns)
-    inside = np.zeros(width, np.uint16)  # of the rows of one cell: adding whole rows is what processors do in one go
+    weights = scale / np.diff(column_starts)
+    first, last = left * columns // width, (right - 1) * columns // width
     for row in range(top * rows // height, (bottom - 1) * rows // height + 1):
-        inside[left:right] = 0
+        sums[:] = 0
+        # Views from 0 on, since a start that could be negative keeps loops from being made fast.
         for y in range(max(row_starts[row], top), min(row_starts[row + 1], bottom)):
-            for x in range(left, right):
-                inside[x] += mask[y, x]
-        n_rows = row_starts[row + 1] - row_starts[row]
-        for column in range(left * columns // width, (right - 1) * columns // width + 1):
-            start, stop = column_starts[column], column_starts[column + 1]
-            count = np.uint32(0)
-            for x in range(start, stop):
-                count += inside[x]
-            shares[row, column] = count / (n_rows * (stop - start))
-    return shares
+            pixels, part = mask[y, left:right], sums[left:right]
+            for x in range(len(part)):
+                part[x] += pixels[x]
+        row_weight = 1 / (row_starts[row + 1] - row_starts[row])
+        column, count, stop = first, np.uint32(0), column_starts[first + 1]
+        for x in range(column_starts[first], column_starts[last + 1]):
+            if x == stop:
+                out[row, column] = count * weights[column] * row_weight - 0.5 * scale
+                column, count = column + 1, np.uint32(0)
+                stop = column_starts[column + 1]
+            count += sums[x]
+        out[row, column] = count * weights[column] * row_weight - 0.5 * scale
 
 
 def _checked_points(points_xy: np.ndarray | None, point_labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -100,9 +100,8 @@ class RegionSource:
         areas = members @ self._areas
         chains, speaks_for = [], np.full(len(members), np.log(_LEAST))
         for chain in self._trees.starts(prompt):
-            counts = np.bincount(
-                chain.rings * len(self._areas) + self._regions.sampled, minlength=(len(chain) + 1) * len(self._areas)
-            )
+            rows = chain.rings.astype(np.int64) * len(self._areas)
+            counts = np.bincount(rows + self._regions.sampled, minlength=(len(chain) + 1) * len(self._areas))
             inside = counts.reshape(-1, len(self._areas)).cumsum(axis=0)[:-1]
             shared = inside @ members.T
             likeness = shared / np.maximum(inside.sum(axis=1)[:, None] + areas - shared, 1)

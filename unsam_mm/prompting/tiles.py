@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,16 +72,19 @@ class TiledEngine:
         """Takes an (H, W, 3) uint8 RGB image; nothing is computed before the first prompt."""
         self.set_plane(LazyPlane(rgb))
 
-    def set_plane(self, plane: LazyPlane, store: str | Path | None = None) -> None:
+    def set_plane(
+        self, plane: LazyPlane, store: str | Path | None = None, used: Callable[[Path], None] = lambda file: None
+    ) -> None:
         """Takes a plane; pixels are read when a prompt needs them.
 
         Args:
             plane: What to read.
             store: Folder where windows are kept for a later time, by their pixels; a folder for each setting of an engine.
+            used: Told each file of that folder after it was read or written; files are never removed here.
         """
         self.reset_image()
         self._plane, self._pyramid = plane, WindowPyramid(plane.size_hw, self._tile_px)
-        self._store = None if store is None else Path(store)
+        self._store, self._used = None if store is None else Path(store), used
 
     def reset_image(self) -> None:
         """Forgets the plane."""
@@ -253,6 +257,7 @@ class TiledEngine:
         else:
             self._engine.set_image(rgb)
             save_arrays(path, self.name, self._engine.embedding())
+        self._used(path)
         return self._taken()
 
     def _taken(self) -> Engine:

@@ -17,7 +17,7 @@ from unsam_mm import weights
 from unsam_mm.errors import UnSAMError, WeightsError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -117,6 +117,15 @@ def load_vit(name: str = 'dinov2_vits14', device: str = 'cpu') -> PreTrainedMode
     return vit.eval().requires_grad_(False).to(device)
 
 
+def _load_for_features(name: str, device: str) -> nn.Module:
+    """As `load_vit`, without transformers where that is not needed."""
+    check_device(device)
+    path = vit_folder(name)
+    from unsam_mm.pseudo_masks.dinov2 import is_plain, load_dinov2
+
+    return load_dinov2(path).to(device) if is_plain(path) else load_vit(name, device)
+
+
 def _model_type(path: Path) -> str:
     try:
         kind = json.loads((path / 'config.json').read_text(encoding='utf-8')).get('model_type')
@@ -180,7 +189,7 @@ class PatchFeatureExtractor:
         if long_side_px < 1:
             raise UnSAMError(f'long_side_px must be positive, got {long_side_px}')
         self.facet, self.long_side_px, self.device, self.dtype = facet, long_side_px, device, dtype
-        self._vit = load_vit(vit, device)
+        self._vit = _load_for_features(vit, device)
         self._layers = _check_layers((layer,) if isinstance(layer, int) else tuple(layer), len(_blocks(self._vit)))
         config = self._vit.config
         self._patch_px = config.patch_size
@@ -309,7 +318,7 @@ def _hook(module, call: Callable) -> Iterator[None]:
         handle.remove()
 
 
-def _blocks(vit: PreTrainedModel):
+def _blocks(vit: nn.Module):
     """The transformer blocks, which each model and version keeps elsewhere."""
     for holder, name in (('encoder', 'layer'), ('model', 'layer'), (None, 'layers'), (None, 'layer')):
         parent = getattr(vit, holder, None) if holder else vit
@@ -318,7 +327,7 @@ def _blocks(vit: PreTrainedModel):
     raise UnSAMError(f'{type(vit).__name__}: this version of transformers keeps its blocks where they are not found')
 
 
-def _last_norm(vit: PreTrainedModel):
+def _last_norm(vit: nn.Module):
     return vit.layernorm if hasattr(vit, 'layernorm') else vit.norm
 
 
