@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
-from functools import cache
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ import numpy as np
 from napari_unsam._inference import InferenceSettings, ProgressCallback, report_progress, reporting
 from napari_unsam._masks import PlaneMask, found_mask
 from napari_unsam._targets import Target
-from napari_unsam.state.embeddings import EmbeddingStore, plane_key
+from napari_unsam._torch import import_torch
+from napari_unsam.state.embeddings import EmbeddingStore, StackReport, embed_stack, plane_key
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
@@ -23,6 +24,7 @@ from unsam_mm.images import as_rgb_uint8
 if TYPE_CHECKING:
     from unsam_mm.prompting.engine import Engine
     from unsam_mm.region_model import RegionTokenizer, RegionTokens
+    from unsam_mm.region_model.clicks import ClickableImage
 
 __all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneEmbedder', 'PlaneMask', 'PlanesKept']
 
@@ -35,7 +37,13 @@ _CACHED_PX = 64_000_000  # of planes kept in memory: about 15 bytes a pixel
 _TILED_CACHED_PX = _MAX_WINDOWS * _TILE_PX**2
 _LEAST_SHARE = 1e-6  # of a plane in windows: what has granularity 0
 _MAX_MASKS = 6
-_SPECK_PX = 64
+_SPECK_HW = (16, 128)  # the ViT sees every image as long as another, so a narrow one is quick
+_NO_STORE = (
+    'Nothing is kept on disk: give the folder for embeddings a size in Preferences > UnSAM, and open the dock again.'
+)
+_NOT_IN_WINDOWS = (
+    f'Planes above {TILED_FROM_PX} px are looked at in windows where you click; they need no making ready.'
+)
 _LAZY_PARTS = ('first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
 
@@ -197,7 +205,8 @@ class PlaneEmbedder:
         self._engine: Engine | None = None
         self._store: EmbeddingStore | None = None
         if settings.store is not None:
-            self._store = EmbeddingStore(settings.store / 'planes', int(settings.store_gb * 1e9))
+            size_bytes = int(settings.store_gb * 1e9)
+            self._store = EmbeddingStore(settings.store / 'planes', size_bytes, settings.store / 'windows')
 
     def __call__(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
         """From the store, or made now and stored.
@@ -209,9 +218,31 @@ class PlaneEmbedder:
             if self._engine is None:
                 progress(0.0, 'Loading the model')
             engine = self._copy()
-            if max(target.plane.size_hw) > TILED_FROM_PX and target.pixels is not None:
+            if _is_in_windows(target):
                 return self._tiled(engine, target)
             return self._whole(engine, target)
+
+    def stack(self, targets: Sequence[Target], progress: ProgressCallback, kept: Callable[[int], None]) -> StackReport:
+        """Makes planes that the store has not got yet, and keeps them there alone, see `embed_stack`.
+
+        Raises:
+            UnSAMError: If nothing is kept on disk, or the planes are looked at in windows.
+            StoreError: If the disk is full.
+        """
+        if self._store is None:
+            raise UnSAMError(_NO_STORE)
+        if any(_is_in_windows(target) for target in targets):
+            raise UnSAMError(_NOT_IN_WINDOWS)
+        with reporting(progress):
+            engine = self._copy()
+
+        def embed(rgb: np.ndarray, told: ProgressCallback) -> dict[str, np.ndarray]:
+            with reporting(told):
+                engine.set_image(rgb)
+            return engine.embedding()
+
+        reads = [partial(_rgb_of, target) for target in targets]
+        return embed_stack(reads, embed, self._signature(), self._store, progress, kept)
 
     def use_weights(self, path: Path | None) -> None:
         """Looks at later planes with other weights of the model; None: those of the package. Call it in the inference thread.
@@ -237,8 +268,8 @@ class PlaneEmbedder:
         """Loads the engine and asks it about a speck of noise, which also loads and compiles what it uses."""
         engine = self._copy()
         report_progress(0.0, 'Loading the model')  # a click that waits goes before the speck
-        engine.set_image(np.random.default_rng(0).integers(0, 256, (_SPECK_PX, _SPECK_PX, 3), np.uint8))
-        EmbeddedPlane(engine, engine.hierarchy).answer(np.full((1, 2), _SPECK_PX // 2), np.ones(1, int))
+        engine.set_image(np.random.default_rng(0).integers(0, 256, (*_SPECK_HW, 3), np.uint8))
+        EmbeddedPlane(engine, engine.hierarchy).answer(np.array([_SPECK_HW[::-1]]) // 2, np.ones(1, int))
 
     def _copy(self) -> Engine:
         if self._engine is None:
@@ -246,7 +277,7 @@ class PlaneEmbedder:
         return copy.copy(self._engine)
 
     def _whole(self, engine: Engine, target: Target) -> EmbeddedPlane:
-        rgb = as_rgb_uint8(target.read(), target.name)
+        rgb = _rgb_of(target)
         key = plane_key(rgb, self._signature()) if self._store is not None else ''
         arrays = self._store.load(key) if self._store is not None else None
         if arrays is not None:
@@ -262,8 +293,11 @@ class PlaneEmbedder:
         from unsam_mm.prompting.planes import LazyPlane
 
         tiled = TiledEngine(engine, _TILE_PX, _MAX_WINDOWS)
-        store = None if self._settings.store is None else self._settings.store / 'windows' / self._signature()
-        tiled.set_plane(LazyPlane(target.pixels(), (0.0, 255.0), target.name), store)
+        plane = LazyPlane(target.pixels(), (0.0, 255.0), target.name)
+        if self._store is None:
+            tiled.set_plane(plane)
+        else:
+            tiled.set_plane(plane, self._store.windows / self._signature(), self._store.used)
         return EmbeddedPlane(tiled, None)
 
     def _keep(self, key: str, engine: Engine) -> None:
@@ -278,14 +312,21 @@ class PlaneEmbedder:
         return f'{self._settings.engine}-{__version__}'
 
     def _build(self) -> Engine:
-        import torch
-
+        torch = import_torch()
         device = self._settings.device
         if device == 'auto':
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
         if self._settings.threads:
             torch.set_num_threads(self._settings.threads)  # holds for the calling thread, which is the inference thread
         return make_engine(self._settings.engine, device, self._weights)
+
+
+def _is_in_windows(target: Target) -> bool:
+    return max(target.plane.size_hw) > TILED_FROM_PX and target.pixels is not None
+
+
+def _rgb_of(target: Target) -> np.ndarray:
+    return as_rgb_uint8(target.read(), target.name)
 
 
 def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
@@ -330,5 +371,7 @@ class _ReportingTokenizer:
     def __init__(self, tokenizer: RegionTokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def with_trees(self, rgb: np.ndarray) -> tuple[RegionTokens, MaskHierarchy]:
-        return self._tokenizer.with_trees(rgb, report_progress)
+    def with_trees(
+        self, rgb: np.ndarray, read: Callable[[RegionTokens], ClickableImage]
+    ) -> tuple[ClickableImage, MaskHierarchy]:
+        return self._tokenizer.with_trees(rgb, read, report_progress)

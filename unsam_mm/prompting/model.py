@@ -68,10 +68,13 @@ class RegionEngine:
     def set_image(self, rgb: np.ndarray) -> None:
         """Finds the regions of an (H, W, 3) uint8 RGB image and reads them."""
         self._tokenizer = self._tokenizer or self._make_tokenizer(self.device)
-        self._set(*self._tokenizer.with_trees(rgb))
+        self._set(*self._tokenizer.with_trees(rgb, self._read))
 
-    def _set(self, tokens: RegionTokens, hierarchy: MaskHierarchy) -> None:
-        self._image, self._hierarchy = ClickableImage(self._net, tokens), hierarchy
+    def _read(self, tokens: RegionTokens) -> ClickableImage:
+        return ClickableImage(self._net, tokens)
+
+    def _set(self, image: ClickableImage, hierarchy: MaskHierarchy) -> None:
+        self._image, self._hierarchy = image, hierarchy
         self._clicks = ClickInference(RegionSource(self._image, TreeSource(hierarchy, all_trees=True)))
 
     def reset_image(self) -> None:
@@ -121,7 +124,7 @@ class RegionEngine:
                 raise ValueError(f'numbers of regions are {sorted(same)}')
             if tokens.size_hw != hierarchy.size_hw:
                 raise ValueError(f'sizes are {tokens.size_hw} and {hierarchy.size_hw}')
-            self._set(tokens, hierarchy)
+            self._set(self._read(tokens), hierarchy)
         except UnSAMError:
             raise
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -135,5 +138,5 @@ class RegionEngine:
             self.device, self._tokenizer = str(device), None
             self._net.to(device)
             if self._image is not None:
-                self._set(self._image.tokens, self._hierarchy)
+                self._set(self._read(self._image.tokens), self._hierarchy)
         return self

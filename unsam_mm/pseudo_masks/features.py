@@ -196,7 +196,8 @@ class PatchFeatureExtractor:
         self._special_tokens = 1 + getattr(config, 'num_register_tokens', 0)  # the class token comes first
         # The other models interpolate their positions unasked.
         self._options = {'interpolate_pos_encoding': True} if config.model_type == 'vit' else {}
-        self._lock = threading.Lock()  # hooks hang on the ViT, so two threads would read each other's features
+        self._lock = threading.RLock()  # hooks hang on the ViT, so two threads would read each other's features
+        self._captured: dict[int, Tensor] = {}  # by the run at hand: one may begin another from its progress
 
     def __call__(self, image: np.ndarray, progress: Callable[[float], None] | None = None) -> PatchFeatures:
         """Features of one image.
@@ -269,13 +270,20 @@ class PatchFeatureExtractor:
         import torch
 
         blocks = _blocks(self._vit)
-        captured = {}
+        captured: dict[int, Tensor] = {}
+
+        def tell(done: int, _output: Tensor) -> None:
+            if captured is self._captured:
+                progress(done / len(blocks))
+
         with ExitStack() as stack:
+            stack.callback(setattr, self, '_captured', self._captured)
+            self._captured = captured
             for layer in self._layers:
                 source = blocks[layer] if self.facet == 'token' else _projection(blocks[layer], self.facet)
                 stack.enter_context(_hook(source, partial(self._read, captured, layer)))
             for done, block in enumerate(blocks[:-1], start=1) if progress else ():
-                stack.enter_context(_hook(block, lambda output, done=done: progress(done / len(blocks))))
+                stack.enter_context(_hook(block, partial(tell, done)))
             if self.dtype != 'float32':
                 # Not a ViT of half-precision weights: interpolated positions and normalisation lose too much there.
                 stack.enter_context(torch.autocast(torch.device(self.device).type, getattr(torch, self.dtype)))
@@ -288,6 +296,8 @@ class PatchFeatureExtractor:
         return torch.cat([captured[layer] for layer in self._layers], dim=-1)
 
     def _read(self, captured: dict[int, Tensor], layer: int, output: Tensor) -> None:
+        if captured is not self._captured:
+            return
         captured[layer] = output
         if len(captured) == len(set(self._layers)):
             raise _AllRead

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -23,6 +25,8 @@ from unsam_mm.pseudo_masks.generator import (
 from unsam_mm.pseudo_masks.leaves import Leaves
 from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
 from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
+
+_T = TypeVar('_T')
 
 MAX_TOKENS = 4096  # the table of pairs, 36 bytes each, then takes 0.6 GB
 ALGORITHM = 2
@@ -74,17 +78,22 @@ class RegionTokenizer:
         return tokens
 
     def with_trees(
-        self, image: np.ndarray, progress: ProgressCallback | None = None
-    ) -> tuple[RegionTokens, MaskHierarchy]:
-        """The tokens of one image and its ranked trees; see `__call__`.
+        self, image: np.ndarray, read: Callable[[RegionTokens], _T], progress: ProgressCallback | None = None
+    ) -> tuple[_T, MaskHierarchy]:
+        """What is made of the tokens of one image, and its ranked trees; see `__call__`.
+
+        Args:
+            image: As for a call.
+            read: Given the tokens while the trees are ranked.
+            progress: As for a call.
 
         Raises:
             ImageError: If the array is not one image that can be segmented.
         """
         grown = self._grow(image, progress)
-        with threads.alongside(lambda: _describe(grown, _cut(grown.trees[0], self.n_tokens))) as tokens_found:
+        with threads.alongside(lambda: read(_describe(grown, _cut(grown.trees[0], self.n_tokens)))) as tokens_read:
             hierarchy = self._trees.rank(grown, progress)
-            return tokens_found(), hierarchy
+            return tokens_read(), hierarchy
 
     def with_masks(
         self, image: np.ndarray, max_masks: int = 300, progress: ProgressCallback | None = None
