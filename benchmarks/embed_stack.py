@@ -1,7 +1,8 @@
-"""A stack whose embedding is cancelled at half and resumed: ``python -m benchmarks.embed_stack STACK.tif``.
+"""A stack made ready as the dock does it, cancelled at half and resumed: ``python -m benchmarks.embed_stack STACK.tif``.
 
 Planes that are narrower than asked for are continued by their mirror image, so that every pixel is a real one. Counts
-how many planes each run made, and compares what the store holds in the end with a run that nobody stopped.
+how many planes each run made, compares what the store holds in the end with a run that nobody stopped, and clicks on the
+first plane all the while to see how long answers take.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +18,15 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from napari_unsam.state.embeddings import EmbeddingStore, StackReport, embed_stack
-from unsam_mm.prompting import ENGINES, UnSAMPredictor
+from napari_unsam._controller import SegmentationController
+from napari_unsam._engine import PlaneEmbedder
+from napari_unsam._inference import InferenceSettings
+from napari_unsam._planes import Plane
+from napari_unsam._targets import Target
+from napari_unsam.state.embeddings import EmbeddingStore, StackReport
+from unsam_mm.prompting import ENGINES
 
-PLENTY_BYTES = 10**10
+CLICK_EVERY_S = 0.5
 
 
 class StoppedAtHalf(Exception):
@@ -27,60 +34,90 @@ class StoppedAtHalf(Exception):
 
 
 def main() -> None:
-    """Prints one line for each run, then whether the results are the same."""
-    parser = argparse.ArgumentParser(description='Embed a stack, cancel at half, resume.')
+    """Prints one line for each run, then whether the results are the same, then how long clicks took."""
+    parser = argparse.ArgumentParser(description='Make a stack ready, cancel at half, resume.')
     parser.add_argument('stack', type=Path, help='TIFF file of (Z, H, W) numbers')
     parser.add_argument('--planes', type=int, default=20)
     parser.add_argument('--side', type=int, default=1024, help='of a plane, in pixels')
     parser.add_argument('--engine', choices=ENGINES, default='model')
     options = parser.parse_args()
     planes = square_planes(tifffile.imread(options.stack), options.planes, options.side)
-    predictor = UnSAMPredictor(options.engine)
-    predictor.set_image(planes[0])  # loads the networks
     with tempfile.TemporaryDirectory() as folder:
-        resumed = EmbeddingStore(Path(folder, 'resumed'), PLENTY_BYTES)
-        at_once = EmbeddingStore(Path(folder, 'at once'), PLENTY_BYTES)
-        run = Run(predictor, planes, options.engine)
-        run('cancelled at half', resumed, stop_at=0.5)
-        report = run('resumed', resumed)
-        run('once more', resumed)
-        whole = run('a run that nobody stopped', at_once)
-        say(f'{resumed.size_bytes / 1e6:.1f} MB on disk, {resumed.size_bytes / 1e6 / len(planes):.2f} MB a plane')
+        resumed, at_once, clicked = (Stack(planes, options.engine, Path(folder, name)) for name in ('r', 'o', 'c'))
+        resumed.run('cancelled at half', stop_at=0.5)
+        report = resumed.run('resumed')
+        resumed.run('once more')
+        whole = at_once.run('a run that nobody stopped')
+        mb = resumed.store.size_bytes / 1e6
+        say(f'{mb:.1f} MB on disk, {mb / len(planes):.2f} MB a plane')
         same = whole.keys == report.keys and all(
-            same_arrays(resumed.load(key), at_once.load(key)) for key in report.keys
+            same_arrays(resumed.store.load(key), at_once.store.load(key)) for key in report.keys
         )
-    say(f'results identical: {same}')
+        say(f'results identical: {same}')
+        clicked.click_meanwhile()
     if not same or (report.made, report.found) != (len(planes) - len(planes) // 2, len(planes) // 2):
         raise SystemExit(1)
 
 
-class Run:
-    """Embeds the planes with one engine, and says how long it took."""
+class Stack:
+    """Planes, and the folder that they are kept in."""
 
-    def __init__(self, predictor: UnSAMPredictor, planes: np.ndarray, settings: str) -> None:
-        self._predictor, self._planes, self._settings = predictor, planes, settings
+    def __init__(self, planes: np.ndarray, engine: str, folder: Path) -> None:
+        self._embedder = PlaneEmbedder(InferenceSettings(engine, store=folder))
+        self._embedder.load()
+        self.store = EmbeddingStore(folder / 'planes', 0)  # to read from
+        self._targets = [
+            Target('stack', Plane(planes.shape, (1, 2), (z, 0, 0)), 'stack', lambda plane=plane: plane)
+            for z, plane in enumerate(planes)
+        ]
 
-    def __call__(self, name: str, store: EmbeddingStore, stop_at: float | None = None) -> StackReport | None:
+    def run(self, name: str, stop_at: float | None = None) -> StackReport | None:
         """The report of the run; None if it was stopped."""
-        made, started_s = [], time.perf_counter()
-
-        def embed(pixels: np.ndarray, progress: object) -> Mapping[str, np.ndarray]:
-            self._predictor.set_image(pixels)
-            made.append(pixels)
-            return self._predictor.engine.embedding()
+        kept, report, started_s = [], None, time.perf_counter()
 
         def progress(fraction: float, text: str) -> None:
-            if stop_at is not None and fraction >= stop_at:
+            if stop_at is not None and fraction > stop_at:
                 raise StoppedAtHalf
 
-        report = None
         try:
-            reads = [lambda plane=plane: plane for plane in self._planes]
-            report = embed_stack(reads, embed, self._settings, store, progress)
+            report = self._embedder.stack(self._targets, progress, kept.append)
         except StoppedAtHalf:
             name = f'{name} (stopped)'
-        say(f'{name}: {len(made)} planes made in {time.perf_counter() - started_s:.1f} s')
+        made = len(kept) if report is None else report.made
+        say(f'{name}: {made} planes made in {time.perf_counter() - started_s:.1f} s')
         return report
+
+    def click_meanwhile(self) -> None:
+        """Clicks on the first plane while nothing else runs, then while all planes are made."""
+        controller, answered, done = SegmentationController(self._embedder), threading.Event(), threading.Event()
+        controller.proposal_changed.connect(lambda: controller.proposal is not None and answered.set())
+        random = np.random.default_rng(0)
+
+        def click() -> float:
+            controller.clear_prompts()
+            answered.clear()
+            started_s = time.perf_counter()
+            controller.add_prompt((0, *random.integers(0, self._targets[0].plane.size_hw)))
+            answered.wait()
+            time.sleep(CLICK_EVERY_S)
+            return time.perf_counter() - started_s - CLICK_EVERY_S
+
+        controller.set_target(self._targets[0])
+        click()  # makes the plane ready
+        alone_s = [click() for _ in range(20)]
+        controller.run(
+            'stack',
+            lambda progress: controller.store_planes(self._targets, progress, lambda number: None),
+            lambda report: done.set(),
+            lambda reason: done.set(),
+        )
+        meanwhile_s = []
+        while not done.is_set():
+            meanwhile_s.append(click())
+        for name, times_s in (('alone', alone_s), ('while planes are made', meanwhile_s)):
+            median, most = np.quantile(times_s, (0.5, 0.95))
+            say(f'clicks {name}: {len(times_s)}, median {median:.2f} s, 95 percent {most:.2f} s')
+        controller.close(10)
 
 
 def square_planes(stack: np.ndarray, count: int, side_px: int) -> np.ndarray:

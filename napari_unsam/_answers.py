@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 from psygnal import Signal
 
-from napari_unsam._candidates import NO_CANDIDATES, Candidates
+from napari_unsam._actions import MaskChoice, Situation
+from napari_unsam._candidates import NO_CANDIDATES, Candidates, Place
 from napari_unsam._engine import EmbeddedPlane
 from napari_unsam._inference import Lane
 from napari_unsam._jobs import Jobs
 from napari_unsam._masks import PlaneMask
 from napari_unsam._questions import Question
 from napari_unsam._targets import Level, Status
+from napari_unsam.state.history import ActionHistory
 
 HINT = 'J shows a coarser mask, K a finer one, N commits it.'
 _NOTHING_THERE = 'No mask was found there; click elsewhere.'
@@ -25,12 +27,20 @@ class Answers:
     Args:
         jobs: Where questions are asked.
         tell: Sets the status line.
+        history: Where the user's choices go.
+        situation: Gives the prompts on the plane that questions are about.
     """
 
     changed = Signal()
 
-    def __init__(self, jobs: Jobs, tell: Callable[[Status], None]) -> None:
-        self._jobs, self._tell = jobs, tell
+    def __init__(
+        self,
+        jobs: Jobs,
+        tell: Callable[[Status], None],
+        history: ActionHistory,
+        situation: Callable[[], Situation],
+    ) -> None:
+        self._jobs, self._tell, self._history, self._situation = jobs, tell, history, situation
         self._then: Callable[[], None] | None = None
         self.candidates = NO_CANDIDATES
 
@@ -49,6 +59,24 @@ class Answers:
         self.candidates = candidates
         self._tell(Status(HINT))
         self.changed.emit()
+
+    def choose(self, candidates: Candidates) -> None:
+        """Has another mask on screen that the user wants, as an action."""
+        if self.is_pending:
+            self.show(candidates)  # until the answer comes
+        elif candidates.place != self.candidates.place:
+            places = self.candidates.place, candidates.place
+            self._history.do(MaskChoice(self._situation(), self.show_again, *places))
+
+    def show_again(self, situation: Situation, place: Place) -> None:
+        """Shows a mask that was on screen before, once the same question is answered; nothing if it is another one."""
+
+        def show() -> None:
+            if len(self.candidates):
+                self.show(self.candidates.at(place))
+
+        if situation == self._situation():
+            self.then(show)
 
     def then(self, call: Callable[[], None]) -> None:
         """Calls a function once the answer is there: now if it is; not at all if another question is asked first."""
@@ -80,7 +108,7 @@ class Answers:
 
         def answered(found: list[PlaneMask]) -> None:
             if found:
-                self.show(self.candidates.with_exact(found[0]))
+                self.choose(self.candidates.with_exact(found[0]))
 
         parts = (question.points_xy, question.labels, question.box_xyxy)
         self._jobs.start(Lane.CLICK, _EXACT, lambda _: plane.answer(*parts, granularity), answered, self._failed)

@@ -10,6 +10,7 @@ from napari_unsam._masks import PlaneMask, node_mask
 from unsam_mm.hierarchy import MaskHierarchy
 
 NO_NODES = np.empty(0, np.int64)
+Place = tuple[int, int | None, PlaneMask | None]
 _HARDLY_LARGER = 1.02  # a step to a mask of all but the same area would show nothing
 
 
@@ -56,6 +57,11 @@ class Candidates:
         return self.masks[self.position] if self.masks else None
 
     @property
+    def place(self) -> Place:
+        """Which mask is on screen, for `at`; without a tree the mask itself, as others come later than the first."""
+        return (0, None, self.shown) if self.hierarchy is None else (self.position, self.walked, self.exact)
+
+    @property
     def rank(self) -> int:
         """The place of the mask on screen among the answers, from 1; 0 if it is none of them."""
         return self.position + 1 if self.masks and self.walked is None and self.exact is None else 0
@@ -95,6 +101,13 @@ class Candidates:
     def with_exact(self, mask: PlaneMask) -> Candidates:
         """With a mask shown that was asked for by its granularity."""
         return replace(self, walked=None, exact=mask)
+
+    def at(self, place: Place) -> Candidates:
+        """With the mask shown that was on screen at a `place` of the answers to the same question."""
+        position, walked, exact = place
+        if self.hierarchy is None:
+            return self if exact is None else self.led_by(exact)
+        return replace(self, position=position, walked=walked, exact=exact)
 
     def led_by(self, shown: PlaneMask) -> Candidates:
         """With a mask shown that was there before: as the answer that it is, or besides the answers."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from scipy.ndimage import find_objects
 
 if TYPE_CHECKING:
+    import pandas as pd
     from napari.layers import Labels
 
     from napari_unsam._targets import Proposal
@@ -150,6 +150,8 @@ class ObjectTable:
 
     def add(self, writes: Sequence[ObjectWrite]) -> None:
         """Adds a row for each object, in place of one that its label had before; `refresh` shows them."""
+        import pandas as pd
+
         rows = {write.label: _row(write) for write in writes if write.label}
         if not rows:
             return
@@ -219,5 +221,7 @@ def _with_features(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _joined(*tables: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
     # Without the empty ones, whose columns have no type of their own.
     return pd.concat([table for table in tables if len(table)] or [tables[0]], ignore_index=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from napari_unsam._targets import Proposal
 
 
 def outline_segments(mask: np.ndarray) -> np.ndarray:
@@ -23,6 +28,16 @@ def outline_segments(mask: np.ndarray) -> np.ndarray:
     steps = np.zeros_like(starts)
     steps[: len(horizontal), 1], steps[len(horizontal) :, 0] = horizontal[:, 2], vertical[:, 2]
     return np.stack([starts, steps], axis=1)
+
+
+def placed_outline(proposal: Proposal) -> np.ndarray:
+    """(S, 2, N) segments of the outline of a mask on its plane of an array of N axes, as `outline_segments` gives them."""
+    segments, plane = outline_segments(proposal.mask), proposal.plane
+    placed = np.zeros((len(segments), 2, len(plane.shape)))
+    placed[:, 0] = plane.index
+    placed[:, :, list(plane.axes)] = segments
+    placed[:, 0, list(plane.axes)] += proposal.box_xyxy[1::-1]
+    return placed
 
 
 def _runs(lines: np.ndarray) -> np.ndarray:

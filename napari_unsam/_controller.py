@@ -7,7 +7,7 @@ It never shows anything: views read its properties when a signal says that somet
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -15,15 +15,17 @@ from typing import TypeVar
 import numpy as np
 from psygnal import Signal
 
+from napari_unsam._actions import Change, PromptsChange, Situation
 from napari_unsam._answers import Answers
 from napari_unsam._candidates import Candidates
 from napari_unsam._engine import Embed, EmbeddedPlane, PlanesKept
 from napari_unsam._inference import Deliver, Lane, ProgressCallback
 from napari_unsam._jobs import Jobs
-from napari_unsam._prompts import PointPrompt, Polarity, Position, Prompts, ShapeKind, ShapePrompt
+from napari_unsam._prompts import PointPrompt, Polarity, Position, Prompts, SetAside, ShapeKind, ShapePrompt
 from napari_unsam._questions import is_drawn_well, on_plane, question_of
 from napari_unsam._targets import Level, Proposal, Status, Target
-from napari_unsam.state.history import Action, ActionHistory
+from napari_unsam.state.embeddings import StackReport
+from napari_unsam.state.history import Action, ActionHistory, Together
 from unsam_mm.hierarchy import MaskHierarchy
 
 __all__ = ['NO_IMAGE', 'Level', 'Proposal', 'SegmentationController', 'Status', 'Target']
@@ -68,12 +70,13 @@ class SegmentationController:
         self.history.changed.connect(self.state_changed.emit)
         self._planes = PlanesKept()
         self._prompts: dict[Hashable, Prompts] = {}
-        self._answers = Answers(self._jobs, self._set_status)
+        self._answers = Answers(self._jobs, self._set_status, self.history, self._situation)
         self._answers.changed.connect(self.proposal_changed.emit)
         self._target: Target | None = None
         self._embedding: Target | None = None
         self._polarity = Polarity.POSITIVE
         self._status = Status(NO_IMAGE)
+        self._no_target = NO_IMAGE
 
     @property
     def target(self) -> Target | None:
@@ -84,6 +87,11 @@ class SegmentationController:
     def plane(self) -> EmbeddedPlane | None:
         """The target ready for prompts, once it is."""
         return self._planes.get(self._target)
+
+    @property
+    def embedding(self) -> Target | None:
+        """The plane in the making, whether it is the target or not."""
+        return self._embedding
 
     @property
     def hierarchy(self) -> MaskHierarchy | None:
@@ -104,9 +112,7 @@ class SegmentationController:
         """The prompts on the plane in view that are about the object at hand."""
         if self._target is None:
             return Prompts()
-        here = on_plane(self.prompts, self._target.plane)
-        latest = max((prompt.object_id for prompt in (*here.points, *here.shapes)), default=here.object_id)
-        return replace(here.keeping(lambda prompt: prompt.object_id == latest), object_id=latest)
+        return on_plane(self.prompts, self._target.plane).at_hand()
 
     @property
     def polarity(self) -> Polarity:
@@ -167,6 +173,10 @@ class SegmentationController:
         """Sets the status line."""
         self._set_status(Status(text, level))
 
+    def say_no_target(self) -> None:
+        """Tells the user why nothing can be segmented."""
+        self.say(self._no_target, Level.PROBLEM)
+
     def set_target(self, target: Target | None, reason: str = NO_IMAGE) -> None:
         """Changes what is being segmented; prompts stay with their image.
 
@@ -180,6 +190,7 @@ class SegmentationController:
             self._target = target  # which may read its pixels in another way
             return
         before, self._target = self._target, target
+        self._no_target = reason
         self._answers.drop()
         if target is not None and (before is None or before.source != target.source):
             self.prompts_changed.emit()
@@ -211,17 +222,21 @@ class SegmentationController:
 
         self.run('Loading the weights', lambda _: self._embed.use_weights(path), loaded)
 
+    def load_ahead(self, name: str, work: Callable[[], None]) -> None:
+        """Does something in the inference thread while nothing else is wanted there, in place of what it did so before."""
+        self._jobs.start(Lane.IDLE, name, lambda _: work(), lambda _: None, self._failed)
+
     def warm_up(self) -> None:
         """Loads the model in the background, once, so that the first click need not wait for it."""
         load, self._load = self._load, None
         if load is not None:
-            self._jobs.start(Lane.IDLE, 'Loading the model', lambda _: load(), lambda _: None, self._failed)
+            self.load_ahead('Loading the model', load)
 
     def embed(self) -> None:
         """Makes the target ready in the background, anew if it is; a plane in the making is given up."""
         target = self._target
         if target is None:
-            self.say(self._status.text, Level.PROBLEM)
+            self.say_no_target()
             return
         self._planes.forget(target)
         self._embedding = target
@@ -244,6 +259,16 @@ class SegmentationController:
             plane = self._embed(target, progress)
             self._planes.put(target, plane, version)
         return plane
+
+    def version(self, source: Hashable) -> int:
+        """How often what is known of an image was forgotten, as its pixels have changed; any thread may ask."""
+        return self._planes.version(source)
+
+    def store_planes(
+        self, targets: Sequence[Target], progress: ProgressCallback, kept: Callable[[int], None]
+    ) -> StackReport:
+        """Makes planes ready on disk, see `PlaneEmbedder.stack`; call it only inside of a job's work."""
+        return self._embed.stack(targets, progress, kept)
 
     def run(
         self,
@@ -277,7 +302,7 @@ class SegmentationController:
         self._jobs.cancel()
         self._embedding = None
         if was_busy:
-            self.say('Cancelled. Prompts are kept; click again or press Embed to start over.')
+            self.say('Cancelled. Prompts are kept, and so are planes that were made ready; start again to go on.')
 
     def close(self, timeout_s: float = 0.0) -> bool:
         """Stops the inference thread; returns whether it has ended within the timeout. The object is of no use afterwards."""
@@ -295,7 +320,7 @@ class SegmentationController:
             Whether the click lies in the plane in view; if not, the user is told.
         """
         if self._target is None:
-            self.say(self._status.text, Level.PROBLEM)
+            self.say_no_target()
             return False
         if self._target.plane.pixel(position) is None:
             self.say(f'That click lies outside "{self._target.name}".', Level.PROBLEM)
@@ -317,7 +342,7 @@ class SegmentationController:
             Whether the shape can be used; if not, the user is told.
         """
         if self._target is None:
-            self.say(self._status.text, Level.PROBLEM)
+            self.say_no_target()
             return False
         polarity = (polarity or self._polarity) if kind is ShapeKind.SCRIBBLE else Polarity.POSITIVE
         corners = tuple(tuple(float(value) for value in vertex) for vertex in vertices)
@@ -335,25 +360,31 @@ class SegmentationController:
         inside = self._target.plane.inside
         prompts = replace(prompts, points=tuple(point for point in prompts.points if inside(point.position)))
         if prompts != self.prompts:
-            self.history.do(_PromptsChanged(name, self, self._target.source, self.prompts, prompts))
+            self.history.do(self._prompts_change(name, prompts))
 
     def put_prompts(self, source: Hashable, prompts: Prompts) -> None:
         """Puts prompts in place without a word to the history, as after a restart."""
         self._prompts[source] = prompts
         if self._target is not None and source == self._target.source:
-            self.prompts_changed.emit()
             self._refresh_answer()
+            self.prompts_changed.emit()
 
     def clear_prompts(self) -> None:
         """Removes the prompts on the plane in view."""
         if self._target is not None:
             self.set_prompts(self.prompts.without(on_plane(self.prompts, self._target.plane)), 'clear')
 
-    def next_object(self) -> Action:
-        """The action that ends the work on the object at hand: its prompts on this plane go, the next one begins."""
-        left = self.prompts.without(self.prompts_here)
-        after = replace(left, object_id=max(left.object_id, self.prompts_here.object_id) + 1)
-        return _PromptsChanged('next object', self, self._target.source, self.prompts, after)
+    def next_object(self, done: Prompts, aside: SetAside | None = None) -> Action:
+        """The action after which the next prompt is about another object.
+
+        Args:
+            done: Prompts that go, with what they led to.
+            aside: The object at hand, if it is set aside.
+        """
+        left, latest = self.prompts.without(done), max(self.prompts.object_id, self.prompts_here.object_id)
+        after = replace(left, asides=(*left.asides, *([] if aside is None else [aside])), object_id=latest + 1)
+        name = 'next object' if aside is None else 'set object aside'
+        return self._prompts_change(name, after)
 
     def undo(self) -> None:
         """Takes back the last action of whatever kind."""
@@ -371,8 +402,14 @@ class SegmentationController:
 
     def set_polarity(self, polarity: Polarity) -> None:
         """Sets what the next plain click says."""
-        self._polarity = polarity
-        self.state_changed.emit()
+        if polarity is not self._polarity:
+            self.history.do(Change('switch of what clicks say', self._put_polarity, self._polarity, polarity))
+
+    def taking_up(self, source: Hashable, prompts: Prompts, polarity: Polarity) -> Action:
+        """The action that puts prompts on an image in place of its own, and says what clicks say, as after a restart."""
+        pointed = Change('prompts', partial(self.put_prompts, source), self.prompts_of(source), prompts)
+        said = Change('polarity', self._put_polarity, self._polarity, polarity)
+        return Together('restore prompts', [pointed, said])
 
     def coarser(self) -> None:
         """Shows the next larger answer."""
@@ -388,7 +425,7 @@ class SegmentationController:
         if shown is None:
             self.say(_NOTHING_YET, Level.PROBLEM)
         elif len(self.candidates.chain):
-            self._answers.show(self.candidates.slid(steps))
+            self._answers.choose(self.candidates.slid(steps))
         else:
             self.set_granularity(float(np.clip(shown.granularity + steps * _GRANULARITY_STEP, 0, 1)))
 
@@ -397,7 +434,7 @@ class SegmentationController:
         if self.candidates.shown is None:
             self.say(_NOTHING_YET, Level.PROBLEM)
         elif len(self.candidates.chain):
-            self._answers.show(self.candidates.at_granularity(granularity))
+            self._answers.choose(self.candidates.at_granularity(granularity))
         else:
             self._answers.ask_at(self.plane, question_of(self.prompts_here, self._target.plane), granularity)
 
@@ -416,7 +453,19 @@ class SegmentationController:
         elif stepped.shown is self.candidates.shown:
             self.say(f'This is the {"coarsest" if direction > 0 else "finest"} of the masks to choose from.')
         else:
-            self._answers.show(stepped)
+            self._answers.choose(stepped)
+
+    def _situation(self) -> Situation:
+        version = None if self._target is None else self.version(self._target.source)
+        return self._target, version, self.prompts_here
+
+    def _prompts_change(self, name: str, after: Prompts) -> Action:
+        put, shown = partial(self._put, self._target.source), self.candidates.place
+        return PromptsChange(name, put, self.prompts, after, self._answers.show_again, self._situation(), shown)
+
+    def _put_polarity(self, polarity: Polarity) -> None:
+        self._polarity = polarity
+        self.state_changed.emit()
 
     def _embedded(self, target: Target, _plane: EmbeddedPlane) -> None:
         self._embedding = None
@@ -448,20 +497,3 @@ class SegmentationController:
         self._answers.drop()
         self.proposal_changed.emit()
         self.state_changed.emit()
-
-
-@dataclass(frozen=True)
-class _PromptsChanged:
-    """The prompts on one image as they were and as they are; an action."""
-
-    name: str
-    controller: SegmentationController
-    source: Hashable
-    before: Prompts
-    after: Prompts
-
-    def do(self) -> None:
-        self.controller._put(self.source, self.after)
-
-    def undo(self) -> None:
-        self.controller._put(self.source, self.before)

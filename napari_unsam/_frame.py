@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from napari.components import Dims
     from napari.layers import Image
 
+PLACING = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
+"""What places a layer in the world."""
+
 _MOST_CHANNELS = 16  # a longer axis is hardly one of channels
 _MOST_SHOWN = 3
 
@@ -39,8 +42,59 @@ class Channels:
     chosen: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.chosen) <= _MOST_SHOWN:
-            raise ImageError(f'choose one to {_MOST_SHOWN} channels, got {len(self.chosen)}')
+        _check_count(self.chosen)
+
+
+@dataclass(frozen=True)
+class LayerChannels:
+    """Layers that the model sees as the channels of one image, each at its own contrast limits.
+
+    Attributes:
+        layers: One to three of them; three are taken for red, green and blue. Whatever their colormaps, only their
+            values count.
+
+    Raises:
+        ImageError: If there are none or more than three, or they do not lie on each other.
+    """
+
+    layers: tuple[Image, ...]
+
+    def __post_init__(self) -> None:
+        _check_count(self.layers)
+        for layer in self.layers:
+            if layer.rgb:
+                raise ImageError(f'"{layer.name}" has colours of its own; channels are layers without.')
+            check_alike(self.layers[0], layer)
+
+    @property
+    def axis(self) -> None:
+        """No axis of the layers is of channels."""
+        return None
+
+
+def layers_of(channels: Channels | LayerChannels | None) -> tuple[Image, ...]:
+    """The layers that are channels; none if channels lie along an axis."""
+    return channels.layers if isinstance(channels, LayerChannels) else ()
+
+
+def check_alike(image: Image, other: Image) -> None:
+    """Makes sure that each pixel of one layer lies on the same pixel of the other.
+
+    Raises:
+        ImageError: If it does not.
+    """
+    names, shapes = [f'"{layer.name}"' for layer in (image, other)], []
+    for layer in (image, other):
+        shapes.append(' x '.join(map(str, full_resolution(layer).shape)))
+    if shapes[0] != shapes[1]:
+        raise ImageError(f'{names[0]} has {shapes[0]} px and {names[1]} {shapes[1]}; channels must be equal in shape.')
+    corners = np.vstack([np.zeros(image.ndim), np.eye(image.ndim) * full_resolution(image).shape[: image.ndim]])
+    placed = [np.array([layer.data_to_world(corner) for corner in corners]) for layer in (image, other)]
+    smallest = np.abs(np.asarray(image.scale)).min()
+    if image.units != other.units or not np.allclose(*placed, rtol=0, atol=smallest / 100):
+        raise ImageError(
+            f'{names[1]} does not lie on {names[0]}: give both the same scale, translation, rotation and units.'
+        )
 
 
 def channel_axes(image: Image) -> list[int]:
@@ -57,6 +111,11 @@ def labelled_channels(image: Image) -> Channels | None:
     return None
 
 
+def _check_count(chosen: Sequence[object]) -> None:
+    if not 1 <= len(chosen) <= _MOST_SHOWN:
+        raise ImageError(f'choose one to {_MOST_SHOWN} channels, got {len(chosen)}')
+
+
 def full_resolution(image: Image) -> Any:
     """The array of an image layer, the finest of a pyramid."""
     return image.data[0] if image.multiscale else image.data
@@ -70,8 +129,8 @@ class Frame:
         channels: Its channels, if one of its axes is of such; at the time.
     """
 
-    def __init__(self, image: Image, channels: Channels | None = None) -> None:
-        self.image, self.channels = image, channels
+    def __init__(self, image: Image, channels: Channels | LayerChannels | None = None) -> None:
+        self.image, self.channels = image, channels if isinstance(channels, Channels) else None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,8 +144,7 @@ class Frame:
     def placed(self) -> dict[str, Any]:
         """What places a layer of that shape in the world just as the image is."""
         image = self.image
-        names = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
-        placed = {name: getattr(image, name) for name in names}
+        placed = {name: getattr(image, name) for name in PLACING}
         if self.channels is None:
             return placed
         axis, count = self.channels.axis, self._n_channels

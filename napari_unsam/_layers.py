@@ -11,8 +11,9 @@ import numpy as np
 from napari.layers import Image, Labels, Points, Shapes, Vectors
 from napari.layers.base import LayerLock
 from napari.utils.colormaps import CyclicLabelColormap
+from napari.utils.transforms import Affine
 
-from napari_unsam._contours import outline_segments
+from napari_unsam._contours import placed_outline
 from napari_unsam._prompts import Polarity, Prompts, ShapeKind, ShapePrompt
 from napari_unsam.output.palette import OBJECT_COLOURS
 
@@ -40,16 +41,46 @@ _OUTLINE_WIDTH = 2.5  # on screen, in pixels
 _ZOOM_TOLERANCE = 1.3  # how far the outline's width may be off before it is drawn anew
 
 
+def object_colours() -> CyclicLabelColormap:
+    """The colours of committed objects."""
+    return CyclicLabelColormap(colors=['transparent', *OBJECT_COLOURS])
+
+
+def load_units() -> None:
+    """Has napari load its table of units, which every layer needs; call it in the GUI's thread.
+
+    The table cannot bear two threads that load it at once: the image that a user opens meanwhile would fail.
+    """
+    Affine(ndim=2)
+
+
+def load_layer_kinds() -> None:
+    """Has napari load what its first layers with a table and with labels need: pandas, and functions of numba.
+
+    Takes longer than all else about these layers, and may be done in any thread once there is a table of units.
+    """
+    Points(ndim=2)
+    Labels(np.zeros((1, 1), np.uint32), colormap=object_colours())
+
+
+def is_over(layer: Layer, frame: Frame) -> bool:
+    """Whether a layer was made to lie where an image does, with its channels as they are now."""
+    of_image = layer.metadata.get(_SOURCE_KEY) == frame.image.unique_id
+    return of_image and (not isinstance(layer, Labels) or layer.data.shape == frame.shape)
+
+
 class ObjectLayers:
     """Finds or makes the Labels layer that holds the committed objects of an image."""
 
     def __init__(self, viewer: ViewerModel) -> None:
         self._viewer = viewer
 
-    def find(self, image: Image) -> Labels | None:
-        """The objects of an image; None if there are none. Renaming the layer does not hide it."""
+    def find(self, image: Image, shape: tuple[int, ...] | None = None) -> Labels | None:
+        """The objects of an image, of a shape, which depends on its channels, or of any; None if there are none. Renaming the
+        layer does not hide it."""
         for layer in self._viewer.layers:
-            if isinstance(layer, Labels) and layer.metadata.get(_SOURCE_KEY) == image.unique_id:
+            is_of_image = isinstance(layer, Labels) and layer.metadata.get(_SOURCE_KEY) == image.unique_id
+            if is_of_image and shape in (None, layer.data.shape):
                 return layer
         return None
 
@@ -60,7 +91,7 @@ class ObjectLayers:
             np.zeros(frame.shape, np.uint32),
             name=OBJECTS_NAME,
             opacity=0.6,
-            colormap=CyclicLabelColormap(colors=['transparent', *OBJECT_COLOURS]),
+            colormap=object_colours(),
             metadata={_SOURCE_KEY: image.unique_id},
             **frame.placed,
         )
@@ -74,32 +105,23 @@ class PromptLayers:
     """The prompts on an image and the outline of the mask on offer; all come and go with the choice of the image.
 
     Attributes:
-        points: Clicks.
+        is_shown: Whether `points` are drawn, if there are any and the user has not hidden them.
+        points: Clicks; drawn from `show` or `show_prompts` on.
         shapes: Boxes, outlines and scribbles; None before `make_shapes`, since napari takes half a second for its first such
             layer.
-        preview: The outline, as segments along the sides of pixels: it takes as long as the outline is, not the plane.
+        preview: The outline, as segments along the sides of pixels: it takes as long as the outline is, not the plane. None
+            before `make_preview`.
     """
 
     def __init__(self, viewer: ViewerModel, frame: Frame, plane: Plane) -> None:
         self._viewer = viewer
         self._ndim = len(frame.shape)
         self._drawn: list[Polarity] = []
+        self.is_shown = False
         self._frame, self._size_px = frame, max(plane.size_hw)
+        self.preview: Vectors | None = None
         self.shapes: Shapes | None = None
-        self._pixel = float(np.abs(np.asarray(frame.placed['scale']))[list(plane.axes)].min())
-        self.preview = Vectors(
-            np.zeros((0, 2, self._ndim)),
-            ndim=self._ndim,
-            name=PREVIEW_NAME,
-            opacity=1.0,
-            edge_color=PREVIEW_COLOUR,
-            vector_style='line',
-            visible=False,
-            **frame.placed,
-        )
-        self.preview._update_thumbnail = lambda: (
-            None
-        )  # would take longer than all else that a step of granularity takes
+        self._axes = list(plane.axes)
         self.points = Points(
             ndim=self._ndim,
             name=PROMPTS_NAME,
@@ -108,18 +130,31 @@ class PromptLayers:
             border_color='white',
             border_width=0.1,
             face_color=COLOURS[Polarity.POSITIVE],
+            visible=False,
             **frame.placed,
         )
-        selected = list(viewer.layers.selection)
-        for layer in self.layers:
-            viewer.add_layer(layer)
-            layer.locked = LayerLock.DELETION
-        viewer.layers.selection = selected or [frame.image]
+        self._add(self.points, len(viewer.layers))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """All of them, the lowest first."""
         return tuple(layer for layer in (self.preview, self.shapes, self.points) if layer is not None)
+
+    def make_preview(self) -> Vectors:
+        """Adds the layer of the outline below the prompts, empty."""
+        self.preview = Vectors(
+            self._no_outline(),
+            ndim=self._ndim,
+            name=PREVIEW_NAME,
+            opacity=1.0,
+            edge_color=PREVIEW_COLOUR,
+            vector_style='line',
+            **self._frame.placed,
+        )
+        # Would take longer than all else that a step of granularity takes.
+        self.preview._update_thumbnail = lambda: None
+        self._add(self.preview, self._viewer.layers.index(self.shapes or self.points))
+        return self.preview
 
     def make_shapes(self) -> Shapes:
         """Adds the layer of the shapes below the clicks."""
@@ -131,14 +166,17 @@ class PromptLayers:
             edge_width=max(self._size_px / 300, 0.2),
             **self._frame.placed,
         )
-        selected = list(self._viewer.layers.selection)
-        self._viewer.layers.insert(self._viewer.layers.index(self.points), self.shapes)
-        self.shapes.locked = LayerLock.DELETION
-        self._viewer.layers.selection = selected
+        self._add(self.shapes, self._viewer.layers.index(self.points))
         return self.shapes
+
+    def show(self) -> None:
+        """Has the clicks drawn, once. For the first time this takes napari as long as the making of the layer."""
+        if not self.is_shown:
+            self.is_shown = self.points.visible = True
 
     def show_prompts(self, prompts: Prompts) -> None:
         """Draws clicks and shapes."""
+        self.show()
         points = self.points
         points.selected_data = set()
         points.data = np.array([point.position for point in prompts.points]).reshape(-1, self._ndim)
@@ -160,20 +198,22 @@ class PromptLayers:
         )
 
     def show_proposal(self, proposal: Proposal | None) -> None:
-        """Draws the outline of a mask on its plane, or none."""
-        self.preview.visible = proposal is not None
-        if proposal is None:
-            return
-        segments = outline_segments(proposal.mask)
-        placed = np.zeros((len(segments), 2, self._ndim))
-        placed[:, 0] = proposal.plane.index
-        x0, y0 = proposal.box_xyxy[:2]
-        rows, columns = proposal.plane.axes
-        placed[:, :, rows], placed[:, :, columns] = segments[..., 0], segments[..., 1]
-        placed[:, 0, rows] += y0
-        placed[:, 0, columns] += x0
-        self.preview.data = placed
-        self.fit_width()
+        """Draws the outline of a mask on its plane, or none; there is a preview."""
+        if proposal is not None:
+            self.preview.data = placed_outline(proposal)
+            self.fit_width()
+        elif len(self.preview.data):
+            self.preview.data = self._no_outline()
+
+    def _no_outline(self) -> np.ndarray:
+        return np.zeros((0, 2, self._ndim))
+
+    def _add(self, layer: Layer, place: int) -> None:
+        layer.metadata[_SOURCE_KEY] = self._frame.image.unique_id
+        selected = list(self._viewer.layers.selection)
+        self._viewer.layers.insert(place, layer)
+        layer.locked = LayerLock.DELETION
+        self._viewer.layers.selection = selected or [self._frame.image]
 
     def owns(self, layer: Layer) -> bool:
         """Whether a layer is one of these."""
@@ -200,7 +240,10 @@ class PromptLayers:
 
     def fit_width(self) -> None:
         """Gives the outline its width on screen at this zoom; never call it while the canvas is being drawn."""
-        width = _OUTLINE_WIDTH / (max(float(self._viewer.scene.camera.zoom), 1e-9) * self._pixel)
+        if self.preview is None:
+            return
+        pixel = float(np.abs(np.asarray(self._frame.image.scale))[self._axes].min())
+        width = _OUTLINE_WIDTH / (max(float(self._viewer.scene.camera.zoom), 1e-9) * pixel)
         ratio = width / self.preview.edge_width
         if not 1 / _ZOOM_TOLERANCE < ratio < _ZOOM_TOLERANCE:
             self.preview.edge_width = width

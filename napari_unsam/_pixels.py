@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_unsam._frame import Channels
+from napari_unsam._frame import Channels, LayerChannels
 from napari_unsam._planes import Plane
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ class PlanePixels:
         if self._channels is None:
             return to_uint8(self._read(rows, columns), self._limits)
         read = [to_uint8(self._read(rows, columns, channel), self._limits) for channel in self._channels.chosen]
-        if len(read) == 1:
-            return read[0]
-        return np.stack([*read, *[np.zeros_like(read[0])] * (3 - len(read))], axis=-1)
+        return read[0] if len(read) == 1 else _as_colours(read)
 
     def _read(self, rows: slice, columns: slice, channel: int = 0) -> np.ndarray:
         where: list[int | slice] = list(self._plane.index)
@@ -61,8 +59,38 @@ class PlanePixels:
         return np.asarray(self._array[tuple(where)])
 
 
-def plane_pixels(image: Image, plane: Plane, channels: Channels | None = None) -> list[PlanePixels]:
-    """A plane of a layer at full resolution, then at those coarser ones of a pyramid that halve both sides of the plane alone."""
+class JoinedPixels:
+    """The same plane of several layers as one in colours; nothing is read before it is indexed.
+
+    Args:
+        parts: Two or three of the same size: red, green and blue.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, parts: Sequence[PlanePixels]) -> None:
+        self._parts = tuple(parts)
+        self.shape: tuple[int, ...] = (*parts[0].shape[:2], 3)
+
+    def __getitem__(self, index: slice | tuple[slice, slice]) -> np.ndarray:
+        """(h, w, 3) uint8 pixels."""
+        return _as_colours([part[index] for part in self._parts])
+
+
+def plane_pixels(
+    image: Image, plane: Plane, channels: Channels | LayerChannels | None = None
+) -> list[PlanePixels | JoinedPixels]:
+    """A plane of a layer at full resolution, then at those coarser ones of a pyramid that halve both sides of the plane alone.
+
+    Args:
+        image: The layer.
+        plane: The plane.
+        channels: Along an axis of the layer, or in several layers, of which those resolutions are given that all have.
+    """
+    if isinstance(channels, LayerChannels):
+        levels = list(zip(*(plane_pixels(layer, plane) for layer in channels.layers), strict=False))
+        shared = [parts for parts in levels if all(part.shape == parts[0].shape for part in parts)]
+        return [parts[0] if len(parts) == 1 else JoinedPixels(parts) for parts in shared]
     arrays = list(image.data) if image.multiscale else [image.data]
     across = [axis for axis in range(image.ndim) if axis not in plane.axes]
     alike = [
@@ -92,6 +120,11 @@ def eight_bit_colours(pixels: np.ndarray) -> np.ndarray:
         return pixels
     top = 1.0 if pixels.dtype.kind == 'f' else float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in 'ui' else 1.0
     return to_uint8(pixels, (0.0, top))
+
+
+def _as_colours(channels: list[np.ndarray]) -> np.ndarray:
+    """(h, w, 3) of two or three (h, w) arrays; what lacks is black."""
+    return np.stack([*channels, *[np.zeros_like(channels[0])] * (3 - len(channels))], axis=-1)
 
 
 def _is_halved(full: int, coarse: int, times: int) -> bool:

@@ -7,7 +7,7 @@ are pixel centres. World coordinates never serve as indices, so scale, rotation 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,6 +96,13 @@ def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> 
     if not all(0 <= i < n for i, n in zip(index, frame.shape, strict=True)):
         raise ImageError(f'"{frame.image.name}" has no plane at this slider position; move the slider.')
     return Plane(shape=frame.shape, axes=axes, index=index)
+
+
+def planes_beside(plane: Plane) -> list[Plane]:
+    """All planes of an array that span the same two axes, the nearest to one of them first, which is among them."""
+    across = [1 if axis in plane.axes else length for axis, length in enumerate(plane.shape)]
+    ordered = sorted(np.ndindex(*across), key=lambda index: float(np.abs(np.subtract(index, plane.index)).sum()))
+    return [replace(plane, index=index) for index in ordered]
 
 
 def _nearest(position: Sequence[float]) -> list[int]:

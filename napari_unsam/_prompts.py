@@ -64,6 +64,32 @@ class ShapePrompt:
 
 
 @dataclass(frozen=True)
+class SetAside:
+    """An object that waits to be committed, with the mask that it had when the user went on to another one.
+
+    Attributes:
+        object_id: Which of the user's objects on its plane it is; its prompts have the same.
+        axes: The two axes of the image that its plane spans, ascending.
+        index: Where its plane lies, one number per axis of the image.
+        box_xyxy: Of the mask, in pixels of the plane; right and bottom edges exclusive.
+        counts: The mask in that box, as compressed run lengths in the manner of COCO.
+        granularity: In [0, 1].
+        score: In [0, 1].
+    """
+
+    object_id: int
+    axes: tuple[int, int]
+    index: tuple[int, ...]
+    box_xyxy: tuple[int, int, int, int]
+    counts: str
+    granularity: float
+    score: float
+
+
+Prompt = PointPrompt | ShapePrompt | SetAside
+
+
+@dataclass(frozen=True)
 class Prompts:
     """All that the user has pointed at on one image, on any plane, and which object comes next.
 
@@ -71,24 +97,30 @@ class Prompts:
         points: Clicks in their order.
         shapes: Drawn shapes in their order.
         object_id: The object that the next prompt is about.
+        asides: Objects that were set aside, in their order; clicks and shapes about them are kept.
     """
 
     points: tuple[PointPrompt, ...] = ()
     shapes: tuple[ShapePrompt, ...] = ()
     object_id: int = 1
+    asides: tuple[SetAside, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.points or self.shapes)
+        return bool(self.points or self.shapes or self.asides)
 
-    def of_object(self) -> Prompts:
-        """Those about the object at hand."""
-        return self.keeping(lambda prompt: prompt.object_id == self.object_id)
+    def at_hand(self) -> Prompts:
+        """Of prompts on one plane those about the latest object that was not set aside."""
+        aside = {one.object_id for one in self.asides}
+        begun = {prompt.object_id for prompt in (*self.points, *self.shapes)} - aside
+        latest = max(begun, default=self.object_id)
+        return replace(self.keeping(lambda prompt: prompt.object_id == latest), object_id=latest)
 
-    def keeping(self, wanted: Callable[[PointPrompt | ShapePrompt], bool]) -> Prompts:
+    def keeping(self, wanted: Callable[[Prompt], bool]) -> Prompts:
         """Those that a test holds for."""
-        return replace(self, points=tuple(filter(wanted, self.points)), shapes=tuple(filter(wanted, self.shapes)))
+        parts = {name: tuple(filter(wanted, getattr(self, name))) for name in ('points', 'shapes', 'asides')}
+        return replace(self, **parts)
 
     def without(self, others: Prompts) -> Prompts:
         """Those that are not among others."""
-        gone = {*others.points, *others.shapes}
+        gone = {*others.points, *others.shapes, *others.asides}
         return self.keeping(lambda prompt: prompt not in gone)

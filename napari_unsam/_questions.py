@@ -9,7 +9,7 @@ import numpy as np
 from skimage.draw import polygon2mask
 
 from napari_unsam._planes import Plane
-from napari_unsam._prompts import Prompts, ShapeKind, ShapePrompt
+from napari_unsam._prompts import PointPrompt, Prompt, Prompts, SetAside, ShapeKind, ShapePrompt
 
 _LOGIT_SIDE_PX, _LOGIT_SCALE = 256, 8.0  # the frame in which engines take masks
 _OVERSAMPLING = 4  # of that frame where outlines are drawn
@@ -49,13 +49,17 @@ class Question:
 
 def on_plane(prompts: Prompts, plane: Plane) -> Prompts:
     """Those of the prompts that lie in a plane; a shape does if its first corner does not lie beside it."""
-    return prompts.keeping(
-        lambda prompt: (
-            plane.pixel(prompt.position) is not None
-            if hasattr(prompt, 'position')
-            else not plane.lies_beside(prompt.vertices[0])
-        )
-    )
+
+    def is_here(prompt: Prompt) -> bool:
+        match prompt:
+            case PointPrompt():
+                return plane.pixel(prompt.position) is not None
+            case ShapePrompt():
+                return not plane.lies_beside(prompt.vertices[0])
+            case SetAside():
+                return (prompt.axes, prompt.index) == (plane.axes, plane.index)
+
+    return prompts.keeping(is_here)
 
 
 def question_of(prompts: Prompts, plane: Plane) -> Question:

@@ -15,28 +15,29 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Image
 from psygnal import Signal
 
-from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects, write_of
+from napari_unsam._actions import Change
+from napari_unsam._asides import Asides
+from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
 from napari_unsam._controller import NO_IMAGE, Level, SegmentationController, Target
 from napari_unsam._edits import after_points_event, after_shapes_event
-from napari_unsam._frame import Channels, Frame, labelled_channels
+from napari_unsam._frame import Channels, Frame, LayerChannels, check_alike, layers_of
 from napari_unsam._inputs import Inputs, Keys
 from napari_unsam._layers import ObjectLayers, PromptLayers
 from napari_unsam._pixels import plane_pixels
+from napari_unsam._placing import Placing
 from napari_unsam._planes import Plane, plane_at, plane_in_view
 from napari_unsam._prompts import Polarity, Prompts, ShapeKind
 from napari_unsam._questions import is_drawn_well
-from napari_unsam.state.history import ActionHistory, Together
+from napari_unsam._sources import Sources
+from napari_unsam._stack import StackWork
+from napari_unsam.state.history import ActionHistory
 from unsam_mm.errors import ImageError, UnSAMError
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
-    from napari.layers import Labels, Shapes
+    from napari.layers import Labels, Layer, Shapes
 
 _TOOLS = {ShapeKind.BOX: 'add_rectangle', ShapeKind.OUTLINE: 'add_polygon_lasso', ShapeKind.SCRIBBLE: 'add_path'}
-_NOTHING_FREE = (
-    'Nothing was committed: every pixel of this mask belongs to another object. The clicks are kept: '
-    'press J, untick "Keep existing objects", or clear them (Q) to go on to another object.'
-)
 
 
 class ViewerSession:
@@ -45,15 +46,20 @@ class ViewerSession:
     Attributes:
         viewer: The viewer.
         controller: The controller.
+        stack: All planes of the image.
+        asides: Objects that wait to be committed.
         prompting: Whether clicks on the canvas are prompts.
         keep_existing: Whether a commit leaves other objects alone.
         image_changed: Emitted when another image, none, or other channels of it are being segmented.
+        contrast_changed: Emitted when the image is shown in another contrast, at each step of the slider; once it rests,
+            `look_again` is to be called.
         objects_changed: Emitted when objects were written or a write was taken back.
         tool_changed: Emitted with `tool` when another one was taken.
         exported: Emitted when the objects of the image were written to a file.
     """
 
     image_changed = Signal()
+    contrast_changed = Signal()
     exported = Signal()
     objects_changed = Signal()
     tool_changed = Signal(object)
@@ -64,8 +70,8 @@ class ViewerSession:
         self.prompting = True
         self.keep_existing = True
         self._image: Image | None = None
-        self._known_images: set[Image] = set()  # planes may be kept of each, so their pixels are watched
-        self._channels: dict[Image, Channels | None] = {}
+        self._is_behind = False  # in drawing the prompts
+        self._sources = Sources()
         self._prompt_layers: PromptLayers | None = None
         self._object_layers = ObjectLayers(viewer)
         self._tables: dict[Labels, ObjectTable] = {}
@@ -74,12 +80,15 @@ class ViewerSession:
             'J': controller.coarser,
             'K': controller.finer,
             'N': self.commit,
+            'Shift-H': self.set_aside,
             'G': controller.toggle_polarity,
             'U': controller.undo,
             'Shift-U': controller.redo,
             'Q': controller.clear_prompts,
         }
         self._inputs = Inputs(viewer, self, keys)
+        self.stack, self.asides = StackWork(self), Asides(self)
+        self._placing = Placing(viewer, lambda: self.frame, self._retarget)
         self._connect()
 
     @property
@@ -92,12 +101,22 @@ class ViewerSession:
         """The layer of committed objects of the image; None before it is made."""
         if self._image is None:
             return None
-        labels = self._object_layers.find(self._image)
-        return labels if labels is not None and labels.data.shape == self._frame.shape else None
+        return self._object_layers.find(self._image, self.frame.shape)
 
     def use_weights(self, path: Path | None) -> None:
         """Has prompts answered with other weights of the model; None: those of the package."""
         self.controller.use_weights(path)
+
+    @property
+    def frame(self) -> Frame:
+        """Where the layers of the image lie.
+
+        Raises:
+            UnSAMError: If no image is chosen.
+        """
+        if self._image is None:
+            raise UnSAMError(NO_IMAGE)
+        return Frame(self._image, self.channels)
 
     @property
     def history(self) -> ActionHistory:
@@ -105,13 +124,21 @@ class ViewerSession:
         return self.controller.history
 
     @property
-    def channels(self) -> Channels | None:
-        """Which channels of the image the model sees; None if none of its axes is of channels."""
-        return self._channels.get(self._image)
+    def channels(self) -> Channels | LayerChannels | None:
+        """Which channels the model sees of the image, along an axis or in several layers; None if it sees its one layer."""
+        return self._sources.channels(self._image)
 
     def add_keys(self, keys: Keys) -> None:
         """Binds keys of a panel on the viewer and on the layers of the plugin."""
         self._inputs.add_keys(keys)
+
+    def bind(self, *layers: Layer) -> None:
+        """Has the keys work on layers of the plugin."""
+        self._inputs.bind(*layers)
+
+    def unbind(self, *layers: Layer) -> None:
+        """Takes the keys of layers back."""
+        self._inputs.unbind(*layers)
 
     def set_image(self, image: Image | None) -> None:
         """Chooses the image to segment."""
@@ -121,28 +148,38 @@ class ViewerSession:
         if self._image in self.viewer.layers:
             self._drop_unused_objects()
         self._image = image
-        if image is not None and image not in self._known_images:
-            self._known_images.add(image)
-            self._channels[image] = labelled_channels(image)
-            image.events.data.connect(self._pixels_changed)
-            image.events.contrast_limits.connect(self._contrast_changed)
+        self._placing.follow(image)
+        if image is not None:
+            self._sources.add(image)
         self._retarget()
         self.image_changed.emit()
 
-    def set_channels(self, channels: Channels | None) -> None:
-        """Chooses the channels that the model sees; prompts go if they lie along another axis than before."""
+    def set_channels(self, channels: Channels | LayerChannels | None) -> None:
+        """Chooses the channels that the model sees; prompts go if they lie along another axis than before.
+
+        Raises:
+            ImageError: If layers that are to be channels do not lie on the image.
+        """
         image, before = self._image, self.channels
         if image is None or channels == before:
             return
-        if (before and before.axis) != (channels and channels.axis):
-            self._drop_prompt_layers()
-            self._drop_unused_objects()
-            self._channels[image] = channels
-            self.controller.put_prompts(image.unique_id, Prompts())
-        self._channels[image] = channels
-        self.controller.forget(image.unique_id)
-        self._retarget()
-        self.image_changed.emit()
+        if isinstance(channels, LayerChannels):
+            check_alike(image, channels.layers[0])
+        prompts = self.controller.prompts_of(image.unique_id)
+        kept = prompts if (before and before.axis) == (channels and channels.axis) else Prompts()
+        put = partial(self._put_channels, image)
+        self.history.do(Change('choice of channels', put, (before, prompts), (channels, kept)))
+
+    def look_again(self) -> None:
+        """Drops what the model has seen of the image in another contrast; the plane in view is made ready anew if it was."""
+        controller, target = self.controller, self.controller.target
+        if self._image is None or target is None:
+            return
+        was_wanted = controller.plane is not None or controller.embedding == target
+        controller.forget(target.source)
+        if was_wanted:
+            controller.embed()
+            controller.say('The contrast has changed, so the plane is made ready anew. Prompts are kept.')
 
     def target_at(self, index: Sequence[int]) -> Target:
         """The plane of the image at some data positions, with the axes that are in view.
@@ -153,7 +190,7 @@ class ViewerSession:
         Raises:
             UnSAMError: If no image is chosen, or it does not reach there.
         """
-        frame = self._frame
+        frame = self.frame
         try:
             axes = frame.displayed(self.viewer.dims)
         except ImageError:
@@ -169,10 +206,10 @@ class ViewerSession:
         labels = self.objects
         is_new = labels is None
         if is_new:
-            labels = self._object_layers.make(self._frame)
+            labels = self._object_layers.make(self.frame)
         if labels not in self._tables:
             self._tables[labels] = ObjectTable(labels, is_empty=is_new)
-            self._inputs.bind(labels)
+            self.bind(labels)
         return labels
 
     def next_label(self) -> int:
@@ -190,13 +227,22 @@ class ViewerSession:
             UnSAMError: If no image is chosen.
         """
         if writes:
-            self.history.do(self._writing(name, writes))
+            self.history.do(self.writing(name, writes))
+
+    def writing(self, name: str, writes: Sequence[ObjectWrite]) -> WriteObjects:
+        """The action that writes objects, not done yet.
+
+        Raises:
+            UnSAMError: If no image is chosen.
+        """
+        labels = self.ensure_objects()
+        return WriteObjects(name, self._tables[labels], writes, self.objects_changed.emit)
 
     def draw(self, kind: ShapeKind | None) -> None:
         """Puts a tool for boxes, outlines or scribbles in the user's hand; None gives the view back."""
         shapes = self.make_shapes_layer()
         if shapes is None:
-            self.controller.say(self.controller.status.text, Level.PROBLEM)
+            self.controller.say_no_target()
         elif kind is None:
             shapes.mode = 'pan_zoom'
             self.viewer.layers.selection.active = self._image
@@ -214,13 +260,17 @@ class ViewerSession:
         return modes.get(str(self._prompt_layers.shapes.mode))
 
     def make_prompt_layers(self) -> None:
-        """Makes the layers of the prompts and of the mask on offer, which the first click would otherwise wait for."""
+        """Makes the layer of the clicks, unless there is one or nothing can be segmented."""
         target = self.controller.target
         if self._prompt_layers is not None or target is None:
             return
-        self._prompt_layers = layers = PromptLayers(self.viewer, self._frame, target.plane)
-        self._inputs.bind(*layers.layers)
+        self._prompt_layers = layers = PromptLayers(self.viewer, self.frame, target.plane)
+        self.bind(*layers.layers)
         layers.points.events.data.connect(self._points_edited)
+
+    def _make_preview(self) -> None:
+        if self._prompt_layers.preview is None:
+            self.bind(self._prompt_layers.make_preview())
 
     def make_shapes_layer(self) -> Shapes | None:
         """The layer of boxes, outlines and scribbles, made if there is none; None if nothing can be segmented."""
@@ -230,20 +280,27 @@ class ViewerSession:
             return None
         if layers.shapes is None:
             shapes = layers.make_shapes()
-            self._inputs.bind(shapes)
+            self.bind(shapes)
             shapes.events.data.connect(self._shapes_edited)
             shapes.events.mode.connect(self._tool_changed)
         return layers.shapes
 
     def prepare(self) -> bool:
-        """Makes those layers that would hold up the first click and the first commit, one kind a call; returns whether more lack."""
+        """Does one of the things that a first click and a first commit would wait for; returns whether one was left."""
         if self.controller.target is None:
             return False
-        if self._prompt_layers is None:
+        layers = self._prompt_layers
+        if layers is None:
             self.make_prompt_layers()
-            return True
-        self.ensure_objects()
-        return False
+        elif layers.preview is None:
+            self._make_preview()
+        elif not layers.is_shown:
+            layers.show()
+        elif self.objects not in self._tables:
+            self.ensure_objects()
+        else:
+            return False
+        return True
 
     def fit_outline(self) -> None:
         """Keeps the outline as wide on screen as it was, after the zoom has changed; never while the canvas is being drawn."""
@@ -255,7 +312,7 @@ class ViewerSession:
         if self._image is None:
             self.controller.say(NO_IMAGE, Level.PROBLEM)
             return False
-        return self.controller.add_prompt(self._frame.to_data(world), polarity)
+        return self.controller.add_prompt(self.frame.to_data(world), polarity)
 
     def pressed(self, world: tuple[float, ...], is_other_polarity: bool) -> None:
         """Makes a prompt of a click with the mouse."""
@@ -266,16 +323,19 @@ class ViewerSession:
         self.controller.slide(steps)
 
     def commit(self) -> None:
-        """Writes the mask on screen into the layer of objects, once it is the answer to the last click."""
-        self.controller.when_answered(self._commit)
+        """Writes the mask on screen, and what is set aside, into the layer of objects, once it answers the last click."""
+        self.controller.when_answered(self.asides.commit)
+
+    def set_aside(self) -> None:
+        """Keeps the mask on screen for a later commit, once it is the answer; the next click begins another object."""
+        self.controller.when_answered(self.asides.set_aside)
 
     def close(self) -> None:
         """Takes the mouse, the keys and the prompt layers back; committed objects stay."""
         self.set_image(None)
+        self.stack.close()
         self.controller.close()
-        for image in self._known_images:
-            self._unwatch(image)
-        self._known_images.clear()
+        self._sources.close()
         for table in self._tables.values():
             table.close()
         self._tables.clear()
@@ -285,15 +345,12 @@ class ViewerSession:
             emitter.disconnect(self._retarget)
         self.viewer.layers.events.removed.disconnect(self._layer_removed)
 
-    @property
-    def _frame(self) -> Frame:
-        if self._image is None:
-            raise UnSAMError(NO_IMAGE)
-        return Frame(self._image, self.channels)
-
     def _connect(self) -> None:
-        self.controller.prompts_changed.connect(self._show_prompts)
+        self.controller.prompts_changed.connect(self._prompts_changed)
+        self.controller.state_changed.connect(self._catch_up)
         self.controller.proposal_changed.connect(self._show_proposal)
+        self._sources.pixels_changed.connect(self._pixels_changed)
+        self._sources.contrast_changed.connect(self._contrast_changed)
         for emitter in self._emitters():
             emitter.connect(self._retarget)
         self.viewer.layers.events.removed.connect(self._layer_removed)
@@ -302,33 +359,13 @@ class ViewerSession:
         events = self.viewer.dims.events
         return [events.point, events.ndisplay, events.order]
 
-    def _writing(self, name: str, writes: Sequence[ObjectWrite]) -> WriteObjects:
-        labels = self.ensure_objects()
-        return WriteObjects(name, self._tables[labels], writes, self.objects_changed.emit)
-
-    def _commit(self) -> None:
-        proposal = self.controller.proposal
-        if proposal is None:
-            self.controller.say('There is no mask to commit; click on an object first.', Level.PROBLEM)
-            return
-        labels = self.ensure_objects()
-        write = write_of(proposal, self.next_label(), labels.data, self.keep_existing)
-        if write is None:
-            self.controller.say(_NOTHING_FREE, Level.PROBLEM)
-            return
-        name = f'commit object {write.label}'
-        self.history.do(Together(name, [self._writing(name, [write]), self.controller.next_object()]))
-        labels.selected_label = write.label
-        area_px = int(write.mask.sum())
-        self.controller.say(f'Object {write.label} committed, {area_px:,} px. U takes it back, with its clicks.')
-
     def _retarget(self) -> None:
         """Tells the controller which plane of which image is in view."""
         if self._image is None:
             self.controller.set_target(None)
             return
         try:
-            plane = plane_in_view(self._frame, self.viewer.dims)
+            plane = plane_in_view(self.frame, self.viewer.dims)
         except ImageError as error:
             self.controller.set_target(None, str(error))
             return
@@ -339,34 +376,64 @@ class ViewerSession:
         pixels = partial(plane_pixels, image, plane, self.channels)
         return Target(image.unique_id, plane, image.name, lambda: pixels()[0][:, :], pixels)
 
-    def _pixels_changed(self, event: Any) -> None:
-        self.controller.forget(event.source.unique_id)
+    def _put_channels(self, image: Image, chosen: tuple[Channels | LayerChannels | None, Prompts]) -> None:
+        channels, prompts = chosen
+        if image not in self._sources or not all(layer in self.viewer.layers for layer in layers_of(channels)):
+            return  # taken away meanwhile
+        is_here, before = image is self._image, self._sources.channels(image)
+        if is_here and (before and before.axis) != (channels and channels.axis):
+            self._drop_prompt_layers()
+            self._drop_unused_objects()
+        self._sources.set_channels(image, channels)
+        self.controller.put_prompts(image.unique_id, prompts)
+        self.controller.forget(image.unique_id)
+        if is_here:
+            self._retarget()
+            self.image_changed.emit()
+
+    def _pixels_changed(self, image: Image) -> None:
+        self.controller.forget(image.unique_id)
         self._retarget()
 
-    def _contrast_changed(self, event: Any) -> None:
-        """The model has seen the image as it was shown before; looking again is left to the user."""
-        if event.source is self._image and not self._image.rgb and self.controller.plane is not None:
-            self.controller.say('The contrast has changed. Press Embed to have the image looked at as it is shown now.')
+    def _contrast_changed(self, image: Image) -> None:
+        if image is self._image:
+            self.contrast_changed.emit()
+        else:
+            self.controller.forget(image.unique_id)
 
-    def _unwatch(self, image: Image) -> None:
-        image.events.data.disconnect(self._pixels_changed)
-        image.events.contrast_limits.disconnect(self._contrast_changed)
-        self._channels.pop(image, None)
+    def _forget(self, layer: Image) -> None:
+        """Drops what is known of an image that is gone, and of those whose channel it was."""
+        self.controller.forget(layer.unique_id)
+        if layer is self._image:
+            self.set_image(None)
+        for image in self._sources.remove(layer):
+            self._pixels_changed(image)
+            if image is self._image:
+                self.controller.say(f'"{layer.name}" is gone, which was a channel; "{image.name}" alone is seen now.')
+                self.image_changed.emit()
 
     def _layer_removed(self, event: Any) -> None:
         layer = event.value
-        if layer in self._known_images:
-            self._known_images.remove(layer)
-            self.controller.forget(layer.unique_id)
-            if layer is self._image:
-                self.set_image(None)
-            self._unwatch(layer)
+        if isinstance(layer, Image):
+            self._forget(layer)
         elif layer in self._tables:
             self._tables.pop(layer).close()
-            self._inputs.unbind(layer)
+            self.unbind(layer)
         elif self._prompt_layers is not None and self._prompt_layers.owns(layer):
             self._drop_prompt_layers()
             self.controller.set_prompts(Prompts(object_id=self.controller.prompts.object_id), 'remove all prompts')
+
+    def _prompts_changed(self) -> None:
+        self._is_behind = True
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Draws the prompts as they are now; with the mask if that comes at once, as drawing twice would hold it up."""
+        controller = self.controller
+        comes_at_once = controller.is_answering and not controller.is_busy and not controller.is_loading
+        if self._is_behind and not comes_at_once:
+            self._is_behind = False
+            self._show_prompts()
 
     def _show_prompts(self) -> None:
         if self.controller.prompts:
@@ -379,12 +446,15 @@ class ViewerSession:
             if self.controller.prompts.shapes or layers.shapes is not None:
                 quiet.enter_context(self.make_shapes_layer().events.data.blocker(self._shapes_edited))
             layers.show_prompts(self.controller.prompts)
+        self.asides.show(self.controller.prompts.asides, self.frame.shape)
 
     def _show_proposal(self) -> None:
         if self._prompt_layers is None and self.controller.prompts:
             self._show_prompts()  # prompts outlive their layers while no image is chosen
-        if self._prompt_layers is not None:
-            self._prompt_layers.show_proposal(self.controller.proposal)
+        proposal, layers = self.controller.proposal, self._prompt_layers
+        if layers is not None and (proposal is not None or layers.preview is not None):
+            self._make_preview()
+            layers.show_proposal(proposal)
 
     def _points_edited(self, event: Any) -> None:
         controller = self.controller
@@ -422,5 +492,6 @@ class ViewerSession:
                 layers.shapes.events.data.disconnect(self._shapes_edited)
                 layers.shapes.events.mode.disconnect(self._tool_changed)
                 self.tool_changed.emit(None)
-            self._inputs.unbind(*layers.layers)
+            self.unbind(*layers.layers)
             layers.remove()
+        self.asides.remove()

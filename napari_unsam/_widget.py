@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
+from weakref import finalize
 
 from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
-from superqt import QCollapsible
-from superqt.utils import ensure_main_thread
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_unsam import _settings
 from napari_unsam._controller import Level, SegmentationController
 from napari_unsam._engine import PlaneEmbedder
+from napari_unsam._gui_thread import courier, in_gui_thread
+from napari_unsam._layers import load_layer_kinds, load_units
 from napari_unsam._session import ViewerSession
 from napari_unsam.panels.controls import button
 from napari_unsam.panels.image_panel import ImagePanel
 from napari_unsam.panels.mask_panel import MaskPanel
 from napari_unsam.panels.prompt_panel import PromptPanel
 from napari_unsam.panels.saved_bar import SavedBar
+from napari_unsam.panels.sections import Sections
 from napari_unsam.state.autosave import Autosave
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ PANELS = (
 )
 """Further sections, folded at first: modules of `napari_unsam.panels` and their classes, made once the dock is there."""
 
+_TURN_MS = 20  # for the user's clicks and for drawing, between one piece of work and the next
 _HINT = 'Click on an object. J and K step between masks, N keeps the one you mean, U takes anything back.'
 
 
@@ -54,6 +56,7 @@ class SegmentationWidget(QWidget):
         autosave: Autosave | None = None,
     ) -> None:
         super().__init__()
+        courier()  # before the inference thread asks for it
         if controller is None:
             autosave = autosave or Autosave(_settings.default_store() / 'autosave')
             embedder = PlaneEmbedder(_settings.inference())
@@ -62,7 +65,7 @@ class SegmentationWidget(QWidget):
         self.session = ViewerSession(viewer, self.controller)
         self._autosave = autosave
         self.panels: dict[str, QWidget] = {}
-        self._docked = self._has_ended = False
+        self._docked = self._has_ended = self._has_libraries = False
         self.image_panel = ImagePanel(self.session)
         self.prompt_panel = PromptPanel(self.session)
         self.mask_panel = MaskPanel(self.session)
@@ -78,48 +81,32 @@ class SegmentationWidget(QWidget):
             self._docked = self.parent() is not None
         return super().event(event)
 
-    def load_panels(self) -> None:
-        """Makes the next of the further sections, and comes back for the others once the event loop has had its turn."""
+    def _make_panel(self) -> bool:
+        """Makes the next of the further sections; returns whether one was left."""
         for module, name in PANELS:
             if name not in self.panels:
                 panel = getattr(import_module(f'napari_unsam.panels.{module}'), name)(self.session)
                 self.panels[name] = panel
                 self.session.add_keys(getattr(panel, 'keys', {}))
-                self._sections.insertWidget(self._sections.count() - 1, _section(panel, is_open=False))
-                self._fit_width()
-                self._panels_soon.start()
-                return
+                self._scroll.add(panel, is_open=False)
+                return True
+        return False
 
     def _lay_out(self) -> None:
         self.status_label = QLabel()
         self.status_label.setWordWrap(True)
         self.status_label.setMinimumHeight(3 * self.status_label.fontMetrics().lineSpacing())
         self.status_label.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
-        inside = QWidget()
-        self._sections = QVBoxLayout(inside)
-        self._sections.setSpacing(0)
+        self._scroll = Sections()
         for panel in (self.image_panel, self.prompt_panel, self.mask_panel):
-            self._sections.addWidget(_section(panel, is_open=True))
-        self._sections.addStretch()
-        # Sections that are unfolded must not push others off the screen.
-        self._scroll = scroll = QScrollArea()
-        scroll.setWidget(inside)
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+            self._scroll.add(panel, is_open=True)
         layout = QVBoxLayout(self)
         self.hint = self._make_hint()
         layout.addWidget(self.hint)
         if self._autosave is not None:
             layout.addWidget(SavedBar(self.session, self._autosave))
-        layout.addWidget(scroll)
+        layout.addWidget(self._scroll)
         layout.addWidget(self.status_label)
-        self._fit_width()
-
-    def _fit_width(self) -> None:
-        """Sections are scrolled down and up, but never sideways."""
-        bar = self._scroll.verticalScrollBar().sizeHint().width()
-        self._scroll.setMinimumWidth(self._scroll.widget().minimumSizeHint().width() + bar)
 
     def _make_hint(self) -> QWidget:
         hint = QWidget()
@@ -136,25 +123,26 @@ class SegmentationWidget(QWidget):
 
     def _connect(self) -> None:
         session = self.session
-        # napari takes a second for its first layers of a kind; it must not be in the midst of adding the image.
-        self._soon = QTimer(self, singleShot=True, interval=0)
-        self._soon.timeout.connect(self._prepare)
+        # napari takes a tenth of a second for a layer; it must not be in the midst of adding the image.
+        self._soon = QTimer(self, singleShot=True, interval=_TURN_MS)
+        self._soon.timeout.connect(self._make_next)
         session.image_changed.connect(self._image_changed)
-        if session.image is not None:
-            self._soon.start()
+        load_units()
+        self.controller.load_ahead('Loading the sections', _load_libraries)
+        self._soon.start()
         # The canvas tells of its zoom in the midst of being drawn, when no layer may be changed.
         self._zoomed = QTimer(self, singleShot=True, interval=30)
         self._zoomed.timeout.connect(self._fit_outline)
         session.viewer.scene.camera.events.zoom.connect(self._zoom_changed)
-        self._panels_soon = QTimer(self, singleShot=True, interval=50)
-        self._panels_soon.timeout.connect(self.load_panels)
-        self._panels_soon.start()
         self.controller.state_changed.connect(self._show_status)
         # With its window, napari takes the dock away without a word; what still runs must not come back to it.
         controller, autosave = self.controller, self._autosave
         if autosave is not None:
             self.session.exported.connect(lambda: autosave.exported(self.session))
-        self.destroyed.connect(lambda: _leave(controller, autosave))
+        # No lambda: if the collector of garbage finds the dock, it takes a lambda apart before Qt calls it.
+        self._leave = finalize(self, _leave, controller, autosave)
+        self._leave.atexit = False
+        self.destroyed.connect(self._leave)
 
     def _zoom_changed(self) -> None:
         self._zoomed.start()
@@ -165,8 +153,12 @@ class SegmentationWidget(QWidget):
     def _image_changed(self) -> None:
         self._soon.start()
 
-    def _prepare(self) -> None:
-        if self.session.prepare():
+    def _make_next(self) -> None:
+        """Makes the next layer or section that is not there yet, one a turn of the event loop; then has the model loaded."""
+        if not self._has_libraries:
+            self._has_libraries = not self.controller.is_loading
+            self._soon.start()
+        elif self.session.prepare() or self._make_panel():
             self._soon.start()
         elif self.session.image is not None:
             self.controller.warm_up()
@@ -176,7 +168,7 @@ class SegmentationWidget(QWidget):
         if self._has_ended:
             return
         self._has_ended = True
-        for timer in (self._panels_soon, self._soon, self._zoomed):
+        for timer in (self._soon, self._zoomed):
             timer.stop()
         self.session.viewer.scene.camera.events.zoom.disconnect(self._zoom_changed)
         self.image_panel.close_session()
@@ -199,14 +191,8 @@ def _leave(controller: SegmentationController, autosave: Autosave | None) -> Non
         autosave.close()
 
 
-def _section(panel: QWidget, is_open: bool) -> QCollapsible:
-    section = QCollapsible(panel.title)
-    section.setContent(panel)
-    (section.expand if is_open else section.collapse)(animate=False)
-    return section
-
-
-@ensure_main_thread
-def in_gui_thread(call: Callable[[], None]) -> None:
-    """Runs a function in the thread of the GUI, soon if called from another thread, else at once."""
-    call()
+def _load_libraries() -> None:
+    """Loads what the further sections and the first layers need, in the inference thread, where it holds nobody up."""
+    load_layer_kinds()
+    for module, _ in PANELS:
+        import_module(f'napari_unsam.panels.{module}')

@@ -81,8 +81,8 @@ class ImageSeries:
 
     @property
     def is_dirty(self) -> bool:
-        """Whether the objects of the open image differ from what was opened or saved last."""
-        return self._position is not None and self._fingerprint() != self._saved
+        """Whether the objects of the open image differ from what was opened or saved last, or some wait to be committed."""
+        return self._position is not None and (self._fingerprint() != self._saved or self._has_asides)
 
     def is_done(self, position: int) -> bool:
         """Whether there are saved objects of an image."""
@@ -131,6 +131,8 @@ class ImageSeries:
     def save(self, then: Callable[[], None] = lambda: None) -> None:
         """Writes the objects of the open image as a label TIFF and a table, in the background.
 
+        Objects that are set aside are committed before it; the mask on screen is not.
+
         Args:
             then: Called once they are written.
         """
@@ -138,6 +140,8 @@ class ImageSeries:
         if name is None:
             self._session.controller.say('No image of the list is open.', Level.PROBLEM)
             return
+        if self._has_asides:
+            self._session.asides.commit(with_shown=False)
         objects = self._objects()
         fingerprint = self._fingerprint()
 
@@ -212,6 +216,10 @@ class ImageSeries:
         # Along channels objects are one thick.
         thin = [axis for axis, side in enumerate(labels.data.shape) if side == 1 < shape[axis]]
         return objects_of_layer(labels, self.name, thin[0] if thin else None)
+
+    @property
+    def _has_asides(self) -> bool:
+        return self._session.image is self._layer and bool(self._session.controller.prompts.asides)
 
     def _fingerprint(self) -> int:
         labels = self._labels()

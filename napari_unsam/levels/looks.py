@@ -20,9 +20,9 @@ _PIXEL_VARIANCE = 1 / 12  # a pixel is a square, not a point
 class Side(Enum):
     """How objects differ from what is around them."""
 
-    GUESS = 'as the image suggests'
-    BRIGHT = 'brighter than around them'
-    DARK = 'darker than around them'
+    GUESS = 'bright or dark'
+    BRIGHT = 'brighter'
+    DARK = 'darker'
     ANY = 'anything'
 
 

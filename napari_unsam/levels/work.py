@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 from napari.layers import Labels
 from psygnal import Signal
 
+from napari_unsam._actions import AddLayers
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._targets import Level, Target
 from napari_unsam.levels.best import Chosen
@@ -83,7 +84,7 @@ class LevelsWork:
         """
         controller, target = self.session.controller, self.session.controller.target
         if target is None:
-            controller.say(controller.status.text, Level.PROBLEM)
+            controller.say_no_target()
             return
         if self._is_fresh(target):
             then(self._sheet)
@@ -207,7 +208,7 @@ class LevelsWork:
         self.clear_bands()
         self.hide()
         self.session.history.do(
-            _AddLayers(f'make layers {", ".join(band.name for band in bands)}', self.session, layers)
+            AddLayers(f'make layers {", ".join(band.name for band in bands)}', self.session.viewer, layers)
         )
         self.session.controller.say('Each layer has a features table whose parent_id is a label of the next.')
 
@@ -288,22 +289,6 @@ class LevelsWork:
             self._target = self._sheet = self._how_like = None
             self.examples, self.bands = [], []
             self.hide()
-
-
-class _AddLayers:
-    """Layers added to a viewer as one action."""
-
-    def __init__(self, name: str, session: ViewerSession, layers: Sequence[Labels]) -> None:
-        self.name, self._viewer, self._layers = name, session.viewer, tuple(layers)
-
-    def do(self) -> None:
-        for layer in self._layers:
-            self._viewer.add_layer(layer)
-
-    def undo(self) -> None:
-        for layer in self._layers:
-            if layer in self._viewer.layers:
-                self._viewer.layers.remove(layer)
 
 
 def plane_labels(objects: Labels, plane: Plane) -> np.ndarray:

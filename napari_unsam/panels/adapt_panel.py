@@ -51,6 +51,7 @@ class AdaptPanel(QWidget):
         self._session = session
         self._folder = folder or cache_dir() / 'napari_unsam' / 'adapted'
         self._job: AdaptJob | None = None
+        self._stop: Callable[[], None] | None = None
         self._jobs: dict[str, AdaptJob] = {}  # a training goes on while other images are looked at
         self._writes_pictures = False
         self._layers: dict[str, Labels] = {}
@@ -59,6 +60,9 @@ class AdaptPanel(QWidget):
         self._timer = QTimer(self, interval=_POLL_MS)
         self._timer.timeout.connect(self.refresh)
         QApplication.instance().aboutToQuit.connect(self.close_session)
+        jobs = self._jobs
+        self._stop = lambda: _stop(jobs)
+        self.destroyed.connect(self._stop)  # with its window, napari takes the dock away without a word
         session.image_changed.connect(self._image_changed)
         session.controller.state_changed.connect(self._show_buttons)
         self._image_changed()
@@ -71,8 +75,10 @@ class AdaptPanel(QWidget):
     def close_session(self) -> None:
         """Stops a training that runs, for when the dock goes; it can be resumed."""
         self._timer.stop()
-        for job in self._jobs.values():
-            job.cancel()
+        if self._stop is not None:
+            self.destroyed.disconnect(self._stop)
+            self._stop = None
+        _stop(self._jobs)
 
     def start(self) -> None:
         """Writes pictures of the image in the inference thread, then trains on them in a process of its own."""
@@ -128,8 +134,8 @@ class AdaptPanel(QWidget):
         self._show(state)
         if self._timer.isActive() and not self._is_at_work():
             self._timer.stop()
-            if state.problem is not None:
-                self._session.controller.say(state.problem, Level.PROBLEM)
+            level = Level.INFO if state.problem is None else Level.PROBLEM
+            self._session.controller.say(state.problem or f'{state.text}.', level)
 
     def _build(self) -> None:
         self.pictures_box, self.iterations_box = QSpinBox(), QSpinBox()
@@ -212,6 +218,7 @@ class AdaptPanel(QWidget):
             return
         try:
             job.start(settings)
+            self._session.controller.say('The model is being adapted in the background; clicks go on meanwhile.')
         except UnSAMError as error:
             self._session.controller.say(str(error), Level.PROBLEM)
         self._timer.start()
@@ -270,6 +277,11 @@ class AdaptPanel(QWidget):
     def _show_layer(self, is_after: bool) -> None:
         for name, layer in self._layers.items():
             layer.visible = (name == AFTER_NAME) == is_after
+
+
+def _stop(jobs: dict[str, AdaptJob]) -> None:
+    for job in jobs.values():
+        job.cancel()
 
 
 def _pixels(target: Target, rows: slice, columns: slice) -> np.ndarray:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
 
 _MAX_AREA_PX = 1_000_000
+_SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
 
 
 class LevelsPanel(QWidget):
@@ -74,9 +75,13 @@ class LevelsPanel(QWidget):
         self.propose_button = button('Propose', 'Move the slider to the level that holds most of the likely objects')
         self.best_button = button('Auto', 'Show the likeliest objects, each at a level of its own')
         self.side_choice = QComboBox()
+        self.side_choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.side_choice.setMinimumContentsLength(_SIDE_CHARACTERS)
         for side in Side:
             self.side_choice.addItem(side.value.capitalize(), side)
-        self.side_choice.setToolTip('How objects differ from what is around them; the rest is background')
+        self.side_choice.setToolTip(
+            'How objects differ from what is around them; bright or dark: whichever the image suggests'
+        )
         defaults = RegionFilter()
         self.min_area_box = QSpinBox()
         self.min_area_box.setRange(1, _MAX_AREA_PX)
@@ -85,7 +90,7 @@ class LevelsPanel(QWidget):
         self.min_area_box.setToolTip('Smaller regions are left out')
         self.max_share_box = QDoubleSpinBox()
         self.max_share_box.setRange(0.01, 100)
-        self.max_share_box.setSuffix(' % of the image')
+        self.max_share_box.setSuffix(' % of image')
         self.max_share_box.setValue(100 * defaults.max_share)
         self.max_share_box.setToolTip('Larger regions are left out')
         self.accept_button = button('Accept all shown', 'Make objects of all regions on screen; U takes them back')
@@ -114,7 +119,7 @@ class LevelsPanel(QWidget):
         self.likeness_slider = slider('How like the examples a region must be: right is stricter')
         self.alike_label = QLabel()
         return group(
-            'All like this', [[self.alike_button, self.forget_button], [self.likeness_slider], [self.alike_label]]
+            'All like this', [[self.alike_button], [self.likeness_slider], [self.alike_label], [self.forget_button]]
         )
 
     def _layers_group(self) -> QGroupBox:
@@ -187,7 +192,7 @@ class LevelsPanel(QWidget):
         self.alike_label.setText(
             f'{count} like {len(work.examples)} example(s), at least {work.least_likeness:.2f} alike'
             if shown is Shown.ALIKE
-            else 'Put the cursor on an object and press Shift-F'
+            else 'Point at an object and press Shift-F'
         )
         for needs_choice in (self.accept_button, self.hide_button, self.note_button):
             needs_choice.setEnabled(shown is not Shown.NOTHING)

@@ -45,7 +45,9 @@ class MaskPanel(QWidget):
         proposal, candidates = controller.proposal, controller.candidates
         for stepped, direction in ((self.coarser_button, 1), (self.finer_button, -1)):
             stepped.setEnabled(proposal is not None and candidates.stepped(direction).shown is not candidates.shown)
-        self.commit_button.setEnabled(proposal is not None)
+        count = len(controller.prompts.asides) + (proposal is not None)
+        self.commit_button.setEnabled(count > 0)
+        self.commit_button.setText(f'Commit {f"{count} objects" if count > 1 else "object"}  [N]')
         self.slider.setEnabled(proposal is not None)
         if proposal is None:
             self.proposal_label.setText('No mask yet\n')

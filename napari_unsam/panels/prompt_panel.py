@@ -45,6 +45,10 @@ class PromptPanel(QWidget):
         self.tool_buttons = {kind: _tool(text, tooltip) for kind, (text, tooltip) in _TOOLS.items()}
         self.undo_button = button('Undo  [U]', 'Take back the last thing you did, of whatever kind')
         self.redo_button = button('Redo  [Shift-U]', 'Do again what was taken back')
+        self.aside_button = button(
+            'Next object  [Shift-H]',
+            'Set the mask on offer aside with its prompts: the next click begins another object, and N commits all',
+        )
         self.clear_button = button('Clear  [Q]', 'Remove all prompts on this plane')
         self._lay_out()
         self._connect()
@@ -61,6 +65,7 @@ class PromptPanel(QWidget):
             key = 'U' if act == 'Undo' else 'Shift-U'
             one.setEnabled(name is not None)
             one.setText(f'{act} {name}  [{key}]' if name else f'{act}  [{key}]')
+        self.aside_button.setEnabled(controller.proposal is not None)
         self.clear_button.setEnabled(bool(controller.prompts))
 
     def _lay_out(self) -> None:
@@ -88,9 +93,10 @@ class PromptPanel(QWidget):
         for tool in self.tool_buttons.values():
             tools.addWidget(tool)
         grid.addLayout(tools, 2, 0, 1, 2)
-        grid.addWidget(self.undo_button, 3, 0, 1, 2)
-        grid.addWidget(self.redo_button, 4, 0, 1, 2)
-        grid.addWidget(self.clear_button, 5, 0, 1, 2)
+        grid.addWidget(self.aside_button, 3, 0, 1, 2)
+        grid.addWidget(self.undo_button, 4, 0, 1, 2)
+        grid.addWidget(self.redo_button, 5, 0, 1, 2)
+        grid.addWidget(self.clear_button, 6, 0, 1, 2)
 
     def _connect(self) -> None:
         session, controller = self._session, self._session.controller
@@ -99,6 +105,7 @@ class PromptPanel(QWidget):
             chosen.clicked.connect(lambda _checked, polarity=polarity: controller.set_polarity(polarity))
         for kind, tool in self.tool_buttons.items():
             tool.clicked.connect(lambda checked, kind=kind: self._take(kind if checked else None))
+        self.aside_button.clicked.connect(lambda: session.set_aside())
         self.undo_button.clicked.connect(lambda: controller.undo())
         self.redo_button.clicked.connect(lambda: controller.redo())
         self.clear_button.clicked.connect(lambda: controller.clear_prompts())

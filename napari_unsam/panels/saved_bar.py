@@ -61,6 +61,9 @@ class SavedBar(QWidget):
             self._session.controller.say(str(error), Level.PROBLEM)
             return
         self.hide()
+        controller = self._session.controller
+        if controller.prompts_here and controller.plane is None:
+            controller.embed()  # for the mask that the prompts mean
         lost = f' {found.damaged} parts could not be read.' if found.damaged else ''
         self._session.controller.say(f'{found.objects} objects and {found.prompts} prompts are back.{lost}')
 

@@ -28,15 +28,16 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
-import pandas as pd
 from filelock import FileLock, Timeout
 from scipy.ndimage import find_objects
 
 from napari_unsam._commit import ObjectWrite
+from napari_unsam.state.history import Together
 from napari_unsam.state.records import SavedSession, Work, count_prompts, read_work, remove_work, write_work
 from unsam_mm.errors import StoreError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from napari.layers import Image, Labels
 
     from napari_unsam._session import ViewerSession
@@ -142,7 +143,7 @@ class Autosave:
         return max(found, key=lambda saved: saved.saved_at, default=None)
 
     def restore(self, session: ViewerSession, saved: SavedSession) -> Restored:
-        """Brings objects and prompts back, the objects as one action that can be undone.
+        """Brings objects and prompts back, as one action that can be undone.
 
         The saved work is kept until this session has saved it as its own.
 
@@ -159,11 +160,12 @@ class Autosave:
                     f'they stay in {saved.folder}'
                 )
             writes = _writes(array, saved.features)
-            session.write_objects(f'restore {len(writes)} objects', writes)
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
-        session.controller.put_prompts(session.image.unique_id, saved.prompts)
-        session.controller.set_polarity(saved.polarity)
+        name = f'restore {len(writes)} objects' if writes else 'restore prompts'
+        objects = [session.writing(name, writes)] if writes else []
+        prompts = session.controller.taking_up(session.image.unique_id, saved.prompts, saved.polarity)
+        session.history.do(Together(name, [*objects, prompts]))
         with self._wake:
             self._record(self._identity(session.image)).replaces.append(saved.folder)
         self._note(session)
@@ -205,6 +207,8 @@ class Autosave:
 
     def _note(self, session: ViewerSession) -> None:
         """Takes down the state of a session; called in its thread after each change, so it has to be quick."""
+        import pandas as pd
+
         image = session.image
         if image is None or self._is_closed:
             return
@@ -348,6 +352,8 @@ class _Watch:
 
 def _writes(array: np.ndarray, features: pd.DataFrame) -> list[ObjectWrite]:
     """One for each object in an array of labels, with its row."""
+    import pandas as pd
+
     rows = {}
     if 'index' in features:
         for row in features.to_dict('records'):

@@ -21,7 +21,6 @@ from typing import Protocol
 import numpy as np
 
 from unsam_mm.errors import StoreError
-from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 
 ProgressCallback = Callable[[float, str], None]
 ReadPlane = Callable[[], np.ndarray]
@@ -73,23 +72,26 @@ class EmbeddingStore:
 
     Args:
         folder: Made at the first `save`.
-        max_bytes: The most that all entries take together on disk.
+        max_bytes: The most that all entries take together on disk, and the windows with them.
+        windows: Folder of what `unsam_mm.prompting.TiledEngine` keeps of large planes, as files that it never removes.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder, self.max_bytes = Path(folder), int(max_bytes)
-        self._sizes: dict[str, int] = {}  # entries never change, so each is measured once
+    def __init__(self, folder: Path, max_bytes: int, windows: Path | None = None) -> None:
+        self.folder, self.max_bytes, self.windows = Path(folder), int(max_bytes), windows
+        self._sizes: dict[Path, int] = {}  # entries never change, so each is measured once
 
     def __contains__(self, key: str) -> bool:
         return self._path(key).is_dir()
 
     @property
     def size_bytes(self) -> int:
-        """What all entries take on disk, those of other sessions included."""
+        """What all entries and windows take on disk, those of other sessions included."""
         return sum(self._size(path) for path in self._entries())
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays of an entry, which counts as used now; None if there is none. A damaged entry is dropped."""
+        from unsam_mm.prompting.embedding_file import load_arrays
+
         path = self._path(key)
         if not path.is_dir():
             return None
@@ -116,6 +118,8 @@ class EmbeddingStore:
         Raises:
             StoreError: If the folder cannot be written or the disk is full.
         """
+        from unsam_mm.prompting.embedding_file import save_arrays
+
         path = self._path(key)
         if path.is_dir():
             _touch(path)
@@ -132,8 +136,14 @@ class EmbeddingStore:
             raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another place') from error
         self.trim()
 
+    def used(self, window: Path) -> None:
+        """Notes that a file of `windows` was read or written now."""
+        _touch(window)
+        if window not in self._sizes:
+            self.trim()
+
     def clear(self) -> None:
-        """Removes all entries."""
+        """Removes all entries and windows."""
         for path in self._entries():
             self._drop(path)
 
@@ -154,16 +164,21 @@ class EmbeddingStore:
         return self.folder / f'{key}{_SUFFIX}'
 
     def _entries(self) -> list[Path]:
-        return list(self.folder.glob(f'*{_SUFFIX}'))
+        windows = [] if self.windows is None else self.windows.rglob('*.npz')
+        return [*self.folder.glob(f'*{_SUFFIX}'), *windows]
 
     def _size(self, path: Path) -> int:
-        if path.name not in self._sizes:
-            self._sizes[path.name] = _bytes_below(path)
-        return self._sizes[path.name]
+        if path not in self._sizes:
+            self._sizes[path] = _bytes_below(path)
+        return self._sizes[path]
 
     def _drop(self, path: Path) -> None:
         """Takes an entry away at once, so that no other session finds half of it."""
+        self._sizes.pop(path, None)
         try:
+            if path.suffix != _SUFFIX:
+                path.unlink(missing_ok=True)
+                return
             folder = tempfile.mkdtemp(dir=self.folder, prefix=_TEMPORARY)
             _moved(path, Path(folder, 'old'))
         except OSError as error:
@@ -172,37 +187,16 @@ class EmbeddingStore:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def trim_files(folder: Path, max_bytes: int) -> None:
-    """Removes the oldest files below a folder until the others have room.
-
-    For the windows of large planes, which `unsam_mm.prompting.TiledEngine` keeps as files and never removes.
-
-    Args:
-        folder: Holds nothing but such files; it need not exist.
-        max_bytes: The most that all of them take together.
-    """
-    found = []
-    for path in folder.rglob('*.npz'):
-        with suppress(OSError):  # removed by another session meanwhile
-            status = path.stat()
-            found.append((status.st_mtime, status.st_size, path))
-    excess = sum(size for _, size, _ in found) - max_bytes
-    for _, size, path in sorted(found):
-        if excess <= 0:
-            break
-        excess -= size
-        path.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class StackReport:
     """What `embed_stack` did.
 
     Attributes:
-        keys: Of all planes, in their order; equal planes have equal keys.
+        keys: Of the planes, in their order; equal planes have equal keys. Fewer than there are planes if the store was
+            full before the last one.
         made: How many were made now.
         found: How many were there before.
-        kept: How many of the planes the store holds now; fewer than there are if it is too small for them.
+        kept: How many of the planes the store holds now.
     """
 
     keys: tuple[str, ...]
@@ -217,10 +211,12 @@ def embed_stack(
     settings: str,
     store: EmbeddingStore,
     progress: ProgressCallback = lambda fraction, text: None,
+    kept: Callable[[int], None] = lambda number: None,
 ) -> StackReport:
     """Embeds all planes of a stack that the store has not got yet.
 
-    Each plane is kept as soon as it is made, so a run that is cancelled or killed goes on where it stopped.
+    Each plane is kept as soon as it is made, so a run that is cancelled or killed goes on where it stopped. Where the store
+    is too small for the stack, the run ends once a plane would push the first ones out.
 
     Args:
         reads: Each gives the pixels of one plane; one plane is held at a time.
@@ -228,6 +224,7 @@ def embed_stack(
         settings: See `plane_key`.
         store: Where the embeddings are kept.
         progress: Told the fraction done and what is being done; cancels by raising.
+        kept: Told the number of each plane, counted from 0, once the store holds it.
 
     Raises:
         StoreError: If an embedding cannot be kept: the planes after it would be made in vain.
@@ -245,9 +242,13 @@ def embed_stack(
         # Loading, not looking: it finds damage, and counts as a use, so that no plane pushes its neighbours out.
         if store.load(key) is not None:
             found += 1
-            continue
-        store.save(key, embed(pixels, inner))
-    progress(1.0, 'all planes are embedded')
+        else:
+            store.save(key, embed(pixels, inner))
+        if keys[0] not in store:
+            break
+        kept(number)
+    else:
+        progress(1.0, 'all planes are embedded')
     return StackReport(tuple(keys), len(keys) - found, found, sum(key in store for key in keys))
 
 
@@ -285,6 +286,7 @@ def _used_at(path: Path) -> float:
 
 def _bytes_below(path: Path) -> int:
     try:
-        return sum(file.stat().st_size for file in path.rglob('*') if file.is_file())
+        files = path.rglob('*') if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files if file.is_file())
     except OSError:
         return 0  # dropped by another session meanwhile

@@ -13,6 +13,9 @@ _MAX_ACTIONS = 500
 class Action(Protocol):
     """Something that was done and can be taken back; `do` is called again after an `undo`.
 
+    May have a method ``joined(later) -> Action | None``: itself and what was done right after it as one action, if they are
+    one for the user.
+
     Attributes:
         name: What the user did, as a button shows it: 'commit object 3'.
     """
@@ -95,8 +98,15 @@ class ActionHistory:
         An action that raises is not remembered.
         """
         action.do()
-        self._done.append(action)
-        del self._done[: -self._max_actions]
+        last = self._done[-1] if self._done else None
+        joined = last.joined(action) if hasattr(last, 'joined') else None
+        if joined is not None:
+            self._done[-1] = joined
+            if not self._undone:
+                return  # nothing that a view shows has changed
+        else:
+            self._done.append(action)
+            del self._done[: -self._max_actions]
         self._undone.clear()
         self.changed.emit()
 

@@ -18,14 +18,16 @@ from datetime import datetime
 from enum import Enum
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from napari_unsam import _prompts
 from unsam_mm.errors import StoreError
 from unsam_mm.files import atomic_writer, read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FORMAT = 1
 _MANIFEST, _BLOCKS = 'work.json', 'blocks'
@@ -152,6 +154,8 @@ def read_work(folder: Path) -> SavedSession | None:
         return None
     try:
         known = read_json(folder / _MANIFEST)
+        import pandas as pd
+
         if known['format'] != _FORMAT:
             raise StoreError(f'{folder}: has format {known["format"]!r}, expected {_FORMAT}')
         lost: list[str] = []
@@ -229,10 +233,11 @@ def decoded(value: Any, lost: list[str]) -> Any:
 
 
 def count_prompts(prompts: Any) -> int:
-    """How many prompts there are, in a tuple or in the tuples of a dataclass."""
+    """How many prompts there are, in a tuple or in the tuples of a dataclass; objects set aside are none."""
     if isinstance(prompts, tuple):
         return len(prompts)
-    return sum(len(part) for part in vars(prompts).values() if isinstance(part, tuple))
+    parts = {name: part for name, part in vars(prompts).items() if isinstance(part, tuple)}
+    return sum(len(part) for name, part in parts.items() if name != 'asides')
 
 
 def prompt_kinds() -> Mapping[str, type]:
@@ -284,6 +289,8 @@ def _digest(values: np.ndarray) -> str:
 
 def _plain(value: Any) -> Any:
     """A number or text of NumPy or pandas as Python's own; what is missing is None."""
+    import pandas as pd
+
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):

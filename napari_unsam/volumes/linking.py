@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from napari_unsam.levels.best import winners
 from unsam_mm.errors import UnSAMError
@@ -144,6 +143,8 @@ def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings
 
 def _best_pairs(labels: np.ndarray, others: np.ndarray, min_iou: float) -> list[tuple[int, int, float]]:
     """The pairs of regions, each in one pair at most, with the largest sum of IoUs that are large enough."""
+    from scipy.optimize import linear_sum_assignment  # not where the dock would wait for it
+
     pairs, ious = overlap_ious(labels, others)
     pairs, ious = pairs[ious >= min_iou], ious[ious >= min_iou]
     if len(pairs) == 0:

@@ -11,10 +11,12 @@ import numpy as np
 from napari.layers import Labels, Tracks
 from psygnal import Signal
 
+from napari_unsam._actions import AddLayers
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._engine import EmbeddedPlane
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._targets import Level, Target
+from napari_unsam.state.history import Together
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.linking import LinkSettings, best_labels, cut_labels, link
 from napari_unsam.volumes.propagation import (
@@ -237,9 +239,12 @@ class VolumeWork:
             if not writes:
                 session.controller.say('No object was found; change the level, or allow smaller ones.', Level.PROBLEM)
                 return
-            session.write_objects(f'find {len(writes)} {kind}', writes)
+            name = f'find {len(writes)} {kind}'
+            actions = [session.writing(name, writes)]
             if table is not None:
-                self._add_tracks(table, min(targets), slicing)
+                tracks = self._tracks(table, min(targets), slicing)
+                actions.append(AddLayers(name, session.viewer, [tracks]))
+            session.history.do(Together(name, actions))
             session.controller.say(f'Found {len(writes)} {kind}. U takes them back.')
             self.changed.emit()
 
@@ -254,9 +259,11 @@ class VolumeWork:
 
     def _is_ready(self) -> bool:
         if self.slicing is None:
-            target = self.session.controller.target
-            text = self.session.controller.status.text if target is None else _NO_SLIDER
-            self.session.controller.say(text, Level.PROBLEM)
+            controller = self.session.controller
+            if controller.target is None:
+                controller.say_no_target()
+            else:
+                controller.say(_NO_SLIDER, Level.PROBLEM)
             return False
         return True
 
@@ -340,15 +347,15 @@ class VolumeWork:
             return best_labels(tree, settings.min_area_px, settings.max_share)
         return cut_labels(tree, settings.granularity, settings.min_area_px, settings.max_share)
 
-    def _add_tracks(self, table: TrackTable, first: int, slicing: Slicing) -> None:
-        viewer, layer = self.session.viewer, self.session.ensure_objects()
+    def _tracks(self, table: TrackTable, first: int, slicing: Slicing) -> Tracks:
+        layer = self.session.ensure_objects()
         data = np.zeros((len(table.data), 1 + layer.ndim))
         data[:, 1:] = slicing.plane.index
         data[:, [0, 1 + slicing.axis, *(1 + axis for axis in slicing.plane.axes)]] = table.data
         data[:, 1 + slicing.axis] += first
         names = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
         placed = {name: getattr(layer, name) for name in names}
-        viewer.add_layer(Tracks(data, graph=table.graph, name=TRACKS_NAME, **placed))
+        return Tracks(data, graph=table.graph, name=TRACKS_NAME, **placed)
 
     def _image_changed(self) -> None:
         self._shape = None

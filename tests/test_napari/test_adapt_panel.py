@@ -37,6 +37,16 @@ def panel(qtbot, session, tmp_path, monkeypatch):
     panel.close_session()
 
 
+def test_a_training_stops_when_its_window_goes(qtbot, session, viewer, tmp_path, monkeypatch):
+    stopped = []
+    monkeypatch.setattr(AdaptJob, 'cancel', lambda job: stopped.append(job))
+    panel = AdaptPanel(session, tmp_path)
+    session.set_image(viewer.add_image(data.coins()))
+    job = panel.job
+    panel.deleteLater()
+    qtbot.waitUntil(lambda: stopped == [job])
+
+
 def test_without_an_image_nothing_can_be_adapted(panel):
     assert 'Choose an image' in panel.status_label.text()
     for control in (panel.start_button, panel.cancel_button, panel.compare_button, panel.use_box):
@@ -53,6 +63,7 @@ def test_the_panel_takes_pictures_trains_and_shows_the_loss(panel, session, view
     mailbox.open_until(lambda: not panel.cancel_button.isEnabled())
     assert len(list((panel.job.folder / 'images').glob('*.png'))) == 3
     assert panel.status_label.text() == 'Adapted in 10 steps on 3 pictures'
+    assert session.controller.status.text == 'Adapted in 10 steps on 3 pictures.'
     assert panel.progress_bar.value() == 1000
     assert '0.400 at step 10 of 10' in panel.plot.accessibleDescription()
     assert panel.compare_button.isEnabled()

@@ -17,6 +17,7 @@ from psygnal import Signal
 from skimage import data
 
 from napari_unsam import _prompts
+from napari_unsam._actions import Change
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._prompts import PointPrompt, Polarity
 from napari_unsam.state.autosave import Autosave, image_identity
@@ -42,8 +43,12 @@ class _Controller:
         self.by_image[source] = prompts
         self.prompts_changed.emit()
 
-    def set_polarity(self, polarity):
-        self.polarity = polarity
+    def taking_up(self, source, prompts, polarity):
+        def put(state):
+            self.put_prompts(source, state[0])
+            self.polarity = state[1]
+
+        return Change('prompts', put, (self.prompts_of(source), self.polarity), (prompts, polarity))
 
 
 class _Write:
@@ -91,8 +96,11 @@ class Session:
             self._objects[self.image] = self.viewer.add_layer(Labels(np.zeros(self.image.data.shape, np.uint32)))
         return self.objects
 
+    def writing(self, name, writes):
+        return _Write(self.ensure_objects(), writes)
+
     def write_objects(self, name, writes):
-        self.history.do(_Write(self.ensure_objects(), writes))
+        self.history.do(self.writing(name, writes))
 
     def commit(self, label, region, **features):
         mask = np.random.default_rng(label).random([part.stop - part.start for part in region]) < 0.7
@@ -141,6 +149,17 @@ def work_a_little(session):
     session.prompt(PROMPTS)
 
 
+def test_restoring_is_one_action_that_can_be_undone(crash, start, stack):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    autosave.restore(session, autosave.find(session.image))
+    assert session.history.undo() == 'restore 2 objects'
+    assert not session.objects.data.any()
+    assert session.controller.prompts_of(session.image.unique_id) == ()
+    session.history.redo()
+    assert session.controller.prompts_of(session.image.unique_id) == PROMPTS
+
+
 def test_objects_prompts_and_rows_come_back_after_a_crash(crash, start, stack):
     before = crash(work_a_little)
     session, autosave = Session(stack), start()
@@ -153,18 +172,10 @@ def test_objects_prompts_and_rows_come_back_after_a_crash(crash, start, stack):
     pd.testing.assert_frame_equal(session.objects.features, before.objects.features, check_dtype=False)
 
 
-def test_restoring_is_one_action_that_can_be_undone(crash, start, stack):
-    crash(work_a_little)
-    session, autosave = Session(stack), start()
-    autosave.restore(session, autosave.find(session.image))
-    session.history.undo()
-    assert not session.objects.data.any()
-
-
 def test_the_view_and_the_polarity_come_back(crash, start, stack):
     def look_elsewhere(session):
         session.viewer.dims.set_point(0, 3)
-        session.controller.set_polarity(Polarity.NEGATIVE)
+        session.controller.polarity = Polarity.NEGATIVE
         session.prompt(PROMPTS)
 
     crash(look_elsewhere)

@@ -149,7 +149,7 @@ def test_undo_and_redo_take_clicks_one_by_one_and_name_them(controller, click, s
 
 def test_ending_an_object_takes_its_prompts_and_begins_the_next_one(controller, click, settle):
     click((0, 0))
-    controller.history.do(controller.next_object())
+    controller.history.do(controller.next_object(controller.prompts_here))
     assert controller.prompts == Prompts(object_id=2)
     assert controller.proposal is None
     click((3, 0))
@@ -200,6 +200,13 @@ def test_without_an_image_nothing_happens_and_the_user_is_told(make_controller):
     controller.set_prompts(Prompts((PointPrompt((0.0, 0.0)),)))
     assert not controller.prompts
     assert not controller.is_busy
+
+
+def test_what_was_said_meanwhile_does_not_stand_for_the_reason_why_nothing_can_be_segmented(make_controller):
+    controller = make_controller()
+    controller.undo()
+    controller.embed()
+    assert is_problem(controller, 'Choose an image')
 
 
 def test_stepping_before_a_click_is_harmless_and_said(controller):

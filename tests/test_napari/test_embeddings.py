@@ -12,7 +12,7 @@ import pytest
 from skimage import data
 
 from napari_unsam._inference import JobCancelled
-from napari_unsam.state.embeddings import EmbeddingStore, embed_stack, plane_key, trim_files
+from napari_unsam.state.embeddings import EmbeddingStore, embed_stack, plane_key
 from unsam_mm.errors import StoreError
 
 PLENTY = 100_000_000
@@ -134,15 +134,51 @@ def test_an_entry_larger_than_the_store_is_not_kept(tmp_path):
     assert store.size_bytes == 0
 
 
-def test_the_oldest_windows_of_large_planes_go_when_room_is_short(tmp_path):
-    for age, name in enumerate(['new', 'old', 'oldest']):
-        path = tmp_path / 'engine' / f'{name}.npz'
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes(1000))
-        os.utime(path, (1e9 - age, 1e9 - age))
-    trim_files(tmp_path, 2500)
-    assert sorted(path.stem for path in tmp_path.rglob('*.npz')) == ['new', 'old']
-    trim_files(tmp_path / 'nothing', 0)
+@pytest.fixture
+def with_windows(tmp_path):
+    """A store with two entries, and two windows of an engine and its settings beside it; 'a' and 'old' were not used for long."""
+    windows = tmp_path / 'windows'
+    store = EmbeddingStore(tmp_path / 'planes', PLENTY, windows)
+    for key in 'ab':
+        store.save(key, noise())
+    for name in ('old', 'new'):
+        path = windows / 'model-1' / f'{name}.npz'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(100_000))
+    os.utime(windows / 'model-1' / 'old.npz', (1e9, 1e9))
+    os.utime(tmp_path / 'planes' / 'a.zarr', (1e9 + 1, 1e9 + 1))
+    return store
+
+
+def left(store):
+    return sorted(path.stem for path in [*store.folder.glob('*.zarr'), *store.windows.rglob('*.npz')])
+
+
+def test_windows_of_large_planes_share_the_room_and_the_longest_unused_go_first(with_windows):
+    sizes = with_windows.size_bytes
+    assert sizes > 200_000
+    for room, expected in (
+        (sizes, ['a', 'b', 'new', 'old']),
+        (sizes - 1, ['a', 'b', 'new']),
+        (sizes - 100_001, ['b', 'new']),
+    ):
+        EmbeddingStore(with_windows.folder, room, with_windows.windows).trim()
+        assert left(with_windows) == expected
+
+
+def test_a_window_that_is_read_again_outlives_those_that_are_not(with_windows):
+    store = EmbeddingStore(with_windows.folder, with_windows.size_bytes - 1, with_windows.windows)
+    store.used(store.windows / 'model-1' / 'old.npz')
+    assert left(store) == ['b', 'new', 'old']
+
+
+def test_a_new_window_makes_the_store_look_at_its_size_and_a_known_one_does_not(with_windows, monkeypatch):
+    trims = []
+    trim = with_windows.trim
+    monkeypatch.setattr(with_windows, 'trim', lambda: (trims.append(1), trim()))
+    for _ in range(3):
+        with_windows.used(with_windows.windows / 'model-1' / 'new.npz')
+    assert len(trims) == 1
 
 
 def test_clearing_removes_everything(store):
@@ -251,15 +287,15 @@ def test_a_damaged_plane_of_a_stack_is_made_again(store):
     assert (report.made, report.found) == (1, 2)
 
 
-def test_a_store_too_small_for_a_stack_says_how_many_planes_it_kept(tmp_path):
+def test_a_store_too_small_for_a_stack_ends_the_run_and_says_how_many_planes_it_kept(tmp_path):
     store = EmbeddingStore(tmp_path, 250_000)
     arrays = [noise(seed) for seed in range(4)]
     planes = photo_planes(4)
     report = embed_stack(
         [lambda plane=plane: plane for plane in planes], lambda pixels, progress: arrays.pop(), 'v1', store
     )
-    assert report.made == 4
-    assert 0 < report.kept < 4
+    assert report.made == 2
+    assert report.kept == 1
 
 
 @pytest.mark.slow

@@ -103,6 +103,17 @@ def test_a_plane_that_was_stored_is_not_looked_at_again(looked_at, tmp_path):
     assert len(looked_at) == 2
 
 
+def test_planes_that_were_made_ahead_are_not_looked_at_again(looked_at, tmp_path):
+    embedder, kept = PlaneEmbedder(InferenceSettings('tree', store=tmp_path)), []
+    targets = [target_of(data.coins()[:100, z : z + 120], z) for z in (0, 10)]
+    report = embedder.stack(targets, silent, kept.append)
+    assert (report.made, report.found, report.kept) == (2, 0, 2)
+    assert kept == [0, 1]
+    assert embedder.stack(targets, silent, kept.append).made == 0
+    assert embedder(targets[1], silent).answer(COIN_XY, POSITIVE)
+    assert len(looked_at) == 2
+
+
 def test_planes_do_not_take_each_others_image(looked_at):
     embedder = PlaneEmbedder(InferenceSettings('tree'))
     upright = embedder(target_of(data.coins()), silent)
@@ -128,6 +139,20 @@ def test_large_planes_are_looked_at_in_windows_around_the_prompt(looked_at, monk
     by_area = sorted(many, key=lambda mask: mask.area_px)
     assert [mask.granularity for mask in by_area] == sorted(mask.granularity for mask in by_area)
     assert plane.answer(COIN_XY, POSITIVE, granularity=0.4)
+
+
+def test_windows_of_large_planes_are_kept_on_disk_within_the_room_that_there_is(looked_at, monkeypatch, tmp_path):
+    monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)
+    monkeypatch.setattr(_engine, '_TILE_PX', 256)
+    files = []
+    for room_gb in (1, 1e-6):
+        plane = PlaneEmbedder(InferenceSettings('tree', store=tmp_path, store_gb=room_gb))(
+            target_of(data.coins()), silent
+        )
+        plane.answer(COIN_XY, POSITIVE, max_masks=1)
+        files.append(len(list(tmp_path.rglob('*.npz'))))
+    assert len(looked_at) == 1
+    assert files == [1, 0]
 
 
 def test_an_unknown_engine_is_refused_in_one_line():

@@ -66,6 +66,21 @@ def draw(session, label=1, region=(slice(5, 15), slice(20, 40))):
     session.write_objects('draw', [ObjectWrite(region, np.ones(shape, bool), label, {'score': 0.5, 'parent_id': 0})])
 
 
+def test_objects_that_are_set_aside_are_not_left_behind(opened, series, session, settle):
+    opened(0)
+    session.click((30, 40))
+    settle(session.controller)
+    session.set_aside()
+    session.click((10, 10))
+    settle(session.controller)
+    assert series.is_dirty
+    series.save()
+    settle(session.controller)
+    assert not series.is_dirty
+    assert np.unique(session.objects.data).tolist() == [0, 1]
+    assert len(session.controller.prompts.points) == 1
+
+
 def test_each_image_takes_the_place_of_the_one_before(opened, session):
     opened(0)
     assert [layer.name for layer in session.viewer.layers] == ['a.png']

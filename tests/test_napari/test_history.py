@@ -87,3 +87,35 @@ def test_listeners_hear_of_every_change(history, words):
     history.redo()
     history.clear()
     assert heard == ['one', None, 'one', None]
+
+
+class Moving(Adding):
+    """Adds a word; with others right after it, it is one move."""
+
+    def __init__(self, words, word, before=()):
+        super().__init__(words, word)
+        self.moves = [*before, word]
+
+    def joined(self, later):
+        return Moving(self._words, later.name, self.moves) if isinstance(later, Moving) else None
+
+    def undo(self):
+        del self._words[-len(self.moves) :]
+
+
+def test_what_is_one_for_the_user_is_undone_as_one(history, words):
+    history.do(Adding(words, 'click'))
+    for word in ('left', 'up', 'right'):
+        history.do(Moving(words, word))
+    assert words == ['click', 'left', 'up', 'right']
+    history.undo()
+    assert words == ['click']
+    assert history.undo_name == 'click'
+
+
+def test_what_joins_the_last_action_ends_what_could_be_done_again(history, words):
+    history.do(Moving(words, 'left'))
+    history.do(Adding(words, 'click'))
+    history.undo()
+    history.do(Moving(words, 'up'))
+    assert not history.can_redo

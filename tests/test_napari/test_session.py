@@ -110,7 +110,7 @@ def test_committed_objects_lie_on_the_image_and_ctrl_z_reaches_them(on_coffee, v
     assert objects.data.dtype == np.uint32
     assert objects.data_to_world(ON_CUP) == pytest.approx(world(on_coffee, ON_CUP))
     assert viewer.layers.index(objects) == viewer.layers.index(on_coffee.image) + 1
-    assert not viewer.layers[PREVIEW_NAME].visible
+    assert not len(viewer.layers[PREVIEW_NAME].data)
     objects.undo()
     assert not objects.data.any()
     assert len(objects.features) == 0
@@ -153,7 +153,7 @@ def test_a_point_added_with_naparis_own_tool_is_one_click(on_coffee, viewer, mou
     assert [prompt.polarity for prompt in on_coffee.controller.prompts.points] == [Polarity.POSITIVE, Polarity.NEGATIVE]
 
 
-def test_points_removed_or_moved_with_naparis_own_tools_are_followed(on_coffee, viewer, mouse):
+def test_points_removed_or_moved_with_naparis_own_tools_are_followed(on_coffee, viewer, mouse, settle):
     mouse(world(on_coffee, ON_CUP))
     mouse(world(on_coffee, ON_TABLE), button=2)
     points = viewer.layers[PROMPTS_NAME]
@@ -164,6 +164,7 @@ def test_points_removed_or_moved_with_naparis_own_tools_are_followed(on_coffee, 
     assert on_coffee.controller.prompts.points[0].position == (30, 40)
     on_coffee.controller.undo()
     on_coffee.controller.undo()
+    settle(on_coffee.controller)
     assert points.data == pytest.approx(np.array([ON_CUP, ON_TABLE]))
 
 
@@ -330,13 +331,34 @@ def test_without_an_image_there_is_nothing_to_write_to(session):
 def test_layers_are_made_before_they_are_needed_and_go_if_they_were_not(viewer, session):
     image = viewer.add_image(data.coins())
     session.set_image(image)
-    assert session.prepare()
-    assert not session.prepare()
+    counts = [len(viewer.layers)]
+    while session.prepare():
+        counts.append(len(viewer.layers))
+    assert max(np.diff(counts)) == 1
     assert {OBJECTS_NAME, PROMPTS_NAME, PREVIEW_NAME} <= {layer.name for layer in viewer.layers}
     assert viewer.layers.selection.active is image
     session.set_image(None)
     assert list(viewer.layers) == [image]
     assert not session.prepare()
+
+
+def test_a_click_is_drawn_with_its_mask(on_coffee, viewer, settle):
+    while on_coffee.prepare():
+        pass
+    on_coffee.click(world(on_coffee, ON_CUP))
+    assert on_coffee.controller.is_answering
+    assert not len(viewer.layers[PROMPTS_NAME].data)
+    settle(on_coffee.controller)
+    assert len(viewer.layers[PROMPTS_NAME].data) == 1
+    assert len(viewer.layers[PREVIEW_NAME].data)
+
+
+def test_a_click_whose_answer_takes_long_is_drawn_at_once(viewer, session):
+    session.set_image(viewer.add_image(data.coins()))
+    session.click((100, 100))
+    assert session.controller.is_busy
+    assert viewer.layers[PROMPTS_NAME].visible
+    assert len(viewer.layers[PROMPTS_NAME].data) == 1
 
 
 def test_keys_of_a_panel_work_on_the_layers_of_the_plugin(on_coffee, viewer):

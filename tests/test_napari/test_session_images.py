@@ -109,17 +109,6 @@ def test_chosen_channels_are_what_the_model_sees_and_objects_lie_on_all_of_them(
     assert session.objects is None
 
 
-def test_a_change_of_contrast_offers_to_look_at_the_image_again(viewer, session, settle):
-    image = viewer.add_image(data.coins())
-    session.set_image(image)
-    image.contrast_limits = (10, 200)
-    assert 'contrast' not in session.controller.status.text
-    session.controller.embed()
-    settle(session.controller)
-    image.contrast_limits = (20, 180)
-    assert 'Press Embed' in session.controller.status.text
-
-
 @pytest.mark.parametrize('kind', ['dask', 'zarr', 'multiscale'])
 def test_arrays_that_are_not_in_memory_are_segmented_too(viewer, session, settle, kind):
     da, zarr = pytest.importorskip('dask.array'), pytest.importorskip('zarr')

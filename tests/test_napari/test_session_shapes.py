@@ -53,6 +53,7 @@ def test_shapes_removed_or_changed_with_naparis_tools_are_followed(on_coffee, vi
     assert [shape.vertices[0] for shape in on_coffee.controller.prompts.shapes] == [(10.0, 10.0)]
     assert on_coffee.history.undo_name == 'remove shape'
     on_coffee.controller.undo()
+    settle(on_coffee.controller)
     assert len(shapes.data) == 2
 
 

@@ -311,6 +311,11 @@ def test_tracks_lie_where_the_image_lies(panel, session, viewer, press):
     assert tracks.scale.tolist() == [2, 1, 1]
     assert tracks.translate.tolist() == [10, 0, 0]
     assert len(np.unique(tracks.data[:, 0])) == len(session.objects.features)
+    session.controller.undo()
+    assert tracks not in viewer.layers
+    assert not session.objects.data.any()
+    session.controller.redo()
+    assert tracks in viewer.layers
 
 
 def strip_of(found, n_slices=5):

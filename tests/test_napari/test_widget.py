@@ -1,6 +1,7 @@
 """The dock: first its widgets on a viewer without a window, then a user's story in a real window."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from skimage import data
 from superqt import QCollapsible
 
 import napari_unsam
+from napari_unsam import _widget
 from napari_unsam._controller import SegmentationController
 from napari_unsam._engine import PlaneEmbedder
 from napari_unsam._frame import Channels
@@ -98,8 +100,8 @@ def test_the_list_of_images_follows_the_viewer(dock, viewer):
 def test_the_layers_of_the_plugin_are_there_before_the_first_click(dock, viewer, qtbot):
     coins = viewer.add_image(data.coins(), name='Coins')
     viewer.layers.selection = {viewer.layers['Coffee'], coins}
-    qtbot.waitUntil(lambda: PROMPTS_NAME in viewer.layers, timeout=20_000)
-    assert not viewer.layers[PREVIEW_NAME].visible
+    qtbot.waitUntil(lambda: PREVIEW_NAME in viewer.layers, timeout=20_000)
+    assert not len(viewer.layers[PREVIEW_NAME].data)
     assert viewer.layers.selection == {viewer.layers['Coffee'], coins}
     dock.image_panel.image_choice.value = coins
     qtbot.waitUntil(lambda: OBJECTS_NAME in viewer.layers, timeout=20_000)
@@ -107,6 +109,12 @@ def test_the_layers_of_the_plugin_are_there_before_the_first_click(dock, viewer,
     dock.image_panel.image_choice.value = None
     qtbot.wait(50)
     assert [layer.name for layer in viewer.layers] == ['Coffee', 'Coins']
+
+
+def test_layers_and_sections_come_even_if_loading_them_ahead_was_cancelled(dock, viewer, qtbot):
+    assert dock.controller.is_loading
+    dock.controller.cancel()
+    qtbot.waitUntil(lambda: OBJECTS_NAME in viewer.layers and len(dock.panels) == len(PANELS), timeout=30_000)
 
 
 def test_the_buttons_lead_from_an_image_to_an_object(dock, viewer, qtbot):
@@ -220,6 +228,32 @@ def test_work_that_was_lost_can_be_restored(qtbot, viewer, tmp_path):
     assert (second.session.objects.data == before).all()
     assert bar.isHidden()
     second.end()
+
+
+def test_prompts_that_were_lost_come_back_with_their_mask(qtbot, viewer, tmp_path):
+    viewer.add_image(data.coins(), name='Coins')
+    for is_back in (False, True):
+        widget = SegmentationWidget(viewer, make_controller(), Autosave(tmp_path))
+        qtbot.addWidget(widget)
+        if is_back:
+            widget.findChild(SavedBar).restore_button.click()
+        else:
+            widget.session.click((100, 100))
+        wait_for_tree(qtbot, widget)
+        assert widget.controller.proposal is not None
+        widget.end()
+
+
+def test_units_are_loaded_before_another_thread_makes_layers(qtbot, viewer, monkeypatch):
+    order = []
+    monkeypatch.setattr(_widget, 'load_units', lambda: order.append(('units', threading.current_thread())))
+    monkeypatch.setattr(_widget, 'load_layer_kinds', lambda: order.append(('layers', threading.current_thread())))
+    widget = SegmentationWidget(viewer, make_controller())
+    qtbot.addWidget(widget)
+    qtbot.waitUntil(lambda: len(order) == 2, timeout=20_000)
+    assert order[0] == ('units', threading.main_thread())
+    assert order[1][0] == 'layers'
+    widget.end()
 
 
 def slow_tree(image, progress):

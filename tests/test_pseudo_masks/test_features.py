@@ -140,6 +140,21 @@ def test_two_threads_do_not_read_each_others_features(extractor, coffee, coins):
             assert np.allclose(found.grid, alone, atol=1e-4)
 
 
+def test_progress_may_begin_another_run(extractor, coffee):
+    """As a click on one image does while another image is looked at."""
+    other = coffee[::-1]
+    alone = [extractor(image).grid for image in (coffee, other)]
+    within = []
+
+    def look_at_the_other_once(_done: float) -> None:
+        if not within:
+            within.append(None)
+            within[0] = extractor(other).grid
+
+    assert (extractor(coffee, look_at_the_other_once).grid == alone[0]).all()
+    assert (within[0] == alone[1]).all()
+
+
 def test_a_damaged_cache_is_named(monkeypatch, tmp_path):
     skip_without_weights()
     folder = tmp_path / weights.cached_path('dinov2_vits14').name

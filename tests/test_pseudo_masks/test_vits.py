@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from unsam_mm import _vit_conversion, weights
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.pseudo_masks import features
+from unsam_mm.pseudo_masks.dinov2 import Dinov2, load_dinov2
 from unsam_mm.pseudo_masks.features import PatchFeatureExtractor, load_vit
 
 CHANNELS, LAYERS, HEADS, GRID = 128, 3, 2, 4
@@ -97,6 +101,52 @@ def test_features_are_those_of_the_authors_tensors_on_a_grid_that_is_not_square(
     expected = plain_forward(state, extract._prepare(coffee))[layer][facet][:, 1:]
     assert found.shape == (round(200 / 300 * 112 / extract._patch_px), 112 // extract._patch_px, CHANNELS)
     assert np.allclose(found.reshape(1, -1, CHANNELS), expected.numpy(), atol=1e-4)
+
+
+@pytest.fixture
+def plain_dinov2(tmp_path):
+    """A folder as the package converts it."""
+    torch.save(official_checkpoint('dinov2'), tmp_path / 'official.pth')
+    _vit_conversion.save(_vit_conversion.convert_official_dinov2(tmp_path / 'official.pth'), tmp_path / 'vit', {})
+    return tmp_path / 'vit'
+
+
+def test_the_plain_dinov2_computes_what_that_of_transformers_computes(plain_dinov2):
+    pixels = torch.rand(2, 3, 5 * 14, 8 * 14, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = load_vit(str(plain_dinov2))(pixel_values=pixels).last_hidden_state
+        assert torch.allclose(load_dinov2(plain_dinov2)(pixels), expected, atol=1e-5)
+
+
+def test_a_dinov2_folder_that_says_more_is_left_to_transformers(plain_dinov2):
+    import transformers
+
+    assert isinstance(PatchFeatureExtractor(str(plain_dinov2))._vit, Dinov2)
+    config = json.loads((plain_dinov2 / 'config.json').read_text())
+    (plain_dinov2 / 'config.json').write_text(json.dumps({**config, 'hidden_act': 'relu'}))
+    assert isinstance(PatchFeatureExtractor(str(plain_dinov2))._vit, transformers.Dinov2Model)
+
+
+@pytest.mark.slow
+def test_features_of_the_plain_dinov2_need_no_transformers(plain_dinov2):
+    code = (
+        'import sys, numpy as np; from unsam_mm.pseudo_masks.features import PatchFeatureExtractor; '
+        f'PatchFeatureExtractor({str(plain_dinov2)!r}, long_side_px=56)(np.zeros((40, 40, 3), np.uint8)); '
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ['True', 'False']
+
+
+@pytest.mark.parametrize('damage', ['cut short', 'a tensor less'])
+def test_damaged_weights_of_the_plain_dinov2_are_named(plain_dinov2, damage):
+    path = plain_dinov2 / 'model.safetensors'
+    if damage == 'cut short':
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        save_file({name: value for name, value in load_file(path).items() if name != 'layernorm.bias'}, path)
+    with pytest.raises(WeightsError, match='damaged.*remove the folder'):
+        PatchFeatureExtractor(str(plain_dinov2))
 
 
 def test_two_layers_come_from_one_run_with_their_channels_joined(converted, coffee):

@@ -1,0 +1,167 @@
+"""Whatever a user does is taken back by U and done again by Shift-U."""
+
+import numpy as np
+import pytest
+from skimage import data
+
+from napari_unsam._engine import PlaneEmbedder
+from napari_unsam._frame import Channels
+from napari_unsam._inference import InferenceSettings
+from napari_unsam._layers import OBJECTS_NAME
+from napari_unsam._prompts import Polarity
+from napari_unsam._session import ViewerSession
+from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, press, world
+
+
+@pytest.fixture
+def clicked(on_coffee, mouse):
+    """A session with a click on the cup."""
+    mouse(world(on_coffee, ON_CUP))
+    return on_coffee
+
+
+@pytest.fixture
+def back(on_coffee, viewer, settle):
+    """Presses U or Shift-U and waits for the answer."""
+
+    def go(key='U'):
+        press(viewer, key)
+        settle(on_coffee.controller)
+
+    return go
+
+
+def shown(session):
+    """What is on screen of the mask."""
+    proposal = session.controller.proposal
+    return proposal.box_xyxy, proposal.area_px, proposal.rank
+
+
+def test_the_switch_of_what_clicks_say(clicked, back):
+    clicked.controller.toggle_polarity()
+    clicked.controller.set_polarity(Polarity.NEGATIVE)
+    back()
+    assert clicked.controller.polarity is Polarity.POSITIVE
+    assert len(clicked.controller.prompts.points) == 1
+    back('Shift-U')
+    assert clicked.controller.polarity is Polarity.NEGATIVE
+
+
+@pytest.mark.parametrize(
+    'choose',
+    [
+        pytest.param(lambda controller: controller.finer(), id='step'),
+        pytest.param(lambda controller: controller.slide(3), id='wheel'),
+        pytest.param(lambda controller: [controller.set_granularity(at) for at in (0.2, 0.4, 0.9)], id='slider'),
+    ],
+)
+def test_the_choice_of_a_mask_however_many_steps_it_took(clicked, back, choose):
+    before = shown(clicked)
+    choose(clicked.controller)
+    after = shown(clicked)
+    assert after != before
+    back()
+    assert shown(clicked) == before
+    assert len(clicked.controller.prompts.points) == 1
+    back('Shift-U')
+    assert shown(clicked) == after
+
+
+def test_a_step_that_shows_the_same_mask_is_no_action(clicked):
+    clicked.controller.slide(1000)
+    clicked.controller.slide(1)
+    clicked.controller.undo()
+    assert clicked.history.undo_name == 'click'
+
+
+def test_the_mask_that_was_chosen_is_there_again_when_a_later_click_is_taken_back(clicked, back, mouse):
+    clicked.controller.finer()
+    chosen = shown(clicked)
+    mouse(world(clicked, ON_TABLE), button=2)
+    back()
+    assert shown(clicked) == chosen
+
+
+def test_the_mask_that_was_chosen_is_there_again_when_a_commit_is_taken_back(clicked, back):
+    clicked.controller.slide(2)
+    chosen = shown(clicked)
+    clicked.commit()
+    back()
+    assert shown(clicked)[:2] == chosen[:2]
+    back('Shift-U')
+    assert not clicked.controller.prompts
+
+
+def test_a_choice_on_one_plane_is_not_shown_on_another(viewer, session, settle):
+    session.set_image(viewer.add_image(np.stack([data.coins()] * 2)))
+    for plane in (0, 1):
+        viewer.dims.set_point(0, plane)
+        session.click((plane, 100, 100))
+        settle(session.controller)
+    best = shown(session)
+    viewer.dims.set_point(0, 0)
+    settle(session.controller)
+    session.controller.finer()
+    viewer.dims.set_point(0, 1)
+    settle(session.controller)
+    session.controller.undo()
+    settle(session.controller)
+    assert shown(session) == best
+
+
+def test_a_granularity_on_a_plane_in_windows(viewer, make_controller, mailbox, settle, monkeypatch, generator):
+    from napari_unsam import _engine
+    from unsam_mm.prompting.tree import TreeEngine
+
+    monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)
+    monkeypatch.setattr(_engine, '_TILE_PX', 256)
+    monkeypatch.setattr(_engine, 'make_engine', lambda name, device, weights: TreeEngine(generator))
+    controller = make_controller()
+    controller._embed = PlaneEmbedder(InferenceSettings('tree'))
+    session = ViewerSession(viewer, controller)
+    session.set_image(viewer.add_image(data.coins()))
+    session.click((55, 44))
+    settle(controller)
+    before = controller.proposal.area_px
+    controller.set_granularity(0.9)
+    settle(controller)
+    after = controller.proposal.area_px
+    assert after > before
+    controller.undo()
+    assert controller.proposal.area_px == before
+    controller.redo()
+    assert controller.proposal.area_px == after
+    session.close()
+
+
+def test_the_choice_of_channels_with_the_prompts_that_it_took_away(viewer, session, settle):
+    image = viewer.add_image(np.stack([data.coins()] * 3))
+    session.set_image(image)
+    viewer.dims.set_point(0, 0)
+    session.click((0, 100, 100))
+    settle(session.controller)
+    session.commit()
+    session.click((0, 200, 200))
+    settle(session.controller)
+    objects = session.objects
+    session.set_channels(Channels(0, (1,)))
+    assert not session.controller.prompts
+    assert session.objects is not objects
+    session.controller.undo()
+    assert session.channels is None
+    assert len(session.controller.prompts.points) == 1
+    assert session.objects is objects
+    session.controller.redo()
+    assert session.channels == Channels(0, (1,))
+    assert not session.controller.prompts
+    assert session.ensure_objects().data.shape == (1, *data.coins().shape)
+
+
+def test_actions_on_an_image_that_is_gone_are_harmless(viewer, session):
+    image = viewer.add_image(np.stack([data.coins()] * 3))
+    session.set_image(image)
+    session.set_channels(Channels(0, (1,)))
+    viewer.layers.remove(image)
+    session.controller.undo()
+    assert session.channels is None
+    assert OBJECTS_NAME not in viewer.layers
