@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from napari_unsam._words import counted
 from napari_unsam.files.automatic import SIDES, AutomaticSettings
 from napari_unsam.files.batch import FAILED, BatchJob, BatchReport
 from napari_unsam.output.formats import FORMATS
@@ -100,7 +101,7 @@ def run_batch(options: argparse.Namespace) -> int:
     for reason in report.failed.values():
         sys.stderr.write(f'skipped: {reason}\n')
     sys.stdout.write(
-        f'{report.done} images done now with {report.n_objects} objects, {report.skipped} before, '
+        f'{counted(report.done, "image")} done now with {counted(report.n_objects, "object")}, {report.skipped} before, '
         f'{len(report.failed)} failed, of {report.found}; in {options.out}\n'
     )
     if report.failed:

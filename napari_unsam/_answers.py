@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from psygnal import Signal
 
@@ -15,6 +16,8 @@ from napari_unsam._masks import PlaneMask
 from napari_unsam._questions import Question
 from napari_unsam._targets import Level, Status
 from napari_unsam.state.history import ActionHistory
+
+T = TypeVar('T')
 
 HINT = 'J shows a coarser mask, K a finer one, N commits it.'
 _NOTHING_THERE = 'No mask was found there; click elsewhere.'
@@ -42,6 +45,7 @@ class Answers:
     ) -> None:
         self._jobs, self._tell, self._history, self._situation = jobs, tell, history, situation
         self._then: Callable[[], None] | None = None
+        self._is_quiet = False
         self.candidates = NO_CANDIDATES
 
     @property
@@ -54,10 +58,19 @@ class Answers:
         self._jobs.cancel(Lane.CLICK)
         self.candidates, self._then = NO_CANDIDATES, None
 
-    def show(self, candidates: Candidates) -> None:
+    def quietly(self, call: Callable[[], T]) -> T:
+        """Calls a function; masks that are asked for or shown in it leave the status line alone, now and once they come."""
+        self._is_quiet = True
+        try:
+            return call()
+        finally:
+            self._is_quiet = False
+
+    def show(self, candidates: Candidates, is_quiet: bool = False) -> None:
         """Has another mask of those to choose from on screen."""
         self.candidates = candidates
-        self._tell(Status(HINT))
+        if not is_quiet:
+            self._tell(Status(HINT))
         self.changed.emit()
 
     def choose(self, candidates: Candidates) -> None:
@@ -70,10 +83,11 @@ class Answers:
 
     def show_again(self, situation: Situation, place: Place) -> None:
         """Shows a mask that was on screen before, once the same question is answered; nothing if it is another one."""
+        is_quiet = self._is_quiet
 
         def show() -> None:
             if len(self.candidates):
-                self.show(self.candidates.at(place))
+                self.show(self.candidates.at(place), is_quiet)
 
         if situation == self._situation():
             self.then(show)
@@ -87,12 +101,13 @@ class Answers:
 
     def ask(self, plane: EmbeddedPlane, question: Question) -> None:
         """Asks for the masks of a prompt; where that takes long, first for one of them."""
-        in_windows = plane.hierarchy is None
+        in_windows, is_quiet = plane.hierarchy is None, self._is_quiet
 
         def answered(candidates: Candidates) -> None:
             then, self._then = self._then, None
             self.candidates = candidates
-            self._tell(Status(HINT) if len(candidates) else Status(_NOTHING_THERE, Level.PROBLEM))
+            if not (is_quiet and len(candidates)):
+                self._tell(Status(HINT) if len(candidates) else Status(_NOTHING_THERE, Level.PROBLEM))
             self.changed.emit()
             if in_windows:
                 self._jobs.start(Lane.CLICK, _MORE, lambda _: _answer(plane, question), self._joined, self._failed)

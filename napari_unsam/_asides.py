@@ -103,7 +103,9 @@ class Asides:
         labels.selected_label = writes[-1].label
         area_px = sum(int(write.mask.sum()) for write in writes)
         text = f'{what[0].upper()}{what[1:]} committed, {area_px:,} px. U takes {"it" if is_one else "them"} back'
-        lacking = f' {left} had no free pixel and stay as they were.' if left else ''
+        lacking = (
+            f' {left} had no free pixel and {"stays as it was" if left == 1 else "stay as they were"}.' if left else ''
+        )
         controller.say(f'{text}, with {"its" if is_one else "their"} clicks.{lacking}')
 
     def show(self, asides: tuple[SetAside, ...], shape: tuple[int, ...]) -> None:

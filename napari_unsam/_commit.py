@@ -65,6 +65,7 @@ class WriteObjects:
         table: Of the layer.
         writes: In their order; later ones win where they overlap.
         on_written: Called after they were written, and after they were taken back.
+        bring_back: Called before either; puts the layer back into the viewer if it was deleted meanwhile.
     """
 
     def __init__(
@@ -73,13 +74,16 @@ class WriteObjects:
         table: ObjectTable,
         writes: Sequence[ObjectWrite],
         on_written: Callable[[], None] = lambda: None,
+        bring_back: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self._table, self._writes, self._on_written = name, table, tuple(writes), on_written
+        self._bring_back = bring_back
         self._before: np.ndarray | None = None
         self._rows: pd.DataFrame | None = None
 
     def do(self) -> None:
         """Writes them in one go."""
+        self._bring_back()
         labels, (indices, values) = self._table.labels, self._pixels()
         self._before = np.asarray(labels.data[indices])
         self._rows = self._table.rows()
@@ -90,6 +94,7 @@ class WriteObjects:
 
     def undo(self) -> None:
         """Puts back what was there."""
+        self._bring_back()
         self._table.restore(self._rows, [write.label for write in self._writes])
         _set(self._table.labels, self._pixels()[0], self._before)
         self._table.refresh()
@@ -135,8 +140,7 @@ class ObjectTable:
         self._regions = {label: present[label] for label in self._rows['index'] if label in present}
         self._areas = self._count()
         self._highest = 0 if is_empty else int(np.max(labels.data, initial=0))
-        labels.events.set_data.connect(self.refresh)
-        labels.events.paint.connect(self._painted)
+        self.open()
 
     @property
     def highest(self) -> int:
@@ -179,6 +183,11 @@ class ObjectTable:
                 self._rows = self.rows()
             self._areas = areas
             self._show()
+
+    def open(self) -> None:
+        """Follows the layer from now on."""
+        self.labels.events.set_data.connect(self.refresh)
+        self.labels.events.paint.connect(self._painted)
 
     def close(self) -> None:
         """Leaves the layer alone from now on."""

@@ -388,12 +388,12 @@ class SegmentationController:
 
     def undo(self) -> None:
         """Takes back the last action of whatever kind."""
-        name = self.history.undo()
+        name = self._answers.quietly(self.history.undo)
         self.say('There is nothing to undo.' if name is None else f'Undone: {name}. Shift-U does it again.')
 
     def redo(self) -> None:
         """Does again what was taken back last."""
-        name = self.history.redo()
+        name = self._answers.quietly(self.history.redo)
         self.say('There is nothing to redo.' if name is None else f'Done again: {name}. U takes it back.')
 
     def toggle_polarity(self) -> None:

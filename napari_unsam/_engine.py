@@ -17,7 +17,7 @@ from napari_unsam._masks import PlaneMask, found_mask
 from napari_unsam._targets import Target
 from napari_unsam._torch import import_torch
 from napari_unsam.state.embeddings import EmbeddingStore, StackReport, embed_stack, plane_key
-from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
 
@@ -326,7 +326,14 @@ def _is_in_windows(target: Target) -> bool:
 
 
 def _rgb_of(target: Target) -> np.ndarray:
-    return as_rgb_uint8(target.read(), target.name)
+    pixels = target.read()
+    value = pixels.flat[0]
+    if pixels.ndim == 2 and value in (0, 255) and (pixels == value).all():
+        raise ImageError(
+            f'"{target.name}" is all {"white" if value else "black"} at its contrast limits, so no object can be seen; move '
+            'the limits in the layer controls, or choose another plane or channel'
+        )
+    return as_rgb_uint8(pixels, target.name)
 
 
 def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:

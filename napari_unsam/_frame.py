@@ -103,6 +103,12 @@ def channel_axes(image: Image) -> list[int]:
     return [axis for axis, length in enumerate(shape[:-2]) if 2 <= length <= _MOST_CHANNELS]
 
 
+def axis_label(image: Image, axis: int) -> str | None:
+    """What an axis of a layer is called; None if it has no name but the number that napari gives it."""
+    label = str(image.axis_labels[axis])
+    return None if label.lstrip('-').isdigit() else label
+
+
 def labelled_channels(image: Image) -> Channels | None:
     """The first channel of the axis that is called one of channels, if one is."""
     for axis in channel_axes(image):

@@ -95,10 +95,15 @@ class ObjectLayers:
             metadata={_SOURCE_KEY: image.unique_id},
             **frame.placed,
         )
-        selected = list(self._viewer.layers.selection)
-        self._viewer.layers.insert(self._viewer.layers.index(image) + 1, labels)
-        self._viewer.layers.selection = selected
+        self.add(labels, image)
         return labels
+
+    def add(self, labels: Labels, image: Image) -> None:
+        """Puts a layer of objects just above its image, on top of all if that is gone; another layer stays selected."""
+        layers = self._viewer.layers
+        selected = list(layers.selection)
+        layers.insert(layers.index(image) + 1 if image in layers else len(layers), labels)
+        layers.selection = selected
 
 
 class PromptLayers:

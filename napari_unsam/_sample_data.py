@@ -38,7 +38,7 @@ def nuclei() -> list[LayerData]:
 
 def em_stack() -> list[LayerData]:
     """A stack that looks like electron microscopy: neurites with dark membranes, some with mitochondria."""
-    placed = {'scale': (45.0, 8.0, 8.0), 'units': ('nm', 'nm', 'nm')}
+    placed = {'scale': (45.0, 8.0, 8.0), 'units': ('nm', 'nm', 'nm'), 'axis_labels': ('z', 'y', 'x')}
     return [(neurites(), {'name': 'EM-like stack'} | placed, 'image')]
 
 

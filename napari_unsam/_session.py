@@ -17,12 +17,13 @@ from psygnal import Signal
 
 from napari_unsam._actions import Change
 from napari_unsam._asides import Asides
-from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
+from napari_unsam._commit import ObjectWrite, WriteObjects
 from napari_unsam._controller import NO_IMAGE, Level, SegmentationController, Target
 from napari_unsam._edits import after_points_event, after_shapes_event
 from napari_unsam._frame import Channels, Frame, LayerChannels, check_alike, layers_of
 from napari_unsam._inputs import Inputs, Keys
-from napari_unsam._layers import ObjectLayers, PromptLayers
+from napari_unsam._layers import PromptLayers
+from napari_unsam._objects import Objects
 from napari_unsam._pixels import plane_pixels
 from napari_unsam._placing import Placing
 from napari_unsam._planes import Plane, plane_at, plane_in_view
@@ -73,8 +74,7 @@ class ViewerSession:
         self._is_behind = False  # in drawing the prompts
         self._sources = Sources()
         self._prompt_layers: PromptLayers | None = None
-        self._object_layers = ObjectLayers(viewer)
-        self._tables: dict[Labels, ObjectTable] = {}
+        self._objects = Objects(self, self.objects_changed.emit)
         # napari 0.9 leaves these letters free on every kind of layer.
         keys: Keys = {
             'J': controller.coarser,
@@ -99,9 +99,7 @@ class ViewerSession:
     @property
     def objects(self) -> Labels | None:
         """The layer of committed objects of the image; None before it is made."""
-        if self._image is None:
-            return None
-        return self._object_layers.find(self._image, self.frame.shape)
+        return self._objects.of(self._image)
 
     def use_weights(self, path: Path | None) -> None:
         """Has prompts answered with other weights of the model; None: those of the package."""
@@ -146,7 +144,7 @@ class ViewerSession:
             return
         self._drop_prompt_layers()
         if self._image in self.viewer.layers:
-            self._drop_unused_objects()
+            self._objects.drop_unused()
         self._image = image
         self._placing.follow(image)
         if image is not None:
@@ -203,14 +201,7 @@ class ViewerSession:
         Raises:
             UnSAMError: If no image is chosen.
         """
-        labels = self.objects
-        is_new = labels is None
-        if is_new:
-            labels = self._object_layers.make(self.frame)
-        if labels not in self._tables:
-            self._tables[labels] = ObjectTable(labels, is_empty=is_new)
-            self.bind(labels)
-        return labels
+        return self._objects.ensure()
 
     def next_label(self) -> int:
         """A label that no object of the image has, or had in this session.
@@ -218,7 +209,7 @@ class ViewerSession:
         Raises:
             UnSAMError: If no image is chosen.
         """
-        return self._tables[self.ensure_objects()].highest + 1
+        return self._objects.next_label()
 
     def write_objects(self, name: str, writes: Sequence[ObjectWrite]) -> None:
         """Writes, overwrites or erases objects, as one action; nothing happens without any.
@@ -235,8 +226,7 @@ class ViewerSession:
         Raises:
             UnSAMError: If no image is chosen.
         """
-        labels = self.ensure_objects()
-        return WriteObjects(name, self._tables[labels], writes, self.objects_changed.emit)
+        return self._objects.writing(name, writes)
 
     def draw(self, kind: ShapeKind | None) -> None:
         """Puts a tool for boxes, outlines or scribbles in the user's hand; None gives the view back."""
@@ -296,7 +286,7 @@ class ViewerSession:
             self._make_preview()
         elif not layers.is_shown:
             layers.show()
-        elif self.objects not in self._tables:
+        elif not self._objects.are_followed:
             self.ensure_objects()
         else:
             return False
@@ -336,9 +326,7 @@ class ViewerSession:
         self.stack.close()
         self.controller.close()
         self._sources.close()
-        for table in self._tables.values():
-            table.close()
-        self._tables.clear()
+        self._objects.close()
         self._inputs.close()
         self.history.clear()
         for emitter in self._emitters():
@@ -383,7 +371,7 @@ class ViewerSession:
         is_here, before = image is self._image, self._sources.channels(image)
         if is_here and (before and before.axis) != (channels and channels.axis):
             self._drop_prompt_layers()
-            self._drop_unused_objects()
+            self._objects.drop_unused()
         self._sources.set_channels(image, channels)
         self.controller.put_prompts(image.unique_id, prompts)
         self.controller.forget(image.unique_id)
@@ -416,10 +404,7 @@ class ViewerSession:
         layer = event.value
         if isinstance(layer, Image):
             self._forget(layer)
-        elif layer in self._tables:
-            self._tables.pop(layer).close()
-            self.unbind(layer)
-        elif self._prompt_layers is not None and self._prompt_layers.owns(layer):
+        elif not self._objects.removed(layer) and self._prompt_layers is not None and self._prompt_layers.owns(layer):
             self._drop_prompt_layers()
             self.controller.set_prompts(Prompts(object_id=self.controller.prompts.object_id), 'remove all prompts')
 
@@ -478,11 +463,6 @@ class ViewerSession:
 
     def _tool_changed(self) -> None:
         self.tool_changed.emit(self.tool)
-
-    def _drop_unused_objects(self) -> None:
-        labels = self.objects
-        if labels in self._tables and self._tables[labels].highest == 0:
-            self.viewer.layers.remove(labels)
 
     def _drop_prompt_layers(self) -> None:
         layers, self._prompt_layers = self._prompt_layers, None

@@ -147,6 +147,29 @@ def test_a_click_joins_a_box(coins_clicks):
     assert masks[0][30:85, 15:130].sum() > 0.9 * masks[0].sum() > 0
 
 
+@given(random_trees(), st.data())
+def test_negative_clicks_in_a_box_never_give_empty_masks(case, data):
+    tree = case[1]
+    points, _ = data.draw(clicks_on(tree))
+    height, width = tree.size_hw
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    box = np.array([x, y, data.draw(st.integers(x + 1, width)), data.draw(st.integers(y + 1, height))], float)
+    masks, _ = answered(ClickInference(TreeSource(tree)), points, np.zeros(len(points), bool), box)
+    assert masks.any(axis=(1, 2)).all()
+
+
+def test_an_answer_is_given_though_another_thread_clears_what_is_kept(coins_tree):
+    class ClearedAtOnce(dict):
+        def __setitem__(self, key, value):
+            super().__setitem__(key, value)
+            self.clear()
+
+    inference = ClickInference(TreeSource(coins_tree))
+    inference._kept = ClearedAtOnce()
+    masks, _ = answered(inference, np.array([COIN_XY, NEXT_COIN_XY]), np.array([True, False]))
+    assert masks[:, 55, 44].all()
+
+
 def test_a_mask_of_somebody_else_is_corrected_by_a_click(coins_clicks):
     row, column = np.ogrid[:303, :384]
     theirs = np.hypot(row - 55, column - 44) < 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.prompting import candidate_nodes, click_scores, distinct_nodes
 from unsam_mm.prompting.prompt import low_resolution_logits
+from unsam_mm.prompting.tree import hierarchy_of_arrays
 from unsam_mm.rle import decode_rles, rle_from_json
 
 from .trees import random_trees
@@ -92,6 +94,12 @@ def test_a_box_around_a_coin_gives_the_coin(predictor):
     assert (masks[0] & coin).sum() / (masks[0] | coin).sum() > 0.9
 
 
+def test_a_box_is_cut_at_the_borders_of_the_image(predictor):
+    inside, _, _ = predictor.predict(box=[0, 0, 120, 90])
+    beyond, _, _ = predictor.predict(box=[-1e5, -30, 120, 90])
+    assert np.array_equal(inside, beyond)
+
+
 def test_an_earlier_mask_is_preferred(predictor):
     masks, _, logits = predictor.predict(np.array([COIN_XY]), np.array([1]))
     for mask, logit in zip(masks, logits, strict=True):
@@ -137,6 +145,12 @@ def test_distinct_nodes_do_not_look_alike(coins_tree):
         pytest.param({'box': [[1, 2, 3, 4], [5, 6, 7, 8]]}, 'four numbers', id='two boxes'),
         pytest.param({'point_coords': [[5, 5]], 'granularity': 1.5}, r'in \[0, 1\]', id='granularity'),
         pytest.param({'point_coords': [[5, 5]], 'mask_input': np.zeros((8, 8))}, r'\(1, 256, 256\)', id='mask input'),
+        pytest.param({'point_coords': [[5, 5]], 'mask_input': np.full((256, 256), np.nan)}, 'no NaN', id='NaN'),
+        pytest.param({'point_coords': [[5, 5]], 'granularity': 'fine'}, 'real numbers', id='granularity in words'),
+        pytest.param({'point_coords': [[5, 5]], 'granularity': [0.2, 0.4]}, r'in \[0, 1\]', id='granularities'),
+        pytest.param({'point_coords': [['a', 'b']]}, 'points must be an array of real numbers', id='words'),
+        pytest.param({'point_coords': [[1, 2], [3]]}, 'points must be an array of real numbers', id='ragged'),
+        pytest.param({'box': 'abcd'}, 'a box must be an array of real numbers', id='box in words'),
     ],
 )
 def test_impossible_prompts_are_refused(predictor, prompt, message):
@@ -166,6 +180,8 @@ def test_bgr_images_give_the_masks_of_their_rgb_form(generator, coffee):
     'call',
     [
         lambda: UnSAMPredictor(engine='magic'),
+        lambda: UnSAMPredictor(engine=None),
+        lambda: UnSAMAutomaticMaskGenerator(None),
         lambda: UnSAMAutomaticMaskGenerator(None, output_mode='png'),
         lambda: UnSAMAutomaticMaskGenerator(None, max_masks=0),
     ],
@@ -206,6 +222,39 @@ def test_contradictory_objects_of_one_call_are_filled_up_with_empty_masks(predic
     assert not scores[0].any()
     assert masks[1, 0, 55, 44]
     assert not masks[1, :, 55, 99].any()
+
+
+@pytest.mark.parametrize('form', [lambda x: x.requires_grad_(), lambda x: x.bfloat16()])
+def test_tensors_of_any_kind_are_prompts(predictor, form):
+    torch = pytest.importorskip('torch')
+    points = form(torch.tensor([[[44.0, 56.0]]]))
+    masks, _, _ = predictor.predict_torch(points, torch.ones(1, 1))
+    assert masks[0, 0, 56, 44]
+
+
+@pytest.mark.parametrize('lost', ['score_0/c/0', 'score_0/c', 'height_0'])
+def test_a_zarr_embedding_of_which_a_part_was_lost_is_refused(predictor, generator, tmp_path, lost):
+    pytest.importorskip('zarr')
+    predictor.save_embedding(tmp_path / 'coins.zarr')
+    part = tmp_path / 'coins.zarr' / lost
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    with pytest.raises(StoreError, match='missing or were changed'):
+        UnSAMPredictor(generator=generator).load_embedding(tmp_path / 'coins.zarr')
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        lambda arrays: arrays.popitem(),
+        lambda arrays: arrays.update(leaf_labels_1=np.tile(arrays['leaf_labels_1'], (2, 1))),
+        lambda arrays: arrays.update(leaf_labels_0=arrays['leaf_labels_0'] + 0.5),
+    ],
+)
+def test_arrays_that_are_no_trees_of_one_image_are_refused(predictor, changed):
+    arrays = predictor.engine.embedding()
+    changed(arrays)
+    with pytest.raises(UnSAMError, match='no region trees of one image'):
+        hierarchy_of_arrays(arrays)
 
 
 @pytest.mark.parametrize('suffix', ['.npz', '.zarr'])

@@ -169,6 +169,11 @@ def test_the_model_finds_a_coin_of_a_small_image(predictor, patch):
     assert areas == sorted(areas)
 
 
+def test_at_a_granularity_too_the_same_pixel_cannot_be_in_and_out(predictor):
+    masks, scores, logits = predictor.predict([COIN, COIN], [1, 0], granularity=0.5)
+    assert (len(masks), len(scores), len(logits)) == (0, 0, 0)
+
+
 def test_a_larger_image_is_answered_as_without_enlarging(predictor, patch):
     bare = RegionEngine.from_file(packaged_weights('unsam_s'))
     wrapped = EnlargedEngine(bare, up_to_px=159)

@@ -135,6 +135,8 @@ def test_coarse_windows_are_read_from_coarse_arrays(plane):
         (np.zeros((5, 100)), None, 'too small'),
         ([np.zeros((100, 100)), np.zeros((30, 30))], None, 'at a half, a quarter'),
         (np.zeros((100, 100)), (3, 3), 'two rising numbers'),
+        (np.zeros((100, 100)), (0, 1, 2), 'two rising numbers'),
+        (np.zeros((100, 100)), 3, 'two rising numbers'),
     ],
 )
 def test_what_is_no_plane_is_refused(pixels, limits, message):
@@ -257,6 +259,22 @@ def test_windows_of_one_colour_have_no_masks(generator, plane):
     predictor.set_image(empty)
     crops, _ = predictor.predict_crops([(100, 100)], multimask_output=False)
     assert crops[0].level > 0
+
+
+def test_an_array_that_is_filled_anew_does_not_change_the_image_that_was_set(tiled, generator, plane):
+    frame = np.stack([plane] * 3, axis=2)
+    predictor = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
+    predictor.set_image(frame)
+    frame[:] = frame[::-1, ::-1].copy()
+    found, expected = (each.predict([COIN_XY], multimask_output=False)[0] for each in (predictor, tiled))
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize('numbers', [[TILE_PX], [606, 768, TILE_PX + 1], [-3, 768, TILE_PX], ['a', 'b', 'c']])
+def test_embeddings_of_no_plane_are_refused(tiled, generator, numbers):
+    other = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
+    with pytest.raises(UnSAMError, match='of no plane in tiles'):
+        other.engine.set_embedding({**tiled.engine.embedding(), 'plane': np.array(numbers)})
 
 
 def test_contradictory_clicks_have_no_mask(tiled):

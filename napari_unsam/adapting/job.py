@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 import unsam_mm
+from napari_unsam._words import counted
 from napari_unsam.adapting.curve import Curve, read_curve
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json, write_json
@@ -152,7 +153,7 @@ class AdaptJob:
             case Stage.EXPORTING:
                 fraction, text = _TRAINED_SHARE, 'Writing the adapted model'
             case Stage.DONE:
-                fraction, text = 1.0, f'Adapted in {iterations} steps on {pictures} pictures'
+                fraction, text = 1.0, f'Adapted in {counted(iterations, "step")} on {counted(pictures, "picture")}'
         problem = None if is_running else self._problem()
         if not is_running and stage not in (Stage.NONE, Stage.DONE) and problem is None:
             text = f'Stopped: {text[:1].lower()}{text[1:]}. Start goes on from there'

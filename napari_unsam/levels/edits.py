@@ -9,6 +9,8 @@ from psygnal import Signal
 
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._targets import Level
+from napari_unsam._words import counted
+from napari_unsam.levels.mark import ReviewMark
 from napari_unsam.levels.review import REVIEWED, ReviewQueue, accepted
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.levels.split_merge import merge_writes, parts_of, region_like, split_writes, whole_of
@@ -72,18 +74,19 @@ class ObjectEdits:
             return
         writes, others = merge_writes(controller.target.plane, labels, label, sheet.hierarchy, whole)
         self._session.write_objects(f'merge object {label} into its whole', writes)
-        swallowed = f', with {len(others)} other object(s) in it' if others else ''
+        swallowed = f', with {counted(len(others), "other object")} in it' if others else ''
         controller.say(f'Object {label} became what it is a part of{swallowed}. U takes it back.')
 
 
 class Reviewing:
-    """Walks through the objects of the image, the least certain first.
+    """Walks through the objects of the image, the least certain first; an outline marks the one in question.
 
     Args:
         session: Of the viewer.
 
     Attributes:
         changed: Emitted when the counter may have changed.
+        mark: The outline; the next action of whatever kind takes it away.
     """
 
     changed = Signal()
@@ -91,13 +94,15 @@ class Reviewing:
     def __init__(self, session: ViewerSession) -> None:
         self._session = session
         self._current: int | None = None
+        self.mark = ReviewMark(session)
         session.image_changed.connect(self._begin)
-        session.history.changed.connect(self.changed.emit)
+        session.history.changed.connect(self._acted)
 
     def close(self) -> None:
         """Follows the session no longer."""
         self._session.image_changed.disconnect(self._begin)
-        self._session.history.changed.disconnect(self.changed.emit)
+        self._session.history.changed.disconnect(self._acted)
+        self.mark.hide()
 
     @property
     def queue(self) -> ReviewQueue:
@@ -111,6 +116,7 @@ class Reviewing:
         """Brings the next object that is to be looked at into view."""
         label = self.queue.next()
         if label is None:
+            self.mark.hide()
             self._session.controller.say('All objects were reviewed.' if self.queue.done else 'There is no object yet.')
         else:
             self._current = label
@@ -138,6 +144,7 @@ class Reviewing:
             mask = np.asarray(self._session.objects.data[region]) == label
             self._session.write_objects(f'reject object {label}', [ObjectWrite(region, mask, 0)])
         self._current = None
+        self.mark.hide()
         if after is not None and after != label:
             self._current = after
             self._look_at(after)
@@ -145,6 +152,10 @@ class Reviewing:
 
     def _begin(self) -> None:
         self._current = None
+        self._acted()
+
+    def _acted(self) -> None:
+        self.mark.hide()
         self.changed.emit()
 
     def _look_at(self, label: int) -> None:
@@ -166,6 +177,8 @@ class Reviewing:
         extent = float(np.abs(np.subtract(*corners))[shown].max())
         if not _SEEN_PX[0] <= extent * viewer.scene.camera.zoom <= _SEEN_PX[1]:
             viewer.scene.camera.zoom = _SHOWN_PX / extent
+        if len(shown) == 2:
+            self.mark.show(objects, label, region, shown)
         objects.selected_label = label
         self._session.controller.say(f'Object {label}: right or wrong?')
 

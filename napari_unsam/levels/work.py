@@ -13,6 +13,7 @@ from psygnal import Signal
 from napari_unsam._actions import AddLayers
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._targets import Level, Target
+from napari_unsam._words import counted, them
 from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.part_whole import Band, linked
@@ -157,13 +158,15 @@ class LevelsWork:
         if not writes:
             controller.say('Nothing was accepted: other objects lie there, or no region is chosen.', Level.PROBLEM)
             return
-        self.session.write_objects(f'accept {len(writes)} objects', writes)
+        self.session.write_objects(f'accept {counted(len(writes), "object")}', writes)
         left_out = len(self.chosen) - len(writes)
         self.hide()
         if shown is Shown.ALIKE:
             self.forget_examples()
-        beside = f'; {left_out} lie on other objects and were left out' if left_out else ''
-        controller.say(f'Accepted {len(writes)} objects{beside}. U takes them back.')
+        on_others = 'lies on another object and was' if left_out == 1 else 'lie on other objects and were'
+        beside = f'; {left_out} {on_others} left out' if left_out else ''
+        count = counted(len(writes), 'object')
+        controller.say(f'Accepted {count}{beside}. U takes {them(len(writes))} back.')
 
     def add_band(self, name: str) -> None:
         """Notes what is chosen as one kind of object, for a layer of its own."""
@@ -247,8 +250,8 @@ class LevelsWork:
         self._how_like = sheet.likeness(self.examples)
         self._show(Shown.ALIKE)
         controller.say(
-            f'{len(self.chosen)} regions like {len(self.examples)} example(s); the slider widens the search, '
-            'and further examples tell what matters.'
+            f'{counted(len(self.chosen), "region")} like {counted(len(self.examples), "example")}; '
+            'the slider widens the search, and further examples tell what matters.'
         )
 
     def _measuring(self, target: Target) -> Callable[[ProgressCallback], tuple[Target, Sheet | None]]:

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.spatial import ConvexHull
 from skimage.measure import regionprops_table
 
+from napari_unsam._words import counted
 from napari_unsam.output.objects import (
     ArrayLike,
     LabelledObjects,
@@ -67,7 +68,7 @@ def measure(
     boxes = object_boxes(Watched(objects.labels, progress, 'Finding the objects'))
     rows = []
     for done, (label, box) in enumerate(boxes.items()):
-        progress(done / len(boxes), f'Measuring {len(boxes)} objects')
+        progress(done / len(boxes), f'Measuring {counted(len(boxes), "object")}')
         mask = np.asarray(objects.labels[box]) == label
         row = {'index': label, **_place(mask, box, objects), **_shape(mask, objects)}
         for name, pixels in channels.items():

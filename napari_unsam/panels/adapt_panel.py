@@ -16,6 +16,7 @@ from qtpy.QtWidgets import QApplication, QCheckBox, QGridLayout, QLabel, QProgre
 from napari_unsam._controller import NO_IMAGE, Level
 from napari_unsam._frame import Frame
 from napari_unsam._questions import Question, on_plane, question_of
+from napari_unsam._words import counted
 from napari_unsam.adapting.comparison import Comparison, compare, window_around
 from napari_unsam.adapting.job import IMAGES, AdaptJob, AdaptSettings, JobState, Stage
 from napari_unsam.adapting.pictures import Picture, choose_pictures, write_pictures
@@ -314,5 +315,4 @@ def _placed(session: ViewerSession, plane: Plane, found: Comparison) -> dict:
 
 
 def _objects(labels: np.ndarray) -> str:
-    count = int(labels.max())
-    return '1 object' if count == 1 else f'{count} objects'
+    return counted(int(labels.max()), 'object')

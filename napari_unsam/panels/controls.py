@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import QSignalBlocker, Qt
-from qtpy.QtWidgets import QGridLayout, QGroupBox, QPushButton, QSlider, QWidget
+from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt, QTimer
+from qtpy.QtWidgets import (
+    QAbstractSpinBox,
+    QComboBox,
+    QGridLayout,
+    QGroupBox,
+    QLineEdit,
+    QPushButton,
+    QSlider,
+    QWidget,
+)
 
 SLIDER_STEPS = 1000
 """From 0 to 1."""
@@ -47,3 +56,36 @@ def group(title: str, rows: list[list[QWidget | None]]) -> QGroupBox:
             if widget is not None:
                 grid.addWidget(widget, number, column, 1, width if len(row) == 1 else 1)
     return made
+
+
+def lend_keyboard(panel: QWidget) -> None:
+    """Has the fields of a section give the keyboard back to the canvas once the user is done with them.
+
+    That is with Return or Escape, and after a click on the arrows of a number; choices never take it.
+    """
+    for field in panel.findChildren(QAbstractSpinBox):
+        field.installEventFilter(_Returning(field))
+    for field in panel.findChildren(QLineEdit):
+        if not isinstance(field.parent(), QAbstractSpinBox | QComboBox):
+            field.installEventFilter(_Returning(field))
+    for choice in panel.findChildren(QComboBox):
+        choice.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+
+
+class _Returning(QObject):
+    """Gives the keyboard of a field back."""
+
+    _KEYS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Escape)
+
+    def eventFilter(self, field: QObject, event: QEvent) -> bool:
+        """Lets all events go on to the field, and acts after those that end its use."""
+        is_key = event.type() == QEvent.Type.KeyPress and event.key() in self._KEYS
+        if is_key or (event.type() == QEvent.Type.MouseButtonRelease and isinstance(field, QAbstractSpinBox)):
+            QTimer.singleShot(0, self._give_back)
+        return False
+
+    def _give_back(self) -> None:
+        field, window = self.parent(), self.parent().window()
+        if window.focusWidget() is field:
+            field.clearFocus()
+            window.setFocus()  # napari's windows hand keys on to the canvas

@@ -9,7 +9,7 @@ from napari.layers import Image
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QComboBox, QGridLayout, QLabel, QProgressBar, QSizePolicy, QWidget
 
-from napari_unsam._frame import Channels, LayerChannels, channel_axes, full_resolution
+from napari_unsam._frame import Channels, LayerChannels, axis_label, channel_axes, full_resolution
 from napari_unsam._targets import Level
 from napari_unsam.panels.controls import button
 from unsam_mm.errors import ImageError
@@ -147,7 +147,7 @@ class ImagePanel(QWidget):
         self.axis_choice.clear()
         self.axis_choice.addItem('No axis', None)
         for axis in axes:
-            self.axis_choice.addItem(f'Axis {image.axis_labels[axis]}', axis)
+            self.axis_choice.addItem(f'Axis {axis_label(image, axis) or axis + 1}', axis)
         if others:
             self.axis_choice.addItem('Layers', _LAYERS)
         kind = None if channels is None else _LAYERS if channels.axis is None else channels.axis

@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam._words import counted
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.looks import Side
@@ -185,12 +186,12 @@ class LevelsPanel(QWidget):
         count, shown = len(work.chosen), work.shown
         self.level_label.setText(
             {
-                Shown.LEVEL: f'Level {work.level:.2f}: {count} objects',
-                Shown.BEST: f'Auto: {count} objects',
+                Shown.LEVEL: f'Level {work.level:.2f}: {counted(count, "object")}',
+                Shown.BEST: f'Auto: {counted(count, "object")}',
             }.get(shown, 'Drag the slider, or let Auto choose')
         )
         self.alike_label.setText(
-            f'{count} like {len(work.examples)} example(s), at least {work.least_likeness:.2f} alike'
+            f'{count} like {counted(len(work.examples), "example")}, at least {work.least_likeness:.2f} alike'
             if shown is Shown.ALIKE
             else 'Point at an object and press Shift-F'
         )

@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QMessage
 
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._targets import Level
+from napari_unsam._words import counted, them
 from napari_unsam.files.series import place_objects
 from napari_unsam.output.formats import FORMATS, READABLE, export, read_objects
 from napari_unsam.output.measurements import measure, merged
@@ -79,7 +80,7 @@ class ObjectsPanel(QWidget):
 
         def done(measured: object) -> None:
             layer.features = merged(layer.features, measured)
-            self._say(f'{len(measured)} objects measured; see Layers > Metadata > Features table widget.')
+            self._say(f'{counted(len(measured), "object")} measured; see Layers > Metadata > Features table widget.')
 
         self._run('Measuring', lambda progress: measure(objects, channels, progress), done)
 
@@ -248,7 +249,7 @@ class ObjectsPanel(QWidget):
         except UnSAMError as error:
             self._say(str(error), Level.PROBLEM)
         else:
-            self._say(f'{count} objects of {objects.name} added; U takes them back.')
+            self._say(f'{counted(count, "object")} of {objects.name} added; U takes {them(count)} back.')
 
     def _objects(self) -> Labels | None:
         layer = self.layer

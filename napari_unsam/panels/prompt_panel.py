@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
 
 _MARKS = {Polarity.POSITIVE: '●', Polarity.NEGATIVE: '◆'}
+_TOOLTIPS = {'Undo': 'Take back the last thing you did, of whatever kind', 'Redo': 'Do again what was taken back'}
+_MOST_CHARACTERS = 30  # of what was done are shown on a button
 _TOOLS = {
     ShapeKind.BOX: ('Box', 'Drag a box around the object'),
     ShapeKind.OUTLINE: ('Lasso', 'Draw around the object with the mouse held down'),
@@ -43,8 +45,8 @@ class PromptPanel(QWidget):
             for polarity, text in ((Polarity.POSITIVE, 'Object'), (Polarity.NEGATIVE, 'Not this'))
         }
         self.tool_buttons = {kind: _tool(text, tooltip) for kind, (text, tooltip) in _TOOLS.items()}
-        self.undo_button = button('Undo  [U]', 'Take back the last thing you did, of whatever kind')
-        self.redo_button = button('Redo  [Shift-U]', 'Do again what was taken back')
+        self.undo_button = button('Undo  [U]', _TOOLTIPS['Undo'])
+        self.redo_button = button('Redo  [Shift-U]', _TOOLTIPS['Redo'])
         self.aside_button = button(
             'Next object  [Shift-H]',
             'Set the mask on offer aside with its prompts: the next click begins another object, and N commits all',
@@ -64,7 +66,8 @@ class PromptPanel(QWidget):
         ):
             key = 'U' if act == 'Undo' else 'Shift-U'
             one.setEnabled(name is not None)
-            one.setText(f'{act} {name}  [{key}]' if name else f'{act}  [{key}]')
+            one.setText(f'{act} {_elided(name)}  [{key}]' if name else f'{act}  [{key}]')
+            one.setToolTip(f'{_TOOLTIPS[act]}: {name}' if name else _TOOLTIPS[act])
         self.aside_button.setEnabled(controller.proposal is not None)
         self.clear_button.setEnabled(bool(controller.prompts))
 
@@ -119,6 +122,11 @@ class PromptPanel(QWidget):
     def _show_tool(self, kind: ShapeKind | None) -> None:
         for one, tool in self.tool_buttons.items():
             tool.setChecked(one is kind)
+
+
+def _elided(name: str) -> str:
+    """A name so short that a button with it does not widen the dock."""
+    return name if len(name) <= _MOST_CHARACTERS else f'{name[: _MOST_CHARACTERS - 1].rstrip()}…'
 
 
 def _tool(text: str, tooltip: str) -> QPushButton:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_unsam._targets import Level
+from napari_unsam._words import counted
 from napari_unsam.panels.controls import button
 from unsam_mm.errors import UnSAMError
 
@@ -48,11 +49,18 @@ class SavedBar(QWidget):
     def look(self) -> None:
         """Looks whether there is something to restore for the image."""
         image = self._session.image
-        self._saved = None if image is None else self._autosave.find(image)
+        self._saved = saved = None if image is None else self._autosave.find(image)
+        is_in_view = saved is not None and self._autosave.is_in_view(self._session, saved)
+        if is_in_view and not saved.prompts:
+            self._autosave.take_over(self._session, saved)
+            self._saved = None
         self.setVisible(self._saved is not None)
         if self._saved is not None:
-            when = self._saved.saved_at.astimezone().strftime('%d %b %H:%M')
-            self.label.setText(f'Work on "{image.name}" of {when} was not exported.')
+            when = saved.saved_at.astimezone().strftime('%d %b %H:%M')
+            name = f'"{image.name}" of {when}'
+            self.label.setText(
+                f'The prompts on {name} can be brought back.' if is_in_view else f'Work on {name} was not exported.'
+            )
 
     def _restore(self) -> None:
         try:
@@ -64,8 +72,9 @@ class SavedBar(QWidget):
         controller = self._session.controller
         if controller.prompts_here and controller.plane is None:
             controller.embed()  # for the mask that the prompts mean
-        lost = f' {found.damaged} parts could not be read.' if found.damaged else ''
-        self._session.controller.say(f'{found.objects} objects and {found.prompts} prompts are back.{lost}')
+        lost = f' {counted(found.damaged, "part")} could not be read.' if found.damaged else ''
+        objects, prompts = counted(found.objects, 'object'), counted(found.prompts, 'prompt')
+        self._session.controller.say(f'{objects} and {prompts} are back.{lost}')
 
     def _discard(self) -> None:
         self._autosave.discard(self._saved)

@@ -6,6 +6,8 @@ from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
 from superqt import QCollapsible
 
+from napari_unsam.panels.controls import lend_keyboard
+
 _SPARE_PX = 10  # below what is in a section
 
 
@@ -45,7 +47,8 @@ class Sections(QScrollArea):
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
 
     def add(self, panel: QWidget, is_open: bool) -> None:
-        """Adds a section at the end."""
+        """Adds a section at the end, whose fields give the keyboard back to the canvas."""
+        lend_keyboard(panel)
         self._column.insertWidget(self._column.count() - 1, Section(panel, is_open))
         self._fit_width()
 

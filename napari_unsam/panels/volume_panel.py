@@ -18,6 +18,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam._frame import axis_label
+from napari_unsam._words import counted
 from napari_unsam.panels.controls import SLIDER_STEPS, button, group, move, slider
 from napari_unsam.panels.iou_strip import IouStrip
 from napari_unsam.volumes.linking import LinkSettings
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
 
 _MAX_AREA_PX = 1_000_000
+_TIMES = ('t', 'time', 'frame', 'frames')
 _DIRECTIONS = {
     Direction.BOTH: 'Both ways',
     Direction.FORWARD: 'Forward only',
@@ -136,9 +139,12 @@ class VolumePanel(QWidget):
             1, _MAX_AREA_PX, defaults.min_area_px, ' px', 'Smaller regions of a slice are left out'
         )
         self.extent_box = _number(
-            1, 1000, defaults.links.min_extent, ' slices', 'Objects that are found in fewer slices are left out'
+            1, 1000, defaults.links.min_extent, '', 'Objects that are found in fewer slices are left out'
         )
-        self.gap_box = _number(0, 5, defaults.links.max_gap, ' slices', 'An object may be missing in so many')
+        self.gap_box = _number(0, 5, defaults.links.max_gap, '', 'An object may be missing in so many')
+        for box in (self.extent_box, self.gap_box):
+            _name_slices(box)
+            box.valueChanged.connect(lambda _value, box=box: _name_slices(box))
         self.automatic_button = button('Automatic 3D', 'Find the objects of all slices and join them')
         self.tracks_button = button('Tracks', 'The same for a movie, with divisions, as a layer of tracks')
         return group(
@@ -219,8 +225,11 @@ class VolumePanel(QWidget):
 
     def _axis_name(self, axis: int, length: int) -> str:
         image = self.work.session.image
-        name = str(image.axis_labels[axis]) if image is not None else str(axis)
-        return f'axis {name}, {length} slices'
+        label = None if image is None else axis_label(image, axis)
+        planes = counted(length, 'frame' if (label or '').lower() in _TIMES else 'slice')
+        if label is None and len(self.work.axes) > 1:
+            label = f'axis {axis + 1}'
+        return planes if label is None else f'{label}, {planes}'
 
     def _show_level(self) -> None:
         is_level = self.regions_choice.currentData() == Regions.LEVEL
@@ -254,6 +263,11 @@ def _fill(choice: QComboBox, items: dict[int, str], current: int | None) -> None
         choice.addItem(text, value)
     choice.setCurrentIndex(list(items).index(current) if current in items else -1)
     choice.blockSignals(False)
+
+
+def _name_slices(box: QSpinBox) -> None:
+    """Has a number followed by what it counts."""
+    box.setSuffix(counted(box.value(), 'slice').removeprefix(str(box.value())))
 
 
 def _number(low: int, high: int, value: int, suffix: str, tooltip: str) -> QSpinBox:

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from scipy.ndimage import find_objects
 
 from napari_unsam._commit import ObjectWrite
+from napari_unsam._words import counted
 from napari_unsam.state.history import Together
 from napari_unsam.state.records import SavedSession, Work, count_prompts, read_work, remove_work, write_work
 from unsam_mm.errors import StoreError
@@ -48,6 +49,7 @@ _WORKING_SHARE = 0.1  # of the time that saving may take; long stacks are saved 
 _TORN_TRIES = 3
 _DAY_S = 86_400.0
 _LABEL_EVENTS = ('paint', 'labels_update', 'set_data', 'data', 'features')
+_KEPT_IN = 'unsam_saved_in'  # in a layer's metadata: the folders that hold its objects
 _OWN_COLUMNS = ('index', 'area_px')  # counted anew when objects are written
 
 logger = logging.getLogger(__name__)
@@ -162,14 +164,25 @@ class Autosave:
             writes = _writes(array, saved.features)
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
-        name = f'restore {len(writes)} objects' if writes else 'restore prompts'
+        name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'
         objects = [session.writing(name, writes)] if writes else []
         prompts = session.controller.taking_up(session.image.unique_id, saved.prompts, saved.polarity)
         session.history.do(Together(name, [*objects, prompts]))
+        self.take_over(session, saved)
+        return Restored(len(writes), count_prompts(saved.prompts), damaged + saved.lost_prompts)
+
+    def is_in_view(self, session: ViewerSession, saved: SavedSession) -> bool:
+        """Whether the saved objects are still in the viewer, as when only the dock was closed."""
+        objects = session.objects
+        if objects is None or str(saved.folder) not in objects.metadata.get(_KEPT_IN, ()):
+            return False
+        return bool(np.any(objects.data))
+
+    def take_over(self, session: ViewerSession, saved: SavedSession) -> None:
+        """Has work that is still in the viewer saved as that of this session."""
         with self._wake:
             self._record(self._identity(session.image)).replaces.append(saved.folder)
         self._note(session)
-        return Restored(len(writes), count_prompts(saved.prompts), damaged + saved.lost_prompts)
 
     def discard(self, saved: SavedSession) -> None:
         """Removes saved work that the user does not want back."""
@@ -220,6 +233,8 @@ class Autosave:
         objects = record.objects() if record.objects is not None else None
         if objects is not None and objects not in session.viewer.layers:
             objects = None
+        if objects is not None:
+            objects.metadata[_KEPT_IN] = {*objects.metadata.get(_KEPT_IN, ()), str(record.folder)}
         work = Work(
             image_name=image.name,
             prompts=session.controller.prompts_of(image.unique_id),

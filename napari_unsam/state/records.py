@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_unsam import _prompts
+from napari_unsam._words import counted
 from unsam_mm.errors import StoreError
 from unsam_mm.files import atomic_writer, read_json, write_json
 
@@ -95,7 +96,7 @@ class SavedSession:
     def description(self) -> str:
         """One line for the user."""
         return (
-            f'{_counted(len(self.features), "object")} and {_counted(count_prompts(self.prompts), "prompt")} on '
+            f'{counted(len(self.features), "object")} and {counted(count_prompts(self.prompts), "prompt")} on '
             f'"{self.image_name}", saved on {self.saved_at:%Y-%m-%d at %H:%M}'
         )
 
@@ -296,7 +297,3 @@ def _plain(value: Any) -> Any:
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return None
     return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'

@@ -16,6 +16,7 @@ from napari_unsam._commit import ObjectWrite
 from napari_unsam._engine import EmbeddedPlane
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._targets import Level, Target
+from napari_unsam._words import counted, them
 from napari_unsam.state.history import Together
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.linking import LinkSettings, best_labels, cut_labels, link
@@ -187,7 +188,7 @@ class VolumeWork:
             self.session.controller.say('There is no object in this slice; commit one first.', Level.PROBLEM)
             return
         anchors = {label: {self.slicing.here: crop} for label, crop in crops.items()}
-        self._propagate(anchors, f'propagate {len(anchors)} objects')
+        self._propagate(anchors, f'propagate {counted(len(anchors), "object")}')
 
     def propagate_again(self) -> None:
         """Finds the objects of the last run anew, from the slices in which they were corrected by hand as well."""
@@ -199,7 +200,7 @@ class VolumeWork:
                 'No slice was corrected: propagate an object, mend it in some slices, then press this.', Level.PROBLEM
             )
             return
-        self._propagate(anchors, f'propagate {len(anchors)} corrected objects')
+        self._propagate(anchors, f'propagate {counted(len(anchors), "corrected object")}')
 
     def automatic(self, settings: AutomaticSettings, as_tracks: bool = False) -> None:
         """Finds regions in every slice and joins them to objects; as tracks, a layer of tracks is added too."""
@@ -211,7 +212,7 @@ class VolumeWork:
             return
         layer, first = session.ensure_objects(), session.next_label()
         targets, keep = self._targets(), session.keep_existing
-        kind = 'tracks' if as_tracks else '3D objects'
+        kind, one = ('tracks', 'track') if as_tracks else ('3D objects', '3D object')
 
         def work(progress: ProgressCallback) -> tuple[list[ObjectWrite], TrackTable | None]:
             maps = [self._label_map(targets[z], settings, part) for z, part in _parts(targets, progress)]
@@ -239,13 +240,13 @@ class VolumeWork:
             if not writes:
                 session.controller.say('No object was found; change the level, or allow smaller ones.', Level.PROBLEM)
                 return
-            name = f'find {len(writes)} {kind}'
+            name = f'find {counted(len(writes), one)}'
             actions = [session.writing(name, writes)]
             if table is not None:
                 tracks = self._tracks(table, min(targets), slicing)
                 actions.append(AddLayers(name, session.viewer, [tracks]))
             session.history.do(Together(name, actions))
-            session.controller.say(f'Found {len(writes)} {kind}. U takes them back.')
+            session.controller.say(f'Found {counted(len(writes), one)}. U takes {them(len(writes))} back.')
             self.changed.emit()
 
         session.controller.run(f'Finding {kind}', work, done)
@@ -311,7 +312,7 @@ class VolumeWork:
             self.label = self.label if self.label in found else next(iter(found))
             slices = sum(one.crop.area_px > 0 for one in found[self.label].values())
             session.controller.say(
-                f'Object {self.label} is in {slices} slices; low bars in the strip want a look. U takes it back.'
+                f'Object {self.label} is in {counted(slices, "slice")}; low bars in the strip want a look. U takes it back.'
                 if len(found) == 1
                 else f'Propagated {len(found)} objects. U takes them back.'
             )

@@ -363,7 +363,7 @@ def test_after_training_the_mask_grows_with_the_granularity():
     model = MODELS.build(config)
     model.init_weights()
     sides, photograph = (12, 28, 48, 72), photographs()[1]
-    train(model, [(photograph, squares(*sides).masks)], 200)
+    train(model, [(photograph, squares(*sides).masks)], 120)
     areas = [
         16 * (shown(model, photograph, points=points((60.5, 48.5)), granularity=np.array([granularity])) > 0.5).sum()
         for granularity in (1 + math.log10(side**2 / (HEIGHT * WIDTH)) / 4 for side in sides)

@@ -13,7 +13,7 @@ from napari_unsam._inference import InferenceSettings, report_progress, reportin
 from napari_unsam._planes import Plane
 from napari_unsam._session import ViewerSession
 from napari_unsam._targets import Target
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.prompting.tree import TreeEngine
 
 COIN_XY, BETWEEN_XY = np.array([[44.0, 55.0]]), np.array([[75.0, 60.0]])
@@ -48,6 +48,12 @@ def coins(generator):
     engine = TreeEngine(generator)
     engine.set_image(np.dstack([data.coins()] * 3))
     return EmbeddedPlane(engine, engine.hierarchy)
+
+
+@pytest.mark.parametrize(('value', 'colour'), [(0, 'black'), (255, 'white')])
+def test_a_plane_with_nothing_between_the_contrast_limits_names_them(looked_at, value, colour):
+    with pytest.raises(ImageError, match=f'"Image" is all {colour} at its contrast limits.*move the limits'):
+        PlaneEmbedder(InferenceSettings('tree'))(target_of(np.full((32, 32), value, np.uint8)), silent)
 
 
 def test_a_click_gives_a_few_masks_that_hold_it(coins):

@@ -1,19 +1,25 @@
 """Levels at work in a viewer without a window: choosing, accepting, editing and reviewing objects."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from napari.components import ViewerModel
 from skimage import data
 
+from napari_unsam._commit import ObjectWrite
 from napari_unsam._controller import Level, SegmentationController
 from napari_unsam._engine import EmbeddedPlane
 from napari_unsam._session import ViewerSession
+from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.looks import Side
+from napari_unsam.levels.mark import REVIEW_NAME
 from napari_unsam.levels.preview import LEVELS_NAME
 from napari_unsam.levels.work import LevelsWork, Shown
 from tests.test_napari.coin_tree import coin_tree
+from tests.test_napari.stand_ins import drawn_mask
 
 ON_COIN, ON_GROUND = (124, 225), (298, 190)
 
@@ -242,6 +248,49 @@ def test_review_goes_from_the_least_certain_object_on_and_counts(accepted):
     accepted.session.controller.undo()
     accepted.session.controller.undo()
     assert (len(reviewing.queue.done), reviewing.queue.left) == (0, count)
+    reviewing.close()
+
+
+def test_one_object_is_spoken_of_in_the_singular(work, settle):
+    work.show_best()
+    settle(work.session.controller)
+    chosen = work.chosen
+    work.chosen = Chosen(chosen.source[:1], chosen.nodes[:1])
+    work.accept()
+    assert work.session.controller.status.text == 'Accepted 1 object. U takes it back.'
+    assert work.session.history.undo_name == 'accept 1 object'
+
+
+def test_an_outline_marks_the_object_in_question_and_goes_with_the_next_action(accepted):
+    reviewing, viewer, objects = Reviewing(accepted.session), accepted.session.viewer, accepted.session.objects
+    before, selected, size_hw = list(viewer.layers), set(viewer.layers.selection), objects.data.shape
+    reviewing.next()
+    mark = viewer.layers[REVIEW_NAME]
+    assert (drawn_mask(mark, size_hw) == (objects.data == reviewing.queue.current)).all()
+    assert mark.data_to_world((1, 1)) == objects.data_to_world((1, 1))
+    assert viewer.layers.selection == selected
+    reviewing.accept()
+    mark = viewer.layers[REVIEW_NAME]
+    assert (drawn_mask(mark, size_hw) == (objects.data == reviewing.queue.current)).all()
+    accepted.session.controller.undo()
+    assert list(viewer.layers) == before
+    reviewing.next()
+    reviewing.close()
+    assert list(viewer.layers) == before
+
+
+def test_an_object_of_several_planes_is_marked_on_all_of_them(viewer, session):
+    session.set_image(viewer.add_image(np.stack([data.coins()] * 4)))
+    labels = np.zeros((4, *data.coins().shape), bool)
+    labels[1, 20:30, 40:60] = labels[2, 20:40, 40:50] = True
+    session.write_objects('write', [ObjectWrite((slice(0, 4), slice(0, 303), slice(0, 384)), labels, 1)])
+    reviewing = Reviewing(session)
+    reviewing.next()
+    segments = viewer.layers[REVIEW_NAME].data
+    for z in (1, 2):
+        drawn = drawn_mask(SimpleNamespace(data=segments[segments[:, 0, 0] == z]), labels.shape[1:])
+        assert (drawn == labels[z]).all()
+    assert set(segments[:, 0, 0]) == {1, 2}
     reviewing.close()
 
 

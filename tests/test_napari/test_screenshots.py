@@ -124,6 +124,7 @@ def test_the_tutorial(follow, tmp_path):
 
     user.press('U')
     assert not labels_of(user).any()
+    assert user.status == 'Undone: commit object 1. Shift-U does it again.'
     assert user.dock.controller.proposal.area_px == pytest.approx(1932, rel=0.15)
     assert user.dock.prompt_panel.redo_button.text() == 'Redo commit object 1  [Shift-U]'
     user.press('Shift-U')
@@ -135,7 +136,7 @@ def test_the_tutorial(follow, tmp_path):
     assert user.dock.panels['LevelsPanel'].level_label.text() == 'Auto: 24 objects'
     walk.sees('tutorial_levels')
     user.push('Accept all shown')
-    walk.reads('Accepted 23 objects; 1 lie on other objects and were left out. U takes them back.')
+    walk.reads('Accepted 23 objects; 1 lies on another object and was left out. U takes them back.')
     assert len(np.unique(labels_of(user))) == 25
 
     user.unfold('Objects')
@@ -152,7 +153,7 @@ def test_nuclei_are_found_from_one_example(follow, tmp_path):
     user.click((424, 214))
     user.unfold('Levels')
     user.press('Shift-F')
-    walk.reads('71 regions like 1 example(s); the slider widens the search, and further examples tell what matters.')
+    walk.reads('71 regions like 1 example; the slider widens the search, and further examples tell what matters.')
     walk.sees('nuclei_alike')
     user.push('Accept all shown')
     walk.reads('Accepted 71 objects. U takes them back.')
@@ -190,7 +191,7 @@ def test_a_stack_is_followed_through_its_slices(follow):
     user.unfold('3D and time')
     user.enter(volume.last_box, 12)
     user.enter(volume.first_box, 10)
-    user.push('Propagate  [Shift-G]')
+    user.press('Shift-G')  # which the number field would keep, if it still had the keyboard
     walk.reads('Object 1 is in 3 slices; low bars in the strip want a look. U takes it back.')
     assert labels_of(user).any(axis=(1, 2)).nonzero()[0].tolist() == [10, 11, 12]
     walk.sees('em_propagated')

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from skimage import data
 
+from napari_unsam._answers import HINT
 from napari_unsam._engine import PlaneEmbedder
 from napari_unsam._frame import Channels
 from napari_unsam._inference import InferenceSettings
@@ -165,3 +166,33 @@ def test_actions_on_an_image_that_is_gone_are_harmless(viewer, session):
     session.controller.undo()
     assert session.channels is None
     assert OBJECTS_NAME not in viewer.layers
+
+
+def test_the_status_says_what_was_undone_even_once_the_mask_is_there_again(clicked, back):
+    clicked.controller.slide(2)
+    clicked.commit()
+    back()
+    assert clicked.controller.proposal is not None
+    assert clicked.controller.status.text == 'Undone: commit object 1. Shift-U does it again.'
+    clicked.controller.finer()
+    assert clicked.controller.status.text == HINT
+
+
+def test_a_commit_into_a_layer_that_was_deleted_by_hand_which_is_there_again(clicked, mouse, viewer, settle):
+    clicked.commit()
+    mouse(world(clicked, ON_TABLE))
+    clicked.commit()
+    objects, place = clicked.objects, list(viewer.layers)
+    both = objects.data.copy()
+    viewer.layers.remove(objects)
+    clicked.controller.undo()
+    assert clicked.objects is objects
+    assert list(viewer.layers) == place
+    assert set(np.unique(objects.data)) == {0, 1}
+    assert list(objects.features['index']) == [1]
+    press(objects, 'Shift-U')
+    assert (objects.data == both).all()
+    viewer.layers.remove(objects)
+    clicked.controller.undo()
+    clicked.controller.redo()
+    assert (clicked.objects.data == both).all()

@@ -83,10 +83,36 @@ def object_slices(session, label):
 
 def test_the_section_offers_the_slider_of_a_stack_and_all_of_its_slices(panel):
     assert panel.axis_choice.count() == 1
-    assert '6 slices' in panel.axis_choice.currentText()
+    assert panel.axis_choice.currentText() == '6 slices'
     assert (panel.first_box.value(), panel.last_box.value()) == (0, 5)
     assert panel.current_button.isEnabled()
     assert not panel.again_button.isEnabled()
+
+
+@pytest.mark.parametrize(
+    ('labels', 'said'),
+    [(('z', 'y', 'x'), 'z, 6 slices'), (('t', 'y', 'x'), 't, 6 frames'), (('-3', '-2', '-1'), '6 slices')],
+)
+def test_the_slider_is_called_what_the_layer_calls_its_axis(qtbot, viewer, session, labels, said):
+    session.set_image(viewer.add_image(stack(), axis_labels=labels))
+    panel = VolumePanel(session)
+    qtbot.addWidget(panel)
+    assert panel.axis_choice.currentText() == said
+    panel.close_session()
+
+
+def test_one_slice_is_spoken_of_in_the_singular(panel):
+    assert panel.gap_box.text() == '2 slices'
+    panel.gap_box.setValue(1)
+    assert panel.gap_box.text() == '1 slice'
+
+
+def test_several_sliders_without_names_are_told_apart(qtbot, viewer, session):
+    session.set_image(viewer.add_image(np.stack([stack()] * 2)))
+    panel = VolumePanel(session)
+    qtbot.addWidget(panel)
+    assert [panel.axis_choice.itemText(row) for row in range(2)] == ['axis 2, 6 slices', 'axis 1, 2 slices']
+    panel.close_session()
 
 
 def test_an_image_without_a_slider_has_nothing_to_propagate(qtbot, viewer, session):

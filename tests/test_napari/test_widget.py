@@ -17,6 +17,8 @@ from superqt import QCollapsible
 
 import napari_unsam
 from napari_unsam import _widget
+from napari_unsam._actions import Change
+from napari_unsam._commit import ObjectWrite
 from napari_unsam._controller import SegmentationController
 from napari_unsam._engine import PlaneEmbedder
 from napari_unsam._frame import Channels
@@ -197,6 +199,17 @@ def test_the_buttons_name_what_is_undone_and_done_again(dock, qtbot):
     assert not dock.prompt_panel.undo_button.isEnabled()
 
 
+def test_a_long_name_of_an_action_does_not_widen_the_dock(dock):
+    button, history = dock.prompt_panel.undo_button, dock.session.history
+    name = f'make layers {", ".join(["mitochondria"] * 9)}'
+    history.do(Change(name, lambda _value: None, 0, 1))
+    assert button.text() == 'Undo make layers mitochondria, mit…  [U]'
+    assert name in button.toolTip()
+    dock.controller.undo()
+    assert dock.prompt_panel.redo_button.text() == 'Redo make layers mitochondria, mit…  [Shift-U]'
+    assert button.toolTip() == 'Take back the last thing you did, of whatever kind'
+
+
 def test_channels_are_offered_where_an_axis_may_be_of_channels(dock, viewer):
     assert dock.image_panel._channel_row.isHidden()
     coins = data.coins()
@@ -227,6 +240,42 @@ def test_work_that_was_lost_can_be_restored(qtbot, viewer, tmp_path):
     bar.restore_button.click()
     assert (second.session.objects.data == before).all()
     assert bar.isHidden()
+    second.end()
+
+
+def test_work_that_is_still_in_the_viewer_is_not_offered_again(qtbot, viewer, tmp_path):
+    viewer.add_image(data.coins(), name='Coins')
+    for is_again in (False, True, True):
+        dock = SegmentationWidget(viewer, make_controller(), Autosave(tmp_path))
+        qtbot.addWidget(dock)
+        assert dock.findChild(SavedBar).isHidden()
+        if not is_again:
+            dock.session.write_objects('write', [ObjectWrite((slice(0, 5), slice(0, 5)), np.ones((5, 5), bool), 1)])
+        assert dock.session.objects.data.any()
+        dock.end()
+    assert len(list(tmp_path.glob('*/*/'))) == 1
+    viewer.layers.remove(OBJECTS_NAME)
+    dock = SegmentationWidget(viewer, make_controller(), Autosave(tmp_path))
+    qtbot.addWidget(dock)
+    assert not dock.findChild(SavedBar).isHidden()
+    dock.end()
+
+
+def test_only_the_prompts_are_offered_while_the_objects_are_still_in_the_viewer(qtbot, viewer, tmp_path):
+    viewer.add_image(data.coins(), name='Coins')
+    first = SegmentationWidget(viewer, make_controller(), Autosave(tmp_path))
+    qtbot.addWidget(first)
+    first.session.write_objects('write', [ObjectWrite((slice(0, 5), slice(0, 5)), np.ones((5, 5), bool), 1)])
+    first.session.click((100, 100))
+    first.end()
+    second = SegmentationWidget(viewer, make_controller(), Autosave(tmp_path))
+    qtbot.addWidget(second)
+    bar = second.findChild(SavedBar)
+    assert not bar.isHidden()
+    assert bar.label.text().startswith('The prompts on "Coins"')
+    bar.restore_button.click()
+    assert len(second.controller.prompts.points) == 1
+    assert len(np.unique(second.session.objects.data)) == 2
     second.end()
 
 

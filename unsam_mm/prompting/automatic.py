@@ -72,7 +72,7 @@ class UnSAMAutomaticMaskGenerator:
             raise UnSAMError(
                 'point_grids must be None and points_per_side at least 1: regions are asked for, not points'
             )
-        self.predictor = model if isinstance(model, UnSAMPredictor) or model is None else UnSAMPredictor(model)
+        self.predictor = model if isinstance(model, UnSAMPredictor) else UnSAMPredictor(model)
         self._points_per_side, self._max_iou, self._max_masks = points_per_side, box_nms_thresh, max_masks
         self._min_score, self._min_stability = pred_iou_thresh, stability_score_thresh
         self._min_area_px, self._output_mode = min_mask_region_area, output_mode

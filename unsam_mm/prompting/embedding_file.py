@@ -41,7 +41,7 @@ def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray]) -> N
             group = zarr.open_group(finished, mode='w')
             for name, values in arrays.items():
                 group.create_array(name, data=np.ascontiguousarray(values))
-            group.attrs.update({'kind': kind, 'format': _FORMAT})
+            group.attrs.update({'kind': kind, 'format': _FORMAT, 'crc32': _checksums(arrays)})
             if path.is_dir():
                 if not _is_ours(path):
                     raise StoreError(f'{path}: is a folder that holds no embedding; choose another name')
@@ -80,7 +80,15 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str, int]:
 
 def _read_zarr(path: Path) -> tuple[dict[str, np.ndarray], str, int]:
     group = _zarr(path).open_group(path, mode='r')
-    return {name: values[...] for name, values in group.arrays()}, group.attrs['kind'], int(group.attrs['format'])
+    arrays = {name: values[...] for name, values in group.arrays()}
+    # Chunks that are missing read as zeros. Folders of earlier versions have no checksums.
+    if group.attrs.get('crc32', expected := _checksums(arrays)) != expected:
+        raise StoreError(f'{path}: parts of it are missing or were changed; remove it and make it again')
+    return arrays, group.attrs['kind'], int(group.attrs['format'])
+
+
+def _checksums(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    return {name: zlib.crc32(np.ascontiguousarray(values).tobytes()) for name, values in arrays.items()}
 
 
 def _is_ours(path: Path) -> bool:

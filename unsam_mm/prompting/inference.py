@@ -71,7 +71,10 @@ class ClickInference:
         self._void = _only(LabelMap(np.ones(source.grid.size_hw, bool), source.grid), [0.0])
 
     def answer(self, prompt: Prompt) -> Answer:
-        """The masks, all of which agree with every click; none only where one pixel has clicks of both kinds."""
+        """The masks, all of which agree with every click.
+
+        There is none only where one pixel has clicks of both kinds, or negative clicks leave nothing of a box.
+        """
         points, positive = _in_order(prompt)
         answers: list[Answer] = []
         for count in range(0 if prompt.box_xyxy is not None else 1, len(points) + 1):
@@ -79,11 +82,13 @@ class ClickInference:
             so_far = Prompt(points[:count], positive[:count], prompt.box_xyxy, mask_input)
             parts = (so_far.points_xy, so_far.positive, so_far.box_xyxy, so_far.mask_input)
             key = tuple(None if part is None else part.tobytes() for part in parts)
-            if key not in self._kept:
+            answer = self._kept.get(key)
+            if answer is None:
+                answer = _Step(self.source, so_far, answers, self._void).answer()
                 if len(self._kept) >= _N_KEPT:
                     self._kept.clear()
-                self._kept[key] = _Step(self.source, so_far, answers, self._void).answer()
-            answers.append(self._kept[key])
+                self._kept[key] = answer
+            answers.append(answer)
         return answers[-1]
 
 
@@ -133,15 +138,24 @@ class _Step:
         """Masks and their scores, best first: with clicks after the first, of the likeliest few by how deep these lie."""
         later = self._clicks[0 if self._prompt.box_xyxy is not None else 1 :]
         if not later:
-            yield from ((candidate.shape(), candidate.log_score) for candidate in candidates[:_N_COMPARED])
+            yield from itertools.islice(self._shapes(candidates), _N_COMPARED)
             return
         grid_shape = self._grid.shape
-        shapes, log_scores = [candidate.shape() for candidate in candidates[:_N_FATHOMED]], []
-        for shape, candidate in zip(shapes, candidates, strict=False):
+        shapes, log_scores = [], []
+        for shape, log_score in itertools.islice(self._shapes(candidates), _N_FATHOMED):
             mask = shape.sampled.reshape(grid_shape)
             shares = [depth_share(mask, shown.reshape(grid_shape), click) for shown, click in later]
-            log_scores.append(candidate.log_score + _DEPTH_POWER * float(np.log(shares).sum()))
+            shapes.append(shape)
+            log_scores.append(log_score + _DEPTH_POWER * float(np.log(shares).sum()))
         yield from ((shapes[i], log_scores[i]) for i in np.argsort(-np.array(log_scores), kind='stable'))
+
+    def _shapes(self, candidates: list[_Candidate]) -> Iterator[tuple[Shape, float]]:
+        """Masks and their scores so far; where only a box says what is meant, clicks may take all of it away."""
+        may_be_empty = not self._prompt.positive.any()
+        for candidate in candidates:
+            shape = candidate.shape()
+            if shape.n_points or not may_be_empty:
+                yield shape, candidate.log_score
 
     def _edits(self, base: Shape) -> list[list[_Candidate]]:
         """An earlier answer if it agrees with the new click, else what the new click may make of it."""

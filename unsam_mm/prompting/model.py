@@ -86,6 +86,8 @@ class RegionEngine:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(C, H, W) bool masks, best first, and (C,) float32 scores."""
         if granularity is not None:
+            if prompt.contradicts_itself:
+                return np.zeros((0, *self.size_hw), bool), np.zeros(0, np.float32)
             return mask_at_granularity(self._image, granularity, prompt.points_xy, prompt.positive, prompt.box_xyxy)
         answer = self._clicks.answer(prompt)
         count = len(answer.shapes) if multimask_output else 1

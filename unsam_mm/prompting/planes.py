@@ -54,7 +54,9 @@ class LazyPlane:
         self.size_hw: tuple[int, int] = tuple(int(side) for side in arrays[0].shape[:2])
         if min(self.size_hw) < MIN_SIDE_PX:
             raise ImageError(f'{name}: {self.size_hw} px is too small; both sides must have at least {MIN_SIDE_PX} px')
-        if limits is not None and not (np.isfinite(limits).all() and limits[0] < limits[1]):
+        if limits is not None and not (
+            np.shape(limits) == (2,) and np.isfinite(limits).all() and limits[0] < limits[1]
+        ):
             raise ImageError(f'{name}: limits must be two rising numbers, got {limits}')
         self._name, self._limits = name, limits
         self._levels = {self._level_of(array): array for array in arrays}

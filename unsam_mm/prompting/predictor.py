@@ -15,7 +15,14 @@ from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.planes import ArrayLike, LazyPlane
-from unsam_mm.prompting.prompt import LOGIT_SCALE, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, low_resolution_logits
+from unsam_mm.prompting.prompt import (
+    LOGIT_SCALE,
+    MAX_MASKS_PER_PROMPT,
+    NO_IMAGE,
+    Prompt,
+    as_numbers,
+    low_resolution_logits,
+)
 from unsam_mm.prompting.tiles import TiledEngine
 from unsam_mm.prompting.tree import TreeEngine
 from unsam_mm.prompting.windows import MaskCrop
@@ -82,6 +89,8 @@ class UnSAMPredictor:
         tile_px: int | None = None,
     ) -> None:
         self.engine = make_engine(engine, generator, device, weights) if isinstance(engine, str) else engine
+        if not hasattr(self.engine, 'answer'):
+            raise UnSAMError(f'engine must be one of {", ".join(ENGINES)}, or an engine, got {type(engine).__name__}')
         if tile_px is not None:
             self.engine = TiledEngine(self.engine, tile_px)
         self.transform = SameCoordinates()
@@ -207,8 +216,9 @@ class UnSAMPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt.
 
-        Every mask agrees with every click; there is none only where one pixel has clicks of both kinds. The order of the
-        clicks matters: each is taken as a word on the best mask for those before it. The engine 'tree' gives nested masks
+        Every mask agrees with every click; there is none only where one pixel has clicks of both kinds, or negative clicks
+        leave nothing of a box. The order of the clicks matters: each is taken as a word on the best mask for those before it.
+        A box is cut at the borders of the image. The engine 'tree' gives nested masks
         for one click or a box, and always the smallest first; the engine 'model' gives the best first.
 
         Args:
@@ -220,7 +230,8 @@ class UnSAMPredictor:
             return_logits: The masks as float32 logits instead of bool.
             granularity: In [0, 1]: the coarsest mask not above it, as the only one. The area never falls as it rises.
                 1 is the whole image; for the engine 'tree' by the number of regions left, for the engine 'model' a
-                quarter less is a tenth of the area.
+                quarter less is a tenth of the area. The engine 'tree' has none where no region of its main tree agrees
+                with all clicks.
 
         Returns:
             masks: (C, H, W) bool; C is 0 if nothing agrees with the prompt.
@@ -273,8 +284,10 @@ class UnSAMPredictor:
         size_hw = self.engine.size_hw
         if size_hw is None:
             raise UnSAMError(NO_IMAGE)
-        if granularity is not None and not 0 <= granularity <= 1:
-            raise UnSAMError(f'granularity must lie in [0, 1], got {granularity}')
+        if granularity is not None:
+            values = as_numbers(granularity, 'granularity')
+            if values.size != 1 or not 0 <= values.item() <= 1:
+                raise UnSAMError(f'granularity must lie in [0, 1], got {granularity}')
         return Prompt.checked(size_hw, points_xy, point_labels, box_xyxy, mask_input)
 
     def predict_torch(
@@ -309,7 +322,7 @@ class UnSAMPredictor:
         import torch
 
         given = [point_coords, point_labels, boxes, mask_input]
-        rows = [None if values is None else np.asarray(torch.as_tensor(values).cpu()) for values in given]
+        rows = [None if values is None else _rows(values) for values in given]
         counts = {len(values) for values in rows if values is not None}
         if len(counts) != 1 or 0 in counts:
             raise UnSAMError(f'points, labels, boxes and masks must be of one number of objects, got {sorted(counts)}')
@@ -321,6 +334,15 @@ class UnSAMPredictor:
         ]
         masks, scores, logits = (torch.from_numpy(np.stack(values)) for values in zip(*answers, strict=True))
         return masks, scores, logits
+
+
+def _rows(values: Any) -> np.ndarray:
+    """(B, ...) numbers, one row for each prompt."""
+    import torch
+
+    # NumPy has no bfloat16, and reads no tensor that needs a gradient.
+    rows = values.detach().cpu().double() if isinstance(values, torch.Tensor) else values
+    return np.atleast_1d(as_numbers(rows, 'points, labels, boxes and masks'))
 
 
 class SameCoordinates:

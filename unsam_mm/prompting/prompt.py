@@ -23,7 +23,7 @@ class Prompt:
     Attributes:
         points_xy: (N, 2) int64 pixel coordinates inside the image, x before y, without padding.
         positive: (N,) bool.
-        box_xyxy: (4,) float64 with its corners in order, or None.
+        box_xyxy: (4,) float64 with its corners in order, none of them outside the image, or None.
         mask_input: (256, 256) float32 logits, or None.
     """
 
@@ -57,13 +57,14 @@ class Prompt:
                 raise UnSAMError(
                     f'point (x={x:g}, y={y:g}) lies outside the image of width {width} and height {height}'
                 )
-        if mask_input is not None and np.size(mask_input) != LOGIT_SIDE_PX**2:
-            raise UnSAMError(
-                f'mask_input must have the shape (1, 256, 256), got {np.shape(mask_input)}; pass logits of predict()'
-            )
-        if mask_input is not None:
-            mask_input = np.asarray(mask_input, np.float32).reshape(LOGIT_SIDE_PX, LOGIT_SIDE_PX)
-        return cls(points.astype(np.int64), positive, box, mask_input)
+        logits = None if mask_input is None else _checked_logits(mask_input)
+        return cls(points.astype(np.int64), positive, box, logits)
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether one pixel has clicks of both kinds."""
+        inside, outside = (set(map(tuple, self.points_xy[kind].tolist())) for kind in (self.positive, ~self.positive))
+        return not inside.isdisjoint(outside)
 
 
 def low_resolution_logits(masks: np.ndarray) -> np.ndarray:
@@ -159,7 +160,7 @@ def _write_cell_logits(mask, out, sums, scale, top, bottom, left, right):
 
 def _checked_points(points_xy: np.ndarray | None, point_labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """(N, 2) float points and (N,) bool whether they are positive, without padding."""
-    points = np.zeros((0, 2)) if points_xy is None else np.asarray(points_xy, float)
+    points = np.zeros((0, 2)) if points_xy is None else as_numbers(points_xy, 'points')
     if points.ndim != 2 or points.shape[1] != 2:
         raise UnSAMError(f'points must have the shape (N, 2), x before y, got {points.shape}')
     labels = np.ones(len(points), int) if point_labels is None else np.asarray(point_labels)
@@ -174,7 +175,7 @@ def _checked_points(points_xy: np.ndarray | None, point_labels: np.ndarray | Non
 
 def _checked_box(box_xyxy: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """(4,) float box with its corners in order."""
-    box = np.asarray(box_xyxy, float)
+    box = as_numbers(box_xyxy, 'a box')
     if box.shape == (1, 4):  # as Segment Anything's notebooks pass it
         box = box[0]
     if box.shape != (4,) or not np.isfinite(box).all():
@@ -187,4 +188,34 @@ def _checked_box(box_xyxy: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
         raise UnSAMError(
             f'box {box.tolist()} holds no pixel of the image of width {size_hw[1]} and height {size_hw[0]}'
         )
-    return np.concatenate([low, high])
+    # What lies outside would count against every region in an IoU.
+    return np.concatenate([low.clip(min=0), np.minimum(high, size_hw[::-1])])
+
+
+def _checked_logits(mask_input: np.ndarray) -> np.ndarray:
+    """(256, 256) float32 logits."""
+    logits = as_numbers(mask_input, 'mask_input')
+    if logits.size != LOGIT_SIDE_PX**2 or np.isnan(logits).any():
+        raise UnSAMError(
+            f'mask_input must have the shape (1, 256, 256) and no NaN, got {logits.shape}; pass logits of predict()'
+        )
+    return logits.astype(np.float32).reshape(LOGIT_SIDE_PX, LOGIT_SIDE_PX)
+
+
+def as_numbers(values: np.ndarray, name: str) -> np.ndarray:
+    """An array of real numbers as float64.
+
+    Args:
+        values: Array, sequence or tensor as people give it.
+        name: What the error message calls it.
+
+    Raises:
+        UnSAMError: If it is of something else.
+    """
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == 'c':
+            raise TypeError('complex numbers')
+        return array.astype(float)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: tensors that need a gradient
+        raise UnSAMError(f'{name} must be an array of real numbers: {error}') from error

@@ -10,7 +10,6 @@ import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +68,8 @@ class TiledEngine:
         return None if self._pyramid is None else self._pyramid.size_hw
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Takes an (H, W, 3) uint8 RGB image; nothing is computed before the first prompt."""
-        self.set_plane(LazyPlane(rgb))
+        """Takes a copy of an (H, W, 3) uint8 RGB image; nothing is computed before the first prompt."""
+        self.set_plane(LazyPlane(rgb.copy()))  # cameras write the next frame into the same array
 
     def set_plane(
         self, plane: LazyPlane, store: str | Path | None = None, used: Callable[[Path], None] = lambda file: None
@@ -170,10 +169,11 @@ class TiledEngine:
         Raises:
             UnSAMError: If the arrays are of no plane, or of windows of another size.
         """
-        if 'plane' not in arrays or int(arrays['plane'][2]) != self._tile_px:
+        plane = np.ravel(arrays.get('plane', ())).tolist()
+        if len(plane) != 3 or plane[2] != self._tile_px or min(plane) < 1:
             raise UnSAMError(f'the arrays are of no plane in tiles of {self._tile_px} px; make the embedding again')
         self.reset_image()
-        pyramid = WindowPyramid((int(arrays['plane'][0]), int(arrays['plane'][1])), self._tile_px)
+        pyramid = WindowPyramid((int(plane[0]), int(plane[1])), self._tile_px)
         by_window: dict[str, dict[str, np.ndarray]] = {}
         for name, values in arrays.items():
             prefix, _, rest = name.partition('.')
@@ -271,16 +271,13 @@ def _in_window(prompt: Prompt, window: Window, size_hw: tuple[int, int]) -> Prom
     """A prompt in pixels of a window; None if one pixel has clicks of both kinds there."""
     points = np.floor(window.to_local(prompt.points_xy)).astype(np.int64)
     inside = ((points >= 0) & (points < (window.width, window.height))).all(axis=1)
-    points, positive = points[inside], prompt.positive[inside]
-    kinds = {}
-    if any(kinds.setdefault(tuple(point), kind) != kind for point, kind in zip(points.tolist(), positive, strict=True)):
-        return None
     box, mask_input = prompt.box_xyxy, prompt.mask_input
     if box is not None:
         box = window.to_local(box.reshape(2, 2)).ravel()
     if mask_input is not None:
         mask_input = _logits_of_window(mask_input, window, size_hw)
-    return replace(prompt, points_xy=points, positive=positive, box_xyxy=box, mask_input=mask_input)
+    local = Prompt(points[inside], prompt.positive[inside], box, mask_input)
+    return None if local.contradicts_itself else local
 
 
 def _logits_of_window(logits: np.ndarray, window: Window, size_hw: tuple[int, int]) -> np.ndarray:

@@ -120,12 +120,17 @@ def hierarchy_of_arrays(arrays: dict[str, np.ndarray]) -> MaskHierarchy:
         UnSAMError: If the arrays are not those of trees over one image.
     """
     try:
-        count = len(arrays) // len(_TREE_ARRAYS)
+        count, rest = divmod(len(arrays), len(_TREE_ARRAYS))
+        if rest:
+            raise ValueError(f'{len(arrays)} arrays')
         # Renumbers nothing that is in order, and checks the rest.
         first, *others = (
             MaskHierarchy.from_merges(*(arrays[f'{name}_{i}'] for name in _TREE_ARRAYS)) for i in range(count)
         )
-    except (KeyError, ValueError, IndexError) as error:
+        sizes_hw = {first.size_hw, *(other.size_hw for other in others)}
+        if len(sizes_hw) > 1:
+            raise ValueError(f'sizes are {sorted(sizes_hw)}')
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UnSAMError(f'the arrays are no region trees of one image ({error}); make the embedding again') from error
     return replace(first, alternatives=tuple(others))
 

@@ -1,0 +1,88 @@
+"""The committed objects of the images of a session: their layers, their tables and the writing into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
+from napari_unsam._layers import ObjectLayers
+
+if TYPE_CHECKING:
+    from napari.layers import Image, Labels, Layer
+
+    from napari_unsam._session import ViewerSession
+
+
+class Objects:
+    """Finds, makes, writes and brings back the layers of objects.
+
+    Args:
+        session: Whose objects.
+        on_written: Called after objects were written, and after that was taken back.
+    """
+
+    def __init__(self, session: ViewerSession, on_written: Callable[[], None]) -> None:
+        self._session, self._on_written = session, on_written
+        self._layers = ObjectLayers(session.viewer)
+        self._tables: dict[Labels, ObjectTable] = {}
+
+    def of(self, image: Image | None) -> Labels | None:
+        """The layer of objects of the image that is chosen; None before it is made."""
+        return None if image is None else self._layers.find(image, self._session.frame.shape)
+
+    @property
+    def are_followed(self) -> bool:
+        """Whether the image that is chosen has a layer of objects with a table."""
+        return self._session.objects in self._tables
+
+    def ensure(self) -> Labels:
+        """The layer of objects of the image that is chosen, made if there is none."""
+        labels = self._session.objects
+        is_new = labels is None
+        if is_new:
+            labels = self._layers.make(self._session.frame)
+        if labels not in self._tables:
+            self._follow(ObjectTable(labels, is_empty=is_new))
+        return labels
+
+    def next_label(self) -> int:
+        """A label that no object of the image has, or had in this session."""
+        return self._tables[self.ensure()].highest + 1
+
+    def writing(self, name: str, writes: Sequence[ObjectWrite]) -> WriteObjects:
+        """The action that writes objects, not done yet; done or taken back, it brings a layer back that was deleted."""
+        table = self._tables[self.ensure()]
+        bring_back = partial(self._bring_back, self._session.image, table)
+        return WriteObjects(name, table, writes, self._on_written, bring_back)
+
+    def drop_unused(self) -> None:
+        """Takes the layer of the image that is chosen away if it never held an object."""
+        labels = self._session.objects
+        if labels in self._tables and self._tables[labels].highest == 0:
+            self._session.viewer.layers.remove(labels)
+
+    def removed(self, layer: Layer) -> bool:
+        """Follows a layer no longer that has left the viewer; returns whether it was one of objects."""
+        table = self._tables.pop(layer, None)
+        if table is not None:
+            table.close()
+            self._session.unbind(layer)
+        return table is not None
+
+    def close(self) -> None:
+        """Leaves all layers as they are."""
+        for table in self._tables.values():
+            table.close()
+        self._tables.clear()
+
+    def _follow(self, table: ObjectTable) -> None:
+        self._tables[table.labels] = table
+        self._session.bind(table.labels)
+
+    def _bring_back(self, image: Image, table: ObjectTable) -> None:
+        if table.labels not in self._session.viewer.layers:
+            self._layers.add(table.labels, image)
+            table.open()
+            self._follow(table)
