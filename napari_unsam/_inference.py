@@ -8,9 +8,11 @@ midst of a long propagation.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +27,9 @@ ProgressCallback = Callable[[float, str], None]
 Deliver = Callable[[Callable[[], None]], None]
 
 _PROGRESS_INTERVAL_S = 0.03  # more often than this would only keep the receiving thread busy
+_EXIT_S = (
+    5.0  # that an application which ends waits for a job in the midst of compiled code, which cannot be left before
+)
 _LISTENER: ContextVar[ProgressCallback | None] = ContextVar('listener', default=None)
 
 logger = logging.getLogger(__name__)
@@ -109,6 +114,7 @@ class InferenceThread:
                 # A daemon, so that a model in mid-flight cannot keep a closed application alive.
                 self._thread = threading.Thread(target=self._run, name='unsam-inference', daemon=True)
                 self._thread.start()
+                atexit.register(_end, weakref.ref(self))
             self._wake.notify()
 
     def cancel(self, *lanes: Lane) -> None:
@@ -197,6 +203,12 @@ class InferenceThread:
             if urgent is None:
                 return
             self._work(urgent)
+
+
+def _end(thread: weakref.ref[InferenceThread]) -> None:
+    """Ends the thread before Python does, which would take the whole process down with an abort."""
+    if (known := thread()) is not None:
+        known.close(_EXIT_S)
 
 
 @dataclass(frozen=True)

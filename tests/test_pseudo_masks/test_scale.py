@@ -78,7 +78,9 @@ def cluster():
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    """All files, without those that a killed worker has begun to write."""
+    files = [path for path in folder.rglob('*') if path.is_file() and path.suffix != '.part']
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def when(done: int, act: Callable[[], None]) -> Callable[[FolderReport], None]:
