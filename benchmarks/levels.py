@@ -167,15 +167,16 @@ def redraws_a_second(rgb: np.ndarray, hierarchy: MaskHierarchy) -> float:
     from napari.layers import Labels
     from qtpy.QtWidgets import QApplication, QOpenGLWidget
 
+    from napari_unsam._frame import Frame
     from napari_unsam._planes import Plane
     from napari_unsam.levels.preview import LevelPreview
 
     viewer = napari.Viewer()
-    viewer.add_image(rgb)
+    image = viewer.add_image(rgb)
     objects = Labels(np.zeros(rgb.shape[:2], np.uint32))
     viewer.add_layer(objects)
     canvas = viewer.window._qt_window.findChild(QOpenGLWidget)
-    preview = LevelPreview(viewer, objects, Plane(rgb.shape[:2], (0, 1), (0, 0)))
+    preview = LevelPreview(viewer, objects, Frame(image), Plane(rgb.shape[:2], (0, 1), (0, 0)))
     sheet, limits = Sheet(hierarchy, rgb), RegionFilter()
 
     def redraw(level: float) -> None:

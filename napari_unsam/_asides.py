@@ -11,6 +11,7 @@ from napari.layers.base import LayerLock
 
 from napari_unsam._commit import ObjectWrite, write_of
 from napari_unsam._contours import placed_outline
+from napari_unsam._layers import following
 from napari_unsam._planes import Plane
 from napari_unsam._prompts import Prompts, SetAside
 from napari_unsam._questions import on_plane
@@ -159,7 +160,7 @@ class Asides:
             edge_color=ASIDES_COLOUR,
             edge_width=max(_OUTLINE_SHARE * size_px, 0.2),
             vector_style='line',
-            **session.frame.placed,
+            **following(session.frame),
         )
         layers, selected = session.viewer.layers, list(session.viewer.layers.selection)
         layers.append(self.outlines)

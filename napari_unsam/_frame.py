@@ -159,6 +159,14 @@ class Frame:
         scale[axis] *= count
         return placed | {'scale': scale, 'translate': image.translate + linear[:, axis] * (count - 1) / 2}
 
+    def placed_at(self, origin: Sequence[float]) -> dict[str, Any]:
+        """What places a layer of any size in the world such that its first pixel lies at a position in the frame."""
+        placed = self.placed
+        linear = Affine(
+            scale=placed['scale'], rotate=placed['rotate'], shear=placed['shear'], ndim=self.image.ndim
+        ).linear_matrix
+        return placed | {'translate': placed['translate'] + linear @ np.asarray(origin, float)}
+
     def to_data(self, world: Sequence[float]) -> tuple[float, ...]:
         """The position in the frame of one in the world."""
         position = [float(value) for value in self.image.world_to_data(world)]

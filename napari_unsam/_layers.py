@@ -5,7 +5,8 @@ The layers show what the controller holds. Only the prompts can also be edited i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels, Points, Shapes, Vectors
@@ -37,6 +38,7 @@ PREVIEW_COLOUR = '#f0e442'
 SHAPE_TYPES = {ShapeKind.BOX: 'rectangle', ShapeKind.OUTLINE: 'polygon', ShapeKind.SCRIBBLE: 'path'}
 
 _SOURCE_KEY = 'unsam_image'
+_FOLLOWED_KEY = 'unsam_follows'
 _OUTLINE_WIDTH = 2.5  # on screen, in pixels
 _ZOOM_TOLERANCE = 1.3  # how far the outline's width may be off before it is drawn anew
 
@@ -63,10 +65,35 @@ def load_layer_kinds() -> None:
     Labels(np.zeros((1, 1), np.uint32), colormap=object_colours())
 
 
-def is_over(layer: Layer, frame: Frame) -> bool:
-    """Whether a layer was made to lie where an image does, with its channels as they are now."""
-    of_image = layer.metadata.get(_SOURCE_KEY) == frame.image.unique_id
-    return of_image and (not isinstance(layer, Labels) or layer.data.shape == frame.shape)
+def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, Any]:
+    """What a layer is made with that lies on an image and is to stay there when that is moved.
+
+    Args:
+        frame: Of the image.
+        origin: Where in the frame the layer's first pixel lies; by default on that of the image.
+    """
+    origin = tuple(origin) if origin is not None else (0,) * len(frame.shape)
+    return {
+        'metadata': {_FOLLOWED_KEY: (frame.image.unique_id, frame.shape, origin)},
+        **frame.placed_at(origin),
+    }
+
+
+def place_again(layer: Layer, frame: Frame) -> None:
+    """Puts a layer where its image is now, if it is one that stays on that image, with its channels as they are."""
+    *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))
+    if followed == [frame.image.unique_id, frame.shape]:
+        placed = frame.placed_at(origin)
+    elif layer.metadata.get(_SOURCE_KEY) == frame.image.unique_id and _fits(layer, frame):
+        placed = frame.placed
+    else:
+        return
+    for name, value in placed.items():
+        setattr(layer, name, value)
+
+
+def _fits(layer: Layer, frame: Frame) -> bool:
+    return not isinstance(layer, Labels) or layer.data.shape == frame.shape
 
 
 class ObjectLayers:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from napari_unsam._frame import PLACING, Frame
-from napari_unsam._layers import is_over
+from napari_unsam._layers import place_again
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -35,9 +35,6 @@ class Placing:
 
     def _moved(self) -> None:
         frame = self._frame()
-        placed = frame.placed
         for layer in self._viewer.layers:
-            if is_over(layer, frame):
-                for name, value in placed.items():
-                    setattr(layer, name, value)
+            place_again(layer, frame)
         self._on_moved()

@@ -9,6 +9,7 @@ import numpy as np
 from napari.layers import Vectors
 
 from napari_unsam._contours import outline_segments
+from napari_unsam._layers import following
 
 if TYPE_CHECKING:
     from napari.layers import Labels
@@ -44,7 +45,6 @@ class ReviewMark:
         self.hide()
         mask = np.asarray(objects.data[region]) == label
         start = np.array([part.start for part in region])
-        placing = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
         self.layer = Vectors(
             _outlines(mask, sorted(axes)) + np.stack([start, np.zeros_like(start)]),
             ndim=mask.ndim,
@@ -53,7 +53,7 @@ class ReviewMark:
             edge_color=REVIEW_COLOUR,
             edge_width=max(_WIDTH_SHARE * max(mask.shape[axis] for axis in axes), _LEAST_WIDTH),
             vector_style='line',
-            **{name: getattr(objects, name) for name in placing},
+            **following(self._session.frame),
         )
         layers = self._session.viewer.layers
         selected = list(layers.selection)

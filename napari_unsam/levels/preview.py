@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels
 from napari.layers.base import LayerLock
 from napari.utils.colormaps import CyclicLabelColormap
-from napari.utils.transforms import Affine
 
-from napari_unsam._layers import OBJECT_COLOURS
+from napari_unsam._layers import OBJECT_COLOURS, following
 from napari_unsam._planes import Plane
 from napari_unsam.levels.cuts import N_COLOURS
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
+    from napari_unsam._frame import Frame
+
 LEVELS_NAME = 'UnSAM levels'
-
-
-def placed_as(objects: Labels, plane: Plane) -> dict[str, Any]:
-    """All that places a layer, one pixel thick across a plane, where the layer of objects has that plane."""
-    names = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
-    placed = {name: getattr(objects, name) for name in names}
-    linear = Affine(scale=objects.scale, rotate=objects.rotate, shear=objects.shear, ndim=objects.ndim).linear_matrix
-    return placed | {'translate': objects.translate + linear @ np.array(plane.index, float)}
 
 
 def thin_shape(plane: Plane) -> tuple[int, ...]:
@@ -41,11 +34,12 @@ class LevelPreview:
 
     Args:
         viewer: Where.
-        objects: The layer of objects over the image, which is placed the same.
-        plane: Of it.
+        objects: The layer of objects over the image; the colours lie just above it.
+        frame: Of the image.
+        plane: Of the image.
     """
 
-    def __init__(self, viewer: ViewerModel, objects: Labels, plane: Plane) -> None:
+    def __init__(self, viewer: ViewerModel, objects: Labels, frame: Frame, plane: Plane) -> None:
         self._viewer, self.plane = viewer, plane
         data = np.zeros(thin_shape(plane), np.uint8)
         self.layer = Labels(
@@ -53,7 +47,7 @@ class LevelPreview:
             name=LEVELS_NAME,
             opacity=0.5,
             colormap=CyclicLabelColormap(colors=['transparent', *OBJECT_COLOURS[:N_COLOURS]]),
-            **placed_as(objects, plane),
+            **following(frame, plane.index),
         )
         self.pixels = data.reshape(plane.size_hw)
         selected = list(viewer.layers.selection)

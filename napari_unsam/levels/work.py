@@ -12,12 +12,13 @@ from psygnal import Signal
 
 from napari_unsam._actions import AddLayers
 from napari_unsam._inference import ProgressCallback
+from napari_unsam._layers import following
 from napari_unsam._targets import Level, Target
 from napari_unsam._words import counted, them
 from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.part_whole import Band, linked
-from napari_unsam.levels.preview import LevelPreview, placed_as, thin_shape
+from napari_unsam.levels.preview import LevelPreview, thin_shape
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.levels.split_merge import region_like, region_write
 from unsam_mm.errors import UnSAMError
@@ -197,14 +198,14 @@ class LevelsWork:
         except UnSAMError as error:
             self.session.controller.say(str(error), Level.PROBLEM)
             return
-        plane, objects = self.session.controller.target.plane, self.session.ensure_objects()
+        plane, frame = self.session.controller.target.plane, self.session.frame
         layers = [
             Labels(
                 band.labels.reshape(thin_shape(plane)),
                 name=band.name,
                 opacity=0.5,
                 features=band.features,
-                **placed_as(objects, plane),
+                **following(frame, plane.index),
             )
             for band in reversed(bands)  # the finest on top
         ]
@@ -232,7 +233,7 @@ class LevelsWork:
                 return
         viewer, plane = self.session.viewer, self.session.controller.target.plane
         if self._preview is None or self._preview.layer not in viewer.layers:
-            self._preview = LevelPreview(viewer, self.session.ensure_objects(), plane)
+            self._preview = LevelPreview(viewer, self.session.ensure_objects(), self.session.frame, plane)
         sheet.draw(self.chosen, self._preview.pixels)
         self._preview.redraw()
         self.changed.emit()

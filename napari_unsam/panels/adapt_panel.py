@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels
-from napari.utils.transforms import Affine
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QCheckBox, QGridLayout, QLabel, QProgressBar, QSpinBox, QWidget
 
 from napari_unsam._controller import NO_IMAGE, Level
-from napari_unsam._frame import Frame
+from napari_unsam._layers import following
 from napari_unsam._questions import Question, on_plane, question_of
 from napari_unsam._words import counted
 from napari_unsam.adapting.comparison import Comparison, compare, window_around
@@ -28,7 +27,6 @@ from unsam_mm.weights import cache_dir
 
 if TYPE_CHECKING:
     from napari_unsam._inference import ProgressCallback
-    from napari_unsam._planes import Plane
     from napari_unsam._session import ViewerSession
     from napari_unsam._targets import Target
 
@@ -259,7 +257,10 @@ class AdaptPanel(QWidget):
         for layer in self._layers.values():
             if layer in viewer.layers:
                 viewer.layers.remove(layer)
-        placed = _placed(session, plane, found)
+        origin = list(plane.index)
+        for axis, start in zip(plane.axes, (found.top, found.left), strict=True):
+            origin[axis] = start
+        placed = following(session.frame, origin)
         selected = list(viewer.layers.selection)
         for name, labels in ((BEFORE_NAME, found.before), (AFTER_NAME, found.after)):
             shape = [1] * len(plane.shape)
@@ -301,17 +302,6 @@ def _centre(question: Question | None, target: Target) -> tuple[float, float]:
     else:
         x, y = width / 2, height / 2
     return float(y), float(x)
-
-
-def _placed(session: ViewerSession, plane: Plane, found: Comparison) -> dict:
-    """What places a layer of a window in a plane where the image has it."""
-    placed = Frame(session.image, session.channels).placed
-    offset = np.array(plane.index, float)
-    offset[list(plane.axes)] = found.top, found.left
-    linear = Affine(
-        scale=placed['scale'], rotate=placed['rotate'], shear=placed['shear'], ndim=len(plane.shape)
-    ).linear_matrix
-    return placed | {'translate': placed['translate'] + linear @ offset}
 
 
 def _objects(labels: np.ndarray) -> str:

@@ -131,6 +131,8 @@ def test_both_answers_lie_where_the_plane_is_and_one_is_shown(panel, session, vi
     panel.after_box.setChecked(False)
     assert (before.visible, after.visible) == (True, False)
     assert '1 object by the original model' in session.controller.status.text
+    session.image.scale = (5, 1, 1)
+    assert before.data_to_world((0, 0, 0)) == pytest.approx(session.image.data_to_world((2, 246, 0)))
     panel.compare_button.click()
     mailbox.open_until(lambda: viewer.layers[AFTER_NAME] is not after)
     assert len(viewer.layers) == 3

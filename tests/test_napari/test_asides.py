@@ -41,6 +41,13 @@ def test_an_object_that_is_set_aside_waits_while_the_next_click_begins_another(o
     assert on_coffee.objects is None or not on_coffee.objects.data.any()
 
 
+def test_outlines_of_what_is_set_aside_stay_on_an_image_that_is_moved(on_coffee, begin, viewer):
+    begin(ON_CUP)
+    on_coffee.set_aside()
+    on_coffee.image.translate = (-40, 11)
+    assert viewer.layers[ASIDES_NAME].data_to_world(ON_CUP) == pytest.approx(on_coffee.image.data_to_world(ON_CUP))
+
+
 def test_a_commit_writes_all_that_wait_and_one_undo_brings_them_back(on_coffee, begin, viewer, settle):
     masks = [begin(ON_CUP)]
     on_coffee.set_aside()

@@ -76,6 +76,19 @@ def test_the_slider_shows_the_regions_of_a_level_where_the_image_is(work, settle
     assert not np.array_equal(shown(work), before)
 
 
+def test_what_is_chosen_reviewed_and_made_stays_on_an_image_that_is_moved(accepted):
+    work, image = accepted, accepted.session.image
+    Reviewing(work.session).next()
+    work.show_level(0.16)
+    work.add_band('coins')
+    work.make_layers()
+    work.show_level(0.16)
+    image.scale, image.translate = (3, 0.5), (-40, 11)
+    for name in (LEVELS_NAME, REVIEW_NAME, 'coins'):
+        layer = work.session.viewer.layers[name]
+        assert layer.data_to_world(ON_COIN) == pytest.approx(image.data_to_world(ON_COIN)), name
+
+
 def test_a_region_of_any_kind_fills_the_image_when_nothing_is_background(work, settle):
     work.set_limits(RegionFilter(1, 1, 1, 0, Side.ANY))
     work.show_level(0.5)
