@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from napari_unsam._candidates import Place
 from napari_unsam._prompts import Prompts
-
-if TYPE_CHECKING:
-    from napari.components import ViewerModel
-    from napari.layers import Layer
 
 T = TypeVar('T')
 Situation = Hashable
@@ -94,27 +90,3 @@ class MaskChoice:
         if not isinstance(later, MaskChoice) or later.situation != self.situation:
             return None
         return MaskChoice(self.situation, self.show, self.before, later.after)
-
-
-class AddLayers:
-    """Layers added to a viewer.
-
-    Args:
-        name: What the user did.
-        viewer: Where to.
-        layers: The lowest first.
-    """
-
-    def __init__(self, name: str, viewer: ViewerModel, layers: Sequence[Layer]) -> None:
-        self.name, self._viewer, self._layers = name, viewer, tuple(layers)
-
-    def do(self) -> None:
-        """Adds them."""
-        for layer in self._layers:
-            self._viewer.add_layer(layer)
-
-    def undo(self) -> None:
-        """Removes those that are still there."""
-        for layer in self._layers:
-            if layer in self._viewer.layers:
-                self._viewer.layers.remove(layer)

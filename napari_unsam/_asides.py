@@ -119,14 +119,12 @@ class Asides:
         self._shown, self.outlines.visible = asides, bool(asides)
         self.outlines.data = np.concatenate([np.zeros((0, 2, len(shape))), *outlines])
 
-    def remove(self) -> None:
-        """Takes the outlines out of the viewer."""
+    def let_go(self) -> Vectors | None:
+        """Has nothing more to do with the layer of the outlines, which is to be removed; returns it."""
         outlines, self.outlines, self._shown = self.outlines, None, ()
         if outlines is not None:
             self._session.unbind(outlines)
-            if outlines in self._session.viewer.layers:
-                outlines.locked = LayerLock.NONE
-                self._session.viewer.layers.remove(outlines)
+        return outlines
 
     def _writes(self, labels: np.ndarray, shown: Proposal | None) -> tuple[list[ObjectWrite], Prompts, int]:
         """What can be written, the prompts that are done with then, and how many objects have no pixel left."""

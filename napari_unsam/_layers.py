@@ -79,12 +79,26 @@ def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, 
     }
 
 
+def move_on_image(layer: Layer, frame: Frame, origin: Sequence[float]) -> None:
+    """Puts a layer made with `following` at another place of its image."""
+    for name, value in following(frame, origin).items():
+        if name == 'metadata':
+            layer.metadata.update(value)
+        else:
+            setattr(layer, name, value)
+
+
+def is_of(layer: Layer, image: Image) -> bool:
+    """Whether a layer holds prompts on an image, their answers, or its objects."""
+    return layer.metadata.get(_SOURCE_KEY) == image.unique_id
+
+
 def place_again(layer: Layer, frame: Frame) -> None:
     """Puts a layer where its image is now, if it is one that stays on that image, with its channels as they are."""
     *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))
     if followed == [frame.image.unique_id, frame.shape]:
         placed = frame.placed_at(origin)
-    elif layer.metadata.get(_SOURCE_KEY) == frame.image.unique_id and _fits(layer, frame):
+    elif is_of(layer, frame.image) and _fits(layer, frame):
         placed = frame.placed
     else:
         return
@@ -94,6 +108,41 @@ def place_again(layer: Layer, frame: Frame) -> None:
 
 def _fits(layer: Layer, frame: Frame) -> bool:
     return not isinstance(layer, Labels) or layer.data.shape == frame.shape
+
+
+def remove_layers(viewer: ViewerModel, layers: Sequence[Layer | None]) -> None:
+    """Takes those of some layers that are in a viewer out of it, locked or not.
+
+    All at once: napari collects Python's garbage after each removal, which takes a fifth of a second.
+    """
+    present = [layer for layer in layers if layer is not None and layer in viewer.layers]
+    if present:
+        with viewer.layers.batched_update():
+            for layer in present:
+                layer.locked = LayerLock.NONE
+                viewer.layers.remove(layer)
+
+
+class AddLayers:
+    """Layers added to a viewer.
+
+    Args:
+        name: What the user did.
+        viewer: Where to.
+        layers: The lowest first.
+    """
+
+    def __init__(self, name: str, viewer: ViewerModel, layers: Sequence[Layer]) -> None:
+        self.name, self._viewer, self._layers = name, viewer, tuple(layers)
+
+    def do(self) -> None:
+        """Adds them."""
+        for layer in self._layers:
+            self._viewer.add_layer(layer)
+
+    def undo(self) -> None:
+        """Removes those that are still there."""
+        remove_layers(self._viewer, self._layers)
 
 
 class ObjectLayers:
@@ -106,8 +155,7 @@ class ObjectLayers:
         """The objects of an image, of a shape, which depends on its channels, or of any; None if there are none. Renaming the
         layer does not hide it."""
         for layer in self._viewer.layers:
-            is_of_image = isinstance(layer, Labels) and layer.metadata.get(_SOURCE_KEY) == image.unique_id
-            if is_of_image and shape in (None, layer.data.shape):
+            if isinstance(layer, Labels) and is_of(layer, image) and shape in (None, layer.data.shape):
                 return layer
         return None
 
@@ -250,13 +298,6 @@ class PromptLayers:
     def owns(self, layer: Layer) -> bool:
         """Whether a layer is one of these."""
         return any(layer is own for own in self.layers)
-
-    def remove(self) -> None:
-        """Takes all of them out of the viewer."""
-        for layer in reversed(self.layers):
-            if layer in self._viewer.layers:
-                layer.locked = LayerLock.NONE
-                self._viewer.layers.remove(layer)
 
     def _show_shapes(self, shapes: tuple[ShapePrompt, ...]) -> None:
         if not self._holds(shapes):

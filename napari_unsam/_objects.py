@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
-from napari_unsam._layers import ObjectLayers
+from napari_unsam._layers import ObjectLayers, is_of
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer
@@ -57,11 +57,9 @@ class Objects:
         bring_back = partial(self._bring_back, self._session.image, table)
         return WriteObjects(name, table, writes, self._on_written, bring_back)
 
-    def drop_unused(self) -> None:
-        """Takes the layer of the image that is chosen away if it never held an object."""
-        labels = self._session.objects
-        if labels in self._tables and self._tables[labels].highest == 0:
-            self._session.viewer.layers.remove(labels)
+    def unused(self, image: Image) -> list[Labels]:
+        """The layers of an image, in the viewer or not, that never held an object."""
+        return [labels for labels, table in self._tables.items() if table.highest == 0 and is_of(labels, image)]
 
     def removed(self, layer: Layer) -> bool:
         """Follows a layer no longer that has left the viewer; returns whether it was one of objects."""

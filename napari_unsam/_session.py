@@ -5,7 +5,7 @@ Works on napari's viewer model, so it needs no window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ from napari_unsam._controller import NO_IMAGE, Level, SegmentationController, Ta
 from napari_unsam._edits import after_points_event, after_shapes_event
 from napari_unsam._frame import Channels, Frame, LayerChannels, check_alike, layers_of
 from napari_unsam._inputs import Inputs, Keys
-from napari_unsam._layers import PromptLayers
+from napari_unsam._layers import PromptLayers, remove_layers
 from napari_unsam._objects import Objects
 from napari_unsam._pixels import plane_pixels
 from napari_unsam._placing import Placing
@@ -44,6 +44,12 @@ _TOOLS = {ShapeKind.BOX: 'add_rectangle', ShapeKind.OUTLINE: 'add_polygon_lasso'
 class ViewerSession:
     """One controller at work in one viewer.
 
+    Args:
+        viewer: The viewer.
+        controller: The controller.
+        later: Runs a function once napari is done with what it is at; by default at once, which suits a viewer without a
+            window.
+
     Attributes:
         viewer: The viewer.
         controller: The controller.
@@ -57,6 +63,7 @@ class ViewerSession:
         objects_changed: Emitted when objects were written or a write was taken back.
         tool_changed: Emitted with `tool` when another one was taken.
         exported: Emitted when the objects of the image were written to a file.
+        later: As given.
     """
 
     image_changed = Signal()
@@ -65,8 +72,13 @@ class ViewerSession:
     objects_changed = Signal()
     tool_changed = Signal(object)
 
-    def __init__(self, viewer: ViewerModel, controller: SegmentationController) -> None:
-        self.viewer = viewer
+    def __init__(
+        self,
+        viewer: ViewerModel,
+        controller: SegmentationController,
+        later: Callable[[Callable[[], None]], None] = lambda call: call(),
+    ) -> None:
+        self.viewer, self.later = viewer, later
         self.controller = controller
         self.prompting = True
         self.keep_existing = True
@@ -144,7 +156,7 @@ class ViewerSession:
             return
         self._drop_prompt_layers()
         if self._image in self.viewer.layers:
-            self._objects.drop_unused()
+            remove_layers(self.viewer, self._objects.unused(self._image))
         self._image = image
         self._placing.follow(image)
         if image is not None:
@@ -371,7 +383,7 @@ class ViewerSession:
         is_here, before = image is self._image, self._sources.channels(image)
         if is_here and (before and before.axis) != (channels and channels.axis):
             self._drop_prompt_layers()
-            self._objects.drop_unused()
+            remove_layers(self.viewer, self._objects.unused(image))
         self._sources.set_channels(image, channels)
         self.controller.put_prompts(image.unique_id, prompts)
         self.controller.forget(image.unique_id)
@@ -392,7 +404,11 @@ class ViewerSession:
     def _forget(self, layer: Image) -> None:
         """Drops what is known of an image that is gone, and of those whose channel it was."""
         self.controller.forget(layer.unique_id)
+        # napari is in the midst of a removal, and cannot bear that others go which it was about to select.
+        unused = self._objects.unused(layer)
+        self.later(lambda: remove_layers(self.viewer, unused))
         if layer is self._image:
+            self._drop_prompt_layers(self.later)
             self.set_image(None)
         for image in self._sources.remove(layer):
             self._pixels_changed(image)
@@ -464,7 +480,8 @@ class ViewerSession:
     def _tool_changed(self) -> None:
         self.tool_changed.emit(self.tool)
 
-    def _drop_prompt_layers(self) -> None:
+    def _drop_prompt_layers(self, when: Callable[[Callable[[], None]], None] = lambda call: call()) -> None:
+        dropped = [self.asides.let_go()]
         layers, self._prompt_layers = self._prompt_layers, None
         if layers is not None:
             layers.points.events.data.disconnect(self._points_edited)
@@ -473,5 +490,5 @@ class ViewerSession:
                 layers.shapes.events.mode.disconnect(self._tool_changed)
                 self.tool_changed.emit(None)
             self.unbind(*layers.layers)
-            layers.remove()
-        self.asides.remove()
+            dropped += layers.layers
+        when(lambda: remove_layers(self.viewer, dropped))

@@ -10,6 +10,7 @@ from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_unsam import _settings
+from napari_unsam._canvas import CanvasContext
 from napari_unsam._controller import Level, SegmentationController
 from napari_unsam._engine import PlaneEmbedder
 from napari_unsam._gui_thread import courier, in_gui_thread
@@ -62,8 +63,9 @@ class SegmentationWidget(QWidget):
             embedder = PlaneEmbedder(_settings.inference())
             controller = SegmentationController(embedder, in_gui_thread, embedder.load)
         self.controller = controller
-        self.session = ViewerSession(viewer, self.controller)
+        self.session = ViewerSession(viewer, self.controller, lambda call: QTimer.singleShot(0, call))
         self._autosave = autosave
+        self._context = CanvasContext(self, viewer.layers)
         self.panels: dict[str, QWidget] = {}
         self._docked = self._has_ended = self._has_libraries = False
         self.image_panel = ImagePanel(self.session)
@@ -177,6 +179,7 @@ class SegmentationWidget(QWidget):
         if self._autosave is not None:
             self._autosave.close()
         self.session.close()
+        self._context.close()
 
     def _show_status(self) -> None:
         status = self.controller.status

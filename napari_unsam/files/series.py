@@ -12,7 +12,7 @@ from napari.layers import Labels
 from psygnal import Signal
 
 from napari_unsam._commit import ObjectWrite
-from napari_unsam._layers import ObjectLayers
+from napari_unsam._layers import ObjectLayers, remove_layers
 from napari_unsam._targets import Level
 from napari_unsam.files.pixels import ImagePixels, read_pixels
 from napari_unsam.files.results import ImageList, Results
@@ -42,20 +42,12 @@ class ImageSeries:
         session: Whose viewer shows the images, and which holds the objects.
         images: The images.
         results: Where their objects are kept.
-        after_drawing: Runs a function once the canvas was drawn without the layers that went; at once where there is none.
-            napari 0.9 crashes in OpenGL when an image goes and another comes before the next drawing.
     """
 
     changed = Signal()
 
-    def __init__(
-        self,
-        session: ViewerSession,
-        images: ImageList,
-        results: Results,
-        after_drawing: Callable[[Callable[[], None]], None] = lambda call: call(),
-    ) -> None:
-        self._session, self._results, self._after_drawing = session, results, after_drawing
+    def __init__(self, session: ViewerSession, images: ImageList, results: Results) -> None:
+        self._session, self._results = session, results
         self.images = images
         self._position: int | None = None
         self._asked: int | None = None
@@ -163,10 +155,7 @@ class ImageSeries:
 
     def close(self) -> None:
         """Takes the open image and its objects out of the viewer; what was not saved is lost."""
-        layers = self._session.viewer.layers
-        for layer in (self._labels(), self._layer):
-            if layer is not None and layer in layers:
-                layers.remove(layer)
+        remove_layers(self._session.viewer, [self._labels(), self._layer])
         self._position, self._layer = None, None
 
     def _read(self, name: str, progress: ProgressCallback) -> _Opened:
@@ -178,9 +167,6 @@ class ImageSeries:
         """Puts an image in place of the one that is open."""
         self._session.set_image(None)
         self.close()
-        self._after_drawing(lambda: self._add(position, opened))
-
-    def _add(self, position: int, opened: _Opened) -> None:
         session, name = self._session, self.images.names[position]
         self._position = position
         self._broken.discard(name)

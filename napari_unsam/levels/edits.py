@@ -102,7 +102,7 @@ class Reviewing:
         """Follows the session no longer."""
         self._session.image_changed.disconnect(self._begin)
         self._session.history.changed.disconnect(self._acted)
-        self.mark.hide()
+        self.mark.let_go()
 
     @property
     def queue(self) -> ReviewQueue:
@@ -152,7 +152,8 @@ class Reviewing:
 
     def _begin(self) -> None:
         self._current = None
-        self._acted()
+        self.mark.let_go()
+        self.changed.emit()
 
     def _acted(self) -> None:
         self.mark.hide()

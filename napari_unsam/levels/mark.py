@@ -9,7 +9,7 @@ import numpy as np
 from napari.layers import Vectors
 
 from napari_unsam._contours import outline_segments
-from napari_unsam._layers import following
+from napari_unsam._layers import following, remove_layers
 
 if TYPE_CHECKING:
     from napari.layers import Labels
@@ -23,7 +23,7 @@ _LEAST_WIDTH = 0.4
 
 
 class ReviewMark:
-    """An outline around one object, on all planes that it is on; a layer of its own while there is one.
+    """An outline around one object, on all planes that it is on; a layer of its own.
 
     Args:
         session: Whose object it is.
@@ -42,16 +42,33 @@ class ReviewMark:
             region: Its bounding box, one slice per axis.
             axes: The two that are in view.
         """
-        self.hide()
         mask = np.asarray(objects.data[region]) == label
         start = np.array([part.start for part in region])
+        if self.layer is None or self.layer not in self._session.viewer.layers:
+            self._make(mask.ndim)
+        self.layer.edge_width = max(_WIDTH_SHARE * max(mask.shape[axis] for axis in axes), _LEAST_WIDTH)
+        self.layer.data = _outlines(mask, sorted(axes)) + np.stack([start, np.zeros_like(start)])
+        self.layer.visible = True
+
+    def hide(self) -> None:
+        """Takes it off the screen. The layer stays: to remove one takes napari longer than to draw it."""
+        if self.layer is not None:
+            self.layer.visible = False
+
+    def let_go(self) -> None:
+        """Takes the layer out of the viewer, once napari is done with what it is at."""
+        layer, self.layer = self.layer, None
+        if layer is not None:
+            self._session.unbind(layer)
+            self._session.later(lambda: remove_layers(self._session.viewer, [layer]))
+
+    def _make(self, ndim: int) -> None:
         self.layer = Vectors(
-            _outlines(mask, sorted(axes)) + np.stack([start, np.zeros_like(start)]),
-            ndim=mask.ndim,
+            np.zeros((0, 2, ndim)),
+            ndim=ndim,
             name=REVIEW_NAME,
             opacity=1.0,
             edge_color=REVIEW_COLOUR,
-            edge_width=max(_WIDTH_SHARE * max(mask.shape[axis] for axis in axes), _LEAST_WIDTH),
             vector_style='line',
             **following(self._session.frame),
         )
@@ -60,14 +77,6 @@ class ReviewMark:
         layers.append(self.layer)
         layers.selection = selected
         self._session.bind(self.layer)
-
-    def hide(self) -> None:
-        """Takes it away."""
-        layer, self.layer = self.layer, None
-        if layer is not None:
-            self._session.unbind(layer)
-            if layer in self._session.viewer.layers:
-                self._session.viewer.layers.remove(layer)
 
 
 def _outlines(mask: np.ndarray, axes: Sequence[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ from napari.layers import Labels
 from napari.layers.base import LayerLock
 from napari.utils.colormaps import CyclicLabelColormap
 
-from napari_unsam._layers import OBJECT_COLOURS, following
+from napari_unsam._layers import OBJECT_COLOURS, following, move_on_image, remove_layers
 from napari_unsam._planes import Plane
 from napari_unsam.levels.cuts import N_COLOURS
 
@@ -59,8 +59,20 @@ class LevelPreview:
         """Shows `pixels` as they are now."""
         self.layer.refresh(extent=False, thumbnail=False, highlight=False)
 
+    def move_to(self, frame: Frame, plane: Plane) -> bool:
+        """Shows another plane of the image from now on; returns False if this layer cannot."""
+        if thin_shape(plane) != self.layer.data.shape or self.layer not in self._viewer.layers:
+            return False
+        if plane != self.plane:
+            self.plane = plane
+            move_on_image(self.layer, frame, plane.index)
+        self.layer.visible = True
+        return True
+
+    def hide(self) -> None:
+        """Takes the colours off the screen. The layer stays: to remove one takes napari longer than to draw it."""
+        self.layer.visible = False
+
     def remove(self) -> None:
         """Takes the layer out of the viewer."""
-        if self.layer in self._viewer.layers:
-            self.layer.locked = LayerLock.NONE
-            self._viewer.layers.remove(self.layer)
+        remove_layers(self._viewer, [self.layer])

@@ -10,9 +10,8 @@ import numpy as np
 from napari.layers import Labels
 from psygnal import Signal
 
-from napari_unsam._actions import AddLayers
 from napari_unsam._inference import ProgressCallback
-from napari_unsam._layers import following
+from napari_unsam._layers import AddLayers, following
 from napari_unsam._targets import Level, Target
 from napari_unsam._words import counted, them
 from napari_unsam.levels.best import Chosen
@@ -70,14 +69,14 @@ class LevelsWork:
         self._preview: LevelPreview | None = None
         self._waiting: tuple[Target, Callable[[Sheet], None]] | None = None
         session.controller.state_changed.connect(self._follow)
-        session.image_changed.connect(self._follow)
+        session.image_changed.connect(self._change_image)
 
     def close(self) -> None:
         """Takes the preview away and follows the session no longer."""
         self.session.controller.state_changed.disconnect(self._follow)
-        self.session.image_changed.disconnect(self._follow)
+        self.session.image_changed.disconnect(self._change_image)
         self._waiting = None
-        self.hide()
+        self._change_image()
 
     def when_measured(self, then: Callable[[Sheet], None]) -> None:
         """Calls a function with all that is known of the plane in view: now, or once that has been measured.
@@ -140,8 +139,7 @@ class LevelsWork:
         """Takes what is chosen off the screen."""
         self.shown, self.chosen = Shown.NOTHING, _NOTHING
         if self._preview is not None:
-            self._preview.remove()
-            self._preview = None
+            self._preview.hide()
         self.changed.emit()
 
     def accept(self) -> None:
@@ -231,9 +229,9 @@ class LevelsWork:
                 self.chosen = sheet.alike(self._how_like, self.least_likeness, self.limits)
             case Shown.NOTHING:
                 return
-        viewer, plane = self.session.viewer, self.session.controller.target.plane
-        if self._preview is None or self._preview.layer not in viewer.layers:
-            self._preview = LevelPreview(viewer, self.session.ensure_objects(), self.session.frame, plane)
+        session, plane = self.session, self.session.controller.target.plane
+        if self._preview is None or not self._preview.move_to(session.frame, plane):
+            self._preview = LevelPreview(session.viewer, session.ensure_objects(), session.frame, plane)
         sheet.draw(self.chosen, self._preview.pixels)
         self._preview.redraw()
         self.changed.emit()
@@ -286,6 +284,13 @@ class LevelsWork:
         if self._sheet is None or self._target != target:
             return False
         return self.session.controller.hierarchy is self._sheet.hierarchy
+
+    def _change_image(self) -> None:
+        self._follow()
+        self.hide()
+        preview, self._preview = self._preview, None
+        if preview is not None:
+            self.session.later(preview.remove)
 
     def _follow(self) -> None:
         """Takes the preview away when another plane comes into view, or the same with other pixels."""

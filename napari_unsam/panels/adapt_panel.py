@@ -13,7 +13,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QCheckBox, QGridLayout, QLabel, QProgressBar, QSpinBox, QWidget
 
 from napari_unsam._controller import NO_IMAGE, Level
-from napari_unsam._layers import following
+from napari_unsam._layers import following, remove_layers
 from napari_unsam._questions import Question, on_plane, question_of
 from napari_unsam._words import counted
 from napari_unsam.adapting.comparison import Comparison, compare, window_around
@@ -254,9 +254,7 @@ class AdaptPanel(QWidget):
         if session.image is None or session.image.unique_id != target.source:
             return
         viewer = session.viewer
-        for layer in self._layers.values():
-            if layer in viewer.layers:
-                viewer.layers.remove(layer)
+        remove_layers(viewer, list(self._layers.values()))
         origin = list(plane.index)
         for axis, start in zip(plane.axes, (found.top, found.left), strict=True):
             origin[axis] = start

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QGridLayout, QLabel, QListWidget, QMessageBox, QWidget
 
 from napari_unsam._targets import Level
@@ -18,8 +18,6 @@ from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
-
-_DRAWING_MS = 100  # more than the canvas takes to draw
 
 
 class Unsaved(Enum):
@@ -35,9 +33,6 @@ class FilesPanel(QWidget):
 
     Args:
         session: Whose viewer shows the images.
-
-    Attributes:
-        after_drawing: See `ImageSeries`.
     """
 
     title = 'Files'
@@ -46,7 +41,6 @@ class FilesPanel(QWidget):
         super().__init__()
         self._session = session
         self.series: ImageSeries | None = None
-        self.after_drawing: Callable[[Callable[[], None]], None] = lambda call: QTimer.singleShot(_DRAWING_MS, call)
         self.keys: dict[str, Callable[[], None]] = {}
         self._build()
         self._show()
@@ -75,7 +69,7 @@ class FilesPanel(QWidget):
             self.series.changed.disconnect(self._show)
             self.series.close()
         results = Results(images.root if results is None else results)
-        self.series = ImageSeries(self._session, images, results, self.after_drawing)
+        self.series = ImageSeries(self._session, images, results)
         self.series.changed.connect(self._show)
         self.list.clear()
         self.list.addItems(images.names)

@@ -11,10 +11,10 @@ import numpy as np
 from napari.layers import Labels, Tracks
 from psygnal import Signal
 
-from napari_unsam._actions import AddLayers
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._engine import EmbeddedPlane
 from napari_unsam._inference import ProgressCallback
+from napari_unsam._layers import AddLayers
 from napari_unsam._targets import Level, Target
 from napari_unsam._words import counted, them
 from napari_unsam.state.history import Together

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from napari.layers import Vectors
 from napari.utils.key_bindings import coerce_keybinding
 from scipy.cluster.hierarchy import linkage
@@ -19,6 +21,10 @@ from napari_unsam._masks import PlaneMask, node_mask
 from napari_unsam._planes import Plane
 from napari_unsam._targets import Level, Target
 from unsam_mm.hierarchy import MaskHierarchy
+
+needs_screen = pytest.mark.skipif(
+    os.environ.get('QT_QPA_PLATFORM') == 'offscreen', reason='needs OpenGL: run under a desktop or xvfb-run'
+)
 
 ON_CUP, ON_TABLE = (150, 300), (20, 20)
 """Row and column in the photo of the coffee cup."""

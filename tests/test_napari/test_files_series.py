@@ -236,7 +236,6 @@ def test_objects_that_are_added_get_new_labels_and_keep_their_parents(make_contr
 @pytest.fixture
 def panel(qtbot, session, folder, settle):
     panel = FilesPanel(session)
-    panel.after_drawing = lambda call: call()
     qtbot.addWidget(panel)
     panel.open_folder(folder)
     settle(session.controller)
@@ -312,7 +311,6 @@ def test_a_folder_goes_on_where_it_was_left(panel, session, folder, settle):
 @pytest.mark.parametrize('elsewhere', [False, True])
 def test_the_folders_that_the_user_chooses_are_used(qtbot, session, folder, settle, monkeypatch, elsewhere):
     panel = FilesPanel(session)
-    panel.after_drawing = lambda call: call()
     qtbot.addWidget(panel)
     chosen = iter([folder, folder / 'objects'])
     monkeypatch.setattr(panel, 'choose_folder', lambda caption: next(chosen))
@@ -369,7 +367,6 @@ def test_going_back_from_a_broken_image_keeps_the_open_one_with_its_changes(
 def test_a_folder_that_begins_with_a_broken_image_can_be_walked(qtbot, session, folder, settle):
     (folder / 'a.png').write_bytes(b'')
     panel = FilesPanel(session)
-    panel.after_drawing = lambda call: call()
     qtbot.addWidget(panel)
     panel.open_folder(folder)
     settle(session.controller)

@@ -1,6 +1,5 @@
 """The section of the dock for levels: its controls, and its slider in a real window."""
 
-import os
 import time
 
 import numpy as np
@@ -19,11 +18,8 @@ from napari_unsam.levels.preview import LEVELS_NAME
 from napari_unsam.levels.work import Shown
 from napari_unsam.panels.levels_panel import LevelsPanel
 from tests.test_napari.coin_tree import coin_tree
-from tests.test_napari.stand_ins import colour_tree
+from tests.test_napari.stand_ins import colour_tree, needs_screen
 
-needs_screen = pytest.mark.skipif(
-    os.environ.get('QT_QPA_PLATFORM') == 'offscreen', reason='needs OpenGL: run under a desktop or xvfb-run'
-)
 ON_COIN = (124, 225)
 LEAST_REDRAWS_A_SECOND = 20
 MAX_UPDATE_S = 0.02
@@ -108,7 +104,7 @@ def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
     assert '1 example' in panel.alike_label.text()
     panel.likeness_slider.setValue(900)
     click(panel.forget_button)
-    assert LEVELS_NAME not in session.viewer.layers
+    assert not session.viewer.layers[LEVELS_NAME].visible
     press(panel, 'Shift-N')
     click(panel.right_button)
     click(panel.wrong_button)

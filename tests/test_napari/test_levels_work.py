@@ -54,6 +54,10 @@ def shown(work):
     return work.session.viewer.layers[LEVELS_NAME].data
 
 
+def is_shown(viewer, name=LEVELS_NAME):
+    return name in viewer.layers and viewer.layers[name].visible
+
+
 def is_problem(work, words):
     status = work.session.controller.status
     return status.level is Level.PROBLEM and words in status.text
@@ -109,7 +113,7 @@ def test_accepting_is_one_action_and_says_what_each_object_is(accepted):
     rows = objects.features
     assert len(rows) == len(np.unique(objects.data)) - 1 > 10
     assert set(rows) >= {'granularity', 'score', 'stability', 'level'}
-    assert LEVELS_NAME not in accepted.session.viewer.layers
+    assert not is_shown(accepted.session.viewer)
     accepted.session.controller.undo()
     assert not objects.data.any()
     assert len(objects.features) == 0
@@ -151,8 +155,11 @@ def test_another_plane_takes_the_preview_away(make_controller, coins_tree, settl
     assert np.flatnonzero(session.objects.data.any(axis=(1, 2))).tolist() == [1]
     work.show_best()
     viewer.dims.set_point(0, 2)
-    assert LEVELS_NAME not in viewer.layers
+    assert not is_shown(viewer)
     assert work.shown is Shown.NOTHING
+    work.show_best()
+    settle(session.controller)
+    assert viewer.layers[LEVELS_NAME].translate[0] == 2
     work.close()
     session.close()
 
@@ -277,6 +284,7 @@ def test_one_object_is_spoken_of_in_the_singular(work, settle):
 def test_an_outline_marks_the_object_in_question_and_goes_with_the_next_action(accepted):
     reviewing, viewer, objects = Reviewing(accepted.session), accepted.session.viewer, accepted.session.objects
     before, selected, size_hw = list(viewer.layers), set(viewer.layers.selection), objects.data.shape
+    count = len(before) + 1
     reviewing.next()
     mark = viewer.layers[REVIEW_NAME]
     assert (drawn_mask(mark, size_hw) == (objects.data == reviewing.queue.current)).all()
@@ -286,8 +294,10 @@ def test_an_outline_marks_the_object_in_question_and_goes_with_the_next_action(a
     mark = viewer.layers[REVIEW_NAME]
     assert (drawn_mask(mark, size_hw) == (objects.data == reviewing.queue.current)).all()
     accepted.session.controller.undo()
-    assert list(viewer.layers) == before
+    assert not is_shown(viewer, REVIEW_NAME)
     reviewing.next()
+    assert is_shown(viewer, REVIEW_NAME)
+    assert len(viewer.layers) == count
     reviewing.close()
     assert list(viewer.layers) == before
 
@@ -329,10 +339,10 @@ def test_other_pixels_take_the_preview_away_and_are_measured_anew(work, settle):
     work.show_best()
     settle(work.session.controller)
     work.session.image.data = data.coins()[::-1].copy()
-    assert LEVELS_NAME not in work.session.viewer.layers
+    assert not is_shown(work.session.viewer)
     work.show_level(0.2)
     settle(work.session.controller)
-    assert LEVELS_NAME in work.session.viewer.layers
+    assert is_shown(work.session.viewer)
 
 
 def test_a_cancelled_measurement_can_be_asked_for_again(work, settle):

@@ -25,6 +25,7 @@ from napari_unsam._inference import InferenceSettings
 from napari_unsam._layers import OBJECTS_NAME, PREVIEW_NAME
 from tests.conftest import skip_without_weights
 from tests.test_napari.pictures import MAX_DIFFERENCE, Picture
+from tests.test_napari.stand_ins import needs_screen
 from tests.test_napari.user import User, says_about
 
 DOCS = Path(__file__).parents[2] / 'docs'
@@ -32,9 +33,7 @@ SIZE = 1280, 860
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        os.environ.get('QT_QPA_PLATFORM') == 'offscreen', reason='needs OpenGL: run under a desktop or xvfb-run'
-    ),
+    needs_screen,
 ]
 
 

@@ -29,11 +29,8 @@ from napari_unsam._widget import PANELS, SegmentationWidget, in_gui_thread
 from napari_unsam.panels.saved_bar import SavedBar
 from napari_unsam.state.autosave import Autosave
 from tests.conftest import skip_without_weights
-from tests.test_napari.stand_ins import colour_tree, drawn_mask, planes_of
+from tests.test_napari.stand_ins import colour_tree, drawn_mask, needs_screen, planes_of
 
-needs_screen = pytest.mark.skipif(
-    os.environ.get('QT_QPA_PLATFORM') == 'offscreen', reason='needs OpenGL: run under a desktop or xvfb-run'
-)
 ON_CUP, ON_TABLE = (150, 300), (340, 560)  # row and column in the photo of the coffee cup
 MAX_FREEZE_S = 0.1
 

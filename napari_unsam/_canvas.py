@@ -1,0 +1,46 @@
+"""napari's canvas, kept from freeing what is not its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtWidgets import QOpenGLWidget, QWidget
+
+if TYPE_CHECKING:
+    from napari.components import LayerList
+
+
+class CanvasContext:
+    """Has layers freed in the OpenGL context that they were drawn in, whoever removes them.
+
+    napari 0.9 frees what a layer holds as soon as it leaves the list, in whichever context is current: at times that of the
+    window, in which the same numbers are other objects. The window then crashes at one of the next drawings.
+
+    Args:
+        dock: A widget in the window of the canvas.
+        layers: Of the viewer.
+    """
+
+    def __init__(self, dock: QWidget, layers: LayerList) -> None:
+        self._dock, self._layers = dock, layers
+        layers.events.removing.connect(self._enter)
+
+    def close(self) -> None:
+        """Leaves the layers alone from now on."""
+        self._layers.events.removing.disconnect(self._enter)
+
+    def _enter(self, _event: Any) -> None:
+        canvas = canvas_beside(self._dock)
+        if canvas is not None:
+            canvas.makeCurrent()
+
+
+def canvas_beside(widget: QWidget) -> QOpenGLWidget | None:
+    """The canvas in the window that a widget belongs to, also if it floats; None if it is in no window with one."""
+    around: QWidget | None = widget
+    while around is not None:
+        canvas = around.findChild(QOpenGLWidget)
+        if canvas is not None:
+            return canvas
+        around = around.parentWidget()
+    return None
