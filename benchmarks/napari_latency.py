@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from napari_unsam._controller import SegmentationController
     from napari_unsam._session import ViewerSession
+    from napari_unsam._widget import SegmentationWidget
 
 
 class Heart:
@@ -123,6 +124,16 @@ def measure_bare() -> None:
     viewer.close()
 
 
+def segmentation_widget(viewer: napari.Viewer, engine: str) -> SegmentationWidget:
+    """What the dock holds, with an engine that keeps nothing of other runs."""
+    from napari_unsam._engine import PlaneEmbedder
+    from napari_unsam._inference import InferenceSettings
+    from napari_unsam._widget import SegmentationController, SegmentationWidget, in_gui_thread
+
+    embedder = PlaneEmbedder(InferenceSettings(engine=engine))
+    return SegmentationWidget(viewer, SegmentationController(embedder, in_gui_thread, embedder.load))
+
+
 def measure(engine: str, n_clicks: int) -> None:
     """Writes the figures of one engine."""
     from qtpy.QtWidgets import QApplication
@@ -130,16 +141,14 @@ def measure(engine: str, n_clicks: int) -> None:
     viewer = window()
     heart = Heart()
     opened_s = time.perf_counter()
-    from napari_unsam._engine import PlaneEmbedder
-    from napari_unsam._inference import InferenceSettings
-    from napari_unsam._widget import SegmentationController, SegmentationWidget, in_gui_thread
+    from napari_unsam._dock import UnSAMDock
 
-    embedder = PlaneEmbedder(InferenceSettings(engine=engine))
-    controller = SegmentationController(embedder, in_gui_thread, embedder.load)
-    widget = SegmentationWidget(viewer, controller)
-    viewer.window.add_dock_widget(widget, name='UnSAM')
+    dock = UnSAMDock(viewer, lambda viewer: segmentation_widget(viewer, engine))
+    viewer.window.add_dock_widget(dock, name='UnSAM')
+    wait_until(lambda: dock.content is not None and dock.content.isVisible())
     QApplication.processEvents()
     say(f'{engine}: dock open after {time.perf_counter() - opened_s:.2f} s')
+    widget, controller = dock.content, dock.content.controller
     opening_ms = heart.reset()
     wait_until(lambda: 'UnSAM objects' in viewer.layers)
     layers_ms = heart.reset()
@@ -160,7 +169,7 @@ def measure(engine: str, n_clicks: int) -> None:
             f'longest {max(times_s) * 1000:.1f} ms ({len(times_s)} times)'
         )
     say(f'{engine}: longest pause of the GUI while clicking {heart.longest_s * 1000:.0f} ms')
-    viewer.window.remove_dock_widget(widget)
+    viewer.window.remove_dock_widget(dock)
     viewer.close()
 
 

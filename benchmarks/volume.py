@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from napari_unsam._engine import EmbeddedPlane
+from napari_unsam._engine import EmbeddedPlane, make_engine
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.matching import MatchSettings, deepest_point
 from napari_unsam.volumes.propagation import PropagationSettings, propagate
@@ -45,7 +45,7 @@ class Stack:
     """
 
     def __init__(self, raw: np.ndarray, engine: str, cache: Path | None) -> None:
-        self._raw, self._predictor, self._cache = raw, UnSAMPredictor(engine), cache
+        self._raw, self._predictor, self._cache = raw, UnSAMPredictor(make_engine(engine, 'cpu')), cache
         self._planes: dict[int, EmbeddedPlane] = {}
 
     def __call__(self, z: int) -> EmbeddedPlane:

@@ -15,6 +15,8 @@ The modules, each importing only from those above it:
 - `_session`: ties a controller to a viewer; `state.autosave` saves what is done in it.
 - `levels`, `volumes`, `output`, `files`, `adapting`: what the sections of the dock do, without Qt.
 - `panels`, `_widget`: the dock; layout and connections only.
+- `_dock`: opens it without holding up the window; `_canvas` and `_garbage` keep napari's canvas and Python's collector
+  of garbage from doing so later.
 
 Nothing here imports torch; the inference thread does so at the first job.
 """

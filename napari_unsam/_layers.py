@@ -159,13 +159,14 @@ class ObjectLayers:
                 return layer
         return None
 
-    def make(self, frame: Frame) -> Labels:
-        """Adds an empty layer for the objects of an image, just above it, in its place in the world."""
+    def make(self, frame: Frame, is_drawn: bool = True) -> Labels:
+        """Adds an empty layer for the objects of an image, just above it, in its place in the world; hidden if not drawn."""
         image = frame.image
         labels = Labels(
             np.zeros(frame.shape, np.uint32),
             name=OBJECTS_NAME,
             opacity=0.6,
+            visible=is_drawn,
             colormap=object_colours(),
             metadata={_SOURCE_KEY: image.unique_id},
             **frame.placed,

@@ -27,6 +27,7 @@ class Objects:
         self._session, self._on_written = session, on_written
         self._layers = ObjectLayers(session.viewer)
         self._tables: dict[Labels, ObjectTable] = {}
+        self._undrawn: Labels | None = None
 
     def of(self, image: Image | None) -> Labels | None:
         """The layer of objects of the image that is chosen; None before it is made."""
@@ -37,15 +38,34 @@ class Objects:
         """Whether the image that is chosen has a layer of objects with a table."""
         return self._session.objects in self._tables
 
+    def prepare(self) -> bool:
+        """Does one of two things that would hold up a first commit, and returns whether one was left: making the layer,
+        and having it drawn."""
+        if not self.are_followed:
+            self._undrawn = self._ensure(is_drawn=False)
+            return True
+        return self._draw()
+
     def ensure(self) -> Labels:
         """The layer of objects of the image that is chosen, made if there is none."""
+        labels = self._ensure(is_drawn=True)
+        self._draw()
+        return labels
+
+    def _ensure(self, is_drawn: bool) -> Labels:
         labels = self._session.objects
         is_new = labels is None
         if is_new:
-            labels = self._layers.make(self._session.frame)
+            labels = self._layers.make(self._session.frame, is_drawn)
         if labels not in self._tables:
             self._follow(ObjectTable(labels, is_empty=is_new))
         return labels
+
+    def _draw(self) -> bool:
+        labels, self._undrawn = self._undrawn, None
+        if labels is not None:
+            labels.visible = True
+        return labels is not None
 
     def next_label(self) -> int:
         """A label that no object of the image has, or had in this session."""

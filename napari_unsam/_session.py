@@ -298,10 +298,8 @@ class ViewerSession:
             self._make_preview()
         elif not layers.is_shown:
             layers.show()
-        elif not self._objects.are_followed:
-            self.ensure_objects()
         else:
-            return False
+            return self._objects.prepare()
         return True
 
     def fit_outline(self) -> None:

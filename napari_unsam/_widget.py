@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 from weakref import finalize
@@ -13,6 +15,7 @@ from napari_unsam import _settings
 from napari_unsam._canvas import CanvasContext
 from napari_unsam._controller import Level, SegmentationController
 from napari_unsam._engine import PlaneEmbedder
+from napari_unsam._garbage import SparedObjects
 from napari_unsam._gui_thread import courier, in_gui_thread
 from napari_unsam._layers import load_layer_kinds, load_units
 from napari_unsam._session import ViewerSession
@@ -57,16 +60,18 @@ class SegmentationWidget(QWidget):
         autosave: Autosave | None = None,
     ) -> None:
         super().__init__()
+        self._spared = SparedObjects(viewer.layers, _later)
         courier()  # before the inference thread asks for it
         if controller is None:
             autosave = autosave or Autosave(_settings.default_store() / 'autosave')
             embedder = PlaneEmbedder(_settings.inference())
             controller = SegmentationController(embedder, in_gui_thread, embedder.load)
         self.controller = controller
-        self.session = ViewerSession(viewer, self.controller, lambda call: QTimer.singleShot(0, call))
+        self.session = ViewerSession(viewer, self.controller, _later)
         self._autosave = autosave
         self._context = CanvasContext(self, viewer.layers)
         self.panels: dict[str, QWidget] = {}
+        self._made: tuple[str, QWidget] | None = None  # a section that is not laid out yet
         self._docked = self._has_ended = self._has_libraries = False
         self.image_panel = ImagePanel(self.session)
         self.prompt_panel = PromptPanel(self.session)
@@ -84,13 +89,17 @@ class SegmentationWidget(QWidget):
         return super().event(event)
 
     def _make_panel(self) -> bool:
-        """Makes the next of the further sections; returns whether one was left."""
+        """Makes the next of the further sections, or lays out the one that was made last; returns whether one was left."""
+        if self._made is not None:
+            (name, panel), self._made = self._made, None
+            self.panels[name] = panel
+            self.session.add_keys(getattr(panel, 'keys', {}))
+            self._scroll.add(panel, is_open=False)
+            return True
         for module, name in PANELS:
             if name not in self.panels:
                 panel = getattr(import_module(f'napari_unsam.panels.{module}'), name)(self.session)
-                self.panels[name] = panel
-                self.session.add_keys(getattr(panel, 'keys', {}))
-                self._scroll.add(panel, is_open=False)
+                self._made = name, panel
                 return True
         return False
 
@@ -130,7 +139,7 @@ class SegmentationWidget(QWidget):
         self._soon.timeout.connect(self._make_next)
         session.image_changed.connect(self._image_changed)
         load_units()
-        self.controller.load_ahead('Loading the sections', _load_libraries)
+        self.controller.load_ahead('Loading the sections', partial(_load_libraries, self._spared.spare))
         self._soon.start()
         # The canvas tells of its zoom in the midst of being drawn, when no layer may be changed.
         self._zoomed = QTimer(self, singleShot=True, interval=30)
@@ -142,7 +151,7 @@ class SegmentationWidget(QWidget):
         if autosave is not None:
             self.session.exported.connect(lambda: autosave.exported(self.session))
         # No lambda: if the collector of garbage finds the dock, it takes a lambda apart before Qt calls it.
-        self._leave = finalize(self, _leave, controller, autosave)
+        self._leave = finalize(self, _leave, controller, autosave, self._spared)
         self._leave.atexit = False
         self.destroyed.connect(self._leave)
 
@@ -164,6 +173,10 @@ class SegmentationWidget(QWidget):
             self._soon.start()
         elif self.session.image is not None:
             self.controller.warm_up()
+            if self.controller.is_loading:
+                self._soon.start()
+            else:
+                self._spared.spare()  # of the model too
 
     def end(self) -> None:
         """Ends the session: the viewer is left alone from now on, and the work is saved."""
@@ -174,12 +187,13 @@ class SegmentationWidget(QWidget):
             timer.stop()
         self.session.viewer.scene.camera.events.zoom.disconnect(self._zoom_changed)
         self.image_panel.close_session()
-        for panel in self.panels.values():
+        for panel in (*self.panels.values(), *([] if self._made is None else [self._made[1]])):
             getattr(panel, 'close_session', lambda: None)()
         if self._autosave is not None:
             self._autosave.close()
         self.session.close()
         self._context.close()
+        self._spared.close()
 
     def _show_status(self) -> None:
         status = self.controller.status
@@ -188,14 +202,21 @@ class SegmentationWidget(QWidget):
         self.status_label.setStyleSheet('font-weight: bold;' if problem else '')
 
 
-def _leave(controller: SegmentationController, autosave: Autosave | None) -> None:
+def _leave(controller: SegmentationController, autosave: Autosave | None, spared: SparedObjects) -> None:
     controller.close()
+    spared.close()
     if autosave is not None:
         autosave.close()
 
 
-def _load_libraries() -> None:
+def _later(call: Callable[[], None]) -> None:
+    QTimer.singleShot(0, call)
+
+
+def _load_libraries(spare: Callable[[], None]) -> None:
     """Loads what the further sections and the first layers need, in the inference thread, where it holds nobody up."""
     load_layer_kinds()
     for module, _ in PANELS:
+        spare()
         import_module(f'napari_unsam.panels.{module}')
+    spare()

@@ -86,7 +86,9 @@ def follow(make_napari_viewer, npe2pm, qtbot, monkeypatch, tmp_path, embedder):
         viewer = make_napari_viewer(show=True)
         viewer.window.resize(*SIZE)
         viewer.open_sample('unsam_mm', sample)
-        _, dock = viewer.window.add_plugin_dock_widget('unsam_mm', 'UnSAM')
+        _, opened = viewer.window.add_plugin_dock_widget('unsam_mm', 'UnSAM')
+        qtbot.waitUntil(lambda: opened.content is not None and opened.content.isVisible(), timeout=20_000)
+        dock = opened.content
         is_there = lambda: len(dock.panels) == len(_widget.PANELS) and OBJECTS_NAME in viewer.layers  # noqa: E731
         qtbot.waitUntil(lambda: is_there() and not dock.controller.is_loading, timeout=120_000)
         viewer.fit_to_view()

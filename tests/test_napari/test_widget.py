@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from napari.components import ViewerModel
-from npe2 import PluginManifest
 from qtpy.QtCore import QPoint, Qt, QTimer
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QOpenGLWidget, QPushButton, QWidget
 from skimage import data
 from superqt import QCollapsible
 
-import napari_unsam
 from napari_unsam import _widget
 from napari_unsam._actions import Change
 from napari_unsam._commit import ObjectWrite
@@ -486,14 +484,3 @@ def test_docks_of_two_viewers_do_not_meddle(qtbot):
     wait_for_tree(qtbot, docks[1])
     assert len(docks[1].session.viewer.layers[PROMPTS_NAME].data) == 1
     docks[1].end()
-
-
-@pytest.mark.slow
-@needs_screen
-def test_napari_opens_the_dock_and_the_sample_data_by_their_names(make_napari_viewer, npe2pm):
-    npe2pm.register(PluginManifest.from_file(Path(napari_unsam.__file__).with_name('napari.yaml')))
-    viewer = make_napari_viewer(show=True)
-    viewer.open_sample('unsam_mm', 'coins')
-    _, widget = viewer.window.add_plugin_dock_widget('unsam_mm', 'UnSAM')
-    assert isinstance(widget, SegmentationWidget)
-    assert widget.session.image is viewer.layers['Coins']

@@ -1,0 +1,112 @@
+"""The dock opens at once, and is filled when its code is there."""
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from napari.components import ViewerModel
+from npe2 import PluginManifest
+from qtpy.QtWidgets import QLabel, QWidget
+from skimage import data
+
+import napari_unsam
+from napari_unsam import _dock, _settings
+from napari_unsam._controller import SegmentationController
+from napari_unsam._dock import UnSAMDock
+from napari_unsam._garbage import SparedObjects
+from napari_unsam._widget import SegmentationWidget, in_gui_thread
+from tests.test_napari.stand_ins import colour_tree, needs_screen, planes_of
+
+
+def make_widget(viewer):
+    return SegmentationWidget(viewer, SegmentationController(planes_of(colour_tree), in_gui_thread))
+
+
+@pytest.fixture
+def viewer():
+    viewer = ViewerModel()
+    viewer.add_image(data.coins(), name='Coins')
+    return viewer
+
+
+def test_the_dock_is_there_before_its_content_and_says_what_it_waits_for(qtbot, viewer):
+    dock = UnSAMDock(viewer, make_widget)
+    qtbot.addWidget(dock)
+    dock.show()
+    assert dock.content is None
+    [label] = dock.findChildren(QLabel)
+    assert 'being opened' in label.text()
+    qtbot.waitUntil(lambda: dock.content is not None and dock.content.isVisible(), timeout=20_000)
+    assert 'being opened' not in ' '.join(found.text() for found in dock.findChildren(QLabel) if found.isVisible())
+    assert dock.content.session.image is viewer.layers['Coins']
+    dock.end()
+
+
+def test_a_dock_that_is_closed_at_once_never_begins(qtbot, viewer):
+    made, window = [], QWidget()
+    dock = UnSAMDock(viewer, made.append)
+    for widget in (dock, window):
+        qtbot.addWidget(widget)
+    dock.setParent(window)
+    dock.setParent(None)  # as napari closes it
+    qtbot.wait(100)
+    assert made == []
+    assert gc.get_freeze_count() == 0
+
+
+def test_code_that_cannot_be_loaded_is_told_once(qtbot, viewer, monkeypatch):
+    monkeypatch.setattr(_dock, '_CODE', 'napari_unsam.not_there')
+    monkeypatch.setattr('threading.excepthook', lambda _arguments: None)
+    with qtbot.captureExceptions() as caught:
+        dock = UnSAMDock(viewer)
+        qtbot.addWidget(dock)
+        qtbot.waitUntil(lambda: bool(caught), timeout=20_000)
+        qtbot.wait(100)
+    assert [kind for kind, _, _ in caught] == [ModuleNotFoundError]
+    dock.end()
+
+
+@pytest.fixture
+def spared(viewer):
+    spared = SparedObjects(viewer.layers, lambda call: call())
+    yield spared
+    spared.close()
+
+
+def test_the_collector_passes_over_what_was_loaded_until_a_layer_goes(viewer, spared, monkeypatch):
+    frozen = gc.get_freeze_count()
+    assert frozen > 100_000
+    waiting = []
+    monkeypatch.setattr(spared, '_later', waiting.append)
+    viewer.layers.remove('Coins')
+    assert gc.get_freeze_count() == 0
+    waiting.pop()()
+    assert gc.get_freeze_count() > 100_000
+    spared.close()
+    assert gc.get_freeze_count() == 0
+
+
+def test_after_the_end_nothing_is_passed_over_again(viewer, spared):
+    spared.close()
+    spared.spare()
+    viewer.layers.remove('Coins')
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.slow
+@needs_screen
+def test_napari_opens_the_dock_and_the_sample_data_by_their_names(
+    make_napari_viewer, npe2pm, qtbot, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(_settings, 'default_store', lambda: tmp_path)
+    npe2pm.register(PluginManifest.from_file(Path(napari_unsam.__file__).with_name('napari.yaml')))
+    viewer = make_napari_viewer(show=True)
+    viewer.open_sample('unsam_mm', 'coins')
+    _, dock = viewer.window.add_plugin_dock_widget('unsam_mm', 'UnSAM')
+    qtbot.waitUntil(lambda: dock.content is not None and dock.content.isVisible(), timeout=20_000)
+    assert isinstance(dock.content, SegmentationWidget)
+    assert dock.content.session.image is viewer.layers['Coins']
+    viewer.window.remove_dock_widget(dock)
+    assert dock.content.session.image is None
+    assert np.array_equal(viewer.layers['Coins'].data, data.coins())
