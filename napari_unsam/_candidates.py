@@ -42,7 +42,7 @@ class Candidates:
         if not answers:
             return NO_CANDIDATES
         order = sorted(range(len(answers)), key=lambda i: answers[i].area_px)
-        return cls(tuple(answers[i] for i in order), order.index(0), chain, hierarchy)
+        return cls(_rising([answers[i] for i in order]), order.index(0), chain, hierarchy)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -121,6 +121,18 @@ class Candidates:
             return self.walked
         areas = np.log(self.hierarchy.area[self.chain])
         return int(np.argmin(np.abs(areas - np.log(self.shown.area_px))))
+
+
+def _rising(masks: list[PlaneMask]) -> tuple[PlaneMask, ...]:
+    """Masks by increasing area, with granularities that do not fall, so that no step to a larger mask seems a finer one.
+
+    Those of the tree are exact and stay. Others were estimated from what lies around each mask, and give way.
+    """
+    granularity = np.array([mask.granularity for mask in masks])
+    is_exact = np.array([mask.node is not None for mask in masks])
+    coarsest = np.minimum.accumulate(np.where(is_exact, granularity, np.inf)[::-1])[::-1]
+    rising = np.maximum.accumulate(np.minimum(granularity, coarsest))
+    return tuple(replace(mask, granularity=float(value)) for mask, value in zip(masks, rising, strict=True))
 
 
 NO_CANDIDATES = Candidates()

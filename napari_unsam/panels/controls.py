@@ -14,6 +14,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam.levels.looks import Side
+
+_SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
 SLIDER_STEPS = 1000
 """From 0 to 1."""
 
@@ -37,6 +40,18 @@ def slider(tooltip: str) -> QSlider:
     made.setRange(0, SLIDER_STEPS)
     made.setToolTip(tooltip)
     made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    return made
+
+
+def choice_of_side(chosen: Side) -> QComboBox:
+    """How objects differ from what is around them; the data of each entry is a `Side`."""
+    made = QComboBox()
+    made.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    made.setMinimumContentsLength(_SIDE_CHARACTERS)
+    for side in Side:
+        made.addItem(side.value.capitalize(), side)
+    made.setCurrentIndex(list(Side).index(chosen))
+    made.setToolTip('How objects differ from what is around them; bright or dark: whichever the image suggests')
     return made
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qtpy.QtWidgets import (
-    QComboBox,
     QDoubleSpinBox,
     QGroupBox,
     QLabel,
@@ -23,13 +22,12 @@ from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.looks import Side
 from napari_unsam.levels.work import LevelsWork, Shown
-from napari_unsam.panels.controls import SLIDER_STEPS, button, group, move, slider
+from napari_unsam.panels.controls import SLIDER_STEPS, button, choice_of_side, group, move, slider
 
 if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
 
 _MAX_AREA_PX = 1_000_000
-_SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
 
 
 class LevelsPanel(QWidget):
@@ -75,15 +73,8 @@ class LevelsPanel(QWidget):
         self.level_label = QLabel()
         self.propose_button = button('Propose', 'Move the slider to the level that holds most of the likely objects')
         self.best_button = button('Auto', 'Show the likeliest objects, each at a level of its own')
-        self.side_choice = QComboBox()
-        self.side_choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.side_choice.setMinimumContentsLength(_SIDE_CHARACTERS)
-        for side in Side:
-            self.side_choice.addItem(side.value.capitalize(), side)
-        self.side_choice.setToolTip(
-            'How objects differ from what is around them; bright or dark: whichever the image suggests'
-        )
         defaults = RegionFilter()
+        self.side_choice = choice_of_side(defaults.side)
         self.min_area_box = QSpinBox()
         self.min_area_box.setRange(1, _MAX_AREA_PX)
         self.min_area_box.setSuffix(' px')

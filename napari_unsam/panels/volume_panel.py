@@ -20,7 +20,8 @@ from qtpy.QtWidgets import (
 
 from napari_unsam._frame import axis_label
 from napari_unsam._words import counted
-from napari_unsam.panels.controls import SLIDER_STEPS, button, group, move, slider
+from napari_unsam.levels.looks import Side
+from napari_unsam.panels.controls import SLIDER_STEPS, button, choice_of_side, group, move, slider
 from napari_unsam.panels.iou_strip import IouStrip
 from napari_unsam.volumes.linking import LinkSettings
 from napari_unsam.volumes.propagation import Direction
@@ -132,6 +133,7 @@ class VolumePanel(QWidget):
         for regions in Regions:
             self.regions_choice.addItem(regions.value, regions)
         self.regions_choice.setToolTip('Which regions of each slice are joined to objects')
+        self.side_choice = choice_of_side(defaults.side)
         self.level_slider = slider('Fine on the left, coarse on the right')
         move(self.level_slider, defaults.granularity)
         self.level_label = QLabel()
@@ -152,6 +154,7 @@ class VolumePanel(QWidget):
             [
                 [QLabel('Regions'), self.regions_choice],
                 [self.level_label, self.level_slider],
+                [QLabel('Objects are'), self.side_choice],
                 [QLabel('At least'), self.min_area_box],
                 [QLabel('In at least'), self.extent_box],
                 [QLabel('Gaps up to'), self.gap_box],
@@ -204,6 +207,7 @@ class VolumePanel(QWidget):
             regions=Regions(self.regions_choice.currentData()),
             granularity=self.level_slider.value() / SLIDER_STEPS,
             min_area_px=self.min_area_box.value(),
+            side=Side(self.side_choice.currentData()),
             links=LinkSettings(max_gap=self.gap_box.value(), min_extent=self.extent_box.value()),
         )
 

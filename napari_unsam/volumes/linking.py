@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from napari_unsam.levels.best import winners
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
 
 
 @dataclass(frozen=True)
@@ -44,46 +42,6 @@ class LinkedRegion:
     z: int
     region: int
     iou: float
-
-
-def cut_labels(
-    hierarchy: MaskHierarchy, granularity: float, min_area_px: int = 1, max_share: float = 1.0
-) -> np.ndarray:
-    """(H, W) int32 label map of one level of a tree, without what is too small or too large to be an object.
-
-    Args:
-        hierarchy: Of the slice.
-        granularity: The level, in [0, 1].
-        min_area_px: Smaller regions become background.
-        max_share: Regions that take a larger share of the slice become background.
-
-    Raises:
-        UnSAMError: If the granularity lies outside [0, 1].
-    """
-    nodes = hierarchy.cut_nodes(granularity)
-    areas = hierarchy.area[nodes]
-    fits = (areas >= min_area_px) & (areas <= max_share * hierarchy.leaf_labels.size)
-    return _drawn(hierarchy, nodes[fits])
-
-
-def best_labels(hierarchy: MaskHierarchy, min_area_px: int = 1, max_share: float = 1.0) -> np.ndarray:
-    """(H, W) int32 label map of the regions of a tree that look most like objects together and do not overlap.
-
-    Args:
-        hierarchy: Of the slice.
-        min_area_px: Smaller regions are left out.
-        max_share: Regions that take a larger share of the slice are left out.
-    """
-    fits = (hierarchy.area >= min_area_px) & (hierarchy.area <= max_share * hierarchy.leaf_labels.size)
-    return _drawn(hierarchy, winners(hierarchy, np.where(fits, hierarchy.score, 0.0)))
-
-
-def _drawn(hierarchy: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
-    """(H, W) int32: 1 and up in disjoint nodes, 0 elsewhere."""
-    numbers = np.zeros(hierarchy.n_leaves, np.int32)
-    for number, node in enumerate(nodes, start=1):
-        numbers[hierarchy.first_leaf[node] : hierarchy.last_leaf[node]] = number
-    return numbers[hierarchy.leaf_labels]
 
 
 def overlap_ious(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

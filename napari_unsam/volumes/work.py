@@ -17,9 +17,12 @@ from napari_unsam._inference import ProgressCallback
 from napari_unsam._layers import AddLayers
 from napari_unsam._targets import Level, Target
 from napari_unsam._words import counted, them
+from napari_unsam.levels.cuts import RegionFilter
+from napari_unsam.levels.looks import Side
+from napari_unsam.levels.sheet import Sheet
 from napari_unsam.state.history import Together
 from napari_unsam.volumes.crops import EMPTY, CropMask
-from napari_unsam.volumes.linking import LinkSettings, best_labels, cut_labels, link
+from napari_unsam.volumes.linking import LinkSettings, link
 from napari_unsam.volumes.propagation import (
     Anchors,
     Found,
@@ -56,6 +59,7 @@ class AutomaticSettings:
         granularity: The level, if one is.
         min_area_px: Smaller regions of a slice are left out.
         max_share: Regions that take a larger share of their slice are background.
+        side: How objects differ from what is around them.
         links: What counts as the same object.
     """
 
@@ -63,7 +67,13 @@ class AutomaticSettings:
     granularity: float = 0.5
     min_area_px: int = 50
     max_share: float = 0.2
+    side: Side = Side.ANY
     links: LinkSettings = field(default_factory=LinkSettings)
+
+    @property
+    def limits(self) -> RegionFilter:
+        """Which regions of a slice count; objects of a stack may touch the outline of a slice."""
+        return RegionFilter(self.min_area_px, self.max_share, max_border_share=1.0, min_score=0.0, side=self.side)
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,9 +354,10 @@ class VolumeWork:
         tree = self.session.controller.embedded(target, progress).hierarchy
         if tree is None:
             raise UnSAMError(_TILED)
-        if settings.regions is Regions.BEST:
-            return best_labels(tree, settings.min_area_px, settings.max_share)
-        return cut_labels(tree, settings.granularity, settings.min_area_px, settings.max_share)
+        sheet, limits = Sheet(tree, target.read()), settings.limits
+        is_best = settings.regions is Regions.BEST
+        chosen = sheet.best(limits) if is_best else sheet.at_level(settings.granularity, limits)
+        return sheet.band('objects', chosen).labels.astype(np.int32)
 
     def _tracks(self, table: TrackTable, first: int, slicing: Slicing) -> Tracks:
         layer = self.session.ensure_objects()

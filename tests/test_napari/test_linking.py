@@ -4,8 +4,11 @@ from skimage import data
 from skimage.draw import disk
 from skimage.measure import label
 
-from napari_unsam.volumes.linking import LinkSettings, best_labels, cut_labels, link, overlap_ious
-from tests.test_napari.stand_ins import PATCHES, colour_tree, patches_tree
+from napari_unsam.levels.cuts import RegionFilter
+from napari_unsam.levels.looks import Side
+from napari_unsam.levels.sheet import Sheet
+from napari_unsam.volumes.linking import LinkSettings, link, overlap_ious
+from tests.test_napari.stand_ins import colour_tree
 from unsam_mm.errors import UnSAMError
 
 BLOBS = label(data.binary_blobs(96, blob_size_fraction=0.15, volume_fraction=0.3, rng=3))
@@ -84,25 +87,12 @@ def test_maps_of_different_sizes_are_refused():
         link([np.zeros((4, 4), int), np.zeros((4, 5), int)])
 
 
-def test_one_level_of_a_tree_becomes_a_label_map_without_what_is_too_small_or_too_large():
-    tree = patches_tree()
-    assert np.array_equal(cut_labels(tree, 0.0), PATCHES + 1)
-    halves = cut_labels(tree, float(tree.granularity[5]))
-    assert len(np.unique(halves)) == 2
-    small_left_out = cut_labels(tree, 0.0, min_area_px=5)
-    assert (small_left_out[PATCHES == 0] == 0).all()
-    assert np.unique(small_left_out).tolist() == [0, 1, 2]
-    assert (cut_labels(tree, 0.0, max_share=0.3)[PATCHES == 1] == 0).all()
-
-
-def test_the_likeliest_regions_become_a_label_map_without_overlaps():
-    labels = best_labels(patches_tree())
-    assert np.unique(labels[:2]).tolist() == [1]
-    assert np.unique(labels[2:]).tolist() == [2]
-
-
 def test_the_coins_of_a_photo_are_linked_to_themselves_in_a_moved_one():
-    image = data.coins()[:120, :160]
-    maps = [best_labels(colour_tree(np.roll(image, z, axis=1), lambda *_: None), 200, 0.2) for z in range(2)]
+    maps = []
+    for z in range(2):
+        image = np.roll(data.coins()[:120, :160], z, axis=1)
+        sheet = Sheet(colour_tree(image, lambda *_: None), image)
+        chosen = sheet.best(RegionFilter(min_area_px=200, max_share=0.2, min_score=0.0, side=Side.ANY))
+        maps.append(sheet.band('coins', chosen).labels)
     linked = link(maps)
     assert len(linked) >= 0.5 * maps[0].max()

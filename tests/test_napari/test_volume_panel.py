@@ -10,6 +10,7 @@ from qtpy.QtTest import QTest
 from skimage.draw import disk
 
 from napari_unsam._commit import ObjectWrite
+from napari_unsam.levels.looks import Side
 from napari_unsam.panels.iou_strip import IouStrip, colour_of
 from napari_unsam.panels.volume_panel import VolumePanel
 from napari_unsam.volumes.crops import EMPTY, CropMask
@@ -320,6 +321,24 @@ def test_one_level_of_all_slices_is_joined(panel, session, press):
     press(panel.automatic_button)
     assert session.objects.features['granularity'].eq(0.6).all()
     assert panel.level_label.text() == 'Level 0.60'
+
+
+@pytest.mark.parametrize(
+    ('side', 'other_side', 'is_inverted'), [(Side.BRIGHT, Side.DARK, False), (Side.DARK, Side.BRIGHT, True)]
+)
+def test_objects_lie_on_the_side_of_the_light_that_was_chosen(panel, session, press, side, other_side, is_inverted):
+    if is_inverted:
+        session.image.data = 255 - session.image.data
+    in_discs = np.array([disc(BALL, z) | disc(OTHER, z) for z in range(N_SLICES)])
+    panel.regions_choice.setCurrentIndex(panel.regions_choice.findData(Regions.BEST))
+    panel.side_choice.setCurrentIndex(panel.side_choice.findData(other_side))
+    press(panel.automatic_button)
+    assert not ((session.ensure_objects().data > 0) & in_discs).any()
+    session.controller.undo()
+    panel.side_choice.setCurrentIndex(panel.side_choice.findData(side))
+    press(panel.automatic_button)
+    found = session.objects.data > 0
+    assert (found & in_discs).sum() > 0.9 * (found | in_discs).sum()
 
 
 def test_what_is_too_small_is_not_an_object(panel, session, press):
