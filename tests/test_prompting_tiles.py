@@ -9,6 +9,7 @@ from skimage.transform import resize
 
 from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
 from unsam_mm.errors import ImageError, UnSAMError
+from unsam_mm.prompting.embedding_file import load_arrays
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.tiled_answers import Gathered
@@ -250,6 +251,27 @@ def test_only_some_windows_are_kept_and_those_can_be_saved(generator, plane, tmp
     other.set_plane(plane, store=tmp_path / 'windows')
     other.predict_crops([(700, 30)], multimask_output=False)
     assert len(list((tmp_path / 'windows').glob('*.npz'))) == stored
+
+
+def test_a_damaged_window_is_looked_at_again_and_one_that_cannot_be_kept_is_answered_all_the_same(
+    generator, plane, tmp_path, caplog
+):
+    def answer(store):
+        predictor = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
+        predictor.set_plane(plane, store=store)
+        return predictor.predict_crops([COIN_XY], multimask_output=False)[0][0]
+
+    folder = tmp_path / 'windows'
+    before = answer(folder)
+    [kept] = folder.glob('*.npz')
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    assert answer(folder).iou(before) == 1
+    assert 'looked at again' in caplog.text
+    assert len(load_arrays(kept, 'tree')) > 0
+    (tmp_path / 'a file').touch()
+    assert answer(tmp_path / 'a file' / 'windows').iou(before) == 1
+    assert 'no longer kept' in caplog.text
 
 
 def test_windows_of_one_colour_have_no_masks(generator, plane):

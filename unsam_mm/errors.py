@@ -20,3 +20,7 @@ class WeightsError(UnSAMError):
 
 class StoreError(UnSAMError):
     """A pseudo-mask folder or annotation file that cannot be read or written."""
+
+
+class DamagedError(StoreError):
+    """A stored file that does not hold what was written into it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unsam_mm.errors import StoreError
+from unsam_mm.errors import DamagedError, StoreError
 from unsam_mm.files import atomic_writer
 
 _FORMAT = 2
@@ -55,7 +55,8 @@ def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
     """Reads what `save_arrays` wrote.
 
     Raises:
-        StoreError: If nothing is there, it is damaged, or it is of another kind.
+        DamagedError: If what is there is damaged.
+        StoreError: If nothing is there, or it is of another kind.
     """
     path = _checked(path)
     if not path.exists():
@@ -66,7 +67,7 @@ def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
         raise
     except (OSError, KeyError, ValueError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreError(f'{path}: not an embedding ({reason}); remove it and make it again') from error
+        raise DamagedError(f'{path}: not an embedding ({reason}); remove it and make it again') from error
     if (found, number) != (kind, _FORMAT):
         raise StoreError(f'{path}: is for the engine {found!r} (format {number}), not for {kind!r} (format {_FORMAT})')
     return arrays
@@ -83,7 +84,7 @@ def _read_zarr(path: Path) -> tuple[dict[str, np.ndarray], str, int]:
     arrays = {name: values[...] for name, values in group.arrays()}
     # Chunks that are missing read as zeros. Folders of earlier versions have no checksums.
     if group.attrs.get('crc32', expected := _checksums(arrays)) != expected:
-        raise StoreError(f'{path}: parts of it are missing or were changed; remove it and make it again')
+        raise DamagedError(f'{path}: parts of it are missing or were changed; remove it and make it again')
     return arrays, group.attrs['kind'], int(group.attrs['format'])
 
 

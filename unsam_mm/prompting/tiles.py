@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import DamagedError, StoreError, UnSAMError
 from unsam_mm.images import MIN_SIDE_PX
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
@@ -27,6 +28,8 @@ from unsam_mm.prompting.tiled_masks import PlaneMasks
 from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid, lifted
 
 MIN_TILE_PX = 128
+logger = logging.getLogger(__name__)
+
 _MARGIN_SHARE = 1 / 8  # of a window's side between its inner sides and a prompt
 
 
@@ -79,6 +82,7 @@ class TiledEngine:
         Args:
             plane: What to read.
             store: Folder where windows are kept for a later time, by their pixels; a folder for each setting of an engine.
+                Damaged files in it are made anew; where it cannot be written, nothing is kept.
             used: Told each file of that folder after it was read or written; files are never removed here.
         """
         self.reset_image()
@@ -252,13 +256,33 @@ class TiledEngine:
             self._engine.set_image(rgb)
             return self._taken()
         path = self._store / f'{hashlib.sha256(rgb.tobytes() + str(rgb.shape).encode()).hexdigest()[:32]}.npz'
-        if path.exists():
-            self._engine.set_embedding(load_arrays(path, self.name))
-        else:
+        if not self._restored(path):
             self._engine.set_image(rgb)
-            save_arrays(path, self.name, self._engine.embedding())
-        self._used(path)
+            self._keep(path)
         return self._taken()
+
+    def _restored(self, path: Path) -> bool:
+        """Whether the engine has what is kept of a window; a damaged file is as good as none."""
+        try:
+            self._engine.set_embedding(load_arrays(path, self.name))
+        except DamagedError as error:
+            logger.warning('a window is looked at again: %s', error)
+            return False
+        except StoreError:
+            if path.exists():
+                raise
+            return False
+        self._used(path)
+        return True
+
+    def _keep(self, path: Path) -> None:
+        try:
+            save_arrays(path, self.name, self._engine.embedding())
+        except StoreError as error:
+            self._store = None  # a full or read-only disk must not cost the user the answer
+            logger.warning('windows are no longer kept: %s', error)
+        else:
+            self._used(path)
 
     def _taken(self) -> Engine:
         """The engine with its image, and the networks shared; the one for the next window has none."""
