@@ -44,6 +44,11 @@ class Inputs:
         viewer.mouse_drag_callbacks.append(self._on_mouse)
         viewer.mouse_wheel_callbacks.append(self._on_wheel)
 
+    @property
+    def keys(self) -> Keys:
+        """What each key does."""
+        return dict(self._keys)
+
     def add_keys(self, keys: Keys) -> None:
         """Binds more keys on all that listens, now and later."""
         self._keys |= keys

@@ -138,6 +138,11 @@ class ViewerSession:
         """Which channels the model sees of the image, along an axis or in several layers; None if it sees its one layer."""
         return self._sources.channels(self._image)
 
+    @property
+    def keys(self) -> Keys:
+        """What each key does, those of panels included."""
+        return self._inputs.keys
+
     def add_keys(self, keys: Keys) -> None:
         """Binds keys of a panel on the viewer and on the layers of the plugin."""
         self._inputs.add_keys(keys)

@@ -1,21 +1,23 @@
 """The dock opens at once, and is filled when its code is there."""
 
 import gc
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from napari._app_model import get_app_model
 from napari.components import ViewerModel
 from npe2 import PluginManifest
 from qtpy.QtWidgets import QLabel, QWidget
 from skimage import data
 
 import napari_unsam
-from napari_unsam import _dock, _settings
+from napari_unsam import _commands, _dock, _settings
 from napari_unsam._controller import SegmentationController
 from napari_unsam._dock import UnSAMDock
 from napari_unsam._garbage import SparedObjects
-from napari_unsam._widget import SegmentationWidget, in_gui_thread
+from napari_unsam._widget import PANELS, SegmentationWidget, in_gui_thread
 from tests.test_napari.stand_ins import colour_tree, needs_screen, planes_of
 
 
@@ -110,3 +112,30 @@ def test_napari_opens_the_dock_and_the_sample_data_by_their_names(
     viewer.window.remove_dock_widget(dock)
     assert dock.content.session.image is None
     assert np.array_equal(viewer.layers['Coins'].data, data.coins())
+
+
+@pytest.mark.slow
+@needs_screen
+def test_the_palette_of_napari_does_what_the_keys_do(make_napari_viewer, npe2pm, qtbot, monkeypatch):
+    manifest = PluginManifest.from_file(Path(napari_unsam.__file__).with_name('napari.yaml'))
+    npe2pm.register(manifest)
+    commands = {one.id: one for one in manifest.contributions.commands if '_commands:' in one.python_name}
+    viewer = make_napari_viewer(show=True)
+    told = []
+    monkeypatch.setattr(_commands, 'show_info', told.append)
+    execute = get_app_model().commands.execute_command
+    execute('unsam_mm.undo').result()
+    assert told == ['The dock of UnSAM is not open; open it with Plugins > UnSAM.']
+    dock = UnSAMDock(viewer, make_widget)
+    viewer.window.add_dock_widget(dock)
+    qtbot.waitUntil(lambda: dock.content is not None and len(dock.content.panels) == len(PANELS), timeout=20_000)
+    assert sorted(re.search(r'\[(.*)\]$', one.title)[1] for one in commands.values()) == sorted(
+        dock.content.session.keys
+    )
+    pressed = []
+    for key in dock.content.session.keys:
+        monkeypatch.setitem(dock.content.session._inputs._keys, key, lambda key=key: pressed.append(key))
+    for command in commands:
+        execute(command).result()
+    assert pressed == [re.search(r'\[(.*)\]$', one.title)[1] for one in commands.values()]
+    viewer.window.remove_dock_widget(dock)
