@@ -9,7 +9,7 @@ from napari.utils.notifications import show_info
 
 from napari_unsam._dock import UnSAMDock
 
-_NOT_OPEN = 'The dock of UnSAM is not open; open it with Plugins > UnSAM.'
+_NOT_OPEN = 'The dock of UnSAM is not open; open it from the menu Plugins.'
 
 
 def _pressing(key: str) -> Callable[[napari.Viewer], None]:

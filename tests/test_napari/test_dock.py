@@ -125,7 +125,7 @@ def test_the_palette_of_napari_does_what_the_keys_do(make_napari_viewer, npe2pm,
     monkeypatch.setattr(_commands, 'show_info', told.append)
     execute = get_app_model().commands.execute_command
     execute('unsam_mm.undo').result()
-    assert told == ['The dock of UnSAM is not open; open it with Plugins > UnSAM.']
+    assert told == ['The dock of UnSAM is not open; open it from the menu Plugins.']
     dock = UnSAMDock(viewer, make_widget)
     viewer.window.add_dock_widget(dock)
     qtbot.waitUntil(lambda: dock.content is not None and len(dock.content.panels) == len(PANELS), timeout=20_000)
