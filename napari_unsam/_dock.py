@@ -8,7 +8,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QGridLayout, QLabel, QWidget
 
 from napari_unsam._garbage import SparedObjects
 
@@ -44,9 +44,9 @@ class UnSAMDock(QWidget):
         self._opening = QLabel('UnSAM is being opened ...')
         self._opening.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._opening.setMinimumWidth(self._opening.fontMetrics().averageCharWidth() * 40)
-        self._column = QVBoxLayout(self)
-        self._column.setContentsMargins(0, 0, 0, 0)
-        self._column.addWidget(self._opening)
+        self._room = QGridLayout(self)  # napari would add a stretch to a column, and leave half of it to that
+        self._room.setContentsMargins(0, 0, 0, 0)
+        self._room.addWidget(self._opening)
         self._loading = Thread(target=import_module, args=(_CODE,), name='unsam-opening', daemon=True)
         self._loading.start()
         self._turns = QTimer(self, interval=_TURN_MS)
@@ -78,6 +78,6 @@ class UnSAMDock(QWidget):
             self.content = make(self._viewer)
             self._turns.start()
         else:
-            self._column.replaceWidget(self._opening, self.content)
+            self._room.replaceWidget(self._opening, self.content)
             self._opening.hide()
             self._opening.deleteLater()

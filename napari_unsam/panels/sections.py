@@ -9,6 +9,7 @@ from superqt import QCollapsible
 from napari_unsam.panels.controls import lend_keyboard
 
 _SPARE_PX = 10  # below what is in a section
+_MARGINS_PX, _GAP_PX = (9, 3, 9, 3), 2  # of a title, so that those of folded sections take little room
 
 
 class Section(QCollapsible):
@@ -20,7 +21,9 @@ class Section(QCollapsible):
     """
 
     def __init__(self, panel: QWidget, is_open: bool) -> None:
-        super().__init__(panel.title)
+        super().__init__(panel.title, collapsedIcon='▶')
+        self.layout().setContentsMargins(*_MARGINS_PX)
+        self.layout().setSpacing(_GAP_PX)
         self.setContent(panel)
         panel.installEventFilter(self)
         (self.expand if is_open else self.collapse)(animate=False)

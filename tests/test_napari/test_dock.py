@@ -108,6 +108,7 @@ def test_napari_opens_the_dock_and_the_sample_data_by_their_names(
     _, dock = viewer.window.add_plugin_dock_widget('unsam_mm', 'UnSAM')
     qtbot.waitUntil(lambda: dock.content is not None and dock.content.isVisible(), timeout=20_000)
     assert isinstance(dock.content, SegmentationWidget)
+    assert dock.content.size() == dock.size()
     assert dock.content.session.image is viewer.layers['Coins']
     viewer.window.remove_dock_widget(dock)
     assert dock.content.session.image is None
