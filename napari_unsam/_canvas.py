@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qtpy.compat import isalive
 from qtpy.QtWidgets import QOpenGLWidget, QWidget
 
 if TYPE_CHECKING:
@@ -17,22 +18,31 @@ class CanvasContext:
     window, in which the same numbers are other objects. The window then crashes at one of the next drawings.
 
     Args:
-        dock: A widget in the window of the canvas.
+        dock: A widget in the window of the canvas, now or soon.
         layers: Of the viewer.
     """
 
     def __init__(self, dock: QWidget, layers: LayerList) -> None:
         self._dock, self._layers = dock, layers
+        self._canvas: QOpenGLWidget | None = None
+        layers.events.inserted.connect(self._find)
         layers.events.removing.connect(self._enter)
+        self._find()
 
     def close(self) -> None:
         """Leaves the layers alone from now on."""
+        self._layers.events.inserted.disconnect(self._find)
         self._layers.events.removing.disconnect(self._enter)
 
+    def _find(self, _event: Any = None) -> None:
+        """Looks while the dock is in the window: it is taken out before its own layers are."""
+        if self._canvas is None and isalive(self._dock):
+            self._canvas = canvas_beside(self._dock)
+
     def _enter(self, _event: Any) -> None:
-        canvas = canvas_beside(self._dock)
-        if canvas is not None:
-            canvas.makeCurrent()
+        self._find()
+        if self._canvas is not None and isalive(self._canvas):
+            self._canvas.makeCurrent()
 
 
 def canvas_beside(widget: QWidget) -> QOpenGLWidget | None:

@@ -9,6 +9,7 @@ from napari.utils.notifications import show_info
 
 from napari_unsam._dock import UnSAMDock
 
+_NOT_READY = 'The dock of UnSAM is still being opened; try again in a moment.'
 _NOT_OPEN = 'The dock of UnSAM is not open; open it from the menu Plugins.'
 
 
@@ -21,7 +22,7 @@ def _pressing(key: str) -> Callable[[napari.Viewer], None]:
         if key in keys:
             keys[key]()
         else:
-            show_info(_NOT_OPEN)
+            show_info(_NOT_READY if docks else _NOT_OPEN)
 
     return press
 

@@ -188,11 +188,13 @@ class ObjectTable:
         """Follows the layer from now on."""
         self.labels.events.set_data.connect(self.refresh)
         self.labels.events.paint.connect(self._painted)
+        self.labels.events.data.connect(self._replaced)
 
     def close(self) -> None:
         """Leaves the layer alone from now on."""
         self.labels.events.set_data.disconnect(self.refresh)
         self.labels.events.paint.disconnect(self._painted)
+        self.labels.events.data.disconnect(self._replaced)
 
     def _painted(self, event: Any) -> None:
         """Labels that were painted by hand are never given to a new object."""
@@ -200,6 +202,10 @@ class ObjectTable:
             value = getattr(atom, 'new_value', None)
             value = atom[2] if value is None else value
             self._highest = max(self._highest, int(np.max(value, initial=0)))
+
+    def _replaced(self, _event: Any) -> None:
+        """Nor are those of an array that was put in place of the one before."""
+        self._highest = max(self._highest, int(np.max(self.labels.data, initial=0)))
 
     def _count(self) -> dict[int, int]:
         """The area of each object, in voxels, within the box that it was written in."""

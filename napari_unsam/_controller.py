@@ -21,11 +21,12 @@ from napari_unsam._candidates import Candidates
 from napari_unsam._engine import Embed, EmbeddedPlane, PlanesKept
 from napari_unsam._inference import Deliver, Lane, ProgressCallback
 from napari_unsam._jobs import Jobs
-from napari_unsam._prompts import PointPrompt, Polarity, Position, Prompts, SetAside, ShapeKind, ShapePrompt
-from napari_unsam._questions import is_drawn_well, on_plane, question_of
+from napari_unsam._prompts import PointPrompt, Polarity, Position, Prompts, SetAside
+from napari_unsam._questions import on_plane, question_of
 from napari_unsam._targets import Level, Proposal, Status, Target
 from napari_unsam.state.embeddings import StackReport
 from napari_unsam.state.history import Action, ActionHistory, Together
+from unsam_mm.errors import UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 
 __all__ = ['NO_IMAGE', 'Level', 'Proposal', 'SegmentationController', 'Status', 'Target']
@@ -283,7 +284,8 @@ class SegmentationController:
             name: What the user is told meanwhile.
             work: Is given a callback for the fraction done and what is being done, which raises `JobCancelled` once the
                 job is to stop, and lets clicks be answered.
-            on_done: Told what `work` returned, in the thread that this object belongs to; never called once cancelled.
+            on_done: Told what `work` returned, in the thread that this object belongs to; never called once cancelled. May
+                raise UnSAMError, as `work` may.
             on_failed: Told why it failed; the user is told anyway.
         """
 
@@ -292,7 +294,13 @@ class SegmentationController:
             if on_failed is not None:
                 on_failed(reason)
 
-        self._jobs.start(Lane.LONG, name, work, on_done, failed)
+        def done(result: T) -> None:
+            try:
+                on_done(result)
+            except UnSAMError as error:  # what it was for may be gone
+                failed(str(error))
+
+        self._jobs.start(Lane.LONG, name, work, done, failed)
         self.progress_changed.emit(0.0, name)
         self.say(f'{name} ...')
 
@@ -328,29 +336,6 @@ class SegmentationController:
         at: Position = tuple(float(value) for value in position)
         point = PointPrompt(at, polarity or self._polarity, self.prompts_here.object_id)
         self.set_prompts(replace(self.prompts, points=(*self.prompts.points, point)), 'click')
-        return True
-
-    def add_shape(self, kind: ShapeKind, vertices: Sequence[Sequence[float]], polarity: Polarity | None = None) -> bool:
-        """Adds a box, an outline or a scribble.
-
-        Args:
-            kind: Which of them.
-            vertices: Data coordinates of its corners in the image.
-            polarity: What a scribble says; by default `polarity`.
-
-        Returns:
-            Whether the shape can be used; if not, the user is told.
-        """
-        if self._target is None:
-            self.say_no_target()
-            return False
-        polarity = (polarity or self._polarity) if kind is ShapeKind.SCRIBBLE else Polarity.POSITIVE
-        corners = tuple(tuple(float(value) for value in vertex) for vertex in vertices)
-        shape = ShapePrompt(kind, corners, polarity, self.prompts_here.object_id)
-        if not is_drawn_well(shape, self._target.plane):
-            self.say(f'That {kind.value} holds no pixel of "{self._target.name}"; draw it larger.', Level.PROBLEM)
-            return False
-        self.set_prompts(replace(self.prompts, shapes=(*self.prompts.shapes, shape)), kind.value)
         return True
 
     def set_prompts(self, prompts: Prompts, name: str = 'change of prompts') -> None:
@@ -450,14 +435,16 @@ class SegmentationController:
         stepped = self.candidates.stepped(direction)
         if self.candidates.shown is None:
             self.say(_NOTHING_YET, Level.PROBLEM)
-        elif stepped.shown is self.candidates.shown:
+        elif stepped.place == self.candidates.place:
             self.say(f'This is the {"coarsest" if direction > 0 else "finest"} of the masks to choose from.')
         else:
             self._answers.choose(stepped)
 
     def _situation(self) -> Situation:
-        version = None if self._target is None else self.version(self._target.source)
-        return self._target, version, self.prompts_here
+        if self._target is None:
+            return None
+        # Not the target, which can read the image: the history would keep that in memory.
+        return self._target.source, self._target.plane, self.version(self._target.source), self.prompts_here
 
     def _prompts_change(self, name: str, after: Prompts) -> Action:
         put, shown = partial(self._put, self._target.source), self.candidates.place

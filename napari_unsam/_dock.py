@@ -6,10 +6,12 @@ from collections.abc import Callable
 from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING
+from weakref import finalize
 
-from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtWidgets import QGridLayout, QLabel, QWidget
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QGridLayout, QLabel
 
+from napari_unsam._docked import DockedWidget, later
 from napari_unsam._garbage import SparedObjects
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ _TURN_MS = 10
 _CODE = 'napari_unsam._widget'
 
 
-class UnSAMDock(QWidget):
+class UnSAMDock(DockedWidget):
     """Opens empty, and holds a `SegmentationWidget` a moment later.
 
     Args:
@@ -39,8 +41,12 @@ class UnSAMDock(QWidget):
     ) -> None:
         super().__init__()
         self.content: SegmentationWidget | None = None
-        self._viewer, self._make, self._docked = viewer, make, False
-        self._spared = SparedObjects(viewer.layers, lambda call: QTimer.singleShot(0, call))
+        self.undocked.connect(self.end)
+        self._viewer, self._make = viewer, make
+        self._spared = SparedObjects(viewer.layers, later)  # until the content has its own
+        self._leave = finalize(self, self._spared.close)
+        self._leave.atexit = False
+        self.destroyed.connect(self._leave)  # with its window, which closes no dock
         self._opening = QLabel('UnSAM is being opened ...')
         self._opening.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._opening.setMinimumWidth(self._opening.fontMetrics().averageCharWidth() * 40)
@@ -52,14 +58,6 @@ class UnSAMDock(QWidget):
         self._turns = QTimer(self, interval=_TURN_MS)
         self._turns.timeout.connect(self._go_on)
         self._turns.start()
-
-    def event(self, event: QEvent) -> bool:
-        """Ends the session when napari takes the dock away; it only unparents this widget, without closing it."""
-        if event.type() == QEvent.Type.ParentChange:
-            if self._docked and self.parent() is None:
-                self.end()
-            self._docked = self.parent() is not None
-        return super().event(event)
 
     def end(self) -> None:
         """Ends the session, or does not begin it."""
@@ -75,6 +73,7 @@ class UnSAMDock(QWidget):
         self._turns.stop()  # so that what cannot be loaded or made is told once
         if self.content is None:
             make = self._make or import_module(_CODE).SegmentationWidget
+            self._spared.close()
             self.content = make(self._viewer)
             self._turns.start()
         else:

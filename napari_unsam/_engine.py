@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from unsam_mm.region_model.clicks import ClickableImage
 
 __all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneEmbedder', 'PlaneMask', 'PlanesKept']
+
+logger = logging.getLogger(__name__)
 
 TILED_FROM_PX = 2048
 """Planes with a longer side are looked at in windows."""
@@ -204,6 +207,7 @@ class PlaneEmbedder:
         self._weights: Path | None = None
         self._engine: Engine | None = None
         self._store: EmbeddingStore | None = None
+        self._no_store = _NO_STORE
         if settings.store is not None:
             size_bytes = int(settings.store_gb * 1e9)
             self._store = EmbeddingStore(settings.store / 'planes', size_bytes, settings.store / 'windows')
@@ -230,7 +234,7 @@ class PlaneEmbedder:
             StoreError: If the disk is full.
         """
         if self._store is None:
-            raise UnSAMError(_NO_STORE)
+            raise UnSAMError(self._no_store)
         if any(_is_in_windows(target) for target in targets):
             raise UnSAMError(_NOT_IN_WINDOWS)
         with reporting(progress):
@@ -303,8 +307,9 @@ class PlaneEmbedder:
     def _keep(self, key: str, engine: Engine) -> None:
         try:
             self._store.save(key, engine.embedding())
-        except StoreError:
-            self._store = None  # a full or read-only disk must not cost the user the answer
+        except StoreError as error:
+            logger.warning('planes are no longer kept: %s', error)
+            self._store, self._no_store = None, f'Nothing is kept on disk any more: {error}'
 
     def _signature(self) -> str:
         from unsam_mm import __version__

@@ -175,8 +175,16 @@ class InferenceThread:
             # Looked up on arrival: the job may have been cancelled while the message was under way.
             if not job.cancelled.is_set():
                 callback(*args)
+            if callback is not job.on_progress:
+                self._forget(job)
 
         self._deliver(call)
+
+    def _forget(self, job: Job) -> None:
+        """Lets go of a job that has told all: it may hold the pixels of an image."""
+        with self._wake:
+            if self._latest.get(job.lane) is job:
+                del self._latest[job.lane]
 
     def _reporter(self, job: Job) -> ProgressCallback:
         last_s = -_PROGRESS_INTERVAL_S

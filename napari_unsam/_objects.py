@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
 from napari_unsam._layers import ObjectLayers, is_of
+from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer
@@ -42,7 +43,7 @@ class Objects:
         """Does one of two things that would hold up a first commit, and returns whether one was left: making the layer,
         and having it drawn."""
         if not self.are_followed:
-            self._undrawn = self._ensure(is_drawn=False)
+            self._ensure(is_drawn=False)
             return True
         return self._draw()
 
@@ -57,6 +58,7 @@ class Objects:
         is_new = labels is None
         if is_new:
             labels = self._layers.make(self._session.frame, is_drawn)
+            self._undrawn = None if is_drawn else labels
         if labels not in self._tables:
             self._follow(ObjectTable(labels, is_empty=is_new))
         return labels
@@ -67,15 +69,37 @@ class Objects:
             labels.visible = True
         return labels is not None
 
-    def next_label(self) -> int:
+    def next_label(self, layer: Labels | None = None) -> int:
         """A label that no object of the image has, or had in this session."""
-        return self._tables[self.ensure()].highest + 1
+        return self._table(layer).highest + 1
 
-    def writing(self, name: str, writes: Sequence[ObjectWrite]) -> WriteObjects:
-        """The action that writes objects, not done yet; done or taken back, it brings a layer back that was deleted."""
-        table = self._tables[self.ensure()]
-        bring_back = partial(self._bring_back, self._session.image, table)
+    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
+        """The action that writes objects, not done yet; done or taken back, it brings a layer back that was deleted.
+
+        Args:
+            name: What the user did.
+            writes: What to write.
+            layer: Where to, in the viewer again if it left; by default the layer of the image that is chosen.
+
+        Raises:
+            UnSAMError: If the image of that layer is gone.
+        """
+        table = self._table(layer)
+        bring_back = partial(self._bring_back, self._image_of(table.labels), table)
         return WriteObjects(name, table, writes, self._on_written, bring_back)
+
+    def _table(self, layer: Labels | None) -> ObjectTable:
+        layer = self.ensure() if layer is None else layer
+        if layer not in self._tables:
+            image = self._image_of(layer)
+            if image is None:
+                raise UnSAMError('The image that this was meant for was deleted meanwhile, so nothing was written.')
+            self._layers.add(layer, image)
+            self._follow(ObjectTable(layer))
+        return self._tables[layer]
+
+    def _image_of(self, layer: Labels) -> Image | None:
+        return next((image for image in self._session.viewer.layers if is_of(layer, image)), None)
 
     def unused(self, image: Image) -> list[Labels]:
         """The layers of an image, in the viewer or not, that never held an object."""

@@ -60,11 +60,6 @@ class Plane:
             return None
         return nearest[self.axes[0]], nearest[self.axes[1]]
 
-    def indices(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Indices into the array, one (K,) array per axis, of the given pixels of the plane."""
-        spanned = {self.axes[0]: rows, self.axes[1]: columns}
-        return tuple(spanned.get(axis, np.full(len(rows), i)) for axis, i in enumerate(self.index))
-
     def region(self, box_xyxy: Sequence[int]) -> tuple[slice, ...]:
         """Slices of the array, one per axis, of a box in the plane; right and bottom edges exclusive."""
         x0, y0, x1, y1 = (int(edge) for edge in box_xyxy)

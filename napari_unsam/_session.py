@@ -220,30 +220,27 @@ class ViewerSession:
         """
         return self._objects.ensure()
 
-    def next_label(self) -> int:
-        """A label that no object of the image has, or had in this session.
+    def next_label(self, layer: Labels | None = None) -> int:
+        """A label that no object of the image has, or had in this session; see `writing`."""
+        return self._objects.next_label(layer)
 
-        Raises:
-            UnSAMError: If no image is chosen.
-        """
-        return self._objects.next_label()
-
-    def write_objects(self, name: str, writes: Sequence[ObjectWrite]) -> None:
-        """Writes, overwrites or erases objects, as one action; nothing happens without any.
-
-        Raises:
-            UnSAMError: If no image is chosen.
-        """
+    def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
+        """Writes, overwrites or erases objects, as one action; nothing happens without any; see `writing`."""
         if writes:
-            self.history.do(self.writing(name, writes))
+            self.history.do(self.writing(name, writes, layer))
 
-    def writing(self, name: str, writes: Sequence[ObjectWrite]) -> WriteObjects:
+    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
         """The action that writes objects, not done yet.
 
+        Args:
+            name: What the user does.
+            writes: The objects.
+            layer: One of `ensure_objects`, for what was begun on another image; by default that of the image.
+
         Raises:
-            UnSAMError: If no image is chosen.
+            UnSAMError: If no image is chosen, or the layer is gone.
         """
-        return self._objects.writing(name, writes)
+        return self._objects.writing(name, writes, layer)
 
     def draw(self, kind: ShapeKind | None) -> None:
         """Puts a tool for boxes, outlines or scribbles in the user's hand; None gives the view back."""
@@ -407,6 +404,7 @@ class ViewerSession:
     def _forget(self, layer: Image) -> None:
         """Drops what is known of an image that is gone, and of those whose channel it was."""
         self.controller.forget(layer.unique_id)
+        self.stack.forget(layer.unique_id)
         # napari is in the midst of a removal, and cannot bear that others go which it was about to select.
         unused = self._objects.unused(layer)
         self.later(lambda: remove_layers(self.viewer, unused))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from napari_unsam._inference import ProgressCallback
@@ -77,6 +78,10 @@ class StackWork:
     def close(self) -> None:
         """Follows the session no longer."""
         self._session.controller.state_changed.disconnect(self._follow)
+
+    def forget(self, source: Hashable) -> None:
+        """Lets go of the planes of an image that is gone."""
+        self._stored = {target: version for target, version in self._stored.items() if target.source != source}
 
     def _keep(self, target: Target, version: int) -> None:
         self._stored[target] = version  # from the inference thread; one assignment needs no lock

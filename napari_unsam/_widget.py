@@ -8,12 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 from weakref import finalize
 
-from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_unsam import _settings
 from napari_unsam._canvas import CanvasContext
 from napari_unsam._controller import Level, SegmentationController
+from napari_unsam._docked import DockedWidget, later
 from napari_unsam._engine import PlaneEmbedder
 from napari_unsam._garbage import SparedObjects
 from napari_unsam._gui_thread import courier, in_gui_thread
@@ -43,7 +44,7 @@ _TURN_MS = 20  # for the user's clicks and for drawing, between one piece of wor
 _HINT = 'Click on an object. J and K step between masks, N keeps the one you mean, U takes anything back.'
 
 
-class SegmentationWidget(QWidget):
+class SegmentationWidget(DockedWidget):
     """Click on an image, step through the masks under the click, commit the one you mean.
 
     Args:
@@ -60,33 +61,26 @@ class SegmentationWidget(QWidget):
         autosave: Autosave | None = None,
     ) -> None:
         super().__init__()
-        self._spared = SparedObjects(viewer.layers, _later)
+        self._spared = SparedObjects(viewer.layers, later)
         courier()  # before the inference thread asks for it
         if controller is None:
-            autosave = autosave or Autosave(_settings.default_store() / 'autosave')
             embedder = PlaneEmbedder(_settings.inference())
             controller = SegmentationController(embedder, in_gui_thread, embedder.load)
+            told = partial(_tell_problem, controller)
+            autosave = autosave or Autosave(_settings.default_store() / 'autosave', on_problem=told)
         self.controller = controller
-        self.session = ViewerSession(viewer, self.controller, _later)
+        self.session = ViewerSession(viewer, self.controller, later)
         self._autosave = autosave
         self._context = CanvasContext(self, viewer.layers)
         self.panels: dict[str, QWidget] = {}
         self._made: tuple[str, QWidget] | None = None  # a section that is not laid out yet
-        self._docked = self._has_ended = self._has_libraries = False
+        self._has_ended = self._has_libraries = False
         self.image_panel = ImagePanel(self.session)
         self.prompt_panel = PromptPanel(self.session)
         self.mask_panel = MaskPanel(self.session)
         self._lay_out()
         self._connect()
         self._show_status()
-
-    def event(self, event: QEvent) -> bool:
-        """Ends the session when napari takes the dock away; it only unparents this widget, without closing it."""
-        if event.type() == QEvent.Type.ParentChange:
-            if self._docked and self.parent() is None:
-                self.end()
-            self._docked = self.parent() is not None
-        return super().event(event)
 
     def _make_panel(self) -> bool:
         """Makes the next of the further sections, or lays out the one that was made last; returns whether one was left."""
@@ -154,6 +148,7 @@ class SegmentationWidget(QWidget):
         self._leave = finalize(self, _leave, controller, autosave, self._spared)
         self._leave.atexit = False
         self.destroyed.connect(self._leave)
+        self.undocked.connect(self.end)
 
     def _zoom_changed(self) -> None:
         self._zoomed.start()
@@ -166,6 +161,8 @@ class SegmentationWidget(QWidget):
 
     def _make_next(self) -> None:
         """Makes the next layer or section that is not there yet, one a turn of the event loop; then has the model loaded."""
+        if self._has_ended:
+            return
         if not self._has_libraries:
             self._has_libraries = not self.controller.is_loading
             self._soon.start()
@@ -192,7 +189,7 @@ class SegmentationWidget(QWidget):
         if self._autosave is not None:
             self._autosave.close()
         self.session.close()
-        self._context.close()
+        later(self._context.close)  # after the layers that go later
         self._spared.close()
 
     def _show_status(self) -> None:
@@ -202,15 +199,15 @@ class SegmentationWidget(QWidget):
         self.status_label.setStyleSheet('font-weight: bold;' if problem else '')
 
 
+def _tell_problem(controller: SegmentationController, text: str) -> None:
+    in_gui_thread(lambda: controller.say(text, Level.PROBLEM))
+
+
 def _leave(controller: SegmentationController, autosave: Autosave | None, spared: SparedObjects) -> None:
     controller.close()
     spared.close()
     if autosave is not None:
         autosave.close()
-
-
-def _later(call: Callable[[], None]) -> None:
-    QTimer.singleShot(0, call)
 
 
 def _load_libraries(spare: Callable[[], None]) -> None:

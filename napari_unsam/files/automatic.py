@@ -101,11 +101,7 @@ class AutomaticObjects:
         settings, engine = self._settings, self._engine
         engine.set_image(rgb)
         if settings.engine == 'tree':
-            sheet = Sheet(engine.hierarchy, rgb)
-            chosen = (
-                sheet.best(self._limits) if settings.level is None else sheet.at_level(settings.level, self._limits)
-            )
-            band = sheet.band('objects', chosen)
+            band = Sheet(engine.hierarchy, rgb).objects(settings.level, self._limits)
             return band.labels, band.features.reindex(columns=list(_COLUMNS))
         masks, stability = engine.all_masks(_MOST_MASKS, settings.min_area_px, points_per_side=32, max_iou=0.9)
         kept = masks.areas <= self._limits.max_share * rgb.shape[0] * rgb.shape[1]

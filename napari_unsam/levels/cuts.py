@@ -26,7 +26,6 @@ class RegionFilter:
         max_border_share: Nor those that touch more of its outline, as the background does.
         min_score: Nor those that look less like an object; what a generator did not rank has a score far below the default.
         side: Nor those that do not stand out on that side.
-        levels: Lowest and highest granularity, both included.
     """
 
     min_area_px: int = 25
@@ -34,18 +33,14 @@ class RegionFilter:
     max_border_share: float = 0.1
     min_score: float = 1e-6
     side: Side = Side.GUESS
-    levels: tuple[float, float] = (0.0, 1.0)
 
     def keeps(self, tree: MaskHierarchy, looks: Looks, scene: Scene) -> np.ndarray:
         """(N,) bool; which regions of a tree count."""
-        low, high = self.levels
         return (
             (tree.area >= self.min_area_px)
             & (tree.area <= self.max_share * tree.area[-1])
             & (tree.border_share <= self.max_border_share)
             & (tree.score >= self.min_score)
-            & (tree.granularity >= low)
-            & (tree.granularity <= high)
             & looks.stand_out(scene, self.side)
         )
 

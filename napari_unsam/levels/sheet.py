@@ -67,6 +67,9 @@ class Sheet:
         # Now, in the thread that measures: what is found at first use would hold up the one that draws.
         for tree in self.trees:
             _ = tree.boxes_xyxy
+
+    def warm_up(self) -> None:
+        """Does what the first choice of the best objects would have to do besides."""
         self.best(RegionFilter())
 
     @property
@@ -111,6 +114,10 @@ class Sheet:
         low_px, share = limits.min_area_px, limits.max_share * self.hierarchy.area[-1]
         sized = (self.hierarchy.area >= low_px) & (self.hierarchy.area <= share)
         return _of_main(alike(self.hierarchy, how_like, least, sized))
+
+    def objects(self, level: float | None, limits: RegionFilter) -> Band:
+        """The objects of one level of the main tree, or for None the best of all levels of all trees."""
+        return self.band('objects', self.best(limits) if level is None else self.at_level(level, limits))
 
     def draw(self, chosen: Chosen, out: np.ndarray) -> None:
         """Fills an (H, W) uint8 array with the colours of regions, 0 beside them."""

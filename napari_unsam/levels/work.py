@@ -90,10 +90,11 @@ class LevelsWork:
         if self._is_fresh(target):
             then(self._sheet)
             return
-        being_measured = self._waiting is not None and self._waiting[0] == target and controller.is_busy
+        name = f'Measuring the regions of "{target.name}"'
+        being_measured = self._waiting is not None and self._waiting[0] == target and controller.job == name
         self._waiting = (target, then)
         if not being_measured:
-            controller.run(f'Measuring the regions of "{target.name}"', self._measuring(target), self._measured)
+            controller.run(name, self._measuring(target), self._measured)
 
     def show_level(self, level: float) -> None:
         """Shows one level of the tree; 0 is the finest, 1 the whole plane."""
@@ -231,6 +232,7 @@ class LevelsWork:
                 return
         session, plane = self.session, self.session.controller.target.plane
         if self._preview is None or not self._preview.move_to(session.frame, plane):
+            self._drop_preview()
             self._preview = LevelPreview(session.viewer, session.ensure_objects(), session.frame, plane)
         sheet.draw(self.chosen, self._preview.pixels)
         self._preview.redraw()
@@ -260,7 +262,9 @@ class LevelsWork:
             plane = controller.embedded(target, progress)
             if plane.hierarchy is None:
                 return target, None
-            return target, Sheet(plane.hierarchy, target.read(), progress)
+            sheet = Sheet(plane.hierarchy, target.read(), progress)
+            sheet.warm_up()
+            return target, sheet
 
         return work
 
@@ -288,6 +292,9 @@ class LevelsWork:
     def _change_image(self) -> None:
         self._follow()
         self.hide()
+        self._drop_preview()
+
+    def _drop_preview(self) -> None:
         preview, self._preview = self._preview, None
         if preview is not None:
             self.session.later(preview.remove)

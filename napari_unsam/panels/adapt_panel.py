@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 BEFORE_NAME, AFTER_NAME = 'UnSAM original model', 'UnSAM adapted model'
 _POLL_MS = 500
+_WRITING = 'Taking pictures of the image to learn from'
 _MAX_PICTURES, _MAX_ITERATIONS = 64, 5000
 
 
@@ -52,7 +53,6 @@ class AdaptPanel(QWidget):
         self._job: AdaptJob | None = None
         self._stop: Callable[[], None] | None = None
         self._jobs: dict[str, AdaptJob] = {}  # a training goes on while other images are looked at
-        self._writes_pictures = False
         self._layers: dict[str, Labels] = {}
         self.keys: dict = {}
         self._build()
@@ -77,6 +77,9 @@ class AdaptPanel(QWidget):
         if self._stop is not None:
             self.destroyed.disconnect(self._stop)
             self._stop = None
+            self._session.image_changed.disconnect(self._image_changed)
+            self._session.controller.state_changed.disconnect(self._show_buttons)
+            QApplication.instance().aboutToQuit.disconnect(self.close_session)
         _stop(self._jobs)
 
     def start(self) -> None:
@@ -89,18 +92,14 @@ class AdaptPanel(QWidget):
         except UnSAMError as error:
             session.controller.say(str(error), Level.PROBLEM)
             return
-        self._writes_pictures = True
         settings = AdaptSettings(iterations=self.iterations_box.value())
-        session.controller.run(
-            'Taking pictures of the image to learn from', work, partial(self._train, job, settings), self._not_written
-        )
+        session.controller.run(_WRITING, work, partial(self._train, job, settings), lambda _reason: self.refresh())
         self._show_buttons()
 
     def cancel(self) -> None:
         """Stops the training; Start goes on from its last checkpoint."""
         if self._writes_pictures:
             self._session.controller.cancel()
-            self._writes_pictures = False
         if self._job is not None:
             self._job.cancel()
         self.refresh()
@@ -190,6 +189,10 @@ class AdaptPanel(QWidget):
         self.use_box.setChecked(False)
         self.refresh()
 
+    @property
+    def _writes_pictures(self) -> bool:
+        return self._session.controller.job == _WRITING
+
     def _is_at_work(self) -> bool:
         """Whether the model is being adapted to this image or another: one training takes all cores."""
         return self._writes_pictures or any(job.is_running for job in self._jobs.values())
@@ -212,7 +215,6 @@ class AdaptPanel(QWidget):
         return lambda progress: write_pictures(job.folder / IMAGES, pictures, read, progress)
 
     def _train(self, job: AdaptJob, settings: AdaptSettings, _written: int) -> None:
-        self._writes_pictures = False
         if job is not self._job:
             return
         try:
@@ -221,10 +223,6 @@ class AdaptPanel(QWidget):
         except UnSAMError as error:
             self._session.controller.say(str(error), Level.PROBLEM)
         self._timer.start()
-        self.refresh()
-
-    def _not_written(self, _reason: str) -> None:
-        self._writes_pictures = False
         self.refresh()
 
     def _show(self, state: JobState) -> None:

@@ -44,7 +44,7 @@ class MaskPanel(QWidget):
         controller = self._session.controller
         proposal, candidates = controller.proposal, controller.candidates
         for stepped, direction in ((self.coarser_button, 1), (self.finer_button, -1)):
-            stepped.setEnabled(proposal is not None and candidates.stepped(direction).shown is not candidates.shown)
+            stepped.setEnabled(proposal is not None and candidates.stepped(direction).place != candidates.place)
         count = len(controller.prompts.asides) + (proposal is not None)
         self.commit_button.setEnabled(count > 0)
         self.commit_button.setText(f'Commit {f"{count} objects" if count > 1 else "object"}  [N]')

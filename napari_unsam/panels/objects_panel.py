@@ -102,11 +102,13 @@ class ObjectsPanel(QWidget):
         self._run(
             f'Writing {path.name}',
             lambda progress: export(path, objects, name, progress),
-            lambda _done: self._exported(path),
+            lambda _done: self._exported(path, layer),
         )
 
-    def _exported(self, path: Path) -> None:
-        self._session.exported.emit()
+    def _exported(self, path: Path, layer: Labels) -> None:
+        # What can be read back is safe; a table of measurements is not the objects.
+        if layer is self._session.objects and path.name.endswith(READABLE):
+            self._session.exported.emit()
         self._say(f'Written: {path}')
 
     def open(self) -> None:
@@ -131,7 +133,7 @@ class ObjectsPanel(QWidget):
                 self._say(f'There is no object {label}; pick one with the pick tool (L).', Level.PROBLEM)
                 return
             mask = np.asarray(layer.data[box]) == label
-            self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)])
+            self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
             self._say(f'Object {label} deleted; U brings it back.')
 
         looking = f'Looking for object {label}'

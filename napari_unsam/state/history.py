@@ -73,23 +73,13 @@ class ActionHistory:
         self._undone: list[Action] = []
 
     @property
-    def can_undo(self) -> bool:
-        """Whether `undo` would do something."""
-        return bool(self._done)
-
-    @property
-    def can_redo(self) -> bool:
-        """Whether `redo` would do something."""
-        return bool(self._undone)
-
-    @property
     def undo_name(self) -> str | None:
-        """What `undo` would take back."""
+        """What `undo` would take back; None if there is nothing."""
         return self._done[-1].name if self._done else None
 
     @property
     def redo_name(self) -> str | None:
-        """What `redo` would do again."""
+        """What `redo` would do again; None if there is nothing."""
         return self._undone[-1].name if self._undone else None
 
     def do(self, action: Action) -> None:

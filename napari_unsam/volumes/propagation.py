@@ -138,10 +138,7 @@ def propagate(
             done += 1
         found.append({label: chain.slices for label, chain in chains.items()})
     forward, back = found
-    return {
-        label: _joined(slices, forward.get(label, {}), back.get(label, {}), settings.direction)
-        for label, slices in known.items()
-    }
+    return {label: _joined(slices, forward.get(label, {}), back.get(label, {})) for label, slices in known.items()}
 
 
 @dataclass(eq=False)
@@ -267,7 +264,7 @@ def without(crop: CropMask, taken: Iterable[CropMask]) -> CropMask:
     return crop if mask is crop.mask else CropMask.of(mask, crop.box_xyxy[1], crop.box_xyxy[0])
 
 
-def _joined(known: Mapping[int, CropMask], forward: Found, back: Found, direction: Direction) -> Found:
+def _joined(known: Mapping[int, CropMask], forward: Found, back: Found) -> Found:
     """One mask a slice: from the one side it was found from, or the better of both between two known slices."""
     known_zs = sorted(known)
     joined = {z: (forward if z in forward else back)[z] for z in known_zs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,14 @@ from psygnal import Signal
 
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._engine import EmbeddedPlane
+from napari_unsam._frame import Frame
 from napari_unsam._inference import ProgressCallback
-from napari_unsam._layers import AddLayers
+from napari_unsam._layers import AddLayers, following
 from napari_unsam._targets import Level, Target
 from napari_unsam._words import counted, them
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.looks import Side
+from napari_unsam.levels.part_whole import Band
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.state.history import Together
 from napari_unsam.volumes.crops import EMPTY, CropMask
@@ -32,7 +34,7 @@ from napari_unsam.volumes.propagation import (
 )
 from napari_unsam.volumes.slices import Slicing, crops_of
 from napari_unsam.volumes.tracks import TrackTable, track
-from napari_unsam.volumes.writing import end_what_was_beyond, free_of, same, with_marked, written
+from napari_unsam.volumes.writing import end_what_was_beyond, free_now, renumbered, same, with_marked, written
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
@@ -172,12 +174,18 @@ class VolumeWork:
 
     def propagate_current(self) -> None:
         """Takes the object at hand through the slices: the mask on offer, which is committed, else the selected label."""
-        if not self._is_ready():
-            return
-        if self.session.controller.proposal is not None:
+        if self._is_ready():
+            self.session.controller.when_answered(self._propagate_answered)
+
+    def _propagate_answered(self) -> None:
+        controller = self.session.controller
+        if controller.proposal is not None:
             self.session.commit()
-            if self.session.controller.proposal is not None:
+            if controller.proposal is not None:
                 return  # it was not committed, and the user was told why
+        elif controller.prompts_here:
+            controller.say('There is no mask for these prompts yet; press Shift-G once there is one.', Level.PROBLEM)
+            return
         layer = self.session.objects
         label = 0 if layer is None else int(layer.selected_label)
         crops = {} if layer is None else crops_of(self.slicing.labels(layer.data, self.slicing.here), {label})
@@ -220,40 +228,45 @@ class VolumeWork:
         if as_tracks and self.axis != 0:
             session.controller.say('Tracks need time to be the first axis; move it there.', Level.PROBLEM)
             return
-        layer, first = session.ensure_objects(), session.next_label()
-        targets, keep = self._targets(), session.keep_existing
+        layer, targets, keep = session.ensure_objects(), self._targets(), session.keep_existing
+        frame = session.frame
         kind, one = ('tracks', 'track') if as_tracks else ('3D objects', '3D object')
 
         def work(progress: ProgressCallback) -> tuple[list[ObjectWrite], TrackTable | None]:
-            maps = [self._label_map(targets[z], settings, part) for z, part in _parts(targets, progress)]
-            zs = list(targets)
+            bands = [self._band(targets[z], settings, part) for z, part in _parts(targets, progress)]
+            maps, zs = [band.labels.astype(np.int32) for band in bands], list(targets)
             table = track(maps, settings.links) if as_tracks else None
             objects = list(table.regions.values()) if as_tracks else link(maps, settings.links)
             parents = {} if table is None else {child: mothers[0] for child, mothers in table.graph.items()}
             crops = [crops_of(labels) for labels in maps]
-            taken = [slicing.labels(layer.data, z) != 0 for z in zs] if keep else None
+            levels = [
+                dict(zip(band.features['index'], band.features['level'], strict=True)) if len(band.features) else {}
+                for band in bands
+            ]
             writes = []
             for number, regions in enumerate(objects, start=1):
-                masks = {}
-                for part in regions:
-                    crop = crops[part.z][part.region]
-                    masks[zs[part.z]] = crop if taken is None else free_of(crop, taken[part.z])
-                row = {'granularity': settings.granularity, 'score': float(np.mean([part.iou for part in regions]))}
+                masks = {zs[part.z]: crops[part.z][part.region] for part in regions}
+                row = {
+                    'granularity': float(np.mean([levels[part.z][part.region] for part in regions])),
+                    'score': float(np.mean([part.iou for part in regions])),
+                }
                 if number in parents:
-                    row['parent_id'] = first + parents[number] - 1
-                write = slicing.write(first + number - 1, masks, row)
-                writes += [] if write is None else [write]
+                    row['parent_id'] = parents[number]
+                writes.append(slicing.write(number, masks, row))
             return writes, table
 
         def done(result: tuple[list[ObjectWrite], TrackTable | None]) -> None:
             writes, table = result
+            # Only now: what was committed meanwhile has labels and pixels too.
+            writes = renumbered(writes, session.next_label(layer) - 1)
+            writes = free_now(writes, layer.data) if keep else writes
             if not writes:
                 session.controller.say('No object was found; change the level, or allow smaller ones.', Level.PROBLEM)
                 return
             name = f'find {counted(len(writes), one)}'
-            actions = [session.writing(name, writes)]
+            actions = [session.writing(name, writes, layer)]
             if table is not None:
-                tracks = self._tracks(table, min(targets), slicing)
+                tracks = self._tracks(table, min(targets), slicing, frame)
                 actions.append(AddLayers(name, session.viewer, [tracks]))
             session.history.do(Together(name, actions))
             session.controller.say(f'Found {counted(len(writes), one)}. U takes {them(len(writes))} back.')
@@ -317,7 +330,7 @@ class VolumeWork:
 
         def finished(result: tuple[dict[int, Found], list[ObjectWrite]]) -> None:
             found, writes = result
-            session.write_objects(name, writes)
+            session.write_objects(name, free_now(writes, layer.data) if keep else writes, layer)
             self._run = _Run(layer, slicing, found)
             self.label = self.label if self.label in found else next(iter(found))
             slices = sum(one.crop.area_px > 0 for one in found[self.label].values())
@@ -350,24 +363,21 @@ class VolumeWork:
                 anchors[label] = known | changed
         return anchors
 
-    def _label_map(self, target: Target, settings: AutomaticSettings, progress: ProgressCallback) -> np.ndarray:
+    def _band(self, target: Target, settings: AutomaticSettings, progress: ProgressCallback) -> Band:
+        """The objects of one slice."""
         tree = self.session.controller.embedded(target, progress).hierarchy
         if tree is None:
             raise UnSAMError(_TILED)
-        sheet, limits = Sheet(tree, target.read()), settings.limits
-        is_best = settings.regions is Regions.BEST
-        chosen = sheet.best(limits) if is_best else sheet.at_level(settings.granularity, limits)
-        return sheet.band('objects', chosen).labels.astype(np.int32)
+        level = settings.granularity if settings.regions is Regions.LEVEL else None
+        band = Sheet(tree, target.read(), progress).objects(level, settings.limits)
+        return band if level is None else replace(band, features=band.features.assign(level=level))
 
-    def _tracks(self, table: TrackTable, first: int, slicing: Slicing) -> Tracks:
-        layer = self.session.ensure_objects()
-        data = np.zeros((len(table.data), 1 + layer.ndim))
+    def _tracks(self, table: TrackTable, first: int, slicing: Slicing, frame: Frame) -> Tracks:
+        data = np.zeros((len(table.data), 1 + len(slicing.plane.shape)))
         data[:, 1:] = slicing.plane.index
         data[:, [0, 1 + slicing.axis, *(1 + axis for axis in slicing.plane.axes)]] = table.data
         data[:, 1 + slicing.axis] += first
-        names = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
-        placed = {name: getattr(layer, name) for name in names}
-        return Tracks(data, graph=table.graph, name=TRACKS_NAME, **placed)
+        return Tracks(data, graph=table.graph, name=TRACKS_NAME, **following(frame))
 
     def _image_changed(self) -> None:
         self._shape = None

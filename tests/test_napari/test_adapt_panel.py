@@ -78,6 +78,15 @@ def test_taking_pictures_can_be_cancelled(panel, session, viewer, mailbox):
     assert panel.job.result is None
 
 
+def test_another_run_that_takes_the_place_of_taking_pictures_leaves_the_button_free(panel, session, viewer, mailbox):
+    session.set_image(viewer.add_image(np.stack([data.coins()] * 40)))
+    panel.pictures_box.setValue(40)
+    panel.start_button.click()
+    session.controller.run('Something else', lambda progress: None, lambda _nothing: None)
+    mailbox.open_until(lambda: not session.controller.is_busy)
+    assert panel.start_button.isEnabled()
+
+
 def test_an_image_with_nothing_on_it_is_told(panel, session, viewer, mailbox):
     session.set_image(viewer.add_image(np.zeros((64, 80), np.uint8)))
     panel.start_button.click()

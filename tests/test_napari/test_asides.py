@@ -124,7 +124,7 @@ def test_clearing_the_plane_takes_those_that_wait_there_too(on_coffee, begin):
 def test_without_a_mask_there_is_nothing_to_set_aside(on_coffee):
     on_coffee.set_aside()
     assert is_problem(on_coffee, 'no mask to set aside')
-    assert not on_coffee.history.can_undo
+    assert on_coffee.history.undo_name is None
 
 
 def test_the_outlines_go_and_come_with_the_image(on_coffee, begin, viewer):

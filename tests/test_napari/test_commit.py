@@ -196,3 +196,13 @@ def test_of_overlapping_writes_the_later_one_wins_whatever_was_there(desk, label
     assert np.argwhere(labels.data == 1).tolist() == [[1, 1, 2], [1, 2, 2]]
     desk.history.undo()
     assert np.array_equal(labels.data, before)
+
+
+def test_an_array_put_in_place_of_the_one_before_is_not_taken_for_empty(desk, labels):
+    replaced = np.zeros_like(labels.data)
+    replaced[..., 3, 4] = 7
+    labels.data = replaced
+    table = ObjectTable(labels, is_empty=True)
+    labels.data = replaced * 2
+    assert table.highest == 14
+    table.close()

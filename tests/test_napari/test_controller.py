@@ -5,7 +5,7 @@ import pytest
 from napari_unsam._controller import Level
 from napari_unsam._engine import PlanesKept
 from napari_unsam._planes import Plane
-from napari_unsam._prompts import PointPrompt, Polarity, Prompts, ShapeKind
+from napari_unsam._prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
 from tests.test_napari.stand_ins import PATCHES, NestedPlane, patches_target, patches_tree
 from unsam_mm.errors import ImageError
 
@@ -115,17 +115,18 @@ def test_clicks_of_both_kinds_on_one_pixel_are_kept_and_explained(controller, cl
     assert is_problem(controller, 'both kinds')
 
 
+def test_a_step_beyond_the_last_mask_is_told_also_after_sliding(controller, click):
+    click((0, 0))
+    controller.slide(9)
+    controller.coarser()
+    assert 'coarsest' in controller.status.text
+
+
 def test_a_box_is_answered_like_a_click(controller, settle):
-    assert controller.add_shape(ShapeKind.BOX, [(0, 0), (0, 5), (1, 5), (1, 0)])
+    corners = ((0.0, 0.0), (0.0, 5.0), (1.0, 5.0), (1.0, 0.0))
+    controller.set_prompts(Prompts(shapes=(ShapePrompt(ShapeKind.BOX, corners),)))
     settle(controller)
     assert controller.proposal.area_px == 12
-
-
-@pytest.mark.parametrize('corners', [[(0, 0), (0, 0), (0, 0), (0, 0)], [(9, 9), (9, 12), (12, 12), (12, 9)]])
-def test_a_shape_without_a_pixel_is_harmless_and_said(controller, corners):
-    assert not controller.add_shape(ShapeKind.BOX, corners)
-    assert not controller.prompts
-    assert is_problem(controller, 'draw it larger')
 
 
 def test_undo_and_redo_take_clicks_one_by_one_and_name_them(controller, click, settle):
@@ -193,7 +194,6 @@ def test_without_an_image_nothing_happens_and_the_user_is_told(make_controller):
     controller = make_controller()
     assert not controller.add_prompt((0, 0))
     assert is_problem(controller, 'Choose an image')
-    assert not controller.add_shape(ShapeKind.BOX, [(0, 0), (2, 2)])
     controller.embed()
     controller.cancel()
     controller.clear_prompts()

@@ -2,6 +2,8 @@
 
 import gc
 import re
+import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,12 @@ from qtpy.QtWidgets import QLabel, QWidget
 from skimage import data
 
 import napari_unsam
-from napari_unsam import _commands, _dock, _settings
+from napari_unsam import _commands, _dock, _settings, _widget
 from napari_unsam._controller import SegmentationController
 from napari_unsam._dock import UnSAMDock
 from napari_unsam._garbage import SparedObjects
 from napari_unsam._widget import PANELS, SegmentationWidget, in_gui_thread
+from napari_unsam.levels.preview import LEVELS_NAME
 from tests.test_napari.stand_ins import colour_tree, needs_screen, planes_of
 
 
@@ -67,6 +70,89 @@ def test_code_that_cannot_be_loaded_is_told_once(qtbot, viewer, monkeypatch):
         qtbot.wait(100)
     assert [kind for kind, _, _ in caught] == [ModuleNotFoundError]
     dock.end()
+
+
+def _holds(window, kind):
+    return window.findChild(kind) is not None
+
+
+def opened(qtbot, viewer):
+    dock = UnSAMDock(viewer, make_widget)
+    qtbot.addWidget(dock)
+    dock.show()
+    qtbot.waitUntil(lambda: dock.content is not None and dock.content.isVisible(), timeout=20_000)
+    return dock
+
+
+def test_a_dock_that_is_closed_early_makes_no_further_sections(qtbot, viewer):
+    dock = opened(qtbot, viewer)
+    dock.end()
+    count = len(dock.content.panels)
+    qtbot.wait(300)
+    assert len(dock.content.panels) == count < len(PANELS)
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize('is_filled', [False, True])
+def test_a_dock_that_goes_with_its_window_frees_what_was_spared(qtbot, viewer, is_filled):
+    window = QWidget()
+    UnSAMDock(viewer, make_widget).setParent(window)
+    if is_filled:
+        qtbot.waitUntil(partial(_holds, window, SegmentationWidget), timeout=20_000)
+    assert gc.get_freeze_count() > 0
+    window.deleteLater()
+    del window
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and gc.get_freeze_count() == 0, timeout=5_000)
+
+
+def test_layers_that_go_later_do_go(qtbot, viewer):
+    dock = opened(qtbot, viewer)
+    qtbot.waitUntil(lambda: len(dock.content.panels) == len(PANELS), timeout=20_000)
+    work = dock.content.panels['LevelsPanel'].work
+    work.show_level(0.5)
+    qtbot.waitUntil(lambda: LEVELS_NAME in viewer.layers, timeout=20_000)
+    viewer.add_image(data.camera(), name='Another')
+    viewer.layers.remove('Coins')
+    qtbot.waitUntil(lambda: LEVELS_NAME not in viewer.layers, timeout=2_000)
+    dock.end()
+    qtbot.wait(50)
+    assert [layer.name for layer in viewer.layers] == ['Another']
+
+
+def test_a_deleted_image_is_held_by_nothing_of_the_dock(qtbot, viewer):
+    dock = opened(qtbot, viewer)
+    pixels = data.camera().copy()
+    viewer.layers.selection.active = viewer.add_image(pixels, name='Large')
+    dock.content.image_panel.image_choice.value = viewer.layers['Large']
+    dock.content.session.click((100, 100))
+    qtbot.waitUntil(lambda: dock.content.controller.proposal is not None, timeout=20_000)
+    held = weakref.ref(pixels)
+    del pixels
+    viewer.layers.remove('Large')
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and held() is None, timeout=5_000)
+    dock.end()
+
+
+def test_a_disk_that_work_cannot_be_saved_on_is_told(qtbot, viewer, monkeypatch, tmp_path):
+    (tmp_path / 'a file').touch()
+    monkeypatch.setattr(_settings, 'default_store', lambda: tmp_path / 'a file')
+    monkeypatch.setattr(_widget, 'PlaneEmbedder', lambda _settings: StandIn())
+    dock = UnSAMDock(viewer)
+    qtbot.addWidget(dock)
+    qtbot.waitUntil(lambda: dock.content is not None, timeout=20_000)
+    dock.content.session.click((100, 100))
+    qtbot.waitUntil(lambda: 'Autosave:' in dock.content.status_label.text(), timeout=20_000)
+    dock.end()
+
+
+class StandIn:
+    """Makes planes ready by colour, and has nothing to load."""
+
+    def __call__(self, target, progress):
+        return planes_of(colour_tree)(target, progress)
+
+    def load(self):
+        pass
 
 
 @pytest.fixture

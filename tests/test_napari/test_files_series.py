@@ -116,7 +116,7 @@ def test_saved_objects_come_back_with_their_labels_and_table(opened, series, ses
     assert np.array_equal(session.objects.data, drawn)
     assert session.objects.features.set_index('index')['score'].to_dict() == {3: 0.5, 7: 0.5}
     assert not series.is_dirty
-    assert not session.history.can_undo
+    assert session.history.undo_name is None
 
 
 def test_an_image_without_objects_can_be_saved_as_done(opened, series, session, settle):

@@ -37,12 +37,12 @@ def test_undo_and_redo_go_through_the_actions_one_by_one(history, words):
     assert history.redo_name == 'two'
     assert history.redo() == 'two'
     assert words == ['one', 'two']
-    assert not history.can_redo
+    assert history.redo_name is None
 
 
 def test_there_is_nothing_to_undo_or_redo_at_first(history):
     assert (history.undo(), history.redo()) == (None, None)
-    assert not history.can_undo
+    assert history.undo_name is None
 
 
 def test_a_new_action_ends_what_could_be_done_again(history, words):
@@ -56,7 +56,7 @@ def test_a_new_action_ends_what_could_be_done_again(history, words):
 def test_an_action_that_fails_is_not_remembered(history, words):
     with pytest.raises(ValueError, match='one'):
         history.do(Adding(words, 'one', fails=True))
-    assert not history.can_undo
+    assert history.undo_name is None
 
 
 def test_several_actions_together_are_one(history, words):
@@ -118,4 +118,4 @@ def test_what_joins_the_last_action_ends_what_could_be_done_again(history, words
     history.do(Adding(words, 'click'))
     history.undo()
     history.do(Moving(words, 'up'))
-    assert not history.can_redo
+    assert history.redo_name is None

@@ -155,17 +155,15 @@ def test_the_ground_that_coins_lie_on_is_no_object(coins):
     assert not (kept & dark).any()
 
 
-def test_limits_of_size_score_and_level_leave_regions_out(coins):
+def test_limits_of_size_outline_and_score_leave_regions_out(coins):
     tree, looks, scene = coins
-    limits = RegionFilter(500, 0.02, 0.02, 1e-3, Side.ANY, (0.05, 0.15))
+    limits = RegionFilter(500, 0.02, 0.02, 1e-3, Side.ANY)
     kept = limits.keeps(tree, looks, scene)
     assert kept.any()
     assert tree.area[kept].min() >= 500
     assert tree.area[kept].max() <= 0.02 * tree.area[-1]
     assert tree.border_share[kept].max() <= 0.02
     assert tree.score[kept].min() >= 1e-3
-    assert tree.granularity[kept].min() >= 0.05
-    assert tree.granularity[kept].max() <= 0.15
 
 
 def test_an_image_of_one_colour_is_refused_by_name():

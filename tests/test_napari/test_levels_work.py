@@ -19,7 +19,7 @@ from napari_unsam.levels.mark import REVIEW_NAME
 from napari_unsam.levels.preview import LEVELS_NAME
 from napari_unsam.levels.work import LevelsWork, Shown
 from tests.test_napari.coin_tree import coin_tree
-from tests.test_napari.stand_ins import drawn_mask
+from tests.test_napari.stand_ins import colour_tree, drawn_mask
 
 ON_COIN, ON_GROUND = (124, 225), (298, 190)
 
@@ -343,6 +343,29 @@ def test_other_pixels_take_the_preview_away_and_are_measured_anew(work, settle):
     work.show_level(0.2)
     settle(work.session.controller)
     assert is_shown(work.session.viewer)
+
+
+def test_a_measurement_that_another_run_has_replaced_can_be_asked_for_again(work, settle):
+    work.show_level(0.16)
+    work.session.controller.run('Something else', lambda progress: None, lambda _nothing: None)
+    work.show_level(0.16)
+    settle(work.session.controller)
+    assert len(work.chosen) > 20
+
+
+def test_other_axes_in_view_leave_no_preview_of_the_ones_before(make_controller, settle):
+    viewer = ViewerModel()
+    session = ViewerSession(viewer, make_controller(colour_tree))
+    session.set_image(viewer.add_image(np.stack([data.coins()[:40, :60]] * 30)))
+    work = LevelsWork(session)
+    for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        viewer.dims.order = order
+        work.show_level(0.3)
+        settle(session.controller)
+        assert [layer.name for layer in viewer.layers].count(LEVELS_NAME) == 1
+    work.close()
+    assert LEVELS_NAME not in viewer.layers
+    session.close()
 
 
 def test_a_cancelled_measurement_can_be_asked_for_again(work, settle):

@@ -12,7 +12,7 @@ from skimage import data
 from napari_unsam._controller import Level
 from napari_unsam._session import ViewerSession
 from napari_unsam.files.series import place_objects
-from napari_unsam.output.formats import FORMATS
+from napari_unsam.output.formats import FORMATS, READABLE
 from napari_unsam.panels.objects_panel import ObjectsPanel
 from tests.test_napari.labelled import DRAWN, drawn_objects
 from tests.test_napari.stand_ins import colour_tree
@@ -91,6 +91,28 @@ def test_objects_are_exported_in_the_chosen_format(filled, session, settle, monk
     settle(session.controller)
     assert (tmp_path / f'mine{FORMATS[name].ending}').exists()
     assert 'Written' in session.controller.status.text
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_only_files_that_hold_the_objects_count_as_their_export(filled, session, settle, monkeypatch, tmp_path, name):
+    told = []
+    session.exported.connect(lambda: told.append(name))
+    answering(monkeypatch, filled, tmp_path / 'mine')
+    filled.format_choice.setCurrentIndex(list(FORMATS).index(name))
+    filled.export_button.click()
+    settle(session.controller)
+    assert bool(told) == FORMATS[name].ending.endswith(READABLE)
+
+
+def test_an_export_that_ends_on_another_image_does_not_count_for_that(filled, session, settle, monkeypatch, tmp_path):
+    told = []
+    session.exported.connect(lambda: told.append('exported'))
+    answering(monkeypatch, filled, tmp_path / 'mine.tif')
+    filled.export_button.click()
+    session.set_image(session.viewer.add_image(PIXELS[::-1].copy()))
+    settle(session.controller)
+    assert (tmp_path / 'mine.tif').exists()
+    assert told == []
 
 
 @pytest.mark.parametrize('confirm', [True, False])

@@ -320,7 +320,7 @@ def test_panels_write_many_objects_as_one_action(on_coffee):
     assert on_coffee.history.undo() == 'accept 2 objects'
     assert not on_coffee.objects.data.any()
     on_coffee.write_objects('nothing', [])
-    assert not on_coffee.history.can_undo
+    assert on_coffee.history.undo_name is None
 
 
 def test_without_an_image_there_is_nothing_to_write_to(session):

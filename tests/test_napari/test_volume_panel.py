@@ -341,6 +341,56 @@ def test_objects_lie_on_the_side_of_the_light_that_was_chosen(panel, session, pr
     assert (found & in_discs).sum() > 0.9 * (found | in_discs).sum()
 
 
+@pytest.fixture
+def finding(panel, session, mailbox):
+    """All objects of the stack are being found; the result waits until `finding()`."""
+    panel.regions_choice.setCurrentIndex(panel.regions_choice.findData(Regions.BEST))
+    panel.side_choice.setCurrentIndex(panel.side_choice.findData(Side.BRIGHT))
+    panel.automatic_button.click()
+    return lambda: mailbox.open_until(lambda: not session.controller.is_busy)
+
+
+def test_what_a_run_finds_goes_to_the_image_that_it_was_begun_on(finding, session, viewer):
+    objects = session.objects
+    session.set_image(viewer.add_image(stack()[::-1].copy(), name='Another'))
+    finding()
+    assert objects.data.any()
+    assert session.objects is None or not session.objects.data.any()
+    session.controller.undo()
+    assert not objects.data.any()
+
+
+def test_what_a_run_finds_for_an_image_that_is_gone_is_told_and_dropped(finding, session, viewer):
+    viewer.layers.remove('Stack')
+    finding()
+    assert is_problem(session, 'was deleted meanwhile, so nothing was written')
+    assert not session.history.undo_name
+
+
+def test_objects_committed_during_a_run_keep_their_label_and_their_pixels(finding, session):
+    mark(session, 3, disc(BALL, 3), 1)
+    before = session.objects.data[3] == 1
+    finding()
+    labels = session.objects.data
+    assert ((labels == 1).sum(axis=(1, 2)) > 0).tolist() == [z == 3 for z in range(N_SLICES)]
+    assert (before == (labels[3] == 1)).all()
+    assert sorted(session.objects.features['index']) == sorted(set(labels.flat) - {0})
+
+
+def test_the_likeliest_regions_are_noted_with_granularities_of_their_own(finding, session):
+    finding()
+    assert not session.objects.features['granularity'].eq(AutomaticSettings().granularity).any()
+
+
+def test_nothing_is_propagated_before_there_is_a_mask_for_the_prompts(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    session.controller.forget(session.image.unique_id)
+    session.click((10 + 2 * 2, 24, 54))
+    panel.work.propagate_current()
+    assert is_problem(session, 'no mask for these prompts yet')
+    assert not panel.work.labels
+
+
 def test_what_is_too_small_is_not_an_object(panel, session, press):
     panel.min_area_box.setValue(100_000)
     press(panel.automatic_button)
