@@ -11,7 +11,7 @@ from napari.layers.base import LayerLock
 
 from napari_unsam._commit import ObjectWrite, write_of
 from napari_unsam._contours import placed_outline
-from napari_unsam._layers import following
+from napari_unsam._layers import following, insert_quietly
 from napari_unsam._planes import Plane
 from napari_unsam._prompts import Prompts, SetAside
 from napari_unsam._questions import on_plane
@@ -160,10 +160,8 @@ class Asides:
             vector_style='line',
             **following(session.frame),
         )
-        layers, selected = session.viewer.layers, list(session.viewer.layers.selection)
-        layers.append(self.outlines)
+        insert_quietly(session.viewer, self.outlines)
         self.outlines.locked = LayerLock.DELETION
-        layers.selection = selected
         session.bind(self.outlines)
 
 

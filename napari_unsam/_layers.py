@@ -123,6 +123,14 @@ def remove_layers(viewer: ViewerModel, layers: Sequence[Layer | None]) -> None:
                 viewer.layers.remove(layer)
 
 
+def insert_quietly(viewer: ViewerModel, layer: Layer, place: int | None = None) -> None:
+    """Adds a layer, by default on top, and leaves the selection as it is."""
+    layers = viewer.layers
+    selected = list(layers.selection)
+    layers.insert(len(layers) if place is None else place, layer)
+    layers.selection = selected
+
+
 class AddLayers:
     """Layers added to a viewer.
 
@@ -177,9 +185,7 @@ class ObjectLayers:
     def add(self, labels: Labels, image: Image) -> None:
         """Puts a layer of objects just above its image, on top of all if that is gone; another layer stays selected."""
         layers = self._viewer.layers
-        selected = list(layers.selection)
-        layers.insert(layers.index(image) + 1 if image in layers else len(layers), labels)
-        layers.selection = selected
+        insert_quietly(self._viewer, labels, layers.index(image) + 1 if image in layers else None)
 
 
 class PromptLayers:
@@ -291,10 +297,9 @@ class PromptLayers:
 
     def _add(self, layer: Layer, place: int) -> None:
         layer.metadata[_SOURCE_KEY] = self._frame.image.unique_id
-        selected = list(self._viewer.layers.selection)
-        self._viewer.layers.insert(place, layer)
+        insert_quietly(self._viewer, layer, place)
         layer.locked = LayerLock.DELETION
-        self._viewer.layers.selection = selected or [self._frame.image]
+        self._viewer.layers.selection = self._viewer.layers.selection or [self._frame.image]
 
     def owns(self, layer: Layer) -> bool:
         """Whether a layer is one of these."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from napari_unsam._inference import ProgressCallback
 from napari_unsam.output.formats import FORMATS, export
 from napari_unsam.output.images import read_label_tiff
-from napari_unsam.output.objects import LabelledObjects, ProgressCallback
+from napari_unsam.output.objects import LabelledObjects
 from unsam_mm.errors import ImageError, StoreError
 from unsam_mm.images import IMAGE_SUFFIXES, list_images
 

@@ -12,11 +12,12 @@ from napari.layers import Labels
 from psygnal import Signal
 
 from napari_unsam._commit import ObjectWrite
+from napari_unsam._inference import ProgressCallback
 from napari_unsam._layers import ObjectLayers, remove_layers
 from napari_unsam._targets import Level
 from napari_unsam.files.pixels import ImagePixels, read_pixels
 from napari_unsam.files.results import ImageList, Results
-from napari_unsam.output.objects import LabelledObjects, ProgressCallback, blocks, object_boxes, objects_of_layer
+from napari_unsam.output.objects import LabelledObjects, blocks, object_boxes, objects_of_layer
 from unsam_mm.errors import StoreError
 
 if TYPE_CHECKING:
@@ -108,9 +109,8 @@ class ImageSeries:
             else:
                 self._session.controller.say(f'{self.name} was changed meanwhile, so it stays open.', Level.PROBLEM)
 
-        def failed(reason: str) -> None:
+        def failed(_reason: str) -> None:
             self._broken.add(name)
-            self._session.controller.say(reason, Level.PROBLEM)
             self.changed.emit()
 
         self._session.controller.run(
@@ -150,7 +150,6 @@ class ImageSeries:
             f'Saving {name}',
             lambda progress: self._results.write(name, objects, progress=progress),
             saved,
-            lambda reason: self._session.controller.say(reason, Level.PROBLEM),
         )
 
     def close(self) -> None:

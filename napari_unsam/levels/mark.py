@@ -9,7 +9,7 @@ import numpy as np
 from napari.layers import Vectors
 
 from napari_unsam._contours import outline_segments
-from napari_unsam._layers import following, remove_layers
+from napari_unsam._layers import following, insert_quietly, remove_layers
 
 if TYPE_CHECKING:
     from napari.layers import Labels
@@ -72,10 +72,7 @@ class ReviewMark:
             vector_style='line',
             **following(self._session.frame),
         )
-        layers = self._session.viewer.layers
-        selected = list(layers.selection)
-        layers.append(self.layer)
-        layers.selection = selected
+        insert_quietly(self._session.viewer, self.layer)
         self._session.bind(self.layer)
 
 

@@ -9,7 +9,7 @@ from napari.layers import Labels
 from napari.layers.base import LayerLock
 from napari.utils.colormaps import CyclicLabelColormap
 
-from napari_unsam._layers import OBJECT_COLOURS, following, move_on_image, remove_layers
+from napari_unsam._layers import OBJECT_COLOURS, following, insert_quietly, move_on_image, remove_layers
 from napari_unsam._planes import Plane
 from napari_unsam.levels.cuts import N_COLOURS
 
@@ -50,10 +50,8 @@ class LevelPreview:
             **following(frame, plane.index),
         )
         self.pixels = data.reshape(plane.size_hw)
-        selected = list(viewer.layers.selection)
-        viewer.layers.insert(viewer.layers.index(objects) + 1, self.layer)
+        insert_quietly(viewer, self.layer, viewer.layers.index(objects) + 1)
         self.layer.locked = LayerLock.DELETION
-        viewer.layers.selection = selected
 
     def redraw(self) -> None:
         """Shows `pixels` as they are now."""

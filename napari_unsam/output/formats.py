@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from napari_unsam._inference import ProgressCallback
 from napari_unsam.output.coco import read_coco, write_coco
 from napari_unsam.output.geojson import write_geojson
 from napari_unsam.output.images import read_label_tiff, read_ome_zarr, write_label_tiff, write_ome_zarr
 from napari_unsam.output.measurements import write_csv
-from napari_unsam.output.objects import LabelledObjects, ProgressCallback, Watched
+from napari_unsam.output.objects import LabelledObjects, Watched
 from unsam_mm.errors import StoreError
 
 

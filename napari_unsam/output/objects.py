@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import find_objects
 
+from napari_unsam._inference import ProgressCallback
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
 
-ProgressCallback = Callable[[float, str], None]
 """Told the share done, in [0, 1], and what is being done; may raise to stop it."""
 
 Region = tuple[slice, ...]

@@ -13,7 +13,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QCheckBox, QGridLayout, QLabel, QProgressBar, QSpinBox, QWidget
 
 from napari_unsam._controller import NO_IMAGE, Level
-from napari_unsam._layers import following, remove_layers
+from napari_unsam._layers import following, insert_quietly, remove_layers
 from napari_unsam._questions import Question, on_plane, question_of
 from napari_unsam._words import counted
 from napari_unsam.adapting.comparison import Comparison, compare, window_around
@@ -257,13 +257,11 @@ class AdaptPanel(QWidget):
         for axis, start in zip(plane.axes, (found.top, found.left), strict=True):
             origin[axis] = start
         placed = following(session.frame, origin)
-        selected = list(viewer.layers.selection)
         for name, labels in ((BEFORE_NAME, found.before), (AFTER_NAME, found.after)):
             shape = [1] * len(plane.shape)
             shape[plane.axes[0]], shape[plane.axes[1]] = labels.shape
             self._layers[name] = Labels(labels.reshape(shape), name=name, opacity=0.5, **placed)
-            viewer.add_layer(self._layers[name])
-        viewer.layers.selection = selected
+            insert_quietly(viewer, self._layers[name])
         self.after_box.setChecked(True)
         self._show_layer(True)
         self._show_buttons()

@@ -297,7 +297,7 @@ class ObjectsPanel(QWidget):
         return 'objects' if self._session.image is None else self._session.image.name
 
     def _run(self, name: str, work: Callable, on_done: Callable) -> None:
-        self._session.controller.run(name, work, on_done, lambda reason: self._say(reason, Level.PROBLEM))
+        self._session.controller.run(name, work, on_done)
 
     def _say(self, text: str, level: Level = Level.INFO) -> None:
         self._session.controller.say(text, level)

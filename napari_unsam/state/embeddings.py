@@ -20,9 +20,9 @@ from typing import Protocol
 
 import numpy as np
 
+from napari_unsam._inference import ProgressCallback
 from unsam_mm.errors import StoreError
 
-ProgressCallback = Callable[[float, str], None]
 ReadPlane = Callable[[], np.ndarray]
 EmbedPlane = Callable[[np.ndarray, ProgressCallback], Mapping[str, np.ndarray]]
 
