@@ -26,7 +26,7 @@ from skimage.io import imread
 from skimage.segmentation import watershed
 
 from napari_unsam.levels.cuts import RegionFilter
-from napari_unsam.levels.looks import Scene
+from napari_unsam.levels.region_properties import Scene
 from napari_unsam.levels.sheet import Sheet
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.evaluation.annotations import load_ground_truth

@@ -2,7 +2,7 @@
 
 The rooms, each importing only from itself and from those above it:
 
-- `_words`, `_torch`, `_gui_thread`, `_docked`, `_canvas`, `_garbage`: words for counts; torch, Qt and napari kept from holding
+- `_words`, `_torch`, `_gui_thread`, `_docked`, `_canvas`, `_collector`: words for counts; torch, Qt and napari kept from holding
   the window up, or bringing it down.
 - `_prompts`, `_frame`, `_planes`: clicks, boxes, outlines and scribbles; where an image lies, and which plane of it is in view.
 - `_inference`, `_jobs`, `_settings`: the one thread in which models run, and the plugin's page in the preferences.

@@ -11,7 +11,7 @@ import pandas as pd
 
 from napari_unsam.files.pixels import ImagePixels
 from napari_unsam.levels.cuts import RegionFilter
-from napari_unsam.levels.looks import Side
+from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.volumes.linking import link
 from unsam_mm.errors import UnSAMError

@@ -2,7 +2,7 @@
 
 Each module imports only from those above it; none knows Qt:
 
-- `looks`: what every region looks like: colour, contrast, shape.
+- `region_properties`: what every region looks like: colour, contrast, shape.
 - `cuts`: any level of the tree as labels within milliseconds, and which regions count as objects.
 - `best`: the best set of regions that do not overlap, from one tree or several.
 - `split_merge`: an object as a region of the tree, its parts, and what it is a part of.

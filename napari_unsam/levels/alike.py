@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from napari_unsam.levels.best import winners
-from napari_unsam.levels.looks import Looks
+from napari_unsam.levels.region_properties import RegionProperties
 from unsam_mm.hierarchy import MaskHierarchy
 
 # What counts as a step in each trait; two regions one step apart in everything are still taken for each other.
@@ -20,7 +20,7 @@ _CONTRAST_STEP = 12.0
 _N_KINDS = 5  # size, level, shape, colour, contrast: each has the same say, however many numbers it takes
 
 
-def traits(tree: MaskHierarchy, looks: Looks) -> np.ndarray:
+def traits(tree: MaskHierarchy, properties: RegionProperties) -> np.ndarray:
     """(N, 10) float32 what the regions of a tree are compared by, in steps, such that each kind of trait has the same say.
 
     Size (log area), level (granularity), shape (eccentricity and fullness), colour (L*, a*, b*) and contrast to what
@@ -29,9 +29,12 @@ def traits(tree: MaskHierarchy, looks: Looks) -> np.ndarray:
     kinds = [
         (np.log(tree.area)[:, None], _AREA_STEP),
         (tree.granularity[:, None], _LEVEL_STEP),
-        (np.stack([looks.eccentricity, looks.fullness * (_ECCENTRICITY_STEP / _FULLNESS_STEP)], 1), _ECCENTRICITY_STEP),
-        (looks.colour, _COLOUR_STEP),
-        (looks.colour - looks.surround, _CONTRAST_STEP),
+        (
+            np.stack([properties.eccentricity, properties.fullness * (_ECCENTRICITY_STEP / _FULLNESS_STEP)], 1),
+            _ECCENTRICITY_STEP,
+        ),
+        (properties.colour, _COLOUR_STEP),
+        (properties.colour - properties.surround, _CONTRAST_STEP),
     ]
     return np.concatenate([values / step for values, step in kinds], axis=1).astype(np.float32)
 

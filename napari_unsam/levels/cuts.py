@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from napari_unsam.levels.looks import Looks, Scene, Side
+from napari_unsam.levels.region_properties import RegionProperties, Scene, Side
 from unsam_mm.errors import UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 
@@ -34,14 +34,14 @@ class RegionFilter:
     min_score: float = 1e-6
     side: Side = Side.GUESS
 
-    def keeps(self, tree: MaskHierarchy, looks: Looks, scene: Scene) -> np.ndarray:
+    def keeps(self, tree: MaskHierarchy, properties: RegionProperties, scene: Scene) -> np.ndarray:
         """(N,) bool; which regions of a tree count."""
         return (
             (tree.area >= self.min_area_px)
             & (tree.area <= self.max_share * tree.area[-1])
             & (tree.border_share <= self.max_border_share)
             & (tree.score >= self.min_score)
-            & looks.stand_out(scene, self.side)
+            & properties.stand_out(scene, self.side)
         )
 
 

@@ -13,8 +13,8 @@ from napari_unsam._masks import node_mask
 from napari_unsam.levels.alike import alike, likeness, traits
 from napari_unsam.levels.best import Chosen, best_disjoint, best_of_trees
 from napari_unsam.levels.cuts import LevelCut, RegionFilter
-from napari_unsam.levels.looks import Looks, Scene
 from napari_unsam.levels.part_whole import Band
+from napari_unsam.levels.region_properties import RegionProperties, Scene
 from napari_unsam.levels.review import stability
 from unsam_mm.hierarchy import MaskHierarchy
 
@@ -56,11 +56,11 @@ class Sheet:
         self.cuts = tuple(LevelCut(tree) for tree in self.trees)
         progress(0.0, 'measuring colours')
         self._scene = Scene.of(image)
-        looks = []
+        properties = []
         for number, tree in enumerate(self.trees):
             progress((1 + number) / (1 + len(self.trees)), 'measuring regions')
-            looks.append(Looks.of(tree, self._scene))
-        self._looks = tuple(looks)
+            properties.append(RegionProperties.of(tree, self._scene))
+        self._properties = tuple(properties)
         self._stability = tuple(stability(tree) for tree in self.trees)
         self._filter: RegionFilter | None = None
         self._kept: tuple[np.ndarray, ...] = ()
@@ -80,13 +80,14 @@ class Sheet:
     @cached_property
     def traits(self) -> np.ndarray:
         """(N, 10) of the regions of the main tree; see `alike.traits`."""
-        return traits(self.hierarchy, self._looks[0])
+        return traits(self.hierarchy, self._properties[0])
 
     def kept(self, limits: RegionFilter) -> tuple[np.ndarray, ...]:
         """For each tree (N,) bool: which regions count as objects."""
         if limits != self._filter:
             self._kept = tuple(
-                limits.keeps(tree, looks, self._scene) for tree, looks in zip(self.trees, self._looks, strict=True)
+                limits.keeps(tree, properties, self._scene)
+                for tree, properties in zip(self.trees, self._properties, strict=True)
             )
             self._filter = limits
         return self._kept

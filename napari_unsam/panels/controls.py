@@ -14,7 +14,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_unsam.levels.looks import Side
+from napari_unsam.levels.region_properties import Side
 
 _SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
 SLIDER_STEPS = 1000

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 from napari_unsam._words import counted
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
-from napari_unsam.levels.looks import Side
+from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.work import LevelsWork, Shown
 from napari_unsam.panels.controls import SLIDER_STEPS, button, choice_of_side, group, move, slider
 

@@ -20,12 +20,12 @@ from qtpy.QtWidgets import (
 
 from napari_unsam._frame import axis_label
 from napari_unsam._words import counted
-from napari_unsam.levels.looks import Side
+from napari_unsam.levels.region_properties import Side
 from napari_unsam.panels.controls import SLIDER_STEPS, button, choice_of_side, group, move, slider
 from napari_unsam.panels.iou_strip import IouStrip
 from napari_unsam.volumes.linking import LinkSettings
 from napari_unsam.volumes.propagation import Direction
-from napari_unsam.volumes.work import AutomaticSettings, Regions, VolumeWork
+from napari_unsam.volumes.work import Regions, StackSettings, VolumeWork
 
 if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
@@ -128,7 +128,7 @@ class VolumePanel(QWidget):
         )
 
     def _automatic_group(self) -> QGroupBox:
-        defaults = AutomaticSettings()
+        defaults = StackSettings()
         self.regions_choice = QComboBox()
         for regions in Regions:
             self.regions_choice.addItem(regions.value, regions)
@@ -202,8 +202,8 @@ class VolumePanel(QWidget):
             min_iou=self.threshold_box.value(),
         )
 
-    def _automatic_settings(self) -> AutomaticSettings:
-        return AutomaticSettings(
+    def _automatic_settings(self) -> StackSettings:
+        return StackSettings(
             regions=Regions(self.regions_choice.currentData()),
             granularity=self.level_slider.value() / SLIDER_STEPS,
             min_area_px=self.min_area_box.value(),

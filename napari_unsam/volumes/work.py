@@ -19,8 +19,8 @@ from napari_unsam._layers import AddLayers, following
 from napari_unsam._targets import Level, Target
 from napari_unsam._words import counted, them
 from napari_unsam.levels.cuts import RegionFilter
-from napari_unsam.levels.looks import Side
 from napari_unsam.levels.part_whole import Band
+from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.state.history import Together
 from napari_unsam.volumes.crops import EMPTY, CropMask
@@ -53,7 +53,7 @@ class Regions(Enum):
 
 
 @dataclass(frozen=True)
-class AutomaticSettings:
+class StackSettings:
     """How whole stacks are segmented.
 
     Attributes:
@@ -220,7 +220,7 @@ class VolumeWork:
             return
         self._propagate(anchors, f'propagate {counted(len(anchors), "corrected object")}')
 
-    def automatic(self, settings: AutomaticSettings, as_tracks: bool = False) -> None:
+    def automatic(self, settings: StackSettings, as_tracks: bool = False) -> None:
         """Finds regions in every slice and joins them to objects; as tracks, a layer of tracks is added too."""
         if not self._is_ready():
             return
@@ -363,7 +363,7 @@ class VolumeWork:
                 anchors[label] = known | changed
         return anchors
 
-    def _band(self, target: Target, settings: AutomaticSettings, progress: ProgressCallback) -> Band:
+    def _band(self, target: Target, settings: StackSettings, progress: ProgressCallback) -> Band:
         """The objects of one slice."""
         tree = self.session.controller.embedded(target, progress).hierarchy
         if tree is None:

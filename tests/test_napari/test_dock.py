@@ -16,9 +16,9 @@ from skimage import data
 
 import napari_unsam
 from napari_unsam import _commands, _dock, _settings, _widget
+from napari_unsam._collector import FrozenObjects
 from napari_unsam._controller import SegmentationController
 from napari_unsam._dock import UnSAMDock
-from napari_unsam._garbage import SparedObjects
 from napari_unsam._widget import PANELS, SegmentationWidget, in_gui_thread
 from napari_unsam.levels.preview import LEVELS_NAME
 from tests.test_napari.stand_ins import colour_tree, needs_screen, planes_of
@@ -94,7 +94,7 @@ def test_a_dock_that_is_closed_early_makes_no_further_sections(qtbot, viewer):
 
 
 @pytest.mark.parametrize('is_filled', [False, True])
-def test_a_dock_that_goes_with_its_window_frees_what_was_spared(qtbot, viewer, is_filled):
+def test_a_dock_that_goes_with_its_window_frees_what_was_frozen(qtbot, viewer, is_filled):
     window = QWidget()
     UnSAMDock(viewer, make_widget).setParent(window)
     if is_filled:
@@ -156,28 +156,27 @@ class StandIn:
 
 
 @pytest.fixture
-def spared(viewer):
-    spared = SparedObjects(viewer.layers, lambda call: call())
-    yield spared
-    spared.close()
+def frozen_objects(viewer):
+    made = FrozenObjects(viewer.layers, lambda call: call())
+    yield made
+    made.close()
 
 
-def test_the_collector_passes_over_what_was_loaded_until_a_layer_goes(viewer, spared, monkeypatch):
-    frozen = gc.get_freeze_count()
-    assert frozen > 100_000
+def test_the_collector_passes_over_what_was_loaded_until_a_layer_goes(viewer, frozen_objects, monkeypatch):
+    assert gc.get_freeze_count() > 100_000
     waiting = []
-    monkeypatch.setattr(spared, '_later', waiting.append)
+    monkeypatch.setattr(frozen_objects, '_later', waiting.append)
     viewer.layers.remove('Coins')
     assert gc.get_freeze_count() == 0
     waiting.pop()()
     assert gc.get_freeze_count() > 100_000
-    spared.close()
+    frozen_objects.close()
     assert gc.get_freeze_count() == 0
 
 
-def test_after_the_end_nothing_is_passed_over_again(viewer, spared):
-    spared.close()
-    spared.spare()
+def test_after_the_end_nothing_is_passed_over_again(viewer, frozen_objects):
+    frozen_objects.close()
+    frozen_objects.freeze()
     viewer.layers.remove('Coins')
     assert gc.get_freeze_count() == 0
 

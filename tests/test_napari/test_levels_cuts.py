@@ -7,7 +7,7 @@ from skimage import data
 
 from napari_unsam.levels.best import best_disjoint, best_of_trees, winners
 from napari_unsam.levels.cuts import N_COLOURS, LevelCut, RegionFilter
-from napari_unsam.levels.looks import Looks, Scene, Side
+from napari_unsam.levels.region_properties import RegionProperties, Scene, Side
 from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import PATCHES, patches_tree
 from tests.trees import all_masks, random_trees, seeds, trees_of_one_image
@@ -28,7 +28,7 @@ def coins():
     image = data.coins()
     tree = coin_tree()
     scene = Scene.of(image)
-    return tree, Looks.of(tree, scene), scene
+    return tree, RegionProperties.of(tree, scene), scene
 
 
 @given(random_trees())
@@ -121,13 +121,13 @@ def test_regions_of_several_trees_hardly_overlap_and_are_worth_no_less_than_thos
 def test_the_surround_of_a_region_is_the_colour_of_what_touches_it():
     grey = np.array([10, 60, 120, 250], np.uint8)[LARGE]
     tree, scene = large_tree(), Scene.of(grey)
-    looks = Looks.of(tree, scene)
+    properties = RegionProperties.of(tree, scene)
     lightness = [scene.lab[patch == LARGE][0, 0] for patch in range(4)]
-    assert looks.colour[:4, 0] == pytest.approx(lightness)
+    assert properties.colour[:4, 0] == pytest.approx(lightness)
     # In squares: patch 0 touches patches 1 and 2 along two sides each, the upper half touches 2 along four and 3 along two.
-    assert looks.surround[0, 0] == pytest.approx((lightness[1] + lightness[2]) / 2)
-    assert looks.surround[4, 0] == pytest.approx((4 * lightness[2] + 2 * lightness[3]) / 6)
-    assert looks.contrast[-1] == pytest.approx(0)
+    assert properties.surround[0, 0] == pytest.approx((lightness[1] + lightness[2]) / 2)
+    assert properties.surround[4, 0] == pytest.approx((4 * lightness[2] + 2 * lightness[3]) / 6)
+    assert properties.contrast[-1] == pytest.approx(0)
 
 
 def test_a_disc_is_rounder_and_a_bar_is_longer_and_a_ring_is_emptier():
@@ -140,25 +140,25 @@ def test_a_disc_is_rounder_and_a_bar_is_longer_and_a_ring_is_emptier():
     ):
         tree = type(patches_tree()).from_merges(shape.astype(int), np.array([2, 2, -1]), np.array([0.0, 0, 1]))
         node = tree.leaf_labels[shape][0]
-        looks = Looks.of(tree, Scene.of(shape.astype(np.uint8) * 255))
-        assert (looks.eccentricity[node] < 0.2) == is_round
-        assert (looks.fullness[node] > 0.9) == is_full
+        properties = RegionProperties.of(tree, Scene.of(shape.astype(np.uint8) * 255))
+        assert (properties.eccentricity[node] < 0.2) == is_round
+        assert (properties.fullness[node] > 0.9) == is_full
 
 
 def test_the_ground_that_coins_lie_on_is_no_object(coins):
-    tree, looks, scene = coins
+    tree, properties, scene = coins
     assert scene.objects_are_bright
-    kept = RegionFilter().keeps(tree, looks, scene)
+    kept = RegionFilter().keeps(tree, properties, scene)
     assert not kept[tree.path(298, 190)].any()
     assert kept[tree.path(124, 225)].any()  # a coin
-    dark = RegionFilter(side=Side.DARK).keeps(tree, looks, scene)
+    dark = RegionFilter(side=Side.DARK).keeps(tree, properties, scene)
     assert not (kept & dark).any()
 
 
 def test_limits_of_size_outline_and_score_leave_regions_out(coins):
-    tree, looks, scene = coins
+    tree, properties, scene = coins
     limits = RegionFilter(500, 0.02, 0.02, 1e-3, Side.ANY)
-    kept = limits.keeps(tree, looks, scene)
+    kept = limits.keeps(tree, properties, scene)
     assert kept.any()
     assert tree.area[kept].min() >= 500
     assert tree.area[kept].max() <= 0.02 * tree.area[-1]

@@ -9,8 +9,8 @@ from skimage import data
 from napari_unsam._planes import Plane
 from napari_unsam.levels.alike import alike, likeness, traits
 from napari_unsam.levels.best import Chosen
-from napari_unsam.levels.looks import Looks, Scene
 from napari_unsam.levels.part_whole import linked, parents_by_overlap
+from napari_unsam.levels.region_properties import RegionProperties, Scene
 from napari_unsam.levels.review import ReviewQueue, certainty, stability
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.levels.split_merge import (
@@ -186,7 +186,7 @@ def test_parents_are_those_with_the_largest_share():
 def test_all_coins_are_like_one_coin_and_the_ground_is_not():
     tree = coin_tree()
     coins = np.flatnonzero(tree.score == np.float32(0.9))
-    how_like = likeness(traits(tree, Looks.of(tree, Scene.of(data.coins()))), [coins[5]])
+    how_like = likeness(traits(tree, RegionProperties.of(tree, Scene.of(data.coins()))), [coins[5]])
     assert how_like[coins[5]] == 1
     found = alike(tree, how_like, 0.3)
     assert len(np.intersect1d(found, coins)) > len(coins) / 2

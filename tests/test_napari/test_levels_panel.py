@@ -13,8 +13,8 @@ from skimage import data
 from skimage.transform import resize
 
 from napari_unsam._session import ViewerSession
-from napari_unsam.levels.looks import Side
 from napari_unsam.levels.preview import LEVELS_NAME
+from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.work import Shown
 from napari_unsam.panels.levels_panel import LevelsPanel
 from tests.test_napari.coin_tree import coin_tree

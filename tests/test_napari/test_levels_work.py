@@ -14,9 +14,9 @@ from napari_unsam._session import ViewerSession
 from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
-from napari_unsam.levels.looks import Side
 from napari_unsam.levels.mark import REVIEW_NAME
 from napari_unsam.levels.preview import LEVELS_NAME
+from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.work import LevelsWork, Shown
 from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import colour_tree, drawn_mask

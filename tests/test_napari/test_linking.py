@@ -5,7 +5,7 @@ from skimage.draw import disk
 from skimage.measure import label
 
 from napari_unsam.levels.cuts import RegionFilter
-from napari_unsam.levels.looks import Side
+from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.volumes.linking import LinkSettings, link, overlap_ious
 from tests.test_napari.stand_ins import colour_tree

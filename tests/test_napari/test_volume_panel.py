@@ -10,12 +10,12 @@ from qtpy.QtTest import QTest
 from skimage.draw import disk
 
 from napari_unsam._commit import ObjectWrite
-from napari_unsam.levels.looks import Side
+from napari_unsam.levels.region_properties import Side
 from napari_unsam.panels.iou_strip import IouStrip, colour_of
 from napari_unsam.panels.volume_panel import VolumePanel
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.propagation import Direction, SliceMask, SliceState
-from napari_unsam.volumes.work import TRACKS_NAME, AutomaticSettings, Regions
+from napari_unsam.volumes.work import TRACKS_NAME, Regions, StackSettings
 from tests.test_napari.stand_ins import is_problem
 
 SIZE_HW, N_SLICES = (48, 72), 6
@@ -315,7 +315,7 @@ def test_whole_stacks_are_found_as_3d_objects_in_one_action(panel, session, pres
 
 
 def test_one_level_of_all_slices_is_joined(panel, session, press):
-    panel.work.automatic(AutomaticSettings(granularity=0.6, min_area_px=100, max_share=0.5))
+    panel.work.automatic(StackSettings(granularity=0.6, min_area_px=100, max_share=0.5))
     panel.work.session.controller.cancel()
     panel.level_slider.setValue(600)
     press(panel.automatic_button)
@@ -379,7 +379,7 @@ def test_objects_committed_during_a_run_keep_their_label_and_their_pixels(findin
 
 def test_the_likeliest_regions_are_noted_with_granularities_of_their_own(finding, session):
     finding()
-    assert not session.objects.features['granularity'].eq(AutomaticSettings().granularity).any()
+    assert not session.objects.features['granularity'].eq(StackSettings().granularity).any()
 
 
 def test_nothing_is_propagated_before_there_is_a_mask_for_the_prompts(panel, session, press):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from napari.components import LayerList
 
 
-class SparedObjects:
+class FrozenObjects:
     """Has the collector pass over all objects that there are, but for the moments in which napari wants it to look.
 
     A full collection looks at each object of the process, and nothing else can be done meanwhile: a fifth of a second with
@@ -24,10 +24,10 @@ class SparedObjects:
 
     def __init__(self, layers: LayerList, later: Callable[[Callable[[], None]], None]) -> None:
         self._layers, self._later, self._is_closed = layers, later, False
-        layers.events.removing.connect(self._look_once)
-        self.spare()
+        layers.events.removing.connect(self._thaw_once)
+        self.freeze()
 
-    def spare(self) -> None:
+    def freeze(self) -> None:
         """Passes over what has come since; from any thread."""
         if not self._is_closed:
             gc.freeze()
@@ -36,9 +36,9 @@ class SparedObjects:
         """Has the collector look at everything again."""
         if not self._is_closed:
             self._is_closed = True
-            self._layers.events.removing.disconnect(self._look_once)
+            self._layers.events.removing.disconnect(self._thaw_once)
             gc.unfreeze()
 
-    def _look_once(self, _event: Any) -> None:
+    def _thaw_once(self, _event: Any) -> None:
         gc.unfreeze()
-        self._later(self.spare)
+        self._later(self.freeze)

@@ -61,7 +61,7 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
-class Looks:
+class RegionProperties:
     """What the N regions of a tree look like.
 
     Attributes:
@@ -78,7 +78,7 @@ class Looks:
     fullness: np.ndarray
 
     @classmethod
-    def of(cls, tree: MaskHierarchy, scene: Scene) -> Looks:
+    def of(cls, tree: MaskHierarchy, scene: Scene) -> RegionProperties:
         """Of all regions of a tree over a plane."""
         channels = scene.lab.reshape(-1, 3).T
         colour = np.stack([_sums(tree, channel) for channel in channels], axis=1) / tree.area[:, None]
