@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,29 @@ def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: 
     if not mask.any():
         return None
     return ObjectWrite(region, mask, label, {'granularity': proposal.granularity, 'score': proposal.score})
+
+
+def renumbered(writes: Iterable[ObjectWrite], offset: int) -> list[ObjectWrite]:
+    """Objects with labels, and those of their parents, higher by a number."""
+    moved = []
+    for write in writes:
+        features = dict(write.features)
+        if 'parent_id' in features and not features.get('parent'):  # else it is a label of another layer
+            features['parent_id'] += offset
+        moved.append(replace(write, label=write.label + offset, features=features))
+    return moved
+
+
+def free_now(writes: Iterable[ObjectWrite], array: np.ndarray) -> list[ObjectWrite]:
+    """Objects without the pixels that others have by now; what is erased stays as it is."""
+    left = []
+    for write in writes:
+        if write.label:
+            there = np.asarray(array[write.region])
+            write = replace(write, mask=write.mask & ((there == 0) | (there == write.label)))
+        if write.mask.any():
+            left.append(write)
+    return left
 
 
 class WriteObjects:

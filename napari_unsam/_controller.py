@@ -75,6 +75,7 @@ class SegmentationController:
         self._answers.changed.connect(self.proposal_changed.emit)
         self._target: Target | None = None
         self._embedding: Target | None = None
+        self._once_embedded: tuple[Situation, Callable[[], None]] | None = None
         self._polarity = Polarity.POSITIVE
         self._status = Status(NO_IMAGE)
         self._no_target = NO_IMAGE
@@ -130,7 +131,11 @@ class SegmentationController:
         """What runs and may take long."""
         in_windows = self.plane is not None and self.plane.hierarchy is None
         clicks = self._jobs.name(Lane.CLICK) if in_windows else None
-        return self._jobs.name(Lane.LONG) or self._jobs.name(Lane.PLANE) or clicks
+        return self._jobs.name(Lane.TASK) or self._jobs.name(Lane.LONG) or self._jobs.name(Lane.PLANE) or clicks
+
+    def runs(self, name: str) -> bool:
+        """Whether a job of that name runs, or waits for others."""
+        return self._jobs.holds(name)
 
     @property
     def is_loading(self) -> bool:
@@ -158,17 +163,7 @@ class SegmentationController:
         shown = self.candidates.shown
         if shown is None or self._target is None:
             return None
-        return Proposal(
-            plane=self._target.plane,
-            box_xyxy=shown.box_xyxy,
-            mask=shown.mask,
-            area_px=shown.area_px,
-            granularity=shown.granularity,
-            score=shown.score,
-            rank=self.candidates.rank,
-            count=len(self.candidates),
-            node=shown.node,
-        )
+        return Proposal.of(shown, self._target.plane, self.candidates.rank, len(self.candidates))
 
     def say(self, text: str, level: Level = Level.INFO) -> None:
         """Sets the status line."""
@@ -197,6 +192,8 @@ class SegmentationController:
             self.prompts_changed.emit()
         self.say(reason if target is None else f'Click on an object in "{target.name}".')
         self._refresh_answer()
+        if self.prompts_here and self.plane is None and self._embedding is None:
+            self.embed()  # it was given up for another one
 
     def forget(self, source: Hashable) -> None:
         """Drops all that is known of an image's planes, because its pixels have changed or it is gone."""
@@ -277,8 +274,9 @@ class SegmentationController:
         work: Callable[[ProgressCallback], T],
         on_done: Callable[[T], None],
         on_failed: Callable[[str], None] | None = None,
+        is_task: bool = False,
     ) -> None:
-        """Does something that may take long in the inference thread; the one before it is stopped.
+        """Does something that may take long in the inference thread; the one before it is stopped, but for tasks.
 
         Args:
             name: What the user is told meanwhile.
@@ -287,6 +285,7 @@ class SegmentationController:
             on_done: Told what `work` returned, in the thread that this object belongs to; never called once cancelled. May
                 raise UnSAMError, as `work` may.
             on_failed: Told why it failed; the user is told anyway.
+            is_task: Whether it is done in the midst of what takes longer, after other tasks; none of them stops another.
         """
 
         def failed(reason: str) -> None:
@@ -300,9 +299,12 @@ class SegmentationController:
             except UnSAMError as error:  # what it was for may be gone
                 failed(str(error))
 
-        self._jobs.start(Lane.LONG, name, work, done, failed)
+        lane = Lane.TASK if is_task else Lane.LONG
+        before = self._jobs.name(lane)
+        self._jobs.start(lane, name, work, done, failed)
         self.progress_changed.emit(0.0, name)
-        self.say(f'{name} ...')
+        other = '' if before in (None, name) else f' "{before}" {"comes first" if is_task else "was stopped"}.'
+        self.say(f'{name} ...{other}')
 
     def cancel(self) -> None:
         """Stops all jobs; prompts are kept."""
@@ -425,7 +427,11 @@ class SegmentationController:
 
     def when_answered(self, call: Callable[[], None]) -> None:
         """Calls a function once the mask on screen is the answer to the prompts: now if it is; not at all if they change."""
-        self._answers.then(call)
+        if self.prompts_here and self.plane is None and self._embedding == self._target:
+            self._once_embedded = self._situation(), call
+            self.say('This is done once the mask is there.')
+        else:
+            self._answers.then(call)
 
     def _set_status(self, status: Status) -> None:
         self._status = status
@@ -460,6 +466,9 @@ class SegmentationController:
             self._answers.drop()
         self.say(f'"{target.name}" is ready. Click on an object.')
         self._refresh_answer()
+        waiting, self._once_embedded = self._once_embedded, None
+        if waiting is not None and waiting[0] == self._situation():
+            self._answers.then(waiting[1])
 
     def _failed(self, reason: str) -> None:
         if self._jobs.name(Lane.PLANE) is None:

@@ -65,8 +65,9 @@ class Lane(IntEnum):
 
     CLICK = 0
     PLANE = 1
-    LONG = 2
-    IDLE = 3
+    TASK = 2
+    LONG = 3
+    IDLE = 4
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from psygnal import Signal
@@ -11,7 +12,11 @@ from napari_unsam._inference import Deliver, InferenceThread, Job, Lane, Progres
 
 
 class Jobs:
-    """Starts jobs and knows which have not ended; belongs to one thread, which `deliver` leads back to."""
+    """Starts jobs and knows which have not ended; belongs to one thread, which `deliver` leads back to.
+
+    A job takes the place of the one before it in its lane, but for tasks: these wait for each other, unless they have the same
+    name.
+    """
 
     changed = Signal()
     progressed = Signal(float, str)
@@ -19,10 +24,15 @@ class Jobs:
     def __init__(self, deliver: Deliver) -> None:
         self._thread = InferenceThread(deliver)
         self._names: dict[Lane, str] = {}
+        self._waiting: dict[str, Callable[[], None]] = {}  # tasks by name, the first in front
 
     def name(self, lane: Lane) -> str | None:
         """The job of a lane that has not ended yet; None if there is none."""
         return self._names.get(lane)
+
+    def holds(self, name: str) -> bool:
+        """Whether a job of that name runs or waits."""
+        return name in self._names.values() or name in self._waiting
 
     def start(
         self,
@@ -32,12 +42,44 @@ class Jobs:
         on_done: Callable[[Any], None],
         on_failed: Callable[[str], None],
     ) -> None:
-        """Has the inference thread do something, in place of what it did in that lane; nobody hears how far an idle job is."""
+        """Has the inference thread do something; nobody hears how far an idle job is."""
+        submit = partial(self._submit, lane, name, work, on_done, on_failed)
+        if lane is Lane.TASK and self._names.get(lane, name) != name:
+            self._waiting[name] = submit
+            self.changed.emit()
+        else:
+            submit()
 
+    def cancel(self, *lanes: Lane) -> None:
+        """Stops the jobs of some lanes, by default of all; they never end for those who wait for them."""
+        self._thread.cancel(*lanes)
+        if Lane.TASK in (lanes or Lane):
+            self._waiting.clear()
+        if [lane for lane in lanes or Lane if self._names.pop(lane, None) is not None]:
+            self.changed.emit()
+
+    def close(self, timeout_s: float) -> bool:
+        """Stops everything; returns whether the thread has ended within the timeout."""
+        self._names.clear()
+        self._waiting.clear()
+        return self._thread.close(timeout_s)
+
+    def _submit(
+        self,
+        lane: Lane,
+        name: str,
+        work: Callable[[ProgressCallback], Any],
+        on_done: Callable[[Any], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
         def ended(tell: Callable[[Any], None], result: Any) -> None:
             del self._names[lane]
-            tell(result)
-            self.changed.emit()
+            try:
+                tell(result)
+            finally:
+                if lane is Lane.TASK and lane not in self._names and self._waiting:
+                    self._waiting.pop(next(iter(self._waiting)))()
+                self.changed.emit()
 
         self._names[lane] = name
         self._thread.submit(
@@ -50,14 +92,3 @@ class Jobs:
             )
         )
         self.changed.emit()
-
-    def cancel(self, *lanes: Lane) -> None:
-        """Stops the jobs of some lanes, by default of all; they never end for those who wait for them."""
-        self._thread.cancel(*lanes)
-        if [lane for lane in lanes or Lane if self._names.pop(lane, None) is not None]:
-            self.changed.emit()
-
-    def close(self, timeout_s: float) -> bool:
-        """Stops everything; returns whether the thread has ended within the timeout."""
-        self._names.clear()
-        return self._thread.close(timeout_s)

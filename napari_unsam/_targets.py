@@ -12,6 +12,7 @@ import numpy as np
 from napari_unsam._planes import Plane
 
 if TYPE_CHECKING:
+    from napari_unsam._masks import PlaneMask
     from napari_unsam._pixels import PlanePixels
 
 
@@ -59,6 +60,12 @@ class Proposal:
     rank: int
     count: int
     node: int | None = None
+
+    @classmethod
+    def of(cls, found: PlaneMask, plane: Plane, rank: int, count: int) -> Proposal:
+        """A mask that was found on a plane; see the attributes."""
+        parts = found.box_xyxy, found.mask, found.area_px, found.granularity, found.score
+        return cls(plane, *parts, rank, count, found.node)
 
 
 class Level(Enum):

@@ -11,7 +11,7 @@ import numpy as np
 from napari.layers import Labels
 from psygnal import Signal
 
-from napari_unsam._commit import ObjectWrite
+from napari_unsam._commit import ObjectWrite, free_now
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._layers import ObjectLayers, remove_layers
 from napari_unsam._targets import Level
@@ -75,7 +75,8 @@ class ImageSeries:
     @property
     def is_dirty(self) -> bool:
         """Whether the objects of the open image differ from what was opened or saved last, or some wait to be committed."""
-        return self._position is not None and (self._fingerprint() != self._saved or self._has_asides)
+        is_open = self._position is not None and self._layer in self._session.viewer.layers
+        return is_open and (self._fingerprint() != self._saved or self._has_asides)
 
     def is_done(self, position: int) -> bool:
         """Whether there are saved objects of an image."""
@@ -118,6 +119,7 @@ class ImageSeries:
             lambda progress: self._read(name, progress),
             read,
             failed,
+            is_task=True,
         )
 
     def save(self, then: Callable[[], None] = lambda: None) -> None:
@@ -129,8 +131,8 @@ class ImageSeries:
             then: Called once they are written.
         """
         name = self.name
-        if name is None:
-            self._session.controller.say('No image of the list is open.', Level.PROBLEM)
+        if name is None or self._layer not in self._session.viewer.layers:
+            self._session.controller.say('No image of the list is open; choose one first.', Level.PROBLEM)
             return
         if self._has_asides:
             self._session.asides.commit(with_shown=False)
@@ -150,6 +152,7 @@ class ImageSeries:
             f'Saving {name}',
             lambda progress: self._results.write(name, objects, progress=progress),
             saved,
+            is_task=True,
         )
 
     def close(self) -> None:
@@ -213,15 +216,15 @@ class ImageSeries:
 
 def place_objects(
     session: ViewerSession, layer: Labels, objects: LabelledObjects, name: str, keep_labels: bool = False
-) -> int:
-    """Writes objects into the layer of a session as one action; returns how many.
+) -> tuple[int, int]:
+    """Writes objects into the layer of a session as one action; returns how many, and how many had no free pixel.
 
     Args:
         session: Whose layer it is.
         layer: Has as many voxels along each axis as the objects, axes of length 1 aside.
         objects: What to write.
         name: Of the action.
-        keep_labels: Keep their labels; else they get new ones.
+        keep_labels: Keep their labels; else they get new ones, and leave objects alone that the session is to keep.
 
     Raises:
         StoreError: If the shapes differ.
@@ -233,15 +236,16 @@ def place_objects(
     boxes, rows = object_boxes(labels), objects.rows()
     new = {label: label for label in boxes}
     if not keep_labels:
-        first = session.next_label()
+        first = session.next_label(layer)
         new = {label: first + i for i, label in enumerate(boxes)}
     writes = [
         ObjectWrite(box, labels[box] == label, new[label], _row(rows.get(label, {}), new))
         for label, box in boxes.items()
     ]
-    if writes:
-        session.write_objects(name, writes)
-    return len(writes)
+    if session.keep_existing and not keep_labels:
+        writes = free_now(writes, layer.data)
+    session.write_objects(name, writes, layer)
+    return len(writes), len(boxes) - len(writes)
 
 
 def fingerprint(layer: Labels) -> int:

@@ -91,10 +91,10 @@ class LevelsWork:
             then(self._sheet)
             return
         name = f'Measuring the regions of "{target.name}"'
-        being_measured = self._waiting is not None and self._waiting[0] == target and controller.job == name
+        being_measured = self._waiting is not None and self._waiting[0] == target and controller.runs(name)
         self._waiting = (target, then)
         if not being_measured:
-            controller.run(name, self._measuring(target), self._measured)
+            controller.run(name, self._measuring(target), self._measured, is_task=True)
 
     def show_level(self, level: float) -> None:
         """Shows one level of the tree; 0 is the finest, 1 the whole plane."""

@@ -117,7 +117,7 @@ class AdaptPanel(QWidget):
         def work(progress: ProgressCallback) -> Comparison:
             return compare(_pixels(target, *window), window, adapted, question, progress)
 
-        session.controller.run('Comparing both models', work, partial(self._show_comparison, target))
+        session.controller.run('Comparing both models', work, partial(self._show_comparison, target), is_task=True)
 
     def use_adapted(self, is_adapted: bool) -> None:
         """Has clicks answered by the adapted model, or by that of the package again."""
@@ -191,7 +191,7 @@ class AdaptPanel(QWidget):
 
     @property
     def _writes_pictures(self) -> bool:
-        return self._session.controller.job == _WRITING
+        return self._session.controller.runs(_WRITING)
 
     def _is_at_work(self) -> bool:
         """Whether the model is being adapted to this image or another: one training takes all cores."""

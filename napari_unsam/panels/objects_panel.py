@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QMessage
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._targets import Level
 from napari_unsam._words import counted, them
-from napari_unsam.files.series import place_objects
+from napari_unsam.files.series import fingerprint, place_objects
 from napari_unsam.output.formats import FORMATS, READABLE, export, read_objects
 from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import (
@@ -26,13 +28,14 @@ from napari_unsam.output.objects import (
     parent_of,
 )
 from napari_unsam.panels.controls import button
-from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
+    from napari_unsam._inference import ProgressCallback
     from napari_unsam._session import ViewerSession
 
+_NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
 _NONE = 'There are no objects yet; commit one first.'
 
 
@@ -91,7 +94,9 @@ class ObjectsPanel(QWidget):
             return
         name = self.format_choice.currentData()
         form = FORMATS[name]
-        path = self.choose_path(f'{self._image_name()}{form.ending}', f'{form.title} (*{form.ending})')
+        path = self.choose_path(
+            f'{re.sub(_NOT_IN_NAMES, "_", self._image_name())}{form.ending}', f'{form.title} (*{form.ending})'
+        )
         if path is None:
             return
         if not path.name.endswith(form.ending):
@@ -99,15 +104,17 @@ class ObjectsPanel(QWidget):
         if path.exists() and not self.confirm(f'{path.name} exists. Replace it?'):
             return
         objects = self._described(layer)
-        self._run(
-            f'Writing {path.name}',
-            lambda progress: export(path, objects, name, progress),
-            lambda _done: self._exported(path, layer),
-        )
 
-    def _exported(self, path: Path, layer: Labels) -> None:
-        # What can be read back is safe; a table of measurements is not the objects.
-        if layer is self._session.objects and path.name.endswith(READABLE):
+        def work(progress: ProgressCallback) -> bool:
+            before = fingerprint(layer)
+            export(path, objects, name, progress)
+            return fingerprint(layer) == before
+
+        self._run(f'Writing {path.name}', work, partial(self._exported, path, layer))
+
+    def _exported(self, path: Path, layer: Labels, is_unchanged: bool) -> None:
+        # A table of measurements is not the objects.
+        if is_unchanged and path.name.endswith(READABLE) and layer is self._session.objects:
             self._session.exported.emit()
         self._say(f'Written: {path}')
 
@@ -118,7 +125,8 @@ class ObjectsPanel(QWidget):
             return
         path = self.choose_existing(f'Objects (*{" *".join(READABLE)})')
         if path is not None:
-            self._run(f'Reading {path.name}', lambda progress: read_objects(path), self._add)
+            layer = self._session.ensure_objects()
+            self._run(f'Reading {path.name}', lambda progress: read_objects(path), partial(self._add, layer))
 
     def delete(self) -> None:
         """Erases the selected object of the session's layer."""
@@ -245,13 +253,10 @@ class ObjectsPanel(QWidget):
         self.parent_button.setEnabled(parent is not None)
         self.delete_button.setEnabled(row is not None and layer is self._session.objects)
 
-    def _add(self, objects: object) -> None:
-        try:
-            count = place_objects(self._session, self._session.ensure_objects(), objects, f'open {objects.name}')
-        except UnSAMError as error:
-            self._say(str(error), Level.PROBLEM)
-        else:
-            self._say(f'{counted(count, "object")} of {objects.name} added; U takes {them(count)} back.')
+    def _add(self, layer: Labels, objects: LabelledObjects) -> None:
+        count, left = place_objects(self._session, layer, objects, f'open {objects.name}')
+        beside = f' {left} had no free pixel.' if left else ''
+        self._say(f'{counted(count, "object")} of {objects.name} added; U takes {them(count)} back.{beside}')
 
     def _objects(self) -> Labels | None:
         layer = self.layer
@@ -297,7 +302,7 @@ class ObjectsPanel(QWidget):
         return 'objects' if self._session.image is None else self._session.image.name
 
     def _run(self, name: str, work: Callable, on_done: Callable) -> None:
-        self._session.controller.run(name, work, on_done)
+        self._session.controller.run(name, work, on_done, is_task=True)
 
     def _say(self, text: str, level: Level = Level.INFO) -> None:
         self._session.controller.say(text, level)

@@ -31,7 +31,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from scipy.ndimage import find_objects
 
-from napari_unsam._commit import ObjectWrite
+from napari_unsam._commit import ObjectWrite, free_now, renumbered
 from napari_unsam._words import counted
 from napari_unsam.state.history import Together
 from napari_unsam.state.records import SavedSession, Work, count_prompts, read_work, remove_work, write_work
@@ -162,6 +162,8 @@ class Autosave:
                     f'they stay in {saved.folder}'
                 )
             writes = _writes(array, saved.features)
+            if highest := int(np.max(objects.data, initial=0)):  # the user has begun anew meanwhile
+                writes = free_now(renumbered(writes, highest), objects.data)
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
         name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'

@@ -11,7 +11,7 @@ import numpy as np
 from napari.layers import Labels, Tracks
 from psygnal import Signal
 
-from napari_unsam._commit import ObjectWrite
+from napari_unsam._commit import ObjectWrite, free_now, renumbered
 from napari_unsam._engine import EmbeddedPlane
 from napari_unsam._frame import Frame
 from napari_unsam._inference import ProgressCallback
@@ -34,7 +34,7 @@ from napari_unsam.volumes.propagation import (
 )
 from napari_unsam.volumes.slices import Slicing, crops_of
 from napari_unsam.volumes.tracks import TrackTable, track
-from napari_unsam.volumes.writing import end_what_was_beyond, free_now, renumbered, same, with_marked, written
+from napari_unsam.volumes.writing import end_what_was_beyond, same, with_marked, written
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:

@@ -70,29 +70,6 @@ def written(
     return kept, [write for write in (*erased, *writes) if write is not None]
 
 
-def renumbered(writes: Iterable[ObjectWrite], offset: int) -> list[ObjectWrite]:
-    """Objects with labels, and those of their parents, higher by a number."""
-    moved = []
-    for write in writes:
-        features = dict(write.features)
-        if 'parent_id' in features:
-            features['parent_id'] += offset
-        moved.append(replace(write, label=write.label + offset, features=features))
-    return moved
-
-
-def free_now(writes: Iterable[ObjectWrite], array: np.ndarray) -> list[ObjectWrite]:
-    """Objects without the pixels that others have by now; what is erased stays as it is."""
-    left = []
-    for write in writes:
-        if write.label:
-            there = np.asarray(array[write.region])
-            write = replace(write, mask=write.mask & ((there == 0) | (there == write.label)))
-        if write.mask.any():
-            left.append(write)
-    return left
-
-
 def _limited(one: SliceMask, taken: np.ndarray) -> SliceMask:
     crop = free_of(one.crop, taken)
     return replace(one, crop=crop)

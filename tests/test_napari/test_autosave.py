@@ -172,6 +172,19 @@ def test_objects_prompts_and_rows_come_back_after_a_crash(crash, start, stack):
     pd.testing.assert_frame_equal(session.objects.features, before.objects.features, check_dtype=False)
 
 
+def test_objects_of_the_new_session_stay_what_they_are_when_older_ones_come_back(crash, start, stack):
+    before = crash(work_a_little)
+    session, autosave = Session(stack), start()
+    session.commit(1, (slice(2, 3), slice(0, 20), slice(0, 30)), score=0.1)
+    own = session.objects.data == 1
+    autosave.restore(session, autosave.find(session.image))
+    labels = session.objects.data
+    assert ((labels == 1) == own).all()
+    assert np.unique(labels).tolist() == [0, 1, 2, 3]
+    for label in (1, 2):
+        assert ((labels == label + 1) == ((before.objects.data == label) & ~own)).all()
+
+
 def test_the_view_and_the_polarity_come_back(crash, start, stack):
     def look_elsewhere(session):
         session.viewer.dims.set_point(0, 3)

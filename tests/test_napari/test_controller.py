@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -113,6 +114,44 @@ def test_clicks_of_both_kinds_on_one_pixel_are_kept_and_explained(controller, cl
     assert controller.proposal is None
     assert len(controller.prompts.points) == 2
     assert is_problem(controller, 'both kinds')
+
+
+def test_tasks_wait_for_each_other_and_stop_no_longer_run(controller, settle):
+    done, begun = [], threading.Event()
+
+    def run(progress):
+        begun.set()
+        while 'both' not in done:
+            progress(0.5, 'running')
+            time.sleep(0.001)
+        return 'run'
+
+    def task(name):
+        return lambda progress: time.sleep(0.02) or name
+
+    def both(name):
+        done.extend([name, 'both'])
+
+    controller.run('Long', run, done.append)
+    begun.wait(10)
+    controller.run('First', task('first'), done.append, is_task=True)
+    controller.run('Second', task('second'), both, is_task=True)
+    assert controller.runs('Long')
+    assert controller.runs('Second')
+    assert '"First" comes first' in controller.status.text
+    settle(controller)
+    assert done == ['first', 'second', 'both', 'run']
+
+
+def test_a_cancel_stops_tasks_that_wait_too(controller, settle):
+    done = []
+    for name in ('First', 'Second'):
+        controller.run(name, lambda progress: time.sleep(0.05), done.append, is_task=True)
+    controller.cancel()
+    assert not controller.runs('Second')
+    controller.run('Third', lambda progress: 'third', done.append, is_task=True)
+    settle(controller)
+    assert done == ['third']
 
 
 def test_a_step_beyond_the_last_mask_is_told_also_after_sliding(controller, click):

@@ -220,14 +220,31 @@ def test_objects_of_another_shape_are_refused(opened, session):
 def test_objects_that_are_added_get_new_labels_and_keep_their_parents(make_controller):
     session = ViewerSession(ViewerModel(), make_controller(colour_tree))
     session.set_image(session.viewer.add_image(np.random.default_rng(0).random((7, 8))))
-    for _ in range(2):
-        place_objects(session, session.ensure_objects(), drawn_objects(), 'open')
+    assert place_objects(session, session.ensure_objects(), drawn_objects(), 'open') == (7, 0)
+    session.keep_existing = False
+    assert place_objects(session, session.ensure_objects(), drawn_objects(), 'open') == (7, 0)
     objects = objects_of_layer(session.objects)
     assert sorted(np.unique(objects.labels)) == [0, *range(8, 15)]
     assert objects.rows()[9]['parent_id'] == 8
     session.history.undo()
     assert sorted(np.unique(session.objects.data)) == [0, *range(1, 8)]
+    session.keep_existing = True
+    assert place_objects(session, session.ensure_objects(), drawn_objects(), 'open') == (0, 7)
     session.close()
+
+
+def test_what_was_taken_out_of_the_viewer_is_not_saved_as_empty(opened, series, session, settle, folder):
+    opened(0)
+    draw(session)
+    series.save()
+    settle(session.controller)
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob('*.objects.*'))
+    session.viewer.layers.clear()
+    assert not series.is_dirty
+    series.save()
+    settle(session.controller)
+    assert session.controller.status.level is Level.PROBLEM
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob('*.objects.*')) == before != []
 
 
 # The panel

@@ -28,6 +28,29 @@ def test_a_click_shows_a_point_and_the_contour_of_its_mask_where_the_image_is(on
         assert layer.locked is LayerLock.DELETION
 
 
+def test_a_commit_before_the_plane_is_ready_waits_for_the_mask(viewer, session, settle):
+    image = viewer.add_image(data.coffee())
+    session.set_image(image)
+    session.click(image.data_to_world(ON_CUP))
+    session.commit()
+    assert session.history.undo_name == 'click'
+    settle(session.controller)
+    assert session.objects.data[ON_CUP] == 1
+    assert not session.controller.prompts
+
+
+def test_prompts_of_a_plane_that_was_given_up_are_answered_when_it_is_in_view_again(viewer, session, settle):
+    session.set_image(viewer.add_image(np.stack([data.coffee()[..., 0]] * 3)))
+    viewer.dims.set_point(0, 0)
+    session.click((0, *ON_CUP))
+    viewer.dims.set_point(0, 2)
+    session.click((2, *ON_CUP))
+    settle(session.controller)
+    viewer.dims.set_point(0, 0)
+    settle(session.controller)
+    assert session.controller.proposal is not None
+
+
 def test_the_selected_layer_stays_selected_when_the_layers_of_the_plugin_appear(on_coffee, viewer, mouse):
     mouse(world(on_coffee, ON_CUP))
     assert viewer.layers.selection.active is on_coffee.image

@@ -382,10 +382,19 @@ def test_the_likeliest_regions_are_noted_with_granularities_of_their_own(finding
     assert not session.objects.features['granularity'].eq(StackSettings().granularity).any()
 
 
-def test_nothing_is_propagated_before_there_is_a_mask_for_the_prompts(panel, session, press):
+def test_what_is_clicked_is_propagated_once_there_is_a_mask_for_it(panel, session, settle):
     mark(session, 2, disc(BALL, 2), 1)
-    session.controller.forget(session.image.unique_id)
     session.click((10 + 2 * 2, 24, 54))
+    panel.work.propagate_current()
+    assert not panel.work.labels
+    settle(session.controller)
+    assert panel.work.labels == [2]
+
+
+def test_without_a_mask_for_the_prompts_nothing_is_propagated(panel, session):
+    mark(session, 2, disc(BALL, 2), 1)
+    session.click((10 + 2 * 2, 24, 54))
+    session.controller.cancel()
     panel.work.propagate_current()
     assert is_problem(session, 'no mask for these prompts yet')
     assert not panel.work.labels
