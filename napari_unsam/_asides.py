@@ -17,6 +17,7 @@ from napari_unsam._prompts import Prompts, SetAside
 from napari_unsam._questions import on_plane
 from napari_unsam._targets import Level, Proposal
 from napari_unsam.state.history import Together
+from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
@@ -87,6 +88,12 @@ class Asides:
         Args:
             with_shown: Whether the mask on screen is meant too.
         """
+        try:
+            self._commit(with_shown)
+        except UnSAMError as error:
+            self._session.controller.say(str(error), Level.PROBLEM)
+
+    def _commit(self, with_shown: bool) -> None:
         session, controller = self._session, self._session.controller
         proposal = controller.proposal if with_shown else None
         if proposal is None and not controller.prompts.asides:

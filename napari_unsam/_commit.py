@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,8 @@ class WriteObjects:
         self._before = np.asarray(labels.data[indices])
         self._rows = self._table.rows()
         self._table.add(self._writes)
-        _set(labels, indices, values)
+        with self._table.writing():
+            _set(labels, indices, values)
         self._table.refresh()
         self._on_written()
 
@@ -119,7 +121,8 @@ class WriteObjects:
         """Puts back what was there."""
         self._bring_back()
         self._table.restore(self._rows, [write.label for write in self._writes])
-        _set(self._table.labels, self._pixels()[0], self._before)
+        with self._table.writing():
+            _set(self._table.labels, self._pixels()[0], self._before)
         self._table.refresh()
         self._on_written()
 
@@ -142,7 +145,10 @@ class WriteObjects:
 def _set(labels: Labels, indices: tuple[np.ndarray, ...], values: np.ndarray) -> None:
     if len(indices) and len(indices[0]):
         # Assigning labels.data would redraw all of it and wipe the layer's own history; this call adds to it.
-        labels.data_setitem(indices, np.asarray(values, labels.data.dtype))
+        try:
+            labels.data_setitem(indices, np.asarray(values, labels.data.dtype))
+        except IndexError:  # napari 0.9 cannot tell what of an oblique view to draw anew; the values are written
+            labels.refresh()
 
 
 class ObjectTable:
@@ -163,6 +169,7 @@ class ObjectTable:
         self._regions = {label: present[label] for label in self._rows['index'] if label in present}
         self._areas = self._count()
         self._highest = 0 if is_empty else int(np.max(labels.data, initial=0))
+        self._is_written = self._is_painted = False
         self.open()
 
     @property
@@ -207,16 +214,27 @@ class ObjectTable:
             self._areas = areas
             self._show()
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Does not look for changes by others in the block, after which `refresh` is called."""
+        self._is_written = True
+        try:
+            yield
+        finally:
+            self._is_written = False
+
     def open(self) -> None:
         """Follows the layer from now on."""
         self.labels.events.set_data.connect(self.refresh)
         self.labels.events.paint.connect(self._painted)
+        self.labels.events.labels_update.connect(self._updated)
         self.labels.events.data.connect(self._replaced)
 
     def close(self) -> None:
         """Leaves the layer alone from now on."""
         self.labels.events.set_data.disconnect(self.refresh)
         self.labels.events.paint.disconnect(self._painted)
+        self.labels.events.labels_update.disconnect(self._updated)
         self.labels.events.data.disconnect(self._replaced)
 
     def _painted(self, event: Any) -> None:
@@ -225,6 +243,15 @@ class ObjectTable:
             value = getattr(atom, 'new_value', None)
             value = atom[2] if value is None else value
             self._highest = max(self._highest, int(np.max(value, initial=0)))
+        if not self._is_written:
+            self._is_painted = True
+            self.refresh()
+
+    def _updated(self, _event: Any) -> None:
+        # Some tools of napari tell of a stroke before they write it.
+        if self._is_painted and not self._is_written:
+            self._is_painted = False
+            self.refresh()
 
     def _replaced(self, _event: Any) -> None:
         """Nor are those of an array that was put in place of the one before."""

@@ -17,6 +17,7 @@ from napari.utils.transforms import Affine
 from napari_unsam._contours import placed_outline
 from napari_unsam._prompts import Polarity, Prompts, ShapeKind, ShapePrompt
 from napari_unsam.output.palette import OBJECT_COLOURS
+from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -168,10 +169,21 @@ class ObjectLayers:
         return None
 
     def make(self, frame: Frame, is_drawn: bool = True) -> Labels:
-        """Adds an empty layer for the objects of an image, just above it, in its place in the world; hidden if not drawn."""
+        """Adds an empty layer for the objects of an image, just above it, in its place in the world; hidden if not drawn.
+
+        Raises:
+            UnSAMError: If there is not memory enough.
+        """
         image = frame.image
+        try:
+            array = np.zeros(frame.shape, np.uint32)
+        except MemoryError:
+            size_gb = 4 * np.prod(frame.shape, dtype=float) / 1e9
+            raise UnSAMError(
+                f'The objects of "{image.name}" would take {size_gb:.0f} GB, more than there is memory; open a part of it.'
+            ) from None
         labels = Labels(
-            np.zeros(frame.shape, np.uint32),
+            array,
             name=OBJECTS_NAME,
             opacity=0.6,
             visible=is_drawn,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
 from napari_unsam._layers import ObjectLayers, is_of
 from unsam_mm.errors import UnSAMError
@@ -82,9 +84,14 @@ class Objects:
             layer: Where to, in the viewer again if it left; by default the layer of the image that is chosen.
 
         Raises:
-            UnSAMError: If the image of that layer is gone.
+            UnSAMError: If the image of that layer is gone, or its type is too small for a label.
         """
         table = self._table(layer)
+        highest, dtype = max((write.label for write in writes), default=0), np.dtype(table.labels.data.dtype)
+        if highest > np.iinfo(dtype).max:
+            raise UnSAMError(
+                f'"{table.labels.name}" holds labels of type {dtype}, too small for {highest}; convert it to uint32.'
+            )
         bring_back = partial(self._bring_back, self._image_of(table.labels), table)
         return WriteObjects(name, table, writes, self._on_written, bring_back)
 
@@ -124,7 +131,8 @@ class Objects:
         self._session.bind(table.labels)
 
     def _bring_back(self, image: Image, table: ObjectTable) -> None:
-        if table.labels not in self._session.viewer.layers:
+        layers = self._session.viewer.layers
+        if table.labels not in layers and image in layers:
             self._layers.add(table.labels, image)
             table.open()
             self._follow(table)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
@@ -84,6 +83,7 @@ class ViewerSession:
         self.keep_existing = True
         self._image: Image | None = None
         self._is_behind = False  # in drawing the prompts
+        self._tool: ShapeKind | None = None
         self._sources = Sources()
         self._prompt_layers: PromptLayers | None = None
         self._objects = Objects(self, self.objects_changed.emit)
@@ -112,10 +112,6 @@ class ViewerSession:
     def objects(self) -> Labels | None:
         """The layer of committed objects of the image; None before it is made."""
         return self._objects.of(self._image)
-
-    def use_weights(self, path: Path | None) -> None:
-        """Has prompts answered with other weights of the model; None: those of the package."""
-        self.controller.use_weights(path)
 
     @property
     def frame(self) -> Frame:
@@ -258,10 +254,10 @@ class ViewerSession:
     @property
     def tool(self) -> ShapeKind | None:
         """The tool in the user's hand; None if it is the mouse pointer."""
-        if self._prompt_layers is None or self._prompt_layers.shapes is None:
+        shapes = None if self._prompt_layers is None else self._prompt_layers.shapes
+        if shapes is None or self.viewer.layers.selection.active is not shapes:
             return None
-        modes = {mode: kind for kind, mode in _TOOLS.items()}
-        return modes.get(str(self._prompt_layers.shapes.mode))
+        return {mode: kind for kind, mode in _TOOLS.items()}.get(str(shapes.mode))
 
     def make_prompt_layers(self) -> None:
         """Makes the layer of the clicks, unless there is one or nothing can be segmented."""
@@ -344,6 +340,7 @@ class ViewerSession:
         for emitter in self._emitters():
             emitter.disconnect(self._retarget)
         self.viewer.layers.events.removed.disconnect(self._layer_removed)
+        self.viewer.layers.selection.events.active.disconnect(self._tool_changed)
 
     def _connect(self) -> None:
         self.controller.prompts_changed.connect(self._prompts_changed)
@@ -354,6 +351,7 @@ class ViewerSession:
         for emitter in self._emitters():
             emitter.connect(self._retarget)
         self.viewer.layers.events.removed.connect(self._layer_removed)
+        self.viewer.layers.selection.events.active.connect(self._tool_changed)
 
     def _emitters(self) -> list[Any]:
         events = self.viewer.dims.events
@@ -393,6 +391,10 @@ class ViewerSession:
 
     def _pixels_changed(self, image: Image) -> None:
         self.controller.forget(image.unique_id)
+        layers = self._prompt_layers
+        if layers is not None and image is self._image and layers.points.ndim != len(self.frame.shape):
+            self._drop_prompt_layers()
+            self.controller.put_prompts(image.unique_id, Prompts())
         self._retarget()
 
     def _contrast_changed(self, image: Image) -> None:
@@ -479,7 +481,9 @@ class ViewerSession:
         self._show_prompts()
 
     def _tool_changed(self) -> None:
-        self.tool_changed.emit(self.tool)
+        before, self._tool = self._tool, self.tool
+        if self._tool is not before:
+            self.tool_changed.emit(self._tool)
 
     def _drop_prompt_layers(self, when: Callable[[Callable[[], None]], None] = lambda call: call()) -> None:
         dropped = [self.asides.let_go()]
@@ -489,7 +493,7 @@ class ViewerSession:
             if layers.shapes is not None:
                 layers.shapes.events.data.disconnect(self._shapes_edited)
                 layers.shapes.events.mode.disconnect(self._tool_changed)
-                self.tool_changed.emit(None)
+                self._tool_changed()
             self.unbind(*layers.layers)
             dropped += layers.layers
         when(lambda: remove_layers(self.viewer, dropped))

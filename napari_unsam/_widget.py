@@ -27,9 +27,11 @@ from napari_unsam.panels.prompt_panel import PromptPanel
 from napari_unsam.panels.saved_bar import SavedBar
 from napari_unsam.panels.sections import Sections
 from napari_unsam.state.autosave import Autosave
+from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     import napari
+    from napari.layers import Image
 
 PANELS = (
     ('levels_panel', 'LevelsPanel'),
@@ -73,6 +75,7 @@ class SegmentationWidget(DockedWidget):
         self._autosave = autosave
         self._context = CanvasContext(self, viewer.layers)
         self.panels: dict[str, QWidget] = {}
+        self._too_large: Image | None = None  # for a layer of objects
         self._made: tuple[str, QWidget] | None = None  # a section that is not laid out yet
         self._has_ended = self._has_libraries = False
         self.image_panel = ImagePanel(self.session)
@@ -166,7 +169,7 @@ class SegmentationWidget(DockedWidget):
         if not self._has_libraries:
             self._has_libraries = not self.controller.is_loading
             self._soon.start()
-        elif self.session.prepare() or self._make_panel():
+        elif self._prepare() or self._make_panel():
             self._soon.start()
         elif self.session.image is not None:
             self.controller.warm_up()
@@ -174,6 +177,17 @@ class SegmentationWidget(DockedWidget):
                 self._soon.start()
             else:
                 self._frozen.freeze()  # of the model too
+
+    def _prepare(self) -> bool:
+        """Makes the next of the session's layers; returns whether one was left that can be made."""
+        if self.session.image is self._too_large:
+            return False
+        try:
+            return self.session.prepare()
+        except UnSAMError as error:
+            self._too_large = self.session.image
+            self.controller.say(str(error), Level.PROBLEM)
+            return False
 
     def end(self) -> None:
         """Ends the session: the viewer is left alone from now on, and the work is saved."""

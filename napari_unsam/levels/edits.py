@@ -14,14 +14,14 @@ from napari_unsam.levels.mark import ReviewMark
 from napari_unsam.levels.review import REVIEWED, ReviewQueue, accepted
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.levels.split_merge import merge_writes, parts_of, region_like, split_writes, whole_of
-from napari_unsam.levels.work import LevelsWork, object_under_cursor
+from napari_unsam.levels.work import LevelsWork, object_in_question
 
 if TYPE_CHECKING:
     from napari.layers import Labels
 
     from napari_unsam._session import ViewerSession
 
-_NO_OBJECT = 'There is no object under the cursor.'
+_NO_OBJECT = 'There is no object under the cursor, and none is selected here.'
 _SEEN_PX = (60, 500)  # on screen: a smaller or larger object is brought to
 _SHOWN_PX = 150
 
@@ -45,7 +45,7 @@ class ObjectEdits:
         self._work.when_measured(self._merge)
 
     def _split(self, sheet: Sheet) -> None:
-        controller, found = self._session.controller, object_under_cursor(self._session)
+        controller, found = self._session.controller, object_in_question(self._session)
         if found is None:
             controller.say(_NO_OBJECT, Level.PROBLEM)
             return
@@ -62,7 +62,7 @@ class ObjectEdits:
         controller.say(f'Object {label} was split into {sum(write.label > 0 for write in writes)}. U takes it back.')
 
     def _merge(self, sheet: Sheet) -> None:
-        controller, found = self._session.controller, object_under_cursor(self._session)
+        controller, found = self._session.controller, object_in_question(self._session)
         if found is None:
             controller.say(_NO_OBJECT, Level.PROBLEM)
             return

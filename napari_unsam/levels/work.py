@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from napari_unsam._words import counted, them
 from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.part_whole import Band, linked
-from napari_unsam.levels.preview import LevelPreview, thin_shape
+from napari_unsam.levels.preview import LevelPreview
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.levels.split_merge import region_like, region_write
 from unsam_mm.errors import UnSAMError
@@ -158,7 +159,11 @@ class LevelsWork:
         if not writes:
             controller.say('Nothing was accepted: other objects lie there, or no region is chosen.', Level.PROBLEM)
             return
-        self.session.write_objects(f'accept {counted(len(writes), "object")}', writes)
+        try:
+            self.session.write_objects(f'accept {counted(len(writes), "object")}', writes)
+        except UnSAMError as error:
+            controller.say(str(error), Level.PROBLEM)
+            return
         left_out = len(self.chosen) - len(writes)
         self.hide()
         if shown is Shown.ALIKE:
@@ -192,22 +197,19 @@ class LevelsWork:
         if not self.bands:
             self.session.controller.say('Note at least one kind of object first.', Level.PROBLEM)
             return
+        taken = {layer.name for layer in self.session.viewer.layers}
         try:
-            bands = linked(self.bands)
+            # Tables name the layer of the whole, so the name that napari would give has to be known before.
+            bands = linked([replace(band, name=free_name(band.name, taken)) for band in self.bands])
         except UnSAMError as error:
             self.session.controller.say(str(error), Level.PROBLEM)
             return
         plane, frame = self.session.controller.target.plane, self.session.frame
-        layers = [
-            Labels(
-                band.labels.reshape(thin_shape(plane)),
-                name=band.name,
-                opacity=0.5,
-                features=band.features,
-                **following(frame, plane.index),
-            )
-            for band in reversed(bands)  # the finest on top
-        ]
+        layers = []
+        for band in reversed(bands):  # the finest on top
+            data = np.zeros(frame.shape, np.uint32)
+            data[plane.slicing] = band.labels
+            layers.append(Labels(data, name=band.name, opacity=0.5, features=band.features, **following(frame)))
         self.clear_bands()
         self.hide()
         self.session.history.do(
@@ -239,13 +241,13 @@ class LevelsWork:
         self.changed.emit()
 
     def _add_example(self, sheet: Sheet) -> None:
-        controller, found = self.session.controller, object_under_cursor(self.session)
+        controller, found = self.session.controller, object_in_question(self.session)
         if found is not None:
             node = region_like((sheet.hierarchy,), found[1] == found[0]).node
         elif (offer := controller.proposal) is not None:
             node = region_like((sheet.hierarchy,), offer.mask, offer.box_xyxy[1], offer.box_xyxy[0]).node
         else:
-            controller.say('Put the cursor on an object, or click on one, then ask for all like it.', Level.PROBLEM)
+            controller.say('Put the cursor on an object, select or click one, then ask for all like it.', Level.PROBLEM)
             return
         self.examples = [*(example for example in self.examples if example != node), node]
         self._how_like = sheet.likeness(self.examples)
@@ -312,15 +314,26 @@ def plane_labels(objects: Labels, plane: Plane) -> np.ndarray:
     return np.asarray(objects.data[plane.slicing])
 
 
-def object_under_cursor(session: ViewerSession) -> tuple[int, np.ndarray] | None:
-    """The label of the object under the cursor and the (H, W) labels of its plane; None if there is none."""
+def object_in_question(session: ViewerSession) -> tuple[int, np.ndarray] | None:
+    """The label of an object and the (H, W) labels of its plane: the one under the cursor, or, while the mouse is at a button, the
+    selected one. None if there is none on the plane."""
     objects, target = session.objects, session.controller.target
     if objects is None or target is None:
         return None
     viewer: ViewerModel = session.viewer
-    pixel = target.plane.pixel(objects.world_to_data(viewer.cursor.position))
-    if pixel is None:
-        return None
     labels = plane_labels(objects, target.plane)
-    label = int(labels[pixel])
+    if not viewer.mouse_over_canvas:
+        label = int(objects.selected_label)
+        return (label, labels) if label and (labels == label).any() else None
+    pixel = target.plane.pixel(objects.world_to_data(viewer.cursor.position))
+    label = 0 if pixel is None else int(labels[pixel])
     return (label, labels) if label else None
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """A name that no layer has, made as napari makes them."""
+    found, number = name, 0
+    while found in taken:
+        number += 1
+        found = f'{name} [{number}]'
+    return found

@@ -121,7 +121,7 @@ class AdaptPanel(QWidget):
 
     def use_adapted(self, is_adapted: bool) -> None:
         """Has clicks answered by the adapted model, or by that of the package again."""
-        self._session.use_weights(self._job.result if is_adapted and self._job is not None else None)
+        self._session.controller.use_weights(self._job.result if is_adapted and self._job is not None else None)
 
     def refresh(self) -> None:
         """Shows how far the training has come."""

@@ -87,8 +87,14 @@ class LevelsPanel(QWidget):
         self.max_share_box.setToolTip('Larger regions are left out')
         self.accept_button = button('Accept all shown', 'Make objects of all regions on screen; U takes them back')
         self.hide_button = button('Hide', 'Take the regions off the screen')
-        self.split_button = button('Split  [H]', 'Put the parts of the object under the cursor in its place')
-        self.merge_button = button('Merge  [W]', 'Put what the object under the cursor is a part of in its place')
+        self.split_button = button(
+            'Split  [H]',
+            'Put the parts of an object in its place: of the one under the cursor, or with this button of the selected one',
+        )
+        self.merge_button = button(
+            'Merge  [W]',
+            'Put what an object is a part of in its place: the one under the cursor, or with this button the selected one',
+        )
         return group(
             'Level of the whole image',
             [
@@ -105,7 +111,8 @@ class LevelsPanel(QWidget):
 
     def _alike_group(self) -> QGroupBox:
         self.alike_button = button(
-            'Find all like this  [Shift-F]', 'Take the object under the cursor, or the mask on offer, for an example'
+            'Find all like this  [Shift-F]',
+            'Take the object under the cursor, with this button the selected one, or the mask on offer for an example',
         )
         self.forget_button = button('New examples', 'Forget the examples')
         self.likeness_slider = slider('How like the examples a region must be: right is stricter')

@@ -193,7 +193,8 @@ class VolumePanel(QWidget):
         self._show()
 
     def _set_range(self) -> None:
-        self.work.z_range = (self.first_box.value(), self.last_box.value() + 1)
+        first, last = sorted((self.first_box.value(), self.last_box.value()))
+        self.work.z_range = (first, last + 1)
 
     def _set(self) -> None:
         self.work.settings = replace(

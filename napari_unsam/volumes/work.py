@@ -149,7 +149,7 @@ class VolumeWork:
     @property
     def labels(self) -> list[int]:
         """The objects that were propagated."""
-        return [] if self._run is None else sorted(self._run.found)
+        return sorted(self._run.found) if self._is_run_here() else []
 
     def set_axis(self, axis: int) -> None:
         """Chooses the slider to work along."""
@@ -330,6 +330,13 @@ class VolumeWork:
 
         def finished(result: tuple[dict[int, Found], list[ObjectWrite]]) -> None:
             found, writes = result
+            gone = [
+                label
+                for label, slices in anchors.items()
+                if not any((slicing.labels(layer.data, z) == label).any() for z in slices)
+            ]
+            if gone:
+                raise UnSAMError(f'Object {gone[0]} was taken back meanwhile, so nothing was propagated.')
             session.write_objects(name, free_now(writes, layer.data) if keep else writes, layer)
             self._run = _Run(layer, slicing, found)
             self.label = self.label if self.label in found else next(iter(found))

@@ -151,7 +151,7 @@ def test_clicks_are_answered_by_the_adapted_model_while_its_box_is_ticked(
     qtbot, session, viewer, tmp_path, monkeypatch
 ):
     used = []
-    monkeypatch.setattr(type(session), 'use_weights', lambda self, path: used.append(path))
+    monkeypatch.setattr(session.controller, 'use_weights', used.append)
     session.set_image(viewer.add_image(data.coins()))
     panel = AdaptPanel(session, tmp_path)
     qtbot.addWidget(panel)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from napari.components import ViewerModel
 from napari.layers import Labels
 
 from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects, write_of
@@ -196,6 +197,29 @@ def test_of_overlapping_writes_the_later_one_wins_whatever_was_there(desk, label
     assert np.argwhere(labels.data == 1).tolist() == [[1, 1, 2], [1, 2, 2]]
     desk.history.undo()
     assert np.array_equal(labels.data, before)
+
+
+def test_objects_that_are_erased_with_naparis_tools_leave_the_table(desk, labels):
+    desk.commit((0, 0, 4, 4))
+    desk.commit((5, 0, 7, 2))
+    place = np.argwhere(labels.data == 1)[0]
+    labels.fill(tuple(place), 0)
+    assert desk.areas() == {2: 4}
+    labels.undo()
+    assert desk.areas() == {1: 16, 2: 4}
+
+
+def test_a_stack_that_is_turned_obliquely_is_written_to_and_undone_like_any_other():
+    viewer = ViewerModel()
+    layer = viewer.add_labels(
+        np.zeros(PLANE.shape, np.uint32), rotate=np.linalg.qr(np.random.default_rng(1).random((3, 3)))[0]
+    )
+    desk = Desk(layer)
+    desk.commit((1, 1, 5, 5))
+    assert (layer.data == 1).sum() == 16
+    assert desk.areas() == {1: 16}
+    desk.history.undo()
+    assert not layer.data.any()
 
 
 def test_an_array_put_in_place_of_the_one_before_is_not_taken_for_empty(desk, labels):

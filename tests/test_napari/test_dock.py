@@ -145,6 +145,15 @@ def test_a_disk_that_work_cannot_be_saved_on_is_told(qtbot, viewer, monkeypatch,
     dock.end()
 
 
+def test_an_image_too_large_for_objects_leaves_the_dock_whole(qtbot):
+    viewer = ViewerModel()
+    viewer.add_image(np.broadcast_to(data.coins()[:64, :64], (500_000_000, 64, 64)))
+    dock = opened(qtbot, viewer)
+    qtbot.waitUntil(lambda: len(dock.content.panels) == len(PANELS), timeout=20_000)
+    assert 'more than there is memory' in dock.content.status_label.text()
+    dock.end()
+
+
 class StandIn:
     """Makes planes ready by colour, and has nothing to load."""
 

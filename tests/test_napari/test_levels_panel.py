@@ -94,7 +94,7 @@ def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
     count = len(session.objects.features)
     assert count > 20
     assert not panel.accept_button.isEnabled()
-    session.viewer.cursor.position = ON_COIN
+    session.viewer.cursor.position, session.viewer.mouse_over_canvas = ON_COIN, True
     press(panel, 'H')
     assert len(session.objects.features) == count + 1
     press(panel, 'W')

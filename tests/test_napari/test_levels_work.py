@@ -64,6 +64,7 @@ def is_problem(work, words):
 
 
 def point_at(work, pixel):
+    work.session.viewer.mouse_over_canvas = True
     work.session.viewer.cursor.position = tuple(work.session.image.data_to_world(pixel))
 
 
@@ -183,6 +184,39 @@ def test_an_object_is_split_and_merged_under_the_cursor_each_as_one_action(accep
     accepted.session.controller.undo()
     assert np.array_equal(objects.data, before)
     assert len(objects.features) == rows
+
+
+def test_buttons_act_on_the_selected_object_since_the_mouse_is_on_them(accepted):
+    edits, objects = ObjectEdits(accepted), accepted.session.objects
+    objects.selected_label = int(objects.data[ON_COIN])
+    accepted.session.viewer.mouse_over_canvas = False
+    accepted.session.viewer.cursor.position = (0, 0)
+    before = len(objects.features)
+    edits.split()
+    assert len(objects.features) > before
+    objects.selected_label = 9999
+    edits.split()
+    assert is_problem(accepted, 'none is selected here')
+
+
+def test_layers_of_one_slice_lie_in_it_and_name_the_layers_of_their_wholes(make_controller, coins_tree, settle):
+    session = ViewerSession(ViewerModel(), make_controller(lambda image, progress: coins_tree))
+    viewer = session.viewer
+    session.set_image(viewer.add_image(np.stack([data.coins()] * 3), scale=(4, 2, 2)))
+    work = LevelsWork(session)
+    for z in (0, 2):
+        viewer.dims.set_point(0, z * 4)
+        for name, level in (('parts', 0.16), ('wholes', 0.4)):
+            work.show_level(level)
+            settle(session.controller)
+            work.add_band(name)
+        work.make_layers()
+    parts, wholes = viewer.layers['parts [1]'], viewer.layers['wholes [1]']
+    assert np.flatnonzero(parts.data.any(axis=(1, 2))).tolist() == [2]
+    assert parts.data.shape == wholes.data.shape == (3, *data.coins().shape)
+    assert set(parts.features['parent']) - {''} == {'wholes [1]'}
+    work.close()
+    session.close()
 
 
 def test_editing_beside_objects_is_said(accepted):

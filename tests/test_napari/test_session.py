@@ -39,6 +39,43 @@ def test_a_commit_before_the_plane_is_ready_waits_for_the_mask(viewer, session, 
     assert not session.controller.prompts
 
 
+def test_a_layer_whose_type_is_too_small_for_a_label_is_not_written_to(on_coffee, mouse):
+    objects = on_coffee.ensure_objects()
+    objects.data = np.full(objects.data.shape, 255, np.uint8)
+    objects.data[100:200, 250:350] = 0
+    mouse(world(on_coffee, ON_CUP))
+    on_coffee.commit()
+    assert is_problem(on_coffee, 'uint8, too small for 256')
+    assert set(np.unique(objects.data)) == {0, 255}
+
+
+def test_objects_that_would_not_fit_into_memory_are_told(viewer, session):
+    session.set_image(viewer.add_image(np.broadcast_to(data.coins()[:64, :64], (500_000_000, 64, 64))))
+    with pytest.raises(UnSAMError, match='would take 8192 GB'):
+        session.ensure_objects()
+
+
+def test_other_pixels_of_another_kind_take_the_prompts_away(viewer, session, settle):
+    image = viewer.add_image(data.coffee()[..., 0])
+    session.set_image(image)
+    session.click(ON_CUP)
+    settle(session.controller)
+    image.data = np.stack([data.coffee()[..., 1]] * 3)
+    assert not session.controller.prompts
+    viewer.dims.set_point(0, 1)
+    session.click((1, *ON_CUP))
+    settle(session.controller)
+    assert session.controller.proposal is not None
+
+
+def test_undoing_a_commit_on_an_image_that_is_gone_brings_no_layer_back(on_coffee, viewer, mouse):
+    mouse(world(on_coffee, ON_CUP))
+    on_coffee.commit()
+    viewer.layers.clear()
+    on_coffee.controller.undo()
+    assert len(viewer.layers) == 0
+
+
 def test_prompts_of_a_plane_that_was_given_up_are_answered_when_it_is_in_view_again(viewer, session, settle):
     session.set_image(viewer.add_image(np.stack([data.coffee()[..., 0]] * 3)))
     viewer.dims.set_point(0, 0)

@@ -63,6 +63,16 @@ def test_a_shape_without_a_pixel_is_taken_away_again_and_said(on_coffee, viewer)
     assert is_problem(on_coffee, 'draw it larger')
 
 
+def test_a_tool_is_put_down_with_its_layer(on_coffee, viewer):
+    taken = []
+    on_coffee.tool_changed.connect(taken.append)
+    on_coffee.draw(ShapeKind.BOX)
+    viewer.layers.selection.active = on_coffee.image
+    assert on_coffee.tool is None
+    on_coffee.draw(ShapeKind.BOX)
+    assert taken == [ShapeKind.BOX, None, ShapeKind.BOX]
+
+
 def test_a_tool_is_in_the_hand_until_it_is_put_down(on_coffee, viewer, mouse):
     taken = []
     on_coffee.tool_changed.connect(taken.append)

@@ -391,6 +391,22 @@ def test_what_is_clicked_is_propagated_once_there_is_a_mask_for_it(panel, sessio
     assert panel.work.labels == [2]
 
 
+def test_an_object_that_is_taken_back_while_it_is_propagated_stays_away(panel, session, mailbox, settle):
+    session.click((10 + 2 * 2, 24, 54))
+    settle(session.controller)
+    panel.work.propagate_current()
+    session.controller.undo()
+    mailbox.open_until(lambda: not session.controller.is_busy)
+    assert is_problem(session, 'was taken back meanwhile')
+    assert not session.objects.data.any()
+
+
+def test_slices_may_be_given_the_other_way_round(panel, session, press):
+    panel.first_box.setValue(4)
+    panel.last_box.setValue(1)
+    assert panel.work.z_range == (1, 5)
+
+
 def test_without_a_mask_for_the_prompts_nothing_is_propagated(panel, session):
     mark(session, 2, disc(BALL, 2), 1)
     session.click((10 + 2 * 2, 24, 54))
