@@ -255,7 +255,8 @@ class ViewerSession:
     def tool(self) -> ShapeKind | None:
         """The tool in the user's hand; None if it is the mouse pointer."""
         shapes = None if self._prompt_layers is None else self._prompt_layers.shapes
-        if shapes is None or self.viewer.layers.selection.active is not shapes:
+        # Equal, not the same: napari gives plugins a stand-in for each layer.
+        if shapes is None or self.viewer.layers.selection.active != shapes:
             return None
         return {mode: kind for kind, mode in _TOOLS.items()}.get(str(shapes.mode))
 

@@ -62,7 +62,9 @@ class ObjectsPanel(QWidget):
     @property
     def layer(self) -> Labels | None:
         """The layer that the panel works on: the selected one if it holds objects in a table, else that of the session."""
-        active = self._session.viewer.layers.selection.active
+        layers = self._session.viewer.layers
+        # From the list: what napari gives plugins as the active layer is a stand-in for it.
+        active = next((layer for layer in layers if layer == layers.selection.active), None)
         is_linked = isinstance(active, Labels) and {'index', 'area_px'} <= set(active.features)
         return active if is_linked else self._session.objects
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 from napari.layers import Labels
+from napari.utils._proxies import PublicOnlyProxy
 from skimage import data
 
 from napari_unsam._controller import Level
@@ -102,6 +103,22 @@ def test_only_files_that_hold_the_objects_count_as_their_export(filled, session,
     filled.export_button.click()
     settle(session.controller)
     assert bool(told) == FORMATS[name].ending.endswith(READABLE)
+
+
+def test_the_selected_layer_of_objects_is_known_as_that_of_the_image_also_through_naparis_stand_ins(
+    qtbot, make_controller
+):
+    session = ViewerSession(PublicOnlyProxy(ViewerModel()), make_controller(colour_tree))
+    session.set_image(session.viewer.add_image(PIXELS))
+    place_objects(session, session.ensure_objects(), drawn_objects(), 'open', keep_labels=True)
+    panel = ObjectsPanel(session)
+    qtbot.addWidget(panel)
+    session.viewer.layers.selection.active = session.objects
+    session.objects.selected_label = 2
+    assert panel.layer is session.objects
+    assert panel.delete_button.isEnabled()
+    panel.close_session()
+    session.close()
 
 
 def test_an_export_that_ends_on_another_image_does_not_count_for_that(filled, session, settle, monkeypatch, tmp_path):
