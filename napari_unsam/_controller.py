@@ -310,7 +310,7 @@ class SegmentationController:
         """Stops all jobs; prompts are kept."""
         was_busy = self.is_busy
         self._jobs.cancel()
-        self._embedding = None
+        self._embedding = self._once_embedded = None
         if was_busy:
             self.say('Cancelled. Prompts are kept, and so are planes that were made ready; start again to go on.')
 
@@ -472,7 +472,7 @@ class SegmentationController:
 
     def _failed(self, reason: str) -> None:
         if self._jobs.name(Lane.PLANE) is None:
-            self._embedding = None
+            self._embedding = self._once_embedded = None
         self.say(reason, Level.PROBLEM)
 
     def _put(self, source: Hashable, prompts: Prompts) -> None:

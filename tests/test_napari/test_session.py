@@ -39,6 +39,18 @@ def test_a_commit_before_the_plane_is_ready_waits_for_the_mask(viewer, session, 
     assert not session.controller.prompts
 
 
+def test_a_commit_that_waited_for_a_plane_goes_with_its_cancellation(viewer, session, settle):
+    image = viewer.add_image(data.coffee())
+    session.set_image(image)
+    session.click(image.data_to_world(ON_CUP))
+    session.commit()
+    session.controller.cancel()
+    session.controller.embed()
+    settle(session.controller)
+    assert session.controller.proposal is not None
+    assert session.history.undo_name == 'click'
+
+
 def test_a_layer_whose_type_is_too_small_for_a_label_is_not_written_to(on_coffee, mouse):
     objects = on_coffee.ensure_objects()
     objects.data = np.full(objects.data.shape, 255, np.uint8)
