@@ -305,8 +305,10 @@ class LevelsWork:
         """Takes the preview away when another plane comes into view, or the same with other pixels."""
         if self._sheet is not None and not self._is_fresh(self.session.controller.target):
             self._target = self._sheet = self._how_like = None
-            self.examples, self.bands = [], []
+            noted, self.examples, self.bands = self.bands, [], []
             self.hide()
+            if noted:
+                self.session.controller.say('What was noted for layers was of the plane before, and is forgotten.')
 
 
 def plane_labels(objects: Labels, plane: Plane) -> np.ndarray:

@@ -219,6 +219,15 @@ def test_layers_of_one_slice_lie_in_it_and_name_the_layers_of_their_wholes(make_
     session.close()
 
 
+def test_layers_that_were_noted_and_not_made_are_not_forgotten_without_a_word(work, settle):
+    work.show_level(0.16)
+    settle(work.session.controller)
+    work.add_band('coins')
+    work.session.image.data = data.coins()[::-1].copy()
+    assert work.bands == []
+    assert 'forgotten' in work.session.controller.status.text
+
+
 def test_editing_beside_objects_is_said(accepted):
     point_at(accepted, ON_GROUND)
     for edit in (ObjectEdits(accepted).split, ObjectEdits(accepted).merge):
