@@ -36,6 +36,7 @@ T = TypeVar('T')
 NO_IMAGE = 'Choose an image to begin.'
 _NO_FIT = 'No mask fits: one pixel has clicks of both kinds. Undo one of them (U).'
 _ONLY_NEGATIVE = 'This only says where the object is not. Add a positive click on the object, or a box around it.'
+_NOT_DONE = 'What waited for the mask was not done, as another plane or other prompts came meanwhile.'
 _GRANULARITY_STEP = 1 / 32  # as many as planes in windows tell apart
 _NOTHING_YET = 'There is no mask yet; click on an object first.'
 
@@ -469,6 +470,8 @@ class SegmentationController:
         waiting, self._once_embedded = self._once_embedded, None
         if waiting is not None and waiting[0] == self._situation():
             self._answers.then(waiting[1])
+        elif waiting is not None:
+            self.say(_NOT_DONE, Level.PROBLEM)
 
     def _failed(self, reason: str) -> None:
         if self._jobs.name(Lane.PLANE) is None:

@@ -46,8 +46,7 @@ class ViewerSession:
     Args:
         viewer: The viewer.
         controller: The controller.
-        later: Runs a function once napari is done with what it is at; by default at once, which suits a viewer without a
-            window.
+        later: Runs a function once napari is done with what it is at; by default at once, as suits a viewer without a window.
 
     Attributes:
         viewer: The viewer.
@@ -57,12 +56,10 @@ class ViewerSession:
         prompting: Whether clicks on the canvas are prompts.
         keep_existing: Whether a commit leaves other objects alone.
         image_changed: Emitted when another image, none, or other channels of it are being segmented.
-        contrast_changed: Emitted when the image is shown in another contrast, at each step of the slider; once it rests,
-            `look_again` is to be called.
+        contrast_changed: Emitted at each step of the slider for contrast; once it rests, `look_again` is to be called.
         objects_changed: Emitted when objects were written or a write was taken back.
         tool_changed: Emitted with `tool` when another one was taken.
         exported: Emitted when the objects of the image were written to a file.
-        later: As given.
     """
 
     image_changed = Signal()
@@ -406,14 +403,13 @@ class ViewerSession:
 
     def _forget(self, layer: Image) -> None:
         """Drops what is known of an image that is gone, and of those whose channel it was."""
-        self.controller.forget(layer.unique_id)
-        self.stack.forget(layer.unique_id)
         # napari is in the midst of a removal, and cannot bear that others go which it was about to select.
-        unused = self._objects.unused(layer)
-        self.later(lambda: remove_layers(self.viewer, unused))
+        self.later(partial(remove_layers, self.viewer, self._objects.unused(layer)))
         if layer is self._image:
             self._drop_prompt_layers(self.later)
             self.set_image(None)
+        self.controller.forget(layer.unique_id)
+        self.stack.forget(layer.unique_id)
         for image in self._sources.remove(layer):
             self._pixels_changed(image)
             if image is self._image:
@@ -425,7 +421,11 @@ class ViewerSession:
         if isinstance(layer, Image):
             self._forget(layer)
         elif not self._objects.removed(layer) and self._prompt_layers is not None and self._prompt_layers.owns(layer):
-            self._drop_prompt_layers()
+            self._drop_prompt_layers(self.later)
+            self.later(self._remove_prompts)
+
+    def _remove_prompts(self) -> None:
+        if self._image in self.viewer.layers:  # else they went with it
             self.controller.set_prompts(Prompts(object_id=self.controller.prompts.object_id), 'remove all prompts')
 
     def _prompts_changed(self) -> None:
@@ -497,4 +497,4 @@ class ViewerSession:
                 self._tool_changed()
             self.unbind(*layers.layers)
             dropped += layers.layers
-        when(lambda: remove_layers(self.viewer, dropped))
+        when(partial(remove_layers, self.viewer, dropped))

@@ -59,6 +59,7 @@ class ObjectEdits:
         plane = controller.target.plane
         writes = split_writes(plane, labels, label, tree, parts, self._session.next_label())
         self._session.write_objects(f'split object {label}', writes)
+        self._session.objects.selected_label = max(write.label for write in writes)  # a part, as the whole is gone
         controller.say(f'Object {label} was split into {sum(write.label > 0 for write in writes)}. U takes it back.')
 
     def _merge(self, sheet: Sheet) -> None:
@@ -95,6 +96,7 @@ class Reviewing:
         self._session = session
         self._current: int | None = None
         self.mark = ReviewMark(session)
+        self._followed: Labels | None = None
         session.image_changed.connect(self._begin)
         session.history.changed.connect(self._acted)
 
@@ -102,6 +104,7 @@ class Reviewing:
         """Follows the session no longer."""
         self._session.image_changed.disconnect(self._begin)
         self._session.history.changed.disconnect(self._acted)
+        self._follow(None)
         self.mark.let_go()
 
     @property
@@ -159,9 +162,27 @@ class Reviewing:
         self.mark.hide()
         self.changed.emit()
 
+    def _follow(self, objects: Labels | None) -> None:
+        """Learns of what others do to the table of objects, and no longer of what they do to the one before."""
+        if objects is self._followed:
+            return
+        for layer, act in ((self._followed, 'disconnect'), (objects, 'connect')):
+            if layer is not None:
+                getattr(layer.events.features, act)(self._table_changed)
+                getattr(self._session.viewer.layers.events.removed, act)(self._table_changed)
+        self._followed = objects
+
+    def _table_changed(self, _event: Any = None) -> None:
+        if self._current is not None and self.queue.current is None:
+            label, self._current = self._current, None
+            self.mark.hide()
+            self._session.controller.say(f'Object {label} is gone; Next goes on with another one.')
+        self.changed.emit()
+
     def _look_at(self, label: int) -> None:
         """Moves the sliders to the middle plane of an object and the camera to its middle."""
         objects, viewer = self._session.objects, self._session.viewer
+        self._follow(objects)
         region = _region(objects, label)
         if region is None:
             return

@@ -105,6 +105,16 @@ def test_a_dock_that_goes_with_its_window_frees_what_was_frozen(qtbot, viewer, i
     qtbot.waitUntil(lambda: gc.collect() >= 0 and gc.get_freeze_count() == 0, timeout=5_000)
 
 
+def test_prompts_that_go_with_their_image_are_no_action(qtbot, viewer):
+    dock = opened(qtbot, viewer)
+    dock.content.session.click((100, 100))
+    qtbot.waitUntil(lambda: dock.content.controller.proposal is not None, timeout=20_000)
+    viewer.layers.clear()
+    qtbot.wait(50)
+    assert dock.content.session.history.undo_name == 'click'
+    dock.end()
+
+
 def test_layers_that_go_later_do_go(qtbot, viewer):
     dock = opened(qtbot, viewer)
     qtbot.waitUntil(lambda: len(dock.content.panels) == len(PANELS), timeout=20_000)

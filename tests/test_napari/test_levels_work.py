@@ -194,6 +194,7 @@ def test_buttons_act_on_the_selected_object_since_the_mouse_is_on_them(accepted)
     before = len(objects.features)
     edits.split()
     assert len(objects.features) > before
+    assert objects.selected_label in set(objects.features['index'])
     objects.selected_label = 9999
     edits.split()
     assert is_problem(accepted, 'none is selected here')
@@ -343,6 +344,22 @@ def test_an_outline_marks_the_object_in_question_and_goes_with_the_next_action(a
     assert len(viewer.layers) == count
     reviewing.close()
     assert list(viewer.layers) == before
+
+
+@pytest.mark.parametrize('how', ['erased', 'layer deleted'])
+def test_a_review_leaves_an_object_that_is_gone(accepted, how):
+    reviewing, viewer, objects = Reviewing(accepted.session), accepted.session.viewer, accepted.session.objects
+    reviewing.next()
+    label, left = reviewing.queue.current, reviewing.queue.left
+    if how == 'erased':
+        objects.fill(tuple(np.argwhere(objects.data == label)[0]), 0)
+        assert reviewing.queue.left == left - 1
+    else:
+        viewer.layers.remove(objects)
+    assert reviewing.queue.current is None
+    assert not is_shown(viewer, REVIEW_NAME)
+    assert accepted.session.controller.status.text == f'Object {label} is gone; Next goes on with another one.'
+    reviewing.close()
 
 
 def test_an_object_of_several_planes_is_marked_on_all_of_them(viewer, session):

@@ -51,6 +51,17 @@ def test_a_commit_that_waited_for_a_plane_goes_with_its_cancellation(viewer, ses
     assert session.history.undo_name == 'click'
 
 
+def test_a_commit_that_waited_for_a_plane_is_told_where_it_was_not_done(viewer, session, settle):
+    session.set_image(viewer.add_image(np.stack([data.coffee()[..., 0]] * 3)))
+    viewer.dims.set_point(0, 0)
+    session.click((0, *ON_CUP))
+    session.commit()
+    viewer.dims.set_point(0, 2)
+    settle(session.controller)
+    assert is_problem(session, 'was not done')
+    assert session.history.undo_name == 'click'
+
+
 def test_a_layer_whose_type_is_too_small_for_a_label_is_not_written_to(on_coffee, mouse):
     objects = on_coffee.ensure_objects()
     objects.data = np.full(objects.data.shape, 255, np.uint8)
