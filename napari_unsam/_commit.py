@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -69,13 +69,19 @@ def renumbered(writes: Iterable[ObjectWrite], offset: int) -> list[ObjectWrite]:
     return moved
 
 
-def free_now(writes: Iterable[ObjectWrite], array: np.ndarray) -> list[ObjectWrite]:
-    """Objects without the pixels that others have by now; what is erased stays as it is."""
+def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[int] = ()) -> list[ObjectWrite]:
+    """Objects without the pixels that others have by now; what is erased stays as it is.
+
+    Args:
+        writes: The objects.
+        array: What they are to be written into.
+        own: Labels whose pixels are free as well, as their objects are written anew.
+    """
     left = []
     for write in writes:
         if write.label:
-            there = np.asarray(array[write.region])
-            write = replace(write, mask=write.mask & ((there == 0) | (there == write.label)))
+            is_free = np.isin(array[write.region], [0, write.label, *own])
+            write = replace(write, mask=write.mask & is_free)
         if write.mask.any():
             left.append(write)
     return left

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from psygnal import Signal
@@ -24,7 +23,7 @@ class Jobs:
     def __init__(self, deliver: Deliver) -> None:
         self._thread = InferenceThread(deliver)
         self._names: dict[Lane, str] = {}
-        self._waiting: dict[str, Callable[[], None]] = {}  # tasks by name, the first in front
+        self._waiting: dict[str, Job] = {}  # tasks by name, the first in front
 
     def name(self, lane: Lane) -> str | None:
         """The job of a lane that has not ended yet; None if there is none."""
@@ -43,12 +42,29 @@ class Jobs:
         on_failed: Callable[[str], None],
     ) -> None:
         """Has the inference thread do something; nobody hears how far an idle job is."""
-        submit = partial(self._submit, lane, name, work, on_done, on_failed)
+
+        def ended(tell: Callable[[Any], None], result: Any) -> None:
+            del self._names[lane]
+            try:
+                tell(result)
+            finally:
+                if lane is Lane.TASK and lane not in self._names and self._waiting:
+                    first = next(iter(self._waiting))
+                    self._submit(first, self._waiting.pop(first))
+                self.changed.emit()
+
+        job = Job(
+            work=work,
+            on_progress=lambda *news: None if lane is Lane.IDLE else self.progressed.emit(*news),
+            on_done=lambda result: ended(on_done, result),
+            on_failed=lambda reason: ended(on_failed, reason),
+            lane=lane,
+        )
         if lane is Lane.TASK and self._names.get(lane, name) != name:
-            self._waiting[name] = submit
+            self._waiting[name] = job
             self.changed.emit()
         else:
-            submit()
+            self._submit(name, job)
 
     def cancel(self, *lanes: Lane) -> None:
         """Stops the jobs of some lanes, by default of all; they never end for those who wait for them."""
@@ -64,31 +80,7 @@ class Jobs:
         self._waiting.clear()
         return self._thread.close(timeout_s)
 
-    def _submit(
-        self,
-        lane: Lane,
-        name: str,
-        work: Callable[[ProgressCallback], Any],
-        on_done: Callable[[Any], None],
-        on_failed: Callable[[str], None],
-    ) -> None:
-        def ended(tell: Callable[[Any], None], result: Any) -> None:
-            del self._names[lane]
-            try:
-                tell(result)
-            finally:
-                if lane is Lane.TASK and lane not in self._names and self._waiting:
-                    self._waiting.pop(next(iter(self._waiting)))()
-                self.changed.emit()
-
-        self._names[lane] = name
-        self._thread.submit(
-            Job(
-                work=work,
-                on_progress=lambda *news: None if lane is Lane.IDLE else self.progressed.emit(*news),
-                on_done=lambda result: ended(on_done, result),
-                on_failed=lambda reason: ended(on_failed, reason),
-                lane=lane,
-            )
-        )
+    def _submit(self, name: str, job: Job) -> None:
+        self._names[job.lane] = name
+        self._thread.submit(job)
         self.changed.emit()

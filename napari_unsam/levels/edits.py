@@ -59,7 +59,8 @@ class ObjectEdits:
         plane = controller.target.plane
         writes = split_writes(plane, labels, label, tree, parts, self._session.next_label())
         self._session.write_objects(f'split object {label}', writes)
-        self._session.objects.selected_label = max(write.label for write in writes)  # a part, as the whole is gone
+        # A part, as the whole is gone; there is none if others have all its pixels.
+        self._session.objects.selected_label = max((write.label for write in writes), default=label)
         controller.say(f'Object {label} was split into {sum(write.label > 0 for write in writes)}. U takes it back.')
 
     def _merge(self, sheet: Sheet) -> None:

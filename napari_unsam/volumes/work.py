@@ -337,7 +337,7 @@ class VolumeWork:
             ]
             if gone:
                 raise UnSAMError(f'Object {gone[0]} was taken back meanwhile, so nothing was propagated.')
-            session.write_objects(name, free_now(writes, layer.data) if keep else writes, layer)
+            session.write_objects(name, free_now(writes, layer.data, found) if keep else writes, layer)
             self._run = _Run(layer, slicing, found)
             self.label = self.label if self.label in found else next(iter(found))
             slices = sum(one.crop.area_px > 0 for one in found[self.label].values())

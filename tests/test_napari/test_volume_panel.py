@@ -407,6 +407,19 @@ def test_slices_may_be_given_the_other_way_round(panel, session, press):
     assert panel.work.z_range == (1, 5)
 
 
+def test_objects_that_are_corrected_into_each_others_place_take_each_others_pixels(panel, session, press):
+    mark(session, 2, disc(BALL, 2), 1)
+    mark(session, 2, disc(OTHER, 2), 2)
+    press(panel.slice_button)
+    for label, discs in ((2, BALL), (1, OTHER)):
+        paint(session, 2, disc(discs, 2), label)
+    press(panel.again_button)
+    for z in (1, 3, 4):
+        for label, discs in ((2, BALL), (1, OTHER)):
+            found, wanted = session.objects.data[z] == label, disc(discs, z)
+            assert (found & wanted).sum() > 0.8 * (found | wanted).sum()
+
+
 def test_without_a_mask_for_the_prompts_nothing_is_propagated(panel, session):
     mark(session, 2, disc(BALL, 2), 1)
     session.click((10 + 2 * 2, 24, 54))
