@@ -34,14 +34,19 @@ def test_path_runs_from_the_finest_region_to_the_whole_image(quarters):
 
 
 def test_cut_gives_each_pixel_to_one_region_of_that_level(quarters):
-    halfway = quarters.granularity[5]
+    halfway = quarters.level[5]
     assert quarters.cut(0.0).tolist() == [[1, 1, 3, 3], [2, 2, 4, 4]]
     assert quarters.cut(halfway).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
     assert quarters.cut(1.0).tolist() == [[1] * 4] * 2
 
 
-def test_granularity_counts_the_regions_that_are_left_on_a_logarithmic_scale(quarters):
+def test_the_level_counts_the_regions_that_are_left_on_a_logarithmic_scale(quarters):
     expected = [0, 0, 0, 0, 1 - np.log(3) / np.log(4), 0.5, 1]
+    assert quarters.level.tolist() == pytest.approx(expected)
+
+
+def test_the_granularity_is_the_logarithm_of_the_share_of_the_image(quarters):
+    expected = [1 + np.log10(share) / 4 for share in (1 / 4, 1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 2, 1)]
     assert quarters.granularity.tolist() == pytest.approx(expected)
 
 
@@ -170,10 +175,10 @@ def test_overlap_needs_no_pixels(case, data):
 
 
 @given(random_trees(), st.floats(0, 1))
-def test_every_cut_tiles_the_image_with_whole_nodes(case, granularity):
+def test_every_cut_tiles_the_image_with_whole_nodes(case, level):
     _, tree, _ = case
-    labels, nodes = tree.cut(granularity), tree.cut_nodes(granularity)
-    assert (tree.granularity[nodes] <= granularity).all() or len(nodes) == tree.n_leaves
+    labels, nodes = tree.cut(level=level), tree.cut_nodes(level=level)
+    assert (tree.level[nodes] <= level).all() or len(nodes) == tree.n_leaves
     for label, node in enumerate(nodes, start=1):
         assert ((labels == label) == tree.mask(node)).all()
     assert labels.min() == 1
@@ -188,10 +193,11 @@ def test_a_coarser_cut_never_splits_a_region(case, first, second):
 
 
 @given(random_trees())
-def test_granularity_grows_from_child_to_parent(case):
+def test_granularity_and_level_grow_from_child_to_parent(case):
     _, tree, _ = case
-    assert (tree.granularity[tree.parent[:-1]] >= tree.granularity[:-1]).all()
-    assert tree.granularity[-1] == 1
+    for values in (tree.granularity, tree.level):
+        assert (values[tree.parent[:-1]] >= values[:-1]).all()
+        assert values[-1] == 1
 
 
 @given(trees_of_one_image(), st.integers(1, 30), st.integers(1, 5))
@@ -219,23 +225,12 @@ def test_the_parent_is_the_smallest_mask_that_holds_a_mask_of_whichever_tree(tre
 
 
 @given(trees_of_one_image())
-def test_no_mask_is_coarser_than_one_that_holds_it_and_those_of_the_first_tree_keep_their_granularity(trees):
-    hierarchy = replace(trees[0], alternatives=tuple(trees[1:]))
-    masks = hierarchy.select()
+def test_no_mask_of_several_trees_is_coarser_than_one_that_holds_it(trees):
+    masks = replace(trees[0], alternatives=tuple(trees[1:])).select()
     bitmaps = masks.to_bitmaps()
     for i, bitmap in enumerate(bitmaps):
         holders = [j for j in range(len(masks)) if not (bitmap & ~bitmaps[j]).any()]
         assert (masks.granularity[i] <= masks.granularity[holders]).all()
-    only_first = {rle['counts']: value for rle, value in zip(*fields(trees[0].select()), strict=True)}
-    others = {tree.rle(node)['counts'] for tree in trees[1:] for node in range(len(tree))}
-    for rle, value in zip(*fields(masks), strict=True):
-        if rle['counts'] in only_first and rle['counts'] not in others:
-            assert value == only_first[rle['counts']]
-
-
-def fields(masks):
-    """What two sets are compared by."""
-    return masks.rles, masks.granularity
 
 
 def test_no_two_masks_of_a_real_image_are_equal(coins_tree):

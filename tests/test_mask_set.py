@@ -30,7 +30,7 @@ def test_it_has_one_home():
 def test_masks_without_a_tree_find_their_parents_by_containment(nested):
     assert nested.parents.tolist() == [2, -1, 1]
     assert nested.boxes_xyxy[0].tolist() == [0, 0, 2, 2]
-    assert nested.granularity.tolist() == pytest.approx([(4 / 24) ** 0.5, 1, 0.5**0.5])
+    assert nested.granularity.tolist() == pytest.approx([1 + np.log10(4 / 24) / 4, 1, 1 + np.log10(0.5) / 4])
 
 
 def test_equal_masks_are_not_each_others_parents():
@@ -84,6 +84,4 @@ def test_coco_records_have_boxes_with_sides_and_scores_as_plain_numbers(nested):
 
 def test_fields_of_unequal_length_are_refused(nested):
     with pytest.raises(UnSAMError, match="one length.*'scores': 1"):
-        MaskSet(
-            nested.rles, nested.scores[:1], nested.granularity, nested.parents, nested.areas, nested.boxes_xyxy, (4, 6)
-        )
+        MaskSet(nested.rles, nested.scores[:1], nested.parents, nested.areas, nested.boxes_xyxy, (4, 6))

@@ -65,10 +65,16 @@ def test_masks_of_untrained_weights_that_agree_with_all_clicks_come_first(predic
     assert sorted(again.sum(axis=(1, 2))) != sorted(masks.sum(axis=(1, 2))) or not np.array_equal(again, masks)
 
 
-def test_the_area_of_untrained_weights_never_falls_with_the_granularity(predictor):
-    areas = [clicked(predictor, (40, 50, 1), granularity=value)[0].sum() for value in np.linspace(0, 1, 11)]
-    assert areas == sorted(areas)
+@pytest.mark.parametrize('trained', [False, True])
+def test_of_the_masks_that_agree_with_the_click_the_one_nearest_in_size_is_given(detector, predictor, trained):
+    detector.mask_head.details.trained.fill_(trained)
+    torch.nn.init.normal_(detector.mask_head.details.granularity_mlp[-1].weight, std=4.0)  # zero before training
+    granularities = np.linspace(0, 1, 17)
+    areas = np.array([clicked(predictor, (40, 50, 1), granularity=value)[0].sum() for value in granularities])
+    assert (np.diff(areas) >= 0).all()
     assert areas[-1] > areas[0]
+    apart = np.abs(np.log(areas) - np.log(HEIGHT * WIDTH * 10 ** (4 * (granularities[1:, None] - 1))))
+    assert (apart[np.arange(16), np.arange(1, 17)] == apart.min(axis=1)).all()
 
 
 def test_trained_weights_are_asked_everything_at_once(detector, predictor):
@@ -86,9 +92,9 @@ def test_trained_weights_are_asked_everything_at_once(detector, predictor):
         predictor, (40, 50, 1), (90, 20, 0), box=np.array([20, 30, 70, 80]), mask_input=mask, granularity=0.5
     )
     assert masks.shape == (1, HEIGHT, WIDTH)
-    assert asked['details'].kinds.tolist() == [[[1, 0]]]
+    assert (asked['details'].kinds == torch.tensor([1, 0])).all()
     assert asked['details'].masks.all()
-    assert asked['details'].granularity.tolist() == [[0.5]]
+    assert asked['details'].granularity.tolist() == [np.linspace(0, 1, 17).tolist()]
 
 
 def test_all_masks_of_a_grid_differ(predictor):

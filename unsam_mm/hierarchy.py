@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.granularity import area_granularity
 from unsam_mm.laminar import laminar_trees
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.overlaps import intersections
@@ -127,10 +128,15 @@ class MaskHierarchy:
 
     @cached_property
     def granularity(self) -> np.ndarray:
-        """(N,) float32 in [0, 1]: 1 - log(k) / log(L), where k regions are left once the node is formed.
+        """(N,) float32 in [0, 1] by the share of the image, see `unsam_mm.granularity`; never larger than at the parent."""
+        return area_granularity(self.area, self.leaf_labels.size).astype(np.float32)
 
-        Leaves have 0, the root 1, and a cut at granularity g has about L ** (1 - g) regions, so equal
-        steps of g divide the number of regions by equal factors, whatever the image.
+    @cached_property
+    def level(self) -> np.ndarray:
+        """(N,) float32 in [0, 1], at which a node is formed: 1 - log(k) / log(L), where k regions are left then.
+
+        Leaves have 0, the root 1, and a cut at level l has about L ** (1 - l) regions, so equal
+        steps of l divide the number of regions by equal factors, whatever the image.
         """
         n_inner = len(self) - self.n_leaves
         if n_inner == 0:
@@ -184,30 +190,30 @@ class MaskHierarchy:
         """(H, W) bool mask of one node."""
         return (self.leaf_labels >= self.first_leaf[node]) & (self.leaf_labels < self.last_leaf[node])
 
-    def cut_nodes(self, granularity: float) -> np.ndarray:
-        """(K,) the coarsest nodes whose granularity does not exceed the given one; together they tile the image.
+    def cut_nodes(self, level: float) -> np.ndarray:
+        """(K,) the coarsest nodes that are formed at the given level or before; together they tile the image.
 
         Args:
-            granularity: In [0, 1]; 0 gives the leaves, 1 the whole image.
+            level: In [0, 1]; 0 gives the leaves, 1 the whole image.
 
         Raises:
-            UnSAMError: If `granularity` lies outside [0, 1].
+            UnSAMError: If `level` lies outside [0, 1].
         """
-        if not 0 <= granularity <= 1:
-            raise UnSAMError(f'granularity must lie in [0, 1], got {granularity}')
-        below = self.granularity <= granularity
+        if not 0 <= level <= 1:
+            raise UnSAMError(f'level must lie in [0, 1], got {level}')
+        below = self.level <= level
         below[: self.n_leaves] = True
         above = np.ones(len(self), bool)
         above[:-1] = ~below[self.parent[:-1]]
         nodes = np.flatnonzero(below & above)
         return nodes[np.argsort(self.first_leaf[nodes])]
 
-    def cut(self, granularity: float) -> np.ndarray:
+    def cut(self, level: float) -> np.ndarray:
         """(H, W) int32 label map of one level of the hierarchy, labels 1..K; every pixel is in exactly one region.
 
-        Label i is node ``cut_nodes(granularity)[i - 1]``; 0 is left free, since viewers draw it as background.
+        Label i is node ``cut_nodes(level)[i - 1]``; 0 is left free, since viewers draw it as background.
         """
-        nodes = self.cut_nodes(granularity)
+        nodes = self.cut_nodes(level)
         sizes = self.last_leaf[nodes] - self.first_leaf[nodes]
         return np.repeat(np.arange(1, len(nodes) + 1, dtype=np.int32), sizes)[self.leaf_labels]
 
@@ -285,13 +291,11 @@ def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.nd
             values[source == number] = getattr(tree, name)[nodes[source == number]]
         return values
 
-    holders = _holders(trees, source, nodes)
     areas = gathered('area')
     return MaskSet(
         rles=[trees[number].rle(node) for number, node in zip(source, nodes, strict=True)],
         scores=gathered('score'),
-        granularity=_consistent_granularity(gathered('granularity'), holders, source > 0, areas),
-        parents=_smallest_holder(holders, areas),
+        parents=_smallest_holder(_holders(trees, source, nodes), areas),
         areas=areas,
         boxes_xyxy=gathered('boxes_xyxy'),
         size_hw=trees[0].size_hw,
@@ -314,20 +318,6 @@ def _smallest_holder(holders: np.ndarray, areas: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.int64)
     candidate_areas = np.where(holders, areas[None], np.iinfo(np.int64).max)
     return np.where(holders.any(axis=1), candidate_areas.argmin(axis=1), -1)
-
-
-def _consistent_granularity(
-    granularity: np.ndarray, holders: np.ndarray, is_movable: np.ndarray, areas: np.ndarray
-) -> np.ndarray:
-    """Moves the granularity of masks of other trees so that no mask has a coarser one than a mask that holds it."""
-    granularity = granularity.copy()
-    movable = np.flatnonzero(is_movable)
-    movable = movable[np.argsort(areas[movable], kind='stable')]
-    for i in movable:
-        granularity[i] = max(granularity[i], granularity[holders[:, i]].max(initial=0))
-    for i in movable[::-1]:
-        granularity[i] = min(granularity[i], granularity[holders[i]].min(initial=1))
-    return granularity
 
 
 def _check_tree(parent: np.ndarray, n_leaves: int) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.granularity import area_granularity
 from unsam_mm.rle import Rle, decode_rles, encode_bitmaps, rle_to_json
 
 
@@ -19,7 +21,6 @@ class MaskSet:
     Attributes:
         rles: N run-length encodings, ``{'size': [H, W], 'counts': bytes}``.
         scores: (N,) float32 in [0, 1], not increasing where the set comes from `MaskHierarchy.select`.
-        granularity: (N,) float32 in [0, 1]; 0 is the finest, 1 the whole image.
         parents: (N,) int64 index, within this set, of the smallest mask that holds this one; -1 if none does.
         areas: (N,) int64 in pixels.
         boxes_xyxy: (N, 4) float32 in pixels; the right and bottom edges are exclusive.
@@ -28,23 +29,19 @@ class MaskSet:
 
     rles: list[Rle]
     scores: np.ndarray
-    granularity: np.ndarray
     parents: np.ndarray
     areas: np.ndarray
     boxes_xyxy: np.ndarray
     size_hw: tuple[int, int]
 
     def __post_init__(self) -> None:
-        lengths = {
-            name: len(getattr(self, name))
-            for name in ('rles', 'scores', 'granularity', 'parents', 'areas', 'boxes_xyxy')
-        }
+        lengths = {name: len(getattr(self, name)) for name in ('rles', 'scores', 'parents', 'areas', 'boxes_xyxy')}
         if len(set(lengths.values())) != 1:
             raise UnSAMError(f'MaskSet fields must have one length, got {lengths}')
 
     @classmethod
     def from_bitmaps(cls, masks: np.ndarray, scores: np.ndarray | None = None) -> MaskSet:
-        """Wraps boolean masks of shape (N, H, W); parents are found by containment, granularity is sqrt(area share).
+        """Wraps boolean masks of shape (N, H, W); parents are found by containment.
 
         Args:
             masks: Array of shape (N, H, W); what is not zero belongs to the mask.
@@ -57,12 +54,16 @@ class MaskSet:
         return cls(
             rles=rles,
             scores=np.ones(len(masks), np.float32) if scores is None else np.asarray(scores, np.float32),
-            granularity=np.sqrt(areas / max(size_hw[0] * size_hw[1], 1)).astype(np.float32),
             parents=_parents_by_containment(masks, areas),
             areas=areas,
             boxes_xyxy=_boxes_of_bitmaps(masks),
             size_hw=size_hw,
         )
+
+    @cached_property
+    def granularity(self) -> np.ndarray:
+        """(N,) float32 in [0, 1] by the share of the image, see `unsam_mm.granularity`: 1 is the whole image."""
+        return area_granularity(self.areas, max(self.size_hw[0] * self.size_hw[1], 1)).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -85,7 +86,6 @@ class MaskSet:
         return MaskSet(
             rles=[self.rles[i] for i in kept],
             scores=self.scores[kept],
-            granularity=self.granularity[kept],
             parents=np.where(parents >= 0, position[parents], -1),
             areas=self.areas[kept],
             boxes_xyxy=self.boxes_xyxy[kept],

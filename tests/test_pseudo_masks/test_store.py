@@ -33,6 +33,15 @@ def test_masks_come_back_as_they_were(store, masks):
     assert read.size_hw == masks.size_hw
 
 
+def test_the_granularity_follows_from_the_area_whatever_an_older_file_says(store, masks):
+    store.write('1.jpg', masks)
+    content = json.loads(store.path_of('1.jpg').read_text())
+    for annotation in content['annotations']:
+        annotation['granularity'] = 0.123
+    store.path_of('1.jpg').write_text(json.dumps(content))
+    assert store.read('1.jpg').granularity.tolist() == masks.granularity.tolist()
+
+
 def test_files_have_the_form_of_sa1b(store, masks):
     store.write('1.jpg', masks)
     content = json.loads(store.path_of('1.jpg').read_text())

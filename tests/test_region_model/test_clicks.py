@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.region_model.clicks import ClickableImage, Clicks, _longest_rise
+from unsam_mm.region_model.clicks import ClickableImage, Clicks
 
 regions = st.integers(0, 79)
 
@@ -41,16 +41,13 @@ def test_the_area_never_falls_as_granularity_rises(image, seed):
     assert all(mask[0, seed] for mask in answers)
 
 
-@given(st.lists(st.integers(0, 9), max_size=12))
-def test_the_longest_rise_is_one_and_none_is_longer(values):
-    chain = _longest_rise(np.array(values))
-    chosen = [values[i] for i in chain]
-    assert chosen == sorted(chosen)
-    assert (np.diff(chain) > 0).all()
-    longest = [1] * len(values)
-    for i, value in enumerate(values):
-        longest[i] = 1 + max((longest[k] for k in range(i) if values[k] <= value), default=0)
-    assert len(chain) == max(longest, default=0)
+@pytest.mark.parametrize('wanted', np.linspace(0.1, 1, 7))
+def test_of_the_answers_the_one_nearest_in_size_is_given(image, wanted):
+    answers = image.ask(Clicks(np.array([40])))
+    areas = answers.masks[~np.isnan(answers.granularity)] @ image.tokens.areas_px.astype(float)
+    members, _ = image.answer_at(Clicks(np.array([40])), wanted)
+    found, target = members[0] @ image.tokens.areas_px.astype(float), 10 ** (4 * (wanted - 1)) * 200 * 300
+    assert abs(np.log(found / target)) == np.abs(np.log(areas / target)).min()
 
 
 def test_a_box_alone_is_answered_and_worth_most_where_the_mask_fills_it(image):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from unsam_mm.granularity import area_granularity
 from unsam_mm.region_model import RegionInputs
-from unsam_mm.region_model.pairs import area_granularity
 
 
 def test_the_distance_of_two_regions_in_a_tree_is_the_size_of_the_smallest_node_with_both(
@@ -24,7 +24,7 @@ def test_the_distance_of_two_regions_in_a_tree_is_the_size_of_the_smallest_node_
         expected = np.clip(1 + np.log10(area / tokens.labels.size) / 4, 0, 1)
         assert inputs.pairs[one, other, 0] == pytest.approx(expected, abs=1e-6)
         if one != other:
-            assert inputs.pairs[one, other, -1] == pytest.approx(tree.granularity[meet], abs=1e-6)
+            assert inputs.pairs[one, other, -1] == pytest.approx(tree.level[meet], abs=1e-6)
 
 
 def test_all_distances_are_symmetric_and_finite(inputs):

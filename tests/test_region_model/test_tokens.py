@@ -21,7 +21,7 @@ def test_tokens_tile_the_image_in_the_number_asked_for(cup, coffee):
 
 def test_tokens_are_the_regions_of_one_level_of_the_generators_tree(cup, coffee, colour_generator):
     tree = colour_generator(coffee)
-    level = tree.cut(float(tree.granularity[len(tree) - 80]))
+    level = tree.cut(float(tree.level[len(tree) - 80]))
     assert (tokens_in_order(level) == tokens_in_order(cup[0].labels)).all()
 
 

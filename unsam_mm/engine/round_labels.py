@@ -106,7 +106,6 @@ def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: flo
     return MaskSet(
         rles=[*sure.rles, *apart.rles],
         scores=np.concatenate([sure.scores, apart.scores * np.float32(min_score)]),
-        granularity=np.concatenate([sure.granularity, apart.granularity]),
         parents=np.concatenate([np.full(len(sure), -1), np.where(apart.parents < 0, -1, apart.parents + len(sure))]),
         areas=np.concatenate([sure.areas, apart.areas]),
         boxes_xyxy=np.concatenate([sure.boxes_xyxy, apart.boxes_xyxy]),
@@ -184,7 +183,6 @@ def _mask_set(instances: InstanceData, size_hw: tuple[int, int]) -> MaskSet:
     return MaskSet(
         rles=rles,
         scores=instances.scores.float().cpu().numpy(),
-        granularity=np.sqrt(areas / (size_hw[0] * size_hw[1])).astype(np.float32),
         parents=np.full(len(rles), -1),
         areas=areas,
         boxes_xyxy=instances.bboxes.float().cpu().numpy(),

@@ -10,10 +10,10 @@ from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmdet.structures.mask.structures import BaseInstanceMasks
 from torch import Tensor
 
+from unsam_mm.granularity import area_granularity
 from unsam_mm.models.mask_ops import boxes_of_masks
 from unsam_mm.models.point_targets import BitMasks
 from unsam_mm.models.prompt_details import ABSENT, BOX_TYPE, CLICK_PX, CLICK_TYPE, PromptDetails
-from unsam_mm.region_model.pairs import area_granularity
 
 _BOX_NOISE = 0.1
 """How far a side of a box that is a prompt may lie beside the truth, as a share of the box's size."""

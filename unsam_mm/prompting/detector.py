@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.granularity import granularity_area, nearest_area
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _SCALE = (1333, 800)  # longest and shortest edge of the released evaluation
 _PROMPTS_AT_ONCE = 32
+_GRANULARITIES = np.linspace(0, 1, 17)  # that a trained head is asked for: each 1.8 times the area of the one before
 
 
 class DetectorEngine:
@@ -123,16 +125,27 @@ class DetectorEngine:
         earlier = None if prompt.mask_input is None else mask_of_logits(prompt.mask_input, self.size_hw)
         count = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
         if self._head.details.trained:
-            logits, scores = self._ask(**_whole(prompt, earlier, granularity))
+            fields = _whole(prompt, earlier)
+            logits, scores = self._ask(**fields) if granularity is None else self._ask_at_all_granularities(fields)
             masks = self._full_size(logits)
             order = np.argsort(-scores, kind='stable')
         else:
             logits, scores = self._ask_each(prompt)
             masks = self._full_size(logits)
             order = _in_order(masks, scores, prompt, earlier)
-            if granularity is not None:
-                order = _coarsest(masks, order, prompt, granularity)
+        if granularity is not None:
+            order = _nearest(masks, order, prompt, granularity)
         return masks[order[:count]], scores[order[:count]].clip(0, 1)
+
+    def _ask_at_all_granularities(self, fields: dict[str, np.ndarray]) -> tuple[Tensor, np.ndarray]:
+        """The best mask of one object at each of the same granularities, so that none depends on the one that is wanted."""
+        import torch
+
+        count = len(_GRANULARITIES)
+        repeated = {name: np.repeat(values, count, axis=0) for name, values in fields.items()}
+        logits, scores = self._ask(**repeated, granularity=_GRANULARITIES)
+        best = scores.reshape(count, -1).argmax(axis=1) + np.arange(count) * (len(scores) // count)
+        return logits[torch.from_numpy(best).to(logits.device)], scores[best]
 
     def _ask_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
         """Masks of each positive click and of the box, each alone."""
@@ -200,10 +213,15 @@ class DetectorEngine:
         stability = (kept > 1).sum(dim=(1, 2)) / (kept > -1).sum(dim=(1, 2)).clamp(min=1)
         rles = [rle for masks in self._chunks(kept) for rle in encode_bitmaps(masks)]
         areas, boxes = (part.numpy() for part in areas_and_boxes_of_rles(rles))
+        masks = MaskSet.from_bitmaps(small, scores.clip(0, 1))
+        areas = areas.astype(np.int64)
         masks = replace(
-            MaskSet.from_bitmaps(small, scores.clip(0, 1)),
+            masks,
             rles=rles,
-            areas=areas.astype(np.int64),
+            parents=np.where(
+                areas[masks.parents] > areas, masks.parents, -1
+            ),  # sizes may change places at full resolution
+            areas=areas,
             boxes_xyxy=boxes,
             size_hw=self.size_hw,
         )
@@ -252,7 +270,7 @@ class DetectorEngine:
         return self
 
 
-def _whole(prompt: Prompt, earlier: np.ndarray | None, granularity: float | None) -> dict[str, np.ndarray]:
+def _whole(prompt: Prompt, earlier: np.ndarray | None) -> dict[str, np.ndarray]:
     """Everything that a prompt says, as the fields of one object."""
     fields = {}
     if len(prompt.points_xy):
@@ -262,8 +280,6 @@ def _whole(prompt: Prompt, earlier: np.ndarray | None, granularity: float | None
         fields['bboxes'] = prompt.box_xyxy[None]
     if earlier is not None:
         fields['masks'] = earlier[None]
-    if granularity is not None:
-        fields['granularity'] = np.array([granularity])
     return fields
 
 
@@ -282,13 +298,11 @@ def _in_order(masks: np.ndarray, scores: np.ndarray, prompt: Prompt, earlier: np
     return np.lexsort((-worth, -_agreement(masks, prompt)))
 
 
-def _coarsest(masks: np.ndarray, order: np.ndarray, prompt: Prompt, granularity: float) -> np.ndarray:
-    """The largest mask that is no coarser than wanted, of those that agree with most clicks; the smallest if all are."""
-    agreement, areas = _agreement(masks, prompt), masks.sum(axis=(1, 2))
-    rising = sorted((i for i in order if agreement[i] == agreement[order[0]]), key=lambda i: areas[i])
-    limit = masks[0].size * 10 ** (4 * (granularity - 1)) + 1e-6
-    below = [i for i in rising if areas[i] <= limit]
-    return np.array([below[-1] if below else rising[0]])
+def _nearest(masks: np.ndarray, order: np.ndarray, prompt: Prompt, granularity: float) -> np.ndarray:
+    """(1,) number of the mask that is nearest in size, of those that agree with most clicks; of equals the first in order."""
+    agreement = _agreement(masks, prompt)[order]
+    order = order[agreement == agreement.max()]
+    return order[[nearest_area(masks[order].sum(axis=(1, 2)), granularity_area(granularity, masks[0].size))]]
 
 
 def _distinct(masks: np.ndarray, scores: np.ndarray, max_iou: float) -> np.ndarray:

@@ -172,7 +172,6 @@ def _halved_set(seen: MaskSet, size_hw: tuple[int, int]) -> MaskSet:
     return MaskSet(
         rles=[half.rles[0] for half in halves],
         scores=seen.scores,
-        granularity=seen.granularity,
         parents=seen.parents,
         areas=np.array([half.areas[0] for half in halves], np.int64),
         boxes_xyxy=np.array([half.boxes_xyxy[0] for half in halves], np.float32).reshape(-1, 4),

@@ -228,10 +228,9 @@ class UnSAMPredictor:
             mask_input: (1, 256, 256) logits of an earlier call; masks like it are preferred.
             multimask_output: Up to six masks instead of the best one.
             return_logits: The masks as float32 logits instead of bool.
-            granularity: In [0, 1]: the coarsest mask not above it, as the only one. The area never falls as it rises.
-                1 is the whole image; for the engine 'tree' by the number of regions left, for the engine 'model' a
-                quarter less is a tenth of the area. The engine 'tree' has none where no region of its main tree agrees
-                with all clicks.
+            granularity: In [0, 1]: the mask nearest to that size, as the only one. 1 is the whole image, a quarter less is
+                a tenth of the area, 0 gives the smallest mask; see `unsam_mm.granularity`. The area never falls as it
+                rises. The engine 'tree' has none where no region of its main tree agrees with all clicks.
 
         Returns:
             masks: (C, H, W) bool; C is 0 if nothing agrees with the prompt.

@@ -1,19 +1,21 @@
-"""How answers of windows of several levels become one list, and one scale of granularity."""
+"""How answers of windows of several levels become one list, and one scale of sizes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from unsam_mm.granularity import area_granularity, nearest_area
 from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid
 
 _SAME_IOU = 0.8
 _BEYOND = 0.5  # what an answer of the level after the leading one is worth
-_DECADES = 4  # of area between the granularities 0 and 1 of a window
-_RUNGS = 32  # granularities that are told apart
+_DECADES_IN_WINDOW = 4  # of area, between the smallest mask of a window that is asked for and all of it
+_STEPS_PER_DECADE = 8  # sizes that are told apart in a factor of ten
 
 
 class Gathered:
@@ -86,8 +88,8 @@ class WindowAnswers(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class _Rung:
-    """The answer at one granularity, not drawn on the plane."""
+class _Step:
+    """The answer at one size, not drawn on the plane."""
 
     level: int = 0  # number in the list of windows: where to go on
     found: tuple[Window, np.ndarray] | None = None  # the mask in its window
@@ -95,12 +97,12 @@ class _Rung:
     score: float = 0.0
 
 
-class TiledGranularity:
-    """The masks of one prompt by granularity; the area never falls as that rises.
+class MasksBySize:
+    """The masks of one prompt by size; the area never falls as the wanted one rises.
 
-    0 stands for a ten thousandth of a window of the finest level, 1 for the whole plane, and equal steps between them for
-    equal factors of area. From the finest on, 32 steps are tried in turn. A window is left for the next coarser one where
-    its answer may go on beyond it, and an answer smaller than the one before it is not taken.
+    Sizes from a ten-thousandth of a window of the finest level to the whole plane are tried in turn, eight for each factor of
+    ten, as far as the wanted one. A window is left for the next coarser one where its answer may go on beyond it, and an
+    answer smaller than the one before it is not taken.
 
     Args:
         asked: Answers about windows.
@@ -111,55 +113,41 @@ class TiledGranularity:
 
     def __init__(self, asked: WindowAnswers, pyramid: WindowPyramid, windows: list[Window], prompt: Prompt) -> None:
         self._asked, self._pyramid, self._windows, self._prompt = asked, pyramid, windows, prompt
-        self._rungs: list[_Rung] = []
+        self._steps: list[_Step] = []
+        height, width = pyramid.size_hw
+        finest = min(height, pyramid.side_px) * min(width, pyramid.side_px)
+        self._plane_px = height * width
+        self._last = math.ceil(_STEPS_PER_DECADE * (_DECADES_IN_WINDOW + math.log10(self._plane_px / finest)))
 
-    def answer(self, granularity: float) -> tuple[list[MaskCrop], np.ndarray]:
-        """The mask at a granularity in [0, 1] with its (1,) score; none if no mask agrees with the prompt."""
-        number = int(granularity * _RUNGS)
-        while len(self._rungs) <= number:
-            self._rungs.append(self._next())
-        rung = self._rungs[number]
-        if rung.found is None:
+    def answer(self, area_px: float) -> tuple[list[MaskCrop], np.ndarray]:
+        """The mask nearest to an area with its (1,) score; none if no mask agrees with the prompt. 0 gives the finest."""
+        number = 0
+        if area_px > 0:
+            number = round(self._last + _STEPS_PER_DECADE * math.log10(area_px / self._plane_px))
+        number = min(max(number, 0), self._last)
+        while len(self._steps) <= number:
+            self._steps.append(self._next())
+        steps = [step for step in self._steps[: number + 1] if step.found is not None]
+        if not steps:
             return [], np.zeros(0, np.float32)
-        window, mask = rung.found
-        return self._asked.fitting(window, mask[None], self._prompt), np.array([rung.score], np.float32)
+        step = steps[nearest_area(np.array([step.area for step in steps]), area_px)]
+        window, mask = step.found
+        return self._asked.fitting(window, mask[None], self._prompt), np.array([step.score], np.float32)
 
-    def _next(self) -> _Rung:
-        before = self._rungs[-1] if self._rungs else _Rung()
+    def _next(self) -> _Step:
+        before = self._steps[-1] if self._steps else _Step()
+        wanted_px = self._plane_px * 10.0 ** ((len(self._steps) - self._last) / _STEPS_PER_DECADE)
         for level in range(before.level, len(self._windows)):
             window = self._windows[level]
-            inside = self._in_window(window, len(self._rungs) / _RUNGS)
-            if inside > 1 and level + 1 < len(self._windows):
+            window_px = self._pyramid.area_of(window)
+            if wanted_px > window_px and level + 1 < len(self._windows):
                 continue
-            masks, scores = self._asked.ask(window, self._prompt, float(np.clip(inside, 0, 1)))
+            masks, scores = self._asked.ask(window, self._prompt, float(area_granularity(wanted_px, window_px)))
             if len(masks) and before.found and before.found[0] == window and (masks[0] == before.found[1]).all():
                 return before
             crops = self._asked.fitting(window, masks, self._prompt)
             if crops and crops[0] is not None:
                 if crops[0].area < before.area:
                     return replace(before, level=level)
-                return _Rung(level, (window, masks[0].copy()), crops[0].area, float(scores[0]))
+                return _Step(level, (window, masks[0].copy()), crops[0].area, float(scores[0]))
         return replace(before, level=max(len(self._windows) - 1, 0))
-
-    def _in_window(self, window: Window, granularity: float) -> float:
-        """What a granularity of the plane is in a window, which counts by area too, or nearly so."""
-        return 1 + np.log10(area_at(self._pyramid, granularity) / self._pyramid.area_of(window)) / _DECADES
-
-
-def area_at(pyramid: WindowPyramid, granularity: float) -> float:
-    """The area in pixels that a granularity of a plane stands for."""
-    least, whole = _least_and_whole(pyramid)
-    return whole * (whole / least) ** (granularity - 1)
-
-
-def granularity_of(pyramid: WindowPyramid, window: Window, granularity: np.ndarray) -> np.ndarray:
-    """(N,) granularities of a plane of (N,) granularities of one of its windows, in [0, 1]."""
-    least, whole = _least_and_whole(pyramid)
-    areas = pyramid.area_of(window) * 10.0 ** (_DECADES * (granularity - 1))
-    return np.clip(1 + np.log(areas / whole) / np.log(whole / least), 0, 1).astype(np.float32)
-
-
-def _least_and_whole(pyramid: WindowPyramid) -> tuple[float, float]:
-    height, width = pyramid.size_hw
-    window = min(height, pyramid.side_px) * min(width, pyramid.side_px)
-    return window / 10.0**_DECADES, float(height * width)

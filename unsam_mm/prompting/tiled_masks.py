@@ -9,7 +9,6 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from unsam_mm.mask_set import MaskSet
-from unsam_mm.prompting.tiled_answers import granularity_of
 from unsam_mm.prompting.windows import Window, WindowPyramid, lifted
 from unsam_mm.rle import Rle, decode_rles, encode_crop
 
@@ -26,7 +25,6 @@ class _Found:
     rle: Rle
     score: float
     stability: float
-    granularity: float
     area: int
     box_xyxy: tuple[int, int, int, int]
     window: Window
@@ -59,14 +57,13 @@ class PlaneMasks:
             stability: (N,) of each.
             min_area_px: What is smaller on the plane is dropped.
         """
-        granularity = granularity_of(self._pyramid, window, masks.granularity)
         for i in np.flatnonzero([self._is_owned(window, box) for box in masks.boxes_xyxy]):
             crop = lifted(decode_rles([masks.rles[i]], masks.size_hw)[0], window, self._pyramid.size_hw)
             if (area := crop.area) < min_area_px:
                 continue
             rle = encode_crop(crop.bitmap, crop.top, crop.left, self._pyramid.size_hw)
             score = float(masks.scores[i])
-            mask = _Found(rle, score, float(stability[i]), float(granularity[i]), area, crop.box_xyxy, window)
+            mask = _Found(rle, score, float(stability[i]), area, crop.box_xyxy, window)
             if (same := self._same_as(mask)) is None:
                 self._found.append(mask)
             else:
@@ -80,7 +77,6 @@ class PlaneMasks:
         masks = MaskSet(
             rles=[mask.rle for mask in best],
             scores=np.array([mask.score for mask in best], np.float32),
-            granularity=np.array([mask.granularity for mask in best], np.float32),
             parents=_parents(best),
             areas=np.array([mask.area for mask in best], np.int64),
             boxes_xyxy=np.array([mask.box_xyxy for mask in best], np.float32).reshape(-1, 4),

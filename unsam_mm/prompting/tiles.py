@@ -17,13 +17,14 @@ import numpy as np
 from scipy import ndimage
 
 from unsam_mm.errors import DamagedError, StoreError, UnSAMError
+from unsam_mm.granularity import granularity_area
 from unsam_mm.images import MIN_SIDE_PX
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import LOGIT_SIDE_PX, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt
-from unsam_mm.prompting.tiled_answers import Gathered, TiledGranularity
+from unsam_mm.prompting.tiled_answers import Gathered, MasksBySize
 from unsam_mm.prompting.tiled_masks import PlaneMasks
 from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid, lifted
 
@@ -94,7 +95,7 @@ class TiledEngine:
         self._plane: LazyPlane | None = None
         self._pyramid: WindowPyramid | None = None
         self._ready: OrderedDict[Window, Engine | None] = OrderedDict()
-        self._ladder: tuple[tuple, TiledGranularity] | None = None  # of the last prompt that had a granularity
+        self._by_size: tuple[tuple, MasksBySize] | None = None  # of the last prompt that a size was wanted of
         self._engine.reset_image()
 
     def answer(
@@ -116,7 +117,7 @@ class TiledEngine:
         they are not looked at for one mask alone, nor if there are six already.
         """
         if granularity is not None:
-            return self._at_granularity(prompt, granularity)
+            return self.crops_near(prompt, granularity_area(granularity, self.size_hw[0] * self.size_hw[1]))
         gathered = Gathered(MAX_MASKS_PER_PROMPT if multimask_output else 1)
         for window in self._windows_for(prompt):
             masks, scores = self.ask(window, prompt, None)
@@ -125,6 +126,17 @@ class TiledEngine:
             if gathered.is_enough:
                 break
         return gathered.best()
+
+    def crops_near(self, prompt: Prompt, area_px: float) -> tuple[list[MaskCrop], np.ndarray]:
+        """The mask nearest to an area in pixels of the plane, and its (1,) score; none if no mask agrees with the prompt.
+
+        On a large plane most objects are smaller than a ten-thousandth of it, which is where granularities begin.
+        """
+        parts = (prompt.points_xy, prompt.positive, prompt.box_xyxy)
+        key = tuple(None if part is None else part.tobytes() for part in parts)
+        if self._by_size is None or self._by_size[0] != key:
+            self._by_size = key, MasksBySize(self, self._pyramid, self._windows_for(prompt), prompt)
+        return self._by_size[1].answer(area_px)
 
     def ask(self, window: Window, prompt: Prompt, granularity: float | None) -> tuple[np.ndarray, np.ndarray]:
         """(C, h, w) bool masks of a window, and their (C,) scores; none if the window has nothing to segment."""
@@ -218,13 +230,6 @@ class TiledEngine:
                     windows.append(window)
                     break
         return windows
-
-    def _at_granularity(self, prompt: Prompt, granularity: float) -> tuple[list[MaskCrop], np.ndarray]:
-        parts = (prompt.points_xy, prompt.positive, prompt.box_xyxy)
-        key = tuple(None if part is None else part.tobytes() for part in parts)
-        if self._ladder is None or self._ladder[0] != key:
-            self._ladder = key, TiledGranularity(self, self._pyramid, self._windows_for(prompt), prompt)
-        return self._ladder[1].answer(granularity)
 
     def _drawn(self, window: Window, mask: np.ndarray, prompt: Prompt) -> MaskCrop:
         crop = lifted(mask, window, self.size_hw)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.granularity import granularity_area, nearest_area
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.prompting.inference import ClickInference, masks_of
@@ -64,12 +65,13 @@ class TreeEngine:
         return masks_of([shapes[i] for i in order], self.hierarchy.size_hw), scores[order]
 
     def _answer_at(self, prompt: Prompt, granularity: float) -> tuple[np.ndarray, np.ndarray]:
-        """The coarsest node of the tree that agrees with a prompt and is not coarser; the finest if all are."""
+        """The node of the tree that agrees with a prompt and is nearest in size; none if no node agrees."""
         tree = self.hierarchy
         nodes = agreeing_nodes(tree, prompt)
-        chosen = nodes[max(int((tree.granularity[nodes] <= granularity).sum()), 1) - 1 :][:1]
-        masks = np.array([tree.mask(node) for node in chosen], bool).reshape(len(chosen), *tree.size_hw)
-        return masks, click_scores(tree)[chosen]
+        if len(nodes) == 0:
+            return np.zeros((0, *tree.size_hw), bool), np.zeros(0, np.float32)
+        chosen = nodes[nearest_area(tree.area[nodes], granularity_area(granularity, tree.leaf_labels.size))]
+        return tree.mask(chosen)[None], click_scores(tree)[[chosen]]
 
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float

@@ -177,7 +177,6 @@ def _mask_set(content: Any, path: Path) -> MaskSet:
         return MaskSet(
             rles=[rle_from_json(record['segmentation']) for record in annotations],
             scores=np.array([record['predicted_iou'] for record in annotations], np.float32),
-            granularity=np.array([record.get('granularity', 0.0) for record in annotations], np.float32),
             parents=parents,
             areas=np.array([record['area'] for record in annotations], np.int64),
             boxes_xyxy=boxes,

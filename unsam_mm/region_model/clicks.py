@@ -11,8 +11,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.granularity import area_granularity, granularity_area, nearest_area
 from unsam_mm.region_model.network import RegionNet
-from unsam_mm.region_model.pairs import RegionInputs, area_granularity
+from unsam_mm.region_model.pairs import RegionInputs
 from unsam_mm.region_model.prompts import RegionPrompts
 from unsam_mm.region_model.tokens import RegionTokens
 
@@ -81,23 +82,23 @@ class ClickableImage:
     def answer_at(self, clicks: Clicks, granularity: float) -> tuple[np.ndarray, np.ndarray]:
         """The one answer at a granularity, as (1, L) bool mask and (1,) float32 score; none if all are empty.
 
-        Of the answers at the granularities of the nodes that hold the clicks, finest first, those stay whose area does not
-        fall; the last one that is no coarser than wanted is returned. So the area never falls as the granularity rises.
+        Of the answers at the granularities of the nodes that hold the clicks, the one that is nearest in size is returned. So
+        the area never falls as the granularity rises.
 
         Args:
             clicks: At least one positive region or a box.
-            granularity: 1 + log10(share of the image) / 4, in [0, 1].
+            granularity: In [0, 1], see `unsam_mm.granularity`.
 
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
         """
         answers = self.ask(clicks)
         known = np.flatnonzero(~np.isnan(answers.granularity) & answers.masks.any(axis=1))
-        rising = known[_longest_rise(answers.masks[known] @ self._areas_px)]
-        if len(rising) == 0:
+        if len(known) == 0:
             return answers.masks[:0], answers.scores[:0]
-        below = max(int((answers.granularity[rising] <= granularity + 1e-6).sum()), 1)
-        chosen = rising[[below - 1]]
+        known = known[np.argsort(-answers.scores[known], kind='stable')]  # of answers of one size the best
+        wanted_px = granularity_area(granularity, self._areas_px.sum())
+        chosen = known[[nearest_area(answers.masks[known] @ self._areas_px, wanted_px)]]
         return answers.masks[chosen], answers.scores[chosen]
 
     @torch.no_grad()
@@ -261,16 +262,3 @@ def _thinned(values: np.ndarray, step: float) -> np.ndarray:
     if taken[-1] != values[-1]:
         taken.append(values[-1])
     return np.array(taken, values.dtype)
-
-
-def _longest_rise(values: np.ndarray) -> np.ndarray:
-    """Numbers of the longest subsequence that does not fall; an outlier costs itself only."""
-    lengths, before = np.ones(len(values), int), np.full(len(values), -1)
-    for i in range(len(values)):
-        for k in range(i):
-            if values[k] <= values[i] and lengths[k] >= lengths[i]:
-                lengths[i], before[i] = lengths[k] + 1, k
-    chain = [int(lengths.argmax())] if len(values) else []
-    while chain and before[chain[-1]] >= 0:
-        chain.append(int(before[chain[-1]]))
-    return np.array(chain[::-1], int)

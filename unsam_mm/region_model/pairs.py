@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unsam_mm.granularity import area_granularity
 from unsam_mm.region_model.tokens import RegionTokens
 
 OTHER_DISTANCES = 5
@@ -102,11 +103,6 @@ class RegionInputs:
         height, width = self.size_hw
         y, x = self.centres_yx.unbind(1)
         return replace(self, centres_yx=torch.stack([y, (width - 1) / max(height, width) - x], dim=1))
-
-
-def area_granularity(areas_px: Tensor, total_px: Tensor | float) -> Tensor:
-    """Granularity of regions by their share of the image: 1 for all of it, 0 for a ten-thousandth and less."""
-    return (1 + torch.log10(areas_px / total_px) / 4).clamp(0, 1)
 
 
 def _pairs(tokens: RegionTokens, centres: Tensor, directions: Tensor, colour: Tensor) -> Tensor:

@@ -112,15 +112,13 @@ def to_mask_set(tokens: RegionTokens, masks: np.ndarray, scores: np.ndarray) -> 
         scores: (N,) float in [0, 1].
 
     Returns:
-        The masks in the given order; granularity is 1 + log10(area share) / 4, clipped at 0.
+        The masks in the given order.
     """
     masks = np.asarray(masks, bool)
     areas = masks @ tokens.areas_px.astype(np.int64)
-    share = np.maximum(areas, 1) / tokens.labels.size
     return MaskSet(
         rles=_encode(tokens.labels, masks),
         scores=np.asarray(scores, np.float32),
-        granularity=np.clip(1 + np.log10(share) / 4, 0, 1).astype(np.float32),
         parents=_parents(masks, areas),
         areas=areas,
         boxes_xyxy=_boxes(tokens, masks),

@@ -129,7 +129,7 @@ def _cut(tree: MaskHierarchy, n_regions: int) -> np.ndarray:
     """(L,) nodes of the level with the given number of regions, or the leaves if there are no more than that."""
     if n_regions >= tree.n_leaves:
         return tree.cut_nodes(0.0)
-    return tree.cut_nodes(float(tree.granularity[len(tree) - n_regions]))  # merges are binary: one region less each
+    return tree.cut_nodes(float(tree.level[len(tree) - n_regions]))  # merges are binary: one region less each
 
 
 def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
@@ -165,7 +165,7 @@ def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
 def _order(
     leaves: Leaves, tree: MaskHierarchy, token_of_leaf: np.ndarray, areas_px: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Depth-first order of the tokens in a tree, and the granularity at which neighbours in it meet.
+    """Depth-first order of the tokens in a tree, and the level at which neighbours in it meet.
 
     Trees of other growths cut through the tokens; there a token stands where its largest leaf stands.
     """
@@ -175,7 +175,7 @@ def _order(
     place = leaves.numbers_in(tree.leaf_labels)[largest]
     order = np.argsort(place)
     pairs = np.stack([place[order][:-1], place[order][1:]], axis=1)
-    return order, tree.granularity[lowest_common_ancestors(tree, pairs)]
+    return order, tree.level[lowest_common_ancestors(tree, pairs)]
 
 
 def _borders(leaves: Leaves, token_of_leaf: np.ndarray) -> dict[str, np.ndarray]:

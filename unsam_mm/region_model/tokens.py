@@ -28,7 +28,7 @@ class RegionTokens:
         lab_std: (L, 3) float16 standard deviation of the colour inside the region.
         centres_yx: (L, 2) float32 mean pixel coordinates.
         tree_orders: (T, L) uint16; the regions in depth-first order of each tree.
-        tree_heights: (T, L - 1) float32 in [0, 1]; granularity of the smallest node of the tree that holds both
+        tree_heights: (T, L - 1) float32 in [0, 1]; level of the smallest node of the tree that holds both
             neighbours of each gap in that order.
         edges: (E, 2) uint16 pairs of touching regions, smaller number first, sorted.
         edge_lengths_px: (E,) float32 number of pixel sides that the pair shares.

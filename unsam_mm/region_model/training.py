@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.granularity import area_granularity
 from unsam_mm.region_model.network import RegionNet
-from unsam_mm.region_model.pairs import RegionInputs, area_granularity
+from unsam_mm.region_model.pairs import RegionInputs
 from unsam_mm.region_model.prompts import RegionPrompts
 from unsam_mm.region_model.tokens import TokenMasks
 
