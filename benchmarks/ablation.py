@@ -284,7 +284,7 @@ def write_between_markers(document: Path, data: str, text: str) -> None:
 
 GOOD = ('astronaut.png', 'coffee.png', 'chelsea.png', 'ihc.png')
 HARD = ('retina.jpg', 'gravel.png', 'cell.png')
-_GRANULARITIES = (0.3, 0.5, 0.7)
+_LEVELS = (0.3, 0.5, 0.7)
 _PANEL_PX = 208
 _LONG_SIDE_PX = 512
 
@@ -309,7 +309,7 @@ def _at_most(long_side_px: int, path: Path) -> np.ndarray:
 
 def _row(generator: PseudoMaskGenerator, image: np.ndarray) -> np.ndarray:
     hierarchy = generator(image)
-    cuts = [draw_labels(image, hierarchy.cut(granularity)) for granularity in _GRANULARITIES]
+    cuts = [draw_labels(image, hierarchy.cut(level)) for level in _LEVELS]
     panels = [image, *cuts, draw_masks(image, hierarchy.select(40), 40)]
     size = (_PANEL_PX, round(_PANEL_PX * image.shape[0] / image.shape[1]))
     return side_by_side([np.asarray(Image.fromarray(panel).resize(size, Image.Resampling.BOX)) for panel in panels])

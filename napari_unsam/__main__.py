@@ -34,7 +34,16 @@ def build_parser() -> argparse.ArgumentParser:
         type=_level,
         default=None,
         metavar='auto|0..1',
-        help='auto: the best masks of any size; a number: the regions of one level, 0 being the finest (default: auto)',
+        help='of the tree; auto: the best masks of any size; a number: the regions of one level, 0 being the finest '
+        '(default: auto)',
+    )
+    batch.add_argument(
+        '--granularity',
+        type=_level,
+        default=None,
+        metavar='auto|0..1',
+        help='of the model; auto: the best masks of any size; a number: the coarsest masks that are no coarser, 1 being the '
+        'whole image and a quarter less a tenth of the area (default: auto)',
     )
     batch.add_argument(
         '--side',
@@ -83,7 +92,13 @@ def run_batch(options: argparse.Namespace) -> int:
         images=options.images,
         out=options.out,
         settings=AutomaticSettings(
-            options.engine, options.level, options.min_area, options.side, options.channel, options.link
+            options.engine,
+            options.level,
+            options.min_area,
+            options.side,
+            options.channel,
+            options.link,
+            options.granularity,
         ),
         formats=tuple(dict.fromkeys(options.format)),
         workers=options.workers,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 from psygnal import Signal
 
 from napari_unsam._actions import MaskChoice, Situation
 from napari_unsam._candidates import NO_CANDIDATES, Candidates, Place
 from napari_unsam._engine import EmbeddedPlane
-from napari_unsam._inference import Lane
+from napari_unsam._inference import Lane, ProgressCallback
 from napari_unsam._jobs import Jobs
 from napari_unsam._masks import PlaneMask
 from napari_unsam._questions import Question
@@ -21,7 +22,8 @@ T = TypeVar('T')
 
 HINT = 'J shows a coarser mask, K a finer one, N commits it.'
 _NOTHING_THERE = 'No mask was found there; click elsewhere.'
-_ANSWER, _MORE, _EXACT = 'Looking at the prompts', 'Looking for larger masks', 'Looking for that granularity'
+_ANSWER, _MORE, _EXACT = 'Looking at the prompts', 'Looking for larger masks', 'Looking for that size'
+_STEPS_PER_DECADE = 8  # sizes of masks that a turn of the wheel tells apart in a factor of ten, as planes in windows do
 
 
 class Answers:
@@ -118,15 +120,32 @@ class Answers:
         count = {'max_masks': 1} if in_windows else {}
         self._jobs.start(Lane.CLICK, _ANSWER, lambda _: _answer(plane, question, **count), answered, self._failed)
 
-    def ask_at(self, plane: EmbeddedPlane, question: Question, granularity: float) -> None:
-        """Asks for the mask of a granularity, of a plane in windows, which has no tree to slide along."""
+    def ask_near(self, plane: EmbeddedPlane, question: Question, area_px: float) -> None:
+        """Asks for the mask nearest to an area, of a plane in windows, which has no tree to slide along."""
+        parts = (question.points_xy, question.labels, question.box_xyxy)
+        self._ask_exact(lambda _: plane.answer(*parts, area_px))
 
+    def ask_beyond(self, plane: EmbeddedPlane, question: Question, steps: int) -> None:
+        """Asks for a mask larger than the one on screen for positive steps, smaller for negative ones; see `ask_near`."""
+        parts, shown_px = (question.points_xy, question.labels, question.box_xyxy), self.candidates.shown.area_px
+
+        def look(_: object) -> list[PlaneMask]:
+            area_px = shown_px
+            while 1 <= area_px <= np.prod(plane.size_hw):
+                area_px *= 10 ** (steps / _STEPS_PER_DECADE)
+                found = plane.answer(*parts, area_px)
+                if not found or (found[0].area_px - shown_px) * steps > 0:
+                    return found
+            return []
+
+        self._ask_exact(look)
+
+    def _ask_exact(self, ask: Callable[[ProgressCallback], list[PlaneMask]]) -> None:
         def answered(found: list[PlaneMask]) -> None:
             if found:
                 self.choose(self.candidates.with_exact(found[0]))
 
-        parts = (question.points_xy, question.labels, question.box_xyxy)
-        self._jobs.start(Lane.CLICK, _EXACT, lambda _: plane.answer(*parts, granularity), answered, self._failed)
+        self._jobs.start(Lane.CLICK, _EXACT, ask, answered, self._failed)
 
     def _joined(self, candidates: Candidates) -> None:
         # The user may have gone on from the first mask meanwhile.

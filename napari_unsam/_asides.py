@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from napari_unsam._questions import on_plane
 from napari_unsam._targets import Level, Proposal
 from napari_unsam.state.history import Together
 from unsam_mm.errors import UnSAMError
+from unsam_mm.granularity import area_granularity
 
 if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
@@ -55,7 +57,9 @@ def proposal_of(aside: SetAside, shape: tuple[int, ...]) -> Proposal:
     size_hw = y1 - y0, x1 - x0
     mask = decode_rles([rle_from_json({'size': size_hw, 'counts': aside.counts})], size_hw)[0]
     plane = Plane(tuple(shape), aside.axes, aside.index)
-    return Proposal(plane, aside.box_xyxy, mask, int(mask.sum()), aside.granularity, aside.score, rank=0, count=0)
+    area_px = int(mask.sum())
+    granularity = float(area_granularity(area_px, np.prod(plane.size_hw)))  # earlier versions noted another number
+    return Proposal(plane, aside.box_xyxy, mask, area_px, granularity, aside.score, rank=0, count=0)
 
 
 class Asides:
@@ -187,7 +191,7 @@ def _beside(write: ObjectWrite, before: Sequence[ObjectWrite]) -> ObjectWrite | 
         ]
         if all(part.start < part.stop for part in shared):
             mask[_within(shared, write.region)] &= ~other.mask[_within(shared, other.region)]
-    return ObjectWrite(write.region, mask, write.label, write.features) if mask.any() else None
+    return replace(write, mask=mask) if mask.any() else None
 
 
 def _within(shared: Sequence[slice], region: Sequence[slice]) -> tuple[slice, ...]:

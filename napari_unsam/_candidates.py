@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from napari_unsam._masks import PlaneMask, node_mask
+from unsam_mm.granularity import granularity_area, nearest_area
 from unsam_mm.hierarchy import MaskHierarchy
 
 NO_NODES = np.empty(0, np.int64)
@@ -24,7 +25,7 @@ class Candidates:
         chain: (K,) nested nodes of `hierarchy`, finest first; may be empty.
         hierarchy: Of the plane; None where there is no chain.
         walked: Index into `chain` of the region on screen in place of an answer.
-        exact: A mask on screen in place of an answer, asked for by its granularity.
+        exact: A mask on screen in place of an answer, asked for by its size.
     """
 
     masks: tuple[PlaneMask, ...] = ()
@@ -42,7 +43,7 @@ class Candidates:
         if not answers:
             return NO_CANDIDATES
         order = sorted(range(len(answers)), key=lambda i: answers[i].area_px)
-        return cls(_rising([answers[i] for i in order]), order.index(0), chain, hierarchy)
+        return cls(tuple(answers[i] for i in order), order.index(0), chain, hierarchy)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -92,14 +93,14 @@ class Candidates:
         return replace(self, walked=int(np.clip(at, 0, len(self.chain) - 1)), exact=None)
 
     def at_granularity(self, granularity: float) -> Candidates:
-        """With the coarsest region of the chain shown that is not above a granularity; the finest if all are."""
+        """With the region of the chain shown that is nearest to the size of a granularity."""
         if len(self.chain) == 0:
             return self
-        at = int((self.hierarchy.granularity[self.chain] <= granularity).sum()) - 1
-        return replace(self, walked=max(at, 0), exact=None)
+        wanted_px = granularity_area(granularity, self.hierarchy.leaf_labels.size)
+        return replace(self, walked=nearest_area(self.hierarchy.area[self.chain], wanted_px), exact=None)
 
     def with_exact(self, mask: PlaneMask) -> Candidates:
-        """With a mask shown that was asked for by its granularity."""
+        """With a mask shown that was asked for by its size."""
         return replace(self, walked=None, exact=mask)
 
     def at(self, place: Place) -> Candidates:
@@ -119,20 +120,7 @@ class Candidates:
     def _on_chain(self) -> int:
         if self.walked is not None:
             return self.walked
-        areas = np.log(self.hierarchy.area[self.chain])
-        return int(np.argmin(np.abs(areas - np.log(self.shown.area_px))))
-
-
-def _rising(masks: list[PlaneMask]) -> tuple[PlaneMask, ...]:
-    """Masks by increasing area, with granularities that do not fall, so that no step to a larger mask seems a finer one.
-
-    Those of the tree are exact and stay. Others were estimated from what lies around each mask, and give way.
-    """
-    granularity = np.array([mask.granularity for mask in masks])
-    is_exact = np.array([mask.node is not None for mask in masks])
-    coarsest = np.minimum.accumulate(np.where(is_exact, granularity, np.inf)[::-1])[::-1]
-    rising = np.maximum.accumulate(np.minimum(granularity, coarsest))
-    return tuple(replace(mask, granularity=float(value)) for mask, value in zip(masks, rising, strict=True))
+        return nearest_area(self.hierarchy.area[self.chain], self.shown.area_px)
 
 
 NO_CANDIDATES = Candidates()

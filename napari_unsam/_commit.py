@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.ndimage import find_objects
 
+from unsam_mm.granularity import area_granularity
+
 if TYPE_CHECKING:
     import pandas as pd
     from napari.layers import Labels
@@ -28,13 +30,15 @@ class ObjectWrite:
         region: Of the labels array, one slice per axis.
         mask: Bool, shape of the region.
         label: The value to write; 0 erases.
-        features: Columns of its row in the table: granularity, score, parent_id, level, ... `area_px` is counted.
+        features: Columns of its row in the table: score, parent_id, level, ... `area_px` and `granularity` are counted.
+        axes: The two axes of the array that its planes span, of which granularity is a share.
     """
 
     region: tuple[slice, ...]
     mask: np.ndarray
     label: int
     features: Mapping[str, object] = field(default_factory=dict)
+    axes: tuple[int, int] = (-2, -1)
 
 
 def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: bool = True) -> ObjectWrite | None:
@@ -55,7 +59,7 @@ def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: 
         mask = mask & (np.asarray(labels[region]) == 0)
     if not mask.any():
         return None
-    return ObjectWrite(region, mask, label, {'granularity': proposal.granularity, 'score': proposal.score})
+    return ObjectWrite(region, mask, label, {'score': proposal.score}, proposal.plane.axes)
 
 
 def renumbered(writes: Iterable[ObjectWrite], offset: int) -> list[ObjectWrite]:
@@ -173,6 +177,7 @@ class ObjectTable:
         boxes = find_objects(labels.data) if len(self._rows) else []
         present = {label: box for label, box in enumerate(boxes, start=1) if box is not None}
         self._regions = {label: present[label] for label in self._rows['index'] if label in present}
+        self._axes: dict[int, tuple[int, int]] = {}
         self._areas = self._count()
         self._highest = 0 if is_empty else int(np.max(labels.data, initial=0))
         self._is_written = self._is_painted = False
@@ -192,7 +197,7 @@ class ObjectTable:
         """Adds a row for each object, in place of one that its label had before; `refresh` shows them."""
         import pandas as pd
 
-        rows = {write.label: _row(write) for write in writes if write.label}
+        rows = {write.label: _row(write, self.labels.data.shape) for write in writes if write.label}
         if not rows:
             return
         known = self.rows()
@@ -201,6 +206,7 @@ class ObjectTable:
         for write in writes:
             if write.label:
                 self._regions[write.label] = _union(self._regions.get(write.label), write.region)
+                self._axes[write.label] = write.axes
         self._highest = max(self._highest, *rows)
         self._areas = {}
 
@@ -271,11 +277,34 @@ class ObjectTable:
         rows = self._rows
         areas = [self._areas.get(label, noted) for label, noted in zip(rows['index'], rows['area_px'], strict=True)]
         gone = [self._areas.get(label) == 0 for label in rows['index']]
-        self.labels.features = rows.assign(area_px=areas)[~np.array(gone, bool)].reset_index(drop=True)
+        granularity = [
+            self._granularity(label) if self._areas.get(label, noted_px) not in (0, noted_px) else noted
+            for label, noted_px, noted in zip(rows['index'], rows['area_px'], rows['granularity'], strict=True)
+        ]
+        rows = rows.assign(area_px=areas, granularity=granularity)
+        self.labels.features = rows[~np.array(gone, bool)].reset_index(drop=True)
+
+    def _granularity(self, label: int) -> float:
+        data = self.labels.data
+        return object_granularity(data[self._regions[label]] == label, data.shape, self._axes.get(label, (-2, -1)))
 
 
-def _row(write: ObjectWrite) -> dict[str, object]:
-    return {'index': write.label, 'area_px': int(np.count_nonzero(write.mask)), **write.features}
+def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int, int] = (-2, -1)) -> float:
+    """The granularity of an object in [0, 1]: the mean of those of its masks in all planes that hold it.
+
+    Args:
+        mask: Bool of any box that holds it, of as many axes as the array.
+        shape: Of the array.
+        axes: The two that planes span.
+    """
+    areas = np.count_nonzero(mask, axis=axes).ravel()
+    areas = areas[areas > 0]
+    return float(area_granularity(areas, shape[axes[0]] * shape[axes[1]]).mean()) if len(areas) else 0.0
+
+
+def _row(write: ObjectWrite, shape: tuple[int, ...]) -> dict[str, object]:
+    area_px, granularity = int(np.count_nonzero(write.mask)), object_granularity(write.mask, shape, write.axes)
+    return {'index': write.label, 'area_px': area_px, **write.features, 'granularity': granularity}
 
 
 def _union(known: tuple[slice, ...] | None, region: tuple[slice, ...]) -> tuple[slice, ...]:

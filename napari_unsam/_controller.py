@@ -27,6 +27,7 @@ from napari_unsam._targets import Level, Proposal, Status, Target
 from napari_unsam.state.embeddings import StackReport
 from napari_unsam.state.history import Action, ActionHistory, Together
 from unsam_mm.errors import UnSAMError
+from unsam_mm.granularity import granularity_area
 from unsam_mm.hierarchy import MaskHierarchy
 
 __all__ = ['NO_IMAGE', 'Level', 'Proposal', 'SegmentationController', 'Status', 'Target']
@@ -37,7 +38,6 @@ NO_IMAGE = 'Choose an image to begin.'
 _NO_FIT = 'No mask fits: one pixel has clicks of both kinds. Undo one of them (U).'
 _ONLY_NEGATIVE = 'This only says where the object is not. Add a positive click on the object, or a box around it.'
 _NOT_DONE = 'What waited for the mask was not done, as another plane or other prompts came meanwhile.'
-_GRANULARITY_STEP = 1 / 32  # as many as planes in windows tell apart
 _NOTHING_YET = 'There is no mask yet; click on an object first.'
 
 
@@ -415,16 +415,17 @@ class SegmentationController:
         elif len(self.candidates.chain):
             self._answers.choose(self.candidates.slid(steps))
         else:
-            self.set_granularity(float(np.clip(shown.granularity + steps * _GRANULARITY_STEP, 0, 1)))
+            self._answers.ask_beyond(self.plane, question_of(self.prompts_here, self._target.plane), steps)
 
     def set_granularity(self, granularity: float) -> None:
-        """Shows the region under the prompts that has a granularity in [0, 1]."""
+        """Shows the mask under the prompts that is nearest to the size of a granularity in [0, 1]."""
         if self.candidates.shown is None:
             self.say(_NOTHING_YET, Level.PROBLEM)
         elif len(self.candidates.chain):
             self._answers.choose(self.candidates.at_granularity(granularity))
         else:
-            self._answers.ask_at(self.plane, question_of(self.prompts_here, self._target.plane), granularity)
+            area_px = granularity_area(granularity, np.prod(self.plane.size_hw))
+            self._answers.ask_near(self.plane, question_of(self.prompts_here, self._target.plane), area_px)
 
     def when_answered(self, call: Callable[[], None]) -> None:
         """Calls a function once the mask on screen is the answer to the prompts: now if it is; not at all if they change."""

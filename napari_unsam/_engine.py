@@ -19,6 +19,7 @@ from napari_unsam._targets import Target
 from napari_unsam._torch import import_torch
 from napari_unsam.state.embeddings import EmbeddingStore, StackReport, embed_stack, plane_key
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.granularity import area_granularity
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
 
@@ -38,7 +39,6 @@ _TILE_PX = 1024
 _MAX_WINDOWS = 8  # of 40 to 80 MB each
 _CACHED_PX = 64_000_000  # of planes kept in memory: about 15 bytes a pixel
 _TILED_CACHED_PX = _MAX_WINDOWS * _TILE_PX**2
-_LEAST_SHARE = 1e-6  # of a plane in windows: what has granularity 0
 _MAX_MASKS = 6
 _SPECK_HW = (16, 128)  # the ViT sees every image as long as another, so a narrow one is quick
 _NO_STORE = (
@@ -79,7 +79,7 @@ class EmbeddedPlane:
         points_xy: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         box_xyxy: np.ndarray | None = None,
-        granularity: float | None = None,
+        area_px: float | None = None,
         mask: np.ndarray | None = None,
         max_masks: int = _MAX_MASKS,
     ) -> list[PlaneMask]:
@@ -89,7 +89,7 @@ class EmbeddedPlane:
             points_xy: (N, 2) pixels, x before y.
             labels: (N,) 1 for positive, 0 for negative points.
             box_xyxy: (4,) pixels.
-            granularity: In [0, 1]: only the mask of that granularity.
+            area_px: Only the mask nearest to that area.
             mask: (H, W) bool mask that the answer is like, or (256, 256) float logits as engines give them.
             max_masks: 1 is quicker where a plane is looked at in windows.
 
@@ -104,8 +104,12 @@ class EmbeddedPlane:
             mask = low_resolution_logits(mask[None])[0]
         prompt = Prompt.checked(self.size_hw, points_xy, labels, box_xyxy, mask)
         if isinstance(self._engine, TiledEngine):
-            crops, scores = self._engine.crops(prompt, max_masks > 1, granularity)
+            if area_px is None:
+                crops, scores = self._engine.crops(prompt, max_masks > 1, None)
+            else:
+                crops, scores = self._engine.crops_near(prompt, area_px)
         else:
+            granularity = None if area_px is None else float(area_granularity(area_px, np.prod(self.size_hw)))
             masks, scores = self._engine.answer(prompt, max_masks > 1, granularity)
             order = np.argsort(-scores, kind='stable')  # the engine 'tree' gives the smallest first
             crops, scores = [MaskCrop.of(masks[i]) for i in order], scores[order]
@@ -131,10 +135,8 @@ class EmbeddedPlane:
         bitmap, (x0, y0, x1, y1) = crop.bitmap, crop.box_xyxy
         if self.hierarchy is not None:
             return found_mask(self.hierarchy, bitmap, x0, y0, score)
-        area = crop.area
-        plane_px = self.size_hw[0] * self.size_hw[1]
-        granularity = 1 - np.log(area / plane_px) / np.log(_LEAST_SHARE)
-        return PlaneMask((x0, y0, x1, y1), bitmap, area, float(np.clip(granularity, 0, 1)), score)
+        granularity = float(area_granularity(crop.area, np.prod(self.size_hw)))
+        return PlaneMask((x0, y0, x1, y1), bitmap, crop.area, granularity, score)
 
 
 Embed = Callable[[Target, ProgressCallback], EmbeddedPlane]

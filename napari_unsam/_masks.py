@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unsam_mm.granularity import area_granularity
 from unsam_mm.hierarchy import MaskHierarchy
 
 
@@ -17,7 +18,7 @@ class PlaneMask:
         box_xyxy: Its bounding box in pixels of the plane; right and bottom edges exclusive.
         mask: (height, width) bool, the mask within the box.
         area_px: Its area in pixels.
-        granularity: In [0, 1]; 0 is the finest, 1 the whole plane.
+        granularity: In [0, 1] by its share of the plane, see `unsam_mm.granularity`; 1 is the whole plane.
         score: In [0, 1]; how likely it is meant.
         node: Its node of the plane's hierarchy, if it is one of its main tree.
     """
@@ -45,7 +46,7 @@ def node_mask(hierarchy: MaskHierarchy, node: int) -> PlaneMask:
 
 
 def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, score: float) -> PlaneMask:
-    """A mask that an engine found: as the node of the main tree that it is, or else by its size between the tree's nodes.
+    """A mask that an engine found, with the node of the main tree that it is, if any.
 
     Args:
         hierarchy: Of the plane.
@@ -63,5 +64,5 @@ def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, 
     areas = hierarchy.area[path]
     at = int(np.searchsorted(areas, area))
     node = path[at] if at < len(path) and areas[at] == area and hierarchy.last_leaf[path[at]] == last else None
-    granularity = np.interp(np.log(area), np.log(areas), hierarchy.granularity[path])
-    return PlaneMask((left, top, left + width, top + height), mask, area, float(granularity), float(score), node)
+    granularity = float(area_granularity(area, hierarchy.leaf_labels.size))
+    return PlaneMask((left, top, left + width, top + height), mask, area, granularity, float(score), node)

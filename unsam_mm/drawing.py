@@ -50,11 +50,9 @@ def draw_masks(image: np.ndarray, masks: MaskSet, count: int, opacity: float = 0
     return drawn.astype(np.uint8)
 
 
-def draw_hierarchy(
-    image: np.ndarray, hierarchy: MaskHierarchy, granularities: Sequence[float], count: int = 40
-) -> np.ndarray:
+def draw_hierarchy(image: np.ndarray, hierarchy: MaskHierarchy, levels: Sequence[float], count: int = 40) -> np.ndarray:
     """(H, W', 3) uint8: the image, cuts of its tree from fine to coarse, and its best masks, side by side."""
-    cuts = [draw_labels(image, hierarchy.cut(granularity)) for granularity in granularities]
+    cuts = [draw_labels(image, hierarchy.cut(level)) for level in levels]
     return side_by_side([image, *cuts, draw_masks(image, hierarchy.select(count), count)])
 
 

@@ -15,6 +15,7 @@ from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.volumes.linking import link
 from unsam_mm.errors import UnSAMError
+from unsam_mm.granularity import area_granularity
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.rle import decode_crop
@@ -35,13 +36,15 @@ class AutomaticSettings:
 
     Attributes:
         engine: 'tree', the regions of merge trees, or 'model', masks of the region model.
-        level: In [0, 1], 0 being the finest. For the tree, the regions of the cut at this granularity; for the model, the
-            coarsest masks that are no coarser. None: the best masks that do not overlap, of whatever granularity.
+        level: For the tree, in [0, 1]: the regions of the cut at this level, 0 being the finest. None: the best masks that
+            do not overlap, of any size.
         min_area_px: Smaller objects are left out. Those of more than a quarter of the plane are too.
         side: One of `SIDES`: on which side of the light objects lie; see `RegionFilter`. For the tree.
         channel: Which channel to look at, where they are not colours.
         link: Whether objects in neighbouring planes of a stack, or images of a movie, that overlap are one; see
             `napari_unsam.volumes.linking`. What is found in one plane only is then left out.
+        granularity: For the model, in [0, 1]: the coarsest masks that are no coarser, see `unsam_mm.granularity`. None: the
+            best masks that do not overlap, of any size.
     """
 
     engine: str = 'tree'
@@ -50,13 +53,18 @@ class AutomaticSettings:
     side: str = 'guess'
     channel: int = 0
     link: bool = False
+    granularity: float | None = None
 
     def __post_init__(self) -> None:
         for name, known in (('engine', ('tree', 'model')), ('side', SIDES)):
             if getattr(self, name) not in known:
                 raise UnSAMError(f'{name} must be one of {", ".join(known)}, got {getattr(self, name)!r}')
-        if self.level is not None and not 0 <= self.level <= 1:
-            raise UnSAMError(f'level must lie in [0, 1] or be left out, got {self.level}')
+        for name, engine, other in (('level', 'tree', 'granularity'), ('granularity', 'model', 'level')):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UnSAMError(f'{name} must lie in [0, 1] or be left out, got {value}')
+            if value is not None and self.engine != engine:
+                raise UnSAMError(f'{name}={value} is for the engine {engine!r}; give {other} for {self.engine!r}')
         if self.min_area_px < 1 or self.channel < 0:
             raise UnSAMError(
                 f'min_area_px must be at least 1 and channel at least 0, got {self.min_area_px} and {self.channel}'
@@ -105,14 +113,15 @@ class AutomaticObjects:
             return band.labels, band.features.reindex(columns=list(_COLUMNS))
         masks, stability = engine.all_masks(_MOST_MASKS, settings.min_area_px, points_per_side=32, max_iou=0.9)
         kept = masks.areas <= self._limits.max_share * rgb.shape[0] * rgb.shape[1]
-        if settings.level is not None:
-            kept &= masks.granularity <= settings.level
+        if settings.granularity is not None:
+            kept &= masks.granularity <= settings.granularity
         order = np.flatnonzero(kept)
-        if settings.level is not None:
+        if settings.granularity is not None:
             order = order[np.argsort(-masks.areas[order], kind='stable')]
         labels, drawn = draw_disjoint(masks[order])
         taken = order[drawn]
-        values = (np.arange(1, len(taken) + 1), masks.granularity[taken], masks.scores[taken], stability[taken])
+        granularity = area_granularity(np.bincount(labels.ravel(), minlength=len(taken) + 1)[1:], labels.size)
+        values = (np.arange(1, len(taken) + 1), granularity, masks.scores[taken], stability[taken])
         return labels, pd.DataFrame(dict(zip(_COLUMNS, values, strict=True)))
 
     @cached_property

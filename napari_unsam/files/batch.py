@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from napari_unsam.files.automatic import AutomaticObjects, AutomaticSettings
 from napari_unsam.files.pixels import read_pixels
@@ -116,7 +117,7 @@ class BatchJob:
         if path.exists():
             if not self.resume:
                 raise StoreError(f'{self.out}: holds results already; add --resume to go on, or choose another folder')
-            noted = read_json(path)
+            noted = _as_now(read_json(path))
             if noted != settings:
                 differ = ', '.join(f'{key}={noted.get(key)!r}' for key in settings if noted.get(key) != settings[key])
                 raise StoreError(
@@ -165,6 +166,18 @@ class BatchWorker:
         )
         self._results.write(name, measured, self._formats)
         return len(table), None
+
+
+def _as_now(noted: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version noted: the granularity of the model was called its level."""
+    if 'granularity' in noted:
+        return noted
+    is_model = noted.get('engine') == 'model'
+    return {
+        **noted,
+        'level': None if is_model else noted.get('level'),
+        'granularity': noted.get('level') if is_model else None,
+    }
 
 
 def _remove_leftovers(folder: Path) -> None:

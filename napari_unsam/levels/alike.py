@@ -23,12 +23,12 @@ _N_KINDS = 5  # size, level, shape, colour, contrast: each has the same say, how
 def traits(tree: MaskHierarchy, properties: RegionProperties) -> np.ndarray:
     """(N, 10) float32 what the regions of a tree are compared by, in steps, such that each kind of trait has the same say.
 
-    Size (log area), level (granularity), shape (eccentricity and fullness), colour (L*, a*, b*) and contrast to what
+    Size (log area), level, shape (eccentricity and fullness), colour (L*, a*, b*) and contrast to what
     touches them (L*, a*, b*).
     """
     kinds = [
         (np.log(tree.area)[:, None], _AREA_STEP),
-        (tree.granularity[:, None], _LEVEL_STEP),
+        (tree.level[:, None], _LEVEL_STEP),
         (
             np.stack([properties.eccentricity, properties.fullness * (_ECCENTRICITY_STEP / _FULLNESS_STEP)], 1),
             _ECCENTRICITY_STEP,

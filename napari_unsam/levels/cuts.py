@@ -56,7 +56,7 @@ class LevelCut:
 
     def __init__(self, tree: MaskHierarchy) -> None:
         self.tree = tree
-        self.begins = tree.granularity.astype(np.float64)
+        self.begins = tree.level.astype(np.float64)
         self.begins[: tree.n_leaves] = 0.0
         self.ends = np.full(len(tree), np.inf)
         self.ends[:-1] = self.begins[tree.parent[:-1]]

@@ -20,14 +20,14 @@ REVIEWED = 'reviewed'
 def stability(tree: MaskHierarchy) -> np.ndarray:
     """(N,) float32 in [0, 1]: over which share of the levels a region, or nearly the same, is there.
 
-    A level is a granularity, of which equal steps divide the number of regions by equal factors. What is nearly the same
+    Equal steps of level divide the number of regions by equal factors. What is nearly the same
     are the holders and the largest parts with an IoU of at least `SAME_IOU`, so slivers at the outline end nothing.
     """
-    return _stability(tree.parent, tree.area, tree.granularity.astype(np.float64), SAME_IOU).astype(np.float32)
+    return _stability(tree.parent, tree.area, tree.level.astype(np.float64), SAME_IOU).astype(np.float32)
 
 
 @numba.njit(nogil=True, cache=True)
-def _stability(parent, area, granularity, same_iou):
+def _stability(parent, area, level, same_iou):
     n_nodes = len(parent)
     largest = np.full(n_nodes, -1)
     for node in range(n_nodes - 1):
@@ -39,11 +39,11 @@ def _stability(parent, area, granularity, same_iou):
         up = node
         while up >= 0 and area[node] >= same_iou * area[up]:
             up = parent[up]
-        end = 1.0 if up < 0 else granularity[up]
+        end = 1.0 if up < 0 else level[up]
         low = node
         while largest[low] >= 0 and area[largest[low]] >= same_iou * area[node]:
             low = largest[low]
-        begin = 0.0 if largest[low] < 0 else granularity[low]
+        begin = 0.0 if largest[low] < 0 else level[low]
         spans[node] = end - begin
     return spans
 

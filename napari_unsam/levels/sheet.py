@@ -16,6 +16,7 @@ from napari_unsam.levels.cuts import LevelCut, RegionFilter
 from napari_unsam.levels.part_whole import Band
 from napari_unsam.levels.region_properties import RegionProperties, Scene
 from napari_unsam.levels.review import stability
+from unsam_mm.granularity import area_granularity
 from unsam_mm.hierarchy import MaskHierarchy
 
 
@@ -133,6 +134,7 @@ class Sheet:
         """What the table says of a region."""
         tree = self.trees[source]
         return {
+            'level': float(tree.level[node]),
             'granularity': float(tree.granularity[node]),
             'score': float(tree.score[node]),
             'stability': float(self._stability[source][node]),
@@ -152,7 +154,8 @@ class Sheet:
             free = found.mask & ~there
             if 2 * np.count_nonzero(free) > found.area_px:
                 there |= free
-                yield Piece(found.box_xyxy, free, self.features(source, node))
+                granularity = float(area_granularity(np.count_nonzero(free), taken.size))
+                yield Piece(found.box_xyxy, free, {**self.features(source, node), 'granularity': granularity})
 
     def band(self, name: str, chosen: Chosen, level: float | None = None) -> Band:
         """Regions as one kind of object; see `part_whole`.
@@ -160,15 +163,15 @@ class Sheet:
         Args:
             name: Of the kind.
             chosen: The regions.
-            level: That they were taken from; by default each is noted with its own.
+            level: That they were taken from; by default each is noted with the one at which it is formed.
         """
         labels = np.zeros(self.hierarchy.size_hw, np.uint32)
         rows = []
         for label, piece in enumerate(self.pieces(chosen, np.zeros(labels.shape, bool)), start=1):
             x0, y0, x1, y1 = piece.box_xyxy
             labels[y0:y1, x0:x1][piece.mask] = label
-            at = piece.features['granularity'] if level is None else level
-            rows.append({'index': label, 'area_px': np.count_nonzero(piece.mask), 'level': at, **piece.features})
+            row = {'index': label, 'area_px': np.count_nonzero(piece.mask), **piece.features}
+            rows.append(row if level is None else {**row, 'level': level})
         return Band(name, labels, pd.DataFrame(rows))
 
     def _worths(self, limits: RegionFilter) -> list[np.ndarray]:

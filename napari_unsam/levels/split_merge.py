@@ -106,7 +106,8 @@ def region_write(
         features: Of the row in the table.
     """
     region = plane.region(box_xyxy)
-    return ObjectWrite(region, mask.reshape([part.stop - part.start for part in region]), label, features or {})
+    mask = mask.reshape([part.stop - part.start for part in region])
+    return ObjectWrite(region, mask, label, features or {}, plane.axes)
 
 
 def split_writes(
@@ -181,4 +182,4 @@ def _erasing(plane: Plane, mask: np.ndarray) -> list[ObjectWrite]:
 
 
 def _features(tree: MaskHierarchy, node: int) -> dict[str, object]:
-    return {'granularity': float(tree.granularity[node]), 'score': float(tree.score[node])}
+    return {'score': float(tree.score[node])}

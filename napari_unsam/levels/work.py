@@ -154,7 +154,7 @@ class LevelsWork:
         first, shown, level = self.session.next_label(), self.shown, self.level
         writes = []
         for piece in self._sheet.pieces(self.chosen, plane_labels(labels, self._preview.plane) != 0):
-            row = {**piece.features, 'level': level if shown is Shown.LEVEL else piece.features['granularity']}
+            row = {**piece.features, 'level': level} if shown is Shown.LEVEL else piece.features
             writes.append(region_write(plane, piece.box_xyxy, piece.mask, first + len(writes), row))
         if not writes:
             controller.say('Nothing was accepted: other objects lie there, or no region is chosen.', Level.PROBLEM)

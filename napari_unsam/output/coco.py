@@ -13,9 +13,10 @@ from napari_unsam.output.objects import LabelCrop, LabelledObjects, crops_by_pla
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError
 from unsam_mm.files import read_json
+from unsam_mm.granularity import area_granularity
 from unsam_mm.rle import decode_crop, encode_crop, rle_from_json, rle_to_json
 
-_KEPT = ('score', 'granularity', 'stability', 'level')
+_KEPT = ('score', 'stability', 'level')
 _NOTE = 'labels'  # where `info` says how planes make up the array
 
 
@@ -25,7 +26,7 @@ def write_coco(path: str | Path, objects: LabelledObjects) -> None:
     Planes of a stack are images of their own, called ``stack.tif[3]``. Besides COCO's own fields an annotation has
     `object_id`, the label, which is one for all planes; `parent`, the id of the annotation of the object's parent in the
     same plane, or -1; `parent_id`, the label of the parent, where there is one, and `parent_layer` where it is one of another
-    layer; and what the features table has of score, granularity, stability and level.
+    layer; `granularity`, by its area; and what the features table has of score, stability and level.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -72,7 +73,11 @@ def read_coco(path: str | Path) -> LabelledObjects:
     note = note or {'name': images[0].get('file_name', Path(path).stem)}
     place = {key: tuple(note[key]) for key in ('scale', 'units') if key in note}
     return LabelledObjects(
-        labels, _features(annotations, numbered), name=note['name'], axes=note.get('axes', ''), **place
+        labels,
+        _features(annotations, numbered, shape[-2] * shape[-1]),
+        name=note['name'],
+        axes=note.get('axes', ''),
+        **place,
     )
 
 
@@ -86,6 +91,7 @@ def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size
             'segmentation': rle_to_json(encode_crop(crop.mask, crop.top, crop.left, (size_hw[0], size_hw[1]))),
             'area': int(np.count_nonzero(crop.mask)),
             'bbox': [crop.left, crop.top, width, height],
+            'granularity': float(area_granularity(np.count_nonzero(crop.mask), size_hw[0] * size_hw[1])),
             'object_id': crop.label,
             'parent': -1,
         }
@@ -109,12 +115,15 @@ def _draw(plane: np.ndarray, annotation: Mapping[str, Any], label: int) -> None:
     plane[top : top + height, left : left + width][decode_crop(rle_from_json(annotation['segmentation']), box)] = label
 
 
-def _features(annotations: list[dict], numbered: dict[int, int]) -> pd.DataFrame:
+def _features(annotations: list[dict], numbered: dict[int, int], plane_px: int) -> pd.DataFrame:
     rows: dict[int, dict[str, Any]] = {}
+    areas: dict[int, list[float]] = {}
     for annotation in annotations:
         label, parent = numbered[annotation['id']], annotation.get('parent', -1)
         row = rows.setdefault(label, {'index': label})
         row |= {name: annotation[name] for name in _KEPT if name in annotation}
+        areas.setdefault(label, []).append(annotation['area'])
+        row['granularity'] = float(area_granularity(np.array(areas[label]), plane_px).mean())
         if parent in numbered or 'parent_id' in annotation:
             row['parent_id'] = annotation.get('parent_id', numbered.get(parent))
         if 'parent_layer' in annotation:

@@ -135,7 +135,7 @@ class VolumePanel(QWidget):
         self.regions_choice.setToolTip('Which regions of each slice are joined to objects')
         self.side_choice = choice_of_side(defaults.side)
         self.level_slider = slider('Fine on the left, coarse on the right')
-        move(self.level_slider, defaults.granularity)
+        move(self.level_slider, defaults.level)
         self.level_label = QLabel()
         self.min_area_box = _number(
             1, _MAX_AREA_PX, defaults.min_area_px, ' px', 'Smaller regions of a slice are left out'
@@ -206,7 +206,7 @@ class VolumePanel(QWidget):
     def _automatic_settings(self) -> StackSettings:
         return StackSettings(
             regions=Regions(self.regions_choice.currentData()),
-            granularity=self.level_slider.value() / SLIDER_STEPS,
+            level=self.level_slider.value() / SLIDER_STEPS,
             min_area_px=self.min_area_box.value(),
             side=Side(self.side_choice.currentData()),
             links=LinkSettings(max_gap=self.gap_box.value(), min_extent=self.extent_box.value()),

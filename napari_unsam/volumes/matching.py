@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from napari_unsam.levels.best import best_disjoint
 from napari_unsam.volumes.crops import CropMask
+from unsam_mm.granularity import area_granularity
 from unsam_mm.hierarchy import MaskHierarchy
 
 _BLUR_PX = 1.5  # noise of single pixels says nothing about an object
@@ -69,7 +70,7 @@ class Match:
         crop: The mask.
         iou: With the mask before.
         score: Expected IoU with the object, in [0, 1].
-        granularity: Of the region most like it, in [0, 1].
+        granularity: In [0, 1] by its share of the slice.
     """
 
     crop: CropMask
@@ -147,20 +148,13 @@ def find_again(
     if best is None:
         return None
     crop = CropMask.of(best, chances.box_xyxy[1], chances.box_xyxy[0])
-    return Match(crop, crop.iou(previous), best_score, 0.0 if tree is None else granularity_of(tree, crop))
+    return Match(crop, crop.iou(previous), best_score, float(area_granularity(crop.area_px, bins.size)))
 
 
 def own_score(crop: CropMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> float:
     """The expected IoU of a known mask in its own slice: what matches of the object can reach at best."""
     chances = _chances(crop, appearance, bins, settings)
     return chances.expected_iou(crop.within(chances.box_xyxy))
-
-
-def granularity_of(tree: MaskHierarchy, crop: CropMask) -> float:
-    """The granularity of the region of a tree that is most like a mask."""
-    leaves = tree.leaf_labels[_slices(crop.box_xyxy)][crop.mask]
-    shared = _node_totals(tree, np.bincount(leaves, minlength=tree.n_leaves))
-    return float(tree.granularity[np.argmax(shared / (tree.area + crop.area_px - shared))])
 
 
 @dataclass(frozen=True, eq=False)

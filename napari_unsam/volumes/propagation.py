@@ -17,10 +17,10 @@ from napari_unsam.volumes.matching import (
     appearance_of,
     colour_bins,
     find_again,
-    granularity_of,
     own_score,
 )
 from unsam_mm.errors import UnSAMError
+from unsam_mm.granularity import area_granularity
 
 Anchors = Mapping[int, Mapping[int, CropMask]]
 """For each object, by its label, the slices where it is known; an empty mask says that it is not there."""
@@ -72,7 +72,7 @@ class SliceMask:
         crop: The mask; empty where the object ended.
         iou: With the mask in the slice that it came from; 1 where the mask was known.
         score: Expected IoU with the object, in [0, 1].
-        granularity: Of the region most like it, in [0, 1].
+        granularity: In [0, 1] by its share of the slice.
         state: How the slice came to the mask.
     """
 
@@ -210,7 +210,7 @@ class _Sweep:
             if matches[label] is None:
                 chains[label].end(z, 0.0, 0.0)
         for label in here:
-            self._begin(chains, label, z, embedded, bins)
+            self._begin(chains, label, z, bins)
 
     def _is_wanted(self, label: int, chain: _Chain, z: int, step: int) -> bool:
         if chain.is_over:
@@ -219,11 +219,10 @@ class _Sweep:
         between = any((other - z) * step > 0 for other in self._known[label])
         return between or self._settings.direction is not against
 
-    def _begin(self, chains: dict[int, _Chain], label: int, z: int, embedded: EmbeddedSlice, bins: np.ndarray) -> None:
+    def _begin(self, chains: dict[int, _Chain], label: int, z: int, bins: np.ndarray) -> None:
         crop, earlier = self._known[label][z], chains.get(label)
         slices = {} if earlier is None else earlier.slices
-        tree = embedded.hierarchy
-        granularity = granularity_of(tree, crop) if tree is not None and crop.area_px else 0.0
+        granularity = float(area_granularity(crop.area_px, bins.size))
         slices[z] = SliceMask(crop, 1.0, 1.0, granularity, SliceState.CORRECTED)
         if crop.area_px:
             appearance = appearance_of(crop, bins)

@@ -64,7 +64,7 @@ class Slicing:
                 for axis in range(len(region))
             )
             mask[at] = crop.within((x0, y0, x1, y1))
-        return ObjectWrite(region, mask, label, features)
+        return ObjectWrite(region, mask, label, features, self.plane.axes)
 
 
 def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, CropMask]:

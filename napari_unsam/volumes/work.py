@@ -58,7 +58,7 @@ class StackSettings:
 
     Attributes:
         regions: Which regions of each slice are joined.
-        granularity: The level, if one is.
+        level: Which, if those of one level are.
         min_area_px: Smaller regions of a slice are left out.
         max_share: Regions that take a larger share of their slice are background.
         side: How objects differ from what is around them.
@@ -66,7 +66,7 @@ class StackSettings:
     """
 
     regions: Regions = Regions.LEVEL
-    granularity: float = 0.5
+    level: float = 0.5
     min_area_px: int = 50
     max_share: float = 0.2
     side: Side = Side.ANY
@@ -247,7 +247,7 @@ class VolumeWork:
             for number, regions in enumerate(objects, start=1):
                 masks = {zs[part.z]: crops[part.z][part.region] for part in regions}
                 row = {
-                    'granularity': float(np.mean([levels[part.z][part.region] for part in regions])),
+                    'level': float(np.mean([levels[part.z][part.region] for part in regions])),
                     'score': float(np.mean([part.iou for part in regions])),
                 }
                 if number in parents:
@@ -375,7 +375,7 @@ class VolumeWork:
         tree = self.session.controller.embedded(target, progress).hierarchy
         if tree is None:
             raise UnSAMError(_TILED)
-        level = settings.granularity if settings.regions is Regions.LEVEL else None
+        level = settings.level if settings.regions is Regions.LEVEL else None
         band = Sheet(tree, target.read(), progress).objects(level, settings.limits)
         return band if level is None else replace(band, features=band.features.assign(level=level))
 

@@ -11,6 +11,7 @@ from napari_unsam._commit import ObjectWrite
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.propagation import Anchors, Found, SliceMask, SliceState, without
 from napari_unsam.volumes.slices import Slicing, crops_of
+from unsam_mm.granularity import area_granularity
 
 
 def with_marked(
@@ -61,10 +62,7 @@ def written(
         # No pixel is written twice: napari drops what it takes for no change before it writes.
         old = {z: without(before[z][label], now[z]) for z in slices if label in before[z]}
         present = [one for one in slices.values() if one.crop.area_px]
-        row = {
-            'granularity': float(np.median([one.granularity for one in present])),
-            'score': float(np.mean([one.score for one in present])),
-        }
+        row = {'score': float(np.mean([one.score for one in present]))}
         erased.append(slicing.write(0, old, {}))
         writes.append(slicing.write(label, {z: one.crop for z, one in slices.items()}, row))
     return kept, [write for write in (*erased, *writes) if write is not None]
@@ -72,7 +70,7 @@ def written(
 
 def _limited(one: SliceMask, taken: np.ndarray) -> SliceMask:
     crop = free_of(one.crop, taken)
-    return replace(one, crop=crop)
+    return replace(one, crop=crop, granularity=float(area_granularity(crop.area_px, taken.size)))
 
 
 def free_of(crop: CropMask, taken: np.ndarray) -> CropMask:

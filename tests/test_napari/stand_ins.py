@@ -81,7 +81,7 @@ class NestedPlane(EmbeddedPlane):
         return self.hierarchy.size_hw
 
     def answer(
-        self, points_xy=None, labels=None, box_xyxy=None, granularity=None, mask=None, max_masks=6
+        self, points_xy=None, labels=None, box_xyxy=None, area_px=None, mask=None, max_masks=6
     ) -> list[PlaneMask]:
         nodes = self.chain(points_xy, labels, box_xyxy)
         ranked = nodes[np.argsort(-self.hierarchy.score[nodes], kind='stable')]

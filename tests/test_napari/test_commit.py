@@ -3,10 +3,11 @@ import pytest
 from napari.components import ViewerModel
 from napari.layers import Labels
 
-from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects, write_of
+from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects, object_granularity, write_of
 from napari_unsam._planes import Plane
 from napari_unsam._targets import Proposal
 from napari_unsam.state.history import ActionHistory
+from unsam_mm.granularity import area_granularity
 
 PLANE = Plane(shape=(3, 8, 10), axes=(1, 2), index=(1, 0, 0))
 
@@ -51,7 +52,30 @@ def test_a_mask_is_written_into_its_plane_alone(desk, labels):
     write = desk.commit((2, 1, 5, 3), [[1, 1, 0], [0, 1, 1]])
     assert np.argwhere(labels.data).tolist() == [[1, 1, 2], [1, 1, 3], [1, 2, 3], [1, 2, 4]]
     assert write.region == (slice(1, 2), slice(1, 3), slice(2, 5))
-    assert labels.features.to_dict('list') == {'index': [1], 'area_px': [4], 'granularity': [0.5], 'score': [0.75]}
+    granularity = pytest.approx(
+        [1 + np.log10(4 / 80) / 4]
+    )  # of the plane, of which the mask on offer may say otherwise
+    assert labels.features.to_dict('list') == {
+        'index': [1],
+        'area_px': [4],
+        'granularity': granularity,
+        'score': [0.75],
+    }
+
+
+def test_the_granularity_follows_what_is_left_of_an_object(desk, labels):
+    desk.commit((0, 0, 10, 8))
+    desk.commit((0, 0, 10, 4), keep_existing=False)
+    assert labels.features['granularity'].tolist() == pytest.approx([1 + np.log10(1 / 2) / 4] * 2)
+
+
+def test_the_granularity_of_an_object_of_several_planes_is_the_mean_over_those_that_hold_it():
+    mask = np.zeros((4, 6, 5), bool)
+    mask[0, :3, :4], mask[2, :6] = True, True
+    across = [area_granularity(area, 300) for area in (12, 30)]
+    assert object_granularity(mask, (9, 20, 15)) == pytest.approx(np.mean(across))
+    upright = mask.transpose(1, 0, 2)
+    assert object_granularity(upright, (20, 9, 15), axes=(0, 2)) == pytest.approx(np.mean(across))
 
 
 def test_every_commit_has_a_label_of_its_own_above_all_others(labels):

@@ -64,7 +64,7 @@ def test_coarser_and_finer_walk_the_masks_and_stop_at_the_ends(controller, click
 def test_granularity_slides_along_the_regions_under_the_click(controller, click):
     click((0, 0))
     areas = []
-    for granularity in (0.0, 0.6, 1.0):
+    for granularity in (0.0, 0.9, 1.0):
         controller.set_granularity(granularity)
         areas.append(controller.proposal.area_px)
     controller.slide(-1)

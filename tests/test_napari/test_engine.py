@@ -73,8 +73,8 @@ def test_masks_of_the_main_tree_are_known_as_its_nodes(coins):
     assert set(nodes) <= set(coins.hierarchy.path(55, 44).tolist())
 
 
-def test_a_granularity_gives_one_mask_and_coarser_ones_are_larger(coins):
-    areas = [coins.answer(COIN_XY, POSITIVE, granularity=g)[0].area_px for g in (0.0, 0.5, 1.0)]
+def test_a_wanted_area_gives_one_mask_and_larger_ones_are_larger(coins):
+    areas = [coins.answer(COIN_XY, POSITIVE, area_px=area_px)[0].area_px for area_px in (1, 1000, data.coins().size)]
     assert areas[0] < areas[1] < areas[2] == data.coins().size
 
 
@@ -144,7 +144,10 @@ def test_large_planes_are_looked_at_in_windows_around_the_prompt(looked_at, monk
     assert len(many) > 1
     by_area = sorted(many, key=lambda mask: mask.area_px)
     assert [mask.granularity for mask in by_area] == sorted(mask.granularity for mask in by_area)
-    assert plane.answer(COIN_XY, POSITIVE, granularity=0.4)
+    for mask in many:
+        assert mask.granularity == pytest.approx(max(1 + np.log10(mask.area_px / pixels.size) / 4, 0))
+    [small] = plane.answer(COIN_XY, POSITIVE, area_px=100)
+    assert small.area_px < found.area_px
 
 
 def test_windows_of_large_planes_are_kept_on_disk_within_the_room_that_there_is(looked_at, monkeypatch, tmp_path):

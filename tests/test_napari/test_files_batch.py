@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -18,12 +19,13 @@ from skimage.measure import label
 
 from napari_unsam.__main__ import main
 from napari_unsam.files.automatic import AutomaticObjects, AutomaticSettings, draw_disjoint
-from napari_unsam.files.batch import BatchJob
+from napari_unsam.files.batch import DESCRIPTION, BatchJob
 from napari_unsam.files.pixels import ImagePixels
 from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.formats import FORMATS
 from tests.test_napari.stand_ins import colour_tree
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.files import write_json
 from unsam_mm.mask_set import MaskSet
 
 COINS = data.coins()[:150, :190]
@@ -172,14 +174,26 @@ def test_a_full_disk_ends_the_run(folder, tmp_path, quick, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'given', [{'engine': 'sam'}, {'side': 'left'}, {'level': 1.5}, {'min_area_px': 0}, {'channel': -1}]
+    'given',
+    [
+        {'engine': 'sam'},
+        {'side': 'left'},
+        {'level': 1.5},
+        {'min_area_px': 0},
+        {'channel': -1},
+        {'granularity': -0.1, 'engine': 'model'},
+        {'level': 0.5, 'engine': 'model'},
+        {'granularity': 0.5},
+    ],
 )
 def test_settings_out_of_range_are_refused(given):
     with pytest.raises(UnSAMError, match=next(iter(given))):
         AutomaticSettings(**given)
 
 
-@pytest.mark.parametrize('option', [['--level', '2'], ['--level', 'x'], ['--min-area', '0'], ['--format', 'doc']])
+@pytest.mark.parametrize(
+    'option', [['--level', '2'], ['--level', 'x'], ['--granularity', '2'], ['--min-area', '0'], ['--format', 'doc']]
+)
 def test_options_out_of_range_are_refused(option, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(['batch', str(tmp_path), str(tmp_path), *option])
@@ -229,14 +243,31 @@ def test_regions_of_the_tree_become_objects_within_the_limits(monkeypatch, level
 
 
 @pytest.mark.parametrize(
-    ('level', 'drawn'), [pytest.param(None, 0.8, id='best first'), pytest.param(1.0, 0.5, id='coarsest first')]
+    ('granularity', 'drawn'), [pytest.param(None, 0.8, id='best first'), pytest.param(1.0, 0.5, id='coarsest first')]
 )
-def test_masks_of_the_model_are_drawn_in_their_order_and_none_is_half_the_plane(monkeypatch, level, drawn):
+def test_masks_of_the_model_are_drawn_in_their_order_and_none_is_half_the_plane(monkeypatch, granularity, drawn):
     monkeypatch.setattr(AutomaticObjects, '_engine', ModelStandIn())
     pixels = ImagePixels({'': COINS}, False, (1.0, 1.0), ('pixel',) * 2, 'yx')
-    labels, table = AutomaticObjects(AutomaticSettings(engine='model', level=level))(pixels)
+    labels, table = AutomaticObjects(AutomaticSettings(engine='model', granularity=granularity))(pixels)
     assert table['score'].tolist()[0] == pytest.approx(drawn)
     assert (labels > 0).mean() < 0.25
+    shares = np.bincount(labels.ravel())[1:] / labels.size
+    assert table['granularity'].tolist() == pytest.approx((1 + np.log10(shares) / 4).tolist())
+
+
+@pytest.mark.parametrize(
+    ('given', 'noted'),
+    [
+        (AutomaticSettings('model', granularity=0.4), {'level': 0.4}),
+        (AutomaticSettings('tree', level=0.4), {'level': 0.4}),
+        (AutomaticSettings('tree'), {'level': None}),
+    ],
+)
+def test_a_run_that_an_earlier_version_began_goes_on(folder, tmp_path, quick, given, noted):
+    """It called the granularity of the model its level."""
+    settings = {name: value for name, value in asdict(given).items() if name != 'granularity'} | noted
+    write_json(tmp_path / 'out' / DESCRIPTION, settings)
+    assert BatchJob(folder, tmp_path / 'out', given, resume=True).run().done > 0
 
 
 @pytest.mark.slow

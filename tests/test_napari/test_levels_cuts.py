@@ -33,10 +33,10 @@ def coins():
 
 @given(random_trees())
 @settings(max_examples=60, deadline=None)
-def test_every_level_holds_the_regions_of_the_cut_at_that_granularity(made):
+def test_every_level_holds_the_regions_of_the_cut(made):
     _labels, tree, _parent = made
     cut = LevelCut(tree)
-    for level in np.unique(np.r_[0, tree.granularity, 1]):
+    for level in np.unique(np.r_[0, tree.level, 1]):
         assert sorted(cut.nodes(float(level))) == sorted(tree.cut_nodes(float(level)))
 
 

@@ -135,7 +135,7 @@ def test_stability_is_a_share_of_the_levels(made):
 def test_a_region_that_only_loses_a_sliver_is_as_stable_as_without():
     tree = sliver_tree()
     spans = stability(tree)
-    assert spans[3] == spans[4] == pytest.approx(1 - tree.granularity[3])
+    assert spans[3] == spans[4] == pytest.approx(1 - tree.level[3])
 
 
 def test_the_least_certain_objects_come_first_and_rows_without_figures_before_them():

@@ -114,6 +114,9 @@ def test_accepting_is_one_action_and_says_what_each_object_is(accepted):
     rows = objects.features
     assert len(rows) == len(np.unique(objects.data)) - 1 > 10
     assert set(rows) >= {'granularity', 'score', 'stability', 'level'}
+    assert rows['granularity'].tolist() == pytest.approx(
+        (1 + np.log10(rows['area_px'] / objects.data.size) / 4).tolist()
+    )
     assert not is_shown(accepted.session.viewer)
     accepted.session.controller.undo()
     assert not objects.data.any()

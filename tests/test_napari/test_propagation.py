@@ -92,7 +92,8 @@ def test_each_slice_tells_its_iou_with_the_one_before_and_its_granularity(ball):
     found = ball.propagate({1: {5: disc(5)}})[1]
     assert found[6].iou == pytest.approx(found[6].crop.iou(found[5].crop))
     assert found[4].iou == pytest.approx(found[4].crop.iou(found[5].crop))
-    assert 0 < found[6].granularity < 1
+    for z in (5, 6):
+        assert found[z].granularity == pytest.approx(1 + np.log10(found[z].crop.area_px / disc(z).size) / 4)
 
 
 @pytest.mark.parametrize(('direction', 'expected'), [(Direction.FORWARD, [5, 6, 7, 8]), (Direction.BACK, [3, 4, 5])])
@@ -203,7 +204,7 @@ def test_a_slice_without_a_tree_is_answered_by_its_engine(ball):
     previous = CropMask.of(disc(5))
     match = find_again(Tiled(), previous, appearance_of(previous, bins), colour_bins(ball.images[6]))
     assert iou(match, disc(6)) > 0.6
-    assert match.granularity == 0
+    assert match.granularity == pytest.approx(1 + np.log10(match.crop.area_px / disc(6).size) / 4)
 
 
 def test_an_engine_that_is_asked_does_no_harm(ball):

@@ -123,15 +123,16 @@ def test_a_granularity_on_a_plane_in_windows(viewer, make_controller, mailbox, s
     session.set_image(viewer.add_image(data.coins()))
     session.click((55, 44))
     settle(controller)
-    before = controller.proposal.area_px
-    controller.set_granularity(0.9)
-    settle(controller)
-    after = controller.proposal.area_px
-    assert after > before
-    controller.undo()
-    assert controller.proposal.area_px == before
-    controller.redo()
-    assert controller.proposal.area_px == after
+    for ask in (lambda: controller.slide(1), lambda: controller.set_granularity(0.9)):
+        before = controller.proposal.area_px
+        ask()
+        settle(controller)
+        after = controller.proposal.area_px
+        assert after > before
+        controller.undo()
+        assert controller.proposal.area_px == before
+        controller.redo()
+        assert controller.proposal.area_px == after
     session.close()
 
 

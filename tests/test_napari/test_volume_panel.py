@@ -57,7 +57,7 @@ def mark(session, z, mask, label):
     """Writes an object into one slice, as a commit does."""
     x0, y0, x1, y1 = (crop := CropMask.of(mask)).box_xyxy
     region = (slice(z, z + 1), slice(y0, y1), slice(x0, x1))
-    session.write_objects('mark', [ObjectWrite(region, crop.mask[None], label, {'granularity': 0.5, 'score': 1.0})])
+    session.write_objects('mark', [ObjectWrite(region, crop.mask[None], label, {'score': 1.0})])
     session.ensure_objects().selected_label = label
 
 
@@ -144,7 +144,9 @@ def test_the_table_has_one_row_for_the_whole_object(panel, session, press):
     table = session.objects.features
     assert table['index'].tolist() == [1]
     assert table['area_px'].tolist() == [(session.objects.data == 1).sum()]
-    assert 0 < table['granularity'][0] < 1
+    areas = (session.objects.data == 1).sum(axis=(1, 2))
+    expected = (1 + np.log10(areas[areas > 0] / session.objects.data[0].size) / 4).mean()
+    assert table['granularity'][0] == pytest.approx(expected)
 
 
 def test_a_mask_on_offer_is_committed_and_propagated(panel, session, press, settle):
@@ -315,11 +317,11 @@ def test_whole_stacks_are_found_as_3d_objects_in_one_action(panel, session, pres
 
 
 def test_one_level_of_all_slices_is_joined(panel, session, press):
-    panel.work.automatic(StackSettings(granularity=0.6, min_area_px=100, max_share=0.5))
+    panel.work.automatic(StackSettings(level=0.6, min_area_px=100, max_share=0.5))
     panel.work.session.controller.cancel()
     panel.level_slider.setValue(600)
     press(panel.automatic_button)
-    assert session.objects.features['granularity'].eq(0.6).all()
+    assert session.objects.features['level'].eq(0.6).all()
     assert panel.level_label.text() == 'Level 0.60'
 
 
@@ -377,9 +379,9 @@ def test_objects_committed_during_a_run_keep_their_label_and_their_pixels(findin
     assert sorted(session.objects.features['index']) == sorted(set(labels.flat) - {0})
 
 
-def test_the_likeliest_regions_are_noted_with_granularities_of_their_own(finding, session):
+def test_the_likeliest_regions_are_noted_with_levels_of_their_own(finding, session):
     finding()
-    assert not session.objects.features['granularity'].eq(StackSettings().granularity).any()
+    assert not session.objects.features['level'].eq(StackSettings().level).any()
 
 
 def test_what_is_clicked_is_propagated_once_there_is_a_mask_for_it(panel, session, settle):

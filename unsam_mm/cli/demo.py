@@ -21,7 +21,7 @@ from unsam_mm.pseudo_masks.folder import FolderJob
 from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, preset_settings
 
 _PICTURED = ('astronaut.png', 'coffee.png', 'coins.png', 'chelsea.png')
-_GRANULARITIES = (0.3, 0.5, 0.7)
+_LEVELS = (0.3, 0.5, 0.7)
 _RECALL = 'unsam/AR@1000'
 
 
@@ -69,7 +69,7 @@ def _draw_pictures(images: Path, target: Path) -> None:
     generator = PseudoMaskGenerator.from_preset('default')
     for name in missing:
         image = read_image(images / name)
-        save_picture(target / name, draw_hierarchy(image, generator(image), _GRANULARITIES))
+        save_picture(target / name, draw_hierarchy(image, generator(image), _LEVELS))
 
 
 def _train(out: Path) -> dict[str, Any]:
