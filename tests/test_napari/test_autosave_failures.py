@@ -137,7 +137,7 @@ def broken_writes(monkeypatch):
         return write(*args)
 
     monkeypatch.setattr(autosave_module, 'write_work', write_or_raise)
-    monkeypatch.setattr(autosave_module, '_RETRY_S', 0.01)
+    monkeypatch.setattr(autosave_module, '_RETRY_S', 0.01, raising=False)
     return state
 
 
