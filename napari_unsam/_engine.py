@@ -154,11 +154,12 @@ class PlanesKept:
         self._max_px, self._lock = max_px, threading.Lock()
         self._planes: OrderedDict[Target, EmbeddedPlane] = OrderedDict()
         self._versions: Counter[Hashable] = Counter()
+        self._n_cleared = 0
 
     def version(self, source: Hashable) -> int:
         """How often an image was forgotten; ask before its pixels are read."""
         with self._lock:
-            return self._versions[source]
+            return self._versions[source] + self._n_cleared
 
     def get(self, target: Target | None) -> EmbeddedPlane | None:
         """What is known of a plane, if anything."""
@@ -170,7 +171,7 @@ class PlanesKept:
     def put(self, target: Target, plane: EmbeddedPlane, version: int) -> None:
         """Keeps a plane; older ones make room. Not if its image was forgotten since `version` was asked for."""
         with self._lock:
-            if version != self._versions[target.source]:
+            if version != self._versions[target.source] + self._n_cleared:
                 return
             self._planes[target] = plane
             self._planes.move_to_end(target)
@@ -185,9 +186,8 @@ class PlanesKept:
     def clear(self) -> None:
         """Drops all planes, also those that are being made now."""
         with self._lock:
-            sources = {target.source for target in self._planes} | set(self._versions)
-        for source in sources:
-            self.forget_source(source)
+            self._n_cleared += 1
+            self._planes.clear()
 
     def forget_source(self, source: Hashable) -> None:
         """Drops all planes of an image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from napari_unsam._inference import ProgressCallback
@@ -31,6 +32,7 @@ class StackWork:
     def __init__(self, session: ViewerSession) -> None:
         self._session = session
         self._stored: dict[Target, int] = {}  # and the version of the image's pixels
+        self._lock = Lock()  # the inference thread adds planes
         self._in_view: Target | None = None
         session.controller.state_changed.connect(self._follow)
 
@@ -81,10 +83,13 @@ class StackWork:
 
     def forget(self, source: Hashable) -> None:
         """Lets go of the planes of an image that is gone."""
-        self._stored = {target: version for target, version in self._stored.items() if target.source != source}
+        with self._lock:
+            for target in [target for target in self._stored if target.source == source]:
+                del self._stored[target]
 
     def _keep(self, target: Target, version: int) -> None:
-        self._stored[target] = version  # from the inference thread; one assignment needs no lock
+        with self._lock:
+            self._stored[target] = version
 
     def _follow(self) -> None:
         target = self._session.controller.target
@@ -100,4 +105,6 @@ class StackWork:
             controller.embed()
 
     def _is_stored(self, target: Target | None) -> bool:
-        return target in self._stored and self._stored[target] == self._session.controller.version(target.source)
+        with self._lock:
+            version = self._stored.get(target)
+        return version is not None and version == self._session.controller.version(target.source)

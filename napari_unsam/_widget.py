@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 from weakref import finalize
 
+from napari.utils.notifications import show_warning
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
@@ -43,6 +44,10 @@ PANELS = (
 """Further sections, folded at first: modules of `napari_unsam.panels` and their classes, made once the dock is there."""
 
 _TURN_MS = 20  # for the user's clicks and for drawing, between one piece of work and the next
+_NOT_SAVED = (
+    'UnSAM: the last changes are not saved yet. Keep napari open until the disk is done; the log tells if it cannot be '
+    'written.'
+)
 _HINT = 'Click on an object. J and K step between masks, N keeps the one you mean, U takes anything back.'
 
 
@@ -200,8 +205,8 @@ class SegmentationWidget(DockedWidget):
         self.image_panel.close_session()
         for panel in (*self.panels.values(), *([] if self._made is None else [self._made[1]])):
             getattr(panel, 'close_session', lambda: None)()
-        if self._autosave is not None:
-            self._autosave.close()
+        if self._autosave is not None and not self._autosave.close():
+            show_warning(_NOT_SAVED)
         self.session.close()
         later(self._context.close)  # after the layers that go later
         self._frozen.close()

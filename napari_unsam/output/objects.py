@@ -195,15 +195,35 @@ def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Re
 
 
 def object_boxes(labels: ArrayLike) -> dict[int, Region]:
-    """The bounding box of each label above 0, in rising order of labels; the array is read once, block by block."""
+    """The bounding box of each label but 0, in rising order of labels; the array is read once, block by block."""
     boxes: dict[int, Region] = {}
     for block in blocks(labels.shape):
-        for label, box in _boxes_in(np.asarray(labels[block])):
+        for label, box in boxes_in(np.asarray(labels[block])):
             moved = tuple(
                 slice(at.start + side.start, at.start + side.stop) for at, side in zip(block, box, strict=True)
             )
             boxes[label] = _around(boxes[label], moved) if label in boxes else moved
     return dict(sorted(boxes.items()))
+
+
+def boxes_in(block: np.ndarray) -> Iterator[tuple[int, Region]]:
+    """The bounding box of each label but 0 in an array of integers in memory, in rising order of labels.
+
+    It takes as long for large labels as for small ones.
+    """
+    if block.size == 0:
+        return
+    if block.min() >= 0 and block.max() <= block.size:
+        found = enumerate(find_objects(block if block.dtype != np.uint64 else block.astype(np.int64)), start=1)
+    else:  # `find_objects` makes a list as long as the largest label
+        is_object = block != 0
+        ranks, values = pd.factorize(block[is_object], sort=True)
+        numbered = np.zeros(block.shape, np.int32 if len(values) < 1 << 31 else np.int64)
+        numbered[is_object] = ranks + 1
+        found = zip(values.tolist(), find_objects(numbered), strict=True)
+    for label, box in found:
+        if box is not None:
+            yield int(label), box
 
 
 def crops_by_plane(labels: ArrayLike) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
@@ -213,7 +233,7 @@ def crops_by_plane(labels: ArrayLike) -> Iterator[tuple[tuple[int, ...], list[La
     """
     for plane in np.ndindex(*labels.shape[:-2]):
         pixels = np.asarray(labels[plane])
-        boxes = sorted(_boxes_in(pixels))
+        boxes = list(boxes_in(pixels))
         yield plane, [LabelCrop(label, box[0].start, box[1].start, pixels[box] == label) for label, box in boxes]
 
 
@@ -228,15 +248,6 @@ def parent_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
 def unit_symbol(unit: str) -> str:
     """A short name of a unit for headings, in plain letters."""
     return _SYMBOLS.get(unit, unit)
-
-
-def _boxes_in(block: np.ndarray) -> Iterator[tuple[int, Region]]:
-    if int(block.max(initial=0)) <= block.size:
-        found = enumerate(find_objects(block), start=1)
-    else:  # `find_objects` makes a list as long as the largest label
-        values, ranks = np.unique(block, return_inverse=True)
-        found = zip(values.tolist(), find_objects(ranks.reshape(block.shape) + 1), strict=True)
-    return ((int(label), box) for label, box in found if box is not None and label > 0)
 
 
 def _around(first: Region, second: Region) -> Region:

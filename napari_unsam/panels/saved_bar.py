@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QMessageBox, QVBoxLayout, QWidget
 
 from napari_unsam._targets import Level
 from napari_unsam._words import counted
@@ -12,8 +12,10 @@ from napari_unsam.panels.controls import button
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
+    from napari.layers import Image
+
     from napari_unsam._session import ViewerSession
-    from napari_unsam.state.autosave import Autosave
+    from napari_unsam.state.autosave import Autosave, SavedObjects
     from napari_unsam.state.records import SavedSession
 
 
@@ -32,7 +34,7 @@ class SavedBar(QWidget):
         self.label = QLabel()
         self.label.setWordWrap(True)
         self.restore_button = button('Restore', 'Bring the objects and prompts back; U takes that back again')
-        self.discard_button = button('Discard', 'Remove the saved work for good')
+        self.discard_button = button('Discard', 'Remove the saved work for good, after a question')
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.label)
@@ -55,27 +57,55 @@ class SavedBar(QWidget):
             self._autosave.take_over(self._session, saved)
             self._saved = None
         self.setVisible(self._saved is not None)
+        self.restore_button.show()
         if self._saved is not None:
             when = saved.saved_at.astimezone().strftime('%d %b %H:%M')
             name = f'"{image.name}" of {when}'
             self.label.setText(
-                f'The prompts on {name} can be brought back.' if is_in_view else f'Work on {name} was not exported.'
+                f'The prompts on {name} can be brought back.' if is_in_view else f'There is saved work on {name}.'
             )
 
+    def confirm(self, question: str) -> bool:
+        """Asks yes or no."""
+        return QMessageBox.question(self, 'Discard saved work', question) == QMessageBox.StandardButton.Yes
+
     def _restore(self) -> None:
+        saved, image = self._saved, self._session.image
+        self.restore_button.hide()  # until it is read: twice would be twice the objects
+        self._session.controller.run(
+            'Reading the saved work',
+            lambda progress: self._autosave.read(saved),
+            lambda read: self._put(saved, image, read),
+            lambda reason: self.restore_button.show(),
+            is_task=True,
+        )
+
+    def _put(self, saved: SavedSession, image: Image, read: SavedObjects) -> None:
+        controller = self._session.controller
+        if self._session.image is not image:
+            controller.say(
+                f'The work on "{saved.image_name}" was not restored: another image was chosen.', Level.PROBLEM
+            )
+            return
+        found = self._autosave.restore(self._session, saved, read)
+        if controller.prompts_here and controller.plane is None:
+            controller.embed()  # for the mask that the prompts mean
+        text = f'{counted(found.objects, "object")} and {counted(found.prompts, "prompt")} are back.'
+        if found.relabelled:
+            text += f' {counted(found.relabelled, "label")} below 1 or above 32 bits were replaced.'
+        if found.damaged:
+            text += f' {counted(found.damaged, "part")} could not be read.'
+            self.label.setText(f'{text} The saved work stays in {saved.folder} until you discard it.')
+        else:
+            self.hide()
+        controller.say(text, Level.PROBLEM if found.damaged else Level.INFO)
+
+    def _discard(self) -> None:
+        if not self.confirm(f'Remove {self._saved.description}? It cannot be brought back after that.'):
+            return
         try:
-            found = self._autosave.restore(self._session, self._saved)
+            self._autosave.discard(self._saved)
         except UnSAMError as error:
             self._session.controller.say(str(error), Level.PROBLEM)
             return
-        self.hide()
-        controller = self._session.controller
-        if controller.prompts_here and controller.plane is None:
-            controller.embed()  # for the mask that the prompts mean
-        lost = f' {counted(found.damaged, "part")} could not be read.' if found.damaged else ''
-        objects, prompts = counted(found.objects, 'object'), counted(found.prompts, 'prompt')
-        self._session.controller.say(f'{objects} and {prompts} are back.{lost}')
-
-    def _discard(self) -> None:
-        self._autosave.discard(self._saved)
-        self.hide()
+        self.look()

@@ -6,11 +6,13 @@
     autosave.watch(session)
     saved = autosave.find(session.image)   # when an image is chosen
     autosave.restore(session, saved)       # if the user wants it back
-    autosave.exported(session)             # after an export: closing drops what is safe elsewhere
+    autosave.exported(session)             # after an export: closing drops objects that are safe elsewhere
     autosave.close()                       # when the dock goes
 
-Each image has a folder, and each session a folder in it, which is locked while the session lives. So what another
-window is at work on is never taken for what a crash has left.
+Each image has a folder, and each session a folder in it for each layer of objects, which is locked while the session
+lives. So what another window is at work on is never taken for what a crash has left. A record that was restored is
+removed when the session that took it up is closed, not before; one that could not be read whole stays until the user
+discards it.
 """
 
 from __future__ import annotations
@@ -20,21 +22,21 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 from filelock import FileLock, Timeout
-from scipy.ndimage import find_objects
 
 from napari_unsam._commit import ObjectWrite, free_now, renumbered
 from napari_unsam._words import counted
+from napari_unsam.output.objects import object_boxes
 from napari_unsam.state.history import Together
-from napari_unsam.state.records import SavedSession, Work, count_prompts, read_work, remove_work, write_work
+from napari_unsam.state.records import LOCK, SavedSession, Work, count_prompts, read_work, remove_work, write_work
 from unsam_mm.errors import StoreError
 
 if TYPE_CHECKING:
@@ -44,10 +46,13 @@ if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
 
 _SAMPLES = 4096  # of an image's values, which tell it from others
-_LOCK = 'lock'
+_LOCK_S = 5.0  # another window that looks whether a record is abandoned holds its lock for a moment
 _WORKING_SHARE = 0.1  # of the time that saving may take; long stacks are saved less often
 _TORN_TRIES = 3
+_RETRY_S = 10.0  # until what could not be saved is tried again
+_EXIT_S = 120.0  # that an application which ends waits for the last save
 _DAY_S = 86_400.0
+_MAX_LABEL = np.iinfo(np.uint32).max
 _LABEL_EVENTS = ('paint', 'labels_update', 'set_data', 'data', 'features')
 _KEPT_IN = 'unsam_saved_in'  # in a layer's metadata: the folders that hold its objects
 _OWN_COLUMNS = ('index', 'area_px')  # counted anew when objects are written
@@ -62,25 +67,81 @@ class Restored:
     Attributes:
         objects: How many.
         prompts: How many.
-        damaged: Parts that could not be read: blocks of labels, and prompts.
+        damaged: Parts that could not be read: blocks of labels, and prompts. If there are any, the saved work is kept.
+        relabelled: Objects that got another label, as theirs was negative or needs more than 32 bits.
     """
 
     objects: int
     prompts: int
     damaged: int
+    relabelled: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class SavedObjects:
+    """The objects of saved work, read from disk.
+
+    Attributes:
+        writes: One for each object.
+        shape: Of the array that they are for; None if there was none.
+        damaged: How many blocks of it could not be read.
+        relabelled: As in `Restored`.
+    """
+
+    writes: list[ObjectWrite]
+    shape: tuple[int, ...] | None
+    damaged: int
+    relabelled: int
 
 
 @dataclass(eq=False)
 class _Record:
-    """The work on one image in this process."""
+    """The work on one image in this process, with one of its layers of objects.
+
+    Attributes:
+        pending: What is to be saved next.
+        failed: What could not be saved; tried again, unless something newer comes.
+        exported: The work as it was when its objects were exported.
+        latest: What was noted last.
+        saved: What was saved last.
+        replaces: Names of the records that this one took up.
+    """
 
     folder: Path
+    identity: str
+    shape: tuple[int, ...] | None = None
     pending: Work | None = None
-    is_exported: bool = False
+    failed: Work | None = None
+    exported: Work | None = None
+    latest: Work | None = None
+    saved: Work | None = None
     is_empty: bool = True
+    has_problem: bool = False
     lock: FileLock | None = None
     objects: ref[Labels] | None = None
-    replaces: list[Path] = field(default_factory=list)
+    replaces: list[str] = field(default_factory=list)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything in it that is not safe elsewhere."""
+        return not self.is_empty and (self.exported is not self.latest or bool(self.latest.prompts))
+
+
+class _TakeUp:
+    """The action by which a record takes the place of one that was restored; undone, both are on their own."""
+
+    name = 'restore'
+
+    def __init__(self, record: _Record, name: str, wake: threading.Condition) -> None:
+        self._record, self._folder, self._wake = record, name, wake
+
+    def do(self) -> None:
+        with self._wake:
+            self._record.replaces.append(self._folder)
+
+    def undo(self) -> None:
+        with self._wake:
+            self._record.replaces.remove(self._folder)
 
 
 def image_identity(image: Image) -> str:
@@ -119,12 +180,13 @@ class Autosave:
         on_problem: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._folder, self._delay_s, self._keep_days = Path(folder), delay_s, keep_days
-        self._on_problem, self._has_problem = on_problem, False
+        self._on_problem = on_problem
         self._name = uuid.uuid4().hex[:16]
-        self._records: dict[str, _Record] = {}
+        self._records: list[_Record] = []
         # By image layer, so that renaming one does not lose its record; weakly, since it may hold gigabytes.
         self._identities: WeakKeyDictionary[Image, str] = WeakKeyDictionary()
         self._sessions: dict[ViewerSession, _Watch] = {}
+        self._unreadable: set[Path] = set()  # folders of which the user was told
         self._wake = threading.Condition()
         self._is_busy = self._is_flushed = self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -135,43 +197,77 @@ class Autosave:
         self._note(session)
 
     def find(self, image: Image) -> SavedSession | None:
-        """The latest work on an image that a session left which is no more; None if there is none."""
-        found = []
-        for folder in self._folder.glob(f'{self._identity(image)}/*/'):
-            if folder.name != self._name and _is_abandoned(folder):
-                saved = read_work(folder)
-                if saved is not None and not saved.is_empty:
-                    found.append(saved)
-        return max(found, key=lambda saved: saved.saved_at, default=None)
+        """The latest work on an image that a session left which is no more; None if there is none.
 
-    def restore(self, session: ViewerSession, saved: SavedSession) -> Restored:
+        `on_problem` is told once of work that cannot be read. Work that was taken up is not found.
+        """
+        identity, found = self._identity(image), []
+        with self._wake:
+            taken_up = {name for record in self._records if record.identity == identity for name in record.replaces}
+        for folder in sorted((self._folder / identity).glob('*/')):
+            if folder.name.startswith(self._name) or not _is_abandoned(folder):
+                continue
+            try:
+                saved = read_work(folder)
+            except StoreError as error:
+                if folder not in self._unreadable:
+                    self._unreadable.add(folder)
+                    self._on_problem(str(error))
+                continue
+            if saved is not None and not saved.is_empty:
+                found.append(saved)
+                taken_up.update(saved.replaces)
+        left = [saved for saved in found if saved.folder.name not in taken_up]
+        return max(left, key=lambda saved: saved.saved_at, default=None)
+
+    def read(self, saved: SavedSession) -> SavedObjects:
+        """Reads the objects of saved work, in any thread.
+
+        Raises:
+            StoreError: If there is not memory enough.
+        """
+        array, damaged = saved.labels()
+        if array is None:
+            return SavedObjects([], None, damaged, 0)
+        writes, relabelled = _writes(array, saved.features)
+        return SavedObjects(writes, array.shape, damaged, relabelled)
+
+    def restore(self, session: ViewerSession, saved: SavedSession, read: SavedObjects | None = None) -> Restored:
         """Brings objects and prompts back, as one action that can be undone.
 
-        The saved work is kept until this session has saved it as its own.
+        The saved work is kept until this session is closed; longer if it could not be read whole.
+
+        Args:
+            session: Whose image it is of.
+            saved: What `find` found.
+            read: Its objects, if they were read already.
 
         Raises:
             StoreError: If the objects are of an image of another shape than the session's.
+            UnSAMError: If there is no place for objects.
         """
-        array, damaged = saved.labels()
-        writes = []
-        if array is not None and array.any():
+        read = self.read(saved) if read is None else read
+        writes = read.writes
+        if writes:
             objects = session.ensure_objects()
-            if objects.data.shape != array.shape:
+            if objects.data.shape != read.shape:
                 raise StoreError(
-                    f'the saved objects have shape {array.shape}, the image has {objects.data.shape}; '
+                    f'the saved objects have shape {read.shape}, the image has {objects.data.shape}; '
                     f'they stay in {saved.folder}'
                 )
-            writes = _writes(array, saved.features)
             if highest := int(np.max(objects.data, initial=0)):  # the user has begun anew meanwhile
                 writes = free_now(renumbered(writes, highest), objects.data)
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
         name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'
-        objects = [session.writing(name, writes)] if writes else []
-        prompts = session.controller.taking_up(session.image.unique_id, saved.prompts, saved.polarity)
-        session.history.do(Together(name, [*objects, prompts]))
-        self.take_over(session, saved)
-        return Restored(len(writes), count_prompts(saved.prompts), damaged + saved.lost_prompts)
+        actions = [session.writing(name, writes)] if writes else []
+        actions.append(session.controller.taking_up(session.image.unique_id, saved.prompts, saved.polarity))
+        damaged = read.damaged + saved.lost_prompts
+        if not damaged:
+            actions.append(self._taking_up(session, saved))
+        session.history.do(Together(name, actions))
+        self._note(session)
+        return Restored(len(writes), count_prompts(saved.prompts), damaged, read.relabelled)
 
     def is_in_view(self, session: ViewerSession, saved: SavedSession) -> bool:
         """Whether the saved objects are still in the viewer, as when only the dock was closed."""
@@ -182,43 +278,60 @@ class Autosave:
 
     def take_over(self, session: ViewerSession, saved: SavedSession) -> None:
         """Has work that is still in the viewer saved as that of this session."""
-        with self._wake:
-            self._record(self._identity(session.image)).replaces.append(saved.folder)
+        self._taking_up(session, saved).do()
         self._note(session)
 
     def discard(self, saved: SavedSession) -> None:
-        """Removes saved work that the user does not want back."""
+        """Removes saved work that the user does not want back.
+
+        Raises:
+            StoreError: If it cannot be removed.
+        """
         remove_work(saved.folder)
 
     def exported(self, session: ViewerSession) -> None:
-        """Notes that the work on the session's image is safe elsewhere as it is now."""
+        """Notes that the objects of the session's image are safe elsewhere as they are now."""
         if session.image is not None:
             with self._wake:
-                self._record(self._identity(session.image)).is_exported = True
+                record = self._record(self._identity(session.image), _shape_of(session.objects))
+                record.exported = record.latest
 
     def flush(self, timeout_s: float = 10.0) -> bool:
-        """Saves everything now; returns whether that was done within the timeout."""
+        """Tries to save everything now; returns whether that was done within the timeout."""
         with self._wake:
             self._is_flushed = bool(self._waiting())
             self._wake.notify_all()
-            return self._wake.wait_for(lambda: not self._is_busy and not self._waiting(), timeout_s)
+            self._wake.wait_for(lambda: not self._is_busy and not self._waiting(), timeout_s)
+            return self._is_all_saved()
 
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Saves what is left, and ends. What was exported and not changed since is dropped; the rest can be restored."""
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Saves what is left, and ends; returns whether all was saved within the timeout.
+
+        Objects that were exported and not changed since are dropped, unless there are prompts; the rest can be restored.
+        Where saving takes longer, it goes on, and Python waits for it before it ends.
+        """
         for watch in self._sessions.values():
             watch.end()
         self._sessions.clear()
+        with self._wake:
+            self._is_closed = True
+            self._wake.notify_all()
         if self._thread is not None:
-            self.flush(timeout_s)
-            with self._wake:
-                self._is_closed = True
-                self._wake.notify_all()
             self._thread.join(timeout_s)
-        for record in self._records.values():
-            if record.lock is not None:
-                record.lock.release()
-            if record.is_exported or record.is_empty:
-                remove_work(record.folder)
+            if self._thread.is_alive():
+                # A daemon would be cut off in the midst of the last save.
+                threading.Thread(target=self._thread.join, args=(_EXIT_S,), name='unsam-autosave-exit').start()
+                return False
+        return self._is_all_saved()
+
+    def _taking_up(self, session: ViewerSession, saved: SavedSession) -> Together:
+        with self._wake:
+            record = self._record(self._identity(session.image), _shape_of(session.objects))
+        names = [name for name in (saved.folder.name, *saved.replaces) if name not in record.replaces]
+        return Together('restore', [_TakeUp(record, name, self._wake) for name in names])
+
+    def _is_all_saved(self) -> bool:
+        return not any(record.pending or record.failed for record in self._records)
 
     def _note(self, session: ViewerSession) -> None:
         """Takes down the state of a session; called in its thread after each change, so it has to be quick."""
@@ -228,7 +341,7 @@ class Autosave:
         if image is None or self._is_closed:
             return
         with self._wake:
-            record = self._record(self._identity(image))
+            record = self._record(self._identity(image), _shape_of(session.objects))
         # With other channels, an image has objects of another shape; the others are still there.
         if session.objects is not None:
             record.objects = ref(session.objects)
@@ -244,9 +357,14 @@ class Autosave:
             position=tuple(session.viewer.dims.point),
             labels=None if objects is None else objects.data,
             features=pd.DataFrame() if objects is None else objects.features.copy(),
+            replaces=tuple(record.replaces),
         )
         with self._wake:
-            record.pending, record.is_exported = work, False
+            record.pending = record.latest = work
+            record.failed = None
+            for other in self._records:  # prompts are in one record of an image
+                if other is not record and other.identity == record.identity and other.latest and other.latest.prompts:
+                    other.pending = other.latest = replace(other.latest, prompts=type(work.prompts)())
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name='unsam-autosave', daemon=True)
                 self._thread.start()
@@ -257,73 +375,114 @@ class Autosave:
             self._identities[image] = image_identity(image)
         return self._identities[image]
 
-    def _record(self, identity: str) -> _Record:
-        if identity not in self._records:
-            self._records[identity] = _Record(self._folder / identity / self._name)
-        return self._records[identity]
+    def _record(self, identity: str, shape: tuple[int, ...] | None) -> _Record:
+        """The record of an image with objects of a shape, the last one if it has none yet; the caller holds the lock."""
+        alike = [record for record in self._records if record.identity == identity]
+        record = next((record for record in alike if record.shape == shape), None)
+        if record is None and alike and None in (shape, alike[-1].shape):
+            record = alike[-1]
+            record.shape = shape or record.shape
+        if record is None:
+            number = f'-{len(alike)}' if alike else ''
+            record = _Record(self._folder / identity / f'{self._name}{number}', identity, shape)
+            self._records.append(record)
+        return record
 
-    def _waiting(self) -> list[str]:
-        return [identity for identity, record in self._records.items() if record.pending is not None]
+    def _waiting(self) -> list[_Record]:
+        return [record for record in self._records if record.pending is not None]
 
     def _run(self) -> None:
-        self._tidy()
-        pause_s = self._delay_s
-        while True:
+        try:
+            self._tidy()
+        except Exception:  # whatever other programs left there, the work of this session is saved
+            logger.exception('old work could not be looked through')
+        pause_s, is_last = self._delay_s, False
+        while not is_last:
             with self._wake:
-                self._wake.wait_for(lambda: self._waiting() or self._is_closed)
-                if not self._waiting():
-                    return
-                # From the first action on, not from the last: a busy user is saved too.
-                self._wake.wait_for(lambda: self._is_flushed or self._is_closed, pause_s)
-                self._is_busy = True
-                waiting = self._waiting()
+                has_failed = any(record.failed for record in self._records)
+                self._wake.wait_for(lambda: self._waiting() or self._is_closed, _RETRY_S if has_failed else None)
+                if self._waiting():
+                    # From the first action on, not from the last: a busy user is saved too.
+                    self._wake.wait_for(lambda: self._is_flushed or self._is_closed, pause_s)
+                if self._is_closed or not self._waiting():
+                    for record in self._records:
+                        record.pending, record.failed = record.pending or record.failed, None
+                self._is_busy, is_last = True, self._is_closed
+                # Prompts that have moved on to the record of other channels are there before they go from here.
+                waiting = sorted(self._waiting(), key=lambda record: not record.pending.prompts)
             started_s = time.monotonic()
-            for identity in waiting:
-                self._save(identity)
+            for record in waiting:
+                self._save(record)
             pause_s = max(self._delay_s, (time.monotonic() - started_s) / _WORKING_SHARE)
             with self._wake:
                 self._is_busy = False
                 self._is_flushed = self._is_flushed and bool(self._waiting())
                 self._wake.notify_all()
+        for record in self._records:
+            self._end(record)
 
-    def _save(self, identity: str) -> None:
-        record = self._records[identity]
+    def _save(self, record: _Record) -> None:
+        """Saves what is pending of a record, or notes that it failed; never raises, so that the thread lives on."""
+        work = None
         try:
-            for _ in range(_TORN_TRIES):
+            for is_last in [False] * (_TORN_TRIES - 1) + [True]:
                 with self._wake:
                     work, record.pending = record.pending, None
-                self._write(record, identity, work)
-                if record.pending is None:
-                    break  # else the labels have changed while they were read
-        except (StoreError, OSError) as error:
-            logger.warning('the work could not be saved: %s', error)
-            if not self._has_problem:
-                self._on_problem(f'Autosave: {error}')
-            self._has_problem = True
-            return
-        self._has_problem = False
-        for folder in record.replaces:
-            remove_work(folder)
-        record.replaces.clear()
+                if self._write(record, work, is_last):
+                    break
+        except Exception as error:
+            with self._wake:
+                record.failed = work if record.pending is None else None
+            logger.warning('the work could not be saved', exc_info=error)
+            if not record.has_problem:
+                record.has_problem = True
+                reason = str(error) if isinstance(error, StoreError) else f'{type(error).__name__}: {error}'
+                with suppress(RuntimeError):  # the dock may be gone
+                    self._on_problem(f'Autosave: {reason}; it is tried again every {_RETRY_S:.0f} s')
+        else:
+            record.has_problem = False
 
-    def _write(self, record: _Record, identity: str, work: Work) -> None:
-        was_empty, record.is_empty = (
-            record.is_empty,
-            not work.prompts and (work.labels is None or not work.labels.any()),
-        )
-        if record.is_empty and was_empty:
-            return
+    def _write(self, record: _Record, work: Work, is_last_try: bool) -> bool:
+        """Returns whether the record is now that of `work`; not if there is newer work, unless it is the last try."""
+        is_empty = not work.prompts and (work.labels is None or not work.labels.any())
+        if is_empty and record.is_empty:
+            record.saved = work
+            return True
         if record.lock is None:
-            record.folder.mkdir(parents=True, exist_ok=True)
-            record.lock = FileLock(record.folder / _LOCK, thread_local=False)
-            record.lock.acquire(timeout=0)
-        write_work(record.folder, identity, work)
+            try:
+                record.folder.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(record.folder / LOCK, thread_local=False)
+                lock.acquire(timeout=_LOCK_S)
+            except (OSError, NotImplementedError) as error:
+                raise StoreError(
+                    f'{record.folder}: cannot be made or locked ({error}); set XDG_CACHE_HOME to a folder that can be written'
+                ) from error
+            record.lock = lock
+        if not write_work(record.folder, record.identity, work, lambda: is_last_try or record.pending is None):
+            return False
+        record.is_empty, record.saved = is_empty, work
+        return True
+
+    def _end(self, record: _Record) -> None:
+        """Gives a record up for later sessions, and removes it if nothing in it is needed, and what it took the place of."""
+        is_saved = record.saved is record.latest
+        try:
+            if is_saved and not record.is_needed:
+                remove_work(record.folder)
+            if is_saved:
+                for name in record.replaces:
+                    remove_work(record.folder.with_name(name))
+        except StoreError as error:
+            logger.warning('old work could not be removed: %s', error)
+        if record.lock is not None:
+            record.lock.release()
 
     def _tidy(self) -> None:
-        """Removes work that was not taken up for too long."""
+        """Removes work that was not taken up for too long; what this version cannot read stays."""
         for folder in self._folder.glob('*/*/'):
-            with suppress(OSError):
+            with suppress(OSError, StoreError):
                 if time.time() - folder.stat().st_mtime > self._keep_days * _DAY_S and _is_abandoned(folder):
+                    read_work(folder)
                     remove_work(folder)
 
 
@@ -367,29 +526,39 @@ class _Watch:
         self._objects = objects
 
 
-def _writes(array: np.ndarray, features: pd.DataFrame) -> list[ObjectWrite]:
-    """One for each object in an array of labels, with its row."""
+def _writes(array: np.ndarray, features: pd.DataFrame) -> tuple[list[ObjectWrite], int]:
+    """One for each object in an array of labels, with its row; and how many got another label, which a layer can hold."""
     import pandas as pd
 
+    boxes = object_boxes(array)
+    fresh = _numbers_after(max((label for label in boxes if 0 < label <= _MAX_LABEL), default=0))
+    new = {label: label if 0 < label <= _MAX_LABEL else next(fresh) for label in boxes}
     rows = {}
     if 'index' in features:
         for row in features.to_dict('records'):
             rows[int(row['index'])] = {
                 name: value for name, value in row.items() if name not in _OWN_COLUMNS and not pd.isna(value)
             }
-    return [
-        ObjectWrite(region, array[region] == label, label, rows.get(label, {}))
-        for label, region in enumerate(find_objects(array), start=1)
-        if region is not None
+    writes = [
+        ObjectWrite(region, array[region] == label, new[label], rows.get(label, {})) for label, region in boxes.items()
     ]
+    return writes, sum(label != to for label, to in new.items())
+
+
+def _numbers_after(highest: int) -> Iterator[int]:
+    return iter(range(highest + 1, _MAX_LABEL + 1))
+
+
+def _shape_of(objects: Labels | None) -> tuple[int, ...] | None:
+    return None if objects is None else tuple(objects.data.shape)
 
 
 def _is_abandoned(folder: Path) -> bool:
     """Whether the session that made a folder is no more."""
-    lock = FileLock(folder / _LOCK, thread_local=False)
+    lock = FileLock(folder / LOCK, thread_local=False)
     try:
         lock.acquire(timeout=0)
-    except (Timeout, OSError):
+    except (Timeout, OSError, NotImplementedError):
         return False
     lock.release()
     return True

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
@@ -32,7 +31,11 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _MANIFEST, _BLOCKS = 'work.json', 'blocks'
+LOCK = 'lock'
+"""Name of the file in the folder of a record that its session holds locked."""
+_OWN_FILES = (f'{_BLOCKS}/*.npz', f'{_BLOCKS}/.unsam-*.part', '.unsam-*.part', LOCK)
 _BLOCK_SIDE_PX = 512  # of the last two axes; the others have one plane in a block
+_MAX_UINT32 = np.iinfo(np.uint32).max
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class Work:
         position: Of the viewer's sliders, in world coordinates, one for each of its axes.
         labels: The array of objects, which may change while it is read; None if there is none.
         features: Rows of the objects.
+        replaces: Names of folders beside that of this record; this record holds all of theirs, so they are not offered
+            again.
     """
 
     image_name: str
@@ -56,6 +61,7 @@ class Work:
     position: tuple[float, ...]
     labels: np.ndarray | None
     features: pd.DataFrame
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,7 @@ class SavedSession:
         position: As in `Work`.
         shape: Of the array of objects; None if there was none.
         features: Rows of the objects.
+        replaces: As in `Work`.
     """
 
     folder: Path
@@ -85,6 +92,7 @@ class SavedSession:
     position: tuple[float, ...]
     shape: tuple[int, ...] | None
     features: pd.DataFrame
+    replaces: tuple[str, ...]
     _blocks: tuple[tuple[tuple[int, ...], str], ...]
 
     @property
@@ -101,21 +109,45 @@ class SavedSession:
         )
 
     def labels(self) -> tuple[np.ndarray | None, int]:
-        """The array of objects, uint32, or None; and how many blocks of it are damaged, which are left empty."""
+        """The array of objects, or None; and how many blocks of it are damaged, which are left empty.
+
+        The array is uint32, or int64 where a label does not fit.
+
+        Raises:
+            StoreError: If there is not memory enough for the array.
+        """
         if self.shape is None:
             return None, 0
-        labels, damaged = np.zeros(self.shape, np.uint32), 0
+        try:
+            labels = np.zeros(self.shape, np.uint32)
+        except (MemoryError, ValueError) as error:
+            raise StoreError(
+                f'{self.folder}: the saved objects have shape {self.shape}, too large for the memory; the work stays saved'
+            ) from error
+        damaged = 0
         for start, name in self._blocks:
             values = _read_block(self.folder / _BLOCKS / name)
-            if values is None or _digest(values) != Path(name).stem:
+            place = None if values is None else _place(start, values.shape, self.shape)
+            if place is None or _digest(values) != Path(name).stem:
                 damaged += 1
                 continue
-            labels[tuple(slice(at, at + size) for at, size in zip(start, values.shape, strict=True))] = values
+            if values.dtype != np.uint32:
+                labels = labels.astype(np.int64, copy=False)
+            labels[place] = values
         return labels, damaged
 
 
-def write_work(folder: Path, identity: str, work: Work) -> None:
+def write_work(folder: Path, identity: str, work: Work, is_current: Callable[[], bool] = lambda: True) -> bool:
     """Writes what has changed since the last time, and removes blocks that are needed no more.
+
+    Args:
+        folder: Of the record.
+        identity: Of the image.
+        work: What to write.
+        is_current: Asked once the labels are read; if they changed meanwhile, the record stays as it was.
+
+    Returns:
+        Whether the record is now that of `work`.
 
     Raises:
         StoreError: If the folder cannot be written or the disk is full; what was saved before is still whole then.
@@ -128,37 +160,51 @@ def write_work(folder: Path, identity: str, work: Work) -> None:
         if not path.exists():
             with atomic_writer(path, binary=True) as file:
                 np.savez_compressed(file, labels=values)
+    if not is_current():
+        return False
     write_json(
         folder / _MANIFEST,
         {
             'format': _FORMAT,
             'identity': identity,
             'image': work.image_name,
-            'saved_at': datetime.now().astimezone().isoformat(timespec='seconds'),
+            'saved_at': datetime.now().astimezone().isoformat(timespec='milliseconds'),
             'prompts': encoded(work.prompts),
             'polarity': work.polarity.name,
             'position': [float(value) for value in work.position],
             'shape': None if work.labels is None else list(map(int, work.labels.shape)),
             'blocks': blocks,
             'features': {str(name): [_plain(value) for value in work.features[name]] for name in work.features},
+            'replaces': list(work.replaces),
         },
     )
     needed = {block['file'] for block in blocks}
     for path in (folder / _BLOCKS).glob('*.npz'):
         if path.name not in needed:
             path.unlink(missing_ok=True)
+    return True
 
 
 def read_work(folder: Path) -> SavedSession | None:
-    """The work in a folder; None if there is none that this version can read."""
+    """The work in a folder; None if none was saved there.
+
+    Raises:
+        StoreError: If a newer version wrote it, or it is damaged.
+    """
     if not (folder / _MANIFEST).is_file():
         return None
+    known = read_json(folder / _MANIFEST)
+    found = known.get('format') if isinstance(known, dict) else None
+    if isinstance(found, int) and found > _FORMAT:
+        raise StoreError(
+            f'{folder}: a newer version of the plugin saved this work (format {found}, this one reads {_FORMAT}); '
+            'update the plugin to restore it'
+        )
     try:
-        known = read_json(folder / _MANIFEST)
         import pandas as pd
 
-        if known['format'] != _FORMAT:
-            raise StoreError(f'{folder}: has format {known["format"]!r}, expected {_FORMAT}')
+        if found != _FORMAT:
+            raise ValueError(f'format {found!r}, expected {_FORMAT}')
         lost: list[str] = []
         prompts = decoded(known['prompts'], lost)
         return SavedSession(
@@ -170,21 +216,33 @@ def read_work(folder: Path) -> SavedSession | None:
             lost_prompts=len(lost),
             polarity=_prompts.Polarity[known['polarity']],
             position=tuple(known['position']),
-            shape=None if known['shape'] is None else tuple(known['shape']),
+            shape=None if known['shape'] is None else tuple(map(int, known['shape'])),
             features=pd.DataFrame(known['features']),
-            _blocks=tuple((tuple(block['start']), block['file']) for block in known['blocks']),
+            replaces=tuple(map(str, known.get('replaces', ()))),
+            _blocks=tuple((tuple(map(int, block['start'])), str(block['file'])) for block in known['blocks']),
         )
     except (StoreError, KeyError, TypeError, ValueError, AttributeError) as error:
-        logger.warning('saved work cannot be read: %s: %s', folder, error)
-        return None
+        raise StoreError(
+            f'{folder}: the saved work is damaged ({type(error).__name__}: {error}); remove that folder if you do not need it'
+        ) from error
 
 
 def remove_work(folder: Path) -> None:
-    """Removes a record; first the file without which the rest means nothing."""
-    (folder / _MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        folder.parent.rmdir()  # that of the image, if no other session has work on it
+    """Removes a record; first the file without which the rest means nothing. Files of others in the folder stay.
+
+    Raises:
+        StoreError: If the record cannot be removed.
+    """
+    try:
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        for pattern in _OWN_FILES:
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f'{folder}: cannot be removed ({error.strerror}); check its permissions') from error
+    for emptied in (folder / _BLOCKS, folder, folder.parent):  # the last is that of the image
+        with suppress(OSError):
+            emptied.rmdir()
 
 
 def encoded(value: Any) -> Any:
@@ -262,7 +320,7 @@ def _readable(values: list[Any], lost: list[str]) -> Iterator[Any]:
 
 
 def _filled_blocks(labels: np.ndarray | None) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """Where each block begins that is not empty, and its values, uint32."""
+    """Where each block begins that is not empty, and its values: uint32, or int64 where one does not fit."""
     if labels is None:
         return
     sides = [1] * (labels.ndim - 2) + [_BLOCK_SIDE_PX] * 2
@@ -270,7 +328,8 @@ def _filled_blocks(labels: np.ndarray | None) -> Iterator[tuple[tuple[int, ...],
         box = tuple(slice(at, at + side) for at, side in zip(start, sides, strict=True))
         values = np.asarray(labels[box])
         if values.any():
-            yield start, np.ascontiguousarray(values, np.uint32)
+            is_small = values.min() >= 0 and values.max() <= _MAX_UINT32
+            yield start, np.ascontiguousarray(values, np.uint32 if is_small else np.int64)
 
 
 def _read_block(path: Path) -> np.ndarray | None:
@@ -280,6 +339,14 @@ def _read_block(path: Path) -> np.ndarray | None:
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         logger.warning('a block of saved labels cannot be read: %s: %s', path, error)
         return None
+
+
+def _place(start: tuple[int, ...], size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...] | None:
+    """Where a block lies in an array; None if it is no part of it."""
+    if not len(start) == len(size) == len(shape):
+        return None
+    is_inside = all(0 <= at <= length - side for at, side, length in zip(start, size, shape, strict=True))
+    return tuple(slice(at, at + side) for at, side in zip(start, size, strict=True)) if is_inside else None
 
 
 def _digest(values: np.ndarray) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._planes import Plane
+from napari_unsam.output.objects import boxes_in
 from napari_unsam.volumes.crops import CropMask
 
 
@@ -69,10 +69,9 @@ class Slicing:
 
 def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, CropMask]:
     """The mask of each object of an (H, W) label map, or of those that are wanted and there."""
-    boxes = ndimage.find_objects(labels.astype(np.int64, copy=False))
     wanted = None if wanted is None else set(wanted)
     return {
         label: CropMask.of(labels[box] == label, box[0].start, box[1].start)
-        for label, box in enumerate(boxes, start=1)
-        if box is not None and (wanted is None or label in wanted)
+        for label, box in boxes_in(labels)
+        if wanted is None or label in wanted
     }

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 from napari.components import ViewerModel
 from skimage import data
 
 from napari_unsam._controller import SegmentationController
 from napari_unsam._session import ViewerSession
+from napari_unsam.state.autosave import Autosave
+from tests.test_napari.saved_work import Session
 from tests.test_napari.stand_ins import Mailbox, Mouse, colour_tree, patches_target, patches_tree, planes_of
 
 if sys.platform == 'linux' and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
@@ -83,3 +87,40 @@ def on_coffee(viewer, session, settle):
     session.controller.embed()
     settle(session.controller)
     return session
+
+
+@pytest.fixture
+def stack():
+    """Four planes of a photo."""
+    return np.stack([data.coins()[:200, :300]] * 4)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Begins autosaves that share a folder."""
+    begun = []
+
+    def begin(**options):
+        begun.append(Autosave(tmp_path / 'autosave', **({'delay_s': 0.01} | options)))
+        return begun[-1]
+
+    yield begin
+    for autosave in begun:
+        autosave.close()
+
+
+@pytest.fixture
+def crash(start, stack):
+    """A session that did something and ended without a word: what is left of it is on disk only."""
+
+    def run(work: Callable[[Session], None]) -> Session:
+        session, autosave = Session(stack), start()
+        autosave.watch(session)
+        work(session)
+        assert autosave.flush()
+        for record in autosave._records:
+            if record.lock is not None:
+                record.lock.release()  # as the system does when a process ends
+        return session
+
+    return run

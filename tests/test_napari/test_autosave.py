@@ -1,152 +1,23 @@
 """Autosave: what is done in one process is there in the next, however the first one ended."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from napari.components import ViewerModel
-from napari.layers import Labels
-from psygnal import Signal
-from skimage import data
 
 from napari_unsam import _prompts
-from napari_unsam._actions import Change
-from napari_unsam._commit import ObjectWrite
 from napari_unsam._prompts import PointPrompt, Polarity
 from napari_unsam.state.autosave import Autosave, image_identity
-from napari_unsam.state.history import ActionHistory
 from napari_unsam.state.records import count_prompts, decoded, encoded, prompt_kinds
+from tests.test_napari.saved_work import PROMPTS, Session, work_a_little
 from unsam_mm.errors import StoreError
-
-PROMPTS = (PointPrompt((3.0, 20.5, 40.0)), PointPrompt((1.0, 2.0, 3.0), Polarity.NEGATIVE))
-
-
-class _Controller:
-    """As far as autosave knows a controller: it has prompts and says when they change."""
-
-    prompts_changed = Signal()
-
-    def __init__(self):
-        self.by_image, self.polarity = {}, Polarity.POSITIVE
-
-    def prompts_of(self, source):
-        return self.by_image.get(source, ())
-
-    def put_prompts(self, source, prompts):
-        self.by_image[source] = prompts
-        self.prompts_changed.emit()
-
-    def taking_up(self, source, prompts, polarity):
-        def put(state):
-            self.put_prompts(source, state[0])
-            self.polarity = state[1]
-
-        return Change('prompts', put, (self.prompts_of(source), self.polarity), (prompts, polarity))
-
-
-class _Write:
-    """One undoable write of objects."""
-
-    def __init__(self, labels, writes):
-        self.name, self._labels, self._writes = 'write', labels, writes
-
-    def do(self):
-        self._before = self._labels.data.copy()
-        for write in self._writes:
-            self._labels.data[write.region][write.mask] = write.label
-        rows = [{'index': write.label, 'area_px': int(write.mask.sum()), **write.features} for write in self._writes]
-        self._labels.features = pd.concat([self._labels.features, pd.DataFrame(rows)], ignore_index=True)
-        self._labels.refresh()
-
-    def undo(self):
-        self._labels.data[:] = self._before
-        self._labels.refresh()
-
-
-class Session:
-    """As far as autosave knows a session: one image, its objects, its controller."""
-
-    image_changed = Signal()
-
-    def __init__(self, image_pixels, name='Cells'):
-        self.viewer = ViewerModel()
-        self.image = self.viewer.add_image(image_pixels, name=name)
-        self.controller, self.history, self._objects = _Controller(), ActionHistory(), {}
-
-    @property
-    def objects(self):
-        return self._objects.get(self.image)
-
-    def choose(self, image):
-        self.image = image
-        self.image_changed.emit()
-
-    def prompt(self, prompts):
-        self.controller.put_prompts(self.image.unique_id, prompts)
-
-    def ensure_objects(self):
-        if self.objects is None:
-            self._objects[self.image] = self.viewer.add_layer(Labels(np.zeros(self.image.data.shape, np.uint32)))
-        return self.objects
-
-    def writing(self, name, writes):
-        return _Write(self.ensure_objects(), writes)
-
-    def write_objects(self, name, writes):
-        self.history.do(self.writing(name, writes))
-
-    def commit(self, label, region, **features):
-        mask = np.random.default_rng(label).random([part.stop - part.start for part in region]) < 0.7
-        self.write_objects('commit', [ObjectWrite(region, mask, label, features)])
-
-
-@pytest.fixture
-def stack():
-    return np.stack([data.coins()[:200, :300]] * 4)
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Begins autosaves that share a folder."""
-    begun = []
-
-    def begin(**options):
-        begun.append(Autosave(tmp_path / 'autosave', **({'delay_s': 0.01} | options)))
-        return begun[-1]
-
-    yield begin
-    for autosave in begun:
-        autosave.close()
-
-
-@pytest.fixture
-def crash(start, stack):
-    """A session that did something and ended without a word: what is left of it is on disk only."""
-
-    def run(work: Callable[[Session], None]) -> Session:
-        session, autosave = Session(stack), start()
-        autosave.watch(session)
-        work(session)
-        assert autosave.flush()
-        for record in autosave._records.values():
-            if record.lock is not None:
-                record.lock.release()  # as the system does when a process ends
-        return session
-
-    return run
-
-
-def work_a_little(session):
-    session.commit(1, (slice(1, 2), slice(10, 40), slice(20, 70)), granularity=0.25, score=0.875, kind='nucleus')
-    session.commit(2, (slice(2, 4), slice(100, 150), slice(200, 260)), granularity=0.5)
-    session.prompt(PROMPTS)
 
 
 def test_restoring_is_one_action_that_can_be_undone(crash, start, stack):
@@ -253,15 +124,17 @@ def test_the_work_of_a_session_that_still_lives_is_not_offered_to_another(start,
     assert start().find(session.image) is not None
 
 
-def test_restored_work_is_kept_until_the_new_session_has_saved_it(crash, start, stack):
+def test_restored_work_is_kept_until_the_new_session_is_closed(crash, start, stack):
     crash(work_a_little)
     session, autosave = Session(stack), start()
     saved = autosave.find(session.image)
     autosave.watch(session)
     autosave.restore(session, saved)
     assert autosave.flush()
-    assert not saved.folder.exists()
+    assert saved.folder.exists()
+    assert autosave.find(session.image) is None
     autosave.close()
+    assert not saved.folder.exists()
     assert start().find(session.image).description.startswith('2 objects and 2 prompts')
 
 
@@ -272,17 +145,32 @@ def test_work_that_is_not_wanted_back_is_gone(crash, start, stack):
     assert autosave.find(session.image) is None
 
 
-@pytest.mark.parametrize(('goes_on', 'is_kept'), [(False, False), (True, True)])
-def test_exported_work_is_dropped_on_closing_unless_it_went_on(start, stack, goes_on, is_kept):
+@pytest.mark.parametrize(
+    ('then', 'is_kept'),
+    [
+        (lambda session: None, False),
+        (lambda session: session.commit(3, (slice(0, 1), slice(0, 5), slice(0, 5))), True),
+        (lambda session: session.prompt(PROMPTS), True),
+    ],
+    ids=['unchanged', 'another object', 'prompts'],
+)
+def test_exported_objects_are_dropped_on_closing_unless_work_went_on(start, stack, then, is_kept):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    session.commit(1, (slice(1, 2), slice(10, 40), slice(20, 70)))
+    autosave.exported(session)
+    then(session)
+    autosave.close()
+    assert (start().find(session.image) is not None) == is_kept
+
+
+def test_prompts_that_were_there_before_an_export_stay_saved(start, stack):
     session, autosave = Session(stack), start()
     autosave.watch(session)
     work_a_little(session)
-    assert autosave.flush()
     autosave.exported(session)
-    if goes_on:
-        session.commit(3, (slice(0, 1), slice(0, 5), slice(0, 5)))
     autosave.close()
-    assert (start().find(session.image) is not None) == is_kept
+    assert start().find(session.image).prompts == PROMPTS
 
 
 def test_looking_at_an_image_leaves_nothing_behind(start, stack, tmp_path):
@@ -348,12 +236,29 @@ def test_a_damaged_block_costs_its_objects_only_and_is_told(crash, start, stack)
     assert np.unique(session.objects.data).tolist() == [0, 2]
 
 
-@pytest.mark.parametrize('content', ['', '{', '[]', '{"format": 99}', '{"format": 1}'])
-def test_a_record_that_cannot_be_read_is_as_if_there_were_none(crash, start, stack, content):
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('', 'not a JSON file'),
+        ('{', 'not a JSON file'),
+        ('[]', 'is damaged'),
+        ('{"format": 1}', 'is damaged'),
+        ('{"format": 99}', 'newer version .* update the plugin'),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_told_once_and_never_removed(crash, start, stack, content, words):
     crash(work_a_little)
-    session, autosave = Session(stack), start()
-    (autosave.find(session.image).folder / 'work.json').write_text(content)
-    assert autosave.find(session.image) is None
+    told = []
+    session, autosave = Session(stack), start(on_problem=told.append, keep_days=0)
+    folder = autosave.find(session.image).folder
+    (folder / 'work.json').write_text(content)
+    assert autosave.find(session.image) is autosave.find(session.image) is None
+    autosave.watch(session)
+    autosave.close()
+    assert (folder / 'work.json').read_text() == content
+    assert len(list((folder / 'blocks').iterdir())) == 3
+    assert len(told) == 1
+    assert re.match(f'{re.escape(str(folder))}.*{words}', told[0])
 
 
 def test_objects_of_another_shape_are_refused_and_kept(crash, start, stack):
@@ -480,7 +385,7 @@ for label in range(1, 51):
     write(session, label)
 for number in range(10):
     click(session, number)
-time.sleep(2)
+assert autosave.flush(60)
 np.save(sys.argv[2], session.objects.data)
 print(repr(state(session)[1:]), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -1,6 +1,7 @@
 """All planes of a stack made ready ahead: what is made, what is not made again, and what the user can do meanwhile."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,3 +180,27 @@ def test_the_panel_offers_it_for_stacks_shows_how_far_it_is_and_cancels(on_stack
     assert panel.stack_button.isEnabled()
     assert len(embedder.made) == 1
     panel.close_session()
+
+
+def test_planes_may_come_while_those_of_another_image_are_forgotten(on_stack):
+    """A delete in one thread and an insertion in another, each of them thousands of times."""
+    stack, target, stop = on_stack.stack, on_stack.target_at((0, 0, 0)), threading.Event()
+    failures = []
+
+    def fill():
+        number = 0
+        while not stop.is_set():
+            stack._keep(replace(target, source=number % 500), 0)
+            number += 1
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        for _ in range(3000):
+            stack.forget('another')
+    except RuntimeError as error:
+        failures.append(error)
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures

@@ -233,8 +233,8 @@ def test_work_that_was_lost_can_be_restored(qtbot, viewer, tmp_path):
     bar = second.findChild(SavedBar)
     assert not bar.isHidden()
     bar.restore_button.click()
+    qtbot.waitUntil(bar.isHidden, timeout=20_000)
     assert (second.session.objects.data == before).all()
-    assert bar.isHidden()
     second.end()
 
 
@@ -269,6 +269,7 @@ def test_only_the_prompts_are_offered_while_the_objects_are_still_in_the_viewer(
     assert not bar.isHidden()
     assert bar.label.text().startswith('The prompts on "Coins"')
     bar.restore_button.click()
+    qtbot.waitUntil(bar.isHidden, timeout=20_000)
     assert len(second.controller.prompts.points) == 1
     assert len(np.unique(second.session.objects.data)) == 2
     second.end()
@@ -280,7 +281,9 @@ def test_prompts_that_were_lost_come_back_with_their_mask(qtbot, viewer, tmp_pat
         widget = SegmentationWidget(viewer, make_controller(), Autosave(tmp_path))
         qtbot.addWidget(widget)
         if is_back:
-            widget.findChild(SavedBar).restore_button.click()
+            bar = widget.findChild(SavedBar)
+            bar.restore_button.click()
+            qtbot.waitUntil(bar.isHidden, timeout=20_000)
         else:
             widget.session.click((100, 100))
         wait_for_tree(qtbot, widget)

@@ -1,0 +1,101 @@
+"""A session as far as autosave knows one, and what is done in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from napari.components import ViewerModel
+from napari.layers import Labels
+from psygnal import Signal
+
+from napari_unsam._actions import Change
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._prompts import PointPrompt, Polarity
+from napari_unsam.state.history import ActionHistory
+
+PROMPTS = (PointPrompt((3.0, 20.5, 40.0)), PointPrompt((1.0, 2.0, 3.0), Polarity.NEGATIVE))
+
+
+class _Controller:
+    """As far as autosave knows a controller: it has prompts and says when they change."""
+
+    prompts_changed = Signal()
+
+    def __init__(self):
+        self.by_image, self.polarity = {}, Polarity.POSITIVE
+
+    def prompts_of(self, source):
+        return self.by_image.get(source, ())
+
+    def put_prompts(self, source, prompts):
+        self.by_image[source] = prompts
+        self.prompts_changed.emit()
+
+    def taking_up(self, source, prompts, polarity):
+        def put(state):
+            self.put_prompts(source, state[0])
+            self.polarity = state[1]
+
+        return Change('prompts', put, (self.prompts_of(source), self.polarity), (prompts, polarity))
+
+
+class _Write:
+    """One undoable write of objects."""
+
+    def __init__(self, labels, writes):
+        self.name, self._labels, self._writes = 'write', labels, writes
+
+    def do(self):
+        self._before = self._labels.data.copy()
+        for write in self._writes:
+            self._labels.data[write.region][write.mask] = write.label
+        rows = [{'index': write.label, 'area_px': int(write.mask.sum()), **write.features} for write in self._writes]
+        self._labels.features = pd.concat([self._labels.features, pd.DataFrame(rows)], ignore_index=True)
+        self._labels.refresh()
+
+    def undo(self):
+        self._labels.data[:] = self._before
+        self._labels.refresh()
+
+
+class Session:
+    """As far as autosave knows a session: one image, its objects, its controller."""
+
+    image_changed = Signal()
+
+    def __init__(self, image_pixels, name='Cells'):
+        self.viewer = ViewerModel()
+        self.image = self.viewer.add_image(image_pixels, name=name)
+        self.controller, self.history, self._objects = _Controller(), ActionHistory(), {}
+
+    @property
+    def objects(self):
+        return self._objects.get(self.image)
+
+    def choose(self, image):
+        self.image = image
+        self.image_changed.emit()
+
+    def prompt(self, prompts):
+        self.controller.put_prompts(self.image.unique_id, prompts)
+
+    def ensure_objects(self):
+        if self.objects is None:
+            self._objects[self.image] = self.viewer.add_layer(Labels(np.zeros(self.image.data.shape, np.uint32)))
+        return self.objects
+
+    def writing(self, name, writes):
+        return _Write(self.ensure_objects(), writes)
+
+    def write_objects(self, name, writes):
+        self.history.do(self.writing(name, writes))
+
+    def commit(self, label, region, **features):
+        mask = np.random.default_rng(label).random([part.stop - part.start for part in region]) < 0.7
+        self.write_objects('commit', [ObjectWrite(region, mask, label, features)])
+
+
+def work_a_little(session):
+    session.commit(1, (slice(1, 2), slice(10, 40), slice(20, 70)), granularity=0.25, score=0.875, kind='nucleus')
+    session.commit(2, (slice(2, 4), slice(100, 150), slice(200, 260)), granularity=0.5)
+    session.prompt(PROMPTS)

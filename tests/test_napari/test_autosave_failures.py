@@ -1,0 +1,298 @@
+"""Autosave where something goes wrong: nothing of the user's is lost, and the user is told in one line."""
+
+import errno
+import json
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from napari_unsam._prompts import Polarity
+from napari_unsam.state import autosave as autosave_module
+from napari_unsam.state.records import Work, read_work, write_work
+from tests.test_napari.saved_work import PROMPTS, Session, work_a_little
+
+CELL = (slice(0, 1), slice(0, 5), slice(0, 5))
+
+
+def damage_a_block(saved):
+    _start, name = sorted(saved._blocks)[0]
+    (saved.folder / 'blocks' / name).write_bytes(b'PK')
+
+
+# What cannot be read
+
+
+def test_work_that_was_not_restored_whole_is_kept_until_it_is_discarded(crash, start, stack):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    saved = autosave.find(session.image)
+    damage_a_block(saved)
+    autosave.watch(session)
+    assert autosave.restore(session, saved).damaged == 1
+    autosave.close()
+    assert (saved.folder / 'work.json').exists()
+    start().discard(saved)
+    assert not saved.folder.exists()
+
+
+@pytest.mark.parametrize('change', [{'start': [9, 0, 0]}, {'start': [0, 0]}, {'start': [-1, 0, 0]}, {'file': 'gone'}])
+def test_a_block_that_lies_nowhere_is_damage_and_no_failure(crash, start, stack, change):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    folder = autosave.find(session.image).folder
+    content = json.loads((folder / 'work.json').read_text())
+    content['blocks'][0] |= change
+    (folder / 'work.json').write_text(json.dumps(content))
+    restored = autosave.restore(session, autosave.find(session.image))
+    assert (restored.objects, restored.damaged) == (1, 1)
+
+
+def test_labels_that_a_layer_cannot_hold_come_back_as_objects_of_their_own(start, stack, tmp_path):
+    labels = np.zeros(stack.shape, np.int64)
+    places = {-1: 10, 65_535: 30, 7: 50, 2**32 + 7: 70}
+    for label, row in places.items():
+        labels[0, row : row + 5, 10:20] = label
+    session, autosave = Session(stack), start()
+    identity = autosave_module.image_identity(session.image)
+    features = pd.DataFrame({'index': list(places), 'score': [0.1, 0.2, 0.3, 0.4]})
+    work = Work('Cells', (), Polarity.POSITIVE, (0, 0, 0), labels, features)
+    write_work(tmp_path / 'autosave' / identity / 'other', identity, work)
+    restored = autosave.restore(session, autosave.find(session.image))
+    assert (restored.objects, restored.relabelled) == (4, 2)
+    back = session.objects.data[0]
+    found = [int(back[row, 10]) for row in places.values()]
+    assert len(set(found)) == 4
+    assert (found[1], found[2]) == (65_535, 7)
+    assert all((back == label).sum() == 50 for label in found)
+    assert session.objects.features.set_index('index').loc[found, 'score'].tolist() == [0.1, 0.2, 0.3, 0.4]
+
+
+# What is restored, and taken back
+
+
+def test_work_whose_restoring_was_undone_is_offered_again(crash, start, stack):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    autosave.restore(session, autosave.find(session.image))
+    session.history.undo()
+    assert autosave.find(session.image).description.startswith('2 objects and 2 prompts')
+    autosave.close()
+    assert start().find(session.image).description.startswith('2 objects and 2 prompts')
+
+
+def test_after_a_crash_only_the_latest_of_records_that_hold_the_same_is_offered(crash, start, stack):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    first = autosave.find(session.image)
+    autosave.restore(session, first)
+    session.commit(3, CELL)
+    assert autosave.flush()
+    for record in autosave._records:
+        record.lock.release()
+    later = start()
+    second = later.find(session.image)
+    assert second.description.startswith('3 objects')
+    assert first.folder.exists()
+    later.discard(second)
+    assert later.find(session.image).folder == first.folder
+
+
+def test_objects_of_other_channels_of_an_image_are_saved_side_by_side(start, stack):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    session.commit(1, CELL)
+    session.prompt(PROMPTS)
+    del session._objects[session.image]
+    thin = session._objects[session.image] = session.viewer.add_labels(np.zeros((1, *stack.shape[1:]), np.uint32))
+    session.image_changed.emit()
+    thin.paint((0, 50, 60), 7)
+    autosave.close()
+    later, found = start(), []
+    while (saved := later.find(session.image)) is not None:
+        found.append((saved.shape, np.unique(saved.labels()[0]).tolist(), saved.prompts))
+        later.discard(saved)
+    assert sorted(found) == [(thin.data.shape, [0, 7], PROMPTS), (stack.shape, [0, 1], ())]
+
+
+# What cannot be written
+
+
+@pytest.fixture
+def broken_writes(monkeypatch):
+    """Has saving raise what a test puts here; None lets it through."""
+    state = {'error': None}
+    write = autosave_module.write_work
+
+    def write_or_raise(*args):
+        if state['error'] is not None:
+            raise state['error']
+        return write(*args)
+
+    monkeypatch.setattr(autosave_module, 'write_work', write_or_raise)
+    monkeypatch.setattr(autosave_module, '_RETRY_S', 0.01, raising=False)
+    return state
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (OSError(errno.ENOSPC, 'No space left on device'), 'No space left'),
+        (PermissionError(errno.EACCES, 'Permission denied'), 'Permission denied'),
+        (ValueError('not what was expected'), 'not what was expected'),
+        (MemoryError(), 'MemoryError'),
+    ],
+)
+def test_whatever_goes_wrong_is_told_once_and_tried_again_without_another_action(
+    start, stack, broken_writes, error, words
+):
+    told = []
+    session, autosave = Session(stack), start(on_problem=told.append)
+    broken_writes['error'] = error
+    autosave.watch(session)
+    work_a_little(session)
+    assert not autosave.flush()
+    assert len(told) == 1
+    assert told[0].startswith('Autosave: ')
+    assert words in told[0]
+    broken_writes['error'] = None
+    deadline = time.monotonic() + 10
+    while not autosave.flush() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    autosave.close()
+    assert start().find(session.image).description.startswith('2 objects and 2 prompts')
+
+
+def test_closing_tries_for_a_last_time_and_says_if_it_is_in_vain(start, stack, broken_writes):
+    session, autosave = Session(stack), start()
+    broken_writes['error'] = OSError('gone')
+    autosave.watch(session)
+    work_a_little(session)
+    assert not autosave.close()
+    session, autosave = Session(stack), start()
+    broken_writes['error'] = OSError('gone')
+    autosave.watch(session)
+    work_a_little(session)
+    autosave.flush()
+    broken_writes['error'] = None
+    assert autosave.close()
+
+
+def test_a_last_save_that_takes_long_is_waited_for_by_python_itself(start, stack, monkeypatch):
+    write, is_disk_back = autosave_module.write_work, threading.Event()
+
+    def slowly(*args):
+        assert is_disk_back.wait(30)
+        return write(*args)
+
+    monkeypatch.setattr(autosave_module, 'write_work', slowly)
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    work_a_little(session)
+    assert not autosave.close(timeout_s=0.05)
+    [waiting] = [thread for thread in threading.enumerate() if thread.name == 'unsam-autosave-exit']
+    assert not waiting.daemon
+    assert start().find(session.image) is None  # it is still at work on it
+    is_disk_back.set()
+    waiting.join(30)
+    assert start().find(session.image).description.startswith('2 objects and 2 prompts')
+
+
+def test_work_that_changes_while_it_is_read_is_not_taken_for_one_moment_of_it(tmp_path, stack):
+    features = pd.DataFrame({'index': [1]})
+    before = Work('Cells', PROMPTS, Polarity.POSITIVE, (0, 0, 0), np.zeros(stack.shape, np.uint32), features)
+    write_work(tmp_path, 'x', before)
+    later = Work('Cells', (), Polarity.POSITIVE, (0, 0, 0), np.ones(stack.shape, np.uint32), features)
+    assert not write_work(tmp_path, 'x', later, is_current=lambda: False)
+    saved = read_work(tmp_path)
+    assert (saved.prompts, saved.labels()[0].any()) == (PROMPTS, False)
+
+
+# What ends in the midst of it
+
+
+class _Killed(BaseException):
+    pass
+
+
+def killed_at(monkeypatch, number, steps):
+    """Has the process end, as far as files are concerned, at one of the steps that change what is on disk."""
+    done = []
+
+    def counting(step):
+        def call(*args, **named):
+            done.append(step)
+            if len(done) >= number:
+                raise _Killed
+            return step(*args, **named)
+
+        return call
+
+    for owner, name in steps:
+        monkeypatch.setattr(owner, name, counting(getattr(owner, name)))
+
+
+STEPS = ((Path, 'replace'), (Path, 'unlink'), (Path, 'rmdir'), (tempfile, 'mkstemp'), (os, 'fdopen'))
+
+
+def test_whenever_a_save_is_cut_off_the_record_is_whole(tmp_path, stack, monkeypatch):
+    first, second = np.zeros((2, *stack.shape), np.uint32)
+    first[:, 10:40, 10:40] = 3
+    second[1:, 10:60, 10:90] = 5
+    works = {
+        prompts: Work(
+            'Cells', prompts, Polarity.POSITIVE, (0, 0, 0), labels, pd.DataFrame({'index': [int(labels.max())]})
+        )
+        for labels, prompts in ((first, PROMPTS), (second, PROMPTS[:1]))
+    }
+    number, is_done, ends = 0, False, []
+    while not is_done:
+        number += 1
+        folder = tmp_path / str(number)
+        write_work(folder, 'x', works[PROMPTS])
+        with monkeypatch.context() as patched:
+            killed_at(patched, number, STEPS)
+            try:
+                write_work(folder, 'x', works[PROMPTS[:1]])
+                is_done = True
+            except _Killed:
+                pass
+        saved = read_work(folder)
+        expected = works[saved.prompts]
+        labels, damaged = saved.labels()
+        assert damaged == 0
+        assert np.array_equal(labels, expected.labels)
+        assert saved.features['index'].tolist() == expected.features['index'].tolist()
+        ends.append(saved.prompts)
+    assert number > 5
+    assert ends[0] == PROMPTS
+    assert ends[-1] == PROMPTS[:1]
+
+
+@pytest.mark.parametrize('how', ['discarded', 'too old'])
+def test_only_files_of_autosave_are_ever_removed(crash, start, stack, tmp_path, how):
+    crash(work_a_little)
+    session, autosave = Session(stack), start(keep_days=0)
+    saved = autosave.find(session.image)
+    others = [
+        tmp_path / 'autosave' / 'notes' / 'mine' / 'photo.npz',
+        saved.folder / 'notes.txt',
+        saved.folder / 'blocks' / 'mine.tif',
+    ]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('mine')
+    if how == 'discarded':
+        autosave.discard(saved)
+    else:
+        autosave.watch(session)
+        autosave.close()
+    assert not (saved.folder / 'work.json').exists()
+    assert [path.read_text() for path in others] == ['mine'] * 3
