@@ -11,7 +11,8 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),  # not in the paper; the released code does it
     # keep_empty=False is MMDetection's way to say that an image left without masks stays.
     dict(type='FilterAnnotations', by_box=False, by_mask=True, min_gt_mask_area=1, keep_empty=False),
-    dict(type='UnSAMCapMasks', max_masks=200),  # the paper's; 500 in the released code
+    # 200 as in the paper; 500 in the released code. Both draw them with sampling='uniform'.
+    dict(type='UnSAMCapMasks', max_masks=200, sampling='score'),
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(
