@@ -4,7 +4,7 @@ data_root = 'data/sa1b'  # images, at any depth
 pseudo_masks_root = 'data/sa1b_pseudo_masks'  # written by `generate`; only images that it holds are used
 
 train_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb'),
+    dict(type='UnSAMLoadImage'),
     dict(type='UnSAMLoadMasks'),
     # Cut out of the image as it is, without rescaling. A smaller image stays as it is; batches are padded to one size.
     dict(type='RandomCrop', crop_size=(1024, 1024), recompute_bbox=True, allow_negative_crop=True),

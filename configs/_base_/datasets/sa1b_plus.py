@@ -4,7 +4,7 @@ data_root = 'data/sa1b'  # sa_*.jpg with sa_*.json beside them, at any depth
 pseudo_masks_root = 'data/sa1b_pseudo_masks'  # written by `python -m unsam_mm generate`
 
 train_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb'),
+    dict(type='UnSAMLoadImage'),
     dict(type='UnSAMLoadMasks'),
     dict(type='UnSAMPlusMasks', max_iou=0.02),
     # Cut out of the image as it is, without rescaling. A smaller image stays as it is; batches are padded to one size.
