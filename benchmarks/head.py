@@ -221,7 +221,8 @@ def _batch(size: int, n_masks: int) -> dict[str, list]:
     from mmengine.structures import InstanceData
     from PIL import Image
 
-    image = np.asarray(Image.fromarray(photograph()).resize((size, size)))
+    # BGR, as pipelines load it
+    image = np.asarray(Image.fromarray(photograph()).resize((size, size)))[..., ::-1]
     rng = np.random.default_rng(0)
     centre, radius = rng.uniform(0, size, (2, n_masks, 1, 1)), size * 2 ** rng.uniform(-6, -2, (2, n_masks, 1, 1))
     y, x = np.mgrid[:size, :size]

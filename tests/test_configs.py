@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 from skimage import data, segmentation
 
-from unsam_mm.engine import UnSAMDataRootHook, UnSAMFirstEvaluationHook, resolve_data_root
+from unsam_mm.engine import UnSAMDataRootHook, UnSAMFirstEvaluationHook, check_channel_order, resolve_data_root
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import write_json
 from unsam_mm.mask_set import MaskSet
@@ -139,6 +140,51 @@ def evaluators(config: Config) -> list:
 
 def steps(config: Config) -> list:
     return [step for loader in loaders(config) for step in loader.dataset.pipeline]
+
+
+def test_red_reaches_the_channel_that_the_mean_of_red_is_taken_from(detector, tmp_path):
+    """MMDetection's steps and tools take images for BGR; the means of its configs are in the order R, G, B."""
+    from mmdet.registry import MODELS, TRANSFORMS
+
+    Image.fromarray(np.full((32, 32, 3), (255, 10, 20), np.uint8)).save(tmp_path / 'red.png')
+    preprocessor = MODELS.build({**detector.model.data_preprocessor, 'mean': [255, 10, 20], 'std': [1, 1, 1]})
+    loaded = []
+    for loader in loaders(detector):
+        image = TRANSFORMS.build(loader.dataset.pipeline[0])({'img_path': str(tmp_path / 'red.png')})['img']
+        loaded.append(image[0, 0].tolist())
+        inputs = preprocessor({'inputs': [torch.from_numpy(image.transpose(2, 0, 1))]})['inputs']
+        assert not inputs.any()
+    assert loaded == [[20, 10, 255]] * len(loaded)
+    check_channel_order(detector)
+
+
+@pytest.mark.parametrize(
+    ('preprocessor', 'loader', 'message'),
+    [
+        ({'bgr_to_rgb': True}, {'type': 'UnSAMLoadImage'}, None),
+        ({'bgr_to_rgb': True}, {'type': 'LoadImageFromFile'}, None),
+        ({'bgr_to_rgb': False}, {'type': 'UnSAMLoadImage', 'channel_order': 'rgb'}, None),
+        ({'bgr_to_rgb': False}, {'type': 'LoadImageFromFile'}, None),  # a backbone that was trained on BGR
+        ({'rgb_to_bgr': True}, {'type': 'UnSAMLoadImage', 'channel_order': 'rgb'}, None),
+        ({'bgr_to_rgb': True}, {'type': 'UnSAMLoadImage', 'channel_order': 'rgb'}, 'gives RGB images, .* expects BGR'),
+        ({'rgb_to_bgr': True}, {'type': 'UnSAMLoadImage'}, 'UnSAMLoadImage gives BGR images, .* expects RGB'),
+        ({'rgb_to_bgr': True}, {'type': 'LoadImageFromFile'}, 'LoadImageFromFile gives BGR images, .* expects RGB'),
+        ({'bgr_to_rgb': False}, {'type': 'UnSAMLoadImage'}, 'does not state channel_order'),
+    ],
+)
+def test_red_and_blue_are_never_exchanged_in_silence(preprocessor, loader, message):
+    steps = [{'type': 'RandomFlip'}, {'type': 'TransformBroadcaster', 'transforms': [loader]}]
+    config = Config(
+        {
+            'model': {'data_preprocessor': {'mean': [1, 2, 3], **preprocessor}},
+            'val_dataloader': {'dataset': {'type': 'RepeatDataset', 'dataset': {'pipeline': steps}}},
+        }
+    )
+    if message is None:
+        check_channel_order(config)
+    else:
+        with pytest.raises(UnSAMError, match=f'^val_dataloader: .*{message}'):
+            check_channel_order(config)
 
 
 @pytest.mark.slow

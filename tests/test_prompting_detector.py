@@ -49,6 +49,20 @@ def test_one_click_has_the_masks_of_the_detector(detector, predictor):
     assert np.allclose(scores, expected.scores[0][order].clamp(0, 1).numpy(), atol=1e-5)
 
 
+def test_the_detector_sees_the_channels_that_its_preprocessor_asks_for():
+    """Both preprocessors give the network the same pixels, one from BGR, the other from RGB."""
+    answers = []
+    for bgr_to_rgb in (True, False):
+        config = small_model()
+        config.data_preprocessor.bgr_to_rgb = bgr_to_rgb
+        init_default_scope('mmdet')
+        torch.manual_seed(0)
+        predictor = UnSAMPredictor(engine=DetectorEngine(MODELS.build(config), scale=(WIDTH, HEIGHT)))
+        predictor.set_image(photographs()[1])
+        answers.append(clicked(predictor, (40, 50, 1))[2])
+    assert np.array_equal(*answers)
+
+
 def test_an_image_of_another_size_is_resized_and_answered_in_its_own_pixels(detector):
     predictor = UnSAMPredictor(engine=DetectorEngine(detector, scale=(WIDTH, HEIGHT)))
     predictor.set_image(np.repeat(np.repeat(photographs()[1], 2, axis=0), 2, axis=1))

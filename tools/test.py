@@ -64,6 +64,7 @@ def test(args: argparse.Namespace) -> None:
         UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is of another model, the config
             draws no pictures, or a benchmark could not be measured.
     """
+    from unsam_mm.engine import check_channel_order
     from unsam_mm.evaluation.benchmark_options import read_benchmarks
 
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
@@ -75,6 +76,8 @@ def test(args: argparse.Namespace) -> None:
         _draw_into(config, args.show_dir)
     # Read before the model is built: a wrong option should cost no time.
     data_sets = {name: _load_benchmark(name, benchmarks.options[name], args) for name in benchmarks.options}
+    for data_set in data_sets.values():
+        check_channel_order({'model': config.model, 'test_dataloader': data_set.test_dataloader})
     runner = build_runner(config)
     if checkpoint is None:
         runner.logger.warning('No checkpoint is given: testing the model as the config initialises it')

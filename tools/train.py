@@ -83,7 +83,8 @@ def load_config(args: argparse.Namespace) -> Config:
     """Reads the config that `args.config` names and applies the common options.
 
     Raises:
-        UnSAMError: If there is no such file, an option is not KEY=VALUE, or the launcher did not start this process.
+        UnSAMError: If there is no such file, an option is not KEY=VALUE, the model would see red and blue exchanged, or
+            the launcher did not start this process.
     """
     from unsam_mm._mmcv_ops import ensure_mmcv_ops
     from unsam_mm.errors import UnSAMError
@@ -93,13 +94,14 @@ def load_config(args: argparse.Namespace) -> Config:
     ensure_mmcv_ops()
     from mmengine.config import Config
 
-    from unsam_mm.engine import join_cpu_processes, resolve_data_root
+    from unsam_mm.engine import check_channel_order, join_cpu_processes, resolve_data_root
 
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     name = args.config.stem
     config = Config.fromfile(args.config)
     config.merge_from_dict(_read_options(args.cfg_options))
     resolve_data_root(config)
+    check_channel_order(config)
     config.launcher = args.launcher
     if args.launcher != 'none' and not _has_accelerator():
         join_cpu_processes(config)

@@ -9,7 +9,7 @@ from skimage import data
 
 from unsam_mm.datasets import UnSAMCocoDataset
 from unsam_mm.datasets.coco_index import CocoIndex
-from unsam_mm.datasets.load_masks import UnSAMCapMasks, UnSAMLoadMasks
+from unsam_mm.datasets.load_masks import UnSAMCapMasks, UnSAMLoadMasks, first_of_race
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.rle import encode_bitmaps, rle_to_json
 
@@ -68,6 +68,13 @@ def test_objects_that_cannot_be_drawn_are_left_out(tmp_path, content):
         for number, mask in enumerate((line, nothing, [*line, *SQUARE], outside), start=10)
     ]
     assert opened(tmp_path, content)[1]['gt_masks'].areas.tolist() == [1200, 1200]
+
+
+@pytest.mark.parametrize('score', ['high', True, [0.5]])
+def test_a_score_that_is_no_number_is_named(tmp_path, content, score):
+    content['annotations'][1]['score'] = score
+    with pytest.raises(StoreError, match='image 3: annotation 2 has the score .*; expected a number'):
+        opened(tmp_path, content, test_mode=True)[1]
 
 
 def test_images_without_objects_stay(tmp_path, content):
@@ -195,13 +202,42 @@ def test_the_cap_draws_a_subset_that_the_seed_decides(tmp_path, content):
     assert 0 in drawn(1)
 
 
+def waiting_times(n_masks, steps):
+    """(steps ** n_masks, n_masks): every combination of the midpoints of `steps` equally likely exponential times."""
+    midpoints = -np.log1p(-(np.arange(steps) + 0.5) / steps)
+    return np.stack(np.meshgrid(*[midpoints] * n_masks), axis=-1).reshape(-1, n_masks)
+
+
+def test_the_first_draw_is_in_proportion_to_the_scores():
+    """Chance is replaced by all combinations of equally likely times, so shares are probabilities, but for the grid."""
+    scores = np.array([0.6, 0.3, 0.1])
+    drawn = [first_of_race(scores, times, 1)[0] for times in waiting_times(3, steps=24)]
+    np.testing.assert_allclose(np.bincount(drawn) / len(drawn), scores / scores.sum(), atol=1 / 24)
+
+
+def test_the_second_draw_is_in_proportion_to_the_scores_that_are_left():
+    scores = np.array([0.6, 0.3, 0.1])
+    drawn = np.array([first_of_race(scores, times, 2) for times in waiting_times(3, steps=24)])
+    for first in range(3):
+        left = np.delete(np.arange(3), first)
+        seconds = np.bincount(drawn[drawn[:, 0] == first, 1], minlength=3)[left]
+        np.testing.assert_allclose(seconds / seconds.sum(), scores[left] / scores[left].sum(), atol=2 / 24)
+
+
+def test_a_mask_of_score_0_is_drawn_when_no_other_is_left():
+    for times in waiting_times(3, steps=5):
+        assert first_of_race(np.array([0.0, 0.2, 0.7]), times, 3)[2] == 0
+
+
 def test_fewer_masks_than_the_cap_stay_as_they_are(tmp_path, content):
     sample = labelled(tmp_path, content, 5)
     assert len(UnSAMCapMasks(max_masks=5)(sample)['gt_masks']) == 6
 
 
 def test_the_steps_can_be_printed_and_a_cap_of_nothing_is_refused():
-    assert repr(UnSAMCapMasks(7)) == 'UnSAMCapMasks(max_masks=7)'
+    assert repr(UnSAMCapMasks(7)) == "UnSAMCapMasks(max_masks=7, sampling='score')"
     assert repr(UnSAMLoadMasks()) == 'UnSAMLoadMasks(at_original_size=False)'
     with pytest.raises(UnSAMError, match='max_masks must be positive, got 0'):
         UnSAMCapMasks(0)
+    with pytest.raises(UnSAMError, match="sampling must be one of .*, got 'best'"):
+        UnSAMCapMasks(sampling='best')

@@ -9,7 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mmdet.datasets.transforms import FilterAnnotations, PackDetInputs, RandomCrop, RandomFlip, Resize
+from mmdet.datasets.transforms import (
+    CopyPaste,
+    FilterAnnotations,
+    MixUp,
+    Mosaic,
+    PackDetInputs,
+    RandomCrop,
+    RandomErasing,
+    RandomFlip,
+    Resize,
+)
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
@@ -174,18 +184,110 @@ def test_what_cannot_be_done_is_refused(discs, call, message):
         call(RleMasks.from_bitmaps(discs))
 
 
-def run_pipeline(masks, seed):
-    """Stock steps of a training pipeline, then the padding of a batch."""
+def results_with(masks):
+    """What a pipeline has loaded."""
     image = np.ascontiguousarray(data.astronaut()[:96, :128])
-    results = {
+    return {
         'img': image,
         'img_shape': image.shape[:2],
         'ori_shape': image.shape[:2],
         'gt_masks': masks,
         'gt_bboxes': masks.get_bboxes('hbox'),
-        'gt_bboxes_labels': np.zeros(len(masks), np.int64),
+        'gt_bboxes_labels': np.arange(len(masks)),
         'gt_ignore_flags': np.array([False, False, True, False]),
     }
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize(
+    'step',
+    [
+        pytest.param(RandomErasing(n_patches=(3, 6), ratio=(0.1, 0.4)), id='erase'),
+        pytest.param(RandomErasing(n_patches=2, ratio=0.3, mask_border_value=1), id='fill'),
+        pytest.param(CopyPaste(max_num_pasted=3), id='paste'),
+        pytest.param(Mosaic(img_scale=(100, 90), prob=1.0), id='mosaic'),
+        pytest.param(MixUp(img_scale=(110, 100)), id='mix'),
+    ],
+)
+def test_steps_that_write_into_masks_do_to_run_lengths_what_they_do_to_bitmaps(discs, step, seed):
+    found = []
+    for kind in (RleMasks.from_bitmaps, lambda bitmaps: BitmapMasks(bitmaps, *bitmaps.shape[1:])):
+        np.random.seed(seed)  # noqa: NPY002  (MMDetection's transforms draw from this generator)
+        others = [results_with(kind(np.ascontiguousarray(discs[:, ::-1]))) for _ in range(3)]
+        results = results_with(kind(discs.copy()))
+        results['mix_results'] = others if isinstance(step, Mosaic) else others[:1]
+        results = step.transform(results)
+        found.append(results)
+    ours, theirs = found
+    np.testing.assert_array_equal(ours['img'], theirs['img'])
+    np.testing.assert_array_equal(ours['gt_masks'].masks > 0, theirs['gt_masks'].masks > 0)
+    np.testing.assert_array_equal(ours['gt_bboxes_labels'], theirs['gt_bboxes_labels'])
+    np.testing.assert_array_equal(ours['gt_masks'].areas, (theirs['gt_masks'].masks > 0).sum(axis=(1, 2)))
+
+
+WRITES = {
+    'item': lambda masks: masks.masks.__setitem__((slice(None), slice(5, 40), slice(30, 70)), 0),
+    'view': lambda masks: masks.masks[1].fill(1),
+    'in place': lambda masks: np.logical_not(masks.masks, out=masks.masks),
+    'new array': lambda masks: setattr(masks, 'masks', np.where(np.eye(96, 128), 0, masks.masks)),
+}
+
+
+@pytest.mark.parametrize('write', WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize(
+    'then',
+    [
+        lambda masks: masks.to_ndarray(),
+        lambda masks: masks.flip().flip().to_ndarray(),
+        lambda masks: masks[[0, 1, 2, 3]].to_ndarray(),
+        lambda masks: masks.to_tensor(torch.uint8, 'cpu').numpy(),
+        lambda masks: np.array(list(masks)),
+        lambda masks: pickle.loads(pickle.dumps(masks)).to_ndarray(),
+        lambda masks: type(masks).cat([masks]).to_ndarray(),
+    ],
+    ids=['array', 'flips', 'index', 'tensor', 'iteration', 'another process', 'join'],
+)
+def test_what_is_written_into_the_pixels_is_seen_by_all_that_follows(discs, write, then):
+    ours, theirs = both(discs.copy())
+    write(ours)
+    write(theirs)
+    np.testing.assert_array_equal(then(ours), theirs.masks)
+    np.testing.assert_array_equal(ours.areas, theirs.areas)
+
+
+def test_pixels_of_another_shape_are_refused(discs):
+    masks = RleMasks.from_bitmaps(discs)
+    with pytest.raises(UnSAMError, match=r'masks must be \(4, 96, 128\) .*, got \(3, 96, 128\)'):
+        masks.masks = discs[:3]
+
+
+def test_tools_that_draw_bitmap_masks_take_run_lengths(discs):
+    from mmdet.models.utils import mask2ndarray  # importable once the package has put its ops in place
+
+    np.testing.assert_array_equal(mask2ndarray(RleMasks.from_bitmaps(discs)), discs)
+
+
+def test_scores_go_with_their_masks_through_every_step(discs):
+    scores = np.array([0.9, 0.2, 0.5, 0.1], np.float32)
+    masks = RleMasks(encode_bitmaps(discs), 96, 128, scores)
+    for step in (
+        masks.flip(),
+        masks.crop(np.array([0, 0, 90, 80])),
+        masks.pad((100, 200)),
+        masks.resize((50, 60)),
+        masks.rotate((96, 128), 20.0),
+        pickle.loads(pickle.dumps(masks)),
+    ):
+        np.testing.assert_array_equal(step.scores, scores)
+    np.testing.assert_array_equal(masks[[3, 0]].scores, scores[[3, 0]])
+    np.testing.assert_array_equal(RleMasks.cat([masks, both(discs)[1]]).scores, [*scores, 1, 1, 1, 1])
+    with pytest.raises(UnSAMError, match=r'scores must be \(4,\), one for each mask, got \(3,\)'):
+        RleMasks(encode_bitmaps(discs), 96, 128, scores[:3])
+
+
+def run_pipeline(masks, seed):
+    """Stock steps of a training pipeline, then the padding of a batch."""
+    results = results_with(masks)
     np.random.seed(seed)  # noqa: NPY002  (MMDetection's transforms draw from this generator)
     for step in (
         Resize(scale=(200, 150), keep_ratio=True),

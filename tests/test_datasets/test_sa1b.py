@@ -122,6 +122,27 @@ def test_pseudo_masks_label_the_images_that_have_them(sa1b, pseudo_masks):
     np.testing.assert_array_equal(dataset[1]['gt_masks'].masks, squares((12, 30), (50, 5), (60, 90)))
 
 
+@pytest.mark.parametrize(
+    ('sampling', 'drawn'), [('score', [(10, 30), (0, 0)]), ('uniform', [(50, 5), (60, 90)])], ids=['score', 'uniform']
+)
+def test_the_cap_draws_masks_by_their_scores_or_all_alike(sa1b, tmp_path, monkeypatch, sampling, drawn):
+    """The bad masks wait for a shorter time than the good ones, but not by as much as their scores are lower."""
+    corners, scores = [(10, 30), (50, 5), (60, 90), (0, 0)], np.array([0.9, 0.1, 0.2, 0.8])
+    store = PseudoMaskStore(tmp_path / 'scored')
+    store.write('sa_000000/sa_1001.jpg', MaskSet.from_bitmaps(squares(*corners), scores))
+    waits = np.where(scores < 0.5, 0.5, 1.0)
+    monkeypatch.setattr(np.random, 'standard_exponential', lambda n: waits[:n])
+    steps = [*LOAD, {'type': 'UnSAMCapMasks', 'max_masks': 2, 'sampling': sampling}]
+    dataset = UnSAMSA1B(data_root=str(sa1b), labels='pseudo', pseudo_masks_root=str(store.root), pipeline=steps)
+    np.testing.assert_array_equal(dataset[0]['gt_masks'].masks, squares(*drawn))
+
+
+def test_masks_bring_the_scores_of_their_files(sa1b, pseudo_masks):
+    steps = [*LOAD, {'type': 'UnSAMPlusMasks'}]
+    dataset = UnSAMSA1B(data_root=str(sa1b), labels='both', pseudo_masks_root=str(pseudo_masks), pipeline=steps)
+    np.testing.assert_allclose(dataset[0]['gt_masks'].scores, [0.91, 0.91, 0.5, 0.1], rtol=1e-6)
+
+
 def test_unsam_plus_adds_the_pseudo_masks_that_overlap_no_human_one(sa1b, pseudo_masks):
     steps = [*LOAD, {'type': 'UnSAMPlusMasks'}]
     dataset = UnSAMSA1B(data_root=str(sa1b), labels='both', pseudo_masks_root=str(pseudo_masks), pipeline=steps)

@@ -40,8 +40,8 @@ def model_config() -> ConfigDict:
 
 @pytest.fixture
 def photo() -> torch.Tensor:
-    """(3, 96, 128) uint8 RGB: not square, and not symmetric."""
-    return torch.from_numpy(skimage.data.astronaut()[:192:2, 100:356:2].copy()).permute(2, 0, 1)
+    """(3, 96, 128) uint8 BGR, as pipelines load it: not square, and not symmetric."""
+    return torch.from_numpy(skimage.data.astronaut()[:192:2, 100:356:2, ::-1].copy()).permute(2, 0, 1)
 
 
 @pytest.fixture

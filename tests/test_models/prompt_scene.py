@@ -68,4 +68,6 @@ def sample_of(learnt: np.ndarray | None = None, **prompts: object) -> DetDataSam
 
 
 def batch_of(photograph: np.ndarray, sample: DetDataSample) -> dict[str, list]:
-    return {'inputs': [torch.from_numpy(photograph.copy()).permute(2, 0, 1)], 'data_samples': [sample]}
+    """A batch of one RGB photograph, which becomes BGR as pipelines load it."""
+    bgr = photograph[..., ::-1].copy()
+    return {'inputs': [torch.from_numpy(bgr).permute(2, 0, 1)], 'data_samples': [sample]}

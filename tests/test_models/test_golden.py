@@ -49,7 +49,7 @@ def released_model(num_queries: int, folder: Path) -> nn.Module:
 def batch(view: str) -> dict:
     """One image as the test pipeline gives it."""
     (height, width), ori_shape = VIEWS[view]
-    image = torch.from_numpy(golden.golden_image()[:height, :width].copy()).permute(2, 0, 1)
+    image = torch.from_numpy(golden.golden_image()[:height, :width, ::-1].copy()).permute(2, 0, 1)
     sample = DetDataSample(metainfo={'img_shape': (height, width), 'ori_shape': ori_shape})
     return {'inputs': [image], 'data_samples': [sample]}
 

@@ -123,7 +123,7 @@ def release(model, monkeypatch) -> None:
 def batch(view: str, scale: int = 1, **prompts: np.ndarray) -> dict:
     """One image as the test pipeline gives it, the original being `scale` times as large."""
     height, width = VIEWS[view]
-    image = torch.from_numpy(golden.golden_image()[:height, :width].copy()).permute(2, 0, 1)
+    image = torch.from_numpy(golden.golden_image()[:height, :width, ::-1].copy()).permute(2, 0, 1)
     sample = DetDataSample(
         metainfo={'img_shape': (height, width), 'ori_shape': (height * scale, width * scale)},
         prompts=InstanceData(**prompts),

@@ -134,18 +134,24 @@ class UnSAMImageFolder(BaseDetDataset):
 
 
 def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
-    """One COCO annotation in the form that `LoadAnnotations` reads: x0, y0, x1, y1 and RLE with text, or polygons."""
+    """One COCO annotation in the form that `LoadAnnotations` reads: x0, y0, x1, y1 and RLE with text, or polygons.
+
+    What states how good a mask is, ``score`` or SA-1B's ``predicted_iou``, becomes its ``score``.
+    """
     missing = [key for key in ('bbox', 'segmentation') if key not in annotation]
     if missing:
         raise StoreError(f'annotation {annotation.get("id")} has no {" and no ".join(missing)}; complete the COCO file')
     x, y, width, height = annotation['bbox']
     mask = annotation['segmentation']
+    score = annotation.get('score', annotation.get('predicted_iou'))
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+        raise StoreError(f'annotation {annotation.get("id")} has the score {score!r}; expected a number')
     return {
         'bbox': [x, y, x + width, y + height],
         'bbox_label': 0,
         'ignore_flag': int(annotation.get('iscrowd', 0)),
         'mask': rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask,
-    }
+    } | ({} if score is None else {'score': float(score)})
 
 
 def _bundled_names(root: Path) -> list[str]:

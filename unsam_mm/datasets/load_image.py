@@ -21,8 +21,8 @@ class UnSAMLoadImage(BaseTransform):
     Greyscale, RGBA, 16-bit and float files are accepted; see `unsam_mm.images.as_rgb_uint8`.
 
     Args:
-        channel_order: 'rgb', which goes with ``bgr_to_rgb=False`` in `DetDataPreprocessor` (what the configs of this
-            package use), or 'bgr', which goes with stock MMDetection configs (``bgr_to_rgb=True``).
+        channel_order: 'bgr', which MMDetection's other steps and tools take images for, and which goes with
+            ``bgr_to_rgb=True`` in `DetDataPreprocessor`; or 'rgb', for a model without that.
         skip_broken: Log a file that cannot be read, once, and give None, so that the dataset draws another image.
             Set it to False in test pipelines, where an image must not be exchanged: the file's error is then raised.
 
@@ -30,7 +30,7 @@ class UnSAMLoadImage(BaseTransform):
         UnSAMError: If `channel_order` is unknown.
     """
 
-    def __init__(self, channel_order: str = 'rgb', skip_broken: bool = True) -> None:
+    def __init__(self, channel_order: str = 'bgr', skip_broken: bool = True) -> None:
         if channel_order not in ('rgb', 'bgr'):
             raise UnSAMError(f"channel_order must be 'rgb' or 'bgr', got {channel_order!r}")
         self.channel_order = channel_order

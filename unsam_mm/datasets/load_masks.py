@@ -17,6 +17,7 @@ from unsam_mm.pseudo_masks.label_merge import GROUND_TRUTH_IOU, without_overlap
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 _LABELS = ('gt_masks', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
+SAMPLINGS = ('score', 'uniform')
 _MIN_POLYGON = 6  # numbers: three corners
 
 
@@ -25,7 +26,7 @@ class UnSAMLoadMasks(BaseTransform):
     """Sets the ground truth of an image from its ``instances``, without drawing a mask.
 
     Stands for `LoadAnnotations(with_bbox=True, with_mask=True)`, which draws all masks of the whole image. Sets
-    ``gt_masks`` (`RleMasks`), ``gt_bboxes`` (`HorizontalBoxes` of the masks), ``gt_bboxes_labels`` (N,) zeros,
+    ``gt_masks`` (`RleMasks` with the scores that the file states, else 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks), ``gt_bboxes_labels`` (N,) zeros,
     ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a list with the area in pixels of each
     mask that is not ignored, as its file states it, else that of its pixels. Polygons with fewer than three corners, and masks without any pixel,
     are left out.
@@ -62,6 +63,7 @@ class UnSAMLoadMasks(BaseTransform):
         drawn = masks.areas
         filled = np.flatnonzero(drawn)
         ignored = np.array([bool(drawable[i][0]['ignore_flag']) for i in filled], bool)
+        masks.scores = np.array([one.get('score', 1.0) for one, _ in drawable], np.float32)
         set_masks(results, masks[filled], ignored)
         if self.at_original_size:
             stated = np.array([drawable[i][0].get('area', np.nan) for i in filled], np.float64)
@@ -117,7 +119,8 @@ class UnSAMPlusMasks(BaseTransform):
                 f'{name}: pseudo-masks in {root} are {pseudo.size_hw[0]} x {pseudo.size_hw[1]} px, '
                 f'the image is {human.size_hw[0]} x {human.size_hw[1]}; generate them again with --overwrite'
             )
-        added = RleMasks(without_overlap(pseudo, human.rles, self.max_iou).rles, *human.size_hw)
+        apart = without_overlap(pseudo, human.rles, self.max_iou)
+        added = RleMasks(apart.rles, *human.size_hw, apart.scores)
         ignored = np.append(results['gt_ignore_flags'], np.zeros(len(added), bool))
         set_masks(results, RleMasks.cat([human, added]), ignored)
         return results
@@ -135,29 +138,59 @@ class UnSAMCapMasks(BaseTransform):
 
     Args:
         max_masks: UnSAM's paper trains with 200, its released code with 500.
+        sampling: 'score': one mask after the other is drawn, each time with a probability in proportion to its score
+            among those that are left. So good masks are seen often, and bad ones now and then. Scores are those of
+            `RleMasks`; without them, all masks are equal. 'uniform': all masks are equal, as in the paper and its
+            released code.
 
     Raises:
-        UnSAMError: If `max_masks` is not positive.
+        UnSAMError: If `max_masks` is not positive, or `sampling` is unknown.
     """
 
-    def __init__(self, max_masks: int = 200) -> None:
+    def __init__(self, max_masks: int = 200, sampling: str = 'score') -> None:
         if max_masks < 1:
             raise UnSAMError(f'max_masks must be positive, got {max_masks}')
+        if sampling not in SAMPLINGS:
+            raise UnSAMError(f'sampling must be one of {SAMPLINGS}, got {sampling!r}')
         self.max_masks = max_masks
+        self.sampling = sampling
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Takes masks, boxes, labels and flags out of `results`; those that stay keep their order."""
         ignored = results['gt_ignore_flags']
         counted = np.flatnonzero(~ignored)
         if len(counted) > self.max_masks:
-            drawn = np.random.permutation(counted)[: self.max_masks]  # noqa: NPY002  (the generator that the runner seeds)
+            scores = getattr(results['gt_masks'], 'scores', None) if self.sampling == 'score' else None
+            weights = np.ones(len(counted)) if scores is None else scores[counted]
+            times = np.random.standard_exponential(len(counted))  # noqa: NPY002  (the generator that the runner seeds)
+            drawn = counted[first_of_race(weights, times, self.max_masks)]
             kept = np.sort(np.append(drawn, np.flatnonzero(ignored)))
             for key in _LABELS:
                 results[key] = results[key][kept]
         return results
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}(max_masks={self.max_masks})'
+        return f'{type(self).__name__}(max_masks={self.max_masks}, sampling={self.sampling!r})'
+
+
+def first_of_race(weights: np.ndarray, times: np.ndarray, count: int) -> np.ndarray:
+    """Draws without replacement, each time with a probability in proportion to the weights that are left.
+
+    Each entry waits for its exponential time divided by its weight, and the first ones are drawn: the next of several
+    independent exponential times is that of an entry with a probability in proportion to its rate. Source: Efraimidis
+    and Spirakis, Weighted random sampling with a reservoir, 2006.
+
+    Args:
+        weights: (N,) at least 0; what has weight 0 is drawn when nothing else is left.
+        times: (N,) independent, exponentially distributed with mean 1.
+        count: How many are drawn.
+
+    Returns:
+        (min(count, N),) indices, in the order in which they are drawn.
+    """
+    with np.errstate(divide='ignore'):
+        waits = times / np.maximum(weights, 0)
+    return np.lexsort((times, waits))[:count]
 
 
 def set_masks(results: dict[str, Any], masks: RleMasks, ignored: np.ndarray | None = None) -> None:

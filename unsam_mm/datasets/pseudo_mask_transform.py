@@ -103,7 +103,7 @@ class UnSAMPseudoMasks(BaseTransform):
             return None
         kept = np.flatnonzero(masks.areas >= self.min_area_px)
         kept = kept[np.argsort(-masks.scores[kept], kind='stable')][: self.max_masks]
-        set_masks(results, RleMasks([masks.rles[i] for i in kept], *masks.size_hw))
+        set_masks(results, RleMasks([masks.rles[i] for i in kept], *masks.size_hw, masks.scores[kept]))
         return results
 
     def find(self, results: dict[str, Any]) -> MaskSet | None:

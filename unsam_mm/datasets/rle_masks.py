@@ -9,7 +9,7 @@ import mmcv
 import numpy as np
 import torch
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes, get_box_type
-from mmdet.structures.mask.structures import BaseInstanceMasks, BitmapMasks
+from mmdet.structures.mask.structures import BitmapMasks
 
 from unsam_mm.datasets.mask_segments import Segments
 from unsam_mm.errors import UnSAMError
@@ -19,35 +19,52 @@ _CHUNK_PIXELS = 1 << 24
 """Pixels decoded at once: five masks of 2250 x 1500."""
 
 
-class RleMasks(BaseInstanceMasks):
+class RleMasks(BitmapMasks):
     """N masks of one image as COCO run lengths.
 
-    Stands in for `BitmapMasks`. Flips, crops, pads and nearest-neighbour resizes work on the runs and give the same
-    masks; steps that mix pixels (rotations, other interpolations) decode, change and encode a few masks at a time. A
-    pixel takes memory only in `to_ndarray`, `to_tensor`, `to_bitmap`, `masks` and NumPy's functions.
+    A `BitmapMasks` whose pixels are decoded when they are asked for. Flips, crops, pads and nearest-neighbour resizes
+    work on the runs and give the same masks; steps that mix pixels (rotations, other interpolations) decode, change and
+    encode a few masks at a time. A pixel takes memory only in `to_ndarray`, `to_tensor`, `to_bitmap` and NumPy's
+    functions, and from the first use of `masks` on, since MMDetection's transforms write into that array.
 
     Args:
-        masks: N RLEs, compressed (bytes or text) or plain.
+        masks: N RLEs, compressed (bytes or text) or plain, or an (N, H, W) array whose pixels above 0 belong to a mask.
         height: Of the image, in pixels.
         width: Of the image, in pixels.
+        scores: (N,) how good each mask is, from 0 on; they go with the masks through all steps. By default 1.
 
     Raises:
-        UnSAMError: If a mask has another size.
+        UnSAMError: If a mask has another size, or there are not as many scores as masks.
     """
 
-    def __init__(self, masks: Sequence[Rle], height: int, width: int) -> None:
-        self.rles = [rle_from_json(rle) for rle in masks]
+    def __init__(
+        self, masks: Sequence[Rle] | np.ndarray, height: int, width: int, scores: np.ndarray | None = None
+    ) -> None:
         self.height, self.width = int(height), int(width)
-        for rle in self.rles:
+        self._bitmaps: np.ndarray | None = None
+        if isinstance(masks, np.ndarray) or (len(masks) and isinstance(masks[0], np.ndarray)):
+            masks = _encoded_in_chunks(np.asarray(masks))
+        self._rles = [rle_from_json(rle) for rle in masks]
+        for rle in self._rles:
             if tuple(rle['size']) != (self.height, self.width):
                 raise UnSAMError(f'a mask is {rle["size"][0]} x {rle["size"][1]} px, the image {height} x {width}')
+        self.scores = np.ones(len(self._rles), np.float32) if scores is None else np.asarray(scores, np.float32)
+        if self.scores.shape != (len(self._rles),):
+            raise UnSAMError(f'scores must be ({len(self._rles)},), one for each mask, got {self.scores.shape}')
 
     @classmethod
     def from_bitmaps(cls, masks: np.ndarray) -> RleMasks:
         """Encodes bitmaps of shape (N, H, W), a few at a time."""
-        step = _chunk_length(masks.shape[1:])
-        rles = [rle for start in range(0, len(masks), step) for rle in encode_bitmaps(masks[start : start + step] > 0)]
-        return cls(rles, *masks.shape[1:])
+        return cls(masks, *masks.shape[1:])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Processes send run lengths to each other, not pixels."""
+        return self.__dict__ | {'_rles': self.rles, '_bitmaps': None}
+
+    @property
+    def rles(self) -> list[Rle]:
+        """N compressed RLEs."""
+        return self._rles if self._bitmaps is None else _encoded_in_chunks(self._bitmaps)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -66,8 +83,22 @@ class RleMasks(BaseInstanceMasks):
 
     @property
     def masks(self) -> np.ndarray:
-        """(N, H, W) uint8, decoded anew each time; what is written into it is lost."""
-        return self.to_ndarray()
+        """(N, H, W) uint8, decoded at the first use and kept; what is written into it changes the masks.
+
+        Can be set to an array of the same shape; pixels that are not 0 belong to a mask.
+
+        Raises:
+            UnSAMError: If the array that it is set to has another shape.
+        """
+        if self._bitmaps is None:
+            self._bitmaps = self.to_ndarray()
+        return self._bitmaps
+
+    @masks.setter
+    def masks(self, bitmaps: np.ndarray) -> None:
+        if np.shape(bitmaps) != self.shape:
+            raise UnSAMError(f'masks must be {self.shape} (masks, height, width), got {np.shape(bitmaps)}')
+        self._bitmaps = np.asarray(bitmaps, np.uint8)
 
     @property
     def areas(self) -> np.ndarray:
@@ -75,7 +106,7 @@ class RleMasks(BaseInstanceMasks):
         return self._segments().areas(len(self))
 
     def __len__(self) -> int:
-        return len(self.rles)
+        return len(self._rles)
 
     def __getitem__(self, index: Any) -> RleMasks:
         """The masks at an integer, slice, list, or array or tensor of indices or truth values; always a set."""
@@ -83,11 +114,12 @@ class RleMasks(BaseInstanceMasks):
         if isinstance(index, list):
             index = np.asarray(index, np.int64 if not index else None)
         kept = np.atleast_1d(np.arange(len(self))[index])
-        return RleMasks([self.rles[i] for i in kept], *self.size_hw)
+        rles = self.rles
+        return RleMasks([rles[i] for i in kept], *self.size_hw, self.scores[kept])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """(H, W) uint8 masks, one after the other."""
-        return (self[i].to_ndarray()[0] for i in range(len(self)))
+        return (RleMasks([rle], *self.size_hw).to_ndarray()[0] for rle in self.rles)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """(N, H, W), so that NumPy takes the masks for the array that they decode to."""
@@ -233,7 +265,9 @@ class RleMasks(BaseInstanceMasks):
         return bitmaps.crop_and_resize(bboxes, tuple(out_shape), position, device, interpolation, binarize)
 
     def to_ndarray(self) -> np.ndarray:
-        """(N, H, W) uint8."""
+        """(N, H, W) uint8, a copy."""
+        if self._bitmaps is not None:
+            return self._bitmaps.copy()
         bitmaps = np.zeros((len(self), *self.size_hw), np.uint8)
         for i, box, pixels in self._segments().drawn():
             bitmaps[i][box] = pixels
@@ -251,21 +285,23 @@ class RleMasks(BaseInstanceMasks):
         return BitmapMasks(self.to_ndarray(), *self.size_hw)
 
     @classmethod
-    def cat(cls, masks: Sequence[RleMasks]) -> RleMasks:
+    def cat(cls, masks: Sequence[BitmapMasks]) -> RleMasks:
         """Joins the masks of several sets of one size; at least one set."""
-        return cls([rle for each in masks for rle in each.rles], *masks[0].size_hw)
+        masks = [each if isinstance(each, RleMasks) else cls.from_bitmaps(each.masks) for each in masks]
+        rles = [rle for each in masks for rle in each.rles]
+        return cls(rles, *masks[0].size_hw, np.concatenate([each.scores for each in masks]))
 
     def _segments(self) -> Segments:
         return Segments.from_rles(self.rles, self.size_hw)
 
     def _encoded(self, segments: Segments) -> RleMasks:
-        return RleMasks(segments.to_rles(len(self)), *segments.size_hw)
+        return RleMasks(segments.to_rles(len(self)), *segments.size_hw, self.scores)
 
     def _through_bitmaps(self, change: Callable[[np.ndarray], np.ndarray], out_shape: Sequence[int]) -> RleMasks:
         """Masks made of N' bitmaps at a time, uint8 of shape (N', H, W)."""
         step = _chunk_length(self.size_hw)
         chunks = (self[start : start + step].to_ndarray() for start in range(0, len(self), step))
-        return RleMasks([rle for chunk in chunks for rle in encode_bitmaps(change(chunk))], *out_shape)
+        return RleMasks([rle for chunk in chunks for rle in encode_bitmaps(change(chunk))], *out_shape, self.scores)
 
     def _by_bitmap_masks(self, method: str, frame: Sequence[int], **arguments: Any) -> RleMasks:
         """What `BitmapMasks` makes of the masks; pixels that are not 0 belong to a mask."""
@@ -278,6 +314,12 @@ class RleMasks(BaseInstanceMasks):
         if height < self.height or width < self.width:
             raise UnSAMError(f'cannot pad {self.height} x {self.width} px to {height} x {width}; crop instead')
         return height, width
+
+
+def _encoded_in_chunks(bitmaps: np.ndarray) -> list[Rle]:
+    """RLEs of (N, H, W) bitmaps whose pixels above 0 belong to a mask."""
+    step = _chunk_length(bitmaps.shape[1:])
+    return [rle for start in range(0, len(bitmaps), step) for rle in encode_bitmaps(bitmaps[start : start + step] > 0)]
 
 
 def _chunk_length(size_hw: Sequence[int]) -> int:

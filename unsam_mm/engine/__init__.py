@@ -4,6 +4,7 @@ from unsam_mm._mmcv_ops import ensure_mmcv_ops
 
 ensure_mmcv_ops()
 
+from unsam_mm.engine.channel_order import check_channel_order  # noqa: E402
 from unsam_mm.engine.data_root import UnSAMDataRootHook, resolve_data_root  # noqa: E402
 from unsam_mm.engine.distributed import join_cpu_processes  # noqa: E402
 from unsam_mm.engine.first_evaluation import UnSAMFirstEvaluationHook  # noqa: E402
@@ -18,6 +19,7 @@ __all__ = [
     'UnSAMSelfTrainingHook',
     'UnSAMTrainLoop',
     'UnSAMVisualizer',
+    'check_channel_order',
     'find_resumable',
     'join_cpu_processes',
     'resolve_data_root',

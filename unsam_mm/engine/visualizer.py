@@ -7,6 +7,7 @@ import colorsys
 import numpy as np
 import torch
 from mmdet.registry import VISUALIZERS
+from mmdet.structures.mask.structures import BaseInstanceMasks
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
 
@@ -18,7 +19,7 @@ _GOLDEN_RATIO = 0.618034
 
 @VISUALIZERS.register_module()
 class UnSAMVisualizer(DetLocalVisualizer):
-    """`DetLocalVisualizer` for class-agnostic masks, as run-length encodings, bitmaps or BitmapMasks.
+    """`DetLocalVisualizer` for class-agnostic masks, as run-length encodings, bitmaps (arrays or tensors) or BitmapMasks.
 
     Each mask is filled with a colour of its own and outlined in white. Large masks are painted first, so that a part
     lies on top of its whole. Boxes and labels are not drawn: every label is the same.
@@ -56,13 +57,17 @@ class UnSAMVisualizer(DetLocalVisualizer):
         masks = instances.masks
         best = np.arange(len(masks))
         if 'scores' in instances:
-            best = np.argsort(-instances.scores.numpy(force=True), kind='stable')
+            best = np.argsort(-_array(instances.scores), kind='stable')
         best = best[: self.max_masks]
         if isinstance(masks, list):
             return decode_rles([rle_from_json(masks[i]) for i in best], size_hw)
-        if isinstance(masks, torch.Tensor):
-            return masks.numpy(force=True)[best].astype(bool)
-        return masks.to_ndarray()[best].astype(bool)
+        if isinstance(masks, BaseInstanceMasks):
+            return masks[best].to_ndarray().astype(bool)
+        return _array(masks)[best].astype(bool)
+
+
+def _array(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    return values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def paint_masks(image: np.ndarray, masks: np.ndarray, alpha: float) -> np.ndarray:

@@ -94,7 +94,10 @@ class DetectorEngine:
 
         from unsam_mm.models.prompt_inputs import Frames
 
-        resized = np.ascontiguousarray(mmcv.imrescale(np.ascontiguousarray(rgb), self._scale))
+        # MMEngine keeps no other note of `bgr_to_rgb`, with which a preprocessor turns the channels of its input round.
+        takes_bgr = getattr(self._model.data_preprocessor, '_channel_conversion', False)
+        image = np.ascontiguousarray(rgb[..., ::-1] if takes_bgr else rgb)
+        resized = np.ascontiguousarray(mmcv.imrescale(image, self._scale))
         sample = DetDataSample(metainfo={'ori_shape': rgb.shape[:2], 'img_shape': resized.shape[:2]})
         with torch.no_grad():
             data = self._model.data_preprocessor(

@@ -1,6 +1,6 @@
 # What the seven benchmarks of the paper have in common; benchmark_*.py say which images and which truths.
 test_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb', skip_broken=False),
+    dict(type='UnSAMLoadImage', skip_broken=False),
     dict(type='Resize', scale=(2048, 1024), keep_ratio=True),  # shortest edge 1024, longest at most 2048
     dict(type='UnSAMLoadMasks', at_original_size=True),  # the reference of the metric, an image at a time
     dict(

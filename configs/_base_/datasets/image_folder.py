@@ -4,7 +4,7 @@ data_root = ''  # empty: eleven images that scikit-image carries, three of them 
 ann_file = ''  # COCO file: all its images are tested; without it, the held-out images against their pseudo-masks
 
 crop_px = 256
-load_image = dict(type='UnSAMLoadImage', channel_order='rgb')
+load_image = dict(type='UnSAMLoadImage')
 pseudo_masks = dict(
     type='UnSAMPseudoMasks',
     preset='default',

@@ -4,14 +4,15 @@ data_root = 'data/sa1b'  # images, at any depth
 pseudo_masks_root = 'data/sa1b_pseudo_masks'  # written by `generate`; only images that it holds are used
 
 train_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb'),
+    dict(type='UnSAMLoadImage'),
     dict(type='UnSAMLoadMasks'),
     # Cut out of the image as it is, without rescaling. A smaller image stays as it is; batches are padded to one size.
     dict(type='RandomCrop', crop_size=(1024, 1024), recompute_bbox=True, allow_negative_crop=True),
     dict(type='RandomFlip', prob=0.5),  # not in the paper; the released code does it
     # keep_empty=False is MMDetection's way to say that an image left without masks stays.
     dict(type='FilterAnnotations', by_box=False, by_mask=True, min_gt_mask_area=1, keep_empty=False),
-    dict(type='UnSAMCapMasks', max_masks=200),  # the paper's; 500 in the released code
+    # 200 as in the paper; 500 in the released code. Both draw them with sampling='uniform'.
+    dict(type='UnSAMCapMasks', max_masks=200, sampling='score'),
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(

@@ -4,7 +4,7 @@ data_root = 'data/sa1b'  # sa_*.jpg with sa_*.json beside them, at any depth
 pseudo_masks_root = 'data/sa1b_pseudo_masks'  # written by `python -m unsam_mm generate`
 
 train_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb'),
+    dict(type='UnSAMLoadImage'),
     dict(type='UnSAMLoadMasks'),
     dict(type='UnSAMPlusMasks', max_iou=0.02),
     # Cut out of the image as it is, without rescaling. A smaller image stays as it is; batches are padded to one size.
@@ -12,7 +12,8 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),  # not in the paper; the released code does it
     # keep_empty=False is MMDetection's way to say that an image left without masks stays.
     dict(type='FilterAnnotations', by_box=False, by_mask=True, min_gt_mask_area=1, keep_empty=False),
-    dict(type='UnSAMCapMasks', max_masks=200),  # the paper's; 500 in the released code
+    # 200 as in the paper; 500 in the released code. Both draw them with sampling='uniform'.
+    dict(type='UnSAMCapMasks', max_masks=200, sampling='score'),
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(

@@ -2,7 +2,7 @@
 _base_ = './sa1b.py'
 
 train_pipeline = [
-    dict(type='UnSAMLoadImage', channel_order='rgb'),
+    dict(type='UnSAMLoadImage'),
     dict(type='UnSAMLoadMasks'),
     # The released code's: the longer edge becomes 1014 to 1034 px; neither source says why.
     dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.99, 1.01), keep_ratio=True),

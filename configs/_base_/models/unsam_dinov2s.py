@@ -7,7 +7,7 @@ data_preprocessor = dict(
     type='DetDataPreprocessor',
     mean=[123.675, 116.28, 103.53],  # ImageNet's, RGB: what the ViT was trained with
     std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=False,  # UnSAMLoadImage gives RGB
+    bgr_to_rgb=True,  # MMDetection's pipelines load BGR
     pad_size_divisor=32,  # the coarsest stride
     pad_mask=True,
 )  # targets must have the padded frame: mask points are sampled in relative coordinates

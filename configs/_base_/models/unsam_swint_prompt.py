@@ -8,7 +8,7 @@ data_preprocessor = dict(
     type='DetDataPreprocessor',
     mean=[123.675, 116.28, 103.53],  # ImageNet's, RGB
     std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=False,  # UnSAMLoadImage gives RGB
+    bgr_to_rgb=True,  # MMDetection's pipelines load BGR
     pad_size_divisor=32,  # padding is 0 after normalising, and nothing masks it
     pad_mask=True,  # targets must have the padded frame
 )
