@@ -117,6 +117,11 @@ def test_all_masks_of_a_grid_differ(predictor):
     )
     records = generator.generate(photographs()[1])
     assert len(records) > 1
+    for record in records:
+        expected = max(1 + np.log10(record['segmentation'].sum() / (HEIGHT * WIDTH)) / 4, 0)
+        assert record['granularity'] == pytest.approx(expected, abs=1e-6)
+        if record['parent'] >= 0:
+            assert record['granularity'] <= records[record['parent']]['granularity']
     masks = np.array([record['segmentation'] for record in records])[:, 2::4, 2::4].reshape(len(records), -1)
     assert len(np.unique(masks, axis=0)) == len(masks)
 

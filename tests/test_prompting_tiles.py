@@ -9,6 +9,7 @@ from skimage.transform import resize
 
 from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
 from unsam_mm.errors import ImageError, UnSAMError
+from unsam_mm.granularity import granularity_area
 from unsam_mm.prompting.embedding_file import load_arrays
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import Prompt
@@ -215,6 +216,38 @@ def test_the_area_never_falls_as_granularity_rises_over_all_levels(tiled):
         assert areas == sorted(areas)
         assert areas[-1] == 606 * 768
         assert len({crop.level for crop in found}) > 1
+
+
+class Squares:
+    """An engine that finds a square of any size around a click."""
+
+    name, device, size_hw = 'tree', 'cpu', None
+
+    def set_image(self, rgb):
+        self.size_hw = rgb.shape[:2]
+
+    def reset_image(self):
+        self.size_hw = None
+
+    def answer(self, prompt, multimask_output, granularity):
+        (x, y), half = (
+            prompt.points_xy[0],
+            round(max(granularity_area(granularity, np.prod(self.size_hw)), 4) ** 0.5 / 2),
+        )
+        mask = np.zeros((1, *self.size_hw), bool)
+        mask[0, max(y - half, 0) : y + half, max(x - half, 0) : x + half] = True
+        return mask, np.ones(1, np.float32)
+
+
+@pytest.mark.parametrize('area_px', [16, 60, 200, 419, 3000, 20_000, 1e5, 1e6])
+def test_the_mask_nearest_to_an_area_is_found_below_a_ten_thousandth_of_the_plane_too(area_px):
+    pixels = np.random.default_rng(0).integers(0, 256, (2048, 2048), np.uint8)
+    engine = TiledEngine(Squares(), TILE_PX)
+    engine.set_plane(LazyPlane(pixels, (0, 255)))
+    (found,), _ = engine.crops_near(Prompt.checked(pixels.shape, [(1000, 900)], [1]), area_px)
+    assert 1 / 1.5 < found.area / area_px < 1.5
+    (finest,), _ = engine.crops_near(Prompt.checked(pixels.shape, [(1000, 900)], [1]), 0)
+    assert finest.area == 4
 
 
 def test_a_box_is_answered_from_the_finest_window_that_holds_it(tiled):

@@ -63,6 +63,12 @@ def test_a_mask_is_written_into_its_plane_alone(desk, labels):
     }
 
 
+def test_a_row_of_an_older_file_has_its_granularity_counted_anew(desk, labels):
+    region, mask = (slice(1, 2), slice(0, 4), slice(0, 4)), np.ones((1, 4, 4), bool)
+    desk.write(ObjectWrite(region, mask, 3, {'granularity': 0.9, 'score': 0.5}))
+    assert labels.features['granularity'].tolist() == pytest.approx([1 + np.log10(16 / 80) / 4])
+
+
 def test_the_granularity_follows_what_is_left_of_an_object(desk, labels):
     desk.commit((0, 0, 10, 8))
     desk.commit((0, 0, 10, 4), keep_existing=False)

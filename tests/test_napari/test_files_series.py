@@ -192,6 +192,8 @@ def test_results_of_a_batch_are_opened(opened, series, session, folder):
     opened(0)
     assert np.array_equal(session.objects.data, labels)
     assert session.objects.features['eccentricity'].tolist() == [0.5]
+    expected = max(1 + np.log10(30 / COINS.size) / 4, 0)  # of its own pixels, whatever the table says
+    assert session.objects.features['granularity'].tolist() == pytest.approx([expected])
 
 
 def test_saved_objects_of_another_shape_are_told_and_kept_on_disk(opened, session, folder):
