@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 LATEST = 'latest.pth'
 """The weights at the end of a training, without optimizer and history, beside the checkpoints they come from."""
 
+CONVERT = {
+    'ResNet': 'for that of DINO run: python -m unsam_mm convert dino_resnet50 {}',
+    'SwinTransformer': 'for that of MoBY download moby_swin_t_300ep_pretrained.pth of its authors and run: '
+    'python -m unsam_mm convert moby_swin_t_300ep_pretrained.pth {}',
+}
+"""How the published backbones get the file that they start from, by type."""
+
 PATH_KEYS = ('root', 'file', 'dir', 'prefix', 'path')
 """Settings with one of these at the end of a part of their name, such as data_root or data_prefix.img, are paths."""
 
@@ -199,26 +206,38 @@ def _resume(config: Config, checkpoint: str) -> None:
 def _check_backbone(config: Config) -> None:
     from unsam_mm.errors import UnSAMError
 
+    path = _backbone_checkpoint(config)
+    if path is not None and not path.is_file():
+        remedy = CONVERT.get(config.model.backbone.get('type'), 'put it there, or set model.backbone.init_cfg=None')
+        raise UnSAMError(f'{path}: no such file, and the backbone starts from it; {remedy.format(path)}')
+
+
+def _backbone_checkpoint(config: Config) -> Path | None:
+    """The local file that the backbone starts from."""
     init = (config.model.get('backbone') or {}).get('init_cfg')
     path = str(init.get('checkpoint') or '') if isinstance(init, dict) else ''
-    if path and ':' not in path and not Path(path).is_file():
-        raise UnSAMError(
-            f'{path}: no such file, and the backbone starts from it; for that of DINO run: '
-            f'python -m unsam_mm convert dino_resnet50 {path}'
-        )
+    return Path(path) if path and ':' not in path else None
 
 
 def _check_start(config: Config, runner: Runner) -> None:
     """Compares the checkpoint to start from with the model, before anything is trained."""
+    from unsam_mm.engine.checkpoints import check_backbone, check_resumable, check_start
+    from unsam_mm.errors import UnSAMError
+
+    is_ours = str(config.model.type).startswith('UnSAM')
+    if is_ours and (path := _backbone_checkpoint(config)) is not None:
+        check_backbone(path, getattr(runner.model, 'module', runner.model).backbone)
     if not config.get('load_from') or '://' in config.load_from:
         return
-    from unsam_mm.engine.checkpoints import check_resumable, check_start
-    from unsam_mm.errors import UnSAMError
 
     path = Path(config.load_from)
     if not path.is_file():
         raise UnSAMError(f'load_from={path}: no such checkpoint; give a .pth file')
-    (check_resumable if config.get('resume') else check_start)(path, runner.model)
+    if config.get('resume'):
+        check_resumable(path, runner.model)
+    else:
+        # Models of other packages commonly start from those with another number of classes.
+        check_start(path, runner.model, partial=config.model.get('partial_checkpoint', not is_ours))
 
 
 def _save_latest(runner: Runner) -> None:

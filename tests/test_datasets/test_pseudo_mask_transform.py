@@ -162,7 +162,7 @@ def test_flips_and_crops_keep_masks_on_the_image(image_folder, tmp_path, directi
     )
     sample = folder(image_folder, steps)[0]
     mask = sample['data_samples'].gt_instances.masks.masks[0].astype(bool)
-    red = sample['inputs'][0].numpy()  # RGB: the first channel
+    red = sample['inputs'][2].numpy()  # BGR: the last channel
     assert sample['data_samples'].flip
     assert mask.shape == (70, 90)
     np.testing.assert_array_equal(mask, red > 150)
@@ -223,6 +223,53 @@ def test_precomputed_masks_are_read_and_images_without_them_skipped(image_folder
         image_folder, [{'type': 'UnSAMLoadImage'}, {'type': 'UnSAMPseudoMasks', 'precomputed': str(tmp_path / 'made')}]
     )
     assert {dataset[i]['img_name'] for i in range(len(dataset))} == {'rgba.png', 'micro/deep/cell.png'}
+
+
+class TestDataSetOfAnotherPackage:
+    """Its entries have paths alone, and two of its folders hold images of one name."""
+
+    @pytest.fixture
+    def images(self, tmp_path):
+        for part, photograph in {'a': data.coffee(), 'b': data.astronaut()}.items():
+            (tmp_path / 'images' / part).mkdir(parents=True)
+            Image.fromarray(photograph[:40, :50]).save(tmp_path / 'images' / part / 'one.png')
+        return tmp_path / 'images'
+
+    @pytest.fixture
+    def made(self, tmp_path):
+        """Labels of both; those of b are twice as many."""
+        store = PseudoMaskStore(tmp_path / 'made')
+        masks = np.arange(40)[:, None] // np.array([20, 10])[:, None, None] == np.arange(4)[:, None, None, None]
+        for part, count, bands in zip('ab', (2, 4), masks.swapaxes(0, 1), strict=True):
+            store.write(f'{part}/one.png', MaskSet.from_bitmaps(np.broadcast_to(bands[:count], (count, 40, 50))))
+        return store
+
+    @staticmethod
+    def entry(images, part):
+        return {'img_path': str(images / part / 'one.png'), 'ori_shape': (40, 50)}
+
+    def test_names_are_paths_below_the_folder_that_is_stated(self, images, made, monkeypatch):
+        monkeypatch.chdir(images)
+        for root in (images, f'{images}/', '.'):
+            step = UnSAMPseudoMasks(precomputed=str(made.root), image_root=root)
+            assert [len(step.find(self.entry(images, part))) for part in 'ab'] == [2, 4]
+
+    def test_without_that_folder_no_labels_are_guessed(self, images, made):
+        made.write('one.png', made.read('a/one.png'))
+        step = UnSAMPseudoMasks(precomputed=str(made.root))
+        with pytest.raises(UnSAMError, match=r'one\.png: neither its data set nor image_root .* set image_root to'):
+            step.find(self.entry(images, 'b'))
+
+    def test_an_image_outside_of_it_is_named_with_it(self, images, made):
+        step = UnSAMPseudoMasks(precomputed=str(made.root), image_root=str(images / 'a'))
+        with pytest.raises(UnSAMError, match=r'b/one\.png: does not lie below .*images/a'):
+            step.find(self.entry(images, 'b'))
+
+    def test_a_link_that_leads_out_of_the_folder_keeps_its_name(self, images, made, tmp_path):
+        (images / 'b').rename(tmp_path / 'elsewhere')
+        (images / 'b').symlink_to(tmp_path / 'elsewhere')
+        step = UnSAMPseudoMasks(precomputed=str(made.root), image_root=str(images))
+        assert len(step.find(self.entry(images, 'b'))) == 4
 
 
 def test_precomputed_masks_of_another_size_are_refused(image_folder, tmp_path):

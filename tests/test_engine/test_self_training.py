@@ -8,15 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS, DefaultScope
 from mmengine.runner import Runner
+from PIL import Image
+from skimage import data
+from torch.utils.data import Dataset
 
 from tests.test_engine.runs import equal
 from unsam_mm.datasets import UnSAMImageFolder, UnSAMSA1B
 from unsam_mm.engine import UnSAMSelfTrainingHook, resolve_data_root
-from unsam_mm.engine.label_place import label_place
+from unsam_mm.engine.label_place import check_names, label_place
 from unsam_mm.engine.round_labels import RoundLabels, join_labels
 from unsam_mm.engine.self_training import fingerprint
 from unsam_mm.errors import UnSAMError
@@ -98,6 +102,53 @@ class TestLabelPlace:
         label_place(dataset).folder = str(folders.new)
         assert self.count(dataset) == [2] * len(dataset)
         assert min(before) > 2
+
+    @pytest.fixture
+    def two_cities(self, tmp_path: Path) -> Dataset:
+        """A data set of MMDetection with images of one name in two folders, and a step for their pseudo-masks."""
+        for city in ('aachen', 'bochum'):
+            (tmp_path / 'images' / city).mkdir(parents=True)
+            Image.fromarray(data.coffee()[:40, :60]).save(tmp_path / 'images' / city / '1.png')
+        write_json(
+            tmp_path / 'gt.json',
+            {
+                'images': [
+                    {'id': i, 'file_name': f'{city}/1.png', 'height': 40, 'width': 60}
+                    for i, city in enumerate(('aachen', 'bochum'))
+                ],
+                'annotations': [],
+                'categories': [{'id': 1, 'name': 'object'}],
+            },
+        )
+        return CocoDataset(
+            ann_file='gt.json',
+            data_root=str(tmp_path),
+            data_prefix={'img': 'images'},
+            metainfo={'classes': ('object',)},
+            filter_cfg={'filter_empty_gt': False},
+            pipeline=[dict(type='UnSAMLoadImage'), dict(type='UnSAMPseudoMasks', store=str(tmp_path / 'store'))],
+        )
+
+    def test_of_another_package_has_names_below_its_image_folder(self, two_cities: Dataset, tmp_path: Path):
+        place = label_place(two_cities)
+        check_names(two_cities, place)
+        entries = [two_cities.get_data_info(index) for index in range(2)]
+        assert [place.name(entry) for entry in entries] == ['aachen/1.png', 'bochum/1.png']
+        labels = [squares((0, 0, 9, 9), scores=[0.9]), squares((0, 0, 9, 9), (20, 20, 30, 30), scores=[0.9, 0.8])]
+        store = PseudoMaskStore(tmp_path / 'round_1')
+        for entry, masks in zip(entries, labels, strict=True):
+            store.write(place.name(entry), masks)
+        place.folder = str(store.root)
+        assert [len(two_cities[index]['gt_bboxes']) for index in range(2)] == [1, 2]
+
+    def test_of_two_images_under_one_name_is_refused_with_both_paths(self, two_cities: Dataset, monkeypatch):
+        def entry(index: int) -> dict:
+            root = f'/data/{index}'
+            return {'img_path': f'{root}/1.png', 'img_root': root, 'img_name': '1.png'}
+
+        monkeypatch.setattr(two_cities, 'get_data_info', entry)
+        with pytest.raises(UnSAMError, match=r'^/data/0/1\.png and /data/1/1\.png: .* kept as 1\.png'):
+            check_names(two_cities, label_place(two_cities))
 
     def test_of_images_without_pseudo_masks_is_refused(self, folders: SimpleNamespace):
         dataset = UnSAMImageFolder(data_root=str(folders.images), pipeline=[dict(type='UnSAMLoadImage')])

@@ -109,7 +109,10 @@ def test_instances_match(model, view):
     recorded = golden.golden_arrays('whole_image_64_queries')
     expected = {name: recorded[f'{view}.inst_{name}'] for name in ('scores', 'area', 'boxes', 'masks')}
     found = model.test_step(batch(view))[0].pred_instances
-    assert_close(found.scores.numpy(), expected['scores'], 1e-5, 'scores')
+    # A logit that is nearly 0 may fall on the other side: two pixels of a mask, each with a probability of a half. The
+    # score is the mean probability of the mask's pixels, so it moves by at most a half of their share.
+    assert found.scores.shape == expected['scores'].shape
+    assert (np.abs(found.scores.numpy() - expected['scores']) < 1e-5 + 1 / np.maximum(expected['area'], 1)).all()
     assert_close(found.masks.sum((1, 2)).numpy(), expected['area'], 2.5, 'areas')
     assert (found.bboxes.numpy() == expected['boxes']).all(axis=1).mean() > 0.95  # one pixel can move a corner
     masks = np.unpackbits(expected['masks'], axis=-1, count=VIEWS[view][1][1]).astype(bool)

@@ -18,6 +18,8 @@ from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.models.joint_head import UnSAMJointHead
 from unsam_mm.models.prompt_targets import CLICK_TYPE
 
+from .descent import fall_in_proportion
+
 CONFIG = Path(__file__).parents[2] / 'configs' / '_base_' / 'models' / 'unsam_swint_joint.py'
 HEIGHT, WIDTH, CHANNELS = 96, 128, 128
 TASKS = ('whole_image', 'prompts')
@@ -245,38 +247,38 @@ def small_detector() -> nn.Module:
     parts = {'pixel_decoder': narrow, 'whole_image': queries, 'prompts': tokens}
     for part, settings in parts.items():
         config.merge_from_dict({f'model.mask_head.{part}.{name}': value for name, value in settings.items()})
-    config.merge_from_dict({'model.backbone': swin, 'model.train_cfg': {'num_points': 256, 'prompts_per_image': 12}})
+    # Points are drawn alike whatever the logits are, and no answer is corrected: a step changes the weights alone.
+    sampling = {'num_points': 256, 'oversample_ratio': 1.0, 'importance_sample_ratio': 0.0}
+    drawn = {'prompts_per_image': 12, 'correction_share': 0.0}
+    config.merge_from_dict({'model.backbone': swin, 'model.train_cfg': sampling | drawn})
     config.merge_from_dict({'model.test_cfg': {'max_per_image': 20, 'mask_format': 'bitmap'}})
     model = MODELS.build(config.model)
     model.init_weights()
     return model
 
 
-@pytest.mark.slow
-def test_a_trained_model_finds_objects_by_itself_and_by_clicks(small_detector, photo, make_sample):
+def test_the_loss_falls_as_its_gradient_says(small_detector, photo, make_sample):
     masks = np.zeros((2, HEIGHT, WIDTH), np.uint8)
     masks[0, 10:86, 8:60] = masks[1, 20:70, 75:120] = 1
-    optimizer = torch.optim.AdamW(small_detector.parameters(), lr=1e-3)
-    small_detector.train()
-    for _ in range(150):
-        batch = {'inputs': [photo], 'data_samples': [make_sample(masks)]}
-        losses = small_detector(**small_detector.data_preprocessor(batch, training=True), mode='loss')
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
     small_detector.eval()
-    sample = make_sample(masks)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(1)  # of prompts and points
+        batch = {'inputs': [photo], 'data_samples': [make_sample(masks)]}
+        return sum(small_detector(**small_detector.data_preprocessor(batch, training=True), mode='loss').values())
+
+    assert 0.4 < fall_in_proportion(loss, small_detector.parameters()) < 2
+
+
+@torch.no_grad()
+def test_one_image_is_answered_as_a_whole_and_by_clicks(small_detector, photo, make_sample):
+    small_detector.eval()
+    sample = make_sample(np.zeros((0, HEIGHT, WIDTH), np.uint8))
     sample.prompts = InstanceData(points=np.array([[12.0, 15], [100, 40]]))
-    with torch.no_grad():
-        found = small_detector.test_step({'inputs': [photo], 'data_samples': [sample]})[0]
-    objects = torch.from_numpy(masks).bool()
-    assert overlaps(found.pred_instances.masks[:, None], objects).amax(0).min() > 0.7
-    assert overlaps(found.pred_prompts.masks, objects[:, None]).amax(1).min() > 0.7
-
-
-def overlaps(masks: torch.Tensor, objects: torch.Tensor) -> torch.Tensor:
-    """IoU of the masks in the last two dimensions."""
-    return (masks & objects).sum((-2, -1)) / (masks | objects).sum((-2, -1))
+    found = small_detector.test_step({'inputs': [photo], 'data_samples': [sample]})[0]
+    assert found.pred_instances.masks.shape[1:] == (HEIGHT, WIDTH)
+    assert len(found.pred_instances) > 0
+    assert found.pred_prompts.masks.shape == (2, 6, HEIGHT, WIDTH)
 
 
 def test_losses_in_bfloat16_are_near_those_in_float32(joint, levels, samples):

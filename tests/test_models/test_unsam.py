@@ -15,6 +15,8 @@ from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.models import point_targets
 from unsam_mm.rle import decode_rles
 
+from .descent import fall_in_proportion
+
 CLASS_AGNOSTIC = {'num_things_classes': 1, 'num_stuff_classes': 0}
 
 
@@ -88,21 +90,17 @@ def test_raw_outputs_have_one_entry_more_than_decoder_layers(model_config, photo
     assert [tuple(logits.shape) for logits in mask_logits] == [(1, 20, 24, 32)] * 4
 
 
-@pytest.mark.slow
-def test_a_few_steps_on_one_photograph_halve_the_loss(model_config, photo, make_sample):
-    model = build(model_config).train()
-    optimizer = torch.optim.AdamW(model.parameters())
+def test_the_loss_falls_as_its_gradient_says(model_config, photo, make_sample):
+    # Points are drawn alike whatever the logits are: a step changes the weights alone.
+    model_config.train_cfg.update(oversample_ratio=1.0, importance_sample_ratio=0.0)
+    model = build(model_config).eval()
     data = batch(model, [photo], [make_sample(regions(photo))], training=True)
-    totals = []
-    for step in range(24):
-        optimizer.param_groups[0]['lr'] = 1e-3 * min(1, (step + 1) / 10)
-        total = sum(model(**data, mode='loss').values()).sum()
-        totals.append(total.item())
-        optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    assert totals[-1] < 0.5 * totals[0]
+
+    def loss():
+        torch.manual_seed(1)  # of the points
+        return sum(model(**copy.deepcopy(data), mode='loss').values()).sum()
+
+    assert 0.4 < fall_in_proportion(loss, model.parameters()) < 2
 
 
 def predict(config, inputs, samples, **test_cfg):
@@ -234,8 +232,8 @@ def test_training_losses_and_gradients_equal_those_of_mmdets_mask2former(
         torch.testing.assert_close(loss, expected[name].squeeze(), rtol=1e-4, atol=1e-5)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in gradients.items():
-        largest = expected_gradients[name].abs().max().item()
-        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-4 * largest + 1e-6)
+        # As a whole: rounding moves single entries, by more than a thousandth where larger ones cancel out.
+        assert (gradient - expected_gradients[name]).norm() < 1e-3 * expected_gradients[name].norm() + 1e-6, name
 
 
 @pytest.mark.parametrize(('drop_loss_iou', 'kept'), [(0.0, 1), (0.999, 0)])

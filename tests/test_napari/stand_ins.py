@@ -129,7 +129,7 @@ class Mailbox:
             self._calls.append(call)
             self._arrived.notify()
 
-    def open_until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    def open_until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         """Makes the calls delivered so far and those to come, until a condition holds."""
         end_s = time.monotonic() + timeout_s
         while not condition():

@@ -21,8 +21,8 @@ from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import colour_tree, needs_screen
 
 ON_COIN = (124, 225)
-LEAST_REDRAWS_A_SECOND = 20
-MAX_UPDATE_S = 0.02
+MAX_CUTS, MAX_CUTS_WITH_DRAWING = 20, 40
+"""What a step of the slider may cost, in cuts of the tree, which fill every pixel once; measured are 4."""
 
 
 @pytest.fixture
@@ -124,7 +124,9 @@ def test_names_become_linked_layers(panel, settle):
 
 @needs_screen
 @pytest.mark.slow
-def test_the_slider_redraws_a_megapixel_twenty_times_a_second(qtbot, make_napari_viewer, make_controller, settle):
+def test_a_step_of_the_slider_over_a_megapixel_costs_what_a_few_cuts_cost(
+    qtbot, make_napari_viewer, make_controller, settle
+):
     image = (resize(data.camera(), (1024, 1024)) * 255).astype(np.uint8)
     tree = colour_tree(image, lambda *_: None)
     viewer = make_napari_viewer(show=True)
@@ -143,7 +145,12 @@ def test_the_slider_redraws_a_megapixel_twenty_times_a_second(qtbot, make_napari
         updates.append(time.process_time() - start)
         canvas.repaint()
         redraws.append(time.process_time() - start)
-    assert np.median(updates) < MAX_UPDATE_S
-    assert 1 / np.median(redraws) >= LEAST_REDRAWS_A_SECOND
+    cuts = []
+    for value in range(0, 1000, 25):
+        start = time.process_time()
+        tree.cut(value / 1000)
+        cuts.append(time.process_time() - start)
+    assert np.median(updates) < MAX_CUTS * np.median(cuts)
+    assert np.median(redraws) < MAX_CUTS_WITH_DRAWING * np.median(cuts)
     panel.close_session()
     session.close()

@@ -163,7 +163,28 @@ class TestMistakes:
 
     def test_checkpoint_that_would_run_code(self, folder: Path, scripts, capsys):
         torch.save({'state_dict': {}, 'extra': Path('x')}, folder / 'code.pth')
-        assert 'code.pth: cannot be read as a checkpoint' in self.line(scripts, capsys, 'test', 'code.pth')
+        line = self.line(scripts, capsys, 'test', 'code.pth')
+        assert 'code.pth: cannot be read as a checkpoint: beside tensors it holds pathlib.PosixPath' in line
+
+    @pytest.mark.parametrize('content', [b'', b'text', b'\x80\x02}', b'\x80\x05\x95', b'PK\x03\x04', bytes(64)])
+    def test_file_that_is_no_checkpoint(self, folder: Path, scripts, capsys, content: bytes):
+        (folder / 'text.pth').write_bytes(content)
+        assert 'text.pth: cannot be read as a checkpoint' in self.line(scripts, capsys, 'test', 'text.pth')
+
+    def test_checkpoint_of_a_training_under_an_mmengine_that_lists_no_safe_classes(
+        self, trained: Path, scripts, capsys, monkeypatch
+    ):
+        """Upstream's; its loss curves could only be unpickled, and training again would change nothing."""
+        monkeypatch.delattr('mmengine.runner.checkpoint.get_torch_safe_globals')
+        allowed = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        try:
+            line = self.line(scripts, capsys, 'test', str(trained / 'iter_4.pth'))
+        finally:
+            torch.serialization.add_safe_globals(allowed)
+        assert 'iter_4.pth: cannot be read as a checkpoint: beside tensors it holds ' in line
+        assert 'give the latest.pth that' in line
+        assert 'again' not in line
 
     def test_nobody_is_told_to_unpickle(self, folder: Path, scripts, capsys):
         torch.save({'extra': Path('x')}, folder / 'pickled.pth')
@@ -189,11 +210,29 @@ class TestMistakes:
         options = ['--cfg-options', 'work_dir=cubic', 'experiment_name=cubic', 'load_from=cubic.pth']
         assert 'cubic.pth: none of the 2 weights' in self.line(scripts, capsys, 'train', *options)
 
-    def test_backbone_that_starts_from_no_file(self, scripts, capsys):
-        options = ['--work-dir=absent', '--cfg-options', 'model.backbone.init_cfg.checkpoint=none.pth']
-        line = self.line(scripts, capsys, 'train', *options)
+    def test_training_that_starts_from_a_checkpoint_of_which_a_part_fits(self, folder: Path, scripts, caplog):
+        """The model is of another package, where heads with other classes commonly start afresh; but it is said."""
+        torch.save({'linear.weight': torch.zeros(1, 3), 'linear.bias': torch.zeros(7)}, folder / 'part.pth')
+        train, _ = scripts
+        options = ['work_dir=part', 'experiment_name=part', 'load_from=part.pth', 'train_cfg.max_iters=2']
+        assert train.run(train.train, train.parse_args(['tiny.py', '--cfg-options', *options])) == 0
+        log = next((folder / 'part').rglob('*.log')).read_text()
+        assert 'part.pth: 1 of the 2 weights are missing or differ in shape and start afresh' in log
+        assert 'linear.bias' in log
+
+    @pytest.mark.parametrize(
+        ('backbone', 'remedy'),
+        [
+            ('ResNet', 'for that of DINO run: python -m unsam_mm convert dino_resnet50 none.pth'),
+            ('SwinTransformer', 'python -m unsam_mm convert moby_swin_t_300ep_pretrained.pth none.pth'),
+            ('PyramidVisionTransformer', 'put it there, or set model.backbone.init_cfg=None'),
+        ],
+    )
+    def test_backbone_that_starts_from_no_file(self, scripts, capsys, backbone: str, remedy: str):
+        options = [f'model.backbone.type={backbone}', 'model.backbone.init_cfg.checkpoint=none.pth']
+        line = self.line(scripts, capsys, 'train', '--work-dir=absent', '--cfg-options', *options)
         assert 'none.pth: no such file' in line
-        assert 'convert dino_resnet50 none.pth' in line
+        assert line.endswith(remedy)
 
     def test_error_in_a_dataloader_worker(self, scripts, capsys):
         options = ['test_dataloader.dataset.type=TinyBrokenImages', 'test_dataloader.num_workers=1']

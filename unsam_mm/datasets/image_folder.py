@@ -163,6 +163,35 @@ def name_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()) >> 12
 
 
+def image_name(entry: dict[str, Any], image_root: str = '') -> str:
+    """The name that labels of an image are kept under: its posix path relative to a folder.
+
+    Args:
+        entry: A data set's entry of the image. Those of this package state the folder and the name, as ``img_root`` and
+            ``img_name``; others have ``img_path`` alone.
+        image_root: The folder, where the entry does not state it.
+
+    Raises:
+        UnSAMError: If no folder is stated, or the image does not lie below it: by the names of files alone, images of
+            several folders would share their labels.
+    """
+    if 'img_root' in entry and 'img_name' in entry:
+        return entry['img_name']
+    path = entry['img_path']
+    if not image_root:
+        raise UnSAMError(
+            f'{path}: neither its data set nor image_root of UnSAMPseudoMasks states the folder that names of labels are '
+            'relative to; set image_root to the folder of the images that was given to "generate"'
+        )
+    for absolute in (Path.absolute, Path.resolve):  # first without following links, which may lead out of the folder
+        if absolute(Path(path)).is_relative_to(absolute(Path(image_root))):
+            return absolute(Path(path)).relative_to(absolute(Path(image_root))).as_posix()
+    raise UnSAMError(
+        f'{path}: does not lie below {image_root}, which names of labels are relative to; set image_root of '
+        'UnSAMPseudoMasks to a folder that holds all images'
+    )
+
+
 def _held_out(names: Sequence[str], fraction: float) -> set[str]:
     ranked = sorted(names, key=name_hash)
     limit = fraction * 2**52

@@ -11,6 +11,7 @@ from mmdet.registry import TRANSFORMS
 from mmengine.logging import print_log
 
 from unsam_mm.coco_files.segmentations import read_rles
+from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.pseudo_masks.label_merge import GROUND_TRUTH_IOU, without_overlap
@@ -107,7 +108,7 @@ class UnSAMPlusMasks(BaseTransform):
         root = self.pseudo_masks_root or results.get('pseudo_masks_root')
         if not root:
             raise UnSAMError('UnSAMPlusMasks needs pseudo_masks_root, here or in the data set')
-        store, name, human = PseudoMaskStore(root), results['img_name'], results['gt_masks']
+        store, name, human = PseudoMaskStore(root), image_name(results), results['gt_masks']
         if not store.has(name):
             if name not in self._reported:
                 self._reported.add(name)

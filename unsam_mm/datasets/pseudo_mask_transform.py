@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
+from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.load_masks import check_untouched, set_masks
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
@@ -48,6 +49,8 @@ class UnSAMPseudoMasks(BaseTransform):
             change, or the size of an image does. An image exchanged for one of the same size keeps its old masks.
         precomputed: Folder written by ``python -m unsam_mm generate``. It is only read; images that it lacks are
             logged and skipped, and `store`, `preset`, `device` and `generator` have no effect.
+        image_root: Folder that the names in `precomputed` are relative to, the one that was given to ``generate``. For
+            data sets of other packages, whose entries do not state it.
         preset: Preset of `PseudoMaskGenerator`.
         device: Device of the generator. Dataloader workers cannot use CUDA: there it must be 'cpu'.
         generator: A generator to use instead of a preset, or the arguments of `PseudoMaskGenerator.from_preset`.
@@ -64,6 +67,7 @@ class UnSAMPseudoMasks(BaseTransform):
         self,
         store: str | None = None,
         precomputed: str | None = None,
+        image_root: str = '',
         preset: str = 'default',
         device: str = 'cpu',
         generator: Callable[[np.ndarray], MaskHierarchy] | dict[str, Any] | None = None,
@@ -75,6 +79,7 @@ class UnSAMPseudoMasks(BaseTransform):
             raise UnSAMError(f'max_masks must lie in 1..{STORED_MASKS}, got {max_masks}')
         self.store = store
         self.precomputed = precomputed
+        self.image_root = str(image_root)
         self.max_masks = max_masks
         self.min_area_px = min_area_px
         self.at_original_size = at_original_size
@@ -110,19 +115,21 @@ class UnSAMPseudoMasks(BaseTransform):
         """All masks on disk for an image, up to 1000; finds and keeps them if there are none.
 
         Args:
-            results: Needs ``img_path``; ``img_root`` and ``img_name`` tell apart images of one name in several
-                folders, ``ori_shape`` reveals an image that was exchanged for one of another size.
+            results: Needs ``img_path``; ``img_root`` and ``img_name``, or with `precomputed` the argument `image_root`,
+                tell apart images of one name in several folders; ``ori_shape`` reveals an image that was exchanged for
+                one of another size.
 
         Returns:
             The masks, or None if `precomputed` has none for this image.
 
         Raises:
+            UnSAMError: If nothing states which folder the names in `precomputed` are relative to.
             StoreError: If `precomputed` is empty, or its masks have another size than the image.
             ImageError: If masks have to be found and the image cannot be read.
         """
-        root, name = _place(results)
         if self.precomputed:
-            return self._read_precomputed(name, results)
+            return self._read_precomputed(image_name(results, self.image_root), results)
+        root, name = _place(results)
         store = PseudoMaskStore(self.folder(root))
         masks = self._read_kept(store, name, results)
         if masks is None:
@@ -235,7 +242,7 @@ def prepare_pseudo_masks(dataset: BaseDataset, progress: bool = True) -> tuple[i
 
 
 def _place(results: dict[str, Any]) -> tuple[Path, str]:
-    """Root folder and relative name of an image; data sets of other packages give the path alone."""
+    """Folder and name of an image in it; for data sets of other packages, which give the path alone, its own folder."""
     path = Path(results['img_path'])
     if 'img_root' in results and 'img_name' in results:
         return Path(results['img_root']), results['img_name']

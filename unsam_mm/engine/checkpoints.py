@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, is_model_wrapper
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import UnSAMError, WeightsError
+
+_GLOBAL = re.compile(r'GLOBAL (\S+)')
+"""What torch says it refuses to load."""
 
 
 def check_weights(path: Path, model: torch.nn.Module) -> None:
@@ -41,18 +48,60 @@ def check_resumable(path: Path, model: torch.nn.Module) -> None:
         )
 
 
-def check_start(path: Path, model: torch.nn.Module) -> None:
-    """Checks that a file has at least one weight that fits a model: parts of a model may start afresh.
+def check_start(path: Path, model: torch.nn.Module, partial: bool = False) -> None:
+    """Checks that a training of a model can start from the weights in a file.
+
+    Args:
+        path: The file.
+        model: The model.
+        partial: Whether parts of the model may start afresh; how many is logged.
 
     Raises:
-        UnSAMError: If it cannot be read, or nothing in it fits.
+        UnSAMError: If it cannot be read, or a weight is missing or of another shape; with `partial`, if nothing fits.
     """
     found, wanted = _weights_of(_read(path)), _unwrapped(model).state_dict()
-    if not any(name in found and found[name].shape == weight.shape for name, weight in wanted.items()):
+    fitting = [name for name, weight in wanted.items() if name in found and found[name].shape == weight.shape]
+    if not fitting:
         raise UnSAMError(
             f'{path}: none of the {len(wanted)} weights of the model that the config describes is in it; '
             'set load_from to a checkpoint of this model'
         )
+    if not partial:
+        _check_all(path, found, model)
+    elif len(fitting) < len(wanted):
+        fresh = next(name for name in wanted if name not in fitting)
+        print_log(
+            f'{path}: {len(wanted) - len(fitting)} of the {len(wanted)} weights are missing or differ in shape and start '
+            f'afresh, the first is {fresh}',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def check_backbone(path: Path, backbone: BaseModule) -> None:
+    """Checks that a backbone can start from the file that its `init_cfg` names, by initialising a copy of it.
+
+    Args:
+        path: The file, for messages.
+        backbone: That of `UnSAM`, which checks what is loaded into it.
+
+    Raises:
+        UnSAMError: If it cannot be read or is of another backbone.
+    """
+    _read(path)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            copy.deepcopy(backbone).init_weights()
+    except WeightsError as error:
+        raise UnSAMError(f'{path}: {error}') from error
+    except (
+        IndexError,
+        RuntimeError,
+    ) as error:  # MMDetection's Swin reshapes what it finds, and expects to find something
+        raise UnSAMError(
+            f'{path}: not a checkpoint of the backbone, {type(backbone).__name__} ({error}); give one of this backbone, as '
+            '"python -m unsam_mm convert" writes it'
+        ) from error
 
 
 def _check_all(path: Path, found: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
@@ -67,17 +116,21 @@ def _check_all(path: Path, found: Mapping[str, torch.Tensor], model: torch.nn.Mo
 
 def _read(path: Path) -> Any:
     # What loss curves, which the checkpoints of a training hold as well, are made of. MMEngine would go on to unpickle
-    # whatever else a file contains. Upstream's has no such list: there only `latest.pth` and plain weights can be read.
+    # whatever else a file contains. Upstream's has no such list: of its trainings only `latest.pth` can be read.
     torch.serialization.add_safe_globals(getattr(mmengine_checkpoint, 'get_torch_safe_globals', list)())
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:  # torch's words recommend to unpickle it
-        raise UnSAMError(
-            f'{path}: cannot be read as a checkpoint (not a file of tensors alone); copy it again, or train again'
-        ) from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
+        if named := _GLOBAL.search(str(error)):
+            raise UnSAMError(
+                f'{path}: cannot be read as a checkpoint: beside tensors it holds {named[1]}, which would have to be '
+                'unpickled, and that can run code; give the latest.pth that tools/train.py writes at the end of a training, '
+                'or a file with the "state_dict" alone'
+            ) from error
+        raise UnSAMError(f'{path}: cannot be read as a checkpoint; give a .pth file, or copy it again') from error
+    except Exception as error:  # what torch raises depends on the first bytes, from IndexError to struct.error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnSAMError(f'{path}: cannot be read as a checkpoint ({reason}); copy it again, or train again') from error
+        raise UnSAMError(f'{path}: cannot be read as a checkpoint ({reason}); copy it again') from error
 
 
 def _weights_of(checkpoint: Any) -> dict[str, torch.Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from unsam_mm.datasets import UnSAMPseudoMasks, UnSAMSA1B
+from unsam_mm.datasets import UnSAMImageFolder, UnSAMPseudoMasks, UnSAMSA1B
+from unsam_mm.datasets.image_folder import image_name
+from unsam_mm.datasets.lazy import LazyDataset
 from unsam_mm.errors import UnSAMError
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
@@ -23,6 +24,13 @@ class LabelPlace(Protocol):
     """
 
     folder: str
+
+    def name(self, entry: dict[str, Any]) -> str:
+        """The name under which the labels of an image are kept, a path relative to the folder of the images.
+
+        Raises:
+            UnSAMError: If that folder is not known, or the image does not lie below it.
+        """
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
         """All labels of an image of this size, or None if it is not trained on.
@@ -42,7 +50,7 @@ def label_place(dataset: Dataset) -> LabelPlace:
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     steps = [step for step in steps if isinstance(step, UnSAMPseudoMasks)]
     if len(steps) == 1:
-        return _OfStep(steps[0])
+        return _OfStep(steps[0], dataset)
     if isinstance(dataset, UnSAMSA1B) and dataset.labels != 'human':
         return _OfDataset(dataset)
     raise UnSAMError(
@@ -51,14 +59,34 @@ def label_place(dataset: Dataset) -> LabelPlace:
     )
 
 
-def name_of(entry: dict[str, Any]) -> str:
-    """The name under which the labels of an image are kept."""
-    return entry['img_name'] if 'img_root' in entry and 'img_name' in entry else Path(entry['img_path']).name
+def check_names(dataset: Dataset, labels: LabelPlace) -> None:
+    """Sees to it that each image has labels of its own.
+
+    Raises:
+        UnSAMError: If the labels of two images would be kept under one name, or an image has none.
+    """
+    if isinstance(dataset, LazyDataset | UnSAMImageFolder):
+        return  # paths below one folder
+    paths: dict[str, str] = {}
+    for number in range(len(dataset)):
+        entry = dataset.get_data_info(number)
+        name, path = labels.name(entry), str(entry['img_path'])
+        if paths.setdefault(name, path) != path:
+            raise UnSAMError(
+                f'{paths[name]} and {path}: the labels of both would be kept as {name}; give one data_root that holds '
+                'both folders'
+            )
 
 
 class _OfStep:
-    def __init__(self, step: UnSAMPseudoMasks) -> None:
+    def __init__(self, step: UnSAMPseudoMasks, dataset: Dataset) -> None:
         self._step = step
+        prefix = getattr(dataset, 'data_prefix', None) or {}
+        stated = (step.image_root, prefix.get('img'), prefix.get('img_path'), getattr(dataset, 'data_root', ''))
+        self._image_root = str(next(filter(None, stated), ''))
+
+    def name(self, entry: dict[str, Any]) -> str:
+        return image_name(entry, self._image_root)
 
     @property
     def folder(self) -> str:
@@ -66,7 +94,7 @@ class _OfStep:
 
     @folder.setter
     def folder(self, folder: str) -> None:
-        self._step.precomputed = folder
+        self._step.precomputed, self._step.image_root = folder, self._image_root
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
         return self._step.find({**entry, 'ori_shape': size_hw})
@@ -78,6 +106,9 @@ class _OfDataset:
     def __init__(self, dataset: UnSAMSA1B) -> None:
         self._dataset = dataset
 
+    def name(self, entry: dict[str, Any]) -> str:
+        return image_name(entry)
+
     @property
     def folder(self) -> str:
         return self._dataset.pseudo_masks_root
@@ -88,5 +119,5 @@ class _OfDataset:
         self._dataset.pseudo_masks_root = folder
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet:
-        store, name = PseudoMaskStore(self.folder), name_of(entry)
+        store, name = PseudoMaskStore(self.folder), self.name(entry)
         return store.read(name) if store.has(name) else MaskSet.from_bitmaps(np.zeros((0, *size_hw), bool))

@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, Dataset
 
-from unsam_mm.engine.label_place import LabelPlace, name_of
+from unsam_mm.engine.label_place import LabelPlace
 from unsam_mm.errors import ImageError
 from unsam_mm.files import read_json, remove_leftovers, write_json
 from unsam_mm.mask_set import MaskSet
@@ -160,7 +160,7 @@ class _Unlabelled(Dataset):
 
     def __getitem__(self, position: int) -> tuple[str, MaskSet, dict] | None:
         entry = self.dataset.get_data_info(self.share[position])
-        name = name_of(entry)
+        name = self.old.name(entry)
         if self.done.has(name):
             return None
         try:

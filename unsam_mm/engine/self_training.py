@@ -20,7 +20,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
 
-from unsam_mm.engine.label_place import label_place
+from unsam_mm.engine.label_place import check_names, label_place
 from unsam_mm.engine.resume import POINTER
 from unsam_mm.engine.round_labels import RoundLabels, label_images
 from unsam_mm.engine.train_loop import UnSAMTrainLoop
@@ -86,12 +86,13 @@ class UnSAMSelfTrainingHook(Hook):
         """Takes up the labels of the last round that began, and ends that round if it was interrupted.
 
         Raises:
-            UnSAMError: If the train loop is another one, or the training images have no pseudo-masks to replace.
+            UnSAMError: If the train loop is another one, or the training images have no pseudo-masks to replace, or two
+                of them would share theirs.
             StoreError: If training is resumed behind a round whose labels are gone.
         """
         if not isinstance(runner.train_loop, UnSAMTrainLoop):
             raise UnSAMError("UnSAMSelfTrainingHook needs train_cfg.type='UnSAMTrainLoop'")
-        label_place(runner.train_loop.dataset)
+        check_names(runner.train_loop.dataset, label_place(runner.train_loop.dataset))
         number = bisect.bisect_right(self.at_iters, runner.iter)
         if number == 0:
             return

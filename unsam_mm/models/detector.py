@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from mmengine.config import ConfigDict
 from torch import Tensor
+from torch.nn import Module
 
 from unsam_mm.errors import WeightsError
 
@@ -27,7 +28,8 @@ class UnSAM(BaseDetector):
         test_cfg: Handed on to the mask head.
         data_preprocessor: Config of `DetDataPreprocessor`; it must pad the masks along with the images.
         partial_checkpoint: Whether a checkpoint may lack weights of this model, which then start at random. MMEngine
-            itself only logs such a mismatch, and a test of the wrong checkpoint ends in meaningless numbers.
+            itself only logs such a mismatch, and a test of the wrong checkpoint ends in meaningless numbers. The
+            checkpoint of a `Pretrained` backbone, which MMEngine loads in the same way, may lack whole parts of it alone.
         init_cfg: MMEngine's initialisation.
     """
 
@@ -44,6 +46,7 @@ class UnSAM(BaseDetector):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
+        self.backbone.register_load_state_dict_pre_hook(_check_parts)
         if neck is not None:
             self.neck = MODELS.build(neck)
         self.mask_head = MODELS.build(ConfigDict(mask_head, train_cfg=train_cfg, test_cfg=test_cfg))
@@ -68,6 +71,31 @@ class UnSAM(BaseDetector):
         self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
         return self.mask_head(self.extract_feat(batch_inputs), batch_data_samples)
+
+
+def _check_parts(
+    backbone: Module, state_dict: dict[str, Tensor], prefix: str, *unused: Sequence[str] | dict | bool
+) -> None:
+    """Each part of a backbone, such as a stage, has to be in its checkpoint with all of its weights, or not at all."""
+    if prefix:
+        return  # of the whole model, see `_check_complete`
+    shapes = {name: weight.shape for name, weight in backbone.named_parameters()}
+    fitting = {name for name, shape in shapes.items() if name in state_dict and state_dict[name].shape == shape}
+    parts = {part_of(name) for name in fitting}
+    foreign = [name for name in state_dict if part_of(name) in parts and name not in backbone.state_dict()]
+    lacking = [name for name in shapes if part_of(name) in parts and name not in fitting]
+    reshaped = [name for name in shapes if name in state_dict and name not in fitting]
+    if not fitting or foreign or lacking or reshaped:
+        found = [*reshaped, *lacking, *foreign] or list(state_dict)
+        raise WeightsError(
+            f'not a checkpoint of the backbone, {type(backbone).__name__}: {len(fitting)} of its {len(shapes)} weights fit '
+            f'({", ".join(found[:2])}, ... do not); give one of this backbone, as "python -m unsam_mm convert" writes it'
+        )
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a weight belongs to."""
+    return name.partition('.')[0]
 
 
 def _check_complete(
