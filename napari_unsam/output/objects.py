@@ -206,7 +206,8 @@ def objects_of_layer(
     kept = [axis for axis in range(labels.ndim) if axis != channel_axis]
     return LabelledObjects(
         labels=data if channel_axis is None else TakenAt(data, channel_axis, 0),
-        features=table if 'index' in table else table.assign(index=np.arange(len(table))),
+        # A copy: it is read in another thread, where the user may not edit it.
+        features=table.copy() if 'index' in table else table.assign(index=np.arange(len(table))),
         name=name or labels.name,
         scale=tuple(float(labels.scale[axis]) for axis in kept),
         units=tuple(str(labels.units[axis]) for axis in kept),
