@@ -208,6 +208,7 @@ class PlaneEmbedder:
         self._settings = settings
         self._weights: Path | None = None
         self._engine: Engine | None = None
+        self._looks_with: str | None = None
         self._store: EmbeddingStore | None = None
         self._no_store = _NO_STORE
         if settings.store is not None:
@@ -269,6 +270,7 @@ class PlaneEmbedder:
         except UnSAMError:
             self._weights = before
             raise
+        self._looks_with = None
 
     def load(self) -> None:
         """Loads the engine and asks it about a speck of noise, which also loads and compiles what it uses."""
@@ -314,9 +316,12 @@ class PlaneEmbedder:
             self._store, self._no_store = None, f'Nothing is kept on disk any more: {error}'
 
     def _signature(self) -> str:
+        """All that decides what is found in given pixels: these come with the contrast limits that the user chose."""
         from unsam_mm import __version__
 
-        return f'{self._settings.engine}-{__version__}'
+        if self._looks_with is None:
+            self._looks_with = engine_signature(self._settings.engine, self._weights)
+        return f'{self._settings.engine}-{__version__}-{self._looks_with}'
 
     def _build(self) -> Engine:
         torch = import_torch()
@@ -377,6 +382,30 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
         return _ReportingTokenizer(RegionTokenizer(trained.settings, trained.n_tokens, device))
 
     return RegionEngine(trained.net, tokenizer, device)
+
+
+def engine_signature(name: str, weights: Path | None = None) -> str:
+    """A hash of what decides the embeddings of an engine: the settings of the regions, and the weights of the ViT.
+
+    The weights of the model answer prompts about embeddings; they are no part of these.
+
+    Args:
+        name: 'model' or 'tree'.
+        weights: Of the model; those of the package if not given.
+
+    Raises:
+        WeightsError: If weights cannot be had.
+    """
+    from unsam_mm.prompting.predictor import DEFAULT_MODEL
+    from unsam_mm.pseudo_masks.generator import preset_settings, settings_signature
+
+    if name == 'tree':
+        return settings_signature(preset_settings('default'))
+    from unsam_mm.region_model.tokenizer import tokens_signature
+    from unsam_mm.region_model.weights import load_weights, packaged_weights
+
+    trained = load_weights(weights or packaged_weights(DEFAULT_MODEL))
+    return tokens_signature(trained.settings, trained.n_tokens)
 
 
 class _ReportingTokenizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ from napari_unsam._layers import ObjectLayers, remove_layers
 from napari_unsam._targets import Level
 from napari_unsam.files.pixels import ImagePixels, read_pixels
 from napari_unsam.files.results import ImageList, Results
-from napari_unsam.output.objects import LabelledObjects, blocks, object_boxes, objects_of_layer
-from unsam_mm.errors import StoreError
+from napari_unsam.output.objects import LabelledObjects, Region, Watched, blocks, object_boxes, objects_of_layer
+from unsam_mm.errors import StoreError, UnSAMError
 
 if TYPE_CHECKING:
     from napari.layers import Image
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
 
 _CHANNELS = 'c'
+_CHANGES = ('paint', 'labels_update', 'set_data', 'data', 'features')
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class _Opened:
     """An image with what was saved of it."""
 
     pixels: ImagePixels
-    objects: LabelledObjects | None
+    objects: ReadMasks | None
 
 
 class ImageSeries:
@@ -54,7 +55,10 @@ class ImageSeries:
         self._asked: int | None = None
         self._broken: set[str] = set()
         self._layer: Image | None = None
-        self._saved = 0
+        self._changes = LayerChanges()
+        self._saved: int | None = 0  # the fingerprint of what was opened or saved last; None if that was not told
+        self._unchanged_at = self._changes.count(None)  # a state that has this fingerprint
+        self._foreign: set[str] = set()  # images with results that could not be opened
         self._done = {name for name in images.names if results.has(name)}
 
     @property
@@ -76,7 +80,7 @@ class ImageSeries:
     def is_dirty(self) -> bool:
         """Whether the objects of the open image differ from what was opened or saved last, or some wait to be committed."""
         is_open = self._position is not None and self._layer in self._session.viewer.layers
-        return is_open and (self._fingerprint() != self._saved or self._has_asides)
+        return is_open and (self._has_asides or not self._is_as_saved())
 
     def is_done(self, position: int) -> bool:
         """Whether there are saved objects of an image."""
@@ -102,10 +106,10 @@ class ImageSeries:
             self.changed.emit()
             return
 
-        left = self._fingerprint()
+        left = self._changes.count(self._labels())
 
         def read(opened: _Opened) -> None:
-            if self._fingerprint() == left:
+            if self._changes.count(self._labels()) == left:
                 self._show(position, opened)
             else:
                 self._session.controller.say(f'{self.name} was changed meanwhile, so it stays open.', Level.PROBLEM)
@@ -136,24 +140,34 @@ class ImageSeries:
             return
         if self._has_asides:
             self._session.asides.commit(with_shown=False)
-        objects = self._objects()
-        fingerprint = self._fingerprint()
+        if name in self._foreign and self._results.has(name):
+            self._session.controller.say(
+                f'{self._results.path(name, "tiff")} holds other objects, which could not be opened; move it away to save '
+                'these.',
+                Level.PROBLEM,
+            )
+            return
+        objects, labels = self._objects(), self._labels()
+        before = self._changes.count(labels)
 
-        def saved(_nothing: object) -> None:
+        def write(progress: ProgressCallback) -> int:
+            saved = 0 if labels is None else fingerprint(labels)
+            self._results.write(name, objects, progress=progress)
+            return saved
+
+        def saved(value: int) -> None:
             self._done.add(name)
+            is_unchanged = self._changes.count(self._labels()) == before
             if self.name == name:
-                self._saved = fingerprint
-                self._session.exported.emit()
+                # What was changed meanwhile may be in the files in part: nothing that is there now counts as saved.
+                self._saved, self._unchanged_at = (value if is_unchanged else None), before
+                if is_unchanged:
+                    self._session.exported.emit()
             self._session.controller.say(f'Objects of {name} saved in {self._results.folder}.')
             self.changed.emit()
             then()
 
-        self._session.controller.run(
-            f'Saving {name}',
-            lambda progress: self._results.write(name, objects, progress=progress),
-            saved,
-            is_task=True,
-        )
+        self._session.controller.run(f'Saving {name}', write, saved, is_task=True)
 
     def close(self) -> None:
         """Takes the open image and its objects out of the viewer; what was not saved is lost."""
@@ -163,7 +177,9 @@ class ImageSeries:
     def _read(self, name: str, progress: ProgressCallback) -> _Opened:
         progress(0.0, f'Reading {name}')
         pixels = read_pixels(self.images.path(name))
-        return _Opened(pixels, self._results.read(name) if self._results.has(name) else None)
+        if not self._results.has(name):
+            return _Opened(pixels, None)
+        return _Opened(pixels, read_masks(self._results.read(name), progress))
 
     def _show(self, position: int, opened: _Opened) -> None:
         """Puts an image in place of the one that is open."""
@@ -178,14 +194,16 @@ class ImageSeries:
             self._restore(opened.objects)
         session.history.clear()  # its actions belong to layers that are gone
         session.viewer.reset_view()
-        self._saved = self._fingerprint()
+        self._saved, self._unchanged_at = self._fingerprint(), self._changes.count(self._labels())
         self.changed.emit()
 
-    def _restore(self, objects: LabelledObjects) -> None:
-        layer = self._session.ensure_objects()
+    def _restore(self, objects: ReadMasks) -> None:
+        self._foreign.discard(self.name)
         try:
+            layer = self._session.ensure_objects()
             place_objects(self._session, layer, objects, 'open objects', keep_labels=True)
-        except StoreError as error:
+        except UnSAMError as error:
+            self._foreign.add(self.name)
             self._session.controller.say(f'The saved objects were not opened: {error}', Level.PROBLEM)
 
     def _labels(self) -> Labels | None:
@@ -209,43 +227,93 @@ class ImageSeries:
     def _has_asides(self) -> bool:
         return self._session.image is self._layer and bool(self._session.controller.prompts.asides)
 
+    def _is_as_saved(self) -> bool:
+        if self._changes.count(self._labels()) == self._unchanged_at:
+            return self._saved is not None
+        return self._fingerprint() == self._saved  # what was undone is as it was
+
     def _fingerprint(self) -> int:
         labels = self._labels()
         return 0 if labels is None else fingerprint(labels)
 
 
+@dataclass(frozen=True, eq=False)
+class ReadMasks:
+    """Objects with their masks in memory, each in its box.
+
+    Attributes:
+        objects: What is known of them.
+        masks: By label, where the mask lies in the labels, and the mask.
+    """
+
+    objects: LabelledObjects
+    masks: dict[int, tuple[Region, np.ndarray]]
+
+
+def read_masks(objects: LabelledObjects, progress: ProgressCallback = lambda fraction, text: None) -> ReadMasks:
+    """Reads all masks, in any thread; the labels are read twice, part by part.
+
+    Raises:
+        UnSAMError: If a label is negative or needs more than 32 bits.
+    """
+    boxes = object_boxes(Watched(objects.labels, progress, 'Finding the objects'))
+    return ReadMasks(objects, {label: (box, np.asarray(objects.labels[box]) == label) for label, box in boxes.items()})
+
+
 def place_objects(
-    session: ViewerSession, layer: Labels, objects: LabelledObjects, name: str, keep_labels: bool = False
+    session: ViewerSession, layer: Labels, objects: LabelledObjects | ReadMasks, name: str, keep_labels: bool = False
 ) -> tuple[int, int]:
     """Writes objects into the layer of a session as one action; returns how many, and how many had no free pixel.
 
     Args:
         session: Whose layer it is.
         layer: Has as many voxels along each axis as the objects, axes of length 1 aside.
-        objects: What to write.
+        objects: What to write; if they are large, their masks are best read in another thread.
         name: Of the action.
         keep_labels: Keep their labels; else they get new ones, and leave objects alone that the session is to keep.
 
     Raises:
         StoreError: If the shapes differ.
     """
-    shape = layer.data.shape
+    read = objects if isinstance(objects, ReadMasks) else read_masks(objects)
+    objects, masks, shape = read.objects, read.masks, layer.data.shape
     if [side for side in shape if side > 1] != [side for side in objects.shape if side > 1]:
         raise StoreError(f'the objects of {objects.name} have shape {objects.shape}, but the image has {shape}')
-    labels = np.asarray(objects.labels[...]).reshape(shape)
-    boxes, rows = object_boxes(labels), objects.rows()
-    new = {label: label for label in boxes}
+    rows = objects.rows()
+    new = {label: label for label in masks}
     if not keep_labels:
         first = session.next_label(layer)
-        new = {label: first + i for i, label in enumerate(boxes)}
-    writes = [
-        ObjectWrite(box, labels[box] == label, new[label], _row(rows.get(label, {}), new))
-        for label, box in boxes.items()
-    ]
+        new = {label: first + i for i, label in enumerate(masks)}
+    writes = []
+    for label, (box, mask) in masks.items():
+        long_axes = iter([part for part, side in zip(box, objects.shape, strict=True) if side > 1])
+        region = tuple(next(long_axes) if side > 1 else slice(0, 1) for side in shape)
+        mask = mask.reshape([part.stop - part.start for part in region])
+        writes.append(ObjectWrite(region, mask, new[label], _row(rows.get(label, {}), new)))
     if session.keep_existing and not keep_labels:
         writes = free_now(writes, layer.data)
     session.write_objects(name, writes, layer)
-    return len(writes), len(boxes) - len(writes)
+    return len(writes), len(masks) - len(writes)
+
+
+class LayerChanges:
+    """Counts the changes of layers of labels, so that nobody has to compare their pixels to know of one."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Hashable, int] = {}
+
+    def count(self, layer: Labels | None) -> tuple[Hashable, int]:
+        """Which layer it is, and how often it was changed since it was asked about for the first time."""
+        if layer is None:
+            return None, 0
+        if layer.unique_id not in self._counts:
+            self._counts[layer.unique_id] = 0
+            for name in _CHANGES:  # napari holds the receiver weakly
+                getattr(layer.events, name).connect(self._changed)
+        return layer.unique_id, self._counts[layer.unique_id]
+
+    def _changed(self, event: Any) -> None:
+        self._counts[event.source.unique_id] += 1
 
 
 def fingerprint(layer: Labels) -> int:

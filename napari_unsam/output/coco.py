@@ -63,7 +63,7 @@ def read_coco(path: str | Path) -> LabelledObjects:
         shape = tuple(note['shape']) if note else (images[0]['height'], images[0]['width'])
         labels = np.zeros(shape, np.uint32)
         places = dict(zip((image['id'] for image in images), np.ndindex(*shape[:-2]), strict=True))
-        numbered = {a['id']: int(a.get('object_id', i)) for i, a in enumerate(annotations, start=1)}
+        numbered = {a['id']: _label(a.get('object_id', i)) for i, a in enumerate(annotations, start=1)}
         for annotation in sorted(annotations, key=lambda a: -a['area']):
             _draw(labels[places[annotation['image_id']]], annotation, numbered[annotation['id']])
     except (KeyError, TypeError, IndexError, ValueError) as error:
@@ -107,6 +107,12 @@ def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size
 def plain(value: Any) -> Any:
     """A number of NumPy as one of Python, which JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _label(value: Any) -> int:
+    if not 0 < int(value) <= np.iinfo(np.uint32).max:
+        raise ValueError(f'object_id {value} lies outside of 1 to {np.iinfo(np.uint32).max}')
+    return int(value)
 
 
 def _draw(plane: np.ndarray, annotation: Mapping[str, Any], label: int) -> None:

@@ -32,7 +32,8 @@ def write_geojson(path: str | Path, objects: LabelledObjects) -> None:
     - `label`, `parent` (the id of the parent's feature, in the same plane or in the file of a linked layer, or null), and the
       same as text in `metadata`, which QuPath keeps.
 
-    Planes of stacks are told by `plane` in the geometry, as QuPath does, with z and t counted from 0.
+    Planes of stacks are told by `plane` in the geometry, as QuPath does, with c, z and t counted from 0; positions, which it
+    has none of, by `position` in `metadata`.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -67,7 +68,9 @@ def _feature(
             'label': crop.label,
             'parent': parent,
             'measurements': _numbers(row),
-            'metadata': {'label': str(crop.label)} | ({'parent': parent} if parent else {}),
+            'metadata': {'label': str(crop.label)}
+            | ({'parent': parent} if parent else {})
+            | _position(objects.axes, plane),
         },
     }
 
@@ -90,7 +93,12 @@ def _geometry(parts: list[list[Ring]]) -> dict[str, Any]:
 def _plane(axes: str, plane: tuple[int, ...]) -> dict[str, Any]:
     """Nothing for a plain image; else the place of a plane, c = -1 standing for all channels."""
     at = dict(zip(axes, plane, strict=False))
-    return {'plane': {'c': -1, 'z': at.get('z', 0), 't': at.get('t', 0)}} if at else {}
+    return {'plane': {'c': at.get('c', -1), 'z': at.get('z', 0), 't': at.get('t', 0)}} if at else {}
+
+
+def _position(axes: str, plane: tuple[int, ...]) -> dict[str, str]:
+    """Which position a plane belongs to, if there are several; QuPath has an image for each."""
+    return {'position': str(plane[axes.index('p')])} if 'p' in axes else {}
 
 
 def _feature_id(name: str, kind: str, plane: tuple[int, ...], label: int) -> str:

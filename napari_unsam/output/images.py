@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import tifffile
 
-from napari_unsam.output.objects import ArrayLike, LabelledObjects, blocks
+from napari_unsam.output.objects import MAX_AXES, ArrayLike, LabelledObjects, TakenAt, blocks, default_axes
 from napari_unsam.output.palette import label_rgb
 from unsam_mm.errors import StoreError
 
@@ -27,6 +28,8 @@ ZARR_LABELS = 'objects'
 _NGFF = '0.5'
 _CHUNK_PX = 512
 _BIG_BYTES = 1 << 31
+_NO_SIZE = {'scale': 1.0, 'units': 'pixel'}
+_AXIS_TYPES = {'t': 'time', 'c': 'channel', 'p': 'position'}
 _SYMBOLS = {
     'micrometer': 'µm',
     'nanometer': 'nm',
@@ -44,26 +47,25 @@ _NAMES = {symbol: name for name, symbol in _SYMBOLS.items()} | {
 
 
 def write_label_tiff(path: str | Path, objects: LabelledObjects) -> None:
-    """Writes an OME-TIFF of labels, uint16 where they all fit, else uint32, atomically.
+    """Writes an OME-TIFF of labels, uint16 where they all fit, else uint32, atomically; each position is an image in it.
 
     Raises:
         StoreError: If the file cannot be written.
+        UnSAMError: If a label needs more than 32 bits, or is negative.
     """
     largest = max((int(np.asarray(objects.labels[block]).max()) for block in blocks(objects.shape)), default=0)
     dtype = np.dtype(np.uint16 if largest < 1 << 16 else np.uint32)
-    pages = (np.asarray(objects.labels[plane]).astype(dtype) for plane in np.ndindex(*objects.shape[:-2]))
-    with _whole(Path(path)) as temporary:
-        tifffile.imwrite(
-            temporary,
-            pages,
-            shape=objects.shape,
-            dtype=dtype,
-            ome=True,
-            bigtiff=dtype.itemsize * int(np.prod(objects.shape, dtype=np.int64)) > _BIG_BYTES,
-            compression='zlib',
-            photometric='minisblack',
-            metadata={'axes': objects.axes.upper(), 'Name': objects.name, **_ome_sizes(objects)},
-        )
+    is_big = dtype.itemsize * int(np.prod(objects.shape, dtype=np.int64)) > _BIG_BYTES
+    with _whole(Path(path)) as temporary, tifffile.TiffWriter(temporary, ome=True, bigtiff=is_big) as file:
+        for name, labels in _positions(objects):
+            file.write(
+                (np.asarray(labels[plane]).astype(dtype) for plane in np.ndindex(*labels.shape[:-2])),
+                shape=labels.shape,
+                dtype=dtype,
+                compression='zlib',
+                photometric='minisblack',
+                metadata={'axes': objects.axes.upper().removeprefix('P'), 'Name': name, **_ome_sizes(objects)},
+            )
 
 
 def read_label_tiff(path: str | Path) -> LabelledObjects:
@@ -75,17 +77,30 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
     path = Path(path)
     try:
         with tifffile.TiffFile(path) as file:
-            pixels = file.asarray()
-            place = voxel_size(file)
+            first, place = file.series[0], voxel_size(file)
+            axes = first.axes.lower()
+            n_positions = _count_positions(file.series)
+            pixels = np.stack([one.asarray() for one in file.series]) if n_positions > 1 else first.asarray()
+            axes = f'p{axes}' if n_positions > 1 else axes
     except (OSError, tifffile.TiffFileError, ValueError) as error:
         raise StoreError(f'{path}: cannot be read as a TIFF ({error})') from error
-    if pixels.dtype.kind not in 'ui' or not 2 <= pixels.ndim <= 4:
+    if pixels.dtype.kind not in 'ui' or not 2 <= pixels.ndim <= MAX_AXES:
         raise StoreError(
-            f'{path}: expected an image of labels, whole numbers of 2 to 4 axes, got {pixels.dtype} of shape {pixels.shape}'
+            f'{path}: expected an image of labels, whole numbers of 2 to {MAX_AXES} axes, got {pixels.dtype} of shape '
+            f'{pixels.shape}'
         )
     values = np.unique(pixels)
+    if len(values) and not (values[0] >= 0 and values[-1] <= np.iinfo(np.uint32).max):
+        raise StoreError(
+            f'{path}: labels go from {values[0]} to {values[-1]}, but must lie in 0 to {np.iinfo(np.uint32).max}; number '
+            'the objects anew, as skimage.segmentation.relabel_sequential does'
+        )
     features = pd.DataFrame({'index': values[values > 0].astype(np.int64)})
-    return LabelledObjects(pixels, features, name=path.stem, **place.get(pixels.ndim, {}))
+    is_known = len(axes) == pixels.ndim and set(axes) <= set('ptczyx') and axes.endswith('yx')
+    axes = axes if is_known else default_axes(pixels.ndim)
+    known = place.get(sum(axis not in 'pc' for axis in axes), {})  # along positions and channels there are no sizes
+    sizes = {key: _with_gaps(values, axes, _NO_SIZE[key]) for key, values in known.items()}
+    return LabelledObjects(pixels, features, name=path.stem, axes=axes, **sizes)
 
 
 def voxel_size(file: tifffile.TiffFile) -> dict[int, dict[str, tuple]]:
@@ -118,9 +133,14 @@ def write_ome_zarr(path: str | Path, objects: LabelledObjects) -> None:
     import zarr
 
     path = Path(path)
+    if not re.fullmatch('t?[cp]?z?yx', objects.axes):
+        raise StoreError(
+            f'{path}: OME-Zarr {_NGFF} holds up to five axes in the order t, c, z, y, x, but these objects have '
+            f'{", ".join(objects.axes)}; export an OME-TIFF, or name the axes of the image'
+        )
     if path.exists() and not _is_ours(path):
         raise StoreError(f'{path}: holds other data than objects written from here; choose another name')
-    with _whole(path) as temporary:
+    with _whole(path, is_folder=True) as temporary:
         root = zarr.create_group(temporary, zarr_format=3, attributes={'ome': {'version': _NGFF}})
         group = root.create_group('labels', attributes={'ome': {'version': _NGFF, 'labels': [ZARR_LABELS]}})
         image = group.create_group(ZARR_LABELS)
@@ -159,13 +179,35 @@ def read_ome_zarr(path: str | Path) -> LabelledObjects:
         raise StoreError(f'{path}: holds no label image of OME-Zarr {_NGFF} ({error!r})') from error
 
 
+def _positions(objects: LabelledObjects) -> Iterator[tuple[str, ArrayLike]]:
+    """The name and the labels of each position, where there are several; else of the whole."""
+    if not objects.axes.startswith('p'):
+        yield objects.name, objects.labels
+        return
+    for i in range(objects.shape[0]):
+        yield f'{objects.name}[{i}]', TakenAt(objects.labels, 0, i)
+
+
+def _count_positions(series: Sequence[tifffile.TiffPageSeries]) -> int:
+    """How many positions the images in a TIFF are; 1 if they are something else."""
+    are_numbered = all(one.name.endswith(f'[{i}]') for i, one in enumerate(series))
+    are_alike = len({(one.shape, one.dtype) for one in series}) == 1
+    return len(series) if are_numbered and are_alike else 1
+
+
+def _with_gaps(values: Sequence[Any], axes: str, gap: Any) -> tuple[Any, ...]:
+    """A value for each axis from those of the axes that have a size."""
+    left = iter(values)
+    return tuple(gap if axis in 'pc' else next(left) for axis in axes)
+
+
 def _ome_sizes(objects: LabelledObjects) -> dict[str, Any]:
     if not objects.is_calibrated:
         return {}
     sizes: dict[str, Any] = {}
     for axis, size, unit in zip(objects.axes, objects.scale, objects.units, strict=True):
         key = 'TimeIncrement' if axis == 't' else f'PhysicalSize{axis.upper()}'
-        if unit in _SYMBOLS:  # units beyond these are none in OME
+        if axis in 'tzyx' and unit in _SYMBOLS:  # units beyond these are none in OME
             sizes |= {key: size, f'{key}Unit': _SYMBOLS[unit]}
     return sizes
 
@@ -223,7 +265,7 @@ def _write_pyramid(image: zarr.Group, objects: LabelledObjects) -> int:
 
 def _multiscales(objects: LabelledObjects, n_levels: int) -> dict[str, Any]:
     axes = [
-        {'name': axis, 'type': 'time' if axis == 't' else 'space'} | ({} if unit == 'pixel' else {'unit': unit})
+        {'name': axis, 'type': _AXIS_TYPES.get(axis, 'space')} | ({} if unit == 'pixel' else {'unit': unit})
         for axis, unit in zip(objects.axes, objects.units, strict=True)
     ]
     front, last = list(objects.scale[:-2]), objects.scale[-2:]
@@ -258,24 +300,39 @@ def _features(image_label: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _is_ours(path: Path) -> bool:
-    return (path / 'labels' / ZARR_LABELS / 'zarr.json').is_file() and {entry.name for entry in path.iterdir()} <= {
-        'labels',
-        'zarr.json',
-    }
+    """Whether a folder holds a label image of that name and nothing else."""
+    labels = path / 'labels'
+    return (
+        (labels / ZARR_LABELS / 'zarr.json').is_file()
+        and {entry.name for entry in path.iterdir()} <= {'labels', 'zarr.json'}
+        and {entry.name for entry in labels.iterdir()} <= {ZARR_LABELS, 'zarr.json'}
+    )
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Gives a name for a file or a folder, which gets the wanted name once the block has ended without an error."""
-    temporary, old = (path.parent / f'.unsam-{uuid.uuid4().hex}.part' for _ in range(2))
+def _whole(path: Path, is_folder: bool = False) -> Iterator[Path]:
+    """Gives a name for a file or a folder, which gets the wanted name once the block has ended without an error.
+
+    A folder cannot be replaced in one step: the old one has ``.old`` in its name for a moment, and gets its own back if the
+    new one cannot have it.
+    """
+    if path.is_dir() and not is_folder:
+        raise StoreError(f'{path}: is a folder; choose another name')
+    mark = uuid.uuid4().hex
+    temporary, old = path.with_name(f'.unsam-{mark}.part'), path.with_name(f'{path.name}.old-{mark[:8]}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir():  # a folder that is not empty cannot be replaced in one step
+        if path.is_dir():
             path.replace(old)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another place') from error
     finally:
         temporary.unlink(missing_ok=True) if temporary.is_file() else shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -25,7 +25,7 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.files import atomic_writer
 
 _SHAPES = ('eccentricity', 'solidity', 'perimeter', 'axis_major_length', 'axis_minor_length')
-
+_SPATIAL = 'zyx'
 _FLAT = 1e-9
 
 
@@ -50,7 +50,8 @@ def measure(
         - bbox_y0, bbox_x0, bbox_y1, bbox_x1 and so on: bounding box in voxels, ends exclusive;
         - centroid_y, centroid_x and so on: in voxels, the first one's centre being 0;
         - eccentricity, solidity: without unit; perimeter_px: the shape of an object that lies in one plane. One of
-          several planes has only a solidity, over the convex hull of its voxels, and one of several times neither;
+          several planes has only a solidity, over the convex hull of its voxels, and one of several times, channels or
+          positions neither;
         - mean_intensity, min_intensity, max_intensity; followed by the channel's name where it has one;
         - where the size of a voxel is known: area_um2 or volume_um3, centroid_y_um and so on, and axis_major_um,
           axis_minor_um and perimeter_um where pixels are square; named after the unit.
@@ -118,7 +119,7 @@ def _place(mask: np.ndarray, box: Region, objects: LabelledObjects) -> dict[str,
     row |= {f'bbox_{axis}1': side.stop for axis, side in zip(objects.axes, box, strict=True)}
     row |= {f'centroid_{axis}': at for axis, at in zip(objects.axes, centroid, strict=True)}
     if objects.is_calibrated:
-        spatial = [i for i, axis in enumerate(objects.axes) if axis != 't']
+        spatial = [i for i, axis in enumerate(objects.axes) if axis in _SPATIAL]
         unit, power = _symbol(objects), len(spatial)
         size = float(np.prod([objects.scale[i] for i in spatial]))
         row[f'{"area" if power == 2 else "volume"}_{unit}{power}'] = area * size
@@ -132,12 +133,15 @@ def _profile(mask: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _shape(mask: np.ndarray, objects: LabelledObjects) -> dict[str, Any]:
-    while mask.ndim > 2 and mask.shape[0] == 1:
-        mask = mask[0]
-    if mask.ndim == 3:
-        return {'solidity': np.count_nonzero(mask) / _hull_volume(mask)}
-    if mask.ndim > 3:
+    is_in_one_place = all(
+        side == 1 for axis, side in zip(objects.axes, mask.shape, strict=True) if axis not in _SPATIAL
+    )
+    if not is_in_one_place:
         return {}
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    if len(mask) > 1:
+        return {'solidity': np.count_nonzero(mask) / _hull_volume(mask)}
+    mask = mask[0]
     found = {
         name: float(values[0]) for name, values in regionprops_table(mask.astype(np.uint8), properties=_SHAPES).items()
     }

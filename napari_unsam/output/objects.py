@@ -22,7 +22,10 @@ Region = tuple[slice, ...]
 """One slice for each axis, with whole numbers at both ends."""
 
 _BLOCK_VOXELS = 1 << 24
-_AXES = 'tzyx'
+_AXES = 'ptczyx'  # positions, time, channels as in OME
+MAX_AXES = len(_AXES)
+"""That objects may have."""
+_MAX_LABEL = np.iinfo(np.uint32).max
 _SYMBOLS = {'micrometer': 'um', 'nanometer': 'nm', 'millimeter': 'mm', 'centimeter': 'cm', 'meter': 'm', 'second': 's'}
 
 
@@ -41,12 +44,13 @@ class LabelledObjects:
     """The objects of one image.
 
     Attributes:
-        labels: Integers of two to four axes, rows and columns last; 0 is background.
+        labels: Integers of two to six axes, rows and columns last; 0 is background. What is read of them is uint32, and
+            raises UnSAMError where a label is negative or needs more than 32 bits.
         features: One row an object; the column `index` holds its label. Others may be granularity, score, parent_id.
         name: What the image is called.
         scale: Size of a voxel along each axis, in `units`.
         units: For each axis a name as pint has it, such as 'micrometer'; 'pixel' where nothing is known.
-        axes: A letter for each axis; by default the last ones of 'tzyx'.
+        axes: A letter for each axis; by default the last ones of 'tzyx', and 'ptczyx' for more axes.
         kind: What the objects are; of linked layers the name of the layer.
     """
 
@@ -60,11 +64,17 @@ class LabelledObjects:
 
     def __post_init__(self) -> None:
         ndim = len(self.labels.shape)
-        if not 2 <= ndim <= len(_AXES):
-            raise UnSAMError(f'{self.name}: objects must have 2 to {len(_AXES)} axes, got shape {self.labels.shape}')
-        if np.dtype(self.labels.dtype).kind not in 'ui':
-            raise UnSAMError(f'{self.name}: labels must be integers, got {self.labels.dtype}')
-        for name, default in (('scale', (1.0,) * ndim), ('units', ('pixel',) * ndim), ('axes', _AXES[-ndim:])):
+        if not 2 <= ndim <= MAX_AXES:
+            raise UnSAMError(
+                f'{self.name}: objects must have 2 to {MAX_AXES} axes, got shape {tuple(self.labels.shape)}; '
+                'open a part of the image'
+            )
+        dtype = np.dtype(self.labels.dtype)
+        if dtype.kind not in 'ui':
+            raise UnSAMError(f'{self.name}: labels must be integers, got {dtype}')
+        if not np.can_cast(dtype, np.uint32):
+            object.__setattr__(self, 'labels', _CheckedLabels(self.labels, self.name))
+        for name, default in (('scale', (1.0,) * ndim), ('units', ('pixel',) * ndim), ('axes', default_axes(ndim))):
             value = getattr(self, name) or default
             if len(value) != ndim:
                 raise UnSAMError(f'{self.name}: {name} needs one entry for each of {ndim} axes, got {value!r}')
@@ -102,6 +112,39 @@ class LabelCrop:
     top: int
     left: int
     mask: np.ndarray
+
+
+class _CheckedLabels:
+    """An array of labels of a wider or signed type, read as uint32.
+
+    Args:
+        array: The array.
+        name: What the image is called.
+    """
+
+    dtype = np.dtype(np.uint32)
+
+    def __init__(self, array: ArrayLike, name: str) -> None:
+        self._array, self._name, self.shape = array, name, tuple(array.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Part of the array.
+
+        Raises:
+            UnSAMError: If a label of it does not fit.
+        """
+        part = np.asarray(self._array[index])
+        if part.size and not (part.min() >= 0 and part.max() <= _MAX_LABEL):
+            wrong = int(part.min() if part.min() < 0 else part.max())
+            raise UnSAMError(
+                f'{self._name}: label {wrong} lies outside of 0 to {_MAX_LABEL}; give such objects other labels, as '
+                'skimage.segmentation.relabel_sequential does'
+            )
+        return part.astype(self.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of it."""
+        return np.asarray(self[...], dtype)
 
 
 class TakenAt:
@@ -163,7 +206,8 @@ def objects_of_layer(
     kept = [axis for axis in range(labels.ndim) if axis != channel_axis]
     return LabelledObjects(
         labels=data if channel_axis is None else TakenAt(data, channel_axis, 0),
-        features=table if 'index' in table else table.assign(index=np.arange(len(table))),
+        # A copy: it is read in another thread, where the user may not edit it.
+        features=table.copy() if 'index' in table else table.assign(index=np.arange(len(table))),
         name=name or labels.name,
         scale=tuple(float(labels.scale[axis]) for axis in kept),
         units=tuple(str(labels.units[axis]) for axis in kept),
@@ -254,8 +298,15 @@ def _around(first: Region, second: Region) -> Region:
     return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
 
 
+def default_axes(ndim: int) -> str:
+    """A letter for each axis where nothing is known of them: the last ones of 'tzyx', and 'ptczyx' for more axes."""
+    return 'tzyx'[-ndim:] if ndim <= 4 else _AXES[-ndim:]
+
+
 def _letters(axis_labels: Sequence[str]) -> str:
     """One letter an axis; the usual ones where a layer has no names, which napari then calls -2, -1."""
     letters = ''.join(label[:1].lower() for label in axis_labels)
-    known = set(letters) <= set(_AXES) and len(set(letters)) == len(letters)
-    return letters if known and letters.endswith('yx') else _AXES[-len(letters) :]
+    is_known = set(letters) <= set(_AXES) and len(set(letters)) == len(letters) == len(axis_labels)
+    # Positions are no part of an image, so they come before all else.
+    is_usual = is_known and letters.endswith('yx') and 'p' not in letters[1:]
+    return letters if is_usual else default_axes(len(axis_labels))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
@@ -14,7 +17,12 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam._targets import Level
 from napari_unsam.levels.region_properties import Side
+from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari_unsam._controller import SegmentationController
 
 _SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
 SLIDER_STEPS = 1000
@@ -32,6 +40,18 @@ def button(text: str, tooltip: str) -> QPushButton:
     made.setToolTip(tooltip)
     made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     return made
+
+
+def telling(controller: SegmentationController, call: Callable[[], None]) -> Callable[[], None]:
+    """A slot of Qt that does something, and tells the user in the status line why it cannot be done."""
+
+    def slot() -> None:
+        try:
+            call()
+        except UnSAMError as error:
+            controller.say(str(error), Level.PROBLEM)
+
+    return slot
 
 
 def slider(tooltip: str) -> QSlider:

@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QMessage
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._targets import Level
 from napari_unsam._words import counted, them
-from napari_unsam.files.series import fingerprint, place_objects
+from napari_unsam.files.series import LayerChanges, ReadMasks, place_objects, read_masks
 from napari_unsam.output.formats import FORMATS, READABLE, export, read_objects
 from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import (
@@ -27,7 +27,7 @@ from napari_unsam.output.objects import (
     objects_of_layer,
     parent_of,
 )
-from napari_unsam.panels.controls import button
+from napari_unsam.panels.controls import button, telling
 
 if TYPE_CHECKING:
     from napari.layers import Image
@@ -52,6 +52,7 @@ class ObjectsPanel(QWidget):
         super().__init__()
         self._session = session
         self._followed: Labels | None = None
+        self._changes = LayerChanges()
         self.keys: dict[str, Callable[[], None]] = {}
         self._build()
         session.image_changed.connect(self._follow)
@@ -97,7 +98,9 @@ class ObjectsPanel(QWidget):
         name = self.format_choice.currentData()
         form = FORMATS[name]
         path = self.choose_path(
-            f'{re.sub(_NOT_IN_NAMES, "_", self._image_name())}{form.ending}', f'{form.title} (*{form.ending})'
+            # Not the name of the image, which often is a TIFF too.
+            f'{re.sub(_NOT_IN_NAMES, "_", self._image_name())}.objects{form.ending}',
+            f'{form.title} (*{form.ending})',
         )
         if path is None:
             return
@@ -105,14 +108,12 @@ class ObjectsPanel(QWidget):
             path = path.with_name(path.name + form.ending)
         if path.exists() and not self.confirm(f'{path.name} exists. Replace it?'):
             return
-        objects = self._described(layer)
+        objects, before = self._described(layer), self._changes.count(layer)
 
-        def work(progress: ProgressCallback) -> bool:
-            before = fingerprint(layer)
-            export(path, objects, name, progress)
-            return fingerprint(layer) == before
+        def written(_nothing: None) -> None:
+            self._exported(path, layer, self._changes.count(layer) == before)
 
-        self._run(f'Writing {path.name}', work, partial(self._exported, path, layer))
+        self._run(f'Writing {path.name}', lambda progress: export(path, objects, name, progress), written)
 
     def _exported(self, path: Path, layer: Labels, is_unchanged: bool) -> None:
         # A table of measurements is not the objects.
@@ -128,7 +129,11 @@ class ObjectsPanel(QWidget):
         path = self.choose_existing(f'Objects (*{" *".join(READABLE)})')
         if path is not None:
             layer = self._session.ensure_objects()
-            self._run(f'Reading {path.name}', lambda progress: read_objects(path), partial(self._add, layer))
+
+            def read(progress: ProgressCallback) -> ReadMasks:
+                return read_masks(read_objects(path), progress)
+
+            self._run(f'Reading {path.name}', read, partial(self._add, layer))
 
     def delete(self) -> None:
         """Erases the selected object of the session's layer."""
@@ -208,11 +213,11 @@ class ObjectsPanel(QWidget):
         grid.addWidget(self.delete_button, 2, 1)
         grid.addWidget(self.format_choice, 3, 0)
         grid.addWidget(self.export_button, 3, 1)
-        self.measure_button.clicked.connect(lambda: self.measure())
-        self.parent_button.clicked.connect(lambda: self.show_parent())
-        self.delete_button.clicked.connect(lambda: self.delete())
-        self.open_button.clicked.connect(lambda: self.open())
-        self.export_button.clicked.connect(lambda: self.export())
+        self.measure_button.clicked.connect(telling(self._session.controller, lambda: self.measure()))
+        self.parent_button.clicked.connect(telling(self._session.controller, lambda: self.show_parent()))
+        self.delete_button.clicked.connect(telling(self._session.controller, lambda: self.delete()))
+        self.open_button.clicked.connect(telling(self._session.controller, lambda: self.open()))
+        self.export_button.clicked.connect(telling(self._session.controller, lambda: self.export()))
 
     def _emitters(self) -> list:
         events = self._session.viewer.layers.events
@@ -255,10 +260,11 @@ class ObjectsPanel(QWidget):
         self.parent_button.setEnabled(parent is not None)
         self.delete_button.setEnabled(row is not None and layer is self._session.objects)
 
-    def _add(self, layer: Labels, objects: LabelledObjects) -> None:
-        count, left = place_objects(self._session, layer, objects, f'open {objects.name}')
+    def _add(self, layer: Labels, read: ReadMasks) -> None:
+        name = read.objects.name
+        count, left = place_objects(self._session, layer, read, f'open {name}')
         beside = f' {left} had no free pixel.' if left else ''
-        self._say(f'{counted(count, "object")} of {objects.name} added; U takes {them(count)} back.{beside}')
+        self._say(f'{counted(count, "object")} of {name} added; U takes {them(count)} back.{beside}')
 
     def _objects(self) -> Labels | None:
         layer = self.layer

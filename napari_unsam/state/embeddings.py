@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -22,6 +23,7 @@ import numpy as np
 
 from napari_unsam._inference import ProgressCallback
 from unsam_mm.errors import StoreError
+from unsam_mm.files import read_json, remove_leftovers
 
 ReadPlane = Callable[[], np.ndarray]
 EmbedPlane = Callable[[np.ndarray, ProgressCallback], Mapping[str, np.ndarray]]
@@ -30,6 +32,7 @@ _SUFFIX = '.zarr'
 _KIND = 'plane'
 _CHECKSUM = 'checksum'
 _TEMPORARY = '.unsam-'
+_KEY = re.compile('[0-9a-f]{32}')  # of `plane_key`, and of windows
 _LEFTOVER_AGE_S = 3600.0  # no entry takes longer to write
 _BLOCK_BYTES = 4_000_000  # of a plane, hashed at once
 
@@ -68,7 +71,7 @@ def plane_key(pixels: PlaneArray, settings: str) -> str:
 
 
 class EmbeddingStore:
-    """Arrays by key, in zarr, with the longest unused dropped where room is short.
+    """Arrays by key, in zarr, with the longest unused dropped where room is short. What else lies in its folders stays.
 
     Args:
         folder: Made at the first `save`.
@@ -156,16 +159,29 @@ class EmbeddingStore:
                 break
             excess -= self._size(path)
             self._drop(path)
-        for path in self.folder.glob(f'{_TEMPORARY}*'):
+        for path in self.folder.glob(f'{_TEMPORARY}*/'):
             if time.time() - _used_at(path) > _LEFTOVER_AGE_S:
                 shutil.rmtree(path, ignore_errors=True)
+        if self.windows is not None:
+            remove_leftovers(self.windows)
 
     def _path(self, key: str) -> Path:
         return self.folder / f'{key}{_SUFFIX}'
 
     def _entries(self) -> list[Path]:
-        windows = [] if self.windows is None else self.windows.rglob('*.npz')
-        return [*self.folder.glob(f'*{_SUFFIX}'), *windows]
+        windows = [] if self.windows is None else self.windows.glob('*/*.npz')
+        return [
+            *(path for path in self.folder.glob(f'*{_SUFFIX}') if self._is_entry(path)),
+            *(path for path in windows if path in self._sizes or _KEY.fullmatch(path.stem)),
+        ]
+
+    def _is_entry(self, path: Path) -> bool:
+        if path in self._sizes or _KEY.fullmatch(path.stem):
+            return True
+        try:
+            return read_json(path / 'zarr.json')['attributes']['kind'] == _KIND
+        except (StoreError, KeyError, TypeError):
+            return False
 
     def _size(self, path: Path) -> int:
         if path not in self._sizes:

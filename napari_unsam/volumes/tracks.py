@@ -68,55 +68,91 @@ def track(
     return TrackTable(_centres(regions, label_maps), graph, regions)
 
 
+class _Covered:
+    """Which regions of a frame lie in which of an earlier one; each pair of frames is compared once.
+
+    Args:
+        label_maps: T label maps (H, W), 0 being background.
+        min_covered: The least share of the later region.
+    """
+
+    def __init__(self, label_maps: Sequence[np.ndarray], min_covered: float) -> None:
+        self._label_maps, self._min_covered = label_maps, min_covered
+        self._found: dict[tuple[int, int], tuple[dict[int, list[int]], dict[int, list[int]]]] = {}
+
+    def outer(self, z: int, region: int, before: int) -> list[int]:
+        """The regions of frame `before` that a region of frame z lies in."""
+        return self._pairs(before, z)[0].get(region, [])
+
+    def inner(self, z: int, region: int, after: int) -> list[int]:
+        """The regions of frame `after` that lie in a region of frame z."""
+        return self._pairs(z, after)[1].get(region, [])
+
+    def _pairs(self, before: int, after: int) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+        if (before, after) not in self._found:
+            outer, inner = (np.asarray(self._label_maps[z], np.int64) for z in (before, after))
+            areas = np.bincount(inner.ravel())
+            both = (outer > 0) & (inner > 0)
+            codes, shared = np.unique(outer[both] * len(areas) + inner[both], return_counts=True)
+            pairs = np.stack(np.divmod(codes, len(areas)), axis=1)[
+                shared >= self._min_covered * areas[codes % len(areas)]
+            ]
+            by_inner: dict[int, list[int]] = {}
+            by_outer: dict[int, list[int]] = {}
+            for one, other in pairs.tolist():
+                by_inner.setdefault(other, []).append(one)
+                by_outer.setdefault(one, []).append(other)
+            self._found[before, after] = by_inner, by_outer
+        return self._found[before, after]
+
+
 def _cut_at_divisions(
     tracks: list[list[LinkedRegion]], label_maps: Sequence[np.ndarray], divisions: DivisionSettings
 ) -> dict[int, int]:
     """Finds the mother of each track that has one; a mother that went on as a daughter is cut, the rest added to the list."""
+    covered = _Covered(label_maps, divisions.min_covered)
+    # Where each region is: its track, and its place there.
+    places = {(one.z, one.region): (number, i) for number, parts in enumerate(tracks) for i, one in enumerate(parts)}
     mothers: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
+
+    def join(mother: int, *daughters: int) -> None:
+        mothers.update(dict.fromkeys(daughters, mother))
+        children.setdefault(mother, []).extend(daughters)
+
     for born in range(len(tracks)):
         first = tracks[born][0]
         if len(tracks[born]) < divisions.min_length or born in mothers:
             continue
-        for mother in range(len(tracks)):
-            before = [i for i, one in enumerate(tracks[mother]) if one.z < first.z]
-            if mother == born or not before:
-                continue
-            at = before[-1]
-            last = tracks[mother][at]
-            if first.z - last.z > divisions.max_gap or not _covers(last, first, label_maps, divisions.min_covered):
-                continue
-            if at + 1 < len(tracks[mother]):
-                sister = tracks[mother][at + 1]
-                if sister.z != first.z or not _covers(last, sister, label_maps, divisions.min_covered):
-                    continue
+        frames = range(max(first.z - divisions.max_gap, 0), first.z)
+        around = sorted(places[z, region] for z in frames for region in covered.outer(first.z, first.region, z))
+        for mother, at in around:
+            last, later = tracks[mother][at], tracks[mother][at + 1 : at + 2]
+            inner = covered.inner(last.z, last.region, first.z)
+            if later:
+                sister = later[0]
+                if sister.z != first.z or sister.region not in inner:
+                    continue  # the mother goes on by herself
+                cut_off = len(tracks)
                 tracks.append([LinkedRegion(sister.z, sister.region, 1.0), *tracks[mother][at + 2 :]])
-                # Daughters of the part that was cut off stay with it.
-                late = {
-                    child for child, parent in mothers.items() if parent == mother and tracks[child][0].z > sister.z
-                }
-                mothers |= dict.fromkeys(late, len(tracks) - 1)
                 del tracks[mother][at + 1 :]
-                mothers[len(tracks) - 1] = mother
-                mothers[born] = mother
+                places.update({(one.z, one.region): (cut_off, i) for i, one in enumerate(tracks[cut_off])})
+                # Daughters of the part that was cut off stay with it.
+                late = [child for child in children.pop(mother, []) if tracks[child][0].z > sister.z]
+                if late:
+                    join(cut_off, *late)
+                join(mother, cut_off, born)
                 break
-            others = [
-                other
-                for other in range(born + 1, len(tracks))
-                if tracks[other][0].z == first.z
-                and len(tracks[other]) >= divisions.min_length
-                and _covers(last, tracks[other][0], label_maps, divisions.min_covered)
-            ]
+            begun = [places[first.z, region] for region in inner]
+            others = sorted(
+                number
+                for number, i in begun
+                if i == 0 and number > born and len(tracks[number]) >= divisions.min_length
+            )
             if others:
-                mothers |= dict.fromkeys((born, *others), mother)
+                join(mother, born, *others)
                 break
     return mothers
-
-
-def _covers(mother: LinkedRegion, daughter: LinkedRegion, label_maps: Sequence[np.ndarray], min_covered: float) -> bool:
-    """Whether enough of a region lies in another of an earlier frame."""
-    inside = label_maps[daughter.z] == daughter.region
-    shared = np.count_nonzero(inside & (label_maps[mother.z] == mother.region))
-    return shared >= min_covered * np.count_nonzero(inside)
 
 
 def _centres(regions: dict[int, list[LinkedRegion]], label_maps: Sequence[np.ndarray]) -> np.ndarray:

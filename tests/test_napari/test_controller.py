@@ -464,3 +464,11 @@ def test_what_was_made_of_old_pixels_is_not_kept():
 def test_clicks_set_outside_the_image_are_left_out(controller):
     controller.set_prompts(Prompts((PointPrompt((0.0, 0.0)), PointPrompt((-9.0, 0.0)))))
     assert controller.prompts.points == (PointPrompt((0.0, 0.0)),)
+
+
+def test_a_plane_in_the_making_is_not_kept_once_all_are_dropped():
+    kept, target = PlanesKept(), patches_target()
+    version = kept.version(target.source)
+    kept.clear()
+    kept.put(target, NestedPlane(patches_tree()), version)
+    assert kept.get(target) is None

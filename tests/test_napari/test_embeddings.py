@@ -16,6 +16,7 @@ from napari_unsam.state.embeddings import EmbeddingStore, embed_stack, plane_key
 from unsam_mm.errors import StoreError
 
 PLENTY = 100_000_000
+NEW, OLD = 'c' * 32, 'd' * 32  # as windows are called, by their content
 
 
 @pytest.fixture
@@ -136,16 +137,16 @@ def test_an_entry_larger_than_the_store_is_not_kept(tmp_path):
 
 @pytest.fixture
 def with_windows(tmp_path):
-    """A store with two entries, and two windows of an engine and its settings beside it; 'a' and 'old' were not used for long."""
+    """A store with two entries, and two windows of an engine and its settings beside it; 'a' and OLD were not used for long."""
     windows = tmp_path / 'windows'
     store = EmbeddingStore(tmp_path / 'planes', PLENTY, windows)
     for key in 'ab':
         store.save(key, noise())
-    for name in ('old', 'new'):
+    for name in (OLD, NEW):
         path = windows / 'model-1' / f'{name}.npz'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(100_000))
-    os.utime(windows / 'model-1' / 'old.npz', (1e9, 1e9))
+    os.utime(windows / 'model-1' / f'{OLD}.npz', (1e9, 1e9))
     os.utime(tmp_path / 'planes' / 'a.zarr', (1e9 + 1, 1e9 + 1))
     return store
 
@@ -158,18 +159,50 @@ def test_windows_of_large_planes_share_the_room_and_the_longest_unused_go_first(
     sizes = with_windows.size_bytes
     assert sizes > 200_000
     for room, expected in (
-        (sizes, ['a', 'b', 'new', 'old']),
-        (sizes - 1, ['a', 'b', 'new']),
-        (sizes - 100_001, ['b', 'new']),
+        (sizes, ['a', 'b', NEW, OLD]),
+        (sizes - 1, ['a', 'b', NEW]),
+        (sizes - 100_001, ['b', NEW]),
     ):
         EmbeddingStore(with_windows.folder, room, with_windows.windows).trim()
         assert left(with_windows) == expected
 
 
+def test_what_users_put_beside_entries_and_windows_stays(with_windows):
+    zarr = pytest.importorskip('zarr')
+    zarr.open_group(with_windows.folder / 'slide.zarr', mode='w').create_array('0', data=np.arange(9))
+    others = [
+        with_windows.folder / 'slide.zarr' / 'zarr.json',
+        with_windows.folder / 'empty.zarr' / 'readme.txt',
+        with_windows.windows / 'model-1' / 'mine.npz',
+        with_windows.windows / 'mine' / 'deep' / f'{NEW}.npz',
+        with_windows.folder / '.unsam-mine.txt',
+    ]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text('mine')
+        os.utime(path, (1e9, 1e9))
+    before = [path.read_bytes() for path in others]
+    EmbeddingStore(with_windows.folder, 0, with_windows.windows).trim()
+    with_windows.clear()
+    assert [path.read_bytes() for path in others] == before
+    assert not (with_windows.folder / 'a.zarr').exists()
+    assert not (with_windows.windows / 'model-1' / f'{NEW}.npz').exists()
+
+
+def test_what_was_left_of_windows_by_a_process_that_was_killed_is_removed(with_windows):
+    parts = [with_windows.windows / 'model-1' / f'.unsam-{age}.part' for age in ('old', 'new')]
+    for path in parts:
+        path.write_bytes(bytes(9))
+    os.utime(parts[0], (1e9, 1e9))
+    with_windows.trim()
+    assert [path.exists() for path in parts] == [False, True]
+
+
 def test_a_window_that_is_read_again_outlives_those_that_are_not(with_windows):
     store = EmbeddingStore(with_windows.folder, with_windows.size_bytes - 1, with_windows.windows)
-    store.used(store.windows / 'model-1' / 'old.npz')
-    assert left(store) == ['b', 'new', 'old']
+    store.used(store.windows / 'model-1' / f'{OLD}.npz')
+    assert left(store) == ['b', NEW, OLD]
 
 
 def test_a_new_window_makes_the_store_look_at_its_size_and_a_known_one_does_not(with_windows, monkeypatch):
@@ -177,7 +210,7 @@ def test_a_new_window_makes_the_store_look_at_its_size_and_a_known_one_does_not(
     trim = with_windows.trim
     monkeypatch.setattr(with_windows, 'trim', lambda: (trims.append(1), trim()))
     for _ in range(3):
-        with_windows.used(with_windows.windows / 'model-1' / 'new.npz')
+        with_windows.used(with_windows.windows / 'model-1' / f'{NEW}.npz')
     assert len(trims) == 1
 
 

@@ -1,6 +1,7 @@
 """Planes made ready with the engines of `unsam_mm`, on real images."""
 
 import resource
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from napari_unsam._session import ViewerSession
 from napari_unsam._targets import Target
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.prompting.tree import TreeEngine
+from unsam_mm.pseudo_masks import generator as generator_module
+from unsam_mm.pseudo_masks.generator import GeneratorSettings
+from unsam_mm.region_model import weights as weights_module
 
 COIN_XY, BETWEEN_XY = np.array([[44.0, 55.0]]), np.array([[75.0, 60.0]])
 POSITIVE = np.ones(1, int)
@@ -39,6 +43,7 @@ def looked_at(generator, monkeypatch):
         return generator(rgb, report_progress)
 
     monkeypatch.setattr(_engine, 'make_engine', lambda name, device, weights: TreeEngine(grow))
+    monkeypatch.setattr(_engine, 'engine_signature', lambda name, weights: 'a', raising=False)
     return shown
 
 
@@ -107,6 +112,34 @@ def test_a_plane_that_was_stored_is_not_looked_at_again(looked_at, tmp_path):
     assert [found.area_px for found in before] == [found.area_px for found in after]
     PlaneEmbedder(settings)(target_of(data.coins()[::-1]), silent)
     assert len(looked_at) == 2
+
+
+def test_a_plane_that_was_stored_with_other_weights_or_settings_is_looked_at_again(looked_at, monkeypatch, tmp_path):
+    settings = InferenceSettings('tree', store=tmp_path)
+    for number, signature in enumerate('aba', start=1):
+        monkeypatch.setattr(_engine, 'engine_signature', lambda name, weights, now=signature: now, raising=False)
+        PlaneEmbedder(settings)(target_of(data.coins()), silent)
+        assert len(looked_at) == min(number, 2)
+
+
+@pytest.mark.parametrize('change', ['ViT', 'settings', 'tokens', 'engine'])
+def test_what_decides_embeddings_is_in_their_signature(monkeypatch, change):
+    trained = {'settings': GeneratorSettings(), 'n_tokens': 768}
+    origin = ['one source']
+    monkeypatch.setattr(generator_module, 'weights_origin', lambda settings: origin[0])
+    monkeypatch.setattr(weights_module, 'load_weights', lambda path: SimpleNamespace(**trained))
+    before, name = _engine.engine_signature('model'), 'model'
+    assert _engine.engine_signature('model') == before
+    match change:
+        case 'ViT':
+            origin[0] = 'another source'
+        case 'settings':
+            trained['settings'] = GeneratorSettings(leaf_spacing_px=9)
+        case 'tokens':
+            trained['n_tokens'] = 512
+        case 'engine':
+            name = 'tree'
+    assert _engine.engine_signature(name) != before
 
 
 def test_planes_that_were_made_ahead_are_not_looked_at_again(looked_at, tmp_path):

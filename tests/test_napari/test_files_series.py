@@ -11,6 +11,7 @@ from skimage import data
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._controller import Level
 from napari_unsam._session import ViewerSession
+from napari_unsam.files import series as series_module
 from napari_unsam.files.results import ImageList, Results
 from napari_unsam.files.series import ImageSeries, fingerprint, place_objects
 from napari_unsam.output.objects import LabelledObjects, objects_of_layer
@@ -202,6 +203,52 @@ def test_saved_objects_of_another_shape_are_told_and_kept_on_disk(opened, sessio
     assert 'were not opened' in session.controller.status.text
     assert not session.objects.data.any()
     assert tifffile.imread(folder / 'objects' / 'a.png.objects.tif').shape == (7, 8)
+
+
+def test_saved_objects_that_could_not_be_opened_are_never_overwritten(opened, series, session, settle, folder):
+    Results(folder / 'objects').write('a.png', drawn_objects())
+    opened(0)
+    draw(session)
+    series.save()
+    settle(session.controller)
+    assert session.controller.status.level is Level.PROBLEM
+    assert 'a.png.objects.tif holds other objects' in session.controller.status.text
+    assert tifffile.imread(folder / 'objects' / 'a.png.objects.tif').shape == (7, 8)
+    (folder / 'objects' / 'a.png.objects.tif').unlink()
+    series.save()
+    settle(session.controller)
+    assert tifffile.imread(folder / 'objects' / 'a.png.objects.tif').shape == COINS.shape
+
+
+def test_what_is_changed_while_it_is_saved_stays_unsaved(opened, series, session, settle, monkeypatch):
+    opened(0)
+    draw(session)
+    told, write = [], Results.write
+    session.exported.connect(lambda: told.append('exported'))
+
+    def write_while_the_user_paints(*args, **more):
+        session.objects.data_setitem((np.array([50]), np.array([60])), 9)
+        write(*args, **more)
+
+    monkeypatch.setattr(Results, 'write', write_while_the_user_paints)
+    series.save()
+    settle(session.controller)
+    assert series.is_dirty
+    assert not told
+    monkeypatch.setattr(Results, 'write', write)
+    series.save()
+    settle(session.controller)
+    assert not series.is_dirty
+    assert told == ['exported']
+
+
+def test_an_unchanged_layer_is_not_read_to_know_so(opened, series, session, settle, monkeypatch):
+    opened(0)
+    draw(session)
+    series.save()
+    settle(session.controller)
+    monkeypatch.setattr(series_module, 'fingerprint', lambda layer: pytest.fail('was read'))
+    assert not series.is_dirty
 
 
 def test_an_image_that_is_changed_while_the_next_is_read_stays_open(opened, series, session, settle):

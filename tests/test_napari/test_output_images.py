@@ -209,6 +209,15 @@ def test_objects_of_a_layer_have_its_place_but_not_the_axis_of_channels():
     assert np.array_equal(objects.labels[0:1, 1:2, 0:3], layer.data[0:1, 0, 1:2, 0:3])
 
 
+def test_objects_of_a_layer_have_its_table_as_it_is_now():
+    from napari.layers import Labels
+
+    layer = Labels(np.ones((3, 4), int), features=pd.DataFrame({'index': [1], 'score': [0.5]}))
+    objects = objects_of_layer(layer)
+    layer.features.loc[0, 'score'] = 0.75
+    assert objects.rows()[1]['score'] == 0.5
+
+
 def test_a_layer_without_names_of_axes_gets_the_usual_ones():
     from napari.layers import Labels
 

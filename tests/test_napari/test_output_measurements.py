@@ -204,7 +204,7 @@ def test_csv_files_come_back_as_they_were(tmp_path, coins):
 @pytest.mark.parametrize(
     ('given', 'words'),
     [
-        ({'labels': np.zeros(4, np.uint8)}, '2 to 4 axes'),
+        ({'labels': np.zeros(4, np.uint8)}, '2 to 6 axes'),
         ({'labels': np.zeros((4, 4))}, 'must be integers'),
         ({'labels': np.zeros((4, 4), int), 'scale': (1.0,)}, 'scale needs one entry'),
         ({'labels': np.zeros((4, 4), int), 'features': pd.DataFrame({'a': []})}, 'lack the column "index"'),

@@ -182,25 +182,28 @@ def test_the_panel_offers_it_for_stacks_shows_how_far_it_is_and_cancels(on_stack
     panel.close_session()
 
 
-def test_planes_may_come_while_those_of_another_image_are_forgotten(on_stack):
-    """A delete in one thread and an insertion in another, each of them thousands of times."""
-    stack, target, stop = on_stack.stack, on_stack.target_at((0, 0, 0)), threading.Event()
-    failures = []
+class MeddlingSource:
+    """Compared with another source, has another thread do something, and gives it a moment."""
 
-    def fill():
-        number = 0
-        while not stop.is_set():
-            stack._keep(replace(target, source=number % 500), 0)
-            number += 1
+    def __init__(self, meddle):
+        self._meddle, self.threads = meddle, []
 
-    thread = threading.Thread(target=fill)
-    thread.start()
-    try:
-        for _ in range(3000):
-            stack.forget('another')
-    except RuntimeError as error:
-        failures.append(error)
-    finally:
-        stop.set()
-        thread.join()
-    assert not failures
+    def __hash__(self):
+        return 0
+
+    def __eq__(self, other):
+        if other is not self and not self.threads:
+            self.threads.append(threading.Thread(target=self._meddle))
+            self.threads[0].start()
+            self.threads[0].join(0.2)
+        return other is self
+
+
+def test_a_plane_that_is_kept_while_another_image_is_forgotten_is_not_lost(on_stack):
+    stack, target = on_stack.stack, on_stack.target_at((0, 0, 0))
+    meddling = MeddlingSource(lambda: stack._keep(replace(target, source='late'), 0))
+    for source in (meddling, 'gone', 'stays'):
+        stack._keep(replace(target, source=source), 0)
+    stack.forget('gone')
+    meddling.threads[0].join()
+    assert [kept.source for kept in stack._stored] == [meddling, 'stays', 'late']

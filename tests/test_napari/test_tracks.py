@@ -1,9 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from napari.layers import Tracks
 from skimage.draw import disk
 
 from napari_unsam.volumes.linking import LinkSettings
+from napari_unsam.volumes.slices import crops_of
 from napari_unsam.volumes.tracks import DivisionSettings, track
 
 
@@ -86,3 +89,35 @@ def test_a_movie_without_cells_has_no_tracks():
     table = track(movie([], []))
     assert table.data.shape == (0, 4)
     assert table.regions == {}
+
+
+class CountedFrames(list):
+    """Label maps that count how often one is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, z):
+        self.looks += 1
+        return super().__getitem__(z)
+
+
+@pytest.mark.parametrize('n_cells', [2, 16])
+def test_looking_for_divisions_takes_as_many_looks_whatever_the_number_of_cells(n_cells):
+    """Cells that come and go in turns, so that there are many tracks and no division."""
+    cells = [(6 + 12 * (i // 4), 8 + 18 * (i % 4), 4) for i in range(n_cells)]
+    frames = CountedFrames(movie(*[cells[t // 2 % 2 :: 2] for t in range(12)]))
+    table = track(frames, LinkSettings(max_gap=0, min_extent=1))
+    assert len(table.regions) == 6 * n_cells // 2
+    assert frames.looks <= 8 * 12
+
+
+def test_an_object_with_a_large_label_takes_no_more_memory_than_others():
+    labels = np.zeros((64, 64), np.uint32)
+    labels[2:5, 3:9], labels[40:50, 40:50], labels[60:, 60:] = 20_000_000, 7, 2**32 - 1
+    tracemalloc.start()
+    crops = crops_of(labels)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert list(crops) == [7, 20_000_000, 2**32 - 1]
+    assert crops[20_000_000].box_xyxy == (3, 2, 9, 5)
+    assert peak_bytes < 2_000_000

@@ -1,5 +1,6 @@
 """The section for stacks and movies, with a real session on a viewer without a window."""
 
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from napari_unsam._commit import ObjectWrite
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.panels.iou_strip import IouStrip, colour_of
 from napari_unsam.panels.volume_panel import VolumePanel
+from napari_unsam.volumes import work as work_module
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.propagation import Direction, SliceMask, SliceState
 from napari_unsam.volumes.work import TRACKS_NAME, Regions, StackSettings
@@ -270,8 +272,21 @@ def test_a_run_that_was_taken_back_is_not_taken_for_corrections(panel, session, 
     press(panel.current_button)
     session.controller.undo()
     session.controller.undo()
-    panel.again_button.click()
+    press(panel.again_button)
     assert is_problem(session, 'No slice was corrected')
+
+
+def test_the_stack_is_not_read_for_corrections_in_the_thread_of_the_user(panel, session, press, monkeypatch):
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    paint(session, 3, disc({3: (24, 23, 2)}, 3), 0)
+    threads, crops_of = set(), work_module.crops_of
+    monkeypatch.setattr(
+        work_module, 'crops_of', lambda *args: threads.add(threading.current_thread()) or crops_of(*args)
+    )
+    press(panel.again_button)
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_cancel_leaves_everything_as_it_was(panel, session, mailbox):
