@@ -114,7 +114,7 @@ def picture_array(file: Image.Image) -> np.ndarray:
     if is_grey_mode(mode):
         return np.asarray(file)[..., 0] if mode in ('LA', 'La') else np.asarray(file)
     if mode == 'LAB':
-        return lab_to_rgb(np.asarray(file), is_icc=True)  # Pillow gives a and b an offset
+        return lab_to_rgb(np.asarray(file), is_icc=False)
     if mode == 'RGBA' and file.format == 'TIFF' and file.tile and file.tile[0].args[0] == 'RGBa':
         file = file.convert('RGBa')  # colours times alpha, as they are stored
     return np.asarray(file if mode.startswith('RGB') else file.convert('RGB'))[..., :3]

@@ -7,7 +7,7 @@ import io
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 _PNG_PIXELS = (b'IHDR', b'PLTE', b'acTL', b'IDAT', b'IEND', b'eXIf')
 _DEEP_COLOUR = (b'\x10\x02', b'\x10\x04', b'\x10\x06')  # 16 bits of RGB, of grey and alpha, and of RGB and alpha
 _DEEP_GREY_ALPHA = 4
-_open_lock = threading.Lock()
+_limit_lock = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +94,7 @@ def open_with_pillow(path: Path) -> Image.Image:
     Raises:
         PIL.UnidentifiedImageError: If the format is not known.
     """
-    with _open_lock, _without_warnings():
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    with _without_limit():
         try:
             return Image.open(path)
         except UnidentifiedImageError:
@@ -104,6 +103,22 @@ def open_with_pillow(path: Path) -> Image.Image:
             if not _is_png(path):
                 raise
             return Image.open(_png_without_metadata(path))
+
+
+def read_frames(path: Path, numbers: Iterable[int]) -> Iterator[np.ndarray]:
+    """Some frames of a file, as `picture_array` gives them."""
+    with _without_limit(), Image.open(path) as file:
+        for number in numbers:
+            file.seek(number)
+            yield picture_array(file)
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    with _limit_lock, _without_warnings():
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,20 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
-from PIL import Image
 
 from unsam_mm.colour_conversion import (
     cmyk_to_rgb,
     invert,
     lab_to_rgb,
     palette_to_rgb,
-    picture_array,
     swaps_sides,
     upright,
     ycbcr_to_rgb,
 )
 from unsam_mm.errors import ImageError
-from unsam_mm.picture_files import open_with_pillow
+from unsam_mm.picture_files import read_frames
 from unsam_mm.tiff_metadata import PixelSizes, own_ome_xml, pixel_sizes
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ _COLOUR_SAMPLES = {
     _PHOTOMETRIC.SEPARATED: 4,
 }
 _ALPHA = {1, 2}  # tag ExtraSamples: associated, unassociated
+_PIXEL_TAGS = {273, 279, 320, 324, 325, 347}  # where strips and tiles are, the palette, JPEG's tables
 _AXES = 'TZYX'
 # Formats that tifffile gathers from several files: each file stands for its own planes.
 _OF_SEVERAL_FILES = {'is_mmstack': False, 'is_ndtiff': False}
@@ -98,17 +98,22 @@ class TiffImage:
         Raises:
             ImageError: If it cannot, or would lose bits.
         """
+        if not (_lacks_codec(reason) or isinstance(reason, NotImplementedError)):
+            raise reason
         first, axes = self._series.keyframe, self._series.axes.upper()
         front = self._series.shape[: len(axes) - first.ndim]
-        pages = list(self._series.pages)
+        pages = [page and page.aspage() for page in self._series.pages]
         # Pillow cuts colours to 8 bits, and reads uncompressed subsampled colours as if they were whole.
         loses = first.samplesperpixel > 1 and (first.dtype is None or first.dtype.itemsize > 1)
         is_mixed = first.is_subsampled and first.compression == 1
         if loses or is_mixed or len(pages) != math.prod(front) or any(page is None or page.is_subifd for page in pages):
             raise self._unreadable(reason)
+        for page in pages:  # libtiff would say on stderr what is wrong
+            _check_tags(page, self.path)
+            if _end(page) > page.parent.filehandle.size:
+                raise ImageError(f'{self.path}: the file ends before its last pixel; copy it again')
         try:
-            with open_with_pillow(self.path) as file:
-                planes = [_picture_at(file, page.index) for page in pages]
+            planes = list(read_frames(self.path, [page.index for page in pages]))
         except Exception as error:
             raise self._unreadable(reason) from error
         pixels = np.stack(planes).reshape(*front, *planes[0].shape)
@@ -122,8 +127,7 @@ class TiffImage:
 
     def _unreadable(self, error: Exception) -> Exception:
         page = self._series.keyframe
-        lacks_codec = 'imagecodecs' in str(error) or isinstance(error, ImportError)
-        if not lacks_codec or importlib.util.find_spec('imagecodecs') is not None:
+        if not _lacks_codec(error) or importlib.util.find_spec('imagecodecs') is not None:
             return error
         kind = getattr(page.compression, 'name', str(page.compression))
         kind = f'{page.bitspersample} bits a number' if kind == 'NONE' else f'{kind} compression'
@@ -173,9 +177,12 @@ def _open_series(path: Path) -> tuple[TiffFile, TiffPageSeries]:
     for flags in ({}, _WITHOUT_METADATA):
         file = tifffile.TiffFile(path, **_OF_SEVERAL_FILES, **flags)
         try:
+            if not file.pages:
+                raise ImageError(f'{path}: the file ends before its first page; copy it again')
             if file.is_ome and (file := _own_part(file, path)) is None:
                 continue
             series = _main_series(file, path)
+            _check_tags(series.keyframe, path)
             if series.kind != 'ome' or all(page is not None for page in series.pages):
                 return file, series
         except ImageError:
@@ -203,6 +210,7 @@ def _main_series(file: TiffFile, path: Path) -> TiffPageSeries:
     series = file.series
     if series[0].kind not in _PAGES_OF_ONE_KIND:  # slide scanners and so on: labels and overviews follow the image
         return series[0]
+    _check_last_page(file, path)
     main = max(series, key=lambda image: image.keyframe.imagewidth * image.keyframe.imagelength)
     others = [image for image in series if image is not main and not _is_thumbnail(image.keyframe, main.keyframe)]
     if others:
@@ -212,6 +220,42 @@ def _main_series(file: TiffFile, path: Path) -> TiffPageSeries:
             'save each in a file of its own'
         )
     return main
+
+
+def _check_last_page(file: TiffFile, path: Path) -> None:
+    """Refuses a file that ends before the last of its pages, whose first ones alone look like another image.
+
+    Raises:
+        ImageError: If it does.
+    """
+    file.filehandle.seek(file.pages.next_page_offset)
+    stored = file.filehandle.read(file.tiff.offsetsize)
+    if len(stored) < file.tiff.offsetsize or any(stored):
+        raise ImageError(f'{path}: the file ends before its last page; copy it again, or save it anew')
+
+
+def _check_tags(page: TiffPage, path: Path) -> None:
+    """Refuses a page of which values that its pixels cannot be read without lie beyond the end of the file.
+
+    Raises:
+        ImageError: If there are any; tifffile leaves them out.
+    """
+    file, tiff = page.parent.filehandle, page.parent.tiff
+    file.seek(page.offset)
+    (count,) = struct.unpack(tiff.tagnoformat, file.read(tiff.tagnosize))
+    entries = file.read(count * tiff.tagsize)
+    told = {struct.unpack_from(f'{tiff.byteorder}H', entries, i)[0] for i in range(0, len(entries), tiff.tagsize)}
+    if told & _PIXEL_TAGS - {tag.code for tag in page.tags}:
+        raise ImageError(f'{path}: the file ends before its last value; copy it again')
+
+
+def _end(page: TiffPage) -> int:
+    """Where in the file the last pixel of a page ends."""
+    return max((at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+
+
+def _lacks_codec(error: Exception) -> bool:
+    return 'imagecodecs' in str(error) or isinstance(error, ImportError)
 
 
 def _is_thumbnail(page: TiffPage, main: TiffPage) -> bool:
@@ -282,8 +326,3 @@ def _rationals(value: tuple[int, ...] | None) -> tuple[float, ...] | None:
     if value is None or not all(value[1::2]):
         return None
     return tuple(top / bottom for top, bottom in zip(value[::2], value[1::2], strict=True))
-
-
-def _picture_at(file: Image.Image, index: int) -> np.ndarray:
-    file.seek(index)
-    return picture_array(file)
