@@ -39,8 +39,11 @@ def mean_difference(one, other):
     return np.abs(one.astype(float) - other.astype(float)).mean()
 
 
-def test_a_file_gives_its_own_numbers(kind, path):
+def test_a_file_gives_its_own_numbers_as_its_headers_tell(kind, path):
+    with open_image(path) as file:
+        told = (file.shape, file.axes, file.n_channels, file.is_rgb)
     pixels = read_pixels(path)
+    assert told == (pixels.shape, pixels.axes, len(pixels.channels), pixels.is_rgb)
     assert pixels.is_rgb == (kind.numbers.ndim == 3)
     assert (pixels.shape, pixels.axes) == (SHAPE, 'yx')
     assert pixels.picture().dtype == kind.numbers.dtype
@@ -53,13 +56,6 @@ def test_all_readers_see_the_same_picture(kind, path):
     assert (seen == as_rgb_uint8(read_pixels(path).picture())).all()
     assert mean_difference(seen, as_rgb_uint8(kind.numbers)) <= kind.tolerance
     assert (load_image.UnSAMLoadImage(skip_broken=False).transform({'img_path': path})['img'] == seen).all()
-
-
-def test_headers_tell_what_will_be_read(kind, path):
-    with open_image(path) as file:
-        told = (file.shape, file.n_channels, file.is_rgb)
-    pixels = read_pixels(path)
-    assert told == (pixels.shape, len(pixels.channels), pixels.is_rgb)
 
 
 # What the orientation tag says: which way rows run in the file, and columns.
