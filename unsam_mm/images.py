@@ -1,22 +1,21 @@
-"""Images at the door: any common array or file becomes one checked (H, W, 3) uint8 RGB array."""
+"""Any common array or file as one checked (H, W, 3) uint8 RGB array, and the image files of a folder."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tifffile
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unsam_mm.errors import ImageError
+from unsam_mm.image_files import open_image
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')
 MIN_SIDE_PX = 8
 """Below this no superpixel fits; also catches a stack with its axes in another order."""
+MAX_PIXELS = 178_956_970
+"""Above this an image is not looked at as a whole, by default; Pillow's limit too."""
 
 _STRETCH_PERCENTILES = (0.1, 99.9)  # a few hot pixels must not set the contrast
 _DARK = 0.1  # brightest value of a float colour image below which it needs stretching
@@ -76,24 +75,48 @@ def stretched(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Reads an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says; see `as_rgb_uint8`.
+def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+    """Reads an image file as (H, W, 3) uint8 RGB; see `unsam_mm.image_files.read_pixels` and `as_rgb_uint8`.
+
+    What is no single picture is refused by the file's headers, before its pixels are read.
+
+    Args:
+        path: The file.
+        max_pixels: Larger images are refused; None: none is.
 
     Raises:
-        ImageError: If the file is missing, empty, cut short, not an image, or not one 2D image.
+        ImageError: If the file is missing, empty, cut short, not an image, a stack, too large, or has channels that are no
+            colours.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError(f'{path}: no such file')
-    if path.stat().st_size == 0:
-        raise ImageError(f'{path}: the file is empty (0 bytes); copy it again')
-    try:
-        pixels = _read_tiff(path) if path.suffix.lower() in ('.tif', '.tiff') else _read_with_pillow(path)
-    except ImageError:
-        raise
-    except Exception as error:  # decoders of broken files raise anything, struct.error for one
-        raise ImageError(f'{path}: cannot be read as an image ({error}); copy it again or convert it to PNG') from error
+    with open_image(path) as file:
+        if len(file.shape) > 2:
+            raise ImageError(
+                f'{path}: expected one image, got a stack with axes {file.axes} of shape {file.shape}; pass one plane of a '
+                'stack at a time, each in a file of its own; `python -m napari_unsam batch` and the dock take stacks'
+            )
+        if file.n_channels > 1 and not file.is_rgb:
+            raise ImageError(
+                f'{path}: expected grey or RGB, got {file.n_channels} channels that are no colours; save one of them, or '
+                'three as RGB, in a file of its own; `python -m napari_unsam batch --channel N` and the dock take channels'
+            )
+        check_size(file.shape, str(path), max_pixels)
+        pixels = file.read()
     return as_rgb_uint8(pixels, str(path))
+
+
+def check_size(shape_hw: tuple[int, ...], name: str, max_pixels: int | None = MAX_PIXELS) -> None:
+    """Refuses an image that is too large to be looked at as a whole.
+
+    Raises:
+        ImageError: If it has more than `max_pixels` pixels.
+    """
+    height, width = shape_hw
+    if max_pixels is not None and height * width > max_pixels:
+        raise ImageError(
+            f'{name}: {width} x {height} px are more than the {max_pixels / 1e6:.0f} million that are looked at as a whole; '
+            'cut the image into tiles, make it smaller, or take UnSAMPredictor(tile_px=1024) on a zarr array, see '
+            'docs/large_images.md'
+        )
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -155,54 +178,6 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         raise ImageError(f'{folder}: the folder cannot be read ({error.strerror}); check its permissions') from error
-
-
-def _read_tiff(path: Path) -> np.ndarray:
-    """Pixels of a TIFF: tifffile knows microscopy, Pillow palettes and more compressions."""
-    try:
-        with tifffile.TiffFile(path) as file:
-            page = file.pages[0]
-            if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-                return _read_with_pillow(path)
-            pixels = file.asarray()
-            channels_first = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel in (3, 4)
-            return np.moveaxis(pixels, 0, -1) if channels_first and pixels.ndim == 3 else pixels
-    except Exception:
-        try:
-            return _read_with_pillow(path)
-        except UnidentifiedImageError:
-            pass
-        raise
-
-
-def _read_with_pillow(path: Path) -> np.ndarray:
-    if _is_deep_colour_png(path):
-        return _read_deep_colour_png(path)
-    with Image.open(path) as file, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Pillow warns on harmless EXIF oddities
-        upright = ImageOps.exif_transpose(file)
-        return np.asarray(upright.convert('RGB') if upright.mode in ('P', 'PA', 'CMYK', 'YCbCr', 'LA') else upright)
-
-
-def _is_deep_colour_png(path: Path) -> bool:
-    with path.open('rb') as file:
-        header = file.read(26)
-    return header.startswith(b'\x89PNG') and header[24:26] in (b'\x10\x02', b'\x10\x06')
-
-
-def _read_deep_colour_png(path: Path) -> np.ndarray:
-    """Pixels of a PNG with 16 bits a colour, which Pillow would cut to their upper halves."""
-    if importlib.util.find_spec('cv2') is None:
-        raise ImageError(
-            f'{path}: PNG files with 16 bits a colour are read by OpenCV; run: pip install opencv-python-headless'
-        )
-    from unsam_mm._opencv import import_opencv
-
-    cv2 = import_opencv()
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ImageError(f'{path}: cannot be read as an image; copy it again or convert it to TIFF')
-    return pixels[..., [2, 1, 0]]
 
 
 def _drop_channels(image: np.ndarray, name: str) -> np.ndarray:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ import tifffile
 from napari_unsam.output.objects import MAX_AXES, ArrayLike, LabelledObjects, TakenAt, blocks, default_axes
 from napari_unsam.output.palette import label_rgb
 from unsam_mm.errors import StoreError
+from unsam_mm.tiff_metadata import pixel_sizes, scale_and_units
 
 if TYPE_CHECKING:
     import zarr
@@ -38,11 +38,6 @@ _SYMBOLS = {
     'meter': 'm',
     'second': 's',
     'pixel': 'pixel',
-}
-_NAMES = {symbol: name for name, symbol in _SYMBOLS.items()} | {
-    'um': 'micrometer',
-    'micron': 'micrometer',
-    'sec': 'second',
 }
 
 
@@ -106,19 +101,14 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
 def voxel_size(file: tifffile.TiffFile) -> dict[int, dict[str, tuple]]:
     """`scale` and `units` of the pixels in a TIFF, under the number of axes they are for; empty if it does not say.
 
-    OME metadata are read, and those of ImageJ.
+    OME metadata are read, and those of ImageJ; see `unsam_mm.tiff_metadata.pixel_sizes`.
     """
-    if file.is_ome:
-        sizes = _sizes_in_ome(file.ome_metadata)
-    elif file.is_imagej:
-        sizes = _sizes_of_imagej(file)
-    else:
-        return {}
+    sizes = pixel_sizes(file)
     axes = [axis for axis in file.series[0].axes.upper() if axis not in 'SC']
     if not sizes.keys() & set(axes):
         return {}
-    known = [sizes.get(axis, (1.0, 'pixel')) for axis in axes]
-    return {len(axes): {'scale': tuple(size for size, _ in known), 'units': tuple(unit for _, unit in known)}}
+    scale, units = scale_and_units(sizes, axes)
+    return {len(axes): {'scale': scale, 'units': units}}
 
 
 def write_ome_zarr(path: str | Path, objects: LabelledObjects) -> None:
@@ -209,34 +199,6 @@ def _ome_sizes(objects: LabelledObjects) -> dict[str, Any]:
         key = 'TimeIncrement' if axis == 't' else f'PhysicalSize{axis.upper()}'
         if axis in 'tzyx' and unit in _SYMBOLS:  # units beyond these are none in OME
             sizes |= {key: size, f'{key}Unit': _SYMBOLS[unit]}
-    return sizes
-
-
-def _sizes_in_ome(xml: str) -> dict[str, tuple[float, str]]:
-    found = next((part for part in ElementTree.fromstring(xml).iter() if part.tag.endswith('}Pixels')), None)
-    given = {} if found is None else found.attrib
-    keys = {'T': 'TimeIncrement'} | {axis: f'PhysicalSize{axis}' for axis in 'XYZ'}
-    return {
-        axis: (float(given[key]), _NAMES.get(given.get(f'{key}Unit', 's' if axis == 'T' else 'µm'), 'pixel'))
-        for axis, key in keys.items()
-        if key in given
-    }
-
-
-def _sizes_of_imagej(file: tifffile.TiffFile) -> dict[str, tuple[float, str]]:
-    said = file.imagej_metadata or {}
-    unit = _NAMES.get(str(said.get('unit', '')).replace('\\u00B5', 'µ').strip('\x00'))
-    if unit in (None, 'pixel'):
-        return {}
-    sizes = {}
-    for axis, tag in (('X', 'XResolution'), ('Y', 'YResolution')):
-        steps, length = file.pages[0].tags[tag].value if tag in file.pages[0].tags else (0, 1)
-        if steps:
-            sizes[axis] = (length / steps, unit)
-    if 'spacing' in said:
-        sizes['Z'] = (float(said['spacing']), unit)
-    if 'finterval' in said:
-        sizes['T'] = (float(said['finterval']), 'second')
     return sizes
 
 

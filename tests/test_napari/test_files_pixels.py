@@ -82,7 +82,7 @@ def test_a_channel_that_is_not_there_is_told(tmp_path):
 
 @pytest.mark.parametrize(
     ('name', 'content', 'words'),
-    [('a.png', b'', 'cannot be read'), ('a.tif', b'II*\x00\x08', 'cannot be read'), ('b.png', None, 'no such file')],
+    [('a.png', b'', 'is empty'), ('a.tif', b'II*\x00\x08', 'cannot be read'), ('b.png', None, 'no such file')],
 )
 def test_broken_files_are_told_by_name(tmp_path, name, content, words):
     if content is not None:

@@ -45,7 +45,7 @@ class UnSAMLoadImage(BaseTransform):
         """
         path = results['img_path']
         try:
-            image = read_image(path)
+            image = read_image(path, max_pixels=None)  # crops are cut from it
         except ImageError as error:
             if not self.skip_broken:
                 raise
