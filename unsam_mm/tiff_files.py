@@ -255,7 +255,7 @@ def _end(page: TiffPage) -> int:
 
 
 def _lacks_codec(error: Exception) -> bool:
-    return 'imagecodecs' in str(error) or isinstance(error, ImportError)
+    return isinstance(error, ImportError) or any(word in str(error) for word in ('imagecodecs', '<COMPRESSION.'))
 
 
 def _is_thumbnail(page: TiffPage, main: TiffPage) -> bool:
