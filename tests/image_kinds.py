@@ -147,6 +147,15 @@ _add(
     RGB.astype(np.uint16) * 257,
     _raw(_INKS.astype(np.uint16) * 257, bits=16, samples=4, photometric=5),
 )
+_add(
+    'tiff CMYK planar',
+    '.tif',
+    RGB,
+    _tiff(pixels=np.moveaxis(_INKS, -1, 0), photometric='separated', planarconfig='separate'),
+)
+_add(
+    'tiff CMYK and alpha', '.tif', RGB, _raw(np.dstack([_INKS, ALPHA]), samples=5, photometric=5, tags=[(338, 3, [2])])
+)
 _BLACK = np.dstack([np.zeros_like(RGB), 255 - GREY])
 _add('tiff CMYK with nothing but black', '.tif', np.dstack([GREY] * 3), _raw(_BLACK, samples=4, photometric=5))
 _add('jpeg CMYK', '.jpg', RGB, _pillow(Image.fromarray(RGB).convert('CMYK'), quality=95), tolerance=4)

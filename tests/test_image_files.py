@@ -100,6 +100,11 @@ def test_a_turned_image_keeps_its_pixel_size(tmp_path):
     assert (pixels.shape, pixels.scale) == (SHAPE[::-1], (0.2, 0.3))
 
 
+def write_one_by_one(path, pages):
+    for page in pages:
+        tifffile.imwrite(path, page, append=True)
+
+
 def write_pages(path, pages, **options):
     first, *others = [Image.fromarray(page) for page in pages]
     first.save(path, save_all=True, append_images=others, **options)
@@ -110,6 +115,7 @@ STACKS = {
     'zlib.tif': lambda path: tifffile.imwrite(path, STACK, photometric='minisblack', compression='zlib'),
     'imagej.tif': lambda path: tifffile.imwrite(path, STACK, imagej=True, metadata={'axes': 'ZYX'}),
     'movie.ome.tif': lambda path: tifffile.imwrite(path, STACK, ome=True, metadata={'axes': 'TYX'}, photometric='minisblack'),
+    'appended.tif': lambda path: write_one_by_one(path, STACK),
     'lzw.tif': lambda path: write_pages(path, STACK, compression='tiff_lzw'),
     'packbits.tif': lambda path: write_pages(path, STACK, compression='packbits'),
     'group4.tif': lambda path: write_pages(path, STACK > 90, compression='group4'),
@@ -324,8 +330,9 @@ def test_a_picture_beyond_the_limit_of_pillow_is_read_and_refused_only_where_it_
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
     for name in ('a.png', 'a.tif'):
         assert (read_pixels(tmp_path / name).picture() == RGB).all()
-        with pytest.raises(ImageError, match=rf'{name}: 64 x 48 px are more than .* cut the image into tiles'):
-            read_image(tmp_path / name, max_pixels=3000)
+        for read in (read_image, read_pixels):
+            with pytest.raises(ImageError, match=rf'{name}: 64 x 48 px are more than .* cut the image into tiles'):
+                read(tmp_path / name, max_pixels=3000)
         assert (read_image(tmp_path / name, max_pixels=None) == RGB).all()
     assert Image.MAX_IMAGE_PIXELS == 1000
 

@@ -85,44 +85,6 @@ def test_a_sixteen_bit_png_keeps_its_detail(tmp_path):
     assert len(np.unique(read_image(tmp_path / 'ramp.png'))) > 200
 
 
-def test_an_image_is_turned_as_its_camera_says(tmp_path, coffee):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the top of the picture is at the right
-    Image.fromarray(coffee).save(tmp_path / 'turned.png', exif=exif)
-    assert (read_image(tmp_path / 'turned.png') == np.rot90(coffee, -1)).all()
-
-
-@pytest.mark.parametrize('compression', [None, 'tiff_lzw', 'tiff_deflate', 'packbits'])
-def test_tiffs_are_read_whatever_their_compression(tmp_path, coffee, compression):
-    Image.fromarray(coffee).save(tmp_path / 'a.tif', compression=compression)
-    assert (read_image(tmp_path / 'a.tif') == coffee).all()
-
-
-def test_planes_of_colour_in_a_tiff_become_channels(tmp_path, coffee):
-    planes = np.moveaxis(coffee, -1, 0)
-    tifffile.imwrite(tmp_path / 'a.tif', planes, photometric='rgb', planarconfig='separate')
-    assert (read_image(tmp_path / 'a.tif') == coffee).all()
-
-
-def test_a_palette_in_a_tiff_gives_colours(tmp_path, coffee):
-    Image.fromarray(coffee).quantize(64).save(tmp_path / 'a.tif')
-    assert np.abs(read_image(tmp_path / 'a.tif').astype(int) - coffee).mean() < 10
-
-
-def test_a_png_under_the_name_of_a_tiff_is_read(tmp_path, coffee):
-    Image.fromarray(coffee).save(tmp_path / 'a.png')
-    (tmp_path / 'a.png').rename(tmp_path / 'a.tif')
-    assert (read_image(tmp_path / 'a.tif') == coffee).all()
-
-
-def test_sixteen_bit_colour_in_a_png_keeps_its_detail(tmp_path, coffee):
-    cv2 = pytest.importorskip('cv2')
-    cv2.imwrite(str(tmp_path / 'deep.png'), (coffee.astype(np.uint16) * 2)[..., ::-1])
-    image = read_image(tmp_path / 'deep.png')
-    assert np.corrcoef(image[..., 0].ravel(), coffee[..., 0].ravel())[0, 1] > 0.99
-    assert len(np.unique(image)) > 100
-
-
 def test_an_all_but_black_colour_image_is_stretched(coffee):
     assert as_rgb_uint8(coffee / 255 * 0.001).max() == 255
 

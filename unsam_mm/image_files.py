@@ -19,6 +19,9 @@ from unsam_mm.picture_files import open_picture
 from unsam_mm.tiff_files import is_tiff, open_tiff
 from unsam_mm.tiff_metadata import PixelSizes, scale_and_units
 
+MAX_PIXELS = 178_956_970
+"""Above this an image is not looked at as a whole, by default; Pillow's limit too."""
+
 _COLOURS = ('red', 'green', 'blue')
 _is_reading: ContextVar[bool] = ContextVar('is_reading', default=False)
 
@@ -87,23 +90,48 @@ class ImageFile(Protocol):
         """The file's own numbers, `shape` or (*shape, n_channels)."""
 
 
-def read_pixels(path: str | Path) -> ImagePixels:
+def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
     """Reads an image file with the numbers and the dtype that it holds.
 
     Images are turned upright as their orientation tag says. Colours of other spaces (CMYK, CIELAB, YCbCr, palettes) become
     RGB, grey that is small where it is bright is inverted, and numbers of 2 to 7 bits are scaled to 8. An alpha channel is
     dropped; samples beyond that are channels. A file of a set stands for the planes in it.
 
+    Args:
+        path: The file.
+        max_pixels: Images with larger planes are refused before they are read; None: none is.
+
     Raises:
-        ImageError: If the file is missing, broken or no image, holds several images or is animated, or has axes beyond t,
-            z, y, x and channels.
+        ImageError: If the file is missing, broken, too large or no image, holds several images or is animated, or has axes
+            beyond t, z, y, x and channels.
     """
     with open_image(path) as file:
+        check_size(file.shape[-2:], str(path), max_pixels)
         pixels = file.read()
         arrays = [pixels] if file.n_channels == 1 else [pixels[..., i] for i in range(file.n_channels)]
         names = _COLOURS if file.is_rgb else [''] if len(arrays) == 1 else [str(i) for i in range(len(arrays))]
         scale, units = scale_and_units(file.sizes, file.axes)
         return ImagePixels(dict(zip(names, arrays, strict=True)), file.is_rgb, scale, units, file.axes)
+
+
+def check_size(shape_hw: tuple[int, ...], name: str, max_pixels: int | None) -> None:
+    """Refuses an image that is too large to be looked at as a whole.
+
+    Args:
+        shape_hw: Its height and width.
+        name: What the message calls it.
+        max_pixels: How many pixels are not too many; None: no number is.
+
+    Raises:
+        ImageError: If it has more than `max_pixels` pixels.
+    """
+    height, width = shape_hw
+    if max_pixels is not None and height * width > max_pixels:
+        raise ImageError(
+            f'{name}: {width} x {height} px are more than the {max_pixels / 1e6:.0f} million that are looked at as a whole; '
+            'cut the image into tiles, make it smaller, or take UnSAMPredictor(tile_px=1024) on a zarr array, see '
+            'docs/large_images.md'
+        )
 
 
 @contextmanager

@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from unsam_mm.errors import ImageError
-from unsam_mm.image_files import open_image
+from unsam_mm.image_files import MAX_PIXELS, check_size, open_image
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')
 MIN_SIDE_PX = 8
 """Below this no superpixel fits; also catches a stack with its axes in another order."""
-MAX_PIXELS = 178_956_970
-"""Above this an image is not looked at as a whole, by default; Pillow's limit too."""
 
 _STRETCH_PERCENTILES = (0.1, 99.9)  # a few hot pixels must not set the contrast
 _DARK = 0.1  # brightest value of a float colour image below which it needs stretching
@@ -102,21 +100,6 @@ def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> np.ndar
         check_size(file.shape, str(path), max_pixels)
         pixels = file.read()
     return as_rgb_uint8(pixels, str(path))
-
-
-def check_size(shape_hw: tuple[int, ...], name: str, max_pixels: int | None = MAX_PIXELS) -> None:
-    """Refuses an image that is too large to be looked at as a whole.
-
-    Raises:
-        ImageError: If it has more than `max_pixels` pixels.
-    """
-    height, width = shape_hw
-    if max_pixels is not None and height * width > max_pixels:
-        raise ImageError(
-            f'{name}: {width} x {height} px are more than the {max_pixels / 1e6:.0f} million that are looked at as a whole; '
-            'cut the image into tiles, make it smaller, or take UnSAMPredictor(tile_px=1024) on a zarr array, see '
-            'docs/large_images.md'
-        )
 
 
 def list_images(folder: str | Path) -> list[Path]:

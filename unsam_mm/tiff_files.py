@@ -181,6 +181,9 @@ def _open_series(path: Path) -> tuple[TiffFile, TiffPageSeries]:
                 raise ImageError(f'{path}: the file ends before its first page; copy it again')
             if file.is_ome and (file := _own_part(file, path)) is None:
                 continue
+            if file.series[0].kind == 'shaped' and len(file.series) > 1:  # pages that tifffile wrote one by one
+                file.close()
+                continue
             series = _main_series(file, path)
             _check_tags(series.keyframe, path)
             if series.kind != 'ome' or all(page is not None for page in series.pages):
@@ -255,7 +258,7 @@ def _end(page: TiffPage) -> int:
 
 
 def _lacks_codec(error: Exception) -> bool:
-    return 'imagecodecs' in str(error) or isinstance(error, ImportError)
+    return isinstance(error, ImportError) or any(word in str(error) for word in ('imagecodecs', '<COMPRESSION.'))
 
 
 def _is_thumbnail(page: TiffPage, main: TiffPage) -> bool:

@@ -16,7 +16,7 @@ from napari_unsam.levels.sheet import Sheet
 from napari_unsam.volumes.linking import link
 from unsam_mm.errors import UnSAMError
 from unsam_mm.granularity import area_granularity
-from unsam_mm.images import as_rgb_uint8, check_size
+from unsam_mm.images import as_rgb_uint8
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.rle import decode_crop
 
@@ -96,7 +96,6 @@ class AutomaticObjects:
         tables = [pd.DataFrame({column: np.zeros(0, int if column == 'index' else float) for column in _COLUMNS})]
         n_objects = 0
         for plane, picture in pixels.planes(self._settings.channel):
-            check_size(picture.shape[:2], name)
             if plane and picture.min() == picture.max():
                 continue
             found, table = self._in_plane(as_rgb_uint8(picture, name))

@@ -19,6 +19,7 @@ from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import LabelledObjects
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.files import atomic_writer, read_json, remove_leftovers, write_json
+from unsam_mm.image_files import MAX_PIXELS
 from unsam_mm.processes import in_processes
 
 DESCRIPTION = 'batch.json'
@@ -151,7 +152,7 @@ class BatchWorker:
         """The number of objects, and why the image failed; a bad image is reported, a bad disk ends the run."""
         path = self._images.path(name)
         try:
-            pixels = read_pixels(path)
+            pixels = read_pixels(path, MAX_PIXELS)
             labels, table = self._find(pixels, str(path))
         except ImageError as error:
             return 0, str(error)

@@ -18,11 +18,13 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label
 
 from napari_unsam.__main__ import main
+from napari_unsam.files import batch
 from napari_unsam.files.automatic import AutomaticObjects, AutomaticSettings, draw_disjoint
 from napari_unsam.files.batch import DESCRIPTION, BatchJob
 from napari_unsam.files.pixels import ImagePixels
 from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.formats import FORMATS
+from tests.image_writers import write_png
 from tests.test_napari.stand_ins import colour_tree
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.files import write_json
@@ -52,6 +54,26 @@ def folder(tmp_path):
     Image.fromarray(np.stack([COINS] * 3, axis=-1)).save(images / 'plate' / 'b.png')
     (images / 'broken.png').write_bytes((images / 'a.png').read_bytes()[:2000])
     return images
+
+
+def test_intensities_are_the_numbers_of_the_file_and_sizes_are_finite(tmp_path, quick):
+    (tmp_path / 'images').mkdir()
+    deep = np.stack([COINS.astype(np.uint16) * factor for factor in (15, 100, 250)], axis=-1)
+    write_png(tmp_path / 'images' / 'deep.png', deep, 2)
+    metadata = {'axes': 'YX', 'PhysicalSizeX': 1e300, 'PhysicalSizeY': 1e300}
+    tifffile.imwrite(tmp_path / 'images' / 'odd.ome.tif', COINS, metadata=metadata)
+    assert BatchJob(tmp_path / 'images', tmp_path / 'out').run().done == 2
+    table = pd.read_csv(tmp_path / 'out' / 'deep.png.objects.csv')
+    brightest = [table[f'max_intensity_{colour}'].max() for colour in ('red', 'green', 'blue')]
+    assert brightest == [int(COINS.max()) * factor for factor in (15, 100, 250)]
+    sizes = pd.read_csv(tmp_path / 'out' / 'odd.ome.tif.objects.csv')
+    assert [name for name in sizes if name.startswith('area')] == ['area_px']
+
+
+def test_a_plane_that_is_too_large_fails_before_it_is_read(folder, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(batch, 'MAX_PIXELS', COINS.size - 1)
+    failed = BatchJob(folder, tmp_path / 'out').run().failed
+    assert '190 x 150 px are more than' in failed['a.png']
 
 
 def test_each_image_has_its_results_and_a_broken_one_is_listed(folder, tmp_path, quick, capsys):
