@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_unsam._session import ViewerSession
-    from napari_unsam.state.autosave import Autosave, SavedObjects
-    from napari_unsam.state.records import SavedSession
+    from napari_unsam.state.autosave import Autosave
+    from napari_unsam.state.records import SavedObjects, SavedSession
 
 
 class SavedBar(QWidget):
@@ -74,7 +74,7 @@ class SavedBar(QWidget):
         self.restore_button.hide()  # until it is read: twice would be twice the objects
         self._session.controller.run(
             'Reading the saved work',
-            lambda progress: self._autosave.read(saved),
+            lambda progress: saved.objects(),
             lambda read: self._put(saved, image, read),
             lambda reason: self.restore_button.show(),
             is_task=True,

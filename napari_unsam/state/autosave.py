@@ -22,9 +22,9 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
@@ -32,15 +32,22 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from filelock import FileLock, Timeout
 
-from napari_unsam._commit import ObjectWrite, free_now, renumbered
+from napari_unsam._commit import free_now, renumbered
 from napari_unsam._words import counted
-from napari_unsam.output.objects import object_boxes
 from napari_unsam.state.history import Together
-from napari_unsam.state.records import LOCK, SavedSession, Work, count_prompts, read_work, remove_work, write_work
+from napari_unsam.state.records import (
+    LOCK,
+    SavedObjects,
+    SavedSession,
+    Work,
+    count_prompts,
+    read_work,
+    remove_work,
+    write_work,
+)
 from unsam_mm.errors import StoreError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from napari.layers import Image, Labels
 
     from napari_unsam._session import ViewerSession
@@ -52,10 +59,8 @@ _TORN_TRIES = 3
 _RETRY_S = 10.0  # until what could not be saved is tried again
 _EXIT_S = 120.0  # that an application which ends waits for the last save
 _DAY_S = 86_400.0
-_MAX_LABEL = np.iinfo(np.uint32).max
 _LABEL_EVENTS = ('paint', 'labels_update', 'set_data', 'data', 'features')
 _KEPT_IN = 'unsam_saved_in'  # in a layer's metadata: the folders that hold its objects
-_OWN_COLUMNS = ('index', 'area_px')  # counted anew when objects are written
 
 logger = logging.getLogger(__name__)
 
@@ -77,23 +82,6 @@ class Restored:
     relabelled: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class SavedObjects:
-    """The objects of saved work, read from disk.
-
-    Attributes:
-        writes: One for each object.
-        shape: Of the array that they are for; None if there was none.
-        damaged: How many blocks of it could not be read.
-        relabelled: As in `Restored`.
-    """
-
-    writes: list[ObjectWrite]
-    shape: tuple[int, ...] | None
-    damaged: int
-    relabelled: int
-
-
 @dataclass(eq=False)
 class _Record:
     """The work on one image in this process, with one of its layers of objects.
@@ -101,9 +89,10 @@ class _Record:
     Attributes:
         pending: What is to be saved next.
         failed: What could not be saved; tried again, unless something newer comes.
-        exported: The work as it was when its objects were exported.
-        latest: What was noted last.
-        saved: What was saved last.
+        n_noted: How often the work was noted. The work itself, which may be gigabytes, is let go once it is saved.
+        saved_at: `n_noted` of what was saved last.
+        exported_at: `n_noted` when the objects were exported.
+        prompts: Those that were noted last.
         replaces: Names of the records that this one took up.
     """
 
@@ -112,9 +101,10 @@ class _Record:
     shape: tuple[int, ...] | None = None
     pending: Work | None = None
     failed: Work | None = None
-    exported: Work | None = None
-    latest: Work | None = None
-    saved: Work | None = None
+    n_noted: int = 0
+    saved_at: int = 0
+    exported_at: int = 0
+    prompts: Any = ()
     is_empty: bool = True
     has_problem: bool = False
     lock: FileLock | None = None
@@ -124,7 +114,12 @@ class _Record:
     @property
     def is_needed(self) -> bool:
         """Whether there is anything in it that is not safe elsewhere."""
-        return not self.is_empty and (self.exported is not self.latest or bool(self.latest.prompts))
+        return not self.is_empty and (self.exported_at != self.n_noted or bool(self.prompts))
+
+    def note(self, work: Work) -> None:
+        """Has work saved in place of what waits; the caller holds the lock."""
+        self.pending, self.failed, self.prompts = work, None, work.prompts
+        self.n_noted += 1
 
 
 class _TakeUp:
@@ -220,18 +215,6 @@ class Autosave:
         left = [saved for saved in found if saved.folder.name not in taken_up]
         return max(left, key=lambda saved: saved.saved_at, default=None)
 
-    def read(self, saved: SavedSession) -> SavedObjects:
-        """Reads the objects of saved work, in any thread.
-
-        Raises:
-            StoreError: If there is not memory enough.
-        """
-        array, damaged = saved.labels()
-        if array is None:
-            return SavedObjects([], None, damaged, 0)
-        writes, relabelled = _writes(array, saved.features)
-        return SavedObjects(writes, array.shape, damaged, relabelled)
-
     def restore(self, session: ViewerSession, saved: SavedSession, read: SavedObjects | None = None) -> Restored:
         """Brings objects and prompts back, as one action that can be undone.
 
@@ -246,7 +229,7 @@ class Autosave:
             StoreError: If the objects are of an image of another shape than the session's.
             UnSAMError: If there is no place for objects.
         """
-        read = self.read(saved) if read is None else read
+        read = saved.objects() if read is None else read
         writes = read.writes
         if writes:
             objects = session.ensure_objects()
@@ -294,7 +277,7 @@ class Autosave:
         if session.image is not None:
             with self._wake:
                 record = self._record(self._identity(session.image), _shape_of(session.objects))
-                record.exported = record.latest
+                record.exported_at = record.n_noted
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Tries to save everything now; returns whether that was done within the timeout."""
@@ -335,8 +318,6 @@ class Autosave:
 
     def _note(self, session: ViewerSession) -> None:
         """Takes down the state of a session; called in its thread after each change, so it has to be quick."""
-        import pandas as pd
-
         image = session.image
         if image is None or self._is_closed:
             return
@@ -345,26 +326,14 @@ class Autosave:
         # With other channels, an image has objects of another shape; the others are still there.
         if session.objects is not None:
             record.objects = ref(session.objects)
-        objects = record.objects() if record.objects is not None else None
-        if objects is not None and objects not in session.viewer.layers:
-            objects = None
-        if objects is not None:
-            objects.metadata[_KEPT_IN] = {*objects.metadata.get(_KEPT_IN, ()), str(record.folder)}
-        work = Work(
-            image_name=image.name,
-            prompts=session.controller.prompts_of(image.unique_id),
-            polarity=session.controller.polarity,
-            position=tuple(session.viewer.dims.point),
-            labels=None if objects is None else objects.data,
-            features=pd.DataFrame() if objects is None else objects.features.copy(),
-            replaces=tuple(record.replaces),
-        )
+        prompts = session.controller.prompts_of(image.unique_id)
+        works = [(record, _work(session, record, prompts))]
+        for other in list(self._records):  # prompts are in one record of an image
+            if other is not record and other.identity == record.identity and other.prompts:
+                works.append((other, _work(session, other, type(prompts)())))
         with self._wake:
-            record.pending = record.latest = work
-            record.failed = None
-            for other in self._records:  # prompts are in one record of an image
-                if other is not record and other.identity == record.identity and other.latest and other.latest.prompts:
-                    other.pending = other.latest = replace(other.latest, prompts=type(work.prompts)())
+            for one, work in works:
+                one.note(work)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name='unsam-autosave', daemon=True)
                 self._thread.start()
@@ -423,11 +392,11 @@ class Autosave:
 
     def _save(self, record: _Record) -> None:
         """Saves what is pending of a record, or notes that it failed; never raises, so that the thread lives on."""
-        work = None
+        work, number = None, 0
         try:
             for is_last in [False] * (_TORN_TRIES - 1) + [True]:
                 with self._wake:
-                    work, record.pending = record.pending, None
+                    work, record.pending, number = record.pending, None, record.n_noted
                 if self._write(record, work, is_last):
                     break
         except Exception as error:
@@ -440,13 +409,12 @@ class Autosave:
                 with suppress(RuntimeError):  # the dock may be gone
                     self._on_problem(f'Autosave: {reason}; it is tried again every {_RETRY_S:.0f} s')
         else:
-            record.has_problem = False
+            record.has_problem, record.saved_at = False, number
 
     def _write(self, record: _Record, work: Work, is_last_try: bool) -> bool:
         """Returns whether the record is now that of `work`; not if there is newer work, unless it is the last try."""
         is_empty = not work.prompts and (work.labels is None or not work.labels.any())
         if is_empty and record.is_empty:
-            record.saved = work
             return True
         if record.lock is None:
             try:
@@ -460,12 +428,12 @@ class Autosave:
             record.lock = lock
         if not write_work(record.folder, record.identity, work, lambda: is_last_try or record.pending is None):
             return False
-        record.is_empty, record.saved = is_empty, work
+        record.is_empty = is_empty
         return True
 
     def _end(self, record: _Record) -> None:
         """Gives a record up for later sessions, and removes it if nothing in it is needed, and what it took the place of."""
-        is_saved = record.saved is record.latest
+        is_saved = record.saved_at == record.n_noted
         try:
             if is_saved and not record.is_needed:
                 remove_work(record.folder)
@@ -526,27 +494,24 @@ class _Watch:
         self._objects = objects
 
 
-def _writes(array: np.ndarray, features: pd.DataFrame) -> tuple[list[ObjectWrite], int]:
-    """One for each object in an array of labels, with its row; and how many got another label, which a layer can hold."""
+def _work(session: ViewerSession, record: _Record, prompts: Any) -> Work:
+    """The work of a record as it is now."""
     import pandas as pd
 
-    boxes = object_boxes(array)
-    fresh = _numbers_after(max((label for label in boxes if 0 < label <= _MAX_LABEL), default=0))
-    new = {label: label if 0 < label <= _MAX_LABEL else next(fresh) for label in boxes}
-    rows = {}
-    if 'index' in features:
-        for row in features.to_dict('records'):
-            rows[int(row['index'])] = {
-                name: value for name, value in row.items() if name not in _OWN_COLUMNS and not pd.isna(value)
-            }
-    writes = [
-        ObjectWrite(region, array[region] == label, new[label], rows.get(label, {})) for label, region in boxes.items()
-    ]
-    return writes, sum(label != to for label, to in new.items())
-
-
-def _numbers_after(highest: int) -> Iterator[int]:
-    return iter(range(highest + 1, _MAX_LABEL + 1))
+    objects = record.objects() if record.objects is not None else None
+    if objects is not None and objects not in session.viewer.layers:
+        objects = None
+    if objects is not None:
+        objects.metadata[_KEPT_IN] = {*objects.metadata.get(_KEPT_IN, ()), str(record.folder)}
+    return Work(
+        image_name=session.image.name,
+        prompts=prompts,
+        polarity=session.controller.polarity,
+        position=tuple(session.viewer.dims.point),
+        labels=None if objects is None else objects.data,
+        features=pd.DataFrame() if objects is None else objects.features.copy(),
+        replaces=tuple(record.replaces),
+    )
 
 
 def _shape_of(objects: Labels | None) -> tuple[int, ...] | None:

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_unsam import _prompts
+from napari_unsam._commit import ObjectWrite
 from napari_unsam._words import counted
+from napari_unsam.output.objects import object_boxes
 from unsam_mm.errors import StoreError
 from unsam_mm.files import atomic_writer, read_json, write_json
 
@@ -36,6 +38,8 @@ LOCK = 'lock'
 _OWN_FILES = (f'{_BLOCKS}/*.npz', f'{_BLOCKS}/.unsam-*.part', '.unsam-*.part', LOCK)
 _BLOCK_SIDE_PX = 512  # of the last two axes; the others have one plane in a block
 _MAX_UINT32 = np.iinfo(np.uint32).max
+
+_OWN_COLUMNS = ('index', 'area_px')  # counted anew when objects are written
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,23 @@ class Work:
     labels: np.ndarray | None
     features: pd.DataFrame
     replaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class SavedObjects:
+    """The objects of saved work, read from disk.
+
+    Attributes:
+        writes: One for each object.
+        shape: Of the array that they are for; None if there was none.
+        damaged: How many blocks of it could not be read.
+        relabelled: How many objects got another label, as theirs was negative or needs more than 32 bits.
+    """
+
+    writes: list[ObjectWrite]
+    shape: tuple[int, ...] | None
+    damaged: int
+    relabelled: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +156,18 @@ class SavedSession:
                 labels = labels.astype(np.int64, copy=False)
             labels[place] = values
         return labels, damaged
+
+    def objects(self) -> SavedObjects:
+        """Reads the objects, in any thread.
+
+        Raises:
+            StoreError: If there is not memory enough.
+        """
+        array, damaged = self.labels()
+        if array is None:
+            return SavedObjects([], None, damaged, 0)
+        writes, relabelled = _writes(array, self.features)
+        return SavedObjects(writes, array.shape, damaged, relabelled)
 
 
 def write_work(folder: Path, identity: str, work: Work, is_current: Callable[[], bool] = lambda: True) -> bool:
@@ -347,6 +380,29 @@ def _place(start: tuple[int, ...], size: tuple[int, ...], shape: tuple[int, ...]
         return None
     is_inside = all(0 <= at <= length - side for at, side, length in zip(start, size, shape, strict=True))
     return tuple(slice(at, at + side) for at, side in zip(start, size, strict=True)) if is_inside else None
+
+
+def _writes(array: np.ndarray, features: pd.DataFrame) -> tuple[list[ObjectWrite], int]:
+    """One for each object in an array of labels, with its row; and how many got another label, which a layer can hold."""
+    import pandas as pd
+
+    boxes = object_boxes(array)
+    fresh = _numbers_after(max((label for label in boxes if 0 < label <= _MAX_UINT32), default=0))
+    new = {label: label if 0 < label <= _MAX_UINT32 else next(fresh) for label in boxes}
+    rows = {}
+    if 'index' in features:
+        for row in features.to_dict('records'):
+            rows[int(row['index'])] = {
+                name: value for name, value in row.items() if name not in _OWN_COLUMNS and not pd.isna(value)
+            }
+    writes = [
+        ObjectWrite(region, array[region] == label, new[label], rows.get(label, {})) for label, region in boxes.items()
+    ]
+    return writes, sum(label != to for label, to in new.items())
+
+
+def _numbers_after(highest: int) -> Iterator[int]:
+    return iter(range(highest + 1, _MAX_UINT32 + 1))
 
 
 def _digest(values: np.ndarray) -> str:

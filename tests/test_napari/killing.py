@@ -22,7 +22,6 @@ from skimage import data
 
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._controller import SegmentationController
-from napari_unsam._layers import load_layer_kinds, load_units
 from napari_unsam._prompts import Polarity
 from napari_unsam._session import ViewerSession
 from napari_unsam.state.autosave import Autosave
@@ -119,9 +118,7 @@ def kill_again_and_again(folder: Path, n_kills: int, seed: int = 0) -> Figures:
     Raises:
         AssertionError: If anything is lost that was saved, or anything of others has changed.
     """
-    context = multiprocessing.get_context('fork')  # there is no other thread here, and napari takes seconds to import
-    load_units()
-    load_layer_kinds()
+    context = multiprocessing.get_context('fork')  # napari takes seconds to import, and no thread runs here yet
     moments, figures, place = np.random.default_rng(seed), Figures(), folder / 'autosave'
     session, _ = begin(place)
     others = _write_others(place)

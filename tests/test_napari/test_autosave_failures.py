@@ -1,6 +1,7 @@
 """Autosave where something goes wrong: nothing of the user's is lost, and the user is told in one line."""
 
 import errno
+import gc
 import json
 import os
 import tempfile
@@ -120,6 +121,16 @@ def test_objects_of_other_channels_of_an_image_are_saved_side_by_side(start, sta
         found.append((saved.shape, np.unique(saved.labels()[0]).tolist(), saved.prompts))
         later.discard(saved)
     assert sorted(found) == [(thin.data.shape, [0, 7], PROMPTS), (stack.shape, [0, 1], ())]
+
+
+def test_labels_that_are_saved_are_not_kept_in_memory(start, stack):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    session.commit(1, CELL)
+    autosave.exported(session)
+    assert autosave.flush()
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, Work)]
 
 
 # What cannot be written
