@@ -178,15 +178,17 @@ class TestCluster:
     def test_a_worker_that_loses_sight_of_the_folders_hands_its_images_on(
         self, job, cluster, quiet, tmp_path, monkeypatch, caplog
     ):
-        blind = set()
+        blind, do_image = set(), folder_module.ImageWorker.__call__
 
-        def failure(self, images, name):
+        def lose_sight(self, name):
             if name == 'b/07.png' and not blind:
                 blind.add(self)
-            return 'no such file' if self in blind else images(name)
+            return 'no such file' if self in blind else do_image(self, name)
 
-        monkeypatch.setattr(scale._OnWorker, '_failure', failure)
-        monkeypatch.setattr(scale._OnWorker, '_find_problem', lambda self: 'not mounted' if self in blind else None)
+        monkeypatch.setattr(folder_module.ImageWorker, '__call__', lose_sight)
+        monkeypatch.setattr(
+            scale._OnWorker, '_find_problem', lambda self: 'not mounted' if self._images in blind else None
+        )
         monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
         report = job(cluster.scheduler_address).run()
         assert list(report.failed) == ['a/04.png']
