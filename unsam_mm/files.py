@@ -119,20 +119,22 @@ def read_json(path: str | Path) -> Any:
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
 
 
-def check_result_file(path: str | Path, *inputs: str | Path | None) -> None:
-    """Checks, before there is anything to write, that a JSON file of that name may be written or replaced.
+def check_result_file(path: str | Path, *inputs: str | Path | None, starts: tuple[bytes, ...] = (b'{', b'[')) -> None:
+    """Checks, before there is anything to write, that a file may be written or replaced.
 
     Args:
         path: Where results shall go.
         inputs: What is read for them.
+        starts: How files of the results' kind begin: JSON by default.
 
     Raises:
-        StoreError: If it is one of the inputs, or holds something else than JSON.
+        StoreError: If it is one of the inputs, a folder, or a file of another kind.
     """
     path = Path(path)
-    for read in inputs:
-        if read is not None and path.resolve() == Path(read).resolve():
-            raise StoreError(f'{path}: would overwrite what is read; choose another file for the result')
+    if any(read is not None and path.resolve() == Path(read).resolve() for read in inputs):
+        raise StoreError(f'{path}: would overwrite what is read; choose another file for the result')
+    if path.is_dir():
+        raise TargetError(f'{path}: is a folder, a file is needed; choose another output')
     if not path.is_file():
         return
     try:
@@ -140,8 +142,8 @@ def check_result_file(path: str | Path, *inputs: str | Path | None) -> None:
             start = file.read(64).lstrip(b'\xef\xbb\xbf\xff\xfe\0 \t\r\n')
     except OSError as error:
         raise StoreError(_explain(path, error)) from error
-    if start and start[:1] not in b'{[':
-        raise StoreError(f'{path}: is there already and holds no JSON; choose another file for the result')
+    if start and not start.startswith(starts):
+        raise StoreError(f'{path}: is there already and is a file of another kind; choose another file for the result')
 
 
 def fitting_name(name: str, suffix: str) -> str:

@@ -62,6 +62,15 @@ class PseudoMaskStore:
         head, is_whole = _look_into(self.path_of(name))
         return head is not None and is_whole
 
+    def holds(self, path: str | Path) -> bool:
+        """Whether a file is one of the store's own: the masks of an image, or the note about all."""
+        path = Path(os.path.realpath(path))
+        try:
+            inside = path.relative_to(os.path.realpath(self.root)).as_posix()
+        except ValueError:
+            return False
+        return inside == MANIFEST or (path.suffix == _SUFFIX and _look_into(path)[0] is not None)
+
     def names(self) -> list[str]:
         """All images that there is a file of this store for, sorted. Only the beginning of each file is read.
 
