@@ -17,10 +17,11 @@ from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.formats import FORMATS
 from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import LabelledObjects
-from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError, explained, one_line
+from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError, WeightsError, explained, one_line
 from unsam_mm.files import atomic_writer, read_json, remove_leftovers, write_json
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.processes import in_processes
+from unsam_mm.pseudo_masks.features import check_device
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class BatchJob:
             WeightsError: If weights cannot be had.
         """
         images, results = ImageList.of(self.images), Results(self.out)
+        if self.device != 'auto':
+            check_device(self.device)
         self._describe(images, results)
         waiting = [name for name in images.names if not results.has(name, self.formats)]
         report = BatchReport(found=len(images.names), skipped=len(images.names) - len(waiting))
@@ -170,6 +173,8 @@ class BatchWorker:
             measured = replace(objects, features=merged(table, measure(objects, pixels.channels)))
         except ImageError as error:
             return 0, str(error)
+        except WeightsError:  # all images would fail alike
+            raise
         except Exception as error:  # noqa: BLE001 - one image must not end the run
             _log.debug('%s', path, exc_info=True)
             return 0, f'{path}: {explained(error)}'

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from unsam_mm.errors import ImageError, TargetError, UnSAMError, explained, one_line
+from unsam_mm.errors import ImageError, TargetError, UnSAMError, WeightsError, explained, one_line
 from unsam_mm.files import atomic_writer, check_writable, fitting_name, remove_leftovers
 from unsam_mm.images import IMAGE_SUFFIXES, list_images, read_image
 from unsam_mm.processes import in_processes
@@ -253,6 +253,7 @@ class ImageWorker:
 
         Raises:
             StoreError: If the output cannot be written.
+            WeightsError: If weights cannot be had.
         """
         path = self._path_of(name)
         self._quarantine.add(name, f'{path}: {_AT_WORK}')  # stays where the process is killed over it
@@ -270,6 +271,8 @@ class ImageWorker:
             masks = self._generator(read_image(path)).select(self._max_masks)
         except ImageError as error:
             return str(error)
+        except WeightsError:  # all images would fail alike
+            raise
         except Exception as error:  # noqa: BLE001 - one image among millions must not end the run
             _log.debug('%s', path, exc_info=True)
             return f'{path}: {explained(error)}'
