@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import tifffile
 from napari_unsam.output.objects import ArrayLike, LabelledObjects, blocks
 from napari_unsam.output.palette import label_rgb
 from unsam_mm.errors import StoreError
+from unsam_mm.files import replace_folder, restore_folder, temporary_name
 
 if TYPE_CHECKING:
     import zarr
@@ -140,6 +140,7 @@ def read_ome_zarr(path: str | Path) -> LabelledObjects:
     """
     import zarr
 
+    restore_folder(Path(path))
     try:
         root = zarr.open_group(Path(path), mode='r')
         name = root['labels'].attrs['ome']['labels'][0]
@@ -267,15 +268,12 @@ def _is_ours(path: Path) -> bool:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """Gives a name for a file or a folder, which gets the wanted name once the block has ended without an error."""
-    temporary, old = (path.parent / f'.unsam-{uuid.uuid4().hex}.part' for _ in range(2))
+    temporary = temporary_name(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir():  # a folder that is not empty cannot be replaced in one step
-            path.replace(old)
-        temporary.replace(path)
+        replace_folder(temporary, path) if temporary.is_dir() else temporary.replace(path)
     except OSError as error:
         raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another place') from error
     finally:
         temporary.unlink(missing_ok=True) if temporary.is_file() else shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
