@@ -22,3 +22,5 @@ The rooms, each importing only from itself and from those above it:
 
 Nothing here imports torch; the inference thread does so at the first job.
 """
+
+import unsam_mm  # noqa: F401  (before the first compiled function: it finds numba a folder)

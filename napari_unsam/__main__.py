@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from napari_unsam._words import counted
 from napari_unsam.files.automatic import SIDES, AutomaticSettings
 from napari_unsam.files.batch import FAILED, BatchJob, BatchReport
 from napari_unsam.output.formats import FORMATS
-from unsam_mm.errors import UnSAMError
+from unsam_mm.cli.streams import take_any_name
+from unsam_mm.errors import UnSAMError, explained, one_line
 
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 
@@ -22,7 +24,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest='command', required=True)
     batch = commands.add_parser(
-        'batch', help='find and measure the objects of all images of a folder; can be interrupted and resumed'
+        'batch',
+        help='find and measure the objects of all images of a folder; can be interrupted and resumed',
+        epilog='Exit status: 0 if all images are done; 1 if any failed (OUT/failed.txt says why) or the run could not go '
+        'on; 2 for options that cannot be meant; 130 after Ctrl-C.',
     )
     batch.add_argument('images', type=Path, help='folder, searched at any depth, one image, or a .txt file of paths')
     batch.add_argument('out', type=Path, help='folder for the results; may be that of the images')
@@ -114,25 +119,30 @@ def run_batch(options: argparse.Namespace) -> int:
 
         report = job.run(show)
     for reason in report.failed.values():
-        sys.stderr.write(f'skipped: {reason}\n')
+        sys.stderr.write(f'skipped: {one_line(reason)}\n')
     sys.stdout.write(
         f'{counted(report.done, "image")} done now with {counted(report.n_objects, "object")}, {report.skipped} before, '
-        f'{len(report.failed)} failed, of {report.found}; in {options.out}\n'
+        f'{len(report.failed)} failed, of {report.found}; in {one_line(options.out)}\n'
     )
     if report.failed:
         sys.stderr.write(
-            f'the failed ones are listed in {options.out / FAILED}; mend them and run again with --resume\n'
+            f'the failed ones are listed in {one_line(options.out / FAILED)}; mend them and run again with --resume\n'
         )
     return 1 if report.failed else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit status. Errors meant for people are one line on stderr."""
+    take_any_name()
     options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format='%(message)s')
     try:
         return options.run(options)
     except UnSAMError as error:
-        sys.stderr.write(f'error: {error}\n')
+        sys.stderr.write(f'error: {one_line(error)}\n')
+        return 1
+    except OSError as error:
+        sys.stderr.write(f'error: {one_line(explained(error))}\n')
         return 1
     except KeyboardInterrupt:
         sys.stderr.write('interrupted; run the same command with --resume to go on\n')

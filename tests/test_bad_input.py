@@ -63,16 +63,14 @@ def test_a_disk_that_fails_midway_ends_the_run_and_keeps_what_is_done(
     images, tmp_path, capsys, monkeypatch, coffee, code, message
 ):
     save(images / 'second.png', coffee[90:180, :120])
-    make_temporary = files.tempfile.mkstemp
     calls = []
 
-    def failing(**arguments):
-        calls.append(arguments)
+    def failing(descriptor):
+        calls.append(descriptor)
         if len(calls) > 2:  # the description of the folder and the first image go through
             raise OSError(code, 'simulated')
-        return make_temporary(**arguments)
 
-    monkeypatch.setattr(files.tempfile, 'mkstemp', failing)
+    monkeypatch.setattr(files.os, 'fsync', failing)
     command = ['generate', str(images), str(tmp_path / 'out')]
     assert main(command) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]

@@ -131,8 +131,10 @@ def build_runner(config: Config) -> Runner:
 
 def run(entry: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Calls ``entry(args)``; what a user can mend becomes one line on standard error and exit status 1."""
-    from unsam_mm.errors import UnSAMError
+    from unsam_mm.cli.streams import take_any_name
+    from unsam_mm.errors import UnSAMError, one_line
 
+    take_any_name()
     try:
         entry(args)
     except UnSAMError as error:
@@ -141,7 +143,7 @@ def run(entry: Callable[[argparse.Namespace], None], args: argparse.Namespace) -
             from unsam_mm.datasets.worker_errors import own_words
 
             message = own_words(error)
-        print(f'error: {message}', file=sys.stderr)
+        print(f'error: {one_line(message)}', file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if error.name not in ('cv2', 'mmcv', 'mmdet', 'mmengine'):
@@ -163,15 +165,29 @@ def _read_options(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition('=')
         if not (key and equals):
             raise UnSAMError(f'--cfg-options: expected KEY=VALUE, got {pair!r}; write for example data_root=/my/images')
-        # MMEngine drops the spaces and splits at commas, which must not happen to a path.
-        options |= {key: value} if _is_path(key, value) else parser.parse_args(['--', pair]).pair
+        parsed = parser.parse_args(['--', pair]).pair
+        # MMEngine drops the spaces, splits at commas and makes numbers, which must not happen to a path.
+        options |= {key: value} if _is_path(key, value, parsed[key]) else parsed
     return options
 
 
-def _is_path(key: str, value: str) -> bool:
-    """Whether the value names something that exists, where a path is meant: max_iters=300 is a number, folder or not."""
-    is_meant = '/' in value or os.sep in value or any(part.endswith(PATH_KEYS) for part in key.split('.'))
-    return is_meant and value != '' and Path(value).exists()
+def _is_path(key: str, value: str, parsed: Any) -> bool:
+    """Whether the value is a path and stands for itself: max_iters=300 is a number, folder or not.
+
+    Args:
+        key: Of an option.
+        value: As it was typed.
+        parsed: What MMEngine makes of it.
+    """
+    is_meant = any(part.endswith(PATH_KEYS) for part in key.split('.'))
+    if value and (is_meant or '/' in value or os.sep in value) and Path(value).exists():
+        return True
+    if not is_meant or value[:1] in ('[', '(', '"', "'"):  # a list, or what is quoted
+        return False
+    if isinstance(parsed, list):  # of paths, if each is there; else one path with a comma that is missing
+        return not all(Path(str(part)).exists() for part in parsed)
+    is_number = isinstance(parsed, int | float) and not isinstance(parsed, bool)
+    return is_number and not key.endswith('path')  # drop_path=0.1 is none
 
 
 def _has_accelerator() -> bool:

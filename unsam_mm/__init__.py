@@ -8,6 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from unsam_mm._numba_cache import ensure_cache_folder
+
+ensure_cache_folder()
+
 __version__ = '0.1.0'
 
 _HOMES = {

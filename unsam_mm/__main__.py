@@ -10,7 +10,8 @@ import warnings
 
 from unsam_mm import __version__
 from unsam_mm.cli import bench, convert, demo, evaluate, generate, merge, weights
-from unsam_mm.errors import UnSAMError
+from unsam_mm.cli.streams import take_any_name
+from unsam_mm.errors import UnSAMError, explained, one_line
 
 _COMMANDS = (bench, convert, demo, evaluate, generate, merge, weights)
 _INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit status. Errors meant for people are one line on stderr."""
+    take_any_name()
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('unsam_mm').setLevel(logging.INFO)
@@ -38,12 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             return options.run(options)
     except UnSAMError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader, `head` for one, has had enough; Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        print(f'error: {one_line(explained(error))}', file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print('interrupted; run the same command again to go on', file=sys.stderr)
         return _INTERRUPTED

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+_BREAKS = ('Cc', 'Zl', 'Zp')  # Unicode's categories of control characters, line and paragraph separators
+
 
 class UnSAMError(ValueError):
     """Base of every error that this package raises on purpose.
@@ -24,3 +28,21 @@ class StoreError(UnSAMError):
 
 class DamagedError(StoreError):
     """A stored file that does not hold what was written into it."""
+
+
+class TargetError(StoreError):
+    """One file that cannot be written where others can: its name is not allowed there, or something else has its place."""
+
+
+def explained(error: BaseException) -> str:
+    """An unexpected error in one line: its type, and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+
+
+def one_line(text: object) -> str:
+    """A message on one line: line breaks and control characters, which names of files may hold, as their escapes."""
+    return ''.join(
+        char.encode('unicode_escape').decode('ascii') if unicodedata.category(char) in _BREAKS else char
+        for char in str(text)
+    )

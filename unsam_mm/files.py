@@ -3,47 +3,94 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import json
 import os
-import tempfile
+import secrets
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from unsam_mm.errors import StoreError
+from unsam_mm.errors import StoreError, TargetError
 
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = '.unsam-', '.part'
 _LEFTOVER_AGE_S = 3600.0  # no file takes longer to write
+_MOST_NAME_BYTES = 255  # of a file's name, on most disks
+_HASH_DIGITS = 16
+
+_NOT_ALLOWED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # names that a disk does not take
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # disks that cannot be asked to
 
 
 @contextmanager
-def atomic_writer(path: str | Path, binary: bool = False) -> Iterator[IO[Any]]:
-    """Opens a file that appears under its name only once the block has ended without an error.
+def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> Iterator[IO[Any]]:
+    """Opens a file that appears under its name only once the block has ended without an error and the disk has it.
+
+    A link is followed: the file it leads to is replaced. What is neither file nor folder, such as /dev/stdout, is
+    written to directly. Errors that the block raises for other reasons than this file come out as they are.
 
     Args:
         path: Its name; folders are made as needed.
-        binary: For bytes instead of text in UTF-8.
+        binary: For bytes instead of text in UTF-8, in which names of files keep bytes that are not UTF-8.
+        sync: Whether it outlives a power cut too, which costs some milliseconds.
 
     Raises:
+        TargetError: If the name is not allowed on the disk, or a folder has it.
         StoreError: If the folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY_PREFIX, suffix=_TEMPORARY_SUFFIX)
-        temporary = Path(name)
-        with os.fdopen(descriptor, 'wb') if binary else os.fdopen(descriptor, 'w', encoding='utf-8') as file:
+        with _explaining(path):
+            path = Path(os.path.realpath(path)) if path.is_symlink() else path
+            if path.is_dir():
+                raise TargetError(f'{path}: is a folder, a file is needed; choose another output')
+            if path.exists() and not path.is_file():
+                raw = _Target(os.open(path, os.O_WRONLY), path)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = temporary_name(path.parent)
+                raw = _Target(_create(temporary), path)
+        buffered = io.BufferedWriter(raw)
+        file = buffered if binary else io.TextIOWrapper(buffered, encoding='utf-8', errors='surrogateescape')
+        try:
             yield file
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files can be read by their owner only
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(_explain(path, error)) from error
+            file.flush()
+            if sync:
+                with _explaining(path):
+                    raw.sync()
+        finally:
+            with suppress(OSError, StoreError):  # of what is left in the buffers after an error
+                file.close()
+            raw.close()
+        if temporary:
+            with _explaining(path):
+                temporary.replace(path)
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that files can be made in a folder, which is made as needed, by making one for a moment.
+
+    Raises:
+        StoreError: If not.
+    """
+    with _explaining(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = temporary_name(folder)
+        os.close(_create(probe))
+        probe.unlink(missing_ok=True)
+
+
+def temporary_name(folder: Path) -> Path:
+    """A name of its own for a file or folder in the making; `remove_leftovers` removes it where its process was killed."""
+    return folder / f'{_TEMPORARY_PREFIX}{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}'
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -53,39 +100,165 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
         StoreError: If the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
+        return json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise StoreError(f'{path}: no such file') from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise StoreError(f'{path}: not a JSON file in UTF-8 ({error}); save it as UTF-8, or make it again') from error
+    except ValueError as error:  # of json, or of Python for a number with thousands of digits
         raise StoreError(f'{path}: not a JSON file ({error}); it may have been cut short: make it again') from error
+    except RecursionError as error:
+        raise StoreError(f'{path}: not a JSON file of use (nested too deeply); make it again') from error
     except OSError as error:
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
 
 
+def check_result_file(path: str | Path, *inputs: str | Path | None, starts: tuple[bytes, ...] = (b'{', b'[')) -> None:
+    """Checks, before there is anything to write, that a file may be written or replaced.
+
+    Args:
+        path: Where results shall go.
+        inputs: What is read for them.
+        starts: How files of the results' kind begin: JSON by default.
+
+    Raises:
+        StoreError: If it is one of the inputs, a folder, or a file of another kind.
+    """
+    path = Path(path)
+    if any(read is not None and path.resolve() == Path(read).resolve() for read in inputs):
+        raise StoreError(f'{path}: would overwrite what is read; choose another file for the result')
+    if path.is_dir():
+        raise TargetError(f'{path}: is a folder, a file is needed; choose another output')
+    if not path.is_file():
+        return
+    try:
+        with path.open('rb') as file:
+            start = file.read(64).lstrip(b'\xef\xbb\xbf\xff\xfe\0 \t\r\n')
+    except OSError as error:
+        raise StoreError(_explain(path, error)) from error
+    if start and not start.startswith(starts):
+        raise StoreError(f'{path}: is there already and is a file of another kind; choose another file for the result')
+
+
+def fitting_name(name: str, suffix: str) -> str:
+    """The name of a file with a suffix: `name` and `suffix`, the last part cut and a hash added where disks would refuse it.
+
+    Args:
+        name: Of an image, say, with forward slashes.
+        suffix: What is added, in ASCII.
+    """
+    folder, slash, last = name.rpartition('/')
+    encoded = os.fsencode(last)
+    if len(encoded) + len(suffix) <= _MOST_NAME_BYTES:
+        return f'{name}{suffix}'
+    digest = hashlib.sha256(encoded).hexdigest()[:_HASH_DIGITS]
+    kept = encoded[: _MOST_NAME_BYTES - len(suffix) - 1 - _HASH_DIGITS].decode('utf-8', 'ignore')
+    return f'{folder}{slash}{kept}~{digest}{suffix}'
+
+
+def is_fitted(file_name: str) -> bool:
+    """Whether the name of a file may be one that `fitting_name` has cut."""
+    _, tilde, digest = Path(file_name).stem.rpartition('~')
+    return bool(tilde) and len(digest) == _HASH_DIGITS and set(digest) <= set('0123456789abcdef')
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left below a folder; recent files may belong to one that lives."""
+    """Removes what killed processes left below a folder; what is recent may belong to one that lives."""
     for path in folder.rglob(f'{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}'):
-        if path.is_file() and time.time() - path.stat().st_mtime > _LEFTOVER_AGE_S:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process may be as tidy
+            if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE_S:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def replace_folder(finished: Path, path: Path) -> None:
+    """Gives a finished folder its name; what has the name goes when the new one has it.
+
+    No disk swaps folders in one step. A process that is killed in between leaves the old one beside, where
+    `restore_folder` finds it.
+
+    Args:
+        finished: The new folder, on the same disk.
+        path: Its name; a folder there is replaced.
+
+    Raises:
+        OSError: If it cannot be renamed; the old one is there then.
+    """
+    restore_folder(path)
+    aside = _aside(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        path.rename(aside)
+    try:
+        finished.rename(path)
+    except OSError:
+        restore_folder(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Brings back the folder that a killed `replace_folder` left without its name; otherwise does nothing."""
+    if not path.exists():
+        with suppress(FileNotFoundError):
+            _aside(path).rename(path)
+
+
+def _aside(path: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:_HASH_DIGITS]
+    return path.with_name(f'{_TEMPORARY_PREFIX}{digest}.old')
+
+
+class _Target(io.FileIO):
+    """The file that is written; what its disk refuses is told as a fault of the name it is meant for."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        super().__init__(descriptor, 'wb')
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        with _explaining(self._path):
+            return super().write(data)
+
+    def fileno(self) -> int:
+        """Refused, so that no library writes past `write`."""
+        raise io.UnsupportedOperation('written by write() alone')
+
+    def sync(self) -> None:
+        """Waits until the disk has it: a power cut after the renaming would leave an empty file."""
+        try:
+            os.fsync(super().fileno())
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise
+
+
+def _create(path: Path) -> int:
+    """Descriptor of a new file, which others may read as far as the process's mask says."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        kind = TargetError if error.errno in (*_NOT_ALLOWED, errno.ENOTDIR, errno.EEXIST, errno.EISDIR) else StoreError
+        raise kind(_explain(path, error)) from error
 
 
 def _explain(path: Path, error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f'{path}: the disk is full; free some space and run again, finished files are kept'
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f'{path}: the folder cannot be written ({error.strerror}); choose another one'
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f'{path}: a file stands where a folder is needed; choose another output'
+    if error.errno in _NOT_ALLOWED:
+        return f'{path}: the disk allows no file of that name ({error.strerror}); rename it, or choose another disk'
     return f'{path}: cannot be written ({error.strerror})'

@@ -3,42 +3,93 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from unsam_mm.errors import UnSAMError
+
+_log = logging.getLogger(__name__)
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 
 def in_processes(
-    make_worker: Callable[[], Callable[[Item], Result]], items: Iterable[Item], processes: int, advice: str
+    make_worker: Callable[[], Callable[[Item], Result]],
+    items: Iterable[Item],
+    processes: int,
+    advice: str,
+    lost: Callable[[Item], Result],
 ) -> Iterator[tuple[Item, Result]]:
     """Each item with its result, in the order in which they finish; where the consumer stops, so do the processes.
+
+    Where a process ends by itself, perhaps killed for lack of memory, the items that were at work are done again at the
+    end, one at a time, so that none is blamed for another; the one that ends its process again is lost.
 
     Args:
         make_worker: Called once in each process; what it gives, such as a model, does one item after another. It travels
             to the processes, so it must be picklable.
         items: May be millions: no more than two for each process wait at a time.
         processes: At least 1.
-        advice: Added to the message where a process ends by itself.
+        advice: Added to the message where no worker can be started.
+        lost: Gives the result of an item over which a process ended.
 
     Raises:
-        UnSAMError: If a process ends by itself.
+        UnSAMError: If a process ends by itself before its worker is made.
     """
+    waiting, suspects = iter(items), deque()
+    while True:
+        running: dict[Future, Item] = {}
+        try:
+            with _pool(make_worker, processes, advice) as pool:
+                yield from _as_they_finish(pool, waiting, running, at_once=2 * processes)
+            break
+        except BrokenProcessPool:
+            suspects += running.values()
+            _log.warning(
+                'a worker process ended by itself, perhaps for lack of memory; %d items are tried again at the end',
+                len(running),
+            )
+    while suspects:
+        running = {}
+        try:
+            with _pool(make_worker, 1, advice) as pool:
+                yield from _as_they_finish(pool, _taken_from(suspects), running, at_once=1)
+        except BrokenProcessPool:
+            yield from ((item, lost(item)) for item in running.values())
+
+
+def _taken_from(items: deque[Item]) -> Iterator[Item]:
+    while items:
+        yield items.popleft()
+
+
+@contextmanager
+def _pool(make_worker: Callable[[], Any], processes: int, advice: str) -> Iterator[ProcessPoolExecutor]:
+    """Processes of which one at least has its worker."""
     # A forked child of a process that has used torch can hang, so workers start afresh.
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(processes, context, _start, (make_worker, threads_each(processes))) as pool:
         try:
-            yield from _as_they_finish(pool, items, at_once=2 * processes)
-        except BrokenProcessPool as error:
-            raise UnSAMError(f'a worker process ended by itself, perhaps for lack of memory; {advice}') from error
+            try:
+                error = pool.submit(_problem).result()
+            except BrokenProcessPool as broken:
+                raise UnSAMError(
+                    f'a worker process ended before it began, perhaps for lack of memory; {advice}'
+                ) from broken
+            if error is not None:
+                raise error
+            yield pool
+        except BrokenProcessPool:
+            raise
         except BaseException:
             # Whatever they write is written atomically, so what is in the making can be dropped at once.
             for process in (pool._processes or {}).values():
@@ -58,27 +109,45 @@ def threads_each(processes: int) -> int:
     return max(1, available_cores() // processes)
 
 
-def _as_they_finish(pool: ProcessPoolExecutor, items: Iterable[Any], at_once: int) -> Iterator[tuple[Any, Any]]:
-    waiting, running = iter(items), {}
+def _as_they_finish(
+    pool: ProcessPoolExecutor, waiting: Iterator[Any], running: dict[Future, Any], at_once: int
+) -> Iterator[tuple[Any, Any]]:
+    """Results of the items; `running` holds those that have been taken and have no result yet."""
     while True:
         for item in itertools.islice(waiting, at_once - len(running)):
-            running[pool.submit(_work, item)] = item
+            try:
+                future = pool.submit(_work, item)
+            except BrokenProcessPool:
+                running[Future()] = item
+                raise
+            running[future] = item
         if not running:
             return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(future), future.result()
+        done = wait(running, return_when=FIRST_COMPLETED).done
+        for future in sorted(done, key=lambda future: future.exception() is not None):  # what is done counts
+            result = future.result()
+            yield running.pop(future), result
 
 
 _worker: Callable[[Any], Any] | None = None  # one for each process, since a model cannot be sent along with every item
+_start_error: Exception | None = None
 
 
 def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> None:
-    import torch
-
-    global _worker
+    global _worker, _start_error
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    _worker = make_worker()
+    try:
+        import torch
+
+        torch.set_num_threads(threads)
+        _worker = make_worker()
+    except Exception as error:  # noqa: BLE001 - the pool would only say that it is broken
+        _start_error = error
+
+
+def _problem() -> Exception | None:
+    """Why there is no worker in this process."""
+    return _start_error
 
 
 def _end_with_parent() -> None:
@@ -91,5 +160,5 @@ def _end_with_parent() -> None:
 
 def _work(item: Any) -> Any:
     if _worker is None:
-        raise UnSAMError('this process was not started by in_processes')
+        raise _start_error or UnSAMError('this process was not started by in_processes')
     return _worker(item)

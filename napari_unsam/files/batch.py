@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import time
+import json
+import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,21 @@ from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.formats import FORMATS
 from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import LabelledObjects
-from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError, WeightsError, explained, one_line
 from unsam_mm.files import atomic_writer, read_json, remove_leftovers, write_json
 from unsam_mm.image_files import MAX_PIXELS
+from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.processes import in_processes
+from unsam_mm.pseudo_masks.features import check_device
+
+_log = logging.getLogger(__name__)
 
 DESCRIPTION = 'batch.json'
 FAILED = 'failed.txt'
-
-_LEFTOVER_AGE_S = 3600.0
+_LOST = (
+    '{}: the worker process ended over it, twice, perhaps for lack of memory; make the image smaller, or run again with '
+    '--resume and fewer --workers'
+)
 
 
 @dataclass
@@ -87,7 +94,9 @@ class BatchJob:
             WeightsError: If weights cannot be had.
         """
         images, results = ImageList.of(self.images), Results(self.out)
-        self._describe()
+        if self.device != 'auto':
+            check_device(self.device)
+        self._describe(images, results)
         waiting = [name for name in images.names if not results.has(name, self.formats)]
         report = BatchReport(found=len(images.names), skipped=len(images.names) - len(waiting))
         on_image(report)
@@ -110,22 +119,31 @@ class BatchJob:
             return
         workers = min(self.workers, len(names))
         advice = f'what is finished is kept: run again with --resume and fewer --workers than {workers}'
-        yield from in_processes(partial(BatchWorker, self, images), names, workers, advice)
+        make, lost = partial(BatchWorker, self, images), lambda name: (0, _LOST.format(images.path(name)))
+        yield from in_processes(make, names, workers, advice, lost)
 
-    def _describe(self) -> None:
+    def _describe(self, images: ImageList, results: Results) -> None:
         """Notes the settings in `out`, before the first image, so that a wrong folder costs nothing."""
         path, settings = self.out / DESCRIPTION, asdict(self.settings)
+        _check_list(self.out / FAILED)
+        if not self.resume and (there := next((name for name in images.names if results.has_any(name)), None)):
+            raise StoreError(
+                f'{self.out}: holds objects of {there} already; add --resume to keep them, or choose another folder'
+            )
         if path.exists():
             if not self.resume:
                 raise StoreError(f'{self.out}: holds results already; add --resume to go on, or choose another folder')
-            noted = _as_now(read_json(path))
+            noted = read_json(path)
+            if not isinstance(noted, dict) or not noted.keys() & settings.keys():
+                raise StoreError(f'{path}: is not of this command; move it, or choose another folder')
+            noted = _as_now(noted)
             if noted != settings:
                 differ = ', '.join(f'{key}={noted.get(key)!r}' for key in settings if noted.get(key) != settings[key])
                 raise StoreError(
                     f'{self.out}: its results were made with {differ}; say the same, or choose another folder'
                 )
         write_json(path, settings)
-        _remove_leftovers(self.out)
+        remove_leftovers(self.out)
 
     def _note(self, failed: dict[str, str]) -> None:
         path = self.out / FAILED
@@ -133,7 +151,7 @@ class BatchJob:
             path.unlink(missing_ok=True)
             return
         with atomic_writer(path) as file:
-            file.writelines(f'{name}\t{reason}\n' for name, reason in sorted(failed.items()))
+            file.writelines(f'{_listed(name)}\t{one_line(reason)}\n' for name, reason in sorted(failed.items()))
 
 
 class BatchWorker:
@@ -154,18 +172,19 @@ class BatchWorker:
         try:
             pixels = read_pixels(path, MAX_PIXELS)
             labels, table = self._find(pixels, str(path))
+            objects = LabelledObjects(labels, table, _title(name), pixels.scale, pixels.units, pixels.axes)
+            measured = replace(objects, features=merged(table, measure(objects, pixels.channels)))
         except ImageError as error:
             return 0, str(error)
-        objects = LabelledObjects(labels, table, Path(name).name, pixels.scale, pixels.units, pixels.axes)
-        measured = LabelledObjects(
-            labels,
-            merged(table, measure(objects, pixels.channels)),
-            objects.name,
-            pixels.scale,
-            pixels.units,
-            pixels.axes,
-        )
-        self._results.write(name, measured, self._formats)
+        except WeightsError:  # all images would fail alike
+            raise
+        except Exception as error:  # noqa: BLE001 - one image must not end the run
+            _log.debug('%s', path, exc_info=True)
+            return 0, f'{path}: {explained(error)}'
+        try:
+            self._results.write(name, measured, self._formats)
+        except TargetError as error:  # the others can be written
+            return 0, str(error)
         return len(table), None
 
 
@@ -181,9 +200,24 @@ def _as_now(noted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed runs left; what is recent may belong to one that lives."""
-    remove_leftovers(folder)
-    for path in folder.rglob('.unsam-*.part'):
-        if path.exists() and time.time() - path.stat().st_mtime > _LEFTOVER_AGE_S:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def _title(name: str) -> str:
+    """The name of an image in files that hold UTF-8 alone, such as the XML in a TIFF."""
+    return one_line(os.fsencode(Path(name).name).decode('utf-8', 'backslashreplace'))
+
+
+def _listed(name: str) -> str:
+    """A name as it stands in the list of failed images: as JSON if it has line breaks, tabs or quotes."""
+    return name if one_line(name) == name and not name.startswith('"') else json.dumps(name)
+
+
+def _check_list(path: Path) -> None:
+    """Raises `StoreError` if there is a file of this name that is not our list, which would be replaced or removed."""
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding='utf-8', errors='surrogateescape') as file:
+            name, tab, _ = file.readline(1 << 16).partition('\t')
+    except OSError as error:
+        raise StoreError(f'{path}: cannot be read ({error.strerror}); move it, or choose another folder') from error
+    if not (tab and name.removesuffix('"').lower().endswith(IMAGE_SUFFIXES)):
+        raise StoreError(f'{path}: is not the list of failed images; move it, or choose another folder')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from napari_unsam.output.formats import FORMATS, export
 from napari_unsam.output.images import read_label_tiff
 from napari_unsam.output.objects import LabelledObjects
 from unsam_mm.errors import ImageError, StoreError
+from unsam_mm.files import fitting_name
 from unsam_mm.images import IMAGE_SUFFIXES, list_images
 
 _MARK = '.objects'
@@ -86,12 +88,16 @@ class Results:
         self.folder = Path(folder)
 
     def path(self, name: str, kind: str) -> Path:
-        """The file of an image in one of the formats of `FORMATS`."""
-        return self.folder / f'{name}{_MARK}{FORMATS[kind].ending}'
+        """The file of an image in one of the formats of `FORMATS`; see `fitting_name` for names that are too long."""
+        return self.folder / fitting_name(name, f'{_MARK}{FORMATS[kind].ending}')
 
     def has(self, name: str, kinds: Iterable[str] = ('tiff',)) -> bool:
         """Whether an image is done in all of some formats."""
-        return all(self.path(name, kind).exists() for kind in kinds)
+        return all(_exists(self.path(name, kind)) for kind in kinds)
+
+    def has_any(self, name: str) -> bool:
+        """Whether there are objects of an image in any format."""
+        return any(self.has(name, (kind,)) for kind in FORMATS)
 
     def write(
         self,
@@ -133,13 +139,40 @@ class Results:
         return replace(objects, features=features) if 'index' in features else objects
 
 
-def _listed(path: Path) -> list[Path]:
+def _exists(path: Path) -> bool:
     try:
-        lines = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImageError(f'{path}: cannot be read as a list of images ({error})') from error
-    files = [path.parent / line for line in lines if line and not line.startswith('#')]
+        return path.exists()
+    except OSError:  # a name that the disk does not take
+        return False
+
+
+def _listed(path: Path) -> list[Path]:
+    """The files that a list names, whatever editor saved it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f'{path}: cannot be read as a list of images ({error.strerror})') from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode('utf-16', 'replace').encode()
+    if b'\0' in content:
+        raise ImageError(f'{path}: is no text; expected a list with the path of one image a line')
+    lines = (line for line in content.removeprefix(codecs.BOM_UTF8).splitlines() if line.strip())
+    files = [file for line in lines if (file := _file_of(line, path.parent)) is not None]
     for file in files:
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             raise ImageError(f'{path}: {file.name} does not end as an image ({" ".join(IMAGE_SUFFIXES)})')
     return files
+
+
+def _file_of(line: bytes, folder: Path) -> Path | None:
+    """The file that a line names: what is there decides how it is meant; None for a comment."""
+    stripped = line.strip()
+    unquoted = stripped[1:-1].strip() if stripped[:1] in b'"\'' and stripped[:1] == stripped[-1:] else stripped
+    texts = [os.fsdecode(text) for text in (unquoted, stripped, line)]
+    texts.append(unquoted.decode('cp1252', 'replace'))  # what Windows calls ANSI
+    files = [folder / text for text in texts]
+    found = next((file for file in files if _exists(file)), None)
+    if found is None and stripped.startswith(b'#'):
+        return None
+    is_utf8 = '\ufffd' not in unquoted.decode('utf-8', 'replace')
+    return found or (files[0] if is_utf8 else files[-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import tifffile
 from napari_unsam.output.objects import MAX_AXES, ArrayLike, LabelledObjects, TakenAt, blocks, default_axes
 from napari_unsam.output.palette import label_rgb
 from unsam_mm.errors import StoreError
+from unsam_mm.files import replace_folder, restore_folder, temporary_name
 from unsam_mm.tiff_metadata import pixel_sizes, scale_and_units
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def read_ome_zarr(path: str | Path) -> LabelledObjects:
     """
     import zarr
 
+    restore_folder(Path(path))
     try:
         root = zarr.open_group(Path(path), mode='r')
         name = root['labels'].attrs['ome']['labels'][0]
@@ -273,27 +274,14 @@ def _is_ours(path: Path) -> bool:
 
 @contextmanager
 def _whole(path: Path, is_folder: bool = False) -> Iterator[Path]:
-    """Gives a name for a file or a folder, which gets the wanted name once the block has ended without an error.
-
-    A folder cannot be replaced in one step: the old one has ``.old`` in its name for a moment, and gets its own back if the
-    new one cannot have it.
-    """
+    """Gives a name for a file or a folder, which gets the wanted name once the block has ended without an error."""
     if path.is_dir() and not is_folder:
         raise StoreError(f'{path}: is a folder; choose another name')
-    mark = uuid.uuid4().hex
-    temporary, old = path.with_name(f'.unsam-{mark}.part'), path.with_name(f'{path.name}.old-{mark[:8]}')
+    temporary = temporary_name(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir():
-            path.replace(old)
-        try:
-            temporary.replace(path)
-        except OSError:
-            if old.exists():
-                old.replace(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(temporary, path) if is_folder else temporary.replace(path)
     except OSError as error:
         raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another place') from error
     finally:

@@ -206,14 +206,14 @@ def test_a_container_that_cannot_be_replaced_is_as_it_was(tmp_path, monkeypatch)
 
     objects = LabelledObjects(np.ones((4, 4), np.uint8))
     export(tmp_path / 'a.zarr', objects, 'zarr', lambda fraction, text: None)
-    replace = Path.replace
+    rename = Path.rename
 
     def refuse(self, target):
-        if self.name.startswith('.unsam-'):
+        if self.name.endswith('.part'):
             raise PermissionError(13, 'Permission denied')
-        return replace(self, target)
+        return rename(self, target)
 
-    monkeypatch.setattr(Path, 'replace', refuse)
+    monkeypatch.setattr(Path, 'rename', refuse)
     with pytest.raises(StoreError, match='Permission denied'):
         export(tmp_path / 'a.zarr', objects, 'zarr', lambda fraction, text: None)
     assert [path.name for path in tmp_path.iterdir()] == ['a.zarr']

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.linalg import eigh
+from scipy.sparse.linalg import ArpackNoConvergence
 from skimage import data
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.pseudo_masks import divide
 from unsam_mm.pseudo_masks.divide import (
     MaskCutDivider,
     centred,
@@ -40,8 +42,21 @@ def two_squares(rows=20, columns=24):
     return kind, PatchFeatures(np.eye(3, dtype=np.float32)[kind], (rows, columns))
 
 
+@pytest.fixture
+def lanczos_fails(monkeypatch):
+    """ARPACK ends as it does where it does not converge."""
+
+    def fail(*_, **__):
+        raise ArpackNoConvergence('No convergence (1001 iterations, 0/1 eigenvectors converged)', [], [])
+
+    monkeypatch.setattr(divide, 'eigsh', fail)
+
+
+@pytest.mark.parametrize('solver', ['Lanczos', 'LOBPCG'])
 @pytest.mark.parametrize('image', ['coffee', 'astronaut', 'rocket'])
-def test_no_patch_changes_sides_between_lanczos_and_the_dense_solver(extractor, image):
+def test_no_patch_changes_sides_between_an_iterative_solver_and_the_dense_one(extractor, image, solver, request):
+    if solver == 'LOBPCG':
+        request.getfixturevalue('lanczos_fails')
     keys = centred(extractor(squeezed(getattr(data, image)(), 24 * 14))).grid.reshape(-1, 384)
     similar = similar_patches(keys, 0.15)
     weights = np.where(similar, 1.0, 1e-5)
@@ -57,6 +72,22 @@ def test_no_patch_changes_sides_between_lanczos_and_the_dense_solver(extractor, 
 def test_lanczos_gives_the_same_bits_every_time(cup):
     similar = similar_patches(centred(cup).grid.reshape(-1, 384), 0.15)
     assert second_eigenvector(similar).tobytes() == second_eigenvector(similar).tobytes()
+
+
+@pytest.mark.usefixtures('lanczos_fails')
+@pytest.mark.parametrize('similar', [0, 1], ids=['no two alike', 'all alike'])
+@pytest.mark.parametrize('n_patches', [4, 5, 30])
+def test_without_convergence_there_is_an_answer_for_any_graph(n_patches, similar):
+    values = second_eigenvector(np.full((n_patches, n_patches), similar, np.uint8))
+    assert values.shape == (n_patches,)
+    assert np.isfinite(values).all()
+
+
+@pytest.mark.usefixtures('lanczos_fails')
+def test_without_convergence_the_objects_are_found_all_the_same():
+    kind, features = two_squares()
+    masks = maskcut(features, found_patches='remove')
+    assert {mask.tobytes() for mask in masks} >= {(kind == 1).tobytes(), (kind == 2).tobytes()}
 
 
 def test_similar_patches_are_those_above_the_threshold():

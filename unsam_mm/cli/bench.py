@@ -13,7 +13,7 @@ from typing import Any
 
 import unsam_mm
 from unsam_mm.errors import UnSAMError
-from unsam_mm.files import write_json
+from unsam_mm.files import check_result_file, write_json
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -43,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
         raise UnSAMError(f'no benchmark row is called {unknown[0]!r}; choose from {", ".join(benchmarks.ROWS)}')
     if options.count < 1:
         raise UnSAMError(f'--count must be at least 1, got {options.count}')
+    if options.json:
+        check_result_file(options.json, options.gt)
     inputs = importlib.import_module('benchmarks.inputs').Inputs(options.images, options.gt, options.count)
     inputs.paths()  # a wrong folder shows now, not after minutes
     timing = importlib.import_module('benchmarks.timing')

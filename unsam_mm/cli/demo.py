@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import filecmp
 import json
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import unsam_mm
 from unsam_mm import sample_images
 from unsam_mm.drawing import draw_hierarchy, save_picture
 from unsam_mm.errors import UnSAMError
-from unsam_mm.files import write_json
+from unsam_mm.files import check_result_file, write_json
 from unsam_mm.images import read_image
 from unsam_mm.pseudo_masks.folder import FolderJob
 from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, preset_settings
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Makes what is not there yet, and prints the figures."""
     started_s = time.perf_counter()
     out: Path = options.out
+    check_result_file(out / 'results.json')
     images = _copy_images(out / 'images')
     report = FolderJob(images, out / 'masks', preset_settings('default')).run()
     _say(f'pseudo-masks: {report.done} images now, {report.skipped} before, in {out / "masks"}')
@@ -58,7 +60,11 @@ def _copy_images(target: Path) -> Path:
     except OSError as error:
         raise UnSAMError(f'{target}: the folder cannot be made ({error.strerror}); choose another --out') from error
     for name in sample_images.TRAIN + sample_images.HELD_OUT:
-        shutil.copy2(sample_images.folder() / name, target)
+        image = sample_images.folder() / name
+        if not (target / name).exists():
+            shutil.copy2(image, target)
+        elif not filecmp.cmp(image, target / name, shallow=False):
+            raise UnSAMError(f'{target / name}: is another image than that of the demo; choose another --out')
     return target
 
 

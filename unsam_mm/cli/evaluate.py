@@ -15,9 +15,10 @@ from unsam_mm.evaluation.click_curve import save_click_curves
 from unsam_mm.evaluation.click_simulation import Predictor, evaluate_prompts
 from unsam_mm.evaluation.prompt_data import PromptImage, coco_prompts, folder_prompts
 from unsam_mm.evaluation.prompt_iou import NOC_LIMIT, format_prompt_table, iou_curve, summarize
-from unsam_mm.files import write_json
+from unsam_mm.files import check_result_file, write_json
 from unsam_mm.prompting import ENGINES as PROMPT_ENGINES
 from unsam_mm.prompting import UnSAMPredictor
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UnSAMError: If the arguments do not fit together, or anything cannot be read or measured.
     """
+    _check_results(options)
     if options.prompts is not None:
         return _run_prompts(options)
     if options.ground_truth is None:
@@ -62,6 +64,23 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_json(options.json, metrics)
     return 0
+
+
+def _check_results(options: argparse.Namespace) -> None:
+    """Before anything is measured: what is read is not overwritten, and neither is what is no result."""
+    inputs = (options.predictions, options.ground_truth, options.prompts, options.weights)
+    if options.json:
+        check_result_file(options.json, *inputs)
+        if (
+            options.predictions
+            and options.predictions.is_dir()
+            and PseudoMaskStore(options.predictions).holds(options.json)
+        ):
+            raise UnSAMError(
+                f'{options.json}: is one of the files that are measured; choose another file for the result'
+            )
+    if options.curve:
+        check_result_file(options.curve, *inputs, starts=(b'\x89PNG',))
 
 
 def prompt_images(options: argparse.Namespace) -> list[PromptImage]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from unsam_mm.errors import one_line
 from unsam_mm.pseudo_masks.folder import FolderJob, FolderReport
 from unsam_mm.pseudo_masks.generator import PRESETS, preset_settings
 
@@ -18,7 +19,10 @@ from unsam_mm.pseudo_masks.generator import PRESETS, preset_settings
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
     parser = subparsers.add_parser(
-        'generate', help='find pseudo-masks in a folder of images; can be interrupted and resumed'
+        'generate',
+        help='find pseudo-masks in a folder of images; can be interrupted and resumed',
+        epilog='Exit status: 0 if any image is done, now or before, even if others failed (OUT/quarantine says why); '
+        '1 if none is, or the run could not go on; 2 for options that cannot be meant; 130 after Ctrl-C.',
     )
     parser.add_argument('images', type=Path, help='folder of images, searched at any depth, or one image')
     parser.add_argument('out', type=Path, help='folder for the masks: one JSON file an image, in the form of SA-1B')
@@ -88,10 +92,10 @@ class _ProgressBar:
 
 def _tell(report: FolderReport, bar: _ProgressBar, options: argparse.Namespace) -> None:
     for message in report.failed.values():
-        print(f'skipped: {message}', file=sys.stderr)
+        print(f'skipped: {one_line(message)}', file=sys.stderr)
     print(
         f'{report.done} images done now, {report.skipped} before, {len(report.failed)} failed, '
-        f'of {report.found}; in {options.out}'
+        f'of {report.found}; in {one_line(options.out)}'
     )
     if report.done:
         where = f'Dask at {options.dask}' if options.dask is not None else f'{options.workers} worker(s)'

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.files import check_result_file
 from unsam_mm.pseudo_masks.label_merge import (
     GROUND_TRUTH_IOU,
     SELF_TRAINING_IOU,
@@ -86,7 +87,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """An option that would have no effect is a mistake."""
+    """An option that would have no effect is a mistake, and so is a target that is no result."""
+    check_result_file(options.target, options.gt, options.predictions, options.images)
+    if PseudoMaskStore(options.masks).holds(options.target):
+        raise UnSAMError(f'{options.target}: is one of the files that are merged; choose another file for the result')
     if options.iou is not None and not (options.gt or options.predictions):
         raise UnSAMError('--iou needs labels to compare with: add --gt or --predictions')
     for name in ('score', 'images', 'supervised'):

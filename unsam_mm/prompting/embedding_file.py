@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from unsam_mm.errors import DamagedError, StoreError
-from unsam_mm.files import atomic_writer
+from unsam_mm.files import atomic_writer, read_json, replace_folder, restore_folder, temporary_name
 
 _FORMAT = 2
 _SUFFIXES = ('.npz', '.zarr')
@@ -30,25 +30,25 @@ def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray]) -> N
     """
     path = _checked(path)
     if path.suffix == '.npz':
+        _check_replaceable(path)
         with atomic_writer(path, binary=True) as file:
             np.savez_compressed(file, _kind=np.array(kind), _format=np.int64(_FORMAT), **arrays)
         return
     zarr = _zarr(path)
+    finished = temporary_name(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix='.unsam-') as folder:
-            finished = Path(folder, 'new')
-            group = zarr.open_group(finished, mode='w')
-            for name, values in arrays.items():
-                group.create_array(name, data=np.ascontiguousarray(values))
-            group.attrs.update({'kind': kind, 'format': _FORMAT, 'crc32': _checksums(arrays)})
-            if path.is_dir():
-                if not _is_ours(path):
-                    raise StoreError(f'{path}: is a folder that holds no embedding; choose another name')
-                shutil.rmtree(path)
-            finished.replace(path)
+        restore_folder(path)
+        _check_replaceable(path)
+        group = zarr.open_group(finished, mode='w')
+        for name, values in arrays.items():
+            group.create_array(name, data=np.ascontiguousarray(values))
+        group.attrs.update({'kind': kind, 'format': _FORMAT, 'crc32': _checksums(arrays)})
+        replace_folder(finished, path)
     except OSError as error:
         raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another place') from error
+    finally:
+        shutil.rmtree(finished, ignore_errors=True)
 
 
 def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
@@ -59,8 +59,11 @@ def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
         StoreError: If nothing is there, or it is of another kind.
     """
     path = _checked(path)
+    if path.suffix == '.zarr':
+        restore_folder(path)
     if not path.exists():
         raise StoreError(f'{path}: no such embedding; make it with save_embedding(path)')
+    _check_form(path)
     try:
         arrays, found, number = _read_npz(path) if path.suffix == '.npz' else _read_zarr(path)
     except StoreError:
@@ -92,15 +95,55 @@ def _checksums(arrays: dict[str, np.ndarray]) -> dict[str, int]:
     return {name: zlib.crc32(np.ascontiguousarray(values).tobytes()) for name, values in arrays.items()}
 
 
-def _is_ours(path: Path) -> bool:
-    return (path / 'zarr.json').is_file()
+def _check_form(path: Path) -> None:
+    """Raises `StoreError` if there is a folder where the suffix wants a file, or the other way round."""
+    if path.suffix == '.npz' and path.is_dir():
+        raise StoreError(f'{path}: is a folder, an embedding in .npz is a file; choose another name')
+    if path.suffix == '.zarr' and path.exists() and not path.is_dir():
+        raise StoreError(f'{path}: is a file, an embedding in .zarr is a folder; choose another name')
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises `StoreError` if what has the name is no embedding, which would be lost."""
+    _check_form(path)
+    if path.is_dir() and not _is_our_folder(path):
+        raise StoreError(f'{path}: is a folder that holds no embedding; choose another name')
+    if path.is_file() and path.stat().st_size and not _is_our_file(path):
+        raise StoreError(f'{path}: is a file that holds no embedding; choose another name')
+
+
+def _is_our_file(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {'_kind.npy', '_format.npy'} <= set(file.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _is_our_folder(path: Path) -> bool:
+    """Whether a folder is a group of arrays with our mark and nothing else; what is damaged in it does not count."""
+    try:
+        noted = read_json(path / 'zarr.json')
+        is_marked = isinstance(noted['attributes']['kind'], str) and noted['attributes']['format'] in range(
+            1, _FORMAT + 1
+        )
+        return is_marked and all(entry.name == 'zarr.json' or _is_array(entry) for entry in path.iterdir())
+    except (StoreError, KeyError, TypeError):
+        return False
+
+
+def _is_array(folder: Path) -> bool:
+    try:
+        return read_json(folder / 'zarr.json')['node_type'] == 'array'
+    except (StoreError, KeyError, TypeError):
+        return False
 
 
 def _checked(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         raise StoreError(f'{path}: embeddings end in {" or ".join(_SUFFIXES)}; choose such a name')
-    return path
+    return Path(os.path.realpath(path)) if path.is_symlink() else path  # a link goes on leading to it
 
 
 def _zarr(path: Path):

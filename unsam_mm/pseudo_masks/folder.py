@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from unsam_mm.errors import ImageError, UnSAMError
-from unsam_mm.files import atomic_writer, remove_leftovers
+from unsam_mm.errors import ImageError, TargetError, UnSAMError, WeightsError, explained, one_line
+from unsam_mm.files import atomic_writer, check_writable, fitting_name, remove_leftovers
 from unsam_mm.images import IMAGE_SUFFIXES, list_images, read_image
 from unsam_mm.processes import in_processes
 from unsam_mm.pseudo_masks.features import check_device
 from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, Settings, settings_signature, weights_origin
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+_log = logging.getLogger(__name__)
+
+_SUFFIX = '.txt'
+_AT_WORK = 'the run ended while this image was at work; it is tried again after the others'
+_LOST = (
+    '{}: the worker process ended over it, twice, perhaps for lack of memory; make the image smaller, or run again with '
+    'fewer --workers'
+)
+
+Result = tuple[str, str | None]
+"""Name of an image and error message, None if all is well."""
 
 
 @dataclass
@@ -38,6 +52,8 @@ class FolderReport:
 class Quarantine:
     """Images that failed, with the reason: a text file each, there until the image is done.
 
+    A note is one line: the name as JSON, a tab, the reason. Other files in the folder stay as they are.
+
     Args:
         root: Folder of the store; the files lie in its subfolder ``quarantine``.
     """
@@ -47,25 +63,51 @@ class Quarantine:
 
     def names(self) -> set[str]:
         """All images in quarantine."""
-        paths = self._folder.rglob('*.txt')
-        names = (path.relative_to(self._folder).as_posix().removesuffix('.txt') for path in paths)
-        return {name for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
+        paths = self._folder.rglob(f'*{_SUFFIX}') if self._folder.is_dir() else ()
+        return {name for name in map(self._name_in, paths) if name is not None}
 
     def add(self, name: str, reason: str) -> None:
-        """Notes why an image failed.
+        """Notes why an image failed. An image whose note the disk does not take has none.
 
         Raises:
             StoreError: If the folder cannot be written.
         """
-        with atomic_writer(self._path_of(name)) as file:
-            file.write(f'{reason}\n')
+        path = self._path_of(name)
+        with suppress(TargetError):
+            if path.exists() and self._name_in(path) is None:
+                return
+            with atomic_writer(path, sync=False) as file:
+                file.write(f'{json.dumps(name)}\t{one_line(reason)}\n')
 
     def release(self, name: str) -> None:
         """Forgets an image."""
-        self._path_of(name).unlink(missing_ok=True)
+        path = self._path_of(name)
+        with suppress(OSError):  # a name that the disk does not take
+            if path.exists() and self._name_in(path) is not None:
+                path.unlink(missing_ok=True)
+
+    def remove_empty_folders(self) -> None:
+        """Removes the folders, this one included, that no note is left in."""
+        for folder, _, _ in os.walk(self._folder, topdown=False):
+            with suppress(OSError):  # it is not empty
+                Path(folder).rmdir()
 
     def _path_of(self, name: str) -> Path:
-        return self._folder / f'{name}.txt'
+        return self._folder / fitting_name(name, _SUFFIX)
+
+    def _name_in(self, path: Path) -> str | None:
+        """The image that a note is about, None for what is no note; those of earlier versions hold the reason alone."""
+        placed = path.relative_to(self._folder).as_posix().removesuffix(_SUFFIX)
+        try:
+            with path.open(encoding='utf-8', errors='surrogateescape') as file:
+                line = file.readline(1 << 16)
+            if line.startswith('"'):
+                name = json.loads(line.partition('\t')[0])
+                return name if isinstance(name, str) and self._path_of(name) == path else None
+        except (OSError, ValueError):
+            return None
+        is_of_image = placed.lower().endswith(IMAGE_SUFFIXES)
+        return placed if is_of_image and placed.rpartition('/')[2] in line else None
 
 
 @dataclass(frozen=True)
@@ -105,29 +147,32 @@ class FolderJob:
         """
         names = self.image_names()
         store, quarantine = PseudoMaskStore(self.out), Quarantine(self.out)
-        # Before the first image, so that a wrong folder or missing weights cost nothing.
-        if self.overwrite:
-            store.clear()
-        store.describe(self.description())
-        remove_leftovers(store.root)
-        waiting = [name for name in names if not store.has(name)]
-        quarantined = quarantine.names()
-        for name in filter(store.has, quarantined):  # a run that was killed may have had no time for it
-            quarantine.release(name)
-        waiting.sort(key=quarantined.__contains__)  # what failed before comes last
+        description = self.description()
+        if not self.overwrite:
+            store.check(description)
+        waiting = names if self.overwrite else [name for name in names if not store.has(name)]
         report = FolderReport(found=len(names), skipped=len(names) - len(waiting))
         tell = on_image or (lambda report: None)
-        tell(report)
-        with closing(self._results(waiting)) as results:
-            for name, failure in results:
-                if failure is not None:
-                    report.failed[name] = failure
-                    quarantine.add(name, failure)
-                else:
-                    report.done += 1
-                    if name in quarantined:
-                        quarantine.release(name)
-                tell(report)
+        # Whatever can go wrong before the first image has been tried when masks are removed.
+        with self._workers(len(waiting), description) as work:
+            if self.overwrite:
+                store.clear()
+            store.describe(description)
+            remove_leftovers(store.root)
+            quarantined, finished = quarantine.names(), set(names) - set(waiting)
+            for name in quarantined & finished:  # a run that was killed may have had no time for it
+                quarantine.release(name)
+            waiting.sort(key=quarantined.__contains__)  # what failed before comes last
+            tell(report)
+            with closing(work(waiting)) as results:
+                for name, failure in results:
+                    if failure is not None:
+                        report.failed[name] = failure
+                        quarantine.add(name, failure)
+                    else:
+                        report.done += 1
+                    tell(report)
+        quarantine.remove_empty_folders()
         return report
 
     def image_names(self) -> list[str]:
@@ -150,31 +195,44 @@ class FolderJob:
         }
         return json.loads(json.dumps(noted))  # a tuple is a list there
 
-    def _results(self, names: list[str]) -> Iterator[tuple[str, str | None]]:
-        """Name and error message (None if all is well) of each image, in the order in which they finish."""
-        if not names:
+    @contextmanager
+    def _workers(self, n_images: int, description: dict) -> Iterator[Callable[[list[str]], Iterator[Result]]]:
+        """What does images, in the order in which they finish; it is known to work before there is one."""
+        if not n_images:
+            yield lambda names: _none()
             return
+        check_writable(self.out)
         if self.dask is not None:
-            yield from _cluster_results(self, names)
+            with _cluster(self, description, n_images) as work:
+                yield work
             return
         check_device(self.device)
-        if self.workers <= 1 or len(names) <= 1:
+        workers = min(self.workers, n_images)
+        if workers <= 1:
             worker = ImageWorker(self)
-            yield from ((name, worker(name)) for name in names)
+            yield lambda names: ((name, worker(name)) for name in names)
             return
-        workers = min(self.workers, len(names))
+        if self.overwrite:
+            ImageWorker(self)  # the files of the weights may be broken
         advice = f'what is finished is kept: run again with fewer --workers than {workers}'
-        yield from in_processes(partial(ImageWorker, self), names, workers, advice)
+        make, lost = partial(ImageWorker, self), lambda name: _LOST.format(self.path_of(name))
+        yield lambda names: in_processes(make, names, workers, advice, lost)
 
 
-def _cluster_results(job: FolderJob, names: list[str]) -> Iterator[tuple[str, str | None]]:
+def _none() -> Iterator[Result]:
+    yield from ()
+
+
+def _cluster(
+    job: FolderJob, description: dict, n_images: int
+) -> AbstractContextManager[Callable[[list[str]], Iterator[Result]]]:
     try:
-        from unsam_mm.pseudo_masks.scale import cluster_results
+        from unsam_mm.pseudo_masks.scale import cluster_work
     except ModuleNotFoundError as error:
         raise UnSAMError(
             f'--dask needs the package {error.name}; run: pip install "unsam_mm[dask]", or use --workers'
         ) from error
-    return cluster_results(job, job.dask, names)
+    return cluster_work(job, job.dask, description, n_images)
 
 
 class ImageWorker:
@@ -186,15 +244,40 @@ class ImageWorker:
 
     def __init__(self, job: FolderJob) -> None:
         self._path_of = job.path_of
-        self._store = PseudoMaskStore(job.out)
+        self._store, self._quarantine = PseudoMaskStore(job.out), Quarantine(job.out)
         self._max_masks = job.max_masks
         self._generator = PseudoMaskGenerator(job.settings, job.device)
 
     def __call__(self, name: str) -> str | None:
-        """Does one image; a bad image is reported, a bad disk ends the run."""
+        """Does one image; an image that cannot be done is reported, a bad disk ends the run.
+
+        Raises:
+            StoreError: If the output cannot be written.
+            WeightsError: If weights cannot be had.
+        """
+        path = self._path_of(name)
+        self._quarantine.add(name, f'{path}: {_AT_WORK}')  # stays where the process is killed over it
         try:
-            hierarchy = self._generator(read_image(self._path_of(name)))
+            failure = self._failure(path, name)
+        except BaseException:
+            self._quarantine.release(name)
+            raise
+        if failure is None:
+            self._quarantine.release(name)
+        return failure
+
+    def _failure(self, path: Path, name: str) -> str | None:
+        try:
+            masks = self._generator(read_image(path)).select(self._max_masks)
         except ImageError as error:
             return str(error)
-        self._store.write(name, hierarchy.select(self._max_masks))
+        except WeightsError:  # all images would fail alike
+            raise
+        except Exception as error:  # noqa: BLE001 - one image among millions must not end the run
+            _log.debug('%s', path, exc_info=True)
+            return f'{path}: {explained(error)}'
+        try:
+            self._store.write(name, masks)
+        except TargetError as error:  # the others can be written
+            return str(error)
         return None

@@ -13,20 +13,21 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import distributed
 
 import unsam_mm
-from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.files import read_json
+from unsam_mm.errors import UnSAMError
+from unsam_mm.files import read_json, temporary_name
 from unsam_mm.processes import threads_each
 from unsam_mm.pseudo_masks.features import check_device
-from unsam_mm.pseudo_masks.folder import FolderJob, ImageWorker
+from unsam_mm.pseudo_masks.folder import FolderJob, ImageWorker, Result
 from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
 
 _log = logging.getLogger(__name__)
@@ -45,38 +46,67 @@ _KILLED = (
     '{}: {} workers died over it, one after the other, perhaps for lack of memory; '
     'make the image smaller or give the workers more memory'
 )
+_NOT_VISIBLE = '{} is not visible there; mount the folder under the same path on all machines'
 _FAILED = 'a worker failed ({!r}); finished images are kept: its log has more, mend it and run again to go on'
 
-Result = tuple[str, str | None]
-"""Name of an image and error message, None if all is well."""
 
-
-def cluster_results(job: FolderJob, address: str, names: list[str]) -> Iterator[Result]:
+@contextmanager
+def cluster_work(
+    job: FolderJob, address: str, description: dict, n_images: int
+) -> Iterator[Callable[[list[str]], Iterator[Result]]]:
     """Does images on a cluster; results come in the order in which they finish.
+
+    Scheduler and workers are there, and one worker at least can take part, before the block begins.
 
     Args:
         job: What to do; its folders must be visible to all workers under the same paths.
         address: Of a running scheduler, such as ``tcp://10.0.0.1:8786``, or ``local:N`` for N processes on this machine.
-        names: Images to do.
+        description: Of the job, as the store notes it.
+        n_images: How many images are to be done.
 
     Raises:
         UnSAMError: If the cluster cannot be reached, none of its workers can take part, or the scheduler is lost.
     """
     job = replace(job, images=job.images.absolute(), out=job.out.absolute())
-    with _own_words(), _connected(address, job.device, len(names)) as (client, threads):
-        run = _Run(client, job)
+    with _own_words(), _connected(address, job.device, n_images) as (client, threads), _probe(job.out) as probe:
+        run = _Run(client, job, description)
+
+        def work(names: list[str]) -> Iterator[Result]:
+            probe.unlink(missing_ok=True)  # from now on the note in the store shows workers that the folder is the same
+            with _losing(client, address):
+                yield from run.results(names)
+
         try:
-            run.prepare(threads)
-            yield from run.results(names)
-        except (CancelledError, OSError, RuntimeError) as error:  # what a client raises depends on where it was
-            if isinstance(error, RuntimeError) and client.status == 'running':
-                raise
-            raise UnSAMError(
-                f'the Dask scheduler at {address} was lost; finished images are kept: '
-                'start the cluster again and run the same command to go on'
-            ) from error
+            with _losing(client, address):
+                run.prepare(threads, probe)
+            yield work
         finally:
             run.close()
+
+
+@contextmanager
+def _probe(folder: Path) -> Iterator[Path]:
+    """A file by which workers see that the folder is the client's."""
+    path = temporary_name(folder)
+    path.touch()
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _losing(client: distributed.Client, address: str) -> Iterator[None]:
+    """Explains what a client raises where its scheduler is lost."""
+    try:
+        yield
+    except (CancelledError, OSError, RuntimeError) as error:  # what a client raises depends on where it was
+        if isinstance(error, RuntimeError) and client.status == 'running':
+            raise
+        raise UnSAMError(
+            f'the Dask scheduler at {address} was lost; finished images are kept: '
+            'start the cluster again and run the same command to go on'
+        ) from error
 
 
 @contextmanager
@@ -152,10 +182,10 @@ class _Outcome(NamedTuple):
 class _OnWorker(distributed.WorkerPlugin):
     """What a worker keeps for one run: the model, once the first image comes, and why it cannot take part, if so."""
 
-    def __init__(self, name: str, job: FolderJob, threads: int | None) -> None:
+    def __init__(self, name: str, job: FolderJob, description: dict, probe: Path, threads: int | None) -> None:
         self.name = name
         self.problem: str | None = None
-        self._job, self._threads = job, threads
+        self._job, self._description, self._probe, self._threads = job, description, probe, threads
 
     async def setup(self, worker: distributed.Worker) -> None:
         self._lock, self._images, self._stopped = threading.Lock(), None, False
@@ -182,21 +212,12 @@ class _OnWorker(distributed.WorkerPlugin):
             for name in names:
                 if self._stopped:
                     break
-                results.append((name, None if store.has(name) else self._failure(images, name)))
+                results.append((name, None if store.has(name) else images(name)))
             problem = self._find_problem()
         if problem:
             results.clear()
             time.sleep(_UNFIT_PAUSE_S)
         return _Outcome(self._address, results, time.perf_counter() - start_s, problem)
-
-    def _failure(self, images: ImageWorker, name: str) -> str | None:
-        try:
-            return images(name)
-        except StoreError:
-            raise
-        except Exception as error:  # noqa: BLE001 - one image among millions must not end the run
-            _log.exception('%s', name)
-            return f'{self._job.path_of(name)}: {type(error).__name__}: {error}; the log of the worker has more'
 
     def _load(self) -> ImageWorker:
         if self._threads:
@@ -206,13 +227,18 @@ class _OnWorker(distributed.WorkerPlugin):
         return ImageWorker(self._job)
 
     def _find_problem(self) -> str | None:
-        """Compares the worker's view of the run with what the client noted in the store: same folders, same masks."""
+        """Compares the worker's view of the run with the client's: same folders, same masks."""
         job, manifest = self._job, self._job.out / MANIFEST
         try:
-            for path in (job.images, manifest):
-                if not path.exists():
-                    return f'{path} is not visible there; mount the folder under the same path on all machines'
-            noted, own = read_json(manifest), job.description()
+            if not job.images.exists():
+                return _NOT_VISIBLE.format(job.images)
+            # The client notes its settings in the folder when it begins, and shows it by another file before that.
+            noted = self._description
+            if not self._probe.exists():
+                if not manifest.exists():
+                    return _NOT_VISIBLE.format(manifest)
+                noted = read_json(manifest)
+            own = job.description()
             if differing := ', '.join(key for key in own if noted.get(key) != own[key]):
                 return f'it has another {differing}; install the same versions and share one folder UNSAM_CACHE'
             check_device(job.device)
@@ -229,8 +255,8 @@ def _do(run: str, names: list[str]) -> _Outcome:
 class _Run:
     """One client's run: hands out tasks, a bounded number at a time, and tells what becomes of them."""
 
-    def __init__(self, client: distributed.Client, job: FolderJob) -> None:
-        self._client, self._job = client, job
+    def __init__(self, client: distributed.Client, job: FolderJob, description: dict) -> None:
+        self._client, self._job, self._description = client, job, description
         self._name = f'unsam-{uuid.uuid4().hex[:8]}'
         self._numbers = itertools.count()
         self._running: dict[distributed.Future, list[str]] = {}
@@ -241,7 +267,7 @@ class _Run:
         self._threads_of: dict[str, int] = {}
         self._threads_known_s = float('-inf')
 
-    def prepare(self, torch_threads: int | None) -> None:
+    def prepare(self, torch_threads: int | None, probe: Path) -> None:
         """Sets up the workers, present and future, and makes sure that one at least can take part."""
 
         def version() -> str | None:  # travels by value, since the package may be missing over there
@@ -255,7 +281,8 @@ class _Run:
                     f'worker {worker} has {f"unsam_mm {found}" if found else "no unsam_mm"}; '
                     f'install unsam_mm {unsam_mm.__version__} for all workers and start them again'
                 )
-        self._client.register_plugin(_OnWorker(self._name, self._job, torch_threads), name=self._name)
+        plugin = _OnWorker(self._name, self._job, self._description, probe, torch_threads)
+        self._client.register_plugin(plugin, name=self._name)
         name = self._name
         problems = self._client.run(lambda dask_worker: dask_worker.plugins[name].problem)
         for worker, problem in problems.items():

@@ -6,14 +6,19 @@ interrupted goes on with the images that have no file yet.
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unsam_mm.coco_files.writer import coco_writer
-from unsam_mm.errors import StoreError
-from unsam_mm.files import read_json, write_json
+from unsam_mm.errors import StoreError, TargetError
+from unsam_mm.files import fitting_name, is_fitted, read_json, write_json
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.rle import rle_from_json
@@ -21,6 +26,17 @@ from unsam_mm.rle import rle_from_json
 MANIFEST = 'unsam.json'
 _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
 _MARK = 'supervised'
+_SUFFIX = '.json'
+
+_HEAD = re.compile(
+    rb'(?:\xef\xbb\xbf)?\s*\{\s*"image"\s*:\s*\{\s*"file_name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"height"\s*:\s*\d+\s*,'
+    rb'\s*"width"\s*:\s*\d+\s*\}\s*,\s*"annotations"\s*:\s*\['
+)
+"""How each file begins: a file of this name that begins otherwise is not ours, and is neither finished nor removed."""
+_HEAD_BYTES, _LONGEST_HEAD_BYTES = 512, 1 << 16
+_TAIL_BYTES = 16
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
+_NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENXIO)
 
 
 class PseudoMaskStore:
@@ -34,24 +50,58 @@ class PseudoMaskStore:
         self.root = Path(root)
 
     def path_of(self, name: str) -> Path:
-        """Where the masks of an image are kept."""
-        return self.root / f'{name}.json'
+        """Where the masks of an image are kept; see `fitting_name` for names that are too long."""
+        return self.root / fitting_name(name, _SUFFIX)
 
     def has(self, name: str) -> bool:
-        """Whether an image is done."""
+        """Whether an image is done: whether there is a file of this store for it that was not cut short.
+
+        Raises:
+            StoreError: If the disk cannot be asked.
+        """
+        head, is_whole = _look_into(self.path_of(name))
+        return head is not None and is_whole
+
+    def holds(self, path: str | Path) -> bool:
+        """Whether a file is one of the store's own: the masks of an image, or the note about all."""
+        path = Path(os.path.realpath(path))
         try:
-            return self.path_of(name).is_file()
-        except OSError as error:
-            raise StoreError(f'{name}: no file can be named after this image ({error.strerror}); rename it') from error
+            inside = path.relative_to(os.path.realpath(self.root)).as_posix()
+        except ValueError:
+            return False
+        return inside == MANIFEST or (path.suffix == _SUFFIX and _look_into(path)[0] is not None)
 
     def names(self) -> list[str]:
-        """All finished images, sorted."""
+        """All images that there is a file of this store for, sorted. Only the beginning of each file is read.
+
+        Raises:
+            StoreError: If there is no such folder, or it cannot be read.
+        """
         if not self.root.is_dir():
             raise StoreError(
                 f'{self.root}: no such folder; make it with "python -m unsam_mm generate IMAGES {self.root}"'
             )
-        names = (path.relative_to(self.root).as_posix().removesuffix('.json') for path in self.root.rglob('*.json'))
-        return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+        return sorted(name for name, _ in self._files())
+
+    def _files(self) -> Iterator[tuple[str, str]]:
+        """Names of the images that are there, and the path of each one's file, both relative to the root."""
+
+        def fail(error: OSError) -> None:
+            raise StoreError(f'{error.filename}: cannot be read ({error.strerror}); check its permissions') from error
+
+        root = str(self.root)
+        for folder, _, files in os.walk(root, onerror=fail):
+            prefix = Path(folder).relative_to(root).as_posix()
+            prefix = '' if prefix == '.' else f'{prefix}/'
+            for file in files:
+                name = file.removesuffix(_SUFFIX)
+                if file == name or not (name.lower().endswith(IMAGE_SUFFIXES) or is_fitted(file)):
+                    continue
+                inside, _ = _look_into(os.path.join(folder, file))  # noqa: PTH118 - a million of them
+                if inside is not None and is_fitted(file) and not name.lower().endswith(IMAGE_SUFFIXES):
+                    name = inside.rpartition('/')[2]
+                if inside is not None and fitting_name(name, _SUFFIX) == file:
+                    yield f'{prefix}{name}', f'{prefix}{file}'
 
     def finished_names(self) -> list[str]:
         """As `names`, but at least one.
@@ -70,11 +120,17 @@ class PseudoMaskStore:
         """Stores the masks of one image, replacing older ones.
 
         Raises:
+            TargetError: If the disk takes no file of this name, or something that is not of this store has its place.
             StoreError: If the folder cannot be written or the disk is full.
         """
         height, width = masks.size_hw
         image = {'file_name': name, 'height': int(height), 'width': int(width)}
-        write_json(self.path_of(name), {'image': image, 'annotations': _annotations(masks)})
+        path = self.path_of(name)
+        if _is_foreign(path):
+            raise TargetError(
+                f'{path}: is not of this package and has the place of the masks of {name}; move it, or choose another folder'
+            )
+        write_json(path, {'image': image, 'annotations': _annotations(masks)})
 
     def read(self, name: str) -> MaskSet:
         """The masks of one image.
@@ -93,6 +149,15 @@ class PseudoMaskStore:
         Raises:
             StoreError: If the folder holds masks that were made otherwise.
         """
+        self.check(settings)
+        write_json(self.root / MANIFEST, {**settings, _MARK: settings.get('refine') in _SUPERVISED_REFINERS})
+
+    def check(self, settings: dict[str, Any]) -> None:
+        """Compares with what the masks were made with, if anything is noted; see `describe`.
+
+        Raises:
+            StoreError: If the folder holds masks that were made otherwise.
+        """
         noted = self._noted() or settings
         differing = sorted(
             key for key in (noted.keys() | settings.keys()) - {_MARK} if noted.get(key) != settings.get(key)
@@ -101,7 +166,6 @@ class PseudoMaskStore:
             raise StoreError(
                 f'{self.root}: holds masks made with another {", ".join(differing)}; choose another folder or --overwrite'
             )
-        write_json(self.root / MANIFEST, {**settings, _MARK: settings.get('refine') in _SUPERVISED_REFINERS})
 
     @property
     def supervised(self) -> bool:
@@ -117,17 +181,32 @@ class PseudoMaskStore:
 
     def _noted(self) -> dict[str, Any]:
         manifest = self.root / MANIFEST
-        noted = read_json(manifest) if manifest.is_file() else {}
-        if not isinstance(noted, dict):
+        if not manifest.exists():
+            return {}
+        noted = read_json(manifest)
+        if not isinstance(noted, dict) or not noted.keys() & {_MARK, 'signature'}:
             raise StoreError(f'{manifest}: not what "generate" wrote; choose another folder')
         return noted
 
     def clear(self) -> None:
-        """Removes all masks and what is noted about them; other files stay."""
-        if self.root.is_dir():
+        """Removes all masks and what is noted about them; other files stay.
+
+        The note goes last: a folder that was cleared in part still says how what is left was made.
+
+        Raises:
+            StoreError: If a file cannot be removed, or the note is not of this package.
+        """
+        self._noted()
+        if not self.root.is_dir():
+            return
+        try:
+            for _, file in list(self._files()):
+                (self.root / file).unlink(missing_ok=True)
             (self.root / MANIFEST).unlink(missing_ok=True)
-            for name in self.names():
-                self.path_of(name).unlink()
+        except OSError as error:
+            raise StoreError(
+                f'{error.filename}: cannot be removed ({error.strerror}); choose another folder'
+            ) from error
 
     def merge(self, target: str | Path) -> tuple[int, int]:
         """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
@@ -147,6 +226,46 @@ class PseudoMaskStore:
                 masks = self.read(name)
                 writer.add(name, masks.size_hw, masks.to_coco(image_id=0))
         return len(names), writer.n_masks
+
+
+def _look_into(path: str | Path) -> tuple[str | None, bool]:
+    """The image that a file of the store is about, None where there is no such file, and whether it is whole.
+
+    Only its ends are read. A pipe of that name does not hold the run up.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    except OSError as error:
+        if error.errno in (*_ABSENT, *_NO_SUCH_NAME):
+            return None, False
+        raise StoreError(f'{path}: cannot be read ({error.strerror}); check the disk') from error
+    try:
+        start = os.read(descriptor, _HEAD_BYTES)
+        found = _HEAD.match(start)
+        if found is None and len(start) == _HEAD_BYTES and b'"file_name"' in start:  # a long name
+            found = _HEAD.match(start + os.read(descriptor, _LONGEST_HEAD_BYTES))
+        if found is None:
+            return None, False
+        os.lseek(descriptor, max(0, os.lseek(descriptor, 0, os.SEEK_END) - _TAIL_BYTES), os.SEEK_SET)
+        return json.loads(found[1]), os.read(descriptor, _TAIL_BYTES).rstrip().endswith(b'}')
+    except ValueError:  # a name with escapes that JSON does not know
+        return None, False
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None, False
+        raise StoreError(f'{path}: cannot be read ({error.strerror}); check the disk') from error
+    finally:
+        os.close(descriptor)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether something has the name that is not a file of the store; an empty file holds nothing to be lost."""
+    try:
+        if path.is_file() and path.stat().st_size == 0:
+            return False
+        return path.exists() and _look_into(path)[0] is None
+    except OSError:  # a name that the disk does not take
+        return False
 
 
 def _annotations(masks: MaskSet) -> list[dict[str, Any]]:

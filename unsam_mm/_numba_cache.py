@@ -1,0 +1,67 @@
+"""A folder for numba's compiled code where neither this package's folder nor the user's cache can be written."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_VARIABLE = 'NUMBA_CACHE_DIR'
+
+
+def ensure_cache_folder() -> None:
+    """Names a temporary folder of the user's in NUMBA_CACHE_DIR if numba would find none, as in a read-only container.
+
+    Without any folder numba refuses to define functions that are kept compiled. Called before the first is defined.
+    """
+    package = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - `import unsam_mm` should cost nothing
+    if os.access(package, os.W_OK | os.X_OK):
+        return
+    if any(folder and _can_be_written(folder) for folder in (os.environ.get(_VARIABLE), _user_folder())):
+        return
+    os.environ[_VARIABLE] = _temporary_folder()
+    if numba := sys.modules.get('numba'):  # it has read the variable already
+        numba.config.reload_config()
+
+
+def _user_folder() -> str:
+    """Where numba keeps what it may not keep beside the source; see numba.misc.appdirs."""
+    if sys.platform == 'win32':
+        base = os.environ.get('LOCALAPPDATA', '')
+    elif sys.platform == 'darwin':
+        base = '~/Library/Caches'
+    else:
+        base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    return os.path.expanduser(os.path.join(base, 'numba'))  # noqa: PTH111, PTH118
+
+
+def _can_be_written(folder: str) -> bool:
+    """Whether files can be made in a folder, which is made as numba would make it."""
+    import tempfile
+
+    try:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def _temporary_folder() -> str:
+    """A folder that nobody else can write: what is kept in it is executed."""
+    import atexit
+    import shutil
+    import tempfile
+    from contextlib import suppress
+    from pathlib import Path
+
+    user = os.getuid() if hasattr(os, 'getuid') else os.environ.get('USERNAME', '')
+    folder = Path(tempfile.gettempdir(), f'unsam-numba-{user}')
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        is_mine = not hasattr(os, 'getuid') or (status.st_uid == os.getuid() and not status.st_mode & 0o077)
+        if is_mine and folder.is_dir() and not folder.is_symlink() and os.access(folder, os.W_OK | os.X_OK):
+            return str(folder)
+    own = tempfile.mkdtemp(prefix='unsam-numba-')
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return own
