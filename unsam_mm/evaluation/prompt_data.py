@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unsam_mm.coco_files.fields import is_crowd
 from unsam_mm.coco_files.matching import match_images
 from unsam_mm.coco_files.segmentations import read_rles
 from unsam_mm.errors import ImageError, StoreError
@@ -75,7 +76,7 @@ def coco_prompts(
     if 'segments_info' in truth['annotations'][0]:
         groups = _read_panoptic(annotations, truth, masks)
     else:
-        things = [record for record in truth['annotations'] if not record.get('iscrowd')]
+        things = [record for record in truth['annotations'] if not is_crowd(record)]
         groups = {
             image_id: partial(_draw_records, records, (entries[image_id].get('height'), entries[image_id].get('width')))
             for image_id, records in group_by_image(things, entries, 'ground-truth annotation').items()
@@ -162,7 +163,7 @@ def _read_panoptic(
                 'keep instances and the panoptic form in files of their own'
             )
         path = Path(masks) / record['file_name']
-        ids = [segment['id'] for segment in record['segments_info'] if not segment.get('iscrowd')]
+        ids = [segment['id'] for segment in record['segments_info'] if not is_crowd(segment)]
         if record['image_id'] not in known:
             raise StoreError(f'{annotations}: {record["file_name"]} belongs to an image that "images" does not list')
         if not path.is_file():
