@@ -322,9 +322,21 @@ def test_labels_of_another_data_set_are_refused(store, target, tmp_path):
         ('{"images": [{"id": 1}], "annotations": []}', 'image 1 has no "file_name"'),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [3]}', "found '3' where an entry"),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2}]}', 'not listed'),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1}]}', 'no "segmentation"'),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}]}', 'no "annotations" in it'),
         (
-            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segmentation": []}]}',
+            '{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1.0, "file_name": "b.jpg"}], "annotations": []}',
+            r'image id 1(.0)? is listed twice \(a.jpg, b.jpg\)',
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": "1"}]}',
+            "image_id '1' is the text, the id of the image the number 1; write both in one form",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segments_info": []}]}',
+            'no "segmentation"',
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segmentation": "abc"}]}',
             'neither RLE nor polygons',
         ),
         (

@@ -161,7 +161,7 @@ def _bytes_changed(path):
         ),
         (
             lambda path: np.savez(path, **{**dict(np.load(path)), 'areas_px': np.ones(3)}),
-            'the parts do not belong together',
+            'areas_px must be int32 with 1 axes, found float64',
         ),
     ],
 )

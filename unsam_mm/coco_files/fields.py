@@ -92,7 +92,9 @@ def other_type_hint(unknown: Iterable[Any], known: Iterable[Any]) -> str:
     for value in unknown:
         if (same := by_text.get(str(value))) is not None and isinstance(same, str) != isinstance(value, str):
             kinds = ('the text', 'the number') if isinstance(value, str) else ('the number', 'the text')
-            return f'the image_id {value!r} is {kinds[0]}, the id of the image {kinds[1]} {same!r}; write both in one form'
+            return (
+                f'the image_id {value!r} is {kinds[0]}, the id of the image {kinds[1]} {same!r}; write both in one form'
+            )
     return ''
 
 

@@ -51,8 +51,8 @@ class PolygonFilter:
         if not self._first:
             return ''
         return (
-            f'{self.source}: {self.n_records} annotations without a polygon of three corners or more are left out, and '
-            f'{self.n_polygons} such parts of others; the first is {self._first}'
+            f'{self.source}: left out {self.n_records} annotations that have no polygon, and {self.n_polygons} polygons of '
+            f'others, since they have fewer than three corners or enclose nothing; the first: {self._first}'
         )
 
     def warn(self, stacklevel: int = 2) -> None:
@@ -62,8 +62,8 @@ class PolygonFilter:
 
     def _filtered(self, record: Record) -> Record | None:
         segmentation = record.get('segmentation')
-        if isinstance(segmentation, Mapping | str):
-            return record  # run lengths, or what `read_rles` refuses
+        if isinstance(segmentation, Mapping | str) or 'segments_info' in record:
+            return record  # run lengths, or what is refused where masks are read
         polygons = segmentation if isinstance(segmentation, list) else []
         if _is_polygon(polygons):
             return {**record, 'segmentation': [polygons]}
@@ -126,7 +126,9 @@ def _is_polygon(value: Any) -> bool:
     """Whether a value is a list of x, y pairs of numbers that enclose something."""
     if not isinstance(value, list) or len(value) < _MIN_NUMBERS or len(value) % 2:
         return False
-    if not set(map(type, value)) <= {int, float} or not (-_MAX_COORDINATE < min(value) and max(value) < _MAX_COORDINATE):
+    if not set(map(type, value)) <= {int, float} or not (
+        min(value) > -_MAX_COORDINATE and max(value) < _MAX_COORDINATE
+    ):
         return False
     if not all(map(math.isfinite, value)):
         return False

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from mmdet.registry import DATASETS
 
+from unsam_mm.coco_files.fields import is_crowd
 from unsam_mm.datasets.coco import UnSAMCocoDataset
 from unsam_mm.errors import ImageError, StoreError
 from unsam_mm.evaluation.prompt_data import read_mask_picture
@@ -66,7 +67,7 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
             {
                 'bbox': [0.0, 0.0, 0.0, 0.0],  # UnSAMLoadMasks takes boxes from masks
                 'bbox_label': 0,
-                'ignore_flag': int(segment.get('iscrowd', 0)),
+                'ignore_flag': int(is_crowd(segment)),
                 'mask': rle_to_json(rle),
                 'area': float(bitmap.sum()),
             }

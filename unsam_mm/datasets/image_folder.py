@@ -11,6 +11,7 @@ from mmdet.datasets import BaseDetDataset
 from mmdet.registry import DATASETS
 
 from unsam_mm import sample_images
+from unsam_mm.coco_files.fields import is_crowd
 from unsam_mm.coco_files.matching import match_images
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
@@ -135,15 +136,14 @@ class UnSAMImageFolder(BaseDetDataset):
 
 def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
     """One COCO annotation in the form that `LoadAnnotations` reads: x0, y0, x1, y1 and RLE with text, or polygons."""
-    missing = [key for key in ('bbox', 'segmentation') if key not in annotation]
-    if missing:
-        raise StoreError(f'annotation {annotation.get("id")} has no {" and no ".join(missing)}; complete the COCO file')
-    x, y, width, height = annotation['bbox']
+    if 'segmentation' not in annotation:
+        raise StoreError(f'annotation {annotation.get("id")} has no segmentation; complete the COCO file')
+    x, y, width, height = annotation.get('bbox') or (0.0,) * 4  # UnSAMLoadMasks takes boxes from masks
     mask = annotation['segmentation']
     return {
         'bbox': [x, y, x + width, y + height],
         'bbox_label': 0,
-        'ignore_flag': int(annotation.get('iscrowd', 0)),
+        'ignore_flag': int(is_crowd(annotation)),
         'mask': rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask,
     }
 

@@ -13,7 +13,7 @@ from mmdet.structures.mask.structures import BaseInstanceMasks, BitmapMasks
 
 from unsam_mm.datasets.mask_segments import Segments
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import Rle, encode_bitmaps, rle_from_json
+from unsam_mm.rle import Rle, encode_bitmaps, rles_from_json
 
 _CHUNK_PIXELS = 1 << 24
 """Pixels decoded at once: five masks of 2250 x 1500."""
@@ -32,15 +32,12 @@ class RleMasks(BaseInstanceMasks):
         width: Of the image, in pixels.
 
     Raises:
-        UnSAMError: If a mask has another size.
+        UnSAMError: If a mask has another size, or is no run lengths.
     """
 
     def __init__(self, masks: Sequence[Rle], height: int, width: int) -> None:
-        self.rles = [rle_from_json(rle) for rle in masks]
         self.height, self.width = int(height), int(width)
-        for rle in self.rles:
-            if tuple(rle['size']) != (self.height, self.width):
-                raise UnSAMError(f'a mask is {rle["size"][0]} x {rle["size"][1]} px, the image {height} x {width}')
+        self.rles = rles_from_json(masks, self.size_hw)
 
     @classmethod
     def from_bitmaps(cls, masks: np.ndarray) -> RleMasks:

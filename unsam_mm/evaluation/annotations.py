@@ -14,6 +14,7 @@ from unsam_mm.evaluation.records import some
 from unsam_mm.files import read_json
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
+
 def load_ground_truth(path: str | Path) -> dict[str, Any]:
     """A COCO annotation file as a dictionary with non-empty ``images`` and ``annotations``.
 
@@ -33,10 +34,9 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
     images = _read_images(path, data['images'])
     annotations = _with_ids(path, data['annotations'], 'annotation', 'image_id')
     _check_listed(path, annotations, images)
-    if not any('segments_info' in annotation for annotation in annotations):  # COCO's panoptic form has PNG files
-        annotations = _with_masks(path, annotations)
-        if not annotations:
-            raise StoreError(f'{path}: no annotation has a mask ("segmentation"); nothing can be measured')
+    annotations = _with_masks(path, annotations)
+    if not annotations:
+        raise StoreError(f'{path}: no annotation has a mask ("segmentation"); nothing can be measured')
     return {**data, 'images': images, 'annotations': annotations}
 
 
