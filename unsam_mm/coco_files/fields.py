@@ -103,8 +103,9 @@ def repeated_id(images: Iterable[Mapping[str, Any]]) -> str:
     names: dict[Any, str] = {}
     for image in images:
         name = str(image.get('file_name') or image.get('coco_url') or 'without name')
-        if (other := names.setdefault(image['id'], name)) is not name:
-            return duplicate_message(image['id'], other, name)
+        if image['id'] in names:
+            return duplicate_message(image['id'], names[image['id']], name)
+        names[image['id']] = name
     return ''
 
 

@@ -79,10 +79,7 @@ def open_predictions(
     path = Path(path)
     if path.is_dir():
         return PredictedFolder(path, min_score)
-    if images is not None:
-        names = _names_by_id(images)
-    else:
-        names = dict(enumerate(numbered, start=1))
+    names = dict(enumerate(numbered, start=1)) if images is None else _names_by_id(images)
     return CocoFile(path, supervised=None, min_score=min_score, names=names)
 
 
