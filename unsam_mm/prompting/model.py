@@ -124,8 +124,6 @@ class RegionEngine:
             if tokens.size_hw != hierarchy.size_hw:
                 raise ValueError(f'sizes are {tokens.size_hw} and {hierarchy.size_hw}')
             self._set(self._read(tokens), hierarchy)
-        except UnSAMError as error:
-            raise UnSAMError(f'{error}; make the embedding again') from error
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise UnSAMError(
                 f'the arrays are no region tokens of one image ({error}); make the embedding again'
