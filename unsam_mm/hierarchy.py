@@ -53,6 +53,14 @@ class MaskHierarchy:
         n_leaves = _count_labels(self.leaf_labels)
         _check_nodes(self.parent, self.height, self.score)
         _check_tree(self.parent, n_leaves)
+        for name, dtype in (
+            ('leaf_labels', np.int32),
+            ('parent', np.int64),
+            ('height', np.float32),
+            ('score', np.float32),
+        ):
+            # What is compiled is compiled for these, and cannot read numbers of another byte order.
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
         if (self.height[:-1] > self.height[self.parent[:-1]]).any():
             raise UnSAMError('no node may be higher than its parent; build the tree with MaskHierarchy.from_merges')
         if (self.first_leaf[:n_leaves] != np.arange(n_leaves)).any():
@@ -81,7 +89,7 @@ class MaskHierarchy:
         """
         leaf_labels, parent, height = np.asarray(leaf_labels), np.asarray(parent), np.asarray(height)
         n_leaves = _count_labels(leaf_labels)
-        _check_nodes(parent, height, height[:0] if score is None else np.asarray(score), score is not None)
+        _check_nodes(parent, height, np.zeros(0) if score is None else np.asarray(score), score is not None)
         _check_tree(parent, n_leaves)
         parent = parent.astype(np.int64)
         height = _monotone(height.astype(np.float32), parent)

@@ -242,9 +242,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def _text_of_list(counts: list[Any], height: int, width: int) -> bytes:
-    wrong = next((count for count in counts if type(count) is not int or count < 0), None)
-    if wrong is not None:
-        raise ValueError(f'the RLE has a run of {str(wrong)[:20]!r} px; runs are whole numbers, none below 0')
+    if wrong := [count for count in counts if type(count) is not int or count < 0]:
+        raise ValueError(f'the RLE has a run of {str(wrong[0])[:20]!r} px; runs are whole numbers, none below 0')
     if (total := sum(counts)) != height * width:
         raise ValueError(_wrong_total(total, height, width))
     return coco_mask.frPyObjects({'size': [height, width], 'counts': counts}, height, width)['counts']

@@ -204,7 +204,7 @@ def _check_stated(annotations: list[dict[str, Any]], areas: np.ndarray, boxes: n
 
 def _parents(annotations: list[dict[str, Any]]) -> np.ndarray:
     parents = _numbers(annotations, 'parent', -1.0)
-    if (wrong := parents[~((parents >= -1) & (parents < len(annotations)) & (parents % 1 == 0))]).size:
+    if (wrong := parents[~((parents >= -1) & (parents < len(annotations)) & (parents == np.floor(parents)))]).size:
         raise ValueError(f'parent {wrong[0]:.12g} among {len(annotations)} masks')
     return parents.astype(np.int64)
 
