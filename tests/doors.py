@@ -113,14 +113,18 @@ def is_polygon(part: Any) -> bool:
 
 def slow_segmentation(record: dict[str, Any], size_hw: tuple[int, int]) -> np.ndarray | None:
     """The mask of an annotation that was read; None if it has none."""
+    if isinstance(record.get('segmentation'), dict):
+        return slow_mask(record['segmentation'], size_hw)
+    polygons = slow_polygons(record)
+    return (
+        coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size_hw))).astype(bool) if polygons else None
+    )
+
+
+def slow_polygons(record: dict[str, Any]) -> list[list[float]]:
     segmentation = record.get('segmentation')
-    if isinstance(segmentation, dict):
-        return slow_mask(segmentation, size_hw)
     parts = segmentation if isinstance(segmentation, list) else []
-    polygons = [part for part in ([parts] if is_polygon(parts) else parts) if is_polygon(part)]
-    if not polygons:
-        return None
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size_hw))).astype(bool)
+    return [part for part in ([parts] if is_polygon(parts) else parts) if is_polygon(part)]
 
 
 # Damage
@@ -447,7 +451,8 @@ def coco_door(rng: np.random.Generator, folder: Path) -> bool:
             size_hw = image['height'], image['width']
             if None not in size_hw:
                 own = [r for r in records if float_or_text(r['image_id']) == float_or_text(image['id'])]
-                check_masks(images[image['id']].rles, [slow_segmentation(record, size_hw) for record in own])
+                if not any(map(is_far, own)):
+                    check_masks(images[image['id']].rles, [slow_segmentation(record, size_hw) for record in own])
         predictions = [record | {'score': 0.5} for record in truth['annotations']]
         assert evaluate_masks(predictions, truth)['AR@1'] >= 0
         (folder / 'results.json').write_text(json.dumps(predictions))
@@ -461,12 +466,20 @@ def coco_door(rng: np.random.Generator, folder: Path) -> bool:
         merged = json.loads((folder / 'all.json').read_bytes())
         records = json.loads(path.read_bytes())['annotations']
         found = [record['segmentation'] for record in merged['annotations']]
-        kept = [r for r in records if isinstance(r.get('segmentation'), dict) or slow_segmentation(r, SIZE) is not None]
+        kept = [r for r in records if isinstance(r.get('segmentation'), dict) or slow_polygons(r)]
         assert len(found) == len(kept)
 
     refused = is_refused(evaluate)
     is_refused(merge)
     return refused
+
+
+def is_far(record: dict[str, Any]) -> bool:
+    """Whether the slow check would draw an outline of billions of pixels."""
+    numbers = [record.get('segmentation')]
+    while any(isinstance(value, list) for value in numbers):
+        numbers = [v for value in numbers for v in (value if isinstance(value, list) else [value])]
+    return any(type(value) in (int, float) and abs(value) > 10_000 for value in numbers)
 
 
 def float_or_text(value: Any) -> Any:
