@@ -184,7 +184,8 @@ def damaged_arrays(rng: np.random.Generator, arrays: dict[str, np.ndarray]) -> d
         names = sorted(arrays)
         name = names[rng.integers(len(names))]
         values = arrays[name]
-        with np.errstate(all='ignore'):
+        with np.errstate(all='ignore'), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of complex numbers made real
             match rng.integers(8):
                 case 0 | 1 | 2 if values.size:
                     number = ODD_NUMBERS[rng.integers(len(ODD_NUMBERS))]

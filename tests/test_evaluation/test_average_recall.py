@@ -164,7 +164,7 @@ def test_masks_that_cannot_be_of_the_image_are_refused_before_pycocotools_sees_t
     prediction = {'image_id': 1, 'id': 8, 'segmentation': segmentation, 'score': 1.0}
     with pytest.raises(UnSAMError, match=message) as caught:
         evaluate_masks([prediction], coco([record(1, OBJECT, area=400)]))
-    assert str(caught.value).startswith('image 1, record 8: ')
+    assert str(caught.value).startswith('prediction of image 1, record 8: ')
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,6 +13,7 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.rle import MAX_PIXELS
 
 _SHOWN = 40  # characters of a wrong value in messages
+_COLOURS = 256**3  # of the PNG files of the panoptic form
 _FLAGS = {'0': False, '1': True, 'false': False, 'true': True, '0.0': False, '1.0': True, 'none': False, '': False}
 
 
@@ -54,6 +55,21 @@ def is_crowd(record: Mapping[str, Any], key: str = 'iscrowd') -> bool:
     if flag is None:
         raise UnSAMError(f'the "{key}" is {_shown(value)}; expected 0 or 1')
     return flag
+
+
+def panoptic_segments(record: Mapping[str, Any]) -> tuple[str, list[int], list[bool]]:
+    """The PNG file of a record in COCO's panoptic form, the number of each segment in it, and whether it is a crowd.
+
+    Raises:
+        UnSAMError: If the record has another form.
+    """
+    name, segments = record.get('file_name'), record.get('segments_info')
+    if not isinstance(name, str) or not name or not isinstance(segments, list):
+        raise UnSAMError('has no file_name or no segments_info; expected the panoptic form')
+    numbers = [entry_id(segment.get('id')) if isinstance(segment, Mapping) else None for segment in segments]
+    if not all(isinstance(number, int) and 0 <= number < _COLOURS for number in numbers):
+        raise UnSAMError(f'has segments_info without whole numbers below {_COLOURS} as "id": {_shown(segments)}')
+    return name, numbers, [is_crowd(segment) for segment in segments]
 
 
 def stated_area(record: Mapping[str, Any]) -> float:

@@ -54,12 +54,16 @@ def stream_lists(
     try:
         with open_utf8(path) as file:
             yield from _entries(_Cursor(file), lists, whole, set() if found is None else found)
+    except StoreError:
+        raise
     except FileNotFoundError as error:
         raise StoreError(f'{path}: no such file') from error
     except OSError as error:
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
-    except (json.JSONDecodeError, UnicodeDecodeError, UnicodeEncodeError, RecursionError) as error:
+    except ValueError as error:  # of json, or of Python for a number with thousands of digits
         raise StoreError(f'{path}: not a JSON file ({error}); it may have been cut short: make it again') from error
+    except RecursionError as error:
+        raise StoreError(f'{path}: not a JSON file of use (nested too deeply); make it again') from error
     except TypeError as error:
         raise StoreError(f'{path}: {error}') from error
 

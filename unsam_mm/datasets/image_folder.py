@@ -16,7 +16,7 @@ from unsam_mm.coco_files.matching import match_images
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.images import IMAGE_SUFFIXES, walk_images
-from unsam_mm.rle import rle_from_json, rle_to_json
+from unsam_mm.rle import RleError, rle_from_json, rle_to_json
 
 SPLITS = ('all', 'train', 'held_out')
 
@@ -138,13 +138,18 @@ def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
     """One COCO annotation in the form that `LoadAnnotations` reads: x0, y0, x1, y1 and RLE with text, or polygons."""
     if 'segmentation' not in annotation:
         raise StoreError(f'annotation {annotation.get("id")} has no segmentation; complete the COCO file')
+    crowd = is_crowd(annotation)
     x, y, width, height = annotation.get('bbox') or (0.0,) * 4  # UnSAMLoadMasks takes boxes from masks
     mask = annotation['segmentation']
+    try:
+        mask = rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask
+    except RleError as error:
+        raise StoreError(f'annotation {annotation.get("id")}: {error.reason}') from error
     return {
         'bbox': [x, y, x + width, y + height],
         'bbox_label': 0,
-        'ignore_flag': int(is_crowd(annotation)),
-        'mask': rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask,
+        'ignore_flag': int(crowd),
+        'mask': mask,
     }
 
 

@@ -34,9 +34,10 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
     images = _read_images(path, data['images'])
     annotations = _with_ids(path, data['annotations'], 'annotation', 'image_id')
     _check_listed(path, annotations, images)
-    annotations = _with_masks(path, annotations)
-    if not annotations:
-        raise StoreError(f'{path}: no annotation has a mask ("segmentation"); nothing can be measured')
+    if not any('segments_info' in annotation for annotation in annotations):  # whose masks are PNG files
+        annotations = _with_masks(path, annotations)
+        if not annotations:
+            raise StoreError(f'{path}: no annotation has a mask ("segmentation"); nothing can be measured')
     return {**data, 'images': images, 'annotations': annotations}
 
 

@@ -113,7 +113,14 @@ def read_image(
     Raises:
         UnSAMError: If a mask is malformed or of another size than the image, or a score is missing.
     """
-    detections, references = _read_detections(predictions, size_hw, max_det), _read_truths(truths, size_hw)
+    try:
+        detections = _read_detections(predictions, size_hw, max_det)
+    except UnSAMError as error:
+        raise UnSAMError(f'prediction of {error}') from error
+    try:
+        references = _read_truths(truths, size_hw)
+    except UnSAMError as error:
+        raise UnSAMError(f'ground truth of {error}') from error
     sizes = {tuple(rle['size']) for masks in (detections, references) for rle in masks.rles}
     if len(sizes) > 1:
         image_id = truths[0]['image_id'] if truths else predictions[0]['image_id']
