@@ -288,9 +288,7 @@ class PlaneEmbedder:
         rgb = _rgb_of(target)
         key = plane_key(rgb, self._signature()) if self._store is not None else ''
         arrays = self._store.load(key) if self._store is not None else None
-        if arrays is not None:
-            engine.set_embedding(arrays)
-        else:
+        if arrays is None or not _takes(engine, arrays):
             engine.set_image(rgb)
             if self._store is not None:
                 self._keep(key, engine)
@@ -335,6 +333,16 @@ class PlaneEmbedder:
 
 def _is_in_windows(target: Target) -> bool:
     return max(target.plane.size_hw) > TILED_FROM_PX and target.pixels is not None
+
+
+def _takes(engine: Engine, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether an engine can use a kept embedding; one of another version is made again."""
+    try:
+        engine.set_embedding(arrays)
+    except UnSAMError as error:
+        logger.warning('a slice is looked at again: %s', error)
+        return False
+    return True
 
 
 def _rgb_of(target: Target) -> np.ndarray:

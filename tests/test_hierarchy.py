@@ -106,6 +106,69 @@ def test_every_node_needs_a_height():
         MaskHierarchy.from_merges(QUARTERS, PARENT, HEIGHT[:-1])
 
 
+def replaced(values, at, value):
+    """A copy of an array as floats with another value at one place."""
+    values = np.array(values, np.float64)
+    values[at] = value
+    return values
+
+
+SCORE = np.full(len(PARENT), 0.5)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'reason'),
+    [
+        pytest.param({'score': SCORE[:-1]}, 'every node needs a score', id='a score too few'),
+        pytest.param(
+            {'score': replaced(SCORE, 2, np.nan)}, r'score must lie in \[0, 1\], got nan', id='NaN for a score'
+        ),
+        pytest.param({'score': replaced(SCORE, 2, -3)}, r'score must lie in \[0, 1\], got -3', id='a score of -3'),
+        pytest.param({'score': replaced(SCORE, 2, 9)}, r'score must lie in \[0, 1\], got 9', id='a score of 9'),
+        pytest.param({'score': SCORE.astype(str)}, 'score must be numbers', id='text for scores'),
+        pytest.param({'height': replaced(HEIGHT, 5, np.nan)}, 'height must be finite, got nan', id='NaN for a height'),
+        pytest.param(
+            {'height': replaced(HEIGHT, 5, np.inf)}, 'height must be finite, got inf', id='an infinite height'
+        ),
+        pytest.param({'height': replaced(HEIGHT, 5, 1e300)}, 'height must be finite, got 1e.300', id='beyond float32'),
+        pytest.param({'height': HEIGHT.astype(object)}, 'height must be numbers', id='objects for heights'),
+        pytest.param({'parent': PARENT.astype(float)}, 'parent must be whole numbers', id='floats for parents'),
+        pytest.param({'parent': PARENT[None]}, 'parent must be whole numbers', id='parents in a table'),
+        pytest.param({'parent': replaced(PARENT, 1, 99).astype(int)}, 'parent.i. > i', id='a parent that is no node'),
+        pytest.param({'leaf_labels': QUARTERS + 0.5}, 'leaf labels must be whole numbers', id='floats for labels'),
+        pytest.param({'leaf_labels': QUARTERS[0]}, 'leaf labels must be whole numbers', id='a row for a map'),
+        pytest.param({'leaf_labels': QUARTERS[:0]}, 'leaf labels must be whole numbers', id='no pixel'),
+        pytest.param({'leaf_labels': QUARTERS - 1}, 'without gaps, got -1', id='a label below zero'),
+        pytest.param({'leaf_labels': QUARTERS.astype(np.uint64) + 2**63}, 'without gaps', id='labels of 64 bits'),
+    ],
+)
+def test_numbers_that_a_tree_cannot_have_are_refused(fields, reason):
+    arguments = {'leaf_labels': QUARTERS, 'parent': PARENT, 'height': HEIGHT, 'score': SCORE, **fields}
+    with pytest.raises(UnSAMError, match=reason):
+        MaskHierarchy.from_merges(**arguments)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'reason'),
+    [
+        ({'score': np.full(7, 2.0)}, 'score must lie in'),
+        ({'score': [0.5] * 7}, 'score must be an array, got list'),
+        ({'height': np.array([0, 0, 0, 0, 0.5, 0.4, 0.3])}, 'no node may be higher than its parent'),
+        ({'parent': np.array([4, 5, 5, 4, 6, 6, -1])}, 'leaves must be numbered depth-first'),
+        ({'leaf_labels': np.zeros((2, 4), int)}, 'the label map has 1 leaves, the tree 4'),
+    ],
+)
+def test_a_tree_that_is_changed_is_checked_again(quarters, fields, reason):
+    with pytest.raises(UnSAMError, match=reason):
+        replace(quarters, **fields)
+
+
+def test_alternatives_are_trees_over_the_same_pixels(quarters):
+    other = MaskHierarchy.from_merges(QUARTERS.T, PARENT, HEIGHT)
+    with pytest.raises(UnSAMError, match='alternatives must be trees over the same'):
+        replace(quarters, alternatives=(other,))
+
+
 @pytest.mark.parametrize(('y', 'x'), [(-1, 0), (2, 0), (0, 4)])
 def test_a_pixel_outside_the_image_is_refused(quarters, y, x):
     with pytest.raises(UnSAMError, match='outside the 2 x 4 image'):

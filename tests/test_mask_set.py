@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -85,3 +87,37 @@ def test_coco_records_have_boxes_with_sides_and_scores_as_plain_numbers(nested):
 def test_fields_of_unequal_length_are_refused(nested):
     with pytest.raises(UnSAMError, match="one length.*'scores': 1"):
         MaskSet(nested.rles, nested.scores[:1], nested.parents, nested.areas, nested.boxes_xyxy, (4, 6))
+
+
+@pytest.mark.parametrize(
+    ('fields', 'reason'),
+    [
+        ({'scores': np.array([0.3, np.nan, 0.5])}, r'scores must lie in \[0, 1\], got nan at mask 1'),
+        ({'scores': np.array([0.3, 0.9, 9.0])}, r'scores must lie in \[0, 1\], got 9.0 at mask 2'),
+        ({'parents': np.array([2, -1, 3])}, r'parents must lie in \[-1, 2\], got 3 at mask 2'),
+        ({'parents': np.array([2.0, -1.0, 1.0])}, 'parents must be numbers'),
+        ({'parents': np.array([0, -1, 1])}, 'parents go round in a circle from mask 0'),
+        ({'parents': np.array([2, 0, 1])}, 'parents go round in a circle from mask 0'),
+        ({'parents': np.array([-1, 2, 1])}, 'parents go round in a circle from mask 1'),
+        ({'areas': np.array([4, 24, 25])}, r'areas must lie in \[0, 24\], got 25 at mask 2'),
+        ({'boxes_xyxy': np.full((3, 4), np.inf)}, 'boxes_xyxy must be finite'),
+        ({'boxes_xyxy': np.zeros((3, 2))}, 'boxes_xyxy must be numbers of shape'),
+        ({'size_hw': (4, 0)}, 'size_hw must be height and width'),
+        ({'size_hw': (4.0, 6.0)}, 'size_hw must be height and width'),
+    ],
+)
+def test_what_masks_cannot_have_is_refused(nested, fields, reason):
+    """Parents in a circle would be walked along for ever."""
+    with pytest.raises(UnSAMError, match=reason):
+        replace(nested, **fields)
+
+
+def test_a_long_chain_of_parents_is_no_circle():
+    chain = MaskSet.from_bitmaps(np.tri(50, dtype=bool)[:, None])
+    assert chain.parents.tolist() == [*range(1, 50), -1]
+    assert chain[[0, 49]].parents.tolist() == [1, -1]
+
+
+def test_an_empty_set_is_a_set():
+    empty = MaskSet.from_bitmaps(np.zeros((0, 4, 6), bool))
+    assert len(replace(empty, scores=np.zeros(0))) == len(empty[[]]) == 0

@@ -36,6 +36,9 @@ class MaskHierarchy:
             needed to tile the image; `select` leaves it out.
         alternatives: Other trees over the same image, whose masks join in `select`. People look at this tree; the
             others add what crosses it and what differs a little from it.
+
+    Raises:
+        UnSAMError: If the arrays are not those of a tree over an image, as described here.
     """
 
     leaf_labels: np.ndarray
@@ -43,6 +46,30 @@ class MaskHierarchy:
     height: np.ndarray
     score: np.ndarray
     alternatives: tuple[MaskHierarchy, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ('leaf_labels', 'parent', 'height', 'score'):
+            if not isinstance(getattr(self, name), np.ndarray):
+                raise UnSAMError(f'{name} must be an array, got {type(getattr(self, name)).__name__}')
+        n_leaves = _count_labels(self.leaf_labels)
+        _check_nodes(self.parent, self.height, self.score)
+        _check_tree(self.parent, n_leaves)
+        for name, dtype in (
+            ('leaf_labels', np.int32),
+            ('parent', np.int64),
+            ('height', np.float32),
+            ('score', np.float32),
+        ):
+            # What is compiled is compiled for these, and cannot read numbers of another byte order.
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
+        if (self.height[:-1] > self.height[self.parent[:-1]]).any():
+            raise UnSAMError('no node may be higher than its parent; build the tree with MaskHierarchy.from_merges')
+        if (self.first_leaf[:n_leaves] != np.arange(n_leaves)).any():
+            raise UnSAMError('leaves must be numbered depth-first; build the tree with MaskHierarchy.from_merges')
+        if sizes := {tree.size_hw for tree in self.alternatives} - {self.size_hw}:
+            raise UnSAMError(
+                f'alternatives must be trees over the same {self.size_hw} px, found one over {sizes.pop()}'
+            )
 
     @classmethod
     def from_merges(
@@ -58,14 +85,15 @@ class MaskHierarchy:
                 before its parent is formed, over the largest such height.
 
         Raises:
-            UnSAMError: If `parent` is not a tree in the order above, or the labels are not its leaves.
+            UnSAMError: If `parent` is not a tree in the order above, the labels are not its leaves, or heights or scores
+                are no such numbers.
         """
-        parent, height = np.asarray(parent, np.int64), np.asarray(height)
-        n_leaves = _count_labels(np.asarray(leaf_labels))
-        if height.shape != parent.shape:
-            raise UnSAMError(f'every node needs a height: parent has shape {parent.shape}, height {height.shape}')
+        leaf_labels, parent, height = np.asarray(leaf_labels), np.asarray(parent), np.asarray(height)
+        n_leaves = _count_labels(leaf_labels)
+        _check_nodes(parent, height, np.zeros(0) if score is None else np.asarray(score), score is not None)
         _check_tree(parent, n_leaves)
-        height = _monotone(np.asarray(height, np.float32), parent)
+        parent = parent.astype(np.int64)
+        height = _monotone(height.astype(np.float32), parent)
         if score is None:
             score = _persistence(height, parent)
         first_leaf = _first_leaves(parent, n_leaves)[:n_leaves]
@@ -320,6 +348,21 @@ def _smallest_holder(holders: np.ndarray, areas: np.ndarray) -> np.ndarray:
     return np.where(holders.any(axis=1), candidate_areas.argmin(axis=1), -1)
 
 
+def _check_nodes(parent: np.ndarray, height: np.ndarray, score: np.ndarray, has_score: bool = True) -> None:
+    """Raises `UnSAMError` unless there are whole numbers for parents, and as many finite heights and scores in [0, 1]."""
+    if parent.ndim != 1 or parent.dtype.kind not in 'iu':
+        raise UnSAMError(f'parent must be whole numbers of shape (N,), got {parent.dtype}{parent.shape}')
+    for name, values in {'height': height, 'score': score}.items() if has_score else {'height': height}.items():
+        if values.shape != parent.shape:
+            raise UnSAMError(f'every node needs a {name}: parent has shape {parent.shape}, {name} {values.shape}')
+        if values.dtype.kind not in 'fiu':
+            raise UnSAMError(f'{name} must be numbers, got {values.dtype}')
+    if (wrong := ~(np.abs(height) <= np.finfo(np.float32).max)).any():
+        raise UnSAMError(f'height must be finite, got {height[wrong][0]}')
+    if (wrong := ~((score >= 0) & (score <= 1))).any():
+        raise UnSAMError(f'score must lie in [0, 1], got {score[wrong][0]}')
+
+
 def _check_tree(parent: np.ndarray, n_leaves: int) -> None:
     n_nodes = len(parent)
     if (
@@ -338,8 +381,10 @@ def _check_tree(parent: np.ndarray, n_leaves: int) -> None:
 
 def _count_labels(labels: np.ndarray) -> int:
     """How many labels there are, once they are known to be 0, 1, 2 and so on."""
+    if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iu':
+        raise UnSAMError(f'leaf labels must be whole numbers of shape (H, W), got {labels.dtype}{labels.shape}')
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= labels.size or not np.bincount(labels.ravel()).all():
+    if low < 0 or high >= labels.size or not np.bincount(labels.ravel().astype(np.int64, copy=False)).all():
         raise UnSAMError(f'leaf labels must be 0..{len(np.unique(labels)) - 1} without gaps, got {low}..{high}')
     return high + 1
 

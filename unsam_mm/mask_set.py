@@ -25,6 +25,11 @@ class MaskSet:
         areas: (N,) int64 in pixels.
         boxes_xyxy: (N, 4) float32 in pixels; the right and bottom edges are exclusive.
         size_hw: Height and width of the image in pixels.
+
+    Raises:
+        UnSAMError: If fields differ in length, are of another type, or hold what they cannot: scores outside [0, 1], areas
+            larger than the image, parents that are no mask of the set or go round in a circle. Counts of run lengths are
+            not looked at: `unsam_mm.rle.rles_from_json` checks those that come from outside.
     """
 
     rles: list[Rle]
@@ -38,6 +43,25 @@ class MaskSet:
         lengths = {name: len(getattr(self, name)) for name in ('rles', 'scores', 'parents', 'areas', 'boxes_xyxy')}
         if len(set(lengths.values())) != 1:
             raise UnSAMError(f'MaskSet fields must have one length, got {lengths}')
+        if len(self.size_hw) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in self.size_hw):
+            raise UnSAMError(f'MaskSet size_hw must be height and width in pixels, got {self.size_hw}')
+        for name, (kinds, shape) in _FIELDS.items():
+            values = np.asarray(getattr(self, name))
+            if values.shape[1:] != shape or (len(values) and values.dtype.kind not in kinds):
+                raise UnSAMError(
+                    f'MaskSet {name} must be numbers of shape {("N", *shape)}, got {values.dtype}{values.shape}'
+                )
+        n_pixels = int(self.size_hw[0]) * int(self.size_hw[1])
+        limits = {'scores': (0, 1), 'areas': (0, n_pixels), 'parents': (-1, len(self) - 1)}
+        for name, (low, high) in limits.items():
+            values = np.asarray(getattr(self, name))
+            if (wrong := ~((values >= low) & (values <= high))).any():  # NaN is not in any range
+                at = int(wrong.argmax())
+                raise UnSAMError(f'MaskSet {name} must lie in [{low}, {high}], got {values[at]} at mask {at}')
+        if not np.isfinite(self.boxes_xyxy).all():
+            raise UnSAMError('MaskSet boxes_xyxy must be finite')
+        if (in_circle := _ancestors_beyond(np.asarray(self.parents)) >= 0).any():
+            raise UnSAMError(f'MaskSet parents go round in a circle from mask {int(in_circle.argmax())}')
 
     @classmethod
     def from_bitmaps(cls, masks: np.ndarray, scores: np.ndarray | None = None) -> MaskSet:
@@ -113,6 +137,23 @@ class MaskSet:
             }
             for i, rle in enumerate(self.rles)
         ]
+
+
+_FIELDS = {
+    'scores': ('f', ()),
+    'parents': ('iu', ()),
+    'areas': ('iu', ()),
+    'boxes_xyxy': ('fiu', (4,)),
+}
+"""Field to the kinds of its numbers and the shape of one."""
+
+
+def _ancestors_beyond(parents: np.ndarray) -> np.ndarray:
+    """(N,) the ancestor of each mask that is N or more steps away; -1, unless parents go round in a circle."""
+    ancestors = parents
+    for _ in range(len(parents).bit_length()):  # each time twice as many steps
+        ancestors = np.where(ancestors >= 0, ancestors[ancestors], -1)
+    return ancestors
 
 
 def _boxes_of_bitmaps(masks: np.ndarray) -> np.ndarray:

@@ -8,14 +8,24 @@ some of its runs; the cost is the number of those runs, not the number of pixels
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numba
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from unsam_mm.errors import UnSAMError
+
+MAX_PIXELS = 2**32 - 1
+"""pycocotools counts pixels in 32 bits."""
+
 Rle = dict[str, Any]
 """``{'size': [height, width], 'counts': bytes}``, COCO's compressed form."""
+
+_ZERO, _MORE, _SIGN = 48, 32, 16  # code of the digit 0, bit of a digit that is not the last, bit of a negative number
+_SOUND, _LOOSE, _NO_TEXT, _TOO_FAR, _WRONG_RUNS = range(5)
 
 
 class LabelRuns:
@@ -51,12 +61,12 @@ def run_edges(rle: Rle) -> np.ndarray:
     COCO's compressed counts are base-32 digits, five bits a character from the lowest, with a bit that says whether
     more follow and a sign in the last; from the fourth count on, each is stored as its difference to the last but one.
     """
-    digits = np.frombuffer(rle['counts'], np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero((digits & 0x20) == 0)
+    digits = np.frombuffer(rle['counts'], np.uint8).astype(np.int64) - _ZERO
+    ends = np.flatnonzero((digits & _MORE) == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
     counts = np.add.reduceat((digits & 0x1F) << (5 * place), starts) if len(digits) else np.zeros(0, np.int64)
-    negative = (digits[ends] & 0x10) > 0
+    negative = (digits[ends] & _SIGN) > 0
     counts = counts - (negative.astype(np.int64) << (5 * (place[ends] + 1)))
     counts[1::2] = np.cumsum(counts[1::2])
     counts[2::2] = np.cumsum(counts[2::2])
@@ -120,12 +130,155 @@ def rle_to_json(rle: Rle) -> Rle:
     }
 
 
-def rle_from_json(rle: Rle) -> Rle:
-    """The same RLE with its counts as bytes, as pycocotools wants it; plain lists of counts are compressed."""
-    counts = rle['counts']
+class RleError(UnSAMError):
+    """A run-length encoding that is damaged, or of another image.
+
+    Attributes:
+        index: Its place among those that were read.
+        reason: What is wrong, without the place.
+    """
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f'mask {index}: {reason}')
+        self.index, self.reason = index, reason
+
+
+def rle_from_json(rle: Mapping[str, Any]) -> Rle:
+    """One encoding from outside; see `rles_from_json`."""
+    return rles_from_json([rle])[0]
+
+
+def rles_from_json(rles: Sequence[Any], size_hw: Sequence[int] | None = None) -> list[Rle]:
+    """Checks encodings that come from outside; the C code of pycocotools trusts whatever it is given.
+
+    Args:
+        rles: N dictionaries with ``size`` and ``counts``: COCO's compressed text, or a plain list.
+        size_hw: Height and width that each must have, in pixels; None where they are not known.
+
+    Returns:
+        N compressed encodings with counts as bytes. Equal masks have equal counts.
+
+    Raises:
+        RleError: If one of them is malformed, has another size, or its runs do not add up to that size.
+    """
+    if _is_plain(rles, size_hw):
+        sizes = [(size_hw[0], size_hw[1])] * len(rles)
+        texts = [rle['counts'].encode('utf-8', 'surrogatepass') for rle in rles]
+    else:
+        sizes, texts = [], []
+        for index, rle in enumerate(rles):
+            try:
+                size, text = _size_and_text(rle, size_hw)
+            except ValueError as error:
+                raise RleError(index, str(error)) from error
+            sizes.append(size)
+            texts.append(text)
+    checked = [{'size': list(size), 'counts': text} for size, text in zip(sizes, texts, strict=True)]
+    n_pixels = np.array([height * width for height, width in sizes], np.int64)
+    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    verdicts = _check_texts(np.frombuffer(b''.join(texts), np.uint8), ends, n_pixels)
+    for index in np.flatnonzero(verdicts).tolist():
+        if verdicts[index] != _LOOSE:
+            raise RleError(index, _reason(verdicts[index], texts[index], sizes[index]))
+        edges = run_edges(checked[index])
+        checked[index] = _rle_of_runs(edges[:, 0], edges[:, 1], sizes[index])
+    return checked
+
+
+def areas_and_boxes(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
+    """Of N checked masks: (N,) int64 areas and (N, 4) int64 boxes x0, y0, x1, y1 in pixels.
+
+    Right and bottom edges are exclusive; the box of an empty mask is zeros.
+    """
+    texts = [rle['counts'] for rle in rles]
+    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    heights = np.array([rle['size'][0] for rle in rles], np.int64)
+    return _measure_texts(np.frombuffer(b''.join(texts), np.uint8), ends, heights)
+
+
+def _is_plain(rles: Sequence[Any], size_hw: Sequence[int] | None) -> bool:
+    """Whether all are dictionaries with the wanted size and text: a quick look, which a thousand masks of a file pass."""
+    if size_hw is None or not all(isinstance(rle, dict) and 'size' in rle and 'counts' in rle for rle in rles):
+        return False
+    sizes = [rle['size'] for rle in rles]
+    return (
+        set(map(type, [rle['counts'] for rle in rles])) <= {str}
+        and sizes.count(list(size_hw)) == len(sizes)
+        and set(map(type, chain.from_iterable(sizes))) <= {int}
+        and 0 < size_hw[0] * size_hw[1] <= MAX_PIXELS
+    )
+
+
+def _size_and_text(rle: Any, size_hw: Sequence[int] | None) -> tuple[tuple[int, int], bytes]:
+    """Size and compressed counts of one encoding; of the counts only the form is checked.
+
+    Raises:
+        ValueError: If it has another form or size.
+    """
+    if not isinstance(rle, Mapping) or 'size' not in rle or 'counts' not in rle:
+        raise ValueError(f'found {str(rle)[:40]!r}; expected run lengths with "size" and "counts"')
+    size, counts = rle['size'], rle['counts']
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(_is_whole(side) and side > 0 for side in size):
+        raise ValueError(f'the size of the RLE is {str(size)[:40]}; expected height and width in pixels')
+    height, width = int(size[0]), int(size[1])
+    if size_hw is not None and (height, width) != tuple(size_hw):
+        raise ValueError(
+            f'the mask is {height} x {width} px, the image {size_hw[0]} x {size_hw[1]}; masks must be given at the size '
+            'of the original image'
+        )
+    if height * width > MAX_PIXELS:
+        raise ValueError(f'the RLE has {height} x {width} px; pycocotools reads no more than {MAX_PIXELS} px')
     if isinstance(counts, list):
-        return coco_mask.frPyObjects(rle, *rle['size'])
-    return {'size': list(rle['size']), 'counts': counts.encode('ascii') if isinstance(counts, str) else counts}
+        return (height, width), _text_of_list(counts, height, width)
+    if isinstance(counts, str):
+        counts = counts.encode('utf-8', 'surrogatepass')  # what is not ASCII is no digit
+    elif not isinstance(counts, bytes):
+        raise ValueError(f'the counts of the RLE are of type {type(counts).__name__}; expected text or a list')
+    return (height, width), counts
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _text_of_list(counts: list[Any], height: int, width: int) -> bytes:
+    if wrong := [count for count in counts if type(count) is not int or count < 0]:
+        raise ValueError(f'the RLE has a run of {str(wrong[0])[:20]!r} px; runs are whole numbers, none below 0')
+    if (total := sum(counts)) != height * width:
+        raise ValueError(_wrong_total(total, height, width))
+    return coco_mask.frPyObjects({'size': [height, width], 'counts': counts}, height, width)['counts']
+
+
+def _wrong_total(total: int, height: int, width: int) -> str:
+    return (
+        f'the counts of the RLE add up to {total} px, but {height} x {width} px are {height * width}; the file is '
+        'damaged or of another form: make it again'
+    )
+
+
+def _reason(verdict: int, text: bytes, size: tuple[int, int]) -> str:
+    if verdict == _NO_TEXT:
+        return f'counts are not COCO run lengths: {text[:20]!r}; the file is damaged: make it again'
+    runs = _runs_of_text(text)
+    if (shortest := min(runs)) < 0:
+        return f'the RLE has a run of {shortest} px; the file is damaged: make it again'
+    if verdict == _TOO_FAR:
+        return 'two runs of the RLE differ by more pixels than pycocotools can read; cut the image into tiles'
+    return _wrong_total(sum(runs), *size)
+
+
+def _runs_of_text(text: bytes) -> list[int]:
+    """The runs of a compressed encoding in numbers of any size, for messages."""
+    runs, value, place = [], 0, 0
+    for code in text:
+        digit = code - _ZERO
+        value |= (digit & 31) << place
+        place += 5
+        if not digit & _MORE:
+            value -= (1 << place) if digit & _SIGN else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = place = 0
+    return runs
 
 
 def _rle_of_runs(starts: np.ndarray, ends: np.ndarray, size_hw: tuple[int, int]) -> Rle:
@@ -151,3 +304,87 @@ def _fill_columns(edges, height, left, top, out):
             first = start - column * height - top
             out[column - left, first : first + stop - start] = True
             start = stop
+
+
+@numba.njit(nogil=True, cache=True)
+def _check_texts(codes, ends, n_pixels):
+    """(N,) int8 verdict on each of N texts that stand one behind the other, each with its number of pixels."""
+    verdicts = np.empty(len(ends), np.int8)
+    start = 0
+    for mask in range(len(ends)):
+        verdicts[mask] = _check_text(codes[start : ends[mask]], n_pixels[mask])
+        start = ends[mask]
+    return verdicts
+
+
+@numba.njit(nogil=True, cache=True)
+def _check_text(codes, n_pixels):
+    """Verdict on one text: `_LOOSE` if it is sound but not as pycocotools would write it."""
+    total, n_runs, earlier, last = 0, 0, 0, 0
+    value, n_digits, before = 0, 0, 0
+    verdict = _SOUND
+    wrong = _SOUND  # of the runs; said only of a text that is one
+    for code in codes:
+        digit = np.int64(code) - _ZERO
+        if digit < 0 or digit >= 2 * _MORE or n_digits == 7:
+            return _NO_TEXT
+        value |= (digit & 31) << (5 * n_digits)
+        n_digits += 1
+        if digit & _MORE:
+            before = digit
+            continue
+        if digit & _SIGN:
+            value -= 1 << (5 * n_digits)
+            if n_digits == 7 and wrong == _SOUND:
+                wrong = _TOO_FAR  # pycocotools extends the sign of no more than 32 bits
+        if n_digits > 1 and ((digit == 0 and not before & _SIGN) or (digit == 31 and before & _SIGN)):
+            verdict = _LOOSE  # a digit that says nothing
+        run = value + earlier if n_runs > 2 else value
+        if run < 0 or run > n_pixels - total:
+            wrong = _WRONG_RUNS
+            run = min(max(run, 0), n_pixels - total)
+        if run == 0 and n_runs > 0:
+            verdict = _LOOSE  # pycocotools takes wrong boxes and overlaps from runs of no pixels
+        total += run
+        earlier, last = last, run
+        n_runs += 1
+        value, n_digits = 0, 0
+    if n_digits > 0 or n_runs == 0:
+        return _NO_TEXT
+    if wrong != _SOUND:
+        return wrong
+    return verdict if total == n_pixels else _WRONG_RUNS
+
+
+@numba.njit(nogil=True, cache=True)
+def _measure_texts(codes, ends, heights):
+    """(N,) areas and (N, 4) boxes of N sound texts that stand one behind the other."""
+    areas, boxes = np.zeros(len(ends), np.int64), np.zeros((len(ends), 4), np.int64)
+    at = 0
+    for mask in range(len(ends)):
+        height, box = heights[mask], boxes[mask]
+        place, n_runs, earlier, last = 0, 0, 0, 0
+        while at < ends[mask]:
+            value, shift, more = 0, 0, True
+            while more:
+                digit = np.int64(codes[at]) - _ZERO
+                value |= (digit & 31) << shift
+                shift += 5
+                at += 1
+                more = digit & _MORE > 0
+                if not more and digit & _SIGN:
+                    value -= 1 << shift
+            run = value + earlier if n_runs > 2 else value
+            if n_runs % 2 and run > 0:
+                first, final = place // height, (place + run - 1) // height
+                top, bottom = place - first * height, place + run - final * height
+                if first != final:
+                    top, bottom = 0, height
+                if areas[mask] == 0:
+                    box[0], box[1] = first, top
+                areas[mask] += run
+                box[1], box[2], box[3] = min(box[1], top), final + 1, max(box[3], bottom)
+            place += run
+            earlier, last = last, run
+            n_runs += 1
+    return areas, boxes

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from napari_unsam.output.objects import LabelCrop, LabelledObjects, crops_by_plane, parent_of
+from napari_unsam.output.objects import MAX_AXES, LabelCrop, LabelledObjects, crops_by_plane, parent_of
+from unsam_mm.coco_files.fields import entry_id, image_size, number_in, repeated_id
+from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
 from unsam_mm.coco_files.writer import coco_writer
-from unsam_mm.errors import StoreError
+from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json
 from unsam_mm.granularity import area_granularity
-from unsam_mm.rle import decode_crop, encode_crop, rle_from_json, rle_to_json
+from unsam_mm.rle import areas_and_boxes, decode_crop, encode_crop, rle_to_json
 
 _KEPT = ('score', 'stability', 'level')
 _NOTE = 'labels'  # where `info` says how planes make up the array
@@ -46,39 +48,79 @@ def write_coco(path: str | Path, objects: LabelledObjects) -> None:
 
 
 def read_coco(path: str | Path) -> LabelledObjects:
-    """Reads back what `write_coco` wrote, or a COCO file of one image from elsewhere.
+    """Reads back what `write_coco` wrote, or a COCO file of one image from elsewhere, with run lengths or polygons.
 
-    Where masks overlap, the smaller one is on top. Annotations without `object_id` are numbered from 1.
+    Where masks overlap, the smaller one is on top. Annotations without `object_id` are numbered from 1. Polygons that
+    enclose nothing are left out, with one warning.
 
     Raises:
-        StoreError: If the file is not COCO, holds several images that are no planes of one array, or its segmentations
-            are polygons.
+        StoreError: If the file is not COCO, is damaged, or holds several images that are no planes of one array.
     """
     content = read_json(path)
+    polygons = PolygonFilter(str(path))
     try:
-        images, annotations = content['images'], content['annotations']
-        note = content.get('info', {}).get(_NOTE)
+        images, annotations = content['images'], polygons(content['annotations'])
+        note = (content.get('info') or {}).get(_NOTE)
         if note is None and len(images) != 1:
             raise StoreError(f'{path}: holds {len(images)} images; expected one, or the planes of one stack')
-        shape = tuple(note['shape']) if note else (images[0]['height'], images[0]['width'])
-        labels = np.zeros(shape, np.uint32)
-        places = dict(zip((image['id'] for image in images), np.ndindex(*shape[:-2]), strict=True))
-        numbered = {a['id']: _label(a.get('object_id', i)) for i, a in enumerate(annotations, start=1)}
-        for annotation in sorted(annotations, key=lambda a: -a['area']):
-            _draw(labels[places[annotation['image_id']]], annotation, numbered[annotation['id']])
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+        labels = np.zeros(_shape_of(images, note), np.uint32)
+        planes = _planes_of(images, labels)
+        numbered = [_number(annotation.get('object_id', i)) for i, annotation in enumerate(annotations, start=1)]
+        areas = np.zeros(len(annotations), np.int64)
+        for image_id, places in _by_image(annotations, planes).items():
+            areas[places] = _draw(planes[image_id], [annotations[i] for i in places], [numbered[i] for i in places])
+        features = _features(annotations, numbered, area_granularity(areas, labels.shape[-2] * labels.shape[-1]))
+        note = note or {'name': images[0].get('file_name') or Path(path).stem}
+        place = {key: tuple(note[key]) for key in ('scale', 'units') if key in note}
+        if not all(isinstance(size, int | float) and 0 < size < np.inf for size in place.get('scale', ())):
+            raise ValueError(f'the scale is {place["scale"]}; expected positive numbers')
+        objects = LabelledObjects(labels, features, name=str(note['name']), axes=str(note.get('axes', '')), **place)
+    except (AttributeError, LookupError, MemoryError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f'{path}: not a COCO file with run-length masks ({error!r}); export it again') from error
-    note = note or {'name': images[0].get('file_name', Path(path).stem)}
-    place = {key: tuple(note[key]) for key in ('scale', 'units') if key in note}
-    return LabelledObjects(
-        labels,
-        _features(annotations, numbered, shape[-2] * shape[-1]),
-        name=note['name'],
-        axes=note.get('axes', ''),
-        **place,
-    )
+        reason = str(error) if isinstance(error, UnSAMError) else repr(error)
+        raise StoreError(f'{path}: not a COCO file of one image or one stack ({reason}); export it again') from error
+    polygons.warn()
+    return objects
+
+
+def _shape_of(images: list[dict], note: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Of the array, from the note, or of the only image."""
+    shape = tuple(note['shape']) if note else image_size(images[0])
+    if not 2 <= len(shape) <= MAX_AXES or not all(type(side) is int and side > 0 for side in shape):
+        raise ValueError(f'the shape is {shape}; expected 2 to {MAX_AXES} sides in pixels')
+    return shape
+
+
+def _planes_of(images: list[dict], labels: np.ndarray) -> dict[Any, np.ndarray]:
+    """The plane of each image, in their order, by image id."""
+    for image in images:
+        if (size := image_size(image)) not in ((None, None), labels.shape[-2:]):
+            raise ValueError(f'an image is {size} px, a plane {labels.shape[-2:]}')
+    if message := repeated_id([{**image, 'id': entry_id(image['id'])} for image in images]):
+        raise ValueError(message)
+    return {
+        entry_id(image['id']): labels[index]
+        for image, index in zip(images, np.ndindex(*labels.shape[:-2]), strict=True)
+    }
+
+
+def _by_image(annotations: list[Mapping[str, Any]], planes: Mapping[Any, np.ndarray]) -> dict[Any, list[int]]:
+    """Places of the annotations by image id."""
+    groups: dict[Any, list[int]] = {}
+    for place, annotation in enumerate(annotations):
+        image_id = entry_id(annotation['image_id'])
+        if image_id not in planes:
+            raise ValueError(f'{place_of(annotation)}: "images" does not list this image')
+        groups.setdefault(image_id, []).append(place)
+    return groups
+
+
+def _number(value: Any) -> int:
+    label = entry_id(value)
+    if not isinstance(label, int) or not 0 < label < 2**32:
+        raise ValueError(f'an object_id is {value!r}; expected a whole number from 1')
+    return label
 
 
 def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size_hw: tuple[int, ...]) -> list[dict]:
@@ -109,30 +151,29 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _label(value: Any) -> int:
-    if not 0 < int(value) <= np.iinfo(np.uint32).max:
-        raise ValueError(f'object_id {value} lies outside of 1 to {np.iinfo(np.uint32).max}')
-    return int(value)
+def _draw(plane: np.ndarray, annotations: list[Mapping[str, Any]], labels: list[int]) -> np.ndarray:
+    """Draws the masks of one plane, large ones first; returns their (K,) areas in pixels."""
+    rles = read_rles(annotations, plane.shape)
+    areas, boxes = areas_and_boxes(rles)
+    for i in np.argsort(-areas, kind='stable'):
+        x0, y0, x1, y1 = boxes[i].tolist()
+        plane[y0:y1, x0:x1][decode_crop(rles[i], (x0, y0, x1, y1))] = labels[i]
+    return areas
 
 
-def _draw(plane: np.ndarray, annotation: Mapping[str, Any], label: int) -> None:
-    left, top, width, height = (int(side) for side in annotation['bbox'])
-    box = (left, top, left + width, top + height)
-    plane[top : top + height, left : left + width][decode_crop(rle_from_json(annotation['segmentation']), box)] = label
-
-
-def _features(annotations: list[dict], numbered: dict[int, int], plane_px: int) -> pd.DataFrame:
+def _features(annotations: list[Mapping[str, Any]], numbered: list[int], granularity: np.ndarray) -> pd.DataFrame:
+    by_id: dict[Any, int] = {}
+    for annotation, label in zip(annotations, numbered, strict=True):
+        by_id.setdefault(entry_id(annotation.get('id')), label)
     rows: dict[int, dict[str, Any]] = {}
-    areas: dict[int, list[float]] = {}
-    for annotation in annotations:
-        label, parent = numbered[annotation['id']], annotation.get('parent', -1)
+    for annotation, label in zip(annotations, numbered, strict=True):
         row = rows.setdefault(label, {'index': label})
-        row |= {name: annotation[name] for name in _KEPT if name in annotation}
-        areas.setdefault(label, []).append(annotation['area'])
-        row['granularity'] = float(area_granularity(np.array(areas[label]), plane_px).mean())
-        if parent in numbered or 'parent_id' in annotation:
-            row['parent_id'] = annotation.get('parent_id', numbered.get(parent))
-        if 'parent_layer' in annotation:
+        row['granularity'] = float(granularity[np.equal(numbered, label)].mean())  # over its planes
+        row |= {name: number_in(annotation, name) for name in _KEPT if annotation.get(name) is not None}
+        parent = entry_id(annotation.get('parent_id', by_id.get(entry_id(annotation.get('parent', -1)))))
+        if isinstance(parent, int) and 0 <= parent < 2**32:
+            row['parent_id'] = parent
+        if isinstance(annotation.get('parent_layer'), str):
             row['parent'] = annotation['parent_layer']
     table = pd.DataFrame([rows[label] for label in sorted(rows)]) if rows else pd.DataFrame({'index': []}, dtype=int)
     return table.assign(parent_id=table['parent_id'].fillna(0).astype(int)) if 'parent_id' in table else table

@@ -136,7 +136,7 @@ def damaged(content, part, number, **changes):
     [
         (lambda c: c | {'images': c['images'][:1]}, StoreError, r'annotations of 1 images that are not listed \(3\)'),
         (lambda c: {'annotations': []}, StoreError, 'gt.json: no images in it'),
-        (lambda c: c | {'images': c['images'] * 2}, StoreError, 'image 7 is listed twice'),
+        (lambda c: c | {'images': c['images'] * 2}, StoreError, r'image id 7 is listed twice \(a/one.png, a/one.png\)'),
         (lambda c: damaged(c, 'images', 0, file_name=None), StoreError, 'neither "file_name" nor "coco_url"'),
         (lambda c: damaged(c, 'images', 0, id=[]), StoreError, 'where an entry with "id" was expected'),
         (
@@ -168,10 +168,28 @@ def test_what_is_missing_is_named_with_where_to_get_it(arguments, error, message
         UnSAMCocoDataset(**arguments)
 
 
-def test_a_missing_bbox_is_named(tmp_path, content):
-    del content['annotations'][1]['bbox']
-    with pytest.raises(StoreError, match='image 3: annotation 2 has no bbox'):
-        opened(tmp_path, content, test_mode=True)[1]
+def test_fields_that_only_other_tools_write_are_not_needed(tmp_path, content):
+    """Boxes are taken from masks; pandas writes ids as floats, and some tools null for what they do not know."""
+    for image in content['images']:
+        image['id'] = float(image['id'])
+    for annotation in content['annotations']:
+        annotation['image_id'] = float(annotation['image_id'])
+        del annotation['bbox'], annotation['id'], annotation['category_id']
+        annotation |= {'area': None, 'iscrowd': None}
+    steps = [LOAD[0], {'type': 'UnSAMLoadMasks', 'at_original_size': True}]
+    dataset = opened(tmp_path, content, pipeline=steps)
+    assert [dataset[i]['img_id'] for i in range(2)] == [7, 3]
+    assert [dataset[i]['gt_areas'] for i in range(2)] == [[1200.0, 1800.0], [1200.0]]
+
+
+def test_polygons_that_enclose_nothing_are_counted_once_at_the_start(tmp_path, content):
+    content['annotations'][1]['segmentation'] = [*SQUARE, [1, 1, 5, 5], [1, 1, 5, 5, 9, 9]]
+    content['annotations'].append({'id': 9, 'image_id': 3, 'segmentation': [[1, 1, 9, 1, 9, 9, 1]]})
+    dataset = opened(tmp_path, content)
+    expected = 'gt.json: left out 1 annotations that have no polygon, and 2 polygons of others'
+    assert expected in dataset._index.polygons.message()
+    assert 'the first: image 3, record 2' in dataset._index.polygons.message()
+    assert dataset[1]['gt_masks'].areas.tolist() == [1200]
 
 
 @pytest.mark.parametrize('step', [{'type': 'Resize', 'scale': (64, 64)}, {'type': 'RandomFlip', 'prob': 1.0}])

@@ -120,6 +120,12 @@ def test_a_merged_file_in_sa1b_terms_is_ranked_by_predicted_iou(scene, tmp_path)
             'annotation 0 has no score',
             id='no score',
         ),
+        pytest.param('[{"image_id": 77, "score": 1}]', 'record 0 has no "segmentation"', id='boxes alone'),
+        pytest.param(
+            '[{"image_id": "77", "score": 1, "segmentation": []}]',
+            "the image_id '77' is the text, the id of the image the number 77; write both in one form",
+            id='text for a number',
+        ),
         pytest.param('[5]', 'record 0 is a int', id='a number for a record'),
         pytest.param('[{"image_id": [1]}]', r'the "image_id" of record 0 is \[1\]', id='a list for an image_id'),
         pytest.param('{"images": [1], "annotations": [{}]}', 'image 0 is a int', id='a number for an image'),
@@ -165,8 +171,36 @@ def test_an_empty_prediction_folder_is_refused(scene, tmp_path):
         ),
         pytest.param(
             '{"images": [{"id": 1, "height": "30"}], "annotations": [{}]}',
-            '"height" of image 0 is \'30\'; expected a number',
+            '"height" is \'30\'; expected a number of pixels',
             id='text for a height',
+        ),
+        pytest.param(
+            '{"images": [{"id": 1, "width": -4}], "annotations": [{}]}',
+            'image 0: the "width" is -4; expected a number of pixels, a whole one above 0',
+            id='a width below zero',
+        ),
+        pytest.param(
+            '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 1.0, "file_name": "c.png"}], "annotations": [{}]}',
+            r'image id 1 is listed twice \(a.png, c.png\)',
+            id='two files pasted together',
+        ),
+        pytest.param('{"images": [{"id": 1.5}], "annotations": [{}]}', '"id" of image 0 is 1.5', id='half an id'),
+        pytest.param('{"images": [{"id": true}], "annotations": [{}]}', '"id" of image 0 is True', id='true for an id'),
+        pytest.param(
+            '{"images": [{"id": 1}], "annotations": [{"image_id": 2}]}',
+            r'annotations of 1 images that are not listed \(2\)',
+            id='an annotation of no image',
+        ),
+        pytest.param(
+            '{"images": [{"id": 1}], "annotations": [{"image_id": "1"}]}',
+            "the image_id '1' is the text, the id of the image the number 1",
+            id='text here and a number there',
+        ),
+        pytest.param(
+            '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "segmentation": [[1, 1, 5, 5]]}]}',
+            'no annotation has a mask',
+            id='nothing but a line',
+            marks=pytest.mark.filterwarnings('ignore:.*left out 1 annotations'),
         ),
         pytest.param(
             '{"images": [{"id": 1}, {"id": "a"}], "annotations": [{}]}', 'the "id" of some images', id='mixed ids'

@@ -115,8 +115,12 @@ def test_evaluation_prints_nothing_and_leaves_its_input_alone(capsys):
         pytest.param(record(1, OBJECT), 'no finite score', id='no score'),
         pytest.param(record(1, OBJECT, score=float('nan')), 'no finite score', id='NaN score'),
         pytest.param(record(1, OBJECT, score=None), 'no finite score', id='null for a score'),
-        pytest.param(record(1, OBJECT, score='high'), 'image 1: a score is not a number .*high', id='text for a score'),
-        pytest.param(record(1, OBJECT, score=[0.5]), 'image 1: a score is not a number', id='list for a score'),
+        pytest.param(
+            record(1, OBJECT, score='high'),
+            'image 1, record .*the "score" is not a number: .high',
+            id='text for a score',
+        ),
+        pytest.param(record(1, OBJECT, score=[0.5]), 'the "score" is not a number', id='list for a score'),
         pytest.param(5, 'prediction 0 is of type int', id='a number for a record'),
         pytest.param(record([1], OBJECT, score=1.0), r'prediction 0 has the image_id \[1\]', id='list for an image_id'),
         pytest.param({'image_id': 1, 'score': 1.0}, 'prediction 0 has no segmentation', id='no mask'),
@@ -136,25 +140,31 @@ def test_bad_predictions_are_named(prediction, message):
     [
         pytest.param({'size': [40, 60], 'counts': 'hello!'}, 'not COCO run lengths', id='any text'),
         pytest.param({'size': [40, 60], 'counts': 'PPPo'}, 'not COCO run lengths', id='a last run without end'),
-        pytest.param({'size': [40, 60], 'counts': 'o' * 20 + '0'}, 'add up to -1 px', id='a run of 100 bits'),
+        pytest.param({'size': [40, 60], 'counts': 'o' * 20 + '0'}, 'not COCO run lengths', id='a run of 100 bits'),
         pytest.param({'size': [40, 60], 'counts': ''}, 'not COCO run lengths', id='no text'),
-        pytest.param({'size': [40, 60], 'counts': 7}, 'counts is of type int', id='a number'),
+        pytest.param({'size': [40, 60], 'counts': 7}, 'counts of the RLE are of type int', id='a number'),
         pytest.param(
             {'size': [40, 60], 'counts': [100, 20]}, 'add up to 120 px, but 40 x 60 px are 2400', id='too few'
         ),
         pytest.param({'size': [40, 60], 'counts': [2000, 401]}, 'add up to 2401 px', id='one too many'),
-        pytest.param({'size': [40, 60], 'counts': [-5, 2405]}, 'neither RLE nor polygons', id='a negative run'),
-        pytest.param({'size': [40], 'counts': [2400]}, 'neither RLE nor polygons', id='one side'),
-        pytest.param([[1, 1, 'a', 9, 9, 1]], 'neither RLE nor polygons', id='text for a coordinate'),
-        pytest.param([[1, 1, float('nan'), 9, 9, 1]], 'must be finite', id='a coordinate that is not a number'),
-        pytest.param([[1, 1, 1e9, 9, 9, 1]], 'below 100000 px', id='an outline longer than memory'),
+        pytest.param({'size': [40, 60], 'counts': [-5, 2405]}, 'a run of .-5. px', id='a negative run'),
+        pytest.param(
+            {'size': [40], 'counts': [2400]}, 'size of the RLE is .40.; expected height and width', id='one side'
+        ),
+        pytest.param({'size': [40, 60], 'counts': [2400.0]}, "a run of '2400.0' px", id='a float'),
+        pytest.param({'size': [40, 60], 'counts': [True, 2399]}, "a run of 'True' px", id='a truth value'),
+        pytest.param({'size': [40, 60], 'counts': ['2400']}, "a run of '2400' px", id='text for a run'),
+        pytest.param({'size': [40, 60], 'counts': [2**63, 0]}, 'add up to 9223372036854775808 px', id='64 bits'),
+        pytest.param({'size': [40, -60], 'counts': [2400]}, 'size of the RLE is .40, -60.', id='a side below zero'),
+        pytest.param({'size': [True, 2400], 'counts': [2400]}, 'size of the RLE is .True, 2400.', id='true for a side'),
+        pytest.param('abc', 'neither RLE nor polygons', id='text for a mask'),
     ],
 )
 def test_masks_that_cannot_be_of_the_image_are_refused_before_pycocotools_sees_them(segmentation, message):
     prediction = {'image_id': 1, 'id': 8, 'segmentation': segmentation, 'score': 1.0}
     with pytest.raises(UnSAMError, match=message) as caught:
         evaluate_masks([prediction], coco([record(1, OBJECT, area=400)]))
-    assert str(caught.value).startswith('image 1, record 8: ')
+    assert str(caught.value).startswith('prediction of image 1, record 8: ')
 
 
 @settings(max_examples=200, deadline=None)
@@ -171,11 +181,87 @@ def test_runs_of_any_length_are_added_up_exactly(runs, starts_with_the_mask):
         evaluate_masks([prediction | {'segmentation': one_more}], {'images': [{'id': 1}], 'annotations': [truth]})
 
 
-@pytest.mark.parametrize(('key', 'value'), [('area', 'large'), ('category_id', 'cat')])
+@pytest.mark.parametrize(('key', 'value'), [('area', 'large'), ('area', [400]), ('iscrowd', 'yes'), ('iscrowd', 2)])
 def test_bad_fields_of_the_ground_truth_are_named(key, value):
     truth = coco([record(1, OBJECT, area=400), record(1, OBJECT, area=400)])
     truth['annotations'][1][key] = value
-    with pytest.raises(UnSAMError, match=f'image 1: .*{key}'):
+    with pytest.raises(UnSAMError, match=f'image 1, record 2: the "{key}" is'):
+        evaluate_masks([record(1, OBJECT, score=1.0)], truth)
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('area', None),
+        ('area', '400'),
+        ('iscrowd', None),
+        ('iscrowd', '0'),
+        ('category_id', None),
+        ('category_id', 'cat'),
+        ('category_id', [3]),
+        ('id', 1),
+        ('image_id', 1.0),
+    ],
+)
+def test_fields_in_forms_that_are_clear_change_no_figure(key, value):
+    truth = coco([record(1, OBJECT, area=400), record(1, box_mask(0, 0, 5, 5), area=25)])
+    truth['annotations'][1][key] = value
+    found = [record(1, OBJECT, score=1.0), record(1, box_mask(0, 0, 5, 5), score=0.5)]
+    assert evaluate_masks(found, truth)['AR@100'] == 1.0
+
+
+NO_POLYGONS = {
+    'two corners': [10, 10, 12, 10],
+    'a box': [10, 10, 20, 20],
+    'seven numbers': [10, 10, 60, 10, 60, 50, 10],
+    'nothing': [],
+    'null': None,
+    'text': 'abc',
+    'text among numbers': [1, 1, 'a', 9, 9, 1],
+    'null among numbers': [1, 1, None, 9, 9, 1],
+    'no number': [1, 1, float('nan'), 9, 9, 1],
+    'one corner three times': [5, 5, 5, 5, 5, 5],
+    'a line': [1, 1, 5, 5, 9, 9],
+    'a long line': [0.1, 0.1, 1000.3, 1000.3, 0.3, 0.3, 500.7, 500.7],
+    'no place': [1, 1, 1e300, 9, 9, 1],
+    'a number beyond floats': [1, 1, 10**400, 9, 9, 1],
+    'three deep': [[1, 1], [9, 1], [9, 9]],
+}
+
+
+@pytest.mark.parametrize('polygon', NO_POLYGONS.values(), ids=NO_POLYGONS)
+def test_a_part_that_is_no_polygon_costs_only_itself(polygon):
+    square = [10, 5, 30, 5, 30, 25, 10, 25]
+    truth = coco([record(1, OBJECT), record(1, OBJECT)])
+    truth['annotations'][0] |= {'segmentation': [square, polygon]}
+    truth['annotations'][1] |= {'segmentation': [polygon]}
+    with pytest.warns(UserWarning, match='left out 1 annotations .* and 1 polygons .*; the first: image 1, record 1$'):
+        metrics = evaluate_masks([record(1, OBJECT, score=1.0)], truth)
+    assert metrics['AR@1'] == 1.0
+
+
+def test_a_flat_list_of_numbers_is_one_polygon():
+    truth = coco([record(1, OBJECT) | {'segmentation': [10, 5, 30, 5, 30, 25, 10, 25]}])
+    assert evaluate_masks([record(1, OBJECT, score=1.0)], truth)['AR@1'] == 1.0
+
+
+@pytest.mark.parametrize('far', [100.0, 20_000.0, 1e9])
+def test_polygons_are_cut_at_the_borders_of_the_image(far):
+    """The left 30 columns: an outline of a billion pixels is not drawn first."""
+    truth = coco([record(1, OBJECT) | {'segmentation': [[-far, -far, 30, -far, 30, far, -far, far]]}])
+    assert evaluate_masks([record(1, box_mask(0, 0, 40, 30), score=1.0)], truth)['AP75@1000'] == pytest.approx(1.0)
+
+
+def test_a_figure_of_eight_is_a_polygon():
+    """Its two halves have areas of opposite sign."""
+    truth = coco([record(1, OBJECT) | {'segmentation': [[0, 0, 20, 20, 20, 0, 0, 20]]}])
+    assert evaluate_masks([record(1, OBJECT, score=1.0)], truth)['AR@1'] == 0.0
+
+
+def test_images_with_one_id_are_refused():
+    truth = coco([record(1, OBJECT)], n_images=2)
+    truth['images'][1]['id'] = 1
+    with pytest.raises(UnSAMError, match='the ground truth: image id 1 is listed twice'):
         evaluate_masks([record(1, OBJECT, score=1.0)], truth)
 
 

@@ -116,3 +116,45 @@ def test_other_files_are_refused(tmp_path, content, words):
     (tmp_path / 'a.json').write_text(json.dumps(content))
     with pytest.raises(StoreError, match=words):
         read_coco(tmp_path / 'a.json')
+
+
+SQUARE = {'id': 1, 'image_id': 7, 'segmentation': [[1, 1, 5, 1, 5, 5, 1, 5]]}
+
+
+def written(tmp_path, *annotations, **image):
+    content = {'images': [{'id': 7, 'height': 10, 'width': 12, **image}], 'annotations': list(annotations)}
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    return tmp_path / 'a.json'
+
+
+def test_polygons_are_read_and_two_annotations_with_one_id_stay_two_objects(tmp_path):
+    other = SQUARE | {'image_id': 7.0, 'segmentation': [[6, 6, 9, 6, 9, 9, 6, 9]]}
+    labels = read_coco(written(tmp_path, SQUARE, other)).labels
+    assert [(labels == label).sum() for label in (1, 2)] == [16, 9]
+
+
+def test_boxes_and_areas_are_those_of_the_mask_whatever_the_file_states(tmp_path):
+    labels = read_coco(written(tmp_path, SQUARE | {'bbox': [-3, 0, 99, 99], 'area': 'large'})).labels
+    assert (labels == 1).sum() == 16
+
+
+@pytest.mark.parametrize(
+    ('annotation', 'image', 'words'),
+    [
+        (
+            SQUARE | {'segmentation': {'size': [10, 12], 'counts': 'zzzz'}},
+            {},
+            'image 7, record 1: counts are not COCO run',
+        ),
+        (SQUARE | {'segmentation': {'size': [5, 24], 'counts': [120]}}, {}, 'the mask is 5 x 24 px, the image 10 x 12'),
+        (SQUARE | {'image_id': 8}, {}, 'image 8, record 1: "images" does not list this image'),
+        (SQUARE | {'object_id': -1}, {}, 'an object_id is -1; expected a whole number from 1'),
+        (SQUARE | {'score': 'high'}, {}, 'the "score" is not a number'),
+        (SQUARE, {'height': 0}, 'the "height" is 0'),
+        (SQUARE, {'width': None}, 'the shape is .10, None.'),
+    ],
+)
+def test_a_damaged_file_is_refused_on_one_line(tmp_path, annotation, image, words):
+    with pytest.raises(StoreError, match=words) as caught:
+        read_coco(written(tmp_path, annotation, **image))
+    assert '\n' not in str(caught.value)

@@ -322,9 +322,21 @@ def test_labels_of_another_data_set_are_refused(store, target, tmp_path):
         ('{"images": [{"id": 1}], "annotations": []}', 'image 1 has no "file_name"'),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [3]}', "found '3' where an entry"),
         ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2}]}', 'not listed'),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1}]}', 'no "segmentation"'),
+        ('{"images": [{"id": 1, "file_name": "a.jpg"}]}', 'no "annotations" in it'),
         (
-            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segmentation": []}]}',
+            '{"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1.0, "file_name": "b.jpg"}], "annotations": []}',
+            r'image id 1(.0)? is listed twice \(a.jpg, b.jpg\)',
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": "1"}]}',
+            "image_id '1' is the text, the id of the image the number 1; write both in one form",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segments_info": []}]}',
+            'no "segmentation"',
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segmentation": "abc"}]}',
             'neither RLE nor polygons',
         ),
         (
@@ -340,6 +352,35 @@ def test_broken_ground_truth_is_named_and_nothing_is_written(store, target, tmp_
         merge_ground_truth(store.root, target, truth)
     assert 'gt.json' in str(error.value)
     assert not target.exists()
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-be', 'utf-32'])
+def test_labels_may_be_in_any_encoding_of_json(store, target, tmp_path, encoding):
+    content = {'images': [coco_image(1, 'a.jpg')], 'annotations': [annotation(NESTED[2], note='Zellkern, 5 µm, 😀')]}
+    truth = tmp_path / 'gt.json'
+    truth.write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
+    assert merge_ground_truth(store.root, target, truth).added == 1
+    added = next(one for one in json.loads(target.read_text())['annotations'] if one['source'] == 'gt')
+    assert added['note'] == 'Zellkern, 5 µm, 😀'
+
+
+def test_ids_may_be_whole_floats_and_other_fields_may_be_absent(store, target, tmp_path):
+    label = {'image_id': 1.0, 'segmentation': annotation(NESTED[2])['segmentation'], 'area': None, 'iscrowd': None}
+    truth = write(tmp_path / 'gt.json', {'images': [coco_image(1.0, 'a.jpg')], 'annotations': [label]})
+    assert merge_ground_truth(store.root, target, truth).added == 1
+    added = next(one for one in json.loads(target.read_text())['annotations'] if one['source'] == 'gt')
+    assert (added['area'], added['iscrowd']) == (bitmaps(NESTED[2]).sum(), 0)
+
+
+def test_polygons_that_enclose_nothing_are_left_out_with_one_warning(store, target, tmp_path):
+    square, line = [1, 1, 9, 1, 9, 9, 1, 9], [1, 1, 5, 5]
+    labels = [{'id': i, 'image_id': 1, 'segmentation': parts} for i, parts in enumerate(([square, line], [line], None))]
+    truth = write(tmp_path / 'gt.json', {'images': [coco_image(1, 'a.jpg')], 'annotations': labels})
+    with pytest.warns(UserWarning, match='left out') as caught:
+        assert merge_ground_truth(store.root, target, truth).added == 1
+    [message] = [str(one.message) for one in caught]
+    assert f'{truth}: left out 2 annotations that have no polygon, and 1 polygons of others' in message
+    assert message.endswith('the first: image 1, record 0')
 
 
 def test_a_folder_that_holds_other_json_files_is_refused(store, target, tmp_path):

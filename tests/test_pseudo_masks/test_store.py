@@ -116,6 +116,43 @@ def test_a_parent_that_is_no_mask_is_named(store, masks, parent):
         store.read('1.jpg')
 
 
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'segmentation': {'size': [6, 9], 'counts': 'zzzz'}, 'area': 3}, 'mask 0: counts are not COCO run lengths'),
+        ({'segmentation': {'size': [9, 6], 'counts': '54'}}, 'the mask is 9 x 6 px, the image 6 x 9'),
+        ({'segmentation': {'size': [6, 9], 'counts': [0, 54]}}, 'mask 0 has 54 px, its "area" is 24'),
+        ({'segmentation': {'size': [6, 9], 'counts': [0, 24, 30]}}, r'has the box \[0, 0, 4, 6\], its "bbox" is'),
+        ({'area': 3}, 'mask 0 has 24 px, its "area" is 3'),
+        ({'predicted_iou': float('nan')}, '"predicted_iou" is nan'),
+        ({'predicted_iou': 9}, '"predicted_iou" is 9'),
+        ({'predicted_iou': '0.5'}, '"predicted_iou" is \'0.5\'; expected a number'),
+        ({'granularity': -3}, '"granularity" is -3'),
+        ({'parent': 0}, 'parents go round in a circle'),
+        ({'parent': 0.5}, 'parent 0.5 among 2 masks'),
+        ({'parent': 2**63}, 'parent 9.22.* among 2 masks'),
+    ],
+)
+def test_a_mask_that_is_not_what_was_written_is_refused(store, masks, change, reason):
+    store.write('1.jpg', masks)
+    content = json.loads(store.path_of('1.jpg').read_text())
+    content['annotations'][0] |= change
+    store.path_of('1.jpg').write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=rf'1\.jpg\.json.*{reason}') as caught:
+        store.read('1.jpg')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('size', [{'height': '6'}, {'height': 6.5}, {'width': 0}, {'width': None}, {'width': True}])
+def test_an_image_without_a_size_is_refused(store, masks, size):
+    store.write('1.jpg', masks)
+    content = json.loads(store.path_of('1.jpg').read_text())
+    content['image'] |= size
+    store.path_of('1.jpg').write_text(json.dumps(content))
+    with pytest.raises(StoreError, match='1.jpg.json: not a pseudo-mask file'):
+        store.read('1.jpg')
+
+
 def test_masks_of_other_settings_are_not_mixed_in(store):
     store.describe({'preset': 'default', 'max_masks': 10})
     store.describe({'preset': 'default', 'max_masks': 10})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from unsam_mm.errors import StoreError, WeightsError
@@ -62,6 +63,39 @@ def test_weights_of_another_model_are_refused(tmp_path):
     save_file({'a': torch.zeros(2)}, tmp_path / 'a.safetensors')
     with pytest.raises(WeightsError, match='has the format None'):
         load_weights(tmp_path / 'a.safetensors')
+
+
+def lost(tensors, name):
+    del tensors[name]
+
+
+@pytest.mark.parametrize(
+    ('tensors', 'texts', 'reason'),
+    [
+        (lambda t: t['pair.weight'].fill_(float('nan')), {}, 'pair.weight is not finite'),
+        (lambda t: lost(t, 'pair.weight'), {}, 'pair.weight'),
+        (lambda t: lost(t, 'region.0.bias'), {}, 'region.0.bias has the shape None'),
+        (lambda t: t.update({'region.0.bias': t['region.0.bias'][:-1].clone()}), {}, 'region.0.bias has the shape'),
+        (lambda t: t.update({'other': torch.zeros(2)}), {}, 'other has the shape .2,., expected None'),
+        (lambda t: None, {'net': '{"width": 1000000000}'}, 'the tensors are of a network with'),
+        (lambda t: None, {'n_tokens': '-4'}, 'n_tokens is -4, expected 1..4096'),
+        (lambda t: None, {'n_tokens': 'many'}, 'invalid literal'),
+        (lambda t: None, {'settings': '[]'}, 'parts do not belong together'),
+        (lambda t: None, {'settings': '{"growths": 3}'}, 'parts do not belong together'),
+        (lambda t: None, {'notes': '[1]'}, 'the notes are no dictionary'),
+    ],
+)
+def test_a_file_whose_parts_do_not_fit_is_refused_on_one_line(net, tmp_path, tensors, texts, reason):
+    path = tmp_path / 'a.safetensors'
+    save_weights(path, net)
+    with safe_open(path, framework='pt') as file:
+        described, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors(state)
+    save_file(state, path, described | texts)
+    with pytest.raises(WeightsError, match=reason) as caught:
+        load_weights(path)
+    assert str(caught.value).startswith(f'{path}: the parts do not belong together')
+    assert '\n' not in str(caught.value)
 
 
 def test_a_model_that_the_package_lacks_is_named():

@@ -161,7 +161,7 @@ def _bytes_changed(path):
         ),
         (
             lambda path: np.savez(path, **{**dict(np.load(path)), 'areas_px': np.ones(3)}),
-            'the parts do not belong together',
+            'areas_px must be int32 with 1 axes, found float64',
         ),
     ],
 )
@@ -171,6 +171,70 @@ def test_a_damaged_or_foreign_file_is_named_with_the_remedy(cup, tmp_path, damag
     damage(path)
     with pytest.raises(StoreError, match=f'cup.npz: {message}'):
         RegionTokens.load(path)
+
+
+def changed(values, at, value):
+    values = values.copy()
+    values[at] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'reason'),
+    [
+        ('tree_orders', lambda v: changed(v, (0, 0), 65535), 'tree_orders must hold each of the 80 regions once'),
+        ('tree_orders', lambda v: changed(v, (0, 0), v[0, 1]), 'tree_orders must hold each of the 80 regions once'),
+        ('tree_orders', lambda v: v.astype(np.int64), 'tree_orders must be uint16 with 2 axes'),
+        ('tree_orders', lambda v: v[:0], 'parts do not belong together'),
+        ('tree_heights', lambda v: v[:, :-1], 'tree_heights .* do not belong together'),
+        ('tree_heights', lambda v: changed(v, (1, 2), np.nan), 'tree_heights must be finite'),
+        ('tree_heights', lambda v: changed(v, (1, 2), -3), r'tree_heights must lie in \[0, 1\]'),
+        ('tree_heights', lambda v: changed(v, (1, 2), 9), r'tree_heights must lie in \[0, 1\]'),
+        ('labels', lambda v: changed(v, (0, 0), 80), 'areas_px are not those of the labels'),
+        ('labels', lambda v: changed(v, (0, 0), (int(v[0, 0]) + 1) % 80), 'areas_px are not those of the labels'),
+        ('labels', lambda v: v.astype(np.float32), 'labels must be uint16 with 2 axes'),
+        ('labels', lambda v: v.ravel(), 'labels must be uint16 with 2 axes'),
+        ('areas_px', lambda v: changed(v, 3, -1), 'areas_px are not those of the labels'),
+        ('features', lambda v: changed(v, (0, 0), np.inf), 'features must be finite'),
+        ('features', lambda v: v[:-1], 'features .* do not belong together'),
+        ('lab_mean', lambda v: v[:, :2], 'lab_mean .* do not belong together'),
+        ('lab_std', lambda v: changed(v, (0, 0), -1), 'lab_std must not be negative'),
+        ('centres_yx', lambda v: changed(v, (0, 0), 1e6), 'centres_yx must lie in the image of 200 x 300 px'),
+        ('centres_yx', lambda v: v.astype('>f4'), 'centres_yx must be float32'),
+        ('edges', lambda v: changed(v, (0, 1), 65535), 'edges must be pairs of regions'),
+        ('edges', lambda v: v[::-1].copy(), 'edges must be pairs of regions'),
+        ('edge_lengths_px', lambda v: changed(v, 0, 0), 'edge_lengths_px must be positive'),
+        ('edge_strengths', lambda v: v[:-1], 'edge_strengths .* do not belong together'),
+    ],
+)
+def test_numbers_that_describe_no_regions_are_refused(cup, tmp_path, name, change, reason):
+    """Indices reach compiled loops that look nothing up twice: one beyond its table ends the process."""
+    path = tmp_path / 'cup.npz'
+    cup[0].save(path)
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, name: change(arrays[name])})
+    with pytest.raises(StoreError, match=reason) as caught:
+        RegionTokens.load(path)
+    assert str(caught.value).startswith(f'{path}: ')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'reason'),
+    [
+        ('mask_scores', lambda v: changed(v, 0, np.nan), r'scores of masks must lie in \[0, 1\]'),
+        ('mask_areas_px', lambda v: changed(v, 0, -5), 'areas must not be negative'),
+        ('mask_shares', lambda v: v.astype(np.int32), 'shares of masks must be uint8'),
+        ('mask_shares', lambda v: v[:-1], 'as many as scores'),
+    ],
+)
+def test_numbers_that_describe_no_masks_are_refused(cup, tmp_path, name, change, reason):
+    path = tmp_path / 'cup.npz'
+    cup[0].save(path, cup[1])
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, name: change(arrays[name])})
+    with pytest.raises(StoreError, match=reason):
+        TokenMasks.load(path)
 
 
 def test_a_place_that_cannot_be_written_is_named(cup, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,107 +11,166 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import Rle, rle_from_json
+from unsam_mm.rle import MAX_PIXELS, Rle, RleError, rles_from_json
 
-# COCO writes a run in groups of 5 bits, least first; character 48 + 32 means that another group follows.
-_FIRST_CODE, _MORE, _SIGN = 48, 32, 16
-_ALPHABET = bytes(range(_FIRST_CODE, _FIRST_CODE + 2 * _MORE))
-_AT_ONCE = 200  # masks; larger temporary arrays are slower
-_MAX_COORDINATE_PX = 100_000
-_MAX_GROUPS = 7
-"""Runs are 32-bit numbers; no difference of two of them takes more groups."""
+Record = Mapping[str, Any]
+
+_MIN_NUMBERS = 6  # of a polygon: three corners
+_FLAT = 1e-6  # px; corners that lie so near to one line enclose nothing
+_FAR_PX = 10_000  # beyond the image, up to which outlines are drawn
+_MAX_COORDINATE = 1e12  # larger ones are no places
+_MAX_SIDE_PX = 2**28  # pycocotools counts fifths of a pixel in 32 bits
 
 
-def read_rles(records: Sequence[Mapping[str, Any]], size_hw: tuple[int | None, int | None]) -> list[Rle]:
+class PolygonFilter:
+    """Leaves out polygons that enclose nothing, and counts them, so that one warning can tell of all.
+
+    Tools write them where an object was clicked once or twice, or was cut at a border. Kept are lists of three or more
+    corners, as x, y pairs of finite numbers, that do not lie on one line. A flat list of numbers is taken for one
+    polygon. Run lengths pass as they are.
+
+    Args:
+        source: File, or other place that records come from, for the warning.
+
+    Attributes:
+        n_polygons: Polygons left out of annotations that have others.
+        n_records: Annotations left out, since none of their polygons is one, or they have none.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.n_polygons = self.n_records = 0
+        self._first = ''
+
+    def __call__(self, records: Sequence[Record]) -> list[Record]:
+        """The records that have a mask; those with polygons left out are copies."""
+        return [kept for record in records if (kept := self._filtered(record)) is not None]
+
+    def message(self) -> str:
+        """What was left out, on one line; '' if nothing was."""
+        if not self._first:
+            return ''
+        return (
+            f'{self.source}: left out {self.n_records} annotations that have no polygon, and {self.n_polygons} polygons of '
+            f'others, since they have fewer than three corners or enclose nothing; the first: {self._first}'
+        )
+
+    def warn(self, stacklevel: int = 2) -> None:
+        """Warns of what was left out, if anything was."""
+        if message := self.message():
+            warnings.warn(message, stacklevel=stacklevel + 1)
+
+    def _filtered(self, record: Record) -> Record | None:
+        segmentation = record.get('segmentation')
+        if isinstance(segmentation, Mapping | str) or 'segments_info' in record:
+            return record  # run lengths, or what is refused where masks are read
+        polygons = segmentation if isinstance(segmentation, list) else []
+        if _is_polygon(polygons):
+            return {**record, 'segmentation': [polygons]}
+        kept = [polygon for polygon in polygons if _is_polygon(polygon)]
+        if kept and len(kept) == len(polygons):
+            return record
+        self._first = self._first or place_of(record)
+        if not kept:
+            self.n_records += 1
+            return None
+        self.n_polygons += len(polygons) - len(kept)
+        return {**record, 'segmentation': kept}
+
+
+def read_rles(records: Sequence[Record], size_hw: tuple[int | None, int | None]) -> list[Rle]:
     """The masks of the records of one image as compressed RLEs.
 
     Args:
-        records: COCO annotations or results with ``segmentation``: RLE (compressed or plain) or polygons.
+        records: COCO annotations or results with ``segmentation``: RLE (compressed or plain), or polygons, which are cut
+            at the borders of the image.
         size_hw: Height and width of the image in pixels; None where they are not known.
 
     Raises:
         UnSAMError: If a mask is malformed, of another size than the image, or its runs do not add up to that size.
     """
-    rles = [_read_rle(record, size_hw) for record in records]
-    counts = [rle['counts'] for rle in rles]
-    totals = [total for i in range(0, len(counts), _AT_ONCE) for total in _run_totals(counts[i : i + _AT_ONCE])]
-    for record, rle, total in zip(records, rles, totals, strict=True):
-        height, width = rle['size']
-        if total != height * width:
-            raise UnSAMError(
-                f'{_place(record)}: the counts of the RLE add up to {total} px, but {height} x {width} px are '
-                f'{height * width}; the file is damaged or of another form: make it again'
-            )
-    return rles
-
-
-def _read_rle(record: Mapping[str, Any], size_hw: tuple[int | None, int | None]) -> Rle:
-    segmentation = record['segmentation']
-    if None in size_hw and isinstance(segmentation, list):
-        raise UnSAMError(
-            f'{_place(record)}: polygons need the size of the image; add "height" and "width" to its entry in "images"'
-        )
+    plain = [i for i, record in enumerate(records) if isinstance(record['segmentation'], Mapping)]
     try:
-        if isinstance(segmentation, Mapping):
-            rle = _checked_rle(segmentation)
-        else:
-            rle = coco_mask.merge(coco_mask.frPyObjects(_checked_polygons(segmentation), *size_hw))
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UnSAMError(f'{_place(record)}: segmentation is neither RLE nor polygons ({error!r})') from error
-    if None not in size_hw and tuple(rle['size']) != tuple(size_hw):
+        checked = rles_from_json([records[i]['segmentation'] for i in plain], None if None in size_hw else size_hw)
+    except RleError as error:
+        raise UnSAMError(f'{place_of(records[plain[error.index]])}: {error.reason}') from error
+    if len(plain) == len(records):
+        return checked
+    rles = dict(zip(plain, checked, strict=True))
+    return [rles[i] if i in rles else _draw_polygons(record, size_hw) for i, record in enumerate(records)]
+
+
+def place_of(record: Record) -> str:
+    """Image and annotation, for messages."""
+    return f'image {record.get("image_id", "without id")}, record {record.get("id", "without id")}'
+
+
+def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rle:
+    polygons = record['segmentation']
+    if not (isinstance(polygons, list) and polygons and all(map(_is_polygon, polygons))):
+        raise UnSAMError(f'{place_of(record)}: segmentation is neither RLE nor polygons: {str(polygons)[:40]!r}')
+    if None in size_hw:
         raise UnSAMError(
-            f'{_place(record)}: the mask is {rle["size"][0]} x {rle["size"][1]} px, the image {size_hw[0]} x {size_hw[1]}; '
-            'masks must be given at the size of the original image'
+            f'{place_of(record)}: polygons need the size of the image; add "height" and "width" to its entry in "images"'
         )
-    return rle
+    height, width = size_hw
+    if max(height, width) > _MAX_SIDE_PX or height * width > MAX_PIXELS:
+        raise UnSAMError(f'{place_of(record)}: an image of {height} x {width} px is too large to draw polygons in')
+    cut = [inside for polygon in polygons if len(inside := _cut(polygon, height, width)) >= _MIN_NUMBERS]
+    if not cut:  # all lie outside
+        return coco_mask.frPyObjects({'size': [height, width], 'counts': [height * width]}, height, width)
+    return coco_mask.merge(coco_mask.frPyObjects(cut, height, width))
 
 
-def _checked_rle(segmentation: Mapping[str, Any]) -> Rle:
-    height, width = map(int, segmentation['size'])
-    rle = rle_from_json({'size': [height, width], 'counts': segmentation['counts']})
-    counts = rle['counts']
-    if not isinstance(counts, bytes):
-        raise TypeError(f'counts is of type {type(counts).__name__}')
-    # Where the last run has no end, pycocotools would read on behind the text.
-    if not counts or counts.translate(None, _ALPHABET) or counts[-1] - _FIRST_CODE >= _MORE:
-        raise ValueError(f'counts are not COCO run lengths: {counts[:20]!r}')
-    return rle
+def _is_polygon(value: Any) -> bool:
+    """Whether a value is a list of x, y pairs of numbers that enclose something."""
+    if not isinstance(value, list) or len(value) < _MIN_NUMBERS or len(value) % 2:
+        return False
+    if not set(map(type, value)) <= {int, float} or not (
+        min(value) > -_MAX_COORDINATE and max(value) < _MAX_COORDINATE
+    ):
+        return False
+    if not all(map(math.isfinite, value)):
+        return False
+    x0, y0, x1, y1, x2, y2 = value[:_MIN_NUMBERS]
+    return abs((x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)) > 1 or not _is_flat(np.array(value, np.float64))
 
 
-def _checked_polygons(segmentation: Any) -> list[list[float]]:
-    # pycocotools would take four numbers for a box, and raises a bare Exception for other things.
-    if not (isinstance(segmentation, list) and segmentation):
-        raise TypeError(f'found {type(segmentation).__name__}')
-    if not all(isinstance(polygon, list) and len(polygon) >= 6 for polygon in segmentation):
-        raise TypeError('a polygon needs at least three x, y pairs')
-    # It draws every pixel of an outline into memory before it cuts off what lies outside the image.
-    if not all(-_MAX_COORDINATE_PX < value < _MAX_COORDINATE_PX for polygon in segmentation for value in polygon):
-        raise ValueError(f'coordinates must be finite and below {_MAX_COORDINATE_PX} px')
-    return segmentation
+def _is_flat(numbers: np.ndarray) -> bool:
+    """Whether corners, as x, y, x, y, ..., lie on one line."""
+    offsets = numbers.reshape(-1, 2) - numbers[:2]
+    scale = np.abs(offsets).max()
+    if scale == 0:
+        return True
+    farthest = offsets[np.abs(offsets).max(axis=1).argmax()] / scale
+    distances = offsets / scale @ (-farthest[1], farthest[0])
+    return bool(np.abs(distances).max() * scale <= _FLAT)
 
 
-def _run_totals(counts: Sequence[bytes]) -> np.ndarray:
-    """The sum of the runs of each of N >= 1 masks, (N,) int64; -1 where a number is too long for a run.
+def _cut(polygon: list[float], height: int, width: int) -> list[float]:
+    """A polygon without what lies far outside the image: pycocotools draws an outline before it cuts off the rest.
 
-    COCO stores the runs 0 to 2 as they are and each later one as the difference to the last but one. So number k >= 1
-    of m counts in the runs k, k + 2, ... below m, and the sum is a weighted one of the numbers as they are stored.
+    Sutherland and Hodgman's algorithm. The edges that it adds lie outside the image, where they enclose nothing.
     """
-    codes = np.frombuffer(b''.join(counts), np.uint8) - np.uint8(_FIRST_CODE)
-    ends = np.flatnonzero(codes < _MORE)
-    n_groups = np.diff(ends, prepend=-1)
-    values = (codes[ends] ^ _SIGN).astype(np.int64) - _SIGN  # the last group has the sign
-    for group in range(1, min(n_groups.max(), _MAX_GROUPS)):
-        longer = np.flatnonzero(n_groups > group)
-        values[longer] = values[longer] * _MORE + codes[ends[longer] - group] % _MORE
-
-    first = np.searchsorted(ends, np.cumsum([0, *map(len, counts)]))  # of the numbers of each mask
-    behind = np.repeat(first[1:], np.diff(first)) - np.arange(len(ends))  # m - k
-    weights = (behind + 1) // 2
-    weights[first[:-1]] = 1
-    totals = np.add.reduceat(values * weights, first[:-1])
-    too_long = np.maximum.reduceat(n_groups, first[:-1]) > _MAX_GROUPS
-    return np.where(too_long, -1, totals)
-
-
-def _place(record: Mapping[str, Any]) -> str:
-    return f'image {record["image_id"]}, record {record.get("id", "without id")}'
+    corners = np.array(polygon, np.float64).reshape(-1, 2)
+    for axis, sign, limit in (
+        (0, 1, -_FAR_PX),
+        (1, 1, -_FAR_PX),
+        (0, -1, width + _FAR_PX),
+        (1, -1, height + _FAR_PX),
+    ):
+        inside = sign * (corners[:, axis] - limit)
+        if (inside >= 0).all():
+            continue
+        kept = []
+        for corner, following, here, there in zip(
+            corners, np.roll(corners, -1, axis=0), inside, np.roll(inside, -1), strict=True
+        ):
+            if here >= 0:
+                kept.append(corner)
+            if (here >= 0) != (there >= 0):
+                crossing = corner + (following - corner) * (here / (here - there))
+                crossing[axis] = limit
+                kept.append(crossing)
+        corners = np.array(kept).reshape(-1, 2)
+    return corners.ravel().tolist()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+from codecs import BOM_UTF8
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,33 +37,74 @@ class Entry:
     end: int
 
 
-def stream_lists(path: str | Path, lists: Collection[str], whole: Collection[str] = ()) -> Iterator[Entry]:
+def stream_lists(
+    path: str | Path, lists: Collection[str], whole: Collection[str] = (), found: set[str] | None = None
+) -> Iterator[Entry]:
     """The entries of some lists of a file, in the order in which they stand there.
 
     Args:
         path: JSON file: a dictionary of which some values are lists, or a list.
         lists: Names of the lists; '' stands for a list at the top. Other values are skipped.
         whole: Names of values that are short and come as one entry.
+        found: Gets the names of the lists that are there, empty ones too.
 
     Raises:
         StoreError: If the file is missing, is not JSON, ends early, or a wanted value is not a list.
     """
     try:
-        with Path(path).open('rb') as file:
-            yield from _entries(_Cursor(file), lists, whole)
+        with open_utf8(path) as file:
+            yield from _entries(_Cursor(file), lists, whole, set() if found is None else found)
+    except StoreError:
+        raise
     except FileNotFoundError as error:
         raise StoreError(f'{path}: no such file') from error
     except OSError as error:
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of json, or of Python for a number with thousands of digits
         raise StoreError(f'{path}: not a JSON file ({error}); it may have been cut short: make it again') from error
+    except RecursionError as error:
+        raise StoreError(f'{path}: not a JSON file of use (nested too deeply); make it again') from error
     except TypeError as error:
         raise StoreError(f'{path}: {error}') from error
 
 
-def _entries(cursor: _Cursor, lists: Collection[str], whole: Collection[str]) -> Iterator[Entry]:
+def open_utf8(path: str | Path) -> IO[bytes]:
+    """Opens a JSON file as UTF-8, behind its byte order mark; one in UTF-16 or UTF-32 is converted in memory.
+
+    Raises:
+        OSError: If it cannot be read.
+        UnicodeDecodeError: If it is not what its first bytes say.
+    """
+    file = Path(path).open('rb')  # noqa: SIM115  (the caller closes it)
+    encoding = json.detect_encoding(file.read(4))
+    if encoding.startswith('utf-8'):
+        file.seek(len(BOM_UTF8) if encoding == 'utf-8-sig' else 0)
+        return file
+    with file:
+        status = os.fstat(file.fileno())
+    return io.BytesIO(_converted(str(path), encoding, status.st_mtime_ns, status.st_size))
+
+
+def read_entries(file: IO[bytes], start: int, end: int) -> list[Any]:
+    """The entries of a list between two places of a file that `open_utf8` opened.
+
+    Raises:
+        ValueError: If what stands there is not JSON.
+    """
+    file.seek(start)
+    return json.loads(b'[%b]' % file.read(end - start))
+
+
+@lru_cache(maxsize=1)
+def _converted(path: str, encoding: str, mtime_ns: int, n_bytes: int) -> bytes:
+    """A whole file in UTF-8; kept while the file has not changed, since it is asked for once an image."""
+    return Path(path).read_bytes().decode(encoding).removeprefix('\ufeff').encode()
+
+
+def _entries(cursor: _Cursor, lists: Collection[str], whole: Collection[str], found: set[str]) -> Iterator[Entry]:
     if cursor.peek() == '[':
         if '' in lists:
+            found.add('')
             yield from _list_entries(cursor, '')
         else:
             raise TypeError(f'a list; expected a dictionary with {", ".join(map(repr, sorted(lists)))}')
@@ -67,12 +112,15 @@ def _entries(cursor: _Cursor, lists: Collection[str], whole: Collection[str]) ->
         cursor.take('{')
         while cursor.peek() != '}':
             key = cursor.value()[0]
+            if not isinstance(key, str):
+                cursor.fail('expected a name in quotes')
             cursor.take(':')
             if key in whole:
                 yield Entry(key, *cursor.value())
             elif key not in lists:
                 cursor.value()
             elif cursor.peek() == '[':
+                found.add(key)
                 yield from _list_entries(cursor, key)
             else:
                 raise TypeError(f'"{key}" is not a list')
@@ -97,7 +145,11 @@ class _Cursor:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._text, self._at, self._start = '', 0, 0  # characters at hand, place in them, byte of the first of them
+        self._text, self._at, self._start = (
+            '',
+            0,
+            file.tell(),
+        )  # characters at hand, place in them, byte of the first of them
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmdet.registry import DATASETS
+from mmengine.logging import print_log
 
+from unsam_mm.coco_files.fields import stated_area
 from unsam_mm.datasets.coco_index import CocoIndex
 from unsam_mm.datasets.image_folder import as_instance
 from unsam_mm.datasets.lazy import LazyDataset
@@ -24,8 +26,8 @@ class UnSAMCocoDataset(LazyDataset):
 
     Entries have ``img_path``, ``img_name``, ``img_root``, ``img_id``, ``height``, ``width`` and ``instances`` as
     `UnSAMImageFolder` gives them, each instance also with ``area`` as the file states it, by which COCO sorts objects
-    into small, medium and large. Crowds have ``ignore_flag`` 1. Objects without a mask, which some files have, are left
-    out.
+    into small, medium and large, NaN where it states none. Crowds have ``ignore_flag`` 1. Objects without a mask, which
+    some files have, and polygons that enclose nothing are left out; a warning says how many.
 
     Args:
         ann_file: The COCO file, relative to `data_root`.
@@ -68,6 +70,8 @@ class UnSAMCocoDataset(LazyDataset):
         if not Path(self.ann_file).is_file():
             raise StoreError(f'{self.ann_file}: no such file; expected a COCO file, set data_root or ann_file{where}')
         self._index = CocoIndex(self.ann_file)
+        if left_out := self._index.polygons.message():
+            print_log(left_out, logger='current', level=logging.WARNING)
         names = [self._index.image(number)[1] for number in (0, len(self._index) - 1)]
         if not all((self.image_root / name).is_file() for name in names):
             self._without_folders = True
@@ -82,9 +86,9 @@ class UnSAMCocoDataset(LazyDataset):
         """See `LazyDataset`."""
         image_id, name, height, width = self._index.image(position)
         name = PurePosixPath(name).name if self._without_folders else name
-        annotations = [one for one in self._index.annotations(position) if one.get('segmentation')]
+        annotations = self._index.annotations(position)
         try:
-            instances = [as_instance(one) | {'area': _area_of(one)} for one in annotations]
+            instances = [as_instance(one) | {'area': stated_area(one)} for one in annotations if 'segmentation' in one]
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f'{self.ann_file}, image {image_id}: {error}') from error
         return {
@@ -96,9 +100,3 @@ class UnSAMCocoDataset(LazyDataset):
             'width': width,
             'instances': instances,
         }
-
-
-def _area_of(annotation: dict[str, Any]) -> float:
-    """As the file states it; NaN where it does not."""
-    area = annotation.get('area')
-    return math.nan if area is None else float(area)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,8 +9,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from unsam_mm.coco_files.stream import stream_lists
-from unsam_mm.errors import StoreError
+from unsam_mm.coco_files.fields import category_order, duplicate_message, entry_id, image_size, other_type_hint
+from unsam_mm.coco_files.segmentations import PolygonFilter
+from unsam_mm.coco_files.stream import open_utf8, read_entries, stream_lists
+from unsam_mm.errors import StoreError, UnSAMError
 
 _NAMED_IN_MESSAGES = 3
 
@@ -27,10 +28,14 @@ class CocoIndex:
     Raises:
         StoreError: If the file is missing, broken, or not in COCO form, lists an image twice, or has annotations of
             images that it does not list.
+
+    Attributes:
+        polygons: Which polygons enclose nothing and are left out; counted when the file is read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.polygons = PolygonFilter(str(path))
         self._numbers: dict[Any, int] = {}  # by image id
         self._images: list[tuple[Any, str, int | None, int | None] | None] = []
         runs = array('q')  # image number, first byte, byte behind the last, of annotations that follow each other
@@ -41,6 +46,7 @@ class CocoIndex:
                 self._note_image(entry.value)
                 continue
             number = self._number(entry.value, 'image_id')
+            self.polygons([entry.value])
             if runs and runs[-3] == number:
                 runs[-1] = entry.end
             else:
@@ -59,7 +65,9 @@ class CocoIndex:
         return self._images[number]
 
     def annotations(self, number: int) -> list[dict[str, Any]]:
-        """The annotations of one image by category, which is the order in which COCO's own code looks at them.
+        """The annotations of one image that have a mask.
+
+        They are sorted by category, which is the order in which COCO's own code looks at them.
 
         Raises:
             StoreError: If the file has changed since.
@@ -67,28 +75,31 @@ class CocoIndex:
         first, end = np.searchsorted(self._runs[:, 0], [number, number + 1])
         image_id, found = self._images[number][0], []
         try:
-            with self.path.open('rb') as file:
+            with open_utf8(self.path) as file:
                 for _, start, stop in self._runs[first:end].tolist():
-                    file.seek(start)
-                    found += json.loads(b'[%b]' % file.read(stop - start))
-            if any(annotation['image_id'] != image_id for annotation in found):
+                    found += read_entries(file, start, stop)
+            if any(entry_id(annotation['image_id']) != image_id for annotation in found):
                 raise ValueError('another image')
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f'{self.path}: the annotations of image {image_id} are no longer where they were ({error}); '
                 'the file has changed, start again'
             ) from error
-        return sorted(found, key=lambda annotation: annotation.get('category_id') or 0)
+        return sorted(PolygonFilter(str(self.path))(found), key=category_order)
 
     def _note_image(self, image: Any) -> None:
         number = self._number(image, 'id')
-        if self._images[number] is not None:
-            raise StoreError(f'{self.path}: image {image["id"]} is listed twice; ids must be unique')
-        self._images[number] = (image['id'], _name_of(image, self.path), image.get('height'), image.get('width'))
+        name = _name_of(image, self.path)
+        if (other := self._images[number]) is not None:
+            raise StoreError(f'{self.path}: {duplicate_message(image["id"], other[1], name)}')
+        try:
+            self._images[number] = (entry_id(image['id']), name, *image_size(image))
+        except UnSAMError as error:
+            raise StoreError(f'{self.path}: {name}: {error}') from error
 
     def _number(self, value: Any, key: str) -> int:
-        image_id = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(image_id, int | str):
+        image_id = entry_id(value.get(key)) if isinstance(value, dict) else None
+        if image_id is None:
             raise StoreError(f'{self.path}: found {str(value)[:60]!r} where an entry with "{key}" was expected')
         number = self._numbers.setdefault(image_id, len(self._images))
         if number == len(self._images):
@@ -99,9 +110,10 @@ class CocoIndex:
         lost = [image_id for image_id, number in self._numbers.items() if self._images[number] is None]
         if lost:
             named = ', '.join(map(str, lost[:_NAMED_IN_MESSAGES]))
+            advice = 'expected a COCO file whose "images" hold all of them'
+            hint = other_type_hint(lost, self._numbers.keys() - set(lost))
             raise StoreError(
-                f'{self.path}: annotations of {len(lost)} images that are not listed ({named}); expected a COCO file '
-                'whose "images" hold all of them'
+                f'{self.path}: annotations of {len(lost)} images that are not listed ({named}); {hint or advice}'
             )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from mmdet.registry import DATASETS
 
+from unsam_mm.coco_files.fields import panoptic_segments
 from unsam_mm.datasets.coco import UnSAMCocoDataset
-from unsam_mm.errors import ImageError, StoreError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.prompt_data import read_mask_picture
 from unsam_mm.rle import encode_bitmaps, rle_to_json
 
@@ -51,24 +52,26 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
 
     def _records(self, position: int) -> list[dict[str, Any]]:
         records = self._index.annotations(position)
-        if not all({'file_name', 'segments_info'} <= record.keys() for record in records):
-            raise StoreError(
-                f'{self.ann_file}: an annotation has no file_name or no segments_info; expected the panoptic form, '
-                'UnSAMCocoDataset reads the other'
-            )
+        for record in records:
+            try:
+                panoptic_segments(record)
+            except UnSAMError as error:
+                raise StoreError(
+                    f'{self.ann_file}: an annotation {error}; UnSAMCocoDataset reads the other form'
+                ) from error
         return records
 
     def _segments(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        numbers = read_mask_picture(self.segment_root / record['file_name'], colours_as_numbers=True)
-        segments = record['segments_info']
-        drawn = numbers == np.array([segment['id'] for segment in segments], np.int64).reshape(-1, 1, 1)
+        name, ids, crowds = panoptic_segments(record)
+        numbers = read_mask_picture(self.segment_root / name, colours_as_numbers=True)
+        drawn = numbers == np.array(ids, np.int64).reshape(-1, 1, 1)
         return [
             {
                 'bbox': [0.0, 0.0, 0.0, 0.0],  # UnSAMLoadMasks takes boxes from masks
                 'bbox_label': 0,
-                'ignore_flag': int(segment.get('iscrowd', 0)),
+                'ignore_flag': int(crowd),
                 'mask': rle_to_json(rle),
                 'area': float(bitmap.sum()),
             }
-            for segment, bitmap, rle in zip(segments, drawn, encode_bitmaps(drawn), strict=True)
+            for crowd, bitmap, rle in zip(crowds, drawn, encode_bitmaps(drawn), strict=True)
         ]

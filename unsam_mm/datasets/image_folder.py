@@ -11,11 +11,12 @@ from mmdet.datasets import BaseDetDataset
 from mmdet.registry import DATASETS
 
 from unsam_mm import sample_images
+from unsam_mm.coco_files.fields import is_crowd
 from unsam_mm.coco_files.matching import match_images
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.images import IMAGE_SUFFIXES, walk_images
-from unsam_mm.rle import rle_from_json, rle_to_json
+from unsam_mm.rle import RleError, rle_from_json, rle_to_json
 
 SPLITS = ('all', 'train', 'held_out')
 
@@ -138,19 +139,23 @@ def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
 
     What states how good a mask is, ``score`` or SA-1B's ``predicted_iou``, becomes its ``score``.
     """
-    missing = [key for key in ('bbox', 'segmentation') if key not in annotation]
-    if missing:
-        raise StoreError(f'annotation {annotation.get("id")} has no {" and no ".join(missing)}; complete the COCO file')
-    x, y, width, height = annotation['bbox']
+    if 'segmentation' not in annotation:
+        raise StoreError(f'annotation {annotation.get("id")} has no segmentation; complete the COCO file')
+    crowd = is_crowd(annotation)
+    x, y, width, height = annotation.get('bbox') or (0.0,) * 4  # UnSAMLoadMasks takes boxes from masks
     mask = annotation['segmentation']
+    try:
+        mask = rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask
+    except RleError as error:
+        raise StoreError(f'annotation {annotation.get("id")}: {error.reason}') from error
     score = annotation.get('score', annotation.get('predicted_iou'))
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
         raise StoreError(f'annotation {annotation.get("id")} has the score {score!r}; expected a number')
     return {
         'bbox': [x, y, x + width, y + height],
         'bbox_label': 0,
-        'ignore_flag': int(annotation.get('iscrowd', 0)),
-        'mask': rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask,
+        'ignore_flag': int(crowd),
+        'mask': mask,
     } | ({} if score is None else {'score': float(score)})
 
 

@@ -10,7 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.logging import print_log
 
-from unsam_mm.coco_files.segmentations import read_rles
+from unsam_mm.coco_files.segmentations import PolygonFilter, read_rles
 from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import StoreError, UnSAMError
@@ -19,7 +19,6 @@ from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 _LABELS = ('gt_masks', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
 SAMPLINGS = ('score', 'uniform')
-_MIN_POLYGON = 6  # numbers: three corners
 
 
 @TRANSFORMS.register_module()
@@ -29,8 +28,8 @@ class UnSAMLoadMasks(BaseTransform):
     Stands for `LoadAnnotations(with_bbox=True, with_mask=True)`, which draws all masks of the whole image. Sets
     ``gt_masks`` (`RleMasks` with the scores that the file states, else 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks), ``gt_bboxes_labels`` (N,) zeros,
     ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a list with the area in pixels of each
-    mask that is not ignored, as its file states it, else that of its pixels. Polygons with fewer than three corners, and masks without any pixel,
-    are left out.
+    mask that is not ignored, as its file states it, else that of its pixels. Polygons that
+    enclose nothing, and masks without any pixel, are left out.
 
     Args:
         at_original_size: Give masks of the original image even if it was resized meanwhile. For test pipelines, where
@@ -50,11 +49,14 @@ class UnSAMLoadMasks(BaseTransform):
         if not self.at_original_size:
             check_untouched(results, type(self).__name__)
         height, width = results['ori_shape']
-        drawable = [(one, mask) for one in results['instances'] if (mask := _without_lines(one['mask']))]
-        records = [
-            {'image_id': results.get('img_name', results['img_path']), 'id': number, 'segmentation': mask}
-            for number, (_, mask) in enumerate(drawable)
-        ]
+        name = results.get('img_name', results['img_path'])
+        records = PolygonFilter(name)(
+            [
+                {'image_id': name, 'id': number, 'segmentation': one['mask']}
+                for number, one in enumerate(results['instances'])
+            ]
+        )
+        drawable = [results['instances'][record['id']] for record in records]
         try:
             masks = RleMasks(read_rles(records, (height, width)), height, width)
         except StoreError:
@@ -63,11 +65,11 @@ class UnSAMLoadMasks(BaseTransform):
             raise StoreError(str(error)) from error
         drawn = masks.areas
         filled = np.flatnonzero(drawn)
-        ignored = np.array([bool(drawable[i][0]['ignore_flag']) for i in filled], bool)
-        masks.scores = np.array([one.get('score', 1.0) for one, _ in drawable], np.float32)
+        ignored = np.array([bool(drawable[i]['ignore_flag']) for i in filled], bool)
+        masks.scores = np.array([one.get('score', 1.0) for one in drawable], np.float32)
         set_masks(results, masks[filled], ignored)
         if self.at_original_size:
-            stated = np.array([drawable[i][0].get('area', np.nan) for i in filled], np.float64)
+            stated = np.array([drawable[i].get('area', np.nan) for i in filled], np.float64)
             results['gt_areas'] = np.where(np.isnan(stated), drawn[filled], stated)[~ignored].tolist()
         return results
 
@@ -209,8 +211,3 @@ def check_untouched(results: dict[str, Any], step: str) -> None:
             f'{results["img_path"]}: flipped or resized before {step}, so masks would not fit; move it in '
             'front of the geometric transforms, or set at_original_size=True in a test pipeline'
         )
-
-
-def _without_lines(mask: Any) -> Any:
-    """Polygons with three corners or more; run lengths as they are."""
-    return [polygon for polygon in mask if len(polygon) >= _MIN_POLYGON] if isinstance(mask, list) else mask

@@ -13,7 +13,7 @@ from mmdet.structures.mask.structures import BitmapMasks
 
 from unsam_mm.datasets.mask_segments import Segments
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import Rle, encode_bitmaps, rle_from_json
+from unsam_mm.rle import Rle, encode_bitmaps, rles_from_json
 
 _CHUNK_PIXELS = 1 << 24
 """Pixels decoded at once: five masks of 2250 x 1500."""
@@ -34,7 +34,7 @@ class RleMasks(BitmapMasks):
         scores: (N,) how good each mask is, from 0 on; they go with the masks through all steps. By default 1.
 
     Raises:
-        UnSAMError: If a mask has another size, or there are not as many scores as masks.
+        UnSAMError: If a mask has another size or is no run lengths, or there are not as many scores as masks.
     """
 
     def __init__(
@@ -44,10 +44,7 @@ class RleMasks(BitmapMasks):
         self._bitmaps: np.ndarray | None = None
         if isinstance(masks, np.ndarray) or (len(masks) and isinstance(masks[0], np.ndarray)):
             masks = _encoded_in_chunks(np.asarray(masks))
-        self._rles = [rle_from_json(rle) for rle in masks]
-        for rle in self._rles:
-            if tuple(rle['size']) != (self.height, self.width):
-                raise UnSAMError(f'a mask is {rle["size"][0]} x {rle["size"][1]} px, the image {height} x {width}')
+        self._rles = rles_from_json(masks, self.size_hw)
         self.scores = np.ones(len(self._rles), np.float32) if scores is None else np.asarray(scores, np.float32)
         if self.scores.shape != (len(self._rles),):
             raise UnSAMError(f'scores must be ({len(self._rles)},), one for each mask, got {self.scores.shape}')

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmdet.registry import DATASETS
 
+from unsam_mm.coco_files.fields import image_size
 from unsam_mm.datasets.image_folder import as_instance, name_hash
 from unsam_mm.datasets.lazy import LazyDataset
 from unsam_mm.datasets.name_index import NameIndex, open_index
@@ -107,13 +108,14 @@ class UnSAMSA1B(LazyDataset):
             name = label
             if not label.lower().endswith(IMAGE_SUFFIXES):  # SA-1B's way
                 name = str(PurePosixPath(label).with_name(PurePosixPath(image['file_name']).name))
+            height, width = image_size(image)
             entry = {
                 'img_path': str(self.image_root / name),
                 'img_name': name,
                 'img_root': str(self.image_root),
                 'img_id': image.get('image_id', name_hash(name)),
-                'height': image['height'],
-                'width': image['width'],
+                'height': height,
+                'width': width,
                 'instances': [as_instance(annotation) for annotation in annotations],
             }
         except (AttributeError, KeyError, TypeError, ValueError) as error:

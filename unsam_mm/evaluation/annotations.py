@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unsam_mm.coco_files.fields import entry_id, image_size, other_type_hint, repeated_id
 from unsam_mm.coco_files.matching import match_images
-from unsam_mm.errors import StoreError
+from unsam_mm.coco_files.segmentations import PolygonFilter
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.evaluation.records import some
 from unsam_mm.files import read_json
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
-
-_IMAGE_FIELDS = {
-    'file_name': (str, 'text'),
-    'coco_url': (str, 'text'),
-    'height': ((int, float), 'a number'),
-    'width': ((int, float), 'a number'),
-}
 
 
 def load_ground_truth(path: str | Path) -> dict[str, Any]:
     """A COCO annotation file as a dictionary with non-empty ``images`` and ``annotations``.
 
+    Ids that are whole floats become whole numbers. Polygons that enclose nothing are left out, and so are annotations
+    without a mask; one warning says how many.
+
     Raises:
-        StoreError: If the file is missing, broken, empty, or not in COCO form.
+        StoreError: If the file is missing, broken, empty, or not in COCO form, lists an image twice, or has annotations
+            of images that it does not list.
     """
     data = read_json(path)
     if not _is_coco(data):
@@ -31,9 +31,14 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
     for key in ('images', 'annotations'):
         if not data[key]:
             raise StoreError(f'{path}: the list "{key}" is empty; nothing can be measured')
-    _check_images(path, data['images'])
-    _check_keys(path, data['annotations'], 'annotation', 'image_id')
-    return data
+    images = _read_images(path, data['images'])
+    annotations = _with_ids(path, data['annotations'], 'annotation', 'image_id')
+    _check_listed(path, annotations, images)
+    if not any('segments_info' in annotation for annotation in annotations):  # whose masks are PNG files
+        annotations = _with_masks(path, annotations)
+        if not annotations:
+            raise StoreError(f'{path}: no annotation has a mask ("segmentation"); nothing can be measured')
+    return {**data, 'images': images, 'annotations': annotations}
 
 
 def load_predictions(
@@ -65,11 +70,16 @@ def load_predictions(
         )
     if not records:
         raise StoreError(f'{path}: no predictions in it; nothing can be measured')
-    _check_keys(path, records, 'record', 'image_id')
+    records = _with_ids(path, records, 'record', 'image_id')
+    known = {image['id'] for image in ground_truth['images']}
     if skip_unmatched:
-        known = {image['id'] for image in ground_truth['images']}
         records = [record for record in records if record['image_id'] in known]
-    return records
+    elif hint := other_type_hint((record['image_id'] for record in records), known):
+        raise StoreError(f'{path}: {hint}')
+    lacking = next((index for index, record in enumerate(records) if 'segmentation' not in record), None)
+    if lacking is not None:
+        raise StoreError(f'{path}: record {lacking} has no "segmentation"; expected masks as run lengths or polygons')
+    return _with_masks(path, records)
 
 
 def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bool) -> list[dict[str, Any]]:
@@ -84,14 +94,14 @@ def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bo
 def _rename_images(
     path: Path, data: Mapping[str, Any], ground_truth: Mapping[str, Any], skip_unmatched: bool
 ) -> list[dict[str, Any]]:
-    _check_images(path, data['images'])
-    _check_keys(path, data['annotations'], 'annotation', 'image_id')
-    names = {image['id']: image.get('file_name') or image.get('coco_url') or '' for image in data['images']}
+    images = _read_images(path, data['images'])
+    annotations = _with_ids(path, data['annotations'], 'annotation', 'image_id')
+    names = {image['id']: image.get('file_name') or image.get('coco_url') or '' for image in images}
     if '' in names.values():
         raise StoreError(f'{path}: some images have no "file_name", so they cannot be paired with the ground truth')
     image_ids = match_images(names.values(), ground_truth, skip_unmatched)
     records = []
-    for index, annotation in enumerate(data['annotations']):
+    for index, annotation in enumerate(annotations):
         name = names.get(annotation['image_id'])
         score = annotation.get('score', annotation.get('predicted_iou'))
         if name is None or score is None:
@@ -105,26 +115,68 @@ def _is_coco(data: Any) -> bool:
     return isinstance(data, dict) and all(isinstance(data.get(key), list) for key in ('images', 'annotations'))
 
 
-def _check_images(path: Path | str, images: list[Any]) -> None:
-    _check_keys(path, images, 'image', 'id')
+def _read_images(path: Path | str, entries: list[Any]) -> list[dict[str, Any]]:
+    """The entries of "images", with ids and sizes as whole numbers.
+
+    Raises:
+        StoreError: If an entry is malformed, or two have the same id.
+    """
+    images = _with_ids(path, entries, 'image', 'id')
     for index, image in enumerate(images):
-        for key, (kind, expected) in _IMAGE_FIELDS.items():
+        for key in ('file_name', 'coco_url'):
             value = image.get(key)
-            if value is not None and not isinstance(value, kind):
-                raise StoreError(f'{path}: the "{key}" of image {index} is {value!r}; expected {expected}')
+            if value is not None and not isinstance(value, str):
+                raise StoreError(f'{path}: the "{key}" of image {index} is {value!r}; expected text')
+        try:
+            height, width = image_size(image)
+        except UnSAMError as error:
+            raise StoreError(f'{path}: image {index}: {error}') from error
+        images[index] = {**image, 'height': height, 'width': width}
     if len({isinstance(image['id'], str) for image in images}) == 2:
         raise StoreError(f'{path}: the "id" of some images is a number, of others text; use one of the two')
+    if twice := repeated_id(images):
+        raise StoreError(f'{path}: {twice}')
+    return images
 
 
-def _check_keys(path: Path | str, entries: list[Any], what: str, key: str) -> None:
-    """Raises `StoreError` unless every entry is a dictionary with a number or text under `key`."""
+def _with_ids(path: Path | str, entries: list[Any], what: str, key: str) -> list[dict[str, Any]]:
+    """The entries, with what is under `key` as a whole number or text.
+
+    Raises:
+        StoreError: If an entry is no dictionary, or has no such id.
+    """
+    found = []
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise StoreError(f'{path}: {what} {index} is {_describe(entry)}; expected a dictionary with "{key}"')
         if key not in entry:
             raise StoreError(f'{path}: {what} {index} has no "{key}"; it has {sorted(entry)[:5]}')
-        if not isinstance(entry[key], (int, float, str)):
-            raise StoreError(f'{path}: the "{key}" of {what} {index} is {entry[key]!r}; expected a number or text')
+        number = entry_id(entry[key])
+        if number is None:
+            raise StoreError(
+                f'{path}: the "{key}" of {what} {index} is {entry[key]!r}; expected a whole number or text'
+            )
+        found.append(entry if number is entry[key] else {**entry, key: number})
+    return found
+
+
+def _check_listed(path: Path | str, annotations: list[dict[str, Any]], images: list[dict[str, Any]]) -> None:
+    listed = {image['id'] for image in images}
+    unknown = {annotation['image_id']: None for annotation in annotations if annotation['image_id'] not in listed}
+    if unknown:
+        hint = other_type_hint(unknown, listed)
+        raise StoreError(
+            f'{path}: annotations of {len(unknown)} images that are not listed ({some(list(map(str, unknown)))}); '
+            f'{hint or "expected a COCO file whose images hold all of them"}'
+        )
+
+
+def _with_masks(path: Path | str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records that have a mask; one warning tells of the others."""
+    polygons = PolygonFilter(str(path))
+    kept = polygons(records)
+    polygons.warn()
+    return kept
 
 
 def _describe(data: Any) -> str:

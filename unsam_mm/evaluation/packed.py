@@ -11,7 +11,7 @@ import numpy as np
 
 from unsam_mm.evaluation.records import Record
 from unsam_mm.files import atomic_writer
-from unsam_mm.rle import rle_from_json
+from unsam_mm.rle import rles_from_json
 
 _SEPARATOR = b'\n'
 """No character of COCO's run lengths."""
@@ -26,7 +26,7 @@ def pack_masks(records: Sequence[Record]) -> dict[str, Any]:
     Returns:
         ``counts``, bytes of all masks, and ``scores``, (N,) float64.
     """
-    counts = _SEPARATOR.join(rle_from_json(record['segmentation'])['counts'] for record in records)
+    counts = _SEPARATOR.join(rle['counts'] for rle in rles_from_json([record['segmentation'] for record in records]))
     return {'counts': counts, 'scores': np.array([record['score'] for record in records], np.float64)}
 
 

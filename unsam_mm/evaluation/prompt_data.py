@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unsam_mm.coco_files.fields import is_crowd, panoptic_segments
 from unsam_mm.coco_files.matching import match_images
 from unsam_mm.coco_files.segmentations import read_rles
-from unsam_mm.errors import ImageError, StoreError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.evaluation.records import group_by_image, some
 from unsam_mm.images import list_images, walk_images
@@ -75,7 +76,7 @@ def coco_prompts(
     if 'segments_info' in truth['annotations'][0]:
         groups = _read_panoptic(annotations, truth, masks)
     else:
-        things = [record for record in truth['annotations'] if not record.get('iscrowd')]
+        things = [record for record in truth['annotations'] if not is_crowd(record)]
         groups = {
             image_id: partial(_draw_records, records, (entries[image_id].get('height'), entries[image_id].get('width')))
             for image_id, records in group_by_image(things, entries, 'ground-truth annotation').items()
@@ -156,13 +157,15 @@ def _read_panoptic(
     groups = {}
     missing = []
     for record in truth['annotations']:
-        if not {'file_name', 'segments_info'} <= record.keys():
+        try:
+            name, numbers, crowds = panoptic_segments(record)
+        except UnSAMError as error:
             raise StoreError(
-                f'{annotations}: image {record["image_id"]} has no file_name or no segments_info, as the first one has; '
-                'keep instances and the panoptic form in files of their own'
-            )
-        path = Path(masks) / record['file_name']
-        ids = [segment['id'] for segment in record['segments_info'] if not segment.get('iscrowd')]
+                f'{annotations}: image {record["image_id"]} {error}, as the first one has; keep instances and the '
+                'panoptic form in files of their own'
+            ) from error
+        path = Path(masks) / name
+        ids = [number for number, crowd in zip(numbers, crowds, strict=True) if not crowd]
         if record['image_id'] not in known:
             raise StoreError(f'{annotations}: {record["file_name"]} belongs to an image that "images" does not list')
         if not path.is_file():

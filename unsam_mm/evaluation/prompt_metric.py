@@ -21,7 +21,7 @@ from unsam_mm.evaluation.prompt_iou import (
     summarize,
 )
 from unsam_mm.evaluation.sample_values import to_numpy, to_rles
-from unsam_mm.rle import decode_rles, rle_from_json
+from unsam_mm.rle import decode_rles, rle_from_json, rles_from_json
 
 ensure_mmcv_ops()
 
@@ -135,7 +135,7 @@ class UnSAMPromptIoUMetric(BaseMetric):
 
 def _ious_with(masks: Any, truth: Mapping[str, Any], name: str) -> np.ndarray:
     """(C,) IoU of the masks of one answer with the truth."""
-    rles = [rle_from_json(rle) for rle in to_rles(masks)]
+    rles = rles_from_json(to_rles(masks))
     truth = rle_from_json(truth)
     size_hw = tuple(truth['size'])
     if wrong := {tuple(rle['size']) for rle in rles} - {size_hw}:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from unsam_mm.coco_files.segmentations import read_rles
+from unsam_mm.coco_files.fields import (
+    category_order,
+    entry_id,
+    image_size,
+    is_crowd,
+    number_in,
+    other_type_hint,
+    repeated_id,
+    stated_area,
+)
+from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import Rle
+from unsam_mm.rle import Rle, areas_and_boxes
 
 Record = Mapping[str, Any]
 SizeHW = tuple[int | None, int | None]
@@ -59,21 +68,21 @@ def group_by_image(records: Sequence[Record], image_ids: Mapping[Any, Any], what
         missing = [key for key in ('image_id', 'segmentation') if key not in record]
         if missing:
             raise UnSAMError(f'{what} {index} has no {" and no ".join(missing)}; it has {sorted(record)}')
-        if not isinstance(record['image_id'], Hashable):
+        image_id = entry_id(record['image_id'])
+        if image_id is None:
             raise UnSAMError(f'{what} {index} has the image_id {record["image_id"]}; expected a number or text')
-        groups[record['image_id']].append(record)
-    unknown = sorted(str(image_id) for image_id in groups.keys() - image_ids.keys())
+        groups[image_id].append(record)
+    unknown = groups.keys() - image_ids.keys()
     if unknown:
+        advice = 'use predictions and ground truth of the same data set'
         raise UnSAMError(
             f'{what}s name {len(unknown)} image ids that the ground truth does not list '
-            f'({some(unknown)}); use predictions and ground truth of the same data set'
+            f'({some(sorted(map(str, unknown)))}); {other_type_hint(unknown, image_ids) or advice}'
         )
-    for image_id, group in groups.items():
-        try:
-            group.sort(key=lambda record: record.get('category_id', 1))
-        except TypeError as error:
-            raise UnSAMError(f'image {image_id}: the {what}s have category_id of several types ({error})') from error
-    return groups
+    polygons = PolygonFilter(f'{what}s')
+    kept = {image_id: sorted(polygons(group), key=category_order) for image_id, group in groups.items()}
+    polygons.warn(stacklevel=3)
+    return kept
 
 
 def read_images(
@@ -84,9 +93,12 @@ def read_images(
     The order of the images decides between equal scores.
 
     Raises:
-        UnSAMError: If a record is incomplete, a mask does not fit its image, or a prediction belongs to no image.
+        UnSAMError: If a record is incomplete, a mask does not fit its image, a prediction belongs to no image, or two
+            images have one id.
     """
-    sizes = {image['id']: (image.get('height'), image.get('width')) for image in ground_truth['images']}
+    if twice := repeated_id(ground_truth['images']):
+        raise UnSAMError(f'the ground truth: {twice}')
+    sizes = {image['id']: image_size(image) for image in ground_truth['images']}
     truths = group_by_image(ground_truth['annotations'], sizes, 'ground-truth annotation')
     found = group_by_image(predictions, sizes, 'prediction')
     for image_id in sorted(sizes):
@@ -101,7 +113,14 @@ def read_image(
     Raises:
         UnSAMError: If a mask is malformed or of another size than the image, or a score is missing.
     """
-    detections, references = _read_detections(predictions, size_hw, max_det), _read_truths(truths, size_hw)
+    try:
+        detections = _read_detections(predictions, size_hw, max_det)
+    except UnSAMError as error:
+        raise UnSAMError(f'prediction of {error}') from error
+    try:
+        references = _read_truths(truths, size_hw)
+    except UnSAMError as error:
+        raise UnSAMError(f'ground truth of {error}') from error
     sizes = {tuple(rle['size']) for masks in (detections, references) for rle in masks.rles}
     if len(sizes) > 1:
         image_id = truths[0]['image_id'] if truths else predictions[0]['image_id']
@@ -115,7 +134,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def _read_detections(records: Sequence[Record], size_hw: SizeHW, max_det: int) -> Masks:
-    scores = _read_numbers(records, 'score')
+    scores = _read_fields(records, partial(number_in, key='score'))
     if not np.isfinite(scores).all():
         image_id = records[0]['image_id']
         raise UnSAMError(
@@ -131,23 +150,21 @@ def _read_truths(records: Sequence[Record], size_hw: SizeHW) -> Masks:
     rles = read_rles(records, size_hw)
     drawn = _drawn_areas(rles)
     # A file may give the area of the object before it was cut or simplified; COCO sorts by that figure.
-    areas = _read_numbers(records, 'area')
+    areas = _read_fields(records, stated_area)
     areas = np.where(np.isnan(areas), drawn, areas)
-    is_crowd = np.array([bool(record.get('iscrowd', 0)) for record in records], bool)
-    return Masks(rles, drawn, areas, np.zeros(len(rles)), is_crowd)
+    return Masks(rles, drawn, areas, np.zeros(len(rles)), _read_fields(records, is_crowd).astype(bool))
 
 
-def _read_numbers(records: Sequence[Record], key: str) -> np.ndarray:
-    """A field of the records of one image, (N,) float64; NaN where it is absent or null."""
-    values = (record.get(key) for record in records)
-    try:
-        return np.array([math.nan if value is None else float(value) for value in values], np.float64)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise UnSAMError(
-            f'image {records[0]["image_id"]}: a {key} is not a number ({error}); correct the file'
-        ) from error
+def _read_fields(records: Sequence[Record], read: Callable[[Record], float]) -> np.ndarray:
+    """(N,) float64: a field of the records of one image."""
+    values = np.empty(len(records))
+    for index, record in enumerate(records):
+        try:
+            values[index] = read(record)
+        except UnSAMError as error:
+            raise UnSAMError(f'{place_of(record)}: {error}') from error
+    return values
 
 
 def _drawn_areas(rles: Sequence[Rle]) -> np.ndarray:
-    # One by one: pycocotools fails on lists of more than 255 masks with NumPy 2.
-    return np.array([coco_mask.area(rle) for rle in rles], np.float64)
+    return areas_and_boxes(rles)[0].astype(np.float64)

@@ -251,6 +251,10 @@ class DetectorEngine:
         from unsam_mm.models.prompt_inputs import Frames
 
         try:
+            if any(not isinstance(values, np.ndarray) or not np.isfinite(values).all() for values in arrays.values()):
+                raise ValueError('not all numbers are finite')
+            if arrays['frames'].dtype.kind not in 'iu' or (arrays['frames'] < 1).any():
+                raise ValueError('sizes are no numbers of pixels')
             frames = Frames(*(tuple(int(side) for side in size) for size in arrays['frames']))
             names = ['mask_feature', *(f'memory_{i}' for i in range(len(arrays) - 2))]
             feature, *memories = (torch.from_numpy(arrays[name]).float().to(self.device) for name in names)

@@ -12,6 +12,7 @@ import numpy as np
 
 from unsam_mm.errors import DamagedError, StoreError
 from unsam_mm.files import atomic_writer, read_json, replace_folder, restore_folder, temporary_name
+from unsam_mm.npz import UNREADABLE, first_line, read_npz
 
 _FORMAT = 2
 _SUFFIXES = ('.npz', '.zarr')
@@ -68,17 +69,15 @@ def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
         arrays, found, number = _read_npz(path) if path.suffix == '.npz' else _read_zarr(path)
     except StoreError:
         raise
-    except (OSError, KeyError, ValueError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedError(f'{path}: not an embedding ({reason}); remove it and make it again') from error
+    except UNREADABLE as error:
+        raise DamagedError(f'{path}: not an embedding ({first_line(error)}); remove it and make it again') from error
     if (found, number) != (kind, _FORMAT):
         raise StoreError(f'{path}: is for the engine {found!r} (format {number}), not for {kind!r} (format {_FORMAT})')
     return arrays
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str, int]:
-    with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = read_npz(path)
     return arrays, str(arrays.pop('_kind')), int(arrays.pop('_format'))
 
 

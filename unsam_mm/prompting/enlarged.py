@@ -106,12 +106,13 @@ class EnlargedEngine:
             UnSAMError: If the arrays are of another engine, or the factor is not that of images of their size.
         """
         rest = dict(arrays)
-        factor = np.ravel(rest.pop('factor', 1)).tolist()
+        given = np.ravel(rest.pop('factor', 1))
+        factor = given.tolist() if given.dtype.kind in 'iu' else []
         engine = copy.copy(self._engine)
         engine.set_embedding(rest)
         if factor not in ([1], [_FACTOR]) or any(side % factor[0] for side in engine.size_hw):
             raise UnSAMError(
-                f'the arrays are of an image of {engine.size_hw} px that was enlarged by {factor}; expected [1] or '
+                f'the arrays are of an image of {engine.size_hw} px that was enlarged by {str(given)[:20]}; expected [1] or '
                 f'[{_FACTOR}] and sides that it divides; make the embedding again'
             )
         self._engine, self._factor = engine, factor[0]

@@ -121,14 +121,9 @@ class RegionEngine:
         hierarchy = hierarchy_of_arrays({name: values for name, values in arrays.items() if name not in names})
         try:
             tokens = RegionTokens(**{name: values for name, values in arrays.items() if name in names})
-            same = {len(tokens), len(tokens.features), len(tokens.centres_yx), tokens.tree_orders.shape[1]}
-            if len(same) > 1 or int(tokens.labels.max()) >= len(tokens):
-                raise ValueError(f'numbers of regions are {sorted(same)}')
             if tokens.size_hw != hierarchy.size_hw:
                 raise ValueError(f'sizes are {tokens.size_hw} and {hierarchy.size_hw}')
             self._set(self._read(tokens), hierarchy)
-        except UnSAMError:
-            raise
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise UnSAMError(
                 f'the arrays are no region tokens of one image ({error}); make the embedding again'

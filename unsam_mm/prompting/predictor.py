@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import DamagedError, UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
@@ -202,7 +202,11 @@ class UnSAMPredictor:
             StoreError: If the file is missing, damaged or of the other engine.
             UnSAMError: If its regions are of another kind than the weights read.
         """
-        self.engine.set_embedding(load_arrays(path, self.engine.name))
+        arrays = load_arrays(path, self.engine.name)
+        try:
+            self.engine.set_embedding(arrays)
+        except UnSAMError as error:
+            raise DamagedError(f'{path}: {error}') from error
 
     def predict(
         self,

@@ -31,6 +31,7 @@ from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid, lifted
 MIN_TILE_PX = 128
 logger = logging.getLogger(__name__)
 
+_MAX_SIDE_PX = 2**31 - 1  # of a plane; larger ones are no planes
 _MARGIN_SHARE = 1 / 8  # of a window's side between its inner sides and a prompt
 
 
@@ -185,22 +186,28 @@ class TiledEngine:
         Raises:
             UnSAMError: If the arrays are of no plane, or of windows of another size.
         """
-        plane = np.ravel(arrays.get('plane', ())).tolist()
-        if len(plane) != 3 or plane[2] != self._tile_px or min(plane) < 1:
+        given = np.ravel(arrays.get('plane', ()))
+        plane = given.tolist() if given.dtype.kind in 'iu' else []
+        if len(plane) != 3 or plane[2] != self._tile_px or min(plane) < 1 or max(plane) > _MAX_SIDE_PX:
             raise UnSAMError(f'the arrays are of no plane in tiles of {self._tile_px} px; make the embedding again')
-        self.reset_image()
-        pyramid = WindowPyramid((int(plane[0]), int(plane[1])), self._tile_px)
+        pyramid = WindowPyramid((plane[0], plane[1]), self._tile_px)
         by_window: dict[str, dict[str, np.ndarray]] = {}
         for name, values in arrays.items():
             prefix, _, rest = name.partition('.')
             if rest:
                 by_window.setdefault(prefix, {})[rest] = values
-        places = {f'{w.level}_{w.top}_{w.left}': w for level in range(pyramid.n_levels) for w in pyramid.windows(level)}
-        if not by_window.keys() <= places.keys():
-            raise UnSAMError('the arrays are of windows that the plane has not; make the embedding again')
+        ready = {}
         for prefix, known in by_window.items():
-            self._engine.set_embedding(known)
-            self._ready[places[prefix]] = self._taken()
+            window = _named_window(pyramid, prefix)
+            engine = copy.copy(self._engine)
+            engine.set_embedding(known)
+            if engine.size_hw != (window.height, window.width):
+                raise UnSAMError(
+                    f'a window of {engine.size_hw} px was kept as one of {window}; make the embedding again'
+                )
+            ready[window] = engine
+        self.reset_image()
+        self._ready.update(ready)
         self._pyramid = pyramid
 
     def to(self, device: str) -> TiledEngine:
@@ -270,12 +277,12 @@ class TiledEngine:
         """Whether the engine has what is kept of a window; a damaged file is as good as none."""
         try:
             self._engine.set_embedding(load_arrays(path, self.name))
-        except DamagedError as error:
-            logger.warning('a window is looked at again: %s', error)
-            return False
-        except StoreError:
-            if path.exists():
-                raise
+        except UnSAMError as error:
+            if isinstance(error, StoreError) and not isinstance(error, DamagedError):
+                if path.exists():
+                    raise
+            else:
+                logger.warning('a window is looked at again: %s: %s', path, error)
             return False
         self._used(path)
         return True
@@ -294,6 +301,19 @@ class TiledEngine:
         taken = copy.copy(self._engine)
         self._engine.reset_image()
         return taken
+
+
+def _named_window(pyramid: WindowPyramid, name: str) -> Window:
+    """The window that was kept as 'level_top_left'."""
+    parts = name.split('_')
+    if len(parts) == 3 and all(part.isdecimal() and len(part) < 11 for part in parts):
+        level, top, left = map(int, parts)
+        if level < pyramid.n_levels:
+            middle = (np.array([left, top]) + pyramid.side_px / 2) * 2**level
+            window = pyramid.window_at(level, middle)
+            if (window.top, window.left) == (top, left):
+                return window
+    raise UnSAMError(f'the arrays are of a window {name[:40]!r}, which the plane has not; make the embedding again')
 
 
 def _in_window(prompt: Prompt, window: Window, size_hw: tuple[int, int]) -> Prompt | None:

@@ -132,6 +132,8 @@ def hierarchy_of_arrays(arrays: dict[str, np.ndarray]) -> MaskHierarchy:
         sizes_hw = {first.size_hw, *(other.size_hw for other in others)}
         if len(sizes_hw) > 1:
             raise ValueError(f'sizes are {sorted(sizes_hw)}')
+        if not all(isinstance(values, np.ndarray) for values in arrays.values()):
+            raise ValueError('not all are arrays')
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UnSAMError(f'the arrays are no region trees of one image ({error}); make the embedding again') from error
     return replace(first, alternatives=tuple(others))

@@ -8,6 +8,7 @@ Source: UnSAM, section 3.4 (UnSAM+: IoU 0.02) and section 3.3 (self-training: sc
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from unsam_mm.coco_files.fields import is_crowd, stated_area
 from unsam_mm.coco_files.segmentations import read_rles
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.label_sources import LabelSource, Record, open_ground_truth, open_predictions
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
-from unsam_mm.rle import Rle
+from unsam_mm.rle import Rle, areas_and_boxes
 
 GROUND_TRUTH_IOU = 0.02
 SELF_TRAINING_IOU, SELF_TRAINING_SCORE = 0.5, 0.7
@@ -120,8 +122,7 @@ def _merge(
             if name in numbers:
                 _, size_hw, added = source.read(numbers[name])
                 where = f'{source.path}, {name}'
-                rles = _checked_rles(added, _same_size(size_hw, masks.size_hw, where), where)
-                added = [_completed(record, rle) for record, rle in zip(added, rles, strict=True)]
+                added, rles = _checked(added, _same_size(size_hw, masks.size_hw, where), where)
                 apart = without_overlap(masks, rles, max_iou)
             else:
                 apart = masks
@@ -133,11 +134,11 @@ def _merge(
         taken = set(numbers.values())
         for number in (number for number in range(source.count) if number not in taken):
             name, size_hw, added = source.read(number)
-            rles = _checked_rles(added, size_hw, f'{source.path}, {name}')
-            added = [_completed(record, rle) for record, rle in zip(added, rles, strict=True)]
+            added, _ = _checked(added, size_hw, f'{source.path}, {name}')
             writer.add(name, size_hw, _joined(added, kind))
             report.only_added += 1
             report.added += len(added)
+    source.warn()
     return report
 
 
@@ -160,25 +161,32 @@ def _joined(added: list[Record], kind: str, masks: MaskSet | None = None) -> lis
     return records
 
 
-def _checked_rles(records: list[Record], size_hw: tuple[int | None, int | None], where: str) -> list[Rle]:
-    if not records:
-        return []
-    if not all(isinstance(record, dict) and 'segmentation' in record for record in records):
+def _checked(
+    records: list[Record], size_hw: tuple[int | None, int | None], where: str
+) -> tuple[list[Record], list[Rle]]:
+    """The records with all fields, and their masks."""
+    if not all('segmentation' in record for record in records):
         raise StoreError(f'{where}: an annotation has no "segmentation"; expected RLE or polygons')
     try:
-        return read_rles([{'image_id': record.get('image_id', '?'), **record} for record in records], size_hw)
+        rles = read_rles(records, size_hw)
+        return _completed(records, rles), rles
     except UnSAMError as error:
         raise StoreError(f'{where}: {error}') from error
 
 
-def _completed(record: Record, rle: Rle) -> Record:
-    """The record with `area` and `bbox`, which lists of results may lack."""
-    if record.keys() >= {'area', 'bbox'}:
-        return record
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # of NumPy 2, about pycocotools' own arrays
-        measured = {'area': int(coco_mask.area(rle)), 'bbox': coco_mask.toBbox(rle).tolist()}
-    return {**measured, **record}
+def _completed(records: list[Record], rles: list[Rle]) -> list[Record]:
+    """The records with `area` and `bbox`, which lists of results may lack, and with fields of one form."""
+    areas, boxes = areas_and_boxes(rles)
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {
+            **record,
+            'area': int(area) if math.isnan(stated := stated_area(record)) else stated,
+            'bbox': box.tolist() if record.get('bbox') is None else record['bbox'],
+            'iscrowd': int(is_crowd(record)),
+        }
+        for record, area, box in zip(records, areas, boxes, strict=True)
+    ]
 
 
 def _same_size(size_hw: tuple[int | None, int | None], expected: tuple[int, int], where: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ than one image.
 
 from __future__ import annotations
 
-import json
+import math
 from array import array
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -15,9 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from unsam_mm.coco_files.fields import duplicate_message, entry_id, image_size, number_in, other_type_hint
 from unsam_mm.coco_files.matching import match_images
-from unsam_mm.coco_files.stream import stream_lists
-from unsam_mm.errors import StoreError
+from unsam_mm.coco_files.segmentations import PolygonFilter, place_of
+from unsam_mm.coco_files.stream import open_utf8, read_entries, stream_lists
+from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
@@ -45,6 +47,9 @@ class LabelSource(Protocol):
 
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
         """Name, size and records of one image; a ``parent`` is an index in the list of records."""
+
+    def warn(self) -> None:
+        """Warns of what was left out of the records that were read: polygons that enclose nothing."""
 
 
 def open_ground_truth(path: str | Path) -> LabelSource:
@@ -74,10 +79,7 @@ def open_predictions(
     path = Path(path)
     if path.is_dir():
         return PredictedFolder(path, min_score)
-    if images is not None:
-        names = {entry.value['id']: _named(entry.value, images) for entry in _image_entries(images)}
-    else:
-        names = dict(enumerate(numbered, start=1))
+    names = dict(enumerate(numbered, start=1)) if images is None else _names_by_id(images)
     return CocoFile(path, supervised=None, min_score=min_score, names=names)
 
 
@@ -91,7 +93,8 @@ class CocoFile:
         names: Image id to name, for a file that is only a list of results.
 
     Raises:
-        StoreError: If the file is broken, is not in COCO form, or has annotations of images that it does not list.
+        StoreError: If the file is broken, is not in COCO form, lists an image twice, or has annotations of images that it
+            does not list.
     """
 
     def __init__(
@@ -105,24 +108,31 @@ class CocoFile:
         self._number_of: dict[Any, int] = {}  # by image id
         self._images: list[tuple[str, SizeHW] | None] = []
         self._runs = array('q')  # image number, first byte, byte behind the last, of annotations that follow each other
-        is_list = False
+        self._polygons = PolygonFilter(str(path))
+        found = set()
         lists = {'images', 'annotations'} if names is None else {'images', 'annotations', ''}
-        for entry in stream_lists(path, lists, whole={'info'}):
+        for entry in stream_lists(path, lists, whole={'info'}, found=found):
             if entry.key == 'info':
                 self._read_info(entry.value)
             elif entry.key == 'images':
-                self._images[self._number(entry.value, 'id')] = _named(entry.value, path), _size_of(entry.value)
+                self._note_image(entry.value)
             else:
-                is_list |= entry.key == ''
                 self._note(self._number(entry.value, 'image_id'), entry.start, entry.end)
+        is_list = '' in found
+        if not is_list and 'annotations' not in found:
+            raise StoreError(f'{path}: no "annotations" in it; expected a COCO file with "images" and "annotations"')
         if is_list:
             self._images = [(names[i], (None, None)) if i in names else None for i in self._number_of]
         lost = [image_id for image_id, number in self._number_of.items() if self._images[number] is None]
         if lost:
+            listed = names if is_list else self._number_of.keys() - set(lost)
+            advice = (
+                'expected a COCO file whose "images" hold all of them; a list of results needs the file that it was '
+                'predicted for (--images)'
+            )
             raise StoreError(
                 f'{path}: annotations of {len(lost)} images that are not listed '
-                f'({", ".join(map(str, lost[:_NAMED_IN_MESSAGES]))}); expected a COCO file whose "images" hold all of '
-                'them; a list of results needs the file that it was predicted for (--images)'
+                f'({", ".join(map(str, lost[:_NAMED_IN_MESSAGES]))}); {other_type_hint(lost, listed) or advice}'
             )
         self.count = len(self._images)
 
@@ -135,13 +145,24 @@ class CocoFile:
         name, size_hw = self._images[number]
         records = []
         first = np.searchsorted(self._sorted_runs[:, 0], [number, number + 1])
-        with self.path.open('rb') as file:
-            for _, start, end in self._sorted_runs[slice(*first)].tolist():
-                file.seek(start)
-                records += json.loads(b'[%b]' % file.read(end - start))
+        try:
+            with open_utf8(self.path) as file:
+                for _, start, end in self._sorted_runs[slice(*first)].tolist():
+                    records += read_entries(file, start, end)
+            if not all(isinstance(record, dict) for record in records):
+                raise ValueError('no annotations')
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f'{self.path}: the annotations of {name} are no longer where they were ({error}); the file has changed, '
+                'start again'
+            ) from error
         if self._min_score is not None:
             records = [record for record in records if _score_of(record, self.path) > self._min_score]
-        return name, size_hw, [{**record, 'parent': -1} for record in records]
+        return name, size_hw, [{**record, 'parent': -1} for record in self._polygons(records)]
+
+    def warn(self) -> None:
+        """See `LabelSource`."""
+        self._polygons.warn(stacklevel=3)
 
     @cached_property
     def _sorted_runs(self) -> np.ndarray:
@@ -152,9 +173,19 @@ class CocoFile:
         if self.supervised is None and isinstance(info, dict):
             self.supervised = info.get('supervised')
 
+    def _note_image(self, image: Any) -> None:
+        number = self._number(image, 'id')
+        name = _named(image, self.path)
+        if (other := self._images[number]) is not None:
+            raise StoreError(f'{self.path}: {duplicate_message(image["id"], other[0], name)}')
+        try:
+            self._images[number] = name, image_size(image)
+        except UnSAMError as error:
+            raise StoreError(f'{self.path}: {name}: {error}') from error
+
     def _number(self, value: Any, key: str) -> int:
-        image_id = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(image_id, (int, str)):
+        image_id = entry_id(value.get(key)) if isinstance(value, dict) else None
+        if image_id is None:
             raise StoreError(f'{self.path}: found {str(value)[:60]!r} where an entry with "{key}" was expected')
         number = self._number_of.setdefault(image_id, len(self._images))
         if number == len(self._images):
@@ -181,6 +212,7 @@ class Sa1bFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._polygons = PolygonFilter(str(path))
         files = (file.relative_to(path).as_posix() for file in path.rglob('*.json'))
         self._files = sorted(file for file in files if PurePosixPath(file).name != MANIFEST)
         self.count = len(self._files)
@@ -203,12 +235,17 @@ class Sa1bFolder:
         try:
             image, records = content['image'], content['annotations']
             name = str(PurePosixPath(self._files[number]).with_name(PurePosixPath(image['file_name']).name))
-            return name, _size_of(image), [{**record, 'parent': -1} for record in records]
-        except (AttributeError, KeyError, TypeError) as error:
+            kept = self._polygons(records)
+            return name, image_size(image), [{**record, 'parent': -1} for record in kept]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f'{file}: not an SA-1B annotation file ({type(error).__name__}: {error}); expected "image" with '
                 '"file_name" and a list of "annotations"; remove it from the folder'
             ) from error
+
+    def warn(self) -> None:
+        """See `LabelSource`."""
+        self._polygons.warn(stacklevel=3)
 
 
 class PredictedFolder:
@@ -230,6 +267,9 @@ class PredictedFolder:
         kept = masks[np.flatnonzero(masks.scores > self._min_score)]
         return self._names[number], kept.size_hw, kept.to_coco(image_id=0)
 
+    def warn(self) -> None:
+        """See `LabelSource`; a store has no polygons."""
+
 
 def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, int]:
     images = [{'file_name': name, 'id': number} for number, name in enumerate(labelled)]
@@ -244,8 +284,23 @@ def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, i
     return match_images(names, {'images': images}, skip_unmatched=True)
 
 
-def _image_entries(path: str | Path):
-    return (entry for entry in stream_lists(path, {'images', 'annotations'}) if entry.key == 'images')
+def _names_by_id(path: str | Path) -> dict[Any, str]:
+    """The ``file_name`` of each image of a COCO file.
+
+    Raises:
+        StoreError: If an entry of "images" is malformed, or two have one id.
+    """
+    names: dict[Any, str] = {}
+    for entry in stream_lists(path, {'images', 'annotations'}):
+        if entry.key == 'images':
+            image_id = entry_id(entry.value.get('id')) if isinstance(entry.value, dict) else None
+            if image_id is None:
+                raise StoreError(f'{path}: found {str(entry.value)[:60]!r} where an entry with "id" was expected')
+            name = _named(entry.value, path)
+            if image_id in names:
+                raise StoreError(f'{path}: {duplicate_message(image_id, names[image_id], name)}')
+            names[image_id] = name
+    return names
 
 
 def _named(image: Mapping[str, Any], path: str | Path) -> str:
@@ -255,15 +310,15 @@ def _named(image: Mapping[str, Any], path: str | Path) -> str:
     return name
 
 
-def _size_of(image: Mapping[str, Any]) -> SizeHW:
-    return image.get('height'), image.get('width')
-
-
 def _score_of(record: Mapping[str, Any], path: Path) -> float:
-    score = record.get('score', record.get('predicted_iou'))
-    if not isinstance(score, (int, float)):
-        raise StoreError(f'{path}: a prediction of image {record.get("image_id")} has no "score"')
-    return score
+    for key in ('score', 'predicted_iou'):
+        try:
+            score = number_in(record, key)
+        except UnSAMError as error:
+            raise StoreError(f'{path}: {place_of(record)}: {error}') from error
+        if not math.isnan(score):
+            return score
+    raise StoreError(f'{path}: a prediction of image {record.get("image_id")} has no "score"')
 
 
 def _stem(name: str) -> str:

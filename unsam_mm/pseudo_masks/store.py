@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from unsam_mm.coco_files.fields import image_size
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, TargetError
 from unsam_mm.files import fitting_name, is_fitted, read_json, write_json
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.mask_set import MaskSet
-from unsam_mm.rle import rle_from_json
+from unsam_mm.rle import areas_and_boxes, rles_from_json
 
 MANIFEST = 'unsam.json'
 _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
@@ -184,7 +185,11 @@ class PseudoMaskStore:
         if not manifest.exists():
             return {}
         noted = read_json(manifest)
-        if not isinstance(noted, dict) or not noted.keys() & {_MARK, 'signature'}:
+        if (
+            not isinstance(noted, dict)
+            or not noted.keys() & {_MARK, 'signature'}
+            or not isinstance(noted.get('refine'), str | None)
+        ):
             raise StoreError(f'{manifest}: not what "generate" wrote; choose another folder')
         return noted
 
@@ -287,21 +292,56 @@ def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
 def _mask_set(content: Any, path: Path) -> MaskSet:
     try:
         image, annotations = content['image'], content['annotations']
-        size_hw = (int(image['height']), int(image['width']))
-        boxes = np.array([record['bbox'] for record in annotations], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        parents = np.array([record.get('parent', -1) for record in annotations], np.int64)
-        if (wrong := parents[(parents < -1) | (parents >= len(annotations))]).size:
-            raise ValueError(f'parent {wrong[0]} among {len(annotations)} masks')
+        height, width = image_size(image)
+        if height is None or width is None:
+            raise ValueError('"image" has no height or no width')
+        rles = rles_from_json([record['segmentation'] for record in annotations], (height, width))
+        areas, boxes = areas_and_boxes(rles)
+        _check_stated(annotations, areas, boxes)
         return MaskSet(
-            rles=[rle_from_json(record['segmentation']) for record in annotations],
-            scores=np.array([record['predicted_iou'] for record in annotations], np.float32),
-            parents=parents,
-            areas=np.array([record['area'] for record in annotations], np.int64),
-            boxes_xyxy=boxes,
-            size_hw=size_hw,
+            rles=rles,
+            scores=_shares(annotations, 'predicted_iou'),
+            parents=_parents(annotations),
+            areas=areas,
+            boxes_xyxy=boxes.astype(np.float32),
+            size_hw=(height, width),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise StoreError(
             f'{path}: not a pseudo-mask file ({type(error).__name__}: {error}); remove it and generate it again'
         ) from error
+
+
+def _check_stated(annotations: list[dict[str, Any]], areas: np.ndarray, boxes: np.ndarray) -> None:
+    """Run lengths that were changed may still be those of another mask; its area and box tell."""
+    stated = _numbers(annotations, 'area', np.nan)
+    if (wrong := ~np.isnan(stated) & (stated != areas)).any():
+        at = int(wrong.argmax())
+        raise ValueError(f'mask {at} has {areas[at]} px, its "area" is {stated[at]:.12g}')
+    sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    for at, record in enumerate(annotations):
+        if record.get('bbox') is not None and record['bbox'] != sides[at].tolist():
+            raise ValueError(f'mask {at} has the box {sides[at].tolist()}, its "bbox" is {str(record["bbox"])[:60]}')
+
+
+def _parents(annotations: list[dict[str, Any]]) -> np.ndarray:
+    parents = _numbers(annotations, 'parent', -1.0)
+    if (wrong := parents[~((parents >= -1) & (parents < len(annotations)) & (parents == np.floor(parents)))]).size:
+        raise ValueError(f'parent {wrong[0]:.12g} among {len(annotations)} masks')
+    return parents.astype(np.int64)
+
+
+def _shares(annotations: list[dict[str, Any]], key: str, default: float | None = None) -> np.ndarray:
+    values = _numbers(annotations, key, default)
+    if (wrong := values[~((values >= 0) & (values <= 1))]).size:
+        raise ValueError(f'"{key}" is {wrong[0]:.12g}; expected a number in [0, 1]')
+    return values.astype(np.float32)
+
+
+def _numbers(annotations: list[dict[str, Any]], key: str, default: float | None = None) -> np.ndarray:
+    """(N,) float64 values of a field, which JSON has as numbers; some may be absent where there is a default."""
+    values = [record[key] if default is None else record.get(key, default) for record in annotations]
+    if not set(map(type, values)) <= {int, float}:
+        wrong = next(value for value in values if type(value) not in (int, float))
+        raise ValueError(f'"{key}" is {str(wrong)[:40]!r}; expected a number')
+    return np.array(values, np.float64)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unsam_mm.errors import ImageError, StoreError, UnSAMError, WeightsError, explained
+from unsam_mm.errors import DamagedError, ImageError, StoreError, UnSAMError, WeightsError, explained
 from unsam_mm.images import read_image
 from unsam_mm.processes import available_cores, in_processes
 from unsam_mm.pseudo_masks.features import check_device
 from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
-from unsam_mm.region_model.tokenizer import ALGORITHM, MAX_TOKENS, RegionTokenizer
-from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
+from unsam_mm.region_model.tokenizer import ALGORITHM, RegionTokenizer
+from unsam_mm.region_model.tokens import MAX_TOKENS, RegionTokens, TokenMasks
 from unsam_mm.weights import cache_dir
 
 _LOST = '{}: the worker process ended over it, twice, perhaps for lack of memory; use fewer prepare_workers'
@@ -101,7 +101,10 @@ class RegionStore:
             StoreError: If there is no such file, or it is broken.
         """
         path = self.path_of(place)
-        return RegionTokens.load(path), TokenMasks.load(path)
+        tokens, masks = RegionTokens.load(path), TokenMasks.load(path)
+        if masks.shares.shape[1] != len(tokens) or (masks.areas_px > tokens.labels.size).any():
+            raise DamagedError(f'{path}: tokens and masks do not belong together; remove the file and make it again')
+        return tokens, masks
 
     def make(self, place: ImagePlace, tokenizer: RegionTokenizer) -> tuple[RegionTokens, TokenMasks]:
         """Makes the tokens of an image and keeps them.

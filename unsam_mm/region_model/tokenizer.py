@@ -24,11 +24,10 @@ from unsam_mm.pseudo_masks.generator import (
 )
 from unsam_mm.pseudo_masks.leaves import Leaves
 from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
-from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
+from unsam_mm.region_model.tokens import MAX_TOKENS, RegionTokens, TokenMasks
 
 _T = TypeVar('_T')
 
-MAX_TOKENS = 4096  # the table of pairs, 36 bytes each, then takes 0.6 GB
 ALGORITHM = 2
 """Raised when the same image gives other tokens than before."""
 

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from unsam_mm.errors import StoreError
+from unsam_mm.errors import DamagedError, StoreError, UnSAMError
 from unsam_mm.files import atomic_writer
+from unsam_mm.npz import read_npz
+
+MAX_TOKENS = 4096  # the table of pairs, 36 bytes each, then takes 0.6 GB
 
 _FORMAT = 1
 """Raised when older files can no longer be read."""
+
+_FORMS = {
+    'labels': (np.uint16, 'HW'),
+    'areas_px': (np.int32, 'L'),
+    'features': (np.float16, 'LC'),
+    'lab_mean': (np.float16, 'L3'),
+    'lab_std': (np.float16, 'L3'),
+    'centres_yx': (np.float32, 'L2'),
+    'tree_orders': (np.uint16, 'TL'),
+    'tree_heights': (np.float32, 'TG'),
+    'edges': (np.uint16, 'E2'),
+    'edge_lengths_px': (np.float32, 'E'),
+    'edge_strengths': (np.float32, 'E'),
+}
+"""Field to its dtype and axes: a letter is one length in all fields, G is L - 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +50,9 @@ class RegionTokens:
         edges: (E, 2) uint16 pairs of touching regions, smaller number first, sorted.
         edge_lengths_px: (E,) float32 number of pixel sides that the pair shares.
         edge_strengths: (E,) float32 mean colour gradient along them.
+
+    Raises:
+        UnSAMError: If the arrays have other forms, are not finite, or do not describe regions that tile an image.
     """
 
     labels: np.ndarray
@@ -46,6 +66,59 @@ class RegionTokens:
     edges: np.ndarray
     edge_lengths_px: np.ndarray
     edge_strengths: np.ndarray
+
+    def __post_init__(self) -> None:
+        self._check_forms()
+        n_tokens = len(self)
+        if (
+            not 1 <= n_tokens <= MAX_TOKENS
+            or self.labels.size == 0
+            or min(self.features.shape[1], len(self.tree_orders)) < 1
+        ):
+            raise UnSAMError(f'{n_tokens} regions of {self.labels.shape} px; expected 1..{MAX_TOKENS} of an image')
+        areas = np.bincount(self.labels.ravel(), minlength=n_tokens)
+        if len(areas) > n_tokens or (areas != self.areas_px).any() or not areas.all():
+            raise UnSAMError('areas_px are not those of the labels, or a region has no pixel')
+        if (np.sort(self.tree_orders, axis=1) != np.arange(n_tokens)).any():
+            raise UnSAMError(f'tree_orders must hold each of the {n_tokens} regions once in every row')
+        self._check_ranges()
+        self._check_edges()
+
+    def _check_forms(self) -> None:
+        """Raises `UnSAMError` unless all are arrays of the dtypes and axes of `_FORMS`, and finite."""
+        lengths = {'2': 2, '3': 3}
+        for name, (dtype, axes) in _FORMS.items():
+            values = getattr(self, name)
+            if not isinstance(values, np.ndarray) or values.dtype != dtype or values.ndim != len(axes):
+                found = f'{values.dtype}{values.shape}' if isinstance(values, np.ndarray) else type(values).__name__
+                raise UnSAMError(f'{name} must be {np.dtype(dtype)} with {len(axes)} axes, found {found}')
+            for axis, length in zip(axes, values.shape, strict=True):
+                if axis == 'G':
+                    axis, length = 'L', length + 1
+                if lengths.setdefault(axis, length) != length:
+                    raise UnSAMError(f'{name} of shape {values.shape} and the other parts do not belong together')
+            if not np.isfinite(values).all():
+                raise UnSAMError(f'{name} must be finite')
+
+    def _check_ranges(self) -> None:
+        height, width = self.size_hw
+        if (self.centres_yx < 0).any() or (self.centres_yx > (height - 1, width - 1)).any():
+            raise UnSAMError(f'centres_yx must lie in the image of {height} x {width} px')
+        if (self.lab_std < 0).any():
+            raise UnSAMError('lab_std must not be negative')
+        if (self.tree_heights < 0).any() or (self.tree_heights > 1).any():
+            raise UnSAMError('tree_heights must lie in [0, 1]')
+
+    def _check_edges(self) -> None:
+        places = self.edges.astype(np.int64) @ (len(self), 1)
+        if (
+            (self.edges >= len(self)).any()
+            or (self.edges[:, 0] >= self.edges[:, 1]).any()
+            or (np.diff(places) <= 0).any()
+        ):
+            raise UnSAMError('edges must be pairs of regions, the smaller number first, sorted, none twice')
+        if (self.edge_lengths_px <= 0).any() or (self.edge_strengths < 0).any():
+            raise UnSAMError('edge_lengths_px must be positive, and edge_strengths not negative')
 
     def __len__(self) -> int:
         return len(self.areas_px)
@@ -77,12 +150,7 @@ class RegionTokens:
         Raises:
             StoreError: If the file is missing, damaged or of another kind.
         """
-        tokens = cls(**_load(Path(path), [field.name for field in fields(cls)]))
-        n_tokens = len(tokens.areas_px)
-        lengths = {len(tokens.features), len(tokens.centres_yx), tokens.tree_orders.shape[-1], n_tokens}
-        if len(lengths) > 1 or tokens.labels.ndim != 2 or int(tokens.labels.max(initial=0)) >= n_tokens:
-            raise StoreError(f'{path}: the parts do not belong together; remove the file and make it again')
-        return tokens
+        return _made(cls, path, '')
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +161,26 @@ class TokenMasks:
         shares: (M, L) uint8; how much of each region a mask holds, 255 for all of it.
         scores: (M,) float32 in [0, 1].
         areas_px: (M,) int64.
+
+    Raises:
+        UnSAMError: If the arrays have other forms, or scores or areas are out of range.
     """
 
     shares: np.ndarray
     scores: np.ndarray
     areas_px: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, dtype in (('shares', np.uint8), ('scores', np.float32), ('areas_px', np.int64)):
+            values = getattr(self, name)
+            n_axes = 2 if name == 'shares' else 1
+            if values.dtype != dtype or values.ndim != n_axes or len(values) != len(self.scores):
+                raise UnSAMError(
+                    f'{name} of masks must be {np.dtype(dtype)} with {n_axes} axes, and as many as scores, found '
+                    f'{values.dtype}{values.shape}'
+                )
+        if not ((self.scores >= 0) & (self.scores <= 1)).all() or (self.areas_px < 0).any():
+            raise UnSAMError('scores of masks must lie in [0, 1], and areas must not be negative')
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -109,23 +192,23 @@ class TokenMasks:
         Raises:
             StoreError: If the file is missing, damaged, of another kind or without masks.
         """
-        names = [field.name for field in fields(cls)]
-        found = _load(Path(path), [f'mask_{name}' for name in names])
-        return cls(**{name: found[f'mask_{name}'] for name in names})
+        return _made(cls, path, 'mask_')
 
 
-def _load(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+def _made(kind: type, path: str | Path, prefix: str) -> Any:
+    """Tokens or masks from the arrays of a file, whose names have a prefix."""
+    names = [field.name for field in fields(kind)]
     try:
-        with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
-            if missing := sorted({'format', *names} - set(file.files)):
-                raise StoreError(f'{path}: holds no {missing[0]}; expected a file of region tokens: make it again')
-            if int(file['format']) != _FORMAT:
-                raise StoreError(f'{path}: has format {int(file["format"])}, expected {_FORMAT}; make it again')
-            return {name: file[name] for name in names}
-    except StoreError:
-        raise
+        found = read_npz(path)
     except FileNotFoundError as error:
         raise StoreError(f'{path}: no such file; make it with RegionTokenizer') from error
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreError(f'{path}: not a file of region tokens ({reason}); remove it and make it again') from error
+    except DamagedError as error:
+        raise DamagedError(f'{path}: not a file of region tokens ({error}); remove it and make it again') from error
+    if missing := sorted({'format', *(prefix + name for name in names)} - found.keys()):
+        raise StoreError(f'{path}: holds no {missing[0]}; expected a file of region tokens: make it again')
+    if found['format'].shape or found['format'].dtype.kind not in 'iu' or found['format'] != _FORMAT:
+        raise StoreError(f'{path}: has format {str(found["format"])[:20]}, expected {_FORMAT}; make it again')
+    try:
+        return kind(**{name: found[prefix + name] for name in names})
+    except UnSAMError as error:
+        raise DamagedError(f'{path}: {error}; remove the file and make it again') from error

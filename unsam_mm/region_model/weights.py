@@ -13,11 +13,13 @@ from safetensors.torch import save as to_bytes
 
 from unsam_mm.errors import StoreError, UnSAMError, WeightsError
 from unsam_mm.files import atomic_writer
+from unsam_mm.npz import first_line
 from unsam_mm.pseudo_masks.generator import GeneratorSettings
 from unsam_mm.pseudo_masks.ranking import RankingSettings
 from unsam_mm.region_model.network import RegionNet
 from unsam_mm.region_model.pairs import OTHER_DISTANCES
 from unsam_mm.region_model.prompts import MARKS
+from unsam_mm.region_model.tokens import MAX_TOKENS
 
 FORMAT = 'unsam-region-model-1'
 """Other numbers are other networks, whose weights cannot be read."""
@@ -100,17 +102,23 @@ def load_weights(path: str | Path) -> TrainedRegions:
             f'{path}: has the format {described.get("format")!r}, expected {FORMAT!r}; export the checkpoint again'
         )
     try:
+        if broken := [name for name, values in tensors.items() if not values.isfinite().all()]:
+            raise ValueError(f'{broken[0]} is not finite')
         settings = json.loads(described['settings'])
         settings['growths'] = tuple(tuple(growth) for growth in settings['growths'])
         settings['ranking'] = RankingSettings(**settings['ranking'])
-        net = RegionNet(**json.loads(described['net']))
-        net.load_state_dict(tensors)
+        # Of the tensors first: a network as large as a changed text says might not fit in memory.
+        arguments = net_arguments(tensors)
+        if json.loads(described['net']) != arguments:
+            raise ValueError(f'the tensors are of a network with {arguments}, the file says {described["net"]}')
+        net = _net_of(tensors, arguments)
         notes, n_tokens = json.loads(described['notes']), int(described['n_tokens'])
-        return TrainedRegions(net.eval(), GeneratorSettings(**settings), n_tokens, notes)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        if not isinstance(notes, dict) or not 1 <= n_tokens <= MAX_TOKENS:
+            raise ValueError(f'n_tokens is {n_tokens}, expected 1..{MAX_TOKENS}, or the notes are no dictionary')
+        return TrainedRegions(net, GeneratorSettings(**settings), n_tokens, notes)
+    except _NO_NETWORK as error:
         raise WeightsError(
-            f'{path}: the parts do not belong together ({reason}); export the checkpoint again'
+            f'{path}: the parts do not belong together ({first_line(error)}); export the checkpoint again'
         ) from error
 
 
@@ -152,12 +160,13 @@ def net_of_checkpoint(path: str | Path) -> RegionNet:
     if not state:
         raise WeightsError(f'{path}: holds no region model; give a checkpoint of a training with configs/unsam_s.py')
     try:
-        net = RegionNet(**net_arguments(state))
-        net.load_state_dict(state)
-    except (UnSAMError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f'{path}: a region model of another version ({reason}); train it again') from error
-    return net.eval()
+        if broken := [name for name, values in state.items() if not values.isfinite().all()]:
+            raise ValueError(f'{broken[0]} is not finite')
+        return _net_of(state, net_arguments(state))
+    except _NO_NETWORK as error:
+        raise WeightsError(
+            f'{path}: a region model of another version ({first_line(error)}); train it again'
+        ) from error
 
 
 def net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -187,6 +196,21 @@ def net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 
 _LAYERED = ('encoder', 'decoder')
+_NO_NETWORK = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What tensors and texts that are not those of a `RegionNet` raise."""
+
+
+def _net_of(tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, int]) -> RegionNet:
+    """The network, for evaluation. Tensors must fit before any memory is taken for it."""
+    with torch.device('meta'):
+        expected = {name: tuple(values.shape) for name, values in RegionNet(**arguments).state_dict().items()}
+    found = {name: tuple(values.shape) for name, values in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise ValueError(f'{wrong[0]} has the shape {found.get(wrong[0])}, expected {expected.get(wrong[0])}')
+    net = RegionNet(**arguments)
+    net.load_state_dict(tensors)
+    return net.eval()
 
 
 def _other_region_channels() -> int:

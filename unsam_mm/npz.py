@@ -1,0 +1,54 @@
+"""Reads .npz files that may be damaged, or made by somebody else."""
+
+from __future__ import annotations
+
+import struct
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from unsam_mm.errors import DamagedError, StoreError
+
+UNREADABLE = (
+    OSError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy, zarr and the modules below them raise over damaged files."""
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of a file by name; nothing is unpickled.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedError: If it is no .npz file of numbers and text, or damaged.
+    """
+    try:
+        with Path(path).open('rb') as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (FileNotFoundError, StoreError):
+        raise
+    except UNREADABLE as error:
+        raise DamagedError(
+            f'{path}: not a whole .npz file ({first_line(error)}); remove it and make it again'
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
