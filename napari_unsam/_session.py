@@ -119,7 +119,7 @@ class ViewerSession:
         """
         if self._image is None:
             raise UnSAMError(NO_IMAGE)
-        return Frame(self._image, self.channels)
+        return Frame(self._image, self.channels, self.viewer.dims.units)
 
     @property
     def history(self) -> ActionHistory:
@@ -353,7 +353,7 @@ class ViewerSession:
 
     def _emitters(self) -> list[Any]:
         events = self.viewer.dims.events
-        return [events.point, events.ndisplay, events.order]
+        return [events.point, events.ndisplay, events.order, events.units]
 
     def _retarget(self) -> None:
         """Tells the controller which plane of which image is in view."""

@@ -191,12 +191,13 @@ class Reviewing:
         middle = np.array([(part.start + part.stop - 1) / 2 for part in region])
         hidden = [axis - offset for axis in viewer.dims.not_displayed if axis >= offset]
         middle[hidden] = np.round(middle[hidden])
-        world = np.asarray(objects.data_to_world(middle))
+        to_world = self._session.frame.to_world
+        world = to_world(middle)
         for axis in hidden:
             viewer.dims.set_point(axis + offset, world[axis])
         shown = [axis - offset for axis in viewer.dims.displayed if axis >= offset]
         viewer.scene.camera.center = (*[0.0] * (3 - len(shown)), *world[shown])
-        corners = [objects.data_to_world([getattr(part, end) for part in region]) for end in ('start', 'stop')]
+        corners = [to_world([getattr(part, end) for part in region]) for end in ('start', 'stop')]
         extent = float(np.abs(np.subtract(*corners))[shown].max())
         if not _SEEN_PX[0] <= extent * viewer.scene.camera.zoom <= _SEEN_PX[1]:
             viewer.scene.camera.zoom = _SHOWN_PX / extent
