@@ -144,6 +144,11 @@ class AddLayers:
     def __init__(self, name: str, viewer: ViewerModel, layers: Sequence[Layer]) -> None:
         self.name, self._viewer, self._layers = name, viewer, tuple(layers)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of those that are not in the viewer and would be gone otherwise."""
+        return sum(getattr(layer.data, 'nbytes', 0) for layer in self._layers if layer not in self._viewer.layers)
+
     def do(self) -> None:
         """Adds them."""
         for layer in self._layers:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
+from napari_unsam._commit import ObjectTable, ObjectWrite, Painting, WriteObjects
 from napari_unsam._layers import ObjectLayers, is_of
+from napari_unsam._pixel_changes import PixelChange
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Objects:
             labels = self._layers.make(self._session.frame, is_drawn)
             self._undrawn = None if is_drawn else labels
         if labels not in self._tables:
-            self._follow(ObjectTable(labels, is_empty=is_new))
+            self._follow(self._table_for(labels, is_empty=is_new))
         return labels
 
     def _draw(self) -> bool:
@@ -92,8 +93,7 @@ class Objects:
             raise UnSAMError(
                 f'"{table.labels.name}" holds labels of type {dtype}, too small for {highest}; convert it to uint32.'
             )
-        bring_back = partial(self._bring_back, self._image_of(table.labels), table)
-        return WriteObjects(name, table, writes, self._on_written, bring_back)
+        return WriteObjects(name, table, writes, self._on_written, self._bringing_back(table))
 
     def _table(self, layer: Labels | None) -> ObjectTable:
         layer = self.ensure() if layer is None else layer
@@ -102,7 +102,7 @@ class Objects:
             if image is None:
                 raise UnSAMError('The image that this was meant for was deleted meanwhile, so nothing was written.')
             self._layers.add(layer, image)
-            self._follow(ObjectTable(layer))
+            self._follow(self._table_for(layer))
         return self._tables[layer]
 
     def _image_of(self, layer: Labels) -> Image | None:
@@ -116,19 +116,39 @@ class Objects:
         """Follows a layer no longer that has left the viewer; returns whether it was one of objects."""
         table = self._tables.pop(layer, None)
         if table is not None:
-            table.close()
+            self._leave(table)
             self._session.unbind(layer)
         return table is not None
 
     def close(self) -> None:
         """Leaves all layers as they are."""
         for table in self._tables.values():
-            table.close()
+            self._leave(table)
+            if table.was_painted:
+                # Wipes napari's own history, which knows of no commit and would put back what was there before one.
+                table.labels.data = table.labels.data
         self._tables.clear()
+
+    def _table_for(self, labels: Labels, is_empty: bool = False) -> ObjectTable:
+        dims = self._session.viewer.dims
+        return ObjectTable(labels, is_empty, lambda: (dims.point, dims.order, dims.ndisplay), self._painted)
+
+    def _painted(self, table: ObjectTable, changes: Sequence[PixelChange]) -> None:
+        self._session.history.add(Painting(table, changes, self._on_written, self._bringing_back(table)))
+
+    def _bringing_back(self, table: ObjectTable) -> Callable[[], None]:
+        return partial(self._bring_back, self._image_of(table.labels), table)
+
+    def _leave(self, table: ObjectTable) -> None:
+        table.close()
+        del table.labels.undo, table.labels.redo
 
     def _follow(self, table: ObjectTable) -> None:
         self._tables[table.labels] = table
         self._session.bind(table.labels)
+        # So that Ctrl-Z, however it is bound, and U go through one history: napari's own holds strokes of the brush alone.
+        controller = self._session.controller
+        table.labels.undo, table.labels.redo = controller.undo, controller.redo
 
     def _bring_back(self, image: Image, table: ObjectTable) -> None:
         layers = self._session.viewer.layers

@@ -310,6 +310,11 @@ class ViewerSession:
             return False
         return self.controller.add_prompt(self.frame.to_data(world), polarity)
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there are prompts in view that are about the object at hand."""
+        return bool(self.controller.prompts_here)
+
     def pressed(self, world: tuple[float, ...], is_other_polarity: bool) -> None:
         """Makes a prompt of a click with the mouse."""
         self.click(world, self.controller.polarity.flipped() if is_other_polarity else None)
