@@ -117,9 +117,9 @@ class WriteObjects:
     ) -> None:
         self.name, self._table, self._on_written, self._bring_back = name, table, on_written, bring_back
         self._writes: tuple[ObjectWrite, ...] = tuple(writes)
-        self._noted: tuple[tuple[int, Mapping[str, object]], ...] = ()
+        self._labels = [write.label for write in writes if write.label]
         self._changes: list[PixelChange] | None = None
-        self._rows: pd.DataFrame | None = None
+        self._rows: pd.DataFrame | None = None  # of these labels: as they were, or once taken back, as they are to be
 
     @property
     def nbytes(self) -> int:
@@ -131,19 +131,18 @@ class WriteObjects:
         """Writes them in one go."""
         self._bring_back()
         if self._changes is None:
-            self._noted = tuple((write.label, write.features) for write in self._writes if write.label)
-            self._rows = self._table.rows_of([label for label, _ in self._noted])
-            self._table.add(self._noted)
+            self._rows = self._table.rows_of(self._labels)
+            self._table.add([(write.label, write.features) for write in self._writes if write.label])
             self._changes, self._writes = self._table.write(self._writes), ()
         else:
-            self._table.add(self._noted)
+            self._rows = self._table.exchange(self._labels, self._rows)
             self._table.redo(self._changes)
         self._on_written()
 
     def undo(self) -> None:
         """Puts back what was there."""
         self._bring_back()
-        self._table.restore(self._rows)
+        self._rows = self._table.exchange(self._labels, self._rows)
         self._table.undo(self._changes)
         self._on_written()
 
@@ -263,11 +262,12 @@ class ObjectTable:
             self._rows = _joined(kept, _with_features(pd.DataFrame(list(added.values()))))
             self._is_ahead = True
 
-    def restore(self, rows: pd.DataFrame) -> None:
-        """Takes back some rows as they were; the others are as the user has them now."""
+    def exchange(self, labels: Sequence[int], rows: pd.DataFrame) -> pd.DataFrame:
+        """Puts other rows in place of those of some labels, and returns these; shown with what is written next."""
         known = self.rows()
-        self._rows = _joined(known[~known['index'].isin(rows['index'])], rows)
-        self._is_ahead = True
+        is_theirs = known['index'].isin(labels)
+        self._rows, self._is_ahead = _joined(known[~is_theirs], rows), True
+        return known[is_theirs]
 
     def write(self, writes: Sequence[ObjectWrite]) -> list[PixelChange]:
         """Writes objects, later ones over earlier ones; returns what that has changed."""

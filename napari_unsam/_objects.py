@@ -125,8 +125,9 @@ class Objects:
         for table in self._tables.values():
             self._leave(table)
             if table.was_painted:
-                # Wipes napari's own history, which knows of no commit and would put back what was there before one.
-                table.labels.data = table.labels.data
+                # napari's own history knows of no commit, and would put back what was there before one. This wipes it.
+                table.labels.editable = False
+                table.labels.editable = True
         self._tables.clear()
 
     def _table_for(self, labels: Labels, is_empty: bool = False) -> ObjectTable:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 from napari.layers.base import LayerLock
-from napari.utils.key_bindings import coerce_keybinding
 from skimage import data
 
 from napari_unsam._commit import ObjectWrite
@@ -367,113 +366,6 @@ def test_alt_and_the_wheel_slide_along_the_regions_and_the_wheel_alone_zooms(on_
     assert mouse.wheel(-1)
     assert on_coffee.controller.proposal.area_px == area
     assert not mouse.wheel(1, modifiers=())
-
-
-def test_alt_and_the_wheel_leave_the_active_layer_as_it_is_while_there_are_prompts(on_coffee, viewer, mouse):
-    others = [viewer.add_points(name=name) for name in ('A', 'B')]
-    viewer.layers.selection.active = others[0]
-    mouse.wheel(1)
-    assert viewer.layers.selection.active is not others[0]  # as napari has it
-    viewer.layers.selection.active = others[0]
-    mouse(world(on_coffee, ON_CUP))
-    for turned in (1, 1, -1):
-        assert mouse.wheel(turned)
-        assert viewer.layers.selection.active is others[0]
-
-
-@pytest.mark.parametrize('modifiers', [('Control',), ('Control', 'Alt'), ('Shift',), ('Meta',)])
-def test_the_wheel_with_other_modifiers_is_napari_s(on_coffee, mouse, modifiers):
-    mouse(world(on_coffee, ON_CUP))
-    before = on_coffee.controller.proposal.area_px
-    assert not mouse.wheel(1, modifiers=modifiers)
-    assert on_coffee.controller.proposal.area_px == before
-
-
-@pytest.mark.parametrize('button', [1, 2])
-def test_a_double_click_is_one_prompt_and_does_not_zoom(on_coffee, viewer, mouse, button):
-    zoom = viewer.scene.camera.zoom
-    mouse.double_click(world(on_coffee, ON_CUP), button)
-    assert len(on_coffee.controller.prompts.points) == 1
-    assert viewer.scene.camera.zoom == zoom
-
-
-@pytest.mark.parametrize(
-    ('prompting', 'modifiers', 'zoomed'),
-    [
-        pytest.param(True, ('Alt',), 0.5, id='with Alt'),
-        pytest.param(False, (), 2, id='while clicks are no prompts'),
-    ],
-)
-def test_other_double_clicks_zoom_as_ever(on_coffee, viewer, mouse, prompting, modifiers, zoomed):
-    on_coffee.prompting = prompting
-    zoom = viewer.scene.camera.zoom
-    mouse.double_click(world(on_coffee, ON_CUP), modifiers=modifiers)
-    assert viewer.scene.camera.zoom == pytest.approx(zoom * zoomed)
-    assert not on_coffee.controller.prompts
-
-
-@pytest.mark.parametrize(
-    ('button', 'modifiers', 'is_prompt'),
-    [
-        (1, (), True),
-        (1, ('Shift',), True),
-        (2, (), True),
-        (2, ('Shift',), True),
-        (1, ('Alt',), False),
-        (1, ('Control',), False),
-        (1, ('Meta',), False),
-        (1, ('Shift', 'Control'), False),
-        (2, ('Alt',), False),
-        (3, (), False),
-        (4, (), False),
-    ],
-)
-def test_only_the_left_and_right_button_alone_or_with_shift_make_prompts(
-    on_coffee, mouse, button, modifiers, is_prompt
-):
-    mouse(world(on_coffee, ON_CUP), button, modifiers)
-    assert len(on_coffee.controller.prompts.points) == is_prompt
-
-
-@pytest.mark.parametrize('moves', [True, False], ids=['with moves', 'told of at its end alone'])
-def test_a_drag_is_no_prompt(on_coffee, mouse, moves):
-    mouse(world(on_coffee, ON_CUP), travel_px=30, moves=moves)
-    assert not on_coffee.controller.prompts
-
-
-@pytest.mark.parametrize('mode', ['paint', 'erase', 'fill', 'polygon', 'pick', 'transform'])
-def test_clicks_belong_to_a_layer_in_a_mode_of_its_own(on_coffee, viewer, mouse, mode):
-    objects = on_coffee.ensure_objects()
-    viewer.layers.selection.active = objects
-    objects.mode = mode
-    objects.mouse_drag_callbacks.clear()  # what the tool makes of the click is not the matter
-    mouse(world(on_coffee, ON_CUP))
-    assert not on_coffee.controller.prompts
-
-
-def test_a_key_waits_for_the_end_of_a_stroke(on_coffee, viewer, mouse):
-    objects = on_coffee.ensure_objects()
-    viewer.layers.selection.active = objects
-    objects.mode, objects.selected_label = 'paint', 7
-    mouse.press(world(on_coffee, ON_CUP))
-    press(objects, 'U')
-    press(objects, 'Control-Z')
-    assert objects.data.any()
-    mouse.release(world(on_coffee, ON_CUP))
-    press(objects, 'U')
-    assert not objects.data.any()
-
-
-def test_the_keys_are_free_on_every_layer_and_on_the_viewer(on_coffee):
-    from napari.layers import Image, Labels, Points, Shapes, Surface, Tracks, Vectors
-    from napari.utils.action_manager import action_manager
-    from napari.viewer import Viewer
-
-    taken = {key for shortcuts in action_manager._shortcuts.values() for key in map(coerce_keybinding, shortcuts)}
-    for kind in (Image, Labels, Points, Shapes, Surface, Tracks, Vectors, Viewer):
-        for base in kind.__mro__:
-            taken |= set(getattr(base, 'class_keymap', {}))
-    assert not taken & {coerce_keybinding(key) for key in on_coffee.keys}
 
 
 def test_u_takes_the_last_action_back_whatever_it_was_and_shift_u_does_it_again(on_coffee, viewer, mouse, settle):
