@@ -22,6 +22,7 @@ FEATURES = ('index', 'area_px', 'granularity', 'score')
 """Columns that every features table has; `index` is the label, which is how napari finds the row of a label."""
 
 _MOST_BOXES = 1 << 20
+_ROW_BYTES = 1000  # of memory that a row of a table takes, about
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +106,9 @@ class WriteObjects:
         writes: In their order; later ones win where they overlap.
         on_written: Called after they were written, and after they were taken back.
         bring_back: Called before either; puts the layer back into the viewer if it was deleted meanwhile.
+
+    Attributes:
+        nbytes: Bytes of memory that it keeps to be taken back, about.
     """
 
     def __init__(
@@ -120,12 +124,7 @@ class WriteObjects:
         self._labels = [write.label for write in writes if write.label]
         self._changes: list[PixelChange] | None = None
         self._rows: pd.DataFrame | None = None  # of these labels: as they were, or once taken back, as they are to be
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that it takes to take it back, about."""
-        rows = 0 if self._rows is None else int(self._rows.memory_usage(deep=True).sum())
-        return rows + sum(change.nbytes for change in self._changes or ())
+        self.nbytes = 0
 
     def do(self) -> None:
         """Writes them in one go."""
@@ -134,6 +133,7 @@ class WriteObjects:
             self._rows = self._table.rows_of(self._labels)
             self._table.add([(write.label, write.features) for write in self._writes if write.label])
             self._changes, self._writes = self._table.write(self._writes), ()
+            self.nbytes = _ROW_BYTES * len(self._rows) + sum(change.nbytes for change in self._changes)
         else:
             self._rows = self._table.exchange(self._labels, self._rows)
             self._table.redo(self._changes)
@@ -155,6 +155,9 @@ class Painting:
         changes: In their order.
         on_written: Called after it was taken back, and after it was done again.
         bring_back: Called before either; puts the layer back into the viewer if it was deleted meanwhile.
+
+    Attributes:
+        nbytes: Bytes of memory that it keeps to be taken back, about.
     """
 
     def __init__(
@@ -166,11 +169,7 @@ class Painting:
     ) -> None:
         self.name, self._table, self._changes = _what_was_painted(changes), table, tuple(changes)
         self._on_written, self._bring_back = on_written, bring_back
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that it takes to take it back, about."""
-        return sum(change.nbytes for change in self._changes)
+        self.nbytes = sum(change.nbytes for change in self._changes)
 
     def do(self) -> None:
         """Paints it again."""
@@ -230,7 +229,7 @@ class ObjectTable:
         known = self._regions.get(label)
         if known is None:
             return None
-        found = find_objects(np.asarray(self.labels.data[known]) == label)
+        found = find_objects((np.asarray(self.labels.data[known]) == label).astype(np.uint8))
         if not found:
             return None
         return tuple(

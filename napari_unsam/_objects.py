@@ -10,7 +10,7 @@ import numpy as np
 
 from napari_unsam._commit import ObjectTable, ObjectWrite, Painting, WriteObjects
 from napari_unsam._layers import ObjectLayers, is_of
-from napari_unsam._pixel_changes import PixelChange
+from napari_unsam._pixel_changes import PixelChange, Region
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
@@ -76,6 +76,11 @@ class Objects:
         """A label that no object of the image has, or had in this session."""
         return self._table(layer).highest + 1
 
+    def region_of(self, label: int) -> Region | None:
+        """The bounding box of an object of the image that is chosen; None if it is not there."""
+        labels = self._session.objects
+        return None if labels is None else self._table(labels).region_of(label)
+
     def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
         """The action that writes objects, not done yet; done or taken back, it brings a layer back that was deleted.
 
@@ -97,7 +102,9 @@ class Objects:
 
     def _table(self, layer: Labels | None) -> ObjectTable:
         layer = self.ensure() if layer is None else layer
-        if layer not in self._tables:
+        if layer not in self._tables and layer in self._session.viewer.layers:
+            self._follow(self._table_for(layer))
+        elif layer not in self._tables:
             image = self._image_of(layer)
             if image is None:
                 raise UnSAMError('The image that this was meant for was deleted meanwhile, so nothing was written.')

@@ -217,6 +217,10 @@ class ViewerSession:
         """A label that no object of the image has, or had in this session; see `writing`."""
         return self._objects.next_label(layer)
 
+    def region_of(self, label: int) -> tuple[slice, ...] | None:
+        """The bounding box of an object of the image; None if it is not there."""
+        return self._objects.region_of(label)
+
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
         """Writes, overwrites or erases objects, as one action; nothing happens without any; see `writing`."""
         if writes:
