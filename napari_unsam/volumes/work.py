@@ -212,13 +212,21 @@ class VolumeWork:
         """Finds the objects of the last run anew, from the slices in which they were corrected by hand as well."""
         if not self._is_ready():
             return
-        anchors = self._corrected()
-        if not anchors:
-            self.session.controller.say(
-                'No slice was corrected: propagate an object, mend it in some slices, then press this.', Level.PROBLEM
-            )
-            return
-        self._propagate(anchors, f'propagate {counted(len(anchors), "corrected object")}')
+        controller, run, slicing = self.session.controller, self._run if self._is_run_here() else None, self.slicing
+
+        def found(anchors: Anchors) -> None:
+            if anchors:
+                self._propagate(anchors, f'propagate {counted(len(anchors), "corrected object")}')
+            else:
+                controller.say(
+                    'No slice was corrected: propagate an object, mend it in some slices, then press this.',
+                    Level.PROBLEM,
+                )
+
+        if run is None:
+            found({})
+        else:
+            controller.run('Looking for corrected slices', lambda _: _corrected(run, slicing), found)
 
     def automatic(self, settings: StackSettings, as_tracks: bool = False) -> None:
         """Finds regions in every slice and joins them to objects; as tracks, a layer of tracks is added too."""
@@ -350,26 +358,6 @@ class VolumeWork:
 
         session.controller.run(name[:1].upper() + name[1:], work, finished)
 
-    def _corrected(self) -> dict[int, dict[int, CropMask]]:
-        """For each object of the last run the slices that hold something else than was written, and where it began."""
-        run, slicing = self._run, self.slicing
-        if not self._is_run_here():
-            return {}
-        now: dict[int, dict[int, CropMask]] = {}
-        for z in sorted({z for found in run.found.values() for z in found}):
-            now[z] = crops_of(slicing.labels(run.layer.data, z), run.found)
-        anchors = {}
-        for label, found in run.found.items():
-            changed = {
-                z: now[z].get(label, EMPTY) for z, one in found.items() if not same(now[z].get(label, EMPTY), one.crop)
-            }
-            # An object that is in no slice as it was written has been taken back rather than corrected.
-            kept = [z for z, one in found.items() if one.crop.area_px and z not in changed]
-            known = {z: one.crop for z, one in found.items() if one.state is SliceState.CORRECTED and z not in changed}
-            if changed and kept and any(crop.area_px for crop in (known | changed).values()):
-                anchors[label] = known | changed
-        return anchors
-
     def _band(self, target: Target, settings: StackSettings, progress: ProgressCallback) -> Band:
         """The objects of one slice."""
         tree = self.session.controller.embedded(target, progress).hierarchy
@@ -411,3 +399,21 @@ def _parts(targets: Mapping[int, Target], progress: ProgressCallback) -> list[tu
         return lambda fraction, text: progress((number + fraction) / len(targets), text)
 
     return [(z, part(number)) for number, z in enumerate(targets)]
+
+
+def _corrected(run: _Run, slicing: Slicing) -> dict[int, dict[int, CropMask]]:
+    """For each object of a run the slices that hold something else than was written, and where it began."""
+    now: dict[int, dict[int, CropMask]] = {}
+    for z in sorted({z for found in run.found.values() for z in found}):
+        now[z] = crops_of(slicing.labels(run.layer.data, z), run.found)
+    anchors = {}
+    for label, found in run.found.items():
+        changed = {
+            z: now[z].get(label, EMPTY) for z, one in found.items() if not same(now[z].get(label, EMPTY), one.crop)
+        }
+        # An object that is in no slice as it was written has been taken back rather than corrected.
+        kept = [z for z, one in found.items() if one.crop.area_px and z not in changed]
+        known = {z: one.crop for z, one in found.items() if one.state is SliceState.CORRECTED and z not in changed}
+        if changed and kept and any(crop.area_px for crop in (known | changed).values()):
+            anchors[label] = known | changed
+    return anchors

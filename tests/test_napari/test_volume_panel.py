@@ -268,7 +268,7 @@ def test_a_run_that_was_taken_back_is_not_taken_for_corrections(panel, session, 
     press(panel.current_button)
     session.controller.undo()
     session.controller.undo()
-    panel.again_button.click()
+    press(panel.again_button)
     assert is_problem(session, 'No slice was corrected')
 
 
