@@ -3,7 +3,7 @@
 Commits an ellipsoid of 1.7 million voxels into a stack of 64 x 512 x 512, and moves the slider of a stack that holds 64 objects,
 with the dock open. Needs a screen, or ``xvfb-run``::
 
-    python benchmarks/napari_commit.py
+    python -m benchmarks.napari_commit
 """
 
 from __future__ import annotations

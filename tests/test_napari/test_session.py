@@ -466,3 +466,17 @@ def test_the_outline_keeps_its_width_on_screen(on_coffee, viewer, mouse):
     viewer.scene.camera.zoom = 8.0
     on_coffee.fit_outline()
     assert preview.edge_width == pytest.approx(before / 8)
+
+
+def test_a_step_of_granularity_makes_no_thumbnail_and_leaves_nothing_of_the_longer_outline(on_coffee, viewer, mouse):
+    mouse(world(on_coffee, ON_CUP))
+    preview, made = viewer.layers[PREVIEW_NAME], []
+    for _ in range(5):
+        on_coffee.controller.coarser()  # until there is room for the longest outline
+    preview.events.thumbnail.connect(made.append)
+    for step in (on_coffee.controller.finer, on_coffee.controller.coarser):
+        for _ in range(5):
+            step()
+            area_px = on_coffee.controller.proposal.area_px
+            assert drawn_mask(preview, (400, 600)).sum() == area_px
+    assert not made
