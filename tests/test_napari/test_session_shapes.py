@@ -79,7 +79,7 @@ def test_a_tool_is_in_the_hand_until_it_is_put_down(on_coffee, viewer, mouse):
     on_coffee.draw(ShapeKind.BOX)
     assert str(layer(viewer, on_coffee).mode) == 'add_rectangle'
     mouse(world(on_coffee, ON_CUP))
-    assert not on_coffee.controller.prompts, 'the mouse draws, it does not click'
+    assert not on_coffee.controller.prompts.points, 'the mouse draws, it does not click'
     on_coffee.draw(None)
     mouse(world(on_coffee, ON_CUP))
     assert len(on_coffee.controller.prompts.points) == 1
