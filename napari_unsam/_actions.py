@@ -54,6 +54,11 @@ class PromptsChange(Change[Prompts]):
     situation: Situation
     place: Place
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mask that is kept."""
+        return _nbytes(self.place)
+
     def undo(self) -> None:
         """Puts the old prompts back."""
         super().undo()
@@ -77,6 +82,11 @@ class MaskChoice:
     before: Place
     after: Place
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the masks that are kept."""
+        return _nbytes(self.before) + _nbytes(self.after)
+
     def do(self) -> None:
         """Shows the chosen mask."""
         self.show(self.situation, self.after)
@@ -90,3 +100,8 @@ class MaskChoice:
         if not isinstance(later, MaskChoice) or later.situation != self.situation:
             return None
         return MaskChoice(self.situation, self.show, self.before, later.after)
+
+
+def _nbytes(place: Place) -> int:
+    mask = place[2]
+    return 0 if mask is None else mask.mask.nbytes

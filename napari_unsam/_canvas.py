@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qtpy.compat import isalive
-from qtpy.QtWidgets import QOpenGLWidget, QWidget
+from qtpy.QtWidgets import QMainWindow, QOpenGLWidget, QWidget
 
 if TYPE_CHECKING:
     from napari.components import LayerList
@@ -27,12 +27,14 @@ class CanvasContext:
         self._canvas: QOpenGLWidget | None = None
         layers.events.inserted.connect(self._find)
         layers.events.removing.connect(self._enter)
+        layers.events.removed.connect(self._leave)
         self._find()
 
     def close(self) -> None:
         """Leaves the layers alone from now on."""
         self._layers.events.inserted.disconnect(self._find)
         self._layers.events.removing.disconnect(self._enter)
+        self._layers.events.removed.disconnect(self._leave)
 
     def _find(self, _event: Any = None) -> None:
         """Looks while the dock is in the window: it is taken out before its own layers are."""
@@ -44,13 +46,19 @@ class CanvasContext:
         if self._canvas is not None and isalive(self._canvas):
             self._canvas.makeCurrent()
 
+    def _leave(self, _event: Any) -> None:
+        if self._canvas is not None and isalive(self._canvas):
+            self._canvas.doneCurrent()
+
 
 def canvas_beside(widget: QWidget) -> QOpenGLWidget | None:
-    """The canvas in the window that a widget belongs to, also if it floats; None if it is in no window with one."""
+    """The canvas in the middle of the window that a widget belongs to, also if it floats; None if it is in no such window.
+
+    Other docks may hold drawings of OpenGL as well, which are not looked at.
+    """
     around: QWidget | None = widget
     while around is not None:
-        canvas = around.findChild(QOpenGLWidget)
-        if canvas is not None:
-            return canvas
+        if isinstance(around, QMainWindow) and around.centralWidget() is not None:
+            return around.centralWidget().findChild(QOpenGLWidget)
         around = around.parentWidget()
     return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.ndimage import find_objects
 
+from napari_unsam import _pixel_changes as pixel_changes
+from napari_unsam._pixel_changes import Counts, PixelChange, Region, total
 from unsam_mm.granularity import area_granularity
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 FEATURES = ('index', 'area_px', 'granularity', 'score')
 """Columns that every features table has; `index` is the label, which is how napari finds the row of a label."""
+
+_MOST_BOXES = 1 << 20
+_ROW_BYTES = 1000  # of memory that a row of a table takes, about
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +88,11 @@ def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[i
     left = []
     for write in writes:
         if write.label:
-            is_free = np.isin(array[write.region], [0, write.label, *own])
-            write = replace(write, mask=write.mask & is_free)
+            there = np.asarray(array[write.region])
+            is_taken = (there != 0) & (there != write.label)
+            if is_taken.any():
+                is_taken[is_taken] = ~np.isin(there[is_taken], list(own))
+                write = replace(write, mask=write.mask & ~is_taken)
         if write.mask.any():
             left.append(write)
     return left
@@ -94,12 +101,17 @@ def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[i
 class WriteObjects:
     """Objects written into a Labels layer as one action; also erases and overwrites.
 
+    Taken back, it leaves alone what others have made of its pixels meanwhile. Its masks are not kept, only what it has changed.
+
     Args:
         name: What the user did.
         table: Of the layer.
         writes: In their order; later ones win where they overlap.
         on_written: Called after they were written, and after they were taken back.
         bring_back: Called before either; puts the layer back into the viewer if it was deleted meanwhile.
+
+    Attributes:
+        nbytes: Bytes of memory that it keeps to be taken back, about.
     """
 
     def __init__(
@@ -110,183 +122,271 @@ class WriteObjects:
         on_written: Callable[[], None] = lambda: None,
         bring_back: Callable[[], None] = lambda: None,
     ) -> None:
-        self.name, self._table, self._writes, self._on_written = name, table, tuple(writes), on_written
-        self._bring_back = bring_back
-        self._before: np.ndarray | None = None
-        self._rows: pd.DataFrame | None = None
+        self.name, self._table, self._on_written, self._bring_back = name, table, on_written, bring_back
+        self._writes: tuple[ObjectWrite, ...] = tuple(writes)
+        self._labels = [write.label for write in writes if write.label]
+        self._changes: list[PixelChange] | None = None
+        self._rows: pd.DataFrame | None = None  # of these labels: as they were, or once taken back, as they are to be
+        self.nbytes = 0
 
     def do(self) -> None:
         """Writes them in one go."""
         self._bring_back()
-        labels, (indices, values) = self._table.labels, self._pixels()
-        self._before = np.asarray(labels.data[indices])
-        self._rows = self._table.rows()
-        self._table.add(self._writes)
-        with self._table.writing():
-            _set(labels, indices, values)
-        self._table.refresh()
+        if self._changes is None:
+            self._rows = self._table.rows_of(self._labels)
+            self._table.add([(write.label, write.features) for write in self._writes if write.label])
+            self._changes, self._writes = self._table.write(self._writes), ()
+            self.nbytes = _ROW_BYTES * len(self._rows) + sum(change.nbytes for change in self._changes)
+        else:
+            self._rows = self._table.exchange(self._labels, self._rows)
+            self._table.redo(self._changes)
         self._on_written()
 
     def undo(self) -> None:
         """Puts back what was there."""
         self._bring_back()
-        self._table.restore(self._rows, [write.label for write in self._writes])
-        with self._table.writing():
-            _set(self._table.labels, self._pixels()[0], self._before)
-        self._table.refresh()
+        self._rows = self._table.exchange(self._labels, self._rows)
+        self._table.undo(self._changes)
         self._on_written()
 
-    def _pixels(self) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """Indices of the pixels that change, one array for each axis, and their values; each pixel comes once.
 
-        napari leaves out what is as it should be before it writes, so of two values for a pixel the wrong one may stay.
-        """
-        shape = self._table.labels.data.shape
-        places, values = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for write in reversed(self._writes):
-            starts = [part.start for part in write.region]
-            inside = [found + start for found, start in zip(np.nonzero(write.mask), starts, strict=True)]
-            places.append(np.ravel_multi_index(inside, shape))
-            values.append(np.full(len(places[-1]), write.label))
-        kept, first = np.unique(np.concatenate(places), return_index=True)
-        return np.unravel_index(kept, shape), np.concatenate(values)[first]
+class Painting:
+    """What napari's tools have painted in a layer of objects, done already.
 
+    Args:
+        table: Of the layer.
+        changes: In their order.
+        on_written: Called after it was taken back, and after it was done again.
+        bring_back: Called before either; puts the layer back into the viewer if it was deleted meanwhile.
 
-def _set(labels: Labels, indices: tuple[np.ndarray, ...], values: np.ndarray) -> None:
-    if len(indices) and len(indices[0]):
-        # Assigning labels.data would redraw all of it and wipe the layer's own history; this call adds to it.
-        try:
-            labels.data_setitem(indices, np.asarray(values, labels.data.dtype))
-        except IndexError:  # napari 0.9 cannot tell what of an oblique view to draw anew; the values are written
-            labels.refresh()
+    Attributes:
+        nbytes: Bytes of memory that it keeps to be taken back, about.
+    """
+
+    def __init__(
+        self,
+        table: ObjectTable,
+        changes: Sequence[PixelChange],
+        on_written: Callable[[], None] = lambda: None,
+        bring_back: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name, self._table, self._changes = _what_was_painted(changes), table, tuple(changes)
+        self._on_written, self._bring_back = on_written, bring_back
+        self.nbytes = sum(change.nbytes for change in self._changes)
+
+    def do(self) -> None:
+        """Paints it again."""
+        self._bring_back()
+        self._table.redo(self._changes)
+        self._on_written()
+
+    def undo(self) -> None:
+        """Puts back what was there."""
+        self._bring_back()
+        self._table.undo(self._changes)
+        self._on_written()
 
 
 class ObjectTable:
-    """Keeps the features table of a Labels layer in step with the objects in it, whoever changes them.
+    """Writes into a Labels layer, and keeps its features table in step with the objects in it, whoever changes them.
 
-    Areas follow what later commits take. Columns of others are kept, and so are rows of labels that the layer lacks.
+    Areas follow what later commits and napari's tools take. Columns of others are kept, and so are rows of labels that the
+    layer lacks.
 
     Args:
         labels: The layer; objects in it that have a row already are followed too.
         is_empty: Whether it is known to hold no object, which is then not looked for.
+        view: What the viewer's sliders show: while it stays the same, a layer that is drawn anew has other pixels, and all
+            objects are counted again. By default they are, whenever it is drawn.
+        on_painted: Told what napari's tools have changed, once they have.
+
+    Attributes:
+        was_painted: Whether napari's tools were used on the layer.
     """
 
-    def __init__(self, labels: Labels, is_empty: bool = False) -> None:
-        self.labels = labels
+    def __init__(
+        self,
+        labels: Labels,
+        is_empty: bool = False,
+        view: Callable[[], object] = lambda: None,
+        on_painted: Callable[[ObjectTable, Sequence[PixelChange]], None] = lambda _table, _changes: None,
+    ) -> None:
+        self.labels, self._view, self._on_painted = labels, view, on_painted
+        self.was_painted = self._is_written = self._is_ahead = False
+        self._regions: dict[int, Region] = {}
+        if not is_empty:
+            self._regions = regions_of(np.asarray(labels.data))
+        self._highest = max(self._regions, default=0)
         self._rows = _with_features(labels.features)
-        boxes = find_objects(labels.data) if len(self._rows) else []
-        present = {label: box for label, box in enumerate(boxes, start=1) if box is not None}
-        self._regions = {label: present[label] for label in self._rows['index'] if label in present}
         self._axes: dict[int, tuple[int, int]] = {}
         self._areas = self._count()
-        self._highest = 0 if is_empty else int(np.max(labels.data, initial=0))
-        self._is_written = self._is_painted = False
+        self._seen = view()
         self.open()
 
     @property
     def highest(self) -> int:
-        """The highest label that was ever seen in the layer."""
+        """The highest label that was ever in the layer."""
         return self._highest
+
+    def region_of(self, label: int) -> Region | None:
+        """The bounding box of an object; None if it is not there."""
+        known = self._regions.get(label)
+        if known is None:
+            return None
+        found = find_objects((np.asarray(self.labels.data[known]) == label).astype(np.uint8))
+        if not found:
+            return None
+        return tuple(
+            slice(part.start + own.start, part.start + own.stop) for part, own in zip(known, found[0], strict=True)
+        )
 
     def rows(self) -> pd.DataFrame:
         """The rows of the layer with all that the user has put there, then those of objects that are gone."""
         shown = _with_features(self.labels.features)
         return _joined(shown, self._rows[~self._rows['index'].isin(shown['index'])])
 
-    def add(self, writes: Sequence[ObjectWrite]) -> None:
-        """Adds a row for each object, in place of one that its label had before; `refresh` shows them."""
+    def rows_of(self, labels: Sequence[int]) -> pd.DataFrame:
+        """The rows of some labels."""
+        rows = self.rows()
+        return rows[rows['index'].isin(labels)]
+
+    def add(self, objects: Sequence[tuple[int, Mapping[str, object]]]) -> None:
+        """Adds rows, in place of those that their labels had before; shown with what is written next.
+
+        Args:
+            objects: The label of each and its columns.
+        """
         import pandas as pd
 
-        rows = {write.label: _row(write, self.labels.data.shape) for write in writes if write.label}
-        if not rows:
-            return
+        added = {label: {'index': label, 'area_px': 0, **features} for label, features in objects}
+        if added:
+            known = self.rows()
+            kept = known[~known['index'].isin(list(added))]
+            self._rows = _joined(kept, _with_features(pd.DataFrame(list(added.values()))))
+            self._is_ahead = True
+
+    def exchange(self, labels: Sequence[int], rows: pd.DataFrame) -> pd.DataFrame:
+        """Puts other rows in place of those of some labels, and returns these; shown with what is written next."""
         known = self.rows()
-        added = _with_features(pd.DataFrame(list(rows.values())))
-        self._rows = _joined(known[~known['index'].isin(list(rows))], added)
+        is_theirs = known['index'].isin(labels)
+        self._rows, self._is_ahead = _joined(known[~is_theirs], rows), True
+        return known[is_theirs]
+
+    def write(self, writes: Sequence[ObjectWrite]) -> list[PixelChange]:
+        """Writes objects, later ones over earlier ones; returns what that has changed."""
+        changes = []
         for write in writes:
-            if write.label:
-                self._regions[write.label] = _union(self._regions.get(write.label), write.region)
-                self._axes[write.label] = write.axes
-        self._highest = max(self._highest, *rows)
-        self._areas = {}
+            self._grow({write.label: 1}, write.region)
+            self._axes[write.label] = write.axes
+            change = pixel_changes.write(self.labels.data, write.region, write.mask, write.label)
+            if change is not None:
+                changes.append(change)
+        self._written([change.counts for change in changes])
+        return changes
 
-    def restore(self, rows: pd.DataFrame, changed: Sequence[int]) -> None:
-        """Takes back the rows of some labels as they were; the others are as the user has them now."""
-        known = self.rows()
-        before = rows[rows['index'].isin(changed)]
-        self._rows = _joined(known[~known['index'].isin(before['index'])], before)
-        self._areas = {}
+    def undo(self, changes: Sequence[PixelChange]) -> None:
+        """Takes back changes, the last one first."""
+        self._apply([(change, change.undo) for change in reversed(changes)])
 
-    def refresh(self) -> None:
-        """Shows the rows of the objects that are in the layer now; undone ones are kept in mind for a redo."""
-        areas = self._count()
-        if areas != self._areas:
-            if self._areas:
-                self._rows = self.rows()
-            self._areas = areas
-            self._show()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Does not look for changes by others in the block, after which `refresh` is called."""
-        self._is_written = True
-        try:
-            yield
-        finally:
-            self._is_written = False
+    def redo(self, changes: Sequence[PixelChange]) -> None:
+        """Makes changes again."""
+        self._apply([(change, change.redo) for change in changes])
 
     def open(self) -> None:
         """Follows the layer from now on."""
-        self.labels.events.set_data.connect(self.refresh)
+        self.labels.events.set_data.connect(self._drawn)
         self.labels.events.paint.connect(self._painted)
-        self.labels.events.labels_update.connect(self._updated)
         self.labels.events.data.connect(self._replaced)
 
     def close(self) -> None:
         """Leaves the layer alone from now on."""
-        self.labels.events.set_data.disconnect(self.refresh)
+        self.labels.events.set_data.disconnect(self._drawn)
         self.labels.events.paint.disconnect(self._painted)
-        self.labels.events.labels_update.disconnect(self._updated)
         self.labels.events.data.disconnect(self._replaced)
 
-    def _painted(self, event: Any) -> None:
-        """Labels that were painted by hand are never given to a new object."""
-        for atom in event.value:
-            value = getattr(atom, 'new_value', None)
-            value = atom[2] if value is None else value
-            self._highest = max(self._highest, int(np.max(value, initial=0)))
-        if not self._is_written:
-            self._is_painted = True
-            self.refresh()
+    def _apply(self, steps: Sequence[tuple[PixelChange, Callable[[Any], Counts]]]) -> None:
+        counts = []
+        for change, step in steps:
+            counts.append(step(self.labels.data))
+            self._grow(counts[-1], change.region)
+        self._written(counts)
 
-    def _updated(self, _event: Any) -> None:
-        # Some tools of napari tell of a stroke before they write it.
-        if self._is_painted and not self._is_written:
-            self._is_painted = False
-            self.refresh()
+    def _written(self, counts: Sequence[Counts]) -> None:
+        """Shows pixels that were changed behind napari's back: it would keep lists of them, of 36 bytes a pixel."""
+        self._is_written = True
+        try:
+            self.labels.refresh(extent=False, highlight=False)
+        finally:
+            self._is_written = False
+        self._recount(total(counts))
+
+    def _grow(self, counts: Counts, region: Region) -> None:
+        """Notes that labels may have pixels in a box."""
+        for label, number in counts.items():
+            if label and number > 0:
+                self._regions[label] = _union(self._regions.get(label), region)
+                self._areas.setdefault(label, 0)
+                self._highest = max(self._highest, label)
+
+    def _recount(self, counts: Counts) -> None:
+        for label, number in counts.items():
+            if label in self._areas:
+                self._areas[label] += number
+        self._show()
+
+    def _drawn(self, _event: Any = None) -> None:
+        """Counts all objects anew if the layer was drawn anew though no slider was moved."""
+        before, self._seen = self._seen, self._view()
+        if before == self._seen and not self._is_written:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        areas = self._count()
+        if areas != self._areas:
+            self._areas = areas
+            self._show()
+
+    def _painted(self, event: Any) -> None:
+        """Takes note of what was painted by hand: such labels are never given to a new object."""
+        changes = pixel_changes.changes_of_paint(event.value, self.labels.data)
+        counts = [change.counts for change in changes]
+        for change, count in zip(changes, counts, strict=True):
+            self._grow(count, change.region)
+        self._recount(total(counts))
+        self.was_painted = True
+        self._on_painted(self, changes)
 
     def _replaced(self, _event: Any) -> None:
-        """Nor are those of an array that was put in place of the one before."""
-        self._highest = max(self._highest, int(np.max(self.labels.data, initial=0)))
+        """Looks for all objects in an array that was put in place of the one before."""
+        found = regions_of(np.asarray(self.labels.data))
+        nothing = (slice(0, 0),) * self.labels.data.ndim
+        self._regions = dict.fromkeys(self._regions, nothing) | found
+        self._highest = max(self._highest, *found, 0)
+        self._look_again()
 
     def _count(self) -> dict[int, int]:
         """The area of each object, in voxels, within the box that it was written in."""
         return {label: int(np.count_nonzero(self.labels.data[box] == label)) for label, box in self._regions.items()}
 
     def _show(self) -> None:
-        rows = self._rows
+        """Shows the rows of the objects that are in the layer now; undone ones are kept in mind for a redo."""
+        if not self._is_ahead:  # of what the layer shows
+            self._rows = self.rows()
+        rows, self._is_ahead = self._rows, False
         areas = [self._areas.get(label, noted) for label, noted in zip(rows['index'], rows['area_px'], strict=True)]
         gone = [self._areas.get(label) == 0 for label in rows['index']]
         granularity = [
             self._granularity(label) if self._areas.get(label, noted_px) not in (0, noted_px) else noted
             for label, noted_px, noted in zip(rows['index'], rows['area_px'], rows['granularity'], strict=True)
         ]
-        rows = rows.assign(area_px=areas, granularity=granularity)
-        self.labels.features = rows[~np.array(gone, bool)].reset_index(drop=True)
+        shown = rows.assign(area_px=areas, granularity=granularity)[~np.array(gone, bool)].reset_index(drop=True)
+        if not shown.equals(self.labels.features):
+            self.labels.features = shown
 
     def _granularity(self, label: int) -> float:
         data = self.labels.data
-        return object_granularity(data[self._regions[label]] == label, data.shape, self._axes.get(label, (-2, -1)))
+        mask = np.asarray(data[self._regions[label]]) == label
+        return object_granularity(mask, data.shape, self._axes.get(label, (-2, -1)))
 
 
 def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int, int] = (-2, -1)) -> float:
@@ -302,9 +402,21 @@ def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int
     return float(area_granularity(areas, shape[axes[0]] * shape[axes[1]]).mean()) if len(areas) else 0.0
 
 
-def _row(write: ObjectWrite, shape: tuple[int, ...]) -> dict[str, object]:
-    area_px, granularity = int(np.count_nonzero(write.mask)), object_granularity(write.mask, shape, write.axes)
-    return {'index': write.label, 'area_px': area_px, **write.features, 'granularity': granularity}
+def regions_of(array: np.ndarray) -> dict[int, Region]:
+    """The bounding box of each label of an array."""
+    highest = int(array.max(initial=0))
+    if highest <= _MOST_BOXES:
+        return {label: box for label, box in enumerate(find_objects(array), start=1) if box is not None}
+    labels, numbers = np.unique(
+        array, return_inverse=True
+    )  # a box is looked for, and kept, for each number up to the highest
+    boxes = find_objects(numbers.reshape(array.shape) + 1)
+    return {int(label): box for label, box in zip(labels, boxes, strict=True) if label > 0}
+
+
+def _what_was_painted(changes: Sequence[PixelChange]) -> str:
+    labels = {int(label) for change in changes for label in np.unique(change.new.unpacked())}
+    return 'erase by hand' if labels == {0} else f'paint label {max(labels, default=0)}'
 
 
 def _union(known: tuple[slice, ...] | None, region: tuple[slice, ...]) -> tuple[slice, ...]:

@@ -38,6 +38,7 @@ NO_IMAGE = 'Choose an image to begin.'
 _NO_FIT = 'No mask fits: one pixel has clicks of both kinds. Undo one of them (U).'
 _ONLY_NEGATIVE = 'This only says where the object is not. Add a positive click on the object, or a box around it.'
 _NOT_DONE = 'What waited for the mask was not done, as another plane or other prompts came meanwhile.'
+_FORGOTTEN = 'Nothing more can be undone: only the latest 500 actions are kept, or as many as fit in 256 MB.'
 _NOTHING_YET = 'There is no mask yet; click on an object first.'
 
 
@@ -377,7 +378,8 @@ class SegmentationController:
     def undo(self) -> None:
         """Takes back the last action of whatever kind."""
         name = self._answers.quietly(self.history.undo)
-        self.say('There is nothing to undo.' if name is None else f'Undone: {name}. Shift-U does it again.')
+        nothing = _FORGOTTEN if self.history.is_cut else 'There is nothing to undo.'
+        self.say(nothing if name is None else f'Undone: {name}. Shift-U does it again.')
 
     def redo(self) -> None:
         """Does again what was taken back last."""

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING
-from weakref import finalize
 
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QGridLayout, QLabel
 
-from napari_unsam._collector import FrozenObjects
-from napari_unsam._docked import DockedWidget, later
+from napari_unsam._docked import DockedWidget
 
 if TYPE_CHECKING:
     import napari
@@ -43,10 +41,6 @@ class UnSAMDock(DockedWidget):
         self.content: SegmentationWidget | None = None
         self.undocked.connect(self.end)
         self._viewer, self._make = viewer, make
-        self._frozen = FrozenObjects(viewer.layers, later)  # until the content has its own
-        self._leave = finalize(self, self._frozen.close)
-        self._leave.atexit = False
-        self.destroyed.connect(self._leave)  # with its window, which closes no dock
         self._opening = QLabel('UnSAM is being opened ...')
         self._opening.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._opening.setMinimumWidth(self._opening.fontMetrics().averageCharWidth() * 40)
@@ -62,7 +56,6 @@ class UnSAMDock(DockedWidget):
     def end(self) -> None:
         """Ends the session, or does not begin it."""
         self._turns.stop()
-        self._frozen.close()
         if self.content is not None:
             self.content.end()
 
@@ -73,7 +66,6 @@ class UnSAMDock(DockedWidget):
         self._turns.stop()  # so that what cannot be loaded or made is told once
         if self.content is None:
             make = self._make or import_module(_CODE).SegmentationWidget
-            self._frozen.close()
             self.content = make(self._viewer)
             self._turns.start()
         else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pint
 from napari.utils.transforms import Affine
 
 from unsam_mm.errors import ImageError
@@ -133,10 +134,18 @@ class Frame:
     Args:
         image: The layer.
         channels: Its channels, if one of its axes is of such; at the time.
+        world_units: Of the axes of the viewer, as its `dims` give them; by default those of the image. napari makes them
+            the smallest of all layers, so those of the image may be larger.
     """
 
-    def __init__(self, image: Image, channels: Channels | LayerChannels | None = None) -> None:
+    def __init__(
+        self,
+        image: Image,
+        channels: Channels | LayerChannels | None = None,
+        world_units: Sequence[pint.Unit] | None = None,
+    ) -> None:
         self.image, self.channels = image, channels if isinstance(channels, Channels) else None
+        self._world_units = world_units
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,11 +178,23 @@ class Frame:
 
     def to_data(self, world: Sequence[float]) -> tuple[float, ...]:
         """The position in the frame of one in the world."""
-        position = [float(value) for value in self.image.world_to_data(world)]
+        ndim = self.image.ndim
+        world = np.concatenate([np.zeros(ndim), world])[
+            -ndim:
+        ]  # as napari does if a layer has more axes than the world
+        position = [float(value) for value in self.image.world_to_data(world * self._world_unit)]
         if self.channels is not None:
             axis, count = self.channels.axis, self._n_channels
             position[axis] = (position[axis] - (count - 1) / 2) / count
         return tuple(position)
+
+    def to_world(self, position: Sequence[float]) -> np.ndarray:
+        """The position in the world, one number per axis of the image, of one in the frame."""
+        position = np.array(position, float)
+        if self.channels is not None:
+            axis, count = self.channels.axis, self._n_channels
+            position[axis] = position[axis] * count + (count - 1) / 2
+        return np.asarray(self.image.data_to_world(position)) / self._world_unit
 
     def displayed(self, dims: Dims) -> tuple[int, int]:
         """The two axes of the image that a 2D view shows, ascending.
@@ -189,6 +210,16 @@ class Frame:
         if self.channels is not None and self.channels.axis in axes:
             raise ImageError('The view shows the axis of the channels; bring the axes of the planes into view.')
         return axes
+
+    @property
+    def _world_unit(self) -> np.ndarray:
+        """(N,) the unit of each axis of the world in that of the image."""
+        units, world_units = self.image.units, self._world_units
+        if world_units is None or len(world_units) < len(units):
+            return np.ones(len(units))
+        in_base = pint.get_application_registry().get_base_units
+        pairs = zip(world_units[-len(units) :], units, strict=True)
+        return np.array([in_base(world)[0] / in_base(own)[0] for world, own in pairs])
 
     @property
     def _n_channels(self) -> int:

@@ -16,9 +16,18 @@ Keys = dict[str, Callable[[], None]]
 
 
 class Listener(Protocol):
-    """Who is told of clicks."""
+    """Who is told of clicks.
+
+    Attributes:
+        prompting: Whether clicks are prompts.
+        has_prompts: Whether there are prompts in view, so that Alt and the wheel have something to go through.
+    """
 
     prompting: bool
+
+    @property
+    def has_prompts(self) -> bool:
+        """See the class."""
 
     def pressed(self, world: tuple[float, ...], is_other_polarity: bool) -> None:
         """Told of a click at world coordinates, which may mean the polarity that is not set."""
@@ -30,6 +39,9 @@ class Listener(Protocol):
 class Inputs:
     """Listens to a viewer until it is closed.
 
+    Ours are clicks without a modifier, or with Shift, of the left and the right button; a double click is one of them. Alt and
+    the wheel are while there are prompts. napari would also zoom, or select another layer; all else is left to it.
+
     Args:
         viewer: The viewer.
         listener: Is told of clicks and of the wheel.
@@ -40,9 +52,13 @@ class Inputs:
         self._viewer, self._listener = viewer, listener
         self._keys: Keys = {}
         self._receivers: list[ViewerModel | Layer] = [viewer]
+        self._is_held = False
         self.add_keys(keys)
         viewer.mouse_drag_callbacks.append(self._on_mouse)
-        viewer.mouse_wheel_callbacks.append(self._on_wheel)
+        self._replaced = (
+            _Replaced(viewer.mouse_wheel_callbacks, 'layers_scroll', self._on_wheel),
+            _Replaced(viewer.mouse_double_click_callbacks, 'double_click_to_zoom', self._on_double_click),
+        )
 
     @property
     def keys(self) -> Keys:
@@ -53,14 +69,14 @@ class Inputs:
         """Binds more keys on all that listens, now and later."""
         self._keys |= keys
         for receiver in self._receivers:
-            _bind(receiver, keys)
+            self._bind(receiver, keys)
 
     def bind(self, *layers: Layer) -> None:
         """Binds the keys on layers as well as on the viewer: a layer's own keys come before the viewer's."""
         for layer in layers:
             if not any(layer is receiver for receiver in self._receivers):
                 self._receivers.append(layer)
-                _bind(layer, self._keys)
+                self._bind(layer, self._keys)
 
     def unbind(self, *layers: Layer) -> None:
         """Takes the keys of layers back."""
@@ -71,58 +87,98 @@ class Inputs:
 
     def close(self) -> None:
         """Takes the mouse and all keys back."""
-        for callbacks, callback in (
-            (self._viewer.mouse_drag_callbacks, self._on_mouse),
-            (self._viewer.mouse_wheel_callbacks, self._on_wheel),
-        ):
-            if callback in callbacks:
-                callbacks.remove(callback)
+        if self._on_mouse in self._viewer.mouse_drag_callbacks:
+            self._viewer.mouse_drag_callbacks.remove(self._on_mouse)
+        for replaced in self._replaced:
+            replaced.put_back()
         for receiver in self._receivers:
             _unbind(receiver, self._keys)
         self._receivers.clear()
 
-    def _on_mouse(self, viewer: ViewerModel, event: Any) -> Generator[None, None, None]:
-        is_ours = self._listener.prompting and event.button in (_LEFT, _RIGHT)
-        if not is_ours or not _is_viewing(viewer.layers.selection.active):
-            return
-        pressed_at, position = event.pos, tuple(event.position)
+    def _bind(self, receiver: ViewerModel | Layer, keys: Keys) -> None:
+        for key, act in keys.items():
+            receiver.bind_key(key, self._unless_drawing(act), overwrite=True)
+
+    def _unless_drawing(self, act: Callable[[], None]) -> Callable[[Any], None]:
+        # A function, since napari asks every key binding for its __name__, which a partial lacks.
+        def press(_sender: Any) -> None:
+            if self._is_viewing or not self._is_held:  # a stroke is no action before it is done
+                act()
+
+        return press
+
+    @property
+    def _is_viewing(self) -> bool:
+        """Whether the mouse is free: in other modes, such as painting, it belongs to the selected layer."""
+        active = self._viewer.layers.selection.active
+        return active is None or str(active.mode) == 'pan_zoom'
+
+    def _is_click(self, event: Any) -> bool:
+        plain = all(modifier == 'Shift' for modifier in event.modifiers)
+        return self._listener.prompting and plain and event.button in (_LEFT, _RIGHT) and self._is_viewing
+
+    def _on_mouse(self, _viewer: ViewerModel, event: Any) -> Generator[None, None, None]:
+        is_ours, pressed_at, position = self._is_click(event), event.pos, tuple(event.position)
         is_other = event.button == _RIGHT or 'Shift' in event.modifiers
+        travel, self._is_held = 0.0, True
         yield
-        travel = 0.0
-        while event.type == 'mouse_move':
+        while True:
+            # The release counts too: a quick drag may come without a move.
             travel = max(travel, *(abs(now - before) for now, before in zip(event.pos, pressed_at, strict=True)))
+            if event.type != 'mouse_move':
+                break
             yield
-        if travel <= _MAX_CLICK_TRAVEL_PX:
+        self._is_held = False
+        if is_ours and travel <= _MAX_CLICK_TRAVEL_PX:
             self._listener.pressed(position, is_other)
 
-    def _on_wheel(self, _viewer: ViewerModel, event: Any) -> None:
-        if 'Alt' not in event.modifiers:
-            return
+    def _on_double_click(self, event: Any) -> bool:
+        """The second click of two; the first was a prompt."""
+        return self._is_click(event)
+
+    def _on_wheel(self, event: Any) -> bool:
+        if (
+            not event.modifiers
+            or any(modifier != 'Alt' for modifier in event.modifiers)
+            or not self._listener.has_prompts
+        ):
+            return False
         # Some systems turn the wheel sideways while Alt is held.
         turned = event.delta[1] or event.delta[0]
         if turned:
             self._listener.wheeled(1 if turned > 0 else -1)
         event.handled = True  # otherwise the view would zoom
+        return True
 
 
-def _bind(receiver: ViewerModel | Layer, keys: Keys) -> None:
-    for key, act in keys.items():
-        receiver.bind_key(key, _without_sender(act), overwrite=True)
+class _Replaced:
+    """A callback of napari that comes only for events that somebody else does not want.
+
+    napari calls all callbacks of a list whether the event was handled or not.
+
+    Args:
+        callbacks: The list that it is in; without it, the other one is added at the end.
+        name: Of the function.
+        takes: Told of each event; returns whether it wanted it.
+    """
+
+    def __init__(self, callbacks: list[Callable[..., Any]], name: str, takes: Callable[[Any], bool]) -> None:
+        self._callbacks, self._takes = callbacks, takes
+        self._theirs = next((one for one in callbacks if getattr(one, '__name__', '') == name), None)
+        at = len(callbacks) if self._theirs is None else callbacks.index(self._theirs)
+        callbacks[at : at + 1] = [self._call]
+
+    def put_back(self) -> None:
+        """Leaves all events to it again."""
+        if self._call in self._callbacks:
+            at = self._callbacks.index(self._call)
+            self._callbacks[at : at + 1] = [] if self._theirs is None else [self._theirs]
+
+    def _call(self, viewer: ViewerModel, event: Any) -> None:
+        if not self._takes(event) and self._theirs is not None:
+            self._theirs(viewer, event)
 
 
 def _unbind(receiver: ViewerModel | Layer, keys: Keys) -> None:
     for key in keys:
         receiver.bind_key(key, None)
-
-
-def _without_sender(act: Callable[[], None]) -> Callable[[Any], None]:
-    # A function, since napari asks every key binding for its __name__, which a partial lacks.
-    def press(_sender: Any) -> None:
-        act()
-
-    return press
-
-
-def _is_viewing(active: Layer | None) -> bool:
-    """Whether the mouse is free: in other modes, such as painting, it belongs to the selected layer."""
-    return active is None or str(active.mode) == 'pan_zoom'

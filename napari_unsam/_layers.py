@@ -144,6 +144,11 @@ class AddLayers:
     def __init__(self, name: str, viewer: ViewerModel, layers: Sequence[Layer]) -> None:
         self.name, self._viewer, self._layers = name, viewer, tuple(layers)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of those that are not in the viewer and would be gone otherwise."""
+        return sum(getattr(layer.data, 'nbytes', 0) for layer in self._layers if layer not in self._viewer.layers)
+
     def do(self) -> None:
         """Adds them."""
         for layer in self._layers:
@@ -250,8 +255,6 @@ class PromptLayers:
             vector_style='line',
             **self._frame.placed,
         )
-        # Would take longer than all else that a step of granularity takes.
-        self.preview._update_thumbnail = lambda: None
         self._add(self.preview, self._viewer.layers.index(self.shapes or self.points))
         return self.preview
 
@@ -299,10 +302,23 @@ class PromptLayers:
     def show_proposal(self, proposal: Proposal | None) -> None:
         """Draws the outline of a mask on its plane, or none; there is a preview."""
         if proposal is not None:
-            self.preview.data = placed_outline(proposal)
+            self._draw_outline(placed_outline(proposal))
             self.fit_width()
         elif len(self.preview.data):
             self.preview.data = self._no_outline()
+
+    def _draw_outline(self, segments: np.ndarray) -> None:
+        """Draws segments in the room that others had, if there is enough: with new data napari makes a new thumbnail, which
+        takes longer than all else that a step of granularity takes. What is left of the room holds segments of no length."""
+        drawn = self.preview.data
+        has_room = len(segments) <= len(drawn)
+        if not has_room:
+            drawn = np.empty((1 << (len(segments) - 1).bit_length(), 2, self._ndim), np.float32)
+        drawn[: len(segments)], drawn[len(segments) :] = segments, segments[0] * [[1], [0]]
+        if has_room:
+            self.preview.refresh(thumbnail=False, highlight=False)
+        else:
+            self.preview.data = drawn
 
     def _no_outline(self) -> np.ndarray:
         return np.zeros((0, 2, self._ndim))

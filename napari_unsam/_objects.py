@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
+from napari_unsam._commit import ObjectTable, ObjectWrite, Painting, WriteObjects
 from napari_unsam._layers import ObjectLayers, is_of
+from napari_unsam._pixel_changes import PixelChange, Region
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Objects:
             labels = self._layers.make(self._session.frame, is_drawn)
             self._undrawn = None if is_drawn else labels
         if labels not in self._tables:
-            self._follow(ObjectTable(labels, is_empty=is_new))
+            self._follow(self._table_for(labels, is_empty=is_new))
         return labels
 
     def _draw(self) -> bool:
@@ -74,6 +75,11 @@ class Objects:
     def next_label(self, layer: Labels | None = None) -> int:
         """A label that no object of the image has, or had in this session."""
         return self._table(layer).highest + 1
+
+    def region_of(self, label: int) -> Region | None:
+        """The bounding box of an object of the image that is chosen; None if it is not there."""
+        labels = self._session.objects
+        return None if labels is None else self._table(labels).region_of(label)
 
     def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
         """The action that writes objects, not done yet; done or taken back, it brings a layer back that was deleted.
@@ -92,17 +98,18 @@ class Objects:
             raise UnSAMError(
                 f'"{table.labels.name}" holds labels of type {dtype}, too small for {highest}; convert it to uint32.'
             )
-        bring_back = partial(self._bring_back, self._image_of(table.labels), table)
-        return WriteObjects(name, table, writes, self._on_written, bring_back)
+        return WriteObjects(name, table, writes, self._on_written, self._bringing_back(table))
 
     def _table(self, layer: Labels | None) -> ObjectTable:
         layer = self.ensure() if layer is None else layer
-        if layer not in self._tables:
+        if layer not in self._tables and layer in self._session.viewer.layers:
+            self._follow(self._table_for(layer))
+        elif layer not in self._tables:
             image = self._image_of(layer)
             if image is None:
                 raise UnSAMError('The image that this was meant for was deleted meanwhile, so nothing was written.')
             self._layers.add(layer, image)
-            self._follow(ObjectTable(layer))
+            self._follow(self._table_for(layer))
         return self._tables[layer]
 
     def _image_of(self, layer: Labels) -> Image | None:
@@ -116,19 +123,40 @@ class Objects:
         """Follows a layer no longer that has left the viewer; returns whether it was one of objects."""
         table = self._tables.pop(layer, None)
         if table is not None:
-            table.close()
+            self._leave(table)
             self._session.unbind(layer)
         return table is not None
 
     def close(self) -> None:
         """Leaves all layers as they are."""
         for table in self._tables.values():
-            table.close()
+            self._leave(table)
+            if table.was_painted:
+                # napari's own history knows of no commit, and would put back what was there before one. This wipes it.
+                table.labels.editable = False
+                table.labels.editable = True
         self._tables.clear()
+
+    def _table_for(self, labels: Labels, is_empty: bool = False) -> ObjectTable:
+        dims = self._session.viewer.dims
+        return ObjectTable(labels, is_empty, lambda: (dims.point, dims.order, dims.ndisplay), self._painted)
+
+    def _painted(self, table: ObjectTable, changes: Sequence[PixelChange]) -> None:
+        self._session.history.add(Painting(table, changes, self._on_written, self._bringing_back(table)))
+
+    def _bringing_back(self, table: ObjectTable) -> Callable[[], None]:
+        return partial(self._bring_back, self._image_of(table.labels), table)
+
+    def _leave(self, table: ObjectTable) -> None:
+        table.close()
+        del table.labels.undo, table.labels.redo
 
     def _follow(self, table: ObjectTable) -> None:
         self._tables[table.labels] = table
         self._session.bind(table.labels)
+        # So that Ctrl-Z, however it is bound, and U go through one history: napari's own holds strokes of the brush alone.
+        controller = self._session.controller
+        table.labels.undo, table.labels.redo = controller.undo, controller.redo
 
     def _bring_back(self, image: Image, table: ObjectTable) -> None:
         layers = self._session.viewer.layers

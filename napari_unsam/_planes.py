@@ -73,7 +73,10 @@ def plane_in_view(frame: Frame, dims: Dims) -> Plane:
     Raises:
         ImageError: If the view is 3D, shows an axis that the image lacks, or the image does not reach the view.
     """
-    return plane_at(frame, frame.displayed(dims), frame.to_data(dims.point))
+    axes = frame.displayed(dims)
+    # napari leaves the two axes in view out of account when it looks for the plane: in an oblique layer they would move it.
+    point = [0.0 if axis in dims.displayed else value for axis, value in enumerate(dims.point)]
+    return plane_at(frame, axes, frame.to_data(point))
 
 
 def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> Plane:
@@ -101,4 +104,5 @@ def planes_beside(plane: Plane) -> list[Plane]:
 
 
 def _nearest(position: Sequence[float]) -> list[int]:
-    return [int(np.floor(value + 0.5)) for value in position]
+    """The pixel that napari shows at a position: half-way between two, it takes the even one."""
+    return [int(value) for value in np.round(position)]

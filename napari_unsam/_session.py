@@ -119,7 +119,7 @@ class ViewerSession:
         """
         if self._image is None:
             raise UnSAMError(NO_IMAGE)
-        return Frame(self._image, self.channels)
+        return Frame(self._image, self.channels, self.viewer.dims.units)
 
     @property
     def history(self) -> ActionHistory:
@@ -217,6 +217,10 @@ class ViewerSession:
         """A label that no object of the image has, or had in this session; see `writing`."""
         return self._objects.next_label(layer)
 
+    def region_of(self, label: int) -> tuple[slice, ...] | None:
+        """The bounding box of an object of the image; None if it is not there."""
+        return self._objects.region_of(label)
+
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
         """Writes, overwrites or erases objects, as one action; nothing happens without any; see `writing`."""
         if writes:
@@ -310,6 +314,11 @@ class ViewerSession:
             return False
         return self.controller.add_prompt(self.frame.to_data(world), polarity)
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there are prompts in view that are about the object at hand."""
+        return bool(self.controller.prompts_here)
+
     def pressed(self, world: tuple[float, ...], is_other_polarity: bool) -> None:
         """Makes a prompt of a click with the mouse."""
         self.click(world, self.controller.polarity.flipped() if is_other_polarity else None)
@@ -353,7 +362,7 @@ class ViewerSession:
 
     def _emitters(self) -> list[Any]:
         events = self.viewer.dims.events
-        return [events.point, events.ndisplay, events.order]
+        return [events.point, events.ndisplay, events.order, events.units]
 
     def _retarget(self) -> None:
         """Tells the controller which plane of which image is in view."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_unsam import _settings
 from napari_unsam._canvas import CanvasContext
-from napari_unsam._collector import FrozenObjects
 from napari_unsam._controller import Level, SegmentationController
 from napari_unsam._docked import DockedWidget, later
 from napari_unsam._engine import PlaneEmbedder
@@ -68,7 +66,6 @@ class SegmentationWidget(DockedWidget):
         autosave: Autosave | None = None,
     ) -> None:
         super().__init__()
-        self._frozen = FrozenObjects(viewer.layers, later)
         courier()  # before the inference thread asks for it
         if controller is None:
             embedder = PlaneEmbedder(_settings.inference())
@@ -141,7 +138,7 @@ class SegmentationWidget(DockedWidget):
         self._soon.timeout.connect(self._make_next)
         session.image_changed.connect(self._image_changed)
         load_units()
-        self.controller.load_ahead('Loading the sections', partial(_load_libraries, self._frozen.freeze))
+        self.controller.load_ahead('Loading the sections', _load_libraries)
         self._soon.start()
         # The canvas tells of its zoom in the midst of being drawn, when no layer may be changed.
         self._zoomed = QTimer(self, singleShot=True, interval=30)
@@ -153,7 +150,7 @@ class SegmentationWidget(DockedWidget):
         if autosave is not None:
             self.session.exported.connect(lambda: autosave.exported(self.session))
         # No lambda: if the collector of garbage finds the dock, it takes a lambda apart before Qt calls it.
-        self._leave = finalize(self, _leave, controller, autosave, self._frozen)
+        self._leave = finalize(self, _leave, controller, autosave)
         self._leave.atexit = False
         self.destroyed.connect(self._leave)
         self.undocked.connect(self.end)
@@ -180,8 +177,6 @@ class SegmentationWidget(DockedWidget):
             self.controller.warm_up()
             if self.controller.is_loading:
                 self._soon.start()
-            else:
-                self._frozen.freeze()  # of the model too
 
     def _prepare(self) -> bool:
         """Makes the next of the session's layers; returns whether one was left that can be made."""
@@ -209,7 +204,6 @@ class SegmentationWidget(DockedWidget):
             show_warning(_NOT_SAVED)
         self.session.close()
         later(self._context.close)  # after the layers that go later
-        self._frozen.close()
 
     def _show_status(self) -> None:
         status = self.controller.status
@@ -222,17 +216,14 @@ def _tell_problem(controller: SegmentationController, text: str) -> None:
     in_gui_thread(lambda: controller.say(text, Level.PROBLEM))
 
 
-def _leave(controller: SegmentationController, autosave: Autosave | None, frozen: FrozenObjects) -> None:
+def _leave(controller: SegmentationController, autosave: Autosave | None) -> None:
     controller.close()
-    frozen.close()
     if autosave is not None:
         autosave.close()
 
 
-def _load_libraries(freeze: Callable[[], None]) -> None:
+def _load_libraries() -> None:
     """Loads what the further sections and the first layers need, in the inference thread, where it holds nobody up."""
     load_layer_kinds()
     for module, _ in PANELS:
-        freeze()
         import_module(f'napari_unsam.panels.{module}')
-    freeze()

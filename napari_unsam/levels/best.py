@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.overlaps import crossing_pixels
 
 _TOUCH = 0.1  # of the smaller of two regions: what may overlap without the two being rivals
 
@@ -57,21 +57,65 @@ def winners(tree: MaskHierarchy, worth: np.ndarray) -> np.ndarray:
     return np.flatnonzero(_chosen(tree.parent, np.asarray(worth, np.float64), False))
 
 
-def best_of_trees(trees: Sequence[MaskHierarchy], worths: Sequence[np.ndarray]) -> Chosen:
+class LeafOverlaps:
+    """How many pixels the leaves of each two trees share, so that no choice among their regions looks at the pixels again.
+
+    Args:
+        trees: Over the same plane.
+    """
+
+    def __init__(self, trees: Sequence[MaskHierarchy]) -> None:
+        self._trees = trees
+        self._shared = {
+            (one, other): csr_array(
+                (
+                    np.ones(trees[one].leaf_labels.size, np.int32),
+                    (trees[one].leaf_labels.ravel(), trees[other].leaf_labels.ravel()),
+                ),
+                shape=(trees[one].n_leaves, trees[other].n_leaves),
+            )
+            for other in range(len(trees))
+            for one in range(other)
+        }
+
+    def pixels(self, one: int, nodes: np.ndarray, other: int, others: np.ndarray) -> np.ndarray:
+        """(K, K') pixels that regions of one tree share with those of a later one."""
+        inside, of_others = (_leaves(self._trees[tree], chosen) for tree, chosen in ((one, nodes), (other, others)))
+        return (inside @ self._shared[one, other] @ of_others.T).toarray()
+
+
+def _leaves(tree: MaskHierarchy, nodes: np.ndarray) -> csr_array:
+    """(K, L) which leaves each region holds."""
+    first, counts = tree.first_leaf[nodes], tree.last_leaf[nodes] - tree.first_leaf[nodes]
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    leaves = np.arange(ends[-1]) + np.repeat(first - ends[:-1], counts)
+    return csr_array((np.ones(ends[-1], np.int32), leaves, ends), shape=(len(nodes), tree.n_leaves))
+
+
+def best_of_trees(
+    trees: Sequence[MaskHierarchy], worths: Sequence[np.ndarray], overlaps: LeafOverlaps | None = None
+) -> Chosen:
     """The best regions of several trees: where those of two trees overlap, the ones that are worth more together stay.
 
     Args:
         trees: Over the same plane.
         worths: For each an (N,) array; see `best_disjoint`.
+        overlaps: Of these trees, if they are known already.
     """
+    overlaps = overlaps or LeafOverlaps(trees)
     chosen = Chosen(np.zeros(0, np.int64), np.zeros(0, np.int64))
     for number, (tree, worth) in enumerate(zip(trees, worths, strict=True)):
-        chosen = _joined(trees, worths, chosen, number, best_disjoint(tree, worth))
+        chosen = _joined(trees, worths, overlaps, chosen, number, best_disjoint(tree, worth))
     return chosen
 
 
 def _joined(
-    trees: Sequence[MaskHierarchy], worths: Sequence[np.ndarray], chosen: Chosen, number: int, nodes: np.ndarray
+    trees: Sequence[MaskHierarchy],
+    worths: Sequence[np.ndarray],
+    overlaps: LeafOverlaps,
+    chosen: Chosen,
+    number: int,
+    nodes: np.ndarray,
 ) -> Chosen:
     both = Chosen(np.concatenate([chosen.source, np.full(len(nodes), number)]), np.concatenate([chosen.nodes, nodes]))
     if not len(chosen) or not len(nodes):
@@ -80,7 +124,7 @@ def _joined(
     rivals = np.zeros((len(both), len(both)), bool)
     for other in np.unique(chosen.source):
         held = np.flatnonzero(chosen.source == other)
-        shared = crossing_pixels(trees[other], chosen.nodes[held], trees[number], nodes)
+        shared = overlaps.pixels(int(other), chosen.nodes[held], number, nodes)
         smaller = np.minimum(trees[other].area[chosen.nodes[held]][:, None], trees[number].area[nodes][None])
         rivals[np.ix_(held, is_new.nonzero()[0])] = shared > _TOUCH * smaller
     _, group = connected_components(rivals, directed=False)

@@ -143,7 +143,7 @@ class Reviewing:
             self._session.controller.say('Press Next to begin with the least certain object.', Level.PROBLEM)
             return
         after = self.queue.next()
-        region = _region(self._session.objects, label)
+        region = self._session.region_of(label)
         if region is not None:
             mask = np.asarray(self._session.objects.data[region]) == label
             self._session.write_objects(f'reject object {label}', [ObjectWrite(region, mask, 0)])
@@ -184,19 +184,20 @@ class Reviewing:
         """Moves the sliders to the middle plane of an object and the camera to its middle."""
         objects, viewer = self._session.objects, self._session.viewer
         self._follow(objects)
-        region = _region(objects, label)
+        region = self._session.region_of(label)
         if region is None:
             return
         offset = viewer.dims.ndim - objects.ndim
         middle = np.array([(part.start + part.stop - 1) / 2 for part in region])
         hidden = [axis - offset for axis in viewer.dims.not_displayed if axis >= offset]
         middle[hidden] = np.round(middle[hidden])
-        world = np.asarray(objects.data_to_world(middle))
+        to_world = self._session.frame.to_world
+        world = to_world(middle)
         for axis in hidden:
             viewer.dims.set_point(axis + offset, world[axis])
         shown = [axis - offset for axis in viewer.dims.displayed if axis >= offset]
         viewer.scene.camera.center = (*[0.0] * (3 - len(shown)), *world[shown])
-        corners = [objects.data_to_world([getattr(part, end) for part in region]) for end in ('start', 'stop')]
+        corners = [to_world([getattr(part, end) for part in region]) for end in ('start', 'stop')]
         extent = float(np.abs(np.subtract(*corners))[shown].max())
         if not _SEEN_PX[0] <= extent * viewer.scene.camera.zoom <= _SEEN_PX[1]:
             viewer.scene.camera.zoom = _SHOWN_PX / extent
@@ -223,15 +224,3 @@ class _Mark:
         self._objects.features = rows.assign(
             **{REVIEWED: np.where(rows['index'] == self._label, value, accepted(rows))}
         )
-
-
-def _region(objects: Labels, label: int) -> tuple[slice, ...] | None:
-    """The bounding box of an object in its layer; None if it is not there."""
-    where = np.asarray(objects.data) == label
-    parts = []
-    for axis in range(where.ndim):
-        found = np.flatnonzero(where.any(axis=tuple(other for other in range(where.ndim) if other != axis)))
-        if len(found) == 0:
-            return None
-        parts.append(slice(int(found[0]), int(found[-1]) + 1))
-    return tuple(parts)

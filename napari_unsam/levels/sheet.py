@@ -11,7 +11,7 @@ import pandas as pd
 
 from napari_unsam._masks import node_mask
 from napari_unsam.levels.alike import alike, likeness, traits
-from napari_unsam.levels.best import Chosen, best_disjoint, best_of_trees
+from napari_unsam.levels.best import Chosen, LeafOverlaps, best_disjoint, best_of_trees
 from napari_unsam.levels.cuts import LevelCut, RegionFilter
 from napari_unsam.levels.part_whole import Band
 from napari_unsam.levels.region_properties import RegionProperties, Scene
@@ -62,6 +62,7 @@ class Sheet:
             progress((1 + number) / (1 + len(self.trees)), 'measuring regions')
             properties.append(RegionProperties.of(tree, self._scene))
         self._properties = tuple(properties)
+        self._overlaps = LeafOverlaps(self.trees)
         self._stability = tuple(stability(tree) for tree in self.trees)
         self._filter: RegionFilter | None = None
         self._kept: tuple[np.ndarray, ...] = ()
@@ -99,7 +100,7 @@ class Sheet:
 
     def best(self, limits: RegionFilter) -> Chosen:
         """The best objects that do not overlap, of all levels of all trees."""
-        return best_of_trees(self.trees, self._worths(limits))
+        return best_of_trees(self.trees, self._worths(limits), self._overlaps)
 
     def proposed_level(self, limits: RegionFilter) -> float:
         """The level that holds most of the best objects of the main tree."""

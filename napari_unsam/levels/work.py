@@ -327,7 +327,7 @@ def object_in_question(session: ViewerSession) -> tuple[int, np.ndarray] | None:
     if not viewer.mouse_over_canvas:
         label = int(objects.selected_label)
         return (label, labels) if label and (labels == label).any() else None
-    pixel = target.plane.pixel(objects.world_to_data(viewer.cursor.position))
+    pixel = target.plane.pixel(session.frame.to_data(viewer.cursor.position))
     label = 0 if pixel is None else int(labels[pixel])
     return (label, labels) if label else None
 

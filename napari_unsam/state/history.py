@@ -8,6 +8,8 @@ from typing import Protocol
 from psygnal import Signal
 
 _MAX_ACTIONS = 500
+MAX_BYTES = 256 * 2**20
+"""How much memory what was done may take to be taken back."""
 
 
 class Action(Protocol):
@@ -18,6 +20,7 @@ class Action(Protocol):
 
     Attributes:
         name: What the user did, as a button shows it: 'commit object 3'.
+        nbytes: Bytes of memory that it keeps to be taken back; an action without this attribute keeps next to nothing.
     """
 
     name: str
@@ -40,6 +43,11 @@ class Together:
     def __init__(self, name: str, actions: Sequence[Action]) -> None:
         self.name, self._actions = name, tuple(actions)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that they keep."""
+        return sum(map(_nbytes, self._actions))
+
     def do(self) -> None:
         """Does all of them; if one fails, those before it are taken back."""
         done: list[Action] = []
@@ -59,18 +67,23 @@ class Together:
 
 
 class ActionHistory:
-    """What was done, and what was taken back and can be done again.
+    """What was done, and what was taken back and can be done again. The oldest actions are forgotten, but never the last one.
 
     Args:
-        max_actions: How many actions are kept; the oldest go first.
+        max_actions: How many actions are kept.
+        max_bytes: How much memory they may keep.
+
+    Attributes:
+        is_cut: Whether an action was forgotten, so that not everything can be taken back.
     """
 
     changed = Signal()
 
-    def __init__(self, max_actions: int = _MAX_ACTIONS) -> None:
-        self._max_actions = max_actions
+    def __init__(self, max_actions: int = _MAX_ACTIONS, max_bytes: int = MAX_BYTES) -> None:
+        self._max_actions, self._max_bytes = max_actions, max_bytes
         self._done: list[Action] = []
         self._undone: list[Action] = []
+        self.is_cut = False
 
     @property
     def undo_name(self) -> str | None:
@@ -88,6 +101,10 @@ class ActionHistory:
         An action that raises is not remembered.
         """
         action.do()
+        self.add(action)
+
+    def add(self, action: Action) -> None:
+        """Remembers something that is done already, as `do` does."""
         last = self._done[-1] if self._done else None
         joined = last.joined(action) if hasattr(last, 'joined') else None
         if joined is not None:
@@ -96,8 +113,8 @@ class ActionHistory:
                 return  # nothing that a view shows has changed
         else:
             self._done.append(action)
-            del self._done[: -self._max_actions]
         self._undone.clear()
+        self._cut()
         self.changed.emit()
 
     def undo(self) -> str | None:
@@ -112,7 +129,19 @@ class ActionHistory:
         """Forgets everything; nothing is taken back."""
         self._done.clear()
         self._undone.clear()
+        self.is_cut = False
         self.changed.emit()
+
+    def _cut(self) -> None:
+        """Forgets the oldest actions that are too many, or keep too much memory."""
+        kept, n_bytes = 0, 0
+        for action in reversed(self._done):
+            n_bytes += _nbytes(action)
+            if kept and (kept == self._max_actions or n_bytes > self._max_bytes):
+                break
+            kept += 1
+        if kept < len(self._done):
+            self._done, self.is_cut = self._done[-kept:], True
 
     def _move(self, source: list[Action], target: list[Action], how: str) -> str | None:
         if not source:
@@ -125,3 +154,7 @@ class ActionHistory:
         finally:
             self.changed.emit()
         return action.name
+
+
+def _nbytes(action: Action) -> int:
+    return getattr(action, 'nbytes', 0)

@@ -169,7 +169,7 @@ class VolumeWork:
         if slicing is None:
             return
         layer = self.session.ensure_objects()
-        world = layer.data_to_world(slicing.index(z))
+        world = self.session.frame.to_world(slicing.index(z))
         axis = self.axis + viewer.dims.ndim - layer.ndim
         viewer.dims.set_point(axis, world[self.axis])
 

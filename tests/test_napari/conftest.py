@@ -37,7 +37,7 @@ def make_controller(mailbox):
         return made[-1]
 
     yield make
-    assert all(controller.close(timeout_s=10) for controller in made), 'an inference thread did not end'
+    assert all(controller.close(timeout_s=60) for controller in made), 'an inference thread did not end'
 
 
 @pytest.fixture

@@ -6,11 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from napari.layers import Vectors
-from napari.utils.key_bindings import coerce_keybinding
+from napari.utils import interactions
+from napari.utils._proxies import ReadOnlyWrapper
+from napari.utils.key_bindings import KeymapHandler
 from scipy.cluster.hierarchy import linkage
 from skimage.color import gray2rgb, rgb2lab
 from skimage.segmentation import slic
@@ -141,32 +144,57 @@ class Mailbox:
 
 
 class Mouse:
-    """A press, an optional drag and a release, as napari hands them to its callbacks; then the answer is waited for."""
+    """Presses, drags, releases and turns the wheel; each event goes to the viewer and its active layer, as from a canvas of
+    napari's. Then the answer is waited for."""
 
     def __init__(self, viewer, session, settle):
         self.viewer, self.session, self.settle = viewer, session, settle
 
-    def __call__(self, world, button=1, modifiers=(), travel_px=0):
-        event = _Event('mouse_press', world, button, modifiers)
-        running = [iter(callback(self.viewer, event)) for callback in self.viewer.mouse_drag_callbacks[-1:]]
-        steps = [('mouse_move', travel_px)] * bool(travel_px) + [('mouse_release', travel_px)]
-        for kind, travel in [('mouse_press', 0), *steps]:
-            event.type, event.pos = kind, np.array([50 + travel, 50])
-            for generator in running:
-                next(generator, None)
+    def __call__(self, world, button=1, modifiers=(), travel_px=0, moves=True):
+        self._click(world, button, modifiers, travel_px, moves)
         self.settle(self.session.controller)
 
+    def double_click(self, world, button=1, modifiers=()):
+        self._click(world, button, modifiers)
+        self._send(interactions.mouse_double_click_callbacks, 'mouse_double_click', world, button, modifiers)
+        self._send(interactions.mouse_release_callbacks, 'mouse_release', world, button, modifiers)
+        self.settle(self.session.controller)
+
+    def press(self, world, button=1, modifiers=()):
+        self._send(interactions.mouse_press_callbacks, 'mouse_press', world, button, modifiers)
+
+    def release(self, world, button=1, modifiers=(), travel_px=0):
+        self._send(interactions.mouse_release_callbacks, 'mouse_release', world, button, modifiers, travel_px)
+
     def wheel(self, turned, modifiers=('Alt',)):
-        event = _Event('mouse_wheel', (0, 0), 0, modifiers)
-        event.delta, event.handled = (0, turned), False
-        self.viewer.mouse_wheel_callbacks[-1](self.viewer, event)
-        return event.handled
+        return self._send(
+            interactions.mouse_wheel_callbacks, 'mouse_wheel', (0, 0), 0, modifiers, turned=turned
+        ).handled
 
+    def _click(self, world, button, modifiers, travel_px=0, moves=True):
+        self.press(world, button, modifiers)
+        if travel_px and moves:
+            self._send(interactions.mouse_move_callbacks, 'mouse_move', world, button, modifiers, travel_px)
+        self.release(world, button, modifiers, travel_px)
 
-class _Event:
-    def __init__(self, kind, world, button, modifiers):
-        self.type, self.position, self.button, self.modifiers = kind, world, button, modifiers
-        self.pos = np.array([50, 50])
+    def _send(self, callbacks, kind, world, button, modifiers, travel_px=0, turned=0):
+        event = SimpleNamespace(
+            type=kind,
+            position=tuple(world),
+            button=button,
+            modifiers=modifiers,
+            pos=np.array([50 + travel_px, 50]),
+            delta=(0, turned),
+            handled=False,
+            is_dragging=kind == 'mouse_move',
+            native=SimpleNamespace(inverted=lambda: False),
+            view_direction=None,
+            dims_displayed=list(self.viewer.dims.displayed),
+        )
+        for receiver in (self.viewer, self.viewer.layers.selection.active):
+            if receiver is not None:
+                callbacks(receiver, ReadOnlyWrapper(event, exceptions=('handled',)))
+        return event
 
 
 def world(session, pixel):
@@ -178,5 +206,7 @@ def is_problem(session, words):
 
 
 def press(receiver, key):
-    """Presses a key as napari does for a layer or a viewer."""
-    receiver.keymap[coerce_keybinding(key)](receiver)
+    """Presses a key as napari does for a layer or a viewer; returns whether it does anything."""
+    handler = KeymapHandler()
+    handler.keymap_providers = [receiver]
+    return handler.press_key(key)

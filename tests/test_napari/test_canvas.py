@@ -64,3 +64,17 @@ def test_an_image_can_be_deleted_and_another_opened_while_other_layers_stay(wind
     QApplication.processEvents()
     assert dock.session.image is image
     assert viewer.layers[OBJECTS_NAME].data.shape == (512, 512)
+
+
+def test_no_context_is_left_current_and_none_of_another_dock_is_taken_for_the_canvas(window, qtbot):
+    viewer, dock = window
+    canvas = canvas_beside(dock)
+    other = QWidget()
+    inner = QOpenGLWidget(other)
+    viewer.window.add_dock_widget(other, area='left')
+    qtbot.wait(50)
+    assert canvas_beside(dock) is canvas is not inner
+    assert canvas_beside(other) is canvas
+    viewer.layers.remove('Coins')
+    assert QOpenGLContext.currentContext() is not canvas.context()
+    viewer.window.remove_dock_widget(other)

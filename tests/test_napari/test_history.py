@@ -79,6 +79,44 @@ def test_the_oldest_actions_go_first(words):
     assert [history.undo(), history.undo(), history.undo()] == ['three', 'two', None]
 
 
+class Heavy(Adding):
+    """Adds a word, and keeps some memory to take it back."""
+
+    def __init__(self, words, word, nbytes):
+        super().__init__(words, word)
+        self.nbytes = nbytes
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'kept'),
+    [
+        pytest.param([40, 40, 20], 3, id='as many as fit'),
+        pytest.param([40, 40, 21], 2, id='the oldest goes first'),
+        pytest.param([1, 1, 500], 1, id='the last one stays whatever it takes'),
+        pytest.param([500, 1, 1], 2, id='large ones go with time'),
+    ],
+)
+def test_actions_are_kept_as_far_as_their_memory_goes(words, sizes, kept):
+    history = ActionHistory(max_bytes=100)
+    for number, nbytes in enumerate(sizes):
+        history.do(Together(str(number), [Heavy(words, str(number), nbytes)]))
+    assert history.is_cut == (kept < len(sizes))
+    undone = []
+    while (name := history.undo()) is not None:
+        undone.append(name)
+    assert undone == ['2', '1', '0'][:kept]
+
+
+def test_what_was_done_already_is_remembered_like_the_rest(history, words):
+    history.do(Adding(words, 'one'))
+    history.undo()
+    words.append('stroke')
+    history.add(Adding(words, 'stroke'))
+    assert history.redo() is None
+    history.undo()
+    assert words == []
+
+
 def test_listeners_hear_of_every_change(history, words):
     heard = []
     history.changed.connect(lambda: heard.append(history.undo_name))

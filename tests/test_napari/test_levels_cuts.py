@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from skimage import data
 
-from napari_unsam.levels.best import best_disjoint, best_of_trees, winners
+from napari_unsam.levels.best import LeafOverlaps, best_disjoint, best_of_trees, winners
 from napari_unsam.levels.cuts import N_COLOURS, LevelCut, RegionFilter
 from napari_unsam.levels.region_properties import RegionProperties, Scene, Side
 from tests.test_napari.coin_tree import coin_tree
@@ -116,6 +116,18 @@ def test_regions_of_several_trees_hardly_overlap_and_are_worth_no_less_than_thos
             assert (mask & other).sum() <= 0.1 * min(mask.sum(), other.sum())
     total = sum(worths[source][node] for source, node in zip(chosen.source, chosen.nodes, strict=True))
     assert total >= worths[0][best_disjoint(trees[0], worths[0])].sum() - 1e-9
+
+
+@given(trees_of_one_image(max_side=6), seeds)
+@settings(max_examples=30, deadline=None)
+def test_the_pixels_that_regions_of_two_trees_share_are_known_from_their_leaves(trees, seed):
+    rng, overlaps = np.random.default_rng(seed), LeafOverlaps(trees)
+    for other in range(len(trees)):
+        for one in range(other):
+            nodes = [rng.permutation(len(trees[tree]))[: rng.integers(0, 5)] for tree in (one, other)]
+            masks = [all_masks(trees[tree])[chosen] for tree, chosen in zip((one, other), nodes, strict=True)]
+            expected = np.einsum('ahw,bhw->ab', *(mask.astype(int) for mask in masks))
+            assert (overlaps.pixels(one, nodes[0], other, nodes[1]) == expected).all()
 
 
 def test_the_surround_of_a_region_is_the_colour_of_what_touches_it():

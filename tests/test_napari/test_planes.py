@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from napari.components import Dims, ViewerModel
 from napari.layers import Image
 from skimage import data
@@ -43,6 +45,83 @@ def test_the_plane_index_follows_the_layers_own_coordinates_and_not_the_sliders(
     layer = viewer.add_image(np.zeros((10, 40, 60)), scale=(2, 0.5, 0.5), translate=(100, 0, 0))
     viewer.dims.set_point(0, 108)
     assert plane_in_view(Frame(layer), viewer.dims) == Plane(shape=(10, 40, 60), axes=(1, 2), index=(4, 0, 0))
+
+
+@pytest.mark.parametrize(
+    'beside',
+    [
+        pytest.param({'scale': (1, 1, 1)}, id='planes half as far apart'),
+        pytest.param({'scale': (0.25, 1, 1)}, id='many planes for each'),
+        pytest.param({'scale': (2, 1, 1), 'translate': (1, 0, 0)}, id='planes between those of the image'),
+    ],
+)
+def test_the_plane_that_is_written_is_the_one_that_is_shown_beside_another_layer(beside):
+    shape = (9, 4, 5)
+    numbers = np.broadcast_to(np.arange(shape[0])[:, None, None], shape)
+    viewer = ViewerModel()
+    layer = viewer.add_image(numbers.astype(float), scale=(2, 1, 1))
+    viewer.add_image(np.zeros((40, 4, 5)), **beside)
+    for step in range(17):  # every other one lies half-way between two planes
+        viewer.dims.set_point(0, step)
+        plane = plane_in_view(Frame(layer, world_units=viewer.dims.units), viewer.dims)
+        assert plane.index[0] == shown_plane(layer)
+
+
+def shown_plane(layer):
+    """Which plane napari shows of a layer whose pixels are the number of their plane; None if it shows none."""
+    return None if layer._slice.empty else layer._slice.image.raw.flat[0]
+
+
+_SPACING = st.sampled_from([0.1, 0.25, 0.3, 0.5, 1.0, 2.0, 3.0])
+_UNITS = st.sampled_from(['pixel', 'um', 'nm'])
+
+
+@pytest.mark.filterwarnings('ignore:Non-orthogonal slicing')
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    spacing=_SPACING,
+    other_spacing=_SPACING,
+    start=st.sampled_from([0.0, 0.05, 0.5, 1.0, -2.25]),
+    other_start=st.sampled_from([0.0, 0.15, 0.5, -1.0]),
+    units=st.tuples(_UNITS, _UNITS).filter(lambda pair: ('pixel' in pair) == (pair[0] == pair[1] == 'pixel')),
+    turned=st.sampled_from([None, (0, 30, 0), (25, 0, 0)]),
+    order=st.sampled_from([(0, 1, 2), (1, 2, 0), (2, 0, 1)]),
+)
+def test_at_every_step_of_a_slider_the_plane_is_the_one_on_screen(
+    spacing, other_spacing, start, other_start, units, turned, order
+):
+    axis = order[0]
+    shape = (6, 7, 8)
+    numbers = np.broadcast_to(np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(3)]), shape)
+    viewer = ViewerModel()
+    layer = viewer.add_image(
+        numbers.astype(float), scale=(spacing,) * 3, translate=(start,) * 3, rotate=turned, units=(units[0],) * 3
+    )
+    viewer.add_labels(
+        np.zeros((5, 6, 7), np.uint8),
+        scale=(other_spacing,) * 3,
+        translate=(other_start,) * 3,
+        units=(units[1],) * 3,
+    )
+    viewer.dims.order = order
+    for step in range(min(viewer.dims.nsteps[axis], 15)):
+        viewer.dims.set_current_step(axis, step)
+        try:
+            written = plane_in_view(Frame(layer, world_units=viewer.dims.units), viewer.dims).index[axis]
+        except ImageError:
+            written = None
+        assert written == shown_plane(layer)
+
+
+@pytest.mark.parametrize('at', [0, 3])
+def test_a_plane_that_is_gone_to_is_shown_whatever_the_units_of_other_layers(at):
+    viewer = ViewerModel()
+    layer = viewer.add_image(np.zeros((5, 4, 6)), scale=(2, 1, 1), translate=(7, 0, 0), units=['um'] * 3)
+    viewer.add_image(np.zeros((5, 4, 6)), units=['nm'] * 3)
+    frame = Frame(layer, world_units=viewer.dims.units)
+    viewer.dims.set_point(0, frame.to_world((at, 0, 0))[0])
+    assert plane_in_view(frame, viewer.dims).index == (at, 0, 0)
+    assert frame.to_data(frame.to_world((at, 2.5, 3))) == pytest.approx((at, 2.5, 3))
 
 
 def test_a_2d_image_beside_a_stack_keeps_its_one_plane():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from napari.components import ViewerModel
 from napari.layers.base import LayerLock
 from skimage import data
 
@@ -194,9 +195,13 @@ def test_committed_objects_lie_on_the_image_and_ctrl_z_reaches_them(on_coffee, v
     assert objects.data_to_world(ON_CUP) == pytest.approx(world(on_coffee, ON_CUP))
     assert viewer.layers.index(objects) == viewer.layers.index(on_coffee.image) + 1
     assert not len(viewer.layers[PREVIEW_NAME].data)
-    objects.undo()
+    press(objects, 'Control-Z')
     assert not objects.data.any()
     assert len(objects.features) == 0
+    assert len(on_coffee.controller.prompts.points) == 1
+    press(objects, 'Control-Shift-Z')
+    assert objects.data.any()
+    assert not on_coffee.controller.prompts
 
 
 def test_a_commit_where_everything_is_taken_says_so(on_coffee, viewer, mouse):
@@ -328,14 +333,13 @@ def test_a_removed_objects_layer_is_made_anew(on_coffee, viewer, mouse):
 def test_closing_gives_mouse_and_keys_back_and_leaves_only_the_users_layers(on_coffee, viewer, mouse):
     mouse(world(on_coffee, ON_CUP))
     on_coffee.commit()
-    callbacks = len(viewer.mouse_drag_callbacks)
     image, objects = on_coffee.image, on_coffee.objects
     on_coffee.close()
-    assert len(viewer.mouse_drag_callbacks) == callbacks - 1
+    fresh = ViewerModel()
+    for name in ('mouse_drag_callbacks', 'mouse_wheel_callbacks', 'mouse_double_click_callbacks'):
+        assert getattr(viewer, name) == getattr(fresh, name)
     assert list(viewer.layers) == [image, objects]
-    for receiver in (viewer, objects):
-        with pytest.raises(KeyError):
-            press(receiver, 'N')
+    assert not any(press(receiver, 'N') for receiver in (viewer, objects))
 
 
 def test_a_new_session_goes_on_with_the_objects_of_a_closed_one(on_coffee, viewer, make_controller, mouse, settle):
@@ -462,3 +466,17 @@ def test_the_outline_keeps_its_width_on_screen(on_coffee, viewer, mouse):
     viewer.scene.camera.zoom = 8.0
     on_coffee.fit_outline()
     assert preview.edge_width == pytest.approx(before / 8)
+
+
+def test_a_step_of_granularity_makes_no_thumbnail_and_leaves_nothing_of_the_longer_outline(on_coffee, viewer, mouse):
+    mouse(world(on_coffee, ON_CUP))
+    preview, made = viewer.layers[PREVIEW_NAME], []
+    for _ in range(5):
+        on_coffee.controller.coarser()  # until there is room for the longest outline
+    preview.events.thumbnail.connect(made.append)
+    for step in (on_coffee.controller.finer, on_coffee.controller.coarser):
+        for _ in range(5):
+            step()
+            area_px = on_coffee.controller.proposal.area_px
+            assert drawn_mask(preview, (400, 600)).sum() == area_px
+    assert not made

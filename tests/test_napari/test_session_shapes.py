@@ -79,11 +79,12 @@ def test_a_tool_is_in_the_hand_until_it_is_put_down(on_coffee, viewer, mouse):
     on_coffee.draw(ShapeKind.BOX)
     assert str(layer(viewer, on_coffee).mode) == 'add_rectangle'
     mouse(world(on_coffee, ON_CUP))
-    assert not on_coffee.controller.prompts, 'the mouse draws, it does not click'
+    assert not on_coffee.controller.prompts.points, 'the mouse draws, it does not click'
+    assert on_coffee.tool is ShapeKind.BOX
     on_coffee.draw(None)
     mouse(world(on_coffee, ON_CUP))
     assert len(on_coffee.controller.prompts.points) == 1
-    assert taken == [ShapeKind.BOX, None]
+    assert (taken[0], taken[-1], on_coffee.tool) == (ShapeKind.BOX, None, None)
 
 
 def test_a_tool_without_an_image_is_harmless_and_said(session):

@@ -2,16 +2,21 @@
 
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from napari.components import ViewerModel
 from skimage import data
 
 from napari_unsam._answers import HINT
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._controller import SegmentationController
 from napari_unsam._engine import PlaneEmbedder
 from napari_unsam._frame import Channels
 from napari_unsam._inference import InferenceSettings
 from napari_unsam._layers import OBJECTS_NAME
 from napari_unsam._prompts import Polarity
 from napari_unsam._session import ViewerSession
-from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, press, world
+from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, patches_tree, planes_of, press, world
 
 
 @pytest.fixture
@@ -201,3 +206,127 @@ def test_a_commit_into_a_layer_that_was_deleted_by_hand_which_is_there_again(cli
     clicked.controller.undo()
     clicked.controller.redo()
     assert (clicked.objects.data == both).all()
+
+
+class Desk:
+    """Objects of a small stack, written and painted."""
+
+    SHAPE = (3, 8, 9)
+
+    def __init__(self):
+        self.session = ViewerSession(ViewerModel(), SegmentationController(planes_of(lambda *_: patches_tree())))
+        self.session.set_image(self.session.viewer.add_image(np.zeros(self.SHAPE)))
+        self.labels = self.session.ensure_objects()
+
+    def write(self, label, corner, size):
+        region = tuple(slice(a, min(a + b, n)) for a, b, n in zip(corner, size, self.SHAPE, strict=True))
+        mask = np.ones([part.stop - part.start for part in region], bool)
+        mask.flat[::3] = False
+        mask.flat[0] = True
+        self.session.write_objects('write', [ObjectWrite(region, mask, label, {'score': 0.5})])
+
+    def stroke(self, label, corner, size):
+        """A drag of the brush, of several dabs."""
+        with self.labels.block_history():
+            for step in range(size[2]):
+                self.labels.brush_size = 1 + size[1]
+                self.labels.paint((*corner[:2], min(corner[2] + step, self.SHAPE[2] - 1)), label)
+
+    def fill(self, label, corner, size):
+        self.labels.n_edit_dimensions = 2 + size[0] % 2
+        self.labels.fill(corner, label)
+
+    def polygon(self, label, corner, size):
+        self.labels.n_edit_dimensions = 2
+        z, y, x = corner
+        self.labels.paint_polygon([(z, y, x), (z, y + size[1], x), (z, y + size[1], x + size[2])], label)
+
+    def set_items(self, label, corner, size):
+        places = [np.arange(a, min(a + max(size), n)) for a, n in zip(corner, self.SHAPE, strict=True)]
+        shortest = min(map(len, places))
+        values = label + np.arange(shortest) % 2
+        self.labels.data_setitem(tuple(place[:shortest] for place in places), values.astype(np.uint32))
+
+    def state(self):
+        rows = self.labels.features
+        areas = dict(zip(rows['index'], rows['area_px'], strict=True)) if len(rows) else {}
+        return self.labels.data.tobytes(), areas
+
+
+_ACTS = st.tuples(
+    st.sampled_from(['write', 'stroke', 'fill', 'polygon', 'set_items']),
+    st.integers(0, 3),
+    st.tuples(*(st.integers(0, n - 1) for n in Desk.SHAPE)),
+    st.tuples(*(st.integers(1, 4) for _ in range(3))),
+)
+_MOVES = st.sampled_from(['U', 'Shift-U', 'Control-Z', 'Control-Shift-Z', 'undo', 'redo'])
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, phases=(Phase.generate,))
+@given(st.lists(st.one_of(_ACTS, _ACTS, _MOVES), max_size=14))
+def test_every_undo_gives_exactly_the_state_before_whatever_the_objects_were_changed_with(acts):
+    desk = Desk()
+    done, undone = [desk.state()], []
+    for act in acts:
+        if isinstance(act, tuple):
+            getattr(desk, act[0])(*act[1:])
+            if act[0] == 'write' or desk.state() != done[-1]:
+                done.append(desk.state())
+                undone.clear()
+            continue
+        is_undo = act in ('U', 'Control-Z', 'undo')
+        if act in ('undo', 'redo'):
+            getattr(desk.labels, act)()  # as scripts call it
+        else:
+            press(desk.labels, act)
+        source, target = (done, undone) if is_undo else (undone, done)
+        if len(source) > is_undo:  # the first state was not done
+            target.append(source.pop())
+        assert desk.state() == done[-1]
+    areas = desk.state()[1]
+    counted = {label: np.count_nonzero(desk.labels.data == label) for label in areas}
+    assert areas == counted
+    desk.session.close()
+
+
+@pytest.fixture
+def desk():
+    desk = Desk()
+    yield desk
+    desk.session.close()
+
+
+def test_undo_of_a_commit_leaves_pixels_alone_that_somebody_else_has_changed(desk):
+    desk.write(1, (0, 0, 0), (1, 4, 4))
+    desk.labels.data[0, 0, :2] = 5  # as a script does, which tells nobody
+    desk.session.controller.undo()
+    assert np.unique(desk.labels.data).tolist() == [0, 5]
+    desk.session.controller.redo()
+    assert desk.labels.data[0, 0, :2].tolist() == [5, 5]
+
+
+def test_undo_and_redo_pass_over_an_array_of_another_shape_that_was_put_in_place(desk):
+    desk.write(1, (0, 0, 0), (1, 4, 4))
+    desk.labels.data = np.full((2, 2, 2), 4, np.uint32)
+    desk.session.controller.undo()
+    desk.session.controller.redo()
+    assert (desk.labels.data == 4).all()
+
+
+def test_a_stroke_has_a_name(desk):
+    desk.stroke(3, (0, 2, 2), (1, 1, 2))
+    assert desk.session.history.undo_name == 'paint label 3'
+    desk.stroke(0, (0, 2, 2), (1, 1, 2))
+    assert desk.session.history.undo_name == 'erase by hand'
+
+
+def test_after_the_session_naparis_own_undo_reaches_no_further_back_than_its_end(desk):
+    desk.stroke(3, (0, 2, 2), (1, 1, 2))
+    desk.write(1, (0, 0, 0), (1, 8, 9))
+    before = desk.labels.data.copy()
+    desk.session.close()
+    desk.labels.undo()
+    assert (desk.labels.data == before).all()
+    desk.labels.paint((1, 1, 1), 9)
+    desk.labels.undo()
+    assert (desk.labels.data == before).all()
