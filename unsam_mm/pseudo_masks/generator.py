@@ -229,11 +229,11 @@ def settings_signature(settings: Settings) -> str:
 
 
 def weights_origin(settings: Settings) -> str:
-    """Where the weights that decide the masks came from."""
+    """Where the weights that decide the masks came from, and which they are; see `unsam_mm.weights.identity`."""
     paths = [vit_folder(settings.vit)]
     if getattr(settings, 'divide', None) == 'cutler':
         paths.append(weights.fetch('cutler_cascade'))
-    return ' and '.join(weights.origin(path) for path in paths)
+    return ' and '.join(weights.identity(path) for path in paths)
 
 
 def _silent(done: float, message: str) -> None:
