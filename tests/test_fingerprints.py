@@ -43,14 +43,13 @@ CHANGES = {
 
 
 @pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES)
-def test_the_signature_follows_the_weights_in_a_folder(tmp_path, change):
+def test_the_digest_of_weights_follows_what_decides_about_features(tmp_path, change):
     vit = write_vit(tmp_path / 'vit')
-    settings = GeneratorSettings(vit=str(vit))
-    before, times = settings_signature(settings), (vit / 'model.safetensors').stat()
-    assert settings_signature(settings) == before
+    before, times = weights_digest(vit), (vit / 'model.safetensors').stat()
+    assert weights_digest(vit) == before
     change(vit)
     keep_times(vit / 'model.safetensors', times)
-    assert settings_signature(settings) != before
+    assert weights_digest(vit) != before
 
 
 def test_notes_in_a_file_of_weights_do_not_matter(tmp_path):

@@ -7,7 +7,6 @@ none of them by an IoU above 0.5.
 from __future__ import annotations
 
 import bisect
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from unsam_mm.engine.round_labels import RoundLabels, label_images
 from unsam_mm.engine.train_loop import UnSAMTrainLoop
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import atomic_writer
+from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.pseudo_masks.label_merge import SELF_TRAINING_IOU, SELF_TRAINING_SCORE
 
 WEIGHTS = ('current', 'averaged', 'best')
@@ -208,8 +208,4 @@ def _module(model: torch.nn.Module) -> torch.nn.Module:
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
     """Tells models apart by their weights, whatever devices these are on."""
-    digest = hashlib.blake2b(digest_size=12)
-    for name, value in weights.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return tensors_digest(weights.items())

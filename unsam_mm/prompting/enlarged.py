@@ -45,6 +45,12 @@ class EnlargedEngine:
         return self._engine.device
 
     @property
+    def signature(self) -> str | None:
+        """That of the engine that looks at the images, and which images are enlarged; None if that has none."""
+        seen = self._engine.signature
+        return None if seen is None else f'{seen} x{_FACTOR} up to {self._up_to_px} px'
+
+    @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the image as it was given; None if none is set."""
         seen = self._engine.size_hw

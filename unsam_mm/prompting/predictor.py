@@ -159,7 +159,7 @@ class UnSAMPredictor:
             plane: (H, W) or (H, W, 1, 3 or 4) array with a shape and slices, such as a memory map or an array of zarr or
                 dask; or a list of the same plane at full size, half, and so on.
             limits: The values that become black and white; found in spots all over the plane if not given.
-            store: Folder where windows are kept for a later time; one for each setting of an engine.
+            store: Folder where windows are kept for a later time; it may serve several planes and engines.
 
         Raises:
             ImageError: If an array is not one plane, or not a power of two smaller than the first.
