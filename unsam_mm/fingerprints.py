@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from unsam_mm.errors import WeightsError
+from unsam_mm.errors import ImageError, WeightsError
 
 if TYPE_CHECKING:
     import torch
 
 _WEIGHT_FILES = ('config.json', '*.safetensors', '*.index.json', '*.bin', '*.pth')
 _BLOCK_BYTES = 2**20
-_known: dict[tuple[str, int, int, int, int], str] = {}  # digests of this process, by path and what a change moves
+_KNOWN_DIGESTS = 4096
 
 
 def file_digest(path: Path) -> str:
@@ -25,16 +26,19 @@ def file_digest(path: Path) -> str:
         OSError: If the file cannot be read.
     """
     found = path.stat()
-    key = (str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-    if key not in _known:
-        digest = _blake2b()
-        with path.open('rb') as file:
-            if path.suffix == '.safetensors':
-                digest.update(_tensor_table(file, found.st_size))
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-        _known[key] = digest.hexdigest()
-    return _known[key]
+    return _digest(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+@lru_cache(_KNOWN_DIGESTS)
+def _digest(path: Path, size: int, *touched: int) -> str:
+    """Of a file; its times and its number are arguments so that a file that was touched is read again."""
+    digest = _blake2b()
+    with path.open('rb') as file:
+        if path.suffix == '.safetensors':
+            digest.update(_tensor_table(file, size))
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def weights_digest(path: Path) -> str:
@@ -68,10 +72,13 @@ def image_stamp(path: Path) -> dict[str, int | str]:
     """What is noted about an image file beside what is made of it; see `is_current`.
 
     Raises:
-        OSError: If the file cannot be read.
+        ImageError: If the file cannot be read.
     """
-    found = path.stat()
-    return {'bytes': found.st_size, 'mtime_ns': found.st_mtime_ns, 'blake2b': file_digest(path)}
+    try:
+        found = path.stat()
+        return {'bytes': found.st_size, 'mtime_ns': found.st_mtime_ns, 'blake2b': file_digest(path)}
+    except OSError as error:
+        raise ImageError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
 
 
 def is_current(kept: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool:

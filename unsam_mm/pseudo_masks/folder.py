@@ -11,6 +11,7 @@ from pathlib import Path
 
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.files import atomic_writer, remove_leftovers
+from unsam_mm.fingerprints import image_stamp
 from unsam_mm.images import IMAGE_SUFFIXES, list_images, read_image
 from unsam_mm.processes import in_processes
 from unsam_mm.pseudo_masks.features import check_device
@@ -110,7 +111,7 @@ class FolderJob:
             store.clear()
         store.describe(self.description())
         remove_leftovers(store.root)
-        waiting = [name for name in names if not store.has(name)]
+        waiting = [name for name in names if not store.is_current(name, self.path_of(name))]
         quarantined = quarantine.names()
         for name in filter(store.has, quarantined):  # a run that was killed may have had no time for it
             quarantine.release(name)
@@ -192,9 +193,11 @@ class ImageWorker:
 
     def __call__(self, name: str) -> str | None:
         """Does one image; a bad image is reported, a bad disk ends the run."""
+        path = self._path_of(name)
         try:
-            hierarchy = self._generator(read_image(self._path_of(name)))
+            stamp = image_stamp(path)
+            hierarchy = self._generator(read_image(path))
         except ImageError as error:
             return str(error)
-        self._store.write(name, hierarchy.select(self._max_masks))
+        self._store.write(name, hierarchy.select(self._max_masks), stamp)
         return None

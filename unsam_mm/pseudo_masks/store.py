@@ -14,6 +14,7 @@ import numpy as np
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError
 from unsam_mm.files import read_json, write_json
+from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.rle import rle_from_json
@@ -21,6 +22,7 @@ from unsam_mm.rle import rle_from_json
 MANIFEST = 'unsam.json'
 _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
 _MARK = 'supervised'
+_STAMP = 'made_of'
 
 
 class PseudoMaskStore:
@@ -44,6 +46,21 @@ class PseudoMaskStore:
         except OSError as error:
             raise StoreError(f'{name}: no file can be named after this image ({error.strerror}); rename it') from error
 
+    def is_current(self, name: str, image: Path) -> bool:
+        """Whether an image is done, and was not exchanged for another since.
+
+        An image file that is not younger than its masks counts as the one that they were made of.
+        """
+        if not self.has(name):
+            return False
+        path = self.path_of(name)
+        if is_current(path, image, None):
+            return True
+        try:
+            return is_current(path, image, _stamp(read_json(path)))
+        except StoreError:
+            return False
+
     def names(self) -> list[str]:
         """All finished images, sorted."""
         if not self.root.is_dir():
@@ -66,14 +83,21 @@ class PseudoMaskStore:
             )
         return names
 
-    def write(self, name: str, masks: MaskSet) -> None:
+    def write(self, name: str, masks: MaskSet, stamp: dict[str, Any] | None = None) -> None:
         """Stores the masks of one image, replacing older ones.
+
+        Args:
+            name: Of the image.
+            masks: To be stored.
+            stamp: What `unsam_mm.fingerprints.image_stamp` gave before the image was read.
 
         Raises:
             StoreError: If the folder cannot be written or the disk is full.
         """
         height, width = masks.size_hw
         image = {'file_name': name, 'height': int(height), 'width': int(width)}
+        if stamp is not None:
+            image[_STAMP] = stamp
         write_json(self.path_of(name), {'image': image, 'annotations': _annotations(masks)})
 
     def read(self, name: str) -> MaskSet:
@@ -84,6 +108,18 @@ class PseudoMaskStore:
         """
         path = self.path_of(name)
         return _mask_set(read_json(path), path)
+
+    def read_current(self, name: str, image: Path) -> MaskSet:
+        """The masks of one image, which was not exchanged for another since.
+
+        Raises:
+            StoreError: As for `read`, or if the masks were made of another image file.
+        """
+        path = self.path_of(name)
+        content = read_json(path)
+        if not is_current(path, image, _stamp(content)):
+            raise StoreError(f'{path}: the masks are of another file than {image} is now; make them again')
+        return _mask_set(content, path)
 
     def describe(self, settings: dict[str, Any]) -> None:
         """Notes what the masks were made with, or checks it against what is noted already.
@@ -163,6 +199,11 @@ def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
         }
         for index, record in enumerate(masks.to_coco(image_id=0))
     ]
+
+
+def _stamp(content: Any) -> dict[str, Any] | None:
+    image = content.get('image') if isinstance(content, dict) else None
+    return image.get(_STAMP) if isinstance(image, dict) else None
 
 
 def _mask_set(content: Any, path: Path) -> MaskSet:

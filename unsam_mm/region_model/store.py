@@ -12,13 +12,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unsam_mm.errors import ImageError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.fingerprints import image_stamp, is_current
 from unsam_mm.images import read_image
 from unsam_mm.processes import available_cores, in_processes
 from unsam_mm.pseudo_masks.features import check_device
 from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
 from unsam_mm.region_model.tokenizer import ALGORITHM, MAX_TOKENS, RegionTokenizer
-from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
+from unsam_mm.region_model.tokens import RegionTokens, TokenMasks, read_notes
 from unsam_mm.weights import cache_dir
 
 _MOST_WORKERS = 8  # where nobody said how many: memory may be scarcer than cores
@@ -47,7 +48,7 @@ class RegionStore:
     """Tokens and token masks by image; files are replaced as a whole, so processes may share a store.
 
     Below `folder` each image folder and each set of parameters has a folder of its own, so tokens are made again where
-    parameters change. An image that was exchanged keeps its old tokens if the new file is not younger than they are.
+    parameters or the image change.
 
     Attributes:
         folder: By default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
@@ -87,19 +88,25 @@ class RegionStore:
         return base / f'{root.name}-{digest}' / self.signature / f'{place.name}.npz'
 
     def has(self, place: ImagePlace) -> bool:
-        """Whether there are tokens at least as young as the image."""
+        """Whether there are tokens of the image.
+
+        An image file that is not younger than its tokens counts as the one that they were made of; `read` looks closer.
+        """
+        path = self.path_of(place)
         try:
-            return self.path_of(place).stat().st_mtime >= place.path.stat().st_mtime
-        except OSError:
+            return path.is_file() and (is_current(path, place.path, None) or self._is_current(place))
+        except (OSError, StoreError):
             return False
 
     def read(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
         """What an earlier pass has kept.
 
         Raises:
-            StoreError: If there is no such file, or it is broken.
+            StoreError: If there is no such file, or it is broken or was made of another image file.
         """
         path = self.path_of(place)
+        if not self._is_current(place):
+            raise StoreError(f'{path}: the tokens are of another file than {place.path} is now; make them again')
         return RegionTokens.load(path), TokenMasks.load(path)
 
     def make(self, place: ImagePlace, tokenizer: RegionTokenizer) -> tuple[RegionTokens, TokenMasks]:
@@ -109,9 +116,18 @@ class RegionStore:
             ImageError: If the image cannot be read.
             StoreError: If the folder cannot be written or the disk is full.
         """
+        stamp = image_stamp(place.path)
         tokens, masks = tokenizer.with_masks(read_image(place.path), max_masks=self.max_masks)
-        tokens.save(self.path_of(place), masks)
+        tokens.save(self.path_of(place), masks, json.dumps(stamp))
         return tokens, masks
+
+    def _is_current(self, place: ImagePlace) -> bool:
+        path = self.path_of(place)
+        try:
+            stamp = json.loads(read_notes(path) or 'null')
+        except ValueError as error:
+            raise StoreError(f'{path}: its notes are damaged; remove it and make it again') from error
+        return is_current(path, place.path, stamp)
 
     def tokenizer(self) -> RegionTokenizer:
         """Loads the ViT."""

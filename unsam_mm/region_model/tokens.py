@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -56,19 +57,20 @@ class RegionTokens:
         height, width = self.labels.shape
         return height, width
 
-    def save(self, path: str | Path, masks: TokenMasks | None = None) -> None:
+    def save(self, path: str | Path, masks: TokenMasks | None = None, notes: str = '') -> None:
         """Writes one file, which is whole or absent.
 
         Args:
             path: Name of the file, by custom with the suffix .npz.
             masks: Training masks of the same image, stored in the same file.
+            notes: Stored in the same file; see `read_notes`.
 
         Raises:
             StoreError: If the folder cannot be written or the disk is full.
         """
         added = {f'mask_{name}': values for name, values in vars(masks).items()} if masks is not None else {}
         with atomic_writer(path, binary=True) as file:
-            np.savez_compressed(file, format=np.int64(_FORMAT), **vars(self), **added)
+            np.savez_compressed(file, format=np.int64(_FORMAT), notes=np.array(notes), **vars(self), **added)
 
     @classmethod
     def load(cls, path: str | Path) -> RegionTokens:
@@ -114,14 +116,23 @@ class TokenMasks:
         return cls(**{name: found[f'mask_{name}'] for name in names})
 
 
-def _load(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+def read_notes(path: Path) -> str:
+    """The notes in a file of region tokens; empty in files of earlier versions, which had none.
+
+    Raises:
+        StoreError: If the file is missing, damaged or of another kind.
+    """
+    return str(_load(path, [], ['notes']).get('notes', ''))
+
+
+def _load(path: Path, names: list[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     try:
         with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
             if missing := sorted({'format', *names} - set(file.files)):
                 raise StoreError(f'{path}: holds no {missing[0]}; expected a file of region tokens: make it again')
             if int(file['format']) != _FORMAT:
                 raise StoreError(f'{path}: has format {int(file["format"])}, expected {_FORMAT}; make it again')
-            return {name: file[name] for name in names}
+            return {name: file[name] for name in (*names, *(name for name in optional if name in file.files))}
     except StoreError:
         raise
     except FileNotFoundError as error:
