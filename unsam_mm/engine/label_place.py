@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 
 from unsam_mm.datasets import UnSAMPseudoMasks, UnSAMSA1B
 from unsam_mm.errors import UnSAMError
+from unsam_mm.fingerprints import file_digest
 from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
 
 
 class LabelPlace(Protocol):
@@ -23,6 +24,10 @@ class LabelPlace(Protocol):
     """
 
     folder: str
+
+    @property
+    def signature(self) -> str:
+        """Differs whenever the labels may have been made in another way."""
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
         """All labels of an image of this size, or None if it is not trained on.
@@ -56,6 +61,12 @@ def name_of(entry: dict[str, Any]) -> str:
     return entry['img_name'] if 'img_root' in entry and 'img_name' in entry else Path(entry['img_path']).name
 
 
+def signature_of_folder(folder: str) -> str:
+    """What a folder of labels says that they were made with; empty if it says nothing."""
+    manifest = Path(folder, MANIFEST)
+    return file_digest(manifest) if manifest.is_file() else ''
+
+
 class _OfStep:
     def __init__(self, step: UnSAMPseudoMasks) -> None:
         self._step = step
@@ -67,6 +78,10 @@ class _OfStep:
     @folder.setter
     def folder(self, folder: str) -> None:
         self._step.precomputed = folder
+
+    @property
+    def signature(self) -> str:
+        return signature_of_folder(self.folder) if self.folder else self._step.signature
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
         return self._step.find({**entry, 'ori_shape': size_hw})
@@ -86,6 +101,10 @@ class _OfDataset:
     def folder(self, folder: str) -> None:
         # The list of names stays: a round labels all images, under the names that they have.
         self._dataset.pseudo_masks_root = folder
+
+    @property
+    def signature(self) -> str:
+        return signature_of_folder(self.folder)
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet:
         store, name = PseudoMaskStore(self.folder), name_of(entry)

@@ -7,6 +7,8 @@ none of them by an IoU above 0.5.
 from __future__ import annotations
 
 import bisect
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,7 +125,7 @@ class UnSAMSelfTrainingHook(Hook):
             weights = fingerprint(_module(runner.model).state_dict())
             runner.message_hub.update_info(_STATE, {**_predictors(runner), str(number): weights})
             if is_main_process():
-                labels.begin(weights, old, len(dataset))
+                labels.begin(weights, old, len(dataset), self._settings(runner))
             barrier()
             if not labels.is_complete:
                 runner.logger.info(f'Self-training round {number}: labels go to {labels.folder}')
@@ -153,6 +155,13 @@ class UnSAMSelfTrainingHook(Hook):
     def _labels(self, runner: Runner, number: int) -> RoundLabels:
         folder = Path(runner.work_dir, 'self_training', f'round_{number}').resolve()
         return RoundLabels(folder, self.min_score, self.max_iou)
+
+    def _settings(self, runner: Runner) -> str:
+        """Fingerprint of what decides about predictions beside the weights."""
+        cfg = runner.cfg
+        data = {key: value for key, value in cfg.train_dataloader.dataset.items() if key != 'pipeline'}
+        settings = [cfg.model, data, self.pipeline or _image_pipeline(cfg)]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:12]
 
     def _workers(self, runner: Runner) -> int:
         return runner.train_dataloader.num_workers if self.num_workers is None else self.num_workers

@@ -227,7 +227,7 @@ class TiledEngine:
         return windows
 
     def _at_granularity(self, prompt: Prompt, granularity: float) -> tuple[list[MaskCrop], np.ndarray]:
-        parts = (prompt.points_xy, prompt.positive, prompt.box_xyxy)
+        parts = (prompt.points_xy, prompt.positive, prompt.box_xyxy, prompt.mask_input)
         key = tuple(None if part is None else part.tobytes() for part in parts)
         if self._ladder is None or self._ladder[0] != key:
             self._ladder = key, TiledGranularity(self, self._pyramid, self._windows_for(prompt), prompt)
