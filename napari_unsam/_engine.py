@@ -24,6 +24,7 @@ from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
 
 if TYPE_CHECKING:
+    from unsam_mm import PseudoMaskGenerator
     from unsam_mm.prompting.engine import Engine
     from unsam_mm.region_model import RegionTokenizer, RegionTokens
     from unsam_mm.region_model.clicks import ClickableImage
@@ -378,7 +379,7 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
         )
     if name == 'tree':
         generator = PseudoMaskGenerator.from_preset('default', device=device)
-        return TreeEngine(lambda rgb: generator(rgb, progress=report_progress), device)
+        return TreeEngine(_ReportingGenerator(generator), device)
     from unsam_mm.prompting.model import RegionEngine
     from unsam_mm.region_model import RegionTokenizer
     from unsam_mm.region_model.weights import load_weights, packaged_weights
@@ -416,11 +417,29 @@ def engine_signature(name: str, weights: Path | None = None) -> str:
     return tokens_signature(trained.settings, trained.n_tokens)
 
 
+class _ReportingGenerator:
+    """A generator that tells what it does; the engine calls it without saying whom to tell."""
+
+    def __init__(self, generator: PseudoMaskGenerator) -> None:
+        self._generator = generator
+
+    @property
+    def signature(self) -> str:
+        return self._generator.signature
+
+    def __call__(self, rgb: np.ndarray) -> MaskHierarchy:
+        return self._generator(rgb, progress=report_progress)
+
+
 class _ReportingTokenizer:
     """A tokenizer that tells what it does; the engine calls it without saying whom to tell."""
 
     def __init__(self, tokenizer: RegionTokenizer) -> None:
         self._tokenizer = tokenizer
+
+    @property
+    def signature(self) -> str:
+        return self._tokenizer.signature
 
     def with_trees(
         self, rgb: np.ndarray, read: Callable[[RegionTokens], ClickableImage]

@@ -339,3 +339,21 @@ def test_plugin_manifest_has_the_name_of_the_distribution_as_napari_demands():
     settings = ConfigParser()
     settings.read(CHECKOUT / 'setup.cfg')
     assert re.search(r'^name: *(\S+)$', manifest, re.MULTILINE).group(1) == settings['metadata']['name']
+
+
+def test_compiled_functions_use_nothing_of_other_modules():
+    """Numba's cache is renewed where the file of a function changes, not where one changes that it calls from there."""
+    wrong = []
+    for path in [path for package in ('unsam_mm', 'napari_unsam') for path in (CHECKOUT / package).rglob('*.py')]:
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        ours = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or '').startswith(('unsam_mm', 'napari_unsam'))
+            for alias in node.names
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and any('njit' in ast.unparse(mark) for mark in node.decorator_list):
+                used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+                wrong += [f'{path.name}: {node.name} uses {name}' for name in sorted(used & ours)]
+    assert not wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from unsam_mm import processes
 from unsam_mm.errors import UnSAMError
 from unsam_mm.processes import in_processes
 
@@ -50,6 +52,44 @@ def squarer(tmp_path, monkeypatch):
 
 def lost(item: int) -> int:
     return -1
+
+
+COUNTS = """
+import threading
+
+
+class Counter:
+    # Uses the libraries that have threads of their own; says how many these would be, and how many there are more.
+
+    def __call__(self, size):
+        import cv2, numba, numpy, psutil, torch
+
+        numpy.ones((size, size)) @ numpy.ones((size, size))
+        torch.ones(size, size) @ torch.ones(size, size)
+        cv2.GaussianBlur(numpy.ones((size, size), numpy.float32), (31, 31), 5)
+        return {
+            'torch': torch.get_num_threads(),
+            'torch interop': torch.get_num_interop_threads(),
+            'numba': numba.config.NUMBA_NUM_THREADS,
+            'opencv': cv2.getNumThreads(),
+            'not of Python': psutil.Process().num_threads() - threading.active_count(),
+        }
+"""
+
+
+@pytest.mark.slow
+def test_processes_have_the_threads_that_they_are_given_in_every_library(tmp_path, monkeypatch):
+    """Here one each; the environment of the calling process stays as it was."""
+    (tmp_path / 'counts.py').write_text(COUNTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(processes, 'threads_each', lambda processes: 1)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setenv('OPENBLAS_NUM_THREADS', '5')
+    before = dict(os.environ)
+    [(_, counts)] = in_processes(import_module('counts').Counter, [600], 1, 'advice')
+    assert counts == {'torch': 1, 'torch interop': 1, 'numba': 1, 'opencv': 1, 'not of Python': 0}
+    assert dict(os.environ) == before
+    del sys.modules['counts']
 
 
 def noted(folder: Path) -> list[int]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
 from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.mask_set import MaskSet
 from unsam_mm.prompting import candidate_nodes, click_scores, distinct_nodes
 from unsam_mm.prompting.prompt import low_resolution_logits
 from unsam_mm.prompting.tree import hierarchy_of_arrays
@@ -80,9 +81,17 @@ def test_two_clicks_are_joined(predictor):
     assert masks[:, 55, [99, 44]].all()
 
 
-def test_prompts_that_contradict_each_other_give_no_mask(predictor):
-    masks, scores, logits = predictor.predict(np.array([COIN_XY, COIN_XY]), np.array([1, 0]))
-    assert (len(masks), len(scores), len(logits)) == (0, 0, 0)
+@pytest.mark.parametrize('granularity', [None, 0.5])
+def test_prompts_that_contradict_each_other_give_one_empty_mask(predictor, granularity):
+    """So that a script that takes the mask of the best score goes on."""
+    masks, scores, logits = predictor.predict(
+        np.array([COIN_XY, COIN_XY]), np.array([1, 0]), granularity=granularity, return_logits=True
+    )
+    assert (masks.shape, scores.shape, logits.shape) == ((1, 303, 384), (1,), (1, 256, 256))
+    assert scores.argmax() == 0
+    assert scores[0] == 0
+    assert masks.max() < 0
+    assert logits.max() < 0
 
 
 def test_a_box_around_a_coin_gives_the_coin(predictor):
@@ -211,6 +220,89 @@ def test_records_have_the_keys_of_segment_anything(generator, coins, output_mode
         assert -1 <= record['parent'] < 20
     scores = [record['predicted_iou'] for record in records]
     assert scores == sorted(scores, reverse=True)
+
+
+class Rectangles:
+    """An engine that has found given masks."""
+
+    name, device, size_hw = 'rectangles', 'cpu', (60, 80)
+
+    def __init__(self, *masks):
+        self.masks = MaskSet.from_bitmaps(np.array(masks), np.linspace(1, 0.5, len(masks)).astype(np.float32))
+
+    def set_image(self, rgb):
+        pass
+
+    def answer(self, prompt, multimask_output, granularity):
+        raise NotImplementedError
+
+    def all_masks(self, max_masks, min_area_px, points_per_side, max_iou):
+        return self.masks, np.ones(len(self.masks), np.float32)
+
+
+def rectangle(*boxes, holes=()):
+    mask = np.zeros((60, 80), bool)
+    for x0, y0, x1, y1 in boxes:
+        mask[y0:y1, x0:x1] = True
+    for x0, y0, x1, y1 in holes:
+        mask[y0:y1, x0:x1] = False
+    return mask
+
+
+CLEANED = {
+    'a small hole is filled, a large one is not': (
+        rectangle((10, 10, 40, 40), holes=[(12, 12, 15, 15), (20, 20, 30, 30)]),
+        rectangle((10, 10, 40, 40), holes=[(20, 20, 30, 30)]),
+    ),
+    'a small part is removed, a large one is not': (
+        rectangle((10, 10, 40, 40), (50, 10, 60, 20), (70, 50, 73, 53)),
+        rectangle((10, 10, 40, 40), (50, 10, 60, 20)),
+    ),
+    'parts that touch at a corner hang together': (rectangle((10, 10, 20, 20), (20, 20, 23, 23)),) * 2,
+    'a corner of the image that is cut off counts as a hole': (
+        rectangle((0, 0, 80, 60), holes=[(0, 0, 3, 3), (78, 0, 80, 60)]),
+        rectangle((0, 0, 80, 60), holes=[(78, 0, 80, 60)]),
+    ),
+    'of small parts the largest stays': (rectangle((10, 10, 12, 12), (30, 30, 33, 33)), rectangle((30, 30, 33, 33))),
+}
+
+
+@pytest.mark.parametrize(('mask', 'expected'), CLEANED.values(), ids=CLEANED)
+def test_small_holes_and_parts_of_masks_are_cleaned_as_by_segment_anything(mask, expected):
+    [record] = UnSAMAutomaticMaskGenerator(Rectangles(mask), min_mask_region_area=20).generate(np.eye(60, 80))
+    np.testing.assert_array_equal(record['segmentation'], expected)
+    assert record['area'] == expected.sum()
+    x, y, width, height = (int(side) for side in record['bbox'])
+    assert expected[y : y + height, x : x + width].sum() == expected.sum()
+
+
+def test_of_masks_that_become_equal_the_best_is_kept():
+    whole, holed = rectangle((10, 10, 40, 40)), rectangle((10, 10, 40, 40), holes=[(12, 12, 15, 15)])
+    inner = rectangle((20, 20, 28, 28))
+    records = UnSAMAutomaticMaskGenerator(Rectangles(holed, inner, whole), min_mask_region_area=20).generate(
+        np.eye(60, 80)
+    )
+    assert [record['predicted_iou'] for record in records] == [1.0, 0.75]
+    assert [record['parent'] for record in records] == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    'arguments', [{'crop_n_layers': 1}, {'stability_score_offset': 0.9}, {'min_mask_region_area': -1}]
+)
+def test_arguments_that_only_segment_anything_obeys_are_refused(arguments):
+    with pytest.raises(UnSAMError, match=f'^{next(iter(arguments))} must .*got '):
+        UnSAMAutomaticMaskGenerator(Rectangles(rectangle((1, 1, 9, 9))), **arguments)
+
+
+def test_the_tree_of_an_image_is_that_of_whichever_engine_has_one(generator, coins, coins_tree):
+    predictor = UnSAMPredictor(generator=generator)
+    with pytest.raises(UnSAMError, match='set_image'):
+        _ = predictor.hierarchy
+    predictor.set_hierarchy(coins_tree)
+    assert predictor.hierarchy is coins_tree
+    other = UnSAMPredictor(Rectangles(rectangle((1, 1, 9, 9))))
+    with pytest.raises(UnSAMError, match='has no region tree of an image of'):
+        _ = other.hierarchy
 
 
 def test_contradictory_objects_of_one_call_are_filled_up_with_empty_masks(predictor):

@@ -171,7 +171,8 @@ def test_the_model_finds_a_coin_of_a_small_image(predictor, patch):
 
 def test_at_a_granularity_too_the_same_pixel_cannot_be_in_and_out(predictor):
     masks, scores, logits = predictor.predict([COIN, COIN], [1, 0], granularity=0.5)
-    assert (len(masks), len(scores), len(logits)) == (0, 0, 0)
+    assert (len(masks), len(scores), len(logits)) == (1, 1, 1)
+    assert not masks.any()
 
 
 def test_a_larger_image_is_answered_as_without_enlarging(predictor, patch):

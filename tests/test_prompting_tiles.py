@@ -10,6 +10,7 @@ from skimage.transform import resize
 from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.granularity import granularity_area
+from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.prompting.embedding_file import load_arrays
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import Prompt
@@ -286,6 +287,42 @@ def test_only_some_windows_are_kept_and_those_can_be_saved(generator, plane, tmp
     assert len(list((tmp_path / 'windows').glob('*.npz'))) == stored
 
 
+class Blocks:
+    """Stands in for a generator: squares below one root. Counts its calls."""
+
+    def __init__(self, side_px):
+        self.side_px, self.signature, self.calls = side_px, f'blocks of {side_px} px', 0
+
+    def __call__(self, rgb):
+        self.calls += 1
+        rows, columns = (np.arange(length) // self.side_px for length in rgb.shape[:2])
+        labels = rows[:, None] * (columns[-1] + 1) + columns
+        count = int(labels.max()) + 1
+        parents = np.r_[np.full(count, count), -1]
+        return MaskHierarchy.from_merges(labels, parents, np.r_[np.zeros(count), 1.0], np.full(count + 1, 0.5))
+
+
+def test_windows_that_other_settings_have_made_are_not_taken(plane, tmp_path):
+    """One folder for two settings: each gives its own masks, and finds its own windows again."""
+    fine, coarse = Blocks(16), Blocks(32)
+    areas = []
+    for maker in (fine, coarse, fine):
+        predictor = UnSAMPredictor(generator=maker, tile_px=TILE_PX)
+        predictor.set_plane(plane, store=tmp_path)
+        areas.append(predictor.predict_crops([COIN_XY], multimask_output=False)[0][0].area)
+    assert areas == [16**2, 32**2, 16**2]
+    assert (fine.calls, coarse.calls) == (1, 1)
+
+
+def test_windows_of_an_engine_without_a_signature_are_not_kept(plane, tmp_path, caplog):
+    blocks = Blocks(16)
+    predictor = UnSAMPredictor(generator=lambda rgb: blocks(rgb), tile_px=TILE_PX)
+    predictor.set_plane(plane, store=tmp_path / 'windows')
+    assert predictor.predict_crops([COIN_XY], multimask_output=False)[0]
+    assert not (tmp_path / 'windows').exists()
+    assert 'windows are not kept' in caplog.text
+
+
 def test_a_damaged_window_is_looked_at_again_and_one_that_cannot_be_kept_is_answered_all_the_same(
     generator, plane, tmp_path, caplog
 ):
@@ -336,7 +373,7 @@ def test_contradictory_clicks_have_no_mask(tiled):
     prompt = {'point_coords': [COIN_XY, COIN_XY], 'point_labels': [1, 0]}
     assert tiled.predict_crops(**prompt)[0] == []
     assert tiled.predict_crops(**prompt, granularity=0.5)[0] == []
-    assert len(tiled.predict(**prompt)[0]) == 0
+    assert not tiled.predict(**prompt)[0].any()
 
 
 def test_prompts_are_refused_as_without_tiles(tiled):

@@ -6,6 +6,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,12 @@ UNREADABLE = (
 """What NumPy, zarr and the modules below them raise over damaged files."""
 
 
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of a file by name; nothing is unpickled.
+def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of a file by name; nothing is unpickled.
+
+    Args:
+        path: The file.
+        names: Which arrays, as far as the file has them; all by default.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -40,7 +45,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     """
     try:
         with Path(path).open('rb') as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files if names is None or name in names}
     except (FileNotFoundError, StoreError):
         raise
     except UNREADABLE as error:

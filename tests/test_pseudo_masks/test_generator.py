@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from skimage import data
 
 from unsam_mm import PseudoMaskGenerator
@@ -66,6 +70,19 @@ def test_the_signature_changes_with_any_setting(generator):
         GeneratorSettings(ranking=RankingSettings(repetition=0.4)),
     ):
         assert generator.signature != settings_signature(changed)
+
+
+@pytest.mark.parametrize('preset', ['default', 'paper'])
+def test_the_signature_changes_with_the_weights_in_a_folder(tmp_path, preset):
+    (tmp_path / 'config.json').write_text('{"model_type": "dinov2"}')
+    settings, signatures = replace(PRESETS[preset], vit=str(tmp_path)), []
+    for value in (1, 2, 1):
+        save_file({'weight': np.full(4, value, np.float32)}, tmp_path / 'new')
+        (tmp_path / 'new').replace(tmp_path / 'model.safetensors')
+        os.utime(tmp_path / 'model.safetensors', (0, 0))  # as of a copy that keeps times
+        signatures.append(settings_signature(settings))
+    assert signatures[0] != signatures[1]
+    assert signatures[0] == signatures[2]
 
 
 def test_every_preset_has_a_signature_of_its_own():

@@ -312,12 +312,12 @@ class TestQuarantine:
         assert 'a/04.png' not in PseudoMaskStore(tmp_path).names()
 
 
-def test_torch_threads_are_shared_out_unless_the_environment_says_how_many(monkeypatch):
-    monkeypatch.setenv('OMP_NUM_THREADS', '3')
-    assert threads_each(2) == 3
-    monkeypatch.delenv('OMP_NUM_THREADS')
+def test_cores_are_shared_out_and_the_environment_may_ask_for_fewer_threads(monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(8)), raising=False)
     assert [threads_each(workers) for workers in (1, 2, 3, 20)] == [8, 4, 2, 1]
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    assert [threads_each(workers) for workers in (1, 2, 3, 20)] == [3, 3, 2, 1]
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.load_masks import check_untouched, set_masks
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.fingerprints import image_stamp
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import read_image
 from unsam_mm.mask_set import MaskSet
@@ -46,7 +47,7 @@ class UnSAMPseudoMasks(BaseTransform):
     Args:
         store: Folder for the masks. By default the folder ``pseudo_masks`` in the cache ($UNSAM_CACHE). Below it, each
             image folder and each set of parameters has a folder of its own, so masks are found again where parameters
-            change, or the size of an image does. An image exchanged for one of the same size keeps its old masks.
+            change, or an image does.
         precomputed: Folder written by ``python -m unsam_mm generate``. It is only read; images that it lacks are
             logged and skipped, and `store`, `preset`, `device` and `generator` have no effect.
         image_root: Folder that the names in `precomputed` are relative to, the one that was given to ``generate``. For
@@ -136,9 +137,11 @@ class UnSAMPseudoMasks(BaseTransform):
             self._report(
                 'first', f'pseudo-masks are found on first sight and kept in {self.folder(root)}', logging.INFO
             )
-            masks = self._generator()(read_image(results['img_path'])).select(max_masks=STORED_MASKS)
+            path = Path(results['img_path'])
+            stamp = image_stamp(path)
+            masks = self._generator()(read_image(path)).select(max_masks=STORED_MASKS)
             try:
-                store.write(name, masks)
+                store.write(name, masks, stamp)
             except StoreError as error:
                 # Training can go on without the file; the work is only repeated in the next epoch.
                 self._report('write', f'pseudo-masks cannot be kept and will be found again: {error}')
@@ -174,11 +177,11 @@ class UnSAMPseudoMasks(BaseTransform):
         return self._built
 
     def _read_kept(self, store: PseudoMaskStore, name: str, results: dict[str, Any]) -> MaskSet | None:
-        """The masks of an earlier pass; None if there are none, or they are broken or of another image size."""
+        """The masks of an earlier pass; None if there are none, or they are broken or of another image."""
         if not store.has(name):
             return None
         try:
-            masks = store.read(name)
+            masks = store.read_current(name, Path(results['img_path']))
         except StoreError as error:
             self._report(name, f'pseudo-masks are found again: {error}')
             return None

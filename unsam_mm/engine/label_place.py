@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,8 +12,9 @@ from unsam_mm.datasets import UnSAMImageFolder, UnSAMPseudoMasks, UnSAMSA1B
 from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.lazy import LazyDataset
 from unsam_mm.errors import UnSAMError
+from unsam_mm.fingerprints import file_digest
 from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
 
 
 class LabelPlace(Protocol):
@@ -31,6 +33,10 @@ class LabelPlace(Protocol):
         Raises:
             UnSAMError: If that folder is not known, or the image does not lie below it.
         """
+
+    @property
+    def signature(self) -> str:
+        """Differs whenever the labels may have been made in another way."""
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
         """All labels of an image of this size, or None if it is not trained on.
@@ -78,6 +84,12 @@ def check_names(dataset: Dataset, labels: LabelPlace) -> None:
             )
 
 
+def signature_of_folder(folder: str) -> str:
+    """What a folder of labels says that they were made with; empty if it says nothing."""
+    manifest = Path(folder, MANIFEST)
+    return file_digest(manifest) if manifest.is_file() else ''
+
+
 class _OfStep:
     def __init__(self, step: UnSAMPseudoMasks, dataset: Dataset) -> None:
         self._step = step
@@ -95,6 +107,10 @@ class _OfStep:
     @folder.setter
     def folder(self, folder: str) -> None:
         self._step.precomputed, self._step.image_root = folder, self._image_root
+
+    @property
+    def signature(self) -> str:
+        return signature_of_folder(self.folder) if self.folder else self._step.signature
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
         return self._step.find({**entry, 'ori_shape': size_hw})
@@ -117,6 +133,10 @@ class _OfDataset:
     def folder(self, folder: str) -> None:
         # The list of names stays: a round labels all images, under the names that they have.
         self._dataset.pseudo_masks_root = folder
+
+    @property
+    def signature(self) -> str:
+        return signature_of_folder(self.folder)
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet:
         store, name = PseudoMaskStore(self.folder), self.name(entry)

@@ -51,13 +51,14 @@ class RoundLabels:
         """Fingerprint of the weights that predict."""
         return self._noted().get('weights')
 
-    def begin(self, weights: str, old: LabelPlace, n_images: int) -> None:
+    def begin(self, weights: str, old: LabelPlace, n_images: int, settings: str = '') -> None:
         """Prepares the folder; labels that other weights, old labels or settings led to are removed.
 
         Args:
             weights: Fingerprint of the weights that predict.
             old: Where the old labels come from.
             n_images: How many images are to be labelled.
+            settings: Fingerprint of what else decides about predictions.
         """
         remove_leftovers(self.folder)
         origin = {
@@ -67,11 +68,15 @@ class RoundLabels:
             'min_score': self.min_score,
             'max_iou': self.max_iou,
         }
+        # Rounds that earlier versions began do not say these.
+        origin_since = {'settings': settings, 'old_labels_signature': old.signature}
         noted = self._noted()
-        if any(noted.get(key) != value for key, value in origin.items()):
+        if any(noted.get(key) != value for key, value in origin.items()) or any(
+            noted.get(key, value) != value for key, value in origin_since.items()
+        ):
             self.store.clear()
             supervised = bool(old.folder) and PseudoMaskStore(old.folder).supervised
-            write_json(self.folder / MANIFEST, {**origin, 'supervised': supervised, 'complete': False})
+            write_json(self.folder / MANIFEST, {**origin, **origin_since, 'supervised': supervised, 'complete': False})
 
     def end(self) -> str:
         """Notes that all images are done, and says how many there are."""
@@ -161,7 +166,7 @@ class _Unlabelled(Dataset):
     def __getitem__(self, position: int) -> tuple[str, MaskSet, dict] | None:
         entry = self.dataset.get_data_info(self.share[position])
         name = self.old.name(entry)
-        if self.done.has(name):
+        if self.done.is_current(name, Path(entry['img_path'])):
             return None
         try:
             packed = self.pipeline(dict(entry))

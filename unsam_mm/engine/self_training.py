@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from unsam_mm.engine.round_labels import RoundLabels, label_images
 from unsam_mm.engine.train_loop import UnSAMTrainLoop
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import atomic_writer
+from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.pseudo_masks.label_merge import SELF_TRAINING_IOU, SELF_TRAINING_SCORE
 
 WEIGHTS = ('current', 'averaged', 'best')
@@ -124,7 +126,7 @@ class UnSAMSelfTrainingHook(Hook):
             weights = fingerprint(_module(runner.model).state_dict())
             runner.message_hub.update_info(_STATE, {**_predictors(runner), str(number): weights})
             if is_main_process():
-                labels.begin(weights, old, len(dataset))
+                labels.begin(weights, old, len(dataset), self._settings(runner))
             barrier()
             if not labels.is_complete:
                 runner.logger.info(f'Self-training round {number}: labels go to {labels.folder}')
@@ -154,6 +156,13 @@ class UnSAMSelfTrainingHook(Hook):
     def _labels(self, runner: Runner, number: int) -> RoundLabels:
         folder = Path(runner.work_dir, 'self_training', f'round_{number}').resolve()
         return RoundLabels(folder, self.min_score, self.max_iou)
+
+    def _settings(self, runner: Runner) -> str:
+        """Fingerprint of what decides about predictions beside the weights."""
+        cfg = runner.cfg
+        data = {key: value for key, value in cfg.train_dataloader.dataset.items() if key != 'pipeline'}
+        settings = [cfg.model, data, self.pipeline or _image_pipeline(cfg)]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:12]
 
     def _workers(self, runner: Runner) -> int:
         return runner.train_dataloader.num_workers if self.num_workers is None else self.num_workers
@@ -209,8 +218,4 @@ def _module(model: torch.nn.Module) -> torch.nn.Module:
 
 def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
     """Tells models apart by their weights, whatever devices these are on."""
-    digest = hashlib.blake2b(digest_size=12)
-    for name, value in weights.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return tensors_digest(weights.items())

@@ -11,6 +11,7 @@ from typing import Any
 
 from unsam_mm.errors import StoreError
 from unsam_mm.files import read_json, write_json
+from unsam_mm.fingerprints import file_digest
 
 # These change how long a run takes and what it leaves behind, and not what it measures.
 _NO_MATTER = ('outfile_prefix', 'collect_device', 'collect_dir', 'engine')
@@ -95,24 +96,27 @@ def file_sha256(path: Path) -> str:
 
 
 def fingerprint(model: Mapping[str, Any], dataset: Mapping[str, Any], evaluator: Any) -> str:
-    """SHA-256 of all settings that a figure depends on, and of the length of the annotation files that they name.
+    """SHA-256 of all settings that a figure depends on, and of the annotation files that they name.
 
     Args:
         model: Config of the model.
         dataset: Config of the data set, with its pipeline.
         evaluator: Config of the metric, or a list of them.
     """
-    sizes: dict[str, int] = {}
+    contents: dict[str, str] = {}
 
-    def plain(value: Any) -> Any:
+    def plain(value: Any, root: str = '') -> Any:
         if isinstance(value, Mapping):
-            return {str(key): plain(entry) for key, entry in value.items() if key not in _NO_MATTER}
+            root = str(value.get('data_root') or root)
+            return {str(key): plain(entry, root) for key, entry in value.items() if key not in _NO_MATTER}
         if isinstance(value, (list, tuple)):
-            return [plain(entry) for entry in value]
-        if isinstance(value, str) and value.endswith('.json') and Path(value).is_file():
-            sizes[value] = Path(value).stat().st_size
+            return [plain(entry, root) for entry in value]
+        if isinstance(value, str) and value.endswith('.json'):
+            for path in (Path(value), Path(root, value)):
+                if path.is_file():
+                    contents[str(path)] = file_digest(path)
         return value
 
     settings = plain({'model': model, 'dataset': dataset, 'evaluator': evaluator})
-    text = json.dumps([settings, sizes], sort_keys=True, default=repr)
+    text = json.dumps([settings, contents], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()

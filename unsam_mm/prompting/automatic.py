@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.mask_set import MaskSet
 from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.enlarged import first_of_equals, parents_among
 from unsam_mm.prompting.planes import ArrayLike
 from unsam_mm.prompting.predictor import UnSAMPredictor
-from unsam_mm.rle import Rle, decode_crop, decode_rles, rle_to_json, run_edges
+from unsam_mm.prompting.windows import MaskCrop
+from unsam_mm.rle import Rle, decode_crop, decode_rles, encode_crop, rle_to_json, run_edges
 
+_NEIGHBOURS = np.ones((3, 3), bool)  # pixels that touch at a corner hang together
 _POINT_SIDE_PX = 1024  # of the picture of a mask in which its point is looked for
 
 
@@ -27,23 +32,25 @@ class UnSAMAutomaticMaskGenerator:
     Args:
         model: Where the masks come from: a predictor, whose image is replaced, or an engine.
         points_per_side: The engine 'model' asks for masks around the square of it many regions.
-        points_per_batch: Accepted for Segment Anything's sake, and without effect, as are the crop arguments: regions
-            of every size are found in the whole image.
+        points_per_batch: Bounds the memory of Segment Anything, and changes no mask there; here memory is bounded anyway.
         pred_iou_thresh: Masks with a lower score are dropped.
         stability_score_thresh: Masks with a lower stability are dropped.
-        stability_score_offset: Without effect.
+        stability_score_offset: Must be 1.0: stability is not found by moving a threshold.
         box_nms_thresh: Of masks of the engine 'model' with a larger IoU the best is kept.
-        crop_n_layers: Without effect.
-        crop_nms_thresh: Without effect.
-        crop_overlap_ratio: Without effect.
-        crop_n_points_downscale_factor: Without effect.
+        crop_n_layers: Must be 0: regions of every size are found in the whole image, and large images are looked at in
+            windows by `UnSAMPredictor(tile_px=...)`.
+        crop_nms_thresh: Of the crops of Segment Anything, so of no effect while there are none, there and here.
+        crop_overlap_ratio: The same.
+        crop_n_points_downscale_factor: The same.
         point_grids: Must be None.
-        min_mask_region_area: Smaller masks are dropped, in pixels.
+        min_mask_region_area: Holes in masks, and parts that lie apart, are filled or removed where they have fewer pixels.
+            Of a mask without a larger part the largest stays, and of masks that become equal the best.
         output_mode: 'binary_mask', 'uncompressed_rle' or 'coco_rle'.
         max_masks: The most masks returned, best first.
 
     Raises:
-        UnSAMError: If the output mode is unknown, point grids are given, or a number is not positive.
+        UnSAMError: If the output mode is unknown, a number is not positive, or an argument asks for something that only
+            Segment Anything does.
     """
 
     def __init__(
@@ -72,6 +79,18 @@ class UnSAMAutomaticMaskGenerator:
             raise UnSAMError(
                 'point_grids must be None and points_per_side at least 1: regions are asked for, not points'
             )
+        if stability_score_offset != 1.0:
+            raise UnSAMError(
+                f'stability_score_offset must be 1.0, got {stability_score_offset}: stability is not found by moving a '
+                'threshold here; use stability_score_thresh'
+            )
+        if crop_n_layers != 0:
+            raise UnSAMError(
+                f'crop_n_layers must be 0, got {crop_n_layers}: there are no crops here; give the predictor tile_px=1024 '
+                'instead, which looks at large images in windows'
+            )
+        if min_mask_region_area < 0:
+            raise UnSAMError(f'min_mask_region_area must not be negative, got {min_mask_region_area}')
         self.predictor = model if isinstance(model, UnSAMPredictor) else UnSAMPredictor(model)
         self._points_per_side, self._max_iou, self._max_masks = points_per_side, box_nms_thresh, max_masks
         self._min_score, self._min_stability = pred_iou_thresh, stability_score_thresh
@@ -110,9 +129,9 @@ class UnSAMAutomaticMaskGenerator:
         return self._records()
 
     def _records(self) -> list[dict[str, Any]]:
-        masks, stability = self.predictor.engine.all_masks(
-            self._max_masks, max(self._min_area_px, 1), self._points_per_side, self._max_iou
-        )
+        masks, stability = self.predictor.engine.all_masks(self._max_masks, 1, self._points_per_side, self._max_iou)
+        if self._min_area_px > 0:
+            masks, stability = _cleaned(masks, stability, self._min_area_px)
         kept = (masks.scores >= self._min_score) & (stability >= self._min_stability)
         masks, stability = masks[kept], stability[kept]
         height, width = masks.size_hw
@@ -141,6 +160,50 @@ class UnSAMAutomaticMaskGenerator:
             return rle_to_json(rle)
         counts = np.diff(run_edges(rle).ravel(), prepend=0, append=height * width).tolist()
         return {'size': [height, width], 'counts': counts if counts[-1] else counts[:-1]}
+
+
+def _cleaned(masks: MaskSet, stability: np.ndarray, min_area_px: int) -> tuple[MaskSet, np.ndarray]:
+    """Masks without small holes and small parts, and the (N,) stability of those that are left."""
+    crops = [_clean_crop(rle, box, min_area_px) for rle, box in zip(masks.rles, masks.boxes_xyxy, strict=True)]
+    cleaned = replace(
+        masks,
+        rles=[encode_crop(crop.bitmap, crop.top, crop.left, masks.size_hw) for crop in crops],
+        areas=np.array([crop.area for crop in crops], np.int64),
+        boxes_xyxy=np.array([crop.box_xyxy for crop in crops], np.float32).reshape(-1, 4),
+    )
+    firsts = first_of_equals([rle['counts'] for rle in cleaned.rles])
+    cleaned = replace(cleaned, parents=parents_among(firsts, cleaned.parents))
+    kept = np.unique(firsts)
+    return cleaned[kept], stability[kept]
+
+
+def _clean_crop(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> MaskCrop:
+    """A mask as Segment Anything's `remove_small_regions` leaves it: first holes are filled, then parts are removed."""
+    height, width = rle['size']
+    x0, y0, x1, y1 = (int(side) for side in box_xyxy)
+    # What surrounds a mask is no hole in it, unless the image ends there: so much of it is looked at as tells which.
+    x0, y0, x1, y1 = (
+        max(x0 - min_area_px, 0),
+        max(y0 - min_area_px, 0),
+        min(x1 + min_area_px, width),
+        min(y1 + min_area_px, height),
+    )
+    mask = decode_crop(rle, (x0, y0, x1, y1))
+    mask = mask | _small_parts(~mask, min_area_px)
+    small = _small_parts(mask, min_area_px)
+    if (small == mask).all():
+        parts, _ = ndimage.label(mask, _NEIGHBOURS)
+        small &= parts != 1 + np.bincount(parts[mask] - 1).argmax()
+    crop = MaskCrop.of(mask & ~small)
+    return replace(crop, top=crop.top + y0, left=crop.left + x0)
+
+
+def _small_parts(mask: np.ndarray, min_area_px: int) -> np.ndarray:
+    """Pixels of the connected parts of an (H, W) bool mask that have fewer pixels."""
+    parts, _ = ndimage.label(mask, _NEIGHBOURS)
+    is_small = np.bincount(parts.ravel()) < min_area_px
+    is_small[0] = False
+    return is_small[parts]
 
 
 def _inner_point(rle: Rle, box_xyxy: np.ndarray) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.granularity import granularity_area, nearest_area
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
@@ -50,6 +53,7 @@ class DetectorEngine:
                 'or UnSAMJointHead'
             )
         self._model, self._scale, self.device = model.eval().requires_grad_(False).to(device), tuple(scale), str(device)
+        self._signature: str | None = None
         self.reset_image()
 
     @classmethod
@@ -80,6 +84,15 @@ class DetectorEngine:
         loader = settings.get('test_dataloader') or {'dataset': {'pipeline': []}}
         scales = [step.scale for step in loader['dataset']['pipeline'] if step.type == 'Resize']
         return cls(model, scales[0] if scales else _SCALE, device)
+
+    @property
+    def signature(self) -> str:
+        """Of the layers and weights of the detector, and of the size that images are resized to."""
+        if self._signature is None:
+            values = itertools.chain(self._model.named_parameters(), self._model.named_buffers())
+            described = f'{self._model} {self._scale} {tensors_digest(values)}'
+            self._signature = hashlib.sha256(described.encode()).hexdigest()[:12]
+        return self._signature
 
     @property
     def size_hw(self) -> tuple[int, int] | None:

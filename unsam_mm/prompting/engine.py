@@ -25,6 +25,10 @@ class Engine(Protocol):
     device: str
 
     @property
+    def signature(self) -> str | None:
+        """Differs whenever the embedding of the same image may differ; None if that is not known."""
+
+    @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the image; None if none is set."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
@@ -45,10 +46,21 @@ class EnlargedEngine:
         return self._engine.device
 
     @property
+    def signature(self) -> str | None:
+        """That of the engine that looks at the images, and which images are enlarged; None if that has none."""
+        seen = self._engine.signature
+        return None if seen is None else f'{seen} x{_FACTOR} up to {self._up_to_px} px'
+
+    @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the image as it was given; None if none is set."""
         seen = self._engine.size_hw
         return None if seen is None else (seen[0] // self._factor, seen[1] // self._factor)
+
+    @property
+    def hierarchy(self) -> MaskHierarchy | None:
+        """The region trees of the image; None if it was enlarged, since they are of the enlarged one then."""
+        return getattr(self._engine, 'hierarchy', None) if self._factor == 1 else None
 
     def set_image(self, rgb: np.ndarray) -> None:
         """Prepares an (H, W, 3) uint8 RGB image."""
@@ -76,7 +88,7 @@ class EnlargedEngine:
         masks[thin] = counts[thin] > 0
         x, y = prompt.points_xy.T
         masks[:, y, x] = prompt.positive
-        firsts = np.unique(_first_of_equals([mask.tobytes() for mask in masks]))
+        firsts = np.unique(first_of_equals([mask.tobytes() for mask in masks]))
         return masks[firsts], scores[firsts]
 
     def all_masks(
@@ -87,8 +99,8 @@ class EnlargedEngine:
             return self._engine.all_masks(max_masks, min_area_px, points_per_side, max_iou)
         seen, stability = self._engine.all_masks(max_masks, min_area_px * _FACTOR**2, points_per_side, max_iou)
         masks = _halved_set(seen, self.size_hw)
-        firsts = _first_of_equals([rle['counts'] for rle in masks.rles])
-        masks = replace(masks, parents=_parents_among(firsts, masks.parents))
+        firsts = first_of_equals([rle['counts'] for rle in masks.rles])
+        masks = replace(masks, parents=parents_among(firsts, masks.parents))
         kept = np.unique(firsts)
         kept = kept[masks.areas[kept] >= max(min_area_px, 1)]
         return masks[kept], stability[kept]
@@ -180,13 +192,13 @@ def _halved_set(seen: MaskSet, size_hw: tuple[int, int]) -> MaskSet:
     )
 
 
-def _first_of_equals(keys: list[bytes]) -> np.ndarray:
+def first_of_equals(keys: list[bytes]) -> np.ndarray:
     """(N,) int64 place of the first key that equals each."""
     places: dict[bytes, int] = {}
     return np.array([places.setdefault(key, i) for i, key in enumerate(keys)], np.int64)
 
 
-def _parents_among(firsts: np.ndarray, parents: np.ndarray) -> np.ndarray:
+def parents_among(firsts: np.ndarray, parents: np.ndarray) -> np.ndarray:
     """(N,) int64 parents that are the first of their equals, and not equal to the mask itself; -1 if there is none."""
     found = np.full(len(parents), -1, np.int64)
     for i, parent in enumerate(parents):

@@ -56,6 +56,12 @@ class RegionEngine:
         return cls(trained.net, tokenizer, device)
 
     @property
+    def signature(self) -> str | None:
+        """That of the tokenizer, since the network has no part in an embedding; None if it has none. Loads the ViT."""
+        self._tokenizer = self._tokenizer or self._make_tokenizer(self.device)
+        return getattr(self._tokenizer, 'signature', None)
+
+    @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the image; None if none is set."""
         return None if self._image is None else self._image.tokens.size_hw

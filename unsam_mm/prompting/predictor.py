@@ -113,13 +113,17 @@ class UnSAMPredictor:
         """Region tree of the current image.
 
         Raises:
-            UnSAMError: If no image is set, or the engine has no tree.
+            UnSAMError: If no image is set, or the engine has no tree of it.
         """
-        if not isinstance(self.engine, TreeEngine):
-            raise UnSAMError(f"the engine {self.engine.name!r} keeps no region tree; use UnSAMPredictor(engine='tree')")
-        if self.engine.hierarchy is None:
+        if not self.is_image_set:
             raise UnSAMError(NO_IMAGE)
-        return self.engine.hierarchy
+        hierarchy = getattr(self.engine, 'hierarchy', None)
+        if hierarchy is None:
+            raise UnSAMError(
+                f'the engine {self.engine.name!r} has no region tree of an image of {self.engine.size_hw} px, as it has none '
+                "of images that it looks at in tiles or enlarged; use UnSAMPredictor(engine='tree')"
+            )
+        return hierarchy
 
     @property
     def device(self) -> str:
@@ -159,7 +163,7 @@ class UnSAMPredictor:
             plane: (H, W) or (H, W, 1, 3 or 4) array with a shape and slices, such as a memory map or an array of zarr or
                 dask; or a list of the same plane at full size, half, and so on.
             limits: The values that become black and white; found in spots all over the plane if not given.
-            store: Folder where windows are kept for a later time; one for each setting of an engine.
+            store: Folder where windows are kept for a later time; it may serve several planes and engines.
 
         Raises:
             ImageError: If an array is not one plane, or not a power of two smaller than the first.
@@ -220,8 +224,8 @@ class UnSAMPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt.
 
-        Every mask agrees with every click; there is none only where one pixel has clicks of both kinds, or negative clicks
-        leave nothing of a box. The order of the clicks matters: each is taken as a word on the best mask for those before it.
+        Every mask agrees with every click. Where one pixel has clicks of both kinds, or negative clicks leave nothing of a
+        box, no mask does: then there is one, empty, with the score 0. The order of the clicks matters: each is taken as a word on the best mask for those before it.
         A box is cut at the borders of the image. The engine 'tree' gives nested masks
         for one click or a box, and always the smallest first; the engine 'model' gives the best first.
 
@@ -237,7 +241,7 @@ class UnSAMPredictor:
                 rises. The engine 'tree' has none where no region of its main tree agrees with all clicks.
 
         Returns:
-            masks: (C, H, W) bool; C is 0 if nothing agrees with the prompt.
+            masks: (C, H, W) bool, C being 1 to 6.
             scores: (C,) float32 in [0, 1].
             logits: (C, 256, 256) float32; the image's longer side fills the square, the rest is negative.
 
@@ -247,6 +251,8 @@ class UnSAMPredictor:
         """
         prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
         masks, scores = self.engine.answer(prompt, multimask_output, granularity)
+        if not len(masks):  # who takes the mask of the best score, as with Segment Anything, needs one
+            masks, scores = np.zeros((1, *self.engine.size_hw), bool), np.zeros(1, np.float32)
         shown = (masks.astype(np.float32) - 0.5) * LOGIT_SCALE if return_logits else masks
         return shown, scores, low_resolution_logits(masks)
 
@@ -264,7 +270,7 @@ class UnSAMPredictor:
         In tiles, one mask alone is there soonest: six may need coarser windows, up to the one of the whole plane.
 
         Returns:
-            crops: C masks with `bitmap`, `top` and `left`.
+            crops: C masks with `bitmap`, `top` and `left`; none if nothing agrees with the prompt.
             scores: (C,) float32 in [0, 1].
 
         Raises:

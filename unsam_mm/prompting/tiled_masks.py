@@ -15,6 +15,7 @@ from unsam_mm.rle import Rle, decode_rles, encode_crop
 _SAME_IOU = 0.8  # of masks of two windows that show the same
 _INSIDE = 0.95  # share of a mask that its parent holds; outlines of different levels never agree to the pixel
 _SLACK_PX = 4  # by which a mask must fit into a finer window to be left to it
+_PARENTS_AT_ONCE = 8  # masks that are looked at for one that holds another, smallest first
 _SPARE = 4  # times as many masks as are wanted are held before the worst are dropped
 
 
@@ -47,6 +48,7 @@ class PlaneMasks:
     def __init__(self, pyramid: WindowPyramid, max_masks: int, max_iou: float) -> None:
         self._pyramid, self._max_masks, self._max_iou = pyramid, max_masks, max_iou
         self._found: list[_Found] = []
+        self._boxes = np.zeros((0, 4), np.int64)  # theirs
 
     def add(self, window: Window, masks: MaskSet, stability: np.ndarray, min_area_px: int) -> None:
         """The masks of one window; windows come from the finest level to the coarsest.
@@ -57,19 +59,30 @@ class PlaneMasks:
             stability: (N,) of each.
             min_area_px: What is smaller on the plane is dropped.
         """
-        for i in np.flatnonzero([self._is_owned(window, box) for box in masks.boxes_xyxy]):
+        owned = np.flatnonzero([self._is_owned(window, box) for box in masks.boxes_xyxy])
+        # Only what overlaps the window, and later what is added here, can be the same as a mask of it.
+        before = _overlapping(self._boxes, window.to_plane(np.array([0, 0, window.width, window.height])))
+        near = [self._found[i] for i in before]
+        boxes = np.concatenate([self._boxes[before], np.zeros((len(owned), 4), np.int64)])
+        areas = np.array([mask.area for mask in near] + [0] * len(owned), np.int64)
+        for i in owned:
             crop = lifted(decode_rles([masks.rles[i]], masks.size_hw)[0], window, self._pyramid.size_hw)
             if (area := crop.area) < min_area_px:
                 continue
             rle = encode_crop(crop.bitmap, crop.top, crop.left, self._pyramid.size_hw)
             score = float(masks.scores[i])
             mask = _Found(rle, score, float(stability[i]), area, crop.box_xyxy, window)
-            if (same := self._same_as(mask)) is None:
-                self._found.append(mask)
+            alike = _may_overlap(boxes[: len(near)], areas[: len(near)], mask, min(self._max_iou, _SAME_IOU))
+            if (same := self._same_as(mask, [near[j] for j in alike])) is None:
+                boxes[len(near)], areas[len(near)] = mask.box_xyxy, area
+                near.append(mask)
             else:
                 same.score = max(same.score, score)
+        self._found += near[len(before) :]
+        self._boxes = np.concatenate([self._boxes, boxes[len(before) : len(near)]])
         if len(self._found) > _SPARE * self._max_masks:
             self._found = self._best()
+            self._boxes = _boxes_of(self._found)
 
     def finished(self) -> tuple[MaskSet, np.ndarray]:
         """The masks, best first, and their (N,) float32 stability; a parent holds at least 95 percent of a mask."""
@@ -84,10 +97,8 @@ class PlaneMasks:
         )
         return masks, np.array([mask.stability for mask in best], np.float32)
 
-    def _same_as(self, mask: _Found) -> _Found | None:
-        """What is there already of the same."""
-        boxes = np.array([other.box_xyxy for other in self._found]).reshape(-1, 4)
-        near = [self._found[i] for i in _overlapping(boxes, mask.box_xyxy)]
+    def _same_as(self, mask: _Found, near: list[_Found]) -> _Found | None:
+        """Which of some masks shows the same."""
         overlaps = _shares(mask.rle, [other.rle for other in near], of_first=False)
         limits = [self._max_iou if other.window == mask.window else min(self._max_iou, _SAME_IOU) for other in near]
         return near[int(overlaps.argmax())] if (overlaps > limits).any() else None
@@ -110,15 +121,35 @@ class PlaneMasks:
 def _parents(masks: list[_Found]) -> np.ndarray:
     """(N,) int64 the smallest mask that holds each, or -1."""
     parents = np.full(len(masks), -1, np.int64)
-    boxes = np.array([mask.box_xyxy for mask in masks]).reshape(-1, 4)
-    areas = np.array([mask.area for mask in masks])
+    order = np.argsort([mask.area for mask in masks], kind='stable')
+    boxes, areas = _boxes_of([masks[i] for i in order]), np.array([masks[i].area for i in order])
     for i, mask in enumerate(masks):
-        near = _overlapping(boxes, mask.box_xyxy)
-        near = near[areas[near] > mask.area]
-        near = near[np.argsort(areas[near], kind='stable')]
-        holding = near[_shares(mask.rle, [masks[j].rle for j in near], of_first=True) >= _INSIDE]
-        parents[i] = holding[0] if len(holding) else -1
+        first = int(np.searchsorted(areas, mask.area, side='right'))
+        larger = first + np.flatnonzero(_shared_by_boxes(boxes[first:], mask.box_xyxy) >= _INSIDE * mask.area)
+        for some in np.split(larger, range(_PARENTS_AT_ONCE, len(larger), _PARENTS_AT_ONCE)):
+            holding = order[some][_shares(mask.rle, [masks[j].rle for j in order[some]], of_first=True) >= _INSIDE]
+            if len(holding):
+                parents[i] = holding[0]
+                break
     return parents
+
+
+def _boxes_of(masks: list[_Found]) -> np.ndarray:
+    """(N, 4) int64."""
+    return np.array([mask.box_xyxy for mask in masks], np.int64).reshape(-1, 4)
+
+
+def _may_overlap(boxes: np.ndarray, areas: np.ndarray, mask: _Found, min_iou: float) -> np.ndarray:
+    """Which masks, of which (N, 4) boxes and (N,) areas are known, may have a larger IoU with a mask, in their order."""
+    near = _overlapping(boxes, mask.box_xyxy)
+    shared = np.minimum(_shared_by_boxes(boxes[near], mask.box_xyxy), np.minimum(areas[near], mask.area))
+    return near[shared > min_iou * (areas[near] + mask.area - shared)]
+
+
+def _shared_by_boxes(boxes: np.ndarray, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
+    """(N,) pixels that (N, 4) boxes share with a box: no masks in them share more."""
+    low, high = np.maximum(boxes[:, :2], box_xyxy[:2]), np.minimum(boxes[:, 2:], box_xyxy[2:])
+    return np.maximum(high - low, 0).prod(axis=1)
 
 
 def _overlapping(boxes: np.ndarray, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:

@@ -68,6 +68,12 @@ class TiledEngine:
         return self._engine.device
 
     @property
+    def signature(self) -> str | None:
+        """That of the engine for images, and the side of the windows; None if that has none."""
+        seen = self._engine.signature
+        return None if seen is None else f'{seen} in tiles of {self._tile_px} px'
+
+    @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the plane; None if none is set."""
         return None if self._pyramid is None else self._pyramid.size_hw
@@ -83,8 +89,9 @@ class TiledEngine:
 
         Args:
             plane: What to read.
-            store: Folder where windows are kept for a later time, by their pixels; a folder for each setting of an engine.
-                Damaged files in it are made anew; where it cannot be written, nothing is kept.
+            store: Folder where windows are kept for a later time, by their pixels and the signature of the engine; those of
+                an engine without one are not kept. Damaged files in it are made anew; where it cannot be written, nothing
+                is kept.
             used: Told each file of that folder after it was read or written; files are never removed here.
         """
         self.reset_image()
@@ -133,7 +140,7 @@ class TiledEngine:
 
         On a large plane most objects are smaller than a ten-thousandth of it, which is where granularities begin.
         """
-        parts = (prompt.points_xy, prompt.positive, prompt.box_xyxy)
+        parts = (prompt.points_xy, prompt.positive, prompt.box_xyxy, prompt.mask_input)
         key = tuple(None if part is None else part.tobytes() for part in parts)
         if self._by_size is None or self._by_size[0] != key:
             self._by_size = key, MasksBySize(self, self._pyramid, self._windows_for(prompt), prompt)
@@ -264,14 +271,23 @@ class TiledEngine:
         rgb = self._plane.read(window)
         if min(rgb.shape[:2]) < MIN_SIDE_PX or rgb.min() == rgb.max():
             return None
-        if self._store is None:
+        path = self._path_of(rgb)
+        if path is None:
             self._engine.set_image(rgb)
-            return self._taken()
-        path = self._store / f'{hashlib.sha256(rgb.tobytes() + str(rgb.shape).encode()).hexdigest()[:32]}.npz'
-        if not self._restored(path):
+        elif not self._restored(path):
             self._engine.set_image(rgb)
             self._keep(path)
         return self._taken()
+
+    def _path_of(self, rgb: np.ndarray) -> Path | None:
+        """Where a window is kept; None if it is not."""
+        if self._store is not None and self._engine.signature is None:
+            logger.warning('windows are not kept in %s: the engine does not say what decides its answers', self._store)
+            self._store = None
+        if self._store is None:
+            return None
+        key = f'{self.name} {self._engine.signature} {rgb.shape} '.encode() + rgb.tobytes()
+        return self._store / f'{hashlib.sha256(key).hexdigest()[:32]}.npz'
 
     def _restored(self, path: Path) -> bool:
         """Whether the engine has what is kept of a window; a damaged file is as good as none."""

@@ -36,6 +36,11 @@ class TreeEngine:
         self._clicks: ClickInference | None = None
 
     @property
+    def signature(self) -> str | None:
+        """That of the generator; None if it has none."""
+        return getattr(self._generator, 'signature', None)
+
+    @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the image; None if none is set."""
         return None if self.hierarchy is None else self.hierarchy.size_hw

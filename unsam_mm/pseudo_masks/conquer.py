@@ -81,7 +81,7 @@ def grow_trees(leaves: Leaves, means: LeafMeans, growths: Sequence[GrowthSetting
         height = np.concatenate([np.zeros(leaves.count, np.float32), np.maximum(1.0 - similarity, 0)])
         return MaskHierarchy.from_merges(leaves.labels, parent, height)
 
-    return threads.all_of([partial(grow, growth) for growth in growths])
+    return threads.run_parallel([partial(grow, growth) for growth in growths])
 
 
 def _leaf_colours(leaves: Leaves, areas: np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def _leaf_means(leaves: Leaves, areas: np.ndarray, features: PatchFeatures) -> n
         weight = (row_weight[:, None] * column_weight[None]).ravel()
         return sparse.coo_matrix((weight, (flat_labels, patch)), shape=(leaves.count, rows * columns)).tocsr()
 
-    shares = threads.all_of([partial(share, *cells) for cells in product((top, below), (left, right))])
+    shares = threads.run_parallel([partial(share, *cells) for cells in product((top, below), (left, right))])
     return (sum(shares[1:], shares[0]) @ features.grid.reshape(rows * columns, channels)) / areas[:, None]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from unsam_mm.errors import ImageError, TargetError, UnSAMError, WeightsError, explained, one_line
 from unsam_mm.files import atomic_writer, check_writable, fitting_name, remove_leftovers
+from unsam_mm.fingerprints import image_stamp
 from unsam_mm.images import IMAGE_SUFFIXES, list_images, read_image
 from unsam_mm.processes import in_processes
 from unsam_mm.pseudo_masks.features import check_device
@@ -150,7 +151,9 @@ class FolderJob:
         description = self.description()
         if not self.overwrite:
             store.check(description)
-        waiting = names if self.overwrite else [name for name in names if not store.has(name)]
+        waiting = (
+            names if self.overwrite else [name for name in names if not store.is_current(name, self.path_of(name))]
+        )
         report = FolderReport(found=len(names), skipped=len(names) - len(waiting))
         tell = on_image or (lambda report: None)
         # Whatever can go wrong before the first image has been tried when masks are removed.
@@ -268,6 +271,7 @@ class ImageWorker:
 
     def _failure(self, path: Path, name: str) -> str | None:
         try:
+            stamp = image_stamp(path)
             masks = self._generator(read_image(path)).select(self._max_masks)
         except ImageError as error:
             return str(error)
@@ -277,7 +281,7 @@ class ImageWorker:
             _log.debug('%s', path, exc_info=True)
             return f'{path}: {explained(error)}'
         try:
-            self._store.write(name, masks)
+            self._store.write(name, masks, stamp)
         except TargetError as error:  # the others can be written
             return str(error)
         return None

@@ -174,10 +174,10 @@ class RegionTrees:
         def cut_into_leaves() -> Leaves:
             return find_leaves(ColourEdges.of(image), spacing_px, self.settings.max_leaves)
 
-        with threads.alongside(cut_into_leaves) as leaves_found:
+        with threads.run_in_background(cut_into_leaves) as leaves_found:
 
             def after_block(done: float) -> None:
-                leaves_found.take_thread()
+                leaves_found.reclaim_thread()
                 report(0.5 * done, 'finding patch features')
 
             features = self._extract(image, after_block)
@@ -201,7 +201,9 @@ class RegionTrees:
         report(0.7, 'finding level sets')
         if self.settings.lightness_levels:
             n_levels = self.settings.lightness_levels
-            ranked += threads.all_of([partial(level_set_tree, colour, bright, n_levels) for bright in (True, False)])
+            ranked += threads.run_parallel(
+                [partial(level_set_tree, colour, bright, n_levels) for bright in (True, False)]
+            )
         report(0.8, 'ranking regions')
         hierarchy = rank_regions(ranked, self.settings.ranking)
         report(1.0, 'done')
@@ -229,11 +231,11 @@ def settings_signature(settings: Settings) -> str:
 
 
 def weights_origin(settings: Settings) -> str:
-    """Where the weights that decide the masks came from."""
+    """Where the weights that decide the masks came from, and which they are; see `unsam_mm.weights.identity`."""
     paths = [vit_folder(settings.vit)]
     if getattr(settings, 'divide', None) == 'cutler':
         paths.append(weights.fetch('cutler_cascade'))
-    return ' and '.join(weights.origin(path) for path in paths)
+    return ' and '.join(weights.identity(path) for path in paths)
 
 
 def _silent(done: float, message: str) -> None:

@@ -103,7 +103,7 @@ def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> Mas
         ranked: Trees over one image.
         settings: See there.
     """
-    qualities = _without_repeats(ranked, threads.all_of([partial(_quality, entry, settings) for entry in ranked]))
+    qualities = _without_repeats(ranked, threads.run_parallel([partial(_quality, entry, settings) for entry in ranked]))
     nodes = _best(qualities, settings.candidates)
     trees = [entry.tree for entry in ranked]
     overlap = ious(trees, nodes)

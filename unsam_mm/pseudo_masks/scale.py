@@ -212,7 +212,8 @@ class _OnWorker(distributed.WorkerPlugin):
             for name in names:
                 if self._stopped:
                     break
-                results.append((name, None if store.has(name) else images(name)))
+                is_done = store.is_current(name, self._job.path_of(name))
+                results.append((name, None if is_done else images(name)))
             problem = self._find_problem()
         if problem:
             results.clear()

@@ -20,6 +20,7 @@ from unsam_mm.coco_files.fields import image_size
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, TargetError
 from unsam_mm.files import fitting_name, is_fitted, read_json, write_json
+from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.rle import areas_and_boxes, rles_from_json
@@ -28,10 +29,11 @@ MANIFEST = 'unsam.json'
 _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
 _MARK = 'supervised'
 _SUFFIX = '.json'
+_STAMP = 'made_of'
 
 _HEAD = re.compile(
     rb'(?:\xef\xbb\xbf)?\s*\{\s*"image"\s*:\s*\{\s*"file_name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"height"\s*:\s*\d+\s*,'
-    rb'\s*"width"\s*:\s*\d+\s*\}\s*,\s*"annotations"\s*:\s*\['
+    rb'\s*"width"\s*:\s*\d+\s*(?:,\s*"made_of"\s*:\s*\{[^{}]*+\}\s*)?\}\s*,\s*"annotations"\s*:\s*\['
 )
 """How each file begins: a file of this name that begins otherwise is not ours, and is neither finished nor removed."""
 _HEAD_BYTES, _LONGEST_HEAD_BYTES = 512, 1 << 16
@@ -71,6 +73,21 @@ class PseudoMaskStore:
         except ValueError:
             return False
         return inside == MANIFEST or (path.suffix == _SUFFIX and _look_into(path)[0] is not None)
+
+    def is_current(self, name: str, image: Path) -> bool:
+        """Whether an image is done, and was not exchanged for another since.
+
+        An image file that is not younger than its masks counts as the one that they were made of.
+        """
+        if not self.has(name):
+            return False
+        path = self.path_of(name)
+        if is_current(path, image, None):
+            return True
+        try:
+            return is_current(path, image, _stamp(read_json(path)))
+        except StoreError:
+            return False
 
     def names(self) -> list[str]:
         """All images that there is a file of this store for, sorted. Only the beginning of each file is read.
@@ -117,8 +134,13 @@ class PseudoMaskStore:
             )
         return names
 
-    def write(self, name: str, masks: MaskSet) -> None:
+    def write(self, name: str, masks: MaskSet, stamp: dict[str, Any] | None = None) -> None:
         """Stores the masks of one image, replacing older ones.
+
+        Args:
+            name: Of the image.
+            masks: To be stored.
+            stamp: What `unsam_mm.fingerprints.image_stamp` gave before the image was read.
 
         Raises:
             TargetError: If the disk takes no file of this name, or something that is not of this store has its place.
@@ -131,6 +153,8 @@ class PseudoMaskStore:
             raise TargetError(
                 f'{path}: is not of this package and has the place of the masks of {name}; move it, or choose another folder'
             )
+        if stamp is not None:
+            image[_STAMP] = stamp
         write_json(path, {'image': image, 'annotations': _annotations(masks)})
 
     def read(self, name: str) -> MaskSet:
@@ -141,6 +165,18 @@ class PseudoMaskStore:
         """
         path = self.path_of(name)
         return _mask_set(read_json(path), path)
+
+    def read_current(self, name: str, image: Path) -> MaskSet:
+        """The masks of one image, which was not exchanged for another since.
+
+        Raises:
+            StoreError: As for `read`, or if the masks were made of another image file.
+        """
+        path = self.path_of(name)
+        content = read_json(path)
+        if not is_current(path, image, _stamp(content)):
+            raise StoreError(f'{path}: the masks are of another file than {image} is now; make them again')
+        return _mask_set(content, path)
 
     def describe(self, settings: dict[str, Any]) -> None:
         """Notes what the masks were made with, or checks it against what is noted already.
@@ -287,6 +323,11 @@ def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
         }
         for index, record in enumerate(masks.to_coco(image_id=0))
     ]
+
+
+def _stamp(content: Any) -> dict[str, Any] | None:
+    image = content.get('image') if isinstance(content, dict) else None
+    return image.get(_STAMP) if isinstance(image, dict) else None
 
 
 def _mask_set(content: Any, path: Path) -> MaskSet:

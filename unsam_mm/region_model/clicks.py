@@ -92,7 +92,9 @@ class ClickableImage:
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
         """
-        answers = self.ask(clicks)
+        # A box alone is asked about at sizes like its own, of which none may be the one that is wanted.
+        steps = None if len(clicks.positive) else np.arange(0, 1 + _GRANULARITY_STEP, _GRANULARITY_STEP, np.float32)
+        answers = self.ask(clicks, steps)
         known = np.flatnonzero(~np.isnan(answers.granularity) & answers.masks.any(axis=1))
         if len(known) == 0:
             return answers.masks[:0], answers.scores[:0]
@@ -102,8 +104,8 @@ class ClickableImage:
         return answers.masks[chosen], answers.scores[chosen]
 
     @torch.no_grad()
-    def ask(self, clicks: Clicks) -> Answers:
-        """All answers: without a granularity, and at each that the clicks' own nodes have, finest first.
+    def ask(self, clicks: Clicks, granularities: np.ndarray | None = None) -> Answers:
+        """All answers: without a granularity, and at each that the clicks' own nodes have, or that are given, finest first.
 
         An answer that misses a click is mended by adding or leaving out its region, and halved in score for each. An empty
         one becomes its likeliest region.
@@ -113,7 +115,9 @@ class ClickableImage:
         """
         if len(clicks.positive) == 0 and clicks.box_xyxy is None:
             raise UnSAMError('a prompt needs a positive point or a box')
-        granularity = np.concatenate([np.array([np.nan], np.float32), self._granularities(clicks)])
+        if granularities is None:
+            granularities = self._granularities(clicks)
+        granularity = np.concatenate([np.array([np.nan], np.float32), granularities])
         masks, worth, logits = self._decode(self._prompts(clicks, torch.from_numpy(granularity)))
         several = len(clicks.positive) + len(clicks.negative) > 1
         if several:

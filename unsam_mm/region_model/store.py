@@ -13,12 +13,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from unsam_mm.errors import DamagedError, ImageError, StoreError, UnSAMError, WeightsError, explained
+from unsam_mm.fingerprints import image_stamp, is_current
 from unsam_mm.images import read_image
 from unsam_mm.processes import available_cores, in_processes
 from unsam_mm.pseudo_masks.features import check_device
 from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
 from unsam_mm.region_model.tokenizer import ALGORITHM, RegionTokenizer
-from unsam_mm.region_model.tokens import MAX_TOKENS, RegionTokens, TokenMasks
+from unsam_mm.region_model.tokens import MAX_TOKENS, RegionTokens, TokenMasks, read_notes
 from unsam_mm.weights import cache_dir
 
 _LOST = '{}: the worker process ended over it, twice, perhaps for lack of memory; use fewer prepare_workers'
@@ -48,7 +49,7 @@ class RegionStore:
     """Tokens and token masks by image; files are replaced as a whole, so processes may share a store.
 
     Below `folder` each image folder and each set of parameters has a folder of its own, so tokens are made again where
-    parameters change. An image that was exchanged keeps its old tokens if the new file is not younger than they are.
+    parameters or the image change.
 
     Attributes:
         folder: By default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
@@ -88,19 +89,25 @@ class RegionStore:
         return base / f'{root.name}-{digest}' / self.signature / f'{place.name}.npz'
 
     def has(self, place: ImagePlace) -> bool:
-        """Whether there are tokens at least as young as the image."""
+        """Whether there are tokens of the image.
+
+        An image file that is not younger than its tokens counts as the one that they were made of; `read` looks closer.
+        """
+        path = self.path_of(place)
         try:
-            return self.path_of(place).stat().st_mtime >= place.path.stat().st_mtime
-        except OSError:
+            return path.is_file() and (is_current(path, place.path, None) or self._is_current(place))
+        except (OSError, StoreError):
             return False
 
     def read(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
         """What an earlier pass has kept.
 
         Raises:
-            StoreError: If there is no such file, or it is broken.
+            StoreError: If there is no such file, or it is broken or was made of another image file.
         """
         path = self.path_of(place)
+        if not self._is_current(place):
+            raise StoreError(f'{path}: the tokens are of another file than {place.path} is now; make them again')
         tokens, masks = RegionTokens.load(path), TokenMasks.load(path)
         if masks.shares.shape[1] != len(tokens) or (masks.areas_px > tokens.labels.size).any():
             raise DamagedError(f'{path}: tokens and masks do not belong together; remove the file and make it again')
@@ -113,9 +120,18 @@ class RegionStore:
             ImageError: If the image cannot be read.
             StoreError: If the folder cannot be written or the disk is full.
         """
+        stamp = image_stamp(place.path)
         tokens, masks = tokenizer.with_masks(read_image(place.path), max_masks=self.max_masks)
-        tokens.save(self.path_of(place), masks)
+        tokens.save(self.path_of(place), masks, json.dumps(stamp))
         return tokens, masks
+
+    def _is_current(self, place: ImagePlace) -> bool:
+        path = self.path_of(place)
+        try:
+            stamp = json.loads(read_notes(path) or 'null')
+        except ValueError as error:
+            raise StoreError(f'{path}: its notes are damaged; remove it and make it again') from error
+        return is_current(path, place.path, stamp)
 
     def tokenizer(self) -> RegionTokenizer:
         """Loads the ViT."""

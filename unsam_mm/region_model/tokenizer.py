@@ -90,7 +90,9 @@ class RegionTokenizer:
             ImageError: If the array is not one image that can be segmented.
         """
         grown = self._grow(image, progress)
-        with threads.alongside(lambda: read(_describe(grown, _cut(grown.trees[0], self.n_tokens)))) as tokens_read:
+        with threads.run_in_background(
+            lambda: read(_describe(grown, _cut(grown.trees[0], self.n_tokens)))
+        ) as tokens_read:
             hierarchy = self._trees.rank(grown, progress)
             return tokens_read(), hierarchy
 

@@ -129,19 +129,20 @@ class RegionTokens:
         height, width = self.labels.shape
         return height, width
 
-    def save(self, path: str | Path, masks: TokenMasks | None = None) -> None:
+    def save(self, path: str | Path, masks: TokenMasks | None = None, notes: str = '') -> None:
         """Writes one file, which is whole or absent.
 
         Args:
             path: Name of the file, by custom with the suffix .npz.
             masks: Training masks of the same image, stored in the same file.
+            notes: Stored in the same file; see `read_notes`.
 
         Raises:
             StoreError: If the folder cannot be written or the disk is full.
         """
         added = {f'mask_{name}': values for name, values in vars(masks).items()} if masks is not None else {}
         with atomic_writer(path, binary=True) as file:
-            np.savez_compressed(file, format=np.int64(_FORMAT), **vars(self), **added)
+            np.savez_compressed(file, format=np.int64(_FORMAT), notes=np.array(notes), **vars(self), **added)
 
     @classmethod
     def load(cls, path: str | Path) -> RegionTokens:
@@ -195,20 +196,39 @@ class TokenMasks:
         return _made(cls, path, 'mask_')
 
 
+def read_notes(path: str | Path) -> str:
+    """The notes in a file of region tokens; empty in files of earlier versions, which had none.
+
+    Raises:
+        StoreError: If the file is missing, damaged or of another kind.
+    """
+    return str(_read(path, ['notes', 'format']).get('notes', ''))
+
+
 def _made(kind: type, path: str | Path, prefix: str) -> Any:
     """Tokens or masks from the arrays of a file, whose names have a prefix."""
     names = [field.name for field in fields(kind)]
-    try:
-        found = read_npz(path)
-    except FileNotFoundError as error:
-        raise StoreError(f'{path}: no such file; make it with RegionTokenizer') from error
-    except DamagedError as error:
-        raise DamagedError(f'{path}: not a file of region tokens ({error}); remove it and make it again') from error
-    if missing := sorted({'format', *(prefix + name for name in names)} - found.keys()):
+    stored = [prefix + name for name in names]
+    found = _read(path, [*stored, 'format'])
+    if missing := sorted(set(stored) - found.keys()):
         raise StoreError(f'{path}: holds no {missing[0]}; expected a file of region tokens: make it again')
-    if found['format'].shape or found['format'].dtype.kind not in 'iu' or found['format'] != _FORMAT:
-        raise StoreError(f'{path}: has format {str(found["format"])[:20]}, expected {_FORMAT}; make it again')
     try:
         return kind(**{name: found[prefix + name] for name in names})
     except UnSAMError as error:
         raise DamagedError(f'{path}: {error}; remove the file and make it again') from error
+
+
+def _read(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Those of some arrays that a file of region tokens of this format holds."""
+    try:
+        found = read_npz(path, names)
+    except FileNotFoundError as error:
+        raise StoreError(f'{path}: no such file; make it with RegionTokenizer') from error
+    except DamagedError as error:
+        raise DamagedError(f'{path}: not a file of region tokens ({error}); remove it and make it again') from error
+    number = found.get('format')
+    if number is None:
+        raise StoreError(f'{path}: holds no format; expected a file of region tokens: make it again')
+    if number.shape or number.dtype.kind not in 'iu' or number != _FORMAT:
+        raise StoreError(f'{path}: has format {str(number)[:20]}, expected {_FORMAT}; make it again')
+    return found

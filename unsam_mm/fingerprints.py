@@ -1,0 +1,119 @@
+"""What kept results depend on, told apart by content: weights, and the images that they were made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from unsam_mm.errors import ImageError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+_WEIGHT_FILES = ('config.json', '*.safetensors', '*.index.json', '*.bin', '*.pth')
+_BLOCK_BYTES = 2**20
+_KNOWN_DIGESTS = 4096
+
+
+def file_digest(path: Path) -> str:
+    """32 hexadecimal digits of a file's content, of safetensors without notes; read once while the file is not touched.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    found = path.stat()
+    return _digest(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+@lru_cache(_KNOWN_DIGESTS)
+def _digest(path: Path, size: int, *touched: int) -> str:
+    """Of a file; its times and its number are arguments so that a file that was touched is read again."""
+    digest = _blake2b()
+    with path.open('rb') as file:
+        if path.suffix == '.safetensors':
+            digest.update(_tensor_table(file, size))
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_digest(path: Path) -> str:
+    """32 hexadecimal digits of the weights in a file, or in a folder in transformers' format.
+
+    Raises:
+        WeightsError: If they cannot be read.
+    """
+    try:
+        if path.is_file():
+            return file_digest(path)
+        files = sorted({file for pattern in _WEIGHT_FILES for file in path.glob(pattern)})
+        described = [(file.name, file_digest(file)) for file in files]
+    except OSError as error:
+        raise WeightsError(f'{path}: weights cannot be read ({error.strerror}); check the permissions') from error
+    return _blake2b(json.dumps(described).encode()).hexdigest()
+
+
+def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """24 hexadecimal digits of named tensors, whatever devices these are on."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=12)
+    for name, value in tensors:
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def image_stamp(path: Path) -> dict[str, int | str]:
+    """What is noted about an image file beside what is made of it; see `is_current`.
+
+    Raises:
+        ImageError: If the file cannot be read.
+    """
+    try:
+        found = path.stat()
+        return {'bytes': found.st_size, 'mtime_ns': found.st_mtime_ns, 'blake2b': file_digest(path)}
+    except OSError as error:
+        raise ImageError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
+
+
+def is_current(kept: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool:
+    """Whether what is kept was made of the image file as it is now.
+
+    Args:
+        kept: File with what was made of the image.
+        image: The image file. If there is none, nothing speaks against what is kept.
+        stamp: What `image_stamp` gave when it was made. None, in files of earlier versions: the image must not be younger
+            than what is kept.
+    """
+    try:
+        found = image.stat()
+    except OSError:
+        return True
+    if not isinstance(stamp, Mapping):
+        return kept.stat().st_mtime_ns >= found.st_mtime_ns
+    if stamp.get('bytes') != found.st_size:
+        return False
+    return stamp.get('mtime_ns') == found.st_mtime_ns or stamp.get('blake2b') == file_digest(image)
+
+
+def _tensor_table(file: IO[bytes], size: int) -> bytes:
+    """The head of a safetensors file without its notes, which say who wrote it, in no fixed order."""
+    length = file.read(8)
+    head = file.read(min(int.from_bytes(length, 'little'), size))  # a damaged file may name any length
+    try:
+        table = json.loads(head)
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):  # damaged: whoever loads it says so
+        return length + head
+    table.pop('__metadata__', None)
+    return json.dumps(table, sort_keys=True).encode()
+
+
+def _blake2b(data: bytes = b'') -> hashlib.blake2b:
+    return hashlib.blake2b(data, digest_size=16)
