@@ -25,9 +25,11 @@ from pathlib import Path
 
 
 class Squarer:
-    # Notes its process in a folder; ends it at item 13.
+    # Notes its process in a folder; ends it at item 13, and where there is a file "unfit".
 
     def __init__(self, folder):
+        if (Path(folder) / 'unfit').exists():
+            os.kill(os.getpid(), signal.SIGKILL)
         (Path(folder) / str(os.getpid())).touch()
 
     def __call__(self, item):
@@ -46,6 +48,10 @@ def squarer(tmp_path, monkeypatch):
     del sys.modules['squares']
 
 
+def lost(item: int) -> int:
+    return -1
+
+
 def noted(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
@@ -59,21 +65,30 @@ def wait_until_gone(pids: list[int]) -> None:
 
 @pytest.mark.slow
 def test_each_item_has_its_result_and_each_process_one_worker(tmp_path, squarer):
-    results = dict(in_processes(squarer, range(12), 2, 'advice'))
+    results = dict(in_processes(squarer, range(12), 2, 'advice', lost))
     assert results == {item: item * item for item in range(12)}
     assert len(noted(tmp_path)) == 2
 
 
 @pytest.mark.slow
-def test_a_process_that_ends_by_itself_is_reported_with_the_advice(tmp_path, squarer):
-    with pytest.raises(UnSAMError, match='ended by itself.*; take fewer'):
-        list(in_processes(squarer, range(20), 2, 'take fewer'))
+def test_an_item_that_ends_its_process_costs_no_other_item(tmp_path, squarer, caplog):
+    results = list(in_processes(squarer, range(20), 2, 'advice', lost))
+    assert len(results) == 20
+    assert dict(results) == {item: -1 if item == 13 else item * item for item in range(20)}
+    assert 'a worker process ended by itself' in caplog.text
     wait_until_gone(noted(tmp_path))
 
 
 @pytest.mark.slow
+def test_processes_that_end_before_they_begin_are_reported_with_the_advice(tmp_path, squarer):
+    (tmp_path / 'unfit').touch()
+    with pytest.raises(UnSAMError, match='ended before it began.*; take fewer'):
+        list(in_processes(squarer, range(20), 2, 'take fewer', lost))
+
+
+@pytest.mark.slow
 def test_processes_end_where_the_consumer_stops(tmp_path, squarer):
-    with closing(in_processes(squarer, range(10**9), 2, 'advice')) as results:
+    with closing(in_processes(squarer, range(10**9), 2, 'advice', lost)) as results:
         next(results)
     wait_until_gone(noted(tmp_path))
 
@@ -88,7 +103,7 @@ from unsam_mm.processes import in_processes
 
 if __name__ == '__main__':
     folder = Path(__file__).parent
-    for item, _ in in_processes(partial(Squarer, folder), range(10), 2, ''):
+    for item, _ in in_processes(partial(Squarer, folder), range(10), 2, '', None):
         if item == 9:
             (folder / 'ready').touch()
             time.sleep(600)

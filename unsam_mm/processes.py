@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -44,7 +45,7 @@ def in_processes(
     Raises:
         UnSAMError: If a process ends by itself before its worker is made.
     """
-    waiting, suspects = iter(items), []
+    waiting, suspects = iter(items), deque()
     while True:
         running: dict[Future, Item] = {}
         try:
@@ -57,15 +58,18 @@ def in_processes(
                 'a worker process ended by itself, perhaps for lack of memory; %d items are tried again at the end',
                 len(running),
             )
-    alone = iter(suspects)
-    while True:
+    while suspects:
         running = {}
         try:
             with _pool(make_worker, 1, advice) as pool:
-                yield from _as_they_finish(pool, alone, running, at_once=1)
-            return
+                yield from _as_they_finish(pool, _taken_from(suspects), running, at_once=1)
         except BrokenProcessPool:
             yield from ((item, lost(item)) for item in running.values())
+
+
+def _taken_from(items: deque[Item]) -> Iterator[Item]:
+    while items:
+        yield items.popleft()
 
 
 @contextmanager

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm import MaskSet
+from unsam_mm.errors import ImageError, StoreError, UnSAMError, WeightsError
 from unsam_mm.pseudo_masks import folder as folder_module
 from unsam_mm.pseudo_masks import generator as generator_module
-from unsam_mm.pseudo_masks.folder import FolderJob
+from unsam_mm.pseudo_masks.folder import FolderJob, Quarantine
 from unsam_mm.pseudo_masks.generator import GeneratorSettings
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
@@ -144,14 +148,158 @@ def test_another_version_of_the_algorithm_needs_another_folder(images, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_explained(images, tmp_path):
+def test_a_worker_that_is_killed_costs_no_image(images, tmp_path):
     def kill_a_worker(report):
         if report.done == 1:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
-    with pytest.raises(UnSAMError, match='fewer --workers than 2'):
-        FolderJob(images, tmp_path / 'out', FAST, workers=2).run(kill_a_worker)
-    assert FolderJob(images, tmp_path / 'out', FAST).run().skipped >= 1
+    FolderJob(images, tmp_path / 'quiet', FAST).run()
+    report = FolderJob(images, tmp_path / 'out', FAST, workers=2).run(kill_a_worker)
+    assert (report.done, report.failed) == (6, {})
+    assert contents(tmp_path / 'out') == contents(tmp_path / 'quiet')
+
+
+class Failing:
+    """In place of the generator: fails in some way at images of one width, and finds all of the others."""
+
+    failure: BaseException = RuntimeError()
+
+    def __init__(self, settings, device):
+        pass
+
+    def __call__(self, image):
+        if image.shape[1] == 77:
+            raise self.failure
+        return self
+
+    def select(self, max_masks):
+        return MaskSet.from_bitmaps(np.ones((1, 8, 9), bool))
+
+
+@pytest.fixture
+def failing(images, tmp_path, monkeypatch):
+    """A job with one image, of an awkward name, at which the generator fails as it is told."""
+    Image.fromarray(np.arange(77 * 20, dtype=np.uint8).reshape(20, 77)).save(images / 'a' / '3\n\udcfc.png')
+    monkeypatch.setattr(folder_module, 'PseudoMaskGenerator', Failing)
+    return FolderJob(images, tmp_path / 'out', FAST)
+
+
+@pytest.mark.parametrize(
+    ('failure', 'reason'),
+    [
+        (RuntimeError('did not converge\nin 1000 iterations'), 'RuntimeError: did not converge'),
+        (MemoryError(), 'MemoryError'),
+        (UnSAMError('cannot be cut'), 'UnSAMError: cannot be cut'),
+        (RecursionError('too deep'), 'RecursionError: too deep'),
+    ],
+)
+def test_whatever_fails_at_one_image_is_noted_and_the_others_are_done(failing, monkeypatch, failure, reason):
+    monkeypatch.setattr(Failing, 'failure', failure)
+    report = failing.run()
+    name = 'a/3\n\udcfc.png'
+    assert report.done == 6
+    assert report.failed == {name: f'{failing.images / name}: {reason}'}
+    assert Quarantine(failing.out).names() == {name}
+    note = (failing.out / 'quarantine' / f'{name}.txt').read_text(errors='surrogateescape')
+    assert note.count('\n') == 1
+    assert json.loads(note.split('\t')[0]) == name
+    assert note.endswith(f'{reason}\n')
+
+
+@pytest.mark.parametrize('failure', [StoreError('the disk is full'), WeightsError('no weights'), KeyboardInterrupt()])
+def test_what_would_fail_at_every_image_ends_the_run(failing, monkeypatch, failure):
+    monkeypatch.setattr(Failing, 'failure', failure)
+    monkeypatch.setattr(folder_module.PseudoMaskStore, 'write', partial(_raise, failure))
+    with pytest.raises(type(failure)):
+        failing.run()
+    assert Quarantine(failing.out).names() == set()
+
+
+def _raise(failure, *_):
+    raise failure
+
+
+def test_an_image_at_which_the_process_was_killed_comes_last(failing, monkeypatch):
+    order = []
+    monkeypatch.setattr(Failing, 'select', lambda self, max_masks: MaskSet.from_bitmaps(np.ones((1, 8, 9), bool)))
+    Quarantine(failing.out).add('a/0.png', 'the run ended while this image was at work')
+    write = PseudoMaskStore.write
+    monkeypatch.setattr(
+        PseudoMaskStore, 'write', lambda self, name, masks: order.append(name) or write(self, name, masks)
+    )
+    failing.run()
+    assert order[-1] == 'a/0.png'
+    assert 'a/0.png' not in Quarantine(failing.out).names()
+
+
+def test_the_image_at_work_is_noted_until_it_is_done(failing, monkeypatch):
+    noted = []
+    monkeypatch.setattr(Failing, 'select', lambda self, _: noted.append(Quarantine(failing.out).names()) or [])
+    monkeypatch.setattr(PseudoMaskStore, 'write', lambda self, name, masks: None)
+    failing.run()
+    assert noted[:2] == [{'a/0.png'}, {'a/2.png'}]
+    assert Quarantine(failing.out).names() == {'a/3\n\udcfc.png'}
+
+
+def test_the_quarantine_is_gone_where_nothing_is_in_it(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, 'PseudoMaskGenerator', Failing)
+    FolderJob(images, tmp_path / 'out', FAST).run()
+    assert not (tmp_path / 'out' / 'quarantine').exists()
+
+
+def test_a_file_in_the_place_of_masks_fails_one_image_alone(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, 'PseudoMaskGenerator', Failing)
+    (tmp_path / 'out' / 'a').mkdir(parents=True)
+    (tmp_path / 'out' / 'a' / '0.png.json').write_text('{"note": "mine"}')
+    for overwrite in (False, True):
+        report = FolderJob(images, tmp_path / 'out', FAST, overwrite=overwrite).run()
+        assert report.done == 5
+        assert 'a/0.png.json: is not of this package' in report.failed['a/0.png']
+        assert (tmp_path / 'out' / 'a' / '0.png.json').read_text() == '{"note": "mine"}'
+
+
+def test_notes_of_the_user_s_in_the_quarantine_stay(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, 'PseudoMaskGenerator', Failing)
+    note = tmp_path / 'out' / 'quarantine' / 'a' / '0.png.txt'
+    note.parent.mkdir(parents=True)
+    note.write_text('blurred, ask for another one')
+    FolderJob(images, tmp_path / 'out', FAST).run()
+    assert note.read_text() == 'blurred, ask for another one'
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        pytest.param({'images': 'none'}, 'no such folder', id='no images'),
+        pytest.param({'device': 'cuda:7'}, "device 'cuda:7' cannot be used", id='no such device'),
+        pytest.param({'settings': GeneratorSettings(vit='none')}, 'none', id='no such ViT'),
+        pytest.param({'dask': 'tcp://127.0.0.1:9'}, 'no Dask scheduler answers', id='no scheduler'),
+        pytest.param({'dask': 'local:0'}, 'must be positive', id='no local workers'),
+        pytest.param(
+            {'dask': 'local:1', 'device': 'cuda:7'}, 'cannot take part.*cuda:7', id='no worker with the device'
+        ),
+    ],
+)
+def test_overwriting_that_cannot_begin_removes_nothing(images, tmp_path, monkeypatch, change, message):
+    if change.get('dask', '').startswith('tcp'):
+        monkeypatch.setattr(pytest.importorskip('unsam_mm.pseudo_masks.scale'), '_CONNECT_S', 0.5)
+    FolderJob(images, tmp_path / 'out', FAST, max_masks=5).run()
+    before = contents(tmp_path / 'out')
+    job = replace(FolderJob(images, tmp_path / 'out', FAST, max_masks=7, overwrite=True), **change)
+    job = replace(job, images=Path(job.images))
+    with pytest.raises(UnSAMError, match=message):
+        job.run()
+    assert contents(tmp_path / 'out') == before
+
+
+def test_overwriting_with_weights_that_are_broken_removes_nothing(images, tmp_path, monkeypatch):
+    FolderJob(images, tmp_path / 'out', FAST).run()
+    before = contents(tmp_path / 'out')
+    monkeypatch.setattr(folder_module, 'PseudoMaskGenerator', partial(_raise, WeightsError('model.safetensors is cut')))
+    for workers in (1, 2):
+        with pytest.raises(WeightsError):
+            FolderJob(images, tmp_path / 'out', FAST, overwrite=True, workers=workers).run()
+    assert contents(tmp_path / 'out') == before
 
 
 @pytest.mark.parametrize('device', ['gpu', 'cuda:7'])

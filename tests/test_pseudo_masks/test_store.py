@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from unsam_mm import MaskSet
-from unsam_mm.errors import StoreError
+from unsam_mm.errors import StoreError, TargetError
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 
@@ -114,3 +117,126 @@ def test_masks_of_other_settings_are_not_mixed_in(store):
 def test_a_missing_folder_says_how_to_make_one(store):
     with pytest.raises(StoreError, match='python -m unsam_mm generate'):
         store.names()
+
+
+FOREIGN = {
+    'note': b'{"note": "mine"}',
+    'SA-1B': b'{"image": {"image_id": 1, "width": 9, "height": 6, "file_name": "a.jpg"}, "annotations": []}',
+    'text': b'annotated by hand',
+    'a name that is no JSON': rb'{"image":{"file_name":"\x","height":6,"width":9},"annotations":[]}',
+}
+
+
+class TestFilesOfOthers:
+    @pytest.mark.parametrize('content', FOREIGN.values(), ids=FOREIGN)
+    def test_are_neither_finished_nor_removed_nor_replaced(self, store, masks, content):
+        store.write('b.jpg', masks)
+        path = store.path_of('a.jpg')
+        path.write_bytes(content)
+        assert not store.has('a.jpg')
+        assert store.names() == ['b.jpg']
+        with pytest.raises(TargetError, match=r'a\.jpg\.json: is not of this package'):
+            store.write('a.jpg', masks)
+        store.clear()
+        assert path.read_bytes() == content
+        assert not store.path_of('b.jpg').exists()
+
+    def test_may_be_folders_or_pipes(self, store, masks):
+        store.path_of('a.jpg').mkdir(parents=True)
+        os.mkfifo(store.path_of('b.jpg'))
+        for name in ('a.jpg', 'b.jpg'):
+            assert not store.has(name)
+            with pytest.raises(TargetError):
+                store.write(name, masks)
+        assert store.names() == []
+
+    @pytest.mark.parametrize('content', ['[1]', '{"theme": "dark"}', 'notes'])
+    def test_may_have_the_name_of_the_note(self, store, masks, content):
+        store.write('a.jpg', masks)
+        (store.root / 'unsam.json').write_text(content)
+        for act in (store.clear, partial(store.describe, {'preset': 'default'})):
+            with pytest.raises(StoreError, match=r'unsam\.json'):
+                act()
+        assert store.has('a.jpg')
+        assert (store.root / 'unsam.json').read_text() == content
+
+
+@pytest.mark.parametrize('options', [{}, {'indent': 2}, {'separators': (',', ':')}])
+def test_files_that_another_program_has_laid_out_anew_are_ours(store, masks, options):
+    """Those of earlier versions are laid out as those of today."""
+    store.write('a.jpg', masks)
+    content = json.loads(store.path_of('a.jpg').read_text())
+    store.path_of('a.jpg').write_text(json.dumps(content, **options))
+    assert store.has('a.jpg')
+    assert store.names() == ['a.jpg']
+
+
+def test_a_file_that_was_cut_short_is_not_finished_and_may_be_written_again(store, masks):
+    store.write('a.jpg', masks)
+    content = store.path_of('a.jpg').read_bytes()
+    for length in (0, len(content) // 2, len(content) - 1):
+        store.path_of('a.jpg').write_bytes(content[:length])
+        assert not store.has('a.jpg')
+        store.write('a.jpg', masks)
+        assert store.has('a.jpg')
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param('cats/' + 'x' * 251 + '.png', id='255 bytes'),
+        pytest.param('x' * 242 + '.png', id='246 bytes'),
+        pytest.param('細' * 83 + '.png', id='253 bytes in 87 letters'),
+        pytest.param('Pr\udcfcfung.png', id='not UTF-8'),
+        pytest.param('\udcfc' * 251 + '.png', id='long and not UTF-8'),
+        pytest.param('a\nb\t"c\\d.png', id='line break and quotes'),
+        pytest.param('x~0123456789abcdef.png', id='looks like a hash'),
+    ],
+)
+def test_every_name_of_an_image_is_kept(store, masks, name, tmp_path):
+    store.write(name, masks)
+    assert store.has(name)
+    assert store.names() == [name]
+    assert len(store.read(name)) == 2
+    assert store.merge(tmp_path / 'all.json') == (1, 2)
+    assert json.loads((tmp_path / 'all.json').read_text())['images'][0]['file_name'] == name
+    store.clear()
+    assert not store.has(name)
+
+
+def test_names_read_no_more_than_the_ends_of_files(store, masks, monkeypatch):
+    store.write('a.jpg', masks)
+    with store.path_of('a.jpg').open('ab') as file:
+        file.write(b' ' * 5_000_000 + b'}')
+    read = []
+    read_bytes = os.read
+    monkeypatch.setattr(os, 'read', lambda descriptor, count: read.append(count) or read_bytes(descriptor, count))
+    assert store.names() == ['a.jpg']
+    assert store.has('a.jpg')
+    assert sum(read) < 5_000
+
+
+def test_clearing_that_is_killed_leaves_the_note_about_what_is_left(store, masks, monkeypatch):
+    store.describe({'preset': 'default'})
+    for name in ('a.jpg', 'b.jpg'):
+        store.write(name, masks)
+    unlink = Path.unlink
+
+    def killed(path, missing_ok=False):
+        if len(store.names()) == 1:
+            raise SystemExit
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, 'unlink', killed)
+    with pytest.raises(SystemExit):
+        store.clear()
+    monkeypatch.undo()
+    assert len(store.names()) == 1
+    with pytest.raises(StoreError, match='another preset'):
+        store.describe({'preset': 'paper'})
+
+
+def test_merging_never_takes_a_file_of_the_store_for_its_target(store):
+    store.describe({'preset': 'default'})
+    assert store.holds(store.root / 'unsam.json')
+    assert not store.holds(store.root / 'pseudo.json')
