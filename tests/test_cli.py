@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unsam_mm import MaskSet
 from unsam_mm.__main__ import build_parser, main
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
@@ -99,3 +101,67 @@ def test_counts_must_be_positive(capsys, count):
     with pytest.raises(SystemExit):
         build_parser().parse_args(['generate', 'a', 'b', f'--workers={count}'])
     assert f"'{count}' is not a whole number above 0" in capsys.readouterr().err
+
+
+NARROW = """
+import sys
+from unsam_mm.cli import generate, weights
+from unsam_mm.__main__ import main
+weights.run = lambda options: print('in', {name!r}) or 0
+print('first line')
+sys.exit(main(['weights', 'list']))
+"""
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'name'),
+    [('cp1252', '細胞/a.png'), ('cp1252', 'Pr\udcfcfung.png'), ('utf-8', 'Pr\udcfcfung.png')],
+    ids=['Japanese', 'not UTF-8', 'not UTF-8 in UTF-8'],
+)
+def test_a_name_that_the_output_cannot_encode_costs_neither_line_nor_status(encoding, name):
+    environment = os.environ | {'PYTHONIOENCODING': encoding, 'PYTHONUTF8': '0'}
+    command = [sys.executable, '-c', NARROW.format(name=name)]
+    finished = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == b''
+    assert finished.stdout.decode(encoding).split() == ['first', 'line', 'in', name_in(encoding, name)]
+
+
+def name_in(encoding: str, name: str) -> str:
+    return name.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+@pytest.mark.parametrize('target', ['truth.json', 'photo.jpg', 'masks/unsam.json', 'masks'])
+@pytest.mark.parametrize('command', [['merge', 'masks', '{}'], ['evaluate', 'masks', 'truth.json', '--json', '{}']])
+def test_results_never_replace_what_is_no_result(tmp_path, monkeypatch, capsys, command, target):
+    monkeypatch.chdir(tmp_path)
+    store = PseudoMaskStore('masks')
+    store.describe({'preset': 'default'})
+    store.write('a.png', MaskSet.from_bitmaps(np.ones((1, 8, 9), bool)))
+    store.merge('truth.json')
+    (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8\xff')
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    status = main([argument.format(target) for argument in command])
+    if command[0] == 'merge' and target == 'truth.json':
+        assert status == 0  # it is an older result
+        return
+    assert status == 1
+    assert f'error: {target}: ' in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_an_error_of_the_system_is_one_line_too(monkeypatch, capsys):
+    def fail(options):
+        raise OSError(5, 'Input/output error', 'a\nb.png')
+
+    monkeypatch.setattr('unsam_mm.cli.weights.run', fail)
+    assert main(['weights', 'list']) == 1
+    assert capsys.readouterr().err.splitlines() == [r"error: OSError: [Errno 5] Input/output error: 'a\nb.png'"]
+
+
+def test_the_demo_leaves_pictures_of_the_user_s_alone(tmp_path, capsys):
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images' / 'coffee.png').write_bytes(b'mine')
+    assert main(['demo', '--out', str(tmp_path)]) == 1
+    assert 'coffee.png: is another image' in capsys.readouterr().err
+    assert (tmp_path / 'images' / 'coffee.png').read_bytes() == b'mine'

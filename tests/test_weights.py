@@ -7,11 +7,13 @@ import http.server
 import re
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from unsam_mm import _download, weights
 from unsam_mm.errors import WeightsError
+from unsam_mm.files import write_json
 from unsam_mm.weights import Source, Weights
 
 CONTENT = bytes(range(256)) * 4000
@@ -22,16 +24,27 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
 
     requested: list[str | None] = []
     cut_at: int | None = None
+    content: bytes = CONTENT
+    named: dict[str, str] = {}  # how answers name the file: ETag or Last-Modified
 
     def do_GET(self):
         asked = self.headers.get('Range')
         self.requested.append(asked)
+        if (same := self.headers.get('If-Range')) and same not in self.named.values():
+            asked = None  # another file than was begun: all of it
         start = int(re.match(r'bytes=(\d+)-', asked).group(1)) if asked else 0
-        if start >= len(CONTENT):
-            self.send_error(416)
+        if start >= len(self.content):
+            self.send_response(416)
+            self.send_header('Content-Range', f'bytes */{len(self.content)}')
+            self.send_header('Content-Length', '0')
+            self.end_headers()
             return
-        body = CONTENT[start:]
+        body = self.content[start:]
         self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header('Content-Range', f'bytes {start}-{len(self.content) - 1}/{len(self.content)}')
+        for header, value in self.named.items():
+            self.send_header(header, value)
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
         self.wfile.write(body[: self.cut_at])
@@ -76,6 +89,58 @@ def test_a_download_that_broke_off_goes_on_where_it_stopped(server, sha256, tmp_
 def test_a_partial_file_that_is_whole_already_is_only_verified(server, sha256, tmp_path):
     (tmp_path / 'file.pth.part').write_bytes(CONTENT)
     _download.download(server[0], tmp_path / 'file.pth', sha256)
+    assert (tmp_path / 'file.pth').read_bytes() == CONTENT
+
+
+NAMES = {'ETag': '"1"', 'Last-Modified': 'Sat, 01 Nov 2025 10:00:00 GMT'}
+
+
+def break_off(url: str, handler: type[RangeHandler], target: Path, sha256: str | None = None) -> None:
+    handler.cut_at = 100_000
+    with pytest.raises(OSError, match='broke after|IncompleteRead'):
+        _download.download(url, target, sha256)
+    handler.cut_at = None
+
+
+@pytest.mark.parametrize('header', NAMES)
+def test_without_a_checksum_the_same_file_is_gone_on_with(server, tmp_path, header):
+    url, handler = server
+    handler.named = {header: NAMES[header]}
+    break_off(url, handler, tmp_path / 'file.pth')
+    _download.download(url, tmp_path / 'file.pth', None)
+    assert handler.requested == [None, 'bytes=100000-']
+    assert (tmp_path / 'file.pth').read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ['file.pth']
+
+
+@pytest.mark.parametrize('named', [{}, {'ETag': 'W/"1"'}, *({header: value} for header, value in NAMES.items())])
+@pytest.mark.parametrize('is_known', [False, True], ids=['no checksum', 'checksum'])
+def test_two_versions_of_a_file_are_never_joined(server, tmp_path, named, is_known):
+    url, handler = server
+    handler.named = named
+    break_off(url, handler, tmp_path / 'file.pth', '0' * 64 if is_known else None)
+    handler.content = new = CONTENT[::-1]
+    handler.named = {header: f'{value[:-1]}2"' for header, value in named.items()}
+    _download.download(url, tmp_path / 'file.pth', hashlib.sha256(new).hexdigest() if is_known else None)
+    assert (tmp_path / 'file.pth').read_bytes() == new
+
+
+def test_what_was_begun_elsewhere_is_not_gone_on_with(server, tmp_path):
+    url, handler = server
+    handler.named = {'ETag': '"1"'}
+    break_off(f'{url}?mirror', handler, tmp_path / 'file.pth')
+    _download.download(url, tmp_path / 'file.pth', None)
+    assert handler.requested == [None, None]
+    assert (tmp_path / 'file.pth').read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize('length', [len(CONTENT), len(CONTENT) + 9])
+def test_without_a_checksum_a_partial_file_is_whole_if_it_is_as_long_as_the_server_s(server, tmp_path, length):
+    url, handler = server
+    handler.named = {'ETag': '"1"'}
+    (tmp_path / 'file.pth.part').write_bytes((CONTENT * 2)[:length])
+    write_json(tmp_path / 'file.pth.part.json', {'url': url, 'validator': '"1"'})
+    _download.download(url, tmp_path / 'file.pth', None)
     assert (tmp_path / 'file.pth').read_bytes() == CONTENT
 
 
@@ -132,6 +197,23 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch
     table(monkeypatch, Source('url', 'http://127.0.0.1:9/file.pth', 'file.pth'))
     with pytest.raises(WeightsError, match='set UNSAM_CACHE'):
         weights.fetch('model')
+
+
+def test_what_is_no_checkpoint_does_not_stay_in_the_cache(server, monkeypatch, tmp_path):
+    """The network of a hotel answers everything with a page of its own, which no checksum tells apart."""
+    server[1].content = b'<html>Please sign in</html>'
+    table(monkeypatch, Source('url', server[0], 'file.pth', converter='unsam_mm._vit_conversion:convert_official_dino'))
+    with pytest.raises(WeightsError, match='cannot be read as a checkpoint'):
+        weights.fetch('model')
+    assert [path.name for path in (tmp_path / 'cache').iterdir()] == ['model.lock']
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    for variable in ('UNSAM_CACHE', 'XDG_CACHE_HOME', 'HOME'):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr('os.path.expanduser', lambda path: path)  # as where the password file does not know the user
+    with pytest.raises(WeightsError, match='set UNSAM_CACHE'):
+        weights.cache_dir()
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

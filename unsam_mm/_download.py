@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from email.message import Message
 from pathlib import Path
 
 from tqdm import tqdm
 
-from unsam_mm.errors import WeightsError
+from unsam_mm.errors import StoreError, WeightsError
+from unsam_mm.files import read_json, write_json
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 20
@@ -25,7 +28,10 @@ def sha256_of(path: Path) -> str:
 
 
 def download(url: str, target: Path, sha256: str | None) -> Path:
-    """Downloads `url` to `target`, going on from ``target.part`` if an earlier try left one.
+    """Downloads `url` to `target`, going on from ``target.part`` if an earlier try left one of the same file.
+
+    What the file is, its entity tag or date, is kept beside in ``target.part.json``. The server is asked for the rest of
+    that very file, and sends all of it if it has another one now.
 
     Args:
         url: http(s) or file URL.
@@ -38,22 +44,62 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + '.part')
-    done_bytes = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={'Range': f'bytes={done_bytes}-'} if done_bytes else {})
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-            resumed = response.status == 206 if response.status else False
-            _copy(response, partial, done_bytes if resumed else 0, target.name)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing is left to send, the partial file is whole
-            raise
-    found = sha256_of(partial)
-    if sha256 is not None and found != sha256:
+    note = target.with_name(target.name + '.part.json')
+    began = partial.exists()
+    is_whole = _fetch_rest(url, partial, note, target.name, began, sha256 is not None)
+    if began and not (is_whole and sha256 in (None, sha256_of(partial))):  # what was there is of another file
+        _fetch_rest(url, partial, note, target.name, False, sha256 is not None)
+    if sha256 is not None and (found := sha256_of(partial)) != sha256:
         partial.unlink()
+        note.unlink(missing_ok=True)
         raise WeightsError(
             f'{target.name}: the download has SHA-256 {found}, expected {sha256}; it was removed, try again or another network'
         )
-    return partial.replace(target)
+    with partial.open('rb') as file:
+        os.fsync(file.fileno())  # a power cut after the renaming would leave an empty file
+    partial.replace(target)
+    note.unlink(missing_ok=True)
+    return target
+
+
+def _fetch_rest(url: str, partial: Path, note: Path, label: str, may_resume: bool, is_verified: bool) -> bool:
+    """Completes the partial file; False if the server's answer does not fit to it, so that it has to begin anew.
+
+    Without a checksum nobody would notice that two files were joined, so only the same file is gone on with.
+    """
+    done_bytes = partial.stat().st_size if may_resume else 0
+    validator = _noted(note, url) if done_bytes else None
+    headers = {'Range': f'bytes={done_bytes}-'} if validator or (done_bytes and is_verified) else {}
+    headers |= {'If-Range': validator} if validator else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
+            resumed, start = bool(headers) and response.status == 206, f'bytes {done_bytes}-'
+            if resumed and not response.headers.get('Content-Range', start).startswith(start):
+                return False
+            if not resumed:
+                write_json(note, {'url': url, 'validator': _validator(response.headers)})
+            _copy(response, partial, done_bytes if resumed else 0, label)
+    except urllib.error.HTTPError as error:
+        # 416: the server has no more of it; the partial file is whole if it is as long as the server's.
+        if error.code != 416 or not headers:
+            raise
+        return is_verified or error.headers.get('Content-Range') == f'bytes */{done_bytes}'
+    return True
+
+
+def _validator(headers: Message) -> str | None:
+    """What `If-Range` may name: a strong entity tag, else the date of the last change."""
+    tag = headers.get('ETag', '')
+    return tag if tag.startswith('"') else headers.get('Last-Modified')
+
+
+def _noted(note: Path, url: str) -> str | None:
+    """The validator of the file that was begun; None if it came from elsewhere or has none."""
+    try:
+        noted = read_json(note)
+    except StoreError:
+        return None
+    return noted.get('validator') if isinstance(noted, dict) and noted.get('url') == url else None
 
 
 def _copy(response, partial: Path, start: int, label: str) -> None:
@@ -64,7 +110,7 @@ def _copy(response, partial: Path, start: int, label: str) -> None:
         while block := response.read(_CHUNK_BYTES):
             file.write(block)
             progress.update(len(block))
-    if total is not None and partial.stat().st_size < total:
+    if total is not None and partial.stat().st_size != total:
         raise OSError(
             f'{label}: the connection broke after {partial.stat().st_size} of {total} bytes; run again to go on'
         )

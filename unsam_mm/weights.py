@@ -160,11 +160,18 @@ TABLE: dict[str, Weights] = {
 
 
 def cache_dir() -> Path:
-    """The folder that holds all weights; it may not exist yet."""
-    if chosen := os.environ.get('UNSAM_CACHE'):
-        return Path(chosen).expanduser()
-    base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(base).expanduser() / 'unsam'
+    """The folder that holds all weights; it may not exist yet.
+
+    Raises:
+        WeightsError: If it lies in the user's home, and nobody knows where that is.
+    """
+    try:
+        if chosen := os.environ.get('UNSAM_CACHE'):
+            return Path(chosen).expanduser()
+        base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+        return Path(base).expanduser() / 'unsam'
+    except RuntimeError as error:  # a container's user without an entry in the password file
+        raise WeightsError(f'{error}; set UNSAM_CACHE to a folder that can be written') from error
 
 
 def entry(name: str) -> Weights:
@@ -239,7 +246,8 @@ def _usable_name(name: str, source: Source) -> str:
 def _fetch_from(name: str, source: Source) -> Path:
     folder = cache_dir()
     raw, usable = folder / source.file_name, folder / _usable_name(name, source)
-    if raw.is_file():
+    was_there = raw.is_file()
+    if was_there:
         _verify(raw, source)
     elif source.kind == 'browser':
         raise OSError('has to be downloaded in a browser')
@@ -249,7 +257,13 @@ def _fetch_from(name: str, source: Source) -> Path:
         if source.sha256 is None:
             _log.warning('%s: nobody has published a checksum; yours is %s', raw.name, _download.sha256_of(raw))
     if source.converter:
-        _convert(raw, usable, source)
+        try:
+            _convert(raw, usable, source)
+        except WeightsError as error:
+            # Without a checksum this shows that what came is no such file: the page of a hotel's network, say.
+            if not (was_there or source.sha256 or isinstance(error.__cause__, ModuleNotFoundError)):
+                raw.unlink()
+            raise
         # The download stays beside it: tests compare the two, and a change of form needs no second download.
     return usable
 

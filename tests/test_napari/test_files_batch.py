@@ -1,5 +1,6 @@
 """Automatic objects for a folder: complete, resumable, and without a screen."""
 
+import json
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from napari_unsam.files.pixels import ImagePixels
 from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.formats import FORMATS
 from tests.test_napari.stand_ins import colour_tree
-from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError, WeightsError
 from unsam_mm.mask_set import MaskSet
 
 COINS = data.coins()[:150, :190]
@@ -115,6 +116,116 @@ def test_a_list_of_files_is_followed_in_its_order(folder, tmp_path, quick):
     assert ImageList.of(tmp_path / 'some.txt').names == ('plate/b.png', 'a.png')
     report = BatchJob(tmp_path / 'some.txt', tmp_path / 'out').run()
     assert (report.found, report.done) == (2, 2)
+
+
+LISTS = {
+    'Notepad': 'a.png\r\nplate/b.png\r\n'.encode('utf-8-sig'),
+    'Notepad, Unicode': 'a.png\r\nplate/b.png\r\n'.encode('utf-16'),
+    'PowerShell, big endian': b'\xfe\xff' + 'a.png\r\nplate/b.png'.encode('utf-16-be'),
+    'Copy as path': b'"a.png"\n"plate/b.png"\n',
+    'single quotes and spaces': b" 'a.png' \n\n  plate/b.png\t\n",
+    'old Mac': b'a.png\rplate/b.png\r',
+}
+
+
+@pytest.mark.parametrize('content', LISTS.values(), ids=LISTS)
+def test_a_list_is_read_as_editors_save_it(folder, content):
+    (folder / 'some.txt').write_bytes(content)
+    assert ImageList.of(folder / 'some.txt').names == ('a.png', 'plate/b.png')
+
+
+@pytest.mark.parametrize(
+    ('line', 'name'),
+    [
+        ('Zelle ä.png'.encode(), 'Zelle ä.png'),
+        ('Zelle ä.png'.encode('cp1252'), 'Zelle ä.png'),
+        (b'Zelle \xe4.png', 'Zelle \udce4.png'),
+        (b'"quoted".png', '"quoted".png'),
+        (b'"\'twice\'.png"', "'twice'.png"),
+        (b'# 1.png', '# 1.png'),
+        (b' leading.png', ' leading.png'),
+        ('a\u2028b\x0b.png'.encode(), 'a\u2028b\x0b.png'),
+    ],
+)
+def test_what_is_there_decides_how_a_line_is_meant(tmp_path, line, name):
+    (tmp_path / name).touch()
+    (tmp_path / 'some.txt').write_bytes(b'# images\n' + line + b'\n')
+    assert ImageList.of(tmp_path / 'some.txt').names == (name,)
+
+
+def test_a_name_of_a_list_that_is_not_there_is_shown_as_its_editor_showed_it(tmp_path):
+    (tmp_path / 'some.txt').write_bytes('Zelle ä.png\n'.encode('cp1252'))
+    assert ImageList.of(tmp_path / 'some.txt').names == ('Zelle ä.png',)
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / 'some.txt').write_bytes(b'\x89PNG\0\0a.png')
+    with pytest.raises(ImageError, match='some.txt: is no text'):
+        ImageList.of(tmp_path / 'some.txt')
+
+
+AWKWARD = ['Pr\udcfcfung.png', 'a\nb\tc.png', '"d".png', 'x' * 251 + '.png', '細胞.png']
+
+
+def test_names_of_any_kind_get_results_and_stand_in_the_list_of_failed_images(tmp_path, quick, capsys):
+    for name in AWKWARD:
+        Image.fromarray(COINS).save(tmp_path / 'image.png')
+        (tmp_path / 'images').mkdir(exist_ok=True)
+        (tmp_path / 'image.png').rename(tmp_path / 'images' / name)
+        (tmp_path / 'broken').mkdir(exist_ok=True)
+        (tmp_path / 'broken' / name).write_bytes(b'no image')
+    assert main(['batch', str(tmp_path / 'images'), str(tmp_path / 'out'), '--format', *FORMATS]) == 0
+    results = Results(tmp_path / 'out')
+    assert all(results.has(name, FORMATS) for name in AWKWARD)
+    assert main(['batch', str(tmp_path / 'broken'), str(tmp_path / 'out2')]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == len(AWKWARD) + 1
+    listed = (tmp_path / 'out2' / 'failed.txt').read_text(errors='surrogateescape').splitlines()
+    names = [line.split('\t')[0] for line in listed]
+    assert {json.loads(name) if name.startswith('"') else name for name in names} == set(AWKWARD)
+
+
+@pytest.mark.parametrize('failure', [RuntimeError('no convergence\nat all'), MemoryError(), RecursionError('deep')])
+def test_whatever_fails_at_one_image_is_listed_and_the_others_are_done(folder, tmp_path, monkeypatch, failure):
+    def find(self, rgb):
+        if rgb.shape[0] < 100:
+            raise failure
+        return threshold_objects(self, rgb)
+
+    monkeypatch.setattr(AutomaticObjects, '_in_plane', find)
+    Image.fromarray(COINS[:90]).save(folder / 'short.png')
+    report = BatchJob(folder, tmp_path / 'out').run()
+    assert report.done == 2
+    assert type(failure).__name__ in report.failed['short.png']
+    assert len((tmp_path / 'out' / 'failed.txt').read_text().splitlines()) == 2
+
+
+def test_missing_weights_end_the_run(folder, tmp_path, monkeypatch):
+    def find(self, rgb):
+        raise WeightsError('no source gave the file')
+
+    monkeypatch.setattr(AutomaticObjects, '_in_plane', find)
+    with pytest.raises(WeightsError):
+        BatchJob(folder, tmp_path / 'out').run()
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'resume'),
+    [('failed.txt', 'plates to be stained again', True), ('batch.json', '[1]', True), ('batch.json', '{"a": 1}', True)],
+)
+def test_files_of_the_user_s_are_not_taken_for_ours(folder, tmp_path, quick, name, content, resume):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / name).write_text(content)
+    with pytest.raises(StoreError, match=name):
+        BatchJob(folder, tmp_path / 'out', resume=resume).run()
+    assert (tmp_path / 'out' / name).read_text() == content
+
+
+def test_objects_that_another_command_left_are_not_taken_for_this_one_s(folder, tmp_path, quick):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'a.png.objects.csv').write_text('index\n1\n')
+    with pytest.raises(StoreError, match=r'holds objects of a\.png already; add --resume'):
+        BatchJob(folder, tmp_path / 'out').run()
+    assert BatchJob(folder, tmp_path / 'out', formats=('csv',), resume=True).run().skipped == 1
 
 
 @pytest.mark.parametrize(

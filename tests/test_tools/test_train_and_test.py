@@ -102,6 +102,34 @@ class TestConfig:
         assert train.load_config(train.parse_args(['tiny.py', *options])).work_dir == 'here'
 
 
+@pytest.mark.parametrize(
+    ('option', 'expected'),
+    [
+        ('data_root=missing, 2 [a]/', 'missing, 2 [a]/'),
+        ('data_root=a=b', 'a=b'),
+        ('data_root=301', '301'),
+        ('data_root=1e5', '1e5'),
+        ('data_root=~/images', '~/images'),
+        ('test_dataloader.dataset.ann_file=labels, new.json', 'labels, new.json'),
+        ('data_root=one,two', ['one', 'two']),
+        ('data_root=one,missing', 'one,missing'),
+        ('data_root=[one,missing]', ['one', 'missing']),
+        ('model.backbone.drop_path=0.1', 0.1),
+        ('train_cfg.max_iters=300', 300),
+        ('scale=64,48', [64, 48]),
+        ('data_root=None', None),
+        ('with_file=True', True),
+    ],
+)
+def test_option_that_means_a_path_is_one_path_also_where_nothing_is_there(
+    option: str, expected: object, scripts, tmp_path: Path, monkeypatch
+):
+    for name in ('one', 'two', '300'):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert scripts[0]._read_options([option]) == {option.partition('=')[0]: expected}
+
+
 @pytest.mark.slow
 class TestTesting:
     def test_writes_the_metrics_of_the_trained_weights_as_json(self, trained: Path, folder: Path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unsam_mm.errors import ImageError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError, WeightsError, explained
 from unsam_mm.images import read_image
 from unsam_mm.processes import available_cores, in_processes
 from unsam_mm.pseudo_masks.features import check_device
@@ -21,6 +21,7 @@ from unsam_mm.region_model.tokenizer import ALGORITHM, MAX_TOKENS, RegionTokeniz
 from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
 from unsam_mm.weights import cache_dir
 
+_LOST = '{}: the worker process ended over it, twice, perhaps for lack of memory; use fewer prepare_workers'
 _MOST_WORKERS = 8  # where nobody said how many: memory may be scarcer than cores
 
 
@@ -162,7 +163,7 @@ class RegionStore:
             yield from ((place, make(place)) for place in places)
             return
         advice = f'what is finished is kept: run again with fewer prepare_workers than {workers}'
-        yield from in_processes(partial(_Maker, self), places, workers, advice)
+        yield from in_processes(partial(_Maker, self), places, workers, advice, lambda place: _LOST.format(place.path))
 
 
 class _Maker:
@@ -176,4 +177,8 @@ class _Maker:
             self._store.make(place, self._tokenizer)
         except ImageError as error:
             return str(error)
+        except (StoreError, WeightsError):  # all images would fail alike
+            raise
+        except Exception as error:  # noqa: BLE001 - one image must not end the run
+            return f'{place.path}: {explained(error)}'
         return None
