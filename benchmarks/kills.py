@@ -1,0 +1,152 @@
+"""Kills commands at random moments and checks that nothing is lost: ``python -m benchmarks.kills WHAT [--moments 20]``.
+
+WHAT is `generate`, `generate-workers`, `npz` or `zarr`. For `generate` the command is killed, with its workers, again and
+again and started anew each time; what was finished must be there, whole and untouched, after each kill, no more than the
+images at work may be done again, and the end must equal a run that nobody killed. For `npz` and `zarr` a process that
+replaces an embedding over and over is killed, and what is there must be one of those that it wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unsam_mm.prompting.embedding_file import load_arrays
+from unsam_mm.pseudo_masks.folder import Quarantine
+from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+SAVING = """
+import sys
+import numpy as np
+from unsam_mm.prompting.embedding_file import save_arrays
+value = int(sys.argv[2])
+while True:
+    value += 1
+    save_arrays(sys.argv[1], 'tree', {'first': np.full((300, 400), value), 'last': np.full((300, 400), value)})
+    print(value, flush=True)
+"""
+N_IMAGES = 60
+
+
+def main() -> int:
+    """Prints what happened; exit status 1 if anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('what', choices=('generate', 'generate-workers', 'npz', 'zarr'))
+    parser.add_argument('--moments', type=int, default=20)
+    parser.add_argument('--seed', type=int, default=0)
+    options = parser.parse_args()
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.what.startswith('generate'):
+            workers = 2 if options.what == 'generate-workers' else 1
+            return _kill_generate(Path(folder), workers, options.moments, moments)
+        return _kill_saving(Path(folder, f'a.{options.what}'), options.moments, moments)
+
+
+def _kill_generate(folder: Path, workers: int, n_moments: int, moments: random.Random) -> int:
+    images, out = folder / 'images', folder / 'out'
+    images.mkdir()
+    random_pixels = np.random.default_rng(0)
+    for number in range(N_IMAGES):
+        pixels = np.kron(random_pixels.integers(0, 255, (4, 5, 3), np.uint8), np.ones((12, 12, 1), np.uint8))
+        Image.fromarray(pixels).save(images / f'{number:03}.png')
+    command = [sys.executable, '-m', 'unsam_mm', 'generate', str(images), '', '--max-masks', '20']
+    command += ['--workers', str(workers)]
+    store, finished, noted, again, began = PseudoMaskStore(out), {}, set(), 0, 0
+    for moment in range(n_moments):
+        command[5] = str(out)
+        process = _start(command)
+        before = len(finished)
+        _wait(process, lambda count=before: out.is_dir() and len(_written(store)) > count)
+        time.sleep(moments.uniform(0, 1.5))
+        _kill(process)
+        now = _written(store)
+        lost = [name for name in finished if now.get(name) != finished[name]]
+        for name in now:
+            store.read(name)
+        noted, old = Quarantine(out).names(), noted
+        at_work = len(noted - old)
+        if lost or at_work > workers:
+            _say(f'moment {moment}: {len(lost)} lost or done again, {at_work} at work')
+            return 1
+        again += at_work
+        began += process.returncode == -signal.SIGKILL
+        finished = now
+        _say(f'moment {moment}: {len(now)} images finished, {at_work} at work, nothing lost')
+    subprocess.run(command, check=True, capture_output=True)
+    command[5] = str(folder / 'quiet')
+    subprocess.run(command, check=True, capture_output=True)
+    same = _contents(out) == _contents(folder / 'quiet')
+    kept = all(_written(store)[name] == time_ns for name, time_ns in finished.items())
+    _say(
+        f'{began} kills, {workers} worker(s): {again} images were at work and done again, none of {len(finished)} finished '
+        f'ones was lost or done again: {kept}; the same files as without kills: {same}'
+    )
+    return 0 if same and kept else 1
+
+
+def _kill_saving(path: Path, n_moments: int, moments: random.Random) -> int:
+    value = kept_old = 0
+    for moment in range(n_moments):
+        process = _start([sys.executable, '-c', SAVING, str(path), str(value)], subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.3))
+        _kill(process)
+        said = [int(line) for line in process.stdout.read().splitlines()] or [value + 1]
+        arrays = load_arrays(path, 'tree')
+        found = int(arrays['first'][0, 0])
+        if not all((array == found).all() for array in arrays.values()) or found not in (said[-1], said[-1] + 1):
+            _say(f'moment {moment}: found {found} after {said[-1]} was saved')
+            return 1
+        kept_old += found == said[-1]
+        value = found
+    left = [entry.name for entry in path.parent.iterdir() if entry != path]
+    _say(f'{n_moments} kills, {value} saves: {kept_old} times the last one that was told, else the next; left: {left}')
+    return 0
+
+
+def _start(command: list[str], stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """The process and its workers, all at once, as a cluster's or a container's limit does."""
+    with suppress(ProcessLookupError):  # it has ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.2)  # until the workers are gone too
+
+
+def _wait(process: subprocess.Popen, condition) -> None:
+    deadline_s = time.monotonic() + 300
+    while not condition() and process.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+
+
+def _written(store: PseudoMaskStore) -> dict[str, int]:
+    return {name: store.path_of(name).stat().st_mtime_ns for name in store.names()}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob('*') if path.is_file() and path.suffix != '.part']
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f'{text}\n')
+    sys.stdout.flush()
+
+
+if __name__ == '__main__':
+    sys.exit(main())
