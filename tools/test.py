@@ -80,9 +80,9 @@ def test(args: argparse.Namespace) -> None:
     if checkpoint is None:
         runner.logger.warning('No checkpoint is given: testing the model as the config initialises it')
     else:
-        from unsam_mm.engine.checkpoints import check_weights
+        from unsam_mm.engine.checkpoints import check_start
 
-        check_weights(checkpoint, runner.model)
+        check_start(checkpoint, runner.model)
     if data_sets:
         _test_benchmarks(args, runner, data_sets, checkpoint)
     else:

@@ -119,7 +119,7 @@ def test_bad_images_are_reported_and_the_others_done(images, tmp_path):
 
 def test_an_output_that_cannot_be_written_costs_no_computation(images, tmp_path):
     (tmp_path / 'out').write_text('a file')
-    with pytest.raises(StoreError, match='a file stands where a folder is needed'):
+    with pytest.raises(StoreError, match='a file is where a folder is needed'):
         FolderJob(images, tmp_path / 'out', FAST).run()
 
 
