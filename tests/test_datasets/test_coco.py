@@ -100,7 +100,7 @@ def test_a_file_that_was_exchanged_meanwhile_is_noticed(tmp_path, content):
     dataset = opened(tmp_path, content, test_mode=True)
     content['info'] = {'description': 'longer than before'}
     (tmp_path / 'gt.json').write_text(json.dumps(content))
-    with pytest.raises(StoreError, match='image 7 are no longer where they were'):
+    with pytest.raises(StoreError, match='a/one.png are no longer where they were'):
         dataset[0]
 
 
@@ -108,7 +108,7 @@ def test_annotations_that_stand_together_are_noted_together(tmp_path, content):
     content['annotations'] = sorted(content['annotations'] * 50, key=lambda one: one['image_id'])
     (tmp_path / 'gt.json').write_text(json.dumps(content))
     index = CocoIndex(tmp_path / 'gt.json')
-    assert len(index._runs) == 2
+    assert len(index._index._sorted_spans) == 2
     assert len(index.annotations(0)) == 100
 
 

@@ -43,9 +43,8 @@ class AnnotationIndex:
         self.path = Path(path)
         self.number_of: dict[int | str, int] = {}
         self.images: list[ListedImage | None] = []
-        self._spans = array(
-            'q'
-        )  # image number, first byte, byte behind the last, of annotations that follow each other
+        # Image number, first byte and end (exclusive) of annotations that follow each other.
+        self._spans = array('q')
 
     def add_image(self, image: Any, name_of: Callable[[Mapping[str, Any], Path], str]) -> None:
         """Adds an entry of "images".

@@ -26,9 +26,9 @@ class UnSAMLoadMasks(BaseTransform):
     """Sets the ground truth of an image from its ``instances``, without drawing a mask.
 
     Stands for `LoadAnnotations(with_bbox=True, with_mask=True)`, which draws all masks of the whole image. Sets
-    ``gt_masks`` (`RleMasks` with the scores that the file states, else 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks), ``gt_bboxes_labels`` (N,) zeros,
-    ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a list with the area in pixels of each
-    mask that is not ignored, as its file states it, else that of its pixels. Polygons that
+    ``gt_masks`` (`RleMasks` with the scores that the file states, else 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks),
+    ``gt_bboxes_labels`` (N,) zeros, ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a list
+    with the area in pixels of each mask that is not ignored, as its file states it, else that of its pixels. Polygons that
     enclose nothing, and masks without any pixel, are left out.
 
     Args:

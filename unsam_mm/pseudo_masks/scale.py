@@ -316,10 +316,7 @@ class _Run:
                 return
             future = next(self._finished)
             batch = self._running.pop(future)
-            if future.status in (
-                'lost',
-                'pending',
-            ):  # its worker died before the result was fetched: Dask does it again
+            if future.status in ('lost', 'pending'):  # its worker died before the result was fetched: Dask repeats it
                 self._await(future, batch)
                 continue
             try:
