@@ -179,7 +179,9 @@ class Frame:
     def to_data(self, world: Sequence[float]) -> tuple[float, ...]:
         """The position in the frame of one in the world."""
         ndim = self.image.ndim
-        world = np.concatenate([np.zeros(ndim), world])[-ndim:]  # napari pads where a layer has more axes than the world
+        world = np.concatenate([np.zeros(ndim), world])[
+            -ndim:
+        ]  # napari pads where a layer has more axes than the world
         position = [float(value) for value in self.image.world_to_data(world * self._world_unit)]
         if self.channels is not None:
             axis, count = self.channels.axis, self._n_channels
