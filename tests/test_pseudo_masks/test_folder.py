@@ -238,7 +238,7 @@ def test_an_image_at_which_the_process_was_killed_comes_last(failing, monkeypatc
     Quarantine(failing.out).add('a/0.png', 'the run ended while this image was at work')
     write = PseudoMaskStore.write
     monkeypatch.setattr(
-        PseudoMaskStore, 'write', lambda self, name, masks: order.append(name) or write(self, name, masks)
+        PseudoMaskStore, 'write', lambda self, name, *rest: order.append(name) or write(self, name, *rest)
     )
     failing.run()
     assert order[-1] == 'a/0.png'
@@ -248,7 +248,7 @@ def test_an_image_at_which_the_process_was_killed_comes_last(failing, monkeypatc
 def test_the_image_at_work_is_noted_until_it_is_done(failing, monkeypatch):
     noted = []
     monkeypatch.setattr(Failing, 'select', lambda self, _: noted.append(Quarantine(failing.out).names()) or [])
-    monkeypatch.setattr(PseudoMaskStore, 'write', lambda self, name, masks: None)
+    monkeypatch.setattr(PseudoMaskStore, 'write', lambda self, name, *rest: None)
     failing.run()
     assert noted[:2] == [{'a/0.png'}, {'a/2.png'}]
     assert Quarantine(failing.out).names() == {'a/3\n\udcfc.png'}
