@@ -11,7 +11,7 @@ from napari_unsam._words import counted
 from napari_unsam.files.automatic import SIDES, AutomaticSettings
 from napari_unsam.files.batch import FAILED, BatchJob, BatchReport
 from napari_unsam.output.formats import FORMATS
-from unsam_mm.cli.streams import take_any_name
+from unsam_mm.cli.streams import escape_unencodable
 from unsam_mm.errors import UnSAMError, explained, one_line
 
 _INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -126,14 +126,14 @@ def run_batch(options: argparse.Namespace) -> int:
     )
     if report.failed:
         sys.stderr.write(
-            f'the failed ones are listed in {one_line(options.out / FAILED)}; mend them and run again with --resume\n'
+            f'the failed ones are listed in {one_line(options.out / FAILED)}; correct them and run again with --resume\n'
         )
     return 1 if report.failed else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit status. Errors meant for people are one line on stderr."""
-    take_any_name()
+    escape_unencodable()
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     try:

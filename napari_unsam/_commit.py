@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 FEATURES = ('index', 'area_px', 'granularity', 'score')
 """Columns that every features table has; `index` is the label, which is how napari finds the row of a label."""
 
-_MOST_BOXES = 1 << 20
 _ROW_BYTES = 1000  # of memory that a row of a table takes, about
 
 
@@ -170,7 +169,7 @@ class Painting:
         on_written: Callable[[], None] = lambda: None,
         bring_back: Callable[[], None] = lambda: None,
     ) -> None:
-        self.name, self._table, self._changes = _what_was_painted(changes), table, tuple(changes)
+        self.name, self._table, self._changes = _painting_name(changes), table, tuple(changes)
         self._on_written, self._bring_back = on_written, bring_back
         self.nbytes = sum(change.nbytes for change in self._changes)
 
@@ -188,7 +187,7 @@ class Painting:
 
 
 class ObjectTable:
-    """Writes into a Labels layer, and keeps its features table in step with the objects in it, whoever changes them.
+    """Writes into a Labels layer, and keeps its features table in step with the objects in it, whichever tool changes them.
 
     Areas follow what later commits and napari's tools take. Columns of others are kept, and so are rows of labels that the
     layer lacks.
@@ -403,18 +402,13 @@ def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int
 
 
 def regions_of(array: np.ndarray) -> dict[int, Region]:
-    """The bounding box of each label of an array."""
-    highest = int(array.max(initial=0))
-    if highest <= _MOST_BOXES:
-        return {label: box for label, box in enumerate(find_objects(array), start=1) if box is not None}
-    labels, numbers = np.unique(
-        array, return_inverse=True
-    )  # a box is looked for, and kept, for each number up to the highest
-    boxes = find_objects(numbers.reshape(array.shape) + 1)
-    return {int(label): box for label, box in zip(labels, boxes, strict=True) if label > 0}
+    """The bounding box of each positive label of an array."""
+    from napari_unsam.output.objects import boxes_in
+
+    return {label: box for label, box in boxes_in(array) if label > 0}
 
 
-def _what_was_painted(changes: Sequence[PixelChange]) -> str:
+def _painting_name(changes: Sequence[PixelChange]) -> str:
     labels = {int(label) for change in changes for label in np.unique(change.new.unpacked())}
     return 'erase by hand' if labels == {0} else f'paint label {max(labels, default=0)}'
 

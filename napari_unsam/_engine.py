@@ -209,7 +209,7 @@ class PlaneEmbedder:
         self._settings = settings
         self._weights: Path | None = None
         self._engine: Engine | None = None
-        self._looks_with: str | None = None
+        self._engine_signature: str | None = None
         self._store: EmbeddingStore | None = None
         self._no_store = _NO_STORE
         if settings.store is not None:
@@ -271,7 +271,7 @@ class PlaneEmbedder:
         except UnSAMError:
             self._weights = before
             raise
-        self._looks_with = None
+        self._engine_signature = None
 
     def load(self) -> None:
         """Loads the engine and asks it about a speck of noise, which also loads and compiles what it uses."""
@@ -318,9 +318,9 @@ class PlaneEmbedder:
         """All that decides what is found in given pixels: these come with the contrast limits that the user chose."""
         from unsam_mm import __version__
 
-        if self._looks_with is None:
-            self._looks_with = engine_signature(self._settings.engine, self._weights)
-        return f'{self._settings.engine}-{__version__}-{self._looks_with}'
+        if self._engine_signature is None:
+            self._engine_signature = self._copy().signature
+        return f'{self._settings.engine}-{__version__}-{self._engine_signature}'
 
     def _build(self) -> Engine:
         torch = import_torch()
@@ -341,7 +341,7 @@ def _takes(engine: Engine, arrays: dict[str, np.ndarray]) -> bool:
     try:
         engine.set_embedding(arrays)
     except UnSAMError as error:
-        logger.warning('a slice is looked at again: %s', error)
+        logger.warning('a stored slice is computed again: %s', error)
         return False
     return True
 
@@ -358,7 +358,7 @@ def _rgb_of(target: Target) -> np.ndarray:
 
 
 def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
-    """The engine of `unsam_mm` of that name, which tells `report_progress` while it looks at an image.
+    """The engine of `unsam_mm` of that name, which calls `report_progress` while it analyses an image.
 
     Args:
         name: 'model' or 'tree'.
@@ -382,6 +382,7 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
         return TreeEngine(_ReportingGenerator(generator), device)
     from unsam_mm.prompting.model import RegionEngine
     from unsam_mm.region_model import RegionTokenizer
+    from unsam_mm.region_model.tokenizer import tokens_signature
     from unsam_mm.region_model.weights import load_weights, packaged_weights
 
     trained = load_weights(weights or packaged_weights(DEFAULT_MODEL))
@@ -390,35 +391,11 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
     def tokenizer(device: str) -> _ReportingTokenizer:
         return _ReportingTokenizer(RegionTokenizer(trained.settings, trained.n_tokens, device))
 
-    return RegionEngine(trained.net, tokenizer, device)
-
-
-def engine_signature(name: str, weights: Path | None = None) -> str:
-    """A hash of what decides the embeddings of an engine: the settings of the regions, and the weights of the ViT.
-
-    The weights of the model answer prompts about embeddings; they are no part of these.
-
-    Args:
-        name: 'model' or 'tree'.
-        weights: Of the model; those of the package if not given.
-
-    Raises:
-        WeightsError: If weights cannot be had.
-    """
-    from unsam_mm.prompting.predictor import DEFAULT_MODEL
-    from unsam_mm.pseudo_masks.generator import preset_settings, settings_signature
-
-    if name == 'tree':
-        return settings_signature(preset_settings('default'))
-    from unsam_mm.region_model.tokenizer import tokens_signature
-    from unsam_mm.region_model.weights import load_weights, packaged_weights
-
-    trained = load_weights(weights or packaged_weights(DEFAULT_MODEL))
-    return tokens_signature(trained.settings, trained.n_tokens)
+    return RegionEngine(trained.net, tokenizer, device, partial(tokens_signature, trained.settings, trained.n_tokens))
 
 
 class _ReportingGenerator:
-    """A generator that tells what it does; the engine calls it without saying whom to tell."""
+    """A generator that reports progress; the engine calls it without a callback."""
 
     def __init__(self, generator: PseudoMaskGenerator) -> None:
         self._generator = generator
@@ -432,14 +409,10 @@ class _ReportingGenerator:
 
 
 class _ReportingTokenizer:
-    """A tokenizer that tells what it does; the engine calls it without saying whom to tell."""
+    """A tokenizer that reports progress; the engine calls it without a callback."""
 
     def __init__(self, tokenizer: RegionTokenizer) -> None:
         self._tokenizer = tokenizer
-
-    @property
-    def signature(self) -> str:
-        return self._tokenizer.signature
 
     def with_trees(
         self, rgb: np.ndarray, read: Callable[[RegionTokens], ClickableImage]

@@ -181,7 +181,7 @@ class Frame:
         ndim = self.image.ndim
         world = np.concatenate([np.zeros(ndim), world])[
             -ndim:
-        ]  # as napari does if a layer has more axes than the world
+        ]  # napari pads where a layer has more axes than the world
         position = [float(value) for value in self.image.world_to_data(world * self._world_unit)]
         if self.channels is not None:
             axis, count = self.channels.axis, self._n_channels

@@ -21,7 +21,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import UnSAMError, explained
 
 ProgressCallback = Callable[[float, str], None]
 Deliver = Callable[[Callable[[], None]], None]
@@ -167,7 +167,7 @@ class InferenceThread:
             self._tell(job, job.on_failed, str(error))
         except Exception as error:  # the thread outlives any failure of a model or a file; the user is told
             logger.exception('a job of the inference thread failed')
-            self._tell(job, job.on_failed, f'{type(error).__name__}: {error}')
+            self._tell(job, job.on_failed, explained(error))
         else:
             self._tell(job, job.on_done, result)
 

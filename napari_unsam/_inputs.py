@@ -16,7 +16,7 @@ Keys = dict[str, Callable[[], None]]
 
 
 class Listener(Protocol):
-    """Who is told of clicks.
+    """Receives clicks and steps of the wheel.
 
     Attributes:
         prompting: Whether clicks are prompts.
@@ -30,10 +30,10 @@ class Listener(Protocol):
         """See the class."""
 
     def pressed(self, world: tuple[float, ...], is_other_polarity: bool) -> None:
-        """Told of a click at world coordinates, which may mean the polarity that is not set."""
+        """A click at world coordinates, possibly of the polarity that is not set."""
 
     def wheeled(self, steps: int) -> None:
-        """Told of Alt and the wheel, up for positive steps."""
+        """Alt and the wheel, up for positive steps."""
 
 
 class Inputs:
@@ -44,7 +44,7 @@ class Inputs:
 
     Args:
         viewer: The viewer.
-        listener: Is told of clicks and of the wheel.
+        listener: Receives clicks and steps of the wheel.
         keys: What keys do, on the viewer and on the layers given to `bind`.
     """
 
@@ -56,8 +56,8 @@ class Inputs:
         self.add_keys(keys)
         viewer.mouse_drag_callbacks.append(self._on_mouse)
         self._replaced = (
-            _Replaced(viewer.mouse_wheel_callbacks, 'layers_scroll', self._on_wheel),
-            _Replaced(viewer.mouse_double_click_callbacks, 'double_click_to_zoom', self._on_double_click),
+            _GuardedCallback(viewer.mouse_wheel_callbacks, 'layers_scroll', self._on_wheel),
+            _GuardedCallback(viewer.mouse_double_click_callbacks, 'double_click_to_zoom', self._on_double_click),
         )
 
     @property
@@ -151,15 +151,15 @@ class Inputs:
         return True
 
 
-class _Replaced:
-    """A callback of napari that comes only for events that somebody else does not want.
+class _GuardedCallback:
+    """A callback of napari that is called only for events that the plugin does not handle.
 
-    napari calls all callbacks of a list whether the event was handled or not.
+    napari calls all callbacks of a list, also for handled events.
 
     Args:
         callbacks: The list that it is in; without it, the other one is added at the end.
         name: Of the function.
-        takes: Told of each event; returns whether it wanted it.
+        takes: Called for each event; returns whether it handled it.
     """
 
     def __init__(self, callbacks: list[Callable[..., Any]], name: str, takes: Callable[[Any], bool]) -> None:
@@ -169,7 +169,7 @@ class _Replaced:
         callbacks[at : at + 1] = [self._call]
 
     def put_back(self) -> None:
-        """Leaves all events to it again."""
+        """Restores napari's callback."""
         if self._call in self._callbacks:
             at = self._callbacks.index(self._call)
             self._callbacks[at : at + 1] = [] if self._theirs is None else [self._theirs]

@@ -1,4 +1,4 @@
-"""Changed pixels of a labels array, kept small in memory, that can be taken back and made again."""
+"""Changed pixels of a labels array, compressed, for undo and redo."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ class PixelChange:
         return _difference(self.old.unpacked(), self.new.unpacked(), self.n_pixels)
 
     def undo(self, array: Any) -> Counts:
-        """Gives those pixels their old labels that have the new ones still; the others were changed by somebody else."""
+        """Restores the old labels where pixels still have the new ones; other pixels were changed since."""
         return self._swap(array, self.new, self.old)
 
     def redo(self, array: Any) -> Counts:
-        """Gives those pixels the new labels that have their old ones."""
+        """Writes the new labels where pixels have their old ones."""
         return self._swap(array, self.old, self.new)
 
     def _swap(self, array: Any, held: _Values, given: _Values) -> Counts:
@@ -136,10 +136,11 @@ def write(array: Any, region: Region, mask: np.ndarray, label: int) -> PixelChan
 
 
 def changes_of_paint(value: Iterable[Any], array: Any) -> list[PixelChange]:
-    """What napari's tools have changed, as the value of the `paint` event of a Labels layer tells.
+    """The changes in the `paint` event of a Labels layer.
 
-    The brush, the fill bucket and the polygon tool tell of a box, a mask in it, or None for all of the box, the old labels and
-    the new one; `data_setitem` of indices, old and new labels. napari may tell before it writes, so the array is not read.
+    The brush, the fill bucket and the polygon tool give a box, a mask in it (None for the whole box), the old labels and the
+    new one; `data_setitem` gives indices, old and new labels. The event may come before napari writes, so the array is not
+    read.
 
     Args:
         value: Of the event.
@@ -160,7 +161,7 @@ def changes_of_paint(value: Iterable[Any], array: Any) -> list[PixelChange]:
         elif len(atom) == 3 and len(atom[0]) == len(shape):
             changes.append(_of_indices(*atom, shape))
         else:
-            raise ValueError(f'a paint event tells of {atom!r:.80}; expected a box with a mask, or indices and labels')
+            raise ValueError(f'a paint event holds {atom!r:.80}; expected a box with a mask, or indices and labels')
     return changes
 
 

@@ -53,7 +53,7 @@ def test_the_way_from_images_to_recall(folders, capsys):
     [
         (['generate', '{}/none', '{}/out'], 'none: no such folder'),
         (['generate', '{}/truth', '{}/out'], 'truth: no images found'),
-        (['generate', '{}/images', '{}/images/coins.png'], 'a file stands where a folder is needed'),
+        (['generate', '{}/images', '{}/images/coins.png'], 'a file is where a folder is needed'),
         (['generate', '{}/images', '{}/masks', '--max-masks', '7'], 'made with another max_masks'),
         (['merge', '{}/none', '{}/a.json'], 'none: no such folder'),
         (['merge', '{}/truth', '{}/a.json'], 'holds no pseudo-masks'),

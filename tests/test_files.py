@@ -107,7 +107,7 @@ def test_a_folder_in_the_place_of_a_file_is_explained_before_anything_is_compute
 
 def test_a_file_in_the_place_of_a_folder_is_explained(tmp_path):
     (tmp_path / 'out').touch()
-    with pytest.raises(StoreError, match='a file stands where a folder is needed'):
+    with pytest.raises(StoreError, match='a file is where a folder is needed'):
         write_json(tmp_path / 'out' / 'a.json', 1)
 
 
@@ -191,7 +191,7 @@ def test_results_never_replace_what_is_read_or_what_is_no_json(tmp_path):
     (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8\xff\xe0')
     check_result_file(tmp_path / 'new.json', tmp_path / 'truth.json', None)
     check_result_file(tmp_path / 'truth.json')
-    with pytest.raises(StoreError, match='would overwrite what is read'):
+    with pytest.raises(StoreError, match='would overwrite an input'):
         check_result_file(tmp_path / 'sub' / '..' / 'truth.json', tmp_path / 'truth.json')
     with pytest.raises(StoreError, match='photo.jpg: is there already'):
         check_result_file(tmp_path / 'photo.jpg')

@@ -11,10 +11,9 @@ import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from napari_unsam.files.pixels import read_pixels
 from unsam_mm import tiff_files
 from unsam_mm.errors import ImageError
-from unsam_mm.image_files import open_image
+from unsam_mm.image_files import open_image, read_pixels
 from unsam_mm.images import as_rgb_uint8, read_image
 
 from .image_kinds import ALPHA, DEEP_GREY, DEEP_RGB, GREY, KINDS, RGB, SHAPE

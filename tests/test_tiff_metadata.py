@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 
-from napari_unsam.files.pixels import read_pixels
+from unsam_mm.image_files import read_pixels
 from unsam_mm.images import read_image
 from unsam_mm.tiff_metadata import own_ome_xml, parse_xml, pixel_sizes
 

@@ -75,14 +75,17 @@ def test(args: argparse.Namespace) -> None:
         _draw_into(config, args.show_dir)
     # Read before the model is built: a wrong option should cost no time.
     data_sets = {name: _load_benchmark(name, benchmarks.options[name], args) for name in benchmarks.options}
-    _check_channel_order(config, data_sets)
+    from unsam_mm.engine import check_channel_order
+
+    for data_set in data_sets.values():
+        check_channel_order({'model': config.model, 'test_dataloader': data_set.test_dataloader})
     runner = build_runner(config)
     if checkpoint is None:
         runner.logger.warning('No checkpoint is given: testing the model as the config initialises it')
     else:
-        from unsam_mm.engine.checkpoints import check_weights
+        from unsam_mm.engine.checkpoints import check_start
 
-        check_weights(checkpoint, runner.model)
+        check_start(checkpoint, runner.model)
     if data_sets:
         _test_benchmarks(args, runner, data_sets, checkpoint)
     else:
@@ -135,13 +138,6 @@ def _load_benchmark(name: str, options: list[str], args: argparse.Namespace) -> 
     config, written = load_config(own), Config.fromfile(path)
     move_paths(config, written.get('data_root') or written.test_dataloader.dataset.data_root, config.get('data_root'))
     return config
-
-
-def _check_channel_order(config: Config, data_sets: dict[str, Config]) -> None:
-    from unsam_mm.engine import check_channel_order
-
-    for data_set in data_sets.values():
-        check_channel_order({'model': config.model, 'test_dataloader': data_set.test_dataloader})
 
 
 def _print(table: str) -> None:

@@ -131,10 +131,10 @@ def build_runner(config: Config) -> Runner:
 
 def run(entry: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Calls ``entry(args)``; what a user can mend becomes one line on standard error and exit status 1."""
-    from unsam_mm.cli.streams import take_any_name
+    from unsam_mm.cli.streams import escape_unencodable
     from unsam_mm.errors import UnSAMError, one_line
 
-    take_any_name()
+    escape_unencodable()
     try:
         entry(args)
     except UnSAMError as error:

@@ -10,7 +10,7 @@ import warnings
 
 from unsam_mm import __version__
 from unsam_mm.cli import bench, convert, demo, evaluate, generate, merge, weights
-from unsam_mm.cli.streams import take_any_name
+from unsam_mm.cli.streams import escape_unencodable
 from unsam_mm.errors import UnSAMError, explained, one_line
 
 _COMMANDS = (bench, convert, demo, evaluate, generate, merge, weights)
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit status. Errors meant for people are one line on stderr."""
-    take_any_name()
+    escape_unencodable()
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('unsam_mm').setLevel(logging.INFO)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -16,15 +15,10 @@ from tqdm import tqdm
 
 from unsam_mm.errors import StoreError, WeightsError
 from unsam_mm.files import read_json, write_json
+from unsam_mm.fingerprints import file_sha256
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 20
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def download(url: str, target: Path, sha256: str | None) -> Path:
@@ -47,9 +41,9 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     note = target.with_name(target.name + '.part.json')
     began = partial.exists()
     is_whole = _fetch_rest(url, partial, note, target.name, began, sha256 is not None)
-    if began and not (is_whole and sha256 in (None, sha256_of(partial))):  # what was there is of another file
+    if began and not (is_whole and sha256 in (None, file_sha256(partial))):  # what was there is of another file
         _fetch_rest(url, partial, note, target.name, False, sha256 is not None)
-    if sha256 is not None and (found := sha256_of(partial)) != sha256:
+    if sha256 is not None and (found := file_sha256(partial)) != sha256:
         partial.unlink()
         note.unlink(missing_ok=True)
         raise WeightsError(
@@ -65,7 +59,7 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
 def _fetch_rest(url: str, partial: Path, note: Path, label: str, may_resume: bool, is_verified: bool) -> bool:
     """Completes the partial file; False if the server's answer does not fit to it, so that it has to begin anew.
 
-    Without a checksum nobody would notice that two files were joined, so only the same file is gone on with.
+    Without a checksum a mix of two files would go unnoticed, so only the same file is resumed.
     """
     done_bytes = partial.stat().st_size if may_resume else 0
     validator = _noted(note, url) if done_bytes else None

@@ -76,7 +76,7 @@ def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> 
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that files can be made in a folder, which is made as needed, by making one for a moment.
+    """Checks that files can be made in a folder, which is made as needed.
 
     Raises:
         StoreError: If not.
@@ -123,16 +123,16 @@ def check_result_file(path: str | Path, *inputs: str | Path | None, starts: tupl
     """Checks, before there is anything to write, that a file may be written or replaced.
 
     Args:
-        path: Where results shall go.
-        inputs: What is read for them.
-        starts: How files of the results' kind begin: JSON by default.
+        path: The output.
+        inputs: Files that the command reads.
+        starts: First bytes of files of the output's kind: JSON by default.
 
     Raises:
         StoreError: If it is one of the inputs, a folder, or a file of another kind.
     """
     path = Path(path)
     if any(read is not None and path.resolve() == Path(read).resolve() for read in inputs):
-        raise StoreError(f'{path}: would overwrite what is read; choose another file for the result')
+        raise StoreError(f'{path}: would overwrite an input; choose another file for the result')
     if path.is_dir():
         raise TargetError(f'{path}: is a folder, a file is needed; choose another output')
     if not path.is_file():
@@ -169,15 +169,15 @@ def is_fitted(file_name: str) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left below a folder; what is recent may belong to one that lives."""
+    """Removes what killed processes left below a folder; recent files may belong to a running process."""
     for path in folder.rglob(f'{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}'):
-        with suppress(FileNotFoundError):  # another process may be as tidy
+        with suppress(FileNotFoundError):  # another process may remove it first
             if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE_S:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def replace_folder(finished: Path, path: Path) -> None:
-    """Gives a finished folder its name; what has the name goes when the new one has it.
+    """Renames a finished folder to its final name and removes the folder that had it.
 
     No disk swaps folders in one step. A process that is killed in between leaves the old one beside, where
     `restore_folder` finds it.
@@ -215,7 +215,7 @@ def _aside(path: Path) -> Path:
 
 
 class _Target(io.FileIO):
-    """The file that is written; what its disk refuses is told as a fault of the name it is meant for."""
+    """The file that is written; its errors name the target instead of the temporary file."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         super().__init__(descriptor, 'wb')
@@ -239,7 +239,7 @@ class _Target(io.FileIO):
 
 
 def _create(path: Path) -> int:
-    """Descriptor of a new file, which others may read as far as the process's mask says."""
+    """Descriptor of a new file; the umask of the process decides who may read it."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
 
 
@@ -258,7 +258,7 @@ def _explain(path: Path, error: OSError) -> str:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f'{path}: the folder cannot be written ({error.strerror}); choose another one'
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f'{path}: a file stands where a folder is needed; choose another output'
+        return f'{path}: a file is where a folder is needed; choose another output'
     if error.errno in _NOT_ALLOWED:
         return f'{path}: the disk allows no file of that name ({error.strerror}); rename it, or choose another disk'
     return f'{path}: cannot be written ({error.strerror})'

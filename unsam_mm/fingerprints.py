@@ -1,4 +1,4 @@
-"""What kept results depend on, told apart by content: weights, and the images that they were made of."""
+"""Digests of weights and image files, which show whether stored results are still current."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ _BLOCK_BYTES = 2**20
 _KNOWN_DIGESTS = 4096
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal digits."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def file_digest(path: Path) -> str:
-    """32 hexadecimal digits of a file's content, of safetensors without notes; read once while the file is not touched.
+    """32 hexadecimal digits of a file's content, of safetensors without metadata; cached until the file changes.
 
     Raises:
         OSError: If the file cannot be read.
@@ -31,7 +37,7 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(_KNOWN_DIGESTS)
 def _digest(path: Path, size: int, *touched: int) -> str:
-    """Of a file; its times and its number are arguments so that a file that was touched is read again."""
+    """`touched` holds the times and the number of the file, so that a changed file is read again."""
     digest = _blake2b()
     with path.open('rb') as file:
         if path.suffix == '.safetensors':
@@ -69,7 +75,7 @@ def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def image_stamp(path: Path) -> dict[str, int | str]:
-    """What is noted about an image file beside what is made of it; see `is_current`.
+    """Size, time and digest of an image file, stored beside results made of it; see `is_current`.
 
     Raises:
         ImageError: If the file cannot be read.
@@ -82,13 +88,13 @@ def image_stamp(path: Path) -> dict[str, int | str]:
 
 
 def is_current(kept: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool:
-    """Whether what is kept was made of the image file as it is now.
+    """Whether a stored result was made of the image file as it is now.
 
     Args:
-        kept: File with what was made of the image.
-        image: The image file. If there is none, nothing speaks against what is kept.
-        stamp: What `image_stamp` gave when it was made. None, in files of earlier versions: the image must not be younger
-            than what is kept.
+        kept: File with the result.
+        image: The image file. If it is missing, the result is current.
+        stamp: What `image_stamp` gave when the result was made. None, in files of earlier versions: the image must not be
+            younger than the result.
     """
     try:
         found = image.stat()
@@ -102,15 +108,15 @@ def is_current(kept: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool
 
 
 def _tensor_table(file: IO[bytes], size: int) -> bytes:
-    """The head of a safetensors file without its notes, which say who wrote it, in no fixed order."""
+    """The header of a safetensors file without its metadata, which has no fixed order."""
     length = file.read(8)
-    head = file.read(min(int.from_bytes(length, 'little'), size))  # a damaged file may name any length
+    header = file.read(min(int.from_bytes(length, 'little'), size))  # a damaged file may name any length
     try:
-        table = json.loads(head)
+        table = json.loads(header)
     except (ValueError, RecursionError):
         table = None
-    if not isinstance(table, dict):  # damaged: whoever loads it says so
-        return length + head
+    if not isinstance(table, dict):  # damaged; loading it raises
+        return length + header
     table.pop('__metadata__', None)
     return json.dumps(table, sort_keys=True).encode()
 

@@ -35,7 +35,7 @@ def area_granularity(areas_px: Areas, image_px: Areas | float) -> Areas:
 
 
 def granularity_area(granularity: float, image_px: float) -> float:
-    """The area in pixels that a granularity stands for; as 0 stands for all small masks, its area is 0."""
+    """The area in pixels of a granularity; that of 0 is 0, since all small masks have granularity 0."""
     return image_px * 10.0 ** (_DECADES * (granularity - 1)) if granularity > 0 else 0.0
 
 

@@ -20,7 +20,7 @@ from unsam_mm.tiff_files import is_tiff, open_tiff
 from unsam_mm.tiff_metadata import PixelSizes, scale_and_units
 
 MAX_PIXELS = 178_956_970
-"""Above this an image is not looked at as a whole, by default; Pillow's limit too."""
+"""Larger images are refused by default; Pillow's limit too."""
 
 _COLOURS = ('red', 'green', 'blue')
 _is_reading: ContextVar[bool] = ContextVar('is_reading', default=False)
@@ -95,7 +95,7 @@ def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
 
     Images are turned upright as their orientation tag says. Colours of other spaces (CMYK, CIELAB, YCbCr, palettes) become
     RGB, grey that is small where it is bright is inverted, and numbers of 2 to 7 bits are scaled to 8. An alpha channel is
-    dropped; samples beyond that are channels. A file of a set stands for the planes in it.
+    dropped; samples beyond that are channels. A file of a multi-file set gives the planes in it.
 
     Args:
         path: The file.
@@ -115,12 +115,12 @@ def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
 
 
 def check_size(shape_hw: tuple[int, ...], name: str, max_pixels: int | None) -> None:
-    """Refuses an image that is too large to be looked at as a whole.
+    """Refuses an image that is too large to be processed whole.
 
     Args:
         shape_hw: Its height and width.
         name: What the message calls it.
-        max_pixels: How many pixels are not too many; None: no number is.
+        max_pixels: The limit; None for no limit.
 
     Raises:
         ImageError: If it has more than `max_pixels` pixels.
@@ -128,7 +128,7 @@ def check_size(shape_hw: tuple[int, ...], name: str, max_pixels: int | None) -> 
     height, width = shape_hw
     if max_pixels is not None and height * width > max_pixels:
         raise ImageError(
-            f'{name}: {width} x {height} px are more than the {max_pixels / 1e6:.0f} million that are looked at as a whole; '
+            f'{name}: {width} x {height} px are more than the limit of {max_pixels / 1e6:.0f} million; '
             'cut the image into tiles, make it smaller, or take UnSAMPredictor(tile_px=1024) on a zarr array, see '
             'docs/large_images.md'
         )

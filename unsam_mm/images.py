@@ -22,8 +22,9 @@ _DARK = 0.1  # brightest value of a float colour image below which it needs stre
 def as_rgb_uint8(image: np.ndarray, name: str = 'image') -> np.ndarray:
     """Normalises an array to (H, W, 3) uint8 RGB.
 
-    uint8 is kept as it is; bool becomes 0 and 255; float colour images with values in [0, 1] are multiplied by 255 unless they are all but black;
-    all else (uint16, int32, float microscopy) is stretched between its 0.1 and 99.9 percentiles, all channels alike.
+    uint8 is kept as it is; bool becomes 0 and 255; float colour images with values in [0, 1] are multiplied by 255 unless
+    they are nearly black; all else (uint16, int32, float microscopy) is stretched between its 0.1 and 99.9 percentiles,
+    all channels alike.
     An alpha channel is dropped.
 
     Args:

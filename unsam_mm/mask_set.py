@@ -28,8 +28,8 @@ class MaskSet:
 
     Raises:
         UnSAMError: If fields differ in length, are of another type, or hold what they cannot: scores outside [0, 1], areas
-            larger than the image, parents that are no mask of the set or go round in a circle. Counts of run lengths are
-            not looked at: `unsam_mm.rle.rles_from_json` checks those that come from outside.
+            larger than the image, parents that are no mask of the set or form a cycle. Run lengths are not checked; see
+            `unsam_mm.rle.rles_from_json` for those that come from outside.
     """
 
     rles: list[Rle]

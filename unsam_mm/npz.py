@@ -1,4 +1,4 @@
-"""Reads .npz files that may be damaged, or made by somebody else."""
+"""Reads .npz files that may be damaged or come from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unsam_mm.errors import DamagedError, StoreError
+from unsam_mm.errors import DamagedError, StoreError, explained
 
 UNREADABLE = (
     OSError,
@@ -37,7 +37,7 @@ def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str
 
     Args:
         path: The file.
-        names: Which arrays, as far as the file has them; all by default.
+        names: Arrays to read; those that the file lacks are left out. By default all.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -50,10 +50,5 @@ def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str
         raise
     except UNREADABLE as error:
         raise DamagedError(
-            f'{path}: not a whole .npz file ({first_line(error)}); remove it and make it again'
+            f'{path}: not a whole .npz file ({explained(error)}); remove it and make it again'
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

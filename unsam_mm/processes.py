@@ -42,7 +42,7 @@ def in_processes(
 ) -> Iterator[tuple[Item, Result]]:
     """Each item with its result, in the order in which they finish; where the consumer stops, so do the processes.
 
-    Where a process ends by itself, perhaps killed for lack of memory, the items that were at work are done again at the
+    Where a process ends by itself, perhaps killed for lack of memory, the unfinished items are done again at the
     end, one at a time, so that none is blamed for another; the one that ends its process again is lost.
 
     Args:

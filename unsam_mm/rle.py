@@ -50,7 +50,7 @@ class LabelRuns:
         run = slice(self._offsets[first], self._offsets[last])
         order = np.argsort(self._starts[run])
         starts, ends = self._starts[run][order], self._ends[run][order]
-        return _rle_of_runs(starts, ends, self.size_hw)
+        return encode_runs(starts, ends, self.size_hw)
 
 
 def run_edges(rle: Rle) -> np.ndarray:
@@ -101,7 +101,7 @@ def encode_crop(bitmap: np.ndarray, top: int, left: int, size_hw: tuple[int, int
     starts, ends = (
         places[at // below] + at % below for at in (np.flatnonzero(changes == 1), np.flatnonzero(changes == -1))
     )
-    return _rle_of_runs(starts, ends, size_hw)
+    return encode_runs(starts, ends, size_hw)
 
 
 def decode_crop(rle: Rle, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
@@ -181,7 +181,7 @@ def rles_from_json(rles: Sequence[Any], size_hw: Sequence[int] | None = None) ->
         if verdicts[index] != _LOOSE:
             raise RleError(index, _reason(verdicts[index], texts[index], sizes[index]))
         edges = run_edges(checked[index])
-        checked[index] = _rle_of_runs(edges[:, 0], edges[:, 1], sizes[index])
+        checked[index] = encode_runs(edges[:, 0], edges[:, 1], sizes[index])
     return checked
 
 
@@ -281,8 +281,8 @@ def _runs_of_text(text: bytes) -> list[int]:
     return runs
 
 
-def _rle_of_runs(starts: np.ndarray, ends: np.ndarray, size_hw: tuple[int, int]) -> Rle:
-    """RLE of (R,) rising runs of pixels along the columns of an image; they may touch."""
+def encode_runs(starts: np.ndarray, ends: np.ndarray, size_hw: tuple[int, int]) -> Rle:
+    """RLE of (R,) starts and ends (exclusive) of rising runs of pixels along the columns of an image; they may touch."""
     height, width = size_hw
     gap = starts[1:] != ends[:-1]  # runs that touch across two labels or columns are one run of the mask
     first = np.ones(min(len(starts), 1), bool)

@@ -1,11 +1,10 @@
-"""Work that is done side by side, as far as the calling thread may use several cores.
+"""Parallel work within the number of threads that torch has in the calling thread.
 
-How many that are is said in one place for everything: torch's number of threads where the call is made. It follows
-OMP_NUM_THREADS and the cores that the process may use, the processes of a folder job and the workers of a cluster set it
-to their share, and napari to what its user chose. With one thread everything here runs in turn, in the calling thread.
+That number follows OMP_NUM_THREADS and the available cores. Processes of a folder job and workers of a cluster set it to
+their share, and napari to its user's choice. With one thread everything runs in turn, in the calling thread.
 
-torch computes with a pool of threads for each thread that calls it, so the number is one of the calling thread, and
-several of them may call what is here at once. Whatever runs in another thread here has one thread, in torch too.
+torch has a pool of threads for each thread that calls it, so several threads may use these functions at once. Each
+function that they run in another thread has one thread, in torch too.
 """
 
 from __future__ import annotations

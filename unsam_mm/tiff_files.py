@@ -42,7 +42,7 @@ _COLOUR_SAMPLES = {
 _ALPHA = {1, 2}  # tag ExtraSamples: associated, unassociated
 _PIXEL_TAGS = {273, 279, 320, 324, 325, 347}  # where strips and tiles are, the palette, JPEG's tables
 _AXES = 'TZYX'
-# Formats that tifffile gathers from several files: each file stands for its own planes.
+# Formats that tifffile reads from several files at once: here each file gives its own planes.
 _OF_SEVERAL_FILES = {'is_mmstack': False, 'is_ndtiff': False}
 _WITHOUT_METADATA = dict.fromkeys(('is_ome', 'is_imagej', 'is_shaped', 'is_micromanager'), False)
 _PAGES_OF_ONE_KIND = ('generic', 'uniform', 'shaped', 'ome', 'imagej')
@@ -247,8 +247,8 @@ def _check_tags(page: TiffPage, path: Path) -> None:
     file.seek(page.offset)
     (count,) = struct.unpack(tiff.tagnoformat, file.read(tiff.tagnosize))
     entries = file.read(count * tiff.tagsize)
-    told = {struct.unpack_from(f'{tiff.byteorder}H', entries, i)[0] for i in range(0, len(entries), tiff.tagsize)}
-    if told & _PIXEL_TAGS - {tag.code for tag in page.tags}:
+    stored = {struct.unpack_from(f'{tiff.byteorder}H', entries, i)[0] for i in range(0, len(entries), tiff.tagsize)}
+    if stored & _PIXEL_TAGS - {tag.code for tag in page.tags}:
         raise ImageError(f'{path}: the file ends before its last value; copy it again')
 
 

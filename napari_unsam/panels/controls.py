@@ -42,8 +42,8 @@ def button(text: str, tooltip: str) -> QPushButton:
     return made
 
 
-def telling(controller: SegmentationController, call: Callable[[], None]) -> Callable[[], None]:
-    """A slot of Qt that does something, and tells the user in the status line why it cannot be done."""
+def reporting_errors(controller: SegmentationController, call: Callable[[], None]) -> Callable[[], None]:
+    """A Qt slot that calls a function and shows its `UnSAMError` in the status line."""
 
     def slot() -> None:
         try:

@@ -27,7 +27,7 @@ from napari_unsam.output.objects import (
     objects_of_layer,
     parent_of,
 )
-from napari_unsam.panels.controls import button, telling
+from napari_unsam.panels.controls import button, reporting_errors
 
 if TYPE_CHECKING:
     from napari.layers import Image
@@ -213,11 +213,11 @@ class ObjectsPanel(QWidget):
         grid.addWidget(self.delete_button, 2, 1)
         grid.addWidget(self.format_choice, 3, 0)
         grid.addWidget(self.export_button, 3, 1)
-        self.measure_button.clicked.connect(telling(self._session.controller, lambda: self.measure()))
-        self.parent_button.clicked.connect(telling(self._session.controller, lambda: self.show_parent()))
-        self.delete_button.clicked.connect(telling(self._session.controller, lambda: self.delete()))
-        self.open_button.clicked.connect(telling(self._session.controller, lambda: self.open()))
-        self.export_button.clicked.connect(telling(self._session.controller, lambda: self.export()))
+        self.measure_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.measure()))
+        self.parent_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.show_parent()))
+        self.delete_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.delete()))
+        self.open_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.open()))
+        self.export_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.export()))
 
     def _emitters(self) -> list:
         events = self._session.viewer.layers.events

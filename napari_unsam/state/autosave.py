@@ -45,7 +45,7 @@ from napari_unsam.state.records import (
     remove_work,
     write_work,
 )
-from unsam_mm.errors import StoreError
+from unsam_mm.errors import StoreError, explained
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
@@ -405,7 +405,7 @@ class Autosave:
             logger.warning('the work could not be saved', exc_info=error)
             if not record.has_problem:
                 record.has_problem = True
-                reason = str(error) if isinstance(error, StoreError) else f'{type(error).__name__}: {error}'
+                reason = str(error) if isinstance(error, StoreError) else explained(error)
                 with suppress(RuntimeError):  # the dock may be gone
                     self._on_problem(f'Autosave: {reason}; it is tried again every {_RETRY_S:.0f} s')
         else:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
@@ -25,8 +23,9 @@ from napari_unsam import _prompts
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._words import counted
 from napari_unsam.output.objects import object_boxes
-from unsam_mm.errors import StoreError
+from unsam_mm.errors import StoreError, explained
 from unsam_mm.files import atomic_writer, read_json, write_json
+from unsam_mm.npz import read_npz
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,7 +255,7 @@ def read_work(folder: Path) -> SavedSession | None:
         )
     except (StoreError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
-            f'{folder}: the saved work is damaged ({type(error).__name__}: {error}); remove that folder if you do not need it'
+            f'{folder}: the saved work is damaged ({explained(error)}); remove that folder if you do not need it'
         ) from error
 
 
@@ -367,9 +366,8 @@ def _filled_blocks(labels: np.ndarray | None) -> Iterator[tuple[tuple[int, ...],
 
 def _read_block(path: Path) -> np.ndarray | None:
     try:
-        with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
-            return file['labels']
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return read_npz(path)['labels']
+    except (OSError, KeyError, StoreError) as error:
         logger.warning('a block of saved labels cannot be read: %s: %s', path, error)
         return None
 

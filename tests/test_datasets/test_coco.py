@@ -9,7 +9,7 @@ from skimage import data
 
 from unsam_mm.datasets import UnSAMCocoDataset
 from unsam_mm.datasets.coco_index import CocoIndex
-from unsam_mm.datasets.load_masks import UnSAMCapMasks, UnSAMLoadMasks, first_of_race
+from unsam_mm.datasets.load_masks import UnSAMCapMasks, UnSAMLoadMasks, draw_without_replacement
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.rle import encode_bitmaps, rle_to_json
 
@@ -100,7 +100,7 @@ def test_a_file_that_was_exchanged_meanwhile_is_noticed(tmp_path, content):
     dataset = opened(tmp_path, content, test_mode=True)
     content['info'] = {'description': 'longer than before'}
     (tmp_path / 'gt.json').write_text(json.dumps(content))
-    with pytest.raises(StoreError, match='image 7 are no longer where they were'):
+    with pytest.raises(StoreError, match='a/one.png are no longer where they were'):
         dataset[0]
 
 
@@ -108,7 +108,7 @@ def test_annotations_that_stand_together_are_noted_together(tmp_path, content):
     content['annotations'] = sorted(content['annotations'] * 50, key=lambda one: one['image_id'])
     (tmp_path / 'gt.json').write_text(json.dumps(content))
     index = CocoIndex(tmp_path / 'gt.json')
-    assert len(index._runs) == 2
+    assert len(index._index._sorted_spans) == 2
     assert len(index.annotations(0)) == 100
 
 
@@ -229,13 +229,13 @@ def waiting_times(n_masks, steps):
 def test_the_first_draw_is_in_proportion_to_the_scores():
     """Chance is replaced by all combinations of equally likely times, so shares are probabilities, but for the grid."""
     scores = np.array([0.6, 0.3, 0.1])
-    drawn = [first_of_race(scores, times, 1)[0] for times in waiting_times(3, steps=24)]
+    drawn = [draw_without_replacement(scores, times, 1)[0] for times in waiting_times(3, steps=24)]
     np.testing.assert_allclose(np.bincount(drawn) / len(drawn), scores / scores.sum(), atol=1 / 24)
 
 
 def test_the_second_draw_is_in_proportion_to_the_scores_that_are_left():
     scores = np.array([0.6, 0.3, 0.1])
-    drawn = np.array([first_of_race(scores, times, 2) for times in waiting_times(3, steps=24)])
+    drawn = np.array([draw_without_replacement(scores, times, 2) for times in waiting_times(3, steps=24)])
     for first in range(3):
         left = np.delete(np.arange(3), first)
         seconds = np.bincount(drawn[drawn[:, 0] == first, 1], minlength=3)[left]
@@ -244,7 +244,7 @@ def test_the_second_draw_is_in_proportion_to_the_scores_that_are_left():
 
 def test_a_mask_of_score_0_is_drawn_when_no_other_is_left():
     for times in waiting_times(3, steps=5):
-        assert first_of_race(np.array([0.0, 0.2, 0.7]), times, 3)[2] == 0
+        assert draw_without_replacement(np.array([0.0, 0.2, 0.7]), times, 3)[2] == 0
 
 
 def test_fewer_masks_than_the_cap_stay_as_they_are(tmp_path, content):

@@ -6,8 +6,9 @@ import pytest
 
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation.benchmark_options import move_paths, read_benchmarks
-from unsam_mm.evaluation.measurements import Measurement, Measurements, file_sha256, fingerprint
+from unsam_mm.evaluation.measurements import Measurement, Measurements, fingerprint
 from unsam_mm.evaluation.published import BENCHMARKS
+from unsam_mm.fingerprints import file_sha256
 
 MODEL = {'type': 'UnSAM', 'test_cfg': {'max_per_image': 1000}}
 METRIC = {'type': 'UnSAMCocoMetric'}

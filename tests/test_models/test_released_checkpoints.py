@@ -234,7 +234,7 @@ def test_a_target_that_cannot_be_used_is_named(released):
         convert_checkpoint(released, released.with_name('out.safetensors'))
     with pytest.raises(UnSAMError, match=r'released\.pth: is the checkpoint itself'):
         convert_checkpoint(released, released)
-    with pytest.raises(StoreError, match='a file stands where a folder is needed'):
+    with pytest.raises(StoreError, match='a file is where a folder is needed'):
         convert_checkpoint(released, released / 'out.pth')
     assert [path.name for path in released.parent.iterdir()] == ['released.pth']
 

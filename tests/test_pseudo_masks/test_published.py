@@ -23,13 +23,12 @@ from unsam_mm.pseudo_masks.patch_tree import (
     PatchClusters,
     cluster_patches,
     draw_runs,
-    encode_runs,
     intersect_runs,
     suppress_masks,
     suppress_nested,
 )
 from unsam_mm.pseudo_masks.published import PAPER, RELEASE, PublishedProcedure, PublishedSettings, conquer_object
-from unsam_mm.rle import decode_rles, encode_bitmaps, run_edges
+from unsam_mm.rle import decode_rles, encode_bitmaps, encode_runs, run_edges
 
 from ..conftest import skip_without_weights
 
@@ -178,13 +177,13 @@ def test_runs_and_run_lengths_say_the_same(seed, share):
     mask = np.random.default_rng(seed).random((13, 17)) < share
     runs = run_edges(rle_of(mask))
     assert np.array_equal(draw_runs(runs, 13, 0, 0, 17, 13), mask)
-    assert encode_runs(runs, (13, 17)) == rle_of(mask)
+    assert encode_runs(*runs.T, (13, 17)) == rle_of(mask)
 
 
 def test_run_lengths_of_large_images_are_read():
     mask = np.zeros((3000, 400), bool)
     mask[100:2900, 7:380] = mask[5, 3] = True
-    assert encode_runs(run_edges(rle_of(mask)), mask.shape) == rle_of(mask)
+    assert encode_runs(*run_edges(rle_of(mask)).T, mask.shape) == rle_of(mask)
 
 
 @settings(max_examples=60)

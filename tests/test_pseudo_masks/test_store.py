@@ -127,7 +127,6 @@ def test_a_parent_that_is_no_mask_is_named(store, masks, parent):
         ({'predicted_iou': float('nan')}, '"predicted_iou" is nan'),
         ({'predicted_iou': 9}, '"predicted_iou" is 9'),
         ({'predicted_iou': '0.5'}, '"predicted_iou" is \'0.5\'; expected a number'),
-        ({'granularity': -3}, '"granularity" is -3'),
         ({'parent': 0}, 'parents go round in a circle'),
         ({'parent': 0.5}, 'parent 0.5 among 2 masks'),
         ({'parent': 2**63}, 'parent 9.22.* among 2 masks'),

@@ -153,7 +153,7 @@ def _bytes_changed(path):
         (_bytes_changed, 'not a file of region tokens .*; remove it and make it again'),
         (lambda path: path.write_bytes(b''), 'not a file of region tokens'),
         (_one_array, 'not a file of region tokens'),
-        (lambda path: np.savez(path, labels=np.zeros((2, 2))), 'holds no areas_px'),
+        (lambda path: np.savez(path, labels=np.zeros((2, 2))), 'holds no format'),
         (lambda path: np.savez(path, **{**dict(np.load(path)), 'format': 99}), 'has format 99, expected 1'),
         (
             lambda path: np.savez(path, **{**dict(np.load(path)), 'labels': np.array([{}])}),
@@ -239,5 +239,5 @@ def test_numbers_that_describe_no_masks_are_refused(cup, tmp_path, name, change,
 
 def test_a_place_that_cannot_be_written_is_named(cup, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(StoreError, match='a file stands where a folder is needed'):
+    with pytest.raises(StoreError, match='a file is where a folder is needed'):
         cup[0].save(tmp_path / 'file' / 'cup.npz')

@@ -1,4 +1,4 @@
-"""Standard output and error that take any name of a file."""
+"""Standard output and error that accept every file name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import io
 import sys
 
 
-def take_any_name() -> None:
-    """Has characters that standard output or error cannot encode written as their escapes.
+def escape_unencodable() -> None:
+    """Makes standard output and error write characters that they cannot encode as escapes.
 
     A code page of Windows has no Japanese letters, and names on old disks need not be UTF-8; neither is a reason to lose
     the line, or the exit status of work that was done.

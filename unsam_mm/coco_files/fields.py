@@ -1,4 +1,4 @@
-"""Fields of COCO's entries that come in several forms: what is clear is understood, the rest is refused.
+"""Fields of COCO's entries that come in several forms: unambiguous values are converted, others are refused.
 
 Tools write ids as whole floats (pandas), numbers as text, and null for what they do not know.
 """
@@ -45,7 +45,7 @@ def image_size(image: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 
 def is_crowd(record: Mapping[str, Any], key: str = 'iscrowd') -> bool:
-    """Whether an annotation stands for a group; one that does not say so stands for an object.
+    """Whether an annotation marks a group of objects; without the field it marks one object.
 
     Raises:
         UnSAMError: If the field is neither 0 nor 1.

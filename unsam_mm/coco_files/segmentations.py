@@ -23,11 +23,11 @@ _MAX_SIDE_PX = 2**28  # pycocotools counts fifths of a pixel in 32 bits
 
 
 class PolygonFilter:
-    """Leaves out polygons that enclose nothing, and counts them, so that one warning can tell of all.
+    """Leaves out polygons that enclose nothing, and counts them for one warning.
 
-    Tools write them where an object was clicked once or twice, or was cut at a border. Kept are lists of three or more
-    corners, as x, y pairs of finite numbers, that do not lie on one line. A flat list of numbers is taken for one
-    polygon. Run lengths pass as they are.
+    Annotation tools write them after one or two clicks, or where an object is cut at a border. Lists of three or more
+    corners stay, as x, y pairs of finite numbers that do not lie on one line. A flat list of numbers is one polygon.
+    Run lengths are not changed.
 
     Args:
         source: File, or other place that records come from, for the warning.

@@ -145,11 +145,8 @@ class _Cursor:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._text, self._at, self._start = (
-            '',
-            0,
-            file.tell(),
-        )  # characters at hand, place in them, byte of the first of them
+        self._text, self._at = '', 0  # decoded characters, and the place in them
+        self._start = file.tell()  # byte of the first of them
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:

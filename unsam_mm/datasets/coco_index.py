@@ -1,26 +1,21 @@
-"""A COCO file of any size, read once to note its images and where their annotations lie."""
+"""A COCO file of any size as a data set reads it: images by number, annotations on demand."""
 
 from __future__ import annotations
 
-from array import array
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
-from unsam_mm.coco_files.fields import category_order, duplicate_message, entry_id, image_size, other_type_hint
+from unsam_mm.coco_files.fields import category_order
+from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
 from unsam_mm.coco_files.segmentations import PolygonFilter
-from unsam_mm.coco_files.stream import open_utf8, read_entries, stream_lists
-from unsam_mm.errors import StoreError, UnSAMError
-
-_NAMED_IN_MESSAGES = 3
+from unsam_mm.coco_files.stream import stream_lists
+from unsam_mm.errors import StoreError
 
 
 class CocoIndex:
-    """The images of a COCO file by number, in the order of the file; annotations stay on disk until they are wanted.
-
-    An image takes some hundred bytes, an annotation at most 24, and none where annotations of one image stand together.
+    """The images of a COCO file by number, in the order of the file; see `AnnotationIndex`.
 
     Args:
         path: The file.
@@ -36,33 +31,25 @@ class CocoIndex:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.polygons = PolygonFilter(str(path))
-        self._numbers: dict[Any, int] = {}  # by image id
-        self._images: list[tuple[Any, str, int | None, int | None] | None] = []
-        runs = array('q')  # image number, first byte, byte behind the last, of annotations that follow each other
+        self._index = AnnotationIndex(path)
         found = set()
         for entry in stream_lists(self.path, {'images', 'annotations'}):
             found.add(entry.key)
             if entry.key == 'images':
-                self._note_image(entry.value)
-                continue
-            number = self._number(entry.value, 'image_id')
-            self.polygons([entry.value])
-            if runs and runs[-3] == number:
-                runs[-1] = entry.end
+                self._index.add_image(entry.value, _name_of)
             else:
-                runs.extend((number, entry.start, entry.end))
+                self._index.add_annotation(entry)
+                self.polygons([entry.value])
         if 'images' not in found:
             raise StoreError(f'{path}: no images in it; expected a COCO file with "images" and "annotations"')
-        self._check_listed()
-        self._runs = np.frombuffer(runs, np.int64).reshape(-1, 3)
-        self._runs = self._runs[np.argsort(self._runs[:, 0], kind='stable')]
+        self._index.check_listed()
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._index.images)
 
-    def image(self, number: int) -> tuple[Any, str, int | None, int | None]:
-        """Id, name, height and width (None if the file does not say); the name is a path below the image folder."""
-        return self._images[number]
+    def image(self, number: int) -> ListedImage:
+        """An image; its name is a path below the image folder."""
+        return self._index.images[number]
 
     def annotations(self, number: int) -> list[dict[str, Any]]:
         """The annotations of one image that have a mask.
@@ -72,52 +59,10 @@ class CocoIndex:
         Raises:
             StoreError: If the file has changed since.
         """
-        first, end = np.searchsorted(self._runs[:, 0], [number, number + 1])
-        image_id, found = self._images[number][0], []
-        try:
-            with open_utf8(self.path) as file:
-                for _, start, stop in self._runs[first:end].tolist():
-                    found += read_entries(file, start, stop)
-            if any(entry_id(annotation['image_id']) != image_id for annotation in found):
-                raise ValueError('another image')
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f'{self.path}: the annotations of image {image_id} are no longer where they were ({error}); '
-                'the file has changed, start again'
-            ) from error
-        return sorted(PolygonFilter(str(self.path))(found), key=category_order)
-
-    def _note_image(self, image: Any) -> None:
-        number = self._number(image, 'id')
-        name = _name_of(image, self.path)
-        if (other := self._images[number]) is not None:
-            raise StoreError(f'{self.path}: {duplicate_message(image["id"], other[1], name)}')
-        try:
-            self._images[number] = (entry_id(image['id']), name, *image_size(image))
-        except UnSAMError as error:
-            raise StoreError(f'{self.path}: {name}: {error}') from error
-
-    def _number(self, value: Any, key: str) -> int:
-        image_id = entry_id(value.get(key)) if isinstance(value, dict) else None
-        if image_id is None:
-            raise StoreError(f'{self.path}: found {str(value)[:60]!r} where an entry with "{key}" was expected')
-        number = self._numbers.setdefault(image_id, len(self._images))
-        if number == len(self._images):
-            self._images.append(None)
-        return number
-
-    def _check_listed(self) -> None:
-        lost = [image_id for image_id, number in self._numbers.items() if self._images[number] is None]
-        if lost:
-            named = ', '.join(map(str, lost[:_NAMED_IN_MESSAGES]))
-            advice = 'expected a COCO file whose "images" hold all of them'
-            hint = other_type_hint(lost, self._numbers.keys() - set(lost))
-            raise StoreError(
-                f'{self.path}: annotations of {len(lost)} images that are not listed ({named}); {hint or advice}'
-            )
+        return sorted(PolygonFilter(str(self.path))(self._index.read_records(number)), key=category_order)
 
 
-def _name_of(image: dict[str, Any], path: Path) -> str:
+def _name_of(image: Mapping[str, Any], path: Path) -> str:
     """``file_name``; LVIS has none, there it is the end of the address: ``val2017/000000397133.jpg``."""
     name = image.get('file_name')
     if not name and isinstance(image.get('coco_url'), str):

@@ -26,9 +26,9 @@ class UnSAMLoadMasks(BaseTransform):
     """Sets the ground truth of an image from its ``instances``, without drawing a mask.
 
     Stands for `LoadAnnotations(with_bbox=True, with_mask=True)`, which draws all masks of the whole image. Sets
-    ``gt_masks`` (`RleMasks` with the scores that the file states, else 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks), ``gt_bboxes_labels`` (N,) zeros,
-    ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a list with the area in pixels of each
-    mask that is not ignored, as its file states it, else that of its pixels. Polygons that
+    ``gt_masks`` (`RleMasks` with the scores that the file states, else 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks),
+    ``gt_bboxes_labels`` (N,) zeros, ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a list
+    with the area in pixels of each mask that is not ignored, as its file states it, else that of its pixels. Polygons that
     enclose nothing, and masks without any pixel, are left out.
 
     Args:
@@ -166,7 +166,7 @@ class UnSAMCapMasks(BaseTransform):
             scores = getattr(results['gt_masks'], 'scores', None) if self.sampling == 'score' else None
             weights = np.ones(len(counted)) if scores is None else scores[counted]
             times = np.random.standard_exponential(len(counted))  # noqa: NPY002  (the generator that the runner seeds)
-            drawn = counted[first_of_race(weights, times, self.max_masks)]
+            drawn = counted[draw_without_replacement(weights, times, self.max_masks)]
             kept = np.sort(np.append(drawn, np.flatnonzero(ignored)))
             for key in _LABELS:
                 results[key] = results[key][kept]
@@ -176,12 +176,12 @@ class UnSAMCapMasks(BaseTransform):
         return f'{type(self).__name__}(max_masks={self.max_masks}, sampling={self.sampling!r})'
 
 
-def first_of_race(weights: np.ndarray, times: np.ndarray, count: int) -> np.ndarray:
+def draw_without_replacement(weights: np.ndarray, times: np.ndarray, count: int) -> np.ndarray:
     """Draws without replacement, each time with a probability in proportion to the weights that are left.
 
-    Each entry waits for its exponential time divided by its weight, and the first ones are drawn: the next of several
-    independent exponential times is that of an entry with a probability in proportion to its rate. Source: Efraimidis
-    and Spirakis, Weighted random sampling with a reservoir, 2006.
+    Entries are sorted by exponential times divided by weights: the smallest of several independent exponential times
+    belongs to an entry with a probability in proportion to its rate. Source: Efraimidis and Spirakis, Weighted random
+    sampling with a reservoir, 2006.
 
     Args:
         weights: (N,) at least 0; what has weight 0 is drawn when nothing else is left.

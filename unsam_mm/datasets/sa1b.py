@@ -11,7 +11,7 @@ from unsam_mm.coco_files.fields import image_size
 from unsam_mm.datasets.image_folder import as_instance, name_hash
 from unsam_mm.datasets.lazy import LazyDataset
 from unsam_mm.datasets.name_index import NameIndex, open_index
-from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.errors import StoreError, UnSAMError, explained
 from unsam_mm.files import read_json
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.pseudo_masks.store import MANIFEST
@@ -120,7 +120,7 @@ class UnSAMSA1B(LazyDataset):
             }
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f'{path}: not a label file ({type(error).__name__}: {error}); expected "image" with "file_name", '
+                f'{path}: not a label file ({explained(error)}); expected "image" with "file_name", '
                 '"height" and "width", and "annotations"; remove it or make it again'
             ) from error
         return entry | ({'pseudo_masks_root': self.pseudo_masks_root} if self.pseudo_masks_root else {})

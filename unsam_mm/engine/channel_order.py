@@ -20,7 +20,7 @@ def check_channel_order(cfg: Mapping[str, Any]) -> None:
         cfg: A config with all options merged, or the parts of it that hold the model and dataloaders.
 
     Raises:
-        UnSAMError: If the model would see red and blue exchanged, or it cannot be told.
+        UnSAMError: If the model would see red and blue exchanged, or the order is not stated.
     """
     preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or {}
     if 'mean' not in preprocessor:

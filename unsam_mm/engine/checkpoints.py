@@ -15,19 +15,10 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule, is_model_wrapper
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.errors import UnSAMError, WeightsError, explained
 
 _GLOBAL = re.compile(r'GLOBAL (\S+)')
 """What torch says it refuses to load."""
-
-
-def check_weights(path: Path, model: torch.nn.Module) -> None:
-    """Checks that a file has all weights of a model.
-
-    Raises:
-        UnSAMError: If it cannot be read, or a weight is missing or of another shape.
-    """
-    _check_all(path, _weights_of(_read(path)), model)
 
 
 def check_resumable(path: Path, model: torch.nn.Module) -> None:
@@ -49,7 +40,7 @@ def check_resumable(path: Path, model: torch.nn.Module) -> None:
 
 
 def check_start(path: Path, model: torch.nn.Module, partial: bool = False) -> None:
-    """Checks that a training of a model can start from the weights in a file.
+    """Checks that a test or a training of a model can start from the weights in a file.
 
     Args:
         path: The file.
@@ -64,7 +55,7 @@ def check_start(path: Path, model: torch.nn.Module, partial: bool = False) -> No
     if not fitting:
         raise UnSAMError(
             f'{path}: none of the {len(wanted)} weights of the model that the config describes is in it; '
-            'set load_from to a checkpoint of this model'
+            'give a checkpoint of this model'
         )
     if not partial:
         _check_all(path, found, model)
@@ -94,10 +85,7 @@ def check_backbone(path: Path, backbone: BaseModule) -> None:
             copy.deepcopy(backbone).init_weights()
     except WeightsError as error:
         raise UnSAMError(f'{path}: {error}') from error
-    except (
-        IndexError,
-        RuntimeError,
-    ) as error:  # MMDetection's Swin reshapes what it finds, and expects to find something
+    except (IndexError, RuntimeError) as error:  # MMDetection's Swin reshapes the weights, and expects at least one
         raise UnSAMError(
             f'{path}: not a checkpoint of the backbone, {type(backbone).__name__} ({error}); give one of this backbone, as '
             '"python -m unsam_mm convert" writes it'
@@ -129,8 +117,7 @@ def _read(path: Path) -> Any:
             ) from error
         raise UnSAMError(f'{path}: cannot be read as a checkpoint; give a .pth file, or copy it again') from error
     except Exception as error:  # what torch raises depends on the first bytes, from IndexError to struct.error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnSAMError(f'{path}: cannot be read as a checkpoint ({reason}); copy it again') from error
+        raise UnSAMError(f'{path}: cannot be read as a checkpoint ({explained(error)}); copy it again') from error
 
 
 def _weights_of(checkpoint: Any) -> dict[str, torch.Tensor]:

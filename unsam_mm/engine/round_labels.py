@@ -14,7 +14,6 @@ from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 from mmengine.structures import InstanceData
-from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, Dataset
 
 from unsam_mm.engine.label_place import LabelPlace
@@ -23,7 +22,7 @@ from unsam_mm.files import read_json, remove_leftovers, write_json
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.label_merge import without_overlap
 from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
-from unsam_mm.rle import encode_bitmaps
+from unsam_mm.rle import areas_and_boxes, encode_bitmaps
 
 _LOG_EVERY = 1000  # images
 
@@ -184,12 +183,11 @@ def _first(batch: list) -> Any:
 def _mask_set(instances: InstanceData, size_hw: tuple[int, int]) -> MaskSet:
     masks = instances.masks
     rles = masks if isinstance(masks, list) else encode_bitmaps(masks.cpu().numpy())
-    areas = np.array([coco_mask.area(rle) for rle in rles], np.int64)
     return MaskSet(
         rles=rles,
         scores=instances.scores.float().cpu().numpy(),
         parents=np.full(len(rles), -1),
-        areas=areas,
+        areas=areas_and_boxes(rles)[0],
         boxes_xyxy=instances.bboxes.float().cpu().numpy(),
         size_hw=size_hw,
     )

@@ -13,8 +13,9 @@ from mmengine.runner import BaseLoop, Runner
 
 from unsam_mm.datasets.worker_errors import own_words
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.measurements import Measurement, Measurements, file_sha256, fingerprint
+from unsam_mm.evaluation.measurements import Measurement, Measurements, fingerprint
 from unsam_mm.evaluation.published import format_row, mean_recall
+from unsam_mm.fingerprints import file_sha256
 
 _RECALL = 'AR@1000'
 

@@ -89,12 +89,6 @@ class Measurements:
         write_json(self.path, {'row': self._row, 'measurements': [asdict(m) for m in self._measured.values()]})
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal digits."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def fingerprint(model: Mapping[str, Any], dataset: Mapping[str, Any], evaluator: Any) -> str:
     """SHA-256 of all settings that a figure depends on, and of the annotation files that they name.
 

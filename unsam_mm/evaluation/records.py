@@ -142,13 +142,13 @@ def _read_detections(records: Sequence[Record], size_hw: SizeHW, max_det: int) -
         )
     order = np.argsort(-scores, kind='stable')[:max_det]
     rles = read_rles([records[i] for i in order], size_hw)
-    drawn = _drawn_areas(rles)
+    drawn = areas_and_boxes(rles)[0].astype(np.float64)
     return Masks(rles, drawn, drawn, scores[order], np.zeros(len(order), bool))
 
 
 def _read_truths(records: Sequence[Record], size_hw: SizeHW) -> Masks:
     rles = read_rles(records, size_hw)
-    drawn = _drawn_areas(rles)
+    drawn = areas_and_boxes(rles)[0].astype(np.float64)
     # A file may give the area of the object before it was cut or simplified; COCO sorts by that figure.
     areas = _read_fields(records, stated_area)
     areas = np.where(np.isnan(areas), drawn, areas)
@@ -164,7 +164,3 @@ def _read_fields(records: Sequence[Record], read: Callable[[Record], float]) -> 
         except UnSAMError as error:
             raise UnSAMError(f'{place_of(record)}: {error}') from error
     return values
-
-
-def _drawn_areas(rles: Sequence[Rle]) -> np.ndarray:
-    return areas_and_boxes(rles)[0].astype(np.float64)

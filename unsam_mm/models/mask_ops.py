@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn.functional import interpolate, threshold_
 
-from unsam_mm.rle import Rle
+from unsam_mm.rle import Rle, areas_and_boxes
 
 _CHUNK_VALUES = 2**23
 """Logits held at once at full resolution: 32 MiB in float32, 8 masks of 1024 x 1024."""
@@ -70,9 +70,5 @@ def rles_of_masks(masks: Tensor) -> list[Rle]:
 
 def areas_and_boxes_of_rles(rles: list[Rle]) -> tuple[Tensor, Tensor]:
     """(N,) areas in pixels and (N, 4) boxes like those of `boxes_of_masks`, float32, without drawing a mask."""
-    if not rles:
-        return torch.zeros(0), torch.zeros(0, 4)
-    boxes = coco_mask.toBbox(rles).astype(np.float32)
-    boxes[:, 2:] += boxes[:, :2]
-    areas = np.array([coco_mask.area(rle) for rle in rles], np.float32)  # of more than 255 at once it fails
-    return torch.from_numpy(areas), torch.from_numpy(boxes)
+    areas, boxes = areas_and_boxes(rles)
+    return torch.from_numpy(areas).float(), torch.from_numpy(boxes).float()

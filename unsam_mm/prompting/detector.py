@@ -211,8 +211,7 @@ class DetectorEngine:
         """
         import torch
 
-        from unsam_mm.models.mask_ops import areas_and_boxes_of_rles
-        from unsam_mm.rle import encode_bitmaps
+        from unsam_mm.rle import areas_and_boxes, encode_bitmaps
 
         if self._frames is None:
             raise UnSAMError(NO_IMAGE)
@@ -228,19 +227,11 @@ class DetectorEngine:
         small = (kept > 0).cpu().numpy()
         stability = (kept > 1).sum(dim=(1, 2)) / (kept > -1).sum(dim=(1, 2)).clamp(min=1)
         rles = [rle for masks in self._chunks(kept) for rle in encode_bitmaps(masks)]
-        areas, boxes = (part.numpy() for part in areas_and_boxes_of_rles(rles))
+        areas, boxes = areas_and_boxes(rles)
         masks = MaskSet.from_bitmaps(small, scores.clip(0, 1))
-        areas = areas.astype(np.int64)
-        masks = replace(
-            masks,
-            rles=rles,
-            parents=np.where(
-                areas[masks.parents] > areas, masks.parents, -1
-            ),  # sizes may change places at full resolution
-            areas=areas,
-            boxes_xyxy=boxes,
-            size_hw=self.size_hw,
-        )
+        parents = np.where(areas[masks.parents] > areas, masks.parents, -1)  # areas may swap order at full resolution
+        boxes = boxes.astype(np.float32)
+        masks = replace(masks, rles=rles, parents=parents, areas=areas, boxes_xyxy=boxes, size_hw=self.size_hw)
         large = areas >= min_area_px
         return masks[large], stability.cpu().numpy().astype(np.float32)[large]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unsam_mm.errors import DamagedError, StoreError
+from unsam_mm.errors import DamagedError, StoreError, explained
 from unsam_mm.files import atomic_writer, read_json, replace_folder, restore_folder, temporary_name
-from unsam_mm.npz import UNREADABLE, first_line, read_npz
+from unsam_mm.npz import UNREADABLE, read_npz
 
 _FORMAT = 2
 _SUFFIXES = ('.npz', '.zarr')
@@ -70,7 +70,7 @@ def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
     except StoreError:
         raise
     except UNREADABLE as error:
-        raise DamagedError(f'{path}: not an embedding ({first_line(error)}); remove it and make it again') from error
+        raise DamagedError(f'{path}: not an embedding ({explained(error)}); remove it and make it again') from error
     if (found, number) != (kind, _FORMAT):
         raise StoreError(f'{path}: is for the engine {found!r} (format {number}), not for {kind!r} (format {_FORMAT})')
     return arrays

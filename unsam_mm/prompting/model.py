@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from unsam_mm.prompting.tree import hierarchy_of_arrays, tree_arrays
 from unsam_mm.region_model import RegionNet, RegionTokenizer, RegionTokens, propose, to_mask_set
 from unsam_mm.region_model.clicks import ClickableImage
 from unsam_mm.region_model.pixel_clicks import mask_at_granularity
+from unsam_mm.region_model.tokenizer import tokens_signature
 from unsam_mm.region_model.weights import load_weights
 
 
@@ -30,11 +32,19 @@ class RegionEngine:
         net: The network.
         tokenizer: Makes the tokenizer for a device; called when the first image comes, since that loads the ViT.
         device: Torch device of the network and the ViT.
+        signature: Gives that of the tokenizer without loading the ViT, see `tokens_signature`.
     """
 
     name = 'model'
 
-    def __init__(self, net: RegionNet, tokenizer: Callable[[str], RegionTokenizer], device: str = 'cpu') -> None:
+    def __init__(
+        self,
+        net: RegionNet,
+        tokenizer: Callable[[str], RegionTokenizer],
+        device: str = 'cpu',
+        signature: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._make_signature = signature
         self._net, self._make_tokenizer, self.device = net.eval().to(device), tokenizer, str(device)
         self._tokenizer: RegionTokenizer | None = None
         self._image: ClickableImage | None = None
@@ -53,13 +63,12 @@ class RegionEngine:
         def tokenizer(device: str) -> RegionTokenizer:
             return RegionTokenizer(trained.settings, trained.n_tokens, device)
 
-        return cls(trained.net, tokenizer, device)
+        return cls(trained.net, tokenizer, device, partial(tokens_signature, trained.settings, trained.n_tokens))
 
     @property
     def signature(self) -> str | None:
-        """That of the tokenizer, since the network has no part in an embedding; None if it has none. Loads the ViT."""
-        self._tokenizer = self._tokenizer or self._make_tokenizer(self.device)
-        return getattr(self._tokenizer, 'signature', None)
+        """That of the tokenizer, since the network has no part in an embedding; None if it is not known."""
+        return self._make_signature()
 
     @property
     def size_hw(self) -> tuple[int, int] | None:

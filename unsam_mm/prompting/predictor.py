@@ -120,8 +120,8 @@ class UnSAMPredictor:
         hierarchy = getattr(self.engine, 'hierarchy', None)
         if hierarchy is None:
             raise UnSAMError(
-                f'the engine {self.engine.name!r} has no region tree of an image of {self.engine.size_hw} px, as it has none '
-                "of images that it looks at in tiles or enlarged; use UnSAMPredictor(engine='tree')"
+                f'the engine {self.engine.name!r} has no region tree of this image of {self.engine.size_hw} px: images in '
+                "tiles and enlarged images have none; use UnSAMPredictor(engine='tree')"
             )
         return hierarchy
 
@@ -224,9 +224,9 @@ class UnSAMPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt.
 
-        Every mask agrees with every click. Where one pixel has clicks of both kinds, or negative clicks leave nothing of a
-        box, no mask does: then there is one, empty, with the score 0. The order of the clicks matters: each is taken as a word on the best mask for those before it.
-        A box is cut at the borders of the image. The engine 'tree' gives nested masks
+        Every mask agrees with every click. If no mask does, since one pixel has clicks of both kinds or negative clicks
+        leave nothing of a box, one empty mask with the score 0 is returned. The order of the clicks matters: each corrects
+        the best mask for those before it. A box is cut at the borders of the image. The engine 'tree' gives nested masks
         for one click or a box, and always the smallest first; the engine 'model' gives the best first.
 
         Args:
@@ -251,7 +251,7 @@ class UnSAMPredictor:
         """
         prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
         masks, scores = self.engine.answer(prompt, multimask_output, granularity)
-        if not len(masks):  # who takes the mask of the best score, as with Segment Anything, needs one
+        if not len(masks):  # callers of Segment Anything take the mask of the best score
             masks, scores = np.zeros((1, *self.engine.size_hw), bool), np.zeros(1, np.float32)
         shown = (masks.astype(np.float32) - 0.5) * LOGIT_SCALE if return_logits else masks
         return shown, scores, low_resolution_logits(masks)

@@ -15,7 +15,7 @@ from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid
 _SAME_IOU = 0.8
 _BEYOND = 0.5  # what an answer of the level after the leading one is worth
 _DECADES_IN_WINDOW = 4  # of area, between the smallest mask of a window that is asked for and all of it
-_STEPS_PER_DECADE = 8  # sizes that are told apart in a factor of ten
+_STEPS_PER_DECADE = 8  # distinct sizes in a factor of ten
 
 
 class Gathered:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.errors import UnSAMError, WeightsError, explained
 
 _LONG_SIDE_PX = (100, 900)
 _THRESHOLD = 128
@@ -65,8 +65,9 @@ class CascadePSPRefiner:
                 device=device, model_folder=str(path.parent), download_and_check_model=False
             )
         except (RuntimeError, KeyError, EOFError, AttributeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise WeightsError(f'{path}: not the weights of CascadePSP ({reason}); fetch them again') from error
+            raise WeightsError(
+                f'{path}: not the weights of CascadePSP ({explained(error)}); fetch them again'
+            ) from error
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
         """The refined mask, or None if it is to be dropped.

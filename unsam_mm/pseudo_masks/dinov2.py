@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 
-from unsam_mm.errors import WeightsError
+from unsam_mm.errors import WeightsError, explained
 
 _WIDER = 4  # hidden channels of a block's two last layers over its channels
 _SAID = {
@@ -54,8 +54,7 @@ def load_dinov2(folder: Path) -> Dinov2:
         state.pop(_NOT_READ, None)
         model.load_state_dict(state, assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f'{folder}: damaged ({reason}); remove the folder and fetch it again') from error
+        raise WeightsError(f'{folder}: damaged ({explained(error)}); remove the folder and fetch it again') from error
     return model.float().eval().requires_grad_(False)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unsam_mm import weights
-from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.errors import UnSAMError, WeightsError, explained
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,9 +56,8 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
         raise UnSAMError(
-            f'device {device!r} cannot be used ({reason}); use cpu, or install torch for that device'
+            f'device {device!r} cannot be used ({explained(error)}); use cpu, or install torch for that device'
         ) from error
 
 

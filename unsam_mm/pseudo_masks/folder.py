@@ -23,7 +23,7 @@ from unsam_mm.pseudo_masks.store import PseudoMaskStore
 _log = logging.getLogger(__name__)
 
 _SUFFIX = '.txt'
-_AT_WORK = 'the run ended while this image was at work; it is tried again after the others'
+_INTERRUPTED = 'the run ended during this image; it is tried again after the others'
 _LOST = (
     '{}: the worker process ended over it, twice, perhaps for lack of memory; make the image smaller, or run again with '
     'fewer --workers'
@@ -135,7 +135,7 @@ class FolderJob:
     overwrite: bool = False
     dask: str | None = None
 
-    def run(self, on_image: Callable[[FolderReport], None] | None = None) -> FolderReport:
+    def run(self, on_image: Callable[[FolderReport], None] = lambda report: None) -> FolderReport:
         """Does what is left to do. Interrupted at any point, another run goes on from there.
 
         Args:
@@ -155,8 +155,7 @@ class FolderJob:
             names if self.overwrite else [name for name in names if not store.is_current(name, self.path_of(name))]
         )
         report = FolderReport(found=len(names), skipped=len(names) - len(waiting))
-        tell = on_image or (lambda report: None)
-        # Whatever can go wrong before the first image has been tried when masks are removed.
+        # Entered before masks are removed: settings, weights, device and scheduler are known to work by then.
         with self._workers(len(waiting), description) as work:
             if self.overwrite:
                 store.clear()
@@ -166,7 +165,7 @@ class FolderJob:
             for name in quarantined & finished:  # a run that was killed may have had no time for it
                 quarantine.release(name)
             waiting.sort(key=quarantined.__contains__)  # what failed before comes last
-            tell(report)
+            on_image(report)
             with closing(work(waiting)) as results:
                 for name, failure in results:
                     if failure is not None:
@@ -174,7 +173,7 @@ class FolderJob:
                         quarantine.add(name, failure)
                     else:
                         report.done += 1
-                    tell(report)
+                    on_image(report)
         quarantine.remove_empty_folders()
         return report
 
@@ -188,7 +187,7 @@ class FolderJob:
         return (self.images.parent if self.images.is_file() else self.images) / name
 
     def description(self) -> dict:
-        """What decides about the masks, as it is read from the store; fetches the weights."""
+        """What the masks depend on, in the form of the store; fetches the weights."""
         signature = settings_signature(self.settings)
         noted = {
             **asdict(self.settings),
@@ -200,9 +199,9 @@ class FolderJob:
 
     @contextmanager
     def _workers(self, n_images: int, description: dict) -> Iterator[Callable[[list[str]], Iterator[Result]]]:
-        """What does images, in the order in which they finish; it is known to work before there is one."""
+        """A function that processes images and gives results in the order in which they finish."""
         if not n_images:
-            yield lambda names: _none()
+            yield lambda names: (result for result in ())
             return
         check_writable(self.out)
         if self.dask is not None:
@@ -220,10 +219,6 @@ class FolderJob:
         advice = f'what is finished is kept: run again with fewer --workers than {workers}'
         make, lost = partial(ImageWorker, self), lambda name: _LOST.format(self.path_of(name))
         yield lambda names: in_processes(make, names, workers, advice, lost)
-
-
-def _none() -> Iterator[Result]:
-    yield from ()
 
 
 def _cluster(
@@ -259,7 +254,7 @@ class ImageWorker:
             WeightsError: If weights cannot be had.
         """
         path = self._path_of(name)
-        self._quarantine.add(name, f'{path}: {_AT_WORK}')  # stays where the process is killed over it
+        self._quarantine.add(name, f'{path}: {_INTERRUPTED}')  # stays where the process is killed over it
         try:
             failure = self._failure(path, name)
         except BaseException:

@@ -22,6 +22,7 @@ from unsam_mm.coco_files.fields import is_crowd, stated_area
 from unsam_mm.coco_files.segmentations import read_rles
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.files import check_result_file
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.label_sources import LabelSource, Record, open_ground_truth, open_predictions
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
@@ -71,7 +72,7 @@ def merge_ground_truth(
         StoreError: If no image matches, a file is broken, or the target cannot be written.
         UnSAMError: If `max_iou` lies outside [0, 1].
     """
-    _check_target(target, masks, ground_truth)
+    check_result_file(target, masks, ground_truth)
     return _merge(PseudoMaskStore(masks), Path(target), open_ground_truth(ground_truth), 'gt', max_iou)
 
 
@@ -101,7 +102,7 @@ def merge_predictions(
         StoreError: If no image matches, a file is broken, or the target cannot be written.
         UnSAMError: If a threshold lies outside [0, 1].
     """
-    _check_target(target, masks, predictions, images)
+    check_result_file(target, masks, predictions, images)
     _check_share('score', min_score)
     store = PseudoMaskStore(masks)
     source = open_predictions(predictions, min_score, store.names(), images)
@@ -210,9 +211,3 @@ def _info(store: PseudoMaskStore, source: LabelSource, kind: str, supervised: bo
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise UnSAMError(f'{name} must lie in [0, 1], got {value}')
-
-
-def _check_target(target: str | Path, *inputs: str | Path | None) -> None:
-    for path in inputs:
-        if path is not None and Path(target).resolve() == Path(path).resolve():
-            raise StoreError(f'{target}: would overwrite what is read; choose another file for the result')

@@ -7,26 +7,24 @@ than one image.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 
-from unsam_mm.coco_files.fields import duplicate_message, entry_id, image_size, number_in, other_type_hint
+from unsam_mm.coco_files.fields import image_size, number_in
+from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
 from unsam_mm.coco_files.matching import match_images
 from unsam_mm.coco_files.segmentations import PolygonFilter, place_of
-from unsam_mm.coco_files.stream import open_utf8, read_entries, stream_lists
-from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.coco_files.stream import stream_lists
+from unsam_mm.errors import StoreError, UnSAMError, explained
 from unsam_mm.files import read_json
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
 
 SizeHW = tuple[int | None, int | None]
 Record = dict[str, Any]
-_NAMED_IN_MESSAGES = 3
 
 
 class LabelSource(Protocol):
@@ -105,9 +103,7 @@ class CocoFile:
         names: Mapping[Any, str] | None = None,
     ) -> None:
         self.path, self.supervised, self._min_score = path, supervised, min_score
-        self._number_of: dict[Any, int] = {}  # by image id
-        self._images: list[tuple[str, SizeHW] | None] = []
-        self._runs = array('q')  # image number, first byte, byte behind the last, of annotations that follow each other
+        self._index = AnnotationIndex(path)
         self._polygons = PolygonFilter(str(path))
         found = set()
         lists = {'images', 'annotations'} if names is None else {'images', 'annotations', ''}
@@ -115,88 +111,38 @@ class CocoFile:
             if entry.key == 'info':
                 self._read_info(entry.value)
             elif entry.key == 'images':
-                self._note_image(entry.value)
+                self._index.add_image(entry.value, _named)
             else:
-                self._note(self._number(entry.value, 'image_id'), entry.start, entry.end)
-        is_list = '' in found
-        if not is_list and 'annotations' not in found:
+                self._index.add_annotation(entry)
+        listed = None
+        if '' in found:
+            listed = {image_id: ListedImage(image_id, name, None, None) for image_id, name in names.items()}
+            self._index.images = [listed.get(image_id) for image_id in self._index.number_of]
+        elif 'annotations' not in found:
             raise StoreError(f'{path}: no "annotations" in it; expected a COCO file with "images" and "annotations"')
-        if is_list:
-            self._images = [(names[i], (None, None)) if i in names else None for i in self._number_of]
-        lost = [image_id for image_id, number in self._number_of.items() if self._images[number] is None]
-        if lost:
-            listed = names if is_list else self._number_of.keys() - set(lost)
-            advice = (
-                'expected a COCO file whose "images" hold all of them; a list of results needs the file that it was '
-                'predicted for (--images)'
-            )
-            raise StoreError(
-                f'{path}: annotations of {len(lost)} images that are not listed '
-                f'({", ".join(map(str, lost[:_NAMED_IN_MESSAGES]))}); {other_type_hint(lost, listed) or advice}'
-            )
-        self.count = len(self._images)
+        advice = '; a list of results needs the file that it was predicted for (--images)'
+        self._index.check_listed(listed, advice)
+        self.count = len(self._index.images)
 
     def match(self, names: list[str]) -> dict[str, int]:
         """See `LabelSource`."""
-        return _match(names, (name for name, _ in self._images), self.path)
+        return _match(names, (image.name for image in self._index.images), self.path)
 
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
         """See `LabelSource`."""
-        name, size_hw = self._images[number]
-        records = []
-        first = np.searchsorted(self._sorted_runs[:, 0], [number, number + 1])
-        try:
-            with open_utf8(self.path) as file:
-                for _, start, end in self._sorted_runs[slice(*first)].tolist():
-                    records += read_entries(file, start, end)
-            if not all(isinstance(record, dict) for record in records):
-                raise ValueError('no annotations')
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f'{self.path}: the annotations of {name} are no longer where they were ({error}); the file has changed, '
-                'start again'
-            ) from error
+        _, name, height, width = self._index.images[number]
+        records = self._index.read_records(number)
         if self._min_score is not None:
             records = [record for record in records if _score_of(record, self.path) > self._min_score]
-        return name, size_hw, [{**record, 'parent': -1} for record in self._polygons(records)]
+        return name, (height, width), [{**record, 'parent': -1} for record in self._polygons(records)]
 
     def warn(self) -> None:
         """See `LabelSource`."""
         self._polygons.warn(stacklevel=3)
 
-    @cached_property
-    def _sorted_runs(self) -> np.ndarray:
-        runs = np.frombuffer(self._runs, np.int64).reshape(-1, 3)
-        return runs[np.argsort(runs[:, 0], kind='stable')]
-
     def _read_info(self, info: Any) -> None:
         if self.supervised is None and isinstance(info, dict):
             self.supervised = info.get('supervised')
-
-    def _note_image(self, image: Any) -> None:
-        number = self._number(image, 'id')
-        name = _named(image, self.path)
-        if (other := self._images[number]) is not None:
-            raise StoreError(f'{self.path}: {duplicate_message(image["id"], other[0], name)}')
-        try:
-            self._images[number] = name, image_size(image)
-        except UnSAMError as error:
-            raise StoreError(f'{self.path}: {name}: {error}') from error
-
-    def _number(self, value: Any, key: str) -> int:
-        image_id = entry_id(value.get(key)) if isinstance(value, dict) else None
-        if image_id is None:
-            raise StoreError(f'{self.path}: found {str(value)[:60]!r} where an entry with "{key}" was expected')
-        number = self._number_of.setdefault(image_id, len(self._images))
-        if number == len(self._images):
-            self._images.append(None)
-        return number
-
-    def _note(self, number: int, start: int, end: int) -> None:
-        if self._runs and self._runs[-3] == number:
-            self._runs[-1] = end
-        else:
-            self._runs.extend((number, start, end))
 
 
 class Sa1bFolder:
@@ -239,7 +185,7 @@ class Sa1bFolder:
             return name, image_size(image), [{**record, 'parent': -1} for record in kept]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f'{file}: not an SA-1B annotation file ({type(error).__name__}: {error}); expected "image" with '
+                f'{file}: not an SA-1B annotation file ({explained(error)}); expected "image" with '
                 '"file_name" and a list of "annotations"; remove it from the folder'
             ) from error
 
@@ -290,17 +236,11 @@ def _names_by_id(path: str | Path) -> dict[Any, str]:
     Raises:
         StoreError: If an entry of "images" is malformed, or two have one id.
     """
-    names: dict[Any, str] = {}
+    index = AnnotationIndex(path)
     for entry in stream_lists(path, {'images', 'annotations'}):
         if entry.key == 'images':
-            image_id = entry_id(entry.value.get('id')) if isinstance(entry.value, dict) else None
-            if image_id is None:
-                raise StoreError(f'{path}: found {str(entry.value)[:60]!r} where an entry with "id" was expected')
-            name = _named(entry.value, path)
-            if image_id in names:
-                raise StoreError(f'{path}: {duplicate_message(image_id, names[image_id], name)}')
-            names[image_id] = name
-    return names
+            index.add_image(entry.value, _named)
+    return {image.id: image.name for image in index.images}
 
 
 def _named(image: Mapping[str, Any], path: str | Path) -> str:

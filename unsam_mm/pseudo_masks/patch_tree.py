@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from unsam_mm.pseudo_masks.merging import merge_regions
-from unsam_mm.rle import Rle
+from unsam_mm.rle import Rle, areas_and_boxes
 
 _CUBIC = -0.75  # the constant of Keys' kernel that torch uses for its bicubic interpolation
 _OUTER = np.float32(-_CUBIC / 4)  # the outer weights, at their largest half way between two centres
@@ -227,12 +227,7 @@ def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
     Returns:
         Indices of the kept masks, in rising order.
     """
-    if not rles:
-        return np.zeros(0, np.int64)
-    # One by one: of a list, pycocotools with NumPy 2 gives no more than 255 areas.
-    areas = np.array([coco_mask.area(rle) for rle in rles], np.float64)
-    boxes = coco_mask.toBbox(rles)
-    boxes[:, 2:] += boxes[:, :2]
+    areas, boxes = areas_and_boxes(rles)
     kept = np.zeros(0, np.int64)
     for i in np.argsort(-areas, kind='stable'):
         close = kept[areas[kept] * max_iou < areas[i]]
@@ -315,16 +310,6 @@ def draw_runs(runs, height, x0, y0, x1, y1):
                 drawn[x - x0, max(y - y0, 0) : max(min(y1, y + end - start) - y0, 0)] = 1
             start = end
     return drawn.T
-
-
-def encode_runs(runs: np.ndarray, size_hw: tuple[int, int]) -> Rle:
-    """COCO's run lengths of (R, 2) starts and ends, numbered column by column."""
-    height, width = size_hw
-    counts = np.diff(runs.ravel(), prepend=0)
-    counts = np.append(counts, height * width - (runs[-1, 1] if len(runs) else 0))
-    if counts[-1] == 0:
-        counts = counts[:-1]
-    return coco_mask.frPyObjects({'size': [height, width], 'counts': counts.tolist()}, height, width)
 
 
 def _joined(runs: np.ndarray) -> np.ndarray:

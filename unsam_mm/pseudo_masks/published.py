@@ -32,12 +32,11 @@ from unsam_mm.pseudo_masks.patch_tree import (
     PatchClusters,
     cluster_patches,
     draw_runs,
-    encode_runs,
     intersect_runs,
     suppress_masks,
     suppress_nested,
 )
-from unsam_mm.rle import Rle, encode_bitmaps, run_edges
+from unsam_mm.rle import Rle, encode_bitmaps, encode_runs, run_edges
 
 _CHOICES = {
     'divide': ('maskcut', 'cutler'),
@@ -329,7 +328,7 @@ def conquer_object(
         kept = [cluster for cluster in kept if _iou(runs[cluster], refined[cluster]) >= settings.keep_if_iou]
         runs = refined
     shares = clusters.levels.sum(axis=1) / (clusters.levels.shape[1] + 1)
-    return [encode_runs(runs[cluster], (height, width)) for cluster in kept], shares[kept]
+    return [encode_runs(*runs[cluster].T, (height, width)) for cluster in kept], shares[kept]
 
 
 def _near_equal_once(

@@ -68,16 +68,16 @@ def cluster_work(
         UnSAMError: If the cluster cannot be reached, none of its workers can take part, or the scheduler is lost.
     """
     job = replace(job, images=job.images.absolute(), out=job.out.absolute())
-    with _own_words(), _connected(address, job.device, n_images) as (client, threads), _probe(job.out) as probe:
+    with _silence_dask_logs(), _connected(address, job.device, n_images) as (client, threads), _probe(job.out) as probe:
         run = _Run(client, job, description)
 
         def work(names: list[str]) -> Iterator[Result]:
             probe.unlink(missing_ok=True)  # from now on the note in the store shows workers that the folder is the same
-            with _losing(client, address):
+            with _explain_lost_scheduler(client, address):
                 yield from run.results(names)
 
         try:
-            with _losing(client, address):
+            with _explain_lost_scheduler(client, address):
                 run.prepare(threads, probe)
             yield work
         finally:
@@ -96,7 +96,7 @@ def _probe(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _losing(client: distributed.Client, address: str) -> Iterator[None]:
+def _explain_lost_scheduler(client: distributed.Client, address: str) -> Iterator[None]:
     """Explains what a client raises where its scheduler is lost."""
     try:
         yield
@@ -110,8 +110,8 @@ def _losing(client: distributed.Client, address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own_words() -> Iterator[None]:
-    """Keeps Dask's log back, which has a dozen lines for a lost scheduler where one tells what to do."""
+def _silence_dask_logs() -> Iterator[None]:
+    """Dask logs a dozen lines for a lost scheduler, where one line with the remedy is enough."""
     logger = logging.getLogger('distributed')
     kept = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [logging.NullHandler()], False
@@ -316,10 +316,7 @@ class _Run:
                 return
             future = next(self._finished)
             batch = self._running.pop(future)
-            if future.status in (
-                'lost',
-                'pending',
-            ):  # its worker died before the result was fetched: Dask does it again
+            if future.status in ('lost', 'pending'):  # its worker died before the result was fetched: Dask repeats it
                 self._await(future, batch)
                 continue
             try:

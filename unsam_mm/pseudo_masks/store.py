@@ -18,7 +18,7 @@ import numpy as np
 
 from unsam_mm.coco_files.fields import image_size
 from unsam_mm.coco_files.writer import coco_writer
-from unsam_mm.errors import StoreError, TargetError
+from unsam_mm.errors import StoreError, TargetError, explained
 from unsam_mm.files import fitting_name, is_fitted, read_json, write_json
 from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
@@ -341,7 +341,7 @@ def _mask_set(content: Any, path: Path) -> MaskSet:
         _check_stated(annotations, areas, boxes)
         return MaskSet(
             rles=rles,
-            scores=_shares(annotations, 'predicted_iou'),
+            scores=_scores(annotations),
             parents=_parents(annotations),
             areas=areas,
             boxes_xyxy=boxes.astype(np.float32),
@@ -349,7 +349,7 @@ def _mask_set(content: Any, path: Path) -> MaskSet:
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise StoreError(
-            f'{path}: not a pseudo-mask file ({type(error).__name__}: {error}); remove it and generate it again'
+            f'{path}: not a pseudo-mask file ({explained(error)}); remove it and generate it again'
         ) from error
 
 
@@ -372,11 +372,11 @@ def _parents(annotations: list[dict[str, Any]]) -> np.ndarray:
     return parents.astype(np.int64)
 
 
-def _shares(annotations: list[dict[str, Any]], key: str, default: float | None = None) -> np.ndarray:
-    values = _numbers(annotations, key, default)
-    if (wrong := values[~((values >= 0) & (values <= 1))]).size:
-        raise ValueError(f'"{key}" is {wrong[0]:.12g}; expected a number in [0, 1]')
-    return values.astype(np.float32)
+def _scores(annotations: list[dict[str, Any]]) -> np.ndarray:
+    scores = _numbers(annotations, 'predicted_iou')
+    if (wrong := scores[~((scores >= 0) & (scores <= 1))]).size:
+        raise ValueError(f'"predicted_iou" is {wrong[0]:.12g}; expected a number in [0, 1]')
+    return scores.astype(np.float32)
 
 
 def _numbers(annotations: list[dict[str, Any]], key: str, default: float | None = None) -> np.ndarray:

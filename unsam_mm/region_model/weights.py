@@ -11,9 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from unsam_mm.errors import StoreError, UnSAMError, WeightsError
+from unsam_mm.errors import StoreError, UnSAMError, WeightsError, explained
 from unsam_mm.files import atomic_writer
-from unsam_mm.npz import first_line
 from unsam_mm.pseudo_masks.generator import GeneratorSettings
 from unsam_mm.pseudo_masks.ranking import RankingSettings
 from unsam_mm.region_model.network import RegionNet
@@ -118,7 +117,7 @@ def load_weights(path: str | Path) -> TrainedRegions:
         return TrainedRegions(net, GeneratorSettings(**settings), n_tokens, notes)
     except _NO_NETWORK as error:
         raise WeightsError(
-            f'{path}: the parts do not belong together ({first_line(error)}); export the checkpoint again'
+            f'{path}: the parts do not belong together ({explained(error)}); export the checkpoint again'
         ) from error
 
 
@@ -153,8 +152,9 @@ def net_of_checkpoint(path: str | Path) -> RegionNet:
     except FileNotFoundError as error:
         raise WeightsError(f'{path}: no such checkpoint') from error
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f'{path}: cannot be read ({reason}); give latest.pth, which holds only weights') from error
+        raise WeightsError(
+            f'{path}: cannot be read ({explained(error)}); give latest.pth, which holds only weights'
+        ) from error
     state = content.get('state_dict', content) if isinstance(content, dict) else {}
     state = {name.removeprefix('net.'): values for name, values in state.items() if name.startswith('net.')}
     if not state:
@@ -164,9 +164,7 @@ def net_of_checkpoint(path: str | Path) -> RegionNet:
             raise ValueError(f'{broken[0]} is not finite')
         return _net_of(state, net_arguments(state))
     except _NO_NETWORK as error:
-        raise WeightsError(
-            f'{path}: a region model of another version ({first_line(error)}); train it again'
-        ) from error
+        raise WeightsError(f'{path}: a region model of another version ({explained(error)}); train it again') from error
 
 
 def net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
