@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -484,9 +485,10 @@ def _peak_mb(root, n_images):
     images = [coco_image(number, f'{number}.jpg') for number in range(n_images)]
     write(root / 'gt.json', {'images': images, 'annotations': records})
     script = (
-        'import resource, sys; from unsam_mm.__main__ import main; main(sys.argv[1:]);'
-        'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)'
+        'import sys; from unsam_mm.__main__ import main; main(sys.argv[1:]);'
+        'from benchmarks.timing import peak_memory; print(peak_memory() / 2**20)'
     )
     command = [sys.executable, '-c', script, 'merge', root / 'masks', root / 'all.json', '--gt', root / 'gt.json']
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    checkout = Path(__file__).parents[2]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, cwd=checkout)
     return float(finished.stdout.split()[-1])
