@@ -159,6 +159,36 @@ def test_an_error_of_the_system_is_one_line_too(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == [r"error: OSError: [Errno 5] Input/output error: 'a\nb.png'"]
 
 
+TALKING = """
+import sys
+import unsam_mm.cli.weights as weights
+import unsam_mm.__main__ as core
+import napari_unsam.__main__ as dock
+
+def run(options):
+    print('a line ' * 2000)
+    return 1
+
+weights.run = dock.run_batch = run
+sys.exit(core.main(['weights', 'list']) if {is_core} else dock.main(['batch', 'a', 'b']))
+"""
+
+
+@pytest.mark.parametrize('is_core', [True, False], ids=['unsam_mm', 'napari_unsam'])
+@pytest.mark.parametrize('is_buffered', [True, False])
+@pytest.mark.parametrize(
+    ('output', 'message'),
+    [('>&-', b''), ('| true', b''), ('>/dev/full', b'error: OSError: [Errno 28] No space left on device\n')],
+)
+def test_a_closed_or_full_output_ends_a_command_in_one_line_at_most(is_core, is_buffered, output, message):
+    environment = os.environ | {'PYTHONUNBUFFERED': '' if is_buffered else '1'}
+    shell = f'{{ "$0" -c "$1"; echo status $? >&2; }} {output}'.replace('| true', '| sh -c "exec <&-; sleep 0.1"')
+    command = ['sh', '-c', shell, sys.executable, TALKING.format(is_core=is_core)]
+    said = subprocess.run(command, env=environment, stderr=subprocess.PIPE, check=False).stderr
+    # A pipe that breaks while the command still runs leaves its status unknown.
+    assert said in ({message + b'status 1\n'} | ({b'status 0\n'} if output == '| true' else set()))
+
+
 def test_the_demo_leaves_pictures_of_the_user_s_alone(tmp_path, capsys):
     (tmp_path / 'images').mkdir()
     (tmp_path / 'images' / 'coffee.png').write_bytes(b'mine')
