@@ -11,10 +11,8 @@ from napari_unsam._words import counted
 from napari_unsam.files.automatic import SIDES, AutomaticSettings
 from napari_unsam.files.batch import FAILED, BatchJob, BatchReport
 from napari_unsam.output.formats import FORMATS
-from unsam_mm.cli.streams import escape_unencodable
-from unsam_mm.errors import UnSAMError, explained, one_line
-
-_INTERRUPTED = 130  # what shells report for Ctrl-C
+from unsam_mm.cli.streams import escape_unencodable, exit_status
+from unsam_mm.errors import one_line
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,17 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     escape_unencodable()
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
-    try:
-        return options.run(options)
-    except UnSAMError as error:
-        sys.stderr.write(f'error: {one_line(error)}\n')
-        return 1
-    except OSError as error:
-        sys.stderr.write(f'error: {one_line(explained(error))}\n')
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write('interrupted; run the same command with --resume to go on\n')
-        return _INTERRUPTED
+    return exit_status(lambda: options.run(options), 'run the same command with --resume to go on')
 
 
 def _level(text: str) -> float | None:

@@ -159,6 +159,46 @@ def test_an_error_of_the_system_is_one_line_too(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == [r"error: OSError: [Errno 5] Input/output error: 'a\nb.png'"]
 
 
+TALKING = """
+import sys
+import {module}
+
+def run(options):
+    sys.stdout.write('a line ' * 2000)
+    return 1
+
+{module}.{function} = run
+from {package}.__main__ import main
+sys.exit(main({arguments}))
+"""
+
+
+@pytest.mark.parametrize(
+    'talking',
+    [
+        {'module': 'unsam_mm.cli.weights', 'function': 'run', 'package': 'unsam_mm', 'arguments': ['weights', 'list']},
+        {
+            'module': 'napari_unsam.__main__',
+            'function': 'run_batch',
+            'package': 'napari_unsam',
+            'arguments': ['batch', 'a', 'b'],
+        },
+    ],
+    ids=['unsam_mm', 'napari_unsam'],
+)
+@pytest.mark.parametrize(
+    ('output', 'message'),
+    [('>&-', b''), ('| true', b''), ('>/dev/full', b'error: OSError: [Errno 28] No space left on device\n')],
+)
+def test_a_closed_or_full_output_ends_a_command_in_one_line_at_most(talking, output, message):
+    environment = os.environ | {'PYTHONUNBUFFERED': ''}  # what is held back is written last
+    shell = f'{{ "$0" -c "$1"; echo status $? >&2; }} {output}'.replace('| true', '| sh -c "exec <&-; sleep 0.1"')
+    command = ['sh', '-c', shell, sys.executable, TALKING.format(**talking)]
+    said = subprocess.run(command, env=environment, stderr=subprocess.PIPE, check=False).stderr
+    # A pipe that breaks while the command still runs leaves its status unknown.
+    assert said in ({message + b'status 1\n'} | ({b'status 0\n'} if output == '| true' else set()))
+
+
 def test_the_demo_leaves_pictures_of_the_user_s_alone(tmp_path, capsys):
     (tmp_path / 'images').mkdir()
     (tmp_path / 'images' / 'coffee.png').write_bytes(b'mine')

@@ -99,6 +99,16 @@ def test_a_device_is_written_to_and_not_replaced():
     assert stat.S_ISCHR(Path('/dev/null').stat().st_mode)
 
 
+def test_a_pipe_behind_a_link_is_written_to(tmp_path):
+    link, (reading, writing) = tmp_path / 'out.json', os.pipe()
+    link.symlink_to(f'/dev/fd/{writing}')
+    write_json(link, [1, 2])
+    os.close(writing)
+    with os.fdopen(reading, 'rb') as pipe:
+        assert json.load(pipe) == [1, 2]
+    assert list(tmp_path.iterdir()) == [link]
+
+
 def test_a_folder_in_the_place_of_a_file_is_explained_before_anything_is_computed(tmp_path):
     (tmp_path / 'a.json').mkdir()
     with pytest.raises(TargetError, match='a.json: is a folder'), atomic_writer(tmp_path / 'a.json'):

@@ -153,8 +153,20 @@ def test_animations_are_no_images(tmp_path, name):
             read(tmp_path / name)
 
 
+def write_large_imagej_stack(path, n_planes=3):
+    """As ImageJ writes stacks of more than 4 GB: the header of the first plane, then the pixels of all."""
+    text = f'ImageJ=1.54f\nimages={n_planes}\nslices={n_planes}\n'.encode() + bytes(1)
+    write_tiff(path, STACK[:n_planes].tobytes(), SHAPE, tags=[(270, 2, text)])
+
+
+def header_first(compression):
+    return lambda path: tifffile.imwrite(path, RGB, photometric='rgb', compression=compression)
+
+
 CUT = {
     **STACKS,
+    'large imagej.tif': write_large_imagej_stack,
+    **{f'{name} header first.tif': header_first(name) for name in ('jpeg', 'zlib', 'packbits', 'jpeg2000')},
     'deep.png': KINDS['png 16 bit RGB'].write,
     'a.jpg': KINDS['RGB.jpg'].write,
     'a.webp': KINDS['RGB.webp'].write,
@@ -179,6 +191,38 @@ def test_a_file_that_is_cut_short_is_not_taken_for_what_is_left_of_it(tmp_path, 
         assert left.channels.keys() == whole.channels.keys()
         assert all((left.channels[channel] == whole.channels[channel]).all() for channel in whole.channels)
     assert capfd.readouterr().err == ''
+
+
+def test_a_plane_that_was_split_off_an_imagej_stack_is_one_image(tmp_path):
+    text = b'ImageJ=1.54f\nimages=3\nslices=3\n\0'
+    write_tiff(tmp_path / 'a.tif', GREY.tobytes(), SHAPE, tags=[(270, 2, text)])
+    assert (read_pixels(tmp_path / 'a.tif').picture() == GREY).all()
+
+
+@pytest.mark.parametrize('name', ['RGB.png', 'png 16 bit RGB', 'palette.png', 'png 4 bit'])
+def test_a_png_with_a_changed_byte_is_not_read_as_noise(tmp_path, name):
+    KINDS[name].write(tmp_path / 'a.png')
+    content = bytearray((tmp_path / 'a.png').read_bytes())
+    content[content.index(b'IDAT') + 40] ^= 1
+    (tmp_path / 'a.png').write_bytes(content)
+    for read in (read_image, read_pixels):
+        with pytest.raises(ImageError, match=r'a\.png: the file is damaged \(its checksum differs\); copy it again'):
+            read(tmp_path / 'a.png')
+
+
+@pytest.mark.parametrize(('pixels', 'colour_type'), [(RGB, 2), (DEEP_RGB, 2)], ids=['8 bit', '16 bit'])
+def test_a_changed_byte_in_the_texts_of_a_png_costs_no_image(tmp_path, pixels, colour_type):
+    write_png(tmp_path / 'a.png', pixels, colour_type, chunks=png_chunk(b'tEXt', b'by\0someone'))
+    content = (tmp_path / 'a.png').read_bytes()
+    (tmp_path / 'a.png').write_bytes(content.replace(b'someone', b'nobody!'))
+    channels = read_pixels(tmp_path / 'a.png').channels.values()
+    assert (np.stack(list(channels), axis=-1) == pixels).all()
+
+
+def test_broken_metadata_of_a_microscope_cost_no_image(tmp_path):
+    lsm = (34412, 1, 500, b'LI\0\4' + bytes(496), True)
+    tifffile.imwrite(tmp_path / 'a.tif', GREY, extratags=[lsm], metadata=None)
+    assert (read_pixels(tmp_path / 'a.tif').picture() == GREY).all()
 
 
 def test_channels_that_are_no_colours_stay_channels(tmp_path):

@@ -120,6 +120,12 @@ def test_folders_are_searched_at_any_depth_in_a_fixed_order(tmp_path, coffee):
     assert found == ['a.jpg', 'b/2.PNG', 'b/c/1.tiff', 'link/4.png']
 
 
+def test_results_beside_images_are_no_images_and_images_of_such_names_are(tmp_path):
+    for name in ('a.png', 'a.png.objects.tif', f'b~{"0" * 16}.objects.tif', 'c.objects.png', 'd.objects.tif'):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ['a.png', 'c.objects.png', 'd.objects.tif']
+
+
 def test_a_file_that_a_folder_would_not_list_is_no_image_by_itself_either(tmp_path, coffee):
     Image.fromarray(coffee).save(tmp_path / 'coffee.gif')
     with pytest.raises(ImageError, match=r'coffee.gif: expected a file ending in .jpg'):

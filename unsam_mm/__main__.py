@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import warnings
 
 from unsam_mm import __version__
 from unsam_mm.cli import bench, convert, demo, evaluate, generate, merge, weights
-from unsam_mm.cli.streams import escape_unencodable
-from unsam_mm.errors import UnSAMError, explained, one_line
+from unsam_mm.cli.streams import escape_unencodable, exit_status
 
 _COMMANDS = (bench, convert, demo, evaluate, generate, merge, weights)
-_INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,23 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('unsam_mm').setLevel(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            return options.run(options)
-    except UnSAMError as error:
-        print(f'error: {one_line(error)}', file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # The reader, `head` for one, has had enough; Python would complain once more when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print(f'error: {one_line(explained(error))}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('interrupted; run the same command again to go on', file=sys.stderr)
-        return _INTERRUPTED
+    return exit_status(lambda: _run(options), 'run the same command again to go on')
+
+
+def _run(options: argparse.Namespace) -> int:
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return options.run(options)
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:

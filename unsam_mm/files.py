@@ -46,12 +46,12 @@ def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> 
     temporary = None
     try:
         with _explaining(path):
-            path = Path(os.path.realpath(path)) if path.is_symlink() else path
             if path.is_dir():
                 raise TargetError(f'{path}: is a folder, a file is needed; choose another output')
             if path.exists() and not path.is_file():
                 raw = _Target(os.open(path, os.O_WRONLY), path)
             else:
+                path = Path(os.path.realpath(path)) if path.is_symlink() else path
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = temporary_name(path.parent)
                 raw = _Target(_create(temporary), path)

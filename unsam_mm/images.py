@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')
 MIN_SIDE_PX = 8
 """Below this no superpixel fits; also catches a stack with its axes in another order."""
 
+_RESULT = re.compile(r'(\.(jpe?g|png|tiff?|bmp|webp)|~[0-9a-f]{16})\.objects\.tif$', re.IGNORECASE)
 _STRETCH_PERCENTILES = (0.1, 99.9)  # a few hot pixels must not set the contrast
 _DARK = 0.1  # brightest value of a float colour image below which it needs stretching
 
@@ -117,6 +119,8 @@ def list_images(folder: str | Path) -> list[Path]:
             )
         return [folder]
     names = sorted(walk_images(folder))
+    if not names and any(is_result(path.name) for path in folder.rglob('*.objects.*')):
+        raise ImageError(f'{folder}: no images found but results of earlier runs; choose the folder of the images')
     if not names:
         raise ImageError(f'{folder}: no images found; expected files ending in {" ".join(IMAGE_SUFFIXES)}')
     return [folder / name for name in names]
@@ -125,7 +129,7 @@ def list_images(folder: str | Path) -> list[Path]:
 def walk_images(root: Path) -> Iterator[str]:
     """Paths of the images below a folder, relative to it with forward slashes; nothing but folder entries is read.
 
-    Hidden files and folders are left out; links to folders are followed.
+    Hidden files and folders are left out, and so are `is_result` files; links to folders are followed.
 
     Raises:
         ImageError: If a folder is missing or cannot be read.
@@ -145,8 +149,13 @@ def walk_images(root: Path) -> Iterator[str]:
                 if place is None or place not in seen:
                     seen.add(place)
                     folders.append(f'{name}/')
-            elif name.lower().endswith(IMAGE_SUFFIXES):
+            elif name.lower().endswith(IMAGE_SUFFIXES) and not is_result(name):
                 yield name  # a broken link too: reading it gives a message of its own
+
+
+def is_result(name: str) -> bool:
+    """Whether a name is that of the labels which `python -m napari_unsam batch` and the dock save beside an image."""
+    return _RESULT.search(name) is not None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

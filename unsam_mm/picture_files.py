@@ -7,6 +7,7 @@ import io
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from unsam_mm.tiff_metadata import PixelSizes
 
 _ORIENTATION = 0x0112
 _PNG = b'\x89PNG\r\n\x1a\n'
+_PNG_CHECKED = (b'IHDR', b'PLTE', b'IDAT')
 _PNG_PIXELS = (b'IHDR', b'PLTE', b'acTL', b'IDAT', b'IEND', b'eXIf')
 _DEEP_COLOUR = (b'\x10\x02', b'\x10\x04', b'\x10\x06')  # 16 bits of RGB, of grey and alpha, and of RGB and alpha
 _DEEP_GREY_ALPHA = 4
@@ -44,8 +46,10 @@ class Picture:
         """The file's own numbers, (H, W) or (H, W, 3).
 
         Raises:
-            ImageError: If OpenCV is needed and missing.
+            ImageError: If OpenCV is needed and missing, or the checksum of a PNG differs.
         """
+        if _is_png(self.path):
+            _check_png(self.path)
         deep_type = _deep_colour_type(self.path)
         return upright(_read_deep_png(self.path, deep_type) if deep_type else self._load(), self._orientation)
 
@@ -97,9 +101,7 @@ def open_with_pillow(path: Path) -> Image.Image:
     with _without_limit():
         try:
             return Image.open(path)
-        except UnidentifiedImageError:
-            raise
-        except ValueError:
+        except (UnidentifiedImageError, ValueError):  # damaged texts, and long ones
             if not _is_png(path):
                 raise
             return Image.open(_png_without_metadata(path))
@@ -160,7 +162,8 @@ def _read_deep_png(path: Path, colour_type: int) -> np.ndarray:
         )
     from unsam_mm._opencv import import_opencv
 
-    with open_with_pillow(path) as file:
+    bare = _png_without_metadata(path)
+    with _without_limit(), Image.open(bare) as file:
         file.verify()  # OpenCV does not say what is wrong
     cv2 = import_opencv()
     data = np.frombuffer(_png_without_metadata(path).getbuffer(), np.uint8)
@@ -170,14 +173,29 @@ def _read_deep_png(path: Path, colour_type: int) -> np.ndarray:
     return pixels[..., 0] if colour_type == _DEEP_GREY_ALPHA else pixels[..., [2, 1, 0]]
 
 
+def _check_png(path: Path) -> None:
+    """Compares the checksums of a PNG's pixels: Pillow does not, and what follows a damaged byte comes out as noise.
+
+    Raises:
+        ImageError: If one differs.
+    """
+    for kind, chunk in _png_chunks(path.read_bytes()):
+        is_whole = len(chunk) == 12 + int.from_bytes(chunk[:4], 'big')  # Pillow tells of one that is not
+        if kind in _PNG_CHECKED and is_whole and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], 'big'):
+            raise ImageError(f'{path}: the file is damaged (its checksum differs); copy it again')
+
+
 def _png_without_metadata(path: Path) -> io.BytesIO:
     """A PNG with nothing but its pixels and their orientation: decoders fail on long texts or warn of odd profiles."""
-    data = path.read_bytes()
-    kept, position = [data[: len(_PNG)]], len(_PNG)
+    chunks = _png_chunks(path.read_bytes())
+    return io.BytesIO(_PNG + b''.join(chunk for kind, chunk in chunks if kind in _PNG_PIXELS))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """The kind of each chunk of a PNG, and the chunk: its length, kind, content and checksum."""
+    position = len(_PNG)
     while position + 8 <= len(data):
         length, kind = struct.unpack_from('>I4s', data, position)
         end = position + 12 + length
-        if kind in _PNG_PIXELS:
-            kept.append(data[position:end])
+        yield kind, memoryview(data)[position:end]
         position = end
-    return io.BytesIO(b''.join(kept))

@@ -28,7 +28,7 @@ from unsam_mm.picture_files import read_frames
 from unsam_mm.tiff_metadata import PixelSizes, own_ome_xml, pixel_sizes
 
 if TYPE_CHECKING:
-    from tifffile import TiffFile, TiffPage, TiffPageSeries
+    from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
 
 _MAGIC = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _PHOTOMETRIC = tifffile.PHOTOMETRIC
@@ -44,7 +44,9 @@ _PIXEL_TAGS = {273, 279, 320, 324, 325, 347}  # where strips and tiles are, the 
 _AXES = 'TZYX'
 # Formats that tifffile reads from several files at once: here each file gives its own planes.
 _OF_SEVERAL_FILES = {'is_mmstack': False, 'is_ndtiff': False}
-_WITHOUT_METADATA = dict.fromkeys(('is_ome', 'is_imagej', 'is_shaped', 'is_micromanager'), False)
+# Those of microscopes whose pages can be read without their metadata.
+_MICROSCOPES = ('is_micromanager', 'is_lsm', 'is_fluoview', 'is_sis', 'is_scanimage')
+_WITHOUT_METADATA = dict.fromkeys(('is_ome', 'is_imagej', 'is_shaped', *_MICROSCOPES), False)
 _PAGES_OF_ONE_KIND = ('generic', 'uniform', 'shaped', 'ome', 'imagej')
 
 
@@ -76,6 +78,9 @@ class TiffImage:
             ImageError: If the compression cannot be read.
         """
         page, last = self._series.keyframe, len(self.shape)
+        if page.compression != 1:  # decoders of JPEG, for one, make up what is missing
+            for part in self._series.pages:
+                _check_end(part, self.path)
         try:
             pixels, axes = self._series.asarray(), self._series.axes.upper()
             channel_axis = _channel_axis(axes)
@@ -110,8 +115,7 @@ class TiffImage:
             raise self._unreadable(reason)
         for page in pages:  # libtiff would say on stderr what is wrong
             _check_tags(page, self.path)
-            if _end(page) > page.parent.filehandle.size:
-                raise ImageError(f'{self.path}: the file ends before its last pixel; copy it again')
+            _check_end(page, self.path)
         try:
             planes = list(read_frames(self.path, [page.index for page in pages]))
         except Exception as error:
@@ -175,8 +179,9 @@ def open_tiff(path: Path) -> Iterator[TiffImage]:
 def _open_series(path: Path) -> tuple[TiffFile, TiffPageSeries]:
     """The file and its main image; with planes as they follow each other where metadata are broken or do not fit."""
     for flags in ({}, _WITHOUT_METADATA):
-        file = tifffile.TiffFile(path, **_OF_SEVERAL_FILES, **flags)
+        file = None
         try:
+            file = tifffile.TiffFile(path, **_OF_SEVERAL_FILES, **flags)
             if not file.pages:
                 raise ImageError(f'{path}: the file ends before its first page; copy it again')
             if file.is_ome and (file := _own_part(file, path)) is None:
@@ -184,6 +189,8 @@ def _open_series(path: Path) -> tuple[TiffFile, TiffPageSeries]:
             if file.series[0].kind == 'shaped' and len(file.series) > 1:  # pages that tifffile wrote one by one
                 file.close()
                 continue
+            if file.is_imagej:
+                _check_planes_of_imagej(file, path)
             series = _main_series(file, path)
             _check_tags(series.keyframe, path)
             if series.kind != 'ome' or all(page is not None for page in series.pages):
@@ -192,9 +199,11 @@ def _open_series(path: Path) -> tuple[TiffFile, TiffPageSeries]:
             file.close()
             raise
         except Exception:
-            if flags:
+            if file is not None:
                 file.close()
+            if flags:
                 raise
+            continue
         file.close()
     raise ImageError(f'{path}: holds no image; copy it again')
 
@@ -252,9 +261,36 @@ def _check_tags(page: TiffPage, path: Path) -> None:
         raise ImageError(f'{path}: the file ends before its last value; copy it again')
 
 
-def _end(page: TiffPage) -> int:
+def _check_end(page: TiffPage | TiffFrame | None, path: Path) -> None:
+    """Refuses a page of which pixels lie beyond the end of the file.
+
+    Raises:
+        ImageError: If there are any.
+    """
+    if page is not None and _end(page) > page.parent.filehandle.size:
+        raise ImageError(f'{path}: the file ends before its last pixel; copy it again')
+
+
+def _end(page: TiffPage | TiffFrame) -> int:
     """Where in the file the last pixel of a page ends."""
     return max((at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+
+
+def _check_planes_of_imagej(file: TiffFile, path: Path) -> None:
+    """Refuses what is left of a large stack of ImageJ, which has the header of its first plane alone.
+
+    The header comes first, so what follows the first plane is part of others. A plane that was split off by another
+    program may say that it is of a stack too.
+
+    Raises:
+        ImageError: If the file ends before the last plane.
+    """
+    page, n_planes = file.pages.first, (file.imagej_metadata or {}).get('images', 1)
+    if file.pages.is_multipage or page.compression != 1 or file.series[0].kind == 'imagej':
+        return
+    begin = min(page.dataoffsets, default=0)
+    if n_planes != 1 and page.offset < begin and begin + page.nbytes < file.filehandle.size:
+        raise ImageError(f'{path}: the file ends before the last of its {n_planes} planes; copy it again')
 
 
 def _lacks_codec(error: Exception) -> bool:

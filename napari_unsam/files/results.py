@@ -47,9 +47,6 @@ class ImageList:
             return cls.of_paths(_listed(images), images)
         root = images.parent if images.is_file() else images
         names = [path.relative_to(root).as_posix() for path in list_images(images)]
-        names = [name for name in names if _MARK not in Path(name).suffixes]
-        if not names:
-            raise ImageError(f'{images}: no images found but results of earlier runs; choose the folder of the images')
         return cls(root, tuple(names))
 
     @classmethod

@@ -263,7 +263,7 @@ def test_lists_that_cannot_be_meant_are_refused(tmp_path, lines, words):
 
 def test_a_folder_of_results_alone_is_told(tmp_path):
     tifffile.imwrite(tmp_path / 'a.png.objects.tif', COINS)
-    with pytest.raises(ImageError, match='results of earlier runs'):
+    with pytest.raises(ImageError, match='no images found but results of earlier runs'):
         ImageList.of(tmp_path)
 
 
