@@ -1,9 +1,11 @@
 """Kills commands at random moments and checks that nothing is lost: ``python -m benchmarks.kills WHAT [--moments 20]``.
 
-WHAT is `generate`, `generate-workers`, `npz` or `zarr`. For `generate` the command is killed, with its workers, again and
+WHAT is `generate`, `generate-workers`, `npz`, `zarr` or `train`. For `generate` the command is killed, with its workers, again and
 again and started anew each time; what was finished must be there, whole and untouched, after each kill, no more than the
 images at work may be done again, and the end must equal a run that nobody killed. For `npz` and `zarr` a process that
-replaces an embedding over and over is killed, and what is there must be one of those that it wrote.
+replaces an embedding over and over is killed, and what is there must be one of those that it wrote. For `train` a training
+is killed, with its workers, and resumed each time: no more than what follows the last whole checkpoint may be lost, and losses
+and weights at the end must equal, to the last bit, those of a training that nobody killed.
 """
 
 from __future__ import annotations
@@ -37,12 +39,17 @@ while True:
     print(value, flush=True)
 """
 N_IMAGES = 60
+TRAINING = """
+_base_ = './tiny.py'
+train_cfg = dict(max_iters=60)
+"""
+CHECKPOINT_EVERY = 2  # iterations, in tiny.py
 
 
 def main() -> int:
     """Prints what happened; exit status 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=('generate', 'generate-workers', 'npz', 'zarr'))
+    parser.add_argument('what', choices=('generate', 'generate-workers', 'npz', 'zarr', 'train'))
     parser.add_argument('--moments', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
     options = parser.parse_args()
@@ -51,6 +58,8 @@ def main() -> int:
         if options.what.startswith('generate'):
             workers = 2 if options.what == 'generate-workers' else 1
             return _kill_generate(Path(folder), workers, options.moments, moments)
+        if options.what == 'train':
+            return _kill_training(Path(folder), options.moments, moments)
         return _kill_saving(Path(folder, f'a.{options.what}'), options.moments, moments)
 
 
@@ -96,6 +105,71 @@ def _kill_generate(folder: Path, workers: int, n_moments: int, moments: random.R
     return 0 if same and kept else 1
 
 
+def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
+    # By its folder: other packages install a module called tests.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests' / 'test_engine'))
+    import runs
+
+    from unsam_mm.engine import find_resumable
+
+    runs.write_tiny_data(folder)
+    (folder / 'kills.py').write_text(TRAINING, encoding='utf-8')
+    quiet, killed = folder / 'quiet', folder / 'killed'
+
+    def start(work_dir: Path) -> subprocess.Popen:
+        return _start(
+            [sys.executable, str(runs.TRAIN), 'kills.py', '--work-dir', str(work_dir), '--resume'], cwd=folder
+        )
+
+    began = time.monotonic()
+    process = start(quiet)
+    _wait(process, (quiet / f'iter_{CHECKPOINT_EVERY}.pth').exists)
+    startup_s = time.monotonic() - began
+    if process.wait() != 0:
+        raise RuntimeError('the training that nobody kills failed')
+    kept, kills, lost = 0, 0, []
+    for moment in range(n_moments):
+        process = start(killed)
+        if moment % 2:  # else it is killed as it starts
+            _wait(process, lambda known=kept: _last_iteration(killed) > known)
+        time.sleep(moments.uniform(0, 1.5 if moment % 2 else startup_s))
+        _kill(process)
+        if process.returncode != -signal.SIGKILL:
+            if process.returncode == 0:
+                break
+            _say(f'moment {moment}: could not go on')
+            return 1
+        kills += 1
+        path = find_resumable(killed)
+        found = 0 if path is None else int(path.stem.removeprefix('iter_'))
+        logged = max(runs.losses(killed), default=0)
+        lost.append(logged - found)
+        # The checkpoint that was being written may be cut short, and then counts for nothing.
+        if found < kept or logged - found > 2 * CHECKPOINT_EVERY:
+            _say(f'moment {moment}: goes on from {found} after {logged} iterations, could have from {kept} before')
+            return 1
+        kept = found
+        _say(f'moment {moment}: killed after iteration {logged}, goes on from {found}')
+    if start(killed).wait() != 0:
+        _say('the last one could not go on')
+        return 1
+    same_losses = runs.losses(killed) == runs.losses(quiet)
+    last = sorted(path.name for path in quiet.glob('*.pth'))
+    same_files = last == sorted(path.name for path in killed.glob('*.pth')) and all(
+        runs.equal(*(runs.weights(run / name) for run in (quiet, killed))) for name in last
+    )
+    left = [path.name for path in killed.rglob('*.part')]
+    _say(
+        f'{kills} kills: at most {max(lost, default=0)} iterations were done again; the losses of a training that nobody '
+        f'killed: {same_losses}; its files {", ".join(last)}, with the same weights: {same_files}; left: {left}'
+    )
+    return 0 if same_losses and same_files and not left else 1
+
+
+def _last_iteration(work_dir: Path) -> int:
+    return max((int(path.stem.removeprefix('iter_')) for path in work_dir.glob('iter_*.pth')), default=0)
+
+
 def _kill_saving(path: Path, n_moments: int, moments: random.Random) -> int:
     value = kept_old = 0
     for moment in range(n_moments):
@@ -116,8 +190,8 @@ def _kill_saving(path: Path, n_moments: int, moments: random.Random) -> int:
     return 0
 
 
-def _start(command: list[str], stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
-    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL, start_new_session=True)
+def _start(command: list[str], stdout: int = subprocess.DEVNULL, cwd: Path | None = None) -> subprocess.Popen:
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL, start_new_session=True, cwd=cwd)
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -66,13 +66,13 @@ def slow_mask(rle: Any, size_hw: tuple[int, int]) -> np.ndarray | None:
     if not isinstance(rle, dict) or not {'size', 'counts'} <= rle.keys():
         return None
     size, counts = rle['size'], rle['counts']
-    if not isinstance(size, list) or [type(side) for side in size] != [int, int] or tuple(size) != size_hw:
+    if not isinstance(size, list) or not all(map(is_whole, size)) or tuple(size) != size_hw:
         return None
     runs: list[int] = []
     if isinstance(counts, list):
-        if not all(type(run) is int for run in counts):
+        if not all(map(is_whole, counts)):
             return None
-        runs = counts
+        runs = [int(run) for run in counts]
     elif isinstance(counts, str):
         digits: list[int] = []
         for character in counts:
@@ -95,6 +95,10 @@ def slow_mask(rle: Any, size_hw: tuple[int, int]) -> np.ndarray | None:
         return None
     pixels = [value % 2 == 1 for value, run in enumerate(runs) for _ in range(run)]
     return np.array(pixels, bool).reshape(size_hw[1], size_hw[0]).T
+
+
+def is_whole(value: Any) -> bool:
+    return type(value) in (int, float) and value == value and abs(value) < math.inf and value == int(value)
 
 
 def is_polygon(part: Any) -> bool:

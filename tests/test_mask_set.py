@@ -77,6 +77,12 @@ def test_masks_can_be_walked_through(nested):
     assert [len(mask) for mask in nested] == [1, 1, 1]
 
 
+@pytest.mark.parametrize('shape', [(0,), (5, 5), (1, 2, 5, 5)])
+def test_bitmaps_of_another_shape_are_refused(shape):
+    with pytest.raises(UnSAMError, match=r'masks must have the shape \(N, H, W\)'):
+        MaskSet.from_bitmaps(np.ones(shape, bool))
+
+
 def test_coco_records_have_boxes_with_sides_and_scores_as_plain_numbers(nested):
     record = nested.to_coco(image_id=3)[0]
     assert (record['image_id'], record['bbox'], record['area'], record['parent']) == (3, [0, 0, 2, 2], 4, 2)

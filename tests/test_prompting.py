@@ -193,6 +193,10 @@ def test_bgr_images_give_the_masks_of_their_rgb_form(generator, coffee):
         lambda: UnSAMAutomaticMaskGenerator(None),
         lambda: UnSAMAutomaticMaskGenerator(None, output_mode='png'),
         lambda: UnSAMAutomaticMaskGenerator(None, max_masks=0),
+        lambda: UnSAMAutomaticMaskGenerator(None, max_masks=1.5),
+        lambda: UnSAMAutomaticMaskGenerator(None, pred_iou_thresh=float('nan')),
+        lambda: UnSAMAutomaticMaskGenerator(None, stability_score_thresh=float('nan')),
+        lambda: UnSAMAutomaticMaskGenerator(None, box_nms_thresh=float('nan')),
     ],
 )
 def test_unknown_choices_are_refused(call):

@@ -75,6 +75,7 @@ def test_the_edges_of_a_mask_with_thousands_of_runs_draw_it(coins):
 
 def test_plain_lists_of_counts_are_understood():
     rle = rle_from_json({'size': [2, 3], 'counts': [1, 2, 3]})
+    assert rle_from_json({'size': [2.0, 3.0], 'counts': [1.0, 2.0, 3.0]}) == rle  # as pandas writes numbers
     assert decode_rles([rle], (2, 3))[0].tolist() == [[False, True, False], [True, False, False]]
 
 
@@ -118,6 +119,7 @@ def test_equal_masks_have_equal_counts_however_they_were_written(counts, data):
         ([7, -1], 'a run of .-1. px'),
         ([2**32 + 6], 'add up to 4294967302 px'),
         ([float('nan'), 6], 'a run of .nan. px'),
+        ([5.5, 0.5], 'a run of .5.5. px'),
         ((6,), 'of type tuple'),
         (None, 'of type NoneType'),
     ],
@@ -131,7 +133,22 @@ def test_counts_that_are_no_mask_of_six_pixels_are_refused(counts, reason):
 
 
 @pytest.mark.parametrize(
-    'size', [[3, 2], [6], [2, 3, 1], [2.0, 3], ['2', 3], [True, 6], [0, 0], [-2, -3], None, 6, [2**20, 2**20]]
+    'size',
+    [
+        [3, 2],
+        [6],
+        [2, 3, 1],
+        [2.5, 3],
+        [float('nan'), 3],
+        [float('inf'), 3],
+        ['2', 3],
+        [True, 6],
+        [0, 0],
+        [-2, -3],
+        None,
+        6,
+        [2**20, 2**20],
+    ],
 )
 def test_sizes_that_are_not_those_of_the_image_are_refused(size):
     with pytest.raises(RleError, match='size of the RLE|px, the image 2 x 3'):

@@ -21,6 +21,7 @@ _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = '.unsam-', '.part'
 _LEFTOVER_AGE_S = 3600.0  # no file takes longer to write
 _MOST_NAME_BYTES = 255  # of a file's name, on most disks
 _HASH_DIGITS = 16
+GZIP, PACKED = b'\x1f\x8b', 'is compressed with gzip; unpack it first (gunzip)'
 
 _NOT_ALLOWED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # names that a disk does not take
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # disks that cannot be asked to
@@ -106,17 +107,27 @@ def read_json(path: str | Path) -> Any:
         StoreError: If the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        if content.startswith(GZIP):
+            raise StoreError(f'{path}: {PACKED}')
+        return json.loads(content)
+    except StoreError:
+        raise
     except FileNotFoundError as error:
         raise StoreError(f'{path}: no such file') from error
     except UnicodeDecodeError as error:
-        raise StoreError(f'{path}: not a JSON file in UTF-8 ({error}); save it as UTF-8, or make it again') from error
+        raise StoreError(f'{path}: {not_utf8(error)}') from error
     except ValueError as error:  # of json, or of Python for a number with thousands of digits
         raise StoreError(f'{path}: not a JSON file ({error}); it may have been cut short: make it again') from error
     except RecursionError as error:
         raise StoreError(f'{path}: not a JSON file of use (nested too deeply); make it again') from error
     except OSError as error:
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """What to say of a file that shall be JSON and is not text."""
+    return f'not a JSON file in UTF-8 ({error}); save it as UTF-8, or make it again'
 
 
 def check_result_file(path: str | Path, *inputs: str | Path | None, starts: tuple[bytes, ...] = (b'{', b'[')) -> None:

@@ -263,7 +263,7 @@ class MaskHierarchy:
             min_area_px: Masks smaller than this are left out.
 
         Raises:
-            UnSAMError: If `max_masks` is not positive.
+            UnSAMError: If `max_masks` is not a whole number above 0.
         """
         source, nodes = self.best_nodes(max_masks, min_area_px)
         return self.to_mask_set(nodes, source)
@@ -272,10 +272,10 @@ class MaskHierarchy:
         """Which regions `select` takes: (K,) numbers of their trees, 0 being this one, and (K,) nodes there.
 
         Raises:
-            UnSAMError: If `max_masks` is not positive.
+            UnSAMError: If `max_masks` is not a whole number above 0.
         """
-        if max_masks < 1:
-            raise UnSAMError(f'max_masks must be at least 1, got {max_masks}')
+        if max_masks < 1 or int(max_masks) != max_masks:
+            raise UnSAMError(f'max_masks must be a whole number of at least 1, got {max_masks}')
         trees = (self, *self.alternatives)
         candidates = [np.flatnonzero((tree.area >= min_area_px) & (tree.score > 0)) for tree in trees]
         source = np.repeat(np.arange(len(trees)), [len(nodes) for nodes in candidates])

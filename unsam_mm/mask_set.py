@@ -70,8 +70,13 @@ class MaskSet:
         Args:
             masks: Array of shape (N, H, W); what is not zero belongs to the mask.
             scores: (N,) floats in [0, 1]; ones if not given.
+
+        Raises:
+            UnSAMError: If the masks have another shape, or a score lies elsewhere.
         """
         masks = np.asarray(masks, bool)
+        if masks.ndim != 3:
+            raise UnSAMError(f'masks must have the shape (N, H, W), got {masks.shape}; one mask is masks[None]')
         rles = encode_bitmaps(masks)
         areas = masks.sum(axis=(1, 2), dtype=np.int64)
         size_hw = masks.shape[1:]

@@ -238,12 +238,15 @@ def _size_and_text(rle: Any, size_hw: Sequence[int] | None) -> tuple[tuple[int, 
 
 
 def _is_whole(value: Any) -> bool:
+    if isinstance(value, float):  # as pandas writes whole numbers
+        return value.is_integer()
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _text_of_list(counts: list[Any], height: int, width: int) -> bytes:
-    if wrong := [count for count in counts if type(count) is not int or count < 0]:
+    if wrong := [count for count in counts if not _is_whole(count) or count < 0]:
         raise ValueError(f'the RLE has a run of {str(wrong[0])[:20]!r} px; runs are whole numbers, none below 0')
+    counts = [int(count) for count in counts]
     if (total := sum(counts)) != height * width:
         raise ValueError(_wrong_total(total, height, width))
     return coco_mask.frPyObjects({'size': [height, width], 'counts': counts}, height, width)['counts']

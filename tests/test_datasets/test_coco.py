@@ -70,10 +70,10 @@ def test_objects_that_cannot_be_drawn_are_left_out(tmp_path, content):
     assert opened(tmp_path, content)[1]['gt_masks'].areas.tolist() == [1200, 1200]
 
 
-@pytest.mark.parametrize('score', ['high', True, [0.5]])
+@pytest.mark.parametrize('score', ['high', True, [0.5], float('inf')])
 def test_a_score_that_is_no_number_is_named(tmp_path, content, score):
     content['annotations'][1]['score'] = score
-    with pytest.raises(StoreError, match='image 3: annotation 2 has the score .*; expected a number'):
+    with pytest.raises(StoreError, match='image 3: annotation 2: the "score" is not a number'):
         opened(tmp_path, content, test_mode=True)[1]
 
 

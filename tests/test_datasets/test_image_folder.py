@@ -189,6 +189,43 @@ def test_ground_truth_comes_through_the_stock_loader(image_folder, ann_file):
     assert cell['gt_masks'].masks.sum() == 1200
 
 
+@pytest.mark.parametrize('bbox', [None, [], [1, 2], 'none', [0, 0, 'a', 1], {}, [float('nan')] * 4])
+def test_a_box_that_is_none_is_left_to_the_mask(image_folder, ann_file, bbox):
+    content = json.loads((image_folder / ann_file).read_text())
+    content['annotations'][0]['bbox'] = bbox
+    (image_folder / ann_file).write_text(json.dumps(content))
+    dataset = open_folder(image_folder, ann_file=ann_file)
+    boxes = [one['bbox'] for i in range(len(dataset)) for one in dataset.get_data_info(i)['instances']]
+    assert [0.0] * 4 in boxes
+
+
+@pytest.mark.parametrize(('score', 'expected'), [('0.5', 0.5), (float('nan'), None), (None, None)])
+def test_a_score_may_be_text_or_absent(image_folder, ann_file, score, expected):
+    content = json.loads((image_folder / ann_file).read_text())
+    for annotation in content['annotations']:
+        annotation['score'] = score
+    (image_folder / ann_file).write_text(json.dumps(content))
+    dataset = open_folder(image_folder, ann_file=ann_file)
+    found = [one.get('score') for i in range(len(dataset)) for one in dataset.get_data_info(i)['instances']]
+    assert set(found) == {expected}
+
+
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        ({'iscrowd': 2}, 'annotation 1: the "iscrowd" is 2'),
+        ({'score': 'high'}, 'annotation 1: the "score" is not a number'),
+        ({'segmentation': {'size': [5, 5], 'counts': 'zz'}}, 'annotation 1: counts are not COCO'),
+    ],
+)
+def test_a_field_that_is_not_understood_is_named_with_its_file(image_folder, ann_file, changed, message):
+    content = json.loads((image_folder / ann_file).read_text())
+    content['annotations'][0] |= changed | {'id': 1}
+    (image_folder / ann_file).write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=f'{ann_file}, .*: {message}'):
+        open_folder(image_folder, ann_file=ann_file)
+
+
 def test_ground_truth_for_absent_images_is_refused(image_folder, ann_file):
     (image_folder / 'Coffee.JPG').unlink()
     with pytest.raises(ImageError, match=r'1 of 2 images are not in .* \(train/Coffee.JPG\); check data_root'):

@@ -1,5 +1,6 @@
 """Predictions and ground truth from files, paired by image name."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -220,6 +221,42 @@ def test_bad_ground_truth_files_give_one_clear_line(tmp_path, content, message):
     (tmp_path / 'gt.json').write_text(content)
     with pytest.raises(StoreError, match=message):
         load_ground_truth(tmp_path / 'gt.json')
+
+
+def test_a_compressed_file_says_that_it_is(tmp_path):
+    (tmp_path / 'gt.json.gz').write_bytes(gzip.compress(b'{}'))
+    with pytest.raises(StoreError, match=r'gt\.json\.gz: is compressed with gzip; unpack it first'):
+        load_ground_truth(tmp_path / 'gt.json.gz')
+
+
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        pytest.param({'image_id': '77'}, "the image_id '77' is the text", id='ids as text'),
+        pytest.param({'image_id': 5}, 'no prediction is of an image that the ground truth lists', id='other images'),
+        pytest.param({'segmentation': None}, 'no annotation has a mask', id='no mask'),
+    ],
+)
+def test_results_of_which_nothing_is_left_are_refused(scene, tmp_path, changed, message):
+    """They would have a recall of 0."""
+    _, truth = scene
+    results = [record | {'score': 1.0} | changed for record in two_masks().to_coco(77)]
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    with pytest.raises(StoreError, match=f'results.json: {message}'):
+        load_predictions(tmp_path / 'results.json', truth, skip_unmatched=True)
+
+
+def test_polygons_of_an_image_that_was_resized_are_refused(scene, tmp_path):
+    """They would be drawn at a wrong place."""
+    _, truth = scene
+    record = {'image_id': 1, 'score': 1.0, 'segmentation': [[3, 4, 15, 4, 15, 20]]}
+    content = {
+        'images': [{'id': 1, 'file_name': 'cats/1.jpg', 'height': 60, 'width': 40}],
+        'annotations': [record],
+    }
+    (tmp_path / 'resized.json').write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=r'resized\.json: cats/1\.jpg is 60 x 40 px .*, in the ground truth 30 x 20'):
+        load_predictions(tmp_path / 'resized.json', truth)
 
 
 def test_evaluation_imports_neither_torch_nor_mmdet():

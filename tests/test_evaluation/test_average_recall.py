@@ -151,7 +151,7 @@ def test_bad_predictions_are_named(prediction, message):
         pytest.param(
             {'size': [40], 'counts': [2400]}, 'size of the RLE is .40.; expected height and width', id='one side'
         ),
-        pytest.param({'size': [40, 60], 'counts': [2400.0]}, "a run of '2400.0' px", id='a float'),
+        pytest.param({'size': [40, 60], 'counts': [2399.5, 0.5]}, "a run of '2399.5' px", id='half a pixel'),
         pytest.param({'size': [40, 60], 'counts': [True, 2399]}, "a run of 'True' px", id='a truth value'),
         pytest.param({'size': [40, 60], 'counts': ['2400']}, "a run of '2400' px", id='text for a run'),
         pytest.param({'size': [40, 60], 'counts': [2**63, 0]}, 'add up to 9223372036854775808 px', id='64 bits'),
@@ -225,7 +225,6 @@ NO_POLYGONS = {
     'a long line': [0.1, 0.1, 1000.3, 1000.3, 0.3, 0.3, 500.7, 500.7],
     'no place': [1, 1, 1e300, 9, 9, 1],
     'a number beyond floats': [1, 1, 10**400, 9, 9, 1],
-    'three deep': [[1, 1], [9, 1], [9, 9]],
 }
 
 
@@ -238,6 +237,36 @@ def test_a_part_that_is_no_polygon_costs_only_itself(polygon):
     with pytest.warns(UserWarning, match='left out 1 annotations .* and 1 polygons .*; the first: image 1, record 1$'):
         metrics = evaluate_masks([record(1, OBJECT, score=1.0)], truth)
     assert metrics['AR@1'] == 1.0
+
+
+@pytest.mark.parametrize(
+    'segmentation',
+    [
+        pytest.param([[[1, 1], [9, 1], [9, 9]]], id='corners as pairs'),
+        pytest.param([[1, 1], [9, 1], [9, 9], [[1, 2]]], id='pairs at two depths'),
+        pytest.param([{'x': 1, 'y': 1}, {'x': 9, 'y': 1}, {'x': 9, 'y': 9}], id='corners as dictionaries'),
+        pytest.param([{'size': [40, 60], 'counts': [2400]}], id='a list of run lengths'),
+        pytest.param(7, id='a number'),
+        pytest.param(True, id='true'),
+    ],
+)
+def test_a_mask_in_another_form_is_refused_and_not_left_out(segmentation):
+    truth = coco([record(1, OBJECT), record(1, OBJECT) | {'segmentation': segmentation}])
+    with pytest.raises(UnSAMError, match='ground truth of image 1, record 2: segmentation is neither RLE nor polygons'):
+        evaluate_masks([record(1, OBJECT, score=1.0)], truth)
+
+
+@pytest.mark.parametrize('area', [-400, float('inf')])
+def test_an_area_that_is_none_is_measured(area):
+    """By an area below 0 the object belongs to no range of sizes, and would not be asked for."""
+    truth = coco([record(1, OBJECT, area=area)])
+    assert evaluate_masks([record(1, OBJECT, score=1.0)], truth)['AR_s@1000'] == 1.0
+
+
+def test_the_panoptic_form_is_named():
+    truth = coco([{'image_id': 1, 'file_name': 'a.png', 'segments_info': []}])
+    with pytest.raises(UnSAMError, match='annotation 0 is of the panoptic form, whose masks are PNG files'):
+        evaluate_masks([record(1, OBJECT, score=1.0)], truth)
 
 
 def test_a_flat_list_of_numbers_is_one_polygon():

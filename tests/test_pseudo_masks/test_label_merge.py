@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -334,7 +335,7 @@ def test_labels_of_another_data_set_are_refused(store, target, tmp_path):
         ),
         (
             '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segments_info": []}]}',
-            'no "segmentation"',
+            'of the panoptic form, whose masks are PNG files',
         ),
         (
             '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segmentation": "abc"}]}',
@@ -382,6 +383,64 @@ def test_polygons_that_enclose_nothing_are_left_out_with_one_warning(store, targ
     [message] = [str(one.message) for one in caught]
     assert f'{truth}: left out 2 annotations that have no polygon, and 1 polygons of others' in message
     assert message.endswith('the first: image 1, record 0')
+
+
+@pytest.mark.parametrize('extra', [{}, {'segmentation': None}, {'segmentation': []}, {'keypoints': [1, 1, 2]}])
+def test_labels_without_any_mask_are_refused(store, target, tmp_path, extra):
+    label = {'image_id': 1, 'bbox': [1, 1, 5, 5], 'score': 0.9} | extra
+    content = {'images': [coco_image(1, 'a.jpg')], 'annotations': [label]}
+    labels = write(tmp_path / 'boxes.json', content)
+    for merge in (merge_ground_truth, merge_predictions):
+        with pytest.raises(StoreError, match=r'boxes\.json: no annotation has a mask'):
+            merge(store.root, target, labels)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'expected'),
+    [
+        ('bbox', [float('nan')] * 4, [2, 2, 16, 16]),
+        ('bbox', 'none', [2, 2, 16, 16]),
+        ('bbox', [1, 2], [2, 2, 16, 16]),
+        ('bbox', [], [2, 2, 16, 16]),
+        ('area', float('inf'), 256),
+        ('area', -256, 256),
+        ('area', '250', 250),
+        ('score', float('nan'), None),
+        ('attributes', {'depths': [float('nan'), 2.0]}, {'depths': [None, 2.0]}),
+    ],
+)
+def test_what_is_written_is_json_with_whole_fields(store, target, tmp_path, key, value, expected):
+    label = annotation((2, 2, 18, 18)) | {key: value}
+    truth = write(tmp_path / 'gt.json', {'images': [coco_image(1, 'a.jpg')], 'annotations': [label]})
+    merge_ground_truth(store.root, target, truth)
+    written = json.loads(target.read_text(), parse_constant=pytest.fail)
+    assert next(one for one in written['annotations'] if one['source'] == 'gt')[key] == expected
+
+
+@pytest.mark.parametrize('score', [float('nan'), float('inf'), None])
+def test_a_score_that_is_not_finite_is_refused(store, target, tmp_path, score):
+    content = {'images': [coco_image(1, 'a.jpg')], 'annotations': [annotation(NESTED[2], score=score)]}
+    predictions = write(tmp_path / 'predicted.json', content)
+    with pytest.raises(StoreError, match=r'predicted\.json: a prediction of image 1 has no finite "score"'):
+        merge_predictions(store.root, target, predictions)
+
+
+def test_folders_may_be_divided_as_on_windows(store, target, tmp_path):
+    content = {'images': [coco_image(1, 'D:\\set\\deep\\b.jpg')], 'annotations': [annotation(NESTED[2])]}
+    assert merge_ground_truth(store.root, target, write(tmp_path / 'gt.json', content)).matched == 1
+
+
+def test_an_image_that_is_listed_twice_is_named_with_its_file(store, target, tmp_path):
+    content = {'images': [coco_image(1, 'a.jpg'), coco_image(2, 'a.jpg')], 'annotations': []}
+    with pytest.raises(StoreError, match=r'gt\.json: a\.jpg: fits 2 images'):
+        merge_ground_truth(store.root, target, write(tmp_path / 'gt.json', content))
+
+
+def test_a_compressed_file_says_that_it_is(store, target, tmp_path):
+    (tmp_path / 'gt.json').write_bytes(gzip.compress(b'{"images": [], "annotations": []}'))
+    with pytest.raises(StoreError, match=r'gt\.json: is compressed with gzip; unpack it first'):
+        merge_ground_truth(store.root, target, tmp_path / 'gt.json')
 
 
 def test_a_folder_that_holds_other_json_files_is_refused(store, target, tmp_path):

@@ -59,7 +59,10 @@ def run(options: argparse.Namespace) -> int:
         raise UnSAMError(f'--engine {options.engine} answers --prompts; for masks choose one of {", ".join(ENGINES)}')
     ground_truth = load_ground_truth(options.ground_truth)
     predictions = load_predictions(options.predictions, ground_truth, options.skip_unmatched)
-    metrics = evaluate_masks(predictions, ground_truth, engine=options.engine or ENGINES[0])
+    try:
+        metrics = evaluate_masks(predictions, ground_truth, engine=options.engine or ENGINES[0])
+    except UnSAMError as error:
+        raise UnSAMError(f'{options.predictions} against {options.ground_truth}: {error}') from error
     print(format_table(metrics))
     if options.json:
         write_json(options.json, metrics)

@@ -73,12 +73,15 @@ def panoptic_segments(record: Mapping[str, Any]) -> tuple[str, list[int], list[b
 
 
 def stated_area(record: Mapping[str, Any]) -> float:
-    """``area`` in pixels as the file states it; NaN where it does not.
+    """``area`` in pixels as the file states it; NaN where it does not, or states what is none: below 0, or infinite.
+
+    Tools write an area below 0 for outlines that run the other way round.
 
     Raises:
         UnSAMError: If it is no number.
     """
-    return number_in(record, 'area')
+    area = number_in(record, 'area')
+    return area if 0 <= area < math.inf else math.nan
 
 
 def number_in(record: Mapping[str, Any], key: str) -> float:
@@ -92,6 +95,14 @@ def number_in(record: Mapping[str, Any], key: str) -> float:
         return math.nan if value is None else float(value)
     except (OverflowError, TypeError, ValueError) as error:
         raise UnSAMError(f'the "{key}" is not a number: {_shown(value)}') from error
+
+
+def stated_box(record: Mapping[str, Any]) -> list[float] | None:
+    """``bbox`` as the file states it; None where it does not, or states what is no box: four finite numbers."""
+    box = record.get('bbox')
+    if not isinstance(box, list) or len(box) != 4 or not set(map(type, box)) <= {int, float}:
+        return None
+    return box if all(abs(number) < math.inf for number in box) else None
 
 
 def category_order(record: Mapping[str, Any]) -> tuple[bool, float, str]:

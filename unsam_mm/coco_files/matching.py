@@ -32,7 +32,7 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
     """
     by_file: dict[str, list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
     for image in ground_truth['images']:
-        parts = _parts(image.get('file_name') or image.get('coco_url') or '')
+        parts = name_parts(image.get('file_name') or image.get('coco_url') or '')
         if not parts:
             raise StoreError(
                 f'ground-truth image {image.get("id")} has no "file_name", so predictions cannot be paired with it'
@@ -42,7 +42,7 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
     paired: dict[str, Any] = {}
     missing = []
     for name in names:
-        parts = _parts(name)
+        parts = name_parts(name)
         shared = [(_shared_end(parts, other), other, image_id) for other, image_id in by_file.get(parts[-1], ())]
         if not shared:
             missing.append(name)
@@ -67,7 +67,8 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
     return paired
 
 
-def _parts(name: str) -> tuple[str, ...]:
+def name_parts(name: str) -> tuple[str, ...]:
+    """Folders and file name of a path, whose folders may be divided as on Windows."""
     return PurePosixPath(name.replace('\\', '/')).parts
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.rle import MAX_PIXELS, Rle, RleError, rles_from_json
 
 Record = Mapping[str, Any]
@@ -27,7 +27,7 @@ class PolygonFilter:
 
     Annotation tools write them after one or two clicks, or where an object is cut at a border. Lists of three or more
     corners stay, as x, y pairs of finite numbers that do not lie on one line. A flat list of numbers is one polygon.
-    Run lengths are not changed.
+    Run lengths are not changed, nor is what has another form, such as corners as pairs: `read_rles` refuses that.
 
     Args:
         source: File, or other place that records come from, for the warning.
@@ -35,25 +35,36 @@ class PolygonFilter:
     Attributes:
         n_polygons: Polygons left out of annotations that have others.
         n_records: Annotations left out, since none of their polygons is one, or they have none.
+        n_kept: Annotations that have a mask.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.n_polygons = self.n_records = 0
+        self.n_polygons = self.n_records = self.n_kept = 0
         self._first = ''
 
     def __call__(self, records: Sequence[Record]) -> list[Record]:
         """The records that have a mask; those with polygons left out are copies."""
-        return [kept for record in records if (kept := self._filtered(record)) is not None]
+        found = [kept for record in records if (kept := self._filtered(record)) is not None]
+        self.n_kept += len(found)
+        return found
 
     def message(self) -> str:
         """What was left out, on one line; '' if nothing was."""
         if not self._first:
             return ''
         return (
-            f'{self.source}: left out {self.n_records} annotations that have no polygon, and {self.n_polygons} polygons of '
-            f'others, since they have fewer than three corners or enclose nothing; the first: {self._first}'
+            f'{self.source}: left out {self.n_records} annotations that have no polygon, and {self.n_polygons} polygons '
+            f'of others, since they have fewer than three corners, are no numbers, or enclose nothing; the first: {self._first}'
         )
+
+    def check(self) -> None:
+        """Raises `StoreError` if there were annotations, and none of them has a mask."""
+        if self.n_records and not self.n_kept:
+            raise StoreError(
+                f'{self.source}: no annotation has a mask ("segmentation"), as in files of boxes or keypoints; expected run '
+                'lengths or polygons'
+            )
 
     def warn(self, stacklevel: int = 2) -> None:
         """Warns of what was left out, if anything was."""
@@ -62,9 +73,9 @@ class PolygonFilter:
 
     def _filtered(self, record: Record) -> Record | None:
         segmentation = record.get('segmentation')
-        if isinstance(segmentation, Mapping | str) or 'segments_info' in record:
+        polygons = [] if segmentation is None else segmentation
+        if not isinstance(polygons, list) or 'segments_info' in record or any(map(_is_nested, polygons)):
             return record  # run lengths, or what is refused where masks are read
-        polygons = segmentation if isinstance(segmentation, list) else []
         if _is_polygon(polygons):
             return {**record, 'segmentation': [polygons]}
         kept = [polygon for polygon in polygons if _is_polygon(polygon)]
@@ -108,7 +119,7 @@ def place_of(record: Record) -> str:
 def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rle:
     polygons = record['segmentation']
     if not (isinstance(polygons, list) and polygons and all(map(_is_polygon, polygons))):
-        raise UnSAMError(f'{place_of(record)}: segmentation is neither RLE nor polygons: {str(polygons)[:40]!r}')
+        raise UnSAMError(_neither(record))
     if None in size_hw:
         raise UnSAMError(
             f'{place_of(record)}: polygons need the size of the image; add "height" and "width" to its entry in "images"'
@@ -122,15 +133,27 @@ def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rl
     return coco_mask.merge(coco_mask.frPyObjects(cut, height, width))
 
 
+def _neither(record: Record) -> str:
+    return (
+        f'{place_of(record)}: segmentation is neither RLE nor polygons: {str(record["segmentation"])[:40]!r}; expected '
+        '"size" and "counts", or lists of numbers x, y, x, y, ...'
+    )
+
+
+def _is_nested(part: Any) -> bool:
+    """Whether a part of a segmentation is no flat list: run lengths, or corners as pairs or dictionaries."""
+    return isinstance(part, Mapping) or (
+        isinstance(part, list) and any(isinstance(one, list | Mapping) for one in part)
+    )
+
+
 def _is_polygon(value: Any) -> bool:
     """Whether a value is a list of x, y pairs of numbers that enclose something."""
     if not isinstance(value, list) or len(value) < _MIN_NUMBERS or len(value) % 2:
         return False
-    if not set(map(type, value)) <= {int, float} or not (
-        min(value) > -_MAX_COORDINATE and max(value) < _MAX_COORDINATE
-    ):
+    if not set(map(type, value)) <= {int, float}:
         return False
-    if not all(map(math.isfinite, value)):
+    if not (min(value) > -_MAX_COORDINATE and max(value) < _MAX_COORDINATE and all(map(math.isfinite, value))):
         return False
     x0, y0, x1, y1, x2, y2 = value[:_MIN_NUMBERS]
     return abs((x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)) > 1 or not _is_flat(np.array(value, np.float64))

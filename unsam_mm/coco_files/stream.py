@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unsam_mm.errors import StoreError
+from unsam_mm.files import GZIP, PACKED, not_utf8
 
 _CHUNK_BYTES = 1 << 20
 _MAX_VALUE_BYTES = 1 << 28  # no annotation is longer; a file that is not JSON is not read to its end
@@ -60,6 +61,8 @@ def stream_lists(
         raise StoreError(f'{path}: no such file') from error
     except OSError as error:
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
+    except UnicodeDecodeError as error:
+        raise StoreError(f'{path}: {not_utf8(error)}') from error
     except ValueError as error:  # of json, or of Python for a number with thousands of digits
         raise StoreError(f'{path}: not a JSON file ({error}); it may have been cut short: make it again') from error
     except RecursionError as error:
@@ -73,10 +76,15 @@ def open_utf8(path: str | Path) -> IO[bytes]:
 
     Raises:
         OSError: If it cannot be read.
+        StoreError: If it is compressed.
         UnicodeDecodeError: If it is not what its first bytes say.
     """
     file = Path(path).open('rb')  # noqa: SIM115  (the caller closes it)
-    encoding = json.detect_encoding(file.read(4))
+    start = file.read(4)
+    if start.startswith(GZIP):
+        file.close()
+        raise StoreError(f'{path}: {PACKED}')
+    encoding = json.detect_encoding(start)
     if encoding.startswith('utf-8'):
         file.seek(len(BOM_UTF8) if encoding == 'utf-8-sig' else 0)
         return file

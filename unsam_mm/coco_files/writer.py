@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,4 +77,16 @@ def coco_writer(path: str | Path, info: Mapping[str, Any]) -> Iterator[CocoWrite
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(',', ':'))
+    try:
+        return json.dumps(value, separators=(',', ':'), allow_nan=False)
+    except ValueError:  # NaN and infinity, which labels may hold, are no JSON
+        return json.dumps(_without_nan(value), separators=(',', ':'), allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """A value with None for what is not finite in it."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from mmdet.datasets import BaseDetDataset
 from mmdet.registry import DATASETS
 
 from unsam_mm import sample_images
-from unsam_mm.coco_files.fields import is_crowd
+from unsam_mm.coco_files.fields import is_crowd, number_in, stated_box
 from unsam_mm.coco_files.matching import match_images
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.images import IMAGE_SUFFIXES, walk_images
-from unsam_mm.rle import RleError, rle_from_json, rle_to_json
+from unsam_mm.rle import rle_from_json, rle_to_json
 
 SPLITS = ('all', 'train', 'held_out')
 
@@ -100,7 +101,10 @@ class UnSAMImageFolder(BaseDetDataset):
         for annotation in truth['annotations']:
             if annotation['image_id'] in images:
                 images[annotation['image_id']]['annotations'].append(annotation)
-        ids = match_images(names, truth, skip_unmatched=True)
+        try:
+            ids = match_images(names, truth, skip_unmatched=True)
+        except StoreError as error:
+            raise StoreError(f'{self.ann_file}: {error}') from error
         absent = sorted(str(images[image_id].get('file_name')) for image_id in images.keys() - set(ids.values()))
         if absent:
             raise ImageError(
@@ -130,33 +134,43 @@ class UnSAMImageFolder(BaseDetDataset):
         }
         if image is not None:
             entry['img_id'] = image['id']
-            entry['instances'] = [as_instance(annotation) for annotation in image['annotations']]
+            try:
+                entry['instances'] = [as_instance(annotation) for annotation in image['annotations']]
+            except UnSAMError as error:
+                raise StoreError(f'{self.ann_file}, {name}: {error}') from error
         return entry
 
 
 def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
     """One COCO annotation in the form that `LoadAnnotations` reads: x0, y0, x1, y1 and RLE with text, or polygons.
 
-    What states how good a mask is, ``score`` or SA-1B's ``predicted_iou``, becomes its ``score``.
+    What states how good a mask is, ``score`` or SA-1B's ``predicted_iou``, becomes its ``score``. A box that is none is
+    zeros.
+
+    Raises:
+        StoreError: If it has no mask, or a field that is not understood.
     """
-    if 'segmentation' not in annotation:
-        raise StoreError(f'annotation {annotation.get("id")} has no segmentation; complete the COCO file')
-    crowd = is_crowd(annotation)
-    x, y, width, height = annotation.get('bbox') or (0.0,) * 4  # UnSAMLoadMasks takes boxes from masks
-    mask = annotation['segmentation']
     try:
-        mask = rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask
-    except RleError as error:
-        raise StoreError(f'annotation {annotation.get("id")}: {error.reason}') from error
-    score = annotation.get('score', annotation.get('predicted_iou'))
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-        raise StoreError(f'annotation {annotation.get("id")} has the score {score!r}; expected a number')
+        return _instance(annotation)
+    except UnSAMError as error:
+        raise StoreError(f'annotation {annotation.get("id")}: {getattr(error, "reason", error)}') from error
+
+
+def _instance(annotation: dict[str, Any]) -> dict[str, Any]:
+    mask = annotation.get('segmentation')
+    if mask is None:
+        raise UnSAMError('has no segmentation; complete the COCO file')
+    x, y, width, height = stated_box(annotation) or (0.0,) * 4  # UnSAMLoadMasks takes boxes from masks
+    key = 'score' if 'score' in annotation else 'predicted_iou'
+    score = math.inf if isinstance(annotation.get(key), bool) else number_in(annotation, key)
+    if math.isinf(score):
+        raise UnSAMError(f'the "{key}" is not a number: {annotation[key]}')
     return {
         'bbox': [x, y, x + width, y + height],
         'bbox_label': 0,
-        'ignore_flag': int(crowd),
-        'mask': mask,
-    } | ({} if score is None else {'score': float(score)})
+        'ignore_flag': int(is_crowd(annotation)),
+        'mask': rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask,
+    } | ({} if math.isnan(score) else {'score': score})
 
 
 def _bundled_names(root: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,6 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
     _check_listed(path, annotations, images)
     if not any('segments_info' in annotation for annotation in annotations):  # whose masks are PNG files
         annotations = _with_masks(path, annotations)
-        if not annotations:
-            raise StoreError(f'{path}: no annotation has a mask ("segmentation"); nothing can be measured')
     return {**data, 'images': images, 'annotations': annotations}
 
 
@@ -72,10 +70,14 @@ def load_predictions(
         raise StoreError(f'{path}: no predictions in it; nothing can be measured')
     records = _with_ids(path, records, 'record', 'image_id')
     known = {image['id'] for image in ground_truth['images']}
+    if hint := other_type_hint((record['image_id'] for record in records), known):
+        raise StoreError(f'{path}: {hint}')
     if skip_unmatched:
         records = [record for record in records if record['image_id'] in known]
-    elif hint := other_type_hint((record['image_id'] for record in records), known):
-        raise StoreError(f'{path}: {hint}')
+        if not records:
+            raise StoreError(
+                f'{path}: no prediction is of an image that the ground truth lists; nothing can be measured'
+            )
     lacking = next((index for index, record in enumerate(records) if 'segmentation' not in record), None)
     if lacking is not None:
         raise StoreError(f'{path}: record {lacking} has no "segmentation"; expected masks as run lengths or polygons')
@@ -87,7 +89,7 @@ def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bo
     names = store.names()
     if not names:
         raise StoreError(f'{path}: holds no pseudo-masks; make them with "python -m unsam_mm generate IMAGES {path}"')
-    image_ids = match_images(names, ground_truth, skip_unmatched)
+    image_ids = _match(path, names, ground_truth, skip_unmatched)
     return [record for name, image_id in image_ids.items() for record in store.read(name).to_coco(image_id)]
 
 
@@ -99,16 +101,39 @@ def _rename_images(
     names = {image['id']: image.get('file_name') or image.get('coco_url') or '' for image in images}
     if '' in names.values():
         raise StoreError(f'{path}: some images have no "file_name", so they cannot be paired with the ground truth')
-    image_ids = match_images(names.values(), ground_truth, skip_unmatched)
+    _check_listed(path, annotations, images)
+    image_ids = _match(path, names.values(), ground_truth, skip_unmatched)
+    _check_sizes(path, images, ground_truth, {image['id']: image_ids.get(names[image['id']]) for image in images})
     records = []
     for index, annotation in enumerate(annotations):
-        name = names.get(annotation['image_id'])
+        name = names[annotation['image_id']]
         score = annotation.get('score', annotation.get('predicted_iou'))
-        if name is None or score is None:
-            raise StoreError(f'{path}: annotation {index} has {"no score" if score is None else "an unknown image_id"}')
+        if score is None:
+            raise StoreError(f'{path}: annotation {index} has no score')
         if name in image_ids:
             records.append({**annotation, 'image_id': image_ids[name], 'score': score})
     return records
+
+
+def _match(path: Path, names: Iterable[str], ground_truth: Mapping[str, Any], skip_unmatched: bool) -> dict[str, Any]:
+    try:
+        return match_images(names, ground_truth, skip_unmatched)
+    except StoreError as error:
+        raise StoreError(f'{path}: {error}') from error
+
+
+def _check_sizes(
+    path: Path, images: Iterable[Mapping[str, Any]], ground_truth: Mapping[str, Any], paired: Mapping[Any, Any]
+) -> None:
+    """Raises `StoreError` if an image and its pair are stated to have other sizes: polygons do not tell by themselves."""
+    truths = {image['id']: image_size(image) for image in ground_truth['images']}
+    for image in images:
+        found, expected = image_size(image), truths.get(paired[image['id']], (None, None))
+        if None not in found + expected and found != expected:
+            raise StoreError(
+                f'{path}: {image["file_name"] or image["coco_url"]} is {found[0]} x {found[1]} px (height x width), in the '
+                f'ground truth {expected[0]} x {expected[1]}; masks must be given at the size of the original image'
+            )
 
 
 def _is_coco(data: Any) -> bool:
@@ -175,6 +200,7 @@ def _with_masks(path: Path | str, records: list[dict[str, Any]]) -> list[dict[st
     """The records that have a mask; one warning tells of the others."""
     polygons = PolygonFilter(str(path))
     kept = polygons(records)
+    polygons.check()
     polygons.warn()
     return kept
 

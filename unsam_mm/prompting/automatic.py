@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -73,8 +74,8 @@ class UnSAMAutomaticMaskGenerator:
     ) -> None:
         if output_mode not in ('binary_mask', 'uncompressed_rle', 'coco_rle'):
             raise UnSAMError(f'output_mode must be binary_mask, uncompressed_rle or coco_rle, got {output_mode!r}')
-        if max_masks < 1:
-            raise UnSAMError(f'max_masks must be at least 1, got {max_masks}')
+        if max_masks < 1 or int(max_masks) != max_masks:
+            raise UnSAMError(f'max_masks must be a whole number of at least 1, got {max_masks}')
         if point_grids is not None or points_per_side is None or points_per_side < 1:
             raise UnSAMError(
                 'point_grids must be None and points_per_side at least 1: regions are asked for, not points'
@@ -89,6 +90,13 @@ class UnSAMAutomaticMaskGenerator:
                 f'crop_n_layers must be 0, got {crop_n_layers}: there are no crops here; give the predictor tile_px=1024 '
                 'instead, which looks at large images in windows'
             )
+        for name, value in (
+            ('pred_iou_thresh', pred_iou_thresh),
+            ('stability_score_thresh', stability_score_thresh),
+            ('box_nms_thresh', box_nms_thresh),
+        ):
+            if math.isnan(value):
+                raise UnSAMError(f'{name} must be a number, got {value}')
         if min_mask_region_area < 0:
             raise UnSAMError(f'min_mask_region_area must not be negative, got {min_mask_region_area}')
         self.predictor = model if isinstance(model, UnSAMPredictor) else UnSAMPredictor(model)

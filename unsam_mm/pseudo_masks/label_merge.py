@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from unsam_mm.coco_files.fields import is_crowd, stated_area
+from unsam_mm.coco_files.fields import is_crowd, stated_area, stated_box
 from unsam_mm.coco_files.segmentations import read_rles
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, UnSAMError
@@ -139,7 +139,7 @@ def _merge(
             writer.add(name, size_hw, _joined(added, kind))
             report.only_added += 1
             report.added += len(added)
-    source.warn()
+        source.warn()
     return report
 
 
@@ -166,6 +166,8 @@ def _checked(
     records: list[Record], size_hw: tuple[int | None, int | None], where: str
 ) -> tuple[list[Record], list[Rle]]:
     """The records with all fields, and their masks."""
+    if any('segments_info' in record for record in records):
+        raise StoreError(f'{where}: is of the panoptic form, whose masks are PNG files; expected instances')
     if not all('segmentation' in record for record in records):
         raise StoreError(f'{where}: an annotation has no "segmentation"; expected RLE or polygons')
     try:
@@ -183,7 +185,7 @@ def _completed(records: list[Record], rles: list[Rle]) -> list[Record]:
         {
             **record,
             'area': int(area) if math.isnan(stated := stated_area(record)) else stated,
-            'bbox': box.tolist() if record.get('bbox') is None else record['bbox'],
+            'bbox': stated_box(record) or box.tolist(),
             'iscrowd': int(is_crowd(record)),
         }
         for record, area, box in zip(records, areas, boxes, strict=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from unsam_mm.coco_files.fields import image_size, number_in
 from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
-from unsam_mm.coco_files.matching import match_images
+from unsam_mm.coco_files.matching import match_images, name_parts
 from unsam_mm.coco_files.segmentations import PolygonFilter, place_of
 from unsam_mm.coco_files.stream import stream_lists
 from unsam_mm.errors import StoreError, UnSAMError, explained
@@ -47,7 +47,11 @@ class LabelSource(Protocol):
         """Name, size and records of one image; a ``parent`` is an index in the list of records."""
 
     def warn(self) -> None:
-        """Warns of what was left out of the records that were read: polygons that enclose nothing."""
+        """Warns of what was left out of the records that were read: polygons that enclose nothing.
+
+        Raises:
+            StoreError: If nothing else was there.
+        """
 
 
 def open_ground_truth(path: str | Path) -> LabelSource:
@@ -133,11 +137,13 @@ class CocoFile:
         _, name, height, width = self._index.images[number]
         records = self._index.read_records(number)
         if self._min_score is not None:
-            records = [record for record in records if _score_of(record, self.path) > self._min_score]
+            scored = [{**record, 'score': _score_of(record, self.path)} for record in records]
+            records = [record for record in scored if record['score'] > self._min_score]
         return name, (height, width), [{**record, 'parent': -1} for record in self._polygons(records)]
 
     def warn(self) -> None:
         """See `LabelSource`."""
+        self._polygons.check()
         self._polygons.warn(stacklevel=3)
 
     def _read_info(self, info: Any) -> None:
@@ -191,6 +197,7 @@ class Sa1bFolder:
 
     def warn(self) -> None:
         """See `LabelSource`."""
+        self._polygons.check()
         self._polygons.warn(stacklevel=3)
 
 
@@ -221,13 +228,16 @@ def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, i
     images = [{'file_name': name, 'id': number} for number, name in enumerate(labelled)]
     if not images:
         raise StoreError(f'{path}: holds no images, so there is nothing to join; take labels of the same data set')
-    ends = {PurePosixPath(image['file_name']).name for image in images}
-    if not any(PurePosixPath(name).name in ends for name in names):
+    ends = {name_parts(image['file_name'])[-1:] for image in images}
+    if not any(name_parts(name)[-1:] in ends for name in names):
         raise StoreError(
             f'{path}: none of its {len(images)} images ({images[0]["file_name"]}, ...) has pseudo-masks ({names[0]}, ...); '
             'images are matched by file name: take labels of the same data set'
         )
-    return match_images(names, {'images': images}, skip_unmatched=True)
+    try:
+        return match_images(names, {'images': images}, skip_unmatched=True)
+    except StoreError as error:
+        raise StoreError(f'{path}: {error}') from error
 
 
 def _names_by_id(path: str | Path) -> dict[Any, str]:
@@ -256,9 +266,9 @@ def _score_of(record: Mapping[str, Any], path: Path) -> float:
             score = number_in(record, key)
         except UnSAMError as error:
             raise StoreError(f'{path}: {place_of(record)}: {error}') from error
-        if not math.isnan(score):
+        if math.isfinite(score):
             return score
-    raise StoreError(f'{path}: a prediction of image {record.get("image_id")} has no "score"')
+    raise StoreError(f'{path}: a prediction of image {record.get("image_id")} has no finite "score"')
 
 
 def _stem(name: str) -> str:
