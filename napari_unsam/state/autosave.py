@@ -468,11 +468,14 @@ class _Watch:
         self._seen = view_of(session.viewer)
         for signal in self._signals():
             signal.connect(self._changed)
+        # A script may write into a layer that nothing else was done to yet.
+        session.viewer.layers.events.inserted.connect(self._follow_objects)
         self._follow_objects()
 
     def end(self) -> None:
         for signal in self._signals():
             signal.disconnect(self._changed)
+        self._session.viewer.layers.events.inserted.disconnect(self._follow_objects)
         self._follow(None)
 
     def _signals(self) -> list[Any]:
@@ -493,7 +496,7 @@ class _Watch:
         if before == self._seen:
             self._objects_changed()
 
-    def _follow_objects(self) -> bool:
+    def _follow_objects(self, event: object = None) -> bool:
         """Follows the layer of the session; returns whether it is another one than before."""
         return self._follow(self._session.objects)
 

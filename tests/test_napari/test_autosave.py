@@ -176,6 +176,17 @@ def test_exported_objects_are_dropped_on_closing_unless_work_went_on(start, stac
     assert (start().find(session.image) is not None) == is_kept
 
 
+def test_what_a_script_writes_into_a_new_layer_is_saved(start, viewer, session, stack):
+    session.set_image(viewer.add_image(stack))
+    autosave = start()
+    autosave.watch(session)
+    objects = session.ensure_objects()
+    objects.data[1, :9, :9] = 4
+    objects.refresh()
+    autosave.close()
+    assert start().find(session.image).labels()[0].sum() == 4 * 81
+
+
 def test_a_step_of_the_slider_alone_saves_nothing(start, stack):
     session, autosave = Session(stack), start()
     autosave.watch(session)

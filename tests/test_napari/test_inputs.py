@@ -101,7 +101,7 @@ def test_a_key_waits_for_the_end_of_a_stroke(mouse, viewer):
     objects = mouse.session.ensure_objects()
     viewer.layers.selection.active = objects
     objects.mode, objects.selected_label, objects.brush_size = 'paint', 7, 1
-    objects.paint((6, 6), 3)  # what U takes back if it does not wait
+    objects.paint((3, 5), 3)  # what U takes back if it does not wait
     mouse.press((1, 1))
     for key in ('U', 'Control-Z'):
         press(objects, key)
