@@ -97,11 +97,13 @@ class Inputs:
 
     def _bind(self, receiver: ViewerModel | Layer, keys: Keys) -> None:
         for key, act in keys.items():
-            receiver.bind_key(key, self._unless_drawing(act), overwrite=True)
+            receiver.bind_key(key, self.unless_drawing(act), overwrite=True)
 
-    def _unless_drawing(self, act: Callable[[], None]) -> Callable[[Any], None]:
+    def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
+        """Something to do that is not done while a tool is at work in a layer; what it is called with is left out."""
+
         # A function, since napari asks every key binding for its __name__, which a partial lacks.
-        def press(_sender: Any) -> None:
+        def press(*_senders: Any) -> None:
             if self._is_viewing or not self._is_held:  # a stroke is no action before it is done
                 act()
 

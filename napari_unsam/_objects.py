@@ -11,12 +11,15 @@ import numpy as np
 from napari_unsam._commit import ObjectTable, ObjectWrite, Painting, WriteObjects
 from napari_unsam._layers import ObjectLayers, is_of
 from napari_unsam._pixel_changes import PixelChange, Region
+from napari_unsam._planes import view_of
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer
 
     from napari_unsam._session import ViewerSession
+
+_MAX_LABEL = np.iinfo(np.uint32).max  # of layers that are made here
 
 
 class Objects:
@@ -95,9 +98,8 @@ class Objects:
         table = self._table(layer)
         highest, dtype = max((write.label for write in writes), default=0), np.dtype(table.labels.data.dtype)
         if highest > np.iinfo(dtype).max:
-            raise UnSAMError(
-                f'"{table.labels.name}" holds labels of type {dtype}, too small for {highest}; convert it to uint32.'
-            )
+            fix = 'convert it to uint32' if highest <= _MAX_LABEL else 'give its objects lower labels'
+            raise UnSAMError(f'"{table.labels.name}" holds labels of type {dtype}, too small for {highest}; {fix}.')
         return WriteObjects(name, table, writes, self._on_written, self._bringing_back(table))
 
     def _table(self, layer: Labels | None) -> ObjectTable:
@@ -138,8 +140,7 @@ class Objects:
         self._tables.clear()
 
     def _table_for(self, labels: Labels, is_empty: bool = False) -> ObjectTable:
-        dims = self._session.viewer.dims
-        return ObjectTable(labels, is_empty, lambda: (dims.point, dims.order, dims.ndisplay), self._painted)
+        return ObjectTable(labels, is_empty, partial(view_of, self._session.viewer), self._painted)
 
     def _painted(self, table: ObjectTable, changes: Sequence[PixelChange]) -> None:
         self._session.history.add(Painting(table, changes, self._on_written, self._bringing_back(table)))
@@ -155,8 +156,8 @@ class Objects:
         self._tables[table.labels] = table
         self._session.bind(table.labels)
         # So that Ctrl-Z, however it is bound, and U go through one history: napari's own holds strokes of the brush alone.
-        controller = self._session.controller
-        table.labels.undo, table.labels.redo = controller.undo, controller.redo
+        controller, after_stroke = self._session.controller, self._session.unless_drawing
+        table.labels.undo, table.labels.redo = after_stroke(controller.undo), after_stroke(controller.redo)
 
     def _bring_back(self, image: Image, table: ObjectTable) -> None:
         layers = self._session.viewer.layers

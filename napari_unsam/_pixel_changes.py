@@ -98,13 +98,13 @@ class PixelChange:
         return self._swap(array, self.old, self.new)
 
     def _swap(self, array: Any, held: _Values, given: _Values) -> Counts:
-        if tuple(array.shape) != self.array_shape:
+        before, after = held.unpacked(), given.unpacked()
+        if tuple(array.shape) != self.array_shape or not _fit(after, array.dtype):
             return {}  # another array was put in its place
         shape = [part.stop - part.start for part in self.region]
         bits = np.frombuffer(zlib.decompress(self.packed_mask), np.uint8)
         mask = np.unpackbits(bits, count=int(np.prod(shape))).view(bool).reshape(shape)
         part = np.asarray(array[self.region])
-        before, after = held.unpacked(), given.unpacked()
         is_held = part[mask] == before
         if not is_held.all():
             before, after = (one if one.ndim == 0 else one[is_held] for one in (before, after))
@@ -171,6 +171,12 @@ def total(counts: Iterable[Counts]) -> Counts:
     for one in counts:
         summed.update(one)
     return summed
+
+
+def _fit(labels: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether an array of a type can hold labels; NumPy would write others."""
+    limits = np.iinfo(dtype)
+    return np.can_cast(labels.dtype, dtype) or (limits.min <= labels.min() and labels.max() <= limits.max)
 
 
 def _put(array: Any, region: Region, part: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from unsam_mm.errors import ImageError
 
 if TYPE_CHECKING:
-    from napari.components import Dims
+    from napari.components import Dims, ViewerModel
 
     from napari_unsam._frame import Frame
 
@@ -65,6 +65,12 @@ class Plane:
         x0, y0, x1, y1 = (int(edge) for edge in box_xyxy)
         spanned = {self.axes[0]: slice(y0, y1), self.axes[1]: slice(x0, x1)}
         return tuple(spanned.get(axis, slice(i, i + 1)) for axis, i in enumerate(self.index))
+
+
+def view_of(viewer: ViewerModel) -> tuple[object, ...]:
+    """What the sliders and axes of a viewer stand at; while it stays the same, a layer that is drawn anew has changed."""
+    dims = viewer.dims
+    return dims.point, dims.order, dims.ndisplay
 
 
 def plane_in_view(frame: Frame, dims: Dims) -> Plane:

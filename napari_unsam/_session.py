@@ -144,6 +144,10 @@ class ViewerSession:
         """Has the keys work on layers of the plugin."""
         self._inputs.bind(*layers)
 
+    def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
+        """Something to do that is not done while a tool is at work in a layer."""
+        return self._inputs.unless_drawing(act)
+
     def unbind(self, *layers: Layer) -> None:
         """Takes the keys of layers back."""
         self._inputs.unbind(*layers)

@@ -33,6 +33,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from napari_unsam._commit import free_now, renumbered
+from napari_unsam._planes import view_of
 from napari_unsam._words import counted
 from napari_unsam.state.history import Together
 from napari_unsam.state.records import (
@@ -59,7 +60,7 @@ _TORN_TRIES = 3
 _RETRY_S = 10.0  # until what could not be saved is tried again
 _EXIT_S = 120.0  # that an application which ends waits for the last save
 _DAY_S = 86_400.0
-_LABEL_EVENTS = ('paint', 'labels_update', 'set_data', 'data', 'features')
+_LABEL_EVENTS = ('paint', 'labels_update', 'data', 'features')
 _KEPT_IN = 'unsam_saved_in'  # in a layer's metadata: the folders that hold its objects
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class _Record:
         failed: What could not be saved; tried again, unless something newer comes.
         n_noted: How often the work was noted. The work itself, which may be gigabytes, is let go once it is saved.
         saved_at: `n_noted` of what was saved last.
-        exported_at: `n_noted` when the objects were exported.
+        changed_at: `n_noted` when the objects were changed last.
+        exported_at: `n_noted` when the objects were exported; -1 if they were not.
         prompts: Those that were noted last.
         replaces: Names of the records that this one took up.
     """
@@ -103,7 +105,8 @@ class _Record:
     failed: Work | None = None
     n_noted: int = 0
     saved_at: int = 0
-    exported_at: int = 0
+    changed_at: int = 0
+    exported_at: int = -1
     prompts: Any = ()
     is_empty: bool = True
     has_problem: bool = False
@@ -114,7 +117,7 @@ class _Record:
     @property
     def is_needed(self) -> bool:
         """Whether there is anything in it that is not safe elsewhere."""
-        return not self.is_empty and (self.exported_at != self.n_noted or bool(self.prompts))
+        return not self.is_empty and (self.exported_at < self.changed_at or bool(self.prompts))
 
     def note(self, work: Work) -> None:
         """Has work saved in place of what waits; the caller holds the lock."""
@@ -316,7 +319,7 @@ class Autosave:
     def _is_all_saved(self) -> bool:
         return not any(record.pending or record.failed for record in self._records)
 
-    def _note(self, session: ViewerSession) -> None:
+    def _note(self, session: ViewerSession, are_objects_changed: bool = False) -> None:
         """Takes down the state of a session; called in its thread after each change, so it has to be quick."""
         image = session.image
         if image is None or self._is_closed:
@@ -334,6 +337,8 @@ class Autosave:
         with self._wake:
             for one, work in works:
                 one.note(work)
+            if are_objects_changed:
+                record.changed_at = record.n_noted
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name='unsam-autosave', daemon=True)
                 self._thread.start()
@@ -457,16 +462,20 @@ class Autosave:
 class _Watch:
     """Tells of each change in a session."""
 
-    def __init__(self, session: ViewerSession, note: Callable[[ViewerSession], None]) -> None:
+    def __init__(self, session: ViewerSession, note: Callable[[ViewerSession, bool], None]) -> None:
         self._session, self._tell = session, note
         self._objects: Labels | None = None
+        self._seen = view_of(session.viewer)
         for signal in self._signals():
             signal.connect(self._changed)
+        # A script may write into a layer that nothing else was done to yet.
+        session.viewer.layers.events.inserted.connect(self._follow_objects)
         self._follow_objects()
 
     def end(self) -> None:
         for signal in self._signals():
             signal.disconnect(self._changed)
+        self._session.viewer.layers.events.inserted.disconnect(self._follow_objects)
         self._follow(None)
 
     def _signals(self) -> list[Any]:
@@ -474,24 +483,33 @@ class _Watch:
         return [session.image_changed, session.history.changed, session.controller.prompts_changed]
 
     def _changed(self) -> None:
-        self._follow_objects()
-        self._tell(self._session)
+        self._tell(self._session, self._follow_objects())
 
     def _objects_changed(self, event: object = None) -> None:
         # A layer that is being taken away, or belongs to an image that is not in view, is not the session's.
         if self._objects is self._session.objects:
-            self._tell(self._session)
+            self._tell(self._session, True)
 
-    def _follow_objects(self) -> None:
-        self._follow(self._session.objects)
+    def _drawn(self, event: object = None) -> None:
+        # A script that changes pixels has the layer drawn anew; so does a slider, which changes none.
+        before, self._seen = self._seen, view_of(self._session.viewer)
+        if before == self._seen:
+            self._objects_changed()
 
-    def _follow(self, objects: Labels | None) -> None:
+    def _follow_objects(self, event: object = None) -> bool:
+        """Follows the layer of the session; returns whether it is another one than before."""
+        return self._follow(self._session.objects)
+
+    def _follow(self, objects: Labels | None) -> bool:
         if objects is self._objects:
-            return
+            return False
         for layer, act in ((self._objects, 'disconnect'), (objects, 'connect')):
-            for name in _LABEL_EVENTS if layer is not None else ():
-                getattr(layer.events[name], act)(self._objects_changed)
+            if layer is not None:
+                getattr(layer.events.set_data, act)(self._drawn)
+                for name in _LABEL_EVENTS:
+                    getattr(layer.events[name], act)(self._objects_changed)
         self._objects = objects
+        return True
 
 
 def _work(session: ViewerSession, record: _Record, prompts: Any) -> Work:

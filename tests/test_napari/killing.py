@@ -20,7 +20,7 @@ import numpy as np
 from napari.components import ViewerModel
 from skimage import data
 
-from napari_unsam._commit import ObjectWrite
+from napari_unsam._commit import ObjectWrite, object_granularity
 from napari_unsam._controller import SegmentationController
 from napari_unsam._prompts import Polarity
 from napari_unsam._session import ViewerSession
@@ -77,7 +77,7 @@ def written(step: int) -> ObjectWrite:
         slice(width * column, width * (column + 1)),
     )
     mask = np.random.default_rng(step).random((1, *_CELL_HW)) < 0.8
-    return ObjectWrite(region, mask, step, {'granularity': step / 1024})
+    return ObjectWrite(region, mask, step, {'score': step / 1024})
 
 
 def clicked(step: int) -> tuple[tuple[float, ...], Polarity]:
@@ -170,7 +170,8 @@ def _check(folder: Path, session: ViewerSession, finished: int) -> int:
         found = labels[write.region] == step
         if step <= finished:
             assert np.array_equal(found, write.mask), f'object {step} is not as it was saved'
-            assert rows['granularity'][step] == write.features['granularity']
+            assert rows['score'][step] == write.features['score']
+            assert rows['granularity'][step] == object_granularity(write.mask, _SHAPE)
             assert rows['area_px'][step] == np.count_nonzero(write.mask)
         else:
             assert not (found & ~write.mask).any()

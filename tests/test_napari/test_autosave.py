@@ -147,14 +147,24 @@ def test_work_that_is_not_wanted_back_is_gone(crash, start, stack):
     assert autosave.find(session.image) is None
 
 
+def remove_objects(session):
+    session.viewer.layers.remove(session.objects)
+    del session._objects[session.image]
+
+
 @pytest.mark.parametrize(
     ('then', 'is_kept'),
     [
         (lambda session: None, False),
         (lambda session: session.commit(3, (slice(0, 1), slice(0, 5), slice(0, 5))), True),
         (lambda session: session.prompt(PROMPTS), True),
+        (lambda session: session.viewer.dims.set_current_step(0, 3), False),
+        (lambda session: (session.prompt(PROMPTS), session.prompt(())), False),
+        (lambda session: session.objects.paint((0, 3, 3), 7), True),
+        (lambda session: (session.objects.data.fill(5), session.objects.refresh()), True),
+        (lambda session: (remove_objects(session), session.commit(1, (slice(0, 1), slice(0, 5), slice(0, 5)))), True),
     ],
-    ids=['unchanged', 'another object', 'prompts'],
+    ids=['unchanged', 'object', 'prompts', 'slider', 'prompts taken back', 'brush', 'script', 'new layer'],
 )
 def test_exported_objects_are_dropped_on_closing_unless_work_went_on(start, stack, then, is_kept):
     session, autosave = Session(stack), start()
@@ -164,6 +174,28 @@ def test_exported_objects_are_dropped_on_closing_unless_work_went_on(start, stac
     then(session)
     autosave.close()
     assert (start().find(session.image) is not None) == is_kept
+
+
+def test_what_a_script_writes_into_a_new_layer_is_saved(start, viewer, session, stack):
+    session.set_image(viewer.add_image(stack))
+    autosave = start()
+    autosave.watch(session)
+    objects = session.ensure_objects()
+    objects.data[1, :9, :9] = 4
+    objects.refresh()
+    autosave.close()
+    assert start().find(session.image).labels()[0].sum() == 4 * 81
+
+
+def test_a_step_of_the_slider_alone_saves_nothing(start, stack):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    work_a_little(session)
+    assert autosave.flush()
+    before = autosave._records[0].n_noted
+    for step in (1, 2, 3):
+        session.viewer.dims.set_current_step(0, step)
+    assert autosave._records[0].n_noted == before
 
 
 def test_prompts_that_were_there_before_an_export_stay_saved(start, stack):

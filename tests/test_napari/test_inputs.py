@@ -100,13 +100,16 @@ def test_clicks_belong_to_a_layer_in_a_mode_of_its_own(mouse, viewer, mode):
 def test_a_key_waits_for_the_end_of_a_stroke(mouse, viewer):
     objects = mouse.session.ensure_objects()
     viewer.layers.selection.active = objects
-    objects.mode, objects.selected_label = 'paint', 7
+    objects.mode, objects.selected_label, objects.brush_size = 'paint', 7, 1
+    objects.paint((3, 5), 3)  # what U takes back if it does not wait
     mouse.press((1, 1))
-    press(objects, 'U')
-    press(objects, 'Control-Z')
-    assert objects.data.any()
+    for key in ('U', 'Control-Z'):
+        press(objects, key)
+        assert np.unique(objects.data).tolist() == [0, 3, 7]
     mouse.release((1, 1))
     press(objects, 'U')
+    assert np.unique(objects.data).tolist() == [0, 3]
+    press(objects, 'Control-Z')
     assert not objects.data.any()
 
 

@@ -17,6 +17,7 @@ from napari_unsam._layers import OBJECTS_NAME
 from napari_unsam._prompts import Polarity
 from napari_unsam._session import ViewerSession
 from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, patches_tree, planes_of, press, world
+from unsam_mm.errors import UnSAMError
 
 
 @pytest.fixture
@@ -303,6 +304,26 @@ def test_undo_of_a_commit_leaves_pixels_alone_that_somebody_else_has_changed(des
     assert np.unique(desk.labels.data).tolist() == [0, 5]
     desk.session.controller.redo()
     assert desk.labels.data[0, 0, :2].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize('move', ['undo', 'redo'])
+def test_undo_and_redo_pass_over_an_array_whose_type_is_too_small_for_their_labels(desk, move):
+    desk.write(300, (0, 0, 0), (1, 4, 4))
+    if move == 'undo':
+        desk.write(7, (0, 0, 0), (1, 4, 4))
+        desk.labels.data = desk.labels.data.astype(np.uint8)
+    else:
+        desk.session.controller.undo()
+        desk.labels.data = np.zeros(desk.SHAPE, np.uint8)
+    before = desk.labels.data.copy()
+    getattr(desk.session.controller, move)()
+    assert (desk.labels.data == before).all()  # not 44, which is what NumPy makes of 300
+
+
+def test_a_layer_of_which_the_highest_label_is_taken_says_what_to_do(desk):
+    desk.labels.data_setitem((np.array([0]), np.array([0]), np.array([0])), 2**32 - 1)
+    with pytest.raises(UnSAMError, match='too small for 4294967296; give its objects lower labels'):
+        desk.write(desk.session.next_label(), (0, 0, 0), (1, 4, 4))
 
 
 def test_undo_and_redo_pass_over_an_array_of_another_shape_that_was_put_in_place(desk):

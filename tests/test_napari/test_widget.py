@@ -10,7 +10,7 @@ import pytest
 from napari.components import ViewerModel
 from qtpy.QtCore import QPoint, Qt, QTimer
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QOpenGLWidget, QPushButton, QWidget
+from qtpy.QtWidgets import QLineEdit, QOpenGLWidget, QPushButton, QWidget
 from skimage import data
 from superqt import QCollapsible
 
@@ -417,6 +417,33 @@ def test_a_user_clicks_steps_commits_and_undoes_in_a_real_window(make_napari_vie
     save_screenshot(viewer, tmp_path, 'object')
     hand.click((-2000, -2000))
     assert len(widget.controller.prompts.points) == 1
+
+
+@pytest.mark.slow
+@needs_screen
+def test_letters_typed_into_a_field_of_the_dock_are_text_and_no_actions(make_napari_viewer, qtbot):
+    viewer = make_napari_viewer(show=True)
+    viewer.add_image(data.coins())
+    widget = SegmentationWidget(viewer, make_controller())
+    viewer.window.add_dock_widget(widget, name='UnSAM')
+    qtbot.waitUntil(lambda: len(widget.panels) == len(PANELS), timeout=30_000)
+    widget.session.write_objects('commit', [ObjectWrite((slice(0, 9), slice(0, 9)), np.ones((9, 9), bool), 1)])
+    for section in widget.findChildren(QCollapsible):
+        section.setDuration(0)
+        section.expand()
+    fields = [one for one in widget.findChildren(QLineEdit) if one.isVisible() and one.isEnabled()]
+    assert len(fields) >= 5
+    for field in fields:
+        for key in widget.session.keys:
+            shift = Qt.KeyboardModifier.ShiftModifier if key.startswith('Shift-') else Qt.KeyboardModifier.NoModifier
+            QTest.keyClick(field, key[-1].lower(), shift)
+        QTest.keyClick(field, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    qtbot.wait(50)
+    assert widget.session.history.undo_name == 'commit'
+    assert widget.session.history.redo_name is None
+    assert widget.session.objects.data.sum() == 81
+    QTest.keyClick(Hand(viewer, widget).canvas, 'u')  # what they do elsewhere
+    assert not widget.session.objects.data.any()
 
 
 @pytest.mark.slow
