@@ -31,7 +31,7 @@ class GridTokenizer:
         tokens = self._tokens(image)
         row, column = np.divmod(np.arange(len(tokens)), self.side)
         members = [column < self.side // 2, row < self.side // 2, *(row == i for i in range(self.side))]
-        members = np.array(members[: min(self.n_masks, max_masks)]).reshape(-1, len(tokens))
+        members = np.array(members[: min(self.n_masks, max_masks)], bool).reshape(-1, len(tokens))
         return tokens, TokenMasks(
             shares=members.astype(np.uint8) * 255,
             scores=np.linspace(0.9, 0.5, len(members)).astype(np.float32),
