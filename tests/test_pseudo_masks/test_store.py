@@ -219,7 +219,7 @@ def test_files_that_another_program_has_laid_out_anew_are_ours(store, masks, opt
 def test_a_file_that_was_cut_short_is_not_finished_and_may_be_written_again(store, masks):
     store.write('a.jpg', masks)
     content = store.path_of('a.jpg').read_bytes()
-    for length in (0, len(content) // 2, len(content) - 1):
+    for length in (0, 1, 20, 35, 50, 60, len(content) // 2, len(content) - 1):
         store.path_of('a.jpg').write_bytes(content[:length])
         assert not store.has('a.jpg')
         store.write('a.jpg', masks)

@@ -149,7 +149,7 @@ class PseudoMaskStore:
         height, width = masks.size_hw
         image = {'file_name': name, 'height': int(height), 'width': int(width)}
         path = self.path_of(name)
-        if _is_foreign(path):
+        if _is_foreign(path, name):
             raise TargetError(
                 f'{path}: is not of this package and has the place of the masks of {name}; move it, or choose another folder'
             )
@@ -299,14 +299,28 @@ def _look_into(path: str | Path) -> tuple[str | None, bool]:
         os.close(descriptor)
 
 
-def _is_foreign(path: Path) -> bool:
-    """Whether something has the name that is not a file of the store; an empty file holds nothing to be lost."""
+def _is_foreign(path: Path, name: str) -> bool:
+    """Whether something has the place of an image's masks that is not a file of the store."""
     try:
-        if path.is_file() and path.stat().st_size == 0:
-            return False
-        return path.exists() and _look_into(path)[0] is None
+        return path.exists() and _look_into(path)[0] is None and not _is_cut_off(path, name)
     except OSError:  # a name that the disk does not take
         return False
+
+
+def _is_cut_off(path: Path, name: str) -> bool:
+    """Whether a file is the beginning of one with the masks of an image; an empty one is."""
+    if not path.is_file() or path.stat().st_size > _LONGEST_HEAD_BYTES:
+        return False
+    start, found = f'{{"image":{{"file_name":{json.dumps(name)},"height":'.encode(), path.read_bytes()
+    return start.startswith(found) or (found.startswith(start) and not _is_json(found))
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
