@@ -11,7 +11,7 @@ The rooms, each importing only from itself and from those above it:
 - `_targets`, `_masks`, `_questions`, `_candidates`: what an engine is asked, and the masks to choose from.
 - `_engine`: what an engine knows of a plane.
 - `_actions`, `_answers`, `_controller`: the state of a segmentation, without Qt and without layers.
-- `_pixel_changes`, `_commit`: writing objects into a Labels layer, undoable, and their rows in the features table.
+- `_label_boxes`, `_pixel_changes`, `_commit`: writing objects into a Labels layer, undoable, and their rows in the features table.
 - `output`: measurements and file formats.
 - `_contours`, `_layers`, `_edits`, `_inputs`, `_placing`: the layers of the plugin, edits in them, mouse and keys.
 - `_objects`, `_asides`, `_stack`, `_session`: tie a controller to a viewer.

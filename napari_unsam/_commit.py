@@ -10,6 +10,7 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from napari_unsam import _pixel_changes as pixel_changes
+from napari_unsam._label_boxes import boxes_in
 from napari_unsam._pixel_changes import Counts, PixelChange, Region, total
 from unsam_mm.granularity import area_granularity
 
@@ -403,8 +404,6 @@ def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int
 
 def regions_of(array: np.ndarray) -> dict[int, Region]:
     """The bounding box of each positive label of an array."""
-    from napari_unsam.output.objects import boxes_in
-
     return {label: box for label, box in boxes_in(array) if label > 0}
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-Region = tuple[slice, ...]
+from napari_unsam._label_boxes import Region
+
 Counts = Mapping[int, int]
 """How many pixels each label has gained, or lost if negative."""
 

@@ -86,7 +86,7 @@ def test_processes_have_the_threads_that_they_are_given_in_every_library(tmp_pat
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.setenv('OPENBLAS_NUM_THREADS', '5')
     before = dict(os.environ)
-    [(_, counts)] = in_processes(import_module('counts').Counter, [600], 1, 'advice')
+    [(_, counts)] = in_processes(import_module('counts').Counter, [600], 1, 'advice', lost)
     assert counts == {'torch': 1, 'torch interop': 1, 'numba': 1, 'opencv': 1, 'not of Python': 0}
     assert dict(os.environ) == before
     del sys.modules['counts']

@@ -305,7 +305,7 @@ def test_the_tree_of_an_image_is_that_of_whichever_engine_has_one(generator, coi
     predictor.set_hierarchy(coins_tree)
     assert predictor.hierarchy is coins_tree
     other = UnSAMPredictor(Rectangles(rectangle((1, 1, 9, 9))))
-    with pytest.raises(UnSAMError, match='has no region tree of an image of'):
+    with pytest.raises(UnSAMError, match='has no region tree of this image of'):
         _ = other.hierarchy
 
 

@@ -73,7 +73,7 @@ def read_coco(path: str | Path) -> LabelledObjects:
         note = note or {'name': images[0].get('file_name') or Path(path).stem}
         place = {key: tuple(note[key]) for key in ('scale', 'units') if key in note}
         if not all(isinstance(size, int | float) and 0 < size < np.inf for size in place.get('scale', ())):
-            raise ValueError(f'the scale is {place["scale"]}; expected positive numbers')
+            raise UnSAMError(f'the scale is {place["scale"]}; expected positive numbers')
         objects = LabelledObjects(labels, features, name=str(note['name']), axes=str(note.get('axes', '')), **place)
     except (AttributeError, LookupError, MemoryError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, StoreError):
@@ -88,7 +88,7 @@ def _shape_of(images: list[dict], note: Mapping[str, Any] | None) -> tuple[int, 
     """Of the array, from the note, or of the only image."""
     shape = tuple(note['shape']) if note else image_size(images[0])
     if not 2 <= len(shape) <= MAX_AXES or not all(type(side) is int and side > 0 for side in shape):
-        raise ValueError(f'the shape is {shape}; expected 2 to {MAX_AXES} sides in pixels')
+        raise UnSAMError(f'the shape is {shape}; expected 2 to {MAX_AXES} sides in pixels')
     return shape
 
 
@@ -96,9 +96,9 @@ def _planes_of(images: list[dict], labels: np.ndarray) -> dict[Any, np.ndarray]:
     """The plane of each image, in their order, by image id."""
     for image in images:
         if (size := image_size(image)) not in ((None, None), labels.shape[-2:]):
-            raise ValueError(f'an image is {size} px, a plane {labels.shape[-2:]}')
+            raise UnSAMError(f'an image is {size} px, a plane {labels.shape[-2:]}')
     if message := repeated_id([{**image, 'id': entry_id(image['id'])} for image in images]):
-        raise ValueError(message)
+        raise UnSAMError(message)
     return {
         entry_id(image['id']): labels[index]
         for image, index in zip(images, np.ndindex(*labels.shape[:-2]), strict=True)
@@ -111,7 +111,7 @@ def _by_image(annotations: list[Mapping[str, Any]], planes: Mapping[Any, np.ndar
     for place, annotation in enumerate(annotations):
         image_id = entry_id(annotation['image_id'])
         if image_id not in planes:
-            raise ValueError(f'{place_of(annotation)}: "images" does not list this image')
+            raise UnSAMError(f'{place_of(annotation)}: "images" does not list this image')
         groups.setdefault(image_id, []).append(place)
     return groups
 
@@ -119,7 +119,7 @@ def _by_image(annotations: list[Mapping[str, Any]], planes: Mapping[Any, np.ndar
 def _number(value: Any) -> int:
     label = entry_id(value)
     if not isinstance(label, int) or not 0 < label < 2**32:
-        raise ValueError(f'an object_id is {value!r}; expected a whole number from 1')
+        raise UnSAMError(f'an object_id is {value!r}; expected a whole number from 1')
     return label
 
 

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import find_objects
 
 from napari_unsam._inference import ProgressCallback
+from napari_unsam._label_boxes import Region, boxes_in
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
-
-Region = tuple[slice, ...]
-"""One slice for each axis, with whole numbers at both ends."""
 
 _BLOCK_VOXELS = 1 << 24
 _AXES = 'ptczyx'  # positions, time, channels as in OME
@@ -246,26 +243,6 @@ def object_boxes(labels: ArrayLike) -> dict[int, Region]:
             )
             boxes[label] = _around(boxes[label], moved) if label in boxes else moved
     return dict(sorted(boxes.items()))
-
-
-def boxes_in(block: np.ndarray) -> Iterator[tuple[int, Region]]:
-    """The bounding box of each label but 0 in an array of integers in memory, in rising order of labels.
-
-    It takes as long for large labels as for small ones.
-    """
-    if block.size == 0:
-        return
-    if block.min() >= 0 and block.max() <= block.size:
-        found = enumerate(find_objects(block if block.dtype != np.uint64 else block.astype(np.int64)), start=1)
-    else:  # `find_objects` makes a list as long as the largest label
-        is_object = block != 0
-        ranks, values = pd.factorize(block[is_object], sort=True)
-        numbered = np.zeros(block.shape, np.int32 if len(values) < 1 << 31 else np.int64)
-        numbered[is_object] = ranks + 1
-        found = zip(values.tolist(), find_objects(numbered), strict=True)
-    for label, box in found:
-        if box is not None:
-            yield int(label), box
 
 
 def crops_by_plane(labels: ArrayLike) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:

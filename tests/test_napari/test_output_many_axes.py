@@ -271,5 +271,5 @@ def test_a_file_of_annotations_of_labels_that_do_not_fit_is_refused(tmp_path, la
     content = json.loads(path.read_text())
     content['annotations'][0]['object_id'] = label
     path.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match=f'object_id {label} lies outside'):
+    with pytest.raises(StoreError, match=f'object_id is {label}; expected'):
         read_objects(path)
