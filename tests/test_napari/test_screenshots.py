@@ -144,8 +144,8 @@ def test_the_tutorial(follow, tmp_path):
     panel = user.dock.panels['ObjectsPanel']
     panel.choose_path = lambda suggestion, kinds: tmp_path / suggestion
     user.push('Export...')
-    assert user.status == f'Written: {tmp_path / "Coins.tif"}'
-    assert (tifffile.imread(tmp_path / 'Coins.tif') == labels_of(user)).all()
+    assert user.status == f'Written: {tmp_path / "Coins.objects.tif"}'
+    assert (tifffile.imread(tmp_path / 'Coins.objects.tif') == labels_of(user)).all()
 
 
 def test_nuclei_are_found_from_one_example(follow, tmp_path):
@@ -177,7 +177,7 @@ def test_nuclei_are_found_from_one_example(follow, tmp_path):
     panel.choose_path = lambda suggestion, kinds: tmp_path / suggestion
     user.choose(panel.format_choice, 'Table (CSV)')
     user.push('Export...')
-    table = pd.read_csv(tmp_path / 'Tissue.csv')
+    table = pd.read_csv(tmp_path / 'Tissue.objects.csv')
     assert len(table) == count
     assert {'area_px', 'eccentricity', 'mean_intensity_red'} <= set(table), list(table)
 

@@ -261,7 +261,9 @@ def test_weights_of_another_model_are_named(network, tmp_path, monkeypatch):
 
     monkeypatch.setattr(network, '__init__', fail)
     (tmp_path / 'model').touch()
-    with pytest.raises(WeightsError, match=r'model: not the weights of CascadePSP \(Missing key\(s\) in state_dict\);'):
+    with pytest.raises(
+        WeightsError, match=r'model: not the weights of CascadePSP \(RuntimeError: Missing key\(s\) in state_dict\);'
+    ):
         CascadePSPRefiner(tmp_path)
 
 

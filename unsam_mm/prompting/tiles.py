@@ -299,6 +299,7 @@ class TiledEngine:
                     raise
             else:
                 logger.warning('a window is looked at again: %s: %s', path, error)
+                path.unlink(missing_ok=True)  # it has a name of ours and would stand in the way of the new one
             return False
         self._used(path)
         return True
