@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -152,7 +152,7 @@ class TestCluster:
         assert 'b/07.png: RecursionError: a strange file' in note
 
     def test_a_disk_that_fails_ends_the_run(self, job, cluster, monkeypatch):
-        def write(self, name, masks):
+        def write(self, name, masks, stamp):
             raise StoreError(f'{name}: the disk is full')
 
         monkeypatch.setattr(PseudoMaskStore, 'write', write)
@@ -229,7 +229,8 @@ class TestCluster:
         finished = {name: content for name, content in left.items() if not name.startswith('quarantine/')}
         assert len(finished) >= 3
         assert finished.items() <= quiet.items()
-        assert all('at work' in left[name].decode() for name in left.keys() - finished.keys() - quiet.keys())
+        notes = [left[name].decode() for name in left.keys() - finished.keys() - quiet.keys()]
+        assert all('the run ended during this image' in note for note in notes)
 
 
 class TestClustersThatCannotWork:
@@ -261,16 +262,18 @@ class TestClustersThatCannotWork:
             job(cluster.scheduler_address).run()
 
     def test_folders_that_no_worker_sees_are_named(self, job, cluster, monkeypatch):
-        monkeypatch.setattr(scale, 'MANIFEST', 'another-disk')
-        with pytest.raises(UnSAMError, match='cannot take part: .*/out/another-disk is not visible there'):
+        monkeypatch.setattr(scale, '_probe', lambda folder: nullcontext(folder / 'on another disk'))
+        with pytest.raises(UnSAMError, match=r'cannot take part: .*/out/unsam\.json is not visible there'):
             job(cluster.scheduler_address).run()
 
-    def test_workers_with_other_weights_are_named(self, job, cluster, monkeypatch, tmp_path):
-        def describe(self, settings):
-            (tmp_path / 'out').mkdir()
-            (tmp_path / 'out' / 'unsam.json').write_text(json.dumps({**settings, 'signature': 'of the client'}))
+    def test_workers_with_other_weights_are_named(self, job, cluster, monkeypatch):
+        own, signatures = FolderJob.description, iter(['of the client'])  # which asks first
 
-        monkeypatch.setattr(PseudoMaskStore, 'describe', describe)
+        def description(self):
+            noted = own(self)
+            return {**noted, 'signature': next(signatures, noted['signature'])}
+
+        monkeypatch.setattr(FolderJob, 'description', description)
         with pytest.raises(UnSAMError, match='cannot take part: it has another signature'):
             job(cluster.scheduler_address).run()
 
