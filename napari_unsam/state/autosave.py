@@ -186,7 +186,7 @@ class Autosave:
         self._sessions: dict[ViewerSession, _Watch] = {}
         self._unreadable: set[Path] = set()  # folders of which the user was told
         self._wake = threading.Condition()
-        self._is_busy = self._is_flushed = self._is_closed = False
+        self._is_busy = self._is_flushed = self._is_closed = self._is_restoring = False
         self._thread: threading.Thread | None = None
 
     def watch(self, session: ViewerSession) -> None:
@@ -251,8 +251,12 @@ class Autosave:
         damaged = read.damaged + saved.lost_prompts
         if not damaged:
             actions.append(self._taking_up(session, saved))
-        session.history.do(Together(name, actions))
-        self._note(session)
+        self._is_restoring = True  # a save in between would hold some of it, and be the latest if the process is killed
+        try:
+            session.history.do(Together(name, actions))
+        finally:
+            self._is_restoring = False
+            self._note(session, are_objects_changed=bool(writes))
         return Restored(len(writes), count_prompts(saved.prompts), damaged, read.relabelled)
 
     def is_in_view(self, session: ViewerSession, saved: SavedSession) -> bool:
@@ -322,7 +326,7 @@ class Autosave:
     def _note(self, session: ViewerSession, are_objects_changed: bool = False) -> None:
         """Takes down the state of a session; called in its thread after each change, so it has to be quick."""
         image = session.image
-        if image is None or self._is_closed:
+        if image is None or self._is_closed or self._is_restoring:
             return
         with self._wake:
             record = self._record(self._identity(image), _shape_of(session.objects))
