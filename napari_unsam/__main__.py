@@ -24,8 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     batch = commands.add_parser(
         'batch',
         help='find and measure the objects of all images of a folder; can be interrupted and resumed',
-        epilog='Exit status: 0 if all images are done; 1 if any failed (OUT/failed.txt says why) or the run could not go '
-        'on; 2 for options that cannot be meant; 130 after Ctrl-C.',
+        epilog='Exit status: 0 if any image is done, now or before, even if others failed (OUT/failed.txt says why); '
+        '1 if none is, or the run could not go on; 2 for options that cannot be meant; 130 after Ctrl-C.',
     )
     batch.add_argument('images', type=Path, help='folder, searched at any depth, one image, or a .txt file of paths')
     batch.add_argument('out', type=Path, help='folder for the results; may be that of the images')
@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_batch(options: argparse.Namespace) -> int:
-    """Exit status 0 if all images are done, 1 if any failed."""
+    """Exit status 0 if any image is done, now or before, 1 if none is."""
     from tqdm import tqdm
 
     job = BatchJob(
@@ -126,7 +126,7 @@ def run_batch(options: argparse.Namespace) -> int:
         sys.stderr.write(
             f'the failed ones are listed in {one_line(options.out / FAILED)}; correct them and run again with --resume\n'
         )
-    return 1 if report.failed else 0
+    return 0 if report.done + report.skipped else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
