@@ -232,32 +232,13 @@ class Autosave:
             StoreError: If the objects are of an image of another shape than the session's.
             UnSAMError: If there is no place for objects.
         """
-        read = saved.objects() if read is None else read
-        writes = read.writes
-        if writes:
-            objects = session.ensure_objects()
-            if objects.data.shape != read.shape:
-                raise StoreError(
-                    f'the saved objects have shape {read.shape}, the image has {objects.data.shape}; '
-                    f'they stay in {saved.folder}'
-                )
-            if highest := int(np.max(objects.data, initial=0)):  # the user has begun anew meanwhile
-                writes = free_now(renumbered(writes, highest), objects.data)
-        if len(saved.position) == session.viewer.dims.ndim:
-            session.viewer.dims.point = saved.position
-        name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'
-        actions = [session.writing(name, writes)] if writes else []
-        actions.append(session.controller.taking_up(session.image.unique_id, saved.prompts, saved.polarity))
-        damaged = read.damaged + saved.lost_prompts
-        if not damaged:
-            actions.append(self._taking_up(session, saved))
         self._is_restoring = True  # a save in between would hold some of it, and be the latest if the process is killed
         try:
-            session.history.do(Together(name, actions))
+            restored = self._bring_back(session, saved, saved.objects() if read is None else read)
         finally:
             self._is_restoring = False
-            self._note(session, are_objects_changed=bool(writes))
-        return Restored(len(writes), count_prompts(saved.prompts), damaged, read.relabelled)
+        self._note(session, are_objects_changed=restored.objects > 0)
+        return restored
 
     def is_in_view(self, session: ViewerSession, saved: SavedSession) -> bool:
         """Whether the saved objects are still in the viewer, as when only the dock was closed."""
@@ -313,6 +294,28 @@ class Autosave:
                 threading.Thread(target=self._thread.join, args=(_EXIT_S,), name='unsam-autosave-exit').start()
                 return False
         return self._is_all_saved()
+
+    def _bring_back(self, session: ViewerSession, saved: SavedSession, read: SavedObjects) -> Restored:
+        writes = read.writes
+        if writes:
+            objects = session.ensure_objects()
+            if objects.data.shape != read.shape:
+                raise StoreError(
+                    f'the saved objects have shape {read.shape}, the image has {objects.data.shape}; '
+                    f'they stay in {saved.folder}'
+                )
+            if highest := int(np.max(objects.data, initial=0)):  # the user has begun anew meanwhile
+                writes = free_now(renumbered(writes, highest), objects.data)
+        if len(saved.position) == session.viewer.dims.ndim:
+            session.viewer.dims.point = saved.position
+        name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'
+        actions = [session.writing(name, writes)] if writes else []
+        actions.append(session.controller.taking_up(session.image.unique_id, saved.prompts, saved.polarity))
+        damaged = read.damaged + saved.lost_prompts
+        if not damaged:
+            actions.append(self._taking_up(session, saved))
+        session.history.do(Together(name, actions))
+        return Restored(len(writes), count_prompts(saved.prompts), damaged, read.relabelled)
 
     def _taking_up(self, session: ViewerSession, saved: SavedSession) -> Together:
         with self._wake:

@@ -16,6 +16,7 @@ import pytest
 from napari_unsam._prompts import Polarity
 from napari_unsam.state import autosave as autosave_module
 from napari_unsam.state.records import Work, read_work, write_work
+from tests.test_napari.killing import begin, clicked, written
 from tests.test_napari.saved_work import PROMPTS, Session, work_a_little
 
 CELL = (slice(0, 1), slice(0, 5), slice(0, 5))
@@ -40,6 +41,26 @@ def test_work_that_was_not_restored_whole_is_kept_until_it_is_discarded(crash, s
     assert (saved.folder / 'work.json').exists()
     start().discard(saved)
     assert not saved.folder.exists()
+
+
+def test_what_is_being_restored_is_not_saved_in_part(tmp_path, monkeypatch):
+    """Saved with objects and without prompts, it would be the latest work if the process were killed then."""
+    before, autosave = begin(tmp_path)
+    autosave.watch(before)
+    position, polarity = clicked(1)
+    before.click(before.image.data_to_world(position), polarity)
+    before.write_objects('commit 1', [written(1)])
+    autosave.close()
+    before.close()
+
+    session, autosave = begin(tmp_path)
+    autosave.watch(session)
+    saved, noted = autosave.find(session.image), []
+    monkeypatch.setattr(autosave_module._Record, 'note', lambda record, work: noted.append(work))
+    autosave.restore(session, saved)
+    assert noted
+    assert all(work.labels is session.objects.data and work.prompts == saved.prompts for work in noted)
+    session.close()
 
 
 @pytest.mark.parametrize('change', [{'start': [9, 0, 0]}, {'start': [0, 0]}, {'start': [-1, 0, 0]}, {'file': 'gone'}])
