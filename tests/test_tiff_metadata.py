@@ -169,6 +169,7 @@ def test_depth_and_time_are_known_beside_a_pixel_size(tmp_path):
 
 
 @example('1000000000000', 'um')
+@example('1000000000001', 'nm')
 @given(st.text(max_size=20) | st.floats().map(str), st.text(max_size=20) | st.sampled_from(['um', 'nm', 'inch', 'Å']))
 def test_whatever_stands_for_a_size_it_is_plausible_or_left_out(value, unit):
     tags = {'XResolution': SimpleNamespace(value=(4, 1)), 'YResolution': SimpleNamespace(value=(4, 1))}
@@ -179,4 +180,4 @@ def test_whatever_stands_for_a_size_it_is_plausible_or_left_out(value, unit):
         pages=SimpleNamespace(first=SimpleNamespace(tags=tags)),
     )
     for size, _ in pixel_sizes(file).values():
-        assert 0 < size <= 1e12
+        assert 0 < size <= 1e18  # a thousand kilometres in picometres
