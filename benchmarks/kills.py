@@ -177,13 +177,16 @@ def _kill_saving(path: Path, n_moments: int, moments: random.Random) -> int:
         process.stdout.readline()
         time.sleep(moments.uniform(0, 0.3))
         _kill(process)
-        said = [int(line) for line in process.stdout.read().splitlines()] or [value + 1]
+        reported = [int(line) for line in process.stdout.read().splitlines()] or [value + 1]
         arrays = load_arrays(path, 'tree')
         found = int(arrays['first'][0, 0])
-        if not all((array == found).all() for array in arrays.values()) or found not in (said[-1], said[-1] + 1):
-            _say(f'moment {moment}: found {found} after {said[-1]} was saved')
+        if not all((array == found).all() for array in arrays.values()) or found not in (
+            reported[-1],
+            reported[-1] + 1,
+        ):
+            _say(f'moment {moment}: found {found} after {reported[-1]} was saved')
             return 1
-        kept_old += found == said[-1]
+        kept_old += found == reported[-1]
         value = found
     left = [entry.name for entry in path.parent.iterdir() if entry != path]
     _say(f'{n_moments} kills, {value} saves: {kept_old} times the last one that was told, else the next; left: {left}')

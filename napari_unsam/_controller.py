@@ -113,7 +113,7 @@ class SegmentationController:
 
     @property
     def prompts_here(self) -> Prompts:
-        """The prompts on the plane in view that are about the object at hand."""
+        """The prompts of the current object on the plane in view."""
         if self._target is None:
             return Prompts()
         return on_plane(self.prompts, self._target.plane).at_hand()
@@ -368,7 +368,7 @@ class SegmentationController:
 
         Args:
             done: Prompts that go, with what they led to.
-            aside: The object at hand, if it is set aside.
+            aside: The current object, if it is set aside.
         """
         left, latest = self.prompts.without(done), max(self.prompts.object_id, self.prompts_here.object_id)
         after = replace(left, asides=(*left.asides, *([] if aside is None else [aside])), object_id=latest + 1)

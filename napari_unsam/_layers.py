@@ -308,8 +308,10 @@ class PromptLayers:
             self.preview.data = self._no_outline()
 
     def _draw_outline(self, segments: np.ndarray) -> None:
-        """Draws segments in the room that others had, if there is enough: with new data napari makes a new thumbnail, which
-        takes longer than all else that a step of granularity takes. What is left of the room holds segments of no length."""
+        """Redraws segments in place if the old ones were as many or more; surplus ones get no length.
+
+        New data would make napari draw a new thumbnail, which takes longer than the rest of a granularity step.
+        """
         drawn = self.preview.data
         has_room = len(segments) <= len(drawn)
         if not has_room:

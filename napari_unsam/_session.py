@@ -320,7 +320,7 @@ class ViewerSession:
 
     @property
     def has_prompts(self) -> bool:
-        """Whether there are prompts in view that are about the object at hand."""
+        """Whether the plane in view has prompts of the current object."""
         return bool(self.controller.prompts_here)
 
     def pressed(self, world: tuple[float, ...], is_other_polarity: bool) -> None:

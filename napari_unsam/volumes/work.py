@@ -174,7 +174,7 @@ class VolumeWork:
         viewer.dims.set_point(axis, world[self.axis])
 
     def propagate_current(self) -> None:
-        """Takes the object at hand through the slices: the mask on offer, which is committed, else the selected label."""
+        """Propagates the current object through the slices: the proposed mask, which is committed, else the selected label."""
         if self._is_ready():
             self.session.controller.when_answered(self._propagate_answered)
 
