@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -118,6 +122,25 @@ def test_folders_are_searched_at_any_depth_in_a_fixed_order(tmp_path, coffee):
     (tmp_path / 'in' / 'itself').symlink_to(tmp_path / 'in' / 'itself')
     found = [path.relative_to(tmp_path / 'in').as_posix() for path in list_images(tmp_path / 'in')]
     assert found == ['a.jpg', 'b/2.PNG', 'b/c/1.tiff', 'link/4.png']
+
+
+def test_a_subfolder_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog):
+    for name in ('a/1.png', 'locked/2.png', 'z/3.png'):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir, locked = os.scandir, [tmp_path / 'locked']
+
+    def refuse(folder):
+        if Path(folder) in locked:
+            raise PermissionError(errno.EACCES, 'Permission denied')
+        return scandir(folder)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert [path.name for path in list_images(tmp_path)] == ['1.png', '3.png']
+    assert f'{tmp_path / "locked"}: the folder cannot be read (Permission denied)' in caplog.text
+    locked.append(tmp_path)
+    with pytest.raises(ImageError, match='the folder cannot be read'):
+        list_images(tmp_path)
 
 
 def test_results_beside_images_are_no_images_and_images_of_such_names_are(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import numpy as np
 
 from unsam_mm.errors import ImageError
 from unsam_mm.image_files import MAX_PIXELS, check_size, open_image
+
+_log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')
 MIN_SIDE_PX = 8
@@ -129,17 +132,25 @@ def list_images(folder: str | Path) -> list[Path]:
 def walk_images(root: Path) -> Iterator[str]:
     """Paths of the images below a folder, relative to it with forward slashes; nothing but folder entries is read.
 
-    Hidden files and folders are left out, and so are `is_result` files; links to folders are followed.
+    Hidden files and folders are left out, and so are `is_result` files; links to folders are followed. A folder below
+    `root` that cannot be read is left out with a warning.
 
     Raises:
-        ImageError: If a folder is missing or cannot be read.
+        ImageError: If `root` is missing or cannot be read.
     """
     if not root.is_dir():
         raise ImageError(f'{root}: no such folder; expected a folder of images ({" ".join(IMAGE_SUFFIXES)})')
     folders, seen = [''], {root.resolve()}
     while folders:
         folder = folders.pop()
-        for entry in _entries(root / folder):
+        try:
+            entries = _entries(root / folder)
+        except ImageError as error:
+            if not folder:
+                raise
+            _log.warning('%s; its images are left out', error)
+            continue
+        for entry in entries:
             name = f'{folder}{entry.name}'
             if entry.name.startswith('.'):
                 continue

@@ -195,6 +195,15 @@ class TestCluster:
         assert contents(tmp_path / 'out') == quiet
         assert caplog.text.count('takes no part: not mounted') == 1
 
+    def test_a_run_ends_once_no_worker_can_go_on(self, job, cluster, quiet, tmp_path, monkeypatch):
+        monkeypatch.setattr(scale._OnWorker, '_find_problem', lambda self: 'not mounted' if self._images else None)
+        monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
+        with pytest.raises(UnSAMError, match=r'no worker is left that can take part \(not mounted\); finished images'):
+            job(cluster.scheduler_address).run()
+        monkeypatch.undo()
+        job(cluster.scheduler_address).run()
+        assert contents(tmp_path / 'out') == quiet
+
     def test_a_result_that_is_lost_with_its_worker_is_made_again(self, job, cluster, quiet, tmp_path, monkeypatch):
         lost, again, do = [], threading.Event(), scale._OnWorker.do
         monkeypatch.setattr(scale._OnWorker, 'do', lambda self, names: again.wait(PREPARED_S) and do(self, names))

@@ -47,6 +47,7 @@ _KILLED = (
     'make the image smaller or give the workers more memory'
 )
 _NOT_VISIBLE = '{} is not visible there; mount the folder under the same path on all machines'
+_NONE_LEFT = 'no worker is left that can take part ({}); finished images are kept: mend it and run again to go on'
 _FAILED = 'a worker failed ({!r}); finished images are kept: its log has more, mend it and run again to go on'
 
 
@@ -349,6 +350,8 @@ class _Run:
         if worker not in self._unfit:
             self._unfit.add(worker)
             _log.warning('worker %s takes no part: %s', worker, problem)
+            if self._unfit >= self._client.nthreads().keys():
+                raise UnSAMError(_NONE_LEFT.format(problem))
 
     def _submit(self, batch: list[str]) -> None:
         fit = [worker for worker in self._threads_of if worker not in self._unfit] if self._unfit else []
