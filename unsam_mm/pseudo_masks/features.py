@@ -267,6 +267,7 @@ class PatchFeatureExtractor:
     def _run(self, pixels: Tensor, progress: Callable[[float], None] | None) -> Tensor:
         """(B, tokens, C x layers) of the chosen facet, class and register tokens included."""
         import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
 
         blocks = _blocks(self._vit)
         captured: dict[int, Tensor] = {}
@@ -285,7 +286,10 @@ class PatchFeatureExtractor:
                 stack.enter_context(_hook(block, partial(tell, done)))
             if self.dtype != 'float32':
                 # Not a ViT of half-precision weights: interpolated positions and normalisation lose too much there.
-                stack.enter_context(torch.autocast(torch.device(self.device).type, getattr(torch, self.dtype)))
+                device_type = torch.device(self.device).type
+                stack.enter_context(torch.autocast(device_type, getattr(torch, self.dtype)))
+                if device_type == 'cpu':  # fused attention in bfloat16 fails where torch is kept from AVX-512
+                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             with suppress(_AllRead):
                 self._vit(pixel_values=pixels, **self._options)
             if progress:

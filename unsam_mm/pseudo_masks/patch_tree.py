@@ -206,12 +206,12 @@ def _suppress_nested(first, last, area, max_iou, window, runs, offsets):
             inside = first[i] <= first[j] and last[j] <= last[i]
             around = first[j] <= first[i] and last[i] <= last[j]
             shared = min(area[i], area[j])
-            if not (inside or around) or shared <= max_iou * max(area[i], area[j]):
+            if not (inside or around) or shared / max(area[i], area[j]) <= max_iou:
                 continue
             if len(runs):
                 common = intersect_runs(runs[offsets[i] : offsets[i + 1]], runs[offsets[j] : offsets[j + 1]])
                 shared = (common[:, 1] - common[:, 0]).sum()
-            kept[j] = kept[j] and shared <= max_iou * (area[i] + area[j] - shared)
+            kept[j] = kept[j] and shared / (area[i] + area[j] - shared) <= max_iou
     return kept
 
 
@@ -230,9 +230,9 @@ def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
     areas, boxes = areas_and_boxes(rles)
     kept = np.zeros(0, np.int64)
     for i in np.argsort(-areas, kind='stable'):
-        close = kept[areas[kept] * max_iou < areas[i]]
+        close = kept[areas[i] / areas[kept] > max_iou]
         low, high = np.maximum(boxes[close, :2], boxes[i, :2]), np.minimum(boxes[close, 2:], boxes[i, 2:])
-        close = close[np.maximum(high - low, 0).prod(axis=1) > max_iou * areas[close]]
+        close = close[np.maximum(high - low, 0).prod(axis=1) / areas[close] > max_iou]
         if not len(close) or not (coco_mask.iou([rles[i]], [rles[j] for j in close], [0] * len(close)) > max_iou).any():
             kept = np.append(kept, i)
     return np.sort(kept)
