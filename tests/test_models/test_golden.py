@@ -144,10 +144,10 @@ def test_most_of_2000_queries_match(model_of_2000, view):
     assert_close(classes[0], expected[f'{view}.logits_layer0'], 1e-5, 'classes before any layer')
     assert_close(masks[0, ::200, ::2, ::2], expected[f'{view}.masks_layer0'], 1e-4, 'masks before any layer')
     differences = np.abs(classes[-1] - expected[f'{view}.logits']).max(axis=1)
-    assert np.median(differences) < 1e-5
+    assert np.median(differences) < 5e-5
     assert np.quantile(differences, 0.99) < 1e-3
     differences = np.abs(masks[-1, ::100, ::2, ::2] - expected[f'{view}.masks'])
-    assert np.median(differences) < 1e-5
+    assert np.median(differences) < 2e-4  # of logits of 6 in the mean
     assert np.quantile(differences.max(axis=(1, 2)), 0.95) < 1e-2  # of 20 queries
 
 

@@ -319,8 +319,11 @@ class TestQuarantine:
         FolderJob(images, tmp_path, FAST).run()
         assert Quarantine(tmp_path).names() == {'a/04.png'}
 
-    def test_its_files_are_no_masks(self, images, tmp_path):
-        FolderJob(images, tmp_path, FAST).run()
+    def test_its_files_are_no_masks(self, quiet, tmp_path):
+        for name, content in quiet.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+        assert Quarantine(tmp_path).names() == {'a/04.png'}
         assert 'a/04.png' not in PseudoMaskStore(tmp_path).names()
 
 
