@@ -16,7 +16,15 @@ from napari_unsam._inference import ProgressCallback
 from napari_unsam._layers import ObjectLayers, remove_layers
 from napari_unsam._targets import Level
 from napari_unsam.files.results import ImageList, Results
-from napari_unsam.output.objects import LabelledObjects, Region, Watched, blocks, object_boxes, objects_of_layer
+from napari_unsam.output.objects import (
+    COUNTED,
+    LabelledObjects,
+    Region,
+    Watched,
+    blocks,
+    object_boxes,
+    objects_of_layer,
+)
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.image_files import ImagePixels, read_pixels
 
@@ -325,12 +333,12 @@ def fingerprint(layer: Labels) -> int:
         if pixels.any() or value:
             value = zlib.crc32(pixels, zlib.crc32(repr(block).encode(), value))
     table = layer.features
-    return zlib.crc32(table.to_csv(index=False).encode(), value) if len(table) else value
+    return zlib.crc32(table.to_csv(index=False).encode(errors='surrogatepass'), value) if len(table) else value
 
 
 def _row(row: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
-    """A row for the table, with the parent's new label; what lacks is left out."""
-    kept = {name: value for name, value in row.items() if name != 'index' and value == value}
+    """A row for the table, with the parent's new label; what lacks or is counted anew is left out."""
+    kept = {name: value for name, value in row.items() if name not in COUNTED and value == value}
     if kept.get('parent_id') in new:
         kept['parent_id'] = new[kept['parent_id']]
     return kept

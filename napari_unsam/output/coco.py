@@ -165,15 +165,18 @@ def _features(annotations: list[Mapping[str, Any]], numbered: list[int], granula
     by_id: dict[Any, int] = {}
     for annotation, label in zip(annotations, numbered, strict=True):
         by_id.setdefault(entry_id(annotation.get('id')), label)
-    rows: dict[int, dict[str, Any]] = {}
+    labels, objects = np.unique(numbered, return_inverse=True)
+    means = np.bincount(objects, granularity) / np.bincount(objects)  # over the planes of an object
+    rows = {
+        label: {'index': label, 'granularity': mean} for label, mean in zip(labels.tolist(), means.tolist(), strict=True)
+    }
     for annotation, label in zip(annotations, numbered, strict=True):
-        row = rows.setdefault(label, {'index': label})
-        row['granularity'] = float(granularity[np.equal(numbered, label)].mean())  # over its planes
+        row = rows[label]
         row |= {name: number_in(annotation, name) for name in _KEPT if annotation.get(name) is not None}
         parent = entry_id(annotation.get('parent_id', by_id.get(entry_id(annotation.get('parent', -1)))))
         if isinstance(parent, int) and 0 <= parent < 2**32:
             row['parent_id'] = parent
         if isinstance(annotation.get('parent_layer'), str):
             row['parent'] = annotation['parent_layer']
-    table = pd.DataFrame([rows[label] for label in sorted(rows)]) if rows else pd.DataFrame({'index': []}, dtype=int)
+    table = pd.DataFrame(list(rows.values())) if rows else pd.DataFrame({'index': []}, dtype=int)
     return table.assign(parent_id=table['parent_id'].fillna(0).astype(int)) if 'parent_id' in table else table

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from napari_unsam import _prompts
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._words import counted
-from napari_unsam.output.objects import object_boxes
+from napari_unsam.output.objects import COUNTED, object_boxes
 from unsam_mm.errors import StoreError, explained
 from unsam_mm.files import atomic_writer, read_json, write_json
 from unsam_mm.npz import read_npz
@@ -37,8 +37,6 @@ LOCK = 'lock'
 _OWN_FILES = (f'{_BLOCKS}/*.npz', f'{_BLOCKS}/.unsam-*.part', '.unsam-*.part', LOCK)
 _BLOCK_SIDE_PX = 512  # of the last two axes; the others have one plane in a block
 _MAX_UINT32 = np.iinfo(np.uint32).max
-
-_OWN_COLUMNS = ('index', 'area_px')  # counted anew when objects are written
 
 logger = logging.getLogger(__name__)
 
@@ -385,22 +383,18 @@ def _writes(array: np.ndarray, features: pd.DataFrame) -> tuple[list[ObjectWrite
     import pandas as pd
 
     boxes = object_boxes(array)
-    fresh = _numbers_after(max((label for label in boxes if 0 < label <= _MAX_UINT32), default=0))
+    fresh = count(1 + max((label for label in boxes if 0 < label <= _MAX_UINT32), default=0))
     new = {label: label if 0 < label <= _MAX_UINT32 else next(fresh) for label in boxes}
     rows = {}
     if 'index' in features:
         for row in features.to_dict('records'):
             rows[int(row['index'])] = {
-                name: value for name, value in row.items() if name not in _OWN_COLUMNS and not pd.isna(value)
+                name: value for name, value in row.items() if name not in COUNTED and not pd.isna(value)
             }
     writes = [
         ObjectWrite(region, array[region] == label, new[label], rows.get(label, {})) for label, region in boxes.items()
     ]
     return writes, sum(label != to for label, to in new.items())
-
-
-def _numbers_after(highest: int) -> Iterator[int]:
-    return iter(range(highest + 1, _MAX_UINT32 + 1))
 
 
 def _digest(values: np.ndarray) -> str:

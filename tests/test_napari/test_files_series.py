@@ -188,7 +188,7 @@ def test_a_broken_image_is_told_and_the_open_one_stays(opened, series, session, 
 def test_results_of_a_batch_are_opened(opened, series, session, folder):
     labels = np.zeros(COINS.shape, np.uint32)
     labels[3:9, 4:9] = 2
-    table = pd.DataFrame({'index': [2], 'granularity': [0.25], 'eccentricity': [0.5]})
+    table = pd.DataFrame({'index': [2], 'area_px': [30], 'granularity': [0.25], 'eccentricity': [0.5]})
     Results(folder / 'objects').write('a.png', LabelledObjects(labels, table))
     opened(0)
     assert np.array_equal(session.objects.data, labels)
