@@ -18,7 +18,8 @@ from unsam_mm.files import read_json
 from unsam_mm.granularity import area_granularity
 from unsam_mm.rle import areas_and_boxes, decode_crop, encode_crop, rle_to_json
 
-_KEPT = ('score', 'stability', 'level')
+KEPT = ('score', 'stability', 'level')
+"""Columns of the features table that are written as they are."""
 _NOTE = 'labels'  # where `info` says how planes make up the array
 
 
@@ -142,7 +143,7 @@ def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size
                 record |= {'parent': position.get(label, -1), 'parent_id': label}
             case layer, label:
                 record |= {'parent_layer': layer, 'parent_id': label}
-        records.append(record | {name: plain(row[name]) for name in _KEPT if name in row and not pd.isna(row[name])})
+        records.append(record | {name: plain(row[name]) for name in KEPT if name in row and not pd.isna(row[name])})
     return records
 
 
@@ -168,11 +169,12 @@ def _features(annotations: list[Mapping[str, Any]], numbered: list[int], granula
     labels, objects = np.unique(numbered, return_inverse=True)
     means = np.bincount(objects, granularity) / np.bincount(objects)  # over the planes of an object
     rows = {
-        label: {'index': label, 'granularity': mean} for label, mean in zip(labels.tolist(), means.tolist(), strict=True)
+        label: {'index': label, 'granularity': mean}
+        for label, mean in zip(labels.tolist(), means.tolist(), strict=True)
     }
     for annotation, label in zip(annotations, numbered, strict=True):
         row = rows[label]
-        row |= {name: number_in(annotation, name) for name in _KEPT if annotation.get(name) is not None}
+        row |= {name: number_in(annotation, name) for name in KEPT if annotation.get(name) is not None}
         parent = entry_id(annotation.get('parent_id', by_id.get(entry_id(annotation.get('parent', -1)))))
         if isinstance(parent, int) and 0 <= parent < 2**32:
             row['parent_id'] = parent
