@@ -11,9 +11,9 @@ import numpy as np
 from napari.layers import Labels
 from psygnal import Signal
 
+from napari_unsam._changes import LayerChanges
 from napari_unsam._commit import ObjectWrite, free_now
 from napari_unsam._inference import ProgressCallback
-from napari_unsam._layer_changes import LayerChanges
 from napari_unsam._layers import ObjectLayers, remove_layers
 from napari_unsam._targets import Level
 from napari_unsam.files.results import ImageList, Results

@@ -12,8 +12,8 @@ import numpy as np
 from napari.layers import Labels
 from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QMessageBox, QWidget
 
+from napari_unsam._changes import LayerChanges
 from napari_unsam._commit import ObjectWrite
-from napari_unsam._layer_changes import LayerChanges
 from napari_unsam._targets import Level
 from napari_unsam._words import counted, them
 from napari_unsam.files.series import ReadMasks, place_objects, read_masks

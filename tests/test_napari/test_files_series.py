@@ -8,9 +8,9 @@ from napari.components import ViewerModel
 from PIL import Image
 from skimage import data
 
+from napari_unsam._changes import LayerChanges
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._controller import Level
-from napari_unsam._layer_changes import LayerChanges
 from napari_unsam._session import ViewerSession
 from napari_unsam.files import series as series_module
 from napari_unsam.files.results import ImageList, Results

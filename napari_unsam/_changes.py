@@ -1,4 +1,4 @@
-"""Changes of a layer of objects, by whatever tool or script: of its pixels or its table, but not of what is shown of it."""
+"""Changes of objects and prompts, by whatever tool or script; another view of them is no change."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from napari_unsam._planes import view_of
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Labels
+
+    from napari_unsam._session import ViewerSession
 
 _EVENTS = ('paint', 'labels_update', 'data', 'features')
 
@@ -76,3 +78,62 @@ class LayerChanges:
         if layer not in self._watches:
             self._watches[layer] = LayerWatch(layer, self._viewer)
         return layer.unique_id, self._watches[layer].n_changes
+
+
+class SessionWatch:
+    """Tells of each change in a session.
+
+    Args:
+        session: The session.
+        note: Called with it and whether its objects were changed.
+        look: Called after layers were removed.
+    """
+
+    def __init__(
+        self, session: ViewerSession, note: Callable[[ViewerSession, bool], None], look: Callable[[], None]
+    ) -> None:
+        self._session, self._note, self._look = session, note, look
+        self._objects: Labels | None = None
+        self._changes: LayerWatch | None = None
+        layers = session.viewer.layers.events
+        self._connections = [
+            *((signal, self._changed) for signal in (session.image_changed, session.history.changed)),
+            (session.controller.prompts_changed, self._changed),
+            # A script may write into a layer that nothing else was done to yet.
+            (layers.inserted, self._follow_objects),
+            (layers.removed, self._removed),
+        ]
+        for signal, act in self._connections:
+            signal.connect(act)
+        self._follow_objects()
+
+    def end(self) -> None:
+        """Leaves the session alone from now on."""
+        for signal, act in self._connections:
+            signal.disconnect(act)
+        self._follow(None)
+
+    def _changed(self) -> None:
+        self._note(self._session, self._follow_objects())
+
+    def _removed(self, event: object = None) -> None:
+        self._look()
+
+    def _objects_changed(self) -> None:
+        # A layer that is being taken away, or belongs to an image that is not in view, is not the session's.
+        if self._objects is self._session.objects:
+            self._note(self._session, True)
+
+    def _follow_objects(self, event: object = None) -> bool:
+        """Follows the layer of the session; returns whether it is another one than before."""
+        return self._follow(self._session.objects)
+
+    def _follow(self, objects: Labels | None) -> bool:
+        if objects is self._objects:
+            return False
+        if self._changes is not None:
+            self._changes.end()
+        self._objects, self._changes = objects, None
+        if objects is not None:
+            self._changes = LayerWatch(objects, self._session.viewer, self._objects_changed)
+        return True
