@@ -15,6 +15,7 @@ The rooms, each importing only from itself and from those above it:
 - `output`: measurements and file formats.
 - `_contours`, `_layers`, `_edits`, `_inputs`, `_placing`: the layers of the plugin, edits in them, mouse and keys.
 - `_objects`, `_asides`, `_stack`, `_session`: tie a controller to a viewer.
+- `_changes`: tells of changes of layers and sessions, whoever makes them.
 - `state.records`, `state.autosave`: what is done in a session is saved.
 - `levels`, `volumes`, `files`, `adapting`: what the sections of the dock do, without Qt.
 - `panels`, `_widget`, `_dock`: the dock; layout and connections only.

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         'batch',
         help='find and measure the objects of all images of a folder; can be interrupted and resumed',
         epilog='Exit status: 0 if any image is done, now or before, even if others failed (OUT/failed.txt says why); '
-        '1 if none is, or the run could not go on; 2 for options that cannot be meant; 130 after Ctrl-C.',
+        '1 if none is, or the run could not go on; 2 for invalid options; 130 after Ctrl-C.',
     )
     batch.add_argument('images', type=Path, help='folder, searched at any depth, one image, or a .txt file of paths')
     batch.add_argument('out', type=Path, help='folder for the results; may be that of the images')
@@ -45,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=_level,
         default=None,
         metavar='auto|0..1',
-        help='of the model; auto: the best masks of any size; a number: the coarsest masks that are no coarser, 1 being the '
-        'whole image and a quarter less a tenth of the area (default: auto)',
+        help='of the model; auto: the best masks of any size; a number: the largest masks whose granularity is at '
+        'most this, 1 being the whole image and a quarter less a tenth of the area (default: auto)',
     )
     batch.add_argument(
         '--side',

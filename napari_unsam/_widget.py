@@ -43,7 +43,7 @@ PANELS = (
 
 _TURN_MS = 20  # for the user's clicks and for drawing, between one piece of work and the next
 _NOT_SAVED = (
-    'UnSAM: the last changes are not saved yet. Keep napari open until the disk is done; the log tells if it cannot be '
+    'UnSAM: the last changes are not saved yet. Keep napari open until saving has finished; the log tells if it cannot be '
     'written.'
 )
 _HINT = 'Click on an object. J and K step between masks, N keeps the one you mean, U takes anything back.'

@@ -43,8 +43,8 @@ class AutomaticSettings:
         channel: Which channel to look at, where they are not colours.
         link: Whether objects in neighbouring planes of a stack, or images of a movie, that overlap are one; see
             `napari_unsam.volumes.linking`. What is found in one plane only is then left out.
-        granularity: For the model, in [0, 1]: the coarsest masks that are no coarser, see `unsam_mm.granularity`. None: the
-            best masks that do not overlap, of any size.
+        granularity: For the model, in [0, 1]: the largest masks whose granularity is at most this, see
+            `unsam_mm.granularity`. None: the best masks that do not overlap, of any size.
     """
 
     engine: str = 'tree'
@@ -86,8 +86,8 @@ class AutomaticObjects:
     def __call__(self, pixels: ImagePixels, name: str = 'image') -> tuple[np.ndarray, pd.DataFrame]:
         """Labels of the shape of the image, uint32, and a table with index, granularity, score and stability.
 
-        Planes of stacks are looked at one by one, and labels run on from one to the next unless they are linked. A plane of a stack that has one
-        value only has no objects.
+        Planes of stacks are looked at one by one, and labels run on from one to the next unless they are linked. A plane of
+        a stack that has one value only has no objects.
 
         Raises:
             ImageError: If a plane cannot be segmented.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -106,9 +105,9 @@ class BatchJob:
                     report.n_objects += n_objects
                 else:
                     report.failed[name] = failure
-                    self._note(report.failed)
+                    self._add_failure(name, failure, is_first=len(report.failed) == 1)
                 on_image(report)
-        self._note(report.failed)
+        self._list_failures(report.failed)
         return report
 
     def _outcomes(self, images: ImageList, names: list[str]) -> Iterator[tuple[str, tuple[int, str | None]]]:
@@ -134,23 +133,32 @@ class BatchJob:
                 raise StoreError(f'{self.out}: holds results already; add --resume to go on, or choose another folder')
             noted = read_json(path)
             if not isinstance(noted, dict) or not noted.keys() & settings.keys():
-                raise StoreError(f'{path}: is not of this command; move it, or choose another folder')
+                raise StoreError(f'{path}: was not written by this command; move it, or choose another folder')
             noted = _as_now(noted)
             if noted != settings:
                 differ = ', '.join(f'{key}={noted.get(key)!r}' for key in settings if noted.get(key) != settings[key])
                 raise StoreError(
-                    f'{self.out}: its results were made with {differ}; say the same, or choose another folder'
+                    f'{self.out}: its results were made with {differ}; use the same settings, or choose another folder'
                 )
         write_json(path, settings)
         remove_leftovers(self.out)
 
-    def _note(self, failed: dict[str, str]) -> None:
+    def _add_failure(self, name: str, reason: str, is_first: bool) -> None:
+        """Adds a line to the list of failed images, so that a run that is killed leaves one; the first begins it anew."""
+        path = self.out / FAILED
+        try:
+            with path.open('w' if is_first else 'a', encoding='utf-8', errors='surrogateescape') as file:
+                file.write(_line(name, reason))
+        except OSError as error:
+            raise StoreError(f'{path}: cannot be written ({error.strerror}); what is finished is kept') from error
+
+    def _list_failures(self, failed: dict[str, str]) -> None:
         path = self.out / FAILED
         if not failed:
             path.unlink(missing_ok=True)
             return
         with atomic_writer(path) as file:
-            file.writelines(f'{_listed(name)}\t{one_line(reason)}\n' for name, reason in sorted(failed.items()))
+            file.writelines(_line(name, reason) for name, reason in sorted(failed.items()))
 
 
 class BatchWorker:
@@ -171,7 +179,7 @@ class BatchWorker:
         try:
             pixels = read_pixels(path, MAX_PIXELS)
             labels, table = self._find(pixels, str(path))
-            objects = LabelledObjects(labels, table, _title(name), pixels.scale, pixels.units, pixels.axes)
+            objects = LabelledObjects(labels, table, Path(name).name, pixels.scale, pixels.units, pixels.axes)
             measured = replace(objects, features=merged(table, measure(objects, pixels.channels)))
         except ImageError as error:
             return 0, str(error)
@@ -199,14 +207,10 @@ def _as_now(noted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _title(name: str) -> str:
-    """The name of an image in files that hold UTF-8 alone, such as the XML in a TIFF."""
-    return one_line(os.fsencode(Path(name).name).decode('utf-8', 'backslashreplace'))
-
-
-def _listed(name: str) -> str:
-    """A name as it stands in the list of failed images: as JSON if it has line breaks, tabs or quotes."""
-    return name if one_line(name) == name and not name.startswith('"') else json.dumps(name)
+def _line(name: str, reason: str) -> str:
+    """The line of a failed image; its name stands there as JSON if it has line breaks, tabs or quotes."""
+    listed = name if one_line(name) == name and not name.startswith('"') else json.dumps(name)
+    return f'{listed}\t{one_line(reason)}\n'
 
 
 def _check_list(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The reader of image files under the name that scripts of the plugin know; see `unsam_mm.image_files`."""
+"""`unsam_mm.image_files` under its former name: kept, as scripts outside of this package import it from here."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class Results:
         if not table.exists():
             return objects
         try:
-            features = pd.read_csv(table)
+            features = pd.read_csv(table, encoding_errors='surrogateescape')
         except (OSError, ValueError) as error:
             raise StoreError(
                 f'{table}: cannot be read as a table ({error}); remove it to read the labels alone'

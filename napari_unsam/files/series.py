@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,21 @@ import numpy as np
 from napari.layers import Labels
 from psygnal import Signal
 
+from napari_unsam._changes import LayerChanges
 from napari_unsam._commit import ObjectWrite, free_now
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._layers import ObjectLayers, remove_layers
 from napari_unsam._targets import Level
 from napari_unsam.files.results import ImageList, Results
-from napari_unsam.output.objects import LabelledObjects, Region, Watched, blocks, object_boxes, objects_of_layer
+from napari_unsam.output.objects import (
+    COUNTED,
+    LabelledObjects,
+    Region,
+    Watched,
+    blocks,
+    object_boxes,
+    objects_of_layer,
+)
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.image_files import ImagePixels, read_pixels
 
@@ -26,7 +35,6 @@ if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
 
 _CHANNELS = 'c'
-_CHANGES = ('paint', 'labels_update', 'set_data', 'data', 'features')
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +63,7 @@ class ImageSeries:
         self._asked: int | None = None
         self._broken: set[str] = set()
         self._layer: Image | None = None
-        self._changes = LayerChanges()
+        self._changes = LayerChanges(session.viewer)
         self._saved: int | None = 0  # the fingerprint of what was opened or saved last; None if that was not told
         self._unchanged_at = self._changes.count(None)  # a state that has this fingerprint
         self._foreign: set[str] = set()  # images with results that could not be opened
@@ -162,7 +170,7 @@ class ImageSeries:
                 # What was changed meanwhile may be in the files in part: nothing that is there now counts as saved.
                 self._saved, self._unchanged_at = (value if is_unchanged else None), before
                 if is_unchanged:
-                    self._session.exported.emit()
+                    self._tell_saved()
             self._session.controller.say(f'Objects of {name} saved in {self._results.folder}.')
             self.changed.emit()
             then()
@@ -195,6 +203,7 @@ class ImageSeries:
         session.history.clear()  # its actions belong to layers that are gone
         session.viewer.reset_view()
         self._saved, self._unchanged_at = self._fingerprint(), self._changes.count(self._labels())
+        self._tell_saved()
         self.changed.emit()
 
     def _restore(self, objects: ReadMasks) -> None:
@@ -205,6 +214,11 @@ class ImageSeries:
         except UnSAMError as error:
             self._foreign.add(self.name)
             self._session.controller.say(f'The saved objects were not opened: {error}', Level.PROBLEM)
+
+    def _tell_saved(self) -> None:
+        """Tells that the objects are in files as they are now, unless the session is at another image or at other objects."""
+        if self._session.image is self._layer and self._session.objects is self._labels():
+            self._session.exported.emit()
 
     def _labels(self) -> Labels | None:
         """The layer of objects of the open image, whichever image the session is at."""
@@ -228,9 +242,10 @@ class ImageSeries:
         return self._session.image is self._layer and bool(self._session.controller.prompts.asides)
 
     def _is_as_saved(self) -> bool:
-        if self._changes.count(self._labels()) == self._unchanged_at:
-            return self._saved is not None
-        return self._fingerprint() == self._saved  # what was undone is as it was
+        now = self._changes.count(self._labels())
+        if now != self._unchanged_at and self._fingerprint() == self._saved:  # what was undone is as it was
+            self._unchanged_at = now
+        return now == self._unchanged_at and self._saved is not None
 
     def _fingerprint(self) -> int:
         labels = self._labels()
@@ -296,26 +311,6 @@ def place_objects(
     return len(writes), len(masks) - len(writes)
 
 
-class LayerChanges:
-    """Counts the changes of layers of labels, so that nobody has to compare their pixels to know of one."""
-
-    def __init__(self) -> None:
-        self._counts: dict[Hashable, int] = {}
-
-    def count(self, layer: Labels | None) -> tuple[Hashable, int]:
-        """Which layer it is, and how often it was changed since it was asked about for the first time."""
-        if layer is None:
-            return None, 0
-        if layer.unique_id not in self._counts:
-            self._counts[layer.unique_id] = 0
-            for name in _CHANGES:  # napari holds the receiver weakly
-                getattr(layer.events, name).connect(self._changed)
-        return layer.unique_id, self._counts[layer.unique_id]
-
-    def _changed(self, event: Any) -> None:
-        self._counts[event.source.unique_id] += 1
-
-
 def fingerprint(layer: Labels) -> int:
     """A number that changes with the pixels and the table of a layer; 0 if there are no objects."""
     value = 0
@@ -325,12 +320,12 @@ def fingerprint(layer: Labels) -> int:
         if pixels.any() or value:
             value = zlib.crc32(pixels, zlib.crc32(repr(block).encode(), value))
     table = layer.features
-    return zlib.crc32(table.to_csv(index=False).encode(), value) if len(table) else value
+    return zlib.crc32(table.to_csv(index=False).encode(errors='surrogatepass'), value) if len(table) else value
 
 
 def _row(row: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
-    """A row for the table, with the parent's new label; what lacks is left out."""
-    kept = {name: value for name, value in row.items() if name != 'index' and value == value}
+    """A row for the table, with the parent's new label; what lacks or is counted anew is left out."""
+    kept = {name: value for name, value in row.items() if name not in COUNTED and value == value}
     if kept.get('parent_id') in new:
         kept['parent_id'] = new[kept['parent_id']]
     return kept

@@ -18,7 +18,8 @@ from unsam_mm.files import read_json
 from unsam_mm.granularity import area_granularity
 from unsam_mm.rle import areas_and_boxes, decode_crop, encode_crop, rle_to_json
 
-_KEPT = ('score', 'stability', 'level')
+KEPT = ('score', 'stability', 'level')
+"""Columns of the features table that are written as they are."""
 _NOTE = 'labels'  # where `info` says how planes make up the array
 
 
@@ -142,7 +143,7 @@ def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size
                 record |= {'parent': position.get(label, -1), 'parent_id': label}
             case layer, label:
                 record |= {'parent_layer': layer, 'parent_id': label}
-        records.append(record | {name: plain(row[name]) for name in _KEPT if name in row and not pd.isna(row[name])})
+        records.append(record | {name: plain(row[name]) for name in KEPT if name in row and not pd.isna(row[name])})
     return records
 
 
@@ -165,15 +166,19 @@ def _features(annotations: list[Mapping[str, Any]], numbered: list[int], granula
     by_id: dict[Any, int] = {}
     for annotation, label in zip(annotations, numbered, strict=True):
         by_id.setdefault(entry_id(annotation.get('id')), label)
-    rows: dict[int, dict[str, Any]] = {}
+    labels, objects = np.unique(numbered, return_inverse=True)
+    means = np.bincount(objects, granularity) / np.bincount(objects)  # over the planes of an object
+    rows = {
+        label: {'index': label, 'granularity': mean}
+        for label, mean in zip(labels.tolist(), means.tolist(), strict=True)
+    }
     for annotation, label in zip(annotations, numbered, strict=True):
-        row = rows.setdefault(label, {'index': label})
-        row['granularity'] = float(granularity[np.equal(numbered, label)].mean())  # over its planes
-        row |= {name: number_in(annotation, name) for name in _KEPT if annotation.get(name) is not None}
+        row = rows[label]
+        row |= {name: number_in(annotation, name) for name in KEPT if annotation.get(name) is not None}
         parent = entry_id(annotation.get('parent_id', by_id.get(entry_id(annotation.get('parent', -1)))))
         if isinstance(parent, int) and 0 <= parent < 2**32:
             row['parent_id'] = parent
         if isinstance(annotation.get('parent_layer'), str):
             row['parent'] = annotation['parent_layer']
-    table = pd.DataFrame([rows[label] for label in sorted(rows)]) if rows else pd.DataFrame({'index': []}, dtype=int)
+    table = pd.DataFrame(list(rows.values())) if rows else pd.DataFrame({'index': []}, dtype=int)
     return table.assign(parent_id=table['parent_id'].fillna(0).astype(int)) if 'parent_id' in table else table

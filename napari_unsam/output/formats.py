@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from napari_unsam._inference import ProgressCallback
-from napari_unsam.output.coco import read_coco, write_coco
+from napari_unsam.output.coco import KEPT, read_coco, write_coco
 from napari_unsam.output.geojson import write_geojson
 from napari_unsam.output.images import read_label_tiff, read_ome_zarr, write_label_tiff, write_ome_zarr
 from napari_unsam.output.measurements import write_csv
-from napari_unsam.output.objects import LabelledObjects, Watched
+from napari_unsam.output.objects import COUNTED, LabelledObjects, Watched
 from unsam_mm.errors import StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,13 @@ class Format:
         title: As a menu shows it.
         ending: How the names of its files end.
         write: Writes objects under a name, in the place of what is there.
+        columns: Of the features table, those that are read back besides `COUNTED`; None if all are.
     """
 
     title: str
     ending: str
     write: Callable[[str | Path, LabelledObjects], None]
+    columns: tuple[str, ...] | None = ()
 
 
 def _write_table(path: str | Path, objects: LabelledObjects) -> None:
@@ -36,10 +42,10 @@ def _write_table(path: str | Path, objects: LabelledObjects) -> None:
 
 FORMATS = {
     'tiff': Format('Label image (OME-TIFF)', '.tif', write_label_tiff),
-    'coco': Format('COCO (run lengths)', '.coco.json', write_coco),
+    'coco': Format('COCO (run lengths)', '.coco.json', write_coco, (*KEPT, 'parent_id', 'parent')),
     'geojson': Format('GeoJSON (QuPath)', '.geojson', write_geojson),
     'csv': Format('Table (CSV)', '.csv', _write_table),
-    'zarr': Format('Label image (OME-Zarr)', '.ome.zarr', write_ome_zarr),
+    'zarr': Format('Label image (OME-Zarr)', '.ome.zarr', write_ome_zarr, None),
 }
 READABLE = ('.tif', '.tiff', '.json', '.zarr')
 
@@ -58,6 +64,14 @@ def export(path: str | Path, objects: LabelledObjects, name: str, progress: Prog
     """
     text = f'Writing {Path(path).name}'
     FORMATS[name].write(path, replace(objects, labels=Watched(objects.labels, progress, text)))
+
+
+def holds(name: str, features: pd.DataFrame) -> bool:
+    """Whether objects are read back from a format with all that a features table says of them, but for what is counted."""
+    form = FORMATS[name]
+    if form.columns is None or not form.ending.endswith(READABLE):
+        return form.columns is None
+    return not any(features[column].notna().any() for column in features if column not in (*COUNTED, *form.columns))
 
 
 def read_objects(path: str | Path) -> LabelledObjects:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_unsam.output.objects import LabelCrop, LabelledObjects, crops_by_plane, parent_of
+from napari_unsam.output.objects import LabelCrop, LabelledObjects, crops_by_plane, in_utf8, parent_of
 from napari_unsam.output.outlines import Ring, polygons
 from napari_unsam.output.palette import label_rgb
 from unsam_mm.files import atomic_writer
@@ -25,7 +25,8 @@ def write_geojson(path: str | Path, objects: LabelledObjects) -> None:
     """Writes a FeatureCollection, atomically.
 
     Coordinates are pixels of the whole image, x before y, (0, 0) being its upper left corner. Each object of each plane is a
-    Polygon, with holes, or a MultiPolygon. Its `id` depends on the name of the image, the kind of object, plane and label alone. `properties` have
+    Polygon, with holes, or a MultiPolygon. Its `id` depends on the name of the image, the kind of object, plane and label
+    alone. `properties` have
 
     - `objectType` annotation, `name`, `color`, and the kind as `classification`;
     - `measurements`: all numbers of the features table;
@@ -80,7 +81,7 @@ def _parent_id(row: Mapping[str, Any], objects: LabelledObjects, plane: tuple[in
         case '', label if label in here:
             return _feature_id(objects.name, objects.kind, plane, label)
         case layer, label if layer:
-            return _feature_id(objects.name, layer, plane, label)
+            return _feature_id(objects.name, in_utf8(layer), plane, label)
     return None
 
 

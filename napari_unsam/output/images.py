@@ -28,7 +28,6 @@ ZARR_LABELS = 'objects'
 _NGFF = '0.5'
 _CHUNK_PX = 512
 _BIG_BYTES = 1 << 31
-_NO_SIZE = {'scale': 1.0, 'units': 'pixel'}
 _AXIS_TYPES = {'t': 'time', 'c': 'channel', 'p': 'position'}
 _SYMBOLS = {
     'micrometer': 'µm',
@@ -72,7 +71,7 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
     path = Path(path)
     try:
         with tifffile.TiffFile(path) as file:
-            first, place = file.series[0], voxel_size(file)
+            first, size = file.series[0], voxel_size(file)
             axes = first.axes.lower()
             n_positions = _count_positions(file.series)
             pixels = np.stack([one.asarray() for one in file.series]) if n_positions > 1 else first.asarray()
@@ -93,22 +92,23 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
     features = pd.DataFrame({'index': values[values > 0].astype(np.int64)})
     is_known = len(axes) == pixels.ndim and set(axes) <= set('ptczyx') and axes.endswith('yx')
     axes = axes if is_known else default_axes(pixels.ndim)
-    known = place.get(sum(axis not in 'pc' for axis in axes), {})  # along positions and channels there are no sizes
-    sizes = {key: _with_gaps(values, axes, _NO_SIZE[key]) for key, values in known.items()}
-    return LabelledObjects(pixels, features, name=path.stem, axes=axes, **sizes)
+    scale, units = size or ((), ())
+    is_complete = len(scale) == sum(axis not in 'pc' for axis in axes)  # along positions and channels there is none
+    scale = _with_gaps(scale, axes, 1.0) if is_complete else ()
+    units = _with_gaps(units, axes, 'pixel') if is_complete else ()
+    return LabelledObjects(pixels, features, path.stem, scale, units, axes)
 
 
-def voxel_size(file: tifffile.TiffFile) -> dict[int, dict[str, tuple]]:
-    """`scale` and `units` of the pixels in a TIFF, under the number of axes they are for; empty if it does not say.
+def voxel_size(file: tifffile.TiffFile) -> tuple[tuple[float, ...], tuple[str, ...]] | None:
+    """The scale and the units of the pixels in a TIFF, of each axis but channels; None if it does not say.
 
     OME metadata are read, and those of ImageJ; see `unsam_mm.tiff_metadata.pixel_sizes`.
     """
     sizes = pixel_sizes(file)
     axes = [axis for axis in file.series[0].axes.upper() if axis not in 'SC']
     if not sizes.keys() & set(axes):
-        return {}
-    scale, units = scale_and_units(sizes, axes)
-    return {len(axes): {'scale': scale, 'units': units}}
+        return None
+    return scale_and_units(sizes, axes)
 
 
 def write_ome_zarr(path: str | Path, objects: LabelledObjects) -> None:

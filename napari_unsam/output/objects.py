@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,7 @@ import pandas as pd
 
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._label_boxes import Region, boxes_in
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import UnSAMError, one_line
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
@@ -20,6 +21,8 @@ _BLOCK_VOXELS = 1 << 24
 _AXES = 'ptczyx'  # positions, time, channels as in OME
 MAX_AXES = len(_AXES)
 """That objects may have."""
+COUNTED = ('index', 'area_px', 'granularity')
+"""Columns of the features table that are counted from the labels, whatever a file says."""
 _MAX_LABEL = np.iinfo(np.uint32).max
 _SYMBOLS = {'micrometer': 'um', 'nanometer': 'nm', 'millimeter': 'mm', 'centimeter': 'cm', 'meter': 'm', 'second': 's'}
 
@@ -42,7 +45,7 @@ class LabelledObjects:
         labels: Integers of two to six axes, rows and columns last; 0 is background. What is read of them is uint32, and
             raises UnSAMError where a label is negative or needs more than 32 bits.
         features: One row an object; the column `index` holds its label. Others may be granularity, score, parent_id.
-        name: What the image is called.
+        name: What the image is called; see `in_utf8`.
         scale: Size of a voxel along each axis, in `units`.
         units: For each axis a name as pint has it, such as 'micrometer'; 'pixel' where nothing is known.
         axes: A letter for each axis; by default the last ones of 'tzyx', and 'ptczyx' for more axes.
@@ -58,6 +61,8 @@ class LabelledObjects:
     kind: str = 'object'
 
     def __post_init__(self) -> None:
+        for name in ('name', 'kind'):
+            object.__setattr__(self, name, in_utf8(getattr(self, name)))
         ndim = len(self.labels.shape)
         if not 2 <= ndim <= MAX_AXES:
             raise UnSAMError(
@@ -262,6 +267,16 @@ def parent_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
     if parent is None or pd.isna(parent) or int(parent) <= 0:
         return None
     return (layer if isinstance(layer, str) else ''), int(parent)
+
+
+def in_utf8(name: str) -> str:
+    """A name for files that hold one line of UTF-8, such as the XML in a TIFF: all else in it is escaped."""
+
+    def escape(found: re.Match) -> str:
+        code = ord(found[0])
+        return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'\\u{code:04x}'  # a byte, as Python keeps it
+
+    return one_line(re.sub(r'[\ud800-\udfff]', escape, name))
 
 
 def unit_symbol(unit: str) -> str:

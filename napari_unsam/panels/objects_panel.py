@@ -12,11 +12,12 @@ import numpy as np
 from napari.layers import Labels
 from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QMessageBox, QWidget
 
+from napari_unsam._changes import LayerChanges
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._targets import Level
 from napari_unsam._words import counted, them
-from napari_unsam.files.series import LayerChanges, ReadMasks, place_objects, read_masks
-from napari_unsam.output.formats import FORMATS, READABLE, export, read_objects
+from napari_unsam.files.series import ReadMasks, place_objects, read_masks
+from napari_unsam.output.formats import FORMATS, READABLE, export, holds, read_objects
 from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import (
     ArrayLike,
@@ -52,7 +53,7 @@ class ObjectsPanel(QWidget):
         super().__init__()
         self._session = session
         self._followed: Labels | None = None
-        self._changes = LayerChanges()
+        self._changes = LayerChanges(session.viewer)
         self.keys: dict[str, Callable[[], None]] = {}
         self._build()
         session.image_changed.connect(self._follow)
@@ -111,15 +112,13 @@ class ObjectsPanel(QWidget):
         objects, before = self._described(layer), self._changes.count(layer)
 
         def written(_nothing: None) -> None:
-            self._exported(path, layer, self._changes.count(layer) == before)
+            is_whole = self._changes.count(layer) == before and holds(name, objects.features)
+            # Not of the image that is chosen by now.
+            if is_whole and layer is self._session.objects:
+                self._session.exported.emit()
+            self._say(f'Written: {path}')
 
         self._run(f'Writing {path.name}', lambda progress: export(path, objects, name, progress), written)
-
-    def _exported(self, path: Path, layer: Labels, is_unchanged: bool) -> None:
-        # A table of measurements is not the objects.
-        if is_unchanged and path.name.endswith(READABLE) and layer is self._session.objects:
-            self._session.exported.emit()
-        self._say(f'Written: {path}')
 
     def open(self) -> None:
         """Asks for a file and adds the objects in it to those of the image, with labels of their own."""

@@ -71,7 +71,7 @@ class SavedBar(QWidget):
 
     def _restore(self) -> None:
         saved, image = self._saved, self._session.image
-        self.restore_button.hide()  # until it is read: twice would be twice the objects
+        self.restore_button.hide()  # until it is read
         self._session.controller.run(
             'Reading the saved work',
             lambda progress: saved.objects(),
@@ -92,7 +92,7 @@ class SavedBar(QWidget):
             controller.embed()  # for the mask that the prompts mean
         text = f'{counted(found.objects, "object")} and {counted(found.prompts, "prompt")} are back.'
         if found.relabelled:
-            text += f' {counted(found.relabelled, "label")} below 1 or above 32 bits were replaced.'
+            text += f' {counted(found.relabelled, "object")} got new labels (theirs were negative or above 32 bits).'
         if found.damaged:
             text += f' {counted(found.damaged, "part")} could not be read.'
             self.label.setText(f'{text} The saved work stays in {saved.folder} until you discard it.')

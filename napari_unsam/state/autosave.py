@@ -1,4 +1,4 @@
-"""What a crash must not take: prompts, committed objects and their rows, saved moments after every action.
+"""Autosave of prompts, committed objects and their rows, moments after every action.
 
 ::
 
@@ -9,15 +9,14 @@
     autosave.exported(session)             # after an export: closing drops objects that are safe elsewhere
     autosave.close()                       # when the dock goes
 
-Each image has a folder, and each session a folder in it for each layer of objects, which is locked while the session
-lives. So what another window is at work on is never taken for what a crash has left. A record that was restored is
-removed when the session that took it up is closed, not before; one that could not be read whole stays until the user
-discards it.
+Each image has a folder, and each session a folder in it for each layer of objects, the record, which is locked while the
+session is at work on the image. So what another window is at work on is never taken for what a crash has left. A record
+that was restored is removed when the session that took it up has left the image, not before; one that could not be read
+whole stays until the user discards it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -25,15 +24,18 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from napari_unsam._actions import Change
+from napari_unsam._changes import SessionWatch
 from napari_unsam._commit import free_now, renumbered
-from napari_unsam._planes import view_of
+from napari_unsam._frame import Channels, Frame, LayerChannels
 from napari_unsam._words import counted
 from napari_unsam.state.history import Together
 from napari_unsam.state.records import (
@@ -42,6 +44,8 @@ from napari_unsam.state.records import (
     SavedSession,
     Work,
     count_prompts,
+    image_identity,
+    lock_abandoned,
     read_work,
     remove_work,
     write_work,
@@ -53,14 +57,12 @@ if TYPE_CHECKING:
 
     from napari_unsam._session import ViewerSession
 
-_SAMPLES = 4096  # of an image's values, which tell it from others
 _LOCK_S = 5.0  # another window that looks whether a record is abandoned holds its lock for a moment
 _WORKING_SHARE = 0.1  # of the time that saving may take; long stacks are saved less often
 _TORN_TRIES = 3
 _RETRY_S = 10.0  # until what could not be saved is tried again
 _EXIT_S = 120.0  # that an application which ends waits for the last save
 _DAY_S = 86_400.0
-_LABEL_EVENTS = ('paint', 'labels_update', 'data', 'features')
 _KEPT_IN = 'unsam_saved_in'  # in a layer's metadata: the folders that hold its objects
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,8 @@ class _Record:
         changed_at: `n_noted` when the objects were changed last.
         exported_at: `n_noted` when the objects were exported; -1 if they were not.
         prompts: Those that were noted last.
+        channels: Of the image, that the objects belong to.
+        has_left: Whether its image was in no viewer any more; when it comes back, it gets another record.
         replaces: Names of the records that this one took up.
     """
 
@@ -110,7 +114,9 @@ class _Record:
     prompts: Any = ()
     is_empty: bool = True
     has_problem: bool = False
+    has_left: bool = False
     lock: FileLock | None = None
+    channels: Channels | LayerChannels | None = None
     objects: ref[Labels] | None = None
     replaces: list[str] = field(default_factory=list)
 
@@ -125,41 +131,6 @@ class _Record:
         self.n_noted += 1
 
 
-class _TakeUp:
-    """The action by which a record takes the place of one that was restored; undone, both are on their own."""
-
-    name = 'restore'
-
-    def __init__(self, record: _Record, name: str, wake: threading.Condition) -> None:
-        self._record, self._folder, self._wake = record, name, wake
-
-    def do(self) -> None:
-        with self._wake:
-            self._record.replaces.append(self._folder)
-
-    def undo(self) -> None:
-        with self._wake:
-            self._record.replaces.remove(self._folder)
-
-
-def image_identity(image: Image) -> str:
-    """Tells one image from others, in this session and the next.
-
-    Where it comes from, its name, shape and type; and a sample of its values if they are in memory.
-    """
-    data = image.data[0] if image.multiscale else image.data
-    source = image.source
-    # Names of dask arrays and places of zarr arrays stand for their content, which would take long to read.
-    origin = [source.path, source.sample, getattr(data, 'name', None), getattr(data, 'store_path', None)]
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((image.name, tuple(data.shape), str(data.dtype), [str(part) for part in origin])).encode())
-    if isinstance(data, np.ndarray):
-        per_axis = _SAMPLES ** (1 / max(data.ndim, 1))
-        sample = data[tuple(slice(None, None, int(np.ceil(length / per_axis)) or 1) for length in data.shape)]
-        digest.update(np.ascontiguousarray(sample))
-    return digest.hexdigest()
-
-
 class Autosave:
     """Saves the work of sessions in a background thread, and finds what earlier ones left.
 
@@ -167,7 +138,7 @@ class Autosave:
         folder: Where work is kept.
         delay_s: Between an action and its saving; several actions meanwhile are saved as one.
         keep_days: How long work that nobody took up again is kept.
-        on_problem: Told one line where saving fails, once in a row; called in the background thread.
+        on_problem: Told one line where saving fails, once per series of failures; called in the background thread.
     """
 
     def __init__(
@@ -180,31 +151,35 @@ class Autosave:
         self._folder, self._delay_s, self._keep_days = Path(folder), delay_s, keep_days
         self._on_problem = on_problem
         self._name = uuid.uuid4().hex[:16]
+        self._numbers = count()
         self._records: list[_Record] = []
         # By image layer, so that renaming one does not lose its record; weakly, since it may hold gigabytes.
         self._identities: WeakKeyDictionary[Image, str] = WeakKeyDictionary()
-        self._sessions: dict[ViewerSession, _Watch] = {}
+        self._sessions: dict[ViewerSession, SessionWatch] = {}
         self._unreadable: set[Path] = set()  # folders of which the user was told
         self._wake = threading.Condition()
-        self._is_busy = self._is_flushed = self._is_closed = self._is_restoring = False
+        self._is_closed = self._is_restoring = False
         self._thread: threading.Thread | None = None
 
     def watch(self, session: ViewerSession) -> None:
         """Saves what is done in a session from now on."""
-        self._sessions[session] = _Watch(session, self._note)
+        self._sessions[session] = SessionWatch(session, self._note, self._look_for_gone)
         self._note(session)
 
     def find(self, image: Image) -> SavedSession | None:
-        """The latest work on an image that a session left which is no more; None if there is none.
+        """The latest work on an image that a session has left; None if there is none.
 
         `on_problem` is told once of work that cannot be read. Work that was taken up is not found.
         """
         identity, found = self._identity(image), []
         with self._wake:
-            taken_up = {name for record in self._records if record.identity == identity for name in record.replaces}
+            alike = [record for record in self._records if record.identity == identity]
+            own, taken_up = {record.folder for record in alike}, {name for record in alike for name in record.replaces}
         for folder in sorted((self._folder / identity).glob('*/')):
-            if folder.name.startswith(self._name) or not _is_abandoned(folder):
+            lock = None if folder in own else lock_abandoned(folder)
+            if lock is None:
                 continue
+            lock.release()
             try:
                 saved = read_work(folder)
             except StoreError as error:
@@ -219,9 +194,10 @@ class Autosave:
         return max(left, key=lambda saved: saved.saved_at, default=None)
 
     def restore(self, session: ViewerSession, saved: SavedSession, read: SavedObjects | None = None) -> Restored:
-        """Brings objects and prompts back, as one action that can be undone.
+        """Brings objects and prompts back, as one action that can be undone; before it, another choice of channels.
 
-        The saved work is kept until this session is closed; longer if it could not be read whole.
+        Objects that are still in view stay as they are. The saved work is kept until this session leaves the image; longer if
+        it could not be read whole.
 
         Args:
             session: Whose image it is of.
@@ -229,7 +205,7 @@ class Autosave:
             read: Its objects, if they were read already.
 
         Raises:
-            StoreError: If the objects are of an image of another shape than the session's.
+            StoreError: If the objects have another shape than those of the session's image.
             UnSAMError: If there is no place for objects.
         """
         self._is_restoring = True  # a save in between would hold some of it, and be the latest if the process is killed
@@ -245,7 +221,7 @@ class Autosave:
         objects = session.objects
         if objects is None or str(saved.folder) not in objects.metadata.get(_KEPT_IN, ()):
             return False
-        return bool(np.any(objects.data))
+        return any(np.any(part) for part in objects.data)
 
     def take_over(self, session: ViewerSession, saved: SavedSession) -> None:
         """Has work that is still in the viewer saved as that of this session."""
@@ -266,14 +242,6 @@ class Autosave:
             with self._wake:
                 record = self._record(self._identity(session.image), _shape_of(session.objects))
                 record.exported_at = record.n_noted
-
-    def flush(self, timeout_s: float = 10.0) -> bool:
-        """Tries to save everything now; returns whether that was done within the timeout."""
-        with self._wake:
-            self._is_flushed = bool(self._waiting())
-            self._wake.notify_all()
-            self._wake.wait_for(lambda: not self._is_busy and not self._waiting(), timeout_s)
-            return self._is_all_saved()
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Saves what is left, and ends; returns whether all was saved within the timeout.
@@ -296,15 +264,13 @@ class Autosave:
         return self._is_all_saved()
 
     def _bring_back(self, session: ViewerSession, saved: SavedSession, read: SavedObjects) -> Restored:
+        self._choose_channels(session, saved, read.shape if read.writes else None)
+        if self.is_in_view(session, saved):  # what was erased since is not to come back
+            read = SavedObjects([], None, 0, 0)
         writes = read.writes
         if writes:
             objects = session.ensure_objects()
-            if objects.data.shape != read.shape:
-                raise StoreError(
-                    f'the saved objects have shape {read.shape}, the image has {objects.data.shape}; '
-                    f'they stay in {saved.folder}'
-                )
-            if highest := int(np.max(objects.data, initial=0)):  # the user has begun anew meanwhile
+            if highest := session.next_label() - 1:  # the user has begun anew meanwhile
                 writes = free_now(renumbered(writes, highest), objects.data)
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
@@ -317,29 +283,53 @@ class Autosave:
         session.history.do(Together(name, actions))
         return Restored(len(writes), count_prompts(saved.prompts), damaged, read.relabelled)
 
-    def _taking_up(self, session: ViewerSession, saved: SavedSession) -> Together:
+    @staticmethod
+    def _choose_channels(session: ViewerSession, saved: SavedSession, shape: tuple[int, ...] | None) -> None:
+        """Chooses the channels of saved work, or raises `StoreError` if objects of that shape belong to others."""
+        channels = session.channels
+        if saved.channels is not None or shape not in (None, Frame(session.image, channels).shape):
+            channels = saved.channels
+        expected = Frame(session.image, channels).shape
+        if shape not in (None, expected):
+            raise StoreError(
+                f'the saved objects have shape {shape}, the image has {expected}; choose the same channels as before and '
+                f'restore again; they stay in {saved.folder}'
+            )
+        session.set_channels(channels)
+
+    def _taking_up(self, session: ViewerSession, saved: SavedSession) -> Change[bool]:
+        """The action by which a record takes the place of one that was restored; undone, each stands for itself."""
         with self._wake:
             record = self._record(self._identity(session.image), _shape_of(session.objects))
         names = [name for name in (saved.folder.name, *saved.replaces) if name not in record.replaces]
-        return Together('restore', [_TakeUp(record, name, self._wake) for name in names])
+
+        def put(is_taken_up: bool) -> None:
+            with self._wake:
+                others = [name for name in record.replaces if name not in names]
+                record.replaces = [*others, *names] if is_taken_up else others
+
+        return Change('restore', put, before=False, after=True)
 
     def _is_all_saved(self) -> bool:
         return not any(record.pending or record.failed for record in self._records)
 
     def _note(self, session: ViewerSession, are_objects_changed: bool = False) -> None:
         """Takes down the state of a session; called in its thread after each change, so it has to be quick."""
+        self._look_for_gone()
         image = session.image
-        if image is None or self._is_closed or self._is_restoring:
+        if image not in session.viewer.layers or self._is_closed or self._is_restoring:
             return
         with self._wake:
             record = self._record(self._identity(image), _shape_of(session.objects))
         # With other channels, an image has objects of another shape; the others are still there.
         if session.objects is not None:
             record.objects = ref(session.objects)
+        if session.objects is not None or record.shape is None:
+            record.channels = session.channels
         prompts = session.controller.prompts_of(image.unique_id)
         works = [(record, _work(session, record, prompts))]
         for other in list(self._records):  # prompts are in one record of an image
-            if other is not record and other.identity == record.identity and other.prompts:
+            if other is not record and other.identity == record.identity and other.prompts and not other.has_left:
                 works.append((other, _work(session, other, type(prompts)())))
         with self._wake:
             for one, work in works:
@@ -351,6 +341,15 @@ class Autosave:
                 self._thread.start()
             self._wake.notify_all()
 
+    def _look_for_gone(self) -> None:
+        """Has records given up whose images have left all viewers."""
+        layers = {layer for session in self._sessions for layer in session.viewer.layers}
+        here = {identity for image, identity in self._identities.items() if image in layers}
+        with self._wake:
+            for record in self._records:
+                record.has_left |= record.identity not in here
+            self._wake.notify_all()
+
     def _identity(self, image: Image) -> str:
         if image not in self._identities:
             self._identities[image] = image_identity(image)
@@ -358,19 +357,21 @@ class Autosave:
 
     def _record(self, identity: str, shape: tuple[int, ...] | None) -> _Record:
         """The record of an image with objects of a shape, the last one if it has none yet; the caller holds the lock."""
-        alike = [record for record in self._records if record.identity == identity]
+        alike = [record for record in self._records if record.identity == identity and not record.has_left]
         record = next((record for record in alike if record.shape == shape), None)
         if record is None and alike and None in (shape, alike[-1].shape):
             record = alike[-1]
             record.shape = shape or record.shape
         if record is None:
-            number = f'-{len(alike)}' if alike else ''
-            record = _Record(self._folder / identity / f'{self._name}{number}', identity, shape)
+            record = _Record(self._folder / identity / f'{self._name}-{next(self._numbers)}', identity, shape)
             self._records.append(record)
         return record
 
     def _waiting(self) -> list[_Record]:
         return [record for record in self._records if record.pending is not None]
+
+    def _gone(self) -> list[_Record]:
+        return [record for record in self._records if record.has_left and not (record.pending or record.failed)]
 
     def _run(self) -> None:
         try:
@@ -381,14 +382,15 @@ class Autosave:
         while not is_last:
             with self._wake:
                 has_failed = any(record.failed for record in self._records)
-                self._wake.wait_for(lambda: self._waiting() or self._is_closed, _RETRY_S if has_failed else None)
+                self._wake.wait_for(
+                    lambda: self._waiting() or self._gone() or self._is_closed, _RETRY_S if has_failed else None
+                )
                 if self._waiting():
                     # From the first action on, not from the last: a busy user is saved too.
-                    self._wake.wait_for(lambda: self._is_flushed or self._is_closed, pause_s)
-                if self._is_closed or not self._waiting():
-                    for record in self._records:
-                        record.pending, record.failed = record.pending or record.failed, None
-                self._is_busy, is_last = True, self._is_closed
+                    self._wake.wait_for(lambda: self._is_closed, pause_s)
+                for record in self._records:
+                    record.pending, record.failed = record.pending or record.failed, None
+                is_last = self._is_closed
                 # Prompts that have moved on to the record of other channels are there before they go from here.
                 waiting = sorted(self._waiting(), key=lambda record: not record.pending.prompts)
             started_s = time.monotonic()
@@ -396,11 +398,10 @@ class Autosave:
                 self._save(record)
             pause_s = max(self._delay_s, (time.monotonic() - started_s) / _WORKING_SHARE)
             with self._wake:
-                self._is_busy = False
-                self._is_flushed = self._is_flushed and bool(self._waiting())
-                self._wake.notify_all()
-        for record in self._records:
-            self._end(record)
+                ended = self._gone()
+                self._records = [record for record in self._records if record not in ended]
+            for record in [*ended, *self._records] if is_last else ended:
+                self._end(record)
 
     def _save(self, record: _Record) -> None:
         """Saves what is pending of a record, or notes that it failed; never raises, so that the thread lives on."""
@@ -444,16 +445,16 @@ class Autosave:
         return True
 
     def _end(self, record: _Record) -> None:
-        """Gives a record up for later sessions, and removes it if nothing in it is needed, and what it took the place of."""
-        is_saved = record.saved_at == record.n_noted
-        try:
-            if is_saved and not record.is_needed:
-                remove_work(record.folder)
-            if is_saved:
-                for name in record.replaces:
-                    remove_work(record.folder.with_name(name))
-        except StoreError as error:
-            logger.warning('old work could not be removed: %s', error)
+        """Releases a record; removes it if nothing in it is needed, and the records that it replaces."""
+        unneeded: list[tuple[Path, FileLock | None]] = []
+        if record.saved_at == record.n_noted:
+            unneeded += [] if record.is_needed else [(record.folder, record.lock)]
+            unneeded += [(record.folder.with_name(name), None) for name in record.replaces]
+        for folder, lock in unneeded:
+            try:
+                remove_work(folder, lock)
+            except StoreError as error:
+                logger.warning('old work could not be removed: %s', error)
         if record.lock is not None:
             record.lock.release()
 
@@ -461,62 +462,14 @@ class Autosave:
         """Removes work that was not taken up for too long; what this version cannot read stays."""
         for folder in self._folder.glob('*/*/'):
             with suppress(OSError, StoreError):
-                if time.time() - folder.stat().st_mtime > self._keep_days * _DAY_S and _is_abandoned(folder):
-                    read_work(folder)
-                    remove_work(folder)
-
-
-class _Watch:
-    """Tells of each change in a session."""
-
-    def __init__(self, session: ViewerSession, note: Callable[[ViewerSession, bool], None]) -> None:
-        self._session, self._tell = session, note
-        self._objects: Labels | None = None
-        self._seen = view_of(session.viewer)
-        for signal in self._signals():
-            signal.connect(self._changed)
-        # A script may write into a layer that nothing else was done to yet.
-        session.viewer.layers.events.inserted.connect(self._follow_objects)
-        self._follow_objects()
-
-    def end(self) -> None:
-        for signal in self._signals():
-            signal.disconnect(self._changed)
-        self._session.viewer.layers.events.inserted.disconnect(self._follow_objects)
-        self._follow(None)
-
-    def _signals(self) -> list[Any]:
-        session = self._session
-        return [session.image_changed, session.history.changed, session.controller.prompts_changed]
-
-    def _changed(self) -> None:
-        self._tell(self._session, self._follow_objects())
-
-    def _objects_changed(self, event: object = None) -> None:
-        # A layer that is being taken away, or belongs to an image that is not in view, is not the session's.
-        if self._objects is self._session.objects:
-            self._tell(self._session, True)
-
-    def _drawn(self, event: object = None) -> None:
-        # A script that changes pixels has the layer drawn anew; so does a slider, which changes none.
-        before, self._seen = self._seen, view_of(self._session.viewer)
-        if before == self._seen:
-            self._objects_changed()
-
-    def _follow_objects(self, event: object = None) -> bool:
-        """Follows the layer of the session; returns whether it is another one than before."""
-        return self._follow(self._session.objects)
-
-    def _follow(self, objects: Labels | None) -> bool:
-        if objects is self._objects:
-            return False
-        for layer, act in ((self._objects, 'disconnect'), (objects, 'connect')):
-            if layer is not None:
-                getattr(layer.events.set_data, act)(self._drawn)
-                for name in _LABEL_EVENTS:
-                    getattr(layer.events[name], act)(self._objects_changed)
-        self._objects = objects
-        return True
+                is_old = time.time() - folder.stat().st_mtime > self._keep_days * _DAY_S
+                lock = lock_abandoned(folder) if is_old else None
+                if lock is not None:
+                    try:
+                        read_work(folder)
+                        remove_work(folder, lock)
+                    finally:
+                        lock.release()
 
 
 def _work(session: ViewerSession, record: _Record, prompts: Any) -> Work:
@@ -536,19 +489,9 @@ def _work(session: ViewerSession, record: _Record, prompts: Any) -> Work:
         labels=None if objects is None else objects.data,
         features=pd.DataFrame() if objects is None else objects.features.copy(),
         replaces=tuple(record.replaces),
+        channels=record.channels if isinstance(record.channels, Channels) else None,
     )
 
 
 def _shape_of(objects: Labels | None) -> tuple[int, ...] | None:
     return None if objects is None else tuple(objects.data.shape)
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Whether the session that made a folder is no more."""
-    lock = FileLock(folder / LOCK, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError, NotImplementedError):
-        return False
-    lock.release()
-    return True

@@ -10,37 +10,57 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from napari_unsam import _prompts
 from napari_unsam._commit import ObjectWrite
+from napari_unsam._frame import Channels
 from napari_unsam._words import counted
-from napari_unsam.output.objects import object_boxes
+from napari_unsam.output.objects import COUNTED, object_boxes
 from unsam_mm.errors import StoreError, explained
 from unsam_mm.files import atomic_writer, read_json, write_json
 from unsam_mm.npz import read_npz
 
 if TYPE_CHECKING:
     import pandas as pd
+    from napari.layers import Image
 
 _FORMAT = 1
 _MANIFEST, _BLOCKS = 'work.json', 'blocks'
 LOCK = 'lock'
 """Name of the file in the folder of a record that its session holds locked."""
-_OWN_FILES = (f'{_BLOCKS}/*.npz', f'{_BLOCKS}/.unsam-*.part', '.unsam-*.part', LOCK)
+_OWN_FILES = (f'{_BLOCKS}/*.npz', f'{_BLOCKS}/.unsam-*.part', '.unsam-*.part')
 _BLOCK_SIDE_PX = 512  # of the last two axes; the others have one plane in a block
 _MAX_UINT32 = np.iinfo(np.uint32).max
-
-_OWN_COLUMNS = ('index', 'area_px')  # counted anew when objects are written
+_SAMPLES = 4096  # of an image's values, which tell it from others
 
 logger = logging.getLogger(__name__)
+
+
+def image_identity(image: Image) -> str:
+    """Tells one image from others, in this session and the next.
+
+    Where it comes from, its name, shape and type; and a sample of its values if they are in memory.
+    """
+    data = image.data[0] if image.multiscale else image.data
+    source = image.source
+    # Names of dask arrays and places of zarr arrays stand for their content, which would take long to read.
+    origin = [source.path, source.sample, getattr(data, 'name', None), getattr(data, 'store_path', None)]
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((image.name, tuple(data.shape), str(data.dtype), [str(part) for part in origin])).encode())
+    if isinstance(data, np.ndarray):
+        per_axis = _SAMPLES ** (1 / max(data.ndim, 1))
+        sample = data[tuple(slice(None, None, int(np.ceil(length / per_axis)) or 1) for length in data.shape)]
+        digest.update(np.ascontiguousarray(sample))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +76,7 @@ class Work:
         features: Rows of the objects.
         replaces: Names of folders beside that of this record; this record holds all of theirs, so they are not offered
             again.
+        channels: Which ones along an axis of the image the objects and prompts belong to; None if it has none.
     """
 
     image_name: str
@@ -65,6 +86,7 @@ class Work:
     labels: np.ndarray | None
     features: pd.DataFrame
     replaces: tuple[str, ...] = ()
+    channels: Channels | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +122,7 @@ class SavedSession:
         shape: Of the array of objects; None if there was none.
         features: Rows of the objects.
         replaces: As in `Work`.
+        channels: As in `Work`; None as well if an earlier version saved it.
     """
 
     folder: Path
@@ -113,6 +136,7 @@ class SavedSession:
     shape: tuple[int, ...] | None
     features: pd.DataFrame
     replaces: tuple[str, ...]
+    channels: Channels | None
     _blocks: tuple[tuple[tuple[int, ...], str], ...]
 
     @property
@@ -208,6 +232,7 @@ def write_work(folder: Path, identity: str, work: Work, is_current: Callable[[],
             'blocks': blocks,
             'features': {str(name): [_plain(value) for value in work.features[name]] for name in work.features},
             'replaces': list(work.replaces),
+            'channels': None if work.channels is None else asdict(work.channels),
         },
     )
     needed = {block['file'] for block in blocks}
@@ -238,7 +263,7 @@ def read_work(folder: Path) -> SavedSession | None:
         if found != _FORMAT:
             raise ValueError(f'format {found!r}, expected {_FORMAT}')
         lost: list[str] = []
-        prompts = decoded(known['prompts'], lost)
+        prompts, channels = decoded(known['prompts'], lost), known.get('channels')
         return SavedSession(
             folder=folder,
             identity=known['identity'],
@@ -251,6 +276,7 @@ def read_work(folder: Path) -> SavedSession | None:
             shape=None if known['shape'] is None else tuple(map(int, known['shape'])),
             features=pd.DataFrame(known['features']),
             replaces=tuple(map(str, known.get('replaces', ()))),
+            channels=None if channels is None else Channels(int(channels['axis']), tuple(map(int, channels['chosen']))),
             _blocks=tuple((tuple(map(int, block['start'])), str(block['file'])) for block in known['blocks']),
         )
     except (StoreError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -259,8 +285,23 @@ def read_work(folder: Path) -> SavedSession | None:
         ) from error
 
 
-def remove_work(folder: Path) -> None:
+def lock_abandoned(folder: Path) -> FileLock | None:
+    """Locks a record that no session is at work on; None if one is, or it cannot be locked."""
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError):
+        return None
+    return lock
+
+
+def remove_work(folder: Path, lock: FileLock | None = None) -> None:
     """Removes a record; first the file without which the rest means nothing. Files of others in the folder stay.
+
+    Args:
+        folder: Of the record.
+        lock: Its lock, if the caller holds it. It is released once there is nothing that another session could take up, and
+            before its file is removed: Windows removes no file that is open.
 
     Raises:
         StoreError: If the record cannot be removed.
@@ -272,6 +313,10 @@ def remove_work(folder: Path) -> None:
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f'{folder}: cannot be removed ({error.strerror}); check its permissions') from error
+    if lock is not None:
+        lock.release()
+    with suppress(OSError):  # another session may look whether the record is abandoned
+        (folder / LOCK).unlink(missing_ok=True)
     for emptied in (folder / _BLOCKS, folder, folder.parent):  # the last is that of the image
         with suppress(OSError):
             emptied.rmdir()
@@ -385,22 +430,18 @@ def _writes(array: np.ndarray, features: pd.DataFrame) -> tuple[list[ObjectWrite
     import pandas as pd
 
     boxes = object_boxes(array)
-    fresh = _numbers_after(max((label for label in boxes if 0 < label <= _MAX_UINT32), default=0))
+    fresh = count(1 + max((label for label in boxes if 0 < label <= _MAX_UINT32), default=0))
     new = {label: label if 0 < label <= _MAX_UINT32 else next(fresh) for label in boxes}
     rows = {}
     if 'index' in features:
         for row in features.to_dict('records'):
             rows[int(row['index'])] = {
-                name: value for name, value in row.items() if name not in _OWN_COLUMNS and not pd.isna(value)
+                name: value for name, value in row.items() if name not in COUNTED and not pd.isna(value)
             }
     writes = [
         ObjectWrite(region, array[region] == label, new[label], rows.get(label, {})) for label, region in boxes.items()
     ]
     return writes, sum(label != to for label, to in new.items())
-
-
-def _numbers_after(highest: int) -> Iterator[int]:
-    return iter(range(highest + 1, _MAX_UINT32 + 1))
 
 
 def _digest(values: np.ndarray) -> str:

@@ -14,6 +14,7 @@ from skimage import data
 from napari_unsam._controller import SegmentationController
 from napari_unsam._session import ViewerSession
 from napari_unsam.state.autosave import Autosave
+from tests.test_napari.killing import wait_until_saved
 from tests.test_napari.saved_work import Session
 from tests.test_napari.stand_ins import Mailbox, Mouse, colour_tree, patches_target, patches_tree, planes_of
 
@@ -117,7 +118,7 @@ def crash(start, stack):
         session, autosave = Session(stack), start()
         autosave.watch(session)
         work(session)
-        assert autosave.flush()
+        assert wait_until_saved(autosave)
         for record in autosave._records:
             if record.lock is not None:
                 record.lock.release()  # as the system does when a process ends

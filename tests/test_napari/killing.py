@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -86,6 +87,19 @@ def clicked(step: int) -> tuple[tuple[float, ...], Polarity]:
     return at, Polarity.NEGATIVE if step % 3 == 2 else Polarity.POSITIVE
 
 
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> bool:
+    """Waits for another thread; returns whether a condition holds."""
+    end_s = time.monotonic() + timeout_s
+    while not (holds := condition()) and time.monotonic() < end_s:
+        time.sleep(0.005)
+    return bool(holds)
+
+
+def wait_until_saved(autosave: Autosave, timeout_s: float = 30.0) -> bool:
+    """Waits until all that was noted is on disk; returns whether it is."""
+    return wait_until(lambda: all(record.saved_at == record.n_noted for record in autosave._records), timeout_s)
+
+
 def annotate(folder: Path, connection: Connection) -> None:
     """Takes up what is saved, goes on until it is killed, and tells of each step that is known to be saved."""
     session, autosave = begin(folder)
@@ -103,7 +117,7 @@ def annotate(folder: Path, connection: Connection) -> None:
                 position, polarity = clicked(step)
                 assert session.click(session.image.data_to_world(position), polarity)
             session.write_objects(f'commit {step}', [written(step)])
-        if autosave.flush(60):
+        if wait_until_saved(autosave, 60):
             connection.send(step)
 
 

@@ -66,7 +66,7 @@ class Session:
     def __init__(self, image_pixels, name='Cells'):
         self.viewer = ViewerModel()
         self.image = self.viewer.add_image(image_pixels, name=name)
-        self.controller, self.history, self._objects = _Controller(), ActionHistory(), {}
+        self.controller, self.history, self._objects, self.channels = _Controller(), ActionHistory(), {}, None
 
     @property
     def objects(self):
@@ -84,6 +84,12 @@ class Session:
             self._objects[self.image] = self.viewer.add_layer(Labels(np.zeros(self.image.data.shape, np.uint32)))
         return self.objects
 
+    def set_channels(self, channels):
+        self.channels = channels
+
+    def next_label(self):
+        return int(self.ensure_objects().data.max()) + 1
+
     def writing(self, name, writes):
         return _Write(self.ensure_objects(), writes)
 
@@ -96,6 +102,6 @@ class Session:
 
 
 def work_a_little(session):
-    session.commit(1, (slice(1, 2), slice(10, 40), slice(20, 70)), granularity=0.25, score=0.875, kind='nucleus')
-    session.commit(2, (slice(2, 4), slice(100, 150), slice(200, 260)), granularity=0.5)
+    session.commit(1, (slice(1, 2), slice(10, 40), slice(20, 70)), stability=0.25, score=0.875, kind='nucleus')
+    session.commit(2, (slice(2, 4), slice(100, 150), slice(200, 260)), stability=0.5)
     session.prompt(PROMPTS)

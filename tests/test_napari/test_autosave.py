@@ -15,9 +15,13 @@ import pandas as pd
 import pytest
 
 from napari_unsam import _prompts
+from napari_unsam._commit import ObjectWrite
+from napari_unsam._frame import Channels
 from napari_unsam._prompts import PointPrompt, Polarity
-from napari_unsam.state.autosave import Autosave, image_identity
-from napari_unsam.state.records import count_prompts, decoded, encoded, prompt_kinds
+from napari_unsam._session import ViewerSession
+from napari_unsam.state.autosave import Autosave
+from napari_unsam.state.records import count_prompts, decoded, encoded, image_identity, prompt_kinds
+from tests.test_napari.killing import wait_until, wait_until_saved
 from tests.test_napari.saved_work import PROMPTS, Session, work_a_little
 from unsam_mm.errors import StoreError
 
@@ -120,7 +124,7 @@ def test_the_work_of_a_session_that_still_lives_is_not_offered_to_another(start,
     session, autosave = Session(stack), start()
     autosave.watch(session)
     work_a_little(session)
-    assert autosave.flush()
+    assert wait_until_saved(autosave)
     assert start().find(session.image) is None
     autosave.close()
     assert start().find(session.image) is not None
@@ -132,12 +136,81 @@ def test_restored_work_is_kept_until_the_new_session_is_closed(crash, start, sta
     saved = autosave.find(session.image)
     autosave.watch(session)
     autosave.restore(session, saved)
-    assert autosave.flush()
+    assert wait_until_saved(autosave)
     assert saved.folder.exists()
     assert autosave.find(session.image) is None
     autosave.close()
     assert not saved.folder.exists()
     assert start().find(session.image).description.startswith('2 objects and 2 prompts')
+
+
+def test_what_was_erased_since_from_objects_in_view_does_not_come_back_with_the_prompts(start, stack):
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    work_a_little(session)
+    autosave.close()
+    session.objects.data[:, :25] = 0
+    left = session.objects.data.copy()
+    session.prompt(())
+    autosave = start()
+    restored = autosave.restore(session, autosave.find(session.image))
+    assert (restored.objects, restored.prompts) == (0, 2)
+    assert np.array_equal(session.objects.data, left)
+    assert session.controller.prompts_of(session.image.unique_id) == PROMPTS
+
+
+@pytest.mark.parametrize('is_exported', [False, True])
+def test_an_image_that_has_left_the_viewer_is_given_up_once_it_is_saved(start, stack, tmp_path, is_exported):
+    session, autosave, other = Session(stack), start(), start()
+    autosave.watch(session)
+    first = session.image
+    session.commit(1, (slice(0, 1), slice(0, 5), slice(0, 5)))
+    if is_exported:
+        autosave.exported(session)
+    session.choose(session.viewer.add_image(stack[::-1].copy(), name='Others'))
+    assert wait_until_saved(autosave)
+    assert other.find(first) is None
+    session.viewer.layers.remove(first)
+    assert wait_until(lambda: len(autosave._records) == 1)
+    if is_exported:
+        assert wait_until(lambda: not list((tmp_path / 'autosave').rglob('work.json')))
+    else:
+        assert wait_until(lambda: other.find(first) is not None)
+        session.choose(session.viewer.add_layer(first))  # as it is now, without its objects
+        assert wait_until_saved(autosave)
+        assert autosave.find(first).description.startswith('1 object')
+
+
+def test_work_outlives_that_its_image_is_closed_and_opened_again_at_once(start, session, viewer, stack):
+    autosave = start(delay_s=1000)
+    session.set_image(viewer.add_image(stack, name='Cells'))
+    autosave.watch(session)
+    session.write_objects('write', [ObjectWrite((slice(0, 1),) * 3, np.ones((1, 1, 1), bool), 4)])
+    viewer.layers.clear()
+    session.set_image(viewer.add_image(stack, name='Cells'))
+    autosave.close()
+    assert start().find(session.image).description.startswith('1 object')
+
+
+def test_work_with_channels_comes_back_with_their_choice(start, viewer, make_controller, stack):
+    sessions = [ViewerSession(viewer, make_controller()) for _ in range(2)]
+    for session, autosave in zip(sessions, (start(), start()), strict=True):
+        session.set_image(viewer.add_image(stack, name='Cells'))
+        autosave.watch(session)
+        if session is sessions[0]:
+            session.set_channels(Channels(0, (2, 1)))
+            session.write_objects('write', [ObjectWrite((slice(0, 1),) * 3, np.ones((1, 1, 1), bool), 4)])
+            autosave.close()
+            session.close()
+            viewer.layers.clear()
+    assert session.objects is None
+    autosave.restore(session, autosave.find(session.image))
+    assert session.channels == Channels(0, (2, 1))
+    assert np.argwhere(session.objects.data).tolist() == [[0, 0, 0]]
+    session.history.undo()
+    session.history.undo()
+    assert session.channels is None
+    session.close()
 
 
 def test_work_that_is_not_wanted_back_is_gone(crash, start, stack):
@@ -191,7 +264,7 @@ def test_a_step_of_the_slider_alone_saves_nothing(start, stack):
     session, autosave = Session(stack), start()
     autosave.watch(session)
     work_a_little(session)
-    assert autosave.flush()
+    assert wait_until_saved(autosave)
     before = autosave._records[0].n_noted
     for step in (1, 2, 3):
         session.viewer.dims.set_current_step(0, step)
@@ -211,9 +284,9 @@ def test_looking_at_an_image_leaves_nothing_behind(start, stack, tmp_path):
     session, autosave = Session(stack), start()
     autosave.watch(session)
     session.prompt(PROMPTS)
-    assert autosave.flush()
+    assert wait_until_saved(autosave)
     session.prompt(())
-    assert autosave.flush()
+    assert wait_until_saved(autosave)
     assert start().find(session.image) is None
     autosave.close()
     assert not list((tmp_path / 'autosave').iterdir())
@@ -226,25 +299,22 @@ def test_old_work_is_removed_after_some_days(crash, start, stack):
     os.utime(saved.folder, (weeks_ago, weeks_ago))
     autosave = start(keep_days=30)
     autosave.watch(Session(stack))
-    deadline = time.monotonic() + 10
-    while saved.folder.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not saved.folder.exists()
+    assert wait_until(lambda: not saved.folder.exists())
 
 
 def test_only_blocks_that_changed_are_written_and_old_ones_go(start, stack, tmp_path):
     session, autosave = Session(stack), start()
     autosave.watch(session)
     session.commit(1, (slice(0, 1), slice(0, 50), slice(0, 50)))
-    autosave.flush()
+    wait_until_saved(autosave)
     blocks = {path: path.stat().st_mtime_ns for path in (tmp_path / 'autosave').rglob('*.npz')}
     session.commit(2, (slice(3, 4), slice(0, 50), slice(0, 50)))
-    autosave.flush()
+    wait_until_saved(autosave)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / 'autosave').rglob('*.npz')}
     assert len(after) == 2
     assert blocks.items() <= after.items()
     session.commit(3, (slice(0, 1), slice(60, 90), slice(0, 50)))
-    autosave.flush()
+    wait_until_saved(autosave)
     assert len(list((tmp_path / 'autosave').rglob('*.npz'))) == 2
 
 
@@ -313,7 +383,7 @@ def test_a_place_that_cannot_be_written_is_told_once_and_does_not_stop_the_work(
     autosave.watch(session)
     for label in (1, 2):
         session.commit(label, (slice(0, 1), slice(0, 5), slice(0, 5)))
-        autosave.flush()
+        assert wait_until(lambda: autosave._records[0].failed)
     assert len(said) == 1
     assert 'file' in said[0]
     autosave.close()

@@ -6,8 +6,8 @@ import json
 import os
 import tempfile
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,8 @@ import pytest
 
 from napari_unsam._prompts import Polarity
 from napari_unsam.state import autosave as autosave_module
-from napari_unsam.state.records import Work, read_work, write_work
-from tests.test_napari.killing import begin, clicked, written
+from napari_unsam.state.records import LOCK, Work, lock_abandoned, read_work, remove_work, write_work
+from tests.test_napari.killing import begin, clicked, wait_until, wait_until_saved, written
 from tests.test_napari.saved_work import PROMPTS, Session, work_a_little
 
 CELL = (slice(0, 1), slice(0, 5), slice(0, 5))
@@ -116,7 +116,7 @@ def test_after_a_crash_only_the_latest_of_records_that_hold_the_same_is_offered(
     first = autosave.find(session.image)
     autosave.restore(session, first)
     session.commit(3, CELL)
-    assert autosave.flush()
+    assert wait_until_saved(autosave)
     for record in autosave._records:
         record.lock.release()
     later = start()
@@ -149,7 +149,7 @@ def test_labels_that_are_saved_are_not_kept_in_memory(start, stack):
     autosave.watch(session)
     session.commit(1, CELL)
     autosave.exported(session)
-    assert autosave.flush()
+    assert wait_until_saved(autosave)
     gc.collect()
     # `isinstance` would ask proxies of torch
     assert not [one for one in gc.get_objects() if type(one) is Work and one.labels is session.objects.data]
@@ -191,16 +191,85 @@ def test_whatever_goes_wrong_is_told_once_and_tried_again_without_another_action
     broken_writes['error'] = error
     autosave.watch(session)
     work_a_little(session)
-    assert not autosave.flush()
+    assert wait_until(lambda: told)
     assert len(told) == 1
     assert told[0].startswith('Autosave: ')
     assert words in told[0]
     broken_writes['error'] = None
-    deadline = time.monotonic() + 10
-    while not autosave.flush() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert wait_until_saved(autosave)
+    assert len(told) == 1
     autosave.close()
     assert start().find(session.image).description.startswith('2 objects and 2 prompts')
+
+
+def test_what_failed_is_tried_again_while_another_image_is_worked_on(start, stack, broken_writes, monkeypatch):
+    monkeypatch.setattr(autosave_module, '_RETRY_S', 1000.0)
+    session, autosave = Session(stack), start()
+    first = session.image
+    broken_writes['error'] = OSError('gone')
+    autosave.watch(session)
+    work_a_little(session)
+    assert wait_until(lambda: autosave._records[0].failed)
+    broken_writes['error'] = None
+    session.choose(session.viewer.add_image(stack[::-1].copy(), name='Others'))
+    session.prompt(PROMPTS)
+    assert wait_until_saved(autosave)
+    autosave.close()
+    assert start().find(first).description.startswith('2 objects')
+
+
+@pytest.fixture
+def on_windows(monkeypatch):
+    """Has locks that are held refuse to be removed, and names that a test puts here."""
+    refused, unlink = set(), Path.unlink
+
+    def unlink_as_windows(path, **options):
+        if path.parent.name in refused:
+            raise PermissionError(errno.EACCES, 'in use', str(path))
+        if path.name == LOCK and path.exists():
+            lock = lock_abandoned(path.parent)
+            if lock is None:
+                raise PermissionError(errno.EACCES, 'in use', str(path))
+            lock.release()
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, 'unlink', unlink_as_windows)
+    return refused
+
+
+def test_closing_removes_what_is_not_needed_on_windows_too(crash, start, stack, tmp_path, on_windows):
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    autosave.restore(session, autosave.find(session.image))
+    session.prompt(())
+    autosave.exported(session)
+    autosave.close()
+    assert not list((tmp_path / 'autosave').iterdir())
+
+
+def test_a_record_that_cannot_be_removed_does_not_keep_the_others(crash, start, stack, tmp_path, on_windows):
+    crash(work_a_little)
+    crash(work_a_little)
+    session, autosave = Session(stack), start()
+    autosave.watch(session)
+    names = []
+    for _ in range(2):
+        saved = autosave.find(session.image)
+        names.append(saved.folder.name)
+        autosave.restore(session, saved)
+    on_windows.add(names[0])
+    autosave.close()
+    left = {path.parent.name for path in (tmp_path / 'autosave').rglob('work.json')}
+    assert names[0] in left
+    assert names[1] not in left
+
+
+def test_nobody_can_take_up_a_record_that_is_being_removed(crash, start, stack):
+    crash(work_a_little)
+    folder, seen = start().find(Session(stack).image).folder, []
+    remove_work(folder, SimpleNamespace(release=lambda: seen.append(read_work(folder))))
+    assert seen == [None]
 
 
 def test_closing_tries_for_a_last_time_and_says_if_it_is_in_vain(start, stack, broken_writes):
@@ -213,7 +282,7 @@ def test_closing_tries_for_a_last_time_and_says_if_it_is_in_vain(start, stack, b
     broken_writes['error'] = OSError('gone')
     autosave.watch(session)
     work_a_little(session)
-    autosave.flush()
+    assert wait_until(lambda: autosave._records[0].failed)
     broken_writes['error'] = None
     assert autosave.close()
 

@@ -223,6 +223,25 @@ def test_whatever_fails_at_one_image_is_listed_and_the_others_are_done(folder, t
     assert len((tmp_path / 'out' / 'failed.txt').read_text().splitlines()) == 2
 
 
+def test_a_run_that_is_killed_leaves_a_list_of_failed_images_which_is_sorted_once(tmp_path, monkeypatch):
+    for name in 'cab':
+        (tmp_path / f'{name}.png').write_bytes(b'no image')
+    (tmp_path / 'list.txt').write_text('c.png\na.png\nb.png')
+    job, listed, writer = BatchJob(tmp_path / 'list.txt', tmp_path / 'out'), [], batch.atomic_writer
+    monkeypatch.setattr(batch, 'atomic_writer', lambda path: listed.append('sorted') or writer(path))
+
+    def names():
+        path = tmp_path / 'out' / 'failed.txt'
+        return [line.split('.')[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+    for _ in range(2):
+        listed.clear()
+        job.run(lambda report: listed.append(names()))
+        assert listed[1:] == [['c'], ['c', 'a'], ['c', 'a', 'b'], 'sorted']
+        assert names() == ['a', 'b', 'c']
+        job = BatchJob(tmp_path / 'list.txt', tmp_path / 'out', resume=True)
+
+
 def test_missing_weights_end_the_run(folder, tmp_path, monkeypatch):
     def find(self, rgb):
         raise WeightsError('no source gave the file')

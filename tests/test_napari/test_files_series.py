@@ -8,6 +8,7 @@ from napari.components import ViewerModel
 from PIL import Image
 from skimage import data
 
+from napari_unsam._changes import LayerChanges
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._controller import Level
 from napari_unsam._session import ViewerSession
@@ -153,13 +154,15 @@ def test_another_image_at_hand_or_none_changes_nothing_about_what_is_saved(opene
     assert np.unique(session.objects.data).tolist() == [0, 1]
 
 
-def test_undoing_a_change_makes_it_clean_again(opened, series, session):
+def test_undoing_a_change_makes_it_clean_again(opened, series, session, monkeypatch):
     opened(0)
     session.ensure_objects()
     assert not series.is_dirty
     draw(session)
     assert series.is_dirty
     session.history.undo()
+    assert not series.is_dirty
+    monkeypatch.setattr(series_module, 'fingerprint', lambda layer: pytest.fail('was read again'))
     assert not series.is_dirty
 
 
@@ -188,7 +191,7 @@ def test_a_broken_image_is_told_and_the_open_one_stays(opened, series, session, 
 def test_results_of_a_batch_are_opened(opened, series, session, folder):
     labels = np.zeros(COINS.shape, np.uint32)
     labels[3:9, 4:9] = 2
-    table = pd.DataFrame({'index': [2], 'granularity': [0.25], 'eccentricity': [0.5]})
+    table = pd.DataFrame({'index': [2], 'area_px': [30], 'granularity': [0.25], 'eccentricity': [0.5]})
     Results(folder / 'objects').write('a.png', LabelledObjects(labels, table))
     opened(0)
     assert np.array_equal(session.objects.data, labels)
@@ -220,21 +223,31 @@ def test_saved_objects_that_could_not_be_opened_are_never_overwritten(opened, se
     assert tifffile.imread(folder / 'objects' / 'a.png.objects.tif').shape == COINS.shape
 
 
-def test_what_is_changed_while_it_is_saved_stays_unsaved(opened, series, session, settle, monkeypatch):
-    opened(0)
-    draw(session)
+def paint(session):
+    session.objects.data_setitem((np.array([0]), np.array([50]), np.array([60])), 9)
+
+
+def slide(session):
+    session.viewer.dims.set_current_step(0, 1 - session.viewer.dims.current_step[0])
+
+
+@pytest.mark.parametrize(('act', 'is_change'), [(paint, True), (slide, False)])
+def test_what_is_changed_while_it_is_saved_stays_unsaved(opened, series, session, settle, monkeypatch, act, is_change):
+    opened(1)
+    draw(session, region=(slice(0, 1), slice(5, 15), slice(20, 40)))
     told, write = [], Results.write
     session.exported.connect(lambda: told.append('exported'))
 
-    def write_while_the_user_paints(*args, **more):
-        session.objects.data_setitem((np.array([50]), np.array([60])), 9)
+    def write_while_the_user_acts(*args, **more):
+        act(session)
         write(*args, **more)
 
-    monkeypatch.setattr(Results, 'write', write_while_the_user_paints)
+    monkeypatch.setattr(Results, 'write', write_while_the_user_acts)
     series.save()
     settle(session.controller)
-    assert series.is_dirty
-    assert not told
+    assert series.is_dirty is is_change
+    assert told == ['exported'] * (not is_change)
+    told.clear()
     monkeypatch.setattr(Results, 'write', write)
     series.save()
     settle(session.controller)
@@ -251,13 +264,52 @@ def test_an_unchanged_layer_is_not_read_to_know_so(opened, series, session, sett
     assert not series.is_dirty
 
 
-def test_an_image_that_is_changed_while_the_next_is_read_stays_open(opened, series, session, settle):
-    opened(0)
-    series.open(1)
-    draw(session)
+@pytest.mark.parametrize(('act', 'is_change'), [(paint, True), (slide, False)])
+def test_an_image_that_is_changed_while_the_next_is_read_stays_open(opened, series, session, settle, act, is_change):
+    opened(1)
+    session.ensure_objects()
+    series.open(0)
+    act(session)
     settle(session.controller)
-    assert series.name == 'a.png'
-    assert series.is_dirty
+    assert series.name == ('b.tif' if is_change else 'a.png')
+    assert series.is_dirty is is_change
+
+
+def test_a_change_counts_after_sliders_that_a_layer_does_not_follow_were_moved(viewer):
+    viewer.add_image(np.zeros((4, 5, 6)))
+    layer, changes = viewer.add_labels(np.zeros((5, 6), np.uint32)), LayerChanges(viewer)
+    before = changes.count(layer)
+    viewer.dims.set_current_step(0, 1)
+    assert changes.count(layer) == before
+    layer.data[2, 3] = 1
+    layer.refresh()
+    assert changes.count(layer) != before
+
+
+def test_objects_that_are_in_files_are_not_offered_as_lost_work(opened, series, session, settle, start):
+    autosave = start()
+    autosave.watch(session)
+    session.exported.connect(lambda: autosave.exported(session))
+    opened(0)
+    draw(session)
+    series.save()
+    settle(session.controller)
+    opened(1)
+    opened(0)
+    assert session.objects.data.any()
+    autosave.close()
+    assert start().find(session.image) is None
+
+
+def test_saving_one_image_does_not_make_the_work_on_another_safe(opened, series, session, settle):
+    opened(0)
+    told = []
+    session.exported.connect(lambda: told.append('exported'))
+    session.set_image(session.viewer.add_image(COINS, name='mine'))
+    series.save()
+    settle(session.controller)
+    assert not series.is_dirty
+    assert not told
 
 
 def test_objects_of_another_shape_are_refused(opened, session):

@@ -59,7 +59,16 @@ def test_without_units_a_tiff_tells_no_size(tmp_path):
     write_label_tiff(tmp_path / 'a.tif', LabelledObjects(np.ones((5, 6), np.uint8)))
     with tifffile.TiffFile(tmp_path / 'a.tif') as file:
         assert 'PhysicalSize' not in file.ome_metadata
-        assert voxel_size(file) == {}
+        assert voxel_size(file) is None
+
+
+@pytest.mark.parametrize('name', FORMATS)
+@pytest.mark.parametrize('odd', ['a\udcff\n.png', 'a\ud800.png'])
+def test_names_that_are_not_utf8_are_written_with_escapes(tmp_path, name, odd):
+    features = pd.DataFrame({'index': [1], 'parent_id': [1], 'parent': ['b\udcff.png']})
+    objects = LabelledObjects(np.ones((5, 6), np.uint8), features, odd, kind=odd)
+    assert objects.name == objects.kind == {'a\udcff\n.png': r'a\xff\n.png', 'a\ud800.png': r'a\ud800.png'}[odd]
+    FORMATS[name].write(tmp_path / f'a{FORMATS[name].ending}', objects)
 
 
 def test_sizes_in_imagej_files_are_read(tmp_path):
@@ -67,7 +76,7 @@ def test_sizes_in_imagej_files_are_read(tmp_path):
     pixels = np.zeros((3, 8, 9), np.uint16)
     tifffile.imwrite(tmp_path / 'a.tif', pixels, imagej=True, resolution=(4, 2), metadata=metadata)
     with tifffile.TiffFile(tmp_path / 'a.tif') as file:
-        assert voxel_size(file) == {3: {'scale': (2.5, 0.5, 0.25), 'units': ('micrometer',) * 3}}
+        assert voxel_size(file) == ((2.5, 0.5, 0.25), ('micrometer',) * 3)
 
 
 def test_the_pyramid_halves_planes_and_keeps_labels_whole(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from skimage import data
 from napari_unsam._controller import Level
 from napari_unsam._session import ViewerSession
 from napari_unsam.files.series import place_objects
-from napari_unsam.output.formats import FORMATS, READABLE
+from napari_unsam.output.formats import FORMATS
 from napari_unsam.panels.objects_panel import ObjectsPanel
 from tests.test_napari.labelled import DRAWN, drawn_objects
 from tests.test_napari.stand_ins import colour_tree
@@ -95,14 +95,25 @@ def test_objects_are_exported_in_the_chosen_format(filled, session, settle, monk
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_only_files_that_hold_the_objects_count_as_their_export(filled, session, settle, monkeypatch, tmp_path, name):
+@pytest.mark.parametrize(
+    ('columns', 'holders'),
+    [
+        (['index', 'area_px', 'granularity'], ['tiff', 'coco', 'zarr']),
+        (['index', 'score', 'parent_id'], ['coco', 'zarr']),
+        (['index', 'score', 'reviewed'], ['zarr']),
+    ],
+)
+def test_only_files_that_hold_the_objects_and_their_table_count_as_their_export(
+    filled, session, settle, monkeypatch, tmp_path, name, columns, holders
+):
     told = []
+    session.objects.features = session.objects.features.assign(reviewed=True)[columns]
     session.exported.connect(lambda: told.append(name))
     answering(monkeypatch, filled, tmp_path / 'mine')
     filled.format_choice.setCurrentIndex(list(FORMATS).index(name))
     filled.export_button.click()
     settle(session.controller)
-    assert bool(told) == FORMATS[name].ending.endswith(READABLE)
+    assert bool(told) == (name in holders)
 
 
 def test_the_selected_layer_of_objects_is_known_as_that_of_the_image_also_through_naparis_stand_ins(

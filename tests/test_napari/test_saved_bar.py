@@ -76,7 +76,19 @@ def test_work_of_another_shape_is_refused_in_a_line_and_can_be_tried_again(bar, 
     settle(lost.controller)
     assert lost.controller.status.level is Level.PROBLEM
     assert 'the saved objects have shape (1, 60, 80)' in lost.controller.status.text
+    assert 'choose the same channels as before' in lost.controller.status.text
+    assert lost.objects is None
     assert not bar.restore_button.isHidden()
+
+
+def test_work_is_restored_once_however_often_it_is_asked_for(bar, lost, settle):
+    for _ in range(2):
+        bar.restore_button.click()
+        lost.image_changed.emit()
+        assert not bar.restore_button.isHidden()
+    settle(lost.controller)
+    lost.history.undo()
+    assert lost.history.undo_name is None
 
 
 def test_work_is_not_put_on_another_image_that_is_chosen_meanwhile(bar, lost, settle):
