@@ -35,8 +35,10 @@ class TargetError(StoreError):
 
 
 def explained(error: BaseException) -> str:
-    """An unexpected error in one line: its type, and the first line of its message."""
+    """An error in one line: the first line of its message, after its type unless it was raised on purpose."""
     lines = str(error).strip().splitlines()
+    if lines and isinstance(error, UnSAMError):
+        return lines[0]
     return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
 
 

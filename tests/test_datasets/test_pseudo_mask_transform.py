@@ -300,7 +300,9 @@ class TestDataSetOfAnotherPackage:
     def test_without_that_folder_no_labels_are_guessed(self, images, made):
         made.write('one.png', made.read('a/one.png'))
         step = UnSAMPseudoMasks(precomputed=str(made.root))
-        with pytest.raises(UnSAMError, match=r'one\.png: neither its data set nor image_root .* set image_root to'):
+        with pytest.raises(
+            UnSAMError, match=r'one\.png: its data set does not state the folder .* UnSAMPseudoMasks with image_root'
+        ):
             step.find(self.entry(images, 'b'))
 
     def test_an_image_outside_of_it_is_named_with_it(self, images, made):

@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from unsam_mm import MaskSet
 from unsam_mm.__main__ import main
 from unsam_mm.coco_files import stream
+from unsam_mm.coco_files.segmentations import PolygonFilter
 from unsam_mm.coco_files.stream import stream_lists
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation import load_ground_truth
@@ -382,6 +383,12 @@ def test_polygons_that_enclose_nothing_are_left_out_with_one_warning(store, targ
     [message] = [str(one.message) for one in caught]
     assert f'{truth}: left out 2 annotations that have no polygon, and 1 polygons of others' in message
     assert message.endswith('the first: image 1, record 0')
+
+
+def test_only_what_was_left_out_is_counted():
+    polygons = PolygonFilter('gt.json')
+    polygons([{'segmentation': [[1, 1, 5, 5]]}])
+    assert polygons.message().startswith('gt.json: left out 1 annotations that have no polygon, since they')
 
 
 @pytest.mark.parametrize('extra', [{}, {'segmentation': None}, {'segmentation': []}, {'keypoints': [1, 1, 2]}])

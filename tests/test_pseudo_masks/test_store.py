@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def test_files_have_the_form_of_sa1b(store, masks):
     content = json.loads(store.path_of('1.jpg').read_text())
     assert content['image'] == {'file_name': '1.jpg', 'height': 6, 'width': 9}
     assert {'id', 'segmentation', 'bbox', 'area', 'predicted_iou'} <= content['annotations'][0].keys()
+
+
+def test_boxes_and_areas_are_written_as_those_of_the_run_lengths(store, masks):
+    """Detectors give boxes of their own; what is written has to be readable."""
+    store.write('1.jpg', replace(masks, boxes_xyxy=masks.boxes_xyxy + 0.3, areas=masks.areas + 1))
+    assert store.read('1.jpg').boxes_xyxy.tolist() == masks.boxes_xyxy.tolist()
+
+
+def test_masks_that_could_not_be_read_back_are_not_written(store, masks):
+    with pytest.raises(
+        StoreError, match=r'1\.jpg\.json: cannot be written: mask 0: the mask is 6 x 9 px, the image 9 x 6'
+    ):
+        store.write('1.jpg', replace(masks, size_hw=(9, 6)))
+    assert not store.path_of('1.jpg').exists()
 
 
 def test_an_image_without_masks_is_finished_too(store):
@@ -142,7 +157,7 @@ def test_a_mask_that_is_not_what_was_written_is_refused(store, masks, change, re
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('size', [{'height': '6'}, {'height': 6.5}, {'width': 0}, {'width': None}, {'width': True}])
+@pytest.mark.parametrize('size', [{'height': '6 px'}, {'height': 6.5}, {'width': 0}, {'width': None}, {'width': True}])
 def test_an_image_without_a_size_is_refused(store, masks, size):
     store.write('1.jpg', masks)
     content = json.loads(store.path_of('1.jpg').read_text())
@@ -180,7 +195,7 @@ class TestFilesOfOthers:
         path.write_bytes(content)
         assert not store.has('a.jpg')
         assert store.names() == ['b.jpg']
-        with pytest.raises(TargetError, match=r'a\.jpg\.json: is not of this package'):
+        with pytest.raises(TargetError, match=r'a\.jpg\.json: exists and was not written by unsam_mm'):
             store.write('a.jpg', masks)
         store.clear()
         assert path.read_bytes() == content

@@ -66,7 +66,7 @@ def label_place(dataset: Dataset) -> LabelPlace:
 
 
 def check_names(dataset: Dataset, labels: LabelPlace) -> None:
-    """Sees to it that each image has labels of its own.
+    """Checks that each image has labels of its own.
 
     Raises:
         UnSAMError: If the labels of two images would be kept under one name, or an image has none.

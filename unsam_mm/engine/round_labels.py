@@ -67,7 +67,7 @@ class RoundLabels:
             'min_score': self.min_score,
             'max_iou': self.max_iou,
         }
-        # Rounds that earlier versions began do not say these.
+        # Rounds that earlier versions began lack these keys.
         origin_since = {'settings': settings, 'old_labels_signature': old.signature}
         noted = self._noted()
         if any(noted.get(key) != value for key, value in origin.items()) or any(
@@ -183,11 +183,12 @@ def _first(batch: list) -> Any:
 def _mask_set(instances: InstanceData, size_hw: tuple[int, int]) -> MaskSet:
     masks = instances.masks
     rles = masks if isinstance(masks, list) else encode_bitmaps(masks.cpu().numpy())
+    areas, boxes = areas_and_boxes(rles)  # those of a detector with a head for boxes are not those of its masks
     return MaskSet(
         rles=rles,
         scores=instances.scores.float().cpu().numpy(),
         parents=np.full(len(rles), -1),
-        areas=areas_and_boxes(rles)[0],
-        boxes_xyxy=instances.bboxes.float().cpu().numpy(),
+        areas=areas,
+        boxes_xyxy=boxes.astype(np.float32),
         size_hw=size_hw,
     )

@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 _SUFFIX = '.txt'
 _INTERRUPTED = 'the run ended during this image; it is tried again after the others'
 _LOST = (
-    '{}: the worker process ended over it, twice, perhaps for lack of memory; make the image smaller, or run again with '
-    'fewer --workers'
+    '{}: the worker process ended twice while processing it, perhaps for lack of memory; make the image smaller, or run '
+    'again with fewer --workers'
 )
 
 Result = tuple[str, str | None]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unsam_mm.coco_files.fields import image_size, number_in
+from unsam_mm.coco_files.fields import image_size, listed_name, number_in
 from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
 from unsam_mm.coco_files.matching import match_images, name_parts
 from unsam_mm.coco_files.segmentations import PolygonFilter, place_of
@@ -143,8 +143,7 @@ class CocoFile:
 
     def warn(self) -> None:
         """See `LabelSource`."""
-        self._polygons.check()
-        self._polygons.warn(stacklevel=3)
+        self._polygons.report(stacklevel=3)
 
     def _read_info(self, info: Any) -> None:
         if self.supervised is None and isinstance(info, dict):
@@ -197,8 +196,7 @@ class Sa1bFolder:
 
     def warn(self) -> None:
         """See `LabelSource`."""
-        self._polygons.check()
-        self._polygons.warn(stacklevel=3)
+        self._polygons.report(stacklevel=3)
 
 
 class PredictedFolder:
@@ -254,8 +252,8 @@ def _names_by_id(path: str | Path) -> dict[Any, str]:
 
 
 def _named(image: Mapping[str, Any], path: str | Path) -> str:
-    name = image.get('file_name') or image.get('coco_url')
-    if not isinstance(name, str):
+    name = listed_name(image)
+    if not isinstance(name, str) or not name:
         raise StoreError(f'{path}: image {image.get("id")} has no "file_name", so labels cannot be matched by name')
     return name
 

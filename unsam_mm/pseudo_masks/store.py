@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from unsam_mm.coco_files.fields import image_size
 from unsam_mm.coco_files.writer import coco_writer
-from unsam_mm.errors import StoreError, TargetError, explained
+from unsam_mm.errors import StoreError, TargetError, UnSAMError, explained
 from unsam_mm.files import fitting_name, is_fitted, read_json, write_json
 from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
@@ -139,23 +140,30 @@ class PseudoMaskStore:
 
         Args:
             name: Of the image.
-            masks: To be stored.
+            masks: To be stored; areas and boxes are written as those of the run lengths.
             stamp: What `unsam_mm.fingerprints.image_stamp` gave before the image was read.
 
         Raises:
             TargetError: If the disk takes no file of this name, or something that is not of this store has its place.
-            StoreError: If the folder cannot be written or the disk is full.
+            StoreError: If the folder cannot be written or the disk is full, or run lengths are malformed or of another size.
         """
         height, width = masks.size_hw
         image = {'file_name': name, 'height': int(height), 'width': int(width)}
         path = self.path_of(name)
         if _is_foreign(path, name):
             raise TargetError(
-                f'{path}: is not of this package and has the place of the masks of {name}; move it, or choose another folder'
+                f'{path}: exists and was not written by unsam_mm; it would be overwritten by the masks of {name}; move it, or '
+                'choose another folder'
             )
         if stamp is not None:
             image[_STAMP] = stamp
-        write_json(path, {'image': image, 'annotations': _annotations(masks)})
+        try:
+            rles = rles_from_json(masks.rles, (height, width))
+        except UnSAMError as error:
+            raise StoreError(f'{path}: cannot be written: {error}') from error
+        areas, boxes = areas_and_boxes(rles)
+        measured = replace(masks, rles=rles, areas=areas, boxes_xyxy=boxes.astype(np.float32))
+        write_json(path, {'image': image, 'annotations': _annotations(measured)})
 
     def read(self, name: str) -> MaskSet:
         """The masks of one image.
@@ -175,7 +183,7 @@ class PseudoMaskStore:
         path = self.path_of(name)
         content = read_json(path)
         if not is_current(path, image, _stamp(content)):
-            raise StoreError(f'{path}: the masks are of another file than {image} is now; make them again')
+            raise StoreError(f'{path}: the masks were made from an earlier version of {image}; make them again')
         return _mask_set(content, path)
 
     def describe(self, settings: dict[str, Any]) -> None:
@@ -349,7 +357,7 @@ def _mask_set(content: Any, path: Path) -> MaskSet:
         image, annotations = content['image'], content['annotations']
         height, width = image_size(image)
         if height is None or width is None:
-            raise ValueError('"image" has no height or no width')
+            raise UnSAMError('"image" has no height or no width')
         rles = rles_from_json([record['segmentation'] for record in annotations], (height, width))
         areas, boxes = areas_and_boxes(rles)
         _check_stated(annotations, areas, boxes)
@@ -372,24 +380,24 @@ def _check_stated(annotations: list[dict[str, Any]], areas: np.ndarray, boxes: n
     stated = _numbers(annotations, 'area', np.nan)
     if (wrong := ~np.isnan(stated) & (stated != areas)).any():
         at = int(wrong.argmax())
-        raise ValueError(f'mask {at} has {areas[at]} px, its "area" is {stated[at]:.12g}')
+        raise UnSAMError(f'mask {at} has {areas[at]} px, its "area" is {stated[at]:.12g}')
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     for at, record in enumerate(annotations):
         if record.get('bbox') is not None and record['bbox'] != sides[at].tolist():
-            raise ValueError(f'mask {at} has the box {sides[at].tolist()}, its "bbox" is {str(record["bbox"])[:60]}')
+            raise UnSAMError(f'mask {at} has the box {sides[at].tolist()}, its "bbox" is {str(record["bbox"])[:60]}')
 
 
 def _parents(annotations: list[dict[str, Any]]) -> np.ndarray:
     parents = _numbers(annotations, 'parent', -1.0)
     if (wrong := parents[~((parents >= -1) & (parents < len(annotations)) & (parents == np.floor(parents)))]).size:
-        raise ValueError(f'parent {wrong[0]:.12g} among {len(annotations)} masks')
+        raise UnSAMError(f'parent {wrong[0]:.12g} among {len(annotations)} masks')
     return parents.astype(np.int64)
 
 
 def _scores(annotations: list[dict[str, Any]]) -> np.ndarray:
     scores = _numbers(annotations, 'predicted_iou')
     if (wrong := scores[~((scores >= 0) & (scores <= 1))]).size:
-        raise ValueError(f'"predicted_iou" is {wrong[0]:.12g}; expected a number in [0, 1]')
+        raise UnSAMError(f'"predicted_iou" is {wrong[0]:.12g}; expected a number in [0, 1]')
     return scores.astype(np.float32)
 
 
@@ -398,5 +406,5 @@ def _numbers(annotations: list[dict[str, Any]], key: str, default: float | None 
     values = [record[key] if default is None else record.get(key, default) for record in annotations]
     if not set(map(type, values)) <= {int, float}:
         wrong = next(value for value in values if type(value) not in (int, float))
-        raise ValueError(f'"{key}" is {str(wrong)[:40]!r}; expected a number')
+        raise UnSAMError(f'"{key}" is {str(wrong)[:40]!r}; expected a number')
     return np.array(values, np.float64)

@@ -22,7 +22,7 @@ from unsam_mm.region_model.tokenizer import ALGORITHM, RegionTokenizer
 from unsam_mm.region_model.tokens import MAX_TOKENS, RegionTokens, TokenMasks, read_notes
 from unsam_mm.weights import cache_dir
 
-_LOST = '{}: the worker process ended over it, twice, perhaps for lack of memory; use fewer prepare_workers'
+_LOST = '{}: the worker process ended twice while processing it, perhaps for lack of memory; use fewer prepare_workers'
 _MOST_WORKERS = 8  # where nobody said how many: memory may be scarcer than cores
 
 
@@ -107,7 +107,7 @@ class RegionStore:
         """
         path = self.path_of(place)
         if not self._is_current(place):
-            raise StoreError(f'{path}: the tokens are of another file than {place.path} is now; make them again')
+            raise StoreError(f'{path}: the tokens were made from an earlier version of {place.path}; make them again')
         tokens, masks = RegionTokens.load(path), TokenMasks.load(path)
         if masks.shares.shape[1] != len(tokens) or (masks.areas_px > tokens.labels.size).any():
             raise DamagedError(f'{path}: tokens and masks do not belong together; remove the file and make it again')
