@@ -274,6 +274,18 @@ def test_polygons_of_an_image_that_was_resized_are_refused(scene, tmp_path):
         load_predictions(tmp_path / 'resized.json', truth)
 
 
+def test_a_folder_with_damaged_files_is_refused_and_all_of_them_are_named(scene, tmp_path):
+    """A figure over fewer images is that of no set of predictions."""
+    store, truth = scene
+    for i in range(2, 5):
+        store.write(f'{i}.jpg', two_masks())
+        truth['images'].append({'id': i, 'file_name': f'{i}.jpg'})
+    for name in ('2.jpg', '4.jpg'):
+        store.path_of(name).write_bytes(store.path_of(name).read_bytes()[:-20])
+    with pytest.raises(StoreError, match=r'2 of 4 files of masks are damaged; .*: 2\.jpg\.json, 4\.jpg\.json$'):
+        load_predictions(store.root, truth)
+
+
 def test_numbers_as_text_are_numbers(tmp_path):
     truth = truth_of('1.jpg')
     truth['images'][0] |= {'height': '30', 'width': '20.0'}

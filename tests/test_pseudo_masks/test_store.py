@@ -83,8 +83,8 @@ def test_names_are_sorted_and_tell_suffixes_apart(store, masks):
 def test_other_files_in_the_folder_are_left_alone(store, masks, tmp_path):
     store.write('a.jpg', masks)
     (store.root / 'notes.json').write_text('[1]')
-    assert store.merge(store.root / 'pseudo.json') == (1, 2)
-    assert store.merge(store.root / 'pseudo.json') == (1, 2)
+    assert store.merge(store.root / 'pseudo.json') == (1, 2, {})
+    assert store.merge(store.root / 'pseudo.json') == (1, 2, {})
     store.clear()
     assert store.names() == []
     assert (store.root / 'notes.json').exists()
@@ -95,12 +95,26 @@ def test_merging_gives_a_coco_file_that_pycocotools_reads(store, masks, tmp_path
 
     store.write('b.jpg', masks)
     store.write('a.jpg', masks)
-    assert store.merge(tmp_path / 'all.json') == (2, 4)
+    assert store.merge(tmp_path / 'all.json') == (2, 4, {})
     coco = COCO(tmp_path / 'all.json')
     assert [image['file_name'] for image in coco.dataset['images']] == ['a.jpg', 'b.jpg']
     inner = coco.anns[4]
     assert coco.anns[inner['parent']]['image_id'] == inner['image_id'] == 2
     assert (coco.annToMask(inner) == masks.to_bitmaps()[1]).all()
+
+
+@pytest.mark.parametrize('length', [0, 30, -20])
+def test_merging_leaves_out_an_image_whose_file_was_cut_short_and_says_so(store, masks, tmp_path, length):
+    for name in ('a.jpg', 'b.jpg'):
+        store.write(name, masks)
+    store.path_of('b.jpg').write_bytes(store.path_of('b.jpg').read_bytes()[:length])
+    n_images, n_masks, failed = store.merge(tmp_path / 'all.json')
+    assert (n_images, n_masks, list(failed)) == (1, 2, ['b.jpg'])
+    assert 'b.jpg.json: not a JSON file' in failed['b.jpg']
+    store.path_of('a.jpg').write_bytes(b'')
+    with pytest.raises(StoreError, match=r'none of 2 files can be read; the first: .*a\.jpg\.json: not a JSON file'):
+        store.merge(tmp_path / 'more.json')
+    assert not (tmp_path / 'more.json').exists()
 
 
 def test_merging_nothing_writes_nothing(store, tmp_path):
@@ -258,7 +272,7 @@ def test_every_name_of_an_image_is_kept(store, masks, name, tmp_path):
     assert store.has(name)
     assert store.names() == [name]
     assert len(store.read(name)) == 2
-    assert store.merge(tmp_path / 'all.json') == (1, 2)
+    assert store.merge(tmp_path / 'all.json') == (1, 2, {})
     assert json.loads((tmp_path / 'all.json').read_text())['images'][0]['file_name'] == name
     store.clear()
     assert not store.has(name)
@@ -294,6 +308,19 @@ def test_clearing_that_is_killed_leaves_the_note_about_what_is_left(store, masks
     assert len(store.names()) == 1
     with pytest.raises(StoreError, match='another preset'):
         store.describe({'preset': 'paper'})
+
+
+@pytest.mark.parametrize('left', [b'', bytes(40), b'{"preset":"def'])
+def test_a_note_that_was_cut_short_says_what_to_do_and_can_be_cleared(store, masks, left):
+    store.describe({'preset': 'default'})
+    store.write('a.jpg', masks)
+    (store.root / 'unsam.json').write_bytes(left)
+    with pytest.raises(
+        StoreError, match=r'unsam\.json: is empty or was cut short, .* make them again with .*--overwrite'
+    ):
+        store.check({'preset': 'paper'})
+    store.clear()
+    assert list(store.root.iterdir()) == []
 
 
 def test_merging_never_takes_a_file_of_the_store_for_its_target(store):

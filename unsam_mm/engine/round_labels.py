@@ -21,7 +21,7 @@ from unsam_mm.errors import ImageError
 from unsam_mm.files import read_json, remove_leftovers, write_json
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.label_merge import without_overlap
-from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
+from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore, was_cut_short
 from unsam_mm.rle import areas_and_boxes, encode_bitmaps
 
 _LOG_EVERY = 1000  # images
@@ -88,7 +88,7 @@ class RoundLabels:
 
     def _noted(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
-        return read_json(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() and not was_cut_short(path) else {}
 
 
 def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: float) -> MaskSet:

@@ -91,7 +91,17 @@ def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bo
     if not names:
         raise StoreError(f'{path}: holds no pseudo-masks; make them with "python -m unsam_mm generate IMAGES {path}"')
     image_ids = _match(path, names, ground_truth, skip_unmatched)
-    return [record for name, image_id in image_ids.items() for record in store.read(name).to_coco(image_id)]
+    failed: dict[str, str] = {}
+    records = [
+        record for name, masks in store.read_each(image_ids, failed) for record in masks.to_coco(image_ids[name])
+    ]
+    if failed:  # a figure over fewer images, or with some as missed, is that of no set of predictions
+        files = ', '.join(store.path_of(name).relative_to(path).as_posix() for name in failed)
+        raise StoreError(
+            f'{path}: {len(failed)} of {len(image_ids)} files of masks are damaged; remove these, and make them again with '
+            f'"python -m unsam_mm generate IMAGES {path}": {files}'
+        )
+    return records
 
 
 def _rename_images(

@@ -44,7 +44,12 @@ class LabelSource(Protocol):
         """Number of the image of each name; names without labels are left out."""
 
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
-        """Name, size and records of one image; a ``parent`` is an index in the list of records."""
+        """Name, size and records of one image; a ``parent`` is an index in the list of records.
+
+        Raises:
+            StoreError: If the labels of this image cannot be read.
+            UnSAMError: If no labels can be read any more.
+        """
 
     def warn(self) -> None:
         """Warns of what was left out of the records that were read: polygons that enclose nothing.
@@ -135,7 +140,10 @@ class CocoFile:
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
         """See `LabelSource`."""
         _, name, height, width = self._index.images[number]
-        records = self._index.read_records(number)
+        try:
+            records = self._index.read_records(number)
+        except StoreError as error:  # the file has changed, which concerns all images
+            raise UnSAMError(str(error)) from error
         if self._min_score is not None:
             scored = [{**record, 'score': _score_of(record, self.path)} for record in records]
             records = [record for record in scored if record['score'] > self._min_score]

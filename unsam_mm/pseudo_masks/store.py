@@ -10,7 +10,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class PseudoMaskStore:
             return False
 
     def names(self) -> list[str]:
-        """All images that there is a file of this store for, sorted. Only the beginning of each file is read.
+        """All images that there is a file of this store for, damaged or not, sorted. Only the ends of each file are read.
 
         Raises:
             StoreError: If there is no such folder, or it cannot be read.
@@ -119,7 +120,10 @@ class PseudoMaskStore:
                 inside, _ = _look_into(os.path.join(folder, file))  # noqa: PTH118 - a million of them
                 if inside is not None and is_fitted(file) and not name.lower().endswith(IMAGE_SUFFIXES):
                     name = inside.rpartition('/')[2]
-                if inside is not None and fitting_name(name, _SUFFIX) == file:
+                is_ours = inside is not None
+                with suppress(OSError):  # a file that may not be read is not ours
+                    is_ours = is_ours or _is_cut_off(Path(folder, file), f'{prefix}{name}')
+                if is_ours and fitting_name(name, _SUFFIX) == file:
                     yield f'{prefix}{name}', f'{prefix}{file}'
 
     def finished_names(self) -> list[str]:
@@ -173,6 +177,21 @@ class PseudoMaskStore:
         """
         path = self.path_of(name)
         return _mask_set(read_json(path), path)
+
+    def read_each(self, names: Iterable[str], failed: dict[str, str]) -> Iterator[tuple[str, MaskSet]]:
+        """Each image with its masks; those whose file cannot be read are left out.
+
+        Args:
+            names: Of the images.
+            failed: Gets the error message by name of each image that is left out.
+        """
+        for name in names:
+            try:
+                masks = self.read(name)
+            except StoreError as error:
+                failed[name] = str(error)
+            else:
+                yield name, masks
 
     def read_current(self, name: str, image: Path) -> MaskSet:
         """The masks of one image, which was not exchanged for another since.
@@ -228,6 +247,11 @@ class PseudoMaskStore:
         manifest = self.root / MANIFEST
         if not manifest.exists():
             return {}
+        if was_cut_short(manifest):
+            raise StoreError(
+                f'{manifest}: is empty or was cut short, so nothing says how the masks were made; make them again with '
+                '"generate" and --overwrite'
+            )
         noted = read_json(manifest)
         if (
             not isinstance(noted, dict)
@@ -245,7 +269,8 @@ class PseudoMaskStore:
         Raises:
             StoreError: If a file cannot be removed, or the note is not of this package.
         """
-        self._noted()
+        if not was_cut_short(self.root / MANIFEST):
+            self._noted()
         if not self.root.is_dir():
             return
         try:
@@ -257,24 +282,25 @@ class PseudoMaskStore:
                 f'{error.filename}: cannot be removed ({error.strerror}); choose another folder'
             ) from error
 
-    def merge(self, target: str | Path) -> tuple[int, int]:
+    def merge(self, target: str | Path) -> tuple[int, int, dict[str, str]]:
         """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
 
-        Its "info" says whether human labels had a part in the masks.
+        Its "info" says whether human labels had a part in the masks. Images whose file is damaged are left out.
 
         Returns:
-            The numbers of images and of masks.
+            The numbers of images and of masks, and the error message by name of each image that is left out.
 
         Raises:
-            StoreError: If the folder holds no masks, a file is broken, or the target cannot be written.
+            StoreError: If the folder holds no masks, no file of them can be read, or the target cannot be written.
         """
-        names = self.finished_names()
+        names, failed = self.finished_names(), {}
         info = {'description': 'UnSAM pseudo-masks', _MARK: self.supervised, 'label_sources': self.label_sources}
         with coco_writer(target, info) as writer:
-            for name in names:
-                masks = self.read(name)
+            for name, masks in self.read_each(names, failed):
                 writer.add(name, masks.size_hw, masks.to_coco(image_id=0))
-        return len(names), writer.n_masks
+            if not writer.n_images:
+                raise StoreError(f'{self.root}: none of {len(names)} files can be read; the first: {failed[names[0]]}')
+        return writer.n_images, writer.n_masks, failed
 
 
 def _look_into(path: str | Path) -> tuple[str | None, bool]:
@@ -321,6 +347,15 @@ def _is_cut_off(path: Path, name: str) -> bool:
         return False
     start, found = f'{{"image":{{"file_name":{json.dumps(name)},"height":'.encode(), path.read_bytes()
     return start.startswith(found) or (found.startswith(start) and not _is_json(found))
+
+
+def was_cut_short(note: Path) -> bool:
+    """Whether the note of a folder is empty, or the beginning of one, as after a power failure; others are not ours."""
+    try:
+        content = note.read_bytes().strip(b'\0')
+    except OSError:
+        return False
+    return not content or (content.startswith(b'{') and b'\n' not in content and not _is_json(content))
 
 
 def _is_json(content: bytes) -> bool:
