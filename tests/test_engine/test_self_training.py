@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS, DefaultScope
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from PIL import Image
 from skimage import data
 from torch.utils.data import Dataset
@@ -21,8 +24,8 @@ from tests.test_engine.runs import equal
 from unsam_mm.datasets import UnSAMImageFolder, UnSAMSA1B
 from unsam_mm.engine import UnSAMSelfTrainingHook, resolve_data_root
 from unsam_mm.engine.label_place import check_names, label_place
-from unsam_mm.engine.round_labels import RoundLabels, join_labels
-from unsam_mm.errors import UnSAMError
+from unsam_mm.engine.round_labels import RoundLabels, join_labels, label_images
+from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.files import read_json, write_json
 from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.mask_set import MaskSet
@@ -154,6 +157,59 @@ class TestLabelPlace:
         dataset = UnSAMImageFolder(data_root=str(folders.images), pipeline=[dict(type='UnSAMLoadImage')])
         with pytest.raises(UnSAMError, match='found UnSAMImageFolder and 0 UnSAMPseudoMasks'):
             label_place(dataset)
+
+
+class TestRound:
+    """Images named 0, 1, ... of 40 x 60 px, and a detector that finds a square in each with a box that is not tight."""
+
+    predicted = squares((5, 5, 15, 15), scores=[0.9])
+
+    class Detector:
+        fails_at: tuple[str, ...] = ()
+
+        def test_step(self, batch: dict) -> list[DetDataSample]:
+            (sample,) = batch['data_samples']
+            if sample.img_path in self.fails_at:
+                raise RuntimeError('CUDA out of memory')
+            found = TestRound.predicted
+            boxes = torch.tensor(found.boxes_xyxy + 0.3)
+            sample.pred_instances = InstanceData(masks=found.rles, scores=torch.tensor(found.scores), bboxes=boxes)
+            return [sample]
+
+    @pytest.fixture
+    def label(self, tmp_path: Path):
+        def label(unreadable: tuple[str, ...], too_large: tuple[str, ...]) -> PseudoMaskStore:
+            def load(entry: dict) -> dict:
+                if entry['img_path'] in unreadable:
+                    raise ZeroDivisionError('division by zero')
+                meta = {'img_path': entry['img_path'], 'ori_shape': (40, 60)}
+                return {'inputs': torch.zeros(3, 40, 60), 'data_samples': DetDataSample(metainfo=meta)}
+
+            labels = RoundLabels(tmp_path / 'round_1', 0.7, 0.5)
+            dataset, old, detector = MagicMock(), MagicMock(), self.Detector()
+            dataset.__len__.return_value = 3
+            dataset.get_data_info = lambda number: {'img_path': f'{number}.png'}
+            old.name = lambda entry: entry['img_path']
+            old.read.return_value = squares((35, 5, 55, 25), scores=[0.6])
+            detector.fails_at = too_large
+            label_images(detector, dataset, old, [load], labels, num_workers=0)
+            return labels.store
+
+        return label
+
+    def test_writes_labels_that_the_next_one_reads_whatever_boxes_the_detector_gives(self, label):
+        store = label((), ())
+        assert store.names() == ['0.png', '1.png', '2.png']
+        assert store.read('0.png').boxes_xyxy.tolist() == [[5, 5, 15, 15], [35, 5, 55, 25]]
+
+    def test_goes_on_after_an_image_that_fails(self, label):
+        assert label(('0.png',), ('2.png',)).names() == ['1.png']
+
+    def test_ends_where_all_images_fail(self, label):
+        with pytest.raises(
+            ImageError, match='none of 3 images can be labelled; the first: 0.png: ZeroDivisionError: division'
+        ):
+            label(('0.png', '1.png'), ('2.png',))
 
 
 class TestWeights:

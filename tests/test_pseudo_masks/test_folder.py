@@ -202,7 +202,7 @@ def failing(images, tmp_path, monkeypatch):
     [
         (RuntimeError('did not converge\nin 1000 iterations'), 'RuntimeError: did not converge'),
         (MemoryError(), 'MemoryError'),
-        (UnSAMError('cannot be cut'), ': cannot be cut'),
+        (UnSAMError('cannot be cut'), 'cannot be cut'),
         (RecursionError('too deep'), 'RecursionError: too deep'),
     ],
 )
