@@ -72,7 +72,8 @@ def merge_ground_truth(
         max_iou: A pseudo-mask with a larger IoU with any human label is left out.
 
     Raises:
-        StoreError: If no image matches, a file is broken, or the target cannot be written.
+        StoreError: If no image matches, the labels' file is broken or none of its images can be joined, or the target
+            cannot be written.
         UnSAMError: If `max_iou` lies outside [0, 1].
     """
     check_result_file(target, masks, ground_truth)
@@ -102,7 +103,8 @@ def merge_predictions(
             predictions that says so itself is believed.
 
     Raises:
-        StoreError: If no image matches, a file is broken, or the target cannot be written.
+        StoreError: If no image matches, the labels' file is broken or none of its images can be joined, or the target
+            cannot be written.
         UnSAMError: If a threshold lies outside [0, 1].
     """
     check_result_file(target, masks, predictions, images)
