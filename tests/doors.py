@@ -467,12 +467,12 @@ def coco_door(rng: np.random.Generator, folder: Path) -> bool:
         store = PseudoMaskStore(folder / 'masks')
         if not store.root.is_dir():
             store.write('1.png', MaskSet.from_bitmaps(np.zeros((0, *SIZE), bool)))
-        merge_ground_truth(store.root, folder / 'all.json', path)
+        report = merge_ground_truth(store.root, folder / 'all.json', path)
         merged = json.loads((folder / 'all.json').read_bytes())
         records = json.loads(path.read_bytes())['annotations']
         found = [record['segmentation'] for record in merged['annotations']]
         kept = [r for r in records if isinstance(r.get('segmentation'), dict) or slow_polygons(r)]
-        assert len(found) == len(kept)
+        assert len(found) == len(kept) or (report.failed and len(found) < len(kept))
 
     refused = is_refused(evaluate)
     is_refused(merge)

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from skimage import data, segmentation
 
+from unsam_mm.datasets.load_image import UnSAMLoadImage
 from unsam_mm.engine import UnSAMDataRootHook, UnSAMFirstEvaluationHook, check_channel_order, resolve_data_root
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import write_json
@@ -169,6 +170,12 @@ def test_red_reaches_the_channel_that_the_mean_of_red_is_taken_from(detector, tm
         ({'bgr_to_rgb': True}, {'type': 'UnSAMLoadImage', 'channel_order': 'rgb'}, 'gives RGB images, .* expects BGR'),
         ({'rgb_to_bgr': True}, {'type': 'UnSAMLoadImage'}, 'UnSAMLoadImage gives BGR images, .* expects RGB'),
         ({'rgb_to_bgr': True}, {'type': 'LoadImageFromFile'}, 'LoadImageFromFile gives BGR images, .* expects RGB'),
+        (
+            {'rgb_to_bgr': True},
+            {'type': 'mmdet.LoadImageFromFile'},
+            'LoadImageFromFile gives BGR images, .* expects RGB',
+        ),
+        ({'rgb_to_bgr': True}, {'type': UnSAMLoadImage}, 'UnSAMLoadImage gives BGR images, .* expects RGB'),
         ({'bgr_to_rgb': False}, {'type': 'UnSAMLoadImage'}, 'does not state channel_order'),
     ],
 )

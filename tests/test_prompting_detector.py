@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 pytest.importorskip('mmdet')
@@ -61,6 +62,42 @@ def test_the_detector_sees_the_channels_that_its_preprocessor_asks_for():
         predictor.set_image(photographs()[1])
         answers.append(clicked(predictor, (40, 50, 1))[2])
     assert np.array_equal(*answers)
+
+
+@pytest.mark.parametrize(
+    ('swaps', 'loader', 'expected'),
+    [
+        ({'bgr_to_rgb': False}, {'type': 'UnSAMLoadImage', 'channel_order': 'bgr'}, 'bgr'),
+        ({'bgr_to_rgb': False}, {'type': 'mmdet.LoadImageFromFile'}, 'bgr'),
+        ({'bgr_to_rgb': False}, {'type': 'UnSAMLoadImage', 'channel_order': 'rgb'}, 'rgb'),
+        ({'bgr_to_rgb': False, 'rgb_to_bgr': True}, {'type': 'UnSAMLoadImage', 'channel_order': 'rgb'}, 'rgb'),
+        ({'bgr_to_rgb': True}, {'type': 'UnSAMLoadImage'}, 'bgr'),
+    ],
+)
+def test_a_config_says_in_which_order_the_detector_is_given_channels(detector, tmp_path, swaps, loader, expected):
+    config = small_model()
+    config.data_preprocessor.update(swaps)
+    torch.save({'state_dict': detector.state_dict()}, tmp_path / 'small.pth')
+    steps = [loader, {'type': 'mmdet.Resize', 'scale': (96, 64)}]
+    dataset = {'type': 'RepeatDataset', 'dataset': {'pipeline': steps}}
+    Config({'model': config, 'test_dataloader': {'dataset': dataset}}).dump(tmp_path / 'small.py')
+    engine = DetectorEngine.from_config(tmp_path / 'small.py', tmp_path / 'small.pth')
+    given = []
+    engine._model.data_preprocessor.register_forward_pre_hook(lambda _, data: given.append(data[0]['inputs'][0]))
+    engine.set_image(np.full((64, 96, 3), (200, 100, 50), np.uint8))
+    assert given[0][:, 0, 0].tolist() == ([50, 100, 200] if expected == 'bgr' else [200, 100, 50])
+
+
+@pytest.mark.parametrize('changed', [{'bgr_to_rgb': False, 'rgb_to_bgr': False}, {'pad_size_divisor': 64}])
+def test_the_signature_tells_detectors_apart_that_prepare_images_in_other_ways(changed):
+    signatures = set()
+    for settings in ({'bgr_to_rgb': True}, changed):
+        config = small_model()
+        config.data_preprocessor.update(settings)
+        init_default_scope('mmdet')
+        torch.manual_seed(0)
+        signatures.add(DetectorEngine(MODELS.build(config), channel_order='bgr').signature)
+    assert len(signatures) == 2
 
 
 def test_an_image_of_another_size_is_resized_and_answered_in_its_own_pixels(detector):
@@ -138,8 +175,6 @@ def test_an_embedding_answers_without_the_image(predictor, detector, tmp_path):
 
 
 def test_a_config_and_a_checkpoint_make_an_engine(detector, tmp_path):
-    from mmengine.config import Config
-
     torch.save({'state_dict': detector.state_dict()}, tmp_path / 'small.pth')
     Config({'model': small_model()}).dump(tmp_path / 'small.py')
     engine = DetectorEngine.from_config(tmp_path / 'small.py', tmp_path / 'small.pth')

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _BREAKS = ('Cc', 'Zl', 'Zp')  # Unicode's categories of control characters, line and paragraph separators
 
@@ -35,9 +37,29 @@ class TargetError(StoreError):
 
 
 def explained(error: BaseException) -> str:
-    """An unexpected error in one line: its type, and the first line of its message."""
+    """An error in one line: the first line of its message, after its type unless it was raised on purpose."""
     lines = str(error).strip().splitlines()
+    if lines and isinstance(error, UnSAMError):
+        return lines[0]
     return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+
+
+@contextmanager
+def image_errors(path: object) -> Iterator[None]:
+    """Work on one image among many: whatever goes wrong in it is an `ImageError`, so that the others can be done.
+
+    Args:
+        path: Of the image, for the message.
+
+    Raises:
+        ImageError: For any error but those of weights and stores, which all images would meet alike.
+    """
+    try:
+        yield
+    except (ImageError, StoreError, WeightsError):
+        raise
+    except Exception as error:
+        raise ImageError(f'{path}: {explained(error)}') from error
 
 
 def one_line(text: object) -> str:

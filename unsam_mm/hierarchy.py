@@ -90,7 +90,7 @@ class MaskHierarchy:
         """
         leaf_labels, parent, height = np.asarray(leaf_labels), np.asarray(parent), np.asarray(height)
         n_leaves = _count_labels(leaf_labels)
-        _check_nodes(parent, height, np.zeros(0) if score is None else np.asarray(score), score is not None)
+        _check_nodes(parent, height, None if score is None else np.asarray(score))
         _check_tree(parent, n_leaves)
         parent = parent.astype(np.int64)
         height = _monotone(height.astype(np.float32), parent)
@@ -348,18 +348,20 @@ def _smallest_holder(holders: np.ndarray, areas: np.ndarray) -> np.ndarray:
     return np.where(holders.any(axis=1), candidate_areas.argmin(axis=1), -1)
 
 
-def _check_nodes(parent: np.ndarray, height: np.ndarray, score: np.ndarray, has_score: bool = True) -> None:
+def _check_nodes(parent: np.ndarray, height: np.ndarray, score: np.ndarray | None) -> None:
     """Raises `UnSAMError` unless there are whole numbers for parents, and as many finite heights and scores in [0, 1]."""
     if parent.ndim != 1 or parent.dtype.kind not in 'iu':
         raise UnSAMError(f'parent must be whole numbers of shape (N,), got {parent.dtype}{parent.shape}')
-    for name, values in {'height': height, 'score': score}.items() if has_score else {'height': height}.items():
+    for name, values in (('height', height), ('score', score)):
+        if values is None:
+            continue
         if values.shape != parent.shape:
             raise UnSAMError(f'every node needs a {name}: parent has shape {parent.shape}, {name} {values.shape}')
         if values.dtype.kind not in 'fiu':
             raise UnSAMError(f'{name} must be numbers, got {values.dtype}')
     if (wrong := ~(np.abs(height) <= np.finfo(np.float32).max)).any():
         raise UnSAMError(f'height must be finite, got {height[wrong][0]}')
-    if (wrong := ~((score >= 0) & (score <= 1))).any():
+    if score is not None and (wrong := ~((score >= 0) & (score <= 1))).any():
         raise UnSAMError(f'score must lie in [0, 1], got {score[wrong][0]}')
 
 

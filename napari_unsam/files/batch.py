@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 DESCRIPTION = 'batch.json'
 FAILED = 'failed.txt'
 _LOST = (
-    '{}: the worker process ended over it, twice, perhaps for lack of memory; make the image smaller, or run again with '
-    '--resume and fewer --workers'
+    '{}: the worker process ended twice while processing it, perhaps for lack of memory; make the image smaller, or run '
+    'again with --resume and fewer --workers'
 )
 
 

@@ -13,7 +13,7 @@ from skimage import data, segmentation
 from torch.utils.data import DataLoader
 
 from unsam_mm.datasets import RleMasks, UnSAMImageFolder, UnSAMPseudoMasks, prepare_pseudo_masks
-from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import read_image
 from unsam_mm.mask_set import MaskSet
@@ -300,7 +300,9 @@ class TestDataSetOfAnotherPackage:
     def test_without_that_folder_no_labels_are_guessed(self, images, made):
         made.write('one.png', made.read('a/one.png'))
         step = UnSAMPseudoMasks(precomputed=str(made.root))
-        with pytest.raises(UnSAMError, match=r'one\.png: neither its data set nor image_root .* set image_root to'):
+        with pytest.raises(
+            UnSAMError, match=r'one\.png: its data set does not state the folder .* UnSAMPseudoMasks with image_root'
+        ):
             step.find(self.entry(images, 'b'))
 
     def test_an_image_outside_of_it_is_named_with_it(self, images, made):
@@ -313,6 +315,18 @@ class TestDataSetOfAnotherPackage:
         (images / 'b').symlink_to(tmp_path / 'elsewhere')
         step = UnSAMPseudoMasks(precomputed=str(made.root), image_root=str(images))
         assert len(step.find(self.entry(images, 'b'))) == 4
+
+
+def test_an_image_with_damaged_precomputed_masks_is_skipped(image_folder, tmp_path):
+    store = PseudoMaskStore(tmp_path / 'made')
+    dataset = folder(image_folder, [{'type': 'UnSAMLoadImage'}])
+    for entry in map(dataset.get_data_info, range(len(dataset))):
+        store.write(entry['img_name'], MaskSet.from_bitmaps(np.ones((1, 5, 5), bool)))
+        path = store.path_of(entry['img_name'])
+        path.write_text(path.read_text().replace('"area":25', '"area":24'))
+    step = UnSAMPseudoMasks(precomputed=str(store.root))
+    entry = dataset.get_data_info(0)
+    assert step.transform({**entry, 'img_shape': (5, 5), 'ori_shape': (5, 5)}) is None
 
 
 def test_precomputed_masks_of_another_size_are_refused(image_folder, tmp_path):
@@ -339,6 +353,26 @@ def test_preparing_fills_the_store_and_names_what_cannot_be_read(image_folder, t
     assert prepare_pseudo_masks(dataset, progress=False) == (N_READABLE, 1)
     assert prepare_pseudo_masks(dataset, progress=False) == (N_READABLE, 1)
     assert generator.calls == N_READABLE
+
+
+class Failing(SlicGenerator):
+    """Fails at the image that is 90 x 130 px."""
+
+    def __call__(self, image):
+        if image.shape[:2] == (90, 130):
+            raise ZeroDivisionError('division by zero')
+        return super().__call__(image)
+
+
+def test_an_image_that_no_masks_can_be_found_in_ends_neither_preparation_nor_training(image_folder, tmp_path):
+    dataset = folder(image_folder, pipeline(tmp_path, generator=Failing()))
+    assert prepare_pseudo_masks(dataset, progress=False) == (N_READABLE - 1, 2)
+    assert all(dataset[i]['img_shape'] != (90, 130) for i in range(len(dataset)))
+    steps = pipeline(tmp_path, generator=Failing(), at_original_size=True)
+    with pytest.raises(
+        ImageError, match=r'rgba\.png: ZeroDivisionError: division by zero'
+    ):  # a test exchanges no image
+        list(folder(image_folder, steps))
 
 
 def test_preparing_a_data_set_without_the_step_is_refused(image_folder):

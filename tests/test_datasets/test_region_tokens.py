@@ -148,9 +148,24 @@ def test_tokens_of_earlier_versions_are_taken_if_the_image_is_not_younger(coffee
     assert tokenizer.calls == 2
 
 
+def test_an_image_that_cannot_be_cut_into_tokens_ends_neither_preparation_nor_training(
+    coffee_and_coins, tmp_path, tokenizer, monkeypatch
+):
+    with_masks = tokenizer.with_masks
+
+    def failing(image, **arguments):
+        if image.shape[:2] == (152, 192):
+            raise ZeroDivisionError('division by zero')
+        return with_masks(image, **arguments)
+
+    monkeypatch.setattr(tokenizer, 'with_masks', failing)
+    dataset = folders(coffee_and_coins, pipeline(tmp_path))
+    assert [dataset[i]['data_samples'].ori_shape for i in range(2)] == [(100, 150)] * 2
+
+
 def test_a_store_that_cannot_be_written_ends_the_run(coffee_and_coins, tmp_path, tokenizer):
     (tmp_path / 'store').write_text('a file stands where the folder should be')
-    with pytest.raises(StoreError, match='a.png.npz: '):
+    with pytest.raises(StoreError, match='store: '):
         folders(coffee_and_coins, pipeline(tmp_path))
 
 

@@ -25,7 +25,7 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from skimage import data, draw
 
-from unsam_mm.datasets import RleMasks
+from unsam_mm.datasets import RleMasks, rle_masks
 from unsam_mm.errors import UnSAMError
 from unsam_mm.rle import encode_bitmaps
 
@@ -333,3 +333,18 @@ def test_a_crop_of_five_hundred_large_masks_takes_a_small_part_of_their_bitmaps(
     tracemalloc.stop()
     assert cropped.areas.tolist() == [int(disc[0, 500:1524, 300:1324].sum())] * 500
     assert peak < 0.05 * 500 * height * width
+
+
+def test_a_step_that_mixes_pixels_encodes_pixels_that_were_written_into_once(discs, monkeypatch):
+    masks = RleMasks.from_bitmaps(discs)
+    masks.masks[0, 0, 0] = 1
+    encoded = []
+
+    def encode(bitmaps):
+        encoded.append(len(bitmaps))
+        return encode_bitmaps(bitmaps)
+
+    monkeypatch.setattr(rle_masks, '_CHUNK_PIXELS', 1)  # one mask at a time
+    monkeypatch.setattr(rle_masks, 'encode_bitmaps', encode)
+    masks.rotate(masks.size_hw, 10)
+    assert sum(encoded) == 2 * len(masks)

@@ -134,6 +134,21 @@ def test_a_merged_file_in_sa1b_terms_is_ranked_by_predicted_iou(scene, tmp_path)
         pytest.param(
             '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [7]}', 'annotation 0 is a int', id='a number'
         ),
+        pytest.param(
+            '{"images": [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "1.jpg"}], "annotations": []}',
+            r'several images have the name 1\.jpg, so',
+            id='two images of one name',
+        ),
+        pytest.param(
+            '{"images": [{"id": 1, "file_name": "."}], "annotations": []}',
+            r'1 of 1 images with predictions are not in the ground truth \(\.\)',
+            id='a folder for a name',
+        ),
+        pytest.param(
+            '{"images": [{"id": 1, "coco_url": "cats/1.jpg", "height": 60, "width": 40}], "annotations": []}',
+            r'cats/1\.jpg is 60 x 40 px .*, in the ground truth 30 x 20',
+            id='an address for a name, and another size',
+        ),
     ],
 )
 def test_bad_prediction_files_give_one_clear_line(scene, tmp_path, content, message):
@@ -171,8 +186,8 @@ def test_an_empty_prediction_folder_is_refused(scene, tmp_path):
             id='a number for a name',
         ),
         pytest.param(
-            '{"images": [{"id": 1, "height": "30"}], "annotations": [{}]}',
-            '"height" is \'30\'; expected a number of pixels',
+            '{"images": [{"id": 1, "height": "30 px"}], "annotations": [{}]}',
+            '"height" is \'30 px\'; expected a number of pixels',
             id='text for a height',
         ),
         pytest.param(
@@ -257,6 +272,27 @@ def test_polygons_of_an_image_that_was_resized_are_refused(scene, tmp_path):
     (tmp_path / 'resized.json').write_text(json.dumps(content))
     with pytest.raises(StoreError, match=r'resized\.json: cats/1\.jpg is 60 x 40 px .*, in the ground truth 30 x 20'):
         load_predictions(tmp_path / 'resized.json', truth)
+
+
+def test_a_folder_with_damaged_files_is_refused_and_all_of_them_are_named(scene, tmp_path):
+    """A figure over fewer images is that of no set of predictions."""
+    store, truth = scene
+    for i in range(2, 5):
+        store.write(f'{i}.jpg', two_masks())
+        truth['images'].append({'id': i, 'file_name': f'{i}.jpg'})
+    for name in ('2.jpg', '4.jpg'):
+        store.path_of(name).write_bytes(store.path_of(name).read_bytes()[:-20])
+    with pytest.raises(StoreError, match=r'2 of 4 files of masks are damaged; .*: 2\.jpg\.json, 4\.jpg\.json$'):
+        load_predictions(store.root, truth)
+
+
+def test_numbers_as_text_are_numbers(tmp_path):
+    truth = truth_of('1.jpg')
+    truth['images'][0] |= {'height': '30', 'width': '20.0'}
+    truth['annotations'] = [{'image_id': 1, 'segmentation': [[3, 4, 15, 4, 15, 20]], 'area': '96', 'iscrowd': '0'}]
+    (tmp_path / 'gt.json').write_text(json.dumps(truth))
+    image = load_ground_truth(tmp_path / 'gt.json')['images'][0]
+    assert (image['height'], image['width']) == (30, 20)
 
 
 def test_evaluation_imports_neither_torch_nor_mmdet():

@@ -274,6 +274,13 @@ def test_a_flat_list_of_numbers_is_one_polygon():
     assert evaluate_masks([record(1, OBJECT, score=1.0)], truth)['AR@1'] == 1.0
 
 
+def test_an_outline_that_no_mask_needs_is_refused_before_it_is_drawn():
+    zigzag = [number for i in range(2_000) for number in ((-1e6, 1e6)[i % 2], i % 40)]
+    truth = coco([record(1, OBJECT) | {'segmentation': [zigzag]}])
+    with pytest.raises(UnSAMError, match='image 1, record .*: its polygons have an outline of .* px'):
+        evaluate_masks([], truth)
+
+
 @pytest.mark.parametrize('far', [100.0, 20_000.0, 1e9])
 def test_polygons_are_cut_at_the_borders_of_the_image(far):
     """The left 30 columns: an outline of a billion pixels is not drawn first."""

@@ -101,8 +101,21 @@ def test_instances_among_panoptic_annotations_are_refused(photographs, tmp_path)
     truth = json.loads((tmp_path / 'gt.json').read_text())
     del truth['annotations'][1]['segments_info']
     (tmp_path / 'gt.json').write_text(json.dumps(truth))
-    with pytest.raises(StoreError, match='image 2 has no file_name or no segments_info'):
+    with pytest.raises(StoreError, match='image 2, record without id: has no file_name or no segments_info'):
         coco_prompts(tmp_path / 'gt.json', tmp_path / 'images', tmp_path / 'png')
+
+
+def test_instances_that_cannot_be_read_are_named_with_their_file(photographs, tmp_path):
+    annotations, folder = write_coco(tmp_path, photographs)
+    truth = json.loads(annotations.read_text())
+    truth['annotations'][0]['segmentation'] = {'size': [5, 5], 'counts': 'zz'}
+    annotations.write_text(json.dumps(truth))
+    with pytest.raises(StoreError, match=r'gt\.json: image 5, record 1: the mask is 5 x 5 px, the image 100 x 150'):
+        masks_of(coco_prompts(annotations, folder)[0])
+    truth['annotations'][0]['iscrowd'] = 5
+    annotations.write_text(json.dumps(truth))
+    with pytest.raises(StoreError, match=r'gt\.json: image 5, record 1: the "iscrowd" is 5'):
+        coco_prompts(annotations, folder)
 
 
 def test_grabcut_has_one_object_an_image_and_a_band_that_does_not_count(photographs, tmp_path):

@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from unsam_mm import MaskSet
 from unsam_mm.__main__ import main
 from unsam_mm.coco_files import stream
+from unsam_mm.coco_files.segmentations import PolygonFilter
 from unsam_mm.coco_files.stream import stream_lists
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation import load_ground_truth
@@ -137,8 +138,9 @@ def test_polygons_of_an_image_without_a_size_say_what_is_missing(store, target, 
     images = [coco_image(1, 'a.jpg'), {'id': 2, 'file_name': 'z.jpg'}]
     polygon = annotation(NESTED[3], 2, segmentation=[[22, 12, 28, 12, 28, 18, 22, 18]])
     truth = write(tmp_path / 'gt.json', {'images': images, 'annotations': [polygon]})
-    with pytest.raises(StoreError, match='z.jpg.* add "height" and "width"'):
-        merge_ground_truth(store.root, target, truth)
+    (message,) = merge_ground_truth(store.root, target, truth).failed
+    assert message.startswith(f'{truth}, z.jpg: image 2')
+    assert message.endswith('add "height" and "width" to its entry in "images"')
 
 
 @pytest.mark.parametrize('content', [[], {'images': [], 'annotations': []}])
@@ -355,6 +357,21 @@ def test_broken_ground_truth_is_named_and_nothing_is_written(store, target, tmp_
     assert not target.exists()
 
 
+def test_an_image_that_cannot_be_read_is_left_out_and_the_others_are_joined(store, target, tmp_path, capsys):
+    images = [coco_image(i, name) for i, name in enumerate(('a.jpg', 'b.jpg', 'c.jpg', 'd.jpg'), start=1)]
+    labels = [annotation(NESTED[2], i) for i in range(1, 5)]
+    labels[2]['segmentation'] = 'abc'
+    truth = write(tmp_path / 'gt.json', {'images': images, 'annotations': labels})
+    path = store.path_of('a.jpg')
+    path.write_bytes(path.read_bytes()[:-20])
+    assert main(['merge', str(store.root), str(target), '--gt', str(truth)]) == 1
+    assert [image['file_name'] for image in json.loads(target.read_text())['images']] == ['deep/b.jpg', 'd.jpg']
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f'left out: {path}: not a JSON file')
+    assert lines[1].startswith(f'left out: {truth}, c.jpg: image 3, record without id: segmentation is neither')
+    assert lines[2] == f'2 images are not in {target}'
+
+
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-be', 'utf-32'])
 def test_labels_may_be_in_any_encoding_of_json(store, target, tmp_path, encoding):
     content = {'images': [coco_image(1, 'a.jpg')], 'annotations': [annotation(NESTED[2], note='Zellkern, 5 µm, 😀')]}
@@ -382,6 +399,12 @@ def test_polygons_that_enclose_nothing_are_left_out_with_one_warning(store, targ
     [message] = [str(one.message) for one in caught]
     assert f'{truth}: left out 2 annotations that have no polygon, and 1 polygons of others' in message
     assert message.endswith('the first: image 1, record 0')
+
+
+def test_only_what_was_left_out_is_counted():
+    polygons = PolygonFilter('gt.json')
+    polygons([{'segmentation': [[1, 1, 5, 5]]}])
+    assert polygons.message().startswith('gt.json: left out 1 annotations that have no polygon, since they')
 
 
 @pytest.mark.parametrize('extra', [{}, {'segmentation': None}, {'segmentation': []}, {'keypoints': [1, 1, 2]}])

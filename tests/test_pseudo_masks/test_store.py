@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def test_files_have_the_form_of_sa1b(store, masks):
     assert {'id', 'segmentation', 'bbox', 'area', 'predicted_iou'} <= content['annotations'][0].keys()
 
 
+def test_boxes_and_areas_are_written_as_those_of_the_run_lengths(store, masks):
+    """Detectors give boxes of their own; what is written has to be readable."""
+    store.write('1.jpg', replace(masks, boxes_xyxy=masks.boxes_xyxy + 0.3, areas=masks.areas + 1))
+    assert store.read('1.jpg').boxes_xyxy.tolist() == masks.boxes_xyxy.tolist()
+
+
+def test_masks_that_could_not_be_read_back_are_not_written(store, masks):
+    with pytest.raises(
+        StoreError, match=r'1\.jpg\.json: cannot be written: mask 0: the mask is 6 x 9 px, the image 9 x 6'
+    ):
+        store.write('1.jpg', replace(masks, size_hw=(9, 6)))
+    assert not store.path_of('1.jpg').exists()
+
+
 def test_an_image_without_masks_is_finished_too(store):
     store.write('blank.jpg', MaskSet.from_bitmaps(np.zeros((0, 6, 9), bool)))
     assert store.has('blank.jpg')
@@ -68,8 +83,8 @@ def test_names_are_sorted_and_tell_suffixes_apart(store, masks):
 def test_other_files_in_the_folder_are_left_alone(store, masks, tmp_path):
     store.write('a.jpg', masks)
     (store.root / 'notes.json').write_text('[1]')
-    assert store.merge(store.root / 'pseudo.json') == (1, 2)
-    assert store.merge(store.root / 'pseudo.json') == (1, 2)
+    assert store.merge(store.root / 'pseudo.json') == (1, 2, {})
+    assert store.merge(store.root / 'pseudo.json') == (1, 2, {})
     store.clear()
     assert store.names() == []
     assert (store.root / 'notes.json').exists()
@@ -80,12 +95,26 @@ def test_merging_gives_a_coco_file_that_pycocotools_reads(store, masks, tmp_path
 
     store.write('b.jpg', masks)
     store.write('a.jpg', masks)
-    assert store.merge(tmp_path / 'all.json') == (2, 4)
+    assert store.merge(tmp_path / 'all.json') == (2, 4, {})
     coco = COCO(tmp_path / 'all.json')
     assert [image['file_name'] for image in coco.dataset['images']] == ['a.jpg', 'b.jpg']
     inner = coco.anns[4]
     assert coco.anns[inner['parent']]['image_id'] == inner['image_id'] == 2
     assert (coco.annToMask(inner) == masks.to_bitmaps()[1]).all()
+
+
+@pytest.mark.parametrize('length', [0, 30, -20])
+def test_merging_leaves_out_an_image_whose_file_was_cut_short_and_says_so(store, masks, tmp_path, length):
+    for name in ('a.jpg', 'b.jpg'):
+        store.write(name, masks)
+    store.path_of('b.jpg').write_bytes(store.path_of('b.jpg').read_bytes()[:length])
+    n_images, n_masks, failed = store.merge(tmp_path / 'all.json')
+    assert (n_images, n_masks, list(failed)) == (1, 2, ['b.jpg'])
+    assert 'b.jpg.json: not a JSON file' in failed['b.jpg']
+    store.path_of('a.jpg').write_bytes(b'')
+    with pytest.raises(StoreError, match=r'none of 2 files can be read; the first: .*a\.jpg\.json: not a JSON file'):
+        store.merge(tmp_path / 'more.json')
+    assert not (tmp_path / 'more.json').exists()
 
 
 def test_merging_nothing_writes_nothing(store, tmp_path):
@@ -142,7 +171,7 @@ def test_a_mask_that_is_not_what_was_written_is_refused(store, masks, change, re
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('size', [{'height': '6'}, {'height': 6.5}, {'width': 0}, {'width': None}, {'width': True}])
+@pytest.mark.parametrize('size', [{'height': '6 px'}, {'height': 6.5}, {'width': 0}, {'width': None}, {'width': True}])
 def test_an_image_without_a_size_is_refused(store, masks, size):
     store.write('1.jpg', masks)
     content = json.loads(store.path_of('1.jpg').read_text())
@@ -180,7 +209,7 @@ class TestFilesOfOthers:
         path.write_bytes(content)
         assert not store.has('a.jpg')
         assert store.names() == ['b.jpg']
-        with pytest.raises(TargetError, match=r'a\.jpg\.json: is not of this package'):
+        with pytest.raises(TargetError, match=r'a\.jpg\.json: exists and was not written by unsam_mm'):
             store.write('a.jpg', masks)
         store.clear()
         assert path.read_bytes() == content
@@ -243,7 +272,7 @@ def test_every_name_of_an_image_is_kept(store, masks, name, tmp_path):
     assert store.has(name)
     assert store.names() == [name]
     assert len(store.read(name)) == 2
-    assert store.merge(tmp_path / 'all.json') == (1, 2)
+    assert store.merge(tmp_path / 'all.json') == (1, 2, {})
     assert json.loads((tmp_path / 'all.json').read_text())['images'][0]['file_name'] == name
     store.clear()
     assert not store.has(name)
@@ -279,6 +308,19 @@ def test_clearing_that_is_killed_leaves_the_note_about_what_is_left(store, masks
     assert len(store.names()) == 1
     with pytest.raises(StoreError, match='another preset'):
         store.describe({'preset': 'paper'})
+
+
+@pytest.mark.parametrize('left', [b'', bytes(40), b'{"preset":"def'])
+def test_a_note_that_was_cut_short_says_what_to_do_and_can_be_cleared(store, masks, left):
+    store.describe({'preset': 'default'})
+    store.write('a.jpg', masks)
+    (store.root / 'unsam.json').write_bytes(left)
+    with pytest.raises(
+        StoreError, match=r'unsam\.json: is empty or was cut short, .* make them again with .*--overwrite'
+    ):
+        store.check({'preset': 'paper'})
+    store.clear()
+    assert list(store.root.iterdir()) == []
 
 
 def test_merging_never_takes_a_file_of_the_store_for_its_target(store):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import UnSAMError, one_line
 from unsam_mm.files import check_result_file
 from unsam_mm.pseudo_masks.label_merge import (
     GROUND_TRUTH_IOU,
@@ -21,7 +22,10 @@ from unsam_mm.pseudo_masks.store import PseudoMaskStore
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
     parser = subparsers.add_parser(
-        'merge', help='write a folder of pseudo-masks as one COCO file, alone or joined with other labels'
+        'merge',
+        help='write a folder of pseudo-masks as one COCO file, alone or joined with other labels',
+        epilog='Exit status: 0 if all images are in the file; 1 if some were left out, since their masks or labels are '
+        'damaged, or the file could not be written.',
     )
     parser.add_argument('masks', type=Path, help='folder that "generate" made')
     parser.add_argument('target', type=Path, help='COCO file to write, for example pseudo.json')
@@ -64,11 +68,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the file; it appears only once it is whole."""
+    """Writes the file; it appears only once it is whole. Exit status 1 if images were left out."""
     _check_options(options)
     if options.gt:
         iou = GROUND_TRUTH_IOU if options.iou is None else options.iou
-        _tell(merge_ground_truth(options.masks, options.target, options.gt, iou), 'human labels', options.target)
+        report = merge_ground_truth(options.masks, options.target, options.gt, iou)
+        _tell(report, 'human labels', options.target)
+        failed = report.failed
     elif options.predictions:
         report = merge_predictions(
             options.masks,
@@ -80,10 +86,16 @@ def run(options: argparse.Namespace) -> int:
             options.supervised,
         )
         _tell(report, 'predictions', options.target)
+        failed = report.failed
     else:
-        n_images, n_masks = PseudoMaskStore(options.masks).merge(options.target)
+        n_images, n_masks, messages = PseudoMaskStore(options.masks).merge(options.target)
         print(f'{n_masks} masks of {n_images} images in {options.target}')
-    return 0
+        failed = list(messages.values())
+    for message in failed:
+        print(f'left out: {one_line(message)}', file=sys.stderr)
+    if failed:
+        print(f'{len(failed)} images are not in {one_line(options.target)}', file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _check_options(options: argparse.Namespace) -> None:

@@ -26,6 +26,21 @@ def entry_id(value: Any) -> int | str | None:
     return value
 
 
+def whole_number(value: Any) -> int | None:
+    """A whole number, also from a whole float or from text; None for what is none."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return entry_id(value)
+
+
+def listed_name(image: Mapping[str, Any]) -> str:
+    """``file_name`` of an entry of "images", else ``coco_url`` (LVIS), else ''."""
+    return image.get('file_name') or image.get('coco_url') or ''
+
+
 def image_size(image: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """``height`` and ``width`` in pixels; None for what is absent or null.
 
@@ -35,8 +50,8 @@ def image_size(image: Mapping[str, Any]) -> tuple[int | None, int | None]:
     sides = []
     for key in ('height', 'width'):
         value = image.get(key)
-        side = entry_id(value)
-        if value is not None and not (isinstance(side, int) and side > 0):
+        side = whole_number(value)
+        if value is not None and (side is None or side <= 0):
             raise UnSAMError(f'the "{key}" is {_shown(value)}; expected a number of pixels, a whole one above 0')
         sides.append(side)
     if None not in sides and sides[0] * sides[1] > MAX_PIXELS:
@@ -66,8 +81,8 @@ def panoptic_segments(record: Mapping[str, Any]) -> tuple[str, list[int], list[b
     name, segments = record.get('file_name'), record.get('segments_info')
     if not isinstance(name, str) or not name or not isinstance(segments, list):
         raise UnSAMError('has no file_name or no segments_info; expected the panoptic form')
-    numbers = [entry_id(segment.get('id')) if isinstance(segment, Mapping) else None for segment in segments]
-    if not all(isinstance(number, int) and 0 <= number < _COLOURS for number in numbers):
+    numbers = [whole_number(segment.get('id')) if isinstance(segment, Mapping) else None for segment in segments]
+    if not all(number is not None and 0 <= number < _COLOURS for number in numbers):
         raise UnSAMError(f'has segments_info without whole numbers below {_COLOURS} as "id": {_shown(segments)}')
     return name, numbers, [is_crowd(segment) for segment in segments]
 
@@ -114,7 +129,7 @@ def category_order(record: Mapping[str, Any]) -> tuple[bool, float, str]:
 
 
 def other_type_hint(unknown: Iterable[Any], known: Iterable[Any]) -> str:
-    """What to say where ids are not known only because they are text on one side and numbers on the other; else ''."""
+    """Message for ids that are not known only because they are text on one side and numbers on the other; else ''."""
     by_text = {str(value): value for value in known}
     for value in unknown:
         if (same := by_text.get(str(value))) is not None and isinstance(same, str) != isinstance(value, str):
@@ -126,10 +141,10 @@ def other_type_hint(unknown: Iterable[Any], known: Iterable[Any]) -> str:
 
 
 def repeated_id(images: Iterable[Mapping[str, Any]]) -> str:
-    """What to say where two entries of "images" have one id; '' if all differ."""
+    """Message for two entries of "images" with one id; '' if all differ."""
     names: dict[Any, str] = {}
     for image in images:
-        name = str(image.get('file_name') or image.get('coco_url') or 'without name')
+        name = str(listed_name(image) or 'without name')
         if image['id'] in names:
             return duplicate_message(image['id'], names[image['id']], name)
         names[image['id']] = name
@@ -137,7 +152,7 @@ def repeated_id(images: Iterable[Mapping[str, Any]]) -> str:
 
 
 def duplicate_message(image_id: Any, *names: str) -> str:
-    """What to say of two images with one id."""
+    """Message for two images with one id."""
     return (
         f'image id {image_id} is listed twice ({", ".join(names)}), so annotations of one would count for the other; give '
         'each image an id of its own'

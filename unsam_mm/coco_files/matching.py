@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from unsam_mm.coco_files.fields import listed_name
 from unsam_mm.errors import StoreError
 
 _NAMED_IN_MESSAGES = 3
@@ -32,7 +33,7 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
     """
     by_file: dict[str, list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
     for image in ground_truth['images']:
-        parts = name_parts(image.get('file_name') or image.get('coco_url') or '')
+        parts = name_parts(listed_name(image))
         if not parts:
             raise StoreError(
                 f'ground-truth image {image.get("id")} has no "file_name", so predictions cannot be paired with it'
@@ -43,7 +44,8 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
     missing = []
     for name in names:
         parts = name_parts(name)
-        shared = [(_shared_end(parts, other), other, image_id) for other, image_id in by_file.get(parts[-1], ())]
+        named_alike = by_file.get(parts[-1], ()) if parts else ()  # '.' has no parts
+        shared = [(_shared_end(parts, other), other, image_id) for other, image_id in named_alike]
         if not shared:
             missing.append(name)
             continue

@@ -18,6 +18,7 @@ Record = Mapping[str, Any]
 _MIN_NUMBERS = 6  # of a polygon: three corners
 _FLAT = 1e-6  # px; corners that lie so near to one line enclose nothing
 _FAR_PX = 10_000  # beyond the image, up to which outlines are drawn
+_LONGEST_PX = 25_000_000  # outline of a mask: pycocotools takes 40 bytes a pixel of it
 _MAX_COORDINATE = 1e12  # larger ones are no places
 _MAX_SIDE_PX = 2**28  # pycocotools counts fifths of a pixel in 32 bits
 
@@ -53,18 +54,27 @@ class PolygonFilter:
         """What was left out, on one line; '' if nothing was."""
         if not self._first:
             return ''
+        counts = {
+            f'{self.n_records} annotations that have no polygon': self.n_records,
+            f'{self.n_polygons} polygons{" of others" if self.n_records else ""}': self.n_polygons,
+        }
         return (
-            f'{self.source}: left out {self.n_records} annotations that have no polygon, and {self.n_polygons} polygons '
-            f'of others, since they have fewer than three corners, are no numbers, or enclose nothing; the first: {self._first}'
+            f'{self.source}: left out {", and ".join(text for text, count in counts.items() if count)}, since they have '
+            f'fewer than three corners, are no numbers, or enclose nothing; the first: {self._first}'
         )
 
-    def check(self) -> None:
-        """Raises `StoreError` if there were annotations, and none of them has a mask."""
+    def report(self, stacklevel: int = 2) -> None:
+        """Warns of what was left out, if anything was.
+
+        Raises:
+            StoreError: If there were annotations, and none of them has a mask.
+        """
         if self.n_records and not self.n_kept:
             raise StoreError(
                 f'{self.source}: no annotation has a mask ("segmentation"), as in files of boxes or keypoints; expected run '
                 'lengths or polygons'
             )
+        self.warn(stacklevel + 1)
 
     def warn(self, stacklevel: int = 2) -> None:
         """Warns of what was left out, if anything was."""
@@ -128,6 +138,12 @@ def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rl
     if max(height, width) > _MAX_SIDE_PX or height * width > MAX_PIXELS:
         raise UnSAMError(f'{place_of(record)}: an image of {height} x {width} px is too large to draw polygons in')
     cut = [inside for polygon in polygons if len(inside := _cut(polygon, height, width)) >= _MIN_NUMBERS]
+    length, longest = sum(map(_length, cut)), _longest_outline(height, width)
+    if length > longest:
+        raise UnSAMError(
+            f'{place_of(record)}: its polygons have an outline of {length:.0f} px, but no mask of {height} x {width} px needs '
+            f'more than {longest} px; remove the record or draw it again'
+        )
     if not cut:  # all lie outside
         return coco_mask.frPyObjects({'size': [height, width], 'counts': [height * width]}, height, width)
     return coco_mask.merge(coco_mask.frPyObjects(cut, height, width))
@@ -168,6 +184,17 @@ def _is_flat(numbers: np.ndarray) -> bool:
     farthest = offsets[np.abs(offsets).max(axis=1).argmax()] / scale
     distances = offsets / scale @ (-farthest[1], farthest[0])
     return bool(np.abs(distances).max() * scale <= _FLAT)
+
+
+def _longest_outline(height: int, width: int) -> int:
+    """Edges of all pixels of an image, and some excursions out of it; in pixels."""
+    return min(2 * height * width + 64 * _FAR_PX, _LONGEST_PX)
+
+
+def _length(polygon: list[float]) -> float:
+    """Pixels that pycocotools draws for an outline, x, y, x, y, ..."""
+    corners = np.array(polygon).reshape(-1, 2)
+    return np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
 
 
 def _cut(polygon: list[float], height: int, width: int) -> list[float]:

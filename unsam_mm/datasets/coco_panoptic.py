@@ -9,6 +9,7 @@ import numpy as np
 from mmdet.registry import DATASETS
 
 from unsam_mm.coco_files.fields import panoptic_segments
+from unsam_mm.coco_files.segmentations import place_of
 from unsam_mm.datasets.coco import UnSAMCocoDataset
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.prompt_data import read_mask_picture
@@ -57,7 +58,7 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
                 panoptic_segments(record)
             except UnSAMError as error:
                 raise StoreError(
-                    f'{self.ann_file}: an annotation {error}; UnSAMCocoDataset reads the other form'
+                    f'{self.ann_file}: {place_of(record)}: {error}; UnSAMCocoDataset reads the other form'
                 ) from error
         return records
 

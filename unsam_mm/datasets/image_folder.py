@@ -12,7 +12,7 @@ from mmdet.datasets import BaseDetDataset
 from mmdet.registry import DATASETS
 
 from unsam_mm import sample_images
-from unsam_mm.coco_files.fields import is_crowd, number_in, stated_box
+from unsam_mm.coco_files.fields import is_crowd, listed_name, number_in, stated_box
 from unsam_mm.coco_files.matching import match_images
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
@@ -105,7 +105,7 @@ class UnSAMImageFolder(BaseDetDataset):
             ids = match_images(names, truth, skip_unmatched=True)
         except StoreError as error:
             raise StoreError(f'{self.ann_file}: {error}') from error
-        absent = sorted(str(images[image_id].get('file_name')) for image_id in images.keys() - set(ids.values()))
+        absent = sorted(listed_name(images[image_id]) for image_id in images.keys() - set(ids.values()))
         if absent:
             raise ImageError(
                 f'{self.ann_file}: {len(absent)} of {len(images)} images are not in {self.image_root} '
@@ -199,15 +199,15 @@ def image_name(entry: dict[str, Any], image_root: str = '') -> str:
     path = entry['img_path']
     if not image_root:
         raise UnSAMError(
-            f'{path}: neither its data set nor image_root of UnSAMPseudoMasks states the folder that names of labels are '
-            'relative to; set image_root to the folder of the images that was given to "generate"'
+            f'{path}: its data set does not state the folder that names of labels are relative to; use a data set of '
+            'unsam_mm, or UnSAMPseudoMasks with image_root, the folder of the images that was given to "generate"'
         )
     for absolute in (Path.absolute, Path.resolve):  # first without following links, which may lead out of the folder
         if absolute(Path(path)).is_relative_to(absolute(Path(image_root))):
             return absolute(Path(path)).relative_to(absolute(Path(image_root))).as_posix()
     raise UnSAMError(
-        f'{path}: does not lie below {image_root}, which names of labels are relative to; set image_root of '
-        'UnSAMPseudoMasks to a folder that holds all images'
+        f'{path}: does not lie below {image_root}, which names of labels are relative to; set image_root to a folder that '
+        'holds all images'
     )
 
 

@@ -10,7 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.logging import print_log
 
-from unsam_mm.errors import ImageError, UnSAMError
+from unsam_mm.errors import ImageError, UnSAMError, image_errors
 from unsam_mm.images import read_image
 
 
@@ -45,7 +45,8 @@ class UnSAMLoadImage(BaseTransform):
         """
         path = results['img_path']
         try:
-            image = read_image(path, max_pixels=None)  # crops are cut from it
+            with image_errors(path):
+                image = read_image(path, max_pixels=None)  # crops are cut from it
         except ImageError as error:
             if not self.skip_broken:
                 raise

@@ -82,7 +82,7 @@ class UnSAMPlusMasks(BaseTransform):
     """Adds to the human masks of an image the pseudo-masks that overlap none of them: UnSAM+, while training.
 
     Needs what `UnSAMLoadMasks` sets, and comes before geometric steps. Crowd regions count as any other mask. An image
-    without pseudo-masks keeps its human ones, and is logged.
+    without pseudo-masks, or with damaged ones, keeps its human ones, and is logged.
 
     Args:
         max_iou: A pseudo-mask with a larger IoU with any human mask is left out. Source: UnSAM, section 3.4.
@@ -104,7 +104,7 @@ class UnSAMPlusMasks(BaseTransform):
 
         Raises:
             UnSAMError: If no folder is known, or the image was flipped, cropped or resized before.
-            StoreError: If the pseudo-masks are broken or of another size than the image.
+            StoreError: If the pseudo-masks are of another size than the image.
         """
         check_untouched(results, type(self).__name__)
         root = self.pseudo_masks_root or results.get('pseudo_masks_root')
@@ -112,11 +112,13 @@ class UnSAMPlusMasks(BaseTransform):
             raise UnSAMError('UnSAMPlusMasks needs pseudo_masks_root, here or in the data set')
         store, name, human = PseudoMaskStore(root), image_name(results), results['gt_masks']
         if not store.has(name):
-            if name not in self._reported:
-                self._reported.add(name)
-                print_log(f'{root}: no pseudo-masks for {name}; human masks alone', 'current', logging.WARNING)
+            self._report(name, f'{root}: no pseudo-masks for {name}; human masks alone')
             return results
-        pseudo = store.read(name)
+        try:
+            pseudo = store.read(name)
+        except StoreError as error:
+            self._report(name, f'{error}; human masks alone')
+            return results
         if tuple(pseudo.size_hw) != human.size_hw:
             raise StoreError(
                 f'{name}: pseudo-masks in {root} are {pseudo.size_hw[0]} x {pseudo.size_hw[1]} px, '
@@ -127,6 +129,11 @@ class UnSAMPlusMasks(BaseTransform):
         ignored = np.append(results['gt_ignore_flags'], np.zeros(len(added), bool))
         set_masks(results, RleMasks.cat([human, added]), ignored)
         return results
+
+    def _report(self, name: str, message: str) -> None:
+        if name not in self._reported:
+            self._reported.add(name)
+            print_log(message, 'current', logging.WARNING)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(max_iou={self.max_iou}, pseudo_masks_root={self.pseudo_masks_root!r})'

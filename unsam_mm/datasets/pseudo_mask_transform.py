@@ -20,7 +20,7 @@ from tqdm import tqdm
 from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.load_masks import check_untouched, set_masks
 from unsam_mm.datasets.rle_masks import RleMasks
-from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError, image_errors
 from unsam_mm.fingerprints import image_stamp
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import read_image
@@ -96,15 +96,23 @@ class UnSAMPseudoMasks(BaseTransform):
         return self.__dict__ | {'_built': None}
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Adds the masks to `results`; None if `precomputed` has none for this image.
+        """Adds the masks to `results`; None if there are none for this image, so that another is drawn.
+
+        There are none where `precomputed` lacks them or its file is damaged, and where no masks can be found in the image.
 
         Raises:
             UnSAMError: If the image was flipped, cropped or resized before, or CUDA is asked for in a worker process.
-            ImageError: If masks have to be found and the image cannot be read.
+            ImageError: With `at_original_size`, if no masks can be found: in a test, images must not be exchanged.
         """
         if not self.at_original_size:
             check_untouched(results, type(self).__name__)
-        masks = self.find(results)
+        try:
+            masks = self.find(results)
+        except ImageError as error:
+            if self.at_original_size:
+                raise
+            self._report(results['img_path'], f'image skipped: {error}')
+            return None
         if masks is None:
             return None
         kept = np.flatnonzero(masks.areas >= self.min_area_px)
@@ -121,12 +129,12 @@ class UnSAMPseudoMasks(BaseTransform):
                 one of another size.
 
         Returns:
-            The masks, or None if `precomputed` has none for this image.
+            The masks, or None if `precomputed` has none for this image, or they are damaged.
 
         Raises:
             UnSAMError: If nothing states which folder the names in `precomputed` are relative to.
             StoreError: If `precomputed` is empty, or its masks have another size than the image.
-            ImageError: If masks have to be found and the image cannot be read.
+            ImageError: If masks have to be found, and the image cannot be read or none can be found in it.
         """
         if self.precomputed:
             return self._read_precomputed(image_name(results, self.image_root), results)
@@ -138,8 +146,10 @@ class UnSAMPseudoMasks(BaseTransform):
                 'first', f'pseudo-masks are found on first sight and kept in {self.folder(root)}', logging.INFO
             )
             path = Path(results['img_path'])
-            stamp = image_stamp(path)
-            masks = self._generator()(read_image(path)).select(max_masks=STORED_MASKS)
+            generator = self._generator()
+            with image_errors(path):
+                stamp = image_stamp(path)
+                masks = generator(read_image(path)).select(max_masks=STORED_MASKS)
             try:
                 store.write(name, masks, stamp)
             except StoreError as error:
@@ -195,7 +205,11 @@ class UnSAMPseudoMasks(BaseTransform):
                 raise StoreError(f'{self.precomputed}: holds no pseudo-masks; run "python -m unsam_mm generate" first')
             self._report(name, f'image skipped: {self.precomputed} has no pseudo-masks for {name}')
             return None
-        masks = store.read(name)
+        try:
+            masks = store.read(name)
+        except StoreError as error:
+            self._report(name, f'image skipped: {error}')
+            return None
         size_hw = tuple(results.get('ori_shape', masks.size_hw))
         if tuple(masks.size_hw) != size_hw:
             raise StoreError(
@@ -226,7 +240,7 @@ def prepare_pseudo_masks(dataset: BaseDataset, progress: bool = True) -> tuple[i
         progress: Show a progress bar.
 
     Returns:
-        How many images have masks now, and how many have none because they cannot be read (each is logged).
+        How many images have masks now, and how many have none because they cannot be done (each is logged).
 
     Raises:
         UnSAMError: If the pipeline has no `UnSAMPseudoMasks`.

@@ -21,7 +21,7 @@ from torch.utils.data import get_worker_info
 
 from unsam_mm.datasets.image_folder import UnSAMImageFolder, name_hash
 from unsam_mm.datasets.rle_masks import RleMasks
-from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError
 from unsam_mm.pseudo_masks.generator import preset_settings
 from unsam_mm.region_model.pairs import RegionInputs
 from unsam_mm.region_model.proposals import to_mask_set
@@ -153,7 +153,7 @@ class UnSAMRegionTokens(BaseTransform):
         max_masks: Most pseudo-masks of an image, best first.
         device: Device of the ViT. Dataloader workers cannot use CUDA: there it must be 'cpu', or all images prepared.
         generator: Single settings of the generator to replace, by their names in `GeneratorSettings`.
-        skip_broken: Log an image that cannot be read, once, and give None, so that another is drawn. Set it to False in
+        skip_broken: Log an image that cannot be read or cut into tokens, once, and give None, so that another is drawn. Set it to False in
             test pipelines, where an image must not be exchanged: the file's error is then raised.
     """
 
@@ -186,7 +186,7 @@ class UnSAMRegionTokens(BaseTransform):
         """
         try:
             tokens, masks = self.find(place_of(results))
-        except ImageError as error:
+        except (ImageError, TargetError) as error:  # the others can be loaded
             if not self.skip_broken:
                 raise
             self._report(results['img_path'], f'image skipped: {error}')

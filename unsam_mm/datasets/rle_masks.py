@@ -296,8 +296,10 @@ class RleMasks(BitmapMasks):
 
     def _through_bitmaps(self, change: Callable[[np.ndarray], np.ndarray], out_shape: Sequence[int]) -> RleMasks:
         """Masks made of N' bitmaps at a time, uint8 of shape (N', H, W)."""
-        step = _chunk_length(self.size_hw)
-        chunks = (self[start : start + step].to_ndarray() for start in range(0, len(self), step))
+        step, rles = _chunk_length(self.size_hw), self.rles  # made anew at each use once `masks` was asked for
+        chunks = (
+            RleMasks(rles[start : start + step], *self.size_hw).to_ndarray() for start in range(0, len(rles), step)
+        )
         return RleMasks([rle for chunk in chunks for rle in encode_bitmaps(change(chunk))], *out_shape, self.scores)
 
     def _by_bitmap_masks(self, method: str, frame: Sequence[int], **arguments: Any) -> RleMasks:

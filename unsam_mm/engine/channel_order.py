@@ -8,13 +8,13 @@ from typing import Any
 from unsam_mm.errors import UnSAMError
 
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-_LOADER, _STOCK_LOADER = 'UnSAMLoadImage', 'LoadImageFromFile'
+LOADERS = (_LOADER, _STOCK_LOADER) = ('UnSAMLoadImage', 'LoadImageFromFile')
 
 
 def check_channel_order(cfg: Mapping[str, Any]) -> None:
     """Compares the order of channels in which pipelines load images with what the model's preprocessor makes of them.
 
-    Where the preprocessor turns no channels round, both orders make sense, so `UnSAMLoadImage` has to say which.
+    Where the preprocessor does not swap channels, both orders make sense, so `UnSAMLoadImage` has to say which.
 
     Args:
         cfg: A config with all options merged, or the parts of it that hold the model and dataloaders.
@@ -27,29 +27,41 @@ def check_channel_order(cfg: Mapping[str, Any]) -> None:
         return  # not of images
     wanted = {key: order for key, order in (('bgr_to_rgb', 'bgr'), ('rgb_to_bgr', 'rgb')) if preprocessor.get(key)}
     for name in _DATALOADERS:
-        for step in _loaders(cfg.get(name)):
-            stated = 'bgr' if step['type'] == _STOCK_LOADER else step.get('channel_order')
+        for step in steps_of_type(cfg.get(name), *LOADERS):
+            loader = type_name(step)
+            stated = 'bgr' if loader == _STOCK_LOADER else step.get('channel_order')
             if not wanted and stated is None:
                 raise UnSAMError(
-                    f'{name}: {_LOADER} does not state channel_order, and model.data_preprocessor turns no channels round; '
+                    f'{name}: {_LOADER} does not state channel_order, and model.data_preprocessor does not swap channels; '
                     "set bgr_to_rgb=True there, or channel_order='rgb' or 'bgr' here, as the backbone was trained"
                 )
-            given = stated or 'bgr'
+            given = loaded_order(step)
             for key, order in wanted.items():
                 if given != order:
                     raise UnSAMError(
-                        f'{name}: {step["type"]} gives {given.upper()} images, model.data_preprocessor.{key}=True expects '
+                        f'{name}: {loader} gives {given.upper()} images, model.data_preprocessor.{key}=True expects '
                         f'{order.upper()}; leave channel_order out, or set {key}=False'
                     )
 
 
-def _loaders(config: Any) -> Iterator[dict]:
-    """The steps that load images, in pipelines at any depth."""
-    if isinstance(config, dict):
-        if config.get('type') in (_LOADER, _STOCK_LOADER):
+def loaded_order(step: Mapping[str, Any]) -> str:
+    """Order of channels, 'rgb' or 'bgr', in which a step of one of the types `LOADERS` gives images."""
+    return 'bgr' if type_name(step) == _STOCK_LOADER else step.get('channel_order') or 'bgr'
+
+
+def steps_of_type(config: Any, *names: str) -> Iterator[Mapping[str, Any]]:
+    """The pipeline steps of a dataloader or data set, at any depth, whose type has one of these names."""
+    if isinstance(config, Mapping):
+        if type_name(config) in names:
             yield config
         for value in config.values():
-            yield from _loaders(value)
+            yield from steps_of_type(value, *names)
     elif isinstance(config, list | tuple):
         for value in config:
-            yield from _loaders(value)
+            yield from steps_of_type(value, *names)
+
+
+def type_name(step: Mapping[str, Any]) -> str:
+    """Name of the class that a config stands for; its ``type`` may name the scope too ('mmdet.Resize'), or be the class."""
+    kind = step.get('type')
+    return getattr(kind, '__name__', None) or str(kind).rpartition('.')[2]

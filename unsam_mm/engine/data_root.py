@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from unsam_mm.engine.channel_order import type_name
 from unsam_mm.errors import UnSAMError
 
 _TEST_DATALOADERS = ('val_dataloader', 'test_dataloader')
@@ -41,7 +42,7 @@ def resolve_data_root(cfg: Config) -> None:
     for loader in _TEST_DATALOADERS:
         for dataset in _ours((cfg.get(loader) or {}).get('dataset')):
             if dataset.get('ann_file'):
-                dataset['pipeline'] = [step for step in dataset['pipeline'] if step['type'] != 'UnSAMPseudoMasks']
+                dataset['pipeline'] = [step for step in dataset['pipeline'] if type_name(step) != 'UnSAMPseudoMasks']
 
 
 @HOOKS.register_module()
@@ -90,7 +91,7 @@ def _ours(config: dict | list | None) -> Iterator[dict]:
     if isinstance(config, list | tuple):
         for entry in config:
             yield from _ours(entry)
-    elif config and str(config.get('type', '')).startswith('UnSAM'):
+    elif config and type_name(config).startswith('UnSAM'):
         yield config
     elif config:
         yield from _ours(config.get('dataset') or config.get('datasets'))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
 from unsam_mm.datasets import UnSAMImageFolder, UnSAMPseudoMasks, UnSAMSA1B
 from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.lazy import LazyDataset
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.fingerprints import file_digest
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
@@ -66,7 +68,7 @@ def label_place(dataset: Dataset) -> LabelPlace:
 
 
 def check_names(dataset: Dataset, labels: LabelPlace) -> None:
-    """Sees to it that each image has labels of its own.
+    """Checks that each image has labels of its own.
 
     Raises:
         UnSAMError: If the labels of two images would be kept under one name, or an image has none.
@@ -140,4 +142,9 @@ class _OfDataset:
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet:
         store, name = PseudoMaskStore(self.folder), self.name(entry)
-        return store.read(name) if store.has(name) else MaskSet.from_bitmaps(np.zeros((0, *size_hw), bool))
+        if store.has(name):
+            try:
+                return store.read(name)
+            except StoreError as error:
+                print_log(f'no labels so far: {error}', logger='current', level=logging.WARNING)
+        return MaskSet.from_bitmaps(np.zeros((0, *size_hw), bool))

@@ -17,11 +17,11 @@ from mmengine.structures import InstanceData
 from torch.utils.data import DataLoader, Dataset
 
 from unsam_mm.engine.label_place import LabelPlace
-from unsam_mm.errors import ImageError
+from unsam_mm.errors import ImageError, TargetError, image_errors
 from unsam_mm.files import read_json, remove_leftovers, write_json
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.label_merge import without_overlap
-from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
+from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore, was_cut_short
 from unsam_mm.rle import areas_and_boxes, encode_bitmaps
 
 _LOG_EVERY = 1000  # images
@@ -67,7 +67,7 @@ class RoundLabels:
             'min_score': self.min_score,
             'max_iou': self.max_iou,
         }
-        # Rounds that earlier versions began do not say these.
+        # Rounds that earlier versions began lack these keys.
         origin_since = {'settings': settings, 'old_labels_signature': old.signature}
         noted = self._noted()
         if any(noted.get(key) != value for key, value in origin.items()) or any(
@@ -88,7 +88,7 @@ class RoundLabels:
 
     def _noted(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
-        return read_json(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() and not was_cut_short(path) else {}
 
 
 def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: float) -> MaskSet:
@@ -125,7 +125,7 @@ def label_images(
     labels: RoundLabels,
     num_workers: int,
 ) -> None:
-    """Labels this process's share of the images; what has labels is passed over.
+    """Labels this process's share of the images; what has labels is passed over, what fails is logged.
 
     Args:
         model: A detector in evaluation mode, or its wrapper.
@@ -134,22 +134,37 @@ def label_images(
         pipeline: How an image is loaded, up to `PackDetInputs`.
         labels: Where labels are written.
         num_workers: Processes that load images.
+
+    Raises:
+        ImageError: If images fail and not one can be labelled.
     """
     images = _Unlabelled(dataset, old, Compose(pipeline), labels.store)
     loader = DataLoader(images, batch_size=1, num_workers=num_workers, collate_fn=_first)
-    for count, image in enumerate(loader, start=1):
-        if image is not None:
-            name, masks, packed = image
-            with torch.no_grad():
-                sample = model.test_step(pseudo_collate([packed]))[0]
-            labels.add(name, _mask_set(sample.pred_instances, tuple(sample.ori_shape)), masks)
+    n_done, failures = 0, []
+    for count, (path, image) in enumerate(loader, start=1):
+        try:
+            if isinstance(image, ImageError):
+                raise image
+            if image is not None:
+                name, masks, packed = image
+                with image_errors(path), torch.no_grad():
+                    sample = model.test_step(pseudo_collate([packed]))[0]
+                    predicted = _mask_set(sample.pred_instances, tuple(sample.ori_shape))
+                labels.add(name, predicted, masks)
+            n_done += 1
+        except (ImageError, TargetError) as error:  # the others can be labelled
+            print_log(f'image skipped: {error}', logger='current', level=logging.WARNING)
+            failures.append(error)
         if count % _LOG_EVERY == 0:
             print_log(f'Self-training: {count} of {len(images)} images', logger='current')
+    if failures and not n_done:
+        raise ImageError(f'none of {len(failures)} images can be labelled; the first: {failures[0]}')
 
 
 class _Unlabelled(Dataset):
-    """This process's share of the images, each with its name, old labels and network input; None for one that is done.
+    """This process's share of the images: path, and name, old labels and network input.
 
+    In the place of the latter stands None for an image that is done or not trained on, and an error for one that fails.
     Whether it is done is found out here, in a worker: the name of an image may stand in a file of its own.
     """
 
@@ -162,18 +177,20 @@ class _Unlabelled(Dataset):
     def __len__(self) -> int:
         return len(self.share)
 
-    def __getitem__(self, position: int) -> tuple[str, MaskSet, dict] | None:
+    def __getitem__(self, position: int) -> tuple[str, tuple[str, MaskSet, dict] | ImageError | None]:
         entry = self.dataset.get_data_info(self.share[position])
-        name = self.old.name(entry)
-        if self.done.is_current(name, Path(entry['img_path'])):
-            return None
+        path, name = entry['img_path'], self.old.name(entry)
+        if self.done.is_current(name, Path(path)):
+            return path, None
         try:
-            packed = self.pipeline(dict(entry))
+            with image_errors(path):
+                packed = self.pipeline(dict(entry))
+            if packed is None:  # the step has logged why
+                return path, None
+            masks = self.old.read(entry, tuple(packed['data_samples'].ori_shape))
         except ImageError as error:
-            print_log(f'image skipped: {error}', logger='current', level=logging.WARNING)
-            return None
-        masks = self.old.read(entry, tuple(packed['data_samples'].ori_shape))
-        return None if masks is None else (name, masks, packed)
+            return path, error
+        return path, None if masks is None else (name, masks, packed)
 
 
 def _first(batch: list) -> Any:
@@ -183,11 +200,12 @@ def _first(batch: list) -> Any:
 def _mask_set(instances: InstanceData, size_hw: tuple[int, int]) -> MaskSet:
     masks = instances.masks
     rles = masks if isinstance(masks, list) else encode_bitmaps(masks.cpu().numpy())
+    areas, boxes = areas_and_boxes(rles)  # those of a detector with a head for boxes are not those of its masks
     return MaskSet(
         rles=rles,
         scores=instances.scores.float().cpu().numpy(),
         parents=np.full(len(rles), -1),
-        areas=areas_and_boxes(rles)[0],
-        boxes_xyxy=instances.bboxes.float().cpu().numpy(),
+        areas=areas,
+        boxes_xyxy=boxes.astype(np.float32),
         size_hw=size_hw,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
 
+from unsam_mm.engine.channel_order import type_name
 from unsam_mm.engine.label_place import check_names, label_place
 from unsam_mm.engine.resume import POINTER
 from unsam_mm.engine.round_labels import RoundLabels, label_images
@@ -123,7 +124,7 @@ class UnSAMSelfTrainingHook(Hook):
         labels, dataset = self._labels(runner, number), runner.train_loop.dataset
         old = label_place(dataset)
         with self._predicting(runner):
-            weights = fingerprint(_module(runner.model).state_dict())
+            weights = tensors_digest(_module(runner.model).state_dict().items())
             runner.message_hub.update_info(_STATE, {**_predictors(runner), str(number): weights})
             if is_main_process():
                 labels.begin(weights, old, len(dataset), self._settings(runner))
@@ -204,7 +205,7 @@ class UnSAMSelfTrainingHook(Hook):
 
 
 def _image_pipeline(cfg: Any) -> list[dict]:
-    return [step for step in cfg.test_dataloader.dataset.pipeline if step['type'] not in _LABELLING_STEPS]
+    return [step for step in cfg.test_dataloader.dataset.pipeline if type_name(step) not in _LABELLING_STEPS]
 
 
 def _predictors(runner: Runner) -> dict[str, str]:
@@ -214,8 +215,3 @@ def _predictors(runner: Runner) -> dict[str, str]:
 
 def _module(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if is_model_wrapper(model) else model
-
-
-def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
-    """Tells models apart by their weights, whatever devices these are on."""
-    return tensors_digest(weights.items())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unsam_mm.coco_files.fields import entry_id, image_size, other_type_hint, repeated_id
+from unsam_mm.coco_files.fields import entry_id, image_size, listed_name, other_type_hint, repeated_id
 from unsam_mm.coco_files.matching import match_images
 from unsam_mm.coco_files.segmentations import PolygonFilter
 from unsam_mm.errors import StoreError, UnSAMError
@@ -90,7 +91,17 @@ def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bo
     if not names:
         raise StoreError(f'{path}: holds no pseudo-masks; make them with "python -m unsam_mm generate IMAGES {path}"')
     image_ids = _match(path, names, ground_truth, skip_unmatched)
-    return [record for name, image_id in image_ids.items() for record in store.read(name).to_coco(image_id)]
+    failed: dict[str, str] = {}
+    records = [
+        record for name, masks in store.read_each(image_ids, failed) for record in masks.to_coco(image_ids[name])
+    ]
+    if failed:  # a figure over fewer images, or with some as missed, is that of no set of predictions
+        files = ', '.join(store.path_of(name).relative_to(path).as_posix() for name in failed)
+        raise StoreError(
+            f'{path}: {len(failed)} of {len(image_ids)} files of masks are damaged; remove these, and make them again with '
+            f'"python -m unsam_mm generate IMAGES {path}": {files}'
+        )
+    return records
 
 
 def _rename_images(
@@ -98,9 +109,14 @@ def _rename_images(
 ) -> list[dict[str, Any]]:
     images = _read_images(path, data['images'])
     annotations = _with_ids(path, data['annotations'], 'annotation', 'image_id')
-    names = {image['id']: image.get('file_name') or image.get('coco_url') or '' for image in images}
+    names = {image['id']: listed_name(image) for image in images}
     if '' in names.values():
         raise StoreError(f'{path}: some images have no "file_name", so they cannot be paired with the ground truth')
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise StoreError(
+            f'{path}: several images have the name {some(twice)}, so they would be measured against the same ground truth; '
+            'keep one entry for each name'
+        )
     _check_listed(path, annotations, images)
     image_ids = _match(path, names.values(), ground_truth, skip_unmatched)
     _check_sizes(path, images, ground_truth, {image['id']: image_ids.get(names[image['id']]) for image in images})
@@ -125,13 +141,13 @@ def _match(path: Path, names: Iterable[str], ground_truth: Mapping[str, Any], sk
 def _check_sizes(
     path: Path, images: Iterable[Mapping[str, Any]], ground_truth: Mapping[str, Any], paired: Mapping[Any, Any]
 ) -> None:
-    """Raises `StoreError` if an image and its pair are stated to have other sizes: polygons do not tell by themselves."""
+    """Raises `StoreError` if an image and its pair are stated to have other sizes: polygons carry no image size."""
     truths = {image['id']: image_size(image) for image in ground_truth['images']}
     for image in images:
         found, expected = image_size(image), truths.get(paired[image['id']], (None, None))
         if None not in found + expected and found != expected:
             raise StoreError(
-                f'{path}: {image["file_name"] or image["coco_url"]} is {found[0]} x {found[1]} px (height x width), in the '
+                f'{path}: {listed_name(image)} is {found[0]} x {found[1]} px (height x width), in the '
                 f'ground truth {expected[0]} x {expected[1]}; masks must be given at the size of the original image'
             )
 
@@ -200,8 +216,7 @@ def _with_masks(path: Path | str, records: list[dict[str, Any]]) -> list[dict[st
     """The records that have a mask; one warning tells of the others."""
     polygons = PolygonFilter(str(path))
     kept = polygons(records)
-    polygons.check()
-    polygons.warn()
+    polygons.report()
     return kept
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unsam_mm.coco_files.fields import is_crowd, panoptic_segments
-from unsam_mm.coco_files.matching import match_images
-from unsam_mm.coco_files.segmentations import read_rles
+from unsam_mm.coco_files.fields import image_size, is_crowd, listed_name, panoptic_segments
+from unsam_mm.coco_files.matching import match_images, name_parts
+from unsam_mm.coco_files.segmentations import place_of, read_rles
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.evaluation.records import group_by_image, some
@@ -69,17 +69,15 @@ def coco_prompts(
 
     Raises:
         StoreError: If the file is not in COCO's form, an image or PNG is missing, or nothing is left.
-        UnSAMError: If an annotation belongs to no image.
     """
     truth = load_ground_truth(annotations)
     entries = {image['id']: image for image in truth['images']}
     if 'segments_info' in truth['annotations'][0]:
         groups = _read_panoptic(annotations, truth, masks)
     else:
-        things = [record for record in truth['annotations'] if not is_crowd(record)]
         groups = {
-            image_id: partial(_draw_records, records, (entries[image_id].get('height'), entries[image_id].get('width')))
-            for image_id, records in group_by_image(things, entries, 'ground-truth annotation').items()
+            image_id: partial(_draw_records, records, image_size(entries[image_id]), annotations)
+            for image_id, records in _things_by_image(annotations, truth['annotations'], entries).items()
         }
     chosen = [image for image_id, image in entries.items() if image_id in groups][:limit]
     if not chosen:
@@ -131,8 +129,30 @@ def folder_prompts(
     ][:limit]
 
 
-def _draw_records(records: list[Mapping[str, Any]], size_hw: tuple[int | None, int | None]) -> Iterator[Segment]:
-    for rle in read_rles(records, size_hw):
+def _things_by_image(
+    annotations: str | Path, records: list[dict[str, Any]], entries: Mapping[Any, Any]
+) -> dict[Any, list[Mapping[str, Any]]]:
+    things = []
+    for record in records:
+        try:
+            if not is_crowd(record):
+                things.append(record)
+        except UnSAMError as error:
+            raise StoreError(f'{annotations}: {place_of(record)}: {error}') from error
+    try:
+        return group_by_image(things, entries, 'ground-truth annotation')
+    except UnSAMError as error:
+        raise StoreError(f'{annotations}: {error}') from error
+
+
+def _draw_records(
+    records: list[Mapping[str, Any]], size_hw: tuple[int | None, int | None], annotations: str | Path
+) -> Iterator[Segment]:
+    try:
+        rles = read_rles(records, size_hw)
+    except UnSAMError as error:
+        raise StoreError(f'{annotations}: {error}') from error
+    for rle in rles:
         yield Segment(decode_rles([rle], tuple(rle['size']))[0])
 
 
@@ -153,7 +173,6 @@ def _read_panoptic(
 ) -> dict[Any, Callable[[], Iterator[Segment]]]:
     if masks is None:
         raise StoreError(f'{annotations}: its segments are PNG files; name their folder (--masks on the command line)')
-    known = {image['id'] for image in truth['images']}
     groups = {}
     missing = []
     for record in truth['annotations']:
@@ -161,13 +180,11 @@ def _read_panoptic(
             name, numbers, crowds = panoptic_segments(record)
         except UnSAMError as error:
             raise StoreError(
-                f'{annotations}: image {record["image_id"]} {error}, as the first one has; keep instances and the '
-                'panoptic form in files of their own'
+                f'{annotations}: {place_of(record)}: {error}; keep instances and the panoptic form in files of their '
+                'own'
             ) from error
         path = Path(masks) / name
         ids = [number for number, crowd in zip(numbers, crowds, strict=True) if not crowd]
-        if record['image_id'] not in known:
-            raise StoreError(f'{annotations}: {record["file_name"]} belongs to an image that "images" does not list')
         if not path.is_file():
             missing.append(record['file_name'])
         if ids:
@@ -207,10 +224,10 @@ def _find_images(folder: Path, annotations: str | Path, entries: list[Mapping[st
     if len(paths) == len(entries) and all(path.is_file() for path in paths.values()):
         return paths
     names = list(walk_images(folder))
-    ends = {Path(image.get('file_name') or image.get('coco_url') or '').name for image in entries}
-    matches = match_images([name for name in names if Path(name).name in ends], {'images': entries})
+    ends = {name_parts(listed_name(image))[-1:] for image in entries}
+    matches = match_images([name for name in names if name_parts(name)[-1:] in ends], {'images': entries})
     paths = {image_id: folder / name for name, image_id in matches.items()}
-    missing = [str(image.get('file_name') or image['id']) for image in entries if image['id'] not in paths]
+    missing = [listed_name(image) or str(image['id']) for image in entries if image['id'] not in paths]
     if missing:
         raise StoreError(
             f'{folder}: {len(missing)} of {len(entries)} images of {annotations} are not there ({some(missing)}); '

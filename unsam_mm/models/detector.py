@@ -82,7 +82,8 @@ def _check_parts(
     shapes = {name: weight.shape for name, weight in backbone.named_parameters()}
     fitting = {name for name, shape in shapes.items() if name in state_dict and state_dict[name].shape == shape}
     parts = {part_of(name) for name in fitting}
-    foreign = [name for name in state_dict if part_of(name) in parts and name not in backbone.state_dict()]
+    own = backbone.state_dict().keys()
+    foreign = [name for name in state_dict if part_of(name) in parts and name not in own]
     lacking = [name for name in shapes if part_of(name) in parts and name not in fitting]
     reshaped = [name for name in shapes if name in state_dict and name not in fitting]
     if not fitting or foreign or lacking or reshaped:

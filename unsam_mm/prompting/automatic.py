@@ -19,7 +19,7 @@ from unsam_mm.prompting.predictor import UnSAMPredictor
 from unsam_mm.prompting.windows import MaskCrop
 from unsam_mm.rle import Rle, decode_crop, decode_rles, encode_crop, rle_to_json, run_edges
 
-_NEIGHBOURS = np.ones((3, 3), bool)  # pixels that touch at a corner hang together
+_NEIGHBOURS = np.ones((3, 3), bool)  # pixels are 8-connected
 _POINT_SIDE_PX = 1024  # of the picture of a mask in which its point is looked for
 
 
@@ -189,7 +189,7 @@ def _clean_crop(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> MaskCrop:
     """A mask as Segment Anything's `remove_small_regions` leaves it: first holes are filled, then parts are removed."""
     height, width = rle['size']
     x0, y0, x1, y1 = (int(side) for side in box_xyxy)
-    # What surrounds a mask is no hole in it, unless the image ends there: so much of it is looked at as tells which.
+    # The box is padded by `min_area_px`, so that background is not taken for a hole.
     x0, y0, x1, y1 = (
         max(x0 - min_area_px, 0),
         max(y0 - min_area_px, 0),

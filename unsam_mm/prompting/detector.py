@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _SCALE = (1333, 800)  # longest and shortest edge of the released evaluation
+_PREPARING = ('_channel_conversion', 'pad_size_divisor', 'pad_value')  # settings of MMEngine's image preprocessor
 _PROMPTS_AT_ONCE = 32
 _GRANULARITIES = np.linspace(0, 1, 17)  # that a trained head is asked for: each 1.8 times the area of the one before
 
@@ -36,6 +37,8 @@ class DetectorEngine:
         model: The detector.
         scale: Longest and shortest edge, in pixels, that images are resized to fit.
         device: Torch device.
+        channel_order: 'rgb' or 'bgr', in which the detector's preprocessor was given images in training. By default
+            'bgr' for a preprocessor that swaps channels, as ``bgr_to_rgb=True`` does, else 'rgb'.
 
     Raises:
         UnSAMError: If the head answers no prompts.
@@ -43,7 +46,13 @@ class DetectorEngine:
 
     name = 'detector'
 
-    def __init__(self, model: nn.Module, scale: tuple[int, int] = _SCALE, device: str = 'cpu') -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        scale: tuple[int, int] = _SCALE,
+        device: str = 'cpu',
+        channel_order: str | None = None,
+    ) -> None:
         from unsam_mm.models.prompt_head import UnSAMPromptHead
 
         self._head = getattr(model.mask_head, 'prompts', model.mask_head)
@@ -53,6 +62,9 @@ class DetectorEngine:
                 'or UnSAMJointHead'
             )
         self._model, self._scale, self.device = model.eval().requires_grad_(False).to(device), tuple(scale), str(device)
+        # MMEngine keeps no other note of `bgr_to_rgb`.
+        swaps = getattr(model.data_preprocessor, '_channel_conversion', False)
+        self._channel_order = channel_order or ('bgr' if swaps else 'rgb')
         self._signature: str | None = None
         self.reset_image()
 
@@ -60,7 +72,7 @@ class DetectorEngine:
     def from_config(cls, config: str | Path, checkpoint: str | Path, device: str = 'cpu') -> DetectorEngine:
         """From a config and a checkpoint of its model, such as `python -m unsam_mm convert` writes.
 
-        Images are resized as in the config's test.
+        Images are resized, and their channels ordered, as in the config's test.
 
         Raises:
             WeightsError: If the checkpoint cannot be read or is of another model.
@@ -71,6 +83,7 @@ class DetectorEngine:
         from mmengine.registry import DefaultScope
 
         import unsam_mm.models  # noqa: F401  (registers the models)
+        from unsam_mm.engine.channel_order import LOADERS, loaded_order, steps_of_type
         from unsam_mm.models.foreign_checkpoints import read_checkpoint
 
         settings, state = Config.fromfile(config), read_checkpoint(Path(checkpoint))
@@ -81,16 +94,19 @@ class DetectorEngine:
         except RuntimeError as error:  # names that the model has not
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f'{checkpoint}: not a checkpoint of the model in {config}: {reason}') from error
-        loader = settings.get('test_dataloader') or {'dataset': {'pipeline': []}}
-        scales = [step.scale for step in loader['dataset']['pipeline'] if step.type == 'Resize']
-        return cls(model, scales[0] if scales else _SCALE, device)
+        dataloader = settings.get('test_dataloader')
+        scales = (step['scale'] for step in steps_of_type(dataloader, 'Resize') if step.get('scale'))
+        orders = map(loaded_order, steps_of_type(dataloader, *LOADERS))
+        return cls(model, next(scales, _SCALE), device, next(orders, None))
 
     @property
     def signature(self) -> str:
-        """Of the layers and weights of the detector, and of the size that images are resized to."""
+        """Of the layers and weights of the detector, and of what is done to images before."""
         if self._signature is None:
             values = itertools.chain(self._model.named_parameters(), self._model.named_buffers())
-            described = f'{self._model} {self._scale} {tensors_digest(values)}'
+            # Neither the layers nor the weights tell these.
+            prepared = [getattr(self._model.data_preprocessor, name, None) for name in _PREPARING]
+            described = f'{self._model} {self._scale} {self._channel_order} {prepared} {tensors_digest(values)}'
             self._signature = hashlib.sha256(described.encode()).hexdigest()[:12]
         return self._signature
 
@@ -107,9 +123,7 @@ class DetectorEngine:
 
         from unsam_mm.models.prompt_inputs import Frames
 
-        # MMEngine keeps no other note of `bgr_to_rgb`, with which a preprocessor turns the channels of its input round.
-        takes_bgr = getattr(self._model.data_preprocessor, '_channel_conversion', False)
-        image = np.ascontiguousarray(rgb[..., ::-1] if takes_bgr else rgb)
+        image = np.ascontiguousarray(rgb[..., ::-1] if self._channel_order == 'bgr' else rgb)
         resized = np.ascontiguousarray(mmcv.imrescale(image, self._scale))
         sample = DetDataSample(metainfo={'ori_shape': rgb.shape[:2], 'img_shape': resized.shape[:2]})
         with torch.no_grad():

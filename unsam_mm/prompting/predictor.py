@@ -203,8 +203,8 @@ class UnSAMPredictor:
         """Takes the place of `set_image`; neither the image nor the ViT is needed.
 
         Raises:
-            StoreError: If the file is missing, damaged or of the other engine.
-            UnSAMError: If its regions are of another kind than the weights read.
+            StoreError: If the file is missing or of the other engine.
+            DamagedError: If it is damaged, or its regions are of another kind than the weights read.
         """
         arrays = load_arrays(path, self.engine.name)
         try:

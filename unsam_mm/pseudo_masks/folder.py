@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from unsam_mm.errors import ImageError, TargetError, UnSAMError, WeightsError, explained, one_line
+from unsam_mm.errors import ImageError, TargetError, UnSAMError, image_errors, one_line
 from unsam_mm.files import atomic_writer, check_writable, fitting_name, remove_leftovers
 from unsam_mm.fingerprints import image_stamp
 from unsam_mm.images import IMAGE_SUFFIXES, list_images, read_image
@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 _SUFFIX = '.txt'
 _INTERRUPTED = 'the run ended during this image; it is tried again after the others'
 _LOST = (
-    '{}: the worker process ended over it, twice, perhaps for lack of memory; make the image smaller, or run again with '
-    'fewer --workers'
+    '{}: the worker process ended twice while processing it, perhaps for lack of memory; make the image smaller, or run '
+    'again with fewer --workers'
 )
 
 Result = tuple[str, str | None]
@@ -266,17 +266,11 @@ class ImageWorker:
 
     def _failure(self, path: Path, name: str) -> str | None:
         try:
-            stamp = image_stamp(path)
-            masks = self._generator(read_image(path)).select(self._max_masks)
-        except ImageError as error:
-            return str(error)
-        except WeightsError:  # all images would fail alike
-            raise
-        except Exception as error:  # noqa: BLE001 - one image among millions must not end the run
-            _log.debug('%s', path, exc_info=True)
-            return f'{path}: {explained(error)}'
-        try:
+            with image_errors(path):
+                stamp = image_stamp(path)
+                masks = self._generator(read_image(path)).select(self._max_masks)
             self._store.write(name, masks, stamp)
-        except TargetError as error:  # the others can be written
+        except (ImageError, TargetError) as error:  # the others can be done
+            _log.debug('%s', path, exc_info=True)
             return str(error)
         return None

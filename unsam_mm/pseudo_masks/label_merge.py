@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class MergeReport:
         added: Labels added.
         kept: Pseudo-masks kept.
         dropped: Pseudo-masks left out, since they overlap an added label.
+        failed: Images left out, since their masks or labels cannot be read: an error message each.
     """
 
     matched: int = 0
@@ -51,6 +52,7 @@ class MergeReport:
     added: int = 0
     kept: int = 0
     dropped: int = 0
+    failed: list[str] = field(default_factory=list)
 
 
 def merge_ground_truth(
@@ -59,7 +61,8 @@ def merge_ground_truth(
     """Writes the UnSAM+ set: all human labels, and the pseudo-masks that overlap none of them.
 
     Crowd regions count as any other mask. Images are matched by name (see `unsam_mm.evaluation.match_images`); those
-    of one side alone are written too, with the labels that they have.
+    of one side alone are written too, with the labels that they have. An image whose masks or labels cannot be read is left
+    out, and the report says why.
 
     Args:
         masks: Folder of pseudo-masks.
@@ -69,7 +72,8 @@ def merge_ground_truth(
         max_iou: A pseudo-mask with a larger IoU with any human label is left out.
 
     Raises:
-        StoreError: If no image matches, a file is broken, or the target cannot be written.
+        StoreError: If no image matches, the labels' file is broken or none of its images can be joined, or the target
+            cannot be written.
         UnSAMError: If `max_iou` lies outside [0, 1].
     """
     check_result_file(target, masks, ground_truth)
@@ -99,7 +103,8 @@ def merge_predictions(
             predictions that says so itself is believed.
 
     Raises:
-        StoreError: If no image matches, a file is broken, or the target cannot be written.
+        StoreError: If no image matches, the labels' file is broken or none of its images can be joined, or the target
+            cannot be written.
         UnSAMError: If a threshold lies outside [0, 1].
     """
     check_result_file(target, masks, predictions, images)
@@ -118,29 +123,42 @@ def _merge(
     report = MergeReport()
     with coco_writer(target, _info(store, source, kind, supervised)) as writer:
         for name in names:
-            masks = store.read(name)
-            added: list[Record] = []
-            if name in numbers:
-                _, size_hw, added = source.read(numbers[name])
-                where = f'{source.path}, {name}'
-                added, rles = _checked(added, _same_size(size_hw, masks.size_hw, where), where)
-                apart = without_overlap(masks, rles, max_iou)
-            else:
-                apart = masks
+            try:
+                masks = store.read(name)
+                added, rles = _read_added(source, numbers[name], name, masks.size_hw) if name in numbers else ([], [])
+            except StoreError as error:
+                report.failed.append(str(error))
+                continue
+            apart = without_overlap(masks, rles, max_iou)
             writer.add(name, masks.size_hw, _joined(added, kind, apart))
             report.matched += name in numbers
+            report.only_pseudo += name not in numbers
             report.added, report.kept = report.added + len(added), report.kept + len(apart)
             report.dropped += len(masks) - len(apart)
-        report.only_pseudo = len(names) - report.matched
         taken = set(numbers.values())
         for number in (number for number in range(source.count) if number not in taken):
-            name, size_hw, added = source.read(number)
-            added, _ = _checked(added, size_hw, f'{source.path}, {name}')
+            try:
+                name, size_hw, added = source.read(number)
+                added, _ = _checked(added, size_hw, f'{source.path}, {name}')
+            except StoreError as error:
+                report.failed.append(str(error))
+                continue
             writer.add(name, size_hw, _joined(added, kind))
             report.only_added += 1
             report.added += len(added)
+        if report.failed and not report.matched + report.only_added:
+            raise StoreError(f'no labels are left to be joined, {len(report.failed)} images failed: {report.failed[0]}')
         source.warn()
     return report
+
+
+def _read_added(
+    source: LabelSource, number: int, name: str, size_hw: tuple[int, int]
+) -> tuple[list[Record], list[Rle]]:
+    """The records that are added to the pseudo-masks of an image of this size, and their masks."""
+    where = f'{source.path}, {name}'
+    _, stated_hw, added = source.read(number)
+    return _checked(added, _same_size(stated_hw, size_hw, where), where)
 
 
 def without_overlap(masks: MaskSet, added: Sequence[Rle], max_iou: float) -> MaskSet:

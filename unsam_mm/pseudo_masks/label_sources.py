@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unsam_mm.coco_files.fields import image_size, number_in
+from unsam_mm.coco_files.fields import image_size, listed_name, number_in
 from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
 from unsam_mm.coco_files.matching import match_images, name_parts
 from unsam_mm.coco_files.segmentations import PolygonFilter, place_of
@@ -44,7 +44,12 @@ class LabelSource(Protocol):
         """Number of the image of each name; names without labels are left out."""
 
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
-        """Name, size and records of one image; a ``parent`` is an index in the list of records."""
+        """Name, size and records of one image; a ``parent`` is an index in the list of records.
+
+        Raises:
+            StoreError: If the labels of this image cannot be read.
+            UnSAMError: If no labels can be read any more.
+        """
 
     def warn(self) -> None:
         """Warns of what was left out of the records that were read: polygons that enclose nothing.
@@ -135,7 +140,10 @@ class CocoFile:
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
         """See `LabelSource`."""
         _, name, height, width = self._index.images[number]
-        records = self._index.read_records(number)
+        try:
+            records = self._index.read_records(number)
+        except StoreError as error:  # the file has changed, which concerns all images
+            raise UnSAMError(str(error)) from error
         if self._min_score is not None:
             scored = [{**record, 'score': _score_of(record, self.path)} for record in records]
             records = [record for record in scored if record['score'] > self._min_score]
@@ -143,8 +151,7 @@ class CocoFile:
 
     def warn(self) -> None:
         """See `LabelSource`."""
-        self._polygons.check()
-        self._polygons.warn(stacklevel=3)
+        self._polygons.report(stacklevel=3)
 
     def _read_info(self, info: Any) -> None:
         if self.supervised is None and isinstance(info, dict):
@@ -197,8 +204,7 @@ class Sa1bFolder:
 
     def warn(self) -> None:
         """See `LabelSource`."""
-        self._polygons.check()
-        self._polygons.warn(stacklevel=3)
+        self._polygons.report(stacklevel=3)
 
 
 class PredictedFolder:
@@ -254,8 +260,8 @@ def _names_by_id(path: str | Path) -> dict[Any, str]:
 
 
 def _named(image: Mapping[str, Any], path: str | Path) -> str:
-    name = image.get('file_name') or image.get('coco_url')
-    if not isinstance(name, str):
+    name = listed_name(image)
+    if not isinstance(name, str) or not name:
         raise StoreError(f'{path}: image {image.get("id")} has no "file_name", so labels cannot be matched by name')
     return name
 

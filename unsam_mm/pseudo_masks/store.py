@@ -10,7 +10,9 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from unsam_mm.coco_files.fields import image_size
 from unsam_mm.coco_files.writer import coco_writer
-from unsam_mm.errors import StoreError, TargetError, explained
+from unsam_mm.errors import StoreError, TargetError, UnSAMError, explained
 from unsam_mm.files import fitting_name, is_fitted, read_json, write_json
 from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
@@ -90,7 +92,7 @@ class PseudoMaskStore:
             return False
 
     def names(self) -> list[str]:
-        """All images that there is a file of this store for, sorted. Only the beginning of each file is read.
+        """All images that there is a file of this store for, damaged or not, sorted. Only the ends of each file are read.
 
         Raises:
             StoreError: If there is no such folder, or it cannot be read.
@@ -118,7 +120,10 @@ class PseudoMaskStore:
                 inside, _ = _look_into(os.path.join(folder, file))  # noqa: PTH118 - a million of them
                 if inside is not None and is_fitted(file) and not name.lower().endswith(IMAGE_SUFFIXES):
                     name = inside.rpartition('/')[2]
-                if inside is not None and fitting_name(name, _SUFFIX) == file:
+                is_ours = inside is not None
+                with suppress(OSError):  # a file that may not be read is not ours
+                    is_ours = is_ours or _is_cut_off(Path(folder, file), f'{prefix}{name}')
+                if is_ours and fitting_name(name, _SUFFIX) == file:
                     yield f'{prefix}{name}', f'{prefix}{file}'
 
     def finished_names(self) -> list[str]:
@@ -139,23 +144,30 @@ class PseudoMaskStore:
 
         Args:
             name: Of the image.
-            masks: To be stored.
+            masks: To be stored; areas and boxes are written as those of the run lengths.
             stamp: What `unsam_mm.fingerprints.image_stamp` gave before the image was read.
 
         Raises:
             TargetError: If the disk takes no file of this name, or something that is not of this store has its place.
-            StoreError: If the folder cannot be written or the disk is full.
+            StoreError: If the folder cannot be written or the disk is full, or run lengths are malformed or of another size.
         """
         height, width = masks.size_hw
         image = {'file_name': name, 'height': int(height), 'width': int(width)}
         path = self.path_of(name)
         if _is_foreign(path, name):
             raise TargetError(
-                f'{path}: is not of this package and has the place of the masks of {name}; move it, or choose another folder'
+                f'{path}: exists and was not written by unsam_mm; it would be overwritten by the masks of {name}; move it, or '
+                'choose another folder'
             )
         if stamp is not None:
             image[_STAMP] = stamp
-        write_json(path, {'image': image, 'annotations': _annotations(masks)})
+        try:
+            rles = rles_from_json(masks.rles, (height, width))
+        except UnSAMError as error:
+            raise StoreError(f'{path}: cannot be written: {error}') from error
+        areas, boxes = areas_and_boxes(rles)
+        measured = replace(masks, rles=rles, areas=areas, boxes_xyxy=boxes.astype(np.float32))
+        write_json(path, {'image': image, 'annotations': _annotations(measured)})
 
     def read(self, name: str) -> MaskSet:
         """The masks of one image.
@@ -166,6 +178,21 @@ class PseudoMaskStore:
         path = self.path_of(name)
         return _mask_set(read_json(path), path)
 
+    def read_each(self, names: Iterable[str], failed: dict[str, str]) -> Iterator[tuple[str, MaskSet]]:
+        """Each image with its masks; those whose file cannot be read are left out.
+
+        Args:
+            names: Of the images.
+            failed: Gets the error message by name of each image that is left out.
+        """
+        for name in names:
+            try:
+                masks = self.read(name)
+            except StoreError as error:
+                failed[name] = str(error)
+            else:
+                yield name, masks
+
     def read_current(self, name: str, image: Path) -> MaskSet:
         """The masks of one image, which was not exchanged for another since.
 
@@ -175,7 +202,7 @@ class PseudoMaskStore:
         path = self.path_of(name)
         content = read_json(path)
         if not is_current(path, image, _stamp(content)):
-            raise StoreError(f'{path}: the masks are of another file than {image} is now; make them again')
+            raise StoreError(f'{path}: the masks were made from an earlier version of {image}; make them again')
         return _mask_set(content, path)
 
     def describe(self, settings: dict[str, Any]) -> None:
@@ -220,6 +247,11 @@ class PseudoMaskStore:
         manifest = self.root / MANIFEST
         if not manifest.exists():
             return {}
+        if was_cut_short(manifest):
+            raise StoreError(
+                f'{manifest}: is empty or was cut short, so nothing says how the masks were made; make them again with '
+                '"generate" and --overwrite'
+            )
         noted = read_json(manifest)
         if (
             not isinstance(noted, dict)
@@ -237,7 +269,8 @@ class PseudoMaskStore:
         Raises:
             StoreError: If a file cannot be removed, or the note is not of this package.
         """
-        self._noted()
+        if not was_cut_short(self.root / MANIFEST):
+            self._noted()
         if not self.root.is_dir():
             return
         try:
@@ -249,24 +282,25 @@ class PseudoMaskStore:
                 f'{error.filename}: cannot be removed ({error.strerror}); choose another folder'
             ) from error
 
-    def merge(self, target: str | Path) -> tuple[int, int]:
+    def merge(self, target: str | Path) -> tuple[int, int, dict[str, str]]:
         """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
 
-        Its "info" says whether human labels had a part in the masks.
+        Its "info" says whether human labels had a part in the masks. Images whose file is damaged are left out.
 
         Returns:
-            The numbers of images and of masks.
+            The numbers of images and of masks, and the error message by name of each image that is left out.
 
         Raises:
-            StoreError: If the folder holds no masks, a file is broken, or the target cannot be written.
+            StoreError: If the folder holds no masks, no file of them can be read, or the target cannot be written.
         """
-        names = self.finished_names()
+        names, failed = self.finished_names(), {}
         info = {'description': 'UnSAM pseudo-masks', _MARK: self.supervised, 'label_sources': self.label_sources}
         with coco_writer(target, info) as writer:
-            for name in names:
-                masks = self.read(name)
+            for name, masks in self.read_each(names, failed):
                 writer.add(name, masks.size_hw, masks.to_coco(image_id=0))
-        return len(names), writer.n_masks
+            if not writer.n_images:
+                raise StoreError(f'{self.root}: none of {len(names)} files can be read; the first: {failed[names[0]]}')
+        return writer.n_images, writer.n_masks, failed
 
 
 def _look_into(path: str | Path) -> tuple[str | None, bool]:
@@ -315,6 +349,15 @@ def _is_cut_off(path: Path, name: str) -> bool:
     return start.startswith(found) or (found.startswith(start) and not _is_json(found))
 
 
+def was_cut_short(note: Path) -> bool:
+    """Whether the note of a folder is empty, or the beginning of one, as after a power failure; others are not ours."""
+    try:
+        content = note.read_bytes().strip(b'\0')
+    except OSError:
+        return False
+    return not content or (content.startswith(b'{') and b'\n' not in content and not _is_json(content))
+
+
 def _is_json(content: bytes) -> bool:
     try:
         json.loads(content)
@@ -349,7 +392,7 @@ def _mask_set(content: Any, path: Path) -> MaskSet:
         image, annotations = content['image'], content['annotations']
         height, width = image_size(image)
         if height is None or width is None:
-            raise ValueError('"image" has no height or no width')
+            raise UnSAMError('"image" has no height or no width')
         rles = rles_from_json([record['segmentation'] for record in annotations], (height, width))
         areas, boxes = areas_and_boxes(rles)
         _check_stated(annotations, areas, boxes)
@@ -372,24 +415,24 @@ def _check_stated(annotations: list[dict[str, Any]], areas: np.ndarray, boxes: n
     stated = _numbers(annotations, 'area', np.nan)
     if (wrong := ~np.isnan(stated) & (stated != areas)).any():
         at = int(wrong.argmax())
-        raise ValueError(f'mask {at} has {areas[at]} px, its "area" is {stated[at]:.12g}')
+        raise UnSAMError(f'mask {at} has {areas[at]} px, its "area" is {stated[at]:.12g}')
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     for at, record in enumerate(annotations):
         if record.get('bbox') is not None and record['bbox'] != sides[at].tolist():
-            raise ValueError(f'mask {at} has the box {sides[at].tolist()}, its "bbox" is {str(record["bbox"])[:60]}')
+            raise UnSAMError(f'mask {at} has the box {sides[at].tolist()}, its "bbox" is {str(record["bbox"])[:60]}')
 
 
 def _parents(annotations: list[dict[str, Any]]) -> np.ndarray:
     parents = _numbers(annotations, 'parent', -1.0)
     if (wrong := parents[~((parents >= -1) & (parents < len(annotations)) & (parents == np.floor(parents)))]).size:
-        raise ValueError(f'parent {wrong[0]:.12g} among {len(annotations)} masks')
+        raise UnSAMError(f'parent {wrong[0]:.12g} among {len(annotations)} masks')
     return parents.astype(np.int64)
 
 
 def _scores(annotations: list[dict[str, Any]]) -> np.ndarray:
     scores = _numbers(annotations, 'predicted_iou')
     if (wrong := scores[~((scores >= 0) & (scores <= 1))]).size:
-        raise ValueError(f'"predicted_iou" is {wrong[0]:.12g}; expected a number in [0, 1]')
+        raise UnSAMError(f'"predicted_iou" is {wrong[0]:.12g}; expected a number in [0, 1]')
     return scores.astype(np.float32)
 
 
@@ -398,5 +441,5 @@ def _numbers(annotations: list[dict[str, Any]], key: str, default: float | None 
     values = [record[key] if default is None else record.get(key, default) for record in annotations]
     if not set(map(type, values)) <= {int, float}:
         wrong = next(value for value in values if type(value) not in (int, float))
-        raise ValueError(f'"{key}" is {str(wrong)[:40]!r}; expected a number')
+        raise UnSAMError(f'"{key}" is {str(wrong)[:40]!r}; expected a number')
     return np.array(values, np.float64)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unsam_mm.errors import DamagedError, ImageError, StoreError, UnSAMError, WeightsError, explained
+from unsam_mm.errors import DamagedError, ImageError, StoreError, TargetError, UnSAMError, image_errors
+from unsam_mm.files import check_writable, fitting_name
 from unsam_mm.fingerprints import image_stamp, is_current
 from unsam_mm.images import read_image
 from unsam_mm.processes import available_cores, in_processes
@@ -22,7 +23,7 @@ from unsam_mm.region_model.tokenizer import ALGORITHM, RegionTokenizer
 from unsam_mm.region_model.tokens import MAX_TOKENS, RegionTokens, TokenMasks, read_notes
 from unsam_mm.weights import cache_dir
 
-_LOST = '{}: the worker process ended over it, twice, perhaps for lack of memory; use fewer prepare_workers'
+_LOST = '{}: the worker process ended twice while processing it, perhaps for lack of memory; use fewer prepare_workers'
 _MOST_WORKERS = 8  # where nobody said how many: memory may be scarcer than cores
 
 
@@ -84,9 +85,8 @@ class RegionStore:
     def path_of(self, place: ImagePlace) -> Path:
         """Where the tokens of an image are kept."""
         root = Path(place.root).resolve()
-        base = Path(self.folder).expanduser() if self.folder else cache_dir() / 'region_tokens'
         digest = hashlib.blake2b(str(root).encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
-        return base / f'{root.name}-{digest}' / self.signature / f'{place.name}.npz'
+        return self._base / f'{root.name}-{digest}' / self.signature / fitting_name(place.name, '.npz')
 
     def has(self, place: ImagePlace) -> bool:
         """Whether there are tokens of the image.
@@ -107,7 +107,7 @@ class RegionStore:
         """
         path = self.path_of(place)
         if not self._is_current(place):
-            raise StoreError(f'{path}: the tokens are of another file than {place.path} is now; make them again')
+            raise StoreError(f'{path}: the tokens were made from an earlier version of {place.path}; make them again')
         tokens, masks = RegionTokens.load(path), TokenMasks.load(path)
         if masks.shares.shape[1] != len(tokens) or (masks.areas_px > tokens.labels.size).any():
             raise DamagedError(f'{path}: tokens and masks do not belong together; remove the file and make it again')
@@ -117,13 +117,19 @@ class RegionStore:
         """Makes the tokens of an image and keeps them.
 
         Raises:
-            ImageError: If the image cannot be read.
+            ImageError: If the image cannot be read, or no tokens can be made of it.
+            TargetError: If the disk takes no file of this name.
             StoreError: If the folder cannot be written or the disk is full.
         """
-        stamp = image_stamp(place.path)
-        tokens, masks = tokenizer.with_masks(read_image(place.path), max_masks=self.max_masks)
+        with image_errors(place.path):
+            stamp = image_stamp(place.path)
+            tokens, masks = tokenizer.with_masks(read_image(place.path), max_masks=self.max_masks)
         tokens.save(self.path_of(place), masks, json.dumps(stamp))
         return tokens, masks
+
+    @property
+    def _base(self) -> Path:
+        return Path(self.folder).expanduser() if self.folder else cache_dir() / 'region_tokens'
 
     def _is_current(self, place: ImagePlace) -> bool:
         path = self.path_of(place)
@@ -160,6 +166,7 @@ class RegionStore:
         failed = {}
         if not waiting:
             return failed
+        check_writable(self._base)  # what one image alone fails at does not end the run
         bar = tqdm(
             total=len(places),
             initial=len(places) - len(waiting),
@@ -194,10 +201,6 @@ class _Maker:
     def __call__(self, place: ImagePlace) -> str | None:
         try:
             self._store.make(place, self._tokenizer)
-        except ImageError as error:
+        except (ImageError, TargetError) as error:  # the others can be done
             return str(error)
-        except (StoreError, WeightsError):  # all images would fail alike
-            raise
-        except Exception as error:  # noqa: BLE001 - one image must not end the run
-            return f'{place.path}: {explained(error)}'
         return None
