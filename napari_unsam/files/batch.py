@@ -16,7 +16,7 @@ from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.formats import FORMATS
 from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import LabelledObjects
-from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError, WeightsError, explained, one_line
+from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError, image_errors, one_line
 from unsam_mm.files import atomic_writer, read_json, remove_leftovers, write_json
 from unsam_mm.image_files import MAX_PIXELS, read_pixels
 from unsam_mm.images import IMAGE_SUFFIXES
@@ -177,20 +177,14 @@ class BatchWorker:
         """The number of objects, and why the image failed; a bad image is reported, a bad disk ends the run."""
         path = self._images.path(name)
         try:
-            pixels = read_pixels(path, MAX_PIXELS)
-            labels, table = self._find(pixels, str(path))
-            objects = LabelledObjects(labels, table, Path(name).name, pixels.scale, pixels.units, pixels.axes)
-            measured = replace(objects, features=merged(table, measure(objects, pixels.channels)))
-        except ImageError as error:
-            return 0, str(error)
-        except WeightsError:  # all images would fail alike
-            raise
-        except Exception as error:  # noqa: BLE001 - one image must not end the run
-            _log.debug('%s', path, exc_info=True)
-            return 0, f'{path}: {explained(error)}'
-        try:
+            with image_errors(path):
+                pixels = read_pixels(path, MAX_PIXELS)
+                labels, table = self._find(pixels, str(path))
+                objects = LabelledObjects(labels, table, Path(name).name, pixels.scale, pixels.units, pixels.axes)
+                measured = replace(objects, features=merged(table, measure(objects, pixels.channels)))
             self._results.write(name, measured, self._formats)
-        except TargetError as error:  # the others can be written
+        except (ImageError, TargetError) as error:  # the others can be done
+            _log.debug('%s', path, exc_info=True)
             return 0, str(error)
         return len(table), None
 
