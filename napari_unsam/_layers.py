@@ -94,6 +94,11 @@ def is_of(layer: Layer, image: Image) -> bool:
     return layer.metadata.get(_SOURCE_KEY) == image.unique_id
 
 
+def holds_objects(layer: Layer) -> bool:
+    """Whether a layer holds the objects of an image."""
+    return isinstance(layer, Labels) and _SOURCE_KEY in layer.metadata
+
+
 def place_again(layer: Layer, frame: Frame) -> None:
     """Puts a layer where its image is now, if it is one that stays on that image, with its channels as they are."""
     *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))

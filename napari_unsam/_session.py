@@ -292,7 +292,10 @@ class ViewerSession:
         return layers.shapes
 
     def prepare(self) -> bool:
-        """Does one of the things that a first click and a first commit would wait for; returns whether one was left."""
+        """Does one of the things that a first click, a first commit and a first stroke in a layer of objects would wait for;
+        returns whether one was left."""
+        if self._objects.follow_next():
+            return True
         if self.controller.target is None:
             return False
         layers = self._prompt_layers

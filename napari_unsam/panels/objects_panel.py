@@ -18,21 +18,14 @@ from napari_unsam._words import counted, them
 from napari_unsam.files.series import LayerChanges, ReadMasks, place_objects, read_masks
 from napari_unsam.output.formats import FORMATS, READABLE, export, read_objects
 from napari_unsam.output.measurements import measure, merged
-from napari_unsam.output.objects import (
-    ArrayLike,
-    LabelledObjects,
-    Watched,
-    channels_of_layer,
-    object_boxes,
-    objects_of_layer,
-    parent_of,
-)
+from napari_unsam.output.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
 from napari_unsam.panels.controls import button, reporting_errors
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_unsam._inference import ProgressCallback
+    from napari_unsam._label_boxes import ArrayLike
     from napari_unsam._session import ViewerSession
 
 _NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
@@ -141,18 +134,14 @@ class ObjectsPanel(QWidget):
         if layer is None:
             self._say(_NONE, Level.PROBLEM)
             return
-        label, data = layer.selected_label, layer.data
-
-        def found(box: tuple[slice, ...] | None) -> None:
-            if box is None:
-                self._say(f'There is no object {label}; pick one with the pick tool (L).', Level.PROBLEM)
-                return
-            mask = np.asarray(layer.data[box]) == label
-            self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
-            self._say(f'Object {label} deleted; U brings it back.')
-
-        looking = f'Looking for object {label}'
-        self._run(looking, lambda progress: object_boxes(Watched(data, progress, looking)).get(label), found)
+        label = int(layer.selected_label)
+        box = self._session.region_of(label)
+        if box is None:
+            self._say(f'There is no object {label}; pick one with the pick tool (L).', Level.PROBLEM)
+            return
+        mask = np.asarray(layer.data[box]) == label
+        self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
+        self._say(f'Object {label} deleted; U brings it back.')
 
     def show_parent(self) -> None:
         """Selects the object that the selected one is a part of, in another layer if it lies there."""
