@@ -37,6 +37,7 @@ class ObjectWrite:
         label: The value to write; 0 erases.
         features: Columns of its row in the table: score, parent_id, level, ... `area_px` and `granularity` are counted.
         axes: The two axes of the array that its planes span, of which granularity is a share.
+        replaces: Only pixels that have this label when it is written are written to; None for all.
     """
 
     region: tuple[slice, ...]
@@ -44,6 +45,7 @@ class ObjectWrite:
     label: int
     features: Mapping[str, object] = field(default_factory=dict)
     axes: tuple[int, int] = (-2, -1)
+    replaces: int | None = None
 
 
 def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: bool = True) -> ObjectWrite | None:
@@ -263,7 +265,10 @@ class ObjectTable:
         for write in writes:
             self._grow({write.label: 1}, write.region)
             self._axes[write.label] = write.axes
-            change = pixel_changes.write(self.labels.data, write.region, write.mask, write.label)
+            mask = write.mask
+            if write.replaces is not None:
+                mask = mask & (np.asarray(self.labels.data[write.region]) == write.replaces)
+            change = pixel_changes.write(self.labels.data, write.region, mask, write.label)
             if change is not None:
                 changes.append(change)
         self._written([change.counts for change in changes])
