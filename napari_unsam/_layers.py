@@ -182,8 +182,9 @@ class ObjectLayers:
         """Adds an empty layer for the objects of an image, just above it, in its place in the world; hidden if not drawn.
 
         Raises:
-            UnSAMError: If there is not memory enough.
+            UnSAMError: If there is not memory enough, or the image has too many axes.
         """
+        frame.check_axes()
         image = frame.image
         try:
             array = np.zeros(frame.shape, np.uint32)

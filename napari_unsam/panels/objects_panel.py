@@ -19,7 +19,7 @@ from napari_unsam.files.series import LayerChanges, ReadMasks, place_objects, re
 from napari_unsam.output.formats import FORMATS, READABLE, export, read_objects
 from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
-from napari_unsam.panels.controls import button, reporting_errors
+from napari_unsam.panels.controls import button
 
 if TYPE_CHECKING:
     from napari.layers import Image
@@ -202,11 +202,12 @@ class ObjectsPanel(QWidget):
         grid.addWidget(self.delete_button, 2, 1)
         grid.addWidget(self.format_choice, 3, 0)
         grid.addWidget(self.export_button, 3, 1)
-        self.measure_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.measure()))
-        self.parent_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.show_parent()))
-        self.delete_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.delete()))
-        self.open_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.open()))
-        self.export_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.export()))
+        reporting = self._session.controller.reporting
+        self.measure_button.clicked.connect(reporting(lambda *_: self.measure()))
+        self.parent_button.clicked.connect(reporting(lambda *_: self.show_parent()))
+        self.delete_button.clicked.connect(reporting(lambda *_: self.delete()))
+        self.open_button.clicked.connect(reporting(lambda *_: self.open()))
+        self.export_button.clicked.connect(reporting(lambda *_: self.export()))
 
     def _emitters(self) -> list:
         events = self._session.viewer.layers.events

@@ -530,7 +530,7 @@ def test_the_strip_tells_about_every_slice(qtbot):
     assert 'known' in strip.words(1)
     assert 'IoU 0.50' in strip.words(2)
     assert 'ended' in strip.words(3)
-    assert 'not looked at' in strip.words(0)
+    assert 'not analysed' in strip.words(0)
 
 
 def test_beside_the_bars_there_is_no_slice(qtbot):
