@@ -326,9 +326,10 @@ def test_a_layer_of_which_the_highest_label_is_taken_says_what_to_do(desk):
         desk.write(desk.session.next_label(), (0, 0, 0), (1, 4, 4))
 
 
-def test_undo_and_redo_pass_over_an_array_of_another_shape_that_was_put_in_place(desk):
+@pytest.mark.parametrize('shape', [(2, 2, 2), (2, 2)])
+def test_undo_and_redo_pass_over_an_array_of_another_shape_that_was_put_in_place(desk, shape):
     desk.write(1, (0, 0, 0), (1, 4, 4))
-    desk.labels.data = np.full((2, 2, 2), 4, np.uint32)
+    desk.labels.data = np.full(shape, 4, np.uint32)
     desk.session.controller.undo()
     desk.session.controller.redo()
     assert (desk.labels.data == 4).all()
