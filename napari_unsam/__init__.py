@@ -4,6 +4,7 @@ The rooms, each importing only from itself and from those above it:
 
 - `_words`, `_torch`, `_gui_thread`, `_docked`, `_canvas`: words for counts; torch, Qt and napari kept from holding
   the window up, or bringing it down.
+- `_label_boxes`: the bounding boxes of the objects in an array.
 - `_prompts`, `_frame`, `_planes`: clicks, boxes, outlines and scribbles; where an image lies, and which plane of it is in view.
 - `_inference`, `_jobs`, `_settings`: the one thread in which models run, and the plugin's page in the preferences.
 - `state.history`, `state.embeddings`: undo and redo of everything; planes kept on disk.
@@ -11,7 +12,7 @@ The rooms, each importing only from itself and from those above it:
 - `_targets`, `_masks`, `_questions`, `_candidates`: what an engine is asked, and the masks to choose from.
 - `_engine`: what an engine knows of a plane.
 - `_actions`, `_answers`, `_controller`: the state of a segmentation, without Qt and without layers.
-- `_label_boxes`, `_pixel_changes`, `_commit`: writing objects into a Labels layer, undoable, and their rows in the features table.
+- `_pixel_changes`, `_commit`: writing objects into a Labels layer, undoable, and their rows in the features table.
 - `output`: measurements and file formats.
 - `_contours`, `_layers`, `_edits`, `_inputs`, `_placing`: the layers of the plugin, edits in them, mouse and keys.
 - `_objects`, `_asides`, `_stack`, `_session`: tie a controller to a viewer.

@@ -122,28 +122,30 @@ class Answers:
 
     def ask_near(self, plane: EmbeddedPlane, question: Question, area_px: float) -> None:
         """Asks for the mask nearest to an area, of a plane in windows, which has no tree to slide along."""
-        parts = (question.points_xy, question.labels, question.box_xyxy)
-        self._ask_exact(lambda _: plane.answer(*parts, area_px))
+        self._ask_exact(lambda _: plane.answer(*question.parts, area_px), _NOTHING_THERE)
 
     def ask_beyond(self, plane: EmbeddedPlane, question: Question, steps: int) -> None:
         """Asks for a mask larger than the one on screen for positive steps, smaller for negative ones; see `ask_near`."""
-        parts, shown_px = (question.points_xy, question.labels, question.box_xyxy), self.candidates.shown.area_px
+        shown_px = self.candidates.shown.area_px
 
-        def look(_: object) -> list[PlaneMask]:
+        def look(progress: ProgressCallback) -> list[PlaneMask]:
             area_px = shown_px
             while 1 <= area_px <= np.prod(plane.size_hw):
+                progress(0.0, _EXACT)  # raises if another question is asked
                 area_px *= 10 ** (steps / _STEPS_PER_DECADE)
-                found = plane.answer(*parts, area_px)
+                found = plane.answer(*question.parts, area_px)
                 if not found or (found[0].area_px - shown_px) * steps > 0:
                     return found
             return []
 
-        self._ask_exact(look)
+        self._ask_exact(look, f'This is the {"coarsest" if steps > 0 else "finest"} mask.')
 
-    def _ask_exact(self, ask: Callable[[ProgressCallback], list[PlaneMask]]) -> None:
+    def _ask_exact(self, ask: Callable[[ProgressCallback], list[PlaneMask]], nothing: str) -> None:
         def answered(found: list[PlaneMask]) -> None:
             if found:
                 self.choose(self.candidates.with_exact(found[0]))
+            else:
+                self._tell(Status(nothing))
 
         self._jobs.start(Lane.CLICK, _EXACT, ask, answered, self._failed)
 
@@ -158,6 +160,5 @@ class Answers:
 
 
 def _answer(plane: EmbeddedPlane, question: Question, **count: int) -> Candidates:
-    parts = (question.points_xy, question.labels, question.box_xyxy)
-    answers = plane.answer(*parts, mask=question.mask, **count)
-    return Candidates.of_answers(answers, plane.chain(*parts), plane.hierarchy)
+    answers = plane.answer(*question.parts, mask=question.mask, **count)
+    return Candidates.of_answers(answers, plane.chain(*question.parts), plane.hierarchy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from napari_unsam import _pixel_changes as pixel_changes
-from napari_unsam._label_boxes import boxes_in
-from napari_unsam._pixel_changes import Counts, PixelChange, Region, total
+from napari_unsam._label_boxes import ArrayLike, Region, around, object_boxes
+from napari_unsam._pixel_changes import Counts, PixelChange, areas_in, total
 from unsam_mm.granularity import area_granularity
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class ObjectWrite:
         label: The value to write; 0 erases.
         features: Columns of its row in the table: score, parent_id, level, ... `area_px` and `granularity` are counted.
         axes: The two axes of the array that its planes span, of which granularity is a share.
+        replaces: Only pixels that have this label when it is written are written to; None for all.
     """
 
     region: tuple[slice, ...]
@@ -43,6 +45,7 @@ class ObjectWrite:
     label: int
     features: Mapping[str, object] = field(default_factory=dict)
     axes: tuple[int, int] = (-2, -1)
+    replaces: int | None = None
 
 
 def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: bool = True) -> ObjectWrite | None:
@@ -101,7 +104,7 @@ def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[i
 class WriteObjects:
     """Objects written into a Labels layer as one action; also erases and overwrites.
 
-    Taken back, it leaves alone what others have made of its pixels meanwhile. Its masks are not kept, only what it has changed.
+    Taken back, it leaves pixels alone that were changed since. Its masks are not kept, only what it has changed.
 
     Args:
         name: What the user did.
@@ -125,18 +128,37 @@ class WriteObjects:
         self.name, self._table, self._on_written, self._bring_back = name, table, on_written, bring_back
         self._writes: tuple[ObjectWrite, ...] = tuple(writes)
         self._labels = [write.label for write in writes if write.label]
-        self._changes: list[PixelChange] | None = None
+        self._changes: Sequence[PixelChange] | None = None
         self._rows: pd.DataFrame | None = None  # of these labels: as they were, or once taken back, as they are to be
         self.nbytes = 0
+
+    @classmethod
+    def painted(
+        cls,
+        table: ObjectTable,
+        changes: Sequence[PixelChange],
+        on_written: Callable[[], None] = lambda: None,
+        bring_back: Callable[[], None] = lambda: None,
+    ) -> WriteObjects:
+        """What napari's tools have painted, done already.
+
+        Args:
+            table: Of the layer.
+            changes: In their order.
+            on_written: See the class.
+            bring_back: See the class.
+        """
+        action = cls(_painting_name(changes), table, (), on_written, bring_back)
+        action._keep(table.rows_of(()), changes)
+        return action
 
     def do(self) -> None:
         """Writes them in one go."""
         self._bring_back()
         if self._changes is None:
-            self._rows = self._table.rows_of(self._labels)
+            rows = self._table.rows_of(self._labels)
             self._table.add([(write.label, write.features) for write in self._writes if write.label])
-            self._changes, self._writes = self._table.write(self._writes), ()
-            self.nbytes = _ROW_BYTES * len(self._rows) + sum(change.nbytes for change in self._changes)
+            self._keep(rows, self._table.write(self._writes))
         else:
             self._rows = self._table.exchange(self._labels, self._rows)
             self._table.redo(self._changes)
@@ -149,42 +171,9 @@ class WriteObjects:
         self._table.undo(self._changes)
         self._on_written()
 
-
-class Painting:
-    """What napari's tools have painted in a layer of objects, done already.
-
-    Args:
-        table: Of the layer.
-        changes: In their order.
-        on_written: Called after it was taken back, and after it was done again.
-        bring_back: Called before either; puts the layer back into the viewer if it was deleted meanwhile.
-
-    Attributes:
-        nbytes: Bytes of memory that it keeps to be taken back, about.
-    """
-
-    def __init__(
-        self,
-        table: ObjectTable,
-        changes: Sequence[PixelChange],
-        on_written: Callable[[], None] = lambda: None,
-        bring_back: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.name, self._table, self._changes = _painting_name(changes), table, tuple(changes)
-        self._on_written, self._bring_back = on_written, bring_back
-        self.nbytes = sum(change.nbytes for change in self._changes)
-
-    def do(self) -> None:
-        """Paints it again."""
-        self._bring_back()
-        self._table.redo(self._changes)
-        self._on_written()
-
-    def undo(self) -> None:
-        """Puts back what was there."""
-        self._bring_back()
-        self._table.undo(self._changes)
-        self._on_written()
+    def _keep(self, rows: pd.DataFrame, changes: Sequence[PixelChange]) -> None:
+        self._rows, self._changes, self._writes = rows, changes, ()
+        self.nbytes = _ROW_BYTES * len(rows) + sum(change.nbytes for change in changes)
 
 
 class ObjectTable:
@@ -196,12 +185,9 @@ class ObjectTable:
     Args:
         labels: The layer; objects in it that have a row already are followed too.
         is_empty: Whether it is known to hold no object, which is then not looked for.
-        view: What the viewer's sliders show: while it stays the same, a layer that is drawn anew has other pixels, and all
-            objects are counted again. By default they are, whenever it is drawn.
-        on_painted: Told what napari's tools have changed, once they have.
-
-    Attributes:
-        was_painted: Whether napari's tools were used on the layer.
+        view: What the viewer's sliders show: while it and the look of the layer stay the same, a layer that is drawn anew has
+            other pixels, and all objects are counted again. By default it never changes.
+        on_painted: Told what napari's tools have changed.
     """
 
     def __init__(
@@ -212,15 +198,16 @@ class ObjectTable:
         on_painted: Callable[[ObjectTable, Sequence[PixelChange]], None] = lambda _table, _changes: None,
     ) -> None:
         self.labels, self._view, self._on_painted = labels, view, on_painted
-        self.was_painted = self._is_written = self._is_ahead = False
+        self._is_written = self._is_ahead = False
+        self._painted_over: set[int] = set()  # labels that are to be counted
         self._regions: dict[int, Region] = {}
         if not is_empty:
-            self._regions = regions_of(np.asarray(labels.data))
+            self._regions = regions_of(labels.data)
         self._highest = max(self._regions, default=0)
         self._rows = _with_features(labels.features)
         self._axes: dict[int, tuple[int, int]] = {}
         self._areas = self._count()
-        self._seen = view()
+        self._seen: object = self._look()
         self.open()
 
     @property
@@ -278,7 +265,10 @@ class ObjectTable:
         for write in writes:
             self._grow({write.label: 1}, write.region)
             self._axes[write.label] = write.axes
-            change = pixel_changes.write(self.labels.data, write.region, write.mask, write.label)
+            mask = write.mask
+            if write.replaces is not None:
+                mask = mask & (np.asarray(self.labels.data[write.region]) == write.replaces)
+            change = pixel_changes.write(self.labels.data, write.region, mask, write.label)
             if change is not None:
                 changes.append(change)
         self._written([change.counts for change in changes])
@@ -294,15 +284,22 @@ class ObjectTable:
 
     def open(self) -> None:
         """Follows the layer from now on."""
-        self.labels.events.set_data.connect(self._drawn)
-        self.labels.events.paint.connect(self._painted)
-        self.labels.events.data.connect(self._replaced)
+        for name, act in self._receivers().items():
+            self.labels.events[name].connect(act)
 
     def close(self) -> None:
         """Leaves the layer alone from now on."""
-        self.labels.events.set_data.disconnect(self._drawn)
-        self.labels.events.paint.disconnect(self._painted)
-        self.labels.events.data.disconnect(self._replaced)
+        for name, act in self._receivers().items():
+            self.labels.events[name].disconnect(act)
+
+    def _receivers(self) -> dict[str, Callable[[Any], None]]:
+        return {
+            'set_data': self._drawn,
+            'paint': self._painted,
+            'labels_update': self._count_painted,
+            'visible': self._shown_or_hidden,
+            'data': self._replaced,
+        }
 
     def _apply(self, steps: Sequence[tuple[PixelChange, Callable[[Any], Counts]]]) -> None:
         counts = []
@@ -324,7 +321,7 @@ class ObjectTable:
         """Notes that labels may have pixels in a box."""
         for label, number in counts.items():
             if label and number > 0:
-                self._regions[label] = _union(self._regions.get(label), region)
+                self._regions[label] = around(self._regions.get(label), region)
                 self._areas.setdefault(label, 0)
                 self._highest = max(self._highest, label)
 
@@ -334,14 +331,31 @@ class ObjectTable:
                 self._areas[label] += number
         self._show()
 
+    def _look(self) -> object:
+        """What a layer may be drawn anew for that has the same pixels."""
+        labels = self.labels
+        selected = labels.selected_label if labels.show_selected_label else None
+        placed = (labels.scale, labels.translate, labels.rotate, labels.shear, labels.affine.affine_matrix)
+        drawn = (id(labels.colormap), selected, labels.contour, str(labels.projection_mode), labels.units)
+        return self._view(), id(labels.data), drawn, [values.tobytes() for values in placed]
+
     def _drawn(self, _event: Any = None) -> None:
-        """Counts all objects anew if the layer was drawn anew though no slider was moved."""
-        before, self._seen = self._seen, self._view()
-        if before == self._seen and not self._is_written:
+        """Counts all objects anew if the layer was drawn anew though it looks the same."""
+        before, self._seen = self._seen, self._look()
+        if self._is_written:
+            return
+        if before == self._seen:
             self._look_again()
+        else:
+            self._count_painted()
+
+    def _shown_or_hidden(self, _event: Any) -> None:
+        if not self.labels.visible:
+            self._seen = None
 
     def _look_again(self) -> None:
         areas = self._count()
+        self._painted_over.clear()
         if areas != self._areas:
             self._areas = areas
             self._show()
@@ -349,27 +363,41 @@ class ObjectTable:
     def _painted(self, event: Any) -> None:
         """Takes note of what was painted by hand: such labels are never given to a new object."""
         changes = pixel_changes.changes_of_paint(event.value, self.labels.data)
-        counts = [change.counts for change in changes]
-        for change, count in zip(changes, counts, strict=True):
-            self._grow(count, change.region)
-        self._recount(total(counts))
-        self.was_painted = True
+        for change in changes:
+            counts = change.counts
+            self._grow(counts, change.region)
+            self._painted_over.update(counts)
+        if all(change.is_in(self.labels.data) for change in changes[-1:]):  # else napari writes next, and draws then
+            self._count_painted()
         self._on_painted(self, changes)
+
+    def _count_painted(self, _event: Any = None) -> None:
+        # Not by adding what was painted: of a stroke a part was counted, if the layer was drawn anew in the midst of it.
+        painted, self._painted_over = self._painted_over, set()
+        if painted:
+            self._areas |= self._count(painted)
+            self._show()
 
     def _replaced(self, _event: Any) -> None:
         """Looks for all objects in an array that was put in place of the one before."""
-        found = regions_of(np.asarray(self.labels.data))
+        found = regions_of(self.labels.data)
         nothing = (slice(0, 0),) * self.labels.data.ndim
         self._regions = dict.fromkeys(self._regions, nothing) | found
         self._highest = max(self._highest, *found, 0)
         self._look_again()
 
-    def _count(self) -> dict[int, int]:
-        """The area of each object, in voxels, within the box that it was written in."""
-        return {label: int(np.count_nonzero(self.labels.data[box] == label)) for label, box in self._regions.items()}
+    def _count(self, labels: Collection[int] | None = None) -> dict[int, int]:
+        """The areas of objects, by default of all, in voxels within the boxes that they were written in."""
+        boxes = {label: box for label, box in self._regions.items() if labels is None or label in labels}
+        data = self.labels.data
+        in_boxes = sum(math.prod(part.stop - part.start for part in box) for box in boxes.values())
+        if in_boxes > math.prod(data.shape):  # boxes of which many overlap
+            areas = areas_in(data)
+            return {label: areas.get(label, 0) for label in boxes}
+        return {label: int(np.count_nonzero(np.asarray(data[box]) == label)) for label, box in boxes.items()}
 
     def _show(self) -> None:
-        """Shows the rows of the objects that are in the layer now; undone ones are kept in mind for a redo."""
+        """Shows the rows of the objects that are in the layer now; those of undone ones are kept for redo."""
         if not self._is_ahead:  # of what the layer shows
             self._rows = self.rows()
         rows, self._is_ahead = self._rows, False
@@ -402,20 +430,14 @@ def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int
     return float(area_granularity(areas, shape[axes[0]] * shape[axes[1]]).mean()) if len(areas) else 0.0
 
 
-def regions_of(array: np.ndarray) -> dict[int, Region]:
+def regions_of(array: ArrayLike) -> dict[int, Region]:
     """The bounding box of each positive label of an array."""
-    return {label: box for label, box in boxes_in(array) if label > 0}
+    return {label: box for label, box in object_boxes(array).items() if label > 0}
 
 
 def _painting_name(changes: Sequence[PixelChange]) -> str:
     labels = {int(label) for change in changes for label in np.unique(change.new.unpacked())}
     return 'erase by hand' if labels == {0} else f'paint label {max(labels, default=0)}'
-
-
-def _union(known: tuple[slice, ...] | None, region: tuple[slice, ...]) -> tuple[slice, ...]:
-    if known is None:
-        return tuple(region)
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(known, region, strict=True))
 
 
 def _with_features(table: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from psygnal import Signal
@@ -25,20 +25,24 @@ from napari_unsam._prompts import PointPrompt, Polarity, Position, Prompts, SetA
 from napari_unsam._questions import on_plane, question_of
 from napari_unsam._targets import Level, Proposal, Status, Target
 from napari_unsam.state.embeddings import StackReport
-from napari_unsam.state.history import Action, ActionHistory, Together
+from napari_unsam.state.history import MAX_ACTIONS, MAX_BYTES, Action, ActionHistory, Together
 from unsam_mm.errors import UnSAMError
 from unsam_mm.granularity import granularity_area
 from unsam_mm.hierarchy import MaskHierarchy
 
 __all__ = ['NO_IMAGE', 'Level', 'Proposal', 'SegmentationController', 'Status', 'Target']
 
+P = ParamSpec('P')
 T = TypeVar('T')
 
 NO_IMAGE = 'Choose an image to begin.'
 _NO_FIT = 'No mask fits: one pixel has clicks of both kinds. Undo one of them (U).'
 _ONLY_NEGATIVE = 'This only says where the object is not. Add a positive click on the object, or a box around it.'
 _NOT_DONE = 'What waited for the mask was not done, as another plane or other prompts came meanwhile.'
-_FORGOTTEN = 'Nothing more can be undone: only the latest 500 actions are kept, or as many as fit in 256 MB.'
+_FORGOTTEN = (
+    f'Nothing more can be undone: only the latest {MAX_ACTIONS} actions are kept, or as many as fit in '
+    f'{MAX_BYTES // 2**20} MB.'
+)
 _NOTHING_YET = 'There is no mask yet; click on an object first.'
 
 
@@ -99,7 +103,7 @@ class SegmentationController:
 
     @property
     def hierarchy(self) -> MaskHierarchy | None:
-        """The region tree of the target; None before it is made, and for planes that are looked at in windows."""
+        """The region tree of the target; None before it is made, and for planes that are analysed in windows."""
         return self.plane.hierarchy if self.plane is not None else None
 
     @property
@@ -170,6 +174,17 @@ class SegmentationController:
     def say(self, text: str, level: Level = Level.INFO) -> None:
         """Sets the status line."""
         self._set_status(Status(text, level))
+
+    def reporting(self, act: Callable[P, None]) -> Callable[P, None]:
+        """Wraps a function, such as one for a button or a key, so that its `UnSAMError` is shown in the status line."""
+
+        def reported(*args: P.args, **options: P.kwargs) -> None:
+            try:
+                act(*args, **options)
+            except UnSAMError as error:
+                self.say(str(error), Level.PROBLEM)
+
+        return reported
 
     def say_no_target(self) -> None:
         """Tells the user why nothing can be segmented."""
@@ -431,6 +446,7 @@ class SegmentationController:
 
     def when_answered(self, call: Callable[[], None]) -> None:
         """Calls a function once the mask on screen is the answer to the prompts: now if it is; not at all if they change."""
+        call = self.reporting(call)
         if self.prompts_here and self.plane is None and self._embedding == self._target:
             self._once_embedded = self._situation(), call
             self.say('This is done once the mask is there.')

@@ -34,7 +34,7 @@ __all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneEmbedder', 'PlaneMas
 logger = logging.getLogger(__name__)
 
 TILED_FROM_PX = 2048
-"""Planes with a longer side are looked at in windows."""
+"""Planes with a longer side are analysed in windows."""
 
 _TILE_PX = 1024
 _MAX_WINDOWS = 8  # of 40 to 80 MB each
@@ -45,9 +45,7 @@ _SPECK_HW = (16, 128)  # the ViT sees every image as long as another, so a narro
 _NO_STORE = (
     'Nothing is kept on disk: give the folder for embeddings a size in Preferences > UnSAM, and open the dock again.'
 )
-_NOT_IN_WINDOWS = (
-    f'Planes above {TILED_FROM_PX} px are looked at in windows where you click; they need no making ready.'
-)
+_NOT_IN_WINDOWS = f'Planes above {TILED_FROM_PX} px are analysed in windows where you click; they need no making ready.'
 _LAZY_PARTS = ('first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
 
@@ -55,8 +53,8 @@ class EmbeddedPlane:
     """One plane, ready for prompts.
 
     Args:
-        engine: Has looked at the plane and looks at no other.
-        hierarchy: Of the plane; None if the plane is looked at in windows, which have one each.
+        engine: Has analysed the plane and analyses no other.
+        hierarchy: Of the plane; None if the plane is analysed in windows, which have one each.
     """
 
     def __init__(self, engine: Engine, hierarchy: MaskHierarchy | None) -> None:
@@ -92,7 +90,7 @@ class EmbeddedPlane:
             box_xyxy: (4,) pixels.
             area_px: Only the mask nearest to that area.
             mask: (H, W) bool mask that the answer is like, or (256, 256) float logits as engines give them.
-            max_masks: 1 is quicker where a plane is looked at in windows.
+            max_masks: 1 is quicker where a plane is analysed in windows.
 
         Raises:
             UnSAMError: If there is neither a positive point nor a box, or something lies outside the plane.
@@ -234,7 +232,7 @@ class PlaneEmbedder:
         """Makes planes that the store has not got yet, and keeps them there alone, see `embed_stack`.
 
         Raises:
-            UnSAMError: If nothing is kept on disk, or the planes are looked at in windows.
+            UnSAMError: If nothing is kept on disk, or the planes are analysed in windows.
             StoreError: If the disk is full.
         """
         if self._store is None:
@@ -253,7 +251,7 @@ class PlaneEmbedder:
         return embed_stack(reads, embed, self._signature(), self._store, progress, kept)
 
     def use_weights(self, path: Path | None) -> None:
-        """Looks at later planes with other weights of the model; None: those of the package. Call it in the inference thread.
+        """Analyses later planes with other weights of the model; None: those of the package. Call it in the inference thread.
 
         What is stored of planes does not depend on these weights, so it stays of use.
 

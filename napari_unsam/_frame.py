@@ -14,6 +14,7 @@ import numpy as np
 import pint
 from napari.utils.transforms import Affine
 
+from napari_unsam._label_boxes import MAX_AXES
 from unsam_mm.errors import ImageError
 
 if TYPE_CHECKING:
@@ -154,6 +155,19 @@ class Frame:
         if self.channels is not None:
             shape[self.channels.axis] = 1
         return tuple(shape)
+
+    def check_axes(self) -> None:
+        """Makes sure that objects of the image can be measured and exported.
+
+        Raises:
+            ImageError: If it has too many axes.
+        """
+        ndim = len(self.shape) - (self.channels is not None)
+        if ndim > MAX_AXES:
+            raise ImageError(
+                f'"{self.image.name}" has {ndim} axes, and objects can have {MAX_AXES} at most; open a part of it, or choose '
+                'its axis of channels.'
+            )
 
     @property
     def placed(self) -> dict[str, Any]:

@@ -20,10 +20,15 @@ class Listener(Protocol):
 
     Attributes:
         prompting: Whether clicks are prompts.
+        has_target: Whether there is a plane in view that can have prompts.
         has_prompts: Whether there are prompts in view, so that Alt and the wheel have something to go through.
     """
 
     prompting: bool
+
+    @property
+    def has_target(self) -> bool:
+        """See the class."""
 
     @property
     def has_prompts(self) -> bool:
@@ -39,8 +44,8 @@ class Listener(Protocol):
 class Inputs:
     """Listens to a viewer until it is closed.
 
-    Ours are clicks without a modifier, or with Shift, of the left and the right button; a double click is one of them. Alt and
-    the wheel are while there are prompts. napari would also zoom, or select another layer; all else is left to it.
+    Handles plain and Shift clicks of the left and right button, and Alt+wheel while there are prompts; all other events go to
+    napari. A double click is one click, and does not zoom where it can be a prompt.
 
     Args:
         viewer: The viewer.
@@ -100,7 +105,7 @@ class Inputs:
             receiver.bind_key(key, self.unless_drawing(act), overwrite=True)
 
     def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
-        """Something to do that is not done while a tool is at work in a layer; what it is called with is left out."""
+        """Wraps a function so that it does nothing while a stroke is being drawn; the arguments of a call are dropped."""
 
         # A function, since napari asks every key binding for its __name__, which a partial lacks.
         def press(*_senders: Any) -> None:
@@ -136,7 +141,7 @@ class Inputs:
 
     def _on_double_click(self, event: Any) -> bool:
         """The second click of two; the first was a prompt."""
-        return self._is_click(event)
+        return self._listener.has_target and self._is_click(event)
 
     def _on_wheel(self, event: Any) -> bool:
         if (

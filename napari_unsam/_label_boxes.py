@@ -1,14 +1,61 @@
-"""Bounding boxes of the labels of an array."""
+"""Bounding boxes of the labels of an array, which is read block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.ndimage import find_objects
 
 Region = tuple[slice, ...]
 """One slice for each axis, with whole numbers at both ends."""
+
+MAX_AXES = 6
+"""That objects may have: positions, time, channels, depth, rows and columns."""
+
+_BLOCK_VOXELS = 1 << 24
+
+
+class ArrayLike(Protocol):
+    """An array that is read by slices, such as one of NumPy, zarr or dask."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __getitem__(self, index: Any) -> Any:
+        """Part of it."""
+
+
+def around(first: Region | None, second: Region) -> Region:
+    """The smallest box that holds two boxes, or the second if there is no first."""
+    if first is None:
+        return tuple(second)
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+
+
+def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Region]:
+    """Regions that tile an array in its order, none of more voxels than asked for."""
+    behind = int(np.prod(shape[1:], dtype=np.int64))
+    step = max(max_voxels // max(behind, 1), 1)
+    for start in range(0, shape[0], step):
+        here = slice(start, min(start + step, shape[0]))
+        if behind <= max_voxels or len(shape) == 1:
+            yield (here, *(slice(0, side) for side in shape[1:]))
+        else:
+            yield from ((here, *rest) for rest in blocks(shape[1:], max_voxels))
+
+
+def object_boxes(labels: ArrayLike) -> dict[int, Region]:
+    """The bounding box of each label but 0, in rising order of labels; the array is read once, block by block."""
+    boxes: dict[int, Region] = {}
+    for block in blocks(labels.shape):
+        for label, box in boxes_in(np.asarray(labels[block])):
+            moved = tuple(
+                slice(at.start + side.start, at.start + side.stop) for at, side in zip(block, box, strict=True)
+            )
+            boxes[label] = around(boxes.get(label), moved)
+    return dict(sorted(boxes.items()))
 
 
 def boxes_in(block: np.ndarray) -> Iterator[tuple[int, Region]]:

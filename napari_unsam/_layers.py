@@ -94,6 +94,11 @@ def is_of(layer: Layer, image: Image) -> bool:
     return layer.metadata.get(_SOURCE_KEY) == image.unique_id
 
 
+def holds_objects(layer: Layer) -> bool:
+    """Whether a layer holds the objects of an image."""
+    return isinstance(layer, Labels) and _SOURCE_KEY in layer.metadata
+
+
 def place_again(layer: Layer, frame: Frame) -> None:
     """Puts a layer where its image is now, if it is one that stays on that image, with its channels as they are."""
     *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))
@@ -177,8 +182,9 @@ class ObjectLayers:
         """Adds an empty layer for the objects of an image, just above it, in its place in the world; hidden if not drawn.
 
         Raises:
-            UnSAMError: If there is not memory enough.
+            UnSAMError: If there is not memory enough, or the image has too many axes.
         """
+        frame.check_axes()
         image = frame.image
         try:
             array = np.zeros(frame.shape, np.uint32)

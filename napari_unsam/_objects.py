@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_unsam._commit import ObjectTable, ObjectWrite, Painting, WriteObjects
-from napari_unsam._layers import ObjectLayers, is_of
+from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
+from napari_unsam._layers import ObjectLayers, holds_objects, is_of
 from napari_unsam._pixel_changes import PixelChange, Region
 from napari_unsam._planes import view_of
 from unsam_mm.errors import UnSAMError
@@ -46,12 +46,20 @@ class Objects:
         return self._session.objects in self._tables
 
     def prepare(self) -> bool:
-        """Does one of two things that would hold up a first commit, and returns whether one was left: making the layer,
-        and having it drawn."""
+        """Does one of the things that would hold up a first commit, and returns whether one was left: making the layer, and
+        having it drawn."""
         if not self.are_followed:
             self._ensure(is_drawn=False)
             return True
         return self._draw()
+
+    def follow_next(self) -> bool:
+        """Follows one of the layers of objects in the viewer that are not followed yet; returns whether one was left."""
+        for layer in self._session.viewer.layers:
+            if holds_objects(layer) and layer not in self._tables:
+                self._follow(self._table_for(layer))
+                return True
+        return False
 
     def ensure(self) -> Labels:
         """The layer of objects of the image that is chosen, made if there is none."""
@@ -133,24 +141,26 @@ class Objects:
         """Leaves all layers as they are."""
         for table in self._tables.values():
             self._leave(table)
-            if table.was_painted:
-                # napari's own history knows of no commit, and would put back what was there before one. This wipes it.
-                table.labels.editable = False
-                table.labels.editable = True
         self._tables.clear()
 
     def _table_for(self, labels: Labels, is_empty: bool = False) -> ObjectTable:
         return ObjectTable(labels, is_empty, partial(view_of, self._session.viewer), self._painted)
 
     def _painted(self, table: ObjectTable, changes: Sequence[PixelChange]) -> None:
-        self._session.history.add(Painting(table, changes, self._on_written, self._bringing_back(table)))
+        self._session.history.add(WriteObjects.painted(table, changes, self._on_written, self._bringing_back(table)))
 
     def _bringing_back(self, table: ObjectTable) -> Callable[[], None]:
         return partial(self._bring_back, self._image_of(table.labels), table)
 
     def _leave(self, table: ObjectTable) -> None:
         table.close()
-        del table.labels.undo, table.labels.redo
+        labels = table.labels
+        del labels.undo, labels.redo
+        # napari's own history knows of no commit, and would put back what was there before one. A lock wipes it.
+        mode, editable = labels.mode, labels.editable
+        labels.editable = not editable
+        labels.editable = editable
+        labels.mode = mode
 
     def _follow(self, table: ObjectTable) -> None:
         self._tables[table.labels] = table

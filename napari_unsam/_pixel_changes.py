@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_unsam._label_boxes import Region
+from napari_unsam._label_boxes import ArrayLike, Region, blocks
 
 Counts = Mapping[int, int]
 """How many pixels each label has gained, or lost if negative."""
@@ -90,6 +90,11 @@ class PixelChange:
         """What it has changed."""
         return _difference(self.old.unpacked(), self.new.unpacked(), self.n_pixels)
 
+    def is_in(self, array: Any) -> bool:
+        """Whether its pixels have their new labels."""
+        held = np.asarray(array[self.region])[self._mask()]
+        return bool((held == self.new.unpacked()).all())
+
     def undo(self, array: Any) -> Counts:
         """Restores the old labels where pixels still have the new ones; other pixels were changed since."""
         return self._swap(array, self.new, self.old)
@@ -102,9 +107,7 @@ class PixelChange:
         before, after = held.unpacked(), given.unpacked()
         if tuple(array.shape) != self.array_shape or not _fit(after, array.dtype):
             return {}  # another array was put in its place
-        shape = [part.stop - part.start for part in self.region]
-        bits = np.frombuffer(zlib.decompress(self.packed_mask), np.uint8)
-        mask = np.unpackbits(bits, count=int(np.prod(shape))).view(bool).reshape(shape)
+        mask = self._mask()
         part = np.asarray(array[self.region])
         is_held = part[mask] == before
         if not is_held.all():
@@ -112,6 +115,11 @@ class PixelChange:
             mask[mask] = is_held
         _put(array, self.region, part, mask, after)
         return _difference(before, after, int(np.count_nonzero(is_held)))
+
+    def _mask(self) -> np.ndarray:
+        shape = [part.stop - part.start for part in self.region]
+        bits = np.frombuffer(zlib.decompress(self.packed_mask), np.uint8)
+        return np.unpackbits(bits, count=int(np.prod(shape))).view(bool).reshape(shape)
 
 
 def write(array: Any, region: Region, mask: np.ndarray, label: int) -> PixelChange | None:
@@ -174,6 +182,12 @@ def total(counts: Iterable[Counts]) -> Counts:
     return summed
 
 
+def areas_in(array: ArrayLike) -> Counts:
+    """How many pixels each label but 0 has in an array, which is read block by block."""
+    parts = (np.asarray(array[block]) for block in blocks(array.shape))
+    return total(dict(_counted(part[part != 0])) for part in parts)
+
+
 def _fit(labels: np.ndarray, dtype: np.dtype) -> bool:
     """Whether an array of a type can hold labels; NumPy would write others."""
     limits = np.iinfo(dtype)
@@ -196,8 +210,8 @@ def _difference(old: np.ndarray, new: np.ndarray, n_pixels: int) -> Counts:
     return counts
 
 
-def _counted(values: np.ndarray, n_pixels: int) -> Iterator[tuple[int, int]]:
-    """Each label with the number of its pixels."""
+def _counted(values: np.ndarray, n_pixels: int = 0) -> Iterator[tuple[int, int]]:
+    """Each label with the number of its pixels, which is asked for if all have the same label."""
     if values.ndim == 0:
         yield int(values), n_pixels
     elif values.size and values.min() >= 0 and values.max() < _MOST_BINS:

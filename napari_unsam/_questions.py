@@ -33,6 +33,11 @@ class Question:
     mask: np.ndarray | None = None
 
     @property
+    def parts(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """Points, labels and box, as engines take them."""
+        return self.points_xy, self.labels, self.box_xyxy
+
+    @property
     def can_be_asked(self) -> bool:
         """Whether it says where the object is, and not only where it is not."""
         return self.box_xyxy is not None or (self.labels is not None and bool((self.labels == 1).any()))

@@ -95,7 +95,7 @@ class ViewerSession:
             'Shift-U': controller.redo,
             'Q': controller.clear_prompts,
         }
-        self._inputs = Inputs(viewer, self, keys)
+        self._inputs = Inputs(viewer, self, self._reporting(keys))
         self.stack, self.asides = StackWork(self), Asides(self)
         self._placing = Placing(viewer, lambda: self.frame, self._retarget)
         self._connect()
@@ -138,14 +138,14 @@ class ViewerSession:
 
     def add_keys(self, keys: Keys) -> None:
         """Binds keys of a panel on the viewer and on the layers of the plugin."""
-        self._inputs.add_keys(keys)
+        self._inputs.add_keys(self._reporting(keys))
 
     def bind(self, *layers: Layer) -> None:
         """Has the keys work on layers of the plugin."""
         self._inputs.bind(*layers)
 
     def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
-        """Something to do that is not done while a tool is at work in a layer."""
+        """Wraps a function so that it does nothing while a stroke is being drawn."""
         return self._inputs.unless_drawing(act)
 
     def unbind(self, *layers: Layer) -> None:
@@ -292,7 +292,10 @@ class ViewerSession:
         return layers.shapes
 
     def prepare(self) -> bool:
-        """Does one of the things that a first click and a first commit would wait for; returns whether one was left."""
+        """Does one of the things that a first click, a first commit and a first stroke in a layer of objects would wait for;
+        returns whether one was left."""
+        if self._objects.follow_next():
+            return True
         if self.controller.target is None:
             return False
         layers = self._prompt_layers
@@ -317,6 +320,11 @@ class ViewerSession:
             self.controller.say(NO_IMAGE, Level.PROBLEM)
             return False
         return self.controller.add_prompt(self.frame.to_data(world), polarity)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether there is a plane in view that can have prompts."""
+        return self.controller.target is not None
 
     @property
     def has_prompts(self) -> bool:
@@ -364,6 +372,9 @@ class ViewerSession:
         self.viewer.layers.events.removed.connect(self._layer_removed)
         self.viewer.layers.selection.events.active.connect(self._tool_changed)
 
+    def _reporting(self, keys: Keys) -> Keys:
+        return {key: self.controller.reporting(act) for key, act in keys.items()}
+
     def _emitters(self) -> list[Any]:
         events = self.viewer.dims.events
         return [events.point, events.ndisplay, events.order, events.units]
@@ -374,6 +385,7 @@ class ViewerSession:
             self.controller.set_target(None)
             return
         try:
+            self.frame.check_axes()
             plane = plane_in_view(self.frame, self.viewer.dims)
         except ImageError as error:
             self.controller.set_target(None, str(error))

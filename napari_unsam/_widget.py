@@ -180,7 +180,7 @@ class SegmentationWidget(DockedWidget):
 
     def _prepare(self) -> bool:
         """Makes the next of the session's layers; returns whether one was left that can be made."""
-        if self.session.image is self._too_large:
+        if self._too_large is not None and self.session.image is self._too_large:
             return False
         try:
             return self.session.prepare()

@@ -14,18 +14,11 @@ from psygnal import Signal
 from napari_unsam._changes import LayerChanges
 from napari_unsam._commit import ObjectWrite, free_now
 from napari_unsam._inference import ProgressCallback
+from napari_unsam._label_boxes import Region, blocks, object_boxes
 from napari_unsam._layers import ObjectLayers, remove_layers
 from napari_unsam._targets import Level
 from napari_unsam.files.results import ImageList, Results
-from napari_unsam.output.objects import (
-    COUNTED,
-    LabelledObjects,
-    Region,
-    Watched,
-    blocks,
-    object_boxes,
-    objects_of_layer,
-)
+from napari_unsam.output.objects import COUNTED, LabelledObjects, Watched, objects_of_layer
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.image_files import ImagePixels, read_pixels
 

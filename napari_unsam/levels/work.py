@@ -145,7 +145,11 @@ class LevelsWork:
         self.changed.emit()
 
     def accept(self) -> None:
-        """Makes objects of what is chosen, as one action; pixels of objects that are there already stay theirs."""
+        """Makes objects of what is chosen, as one action; pixels of objects that are there already stay theirs.
+
+        Raises:
+            UnSAMError: If they cannot be written.
+        """
         controller = self.session.controller
         if self.shown is Shown.NOTHING or self._sheet is None:
             controller.say('Nothing is chosen; move the level slider or press Auto first.', Level.PROBLEM)
@@ -159,11 +163,7 @@ class LevelsWork:
         if not writes:
             controller.say('Nothing was accepted: other objects lie there, or no region is chosen.', Level.PROBLEM)
             return
-        try:
-            self.session.write_objects(f'accept {counted(len(writes), "object")}', writes)
-        except UnSAMError as error:
-            controller.say(str(error), Level.PROBLEM)
-            return
+        self.session.write_objects(f'accept {counted(len(writes), "object")}', writes)
         left_out = len(self.chosen) - len(writes)
         self.hide()
         if shown is Shown.ALIKE:

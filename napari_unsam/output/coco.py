@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from napari_unsam.output.objects import MAX_AXES, LabelCrop, LabelledObjects, crops_by_plane, parent_of
+from napari_unsam._label_boxes import MAX_AXES
+from napari_unsam.output.objects import LabelCrop, LabelledObjects, crops_by_plane, parent_of
 from unsam_mm.coco_files.fields import entry_id, image_size, number_in, repeated_id
 from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
 from unsam_mm.coco_files.writer import coco_writer

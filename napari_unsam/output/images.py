@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import tifffile
 
-from napari_unsam.output.objects import MAX_AXES, ArrayLike, LabelledObjects, TakenAt, blocks, default_axes
+from napari_unsam._label_boxes import MAX_AXES, ArrayLike, blocks
+from napari_unsam.output.objects import LabelledObjects, TakenAt, default_axes
 from napari_unsam.output.palette import label_rgb
 from unsam_mm.errors import StoreError
 from unsam_mm.files import replace_folder, restore_folder, temporary_name

@@ -11,16 +11,10 @@ import pandas as pd
 from scipy.spatial import ConvexHull
 from skimage.measure import regionprops_table
 
+from napari_unsam._inference import ProgressCallback
+from napari_unsam._label_boxes import ArrayLike, Region, object_boxes
 from napari_unsam._words import counted
-from napari_unsam.output.objects import (
-    ArrayLike,
-    LabelledObjects,
-    ProgressCallback,
-    Region,
-    Watched,
-    object_boxes,
-    unit_symbol,
-)
+from napari_unsam.output.objects import LabelledObjects, Watched, unit_symbol
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import atomic_writer
 

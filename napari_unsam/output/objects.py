@@ -5,36 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from napari_unsam._inference import ProgressCallback
-from napari_unsam._label_boxes import Region, boxes_in
+from napari_unsam._label_boxes import MAX_AXES, ArrayLike, boxes_in
 from unsam_mm.errors import UnSAMError, one_line
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
 
-_BLOCK_VOXELS = 1 << 24
 _AXES = 'ptczyx'  # positions, time, channels as in OME
-MAX_AXES = len(_AXES)
-"""That objects may have."""
 COUNTED = ('index', 'area_px', 'granularity')
 """Columns of the features table that are counted from the labels, whatever a file says."""
 _MAX_LABEL = np.iinfo(np.uint32).max
 _SYMBOLS = {'micrometer': 'um', 'nanometer': 'nm', 'millimeter': 'mm', 'centimeter': 'cm', 'meter': 'm', 'second': 's'}
-
-
-class ArrayLike(Protocol):
-    """An array that is read by slices, such as one of NumPy, zarr or dask."""
-
-    shape: tuple[int, ...]
-    dtype: Any
-
-    def __getitem__(self, index: Any) -> Any:
-        """Part of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,30 +213,6 @@ def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str
     return {str(i): TakenAt(data, channel_axis, i) for i in range(data.shape[channel_axis])}
 
 
-def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Region]:
-    """Regions that tile an array in its order, none of more voxels than asked for."""
-    behind = int(np.prod(shape[1:], dtype=np.int64))
-    step = max(max_voxels // max(behind, 1), 1)
-    for start in range(0, shape[0], step):
-        here = slice(start, min(start + step, shape[0]))
-        if behind <= max_voxels or len(shape) == 1:
-            yield (here, *(slice(0, side) for side in shape[1:]))
-        else:
-            yield from ((here, *rest) for rest in blocks(shape[1:], max_voxels))
-
-
-def object_boxes(labels: ArrayLike) -> dict[int, Region]:
-    """The bounding box of each label but 0, in rising order of labels; the array is read once, block by block."""
-    boxes: dict[int, Region] = {}
-    for block in blocks(labels.shape):
-        for label, box in boxes_in(np.asarray(labels[block])):
-            moved = tuple(
-                slice(at.start + side.start, at.start + side.stop) for at, side in zip(block, box, strict=True)
-            )
-            boxes[label] = _around(boxes[label], moved) if label in boxes else moved
-    return dict(sorted(boxes.items()))
-
-
 def crops_by_plane(labels: ArrayLike) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
     """Each plane of rows and columns, in the order of the array, with what lies in it, in rising order of labels.
 
@@ -282,10 +245,6 @@ def in_utf8(name: str) -> str:
 def unit_symbol(unit: str) -> str:
     """A short name of a unit for headings, in plain letters."""
     return _SYMBOLS.get(unit, unit)
-
-
-def _around(first: Region, second: Region) -> Region:
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
 
 
 def default_axes(ndim: int) -> str:

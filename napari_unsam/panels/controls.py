@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
@@ -17,12 +14,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_unsam._targets import Level
 from napari_unsam.levels.region_properties import Side
-from unsam_mm.errors import UnSAMError
-
-if TYPE_CHECKING:
-    from napari_unsam._controller import SegmentationController
 
 _SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
 SLIDER_STEPS = 1000
@@ -40,18 +32,6 @@ def button(text: str, tooltip: str) -> QPushButton:
     made.setToolTip(tooltip)
     made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     return made
-
-
-def reporting_errors(controller: SegmentationController, call: Callable[[], None]) -> Callable[[], None]:
-    """A Qt slot that calls a function and shows its `UnSAMError` in the status line."""
-
-    def slot() -> None:
-        try:
-            call()
-        except UnSAMError as error:
-            controller.say(str(error), Level.PROBLEM)
-
-    return slot
 
 
 def slider(tooltip: str) -> QSlider:

@@ -106,8 +106,9 @@ class ImagePanel(QWidget):
         self.image_choice.changed.connect(session.set_image)
         self.embed_button.clicked.connect(lambda: session.controller.embed())
         self.cancel_button.clicked.connect(lambda: session.controller.cancel())
-        self.stack_button.clicked.connect(lambda: session.stack.make_ready())
-        self.axis_choice.activated.connect(lambda _: self._choose_axis())
+        reporting = session.controller.reporting
+        self.stack_button.clicked.connect(reporting(lambda *_: session.stack.make_ready()))
+        self.axis_choice.activated.connect(reporting(lambda _: self._choose_axis()))
         for combo in self.channel_choices:
             combo.activated.connect(lambda _: self._choose_channels())
         session.controller.state_changed.connect(self.show_state)

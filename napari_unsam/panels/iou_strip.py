@@ -81,7 +81,7 @@ class IouStrip(QWidget):
         """What is known of a slice, for the user."""
         one = self._found.get(z)
         if one is None:
-            return f'Slice {z}: not looked at'
+            return f'Slice {z}: not analysed'
         if one.state is SliceState.CORRECTED:
             return f'Slice {z}: {_WORDS[one.state]}, {one.crop.area_px:,} px'
         return f'Slice {z}: {_WORDS[one.state]}, IoU {one.iou:.2f}, granularity {one.granularity:.2f}, {one.crop.area_px:,} px'

@@ -142,13 +142,17 @@ class LevelsPanel(QWidget):
 
     def _connect(self) -> None:
         work, reviewing = self.work, self.reviewing
-        self.level_slider.valueChanged.connect(lambda value: work.show_level(value / SLIDER_STEPS))
-        self.likeness_slider.valueChanged.connect(lambda value: work.set_likeness(value / SLIDER_STEPS))
-        self.side_choice.currentIndexChanged.connect(lambda _index: self._limit())
-        self.min_area_box.valueChanged.connect(lambda _value: self._limit())
-        self.max_share_box.valueChanged.connect(lambda _value: self._limit())
-        self.note_button.clicked.connect(lambda: work.add_band(self.name_box.text()))
+        reporting = work.session.controller.reporting
+        self.level_slider.valueChanged.connect(reporting(lambda value: work.show_level(value / SLIDER_STEPS)))
+        self.likeness_slider.valueChanged.connect(reporting(lambda value: work.set_likeness(value / SLIDER_STEPS)))
+        for changed in (
+            self.side_choice.currentIndexChanged,
+            self.min_area_box.valueChanged,
+            self.max_share_box.valueChanged,
+        ):
+            changed.connect(reporting(lambda _value: self._limit()))
         actions: dict[QPushButton, Callable[[], None]] = {
+            self.note_button: lambda: work.add_band(self.name_box.text()),
             self.propose_button: work.propose_level,
             self.best_button: work.show_best,
             self.accept_button: work.accept,
@@ -163,7 +167,7 @@ class LevelsPanel(QWidget):
             self.wrong_button: reviewing.reject,
         }
         for pressed, act in actions.items():
-            pressed.clicked.connect(lambda _checked=False, act=act: act())
+            pressed.clicked.connect(reporting(lambda *_, act=act: act()))
         work.changed.connect(self._show)
         reviewing.changed.connect(self._show_review)
 

@@ -19,21 +19,14 @@ from napari_unsam._words import counted, them
 from napari_unsam.files.series import ReadMasks, place_objects, read_masks
 from napari_unsam.output.formats import FORMATS, READABLE, export, holds, read_objects
 from napari_unsam.output.measurements import measure, merged
-from napari_unsam.output.objects import (
-    ArrayLike,
-    LabelledObjects,
-    Watched,
-    channels_of_layer,
-    object_boxes,
-    objects_of_layer,
-    parent_of,
-)
-from napari_unsam.panels.controls import button, reporting_errors
+from napari_unsam.output.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
+from napari_unsam.panels.controls import button
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_unsam._inference import ProgressCallback
+    from napari_unsam._label_boxes import ArrayLike
     from napari_unsam._session import ViewerSession
 
 _NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
@@ -140,18 +133,14 @@ class ObjectsPanel(QWidget):
         if layer is None:
             self._say(_NONE, Level.PROBLEM)
             return
-        label, data = layer.selected_label, layer.data
-
-        def found(box: tuple[slice, ...] | None) -> None:
-            if box is None:
-                self._say(f'There is no object {label}; pick one with the pick tool (L).', Level.PROBLEM)
-                return
-            mask = np.asarray(layer.data[box]) == label
-            self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
-            self._say(f'Object {label} deleted; U brings it back.')
-
-        looking = f'Looking for object {label}'
-        self._run(looking, lambda progress: object_boxes(Watched(data, progress, looking)).get(label), found)
+        label = int(layer.selected_label)
+        box = self._session.region_of(label)
+        if box is None:
+            self._say(f'There is no object {label}; pick one with the pick tool (L).', Level.PROBLEM)
+            return
+        mask = np.asarray(layer.data[box]) == label
+        self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
+        self._say(f'Object {label} deleted; U brings it back.')
 
     def show_parent(self) -> None:
         """Selects the object that the selected one is a part of, in another layer if it lies there."""
@@ -212,11 +201,12 @@ class ObjectsPanel(QWidget):
         grid.addWidget(self.delete_button, 2, 1)
         grid.addWidget(self.format_choice, 3, 0)
         grid.addWidget(self.export_button, 3, 1)
-        self.measure_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.measure()))
-        self.parent_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.show_parent()))
-        self.delete_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.delete()))
-        self.open_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.open()))
-        self.export_button.clicked.connect(reporting_errors(self._session.controller, lambda: self.export()))
+        reporting = self._session.controller.reporting
+        self.measure_button.clicked.connect(reporting(lambda *_: self.measure()))
+        self.parent_button.clicked.connect(reporting(lambda *_: self.show_parent()))
+        self.delete_button.clicked.connect(reporting(lambda *_: self.delete()))
+        self.open_button.clicked.connect(reporting(lambda *_: self.open()))
+        self.export_button.clicked.connect(reporting(lambda *_: self.export()))
 
     def _emitters(self) -> list:
         events = self._session.viewer.layers.events

@@ -105,7 +105,7 @@ class VolumePanel(QWidget):
             'Propagate all here', 'Take all objects of this slice through the others, in one run'
         )
         self.again_button = button(
-            'Again from corrections', 'Mend some slices by hand, then let those in between and beyond follow'
+            'Again from corrections', 'Correct some slices by hand, then let those in between and beyond follow'
         )
         self.cancel_button = button('Cancel', 'Stop; what was there before stays as it is')
         self.progress_bar = QProgressBar()
@@ -170,7 +170,7 @@ class VolumePanel(QWidget):
         self.direction_choice.currentIndexChanged.connect(lambda _index: self._set())
         self.threshold_box.valueChanged.connect(lambda _value: self._set())
         self.object_choice.activated.connect(lambda _index: work.show(self.object_choice.currentData()))
-        self.strip.slice_wanted.connect(work.go_to)
+        self.strip.slice_wanted.connect(controller.reporting(work.go_to))
         self.level_slider.valueChanged.connect(lambda _value: self._show_level())
         self.regions_choice.currentIndexChanged.connect(lambda _index: self._show_level())
         actions: dict[QPushButton, Callable[[], None]] = {
@@ -183,7 +183,7 @@ class VolumePanel(QWidget):
             self.tracks_button: lambda: work.automatic(self._automatic_settings(), as_tracks=True),
         }
         for pressed, act in actions.items():
-            pressed.clicked.connect(lambda _checked=False, act=act: act())
+            pressed.clicked.connect(controller.reporting(lambda *_, act=act: act()))
         work.changed.connect(self._show)
         controller.state_changed.connect(self._show_job)
         controller.progress_changed.connect(self._show_progress)

@@ -1,4 +1,4 @@
-"""Embeddings of planes on disk: found by what they were made of, so that no plane is looked at twice.
+"""Embeddings of planes on disk: found by what they were made of, so that no plane is analysed twice.
 
 An entry is named by its content, appears under that name as a whole and never changes. So any number of sessions may
 share a folder without locks: two that save the same entry save the same thing.

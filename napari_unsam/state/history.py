@@ -7,9 +7,10 @@ from typing import Protocol
 
 from psygnal import Signal
 
-_MAX_ACTIONS = 500
+MAX_ACTIONS = 500
+"""Limit of the undo history in actions."""
 MAX_BYTES = 256 * 2**20
-"""How much memory what was done may take to be taken back."""
+"""Memory limit of the undo history in bytes."""
 
 
 class Action(Protocol):
@@ -71,7 +72,7 @@ class ActionHistory:
 
     Args:
         max_actions: How many actions are kept.
-        max_bytes: How much memory they may keep.
+        max_bytes: Memory limit of the actions that are kept.
 
     Attributes:
         is_cut: Whether an action was forgotten, so that not everything can be taken back.
@@ -79,7 +80,7 @@ class ActionHistory:
 
     changed = Signal()
 
-    def __init__(self, max_actions: int = _MAX_ACTIONS, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_actions: int = MAX_ACTIONS, max_bytes: int = MAX_BYTES) -> None:
         self._max_actions, self._max_bytes = max_actions, max_bytes
         self._done: list[Action] = []
         self._undone: list[Action] = []

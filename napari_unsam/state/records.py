@@ -23,8 +23,9 @@ from filelock import FileLock, Timeout
 from napari_unsam import _prompts
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._frame import Channels
+from napari_unsam._label_boxes import object_boxes
 from napari_unsam._words import counted
-from napari_unsam.output.objects import COUNTED, object_boxes
+from napari_unsam.output.objects import COUNTED
 from unsam_mm.errors import StoreError, explained
 from unsam_mm.files import atomic_writer, read_json, write_json
 from unsam_mm.npz import read_npz

@@ -35,7 +35,7 @@ class FoundMask(Protocol):
 
 
 class EmbeddedSlice(Protocol):
-    """One slice that a model has looked at."""
+    """One slice that a model has analysed."""
 
     hierarchy: MaskHierarchy
 
@@ -121,7 +121,7 @@ def find_again(
     """The mask of an object in a slice, given its mask in the slice before.
 
     Args:
-        embedded: The slice; one without a hierarchy, which is looked at in windows, has only its engine's answers.
+        embedded: The slice; one without a hierarchy, which is analysed in windows, has only its engine's answers.
         previous: The mask before; not empty.
         appearance: (B,) from `appearance_of`.
         bins: (H, W) of this slice, from `colour_bins`.
@@ -162,7 +162,7 @@ class _Chances:
     """How likely each pixel near an object is its own.
 
     Attributes:
-        box_xyxy: What was looked at.
+        box_xyxy: What was analysed.
         log_odds: (h, w) float; elsewhere they are as low as they can be.
         chance: (h, w) float, the same in [0, 1].
     """

@@ -101,7 +101,7 @@ def propagate(
     where both are most alike and each has done well; beyond them it goes on until it ends.
 
     Args:
-        plane: Gives a slice that a model has looked at; asked at most twice for each.
+        plane: Gives a slice that a model has analysed; asked at most twice for each.
         pixels: Gives the same slice as an image, (H, W) or (H, W, 3) uint8.
         anchors: Where the objects are known.
         z_range: First and last slice, the last exclusive.

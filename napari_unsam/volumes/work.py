@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 TRACKS_NAME = 'UnSAM tracks'
 _NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'
-_NOT_CORRECTED = 'No slice was corrected: propagate an object, mend it in some slices, then press this.'
+_NOT_CORRECTED = 'No slice was corrected: propagate an object, paint it right in some slices, then press this.'
 _TILED = 'Automatic objects need slices of at most 2048 px a side; propagate single objects instead.'
 
 

@@ -44,7 +44,7 @@ def written(
 ) -> tuple[dict[int, Found], list[ObjectWrite]]:
     """What is to be written, and what was found as far as it is: pixels of other objects may have to stay theirs.
 
-    What an object had before in slices that it was looked for in is erased first.
+    What an object had before in slices that it was looked for in is erased first, unless it is another object's by then.
     """
     zs = sorted({z for slices in found.values() for z in slices})
     before = {z: crops_of(slicing.labels(array, z), found) for z in zs}
@@ -63,7 +63,8 @@ def written(
         old = {z: without(before[z][label], now[z]) for z in slices if label in before[z]}
         present = [one for one in slices.values() if one.crop.area_px]
         row = {'score': float(np.mean([one.score for one in present]))}
-        erased.append(slicing.write(0, old, {}))
+        if (erasing := slicing.write(0, old, {})) is not None:
+            erased.append(replace(erasing, replaces=label))
         writes.append(slicing.write(label, {z: one.crop for z, one in slices.items()}, row))
     return kept, [write for write in (*erased, *writes) if write is not None]
 

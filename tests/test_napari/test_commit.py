@@ -322,6 +322,40 @@ def test_a_step_of_a_slider_reads_the_plane_that_it_shows_and_counts_no_object(i
         assert array.read <= 2 * 64 * 64  # napari reads it once or twice
 
 
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda labels: setattr(labels, 'contour', 1),
+        lambda labels: setattr(labels, 'translate', (0, 4, 4)),
+        lambda labels: setattr(labels, 'show_selected_label', True),
+        lambda labels: [setattr(labels, 'visible', is_visible) for is_visible in (False, True)],
+    ],
+    ids=['contour', 'place', 'selection', 'visibility'],
+)
+def test_another_look_of_a_layer_reads_the_plane_in_view_and_counts_no_object(in_viewer, change):
+    _, array, table, _ = in_viewer
+    array.read = 0
+    change(table.labels)
+    assert array.read <= 2 * 64 * 64
+    array.held[:, :4, :4] = 0
+    table.labels.refresh()
+    assert table.labels.features['area_px'].tolist()[0] == 768 - 12 * 16
+
+
+def test_objects_whose_boxes_overlap_are_counted_with_one_look_at_the_array(in_viewer):
+    _, array, table, history = in_viewer
+    everywhere = tuple(slice(0, n) for n in array.shape)
+    mask = np.zeros(array.shape, bool)
+    mask[0, 0, 40], mask[-1, -1, -1] = True, True
+    history.do(WriteObjects('write', table, [ObjectWrite(everywhere, mask, label) for label in range(20, 30)]))
+    array.read = 0
+    array.held[:, :4, :4] = 0
+    table.labels.refresh()
+    assert array.read <= 2 * array.held.size
+    areas = dict(zip(table.labels.features['index'], table.labels.features['area_px'], strict=True))
+    assert areas == {1: 768 - 12 * 16, **dict.fromkeys(range(2, 9), 768), 29: 2}
+
+
 def test_what_a_commit_keeps_in_memory_is_a_twentieth_of_what_it_writes():
     labels = Labels(np.zeros((40, 120, 120), np.uint32))
     table, history = ObjectTable(labels), ActionHistory()
@@ -357,6 +391,37 @@ def test_the_box_of_an_object_grows_with_what_is_painted(desk, labels):
     labels.paint((2, 6, 8), 1)
     assert desk.table.region_of(1)[0] == slice(1, 3)
     assert desk.areas() == {1: int((labels.data == 1).sum())}
+
+
+def test_a_layer_that_is_drawn_anew_in_the_midst_of_a_stroke_is_counted_once(desk, labels):
+    desk.commit((0, 0, 6, 6))
+    desk.commit((7, 0, 9, 2))
+    labels.brush_size = 3
+    with labels.block_history():
+        labels.paint((1, 2, 2), 2)
+        labels.paint((1, 5, 5), 1)
+        labels.refresh()
+        labels.paint((1, 5, 6), 2)
+    assert desk.areas() == {label: int((labels.data == label).sum()) for label in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    'tool',
+    [
+        lambda labels: labels.paint_polygon([(1, 0, 0), (1, 7, 0), (1, 7, 9), (1, 0, 9)], 1),
+        lambda labels: labels.fill((1, 7, 9), 1),
+        lambda labels: labels.fill((1, 0, 0), 0),
+        lambda labels: labels.data_setitem(tuple(np.array([0, 1, 2]) for _ in range(3)), 1),
+    ],
+    ids=['polygon', 'fill', 'erase by fill', 'items'],
+)
+def test_the_table_follows_tools_that_tell_before_they_write(desk, labels, tool):
+    desk.commit((0, 0, 2, 2))
+    desk.commit((2, 0, 4, 2))
+    tool(labels)
+    assert desk.areas() == {label: int((labels.data == label).sum()) for label in (1, 2) if label in labels.data}
+    expected = [object_granularity(labels.data == label, labels.data.shape) for label in labels.features['index']]
+    assert labels.features['granularity'].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('labelled', [[3, 5, 9], [3, 5, 2**24 + 1]])

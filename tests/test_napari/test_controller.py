@@ -1,12 +1,16 @@
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from napari_unsam._controller import Level
 from napari_unsam._engine import PlanesKept
+from napari_unsam._inference import JobCancelled
 from napari_unsam._planes import Plane
 from napari_unsam._prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
+from napari_unsam._questions import Question
 from tests.test_napari.stand_ins import PATCHES, NestedPlane, patches_target, patches_tree
 from unsam_mm.errors import ImageError
 
@@ -253,6 +257,48 @@ def test_stepping_before_a_click_is_harmless_and_said(controller):
         step()
         assert is_problem(controller, 'click on an object first')
         controller.say('')
+
+
+@pytest.fixture
+def larger(controller, click):
+    """Looks for other masks on a plane that has one size alone; what is to be done in the inference thread waits."""
+
+    class OneSize(NestedPlane):
+        n_asked = 0
+
+        def answer(self, *prompt, **more):
+            self.n_asked += 1
+            return [controller.candidates.shown]
+
+    def ask(steps):
+        plane, jobs = OneSize(patches_tree()), []
+        controller._answers._jobs = SimpleNamespace(start=lambda _lane, _name, *job: jobs.append(job))
+        controller._answers.ask_beyond(plane, Question(np.zeros((1, 2)), np.ones(1)), steps)
+        return plane, *jobs[0][:2]
+
+    click((0, 0))
+    jobs = controller._answers._jobs
+    yield ask
+    controller._answers._jobs = jobs
+
+
+@pytest.mark.parametrize(('steps', 'word'), [(1, 'coarsest'), (-1, 'finest')])
+def test_at_the_end_of_the_sizes_of_a_plane_in_windows_it_is_said(controller, larger, steps, word):
+    _plane, work, on_done = larger(steps)
+    on_done(work(lambda fraction, text: None))
+    assert controller.status.text == f'This is the {word} mask.'
+
+
+def test_the_search_for_a_larger_mask_can_be_left_between_two_sizes(larger):
+    plane, work, _on_done = larger(1)
+
+    def progress(fraction, text):
+        if plane.n_asked:
+            raise JobCancelled
+
+    with pytest.raises(JobCancelled):
+        work(progress)
+    assert plane.n_asked == 1
 
 
 def test_the_first_click_makes_the_plane_ready_and_then_shows_its_mask(make_controller, settle):

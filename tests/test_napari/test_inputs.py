@@ -5,7 +5,8 @@ import pytest
 from napari.utils.key_bindings import coerce_keybinding
 
 from napari_unsam._session import ViewerSession
-from tests.test_napari.stand_ins import PATCHES, Mouse, press
+from tests.test_napari.stand_ins import PATCHES, Mouse, is_problem, press
+from unsam_mm.errors import UnSAMError
 
 
 @pytest.fixture
@@ -58,6 +59,30 @@ def test_other_double_clicks_zoom_as_ever(mouse, viewer, prompting, modifiers, z
     mouse.double_click((1, 1), modifiers=modifiers)
     assert viewer.scene.camera.zoom == pytest.approx(zoom * zoomed)
     assert not mouse.session.controller.prompts
+
+
+@pytest.mark.parametrize(
+    'arrange',
+    [
+        pytest.param(lambda viewer, session: setattr(viewer.dims, 'ndisplay', 3), id='3D view'),
+        pytest.param(lambda viewer, session: session.set_image(None), id='no image chosen'),
+    ],
+)
+def test_double_clicks_zoom_where_no_click_can_be_a_prompt(mouse, viewer, arrange):
+    viewer.add_image(np.zeros((2, 4, 6), np.uint8))
+    arrange(viewer, mouse.session)
+    zoom = viewer.scene.camera.zoom
+    mouse.double_click((0, 1, 1))
+    assert viewer.scene.camera.zoom == pytest.approx(2 * zoom)
+
+
+def test_what_a_key_cannot_do_is_told(mouse, viewer):
+    def fail():
+        raise UnSAMError('the disk is full')
+
+    mouse.session.add_keys({'Shift-G': fail})
+    press(viewer, 'Shift-G')
+    assert is_problem(mouse.session, 'the disk is full')
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.work import Shown
 from napari_unsam.panels.levels_panel import LevelsPanel
 from tests.test_napari.coin_tree import coin_tree
-from tests.test_napari.stand_ins import colour_tree, needs_screen
+from tests.test_napari.stand_ins import colour_tree, is_problem, needs_screen
+from unsam_mm.errors import UnSAMError
 
 ON_COIN = (124, 225)
 MAX_CUTS, MAX_CUTS_WITH_DRAWING = 20, 40
@@ -53,6 +54,26 @@ def test_only_what_can_be_done_can_be_pressed(panel):
         assert not button.isEnabled()
     assert panel.level_slider.isEnabled()
     assert panel.review_label.text() == '0 done, 0 left'
+
+
+def test_what_cannot_be_done_is_told(panel, settle, monkeypatch):
+    session = panel.work.session
+
+    def fail():
+        raise UnSAMError('there is not memory enough')
+
+    monkeypatch.setattr(session, 'ensure_objects', fail)
+    for act in (lambda: click(panel.best_button), lambda: panel.level_slider.setValue(300)):
+        session.controller.say('')
+        act()
+        settle(session.controller)
+        assert is_problem(session, 'not memory enough')
+    session.controller.say('')
+    monkeypatch.undo()
+    panel.level_slider.setValue(310)
+    monkeypatch.setattr(session, 'ensure_objects', fail)
+    click(panel.accept_button)
+    assert is_problem(session, 'not memory enough')
 
 
 def test_every_control_says_what_it_does_and_buttons_leave_the_keyboard_alone(panel):

@@ -11,11 +11,13 @@ from napari.layers import Labels
 
 from napari_unsam._commit import ObjectWrite
 from napari_unsam._controller import Level
+from napari_unsam._frame import Channels
 from napari_unsam.files.series import place_objects
 from napari_unsam.output.formats import FORMATS, export, read_objects
 from napari_unsam.output.measurements import measure
 from napari_unsam.output.objects import LabelledObjects, objects_of_layer
 from napari_unsam.panels.objects_panel import ObjectsPanel
+from tests.test_napari.stand_ins import is_problem
 from unsam_mm.errors import StoreError, UnSAMError
 
 SHAPES = {5: (2, 3, 2, 12, 16), 6: (2, 2, 3, 2, 12, 16)}
@@ -125,20 +127,28 @@ def test_they_are_restored(on_many_axes, start, viewer):
     assert np.array_equal(on_many_axes.objects.data > 0, drawn > 0)
 
 
-def test_an_image_of_more_axes_is_refused_in_a_line(viewer, session, qtbot):
+def test_an_image_of_more_axes_is_refused_in_a_line_where_it_is_chosen(viewer, session):
+    session.set_image(viewer.add_image(np.zeros((2, 1, 1, 1, 2, 8, 8), np.uint8), name='many'))
+    line = '"many" has 7 axes, and objects can have 6 at most'
+    assert line in session.controller.status.text
+    session.controller.say('')
+    assert not session.click((0,) * 7)
+    assert is_problem(session, line)
+    with pytest.raises(UnSAMError, match=line):
+        session.ensure_objects()
+
+
+def test_of_more_axes_one_may_be_of_channels(viewer, session, settle, qtbot):
     session.set_image(viewer.add_image(np.zeros((2, 1, 1, 1, 2, 8, 8), np.uint8)))
+    session.set_channels(Channels(0))
     region = tuple(slice(0, 1) for _ in range(7))
     session.write_objects('draw', [ObjectWrite(region, np.ones((1,) * 7, bool), 1)])
     panel = ObjectsPanel(session)
     qtbot.addWidget(panel)
-    for button in (panel.measure_button, panel.export_button):
-        session.controller.say('')
-        panel.choose_path = lambda suggestion, kinds: None
-        button.click()
-    panel.close_session()
     panel.measure_button.click()
-    assert session.controller.status.level is Level.PROBLEM
-    assert 'must have 2 to 6 axes' in session.controller.status.text
+    settle(session.controller)
+    panel.close_session()
+    assert '1 object measured' in session.controller.status.text
 
 
 def test_positions_are_images_of_one_tiff_and_keep_the_size_of_a_pixel(tmp_path):

@@ -10,9 +10,9 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops_table
 from skimage.morphology import convex_hull_image
 
-from napari_unsam.output import objects as objects_module
+from napari_unsam._label_boxes import blocks, object_boxes
 from napari_unsam.output.measurements import measure, merged, write_csv
-from napari_unsam.output.objects import LabelledObjects, blocks, object_boxes
+from napari_unsam.output.objects import LabelledObjects
 from unsam_mm.errors import UnSAMError
 
 
@@ -140,8 +140,7 @@ def test_measuring_can_be_stopped():
 
 
 def test_arrays_on_disk_are_read_in_blocks_and_boxes_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(objects_module, '_BLOCK_VOXELS', 1000)
-    monkeypatch.setattr(objects_module.blocks, '__defaults__', (1000,))
+    monkeypatch.setattr(blocks, '__defaults__', (1000,))
     labels = np.zeros((6, 40, 50), np.uint32)
     labels[:, 3:9, 4:8] = 7
     labels[2, 30:39, 10:44] = 4_000_000_000

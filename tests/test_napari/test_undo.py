@@ -326,9 +326,10 @@ def test_a_layer_of_which_the_highest_label_is_taken_says_what_to_do(desk):
         desk.write(desk.session.next_label(), (0, 0, 0), (1, 4, 4))
 
 
-def test_undo_and_redo_pass_over_an_array_of_another_shape_that_was_put_in_place(desk):
+@pytest.mark.parametrize('shape', [(2, 2, 2), (2, 2)])
+def test_undo_and_redo_pass_over_an_array_of_another_shape_that_was_put_in_place(desk, shape):
     desk.write(1, (0, 0, 0), (1, 4, 4))
-    desk.labels.data = np.full((2, 2, 2), 4, np.uint32)
+    desk.labels.data = np.full(shape, 4, np.uint32)
     desk.session.controller.undo()
     desk.session.controller.redo()
     assert (desk.labels.data == 4).all()
@@ -351,3 +352,41 @@ def test_after_the_session_naparis_own_undo_reaches_no_further_back_than_its_end
     desk.labels.paint((1, 1, 1), 9)
     desk.labels.undo()
     assert (desk.labels.data == before).all()
+
+
+@pytest.fixture
+def painted(desk):
+    """A viewer with a layer of objects that was painted in between two sessions; the second has just begun."""
+    desk.write(2, (2, 0, 0), (1, 2, 2))
+    desk.session.close()
+    desk.stroke(3, (0, 2, 2), (1, 1, 2))
+    desk.session = ViewerSession(desk.session.viewer, SegmentationController(planes_of(lambda *_: patches_tree())))
+    return desk
+
+
+def test_after_the_session_naparis_own_undo_knows_of_no_stroke_before_it(painted):
+    painted.session.set_image(painted.session.viewer.layers[0])
+    painted.write(1, (0, 0, 0), (1, 8, 9))
+    before = painted.labels.data.copy()
+    painted.session.close()
+    painted.labels.undo()
+    assert (painted.labels.data == before).all()
+
+
+def test_strokes_are_actions_also_in_objects_of_images_that_were_not_chosen(painted):
+    while painted.session.prepare():
+        pass
+    before = painted.state()
+    painted.stroke(5, (1, 2, 2), (1, 1, 2))
+    press(painted.labels, 'U')
+    assert painted.state() == before
+    assert painted.session.history.redo_name == 'paint label 5'
+
+
+@pytest.mark.parametrize('is_editable', [True, False])
+def test_the_end_of_a_session_leaves_the_tool_and_the_lock_of_the_layer_as_they_are(desk, is_editable):
+    desk.stroke(3, (0, 2, 2), (1, 1, 2))
+    desk.labels.mode, desk.labels.editable = 'paint', is_editable
+    mode = desk.labels.mode
+    desk.session.close()
+    assert (desk.labels.mode, desk.labels.editable) == (mode, is_editable)

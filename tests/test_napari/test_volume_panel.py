@@ -248,6 +248,25 @@ def test_what_was_propagated_before_is_found_anew(panel, session, press):
     assert object_slices(session, 1) == [2]
 
 
+@pytest.mark.parametrize('keep_existing', [True, False])
+def test_what_is_painted_over_an_object_while_it_is_found_anew_stays(panel, session, press, monkeypatch, keep_existing):
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    panel.threshold_box.setValue(1.0)  # so that all slices but one are erased
+    session.keep_existing, meanwhile = keep_existing, disc({4: (24, 24, 4)}, 4)
+
+    def written(*args):
+        found = computed(*args)
+        session.objects.data[4][meanwhile] = 9
+        return found
+
+    computed = work_module.written
+    monkeypatch.setattr(work_module, 'written', written)
+    press(panel.current_button)
+    assert object_slices(session, 1) == [2]
+    assert np.array_equal(session.objects.data[4] == 9, meanwhile)
+
+
 def test_a_stack_in_time_is_gone_through_along_the_chosen_slider(qtbot, viewer, session, press):
     session.set_image(viewer.add_image(np.stack([stack()] * 3), contrast_limits=(0, 255)))
     viewer.dims.set_point((0, 1), (1, 2))
@@ -511,7 +530,7 @@ def test_the_strip_tells_about_every_slice(qtbot):
     assert 'known' in strip.words(1)
     assert 'IoU 0.50' in strip.words(2)
     assert 'ended' in strip.words(3)
-    assert 'not looked at' in strip.words(0)
+    assert 'not analysed' in strip.words(0)
 
 
 def test_beside_the_bars_there_is_no_slice(qtbot):
