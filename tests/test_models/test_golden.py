@@ -99,7 +99,7 @@ def test_classes_and_masks_of_every_layer_match(model, view):
     classes, masks = logits(model, view)
     assert_close(classes, expected[f'{view}.logits'], 1e-5, 'classes')
     found = masks[-1, ::4, ::2, ::2]
-    assert_close(found, expected[f'{view}.masks'], 6e-5, 'masks')
+    assert_close(found, expected[f'{view}.masks'], 2e-4, 'masks')
     assert np.median(np.abs(found - expected[f'{view}.masks'])) < 1e-5
 
 
