@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from unsam_mm import tiff_files
+from unsam_mm import picture_files, tiff_files
 from unsam_mm.errors import ImageError
 from unsam_mm.image_files import open_image, read_pixels
 from unsam_mm.images import as_rgb_uint8, read_image
@@ -390,6 +392,64 @@ def test_long_texts_in_a_png_cost_no_image(tmp_path, pixels, colour_type, is_beh
     chunk = png_chunk(kind, content)
     write_png(tmp_path / 'a.png', pixels, colour_type, **{'end_chunks' if is_behind else 'chunks': chunk})
     assert (read_pixels(tmp_path / 'a.png').picture() == pixels).all()
+
+
+@pytest.mark.parametrize('pixels', [RGB, DEEP_RGB], ids=['8 bits', '16 bits'])
+@pytest.mark.parametrize('where', ['chunks', 'end_chunks', 'nowhere'])
+def test_a_png_is_opened_by_its_headers(tmp_path, monkeypatch, pixels, where):
+    """Also where EXIF follows the pixels, or is missing."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chunk = png_chunk(b'eXIf', exif.tobytes().removeprefix(b'Exif\0\0'))
+    write_png(tmp_path / 'a.png', pixels, 2, **({} if where == 'nowhere' else {where: chunk}))
+    decoded = []
+    monkeypatch.setattr(PngImageFile, 'load', lambda file: decoded.append(file))
+    with open_image(tmp_path / 'a.png') as file:
+        assert file.shape == (SHAPE if where == 'nowhere' else SHAPE[::-1])
+        if pixels is DEEP_RGB:
+            assert (file.read() == (pixels if where == 'nowhere' else np.rot90(pixels, -1))).all()
+    assert not decoded
+
+
+def test_threads_that_read_images_leave_the_filters_of_warnings_alone(tmp_path, monkeypatch):
+    """They are one for all threads, and who changes them puts back what it has found."""
+    Image.fromarray(RGB).save(tmp_path / 'a.jpg', exif=b'Exif\0\0MM\0*\0\0\0\x08\0\x09')
+    inside, most = [], []
+
+    class Watched(warnings.catch_warnings):
+        def __enter__(self):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.002)  # another thread may enter now
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            inside.pop()
+
+    before = list(warnings.filters)
+    monkeypatch.setattr(warnings, 'catch_warnings', Watched)
+    with ThreadPoolExecutor(4) as pool:
+        pictures = list(pool.map(read_pixels, [tmp_path / 'a.jpg'] * 12))
+    assert all((picture.picture() == pictures[0].picture()).all() for picture in pictures)
+    assert max(most, default=1) == 1
+    assert warnings.filters == before
+
+
+def test_errors_of_those_who_use_an_open_image_are_not_blamed_on_the_file(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / 'a.png')
+    with pytest.raises(KeyError, match='mine'), open_image(tmp_path / 'a.png'):
+        raise KeyError('mine')
+
+
+def test_an_image_that_takes_too_much_memory_is_not_called_damaged(tmp_path, monkeypatch):
+    def read(picture):
+        raise MemoryError
+
+    Image.fromarray(RGB).save(tmp_path / 'a.png')
+    monkeypatch.setattr(picture_files.Picture, 'read', read)
+    with pytest.raises(ImageError, match=r'a\.png: takes more memory than is free'):
+        read_pixels(tmp_path / 'a.png')
 
 
 def test_broken_exif_costs_no_image(tmp_path):

@@ -115,6 +115,8 @@ def picture_array(file: Image.Image) -> np.ndarray:
         return np.asarray(file)[..., 0] if mode in ('LA', 'La') else np.asarray(file)
     if mode == 'LAB':
         return lab_to_rgb(np.asarray(file), is_icc=False)
+    if mode == 'P' and isinstance(file.info.get('transparency'), bytes):
+        del file.info['transparency']  # Pillow would warn that it is lost
     if mode == 'RGBA' and file.format == 'TIFF' and file.tile and file.tile[0].args[0] == 'RGBa':
         file = file.convert('RGBa')  # colours times alpha, as they are stored
     return np.asarray(file if mode.startswith('RGB') else file.convert('RGB'))[..., :3]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import UnidentifiedImageError
 
 from unsam_mm.errors import ImageError
-from unsam_mm.picture_files import open_picture
-from unsam_mm.tiff_files import is_tiff, open_tiff
+from unsam_mm.picture_files import Picture, open_picture
+from unsam_mm.tiff_files import TiffImage, is_tiff, open_tiff
 from unsam_mm.tiff_metadata import PixelSizes, scale_and_units
 
 MAX_PIXELS = 178_956_970
@@ -69,10 +68,11 @@ class ImagePixels:
             yield plane, picture[plane]
 
 
-class ImageFile(Protocol):
+class ImageFile:
     """An open image file, of which no pixel has been read yet.
 
     Attributes:
+        path: The file.
         axes: A letter for each axis, of 'tzyx'.
         shape: Number of pixels along each, the image being upright.
         n_channels: How many channels it has; alpha is none.
@@ -80,14 +80,23 @@ class ImageFile(Protocol):
         sizes: Of a pixel, by axis.
     """
 
-    axes: str
-    shape: tuple[int, ...]
-    n_channels: int
-    is_rgb: bool
-    sizes: PixelSizes
+    def __init__(self, opened: Picture | TiffImage) -> None:
+        self.path = opened.path
+        self.axes: str = opened.axes
+        self.shape: tuple[int, ...] = opened.shape
+        self.n_channels: int = opened.n_channels
+        self.is_rgb: bool = opened.is_rgb
+        self.sizes: PixelSizes = opened.sizes
+        self._opened = opened
 
     def read(self) -> np.ndarray:
-        """The file's own numbers, `shape` or (*shape, n_channels)."""
+        """The file's own numbers, `shape` or (*shape, n_channels).
+
+        Raises:
+            ImageError: If they cannot be decoded.
+        """
+        with _explaining(self.path):
+            return self._opened.read()
 
 
 def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
@@ -139,16 +148,28 @@ def open_image(path: str | Path) -> Iterator[ImageFile]:
     """Opens an image file; its content says which format it has, whatever its name.
 
     Raises:
-        ImageError: As `read_pixels`, also from within the block.
+        ImageError: As `read_pixels`. Errors of the block come out as they are.
     """
     path = Path(path)
+    with ExitStack() as stack:
+        with _explaining(path):
+            _check_is_file(path)
+            opened = stack.enter_context(open_tiff(path) if is_tiff(path) else open_picture(path))
+        yield ImageFile(opened)
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turns whatever decoders raise into `ImageError`, and keeps what they log to itself."""
     token = _is_reading.set(True)
     try:
-        _check_is_file(path)
-        with open_tiff(path) if is_tiff(path) else open_picture(path) as file:
-            yield file
+        yield
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(
+            f'{path}: takes more memory than is free; close other programs, or make the image smaller'
+        ) from error
     except PermissionError as error:
         raise ImageError(f'{path}: cannot be opened ({error.strerror}); check its permissions') from error
     except UnidentifiedImageError as error:

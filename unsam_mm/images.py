@@ -82,7 +82,7 @@ def stretched(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
     """Reads an image file as (H, W, 3) uint8 RGB; see `unsam_mm.image_files.read_pixels` and `as_rgb_uint8`.
 
-    What is no single picture is refused by the file's headers, before its pixels are read.
+    Stacks are refused from the header, before any pixel is read.
 
     Args:
         path: The file.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import struct
 import threading
 import warnings
@@ -26,7 +27,7 @@ _PNG_CHECKED = (b'IHDR', b'PLTE', b'IDAT')
 _PNG_PIXELS = (b'IHDR', b'PLTE', b'acTL', b'IDAT', b'IEND', b'eXIf')
 _DEEP_COLOUR = (b'\x10\x02', b'\x10\x04', b'\x10\x06')  # 16 bits of RGB, of grey and alpha, and of RGB and alpha
 _DEEP_GREY_ALPHA = 4
-_limit_lock = threading.Lock()
+_settings_lock = threading.RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +55,15 @@ class Picture:
         return upright(_read_deep_png(self.path, deep_type) if deep_type else self._load(), self._orientation)
 
     def _load(self) -> np.ndarray:
-        with _without_warnings():
-            try:
-                return picture_array(self._file)
-            except ValueError:
-                if not _is_png(self.path):
-                    raise
-                with Image.open(_png_without_metadata(self.path)) as bare:  # long texts may follow the pixels
-                    return picture_array(bare)
+        try:
+            return picture_array(self._file)
+        except ValueError:
+            if not _is_png(self.path):
+                raise
+            with _without_limit():
+                bare = Image.open(_png_without_metadata(self.path))  # long texts may follow the pixels
+            with bare:
+                return picture_array(bare)
 
 
 @contextmanager
@@ -79,7 +81,7 @@ def open_picture(path: Path) -> Iterator[Picture]:
                 f'{path}: expected one image, got a {file.format} of {n_frames} frames; '
                 'save each in a file of its own, or all as a TIFF stack'
             )
-        orientation = _orientation(file)
+        orientation = _orientation(file, path)
         width, height = file.size
         is_grey = is_grey_mode(file.mode) or _deep_colour_type(path) == _DEEP_GREY_ALPHA
         yield Picture(
@@ -117,7 +119,7 @@ def read_frames(path: Path, numbers: Iterable[int]) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _without_limit() -> Iterator[None]:
-    with _limit_lock, _without_warnings():
+    with _without_warnings():
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
@@ -127,19 +129,35 @@ def _without_limit() -> Iterator[None]:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Pillow warns on harmless EXIF oddities
+    """Pillow warns of harmless oddities in headers. The filters, like the limit, are one for all threads."""
+    with _settings_lock, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
         yield
 
 
-def _orientation(file: Image.Image) -> int:
+def _orientation(file: Image.Image, path: Path) -> int:
+    """The orientation tag; no pixel is decoded for it."""
     if file.format == 'TIFF':
         return 1  # Pillow turns TIFF files itself
     try:
+        if file.format == 'PNG' and 'exif' not in file.info and (exif := _png_exif(path)):
+            file.info['exif'] = exif
         with _without_warnings():
-            return int(file.getexif().get(_ORIENTATION, 1))
+            return int(Image.Image.getexif(file).get(_ORIENTATION, 1))  # that of PNG files would decode the pixels
     except Exception:  # noqa: BLE001 (broken EXIF raises anything, and does not make the pixels worse)
         return 1
+
+
+def _png_exif(path: Path) -> bytes | None:
+    """The EXIF data of a PNG, which may follow its pixels."""
+    with path.open('rb') as file:
+        file.seek(len(_PNG))
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack('>I4s', header)
+            if kind == b'eXIf':
+                return file.read(length)
+            file.seek(length + 4, os.SEEK_CUR)
+    return None
 
 
 def _is_png(path: Path) -> bool:
@@ -166,8 +184,7 @@ def _read_deep_png(path: Path, colour_type: int) -> np.ndarray:
     with _without_limit(), Image.open(bare) as file:
         file.verify()  # OpenCV does not say what is wrong
     cv2 = import_opencv()
-    data = np.frombuffer(_png_without_metadata(path).getbuffer(), np.uint8)
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    pixels = cv2.imdecode(np.frombuffer(bare.getbuffer(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ImageError(f'{path}: cannot be read as an image; copy it again or convert it to TIFF')
     return pixels[..., 0] if colour_type == _DEEP_GREY_ALPHA else pixels[..., [2, 1, 0]]

@@ -7,7 +7,6 @@ some of its runs; the cost is the number of those runs, not the number of pixels
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -114,11 +113,14 @@ def decode_crop(rle: Rle, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
 
 def decode_rles(rles: list[Rle], size_hw: tuple[int, int]) -> np.ndarray:
     """Boolean masks of shape (N, H, W); N may be 0."""
-    if not rles:
-        return np.zeros((0, *size_hw), bool)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # of NumPy 2, about pycocotools' own arrays
-        return np.moveaxis(coco_mask.decode(rles), -1, 0).astype(bool)
+    height, width = size_hw
+    columns = np.zeros((len(rles), width, height), bool)
+    for rle, out in zip(rles, columns, strict=True):
+        edges = run_edges(rle)
+        if len(edges) and edges[-1, 1] > out.size:
+            raise ValueError(f'an RLE of {rle["size"]} px holds pixels beyond an image of {size_hw} px')
+        _fill_columns(edges, height, 0, 0, out)
+    return columns.swapaxes(1, 2)
 
 
 def rle_to_json(rle: Rle) -> Rle:

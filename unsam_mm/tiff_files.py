@@ -247,7 +247,7 @@ def _check_last_page(file: TiffFile, path: Path) -> None:
 
 
 def _check_tags(page: TiffPage, path: Path) -> None:
-    """Refuses a page of which values that its pixels cannot be read without lie beyond the end of the file.
+    """Refuses a page if a tag that its pixels need lies beyond the end of the file.
 
     Raises:
         ImageError: If there are any; tifffile leaves them out.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -162,6 +161,4 @@ def _shares(rle: Rle, others: list[Rle], of_first: bool) -> np.ndarray:
     """(N,) pixels that a mask shares with others, over the union, or over its own."""
     if not others:
         return np.zeros(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # of NumPy 2, about pycocotools' own arrays
-        return coco_mask.iou([rle], others, [of_first] * len(others))[0]
+    return coco_mask.iou([rle], others, [of_first] * len(others))[0]
