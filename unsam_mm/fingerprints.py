@@ -92,7 +92,7 @@ def is_current(kept: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool
 
     Args:
         kept: File with the result.
-        image: The image file. If it is missing, the result is current.
+        image: The image file. If it is missing, the result is current; if it was touched and cannot be read, it is not.
         stamp: What `image_stamp` gave when the result was made. None, in files of earlier versions: the image must not be
             younger than the result.
     """
@@ -104,7 +104,12 @@ def is_current(kept: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool
         return kept.stat().st_mtime_ns >= found.st_mtime_ns
     if stamp.get('bytes') != found.st_size:
         return False
-    return stamp.get('mtime_ns') == found.st_mtime_ns or stamp.get('blake2b') == file_digest(image)
+    if stamp.get('mtime_ns') == found.st_mtime_ns:
+        return True
+    try:
+        return stamp.get('blake2b') == file_digest(image)
+    except OSError:
+        return False
 
 
 def _tensor_table(file: IO[bytes], size: int) -> bytes:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from unsam_mm.datasets import RleMasks, UnSAMImageFolder, UnSAMPseudoMasks, prepare_pseudo_masks
 from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.fingerprints import image_stamp
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import read_image
 from unsam_mm.mask_set import MaskSet
@@ -322,6 +323,18 @@ def test_precomputed_masks_of_another_size_are_refused(image_folder, tmp_path):
     )
     with pytest.raises(StoreError, match='50 x 60 px, the image is 120 x 160'):
         dataset[0]
+
+
+@pytest.mark.parametrize('time_s', [10**9, 2**32], ids=['older', 'younger'])
+def test_precomputed_masks_of_an_image_that_was_exchanged_are_refused(image_folder, tmp_path, time_s):
+    path, made = image_folder / 'Coffee.JPG', PseudoMaskStore(tmp_path / 'made')
+    made.write('Coffee.JPG', MaskSet.from_bitmaps(np.ones((1, 120, 160), bool)), image_stamp(path))
+    step = UnSAMPseudoMasks(precomputed=str(made.root), image_root=str(image_folder))
+    assert len(step.find({'img_path': str(path)})) == 1
+    path.write_bytes(path.read_bytes() + b'x')
+    os.utime(path, (time_s, time_s))
+    with pytest.raises(StoreError, match='the masks are of another file than'):
+        step.find({'img_path': str(path)})
 
 
 def test_an_empty_precomputed_folder_is_refused(image_folder, tmp_path):

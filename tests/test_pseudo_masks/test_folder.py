@@ -63,13 +63,14 @@ def test_a_second_run_does_only_what_is_missing(images, tmp_path):
     assert contents(tmp_path / 'out') == before
 
 
-def test_images_that_were_exchanged_are_done_again_and_copies_are_not(images, tmp_path):
+@pytest.mark.parametrize('time_s', [10**9, 2**32], ids=['older', 'younger'])
+def test_images_that_were_exchanged_are_done_again_and_copies_are_not(images, tmp_path, time_s):
     job = FolderJob(images, tmp_path / 'out', FAST)
     job.run()
     before = contents(tmp_path / 'out')
     (images / 'a' / '2.png').write_bytes((images / 'a' / '4.png').read_bytes())
     for path in images.rglob('*.png'):
-        os.utime(path, (2**32, 2**32))
+        os.utime(path, (time_s, time_s))
     report = job.run()
     assert (report.done, report.skipped) == (1, 5)
     changed = {name for name, content in contents(tmp_path / 'out').items() if content != before[name]}
@@ -269,6 +270,13 @@ def test_a_file_in_the_place_of_masks_fails_one_image_alone(images, tmp_path, mo
         assert report.done == 5
         assert 'a/0.png.json: is not of this package' in report.failed['a/0.png']
         assert (tmp_path / 'out' / 'a' / '0.png.json').read_text() == '{"note": "mine"}'
+
+
+def test_an_image_whose_note_the_disk_does_not_take_has_none(tmp_path):
+    root = tmp_path.joinpath(*['d' * 100] * 39)  # with the name of the image more than 4096 bytes
+    quarantine = Quarantine(root)
+    quarantine.add('x' * 100 + '/' + 'y' * 100 + '.png', 'a reason')
+    assert quarantine.names() == set()
 
 
 def test_notes_of_the_user_s_in_the_quarantine_stay(images, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 
 from unsam_mm import MaskSet
 from unsam_mm.errors import StoreError, TargetError
+from unsam_mm.fingerprints import image_stamp
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 
@@ -186,6 +188,22 @@ class TestFilesOfOthers:
         assert path.read_bytes() == content
         assert not store.path_of('b.jpg').exists()
 
+    def test_are_not_replaced_where_they_cannot_be_read(self, store, masks, monkeypatch):
+        path, opened = store.path_of('a.jpg'), os.open
+        path.parent.mkdir()
+        path.write_text('mine')
+
+        def refused(name, flags, *more):
+            if Path(name) == path and not flags & os.O_WRONLY:
+                raise PermissionError(errno.EACCES, 'Permission denied')
+            return opened(name, flags, *more)
+
+        monkeypatch.setattr(os, 'open', refused)
+        monkeypatch.setattr(Path, 'read_bytes', lambda path: refused(path, os.O_RDONLY))
+        with pytest.raises(TargetError, match=r'a\.jpg\.json'):
+            store.write('a.jpg', masks)
+        assert path.read_text() == 'mine'
+
     def test_may_be_folders_or_pipes(self, store, masks):
         store.path_of('a.jpg').mkdir(parents=True)
         os.mkfifo(store.path_of('b.jpg'))
@@ -247,6 +265,21 @@ def test_every_name_of_an_image_is_kept(store, masks, name, tmp_path):
     assert json.loads((tmp_path / 'all.json').read_text())['images'][0]['file_name'] == name
     store.clear()
     assert not store.has(name)
+
+
+@pytest.mark.parametrize('years', [-10, 10])
+def test_masks_of_an_image_that_was_exchanged_are_not_current_whatever_its_time(store, masks, tmp_path, years):
+    image = tmp_path / 'a.jpg'
+    image.write_bytes(b'first')
+    store.write('a.jpg', masks, image_stamp(image))
+    shifted = (image.stat().st_mtime + years * 365 * 86400,) * 2
+    os.utime(image, shifted)
+    assert store.is_current('a.jpg', image)
+    image.write_bytes(b'other')
+    os.utime(image, shifted)
+    assert not store.is_current('a.jpg', image)
+    store.write('a.jpg', masks)  # without a stamp, as earlier versions did, the time decides
+    assert store.is_current('a.jpg', image) == (years < 0)
 
 
 def test_names_read_no_more_than_the_ends_of_files(store, masks, monkeypatch):

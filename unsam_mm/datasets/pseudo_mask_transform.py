@@ -125,7 +125,7 @@ class UnSAMPseudoMasks(BaseTransform):
 
         Raises:
             UnSAMError: If nothing states which folder the names in `precomputed` are relative to.
-            StoreError: If `precomputed` is empty, or its masks have another size than the image.
+            StoreError: If `precomputed` is empty, or its masks were made of another image file or have another size.
             ImageError: If masks have to be found and the image cannot be read.
         """
         if self.precomputed:
@@ -195,7 +195,7 @@ class UnSAMPseudoMasks(BaseTransform):
                 raise StoreError(f'{self.precomputed}: holds no pseudo-masks; run "python -m unsam_mm generate" first')
             self._report(name, f'image skipped: {self.precomputed} has no pseudo-masks for {name}')
             return None
-        masks = store.read(name)
+        masks = store.read_current(name, Path(results['img_path']))
         size_hw = tuple(results.get('ori_shape', masks.size_hw))
         if tuple(masks.size_hw) != size_hw:
             raise StoreError(

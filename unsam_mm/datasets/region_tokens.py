@@ -198,7 +198,7 @@ class UnSAMRegionTokens(BaseTransform):
 
     def find(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
         """The tokens of an image from the store; makes them if there are none, or they are broken."""
-        if self.store.has(place):
+        if self.store.path_of(place).is_file():
             try:
                 return self.store.read(place)
             except StoreError as error:

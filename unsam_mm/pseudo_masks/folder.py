@@ -64,8 +64,8 @@ class Quarantine:
 
     def names(self) -> set[str]:
         """All images in quarantine."""
-        paths = self._folder.rglob(f'*{_SUFFIX}') if self._folder.is_dir() else ()
-        return {name for name in map(self._name_in, paths) if name is not None}
+        paths = (Path(folder, file) for folder, _, files in os.walk(self._folder) for file in files)
+        return {name for path in paths if path.suffix == _SUFFIX and (name := self._name_in(path)) is not None}
 
     def add(self, name: str, reason: str) -> None:
         """Notes why an image failed. An image whose note the disk does not take has none.
@@ -74,7 +74,7 @@ class Quarantine:
             StoreError: If the folder cannot be written.
         """
         path = self._path_of(name)
-        with suppress(TargetError):
+        with suppress(TargetError, OSError):  # the latter of the question alone; a disk that is full is a StoreError
             if path.exists() and self._name_in(path) is None:
                 return
             with atomic_writer(path, sync=False) as file:

@@ -33,12 +33,13 @@ _STAMP = 'made_of'
 
 _HEAD = re.compile(
     rb'(?:\xef\xbb\xbf)?\s*\{\s*"image"\s*:\s*\{\s*"file_name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"height"\s*:\s*\d+\s*,'
-    rb'\s*"width"\s*:\s*\d+\s*(?:,\s*"made_of"\s*:\s*\{[^{}]*+\}\s*)?\}\s*,\s*"annotations"\s*:\s*\['
+    rb'\s*"width"\s*:\s*\d+\s*(?:,\s*"made_of"\s*:\s*(\{[^{}]*+\})\s*)?\}\s*,\s*"annotations"\s*:\s*\['
 )
 """How each file begins: a file of this name that begins otherwise is not ours, and is neither finished nor removed."""
 _HEAD_BYTES, _LONGEST_HEAD_BYTES = 512, 1 << 16
 _TAIL_BYTES = 16
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
+_NOTHING = None, False, None
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENXIO)
 
 
@@ -62,7 +63,7 @@ class PseudoMaskStore:
         Raises:
             StoreError: If the disk cannot be asked.
         """
-        head, is_whole = _look_into(self.path_of(name))
+        head, is_whole, _ = _look_into(self.path_of(name))
         return head is not None and is_whole
 
     def holds(self, path: str | Path) -> bool:
@@ -75,19 +76,14 @@ class PseudoMaskStore:
         return inside == MANIFEST or (path.suffix == _SUFFIX and _look_into(path)[0] is not None)
 
     def is_current(self, name: str, image: Path) -> bool:
-        """Whether an image is done, and was not exchanged for another since.
+        """Whether an image is done, and was not exchanged for another since; see `unsam_mm.fingerprints.is_current`.
 
-        An image file that is not younger than its masks counts as the one that they were made of.
+        Raises:
+            StoreError: If the disk cannot be asked.
         """
-        if not self.has(name):
-            return False
         path = self.path_of(name)
-        if is_current(path, image, None):
-            return True
-        try:
-            return is_current(path, image, _stamp(read_json(path)))
-        except StoreError:
-            return False
+        head, is_whole, stamp = _look_into(path)
+        return head is not None and is_whole and is_current(path, image, stamp)
 
     def names(self) -> list[str]:
         """All images that there is a file of this store for, sorted. Only the beginning of each file is read.
@@ -115,7 +111,7 @@ class PseudoMaskStore:
                 name = file.removesuffix(_SUFFIX)
                 if file == name or not (name.lower().endswith(IMAGE_SUFFIXES) or is_fitted(file)):
                     continue
-                inside, _ = _look_into(os.path.join(folder, file))  # noqa: PTH118 - a million of them
+                inside, *_ = _look_into(os.path.join(folder, file))  # noqa: PTH118 - a million of them
                 if inside is not None and is_fitted(file) and not name.lower().endswith(IMAGE_SUFFIXES):
                     name = inside.rpartition('/')[2]
                 if inside is not None and fitting_name(name, _SUFFIX) == file:
@@ -269,16 +265,16 @@ class PseudoMaskStore:
         return len(names), writer.n_masks
 
 
-def _look_into(path: str | Path) -> tuple[str | None, bool]:
-    """The image that a file of the store is about, None where there is no such file, and whether it is whole.
+def _look_into(path: str | Path) -> tuple[str | None, bool, dict[str, Any] | None]:
+    """The image that a file of the store is about, whether the file is whole, and the stamp of the image file, if any.
 
-    Only its ends are read. A pipe of that name does not hold the run up.
+    The image is None where there is no such file. Only its ends are read. A pipe of that name does not hold the run up.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     except OSError as error:
         if error.errno in (*_ABSENT, *_NO_SUCH_NAME):
-            return None, False
+            return _NOTHING
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the disk') from error
     try:
         start = os.read(descriptor, _HEAD_BYTES)
@@ -286,14 +282,15 @@ def _look_into(path: str | Path) -> tuple[str | None, bool]:
         if found is None and len(start) == _HEAD_BYTES and b'"file_name"' in start:  # a long name
             found = _HEAD.match(start + os.read(descriptor, _LONGEST_HEAD_BYTES))
         if found is None:
-            return None, False
+            return _NOTHING
         os.lseek(descriptor, max(0, os.lseek(descriptor, 0, os.SEEK_END) - _TAIL_BYTES), os.SEEK_SET)
-        return json.loads(found[1]), os.read(descriptor, _TAIL_BYTES).rstrip().endswith(b'}')
+        stamp = found[2] and json.loads(found[2])
+        return json.loads(found[1]), os.read(descriptor, _TAIL_BYTES).rstrip().endswith(b'}'), stamp
     except ValueError:  # a name with escapes that JSON does not know
-        return None, False
+        return _NOTHING
     except OSError as error:
         if error.errno in _ABSENT:
-            return None, False
+            return _NOTHING
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the disk') from error
     finally:
         os.close(descriptor)
@@ -301,10 +298,12 @@ def _look_into(path: str | Path) -> tuple[str | None, bool]:
 
 def _is_foreign(path: Path, name: str) -> bool:
     """Whether something has the place of an image's masks that is not a file of the store."""
-    try:
-        return path.exists() and _look_into(path)[0] is None and not _is_cut_off(path, name)
-    except OSError:  # a name that the disk does not take
+    if not os.path.exists(path):  # noqa: PTH110 - false where it cannot be asked too: writing tells why
         return False
+    try:
+        return _look_into(path)[0] is None and not _is_cut_off(path, name)
+    except OSError:  # it cannot be read, so it may be anything
+        return True
 
 
 def _is_cut_off(path: Path, name: str) -> bool:

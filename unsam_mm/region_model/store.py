@@ -89,13 +89,9 @@ class RegionStore:
         return base / f'{root.name}-{digest}' / self.signature / f'{place.name}.npz'
 
     def has(self, place: ImagePlace) -> bool:
-        """Whether there are tokens of the image.
-
-        An image file that is not younger than its tokens counts as the one that they were made of; `read` looks closer.
-        """
-        path = self.path_of(place)
+        """Whether there are tokens of the image file as it is now."""
         try:
-            return path.is_file() and (is_current(path, place.path, None) or self._is_current(place))
+            return self._is_current(place)
         except (OSError, StoreError):
             return False
 
