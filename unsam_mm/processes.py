@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import UnSAMError, explained
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ _THREAD_VARIABLES = (
     'OPENCV_FOR_THREADS_NUM',
     'TIFFFILE_NUM_THREADS',
 )
+_PRODUCTIVE = 100  # items for each process, after which one that ends by itself is no sign that there are too many
 _start_lock = threading.Lock()  # the environment is one for all threads
 
 
@@ -43,7 +44,8 @@ def in_processes(
     """Each item with its result, in the order in which they finish; where the consumer stops, so do the processes.
 
     Where a process ends by itself, perhaps killed for lack of memory, the unfinished items are done again at the
-    end, one at a time, so that none is blamed for another; the one that ends its process again is lost.
+    end, one at a time, so that none is blamed for another; the one that ends its process again is lost. Unless much had
+    been done by then, half as many processes go on with the others.
 
     Args:
         make_worker: Called once in each process; what it gives, such as a model, does one item after another. It travels
@@ -54,21 +56,32 @@ def in_processes(
         lost: Gives the result of an item over which a process ended.
 
     Raises:
-        UnSAMError: If a process ends by itself before its worker is made.
+        UnSAMError: If the first worker cannot be made, or its process ends by itself before.
     """
     waiting, suspects = iter(items), deque()
     while True:
         running: dict[Future, Item] = {}
+        n_done = 0
         try:
             with _pool(make_worker, processes, advice) as pool:
-                yield from _as_they_finish(pool, waiting, running, at_once=2 * processes)
+                for finished in _as_they_finish(pool, waiting, running, at_once=2 * processes):
+                    n_done += 1
+                    yield finished
             break
         except BrokenProcessPool:
             suspects += running.values()
+            if n_done < _PRODUCTIVE * processes:
+                processes = max(1, processes // 2)
             _log.warning(
-                'a worker process ended by itself, perhaps for lack of memory; %d items are tried again at the end',
+                'a worker process ended by itself, perhaps for lack of memory; %d items are tried again at the end, '
+                'the others with %d process(es)',
                 len(running),
+                processes,
             )
+        except _NoWorker as error:
+            waiting = itertools.chain(list(running.values()), waiting)
+            processes = max(1, processes // 2)
+            _log.warning('a worker process could not start (%s); going on with %d process(es)', error, processes)
     while suspects:
         running = {}
         try:
@@ -95,6 +108,8 @@ def _pool(make_worker: Callable[[], Any], processes: int, advice: str) -> Iterat
                 raise UnSAMError(
                     f'a worker process ended before it began, perhaps for lack of memory; {advice}'
                 ) from broken
+            if isinstance(error, _NoWorker):
+                raise UnSAMError(f'a worker process could not start ({error}); {advice}') from error
             if error is not None:
                 raise error
             yield pool
@@ -174,8 +189,12 @@ def _as_they_finish(
             yield running.pop(future), result
 
 
+class _NoWorker(Exception):
+    """A process could not make its worker, perhaps for lack of memory; others may have theirs."""
+
+
 _worker: Callable[[Any], Any] | None = None  # one for each process, since a model cannot be sent along with every item
-_start_error: Exception | None = None
+_start_error: UnSAMError | _NoWorker | None = None
 
 
 def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> None:
@@ -187,11 +206,13 @@ def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> Non
         torch.set_num_threads(threads)
         torch.set_num_interop_threads(1)
         _worker = make_worker()
-    except Exception as error:  # noqa: BLE001 - the pool would only say that it is broken
+    except UnSAMError as error:
         _start_error = error
+    except Exception as error:  # noqa: BLE001 - the pool would only say that it is broken
+        _start_error = _NoWorker(explained(error))
 
 
-def _problem() -> Exception | None:
+def _problem() -> UnSAMError | _NoWorker | None:
     """Why there is no worker in this process."""
     return _start_error
 
