@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
         metrics = evaluate_masks(predictions, ground_truth, engine=options.engine or ENGINES[0])
     except UnSAMError as error:
         raise UnSAMError(f'{options.predictions} against {options.ground_truth}: {error}') from error
-    print(format_table(metrics))
     if options.json:
         write_json(options.json, metrics)
+    print(format_table(metrics))
     return 0
 
 
@@ -83,7 +83,7 @@ def _check_results(options: argparse.Namespace) -> None:
                 f'{options.json}: is one of the files that are measured; choose another file for the result'
             )
     if options.curve:
-        check_result_file(options.curve, *inputs, starts=(b'\x89PNG',))
+        check_result_file(options.curve, *inputs, starts=(b'\x89PNG',), kind='PNG')
 
 
 def prompt_images(options: argparse.Namespace) -> list[PromptImage]:
@@ -153,12 +153,12 @@ def _run_prompts(options: argparse.Namespace) -> int:
         progress=partial(tqdm, unit='image', disable=None),
     )
     figures = summarize(ious)
-    print(format_prompt_table({engine: figures}))
     if options.json:
         write_json(options.json, {'engine': engine, 'clicks': options.clicks, **figures})
     if options.curve:
         curves = {f'{engine}, best-scored mask': iou_curve(figures), 'best mask': iou_curve(figures, 'oracle')}
         save_click_curves(options.curve, curves)
+    print(format_prompt_table({engine: figures}))
     return 0
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO
 
 from unsam_mm.errors import UnSAMError, explained, one_line
 
@@ -35,24 +36,51 @@ def exit_status(run: Callable[[], int], how_to_go_on: str) -> int:
         how_to_go_on: Said of a command that is interrupted.
 
     Returns:
-        What `run` gives; 1 after an error, 130 after Ctrl-C. A reader of standard output that has had enough, `head` for
-        one, is no error.
+        What `run` gives; 1 after an error, 130 after Ctrl-C. A reader of standard output or error that has had enough,
+        `head` for one, is no error, and the command goes on.
     """
-    status = 0
-    try:
-        status = run()
-        sys.stdout.flush()  # Python itself would do so at its end, and print what goes wrong
-    except UnSAMError as error:
-        return _fail(one_line(error))
-    except BrokenPipeError:
-        _drop_output()
-    except OSError as error:
-        _drop_output()
-        return _fail(one_line(explained(error)))
-    except KeyboardInterrupt:
-        _say(f'interrupted; {how_to_go_on}')
-        return _INTERRUPTED
-    return status
+    with redirect_stdout(_Stream(sys.stdout)), redirect_stderr(_Stream(sys.stderr)):
+        try:
+            status = run()
+            sys.stdout.flush()  # Python itself would do so at its end, and print what goes wrong
+        except UnSAMError as error:
+            return _fail(one_line(error))
+        except OSError as error:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _drop(sys.stdout)
+            return _fail(one_line(explained(error)))
+        except KeyboardInterrupt:
+            _say(f'interrupted; {how_to_go_on}')
+            return _INTERRUPTED
+        return status
+
+
+class _Stream:
+    """A text stream that drops what is written to it once its reader has gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            _drop(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _fail(message: str) -> int:
@@ -65,10 +93,7 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _drop_output() -> None:
-    """Lets go of what standard output could not take: Python would try again at its end."""
-    with suppress(OSError):  # one that is no file
-        sys.stdout.flush()
-        return
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop(stream: TextIO) -> None:
+    """Lets go of what a stream could not take, and of all that follows: Python would try again at its end."""
+    with suppress(OSError, ValueError):  # one that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
