@@ -22,6 +22,7 @@ from unsam_mm.files import (
     fitting_name,
     is_fitted,
     read_json,
+    readable_folder,
     remove_leftovers,
     replace_folder,
     restore_folder,
@@ -134,6 +135,29 @@ def test_leftovers_of_killed_processes_are_removed_but_not_those_of_living_ones(
     assert sorted(path.name for path in tmp_path.iterdir()) == ['.unsam-new.part.part', '.unsam-notes', 'sub']
 
 
+def test_leftovers_that_another_user_owns_stay(tmp_path, monkeypatch):
+    for path in (tmp_path / '.unsam-file.part', tmp_path / '.unsam-folder.part'):
+        path.mkdir() if 'folder' in path.name else path.touch()
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(Path, 'unlink', partial(_raise, PermissionError(errno.EPERM, 'reason')))
+    monkeypatch.setattr(files.shutil, 'rmtree', partial(_raise, PermissionError(errno.EPERM, 'reason')))
+    remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_another_process_removes_while_it_is_empty_is_made_again(tmp_path, monkeypatch):
+    path, create = tmp_path / 'quarantine' / 'a.json', os.open
+
+    def removed(name, *arguments):
+        monkeypatch.setattr(files.os, 'open', create)
+        path.parent.rmdir()
+        return create(name, *arguments)
+
+    monkeypatch.setattr(files.os, 'open', removed)
+    write_json(path, 1)
+    assert read_json(path) == 1
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(StoreError, match='a.json: no such file'):
         read_json(tmp_path / 'a.json')
@@ -203,7 +227,7 @@ def test_results_never_replace_what_is_read_or_what_is_no_json(tmp_path):
     check_result_file(tmp_path / 'truth.json')
     with pytest.raises(StoreError, match='would overwrite an input'):
         check_result_file(tmp_path / 'sub' / '..' / 'truth.json', tmp_path / 'truth.json')
-    with pytest.raises(StoreError, match='photo.jpg: is there already'):
+    with pytest.raises(StoreError, match='photo.jpg: exists and is not a JSON file'):
         check_result_file(tmp_path / 'photo.jpg')
 
 
@@ -221,16 +245,26 @@ class TestReplaceFolder:
         assert [path.name for path in tmp_path.iterdir()] == ['kept']
         assert (folders[1] / 'what').read_text() == 'new'
 
-    def test_brings_the_old_one_back_where_the_new_one_cannot_be_renamed(self, folders):
+    @pytest.mark.parametrize('step', range(3))
+    def test_brings_the_old_one_back_where_a_folder_cannot_be_renamed(self, folders, monkeypatch, step):
         new, kept = folders
-        (new / 'what').unlink()
-        new.rmdir()
-        with pytest.raises(FileNotFoundError):
+        steps, rename = [], Path.rename
+
+        def refused(*arguments):
+            steps.append(arguments)
+            if len(steps) == step + 1:
+                raise PermissionError(errno.EACCES, 'open elsewhere')
+            return rename(*arguments)
+
+        monkeypatch.setattr(Path, 'rename', refused)
+        with pytest.raises(PermissionError):
             replace_folder(new, kept)
         assert (kept / 'what').read_text() == 'kept'
+        assert {path.name for path in kept.parent.iterdir()} <= {'new', 'kept'}
 
-    @pytest.mark.parametrize('step', range(3))
+    @pytest.mark.parametrize('step', range(4))
     def test_killed_at_any_step_loses_nothing(self, folders, monkeypatch, step):
+        """The steps are: the new one beside, the old one aside, the new one in place, the old one removed."""
         new, kept = folders
         steps, rename = [], Path.rename
 
@@ -245,8 +279,11 @@ class TestReplaceFolder:
             patch.setattr(files.shutil, 'rmtree', lambda path, ignore_errors: path.exists() and killed(path))
             with pytest.raises(SystemExit):
                 replace_folder(new, kept)
+        expected = 'new' if step == 3 else 'kept'
+        assert (readable_folder(kept) / 'what').read_text() == expected
         restore_folder(kept)
-        assert (kept / 'what').read_text() == ('new' if step == 2 else 'kept')
+        assert (kept / 'what').read_text() == expected
+        assert {path.name for path in kept.parent.iterdir()} <= {'new', 'kept'}
 
 
 def test_messages_about_names_with_line_breaks_have_one_line():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unsam_mm.errors import StoreError
+from unsam_mm.errors import DamagedError, StoreError
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 
 KILLED = """
@@ -124,9 +126,9 @@ def test_a_folder_where_a_file_is_needed_and_the_other_way_round(tmp_path, name,
     assert (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize(('steps', 'expected'), [(0, 3), (1, 3), (2, 4)])
+@pytest.mark.parametrize(('steps', 'expected'), [(0, 3), (1, 3), (2, 3), (3, 4)])
 def test_a_zarr_embedding_whose_replacement_is_killed_is_the_old_one_or_the_new(tmp_path, steps, expected):
-    """The steps are: the old one aside, the new one in place, the old one removed."""
+    """The steps are: the new one beside, the old one aside, the new one in place, the old one removed."""
     path = tmp_path / 'a.zarr'
     save_arrays(path, 'tree', arrays(3))
     finished = subprocess.run([sys.executable, '-c', KILLED, str(path), str(steps)], check=False)
@@ -134,7 +136,69 @@ def test_a_zarr_embedding_whose_replacement_is_killed_is_the_old_one_or_the_new(
     assert value_in(path) == expected
     save_arrays(path, 'tree', arrays(5))
     assert value_in(path) == 5
-    assert not list(tmp_path.glob('.unsam-*.old'))
+    assert not [*tmp_path.glob('.unsam-*.old'), *tmp_path.glob('.unsam-*.new')]
+
+
+def test_an_embedding_that_was_removed_after_a_kill_stays_removed(tmp_path, monkeypatch):
+    path, remove = tmp_path / 'a.zarr', shutil.rmtree
+    save_arrays(path, 'tree', arrays(3))
+
+    def killed(folder, **named):
+        if folder.suffix == '.old' and folder.exists():
+            raise SystemExit
+        remove(folder, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, 'rmtree', killed)
+        with pytest.raises(SystemExit):
+            save_arrays(path, 'tree', arrays(4))
+    assert value_in(path) == 4
+    remove(path)
+    with pytest.raises(StoreError, match='no such embedding'):
+        load_arrays(path, 'tree')
+
+
+def test_a_zarr_embedding_that_is_read_while_it_is_replaced_is_replaced(tmp_path, monkeypatch):
+    path, rename, found = tmp_path / 'a.zarr', Path.rename, []
+
+    def read_after(*arguments):
+        rename(*arguments)
+        found.append(value_in(path))
+
+    save_arrays(path, 'tree', arrays(3))
+    monkeypatch.setattr(Path, 'rename', read_after)
+    save_arrays(path, 'tree', arrays(4))
+    assert found == [3, 3, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ['a.zarr']
+
+
+def test_what_a_file_manager_puts_into_a_zarr_embedding_does_not_stand_in_the_way_of_the_next(tmp_path):
+    save_arrays(tmp_path / 'a.zarr', 'tree', arrays(3))
+    for name in ('.DS_Store', 'Thumbs.db', 'desktop.ini'):
+        (tmp_path / 'a.zarr' / name).touch()
+    save_arrays(tmp_path / 'a.zarr', 'tree', arrays(4))
+    assert value_in(tmp_path / 'a.zarr') == 4
+
+
+@SUFFIXES
+def test_an_embedding_that_the_system_does_not_give_is_not_called_damaged(tmp_path, suffix, monkeypatch):
+    (tmp_path / 'notes').touch()
+    with pytest.raises(StoreError, match='no such embedding'):
+        load_arrays(tmp_path / 'notes' / f'a{suffix}', 'tree')
+    with pytest.raises(StoreError, match='cannot be read .*too long'):
+        load_arrays(tmp_path / ('x' * 300 + suffix), 'tree')
+    with pytest.raises(StoreError, match='too long'):
+        save_arrays(tmp_path / ('x' * 300 + suffix), 'tree', arrays(3))
+    path = tmp_path / f'a{suffix}'
+    save_arrays(path, 'tree', arrays(3))
+
+    def refused(*arguments, **named):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    monkeypatch.setattr(np if suffix == '.npz' else zarr, 'load' if suffix == '.npz' else 'open_group', refused)
+    with pytest.raises(StoreError, match='cannot be read .*Permission denied') as caught:
+        load_arrays(path, 'tree')
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_a_link_to_an_embedding_goes_on_leading_to_it(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 from skimage import data
@@ -324,7 +327,7 @@ def test_windows_of_an_engine_without_a_signature_are_not_kept(plane, tmp_path, 
 
 
 def test_a_damaged_window_is_looked_at_again_and_one_that_cannot_be_kept_is_answered_all_the_same(
-    generator, plane, tmp_path, caplog
+    generator, plane, tmp_path, caplog, monkeypatch
 ):
     def answer(store):
         predictor = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
@@ -337,8 +340,21 @@ def test_a_damaged_window_is_looked_at_again_and_one_that_cannot_be_kept_is_answ
     whole = kept.read_bytes()
     kept.write_bytes(whole[: len(whole) // 2])
     assert answer(folder).iou(before) == 1
-    assert 'looked at again' in caplog.text
+    assert caplog.messages[-1].startswith(f'a window is looked at again: {kept}: not a whole .npz file (')
     assert len(load_arrays(kept, 'tree')) > 0
+    kept.unlink()
+    kept.mkdir()
+    assert answer(folder).iou(before) == 1
+    assert 'cannot be read (Is a directory)' in caplog.text or 'is a folder' in caplog.text
+    kept.rmdir()
+    kept.write_bytes(b'junk')
+    with monkeypatch.context() as patch:
+
+        def refused(*arguments, **named):
+            raise PermissionError(errno.EROFS, 'Read-only file system')
+
+        patch.setattr(Path, 'unlink', refused)
+        assert answer(folder).iou(before) == 1
     (tmp_path / 'a file').touch()
     assert answer(tmp_path / 'a file' / 'windows').iou(before) == 1
     assert 'no longer kept' in caplog.text

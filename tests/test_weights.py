@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import http.server
+import os
 import re
 import threading
 from functools import partial
@@ -199,8 +202,27 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch
         weights.fetch('model')
 
 
+def test_a_note_that_cannot_be_written_fails_one_source_alone(server, monkeypatch, tmp_path):
+    (tmp_path / 'cache' / 'file.pth.part.json').mkdir(parents=True)
+    table(monkeypatch, Source('url', server[0], 'file.pth'))
+    with pytest.raises(WeightsError, match='no source gave the file'):
+        weights.fetch('model')
+
+
+def test_a_download_is_finished_where_files_are_synced_only_for_writing_or_not_at_all(
+    server, sha256, monkeypatch, tmp_path
+):
+    def fsync(descriptor):
+        is_written = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        raise OSError(errno.EINVAL if is_written else errno.EBADF, 'as on Windows, or on a network disk')
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    _download.download(server[0], tmp_path / 'file.pth', sha256)
+    assert (tmp_path / 'file.pth').read_bytes() == CONTENT
+
+
 def test_what_is_no_checkpoint_does_not_stay_in_the_cache(server, monkeypatch, tmp_path):
-    """The network of a hotel answers everything with a page of its own, which no checksum tells apart."""
+    """A captive portal answers everything with a page of its own, which no checksum tells apart."""
     server[1].content = b'<html>Please sign in</html>'
     table(monkeypatch, Source('url', server[0], 'file.pth', converter='unsam_mm._vit_conversion:convert_official_dino'))
     with pytest.raises(WeightsError, match='cannot be read as a checkpoint'):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import urllib.error
@@ -14,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from unsam_mm.errors import StoreError, WeightsError
-from unsam_mm.files import read_json, write_json
+from unsam_mm.files import read_json, sync
 from unsam_mm.fingerprints import file_sha256
 
 _CHUNK_BYTES = 1 << 20
@@ -49,15 +48,15 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
         raise WeightsError(
             f'{target.name}: the download has SHA-256 {found}, expected {sha256}; it was removed, try again or another network'
         )
-    with partial.open('rb') as file:
-        os.fsync(file.fileno())  # a power cut after the renaming would leave an empty file
+    with partial.open('rb+') as file:  # Windows refuses to sync a file that is open for reading
+        sync(file.fileno())  # a power cut after the renaming would leave an empty file
     partial.replace(target)
     note.unlink(missing_ok=True)
     return target
 
 
 def _fetch_rest(url: str, partial: Path, note: Path, label: str, may_resume: bool, is_verified: bool) -> bool:
-    """Completes the partial file; False if the server's answer does not fit to it, so that it has to begin anew.
+    """Completes the partial file; False if the server's answer does not continue it, so that it has to begin anew.
 
     Without a checksum a mix of two files would go unnoticed, so only the same file is resumed.
     """
@@ -71,7 +70,8 @@ def _fetch_rest(url: str, partial: Path, note: Path, label: str, may_resume: boo
             if resumed and not response.headers.get('Content-Range', start).startswith(start):
                 return False
             if not resumed:
-                write_json(note, {'url': url, 'validator': _validator(response.headers)})
+                noted = {'url': url, 'validator': _validator(response.headers)}
+                note.write_text(json.dumps(noted), encoding='utf-8')  # one that is cut short counts for nothing
             _copy(response, partial, done_bytes if resumed else 0, label)
     except urllib.error.HTTPError as error:
         # 416: the server has no more of it; the partial file is whole if it is as long as the server's.

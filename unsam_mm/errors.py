@@ -31,7 +31,7 @@ class DamagedError(StoreError):
 
 
 class TargetError(StoreError):
-    """One file that cannot be written where others can: its name is not allowed there, or something else has its place."""
+    """One file that cannot be written where others can: the disk does not allow its name, or a folder or foreign file has it."""
 
 
 def explained(error: BaseException) -> str:

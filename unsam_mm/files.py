@@ -18,13 +18,14 @@ from typing import IO, Any
 from unsam_mm.errors import StoreError, TargetError
 
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = '.unsam-', '.part'
+SYSTEM_FILES = ('.DS_Store', 'Thumbs.db', 'desktop.ini')  # which file managers put into any folder
 _LEFTOVER_AGE_S = 3600.0  # no file takes longer to write
 _MOST_NAME_BYTES = 255  # of a file's name, on most disks
 _HASH_DIGITS = 16
 GZIP, PACKED = b'\x1f\x8b', 'is compressed with gzip; unpack it first (gunzip)'
 
 _NOT_ALLOWED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # names that a disk does not take
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # disks that cannot be asked to
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems without fsync
 
 
 @contextmanager
@@ -53,9 +54,8 @@ def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> 
                 raw = _Target(os.open(path, os.O_WRONLY), path)
             else:
                 path = Path(os.path.realpath(path)) if path.is_symlink() else path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = temporary_name(path.parent)
-                raw = _Target(_create(temporary), path)
+                temporary, descriptor = _create_in(path.parent)
+                raw = _Target(descriptor, path)
         buffered = io.BufferedWriter(raw)
         file = buffered if binary else io.TextIOWrapper(buffered, encoding='utf-8', errors='surrogateescape')
         try:
@@ -83,9 +83,8 @@ def check_writable(folder: Path) -> None:
         StoreError: If not.
     """
     with _explaining(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = temporary_name(folder)
-        os.close(_create(probe))
+        probe, descriptor = _create_in(folder)
+        os.close(descriptor)
         probe.unlink(missing_ok=True)
 
 
@@ -106,37 +105,42 @@ def read_json(path: str | Path) -> Any:
     Raises:
         StoreError: If the file is missing, cannot be read, or is not JSON.
     """
-    try:
+    with explaining_json(path):
         content = Path(path).read_bytes()
         if content.startswith(GZIP):
             raise StoreError(f'{path}: {PACKED}')
         return json.loads(content)
+
+
+@contextmanager
+def explaining_json(path: str | Path) -> Iterator[None]:
+    """Turns what reading a JSON file raises into `StoreError`, which names the file."""
+    try:
+        yield
     except StoreError:
         raise
     except FileNotFoundError as error:
         raise StoreError(f'{path}: no such file') from error
     except UnicodeDecodeError as error:
-        raise StoreError(f'{path}: {not_utf8(error)}') from error
+        raise StoreError(f'{path}: not a JSON file in UTF-8 ({error}); save it as UTF-8, or make it again') from error
     except ValueError as error:  # of json, or of Python for a number with thousands of digits
         raise StoreError(f'{path}: not a JSON file ({error}); it may have been cut short: make it again') from error
     except RecursionError as error:
-        raise StoreError(f'{path}: not a JSON file of use (nested too deeply); make it again') from error
+        raise StoreError(f'{path}: JSON nested too deeply; make it again') from error
     except OSError as error:
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
 
 
-def not_utf8(error: UnicodeDecodeError) -> str:
-    """What to say of a file that shall be JSON and is not text."""
-    return f'not a JSON file in UTF-8 ({error}); save it as UTF-8, or make it again'
-
-
-def check_result_file(path: str | Path, *inputs: str | Path | None, starts: tuple[bytes, ...] = (b'{', b'[')) -> None:
+def check_result_file(
+    path: str | Path, *inputs: str | Path | None, starts: tuple[bytes, ...] = (b'{', b'['), kind: str = 'JSON'
+) -> None:
     """Checks, before there is anything to write, that a file may be written or replaced.
 
     Args:
         path: The output.
         inputs: Files that the command reads.
-        starts: First bytes of files of the output's kind: JSON by default.
+        starts: First bytes of files of the output's kind.
+        kind: What messages call it.
 
     Raises:
         StoreError: If it is one of the inputs, a folder, or a file of another kind.
@@ -154,7 +158,7 @@ def check_result_file(path: str | Path, *inputs: str | Path | None, starts: tupl
     except OSError as error:
         raise StoreError(_explain(path, error)) from error
     if start and not start.startswith(starts):
-        raise StoreError(f'{path}: is there already and is a file of another kind; choose another file for the result')
+        raise StoreError(f'{path}: exists and is not a {kind} file; choose another file for the result')
 
 
 def fitting_name(name: str, suffix: str) -> str:
@@ -181,17 +185,21 @@ def is_fitted(file_name: str) -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes left below a folder; recent files may belong to a running process."""
-    for path in folder.rglob(f'{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}'):
-        with suppress(FileNotFoundError):  # another process may remove it first
-            if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE_S:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if not name.startswith(_TEMPORARY_PREFIX) or not name.endswith(_TEMPORARY_SUFFIX):
+                continue
+            path = Path(parent, name)
+            with suppress(OSError):  # removed by another process first, open in one, or another user's
+                if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE_S:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def replace_folder(finished: Path, path: Path) -> None:
     """Renames a finished folder to its final name and removes the folder that had it.
 
-    No disk swaps folders in one step. A process that is killed in between leaves the old one beside, where
-    `restore_folder` finds it.
+    No disk swaps folders in one step. A process that is killed in between leaves the old one and the new one beside, and
+    only then are both there: `readable_folder` and `restore_folder` find the old one.
 
     Args:
         finished: The new folder, on the same disk.
@@ -201,28 +209,55 @@ def replace_folder(finished: Path, path: Path) -> None:
         OSError: If it cannot be renamed; the old one is there then.
     """
     restore_folder(path)
-    aside = _aside(path)
-    shutil.rmtree(aside, ignore_errors=True)
-    if path.exists():
-        path.rename(aside)
+    old, new = _beside(path)
+    finished.rename(new)
     try:
-        finished.rename(path)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
     except OSError:
         restore_folder(path)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def readable_folder(path: Path) -> Path:
+    """Where the folder of a name is while `replace_folder` is at work on it, or was killed; otherwise the name itself.
+
+    Nothing is renamed, so that a reader is never in the way of a writer.
+    """
+    old, new = _beside(path)
+    return old if not os.path.lexists(path) and old.is_dir() and new.is_dir() else path
 
 
 def restore_folder(path: Path) -> None:
-    """Brings back the folder that a killed `replace_folder` left without its name; otherwise does nothing."""
-    if not path.exists():
-        with suppress(FileNotFoundError):
-            _aside(path).rename(path)
+    """Brings back the folder that a killed `replace_folder` left without its name, and removes what else it left.
+
+    For writers; readers call `readable_folder`.
+
+    Raises:
+        OSError: If it cannot be renamed.
+    """
+    old, new = _beside(path)
+    if readable_folder(path) == old:
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)  # before the new one, without which an old one does not count
+    shutil.rmtree(new, ignore_errors=True)
 
 
-def _aside(path: Path) -> Path:
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Names for the old folder and the new one while neither has the name."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:_HASH_DIGITS]
-    return path.with_name(f'{_TEMPORARY_PREFIX}{digest}.old')
+    return path.with_name(f'{_TEMPORARY_PREFIX}{digest}.old'), path.with_name(f'{_TEMPORARY_PREFIX}{digest}.new')
+
+
+def sync(descriptor: int) -> None:
+    """Waits until the disk has a file that is open for writing, where the file system can be asked to."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 class _Target(io.FileIO):
@@ -242,16 +277,22 @@ class _Target(io.FileIO):
 
     def sync(self) -> None:
         """Waits until the disk has it: a power cut after the renaming would leave an empty file."""
-        try:
-            os.fsync(super().fileno())
-        except OSError as error:
-            if error.errno not in _NO_SYNC:
-                raise
+        sync(super().fileno())
 
 
-def _create(path: Path) -> int:
-    """Descriptor of a new file; the umask of the process decides who may read it."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
+def _create_in(folder: Path, retries: int = 1) -> tuple[Path, int]:
+    """A new file with a temporary name, and its descriptor; the folder is made as needed.
+
+    The umask of the process decides who may read it.
+    """
+    path = temporary_name(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0), 0o666)
+    except (FileNotFoundError, FileExistsError):  # another process may remove the folder while it is empty
+        if not retries:
+            raise
+        return _create_in(folder, retries - 1)
 
 
 @contextmanager

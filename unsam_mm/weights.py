@@ -284,7 +284,7 @@ def _fetch_from(name: str, source: Source) -> Path:
         try:
             _convert(raw, usable, source)
         except WeightsError as error:
-            # Without a checksum this shows that what came is no such file: the page of a hotel's network, say.
+            # Without a checksum this shows that what came is no such file: a captive portal's page, say.
             if not (was_there or source.sha256 or isinstance(error.__cause__, ModuleNotFoundError)):
                 raw.unlink()
             raise

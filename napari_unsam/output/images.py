@@ -16,7 +16,7 @@ import tifffile
 from napari_unsam.output.objects import MAX_AXES, ArrayLike, LabelledObjects, TakenAt, blocks, default_axes
 from napari_unsam.output.palette import label_rgb
 from unsam_mm.errors import StoreError
-from unsam_mm.files import replace_folder, restore_folder, temporary_name
+from unsam_mm.files import SYSTEM_FILES, readable_folder, replace_folder, temporary_name
 from unsam_mm.tiff_metadata import pixel_sizes, scale_and_units
 
 if TYPE_CHECKING:
@@ -150,9 +150,8 @@ def read_ome_zarr(path: str | Path) -> LabelledObjects:
     """
     import zarr
 
-    restore_folder(Path(path))
     try:
-        root = zarr.open_group(Path(path), mode='r')
+        root = zarr.open_group(readable_folder(Path(path)), mode='r')
         name = root['labels'].attrs['ome']['labels'][0]
         image = root['labels'][name]
         scales = image.attrs['ome']['multiscales'][0]
@@ -267,8 +266,8 @@ def _is_ours(path: Path) -> bool:
     labels = path / 'labels'
     return (
         (labels / ZARR_LABELS / 'zarr.json').is_file()
-        and {entry.name for entry in path.iterdir()} <= {'labels', 'zarr.json'}
-        and {entry.name for entry in labels.iterdir()} <= {ZARR_LABELS, 'zarr.json'}
+        and {entry.name for entry in path.iterdir()} <= {'labels', 'zarr.json', *SYSTEM_FILES}
+        and {entry.name for entry in labels.iterdir()} <= {ZARR_LABELS, 'zarr.json', *SYSTEM_FILES}
     )
 
 

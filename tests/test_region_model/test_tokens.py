@@ -134,6 +134,11 @@ def _truncated(path):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def _folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 def _one_array(path):
     with path.open('wb') as file:
         np.save(file, np.arange(3))
@@ -149,15 +154,17 @@ def _bytes_changed(path):
     ('damage', 'message'),
     [
         (lambda path: path.unlink(), 'no such file; make it with RegionTokenizer'),
-        (_truncated, 'not a file of region tokens .*; remove it and make it again'),
-        (_bytes_changed, 'not a file of region tokens .*; remove it and make it again'),
-        (lambda path: path.write_bytes(b''), 'not a file of region tokens'),
-        (_one_array, 'not a file of region tokens'),
+        (_truncated, 'not a whole .npz file .*; remove it and make it again'),
+        (_bytes_changed, 'not a whole .npz file .*; remove it and make it again'),
+        (lambda path: path.write_bytes(b''), 'not a .npz file; remove it and make it again'),
+        (lambda path: path.write_bytes(b'PK junk'), 'not a .npz file; remove it and make it again'),
+        (_one_array, 'not a .npz file; remove it and make it again'),
+        (_folder, r'cannot be read \(Is a directory\)'),
         (lambda path: np.savez(path, labels=np.zeros((2, 2))), 'holds no format'),
         (lambda path: np.savez(path, **{**dict(np.load(path)), 'format': 99}), 'has format 99, expected 1'),
         (
             lambda path: np.savez(path, **{**dict(np.load(path)), 'labels': np.array([{}])}),
-            'not a file of region tokens',
+            'not a whole .npz file',
         ),
         (
             lambda path: np.savez(path, **{**dict(np.load(path)), 'areas_px': np.ones(3)}),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unsam_mm.errors import StoreError
-from unsam_mm.files import GZIP, PACKED, not_utf8
+from unsam_mm.files import GZIP, PACKED, explaining_json
 
 _CHUNK_BYTES = 1 << 20
 _MAX_VALUE_BYTES = 1 << 28  # no annotation is longer; a file that is not JSON is not read to its end
@@ -53,20 +53,8 @@ def stream_lists(
         StoreError: If the file is missing, is not JSON, ends early, or a wanted value is not a list.
     """
     try:
-        with open_utf8(path) as file:
+        with explaining_json(path), open_utf8(path) as file:
             yield from _entries(_Cursor(file), lists, whole, set() if found is None else found)
-    except StoreError:
-        raise
-    except FileNotFoundError as error:
-        raise StoreError(f'{path}: no such file') from error
-    except OSError as error:
-        raise StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
-    except UnicodeDecodeError as error:
-        raise StoreError(f'{path}: {not_utf8(error)}') from error
-    except ValueError as error:  # of json, or of Python for a number with thousands of digits
-        raise StoreError(f'{path}: not a JSON file ({error}); it may have been cut short: make it again') from error
-    except RecursionError as error:
-        raise StoreError(f'{path}: not a JSON file of use (nested too deeply); make it again') from error
     except TypeError as error:
         raise StoreError(f'{path}: {error}') from error
 

@@ -10,9 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from unsam_mm.errors import DamagedError, StoreError, explained
-from unsam_mm.files import atomic_writer, read_json, replace_folder, restore_folder, temporary_name
-from unsam_mm.npz import UNREADABLE, read_npz
+from unsam_mm.errors import DamagedError, StoreError
+from unsam_mm.files import (
+    SYSTEM_FILES,
+    atomic_writer,
+    read_json,
+    readable_folder,
+    replace_folder,
+    restore_folder,
+    temporary_name,
+)
+from unsam_mm.npz import UNREADABLE, read_npz, unreadable
 
 _FORMAT = 2
 _SUFFIXES = ('.npz', '.zarr')
@@ -30,14 +38,14 @@ def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray]) -> N
         StoreError: If the suffix is another, zarr is not installed, or the place cannot be written.
     """
     path = _checked(path)
-    if path.suffix == '.npz':
-        _check_replaceable(path)
-        with atomic_writer(path, binary=True) as file:
-            np.savez_compressed(file, _kind=np.array(kind), _format=np.int64(_FORMAT), **arrays)
-        return
-    zarr = _zarr(path)
     finished = temporary_name(path.parent)
     try:
+        if path.suffix == '.npz':
+            _check_replaceable(path)
+            with atomic_writer(path, binary=True) as file:
+                np.savez_compressed(file, _kind=np.array(kind), _format=np.int64(_FORMAT), **arrays)
+            return
+        zarr = _zarr(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         restore_folder(path)
         _check_replaceable(path)
@@ -57,20 +65,19 @@ def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
 
     Raises:
         DamagedError: If what is there is damaged.
-        StoreError: If nothing is there, or it is of another kind.
+        StoreError: If nothing is there, it cannot be read, or it is of another kind.
     """
     path = _checked(path)
-    if path.suffix == '.zarr':
-        restore_folder(path)
-    if not path.exists():
-        raise StoreError(f'{path}: no such embedding; make it with save_embedding(path)')
-    _check_form(path)
     try:
-        arrays, found, number = _read_npz(path) if path.suffix == '.npz' else _read_zarr(path)
+        place = readable_folder(path) if path.suffix == '.zarr' else path
+        if not place.exists():
+            raise StoreError(f'{path}: no such embedding; make it with save_embedding(path)')
+        _check_form(place)
+        arrays, found, number = _read_npz(place) if path.suffix == '.npz' else _read_zarr(place)
     except StoreError:
         raise
     except UNREADABLE as error:
-        raise DamagedError(f'{path}: not an embedding ({explained(error)}); remove it and make it again') from error
+        raise unreadable(path, 'not an embedding', error) from error
     if (found, number) != (kind, _FORMAT):
         raise StoreError(f'{path}: is for the engine {found!r} (format {number}), not for {kind!r} (format {_FORMAT})')
     return arrays
@@ -126,7 +133,9 @@ def _is_our_folder(path: Path) -> bool:
         is_marked = isinstance(noted['attributes']['kind'], str) and noted['attributes']['format'] in range(
             1, _FORMAT + 1
         )
-        return is_marked and all(entry.name == 'zarr.json' or _is_array(entry) for entry in path.iterdir())
+        return is_marked and all(
+            entry.name in ('zarr.json', *SYSTEM_FILES) or _is_array(entry) for entry in path.iterdir()
+        )
     except (StoreError, KeyError, TypeError):
         return False
 
@@ -142,7 +151,8 @@ def _checked(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         raise StoreError(f'{path}: embeddings end in {" or ".join(_SUFFIXES)}; choose such a name')
-    return Path(os.path.realpath(path)) if path.is_symlink() else path  # a link goes on leading to it
+    is_link = os.path.islink(path)  # noqa: PTH114 - false for a name that the disk does not take
+    return Path(os.path.realpath(path)) if is_link else path  # a link goes on leading to it
 
 
 def _zarr(path: Path):

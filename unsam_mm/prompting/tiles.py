@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -294,12 +296,12 @@ class TiledEngine:
         try:
             self._engine.set_embedding(load_arrays(path, self.name))
         except UnSAMError as error:
-            if isinstance(error, StoreError) and not isinstance(error, DamagedError):
-                if path.exists():
-                    raise
-            else:
-                logger.warning('a window is looked at again: %s: %s', path, error)
-                path.unlink(missing_ok=True)  # it has a name of ours and would stand in the way of the new one
+            if os.path.lexists(path):
+                named = error if isinstance(error, StoreError) else f'{path}: {error}'
+                logger.warning('a window is looked at again: %s', named)
+            if isinstance(error, DamagedError) or not isinstance(error, StoreError):
+                with suppress(OSError):  # a store that cannot be written
+                    path.unlink(missing_ok=True)  # it has a name of ours and would stand in the way of the new one
             return False
         self._used(path)
         return True

@@ -224,8 +224,6 @@ def _read(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:
         found = read_npz(path, names)
     except FileNotFoundError as error:
         raise StoreError(f'{path}: no such file; make it with RegionTokenizer') from error
-    except DamagedError as error:
-        raise DamagedError(f'{path}: not a file of region tokens ({error}); remove it and make it again') from error
     number = found.get('format')
     if number is None:
         raise StoreError(f'{path}: holds no format; expected a file of region tokens: make it again')
