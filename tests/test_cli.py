@@ -173,7 +173,7 @@ def test_figures_that_cannot_be_printed_are_written(tmp_path, monkeypatch):
     truth = {'images': [image], 'annotations': [{'id': 7, **mask}]}
     (tmp_path / 'truth.json').write_text(json.dumps(truth))
     (tmp_path / 'found.json').write_text(json.dumps([mask]))
-    with Path('/dev/full').open('w') as full:
+    with Path('/dev/full').open('w', buffering=1) as full:
         monkeypatch.setattr(sys, 'stdout', full)
         command = ['evaluate', 'found.json', 'truth.json', '--json', 'out.json']
         assert main([str(tmp_path / part) if part.endswith('.json') else part for part in command]) == 1

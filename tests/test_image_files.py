@@ -402,11 +402,13 @@ def test_a_png_is_opened_by_its_headers(tmp_path, monkeypatch, pixels, where):
     exif[0x0112] = 6
     chunk = png_chunk(b'eXIf', exif.tobytes().removeprefix(b'Exif\0\0'))
     write_png(tmp_path / 'a.png', pixels, 2, **({} if where == 'nowhere' else {where: chunk}))
-    monkeypatch.setattr(PngImageFile, 'load', None)
+    decoded = []
+    monkeypatch.setattr(PngImageFile, 'load', lambda file: decoded.append(file))
     with open_image(tmp_path / 'a.png') as file:
         assert file.shape == (SHAPE if where == 'nowhere' else SHAPE[::-1])
         if pixels is DEEP_RGB:
             assert (file.read() == (pixels if where == 'nowhere' else np.rot90(pixels, -1))).all()
+    assert not decoded
 
 
 def test_threads_that_read_images_leave_the_filters_of_warnings_alone(tmp_path, monkeypatch):

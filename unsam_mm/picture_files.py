@@ -7,7 +7,6 @@ import io
 import os
 import struct
 import threading
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from unsam_mm.colour_conversion import is_grey_mode, picture_array, swaps_sides, upright
 from unsam_mm.errors import ImageError
+from unsam_mm.threads import without_warnings
 from unsam_mm.tiff_metadata import PixelSizes
 
 _ORIENTATION = 0x0112
@@ -27,7 +27,7 @@ _PNG_CHECKED = (b'IHDR', b'PLTE', b'IDAT')
 _PNG_PIXELS = (b'IHDR', b'PLTE', b'acTL', b'IDAT', b'IEND', b'eXIf')
 _DEEP_COLOUR = (b'\x10\x02', b'\x10\x04', b'\x10\x06')  # 16 bits of RGB, of grey and alpha, and of RGB and alpha
 _DEEP_GREY_ALPHA = 4
-_settings_lock = threading.RLock()
+_limit_lock = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,20 +119,12 @@ def read_frames(path: Path, numbers: Iterable[int]) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _without_limit() -> Iterator[None]:
-    with _without_warnings():
+    with _limit_lock, without_warnings():  # Pillow warns of harmless oddities in headers
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Pillow warns of harmless oddities in headers. The filters, like the limit, are one for all threads."""
-    with _settings_lock, warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
 
 
 def _orientation(file: Image.Image, path: Path) -> int:
@@ -142,7 +134,7 @@ def _orientation(file: Image.Image, path: Path) -> int:
     try:
         if file.format == 'PNG' and 'exif' not in file.info and (exif := _png_exif(path)):
             file.info['exif'] = exif
-        with _without_warnings():
+        with without_warnings():
             return int(Image.Image.getexif(file).get(_ORIENTATION, 1))  # that of PNG files would decode the pixels
     except Exception:  # noqa: BLE001 (broken EXIF raises anything, and does not make the pixels worse)
         return 1

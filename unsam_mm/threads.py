@@ -10,6 +10,7 @@ function that they run in another thread has one thread, in torch too.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,18 @@ from typing import Generic, TypeVar
 
 _T = TypeVar('_T')
 _lock = threading.Lock()
+_settings_lock = threading.RLock()
+
+
+@contextmanager
+def without_warnings(category: type[Warning] = Warning) -> Iterator[None]:
+    """Ignores warnings of a kind, in one thread at a time.
+
+    The filters are one for all threads: two that put back what they have found would leave those of the other.
+    """
+    with _settings_lock, warnings.catch_warnings():
+        warnings.simplefilter('ignore', category)
+        yield
 
 
 def run_parallel(jobs: Sequence[Callable[[], _T]]) -> list[_T]:

@@ -127,6 +127,14 @@ def test_an_image_that_was_exchanged_is_done_again(coffee_and_coins, tmp_path, t
     assert tokenizer.calls == 3
 
 
+def test_an_image_that_was_exchanged_for_an_older_file_is_prepared_again(coffee_and_coins, tmp_path, tokenizer):
+    path = folders(coffee_and_coins, pipeline(tmp_path)).get_data_info(0)['img_path']
+    Image.fromarray(data.astronaut()[:90, :130]).save(path)
+    os.utime(path, (10**9, 10**9))
+    folders(coffee_and_coins, pipeline(tmp_path))
+    assert tokenizer.calls == 3
+
+
 def test_an_image_that_was_copied_anew_keeps_its_tokens(coffee_and_coins, tmp_path, tokenizer):
     for _ in range(2):
         dataset = folders(coffee_and_coins, pipeline(tmp_path))

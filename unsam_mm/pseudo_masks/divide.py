@@ -8,7 +8,6 @@ Source: CutLER, section 3.1 (MaskCut); TokenCut (the normalized cut and the comp
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,6 +19,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh, lobpcg
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.pseudo_masks.features import PatchFeatureExtractor, PatchFeatures
+from unsam_mm.threads import without_warnings
 
 _WEAK_EDGE = 1e-5
 """Weight between patches that are not similar; it keeps the graph connected."""
@@ -234,8 +234,7 @@ def _by_lobpcg(operator: LinearOperator, first: np.ndarray) -> np.ndarray:
     if len(first) < 6 * _BLOCK_VECTORS:  # too few for it
         return np.linalg.eigh(operator @ np.eye(len(first), dtype=np.float32))[1][:, [-1]]
     start = np.random.default_rng(0).standard_normal((len(first), _BLOCK_VECTORS))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # that it did not converge: what it has is good enough
+    with without_warnings(UserWarning):  # that it did not converge: what it has is good enough
         values, vectors = lobpcg(
             operator, start, Y=first[:, None].astype(np.float64), largest=True, tol=_LANCZOS_TOLERANCE, maxiter=200
         )
