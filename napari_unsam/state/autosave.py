@@ -37,7 +37,7 @@ from napari_unsam._changes import SessionWatch
 from napari_unsam._commit import free_now, renumbered
 from napari_unsam._frame import Channels, Frame, LayerChannels
 from napari_unsam._words import counted
-from napari_unsam.state.history import Together
+from napari_unsam.state.history import ActionHistory, Together
 from napari_unsam.state.records import (
     LOCK,
     SavedObjects,
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 _LOCK_S = 5.0  # another window that looks whether a record is abandoned holds its lock for a moment
 _WORKING_SHARE = 0.1  # of the time that saving may take; long stacks are saved less often
 _TORN_TRIES = 3
+_ACTION_S = 10.0  # that an action may take
+_POLL_S = 0.01
 _RETRY_S = 10.0  # until what could not be saved is tried again
 _EXIT_S = 120.0  # that an application which ends waits for the last save
 _DAY_S = 86_400.0
@@ -97,6 +99,7 @@ class _Record:
         changed_at: `n_noted` when the objects were changed last.
         exported_at: `n_noted` when the objects were exported; -1 if they were not.
         prompts: Those that were noted last.
+        history: Of the session, whose actions change pixels and rows one after the other.
         channels: Of the image, that the objects belong to.
         has_left: Whether its image was in no viewer any more; when it comes back, it gets another record.
         replaces: Names of the records that this one took up.
@@ -116,6 +119,7 @@ class _Record:
     has_problem: bool = False
     has_left: bool = False
     lock: FileLock | None = None
+    history: ActionHistory | None = None
     channels: Channels | LayerChannels | None = None
     objects: ref[Labels] | None = None
     replaces: list[str] = field(default_factory=list)
@@ -322,6 +326,7 @@ class Autosave:
         with self._wake:
             record = self._record(self._identity(image), _shape_of(session.objects))
         # With other channels, an image has objects of another shape; the others are still there.
+        record.history = session.history
         if session.objects is not None:
             record.objects = ref(session.objects)
         if session.objects is not None or record.shape is None:
@@ -425,7 +430,10 @@ class Autosave:
             record.has_problem, record.saved_at = False, number
 
     def _write(self, record: _Record, work: Work, is_last_try: bool) -> bool:
-        """Returns whether the record is now that of `work`; not if there is newer work, unless it is the last try."""
+        """Returns whether the record is now that of `work`; not if there is newer work, unless it is the last try.
+
+        The last try joins pixels that may be newer than `work` with the rows that were noted last.
+        """
         is_empty = not work.prompts and (work.labels is None or not work.labels.any())
         if is_empty and record.is_empty:
             return True
@@ -439,10 +447,26 @@ class Autosave:
                     f'{record.folder}: cannot be made or locked ({error}); set XDG_CACHE_HOME to a folder that can be written'
                 ) from error
             record.lock = lock
-        if not write_work(record.folder, record.identity, work, lambda: is_last_try or record.pending is None):
+
+        def newest() -> Work | None:
+            self._wait_for_action(record)
+            later = record.pending
+            if later is None or not is_last_try:
+                return work if later is None else None
+            return later if later.labels is work.labels else work
+
+        if not write_work(record.folder, record.identity, work, newest):
             return False
         record.is_empty = is_empty
         return True
+
+    def _wait_for_action(self, record: _Record) -> None:
+        """Waits while an action changes pixels of which the rows are not noted yet."""
+        end_s = time.monotonic() + _ACTION_S
+        while self._is_restoring or (record.history is not None and record.history.is_busy):
+            if time.monotonic() > end_s:
+                return
+            time.sleep(_POLL_S)
 
     def _end(self, record: _Record) -> None:
         """Releases a record; removes it if nothing in it is needed, and the records that it replaces."""

@@ -76,6 +76,7 @@ class ActionHistory:
 
     Attributes:
         is_cut: Whether an action was forgotten, so that not everything can be taken back.
+        is_busy: Whether something is being done or taken back; until `changed` was emitted, for other threads.
     """
 
     changed = Signal()
@@ -84,7 +85,7 @@ class ActionHistory:
         self._max_actions, self._max_bytes = max_actions, max_bytes
         self._done: list[Action] = []
         self._undone: list[Action] = []
-        self.is_cut = False
+        self.is_cut = self.is_busy = False
 
     @property
     def undo_name(self) -> str | None:
@@ -101,8 +102,12 @@ class ActionHistory:
 
         An action that raises is not remembered.
         """
-        action.do()
-        self.add(action)
+        self.is_busy = True
+        try:
+            action.do()
+            self.add(action)
+        finally:
+            self.is_busy = False
 
     def add(self, action: Action) -> None:
         """Remembers something that is done already, as `do` does."""
@@ -149,11 +154,13 @@ class ActionHistory:
             return None
         # Taken out first: an action that fails half-way must not stand in the way of those before it.
         action = source.pop()
+        self.is_busy = True
         try:
             getattr(action, how)()
             target.append(action)
         finally:
             self.changed.emit()
+            self.is_busy = False
         return action.name
 
 

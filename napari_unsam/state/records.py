@@ -194,14 +194,15 @@ class SavedSession:
         return SavedObjects(writes, array.shape, damaged, relabelled)
 
 
-def write_work(folder: Path, identity: str, work: Work, is_current: Callable[[], bool] = lambda: True) -> bool:
+def write_work(folder: Path, identity: str, work: Work, newest: Callable[[], Work | None] | None = None) -> bool:
     """Writes what has changed since the last time, and removes blocks that are needed no more.
 
     Args:
         folder: Of the record.
         identity: Of the image.
         work: What to write.
-        is_current: Asked once the labels are read; if they changed meanwhile, the record stays as it was.
+        newest: Asked once the labels are read: what the rest is taken of, by default `work`. None, where the labels have
+            changed meanwhile: the record stays as it was.
 
     Returns:
         Whether the record is now that of `work`.
@@ -217,7 +218,9 @@ def write_work(folder: Path, identity: str, work: Work, is_current: Callable[[],
         if not path.exists():
             with atomic_writer(path, binary=True) as file:
                 np.savez_compressed(file, labels=values)
-    if not is_current():
+    if newest is not None:
+        work = newest()
+    if work is None:
         return False
     write_json(
         folder / _MANIFEST,

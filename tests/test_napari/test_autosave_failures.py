@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from napari_unsam import _pixel_changes as pixel_changes
 from napari_unsam._prompts import Polarity
 from napari_unsam.state import autosave as autosave_module
 from napari_unsam.state.records import LOCK, Work, lock_abandoned, read_work, remove_work, write_work
@@ -312,9 +314,44 @@ def test_work_that_changes_while_it_is_read_is_not_taken_for_one_moment_of_it(tm
     before = Work('Cells', PROMPTS, Polarity.POSITIVE, (0, 0, 0), np.zeros(stack.shape, np.uint32), features)
     write_work(tmp_path, 'x', before)
     later = Work('Cells', (), Polarity.POSITIVE, (0, 0, 0), np.ones(stack.shape, np.uint32), features)
-    assert not write_work(tmp_path, 'x', later, is_current=lambda: False)
+    assert not write_work(tmp_path, 'x', later, newest=lambda: None)
     saved = read_work(tmp_path)
     assert (saved.prompts, saved.labels()[0].any()) == (PROMPTS, False)
+
+
+def test_an_object_is_never_saved_without_its_row(tmp_path, monkeypatch):
+    """A save that reads pixels in the midst of a commit waits for the row, which comes after them."""
+    session, autosave = begin(tmp_path)
+    autosave.watch(session)
+    session.ensure_objects()
+    assert wait_until_saved(autosave)
+    write_pixels, write, are_pixels_read, saved = pixel_changes.write, write_work, threading.Event(), []
+
+    def write_pixels_and_save(*args):
+        change = write_pixels(*args)
+        autosave._note(session)
+        assert are_pixels_read.wait(30)
+        time.sleep(0.1)
+        return change
+
+    def watched(folder, identity, work, newest):
+        def asked():
+            are_pixels_read.set()
+            return newest()
+
+        done = write(folder, identity, work, asked)
+        if done:
+            found = read_work(folder)
+            saved.append((int(found.labels()[0].max()), tuple(found.features.get('score', ()))))
+        return done
+
+    monkeypatch.setattr(pixel_changes, 'write', write_pixels_and_save)
+    monkeypatch.setattr(autosave_module, 'write_work', watched)
+    session.write_objects('commit', [written(1)])
+    assert wait_until_saved(autosave)
+    assert set(saved) == {(1, (written(1).features['score'],))}
+    autosave.close()
+    session.close()
 
 
 # What ends in the midst of it
