@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class UnSAMPlusMasks(BaseTransform):
             self._report(name, f'{root}: no pseudo-masks for {name}; human masks alone')
             return results
         try:
-            pseudo = store.read(name)
+            pseudo = store.read_current(name, Path(results['img_path']))
         except StoreError as error:
             self._report(name, f'{error}; human masks alone')
             return results

@@ -9,7 +9,6 @@ Source: UnSAM, section 3.4 (UnSAM+: IoU 0.02) and section 3.3 (self-training: sc
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,9 +164,7 @@ def without_overlap(masks: MaskSet, added: Sequence[Rle], max_iou: float) -> Mas
     """The masks whose IoU with every added one is at most `max_iou`; parents skip the masks that are left out."""
     if not len(masks) or not added:
         return masks
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DeprecationWarning)  # of NumPy 2, about pycocotools' own arrays
-        overlaps = coco_mask.iou(masks.rles, list(added), [0] * len(added))
+    overlaps = coco_mask.iou(masks.rles, list(added), [0] * len(added))
     return masks[np.flatnonzero(np.max(overlaps, axis=1) <= max_iou)]
 
 
