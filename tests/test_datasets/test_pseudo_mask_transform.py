@@ -339,6 +339,14 @@ def test_precomputed_masks_of_another_size_are_refused(image_folder, tmp_path):
         dataset[0]
 
 
+def test_masks_that_say_nothing_of_their_image_are_taken_whatever_the_times(image_folder, tmp_path):
+    path, made = image_folder / 'Coffee.JPG', PseudoMaskStore(tmp_path / 'made')
+    made.write('Coffee.JPG', MaskSet.from_bitmaps(np.ones((1, 120, 160), bool)))
+    os.utime(path, (2**32, 2**32))
+    step = UnSAMPseudoMasks(precomputed=str(made.root), image_root=str(image_folder))
+    assert len(step.find({'img_path': str(path)})) == 1
+
+
 @pytest.mark.parametrize('time_s', [10**9, 2**32], ids=['older', 'younger'])
 def test_an_image_that_was_exchanged_since_its_masks_were_made_is_skipped(image_folder, tmp_path, time_s):
     path, made = image_folder / 'Coffee.JPG', PseudoMaskStore(tmp_path / 'made')

@@ -119,7 +119,7 @@ def test_embeddings_that_cannot_be_read_are_named(predictor, tmp_path, coins_tre
     (tmp_path / 'broken.npz').write_bytes(b'nothing')
     for name, message in (
         ('tree.npz', "is for the engine 'tree'"),
-        ('broken.npz', 'not a whole .npz file'),
+        ('broken.npz', 'not a .npz file'),
         ('absent.npz', 'no such embedding'),
         ('picture.png', 'choose such a name'),
     ):

@@ -116,7 +116,7 @@ class UnSAMPlusMasks(BaseTransform):
             self._report(name, f'{root}: no pseudo-masks for {name}; human masks alone')
             return results
         try:
-            pseudo = store.read_current(name, Path(results['img_path']))
+            pseudo = store.read(name, Path(results['img_path']))
         except StoreError as error:
             self._report(name, f'{error}; human masks alone')
             return results

@@ -206,7 +206,7 @@ class UnSAMPseudoMasks(BaseTransform):
             self._report(name, f'image skipped: {self.precomputed} has no pseudo-masks for {name}')
             return None
         try:
-            masks = store.read_current(name, Path(results['img_path']))
+            masks = store.read(name, Path(results['img_path']))
         except StoreError as error:
             self._report(name, f'image skipped: {error}')
             return None

@@ -165,14 +165,22 @@ class PseudoMaskStore:
         measured = replace(masks, rles=rles, areas=areas, boxes_xyxy=boxes.astype(np.float32))
         write_json(path, {'image': image, 'annotations': _annotations(measured)})
 
-    def read(self, name: str) -> MaskSet:
+    def read(self, name: str, image: Path | None = None) -> MaskSet:
         """The masks of one image.
 
+        Args:
+            name: Of the image.
+            image: Its file. Masks of which is noted that they were made from another version of it are refused; nothing is
+                noted in files of other programs.
+
         Raises:
-            StoreError: If there is no file for it, or the file is not one of this store.
+            StoreError: If there is no file for it, or the file is not one of this store, or is of another version.
         """
         path = self.path_of(name)
-        return _mask_set(read_json(path), path)
+        content = read_json(path)
+        if image is not None and _stamp(content) is not None:
+            _check_current(path, image, content)
+        return _mask_set(content, path)
 
     def read_each(self, names: Iterable[str], failed: dict[str, str]) -> Iterator[tuple[str, MaskSet]]:
         """Each image with its masks; those whose file cannot be read are left out.
@@ -197,8 +205,7 @@ class PseudoMaskStore:
         """
         path = self.path_of(name)
         content = read_json(path)
-        if not is_current(path, image, _stamp(content)):
-            raise StoreError(f'{path}: the masks were made from an earlier version of {image}; make them again')
+        _check_current(path, image, content)
         return _mask_set(content, path)
 
     def describe(self, settings: dict[str, Any]) -> None:
@@ -379,6 +386,11 @@ def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
         }
         for index, record in enumerate(masks.to_coco(image_id=0))
     ]
+
+
+def _check_current(path: Path, image: Path, content: Any) -> None:
+    if not is_current(path, image, _stamp(content)):
+        raise StoreError(f'{path}: the masks were made from an earlier version of {image}; make them again')
 
 
 def _stamp(content: Any) -> dict[str, Any] | None:
