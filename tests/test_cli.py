@@ -217,8 +217,8 @@ def test_a_closed_or_full_output_ends_a_command_in_one_line_at_most(talking, out
     environment = os.environ | {'PYTHONUNBUFFERED': unbuffered}  # what is held back is written last
     shell = f'{{ "$0" -c "$1"; echo status $? >&2; }} {output}'.replace('| true', '| sh -c "exec <&-; sleep 0.1"')
     command = ['sh', '-c', shell, sys.executable, TALKING.format(**talking)]
-    said = subprocess.run(command, env=environment, stderr=subprocess.PIPE, check=False).stderr
-    assert said == message + b'status 1\n'
+    stderr = subprocess.run(command, env=environment, stderr=subprocess.PIPE, check=False).stderr
+    assert stderr == message + b'status 1\n'
 
 
 def test_the_demo_leaves_pictures_of_the_user_s_alone(tmp_path, capsys):

@@ -29,17 +29,17 @@ from pathlib import Path
 class Squarer:
     # Notes its process in a folder; ends it at item 13.
 
-    def __init__(self, folder, room='for all'):
+    def __init__(self, folder, memory='for all'):
         self.memory, refused = (Path(folder) / 'memory').open('w'), Path(folder) / 'refused'
-        self.waits = room != 'for all' and not refused.exists()  # so that the other process has its turn
+        self.waits = memory != 'for all' and not refused.exists()  # so that the other process has its turn
         try:
-            if room != 'for all':
+            if memory != 'for all':
                 fcntl.flock(self.memory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one process has it until it ends
-            if 'none' in room:
+            if 'none' in memory:
                 raise BlockingIOError
         except BlockingIOError:
             refused.touch()
-            if 'killed' in room:
+            if 'killed' in memory:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError('CUDA out of memory')
         (Path(folder) / str(os.getpid())).touch()
@@ -133,21 +133,21 @@ def test_an_item_that_ends_its_process_costs_no_other_item(tmp_path, squarer, ca
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('room', 'message'),
+    ('memory', 'message'),
     [
         ('for none, killed', 'ended before it began.*; take fewer'),
         ('for none', r'could not start \(RuntimeError: CUDA out of memory\); take fewer'),
     ],
 )
-def test_processes_that_cannot_begin_are_reported_with_the_advice(squarer, room, message):
+def test_processes_that_cannot_begin_are_reported_with_the_advice(squarer, memory, message):
     with pytest.raises(UnSAMError, match=message):
-        list(in_processes(partial(squarer, room=room), range(20), 2, 'take fewer', lost))
+        list(in_processes(partial(squarer, memory=memory), range(20), 2, 'take fewer', lost))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('room', ['for one, killed', 'for one'])
-def test_where_memory_is_short_fewer_processes_do_all(squarer, room, caplog):
-    results = dict(in_processes(partial(squarer, room=room), range(12), 2, 'take fewer', lost))
+@pytest.mark.parametrize('memory', ['for one, killed', 'for one'])
+def test_where_memory_is_short_fewer_processes_do_all(squarer, memory, caplog):
+    results = dict(in_processes(partial(squarer, memory=memory), range(12), 2, 'take fewer', lost))
     assert results == {item: item * item for item in range(12)}
     assert len(caplog.messages) == 1
     assert 'with 1 process(es)' in caplog.text
