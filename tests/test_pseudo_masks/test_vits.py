@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -192,6 +193,27 @@ def test_half_precision_changes_features_a_little_and_gives_float32(converted, c
     )
     assert half.dtype == np.float32
     assert 0 < np.linalg.norm(half - exact) / np.linalg.norm(exact) < tolerance
+
+
+def test_two_threads_leave_torch_s_choice_of_attention_as_it_was(converted, coffee):
+    first, second = (PatchFeatureExtractor(str(converted[0]), long_side_px=112, dtype='bfloat16') for _ in range(2))
+    second_runs, first_is_done = threading.Event(), threading.Event()
+
+    def in_second(_share: float) -> None:
+        second_runs.set()
+        first_is_done.wait(1)
+
+    other = threading.Thread(target=second, args=(coffee, in_second))
+
+    def in_first(_share: float) -> None:
+        if not other.ident:
+            other.start()
+            second_runs.wait(1)
+
+    first(coffee, in_first)
+    first_is_done.set()
+    other.join()
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ VITS = (
 FACETS = ('key', 'query', 'value', 'token')
 DTYPES = ('float32', 'float16', 'bfloat16')
 
+_attention_lock = threading.RLock()  # torch's choice of attention is one for all threads
+
 _MODEL_CLASSES = {
     'vit': 'ViTModel',
     'dinov2': 'Dinov2Model',
@@ -289,6 +291,7 @@ class PatchFeatureExtractor:
                 device_type = torch.device(self.device).type
                 stack.enter_context(torch.autocast(device_type, getattr(torch, self.dtype)))
                 if device_type == 'cpu':  # fused attention in bfloat16 fails where torch is kept from AVX-512
+                    stack.enter_context(_attention_lock)
                     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             with suppress(_AllRead):
                 self._vit(pixel_values=pixels, **self._options)
