@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
-from napari_unsam._planes import view_of
+from napari_unsam._layers import holds_objects
+from napari_unsam._planes import view_of_layer
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -31,9 +33,10 @@ class LayerWatch:
 
     def __init__(self, layer: Labels, viewer: ViewerModel, on_change: Callable[[], None] = lambda: None) -> None:
         self._layer, self._viewer, self._on_change = ref(layer), viewer, on_change
-        self._seen = self._view()
+        self._seen = view_of_layer(viewer, layer)
         self.n_changes = 0
         layer.events.set_data.connect(self._drawn)
+        layer.events.visible.connect(self._shown)
         for name in _EVENTS:
             layer.events[name].connect(self._changed)
 
@@ -42,6 +45,7 @@ class LayerWatch:
         layer = self._layer()
         if layer is not None:
             layer.events.set_data.disconnect(self._drawn)
+            layer.events.visible.disconnect(self._shown)
             for name in _EVENTS:
                 layer.events[name].disconnect(self._changed)
 
@@ -51,13 +55,13 @@ class LayerWatch:
 
     def _drawn(self, event: object = None) -> None:
         # A script that changes pixels has the layer drawn anew; so does a slider, which changes none.
-        before, self._seen = self._seen, self._view()
+        before, self._seen = self._seen, view_of_layer(self._viewer, self._layer())
         if before == self._seen:
             self._changed()
 
-    def _view(self) -> tuple[object, ...]:
-        point, *axes = view_of(self._viewer)
-        return point[-self._layer().ndim :], *axes  # sliders of other axes do not have it drawn anew
+    def _shown(self, event: object = None) -> None:
+        if self._layer().visible:  # of what was written to it while it was hidden, napari has told nobody
+            self._changed()
 
 
 class LayerChanges:
@@ -72,7 +76,10 @@ class LayerChanges:
         self._watches: WeakKeyDictionary[Labels, LayerWatch] = WeakKeyDictionary()
 
     def count(self, layer: Labels | None) -> tuple[Hashable, int]:
-        """Which layer it is, and how often it was changed since it was asked about for the first time."""
+        """Which layer it is, and how often it was changed since it was asked about for the first time.
+
+        What is written into a hidden layer may not be counted before that is shown again.
+        """
         if layer is None:
             return None, 0
         if layer not in self._watches:
@@ -81,59 +88,56 @@ class LayerChanges:
 
 
 class SessionWatch:
-    """Tells of each change in a session.
+    """Tells of each change in a session, also in the objects of images that are not the chosen one.
 
     Args:
         session: The session.
-        note: Called with it and whether its objects were changed.
+        note: Called with it, and with the layer of objects that was changed, if one was.
         look: Called after layers were removed.
     """
 
     def __init__(
-        self, session: ViewerSession, note: Callable[[ViewerSession, bool], None], look: Callable[[], None]
+        self, session: ViewerSession, note: Callable[[ViewerSession, Labels | None], None], look: Callable[[], None]
     ) -> None:
         self._session, self._note, self._look = session, note, look
-        self._objects: Labels | None = None
-        self._changes: LayerWatch | None = None
+        self._watches: dict[Labels, LayerWatch] = {}
         layers = session.viewer.layers.events
         self._connections = [
             *((signal, self._changed) for signal in (session.image_changed, session.history.changed)),
             (session.controller.prompts_changed, self._changed),
+            (session.objects_changed, self._objects_changed),
             # A script may write into a layer that nothing else was done to yet.
-            (layers.inserted, self._follow_objects),
+            (layers.inserted, self._follow),
             (layers.removed, self._removed),
         ]
         for signal, act in self._connections:
             signal.connect(act)
-        self._follow_objects()
+        self._follow()
 
     def end(self) -> None:
         """Leaves the session alone from now on."""
         for signal, act in self._connections:
             signal.disconnect(act)
-        self._follow(None)
+        for watch in self._watches.values():
+            watch.end()
 
     def _changed(self) -> None:
-        self._note(self._session, self._follow_objects())
-
-    def _removed(self, event: object = None) -> None:
-        self._look()
+        self._note(self._session, None)
 
     def _objects_changed(self) -> None:
-        # A layer that is being taken away, or belongs to an image that is not in view, is not the session's.
-        if self._objects is self._session.objects:
-            self._note(self._session, True)
+        for layer in self._watches:
+            if not layer.visible:  # napari does not draw it, so its watch does not learn whether it was the one
+                self._note(self._session, layer)
 
-    def _follow_objects(self, event: object = None) -> bool:
-        """Follows the layer of the session; returns whether it is another one than before."""
-        return self._follow(self._session.objects)
+    def _follow(self, event: object = None) -> None:
+        for layer in self._session.viewer.layers:
+            if holds_objects(layer) and layer not in self._watches:
+                self._watches[layer] = LayerWatch(
+                    layer, self._session.viewer, partial(self._note, self._session, layer)
+                )
 
-    def _follow(self, objects: Labels | None) -> bool:
-        if objects is self._objects:
-            return False
-        if self._changes is not None:
-            self._changes.end()
-        self._objects, self._changes = objects, None
-        if objects is not None:
-            self._changes = LayerWatch(objects, self._session.viewer, self._objects_changed)
-        return True
+    def _removed(self, event: Any) -> None:
+        watch = self._watches.pop(event.value, None)
+        if watch is not None:
+            watch.end()
+        self._look()

@@ -36,6 +36,8 @@ from napari_unsam._actions import Change
 from napari_unsam._changes import SessionWatch
 from napari_unsam._commit import free_now, renumbered
 from napari_unsam._frame import Channels, Frame, LayerChannels
+from napari_unsam._label_boxes import ArrayLike, blocks
+from napari_unsam._layers import is_of
 from napari_unsam._words import counted
 from napari_unsam.state.history import ActionHistory, Together
 from napari_unsam.state.records import (
@@ -53,7 +55,7 @@ from napari_unsam.state.records import (
 from unsam_mm.errors import StoreError, explained
 
 if TYPE_CHECKING:
-    from napari.layers import Image, Labels
+    from napari.layers import Image, Labels, Layer
 
     from napari_unsam._session import ViewerSession
 
@@ -92,6 +94,7 @@ class _Record:
     """The work on one image in this process, with one of its layers of objects.
 
     Attributes:
+        image: Another layer may look the same, and have a record of its own.
         pending: What is to be saved next.
         failed: What could not be saved; tried again, unless something newer comes.
         n_noted: How often the work was noted. The work itself, which may be gigabytes, is let go once it is saved.
@@ -101,12 +104,14 @@ class _Record:
         prompts: Those that were noted last.
         history: Of the session, whose actions change pixels and rows one after the other.
         channels: Of the image, that the objects belong to.
+        objects: The layer.
         has_left: Whether its image was in no viewer any more; when it comes back, it gets another record.
         replaces: Names of the records that this one took up.
     """
 
     folder: Path
     identity: str
+    image: ref[Image]
     shape: tuple[int, ...] | None = None
     pending: Work | None = None
     failed: Work | None = None
@@ -217,7 +222,7 @@ class Autosave:
             restored = self._bring_back(session, saved, saved.objects() if read is None else read)
         finally:
             self._is_restoring = False
-        self._note(session, are_objects_changed=restored.objects > 0)
+        self._note(session, session.objects if restored.objects else None)
         return restored
 
     def is_in_view(self, session: ViewerSession, saved: SavedSession) -> bool:
@@ -225,7 +230,7 @@ class Autosave:
         objects = session.objects
         if objects is None or str(saved.folder) not in objects.metadata.get(_KEPT_IN, ()):
             return False
-        return any(np.any(part) for part in objects.data)
+        return _is_filled(objects.data)
 
     def take_over(self, session: ViewerSession, saved: SavedSession) -> None:
         """Has work that is still in the viewer saved as that of this session."""
@@ -244,7 +249,7 @@ class Autosave:
         """Notes that the objects of the session's image are safe elsewhere as they are now."""
         if session.image is not None:
             with self._wake:
-                record = self._record(self._identity(session.image), _shape_of(session.objects))
+                record = self._record(session.image, session.objects)
                 record.exported_at = record.n_noted
 
     def close(self, timeout_s: float = 10.0) -> bool:
@@ -304,7 +309,7 @@ class Autosave:
     def _taking_up(self, session: ViewerSession, saved: SavedSession) -> Change[bool]:
         """The action by which a record takes the place of one that was restored; undone, each stands for itself."""
         with self._wake:
-            record = self._record(self._identity(session.image), _shape_of(session.objects))
+            record = self._record(session.image, session.objects)
         names = [name for name in (saved.folder.name, *saved.replaces) if name not in record.replaces]
 
         def put(is_taken_up: bool) -> None:
@@ -317,29 +322,37 @@ class Autosave:
     def _is_all_saved(self) -> bool:
         return not any(record.pending or record.failed for record in self._records)
 
-    def _note(self, session: ViewerSession, are_objects_changed: bool = False) -> None:
-        """Takes down the state of a session; called in its thread after each change, so it has to be quick."""
+    def _note(self, session: ViewerSession, changed: Labels | None = None) -> None:
+        """Takes down the state of a session; called in its thread after each change, so it has to be quick.
+
+        Args:
+            session: The session.
+            changed: The objects that were changed, if any were; the state is that of their image then.
+        """
         self._look_for_gone()
-        image = session.image
+        image, objects = session.image, session.objects
+        if changed is not None and changed is not objects:
+            image, objects = next((one for one in session.viewer.layers if is_of(changed, one)), None), changed
         if image not in session.viewer.layers or self._is_closed or self._is_restoring:
             return
         with self._wake:
-            record = self._record(self._identity(image), _shape_of(session.objects))
+            record = self._record(image, objects)
         # With other channels, an image has objects of another shape; the others are still there.
         record.history = session.history
-        if session.objects is not None:
-            record.objects = ref(session.objects)
-        if session.objects is not None or record.shape is None:
+        if objects is not None:
+            record.objects = ref(objects)
+        is_chosen = objects is session.objects
+        if is_chosen and (objects is not None or record.shape is None):
             record.channels = session.channels
-        prompts = session.controller.prompts_of(image.unique_id)
-        works = [(record, _work(session, record, prompts))]
+        prompts = session.controller.prompts_of(image.unique_id) if is_chosen else record.prompts
+        works = [(record, _work(session, record, image, prompts))]
         for other in list(self._records):  # prompts are in one record of an image
-            if other is not record and other.identity == record.identity and other.prompts and not other.has_left:
-                works.append((other, _work(session, other, type(prompts)())))
+            if is_chosen and other is not record and other.image() is image and other.prompts and not other.has_left:
+                works.append((other, _work(session, other, image, type(prompts)())))
         with self._wake:
             for one, work in works:
                 one.note(work)
-            if are_objects_changed:
+            if changed is not None:
                 record.changed_at = record.n_noted
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name='unsam-autosave', daemon=True)
@@ -348,27 +361,34 @@ class Autosave:
 
     def _look_for_gone(self) -> None:
         """Has records given up whose images have left all viewers."""
-        layers = {layer for session in self._sessions for layer in session.viewer.layers}
-        here = {identity for image, identity in self._identities.items() if image in layers}
+        layers = self._layers()
         with self._wake:
             for record in self._records:
-                record.has_left |= record.identity not in here
+                record.has_left |= record.image() not in layers
             self._wake.notify_all()
+
+    def _layers(self) -> set[Layer]:
+        return {layer for session in self._sessions for layer in session.viewer.layers}
 
     def _identity(self, image: Image) -> str:
         if image not in self._identities:
             self._identities[image] = image_identity(image)
         return self._identities[image]
 
-    def _record(self, identity: str, shape: tuple[int, ...] | None) -> _Record:
-        """The record of an image with objects of a shape, the last one if it has none yet; the caller holds the lock."""
-        alike = [record for record in self._records if record.identity == identity and not record.has_left]
+    def _record(self, image: Image, objects: Labels | None) -> _Record:
+        """The record of an image with a layer of objects, the last one if it has none yet; the caller holds the lock."""
+        shape, layers = None if objects is None else tuple(objects.data.shape), self._layers() - {objects}
+        alike = [record for record in self._records if record.image() is image and not record.has_left]
+        if objects is not None:  # no record loses the objects in it to those of another layer
+            alike = [record for record in alike if record.objects is None or record.objects() not in layers]
         record = next((record for record in alike if record.shape == shape), None)
         if record is None and alike and None in (shape, alike[-1].shape):
             record = alike[-1]
             record.shape = shape or record.shape
         if record is None:
-            record = _Record(self._folder / identity / f'{self._name}-{next(self._numbers)}', identity, shape)
+            identity = self._identity(image)
+            folder = self._folder / identity / f'{self._name}-{next(self._numbers)}'
+            record = _Record(folder, identity, ref(image), shape)
             self._records.append(record)
         return record
 
@@ -434,7 +454,7 @@ class Autosave:
 
         The last try joins pixels that may be newer than `work` with the rows that were noted last.
         """
-        is_empty = not work.prompts and (work.labels is None or not work.labels.any())
+        is_empty = not work.prompts and (work.labels is None or not _is_filled(work.labels))
         if is_empty and record.is_empty:
             return True
         if record.lock is None:
@@ -496,7 +516,7 @@ class Autosave:
                         lock.release()
 
 
-def _work(session: ViewerSession, record: _Record, prompts: Any) -> Work:
+def _work(session: ViewerSession, record: _Record, image: Image, prompts: Any) -> Work:
     """The work of a record as it is now."""
     import pandas as pd
 
@@ -506,7 +526,7 @@ def _work(session: ViewerSession, record: _Record, prompts: Any) -> Work:
     if objects is not None:
         objects.metadata[_KEPT_IN] = {*objects.metadata.get(_KEPT_IN, ()), str(record.folder)}
     return Work(
-        image_name=session.image.name,
+        image_name=image.name,
         prompts=prompts,
         polarity=session.controller.polarity,
         position=tuple(session.viewer.dims.point),
@@ -517,5 +537,5 @@ def _work(session: ViewerSession, record: _Record, prompts: Any) -> Work:
     )
 
 
-def _shape_of(objects: Labels | None) -> tuple[int, ...] | None:
-    return None if objects is None else tuple(objects.data.shape)
+def _is_filled(array: ArrayLike) -> bool:
+    return any(np.asarray(array[block]).any() for block in blocks(array.shape))

@@ -62,6 +62,7 @@ class Session:
     """As far as autosave knows a session: one image, its objects, its controller."""
 
     image_changed = Signal()
+    objects_changed = Signal()
 
     def __init__(self, image_pixels, name='Cells'):
         self.viewer = ViewerModel()
@@ -81,8 +82,13 @@ class Session:
 
     def ensure_objects(self):
         if self.objects is None:
-            self._objects[self.image] = self.viewer.add_layer(Labels(np.zeros(self.image.data.shape, np.uint32)))
+            self.make_objects(self.image.data.shape)
         return self.objects
+
+    def make_objects(self, shape):
+        made = Labels(np.zeros(shape, np.uint32), metadata={'unsam_image': self.image.unique_id})
+        self._objects[self.image] = self.viewer.add_layer(made)
+        return made
 
     def set_channels(self, channels):
         self.channels = channels

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 
 from napari_unsam import _prompts
 from napari_unsam._commit import ObjectWrite
@@ -258,6 +259,112 @@ def test_what_a_script_writes_into_a_new_layer_is_saved(start, viewer, session, 
     objects.refresh()
     autosave.close()
     assert start().find(session.image).labels()[0].sum() == 4 * 81
+
+
+def written(label, top):
+    return ObjectWrite((slice(0, 1), slice(top, top + 5), slice(0, 5)), np.ones((1, 5, 5), bool), label)
+
+
+@pytest.fixture
+def of_another_image(start, viewer, session, stack):
+    """Objects, exported, of an image that another one is chosen after; with their image and the autosave."""
+    autosave = start()
+    image, other = (viewer.add_image(pixels, name='Cells') for pixels in (stack, stack[::-1].copy() // 2))
+    session.set_image(image)
+    autosave.watch(session)
+    objects = session.ensure_objects()
+    for label in (1, 2):
+        session.write_objects('write', [written(label, 10 * label)])
+    autosave.exported(session)
+    session.set_image(other)
+    return objects, image, autosave
+
+
+@pytest.mark.parametrize('is_visible', [True, False])
+@pytest.mark.parametrize(
+    'act',
+    [
+        lambda session, objects: session.write_objects('write', [written(3, 40)], objects),
+        lambda session, objects: session.write_objects('erase', [written(0, 10)], objects),
+        lambda session, objects: objects.data_setitem((np.array([0]), np.array([50]), np.array([60])), 7),
+        lambda session, objects: session.controller.undo(),
+    ],
+    ids=['object', 'erased object', 'brush', 'undo'],
+)
+def test_what_is_done_to_the_objects_of_another_image_is_saved(of_another_image, session, start, act, is_visible):
+    objects, image, autosave = of_another_image
+    objects.visible = is_visible
+    before = objects.data.copy()
+    act(session, objects)
+    assert not np.array_equal(objects.data, before)
+    autosave.close()
+    assert np.array_equal(start().find(image).labels()[0], objects.data)
+
+
+def test_exported_objects_of_another_image_are_dropped_while_the_chosen_one_is_worked_on(
+    of_another_image, session, start
+):
+    _objects, image, autosave = of_another_image
+    session.ensure_objects()
+    session.write_objects('write', [written(1, 10)])
+    autosave.close()
+    assert start().find(image) is None
+    assert start().find(session.image).description.startswith('1 object')
+
+
+def test_an_image_that_looks_like_one_in_view_has_a_record_of_its_own(start, viewer, session, stack):
+    autosave = start()
+    autosave.watch(session)
+    for label in (1, 5):
+        session.set_image(viewer.add_image(stack, name='Cells'))
+        session.write_objects('write', [written(label, 10)])
+        session.image.name = 'My cells'
+    autosave.close()
+    later, image, found = start(), Session(stack).image, []
+    while (saved := later.find(image)) is not None:
+        found.append(saved.features['index'].tolist())
+        later.discard(saved)
+    assert sorted(found) == [[1], [5]]
+
+
+def test_a_copy_of_a_layer_of_objects_does_not_take_its_place(start, viewer, session, stack):
+    session.set_image(viewer.add_image(stack, name='Cells'))
+    autosave = start()
+    autosave.watch(session)
+    session.write_objects('write', [written(1, 10)])
+    copy = viewer.add_labels(session.objects.data.copy(), metadata=dict(session.objects.metadata))
+    copy.data_setitem(np.nonzero(copy.data), 0)
+    autosave.close()
+    assert start().find(session.image).features['index'].tolist() == [1]
+
+
+def test_an_undone_stroke_of_the_eraser_in_a_hidden_layer_is_saved(start, viewer, session, stack):
+    session.set_image(viewer.add_image(stack))
+    autosave = start()
+    autosave.watch(session)
+    objects = session.ensure_objects()
+    objects.data_setitem(np.nonzero(np.ones((1, 9, 9))), 5)
+    objects.data_setitem(np.nonzero(np.ones((1, 4, 4))), 0)
+    autosave.exported(session)
+    objects.visible = False
+    session.controller.undo()
+    autosave.close()
+    assert (start().find(session.image).labels()[0] == 5).sum() == 81
+
+
+@pytest.mark.parametrize('is_filled', [True, False])
+def test_objects_in_an_array_on_disk_are_saved(start, viewer, session, stack, is_filled):
+    session.set_image(viewer.add_image(stack))
+    autosave = start(on_problem=pytest.fail)
+    autosave.watch(session)
+    objects = session.ensure_objects()
+    objects.data = zarr.array(np.zeros(stack.shape, np.uint32))
+    session.write_objects('write', [written(3 * is_filled, 10)])
+    assert wait_until_saved(autosave)
+    autosave.close()
+    saved = start().find(session.image)
+    assert np.array_equal(saved.labels()[0], objects.data[:]) if is_filled else saved is None
+    assert autosave.is_in_view(session, saved) if is_filled else True
 
 
 def test_a_step_of_the_slider_alone_saves_nothing(start, stack):

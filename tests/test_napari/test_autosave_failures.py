@@ -135,7 +135,7 @@ def test_objects_of_other_channels_of_an_image_are_saved_side_by_side(start, sta
     session.commit(1, CELL)
     session.prompt(PROMPTS)
     del session._objects[session.image]
-    thin = session._objects[session.image] = session.viewer.add_labels(np.zeros((1, *stack.shape[1:]), np.uint32))
+    thin = session.make_objects((1, *stack.shape[1:]))
     session.image_changed.emit()
     thin.paint((0, 50, 60), 7)
     autosave.close()
