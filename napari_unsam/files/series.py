@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from napari_unsam._changes import LayerChanges
 from napari_unsam._commit import ObjectWrite, free_now
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._label_boxes import Region, blocks, object_boxes
-from napari_unsam._layers import ObjectLayers, remove_layers
+from napari_unsam._layers import holds_objects, is_of, remove_layers
 from napari_unsam._targets import Level
 from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.objects import COUNTED, LabelledObjects, Watched, objects_of_layer
@@ -57,8 +57,9 @@ class ImageSeries:
         self._broken: set[str] = set()
         self._layer: Image | None = None
         self._changes = LayerChanges(session.viewer)
-        self._saved: int | None = 0  # the fingerprint of what was opened or saved last; None if that was not told
-        self._unchanged_at = self._changes.count(None)  # a state that has this fingerprint
+        # The fingerprints of what was opened or saved last; None if that was not told.
+        self._saved: tuple[int, ...] | None = ()
+        self._unchanged_at = self._count()  # a state that has these fingerprints
         self._foreign: set[str] = set()  # images with results that could not be opened
         self._done = {name for name in images.names if results.has(name)}
 
@@ -107,10 +108,10 @@ class ImageSeries:
             self.changed.emit()
             return
 
-        left = self._changes.count(self._labels())
+        left = self._count(), self._saved if self._is_as_saved() else self._fingerprints()
 
         def read(opened: _Opened) -> None:
-            if self._changes.count(self._labels()) == left:
+            if self._is_still(*left):
                 self._show(position, opened)
             else:
                 self._session.controller.say(f'{self.name} was changed meanwhile, so it stays open.', Level.PROBLEM)
@@ -148,22 +149,33 @@ class ImageSeries:
                 Level.PROBLEM,
             )
             return
-        objects, labels = self._objects(), self._labels()
-        before = self._changes.count(labels)
+        layers = self._layers()
+        filled = layers if len(layers) == 1 else [layer for layer in layers if fingerprint(layer)]
+        if len(filled) > 1:
+            names = ' and '.join(f'"{layer.name}"' for layer in filled)
+            self._session.controller.say(
+                f'{name} has objects in {names}, and its results hold those of one layer: export the others, delete their '
+                'layers and save again.',
+                Level.PROBLEM,
+            )
+            return
+        labels = next(iter(filled or layers), None)
+        objects, before = self._objects(labels), self._count()
 
-        def write(progress: ProgressCallback) -> int:
-            saved = 0 if labels is None else fingerprint(labels)
+        def write(progress: ProgressCallback) -> tuple[int, ...]:
+            saved = self._fingerprints(layers)
             self._results.write(name, objects, progress=progress)
             return saved
 
-        def saved(value: int) -> None:
+        def saved(value: tuple[int, ...]) -> None:
             self._done.add(name)
-            is_unchanged = self._changes.count(self._labels()) == before
+            is_told = labels is None or self._count() == before
+            is_unchanged = is_told and self._is_still(before, value)
             if self.name == name:
                 # What was changed meanwhile may be in the files in part: nothing that is there now counts as saved.
                 self._saved, self._unchanged_at = (value if is_unchanged else None), before
                 if is_unchanged:
-                    self._tell_saved()
+                    self._tell_saved(labels)
             self._session.controller.say(f'Objects of {name} saved in {self._results.folder}.')
             self.changed.emit()
             then()
@@ -172,7 +184,7 @@ class ImageSeries:
 
     def close(self) -> None:
         """Takes the open image and its objects out of the viewer; what was not saved is lost."""
-        remove_layers(self._session.viewer, [self._labels(), self._layer])
+        remove_layers(self._session.viewer, [*self._layers(), self._layer])
         self._position, self._layer = None, None
 
     def _read(self, name: str, progress: ProgressCallback) -> _Opened:
@@ -195,8 +207,8 @@ class ImageSeries:
             self._restore(opened.objects)
         session.history.clear()  # its actions belong to layers that are gone
         session.viewer.reset_view()
-        self._saved, self._unchanged_at = self._fingerprint(), self._changes.count(self._labels())
-        self._tell_saved()
+        self._saved, self._unchanged_at = self._fingerprints(), self._count()
+        self._tell_saved(session.objects)
         self.changed.emit()
 
     def _restore(self, objects: ReadMasks) -> None:
@@ -208,17 +220,18 @@ class ImageSeries:
             self._foreign.add(self.name)
             self._session.controller.say(f'The saved objects were not opened: {error}', Level.PROBLEM)
 
-    def _tell_saved(self) -> None:
-        """Tells that the objects are in files as they are now, unless the session is at another image or at other objects."""
-        if self._session.image is self._layer and self._session.objects is self._labels():
+    def _tell_saved(self, labels: Labels | None) -> None:
+        """Tells that objects are in files as they are now, unless the session is at another image or at other objects."""
+        if self._session.image is self._layer and self._session.objects is labels:
             self._session.exported.emit()
 
-    def _labels(self) -> Labels | None:
-        """The layer of objects of the open image, whichever image the session is at."""
-        return None if self._layer is None else ObjectLayers(self._session.viewer).find(self._layer)
+    def _layers(self) -> list[Labels]:
+        """The layers of objects of the open image, whichever the session is at; each choice of a channel axis has its own."""
+        layers = [] if self._layer is None else self._session.viewer.layers
+        return [layer for layer in layers if holds_objects(layer) and is_of(layer, self._layer)]
 
-    def _objects(self) -> LabelledObjects:
-        image, labels = self._layer, self._labels()
+    def _objects(self, labels: Labels | None) -> LabelledObjects:
+        image = self._layer
         shape = image.data.shape[: image.ndim]
         if labels is None:
             labels = Labels(
@@ -235,14 +248,24 @@ class ImageSeries:
         return self._session.image is self._layer and bool(self._session.controller.prompts.asides)
 
     def _is_as_saved(self) -> bool:
-        now = self._changes.count(self._labels())
-        if now != self._unchanged_at and self._fingerprint() == self._saved:  # what was undone is as it was
-            self._unchanged_at = now
-        return now == self._unchanged_at and self._saved is not None
+        is_same = self._saved is not None and self._is_still(self._unchanged_at, self._saved)
+        if is_same:  # what was undone is as it was
+            self._unchanged_at = self._count()
+        return is_same
 
-    def _fingerprint(self) -> int:
-        labels = self._labels()
-        return 0 if labels is None else fingerprint(labels)
+    def _is_still(self, count: Hashable, fingerprints: tuple[int, ...]) -> bool:
+        """Whether the objects are those of a state; they are read unless none of their layers was touched since."""
+        # Of a layer that is hidden, napari does not tell.
+        is_untouched = self._count() == count and all(layer.visible for layer in self._layers())
+        return is_untouched or self._fingerprints() == fingerprints
+
+    def _count(self) -> Hashable:
+        return tuple(self._changes.count(layer) for layer in self._layers())
+
+    def _fingerprints(self, layers: Sequence[Labels] | None = None) -> tuple[int, ...]:
+        """Those of the layers that hold objects, by default of all layers."""
+        values = [fingerprint(layer) for layer in (self._layers() if layers is None else layers)]
+        return tuple(value for value in values if value)
 
 
 @dataclass(frozen=True, eq=False)

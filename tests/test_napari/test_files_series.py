@@ -286,6 +286,133 @@ def test_a_change_counts_after_sliders_that_a_layer_does_not_follow_were_moved(v
     assert changes.count(layer) != before
 
 
+@pytest.mark.parametrize('shape', [(3, 5, 6), (3, 4, 5, 6), (3, 400, 500)])
+def test_a_change_counts_after_a_layer_with_more_axes_was_added(viewer, shape):
+    layer, changes = viewer.add_labels(np.zeros((5, 6), np.uint32)), LayerChanges(viewer)
+    changes.count(layer)
+    viewer.add_image(np.zeros(shape))
+    before = changes.count(layer)
+    layer.data[2, 3] = 1
+    layer.refresh()
+    assert changes.count(layer) != before
+
+
+@pytest.mark.parametrize(
+    'look',
+    [
+        lambda dims: dims.set_current_step(1, 1),
+        lambda dims: setattr(dims, 'thickness', (0, 3, 0, 0)),
+        lambda dims: setattr(dims, 'ndisplay', 3),
+        lambda dims: setattr(dims, 'order', (0, 1, 3, 2)),
+        lambda dims: setattr(dims, 'order', (2, 3, 0, 1)),
+    ],
+    ids=['slider', 'thick plane', '3D', 'axes in view', 'axes that the layer lacks'],
+)
+def test_another_view_is_no_change_of_a_layer_and_hides_none(viewer, look):
+    viewer.add_image(np.zeros((3, 4, 5, 6)))
+    layer, changes = viewer.add_labels(np.zeros((4, 5, 6), np.uint32)), LayerChanges(viewer)
+    before = changes.count(layer)
+    look(viewer.dims)
+    assert changes.count(layer) == before
+    layer.data[0, 2, 3] = 1
+    layer.refresh()
+    assert changes.count(layer) != before
+
+
+def test_what_is_written_into_a_hidden_layer_counts_once_it_is_shown(viewer):
+    layer, changes = viewer.add_labels(np.zeros((4, 5, 6), np.uint32)), LayerChanges(viewer)
+    before = changes.count(layer)
+    layer.visible = False
+    layer.data[2, 3] = 1
+    layer.refresh()
+    viewer.dims.set_current_step(0, 2)
+    layer.visible = True
+    assert changes.count(layer) != before
+
+
+def test_what_is_undone_in_a_hidden_layer_is_unsaved(opened, series, session, settle):
+    opened(0)
+    draw(session)
+    session.objects.data_setitem((np.array([50]), np.array([60])), 9)
+    series.save()
+    settle(session.controller)
+    assert not series.is_dirty
+    session.objects.visible = False
+    assert not series.is_dirty
+    session.history.undo()
+    assert series.is_dirty
+    series.save()
+    settle(session.controller)
+    assert not series.is_dirty
+
+
+@pytest.mark.parametrize('is_there', [True, False])
+def test_an_image_whose_empty_layer_is_made_or_shown_while_the_next_is_read_is_left(
+    opened, series, session, settle, is_there
+):
+    opened(0)
+    if is_there:
+        session.ensure_objects()
+    series.open(1)
+    while session.prepare():
+        pass
+    session.objects.visible = False
+    session.objects.visible = True
+    settle(session.controller)
+    assert series.name == 'b.tif'
+
+
+def test_changes_that_are_to_be_lost_may_be_hidden_and_shown_while_the_next_is_read(opened, series, session, settle):
+    opened(0)
+    draw(session)
+    series.open(1)
+    session.objects.visible = False
+    session.objects.visible = True
+    settle(session.controller)
+    assert series.name == 'b.tif'
+
+
+def test_an_empty_layer_that_is_made_while_none_is_saved_is_no_change(opened, series, session, settle):
+    opened(0)
+    series.save()
+    session.ensure_objects()
+    settle(session.controller)
+    assert not series.is_dirty
+
+
+def test_objects_in_two_layers_of_an_image_are_not_saved_in_part(opened, series, session, settle, folder):
+    opened(1)
+    draw(session, region=(slice(0, 1), slice(5, 15), slice(20, 40)))
+    series.save()
+    settle(session.controller)
+    session.set_channels(None)
+    session.ensure_objects()
+    assert not series.is_dirty
+    draw(session, region=(slice(0, 1), slice(30, 40), slice(20, 40)))
+    assert series.is_dirty
+    series.save()
+    settle(session.controller)
+    assert session.controller.status.level is Level.PROBLEM
+    for layer in session.viewer.layers[1:]:
+        assert f'"{layer.name}"' in session.controller.status.text
+    assert series.is_dirty
+    assert tifffile.imread(folder / 'objects' / 'b.tif.objects.tif').shape == COINS.shape
+    session.history.undo()
+    series.save()
+    settle(session.controller)
+    assert not series.is_dirty
+    assert tifffile.imread(folder / 'objects' / 'b.tif.objects.tif').sum() == 200
+
+
+def test_an_image_that_is_closed_takes_all_its_objects_with_it(opened, series, session):
+    opened(1)
+    draw(session, region=(slice(0, 1), slice(5, 15), slice(20, 40)))
+    session.set_channels(None)
+    draw(session, region=(slice(0, 1), slice(30, 40), slice(20, 40)))
+    series.close()
+    assert list(session.viewer.layers) == []
+
+
 def test_objects_that_are_in_files_are_not_offered_as_lost_work(opened, series, session, settle, start):
     autosave = start()
     autosave.watch(session)
