@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from unsam_mm.granularity import area_granularity
 from unsam_mm.rle import areas_and_boxes, decode_crop, encode_crop, rle_to_json
 
 KEPT = ('score', 'stability', 'level')
-"""Columns of the features table that are written as they are."""
+"""Columns of the features table of which numbers are written as they are."""
 _NOTE = 'labels'  # where `info` says how planes make up the array
 
 
@@ -144,8 +145,13 @@ def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size
                 record |= {'parent': position.get(label, -1), 'parent_id': label}
             case layer, label:
                 record |= {'parent_layer': layer, 'parent_id': label}
-        records.append(record | {name: plain(row[name]) for name in KEPT if name in row and not pd.isna(row[name])})
+        records.append(record | {name: plain(row[name]) for name in KEPT if is_kept(name, row.get(name))})
     return records
+
+
+def is_kept(column: str, value: Any) -> bool:
+    """Whether a value in a column of the features table is one that is read back: text in `parent`, else a finite number."""
+    return isinstance(value, str) if column == 'parent' else isinstance(value, Real) and abs(value) < np.inf
 
 
 def plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_unsam._inference import ProgressCallback
-from napari_unsam.output.coco import KEPT, read_coco, write_coco
+from napari_unsam.output.coco import KEPT, is_kept, read_coco, write_coco
 from napari_unsam.output.geojson import write_geojson
 from napari_unsam.output.images import read_label_tiff, read_ome_zarr, write_label_tiff, write_ome_zarr
 from napari_unsam.output.measurements import write_csv
@@ -27,7 +27,7 @@ class Format:
         title: As a menu shows it.
         ending: How the names of its files end.
         write: Writes objects under a name, in the place of what is there.
-        columns: Of the features table, those that are read back besides `COUNTED`; None if all are.
+        columns: Of the features table, those that are read back besides `COUNTED`, see `is_kept`; None if all are.
     """
 
     title: str
@@ -71,7 +71,8 @@ def holds(name: str, features: pd.DataFrame) -> bool:
     form = FORMATS[name]
     if form.columns is None or not form.ending.endswith(READABLE):
         return form.columns is None
-    return not any(features[column].notna().any() for column in features if column not in (*COUNTED, *form.columns))
+    told = {column: features[column].dropna() for column in features if column not in COUNTED}
+    return all(column in form.columns and is_kept(column, value) for column in told for value in told[column])
 
 
 def read_objects(path: str | Path) -> LabelledObjects:

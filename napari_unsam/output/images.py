@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import pandas as pd
 import tifffile
 
 from napari_unsam._label_boxes import MAX_AXES, ArrayLike, blocks
+from napari_unsam.output.coco import plain
 from napari_unsam.output.objects import LabelledObjects, TakenAt, default_axes
 from napari_unsam.output.palette import label_rgb
 from unsam_mm.errors import StoreError
@@ -251,8 +253,9 @@ def _image_label(objects: LabelledObjects) -> dict[str, Any]:
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:
-    known = {name: value for name, value in row.items() if name != 'index' and not pd.isna(value)}
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
+    is_missing = {name: pd.api.types.is_scalar(value) and pd.isna(value) for name, value in row.items()}
+    known = {str(name): plain(value) for name, value in row.items() if name != 'index' and not is_missing[name]}
+    return json.loads(json.dumps(known, default=str))  # as text, what JSON has no other way to write
 
 
 def _features(image_label: Mapping[str, Any]) -> pd.DataFrame:

@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from pycocotools.coco import COCO
 
 from napari_unsam.output.coco import read_coco, write_coco
+from napari_unsam.output.formats import holds
 from napari_unsam.output.objects import LabelledObjects
 from tests.test_napari.labelled import DRAWN, background_of_one_object, drawn_objects
 from unsam_mm.errors import StoreError
@@ -76,6 +78,28 @@ def test_a_parent_in_a_linked_layer_is_told_with_the_name_of_the_layer(tmp_path)
     [child] = [a for a in json.loads((tmp_path / 'a.json').read_text())['annotations'] if a['object_id'] == 2]
     assert (child['parent'], child['parent_id'], child['parent_layer']) == (-1, 1, 'cells')
     assert read_coco(tmp_path / 'a.json').rows()[2]['parent'] == 'cells'
+
+
+@pytest.mark.parametrize(
+    ('column', 'value'),
+    [('score', 'good'), ('score', np.inf), ('level', pd.Timestamp('2026-01-01')), ('parent_id', 'x'), ('parent', 5)],
+)
+def test_a_file_does_not_hold_what_would_not_be_read_back(tmp_path, column, value):
+    features = drawn_objects().features
+    assert holds('coco', features)
+    assert not holds('coco', features.assign(**{column: value}))
+
+
+@pytest.mark.parametrize('value', ['good', np.inf, -np.inf, pd.Timestamp('2026-01-01')])
+def test_scores_that_are_no_numbers_are_left_out_and_the_objects_come_back(tmp_path, value):
+    objects = drawn_objects()
+    objects.features['score'] = objects.features['score'].astype(object)
+    objects.features.loc[0, 'score'] = value
+    write_coco(tmp_path / 'a.json', objects)
+    back = read_coco(tmp_path / 'a.json')
+    assert np.array_equal(back.labels, objects.labels)
+    assert np.isnan(back.rows()[1]['score'])
+    assert back.rows()[2]['score'] == 0.25
 
 
 def test_files_from_elsewhere_are_numbered_and_smaller_masks_lie_on_top(tmp_path):

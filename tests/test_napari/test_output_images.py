@@ -1,5 +1,6 @@
 """Label images: OME-TIFF and OME-Zarr come back equal, with the size of their voxels."""
 
+import datetime
 import json
 from pathlib import Path
 
@@ -156,6 +157,25 @@ def test_writing_tells_how_far_it_is_and_can_be_stopped(tmp_path, name):
     with pytest.raises(KeyboardInterrupt):
         export(path, drawn_objects(3), name, stop)
     assert content_of(path) == before
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [
+        (pd.Timestamp('2026-01-02'), '2026-01-02 00:00:00'),
+        (datetime.date(2026, 1, 2), '2026-01-02'),
+        ([1, 'a', pd.Timestamp('2026-01-02')], [1, 'a', '2026-01-02 00:00:00']),
+        (np.float32(0.5), 0.5),
+    ],
+)
+def test_what_zarr_metadata_cannot_hold_is_written_as_text(tmp_path, value, text):
+    objects = drawn_objects()
+    objects.features['note'] = [value] * len(objects.features)
+    objects.features['nothing'] = pd.NaT
+    write_ome_zarr(tmp_path / 'a.ome.zarr', objects)
+    back = read_ome_zarr(tmp_path / 'a.ome.zarr').features
+    assert back['note'].tolist() == [text] * len(objects.features)
+    assert 'nothing' not in back
 
 
 def test_a_folder_of_other_data_is_never_replaced(tmp_path):
