@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from unsam_mm import weights
+from unsam_mm.errors import ImageError
 from unsam_mm.fingerprints import file_digest, image_stamp, is_current, weights_digest
 from unsam_mm.pseudo_masks.folder import FolderJob
 from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
@@ -127,6 +128,15 @@ def test_what_was_made_of_an_image_holds_while_the_image_is_the_same(image, kept
     assert is_current(kept, image, stamp)
     image.unlink()
     assert is_current(kept, image, stamp)
+
+
+def test_no_pipe_or_device_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.png')
+    (tmp_path / 'link.png').symlink_to(tmp_path / 'pipe.png')
+    (tmp_path / 'device.png').symlink_to('/dev/zero')
+    for name in ('pipe.png', 'link.png', 'device.png'):
+        with pytest.raises(ImageError, match=f'{name}: expected an image file, got a device or pipe'):
+            image_stamp(tmp_path / name)
 
 
 @pytest.mark.parametrize('content', [b'other', b'longer than the first'])

@@ -195,6 +195,55 @@ def test_a_file_that_is_cut_short_is_not_taken_for_what_is_left_of_it(tmp_path, 
     assert capfd.readouterr().err == ''
 
 
+def change_tag(path, name, change, page=0):
+    with tifffile.TiffFile(path, mode='r+b') as file:
+        tag = file.pages[page].aspage().tags[name]
+        tag.overwrite(change(tag.value))
+
+
+OF_PARTS = {
+    'strips': {'photometric': 'minisblack', 'rowsperstrip': 8},
+    'zlib': {'photometric': 'minisblack', 'rowsperstrip': 8, 'compression': 'zlib'},
+    'tiles': {'photometric': 'minisblack', 'tile': (16, 32)},
+    'planes': {'photometric': 'rgb', 'planarconfig': 'separate', 'rowsperstrip': 8},
+}
+
+
+@pytest.mark.parametrize('name', OF_PARTS)
+def test_a_tiff_with_fewer_strips_or_tiles_than_its_size_needs_is_not_filled_with_black(tmp_path, name):
+    pixels = np.moveaxis(RGB, -1, 0) if name == 'planes' else DEEP_GREY
+    tifffile.imwrite(tmp_path / 'a.tif', pixels, metadata=None, **OF_PARTS[name])
+    change_tag(tmp_path / 'a.tif', 'ImageLength', lambda length: 2 * length)
+    for read in (read_image, read_pixels):
+        with pytest.raises(ImageError, match=r'a\.tif: has \d+ of the \d+ strips or tiles .* copy it again'):
+            read(tmp_path / 'a.tif')
+
+
+def test_a_later_page_of_a_stack_with_too_few_strips_is_not_filled_with_black(tmp_path):
+    tifffile.imwrite(tmp_path / 'a.tif', STACK, photometric='minisblack', rowsperstrip=8, compression='zlib')
+    change_tag(tmp_path / 'a.tif', 'StripByteCounts', lambda counts: counts[:-1], page=2)
+    with pytest.raises(ImageError, match=r'a\.tif: has 5 of the 6 strips or tiles'):
+        read_pixels(tmp_path / 'a.tif')
+
+
+@pytest.mark.parametrize('compression', [None, 'zlib'])
+def test_tiles_that_are_left_out_on_purpose_are_black(tmp_path, compression):
+    """GDAL writes offset 0 for them."""
+    tiles = [GREY[:16, :32], None, None, GREY[16:32, 32:], None, None]
+    tifffile.imwrite(
+        tmp_path / 'a.tif', iter(tiles), shape=SHAPE, dtype=np.uint8, tile=(16, 32), compression=compression
+    )
+    expected = np.zeros_like(GREY)
+    expected[:16, :32], expected[16:32, 32:] = tiles[0], tiles[3]
+    assert (read_pixels(tmp_path / 'a.tif').picture() == expected).all()
+
+
+def test_pixels_in_one_piece_are_read_whatever_number_of_rows_a_strip_is_said_to_have(tmp_path):
+    write_tiff(tmp_path / 'a.tif', GREY.tobytes(), SHAPE)
+    change_tag(tmp_path / 'a.tif', 'RowsPerStrip', lambda rows: 8)
+    assert (read_pixels(tmp_path / 'a.tif').picture() == GREY).all()
+
+
 def test_a_plane_that_was_split_off_an_imagej_stack_is_one_image(tmp_path):
     text = b'ImageJ=1.54f\nimages=3\nslices=3\n\0'
     write_tiff(tmp_path / 'a.tif', GREY.tobytes(), SHAPE, tags=[(270, 2, text)])

@@ -64,6 +64,26 @@ def test_the_detector_sees_the_channels_that_its_preprocessor_asks_for():
     assert np.array_equal(*answers)
 
 
+@pytest.fixture
+def given_by(detector, tmp_path):
+    """Reads an orange image of 64 x 96 px by a config: what the preprocessor is given, (3, H, W)."""
+
+    def read(steps, swaps=None):
+        config = small_model()
+        config.data_preprocessor.update(swaps or {})
+        torch.save({'state_dict': detector.state_dict()}, tmp_path / 'small.pth')
+        dataset = {'type': 'RepeatDataset', 'dataset': {'pipeline': steps}}
+        tested = {} if steps is None else {'test_dataloader': {'dataset': dataset}}
+        Config({'model': config, **tested}).dump(tmp_path / 'small.py')
+        engine = DetectorEngine.from_config(tmp_path / 'small.py', tmp_path / 'small.pth')
+        given = []
+        engine._model.data_preprocessor.register_forward_pre_hook(lambda _, data: given.append(data[0]['inputs'][0]))
+        engine.set_image(np.full((64, 96, 3), (200, 100, 50), np.uint8))
+        return given[0]
+
+    return read
+
+
 @pytest.mark.parametrize(
     ('swaps', 'loader', 'expected'),
     [
@@ -72,20 +92,40 @@ def test_the_detector_sees_the_channels_that_its_preprocessor_asks_for():
         ({'bgr_to_rgb': False}, {'type': 'UnSAMLoadImage', 'channel_order': 'rgb'}, 'rgb'),
         ({'bgr_to_rgb': False, 'rgb_to_bgr': True}, {'type': 'UnSAMLoadImage', 'channel_order': 'rgb'}, 'rgb'),
         ({'bgr_to_rgb': True}, {'type': 'UnSAMLoadImage'}, 'bgr'),
+        ({'bgr_to_rgb': True}, None, 'bgr'),
+        ({'bgr_to_rgb': False, 'rgb_to_bgr': True}, None, 'rgb'),
     ],
 )
-def test_a_config_says_in_which_order_the_detector_is_given_channels(detector, tmp_path, swaps, loader, expected):
-    config = small_model()
-    config.data_preprocessor.update(swaps)
-    torch.save({'state_dict': detector.state_dict()}, tmp_path / 'small.pth')
-    steps = [loader, {'type': 'mmdet.Resize', 'scale': (96, 64)}]
-    dataset = {'type': 'RepeatDataset', 'dataset': {'pipeline': steps}}
-    Config({'model': config, 'test_dataloader': {'dataset': dataset}}).dump(tmp_path / 'small.py')
-    engine = DetectorEngine.from_config(tmp_path / 'small.py', tmp_path / 'small.pth')
-    given = []
-    engine._model.data_preprocessor.register_forward_pre_hook(lambda _, data: given.append(data[0]['inputs'][0]))
-    engine.set_image(np.full((64, 96, 3), (200, 100, 50), np.uint8))
-    assert given[0][:, 0, 0].tolist() == ([50, 100, 200] if expected == 'bgr' else [200, 100, 50])
+def test_a_config_says_in_which_order_the_detector_is_given_channels(given_by, swaps, loader, expected):
+    steps = loader and [loader, {'type': 'mmdet.Resize', 'scale': (96, 64), 'keep_ratio': True}]
+    assert given_by(steps, swaps)[:, 0, 0].tolist() == ([50, 100, 200] if expected == 'bgr' else [200, 100, 50])
+
+
+@pytest.mark.parametrize(
+    ('scale', 'size_hw'), [((192, 128), (128, 192)), ([80, 192], (80, 120)), (48, (32, 48)), (None, (800, 1200))]
+)
+def test_images_are_resized_as_in_the_test_of_the_config(given_by, scale, size_hw):
+    resize = {'type': 'Resize', 'scale': scale, 'keep_ratio': True}
+    assert given_by(scale and [{'type': 'UnSAMLoadImage'}, resize]).shape == (3, *size_hw)
+
+
+@pytest.mark.parametrize(
+    'resizes',
+    [
+        [{'type': 'Resize', 'scale_factor': 0.5, 'keep_ratio': True}],
+        [{'type': 'Resize', 'scale': (96, 32), 'keep_ratio': False}],
+        [{'type': 'Resize', 'scale': 96}],  # MMCV changes the ratio unless it is told to keep it
+        [{'type': 'Resize', 'scale': (96, 64), 'keep_ratio': True, 'interpolation': 'bicubic'}],
+        [{'type': 'mmdet.FixShapeResize', 'width': 96, 'height': 64, 'keep_ratio': True}],
+        [{'type': 'ResizeShortestEdge', 'scale': 64, 'max_size': 96}],
+        [],
+    ],
+)
+def test_a_config_whose_test_resizes_images_in_another_way_is_refused(given_by, resizes):
+    with pytest.raises(
+        UnSAMError, match=r'small\.py: test_dataloader resizes images by .*; expected Resize with scale, keep'
+    ):
+        given_by([{'type': 'UnSAMLoadImage'}, *resizes])
 
 
 @pytest.mark.parametrize('changed', [{'bgr_to_rgb': False, 'rgb_to_bgr': False}, {'pad_size_divisor': 64}])

@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from unsam_mm.errors import UnSAMError
 from unsam_mm.rle import (
     LabelRuns,
     RleError,
@@ -81,6 +82,15 @@ def test_plain_lists_of_counts_are_understood():
 
 def test_no_masks_are_an_empty_array():
     assert decode_rles([], (4, 5)).shape == (0, 4, 5)
+
+
+@pytest.mark.parametrize('size_hw', [(8, 12), (6, 4), (3, 8)], ids=['larger', 'turned', 'as many pixels'])
+def test_masks_of_an_image_of_another_size_are_not_drawn(size_hw):
+    rles = encode_bitmaps(np.ones((2, 4, 6), bool))
+    with pytest.raises(
+        UnSAMError, match=f'an RLE of 4 x 6 px is damaged, or no mask of an image of {size_hw[0]} x {size_hw[1]} px'
+    ):
+        decode_rles(rles, size_hw)
 
 
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, max_side=9)))

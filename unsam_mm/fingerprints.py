@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from unsam_mm.errors import ImageError, WeightsError
+from unsam_mm.image_files import check_is_file
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +79,9 @@ def image_stamp(path: Path) -> dict[str, int | str]:
     """Size, time and digest of an image file, stored beside results made of it; see `is_current`.
 
     Raises:
-        ImageError: If the file cannot be read.
+        ImageError: If the file cannot be read, or is a device or pipe.
     """
+    check_is_file(path)
     try:
         found = path.stat()
         return {'bytes': found.st_size, 'mtime_ns': found.st_mtime_ns, 'blake2b': file_digest(path)}

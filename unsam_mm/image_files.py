@@ -153,7 +153,7 @@ def open_image(path: str | Path) -> Iterator[ImageFile]:
     path = Path(path)
     with ExitStack() as stack:
         with _explaining(path):
-            _check_is_file(path)
+            check_is_file(path)
             opened = stack.enter_context(open_tiff(path) if is_tiff(path) else open_picture(path))
         yield ImageFile(opened)
 
@@ -185,8 +185,12 @@ def _explaining(path: Path) -> Iterator[None]:
         _is_reading.reset(token)
 
 
-def _check_is_file(path: Path) -> None:
-    """Before the file is opened: opening a pipe would wait for ever."""
+def check_is_file(path: Path) -> None:
+    """Called before an image file is opened: opening a pipe would wait for ever.
+
+    Raises:
+        ImageError: If it is missing, empty, or no file.
+    """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -112,13 +112,20 @@ def decode_crop(rle: Rle, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def decode_rles(rles: list[Rle], size_hw: tuple[int, int]) -> np.ndarray:
-    """Boolean masks of shape (N, H, W); N may be 0."""
+    """Boolean masks of shape (N, H, W); N may be 0.
+
+    Raises:
+        UnSAMError: If one has another size, or is damaged and holds pixels beyond it.
+    """
     height, width = size_hw
     columns = np.zeros((len(rles), width, height), bool)
     for rle, out in zip(rles, columns, strict=True):
         edges = run_edges(rle)
-        if len(edges) and edges[-1, 1] > out.size:
-            raise ValueError(f'an RLE of {rle["size"]} px holds pixels beyond an image of {size_hw} px')
+        if tuple(rle['size']) != (height, width) or (len(edges) and edges[-1, 1] > out.size):
+            found = ' x '.join(map(str, rle['size']))
+            raise UnSAMError(
+                f'an RLE of {found} px is damaged, or no mask of an image of {height} x {width} px; give both in one size'
+            )
         _fill_columns(edges, height, 0, 0, out)
     return columns.swapaxes(1, 2)
 

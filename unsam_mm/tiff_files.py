@@ -78,9 +78,11 @@ class TiffImage:
             ImageError: If the compression cannot be read.
         """
         page, last = self._series.keyframe, len(self.shape)
-        if page.compression != 1:  # decoders of JPEG, for one, make up what is missing
-            for part in self._series.pages:
-                _check_end(part, self.path)
+        if not page.is_contiguous:  # tifffile fills what is missing with zeros, and decoders of JPEG make it up
+            for part in filter(None, self._series.pages):
+                _check_parts(part, self.path)
+                if page.compression != 1:
+                    _check_end(part, self.path)
         try:
             pixels, axes = self._series.asarray(), self._series.axes.upper()
             channel_axis = _channel_axis(axes)
@@ -247,7 +249,7 @@ def _check_last_page(file: TiffFile, path: Path) -> None:
 
 
 def _check_tags(page: TiffPage, path: Path) -> None:
-    """Refuses a page if a tag that its pixels need lies beyond the end of the file.
+    """Refuses a page if a tag that its pixels need lies beyond the end of the file, or holds too few values.
 
     Raises:
         ImageError: If there are any; tifffile leaves them out.
@@ -259,15 +261,28 @@ def _check_tags(page: TiffPage, path: Path) -> None:
     stored = {struct.unpack_from(f'{tiff.byteorder}H', entries, i)[0] for i in range(0, len(entries), tiff.tagsize)}
     if stored & _PIXEL_TAGS - {tag.code for tag in page.tags}:
         raise ImageError(f'{path}: the file ends before its last value; copy it again')
+    _check_parts(page, path)
 
 
-def _check_end(page: TiffPage | TiffFrame | None, path: Path) -> None:
+def _check_parts(page: TiffPage | TiffFrame, path: Path) -> None:
+    """Refuses a page with fewer strips or tiles than its size needs; those with offset 0 are counted, and are zeros.
+
+    Raises:
+        ImageError: If it has fewer, and is not stored in one piece, whatever its strips are said to be.
+    """
+    found = min(len(page.dataoffsets), len(page.databytecounts))
+    in_one_piece = page.is_contiguous and sum(page.databytecounts) >= page.nbytes
+    if not in_one_piece and found < (needed := math.prod(page.chunked)):
+        raise ImageError(f'{path}: has {found} of the {needed} strips or tiles that its size needs; copy it again')
+
+
+def _check_end(page: TiffPage | TiffFrame, path: Path) -> None:
     """Refuses a page of which pixels lie beyond the end of the file.
 
     Raises:
         ImageError: If there are any.
     """
-    if page is not None and _end(page) > page.parent.filehandle.size:
+    if _end(page) > page.parent.filehandle.size:
         raise ImageError(f'{path}: the file ends before its last pixel; copy it again')
 
 

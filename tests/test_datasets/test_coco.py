@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from mmdet.datasets import CocoDataset
 from PIL import Image
 from skimage import data
 
@@ -68,6 +69,23 @@ def test_objects_that_cannot_be_drawn_are_left_out(tmp_path, content):
         for number, mask in enumerate((line, nothing, [*line, *SQUARE], outside), start=10)
     ]
     assert opened(tmp_path, content)[1]['gt_masks'].areas.tolist() == [1200, 1200]
+
+
+def test_objects_without_a_mask_are_left_out_of_mmdetections_own_data_set_too(tmp_path, content):
+    content['annotations'] = [{**one, 'area': 1200, 'iscrowd': 0} for one in content['annotations']]
+    content['annotations'][2]['segmentation'] = []
+    (tmp_path / 'gt.json').write_text(json.dumps(content))
+    classes = [category['name'] for category in content['categories']]
+    dataset = CocoDataset(
+        ann_file='gt.json',
+        data_root=str(tmp_path),
+        data_prefix={'img': ''},
+        metainfo={'classes': classes},
+        pipeline=[*LOAD],
+    )
+    sample = dataset[0]
+    assert sample['gt_masks'].areas.tolist() == [1200]
+    assert sample['gt_bboxes'].tensor.tolist() == [[10, 20, 40, 60]]
 
 
 @pytest.mark.parametrize('score', ['high', True, [0.5], float('inf')])

@@ -22,7 +22,7 @@ from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions
 from unsam_mm.models.prompt_details import ABSENT, CLICK_TYPE, NEGATIVE, POSITIVE
 from unsam_mm.models.prompt_targets import TrainingPrompts, draw_prompts
 from unsam_mm.next_click import next_click
-from unsam_mm.rle import encode_bitmaps
+from unsam_mm.rle import encode_bitmaps, rle_to_json
 
 from .descent import cosine
 from .prompt_scene import HEIGHT, WIDTH, batch_of, nested_regions, photographs, sample_of, small_model
@@ -122,8 +122,9 @@ def test_a_box_is_answered_otherwise_with(model, more):
 
 def test_a_mask_alone_is_a_prompt_and_may_be_run_lengths(model):
     bitmap = answer(model, masks=upper_half())
-    runs = answer(model, masks=encode_bitmaps(upper_half()))
-    assert torch.equal(bitmap.scores, runs.scores)
+    rles = encode_bitmaps(upper_half())
+    for runs in (rles, [rle_to_json(rle) for rle in rles]):
+        assert torch.equal(bitmap.scores, answer(model, masks=runs).scores)
     assert_differ(bitmap, answer(model, masks=~upper_half()))
 
 
@@ -158,6 +159,7 @@ def test_objects_with_and_without_details_do_not_see_each_other(model):
         ({'points': points(CLICK), 'point_labels': np.array([[0]])}, r'prompt 0 has no positive click, no box'),
         ({'bboxes': np.full((2, 4), np.nan)}, r'prompt 0 has no positive click, no box and no mask'),
         ({'masks': np.ones((1, 9, 9), bool)}, r'masks must be \(P, 96, 128\), the size .* got \(1, 9, 9\)'),
+        ({'masks': encode_bitmaps(upper_half()[:, ::2, ::2])}, r'mask 0: the mask is 48 x 64 px, the image 96 x 128'),
         ({'points': points(CLICK), 'granularity': np.array([1.5])}, r'granularity must lie in \[0, 1\].* got \[1\.5\]'),
         ({'points': points(CLICK), 'granularity': np.ones((1, 1))}, r'granularity must be \(P,\), got \(1, 1\)'),
     ],

@@ -18,6 +18,7 @@ from PIL import Image
 from unsam_mm.datasets import RleMasks
 from unsam_mm.engine import UnSAMVisualizer
 from unsam_mm.engine.visualizer import paint_masks
+from unsam_mm.errors import UnSAMError
 from unsam_mm.files import write_json
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.rle import encode_bitmaps, rle_to_json
@@ -68,6 +69,11 @@ def test_run_lengths_arrays_tensors_and_bitmap_masks_give_the_same_picture(masks
     assert all(np.array_equal(pictures[0], picture) for picture in pictures[1:])
     scored = [draw(InstanceData(masks=rles, scores=scores), max_masks=1) for scores in (SCORES, SCORES.numpy())]
     assert np.array_equal(*scored)
+
+
+def test_run_lengths_of_another_image_are_refused(masks):
+    with pytest.raises(UnSAMError, match='the mask is 30 x 40 px, the image 60 x 80'):
+        draw(InstanceData(masks=encode_bitmaps(masks[:, ::2, ::2]), scores=SCORES))
 
 
 def test_only_the_best_masks_are_drawn(masks):

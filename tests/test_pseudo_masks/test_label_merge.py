@@ -134,6 +134,23 @@ def test_images_without_pseudo_masks_are_kept_with_their_labels(store, target, t
     assert (report.matched, report.only_pseudo, report.only_added) == (1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ('url', 'name'),
+    [
+        ('http://images.cocodataset.org/train2017/z.jpg', 'train2017/z.jpg'),
+        ('https://host/data/train2017/z.jpg?width=640', 'train2017/z.jpg'),
+        ('https://host/z.jpg', 'z.jpg'),
+    ],
+)
+def test_images_that_only_an_address_names_are_named_by_its_end(store, target, tmp_path, url, name):
+    """LVIS has no file_name."""
+    images = [{**coco_image(2, ''), 'coco_url': url}, {**coco_image(1, ''), 'coco_url': 'http://host/val2017/a.jpg'}]
+    truth = write(tmp_path / 'gt.json', {'images': images, 'annotations': [annotation(NESTED[2], 2)]})
+    report = merge_ground_truth(store.root, target, truth)
+    assert read_boxes(target, name) == [('gt', NESTED[2])]
+    assert (report.matched, report.only_added) == (1, 1)
+
+
 def test_polygons_of_an_image_without_a_size_say_what_is_missing(store, target, tmp_path):
     images = [coco_image(1, 'a.jpg'), {'id': 2, 'file_name': 'z.jpg'}]
     polygon = annotation(NESTED[3], 2, segmentation=[[22, 12, 28, 12, 28, 18, 22, 18]])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.rle import MAX_PIXELS
@@ -37,8 +39,11 @@ def whole_number(value: Any) -> int | None:
 
 
 def listed_name(image: Mapping[str, Any]) -> str:
-    """``file_name`` of an entry of "images", else ``coco_url`` (LVIS), else ''."""
-    return image.get('file_name') or image.get('coco_url') or ''
+    """``file_name`` of an entry of "images", else the end of ``coco_url`` (LVIS): ``val2017/000000397133.jpg``; else ''."""
+    name, url = image.get('file_name'), image.get('coco_url')
+    if not name and isinstance(url, str):
+        name = '/'.join(PurePosixPath(urlsplit(url).path.lstrip('/')).parts[-2:])
+    return name or ''
 
 
 def image_size(image: Mapping[str, Any]) -> tuple[int | None, int | None]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from unsam_mm.coco_files.fields import category_order
+from unsam_mm.coco_files.fields import category_order, listed_name
 from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
 from unsam_mm.coco_files.segmentations import PolygonFilter
 from unsam_mm.coco_files.stream import stream_lists
@@ -63,10 +62,7 @@ class CocoIndex:
 
 
 def _name_of(image: Mapping[str, Any], path: Path) -> str:
-    """``file_name``; LVIS has none, there it is the end of the address: ``val2017/000000397133.jpg``."""
-    name = image.get('file_name')
-    if not name and isinstance(image.get('coco_url'), str):
-        name = '/'.join(PurePosixPath(urlsplit(image['coco_url']).path).parts[-2:])
+    name = listed_name(image)
     if not isinstance(name, str) or not name:
         raise StoreError(f'{path}: image {image["id"]} has neither "file_name" nor "coco_url", so it cannot be found')
     return name.replace('\\', '/')

@@ -30,7 +30,7 @@ class UnSAMLoadMasks(BaseTransform):
     ``gt_masks`` (`RleMasks` with the scores that the file states, else 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks),
     ``gt_bboxes_labels`` (N,) zeros, ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a list
     with the area in pixels of each mask that is not ignored, as its file states it, else that of its pixels. Polygons that
-    enclose nothing, and masks without any pixel, are left out.
+    enclose nothing, masks without any pixel, and instances without a mask are left out.
 
     Args:
         at_original_size: Give masks of the original image even if it was resized meanwhile. For test pipelines, where
@@ -53,7 +53,7 @@ class UnSAMLoadMasks(BaseTransform):
         name = results.get('img_name', results['img_path'])
         records = PolygonFilter(name)(
             [
-                {'image_id': name, 'id': number, 'segmentation': one['mask']}
+                {'image_id': name, 'id': number, 'segmentation': one.get('mask')}
                 for number, one in enumerate(results['instances'])
             ]
         )

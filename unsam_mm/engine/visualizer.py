@@ -11,7 +11,7 @@ from mmdet.structures.mask.structures import BaseInstanceMasks
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
 
-from unsam_mm.rle import decode_rles, rle_from_json
+from unsam_mm.rle import decode_rles, rles_from_json
 
 _GOLDEN_RATIO = 0.618034
 """Hues that advance by this share of the circle stay apart however many there are."""
@@ -60,7 +60,7 @@ class UnSAMVisualizer(DetLocalVisualizer):
             best = np.argsort(-_array(instances.scores), kind='stable')
         best = best[: self.max_masks]
         if isinstance(masks, list):
-            return decode_rles([rle_from_json(masks[i]) for i in best], size_hw)
+            return decode_rles(rles_from_json([masks[i] for i in best], size_hw), size_hw)
         if isinstance(masks, BaseInstanceMasks):
             return masks[best].to_ndarray().astype(bool)
         return _array(masks)[best].astype(bool)

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.models.prompt_details import ABSENT, BOX_TYPE, CLICK_PX, POSITIVE, PromptDetails, settle
-from unsam_mm.rle import decode_rles
+from unsam_mm.rle import decode_rles, rles_from_json
 
 _DEMO_CLICK = 0.005
 """Side of the box that stands for a click in the released demonstrations, as a share of the image."""
@@ -130,7 +130,7 @@ def _masks(prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], d
         return None
     given: Any = prompts.masks
     if isinstance(given, Sequence) and len(given) and isinstance(given[0], dict):
-        given = decode_rles(list(given), frames.original)
+        given = decode_rles(rles_from_json(given, frames.original), frames.original)
     masks = torch.as_tensor(np.asarray(given) if isinstance(given, Sequence) else given, device=device)
     if masks.ndim != 3 or (len(masks) and tuple(masks.shape[1:]) != frames.original):
         height, width = frames.original

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _SCALE = (1333, 800)  # longest and shortest edge of the released evaluation
+_RESIZES = ('Resize', 'FixScaleResize', 'FixShapeResize', 'ResizeShortestEdge', 'RandomResize', 'RandomChoiceResize')
+_FOLLOWED = {'type': 'Resize', 'keep_ratio': True, 'interpolation': 'bilinear', 'backend': 'cv2'}  # by `set_image`
 _PREPARING = ('_channel_conversion', 'pad_size_divisor', 'pad_value')  # settings of MMEngine's image preprocessor
 _PROMPTS_AT_ONCE = 32
 _GRANULARITIES = np.linspace(0, 1, 17)  # that a trained head is asked for: each 1.8 times the area of the one before
@@ -76,7 +78,7 @@ class DetectorEngine:
 
         Raises:
             WeightsError: If the checkpoint cannot be read or is of another model.
-            UnSAMError: If the model answers no prompts.
+            UnSAMError: If the model answers no prompts, or the test resizes images in a way that is not followed here.
         """
         from mmdet.registry import MODELS
         from mmengine.config import Config
@@ -95,9 +97,11 @@ class DetectorEngine:
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f'{checkpoint}: not a checkpoint of the model in {config}: {reason}') from error
         dataloader = settings.get('test_dataloader')
-        scales = (step['scale'] for step in steps_of_type(dataloader, 'Resize') if step.get('scale'))
-        orders = map(loaded_order, steps_of_type(dataloader, *LOADERS))
-        return cls(model, next(scales, _SCALE), device, next(orders, None))
+        loaders, resizes = (list(steps_of_type(dataloader, *names)) for names in (LOADERS, _RESIZES))
+        scales = [_scale_of(step, config) for step in resizes or ([{}] if loaders else [])]
+        takes_rgb = (settings.model.get('data_preprocessor') or {}).get('rgb_to_bgr')
+        order = loaded_order(loaders[0]) if loaders else 'rgb' if takes_rgb else None
+        return cls(model, scales[0] if scales else _SCALE, device, order)
 
     @property
     def signature(self) -> str:
@@ -293,6 +297,25 @@ class DetectorEngine:
                 feature, *memories = (part.to(device) for part in (self._embedding.mask_feature, *self._memories))
                 self._set(self._frames, feature, memories)
         return self
+
+
+def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
+    """The scale of a pipeline step that resizes images, if `set_image` can do the same; {}: there is no such step.
+
+    Raises:
+        UnSAMError: If it cannot.
+    """
+    from unsam_mm.engine.channel_order import type_name
+
+    scale = resize.get('scale')
+    # What MMCV takes for granted, then what is said.
+    settings = {**_FOLLOWED, 'keep_ratio': False, **resize, 'type': type_name(resize)}
+    if not isinstance(scale, int | list | tuple) or any(settings[name] != value for name, value in _FOLLOWED.items()):
+        raise UnSAMError(
+            f'{config}: test_dataloader resizes images by {dict(resize) or "no step"}; expected Resize with scale, '
+            'keep_ratio=True and bilinear interpolation; write it so, or give DetectorEngine the model and its scale'
+        )
+    return (scale, scale) if isinstance(scale, int) else tuple(scale)
 
 
 def _whole(prompt: Prompt, earlier: np.ndarray | None) -> dict[str, np.ndarray]:
