@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 FEATURES = ('index', 'area_px', 'granularity', 'score')
 """Columns that every features table has; `index` is the label, which is how napari finds the row of a label."""
+MAX_LABEL = np.iinfo(np.uint32).max
+"""The highest one that a layer made here can hold."""
+
 
 _ROW_BYTES = 1000  # of memory that a row of a table takes, about
 
@@ -69,15 +73,36 @@ def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: 
     return ObjectWrite(region, mask, label, {'score': proposal.score}, proposal.plane.axes)
 
 
-def renumbered(writes: Iterable[ObjectWrite], offset: int) -> list[ObjectWrite]:
-    """Objects with labels, and those of their parents, higher by a number."""
-    moved = []
-    for write in writes:
-        features = dict(write.features)
-        if 'parent_id' in features and not features.get('parent'):  # else it is a label of another layer
-            features['parent_id'] += offset
-        moved.append(replace(write, label=write.label + offset, features=features))
-    return moved
+def renumbered(writes: Sequence[ObjectWrite], offset: int) -> list[ObjectWrite]:
+    """Objects with labels, and those of their parents, higher by a number; numbered from there on where one would not fit."""
+    labels = sorted({write.label for write in writes})
+    new = {label: label + offset for label in labels}
+    if labels and new[labels[-1]] > MAX_LABEL:
+        new = {label: offset + number for number, label in enumerate(labels, start=1)}
+    return [
+        replace(write, label=new[write.label], features=with_parent_renumbered(write.features, new)) for write in writes
+    ]
+
+
+def with_parent_renumbered(
+    features: Mapping[str, Any], new: Mapping[int, int], keep_absent: bool = False
+) -> dict[str, Any]:
+    """A row with the new label of the object's parent, unless that lies in another layer.
+
+    Args:
+        features: Columns of the row.
+        new: The new labels of objects by their old ones.
+        keep_absent: Keep a parent that has no new label; else it is left out, as its label may be that of any object.
+    """
+    row = dict(features)
+    parent, layer = row.get('parent_id'), row.get('parent')
+    if not isinstance(parent, Real) or (isinstance(layer, str) and layer):
+        return row
+    if parent in new:
+        row['parent_id'] = new[parent]
+    elif parent > 0 and not keep_absent:  # others, such as 0, mean that there is none
+        del row['parent_id']
+    return row
 
 
 def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[int] = ()) -> list[ObjectWrite]:

@@ -12,6 +12,7 @@ from napari_unsam._commit import (
     free_now,
     object_granularity,
     regions_of,
+    renumbered,
     write_of,
 )
 from napari_unsam._planes import Plane
@@ -440,3 +441,38 @@ def test_writes_leave_the_pixels_of_others_alone(own):
     region = (slice(0, 1), slice(0, 4))
     [left] = free_now([ObjectWrite(region, np.ones((1, 4), bool), 2)], array, own)
     assert left.mask.tolist() == [[True, True, False, bool(own)]]
+
+
+def row_of(label, **features):
+    return ObjectWrite((slice(0, 1),), np.ones(1, bool), label, features)
+
+
+@pytest.mark.parametrize(
+    ('features', 'expected'),
+    [
+        ({'parent_id': 2}, {'parent_id': 12}),
+        ({'parent_id': 2.0, 'parent': ''}, {'parent_id': 12, 'parent': ''}),
+        ({'parent_id': 0}, {'parent_id': 0}),
+        ({'parent_id': 'two'}, {'parent_id': 'two'}),
+        ({'parent_id': None}, {'parent_id': None}),
+        ({'parent_id': 2, 'parent': 'cells'}, {'parent_id': 2, 'parent': 'cells'}),
+        ({'parent_id': 7}, {}),
+    ],
+    ids=['whole number', 'from a table', 'none', 'text', 'missing', 'of another layer', 'not among them'],
+)
+def test_parents_among_the_objects_are_renumbered_with_them_and_others_are_not(features, expected):
+    whole, part = renumbered([row_of(2), row_of(3, **features)], 10)
+    assert (whole.label, part.label) == (12, 13)
+    assert part.features == expected
+
+
+def test_what_is_missing_in_a_table_is_neither_a_parent_nor_another_layer():
+    one, part = renumbered([row_of(2, parent_id=np.nan), row_of(3, parent_id=2.0, parent=np.nan)], 10)
+    assert np.isnan(one.features['parent_id'])
+    assert part.features['parent_id'] == 12
+
+
+def test_objects_are_numbered_without_gaps_where_a_label_would_not_fit():
+    part, whole = renumbered([row_of(7, parent_id=2**32 - 1), row_of(2**32 - 1)], 10)
+    assert (part.label, whole.label) == (11, 12)
+    assert part.features == {'parent_id': 12}
