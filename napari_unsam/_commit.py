@@ -9,10 +9,9 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.ndimage import find_objects
 
 from napari_unsam import _pixel_changes as pixel_changes
-from napari_unsam._label_boxes import ArrayLike, Region, around, object_boxes
+from napari_unsam._label_boxes import ArrayLike, Region, around, boxes_in, object_boxes
 from napari_unsam._pixel_changes import Counts, PixelChange, areas_in, total
 from unsam_mm.granularity import area_granularity
 
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
 
 FEATURES = ('index', 'area_px', 'granularity', 'score')
 """Columns that every features table has; `index` is the label, which is how napari finds the row of a label."""
+
 MAX_LABEL = np.iinfo(np.uint32).max
 """The highest one that a layer made here can hold."""
-
 
 _ROW_BYTES = 1000  # of memory that a row of a table takes, about
 
@@ -232,7 +231,7 @@ class ObjectTable:
         self._rows = _with_features(labels.features)
         self._axes: dict[int, tuple[int, int]] = {}
         self._areas = self._count()
-        self._seen: object = self._look()
+        self._seen: object = self._look() if labels.visible or is_empty else None
         self.open()
 
     @property
@@ -245,11 +244,11 @@ class ObjectTable:
         known = self._regions.get(label)
         if known is None:
             return None
-        found = find_objects((np.asarray(self.labels.data[known]) == label).astype(np.uint8))
+        found = dict(boxes_in((np.asarray(self.labels.data[known]) == label).astype(np.uint8)))
         if not found:
             return None
         return tuple(
-            slice(part.start + own.start, part.start + own.stop) for part, own in zip(known, found[0], strict=True)
+            slice(part.start + own.start, part.start + own.stop) for part, own in zip(known, found[1], strict=True)
         )
 
     def rows(self) -> pd.DataFrame:
@@ -323,7 +322,7 @@ class ObjectTable:
             'paint': self._painted,
             'labels_update': self._count_painted,
             'visible': self._shown_or_hidden,
-            'data': self._replaced,
+            'data': self._look_again,
         }
 
     def _apply(self, steps: Sequence[tuple[PixelChange, Callable[[Any], Counts]]]) -> None:
@@ -362,23 +361,28 @@ class ObjectTable:
         selected = labels.selected_label if labels.show_selected_label else None
         placed = (labels.scale, labels.translate, labels.rotate, labels.shear, labels.affine.affine_matrix)
         drawn = (id(labels.colormap), selected, labels.contour, str(labels.projection_mode), labels.units)
-        return self._view(), id(labels.data), drawn, [values.tobytes() for values in placed]
+        return self._view(), id(labels.data), labels.visible, drawn, [values.tobytes() for values in placed]
 
     def _drawn(self, _event: Any = None) -> None:
-        """Counts all objects anew if the layer was drawn anew though it looks the same."""
+        """Looks for all objects anew if the layer was drawn anew though it looks the same, or was hidden."""
         before, self._seen = self._seen, self._look()
         if self._is_written:
             return
-        if before == self._seen:
+        if before is None or before == self._seen:
             self._look_again()
         else:
             self._count_painted()
 
     def _shown_or_hidden(self, _event: Any) -> None:
-        if not self.labels.visible:
+        if not self.labels.visible:  # napari does not tell then that the layer is to be drawn
             self._seen = None
 
-    def _look_again(self) -> None:
+    def _look_again(self, _event: Any = None) -> None:
+        """Looks for all objects: the array is another one, or somebody may have written anywhere in it."""
+        found = regions_of(self.labels.data)
+        nothing = (slice(0, 0),) * self.labels.data.ndim
+        self._regions = dict.fromkeys(self._regions, nothing) | found
+        self._highest = max(self._highest, *found, 0)
         areas = self._count()
         self._painted_over.clear()
         if areas != self._areas:
@@ -402,14 +406,6 @@ class ObjectTable:
         if painted:
             self._areas |= self._count(painted)
             self._show()
-
-    def _replaced(self, _event: Any) -> None:
-        """Looks for all objects in an array that was put in place of the one before."""
-        found = regions_of(self.labels.data)
-        nothing = (slice(0, 0),) * self.labels.data.ndim
-        self._regions = dict.fromkeys(self._regions, nothing) | found
-        self._highest = max(self._highest, *found, 0)
-        self._look_again()
 
     def _count(self, labels: Collection[int] | None = None) -> dict[int, int]:
         """The areas of objects, by default of all, in voxels within the boxes that they were written in."""

@@ -11,7 +11,7 @@ import numpy as np
 from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
 from napari_unsam._layers import ObjectLayers, holds_objects, is_of
 from napari_unsam._pixel_changes import PixelChange, Region
-from napari_unsam._planes import view_of
+from napari_unsam._planes import view_of_layer
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Objects:
         self._tables.clear()
 
     def _table_for(self, labels: Labels, is_empty: bool = False) -> ObjectTable:
-        return ObjectTable(labels, is_empty, partial(view_of, self._session.viewer), self._painted)
+        return ObjectTable(labels, is_empty, partial(view_of_layer, self._session.viewer, labels), self._painted)
 
     def _painted(self, table: ObjectTable, changes: Sequence[PixelChange]) -> None:
         self._session.history.add(WriteObjects.painted(table, changes, self._on_written, self._bringing_back(table)))

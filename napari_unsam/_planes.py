@@ -16,6 +16,7 @@ from unsam_mm.errors import ImageError
 
 if TYPE_CHECKING:
     from napari.components import Dims, ViewerModel
+    from napari.layers import Layer
 
     from napari_unsam._frame import Frame
 
@@ -71,6 +72,15 @@ def view_of(viewer: ViewerModel) -> tuple[object, ...]:
     """What the sliders and axes of a viewer stand at; while it stays the same, a layer that is drawn anew has changed."""
     dims = viewer.dims
     return dims.point, dims.order, dims.ndisplay
+
+
+def view_of_layer(viewer: ViewerModel, layer: Layer) -> tuple[object, ...]:
+    """What the sliders and axes of a viewer stand at, as far as a layer in it follows them: napari has a layer that is shown
+    drawn anew if and only if this has changed; else the layer itself has changed."""
+    dims, first = viewer.dims, viewer.dims.ndim - layer.ndim
+    order = tuple(axis - first for axis in dims.order if axis >= first)
+    own = [values[-layer.ndim :] for values in (dims.point, dims.margin_left, dims.margin_right)]
+    return *own, order, dims.ndisplay
 
 
 def plane_in_view(frame: Frame, dims: Dims) -> Plane:
