@@ -10,6 +10,7 @@ from weakref import WeakSet
 import numpy as np
 
 from napari_unsam._commit import MAX_LABEL, ObjectTable, ObjectWrite, WriteObjects
+from napari_unsam._label_boxes import object_boxes
 from napari_unsam._layers import ObjectLayers, holds_objects, is_of
 from napari_unsam._pixel_changes import PixelChange, Region
 from napari_unsam._planes import view_of_layer
@@ -129,7 +130,8 @@ class Objects:
 
     def unused(self, image: Image) -> list[Labels]:
         """The layers of an image, in the viewer or not, that never held an object."""
-        return [labels for labels, table in self._tables.items() if table.highest == 0 and is_of(labels, image)]
+        known = [labels for labels, table in self._tables.items() if table.highest == 0 and is_of(labels, image)]
+        return [labels for labels in known if not object_boxes(labels.data)]  # others may have written unnoticed
 
     def removed(self, layer: Layer) -> bool:
         """Follows a layer no longer that has left the viewer; returns whether it was one of objects."""

@@ -364,6 +364,14 @@ def test_what_a_script_writes_into_a_hidden_layer_is_counted_once_it_is_shown(in
     assert table.labels.features['area_px'].tolist()[:2] == [768 - 12 * 16, 768 + 100]
 
 
+def test_a_layer_that_only_a_script_wrote_into_stays_when_the_image_is_left(viewer, session):
+    session.set_image(viewer.add_image(np.zeros((60, 80))))
+    objects = session.ensure_objects()
+    objects.data[3, 3] = 1  # and has not had it drawn anew
+    session.set_image(None)
+    assert objects in viewer.layers
+
+
 def test_a_layer_that_is_hidden_when_it_is_first_followed_is_counted_once_it_is_shown():
     labels = Labels(np.ones((6, 8), np.uint8), visible=False)
     table = ObjectTable(labels, view=iter(range(9)).__next__)  # a slider is moved
