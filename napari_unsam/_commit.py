@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.ndimage import find_objects
 
 from napari_unsam import _pixel_changes as pixel_changes
-from napari_unsam._label_boxes import ArrayLike, Region, around, object_boxes
+from napari_unsam._label_boxes import ArrayLike, Region, around, boxes_in, object_boxes
 from napari_unsam._pixel_changes import Counts, PixelChange, areas_in, total
 from unsam_mm.granularity import area_granularity
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FEATURES = ('index', 'area_px', 'granularity', 'score')
 """Columns that every features table has; `index` is the label, which is how napari finds the row of a label."""
+
+MAX_LABEL = np.iinfo(np.uint32).max
+"""The highest one that a layer made here can hold."""
 
 _ROW_BYTES = 1000  # of memory that a row of a table takes, about
 
@@ -69,15 +72,36 @@ def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: 
     return ObjectWrite(region, mask, label, {'score': proposal.score}, proposal.plane.axes)
 
 
-def renumbered(writes: Iterable[ObjectWrite], offset: int) -> list[ObjectWrite]:
-    """Objects with labels, and those of their parents, higher by a number."""
-    moved = []
-    for write in writes:
-        features = dict(write.features)
-        if 'parent_id' in features and not features.get('parent'):  # else it is a label of another layer
-            features['parent_id'] += offset
-        moved.append(replace(write, label=write.label + offset, features=features))
-    return moved
+def renumbered(writes: Sequence[ObjectWrite], offset: int) -> list[ObjectWrite]:
+    """Objects with labels, and those of their parents, higher by a number; numbered from there on where one would not fit."""
+    labels = sorted({write.label for write in writes})
+    new = {label: label + offset for label in labels}
+    if labels and new[labels[-1]] > MAX_LABEL:
+        new = {label: offset + number for number, label in enumerate(labels, start=1)}
+    return [
+        replace(write, label=new[write.label], features=with_parent_renumbered(write.features, new)) for write in writes
+    ]
+
+
+def with_parent_renumbered(
+    features: Mapping[str, Any], new: Mapping[int, int], keep_absent: bool = False
+) -> dict[str, Any]:
+    """A row with the new label of the object's parent, unless that lies in another layer.
+
+    Args:
+        features: Columns of the row.
+        new: The new labels of objects by their old ones.
+        keep_absent: Keep a parent that has no new label; else it is left out, as its label may be that of any object.
+    """
+    row = dict(features)
+    parent, layer = row.get('parent_id'), row.get('parent')
+    if not isinstance(parent, Real) or (isinstance(layer, str) and layer):
+        return row
+    if parent in new:
+        row['parent_id'] = new[parent]
+    elif parent > 0 and not keep_absent:  # others, such as 0, mean that there is none
+        del row['parent_id']
+    return row
 
 
 def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[int] = ()) -> list[ObjectWrite]:
@@ -207,7 +231,7 @@ class ObjectTable:
         self._rows = _with_features(labels.features)
         self._axes: dict[int, tuple[int, int]] = {}
         self._areas = self._count()
-        self._seen: object = self._look()
+        self._seen: object = self._look() if labels.visible or is_empty else None
         self.open()
 
     @property
@@ -220,11 +244,11 @@ class ObjectTable:
         known = self._regions.get(label)
         if known is None:
             return None
-        found = find_objects((np.asarray(self.labels.data[known]) == label).astype(np.uint8))
+        found = dict(boxes_in((np.asarray(self.labels.data[known]) == label).astype(np.uint8)))
         if not found:
             return None
         return tuple(
-            slice(part.start + own.start, part.start + own.stop) for part, own in zip(known, found[0], strict=True)
+            slice(part.start + own.start, part.start + own.stop) for part, own in zip(known, found[1], strict=True)
         )
 
     def rows(self) -> pd.DataFrame:
@@ -298,7 +322,7 @@ class ObjectTable:
             'paint': self._painted,
             'labels_update': self._count_painted,
             'visible': self._shown_or_hidden,
-            'data': self._replaced,
+            'data': self._look_again,
         }
 
     def _apply(self, steps: Sequence[tuple[PixelChange, Callable[[Any], Counts]]]) -> None:
@@ -337,23 +361,28 @@ class ObjectTable:
         selected = labels.selected_label if labels.show_selected_label else None
         placed = (labels.scale, labels.translate, labels.rotate, labels.shear, labels.affine.affine_matrix)
         drawn = (id(labels.colormap), selected, labels.contour, str(labels.projection_mode), labels.units)
-        return self._view(), id(labels.data), drawn, [values.tobytes() for values in placed]
+        return self._view(), id(labels.data), labels.visible, drawn, [values.tobytes() for values in placed]
 
     def _drawn(self, _event: Any = None) -> None:
-        """Counts all objects anew if the layer was drawn anew though it looks the same."""
+        """Looks for all objects anew if the layer was drawn anew though it looks the same, or was hidden."""
         before, self._seen = self._seen, self._look()
         if self._is_written:
             return
-        if before == self._seen:
+        if before is None or before == self._seen:
             self._look_again()
         else:
             self._count_painted()
 
     def _shown_or_hidden(self, _event: Any) -> None:
-        if not self.labels.visible:
+        if not self.labels.visible:  # napari does not tell then that the layer is to be drawn
             self._seen = None
 
-    def _look_again(self) -> None:
+    def _look_again(self, _event: Any = None) -> None:
+        """Looks for all objects: the array is another one, or somebody may have written anywhere in it."""
+        found = regions_of(self.labels.data)
+        nothing = (slice(0, 0),) * self.labels.data.ndim
+        self._regions = dict.fromkeys(self._regions, nothing) | found
+        self._highest = max(self._highest, *found, 0)
         areas = self._count()
         self._painted_over.clear()
         if areas != self._areas:
@@ -377,14 +406,6 @@ class ObjectTable:
         if painted:
             self._areas |= self._count(painted)
             self._show()
-
-    def _replaced(self, _event: Any) -> None:
-        """Looks for all objects in an array that was put in place of the one before."""
-        found = regions_of(self.labels.data)
-        nothing = (slice(0, 0),) * self.labels.data.ndim
-        self._regions = dict.fromkeys(self._regions, nothing) | found
-        self._highest = max(self._highest, *found, 0)
-        self._look_again()
 
     def _count(self, labels: Collection[int] | None = None) -> dict[int, int]:
         """The areas of objects, by default of all, in voxels within the boxes that they were written in."""

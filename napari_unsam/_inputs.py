@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -13,6 +14,7 @@ _LEFT, _RIGHT = 1, 2  # mouse buttons as vispy numbers them
 _MAX_CLICK_TRAVEL_PX = 4  # a mouse that moves further on screen while pressed is dragging the view
 
 Keys = dict[str, Callable[[], None]]
+_OPEN: WeakSet[Inputs] = WeakSet()  # of all docks, as several may listen to one viewer
 
 
 class Listener(Protocol):
@@ -58,6 +60,7 @@ class Inputs:
         self._keys: Keys = {}
         self._receivers: list[ViewerModel | Layer] = [viewer]
         self._is_held = False
+        _OPEN.add(self)
         self.add_keys(keys)
         viewer.mouse_drag_callbacks.append(self._on_mouse)
         self._replaced = (
@@ -79,16 +82,20 @@ class Inputs:
     def bind(self, *layers: Layer) -> None:
         """Binds the keys on layers as well as on the viewer: a layer's own keys come before the viewer's."""
         for layer in layers:
-            if not any(layer is receiver for receiver in self._receivers):
+            if not self._listens_to(layer):
                 self._receivers.append(layer)
                 self._bind(layer, self._keys)
 
-    def unbind(self, *layers: Layer) -> None:
-        """Takes the keys of layers back."""
-        for layer in layers:
-            if any(layer is receiver for receiver in self._receivers):
-                self._receivers = [receiver for receiver in self._receivers if receiver is not layer]
-                _unbind(layer, self._keys)
+    def unbind(self, *receivers: ViewerModel | Layer) -> None:
+        """Takes keys back; they are again those of another that listens there as well."""
+        for receiver in receivers:
+            if self._listens_to(receiver):
+                self._receivers = [one for one in self._receivers if one is not receiver]
+                for key in self._keys:
+                    receiver.bind_key(key, None)
+                for other in _OPEN:
+                    if other._listens_to(receiver):
+                        other._bind(receiver, other._keys)
 
     def close(self) -> None:
         """Takes the mouse and all keys back."""
@@ -96,9 +103,10 @@ class Inputs:
             self._viewer.mouse_drag_callbacks.remove(self._on_mouse)
         for replaced in self._replaced:
             replaced.put_back()
-        for receiver in self._receivers:
-            _unbind(receiver, self._keys)
-        self._receivers.clear()
+        self.unbind(*self._receivers)
+
+    def _listens_to(self, receiver: ViewerModel | Layer) -> bool:
+        return any(receiver is one for one in self._receivers)
 
     def _bind(self, receiver: ViewerModel | Layer, keys: Keys) -> None:
         for key, act in keys.items():
@@ -184,8 +192,3 @@ class _GuardedCallback:
     def _call(self, viewer: ViewerModel, event: Any) -> None:
         if not self._takes(event) and self._theirs is not None:
             self._theirs(viewer, event)
-
-
-def _unbind(receiver: ViewerModel | Layer, keys: Keys) -> None:
-    for key in keys:
-        receiver.bind_key(key, None)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import numpy as np
 
-from napari_unsam._commit import ObjectTable, ObjectWrite, WriteObjects
+from napari_unsam._commit import MAX_LABEL, ObjectTable, ObjectWrite, WriteObjects
+from napari_unsam._label_boxes import object_boxes
 from napari_unsam._layers import ObjectLayers, holds_objects, is_of
 from napari_unsam._pixel_changes import PixelChange, Region
-from napari_unsam._planes import view_of
+from napari_unsam._planes import view_of_layer
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from napari_unsam._session import ViewerSession
 
-_MAX_LABEL = np.iinfo(np.uint32).max  # of layers that are made here
+_OPEN: WeakSet[Objects] = WeakSet()  # of all sessions, as several may be at work on one layer
 
 
 class Objects:
@@ -35,6 +37,7 @@ class Objects:
         self._layers = ObjectLayers(session.viewer)
         self._tables: dict[Labels, ObjectTable] = {}
         self._undrawn: Labels | None = None
+        _OPEN.add(self)
 
     def of(self, image: Image | None) -> Labels | None:
         """The layer of objects of the image that is chosen; None before it is made."""
@@ -106,7 +109,7 @@ class Objects:
         table = self._table(layer)
         highest, dtype = max((write.label for write in writes), default=0), np.dtype(table.labels.data.dtype)
         if highest > np.iinfo(dtype).max:
-            fix = 'convert it to uint32' if highest <= _MAX_LABEL else 'give its objects lower labels'
+            fix = 'convert it to uint32' if highest <= MAX_LABEL else 'give its objects lower labels'
             raise UnSAMError(f'"{table.labels.name}" holds labels of type {dtype}, too small for {highest}; {fix}.')
         return WriteObjects(name, table, writes, self._on_written, self._bringing_back(table))
 
@@ -127,7 +130,8 @@ class Objects:
 
     def unused(self, image: Image) -> list[Labels]:
         """The layers of an image, in the viewer or not, that never held an object."""
-        return [labels for labels, table in self._tables.items() if table.highest == 0 and is_of(labels, image)]
+        known = [labels for labels, table in self._tables.items() if table.highest == 0 and is_of(labels, image)]
+        return [labels for labels in known if not object_boxes(labels.data)]  # others may have written unnoticed
 
     def removed(self, layer: Layer) -> bool:
         """Follows a layer no longer that has left the viewer; returns whether it was one of objects."""
@@ -144,7 +148,7 @@ class Objects:
         self._tables.clear()
 
     def _table_for(self, labels: Labels, is_empty: bool = False) -> ObjectTable:
-        return ObjectTable(labels, is_empty, partial(view_of, self._session.viewer), self._painted)
+        return ObjectTable(labels, is_empty, partial(view_of_layer, self._session.viewer, labels), self._painted)
 
     def _painted(self, table: ObjectTable, changes: Sequence[PixelChange]) -> None:
         self._session.history.add(WriteObjects.painted(table, changes, self._on_written, self._bringing_back(table)))
@@ -155,7 +159,11 @@ class Objects:
     def _leave(self, table: ObjectTable) -> None:
         table.close()
         labels = table.labels
-        del labels.undo, labels.redo
+        others = [one for one in _OPEN if one is not self and labels in one._tables]
+        if others:
+            others[0]._take_undo(labels)
+        else:
+            del labels.undo, labels.redo
         # napari's own history knows of no commit, and would put back what was there before one. A lock wipes it.
         mode, editable = labels.mode, labels.editable
         labels.editable = not editable
@@ -165,9 +173,12 @@ class Objects:
     def _follow(self, table: ObjectTable) -> None:
         self._tables[table.labels] = table
         self._session.bind(table.labels)
+        self._take_undo(table.labels)
+
+    def _take_undo(self, labels: Labels) -> None:
         # So that Ctrl-Z, however it is bound, and U go through one history: napari's own holds strokes of the brush alone.
         controller, after_stroke = self._session.controller, self._session.unless_drawing
-        table.labels.undo, table.labels.redo = after_stroke(controller.undo), after_stroke(controller.redo)
+        labels.undo, labels.redo = after_stroke(controller.undo), after_stroke(controller.redo)
 
     def _bring_back(self, image: Image, table: ObjectTable) -> None:
         layers = self._session.viewer.layers

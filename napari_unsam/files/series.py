@@ -12,7 +12,7 @@ from napari.layers import Labels
 from psygnal import Signal
 
 from napari_unsam._changes import LayerChanges
-from napari_unsam._commit import ObjectWrite, free_now
+from napari_unsam._commit import ObjectWrite, free_now, with_parent_renumbered
 from napari_unsam._inference import ProgressCallback
 from napari_unsam._label_boxes import Region, blocks, object_boxes
 from napari_unsam._layers import holds_objects, is_of, remove_layers
@@ -320,7 +320,7 @@ def place_objects(
         long_axes = iter([part for part, side in zip(box, objects.shape, strict=True) if side > 1])
         region = tuple(next(long_axes) if side > 1 else slice(0, 1) for side in shape)
         mask = mask.reshape([part.stop - part.start for part in region])
-        writes.append(ObjectWrite(region, mask, new[label], _row(rows.get(label, {}), new)))
+        writes.append(ObjectWrite(region, mask, new[label], _row(rows.get(label, {}), new, keep_labels)))
     if session.keep_existing and not keep_labels:
         writes = free_now(writes, layer.data)
     session.write_objects(name, writes, layer)
@@ -339,12 +339,10 @@ def fingerprint(layer: Labels) -> int:
     return zlib.crc32(table.to_csv(index=False).encode(errors='surrogatepass'), value) if len(table) else value
 
 
-def _row(row: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
+def _row(row: dict[str, Any], new: dict[int, int], keep_labels: bool) -> dict[str, Any]:
     """A row for the table, with the parent's new label; what lacks or is counted anew is left out."""
     kept = {name: value for name, value in row.items() if name not in COUNTED and value == value}
-    if kept.get('parent_id') in new:
-        kept['parent_id'] = new[kept['parent_id']]
-    return kept
+    return with_parent_renumbered(kept, new, keep_absent=keep_labels)
 
 
 def _layer(pixels: ImagePixels) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
-from itertools import count, product
+from itertools import chain, count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from napari_unsam import _prompts
-from napari_unsam._commit import ObjectWrite
+from napari_unsam._commit import MAX_LABEL, ObjectWrite, with_parent_renumbered
 from napari_unsam._frame import Channels
 from napari_unsam._label_boxes import object_boxes
 from napari_unsam._words import counted
@@ -40,7 +40,6 @@ LOCK = 'lock'
 """Name of the file in the folder of a record that its session holds locked."""
 _OWN_FILES = (f'{_BLOCKS}/*.npz', f'{_BLOCKS}/.unsam-*.part', '.unsam-*.part')
 _BLOCK_SIDE_PX = 512  # of the last two axes; the others have one plane in a block
-_MAX_UINT32 = np.iinfo(np.uint32).max
 _SAMPLES = 4096  # of an image's values, which tell it from others
 
 logger = logging.getLogger(__name__)
@@ -409,7 +408,7 @@ def _filled_blocks(labels: np.ndarray | None) -> Iterator[tuple[tuple[int, ...],
         box = tuple(slice(at, at + side) for at, side in zip(start, sides, strict=True))
         values = np.asarray(labels[box])
         if values.any():
-            is_small = values.min() >= 0 and values.max() <= _MAX_UINT32
+            is_small = values.min() >= 0 and values.max() <= MAX_LABEL
             yield start, np.ascontiguousarray(values, np.uint32 if is_small else np.int64)
 
 
@@ -434,14 +433,17 @@ def _writes(array: np.ndarray, features: pd.DataFrame) -> tuple[list[ObjectWrite
     import pandas as pd
 
     boxes = object_boxes(array)
-    fresh = count(1 + max((label for label in boxes if 0 < label <= _MAX_UINT32), default=0))
-    new = {label: label if 0 < label <= _MAX_UINT32 else next(fresh) for label in boxes}
+    highest = max((label for label in boxes if 0 < label <= MAX_LABEL), default=0)
+    # Above all others while there are such labels, so that nothing is taken for an object that was deleted.
+    fresh = (label for label in chain(range(highest + 1, MAX_LABEL + 1), count(1)) if label not in boxes)
+    new = {label: label if 0 < label <= MAX_LABEL else next(fresh) for label in boxes}
     rows = {}
     if 'index' in features:
-        for row in features.to_dict('records'):
-            rows[int(row['index'])] = {
-                name: value for name, value in row.items() if name not in COUNTED and not pd.isna(value)
-            }
+        labels = pd.to_numeric(features['index'], errors='coerce')
+        known = labels.abs() < np.inf  # nor missing: such a row belongs to no object
+        for label, row in zip(labels[known], features[known].to_dict('records'), strict=True):
+            row = {name: value for name, value in row.items() if name not in COUNTED and not pd.isna(value)}
+            rows[int(label)] = with_parent_renumbered(row, new, keep_absent=True)
     writes = [
         ObjectWrite(region, array[region] == label, new[label], rows.get(label, {})) for label, region in boxes.items()
     ]

@@ -97,6 +97,56 @@ def test_labels_that_a_layer_cannot_hold_come_back_as_objects_of_their_own(start
     assert session.objects.features.set_index('index').loc[found, 'score'].tolist() == [0.1, 0.2, 0.3, 0.4]
 
 
+@pytest.fixture
+def save_labels(start, stack, tmp_path):
+    """Saves objects of some labels, one below the other, with a table; then begins a new session, and returns all there is."""
+
+    def save(labels, features):
+        array = np.zeros(stack.shape, np.int64)
+        for place, label in enumerate(labels):
+            array[0, 10 * place : 10 * place + 5, 10:20] = label
+        session, autosave = Session(stack), start()
+        identity = autosave_module.image_identity(session.image)
+        work = Work('Cells', (), Polarity.POSITIVE, (0, 0, 0), array, pd.DataFrame(features))
+        write_work(tmp_path / 'autosave' / identity / 'other', identity, work)
+        return session, autosave, autosave.find(session.image)
+
+    return save
+
+
+def labels_in(session, number):
+    return [int(label) for label in session.objects.data[0, : 10 * number : 10, 10]]
+
+
+def test_parts_of_objects_that_come_back_with_other_labels_stay_parts_of_them(save_labels):
+    labels = [2**33, 7, -4]
+    session, autosave, saved = save_labels(labels, {'index': labels, 'parent_id': [-4, 2**33, 7]})
+    autosave.restore(session, saved)
+    large, kept, negative = labels_in(session, 3)
+    parents = session.objects.features.set_index('index')['parent_id']
+    assert parents.to_dict() == {large: negative, kept: large, negative: kept}
+
+
+@pytest.mark.parametrize('labels', [[2**32 - 1], [2**32 - 1, -3, 1]])
+@pytest.mark.parametrize('is_begun', [False, True])
+def test_the_highest_label_that_a_layer_can_hold_comes_back(save_labels, labels, is_begun):
+    session, autosave, saved = save_labels(labels, {'index': labels})
+    if is_begun:
+        session.commit(5, (slice(2, 3), slice(0, 5), slice(0, 5)))
+    assert autosave.restore(session, saved).objects == len(labels)
+    back = labels_in(session, len(labels))
+    assert len({0, *back}) == len(labels) + 1
+    assert is_begun or back[0] == 2**32 - 1
+
+
+def test_rows_without_a_label_are_left_out_of_what_comes_back(save_labels):
+    features = {'index': [1, None, float('inf'), 'x', '2'], 'score': [0.1, 0.2, 0.3, 0.4, 0.5]}
+    session, autosave, saved = save_labels([1, 2], features)
+    autosave.restore(session, saved)
+    assert session.objects.features['index'].tolist() == [1, 2]
+    assert session.objects.features['score'].tolist() == [0.1, 0.5]
+
+
 # What is restored, and taken back
 
 

@@ -12,6 +12,7 @@ from napari_unsam._commit import (
     free_now,
     object_granularity,
     regions_of,
+    renumbered,
     write_of,
 )
 from napari_unsam._planes import Plane
@@ -141,6 +142,16 @@ def test_what_scripts_write_is_counted_once_the_layer_is_drawn_anew(desk, labels
     labels.data[1, 0, 0] = 0
     labels.refresh()
     assert desk.areas() == {1: 3}
+
+
+def test_what_scripts_write_anywhere_is_found_once_the_layer_is_drawn_anew(desk, labels):
+    desk.commit((0, 0, 2, 2))
+    labels.data[2, :4, :4], labels.data[0, 5:, 5:] = 1, 7
+    labels.refresh()
+    assert desk.areas() == {1: 4 + 16}
+    assert desk.table.region_of(1) == (slice(1, 3), slice(0, 4), slice(0, 4))
+    assert desk.table.region_of(7) == (slice(0, 1), slice(5, 8), slice(5, 10))
+    assert desk.commit((4, 4, 6, 6)).label == 8
 
 
 def test_many_objects_are_one_action_and_later_ones_win_where_they_overlap(desk, labels):
@@ -328,9 +339,8 @@ def test_a_step_of_a_slider_reads_the_plane_that_it_shows_and_counts_no_object(i
         lambda labels: setattr(labels, 'contour', 1),
         lambda labels: setattr(labels, 'translate', (0, 4, 4)),
         lambda labels: setattr(labels, 'show_selected_label', True),
-        lambda labels: [setattr(labels, 'visible', is_visible) for is_visible in (False, True)],
     ],
-    ids=['contour', 'place', 'selection', 'visibility'],
+    ids=['contour', 'place', 'selection'],
 )
 def test_another_look_of_a_layer_reads_the_plane_in_view_and_counts_no_object(in_viewer, change):
     _, array, table, _ = in_viewer
@@ -342,6 +352,55 @@ def test_another_look_of_a_layer_reads_the_plane_in_view_and_counts_no_object(in
     assert table.labels.features['area_px'].tolist()[0] == 768 - 12 * 16
 
 
+@pytest.mark.parametrize('plane', [0, 5])
+def test_what_a_script_writes_into_a_hidden_layer_is_counted_once_it_is_shown(in_viewer, plane):
+    viewer, array, table, _ = in_viewer
+    viewer.dims.set_point(0, 0)
+    table.labels.visible = False
+    array.held[:, :4, :4], array.held[3, 50:60, 50:60] = 0, 2
+    table.labels.refresh()
+    viewer.dims.set_point(0, plane)
+    table.labels.visible = True
+    assert table.labels.features['area_px'].tolist()[:2] == [768 - 12 * 16, 768 + 100]
+
+
+def test_a_layer_that_only_a_script_wrote_into_stays_when_the_image_is_left(viewer, session):
+    session.set_image(viewer.add_image(np.zeros((60, 80))))
+    objects = session.ensure_objects()
+    objects.data[3, 3] = 1  # and has not had it drawn anew
+    session.set_image(None)
+    assert objects in viewer.layers
+
+
+def test_a_layer_that_is_hidden_when_it_is_first_followed_is_counted_once_it_is_shown():
+    labels = Labels(np.ones((6, 8), np.uint8), visible=False)
+    table = ObjectTable(labels, view=iter(range(9)).__next__)  # a slider is moved
+    labels.data[:2] = 3
+    labels.visible = True
+    assert table.region_of(3) == (slice(0, 2), slice(0, 8))
+
+
+def test_a_new_layer_that_is_shown_for_the_first_time_is_not_read_for_objects():
+    viewer, array = ViewerModel(), Counted((12, 64, 64))
+    labels = viewer.add_labels(array, multiscale=False, visible=False)
+    table = ObjectTable(labels, is_empty=True)
+    array.read = 0
+    labels.visible = True
+    assert array.read <= 2 * 64 * 64
+    table.close()
+
+
+@pytest.mark.parametrize('added', [(9, 80, 90), (2, 9, 80, 90)], ids=['one axis more', 'two axes more'])
+def test_what_a_script_writes_is_counted_after_a_layer_of_more_axes_was_added(viewer, session, added):
+    session.set_image(viewer.add_image(np.zeros((60, 80))))
+    session.write_objects('write', [ObjectWrite((slice(0, 5), slice(0, 5)), np.ones((5, 5), bool), 1)])
+    viewer.add_image(np.zeros(added))
+    viewer.dims.set_point(0, 1)
+    session.objects.data[0] = 0
+    session.objects.refresh()
+    assert session.objects.features['area_px'].tolist() == [20]
+
+
 def test_objects_whose_boxes_overlap_are_counted_with_one_look_at_the_array(in_viewer):
     _, array, table, history = in_viewer
     everywhere = tuple(slice(0, n) for n in array.shape)
@@ -351,7 +410,7 @@ def test_objects_whose_boxes_overlap_are_counted_with_one_look_at_the_array(in_v
     array.read = 0
     array.held[:, :4, :4] = 0
     table.labels.refresh()
-    assert array.read <= 2 * array.held.size
+    assert array.read <= 2 * array.held.size + 2 * 64 * 64  # one more to find them; and the plane in view
     areas = dict(zip(table.labels.features['index'], table.labels.features['area_px'], strict=True))
     assert areas == {1: 768 - 12 * 16, **dict.fromkeys(range(2, 9), 768), 29: 2}
 
@@ -384,6 +443,12 @@ def test_the_box_of_an_object_is_known_without_a_look_at_the_whole_stack(in_view
     array.held[:, 8:16, 0:8] = 0
     assert table.region_of(2) is None
     assert table.region_of(99) is None
+
+
+def test_an_object_that_the_array_put_in_place_lacks_has_no_box(desk, labels):
+    desk.commit((0, 0, 2, 2))
+    labels.data = np.zeros_like(labels.data)
+    assert desk.table.region_of(1) is None
 
 
 def test_the_box_of_an_object_grows_with_what_is_painted(desk, labels):
@@ -440,3 +505,38 @@ def test_writes_leave_the_pixels_of_others_alone(own):
     region = (slice(0, 1), slice(0, 4))
     [left] = free_now([ObjectWrite(region, np.ones((1, 4), bool), 2)], array, own)
     assert left.mask.tolist() == [[True, True, False, bool(own)]]
+
+
+def row_of(label, **features):
+    return ObjectWrite((slice(0, 1),), np.ones(1, bool), label, features)
+
+
+@pytest.mark.parametrize(
+    ('features', 'expected'),
+    [
+        ({'parent_id': 2}, {'parent_id': 12}),
+        ({'parent_id': 2.0, 'parent': ''}, {'parent_id': 12, 'parent': ''}),
+        ({'parent_id': 0}, {'parent_id': 0}),
+        ({'parent_id': 'two'}, {'parent_id': 'two'}),
+        ({'parent_id': None}, {'parent_id': None}),
+        ({'parent_id': 2, 'parent': 'cells'}, {'parent_id': 2, 'parent': 'cells'}),
+        ({'parent_id': 7}, {}),
+    ],
+    ids=['whole number', 'from a table', 'none', 'text', 'missing', 'of another layer', 'not among them'],
+)
+def test_parents_among_the_objects_are_renumbered_with_them_and_others_are_not(features, expected):
+    whole, part = renumbered([row_of(2), row_of(3, **features)], 10)
+    assert (whole.label, part.label) == (12, 13)
+    assert part.features == expected
+
+
+def test_what_is_missing_in_a_table_is_neither_a_parent_nor_another_layer():
+    one, part = renumbered([row_of(2, parent_id=np.nan), row_of(3, parent_id=2.0, parent=np.nan)], 10)
+    assert np.isnan(one.features['parent_id'])
+    assert part.features['parent_id'] == 12
+
+
+def test_objects_are_numbered_without_gaps_where_a_label_would_not_fit():
+    part, whole = renumbered([row_of(7, parent_id=2**32 - 1), row_of(2**32 - 1)], 10)
+    assert (part.label, whole.label) == (11, 12)
+    assert part.features == {'parent_id': 12}

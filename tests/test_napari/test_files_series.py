@@ -461,6 +461,23 @@ def test_objects_that_are_added_get_new_labels_and_keep_their_parents(make_contr
     session.close()
 
 
+@pytest.mark.parametrize('is_in_another_layer', [False, True])
+@pytest.mark.parametrize('keep_labels', [False, True])
+def test_parents_that_a_file_lacks_are_no_object_of_the_layer(viewer, session, is_in_another_layer, keep_labels):
+    session.set_image(viewer.add_image(np.zeros((7, 8))))
+    session.write_objects('write', [ObjectWrite((slice(6, 7), slice(0, 1)), np.ones((1, 1), bool), 2)])
+    rows = pd.DataFrame({'index': [1, 3], 'parent_id': [3, 2], 'score': 0.5})
+    if is_in_another_layer:
+        rows['parent'] = 'wholes'
+    labels = np.zeros((7, 8), np.uint8)
+    labels[0], labels[2] = 1, 3
+    place_objects(session, session.objects, LabelledObjects(labels, rows), 'open', keep_labels)
+    first, second = list(objects_of_layer(session.objects).rows().values())[-2:]  # after the one that was there
+    kept = is_in_another_layer or keep_labels
+    assert first['parent_id'] == (3 if kept else second['index'])
+    assert second['parent_id'] == 2 if kept else np.isnan(second['parent_id'])
+
+
 def test_what_was_taken_out_of_the_viewer_is_not_saved_as_empty(opened, series, session, settle, folder):
     opened(0)
     draw(session)

@@ -204,6 +204,15 @@ def test_the_selected_object_is_deleted_and_comes_back(filled, session):
     assert 2 in set(session.objects.features['index'])
 
 
+def test_what_a_script_has_written_is_deleted_as_a_whole(filled, session):
+    session.objects.data[:, -1], session.objects.data[0, 5:7] = 2, 11
+    session.objects.refresh()
+    filled.delete()
+    session.objects.selected_label = 11
+    filled.delete()
+    assert not np.isin(session.objects.data, (2, 11)).any()
+
+
 def test_actions_that_have_nothing_to_act_on_say_so(panel, session, settle):
     for act in (panel.measure, panel.export, panel.delete, panel.show_parent):
         act()

@@ -390,3 +390,36 @@ def test_the_end_of_a_session_leaves_the_tool_and_the_lock_of_the_layer_as_they_
     mode = desk.labels.mode
     desk.session.close()
     assert (desk.labels.mode, desk.labels.editable) == (mode, is_editable)
+
+
+@pytest.mark.parametrize('first', [0, 1])
+def test_of_two_sessions_in_a_viewer_the_one_that_stays_keeps_its_keys(desk, make_controller, first):
+    viewer, sessions = desk.session.viewer, [desk.session]
+    sessions.append(ViewerSession(viewer, make_controller()))
+    sessions[1].set_image(viewer.layers[0])
+    while sessions[1].prepare():
+        pass
+    ended, stays = sessions[first], sessions[1 - first]
+    for label in (1, 2, 3):
+        box = (slice(0, 1), slice(label, label + 1), slice(0, 3))
+        stays.write_objects('write', [ObjectWrite(box, np.ones((1, 1, 3), bool), label)])
+    ended.close()
+    assert stays.objects is desk.labels
+    press(desk.labels, 'U')
+    press(viewer, 'U')
+    desk.labels.undo()
+    assert not desk.labels.data.any()
+    desk.labels.redo()
+    assert desk.labels.data.any()
+    stays.close()
+    assert not viewer.keymap
+    assert not {'undo', 'redo'} & set(vars(desk.labels))
+
+
+def test_objects_of_two_sessions_can_be_deleted_from_the_viewer(desk, make_controller):
+    other = ViewerSession(desk.session.viewer, make_controller())
+    other.set_image(other.viewer.layers[0])
+    other.ensure_objects()
+    other.viewer.layers.remove(desk.labels)
+    assert desk.session.objects is other.objects is None
+    other.close()
