@@ -68,12 +68,6 @@ class Plane:
         return tuple(spanned.get(axis, slice(i, i + 1)) for axis, i in enumerate(self.index))
 
 
-def view_of(viewer: ViewerModel) -> tuple[object, ...]:
-    """What the sliders and axes of a viewer stand at; while it stays the same, a layer that is drawn anew has changed."""
-    dims = viewer.dims
-    return dims.point, dims.order, dims.ndisplay
-
-
 def view_of_layer(viewer: ViewerModel, layer: Layer) -> tuple[object, ...]:
     """What the sliders and axes of a viewer stand at, as far as a layer in it follows them: napari has a layer that is shown
     drawn anew if and only if this has changed; else the layer itself has changed."""

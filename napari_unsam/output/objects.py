@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,8 +81,11 @@ class LabelledObjects:
         return any(unit != 'pixel' for unit in self.units) or any(size != 1 for size in self.scale)
 
     def rows(self) -> dict[int, dict[str, Any]]:
-        """What is known of each object, by its label."""
-        return {int(row['index']): row for row in self.features.to_dict('records')}
+        """What is known of each object, by its label; rows without one are left out."""
+        records = self.features.to_dict('records') if 'index' in self.features else []
+        return {
+            int(row['index']): row for row in records if isinstance(row['index'], Real) and abs(row['index']) < np.inf
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +231,7 @@ def crops_by_plane(labels: ArrayLike) -> Iterator[tuple[tuple[int, ...], list[La
 def parent_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
     """What the object of a row of the features table is a part of: the name of a layer, '' for its own, and a label there."""
     parent, layer = row.get('parent_id'), row.get('parent')
-    if parent is None or pd.isna(parent) or int(parent) <= 0:
+    if not isinstance(parent, Real) or not 0 < parent < np.inf:
         return None
     return (layer if isinstance(layer, str) else ''), int(parent)
 

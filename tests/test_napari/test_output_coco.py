@@ -1,6 +1,7 @@
 """COCO files: every mask comes back, in our reader and in pycocotools."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from napari_unsam.output.coco import read_coco, write_coco
-from napari_unsam.output.formats import holds
+from napari_unsam.output.formats import FORMATS, holds
 from napari_unsam.output.objects import LabelledObjects
 from tests.test_napari.labelled import DRAWN, background_of_one_object, drawn_objects
 from unsam_mm.errors import StoreError
@@ -182,3 +183,14 @@ def test_a_damaged_file_is_refused_on_one_line(tmp_path, annotation, image, word
     with pytest.raises(StoreError, match=words) as caught:
         read_coco(written(tmp_path, annotation, **image))
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_labels_and_parents_that_are_no_numbers_stop_no_export(tmp_path, name):
+    objects = drawn_objects()
+    labels = objects.features['index'].astype(object)
+    features = objects.features.assign(
+        index=labels.where(labels != 5, np.nan), parent_id=['nucleus', np.inf, None, 1.0][: len(labels)]
+    )
+    FORMATS[name].write(tmp_path / f'a{FORMATS[name].ending}', replace(objects, features=features))
+    assert (tmp_path / f'a{FORMATS[name].ending}').exists()
