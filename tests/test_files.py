@@ -10,6 +10,7 @@ import stat
 import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -261,6 +262,27 @@ class TestReplaceFolder:
             replace_folder(new, kept)
         assert (kept / 'what').read_text() == 'kept'
         assert {path.name for path in kept.parent.iterdir()} <= {'new', 'kept'}
+
+    @pytest.mark.parametrize('step', range(3))
+    def test_waits_for_another_that_is_at_work_on_the_same_name(self, folders, tmp_path, monkeypatch, step):
+        """What the other one has put beside is not what a killed one has left."""
+        new, kept = folders
+        (tmp_path / 'second').mkdir()
+        (tmp_path / 'second' / 'what').write_text('second')
+        second, steps, rename = Thread(target=replace_folder, args=(tmp_path / 'second', kept)), [], Path.rename
+
+        def interrupted(*arguments):
+            if len(steps) == step:
+                second.start()
+                second.join(0.3)  # in which it has time to do harm
+            steps.append(arguments)
+            return rename(*arguments)
+
+        monkeypatch.setattr(Path, 'rename', interrupted)
+        replace_folder(new, kept)
+        second.join()
+        assert (kept / 'what').read_text() == 'second'
+        assert [path.name for path in tmp_path.iterdir()] == ['kept']
 
     @pytest.mark.parametrize('step', range(4))
     def test_killed_at_any_step_loses_nothing(self, folders, monkeypatch, step):

@@ -9,17 +9,21 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 from unsam_mm.errors import StoreError, TargetError
 
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = '.unsam-', '.part'
 SYSTEM_FILES = ('.DS_Store', 'Thumbs.db', 'desktop.ini')  # which file managers put into any folder
 _LEFTOVER_AGE_S = 3600.0  # no file takes longer to write
+_LOCK_S = 600.0  # renaming takes a moment, removing a large folder on a slow disk longer
 _MOST_NAME_BYTES = 255  # of a file's name, on most disks
 _HASH_DIGITS = 16
 GZIP, PACKED = b'\x1f\x8b', 'is compressed with gzip; unpack it first (gunzip)'
@@ -195,30 +199,36 @@ def remove_leftovers(folder: Path) -> None:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def replace_folder(finished: Path, path: Path) -> None:
+def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = lambda path: None) -> None:
     """Renames a finished folder to its final name and removes the folder that had it.
 
     No disk swaps folders in one step. A process that is killed in between leaves the old one and the new one beside, and
-    only then are both there: `readable_folder` and `restore_folder` find the old one.
+    only then are both there: `readable_folder` and `restore_folder` find the old one. One process at a time does this, since
+    another would take what is beside for that of a killed one.
 
     Args:
         finished: The new folder, on the same disk.
         path: Its name; a folder there is replaced.
+        check: Raises an error if what has the name may not be replaced.
 
     Raises:
         OSError: If it cannot be renamed; the old one is there then.
     """
-    restore_folder(path)
-    old, new = _beside(path)
-    finished.rename(new)
-    try:
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    except OSError:
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:_HASH_DIGITS]
+    # Not beside the folder, where it would stay; with a mode, since users who share a disk share the lock.
+    with FileLock(Path(tempfile.gettempdir(), f'unsam-{digest}.lock'), _LOCK_S, mode=0o666):
         restore_folder(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        check(path)
+        old, new = _beside(path)
+        finished.rename(new)
+        try:
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+        except OSError:
+            restore_folder(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def readable_folder(path: Path) -> Path:
@@ -233,7 +243,7 @@ def readable_folder(path: Path) -> Path:
 def restore_folder(path: Path) -> None:
     """Brings back the folder that a killed `replace_folder` left without its name, and removes what else it left.
 
-    For writers; readers call `readable_folder`.
+    For the one writer at work; readers call `readable_folder`.
 
     Raises:
         OSError: If it cannot be renamed.
