@@ -232,6 +232,26 @@ def test_results_never_replace_what_is_read_or_what_is_no_json(tmp_path):
         check_result_file(tmp_path / 'photo.jpg')
 
 
+@pytest.mark.parametrize('name', ['sub/a.json', 'sub/new.json', 'link.json', 'sub/../sub/a.json', 'photo.jpg'])
+def test_results_never_come_between_files_of_a_folder_that_is_read(tmp_path, name):
+    folder = tmp_path / 'labels'
+    write_json(folder / 'sub' / 'a.json', {})
+    write_json(tmp_path / 'elsewhere.json', {})
+    (folder / 'link.json').symlink_to(tmp_path / 'elsewhere.json')
+    (folder / 'photo.jpg').write_bytes(b'\xff\xd8\xff\xe0')
+    with pytest.raises(StoreError, match='lies in .*labels, whose files are read'):
+        check_result_file(folder / name, folders=[None, folder], starts=(b'\xff\xd8', b'{'))
+    check_result_file(folder / 'new.jpg', folders=[folder])
+    check_result_file(tmp_path / 'elsewhere.json', folders=[folder])
+
+
+def test_a_link_to_itself_is_no_input_and_no_result(tmp_path):
+    (tmp_path / 'loop.json').symlink_to('loop.json')
+    check_result_file(tmp_path / 'loop.json', tmp_path / 'truth.json', folders=[tmp_path / 'images'])
+    with pytest.raises(StoreError, match='loop.json: would overwrite an input'):
+        check_result_file(tmp_path / 'loop.json', tmp_path / 'loop.json')
+
+
 class TestReplaceFolder:
     @pytest.fixture
     def folders(self, tmp_path: Path) -> tuple[Path, Path]:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -136,24 +136,33 @@ def explaining_json(path: str | Path) -> Iterator[None]:
 
 
 def check_result_file(
-    path: str | Path, *inputs: str | Path | None, starts: tuple[bytes, ...] = (b'{', b'['), kind: str = 'JSON'
+    path: str | Path,
+    *inputs: str | Path | None,
+    folders: Iterable[str | Path | None] = (),
+    starts: tuple[bytes, ...] = (b'{', b'['),
+    kind: str = 'JSON',
 ) -> None:
     """Checks, before there is anything to write, that a file may be written or replaced.
 
     Args:
         path: The output.
         inputs: Files that the command reads.
+        folders: Folders whose files it reads. Nothing below them is replaced, and no JSON file is added, since the next run
+            would read it.
         starts: First bytes of files of the output's kind.
         kind: What messages call it.
 
     Raises:
-        StoreError: If it is one of the inputs, a folder, or a file of another kind.
+        StoreError: If it is one of the inputs or lies below their folders, is a folder, or is a file of another kind.
     """
     path = Path(path)
-    if any(read is not None and path.resolve() == Path(read).resolve() for read in inputs):
+    if any(read is not None and os.path.realpath(path) == os.path.realpath(read) for read in inputs):
         raise StoreError(f'{path}: would overwrite an input; choose another file for the result')
     if path.is_dir():
         raise TargetError(f'{path}: is a folder, a file is needed; choose another output')
+    for folder in folders if path.suffix == '.json' or path.is_file() else ():
+        if folder is not None and lies_below(path, folder):
+            raise StoreError(f'{path}: lies in {folder}, whose files are read; choose another place for the result')
     if not path.is_file():
         return
     try:
@@ -163,6 +172,13 @@ def check_result_file(
         raise StoreError(_explain(path, error)) from error
     if start and not start.startswith(starts):
         raise StoreError(f'{path}: exists and is not a {kind} file; choose another file for the result')
+
+
+def lies_below(path: str | Path, folder: str | Path) -> bool:
+    """Whether a file lies below a folder, or is a link there, or a link to a file there."""
+    path, root = Path(path), os.path.realpath(folder)
+    places = os.path.realpath(path), os.path.realpath(path.parent)
+    return any(Path(place).is_relative_to(root) for place in places)
 
 
 def fitting_name(name: str, suffix: str) -> str:

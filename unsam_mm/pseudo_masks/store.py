@@ -21,7 +21,7 @@ import numpy as np
 from unsam_mm.coco_files.fields import image_size
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, TargetError, UnSAMError, explained
-from unsam_mm.files import fitting_name, is_fitted, read_json, write_json
+from unsam_mm.files import fitting_name, is_fitted, lies_below, read_json, write_json
 from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.mask_set import MaskSet
@@ -70,12 +70,18 @@ class PseudoMaskStore:
 
     def holds(self, path: str | Path) -> bool:
         """Whether a file is one of the store's own: the masks of an image, or the note about all."""
-        path = Path(os.path.realpath(path))
-        try:
-            inside = path.relative_to(os.path.realpath(self.root)).as_posix()
-        except ValueError:
-            return False
-        return inside == MANIFEST or (path.suffix == _SUFFIX and _look_into(path)[0] is not None)
+        if os.path.realpath(path) == os.path.realpath(self.root / MANIFEST):
+            return True
+        return lies_below(path, self.root) and _look_into(path)[0] is not None
+
+    def check_result(self, target: str | Path) -> None:
+        """Checks that a result is written over no file of the store.
+
+        Raises:
+            StoreError: If it would be, or that cannot be told.
+        """
+        if self.holds(target):
+            raise StoreError(f'{target}: is one of the files that are read; choose another file for the result')
 
     def is_current(self, name: str, image: Path) -> bool:
         """Whether an image is done, and was not exchanged for another since; see `unsam_mm.fingerprints.is_current`.
@@ -294,8 +300,10 @@ class PseudoMaskStore:
             The numbers of images and of masks, and the error message by name of each image that is left out.
 
         Raises:
-            StoreError: If the folder holds no masks, no file of them can be read, or the target cannot be written.
+            StoreError: If the folder holds no masks, no file of them can be read, or the target is one of them or cannot be
+                written.
         """
+        self.check_result(target)
         names, failed = self.finished_names(), {}
         info = {'description': 'UnSAM pseudo-masks', _MARK: self.supervised, 'label_sources': self.label_sources}
         with coco_writer(target, info) as writer:
