@@ -30,7 +30,7 @@ from napari_unsam.levels.region_properties import Scene
 from napari_unsam.levels.sheet import Sheet
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.evaluation.annotations import load_ground_truth
-from unsam_mm.files import write_json
+from unsam_mm.files import check_result_file, write_json
 from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
 
@@ -215,6 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.truth is None:
         parser.error('the objects of the images are wanted: GT.json')
+    if options.json:
+        check_result_file(options.json, options.truth)
     figures = measure(options.images, options.truth, options.fold)
     sys.stdout.write(format_table(figures) + '\n')
     if options.json:

@@ -24,7 +24,7 @@ from skimage.segmentation import random_walker, slic
 from skimage.transform import resize
 
 from unsam_mm._opencv import import_opencv
-from unsam_mm.cli.evaluate import make_predictor, prompt_images
+from unsam_mm.cli.evaluate import check_results, make_predictor, prompt_images
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.click_curve import save_click_curves
 from unsam_mm.evaluation.click_simulation import evaluate_prompts
@@ -136,6 +136,7 @@ RIVALS: dict[str, Callable[[], SingleMask]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Measures all on the same clicks rule and segments; prints a table."""
     options = _parse(arguments)
+    check_results(options)
     images = prompt_images(options)
     predictors = {name: make() for name, make in RIVALS.items()}
     predictors['UnSAM tree'] = make_predictor('tree', None)
@@ -166,7 +167,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--weights', type=Path, help='of the engine model, which is left out without them')
     parser.add_argument('--json', type=Path)
     parser.add_argument('--curve', type=Path, metavar='PNG')
-    parser.set_defaults(masks=None, each_value=False, ignored_value=None)
+    parser.set_defaults(predictions=None, ground_truth=None, masks=None, each_value=False, ignored_value=None)
     return parser.parse_args(arguments)
 
 

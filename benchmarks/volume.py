@@ -25,7 +25,7 @@ from napari_unsam._engine import EmbeddedPlane, make_engine
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.matching import MatchSettings, deepest_point
 from napari_unsam.volumes.propagation import PropagationSettings, propagate
-from unsam_mm.files import write_json
+from unsam_mm.files import check_result_file, write_json
 from unsam_mm.prompting import UnSAMPredictor
 
 STARTS = ('labels', 'click', 'best of six')
@@ -134,6 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--cache', type=Path, help='folder where embeddings are kept')
     parser.add_argument('--json', type=Path, help='file for the IoU of each object')
     options = parser.parse_args(arguments)
+    if options.json is not None:
+        check_result_file(options.json, options.raw, options.labels)
     raw, truth = tifffile.imread(options.raw), tifffile.imread(options.labels)
     engine_too = PropagationSettings(match=MatchSettings(ask_engine=True))
     figures: dict[str, dict[int, float]] = {}

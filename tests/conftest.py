@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -42,3 +48,16 @@ def generator():
 def coins_tree(generator, coins):
     """The region tree of the coins."""
     return generator(coins)
+
+
+def forbid_reading(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `chmod 000` does for everybody but root."""
+    opened = os.open, io.open
+
+    def refused(act, name, *arguments, **named):
+        if not isinstance(name, int) and Path(os.fsdecode(name)) == path:
+            raise PermissionError(errno.EACCES, 'Permission denied', str(name))
+        return act(name, *arguments, **named)
+
+    monkeypatch.setattr(os, 'open', partial(refused, opened[0]))
+    monkeypatch.setattr(io, 'open', partial(refused, opened[1]))

@@ -10,6 +10,7 @@ import stat
 import time
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -231,6 +232,26 @@ def test_results_never_replace_what_is_read_or_what_is_no_json(tmp_path):
         check_result_file(tmp_path / 'photo.jpg')
 
 
+@pytest.mark.parametrize('name', ['sub/a.json', 'sub/new.json', 'link.json', 'sub/../sub/a.json', 'photo.jpg'])
+def test_results_never_come_between_files_of_a_folder_that_is_read(tmp_path, name):
+    folder = tmp_path / 'labels'
+    write_json(folder / 'sub' / 'a.json', {})
+    write_json(tmp_path / 'elsewhere.json', {})
+    (folder / 'link.json').symlink_to(tmp_path / 'elsewhere.json')
+    (folder / 'photo.jpg').write_bytes(b'\xff\xd8\xff\xe0')
+    with pytest.raises(StoreError, match='lies in .*labels, whose files are read'):
+        check_result_file(folder / name, folders=[None, folder], starts=(b'\xff\xd8', b'{'))
+    check_result_file(folder / 'new.jpg', folders=[folder])
+    check_result_file(tmp_path / 'elsewhere.json', folders=[folder])
+
+
+def test_a_link_to_itself_is_no_input_and_no_result(tmp_path):
+    (tmp_path / 'loop.json').symlink_to('loop.json')
+    check_result_file(tmp_path / 'loop.json', tmp_path / 'truth.json', folders=[tmp_path / 'images'])
+    with pytest.raises(StoreError, match='loop.json: would overwrite an input'):
+        check_result_file(tmp_path / 'loop.json', tmp_path / 'loop.json')
+
+
 class TestReplaceFolder:
     @pytest.fixture
     def folders(self, tmp_path: Path) -> tuple[Path, Path]:
@@ -261,6 +282,27 @@ class TestReplaceFolder:
             replace_folder(new, kept)
         assert (kept / 'what').read_text() == 'kept'
         assert {path.name for path in kept.parent.iterdir()} <= {'new', 'kept'}
+
+    @pytest.mark.parametrize('step', range(3))
+    def test_waits_for_another_that_is_at_work_on_the_same_name(self, folders, tmp_path, monkeypatch, step):
+        """What the other one has put beside is not what a killed one has left."""
+        new, kept = folders
+        (tmp_path / 'second').mkdir()
+        (tmp_path / 'second' / 'what').write_text('second')
+        second, steps, rename = Thread(target=replace_folder, args=(tmp_path / 'second', kept)), [], Path.rename
+
+        def interrupted(*arguments):
+            if len(steps) == step:
+                second.start()
+                second.join(0.3)  # in which it has time to do harm
+            steps.append(arguments)
+            return rename(*arguments)
+
+        monkeypatch.setattr(Path, 'rename', interrupted)
+        replace_folder(new, kept)
+        second.join()
+        assert (kept / 'what').read_text() == 'second'
+        assert [path.name for path in tmp_path.iterdir()] == ['kept']
 
     @pytest.mark.parametrize('step', range(4))
     def test_killed_at_any_step_loses_nothing(self, folders, monkeypatch, step):

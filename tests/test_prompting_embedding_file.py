@@ -98,6 +98,22 @@ def test_a_folder_of_the_user_s_is_never_removed(tmp_path, make):
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob('*')} == before
 
 
+def test_a_folder_in_which_nothing_is_can_become_an_embedding(tmp_path):
+    (tmp_path / 'a.zarr').mkdir()
+    save_arrays(tmp_path / 'a.zarr', 'tree', arrays(3))
+    assert value_in(tmp_path / 'a.zarr') == 3
+
+
+def test_a_file_that_claims_to_need_a_later_version_of_zip_is_never_replaced(tmp_path):
+    save_arrays(tmp_path / 'a.npz', 'tree', arrays(3))
+    damaged = bytearray((tmp_path / 'a.npz').read_bytes())
+    damaged[damaged.index(b'PK\1\2') + 6] = 173  # the version that is needed, in the first entry of the list of files
+    (tmp_path / 'a.npz').write_bytes(damaged)
+    with pytest.raises(StoreError, match=r'a\.npz: is a file that holds no embedding'):
+        save_arrays(tmp_path / 'a.npz', 'tree', arrays(4))
+    assert (tmp_path / 'a.npz').read_bytes() == damaged
+
+
 def test_a_file_of_the_user_s_is_never_replaced(tmp_path):
     np.savez(tmp_path / 'a.npz', spectra=np.ones(3))
     with pytest.raises(StoreError, match=r'a\.npz: is a file that holds no embedding'):

@@ -62,11 +62,14 @@ def test(args: argparse.Namespace) -> None:
 
     Raises:
         UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is of another model, the config
-            draws no pictures, or a benchmark could not be measured.
+            draws no pictures, a benchmark could not be measured, or --out would replace what is no result.
     """
     from unsam_mm.evaluation.benchmark_options import read_benchmarks
+    from unsam_mm.files import check_result_file
 
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+    if args.out is not None:
+        check_result_file(args.out, args.config, checkpoint)
     benchmarks = read_benchmarks(args.benchmarks, args.data_root, args.cfg_options)
     args.cfg_options = benchmarks.model_options
     config = load_config(args)
@@ -185,7 +188,7 @@ def _draw_into(config: Config, folder: Path) -> None:
         )
     hook.draw = True
     # MMDetection puts this folder below the work dir and a time stamp unless its path is absolute.
-    hook.test_out_dir = str(folder.resolve())
+    hook.test_out_dir = str(folder.absolute())
 
 
 if __name__ == '__main__':

@@ -9,17 +9,21 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 from unsam_mm.errors import StoreError, TargetError
 
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = '.unsam-', '.part'
 SYSTEM_FILES = ('.DS_Store', 'Thumbs.db', 'desktop.ini')  # which file managers put into any folder
 _LEFTOVER_AGE_S = 3600.0  # no file takes longer to write
+_LOCK_S = 600.0  # renaming takes a moment, removing a large folder on a slow disk longer
 _MOST_NAME_BYTES = 255  # of a file's name, on most disks
 _HASH_DIGITS = 16
 GZIP, PACKED = b'\x1f\x8b', 'is compressed with gzip; unpack it first (gunzip)'
@@ -132,24 +136,33 @@ def explaining_json(path: str | Path) -> Iterator[None]:
 
 
 def check_result_file(
-    path: str | Path, *inputs: str | Path | None, starts: tuple[bytes, ...] = (b'{', b'['), kind: str = 'JSON'
+    path: str | Path,
+    *inputs: str | Path | None,
+    folders: Iterable[str | Path | None] = (),
+    starts: tuple[bytes, ...] = (b'{', b'['),
+    kind: str = 'JSON',
 ) -> None:
     """Checks, before there is anything to write, that a file may be written or replaced.
 
     Args:
         path: The output.
         inputs: Files that the command reads.
+        folders: Folders whose files it reads. Nothing below them is replaced, and no JSON file is added, since the next run
+            would read it.
         starts: First bytes of files of the output's kind.
         kind: What messages call it.
 
     Raises:
-        StoreError: If it is one of the inputs, a folder, or a file of another kind.
+        StoreError: If it is one of the inputs or lies below their folders, is a folder, or is a file of another kind.
     """
     path = Path(path)
-    if any(read is not None and path.resolve() == Path(read).resolve() for read in inputs):
+    if any(read is not None and os.path.realpath(path) == os.path.realpath(read) for read in inputs):
         raise StoreError(f'{path}: would overwrite an input; choose another file for the result')
     if path.is_dir():
         raise TargetError(f'{path}: is a folder, a file is needed; choose another output')
+    for folder in folders if path.suffix == '.json' or path.is_file() else ():
+        if folder is not None and lies_below(path, folder):
+            raise StoreError(f'{path}: lies in {folder}, whose files are read; choose another place for the result')
     if not path.is_file():
         return
     try:
@@ -159,6 +172,13 @@ def check_result_file(
         raise StoreError(_explain(path, error)) from error
     if start and not start.startswith(starts):
         raise StoreError(f'{path}: exists and is not a {kind} file; choose another file for the result')
+
+
+def lies_below(path: str | Path, folder: str | Path) -> bool:
+    """Whether a file lies below a folder, or is a link there, or a link to a file there."""
+    path, root = Path(path), os.path.realpath(folder)
+    places = os.path.realpath(path), os.path.realpath(path.parent)
+    return any(Path(place).is_relative_to(root) for place in places)
 
 
 def fitting_name(name: str, suffix: str) -> str:
@@ -195,30 +215,36 @@ def remove_leftovers(folder: Path) -> None:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def replace_folder(finished: Path, path: Path) -> None:
+def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = lambda path: None) -> None:
     """Renames a finished folder to its final name and removes the folder that had it.
 
     No disk swaps folders in one step. A process that is killed in between leaves the old one and the new one beside, and
-    only then are both there: `readable_folder` and `restore_folder` find the old one.
+    only then are both there: `readable_folder` and `restore_folder` find the old one. One process at a time does this, since
+    another would take what is beside for that of a killed one.
 
     Args:
         finished: The new folder, on the same disk.
         path: Its name; a folder there is replaced.
+        check: Raises an error if what has the name may not be replaced.
 
     Raises:
         OSError: If it cannot be renamed; the old one is there then.
     """
-    restore_folder(path)
-    old, new = _beside(path)
-    finished.rename(new)
-    try:
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    except OSError:
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:_HASH_DIGITS]
+    # Not beside the folder, where it would stay; with a mode, since users who share a disk share the lock.
+    with FileLock(Path(tempfile.gettempdir(), f'unsam-{digest}.lock'), _LOCK_S, mode=0o666):
         restore_folder(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        check(path)
+        old, new = _beside(path)
+        finished.rename(new)
+        try:
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+        except OSError:
+            restore_folder(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def readable_folder(path: Path) -> Path:
@@ -233,7 +259,7 @@ def readable_folder(path: Path) -> Path:
 def restore_folder(path: Path) -> None:
     """Brings back the folder that a killed `replace_folder` left without its name, and removes what else it left.
 
-    For writers; readers call `readable_folder`.
+    For the one writer at work; readers call `readable_folder`.
 
     Raises:
         OSError: If it cannot be renamed.

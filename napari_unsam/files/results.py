@@ -57,7 +57,7 @@ class ImageList:
             ImageError: If there are none, one is there twice, or they lie on several drives.
         """
         # Links to images keep their own names.
-        paths = [Path(path).parent.resolve() / Path(path).name for path in paths]
+        paths = [Path(os.path.realpath(Path(path).parent), Path(path).name) for path in paths]
         if not paths or len(set(paths)) < len(paths):
             what = 'names an image twice' if paths else 'names no images'
             raise ImageError(f'{said_by}: {what}; it should hold one path a line')

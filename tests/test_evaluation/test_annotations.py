@@ -13,6 +13,8 @@ from unsam_mm.evaluation import evaluate_masks, load_ground_truth, load_predicti
 from unsam_mm.mask_set import MaskSet
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
+from ..conftest import forbid_reading
+
 
 def truth_of(*file_names):
     return {'images': [{'id': i, 'file_name': name} for i, name in enumerate(file_names, start=1)], 'annotations': []}
@@ -274,7 +276,7 @@ def test_polygons_of_an_image_that_was_resized_are_refused(scene, tmp_path):
         load_predictions(tmp_path / 'resized.json', truth)
 
 
-def test_a_folder_with_damaged_files_is_refused_and_all_of_them_are_named(scene, tmp_path):
+def test_a_folder_with_files_that_cannot_be_read_is_refused_and_all_of_them_are_named(scene, tmp_path, monkeypatch):
     """A figure over fewer images is that of no set of predictions."""
     store, truth = scene
     for i in range(2, 5):
@@ -282,7 +284,8 @@ def test_a_folder_with_damaged_files_is_refused_and_all_of_them_are_named(scene,
         truth['images'].append({'id': i, 'file_name': f'{i}.jpg'})
     for name in ('2.jpg', '4.jpg'):
         store.path_of(name).write_bytes(store.path_of(name).read_bytes()[:-20])
-    with pytest.raises(StoreError, match=r'2 of 4 files of masks are damaged; .*: 2\.jpg\.json, 4\.jpg\.json$'):
+    forbid_reading(store.path_of('3.jpg'), monkeypatch)
+    with pytest.raises(StoreError, match=r'3 of 4 files of masks are damaged or .*: 2\.jpg\.json, 3.*, 4\.jpg\.json$'):
         load_predictions(store.root, truth)
 
 

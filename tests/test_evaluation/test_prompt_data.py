@@ -227,6 +227,18 @@ def test_command_prints_the_figures_and_writes_json_and_curve(photographs, tmp_p
         assert picture.size == (720, 460)
 
 
+@pytest.mark.parametrize('option', ['--images', '--masks', '--prompts'])
+def test_command_never_replaces_a_picture_that_it_reads(tmp_path, capsys, option):
+    picture = tmp_path / 'folder' / 'coffee.png'
+    save(picture, data.coffee()[::8, ::8])
+    before = picture.read_bytes()
+    options = {'--images': tmp_path / 'images', '--prompts': tmp_path / 'gt.json', option: picture.parent}
+    command = [str(part) for pair in options.items() for part in pair]
+    assert main(['evaluate', *command, '--curve', str(picture)]) == 1
+    assert f'coffee.png: lies in {picture.parent}, whose files are read' in capsys.readouterr().err
+    assert picture.read_bytes() == before
+
+
 def test_command_reads_folders_of_mask_pictures(photographs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, 'make_predictor', lambda engine, weights: Omniscient(photographs))
     image, truths = photographs['coffee.png']

@@ -25,7 +25,7 @@ from unsam_mm.pseudo_masks.folder import FolderJob, Quarantine
 from unsam_mm.pseudo_masks.generator import GeneratorSettings
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
-from ..conftest import skip_without_weights
+from ..conftest import forbid_reading, skip_without_weights
 
 FAST = GeneratorSettings(long_side_px=112)
 
@@ -259,6 +259,16 @@ def test_the_quarantine_is_gone_where_nothing_is_in_it(images, tmp_path, monkeyp
     monkeypatch.setattr(folder_module, 'PseudoMaskGenerator', Failing)
     FolderJob(images, tmp_path / 'out', FAST).run()
     assert not (tmp_path / 'out' / 'quarantine').exists()
+
+
+def test_masks_that_may_not_be_read_fail_one_image_alone(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, 'PseudoMaskGenerator', Failing)
+    job = FolderJob(images, tmp_path / 'out', FAST)
+    job.run()
+    forbid_reading(tmp_path / 'out' / 'a' / '0.png.json', monkeypatch)
+    report = job.run()
+    assert (report.done, report.skipped) == (0, 5)
+    assert 'a/0.png.json: cannot be read (Permission denied)' in report.failed['a/0.png']
 
 
 def test_a_file_in_the_place_of_masks_fails_one_image_alone(images, tmp_path, monkeypatch):

@@ -497,6 +497,36 @@ def test_inputs_are_never_overwritten(store, tmp_path):
         merge_ground_truth(store.root, truth, truth)
 
 
+@pytest.mark.parametrize('name', ['a.json', 'new.json', 'deep/new.json'])
+def test_a_folder_of_human_labels_gets_no_file_of_ours(store, tmp_path, capsys, name):
+    """Not even a new one, which the next run would read as labels."""
+    (tmp_path / 'truth' / 'deep').mkdir(parents=True)
+    labels = write(tmp_path / 'truth' / 'a.json', {'image': coco_image(5, 'a.jpg'), 'annotations': []})
+    before = labels.read_bytes()
+    command = ['merge', str(store.root), str(tmp_path / 'truth' / name), '--gt', str(tmp_path / 'truth')]
+    assert main(command) == 1
+    assert f'{name}: lies in {tmp_path / "truth"}, whose files are read' in capsys.readouterr().err
+    with pytest.raises(StoreError, match='whose files are read'):
+        merge_ground_truth(store.root, tmp_path / 'truth' / name, tmp_path / 'truth')
+    assert list((tmp_path / 'truth').rglob('*.json')) == [labels]
+    assert labels.read_bytes() == before
+
+
+def test_masks_are_never_replaced_by_labels_made_of_them(store, tmp_path, capsys):
+    predicted = PseudoMaskStore(tmp_path / 'predicted')
+    predicted.write('a.jpg', MaskSet.from_bitmaps(bitmaps(*NESTED)))
+    command = ['merge', str(store.root), '--predictions', str(predicted.root)]
+    for read in (store, predicted):
+        target, before = read.path_of('a.jpg'), read.path_of('a.jpg').read_bytes()
+        assert main([*command, str(target)]) == 1
+        assert 'a.jpg.json: is one of the files that are read' in capsys.readouterr().err
+        with pytest.raises(StoreError, match='is one of the files that are read'):
+            merge_predictions(store.root, target, predicted.root)
+        assert target.read_bytes() == before
+        for _ in range(2):
+            assert main([*command, str(read.root / 'joined.json')]) == 0
+
+
 def test_thresholds_are_shares(store, target, tmp_path):
     truth = write(tmp_path / 'gt.json', {'images': [coco_image(1, 'a.jpg')], 'annotations': []})
     with pytest.raises(UnSAMError, match='iou must lie in'):

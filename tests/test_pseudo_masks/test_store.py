@@ -15,7 +15,10 @@ import pytest
 from unsam_mm import MaskSet
 from unsam_mm.errors import StoreError, TargetError
 from unsam_mm.fingerprints import image_stamp
+from unsam_mm.pseudo_masks import store as store_module
 from unsam_mm.pseudo_masks.store import PseudoMaskStore
+
+from ..conftest import forbid_reading
 
 
 @pytest.fixture
@@ -117,6 +120,44 @@ def test_merging_leaves_out_an_image_whose_file_was_cut_short_and_says_so(store,
     with pytest.raises(StoreError, match=r'none of 2 files can be read; the first: .*a\.jpg\.json: not a JSON file'):
         store.merge(tmp_path / 'more.json')
     assert not (tmp_path / 'more.json').exists()
+
+
+def test_masks_that_may_not_be_read_are_listed_and_left_out_of_a_merge(store, masks, tmp_path, monkeypatch):
+    for name in ('a.jpg', 'b.jpg'):
+        store.write(name, masks)
+    forbid_reading(store.path_of('b.jpg'), monkeypatch)
+    assert store.names() == ['a.jpg', 'b.jpg']
+    assert store.has('b.jpg')
+    n_images, _, failed = store.merge(tmp_path / 'all.json')
+    assert (n_images, list(failed)) == (1, ['b.jpg'])
+    assert 'b.jpg.json: cannot be read (Permission denied)' in failed['b.jpg']
+    with pytest.raises(TargetError, match=r'b\.jpg\.json: cannot be read'):
+        store.write('b.jpg', masks)
+
+
+def test_masks_that_are_damaged_in_their_middle_have_to_be_removed_first(store, masks, tmp_path):
+    for name in ('a.jpg', 'b.jpg'):
+        store.write(name, masks)
+    content = store.path_of('b.jpg').read_bytes()
+    store.path_of('b.jpg').write_bytes(content.replace(b'"counts":"', b'"counts":', 1))
+    assert store.has('b.jpg')
+    _, _, failed = store.merge(tmp_path / 'all.json')
+    assert 'make it again, once it is removed: "generate" looks at the ends' in failed['b.jpg']
+
+
+def test_a_folder_that_goes_away_while_the_names_are_listed_is_passed_over(store, masks, monkeypatch):
+    store.write('a.jpg', masks)
+    (store.root / 'quarantine').mkdir()
+    list_folder = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name == 'quarantine':
+            Path(folder).rmdir()
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    assert store.names() == ['a.jpg']
+    assert not (store.root / 'quarantine').exists()
 
 
 def test_merging_nothing_writes_nothing(store, tmp_path):
@@ -232,6 +273,14 @@ class TestFilesOfOthers:
         with pytest.raises(TargetError, match=r'a\.jpg\.json'):
             store.write('a.jpg', masks)
         assert path.read_text() == 'mine'
+
+    def test_are_not_removed_where_they_cannot_be_read(self, store, masks, monkeypatch):
+        for name in ('a.jpg', 'b.jpg', 'c.jpg'):
+            store.write(name, masks)
+        forbid_reading(store.path_of('b.jpg'), monkeypatch)
+        with pytest.raises(StoreError, match=r'b\.jpg\.json: cannot be read \(Permission denied\)'):
+            store.clear()
+        assert store.names() == ['a.jpg', 'b.jpg', 'c.jpg']
 
     def test_may_be_folders_or_pipes(self, store, masks):
         store.path_of('a.jpg').mkdir(parents=True)
@@ -360,3 +409,22 @@ def test_merging_never_takes_a_file_of_the_store_for_its_target(store):
     store.describe({'preset': 'default'})
     assert store.holds(store.root / 'unsam.json')
     assert not store.holds(store.root / 'pseudo.json')
+
+
+def test_a_link_to_masks_or_from_their_place_is_never_the_target_of_merging(store, masks, tmp_path):
+    for name in ('a.jpg', 'b.jpg'):
+        store.write(name, masks)
+    (tmp_path / 'to.txt').symlink_to(store.path_of('a.jpg'))
+    store.path_of('b.jpg').rename(tmp_path / 'moved.json')
+    store.path_of('b.jpg').symlink_to(tmp_path / 'moved.json')
+    for target in (tmp_path / 'to.txt', store.path_of('b.jpg')):
+        with pytest.raises(StoreError, match='is one of the files that are read'):
+            store.merge(target)
+    assert len(store.read('a.jpg')) == len(store.read('b.jpg')) == 2
+
+
+def test_what_is_noted_already_is_not_written_again(store, monkeypatch):
+    """The folder may be one that cannot be written any more."""
+    store.describe({'preset': 'default', 'max_masks': 10})
+    monkeypatch.setattr(store_module, 'write_json', lambda path, value: pytest.fail('written'))
+    store.describe({'preset': 'default', 'max_masks': 10})

@@ -177,6 +177,12 @@ class TestMistakes:
     def test_missing_checkpoint(self, scripts, capsys):
         assert 'none/latest.pth: no such checkpoint' in self.line(scripts, capsys, 'test', 'none/latest.pth')
 
+    def test_metrics_in_the_place_of_the_checkpoint(self, trained: Path, scripts, capsys):
+        latest = trained / 'latest.pth'
+        before = latest.read_bytes()
+        assert 'would overwrite an input' in self.line(scripts, capsys, 'test', str(latest), '--out', str(latest))
+        assert latest.read_bytes() == before
+
     def test_checkpoint_that_was_cut_short(self, folder: Path, scripts, capsys):
         torch.save({'linear.weight': torch.zeros(1, 3)}, folder / 'cut.pth')
         whole = (folder / 'cut.pth').read_bytes()

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UnSAMError: If the arguments do not fit together, or anything cannot be read or measured.
     """
-    _check_results(options)
+    check_results(options)
     if options.prompts is not None:
         return _run_prompts(options)
     if options.ground_truth is None:
@@ -69,21 +69,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_results(options: argparse.Namespace) -> None:
+def check_results(options: argparse.Namespace) -> None:
     """Before anything is measured: what is read is not overwritten, and neither is what is no result."""
     inputs = (options.predictions, options.ground_truth, options.prompts, options.weights)
     if options.json:
         check_result_file(options.json, *inputs)
-        if (
-            options.predictions
-            and options.predictions.is_dir()
-            and PseudoMaskStore(options.predictions).holds(options.json)
-        ):
-            raise UnSAMError(
-                f'{options.json}: is one of the files that are measured; choose another file for the result'
-            )
+        if options.predictions:
+            PseudoMaskStore(options.predictions).check_result(options.json)
     if options.curve:
-        check_result_file(options.curve, *inputs, starts=(b'\x89PNG',), kind='PNG')
+        folders = options.images, options.masks, options.prompts
+        check_result_file(options.curve, *inputs, folders=folders, starts=(b'\x89PNG',), kind='PNG')
 
 
 def prompt_images(options: argparse.Namespace) -> list[PromptImage]:

@@ -100,9 +100,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_options(options: argparse.Namespace) -> None:
     """An option that would have no effect is a mistake, and so is a target that is no result."""
-    check_result_file(options.target, options.gt, options.predictions, options.images)
-    if PseudoMaskStore(options.masks).holds(options.target):
-        raise UnSAMError(f'{options.target}: is one of the files that are merged; choose another file for the result')
+    check_result_file(options.target, options.gt, options.predictions, options.images, folders=[options.gt])
+    for folder in filter(None, (options.masks, options.predictions)):
+        PseudoMaskStore(folder).check_result(options.target)
     if options.iou is not None and not (options.gt or options.predictions):
         raise UnSAMError('--iou needs labels to compare with: add --gt or --predictions')
     for name in ('score', 'images', 'supervised'):

@@ -98,8 +98,8 @@ def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bo
     if failed:  # a figure over fewer images, or with some as missed, is that of no set of predictions
         files = ', '.join(store.path_of(name).relative_to(path).as_posix() for name in failed)
         raise StoreError(
-            f'{path}: {len(failed)} of {len(image_ids)} files of masks are damaged; remove these, and make them again with '
-            f'"python -m unsam_mm generate IMAGES {path}": {files}'
+            f'{path}: {len(failed)} of {len(image_ids)} files of masks are damaged or may not be read; allow it, or '
+            f'remove these and make them again with "python -m unsam_mm generate IMAGES {path}": {files}'
         )
     return records
 

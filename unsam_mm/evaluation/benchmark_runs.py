@@ -119,7 +119,7 @@ class BenchmarkRuns:
         if self.show_dir is not None:
             for hook in runner.hooks:
                 if hasattr(hook, 'test_out_dir'):
-                    hook.test_out_dir = str(Path(self.show_dir, name).resolve())
+                    hook.test_out_dir = str(Path(self.show_dir, name).absolute())
         try:
             return loop.run()
         except (UnSAMError, FileNotFoundError) as error:

@@ -17,7 +17,6 @@ from unsam_mm.files import (
     read_json,
     readable_folder,
     replace_folder,
-    restore_folder,
     temporary_name,
 )
 from unsam_mm.npz import UNREADABLE, read_npz, unreadable
@@ -47,13 +46,11 @@ def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray]) -> N
             return
         zarr = _zarr(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        restore_folder(path)
-        _check_replaceable(path)
         group = zarr.open_group(finished, mode='w')
         for name, values in arrays.items():
             group.create_array(name, data=np.ascontiguousarray(values))
         group.attrs.update({'kind': kind, 'format': _FORMAT, 'crc32': _checksums(arrays)})
-        replace_folder(finished, path)
+        replace_folder(finished, path, _check_replaceable)
     except OSError as error:
         raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another place') from error
     finally:
@@ -112,7 +109,7 @@ def _check_form(path: Path) -> None:
 def _check_replaceable(path: Path) -> None:
     """Raises `StoreError` if what has the name is no embedding, which would be lost."""
     _check_form(path)
-    if path.is_dir() and not _is_our_folder(path):
+    if path.is_dir() and any(path.iterdir()) and not _is_our_folder(path):
         raise StoreError(f'{path}: is a folder that holds no embedding; choose another name')
     if path.is_file() and path.stat().st_size and not _is_our_file(path):
         raise StoreError(f'{path}: is a file that holds no embedding; choose another name')
@@ -122,7 +119,7 @@ def _is_our_file(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return {'_kind.npy', '_format.npy'} <= set(file.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except UNREADABLE:
         return False
 
 

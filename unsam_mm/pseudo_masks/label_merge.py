@@ -75,7 +75,7 @@ def merge_ground_truth(
             cannot be written.
         UnSAMError: If `max_iou` lies outside [0, 1].
     """
-    check_result_file(target, masks, ground_truth)
+    check_result_file(target, masks, ground_truth, folders=[ground_truth])
     return _merge(PseudoMaskStore(masks), Path(target), open_ground_truth(ground_truth), 'gt', max_iou)
 
 
@@ -107,6 +107,7 @@ def merge_predictions(
         UnSAMError: If a threshold lies outside [0, 1].
     """
     check_result_file(target, masks, predictions, images)
+    PseudoMaskStore(predictions).check_result(target)
     _check_share('score', min_score)
     store = PseudoMaskStore(masks)
     source = open_predictions(predictions, min_score, store.names(), images)
@@ -117,6 +118,7 @@ def _merge(
     store: PseudoMaskStore, target: Path, source: LabelSource, kind: str, max_iou: float, supervised: bool = False
 ) -> MergeReport:
     _check_share('iou', max_iou)
+    store.check_result(target)
     names = store.finished_names()
     numbers = source.match(names)
     report = MergeReport()

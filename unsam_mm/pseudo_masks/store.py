@@ -21,7 +21,7 @@ import numpy as np
 from unsam_mm.coco_files.fields import image_size
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, TargetError, UnSAMError, explained
-from unsam_mm.files import fitting_name, is_fitted, read_json, write_json
+from unsam_mm.files import fitting_name, is_fitted, lies_below, read_json, write_json
 from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.mask_set import MaskSet
@@ -40,7 +40,7 @@ _HEAD = re.compile(
 """How each file begins: a file of this name that begins otherwise is not ours, and is neither finished nor removed."""
 _HEAD_BYTES, _LONGEST_HEAD_BYTES = 512, 1 << 16
 _TAIL_BYTES = 16
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _NOTHING = None, False, None
 _NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENXIO)
 
@@ -62,33 +62,51 @@ class PseudoMaskStore:
     def has(self, name: str) -> bool:
         """Whether an image is done: whether there is a file of this store for it that was not cut short.
 
+        A file that may not be read counts: `read` tells why.
+
         Raises:
             StoreError: If the disk cannot be asked.
         """
-        head, is_whole, _ = _look_into(self.path_of(name))
+        try:
+            head, is_whole, _ = _look_into(self.path_of(name))
+        except TargetError:
+            return True
         return head is not None and is_whole
 
     def holds(self, path: str | Path) -> bool:
         """Whether a file is one of the store's own: the masks of an image, or the note about all."""
-        path = Path(os.path.realpath(path))
-        try:
-            inside = path.relative_to(os.path.realpath(self.root)).as_posix()
-        except ValueError:
-            return False
-        return inside == MANIFEST or (path.suffix == _SUFFIX and _look_into(path)[0] is not None)
+        if os.path.realpath(path) == os.path.realpath(self.root / MANIFEST):
+            return True
+        return lies_below(path, self.root) and _look_into(path)[0] is not None
+
+    def check_result(self, target: str | Path) -> None:
+        """Checks that a result is written over no file of the store.
+
+        Raises:
+            StoreError: If it would be, or that cannot be told.
+        """
+        if self.holds(target):
+            raise StoreError(f'{target}: is one of the files that are read; choose another file for the result')
 
     def is_current(self, name: str, image: Path) -> bool:
         """Whether an image is done, and was not exchanged for another since; see `unsam_mm.fingerprints.is_current`.
+
+        A file that may not be read does not count: `write` tells why.
 
         Raises:
             StoreError: If the disk cannot be asked.
         """
         path = self.path_of(name)
-        head, is_whole, stamp = _look_into(path)
+        try:
+            head, is_whole, stamp = _look_into(path)
+        except TargetError:
+            return False
         return head is not None and is_whole and is_current(path, image, stamp)
 
     def names(self) -> list[str]:
-        """All images that there is a file of this store for, damaged or not, sorted. Only the ends of each file are read.
+        """All images that there is a file of this store for, sorted. Only the ends of each file are read.
+
+        Files that are damaged, or may not be read, count: `read` tells what is wrong.
 
         Raises:
             StoreError: If there is no such folder, or it cannot be read.
@@ -103,6 +121,8 @@ class PseudoMaskStore:
         """Names of the images that are there, and the path of each one's file, both relative to the root."""
 
         def fail(error: OSError) -> None:
+            if isinstance(error, FileNotFoundError) and error.filename != root:  # removed since, as "quarantine" is
+                return
             raise StoreError(f'{error.filename}: cannot be read ({error.strerror}); check its permissions') from error
 
         root = str(self.root)
@@ -113,11 +133,14 @@ class PseudoMaskStore:
                 name = file.removesuffix(_SUFFIX)
                 if file == name or not (name.lower().endswith(IMAGE_SUFFIXES) or is_fitted(file)):
                     continue
-                inside, *_ = _look_into(os.path.join(folder, file))  # noqa: PTH118 - a million of them
+                try:
+                    inside, *_ = _look_into(os.path.join(folder, file))  # noqa: PTH118 - a million of them
+                    is_ours = inside is not None
+                except TargetError:  # masks that are left out without a word would be missed
+                    inside, is_ours = None, True
                 if inside is not None and is_fitted(file) and not name.lower().endswith(IMAGE_SUFFIXES):
                     name = inside.rpartition('/')[2]
-                is_ours = inside is not None
-                with suppress(OSError):  # a file that may not be read is not ours
+                with suppress(OSError):  # it was removed since
                     is_ours = is_ours or _is_cut_off(Path(folder, file), f'{prefix}{name}')
                 if is_ours and fitting_name(name, _SUFFIX) == file:
                     yield f'{prefix}{name}', f'{prefix}{file}'
@@ -144,7 +167,8 @@ class PseudoMaskStore:
             stamp: What `unsam_mm.fingerprints.image_stamp` gave before the image was read.
 
         Raises:
-            TargetError: If the disk takes no file of this name, or something that is not of this store has its place.
+            TargetError: If the disk takes no file of this name, or something that is not of this store, or may not be read,
+                has its place.
             StoreError: If the folder cannot be written or the disk is full, or run lengths are malformed or of another size.
         """
         height, width = masks.size_hw
@@ -177,7 +201,7 @@ class PseudoMaskStore:
             StoreError: If there is no file for it, or the file is not one of this store, or is of another version.
         """
         path = self.path_of(name)
-        content = read_json(path)
+        content = _content(path)
         if image is not None and _stamp(content) is not None:
             _check_current(path, image, content)
         return _mask_set(content, path)
@@ -204,7 +228,7 @@ class PseudoMaskStore:
             StoreError: As for `read`, or if the masks were made of another image file.
         """
         path = self.path_of(name)
-        content = read_json(path)
+        content = _content(path)
         _check_current(path, image, content)
         return _mask_set(content, path)
 
@@ -217,7 +241,9 @@ class PseudoMaskStore:
             StoreError: If the folder holds masks that were made otherwise.
         """
         self.check(settings)
-        write_json(self.root / MANIFEST, {**settings, _MARK: settings.get('refine') in _SUPERVISED_REFINERS})
+        note = {**settings, _MARK: settings.get('refine') in _SUPERVISED_REFINERS}
+        if note != self._noted():  # a finished folder may be one that cannot be written any more
+            write_json(self.root / MANIFEST, note)
 
     def check(self, settings: dict[str, Any]) -> None:
         """Compares with what the masks were made with, if anything is noted; see `describe`.
@@ -270,15 +296,18 @@ class PseudoMaskStore:
         The note goes last: a folder that was cleared in part still says how what is left was made.
 
         Raises:
-            StoreError: If a file cannot be removed, or the note is not of this package.
+            StoreError: If a file cannot be removed, or may not be read, or the note is not of this package.
         """
         if not was_cut_short(self.root / MANIFEST):
             self._noted()
         if not self.root.is_dir():
             return
         try:
-            for _, file in list(self._files()):
-                (self.root / file).unlink(missing_ok=True)
+            paths = [self.root / file for _, file in self._files()]
+            for path in paths:
+                _look_into(path)  # one that may not be read may be anything
+            for path in paths:
+                path.unlink(missing_ok=True)
             (self.root / MANIFEST).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(
@@ -288,14 +317,17 @@ class PseudoMaskStore:
     def merge(self, target: str | Path) -> tuple[int, int, dict[str, str]]:
         """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
 
-        Its "info" says whether human labels had a part in the masks. Images whose file is damaged are left out.
+        Its "info" says whether human labels had a part in the masks. Images whose file is damaged, or may not be read, are
+        left out.
 
         Returns:
             The numbers of images and of masks, and the error message by name of each image that is left out.
 
         Raises:
-            StoreError: If the folder holds no masks, no file of them can be read, or the target cannot be written.
+            StoreError: If the folder holds no masks, no file of them can be read, or the target is one of them or cannot be
+                written.
         """
+        self.check_result(target)
         names, failed = self.finished_names(), {}
         info = {'description': 'UnSAM pseudo-masks', _MARK: self.supervised, 'label_sources': self.label_sources}
         with coco_writer(target, info) as writer:
@@ -310,12 +342,18 @@ def _look_into(path: str | Path) -> tuple[str | None, bool, dict[str, Any] | Non
     """The image that a file of the store is about, whether the file is whole, and the stamp of the image file, if any.
 
     The image is None where there is no such file. Only its ends are read. A pipe of that name does not hold the run up.
+
+    Raises:
+        TargetError: If it may not be read.
+        StoreError: If the disk cannot be asked.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     except OSError as error:
-        if error.errno in (*_ABSENT, *_NO_SUCH_NAME):
+        if error.errno in (*_ABSENT, *_NO_SUCH_NAME) or os.path.isdir(path):  # noqa: PTH112 - Windows opens no folder
             return _NOTHING
+        if isinstance(error, PermissionError):
+            raise TargetError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the disk') from error
     try:
         start = os.read(descriptor, _HEAD_BYTES)
@@ -337,8 +375,21 @@ def _look_into(path: str | Path) -> tuple[str | None, bool, dict[str, Any] | Non
         os.close(descriptor)
 
 
+def _content(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except StoreError as error:
+        if isinstance(error.__cause__, ValueError | RecursionError):
+            raise StoreError(f'{error}, once it is removed: "generate" looks at the ends of files only') from error
+        raise
+
+
 def _is_foreign(path: Path, name: str) -> bool:
-    """Whether something has the place of an image's masks that is not a file of the store."""
+    """Whether something has the place of an image's masks that is not a file of the store.
+
+    Raises:
+        TargetError: If it may not be read.
+    """
     if not os.path.exists(path):  # noqa: PTH110 - false where it cannot be asked too: writing tells why
         return False
     try:
