@@ -190,7 +190,7 @@ def test_labels_and_parents_that_are_no_numbers_stop_no_export(tmp_path, name):
     objects = drawn_objects()
     labels = objects.features['index'].astype(object)
     features = objects.features.assign(
-        index=labels.where(labels != 5, np.nan), parent_id=['nucleus', np.inf, None, 1.0][: len(labels)]
+        index=labels.where(labels != 5, np.nan), parent_id=['nucleus', np.inf, None, 1.0, 2.0, -1.0, 3.5]
     )
     FORMATS[name].write(tmp_path / f'a{FORMATS[name].ending}', replace(objects, features=features))
     assert (tmp_path / f'a{FORMATS[name].ending}').exists()
