@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from unsam_mm.hierarchy import MaskHierarchy, MaskSet
-from unsam_mm.pseudo_masks.divide import centred
-from unsam_mm.pseudo_masks.features import VITS, PatchFeatureExtractor, PatchFeatures
+from unsam_mm.masks.hierarchy import MaskHierarchy, MaskSet
 from unsam_mm.pseudo_masks.generator import GeneratorSettings, RegionTrees, Settings
-from unsam_mm.pseudo_masks.leaves import ColourEdges, leaves_of
 from unsam_mm.pseudo_masks.merging import merge_regions
-from unsam_mm.pseudo_masks.published import PAPER, RELEASE, PublishedProcedure, PublishedSettings
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
-from unsam_mm.pseudo_masks.refine import MaskCRF, partition_labels
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, leaves_of
+from unsam_mm.pseudo_masks.vit import VITS, PatchFeatureExtractor, PatchFeatures
+from unsam_mm.published.maskcut import centred
+from unsam_mm.published.procedure import PAPER, RELEASE, PublishedProcedure, PublishedSettings
+from unsam_mm.published.refine import MaskCRF, partition_labels
 
 _MAX_MASKS = 1000
 _CRF_MASKS = 100

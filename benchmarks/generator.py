@@ -13,7 +13,7 @@ from benchmarks.timing import Comparison, Cost, Row, in_turns, one_thread
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.evaluation import evaluate_masks, load_ground_truth, match_images
 from unsam_mm.images import read_image
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.masks.mask_set import MaskSet
 
 _VIT = 'dinov2_vits14'
 _PRESETS = ('default', 'release')

@@ -11,8 +11,8 @@ from PIL import Image
 from unsam_mm import sample_images
 from unsam_mm.errors import UnSAMError
 from unsam_mm.images import list_images, read_image
-from unsam_mm.pseudo_masks.divide import centred, squeezed
-from unsam_mm.pseudo_masks.features import PatchFeatureExtractor
+from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
+from unsam_mm.published.maskcut import centred, squeezed
 
 _PATCH_PX = 14  # of the default ViT
 _PICTURES = ('coffee.png', 'astronaut.png', 'chelsea.png', 'rocket.jpg')

@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from unsam_mm.folders.run import Quarantine
+from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.prompting.embedding_file import load_arrays
-from unsam_mm.pseudo_masks.folder import Quarantine
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 SAVING = """
 import sys

@@ -31,8 +31,8 @@ from napari_unsam.levels.sheet import Sheet
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.files import check_result_file, write_json
-from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 _IMAGES_A_TYPE = {'fluorescence, small': 11, 'fluorescence, large': 8, 'stained': 8, 'brightfield': 4}
 _SMALL_PX = 256 * 320

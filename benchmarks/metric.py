@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from benchmarks.inputs import Inputs
 from benchmarks.timing import Comparison, Row, format_table, in_turns, one_thread
 from unsam_mm.evaluation import evaluate_masks, load_ground_truth, load_predictions
-from unsam_mm.rle import LabelRuns, Rle, rle_to_json
+from unsam_mm.masks.rle import LabelRuns, Rle, rle_to_json
 
 _TOLERANCE = 1e-9
 _MAX_DETS = [1, 10, 100, 1000]

@@ -7,7 +7,7 @@ from scipy.linalg import eigh
 
 from benchmarks.inputs import Inputs, patch_keys
 from benchmarks.timing import Comparison, Row, in_turns, one_thread
-from unsam_mm.pseudo_masks.divide import second_eigenvector, similar_patches
+from unsam_mm.published.maskcut import second_eigenvector, similar_patches
 
 _TAU = 0.15
 _WEAK_EDGE = 1e-5

@@ -8,8 +8,8 @@ from pycocotools import mask as coco_mask
 from benchmarks.inputs import Inputs, photograph
 from benchmarks.timing import Comparison, Row, in_turns, one_thread
 from unsam_mm import PseudoMaskGenerator
-from unsam_mm.pseudo_masks.patch_tree import suppress_nested
-from unsam_mm.rle import Rle, encode_bitmaps
+from unsam_mm.masks.rle import Rle, encode_bitmaps
+from unsam_mm.published.patch_tree import suppress_nested
 
 _MAX_IOU = 0.9
 

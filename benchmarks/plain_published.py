@@ -2,7 +2,7 @@
 
 `plain_parts` follows the published text step by step: a dictionary of all touching pairs that is searched for its maximum
 before every merge, every cluster of every level enlarged to the size of the image, and a comparison of whole images
-for every pair of the suppression. `unsam_mm.pseudo_masks.published.conquer_object` finds the same masks on one tree of
+for every pair of the suppression. `unsam_mm.published.procedure.conquer_object` finds the same masks on one tree of
 patches and on run lengths.
 
     python -m benchmarks.plain_published
@@ -29,10 +29,10 @@ from pycocotools import mask as coco_mask
 from skimage import data
 
 from unsam_mm import PseudoMaskGenerator
-from unsam_mm.pseudo_masks.divide import squeezed
-from unsam_mm.pseudo_masks.features import PatchFeatureExtractor, PatchFeatures
-from unsam_mm.pseudo_masks.published import RELEASE, PublishedSettings, conquer_object, crop_box
-from unsam_mm.rle import Rle, encode_bitmaps
+from unsam_mm.masks.rle import Rle, encode_bitmaps
+from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
+from unsam_mm.published.maskcut import squeezed
+from unsam_mm.published.procedure import RELEASE, PublishedSettings, conquer_object, crop_box
 
 _SIZE_HW = (1500, 2250)
 _HALF = 0.5 + 1e-5  # exact halves are no matter of rounding

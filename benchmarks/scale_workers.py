@@ -20,8 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.images import list_images
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 _COUNTING_S = 3.0
 

@@ -19,7 +19,7 @@ from napari_unsam._questions import on_plane
 from napari_unsam._targets import Level, Proposal
 from napari_unsam.state.history import Together
 from unsam_mm.errors import UnSAMError
-from unsam_mm.granularity import area_granularity
+from unsam_mm.masks.granularity import area_granularity
 
 if TYPE_CHECKING:
     from napari_unsam._session import ViewerSession
@@ -36,7 +36,7 @@ _NOTHING_FREE = (
 
 def aside_of(proposal: Proposal, object_id: int) -> SetAside:
     """The mask on screen as a plain value."""
-    from unsam_mm.rle import encode_bitmaps, rle_to_json
+    from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
     return SetAside(
         object_id=object_id,
@@ -51,7 +51,7 @@ def aside_of(proposal: Proposal, object_id: int) -> SetAside:
 
 def proposal_of(aside: SetAside, shape: tuple[int, ...]) -> Proposal:
     """The mask of an object that was set aside, on an array of a shape."""
-    from unsam_mm.rle import decode_rles, rle_from_json
+    from unsam_mm.masks.rle import decode_rles, rle_from_json
 
     x0, y0, x1, y1 = aside.box_xyxy
     size_hw = y1 - y0, x1 - x0

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from napari_unsam._masks import PlaneMask, node_mask
-from unsam_mm.granularity import granularity_area, nearest_area
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.granularity import granularity_area, nearest_area
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 NO_NODES = np.empty(0, np.int64)
 Place = tuple[int, int | None, PlaneMask | None]

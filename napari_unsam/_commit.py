@@ -13,7 +13,7 @@ import numpy as np
 from napari_unsam import _pixel_changes as pixel_changes
 from napari_unsam._label_boxes import ArrayLike, Region, around, boxes_in, object_boxes
 from napari_unsam._pixel_changes import Counts, PixelChange, areas_in, total
-from unsam_mm.granularity import area_granularity
+from unsam_mm.masks.granularity import area_granularity
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -27,8 +27,8 @@ from napari_unsam._targets import Level, Proposal, Status, Target
 from napari_unsam.state.embeddings import StackReport
 from napari_unsam.state.history import MAX_ACTIONS, MAX_BYTES, Action, ActionHistory, Together
 from unsam_mm.errors import UnSAMError
-from unsam_mm.granularity import granularity_area
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.granularity import granularity_area
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 __all__ = ['NO_IMAGE', 'Level', 'Proposal', 'SegmentationController', 'Status', 'Target']
 

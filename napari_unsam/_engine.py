@@ -19,15 +19,15 @@ from napari_unsam._targets import Target
 from napari_unsam._torch import import_torch
 from napari_unsam.state.embeddings import EmbeddingStore, StackReport, embed_stack, plane_key
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
-from unsam_mm.granularity import area_granularity
-from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
+from unsam_mm.masks.granularity import area_granularity
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 if TYPE_CHECKING:
     from unsam_mm import PseudoMaskGenerator
     from unsam_mm.prompting.engine import Engine
-    from unsam_mm.region_model import RegionTokenizer, RegionTokens
-    from unsam_mm.region_model.clicks import ClickableImage
+    from unsam_mm.student import RegionTokenizer, RegionTokens
+    from unsam_mm.student.clicks import ClickableImage
 
 __all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneEmbedder', 'PlaneMask', 'PlanesKept']
 
@@ -379,9 +379,9 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
         generator = PseudoMaskGenerator.from_preset('default', device=device)
         return TreeEngine(_ReportingGenerator(generator), device)
     from unsam_mm.prompting.model import RegionEngine
-    from unsam_mm.region_model import RegionTokenizer
-    from unsam_mm.region_model.tokenizer import tokens_signature
-    from unsam_mm.region_model.weights import load_weights, packaged_weights
+    from unsam_mm.student import RegionTokenizer
+    from unsam_mm.student.tokenizer import tokens_signature
+    from unsam_mm.student.weights import load_weights, packaged_weights
 
     trained = load_weights(weights or packaged_weights(DEFAULT_MODEL))
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unsam_mm.granularity import area_granularity
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.granularity import area_granularity
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class PlaneMask:
         box_xyxy: Its bounding box in pixels of the plane; right and bottom edges exclusive.
         mask: (height, width) bool, the mask within the box.
         area_px: Its area in pixels.
-        granularity: In [0, 1] by its share of the plane, see `unsam_mm.granularity`; 1 is the whole plane.
+        granularity: In [0, 1] by its share of the plane, see `unsam_mm.masks.granularity`; 1 is the whole plane.
         score: In [0, 1]; how likely it is meant.
         node: Its node of the plane's hierarchy, if it is one of its main tree.
     """

@@ -44,7 +44,7 @@ class Proposal:
         box_xyxy: Its bounding box in that plane, in pixels; right and bottom edges exclusive.
         mask: (height, width) bool, the mask within the box.
         area_px: Its area in pixels.
-        granularity: In [0, 1] by its share of the plane, see `unsam_mm.granularity`; 1 is the whole plane.
+        granularity: In [0, 1] by its share of the plane, see `unsam_mm.masks.granularity`; 1 is the whole plane.
         score: In [0, 1]; how much the mask looks like an object.
         rank: Its place among the masks to choose from, 1 being the finest; 0 if it lies between them.
         count: How many masks there are to choose from.

@@ -18,23 +18,22 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from tests.trees import drawn, random_tree
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth, load_predictions
 from unsam_mm.evaluation.average_recall import evaluate_masks
 from unsam_mm.evaluation.records import read_images
-from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.folders.merge import merge_ground_truth
+from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import areas_and_boxes, decode_crop, encode_bitmaps, rle_to_json, rles_from_json
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.model import RegionEngine
 from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.tree import TreeEngine, tree_arrays
-from unsam_mm.pseudo_masks.label_merge import merge_ground_truth
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
-from unsam_mm.region_model import RegionInputs, RegionNet, RegionTokens
-from unsam_mm.rle import areas_and_boxes, decode_crop, encode_bitmaps, rle_to_json, rles_from_json
-
-from .trees import drawn, random_tree
+from unsam_mm.student import RegionInputs, RegionNet, RegionTokens
 
 MAX_SECONDS = 10
 ODD_VALUES = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from skimage.color import rgb2lab
 
-from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
+from unsam_mm.student.tokens import RegionTokens, TokenMasks
 
 N_TREES = 4
 

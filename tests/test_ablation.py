@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import skip_without_weights
 from unsam_mm.cli.bench import import_benchmarks
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.average_recall import evaluate_masks
-from unsam_mm.hierarchy import MaskSet
-from unsam_mm.pseudo_masks.features import PatchFeatures
-
-from .conftest import skip_without_weights
+from unsam_mm.masks.hierarchy import MaskSet
+from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 MARKED = '# Title\n\n<!-- ablation: cups -->\nold\n<!-- end of ablation: cups -->\n\n<!-- ablation: nuclei -->\nkept\n'
 

@@ -9,11 +9,10 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests.conftest import skip_without_weights
 from unsam_mm import files
 from unsam_mm.__main__ import main
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
-
-from .conftest import skip_without_weights
+from unsam_mm.folders.store import PseudoMaskStore
 
 
 def save(path, pixels):

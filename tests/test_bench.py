@@ -14,12 +14,11 @@ import pytest
 from PIL import Image
 
 import unsam_mm
+from tests.conftest import skip_without_weights
 from unsam_mm.__main__ import main
 from unsam_mm.cli.bench import import_benchmarks
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import encode_bitmaps, rle_to_json
-
-from .conftest import skip_without_weights
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 import_benchmarks()
 timing = importlib.import_module('benchmarks.timing')

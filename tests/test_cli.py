@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import skip_without_weights
 from unsam_mm import MaskSet
 from unsam_mm.__main__ import build_parser, main
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
-
-from .conftest import skip_without_weights
+from unsam_mm.folders.store import PseudoMaskStore
 
 
 @pytest.fixture(scope='module')

@@ -15,14 +15,13 @@ from mmengine.runner import Runner
 from PIL import Image
 from skimage import data, segmentation
 
+from tests.conftest import skip_without_weights
 from unsam_mm.datasets.load_image import UnSAMLoadImage
 from unsam_mm.engine import UnSAMDataRootHook, UnSAMFirstEvaluationHook, check_channel_order, resolve_data_root
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import write_json
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
-
-from .conftest import skip_without_weights
+from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.masks.mask_set import MaskSet
 
 ROOT = Path(__file__).parents[1]
 LEAVES = sorted((ROOT / 'configs').glob('*.py'))

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from .doors import DOORS, run_door
+from tests.doors import DOORS, run_door
 
 NUMBER = {'rle': 300, 'tree': 200, 'store': 200, 'tokens': 150, 'embedding': 60, 'coco': 60}
 

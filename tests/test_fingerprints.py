@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from unsam_mm import weights
 from unsam_mm.errors import ImageError
 from unsam_mm.fingerprints import file_digest, image_stamp, is_current, weights_digest
-from unsam_mm.pseudo_masks.folder import FolderJob
+from unsam_mm.folders.run import FolderJob
 from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
 
 TENSORS = {'a': np.arange(6, dtype=np.float32), 'b': np.ones((2, 3), np.float32)}

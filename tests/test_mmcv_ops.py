@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from unsam_mm import _mmcv_ops
-from unsam_mm._opencv import import_opencv
 from unsam_mm.errors import UnSAMError
+from unsam_mm.image_io.opencv import import_opencv
 
 QT_PLUGINS = 'QT_QPA_PLATFORM_PLUGIN_PATH'
 
@@ -105,7 +105,7 @@ def test_a_qt_path_that_points_into_opencv_is_removed(monkeypatch):
 
 def test_a_qt_path_that_the_user_set_survives_the_first_import_of_opencv(tmp_path):
     done = run_python(
-        f'from unsam_mm._opencv import import_opencv\nimport os\nimport_opencv()\nprint(os.environ["{QT_PLUGINS}"])',
+        f'from unsam_mm.image_io.opencv import import_opencv\nimport os\nimport_opencv()\nprint(os.environ["{QT_PLUGINS}"])',
         **{QT_PLUGINS: str(tmp_path)},
     )
     assert done.stdout.strip() == str(tmp_path)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import skip_without_weights
 from unsam_mm.__main__ import build_parser
-
-from .conftest import skip_without_weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')

@@ -33,7 +33,7 @@ def export(args: argparse.Namespace) -> None:
             cannot be written.
     """
     from unsam_mm.errors import UnSAMError
-    from unsam_mm.region_model.weights import net_of_checkpoint, save_weights
+    from unsam_mm.student.weights import net_of_checkpoint, save_weights
 
     if wrong := [note for note in args.note if '=' not in note]:
         raise UnSAMError(f'--note {wrong[0]}: must be KEY=TEXT, such as seed=0')

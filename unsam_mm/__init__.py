@@ -15,8 +15,8 @@ ensure_cache_folder()
 __version__ = '0.1.0'
 
 _HOMES = {
-    'MaskHierarchy': 'unsam_mm.hierarchy',
-    'MaskSet': 'unsam_mm.mask_set',
+    'MaskHierarchy': 'unsam_mm.masks.hierarchy',
+    'MaskSet': 'unsam_mm.masks.mask_set',
     'PseudoMaskGenerator': 'unsam_mm.pseudo_masks.generator',
     'UnSAMAutomaticMaskGenerator': 'unsam_mm.prompting',
     'UnSAMPredictor': 'unsam_mm.prompting',
@@ -25,8 +25,8 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
-    from unsam_mm.hierarchy import MaskHierarchy
-    from unsam_mm.mask_set import MaskSet
+    from unsam_mm.masks.hierarchy import MaskHierarchy
+    from unsam_mm.masks.mask_set import MaskSet
     from unsam_mm.prompting import UnSAMAutomaticMaskGenerator, UnSAMPredictor, unsam_model_registry
     from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator
 

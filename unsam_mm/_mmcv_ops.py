@@ -19,8 +19,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import NoReturn
 
-from unsam_mm._opencv import import_opencv
 from unsam_mm.errors import UnSAMError
+from unsam_mm.image_io.opencv import import_opencv
 
 _NAME = 'mmcv._ext'
 _TORCH_OPS = ('nms', 'roi_align_forward')

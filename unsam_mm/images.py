@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from unsam_mm.errors import ImageError
-from unsam_mm.image_files import MAX_PIXELS, check_size, open_image
+from unsam_mm.image_io.reader import MAX_PIXELS, check_size, open_image
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def stretched(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 
 
 def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
-    """Reads an image file as (H, W, 3) uint8 RGB; see `unsam_mm.image_files.read_pixels` and `as_rgb_uint8`.
+    """Reads an image file as (H, W, 3) uint8 RGB; see `unsam_mm.image_io.reader.read_pixels` and `as_rgb_uint8`.
 
     Stacks are refused from the header, before any pixel is read.
 

@@ -14,7 +14,7 @@ from napari_unsam.adapting.pictures import MAX_SIDE_PX
 from unsam_mm.images import as_rgb_uint8
 
 if TYPE_CHECKING:
-    from unsam_mm.mask_set import MaskSet
+    from unsam_mm.masks.mask_set import MaskSet
     from unsam_mm.prompting.engine import Engine
 
 _MAX_MASKS = 1000
@@ -78,7 +78,7 @@ def compare(
         UnSAMError: If the part cannot be segmented, or weights cannot be read.
     """
     from unsam_mm.prompting.model import RegionEngine
-    from unsam_mm.region_model.weights import packaged_weights
+    from unsam_mm.student.weights import packaged_weights
 
     rows, columns = window
     asks = question is not None and question.can_be_asked

@@ -64,7 +64,7 @@ def write_start(path: Path) -> None:
     """
     import torch
 
-    from unsam_mm.region_model.weights import load_weights, packaged_weights
+    from unsam_mm.student.weights import load_weights, packaged_weights
 
     net = load_weights(packaged_weights('unsam_s')).net
     partial = path.with_suffix('.part')

@@ -14,11 +14,11 @@ from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.volumes.linking import link
 from unsam_mm.errors import UnSAMError
-from unsam_mm.granularity import area_granularity
-from unsam_mm.image_files import ImagePixels
+from unsam_mm.image_io.reader import ImagePixels
 from unsam_mm.images import as_rgb_uint8
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.rle import decode_crop
+from unsam_mm.masks.granularity import area_granularity
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import decode_crop
 
 if TYPE_CHECKING:
     from unsam_mm.prompting.engine import Engine
@@ -44,7 +44,7 @@ class AutomaticSettings:
         link: Whether objects in neighbouring planes of a stack, or images of a movie, that overlap are one; see
             `napari_unsam.volumes.linking`. What is found in one plane only is then left out.
         granularity: For the model, in [0, 1]: the largest masks whose granularity is at most this, see
-            `unsam_mm.granularity`. None: the best masks that do not overlap, of any size.
+            `unsam_mm.masks.granularity`. None: the best masks that do not overlap, of any size.
     """
 
     engine: str = 'tree'

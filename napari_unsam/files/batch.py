@@ -18,10 +18,10 @@ from napari_unsam.output.measurements import measure, merged
 from napari_unsam.output.objects import LabelledObjects
 from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError, image_errors, one_line
 from unsam_mm.files import atomic_writer, read_json, remove_leftovers, write_json
-from unsam_mm.image_files import MAX_PIXELS, read_pixels
+from unsam_mm.image_io.reader import MAX_PIXELS, read_pixels
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.processes import in_processes
-from unsam_mm.pseudo_masks.features import check_device
+from unsam_mm.pseudo_masks.vit import check_device
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from napari_unsam._targets import Level
 from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.objects import COUNTED, LabelledObjects, Watched, objects_of_layer
 from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.image_files import ImagePixels, read_pixels
+from unsam_mm.image_io.reader import ImagePixels, read_pixels
 
 if TYPE_CHECKING:
     from napari.layers import Image

@@ -8,7 +8,7 @@ import numpy as np
 
 from napari_unsam.levels.best import winners
 from napari_unsam.levels.region_properties import RegionProperties
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 # What counts as a step in each trait; two regions one step apart in everything are still taken for each other.
 _AREA_STEP = np.log(2.0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from napari_unsam.levels.region_properties import RegionProperties, Scene, Side
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 N_COLOURS = 10
 """Colours that a drawing uses: the values 1 to this."""

@@ -9,8 +9,8 @@ import numpy as np
 from skimage.color import rgb2lab
 from skimage.filters import threshold_otsu
 
-from unsam_mm.hierarchy import MaskHierarchy, sum_over_descendants
 from unsam_mm.images import as_rgb_uint8
+from unsam_mm.masks.hierarchy import MaskHierarchy, sum_over_descendants
 from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
 
 _LEAST_CONTRAST = 0.4  # of the gap between dark and light: what an object differs by from what surrounds it

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pandas as pd
 
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 SAME_IOU = 0.8
 """Regions that overlap at least this much are taken for the same object."""

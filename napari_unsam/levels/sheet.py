@@ -16,8 +16,8 @@ from napari_unsam.levels.cuts import LevelCut, RegionFilter
 from napari_unsam.levels.part_whole import Band
 from napari_unsam.levels.region_properties import RegionProperties, Scene
 from napari_unsam.levels.review import stability
-from unsam_mm.granularity import area_granularity
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.granularity import area_granularity
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from napari_unsam._commit import ObjectWrite
 from napari_unsam._masks import node_mask
 from napari_unsam._planes import Plane
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 _LEAST_PART = 0.05  # of a region: what is smaller is a sliver of its outline, not a part
 _LOOKS_THE_SAME = 0.9  # IoU

@@ -17,8 +17,8 @@ from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json
-from unsam_mm.granularity import area_granularity
-from unsam_mm.rle import areas_and_boxes, decode_crop, encode_crop, rle_to_json
+from unsam_mm.masks.granularity import area_granularity
+from unsam_mm.masks.rle import areas_and_boxes, decode_crop, encode_crop, rle_to_json
 
 KEPT = ('score', 'stability', 'level')
 """Columns of the features table of which numbers are written as they are."""

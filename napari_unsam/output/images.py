@@ -20,7 +20,7 @@ from napari_unsam.output.objects import LabelledObjects, TakenAt, default_axes
 from napari_unsam.output.palette import label_rgb
 from unsam_mm.errors import StoreError
 from unsam_mm.files import SYSTEM_FILES, readable_folder, replace_folder, temporary_name
-from unsam_mm.tiff_metadata import pixel_sizes, scale_and_units
+from unsam_mm.image_io.tiff_metadata import pixel_sizes, scale_and_units
 
 if TYPE_CHECKING:
     import zarr
@@ -105,7 +105,7 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
 def voxel_size(file: tifffile.TiffFile) -> tuple[tuple[float, ...], tuple[str, ...]] | None:
     """The scale and the units of the pixels in a TIFF, of each axis but channels; None if it does not say.
 
-    OME metadata are read, and those of ImageJ; see `unsam_mm.tiff_metadata.pixel_sizes`.
+    OME metadata are read, and those of ImageJ; see `unsam_mm.image_io.tiff_metadata.pixel_sizes`.
     """
     sizes = pixel_sizes(file)
     axes = [axis for axis in file.series[0].axes.upper() if axis not in 'SC']

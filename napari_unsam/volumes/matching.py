@@ -17,8 +17,8 @@ from scipy import ndimage
 
 from napari_unsam.levels.best import best_disjoint
 from napari_unsam.volumes.crops import CropMask
-from unsam_mm.granularity import area_granularity
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.granularity import area_granularity
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 _BLUR_PX = 1.5  # noise of single pixels says nothing about an object
 _GREY_BINS, _COLOUR_BINS = 16, 6  # of a grey image, and of each channel of a colour image

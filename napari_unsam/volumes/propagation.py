@@ -20,7 +20,7 @@ from napari_unsam.volumes.matching import (
     own_score,
 )
 from unsam_mm.errors import UnSAMError
-from unsam_mm.granularity import area_granularity
+from unsam_mm.masks.granularity import area_granularity
 
 Anchors = Mapping[int, Mapping[int, CropMask]]
 """For each object, by its label, the slices where it is known; an empty mask says that it is not there."""

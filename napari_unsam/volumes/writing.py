@@ -11,7 +11,7 @@ from napari_unsam._commit import ObjectWrite
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.propagation import Anchors, Found, SliceMask, SliceState, without
 from napari_unsam.volumes.slices import Slicing, crops_of
-from unsam_mm.granularity import area_granularity
+from unsam_mm.masks.granularity import area_granularity
 
 
 def with_marked(

@@ -16,7 +16,7 @@ from skimage import data, draw
 
 import unsam_mm.datasets  # (these two register what the configs name)
 import unsam_mm.evaluation.coco_metric  # noqa: F401
-from unsam_mm.rle import encode_bitmaps, rle_to_json
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 BASES = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
 HEIGHT, WIDTH = 120, 160

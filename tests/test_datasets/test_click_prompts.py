@@ -12,7 +12,7 @@ from skimage import data, measure
 from unsam_mm.datasets import UnSAMClickPrompts
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.prompt_metric import UnSAMPromptIoUMetric
-from unsam_mm.rle import encode_bitmaps, rle_to_json
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 COINS = data.coins()[:160, :200]
 HEIGHT, WIDTH = COINS.shape

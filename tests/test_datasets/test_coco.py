@@ -12,7 +12,7 @@ from unsam_mm.datasets import UnSAMCocoDataset
 from unsam_mm.datasets.coco_index import CocoIndex
 from unsam_mm.datasets.load_masks import UnSAMCapMasks, UnSAMLoadMasks, draw_without_replacement
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
-from unsam_mm.rle import encode_bitmaps, rle_to_json
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 LOAD = [{'type': 'UnSAMLoadImage'}, {'type': 'UnSAMLoadMasks'}]
 SQUARE = [[10, 20, 40, 20, 40, 60, 10, 60]]
@@ -131,8 +131,8 @@ def test_annotations_that_stand_together_are_noted_together(tmp_path, content):
 
 
 def test_a_merged_file_of_pseudo_masks_is_a_training_set(tmp_path):
-    from unsam_mm.mask_set import MaskSet
-    from unsam_mm.pseudo_masks.store import PseudoMaskStore
+    from unsam_mm.folders.store import PseudoMaskStore
+    from unsam_mm.masks.mask_set import MaskSet
 
     Image.fromarray(data.coffee()[:90, :120]).save(tmp_path / 'coffee.png')
     masks = np.zeros((2, 90, 120), bool)

@@ -11,7 +11,7 @@ from skimage import data, io
 from unsam_mm.datasets import UnSAMImageFolder
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.images import list_images
-from unsam_mm.rle import encode_bitmaps, rle_to_json
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 LOAD = [{'type': 'UnSAMLoadImage'}]
 

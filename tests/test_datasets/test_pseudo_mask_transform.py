@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from unsam_mm.datasets import RleMasks, UnSAMImageFolder, UnSAMPseudoMasks, prepare_pseudo_masks
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.fingerprints import image_stamp
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.images import read_image
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.mask_set import MaskSet
 
 N_READABLE = 4
 

@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 from skimage import data
 
+from tests.conftest import skip_without_weights
+from tests.grid_tokens import GridTokenizer, count_files
 from unsam_mm.datasets import UnSAMPackRegions, UnSAMRegionFolders, UnSAMRegionTokens
 from unsam_mm.datasets.region_tokens import place_of
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
-from unsam_mm.region_model.store import ImagePlace, RegionStore
-
-from ..conftest import skip_without_weights
-from ..grid_tokens import GridTokenizer, count_files
+from unsam_mm.student.store import ImagePlace, RegionStore
 
 N_READABLE = 4
 
@@ -26,7 +25,7 @@ def tokenizer(monkeypatch):
     """A tokenizer without a ViT, in the place of every store's own."""
     tokenizer = GridTokenizer()
     monkeypatch.setattr(RegionStore, 'tokenizer', lambda store: tokenizer)
-    monkeypatch.setattr('unsam_mm.region_model.store.settings_signature', repr)
+    monkeypatch.setattr('unsam_mm.student.store.settings_signature', repr)
     return tokenizer
 
 

@@ -27,7 +27,7 @@ from skimage import data, draw
 
 from unsam_mm.datasets import RleMasks, rle_masks
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import encode_bitmaps
+from unsam_mm.masks.rle import encode_bitmaps
 
 bitmaps_of_all_sizes = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 1))

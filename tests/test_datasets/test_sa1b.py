@@ -13,9 +13,9 @@ from skimage import data
 from unsam_mm.datasets import RleMasks, UnSAMSA1B
 from unsam_mm.datasets.name_index import open_index
 from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
-from unsam_mm.rle import encode_bitmaps, rle_to_json
+from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 LOAD = [{'type': 'UnSAMLoadImage'}, {'type': 'UnSAMLoadMasks'}]
 HEIGHT, WIDTH = 90, 120
@@ -154,7 +154,7 @@ def test_unsam_plus_adds_the_pseudo_masks_that_overlap_no_human_one(sa1b, pseudo
 
 def test_unsam_plus_on_the_fly_is_the_merged_file(sa1b, pseudo_masks, tmp_path):
     from unsam_mm.datasets import UnSAMCocoDataset
-    from unsam_mm.pseudo_masks.label_merge import merge_ground_truth
+    from unsam_mm.folders.merge import merge_ground_truth
 
     merge_ground_truth(pseudo_masks, tmp_path / 'plus.json', sa1b)
     merged = UnSAMCocoDataset(ann_file=str(tmp_path / 'plus.json'), data_prefix={'img': str(sa1b)}, pipeline=LOAD)

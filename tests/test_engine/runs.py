@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from skimage import data, segmentation
 
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.masks.mask_set import MaskSet
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / 'tools' / 'train.py'

@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_engine.runs import Training, equal, losses, weights
 from unsam_mm.engine import find_resumable
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.folders.store import PseudoMaskStore
 
 N_IMAGES = 5
 

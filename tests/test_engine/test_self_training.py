@@ -28,8 +28,8 @@ from unsam_mm.engine.round_labels import RoundLabels, join_labels, label_images
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.files import read_json, write_json
 from unsam_mm.fingerprints import tensors_digest
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.masks.mask_set import MaskSet
 
 
 def squares(*boxes: tuple[int, int, int, int], scores: list[float]) -> MaskSet:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from skimage import data, segmentation
 
-from unsam_mm.rle import encode_bitmaps, rle_to_json
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 
 def scene(image, scale=200):

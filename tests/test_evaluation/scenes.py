@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from unsam_mm.rle import encode_bitmaps, rle_to_json
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 MAX_DETS = (1, 10, 100, 1000)
 

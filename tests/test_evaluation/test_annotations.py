@@ -8,12 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from tests.conftest import forbid_reading
 from unsam_mm.errors import StoreError
 from unsam_mm.evaluation import evaluate_masks, load_ground_truth, load_predictions, match_images
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
-
-from ..conftest import forbid_reading
+from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.masks.mask_set import MaskSet
 
 
 def truth_of(*file_names):

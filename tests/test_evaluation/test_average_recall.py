@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from skimage import data, segmentation
 
+from tests.test_evaluation.scenes import MAX_DETS, OBJECT, box_mask, coco, record, reference, scenes
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation import evaluate_masks, format_table
-
-from .scenes import MAX_DETS, OBJECT, box_mask, coco, record, reference, scenes
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,12 +8,11 @@ import pytest
 import torch
 from skimage import data, segmentation
 
+from tests.test_evaluation.two_processes import metrics_of_one_and_of_two
 from unsam_mm.__main__ import main
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation import evaluate_masks
-from unsam_mm.rle import encode_bitmaps, rle_to_json
-
-from .two_processes import metrics_of_one_and_of_two
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 pytest.importorskip('mmdet')
 

@@ -9,12 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from tests.test_evaluation.scenes import MAX_DETS, OBJECT, box_mask, coco, record, scenes
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation import ENGINES, evaluate_masks
 from unsam_mm.evaluation.matching import overlaps
 from unsam_mm.evaluation.records import read_image
-
-from .scenes import MAX_DETS, OBJECT, box_mask, coco, record, scenes
 
 OTHERS = [engine for engine in ENGINES if engine != 'unsam']
 TOLERANCE = 1e-9

@@ -7,14 +7,13 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from tests.test_evaluation.prompt_scenes import Answering, Omniscient, save, scene, scenes, write_coco
 from unsam_mm.__main__ import main
 from unsam_mm.cli import evaluate
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.click_simulation import drawn_segments, evaluate_prompts
 from unsam_mm.evaluation.prompt_data import coco_prompts, folder_prompts
 from unsam_mm.evaluation.prompt_iou import summarize
-
-from .prompt_scenes import Answering, Omniscient, save, scene, scenes, write_coco
 
 
 @pytest.fixture(scope='module')

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tests.test_evaluation.prompt_scenes import Answering
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation.click_curve import draw_click_curves, save_click_curves
 from unsam_mm.evaluation.click_simulation import simulate_clicks
@@ -21,8 +22,6 @@ from unsam_mm.evaluation.prompt_iou import (
     summarize,
 )
 from unsam_mm.next_click import next_click
-
-from .prompt_scenes import Answering
 
 
 def box(y0, x0, y1, x1, size_hw=(9, 12)):

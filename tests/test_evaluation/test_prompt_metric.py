@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.test_evaluation.prompt_scenes import Answering, scenes, write_coco
+from tests.test_evaluation.two_processes import metrics_of_one_and_of_two
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.click_simulation import evaluate_prompts
 from unsam_mm.evaluation.prompt_data import coco_prompts
 from unsam_mm.evaluation.prompt_iou import summarize
-from unsam_mm.rle import encode_bitmaps, rle_to_json
-
-from .prompt_scenes import Answering, scenes, write_coco
-from .two_processes import metrics_of_one_and_of_two
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 pytest.importorskip('mmdet')
 

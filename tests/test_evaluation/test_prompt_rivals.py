@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from skimage import data
 
+from tests.test_evaluation.prompt_scenes import Omniscient, scene, write_coco
 from unsam_mm.cli.bench import import_benchmarks
-
-from .prompt_scenes import Omniscient, scene, write_coco
 
 pytest.importorskip('cv2')
 import_benchmarks()

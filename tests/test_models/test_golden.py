@@ -21,10 +21,9 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 import unsam_mm.models  # noqa: F401  (registers the models)
-from unsam_mm import rle
-from unsam_mm.models.released_checkpoints import convert_checkpoint
-
-from .. import golden
+from tests import golden
+from unsam_mm.convert.released import convert_checkpoint
+from unsam_mm.masks import rle
 
 CONFIG = Path(__file__).parents[2] / 'configs' / '_base_' / 'models' / 'unsam_r50.py'
 VIEWS = {'full': ((192, 256), (192, 256)), 'pad': ((170, 230), (255, 345))}

@@ -14,11 +14,10 @@ from mmengine.runner.checkpoint import load_state_dict
 from mmengine.structures import InstanceData
 from torch import nn
 
+from tests.test_models.descent import fall_in_proportion
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.models.joint_head import UnSAMJointHead
 from unsam_mm.models.prompt_targets import CLICK_TYPE
-
-from .descent import fall_in_proportion
 
 CONFIG = Path(__file__).parents[2] / 'configs' / '_base_' / 'models' / 'unsam_swint_joint.py'
 HEIGHT, WIDTH, CHANNELS = 96, 128, 128

@@ -6,8 +6,8 @@ import torch
 from mmdet.structures.mask import mask2bbox
 from torch.nn.functional import interpolate
 
+from unsam_mm.masks.rle import decode_rles
 from unsam_mm.models import mask_ops
-from unsam_mm.rle import decode_rles
 
 
 @pytest.fixture

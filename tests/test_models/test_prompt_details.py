@@ -14,18 +14,17 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from tests.test_models.descent import cosine
+from tests.test_models.prompt_scene import HEIGHT, WIDTH, batch_of, nested_regions, photographs, sample_of, small_model
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.prompt_iou import centre_of
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 from unsam_mm.models.point_targets import BitMasks
 from unsam_mm.models.prompt_corrections import corrected
 from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions
 from unsam_mm.models.prompt_details import ABSENT, CLICK_TYPE, NEGATIVE, POSITIVE
 from unsam_mm.models.prompt_targets import TrainingPrompts, draw_prompts
 from unsam_mm.next_click import next_click
-from unsam_mm.rle import encode_bitmaps, rle_to_json
-
-from .descent import cosine
-from .prompt_scene import HEIGHT, WIDTH, batch_of, nested_regions, photographs, sample_of, small_model
 
 CLICK, OTHER = (40.5, 50.5), (80.5, 30.5)
 BOX = (20.0, 30.0, 70.0, 80.0)
@@ -179,7 +178,7 @@ def test_an_untrained_head_warns_of_details_and_of_nothing_else(model):
 
 
 def test_a_released_checkpoint_gets_untrained_details():
-    from .test_prompt_golden import build, convert_promptable, tiny
+    from tests.test_models.test_prompt_golden import build, convert_promptable, tiny
 
     converted = convert_promptable(tiny(), Path('released.pth'))
     own = {name: value for name, value in converted.items() if name.startswith('mask_head.details.')}

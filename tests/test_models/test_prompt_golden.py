@@ -23,14 +23,13 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 import unsam_mm.models  # noqa: F401  (registers the models)
-from unsam_mm import rle
+from tests import golden
+from unsam_mm.convert.released import convert_checkpoint
+from unsam_mm.convert.semantic_sam import convert_promptable
 from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.masks import rle
 from unsam_mm.models.prompt_head import ImageEmbedding, UnSAMPromptHead
 from unsam_mm.models.prompt_targets import BOX_TYPE, CLICK_TYPE
-from unsam_mm.models.released_checkpoints import convert_checkpoint
-from unsam_mm.models.semantic_sam_conversion import convert_promptable
-
-from .. import golden
 
 CONFIG = Path(__file__).parents[2] / 'configs' / '_base_' / 'models' / 'unsam_swint_prompt.py'
 VIEWS = {'full': (192, 256), 'pad': (170, 230)}

@@ -12,14 +12,13 @@ from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from unsam_mm import rle
+from tests.test_models.descent import fall_in_proportion
+from tests.test_models.prompt_scene import HEIGHT, WIDTH, small_model
 from unsam_mm.evaluation.prompt_metric import UnSAMPromptIoUMetric
+from unsam_mm.masks import rle
 from unsam_mm.models.point_targets import BitMasks
 from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions, match
 from unsam_mm.models.prompt_targets import BOX_TYPE, CLICK_TYPE, TrainingPrompts, draw_prompts
-
-from .descent import fall_in_proportion
-from .prompt_scene import HEIGHT, WIDTH, small_model
 
 
 @pytest.fixture

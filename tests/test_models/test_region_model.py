@@ -11,13 +11,12 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
+from tests.grid_tokens import GridTokenizer
 from unsam_mm.datasets import UnSAMPackRegions
 from unsam_mm.engine import resolve_data_root
 from unsam_mm.errors import UnSAMError
-from unsam_mm.region_model.store import RegionStore
-from unsam_mm.rle import decode_rles
-
-from ..grid_tokens import GridTokenizer
+from unsam_mm.masks.rle import decode_rles
+from unsam_mm.student.store import RegionStore
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'unsam_s.py'
 
@@ -112,7 +111,7 @@ def test_a_checkpoint_holds_the_net_and_nothing_else(model):
 def config(tmp_path, monkeypatch):
     """The shipped config on two folders of photographs, with tokens that need no ViT and a narrow net."""
     monkeypatch.setattr(RegionStore, 'tokenizer', lambda store: GridTokenizer())
-    monkeypatch.setattr('unsam_mm.region_model.store.settings_signature', repr)
+    monkeypatch.setattr('unsam_mm.student.store.settings_signature', repr)
     roots = [tmp_path / 'a', tmp_path / 'b']
     for root, image in zip(roots, (skimage.data.astronaut(), skimage.data.chelsea()), strict=True):
         root.mkdir()

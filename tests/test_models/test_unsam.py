@@ -11,11 +11,10 @@ from mmengine.config import ConfigDict
 from mmengine.runner.checkpoint import load_state_dict
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.test_models.descent import fall_in_proportion
 from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.masks.rle import decode_rles
 from unsam_mm.models import point_targets
-from unsam_mm.rle import decode_rles
-
-from .descent import fall_in_proportion
 
 CLASS_AGNOSTIC = {'num_things_classes': 1, 'num_stuff_classes': 0}
 

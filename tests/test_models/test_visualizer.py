@@ -20,8 +20,8 @@ from unsam_mm.engine import UnSAMVisualizer
 from unsam_mm.engine.visualizer import paint_masks
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import write_json
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.rle import encode_bitmaps, rle_to_json
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 IMAGE = skimage.data.chelsea()[:60, :80]
 SCORES = torch.tensor([0.9, 0.8, 0.7])

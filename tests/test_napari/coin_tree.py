@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from skimage import data, measure, morphology
 
-from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.rle import encode_bitmaps
+from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.rle import encode_bitmaps
 
 _LIGHT = 120
 _COIN_PX = 400

@@ -23,7 +23,7 @@ from napari_unsam._inference import ProgressCallback
 from napari_unsam._masks import PlaneMask, node_mask
 from napari_unsam._planes import Plane
 from napari_unsam._targets import Level, Target
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 needs_screen = pytest.mark.skipif(
     os.environ.get('QT_QPA_PLATFORM') == 'offscreen', reason='needs OpenGL: run under a desktop or xvfb-run'

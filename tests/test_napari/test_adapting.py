@@ -26,8 +26,8 @@ from napari_unsam.adapting.curve import read_curve
 from napari_unsam.adapting.job import AdaptJob, AdaptSettings, Stage, mim_home
 from napari_unsam.adapting.pictures import MAX_SIDE_PX, choose_pictures, write_pictures
 from unsam_mm.errors import ImageError, UnSAMError
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.region_model.weights import load_weights, net_of_checkpoint, packaged_weights
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.student.weights import load_weights, net_of_checkpoint, packaged_weights
 
 
 def no_progress(fraction, text):

@@ -18,7 +18,7 @@ from napari_unsam._commit import (
 from napari_unsam._planes import Plane
 from napari_unsam._targets import Proposal
 from napari_unsam.state.history import ActionHistory
-from unsam_mm.granularity import area_granularity
+from unsam_mm.masks.granularity import area_granularity
 
 PLANE = Plane(shape=(3, 8, 10), axes=(1, 2), index=(1, 0, 0))
 

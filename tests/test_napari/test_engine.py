@@ -19,7 +19,7 @@ from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.prompting.tree import TreeEngine
 from unsam_mm.pseudo_masks import generator as generator_module
 from unsam_mm.pseudo_masks.generator import GeneratorSettings
-from unsam_mm.region_model import weights as weights_module
+from unsam_mm.student import weights as weights_module
 
 COIN_XY, BETWEEN_XY = np.array([[44.0, 55.0]]), np.array([[75.0, 60.0]])
 POSITIVE = np.ones(1, int)

@@ -24,12 +24,12 @@ from napari_unsam.files.automatic import AutomaticObjects, AutomaticSettings, dr
 from napari_unsam.files.batch import DESCRIPTION, BatchJob
 from napari_unsam.files.results import ImageList, Results
 from napari_unsam.output.formats import FORMATS
-from tests.image_writers import write_png
+from tests.test_image_io.image_writers import write_png
 from tests.test_napari.stand_ins import colour_tree
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, WeightsError
 from unsam_mm.files import write_json
-from unsam_mm.image_files import ImagePixels
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.image_io.reader import ImagePixels
+from unsam_mm.masks.mask_set import MaskSet
 
 COINS = data.coins()[:150, :190]
 

@@ -7,7 +7,7 @@ from PIL import Image
 from skimage import data
 
 from unsam_mm.errors import ImageError
-from unsam_mm.image_files import read_pixels
+from unsam_mm.image_io.reader import read_pixels
 
 STACK = np.random.default_rng(0).integers(0, 60_000, (3, 20, 30)).astype(np.uint16)
 

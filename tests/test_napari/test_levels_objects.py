@@ -25,7 +25,7 @@ from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import PATCHES, patches_tree
 from tests.trees import all_masks, random_trees
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.hierarchy import MaskHierarchy
 
 PLANE = Plane(shape=(4, 6), axes=(0, 1), index=(0, 0))
 

@@ -7,9 +7,9 @@ import pytest
 from scipy import ndimage
 
 from unsam_mm.pseudo_masks.conquer import GrowthSettings, _leaf_means, conquer
-from unsam_mm.pseudo_masks.features import PatchFeatures
-from unsam_mm.pseudo_masks.leaves import ColourEdges, find_leaves, leaves_of
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, find_leaves, leaves_of
+from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 USUAL = GrowthSettings(colour_weight=0.2, border_weight=0.6)
 

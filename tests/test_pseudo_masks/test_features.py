@@ -12,12 +12,11 @@ import pytest
 import torch
 from skimage import data, transform
 
+from tests.conftest import skip_without_weights
 from unsam_mm import _vit_conversion, weights
 from unsam_mm.errors import UnSAMError
 from unsam_mm.fingerprints import file_sha256
-from unsam_mm.pseudo_masks.features import PatchFeatureExtractor, load_vit
-
-from ..conftest import skip_without_weights
+from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, load_vit
 
 _LAST_NORM = '/backbone/layernorm/Add_1_output_0'  # the ViT's output inside the carrier's graph
 

@@ -11,12 +11,11 @@ import torch
 from safetensors.numpy import save_file
 from skimage import data
 
+from tests.conftest import skip_without_weights
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.errors import UnSAMError
 from unsam_mm.pseudo_masks.generator import PRESETS, GeneratorSettings, settings_signature
 from unsam_mm.pseudo_masks.ranking import RankingSettings
-
-from ..conftest import skip_without_weights
 
 
 def test_most_coins_are_found_among_the_first_fifty_masks(coins_tree, coins):

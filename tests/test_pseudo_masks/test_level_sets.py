@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.measure import label
 
-from unsam_mm.pseudo_masks.leaves import ColourEdges
+from tests.trees import all_masks, seeds
 from unsam_mm.pseudo_masks.level_sets import level_set_tree
-
-from ..trees import all_masks, seeds
+from unsam_mm.pseudo_masks.superpixels import ColourEdges
 
 
 def of_lightness(lightness: np.ndarray) -> ColourEdges:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.conquer import GrowthSettings, conquer
-from unsam_mm.pseudo_masks.features import PatchFeatures
-from unsam_mm.pseudo_masks.leaves import ColourEdges, find_leaves, leaves_of
 from unsam_mm.pseudo_masks.level_sets import level_set_tree
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, measure_cues, rank_regions
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, find_leaves, leaves_of
+from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 SETTINGS = RankingSettings()
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from .conftest import TOOLS
+from tests.test_tools.conftest import TOOLS
 
 BENCHMARK = """
 data_root = 'data/NAME'

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from .conftest import TOOLS, start, succeed
+from tests.test_tools.conftest import TOOLS, start, succeed
 
 
 @pytest.mark.parametrize('script', ['train.py', 'test.py'])

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     named = options.checkpoint in weights.TABLE and not Path(options.checkpoint).exists()
     source = weights.fetch(options.checkpoint) if named else Path(options.checkpoint)
     try:
-        from unsam_mm.models.released_checkpoints import convert_checkpoint
+        from unsam_mm.convert.released import convert_checkpoint
     except ModuleNotFoundError as error:
         raise UnSAMError(f"{error.name} is not installed; run: pip install 'unsam_mm[mm]'") from error
     done = convert_checkpoint(source, options.target)

@@ -14,11 +14,11 @@ from typing import Any
 
 import unsam_mm
 from unsam_mm import sample_images
-from unsam_mm.drawing import draw_hierarchy, save_picture
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import check_result_file, write_json
+from unsam_mm.folders.run import FolderJob
 from unsam_mm.images import read_image
-from unsam_mm.pseudo_masks.folder import FolderJob
+from unsam_mm.masks.drawing import draw_hierarchy, save_picture
 from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, preset_settings
 
 _PICTURED = ('astronaut.png', 'coffee.png', 'coins.png', 'chelsea.png')

@@ -16,9 +16,9 @@ from unsam_mm.evaluation.click_simulation import Predictor, evaluate_prompts
 from unsam_mm.evaluation.prompt_data import PromptImage, coco_prompts, folder_prompts
 from unsam_mm.evaluation.prompt_iou import NOC_LIMIT, format_prompt_table, iou_curve, summarize
 from unsam_mm.files import check_result_file, write_json
+from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.prompting import ENGINES as PROMPT_ENGINES
 from unsam_mm.prompting import UnSAMPredictor
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

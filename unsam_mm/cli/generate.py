@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from unsam_mm.errors import one_line
-from unsam_mm.pseudo_masks.folder import FolderJob, FolderReport
+from unsam_mm.folders.run import FolderJob, FolderReport
 from unsam_mm.pseudo_masks.generator import PRESETS, preset_settings
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unsam_mm.errors import UnSAMError, one_line
 from unsam_mm.files import check_result_file
-from unsam_mm.pseudo_masks.label_merge import (
+from unsam_mm.folders.merge import (
     GROUND_TRUTH_IOU,
     SELF_TRAINING_IOU,
     SELF_TRAINING_SCORE,
@@ -16,7 +16,7 @@ from unsam_mm.pseudo_masks.label_merge import (
     merge_ground_truth,
     merge_predictions,
 )
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.folders.store import PseudoMaskStore
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import MAX_PIXELS
+from unsam_mm.masks.rle import MAX_PIXELS
 
 _SHOWN = 40  # characters of a wrong value in messages
 _COLOURS = 256**3  # of the PNG files of the panoptic form

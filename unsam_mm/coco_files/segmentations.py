@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.rle import MAX_PIXELS, Rle, RleError, rles_from_json
+from unsam_mm.masks.rle import MAX_PIXELS, Rle, RleError, rles_from_json
 
 Record = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from unsam_mm.coco_files.segmentations import place_of
 from unsam_mm.datasets.coco import UnSAMCocoDataset
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.prompt_data import read_mask_picture
-from unsam_mm.rle import encode_bitmaps, rle_to_json
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 
 @DATASETS.register_module()

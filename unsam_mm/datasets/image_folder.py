@@ -17,7 +17,7 @@ from unsam_mm.coco_files.matching import match_images
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.images import IMAGE_SUFFIXES, walk_images
-from unsam_mm.rle import rle_from_json, rle_to_json
+from unsam_mm.masks.rle import rle_from_json, rle_to_json
 
 SPLITS = ('all', 'train', 'held_out')
 

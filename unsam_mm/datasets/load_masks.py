@@ -15,8 +15,8 @@ from unsam_mm.coco_files.segmentations import PolygonFilter, read_rles
 from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.pseudo_masks.label_merge import GROUND_TRUTH_IOU, without_overlap
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.folders.merge import GROUND_TRUTH_IOU, without_overlap
+from unsam_mm.folders.store import PseudoMaskStore
 
 _LABELS = ('gt_masks', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
 SAMPLINGS = ('score', 'uniform')

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from unsam_mm.rle import Rle, run_edges
+from unsam_mm.masks.rle import Rle, run_edges
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from unsam_mm.datasets.image_folder import UnSAMImageFolder, name_hash
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError
 from unsam_mm.pseudo_masks.generator import preset_settings
-from unsam_mm.region_model.pairs import RegionInputs
-from unsam_mm.region_model.proposals import to_mask_set
-from unsam_mm.region_model.store import ImagePlace, RegionStore
-from unsam_mm.region_model.tokenizer import RegionTokenizer
-from unsam_mm.region_model.tokens import RegionTokens, TokenMasks
+from unsam_mm.student.pairs import RegionInputs
+from unsam_mm.student.proposals import to_mask_set
+from unsam_mm.student.store import ImagePlace, RegionStore
+from unsam_mm.student.tokenizer import RegionTokenizer
+from unsam_mm.student.tokens import RegionTokens, TokenMasks
 
 
 @DATASETS.register_module()

@@ -13,7 +13,7 @@ from mmdet.structures.mask.structures import BitmapMasks
 
 from unsam_mm.datasets.mask_segments import Segments
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import Rle, encode_bitmaps, rles_from_json
+from unsam_mm.masks.rle import Rle, encode_bitmaps, rles_from_json
 
 _CHUNK_PIXELS = 1 << 24
 """Pixels decoded at once: five masks of 2250 x 1500."""

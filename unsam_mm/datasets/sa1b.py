@@ -13,8 +13,8 @@ from unsam_mm.datasets.lazy import LazyDataset
 from unsam_mm.datasets.name_index import NameIndex, open_index
 from unsam_mm.errors import StoreError, UnSAMError, explained
 from unsam_mm.files import read_json
+from unsam_mm.folders.store import MANIFEST
 from unsam_mm.images import IMAGE_SUFFIXES
-from unsam_mm.pseudo_masks.store import MANIFEST
 
 LABELS = ('human', 'pseudo', 'both')
 _SUFFIX = '.json'

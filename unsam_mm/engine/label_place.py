@@ -15,8 +15,8 @@ from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.lazy import LazyDataset
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.fingerprints import file_digest
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore
+from unsam_mm.folders.store import MANIFEST, PseudoMaskStore
+from unsam_mm.masks.mask_set import MaskSet
 
 
 class LabelPlace(Protocol):

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from unsam_mm.engine.label_place import LabelPlace
 from unsam_mm.errors import ImageError, TargetError, image_errors
 from unsam_mm.files import read_json, remove_leftovers, write_json
-from unsam_mm.mask_set import MaskSet
-from unsam_mm.pseudo_masks.label_merge import without_overlap
-from unsam_mm.pseudo_masks.store import MANIFEST, PseudoMaskStore, was_cut_short
-from unsam_mm.rle import areas_and_boxes, encode_bitmaps
+from unsam_mm.folders.merge import without_overlap
+from unsam_mm.folders.store import MANIFEST, PseudoMaskStore, was_cut_short
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import areas_and_boxes, encode_bitmaps
 
 _LOG_EVERY = 1000  # images
 

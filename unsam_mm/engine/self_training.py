@@ -29,7 +29,7 @@ from unsam_mm.engine.train_loop import UnSAMTrainLoop
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import atomic_writer
 from unsam_mm.fingerprints import tensors_digest
-from unsam_mm.pseudo_masks.label_merge import SELF_TRAINING_IOU, SELF_TRAINING_SCORE
+from unsam_mm.folders.merge import SELF_TRAINING_IOU, SELF_TRAINING_SCORE
 
 WEIGHTS = ('current', 'averaged', 'best')
 _LABELLING_STEPS = ('UnSAMPseudoMasks', 'UnSAMLoadMasks', 'UnSAMPlusMasks', 'LoadAnnotations')

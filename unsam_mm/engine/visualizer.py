@@ -11,7 +11,7 @@ from mmdet.structures.mask.structures import BaseInstanceMasks
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
 
-from unsam_mm.rle import decode_rles, rles_from_json
+from unsam_mm.masks.rle import decode_rles, rles_from_json
 
 _GOLDEN_RATIO = 0.618034
 """Hues that advance by this share of the circle stay apart however many there are."""

@@ -13,7 +13,7 @@ from unsam_mm.coco_files.segmentations import PolygonFilter
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation.records import some
 from unsam_mm.files import read_json
-from unsam_mm.pseudo_masks.store import PseudoMaskStore
+from unsam_mm.folders.store import PseudoMaskStore
 
 
 def load_ground_truth(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from unsam_mm.evaluation.records import Record
 from unsam_mm.files import atomic_writer
-from unsam_mm.rle import rles_from_json
+from unsam_mm.masks.rle import rles_from_json
 
 _SEPARATOR = b'\n'
 """No character of COCO's run lengths."""

@@ -19,7 +19,7 @@ from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.evaluation.records import group_by_image, some
 from unsam_mm.images import list_images, walk_images
-from unsam_mm.rle import decode_rles
+from unsam_mm.masks.rle import decode_rles
 
 _BYTE = 256
 

@@ -21,7 +21,7 @@ from unsam_mm.evaluation.prompt_iou import (
     summarize,
 )
 from unsam_mm.evaluation.sample_values import to_numpy, to_rles
-from unsam_mm.rle import decode_rles, rle_from_json, rles_from_json
+from unsam_mm.masks.rle import decode_rles, rle_from_json, rles_from_json
 
 ensure_mmcv_ops()
 

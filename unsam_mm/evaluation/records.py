@@ -22,7 +22,7 @@ from unsam_mm.coco_files.fields import (
 )
 from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import Rle, areas_and_boxes
+from unsam_mm.masks.rle import Rle, areas_and_boxes
 
 Record = Mapping[str, Any]
 SizeHW = tuple[int | None, int | None]

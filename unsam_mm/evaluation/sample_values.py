@@ -7,7 +7,7 @@ from typing import Any
 
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 from unsam_mm.errors import UnSAMError
-from unsam_mm.rle import Rle, encode_bitmaps
+from unsam_mm.masks.rle import Rle, encode_bitmaps
 
 ensure_mmcv_ops()
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.records import Masks
-from unsam_mm.rle import rle_to_json
+from unsam_mm.masks.rle import rle_to_json
 
 TOOLBOXES = {
     'pycocotools': ('pycocotools.coco', 'COCO', 'pycocotools.cocoeval', 'COCOeval'),

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn.functional import interpolate, threshold_
 
-from unsam_mm.rle import Rle, areas_and_boxes
+from unsam_mm.masks.rle import Rle, areas_and_boxes
 
 _CHUNK_VALUES = 2**23
 """Logits held at once at full resolution: 32 MiB in float32, 8 masks of 1024 x 1024."""

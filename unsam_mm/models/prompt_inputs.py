@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.masks.rle import decode_rles, rles_from_json
 from unsam_mm.models.prompt_details import ABSENT, BOX_TYPE, CLICK_PX, POSITIVE, PromptDetails, settle
-from unsam_mm.rle import decode_rles, rles_from_json
 
 _DEMO_CLICK = 0.005
 """Side of the box that stands for a click in the released demonstrations, as a share of the image."""

@@ -10,7 +10,7 @@ from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmdet.structures.mask.structures import BaseInstanceMasks
 from torch import Tensor
 
-from unsam_mm.granularity import area_granularity
+from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.models.mask_ops import boxes_of_masks
 from unsam_mm.models.point_targets import BitMasks
 from unsam_mm.models.prompt_details import ABSENT, BOX_TYPE, CLICK_PX, CLICK_TYPE, PromptDetails

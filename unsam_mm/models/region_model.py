@@ -14,10 +14,10 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.region_model.network import RegionNet
-from unsam_mm.region_model.pairs import RegionInputs
-from unsam_mm.region_model.proposals import propose, to_mask_set
-from unsam_mm.region_model.training import region_losses
+from unsam_mm.student.network import RegionNet
+from unsam_mm.student.pairs import RegionInputs
+from unsam_mm.student.proposals import propose, to_mask_set
+from unsam_mm.student.training import region_losses
 
 MODES = ('loss', 'predict', 'tensor')
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
 from unsam_mm.errors import UnSAMError, WeightsError
-from unsam_mm.pseudo_masks.features import load_vit
+from unsam_mm.pseudo_masks.vit import load_vit
 
 TINY_VIT = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'patch_size': 14, 'image_size': 56}
 """Enough of a ViT to run every line of this module without downloaded weights."""

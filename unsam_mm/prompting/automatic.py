@@ -11,13 +11,13 @@ import numpy as np
 from scipy import ndimage
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import Rle, decode_crop, decode_rles, encode_crop, rle_to_json, run_edges
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.enlarged import first_of_equals, parents_among
 from unsam_mm.prompting.planes import ArrayLike
 from unsam_mm.prompting.predictor import UnSAMPredictor
 from unsam_mm.prompting.windows import MaskCrop
-from unsam_mm.rle import Rle, decode_crop, decode_rles, encode_crop, rle_to_json, run_edges
 
 _NEIGHBOURS = np.ones((3, 3), bool)  # pixels are 8-connected
 _POINT_SIDE_PX = 1024  # of the picture of a mask in which its point is looked for

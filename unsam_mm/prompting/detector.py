@@ -13,8 +13,8 @@ import numpy as np
 
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.fingerprints import tensors_digest
-from unsam_mm.granularity import granularity_area, nearest_area
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.masks.granularity import granularity_area, nearest_area
+from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class DetectorEngine:
         from mmengine.registry import DefaultScope
 
         import unsam_mm.models  # noqa: F401  (registers the models)
+        from unsam_mm.convert.checkpoints import read_checkpoint
         from unsam_mm.engine.channel_order import LOADERS, loaded_order, steps_of_type
-        from unsam_mm.models.foreign_checkpoints import read_checkpoint
 
         settings, state = Config.fromfile(config), read_checkpoint(Path(checkpoint))
         with DefaultScope.overwrite_default_scope('mmdet'):
@@ -229,7 +229,7 @@ class DetectorEngine:
         """
         import torch
 
-        from unsam_mm.rle import areas_and_boxes, encode_bitmaps
+        from unsam_mm.masks.rle import areas_and_boxes, encode_bitmaps
 
         if self._frames is None:
             raise UnSAMError(NO_IMAGE)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.prompting.prompt import Prompt
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from scipy import ndimage
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import decode_rles
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
-from unsam_mm.rle import decode_rles
 
 _FACTOR = 2  # of both sides; three gives less
 _HALF = _FACTOR**2 // 2  # pixels of a block that make it part of a mask

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.prompting.inference import ClickInference, masks_of
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
 from unsam_mm.prompting.sources import RegionSource, TreeSource
 from unsam_mm.prompting.tree import hierarchy_of_arrays, tree_arrays
-from unsam_mm.region_model import RegionNet, RegionTokenizer, RegionTokens, propose, to_mask_set
-from unsam_mm.region_model.clicks import ClickableImage
-from unsam_mm.region_model.pixel_clicks import mask_at_granularity
-from unsam_mm.region_model.tokenizer import tokens_signature
-from unsam_mm.region_model.weights import load_weights
+from unsam_mm.student import RegionNet, RegionTokenizer, RegionTokens, propose, to_mask_set
+from unsam_mm.student.clicks import ClickableImage
+from unsam_mm.student.pixel_clicks import mask_at_granularity
+from unsam_mm.student.tokenizer import tokens_signature
+from unsam_mm.student.weights import load_weights
 
 
 class RegionEngine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.prompting.prompt import Prompt, box_iou
 
 _DISTINCT_IOU = 0.8

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unsam_mm.errors import DamagedError, UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
+from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.enlarged import EnlargedEngine
@@ -56,7 +56,7 @@ def make_engine(
             "a generator is for the engine 'tree'; the weights of the engine 'model' say how regions are made"
         )
     from unsam_mm.prompting.model import RegionEngine
-    from unsam_mm.region_model.weights import packaged_weights
+    from unsam_mm.student.weights import packaged_weights
 
     path = packaged_weights(DEFAULT_MODEL) if weights is None else weights
     return EnlargedEngine(RegionEngine.from_file(path, device))
@@ -70,7 +70,7 @@ class UnSAMPredictor:
             an engine, such as an entry of `unsam_model_registry` makes.
         generator: For the engine 'tree': makes the region tree; the default preset if not given.
         device: Torch device.
-        weights: For the engine 'model': a file that `unsam_mm.region_model.weights.save_weights` wrote; by default
+        weights: For the engine 'model': a file that `unsam_mm.student.weights.save_weights` wrote; by default
             the one that comes with the package.
         tile_px: Images are looked at in windows of that side, at several resolutions, and only where prompts lie; see
             `TiledEngine`. Without it each image is looked at as a whole.
@@ -104,7 +104,7 @@ class UnSAMPredictor:
         Raises:
             WeightsError: If the package does not hold a model of that name.
         """
-        from unsam_mm.region_model.weights import packaged_weights
+        from unsam_mm.student.weights import packaged_weights
 
         return cls('model', device=device, weights=packaged_weights(name), tile_px=tile_px)
 
@@ -237,7 +237,7 @@ class UnSAMPredictor:
             multimask_output: Up to six masks instead of the best one.
             return_logits: The masks as float32 logits instead of bool.
             granularity: In [0, 1]: the mask nearest to that size, as the only one. 1 is the whole image, a quarter less is
-                a tenth of the area, 0 gives the smallest mask; see `unsam_mm.granularity`. The area never falls as it
+                a tenth of the area, 0 gives the smallest mask; see `unsam_mm.masks.granularity`. The area never falls as it
                 rises. The engine 'tree' has none where no region of its main tree agrees with all clicks.
 
         Returns:

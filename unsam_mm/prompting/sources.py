@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unsam_mm.hierarchy import MaskHierarchy
+from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.prompting.chains import Chain, LabelMap, WorkingGrid
 from unsam_mm.prompting.nodes import click_merits, nodes_around_box, path_from
 from unsam_mm.prompting.prompt import Prompt, box_iou, mask_of_logits
 
 if TYPE_CHECKING:
-    from unsam_mm.region_model.clicks import ClickableImage
+    from unsam_mm.student.clicks import ClickableImage
 
 _LEAST = 1e-6  # of scores and overlaps whose logarithm is taken
 _MODEL_SHARE = 0.2  # of the prior of a region; the rest is that of the trees
@@ -114,7 +114,7 @@ class RegionSource:
 
     def _answers(self, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
         """(Q, L) int64 0 or 1 sets of regions, and (Q,) float32 what each is worth."""
-        from unsam_mm.region_model.pixel_clicks import region_clicks
+        from unsam_mm.student.pixel_clicks import region_clicks
 
         previous = None
         if prompt.mask_input is not None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from unsam_mm.granularity import area_granularity, nearest_area
+from unsam_mm.masks.granularity import area_granularity, nearest_area
 from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid
 

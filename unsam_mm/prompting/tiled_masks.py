@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import Rle, decode_rles, encode_crop
 from unsam_mm.prompting.windows import Window, WindowPyramid, lifted
-from unsam_mm.rle import Rle, decode_rles, encode_crop
 
 _SAME_IOU = 0.8  # of masks of two windows that show the same
 _INSIDE = 0.95  # share of a mask that its parent holds; outlines of different levels never agree to the pixel

@@ -19,9 +19,9 @@ import numpy as np
 from scipy import ndimage
 
 from unsam_mm.errors import DamagedError, StoreError, UnSAMError
-from unsam_mm.granularity import granularity_area
 from unsam_mm.images import MIN_SIDE_PX
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.masks.granularity import granularity_area
+from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.planes import LazyPlane

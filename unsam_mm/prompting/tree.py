@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.granularity import granularity_area, nearest_area
-from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.mask_set import MaskSet
+from unsam_mm.masks.granularity import granularity_area, nearest_area
+from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.prompting.inference import ClickInference, masks_of
 from unsam_mm.prompting.nodes import agreeing_nodes, click_scores
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt

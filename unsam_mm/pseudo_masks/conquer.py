@@ -11,10 +11,10 @@ import numpy as np
 from scipy import sparse
 
 from unsam_mm import threads
-from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.pseudo_masks.features import PatchFeatures
-from unsam_mm.pseudo_masks.leaves import Leaves
+from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.merging import Borders, merge_regions
+from unsam_mm.pseudo_masks.superpixels import Leaves
+from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 
 @dataclass(frozen=True)

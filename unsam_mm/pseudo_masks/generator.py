@@ -12,15 +12,15 @@ import numpy as np
 
 from unsam_mm import threads, weights
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy
 from unsam_mm.images import as_rgb_uint8
-from unsam_mm.pseudo_masks import published
+from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.conquer import GrowthSettings, LeafMeans, grow_trees
-from unsam_mm.pseudo_masks.features import PatchFeatureExtractor, vit_folder
-from unsam_mm.pseudo_masks.leaves import ColourEdges, Leaves, find_leaves
 from unsam_mm.pseudo_masks.level_sets import level_set_tree
-from unsam_mm.pseudo_masks.published import PublishedProcedure, PublishedSettings
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, Leaves, find_leaves
+from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, vit_folder
+from unsam_mm.published import procedure as published
+from unsam_mm.published.procedure import PublishedProcedure, PublishedSettings
 
 ProgressCallback = Callable[[float, str], None]
 """Called with the finished share in [0, 1] and what comes next; an exception raised inside stops the work."""

@@ -12,9 +12,9 @@ import numpy as np
 from scipy import ndimage
 from skimage.measure import label
 
-from unsam_mm.hierarchy import MaskHierarchy
-from unsam_mm.pseudo_masks.leaves import ColourEdges, leaves_of
+from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.ranking import RankedTree
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, leaves_of
 
 _OUTLIERS_PERCENT = 0.2  # this share of the pixels may lie below the lowest level, and as many above the highest
 

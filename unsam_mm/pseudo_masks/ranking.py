@@ -16,9 +16,9 @@ import numpy as np
 
 from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
-from unsam_mm.hierarchy import MaskHierarchy, sum_over_descendants
-from unsam_mm.overlaps import ious
-from unsam_mm.pseudo_masks.leaves import Leaves
+from unsam_mm.masks.hierarchy import MaskHierarchy, sum_over_descendants
+from unsam_mm.masks.overlaps import ious
+from unsam_mm.pseudo_masks.superpixels import Leaves
 
 _LEAST_SHARE = 0.02  # of the mean edge strength: what counts as no edge
 _RANGES = {'candidates': (1, np.inf), 'repetition': (0, 1), 'sharpness': (0, np.inf)}  # any other power may be negative

@@ -1,0 +1,77 @@
+"""The masks of many windows become one list: compared with their neighbours alone, and as if with all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import decode_rles
+from unsam_mm.prompting import tiled_masks
+from unsam_mm.prompting.tiled_masks import PlaneMasks
+from unsam_mm.prompting.windows import WindowPyramid
+
+
+def rectangles(rng, window, count, side_px, with_large):
+    """Random masks of a window; every third with holes, every fifth as large as the window allows."""
+    bitmaps = np.zeros((count, window.height, window.width), bool)
+    for number, bitmap in enumerate(bitmaps):
+        high, wide = rng.integers(3, side_px, 2)
+        if with_large and number % 5 == 0:
+            high, wide = window.height - 30, window.width - 30
+        y, x = rng.integers(0, window.height - high + 1), rng.integers(0, window.width - wide + 1)
+        bitmap[y : y + high, x : x + wide] = rng.random((high, wide)) < (0.97 if number % 3 == 0 else 1)
+    return MaskSet.from_bitmaps(bitmaps, rng.random(count).astype(np.float32))
+
+
+def joined(size_hw, count, side_px, max_masks=10_000, max_iou=0.95, with_large=True):
+    pyramid, rng = WindowPyramid(size_hw, 128), np.random.default_rng(0)
+    found = PlaneMasks(pyramid, max_masks, max_iou)
+    for level in range(pyramid.n_levels if with_large else 1):
+        for window in pyramid.windows(level):
+            masks = rectangles(rng, window, count, side_px, with_large)
+            found.add(window, masks, np.ones(count, np.float32), min_area_px=4)
+    return found.finished()[0]
+
+
+@pytest.mark.parametrize('max_masks', [30, 10_000], ids=['few are kept', 'all are kept'])
+@pytest.mark.parametrize('max_iou', [0.95, 0.3, 0.0])
+def test_masks_are_those_of_a_comparison_with_all(monkeypatch, max_iou, max_masks):
+    quick = joined((300, 400), 20, 60, max_masks, max_iou)
+    monkeypatch.setattr(tiled_masks, '_may_overlap', lambda boxes, areas, mask, min_iou: np.arange(len(boxes)))
+    monkeypatch.setattr(tiled_masks, '_overlapping', lambda boxes, box: np.arange(len(boxes)))
+    plain = joined((300, 400), 20, 60, max_masks, max_iou)
+    assert len(quick) > 20
+    assert [rle['counts'] for rle in quick.rles] == [rle['counts'] for rle in plain.rles]
+    np.testing.assert_array_equal(quick.scores, plain.scores)
+
+
+def test_a_parent_is_the_smallest_of_all_masks_that_hold_a_mask():
+    masks = joined((300, 400), 20, 60)
+    flat = decode_rles(masks.rles, masks.size_hw).reshape(len(masks), -1).astype(np.float32)
+    shared, areas = flat @ flat.T, flat.sum(axis=1)
+    holds = (shared / areas[:, None] >= 0.95) & (areas[None] > areas[:, None])
+    by_area = np.argsort(areas, kind='stable')
+    expected = [next((j for j in by_area if holds[i, j]), -1) for i in range(len(masks))]
+    assert masks.parents.tolist() == expected
+    assert max(expected) > 0
+
+
+def test_a_mask_is_compared_with_its_neighbours_and_not_with_all(monkeypatch):
+    """Small masks all over a plane: however large it is, few of them lie near one of them."""
+    looked_at, overlapping, shares = [0, 0], tiled_masks._overlapping, tiled_masks._shares
+
+    def counted_boxes(boxes, box_xyxy):
+        looked_at[0] += len(boxes)
+        return overlapping(boxes, box_xyxy)
+
+    def counted_shares(rle, others, of_first):
+        looked_at[1] += len(others)
+        return shares(rle, others, of_first)
+
+    monkeypatch.setattr(tiled_masks, '_overlapping', counted_boxes)
+    monkeypatch.setattr(tiled_masks, '_shares', counted_shares)
+    masks = joined((128, 128 * 60), 12, 15, with_large=False)
+    assert len(masks) > 600
+    assert looked_at[0] < len(masks) ** 2 / 5
+    assert looked_at[1] < 20 * len(masks)

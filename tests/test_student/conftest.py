@@ -1,0 +1,68 @@
+"""Tokens of real images without a ViT: colours of small squares stand in for its features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from skimage.transform import resize
+
+from unsam_mm import PseudoMaskGenerator
+from unsam_mm.pseudo_masks import generator as generator_module
+from unsam_mm.pseudo_masks.generator import GeneratorSettings
+from unsam_mm.pseudo_masks.vit import PatchFeatures
+from unsam_mm.student import RegionInputs, RegionNet, RegionTokenizer
+
+CHANNELS = 3
+
+
+class _Colours:
+    """Takes the place of `PatchFeatureExtractor`."""
+
+    def __init__(self, *options):
+        pass
+
+    def __call__(self, image, progress=None):
+        grid = resize(image, (max(1, image.shape[0] // 14), max(1, image.shape[1] // 14)), anti_aliasing=True)
+        return PatchFeatures(grid.astype(np.float32), image.shape[:2])
+
+
+@pytest.fixture(scope='session')
+def colour_tokenizer():
+    """Makes a tokenizer, given a number of tokens."""
+
+    def make(n_tokens: int, settings=None) -> RegionTokenizer:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generator_module, 'PatchFeatureExtractor', _Colours)
+            return RegionTokenizer(settings, n_tokens)
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def colour_generator():
+    """The generator with the leaves that the tokenizer finds in the cup, which is small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator_module, 'PatchFeatureExtractor', _Colours)
+        return PseudoMaskGenerator(GeneratorSettings(leaf_spacing_px=5.0))
+
+
+@pytest.fixture(scope='session')
+def cup(colour_tokenizer, coffee):
+    """80 tokens of the cup and its best 60 pseudo-masks."""
+    return colour_tokenizer(80).with_masks(coffee, max_masks=60)
+
+
+@pytest.fixture(scope='session')
+def inputs(cup):
+    """What the network reads of the cup."""
+    return RegionInputs.of(cup[0])
+
+
+@pytest.fixture
+def net():
+    """A small network with random weights, always the same."""
+    torch.manual_seed(0)
+    return RegionNet(
+        width=32, heads=2, encoder_layers=1, decoder_layers=1, prompt_channels=8, feature_channels=CHANNELS
+    )

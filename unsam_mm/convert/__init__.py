@@ -1,0 +1,1 @@
+"""Checkpoints of other frameworks as files that MMEngine or this package loads."""

@@ -1,0 +1,151 @@
+"""Released checkpoints, told apart by their names, in files that MMEngine or this package loads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from unsam_mm.convert import cutler as cutler_conversion
+from unsam_mm.convert import dino as dino_conversion
+from unsam_mm.convert import mask2former as mask2former_conversion
+from unsam_mm.convert import semantic_sam as semantic_sam_conversion
+from unsam_mm.convert import swin as swin_conversion
+from unsam_mm.convert.checkpoints import StateDict, read_checkpoint
+from unsam_mm.errors import UnSAMError, WeightsError
+from unsam_mm.files import atomic_writer
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of checkpoint.
+
+    Attributes:
+        kind: What it is, for messages.
+        mark: Matches the start of a name that no other kind has.
+        convert: Gives the tensors under MMDetection's names; takes them and the path of their file.
+        suffix: Of the file that is written: MMEngine loads ``.pth`` only, `load_cutler` only ``.safetensors``.
+        usage: How the written file is used; ``{}`` stands for its path.
+    """
+
+    kind: str
+    mark: re.Pattern[str]
+    convert: Callable[[StateDict, Path], StateDict]
+    suffix: str
+    usage: str
+
+
+FORMATS = (
+    Format(
+        mask2former_conversion.KIND,
+        re.compile(r'sem_seg_head\.predictor\.'),
+        mask2former_conversion.convert_whole_image,
+        '.pth',
+        'give it to `mim test` as --checkpoint {}, with a config whose model is _base_/models/unsam_r50.py',
+    ),
+    Format(
+        semantic_sam_conversion.KIND,
+        re.compile(r'model\.sem_seg_head\.predictor\.pb_embedding\.'),
+        semantic_sam_conversion.convert_promptable,
+        '.pth',
+        'give it to `mim test` as --checkpoint {}, with a config whose model is _base_/models/unsam_swint_prompt.py; the '
+        f'release has one click or box a prompt: weights {semantic_sam_conversion.UNTRAINED}*, for several clicks, '
+        'earlier masks and granularity, are untrained, and unused without these',
+    ),
+    Format(
+        cutler_conversion.KIND,
+        re.compile(r'roi_heads\.'),
+        cutler_conversion.convert_cutler,
+        '.safetensors',
+        "CutLERDivider(checkpoint='{}') takes it",
+    ),
+    Format(
+        dino_conversion.KIND,
+        re.compile(r'layer1\.0\.conv1\.weight'),
+        dino_conversion.convert_resnet50,
+        '.pth',
+        "start a ResNet-50 from it by model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{}')",
+    ),
+    Format(
+        swin_conversion.MOBY_KIND,
+        re.compile(r'encoder\.layers\.0\.blocks\.0\.attn\.qkv\.'),
+        swin_conversion.convert_moby,
+        '.pth',
+        "start a Swin-T from it by model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{}')",
+    ),
+)
+
+_CONVERTED = re.compile(r'mask_head\.|backbone\.layer1\.|backbone\.stages\.')
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted.
+
+    Attributes:
+        format: The kind of checkpoint.
+        target: The written file.
+        num_tensors: How many tensors it has.
+    """
+
+    format: Format
+    target: Path
+    num_tensors: int
+
+
+def convert_checkpoint(source: Path, target: Path) -> Conversion:
+    """Reads a released checkpoint and writes it in MMDetection's names. `target` appears whole or not at all.
+
+    Args:
+        source: A ``.pth`` or ``.safetensors`` file.
+        target: The file to write; replaced if it exists.
+
+    Raises:
+        WeightsError: If `source` cannot be read, or is of no known kind.
+        UnSAMError: If `target` has the wrong suffix or is `source`.
+        StoreError: If `target` cannot be written.
+    """
+    state = read_checkpoint(source)
+    format_ = recognise(state, source)
+    if target.suffix != format_.suffix:
+        raise UnSAMError(f'{target}: a file of {format_.kind} must end in {format_.suffix}; choose another name')
+    if target.exists() and target.samefile(source):
+        raise UnSAMError(f'{target}: is the checkpoint itself; choose another name')
+    converted = format_.convert(state, source)
+    content = _serialise(converted, format_, source)
+    with atomic_writer(target) as file:
+        file.buffer.write(content)  # the bytes below the text
+    return Conversion(format_, target, len(converted))
+
+
+def recognise(state: StateDict, path: Path) -> Format:
+    """The format that a name in `state` belongs to.
+
+    Raises:
+        WeightsError: If there is none.
+    """
+    for format_ in FORMATS:
+        if any(format_.mark.match(name) for name in state):
+            return format_
+    if any(_CONVERTED.match(name) for name in state):
+        raise WeightsError(f"{path}: has MMDetection's names already; use it as it is")
+    raise WeightsError(
+        f'{path}: its first name, {min(state)!r}, belongs to no known checkpoint; known are '
+        f'{"; ".join(format_.kind for format_ in FORMATS)}'
+    )
+
+
+def _serialise(state: StateDict, format_: Format, source: Path) -> bytes | memoryview:
+    if format_.suffix == '.safetensors':
+        state = {name: tensor.contiguous() for name, tensor in state.items()}
+        return safetensors.torch.save(state, metadata={'format': 'pt', 'source': source.name})
+    buffer = BytesIO()
+    # MMDetection's inference reads the names of the classes from there.
+    meta = {'source': source.name, 'kind': format_.kind, 'dataset_meta': {'classes': ('object',)}}
+    torch.save({'state_dict': state, 'meta': meta}, buffer)
+    return buffer.getbuffer()

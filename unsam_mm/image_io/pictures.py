@@ -1,0 +1,210 @@
+"""Files of one picture that Pillow knows: PNG, JPEG, WebP, BMP and others."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from unsam_mm.errors import ImageError
+from unsam_mm.image_io.colour import is_grey_mode, picture_array, swaps_sides, upright
+from unsam_mm.image_io.tiff_metadata import PixelSizes
+from unsam_mm.threads import without_warnings
+
+_ORIENTATION = 0x0112
+_PNG = b'\x89PNG\r\n\x1a\n'
+_PNG_CHECKED = (b'IHDR', b'PLTE', b'IDAT')
+_PNG_PIXELS = (b'IHDR', b'PLTE', b'acTL', b'IDAT', b'IEND', b'eXIf')
+_DEEP_COLOUR = (b'\x10\x02', b'\x10\x04', b'\x10\x06')  # 16 bits of RGB, of grey and alpha, and of RGB and alpha
+_DEEP_GREY_ALPHA = 4
+_limit_lock = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An open file of one picture; its attributes are those of `unsam_mm.image_io.reader.ImageFile`."""
+
+    path: Path
+    shape: tuple[int, ...]
+    n_channels: int
+    is_rgb: bool
+    axes: str = 'yx'
+    sizes: PixelSizes = field(default_factory=dict)
+    _file: Image.Image = field(kw_only=True)
+    _orientation: int = field(kw_only=True)
+
+    def read(self) -> np.ndarray:
+        """The file's own numbers, (H, W) or (H, W, 3).
+
+        Raises:
+            ImageError: If OpenCV is needed and missing, or the checksum of a PNG differs.
+        """
+        if _is_png(self.path):
+            _check_png(self.path)
+        deep_type = _deep_colour_type(self.path)
+        return upright(_read_deep_png(self.path, deep_type) if deep_type else self._load(), self._orientation)
+
+    def _load(self) -> np.ndarray:
+        try:
+            return picture_array(self._file)
+        except ValueError:
+            if not _is_png(self.path):
+                raise
+            with _without_limit():
+                bare = Image.open(_png_without_metadata(self.path))  # long texts may follow the pixels
+            with bare:
+                return picture_array(bare)
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Picture]:
+    """Opens a picture by its header.
+
+    Raises:
+        ImageError: If it is animated.
+    """
+    with open_with_pillow(path) as file:
+        # A phone's MPO file holds a photograph, and then previews or depths of it.
+        n_frames = 1 if file.format == 'MPO' else getattr(file, 'n_frames', 1)
+        if n_frames > 1:
+            raise ImageError(
+                f'{path}: expected one image, got a {file.format} of {n_frames} frames; '
+                'save each in a file of its own, or all as a TIFF stack'
+            )
+        orientation = _orientation(file, path)
+        width, height = file.size
+        is_grey = is_grey_mode(file.mode) or _deep_colour_type(path) == _DEEP_GREY_ALPHA
+        yield Picture(
+            path,
+            (width, height) if swaps_sides(orientation) else (height, width),
+            1 if is_grey else 3,
+            not is_grey,
+            _file=file,
+            _orientation=orientation,
+        )
+
+
+def open_with_pillow(path: Path) -> Image.Image:
+    """Opens a picture of any size: Pillow's limit is meant for servers that read the files of strangers.
+
+    Raises:
+        PIL.UnidentifiedImageError: If the format is not known.
+    """
+    with _without_limit():
+        try:
+            return Image.open(path)
+        except (UnidentifiedImageError, ValueError):  # damaged texts, and long ones
+            if not _is_png(path):
+                raise
+            return Image.open(_png_without_metadata(path))
+
+
+def read_frames(path: Path, numbers: Iterable[int]) -> Iterator[np.ndarray]:
+    """Some frames of a file, as `picture_array` gives them."""
+    with _without_limit(), Image.open(path) as file:
+        for number in numbers:
+            file.seek(number)
+            yield picture_array(file)
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
+    with _limit_lock, without_warnings():  # Pillow warns of harmless oddities in headers
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _orientation(file: Image.Image, path: Path) -> int:
+    """The orientation tag; no pixel is decoded for it."""
+    if file.format == 'TIFF':
+        return 1  # Pillow turns TIFF files itself
+    try:
+        if file.format == 'PNG' and 'exif' not in file.info and (exif := _png_exif(path)):
+            file.info['exif'] = exif
+        with without_warnings():
+            return int(Image.Image.getexif(file).get(_ORIENTATION, 1))  # that of PNG files would decode the pixels
+    except Exception:  # noqa: BLE001 (broken EXIF raises anything, and does not make the pixels worse)
+        return 1
+
+
+def _png_exif(path: Path) -> bytes | None:
+    """The EXIF data of a PNG, which may follow its pixels."""
+    with path.open('rb') as file:
+        file.seek(len(_PNG))
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack('>I4s', header)
+            if kind == b'eXIf':
+                return file.read(length)
+            file.seek(length + 4, os.SEEK_CUR)
+    return None
+
+
+def _is_png(path: Path) -> bool:
+    with path.open('rb') as file:
+        return file.read(len(_PNG)) == _PNG
+
+
+def _deep_colour_type(path: Path) -> int:
+    """The colour type of a PNG that Pillow would cut to 8 bits; 0 for all other files."""
+    with path.open('rb') as file:
+        header = file.read(26)
+    return header[25] if header.startswith(_PNG) and header[24:26] in _DEEP_COLOUR else 0
+
+
+def _read_deep_png(path: Path, colour_type: int) -> np.ndarray:
+    """Pixels of a PNG with 16 bits a colour."""
+    if importlib.util.find_spec('cv2') is None:
+        raise ImageError(
+            f"{path}: PNG files with 16 bits a colour are read by OpenCV; run: pip install 'unsam_mm[codecs]'"
+        )
+    from unsam_mm.image_io.opencv import import_opencv
+
+    bare = _png_without_metadata(path)
+    with _without_limit(), Image.open(bare) as file:
+        file.verify()  # OpenCV does not say what is wrong
+    cv2 = import_opencv()
+    pixels = cv2.imdecode(np.frombuffer(bare.getbuffer(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ImageError(f'{path}: cannot be read as an image; copy it again or convert it to TIFF')
+    return pixels[..., 0] if colour_type == _DEEP_GREY_ALPHA else pixels[..., [2, 1, 0]]
+
+
+def _check_png(path: Path) -> None:
+    """Compares the checksums of a PNG's pixels: Pillow does not, and what follows a damaged byte comes out as noise.
+
+    Raises:
+        ImageError: If one differs.
+    """
+    for kind, chunk in _png_chunks(path.read_bytes()):
+        is_whole = len(chunk) == 12 + int.from_bytes(chunk[:4], 'big')  # Pillow tells of one that is not
+        if kind in _PNG_CHECKED and is_whole and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], 'big'):
+            raise ImageError(f'{path}: the file is damaged (its checksum differs); copy it again')
+
+
+def _png_without_metadata(path: Path) -> io.BytesIO:
+    """A PNG with nothing but its pixels and their orientation: decoders fail on long texts or warn of odd profiles."""
+    chunks = _png_chunks(path.read_bytes())
+    return io.BytesIO(_PNG + b''.join(chunk for kind, chunk in chunks if kind in _PNG_PIXELS))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """The kind of each chunk of a PNG, and the chunk: its length, kind, content and checksum."""
+    position = len(_PNG)
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from('>I4s', data, position)
+        end = position + 12 + length
+        yield kind, memoryview(data)[position:end]
+        position = end

@@ -1,0 +1,409 @@
+"""Clusters of patches inside one crop, their pixels, and the suppression of near-equal masks.
+
+Merging patches pair by pair makes a tree, and one level of the published procedure, all clusters left at a threshold, is
+a cut of it. Patches are numbered depth-first, so a cluster is an interval, clusters nest or are disjoint, and their IoU is
+a ratio of areas. Pixels are only ever written as runs: column by column, start and end, numbered over the whole image as
+COCO's run lengths are. A mask costs its outline then, whatever the size of the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from pycocotools import mask as coco_mask
+from scipy import ndimage
+
+from unsam_mm.masks.rle import Rle, areas_and_boxes
+from unsam_mm.pseudo_masks.merging import merge_regions
+
+_CUBIC = -0.75  # the constant of Keys' kernel that torch uses for its bicubic interpolation
+_OUTER = np.float32(-_CUBIC / 4)  # the outer weights, at their largest half way between two centres
+_HALF = np.float32(0.5 + 1e-5)  # exact halves are common on a regular grid; rounding must not decide them
+
+
+@dataclass(frozen=True)
+class PatchClusters:
+    """What the merge loop leaves at each of several thresholds, on one grid of patches.
+
+    Attributes:
+        order: (P,) int64 patch numbers (row-major) in depth-first order; patches outside the mask come last.
+        first: (K,) int64; cluster k holds the patches ``order[first[k]:last[k]]``.
+        last: (K,) int64, exclusive.
+        levels: (K, T) bool; whether the cluster is there at each threshold.
+        grid_hw: Rows and columns of the grid.
+    """
+
+    order: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    levels: np.ndarray
+    grid_hw: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def patches(self, cluster: int) -> np.ndarray:
+        """(h, w) bool: the patches of one cluster."""
+        member = np.zeros(self.grid_hw[0] * self.grid_hw[1], bool)
+        member[self.order[self.first[cluster] : self.last[cluster]]] = True
+        return member.reshape(self.grid_hw)
+
+
+def cluster_patches(
+    grid: np.ndarray, thresholds: tuple[float, ...], min_patches: int = 4, inside: np.ndarray | None = None
+) -> PatchClusters:
+    """Merges touching patches by the cosine of mean features and keeps what is left at each threshold.
+
+    The published loop stops when no pair reaches the first threshold, records the clusters, and goes on from there with
+    the next. The merges are the same as without the stops, so one tree holds all levels.
+
+    Args:
+        grid: (h, w, C) features; as published they are not brought to unit length, so that long ones count more.
+        thresholds: Cosines, falling.
+        min_patches: Smaller clusters are left out.
+        inside: (h, w) bool, the patches that take part; all of them by default.
+
+    Returns:
+        The clusters, each once; never the one that holds everything, since that is the divided mask itself.
+    """
+    rows, columns, channels = grid.shape
+    inside = np.ones((rows, columns), bool) if inside is None else inside
+    parts, n_parts = ndimage.label(inside)
+    number = np.full(rows * columns, -1)
+    orders, firsts, lasts, levels = [], [], [], []
+    n_ordered = 0
+    for part in range(1, n_parts + 1):  # merges in one part do not change another, so each has its own tree
+        patches = np.flatnonzero(parts.ravel() == part)
+        number[patches] = np.arange(len(patches))
+        features = grid.reshape(-1, channels)
+        features = features if len(patches) == len(features) else features[patches]
+        edges = _grid_edges(np.where(parts == part, number.reshape(rows, columns), -1))
+        parent, similarity = merge_regions(features, np.ones(len(patches)), edges)
+        order, first, last = _depth_first(parent, len(patches))
+        present = _levels(parent, similarity, thresholds)
+        kept = present.any(axis=1) & (last - first >= min_patches)
+        if n_parts == 1:
+            kept[-1] = False
+        orders.append(patches[order])
+        firsts.append(first[kept] + n_ordered)
+        lasts.append(last[kept] + n_ordered)
+        levels.append(present[kept])
+        n_ordered += len(patches)
+    empty = np.zeros(0, np.int64)
+    return PatchClusters(
+        order=np.concatenate([*orders, np.flatnonzero(~inside.ravel())]),
+        first=np.concatenate([empty, *firsts]),
+        last=np.concatenate([empty, *lasts]),
+        levels=np.concatenate([np.zeros((0, len(thresholds)), bool), *levels]),
+        grid_hw=(rows, columns),
+    )
+
+
+def _grid_edges(number: np.ndarray) -> np.ndarray:
+    """(E, 2) pairs of the numbers in 4-neighbouring cells; cells with -1 have none."""
+    pairs = np.concatenate(
+        [
+            np.stack([number[:, :-1].ravel(), number[:, 1:].ravel()], axis=1),
+            np.stack([number[:-1].ravel(), number[1:].ravel()], axis=1),
+        ]
+    )
+    return pairs[(pairs >= 0).all(axis=1)]
+
+
+def _levels(parent: np.ndarray, similarity: np.ndarray, thresholds: tuple[float, ...]) -> np.ndarray:
+    """(N, T) bool: whether each node exists, and is not merged yet, when the loop stops at each threshold."""
+    n_leaves = len(similarity) + 1
+    # Similarities may rise again after a merge, so what counts is the first one below the threshold.
+    lowest = np.minimum.accumulate(similarity)
+    done = np.array([np.count_nonzero(lowest >= threshold) for threshold in thresholds])
+    born = np.maximum(np.arange(len(parent)) - n_leaves, -1)
+    ended = np.where(parent >= 0, parent - n_leaves, n_leaves)
+    return (born[:, None] < done) & (done <= ended[:, None])
+
+
+@numba.njit(nogil=True, cache=True)
+def _depth_first(parent, n_leaves):
+    """Leaves in depth-first order, and for each node the interval of that order that it holds."""
+    size = np.zeros(len(parent), np.int64)
+    size[:n_leaves] = 1
+    for node in range(len(parent) - 1):
+        size[parent[node]] += size[node]
+    first = np.zeros(len(parent), np.int64)
+    cursor = np.zeros(len(parent), np.int64)
+    for node in range(len(parent) - 2, -1, -1):  # a parent comes before its children
+        up = parent[node]
+        first[node] = cursor[node] = cursor[up]
+        cursor[up] += size[node]
+    order = np.empty(n_leaves, np.int64)
+    for leaf in range(n_leaves):
+        order[first[leaf]] = leaf
+    return order, first, first + size
+
+
+@numba.njit(nogil=True, cache=True)
+def intersect_runs(a, b):
+    """(R, 2) int64: the runs that two sorted sets of runs have in common."""
+    common = np.empty((len(a) + len(b), 2), np.int64)
+    n_common = 0
+    i, j = 0, 0
+    if len(a):
+        j = np.searchsorted(b[:, 1], a[0, 0], side='right')
+    while i < len(a) and j < len(b):
+        low, high = max(a[i, 0], b[j, 0]), min(a[i, 1], b[j, 1])
+        if low < high:
+            common[n_common, 0], common[n_common, 1] = low, high
+            n_common += 1
+        if a[i, 1] < b[j, 1]:
+            i += 1
+        else:
+            j += 1
+    return common[:n_common].copy()
+
+
+def suppress_nested(
+    first: np.ndarray,
+    last: np.ndarray,
+    area: np.ndarray,
+    max_iou: float,
+    window: int | None = None,
+    runs: list[np.ndarray] | None = None,
+) -> np.ndarray:
+    """Non-maximum suppression of clusters of one tree, which nest or are disjoint: larger ones are kept.
+
+    Args:
+        first: (N,) starts of their intervals, in the order in which they are judged, areas not rising.
+        last: (N,) ends, exclusive.
+        area: (N,) areas. No IoU is larger than the ratio of areas, and that of masks that nest is equal to it.
+        max_iou: A cluster whose IoU with a kept one is larger is dropped.
+        window: A kept one is compared with only so many of those that follow; with all by default.
+        runs: N masks of the clusters, where these do not nest to the pixel, as interpolated ones do not. The few pairs
+            that the areas leave in doubt are compared by them.
+
+    Returns:
+        (N,) bool: what is kept.
+    """
+    offsets = np.cumsum([0, *(len(mask) for mask in runs or ())])
+    return _suppress_nested(
+        np.asarray(first, np.int64),
+        np.asarray(last, np.int64),
+        np.asarray(area, np.float64),
+        max_iou,
+        len(first) if window is None else window,
+        np.concatenate([np.zeros((0, 2), np.int64), *(runs or ())]),
+        offsets,
+    )
+
+
+@numba.njit(nogil=True, cache=True)
+def _suppress_nested(first, last, area, max_iou, window, runs, offsets):
+    kept = np.ones(len(first), np.bool_)
+    for i in range(len(first)):
+        if not kept[i]:
+            continue
+        for j in range(i + 1, min(i + 1 + window, len(first))):
+            inside = first[i] <= first[j] and last[j] <= last[i]
+            around = first[j] <= first[i] and last[i] <= last[j]
+            shared = min(area[i], area[j])
+            if not (inside or around) or shared / max(area[i], area[j]) <= max_iou:
+                continue
+            if len(runs):
+                common = intersect_runs(runs[offsets[i] : offsets[i + 1]], runs[offsets[j] : offsets[j + 1]])
+                shared = (common[:, 1] - common[:, 0]).sum()
+            kept[j] = kept[j] and shared / (area[i] + area[j] - shared) <= max_iou
+    return kept
+
+
+def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
+    """Non-maximum suppression of any masks, larger ones first, on run lengths.
+
+    Two masks can only overlap that much if their areas and boxes do, and few pairs are left to be compared after that.
+
+    Args:
+        rles: N masks of one image.
+        max_iou: A mask whose IoU with a larger kept one is larger than this is dropped.
+
+    Returns:
+        Indices of the kept masks, in rising order.
+    """
+    areas, boxes = areas_and_boxes(rles)
+    kept = np.zeros(0, np.int64)
+    for i in np.argsort(-areas, kind='stable'):
+        close = kept[areas[i] / areas[kept] > max_iou]
+        low, high = np.maximum(boxes[close, :2], boxes[i, :2]), np.minimum(boxes[close, 2:], boxes[i, 2:])
+        close = close[np.maximum(high - low, 0).prod(axis=1) / areas[close] > max_iou]
+        if not len(close) or not (coco_mask.iou([rles[i]], [rles[j] for j in close], [0] * len(close)) > max_iou).any():
+            kept = np.append(kept, i)
+    return np.sort(kept)
+
+
+class BicubicPixels:
+    """Pixels of clusters: their patches, enlarged to the box bicubically, where the value is above 0.5.
+
+    Args:
+        clusters: Clusters of the patches of a crop.
+        box_xyxy: The crop in the image, in pixels; right and bottom edges exclusive.
+        height: Height of the image.
+    """
+
+    def __init__(self, clusters: PatchClusters, box_xyxy: tuple[int, int, int, int], height: int) -> None:
+        x0, y0, x1, y1 = box_xyxy
+        self._clusters, self._corner, self._height = clusters, (x0, y0), height
+        self._rows = _cubic_taps(clusters.grid_hw[0], y1 - y0)
+        self._columns = _cubic_taps(clusters.grid_hw[1], x1 - x0)
+
+    def runs(self, cluster: int) -> np.ndarray:
+        """(R, 2) int64 starts and ends of the runs of one cluster, numbered over the image column by column."""
+        member = self._clusters.patches(cluster).astype(np.float32)
+        return _joined(_bicubic_runs(member, *self._rows, *self._columns, *self._corner, self._height))
+
+
+class PartitionPixels:
+    """Pixels of clusters where every pixel of the crop belongs to one patch, so that clusters stay nested.
+
+    Args:
+        clusters: Clusters of the patches of a crop.
+        patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the crop.
+        box_xyxy: The crop in the image, in pixels; right and bottom edges exclusive.
+        height: Height of the image.
+    """
+
+    def __init__(
+        self,
+        clusters: PatchClusters,
+        patch_of_pixel: np.ndarray,
+        box_xyxy: tuple[int, int, int, int],
+        height: int,
+    ) -> None:
+        x0, y0 = box_xyxy[:2]
+        position = np.empty(len(clusters.order), np.int64)
+        position[clusters.order] = np.arange(len(clusters.order))
+        labels = position[patch_of_pixel].T
+        new = np.ones(labels.shape, bool)
+        new[:, 1:] = labels[:, 1:] != labels[:, :-1]
+        x, y = np.nonzero(new)
+        flat = np.flatnonzero(new)
+        length = np.diff(flat, append=labels.size)
+        start = (x + x0) * height + y + y0
+        order = np.argsort(labels[x, y], kind='stable')
+        self._runs = np.stack([start, start + length], axis=1)[order]
+        self._offsets = np.searchsorted(labels[x, y][order], np.arange(len(position) + 1))
+        self._clusters = clusters
+
+    def runs(self, cluster: int) -> np.ndarray:
+        """(R, 2) int64 starts and ends of the runs of one cluster, numbered over the image column by column."""
+        low, high = self._offsets[[self._clusters.first[cluster], self._clusters.last[cluster]]]
+        return _joined(self._runs[low:high][np.argsort(self._runs[low:high, 0])])
+
+
+@numba.njit(nogil=True, cache=True)
+def draw_runs(runs, height, x0, y0, x1, y1):
+    """(y1 - y0, x1 - x0) uint8: 1 where runs of an image so high cover a box that holds all of them."""
+    drawn = np.zeros((x1 - x0, y1 - y0), np.uint8)
+    for run in range(len(runs)):
+        start = runs[run, 0]
+        while start < runs[run, 1]:
+            x, y = start // height, start % height
+            end = min(runs[run, 1], (x + 1) * height)
+            if x0 <= x < x1:
+                drawn[x - x0, max(y - y0, 0) : max(min(y1, y + end - start) - y0, 0)] = 1
+            start = end
+    return drawn.T
+
+
+def _joined(runs: np.ndarray) -> np.ndarray:
+    """The same runs with those joined that touch, as the end of a column and the start of the next do."""
+    gap = runs[1:, 0] != runs[:-1, 1]
+    if gap.all():
+        return runs
+    return np.stack([runs[np.r_[True, gap], 0], runs[np.r_[gap, True], 1]], axis=1)
+
+
+def _cubic_taps(n_cells: int, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each pixel centre the cell at or before it (-1 before the first), and (n_pixels, 4) float32 weights.
+
+    The weights belong to the cells before, at, after and two after; cells beyond the ends repeat the last one.
+    """
+    position = (np.arange(n_pixels) + 0.5) * n_cells / n_pixels - 0.5
+    base = np.floor(position)
+    distance = np.abs(position - base - np.arange(-1, 3)[:, None]).T
+    near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
+    far = ((distance - 5) * distance + 8) * distance * _CUBIC - 4 * _CUBIC
+    return base.astype(np.int64), np.where(distance <= 1, near, far).astype(np.float32)
+
+
+@numba.njit(nogil=True, cache=True)
+def _bicubic_runs(member, row_base, row_weights, column_base, column_weights, x0, y0, height):
+    """Runs of the pixels whose interpolated value is above a half, in a crop at (x0, y0) of an image so high.
+
+    The two inner weights are never negative, the two outer ones never positive, and those add up to at most `_OUTER`. This
+    bounds the values between two patch centres, so only cells that the outline crosses are interpolated.
+    """
+    n_rows, n_columns = member.shape
+    top, bottom, left, right = _bounds(member)
+    columns = np.ascontiguousarray(member.T)
+    # Beyond one patch from the outermost patch centres no value is above a half.
+    x_low, x_high = np.searchsorted(column_base, left - 1), np.searchsorted(column_base, right + 1)
+    y_end = np.searchsorted(row_base, bottom + 1)
+    cell_start = np.searchsorted(row_base, np.arange(top - 1, bottom + 2))
+    runs = np.empty((max((x_high - x_low) * 2, 16), 2), np.int64)
+    n_runs, last_column, last_base = 0, 0, -2
+    line, new_line = np.zeros(n_rows, np.float32), np.zeros(n_rows, np.float32)
+    for x in range(x_low, x_high):
+        same = column_base[x] == last_base
+        last_base = column_base[x]
+        before, at = columns[max(last_base - 1, 0)], columns[max(last_base, 0)]
+        after, behind = columns[min(last_base + 1, n_columns - 1)], columns[min(last_base + 2, n_columns - 1)]
+        w0, w1, w2, w3 = column_weights[x]
+        for row in range(top, bottom + 1):
+            total = w0 * before[row] + w1 * at[row] + w2 * after[row] + w3 * behind[row]
+            same &= abs(total - line[row]) < 1e-6
+            new_line[row] = total
+        n_before = n_runs
+        if n_runs + (y_end - cell_start[0]) // 2 + 1 >= len(runs):
+            runs = np.concatenate((runs, np.empty((len(runs) + height, 2), np.int64)))
+        if same:  # as in the middle of a cluster: the column before, once more
+            for run in range(last_column, n_before):
+                runs[n_runs] = runs[run] + height
+                n_runs += 1
+        else:
+            line, new_line = new_line, line
+            column_start = (x + x0) * height + y0
+            start = -1
+            for cell in range(len(cell_start) - 1):
+                base = top - 1 + cell
+                a, b = line[max(base - 1, 0)], line[max(base, 0)]
+                c, d = line[min(base + 1, n_rows - 1)], line[min(base + 2, n_rows - 1)]
+                lowest, highest = min(b, c), max(b, c)
+                sure = (
+                    min(lowest, lowest + _OUTER * (lowest - max(a, d))) > _HALF + 1e-4
+                    or max(highest, highest + _OUTER * (highest - min(a, d))) < _HALF - 1e-4
+                )
+                y_stop = cell_start[cell] + 1 if sure else cell_start[cell + 1]
+                for y in range(cell_start[cell], min(y_stop, cell_start[cell + 1])):
+                    weights = row_weights[y]
+                    value = weights[0] * a + weights[1] * b + weights[2] * c + weights[3] * d
+                    if value > _HALF:
+                        start = y if start < 0 else start
+                    elif start >= 0:
+                        runs[n_runs] = column_start + start, column_start + y
+                        n_runs += 1
+                        start = -1
+            if start >= 0:
+                runs[n_runs] = column_start + start, column_start + y_end
+                n_runs += 1
+        last_column = n_before
+    return runs[:n_runs].copy()
+
+
+@numba.njit(nogil=True, cache=True)
+def _bounds(member):
+    """First and last row, first and last column that hold anything."""
+    top, bottom, left, right = member.shape[0], -1, member.shape[1], -1
+    for row in range(member.shape[0]):
+        for column in range(member.shape[1]):
+            if member[row, column] > 0:
+                top, bottom = min(top, row), max(bottom, row)
+                left, right = min(left, column), max(right, column)
+    return top, bottom, left, right

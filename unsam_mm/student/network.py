@@ -1,0 +1,239 @@
+"""The network: regions attend to each other once for an image, then prompts ask them which belong together."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from unsam_mm.errors import UnSAMError
+from unsam_mm.student.pairs import LOOKS, OTHER_DISTANCES, RegionInputs
+from unsam_mm.student.prompts import MARKS, RegionPrompts
+
+_WAVES = 8  # sines and as many cosines for a place or a granularity
+_STATISTICS = 8  # numbers on the outline and size of a mask, for its scores
+_WIDEST_GAP = 0.5
+_STEP_SHARPNESS = 6.0  # a step of granularity of a quarter up or down saturates
+
+
+class RegionNet(nn.Module):
+    """Answers prompts with a logit for each region of an image, and scores of the mask that they make.
+
+    Args:
+        width: Channels of a region and of a prompt.
+        heads: Attention heads; must divide the width.
+        encoder_layers: Layers in which regions attend to each other.
+        decoder_layers: Layers in which prompts attend to regions.
+        prompt_channels: Channels of each pair of a prompt and a region.
+        feature_channels: Channels of the ViT's features.
+        trees: Trees in which regions hang together.
+
+    Raises:
+        UnSAMError: If the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        width: int = 128,
+        heads: int = 4,
+        encoder_layers: int = 3,
+        decoder_layers: int = 2,
+        prompt_channels: int = 32,
+        feature_channels: int = 384,
+        trees: int = 4,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise UnSAMError(f'width must be a multiple of heads, got {width} and {heads}')
+        distances = trees + OTHER_DISTANCES
+        self.trees, self.feature_channels = trees, feature_channels
+        self.region = _mlp(2 * feature_channels + LOOKS + 4 * _WAVES, 2 * width, width)
+        self.pair_bias = _mlp(distances, 16, heads * encoder_layers)
+        self.encoder = nn.ModuleList(EncoderLayer(width, heads) for _ in range(encoder_layers))
+        self.encoder_norm = nn.LayerNorm(width)
+        self.granularity = _mlp(2 * _WAVES + 1, width, width)
+        self.prompt = nn.Linear(2 * width, width)
+        self.pair = nn.Linear(2 * distances + MARKS + trees, prompt_channels)
+        self.pair_region = nn.Linear(width, prompt_channels, bias=False)
+        self.pair_prompt = nn.Linear(width, prompt_channels, bias=False)
+        self.decoder = nn.ModuleList(DecoderLayer(width, heads, prompt_channels) for _ in range(decoder_layers))
+        self.decoder_norm = nn.LayerNorm(width)
+        self.mask = MaskHead(width, prompt_channels)
+        self.score = _mlp(2 * width + _STATISTICS + 2 * trees, width, 2)
+
+    def encode(self, inputs: RegionInputs) -> Tensor:
+        """(L, width) regions that know of each other.
+
+        Raises:
+            UnSAMError: If the inputs have another number of trees or of feature channels than the network.
+        """
+        found = (inputs.n_trees, inputs.features.shape[1] // 2)
+        if found != (self.trees, self.feature_channels):
+            raise UnSAMError(
+                f'the tokens have {found[0]} trees and {found[1]} feature channels, the network {self.trees} and '
+                f'{self.feature_channels}; use the generator settings that it was trained with'
+            )
+        regions = self.region(torch.cat([inputs.features, inputs.looks, _waves(inputs.centres_yx)], dim=1))
+        biases = self.pair_bias(inputs.pairs).permute(2, 0, 1).chunk(len(self.encoder))
+        for layer, bias in zip(self.encoder, biases, strict=True):
+            regions = layer(regions, bias)
+        return self.encoder_norm(regions)
+
+    def decode(self, inputs: RegionInputs, encoded: Tensor, prompts: RegionPrompts) -> tuple[Tensor, Tensor]:
+        """Answers prompts, each on its own.
+
+        Args:
+            inputs: Of the image.
+            encoded: (L, width), as from `encode`.
+            prompts: Q prompts; about 0.5 MB each with 768 regions, so ask for a few hundred at a time.
+
+        Returns:
+            logits: (Q, L); a region belongs to the mask if its logit is positive.
+            scores: (Q, 2) logits: what the mask is worth in a list of all masks, and under a click.
+        """
+        known = ~prompts.granularity.isnan()
+        granularity = torch.where(known, prompts.granularity, 0.0)
+        wanted = self.granularity(
+            torch.cat([_waves(granularity[:, None]) * known[:, None], known[:, None].to(granularity)], dim=1)
+        )
+        queries = self.prompt(torch.cat([prompts.weights @ encoded, wanted], dim=1)) + wanted
+        hidden = self._pairs(prompts.channels, granularity, known, encoded, queries)
+        log_areas = (inputs.areas_px / inputs.areas_px.mean()).log()
+        for layer in self.decoder:
+            queries = layer(queries, encoded, hidden, log_areas)
+        queries = self.decoder_norm(queries)
+        logits = self.mask(queries, encoded, hidden)
+        shares = logits.sigmoid()
+        pixels = shares * inputs.areas_px
+        pooled = pixels @ encoded / (pixels.sum(1, keepdim=True) + 1e-6)
+        gaps = _gaps(prompts.channels[..., : self.trees], granularity) * known[:, None]
+        described = torch.cat(
+            [_statistics(inputs, shares), granularity[:, None], known[:, None].to(shares), gaps], dim=1
+        )
+        return logits, self.score(torch.cat([queries, pooled, described], dim=1))
+
+    def _pairs(self, channels: Tensor, granularity: Tensor, known: Tensor, encoded: Tensor, queries: Tensor) -> Tensor:
+        """(Q, L, prompt_channels) what each prompt and region have to do with each other."""
+        steps = ((channels[..., : self.trees] - granularity[:, None, None]) * _STEP_SHARPNESS).clamp(-1.5, 1.5)
+        of_channels, of_steps = self.pair.weight.split([channels.shape[-1], self.trees], dim=1)
+        # In place, and the bias where it is small: reading and writing this tensor takes longer than the products.
+        hidden = linear(channels, of_channels)
+        hidden.flatten(0, 1).addmm_((steps * known[:, None, None]).flatten(0, 1), of_steps.T)
+        hidden += self.pair_region(encoded)
+        hidden += (self.pair_prompt(queries) + self.pair.bias)[:, None]
+        return hidden.relu_()
+
+
+class EncoderLayer(nn.Module):
+    """Attention among regions, with a bias for each pair, and a feed-forward part."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.forward_norm = nn.LayerNorm(width)
+        self.feed_forward = _mlp(width, 3 * width, width)
+
+    def forward(self, regions: Tensor, bias: Tensor) -> Tensor:
+        """(L, width) from (L, width) and a (heads, L, L) bias."""
+        projected = self.query_key_value(self.attention_norm(regions))
+        query, key, value = projected.unflatten(1, (3, self.heads, -1)).permute(1, 2, 0, 3)
+        attended = scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=bias[None])[0]
+        regions = regions + self.attention_out(attended.transpose(0, 1).flatten(1))
+        return regions + self.feed_forward(self.forward_norm(regions))
+
+
+class DecoderLayer(nn.Module):
+    """Attention of prompts to regions, large ones more, and a feed-forward part; prompts do not see each other."""
+
+    def __init__(self, width: int, heads: int, prompt_channels: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.pair_bias = nn.Linear(prompt_channels, heads)
+        self.forward_norm = nn.LayerNorm(width)
+        self.feed_forward = _mlp(width, 3 * width, width)
+
+    def forward(self, queries: Tensor, regions: Tensor, hidden: Tensor, log_areas: Tensor) -> Tensor:
+        """(Q, width) from (Q, width), (L, width), (Q, L, prompt_channels) and (L,)."""
+        query = self.query(self.attention_norm(queries)).unflatten(1, (self.heads, -1)).transpose(0, 1)
+        key, value = self.key_value(regions).unflatten(1, (2, self.heads, -1)).permute(1, 2, 0, 3)
+        affinity = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
+        affinity += self.pair_bias(hidden).permute(2, 0, 1)
+        affinity += log_areas
+        attended = (affinity.softmax(-1) @ value).transpose(0, 1).flatten(1)
+        queries = queries + self.attention_out(attended)
+        return queries + self.feed_forward(self.forward_norm(queries))
+
+
+class MaskHead(nn.Module):
+    """The logit of each region for each prompt: by likeness, and by what the two have to do with each other."""
+
+    def __init__(self, width: int, prompt_channels: int) -> None:
+        super().__init__()
+        self.query = _mlp(width, width, width)
+        self.region = nn.Linear(width, width)
+        self.pair = nn.Linear(prompt_channels, prompt_channels)
+        self.pair_query = nn.Linear(width, prompt_channels)
+        self.pair_out = nn.Linear(prompt_channels, 1)
+        self.pair_weights = nn.Linear(width, prompt_channels)
+
+    def forward(self, queries: Tensor, regions: Tensor, hidden: Tensor) -> Tensor:
+        """(Q, L) from (Q, width), (L, width) and (Q, L, prompt_channels)."""
+        alike = self.query(queries) @ self.region(regions).T / math.sqrt(regions.shape[1])
+        related = linear(hidden, self.pair.weight)  # its bias is added with the next line
+        related += (self.pair_query(queries) + self.pair.bias)[:, None]
+        related = self.pair_out(related.relu_())[..., 0]
+        return alike + related + (hidden @ self.pair_weights(queries)[..., None])[..., 0] * 0.2
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+def _waves(values: Tensor) -> Tensor:
+    """(N, 2 K _WAVES) sines and cosines of (N, K) values at half waves that double in number."""
+    frequencies = 2.0 ** torch.arange(_WAVES, device=values.device) * (math.pi / 2)
+    angles = values[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def _gaps(on_paths: Tensor, granularity: Tensor) -> Tensor:
+    """(Q, 2 T) from the granularity to the next node above and below on the path of each tree: how long a region lasts."""
+    apart = on_paths - granularity[:, None, None]
+    reached = apart <= 1e-4
+    above = apart.masked_fill(reached, _WIDEST_GAP).amin(1)
+    below = (-apart).masked_fill(~reached, _WIDEST_GAP).amin(1)
+    return torch.cat([above, below], dim=1).clamp(0, _WIDEST_GAP)
+
+
+@torch.no_grad()
+def _statistics(inputs: RegionInputs, shares: Tensor) -> Tensor:
+    """(Q, 6) of soft masks: edge strength along the outline, its bounded root, size, touch of the image's border,
+    certainty, and roughness."""
+    areas = inputs.areas_px
+    one, other = inputs.edges.unbind(1)
+    outline = (shares[:, one] - shares[:, other]).abs() * inputs.edge_lengths_px
+    length_px = outline.sum(1)
+    strength = (outline * inputs.edge_strengths).sum(1) / (length_px + 1e-6)
+    area_px = (shares * areas).sum(1)
+    inside = (shares > 0.5).to(shares)
+    certainty = (inside * shares * areas).sum(1) / ((inside * areas).sum(1) + 1e-6)
+    return torch.stack(
+        [
+            strength,
+            strength.clamp(max=3).sqrt(),
+            (area_px / areas.sum()).clamp(min=1e-5).log() / 4,
+            inside @ inputs.border_share,
+            certainty,
+            length_px / (area_px.sqrt() + 1) / 10,
+        ],
+        dim=1,
+    )

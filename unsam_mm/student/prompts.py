@@ -1,0 +1,132 @@
+"""Prompts as the network reads them: for each region how far it is from what was pointed at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unsam_mm.student.pairs import RegionInputs
+
+FAR = 1.5
+"""Stands for every distance where nothing was pointed at; larger than most distances that occur."""
+
+MARKS = 5
+"""Channels behind the distances: has negatives, in the box, has a box, earlier mask, has an earlier mask."""
+
+_HAS_NEGATIVE, _IN_BOX, _HAS_BOX, _EARLIER, _HAS_EARLIER = range(-MARKS, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class RegionPrompts:
+    """Q prompts on one image of L regions whose pairs have P distances.
+
+    Attributes:
+        channels: (Q, L, 2 P + 5) float32; distances to the nearest positive region, to the nearest negative one, and
+            `MARKS`.
+        weights: (Q, L) float32; where the prompt is, adding up to 1.
+        granularity: (Q,) float32 in [0, 1]; NaN where it is not known.
+    """
+
+    channels: Tensor
+    weights: Tensor
+    granularity: Tensor
+
+    @classmethod
+    def from_seeds(cls, inputs: RegionInputs, seeds: Tensor, granularity: Tensor | None = None) -> RegionPrompts:
+        """One positive region each.
+
+        Args:
+            inputs: Of the image.
+            seeds: (Q,) int64 regions.
+            granularity: (Q,), NaN where not known; by default nowhere.
+        """
+        n_distances = inputs.pairs.shape[-1]
+        channels = inputs.pairs.new_zeros(len(seeds), len(inputs), 2 * n_distances + MARKS)
+        channels[..., :n_distances] = inputs.pairs[seeds]
+        channels[..., n_distances : 2 * n_distances] = FAR
+        weights = channels.new_zeros(len(seeds), len(inputs))
+        weights[torch.arange(len(seeds), device=weights.device), seeds] = 1
+        return cls(channels, weights, _granularity(granularity, weights))
+
+    @classmethod
+    def from_parts(
+        cls,
+        inputs: RegionInputs,
+        positive: Tensor,
+        negative: Tensor | None = None,
+        boxes_xyxy: Tensor | None = None,
+        previous: Tensor | None = None,
+        granularity: Tensor | None = None,
+    ) -> RegionPrompts:
+        """Prompts of several parts, each of which may be absent in any of them.
+
+        Args:
+            inputs: Of the image.
+            positive: (Q, K) int64 regions, -1 for none; K may be 0.
+            negative: (Q, K') int64 regions, -1 for none.
+            boxes_xyxy: (Q, 4) float in pixels; a row of NaN is no box.
+            previous: (Q, L) float in [0, 1], the share of each region in an earlier mask; a row of NaN is none.
+            granularity: (Q,) float, NaN where not known; by default nowhere.
+        """
+        n_distances, n_prompts = inputs.pairs.shape[-1], len(positive)
+        channels = inputs.pairs.new_zeros(n_prompts, len(inputs), 2 * n_distances + MARKS)
+        channels[..., :n_distances] = _nearest(inputs.pairs, positive)
+        weights = _evenly(positive, len(inputs)).to(channels)
+        channels[..., n_distances : 2 * n_distances] = FAR
+        if negative is not None:
+            channels[..., n_distances : 2 * n_distances] = _nearest(inputs.pairs, negative)
+            channels[..., _HAS_NEGATIVE] = (negative >= 0).any(1, keepdim=True).to(channels)
+        if boxes_xyxy is not None:
+            has_box = ~boxes_xyxy.isnan().any(1, keepdim=True)
+            inside = _inside(inputs, boxes_xyxy) * has_box
+            channels[..., _IN_BOX], channels[..., _HAS_BOX] = inside, has_box.to(channels)
+            pixels = inside * inputs.areas_px
+            in_box = pixels / pixels.sum(1, keepdim=True).clamp(min=1)
+            weights = torch.where((positive >= 0).any(1, keepdim=True), weights, in_box)
+        if previous is not None:
+            has_previous = ~previous.isnan().any(1, keepdim=True)
+            channels[..., _EARLIER] = torch.where(has_previous, previous, 0.0)
+            channels[..., _HAS_EARLIER] = has_previous.to(channels)
+        return cls(channels, weights, _granularity(granularity, weights))
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __getitem__(self, index: slice | Tensor) -> RegionPrompts:
+        """Some of the prompts."""
+        return RegionPrompts(self.channels[index], self.weights[index], self.granularity[index])
+
+
+def _granularity(given: Tensor | None, weights: Tensor) -> Tensor:
+    return weights.new_full(weights.shape[:1], torch.nan) if given is None else given.to(weights)
+
+
+def _nearest(pairs: Tensor, regions: Tensor) -> Tensor:
+    """(Q, L, P) each distance to the region of a prompt that is nearest in it; `FAR` for prompts without any."""
+    nearest = pairs.new_full((len(regions), *pairs.shape[1:]), torch.inf)
+    for column in regions.unbind(1):  # a prompt has few clicks; all at once would take that many times the memory
+        distances = pairs[column.clamp(min=0)]
+        distances[column < 0] = torch.inf
+        nearest = torch.minimum(nearest, distances)
+    nearest[(regions < 0).all(1)] = FAR
+    return nearest
+
+
+def _evenly(regions: Tensor, n_tokens: int) -> Tensor:
+    """(Q, L) equal weights on the regions of each prompt, counted once however often they are named."""
+    weights = torch.zeros(len(regions), n_tokens + 1, device=regions.device)
+    weights.scatter_(1, torch.where(regions < 0, n_tokens, regions), 1.0)
+    weights = weights[:, :n_tokens]
+    return weights / weights.sum(1, keepdim=True).clamp(min=1)
+
+
+def _inside(inputs: RegionInputs, boxes_xyxy: Tensor) -> Tensor:
+    """(Q, L) 1 for regions whose centre is in the box, or the nearest to its centre if there is none."""
+    x0, y0, x1, y1 = (boxes_xyxy / max(inputs.size_hw)).to(inputs.areas_px)[:, :, None].unbind(1)
+    y, x = inputs.centres_yx.unbind(1)
+    inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
+    distance = ((x0 + x1) / 2 - x) ** 2 + ((y0 + y1) / 2 - y) ** 2
+    nearest = distance <= distance.amin(1, keepdim=True)
+    return torch.where(inside.any(1, keepdim=True), inside, nearest).to(inputs.areas_px)

@@ -1,0 +1,202 @@
+"""Region tokens on disk: one file an image, made once, by any number of processes, and read in training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from unsam_mm.errors import DamagedError, ImageError, StoreError, TargetError, UnSAMError, image_errors
+from unsam_mm.files import check_writable, fitting_name
+from unsam_mm.fingerprints import image_stamp, is_current
+from unsam_mm.images import read_image
+from unsam_mm.processes import available_cores, in_processes
+from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
+from unsam_mm.pseudo_masks.vit import check_device
+from unsam_mm.student.tokenizer import ALGORITHM, RegionTokenizer
+from unsam_mm.student.tokens import MAX_TOKENS, RegionTokens, TokenMasks, read_notes
+from unsam_mm.weights import cache_dir
+
+_LOST = '{}: the worker process ended twice while processing it, perhaps for lack of memory; use fewer prepare_workers'
+_MOST_WORKERS = 8  # where nobody said how many: memory may be scarcer than cores
+
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """Where an image lies.
+
+    Attributes:
+        root: The folder that its name is relative to.
+        name: Posix path below that folder.
+    """
+
+    root: str
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The image file."""
+        return Path(self.root, self.name)
+
+
+@dataclass(frozen=True)
+class RegionStore:
+    """Tokens and token masks by image; files are replaced as a whole, so processes may share a store.
+
+    Below `folder` each image folder and each set of parameters has a folder of its own, so tokens are made again where
+    parameters or the image change.
+
+    Attributes:
+        folder: By default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
+        settings: What the generator computes.
+        n_tokens: Most regions of an image.
+        max_masks: Most pseudo-masks of an image, best first.
+        device: Torch device of the ViT.
+
+    Raises:
+        UnSAMError: If a number is out of range.
+    """
+
+    folder: str | None = None
+    settings: GeneratorSettings = field(default_factory=GeneratorSettings)
+    n_tokens: int = 768
+    max_masks: int = 300
+    device: str = 'cpu'
+
+    def __post_init__(self) -> None:
+        # Said here: from a worker process, which could not start, no reason would come back.
+        if not 1 <= self.n_tokens <= MAX_TOKENS or self.max_masks < 1:
+            raise UnSAMError(
+                f'n_tokens={self.n_tokens} must lie in 1..{MAX_TOKENS}, and max_masks={self.max_masks} must be positive'
+            )
+
+    @cached_property
+    def signature(self) -> str:
+        """Twelve hexadecimal digits that differ whenever the tokens may differ; fetches the ViT, but does not load it."""
+        described = [settings_signature(self.settings), self.n_tokens, self.max_masks, ALGORITHM]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+
+    def path_of(self, place: ImagePlace) -> Path:
+        """Where the tokens of an image are kept."""
+        root = Path(place.root).resolve()
+        digest = hashlib.blake2b(str(root).encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
+        return self._base / f'{root.name}-{digest}' / self.signature / fitting_name(place.name, '.npz')
+
+    def has(self, place: ImagePlace) -> bool:
+        """Whether there are tokens of the image file as it is now."""
+        try:
+            return self._is_current(place)
+        except (OSError, StoreError):
+            return False
+
+    def read(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
+        """What an earlier pass has kept.
+
+        Raises:
+            StoreError: If there is no such file, or it is broken or was made of another image file.
+        """
+        path = self.path_of(place)
+        if not self._is_current(place):
+            raise StoreError(f'{path}: the tokens were made from an earlier version of {place.path}; make them again')
+        tokens, masks = RegionTokens.load(path), TokenMasks.load(path)
+        if masks.shares.shape[1] != len(tokens) or (masks.areas_px > tokens.labels.size).any():
+            raise DamagedError(f'{path}: tokens and masks do not belong together; remove the file and make it again')
+        return tokens, masks
+
+    def make(self, place: ImagePlace, tokenizer: RegionTokenizer) -> tuple[RegionTokens, TokenMasks]:
+        """Makes the tokens of an image and keeps them.
+
+        Raises:
+            ImageError: If the image cannot be read, or no tokens can be made of it.
+            TargetError: If the disk takes no file of this name.
+            StoreError: If the folder cannot be written or the disk is full.
+        """
+        with image_errors(place.path):
+            stamp = image_stamp(place.path)
+            tokens, masks = tokenizer.with_masks(read_image(place.path), max_masks=self.max_masks)
+        tokens.save(self.path_of(place), masks, json.dumps(stamp))
+        return tokens, masks
+
+    @property
+    def _base(self) -> Path:
+        return Path(self.folder).expanduser() if self.folder else cache_dir() / 'region_tokens'
+
+    def _is_current(self, place: ImagePlace) -> bool:
+        path = self.path_of(place)
+        try:
+            stamp = json.loads(read_notes(path) or 'null')
+        except ValueError as error:
+            raise StoreError(f'{path}: its notes are damaged; remove it and make it again') from error
+        return is_current(path, place.path, stamp)
+
+    def tokenizer(self) -> RegionTokenizer:
+        """Loads the ViT."""
+        return RegionTokenizer(self.settings, n_tokens=self.n_tokens, device=self.device)
+
+    def prepare(
+        self, places: Sequence[ImagePlace], workers: int | None = None, progress: bool = True
+    ) -> dict[ImagePlace, str]:
+        """Makes what is missing; interrupted at any point, another call goes on from there.
+
+        Args:
+            places: The images.
+            workers: Number of processes, about 1 GB each; None: one a core, eight at most. A device other than the CPU
+                takes one.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Error message by image that cannot be read.
+
+        Raises:
+            StoreError: If the store cannot be written.
+            WeightsError: If the ViT's weights cannot be had.
+        """
+        check_device(self.device)
+        waiting = [place for place in places if not self.has(place)]
+        failed = {}
+        if not waiting:
+            return failed
+        check_writable(self._base)  # what one image alone fails at does not end the run
+        bar = tqdm(
+            total=len(places),
+            initial=len(places) - len(waiting),
+            desc='region tokens',
+            unit='image',
+            disable=not progress,
+        )
+        with bar, closing(self._results(waiting, workers or min(available_cores(), _MOST_WORKERS))) as results:
+            for place, failure in results:
+                if failure is not None:
+                    failed[place] = failure
+                bar.update()
+        return failed
+
+    def _results(self, places: list[ImagePlace], workers: int) -> Iterator[tuple[ImagePlace, str | None]]:
+        """Each image with its error message, None if all is well, in the order in which they finish."""
+        workers = min(workers, len(places)) if self.device == 'cpu' else 1
+        if workers == 1:
+            make = _Maker(self)
+            yield from ((place, make(place)) for place in places)
+            return
+        advice = f'what is finished is kept: run again with fewer prepare_workers than {workers}'
+        yield from in_processes(partial(_Maker, self), places, workers, advice, lambda place: _LOST.format(place.path))
+
+
+class _Maker:
+    """Does one image after another with one ViT."""
+
+    def __init__(self, store: RegionStore) -> None:
+        self._store, self._tokenizer = store, store.tokenizer()
+
+    def __call__(self, place: ImagePlace) -> str | None:
+        try:
+            self._store.make(place, self._tokenizer)
+        except (ImageError, TargetError) as error:  # the others can be done
+            return str(error)
+        return None

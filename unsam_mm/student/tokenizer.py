@@ -1,0 +1,209 @@
+"""From an image to region tokens, by the rooms of the pseudo-mask generator."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from scipy import sparse
+
+from unsam_mm import threads
+from unsam_mm.errors import UnSAMError
+from unsam_mm.images import as_rgb_uint8
+from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.overlaps import crossing_pixels
+from unsam_mm.pseudo_masks.generator import (
+    GeneratorSettings,
+    GrownRegions,
+    ProgressCallback,
+    RegionTrees,
+    settings_signature,
+)
+from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
+from unsam_mm.pseudo_masks.superpixels import Leaves
+from unsam_mm.student.tokens import MAX_TOKENS, RegionTokens, TokenMasks
+
+_T = TypeVar('_T')
+
+ALGORITHM = 2
+"""Raised when the same image gives other tokens than before."""
+
+_LEAST_LEAVES = 2400
+_LEAST_SPACING_PX = 3.0
+"""Small images, often of cells, have their leaves closer: 8 px are too much there, and 481 x 321 px are not touched."""
+
+
+class RegionTokenizer:
+    """Makes the tokens of an image, and training masks in terms of them.
+
+    Args:
+        settings: Of the generator; its first tree is cut into regions, all trees say how these hang together.
+        n_tokens: The most regions; an image with fewer leaves has a token for each of them.
+        device: Torch device of the ViT.
+
+    Raises:
+        UnSAMError: If the number of tokens is out of range.
+        WeightsError: If the ViT's weights cannot be had.
+    """
+
+    def __init__(self, settings: GeneratorSettings | None = None, n_tokens: int = 768, device: str = 'cpu') -> None:
+        if not 1 <= n_tokens <= MAX_TOKENS:
+            raise UnSAMError(f'n_tokens={n_tokens} is out of range; it must lie in 1..{MAX_TOKENS}')
+        self.settings, self.n_tokens = settings or GeneratorSettings(), n_tokens
+        self._trees = RegionTrees(self.settings, device)
+
+    @property
+    def signature(self) -> str:
+        """See `tokens_signature`."""
+        return tokens_signature(self.settings, self.n_tokens)
+
+    def __call__(self, image: np.ndarray, progress: ProgressCallback | None = None) -> RegionTokens:
+        """The tokens of one image.
+
+        Args:
+            image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8`.
+            progress: Told what happens; raise inside it to stop.
+
+        Raises:
+            ImageError: If the array is not one image that can be segmented.
+        """
+        grown = self._grow(image, progress)
+        tokens = _describe(grown, _cut(grown.trees[0], self.n_tokens))
+        if progress:
+            progress(1.0, 'done')
+        return tokens
+
+    def with_trees(
+        self, image: np.ndarray, read: Callable[[RegionTokens], _T], progress: ProgressCallback | None = None
+    ) -> tuple[_T, MaskHierarchy]:
+        """What is made of the tokens of one image, and its ranked trees; see `__call__`.
+
+        Args:
+            image: As for a call.
+            read: Given the tokens while the trees are ranked.
+            progress: As for a call.
+
+        Raises:
+            ImageError: If the array is not one image that can be segmented.
+        """
+        grown = self._grow(image, progress)
+        with threads.run_in_background(
+            lambda: read(_describe(grown, _cut(grown.trees[0], self.n_tokens)))
+        ) as tokens_read:
+            hierarchy = self._trees.rank(grown, progress)
+            return tokens_read(), hierarchy
+
+    def with_masks(
+        self, image: np.ndarray, max_masks: int = 300, progress: ProgressCallback | None = None
+    ) -> tuple[RegionTokens, TokenMasks]:
+        """The tokens of one image and its best pseudo-masks; see `__call__`.
+
+        Args:
+            image: As for a call.
+            max_masks: The most masks.
+            progress: As for a call.
+
+        Raises:
+            ImageError: If the array is not one image that can be segmented.
+            UnSAMError: If `max_masks` is not positive.
+        """
+        grown = self._grow(image, progress)
+        nodes = _cut(grown.trees[0], self.n_tokens)
+        return _describe(grown, nodes), _shares(self._trees.rank(grown, progress), nodes, max_masks)
+
+    def _grow(self, image: np.ndarray, progress: ProgressCallback | None) -> GrownRegions:
+        rgb = as_rgb_uint8(image)
+        spacing_px = min(self.settings.leaf_spacing_px, math.sqrt(rgb.shape[0] * rgb.shape[1] / _LEAST_LEAVES))
+        return self._trees.grow(rgb, progress, max(spacing_px, _LEAST_SPACING_PX))
+
+
+def tokens_signature(settings: GeneratorSettings, n_tokens: int) -> str:
+    """Twelve hexadecimal digits that differ whenever the tokens or masks may differ; loads no ViT."""
+    described = f'{settings_signature(settings)} {n_tokens} {ALGORITHM}'
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def _cut(tree: MaskHierarchy, n_regions: int) -> np.ndarray:
+    """(L,) nodes of the level with the given number of regions, or the leaves if there are no more than that."""
+    if n_regions >= tree.n_leaves:
+        return tree.cut_nodes(0.0)
+    return tree.cut_nodes(float(tree.level[len(tree) - n_regions]))  # merges are binary: one region less each
+
+
+def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
+    """The regions of the first tree's nodes, which tile the image."""
+    leaves, means, main = grown.leaves, grown.means, grown.trees[0]
+    token_of_leaf = np.repeat(np.arange(len(nodes)), main.last_leaf[nodes] - main.first_leaf[nodes])
+    labels = token_of_leaf[main.leaf_labels]
+    areas = np.bincount(labels.ravel(), minlength=len(nodes))
+    token_of_leaf = token_of_leaf[leaves.numbers_in(main.leaf_labels)]
+    weights = sparse.csr_matrix(
+        (means.areas_px, (token_of_leaf, np.arange(leaves.count))), shape=(len(nodes), leaves.count)
+    )
+
+    def per_token(values: np.ndarray) -> np.ndarray:
+        return np.bincount(labels.ravel(), values.ravel(), minlength=len(nodes)) / areas
+
+    lab_mean = weights @ means.lab / areas[:, None]
+    squares = np.stack([per_token(leaves.colour.lab[..., channel] ** 2) for channel in range(3)], axis=1)
+    orders, heights = zip(*(_order(leaves, tree, token_of_leaf, means.areas_px) for tree in grown.trees), strict=True)
+    return RegionTokens(
+        labels=labels.astype(np.uint16),
+        areas_px=areas.astype(np.int32),
+        features=(weights @ means.features.astype(np.float32) / areas[:, None]).astype(np.float16),
+        lab_mean=lab_mean.astype(np.float16),
+        lab_std=np.sqrt(np.maximum(squares - lab_mean**2, 0)).astype(np.float16),
+        centres_yx=np.stack([per_token(axis) for axis in np.indices(labels.shape)], axis=1).astype(np.float32),
+        tree_orders=np.array(orders, np.uint16),
+        tree_heights=np.array(heights, np.float32),
+        **_borders(leaves, token_of_leaf),
+    )
+
+
+def _order(
+    leaves: Leaves, tree: MaskHierarchy, token_of_leaf: np.ndarray, areas_px: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Depth-first order of the tokens in a tree, and the level at which neighbours in it meet.
+
+    Trees of other growths cut through the tokens; there a token stands where its largest leaf stands.
+    """
+    largest = np.zeros(token_of_leaf.max() + 1, np.int64)
+    by_area = np.argsort(areas_px, kind='stable')
+    largest[token_of_leaf[by_area]] = by_area  # the last one written is the largest
+    place = leaves.numbers_in(tree.leaf_labels)[largest]
+    order = np.argsort(place)
+    pairs = np.stack([place[order][:-1], place[order][1:]], axis=1)
+    return order, tree.level[lowest_common_ancestors(tree, pairs)]
+
+
+def _borders(leaves: Leaves, token_of_leaf: np.ndarray) -> dict[str, np.ndarray]:
+    """Which tokens touch, along how many pixel sides, and how strong the edge between them is."""
+    pairs = np.sort(token_of_leaf[leaves.edges], axis=1)
+    apart = pairs[:, 0] != pairs[:, 1]
+    lengths = leaves.edge_lengths_px[apart].astype(np.float64)
+    edges, which = np.unique(pairs[apart], axis=0, return_inverse=True)
+    which = which.ravel()
+    total = np.bincount(which, lengths, minlength=len(edges))
+    strength = np.bincount(which, lengths * leaves.edge_strength[apart], minlength=len(edges)) / total
+    return {
+        'edges': edges.reshape(-1, 2).astype(np.uint16),
+        'edge_lengths_px': total.astype(np.float32),
+        'edge_strengths': strength.astype(np.float32),
+    }
+
+
+def _shares(hierarchy: MaskHierarchy, nodes: np.ndarray, max_masks: int) -> TokenMasks:
+    """The best masks of all trees as shares of the regions of the first tree's nodes."""
+    source, chosen = hierarchy.best_nodes(max_masks)
+    shares = np.zeros((len(chosen), len(nodes)), np.uint8)
+    scores, areas = np.zeros(len(chosen), np.float32), np.zeros(len(chosen), np.int64)
+    for number, tree in enumerate((hierarchy, *hierarchy.alternatives)):
+        rows = np.flatnonzero(source == number)
+        if len(rows):
+            pixels = crossing_pixels(tree, chosen[rows], hierarchy, nodes)
+            shares[rows] = np.round(255 * pixels / hierarchy.area[nodes])
+            scores[rows], areas[rows] = tree.score[chosen[rows]], tree.area[chosen[rows]]
+    return TokenMasks(shares, scores, areas)

@@ -1,0 +1,216 @@
+"""Trained weights of the region model as one safetensors file that says which tokens they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+from unsam_mm.errors import StoreError, UnSAMError, WeightsError, explained
+from unsam_mm.files import atomic_writer
+from unsam_mm.pseudo_masks.generator import GeneratorSettings
+from unsam_mm.pseudo_masks.ranking import RankingSettings
+from unsam_mm.student.network import RegionNet
+from unsam_mm.student.pairs import OTHER_DISTANCES
+from unsam_mm.student.prompts import MARKS
+from unsam_mm.student.tokens import MAX_TOKENS
+
+FORMAT = 'unsam-region-model-1'
+"""Other numbers are other networks, whose weights cannot be read."""
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRegions:
+    """A trained network and the tokens that it was trained on.
+
+    Attributes:
+        net: In evaluation mode, float32, on the CPU.
+        settings: Of the generator that makes the regions.
+        n_tokens: The most regions of an image.
+        notes: What else the file says of its origin.
+    """
+
+    net: RegionNet
+    settings: GeneratorSettings
+    n_tokens: int
+    notes: dict[str, str]
+
+
+def save_weights(
+    path: str | Path,
+    net: RegionNet,
+    settings: GeneratorSettings | None = None,
+    n_tokens: int = 768,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a network in half precision; the file is whole or absent.
+
+    Args:
+        path: Its name, with the suffix .safetensors.
+        net: The network.
+        settings: Of the generator that made the tokens; the default ones if not given.
+        n_tokens: Of the tokenizer.
+        notes: Texts on the origin, such as the data and the seed.
+
+    Raises:
+        StoreError: If the name has another suffix, the folder cannot be written or the disk is full.
+        WeightsError: If a weight is not finite in half precision.
+    """
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        raise StoreError(f'{path}: weights are written as .safetensors; choose such a name')
+    tensors = {name: values.detach().cpu().half().contiguous() for name, values in net.state_dict().items()}
+    if broken := [name for name, values in tensors.items() if not values.isfinite().all()]:
+        raise WeightsError(f'{path}: {broken[0]} is not finite in half precision; train again with a lower rate')
+    described = {
+        'format': FORMAT,
+        'net': json.dumps(net_arguments(net.state_dict())),
+        'settings': json.dumps(asdict(settings or GeneratorSettings())),
+        'n_tokens': str(n_tokens),
+        'notes': json.dumps(dict(notes or {})),
+    }
+    content = to_bytes(tensors, metadata=described)
+    with atomic_writer(path, binary=True) as file:
+        file.write(content)
+
+
+def load_weights(path: str | Path) -> TrainedRegions:
+    """Reads what `save_weights` wrote.
+
+    Raises:
+        WeightsError: If the file is missing, damaged or of another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f'{path}: no such file; train with configs/unsam_s.py, then run tools/export_regions.py')
+    try:
+        with safe_open(path, framework='pt') as file:
+            described = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  it is no mapping
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f'{path}: not a whole safetensors file ({error}); export or fetch it again') from error
+    if described.get('format') != FORMAT:
+        raise WeightsError(
+            f'{path}: has the format {described.get("format")!r}, expected {FORMAT!r}; export the checkpoint again'
+        )
+    try:
+        if broken := [name for name, values in tensors.items() if not values.isfinite().all()]:
+            raise ValueError(f'{broken[0]} is not finite')
+        settings = json.loads(described['settings'])
+        settings['growths'] = tuple(tuple(growth) for growth in settings['growths'])
+        settings['ranking'] = RankingSettings(**settings['ranking'])
+        # Of the tensors first: a network as large as a changed text says might not fit in memory.
+        arguments = net_arguments(tensors)
+        if json.loads(described['net']) != arguments:
+            raise ValueError(f'the tensors are of a network with {arguments}, the file says {described["net"]}')
+        net = _net_of(tensors, arguments)
+        notes, n_tokens = json.loads(described['notes']), int(described['n_tokens'])
+        if not isinstance(notes, dict) or not 1 <= n_tokens <= MAX_TOKENS:
+            raise ValueError(f'n_tokens is {n_tokens}, expected 1..{MAX_TOKENS}, or the notes are no dictionary')
+        return TrainedRegions(net, GeneratorSettings(**settings), n_tokens, notes)
+    except _NO_NETWORK as error:
+        raise WeightsError(
+            f'{path}: the parts do not belong together ({explained(error)}); export the checkpoint again'
+        ) from error
+
+
+def packaged_weights(name: str) -> Path:
+    """The file of a model that comes with the package.
+
+    Raises:
+        WeightsError: If the package does not hold it.
+    """
+    path = _FOLDER / f'{name}.safetensors'
+    if not path.is_file():
+        have = ', '.join(sorted(file.stem for file in _FOLDER.glob('*.safetensors'))) or 'none'
+        raise WeightsError(
+            f'{name!r} is no model that this installation holds (it has: {have}); install a release that carries it, '
+            "or give a file of your own: UnSAMPredictor(engine='model', weights='my.safetensors')"
+        )
+    return path
+
+
+def net_of_checkpoint(path: str | Path) -> RegionNet:
+    """The network in a checkpoint that `tools/train.py` wrote.
+
+    Args:
+        path: `latest.pth` or `iter_*.pth` of a training with configs/unsam_s.py.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, holds other objects than tensors, or is of another model.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f'{path}: no such checkpoint') from error
+    except Exception as error:
+        raise WeightsError(
+            f'{path}: cannot be read ({explained(error)}); give latest.pth, which holds only weights'
+        ) from error
+    state = content.get('state_dict', content) if isinstance(content, dict) else {}
+    state = {name.removeprefix('net.'): values for name, values in state.items() if name.startswith('net.')}
+    if not state:
+        raise WeightsError(f'{path}: holds no region model; give a checkpoint of a training with configs/unsam_s.py')
+    try:
+        if broken := [name for name, values in state.items() if not values.isfinite().all()]:
+            raise ValueError(f'{broken[0]} is not finite')
+        return _net_of(state, net_arguments(state))
+    except _NO_NETWORK as error:
+        raise WeightsError(f'{path}: a region model of another version ({explained(error)}); train it again') from error
+
+
+def net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """The arguments of `RegionNet` that make a network of these tensors.
+
+    Raises:
+        KeyError: If a tensor is missing.
+    """
+    width = len(state['encoder_norm.weight'])
+    layers = {part: len({name.split('.')[1] for name in state if name.startswith(f'{part}.')}) for part in _LAYERED}
+    prompt_channels, pair_channels = state['pair.weight'].shape
+    distances = state['pair_bias.0.weight'].shape[1]
+    trees = pair_channels - 2 * distances - MARKS
+    if trees != distances - OTHER_DISTANCES:
+        raise UnSAMError(f'{pair_channels} channels of pairs do not go with {distances} distances')
+    # The first layer of regions reads features twice, and numbers whose count does not depend on the arguments.
+    feature_channels = (state['region.0.weight'].shape[1] - _other_region_channels()) // 2
+    return {
+        'width': width,
+        'heads': len(state['decoder.0.pair_bias.weight']),
+        'encoder_layers': layers['encoder'],
+        'decoder_layers': layers['decoder'],
+        'prompt_channels': prompt_channels,
+        'feature_channels': feature_channels,
+        'trees': trees,
+    }
+
+
+_LAYERED = ('encoder', 'decoder')
+_NO_NETWORK = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What tensors and texts that are not those of a `RegionNet` raise."""
+
+
+def _net_of(tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, int]) -> RegionNet:
+    """The network, for evaluation. Tensors must fit before any memory is taken for it."""
+    with torch.device('meta'):
+        expected = {name: tuple(values.shape) for name, values in RegionNet(**arguments).state_dict().items()}
+    found = {name: tuple(values.shape) for name, values in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise ValueError(f'{wrong[0]} has the shape {found.get(wrong[0])}, expected {expected.get(wrong[0])}')
+    net = RegionNet(**arguments)
+    net.load_state_dict(tensors)
+    return net.eval()
+
+
+def _other_region_channels() -> int:
+    smallest = RegionNet(width=1, heads=1, prompt_channels=1, feature_channels=1, trees=1)
+    return smallest.region[0].in_features - 2
