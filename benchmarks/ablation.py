@@ -27,15 +27,17 @@ from PIL import Image
 
 from benchmarks.ablation_variants import VARIANTS, MaskFinder
 from unsam_mm import PseudoMaskGenerator, sample_images, weights
+from unsam_mm.coco_files.ground_truth import load_ground_truth
+from unsam_mm.coco_files.matching import match_images
 from unsam_mm.coco_files.segmentations import read_rles
 from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.evaluation.annotations import load_ground_truth, match_images
 from unsam_mm.evaluation.average_recall import AREA_RANGES, evaluate_masks
 from unsam_mm.files import atomic_writer, read_json, write_json
+from unsam_mm.generator import settings_signature
 from unsam_mm.images import list_images, read_image
 from unsam_mm.masks.drawing import draw_labels, draw_masks, side_by_side
 from unsam_mm.masks.hierarchy import MaskSet
-from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.pseudo_masks.vit import VITS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from unsam_mm.generator import Settings
 from unsam_mm.masks.hierarchy import MaskHierarchy, MaskSet
-from unsam_mm.pseudo_masks.generator import GeneratorSettings, RegionTrees, Settings
 from unsam_mm.pseudo_masks.merging import merge_regions
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, RegionTrees
 from unsam_mm.pseudo_masks.superpixels import ColourEdges, leaves_of
 from unsam_mm.pseudo_masks.vit import VITS, PatchFeatureExtractor, PatchFeatures
 from unsam_mm.published.maskcut import centred

@@ -29,7 +29,7 @@ from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.region_properties import Scene
 from napari_unsam.levels.sheet import Sheet
 from unsam_mm import PseudoMaskGenerator
-from unsam_mm.evaluation.annotations import load_ground_truth
+from unsam_mm.coco_files.ground_truth import load_ground_truth
 from unsam_mm.files import check_result_file, write_json
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy

@@ -16,8 +16,8 @@ from benchmarks.timing import Comparison, Cost, Row, in_turns, one_thread
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.folders.run import FolderJob
 from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.generator import preset_settings
 from unsam_mm.images import read_image
-from unsam_mm.pseudo_masks.generator import preset_settings
 
 
 def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | None = None, repetitions: int = 1) -> Row:

@@ -19,9 +19,10 @@ import torch
 from pycocotools import mask as coco_mask
 
 from tests.trees import drawn, random_tree
+from unsam_mm.coco_files.ground_truth import load_ground_truth
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.annotations import load_ground_truth, load_predictions
 from unsam_mm.evaluation.average_recall import evaluate_masks
+from unsam_mm.evaluation.predictions import load_predictions
 from unsam_mm.evaluation.records import read_images
 from unsam_mm.folders.merge import merge_ground_truth
 from unsam_mm.folders.store import PseudoMaskStore

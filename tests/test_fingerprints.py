@@ -15,7 +15,8 @@ from unsam_mm import weights
 from unsam_mm.errors import ImageError
 from unsam_mm.fingerprints import file_digest, image_stamp, is_current, weights_digest
 from unsam_mm.folders.run import FolderJob
-from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
+from unsam_mm.generator import settings_signature
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
 TENSORS = {'a': np.arange(6, dtype=np.float32), 'b': np.ones((2, 3), np.float32)}
 A_SECOND_NS = 10**9

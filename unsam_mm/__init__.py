@@ -17,7 +17,7 @@ __version__ = '0.1.0'
 _HOMES = {
     'MaskHierarchy': 'unsam_mm.masks.hierarchy',
     'MaskSet': 'unsam_mm.masks.mask_set',
-    'PseudoMaskGenerator': 'unsam_mm.pseudo_masks.generator',
+    'PseudoMaskGenerator': 'unsam_mm.generator',
     'UnSAMAutomaticMaskGenerator': 'unsam_mm.prompting',
     'UnSAMPredictor': 'unsam_mm.prompting',
     'unsam_model_registry': 'unsam_mm.prompting',
@@ -25,10 +25,10 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from unsam_mm.generator import PseudoMaskGenerator
     from unsam_mm.masks.hierarchy import MaskHierarchy
     from unsam_mm.masks.mask_set import MaskSet
     from unsam_mm.prompting import UnSAMAutomaticMaskGenerator, UnSAMPredictor, unsam_model_registry
-    from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator
 
 
 def __getattr__(name: str) -> object:

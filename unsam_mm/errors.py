@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+_NAMED = 3  # of a list, in messages
 _BREAKS = ('Cc', 'Zl', 'Zp')  # Unicode's categories of control characters, line and paragraph separators
 
 
@@ -60,6 +61,11 @@ def image_errors(path: object) -> Iterator[None]:
         raise
     except Exception as error:
         raise ImageError(f'{path}: {explained(error)}') from error
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first three names of a list, for messages."""
+    return ', '.join(names[:_NAMED]) + (', ...' if len(names) > _NAMED else '')
 
 
 def one_line(text: object) -> str:

@@ -32,6 +32,19 @@ def next_click(
     return (inside, True) if depth_inside > depth_outside else (outside, False)
 
 
+def centre_of(mask: np.ndarray) -> tuple[int, int] | None:
+    """x, y of the pixel of a mask that is farthest from its outline; None if the mask is empty.
+
+    Distances are Euclidean and exact; what lies outside the image counts as background, so that an object at the
+    border is not clicked on it. Of equally distant pixels the first in reading order is taken.
+
+    Args:
+        mask: (H, W) bool.
+    """
+    (x, y), depth = deepest_pixel(mask)
+    return (x, y) if depth else None
+
+
 def deepest_pixel(mask: np.ndarray, allowed: np.ndarray | None = None) -> tuple[tuple[int, int], float]:
     """x, y of the pixel of `centre_of`, and its distance in pixels to the nearest one outside the mask, 0 if empty.
 

@@ -137,7 +137,7 @@ TABLE: dict[str, Weights] = {
                 'url',
                 f'{_META}/cutler/checkpoints/cutler_cascade_final.pth',
                 'cutler_cascade_final.pth',
-                converter='unsam_mm.convert.cutler:convert_official_cutler',
+                converter='unsam_mm.published.cutler_checkpoint:convert_official_cutler',
             ),
         ),
     ),

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 import unsam_mm.models  # noqa: F401  (registers the models)
 from tests import golden
-from tests.test_models.test_cutler import official_shapes as cutler_shapes
+from tests.test_published.test_cutler import official_shapes as cutler_shapes
 from unsam_mm import weights
 from unsam_mm.__main__ import main
 from unsam_mm.convert.mask2former import convert_whole_image

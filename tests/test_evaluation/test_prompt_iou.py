@@ -13,7 +13,6 @@ from unsam_mm.evaluation.click_simulation import simulate_clicks
 from unsam_mm.evaluation.prompt_data import Segment
 from unsam_mm.evaluation.prompt_iou import (
     SegmentIoUs,
-    centre_of,
     format_prompt_table,
     iou_curve,
     mask_ious,
@@ -21,7 +20,7 @@ from unsam_mm.evaluation.prompt_iou import (
     number_of_clicks,
     summarize,
 )
-from unsam_mm.next_click import next_click
+from unsam_mm.next_click import centre_of, next_click
 
 
 def box(y0, x0, y1, x1, size_hw=(9, 12)):

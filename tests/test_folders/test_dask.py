@@ -25,7 +25,7 @@ from unsam_mm.folders import run as folder_module
 from unsam_mm.folders.run import FolderJob, FolderReport, Quarantine
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.processes import threads_each
-from unsam_mm.pseudo_masks.generator import GeneratorSettings
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
 distributed = pytest.importorskip('distributed', reason='needs the extra "dask"')
 psutil = pytest.importorskip('psutil')

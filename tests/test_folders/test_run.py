@@ -19,12 +19,12 @@ from PIL import Image
 
 from tests.conftest import forbid_reading, skip_without_weights
 from unsam_mm import MaskSet
+from unsam_mm import generator as generator_module
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, WeightsError
 from unsam_mm.folders import run as folder_module
 from unsam_mm.folders.run import FolderJob, Quarantine
 from unsam_mm.folders.store import PseudoMaskStore
-from unsam_mm.pseudo_masks import generator as generator_module
-from unsam_mm.pseudo_masks.generator import GeneratorSettings
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
 FAST = GeneratorSettings(long_side_px=112)
 

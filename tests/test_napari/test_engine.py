@@ -15,10 +15,10 @@ from napari_unsam._inference import InferenceSettings, report_progress, reportin
 from napari_unsam._planes import Plane
 from napari_unsam._session import ViewerSession
 from napari_unsam._targets import Target
+from unsam_mm import generator as generator_module
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.prompting.tree import TreeEngine
-from unsam_mm.pseudo_masks import generator as generator_module
-from unsam_mm.pseudo_masks.generator import GeneratorSettings
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.student import weights as weights_module
 
 COIN_XY, BETWEEN_XY = np.array([[44.0, 55.0]]), np.array([[75.0, 60.0]])

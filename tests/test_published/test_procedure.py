@@ -289,7 +289,7 @@ def test_the_lost_row_and_column_of_the_release_can_be_had(small, coffee):
 def test_the_detector_of_cutler_plugs_in_with_the_threshold_of_the_preset(
     small, coffee, monkeypatch, preset, threshold
 ):
-    cutler = pytest.importorskip('unsam_mm.models.cutler')
+    cutler = pytest.importorskip('unsam_mm.published.cutler')
     made = []
 
     def make(score_threshold, device):

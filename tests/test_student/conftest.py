@@ -8,8 +8,8 @@ import torch
 from skimage.transform import resize
 
 from unsam_mm import PseudoMaskGenerator
-from unsam_mm.pseudo_masks import generator as generator_module
-from unsam_mm.pseudo_masks.generator import GeneratorSettings
+from unsam_mm.pseudo_masks import region_trees
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.pseudo_masks.vit import PatchFeatures
 from unsam_mm.student import RegionInputs, RegionNet, RegionTokenizer
 
@@ -33,7 +33,7 @@ def colour_tokenizer():
 
     def make(n_tokens: int, settings=None) -> RegionTokenizer:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generator_module, 'PatchFeatureExtractor', _Colours)
+            patch.setattr(region_trees, 'PatchFeatureExtractor', _Colours)
             return RegionTokenizer(settings, n_tokens)
 
     return make
@@ -43,7 +43,7 @@ def colour_tokenizer():
 def colour_generator():
     """The generator with the leaves that the tokenizer finds in the cup, which is small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generator_module, 'PatchFeatureExtractor', _Colours)
+        patch.setattr(region_trees, 'PatchFeatureExtractor', _Colours)
         return PseudoMaskGenerator(GeneratorSettings(leaf_spacing_px=5.0))
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from unsam_mm.errors import StoreError, WeightsError
-from unsam_mm.pseudo_masks.generator import GeneratorSettings
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.student import RegionNet, RegionPrompts
 from unsam_mm.student.weights import load_weights, net_of_checkpoint, packaged_weights, save_weights
 

@@ -17,9 +17,9 @@ from unsam_mm import sample_images
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import check_result_file, write_json
 from unsam_mm.folders.run import FolderJob
+from unsam_mm.generator import PseudoMaskGenerator, preset_settings
 from unsam_mm.images import read_image
 from unsam_mm.masks.drawing import draw_hierarchy, save_picture
-from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, preset_settings
 
 _PICTURED = ('astronaut.png', 'coffee.png', 'coins.png', 'chelsea.png')
 _LEVELS = (0.3, 0.5, 0.7)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from unsam_mm.coco_files.ground_truth import load_ground_truth
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.annotations import load_ground_truth, load_predictions
 from unsam_mm.evaluation.average_recall import ENGINES, evaluate_masks, format_table
 from unsam_mm.evaluation.click_curve import save_click_curves
 from unsam_mm.evaluation.click_simulation import Predictor, evaluate_prompts
+from unsam_mm.evaluation.predictions import load_predictions
 from unsam_mm.evaluation.prompt_data import PromptImage, coco_prompts, folder_prompts
 from unsam_mm.evaluation.prompt_iou import NOC_LIMIT, format_prompt_table, iou_curve, summarize
 from unsam_mm.files import check_result_file, write_json

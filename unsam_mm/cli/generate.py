@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from unsam_mm.errors import one_line
 from unsam_mm.folders.run import FolderJob, FolderReport
-from unsam_mm.pseudo_masks.generator import PRESETS, preset_settings
+from unsam_mm.generator import PRESETS, preset_settings
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -8,9 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from unsam_mm.coco_files.fields import listed_name
-from unsam_mm.errors import StoreError
-
-_NAMED_IN_MESSAGES = 3
+from unsam_mm.errors import StoreError, first_names
 
 
 def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unmatched: bool = False) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
         best = max((length, parts == other) for length, other, _ in shared)
         fits = [(other, image_id) for length, other, image_id in shared if (length, parts == other) == best]
         if len(fits) > 1:
-            rivals = ', '.join('/'.join(other) for other, _ in fits[:_NAMED_IN_MESSAGES])
+            rivals = first_names(['/'.join(other) for other, _ in fits])
             raise StoreError(
                 f'{name}: fits {len(fits)} images of the ground truth ({rivals}); keep their folders in the name'
             )
@@ -61,7 +59,7 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
     if missing and not (skip_unmatched and paired):
         raise StoreError(
             f'{len(missing)} of {len(missing) + len(paired)} images with predictions are not in the ground truth '
-            f'({", ".join(missing[:_NAMED_IN_MESSAGES])}{", ..." if len(missing) > _NAMED_IN_MESSAGES else ""}); '
+            f'({first_names(missing)}); '
             'use predictions and ground truth of the same data set, or skip the others with '
             'skip_unmatched=True (--skip-unmatched on the command line)'
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from unsam_mm.convert.checkpoints import StateDict, detectron2_resnet50, rename, tensor_names
+from unsam_mm.checkpoints import StateDict, detectron2_resnet50, rename, tensor_names
 
 KIND = 'a ResNet-50 in the names of torchvision, as DINO has them'
 

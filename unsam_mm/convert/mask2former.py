@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from unsam_mm.convert.checkpoints import (
+from unsam_mm.checkpoints import (
     BIASED,
     WEIGHT,
     StateDict,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from unsam_mm.convert.checkpoints import (
+from unsam_mm.checkpoints import (
     BIASED,
     DEFORMABLE,
     WEIGHT,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unsam_mm.convert.checkpoints import BIASED, WEIGHT, Modules, StateDict, rename, tensor_names
+from unsam_mm.checkpoints import BIASED, WEIGHT, Modules, StateDict, rename, tensor_names
 
 MOBY_KIND = "MoBY's self-supervised Swin-T"
 

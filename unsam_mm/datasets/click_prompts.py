@@ -12,7 +12,7 @@ from mmdet.structures.mask import BaseInstanceMasks
 from mmengine.structures import InstanceData
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.prompt_iou import centre_of
+from unsam_mm.next_click import centre_of
 
 
 @TRANSFORMS.register_module()

@@ -9,10 +9,10 @@ import numpy as np
 from mmdet.registry import DATASETS
 
 from unsam_mm.coco_files.fields import panoptic_segments
+from unsam_mm.coco_files.mask_pictures import read_mask_picture
 from unsam_mm.coco_files.segmentations import place_of
 from unsam_mm.datasets.coco import UnSAMCocoDataset
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
-from unsam_mm.evaluation.prompt_data import read_mask_picture
 from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 

@@ -13,9 +13,9 @@ from mmdet.registry import DATASETS
 
 from unsam_mm import sample_images
 from unsam_mm.coco_files.fields import is_crowd, listed_name, number_in, stated_box
+from unsam_mm.coco_files.ground_truth import load_ground_truth
 from unsam_mm.coco_files.matching import match_images
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
-from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.images import IMAGE_SUFFIXES, walk_images
 from unsam_mm.masks.rle import rle_from_json, rle_to_json
 

@@ -23,10 +23,10 @@ from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, image_errors
 from unsam_mm.fingerprints import image_stamp
 from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.generator import PseudoMaskGenerator, preset_settings, settings_signature
 from unsam_mm.images import read_image
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, preset_settings, settings_signature
 from unsam_mm.weights import cache_dir
 
 STORED_MASKS = 1000

@@ -22,7 +22,7 @@ from torch.utils.data import get_worker_info
 from unsam_mm.datasets.image_folder import UnSAMImageFolder, name_hash
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError
-from unsam_mm.pseudo_masks.generator import preset_settings
+from unsam_mm.generator import preset_settings
 from unsam_mm.student.pairs import RegionInputs
 from unsam_mm.student.proposals import to_mask_set
 from unsam_mm.student.store import ImagePlace, RegionStore

@@ -16,8 +16,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from unsam_mm.engine.channel_order import type_name
 from unsam_mm.errors import UnSAMError
+from unsam_mm.models.channel_order import type_name
 
 _TEST_DATALOADERS = ('val_dataloader', 'test_dataloader')
 _EVALUATORS = ('val_evaluator', 'test_evaluator')

@@ -21,7 +21,6 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
 
-from unsam_mm.engine.channel_order import type_name
 from unsam_mm.engine.label_place import check_names, label_place
 from unsam_mm.engine.resume import POINTER
 from unsam_mm.engine.round_labels import RoundLabels, label_images
@@ -30,6 +29,7 @@ from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import atomic_writer
 from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.folders.merge import SELF_TRAINING_IOU, SELF_TRAINING_SCORE
+from unsam_mm.models.channel_order import type_name
 
 WEIGHTS = ('current', 'averaged', 'best')
 _LABELLING_STEPS = ('UnSAMPseudoMasks', 'UnSAMLoadMasks', 'UnSAMPlusMasks', 'LoadAnnotations')

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import UnSAMError, first_names
 from unsam_mm.evaluation.matching import IOU_THRESHOLDS, Verdict, judge
-from unsam_mm.evaluation.records import Record, SizeHW, read_image, read_images, some
+from unsam_mm.evaluation.records import Record, SizeHW, read_image, read_images
 from unsam_mm.evaluation.toolboxes import TOOLBOXES, evaluate_with_toolbox
 
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -147,7 +147,7 @@ def evaluate_masks(
     if without:
         warnings.warn(
             f'{len(without)} of {len(ground_truth["images"])} ground-truth images have no prediction and count as '
-            f'missed (image ids {some(without)})',
+            f'missed (image ids {first_names(without)})',
             stacklevel=2,
         )
     return metrics

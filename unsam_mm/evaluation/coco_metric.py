@@ -13,8 +13,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
+from unsam_mm.coco_files.ground_truth import load_ground_truth
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.annotations import load_ground_truth
 from unsam_mm.evaluation.average_recall import (
     AREA_RANGES,
     ENGINES,

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from unsam_mm.coco_files.fields import image_size, is_crowd, listed_name, panoptic_segments
+from unsam_mm.coco_files.ground_truth import load_ground_truth
+from unsam_mm.coco_files.mask_pictures import read_mask_picture
 from unsam_mm.coco_files.matching import match_images, name_parts
 from unsam_mm.coco_files.segmentations import place_of, read_rles
-from unsam_mm.errors import ImageError, StoreError, UnSAMError
-from unsam_mm.evaluation.annotations import load_ground_truth
-from unsam_mm.evaluation.records import group_by_image, some
+from unsam_mm.errors import StoreError, UnSAMError, first_names
+from unsam_mm.evaluation.records import group_by_image
 from unsam_mm.images import list_images, walk_images
 from unsam_mm.masks.rle import decode_rles
-
-_BYTE = 256
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def folder_prompts(
     if by_name:
         lost = sorted(path.name for paths in by_name.values() for path in paths)
         raise StoreError(
-            f'{masks}: {len(lost)} masks have no image in {images} ({some(lost)}); a mask has the name of its image, '
+            f'{masks}: {len(lost)} masks have no image in {images} ({first_names(lost)}); a mask has the name of its image, '
             'or that and # with a number'
         )
     return [
@@ -190,7 +188,7 @@ def _read_panoptic(
         if ids:
             groups[record['image_id']] = partial(_draw_panoptic, path, ids)
     if missing:
-        raise StoreError(f'{masks}: {len(missing)} PNG files of {annotations} are not there ({some(missing)})')
+        raise StoreError(f'{masks}: {len(missing)} PNG files of {annotations} are not there ({first_names(missing)})')
     return groups
 
 
@@ -198,25 +196,6 @@ def _draw_panoptic(path: Path, ids: Iterable[int]) -> Iterator[Segment]:
     values = read_mask_picture(path, colours_as_numbers=True)
     for number in ids:
         yield Segment(values == number)
-
-
-def read_mask_picture(path: Path, colours_as_numbers: bool) -> np.ndarray:
-    """(H, W) integers of a mask picture; colours as red + 256 green + 65536 blue, COCO's way, or as the largest.
-
-    Raises:
-        ImageError: If it cannot be read.
-    """
-    try:
-        with Image.open(path) as file:
-            values = np.asarray(file)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f'{path}: cannot be read as a mask picture ({error}); copy it again') from error
-    if values.ndim == 2:
-        return values.astype(np.int64)
-    colours = values[..., : 1 if values.shape[-1] == 2 else 3].astype(np.int64)
-    if not colours_as_numbers:
-        return colours.max(axis=-1)
-    return (colours * _BYTE ** np.arange(colours.shape[-1])).sum(axis=-1)
 
 
 def _find_images(folder: Path, annotations: str | Path, entries: list[Mapping[str, Any]]) -> dict[Any, Path]:
@@ -230,7 +209,7 @@ def _find_images(folder: Path, annotations: str | Path, entries: list[Mapping[st
     missing = [listed_name(image) or str(image['id']) for image in entries if image['id'] not in paths]
     if missing:
         raise StoreError(
-            f'{folder}: {len(missing)} of {len(entries)} images of {annotations} are not there ({some(missing)}); '
+            f'{folder}: {len(missing)} of {len(entries)} images of {annotations} are not there ({first_names(missing)}); '
             'name the folder that holds them'
         )
     return paths

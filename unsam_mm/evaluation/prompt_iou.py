@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.next_click import deepest_pixel
 
 NOC_IOUS = (0.80, 0.85, 0.90)
 """Thresholds of the number of clicks, as GrabCut, Berkeley, SBD and DAVIS are reported."""
@@ -24,19 +23,6 @@ NOC_LIMIT = 20
 """The most clicks that one object is given in those benchmarks."""
 
 _ROUNDING = 1e-9  # an IoU of 0.8 is a ratio of two whole numbers and must reach 0.80
-
-
-def centre_of(mask: np.ndarray) -> tuple[int, int] | None:
-    """x, y of the pixel of a mask that is farthest from its outline; None if the mask is empty.
-
-    Distances are Euclidean and exact; what lies outside the image counts as background, so that an object at the
-    border is not clicked on it. Of equally distant pixels the first in reading order is taken.
-
-    Args:
-        mask: (H, W) bool.
-    """
-    (x, y), depth = deepest_pixel(mask)
-    return (x, y) if depth else None
 
 
 def mask_ious(masks: np.ndarray, truth: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:

@@ -21,14 +21,12 @@ from unsam_mm.coco_files.fields import (
     stated_area,
 )
 from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import UnSAMError, first_names
 from unsam_mm.masks.rle import Rle, areas_and_boxes
 
 Record = Mapping[str, Any]
 SizeHW = tuple[int | None, int | None]
 """Height and width of an image in pixels; None where they are not known."""
-
-_NAMED_IN_MESSAGES = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def group_by_image(records: Sequence[Record], image_ids: Mapping[Any, Any], what
         advice = 'use predictions and ground truth of the same data set'
         raise UnSAMError(
             f'{what}s name {len(unknown)} image ids that the ground truth does not list '
-            f'({some(sorted(map(str, unknown)))}); {other_type_hint(unknown, image_ids) or advice}'
+            f'({first_names(sorted(map(str, unknown)))}); {other_type_hint(unknown, image_ids) or advice}'
         )
     polygons = PolygonFilter(f'{what}s')
     kept = {image_id: sorted(polygons(group), key=category_order) for image_id, group in groups.items()}
@@ -128,11 +126,6 @@ def read_image(
         image_id = truths[0]['image_id'] if truths else predictions[0]['image_id']
         raise UnSAMError(f'image {image_id}: predictions and ground truth differ in height or width ({sorted(sizes)})')
     return detections, references
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, for messages."""
-    return ', '.join(names[:_NAMED_IN_MESSAGES]) + (', ...' if len(names) > _NAMED_IN_MESSAGES else '')
 
 
 def _read_detections(records: Sequence[Record], size_hw: SizeHW, max_det: int) -> Masks:

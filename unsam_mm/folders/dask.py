@@ -18,14 +18,13 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import distributed
 
 import unsam_mm
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import read_json, temporary_name
-from unsam_mm.folders.run import FolderJob, ImageWorker, Result
 from unsam_mm.folders.store import MANIFEST, PseudoMaskStore
 from unsam_mm.processes import threads_each
 from unsam_mm.pseudo_masks.vit import check_device
@@ -50,10 +49,36 @@ _NOT_VISIBLE = '{} is not visible there; mount the folder under the same path on
 _NONE_LEFT = 'no worker is left that can take part ({}); finished images are kept: mend it and run again to go on'
 _FAILED = 'a worker failed ({!r}); finished images are kept: its log has more, mend it and run again to go on'
 
+Result = tuple[str, str | None]
+"""Name of an image and error message, None if all is well."""
+
+
+class Job(Protocol):
+    """What a cluster needs of a run over a folder; a frozen dataclass that can be pickled.
+
+    Attributes:
+        images: Folder of images, or one image file.
+        out: Folder of the store.
+        device: Torch device of the workers.
+    """
+
+    images: Path
+    out: Path
+    device: str
+
+    def path_of(self, name: str) -> Path:
+        """Where an image lies."""
+
+    def description(self) -> dict:
+        """What the masks depend on."""
+
+    def make_worker(self) -> Callable[[str], str | None]:
+        """Loads the model; what it gives does an image and returns an error message, None if all is well."""
+
 
 @contextmanager
 def cluster_work(
-    job: FolderJob, address: str, description: dict, n_images: int
+    job: Job, address: str, description: dict, n_images: int
 ) -> Iterator[Callable[[list[str]], Iterator[Result]]]:
     """Does images on a cluster; results come in the order in which they finish.
 
@@ -183,7 +208,7 @@ class _Outcome(NamedTuple):
 class _OnWorker(distributed.WorkerPlugin):
     """What a worker keeps for one run: the model, once the first image comes, and why it cannot take part, if so."""
 
-    def __init__(self, name: str, job: FolderJob, description: dict, probe: Path, threads: int | None) -> None:
+    def __init__(self, name: str, job: Job, description: dict, probe: Path, threads: int | None) -> None:
         self.name = name
         self.problem: str | None = None
         self._job, self._description, self._probe, self._threads = job, description, probe, threads
@@ -221,12 +246,12 @@ class _OnWorker(distributed.WorkerPlugin):
             time.sleep(_UNFIT_PAUSE_S)
         return _Outcome(self._address, results, time.perf_counter() - start_s, problem)
 
-    def _load(self) -> ImageWorker:
+    def _load(self) -> Callable[[str], str | None]:
         if self._threads:
             import torch
 
             torch.set_num_threads(self._threads)
-        return ImageWorker(self._job)
+        return self._job.make_worker()
 
     def _find_problem(self) -> str | None:
         """Compares the worker's view of the run with the client's: same folders, same masks."""
@@ -257,7 +282,7 @@ def _do(run: str, names: list[str]) -> _Outcome:
 class _Run:
     """One client's run: hands out tasks, a bounded number at a time, and tells what becomes of them."""
 
-    def __init__(self, client: distributed.Client, job: FolderJob, description: dict) -> None:
+    def __init__(self, client: distributed.Client, job: Job, description: dict) -> None:
         self._client, self._job, self._description = client, job, description
         self._name = f'unsam-{uuid.uuid4().hex[:8]}'
         self._numbers = itertools.count()

@@ -8,16 +8,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 from unsam_mm.errors import ImageError, TargetError, UnSAMError, image_errors, one_line
 from unsam_mm.files import atomic_writer, check_writable, fitting_name, remove_leftovers
 from unsam_mm.fingerprints import image_stamp
 from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.generator import PseudoMaskGenerator, Settings, settings_signature, weights_origin
 from unsam_mm.images import IMAGE_SUFFIXES, list_images, read_image
 from unsam_mm.processes import in_processes
-from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator, Settings, settings_signature, weights_origin
 from unsam_mm.pseudo_masks.vit import check_device
 
 _log = logging.getLogger(__name__)
@@ -28,9 +27,6 @@ _LOST = (
     '{}: the worker process ended twice while processing it, perhaps for lack of memory; make the image smaller, or run '
     'again with fewer --workers'
 )
-
-Result = tuple[str, str | None]
-"""Name of an image and error message, None if all is well."""
 
 
 @dataclass
@@ -123,7 +119,7 @@ class FolderJob:
         device: Torch device.
         workers: Number of processes; each takes about 1 GB, and 3 GB for images of 24 megapixels, and an equal share of the cores.
         overwrite: Whether the masks in the store are removed first, so that all images are done again.
-        dask: Address of a Dask scheduler, or ``local:N``, whose workers take the place of `workers`; see `scale`.
+        dask: Address of a Dask scheduler, or ``local:N``, whose workers take the place of `workers`; see `unsam_mm.folders.dask`.
     """
 
     images: Path
@@ -197,8 +193,14 @@ class FolderJob:
         }
         return json.loads(json.dumps(noted))  # a tuple is a list there
 
+    def make_worker(self) -> ImageWorker:
+        """Loads the model."""
+        return ImageWorker(self)
+
     @contextmanager
-    def _workers(self, n_images: int, description: dict) -> Iterator[Callable[[list[str]], Iterator[Result]]]:
+    def _workers(
+        self, n_images: int, description: dict
+    ) -> Iterator[Callable[[list[str]], Iterator[tuple[str, str | None]]]]:
         """A function that processes images and gives results in the order in which they finish."""
         if not n_images:
             yield lambda names: (result for result in ())
@@ -211,19 +213,20 @@ class FolderJob:
         check_device(self.device)
         workers = min(self.workers, n_images)
         if workers <= 1:
-            worker = ImageWorker(self)
+            worker = self.make_worker()
             yield lambda names: ((name, worker(name)) for name in names)
             return
         if self.overwrite:
-            ImageWorker(self)  # the files of the weights may be broken
+            self.make_worker()  # the files of the weights may be broken
         advice = f'what is finished is kept: run again with fewer --workers than {workers}'
-        make, lost = partial(ImageWorker, self), lambda name: _LOST.format(self.path_of(name))
-        yield lambda names: in_processes(make, names, workers, advice, lost)
+        yield lambda names: in_processes(
+            self.make_worker, names, workers, advice, lost=lambda name: _LOST.format(self.path_of(name))
+        )
 
 
 def _cluster(
     job: FolderJob, description: dict, n_images: int
-) -> AbstractContextManager[Callable[[list[str]], Iterator[Result]]]:
+) -> AbstractContextManager[Callable[[list[str]], Iterator[tuple[str, str | None]]]]:
     try:
         from unsam_mm.folders.dask import cluster_work
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unsam_mm.errors import DamagedError, UnSAMError
+from unsam_mm.generator import PseudoMaskGenerator
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
@@ -26,7 +27,6 @@ from unsam_mm.prompting.prompt import (
 from unsam_mm.prompting.tiles import TiledEngine
 from unsam_mm.prompting.tree import TreeEngine
 from unsam_mm.prompting.windows import MaskCrop
-from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.generator import PseudoMaskGenerator
 from unsam_mm.masks.granularity import granularity_area, nearest_area
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
@@ -14,7 +15,6 @@ from unsam_mm.prompting.inference import ClickInference, masks_of
 from unsam_mm.prompting.nodes import agreeing_nodes, click_scores
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
 from unsam_mm.prompting.sources import TreeSource
-from unsam_mm.pseudo_masks.generator import PseudoMaskGenerator
 
 _TREE_ARRAYS = ('leaf_labels', 'parent', 'height', 'score')
 

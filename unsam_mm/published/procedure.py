@@ -369,7 +369,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def _make_divider(settings: PublishedSettings, extractor: PatchFeatureExtractor, patch_px: int, device: str) -> Divider:
     if settings.divide == 'cutler':
-        from unsam_mm.models.cutler import CutLERDivider  # brings in MMDetection
+        from unsam_mm.published.cutler import CutLERDivider  # brings in MMDetection
 
         return CutLERDivider(score_threshold=settings.min_score, device=device)
     extractor = copy.copy(extractor)  # another input size, the same network

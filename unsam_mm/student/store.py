@@ -15,9 +15,10 @@ from tqdm import tqdm
 from unsam_mm.errors import DamagedError, ImageError, StoreError, TargetError, UnSAMError, image_errors
 from unsam_mm.files import check_writable, fitting_name
 from unsam_mm.fingerprints import image_stamp, is_current
+from unsam_mm.generator import settings_signature
 from unsam_mm.images import read_image
 from unsam_mm.processes import available_cores, in_processes
-from unsam_mm.pseudo_masks.generator import GeneratorSettings, settings_signature
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.pseudo_masks.vit import check_device
 from unsam_mm.student.tokenizer import ALGORITHM, RegionTokenizer
 from unsam_mm.student.tokens import MAX_TOKENS, RegionTokens, TokenMasks, read_notes

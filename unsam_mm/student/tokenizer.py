@@ -12,17 +12,12 @@ from scipy import sparse
 
 from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
+from unsam_mm.generator import settings_signature
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.overlaps import crossing_pixels
-from unsam_mm.pseudo_masks.generator import (
-    GeneratorSettings,
-    GrownRegions,
-    ProgressCallback,
-    RegionTrees,
-    settings_signature,
-)
 from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, GrownRegions, ProgressCallback, RegionTrees
 from unsam_mm.pseudo_masks.superpixels import Leaves
 from unsam_mm.student.tokens import MAX_TOKENS, RegionTokens, TokenMasks
 

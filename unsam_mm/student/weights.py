@@ -13,8 +13,8 @@ from safetensors.torch import save as to_bytes
 
 from unsam_mm.errors import StoreError, UnSAMError, WeightsError, explained
 from unsam_mm.files import atomic_writer
-from unsam_mm.pseudo_masks.generator import GeneratorSettings
 from unsam_mm.pseudo_masks.ranking import RankingSettings
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.student.network import RegionNet
 from unsam_mm.student.pairs import OTHER_DISTANCES
 from unsam_mm.student.prompts import MARKS

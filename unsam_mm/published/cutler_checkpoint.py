@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from unsam_mm.convert.checkpoints import (
+from unsam_mm.checkpoints import (
     BATCH_NORM,
     BIASED,
     WEIGHT,

@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from tests.test_models.prompt_scene import CONFIG, HEIGHT, WIDTH, batch_of, photographs, sample_of, small_model
 from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
 from unsam_mm.errors import UnSAMError, WeightsError
-from unsam_mm.prompting.detector import DetectorEngine
+from unsam_mm.models.detector_engine import DetectorEngine
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional
 
 from unsam_mm import weights
-from unsam_mm.convert.cutler import convert_official_cutler, save
+from unsam_mm.published.cutler_checkpoint import convert_official_cutler, save
 from unsam_mm.errors import UnSAMError, WeightsError
-from unsam_mm.models.cutler import CutLERDivider, _resized_hw, load_cutler
+from unsam_mm.published.cutler import CutLERDivider, _resized_hw, load_cutler
 
 
 def official_shapes() -> dict[str, tuple[int, ...]]:
@@ -342,7 +342,7 @@ class Detector(nn.Module):
 
 def test_the_detector_is_given_rgb_of_detectron2s_size_and_empty_masks_are_dropped(monkeypatch):
     detector = Detector()
-    monkeypatch.setattr('unsam_mm.models.cutler.load_cutler', lambda *arguments: detector)
+    monkeypatch.setattr('unsam_mm.published.cutler.load_cutler', lambda *arguments: detector)
     image = np.zeros((60, 90, 3), np.uint8)
     image[..., 0] = 200
     masks, scores = CutLERDivider()(image)

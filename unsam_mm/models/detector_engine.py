@@ -85,8 +85,8 @@ class DetectorEngine:
         from mmengine.registry import DefaultScope
 
         import unsam_mm.models  # noqa: F401  (registers the models)
-        from unsam_mm.convert.checkpoints import read_checkpoint
-        from unsam_mm.engine.channel_order import LOADERS, loaded_order, steps_of_type
+        from unsam_mm.checkpoints import read_checkpoint
+        from unsam_mm.models.channel_order import LOADERS, loaded_order, steps_of_type
 
         settings, state = Config.fromfile(config), read_checkpoint(Path(checkpoint))
         with DefaultScope.overwrite_default_scope('mmdet'):
@@ -305,7 +305,7 @@ def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
     Raises:
         UnSAMError: If it cannot.
     """
-    from unsam_mm.engine.channel_order import type_name
+    from unsam_mm.models.channel_order import type_name
 
     scale = resize.get('scale')
     # What MMCV takes for granted, then what is said.

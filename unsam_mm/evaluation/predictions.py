@@ -1,4 +1,4 @@
-"""Reads ground truth and predictions from files and pairs their images by name."""
+"""Reads predictions from files and pairs their images with those of the ground truth by name."""
 
 from __future__ import annotations
 
@@ -7,37 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unsam_mm.coco_files.fields import entry_id, image_size, listed_name, other_type_hint, repeated_id
+from unsam_mm.coco_files.fields import image_size, listed_name, other_type_hint
+from unsam_mm.coco_files.ground_truth import check_listed, describe, is_coco, read_image_entries, with_ids, with_masks
 from unsam_mm.coco_files.matching import match_images
-from unsam_mm.coco_files.segmentations import PolygonFilter
-from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.evaluation.records import some
+from unsam_mm.errors import StoreError, first_names
 from unsam_mm.files import read_json
 from unsam_mm.folders.store import PseudoMaskStore
-
-
-def load_ground_truth(path: str | Path) -> dict[str, Any]:
-    """A COCO annotation file as a dictionary with non-empty ``images`` and ``annotations``.
-
-    Ids that are whole floats become whole numbers. Polygons that enclose nothing are left out, and so are annotations
-    without a mask; one warning says how many.
-
-    Raises:
-        StoreError: If the file is missing, broken, empty, or not in COCO form, lists an image twice, or has annotations
-            of images that it does not list.
-    """
-    data = read_json(path)
-    if not _is_coco(data):
-        raise StoreError(f'{path}: expected a COCO file with "images" and "annotations", found {_describe(data)}')
-    for key in ('images', 'annotations'):
-        if not data[key]:
-            raise StoreError(f'{path}: the list "{key}" is empty; nothing can be measured')
-    images = _read_images(path, data['images'])
-    annotations = _with_ids(path, data['annotations'], 'annotation', 'image_id')
-    _check_listed(path, annotations, images)
-    if not any('segments_info' in annotation for annotation in annotations):  # whose masks are PNG files
-        annotations = _with_masks(path, annotations)
-    return {**data, 'images': images, 'annotations': annotations}
 
 
 def load_predictions(
@@ -61,15 +36,15 @@ def load_predictions(
     data = read_json(path)
     if isinstance(data, list):
         records = data
-    elif _is_coco(data):
+    elif is_coco(data):
         records = _rename_images(path, data, ground_truth, skip_unmatched)
     else:
         raise StoreError(
-            f'{path}: expected a list of COCO results or a COCO file with "images" and "annotations", found {_describe(data)}'
+            f'{path}: expected a list of COCO results or a COCO file with "images" and "annotations", found {describe(data)}'
         )
     if not records:
         raise StoreError(f'{path}: no predictions in it; nothing can be measured')
-    records = _with_ids(path, records, 'record', 'image_id')
+    records = with_ids(path, records, 'record', 'image_id')
     known = {image['id'] for image in ground_truth['images']}
     if hint := other_type_hint((record['image_id'] for record in records), known):
         raise StoreError(f'{path}: {hint}')
@@ -82,7 +57,7 @@ def load_predictions(
     lacking = next((index for index, record in enumerate(records) if 'segmentation' not in record), None)
     if lacking is not None:
         raise StoreError(f'{path}: record {lacking} has no "segmentation"; expected masks as run lengths or polygons')
-    return _with_masks(path, records)
+    return with_masks(path, records)
 
 
 def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bool) -> list[dict[str, Any]]:
@@ -107,17 +82,17 @@ def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bo
 def _rename_images(
     path: Path, data: Mapping[str, Any], ground_truth: Mapping[str, Any], skip_unmatched: bool
 ) -> list[dict[str, Any]]:
-    images = _read_images(path, data['images'])
-    annotations = _with_ids(path, data['annotations'], 'annotation', 'image_id')
+    images = read_image_entries(path, data['images'])
+    annotations = with_ids(path, data['annotations'], 'annotation', 'image_id')
     names = {image['id']: listed_name(image) for image in images}
     if '' in names.values():
         raise StoreError(f'{path}: some images have no "file_name", so they cannot be paired with the ground truth')
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
         raise StoreError(
-            f'{path}: several images have the name {some(twice)}, so they would be measured against the same ground truth; '
+            f'{path}: several images have the name {first_names(twice)}, so they would be measured against the same ground truth; '
             'keep one entry for each name'
         )
-    _check_listed(path, annotations, images)
+    check_listed(path, annotations, images)
     image_ids = _match(path, names.values(), ground_truth, skip_unmatched)
     _check_sizes(path, images, ground_truth, {image['id']: image_ids.get(names[image['id']]) for image in images})
     records = []
@@ -150,75 +125,3 @@ def _check_sizes(
                 f'{path}: {listed_name(image)} is {found[0]} x {found[1]} px (height x width), in the '
                 f'ground truth {expected[0]} x {expected[1]}; masks must be given at the size of the original image'
             )
-
-
-def _is_coco(data: Any) -> bool:
-    return isinstance(data, dict) and all(isinstance(data.get(key), list) for key in ('images', 'annotations'))
-
-
-def _read_images(path: Path | str, entries: list[Any]) -> list[dict[str, Any]]:
-    """The entries of "images", with ids and sizes as whole numbers.
-
-    Raises:
-        StoreError: If an entry is malformed, or two have the same id.
-    """
-    images = _with_ids(path, entries, 'image', 'id')
-    for index, image in enumerate(images):
-        for key in ('file_name', 'coco_url'):
-            value = image.get(key)
-            if value is not None and not isinstance(value, str):
-                raise StoreError(f'{path}: the "{key}" of image {index} is {value!r}; expected text')
-        try:
-            height, width = image_size(image)
-        except UnSAMError as error:
-            raise StoreError(f'{path}: image {index}: {error}') from error
-        images[index] = {**image, 'height': height, 'width': width}
-    if len({isinstance(image['id'], str) for image in images}) == 2:
-        raise StoreError(f'{path}: the "id" of some images is a number, of others text; use one of the two')
-    if twice := repeated_id(images):
-        raise StoreError(f'{path}: {twice}')
-    return images
-
-
-def _with_ids(path: Path | str, entries: list[Any], what: str, key: str) -> list[dict[str, Any]]:
-    """The entries, with what is under `key` as a whole number or text.
-
-    Raises:
-        StoreError: If an entry is no dictionary, or has no such id.
-    """
-    found = []
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise StoreError(f'{path}: {what} {index} is {_describe(entry)}; expected a dictionary with "{key}"')
-        if key not in entry:
-            raise StoreError(f'{path}: {what} {index} has no "{key}"; it has {sorted(entry)[:5]}')
-        number = entry_id(entry[key])
-        if number is None:
-            raise StoreError(
-                f'{path}: the "{key}" of {what} {index} is {entry[key]!r}; expected a whole number or text'
-            )
-        found.append(entry if number is entry[key] else {**entry, key: number})
-    return found
-
-
-def _check_listed(path: Path | str, annotations: list[dict[str, Any]], images: list[dict[str, Any]]) -> None:
-    listed = {image['id'] for image in images}
-    unknown = {annotation['image_id']: None for annotation in annotations if annotation['image_id'] not in listed}
-    if unknown:
-        hint = other_type_hint(unknown, listed)
-        raise StoreError(
-            f'{path}: annotations of {len(unknown)} images that are not listed ({some(list(map(str, unknown)))}); '
-            f'{hint or "expected a COCO file whose images hold all of them"}'
-        )
-
-
-def _with_masks(path: Path | str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records that have a mask; one warning tells of the others."""
-    polygons = PolygonFilter(str(path))
-    kept = polygons(records)
-    polygons.report()
-    return kept
-
-
-def _describe(data: Any) -> str:
-    return f'a dictionary with {sorted(data)[:5]}' if isinstance(data, dict) else f'a {type(data).__name__}'

@@ -14,8 +14,9 @@ from skimage import data
 from tests.conftest import skip_without_weights
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.errors import UnSAMError
-from unsam_mm.pseudo_masks.generator import PRESETS, GeneratorSettings, settings_signature
+from unsam_mm.generator import PRESETS, settings_signature
 from unsam_mm.pseudo_masks.ranking import RankingSettings
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
 
 def test_most_coins_are_found_among_the_first_fifty_masks(coins_tree, coins):

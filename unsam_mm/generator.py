@@ -1,0 +1,101 @@
+"""The pseudo-mask generator: one image in, one tree of regions out, no label anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from unsam_mm import weights
+from unsam_mm.errors import UnSAMError
+from unsam_mm.images import as_rgb_uint8
+from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, ProgressCallback, RegionTrees
+from unsam_mm.pseudo_masks.vit import vit_folder
+from unsam_mm.published import procedure
+from unsam_mm.published.procedure import PublishedProcedure, PublishedSettings
+
+_ALGORITHM = 5
+"""Raised when the same settings give other masks than before, so that stored masks are not mixed."""
+
+Settings = GeneratorSettings | PublishedSettings
+
+PRESETS: dict[str, Settings] = {'default': GeneratorSettings(), **procedure.PRESETS}
+
+
+class PseudoMaskGenerator:
+    """Finds regions at every scale in an image, without labels.
+
+    Args:
+        settings: What to compute: region trees (the default), or UnSAM's procedure as it was published.
+        device: Torch device for the ViT; the rest runs on the CPU.
+
+    Raises:
+        WeightsError: If the ViT's weights cannot be had.
+    """
+
+    def __init__(self, settings: Settings | None = None, device: str = 'cpu') -> None:
+        self.settings = settings or GeneratorSettings()
+        kind = PublishedProcedure if isinstance(self.settings, PublishedSettings) else RegionTrees
+        self._find = kind(self.settings, device)
+
+    @classmethod
+    def from_preset(cls, preset: str = 'default', device: str = 'cpu', **changes) -> PseudoMaskGenerator:
+        """A generator with named settings.
+
+        Args:
+            preset: A key of `PRESETS`.
+            device: Torch device for the ViT.
+            changes: Single settings to replace, by their names in `GeneratorSettings` or `PublishedSettings`.
+
+        Raises:
+            UnSAMError: If the preset or a setting is unknown.
+        """
+        return cls(preset_settings(preset, **changes), device)
+
+    @property
+    def signature(self) -> str:
+        """Twelve hexadecimal digits that differ whenever the masks may differ: settings, weights, algorithm."""
+        return settings_signature(self.settings)
+
+    def __call__(self, image: np.ndarray, progress: ProgressCallback | None = None) -> MaskHierarchy:
+        """The region tree of one image.
+
+        Args:
+            image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8` for dtypes.
+            progress: Told what happens; raise inside it to stop.
+
+        Raises:
+            ImageError: If the array is not one image that can be segmented.
+        """
+        return self._find(as_rgb_uint8(image), progress)
+
+
+def preset_settings(preset: str, **changes) -> Settings:
+    """The settings of a preset with single values replaced.
+
+    Raises:
+        UnSAMError: If the preset or a setting is unknown.
+    """
+    if preset not in PRESETS:
+        raise UnSAMError(f'no preset is called {preset!r}; choose from {", ".join(PRESETS)}')
+    known = asdict(PRESETS[preset])
+    if unknown := changes.keys() - known.keys():
+        raise UnSAMError(f'preset {preset!r} has no setting {", ".join(sorted(unknown))}; known are {", ".join(known)}')
+    return replace(PRESETS[preset], **changes)
+
+
+def settings_signature(settings: Settings) -> str:
+    """See `PseudoMaskGenerator.signature`; fetches the weights, since files of different sources may differ."""
+    described = {**asdict(settings), 'weights': weights_origin(settings), 'algorithm': _ALGORITHM}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def weights_origin(settings: Settings) -> str:
+    """Where the weights that decide the masks came from, and which they are; see `unsam_mm.weights.identity`."""
+    paths = [vit_folder(settings.vit)]
+    if getattr(settings, 'divide', None) == 'cutler':
+        paths.append(weights.fetch('cutler_cascade'))
+    return ' and '.join(weights.identity(path) for path in paths)
