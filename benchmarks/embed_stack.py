@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from napari_unsam._controller import SegmentationController
-from napari_unsam._engine import PlaneEmbedder
-from napari_unsam._inference import InferenceSettings
-from napari_unsam._planes import Plane
-from napari_unsam._targets import Target
-from napari_unsam.state.embeddings import EmbeddingStore, StackReport
+from napari_unsam.controller import SegmentationController
+from napari_unsam.engine.embeddings import EmbeddingStore, StackReport
+from napari_unsam.engine.inference import InferenceSettings
+from napari_unsam.engine.planes import PlaneEmbedder
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.targets import Target
 from unsam_mm.prompting import ENGINES
 
 CLICK_EVERY_S = 0.5

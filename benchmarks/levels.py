@@ -167,9 +167,9 @@ def redraws_a_second(rgb: np.ndarray, hierarchy: MaskHierarchy) -> float:
     from napari.layers import Labels
     from qtpy.QtWidgets import QApplication, QOpenGLWidget
 
-    from napari_unsam._frame import Frame
-    from napari_unsam._planes import Plane
     from napari_unsam.levels.preview import LevelPreview
+    from napari_unsam.model.frame import Frame
+    from napari_unsam.model.plane import Plane
 
     viewer = napari.Viewer()
     image = viewer.add_image(rgb)

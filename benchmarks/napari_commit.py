@@ -18,11 +18,11 @@ import napari
 import numpy as np
 from qtpy.QtWidgets import QApplication
 
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._controller import SegmentationController
-from napari_unsam._gui_thread import in_gui_thread
-from napari_unsam._session import ViewerSession
-from napari_unsam._widget import SegmentationWidget
+from napari_unsam.controller import SegmentationController
+from napari_unsam.qt.gui_thread import in_gui_thread
+from napari_unsam.qt.widget import SegmentationWidget
+from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.session import ViewerSession
 
 SHAPE = (64, 512, 512)
 RADII = (30, 116, 116)

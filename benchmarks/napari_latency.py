@@ -23,9 +23,9 @@ import numpy as np
 if TYPE_CHECKING:
     import napari
 
-    from napari_unsam._controller import SegmentationController
-    from napari_unsam._session import ViewerSession
-    from napari_unsam._widget import SegmentationWidget
+    from napari_unsam.controller import SegmentationController
+    from napari_unsam.qt.widget import SegmentationWidget
+    from napari_unsam.viewer.session import ViewerSession
 
 
 class Heart:
@@ -126,9 +126,9 @@ def measure_bare() -> None:
 
 def segmentation_widget(viewer: napari.Viewer, engine: str) -> SegmentationWidget:
     """What the dock holds, with an engine that keeps nothing of other runs."""
-    from napari_unsam._engine import PlaneEmbedder
-    from napari_unsam._inference import InferenceSettings
-    from napari_unsam._widget import SegmentationController, SegmentationWidget, in_gui_thread
+    from napari_unsam.engine.inference import InferenceSettings
+    from napari_unsam.engine.planes import PlaneEmbedder
+    from napari_unsam.qt.widget import SegmentationController, SegmentationWidget, in_gui_thread
 
     embedder = PlaneEmbedder(InferenceSettings(engine=engine))
     return SegmentationWidget(viewer, SegmentationController(embedder, in_gui_thread, embedder.load))
@@ -141,7 +141,7 @@ def measure(engine: str, n_clicks: int) -> None:
     viewer = window()
     heart = Heart()
     opened_s = time.perf_counter()
-    from napari_unsam._dock import UnSAMDock
+    from napari_unsam.qt.dock import UnSAMDock
 
     dock = UnSAMDock(viewer, lambda viewer: segmentation_widget(viewer, engine))
     viewer.window.add_dock_widget(dock, name='UnSAM')

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from napari_unsam._engine import EmbeddedPlane, make_engine
+from napari_unsam.engine.planes import EmbeddedPlane, make_engine
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.matching import MatchSettings, deepest_point
 from napari_unsam.volumes.propagation import PropagationSettings, propagate

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from psygnal import Signal
 
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._targets import Level
-from napari_unsam._words import counted
 from napari_unsam.levels.mark import ReviewMark
 from napari_unsam.levels.review import REVIEWED, ReviewQueue, accepted
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.levels.split_merge import merge_writes, parts_of, region_like, split_writes, whole_of
 from napari_unsam.levels.work import LevelsWork, object_in_question
+from napari_unsam.model.targets import Level
+from napari_unsam.model.words import counted
+from napari_unsam.viewer.commit import ObjectWrite
 
 if TYPE_CHECKING:
     from napari.layers import Labels
 
-    from napari_unsam._session import ViewerSession
+    from napari_unsam.viewer.session import ViewerSession
 
 _NO_OBJECT = 'There is no object under the cursor, and none is selected here.'
 _SEEN_PX = (60, 500)  # on screen: a smaller or larger object is brought to

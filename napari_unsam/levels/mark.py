@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from napari.layers import Vectors
 
-from napari_unsam._contours import outline_segments
-from napari_unsam._layers import following, insert_quietly, remove_layers
+from napari_unsam.viewer.contours import outline_segments
+from napari_unsam.viewer.layers import following, insert_quietly, remove_layers
 
 if TYPE_CHECKING:
     from napari.layers import Labels
 
-    from napari_unsam._session import ViewerSession
+    from napari_unsam.viewer.session import ViewerSession
 
 REVIEW_NAME = 'UnSAM review'
 REVIEW_COLOUR = '#ff4dff'  # of no object, no prompt and no mask on offer

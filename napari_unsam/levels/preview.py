@@ -9,14 +9,14 @@ from napari.layers import Labels
 from napari.layers.base import LayerLock
 from napari.utils.colormaps import CyclicLabelColormap
 
-from napari_unsam._layers import OBJECT_COLOURS, following, insert_quietly, move_on_image, remove_layers
-from napari_unsam._planes import Plane
 from napari_unsam.levels.cuts import N_COLOURS
+from napari_unsam.model.plane import Plane
+from napari_unsam.viewer.layers import OBJECT_COLOURS, following, insert_quietly, move_on_image, remove_layers
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-    from napari_unsam._frame import Frame
+    from napari_unsam.model.frame import Frame
 
 LEVELS_NAME = 'UnSAM levels'
 

@@ -9,13 +9,13 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from napari_unsam._masks import node_mask
 from napari_unsam.levels.alike import alike, likeness, traits
 from napari_unsam.levels.best import Chosen, LeafOverlaps, best_disjoint, best_of_trees
 from napari_unsam.levels.cuts import LevelCut, RegionFilter
 from napari_unsam.levels.part_whole import Band
 from napari_unsam.levels.region_properties import RegionProperties, Scene
 from napari_unsam.levels.review import stability
+from napari_unsam.model.mask import node_mask
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 

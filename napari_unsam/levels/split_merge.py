@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._masks import node_mask
-from napari_unsam._planes import Plane
+from napari_unsam.model.mask import node_mask
+from napari_unsam.model.plane import Plane
+from napari_unsam.viewer.commit import ObjectWrite
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
 

@@ -11,23 +11,23 @@ import numpy as np
 from napari.layers import Labels
 from psygnal import Signal
 
-from napari_unsam._inference import ProgressCallback
-from napari_unsam._layers import AddLayers, following
-from napari_unsam._targets import Level, Target
-from napari_unsam._words import counted, them
+from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.part_whole import Band, linked
 from napari_unsam.levels.preview import LevelPreview
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.levels.split_merge import region_like, region_write
+from napari_unsam.model.targets import Level, Target
+from napari_unsam.model.words import counted, them
+from napari_unsam.viewer.layers import AddLayers, following
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-    from napari_unsam._planes import Plane
-    from napari_unsam._session import ViewerSession
+    from napari_unsam.model.plane import Plane
+    from napari_unsam.viewer.session import ViewerSession
 
 _NOTHING = Chosen(np.zeros(0, np.int64), np.zeros(0, np.int64))
 _LIKE = 0.5

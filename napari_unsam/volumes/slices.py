@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._label_boxes import boxes_in
-from napari_unsam._planes import Plane
+from napari_unsam.model.label_boxes import boxes_in
+from napari_unsam.model.plane import Plane
+from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.volumes.crops import CropMask
 
 

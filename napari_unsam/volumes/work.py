@@ -11,18 +11,18 @@ import numpy as np
 from napari.layers import Labels, Tracks
 from psygnal import Signal
 
-from napari_unsam._commit import ObjectWrite, free_now, renumbered
-from napari_unsam._engine import EmbeddedPlane
-from napari_unsam._frame import Frame
-from napari_unsam._inference import ProgressCallback
-from napari_unsam._layers import AddLayers, following
-from napari_unsam._targets import Level, Target
-from napari_unsam._words import counted, them
+from napari_unsam.engine.inference import ProgressCallback
+from napari_unsam.engine.planes import EmbeddedPlane
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.part_whole import Band
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.sheet import Sheet
-from napari_unsam.state.history import Together
+from napari_unsam.model.frame import Frame
+from napari_unsam.model.history import Together
+from napari_unsam.model.targets import Level, Target
+from napari_unsam.model.words import counted, them
+from napari_unsam.viewer.commit import ObjectWrite, free_now, renumbered
+from napari_unsam.viewer.layers import AddLayers, following
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.linking import LinkSettings, link
 from napari_unsam.volumes.propagation import (
@@ -38,7 +38,7 @@ from napari_unsam.volumes.writing import end_what_was_beyond, same, with_marked,
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
-    from napari_unsam._session import ViewerSession
+    from napari_unsam.viewer.session import ViewerSession
 
 TRACKS_NAME = 'UnSAM tracks'
 _NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'

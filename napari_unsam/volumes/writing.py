@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from napari_unsam._commit import ObjectWrite
+from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.propagation import Anchors, Found, SliceMask, SliceState, without
 from napari_unsam.volumes.slices import Slicing, crops_of

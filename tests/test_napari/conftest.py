@@ -11,9 +11,9 @@ import pytest
 from napari.components import ViewerModel
 from skimage import data
 
-from napari_unsam._controller import SegmentationController
-from napari_unsam._session import ViewerSession
-from napari_unsam.state.autosave import Autosave
+from napari_unsam.controller import SegmentationController
+from napari_unsam.io.autosave import Autosave
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.killing import wait_until_saved
 from tests.test_napari.saved_work import Session
 from tests.test_napari.stand_ins import Mailbox, Mouse, colour_tree, patches_target, patches_tree, planes_of

@@ -21,12 +21,12 @@ import numpy as np
 from napari.components import ViewerModel
 from skimage import data
 
-from napari_unsam._commit import ObjectWrite, object_granularity
-from napari_unsam._controller import SegmentationController
-from napari_unsam._prompts import Polarity
-from napari_unsam._session import ViewerSession
-from napari_unsam.state.autosave import Autosave
-from napari_unsam.state.records import count_prompts
+from napari_unsam.controller import SegmentationController
+from napari_unsam.io.autosave import Autosave
+from napari_unsam.io.records import count_prompts
+from napari_unsam.model.prompts import Polarity
+from napari_unsam.viewer.commit import ObjectWrite, object_granularity
+from napari_unsam.viewer.session import ViewerSession
 from unsam_mm.errors import UnSAMError
 
 _CELL_HW = (20, 24)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from napari_unsam.output.objects import LabelledObjects
+from napari_unsam.io.objects import LabelledObjects
 
 DRAWN = np.array(
     [

@@ -17,8 +17,8 @@ from PIL import Image, ImageColor, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 from scipy.spatial import cKDTree
 
-from napari_unsam._layers import COLOURS, PREVIEW_COLOUR
-from napari_unsam.output.palette import OBJECT_COLOURS
+from napari_unsam.model.palette import OBJECT_COLOURS
+from napari_unsam.viewer.layers import COLOURS, PREVIEW_COLOUR
 
 MAX_DIFFERENCE = 3.5
 """Grey levels by which the image may differ in any of its parts."""

@@ -8,10 +8,10 @@ from napari.components import ViewerModel
 from napari.layers import Labels
 from psygnal import Signal
 
-from napari_unsam._actions import Change
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._prompts import PointPrompt, Polarity
-from napari_unsam.state.history import ActionHistory
+from napari_unsam.model.actions import Change
+from napari_unsam.model.history import ActionHistory
+from napari_unsam.model.prompts import PointPrompt, Polarity
+from napari_unsam.viewer.commit import ObjectWrite
 
 PROMPTS = (PointPrompt((3.0, 20.5, 40.0)), PointPrompt((1.0, 2.0, 3.0), Polarity.NEGATIVE))
 

@@ -18,11 +18,11 @@ from scipy.cluster.hierarchy import linkage
 from skimage.color import gray2rgb, rgb2lab
 from skimage.segmentation import slic
 
-from napari_unsam._engine import Embed, EmbeddedPlane
-from napari_unsam._inference import ProgressCallback
-from napari_unsam._masks import PlaneMask, node_mask
-from napari_unsam._planes import Plane
-from napari_unsam._targets import Level, Target
+from napari_unsam.engine.inference import ProgressCallback
+from napari_unsam.engine.planes import Embed, EmbeddedPlane
+from napari_unsam.model.mask import PlaneMask, node_mask
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.targets import Level, Target
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 needs_screen = pytest.mark.skipif(

@@ -7,11 +7,11 @@ import pytest
 from qtpy.QtCore import QRectF
 from skimage import data
 
-from napari_unsam._controller import Level
-from napari_unsam.adapting.comparison import Comparison
-from napari_unsam.adapting.job import AdaptJob
-from napari_unsam.panels.adapt_panel import AFTER_NAME, BEFORE_NAME, AdaptPanel
-from napari_unsam.panels.loss_plot import LossPlot
+from napari_unsam.adapt.comparison import Comparison
+from napari_unsam.adapt.job import AdaptJob
+from napari_unsam.controller import Level
+from napari_unsam.qt.adapt_panel import AFTER_NAME, BEFORE_NAME, AdaptPanel
+from napari_unsam.qt.loss_plot import LossPlot
 
 
 class FakeJob(AdaptJob):
@@ -30,7 +30,7 @@ class FakeJob(AdaptJob):
 
 @pytest.fixture
 def panel(qtbot, session, tmp_path, monkeypatch):
-    monkeypatch.setattr('napari_unsam.panels.adapt_panel.AdaptJob', FakeJob)
+    monkeypatch.setattr('napari_unsam.qt.adapt_panel.AdaptJob', FakeJob)
     panel = AdaptPanel(session, tmp_path)
     qtbot.addWidget(panel)
     yield panel
@@ -125,7 +125,7 @@ def test_both_answers_lie_where_the_plane_is_and_one_is_shown(panel, session, vi
         labels[20:40, 30:60] = 1
         return Comparison(window[0].start, window[1].start, labels, labels[::-1])
 
-    monkeypatch.setattr('napari_unsam.panels.adapt_panel.compare', found)
+    monkeypatch.setattr('napari_unsam.qt.adapt_panel.compare', found)
     tall = np.tile(data.coins(), (5, 1))  # 1515 px: the comparison is of a window
     session.set_image(viewer.add_image(np.stack([tall] * 3), scale=(4, 2, 2), translate=(0, 7, 0)))
     viewer.dims.set_point(0, 8)

@@ -17,14 +17,14 @@ from PIL import Image as PngImage
 from skimage import data
 
 import unsam_mm
-from napari_unsam._questions import Question
-from napari_unsam.adapting import job as job_module
-from napari_unsam.adapting import steps
-from napari_unsam.adapting.__main__ import main
-from napari_unsam.adapting.comparison import compare, flattened, window_around
-from napari_unsam.adapting.curve import read_curve
-from napari_unsam.adapting.job import AdaptJob, AdaptSettings, Stage, mim_home
-from napari_unsam.adapting.pictures import MAX_SIDE_PX, choose_pictures, write_pictures
+from napari_unsam.adapt import job as job_module
+from napari_unsam.adapt import steps
+from napari_unsam.adapt.__main__ import main
+from napari_unsam.adapt.comparison import compare, flattened, window_around
+from napari_unsam.adapt.curve import read_curve
+from napari_unsam.adapt.job import AdaptJob, AdaptSettings, Stage, mim_home
+from napari_unsam.adapt.pictures import MAX_SIDE_PX, choose_pictures, write_pictures
+from napari_unsam.model.questions import Question
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.student.weights import load_weights, net_of_checkpoint, packaged_weights
@@ -327,7 +327,7 @@ def test_a_training_ends_when_the_viewer_is_killed(tmp_path):
     write_photos(tmp_path)
     script = (
         'import sys, time; from pathlib import Path\n'
-        'from napari_unsam.adapting.job import AdaptJob, AdaptSettings\n'
+        'from napari_unsam.adapt.job import AdaptJob, AdaptSettings\n'
         'job = AdaptJob(Path(sys.argv[1])); job.start(AdaptSettings(iterations=1000))\n'
         'print(job._process.pid, flush=True); time.sleep(600)'
     )

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from skimage import data
 
-from napari_unsam._asides import ASIDES_NAME, aside_of, proposal_of
-from napari_unsam._planes import Plane
-from napari_unsam._prompts import Prompts
-from napari_unsam._targets import Proposal
-from napari_unsam.panels.mask_panel import MaskPanel
-from napari_unsam.panels.prompt_panel import PromptPanel
-from napari_unsam.state.autosave import Autosave
-from napari_unsam.state.records import count_prompts, decoded, encoded
+from napari_unsam.io.autosave import Autosave
+from napari_unsam.io.records import count_prompts, decoded, encoded
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.prompts import Prompts
+from napari_unsam.model.targets import Proposal
+from napari_unsam.qt.mask_panel import MaskPanel
+from napari_unsam.qt.prompt_panel import PromptPanel
+from napari_unsam.viewer.asides import ASIDES_NAME, aside_of, proposal_of
 from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, drawn_mask, is_problem, press, world
 
 

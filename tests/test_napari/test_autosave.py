@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 import zarr
 
-from napari_unsam import _prompts
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._frame import Channels
-from napari_unsam._prompts import PointPrompt, Polarity
-from napari_unsam._session import ViewerSession
-from napari_unsam.state.autosave import Autosave
-from napari_unsam.state.records import count_prompts, decoded, encoded, image_identity, prompt_kinds
+from napari_unsam.io.autosave import Autosave
+from napari_unsam.io.records import count_prompts, decoded, encoded, image_identity, prompt_kinds
+from napari_unsam.model import prompts as _prompts
+from napari_unsam.model.frame import Channels
+from napari_unsam.model.prompts import PointPrompt, Polarity
+from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.killing import wait_until, wait_until_saved
 from tests.test_napari.saved_work import PROMPTS, Session, work_a_little
 from unsam_mm.errors import StoreError

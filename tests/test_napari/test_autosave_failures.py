@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from napari_unsam import _pixel_changes as pixel_changes
-from napari_unsam._prompts import Polarity
-from napari_unsam.state import autosave as autosave_module
-from napari_unsam.state.records import LOCK, Work, lock_abandoned, read_work, remove_work, write_work
+from napari_unsam.io import autosave as autosave_module
+from napari_unsam.io.records import LOCK, Work, lock_abandoned, read_work, remove_work, write_work
+from napari_unsam.model import pixel_changes as pixel_changes
+from napari_unsam.model.prompts import Polarity
 from tests.test_napari.killing import begin, clicked, wait_until, wait_until_saved, written
 from tests.test_napari.saved_work import PROMPTS, Session, work_a_little
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from napari_unsam._candidates import NO_CANDIDATES, Candidates
-from napari_unsam._masks import found_mask, node_mask
+from napari_unsam.model.candidates import NO_CANDIDATES, Candidates
+from napari_unsam.model.mask import found_mask, node_mask
 from tests.test_napari.stand_ins import patches_tree
 
 

@@ -6,10 +6,10 @@ from qtpy.QtGui import QOpenGLContext
 from qtpy.QtWidgets import QApplication, QOpenGLWidget, QWidget
 from skimage import data
 
-from napari_unsam._canvas import canvas_beside
-from napari_unsam._controller import SegmentationController
-from napari_unsam._layers import OBJECTS_NAME
-from napari_unsam._widget import SegmentationWidget, in_gui_thread
+from napari_unsam.controller import SegmentationController
+from napari_unsam.qt.canvas import canvas_beside
+from napari_unsam.qt.widget import SegmentationWidget, in_gui_thread
+from napari_unsam.viewer.layers import OBJECTS_NAME
 from tests.test_napari.stand_ins import colour_tree, needs_screen, planes_of
 
 pytestmark = needs_screen

@@ -5,7 +5,10 @@ import pytest
 from napari.components import ViewerModel
 from napari.layers import Labels
 
-from napari_unsam._commit import (
+from napari_unsam.model.history import ActionHistory
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.targets import Proposal
+from napari_unsam.viewer.commit import (
     ObjectTable,
     ObjectWrite,
     WriteObjects,
@@ -15,9 +18,6 @@ from napari_unsam._commit import (
     renumbered,
     write_of,
 )
-from napari_unsam._planes import Plane
-from napari_unsam._targets import Proposal
-from napari_unsam.state.history import ActionHistory
 from unsam_mm.masks.granularity import area_granularity
 
 PLANE = Plane(shape=(3, 8, 10), axes=(1, 2), index=(1, 0, 0))

@@ -5,9 +5,9 @@ import pytest
 from qtpy.QtTest import QTest
 from skimage import data
 
-from napari_unsam._frame import LayerChannels
-from napari_unsam.panels import image_panel
-from napari_unsam.panels.image_panel import ImagePanel
+from napari_unsam.model.frame import LayerChannels
+from napari_unsam.qt import image_panel
+from napari_unsam.qt.image_panel import ImagePanel
 from tests.test_napari.stand_ins import colour_tree
 
 REST_MS = 60
@@ -22,7 +22,7 @@ def looks():
 @pytest.fixture
 def seen(viewer, make_controller, looks, qtbot, monkeypatch, settle):
     """A session on a stack with one plane ready, and its panel, whose patience is short."""
-    from napari_unsam._session import ViewerSession
+    from napari_unsam.viewer.session import ViewerSession
 
     def embed(image, progress):
         looks.append(int(image.max()))

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from napari_unsam._controller import Level
-from napari_unsam._engine import PlanesKept
-from napari_unsam._inference import JobCancelled
-from napari_unsam._planes import Plane
-from napari_unsam._prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
-from napari_unsam._questions import Question
+from napari_unsam.controller import Level
+from napari_unsam.engine.inference import JobCancelled
+from napari_unsam.engine.planes import PlanesKept
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
+from napari_unsam.model.questions import Question
 from tests.test_napari.stand_ins import PATCHES, NestedPlane, patches_target, patches_tree
 from unsam_mm.errors import ImageError
 

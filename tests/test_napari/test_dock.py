@@ -14,11 +14,14 @@ from qtpy.QtWidgets import QLabel, QWidget
 from skimage import data
 
 import napari_unsam
-from napari_unsam import _commands, _dock, _settings, _widget
-from napari_unsam._controller import SegmentationController
-from napari_unsam._dock import UnSAMDock
-from napari_unsam._widget import PANELS, SegmentationWidget, in_gui_thread
+from napari_unsam.controller import SegmentationController
+from napari_unsam.engine import settings as _settings
 from napari_unsam.levels.preview import LEVELS_NAME
+from napari_unsam.qt import commands as _commands
+from napari_unsam.qt import dock as _dock
+from napari_unsam.qt import widget as _widget
+from napari_unsam.qt.dock import UnSAMDock
+from napari_unsam.qt.widget import PANELS, SegmentationWidget, in_gui_thread
 from tests.test_napari.stand_ins import colour_tree, needs_screen, planes_of
 
 

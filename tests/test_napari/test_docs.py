@@ -13,11 +13,11 @@ from qtpy.QtWidgets import QAbstractButton, QCheckBox, QComboBox, QGroupBox, QLa
 from superqt import QCollapsible
 
 import napari_unsam
-from napari_unsam._controller import SegmentationController
-from napari_unsam._layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME
-from napari_unsam._widget import PANELS, SegmentationWidget, in_gui_thread
-from napari_unsam.panels.saved_bar import SavedBar
-from napari_unsam.state.autosave import Autosave
+from napari_unsam.controller import SegmentationController
+from napari_unsam.io.autosave import Autosave
+from napari_unsam.qt.saved_bar import SavedBar
+from napari_unsam.qt.widget import PANELS, SegmentationWidget, in_gui_thread
+from napari_unsam.viewer.layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME
 from tests.test_napari.pictures import MAX_BYTES
 from tests.test_napari.stand_ins import colour_tree, planes_of
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from skimage import data
 
-from napari_unsam._inference import JobCancelled
-from napari_unsam.state.embeddings import EmbeddingStore, embed_stack, plane_key
+from napari_unsam.engine.embeddings import EmbeddingStore, embed_stack, plane_key
+from napari_unsam.engine.inference import JobCancelled
 from unsam_mm.errors import StoreError
 
 PLENTY = 100_000_000
@@ -233,7 +233,7 @@ HEAD = """
 import sys
 from pathlib import Path
 import numpy as np
-from napari_unsam.state.embeddings import EmbeddingStore
+from napari_unsam.engine.embeddings import EmbeddingStore
 """
 WRITER = textwrap.dedent("""
     store = EmbeddingStore(Path(sys.argv[1]), int(sys.argv[2]))

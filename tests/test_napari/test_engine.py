@@ -9,12 +9,12 @@ import torch
 from napari.components import ViewerModel
 from skimage import data
 
-from napari_unsam import _engine
-from napari_unsam._engine import EmbeddedPlane, PlaneEmbedder, make_engine
-from napari_unsam._inference import InferenceSettings, report_progress, reporting
-from napari_unsam._planes import Plane
-from napari_unsam._session import ViewerSession
-from napari_unsam._targets import Target
+from napari_unsam.engine import planes as _engine
+from napari_unsam.engine.inference import InferenceSettings, report_progress, reporting
+from napari_unsam.engine.planes import EmbeddedPlane, PlaneEmbedder, make_engine
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.targets import Target
+from napari_unsam.viewer.session import ViewerSession
 from unsam_mm import generator as generator_module
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.prompting.tree import TreeEngine

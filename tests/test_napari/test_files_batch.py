@@ -19,11 +19,11 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label
 
 from napari_unsam.__main__ import main
-from napari_unsam.files import batch
-from napari_unsam.files.automatic import AutomaticObjects, AutomaticSettings, draw_disjoint
-from napari_unsam.files.batch import DESCRIPTION, BatchJob
-from napari_unsam.files.results import ImageList, Results
-from napari_unsam.output.formats import FORMATS
+from napari_unsam.folders import batch
+from napari_unsam.folders.automatic import AutomaticObjects, AutomaticSettings, draw_disjoint
+from napari_unsam.folders.batch import DESCRIPTION, BatchJob
+from napari_unsam.folders.results import ImageList, Results
+from napari_unsam.io.formats import FORMATS
 from tests.test_image_io.image_writers import write_png
 from tests.test_napari.stand_ins import colour_tree
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, WeightsError

@@ -8,15 +8,15 @@ from napari.components import ViewerModel
 from PIL import Image
 from skimage import data
 
-from napari_unsam._changes import LayerChanges
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._controller import Level
-from napari_unsam._session import ViewerSession
-from napari_unsam.files import series as series_module
-from napari_unsam.files.results import ImageList, Results
-from napari_unsam.files.series import ImageSeries, fingerprint, place_objects
-from napari_unsam.output.objects import LabelledObjects, objects_of_layer
-from napari_unsam.panels.files_panel import FilesPanel, Unsaved
+from napari_unsam.controller import Level
+from napari_unsam.folders import series as series_module
+from napari_unsam.folders.results import ImageList, Results
+from napari_unsam.folders.series import ImageSeries, fingerprint, place_objects
+from napari_unsam.io.objects import LabelledObjects, objects_of_layer
+from napari_unsam.qt.files_panel import FilesPanel, Unsaved
+from napari_unsam.viewer.changes import LayerChanges
+from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.labelled import drawn_objects
 from tests.test_napari.stand_ins import colour_tree
 from unsam_mm.errors import StoreError

@@ -1,6 +1,6 @@
 import pytest
 
-from napari_unsam.state.history import ActionHistory, Together
+from napari_unsam.model.history import ActionHistory, Together
 
 
 class Adding:

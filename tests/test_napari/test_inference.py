@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from napari_unsam._inference import InferenceThread, Job, JobCancelled, Lane, report_progress
+from napari_unsam.engine.inference import InferenceThread, Job, JobCancelled, Lane, report_progress
 from unsam_mm.errors import ImageError
 
 

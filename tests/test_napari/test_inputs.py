@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from napari.utils.key_bindings import coerce_keybinding
 
-from napari_unsam._session import ViewerSession
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.stand_ins import PATCHES, Mouse, is_problem, press
 from unsam_mm.errors import UnSAMError
 

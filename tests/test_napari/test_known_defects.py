@@ -8,9 +8,9 @@ import numpy as np
 from skimage import data
 
 import napari_unsam
-from napari_unsam._pixels import plane_pixels
-from napari_unsam._planes import Plane
-from napari_unsam.state.embeddings import EmbeddingStore, plane_key
+from napari_unsam.engine.embeddings import EmbeddingStore, plane_key
+from napari_unsam.model.pixels import plane_pixels
+from napari_unsam.model.plane import Plane
 from tests.test_napari.stand_ins import NestedPlane, patches_target, patches_tree
 
 

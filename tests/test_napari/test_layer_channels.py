@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from skimage import data
 
-from napari_unsam._frame import LayerChannels
-from napari_unsam._pixels import plane_pixels, to_uint8
-from napari_unsam._planes import Plane
-from napari_unsam.panels.image_panel import ImagePanel
-from napari_unsam.state.embeddings import plane_key
+from napari_unsam.engine.embeddings import plane_key
+from napari_unsam.model.frame import LayerChannels
+from napari_unsam.model.pixels import plane_pixels, to_uint8
+from napari_unsam.model.plane import Plane
+from napari_unsam.qt.image_panel import ImagePanel
 from tests.test_napari.stand_ins import is_problem
 from unsam_mm.errors import ImageError
 

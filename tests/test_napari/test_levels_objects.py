@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from skimage import data
 
-from napari_unsam._planes import Plane
 from napari_unsam.levels.alike import alike, likeness, traits
 from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.part_whole import linked, parents_by_overlap
@@ -21,6 +20,7 @@ from napari_unsam.levels.split_merge import (
     split_writes,
     whole_of,
 )
+from napari_unsam.model.plane import Plane
 from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import PATCHES, patches_tree
 from tests.trees import all_masks, random_trees

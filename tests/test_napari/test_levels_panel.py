@@ -12,11 +12,11 @@ from qtpy.QtWidgets import QOpenGLWidget, QPushButton
 from skimage import data
 from skimage.transform import resize
 
-from napari_unsam._session import ViewerSession
 from napari_unsam.levels.preview import LEVELS_NAME
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.work import Shown
-from napari_unsam.panels.levels_panel import LevelsPanel
+from napari_unsam.qt.levels_panel import LevelsPanel
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import colour_tree, is_problem, needs_screen
 from unsam_mm.errors import UnSAMError

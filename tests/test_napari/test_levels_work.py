@@ -7,10 +7,8 @@ import pytest
 from napari.components import ViewerModel
 from skimage import data
 
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._controller import Level, SegmentationController
-from napari_unsam._engine import EmbeddedPlane
-from napari_unsam._session import ViewerSession
+from napari_unsam.controller import Level, SegmentationController
+from napari_unsam.engine.planes import EmbeddedPlane
 from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
@@ -18,6 +16,8 @@ from napari_unsam.levels.mark import REVIEW_NAME
 from napari_unsam.levels.preview import LEVELS_NAME
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.work import LevelsWork, Shown
+from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import colour_tree, drawn_mask
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from pycocotools.coco import COCO
 
-from napari_unsam.output.coco import read_coco, write_coco
-from napari_unsam.output.formats import FORMATS, holds
-from napari_unsam.output.objects import LabelledObjects
+from napari_unsam.io.coco import read_coco, write_coco
+from napari_unsam.io.formats import FORMATS, holds
+from napari_unsam.io.objects import LabelledObjects
 from tests.test_napari.labelled import DRAWN, background_of_one_object, drawn_objects
 from unsam_mm.errors import StoreError
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from napari_unsam.output.geojson import write_geojson
+from napari_unsam.io.geojson import write_geojson
 from tests.test_napari.labelled import background_of_one_object, drawn_objects
 from tests.test_napari.test_output_outlines import drawn
 

@@ -10,17 +10,17 @@ import pytest
 import tifffile
 import zarr
 
-from napari_unsam.output import images as images_module
-from napari_unsam.output.formats import FORMATS, export, read_objects
-from napari_unsam.output.images import (
+from napari_unsam.io import images as images_module
+from napari_unsam.io.formats import FORMATS, export, read_objects
+from napari_unsam.io.images import (
     read_label_tiff,
     read_ome_zarr,
     voxel_size,
     write_label_tiff,
     write_ome_zarr,
 )
-from napari_unsam.output.objects import LabelledObjects, TakenAt, objects_of_layer
-from napari_unsam.output.palette import OBJECT_COLOURS, label_rgb
+from napari_unsam.io.objects import LabelledObjects, TakenAt, objects_of_layer
+from napari_unsam.model.palette import OBJECT_COLOURS, label_rgb
 from tests.test_napari.labelled import drawn_objects
 from unsam_mm.errors import StoreError
 

@@ -9,14 +9,14 @@ import tifffile
 import zarr
 from napari.layers import Labels
 
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._controller import Level
-from napari_unsam._frame import Channels
-from napari_unsam.files.series import place_objects
-from napari_unsam.output.formats import FORMATS, export, read_objects
-from napari_unsam.output.measurements import measure
-from napari_unsam.output.objects import LabelledObjects, objects_of_layer
-from napari_unsam.panels.objects_panel import ObjectsPanel
+from napari_unsam.controller import Level
+from napari_unsam.folders.series import place_objects
+from napari_unsam.io.formats import FORMATS, export, read_objects
+from napari_unsam.io.measurements import measure
+from napari_unsam.io.objects import LabelledObjects, objects_of_layer
+from napari_unsam.model.frame import Channels
+from napari_unsam.qt.objects_panel import ObjectsPanel
+from napari_unsam.viewer.commit import ObjectWrite
 from tests.test_napari.stand_ins import is_problem
 from unsam_mm.errors import StoreError, UnSAMError
 

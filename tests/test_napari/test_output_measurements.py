@@ -10,9 +10,9 @@ from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops_table
 from skimage.morphology import convex_hull_image
 
-from napari_unsam._label_boxes import blocks, object_boxes
-from napari_unsam.output.measurements import measure, merged, write_csv
-from napari_unsam.output.objects import LabelledObjects
+from napari_unsam.io.measurements import measure, merged, write_csv
+from napari_unsam.io.objects import LabelledObjects
+from napari_unsam.model.label_boxes import blocks, object_boxes
 from unsam_mm.errors import UnSAMError
 
 

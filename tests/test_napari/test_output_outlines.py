@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from napari_unsam.output.outlines import polygons
+from napari_unsam.io.outlines import polygons
 
 
 def drawn(parts, shape):

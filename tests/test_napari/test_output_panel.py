@@ -10,11 +10,11 @@ from napari.layers import Labels
 from napari.utils._proxies import PublicOnlyProxy
 from skimage import data
 
-from napari_unsam._controller import Level
-from napari_unsam._session import ViewerSession
-from napari_unsam.files.series import place_objects
-from napari_unsam.output.formats import FORMATS
-from napari_unsam.panels.objects_panel import ObjectsPanel
+from napari_unsam.controller import Level
+from napari_unsam.folders.series import place_objects
+from napari_unsam.io.formats import FORMATS
+from napari_unsam.qt.objects_panel import ObjectsPanel
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.labelled import DRAWN, drawn_objects
 from tests.test_napari.stand_ins import colour_tree
 

@@ -12,8 +12,9 @@ from napari.settings import get_plugin_settings
 from npe2 import PluginManifest
 
 import napari_unsam
-from napari_unsam import _sample_data, _settings
-from napari_unsam._inference import InferenceSettings
+from napari_unsam import sample_data as _sample_data
+from napari_unsam.engine import settings as _settings
+from napari_unsam.engine.inference import InferenceSettings
 
 ROOT = Path(napari_unsam.__file__).parent
 MANIFEST = ROOT / 'napari.yaml'
@@ -35,11 +36,11 @@ def loaded_after(statement):
     'statement',
     [
         'import napari_unsam',
-        'import napari_unsam._widget, napari_unsam._sample_data',
+        'import napari_unsam.qt.widget, napari_unsam.sample_data',
         (
             "import os; os.environ['QT_QPA_PLATFORM'] = 'offscreen'; from qtpy.QtWidgets import QApplication; "
             'app = QApplication([]); from napari.components import ViewerModel; '
-            'from napari_unsam._widget import SegmentationWidget; SegmentationWidget(ViewerModel())'
+            'from napari_unsam.qt.widget import SegmentationWidget; SegmentationWidget(ViewerModel())'
         ),
     ],
     ids=['package', 'modules', 'open dock'],

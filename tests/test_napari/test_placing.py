@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage import data
 
-from napari_unsam._layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME
+from napari_unsam.viewer.layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME
 
 ON_CUP = (150, 300)
 

@@ -6,9 +6,9 @@ from napari.components import Dims, ViewerModel
 from napari.layers import Image
 from skimage import data
 
-from napari_unsam._frame import Channels, Frame, channel_axes, labelled_channels
-from napari_unsam._pixels import plane_pixels, to_uint8
-from napari_unsam._planes import Plane, plane_in_view
+from napari_unsam.model.frame import Channels, Frame, channel_axes, labelled_channels
+from napari_unsam.model.pixels import plane_pixels, to_uint8
+from napari_unsam.model.plane import Plane, plane_in_view
 from unsam_mm.errors import ImageError
 
 STACK = Plane(shape=(5, 40, 60), axes=(1, 2), index=(3, 0, 0))

@@ -1,4 +1,4 @@
-from napari_unsam._prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
+from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
 
 HERE, THERE = PointPrompt((1.0, 2.0)), PointPrompt((3.0, 4.0), Polarity.NEGATIVE, object_id=2)
 BOX = ShapePrompt(ShapeKind.BOX, ((0.0, 0.0), (4.0, 4.0)), object_id=2)

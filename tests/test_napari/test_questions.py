@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from napari_unsam._contours import outline_segments
-from napari_unsam._planes import Plane
-from napari_unsam._prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
-from napari_unsam._questions import on_plane, outline_logits, question_of, samples_along
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
+from napari_unsam.model.questions import on_plane, outline_logits, question_of, samples_along
+from napari_unsam.viewer.contours import outline_segments
 from unsam_mm.prompting.prompt import mask_of_logits
 
 PLANE = Plane(shape=(9, 40, 60), axes=(1, 2), index=(3, 0, 0))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from skimage import data
 
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._controller import Level
-from napari_unsam._session import ViewerSession
-from napari_unsam.panels.saved_bar import SavedBar
+from napari_unsam.controller import Level
+from napari_unsam.qt.saved_bar import SavedBar
+from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.stand_ins import colour_tree
 
 

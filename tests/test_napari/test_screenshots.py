@@ -19,10 +19,11 @@ from npe2 import PluginManifest
 from qtpy.QtCore import Qt
 
 import napari_unsam
-from napari_unsam import _settings, _widget
-from napari_unsam._engine import PlaneEmbedder
-from napari_unsam._inference import InferenceSettings
-from napari_unsam._layers import OBJECTS_NAME, PREVIEW_NAME
+from napari_unsam.engine import settings as _settings
+from napari_unsam.engine.inference import InferenceSettings
+from napari_unsam.engine.planes import PlaneEmbedder
+from napari_unsam.qt import widget as _widget
+from napari_unsam.viewer.layers import OBJECTS_NAME, PREVIEW_NAME
 from tests.conftest import skip_without_weights
 from tests.test_napari.pictures import MAX_DIFFERENCE, Picture
 from tests.test_napari.stand_ins import needs_screen

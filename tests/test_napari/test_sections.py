@@ -6,7 +6,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QComboBox, QLabel, QLineEdit, QMainWindow, QSpinBox, QVBoxLayout, QWidget
 from superqt import QCollapsible
 
-from napari_unsam.panels.sections import Sections
+from napari_unsam.qt.sections import Sections
 
 
 class Growing(QWidget):

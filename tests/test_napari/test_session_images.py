@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from skimage import data
 
-from napari_unsam._frame import Channels
-from napari_unsam._layers import OBJECTS_NAME, PREVIEW_NAME
-from napari_unsam._pixels import to_uint8
+from napari_unsam.model.frame import Channels
+from napari_unsam.model.pixels import to_uint8
+from napari_unsam.viewer.layers import OBJECTS_NAME, PREVIEW_NAME
 from tests.test_napari.stand_ins import is_problem
 from unsam_mm.errors import ImageError
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from napari_unsam._layers import SHAPES_NAME
-from napari_unsam._prompts import Polarity, ShapeKind
+from napari_unsam.model.prompts import Polarity, ShapeKind
+from napari_unsam.viewer.layers import SHAPES_NAME
 from tests.test_napari.stand_ins import ON_CUP, is_problem, world
 
 

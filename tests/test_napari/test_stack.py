@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from skimage import data
 
-from napari_unsam._controller import SegmentationController
-from napari_unsam._engine import PlaneEmbedder
-from napari_unsam._inference import InferenceSettings
-from napari_unsam._planes import Plane, planes_beside
-from napari_unsam._session import ViewerSession
-from napari_unsam.panels.image_panel import ImagePanel
-from napari_unsam.state.embeddings import EmbeddingStore, embed_stack
+from napari_unsam.controller import SegmentationController
+from napari_unsam.engine.embeddings import EmbeddingStore, embed_stack
+from napari_unsam.engine.inference import InferenceSettings
+from napari_unsam.engine.planes import PlaneEmbedder
+from napari_unsam.model.plane import Plane, planes_beside
+from napari_unsam.qt.image_panel import ImagePanel
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.stand_ins import NestedPlane, colour_tree, is_problem
 
 SIDE_PX, PLANES = 96, 6

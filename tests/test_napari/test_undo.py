@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from napari.components import ViewerModel
 from skimage import data
 
-from napari_unsam._answers import HINT
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._controller import SegmentationController
-from napari_unsam._engine import PlaneEmbedder
-from napari_unsam._frame import Channels
-from napari_unsam._inference import InferenceSettings
-from napari_unsam._layers import OBJECTS_NAME
-from napari_unsam._prompts import Polarity
-from napari_unsam._session import ViewerSession
+from napari_unsam.controller import SegmentationController
+from napari_unsam.engine.answers import HINT
+from napari_unsam.engine.inference import InferenceSettings
+from napari_unsam.engine.planes import PlaneEmbedder
+from napari_unsam.model.frame import Channels
+from napari_unsam.model.prompts import Polarity
+from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.layers import OBJECTS_NAME
+from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, patches_tree, planes_of, press, world
 from unsam_mm.errors import UnSAMError
 
@@ -117,7 +117,7 @@ def test_a_choice_on_one_plane_is_not_shown_on_another(viewer, session, settle):
 
 
 def test_a_granularity_on_a_plane_in_windows(viewer, make_controller, mailbox, settle, monkeypatch, generator):
-    from napari_unsam import _engine
+    from napari_unsam.engine import planes as _engine
     from unsam_mm.prompting.tree import TreeEngine
 
     monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)

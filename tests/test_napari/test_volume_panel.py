@@ -10,10 +10,10 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from skimage.draw import disk
 
-from napari_unsam._commit import ObjectWrite
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.panels.iou_strip import IouStrip, colour_of
-from napari_unsam.panels.volume_panel import VolumePanel
+from napari_unsam.qt.iou_strip import IouStrip, colour_of
+from napari_unsam.qt.volume_panel import VolumePanel
+from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.volumes import work as work_module
 from napari_unsam.volumes.crops import EMPTY, CropMask
 from napari_unsam.volumes.propagation import Direction, SliceMask, SliceState

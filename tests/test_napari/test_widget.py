@@ -14,18 +14,18 @@ from qtpy.QtWidgets import QLineEdit, QOpenGLWidget, QPushButton, QWidget
 from skimage import data
 from superqt import QCollapsible
 
-from napari_unsam import _widget
-from napari_unsam._actions import Change
-from napari_unsam._commit import ObjectWrite
-from napari_unsam._controller import SegmentationController
-from napari_unsam._engine import PlaneEmbedder
-from napari_unsam._frame import Channels
-from napari_unsam._inference import InferenceSettings
-from napari_unsam._layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME
-from napari_unsam._prompts import Polarity, ShapeKind
-from napari_unsam._widget import PANELS, SegmentationWidget, in_gui_thread
-from napari_unsam.panels.saved_bar import SavedBar
-from napari_unsam.state.autosave import Autosave
+from napari_unsam.controller import SegmentationController
+from napari_unsam.engine.inference import InferenceSettings
+from napari_unsam.engine.planes import PlaneEmbedder
+from napari_unsam.io.autosave import Autosave
+from napari_unsam.model.actions import Change
+from napari_unsam.model.frame import Channels
+from napari_unsam.model.prompts import Polarity, ShapeKind
+from napari_unsam.qt import widget as _widget
+from napari_unsam.qt.saved_bar import SavedBar
+from napari_unsam.qt.widget import PANELS, SegmentationWidget, in_gui_thread
+from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME
 from tests.conftest import skip_without_weights
 from tests.test_napari.stand_ins import colour_tree, drawn_mask, needs_screen, planes_of
 

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional
 
 from unsam_mm import weights
-from unsam_mm.published.cutler_checkpoint import convert_official_cutler, save
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.published.cutler import CutLERDivider, _resized_hw, load_cutler
+from unsam_mm.published.cutler_checkpoint import convert_official_cutler, save
 
 
 def official_shapes() -> dict[str, tuple[int, ...]]:

@@ -11,14 +11,14 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from unsam_mm.published import cutler_checkpoint as cutler_conversion
+from unsam_mm.checkpoints import StateDict, read_checkpoint
 from unsam_mm.convert import dino as dino_conversion
 from unsam_mm.convert import mask2former as mask2former_conversion
 from unsam_mm.convert import semantic_sam as semantic_sam_conversion
 from unsam_mm.convert import swin as swin_conversion
-from unsam_mm.checkpoints import StateDict, read_checkpoint
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.files import atomic_writer
+from unsam_mm.published import cutler_checkpoint as cutler_conversion
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,27 @@ such regions of two trees; sums over what is nested in either then give the over
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numba
 import numpy as np
 
-if TYPE_CHECKING:
-    from unsam_mm.masks.hierarchy import MaskHierarchy
+
+class RegionTree(Protocol):
+    """What is read of a tree; a `unsam_mm.masks.hierarchy.MaskHierarchy` has it, and says what it is."""
+
+    leaf_labels: np.ndarray
+    parent: np.ndarray
+    n_leaves: int
+    first_leaf: np.ndarray
+    last_leaf: np.ndarray
+    area: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of nodes."""
 
 
-def intersections(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -> np.ndarray:
+def intersections(trees: Sequence[RegionTree], nodes: Sequence[np.ndarray]) -> np.ndarray:
     """(K, K) float64 pixels that each two of the given nodes share.
 
     Args:
@@ -37,14 +48,14 @@ def intersections(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -
     return shared
 
 
-def crossing_pixels(tree: MaskHierarchy, nodes: np.ndarray, other: MaskHierarchy, others: np.ndarray) -> np.ndarray:
+def crossing_pixels(tree: RegionTree, nodes: np.ndarray, other: RegionTree, others: np.ndarray) -> np.ndarray:
     """(K, K') float64 pixels that nodes of one tree share with nodes of another over the same image."""
     one, another = _Wanted(tree, nodes), _Wanted(other, others)
     maps, lengths = _runs(np.stack([one.map.ravel(), another.map.ravel()]))
     return _crossing(one, maps[0], another, maps[1], lengths)
 
 
-def ious(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -> np.ndarray:
+def ious(trees: Sequence[RegionTree], nodes: Sequence[np.ndarray]) -> np.ndarray:
     """(K, K) float64 intersection over union of each two of the given nodes; see `intersections`."""
     shared = intersections(trees, nodes)
     areas = np.diag(shared)
@@ -60,7 +71,7 @@ class _Wanted:
         place: For each node that was given, its number.
     """
 
-    def __init__(self, tree: MaskHierarchy, nodes: np.ndarray) -> None:
+    def __init__(self, tree: RegionTree, nodes: np.ndarray) -> None:
         different, self.place = np.unique(np.asarray(nodes, np.int64), return_inverse=True)
         number = np.full(len(tree), len(different), np.int32)
         number[different] = np.arange(len(different))
@@ -70,7 +81,7 @@ class _Wanted:
         self.map = number[: tree.n_leaves][tree.leaf_labels]
 
 
-def _nested(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
+def _nested(tree: RegionTree, nodes: np.ndarray) -> np.ndarray:
     """(K, K) pixels that nodes of one tree share: those of the smaller one, or none."""
     first, last, area = tree.first_leaf[nodes], tree.last_leaf[nodes], tree.area[nodes]
     inside = (first[:, None] >= first[None]) & (last[:, None] <= last[None])

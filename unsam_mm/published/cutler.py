@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unsam_mm import weights
-from unsam_mm.published.cutler_checkpoint import convert_official_cutler
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.pseudo_masks.vit import check_device
+from unsam_mm.published.cutler_checkpoint import convert_official_cutler
 
 _NAME = 'cutler_cascade'
 _CONFIG = Path('configs', '_base_', 'models', f'{_NAME}.py')

@@ -1,0 +1,151 @@
+"""What the process of a training does, step by step; each step is skipped where its result is there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from napari_unsam.adapt.job import (
+    IMAGES,
+    LOCK,
+    RESULT,
+    START,
+    STATE,
+    TOKENS,
+    TRAINING,
+    AdaptSettings,
+    Stage,
+    mim_home,
+    read_settings,
+)
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.files import write_json
+from unsam_mm.processes import available_cores
+
+_CHECK_PARENT_S = 2.0
+_CHECKPOINTS = 6  # of a training: what a stop can cost at most is a sixth of it
+
+
+def adapt(folder: Path) -> None:
+    """Trains on the pictures below a folder and leaves the weights there.
+
+    Raises:
+        UnSAMError: If another process is at it, or a step fails.
+    """
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            _adapt(folder, read_settings(folder))
+    except Timeout as error:
+        raise StoreError(f'{folder}: another process is adapting the model to this image; wait for it') from error
+
+
+def end_with_parent(parent: int) -> None:
+    """Has this process and all that it started end when the process that started it does; not on Windows.
+
+    Args:
+        parent: Its number.
+    """
+    if os.name == 'posix':
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def write_start(path: Path) -> None:
+    """The weights of the package as a checkpoint that a training can start from.
+
+    Raises:
+        WeightsError: If the package does not hold them.
+    """
+    import torch
+
+    from unsam_mm.student.weights import load_weights, packaged_weights
+
+    net = load_weights(packaged_weights('unsam_s')).net
+    partial = path.with_suffix('.part')
+    torch.save({'state_dict': {f'net.{name}': values for name, values in net.state_dict().items()}}, partial)
+    partial.replace(path)
+
+
+def _adapt(folder: Path, settings: AdaptSettings) -> None:
+    if (folder / RESULT).exists():
+        _note(folder, Stage.DONE)
+        return
+    (folder / TOKENS).mkdir(exist_ok=True)
+    if not (folder / START).exists():
+        write_start(folder / START)
+    home = mim_home()
+    config, options = home / 'configs' / 'unsam_s.py', _config_options(folder, settings)
+    latest = folder / TRAINING / 'latest.pth'
+    if not latest.exists():
+        _note(folder, Stage.PREPARING)
+        # One process with all threads: each more would take another gigabyte beside the viewer.
+        _run(home, 'prepare_regions', config, '--workers', '1', '--cfg-options', *options)
+        _note(folder, Stage.TRAINING)
+        _run(home, 'train', config, '--work-dir', folder / TRAINING, '--resume', '--cfg-options', *options)
+    _note(folder, Stage.EXPORTING)
+    partial = folder / f'partial-{RESULT}'
+    note = f'origin=unsam_s, then {settings.iterations} iterations on {_count(folder)} pictures of one image'
+    _run(home, 'export_regions', latest, partial, '--n-tokens', settings.n_tokens, '--note', note)
+    partial.replace(folder / RESULT)
+    for path in [folder / START, *(folder / TRAINING).glob('*.pth')]:
+        path.unlink()
+    _note(folder, Stage.DONE)
+
+
+def _config_options(folder: Path, settings: AdaptSettings) -> list[str]:
+    images, tokens = folder / IMAGES, folder / TOKENS
+    tokens_step = 'dataset.pipeline.0'
+    return [
+        f'data_root={images}',
+        f'load_from={folder / START}',
+        f'train_cfg.max_iters={settings.iterations}',
+        f'optim_wrapper.optimizer.lr={settings.learning_rate}',
+        f'param_scheduler.0.end={max(settings.iterations // 20, 1)}',
+        f'randomness.seed={settings.seed}',
+        f'default_hooks.checkpoint.interval={max(settings.iterations // _CHECKPOINTS, 1)}',
+        'default_hooks.logger.interval=5',
+        'log_processor.window_size=20',
+        # All pictures are learnt from: what is held out of so few would say little.
+        'train_dataloader.dataset.split=all',
+        f'train_dataloader.{tokens_step}.store={tokens}',
+        f'train_dataloader.{tokens_step}.n_tokens={settings.n_tokens}',
+        *(f'{name}=None' for part in ('val', 'test') for name in (f'{part}_dataloader', f'{part}_evaluator')),
+        'val_cfg=None',
+        'test_cfg=None',
+    ]
+
+
+def _run(home: Path, tool: str, *arguments: object) -> None:
+    """Runs a tool as a user would; what it prints goes where this process prints."""
+    command = [sys.executable, str(home / 'tools' / f'{tool}.py'), *map(str, arguments)]
+    status = subprocess.run(command, env=_environment(), check=False).returncode
+    if status != 0:
+        raise UnSAMError(f'{tool} ended with status {status}')
+
+
+def _environment() -> dict[str, str]:
+    # A core is left to the viewer, in which the user goes on.
+    threads = str(max(available_cores() - 1, 1))
+    package_root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(part for part in (package_root, os.environ.get('PYTHONPATH')) if part)
+    return {'OMP_NUM_THREADS': threads, **os.environ, 'PYTHONPATH': path}
+
+
+def _count(folder: Path) -> int:
+    return len(list((folder / IMAGES).glob('*.png')))
+
+
+def _note(folder: Path, stage: Stage) -> None:
+    write_json(folder / STATE, {'stage': stage.value})
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_CHECK_PARENT_S)
+    os.killpg(os.getpgrp(), signal.SIGTERM)

@@ -1,0 +1,49 @@
+"""The plugin's page in napari's preferences."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from napari.settings import get_plugin_settings
+
+from napari_unsam.engine.inference import InferenceSettings
+
+PLUGIN = 'unsam_mm'
+
+
+def inference() -> InferenceSettings:
+    """Where and how models run; the defaults where the plugin is not registered with napari."""
+    try:
+        chosen = get_plugin_settings(PLUGIN).inference
+    except KeyError:
+        return InferenceSettings()
+    store = Path(chosen.store_folder).expanduser() if chosen.store_folder else default_store()
+    return InferenceSettings(
+        engine=str(chosen.engine),
+        device=str(chosen.device),
+        threads=int(chosen.threads),
+        store=store if chosen.store_gb > 0 else None,
+        store_gb=float(chosen.store_gb),
+    )
+
+
+def default_store() -> Path:
+    """The folder for what is known of planes, where the user names none."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'unsam', 'napari')
+
+
+def wants_hint() -> bool:
+    """Whether a new user is told how to begin."""
+    try:
+        return bool(get_plugin_settings(PLUGIN).help.hint)
+    except KeyError:
+        return True
+
+
+def dismiss_hint() -> None:
+    """Never shows the hint again."""
+    try:
+        get_plugin_settings(PLUGIN).help.hint = False
+    except KeyError:
+        return

@@ -1,7 +1,0 @@
-"""`unsam_mm.image_io.reader` under its former name: kept, as scripts outside of this package import it from here."""
-
-from __future__ import annotations
-
-from unsam_mm.image_io.reader import ImagePixels, read_pixels
-
-__all__ = ['ImagePixels', 'read_pixels']

@@ -1,0 +1,175 @@
+"""Where the objects of each image of a folder are kept."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from napari_unsam.engine.inference import ProgressCallback
+from napari_unsam.io.formats import FORMATS, export
+from napari_unsam.io.images import read_label_tiff
+from napari_unsam.io.objects import LabelledObjects
+from unsam_mm.errors import ImageError, StoreError
+from unsam_mm.files import fitting_name
+from unsam_mm.images import IMAGE_SUFFIXES, list_images
+
+_MARK = '.objects'
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Some images, each with a name of its own.
+
+    Attributes:
+        root: The folder that the names are relative to.
+        names: Paths relative to it with forward slashes, in their order.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, images: str | Path) -> ImageList:
+        """The images below a folder; a file stands for itself; a ``.txt`` file holds one path a line, seen from where it lies.
+
+        Results that lie beside the images are left out.
+
+        Raises:
+            ImageError: If there is no image, or the list names none or the same one twice.
+        """
+        images = Path(images)
+        if images.suffix.lower() == '.txt' and images.is_file():
+            return cls.of_paths(_listed(images), images)
+        root = images.parent if images.is_file() else images
+        names = [path.relative_to(root).as_posix() for path in list_images(images)]
+        return cls(root, tuple(names))
+
+    @classmethod
+    def of_paths(cls, paths: Iterable[Path], said_by: str | Path = 'the list of images') -> ImageList:
+        """Some files; their names are as short as a folder that holds them all allows.
+
+        Raises:
+            ImageError: If there are none, one is there twice, or they lie on several drives.
+        """
+        # Links to images keep their own names.
+        paths = [Path(os.path.realpath(Path(path).parent), Path(path).name) for path in paths]
+        if not paths or len(set(paths)) < len(paths):
+            what = 'names an image twice' if paths else 'names no images'
+            raise ImageError(f'{said_by}: {what}; it should hold one path a line')
+        try:
+            root = Path(os.path.commonpath([path.parent for path in paths]))
+        except ValueError as error:
+            raise ImageError(f'{said_by}: the images lie on several drives; make a list for each') from error
+        return cls(root, tuple(path.relative_to(root).as_posix() for path in paths))
+
+    def path(self, name: str) -> Path:
+        """Where an image lies."""
+        return self.root / name
+
+
+class Results:
+    """The objects of the images of a list, in a folder.
+
+    The files of ``plate/a.png`` are ``plate/a.png.objects.tif`` and so on, so that no two images share one.
+
+    Args:
+        folder: Their root; it may be that of the images.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, name: str, kind: str) -> Path:
+        """The file of an image in one of the formats of `FORMATS`; see `fitting_name` for names that are too long."""
+        return self.folder / fitting_name(name, f'{_MARK}{FORMATS[kind].ending}')
+
+    def has(self, name: str, kinds: Iterable[str] = ('tiff',)) -> bool:
+        """Whether an image is done in all of some formats."""
+        return all(_exists(self.path(name, kind)) for kind in kinds)
+
+    def has_any(self, name: str) -> bool:
+        """Whether there are objects of an image in any format."""
+        return any(self.has(name, (kind,)) for kind in FORMATS)
+
+    def write(
+        self,
+        name: str,
+        objects: LabelledObjects,
+        kinds: Iterable[str] = ('tiff', 'csv'),
+        progress: ProgressCallback = lambda fraction, text: None,
+    ) -> None:
+        """Writes the objects of an image.
+
+        Args:
+            name: Of the image.
+            objects: What to write.
+            kinds: Names of `FORMATS`.
+            progress: Told the share of each file that is done; may raise to stop.
+
+        Raises:
+            StoreError: If a file cannot be written.
+        """
+        for kind in kinds:
+            export(self.path(name, kind), objects, kind, progress)
+
+    def read(self, name: str) -> LabelledObjects:
+        """The objects of an image from its label TIFF, and its table where there is one.
+
+        Raises:
+            StoreError: If a file is missing or broken.
+        """
+        objects = read_label_tiff(self.path(name, 'tiff'))
+        table = self.path(name, 'csv')
+        if not table.exists():
+            return objects
+        try:
+            features = pd.read_csv(table, encoding_errors='surrogateescape')
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f'{table}: cannot be read as a table ({error}); remove it to read the labels alone'
+            ) from error
+        return replace(objects, features=features) if 'index' in features else objects
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that the disk does not take
+        return False
+
+
+def _listed(path: Path) -> list[Path]:
+    """The files that a list names, whatever editor saved it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f'{path}: cannot be read as a list of images ({error.strerror})') from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode('utf-16', 'replace').encode()
+    if b'\0' in content:
+        raise ImageError(f'{path}: is no text; expected a list with the path of one image a line')
+    lines = (line for line in content.removeprefix(codecs.BOM_UTF8).splitlines() if line.strip())
+    files = [file for line in lines if (file := _file_of(line, path.parent)) is not None]
+    for file in files:
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            raise ImageError(f'{path}: {file.name} does not end as an image ({" ".join(IMAGE_SUFFIXES)})')
+    return files
+
+
+def _file_of(line: bytes, folder: Path) -> Path | None:
+    """The file that a line names: what is there decides how it is meant; None for a comment."""
+    stripped = line.strip()
+    unquoted = stripped[1:-1].strip() if stripped[:1] in b'"\'' and stripped[:1] == stripped[-1:] else stripped
+    texts = [os.fsdecode(text) for text in (unquoted, stripped, line)]
+    texts.append(unquoted.decode('cp1252', 'replace'))  # what Windows calls ANSI
+    files = [folder / text for text in texts]
+    found = next((file for file in files if _exists(file)), None)
+    if found is None and stripped.startswith(b'#'):
+        return None
+    is_utf8 = '\ufffd' not in unquoted.decode('utf-8', 'replace')
+    return found or (files[0] if is_utf8 else files[-1])

@@ -1,0 +1,191 @@
+"""COCO files: run lengths of every object, one image entry a plane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from napari_unsam.io.objects import LabelCrop, LabelledObjects, crops_by_plane, parent_of
+from napari_unsam.model.label_boxes import MAX_AXES
+from unsam_mm.coco_files.fields import entry_id, image_size, number_in, repeated_id
+from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
+from unsam_mm.coco_files.writer import coco_writer
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.files import read_json
+from unsam_mm.masks.granularity import area_granularity
+from unsam_mm.masks.rle import areas_and_boxes, decode_crop, encode_crop, rle_to_json
+
+KEPT = ('score', 'stability', 'level')
+"""Columns of the features table of which numbers are written as they are."""
+_NOTE = 'labels'  # where `info` says how planes make up the array
+
+
+def write_coco(path: str | Path, objects: LabelledObjects) -> None:
+    """Writes objects as a COCO annotation file, atomically.
+
+    Planes of a stack are images of their own, called ``stack.tif[3]``. Besides COCO's own fields an annotation has
+    `object_id`, the label, which is one for all planes; `parent`, the id of the annotation of the object's parent in the
+    same plane, or -1; `parent_id`, the label of the parent, where there is one, and `parent_layer` where it is one of another
+    layer; `granularity`, by its area; and what the features table has of score, stability and level.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    rows = objects.rows()
+    note = {
+        'shape': list(objects.shape),
+        'axes': objects.axes,
+        'scale': list(objects.scale),
+        'units': list(objects.units),
+        'name': objects.name,
+    }
+    with coco_writer(path, {_NOTE: note}) as writer:
+        for plane, crops in crops_by_plane(objects.labels):
+            name = objects.name + ''.join(f'[{i}]' for i in plane)
+            writer.add(name, objects.shape[-2:], _records(crops, rows, objects.shape[-2:]))
+
+
+def read_coco(path: str | Path) -> LabelledObjects:
+    """Reads back what `write_coco` wrote, or a COCO file of one image from elsewhere, with run lengths or polygons.
+
+    Where masks overlap, the smaller one is on top. Annotations without `object_id` are numbered from 1. Polygons that
+    enclose nothing are left out, with one warning.
+
+    Raises:
+        StoreError: If the file is not COCO, is damaged, or holds several images that are no planes of one array.
+    """
+    content = read_json(path)
+    polygons = PolygonFilter(str(path))
+    try:
+        images, annotations = content['images'], polygons(content['annotations'])
+        note = (content.get('info') or {}).get(_NOTE)
+        if note is None and len(images) != 1:
+            raise StoreError(f'{path}: holds {len(images)} images; expected one, or the planes of one stack')
+        labels = np.zeros(_shape_of(images, note), np.uint32)
+        planes = _planes_of(images, labels)
+        numbered = [_number(annotation.get('object_id', i)) for i, annotation in enumerate(annotations, start=1)]
+        areas = np.zeros(len(annotations), np.int64)
+        for image_id, places in _by_image(annotations, planes).items():
+            areas[places] = _draw(planes[image_id], [annotations[i] for i in places], [numbered[i] for i in places])
+        features = _features(annotations, numbered, area_granularity(areas, labels.shape[-2] * labels.shape[-1]))
+        note = note or {'name': images[0].get('file_name') or Path(path).stem}
+        place = {key: tuple(note[key]) for key in ('scale', 'units') if key in note}
+        if not all(isinstance(size, int | float) and 0 < size < np.inf for size in place.get('scale', ())):
+            raise UnSAMError(f'the scale is {place["scale"]}; expected positive numbers')
+        objects = LabelledObjects(labels, features, name=str(note['name']), axes=str(note.get('axes', '')), **place)
+    except (AttributeError, LookupError, MemoryError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, StoreError):
+            raise
+        reason = str(error) if isinstance(error, UnSAMError) else repr(error)
+        raise StoreError(f'{path}: not a COCO file of one image or one stack ({reason}); export it again') from error
+    polygons.warn()
+    return objects
+
+
+def _shape_of(images: list[dict], note: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Of the array, from the note, or of the only image."""
+    shape = tuple(note['shape']) if note else image_size(images[0])
+    if not 2 <= len(shape) <= MAX_AXES or not all(type(side) is int and side > 0 for side in shape):
+        raise UnSAMError(f'the shape is {shape}; expected 2 to {MAX_AXES} sides in pixels')
+    return shape
+
+
+def _planes_of(images: list[dict], labels: np.ndarray) -> dict[Any, np.ndarray]:
+    """The plane of each image, in their order, by image id."""
+    for image in images:
+        if (size := image_size(image)) not in ((None, None), labels.shape[-2:]):
+            raise UnSAMError(f'an image is {size} px, a plane {labels.shape[-2:]}')
+    if message := repeated_id([{**image, 'id': entry_id(image['id'])} for image in images]):
+        raise UnSAMError(message)
+    return {
+        entry_id(image['id']): labels[index]
+        for image, index in zip(images, np.ndindex(*labels.shape[:-2]), strict=True)
+    }
+
+
+def _by_image(annotations: list[Mapping[str, Any]], planes: Mapping[Any, np.ndarray]) -> dict[Any, list[int]]:
+    """Places of the annotations by image id."""
+    groups: dict[Any, list[int]] = {}
+    for place, annotation in enumerate(annotations):
+        image_id = entry_id(annotation['image_id'])
+        if image_id not in planes:
+            raise UnSAMError(f'{place_of(annotation)}: "images" does not list this image')
+        groups.setdefault(image_id, []).append(place)
+    return groups
+
+
+def _number(value: Any) -> int:
+    label = entry_id(value)
+    if not isinstance(label, int) or not 0 < label < 2**32:
+        raise UnSAMError(f'an object_id is {value!r}; expected a whole number from 1')
+    return label
+
+
+def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size_hw: tuple[int, ...]) -> list[dict]:
+    position = {crop.label: i for i, crop in enumerate(crops)}
+    records = []
+    for crop in crops:
+        row = rows.get(crop.label, {})
+        height, width = crop.mask.shape
+        record = {
+            'segmentation': rle_to_json(encode_crop(crop.mask, crop.top, crop.left, (size_hw[0], size_hw[1]))),
+            'area': int(np.count_nonzero(crop.mask)),
+            'bbox': [crop.left, crop.top, width, height],
+            'granularity': float(area_granularity(np.count_nonzero(crop.mask), size_hw[0] * size_hw[1])),
+            'object_id': crop.label,
+            'parent': -1,
+        }
+        match parent_of(row):
+            case '', label:
+                record |= {'parent': position.get(label, -1), 'parent_id': label}
+            case layer, label:
+                record |= {'parent_layer': layer, 'parent_id': label}
+        records.append(record | {name: plain(row[name]) for name in KEPT if is_kept(name, row.get(name))})
+    return records
+
+
+def is_kept(column: str, value: Any) -> bool:
+    """Whether a value in a column of the features table is one that is read back: text in `parent`, else a finite number."""
+    return isinstance(value, str) if column == 'parent' else isinstance(value, Real) and abs(value) < np.inf
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy as one of Python, which JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _draw(plane: np.ndarray, annotations: list[Mapping[str, Any]], labels: list[int]) -> np.ndarray:
+    """Draws the masks of one plane, large ones first; returns their (K,) areas in pixels."""
+    rles = read_rles(annotations, plane.shape)
+    areas, boxes = areas_and_boxes(rles)
+    for i in np.argsort(-areas, kind='stable'):
+        x0, y0, x1, y1 = boxes[i].tolist()
+        plane[y0:y1, x0:x1][decode_crop(rles[i], (x0, y0, x1, y1))] = labels[i]
+    return areas
+
+
+def _features(annotations: list[Mapping[str, Any]], numbered: list[int], granularity: np.ndarray) -> pd.DataFrame:
+    by_id: dict[Any, int] = {}
+    for annotation, label in zip(annotations, numbered, strict=True):
+        by_id.setdefault(entry_id(annotation.get('id')), label)
+    labels, objects = np.unique(numbered, return_inverse=True)
+    means = np.bincount(objects, granularity) / np.bincount(objects)  # over the planes of an object
+    rows = {
+        label: {'index': label, 'granularity': mean}
+        for label, mean in zip(labels.tolist(), means.tolist(), strict=True)
+    }
+    for annotation, label in zip(annotations, numbered, strict=True):
+        row = rows[label]
+        row |= {name: number_in(annotation, name) for name in KEPT if annotation.get(name) is not None}
+        parent = entry_id(annotation.get('parent_id', by_id.get(entry_id(annotation.get('parent', -1)))))
+        if isinstance(parent, int) and 0 <= parent < 2**32:
+            row['parent_id'] = parent
+        if isinstance(annotation.get('parent_layer'), str):
+            row['parent'] = annotation['parent_layer']
+    table = pd.DataFrame(list(rows.values())) if rows else pd.DataFrame({'index': []}, dtype=int)
+    return table.assign(parent_id=table['parent_id'].fillna(0).astype(int)) if 'parent_id' in table else table

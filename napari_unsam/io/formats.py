@@ -1,0 +1,96 @@
+"""All formats by name, and the reading back of those that hold whole masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_unsam.engine.inference import ProgressCallback
+from napari_unsam.io.coco import KEPT, is_kept, read_coco, write_coco
+from napari_unsam.io.geojson import write_geojson
+from napari_unsam.io.images import read_label_tiff, read_ome_zarr, write_label_tiff, write_ome_zarr
+from napari_unsam.io.measurements import write_csv
+from napari_unsam.io.objects import COUNTED, LabelledObjects, Watched
+from unsam_mm.errors import StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write objects.
+
+    Attributes:
+        title: As a menu shows it.
+        ending: How the names of its files end.
+        write: Writes objects under a name, in the place of what is there.
+        columns: Of the features table, those that are read back besides `COUNTED`, see `is_kept`; None if all are.
+    """
+
+    title: str
+    ending: str
+    write: Callable[[str | Path, LabelledObjects], None]
+    columns: tuple[str, ...] | None = ()
+
+
+def _write_table(path: str | Path, objects: LabelledObjects) -> None:
+    write_csv(path, objects.features)
+
+
+FORMATS = {
+    'tiff': Format('Label image (OME-TIFF)', '.tif', write_label_tiff),
+    'coco': Format('COCO (run lengths)', '.coco.json', write_coco, (*KEPT, 'parent_id', 'parent')),
+    'geojson': Format('GeoJSON (QuPath)', '.geojson', write_geojson),
+    'csv': Format('Table (CSV)', '.csv', _write_table),
+    'zarr': Format('Label image (OME-Zarr)', '.ome.zarr', write_ome_zarr, None),
+}
+READABLE = ('.tif', '.tiff', '.json', '.zarr')
+
+
+def export(path: str | Path, objects: LabelledObjects, name: str, progress: ProgressCallback) -> None:
+    """Writes objects in the format of a name; what was there stays if `progress` raises.
+
+    Args:
+        path: The file.
+        objects: What to write.
+        name: One of `FORMATS`.
+        progress: Told the share done, before each part of the labels is read.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    text = f'Writing {Path(path).name}'
+    FORMATS[name].write(path, replace(objects, labels=Watched(objects.labels, progress, text)))
+
+
+def holds(name: str, features: pd.DataFrame) -> bool:
+    """Whether objects are read back from a format with all that a features table says of them, but for what is counted."""
+    form = FORMATS[name]
+    if form.columns is None or not form.ending.endswith(READABLE):
+        return form.columns is None
+    told = {column: features[column].dropna() for column in features if column not in COUNTED}
+    return all(column in form.columns and is_kept(column, value) for column in told for value in told[column])
+
+
+def read_objects(path: str | Path) -> LabelledObjects:
+    """Reads objects from a label TIFF, a COCO file or an OME-Zarr container, which its ``zarr.json`` may stand for.
+
+    Raises:
+        StoreError: If the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise StoreError(f'{path}: no such file')
+    if path.name == 'zarr.json':  # dialogs that choose files do not choose folders
+        return read_ome_zarr(path.parent)
+    match path.suffix.lower():
+        case '.tif' | '.tiff':
+            return read_label_tiff(path)
+        case '.json':
+            return read_coco(path)
+        case '.zarr':
+            return read_ome_zarr(path)
+    raise StoreError(f'{path}: objects are read from {", ".join(READABLE)}; GeoJSON and CSV can be written only')

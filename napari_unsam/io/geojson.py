@@ -1,0 +1,119 @@
+"""GeoJSON as QuPath reads it: one feature for each object, outlined along the edges of its pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_unsam.io.objects import LabelCrop, LabelledObjects, crops_by_plane, in_utf8, parent_of
+from napari_unsam.io.outlines import Ring, polygons
+from napari_unsam.model.palette import label_rgb
+from unsam_mm.files import atomic_writer
+
+_NAMESPACE = uuid.UUID('6b1f6c2e-53d7-4d0e-9f0c-6d6a5b7f4a11')
+_NOT_MEASURED = ('index',)
+
+
+def write_geojson(path: str | Path, objects: LabelledObjects) -> None:
+    """Writes a FeatureCollection, atomically.
+
+    Coordinates are pixels of the whole image, x before y, (0, 0) being its upper left corner. Each object of each plane is a
+    Polygon, with holes, or a MultiPolygon. Its `id` depends on the name of the image, the kind of object, plane and label
+    alone. `properties` have
+
+    - `objectType` annotation, `name`, `color`, and the kind as `classification`;
+    - `measurements`: all numbers of the features table;
+    - `label`, `parent` (the id of the parent's feature, in the same plane or in the file of a linked layer, or null), and the
+      same as text in `metadata`, which QuPath keeps.
+
+    Planes of stacks are told by `plane` in the geometry, as QuPath does, with c, z and t counted from 0; positions, which it
+    has none of, by `position` in `metadata`.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    rows = objects.rows()
+    with atomic_writer(path) as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        lead = '\n'
+        for plane, crops in crops_by_plane(objects.labels):
+            here = {crop.label for crop in crops}
+            for crop in crops:
+                feature = _feature(crop, rows.get(crop.label, {}), objects, plane, here)
+                file.write(lead + json.dumps(feature, separators=(',', ':'), allow_nan=False))
+                lead = ',\n'
+        file.write('\n]}\n')
+
+
+def _feature(
+    crop: LabelCrop, row: Mapping[str, Any], objects: LabelledObjects, plane: tuple[int, ...], here: set[int]
+) -> dict[str, Any]:
+    parent = _parent_id(row, objects, plane, here)
+    return {
+        'type': 'Feature',
+        'id': _feature_id(objects.name, objects.kind, plane, crop.label),
+        'geometry': _geometry(polygons(crop.mask, crop.top, crop.left)) | _plane(objects.axes, plane),
+        'properties': {
+            'objectType': 'annotation',
+            'name': f'{objects.kind} {crop.label}',
+            'color': list(label_rgb(crop.label)),
+            # A class has one colour, whatever its objects have.
+            'classification': {'name': objects.kind, 'color': list(label_rgb(1))},
+            'label': crop.label,
+            'parent': parent,
+            'measurements': _numbers(row),
+            'metadata': {'label': str(crop.label)}
+            | ({'parent': parent} if parent else {})
+            | _position(objects.axes, plane),
+        },
+    }
+
+
+def _parent_id(row: Mapping[str, Any], objects: LabelledObjects, plane: tuple[int, ...], here: set[int]) -> str | None:
+    match parent_of(row):
+        case '', label if label in here:
+            return _feature_id(objects.name, objects.kind, plane, label)
+        case layer, label if layer:
+            return _feature_id(objects.name, in_utf8(layer), plane, label)
+    return None
+
+
+def _geometry(parts: list[list[Ring]]) -> dict[str, Any]:
+    if len(parts) == 1:
+        return {'type': 'Polygon', 'coordinates': parts[0]}
+    return {'type': 'MultiPolygon', 'coordinates': parts}
+
+
+def _plane(axes: str, plane: tuple[int, ...]) -> dict[str, Any]:
+    """Nothing for a plain image; else the place of a plane, c = -1 standing for all channels."""
+    at = dict(zip(axes, plane, strict=False))
+    return {'plane': {'c': at.get('c', -1), 'z': at.get('z', 0), 't': at.get('t', 0)}} if at else {}
+
+
+def _position(axes: str, plane: tuple[int, ...]) -> dict[str, str]:
+    """Which position a plane belongs to, if there are several; QuPath has an image for each."""
+    return {'position': str(plane[axes.index('p')])} if 'p' in axes else {}
+
+
+def _feature_id(name: str, kind: str, plane: tuple[int, ...], label: int) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f'{name}/{kind}/{plane}/{label}'))
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float | int]:
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in row.items()
+        if name not in _NOT_MEASURED and _is_number(value)
+    }
+
+
+def _is_number(value: Any) -> bool:
+    # QuPath takes numbers only; a bool of Python counts as one here.
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,189 @@
+"""Sizes, places, shapes and intensities of objects, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.spatial import ConvexHull
+from skimage.measure import regionprops_table
+
+from napari_unsam.engine.inference import ProgressCallback
+from napari_unsam.io.objects import LabelledObjects, Watched, unit_symbol
+from napari_unsam.model.label_boxes import ArrayLike, Region, object_boxes
+from napari_unsam.model.words import counted
+from unsam_mm.errors import UnSAMError
+from unsam_mm.files import atomic_writer
+
+_SHAPES = ('eccentricity', 'solidity', 'perimeter', 'axis_major_length', 'axis_minor_length')
+_SPATIAL = 'zyx'
+_FLAT = 1e-9
+
+
+def measure(
+    objects: LabelledObjects,
+    channels: Mapping[str, ArrayLike] | None = None,
+    progress: ProgressCallback = lambda fraction, text: None,
+) -> pd.DataFrame:
+    """Measures every object.
+
+    Each is read in its bounding box, so that neither labels nor image need fit into memory.
+
+    Args:
+        objects: What to measure.
+        channels: Arrays of the shape of the labels, by name; NaN is left out.
+        progress: Told the share done, in [0, 1]; may raise to stop.
+
+    Returns:
+        A row for each label, in their order, with the columns
+
+        - index: the label; area_px: number of voxels;
+        - bbox_y0, bbox_x0, bbox_y1, bbox_x1 and so on: bounding box in voxels, ends exclusive;
+        - centroid_y, centroid_x and so on: in voxels, the first one's centre being 0;
+        - eccentricity, solidity: without unit; perimeter_px: the shape of an object that lies in one plane. One of
+          several planes has only a solidity, over the convex hull of its voxels, and one of several times, channels or
+          positions neither;
+        - mean_intensity, min_intensity, max_intensity; followed by the channel's name where it has one;
+        - where the size of a voxel is known: area_um2 or volume_um3, centroid_y_um and so on, and axis_major_um,
+          axis_minor_um and perimeter_um where pixels are square; named after the unit.
+
+    Raises:
+        UnSAMError: If a channel has another shape than the labels.
+    """
+    channels = channels or {}
+    for name, pixels in channels.items():
+        if tuple(pixels.shape) != objects.shape:
+            raise UnSAMError(
+                f'channel {name!r} has shape {tuple(pixels.shape)}, but the objects of {objects.name} have '
+                f'{objects.shape}; measure on the image that they were drawn on'
+            )
+    boxes = object_boxes(Watched(objects.labels, progress, 'Finding the objects'))
+    rows = []
+    for done, (label, box) in enumerate(boxes.items()):
+        progress(done / len(boxes), f'Measuring {counted(len(boxes), "object")}')
+        mask = np.asarray(objects.labels[box]) == label
+        row = {'index': label, **_place(mask, box, objects), **_shape(mask, objects)}
+        for name, pixels in channels.items():
+            row |= _intensity(np.asarray(pixels[box])[mask], name)
+        rows.append(row)
+    return pd.DataFrame(rows) if rows else pd.DataFrame({'index': np.zeros(0, np.int64)})
+
+
+def merged(features: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """A table with new measurements: rows and columns of others are kept, columns measured before are replaced.
+
+    Rows follow the order of the table, then that of new labels.
+    """
+    if 'index' not in features:
+        features = features.assign(index=np.arange(len(features)))
+    known, fresh = features.set_index('index'), measured.set_index('index')
+    # Rows of objects that are gone keep what was measured of them.
+    together = fresh.combine_first(known).reindex([*known.index, *fresh.index.difference(known.index, sort=False)])
+    columns = [*known.columns, *(name for name in fresh.columns if name not in known.columns)]
+    table = together[columns].reset_index()
+    for name in columns:  # joining made floats of whole numbers
+        given = fresh[name] if name in fresh else known[name]
+        if given.dtype.kind in 'iub' and table[name].notna().all():
+            table[name] = table[name].astype(given.dtype)
+    return table
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Writes a table as comma-separated values, with a heading, atomically.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    with atomic_writer(path) as file:
+        table.to_csv(file, index=False, lineterminator='\n')
+
+
+def _place(mask: np.ndarray, box: Region, objects: LabelledObjects) -> dict[str, Any]:
+    area = int(np.count_nonzero(mask))
+    # Sums over all axes but one, in place of the coordinates of every voxel.
+    centroid = [
+        side.start + float(np.average(np.arange(mask.shape[axis]), weights=_profile(mask, axis)))
+        for axis, side in enumerate(box)
+    ]
+    row: dict[str, Any] = {'area_px': area}
+    row |= {f'bbox_{axis}0': side.start for axis, side in zip(objects.axes, box, strict=True)}
+    row |= {f'bbox_{axis}1': side.stop for axis, side in zip(objects.axes, box, strict=True)}
+    row |= {f'centroid_{axis}': at for axis, at in zip(objects.axes, centroid, strict=True)}
+    if objects.is_calibrated:
+        spatial = [i for i, axis in enumerate(objects.axes) if axis in _SPATIAL]
+        unit, power = _symbol(objects), len(spatial)
+        size = float(np.prod([objects.scale[i] for i in spatial]))
+        row[f'{"area" if power == 2 else "volume"}_{unit}{power}'] = area * size
+        for axis, at, step, name in zip(objects.axes, centroid, objects.scale, objects.units, strict=True):
+            row[f'centroid_{axis}_{_unit(name)}'] = at * step
+    return row
+
+
+def _profile(mask: np.ndarray, axis: int) -> np.ndarray:
+    return np.count_nonzero(mask, axis=tuple(other for other in range(mask.ndim) if other != axis))
+
+
+def _shape(mask: np.ndarray, objects: LabelledObjects) -> dict[str, Any]:
+    is_in_one_place = all(
+        side == 1 for axis, side in zip(objects.axes, mask.shape, strict=True) if axis not in _SPATIAL
+    )
+    if not is_in_one_place:
+        return {}
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    if len(mask) > 1:
+        return {'solidity': np.count_nonzero(mask) / _hull_volume(mask)}
+    mask = mask[0]
+    found = {
+        name: float(values[0]) for name, values in regionprops_table(mask.astype(np.uint8), properties=_SHAPES).items()
+    }
+    row = {'eccentricity': found['eccentricity'], 'solidity': found['solidity'], 'perimeter_px': found['perimeter']}
+    if objects.is_calibrated and objects.scale[-2] == objects.scale[-1]:
+        lengths = ('axis_major_length', 'axis_minor_length', 'perimeter')
+        row |= {
+            f'{name.removesuffix("_length")}_{_symbol(objects)}': found[name] * objects.scale[-1] for name in lengths
+        }
+    return row
+
+
+def _hull_volume(mask: np.ndarray) -> int:
+    """How many voxels have their centre in the convex hull of those of a (D, H, W) mask.
+
+    As scikit-image has it, the hull reaches half a voxel beyond the centres, along the axes. It is found from the ends of
+    rows and counted row by row, which takes neither the memory nor the time of testing every voxel.
+    """
+    planes, rows = np.nonzero(mask.any(axis=2))
+    filled = mask[planes, rows]
+    ends = filled.argmax(axis=1), mask.shape[2] - 1 - filled[:, ::-1].argmax(axis=1)
+    centres = np.concatenate([np.stack([planes, rows, x], axis=1) for x in ends]).astype(float)
+    half = 0.5 * np.eye(3)
+    hull = ConvexHull(np.concatenate([centres + sign * step for step in half for sign in (-1, 1)]))
+    z, y = (axis.ravel().astype(float) for axis in np.indices(mask.shape[:2]))
+    low, high = np.zeros(len(z)), np.full(len(z), mask.shape[2] - 1.0)
+    for nz, ny, nx, offset in hull.equations:  # inside where the product with (z, y, x, 1) is not positive
+        beyond = nz * z + ny * y + offset
+        if nx > _FLAT:
+            np.minimum(high, -beyond / nx, out=high)
+        elif nx < -_FLAT:
+            np.maximum(low, -beyond / nx, out=low)
+        else:
+            high[beyond > _FLAT] = -1.0
+    return int(np.maximum(np.floor(high + _FLAT) - np.ceil(low - _FLAT) + 1, 0).sum())
+
+
+def _intensity(values: np.ndarray, channel: str) -> dict[str, float]:
+    values = values[np.isfinite(values)] if values.dtype.kind == 'f' else values
+    ending = f'_{channel}' if channel else ''
+    numbers = (values.mean(dtype=np.float64), values.min(), values.max()) if len(values) else (np.nan,) * 3
+    return {f'{name}_intensity{ending}': float(n) for name, n in zip(('mean', 'min', 'max'), numbers, strict=True)}
+
+
+def _symbol(objects: LabelledObjects) -> str:
+    """The unit of lengths: that of the columns."""
+    return _unit(objects.units[-1])
+
+
+def _unit(name: str) -> str:
+    return 'world' if name == 'pixel' else unit_symbol(name)

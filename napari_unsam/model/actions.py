@@ -1,0 +1,107 @@
+"""What a user does, as actions that can be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from napari_unsam.model.candidates import Place
+from napari_unsam.model.prompts import Prompts
+
+T = TypeVar('T')
+Situation = Hashable
+"""Which prompts on which plane a mask answers."""
+Show = Callable[[Situation, Place], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Change(Generic[T]):
+    """Something that had one value and has another.
+
+    Attributes:
+        name: What the user did.
+        put: Gives it a value.
+        before: The value that it had.
+        after: The value that it has.
+    """
+
+    name: str
+    put: Callable[[T], None]
+    before: T
+    after: T
+
+    def do(self) -> None:
+        """Gives it the new value."""
+        self.put(self.after)
+
+    def undo(self) -> None:
+        """Gives it the old value."""
+        self.put(self.before)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptsChange(Change[Prompts]):
+    """Other prompts on one image; taken back, the mask is there again that the user had chosen.
+
+    Attributes:
+        show: Has a mask on screen, where it answers what is asked.
+        situation: Before the change.
+        place: Of the mask on screen before the change.
+    """
+
+    show: Show
+    situation: Situation
+    place: Place
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mask that is kept."""
+        return _nbytes(self.place)
+
+    def undo(self) -> None:
+        """Puts the old prompts back."""
+        super().undo()
+        self.show(self.situation, self.place)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskChoice:
+    """Another mask in answer to the same prompts. Several in a row are one action: a slider makes dozens.
+
+    Attributes:
+        situation: That the masks answer.
+        show: Has a mask on screen, where it answers what is asked.
+        before: Which was on screen.
+        after: Which is.
+    """
+
+    name: ClassVar[str] = 'choice of a mask'
+    situation: Situation
+    show: Show
+    before: Place
+    after: Place
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the masks that are kept."""
+        return _nbytes(self.before) + _nbytes(self.after)
+
+    def do(self) -> None:
+        """Shows the chosen mask."""
+        self.show(self.situation, self.after)
+
+    def undo(self) -> None:
+        """Shows the one before."""
+        self.show(self.situation, self.before)
+
+    def joined(self, later: object) -> MaskChoice | None:
+        """This and a later choice as one."""
+        if not isinstance(later, MaskChoice) or later.situation != self.situation:
+            return None
+        return MaskChoice(self.situation, self.show, self.before, later.after)
+
+
+def _nbytes(place: Place) -> int:
+    mask = place[2]
+    return 0 if mask is None else mask.mask.nbytes

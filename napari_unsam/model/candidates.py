@@ -1,0 +1,126 @@
+"""The masks that a prompt may mean, and which of them is on screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from napari_unsam.model.mask import PlaneMask, node_mask
+from unsam_mm.masks.granularity import granularity_area, nearest_area
+from unsam_mm.masks.hierarchy import MaskHierarchy
+
+NO_NODES = np.empty(0, np.int64)
+Place = tuple[int, int | None, PlaneMask | None]
+_HARDLY_LARGER = 1.02  # a step to a mask of all but the same area would show nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """A few answers to choose from, and all nested regions of the main tree to slide along.
+
+    Attributes:
+        masks: The answers by increasing area.
+        position: Index into `masks` of the one that was stepped to; 0 if there is none.
+        chain: (K,) nested nodes of `hierarchy`, finest first; may be empty.
+        hierarchy: Of the plane; None where there is no chain.
+        walked: Index into `chain` of the region on screen in place of an answer.
+        exact: A mask on screen in place of an answer, asked for by its size.
+    """
+
+    masks: tuple[PlaneMask, ...] = ()
+    position: int = 0
+    chain: np.ndarray = field(default_factory=lambda: NO_NODES)
+    hierarchy: MaskHierarchy | None = None
+    walked: int | None = None
+    exact: PlaneMask | None = None
+
+    @classmethod
+    def of_answers(
+        cls, answers: list[PlaneMask], chain: np.ndarray = NO_NODES, hierarchy: MaskHierarchy | None = None
+    ) -> Candidates:
+        """Of an engine's answers, best first; the best one is shown."""
+        if not answers:
+            return NO_CANDIDATES
+        order = sorted(range(len(answers)), key=lambda i: answers[i].area_px)
+        return cls(tuple(answers[i] for i in order), order.index(0), chain, hierarchy)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    @property
+    def shown(self) -> PlaneMask | None:
+        """The mask on screen."""
+        if self.exact is not None:
+            return self.exact
+        if self.walked is not None:
+            return node_mask(self.hierarchy, int(self.chain[self.walked]))
+        return self.masks[self.position] if self.masks else None
+
+    @property
+    def place(self) -> Place:
+        """Which mask is on screen, for `at`; without a tree the mask itself, as others come later than the first."""
+        return (0, None, self.shown) if self.hierarchy is None else (self.position, self.walked, self.exact)
+
+    @property
+    def rank(self) -> int:
+        """The place of the mask on screen among the answers, from 1; 0 if it is none of them."""
+        return self.position + 1 if self.masks and self.walked is None and self.exact is None else 0
+
+    def stepped(self, direction: int) -> Candidates:
+        """With the next answer shown, coarser for 1 and finer for -1 than what is on screen; the same at the ends."""
+        if self.rank:
+            return replace(self, position=int(np.clip(self.position + direction, 0, len(self) - 1)))
+        shown = self.shown
+        if shown is None:
+            return self
+        places = range(len(self)) if direction > 0 else range(len(self) - 1, -1, -1)
+        for place in places:
+            larger, smaller = (
+                max(self.masks[place].area_px, shown.area_px),
+                min(self.masks[place].area_px, shown.area_px),
+            )
+            beyond = (self.masks[place].area_px - shown.area_px) * direction > 0
+            if beyond and larger > _HARDLY_LARGER * smaller:
+                return replace(self, position=place, walked=None, exact=None)
+        return self
+
+    def slid(self, steps: int) -> Candidates:
+        """With another region of the chain shown, coarser for positive steps; begins at the one most like what is shown."""
+        if len(self.chain) == 0:
+            return self
+        at = self._on_chain() + steps
+        return replace(self, walked=int(np.clip(at, 0, len(self.chain) - 1)), exact=None)
+
+    def at_granularity(self, granularity: float) -> Candidates:
+        """With the region of the chain shown that is nearest to the size of a granularity."""
+        if len(self.chain) == 0:
+            return self
+        wanted_px = granularity_area(granularity, self.hierarchy.leaf_labels.size)
+        return replace(self, walked=nearest_area(self.hierarchy.area[self.chain], wanted_px), exact=None)
+
+    def with_exact(self, mask: PlaneMask) -> Candidates:
+        """With a mask shown that was asked for by its size."""
+        return replace(self, walked=None, exact=mask)
+
+    def at(self, place: Place) -> Candidates:
+        """With the mask shown that was on screen at a `place` of the answers to the same question."""
+        position, walked, exact = place
+        if self.hierarchy is None:
+            return self if exact is None else self.led_by(exact)
+        return replace(self, position=position, walked=walked, exact=exact)
+
+    def led_by(self, shown: PlaneMask) -> Candidates:
+        """With a mask shown that was there before: as the answer that it is, or besides the answers."""
+        same = [
+            i for i, mask in enumerate(self.masks) if mask.box_xyxy == shown.box_xyxy and mask.area_px == shown.area_px
+        ]
+        return replace(self, position=same[0], walked=None, exact=None) if same else self.with_exact(shown)
+
+    def _on_chain(self) -> int:
+        if self.walked is not None:
+            return self.walked
+        return nearest_area(self.hierarchy.area[self.chain], self.shown.area_px)
+
+
+NO_CANDIDATES = Candidates()

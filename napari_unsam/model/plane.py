@@ -1,0 +1,118 @@
+"""The 2D plane of an nD image layer that is in view.
+
+Positions are data coordinates of the layer, one per axis, as `layer.world_to_data` gives them: whole numbers
+are pixel centres. World coordinates never serve as indices, so scale, rotation and translation cannot mislead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unsam_mm.errors import ImageError
+
+if TYPE_CHECKING:
+    from napari.components import Dims, ViewerModel
+    from napari.layers import Layer
+
+    from napari_unsam.model.frame import Frame
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A 2D plane through an nD array.
+
+    Attributes:
+        shape: Shape of the array in pixels, channels left out.
+        axes: The two axes that the plane spans, ascending: rows, columns.
+        index: Where the plane lies, one number per axis; 0 on the two axes that it spans.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, int]
+    index: tuple[int, ...]
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.shape[self.axes[0]], self.shape[self.axes[1]]
+
+    @property
+    def slicing(self) -> tuple[int | slice, ...]:
+        """Index that takes the plane out of the array."""
+        return tuple(slice(None) if axis in self.axes else i for axis, i in enumerate(self.index))
+
+    def inside(self, position: Sequence[float]) -> bool:
+        """Whether a position lies inside the array, on this plane or another."""
+        return all(0 <= i < n for i, n in zip(_nearest(position), self.shape, strict=True))
+
+    def lies_beside(self, position: Sequence[float]) -> bool:
+        """Whether a position lies in another plane of the array."""
+        nearest = _nearest(position)
+        return any(i != nearest[axis] for axis, i in enumerate(self.index) if axis not in self.axes)
+
+    def pixel(self, position: Sequence[float]) -> tuple[int, int] | None:
+        """Row and column of the pixel at a position, or None if it lies outside the plane."""
+        nearest = _nearest(position)
+        if self.lies_beside(position) or not self.inside(position):
+            return None
+        return nearest[self.axes[0]], nearest[self.axes[1]]
+
+    def region(self, box_xyxy: Sequence[int]) -> tuple[slice, ...]:
+        """Slices of the array, one per axis, of a box in the plane; right and bottom edges exclusive."""
+        x0, y0, x1, y1 = (int(edge) for edge in box_xyxy)
+        spanned = {self.axes[0]: slice(y0, y1), self.axes[1]: slice(x0, x1)}
+        return tuple(spanned.get(axis, slice(i, i + 1)) for axis, i in enumerate(self.index))
+
+
+def view_of_layer(viewer: ViewerModel, layer: Layer) -> tuple[object, ...]:
+    """What the sliders and axes of a viewer stand at, as far as a layer in it follows them: napari has a layer that is shown
+    drawn anew if and only if this has changed; else the layer itself has changed."""
+    dims, first = viewer.dims, viewer.dims.ndim - layer.ndim
+    order = tuple(axis - first for axis in dims.order if axis >= first)
+    own = [values[-layer.ndim :] for values in (dims.point, dims.margin_left, dims.margin_right)]
+    return *own, order, dims.ndisplay
+
+
+def plane_in_view(frame: Frame, dims: Dims) -> Plane:
+    """The plane of an image that a 2D view shows.
+
+    Raises:
+        ImageError: If the view is 3D, shows an axis that the image lacks, or the image does not reach the view.
+    """
+    axes = frame.displayed(dims)
+    # napari leaves the two axes in view out of account when it looks for the plane: in an oblique layer they would move it.
+    point = [0.0 if axis in dims.displayed else value for axis, value in enumerate(dims.point)]
+    return plane_at(frame, axes, frame.to_data(point))
+
+
+def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> Plane:
+    """The plane of an image that spans two axes and holds a position.
+
+    Args:
+        frame: Of the image.
+        axes: Ascending.
+        position: Data coordinates; those along the two axes are not read.
+
+    Raises:
+        ImageError: If the image does not reach the position.
+    """
+    index = tuple(0 if axis in axes else i for axis, i in enumerate(_nearest(position)))
+    if not all(0 <= i < n for i, n in zip(index, frame.shape, strict=True)):
+        raise ImageError(f'"{frame.image.name}" has no plane at this slider position; move the slider.')
+    return Plane(shape=frame.shape, axes=axes, index=index)
+
+
+def planes_beside(plane: Plane) -> list[Plane]:
+    """All planes of an array that span the same two axes, the nearest to one of them first, which is among them."""
+    across = [1 if axis in plane.axes else length for axis, length in enumerate(plane.shape)]
+    ordered = sorted(np.ndindex(*across), key=lambda index: float(np.abs(np.subtract(index, plane.index)).sum()))
+    return [replace(plane, index=index) for index in ordered]
+
+
+def _nearest(position: Sequence[float]) -> list[int]:
+    """The pixel that napari shows at a position: half-way between two, it takes the even one."""
+    return [int(value) for value in np.round(position)]

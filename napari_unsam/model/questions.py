@@ -1,0 +1,138 @@
+"""What an engine is asked: the prompts on one plane, in its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from skimage.draw import polygon2mask
+
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.prompts import PointPrompt, Prompt, Prompts, SetAside, ShapeKind, ShapePrompt
+
+_LOGIT_SIDE_PX, _LOGIT_SCALE = 256, 8.0  # the frame in which engines take masks
+_OVERSAMPLING = 4  # of that frame where outlines are drawn
+_MOST_SAMPLES = 5  # clicks that stand for one scribble
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One prompt.
+
+    Attributes:
+        points_xy: (N, 2) float pixels inside the plane, x before y; None if there is none.
+        labels: (N,) 1 for positive, 0 for negative points; None if there is none.
+        box_xyxy: (4,) float pixels, or None.
+        mask: (256, 256) float32 logits of an outline, or None.
+    """
+
+    points_xy: np.ndarray | None
+    labels: np.ndarray | None
+    box_xyxy: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def parts(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """Points, labels and box, as engines take them."""
+        return self.points_xy, self.labels, self.box_xyxy
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether it says where the object is, and not only where it is not."""
+        return self.box_xyxy is not None or (self.labels is not None and bool((self.labels == 1).any()))
+
+    @property
+    def is_contradictory(self) -> bool:
+        """Whether one pixel has clicks of both kinds."""
+        if self.points_xy is None:
+            return False
+        kinds: dict[tuple[int, ...], int] = {}
+        rows = zip(map(tuple, np.floor(self.points_xy).astype(int).tolist()), self.labels.tolist(), strict=True)
+        return any(kinds.setdefault(at, kind) != kind for at, kind in rows)
+
+
+def on_plane(prompts: Prompts, plane: Plane) -> Prompts:
+    """Those of the prompts that lie in a plane; a shape does if its first corner does not lie beside it."""
+
+    def is_here(prompt: Prompt) -> bool:
+        match prompt:
+            case PointPrompt():
+                return plane.pixel(prompt.position) is not None
+            case ShapePrompt():
+                return not plane.lies_beside(prompt.vertices[0])
+            case SetAside():
+                return (prompt.axes, prompt.index) == (plane.axes, plane.index)
+
+    return prompts.keeping(is_here)
+
+
+def question_of(prompts: Prompts, plane: Plane) -> Question:
+    """The prompts of a plane as one question.
+
+    Clicks come in their order, then scribbles as clicks along them. The last box or outline counts: an outline is given as
+    its box, and as a mask that the answer should be like.
+
+    Args:
+        prompts: All of this plane, as from `on_plane`.
+        plane: The plane.
+    """
+    clicks = [(*plane.pixel(point.position), point.polarity.value) for point in prompts.points]
+    box, mask = None, None
+    for shape in prompts.shapes:
+        corners = _rows_columns(shape, plane)
+        if shape.kind is ShapeKind.SCRIBBLE:
+            clicks += [(*pixel, shape.polarity.value) for pixel in samples_along(corners, plane.size_hw)]
+            continue
+        # Corners lie at pixel centres, and the box runs along the outer edges of its pixels.
+        low, high = np.floor(corners.min(axis=0) + 0.5), np.ceil(corners.max(axis=0) + 0.5)
+        box = np.concatenate([low[::-1], np.maximum(high, low + 1)[::-1]])
+        mask = outline_logits(corners, plane.size_hw) if shape.kind is ShapeKind.OUTLINE else None
+    if not clicks:
+        return Question(None, None, box, mask)
+    columns = np.array(clicks, float)
+    return Question(columns[:, 1::-1].copy(), columns[:, 2].astype(np.int64), box, mask)
+
+
+def samples_along(line: np.ndarray, size_hw: Sequence[int], count: int = _MOST_SAMPLES) -> list[tuple[int, int]]:
+    """Pixels spaced evenly along a line, the middle one first: further clicks are taken as words on the answer to it.
+
+    Args:
+        line: (N, 2) rows and columns of its corners.
+        size_hw: Of the plane; what lies outside is left out.
+        count: How many pixels there are at most; fewer on a short line.
+    """
+    lengths = np.r_[0.0, np.cumsum(np.hypot(*np.diff(line, axis=0).T))]
+    count = int(np.clip(lengths[-1] // 4, 1, count))
+    at = (np.arange(count) + 0.5) / count * lengths[-1]
+    at = at[np.argsort(np.abs(at - lengths[-1] / 2), kind='stable')]
+    pixels = np.stack([np.interp(at, lengths, line[:, axis]) for axis in (0, 1)], axis=1)
+    rounded = dict.fromkeys((int(row), int(column)) for row, column in np.floor(pixels + 0.5))
+    return [(row, column) for row, column in rounded if 0 <= row < size_hw[0] and 0 <= column < size_hw[1]]
+
+
+def outline_logits(corners: np.ndarray, size_hw: Sequence[int]) -> np.ndarray:
+    """(256, 256) float32 logits of the inside of an outline; the plane's longer side fills the square.
+
+    Args:
+        corners: (N, 2) rows and columns of the outline's corners.
+        size_hw: Of the plane.
+    """
+    side = _LOGIT_SIDE_PX * _OVERSAMPLING
+    inside = polygon2mask((side, side), (corners + 0.5) * side / max(size_hw) - 0.5)
+    share = inside.reshape(_LOGIT_SIDE_PX, _OVERSAMPLING, _LOGIT_SIDE_PX, _OVERSAMPLING).mean(axis=(1, 3))
+    return ((share - 0.5) * _LOGIT_SCALE).astype(np.float32)
+
+
+def is_drawn_well(shape: ShapePrompt, plane: Plane) -> bool:
+    """Whether a shape has an extent and touches the plane."""
+    corners = _rows_columns(shape, plane)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    touches = bool((high >= 0).all() and (low < plane.size_hw).all())
+    if shape.kind is ShapeKind.SCRIBBLE:
+        return touches and bool(samples_along(corners, plane.size_hw))
+    return touches and bool((high - low >= 1).all())
+
+
+def _rows_columns(shape: ShapePrompt, plane: Plane) -> np.ndarray:
+    return np.array(shape.vertices, float)[:, list(plane.axes)]

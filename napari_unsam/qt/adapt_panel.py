@@ -1,0 +1,302 @@
+"""Makes the model fit the user's images, without labels, and shows what that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from napari.layers import Labels
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication, QCheckBox, QGridLayout, QLabel, QProgressBar, QSpinBox, QWidget
+
+from napari_unsam.adapt.comparison import Comparison, compare, window_around
+from napari_unsam.adapt.job import IMAGES, AdaptJob, AdaptSettings, JobState, Stage
+from napari_unsam.adapt.pictures import Picture, choose_pictures, write_pictures
+from napari_unsam.controller import NO_IMAGE, Level
+from napari_unsam.io.autosave import image_identity
+from napari_unsam.model.questions import Question, on_plane, question_of
+from napari_unsam.model.words import counted
+from napari_unsam.qt.controls import button
+from napari_unsam.qt.loss_plot import LossPlot
+from napari_unsam.viewer.layers import following, insert_quietly, remove_layers
+from unsam_mm.errors import UnSAMError
+from unsam_mm.weights import cache_dir
+
+if TYPE_CHECKING:
+    from napari_unsam.engine.inference import ProgressCallback
+    from napari_unsam.model.targets import Target
+    from napari_unsam.viewer.session import ViewerSession
+
+BEFORE_NAME, AFTER_NAME = 'UnSAM original model', 'UnSAM adapted model'
+_POLL_MS = 500
+_WRITING = 'Taking pictures of the image to learn from'
+_MAX_PICTURES, _MAX_ITERATIONS = 64, 5000
+
+
+class AdaptPanel(QWidget):
+    """A short training on the open image, its loss, and both models on the plane in view.
+
+    Args:
+        session: What to control.
+        folder: Where trainings are kept, one folder an image.
+    """
+
+    title = 'Adapt to my images'
+
+    def __init__(self, session: ViewerSession, folder: Path | None = None) -> None:
+        super().__init__()
+        self._session = session
+        self._folder = folder or cache_dir() / 'napari_unsam' / 'adapted'
+        self._job: AdaptJob | None = None
+        self._stop: Callable[[], None] | None = None
+        self._jobs: dict[str, AdaptJob] = {}  # a training goes on while other images are looked at
+        self._layers: dict[str, Labels] = {}
+        self.keys: dict = {}
+        self._build()
+        self._timer = QTimer(self, interval=_POLL_MS)
+        self._timer.timeout.connect(self.refresh)
+        QApplication.instance().aboutToQuit.connect(self.close_session)
+        jobs = self._jobs
+        self._stop = lambda: _stop(jobs)
+        self.destroyed.connect(self._stop)  # with its window, napari takes the dock away without a word
+        session.image_changed.connect(self._image_changed)
+        session.controller.state_changed.connect(self._show_buttons)
+        self._image_changed()
+
+    @property
+    def job(self) -> AdaptJob | None:
+        """The training of the image in view; None without an image."""
+        return self._job
+
+    def close_session(self) -> None:
+        """Stops a training that runs, for when the dock goes; it can be resumed."""
+        self._timer.stop()
+        if self._stop is not None:
+            self.destroyed.disconnect(self._stop)
+            self._stop = None
+            self._session.image_changed.disconnect(self._image_changed)
+            self._session.controller.state_changed.disconnect(self._show_buttons)
+            QApplication.instance().aboutToQuit.disconnect(self.close_session)
+        _stop(self._jobs)
+
+    def start(self) -> None:
+        """Writes pictures of the image in the inference thread, then trains on them in a process of its own."""
+        session, job = self._session, self._job
+        if job is None or self._is_at_work():
+            return
+        try:
+            work = self._picture_writing(job)
+        except UnSAMError as error:
+            session.controller.say(str(error), Level.PROBLEM)
+            return
+        settings = AdaptSettings(iterations=self.iterations_box.value())
+        session.controller.run(_WRITING, work, partial(self._train, job, settings), lambda _reason: self.refresh())
+        self._show_buttons()
+
+    def cancel(self) -> None:
+        """Stops the training; Start goes on from its last checkpoint."""
+        if self._writes_pictures:
+            self._session.controller.cancel()
+        if self._job is not None:
+            self._job.cancel()
+        self.refresh()
+
+    def compare(self) -> None:
+        """Asks both models about the plane in view: the prompts on it, or all masks where there are none."""
+        session, target = self._session, self._session.controller.target
+        if target is None or self._job is None or self._job.result is None:
+            return
+        prompts = on_plane(session.controller.prompts_here, target.plane)
+        question = question_of(prompts, target.plane) if prompts else None
+        window = window_around(target.plane.size_hw, _centre(question, target))
+        adapted = self._job.result
+
+        def work(progress: ProgressCallback) -> Comparison:
+            return compare(_pixels(target, *window), window, adapted, question, progress)
+
+        session.controller.run('Comparing both models', work, partial(self._show_comparison, target), is_task=True)
+
+    def use_adapted(self, is_adapted: bool) -> None:
+        """Has clicks answered by the adapted model, or by that of the package again."""
+        self._session.controller.use_weights(self._job.result if is_adapted and self._job is not None else None)
+
+    def refresh(self) -> None:
+        """Shows how far the training has come."""
+        if self._job is None:
+            self._show(JobState(Stage.NONE, False, 0.0, NO_IMAGE))
+            return
+        state = self._job.poll()
+        self._show(state)
+        if self._timer.isActive() and not self._is_at_work():
+            self._timer.stop()
+            level = Level.INFO if state.problem is None else Level.PROBLEM
+            self._session.controller.say(state.problem or f'{state.text}.', level)
+
+    def _build(self) -> None:
+        self.pictures_box, self.iterations_box = QSpinBox(), QSpinBox()
+        self.pictures_box.setRange(1, _MAX_PICTURES)
+        self.pictures_box.setValue(8)
+        self.pictures_box.setToolTip(
+            'How many parts of the image to learn from, spread evenly; each takes some seconds'
+        )
+        self.iterations_box.setRange(10, _MAX_ITERATIONS)
+        self.iterations_box.setValue(AdaptSettings.iterations)
+        self.iterations_box.setSingleStep(50)
+        self.iterations_box.setToolTip('How long to train; a step takes about half a second on one core')
+        self.start_button = button('Start', 'Train on the image as it is shown now; no labels are needed')
+        self.cancel_button = button('Cancel', 'Stop the training; Start goes on from where it was')
+        self.progress_bar = QProgressBar()
+        self.progress_bar.setRange(0, 1000)
+        self.status_label = QLabel()
+        self.status_label.setWordWrap(True)
+        self.plot = LossPlot('Loss')
+        self.compare_button = button(
+            'Compare on this plane', 'Show what both models make of the plane, or of its prompts'
+        )
+        self.after_box = QCheckBox('Show the adapted model')
+        self.after_box.setToolTip('Switches between the two layers of the comparison')
+        self.use_box = QCheckBox('Use the adapted model')
+        self.use_box.setToolTip('Have clicks answered by it from now on')
+        grid = QGridLayout(self)
+        grid.setContentsMargins(0, 0, 0, 0)
+        for row, (text, box) in enumerate([('Pictures', self.pictures_box), ('Steps', self.iterations_box)]):
+            label = QLabel(text)
+            label.setBuddy(box)
+            grid.addWidget(label, row, 0)
+            grid.addWidget(box, row, 1)
+        grid.addWidget(self.start_button, 2, 0)
+        grid.addWidget(self.cancel_button, 2, 1)
+        for row, widget in enumerate((self.progress_bar, self.status_label, self.plot), start=3):
+            grid.addWidget(widget, row, 0, 1, 2)
+        grid.addWidget(self.compare_button, 6, 0, 1, 2)
+        grid.addWidget(self.after_box, 7, 0, 1, 2)
+        grid.addWidget(self.use_box, 8, 0, 1, 2)
+        grid.setRowStretch(9, 1)
+        self.start_button.clicked.connect(lambda: self.start())
+        self.cancel_button.clicked.connect(lambda: self.cancel())
+        self.compare_button.clicked.connect(lambda: self.compare())
+        self.after_box.toggled.connect(self._show_layer)
+        self.use_box.toggled.connect(self.use_adapted)
+
+    def _image_changed(self) -> None:
+        image, self._job = self._session.image, None
+        if image is not None:
+            identity = image_identity(image)
+            self._job = self._jobs.setdefault(identity, AdaptJob(self._folder / identity))
+        self.use_box.setChecked(False)
+        self.refresh()
+
+    @property
+    def _writes_pictures(self) -> bool:
+        return self._session.controller.runs(_WRITING)
+
+    def _is_at_work(self) -> bool:
+        """Whether the model is being adapted to this image or another: one training takes all cores."""
+        return self._writes_pictures or any(job.is_running for job in self._jobs.values())
+
+    def _picture_writing(self, job: AdaptJob) -> Callable[[ProgressCallback], int]:
+        session = self._session
+        plane = session.target_at([0] * session.image.ndim).plane
+        across = [length for axis, length in enumerate(plane.shape) if axis not in plane.axes]
+        pictures = choose_pictures(across, plane.size_hw, self.pictures_box.value())
+        targets = {}
+        for picture in pictures:
+            at = iter(picture.index)
+            targets[picture.name] = session.target_at(
+                [0 if axis in plane.axes else next(at) for axis in range(len(plane.shape))]
+            )
+
+        def read(picture: Picture) -> np.ndarray:
+            return _pixels(targets[picture.name], picture.rows, picture.columns)
+
+        return lambda progress: write_pictures(job.folder / IMAGES, pictures, read, progress)
+
+    def _train(self, job: AdaptJob, settings: AdaptSettings, _written: int) -> None:
+        if job is not self._job:
+            return
+        try:
+            job.start(settings)
+            self._session.controller.say('The model is being adapted in the background; clicks go on meanwhile.')
+        except UnSAMError as error:
+            self._session.controller.say(str(error), Level.PROBLEM)
+        self._timer.start()
+        self.refresh()
+
+    def _show(self, state: JobState) -> None:
+        self.progress_bar.setValue(round(1000 * state.fraction))
+        text = state.text if state.problem is None else f'⚠ {state.problem}'
+        if not state.is_running and any(job.is_running for job in self._jobs.values()):
+            text += '. The model is being adapted to another image'
+        self.status_label.setText(text)
+        self.plot.show_curve(state.curve.steps, state.curve.losses, state.iterations)
+        self._show_buttons()
+
+    def _show_buttons(self) -> None:
+        job = self._job
+        is_running = self._writes_pictures or (job is not None and job.is_running)
+        is_free = job is not None and not self._is_at_work()
+        has_result = job is not None and job.result is not None and not is_running
+        self.start_button.setEnabled(is_free)
+        self.cancel_button.setEnabled(is_running)
+        for box in (self.pictures_box, self.iterations_box):
+            box.setEnabled(is_free)
+        self.compare_button.setEnabled(has_result and self._session.controller.target is not None)
+        self.after_box.setEnabled(bool(self._layers))
+        self.use_box.setEnabled(has_result)
+
+    def _show_comparison(self, target: Target, found: Comparison) -> None:
+        session, plane = self._session, target.plane
+        if session.image is None or session.image.unique_id != target.source:
+            return
+        viewer = session.viewer
+        remove_layers(viewer, list(self._layers.values()))
+        origin = list(plane.index)
+        for axis, start in zip(plane.axes, (found.top, found.left), strict=True):
+            origin[axis] = start
+        placed = following(session.frame, origin)
+        for name, labels in ((BEFORE_NAME, found.before), (AFTER_NAME, found.after)):
+            shape = [1] * len(plane.shape)
+            shape[plane.axes[0]], shape[plane.axes[1]] = labels.shape
+            self._layers[name] = Labels(labels.reshape(shape), name=name, opacity=0.5, **placed)
+            insert_quietly(viewer, self._layers[name])
+        self.after_box.setChecked(True)
+        self._show_layer(True)
+        self._show_buttons()
+        session.controller.say(
+            f'{_objects(found.before)} by the original model, {_objects(found.after)} by the adapted one; '
+            f'they agree on {found.agreement:.0%} of the objects\' area. "Show the adapted model" switches.'
+        )
+
+    def _show_layer(self, is_after: bool) -> None:
+        for name, layer in self._layers.items():
+            layer.visible = (name == AFTER_NAME) == is_after
+
+
+def _stop(jobs: dict[str, AdaptJob]) -> None:
+    for job in jobs.values():
+        job.cancel()
+
+
+def _pixels(target: Target, rows: slice, columns: slice) -> np.ndarray:
+    """A part of a plane as the model sees it; the rest is not read where the image can be read in parts."""
+    plane = target.pixels()[0] if target.pixels is not None else target.read()
+    return plane[rows, columns]
+
+
+def _centre(question: Question | None, target: Target) -> tuple[float, float]:
+    """The row and column that a comparison is about: the first prompt, else the middle of the plane."""
+    height, width = target.plane.size_hw
+    if question is not None and question.points_xy is not None:
+        x, y = question.points_xy[0]
+    elif question is not None and question.box_xyxy is not None:
+        x, y = question.box_xyxy.reshape(2, 2).mean(axis=0)
+    else:
+        x, y = width / 2, height / 2
+    return float(y), float(x)
+
+
+def _objects(labels: np.ndarray) -> str:
+    return counted(int(labels.max()), 'object')

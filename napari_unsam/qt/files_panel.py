@@ -1,0 +1,179 @@
+"""The images of a folder, forward and back; nothing that was not saved is lost without a question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QCheckBox, QFileDialog, QGridLayout, QLabel, QListWidget, QMessageBox, QWidget
+
+from napari_unsam.folders.results import ImageList, Results
+from napari_unsam.folders.series import ImageSeries
+from napari_unsam.model.targets import Level
+from napari_unsam.qt.controls import button
+from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari_unsam.viewer.session import ViewerSession
+
+
+class Unsaved(Enum):
+    """What to do with changes that were not saved."""
+
+    SAVE = 'save'
+    DISCARD = 'discard'
+    STAY = 'stay'
+
+
+class FilesPanel(QWidget):
+    """Chooses a folder, lists its images with marks for those that are done, and goes from one to the next.
+
+    Args:
+        session: Whose viewer shows the images.
+    """
+
+    title = 'Files'
+
+    def __init__(self, session: ViewerSession) -> None:
+        super().__init__()
+        self._session = session
+        self.series: ImageSeries | None = None
+        self.keys: dict[str, Callable[[], None]] = {}
+        self._build()
+        self._show()
+
+    def close_session(self) -> None:
+        """Leaves the session alone from now on; the image that is open stays."""
+        if self.series is not None:
+            self.series.changed.disconnect(self._show)
+            self.series = None
+
+    def open_folder(self, folder: str | Path, results: str | Path | None = None) -> None:
+        """Lists the images of a folder and opens the first that is not done.
+
+        Args:
+            folder: See `ImageList.of`.
+            results: Where objects are kept; by default beside the images.
+        """
+        try:
+            images = ImageList.of(folder)
+        except UnSAMError as error:
+            self._session.controller.say(str(error), Level.PROBLEM)
+            return
+        if not self._may_leave(lambda: self.open_folder(folder, results)):
+            return
+        if self.series is not None:
+            self.series.changed.disconnect(self._show)
+            self.series.close()
+        results = Results(images.root if results is None else results)
+        self.series = ImageSeries(self._session, images, results)
+        self.series.changed.connect(self._show)
+        self.list.clear()
+        self.list.addItems(images.names)
+        self._show()
+        self.series.open(self.series.start())
+
+    def go(self, position: int) -> None:
+        """Opens an image of the list, after a question if there are changes that were not saved."""
+        series = self.series
+        if series is None or not 0 <= position < len(series.images.names):
+            return
+        if position == series.position or self._may_leave(lambda: self.go(position)):
+            series.open(position)
+        else:
+            self._show()  # the list had moved its mark already
+
+    def step(self, by: int) -> None:
+        """Opens the next image, or the one before, seen from the one that was asked for last."""
+        if self.series is not None and self.series.asked is not None:
+            self.go(self.series.asked + by)
+
+    def save(self) -> None:
+        """Saves the objects of the image that is open."""
+        if self.series is not None:
+            self.series.save()
+
+    def ask_unsaved(self, name: str) -> Unsaved:
+        """Asks what to do with changes that were not saved."""
+        button_of = QMessageBox.StandardButton
+        chosen = QMessageBox.question(
+            self,
+            'Unsaved objects',
+            f'The objects of {name} have changed. Save them?',
+            button_of.Save | button_of.Discard | button_of.Cancel,
+            button_of.Save,
+        )
+        return {button_of.Save: Unsaved.SAVE, button_of.Discard: Unsaved.DISCARD}.get(chosen, Unsaved.STAY)
+
+    def choose_folder(self, caption: str) -> Path | None:
+        """Asks for a folder; None if the user thinks better of it."""
+        path = QFileDialog.getExistingDirectory(self, caption)
+        return Path(path) if path else None
+
+    def _build(self) -> None:
+        self.folder_button = button('Open folder...', 'List the images of a folder, at any depth')
+        self.elsewhere_box = QCheckBox('Keep objects in another folder')
+        self.elsewhere_box.setToolTip('Otherwise they are saved beside the images')
+        self.list = QListWidget()
+        self.list.setToolTip('✓ marks images whose objects are saved, ✗ those that cannot be read')
+        self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.list.setMaximumHeight(8 * self.list.fontMetrics().lineSpacing())
+        self.previous_button = button('Previous', 'Open the image before this one')
+        self.next_button = button('Next', 'Open the image after this one')
+        self.save_button = button('Save', 'Save the objects of this image: a label TIFF and a table')
+        self.status_label = QLabel()
+        grid = QGridLayout(self)
+        grid.setContentsMargins(0, 0, 0, 0)
+        grid.addWidget(self.folder_button, 0, 0)
+        grid.addWidget(self.save_button, 0, 1)
+        grid.addWidget(self.elsewhere_box, 1, 0, 1, 2)
+        grid.addWidget(self.list, 2, 0, 1, 2)
+        grid.addWidget(self.previous_button, 3, 0)
+        grid.addWidget(self.next_button, 3, 1)
+        grid.addWidget(self.status_label, 4, 0, 1, 2)
+        self.folder_button.clicked.connect(lambda: self._choose())
+        self.previous_button.clicked.connect(lambda: self.step(-1))
+        self.next_button.clicked.connect(lambda: self.step(1))
+        self.save_button.clicked.connect(lambda: self.save())
+        self.list.itemClicked.connect(lambda item: self.go(self.list.row(item)))
+
+    def _choose(self) -> None:
+        folder = self.choose_folder('Folder of images')
+        if folder is None:
+            return
+        results = None
+        if self.elsewhere_box.isChecked():
+            results = self.choose_folder('Folder for the objects')
+            if results is None:
+                return
+        self.open_folder(folder, results)
+
+    def _may_leave(self, then: Callable[[], None]) -> bool:
+        """Whether the open image can be left now; if it is to be saved first, `then` is called after it."""
+        series = self.series
+        if series is None or not series.is_dirty:
+            return True
+        match self.ask_unsaved(series.name):
+            case Unsaved.DISCARD:
+                return True
+            case Unsaved.SAVE:
+                series.save(then)
+        return False
+
+    def _show(self) -> None:
+        series = self.series
+        position = None if series is None else series.position
+        count = 0 if series is None else len(series.images.names)
+        for row in range(count):
+            mark = '✓ ' if series.is_done(row) else '✗ ' if series.is_broken(row) else ''
+            self.list.item(row).setText(f'{mark}{series.images.names[row]}')
+        asked = None if series is None else series.asked
+        self.list.setCurrentRow(-1 if position is None else position)
+        self.previous_button.setEnabled(bool(asked))
+        self.next_button.setEnabled(asked is not None and asked < count - 1)
+        self.save_button.setEnabled(position is not None)
+        done = sum(series.is_done(row) for row in range(count)) if series is not None else 0
+        self.status_label.setText(f'{done} of {count} done' if count else 'No folder is open')

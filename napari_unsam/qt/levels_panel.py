@@ -1,0 +1,214 @@
+"""The section of the dock for levels, parts and wholes, likeness, linked layers and review: layout and connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qtpy.QtWidgets import (
+    QDoubleSpinBox,
+    QGroupBox,
+    QLabel,
+    QLineEdit,
+    QPushButton,
+    QSpinBox,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_unsam.levels.cuts import RegionFilter
+from napari_unsam.levels.edits import ObjectEdits, Reviewing
+from napari_unsam.levels.region_properties import Side
+from napari_unsam.levels.work import LevelsWork, Shown
+from napari_unsam.model.words import counted
+from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, move, slider
+
+if TYPE_CHECKING:
+    from napari_unsam.viewer.session import ViewerSession
+
+_MAX_AREA_PX = 1_000_000
+
+
+class LevelsPanel(QWidget):
+    """Whole images at any level of their regions.
+
+    Args:
+        session: Of the viewer.
+
+    Attributes:
+        keys: What the keys do that this section adds.
+    """
+
+    title = 'Levels'
+
+    def __init__(self, session: ViewerSession) -> None:
+        super().__init__()
+        self.work = LevelsWork(session)
+        self.edits = ObjectEdits(self.work)
+        self.reviewing = Reviewing(session)
+        self.keys: dict[str, Callable[[], None]] = {
+            'H': self.edits.split,
+            'W': self.edits.merge,
+            'Shift-F': self.work.find_alike,
+            'Shift-N': self.reviewing.next,
+        }
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        for section in (self._level_group(), self._alike_group(), self._layers_group(), self._review_group()):
+            layout.addWidget(section)
+        self._connect()
+        self._show()
+        self._show_review()
+
+    def close_session(self) -> None:
+        """Takes the preview away and follows the session no longer."""
+        self.work.changed.disconnect(self._show)
+        self.reviewing.changed.disconnect(self._show_review)
+        self.work.close()
+        self.reviewing.close()
+
+    def _level_group(self) -> QGroupBox:
+        self.level_slider = slider('Fine on the left, coarse on the right; the image is redrawn while you drag')
+        self.level_label = QLabel()
+        self.propose_button = button('Propose', 'Move the slider to the level that holds most of the likely objects')
+        self.best_button = button('Auto', 'Show the likeliest objects, each at a level of its own')
+        defaults = RegionFilter()
+        self.side_choice = choice_of_side(defaults.side)
+        self.min_area_box = QSpinBox()
+        self.min_area_box.setRange(1, _MAX_AREA_PX)
+        self.min_area_box.setSuffix(' px')
+        self.min_area_box.setValue(defaults.min_area_px)
+        self.min_area_box.setToolTip('Smaller regions are left out')
+        self.max_share_box = QDoubleSpinBox()
+        self.max_share_box.setRange(0.01, 100)
+        self.max_share_box.setSuffix(' % of image')
+        self.max_share_box.setValue(100 * defaults.max_share)
+        self.max_share_box.setToolTip('Larger regions are left out')
+        self.accept_button = button('Accept all shown', 'Make objects of all regions on screen; U takes them back')
+        self.hide_button = button('Hide', 'Take the regions off the screen')
+        self.split_button = button(
+            'Split  [H]',
+            'Put the parts of an object in its place: of the one under the cursor, or with this button of the selected one',
+        )
+        self.merge_button = button(
+            'Merge  [W]',
+            'Put what an object is a part of in its place: the one under the cursor, or with this button the selected one',
+        )
+        return group(
+            'Level of the whole image',
+            [
+                [self.level_slider],
+                [self.level_label],
+                [self.propose_button, self.best_button],
+                [QLabel('Objects are'), self.side_choice],
+                [QLabel('At least'), self.min_area_box],
+                [QLabel('At most'), self.max_share_box],
+                [self.accept_button, self.hide_button],
+                [self.split_button, self.merge_button],
+            ],
+        )
+
+    def _alike_group(self) -> QGroupBox:
+        self.alike_button = button(
+            'Find all like this  [Shift-F]',
+            'Take the object under the cursor, with this button the selected one, or the mask on offer for an example',
+        )
+        self.forget_button = button('New examples', 'Forget the examples')
+        self.likeness_slider = slider('How like the examples a region must be: right is stricter')
+        self.alike_label = QLabel()
+        return group(
+            'All like this', [[self.alike_button], [self.likeness_slider], [self.alike_label], [self.forget_button]]
+        )
+
+    def _layers_group(self) -> QGroupBox:
+        self.name_box = QLineEdit()
+        self.name_box.setPlaceholderText('nuclei')
+        self.name_box.setToolTip('What the objects on screen are')
+        self.note_button = button(
+            'Note as layer', 'Note the regions on screen under this name, then choose another level'
+        )
+        self.layers_button = button('Make layers', 'Make a layer of each name, linked from part to whole')
+        self.layers_label = QLabel()
+        self.layers_label.setWordWrap(True)
+        return group('Parts and wholes', [[self.name_box, self.note_button], [self.layers_label], [self.layers_button]])
+
+    def _review_group(self) -> QGroupBox:
+        self.next_button = button('Next  [Shift-N]', 'Bring the least certain object into view')
+        self.right_button = button('Right', 'Accept the object in view, and go on')
+        self.wrong_button = button('Wrong', 'Erase the object in view, and go on; U brings it back')
+        self.review_label = QLabel()
+        return group('Review', [[self.next_button, self.right_button, self.wrong_button], [self.review_label]])
+
+    def _connect(self) -> None:
+        work, reviewing = self.work, self.reviewing
+        reporting = work.session.controller.reporting
+        self.level_slider.valueChanged.connect(reporting(lambda value: work.show_level(value / SLIDER_STEPS)))
+        self.likeness_slider.valueChanged.connect(reporting(lambda value: work.set_likeness(value / SLIDER_STEPS)))
+        for changed in (
+            self.side_choice.currentIndexChanged,
+            self.min_area_box.valueChanged,
+            self.max_share_box.valueChanged,
+        ):
+            changed.connect(reporting(lambda _value: self._limit()))
+        actions: dict[QPushButton, Callable[[], None]] = {
+            self.note_button: lambda: work.add_band(self.name_box.text()),
+            self.propose_button: work.propose_level,
+            self.best_button: work.show_best,
+            self.accept_button: work.accept,
+            self.hide_button: work.hide,
+            self.split_button: self.edits.split,
+            self.merge_button: self.edits.merge,
+            self.alike_button: work.find_alike,
+            self.forget_button: work.forget_examples,
+            self.layers_button: work.make_layers,
+            self.next_button: reviewing.next,
+            self.right_button: reviewing.accept,
+            self.wrong_button: reviewing.reject,
+        }
+        for pressed, act in actions.items():
+            pressed.clicked.connect(reporting(lambda *_, act=act: act()))
+        work.changed.connect(self._show)
+        reviewing.changed.connect(self._show_review)
+
+    def _limit(self) -> None:
+        self.work.set_limits(
+            replace(
+                self.work.limits,
+                side=Side(self.side_choice.currentData()),
+                min_area_px=self.min_area_box.value(),
+                max_share=self.max_share_box.value() / 100,
+            )
+        )
+
+    def _show(self) -> None:
+        work = self.work
+        move(self.level_slider, work.level)
+        move(self.likeness_slider, work.least_likeness)
+        count, shown = len(work.chosen), work.shown
+        self.level_label.setText(
+            {
+                Shown.LEVEL: f'Level {work.level:.2f}: {counted(count, "object")}',
+                Shown.BEST: f'Auto: {counted(count, "object")}',
+            }.get(shown, 'Drag the slider, or let Auto choose')
+        )
+        self.alike_label.setText(
+            f'{count} like {counted(len(work.examples), "example")}, at least {work.least_likeness:.2f} alike'
+            if shown is Shown.ALIKE
+            else 'Point at an object and press Shift-F'
+        )
+        for needs_choice in (self.accept_button, self.hide_button, self.note_button):
+            needs_choice.setEnabled(shown is not Shown.NOTHING)
+        self.forget_button.setEnabled(bool(work.examples))
+        self.likeness_slider.setEnabled(bool(work.examples))
+        self.layers_button.setEnabled(bool(work.bands))
+        self.layers_label.setText(
+            ', '.join(f'{band.name}: {len(band.features)}' for band in work.bands) or 'No layer noted yet'
+        )
+
+    def _show_review(self) -> None:
+        queue = self.reviewing.queue
+        self.review_label.setText(f'{len(queue.done)} done, {queue.left} left')
+        self.next_button.setEnabled(queue.left > 0)
+        for needs_object in (self.right_button, self.wrong_button):
+            needs_object.setEnabled(queue.current is not None)

@@ -1,0 +1,80 @@
+"""The mask on offer: its granularity, and committing it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QWidget
+
+from napari_unsam.qt.controls import SLIDER_STEPS, button, move, slider
+
+if TYPE_CHECKING:
+    from napari_unsam.viewer.session import ViewerSession
+
+
+class MaskPanel(QWidget):
+    """The mask on offer.
+
+    Args:
+        session: What to control.
+    """
+
+    title = 'Mask'
+
+    def __init__(self, session: ViewerSession) -> None:
+        super().__init__()
+        self._session = session
+        self.coarser_button = button('Coarser  [J]', 'Show the next larger mask')
+        self.finer_button = button('Finer  [K]', 'Show the next smaller mask')
+        self.slider = slider('Granularity: fine on the left, coarse on the right. Alt and the wheel do the same')
+        self.proposal_label = QLabel()
+        self.proposal_label.setMinimumHeight(3 * self.proposal_label.fontMetrics().lineSpacing())
+        self.keep_box = QCheckBox('Keep existing objects')
+        self.keep_box.setChecked(session.keep_existing)
+        self.keep_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.keep_box.setToolTip('Leave pixels alone that belong to another object already')
+        self.commit_button = button('Commit object  [N]', 'Give the mask a label of its own; U takes it back')
+        self._lay_out()
+        self._connect()
+        self.show_proposal()
+
+    def show_proposal(self) -> None:
+        """Shows what is on offer."""
+        controller = self._session.controller
+        proposal, candidates = controller.proposal, controller.candidates
+        for stepped, direction in ((self.coarser_button, 1), (self.finer_button, -1)):
+            stepped.setEnabled(proposal is not None and candidates.stepped(direction).place != candidates.place)
+        count = len(controller.prompts.asides) + (proposal is not None)
+        self.commit_button.setEnabled(count > 0)
+        self.commit_button.setText(f'Commit {f"{count} objects" if count > 1 else "object"}  [N]')
+        self.slider.setEnabled(proposal is not None)
+        if proposal is None:
+            self.proposal_label.setText('No mask yet\n')
+            return
+        move(self.slider, proposal.granularity)
+        place = (
+            f'Mask {proposal.rank} of {proposal.count}, finest first'
+            if proposal.rank
+            else 'A mask between those to choose from'
+        )
+        self.proposal_label.setText(f'{place}\n{proposal.area_px:,} px, granularity {proposal.granularity:.2f}')
+
+    def _lay_out(self) -> None:
+        grid = QGridLayout(self)
+        grid.setContentsMargins(0, 0, 0, 0)
+        grid.addWidget(self.coarser_button, 0, 0)
+        grid.addWidget(self.finer_button, 0, 1)
+        grid.addWidget(self.slider, 1, 0, 1, 2)
+        grid.addWidget(self.proposal_label, 2, 0, 1, 2)
+        grid.addWidget(self.keep_box, 3, 0, 1, 2)
+        grid.addWidget(self.commit_button, 4, 0, 1, 2)
+
+    def _connect(self) -> None:
+        session, controller = self._session, self._session.controller
+        self.coarser_button.clicked.connect(lambda: controller.coarser())
+        self.finer_button.clicked.connect(lambda: controller.finer())
+        self.slider.valueChanged.connect(lambda value: controller.set_granularity(value / SLIDER_STEPS))
+        self.keep_box.toggled.connect(lambda checked: setattr(session, 'keep_existing', checked))
+        self.commit_button.clicked.connect(lambda: session.commit())
+        controller.proposal_changed.connect(self.show_proposal)

@@ -1,0 +1,305 @@
+"""The objects of an image as a whole: how many, measured, written to files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from napari.layers import Labels
+from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QMessageBox, QWidget
+
+from napari_unsam.folders.series import ReadMasks, place_objects, read_masks
+from napari_unsam.io.formats import FORMATS, READABLE, export, holds, read_objects
+from napari_unsam.io.measurements import measure, merged
+from napari_unsam.io.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
+from napari_unsam.model.targets import Level
+from napari_unsam.model.words import counted, them
+from napari_unsam.qt.controls import button
+from napari_unsam.viewer.changes import LayerChanges
+from napari_unsam.viewer.commit import ObjectWrite
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
+    from napari_unsam.engine.inference import ProgressCallback
+    from napari_unsam.model.label_boxes import ArrayLike
+    from napari_unsam.viewer.session import ViewerSession
+
+_NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
+_NONE = 'There are no objects yet; commit one first.'
+
+
+class ObjectsPanel(QWidget):
+    """Counts, measures, exports and deletes the objects of the session's image.
+
+    Args:
+        session: Whose objects they are.
+    """
+
+    title = 'Objects'
+
+    def __init__(self, session: ViewerSession) -> None:
+        super().__init__()
+        self._session = session
+        self._followed: Labels | None = None
+        self._changes = LayerChanges(session.viewer)
+        self.keys: dict[str, Callable[[], None]] = {}
+        self._build()
+        session.image_changed.connect(self._follow)
+        for emitter in self._emitters():
+            emitter.connect(self._follow)
+        self._follow()
+
+    @property
+    def layer(self) -> Labels | None:
+        """The layer that the panel works on: the selected one if it holds objects in a table, else that of the session."""
+        layers = self._session.viewer.layers
+        # From the list: what napari gives plugins as the active layer is a stand-in for it.
+        active = next((layer for layer in layers if layer == layers.selection.active), None)
+        is_linked = isinstance(active, Labels) and {'index', 'area_px'} <= set(active.features)
+        return active if is_linked else self._session.objects
+
+    def close_session(self) -> None:
+        """Leaves the session and the viewer alone from now on."""
+        self._session.image_changed.disconnect(self._follow)
+        for emitter in self._emitters():
+            emitter.disconnect(self._follow)
+        self._unfollow()
+
+    def measure(self) -> None:
+        """Measures all objects into the features table, which napari shows under Layers > Metadata > Features table widget."""
+        layer, image = self._objects(), self._session.image
+        if layer is None or image is None:
+            return
+        objects = self._described(layer)
+        channels = {name: pixels for name, pixels in self._channels(image).items() if pixels.shape == objects.shape}
+
+        def done(measured: object) -> None:
+            layer.features = merged(layer.features, measured)
+            self._say(f'{counted(len(measured), "object")} measured; see Layers > Metadata > Features table widget.')
+
+        self._run('Measuring', lambda progress: measure(objects, channels, progress), done)
+
+    def export(self) -> None:
+        """Asks for a place and writes the objects there."""
+        layer = self._objects()
+        if layer is None:
+            return
+        name = self.format_choice.currentData()
+        form = FORMATS[name]
+        path = self.choose_path(
+            # Not the name of the image, which often is a TIFF too.
+            f'{re.sub(_NOT_IN_NAMES, "_", self._image_name())}.objects{form.ending}',
+            f'{form.title} (*{form.ending})',
+        )
+        if path is None:
+            return
+        if not path.name.endswith(form.ending):
+            path = path.with_name(path.name + form.ending)
+        if path.exists() and not self.confirm(f'{path.name} exists. Replace it?'):
+            return
+        objects, before = self._described(layer), self._changes.count(layer)
+
+        def written(_nothing: None) -> None:
+            is_whole = self._changes.count(layer) == before and holds(name, objects.features)
+            # Not of the image that is chosen by now.
+            if is_whole and layer is self._session.objects:
+                self._session.exported.emit()
+            self._say(f'Written: {path}')
+
+        self._run(f'Writing {path.name}', lambda progress: export(path, objects, name, progress), written)
+
+    def open(self) -> None:
+        """Asks for a file and adds the objects in it to those of the image, with labels of their own."""
+        if self._session.image is None:
+            self._say('Choose an image first.', Level.PROBLEM)
+            return
+        path = self.choose_existing(f'Objects (*{" *".join(READABLE)})')
+        if path is not None:
+            layer = self._session.ensure_objects()
+
+            def read(progress: ProgressCallback) -> ReadMasks:
+                return read_masks(read_objects(path), progress)
+
+            self._run(f'Reading {path.name}', read, partial(self._add, layer))
+
+    def delete(self) -> None:
+        """Erases the selected object of the session's layer."""
+        layer = self._session.objects
+        if layer is None:
+            self._say(_NONE, Level.PROBLEM)
+            return
+        label = int(layer.selected_label)
+        box = self._session.region_of(label)
+        if box is None:
+            self._say(f'There is no object {label}; pick one with the pick tool (L).', Level.PROBLEM)
+            return
+        mask = np.asarray(layer.data[box]) == label
+        self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
+        self._say(f'Object {label} deleted; U brings it back.')
+
+    def show_parent(self) -> None:
+        """Selects the object that the selected one is a part of, in another layer if it lies there."""
+        layer = self._objects()
+        if layer is None:
+            return
+        match self._whole_of(layer):
+            case None:
+                self._say(f'Object {layer.selected_label} is not part of another one.', Level.PROBLEM)
+            case '', label:
+                layer.selected_label = label
+                self._say(f'Object {label} is selected.')
+            case name, label if name in self._session.viewer.layers:
+                self._session.viewer.layers[name].selected_label = label
+                self._session.viewer.layers.selection.active = self._session.viewer.layers[name]
+                self._say(f'Object {label} of "{name}" is selected.')
+            case name, label:
+                self._say(f'It is part of object {label} of "{name}", a layer that is gone.', Level.PROBLEM)
+
+    def choose_path(self, suggestion: str, kinds: str) -> Path | None:
+        """Asks where to write; None if the user thinks better of it."""
+        # Whether to replace a file is asked by `export`, which also knows of folders.
+        options = QFileDialog.Option.DontConfirmOverwrite
+        path, _ = QFileDialog.getSaveFileName(self, 'Export objects', suggestion, kinds, options=options)
+        return Path(path) if path else None
+
+    def choose_existing(self, kinds: str) -> Path | None:
+        """Asks what to read; None if the user thinks better of it."""
+        path, _ = QFileDialog.getOpenFileName(self, 'Open objects', '', kinds)
+        return Path(path) if path else None
+
+    def confirm(self, question: str) -> bool:
+        """Asks yes or no."""
+        return QMessageBox.question(self, 'Export objects', question) == QMessageBox.StandardButton.Yes
+
+    def _build(self) -> None:
+        self.summary_label = QLabel()
+        self.summary_label.setWordWrap(True)
+        self.measure_button = button(
+            'Measure', 'Size, place, shape and intensity of all objects, into the features table'
+        )
+        self.parent_button = button('Show parent', 'Select the object that the selected one is a part of')
+        self.delete_button = button('Delete object', 'Erase the selected object; U takes it back')
+        self.open_button = button(
+            'Open...', 'Add the objects of a label TIFF, a COCO file or an OME-Zarr folder (choose its zarr.json)'
+        )
+        self.export_button = button('Export...', 'Write all objects to a file')
+        self.format_choice = QComboBox()
+        self.format_choice.setToolTip('What Export writes')
+        for name, form in FORMATS.items():
+            self.format_choice.addItem(form.title, name)
+        grid = QGridLayout(self)
+        grid.setContentsMargins(0, 0, 0, 0)
+        grid.addWidget(self.summary_label, 0, 0, 1, 2)
+        grid.addWidget(self.measure_button, 1, 0)
+        grid.addWidget(self.open_button, 1, 1)
+        grid.addWidget(self.parent_button, 2, 0)
+        grid.addWidget(self.delete_button, 2, 1)
+        grid.addWidget(self.format_choice, 3, 0)
+        grid.addWidget(self.export_button, 3, 1)
+        reporting = self._session.controller.reporting
+        self.measure_button.clicked.connect(reporting(lambda *_: self.measure()))
+        self.parent_button.clicked.connect(reporting(lambda *_: self.show_parent()))
+        self.delete_button.clicked.connect(reporting(lambda *_: self.delete()))
+        self.open_button.clicked.connect(reporting(lambda *_: self.open()))
+        self.export_button.clicked.connect(reporting(lambda *_: self.export()))
+
+    def _emitters(self) -> list:
+        events = self._session.viewer.layers.events
+        return [events.inserted, events.removed, self._session.viewer.layers.selection.events.active]
+
+    def _follow(self) -> None:
+        """Follows the layer of objects that counts now."""
+        layer = self.layer
+        if layer is not self._followed:
+            self._unfollow()
+            self._followed = layer
+            if layer is not None:
+                layer.events.features.connect(self._show)
+                layer.events.selected_label.connect(self._show)
+        self._show()
+
+    def _unfollow(self) -> None:
+        if self._followed is not None:
+            self._followed.events.features.disconnect(self._show)
+            self._followed.events.selected_label.disconnect(self._show)
+            self._followed = None
+
+    def _show(self) -> None:
+        layer = self._followed
+        for control in (self.measure_button, self.parent_button, self.delete_button, self.export_button):
+            control.setEnabled(layer is not None)
+        self.open_button.setEnabled(self._session.image is not None)
+        if layer is None:
+            self.summary_label.setText('No objects yet')
+            return
+        count = len(layer.features)
+        text = f'"{layer.name}": {count} object{"" if count == 1 else "s"}'
+        row = self._row(layer)
+        if row is not None:
+            text += f'; selected: {layer.selected_label}, {int(row.get("area_px", 0)):,} px'
+        parent = self._whole_of(layer)
+        if parent is not None:
+            text += f', part of {" ".join(map(str, parent)).strip()}'
+        self.summary_label.setText(text)
+        self.parent_button.setEnabled(parent is not None)
+        self.delete_button.setEnabled(row is not None and layer is self._session.objects)
+
+    def _add(self, layer: Labels, read: ReadMasks) -> None:
+        name = read.objects.name
+        count, left = place_objects(self._session, layer, read, f'open {name}')
+        beside = f' {left} had no free pixel.' if left else ''
+        self._say(f'{counted(count, "object")} of {name} added; U takes {them(count)} back.{beside}')
+
+    def _objects(self) -> Labels | None:
+        layer = self.layer
+        if layer is None:
+            self._say(_NONE, Level.PROBLEM)
+        return layer
+
+    def _row(self, layer: Labels) -> dict | None:
+        table = layer.features
+        rows = table[table['index'] == layer.selected_label] if 'index' in table else table[:0]
+        return rows.iloc[0].to_dict() if len(rows) else None
+
+    def _whole_of(self, layer: Labels) -> tuple[str, int] | None:
+        row = self._row(layer)
+        return None if row is None else parent_of(row)
+
+    def _described(self, layer: Labels) -> LabelledObjects:
+        kind = {} if layer is self._session.objects else {'kind': layer.name}
+        return objects_of_layer(layer, self._image_name(), self._channel_axis(), **kind)
+
+    def _channels(self, image: Image) -> dict[str, ArrayLike]:
+        """Those of the image, and those of other layers of the same pixels, as channels are often shown."""
+        found = channels_of_layer(image, self._channel_axis())
+        if image.rgb or len(found) > 1:
+            return found
+        pixels = found['']
+        alike = [
+            layer
+            for layer in self._session.viewer.layers
+            if type(layer) is type(image)
+            and not layer.rgb
+            and np.array_equal(layer.extent.world, image.extent.world)
+            and not layer.multiscale
+        ]
+        by_name = {layer.name: layer.data for layer in alike if tuple(layer.data.shape) == tuple(pixels.shape)}
+        return by_name if len(by_name) > 1 else found
+
+    def _channel_axis(self) -> int | None:
+        channels = self._session.channels
+        return None if channels is None else channels.axis
+
+    def _image_name(self) -> str:
+        return 'objects' if self._session.image is None else self._session.image.name
+
+    def _run(self, name: str, work: Callable, on_done: Callable) -> None:
+        self._session.controller.run(name, work, on_done, is_task=True)
+
+    def _say(self, text: str, level: Level = Level.INFO) -> None:
+        self._session.controller.say(text, level)

@@ -1,0 +1,111 @@
+"""The offer to take up again what an earlier session left of the image that was chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QMessageBox, QVBoxLayout, QWidget
+
+from napari_unsam.model.targets import Level
+from napari_unsam.model.words import counted
+from napari_unsam.qt.controls import button
+from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari.layers import Image
+
+    from napari_unsam.io.autosave import Autosave
+    from napari_unsam.io.records import SavedObjects, SavedSession
+    from napari_unsam.viewer.session import ViewerSession
+
+
+class SavedBar(QWidget):
+    """Shown while there is something to restore.
+
+    Args:
+        session: Where it is restored to.
+        autosave: Saves the work of the session, and finds that of others.
+    """
+
+    def __init__(self, session: ViewerSession, autosave: Autosave) -> None:
+        super().__init__()
+        self._session, self._autosave = session, autosave
+        self._saved: SavedSession | None = None
+        self.label = QLabel()
+        self.label.setWordWrap(True)
+        self.restore_button = button('Restore', 'Bring the objects and prompts back; U takes that back again')
+        self.discard_button = button('Discard', 'Remove the saved work for good, after a question')
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.label)
+        row = QHBoxLayout()
+        row.addWidget(self.restore_button)
+        row.addWidget(self.discard_button)
+        layout.addLayout(row)
+        self.restore_button.clicked.connect(lambda: self._restore())
+        self.discard_button.clicked.connect(lambda: self._discard())
+        session.image_changed.connect(self.look)
+        self.look()
+        autosave.watch(session)
+
+    def look(self) -> None:
+        """Looks whether there is something to restore for the image."""
+        image = self._session.image
+        self._saved = saved = None if image is None else self._autosave.find(image)
+        is_in_view = saved is not None and self._autosave.is_in_view(self._session, saved)
+        if is_in_view and not saved.prompts:
+            self._autosave.take_over(self._session, saved)
+            self._saved = None
+        self.setVisible(self._saved is not None)
+        self.restore_button.show()
+        if self._saved is not None:
+            when = saved.saved_at.astimezone().strftime('%d %b %H:%M')
+            name = f'"{image.name}" of {when}'
+            self.label.setText(
+                f'The prompts on {name} can be brought back.' if is_in_view else f'There is saved work on {name}.'
+            )
+
+    def confirm(self, question: str) -> bool:
+        """Asks yes or no."""
+        return QMessageBox.question(self, 'Discard saved work', question) == QMessageBox.StandardButton.Yes
+
+    def _restore(self) -> None:
+        saved, image = self._saved, self._session.image
+        self.restore_button.hide()  # until it is read
+        self._session.controller.run(
+            'Reading the saved work',
+            lambda progress: saved.objects(),
+            lambda read: self._put(saved, image, read),
+            lambda reason: self.restore_button.show(),
+            is_task=True,
+        )
+
+    def _put(self, saved: SavedSession, image: Image, read: SavedObjects) -> None:
+        controller = self._session.controller
+        if self._session.image is not image:
+            controller.say(
+                f'The work on "{saved.image_name}" was not restored: another image was chosen.', Level.PROBLEM
+            )
+            return
+        found = self._autosave.restore(self._session, saved, read)
+        if controller.prompts_here and controller.plane is None:
+            controller.embed()  # for the mask that the prompts mean
+        text = f'{counted(found.objects, "object")} and {counted(found.prompts, "prompt")} are back.'
+        if found.relabelled:
+            text += f' {counted(found.relabelled, "object")} got new labels (theirs were negative or above 32 bits).'
+        if found.damaged:
+            text += f' {counted(found.damaged, "part")} could not be read.'
+            self.label.setText(f'{text} The saved work stays in {saved.folder} until you discard it.')
+        else:
+            self.hide()
+        controller.say(text, Level.PROBLEM if found.damaged else Level.INFO)
+
+    def _discard(self) -> None:
+        if not self.confirm(f'Remove {self._saved.description}? It cannot be brought back after that.'):
+            return
+        try:
+            self._autosave.discard(self._saved)
+        except UnSAMError as error:
+            self._session.controller.say(str(error), Level.PROBLEM)
+            return
+        self.look()

@@ -1,0 +1,66 @@
+"""The sections of the dock: each folds away, and all are scrolled down and up but never sideways."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtWidgets import QFrame, QScrollArea, QVBoxLayout, QWidget
+from superqt import QCollapsible
+
+from napari_unsam.qt.controls import lend_keyboard
+
+_SPARE_PX = 10  # below what is in a section
+_MARGINS_PX, _GAP_PX = (9, 3, 9, 3), 2  # of a title, so that those of folded sections take little room
+
+
+class Section(QCollapsible):
+    """A panel under its title, as high as what it shows.
+
+    Args:
+        panel: Its `title` is that of the section.
+        is_open: Whether it is unfolded.
+    """
+
+    def __init__(self, panel: QWidget, is_open: bool) -> None:
+        super().__init__(panel.title, collapsedIcon='▶')
+        self.layout().setContentsMargins(*_MARGINS_PX)
+        self.layout().setSpacing(_GAP_PX)
+        self.setContent(panel)
+        panel.installEventFilter(self)
+        (self.expand if is_open else self.collapse)(animate=False)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Gives the panel its new height; superqt asks for it only when the section is unfolded."""
+        if event.type() == QEvent.Type.LayoutRequest and self.isExpanded():
+            self.content().setMaximumHeight(self.content().sizeHint().height() + _SPARE_PX)
+        return super().eventFilter(watched, event)
+
+
+class Sections(QScrollArea):
+    """Sections one below the other; those that are unfolded push no others off the screen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inside = QWidget()
+        self._column = QVBoxLayout(inside)
+        self._column.setSpacing(0)
+        self._column.addStretch()
+        self.setWidget(inside)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+
+    def add(self, panel: QWidget, is_open: bool) -> None:
+        """Adds a section at the end, whose fields give the keyboard back to the canvas."""
+        lend_keyboard(panel)
+        self._column.insertWidget(self._column.count() - 1, Section(panel, is_open))
+        self._fit_width()
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Makes room at the side for what has become wider."""
+        if event.type() == QEvent.Type.LayoutRequest:
+            self._fit_width()
+        return super().eventFilter(watched, event)
+
+    def _fit_width(self) -> None:
+        bar = self.verticalScrollBar().sizeHint().width()
+        self.setMinimumWidth(self.widget().minimumSizeHint().width() + bar)

@@ -1,0 +1,229 @@
+"""The dock: its sections, the status line and the life of the session; what the buttons do stands in the panels."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING
+from weakref import finalize
+
+from napari.utils.notifications import show_warning
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
+
+from napari_unsam.controller import Level, SegmentationController
+from napari_unsam.engine import settings as _settings
+from napari_unsam.engine.planes import PlaneEmbedder
+from napari_unsam.io.autosave import Autosave
+from napari_unsam.qt.canvas import CanvasContext
+from napari_unsam.qt.controls import button
+from napari_unsam.qt.docked import DockedWidget, later
+from napari_unsam.qt.gui_thread import courier, in_gui_thread
+from napari_unsam.qt.image_panel import ImagePanel
+from napari_unsam.qt.mask_panel import MaskPanel
+from napari_unsam.qt.prompt_panel import PromptPanel
+from napari_unsam.qt.saved_bar import SavedBar
+from napari_unsam.qt.sections import Sections
+from napari_unsam.viewer.layers import load_layer_kinds, load_units
+from napari_unsam.viewer.session import ViewerSession
+from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    import napari
+    from napari.layers import Image
+
+PANELS = (
+    ('levels_panel', 'LevelsPanel'),
+    ('volume_panel', 'VolumePanel'),
+    ('objects_panel', 'ObjectsPanel'),
+    ('files_panel', 'FilesPanel'),
+    ('adapt_panel', 'AdaptPanel'),
+)
+"""Further sections, folded at first: modules of `napari_unsam.qt` and their classes, made once the dock is there."""
+
+_TURN_MS = 20  # for the user's clicks and for drawing, between one piece of work and the next
+_NOT_SAVED = (
+    'UnSAM: the last changes are not saved yet. Keep napari open until saving has finished; the log tells if it cannot be '
+    'written.'
+)
+_HINT = 'Click on an object. J and K step between masks, N keeps the one you mean, U takes anything back.'
+
+
+class SegmentationWidget(DockedWidget):
+    """Click on an image, step through the masks under the click, commit the one you mean.
+
+    Args:
+        viewer: The viewer to work in.
+        controller: What to control; by default a new one with the engine of the preferences. Its `deliver` must lead to
+            the GUI thread, as `in_gui_thread` does.
+        autosave: Saves the work; by default in the user's folder, where the controller is the default one.
+    """
+
+    def __init__(
+        self,
+        viewer: napari.viewer.Viewer,
+        controller: SegmentationController | None = None,
+        autosave: Autosave | None = None,
+    ) -> None:
+        super().__init__()
+        courier()  # before the inference thread asks for it
+        if controller is None:
+            embedder = PlaneEmbedder(_settings.inference())
+            controller = SegmentationController(embedder, in_gui_thread, embedder.load)
+            told = partial(_tell_problem, controller)
+            autosave = autosave or Autosave(_settings.default_store() / 'autosave', on_problem=told)
+        self.controller = controller
+        self.session = ViewerSession(viewer, self.controller, later)
+        self._autosave = autosave
+        self._context = CanvasContext(self, viewer.layers)
+        self.panels: dict[str, QWidget] = {}
+        self._too_large: Image | None = None  # for a layer of objects
+        self._made: tuple[str, QWidget] | None = None  # a section that is not laid out yet
+        self._has_ended = self._has_libraries = False
+        self.image_panel = ImagePanel(self.session)
+        self.prompt_panel = PromptPanel(self.session)
+        self.mask_panel = MaskPanel(self.session)
+        self._lay_out()
+        self._connect()
+        self._show_status()
+
+    def _make_panel(self) -> bool:
+        """Makes the next of the further sections, or lays out the one that was made last; returns whether one was left."""
+        if self._made is not None:
+            (name, panel), self._made = self._made, None
+            self.panels[name] = panel
+            self.session.add_keys(getattr(panel, 'keys', {}))
+            self._scroll.add(panel, is_open=False)
+            return True
+        for module, name in PANELS:
+            if name not in self.panels:
+                panel = getattr(import_module(f'napari_unsam.qt.{module}'), name)(self.session)
+                self._made = name, panel
+                return True
+        return False
+
+    def _lay_out(self) -> None:
+        self.status_label = QLabel()
+        self.status_label.setWordWrap(True)
+        self.status_label.setMinimumHeight(3 * self.status_label.fontMetrics().lineSpacing())
+        self.status_label.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
+        self._scroll = Sections()
+        for panel in (self.image_panel, self.prompt_panel, self.mask_panel):
+            self._scroll.add(panel, is_open=True)
+        layout = QVBoxLayout(self)
+        self.hint = self._make_hint()
+        layout.addWidget(self.hint)
+        if self._autosave is not None:
+            layout.addWidget(SavedBar(self.session, self._autosave))
+        layout.addWidget(self._scroll)
+        layout.addWidget(self.status_label)
+
+    def _make_hint(self) -> QWidget:
+        hint = QWidget()
+        row = QHBoxLayout(hint)
+        row.setContentsMargins(0, 0, 0, 0)
+        text = QLabel(_HINT)
+        text.setWordWrap(True)
+        dismiss = button('Got it', 'Do not show this again')
+        dismiss.clicked.connect(lambda: (hint.hide(), _settings.dismiss_hint()))
+        row.addWidget(text, 1)
+        row.addWidget(dismiss)
+        hint.setVisible(_settings.wants_hint())
+        return hint
+
+    def _connect(self) -> None:
+        session = self.session
+        # napari takes a tenth of a second for a layer; it must not be in the midst of adding the image.
+        self._soon = QTimer(self, singleShot=True, interval=_TURN_MS)
+        self._soon.timeout.connect(self._make_next)
+        session.image_changed.connect(self._image_changed)
+        load_units()
+        self.controller.load_ahead('Loading the sections', _load_libraries)
+        self._soon.start()
+        # The canvas tells of its zoom in the midst of being drawn, when no layer may be changed.
+        self._zoomed = QTimer(self, singleShot=True, interval=30)
+        self._zoomed.timeout.connect(self._fit_outline)
+        session.viewer.scene.camera.events.zoom.connect(self._zoom_changed)
+        self.controller.state_changed.connect(self._show_status)
+        # With its window, napari takes the dock away without a word; what still runs must not come back to it.
+        controller, autosave = self.controller, self._autosave
+        if autosave is not None:
+            self.session.exported.connect(lambda: autosave.exported(self.session))
+        # No lambda: if the collector of garbage finds the dock, it takes a lambda apart before Qt calls it.
+        self._leave = finalize(self, _leave, controller, autosave)
+        self._leave.atexit = False
+        self.destroyed.connect(self._leave)
+        self.undocked.connect(self.end)
+
+    def _zoom_changed(self) -> None:
+        self._zoomed.start()
+
+    def _fit_outline(self) -> None:
+        self.session.fit_outline()
+
+    def _image_changed(self) -> None:
+        self._soon.start()
+
+    def _make_next(self) -> None:
+        """Makes the next layer or section that is not there yet, one a turn of the event loop; then has the model loaded."""
+        if self._has_ended:
+            return
+        if not self._has_libraries:
+            self._has_libraries = not self.controller.is_loading
+            self._soon.start()
+        elif self._prepare() or self._make_panel():
+            self._soon.start()
+        elif self.session.image is not None:
+            self.controller.warm_up()
+            if self.controller.is_loading:
+                self._soon.start()
+
+    def _prepare(self) -> bool:
+        """Makes the next of the session's layers; returns whether one was left that can be made."""
+        if self._too_large is not None and self.session.image is self._too_large:
+            return False
+        try:
+            return self.session.prepare()
+        except UnSAMError as error:
+            self._too_large = self.session.image
+            self.controller.say(str(error), Level.PROBLEM)
+            return False
+
+    def end(self) -> None:
+        """Ends the session: the viewer is left alone from now on, and the work is saved."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        for timer in (self._soon, self._zoomed):
+            timer.stop()
+        self.session.viewer.scene.camera.events.zoom.disconnect(self._zoom_changed)
+        self.image_panel.close_session()
+        for panel in (*self.panels.values(), *([] if self._made is None else [self._made[1]])):
+            getattr(panel, 'close_session', lambda: None)()
+        if self._autosave is not None and not self._autosave.close():
+            show_warning(_NOT_SAVED)
+        self.session.close()
+        later(self._context.close)  # after the layers that go later
+
+    def _show_status(self) -> None:
+        status = self.controller.status
+        problem = status.level is Level.PROBLEM
+        self.status_label.setText(('⚠ ' if problem else '') + status.text)
+        self.status_label.setStyleSheet('font-weight: bold;' if problem else '')
+
+
+def _tell_problem(controller: SegmentationController, text: str) -> None:
+    in_gui_thread(lambda: controller.say(text, Level.PROBLEM))
+
+
+def _leave(controller: SegmentationController, autosave: Autosave | None) -> None:
+    controller.close()
+    if autosave is not None:
+        autosave.close()
+
+
+def _load_libraries() -> None:
+    """Loads what the further sections and the first layers need, in the inference thread, where it holds nobody up."""
+    load_layer_kinds()
+    for module, _ in PANELS:
+        import_module(f'napari_unsam.qt.{module}')

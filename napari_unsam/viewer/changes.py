@@ -1,0 +1,143 @@
+"""Changes of objects and prompts, by whatever tool or script; another view of them is no change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+from napari_unsam.model.plane import view_of_layer
+from napari_unsam.viewer.layers import holds_objects
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Labels
+
+    from napari_unsam.viewer.session import ViewerSession
+
+_EVENTS = ('paint', 'labels_update', 'data', 'features')
+
+
+class LayerWatch:
+    """Counts the changes of one layer, which it does not keep in memory.
+
+    Args:
+        layer: The layer.
+        viewer: Whose sliders have it drawn anew though nothing has changed.
+        on_change: Called after each change; the owner keeps the watch, as napari holds what it calls weakly.
+
+    Attributes:
+        n_changes: How many there were.
+    """
+
+    def __init__(self, layer: Labels, viewer: ViewerModel, on_change: Callable[[], None] = lambda: None) -> None:
+        self._layer, self._viewer, self._on_change = ref(layer), viewer, on_change
+        self._seen = view_of_layer(viewer, layer)
+        self.n_changes = 0
+        layer.events.set_data.connect(self._drawn)
+        layer.events.visible.connect(self._shown)
+        for name in _EVENTS:
+            layer.events[name].connect(self._changed)
+
+    def end(self) -> None:
+        """Leaves the layer alone from now on."""
+        layer = self._layer()
+        if layer is not None:
+            layer.events.set_data.disconnect(self._drawn)
+            layer.events.visible.disconnect(self._shown)
+            for name in _EVENTS:
+                layer.events[name].disconnect(self._changed)
+
+    def _changed(self, event: object = None) -> None:
+        self.n_changes += 1
+        self._on_change()
+
+    def _drawn(self, event: object = None) -> None:
+        # A script that changes pixels has the layer drawn anew; so does a slider, which changes none.
+        before, self._seen = self._seen, view_of_layer(self._viewer, self._layer())
+        if before == self._seen:
+            self._changed()
+
+    def _shown(self, event: object = None) -> None:
+        if self._layer().visible:  # of what was written to it while it was hidden, napari has told nobody
+            self._changed()
+
+
+class LayerChanges:
+    """Counts the changes of layers, so that nobody has to compare their pixels to know of one.
+
+    Args:
+        viewer: Of the layers.
+    """
+
+    def __init__(self, viewer: ViewerModel) -> None:
+        self._viewer = viewer
+        self._watches: WeakKeyDictionary[Labels, LayerWatch] = WeakKeyDictionary()
+
+    def count(self, layer: Labels | None) -> tuple[Hashable, int]:
+        """Which layer it is, and how often it was changed since it was asked about for the first time.
+
+        What is written into a hidden layer may not be counted before that is shown again.
+        """
+        if layer is None:
+            return None, 0
+        if layer not in self._watches:
+            self._watches[layer] = LayerWatch(layer, self._viewer)
+        return layer.unique_id, self._watches[layer].n_changes
+
+
+class SessionWatch:
+    """Tells of each change in a session, also in the objects of images that are not the chosen one.
+
+    Args:
+        session: The session.
+        note: Called with it, and with the layer of objects that was changed, if one was.
+        look: Called after layers were removed.
+    """
+
+    def __init__(
+        self, session: ViewerSession, note: Callable[[ViewerSession, Labels | None], None], look: Callable[[], None]
+    ) -> None:
+        self._session, self._note, self._look = session, note, look
+        self._watches: dict[Labels, LayerWatch] = {}
+        layers = session.viewer.layers.events
+        self._connections = [
+            *((signal, self._changed) for signal in (session.image_changed, session.history.changed)),
+            (session.controller.prompts_changed, self._changed),
+            (session.objects_changed, self._objects_changed),
+            # A script may write into a layer that nothing else was done to yet.
+            (layers.inserted, self._follow),
+            (layers.removed, self._removed),
+        ]
+        for signal, act in self._connections:
+            signal.connect(act)
+        self._follow()
+
+    def end(self) -> None:
+        """Leaves the session alone from now on."""
+        for signal, act in self._connections:
+            signal.disconnect(act)
+        for watch in self._watches.values():
+            watch.end()
+
+    def _changed(self) -> None:
+        self._note(self._session, None)
+
+    def _objects_changed(self) -> None:
+        for layer in self._watches:
+            if not layer.visible:  # napari does not draw it, so its watch does not learn whether it was the one
+                self._note(self._session, layer)
+
+    def _follow(self, event: object = None) -> None:
+        for layer in self._session.viewer.layers:
+            if holds_objects(layer) and layer not in self._watches:
+                self._watches[layer] = LayerWatch(
+                    layer, self._session.viewer, partial(self._note, self._session, layer)
+                )
+
+    def _removed(self, event: Any) -> None:
+        watch = self._watches.pop(event.value, None)
+        if watch is not None:
+            watch.end()
+        self._look()

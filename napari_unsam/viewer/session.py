@@ -1,0 +1,525 @@
+"""Ties a controller to a viewer: the mouse and the keys go in, the layers show what comes out.
+
+Works on napari's viewer model, so it needs no window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image
+from psygnal import Signal
+
+from napari_unsam.controller import NO_IMAGE, Level, SegmentationController, Target
+from napari_unsam.model.actions import Change
+from napari_unsam.model.frame import Channels, Frame, LayerChannels, check_alike, layers_of
+from napari_unsam.model.history import ActionHistory
+from napari_unsam.model.pixels import plane_pixels
+from napari_unsam.model.plane import Plane, plane_at, plane_in_view
+from napari_unsam.model.prompts import Polarity, Prompts, ShapeKind
+from napari_unsam.model.questions import is_drawn_well
+from napari_unsam.viewer.asides import Asides
+from napari_unsam.viewer.commit import ObjectWrite, WriteObjects
+from napari_unsam.viewer.edits import after_points_event, after_shapes_event
+from napari_unsam.viewer.inputs import Inputs, Keys
+from napari_unsam.viewer.layers import PromptLayers, remove_layers
+from napari_unsam.viewer.objects import Objects
+from napari_unsam.viewer.placing import Placing
+from napari_unsam.viewer.sources import Sources
+from napari_unsam.viewer.stack import StackWork
+from unsam_mm.errors import ImageError, UnSAMError
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Labels, Layer, Shapes
+
+_TOOLS = {ShapeKind.BOX: 'add_rectangle', ShapeKind.OUTLINE: 'add_polygon_lasso', ShapeKind.SCRIBBLE: 'add_path'}
+
+
+class ViewerSession:
+    """One controller at work in one viewer.
+
+    Args:
+        viewer: The viewer.
+        controller: The controller.
+        later: Runs a function once napari is done with what it is at; by default at once, as suits a viewer without a window.
+
+    Attributes:
+        viewer: The viewer.
+        controller: The controller.
+        stack: All planes of the image.
+        asides: Objects that wait to be committed.
+        prompting: Whether clicks on the canvas are prompts.
+        keep_existing: Whether a commit leaves other objects alone.
+        image_changed: Emitted when another image, none, or other channels of it are being segmented.
+        contrast_changed: Emitted at each step of the slider for contrast; once it rests, `look_again` is to be called.
+        objects_changed: Emitted when objects were written or a write was taken back.
+        tool_changed: Emitted with `tool` when another one was taken.
+        exported: Emitted when the objects of the image were written to a file.
+    """
+
+    image_changed = Signal()
+    contrast_changed = Signal()
+    exported = Signal()
+    objects_changed = Signal()
+    tool_changed = Signal(object)
+
+    def __init__(
+        self,
+        viewer: ViewerModel,
+        controller: SegmentationController,
+        later: Callable[[Callable[[], None]], None] = lambda call: call(),
+    ) -> None:
+        self.viewer, self.later = viewer, later
+        self.controller = controller
+        self.prompting = True
+        self.keep_existing = True
+        self._image: Image | None = None
+        self._is_behind = False  # in drawing the prompts
+        self._tool: ShapeKind | None = None
+        self._sources = Sources()
+        self._prompt_layers: PromptLayers | None = None
+        self._objects = Objects(self, self.objects_changed.emit)
+        # napari 0.9 leaves these letters free on every kind of layer.
+        keys: Keys = {
+            'J': controller.coarser,
+            'K': controller.finer,
+            'N': self.commit,
+            'Shift-H': self.set_aside,
+            'G': controller.toggle_polarity,
+            'U': controller.undo,
+            'Shift-U': controller.redo,
+            'Q': controller.clear_prompts,
+        }
+        self._inputs = Inputs(viewer, self, self._reporting(keys))
+        self.stack, self.asides = StackWork(self), Asides(self)
+        self._placing = Placing(viewer, lambda: self.frame, self._retarget)
+        self._connect()
+
+    @property
+    def image(self) -> Image | None:
+        """The image being segmented."""
+        return self._image
+
+    @property
+    def objects(self) -> Labels | None:
+        """The layer of committed objects of the image; None before it is made."""
+        return self._objects.of(self._image)
+
+    @property
+    def frame(self) -> Frame:
+        """Where the layers of the image lie.
+
+        Raises:
+            UnSAMError: If no image is chosen.
+        """
+        if self._image is None:
+            raise UnSAMError(NO_IMAGE)
+        return Frame(self._image, self.channels, self.viewer.dims.units)
+
+    @property
+    def history(self) -> ActionHistory:
+        """Everything that was done in this session."""
+        return self.controller.history
+
+    @property
+    def channels(self) -> Channels | LayerChannels | None:
+        """Which channels the model sees of the image, along an axis or in several layers; None if it sees its one layer."""
+        return self._sources.channels(self._image)
+
+    @property
+    def keys(self) -> Keys:
+        """What each key does, those of panels included."""
+        return self._inputs.keys
+
+    def add_keys(self, keys: Keys) -> None:
+        """Binds keys of a panel on the viewer and on the layers of the plugin."""
+        self._inputs.add_keys(self._reporting(keys))
+
+    def bind(self, *layers: Layer) -> None:
+        """Has the keys work on layers of the plugin."""
+        self._inputs.bind(*layers)
+
+    def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
+        """Wraps a function so that it does nothing while a stroke is being drawn."""
+        return self._inputs.unless_drawing(act)
+
+    def unbind(self, *layers: Layer) -> None:
+        """Takes the keys of layers back."""
+        self._inputs.unbind(*layers)
+
+    def set_image(self, image: Image | None) -> None:
+        """Chooses the image to segment."""
+        if image is self._image:
+            return
+        self._drop_prompt_layers()
+        if self._image in self.viewer.layers:
+            remove_layers(self.viewer, self._objects.unused(self._image))
+        self._image = image
+        self._placing.follow(image)
+        if image is not None:
+            self._sources.add(image)
+        self._retarget()
+        self.image_changed.emit()
+
+    def set_channels(self, channels: Channels | LayerChannels | None) -> None:
+        """Chooses the channels that the model sees; prompts go if they lie along another axis than before.
+
+        Raises:
+            ImageError: If layers that are to be channels do not lie on the image.
+        """
+        image, before = self._image, self.channels
+        if image is None or channels == before:
+            return
+        if isinstance(channels, LayerChannels):
+            check_alike(image, channels.layers[0])
+        prompts = self.controller.prompts_of(image.unique_id)
+        kept = prompts if (before and before.axis) == (channels and channels.axis) else Prompts()
+        put = partial(self._put_channels, image)
+        self.history.do(Change('choice of channels', put, (before, prompts), (channels, kept)))
+
+    def look_again(self) -> None:
+        """Drops what the model has seen of the image in another contrast; the plane in view is made ready anew if it was."""
+        controller, target = self.controller, self.controller.target
+        if self._image is None or target is None:
+            return
+        was_wanted = controller.plane is not None or controller.embedding == target
+        controller.forget(target.source)
+        if was_wanted:
+            controller.embed()
+            controller.say('The contrast has changed, so the plane is made ready anew. Prompts are kept.')
+
+    def target_at(self, index: Sequence[int]) -> Target:
+        """The plane of the image at some data positions, with the axes that are in view.
+
+        Args:
+            index: One number per axis of the image; those of the two axes of the plane are not read.
+
+        Raises:
+            UnSAMError: If no image is chosen, or it does not reach there.
+        """
+        frame = self.frame
+        try:
+            axes = frame.displayed(self.viewer.dims)
+        except ImageError:
+            axes = (len(frame.shape) - 2, len(frame.shape) - 1)
+        return self._target_of(plane_at(frame, axes, index))
+
+    def ensure_objects(self) -> Labels:
+        """The layer of objects of the image, made if there is none.
+
+        Raises:
+            UnSAMError: If no image is chosen.
+        """
+        return self._objects.ensure()
+
+    def next_label(self, layer: Labels | None = None) -> int:
+        """A label that no object of the image has, or had in this session; see `writing`."""
+        return self._objects.next_label(layer)
+
+    def region_of(self, label: int) -> tuple[slice, ...] | None:
+        """The bounding box of an object of the image; None if it is not there."""
+        return self._objects.region_of(label)
+
+    def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
+        """Writes, overwrites or erases objects, as one action; nothing happens without any; see `writing`."""
+        if writes:
+            self.history.do(self.writing(name, writes, layer))
+
+    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
+        """The action that writes objects, not done yet.
+
+        Args:
+            name: What the user does.
+            writes: The objects.
+            layer: One of `ensure_objects`, for what was begun on another image; by default that of the image.
+
+        Raises:
+            UnSAMError: If no image is chosen, or the layer is gone.
+        """
+        return self._objects.writing(name, writes, layer)
+
+    def draw(self, kind: ShapeKind | None) -> None:
+        """Puts a tool for boxes, outlines or scribbles in the user's hand; None gives the view back."""
+        shapes = self.make_shapes_layer()
+        if shapes is None:
+            self.controller.say_no_target()
+        elif kind is None:
+            shapes.mode = 'pan_zoom'
+            self.viewer.layers.selection.active = self._image
+        else:
+            shapes.visible = True
+            self.viewer.layers.selection.active = shapes
+            shapes.mode = _TOOLS[kind]
+
+    @property
+    def tool(self) -> ShapeKind | None:
+        """The tool in the user's hand; None if it is the mouse pointer."""
+        shapes = None if self._prompt_layers is None else self._prompt_layers.shapes
+        # Equal, not the same: napari gives plugins a stand-in for each layer.
+        if shapes is None or self.viewer.layers.selection.active != shapes:
+            return None
+        return {mode: kind for kind, mode in _TOOLS.items()}.get(str(shapes.mode))
+
+    def make_prompt_layers(self) -> None:
+        """Makes the layer of the clicks, unless there is one or nothing can be segmented."""
+        target = self.controller.target
+        if self._prompt_layers is not None or target is None:
+            return
+        self._prompt_layers = layers = PromptLayers(self.viewer, self.frame, target.plane)
+        self.bind(*layers.layers)
+        layers.points.events.data.connect(self._points_edited)
+
+    def _make_preview(self) -> None:
+        if self._prompt_layers.preview is None:
+            self.bind(self._prompt_layers.make_preview())
+
+    def make_shapes_layer(self) -> Shapes | None:
+        """The layer of boxes, outlines and scribbles, made if there is none; None if nothing can be segmented."""
+        self.make_prompt_layers()
+        layers = self._prompt_layers
+        if layers is None:
+            return None
+        if layers.shapes is None:
+            shapes = layers.make_shapes()
+            self.bind(shapes)
+            shapes.events.data.connect(self._shapes_edited)
+            shapes.events.mode.connect(self._tool_changed)
+        return layers.shapes
+
+    def prepare(self) -> bool:
+        """Does one of the things that a first click, a first commit and a first stroke in a layer of objects would wait for;
+        returns whether one was left."""
+        if self._objects.follow_next():
+            return True
+        if self.controller.target is None:
+            return False
+        layers = self._prompt_layers
+        if layers is None:
+            self.make_prompt_layers()
+        elif layers.preview is None:
+            self._make_preview()
+        elif not layers.is_shown:
+            layers.show()
+        else:
+            return self._objects.prepare()
+        return True
+
+    def fit_outline(self) -> None:
+        """Keeps the outline as wide on screen as it was, after the zoom has changed; never while the canvas is being drawn."""
+        if self._prompt_layers is not None:
+            self._prompt_layers.fit_width()
+
+    def click(self, world: Any, polarity: Polarity | None = None) -> bool:
+        """Makes a prompt of a position in world coordinates; returns False, and says why, if it cannot be one."""
+        if self._image is None:
+            self.controller.say(NO_IMAGE, Level.PROBLEM)
+            return False
+        return self.controller.add_prompt(self.frame.to_data(world), polarity)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether there is a plane in view that can have prompts."""
+        return self.controller.target is not None
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether the plane in view has prompts of the current object."""
+        return bool(self.controller.prompts_here)
+
+    def pressed(self, world: tuple[float, ...], is_other_polarity: bool) -> None:
+        """Makes a prompt of a click with the mouse."""
+        self.click(world, self.controller.polarity.flipped() if is_other_polarity else None)
+
+    def wheeled(self, steps: int) -> None:
+        """Slides along the regions under the prompts."""
+        self.controller.slide(steps)
+
+    def commit(self) -> None:
+        """Writes the mask on screen, and what is set aside, into the layer of objects, once it answers the last click."""
+        self.controller.when_answered(self.asides.commit)
+
+    def set_aside(self) -> None:
+        """Keeps the mask on screen for a later commit, once it is the answer; the next click begins another object."""
+        self.controller.when_answered(self.asides.set_aside)
+
+    def close(self) -> None:
+        """Takes the mouse, the keys and the prompt layers back; committed objects stay."""
+        self.set_image(None)
+        self.stack.close()
+        self.controller.close()
+        self._sources.close()
+        self._objects.close()
+        self._inputs.close()
+        self.history.clear()
+        for emitter in self._emitters():
+            emitter.disconnect(self._retarget)
+        self.viewer.layers.events.removed.disconnect(self._layer_removed)
+        self.viewer.layers.selection.events.active.disconnect(self._tool_changed)
+
+    def _connect(self) -> None:
+        self.controller.prompts_changed.connect(self._prompts_changed)
+        self.controller.state_changed.connect(self._catch_up)
+        self.controller.proposal_changed.connect(self._show_proposal)
+        self._sources.pixels_changed.connect(self._pixels_changed)
+        self._sources.contrast_changed.connect(self._contrast_changed)
+        for emitter in self._emitters():
+            emitter.connect(self._retarget)
+        self.viewer.layers.events.removed.connect(self._layer_removed)
+        self.viewer.layers.selection.events.active.connect(self._tool_changed)
+
+    def _reporting(self, keys: Keys) -> Keys:
+        return {key: self.controller.reporting(act) for key, act in keys.items()}
+
+    def _emitters(self) -> list[Any]:
+        events = self.viewer.dims.events
+        return [events.point, events.ndisplay, events.order, events.units]
+
+    def _retarget(self) -> None:
+        """Tells the controller which plane of which image is in view."""
+        if self._image is None:
+            self.controller.set_target(None)
+            return
+        try:
+            self.frame.check_axes()
+            plane = plane_in_view(self.frame, self.viewer.dims)
+        except ImageError as error:
+            self.controller.set_target(None, str(error))
+            return
+        self.controller.set_target(self._target_of(plane))
+
+    def _target_of(self, plane: Plane) -> Target:
+        image = self._image
+        pixels = partial(plane_pixels, image, plane, self.channels)
+        return Target(image.unique_id, plane, image.name, lambda: pixels()[0][:, :], pixels)
+
+    def _put_channels(self, image: Image, chosen: tuple[Channels | LayerChannels | None, Prompts]) -> None:
+        channels, prompts = chosen
+        if image not in self._sources or not all(layer in self.viewer.layers for layer in layers_of(channels)):
+            return  # taken away meanwhile
+        is_here, before = image is self._image, self._sources.channels(image)
+        if is_here and (before and before.axis) != (channels and channels.axis):
+            self._drop_prompt_layers()
+            remove_layers(self.viewer, self._objects.unused(image))
+        self._sources.set_channels(image, channels)
+        self.controller.put_prompts(image.unique_id, prompts)
+        self.controller.forget(image.unique_id)
+        if is_here:
+            self._retarget()
+            self.image_changed.emit()
+
+    def _pixels_changed(self, image: Image) -> None:
+        self.controller.forget(image.unique_id)
+        layers = self._prompt_layers
+        if layers is not None and image is self._image and layers.points.ndim != len(self.frame.shape):
+            self._drop_prompt_layers()
+            self.controller.put_prompts(image.unique_id, Prompts())
+        self._retarget()
+
+    def _contrast_changed(self, image: Image) -> None:
+        if image is self._image:
+            self.contrast_changed.emit()
+        else:
+            self.controller.forget(image.unique_id)
+
+    def _forget(self, layer: Image) -> None:
+        """Drops what is known of an image that is gone, and of those whose channel it was."""
+        # napari is in the midst of a removal, and cannot bear that others go which it was about to select.
+        self.later(partial(remove_layers, self.viewer, self._objects.unused(layer)))
+        if layer is self._image:
+            self._drop_prompt_layers(self.later)
+            self.set_image(None)
+        self.controller.forget(layer.unique_id)
+        self.stack.forget(layer.unique_id)
+        for image in self._sources.remove(layer):
+            self._pixels_changed(image)
+            if image is self._image:
+                self.controller.say(f'"{layer.name}" is gone, which was a channel; "{image.name}" alone is seen now.')
+                self.image_changed.emit()
+
+    def _layer_removed(self, event: Any) -> None:
+        layer = event.value
+        if isinstance(layer, Image):
+            self._forget(layer)
+        elif not self._objects.removed(layer) and self._prompt_layers is not None and self._prompt_layers.owns(layer):
+            self._drop_prompt_layers(self.later)
+            self.later(self._remove_prompts)
+
+    def _remove_prompts(self) -> None:
+        if self._image in self.viewer.layers:  # else they went with it
+            self.controller.set_prompts(Prompts(object_id=self.controller.prompts.object_id), 'remove all prompts')
+
+    def _prompts_changed(self) -> None:
+        self._is_behind = True
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Draws the prompts as they are now; with the mask if that comes at once, as drawing twice would hold it up."""
+        controller = self.controller
+        comes_at_once = controller.is_answering and not controller.is_busy and not controller.is_loading
+        if self._is_behind and not comes_at_once:
+            self._is_behind = False
+            self._show_prompts()
+
+    def _show_prompts(self) -> None:
+        if self.controller.prompts:
+            self.make_prompt_layers()
+        layers = self._prompt_layers
+        if layers is None:
+            return
+        with ExitStack() as quiet:
+            quiet.enter_context(layers.points.events.data.blocker(self._points_edited))
+            if self.controller.prompts.shapes or layers.shapes is not None:
+                quiet.enter_context(self.make_shapes_layer().events.data.blocker(self._shapes_edited))
+            layers.show_prompts(self.controller.prompts)
+        self.asides.show(self.controller.prompts.asides, self.frame.shape)
+
+    def _show_proposal(self) -> None:
+        if self._prompt_layers is None and self.controller.prompts:
+            self._show_prompts()  # prompts outlive their layers while no image is chosen
+        proposal, layers = self.controller.proposal, self._prompt_layers
+        if layers is not None and (proposal is not None or layers.preview is not None):
+            self._make_preview()
+            layers.show_proposal(proposal)
+
+    def _points_edited(self, event: Any) -> None:
+        controller = self.controller
+        edited = after_points_event(event, controller.prompts, controller.polarity, controller.prompts_here.object_id)
+        if edited is not None:
+            controller.set_prompts(*edited)
+            self._show_prompts()  # without what lies outside the image
+
+    def _shapes_edited(self, event: Any) -> None:
+        controller, target = self.controller, self.controller.target
+        id_, layer = controller.prompts_here.object_id, self._prompt_layers.shapes
+        edited = after_shapes_event(event, layer, controller.prompts, controller.polarity, id_)
+        if edited is None or target is None:
+            return
+        prompts, name = edited
+        usable = tuple(shape for shape in prompts.shapes if is_drawn_well(shape, target.plane))
+        if len(usable) < len(prompts.shapes):
+            controller.say('That shape holds no pixel of the image; draw it larger.', Level.PROBLEM)
+        controller.set_prompts(replace(prompts, shapes=usable), name)
+        self._show_prompts()
+
+    def _tool_changed(self) -> None:
+        before, self._tool = self._tool, self.tool
+        if self._tool is not before:
+            self.tool_changed.emit(self._tool)
+
+    def _drop_prompt_layers(self, when: Callable[[Callable[[], None]], None] = lambda call: call()) -> None:
+        dropped = [self.asides.let_go()]
+        layers, self._prompt_layers = self._prompt_layers, None
+        if layers is not None:
+            layers.points.events.data.disconnect(self._points_edited)
+            if layers.shapes is not None:
+                layers.shapes.events.data.disconnect(self._shapes_edited)
+                layers.shapes.events.mode.disconnect(self._tool_changed)
+                self._tool_changed()
+            self.unbind(*layers.layers)
+            dropped += layers.layers
+        when(partial(remove_layers, self.viewer, dropped))

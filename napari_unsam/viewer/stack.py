@@ -1,0 +1,110 @@
+"""All planes of a stack or movie made ready ahead, while clicks go on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from napari_unsam.engine.embeddings import StackReport
+from napari_unsam.engine.inference import ProgressCallback
+from napari_unsam.model.plane import planes_beside
+from napari_unsam.model.targets import Level, Target
+from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari_unsam.viewer.port import SessionPort
+
+_CHANGED = 'The image has changed meanwhile; make its planes ready again.'
+_LACKS_ROOM = (
+    'The folder for embeddings has room for {kept} of {wanted} planes only. '
+    'Give it more in Preferences > UnSAM, and open the dock again.'
+)
+
+
+class StackWork:
+    """Keeps planes of the image of a session on disk, and takes them from there when they come into view.
+
+    Args:
+        session: Whose image it is.
+    """
+
+    def __init__(self, session: SessionPort) -> None:
+        self._session = session
+        self._stored: dict[Target, int] = {}  # and the version of the image's pixels
+        self._lock = Lock()  # the inference thread adds planes
+        self._in_view: Target | None = None
+        session.controller.state_changed.connect(self._follow)
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether the image has more planes than the one in view."""
+        target = self._session.controller.target
+        if target is None:
+            return False
+        plane = target.plane
+        return any(length > 1 for axis, length in enumerate(plane.shape) if axis not in plane.axes)
+
+    def make_ready(self) -> None:
+        """Makes all planes like the one in view, the nearest first; those on disk are not made again."""
+        session, controller = self._session, self._session.controller
+        if controller.target is None:
+            controller.say_no_target()
+            return
+        source = controller.target.source
+        targets = [session.target_at(plane.index) for plane in planes_beside(controller.target.plane)]
+        version = controller.version(source)
+
+        def check() -> None:
+            if controller.version(source) != version:
+                raise UnSAMError(_CHANGED)
+
+        def work(progress: ProgressCallback) -> StackReport:
+            def told(fraction: float, text: str) -> None:
+                check()
+                progress(fraction, text)
+
+            return controller.store_planes(targets, told, lambda number: self._keep(targets[number], version))
+
+        def done(report: StackReport) -> None:
+            if report.kept < len(targets):
+                controller.say(_LACKS_ROOM.format(kept=report.kept, wanted=len(targets)), Level.PROBLEM)
+            else:
+                controller.say(f'All {len(targets)} planes are ready.')
+            self._take()
+
+        if controller.plane is None and controller.embedding is None:
+            controller.embed()  # before the others, and into memory
+        controller.run(f'Making {len(targets)} planes ready', work, done)
+
+    def close(self) -> None:
+        """Follows the session no longer."""
+        self._session.controller.state_changed.disconnect(self._follow)
+
+    def forget(self, source: Hashable) -> None:
+        """Lets go of the planes of an image that is gone."""
+        with self._lock:
+            for target in [target for target in self._stored if target.source == source]:
+                del self._stored[target]
+
+    def _keep(self, target: Target, version: int) -> None:
+        with self._lock:
+            self._stored[target] = version
+
+    def _follow(self) -> None:
+        target = self._session.controller.target
+        if target != self._in_view:
+            self._in_view = target
+            self._take()
+
+    def _take(self) -> None:
+        """Loads the plane in view, if it is on disk and nothing that the user waits for is in the making."""
+        controller = self._session.controller
+        target, making = controller.target, controller.embedding
+        if controller.plane is None and self._is_stored(target) and (making is None or self._is_stored(making)):
+            controller.embed()
+
+    def _is_stored(self, target: Target | None) -> bool:
+        with self._lock:
+            version = self._stored.get(target)
+        return version is not None and version == self._session.controller.version(target.source)
