@@ -1,4 +1,4 @@
-"""From an image to region tokens, by the rooms of the pseudo-mask generator."""
+"""From an image to region tokens, with the steps of the pseudo-mask generator."""
 
 from __future__ import annotations
 
