@@ -1,7 +1,5 @@
 """The plugin as napari finds it."""
 
-import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,37 +94,3 @@ def test_without_preferences_the_defaults_hold(npe2pm, plugin_settings):
     assert _settings.inference() == InferenceSettings()
     _settings.dismiss_hint()
     assert _settings.wants_hint()
-
-
-def room_of(module, rooms):
-    found = [number for number, names in enumerate(rooms) for name in names if f'{module}.'.startswith(f'{name}.')]
-    assert len(found) == 1, f'{module} is in {len(found)} rooms of napari_unsam/__init__.py'
-    return found[0]
-
-
-def imported(path):
-    """Modules of the package that a file imports, also inside of functions; what only type checkers read aside."""
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    for_checkers = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, 'id', '') == 'TYPE_CHECKING'
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and id(node) not in for_checkers:
-            package, _, module = (node.module or '').partition('.')
-            if package == 'napari_unsam':
-                yield from [module] if module else [name.name for name in node.names]
-
-
-def test_rooms_import_only_from_those_above_them():
-    bullets = re.findall(r'^- (.*?):', napari_unsam.__doc__, re.M | re.S)
-    rooms = [re.findall(r'`([\w.]+)`', bullet) for bullet in bullets]
-    wrong = []
-    for path in ROOT.rglob('*.py'):
-        module = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
-        if path.name != '__init__.py':
-            here = room_of(module, rooms)
-            wrong += [f'{module} imports {other}' for other in imported(path) if room_of(other, rooms) > here]
-    assert not wrong
