@@ -1,4 +1,4 @@
-"""Ratios against named rivals, each measured side by side in one run: ``python -m unsam_mm bench``.
+"""Ratios against named rivals, each measured side by side in one run: ``python -m benchmarks``.
 
 A row is a module with ``run(inputs) -> Row``. They are part of the repository, not of the installed package.
 """

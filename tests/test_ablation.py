@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import ablation, ablation_variants
 from tests.conftest import skip_without_weights
-from unsam_mm.cli.bench import import_benchmarks
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.average_recall import evaluate_masks
 from unsam_mm.masks.hierarchy import MaskSet
 from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 MARKED = '# Title\n\n<!-- ablation: cups -->\nold\n<!-- end of ablation: cups -->\n\n<!-- ablation: nuclei -->\nkept\n'
-
-
-@pytest.fixture(scope='module')
-def ablation():
-    """The script, which is no part of the package."""
-    import_benchmarks()
-    return importlib.import_module('benchmarks.ablation')
 
 
 @pytest.fixture
@@ -33,19 +25,19 @@ def document(tmp_path):
     return path
 
 
-def test_only_what_stands_between_the_markers_is_replaced(ablation, document):
+def test_only_what_stands_between_the_markers_is_replaced(document):
     ablation.write_between_markers(document, 'cups', 'new')
     assert document.read_text(encoding='utf-8') == MARKED.replace('\nold\n', '\nnew\n')
 
 
 @pytest.mark.parametrize('data', ['nuclei', 'photographs'])
-def test_missing_markers_are_named_and_the_document_stays(ablation, document, data):
+def test_missing_markers_are_named_and_the_document_stays(document, data):
     with pytest.raises(UnSAMError, match=f'end of ablation: {data}'):
         ablation.write_between_markers(document, data, 'new')
     assert document.read_text(encoding='utf-8') == MARKED
 
 
-def test_an_unknown_variant_is_named_with_those_that_exist(ablation, tmp_path, capsys):
+def test_an_unknown_variant_is_named_with_those_that_exist(tmp_path, capsys):
     arguments = ['table', str(tmp_path), 'GT.json', '--data', 'cups', '--variants', 'default,bigger']
     assert ablation.main(arguments) == 1
     message = capsys.readouterr().err
@@ -53,7 +45,7 @@ def test_an_unknown_variant_is_named_with_those_that_exist(ablation, tmp_path, c
     assert 'no_borders' in message
 
 
-def test_every_variant_of_the_region_trees_changes_one_setting_of_the_base(ablation):
+def test_every_variant_of_the_region_trees_changes_one_setting_of_the_base():
     base, default = (ablation.VARIANTS[name].settings for name in ('base', 'default'))
     for name, variant in ablation.VARIANTS.items():
         if isinstance(variant.settings, type(base)) and name not in ('base', 'default', 'plain_tree'):
@@ -62,12 +54,12 @@ def test_every_variant_of_the_region_trees_changes_one_setting_of_the_base(ablat
     assert default == type(base)()
 
 
-def test_images_are_chosen_evenly_and_hold_both_ends(ablation):
+def test_images_are_chosen_evenly_and_hold_both_ends():
     assert ablation.evenly(range(100), 4) == [0, 33, 66, 99]
     assert ablation.evenly(range(3), None) == ablation.evenly(range(3), 7) == [0, 1, 2]
 
 
-def test_pooled_recall_equals_that_of_all_images_at_once(ablation):
+def test_pooled_recall_equals_that_of_all_images_at_once():
     rng = np.random.default_rng(0)
     images = [{'id': i, 'file_name': f'{i}.png', 'height': 120, 'width': 150} for i in range(3)]
     annotations, records, results = [], [], []
@@ -96,17 +88,15 @@ def boxes(rng, count):
 
 @pytest.mark.parametrize('partition', [False, True])
 def test_every_patch_is_a_leaf_of_the_patch_tree(coffee, partition):
-    import_benchmarks()
-    variants = importlib.import_module('benchmarks.ablation_variants')
     rng = np.random.default_rng(0)
     features = PatchFeatures(rng.standard_normal((17, 25, 8)).astype(np.float32), coffee.shape[:2])
-    tree = variants.patch_tree(coffee, features, partition)
+    tree = ablation_variants.patch_tree(coffee, features, partition)
     assert tree.n_leaves == 17 * 25
     assert len(tree) == 2 * 17 * 25 - 1
 
 
 @pytest.mark.slow
-def test_masks_found_again_are_all_recalled_and_kept(ablation, generator, coffee, document, tmp_path, monkeypatch):
+def test_masks_found_again_are_all_recalled_and_kept(generator, coffee, document, tmp_path, monkeypatch):
     skip_without_weights()
     (tmp_path / 'images').mkdir()
     Image.fromarray(coffee).save(tmp_path / 'images' / 'cup.png')

@@ -13,16 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import unsam_mm
+from benchmarks import inputs, plain_published, timing, tree
+from benchmarks.__main__ import main
 from tests.conftest import skip_without_weights
-from unsam_mm.__main__ import main
-from unsam_mm.cli.bench import import_benchmarks
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
-
-import_benchmarks()
-timing = importlib.import_module('benchmarks.timing')
-inputs = importlib.import_module('benchmarks.inputs')
 
 needs_scikit_learn = pytest.mark.skipif(
     importlib.util.find_spec('sklearn') is None, reason='scikit-learn is not installed'
@@ -76,11 +71,10 @@ def test_the_conquer_step_finds_the_masks_of_the_plain_one():
 @pytest.mark.parametrize(('drawn', 'distance'), [([0, 1], 0), ([0, 2], 10), ([0], 75), ([], 75)])
 def test_masks_that_are_not_equal_are_compared_by_pixels(drawn, distance):
     """Masks of 25, 50 and 60 pixels, the last holding the second; the first two are the plain side's."""
-    plain = importlib.import_module('benchmarks.plain_published')
     masks = np.zeros((3, 20, 20), bool)
     masks[0, :5, :5] = masks[1, 5:10, :10] = masks[2, 5:11, :10] = True
     counts = [rle['counts'] for rle in encode_bitmaps(masks)]
-    found = plain._differing_px({counts[0], counts[1]}, {counts[i] for i in drawn}, (20, 20))
+    found = plain_published._differing_px({counts[0], counts[1]}, {counts[i] for i in drawn}, (20, 20))
     assert found == distance
 
 
@@ -175,7 +169,7 @@ def test_the_table_shows_ratios_and_what_was_not_equal():
 
 def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     skip_without_weights()
-    assert main(['bench', '--rows', 'tree', '--json', str(tmp_path / 'bench.json')]) == 0
+    assert main(['--rows', 'tree', '--json', str(tmp_path / 'bench.json')]) == 0
     printed = capsys.readouterr().out
     assert '1024 patches of 384 channels: 1023 of 1023 regions equal' in printed
     written = json.loads((tmp_path / 'bench.json').read_text())
@@ -188,8 +182,8 @@ def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys):
 def test_the_command_fails_if_two_sides_that_must_agree_do_not(monkeypatch, capsys):
     cost = timing.Cost(1, 1)
     row = timing.Row('tree', [timing.Comparison('pairs', cost, cost, '1 of 2', equal=False)])
-    monkeypatch.setattr(importlib.import_module('benchmarks.tree'), 'run', lambda given: row)
-    assert main(['bench', '--rows', 'tree']) == 1
+    monkeypatch.setattr(tree, 'run', lambda given: row)
+    assert main(['--rows', 'tree']) == 1
     assert 'NOT EQUAL: 1 of 2' in capsys.readouterr().out
 
 
@@ -203,14 +197,8 @@ def test_the_command_fails_if_two_sides_that_must_agree_do_not(monkeypatch, caps
     ],
 )
 def test_mistakes_get_one_line_before_anything_is_measured(capsys, arguments, message):
-    assert main(['bench', *arguments]) == 1
+    assert main(arguments) == 1
     printed = capsys.readouterr().err.strip()
     assert printed.startswith('error: ')
     assert message in printed
     assert '\n' not in printed
-
-
-def test_an_installed_package_says_that_a_checkout_is_needed(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(unsam_mm, '__file__', str(tmp_path / 'unsam_mm' / '__init__.py'))
-    assert main(['bench']) == 1
-    assert 'benchmarks are not installed: run this command in a checkout' in capsys.readouterr().err

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import training_curves as curves
 from unsam_mm.errors import StoreError
 
-curves = pytest.importorskip('benchmarks.training_curves', reason='benchmarks/ belongs to the repository only')
 pytest.importorskip('matplotlib')
 
 

@@ -1,4 +1,4 @@
-"""Command line: ``python -m unsam_mm {bench,convert,demo,evaluate,generate,merge,weights}``."""
+"""Command line: ``python -m unsam_mm {convert,demo,evaluate,generate,merge,weights}``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 import warnings
 
 from unsam_mm import __version__
-from unsam_mm.cli import bench, convert, demo, evaluate, generate, merge, weights
+from unsam_mm.cli import convert, demo, evaluate, generate, merge, weights
 from unsam_mm.cli.streams import escape_unencodable, exit_status
 
-_COMMANDS = (bench, convert, demo, evaluate, generate, merge, weights)
+_COMMANDS = (convert, demo, evaluate, generate, merge, weights)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,14 +1,10 @@
 """The side-by-side measurement of the engines at a tiny size."""
 
-import importlib
 import json
 
 import pytest
 
-from unsam_mm.cli.bench import import_benchmarks
-
-import_benchmarks()
-metric = importlib.import_module('benchmarks.metric')
+from benchmarks import metric
 
 
 @pytest.mark.slow

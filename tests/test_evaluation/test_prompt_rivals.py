@@ -1,18 +1,15 @@
 """What a user has without weights: each rival answers clicks on a real image, with the interface of a predictor."""
 
-import importlib
 import json
 
 import numpy as np
 import pytest
 from skimage import data
 
+from benchmarks import rival_clicks
 from tests.test_evaluation.prompt_scenes import Omniscient, scene, write_coco
-from unsam_mm.cli.bench import import_benchmarks
 
 pytest.importorskip('cv2')
-import_benchmarks()
-rival_clicks = importlib.import_module('benchmarks.rival_clicks')
 
 COIN_XY, GROUND_XY = (44, 55), (70, 25)  # of skimage.data.coins()
 

@@ -1,13 +1,8 @@
 """The head's benchmark at a tiny size: both sides agree, and both are measured."""
 
-import importlib
-
 import pytest
 
-from unsam_mm.cli.bench import import_benchmarks
-
-import_benchmarks()
-head = importlib.import_module('benchmarks.head')
+from benchmarks import head
 
 
 @pytest.mark.slow
