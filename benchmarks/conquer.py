@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 from benchmarks.inputs import Inputs
-from benchmarks.timing import Comparison, Cost, Row, one_thread
-
-_ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.timing import Comparison, Cost, Row, in_new_process, one_thread
 
 
 def run(inputs: Inputs, n_objects: int = 20, n_plain: int = 3, height: int = 1500) -> Row:
@@ -22,11 +15,9 @@ def run(inputs: Inputs, n_objects: int = 20, n_plain: int = 3, height: int = 150
         n_plain: How many of them the plain side is given.
         height: Of the image, in pixels; it is half as wide again.
     """
-    command = [sys.executable, '-m', 'benchmarks.plain_published', '--json']
-    command += ['--objects', str(n_objects), '--plain', str(n_plain), '--height', str(height)]
     with one_thread():
-        finished = subprocess.run(command, check=True, cwd=_ROOT, stdout=subprocess.PIPE)
-    found = json.loads(finished.stdout)
+        sizes = ('--objects', n_objects, '--plain', n_plain, '--height', height)
+        found = in_new_process('plain_published', '--json', *sizes)
     rows, columns = found['size_hw']
     checked = (
         f'{rows} x {columns} px, {found["n_plain"]} of {found["n_objects"]} objects: '

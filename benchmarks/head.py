@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -21,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.inputs import Inputs, photograph
-from benchmarks.timing import ONE_THREAD, Comparison, Cost, Row, format_table, peak_memory, timed
+from benchmarks.timing import ONE_THREAD, Comparison, Cost, Row, format_table, in_new_process, peak_memory, timed
 
-_ROOT = Path(__file__).resolve().parents[1]
-_CONFIG = _ROOT / 'configs' / '_base_' / 'models' / 'unsam_r50.py'
+_CONFIG = Path(__file__).resolve().parents[1] / 'configs' / '_base_' / 'models' / 'unsam_r50.py'
 _RIVAL = "MMDetection's Mask2Former"
 _SIDES = ('ours', 'mmdet')
 _CLASS_AGNOSTIC = {'num_things_classes': 1, 'num_stuff_classes': 0}
@@ -132,11 +129,9 @@ def _save_weights(job: Job, folder: Path) -> None:
 
 
 def _in_process(job: Job, side: str, folder: Path) -> dict[str, Any]:
-    environment = os.environ | dict.fromkeys(ONE_THREAD, str(job.threads))
     request = json.dumps(asdict(job) | {'config': str(job.config)})
-    command = [sys.executable, '-W', 'ignore', '-m', 'benchmarks.head', '--side', side, request, str(folder)]
-    done = subprocess.run(command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    threads = dict.fromkeys(ONE_THREAD, str(job.threads))
+    return in_new_process('head', '--side', side, request, folder, **threads)
 
 
 def _measure(job: Job, side: str, folder: Path) -> dict[str, Any]:

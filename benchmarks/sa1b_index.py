@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,14 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.inputs import Inputs
-from benchmarks.timing import ONE_THREAD, Comparison, Cost, Row, format_table, peak_memory, timed
+from benchmarks.timing import ONE_THREAD, Comparison, Cost, Row, format_table, in_new_process, peak_memory, timed
 
 _SIZES = (1_000, 100_000, 1_000_000)
 _LISTED = 100_000
 _SHARD = 1_000  # images; SA-1B has some 11,000
 _READ = 20  # labels read after the start
 _LONG_AGO_S = 1_600_000_000  # folders that changed just now would be listed again
-_ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(inputs: Inputs, sizes: Sequence[int] = _SIZES) -> Row:
@@ -65,16 +63,19 @@ def _measured(size: int) -> dict[str, dict]:
         _make_shards(root, size, with_files=size <= _LISTED)
         found = {}
         if size <= _LISTED:
-            found['listing'] = _in_new_process('listing', root, index, size)
+            found['listing'] = in_new_process('sa1b_index', 'listing', root, index, size, **ONE_THREAD)
         else:
             _write_index(root, index, size)
-        return found | {mode: _in_new_process(mode, root, index, size) for mode in ('start', 'stock')}
+        for mode in ('start', 'stock'):
+            found[mode] = in_new_process('sa1b_index', mode, root, index, size, **ONE_THREAD)
+        return found
 
 
 def _make_shards(root: Path, size: int, with_files: bool) -> None:
     label = {
         'image': {'image_id': 1, 'width': 1500, 'height': 2250, 'file_name': 'sa_1.jpg'},
-        'annotations': [{'bbox': [0, 0, 1, 1], 'segmentation': {'size': [2250, 1500], 'counts': '0'}}] * 100,
+        'annotations': [{'bbox': [0, 0, 1, 1], 'segmentation': {'size': [2250, 1500], 'counts': 'hloV3'}}]
+        * 100,  # empty
     }
     read = set(_positions(size))
     for first in range(0, size, _SHARD):
@@ -138,12 +139,6 @@ def _child(mode: str, root: str, index: str, size: str) -> dict:
 
 def _cost(figures: dict) -> Cost:
     return Cost(figures['cpu_s'], figures['wall_s'], figures['peak_mb'])
-
-
-def _in_new_process(mode: str, root: Path, index: Path, size: int) -> dict:
-    command = [sys.executable, '-m', 'benchmarks.sa1b_index', mode, str(root), str(index), str(size)]
-    ran = subprocess.run(command, check=True, cwd=_ROOT, stdout=subprocess.PIPE, env=os.environ | ONE_THREAD)
-    return json.loads(ran.stdout.splitlines()[-1])  # libraries print when they are imported
 
 
 if __name__ == '__main__':

@@ -9,21 +9,18 @@ shrunk to every size; one that was taken at 16 megapixels has more detail, and g
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.inputs import Inputs, photograph, resampled
-from benchmarks.timing import Comparison, Cost, Row, one_thread, peak_memory
+from benchmarks.timing import Comparison, Cost, Row, in_new_process, one_thread, peak_memory
 
 _VIT = 'finding patch features'
 _MEGAPIXELS = (0.15, 1.0, 4.0, 16.0)
 _PAGE = 4096  # a tiny image may fit into memory that the model no longer uses
-_ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(inputs: Inputs, megapixels: Sequence[float] = _MEGAPIXELS) -> Row:
@@ -34,7 +31,7 @@ def run(inputs: Inputs, megapixels: Sequence[float] = _MEGAPIXELS) -> Row:
         megapixels: Sizes, rising, at least two. The largest is compared with the second largest but one, or the first.
     """
     with one_thread():
-        sizes = [_in_new_process(size) for size in megapixels]
+        sizes = [in_new_process('scaling', size) for size in megapixels]
     pixels = np.array([size['pixels'] for size in sizes])
     small, large = sizes[max(len(sizes) - 3, 0)], sizes[-1]
     factor = large['pixels'] / small['pixels']
@@ -97,11 +94,6 @@ def measure(megapixels: float) -> dict:
         'peak_mb': max(peak_memory() - model, _PAGE) / 1e6,
         'masks': len(masks),
     }
-
-
-def _in_new_process(megapixels: float) -> dict:
-    command = [sys.executable, '-m', 'benchmarks.scaling', str(megapixels)]
-    return json.loads(subprocess.run(command, check=True, cwd=_ROOT, stdout=subprocess.PIPE).stdout)
 
 
 if __name__ == '__main__':

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +18,8 @@ from unsam_mm.errors import UnSAMError
 
 ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
 """Environment of processes that shall use one thread each; libraries read it when they are loaded."""
+
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,19 @@ def timed(side: Callable[[], Any]) -> tuple[Cost, Any]:
     cpu_s, wall_s = _cpu_s(), time.perf_counter()
     result = side()
     return Cost(_cpu_s() - cpu_s, time.perf_counter() - wall_s), result
+
+
+def in_new_process(module: str, *arguments: object, **environment: str) -> dict[str, Any]:
+    """The figures that ``python -m benchmarks.MODULE`` prints as JSON in its last line.
+
+    Args:
+        module: Its name.
+        arguments: Of its command line.
+        environment: Variables that are set for it.
+    """
+    command = [sys.executable, '-W', 'ignore', '-m', f'benchmarks.{module}', *map(str, arguments)]
+    done = subprocess.run(command, check=True, cwd=_ROOT, env=os.environ | environment, stdout=subprocess.PIPE)
+    return json.loads(done.stdout.splitlines()[-1])  # libraries print when they are imported
 
 
 @contextmanager

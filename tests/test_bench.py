@@ -118,6 +118,14 @@ def test_two_workers_write_what_one_writes():
 
 
 @pytest.mark.slow
+def test_the_index_of_sa1b_reads_the_names_that_the_list_of_mmengine_holds():
+    pytest.importorskip('mmengine')
+    row = measure('sa1b_index', sizes=[60])
+    assert row.comparisons[0].equal
+    assert set(row.figures['60']) == {'listing', 'start', 'stock'}
+
+
+@pytest.mark.slow
 def test_each_size_is_measured_in_a_process_of_its_own():
     row = measure('scaling', megapixels=(0.02, 0.08))
     small, large = row.figures['sizes']
