@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from unsam_mm import weights
 from unsam_mm.errors import ImageError
-from unsam_mm.fingerprints import file_digest, image_stamp, is_current, weights_digest
+from unsam_mm.fingerprints import file_digest, file_sha256, image_stamp, is_current, weights_digest
 from unsam_mm.folders.run import FolderJob
 from unsam_mm.generator import settings_signature
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
@@ -165,3 +165,8 @@ def test_a_digest_is_found_once_and_again_where_the_file_was_touched(image, monk
     (image.parent / 'new').replace(image)
     keep_times(image, times)
     assert file_digest(image) != first
+
+
+def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / 'x.pth').write_bytes(b'abc')
+    assert file_sha256(tmp_path / 'x.pth').startswith('ba7816bf8f01cfea')

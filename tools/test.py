@@ -36,6 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--benchmarks',
         nargs='+',
+        default=[],
         metavar='NAME',
         help='test on these data sets instead of the one of the config: coco, lvis, ade20k, entityseg, sa1b, '
         'partimagenet, paco, or all; --cfg-options NAME.KEY=VALUE changes a setting of one of them, '
@@ -64,20 +65,18 @@ def test(args: argparse.Namespace) -> None:
         UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is of another model, the config
             draws no pictures, a benchmark could not be measured, or --out would replace what is no result.
     """
-    from unsam_mm.evaluation.benchmark_options import read_benchmarks
     from unsam_mm.files import check_result_file
 
     checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
     if args.out is not None:
         check_result_file(args.out, args.config, checkpoint)
-    benchmarks = read_benchmarks(args.benchmarks, args.data_root, args.cfg_options)
-    args.cfg_options = benchmarks.model_options
+    of_benchmarks, args.cfg_options = sort_options(args.benchmarks, args.data_root, args.cfg_options)
     config = load_config(args)
     config.load_from = None if checkpoint is None else str(checkpoint)
     if args.show_dir is not None:
         _draw_into(config, args.show_dir)
     # Read before the model is built: a wrong option should cost no time.
-    data_sets = {name: _load_benchmark(name, benchmarks.options[name], args) for name in benchmarks.options}
+    data_sets = {name: _load_benchmark(name, options, args) for name, options in of_benchmarks.items()}
     from unsam_mm.engine import check_channel_order
 
     for data_set in data_sets.values():
@@ -89,35 +88,31 @@ def test(args: argparse.Namespace) -> None:
         from unsam_mm.engine.checkpoints import check_start
 
         check_start(checkpoint, runner.model)
-    if data_sets:
-        _test_benchmarks(args, runner, data_sets, checkpoint)
-    else:
-        _test_own_set(args, runner)
+    _measure(args, runner, data_sets, checkpoint)
 
 
-def _test_own_set(args: argparse.Namespace, runner: Runner) -> None:
-    from unsam_mm.evaluation.benchmark_runs import keep_row, recall_of, title_of
+def _measure(args: argparse.Namespace, runner: Runner, data_sets: dict[str, Config], checkpoint: Path | None) -> None:
+    """Tests on the benchmarks, or without any on the test set of the config, and reports."""
+    from mmengine.dist import is_main_process
 
-    metrics = runner.test()
-    _write_metrics(args.out, metrics)
-    if recall_of(metrics) is not None:
-        title = title_of(runner.cfg.test_dataloader.dataset)
-        _print(keep_row(runner, Path(runner.work_dir, RESULTS), {title: metrics}, args.checkpoint))
-
-
-def _test_benchmarks(
-    args: argparse.Namespace, runner: Runner, data_sets: dict[str, Config], checkpoint: Path | None
-) -> None:
     from unsam_mm.errors import UnSAMError
-    from unsam_mm.evaluation.benchmark_runs import BenchmarkRuns, keep_row
+    from unsam_mm.evaluation.benchmark_runs import recall_of, run_benchmarks, title_of, write_row
+    from unsam_mm.files import write_json
 
-    results = Path(runner.work_dir, RESULTS)
-    runs = BenchmarkRuns(runner, results, checkpoint, args.again, args.show_dir)
-    metrics, missing = runs.measure(data_sets)
-    _write_metrics(
-        args.out, {f'{name}/{key}': value for name, found in metrics.items() for key, value in found.items()}
-    )
-    _print(keep_row(runner, results, {name: metrics.get(name) for name in data_sets}, args.checkpoint))
+    results, missing = Path(runner.work_dir, RESULTS), {}
+    if data_sets:
+        found, missing = run_benchmarks(runner, data_sets, results, checkpoint, args.again, args.show_dir)
+        metrics = {f'{name}/{key}': value for name in found for key, value in found[name].items()}
+        row = {name: found.get(name) for name in data_sets}
+    else:
+        metrics = runner.test()
+        has_row = recall_of(metrics) is not None
+        row = {title_of(runner.cfg.test_dataloader.dataset): metrics} if has_row else {}
+    if is_main_process():
+        if args.out is not None:
+            write_json(args.out, {key: float(value) for key, value in metrics.items()})
+        if row:
+            print(f'\n{write_row(runner, results, row, args.checkpoint)}')
     if missing:
         reasons = '; '.join(f'{name}: {reason}' for name, reason in missing.items())
         raise UnSAMError(
@@ -127,36 +122,61 @@ def _test_benchmarks(
         )
 
 
-def _load_benchmark(name: str, options: list[str], args: argparse.Namespace) -> Config:
-    """The config of a benchmark, its paths below the root that the options name."""
-    from mmengine.config import Config
+def sort_options(
+    names: list[str], data_roots: list[str], cfg_options: list[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Sorts the options of the command line by the config that they are meant for.
 
+    Args:
+        names: Of `--benchmarks`.
+        data_roots: NAME=PATH pairs of `--data-root`.
+        cfg_options: KEY=VALUE pairs of `--cfg-options`.
+
+    Returns:
+        Benchmark to its KEY=VALUE pairs, in the order in which they are to be run, and the pairs for the model's config.
+
+    Raises:
+        UnSAMError: If a name is unknown, a root is none, or an option is for a benchmark that is not to be run.
+    """
     from unsam_mm.errors import UnSAMError
-    from unsam_mm.evaluation.benchmark_options import move_paths
+    from unsam_mm.evaluation.published import BENCHMARKS
 
+    known = ', '.join(BENCHMARKS)
+    if unknown := [name for name in names if name not in (*BENCHMARKS, 'all')]:
+        raise UnSAMError(f'--benchmarks {unknown[0]}: no such benchmark; choose from {known}, or all')
+    for pair in data_roots:
+        name, _, path = pair.partition('=')
+        if name not in BENCHMARKS or not path:
+            raise UnSAMError(f'--data-root: expected NAME=PATH with a name of {known}, got {pair!r}')
+        if not Path(path).is_dir():
+            raise UnSAMError(f'--data-root {pair}: no such folder')
+    of_benchmarks: dict[str, list[str]] = {name: [] for name in (BENCHMARKS if 'all' in names else names)}
+    of_model = []
+    for pair in [*cfg_options, *(pair.replace('=', '.data_root=', 1) for pair in data_roots)]:
+        name, _, rest = pair.partition('.')
+        if name in of_benchmarks:
+            of_benchmarks[name].append(rest)
+        elif name in BENCHMARKS:
+            raise UnSAMError(
+                f'{pair}: {name} is not to be run; add it to --benchmarks, or for the test set of the config write '
+                f'--cfg-options {rest}'
+            )
+        elif of_benchmarks and name in ('test_dataloader', 'test_evaluator'):
+            for options in of_benchmarks.values():
+                options.append(pair)
+        else:
+            of_model.append(pair)
+    return of_benchmarks, of_model
+
+
+def _load_benchmark(name: str, options: list[str], args: argparse.Namespace) -> Config:
     path = BASES / f'benchmark_{name}.py'
-    if not path.is_file():
-        raise UnSAMError(f'{path}: no such config; the installation is not complete, install the package again')
-    own = argparse.Namespace(config=path, cfg_options=options, launcher='none', local_rank=0, work_dir=args.work_dir)
-    config, written = load_config(own), Config.fromfile(path)
-    move_paths(config, written.get('data_root') or written.test_dataloader.dataset.data_root, config.get('data_root'))
+    config = load_config(
+        argparse.Namespace(config=path, cfg_options=options, launcher='none', local_rank=0, work_dir=args.work_dir)
+    )
+    if 'data_root' in config:
+        config.test_dataloader.dataset.data_root = config.data_root
     return config
-
-
-def _print(table: str) -> None:
-    from mmengine.dist import is_main_process
-
-    if is_main_process():
-        print(f'\n{table}')
-
-
-def _write_metrics(path: Path | None, metrics: dict[str, float]) -> None:
-    from mmengine.dist import is_main_process
-
-    if path is not None and is_main_process():
-        from unsam_mm.files import write_json
-
-        write_json(path, {name: float(value) for name, value in metrics.items()})
 
 
 def find_checkpoint(path: Path) -> Path:

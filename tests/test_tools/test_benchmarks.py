@@ -14,21 +14,21 @@ import pytest
 import torch
 
 from tests.test_tools.conftest import TOOLS
+from unsam_mm.evaluation.published import BENCHMARKS
 
 BENCHMARK = """
-data_root = 'data/NAME'
 test_dataloader = dict(
     batch_size=2,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='TinyFolder', data_root=data_root),
+    dataset=dict(type='TinyFolder', data_root='data/NAME'),
 )
-test_evaluator = dict(type='TinyRecall', ann_file=data_root + '/labels.txt')
+test_evaluator = dict(type='TinyRecall')
 """
 
 
 class Benchmarks:
-    """Seven data sets whose labels are a text file with the recall that a test on them gives."""
+    """Seven data sets with a text file that holds the recall that a test on them gives."""
 
     def __init__(self, root: Path, scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
@@ -42,7 +42,7 @@ class Benchmarks:
     def put(self, name: str, recall: float, folder: str = 'data') -> Path:
         path = self.root / folder / name
         path.mkdir(parents=True, exist_ok=True)
-        (path / 'labels.txt').write_text(str(recall), encoding='utf-8')
+        (path / 'recall.txt').write_text(str(recall), encoding='utf-8')
         return path
 
     def run(self, checkpoint: Path, *arguments: object) -> int:
@@ -90,6 +90,11 @@ class TestBenchmarks:
         benchmarks.put('lvis', 0.3)
         assert benchmarks.run(trained / 'latest.pth', '--benchmarks', 'coco', 'lvis') == 0
         assert benchmarks.recalls == {'coco': 0.4, 'lvis': 0.3}
+        written = json.loads((benchmarks.work_dir / 'benchmarks.json').read_text())['measurements']
+        assert [(entry['benchmark'], entry['metrics']) for entry in written] == [
+            ('coco', {'unsam/AR@1000': 0.4}),
+            ('lvis', {'unsam/AR@1000': 0.3}),
+        ]
         assert benchmarks.run(trained / 'latest.pth', '--benchmarks', 'coco', '--again') == 0
         assert benchmarks.recalls == {'coco': 0.5}
 
@@ -108,21 +113,17 @@ class TestBenchmarks:
             assert benchmarks.run(weights, '--benchmarks', 'coco', *options) == 0
             recalls.append(benchmarks.recalls['coco'])
         assert recalls == [0.4, 0.5, 0.6]
+        written = json.loads((benchmarks.work_dir / 'benchmarks.json').read_text())['measurements']
+        assert [entry['metrics']['unsam/AR@1000'] for entry in written] == recalls
 
-    def test_data_root_moves_images_and_labels(self, benchmarks, trained):
+    def test_data_root_says_where_a_benchmark_lies(self, benchmarks, trained):
         benchmarks.put('coco', 0.4)
         moved = benchmarks.put('coco', 0.7, folder='elsewhere')
         arguments = ['--benchmarks', 'coco', '--data-root', f'coco={moved}']
         assert benchmarks.run(trained / 'latest.pth', *arguments) == 0
         assert benchmarks.recalls == {'coco': 0.7}
-        arguments = [
-            '--benchmarks',
-            'coco',
-            '--again',
-            '--cfg-options',
-            f'coco.data_root={benchmarks.put("coco", 0.2)}',
-        ]
-        assert benchmarks.run(trained / 'latest.pth', *arguments) == 0
+        options = ['--cfg-options', f'coco.data_root={benchmarks.put("coco", 0.2)}']
+        assert benchmarks.run(trained / 'latest.pth', '--benchmarks', 'coco', '--again', *options) == 0
         assert benchmarks.recalls == {'coco': 0.2}
 
     @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ class TestBenchmarks:
             (['--benchmarks', 'coco', '--data-root', '/data'], 'expected NAME=PATH with a name of coco, '),
             (['--benchmarks', 'coco', '--data-root', 'coco=/none'], '--data-root coco=/none: no such folder'),
             (['--benchmarks', 'coco', '--data-root', 'lvis=/'], 'lvis is not to be run; add it to --benchmarks'),
-            (['--data-root', 'coco=/'], 'for the test set of the config write --cfg-options data_root=PATH'),
+            (['--data-root', 'coco=/'], 'for the test set of the config write --cfg-options data_root=/'),
             (['--cfg-options', 'coco.data_root=/'], 'coco is not to be run; add it to --benchmarks'),
         ],
     )
@@ -169,8 +170,7 @@ class TestBenchmarks:
         assert benchmarks.recalls == {'coco': 0.4, 'lvis': None}
 
     def test_without_benchmarks_the_row_holds_the_own_test_set(self, benchmarks, trained, capsys):
-        labels = benchmarks.put('cells', 0.8) / 'labels.txt'
-        options = ['--cfg-options', 'test_evaluator.type=TinyRecall', f'test_evaluator.ann_file={labels}']
+        options = ['--cfg-options', 'test_evaluator.type=TinyRecall']
         assert benchmarks.run(trained / 'latest.pth', *options) == 0
         assert capsys.readouterr().out.splitlines()[-3:] == [
             '| method                 | backbone | images |  Avg | TinyImages |',
@@ -178,3 +178,25 @@ class TestBenchmarks:
             '| ours: tiny, latest.pth |          |        | 80.0 |       80.0 |',
         ]
         assert benchmarks.recalls == {'TinyImages': 0.8}
+
+
+def test_options_go_to_the_benchmark_that_they_name_to_all_or_to_the_model(scripts, tmp_path):
+    of_benchmarks, of_model = scripts[1].sort_options(
+        ['lvis', 'coco'],
+        [f'coco={tmp_path}'],
+        ['lvis.test_dataloader.dataset.indices=5', 'test_dataloader.batch_size=2', 'model.test_cfg.max_per_image=10'],
+    )
+    assert of_benchmarks == {
+        'lvis': ['test_dataloader.dataset.indices=5', 'test_dataloader.batch_size=2'],
+        'coco': ['test_dataloader.batch_size=2', f'data_root={tmp_path}'],
+    }
+    assert of_model == ['model.test_cfg.max_per_image=10']
+
+
+def test_without_benchmarks_all_options_are_for_the_config(scripts):
+    options = ['data_root=/images', 'test_dataloader.batch_size=2']
+    assert scripts[1].sort_options([], [], options) == ({}, options)
+
+
+def test_all_means_the_seven_in_the_order_of_the_table(scripts):
+    assert list(scripts[1].sort_options(['paco', 'all'], [], [])[0]) == list(BENCHMARKS)

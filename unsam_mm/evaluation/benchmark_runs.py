@@ -1,7 +1,9 @@
-"""Runs one benchmark after the other on one loaded model, and reports AR@1000 as a row of the paper's Table 1."""
+"""Runs the benchmarks of the paper's Table 1, one after the other, on one loaded model."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,141 +14,154 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 
 from unsam_mm.datasets.worker_errors import own_words
-from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.measurements import Measurement, Measurements, fingerprint
+from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation.published import format_row, mean_recall
-from unsam_mm.fingerprints import file_sha256
+from unsam_mm.files import read_json, write_json
+from unsam_mm.fingerprints import file_digest, file_sha256
 
 _RECALL = 'AR@1000'
+_DATA_ERRORS = (UnSAMError, FileNotFoundError)
+_FIELDS = {'benchmark', 'checkpoint_sha256', 'settings_sha256', 'metrics'}
+# These change how long a run takes and which files it writes, and not what it measures.
+_WITHOUT_EFFECT = ('outfile_prefix', 'collect_device', 'collect_dir', 'engine')
 
 
-class _NotMeasured(UnSAMError):
-    """A benchmark without which the others go on."""
-
-
-class BenchmarkRuns:
+def run_benchmarks(
+    runner: Runner,
+    benchmarks: Mapping[str, Config],
+    results: Path,
+    checkpoint: Path | None,
+    again: bool = False,
+    show_dir: Path | None = None,
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Measures a model on several data sets; what was measured for the same checkpoint and settings is read instead.
 
     Args:
-        runner: With the model; weights are loaded when the first benchmark is run.
+        runner: With the model.
+        benchmarks: Name to a config with `test_dataloader` and `test_evaluator`.
         results: JSON file for the measurements; each is written as soon as it is there.
         checkpoint: The weights. None: those that the config initialises, whose figures are not kept for later runs.
         again: Measure also what `results` holds.
         show_dir: Pictures go to a folder for each benchmark below this one, where the config draws any.
 
+    Returns:
+        Name to metrics, and name to the reason why there are none.
+
     Raises:
-        StoreError: If `results` cannot be read.
+        StoreError: If `results` cannot be read or written.
     """
-
-    def __init__(
-        self, runner: Runner, results: Path, checkpoint: Path | None, again: bool = False, show_dir: Path | None = None
-    ) -> None:
-        self.runner = runner
-        self.measurements = Measurements(results)
-        self.checkpoint = checkpoint
-        self.again = again
-        self.show_dir = show_dir
-        self._sha256 = None if checkpoint is None else file_sha256(checkpoint)
-        self._is_started = False
-
-    def measure(self, benchmarks: Mapping[str, Config]) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-        """Goes through benchmarks in their order.
-
-        Args:
-            benchmarks: Name to a config with `test_dataloader` and `test_evaluator`.
-
-        Returns:
-            Name to metrics, and name to the reason why there are none.
-        """
-        metrics, missing = {}, {}
-        for name, config in benchmarks.items():
-            try:
-                metrics[name] = self._measure(name, config)
-            except _NotMeasured as error:
-                missing[name] = str(error)
-                self.runner.logger.error('benchmark %s is not measured: %s', name, error)
-        if self._is_started:
-            self.runner.call_hook('after_run')
-        return metrics, missing
-
-    def _measure(self, name: str, config: Config) -> dict[str, float]:
-        logger = self.runner.logger
-        model = {key: self.runner.cfg.get(key) for key in ('model', 'test_cfg')}
+    content = _read_results(results)
+    sha256 = None if checkpoint is None else file_sha256(checkpoint)
+    model = {key: runner.cfg.get(key) for key in ('model', 'test_cfg')}
+    metrics, missing = {}, {}
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    for name, config in benchmarks.items():
         settings = fingerprint(model, config.test_dataloader.dataset, config.test_evaluator)
-        known = None if self.again else self.measurements.get((name, self._sha256, settings))
-        if known is not None:
-            logger.info('benchmark %s: measured before with this checkpoint (--again repeats it)', name)
-            return known.metrics
-        logger.info('benchmark %s', name)
-        metrics = {key: float(value) for key, value in self._run(self._build_loop(config), name).items()}
-        if recall_of(metrics) is None:
-            raise _NotMeasured(f'its metric gives no {_RECALL}, only {", ".join(metrics)}; use UnSAMCocoMetric')
-        if self._sha256 is not None and is_main_process():
-            self.measurements.add(Measurement(name, str(self.checkpoint), self._sha256, settings, metrics))
-        return metrics
+        key = {'benchmark': name, 'checkpoint_sha256': sha256, 'settings_sha256': settings}
+        known = [entry for entry in content['measurements'] if key.items() <= entry.items()]
+        if known and not again:
+            runner.logger.info('benchmark %s: measured before with this checkpoint (--again repeats it)', name)
+            metrics[name] = known[0]['metrics']
+            continue
+        runner.logger.info('benchmark %s', name)
+        for hook in runner.hooks if show_dir is not None else ():
+            if hasattr(hook, 'test_out_dir'):
+                hook.test_out_dir = str(Path(show_dir, name).absolute())
+        found, reason = _run(runner, config)
+        if reason:
+            missing[name] = reason
+            runner.logger.error('benchmark %s is not measured: %s', name, reason)
+            continue
+        metrics[name] = found
+        if sha256 is not None and is_main_process():
+            others = [entry for entry in content['measurements'] if entry not in known]
+            content['measurements'] = [*others, {**key, 'checkpoint': str(checkpoint), 'metrics': found}]
+            write_json(results, content)
+    runner.call_hook('after_run')
+    return metrics, missing
 
-    def _build_loop(self, config: Config) -> BaseLoop:
-        """The test loop of a benchmark.
 
-        Raises:
-            _NotMeasured: If its data are not there, for any of the processes.
-        """
-        loop, reason = None, ''
-        try:
-            loop = LOOPS.build(
-                {'type': 'TestLoop', **(self.runner.cfg.get('test_cfg') or {})},
-                default_args={
-                    'runner': self.runner,
-                    'dataloader': config.test_dataloader,
-                    'evaluator': config.test_evaluator,
-                },
+def fingerprint(*configs: Any) -> str:
+    """SHA-256 of all settings that a figure depends on, and of the annotation files that they name.
+
+    Args:
+        configs: Of the model, of the data set with its pipeline, and of the metric or metrics.
+    """
+    contents: dict[str, str] = {}
+
+    def plain(value: Any, root: str = '') -> Any:
+        if isinstance(value, Mapping):
+            root = str(value.get('data_root') or root)
+            return {str(key): plain(entry, root) for key, entry in value.items() if key not in _WITHOUT_EFFECT}
+        if isinstance(value, (list, tuple)):
+            return [plain(entry, root) for entry in value]
+        if isinstance(value, str) and value.endswith('.json'):
+            contents.update(
+                {str(path): file_digest(path) for path in (Path(value), Path(root, value)) if path.is_file()}
             )
-        except (UnSAMError, FileNotFoundError) as error:
-            reason = str(error)
-        # A process that goes on alone would wait for the others for ever.
-        reasons = [found for found in all_gather_object(reason) if found]
-        if reasons:
-            raise _NotMeasured(reasons[0])
-        return loop
+        return value
 
-    def _run(self, loop: BaseLoop, name: str) -> dict[str, Any]:
-        runner = self.runner
-        runner._test_loop = loop  # hooks ask the runner for it, and there is no public way to change it
-        if not self._is_started:
-            runner.call_hook('before_run')
-            runner.load_or_resume()
-            self._is_started = True
-        if self.show_dir is not None:
-            for hook in runner.hooks:
-                if hasattr(hook, 'test_out_dir'):
-                    hook.test_out_dir = str(Path(self.show_dir, name).absolute())
-        try:
-            return loop.run()
-        except (UnSAMError, FileNotFoundError) as error:
-            if get_world_size() > 1:
-                raise  # the other processes are in the middle of the benchmark
-            raise _NotMeasured(own_words(error)) from error
+    text = json.dumps([plain(configs), contents], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def keep_row(
+def _run(runner: Runner, config: Config) -> tuple[dict[str, float], str]:
+    """The metrics of one benchmark, or the reason why there are none."""
+    loop, reason = None, ''
+    try:
+        loop = _build_loop(runner, config)
+    except _DATA_ERRORS as error:
+        reason = str(error)
+    # A process that goes on alone would wait for the others for ever.
+    if reasons := [found for found in all_gather_object(reason) if found]:
+        return {}, reasons[0]
+    runner._test_loop = loop  # hooks ask the runner for it, and there is no public way to change it
+    try:
+        metrics = {key: float(value) for key, value in loop.run().items()}
+    except _DATA_ERRORS as error:
+        if get_world_size() > 1:
+            raise  # the other processes are in the middle of the benchmark
+        return {}, own_words(error)
+    if recall_of(metrics) is None:
+        return {}, f'its metric gives no {_RECALL}, only {", ".join(metrics)}; use UnSAMCocoMetric'
+    return metrics, ''
+
+
+def _build_loop(runner: Runner, config: Config) -> BaseLoop:
+    given = {'runner': runner, 'dataloader': config.test_dataloader, 'evaluator': config.test_evaluator}
+    return LOOPS.build({'type': 'TestLoop', **(runner.cfg.get('test_cfg') or {})}, default_args=given)
+
+
+def write_row(
     runner: Runner, results: Path, metrics: Mapping[str, Mapping[str, float] | None], checkpoint: Path | None
 ) -> str:
-    """Keeps AR@1000 in `results`, and returns it as a Markdown row below the published ones.
+    """Writes AR@1000 to `results`, and returns it as a Markdown row below the published ones.
 
     Args:
         runner: Of the test.
-        results: JSON file; see `Measurements`.
+        results: The file of `run_benchmarks`.
         metrics: Benchmark to its metrics, None where there are none.
         checkpoint: The weights, as they were named on the command line.
+
+    Raises:
+        StoreError: If `results` cannot be read or written.
     """
     recalls = {name: None if found is None else recall_of(found) for name, found in metrics.items()}
     model = runner.cfg.get('experiment_name')
-    if is_main_process():
-        weights = None if checkpoint is None else str(checkpoint)
-        row = {'model': model, 'checkpoint': weights, _RECALL: recalls, 'average': mean_recall(recalls)}
-        Measurements(results).set_row(row)
+    weights = None if checkpoint is None else str(checkpoint)
+    row = {'model': model, 'checkpoint': weights, _RECALL: recalls, 'average': mean_recall(recalls)}
+    write_json(results, {**_read_results(results), 'row': row})
     label = f'ours: {model}' if checkpoint is None else f'ours: {model}, {checkpoint.name}'
     return f'{_RECALL} in percent, all classes as one\n{format_row(label, recalls)}'
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    content = read_json(path) if path.exists() else {'row': None, 'measurements': []}
+    entries = content.get('measurements') if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() >= _FIELDS for e in entries):
+        raise StoreError(f'{path}: not a file of measurements of benchmarks; move it away, and all are made again')
+    return content
 
 
 def recall_of(metrics: Mapping[str, float]) -> float | None:

@@ -5,8 +5,8 @@ Numbers: Wang et al., "Segment Anything without Supervision", NeurIPS 2024, Tabl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple
 
 BENCHMARKS = {
     'coco': 'COCO',
@@ -20,17 +20,8 @@ BENCHMARKS = {
 """Name of a benchmark, as in ``configs/_base_/datasets/benchmark_NAME.py``, to its title in the table."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """One line of Table 1.
-
-    Attributes:
-        method: Name.
-        backbone: As the paper writes it.
-        images: Number of training images.
-        average: Percent.
-        recalls: Percent, in the order of `BENCHMARKS`.
-    """
+class Published(NamedTuple):
+    """One line of Table 1; figures are percent, `recalls` in the order of `BENCHMARKS`."""
 
     method: str
     backbone: str
@@ -63,33 +54,19 @@ def format_row(label: str, recalls: Mapping[str, float | None]) -> str:
     """
     names = list(recalls)
     lines = [['method', 'backbone', 'images', 'Avg', *(BENCHMARKS.get(name, name) for name in names)]]
-    if all(name in BENCHMARKS for name in names):
-        lines += [_published_line(row, names) for row in TABLE_1]
-    average = mean_recall(recalls)
-    lines.append([label, '', '', *(_percent(value) for value in (average, *recalls.values()))])
+    for row in TABLE_1 if set(names) <= set(BENCHMARKS) else ():
+        shown = [row.recalls[list(BENCHMARKS).index(name)] for name in names]
+        average = row.average if len(names) == len(BENCHMARKS) else sum(shown) / len(shown)
+        lines.append([row.method, row.backbone, row.images, *(f'{value:.1f}' for value in (average, *shown))])
+    ours = (mean_recall(recalls), *recalls.values())
+    lines.append([label, '', '', *('-' if value is None else f'{100 * value:.1f}' for value in ours)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ['-' * width if i < 3 else f'{"-" * (width - 1)}:' for i, width in enumerate(widths)]
-    padded = [
-        [
-            cell.ljust(width) if i < 3 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in (padded[0], rule, *padded[1:]))
+    lines.insert(1, ['-' * width if i < 3 else f'{"-" * (width - 1)}:' for i, width in enumerate(widths)])
+    forms = [f'{"<" if i < 3 else ">"}{width}' for i, width in enumerate(widths)]
+    return '\n'.join(f'| {" | ".join(map(format, line, forms))} |' for line in lines)
 
 
 def mean_recall(recalls: Mapping[str, float | None]) -> float | None:
     """The average; None if one is missing."""
     values = list(recalls.values())
     return None if None in values else sum(values) / len(values)
-
-
-def _published_line(row: Published, names: Sequence[str]) -> list[str]:
-    shown = [row.recalls[list(BENCHMARKS).index(name)] for name in names]
-    average = row.average if set(names) == set(BENCHMARKS) else sum(shown) / len(shown)
-    return [row.method, row.backbone, row.images, *(f'{value:.1f}' for value in (average, *shown))]
-
-
-def _percent(value: float | None) -> str:
-    return '-' if value is None else f'{100 * value:.1f}'
