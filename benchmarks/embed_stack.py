@@ -35,6 +35,7 @@ class StoppedAtHalf(Exception):
 
 def main() -> None:
     """Prints one line for each run, then whether the results are the same, then how long clicks took."""
+    sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description='Make a stack ready, cancel at half, resume.')
     parser.add_argument('stack', type=Path, help='TIFF file of (Z, H, W) numbers')
     parser.add_argument('--planes', type=int, default=20)
@@ -49,11 +50,11 @@ def main() -> None:
         resumed.run('once more')
         whole = at_once.run('a run that nobody stopped')
         mb = resumed.store.size_bytes / 1e6
-        say(f'{mb:.1f} MB on disk, {mb / len(planes):.2f} MB a plane')
+        print(f'{mb:.1f} MB on disk, {mb / len(planes):.2f} MB a plane')
         same = whole.keys == report.keys and all(
             same_arrays(resumed.store.load(key), at_once.store.load(key)) for key in report.keys
         )
-        say(f'results identical: {same}')
+        print(f'results identical: {same}')
         clicked.click_meanwhile()
     if not same or (report.made, report.found) != (len(planes) - len(planes) // 2, len(planes) // 2):
         raise SystemExit(1)
@@ -84,7 +85,7 @@ class Stack:
         except StoppedAtHalf:
             name = f'{name} (stopped)'
         made = len(kept) if report is None else report.made
-        say(f'{name}: {made} planes made in {time.perf_counter() - started_s:.1f} s')
+        print(f'{name}: {made} planes made in {time.perf_counter() - started_s:.1f} s')
         return report
 
     def click_meanwhile(self) -> None:
@@ -116,7 +117,7 @@ class Stack:
             meanwhile_s.append(click())
         for name, times_s in (('alone', alone_s), ('while planes are made', meanwhile_s)):
             median, most = np.quantile(times_s, (0.5, 0.95))
-            say(f'clicks {name}: {len(times_s)}, median {median:.2f} s, 95 percent {most:.2f} s')
+            print(f'clicks {name}: {len(times_s)}, median {median:.2f} s, 95 percent {most:.2f} s')
         controller.close(10)
 
 
@@ -129,12 +130,6 @@ def square_planes(stack: np.ndarray, count: int, side_px: int) -> np.ndarray:
 def same_arrays(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
     """Whether two embeddings are equal to the bit."""
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
-
-
-def say(text: str) -> None:
-    """Prints a line now."""
-    sys.stdout.write(f'{text}\n')
-    sys.stdout.flush()
 
 
 if __name__ == '__main__':

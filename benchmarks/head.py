@@ -245,15 +245,15 @@ def main() -> None:
     job = Job(options.mode, options.size, queries, options.masks, options.threads, options.config.resolve())
     if options.ours_only:
         cost = _median(measure(job, options.rounds, _SIDES[:1])[_SIDES[0]])
-        sys.stdout.write(f'{job}: {cost} above the loaded model\n')
+        print(f'{job}: {cost} above the loaded model')
         return
     comparison, note = compare(job, options.rounds)
-    sys.stdout.write(format_table([Row('head', [comparison], [note])]) + '\n')
+    print(format_table([Row('head', [comparison], [note])]))
 
 
 if __name__ == '__main__':
     if sys.argv[1:2] == ['--side']:
         requested = json.loads(sys.argv[3])
-        sys.stdout.write(json.dumps(_measure(Job(**requested), sys.argv[2], Path(sys.argv[4]))) + '\n')
+        print(json.dumps(_measure(Job(**requested), sys.argv[2], Path(sys.argv[4]))))
     else:
         main()

@@ -48,6 +48,7 @@ CHECKPOINT_EVERY = 2  # iterations, in tiny.py
 
 def main() -> int:
     """Prints what happened; exit status 1 if anything was lost."""
+    sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('what', choices=('generate', 'generate-workers', 'npz', 'zarr', 'train'))
     parser.add_argument('--moments', type=int, default=20)
@@ -87,18 +88,18 @@ def _kill_generate(folder: Path, workers: int, n_moments: int, moments: random.R
         noted, old = Quarantine(out).names(), noted
         at_work = len(noted - old)
         if lost or at_work > workers:
-            _say(f'moment {moment}: {len(lost)} lost or done again, {at_work} at work')
+            print(f'moment {moment}: {len(lost)} lost or done again, {at_work} at work')
             return 1
         again += at_work
         began += process.returncode == -signal.SIGKILL
         finished = now
-        _say(f'moment {moment}: {len(now)} images finished, {at_work} at work, nothing lost')
+        print(f'moment {moment}: {len(now)} images finished, {at_work} at work, nothing lost')
     subprocess.run(command, check=True, capture_output=True)
     command[5] = str(folder / 'quiet')
     subprocess.run(command, check=True, capture_output=True)
     same = _contents(out) == _contents(folder / 'quiet')
     kept = all(_written(store)[name] == time_ns for name, time_ns in finished.items())
-    _say(
+    print(
         f'{began} kills, {workers} worker(s): {again} images were at work and done again, none of {len(finished)} finished '
         f'ones was lost or done again: {kept}; the same files as without kills: {same}'
     )
@@ -137,7 +138,7 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
         if process.returncode != -signal.SIGKILL:
             if process.returncode == 0:
                 break
-            _say(f'moment {moment}: could not go on')
+            print(f'moment {moment}: could not go on')
             return 1
         kills += 1
         path = find_resumable(killed)
@@ -146,12 +147,12 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
         lost.append(logged - found)
         # The checkpoint that was being written may be cut short, and then counts for nothing.
         if found < kept or logged - found > 2 * CHECKPOINT_EVERY:
-            _say(f'moment {moment}: goes on from {found} after {logged} iterations, could have from {kept} before')
+            print(f'moment {moment}: goes on from {found} after {logged} iterations, could have from {kept} before')
             return 1
         kept = found
-        _say(f'moment {moment}: killed after iteration {logged}, goes on from {found}')
+        print(f'moment {moment}: killed after iteration {logged}, goes on from {found}')
     if start(killed).wait() != 0:
-        _say('the last one could not go on')
+        print('the last one could not go on')
         return 1
     same_losses = runs.losses(killed) == runs.losses(quiet)
     last = sorted(path.name for path in quiet.glob('*.pth'))
@@ -159,7 +160,7 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
         runs.equal(*(runs.weights(run / name) for run in (quiet, killed))) for name in last
     )
     left = [path.name for path in killed.rglob('*.part')]
-    _say(
+    print(
         f'{kills} kills: at most {max(lost, default=0)} iterations were done again; the losses of a training that nobody '
         f'killed: {same_losses}; its files {", ".join(last)}, with the same weights: {same_files}; left: {left}'
     )
@@ -184,12 +185,12 @@ def _kill_saving(path: Path, n_moments: int, moments: random.Random) -> int:
             reported[-1],
             reported[-1] + 1,
         ):
-            _say(f'moment {moment}: found {found} after {reported[-1]} was saved')
+            print(f'moment {moment}: found {found} after {reported[-1]} was saved')
             return 1
         kept_old += found == reported[-1]
         value = found
     left = [entry.name for entry in path.parent.iterdir() if entry != path]
-    _say(f'{n_moments} kills, {value} saves: {kept_old} times the last one that was told, else the next; left: {left}')
+    print(f'{n_moments} kills, {value} saves: {kept_old} times the last one that was told, else the next; left: {left}')
     return 0
 
 
@@ -218,11 +219,6 @@ def _written(store: PseudoMaskStore) -> dict[str, int]:
 def _contents(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob('*') if path.is_file() and path.suffix != '.part']
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f'{text}\n')
-    sys.stdout.flush()
 
 
 if __name__ == '__main__':

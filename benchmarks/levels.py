@@ -211,14 +211,14 @@ def main(arguments: list[str] | None = None) -> int:
         if rgb is None:
             parser.error(f'{options.images}: there is no PNG image of {_REDRAW_PX} x {_REDRAW_PX} px')
         rate = redraws_a_second(rgb, PseudoMaskGenerator.from_preset('default')(rgb))
-        sys.stdout.write(f'{rate:.1f} redraws a second at {_REDRAW_PX} x {_REDRAW_PX} px\n')
+        print(f'{rate:.1f} redraws a second at {_REDRAW_PX} x {_REDRAW_PX} px')
         return 0
     if options.truth is None:
         parser.error('the objects of the images are wanted: GT.json')
     if options.json:
         check_result_file(options.json, options.truth)
     figures = measure(options.images, options.truth, options.fold)
-    sys.stdout.write(format_table(figures) + '\n')
+    print(format_table(figures))
     if options.json:
         write_json(options.json, figures)
     return 0

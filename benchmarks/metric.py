@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error('--predictions and --gt belong together')
     scene = None if options.gt is None else real_scene(options.predictions, options.gt, options.count)
     row = run(Inputs(), n_images=options.count, repetitions=options.repetitions, scene=scene)
-    sys.stdout.write(f'{format_table([row])}\n')
+    print(format_table([row]))
     return int(not all(comparison.equal for comparison in row.comparisons))
 
 

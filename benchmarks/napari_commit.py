@@ -29,12 +29,6 @@ RADII = (30, 116, 116)
 N_OBJECTS = 64
 
 
-def say(line: str) -> None:
-    """Prints a line at once."""
-    sys.stdout.write(line + '\n')
-    sys.stdout.flush()
-
-
 def ellipsoid() -> tuple[tuple[slice, ...], np.ndarray]:
     """The box of the object and its mask."""
     grids = np.ogrid[tuple(slice(-radius, radius + 1) for radius in RADII)]
@@ -74,8 +68,8 @@ def measure_commit(session: ViewerSession) -> None:
     kept = tracemalloc.get_traced_memory()[0] - before + mask.nbytes  # whose copy is the caller's
     tracemalloc.stop()
     for name, values in times.items():
-        say(f'{name} of {n_voxels:,} voxels: {np.median(values):.0f} ms')
-    say(f'bytes a voxel besides the layer: {peak / n_voxels:.2f} at peak, {kept / n_voxels:.3f} kept')
+        print(f'{name} of {n_voxels:,} voxels: {np.median(values):.0f} ms')
+    print(f'bytes a voxel besides the layer: {peak / n_voxels:.2f} at peak, {kept / n_voxels:.3f} kept')
 
 
 def measure_slider(session: ViewerSession, app: QApplication) -> None:
@@ -90,7 +84,7 @@ def measure_slider(session: ViewerSession, app: QApplication) -> None:
         writes.append(ObjectWrite(box, mask, session.next_label() + number))
     session.write_objects('commit', writes)
     app.processEvents()
-    say(f'slider step, {N_OBJECTS} objects: {slide(session.viewer, app)}')
+    print(f'slider step, {N_OBJECTS} objects: {slide(session.viewer, app)}')
 
 
 def slide(viewer: napari.Viewer, app: QApplication) -> str:
@@ -104,13 +98,14 @@ def slide(viewer: napari.Viewer, app: QApplication) -> str:
 
 def main() -> None:
     """Opens a window with the dock, and measures."""
+    sys.stdout.reconfigure(line_buffering=True)
     viewer = napari.Viewer()
     app = QApplication.instance()
     viewer.add_image(np.zeros(SHAPE, np.uint8), contrast_limits=(0, 255))
 
     viewer.add_labels(np.zeros(SHAPE, np.uint32))
     app.processEvents()
-    say(f'slider step, napari alone, an image and labels: {slide(viewer, app)}')
+    print(f'slider step, napari alone, an image and labels: {slide(viewer, app)}')
     viewer.layers.pop()
 
     def embed(target, progress):  # nothing is clicked on

@@ -2,7 +2,7 @@
 
 Run it where there is a screen, or under Xvfb::
 
-    xvfb-run -a -s "-screen 0 1280x1024x24" python benchmarks/napari_latency.py
+    xvfb-run -a -s "-screen 0 1280x1024x24" python -m benchmarks.napari_latency
 
 Prints the time from opening the dock to the first committed object of a 512 x 512 px image, the time from click to outline,
 that of a step of granularity, and the longest pause of the event loop meanwhile. With ``--bare``: the pauses of napari alone
@@ -72,12 +72,6 @@ def percentile_ms(times_s: list[float], percent: float) -> float:
     return float(np.percentile(times_s, percent)) * 1000
 
 
-def say(line: str) -> None:
-    """Writes one line of the result."""
-    sys.stdout.write(line + '\n')
-    sys.stdout.flush()
-
-
 def rest(duration_s: float) -> None:
     """Turns the event loop for a while."""
     end_s = time.perf_counter() + duration_s
@@ -116,11 +110,11 @@ def measure_bare() -> None:
             made_ms = heart.reset()
             viewer.add_layer(layer)
             rest(0.5)
-            say(f'bare napari, {again} {name}: {made_ms:.0f} ms to make, {heart.reset():.0f} ms to add and draw')
+            print(f'bare napari, {again} {name}: {made_ms:.0f} ms to make, {heart.reset():.0f} ms to add and draw')
     gc.collect()
     start_s = time.perf_counter()
     gc.collect()
-    say(f'bare napari: {(time.perf_counter() - start_s) * 1000:.0f} ms to collect garbage')
+    print(f'bare napari: {(time.perf_counter() - start_s) * 1000:.0f} ms to collect garbage')
     viewer.close()
 
 
@@ -147,7 +141,7 @@ def measure(engine: str, n_clicks: int) -> None:
     viewer.window.add_dock_widget(dock, name='UnSAM')
     wait_until(lambda: dock.content is not None and dock.content.isVisible())
     QApplication.processEvents()
-    say(f'{engine}: dock open after {time.perf_counter() - opened_s:.2f} s')
+    print(f'{engine}: dock open after {time.perf_counter() - opened_s:.2f} s')
     widget, controller = dock.content, dock.content.controller
     opening_ms = heart.reset()
     wait_until(lambda: 'UnSAM objects' in viewer.layers)
@@ -155,20 +149,20 @@ def measure(engine: str, n_clicks: int) -> None:
     widget.session.click((100, 230))
     wait_until(lambda: controller.proposal is not None)
     widget.session.commit()
-    say(f'{engine}: first object committed after {time.perf_counter() - opened_s:.2f} s')
+    print(f'{engine}: first object committed after {time.perf_counter() - opened_s:.2f} s')
     wait_until(lambda: not controller.is_busy and len(widget.panels) > 4)
-    say(
+    print(
         f'{engine}: longest pause of the GUI while the dock opens {opening_ms:.0f} ms, while its layers are made '
         f'{layers_ms:.0f} ms, while the model is loaded and answers for the first time {heart.reset():.0f} ms'
     )
 
     heart.reset()
     for what, times_s in click_times_s(controller, widget.session, n_clicks).items():
-        say(
+        print(
             f'{engine}: {what}, median {percentile_ms(times_s, 50):.1f} ms, 95th percentile {percentile_ms(times_s, 95):.1f} ms, '
             f'longest {max(times_s) * 1000:.1f} ms ({len(times_s)} times)'
         )
-    say(f'{engine}: longest pause of the GUI while clicking {heart.longest_s * 1000:.0f} ms')
+    print(f'{engine}: longest pause of the GUI while clicking {heart.longest_s * 1000:.0f} ms')
     viewer.window.remove_dock_widget(dock)
     viewer.close()
 
@@ -198,6 +192,7 @@ def click_times_s(controller: SegmentationController, session: ViewerSession, n_
 
 def main() -> None:
     """Measures the engines that were asked for."""
+    sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--engine', choices=('model', 'tree'), default='model')
     parser.add_argument('--clicks', type=int, default=100)

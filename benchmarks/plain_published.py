@@ -296,9 +296,7 @@ def main() -> None:
     parser.add_argument('--json', action='store_true', help='print the figures for programs')
     options = parser.parse_args()
     measured = compare(options.objects, options.plain, (options.height, options.height * 3 // 2))
-    sys.stdout.write(
-        (json.dumps({**asdict(measured), 'agree': measured.agree}) if options.json else str(measured)) + '\n'
-    )
+    print(json.dumps({**asdict(measured), 'agree': measured.agree}) if options.json else measured)
 
 
 if __name__ == '__main__':

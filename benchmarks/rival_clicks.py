@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         ious = evaluate_prompts(predictor, images, options.clicks, max_segments=options.segments, seed=options.seed)
         rows[name] = summarize(ious)
         sys.stderr.write(f'{name}: {time.perf_counter() - start:.1f} s\n')
-    sys.stdout.write(format_prompt_table(rows) + '\n')
+    print(format_prompt_table(rows))
     if options.json:
         write_json(options.json, rows)
     if options.curve:

@@ -143,7 +143,7 @@ def _cost(figures: dict) -> Cost:
 
 if __name__ == '__main__':
     if sys.argv[1:] and not sys.argv[1].isdigit():
-        sys.stdout.write(json.dumps(_child(*sys.argv[1:])) + '\n')
+        print(json.dumps(_child(*sys.argv[1:])))
     else:
         row = run(None, [int(size) for size in sys.argv[1:]] or _SIZES)
-        sys.stdout.write(format_table([row]) + '\n')
+        print(format_table([row]))

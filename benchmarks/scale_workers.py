@@ -41,13 +41,13 @@ def main() -> None:
         for _ in range(options.rounds):
             before = counting_ratio(options.workers)
             whole_s, pace_s = zip(*(measure(images, n) for n in (1, options.workers)), strict=True)
-            sys.stdout.write(
+            print(
                 f'{options.count} images, {options.workers} workers against 1: '
                 f'{whole_s[0] / whole_s[1]:.2f} x as fast with the start ({whole_s[0]:.1f} s, {whole_s[1]:.1f} s), '
                 f'{pace_s[0] / pace_s[1]:.2f} x without ({pace_s[0]:.2f} s, {pace_s[1]:.2f} s an image); '
-                f'counting {before:.2f} x before, {counting_ratio(options.workers):.2f} x after\n'
+                f'counting {before:.2f} x before, {counting_ratio(options.workers):.2f} x after',
+                flush=True,
             )
-            sys.stdout.flush()
 
 
 def measure(images: Path, workers: int) -> tuple[float, float]:

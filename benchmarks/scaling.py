@@ -98,4 +98,4 @@ def measure(megapixels: float) -> dict:
 
 if __name__ == '__main__':
     with one_thread():
-        sys.stdout.write(json.dumps(measure(float(sys.argv[1]))) + '\n')
+        print(json.dumps(measure(float(sys.argv[1]))))

@@ -139,8 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
     raw, truth = tifffile.imread(options.raw), tifffile.imread(options.labels)
     engine_too = PropagationSettings(match=MatchSettings(ask_engine=True))
     figures: dict[str, dict[int, float]] = {}
-    write = sys.stdout.write
-    write(f'{"engine":8}{"start":14}{"way":28}{"mean IoU":>10}{"> 0.5":>8}{"s":>8}\n')
+    sys.stdout.reconfigure(line_buffering=True)
+    print(f'{"engine":8}{"start":14}{"way":28}{"mean IoU":>10}{"> 0.5":>8}{"s":>8}')
     for engine in options.engines:
         planes = Stack(raw, engine, options.cache)
         for z in range(len(raw)):
@@ -169,8 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
                 ious = {label: iou_3d(volume, truth == label) for label, volume in volumes.items()}
                 figures[f'{engine}, {start}, {name}'] = ious
                 values = np.array(list(ious.values()))
-                write(f'{engine:8}{start:14}{name:28}{values.mean():10.3f}{(values > 0.5).mean():8.2f}{took_s:8.1f}\n')
-                sys.stdout.flush()
+                print(f'{engine:8}{start:14}{name:28}{values.mean():10.3f}{(values > 0.5).mean():8.2f}{took_s:8.1f}')
     if options.json is not None:
         write_json(options.json, figures)
     return 0
