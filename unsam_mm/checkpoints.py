@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from unsam_mm.errors import WeightsError
 
 StateDict = dict[str, Tensor]
 Modules = Iterable[tuple[str, str, tuple[str, ...]]]
-"""Name there, name here, and the tensors of each module."""
+"""Name there, name here, and the tensors of each module; without any, the names are those of a tensor."""
 
 WEIGHT, BIASED = ('weight',), ('weight', 'bias')
+ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
 DEFORMABLE = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')
 _ENCODER_LAYERS = 6
 BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
@@ -58,8 +60,31 @@ def read_checkpoint(path: Path) -> StateDict:
 def tensor_names(modules: Modules) -> Iterator[tuple[str, str]]:
     """The name there and here of every tensor."""
     for theirs, ours, tensors in modules:
-        for tensor in tensors:
-            yield f'{theirs}.{tensor}', f'{ours}.{tensor}'
+        yield from ((f'{theirs}.{tensor}', f'{ours}.{tensor}') for tensor in tensors)
+        if not tensors:
+            yield theirs, ours
+
+
+def merge_aliases(state: StateDict, aliases: Iterable[tuple[re.Pattern[str], str]], path: Path, kind: str) -> StateDict:
+    """Tensors that have several names, or old ones, under one name each.
+
+    Args:
+        state: Tensors by all their names.
+        aliases: Patterns and what replaces them, each applied to every name in this order.
+        path: The file, for messages.
+        kind: Of which model the names are, for messages.
+
+    Raises:
+        WeightsError: If names of one tensor hold different values.
+    """
+    merged: StateDict = {}
+    for name in sorted(state):
+        canonical = name
+        for pattern, replacement in aliases:
+            canonical = pattern.sub(replacement, canonical)
+        if not torch.equal(merged.setdefault(canonical, state[name]), state[name]):
+            raise WeightsError(f'{path}: {name!r} differs from {canonical!r}; in {kind} both are one tensor')
+    return merged
 
 
 def rename(
@@ -88,7 +113,7 @@ def rename(
     return renamed
 
 
-def detectron2_resnet50(theirs: str, ours: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def detectron2_resnet50(theirs: str, ours: str) -> Modules:
     """Modules of a ResNet-50 in Detectron2 and in MMDetection, which has torchvision's names.
 
     Args:
@@ -108,8 +133,20 @@ def detectron2_resnet50(theirs: str, ours: str) -> Iterator[tuple[str, str, tupl
                 yield f'{there}.shortcut.norm', f'{here}.downsample.1', BATCH_NORM
 
 
+def mlp(theirs: str, ours: str, depth: int) -> Modules:
+    """The `depth` linear layers of a perceptron, a list there, a sequence with a ReLU between each two here."""
+    for layer in range(depth):
+        yield f'{theirs}.layers.{layer}', f'{ours}.{2 * layer}', BIASED
+
+
+def feed_forward(theirs: str, ours: str) -> Modules:
+    """The two linear layers of a transformer's layer, in PyTorch's or Detectron2's code and in MMCV's `FFN`."""
+    yield f'{theirs}.linear1', f'{ours}.layers.0.0', BIASED
+    yield f'{theirs}.linear2', f'{ours}.layers.1', BIASED
+
+
 def deformable_pixel_decoder(theirs: str, ours: str, levels: int, convolutions: tuple[str, str]) -> Modules:
-    """Modules of Mask2Former's and MaskDINO's pixel decoder in Detectron2 and here, but for its level codes.
+    """Modules of Mask2Former's and MaskDINO's pixel decoder in Detectron2 and here.
 
     Args:
         theirs: Prefix there.
@@ -117,6 +154,7 @@ def deformable_pixel_decoder(theirs: str, ours: str, levels: int, convolutions: 
         levels: How many it reads.
         convolutions: The lateral and the output convolution here.
     """
+    yield f'{theirs}.transformer.level_embed', f'{ours}.level_encoding.weight', ()
     for level in range(levels):
         yield f'{theirs}.input_proj.{level}.0', f'{ours}.input_convs.{level}.conv', BIASED
         yield f'{theirs}.input_proj.{level}.1', f'{ours}.input_convs.{level}.gn', BIASED
@@ -125,8 +163,7 @@ def deformable_pixel_decoder(theirs: str, ours: str, levels: int, convolutions: 
         for part in DEFORMABLE:
             yield f'{there}.self_attn.{part}', f'{here}.self_attn.{part}', BIASED
         yield f'{there}.norm1', f'{here}.norms.0', BIASED
-        yield f'{there}.linear1', f'{here}.ffn.layers.0.0', BIASED
-        yield f'{there}.linear2', f'{here}.ffn.layers.1', BIASED
+        yield from feed_forward(there, f'{here}.ffn')
         yield f'{there}.norm2', f'{here}.norms.1', BIASED
     for part, convolution in zip(('adapter_1', 'layer_1'), convolutions, strict=True):
         yield f'{theirs}.{part}', f'{ours}.{convolution}.conv', WEIGHT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from unsam_mm.checkpoints import StateDict, detectron2_resnet50, rename, tensor_names
@@ -20,9 +19,5 @@ def convert_resnet50(state: StateDict, path: Path) -> StateDict:
     Raises:
         WeightsError: If a name is missing or left over.
     """
-    return rename(state, _names(), path, KIND, lambda name: name.startswith('fc.'))
-
-
-def _names() -> Iterator[tuple[str, str]]:
-    for _, ours in tensor_names(detectron2_resnet50('', '')):
-        yield ours, ours
+    names = tensor_names((ours, ours, tensors) for _, ours, tensors in detectron2_resnet50('', ''))
+    return rename(state, names, path, KIND, lambda name: name.startswith('fc.'))

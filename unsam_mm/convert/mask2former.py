@@ -8,15 +8,19 @@ before x in position codes, order the offsets of deformable attention by head, l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from unsam_mm.checkpoints import (
+    ATTENTION,
     BIASED,
     WEIGHT,
+    Modules,
     StateDict,
     deformable_pixel_decoder,
     detectron2_resnet50,
+    feed_forward,
+    merge_aliases,
+    mlp,
     rename,
     tensor_names,
 )
@@ -25,7 +29,6 @@ from unsam_mm.errors import WeightsError
 KIND = "UnSAM's whole-image Mask2Former with a ResNet-50"
 
 _LEVELS, _DECODER_LAYERS = 3, 9
-_ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
 _HEAD, _PIXELS, _QUERIES = 'mask_head', 'sem_seg_head.pixel_decoder', 'sem_seg_head.predictor'
 _CLASS_WEIGHT = 'sem_seg_head.predictor.class_embed.weight'
 
@@ -49,39 +52,29 @@ def convert_whole_image(state: StateDict, path: Path) -> StateDict:
     Raises:
         WeightsError: If a name is missing or left over, or if the model tells classes apart.
     """
-    for pattern, replacement in _LEGACY_NAMES:
-        state = {pattern.sub(replacement, name): tensor for name, tensor in state.items()}
-    converted = rename(state, _names(), path, KIND, _CONSTANTS.match)
+    state = merge_aliases(state, _LEGACY_NAMES, path, KIND)
+    converted = rename(state, tensor_names(_modules()), path, KIND, _CONSTANTS.match)
     if (classes := len(state[_CLASS_WEIGHT]) - 1) != 1:
         raise WeightsError(f'{path}: a Mask2Former of {classes} classes; UnSAM has one, so this is another model')
     return converted
 
 
-def _names() -> Iterator[tuple[str, str]]:
-    yield from tensor_names(detectron2_resnet50('backbone.', 'backbone.'))
-    decoder = deformable_pixel_decoder(
-        _PIXELS, f'{_HEAD}.pixel_decoder', _LEVELS, ('lateral_convs.0', 'output_convs.0')
-    )
-    yield from tensor_names(decoder)
-    yield f'{_PIXELS}.transformer.level_embed', f'{_HEAD}.pixel_decoder.level_encoding.weight'
-    yield from tensor_names(_query_decoder())
-
-
-def _query_decoder() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def _modules() -> Modules:
+    yield from detectron2_resnet50('backbone.', 'backbone.')
+    convolutions = ('lateral_convs.0', 'output_convs.0')
+    yield from deformable_pixel_decoder(_PIXELS, f'{_HEAD}.pixel_decoder', _LEVELS, convolutions)
     for layer in range(_DECODER_LAYERS):
         ours = f'{_HEAD}.transformer_decoder.layers.{layer}'
-        cross, own, feed_forward = (
+        cross, own, ffn = (
             f'{_QUERIES}.transformer_{part}_layers.{layer}' for part in ('cross_attention', 'self_attention', 'ffn')
         )
-        yield f'{cross}.multihead_attn', f'{ours}.cross_attn.attn', _ATTENTION
-        yield f'{own}.self_attn', f'{ours}.self_attn.attn', _ATTENTION
-        yield f'{feed_forward}.linear1', f'{ours}.ffn.layers.0.0', BIASED
-        yield f'{feed_forward}.linear2', f'{ours}.ffn.layers.1', BIASED
-        for position, part in enumerate((cross, own, feed_forward)):  # the order in which they follow each other
+        yield f'{cross}.multihead_attn', f'{ours}.cross_attn.attn', ATTENTION
+        yield f'{own}.self_attn', f'{ours}.self_attn.attn', ATTENTION
+        yield from feed_forward(ffn, f'{ours}.ffn')
+        for position, part in enumerate((cross, own, ffn)):  # the order in which they follow each other
             yield f'{part}.norm', f'{ours}.norms.{position}', BIASED
     yield f'{_QUERIES}.decoder_norm', f'{_HEAD}.transformer_decoder.post_norm', BIASED
     for table in ('query_feat', 'query_embed', 'level_embed'):
         yield f'{_QUERIES}.{table}', f'{_HEAD}.{table}', WEIGHT
     yield f'{_QUERIES}.class_embed', f'{_HEAD}.cls_embed', BIASED
-    for layer in range(3):
-        yield f'{_QUERIES}.mask_embed.layers.{layer}', f'{_HEAD}.mask_embed.{2 * layer}', BIASED  # ReLUs between them
+    yield from mlp(f'{_QUERIES}.mask_embed', f'{_HEAD}.mask_embed', 3)

@@ -118,8 +118,8 @@ def convert_checkpoint(source: Path, target: Path) -> Conversion:
         raise UnSAMError(f'{target}: is the checkpoint itself; choose another name')
     converted = format_.convert(state, source)
     content = _serialise(converted, format_, source)
-    with atomic_writer(target) as file:
-        file.buffer.write(content)  # the bytes below the text
+    with atomic_writer(target, binary=True) as file:
+        file.write(content)
     return Conversion(format_, target, len(converted))
 
 

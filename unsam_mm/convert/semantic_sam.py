@@ -1,6 +1,6 @@
 """The promptable UnSAM that its authors released, a Semantic-SAM with a Swin-T, in the names of this package.
 
-Where patches are merged tensors change their order, see `swin_conversion`. Level orders agree: both pixel decoders
+Where patches are merged tensors change their order, see `swin`. Level orders agree: both pixel decoders
 count from stride 8 to 64, both prompt decoders from 64 to 8. Weights for several clicks, earlier masks and granularity,
 which the released model has not, are added as they are before any training.
 """
@@ -8,23 +8,25 @@ which the released model has not, are added as they are before any training.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from unsam_mm.checkpoints import (
+    ATTENTION,
     BIASED,
     DEFORMABLE,
     WEIGHT,
     Modules,
     StateDict,
     deformable_pixel_decoder,
+    feed_forward,
+    merge_aliases,
+    mlp,
     rename,
     tensor_names,
 )
 from unsam_mm.convert.swin import merged_like_mmdet, swin_tiny
-from unsam_mm.errors import WeightsError
 from unsam_mm.models.prompt_details import DetailEncoder
 
 KIND = "UnSAM's promptable model with a Swin-T"
@@ -35,7 +37,6 @@ UNTRAINED = 'mask_head.details.'
 _CHANNELS = 256
 _SWIN_STAGES = 4
 _LEVELS, _DECODER_LAYERS = 4, 9
-_ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
 _PIXELS, _PROMPTS = 'model.sem_seg_head.pixel_decoder', 'model.sem_seg_head.predictor'
 _OUR_PIXELS, _OUR_PROMPTS = 'mask_head.pixel_decoder', 'mask_head.decoder'
 _BOXES, _NORM = f'{_PROMPTS}.decoder.bbox_embed.{_DECODER_LAYERS - 1}', f'{_PROMPTS}.decoder_norm'
@@ -60,14 +61,8 @@ def convert_promptable(state: StateDict, path: Path) -> StateDict:
     Raises:
         WeightsError: If a name is missing or left over, or if names of one tensor hold different values.
     """
-    untied = {}
-    for name in sorted(state):
-        canonical = name
-        for pattern, target in _TIED:
-            canonical = pattern.sub(target, canonical)
-        if not torch.equal(untied.setdefault(canonical, state[name]), state[name]):
-            raise WeightsError(f'{path}: {name!r} differs from {canonical!r}; in {KIND} both are one tensor')
-    converted = rename(untied, _names(), path, KIND, _UNUSED.match)
+    state = merge_aliases(state, _TIED, path, KIND)
+    converted = rename(state, tensor_names(_modules()), path, KIND, _UNUSED.match)
     ours = 'mask_head.prompt_embed.weight'
     converted[ours] = converted[ours][:1].clone()  # the other row, for a second kind of label, is never read
     return merged_like_mmdet(converted) | _untrained_details()
@@ -81,35 +76,24 @@ def _untrained_details() -> StateDict:
     return {f'{UNTRAINED}{name}': value for name, value in details.state_dict().items()}
 
 
-def _names() -> Iterator[tuple[str, str]]:
-    yield from tensor_names(swin_tiny('model.backbone.', 'backbone.'))
-    norms = (f'norm{stage}' for stage in range(_SWIN_STAGES))
-    yield from tensor_names((f'model.backbone.{norm}', f'backbone.{norm}', BIASED) for norm in norms)
-    decoder = deformable_pixel_decoder(_PIXELS, _OUR_PIXELS, _LEVELS, ('lateral_conv', 'output_conv'))
-    yield from tensor_names(decoder)
-    yield f'{_PIXELS}.transformer.level_embed', f'{_OUR_PIXELS}.level_encoding.weight'
-    yield from tensor_names(_prompt_decoder())
-
-
-def _prompt_decoder() -> Modules:
+def _modules() -> Modules:
+    yield from swin_tiny('model.backbone.', 'backbone.')
+    for stage in range(_SWIN_STAGES):
+        yield f'model.backbone.norm{stage}', f'backbone.norm{stage}', BIASED
+    yield from deformable_pixel_decoder(_PIXELS, _OUR_PIXELS, _LEVELS, ('lateral_conv', 'output_conv'))
     for layer in range(_DECODER_LAYERS):
         there, here = f'{_PROMPTS}.decoder.layers.{layer}', f'{_OUR_PROMPTS}.layers.{layer}'
-        yield f'{there}.self_attn', f'{here}.self_attn', _ATTENTION
+        yield f'{there}.self_attn', f'{here}.self_attn', ATTENTION
         for part in DEFORMABLE:
             yield f'{there}.cross_attn.{part}', f'{here}.cross_attn.{part}', BIASED
-        yield f'{there}.linear1', f'{here}.ffn.layers.0.0', BIASED
-        yield f'{there}.linear2', f'{here}.ffn.layers.1', BIASED
+        yield from feed_forward(there, f'{here}.ffn')
         for position, norm in enumerate(('norm2', 'norm1', 'norm3')):  # the order in which they follow each other
             yield f'{there}.{norm}', f'{here}.norms.{position}', BIASED
     yield _NORM, f'{_OUR_PROMPTS}.norm', BIASED
-    for there, here, depth in (
-        (f'{_PROMPTS}.decoder.ref_point_head', f'{_OUR_PROMPTS}.position_mlp', 2),
-        (_BOXES, f'{_OUR_PROMPTS}.box_mlp', 3),
-        (f'{_PROMPTS}.mask_embed', 'mask_head.mask_mlp', 3),
-        (f'{_PROMPTS}.iou_prediction_head', 'mask_head.iou_mlp', 3),
-    ):
-        for layer in range(depth):
-            yield f'{there}.layers.{layer}', f'{here}.{2 * layer}', BIASED  # ReLUs between them
+    yield from mlp(f'{_PROMPTS}.decoder.ref_point_head', f'{_OUR_PROMPTS}.position_mlp', 2)
+    yield from mlp(_BOXES, f'{_OUR_PROMPTS}.box_mlp', 3)
+    yield from mlp(f'{_PROMPTS}.mask_embed', 'mask_head.mask_mlp', 3)
+    yield from mlp(f'{_PROMPTS}.iou_prediction_head', 'mask_head.iou_mlp', 3)
     yield f'{_PROMPTS}.label_enc', 'mask_head.prompt_embed', WEIGHT
     yield f'{_PROMPTS}.pb_embedding', 'mask_head.type_embed', WEIGHT
     yield f'{_PROMPTS}.mask_tokens', 'mask_head.mask_tokens', WEIGHT

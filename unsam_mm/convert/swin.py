@@ -7,7 +7,6 @@ the authors' code places before channels and columns before rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -43,7 +42,8 @@ def convert_moby(state: StateDict, path: Path) -> StateDict:
         WeightsError: If a name is missing or left over.
     """
     kind = f'{MOBY_KIND}; the file moby_swin_t_300ep_pretrained.pth is'
-    return merged_like_mmdet(rename(state, _names(), path, kind, _NOT_OF_THE_BACKBONE.match))
+    names = tensor_names(swin_tiny('encoder.', 'backbone.'))  # MMDetection's Swin reads names with this prefix only
+    return merged_like_mmdet(rename(state, names, path, kind, _NOT_OF_THE_BACKBONE.match))
 
 
 def swin_tiny(theirs: str, ours: str) -> Modules:
@@ -80,7 +80,3 @@ def _reordered(weights: Tensor) -> Tensor:
     """(..., 4 C) weights on merged patches."""
     by_place = weights.unflatten(-1, (2, 2, -1))  # column, row, channel
     return by_place.movedim(-1, -3).transpose(-1, -2).flatten(-3)
-
-
-def _names() -> Iterator[tuple[str, str]]:
-    return tensor_names(swin_tiny('encoder.', 'backbone.'))  # MMDetection's Swin reads names with this prefix only
