@@ -54,7 +54,6 @@ class AdaptPanel(QWidget):
         self._stop: Callable[[], None] | None = None
         self._jobs: dict[str, AdaptJob] = {}  # a training goes on while other images are looked at
         self._layers: dict[str, Labels] = {}
-        self.keys: dict = {}
         self._build()
         self._timer = QTimer(self, interval=_POLL_MS)
         self._timer.timeout.connect(self.refresh)

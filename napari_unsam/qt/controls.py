@@ -14,6 +14,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam.keys import KEYS
 from napari_unsam.levels.region_properties import Side
 
 _SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
@@ -25,13 +26,18 @@ def button(text: str, tooltip: str) -> QPushButton:
     """A button that leaves the keyboard to the canvas, so that the keys shown on buttons reach it.
 
     Args:
-        text: What the button does, with its key in brackets if it has one.
+        text: What the button does.
         tooltip: One sentence.
     """
     made = QPushButton(text)
     made.setToolTip(tooltip)
     made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     return made
+
+
+def key_button(command: str) -> QPushButton:
+    """The button of a key."""
+    return button(KEYS[command].button, KEYS[command].action)
 
 
 def slider(tooltip: str) -> QSlider:

@@ -41,7 +41,6 @@ class FilesPanel(QWidget):
         super().__init__()
         self._session = session
         self.series: ImageSeries | None = None
-        self.keys: dict[str, Callable[[], None]] = {}
         self._build()
         self._show()
 

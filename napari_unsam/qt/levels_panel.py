@@ -17,12 +17,13 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam.keys import KEYS, Actions
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.work import LevelsWork, Shown
 from napari_unsam.model.words import counted
-from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, move, slider
+from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, key_button, move, slider
 
 if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
@@ -37,7 +38,7 @@ class LevelsPanel(QWidget):
         session: Of the viewer.
 
     Attributes:
-        keys: What the keys do that this section adds.
+        key_actions: What its keys call.
     """
 
     title = 'Levels'
@@ -47,11 +48,11 @@ class LevelsPanel(QWidget):
         self.work = LevelsWork(session)
         self.edits = ObjectEdits(self.work)
         self.reviewing = Reviewing(session)
-        self.keys: dict[str, Callable[[], None]] = {
-            'H': self.edits.split,
-            'W': self.edits.merge,
-            'Shift-F': self.work.find_alike,
-            'Shift-N': self.reviewing.next,
+        self.key_actions: Actions = {
+            'split': self.edits.split,
+            'merge': self.edits.merge,
+            'find_similar': self.work.find_alike,
+            'review': self.reviewing.next,
         }
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -87,14 +88,7 @@ class LevelsPanel(QWidget):
         self.max_share_box.setToolTip('Larger regions are left out')
         self.accept_button = button('Accept all shown', 'Make objects of all regions on screen; U takes them back')
         self.hide_button = button('Hide', 'Take the regions off the screen')
-        self.split_button = button(
-            'Split  [H]',
-            'Put the parts of an object in its place: of the one under the cursor, or with this button of the selected one',
-        )
-        self.merge_button = button(
-            'Merge  [W]',
-            'Put what an object is a part of in its place: the one under the cursor, or with this button the selected one',
-        )
+        self.split_button, self.merge_button = key_button('split'), key_button('merge')
         return group(
             'Level of the whole image',
             [
@@ -110,10 +104,7 @@ class LevelsPanel(QWidget):
         )
 
     def _alike_group(self) -> QGroupBox:
-        self.alike_button = button(
-            'Find all like this  [Shift-F]',
-            'Take the object under the cursor, with this button the selected one, or the mask on offer for an example',
-        )
+        self.alike_button = key_button('find_similar')
         self.forget_button = button('New examples', 'Forget the examples')
         self.likeness_slider = slider('How like the examples a region must be: right is stricter')
         self.alike_label = QLabel()
@@ -134,7 +125,7 @@ class LevelsPanel(QWidget):
         return group('Parts and wholes', [[self.name_box, self.note_button], [self.layers_label], [self.layers_button]])
 
     def _review_group(self) -> QGroupBox:
-        self.next_button = button('Next  [Shift-N]', 'Bring the least certain object into view')
+        self.next_button = key_button('review')
         self.right_button = button('Right', 'Accept the object in view, and go on')
         self.wrong_button = button('Wrong', 'Erase the object in view, and go on; U brings it back')
         self.review_label = QLabel()
@@ -195,7 +186,7 @@ class LevelsPanel(QWidget):
         self.alike_label.setText(
             f'{count} like {counted(len(work.examples), "example")}, at least {work.least_likeness:.2f} alike'
             if shown is Shown.ALIKE
-            else 'Point at an object and press Shift-F'
+            else f'Point at an object and press {KEYS["find_similar"].key}'
         )
         for needs_choice in (self.accept_button, self.hide_button, self.note_button):
             needs_choice.setEnabled(shown is not Shown.NOTHING)

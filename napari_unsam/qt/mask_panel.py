@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QWidget
 
-from napari_unsam.qt.controls import SLIDER_STEPS, button, move, slider
+from napari_unsam.keys import KEYS
+from napari_unsam.qt.controls import SLIDER_STEPS, key_button, move, slider
 
 if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
@@ -25,8 +26,7 @@ class MaskPanel(QWidget):
     def __init__(self, session: ViewerSession) -> None:
         super().__init__()
         self._session = session
-        self.coarser_button = button('Coarser  [J]', 'Show the next larger mask')
-        self.finer_button = button('Finer  [K]', 'Show the next smaller mask')
+        self.coarser_button, self.finer_button = key_button('coarser'), key_button('finer')
         self.slider = slider('Granularity: fine on the left, coarse on the right. Alt and the wheel do the same')
         self.proposal_label = QLabel()
         self.proposal_label.setMinimumHeight(3 * self.proposal_label.fontMetrics().lineSpacing())
@@ -34,7 +34,7 @@ class MaskPanel(QWidget):
         self.keep_box.setChecked(session.keep_existing)
         self.keep_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.keep_box.setToolTip('Leave pixels alone that belong to another object already')
-        self.commit_button = button('Commit object  [N]', 'Give the mask a label of its own; U takes it back')
+        self.commit_button = key_button('commit')
         self._lay_out()
         self._connect()
         self.show_proposal()
@@ -47,7 +47,10 @@ class MaskPanel(QWidget):
             stepped.setEnabled(proposal is not None and candidates.stepped(direction).place != candidates.place)
         count = len(controller.prompts.asides) + (proposal is not None)
         self.commit_button.setEnabled(count > 0)
-        self.commit_button.setText(f'Commit {f"{count} objects" if count > 1 else "object"}  [N]')
+        commit = KEYS['commit']
+        self.commit_button.setText(
+            commit._replace(label=f'Commit {count} objects').button if count > 1 else commit.button
+        )
         self.slider.setEnabled(proposal is not None)
         if proposal is None:
             self.proposal_label.setText('No mask yet\n')

@@ -47,7 +47,6 @@ class ObjectsPanel(QWidget):
         self._session = session
         self._followed: Labels | None = None
         self._changes = LayerChanges(session.viewer)
-        self.keys: dict[str, Callable[[], None]] = {}
         self._build()
         session.image_changed.connect(self._follow)
         for emitter in self._emitters():

@@ -18,10 +18,11 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam.keys import Actions
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.model.frame import axis_label
 from napari_unsam.model.words import counted
-from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, move, slider
+from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, key_button, move, slider
 from napari_unsam.qt.iou_strip import IouStrip
 from napari_unsam.volumes.linking import LinkSettings
 from napari_unsam.volumes.propagation import Direction
@@ -46,7 +47,7 @@ class VolumePanel(QWidget):
         session: Of the viewer.
 
     Attributes:
-        keys: What the keys do that this section adds.
+        key_actions: What its keys call.
     """
 
     title = '3D and time'
@@ -54,7 +55,7 @@ class VolumePanel(QWidget):
     def __init__(self, session: ViewerSession) -> None:
         super().__init__()
         self.work = VolumeWork(session)
-        self.keys: dict[str, Callable[[], None]] = {'Shift-G': self.work.propagate_current}
+        self.key_actions: Actions = {'propagate': self.work.propagate_current}
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         for section in (self._slices_group(), self._propagation_group(), self._automatic_group()):
@@ -98,9 +99,7 @@ class VolumePanel(QWidget):
         self.threshold_box.setSingleStep(0.05)
         self.threshold_box.setValue(settings.min_iou)
         self.threshold_box.setToolTip('An object ends where it agrees less than this (IoU) with the slice before')
-        self.current_button = button(
-            'Propagate  [Shift-G]', 'Take the mask on offer, or the selected label, through the slices'
-        )
+        self.current_button = key_button('propagate')
         self.slice_button = button(
             'Propagate all here', 'Take all objects of this slice through the others, in one run'
         )

@@ -92,7 +92,7 @@ class SegmentationWidget(DockedWidget):
         if self._made is not None:
             (name, panel), self._made = self._made, None
             self.panels[name] = panel
-            self.session.add_keys(getattr(panel, 'keys', {}))
+            self.session.add_actions(getattr(panel, 'key_actions', {}))
             self._scroll.add(panel, is_open=False)
             return True
         for module, name in PANELS:

@@ -15,6 +15,7 @@ from napari.layers import Image
 from psygnal import Signal
 
 from napari_unsam.controller import NO_IMAGE, Level, SegmentationController, Target
+from napari_unsam.keys import Actions
 from napari_unsam.model.actions import Change
 from napari_unsam.model.frame import Channels, Frame, LayerChannels, check_alike, layers_of
 from napari_unsam.model.history import ActionHistory
@@ -25,7 +26,7 @@ from napari_unsam.model.questions import is_drawn_well
 from napari_unsam.viewer.asides import Asides
 from napari_unsam.viewer.commit import ObjectWrite, WriteObjects
 from napari_unsam.viewer.edits import after_points_event, after_shapes_event
-from napari_unsam.viewer.inputs import Inputs, Keys
+from napari_unsam.viewer.inputs import Inputs
 from napari_unsam.viewer.layers import PromptLayers, remove_layers
 from napari_unsam.viewer.objects import Objects
 from napari_unsam.viewer.placing import Placing
@@ -84,18 +85,19 @@ class ViewerSession:
         self._sources = Sources()
         self._prompt_layers: PromptLayers | None = None
         self._objects = Objects(self, self.objects_changed.emit)
-        # napari 0.9 leaves these letters free on every kind of layer.
-        keys: Keys = {
-            'J': controller.coarser,
-            'K': controller.finer,
-            'N': self.commit,
-            'Shift-H': self.set_aside,
-            'G': controller.toggle_polarity,
-            'U': controller.undo,
-            'Shift-U': controller.redo,
-            'Q': controller.clear_prompts,
-        }
-        self._inputs = Inputs(viewer, self, self._reporting(keys))
+        self._inputs = Inputs(viewer, self)
+        self.add_actions(
+            {
+                'coarser': controller.coarser,
+                'finer': controller.finer,
+                'commit': self.commit,
+                'next_object': self.next_object,
+                'switch_polarity': controller.toggle_polarity,
+                'clear_prompts': controller.clear_prompts,
+                'undo': controller.undo,
+                'redo': controller.redo,
+            }
+        )
         self.stack, self.asides = StackWork(self), Asides(self)
         self._placing = Placing(viewer, lambda: self.frame, self._retarget)
         self._connect()
@@ -132,13 +134,13 @@ class ViewerSession:
         return self._sources.channels(self._image)
 
     @property
-    def keys(self) -> Keys:
-        """What each key does, those of panels included."""
-        return self._inputs.keys
+    def actions(self) -> Actions:
+        """What the keys call, by command, those of panels included."""
+        return self._inputs.actions
 
-    def add_keys(self, keys: Keys) -> None:
-        """Binds keys of a panel on the viewer and on the layers of the plugin."""
-        self._inputs.add_keys(self._reporting(keys))
+    def add_actions(self, actions: Actions) -> None:
+        """Binds the keys of commands on the viewer and on the layers of the plugin."""
+        self._inputs.add({name: self.controller.reporting(act) for name, act in actions.items()})
 
     def bind(self, *layers: Layer) -> None:
         """Has the keys work on layers of the plugin."""
@@ -343,7 +345,7 @@ class ViewerSession:
         """Writes the mask on screen, and what is set aside, into the layer of objects, once it answers the last click."""
         self.controller.when_answered(self.asides.commit)
 
-    def set_aside(self) -> None:
+    def next_object(self) -> None:
         """Keeps the mask on screen for a later commit, once it is the answer; the next click begins another object."""
         self.controller.when_answered(self.asides.set_aside)
 
@@ -371,9 +373,6 @@ class ViewerSession:
             emitter.connect(self._retarget)
         self.viewer.layers.events.removed.connect(self._layer_removed)
         self.viewer.layers.selection.events.active.connect(self._tool_changed)
-
-    def _reporting(self, keys: Keys) -> Keys:
-        return {key: self.controller.reporting(act) for key, act in keys.items()}
 
     def _emitters(self) -> list[Any]:
         events = self.viewer.dims.events

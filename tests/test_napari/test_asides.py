@@ -43,14 +43,14 @@ def test_an_object_that_is_set_aside_waits_while_the_next_click_begins_another(o
 
 def test_outlines_of_what_is_set_aside_stay_on_an_image_that_is_moved(on_coffee, begin, viewer):
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.image.translate = (-40, 11)
     assert viewer.layers[ASIDES_NAME].data_to_world(ON_CUP) == pytest.approx(on_coffee.image.data_to_world(ON_CUP))
 
 
 def test_a_commit_writes_all_that_wait_and_one_undo_brings_them_back(on_coffee, begin, viewer, settle):
     masks = [begin(ON_CUP)]
-    on_coffee.set_aside()
+    on_coffee.next_object()
     masks.append(begin(ON_TABLE) & ~masks[0])
     press(viewer, 'N')
     objects = on_coffee.objects
@@ -71,14 +71,14 @@ def test_the_mask_that_was_stepped_to_is_the_one_that_waits(on_coffee, begin):
     begin(ON_CUP)
     on_coffee.controller.finer()
     area = on_coffee.controller.proposal.area_px
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.commit()
     assert on_coffee.objects.features['area_px'].tolist() == [area]
 
 
 def test_setting_aside_can_be_undone_and_done_again(on_coffee, begin, settle):
     cup = begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.controller.undo()
     settle(on_coffee.controller)
     assert on_coffee.controller.proposal.area_px == cup.sum()
@@ -94,7 +94,7 @@ def test_objects_that_wait_may_lie_on_several_planes(viewer, session, settle):
         viewer.dims.set_point(0, plane)
         session.click((plane, 100, 100))
         settle(session.controller)
-        session.set_aside()
+        session.next_object()
     assert set(viewer.layers[ASIDES_NAME].data[:, 0, 0]) == {0, 2}
     session.commit()
     assert session.objects.data.any(axis=(1, 2)).tolist() == [True, False, True]
@@ -103,7 +103,7 @@ def test_objects_that_wait_may_lie_on_several_planes(viewer, session, settle):
 
 def test_an_object_without_a_free_pixel_goes_on_waiting(on_coffee, begin):
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     begin(ON_CUP)
     on_coffee.commit()
     assert on_coffee.objects.features['index'].tolist() == [1]
@@ -114,7 +114,7 @@ def test_an_object_without_a_free_pixel_goes_on_waiting(on_coffee, begin):
 
 def test_clearing_the_plane_takes_those_that_wait_there_too(on_coffee, begin):
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.controller.clear_prompts()
     assert not on_coffee.controller.prompts
     on_coffee.controller.undo()
@@ -122,7 +122,7 @@ def test_clearing_the_plane_takes_those_that_wait_there_too(on_coffee, begin):
 
 
 def test_without_a_mask_there_is_nothing_to_set_aside(on_coffee):
-    on_coffee.set_aside()
+    on_coffee.next_object()
     assert is_problem(on_coffee, 'no mask to set aside')
     assert on_coffee.history.undo_name is None
 
@@ -130,7 +130,7 @@ def test_without_a_mask_there_is_nothing_to_set_aside(on_coffee):
 def test_the_outlines_go_and_come_with_the_image(on_coffee, begin, viewer):
     coffee = on_coffee.image
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.set_image(None)
     assert ASIDES_NAME not in viewer.layers
     on_coffee.set_image(coffee)
@@ -158,7 +158,7 @@ def test_what_waits_is_saved_and_comes_back_in_another_session(on_coffee, begin,
     autosave = Autosave(tmp_path)
     autosave.watch(on_coffee)
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     before = on_coffee.controller.prompts
     autosave.close()
     on_coffee.controller.put_prompts(on_coffee.image.unique_id, Prompts())
@@ -175,9 +175,9 @@ def test_the_panels_say_how_many_wait(on_coffee, begin, qtbot):
     prompt_panel, mask_panel = PromptPanel(on_coffee), MaskPanel(on_coffee)
     qtbot.addWidget(prompt_panel)
     qtbot.addWidget(mask_panel)
-    assert not prompt_panel.aside_button.isEnabled()
+    assert not prompt_panel.next_button.isEnabled()
     begin(ON_CUP)
-    prompt_panel.aside_button.click()
+    prompt_panel.next_button.click()
     assert mask_panel.commit_button.text() == 'Commit object  [N]'
     begin(ON_TABLE)
     assert mask_panel.commit_button.text() == 'Commit 2 objects  [N]'

@@ -33,7 +33,7 @@ def panel(qtbot, make_controller):
     session = ViewerSession(ViewerModel(), make_controller(lambda image, progress: tree))
     session.set_image(session.viewer.add_image(data.coins(), name='Coins'))
     panel = LevelsPanel(session)
-    session.add_keys(panel.keys)
+    session.add_actions(panel.key_actions)
     qtbot.addWidget(panel)
     yield panel
     panel.close_session()

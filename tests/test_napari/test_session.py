@@ -450,7 +450,7 @@ def test_a_click_whose_answer_takes_long_is_drawn_at_once(viewer, session):
 
 def test_keys_of_a_panel_work_on_the_layers_of_the_plugin(on_coffee, viewer):
     pressed = []
-    on_coffee.add_keys({'H': lambda: pressed.append('H')})
+    on_coffee.add_actions({'split': lambda: pressed.append('H')})
     on_coffee.make_shapes_layer()
     for receiver in (viewer, viewer.layers[SHAPES_NAME]):
         press(receiver, 'H')

@@ -123,7 +123,7 @@ def test_an_image_without_a_slider_has_nothing_to_propagate(qtbot, viewer, sessi
     panel = VolumePanel(session)
     qtbot.addWidget(panel)
     assert not panel.current_button.isEnabled()
-    panel.keys['Shift-G']()
+    panel.key_actions['propagate']()
     assert is_problem(session, 'no slider')
     panel.close_session()
 
