@@ -20,6 +20,7 @@ from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import Deliver, Lane, ProgressCallback
 from napari_unsam.engine.jobs import Jobs
 from napari_unsam.engine.planes import Embed, EmbeddedPlane, PlanesKept
+from napari_unsam.keys import KEYS, TO_UNDO
 from napari_unsam.model.actions import Change, PromptsChange, Situation
 from napari_unsam.model.candidates import Candidates
 from napari_unsam.model.history import MAX_ACTIONS, MAX_BYTES, Action, ActionHistory, Together
@@ -36,14 +37,13 @@ P = ParamSpec('P')
 T = TypeVar('T')
 
 NO_IMAGE = 'Choose an image to begin.'
-_NO_FIT = 'No mask fits: one pixel has clicks of both kinds. Undo one of them (U).'
-_ONLY_NEGATIVE = 'This only says where the object is not. Add a positive click on the object, or a box around it.'
-_NOT_DONE = 'What waited for the mask was not done, as another plane or other prompts came meanwhile.'
+_NO_FIT = f'One pixel has object and background clicks. Remove one of them ({KEYS["undo"].key}: undo).'
+_ONLY_NEGATIVE = 'There are only background clicks. Click on the object, or draw a box around it.'
+_NOT_DONE = 'Commit cancelled: slice or prompts changed.'
 _FORGOTTEN = (
-    f'Nothing more can be undone: only the latest {MAX_ACTIONS} actions are kept, or as many as fit in '
-    f'{MAX_BYTES // 2**20} MB.'
+    f'Nothing more to undo: the history keeps {MAX_ACTIONS} actions, or as many as fit in {MAX_BYTES // 2**20} MB.'
 )
-_NOTHING_YET = 'There is no mask yet; click on an object first.'
+_NOTHING_YET = 'No mask yet; click on an object first.'
 
 
 class SegmentationController:
@@ -255,7 +255,7 @@ class SegmentationController:
             return
         self._planes.forget(target)
         self._embedding = target
-        name = f'Finding the regions of "{target.name}"'
+        name = f'Analysing "{target.name}"'
         self._jobs.start(
             Lane.PLANE,
             name,
@@ -320,7 +320,7 @@ class SegmentationController:
         before = self._jobs.name(lane)
         self._jobs.start(lane, name, work, done, failed)
         self.progress_changed.emit(0.0, name)
-        other = '' if before in (None, name) else f' "{before}" {"comes first" if is_task else "was stopped"}.'
+        other = '' if before in (None, name) else f' "{before}" {"runs first" if is_task else "was stopped"}.'
         self.say(f'{name} ...{other}')
 
     def cancel(self) -> None:
@@ -329,7 +329,7 @@ class SegmentationController:
         self._jobs.cancel()
         self._embedding = self._once_embedded = None
         if was_busy:
-            self.say('Cancelled. Prompts are kept, and so are planes that were made ready; start again to go on.')
+            self.say('Cancelled. Prompts and analysed slices are kept.')
 
     def close(self, timeout_s: float = 0.0) -> bool:
         """Stops the inference thread; returns whether it has ended within the timeout. The object is of no use afterwards."""
@@ -357,7 +357,7 @@ class SegmentationController:
         self.set_prompts(replace(self.prompts, points=(*self.prompts.points, point)), 'click')
         return True
 
-    def set_prompts(self, prompts: Prompts, name: str = 'change of prompts') -> None:
+    def set_prompts(self, prompts: Prompts, name: str = 'change prompts') -> None:
         """Replaces all prompts on the image, as one action; clicks outside the image are left out."""
         if self._target is None:
             return
@@ -376,7 +376,7 @@ class SegmentationController:
     def clear_prompts(self) -> None:
         """Removes the prompts on the plane in view."""
         if self._target is not None:
-            self.set_prompts(self.prompts.without(on_plane(self.prompts, self._target.plane)), 'clear')
+            self.set_prompts(self.prompts.without(on_plane(self.prompts, self._target.plane)), 'clear prompts')
 
     def next_object(self, done: Prompts, aside: SetAside | None = None) -> Action:
         """The action after which the next prompt is about another object.
@@ -387,19 +387,19 @@ class SegmentationController:
         """
         left, latest = self.prompts.without(done), max(self.prompts.object_id, self.prompts_here.object_id)
         after = replace(left, asides=(*left.asides, *([] if aside is None else [aside])), object_id=latest + 1)
-        name = 'next object' if aside is None else 'set object aside'
+        name = 'next object' if aside is None else 'keep object'
         return self._prompts_change(name, after)
 
     def undo(self) -> None:
         """Takes back the last action of whatever kind."""
         name = self._answers.quietly(self.history.undo)
-        nothing = _FORGOTTEN if self.history.is_cut else 'There is nothing to undo.'
-        self.say(nothing if name is None else f'Undone: {name}. Shift-U does it again.')
+        nothing = _FORGOTTEN if self.history.is_cut else 'Nothing to undo.'
+        self.say(nothing if name is None else f'Undone: {name}. Press {KEYS["redo"].key} to redo.')
 
     def redo(self) -> None:
         """Does again what was taken back last."""
         name = self._answers.quietly(self.history.redo)
-        self.say('There is nothing to redo.' if name is None else f'Done again: {name}. U takes it back.')
+        self.say('Nothing to redo.' if name is None else f'Redone: {name}. {TO_UNDO}')
 
     def toggle_polarity(self) -> None:
         """Changes what the next plain click says."""
@@ -408,7 +408,7 @@ class SegmentationController:
     def set_polarity(self, polarity: Polarity) -> None:
         """Sets what the next plain click says."""
         if polarity is not self._polarity:
-            self.history.do(Change('switch of what clicks say', self._put_polarity, self._polarity, polarity))
+            self.history.do(Change('switch click type', self._put_polarity, self._polarity, polarity))
 
     def taking_up(self, source: Hashable, prompts: Prompts, polarity: Polarity) -> Action:
         """The action that puts prompts on an image in place of its own, and says what clicks say, as after a restart."""
@@ -449,7 +449,7 @@ class SegmentationController:
         call = self.reporting(call)
         if self.prompts_here and self.plane is None and self._embedding == self._target:
             self._once_embedded = self._situation(), call
-            self.say('This is done once the mask is there.')
+            self.say('Waiting for the mask.')
         else:
             self._answers.then(call)
 
@@ -462,7 +462,7 @@ class SegmentationController:
         if self.candidates.shown is None:
             self.say(_NOTHING_YET, Level.PROBLEM)
         elif stepped.place == self.candidates.place:
-            self.say(f'This is the {"coarsest" if direction > 0 else "finest"} of the masks to choose from.')
+            self.say(f'This is the {"coarsest" if direction > 0 else "finest"} mask.')
         else:
             self._answers.choose(stepped)
 

@@ -83,12 +83,12 @@ def compare(
     rows, columns = window
     asks = question is not None and question.can_be_asked
     find = (lambda engine: _answer(engine, question, rows.start, columns.start)) if asks else _objects
-    progress(0.0, 'Looking at the plane')
+    progress(0.0, 'Reading the slice')
     engine = RegionEngine.from_file(packaged_weights('unsam_s'))
     engine.set_image(as_rgb_uint8(pixels))
-    progress(0.6, 'Asking the original model')
+    progress(0.6, 'Running the original model')
     before = find(engine)
-    progress(0.8, 'Asking the adapted model')
+    progress(0.8, 'Running the adapted model')
     other = RegionEngine.from_file(adapted)
     other.set_embedding(engine.embedding())  # regions and features are the same, whoever reads them
     return Comparison(rows.start, columns.start, before, find(other))

@@ -108,10 +108,10 @@ class AdaptJob:
             StoreError: If the folder cannot be written.
         """
         if self.is_running:
-            raise UnSAMError('the model is being adapted already; wait, or cancel that first')
+            raise UnSAMError('training is already running; wait, or cancel it first')
         pictures = sorted((path.name, path.stat().st_mtime_ns) for path in (self.folder / IMAGES).glob('*.png'))
         if not pictures:
-            raise UnSAMError(f'{self.folder / IMAGES}: no pictures to learn from')
+            raise UnSAMError(f'{self.folder / IMAGES}: no crops to train on')
         wanted = {'settings': asdict(settings), 'pictures': [list(picture) for picture in pictures]}
         if self._differs(wanted):
             self.forget()
@@ -132,7 +132,7 @@ class AdaptJob:
                     start_new_session=os.name == 'posix',
                 )
         except OSError as error:
-            raise StoreError(f'{self.folder}: the training cannot be started ({error.strerror})') from error
+            raise StoreError(f'{self.folder}: the training cannot start ({error.strerror})') from error
 
     def poll(self) -> JobState:
         """What is known now; reads small files only."""
@@ -145,7 +145,7 @@ class AdaptJob:
                 fraction, text = 0.0, 'Starting' if is_running else 'Not adapted yet'
             case Stage.PREPARING:
                 fraction = _PREPARING_SHARE * min(made / max(pictures, 1), 1)
-                text = f'Finding the regions of picture {min(made + 1, pictures)} of {pictures}'
+                text = f'Analysing crop {min(made + 1, pictures)} of {pictures}'
             case Stage.TRAINING:
                 trained = curve.step / max(iterations, 1)
                 fraction = _PREPARING_SHARE + (_TRAINED_SHARE - _PREPARING_SHARE) * trained
@@ -153,10 +153,10 @@ class AdaptJob:
             case Stage.EXPORTING:
                 fraction, text = _TRAINED_SHARE, 'Writing the adapted model'
             case Stage.DONE:
-                fraction, text = 1.0, f'Adapted in {counted(iterations, "step")} on {counted(pictures, "picture")}'
+                fraction, text = 1.0, f'Adapted in {counted(iterations, "step")} on {counted(pictures, "crop")}'
         problem = None if is_running else self._problem()
         if not is_running and stage not in (Stage.NONE, Stage.DONE) and problem is None:
-            text = f'Stopped: {text[:1].lower()}{text[1:]}. Start goes on from there'
+            text = f'Stopped: {text[:1].lower()}{text[1:]}. Start resumes it'
         return JobState(stage, is_running, fraction, text, iterations, curve, problem)
 
     def cancel(self) -> None:

@@ -83,7 +83,7 @@ def write_pictures(
     """
     written = set()
     for number, picture in enumerate(pictures):
-        progress(number / len(pictures), f'writing part {number + 1} of {len(pictures)}')
+        progress(number / len(pictures), f'writing crop {number + 1} of {len(pictures)}')
         pixels = read(picture)
         if min(pixels.shape[:2]) < MIN_SIDE_PX or pixels.min() == pixels.max():
             continue
@@ -93,7 +93,7 @@ def write_pictures(
         if path.name not in written:
             path.unlink()
     if not written:
-        raise ImageError('every part of the image has one colour; choose an image, or contrast limits, with objects')
+        raise ImageError('every crop has one colour; choose an image with objects, or other contrast limits')
     return len(written)
 
 

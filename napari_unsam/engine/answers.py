@@ -11,6 +11,7 @@ from psygnal import Signal
 from napari_unsam.engine.inference import Lane, ProgressCallback
 from napari_unsam.engine.jobs import Jobs
 from napari_unsam.engine.planes import EmbeddedPlane
+from napari_unsam.keys import KEYS
 from napari_unsam.model.actions import MaskChoice, Situation
 from napari_unsam.model.candidates import NO_CANDIDATES, Candidates, Place
 from napari_unsam.model.history import ActionHistory
@@ -20,9 +21,9 @@ from napari_unsam.model.targets import Level, Status
 
 T = TypeVar('T')
 
-HINT = 'J shows a coarser mask, K a finer one, N commits it.'
-_NOTHING_THERE = 'No mask was found there; click elsewhere.'
-_ANSWER, _MORE, _EXACT = 'Looking at the prompts', 'Looking for larger masks', 'Looking for that size'
+HINT = f'{KEYS["coarser"].key}: larger mask, {KEYS["finer"].key}: smaller mask, {KEYS["commit"].key}: commit.'
+_NOTHING_THERE = 'No mask found here; click elsewhere.'
+_ANSWER, _MORE, _EXACT = 'Predicting masks', 'Searching larger masks', 'Searching this size'
 _STEPS_PER_DECADE = 8  # sizes of masks that a turn of the wheel tells apart in a factor of ten, as planes in windows do
 
 

@@ -243,7 +243,7 @@ def embed_stack(
     for number, read in enumerate(reads):
 
         def inner(fraction: float, text: str, number: int = number) -> None:
-            progress((number + fraction) / len(reads), f'plane {number + 1} of {len(reads)}: {text}')
+            progress((number + fraction) / len(reads), f'slice {number + 1} of {len(reads)}: {text}')
 
         inner(0.0, 'reading')
         pixels = read()
@@ -258,7 +258,7 @@ def embed_stack(
             break
         kept(number)
     else:
-        progress(1.0, 'all planes are embedded')
+        progress(1.0, 'all slices are analysed')
     return StackReport(tuple(keys), len(keys) - found, found, sum(key in store for key in keys))
 
 

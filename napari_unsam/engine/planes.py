@@ -42,10 +42,8 @@ _CACHED_PX = 64_000_000  # of planes kept in memory: about 15 bytes a pixel
 _TILED_CACHED_PX = _MAX_WINDOWS * _TILE_PX**2
 _MAX_MASKS = 6
 _SPECK_HW = (16, 128)  # the ViT sees every image as long as another, so a narrow one is quick
-_NO_STORE = (
-    'Nothing is kept on disk: give the folder for embeddings a size in Preferences > UnSAM, and open the dock again.'
-)
-_NOT_IN_WINDOWS = f'Planes above {TILED_FROM_PX} px are analysed in windows where you click; they need no making ready.'
+_NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
+_NOT_IN_WINDOWS = f'Slices above {TILED_FROM_PX} px are analysed in windows around clicks and cannot be precomputed.'
 _LAZY_PARTS = ('first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
 
@@ -309,8 +307,8 @@ class PlaneEmbedder:
         try:
             self._store.save(key, engine.embedding())
         except StoreError as error:
-            logger.warning('planes are no longer kept: %s', error)
-            self._store, self._no_store = None, f'Nothing is kept on disk any more: {error}'
+            logger.warning('embeddings are no longer stored: %s', error)
+            self._store, self._no_store = None, f'Embeddings are no longer stored: {error}'
 
     def _signature(self) -> str:
         """All that decides what is found in given pixels: these come with the contrast limits that the user chose."""
@@ -349,8 +347,8 @@ def _rgb_of(target: Target) -> np.ndarray:
     value = pixels.flat[0]
     if pixels.ndim == 2 and value in (0, 255) and (pixels == value).all():
         raise ImageError(
-            f'"{target.name}" is all {"white" if value else "black"} at its contrast limits, so no object can be seen; move '
-            'the limits in the layer controls, or choose another plane or channel'
+            f'"{target.name}" is all {"white" if value else "black"} at its contrast limits; move the limits in the '
+            'layer controls, or choose another slice or channel'
         )
     return as_rgb_uint8(pixels, target.name)
 

@@ -114,7 +114,7 @@ class ImageSeries:
             if self._is_still(*left):
                 self._show(position, opened)
             else:
-                self._session.controller.say(f'{self.name} was changed meanwhile, so it stays open.', Level.PROBLEM)
+                self._session.controller.say(f'{self.name} was changed in the meantime and stays open.', Level.PROBLEM)
 
         def failed(_reason: str) -> None:
             self._broken.add(name)
@@ -138,7 +138,7 @@ class ImageSeries:
         """
         name = self.name
         if name is None or self._layer not in self._session.viewer.layers:
-            self._session.controller.say('No image of the list is open; choose one first.', Level.PROBLEM)
+            self._session.controller.say('No image of the list is open; open one first.', Level.PROBLEM)
             return
         if self._has_asides:
             self._session.asides.commit(with_shown=False)

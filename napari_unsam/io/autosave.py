@@ -402,7 +402,7 @@ class Autosave:
         try:
             self._tidy()
         except Exception:  # whatever other programs left there, the work of this session is saved
-            logger.exception('old work could not be looked through')
+            logger.exception('saved work of earlier sessions could not be read')
         pause_s, is_last = self._delay_s, False
         while not is_last:
             with self._wake:

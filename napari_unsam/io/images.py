@@ -89,8 +89,8 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
     values = np.unique(pixels)
     if len(values) and not (values[0] >= 0 and values[-1] <= np.iinfo(np.uint32).max):
         raise StoreError(
-            f'{path}: labels go from {values[0]} to {values[-1]}, but must lie in 0 to {np.iinfo(np.uint32).max}; number '
-            'the objects anew, as skimage.segmentation.relabel_sequential does'
+            f'{path}: labels go from {values[0]} to {values[-1]}, but must lie in 0 to {np.iinfo(np.uint32).max}; relabel '
+            'the objects, as skimage.segmentation.relabel_sequential does'
         )
     features = pd.DataFrame({'index': values[values > 0].astype(np.int64)})
     is_known = len(axes) == pixels.ndim and set(axes) <= set('ptczyx') and axes.endswith('yx')

@@ -342,7 +342,7 @@ def encoded(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise StoreError(f'a prompt holds {value!r}, which is no plain value; prompts are frozen dataclasses of tuples')
+    raise StoreError(f'a prompt holds {value!r}, which cannot be saved; prompts are frozen dataclasses of tuples')
 
 
 def decoded(value: Any, lost: list[str]) -> Any:
@@ -362,13 +362,13 @@ def decoded(value: Any, lost: list[str]) -> Any:
     name = value.get('enum') or value.get('kind')
     kind = prompt_kinds().get(name)
     if kind is None:
-        raise StoreError(f'{name!r} is no kind of prompt that this version knows')
+        raise StoreError(f'{name!r} is not a kind of prompt of this version')
     try:
         if issubclass(kind, Enum):
             return kind[value['name']]
         return kind(**{part: decoded(content, lost) for part, content in value['parts'].items()})
     except (KeyError, TypeError) as error:
-        raise StoreError(f'a {name} of another version: {error}') from error
+        raise StoreError(f'{name} of another version: {error}') from error
 
 
 def count_prompts(prompts: Any) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from psygnal import Signal
 
+from napari_unsam.keys import TO_UNDO
 from napari_unsam.levels.mark import ReviewMark
 from napari_unsam.levels.review import REVIEWED, ReviewQueue, accepted
 from napari_unsam.levels.sheet import Sheet
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from napari_unsam.viewer.session import ViewerSession
 
-_NO_OBJECT = 'There is no object under the cursor, and none is selected here.'
+_NO_OBJECT = 'No object is under the cursor or selected on this slice.'
 _SEEN_PX = (60, 500)  # on screen: a smaller or larger object is brought to
 _SHOWN_PX = 150
 
@@ -54,14 +55,14 @@ class ObjectEdits:
         tree = sheet.trees[match.source]
         parts = parts_of(tree, match.node)
         if len(parts) == 0:
-            controller.say(f'Object {label} has no parts; it is as fine as the regions go.', Level.PROBLEM)
+            controller.say(f'Object {label} has no parts.', Level.PROBLEM)
             return
         plane = controller.target.plane
         writes = split_writes(plane, labels, label, tree, parts, self._session.next_label())
         self._session.write_objects(f'split object {label}', writes)
         # A part, as the whole is gone; there is none if others have all its pixels.
         self._session.objects.selected_label = max((write.label for write in writes), default=label)
-        controller.say(f'Object {label} was split into {sum(write.label > 0 for write in writes)}. U takes it back.')
+        controller.say(f'Object {label} split into {sum(write.label > 0 for write in writes)}. {TO_UNDO}')
 
     def _merge(self, sheet: Sheet) -> None:
         controller, found = self._session.controller, object_in_question(self._session)
@@ -72,12 +73,12 @@ class ObjectEdits:
         node = region_like((sheet.hierarchy,), labels == label).node
         whole = whole_of(sheet.hierarchy, node)
         if whole is None:
-            controller.say(f'Object {label} is part of nothing but the whole image.', Level.PROBLEM)
+            controller.say(f'There is no larger object to merge object {label} into.', Level.PROBLEM)
             return
         writes, others = merge_writes(controller.target.plane, labels, label, sheet.hierarchy, whole)
-        self._session.write_objects(f'merge object {label} into its whole', writes)
-        swallowed = f', with {counted(len(others), "other object")} in it' if others else ''
-        controller.say(f'Object {label} became what it is a part of{swallowed}. U takes it back.')
+        self._session.write_objects(f'merge object {label}', writes)
+        partner = counted(len(others), 'object') if others else 'its surroundings'
+        controller.say(f'Object {label} merged with {partner}. {TO_UNDO}')
 
 
 class Reviewing:
@@ -121,7 +122,7 @@ class Reviewing:
         label = self.queue.next()
         if label is None:
             self.mark.hide()
-            self._session.controller.say('All objects were reviewed.' if self.queue.done else 'There is no object yet.')
+            self._session.controller.say('All objects were reviewed.' if self.queue.done else 'No objects yet.')
         else:
             self._current = label
             self._look_at(label)
@@ -131,7 +132,7 @@ class Reviewing:
         """Says that the current object is right, and goes on."""
         label = self.queue.current
         if label is None:
-            self._session.controller.say('Press Next to begin with the least certain object.', Level.PROBLEM)
+            self._session.controller.say('Press Next to start with the least certain object.', Level.PROBLEM)
             return
         self._session.history.do(_Mark(f'accept object {label}', self._session.objects, label))
         self.next()
@@ -140,7 +141,7 @@ class Reviewing:
         """Erases the current object, as one action, and goes on."""
         label = self.queue.current
         if label is None:
-            self._session.controller.say('Press Next to begin with the least certain object.', Level.PROBLEM)
+            self._session.controller.say('Press Next to start with the least certain object.', Level.PROBLEM)
             return
         after = self.queue.next()
         region = self._session.region_of(label)
@@ -177,7 +178,7 @@ class Reviewing:
         if self._current is not None and self.queue.current is None:
             label, self._current = self._current, None
             self.mark.hide()
-            self._session.controller.say(f'Object {label} is gone; Next goes on with another one.')
+            self._session.controller.say(f'Object {label} was removed; press Next to continue.')
         self.changed.emit()
 
     def _look_at(self, label: int) -> None:

@@ -43,10 +43,10 @@ def linked(bands: Sequence[Band]) -> list[Band]:
     """
     names = [band.name for band in bands]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UnSAMError(f'there are several layers called {", ".join(sorted(twice))}; give each a name of its own')
+        raise UnSAMError(f'several classes are called {", ".join(sorted(twice))}; give each its own name')
     for band in bands:
         if not len(band.features):
-            raise UnSAMError(f'the layer {band.name} would be empty; choose another level or wider limits for it')
+            raise UnSAMError(f'class {band.name} is empty; choose another level or wider limits')
     ordered = sorted(bands, key=_median_area)
     return [_linked_to(band, above) for band, above in zip(ordered, [*ordered[1:], None], strict=True)]
 

@@ -12,6 +12,7 @@ from napari.layers import Labels
 from psygnal import Signal
 
 from napari_unsam.engine.inference import ProgressCallback
+from napari_unsam.keys import KEYS, TO_UNDO
 from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.part_whole import Band, linked
@@ -19,7 +20,7 @@ from napari_unsam.levels.preview import LevelPreview
 from napari_unsam.levels.sheet import Sheet
 from napari_unsam.levels.split_merge import region_like, region_write
 from napari_unsam.model.targets import Level, Target
-from napari_unsam.model.words import counted, them
+from napari_unsam.model.words import counted
 from napari_unsam.viewer.layers import AddLayers, following
 from unsam_mm.errors import UnSAMError
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _NOTHING = Chosen(np.zeros(0, np.int64), np.zeros(0, np.int64))
 _LIKE = 0.5
-_TILED = 'The levels of so large a plane cannot be shown at once; crop it to at most 2048 px a side, or use clicks.'
+_TILED = 'This slice is too large for Levels; crop it to at most 2048 px a side, or use clicks.'
 
 
 class Shown(Enum):
@@ -152,7 +153,7 @@ class LevelsWork:
         """
         controller = self.session.controller
         if self.shown is Shown.NOTHING or self._sheet is None:
-            controller.say('Nothing is chosen; move the level slider or press Auto first.', Level.PROBLEM)
+            controller.say('No regions are shown; move the level slider or press Auto first.', Level.PROBLEM)
             return
         plane, labels = self._preview.plane, self.session.ensure_objects()
         first, shown, level = self.session.next_label(), self.shown, self.level
@@ -161,30 +162,30 @@ class LevelsWork:
             row = {**piece.features, 'level': level} if shown is Shown.LEVEL else piece.features
             writes.append(region_write(plane, piece.box_xyxy, piece.mask, first + len(writes), row))
         if not writes:
-            controller.say('Nothing was accepted: other objects lie there, or no region is chosen.', Level.PROBLEM)
+            controller.say('Nothing was accepted: all regions overlap existing objects.', Level.PROBLEM)
             return
         self.session.write_objects(f'accept {counted(len(writes), "object")}', writes)
         left_out = len(self.chosen) - len(writes)
         self.hide()
         if shown is Shown.ALIKE:
             self.forget_examples()
-        on_others = 'lies on another object and was' if left_out == 1 else 'lie on other objects and were'
-        beside = f'; {left_out} {on_others} left out' if left_out else ''
-        count = counted(len(writes), 'object')
-        controller.say(f'Accepted {count}{beside}. U takes {them(len(writes))} back.')
+        overlapping = f'; {left_out} left out (overlap with existing objects)' if left_out else ''
+        controller.say(f'Accepted {counted(len(writes), "object")}{overlapping}. {TO_UNDO}')
 
     def add_band(self, name: str) -> None:
         """Notes what is chosen as one kind of object, for a layer of its own."""
         name = name.strip()
         if self.shown is Shown.NOTHING or not len(self.chosen):
-            self.session.controller.say('Nothing is chosen; move the level slider or press Auto first.', Level.PROBLEM)
+            self.session.controller.say(
+                'No regions are shown; move the level slider or press Auto first.', Level.PROBLEM
+            )
         elif not name:
-            self.session.controller.say('Give the layer a name first, such as nuclei.', Level.PROBLEM)
+            self.session.controller.say('Enter a class name first, such as nuclei.', Level.PROBLEM)
         else:
             level = self.level if self.shown is Shown.LEVEL else None
             kept = [band for band in self.bands if band.name != name]
             self.bands = [*kept, self._sheet.band(name, self.chosen, level)]
-            self.session.controller.say(f'{len(self.chosen)} {name} noted; choose another level, or make the layers.')
+            self.session.controller.say(f'{len(self.chosen)} {name} added; choose another level, or press Make layers.')
         self.changed.emit()
 
     def clear_bands(self) -> None:
@@ -195,7 +196,7 @@ class LevelsWork:
     def make_layers(self) -> None:
         """Makes a layer of each kind of object that was noted, linked from part to whole, as one action."""
         if not self.bands:
-            self.session.controller.say('Note at least one kind of object first.', Level.PROBLEM)
+            self.session.controller.say('Add at least one class first.', Level.PROBLEM)
             return
         taken = {layer.name for layer in self.session.viewer.layers}
         try:
@@ -215,7 +216,7 @@ class LevelsWork:
         self.session.history.do(
             AddLayers(f'make layers {", ".join(band.name for band in bands)}', self.session.viewer, layers)
         )
-        self.session.controller.say('Each layer has a features table whose parent_id is a label of the next.')
+        self.session.controller.say('Layers made; parent_id in their features tables links parts to wholes.')
 
     def _show(self, shown: Shown) -> None:
         self.shown = shown
@@ -247,14 +248,16 @@ class LevelsWork:
         elif (offer := controller.proposal) is not None:
             node = region_like((sheet.hierarchy,), offer.mask, offer.box_xyxy[1], offer.box_xyxy[0]).node
         else:
-            controller.say('Put the cursor on an object, select or click one, then ask for all like it.', Level.PROBLEM)
+            controller.say(
+                f'Point at, select or click an object, then press {KEYS["find_similar"].key}.', Level.PROBLEM
+            )
             return
         self.examples = [*(example for example in self.examples if example != node), node]
         self._how_like = sheet.likeness(self.examples)
         self._show(Shown.ALIKE)
         controller.say(
-            f'{counted(len(self.chosen), "region")} like {counted(len(self.examples), "example")}; '
-            'the slider widens the search, and further examples tell what matters.'
+            f'{counted(len(self.chosen), "similar region")} found with {counted(len(self.examples), "example")}. '
+            'Move the slider or add examples to refine.'
         )
 
     def _measuring(self, target: Target) -> Callable[[ProgressCallback], tuple[Target, Sheet | None]]:
@@ -308,7 +311,7 @@ class LevelsWork:
             noted, self.examples, self.bands = self.bands, [], []
             self.hide()
             if noted:
-                self.session.controller.say('What was noted for layers was of the plane before, and is forgotten.')
+                self.session.controller.say('Classes cleared: slice changed.')
 
 
 def plane_labels(objects: Labels, plane: Plane) -> np.ndarray:

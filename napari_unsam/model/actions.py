@@ -76,7 +76,7 @@ class MaskChoice:
         after: Which is.
     """
 
-    name: ClassVar[str] = 'choice of a mask'
+    name: ClassVar[str] = 'choose mask'
     situation: Situation
     show: Show
     before: Place

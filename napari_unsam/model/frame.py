@@ -65,7 +65,7 @@ class LayerChannels:
         _check_count(self.layers)
         for layer in self.layers:
             if layer.rgb:
-                raise ImageError(f'"{layer.name}" has colours of its own; channels are layers without.')
+                raise ImageError(f'"{layer.name}" is an RGB image and cannot be a channel.')
             check_alike(self.layers[0], layer)
 
     @property
@@ -165,8 +165,8 @@ class Frame:
         ndim = len(self.shape) - (self.channels is not None)
         if ndim > MAX_AXES:
             raise ImageError(
-                f'"{self.image.name}" has {ndim} axes, and objects can have {MAX_AXES} at most; open a part of it, or choose '
-                'its axis of channels.'
+                f'"{self.image.name}" has {ndim} axes, and objects can have {MAX_AXES} at most; crop it, or choose its '
+                'channel axis.'
             )
 
     @property
@@ -220,9 +220,9 @@ class Frame:
             raise ImageError('The view is 3D; switch to 2D to click on a plane.')
         axes = tuple(sorted(axis - (dims.ndim - self.image.ndim) for axis in dims.displayed))
         if axes[0] < 0:
-            raise ImageError(f'"{self.image.name}" has no axis {dims.displayed[0]}; bring its own axes into view.')
+            raise ImageError(f'"{self.image.name}" has no axis {dims.displayed[0]}; display its own axes.')
         if self.channels is not None and self.channels.axis in axes:
-            raise ImageError('The view shows the axis of the channels; bring the axes of the planes into view.')
+            raise ImageError('The view shows the channel axis; display the other axes.')
         return axes
 
     @property

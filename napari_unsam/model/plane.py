@@ -102,7 +102,7 @@ def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> 
     """
     index = tuple(0 if axis in axes else i for axis, i in enumerate(_nearest(position)))
     if not all(0 <= i < n for i, n in zip(index, frame.shape, strict=True)):
-        raise ImageError(f'"{frame.image.name}" has no plane at this slider position; move the slider.')
+        raise ImageError(f'"{frame.image.name}" has no slice at this slider position; move the slider.')
     return Plane(shape=frame.shape, axes=axes, index=index)
 
 

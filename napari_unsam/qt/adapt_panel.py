@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 BEFORE_NAME, AFTER_NAME = 'UnSAM original model', 'UnSAM adapted model'
 _POLL_MS = 500
-_WRITING = 'Taking pictures of the image to learn from'
+_WRITING = 'Writing training crops'
 _MAX_PICTURES, _MAX_ITERATIONS = 64, 5000
 
 
@@ -138,30 +138,28 @@ class AdaptPanel(QWidget):
         self.pictures_box, self.iterations_box = QSpinBox(), QSpinBox()
         self.pictures_box.setRange(1, _MAX_PICTURES)
         self.pictures_box.setValue(8)
-        self.pictures_box.setToolTip(
-            'How many parts of the image to learn from, spread evenly; each takes some seconds'
-        )
+        self.pictures_box.setToolTip('Evenly spaced crops of the image to train on; each takes some seconds')
         self.iterations_box.setRange(10, _MAX_ITERATIONS)
         self.iterations_box.setValue(AdaptSettings.iterations)
         self.iterations_box.setSingleStep(50)
-        self.iterations_box.setToolTip('How long to train; a step takes about half a second on one core')
-        self.start_button = button('Start', 'Train on the image as it is shown now; no labels are needed')
-        self.cancel_button = button('Cancel', 'Stop the training; Start goes on from where it was')
+        self.iterations_box.setToolTip('Training steps; one takes about half a second on one core')
+        self.start_button = button('Start', 'Train on the image at its current contrast limits; needs no labels')
+        self.cancel_button = button('Cancel', 'Stop the training; Start resumes it')
         self.progress_bar = QProgressBar()
         self.progress_bar.setRange(0, 1000)
         self.status_label = QLabel()
         self.status_label.setWordWrap(True)
         self.plot = LossPlot('Loss')
         self.compare_button = button(
-            'Compare on this plane', 'Show what both models make of the plane, or of its prompts'
+            'Compare on this slice', 'Show the masks of both models, for the prompts on this slice if there are any'
         )
         self.after_box = QCheckBox('Show the adapted model')
-        self.after_box.setToolTip('Switches between the two layers of the comparison')
+        self.after_box.setToolTip('Switch between the two layers of the comparison')
         self.use_box = QCheckBox('Use the adapted model')
-        self.use_box.setToolTip('Have clicks answered by it from now on')
+        self.use_box.setToolTip('Use it for clicks from now on')
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
-        for row, (text, box) in enumerate([('Pictures', self.pictures_box), ('Steps', self.iterations_box)]):
+        for row, (text, box) in enumerate([('Crops', self.pictures_box), ('Steps', self.iterations_box)]):
             label = QLabel(text)
             label.setBuddy(box)
             grid.addWidget(label, row, 0)
@@ -218,7 +216,7 @@ class AdaptPanel(QWidget):
             return
         try:
             job.start(settings)
-            self._session.controller.say('The model is being adapted in the background; clicks go on meanwhile.')
+            self._session.controller.say('Training in the background; you can keep clicking.')
         except UnSAMError as error:
             self._session.controller.say(str(error), Level.PROBLEM)
         self._timer.start()
@@ -228,7 +226,7 @@ class AdaptPanel(QWidget):
         self.progress_bar.setValue(round(1000 * state.fraction))
         text = state.text if state.problem is None else f'⚠ {state.problem}'
         if not state.is_running and any(job.is_running for job in self._jobs.values()):
-            text += '. The model is being adapted to another image'
+            text += '. Training on another image'
         self.status_label.setText(text)
         self.plot.show_curve(state.curve.steps, state.curve.losses, state.iterations)
         self._show_buttons()

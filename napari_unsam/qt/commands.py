@@ -10,8 +10,8 @@ from napari.utils.notifications import show_info
 from napari_unsam.keys import KEYS
 from napari_unsam.qt.dock import UnSAMDock
 
-_NOT_READY = 'The dock of UnSAM is still being opened; try again in a moment.'
-_NOT_OPEN = 'The dock of UnSAM is not open; open it from the menu Plugins.'
+_NOT_READY = 'The UnSAM dock is still opening; try again in a moment.'
+_NOT_OPEN = 'The UnSAM dock is not open; open it from the Plugins menu.'
 
 
 def __getattr__(command: str) -> Callable[[napari.Viewer], None]:

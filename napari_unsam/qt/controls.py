@@ -57,7 +57,7 @@ def choice_of_side(chosen: Side) -> QComboBox:
     for side in Side:
         made.addItem(side.value.capitalize(), side)
     made.setCurrentIndex(list(Side).index(chosen))
-    made.setToolTip('How objects differ from what is around them; bright or dark: whichever the image suggests')
+    made.setToolTip('Brightness of objects relative to their surroundings; "Bright or dark" decides by the image')
     return made
 
 

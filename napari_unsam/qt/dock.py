@@ -41,7 +41,7 @@ class UnSAMDock(DockedWidget):
         self.content: SegmentationWidget | None = None
         self.undocked.connect(self.end)
         self._viewer, self._make = viewer, make
-        self._opening = QLabel('UnSAM is being opened ...')
+        self._opening = QLabel('Opening UnSAM ...')
         self._opening.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._opening.setMinimumWidth(self._opening.fontMetrics().averageCharWidth() * 40)
         self._room = QGridLayout(self)  # napari would add a stretch to a column, and leave half of it to that

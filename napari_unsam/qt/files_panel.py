@@ -113,15 +113,15 @@ class FilesPanel(QWidget):
         return Path(path) if path else None
 
     def _build(self) -> None:
-        self.folder_button = button('Open folder...', 'List the images of a folder, at any depth')
-        self.elsewhere_box = QCheckBox('Keep objects in another folder')
-        self.elsewhere_box.setToolTip('Otherwise they are saved beside the images')
+        self.folder_button = button('Open folder...', 'List the images of a folder and its subfolders')
+        self.elsewhere_box = QCheckBox('Save objects in another folder')
+        self.elsewhere_box.setToolTip('By default they are saved next to the images')
         self.list = QListWidget()
         self.list.setToolTip('✓ marks images whose objects are saved, ✗ those that cannot be read')
         self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.list.setMaximumHeight(8 * self.list.fontMetrics().lineSpacing())
-        self.previous_button = button('Previous', 'Open the image before this one')
-        self.next_button = button('Next', 'Open the image after this one')
+        self.previous_button = button('Previous', 'Open the previous image')
+        self.next_button = button('Next', 'Open the next image')
         self.save_button = button('Save', 'Save the objects of this image: a label TIFF and a table')
         self.status_label = QLabel()
         grid = QGridLayout(self)
@@ -175,4 +175,4 @@ class FilesPanel(QWidget):
         self.next_button.setEnabled(asked is not None and asked < count - 1)
         self.save_button.setEnabled(position is not None)
         done = sum(series.is_done(row) for row in range(count)) if series is not None else 0
-        self.status_label.setText(f'{done} of {count} done' if count else 'No folder is open')
+        self.status_label.setText(f'{done} of {count} done' if count else 'No folder open')

@@ -39,17 +39,16 @@ class ImagePanel(QWidget):
         self._session = session
         self.image_choice = ComboBox(choices=self._images, nullable=True, tooltip='The image to segment')
         self.image_choice.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.axis_choice = _combo('Which axis of the image holds its channels, or that they are layers')
+        self.axis_choice = _combo('Channel axis of the image, or channels in separate layers')
         self.channel_choices = [
-            _combo(f'The channel that the model sees as {colour.lower()}; one alone is seen as grey')
-            for colour in _COLOURS
+            _combo(f'Channel used as {colour.lower()}; a single channel is used as grey') for colour in _COLOURS
         ]
-        self.embed_button = button('Embed', 'Find the regions of the plane in view; the first click does it as well')
-        self.cancel_button = button('Cancel', 'Stop what runs; prompts are kept, and planes that were made ready')
+        self.embed_button = button('Analyse slice', 'Run the model on this slice; the first click does so too')
+        self.cancel_button = button('Cancel', 'Stop all jobs; prompts and analysed slices are kept')
         self.stack_button = button(
-            'Make all planes ready',
-            'Find the regions of all planes of the stack or movie, the nearest first, and keep them on disk. '
-            'Clicks are answered meanwhile; a run that was cancelled goes on where it stopped',
+            'Precompute all slices',
+            'Analyse all slices of the stack or movie, nearest first, and store the results on disk. '
+            'You can keep clicking; a cancelled run resumes where it stopped',
         )
         self.progress_bar = QProgressBar()
         self.progress_bar.setRange(0, 1000)
@@ -73,7 +72,7 @@ class ImagePanel(QWidget):
         controller = self._session.controller
         busy, is_ready = controller.is_busy, controller.plane is not None
         self.embed_button.setEnabled(controller.target is not None and not busy)
-        self.embed_button.setText('Embed again' if is_ready else 'Embed')
+        self.embed_button.setText('Analyse again' if is_ready else 'Analyse slice')
         self.cancel_button.setEnabled(busy)
         self.stack_button.setVisible(self._session.stack.is_stack)
         self.stack_button.setEnabled(not busy)

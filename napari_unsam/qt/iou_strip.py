@@ -43,7 +43,7 @@ class IouStrip(QWidget):
         self._n_slices, self._here = 0, 0
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setMinimumWidth(40)
-        self.setAccessibleName('Agreement from slice to slice')
+        self.setAccessibleName('IoU with the previous slice')
 
     def set_slices(self, found: Found, n_slices: int, here: int) -> None:
         """Shows what was found of an object.

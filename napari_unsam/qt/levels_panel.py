@@ -70,10 +70,10 @@ class LevelsPanel(QWidget):
         self.reviewing.close()
 
     def _level_group(self) -> QGroupBox:
-        self.level_slider = slider('Fine on the left, coarse on the right; the image is redrawn while you drag')
+        self.level_slider = slider('Level, from fine (left) to coarse (right)')
         self.level_label = QLabel()
-        self.propose_button = button('Propose', 'Move the slider to the level that holds most of the likely objects')
-        self.best_button = button('Auto', 'Show the likeliest objects, each at a level of its own')
+        self.propose_button = button('Propose', 'Move the slider to the level with the most high-score objects')
+        self.best_button = button('Auto', 'Show the regions with the best scores, from all levels')
         defaults = RegionFilter()
         self.side_choice = choice_of_side(defaults.side)
         self.min_area_box = QSpinBox()
@@ -86,8 +86,8 @@ class LevelsPanel(QWidget):
         self.max_share_box.setSuffix(' % of image')
         self.max_share_box.setValue(100 * defaults.max_share)
         self.max_share_box.setToolTip('Larger regions are left out')
-        self.accept_button = button('Accept all shown', 'Make objects of all regions on screen; U takes them back')
-        self.hide_button = button('Hide', 'Take the regions off the screen')
+        self.accept_button = button('Accept all shown', 'Save all shown regions as objects')
+        self.hide_button = button('Hide', 'Hide the regions')
         self.split_button, self.merge_button = key_button('split'), key_button('merge')
         return group(
             'Level of the whole image',
@@ -105,29 +105,27 @@ class LevelsPanel(QWidget):
 
     def _alike_group(self) -> QGroupBox:
         self.alike_button = key_button('find_similar')
-        self.forget_button = button('New examples', 'Forget the examples')
-        self.likeness_slider = slider('How like the examples a region must be: right is stricter')
+        self.forget_button = button('New examples', 'Clear the examples')
+        self.likeness_slider = slider('Minimum similarity')
         self.alike_label = QLabel()
         return group(
-            'All like this', [[self.alike_button], [self.likeness_slider], [self.alike_label], [self.forget_button]]
+            'Similar objects', [[self.alike_button], [self.likeness_slider], [self.alike_label], [self.forget_button]]
         )
 
     def _layers_group(self) -> QGroupBox:
         self.name_box = QLineEdit()
         self.name_box.setPlaceholderText('nuclei')
-        self.name_box.setToolTip('What the objects on screen are')
-        self.note_button = button(
-            'Note as layer', 'Note the regions on screen under this name, then choose another level'
-        )
-        self.layers_button = button('Make layers', 'Make a layer of each name, linked from part to whole')
+        self.name_box.setToolTip('Class of the shown objects')
+        self.note_button = button('Add as class', 'Add the shown regions as this class, then choose another level')
+        self.layers_button = button('Make layers', 'Make one layer per class, with parts linked to their wholes')
         self.layers_label = QLabel()
         self.layers_label.setWordWrap(True)
         return group('Parts and wholes', [[self.name_box, self.note_button], [self.layers_label], [self.layers_button]])
 
     def _review_group(self) -> QGroupBox:
         self.next_button = key_button('review')
-        self.right_button = button('Right', 'Accept the object in view, and go on')
-        self.wrong_button = button('Wrong', 'Erase the object in view, and go on; U brings it back')
+        self.right_button = button('Right', 'Mark the object as correct and go to the next')
+        self.wrong_button = button('Wrong', 'Delete the object and go to the next')
         self.review_label = QLabel()
         return group('Review', [[self.next_button, self.right_button, self.wrong_button], [self.review_label]])
 
@@ -181,10 +179,10 @@ class LevelsPanel(QWidget):
             {
                 Shown.LEVEL: f'Level {work.level:.2f}: {counted(count, "object")}',
                 Shown.BEST: f'Auto: {counted(count, "object")}',
-            }.get(shown, 'Drag the slider, or let Auto choose')
+            }.get(shown, 'Drag the slider or press Auto')
         )
         self.alike_label.setText(
-            f'{count} like {counted(len(work.examples), "example")}, at least {work.least_likeness:.2f} alike'
+            f'{counted(count, "match")} (similarity ≥ {work.least_likeness:.2f})'
             if shown is Shown.ALIKE
             else f'Point at an object and press {KEYS["find_similar"].key}'
         )
@@ -194,7 +192,7 @@ class LevelsPanel(QWidget):
         self.likeness_slider.setEnabled(bool(work.examples))
         self.layers_button.setEnabled(bool(work.bands))
         self.layers_label.setText(
-            ', '.join(f'{band.name}: {len(band.features)}' for band in work.bands) or 'No layer noted yet'
+            ', '.join(f'{band.name}: {len(band.features)}' for band in work.bands) or 'No class yet'
         )
 
     def _show_review(self) -> None:

@@ -27,13 +27,13 @@ class MaskPanel(QWidget):
         super().__init__()
         self._session = session
         self.coarser_button, self.finer_button = key_button('coarser'), key_button('finer')
-        self.slider = slider('Granularity: fine on the left, coarse on the right. Alt and the wheel do the same')
+        self.slider = slider('Granularity, from fine (left) to coarse (right); also Alt + mouse wheel')
         self.proposal_label = QLabel()
         self.proposal_label.setMinimumHeight(3 * self.proposal_label.fontMetrics().lineSpacing())
         self.keep_box = QCheckBox('Keep existing objects')
         self.keep_box.setChecked(session.keep_existing)
         self.keep_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self.keep_box.setToolTip('Leave pixels alone that belong to another object already')
+        self.keep_box.setToolTip('Do not overwrite pixels of other objects')
         self.commit_button = key_button('commit')
         self._lay_out()
         self._connect()
@@ -57,9 +57,9 @@ class MaskPanel(QWidget):
             return
         move(self.slider, proposal.granularity)
         place = (
-            f'Mask {proposal.rank} of {proposal.count}, finest first'
+            f'Mask {proposal.rank} of {proposal.count} (small to large)'
             if proposal.rank
-            else 'A mask between those to choose from'
+            else f'Between the {proposal.count} suggested masks'
         )
         self.proposal_label.setText(f'{place}\n{proposal.area_px:,} px, granularity {proposal.granularity:.2f}')
 

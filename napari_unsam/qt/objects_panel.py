@@ -16,8 +16,9 @@ from napari_unsam.folders.series import ReadMasks, place_objects, read_masks
 from napari_unsam.io.formats import FORMATS, READABLE, export, holds, read_objects
 from napari_unsam.io.measurements import measure, merged
 from napari_unsam.io.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
+from napari_unsam.keys import TO_UNDO
 from napari_unsam.model.targets import Level
-from napari_unsam.model.words import counted, them
+from napari_unsam.model.words import counted
 from napari_unsam.qt.controls import button
 from napari_unsam.viewer.changes import LayerChanges
 from napari_unsam.viewer.commit import ObjectWrite
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
 
 _NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
-_NONE = 'There are no objects yet; commit one first.'
+_NONE = 'No objects yet; commit one first.'
 
 
 class ObjectsPanel(QWidget):
@@ -139,7 +140,7 @@ class ObjectsPanel(QWidget):
             return
         mask = np.asarray(layer.data[box]) == label
         self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
-        self._say(f'Object {label} deleted; U brings it back.')
+        self._say(f'Object {label} deleted. {TO_UNDO}')
 
     def show_parent(self) -> None:
         """Selects the object that the selected one is a part of, in another layer if it lies there."""
@@ -157,7 +158,7 @@ class ObjectsPanel(QWidget):
                 self._session.viewer.layers.selection.active = self._session.viewer.layers[name]
                 self._say(f'Object {label} of "{name}" is selected.')
             case name, label:
-                self._say(f'It is part of object {label} of "{name}", a layer that is gone.', Level.PROBLEM)
+                self._say(f'It is part of object {label} of "{name}", a layer that was removed.', Level.PROBLEM)
 
     def choose_path(self, suggestion: str, kinds: str) -> Path | None:
         """Asks where to write; None if the user thinks better of it."""
@@ -179,10 +180,10 @@ class ObjectsPanel(QWidget):
         self.summary_label = QLabel()
         self.summary_label.setWordWrap(True)
         self.measure_button = button(
-            'Measure', 'Size, place, shape and intensity of all objects, into the features table'
+            'Measure', 'Add size, position, shape and intensity of all objects to the features table'
         )
-        self.parent_button = button('Show parent', 'Select the object that the selected one is a part of')
-        self.delete_button = button('Delete object', 'Erase the selected object; U takes it back')
+        self.parent_button = button('Show parent', 'Select the object that contains the selected one')
+        self.delete_button = button('Delete object', 'Delete the selected object')
         self.open_button = button(
             'Open...', 'Add the objects of a label TIFF, a COCO file or an OME-Zarr folder (choose its zarr.json)'
         )
@@ -251,8 +252,8 @@ class ObjectsPanel(QWidget):
     def _add(self, layer: Labels, read: ReadMasks) -> None:
         name = read.objects.name
         count, left = place_objects(self._session, layer, read, f'open {name}')
-        beside = f' {left} had no free pixel.' if left else ''
-        self._say(f'{counted(count, "object")} of {name} added; U takes {them(count)} back.{beside}')
+        overlapping = f' {left} left out (overlap with existing objects).' if left else ''
+        self._say(f'{counted(count, "object")} of {name} added.{overlapping} {TO_UNDO}')
 
     def _objects(self) -> Labels | None:
         layer = self.layer

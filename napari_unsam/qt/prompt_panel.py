@@ -19,8 +19,8 @@ _MARKS = {Polarity.POSITIVE: '●', Polarity.NEGATIVE: '◆'}
 _MOST_CHARACTERS = 30  # of what was done are shown on a button
 _TOOLS = {
     ShapeKind.BOX: ('Box', 'Drag a box around the object'),
-    ShapeKind.OUTLINE: ('Lasso', 'Draw around the object with the mouse held down'),
-    ShapeKind.SCRIBBLE: ('Scribble', 'Draw along the object, or along what is not of it, with the mouse held down'),
+    ShapeKind.OUTLINE: ('Lasso', 'Draw around the object, mouse button down'),
+    ShapeKind.SCRIBBLE: ('Scribble', 'Draw a line on the object or the background, mouse button down'),
 }
 
 
@@ -124,6 +124,6 @@ def _elided(name: str) -> str:
 
 
 def _tool(text: str, tooltip: str) -> QPushButton:
-    tool = button(text, f'{tooltip}; press again to click and to move the view')
+    tool = button(text, f'{tooltip}; press again to return to clicks')
     tool.setCheckable(True)
     return tool

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 _MAX_AREA_PX = 1_000_000
 _TIMES = ('t', 'time', 'frame', 'frames')
 _DIRECTIONS = {
-    Direction.BOTH: 'Both ways',
+    Direction.BOTH: 'Both directions',
     Direction.FORWARD: 'Forward only',
-    Direction.BACK: 'Back only',
+    Direction.BACK: 'Backward only',
 }
 
 
@@ -74,11 +74,11 @@ class VolumePanel(QWidget):
 
     def _slices_group(self) -> QGroupBox:
         self.axis_choice = QComboBox()
-        self.axis_choice.setToolTip('The slider to go along: depth or time')
+        self.axis_choice.setToolTip('Axis to follow: depth or time')
         self.first_box, self.last_box = QSpinBox(), QSpinBox()
-        self.first_box.setToolTip('First slice to look at')
-        self.last_box.setToolTip('Last slice to look at')
-        self.all_button = button('All', 'Look at all slices')
+        self.first_box.setToolTip('First slice to use')
+        self.last_box.setToolTip('Last slice to use')
+        self.all_button = button('All', 'Use all slices')
         return group(
             'Slices',
             [
@@ -93,30 +93,28 @@ class VolumePanel(QWidget):
         self.direction_choice = QComboBox()
         for direction, text in _DIRECTIONS.items():
             self.direction_choice.addItem(text, direction)
-        self.direction_choice.setToolTip('Where to go from the slice in view')
+        self.direction_choice.setToolTip('Direction from the current slice')
         self.threshold_box = QDoubleSpinBox()
         self.threshold_box.setRange(0, 1)
         self.threshold_box.setSingleStep(0.05)
         self.threshold_box.setValue(settings.min_iou)
-        self.threshold_box.setToolTip('An object ends where it agrees less than this (IoU) with the slice before')
+        self.threshold_box.setToolTip('Stop where the IoU with the previous slice is lower')
         self.current_button = key_button('propagate')
-        self.slice_button = button(
-            'Propagate all here', 'Take all objects of this slice through the others, in one run'
-        )
+        self.slice_button = button('Propagate all here', 'Propagate all objects of this slice in one run')
         self.again_button = button(
-            'Again from corrections', 'Correct some slices by hand, then let those in between and beyond follow'
+            'Update from corrected slices', 'Correct slices by hand, then update the slices between and beyond them'
         )
-        self.cancel_button = button('Cancel', 'Stop; what was there before stays as it is')
+        self.cancel_button = button('Cancel', 'Stop; existing objects stay unchanged')
         self.progress_bar = QProgressBar()
         self.progress_bar.setRange(0, SLIDER_STEPS)
         self.object_choice = QComboBox()
-        self.object_choice.setToolTip('The object that the strip shows')
+        self.object_choice.setToolTip('Object shown in the strip')
         self.strip = IouStrip()
-        self.strip.setToolTip('A bar for each slice, as high as it agrees with the slice before; click to go there')
+        self.strip.setToolTip('IoU of each slice with the previous one; click a bar to go to its slice')
         return group(
             'Propagation',
             [
-                [QLabel('Go'), self.direction_choice],
+                [QLabel('Direction'), self.direction_choice],
                 [QLabel('Stop below'), self.threshold_box],
                 [self.current_button, self.slice_button],
                 [self.again_button, self.cancel_button],
@@ -131,23 +129,21 @@ class VolumePanel(QWidget):
         self.regions_choice = QComboBox()
         for regions in Regions:
             self.regions_choice.addItem(regions.value, regions)
-        self.regions_choice.setToolTip('Which regions of each slice are joined to objects')
+        self.regions_choice.setToolTip('Regions of each slice that are linked to objects')
         self.side_choice = choice_of_side(defaults.side)
-        self.level_slider = slider('Fine on the left, coarse on the right')
+        self.level_slider = slider('Level, from fine (left) to coarse (right)')
         move(self.level_slider, defaults.level)
         self.level_label = QLabel()
         self.min_area_box = _number(
             1, _MAX_AREA_PX, defaults.min_area_px, ' px', 'Smaller regions of a slice are left out'
         )
-        self.extent_box = _number(
-            1, 1000, defaults.links.min_extent, '', 'Objects that are found in fewer slices are left out'
-        )
-        self.gap_box = _number(0, 5, defaults.links.max_gap, '', 'An object may be missing in so many')
+        self.extent_box = _number(1, 1000, defaults.links.min_extent, '', 'Objects in fewer slices are left out')
+        self.gap_box = _number(0, 5, defaults.links.max_gap, '', 'Slices in a row in which an object may be missing')
         for box in (self.extent_box, self.gap_box):
             _name_slices(box)
             box.valueChanged.connect(lambda _value, box=box: _name_slices(box))
-        self.automatic_button = button('Automatic 3D', 'Find the objects of all slices and join them')
-        self.tracks_button = button('Tracks', 'The same for a movie, with divisions, as a layer of tracks')
+        self.automatic_button = button('Automatic 3D', 'Find objects in all slices and link them')
+        self.tracks_button = button('Tracks', 'Track objects through a movie, with divisions')
         return group(
             'Whole stack',
             [
@@ -156,7 +152,7 @@ class VolumePanel(QWidget):
                 [QLabel('Objects are'), self.side_choice],
                 [QLabel('At least'), self.min_area_box],
                 [QLabel('In at least'), self.extent_box],
-                [QLabel('Gaps up to'), self.gap_box],
+                [QLabel('Largest gap'), self.gap_box],
                 [self.automatic_button, self.tracks_button],
             ],
         )

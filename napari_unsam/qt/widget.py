@@ -13,8 +13,10 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_unsam.controller import Level, SegmentationController
 from napari_unsam.engine import settings as _settings
+from napari_unsam.engine.answers import HINT
 from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.io.autosave import Autosave
+from napari_unsam.keys import KEYS
 from napari_unsam.qt.canvas import CanvasContext
 from napari_unsam.qt.controls import button
 from napari_unsam.qt.docked import DockedWidget, later
@@ -43,10 +45,9 @@ PANELS = (
 
 _TURN_MS = 20  # for the user's clicks and for drawing, between one piece of work and the next
 _NOT_SAVED = (
-    'UnSAM: the last changes are not saved yet. Keep napari open until saving has finished; the log tells if it cannot be '
-    'written.'
+    'UnSAM: the last changes are not saved yet. Keep napari open until saving has finished; errors are in the log.'
 )
-_HINT = 'Click on an object. J and K step between masks, N keeps the one you mean, U takes anything back.'
+_HINT = f'Click on an object. {HINT[:-1]}, {KEYS["undo"].key}: undo.'
 
 
 class SegmentationWidget(DockedWidget):

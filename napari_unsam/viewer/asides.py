@@ -10,11 +10,13 @@ import numpy as np
 from napari.layers import Vectors
 from napari.layers.base import LayerLock
 
+from napari_unsam.keys import KEYS, TO_UNDO
 from napari_unsam.model.history import Together
 from napari_unsam.model.plane import Plane
 from napari_unsam.model.prompts import Prompts, SetAside
 from napari_unsam.model.questions import on_plane
 from napari_unsam.model.targets import Level, Proposal
+from napari_unsam.model.words import counted
 from napari_unsam.viewer.commit import ObjectWrite, write_of
 from napari_unsam.viewer.contours import placed_outline
 from napari_unsam.viewer.layers import following, insert_quietly
@@ -24,13 +26,13 @@ from unsam_mm.masks.granularity import area_granularity
 if TYPE_CHECKING:
     from napari_unsam.viewer.port import SessionPort
 
-ASIDES_NAME = 'UnSAM set aside'
+ASIDES_NAME = 'UnSAM pending'
 ASIDES_COLOUR = '#56b4e9'
 _OUTLINE_SHARE = 1 / 250  # of a plane's longer side
-_NOTHING_YET = 'There is no mask to set aside; click on an object first.'
+_NOTHING_YET = 'No mask to keep; click on an object first.'
 _NOTHING_FREE = (
-    'Nothing was committed: every pixel of this mask belongs to another object. The clicks are kept: '
-    'press J, untick "Keep existing objects", or clear them (Q) to go on to another object.'
+    f'Nothing was committed: other objects own all pixels of this mask. Choose a larger mask ({KEYS["coarser"].key}), '
+    f'untick "Keep existing objects", or clear the prompts ({KEYS["clear_prompts"].key}).'
 )
 
 
@@ -83,8 +85,8 @@ class Asides:
             return
         aside = aside_of(proposal, controller.prompts_here.object_id)
         controller.history.do(controller.next_object(Prompts(), aside))
-        count = len(controller.prompts.asides)
-        controller.say(f'Set aside; the next click begins another object. N commits {"it" if count == 1 else "all"}.')
+        count = counted(len(controller.prompts.asides), 'object')
+        controller.say(f'{count} kept; click on another object. {KEYS["commit"].key} commits all.')
 
     def commit(self, with_shown: bool = True) -> None:
         """Writes what is set aside, on any plane, and the mask on screen into the layer of objects, as one action.
@@ -108,17 +110,13 @@ class Asides:
         if not writes:
             controller.say(_NOTHING_FREE, Level.PROBLEM)
             return
-        is_one = len(writes) == 1
-        what = f'object {writes[0].label}' if is_one else f'{len(writes)} objects'
+        what = f'object {writes[0].label}' if len(writes) == 1 else f'{len(writes)} objects'
         name = f'commit {what}'
         session.history.do(Together(name, [session.writing(name, writes), controller.next_object(done)]))
         labels.selected_label = writes[-1].label
         area_px = sum(int(write.mask.sum()) for write in writes)
-        text = f'{what[0].upper()}{what[1:]} committed, {area_px:,} px. U takes {"it" if is_one else "them"} back'
-        lacking = (
-            f' {left} had no free pixel and {"stays as it was" if left == 1 else "stay as they were"}.' if left else ''
-        )
-        controller.say(f'{text}, with {"its" if is_one else "their"} clicks.{lacking}')
+        overlapping = f' {left} left out (overlap with existing objects).' if left else ''
+        controller.say(f'{what[0].upper()}{what[1:]} committed, {area_px:,} px.{overlapping} {TO_UNDO}')
 
     def show(self, asides: tuple[SetAside, ...], shape: tuple[int, ...]) -> None:
         """Draws the outlines."""

@@ -191,7 +191,7 @@ class ObjectLayers:
         except MemoryError:
             size_gb = 4 * np.prod(frame.shape, dtype=float) / 1e9
             raise UnSAMError(
-                f'The objects of "{image.name}" would take {size_gb:.0f} GB, more than there is memory; open a part of it.'
+                f'The objects of "{image.name}" would take {size_gb:.0f} GB, more than the memory available; crop the image.'
             ) from None
         labels = Labels(
             array,

@@ -120,7 +120,7 @@ class Objects:
         elif layer not in self._tables:
             image = self._image_of(layer)
             if image is None:
-                raise UnSAMError('The image that this was meant for was deleted meanwhile, so nothing was written.')
+                raise UnSAMError('Nothing was written: its image was deleted.')
             self._layers.add(layer, image)
             self._follow(self._table_for(layer))
         return self._tables[layer]

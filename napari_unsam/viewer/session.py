@@ -182,7 +182,7 @@ class ViewerSession:
         prompts = self.controller.prompts_of(image.unique_id)
         kept = prompts if (before and before.axis) == (channels and channels.axis) else Prompts()
         put = partial(self._put_channels, image)
-        self.history.do(Change('choice of channels', put, (before, prompts), (channels, kept)))
+        self.history.do(Change('choose channels', put, (before, prompts), (channels, kept)))
 
     def look_again(self) -> None:
         """Drops what the model has seen of the image in another contrast; the plane in view is made ready anew if it was."""
@@ -193,7 +193,7 @@ class ViewerSession:
         controller.forget(target.source)
         if was_wanted:
             controller.embed()
-            controller.say('The contrast has changed, so the plane is made ready anew. Prompts are kept.')
+            controller.say('Contrast changed: analysing the slice again. Prompts are kept.')
 
     def target_at(self, index: Sequence[int]) -> Target:
         """The plane of the image at some data positions, with the axes that are in view.
@@ -437,7 +437,7 @@ class ViewerSession:
         for image in self._sources.remove(layer):
             self._pixels_changed(image)
             if image is self._image:
-                self.controller.say(f'"{layer.name}" is gone, which was a channel; "{image.name}" alone is seen now.')
+                self.controller.say(f'Channel "{layer.name}" was removed; only "{image.name}" is used now.')
                 self.image_changed.emit()
 
     def _layer_removed(self, event: Any) -> None:
@@ -501,7 +501,7 @@ class ViewerSession:
         prompts, name = edited
         usable = tuple(shape for shape in prompts.shapes if is_drawn_well(shape, target.plane))
         if len(usable) < len(prompts.shapes):
-            controller.say('That shape holds no pixel of the image; draw it larger.', Level.PROBLEM)
+            controller.say('The shape contains no pixel of the image; draw it larger.', Level.PROBLEM)
         controller.set_prompts(replace(prompts, shapes=usable), name)
         self._show_prompts()
 

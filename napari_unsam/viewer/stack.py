@@ -15,10 +15,10 @@ from unsam_mm.errors import UnSAMError
 if TYPE_CHECKING:
     from napari_unsam.viewer.port import SessionPort
 
-_CHANGED = 'The image has changed meanwhile; make its planes ready again.'
+_CHANGED = 'The image has changed; precompute its slices again.'
 _LACKS_ROOM = (
-    'The folder for embeddings has room for {kept} of {wanted} planes only. '
-    'Give it more in Preferences > UnSAM, and open the dock again.'
+    'The folder for embeddings has space for {kept} of {wanted} slices only. '
+    'Increase its size in Preferences > UnSAM, then reopen the dock.'
 )
 
 
@@ -70,12 +70,12 @@ class StackWork:
             if report.kept < len(targets):
                 controller.say(_LACKS_ROOM.format(kept=report.kept, wanted=len(targets)), Level.PROBLEM)
             else:
-                controller.say(f'All {len(targets)} planes are ready.')
+                controller.say(f'All {len(targets)} slices are precomputed.')
             self._take()
 
         if controller.plane is None and controller.embedding is None:
             controller.embed()  # before the others, and into memory
-        controller.run(f'Making {len(targets)} planes ready', work, done)
+        controller.run(f'Precomputing {len(targets)} slices', work, done)
 
     def close(self) -> None:
         """Follows the session no longer."""

@@ -13,6 +13,7 @@ from psygnal import Signal
 
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.engine.planes import EmbeddedPlane
+from napari_unsam.keys import TO_UNDO
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.part_whole import Band
 from napari_unsam.levels.region_properties import Side
@@ -20,7 +21,7 @@ from napari_unsam.levels.sheet import Sheet
 from napari_unsam.model.frame import Frame
 from napari_unsam.model.history import Together
 from napari_unsam.model.targets import Level, Target
-from napari_unsam.model.words import counted, them
+from napari_unsam.model.words import counted
 from napari_unsam.viewer.commit import ObjectWrite, free_now, renumbered
 from napari_unsam.viewer.layers import AddLayers, following
 from napari_unsam.volumes.crops import EMPTY, CropMask
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 TRACKS_NAME = 'UnSAM tracks'
 _NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'
-_NOT_CORRECTED = 'No slice was corrected: propagate an object, paint it right in some slices, then press this.'
+_NOT_CORRECTED = 'No slice was corrected: propagate an object, correct it in some slices, then press this.'
 _TILED = 'Automatic objects need slices of at most 2048 px a side; propagate single objects instead.'
 
 
@@ -50,7 +51,7 @@ class Regions(Enum):
     """Which regions of each slice are joined."""
 
     LEVEL = 'One level'
-    BEST = 'Likeliest masks'
+    BEST = 'Best masks'
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class VolumeWork:
             if controller.proposal is not None:
                 return  # it was not committed, and the user was told why
         elif controller.prompts_here:
-            controller.say('There is no mask for these prompts yet; press Shift-G once there is one.', Level.PROBLEM)
+            controller.say('No mask yet; try again when it is shown.', Level.PROBLEM)
             return
         layer = self.session.objects
         label = 0 if layer is None else int(layer.selected_label)
@@ -220,13 +221,13 @@ class VolumeWork:
 
         def corrected(anchors: dict[int, dict[int, CropMask]]) -> None:
             if run is not self._run or not self._is_run_here():
-                controller.say('Another stack was chosen meanwhile, so nothing was propagated.', Level.PROBLEM)
+                controller.say('Nothing was propagated: another stack was chosen.', Level.PROBLEM)
             elif not anchors:
                 controller.say(_NOT_CORRECTED, Level.PROBLEM)
             else:
                 self._propagate(anchors, f'propagate {counted(len(anchors), "corrected object")}')
 
-        controller.run('Looking for corrected slices', lambda progress: _corrected(run, progress), corrected)
+        controller.run('Finding corrected slices', lambda progress: _corrected(run, progress), corrected)
 
     def automatic(self, settings: StackSettings, as_tracks: bool = False) -> None:
         """Finds regions in every slice and joins them to objects; as tracks, a layer of tracks is added too."""
@@ -269,7 +270,7 @@ class VolumeWork:
             writes = renumbered(writes, session.next_label(layer) - 1)
             writes = free_now(writes, layer.data) if keep else writes
             if not writes:
-                session.controller.say('No object was found; change the level, or allow smaller ones.', Level.PROBLEM)
+                session.controller.say('No object was found; change the level or the minimum size.', Level.PROBLEM)
                 return
             name = f'find {counted(len(writes), one)}'
             actions = [session.writing(name, writes, layer)]
@@ -277,7 +278,7 @@ class VolumeWork:
                 tracks = self._tracks(table, min(targets), slicing, frame)
                 actions.append(AddLayers(name, session.viewer, [tracks]))
             session.history.do(Together(name, actions))
-            session.controller.say(f'Found {counted(len(writes), one)}. U takes {them(len(writes))} back.')
+            session.controller.say(f'Found {counted(len(writes), one)}. {TO_UNDO}')
             self.changed.emit()
 
         session.controller.run(f'Finding {kind}', work, done)
@@ -344,15 +345,15 @@ class VolumeWork:
                 if not any((slicing.labels(layer.data, z) == label).any() for z in slices)
             ]
             if gone:
-                raise UnSAMError(f'Object {gone[0]} was taken back meanwhile, so nothing was propagated.')
+                raise UnSAMError(f'Nothing was propagated: object {gone[0]} was removed.')
             session.write_objects(name, free_now(writes, layer.data, found) if keep else writes, layer)
             self._run = _Run(layer, slicing, found)
             self.label = self.label if self.label in found else next(iter(found))
             slices = sum(one.crop.area_px > 0 for one in found[self.label].values())
             session.controller.say(
-                f'Object {self.label} is in {counted(slices, "slice")}; low bars in the strip want a look. U takes it back.'
+                f'Object {self.label} is in {counted(slices, "slice")}; check slices with low bars. {TO_UNDO}'
                 if len(found) == 1
-                else f'Propagated {len(found)} objects. U takes them back.'
+                else f'Propagated {len(found)} objects. {TO_UNDO}'
             )
             self.changed.emit()
 

@@ -62,8 +62,8 @@ def test_the_panel_takes_pictures_trains_and_shows_the_loss(panel, session, view
     assert panel.cancel_button.isEnabled()
     mailbox.open_until(lambda: not panel.cancel_button.isEnabled())
     assert len(list((panel.job.folder / 'images').glob('*.png'))) == 3
-    assert panel.status_label.text() == 'Adapted in 10 steps on 3 pictures'
-    assert session.controller.status.text == 'Adapted in 10 steps on 3 pictures.'
+    assert panel.status_label.text() == 'Adapted in 10 steps on 3 crops'
+    assert session.controller.status.text == 'Adapted in 10 steps on 3 crops.'
     assert panel.progress_bar.value() == 1000
     assert '0.400 at step 10 of 10' in panel.plot.accessibleDescription()
     assert panel.compare_button.isEnabled()
@@ -177,5 +177,5 @@ def test_the_plot_draws_rising_steps_to_the_right_and_high_losses_up(qtbot):
 def test_a_plot_of_nothing_says_so(qtbot):
     plot = LossPlot('Loss')
     qtbot.addWidget(plot)
-    assert plot.accessibleDescription() == 'Loss: nothing yet'
+    assert plot.accessibleDescription() == 'Loss: no values yet'
     assert not plot.grab().isNull()

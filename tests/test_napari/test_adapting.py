@@ -140,7 +140,7 @@ def test_the_tools_are_found_in_a_checkout_and_in_an_installed_package(tmp_path,
 
 
 def test_a_job_without_pictures_is_refused(tmp_path):
-    with pytest.raises(UnSAMError, match='no pictures'):
+    with pytest.raises(UnSAMError, match='no crops'):
         AdaptJob(tmp_path).start(AdaptSettings())
 
 
@@ -224,7 +224,7 @@ def test_each_stage_says_how_far_it_is(tmp_path):
     for stage in ('preparing', 'training', 'exporting', 'done'):
         (tmp_path / 'state.json').write_text(json.dumps({'stage': stage}))
         told[stage] = job.poll()
-    assert 'picture 2 of 4' in told['preparing'].text
+    assert 'crop 2 of 4' in told['preparing'].text
     assert 'step 50 of 100' in told['training'].text
     assert told['done'].stage is Stage.EXPORTING  # the weights are not there
     fractions = [state.fraction for state in told.values()]

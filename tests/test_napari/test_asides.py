@@ -123,7 +123,7 @@ def test_clearing_the_plane_takes_those_that_wait_there_too(on_coffee, begin):
 
 def test_without_a_mask_there_is_nothing_to_set_aside(on_coffee):
     on_coffee.next_object()
-    assert is_problem(on_coffee, 'no mask to set aside')
+    assert is_problem(on_coffee, 'No mask to keep')
     assert on_coffee.history.undo_name is None
 
 

@@ -38,7 +38,7 @@ def test_a_click_shows_the_best_mask_under_it(controller, click):
     assert proposal.box_xyxy == (0, 0, 6, 2)
     assert proposal.mask.all()
     assert proposal.area_px == 12
-    assert controller.status.text.startswith('J shows a coarser mask')
+    assert controller.status.text.startswith('J: larger mask')
 
 
 def test_clicks_are_answered_in_the_inference_thread(controller, settle, monkeypatch):
@@ -107,7 +107,7 @@ def test_plain_clicks_take_the_polarity_that_is_set(controller, click):
 def test_a_lone_negative_click_says_that_it_needs_a_positive_one(controller, click):
     click((0, 0), Polarity.NEGATIVE)
     assert controller.proposal is None
-    assert is_problem(controller, 'Add a positive click')
+    assert is_problem(controller, 'Click on the object')
     click((3, 0))
     assert controller.proposal is not None
 
@@ -117,7 +117,7 @@ def test_clicks_of_both_kinds_on_one_pixel_are_kept_and_explained(controller, cl
     click((0, 0), Polarity.NEGATIVE)
     assert controller.proposal is None
     assert len(controller.prompts.points) == 2
-    assert is_problem(controller, 'both kinds')
+    assert is_problem(controller, 'object and background clicks')
 
 
 def test_tasks_wait_for_each_other_and_stop_no_longer_run(controller, settle):
@@ -182,13 +182,13 @@ def test_undo_and_redo_take_clicks_one_by_one_and_name_them(controller, click, s
     controller.undo()
     assert controller.proposal is None
     controller.undo()
-    assert controller.status.text == 'There is nothing to undo.'
+    assert controller.status.text == 'Nothing to undo.'
     controller.redo()
     controller.redo()
     settle(controller)
     assert controller.proposal.area_px == 24
     controller.redo()
-    assert controller.status.text == 'There is nothing to redo.'
+    assert controller.status.text == 'Nothing to redo.'
 
 
 def test_ending_an_object_takes_its_prompts_and_begins_the_next_one(controller, click, settle):

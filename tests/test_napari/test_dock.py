@@ -42,9 +42,9 @@ def test_the_dock_is_there_before_its_content_and_says_what_it_waits_for(qtbot, 
     dock.show()
     assert dock.content is None
     [label] = dock.findChildren(QLabel)
-    assert 'being opened' in label.text()
+    assert 'Opening UnSAM' in label.text()
     qtbot.waitUntil(lambda: dock.content is not None and dock.content.isVisible(), timeout=20_000)
-    assert 'being opened' not in ' '.join(found.text() for found in dock.findChildren(QLabel) if found.isVisible())
+    assert 'Opening UnSAM' not in ' '.join(found.text() for found in dock.findChildren(QLabel) if found.isVisible())
     assert dock.content.session.image is viewer.layers['Coins']
     dock.end()
 
@@ -143,7 +143,7 @@ def test_an_image_too_large_for_objects_leaves_the_dock_whole(qtbot):
     viewer.add_image(np.broadcast_to(data.coins()[:64, :64], (500_000_000, 64, 64)))
     dock = opened(qtbot, viewer)
     qtbot.waitUntil(lambda: len(dock.content.panels) == len(PANELS), timeout=20_000)
-    assert 'more than there is memory' in dock.content.status_label.text()
+    assert 'more than the memory available' in dock.content.status_label.text()
     dock.end()
 
 
@@ -192,7 +192,7 @@ def test_the_palette_of_napari_does_what_the_keys_do(make_napari_viewer, npe2pm,
     monkeypatch.setattr(_commands, 'show_info', told.append)
     execute = get_app_model().commands.execute_command
     execute('unsam_mm.undo').result()
-    assert told == ['The dock of UnSAM is not open; open it from the menu Plugins.']
+    assert told == ['The UnSAM dock is not open; open it from the Plugins menu.']
     dock = UnSAMDock(viewer, make_widget)
     viewer.window.add_dock_widget(dock)
     qtbot.waitUntil(lambda: dock.content is not None and len(dock.content.panels) == len(PANELS), timeout=20_000)

@@ -168,7 +168,7 @@ def test_bands_are_linked_from_part_to_whole():
     assert cells.features['parent_id'].tolist() == [0]
     assert nuclei.features[['level', 'area_px']].values.tolist() == [[0.5, 64], [0.5, 128], [0.5, 64]]
     assert set(nuclei.features) >= {'index', 'granularity', 'score', 'stability'}
-    with pytest.raises(UnSAMError, match='name of its own'):
+    with pytest.raises(UnSAMError, match='its own name'):
         linked([nuclei, nuclei])
     with pytest.raises(UnSAMError, match='empty'):
         linked([band('nothing', [])])

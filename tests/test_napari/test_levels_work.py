@@ -136,7 +136,7 @@ def test_accepting_again_leaves_objects_alone(accepted, settle):
 
 def test_accepting_before_choosing_is_said(work):
     work.accept()
-    assert is_problem(work, 'Nothing is chosen')
+    assert is_problem(work, 'No regions are shown')
 
 
 def test_without_an_image_nothing_happens_and_that_is_said(work):
@@ -200,7 +200,7 @@ def test_buttons_act_on_the_selected_object_since_the_mouse_is_on_them(accepted)
     assert objects.selected_label in set(objects.features['index'])
     objects.selected_label = 9999
     edits.split()
-    assert is_problem(accepted, 'none is selected here')
+    assert is_problem(accepted, 'selected on this slice')
 
 
 def test_layers_of_one_slice_lie_in_it_and_name_the_layers_of_their_wholes(make_controller, coins_tree, settle):
@@ -236,14 +236,14 @@ def test_editing_beside_objects_is_said(accepted):
     point_at(accepted, ON_GROUND)
     for edit in (ObjectEdits(accepted).split, ObjectEdits(accepted).merge):
         edit()
-        assert is_problem(accepted, 'no object under the cursor')
+        assert is_problem(accepted, 'No object is under the cursor')
 
 
 def test_all_like_a_clicked_mask_are_found_widened_and_accepted(work, settle):
     controller = work.session.controller
     work.find_alike()
     settle(controller)
-    assert is_problem(work, 'Put the cursor on an object')
+    assert is_problem(work, 'click an object, then press Shift-F')
     work.session.click(work.session.image.data_to_world(ON_COIN))
     settle(controller)
     work.find_alike()
@@ -286,13 +286,13 @@ def test_noted_levels_become_linked_layers_as_one_action(work, settle):
 
 def test_a_layer_without_a_name_or_without_regions_is_not_made(work, settle):
     work.add_band('nuclei')
-    assert is_problem(work, 'Nothing is chosen')
+    assert is_problem(work, 'No regions are shown')
     work.make_layers()
-    assert is_problem(work, 'Note at least one')
+    assert is_problem(work, 'Add at least one class')
     work.show_best()
     settle(work.session.controller)
     work.add_band('  ')
-    assert is_problem(work, 'Give the layer a name')
+    assert is_problem(work, 'Enter a class name')
 
 
 def test_review_goes_from_the_least_certain_object_on_and_counts(accepted):
@@ -324,7 +324,7 @@ def test_one_object_is_spoken_of_in_the_singular(work, settle):
     chosen = work.chosen
     work.chosen = Chosen(chosen.source[:1], chosen.nodes[:1])
     work.accept()
-    assert work.session.controller.status.text == 'Accepted 1 object. U takes it back.'
+    assert work.session.controller.status.text == 'Accepted 1 object. Press U to undo.'
     assert work.session.history.undo_name == 'accept 1 object'
 
 
@@ -361,7 +361,7 @@ def test_a_review_leaves_an_object_that_is_gone(accepted, how):
         viewer.layers.remove(objects)
     assert reviewing.queue.current is None
     assert not is_shown(viewer, REVIEW_NAME)
-    assert accepted.session.controller.status.text == f'Object {label} is gone; Next goes on with another one.'
+    assert accepted.session.controller.status.text == f'Object {label} was removed; press Next to continue.'
     reviewing.close()
 
 

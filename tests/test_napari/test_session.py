@@ -59,7 +59,7 @@ def test_a_commit_that_waited_for_a_plane_is_told_where_it_was_not_done(viewer, 
     session.commit()
     viewer.dims.set_point(0, 2)
     settle(session.controller)
-    assert is_problem(session, 'was not done')
+    assert is_problem(session, 'Commit cancelled')
     assert session.history.undo_name == 'click'
 
 
@@ -219,7 +219,7 @@ def test_a_commit_of_nothing_keeps_the_clicks_and_says_how_to_go_on(on_coffee, v
         mouse(world(on_coffee, ON_CUP))
         on_coffee.commit()
     assert len(on_coffee.controller.prompts.points) == 1
-    assert is_problem(on_coffee, 'clear them (Q) to go on to another object')
+    assert is_problem(on_coffee, 'clear the prompts (Q)')
     press(viewer, 'Q')
     mouse(world(on_coffee, ON_TABLE))
     assert len(on_coffee.controller.prompts.points) == 1

@@ -75,7 +75,7 @@ def test_all_planes_are_made_once_and_none_again(on_stack, embedder, settle):
     on_stack.stack.make_ready()
     settle(on_stack.controller)
     assert embedder.made == [2, 1, 3, 0, 4, 5]
-    assert on_stack.controller.status.text == 'All 6 planes are ready.'
+    assert on_stack.controller.status.text == 'All 6 slices are precomputed.'
     on_stack.stack.make_ready()
     settle(on_stack.controller)
     assert len(embedder.made) == PLANES
@@ -89,7 +89,7 @@ def test_a_cancelled_run_goes_on_where_it_stopped(on_stack, embedder, mailbox, s
     mailbox.open_until(lambda: 'plane 4 of 6: waiting' in progress)
     on_stack.controller.cancel()
     assert embedder.made == [2, 1, 3]
-    assert 'planes that were made ready' in on_stack.controller.status.text
+    assert 'analysed slices' in on_stack.controller.status.text
     embedder.leave = threading.Semaphore(1000)
     on_stack.stack.make_ready()
     settle(on_stack.controller)
@@ -101,7 +101,7 @@ def test_a_click_is_answered_in_the_midst_of_a_plane(on_stack, embedder, mailbox
     on_stack.stack.make_ready()
     on_stack.click((2, 50, 50))
     mailbox.open_until(lambda: on_stack.controller.proposal is not None)
-    assert on_stack.controller.job == 'Making 6 planes ready'
+    assert on_stack.controller.job == 'Precomputing 6 slices'
     assert len(embedder.made) <= 2
     on_stack.commit()
     assert on_stack.objects.data[2].any()
@@ -125,7 +125,7 @@ def test_other_pixels_end_the_run_and_what_is_on_disk_counts_no_more(on_stack, e
     on_stack.stack.make_ready()
     on_stack.image.data = numbered_stack()[:, :, ::-1]
     settle(on_stack.controller)
-    assert is_problem(on_stack, 'has changed meanwhile')
+    assert is_problem(on_stack, 'has changed')
 
 
 def test_a_store_without_room_for_the_stack_is_said(on_stack, embedder, settle):
@@ -133,7 +133,7 @@ def test_a_store_without_room_for_the_stack_is_said(on_stack, embedder, settle):
     on_stack.stack.make_ready()
     settle(on_stack.controller)
     assert len(embedder.made) < PLANES
-    assert is_problem(on_stack, 'planes only')
+    assert is_problem(on_stack, 'slices only')
 
 
 def test_only_stacks_have_planes_to_make_ready(viewer, session):

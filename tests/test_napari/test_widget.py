@@ -265,7 +265,7 @@ def test_only_the_prompts_are_offered_while_the_objects_are_still_in_the_viewer(
     qtbot.addWidget(second)
     bar = second.findChild(SavedBar)
     assert not bar.isHidden()
-    assert bar.label.text().startswith('The prompts on "Coins"')
+    assert bar.label.text().startswith('Unsaved prompts found: "Coins"')
     bar.restore_button.click()
     qtbot.waitUntil(bar.isHidden, timeout=20_000)
     assert len(second.controller.prompts.points) == 1
