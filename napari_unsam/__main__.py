@@ -10,7 +10,7 @@ from pathlib import Path
 from napari_unsam.folders.automatic import SIDES, AutomaticSettings
 from napari_unsam.folders.batch import FAILED, BatchJob, BatchReport
 from napari_unsam.io.formats import FORMATS
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from unsam_mm.cli.streams import escape_unencodable, exit_status
 from unsam_mm.errors import one_line
 

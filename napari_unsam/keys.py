@@ -13,9 +13,9 @@ class Key(NamedTuple):
     """One row of the table.
 
     Attributes:
-        key: As napari spells it, on every kind of layer free in napari 0.9.
-        label: On the button; empty where the key switches between two buttons.
-        action: What it does: tooltip of the button, and title of the command `unsam_mm.<command>`.
+        key: As napari spells it; napari 0.9 leaves it free on every kind of layer.
+        label: Of the button; empty where the key switches between two buttons.
+        action: Tooltip of the button; with the key, title of the command `unsam_mm.<command>`.
     """
 
     key: str
@@ -26,11 +26,6 @@ class Key(NamedTuple):
     def button(self) -> str:
         """The label with the key."""
         return f'{self.label}  [{self.key}]'.lstrip()
-
-    @property
-    def title(self) -> str:
-        """The action with the key."""
-        return f'{self.action} [{self.key}]'
 
 
 KEYS = {
@@ -51,4 +46,3 @@ KEYS = {
 """By command."""
 
 TO_UNDO = f'Press {KEYS["undo"].key} to undo.'
-"""What a message about an action ends with."""

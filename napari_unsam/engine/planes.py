@@ -1,4 +1,4 @@
-"""What an engine knows of one plane, and how planes come to be known."""
+"""Analysed planes, and how they are made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from unsam_mm.student import RegionTokenizer, RegionTokens
     from unsam_mm.student.clicks import ClickableImage
 
-__all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneEmbedder', 'PlaneMask', 'PlanesKept']
+__all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneCache', 'PlaneEmbedder', 'PlaneMask']
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ _LAZY_PARTS = ('first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', '
 
 
 class EmbeddedPlane:
-    """One plane, ready for prompts.
+    """One analysed plane.
 
     Args:
         engine: Has analysed the plane and analyses no other.
@@ -116,8 +116,7 @@ class EmbeddedPlane:
     def chain(
         self, points_xy: np.ndarray | None, labels: np.ndarray | None, box_xyxy: np.ndarray | None = None
     ) -> np.ndarray:
-        """(K,) nodes of the main tree that agree with a prompt, finest first; those under its first positive click if none
-        do. Empty without a hierarchy."""
+        """(K,) nodes of the main tree that agree with a prompt, else those under its first object click, finest first."""
         from unsam_mm.prompting import candidate_nodes
 
         if self.hierarchy is None:
@@ -137,11 +136,11 @@ class EmbeddedPlane:
 
 
 Embed = Callable[[Target, ProgressCallback], EmbeddedPlane]
-"""Makes a plane ready; called in the inference thread, and stopped by its second argument raising."""
+"""Analyses a plane; called in the inference thread, and stopped by its second argument raising."""
 
 
-class PlanesKept:
-    """The planes that were made ready, as far as memory goes; any thread may ask.
+class PlaneCache:
+    """Analysed planes in memory, up to a limit; any thread may ask.
 
     Args:
         max_px: Pixels of all planes together; the one that was not used for longest goes first.
@@ -195,7 +194,7 @@ class PlanesKept:
 
 
 class PlaneEmbedder:
-    """Makes planes ready with an engine of `unsam_mm`, which is built at the first call.
+    """Analyses planes with an engine of `unsam_mm`, which is built at the first call.
 
     Args:
         settings: Which engine, where it runs, and where what it finds is kept.
@@ -227,7 +226,7 @@ class PlaneEmbedder:
             return self._whole(engine, target)
 
     def stack(self, targets: Sequence[Target], progress: ProgressCallback, kept: Callable[[int], None]) -> StackReport:
-        """Makes planes that the store has not got yet, and keeps them there alone, see `embed_stack`.
+        """Analyses planes that the store lacks, and keeps them only there, see `embed_stack`.
 
         Raises:
             UnSAMError: If nothing is kept on disk, or the planes are analysed in windows.
@@ -240,8 +239,8 @@ class PlaneEmbedder:
         with reporting(progress):
             engine = self._copy()
 
-        def embed(rgb: np.ndarray, told: ProgressCallback) -> dict[str, np.ndarray]:
-            with reporting(told):
+        def embed(rgb: np.ndarray, on_progress: ProgressCallback) -> dict[str, np.ndarray]:
+            with reporting(on_progress):
                 engine.set_image(rgb)
             return engine.embedding()
 

@@ -1,4 +1,4 @@
-"""Where the objects of each image of a folder are kept."""
+"""Files with the objects of each image of a folder."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PLACING = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
 """What places a layer in the world."""
 
-_MOST_CHANNELS = 16  # a longer axis is hardly one of channels
-_MOST_SHOWN = 3
+_MAX_CHANNELS = 16  # a longer axis is hardly one of channels
+_MAX_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LayerChannels:
         for layer in self.layers:
             if layer.rgb:
                 raise ImageError(f'"{layer.name}" is an RGB image and cannot be a channel.')
-            check_alike(self.layers[0], layer)
+            check_aligned(self.layers[0], layer)
 
     @property
     def axis(self) -> None:
@@ -79,7 +79,7 @@ def layers_of(channels: Channels | LayerChannels | None) -> tuple[Image, ...]:
     return channels.layers if isinstance(channels, LayerChannels) else ()
 
 
-def check_alike(image: Image, other: Image) -> None:
+def check_aligned(image: Image, other: Image) -> None:
     """Makes sure that each pixel of one layer lies on the same pixel of the other.
 
     Raises:
@@ -102,7 +102,7 @@ def check_alike(image: Image, other: Image) -> None:
 def channel_axes(image: Image) -> list[int]:
     """The axes of a layer that may be of channels: short ones besides the last two."""
     shape = full_resolution(image).shape[: image.ndim]
-    return [axis for axis, length in enumerate(shape[:-2]) if 2 <= length <= _MOST_CHANNELS]
+    return [axis for axis, length in enumerate(shape[:-2]) if 2 <= length <= _MAX_CHANNELS]
 
 
 def axis_label(image: Image, axis: int) -> str | None:
@@ -120,8 +120,8 @@ def labelled_channels(image: Image) -> Channels | None:
 
 
 def _check_count(chosen: Sequence[object]) -> None:
-    if not 1 <= len(chosen) <= _MOST_SHOWN:
-        raise ImageError(f'choose one to {_MOST_SHOWN} channels, got {len(chosen)}')
+    if not 1 <= len(chosen) <= _MAX_SHOWN:
+        raise ImageError(f'choose one to {_MAX_SHOWN} channels, got {len(chosen)}')
 
 
 def full_resolution(image: Image) -> Any:

@@ -1,4 +1,4 @@
-"""Controls that all sections of the dock share."""
+"""Controls shared by the sections of the dock."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def choice_of_side(chosen: Side) -> QComboBox:
 
 
 def move(slider: QSlider, value: float) -> None:
-    """Moves a slider to a value in [0, 1] that was set elsewhere, without telling so."""
+    """Moves a slider to a value in [0, 1] that was set elsewhere, without a signal."""
     with QSignalBlocker(slider):
         slider.setValue(round(value * SLIDER_STEPS))
 
@@ -80,7 +80,7 @@ def group(title: str, rows: list[list[QWidget | None]]) -> QGroupBox:
 
 
 def lend_keyboard(panel: QWidget) -> None:
-    """Has the fields of a section give the keyboard back to the canvas once the user is done with them.
+    """Returns the keyboard to the canvas after a field of a section was edited.
 
     That is with Return or Escape, and after a click on the arrows of a number; choices never take it.
     """

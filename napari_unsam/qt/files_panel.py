@@ -1,4 +1,4 @@
-"""The images of a folder, forward and back; nothing that was not saved is lost without a question."""
+"""The section for the images of a folder; asks before unsaved objects are lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Unsaved(Enum):
 
 
 class FilesPanel(QWidget):
-    """Chooses a folder, lists its images with marks for those that are done, and goes from one to the next.
+    """Lists the images of a folder, marks those that are done, and opens them.
 
     Args:
         session: Whose viewer shows the images.
@@ -108,7 +108,7 @@ class FilesPanel(QWidget):
         return {button_of.Save: Unsaved.SAVE, button_of.Discard: Unsaved.DISCARD}.get(chosen, Unsaved.STAY)
 
     def choose_folder(self, caption: str) -> Path | None:
-        """Asks for a folder; None if the user thinks better of it."""
+        """Asks for a folder; None if cancelled."""
         path = QFileDialog.getExistingDirectory(self, caption)
         return Path(path) if path else None
 

@@ -1,4 +1,4 @@
-"""The section of the dock for levels, parts and wholes, likeness, linked layers and review: layout and connections."""
+"""The section for levels, similar objects, classes and review: layout and connections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.work import LevelsWork, Shown
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, key_button, move, slider
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ class LevelsPanel(QWidget):
 
     Args:
         session: Of the viewer.
-
-    Attributes:
-        key_actions: What its keys call.
     """
 
     title = 'Levels'
@@ -51,19 +48,19 @@ class LevelsPanel(QWidget):
         self.key_actions: Actions = {
             'split': self.edits.split,
             'merge': self.edits.merge,
-            'find_similar': self.work.find_alike,
+            'find_similar': self.work.find_similar,
             'review': self.reviewing.next,
         }
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        for section in (self._level_group(), self._alike_group(), self._layers_group(), self._review_group()):
+        for section in (self._level_group(), self._similar_group(), self._classes_group(), self._review_group()):
             layout.addWidget(section)
         self._connect()
         self._show()
         self._show_review()
 
     def close_session(self) -> None:
-        """Takes the preview away and follows the session no longer."""
+        """Removes the preview and disconnects from the session."""
         self.work.changed.disconnect(self._show)
         self.reviewing.changed.disconnect(self._show_review)
         self.work.close()
@@ -103,24 +100,27 @@ class LevelsPanel(QWidget):
             ],
         )
 
-    def _alike_group(self) -> QGroupBox:
-        self.alike_button = key_button('find_similar')
-        self.forget_button = button('New examples', 'Clear the examples')
-        self.likeness_slider = slider('Minimum similarity')
-        self.alike_label = QLabel()
+    def _similar_group(self) -> QGroupBox:
+        self.similar_button = key_button('find_similar')
+        self.clear_examples_button = button('New examples', 'Clear the examples')
+        self.similarity_slider = slider('Minimum similarity')
+        self.similar_label = QLabel()
         return group(
-            'Similar objects', [[self.alike_button], [self.likeness_slider], [self.alike_label], [self.forget_button]]
+            'Similar objects',
+            [[self.similar_button], [self.similarity_slider], [self.similar_label], [self.clear_examples_button]],
         )
 
-    def _layers_group(self) -> QGroupBox:
+    def _classes_group(self) -> QGroupBox:
         self.name_box = QLineEdit()
         self.name_box.setPlaceholderText('nuclei')
         self.name_box.setToolTip('Class of the shown objects')
-        self.note_button = button('Add as class', 'Add the shown regions as this class, then choose another level')
+        self.class_button = button('Add as class', 'Add the shown regions as this class, then choose another level')
         self.layers_button = button('Make layers', 'Make one layer per class, with parts linked to their wholes')
-        self.layers_label = QLabel()
-        self.layers_label.setWordWrap(True)
-        return group('Parts and wholes', [[self.name_box, self.note_button], [self.layers_label], [self.layers_button]])
+        self.classes_label = QLabel()
+        self.classes_label.setWordWrap(True)
+        return group(
+            'Parts and wholes', [[self.name_box, self.class_button], [self.classes_label], [self.layers_button]]
+        )
 
     def _review_group(self) -> QGroupBox:
         self.next_button = key_button('review')
@@ -133,7 +133,9 @@ class LevelsPanel(QWidget):
         work, reviewing = self.work, self.reviewing
         reporting = work.session.controller.reporting
         self.level_slider.valueChanged.connect(reporting(lambda value: work.show_level(value / SLIDER_STEPS)))
-        self.likeness_slider.valueChanged.connect(reporting(lambda value: work.set_likeness(value / SLIDER_STEPS)))
+        self.similarity_slider.valueChanged.connect(
+            reporting(lambda value: work.set_min_similarity(value / SLIDER_STEPS))
+        )
         for changed in (
             self.side_choice.currentIndexChanged,
             self.min_area_box.valueChanged,
@@ -141,15 +143,15 @@ class LevelsPanel(QWidget):
         ):
             changed.connect(reporting(lambda _value: self._limit()))
         actions: dict[QPushButton, Callable[[], None]] = {
-            self.note_button: lambda: work.add_band(self.name_box.text()),
+            self.class_button: lambda: work.add_class(self.name_box.text()),
             self.propose_button: work.propose_level,
             self.best_button: work.show_best,
             self.accept_button: work.accept,
             self.hide_button: work.hide,
             self.split_button: self.edits.split,
             self.merge_button: self.edits.merge,
-            self.alike_button: work.find_alike,
-            self.forget_button: work.forget_examples,
+            self.similar_button: work.find_similar,
+            self.clear_examples_button: work.clear_examples,
             self.layers_button: work.make_layers,
             self.next_button: reviewing.next,
             self.right_button: reviewing.accept,
@@ -173,7 +175,7 @@ class LevelsPanel(QWidget):
     def _show(self) -> None:
         work = self.work
         move(self.level_slider, work.level)
-        move(self.likeness_slider, work.least_likeness)
+        move(self.similarity_slider, work.min_similarity)
         count, shown = len(work.chosen), work.shown
         self.level_label.setText(
             {
@@ -181,18 +183,18 @@ class LevelsPanel(QWidget):
                 Shown.BEST: f'Auto: {counted(count, "object")}',
             }.get(shown, 'Drag the slider or press Auto')
         )
-        self.alike_label.setText(
-            f'{counted(count, "match")} (similarity ≥ {work.least_likeness:.2f})'
-            if shown is Shown.ALIKE
+        self.similar_label.setText(
+            f'{counted(count, "match")} (similarity ≥ {work.min_similarity:.2f})'
+            if shown is Shown.SIMILAR
             else f'Point at an object and press {KEYS["find_similar"].key}'
         )
-        for needs_choice in (self.accept_button, self.hide_button, self.note_button):
+        for needs_choice in (self.accept_button, self.hide_button, self.class_button):
             needs_choice.setEnabled(shown is not Shown.NOTHING)
-        self.forget_button.setEnabled(bool(work.examples))
-        self.likeness_slider.setEnabled(bool(work.examples))
-        self.layers_button.setEnabled(bool(work.bands))
-        self.layers_label.setText(
-            ', '.join(f'{band.name}: {len(band.features)}' for band in work.bands) or 'No class yet'
+        self.clear_examples_button.setEnabled(bool(work.examples))
+        self.similarity_slider.setEnabled(bool(work.examples))
+        self.layers_button.setEnabled(bool(work.classes))
+        self.classes_label.setText(
+            ', '.join(f'{kind.name}: {len(kind.features)}' for kind in work.classes) or 'No class yet'
         )
 
     def _show_review(self) -> None:

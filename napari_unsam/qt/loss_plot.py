@@ -1,4 +1,4 @@
-"""A line of numbers over steps, drawn as a training goes on."""
+"""A line plot of the training loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mask on offer: its granularity, and committing it."""
+"""The section for the current mask: granularity and commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MaskPanel(QWidget):
-    """The mask on offer.
+    """The current mask.
 
     Args:
         session: What to control.
@@ -40,17 +40,15 @@ class MaskPanel(QWidget):
         self.show_proposal()
 
     def show_proposal(self) -> None:
-        """Shows what is on offer."""
+        """Shows the current mask."""
         controller = self._session.controller
         proposal, candidates = controller.proposal, controller.candidates
         for stepped, direction in ((self.coarser_button, 1), (self.finer_button, -1)):
             stepped.setEnabled(proposal is not None and candidates.stepped(direction).place != candidates.place)
-        count = len(controller.prompts.asides) + (proposal is not None)
+        count = len(controller.prompts.pending) + (proposal is not None)
         self.commit_button.setEnabled(count > 0)
-        commit = KEYS['commit']
-        self.commit_button.setText(
-            commit._replace(label=f'Commit {count} objects').button if count > 1 else commit.button
-        )
+        label = f'Commit {count} objects' if count > 1 else KEYS['commit'].label
+        self.commit_button.setText(KEYS['commit']._replace(label=label).button)
         self.slider.setEnabled(proposal is not None)
         if proposal is None:
             self.proposal_label.setText('No mask yet\n')
@@ -59,7 +57,7 @@ class MaskPanel(QWidget):
         place = (
             f'Mask {proposal.rank} of {proposal.count} (small to large)'
             if proposal.rank
-            else f'Between the {proposal.count} suggested masks'
+            else 'Between the suggested masks'
         )
         self.proposal_label.setText(f'{place}\n{proposal.area_px:,} px, granularity {proposal.granularity:.2f}')
 

@@ -1,4 +1,4 @@
-"""The objects of an image as a whole: how many, measured, written to files."""
+"""The section for all objects of an image: count, measure, export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from napari_unsam.io.measurements import measure, merged
 from napari_unsam.io.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
 from napari_unsam.keys import TO_UNDO
 from napari_unsam.model.targets import Level
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import button
 from napari_unsam.viewer.changes import LayerChanges
 from napari_unsam.viewer.commit import ObjectWrite
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_unsam.engine.inference import ProgressCallback
-    from napari_unsam.model.label_boxes import ArrayLike
+    from napari_unsam.model.label_boxes import LazyArray
     from napari_unsam.viewer.session import ViewerSession
 
 _NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
@@ -64,7 +64,7 @@ class ObjectsPanel(QWidget):
         return active if is_linked else self._session.objects
 
     def close_session(self) -> None:
-        """Leaves the session and the viewer alone from now on."""
+        """Disconnects from the session and the viewer."""
         self._session.image_changed.disconnect(self._follow)
         for emitter in self._emitters():
             emitter.disconnect(self._follow)
@@ -85,7 +85,7 @@ class ObjectsPanel(QWidget):
         self._run('Measuring', lambda progress: measure(objects, channels, progress), done)
 
     def export(self) -> None:
-        """Asks for a place and writes the objects there."""
+        """Asks for a file name and writes the objects."""
         layer = self._objects()
         if layer is None:
             return
@@ -114,7 +114,7 @@ class ObjectsPanel(QWidget):
         self._run(f'Writing {path.name}', lambda progress: export(path, objects, name, progress), written)
 
     def open(self) -> None:
-        """Asks for a file and adds the objects in it to those of the image, with labels of their own."""
+        """Asks for a file and adds the objects in it to those of the image, with new labels."""
         if self._session.image is None:
             self._say('Choose an image first.', Level.PROBLEM)
             return
@@ -143,7 +143,7 @@ class ObjectsPanel(QWidget):
         self._say(f'Object {label} deleted. {TO_UNDO}')
 
     def show_parent(self) -> None:
-        """Selects the object that the selected one is a part of, in another layer if it lies there."""
+        """Selects the object that contains the selected one, possibly in another layer."""
         layer = self._objects()
         if layer is None:
             return
@@ -161,14 +161,14 @@ class ObjectsPanel(QWidget):
                 self._say(f'It is part of object {label} of "{name}", a layer that was removed.', Level.PROBLEM)
 
     def choose_path(self, suggestion: str, kinds: str) -> Path | None:
-        """Asks where to write; None if the user thinks better of it."""
+        """Asks where to write; None if cancelled."""
         # Whether to replace a file is asked by `export`, which also knows of folders.
         options = QFileDialog.Option.DontConfirmOverwrite
         path, _ = QFileDialog.getSaveFileName(self, 'Export objects', suggestion, kinds, options=options)
         return Path(path) if path else None
 
     def choose_existing(self, kinds: str) -> Path | None:
-        """Asks what to read; None if the user thinks better of it."""
+        """Asks what to read; None if cancelled."""
         path, _ = QFileDialog.getOpenFileName(self, 'Open objects', '', kinds)
         return Path(path) if path else None
 
@@ -213,7 +213,7 @@ class ObjectsPanel(QWidget):
         return [events.inserted, events.removed, self._session.viewer.layers.selection.events.active]
 
     def _follow(self) -> None:
-        """Follows the layer of objects that counts now."""
+        """Follows the layer of objects in use."""
         layer = self.layer
         if layer is not self._followed:
             self._unfollow()
@@ -274,13 +274,13 @@ class ObjectsPanel(QWidget):
         kind = {} if layer is self._session.objects else {'kind': layer.name}
         return objects_of_layer(layer, self._image_name(), self._channel_axis(), **kind)
 
-    def _channels(self, image: Image) -> dict[str, ArrayLike]:
+    def _channels(self, image: Image) -> dict[str, LazyArray]:
         """Those of the image, and those of other layers of the same pixels, as channels are often shown."""
         found = channels_of_layer(image, self._channel_axis())
         if image.rgb or len(found) > 1:
             return found
         pixels = found['']
-        alike = [
+        matching = [
             layer
             for layer in self._session.viewer.layers
             if type(layer) is type(image)
@@ -288,7 +288,7 @@ class ObjectsPanel(QWidget):
             and np.array_equal(layer.extent.world, image.extent.world)
             and not layer.multiscale
         ]
-        by_name = {layer.name: layer.data for layer in alike if tuple(layer.data.shape) == tuple(pixels.shape)}
+        by_name = {layer.name: layer.data for layer in matching if tuple(layer.data.shape) == tuple(pixels.shape)}
         return by_name if len(by_name) > 1 else found
 
     def _channel_axis(self) -> int | None:

@@ -1,4 +1,4 @@
-"""What the mouse says on the canvas: clicks of two kinds, boxes, outlines, scribbles."""
+"""The section for prompts: clicks, boxes, outlines, scribbles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
 
 _MARKS = {Polarity.POSITIVE: '●', Polarity.NEGATIVE: '◆'}
-_MOST_CHARACTERS = 30  # of what was done are shown on a button
+_MAX_CHARACTERS = 30  # of what was done are shown on a button
 _TOOLS = {
     ShapeKind.BOX: ('Box', 'Drag a box around the object'),
     ShapeKind.OUTLINE: ('Lasso', 'Draw around the object, mouse button down'),
@@ -52,7 +52,7 @@ class PromptPanel(QWidget):
         self.show_state()
 
     def show_state(self) -> None:
-        """Shows what the controller holds."""
+        """Shows the state of the controller."""
         controller, history = self._session.controller, self._session.history
         self.polarity_buttons[controller.polarity].setChecked(True)
         for key, one, name in (
@@ -120,7 +120,7 @@ class PromptPanel(QWidget):
 
 def _elided(name: str) -> str:
     """A name so short that a button with it does not widen the dock."""
-    return name if len(name) <= _MOST_CHARACTERS else f'{name[: _MOST_CHARACTERS - 1].rstrip()}…'
+    return name if len(name) <= _MAX_CHARACTERS else f'{name[: _MAX_CHARACTERS - 1].rstrip()}…'
 
 
 def _tool(text: str, tooltip: str) -> QPushButton:

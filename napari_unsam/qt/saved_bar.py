@@ -1,4 +1,4 @@
-"""The offer to take up again what an earlier session left of the image that was chosen."""
+"""A bar that offers to restore the saved work of an earlier session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QMessageBox, QVBoxLayout, QWidget
 
 from napari_unsam.model.targets import Level
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import button
 from unsam_mm.errors import UnSAMError
 
@@ -44,17 +44,17 @@ class SavedBar(QWidget):
         layout.addLayout(row)
         self.restore_button.clicked.connect(lambda: self._restore())
         self.discard_button.clicked.connect(lambda: self._discard())
-        session.image_changed.connect(self.look)
-        self.look()
+        session.image_changed.connect(self.refresh)
+        self.refresh()
         autosave.watch(session)
 
-    def look(self) -> None:
-        """Looks whether there is something to restore for the image."""
+    def refresh(self) -> None:
+        """Shows whether there is something to restore for the image."""
         image = self._session.image
         self._saved = saved = None if image is None else self._autosave.find(image)
         is_in_view = saved is not None and self._autosave.is_in_view(self._session, saved)
         if is_in_view and not saved.prompts:
-            self._autosave.take_over(self._session, saved)
+            self._autosave.adopt(self._session, saved)
             self._saved = None
         self.setVisible(self._saved is not None)
         self.restore_button.show()
@@ -106,4 +106,4 @@ class SavedBar(QWidget):
         except UnSAMError as error:
             self._session.controller.say(str(error), Level.PROBLEM)
             return
-        self.look()
+        self.refresh()

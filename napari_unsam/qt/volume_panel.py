@@ -1,4 +1,4 @@
-"""The section of the dock for stacks and movies: layout and connections."""
+"""The section for stacks and movies: layout and connections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 from napari_unsam.keys import Actions
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.model.frame import axis_label
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, key_button, move, slider
 from napari_unsam.qt.iou_strip import IouStrip
 from napari_unsam.volumes.linking import LinkSettings
@@ -45,9 +45,6 @@ class VolumePanel(QWidget):
 
     Args:
         session: Of the viewer.
-
-    Attributes:
-        key_actions: What its keys call.
     """
 
     title = '3D and time'
@@ -65,7 +62,7 @@ class VolumePanel(QWidget):
         self._show_job()
 
     def close_session(self) -> None:
-        """Follows the session no longer."""
+        """Disconnects from the session."""
         controller = self.work.session.controller
         self.work.changed.disconnect(self._show)
         controller.state_changed.disconnect(self._show_job)
@@ -256,7 +253,7 @@ class VolumePanel(QWidget):
 
 
 def _fill(choice: QComboBox, items: dict[int, str], current: int | None) -> None:
-    """Offers items, by value, without telling so."""
+    """Sets the items, by value, without a signal."""
     choice.blockSignals(True)
     choice.clear()
     for value, text in items.items():
@@ -266,7 +263,7 @@ def _fill(choice: QComboBox, items: dict[int, str], current: int | None) -> None
 
 
 def _name_slices(box: QSpinBox) -> None:
-    """Has a number followed by what it counts."""
+    """Shows the unit after a number."""
     box.setSuffix(counted(box.value(), 'slice').removeprefix(str(box.value())))
 
 

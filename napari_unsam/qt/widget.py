@@ -1,4 +1,4 @@
-"""The dock: its sections, the status line and the life of the session; what the buttons do stands in the panels."""
+"""The dock: its sections, the status line, and the start and end of the session."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ PANELS = (
 """Further sections, folded at first: modules of `napari_unsam.qt` and their classes, made once the dock is there."""
 
 _TURN_MS = 20  # for the user's clicks and for drawing, between one piece of work and the next
-_NOT_SAVED = (
-    'UnSAM: the last changes are not saved yet. Keep napari open until saving has finished; errors are in the log.'
-)
+_NOT_SAVED = 'UnSAM: changes are not saved yet. Keep napari open until saving has finished; errors are in the log.'
 _HINT = f'Click on an object. {HINT[:-1]}, {KEYS["undo"].key}: undo.'
 
 
@@ -71,8 +69,8 @@ class SegmentationWidget(DockedWidget):
         if controller is None:
             embedder = PlaneEmbedder(_settings.inference())
             controller = SegmentationController(embedder, in_gui_thread, embedder.load)
-            told = partial(_tell_problem, controller)
-            autosave = autosave or Autosave(_settings.default_store() / 'autosave', on_problem=told)
+            on_problem = partial(_tell_problem, controller)
+            autosave = autosave or Autosave(_settings.default_store() / 'autosave', on_problem=on_problem)
         self.controller = controller
         self.session = ViewerSession(viewer, self.controller, later)
         self._autosave = autosave

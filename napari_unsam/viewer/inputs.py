@@ -1,4 +1,4 @@
-"""Mouse and keys of a viewer and of the plugin's layers."""
+"""Mouse and keys on a viewer and on the plugin's layers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPEN: WeakSet[Inputs] = WeakSet()  # of all docks, as several may listen to one
 
 
 class Listener(Protocol):
-    """Receives clicks and steps of the wheel.
+    """Receives clicks and wheel steps.
 
     Attributes:
         prompting: Whether clicks are prompts.
@@ -52,7 +52,7 @@ class Inputs:
 
     Args:
         viewer: The viewer.
-        listener: Receives clicks and steps of the wheel.
+        listener: Receives clicks and wheel steps.
     """
 
     def __init__(self, viewer: ViewerModel, listener: Listener) -> None:
@@ -81,7 +81,7 @@ class Inputs:
                 self._bind(layer, self.actions)
 
     def unbind(self, *receivers: ViewerModel | Layer) -> None:
-        """Takes keys back; they are again those of another that listens there as well."""
+        """Unbinds the keys; another dock that listens there gets them back."""
         for receiver in receivers:
             if self._listens_to(receiver):
                 self._receivers = [one for one in self._receivers if one is not receiver]
@@ -92,7 +92,7 @@ class Inputs:
                         other._bind(receiver, other.actions)
 
     def close(self) -> None:
-        """Takes the mouse and all keys back."""
+        """Releases the mouse and all keys."""
         if self._on_mouse in self._viewer.mouse_drag_callbacks:
             self._viewer.mouse_drag_callbacks.remove(self._on_mouse)
         for replaced in self._replaced:

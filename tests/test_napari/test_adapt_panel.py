@@ -55,7 +55,7 @@ def test_without_an_image_nothing_can_be_adapted(panel):
 
 def test_the_panel_takes_pictures_trains_and_shows_the_loss(panel, session, viewer, mailbox):
     session.set_image(viewer.add_image(np.stack([data.coins()] * 5), scale=(4, 1, 1)))
-    panel.pictures_box.setValue(3)
+    panel.crops_box.setValue(3)
     panel.iterations_box.setValue(10)
     panel.start_button.click()
     assert not panel.start_button.isEnabled()
@@ -71,7 +71,7 @@ def test_the_panel_takes_pictures_trains_and_shows_the_loss(panel, session, view
 
 def test_taking_pictures_can_be_cancelled(panel, session, viewer, mailbox):
     session.set_image(viewer.add_image(np.stack([data.coins()] * 40)))
-    panel.pictures_box.setValue(40)
+    panel.crops_box.setValue(40)
     panel.start_button.click()
     panel.cancel_button.click()
     assert panel.start_button.isEnabled()
@@ -80,7 +80,7 @@ def test_taking_pictures_can_be_cancelled(panel, session, viewer, mailbox):
 
 def test_another_run_that_takes_the_place_of_taking_pictures_leaves_the_button_free(panel, session, viewer, mailbox):
     session.set_image(viewer.add_image(np.stack([data.coins()] * 40)))
-    panel.pictures_box.setValue(40)
+    panel.crops_box.setValue(40)
     panel.start_button.click()
     session.controller.run('Something else', lambda progress: None, lambda _nothing: None)
     mailbox.open_until(lambda: not session.controller.is_busy)

@@ -7,7 +7,7 @@ import pytest
 
 from napari_unsam.controller import Level
 from napari_unsam.engine.inference import JobCancelled
-from napari_unsam.engine.planes import PlanesKept
+from napari_unsam.engine.planes import PlaneCache
 from napari_unsam.model.plane import Plane
 from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
 from napari_unsam.model.questions import Question
@@ -493,14 +493,14 @@ def test_forgetting_an_image_stops_its_job(make_controller):
 
 
 def test_old_planes_make_room_for_new_ones():
-    kept, targets = PlanesKept(max_px=2 * PATCHES.size), [patches_target(source) for source in 'abc']
+    kept, targets = PlaneCache(max_px=2 * PATCHES.size), [patches_target(source) for source in 'abc']
     for target in targets:
         kept.put(target, NestedPlane(patches_tree()), kept.version(target.source))
     assert [kept.get(target) is not None for target in targets] == [False, True, True]
 
 
 def test_what_was_made_of_old_pixels_is_not_kept():
-    kept, target = PlanesKept(), patches_target()
+    kept, target = PlaneCache(), patches_target()
     version = kept.version(target.source)
     kept.forget_source(target.source)
     kept.put(target, NestedPlane(patches_tree()), version)
@@ -513,7 +513,7 @@ def test_clicks_set_outside_the_image_are_left_out(controller):
 
 
 def test_a_plane_in_the_making_is_not_kept_once_all_are_dropped():
-    kept, target = PlanesKept(), patches_target()
+    kept, target = PlaneCache(), patches_target()
     version = kept.version(target.source)
     kept.clear()
     kept.put(target, NestedPlane(patches_tree()), version)

@@ -72,7 +72,8 @@ def test_keys_buttons_commands_and_the_page_follow_the_table(dock):
     assert KEYS['switch_polarity'].button in {one.text() for one in dock.findChildren(QLabel)}
     commands = [(one.id, one.title, one.python_name) for one in manifest().contributions.commands]
     assert [one for one in commands if '.qt.commands:' in one[2]] == [
-        (f'unsam_mm.{name}', key.title, f'napari_unsam.qt.commands:{name}') for name, key in KEYS.items()
+        (f'unsam_mm.{name}', f'{key.action} [{key.key}]', f'napari_unsam.qt.commands:{name}')
+        for name, key in KEYS.items()
     ]
     page = [(key, does, re.findall(r'\*([^*]+)\*', button)[0]) for key, does, button in rows('napari_keys', 'key')]
     assert page == [(f'**{key}**', does, label or 'Object') for key, label, does in KEYS.values()]

@@ -1,4 +1,4 @@
-"""Singular and plural in what the user is told."""
+"""Singular and plural in messages."""
 
 from __future__ import annotations
 
