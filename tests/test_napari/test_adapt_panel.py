@@ -112,7 +112,7 @@ def test_a_training_goes_on_while_another_image_is_looked_at(panel, session, vie
     monkeypatch.setattr(type(panel.job), 'is_running', property(lambda job: job is first))
     first = panel.job
     session.set_image(viewer.add_image(data.coffee()))
-    assert 'being adapted to another image' in panel.status_label.text()
+    assert 'Training on another image' in panel.status_label.text()
     assert not panel.start_button.isEnabled()
     session.set_image(coins)
     assert panel.job is first

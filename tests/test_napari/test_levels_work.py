@@ -229,7 +229,7 @@ def test_layers_that_were_noted_and_not_made_are_not_forgotten_without_a_word(wo
     work.add_class('coins')
     work.session.image.data = data.coins()[::-1].copy()
     assert work.classes == []
-    assert 'forgotten' in work.session.controller.status.text
+    assert 'Classes cleared' in work.session.controller.status.text
 
 
 def test_editing_beside_objects_is_said(accepted):
@@ -382,7 +382,7 @@ def test_an_object_of_several_planes_is_marked_on_all_of_them(viewer, session):
 
 def test_a_review_without_objects_says_so(work):
     Reviewing(work.session).next()
-    assert 'no object yet' in work.session.controller.status.text
+    assert 'No objects yet' in work.session.controller.status.text
 
 
 def test_a_plane_too_large_for_one_tree_has_no_levels_and_that_is_said(mailbox, settle):

@@ -200,7 +200,7 @@ def test_a_long_name_of_an_action_does_not_widen_the_dock(dock):
     assert name in button.toolTip()
     dock.controller.undo()
     assert dock.prompt_panel.redo_button.text() == 'Redo make layers mitochondria, mit…  [Shift-U]'
-    assert button.toolTip() == 'Take back the last thing you did, of whatever kind'
+    assert button.toolTip() == KEYS['undo'].action
 
 
 def test_channels_are_offered_where_an_axis_may_be_of_channels(dock, viewer):
