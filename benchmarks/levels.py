@@ -25,9 +25,9 @@ from skimage.feature import peak_local_max
 from skimage.io import imread
 from skimage.segmentation import watershed
 
+from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.region_properties import Scene
-from napari_unsam.levels.sheet import Sheet
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.coco_files.ground_truth import load_ground_truth
 from unsam_mm.files import check_result_file, write_json
@@ -111,19 +111,19 @@ def figures_of(rgb: np.ndarray, truth: np.ndarray, generator: PseudoMaskGenerato
     """F1 of each way on one image, and the seconds that measuring and Auto take."""
     hierarchy = generator(rgb)
     limits, start = RegionFilter(), time.perf_counter()
-    sheet = Sheet(hierarchy, rgb)
+    table = CandidateTable(hierarchy, rgb)
     measured = time.perf_counter()
-    best = sheet.best(limits)
+    best = table.best(limits)
     chosen = time.perf_counter()
-    level = sheet.proposed_level(limits)
+    level = table.proposed_level(limits)
 
     def at(level: float) -> float:
-        return f1(drawn(hierarchy, sheet.at_level(float(level), limits).nodes), truth)
+        return f1(drawn(hierarchy, table.at_level(float(level), limits).nodes), truth)
 
     return {
         'best single level': max(at(level) for level in _LEVELS),
         'proposed level': at(level),
-        'Auto': f1(sheet.band('best', best).labels.astype(np.int64), truth),
+        'Auto': f1(table.object_class('best', best).labels.astype(np.int64), truth),
         'threshold + watershed': f1(thresholded(Scene.of(rgb)).astype(np.int64), truth),
         'measuring s': measured - start,
         'Auto s': chosen - measured,
@@ -177,10 +177,10 @@ def redraws_a_second(rgb: np.ndarray, hierarchy: MaskHierarchy) -> float:
     viewer.add_layer(objects)
     canvas = viewer.window._qt_window.findChild(QOpenGLWidget)
     preview = LevelPreview(viewer, objects, Frame(image), Plane(rgb.shape[:2], (0, 1), (0, 0)))
-    sheet, limits = Sheet(hierarchy, rgb), RegionFilter()
+    table, limits = CandidateTable(hierarchy, rgb), RegionFilter()
 
     def redraw(level: float) -> None:
-        sheet.draw(sheet.at_level(level, limits), preview.pixels)
+        table.draw(table.at_level(level, limits), preview.pixels)
         preview.redraw()
         canvas.repaint()
         QApplication.processEvents()

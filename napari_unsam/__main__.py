@@ -10,7 +10,7 @@ from pathlib import Path
 from napari_unsam.folders.automatic import SIDES, AutomaticSettings
 from napari_unsam.folders.batch import FAILED, BatchJob, BatchReport
 from napari_unsam.io.formats import FORMATS
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from unsam_mm.cli.streams import escape_unencodable, exit_status
 from unsam_mm.errors import one_line
 
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     batch.add_argument('images', type=Path, help='folder, searched at any depth, one image, or a .txt file of paths')
     batch.add_argument('out', type=Path, help='folder for the results; may be that of the images')
     batch.add_argument(
-        '--engine', default='tree', choices=('tree', 'model'), help='who finds objects (default: %(default)s)'
+        '--engine', default='tree', choices=('tree', 'model'), help='engine that finds objects (default: %(default)s)'
     )
     batch.add_argument(
         '--level',
@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_channel,
         default=0,
         metavar='N',
-        help='which channel to look at, from 0 (default: %(default)s)',
+        help='channel to use, from 0 (default: %(default)s)',
     )
     batch.add_argument(
         '--link', action='store_true', help='objects in neighbouring planes of a stack or movie that overlap are one'
@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     batch.add_argument(
         '--workers', type=_positive, default=1, metavar='N', help='processes, about 1 GB each (default: %(default)s)'
     )
-    batch.add_argument('--resume', action='store_true', help='go on with what is in OUT')
+    batch.add_argument('--resume', action='store_true', help='resume with the results in OUT')
     batch.add_argument('--device', default='auto', help='torch device, such as cuda:0 (default: CUDA if there is one)')
     batch.set_defaults(run=run_batch)
     return parser
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     escape_unencodable()
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
-    return exit_status(lambda: options.run(options), 'run the same command with --resume to go on')
+    return exit_status(lambda: options.run(options), 'run the same command with --resume to continue')
 
 
 def _level(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The state of a segmentation and what can be done to it, without Qt and without layers.
+"""The state of a segmentation and the actions on it, without Qt and without layers.
 
 The controller holds what is being segmented, the prompts on it, the masks that they may mean and the jobs that run.
 It never shows anything: views read its properties when a signal says that something changed.
@@ -19,11 +19,12 @@ from napari_unsam.engine.answers import Answers
 from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import Deliver, Lane, ProgressCallback
 from napari_unsam.engine.jobs import Jobs
-from napari_unsam.engine.planes import Embed, EmbeddedPlane, PlanesKept
-from napari_unsam.model.actions import Change, PromptsChange, Situation
+from napari_unsam.engine.planes import Embed, EmbeddedPlane, PlaneCache
+from napari_unsam.keys import KEYS, TO_UNDO
+from napari_unsam.model.actions import Change, PromptsChange, PromptState
 from napari_unsam.model.candidates import Candidates
-from napari_unsam.model.history import MAX_ACTIONS, MAX_BYTES, Action, ActionHistory, Together
-from napari_unsam.model.prompts import PointPrompt, Polarity, Position, Prompts, SetAside
+from napari_unsam.model.history import MAX_ACTIONS, MAX_BYTES, Action, ActionGroup, ActionHistory
+from napari_unsam.model.prompts import PendingObject, PointPrompt, Polarity, Position, Prompts
 from napari_unsam.model.questions import on_plane, question_of
 from napari_unsam.model.targets import Level, Proposal, Status, Target
 from unsam_mm.errors import UnSAMError
@@ -36,21 +37,20 @@ P = ParamSpec('P')
 T = TypeVar('T')
 
 NO_IMAGE = 'Choose an image to begin.'
-_NO_FIT = 'No mask fits: one pixel has clicks of both kinds. Undo one of them (U).'
-_ONLY_NEGATIVE = 'This only says where the object is not. Add a positive click on the object, or a box around it.'
-_NOT_DONE = 'What waited for the mask was not done, as another plane or other prompts came meanwhile.'
+_NO_FIT = f'One pixel has object and background clicks. Remove one of them ({KEYS["undo"].key}: undo).'
+_ONLY_NEGATIVE = 'There are only background clicks. Click on the object, or draw a box around it.'
+_NOT_DONE = 'Commit cancelled: slice or prompts changed.'
 _FORGOTTEN = (
-    f'Nothing more can be undone: only the latest {MAX_ACTIONS} actions are kept, or as many as fit in '
-    f'{MAX_BYTES // 2**20} MB.'
+    f'Nothing more to undo: the history keeps {MAX_ACTIONS} actions, or as many as fit in {MAX_BYTES // 2**20} MB.'
 )
-_NOTHING_YET = 'There is no mask yet; click on an object first.'
+_NOTHING_YET = 'No mask yet; click on an object first.'
 
 
 class SegmentationController:
-    """One user's work on one image after another.
+    """The state of one dock.
 
     Args:
-        embed: Makes a plane ready for prompts; called in the inference thread.
+        embed: Analyses a plane; called in the inference thread.
         deliver: Runs a function in the thread that this object belongs to; by default at once, in the caller's.
         load: Does what the first embedding would have to do besides; called in the inference thread by `warm_up`.
 
@@ -75,13 +75,13 @@ class SegmentationController:
         self._jobs.changed.connect(self.state_changed.emit)
         self._jobs.progressed.connect(self.progress_changed.emit)
         self.history.changed.connect(self.state_changed.emit)
-        self._planes = PlanesKept()
+        self._planes = PlaneCache()
         self._prompts: dict[Hashable, Prompts] = {}
-        self._answers = Answers(self._jobs, self._set_status, self.history, self._situation)
+        self._answers = Answers(self._jobs, self._set_status, self.history, self._prompt_state)
         self._answers.changed.connect(self.proposal_changed.emit)
         self._target: Target | None = None
         self._embedding: Target | None = None
-        self._once_embedded: tuple[Situation, Callable[[], None]] | None = None
+        self._once_embedded: tuple[PromptState, Callable[[], None]] | None = None
         self._polarity = Polarity.POSITIVE
         self._status = Status(NO_IMAGE)
         self._no_target = NO_IMAGE
@@ -93,12 +93,12 @@ class SegmentationController:
 
     @property
     def plane(self) -> EmbeddedPlane | None:
-        """The target ready for prompts, once it is."""
+        """The analysed target; None before."""
         return self._planes.get(self._target)
 
     @property
     def embedding(self) -> Target | None:
-        """The plane in the making, whether it is the target or not."""
+        """The plane that is being analysed, which may not be the target."""
         return self._embedding
 
     @property
@@ -120,11 +120,11 @@ class SegmentationController:
         """The prompts of the current object on the plane in view."""
         if self._target is None:
             return Prompts()
-        return on_plane(self.prompts, self._target.plane).at_hand()
+        return on_plane(self.prompts, self._target.plane).current()
 
     @property
     def polarity(self) -> Polarity:
-        """What the next plain click says."""
+        """The polarity of the next plain click."""
         return self._polarity
 
     @property
@@ -150,7 +150,7 @@ class SegmentationController:
 
     @property
     def is_answering(self) -> bool:
-        """Whether the mask on screen is not yet the answer to the prompts."""
+        """Whether the current mask does not answer the prompts yet."""
         return self._answers.is_pending
 
     @property
@@ -165,7 +165,7 @@ class SegmentationController:
 
     @property
     def proposal(self) -> Proposal | None:
-        """The mask on screen, ready to be committed; None if there is none."""
+        """The current mask; None if there is none."""
         shown = self.candidates.shown
         if shown is None or self._target is None:
             return None
@@ -187,13 +187,13 @@ class SegmentationController:
         return reported
 
     def say_no_target(self) -> None:
-        """Tells the user why nothing can be segmented."""
+        """Shows why nothing can be segmented."""
         self.say(self._no_target, Level.PROBLEM)
 
     def set_target(self, target: Target | None, reason: str = NO_IMAGE) -> None:
         """Changes what is being segmented; prompts stay with their image.
 
-        A plane in the making is finished and kept, whichever one is looked at meanwhile.
+        The plane that is being analysed is finished and kept.
 
         Args:
             target: The new target, or None.
@@ -213,7 +213,7 @@ class SegmentationController:
             self.embed()  # it was given up for another one
 
     def forget(self, source: Hashable) -> None:
-        """Drops all that is known of an image's planes, because its pixels have changed or it is gone."""
+        """Drops the analysed planes of an image that has changed or was removed."""
         if self._embedding is not None and self._embedding.source == source:
             self._jobs.cancel(Lane.PLANE)
             self._embedding = None
@@ -224,7 +224,7 @@ class SegmentationController:
             self.state_changed.emit()
 
     def use_weights(self, path: Path | None) -> None:
-        """Has prompts answered with other weights of the model; None: those of the package."""
+        """Uses other weights of the model; None for those of the package."""
 
         def loaded(_: None) -> None:
             self._planes.clear()
@@ -238,7 +238,7 @@ class SegmentationController:
         self.run('Loading the weights', lambda _: self._embed.use_weights(path), loaded)
 
     def load_ahead(self, name: str, work: Callable[[], None]) -> None:
-        """Does something in the inference thread while nothing else is wanted there, in place of what it did so before."""
+        """Runs something in the inference thread while that is idle; replaces the idle job before."""
         self._jobs.start(Lane.IDLE, name, lambda _: work(), lambda _: None, self._failed)
 
     def warm_up(self) -> None:
@@ -248,14 +248,14 @@ class SegmentationController:
             self.load_ahead('Loading the model', load)
 
     def embed(self) -> None:
-        """Makes the target ready in the background, anew if it is; a plane in the making is given up."""
+        """Analyses the target in the background, again if it is analysed; cancels the plane that is being analysed."""
         target = self._target
         if target is None:
             self.say_no_target()
             return
         self._planes.forget(target)
         self._embedding = target
-        name = f'Finding the regions of "{target.name}"'
+        name = f'Analysing "{target.name}"'
         self._jobs.start(
             Lane.PLANE,
             name,
@@ -267,7 +267,7 @@ class SegmentationController:
         self.say(f'{name} ...')
 
     def embedded(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
-        """A plane ready for prompts: from memory, from the store, or made now; call it only inside of a job's work."""
+        """An analysed plane, from memory, from the store, or analysed now; call it only inside a job."""
         plane = self._planes.get(target)
         if plane is None:
             version = self._planes.version(target.source)
@@ -276,13 +276,13 @@ class SegmentationController:
         return plane
 
     def version(self, source: Hashable) -> int:
-        """How often what is known of an image was forgotten, as its pixels have changed; any thread may ask."""
+        """How often the analysed planes of an image were dropped; any thread may ask."""
         return self._planes.version(source)
 
     def store_planes(
         self, targets: Sequence[Target], progress: ProgressCallback, kept: Callable[[int], None]
     ) -> StackReport:
-        """Makes planes ready on disk, see `PlaneEmbedder.stack`; call it only inside of a job's work."""
+        """Analyses planes into the store, see `PlaneEmbedder.stack`; call it only inside a job."""
         return self._embed.stack(targets, progress, kept)
 
     def run(
@@ -293,10 +293,10 @@ class SegmentationController:
         on_failed: Callable[[str], None] | None = None,
         is_task: bool = False,
     ) -> None:
-        """Does something that may take long in the inference thread; the one before it is stopped, but for tasks.
+        """Runs something long in the inference thread; stops the one before, except for tasks.
 
         Args:
-            name: What the user is told meanwhile.
+            name: Shown while it runs.
             work: Is given a callback for the fraction done and what is being done, which raises `JobCancelled` once the
                 job is to stop, and lets clicks be answered.
             on_done: Told what `work` returned, in the thread that this object belongs to; never called once cancelled. May
@@ -320,7 +320,7 @@ class SegmentationController:
         before = self._jobs.name(lane)
         self._jobs.start(lane, name, work, done, failed)
         self.progress_changed.emit(0.0, name)
-        other = '' if before in (None, name) else f' "{before}" {"comes first" if is_task else "was stopped"}.'
+        other = '' if before in (None, name) else f' "{before}" {"runs first" if is_task else "was stopped"}.'
         self.say(f'{name} ...{other}')
 
     def cancel(self) -> None:
@@ -329,15 +329,15 @@ class SegmentationController:
         self._jobs.cancel()
         self._embedding = self._once_embedded = None
         if was_busy:
-            self.say('Cancelled. Prompts are kept, and so are planes that were made ready; start again to go on.')
+            self.say('Cancelled. Prompts and analysed slices are kept.')
 
     def close(self, timeout_s: float = 0.0) -> bool:
-        """Stops the inference thread; returns whether it has ended within the timeout. The object is of no use afterwards."""
+        """Stops the inference thread; returns whether it ended within the timeout. Do not use the object afterwards."""
         self._embedding = None
         return self._jobs.close(timeout_s)
 
     def add_prompt(self, position: Sequence[float], polarity: Polarity | None = None) -> bool:
-        """Adds a click, and starts making the plane ready if it is not.
+        """Adds a click, and analyses the plane if needed.
 
         Args:
             position: Data coordinates in the image.
@@ -357,7 +357,7 @@ class SegmentationController:
         self.set_prompts(replace(self.prompts, points=(*self.prompts.points, point)), 'click')
         return True
 
-    def set_prompts(self, prompts: Prompts, name: str = 'change of prompts') -> None:
+    def set_prompts(self, prompts: Prompts, name: str = 'change prompts') -> None:
         """Replaces all prompts on the image, as one action; clicks outside the image are left out."""
         if self._target is None:
             return
@@ -367,7 +367,7 @@ class SegmentationController:
             self.history.do(self._prompts_change(name, prompts))
 
     def put_prompts(self, source: Hashable, prompts: Prompts) -> None:
-        """Puts prompts in place without a word to the history, as after a restart."""
+        """Sets prompts without an entry in the history, as after a restart."""
         self._prompts[source] = prompts
         if self._target is not None and source == self._target.source:
             self._refresh_answer()
@@ -376,45 +376,45 @@ class SegmentationController:
     def clear_prompts(self) -> None:
         """Removes the prompts on the plane in view."""
         if self._target is not None:
-            self.set_prompts(self.prompts.without(on_plane(self.prompts, self._target.plane)), 'clear')
+            self.set_prompts(self.prompts.without(on_plane(self.prompts, self._target.plane)), 'clear prompts')
 
-    def next_object(self, done: Prompts, aside: SetAside | None = None) -> Action:
+    def next_object(self, done: Prompts, kept: PendingObject | None = None) -> Action:
         """The action after which the next prompt is about another object.
 
         Args:
             done: Prompts that go, with what they led to.
-            aside: The current object, if it is set aside.
+            kept: The current object, if it is kept for a later commit.
         """
         left, latest = self.prompts.without(done), max(self.prompts.object_id, self.prompts_here.object_id)
-        after = replace(left, asides=(*left.asides, *([] if aside is None else [aside])), object_id=latest + 1)
-        name = 'next object' if aside is None else 'set object aside'
+        after = replace(left, pending=(*left.pending, *([] if kept is None else [kept])), object_id=latest + 1)
+        name = 'next object' if kept is None else 'keep object'
         return self._prompts_change(name, after)
 
     def undo(self) -> None:
-        """Takes back the last action of whatever kind."""
-        name = self._answers.quietly(self.history.undo)
-        nothing = _FORGOTTEN if self.history.is_cut else 'There is nothing to undo.'
-        self.say(nothing if name is None else f'Undone: {name}. Shift-U does it again.')
+        """Undoes the last action."""
+        name = self._answers.without_status(self.history.undo)
+        nothing = _FORGOTTEN if self.history.is_cut else 'Nothing to undo.'
+        self.say(nothing if name is None else f'Undone: {name}. Press {KEYS["redo"].key} to redo.')
 
     def redo(self) -> None:
-        """Does again what was taken back last."""
-        name = self._answers.quietly(self.history.redo)
-        self.say('There is nothing to redo.' if name is None else f'Done again: {name}. U takes it back.')
+        """Redoes the last undone action."""
+        name = self._answers.without_status(self.history.redo)
+        self.say('Nothing to redo.' if name is None else f'Redone: {name}. {TO_UNDO}')
 
     def toggle_polarity(self) -> None:
-        """Changes what the next plain click says."""
+        """Switches between object and background clicks."""
         self.set_polarity(self._polarity.flipped())
 
     def set_polarity(self, polarity: Polarity) -> None:
-        """Sets what the next plain click says."""
+        """Chooses object or background clicks."""
         if polarity is not self._polarity:
-            self.history.do(Change('switch of what clicks say', self._put_polarity, self._polarity, polarity))
+            self.history.do(Change('switch click type', self._put_polarity, self._polarity, polarity))
 
-    def taking_up(self, source: Hashable, prompts: Prompts, polarity: Polarity) -> Action:
-        """The action that puts prompts on an image in place of its own, and says what clicks say, as after a restart."""
-        pointed = Change('prompts', partial(self.put_prompts, source), self.prompts_of(source), prompts)
-        said = Change('polarity', self._put_polarity, self._polarity, polarity)
-        return Together('restore prompts', [pointed, said])
+    def restoring_prompts(self, source: Hashable, prompts: Prompts, polarity: Polarity) -> Action:
+        """The action that replaces the prompts of an image and the polarity, as after a restart."""
+        change_prompts = Change('prompts', partial(self.put_prompts, source), self.prompts_of(source), prompts)
+        change_polarity = Change('polarity', self._put_polarity, self._polarity, polarity)
+        return ActionGroup('restore prompts', [change_prompts, change_polarity])
 
     def coarser(self) -> None:
         """Shows the next larger answer."""
@@ -445,13 +445,13 @@ class SegmentationController:
             self._answers.ask_near(self.plane, question_of(self.prompts_here, self._target.plane), area_px)
 
     def when_answered(self, call: Callable[[], None]) -> None:
-        """Calls a function once the mask on screen is the answer to the prompts: now if it is; not at all if they change."""
+        """Calls a function once the current mask answers the prompts; not at all if they change before."""
         call = self.reporting(call)
         if self.prompts_here and self.plane is None and self._embedding == self._target:
-            self._once_embedded = self._situation(), call
-            self.say('This is done once the mask is there.')
+            self._once_embedded = self._prompt_state(), call
+            self.say('Waiting for the mask.')
         else:
-            self._answers.then(call)
+            self._answers.when_answered(call)
 
     def _set_status(self, status: Status) -> None:
         self._status = status
@@ -462,11 +462,11 @@ class SegmentationController:
         if self.candidates.shown is None:
             self.say(_NOTHING_YET, Level.PROBLEM)
         elif stepped.place == self.candidates.place:
-            self.say(f'This is the {"coarsest" if direction > 0 else "finest"} of the masks to choose from.')
+            self.say(f'This is the {"coarsest" if direction > 0 else "finest"} mask.')
         else:
             self._answers.choose(stepped)
 
-    def _situation(self) -> Situation:
+    def _prompt_state(self) -> PromptState:
         if self._target is None:
             return None
         # Not the target, which can read the image: the history would keep that in memory.
@@ -474,7 +474,7 @@ class SegmentationController:
 
     def _prompts_change(self, name: str, after: Prompts) -> Action:
         put, shown = partial(self._put, self._target.source), self.candidates.place
-        return PromptsChange(name, put, self.prompts, after, self._answers.show_again, self._situation(), shown)
+        return PromptsChange(name, put, self.prompts, after, self._answers.show_again, self._prompt_state(), shown)
 
     def _put_polarity(self, polarity: Polarity) -> None:
         self._polarity = polarity
@@ -487,8 +487,8 @@ class SegmentationController:
         self.say(f'"{target.name}" is ready. Click on an object.')
         self._refresh_answer()
         waiting, self._once_embedded = self._once_embedded, None
-        if waiting is not None and waiting[0] == self._situation():
-            self._answers.then(waiting[1])
+        if waiting is not None and waiting[0] == self._prompt_state():
+            self._answers.when_answered(waiting[1])
         elif waiting is not None:
             self.say(_NOT_DONE, Level.PROBLEM)
 
@@ -504,7 +504,7 @@ class SegmentationController:
             self.embed()
 
     def _refresh_answer(self) -> None:
-        """Asks again, or takes the mask away if there is nothing to ask."""
+        """Predicts again, or removes the mask if there are no prompts."""
         plane, here = self.plane, self.prompts_here
         if plane is not None and here:
             question = question_of(here, self._target.plane)

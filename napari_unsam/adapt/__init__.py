@@ -1,7 +1,7 @@
-"""The model of the package made to fit one image: a short training on its own pseudo-masks, without labels.
+"""Adapts the packaged model to one image: a short training on its own pseudo-masks, without labels.
 
-- `pictures`: which parts of the image it learns from.
-- `job`: the training in a process of its own, which can be watched, stopped and resumed.
+- `crops`: the crops of the image to train on.
+- `job`: the training in its own process, which can be watched, stopped and resumed.
 - `steps`: what that process does: ``python -m napari_unsam.adapt FOLDER``.
 - `curve`: the losses that it has logged so far.
 - `comparison`: what both models make of a plane.

@@ -13,11 +13,9 @@ from unsam_mm.errors import UnSAMError
 
 def main() -> int:
     """Runs the steps; the last line on standard error says what went wrong."""
-    parser = argparse.ArgumentParser(description='Adapt the model of the package to the pictures in a folder.')
-    parser.add_argument('folder', type=Path, help='made by the dock: pictures and settings')
-    parser.add_argument(
-        '--parent', type=int, help='end when the process with this number, which started this one, does'
-    )
+    parser = argparse.ArgumentParser(description='Adapt the packaged model to the images in a folder.')
+    parser.add_argument('folder', type=Path, help='made by the dock: images and settings')
+    parser.add_argument('--parent', type=int, help='stop when the process with this number stops')
     options = parser.parse_args()
     if options.parent is not None:
         end_with_parent(options.parent)

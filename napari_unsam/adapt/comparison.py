@@ -1,4 +1,4 @@
-"""What the model of the package and an adapted one make of the same part of a plane."""
+"""Compares the packaged model with an adapted one on the same part of a plane."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_unsam.adapt.pictures import MAX_SIDE_PX
+from napari_unsam.adapt.crops import MAX_SIDE_PX
 from napari_unsam.model.questions import Question
 from unsam_mm.images import as_rgb_uint8
 
@@ -22,7 +22,7 @@ _POINTS_PER_SIDE = 24
 _MAX_IOU = 0.8
 _MIN_AREA_PX = 16
 _LARGEST_SHARE = 0.03  # of the window: larger masks come first in the list, and would hide what lies in them
-_MOST_COVERED = 0.3  # of a mask by better ones
+_MAX_COVERED = 0.3  # of a mask by better ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def compare(
     question: Question | None,
     progress: Callable[[float, str], None],
 ) -> Comparison:
-    """Asks both models the same; call it in the inference thread.
+    """Runs both models on the same question; call it in the inference thread.
 
     Args:
         pixels: (h, w) or (h, w, 3) uint8 values of the window.
@@ -83,12 +83,12 @@ def compare(
     rows, columns = window
     asks = question is not None and question.can_be_asked
     find = (lambda engine: _answer(engine, question, rows.start, columns.start)) if asks else _objects
-    progress(0.0, 'Looking at the plane')
+    progress(0.0, 'Reading the slice')
     engine = RegionEngine.from_file(packaged_weights('unsam_s'))
     engine.set_image(as_rgb_uint8(pixels))
-    progress(0.6, 'Asking the original model')
+    progress(0.6, 'Running the original model')
     before = find(engine)
-    progress(0.8, 'Asking the adapted model')
+    progress(0.8, 'Running the adapted model')
     other = RegionEngine.from_file(adapted)
     other.set_embedding(engine.embedding())  # regions and features are the same, whoever reads them
     return Comparison(rows.start, columns.start, before, find(other))
@@ -121,7 +121,7 @@ def flattened(masks: MaskSet) -> np.ndarray:
     labels, label = np.zeros(masks.size_hw, np.uint32), 0
     for bitmap, area in zip(masks.to_bitmaps(), masks.areas, strict=True):
         free = bitmap & (labels == 0)
-        if area <= _LARGEST_SHARE * labels.size and free.sum() >= (1 - _MOST_COVERED) * area:
+        if area <= _LARGEST_SHARE * labels.size and free.sum() >= (1 - _MAX_COVERED) * area:
             label += 1
             labels[free] = label
     return labels

@@ -1,4 +1,4 @@
-"""A training in a process of its own: started, watched through its files, stopped and resumed."""
+"""A training in its own process: start, poll through files, stop, resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import unsam_mm
 from napari_unsam.adapt.curve import Curve, read_curve
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json, write_json
 
@@ -28,7 +28,7 @@ _GRACE_S = 5.0  # for processes that are asked to end
 
 
 class Stage(Enum):
-    """How far a job has come."""
+    """Stage of a job."""
 
     NONE = 'none'
     PREPARING = 'preparing'
@@ -39,13 +39,13 @@ class Stage(Enum):
 
 @dataclass(frozen=True)
 class AdaptSettings:
-    """What a training depends on beside its pictures.
+    """Settings of a training.
 
     Attributes:
-        iterations: Of one picture each.
+        iterations: Of one crop each.
         learning_rate: At its highest; a quarter of that with which the model of the package was trained.
-        n_tokens: The most regions of a picture, as in the model of the package.
-        seed: Of the order of pictures and prompts.
+        n_tokens: Most regions per crop, as in the packaged model.
+        seed: Of the order of crops and prompts.
     """
 
     iterations: int = 300
@@ -56,7 +56,7 @@ class AdaptSettings:
 
 @dataclass(frozen=True)
 class JobState:
-    """What is known of a job now.
+    """State of a job.
 
     Attributes:
         stage: How far it has come; stays where it was when the job is stopped.
@@ -81,7 +81,7 @@ class AdaptJob:
     """One training, in one folder; not tied to any thread or window.
 
     Args:
-        folder: Holds the pictures in ``images``; everything else of the job comes to lie there too.
+        folder: Contains the crops in ``images`` and all other files of the job.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -101,18 +101,18 @@ class AdaptJob:
         return self._process is not None and self._process.poll() is None
 
     def start(self, settings: AdaptSettings) -> None:
-        """Starts the training, or resumes one with the same settings and pictures that was stopped.
+        """Starts the training, or resumes a stopped one with the same settings and crops.
 
         Raises:
-            UnSAMError: If there are no pictures, or the job is running.
+            UnSAMError: If there are no crops, or the job is running.
             StoreError: If the folder cannot be written.
         """
         if self.is_running:
-            raise UnSAMError('the model is being adapted already; wait, or cancel that first')
-        pictures = sorted((path.name, path.stat().st_mtime_ns) for path in (self.folder / IMAGES).glob('*.png'))
-        if not pictures:
-            raise UnSAMError(f'{self.folder / IMAGES}: no pictures to learn from')
-        wanted = {'settings': asdict(settings), 'pictures': [list(picture) for picture in pictures]}
+            raise UnSAMError('training is already running; wait, or cancel it first')
+        crops = sorted((path.name, path.stat().st_mtime_ns) for path in (self.folder / IMAGES).glob('*.png'))
+        if not crops:
+            raise UnSAMError(f'{self.folder / IMAGES}: no crops to train on')
+        wanted = {'settings': asdict(settings), 'pictures': [list(crop) for crop in crops]}
         if self._differs(wanted):
             self.forget()
         write_json(self.folder / SETTINGS, wanted)
@@ -132,20 +132,20 @@ class AdaptJob:
                     start_new_session=os.name == 'posix',
                 )
         except OSError as error:
-            raise StoreError(f'{self.folder}: the training cannot be started ({error.strerror})') from error
+            raise StoreError(f'{self.folder}: the training cannot start ({error.strerror})') from error
 
     def poll(self) -> JobState:
         """What is known now; reads small files only."""
         stage, curve, is_running = self._stage(), read_curve(self.folder / TRAINING), self.is_running
         iterations = self._iterations()
         made = len(list((self.folder / TOKENS).rglob('*.npz')))
-        pictures = len(list((self.folder / IMAGES).glob('*.png')))
+        crops = len(list((self.folder / IMAGES).glob('*.png')))
         match stage:
             case Stage.NONE:
                 fraction, text = 0.0, 'Starting' if is_running else 'Not adapted yet'
             case Stage.PREPARING:
-                fraction = _PREPARING_SHARE * min(made / max(pictures, 1), 1)
-                text = f'Finding the regions of picture {min(made + 1, pictures)} of {pictures}'
+                fraction = _PREPARING_SHARE * min(made / max(crops, 1), 1)
+                text = f'Analysing crop {min(made + 1, crops)} of {crops}'
             case Stage.TRAINING:
                 trained = curve.step / max(iterations, 1)
                 fraction = _PREPARING_SHARE + (_TRAINED_SHARE - _PREPARING_SHARE) * trained
@@ -153,21 +153,21 @@ class AdaptJob:
             case Stage.EXPORTING:
                 fraction, text = _TRAINED_SHARE, 'Writing the adapted model'
             case Stage.DONE:
-                fraction, text = 1.0, f'Adapted in {counted(iterations, "step")} on {counted(pictures, "picture")}'
+                fraction, text = 1.0, f'Adapted in {counted(iterations, "step")} on {counted(crops, "crop")}'
         problem = None if is_running else self._problem()
         if not is_running and stage not in (Stage.NONE, Stage.DONE) and problem is None:
-            text = f'Stopped: {text[:1].lower()}{text[1:]}. Start goes on from there'
+            text = f'Stopped: {text[:1].lower()}{text[1:]}. Start resumes it'
         return JobState(stage, is_running, fraction, text, iterations, curve, problem)
 
     def cancel(self) -> None:
-        """Stops the process and all that it started; `start` goes on from the last checkpoint."""
+        """Stops the process and its children; `start` resumes from the last checkpoint."""
         if not self.is_running:
             return
         self._was_cancelled = True
         _end_group(self._process)
 
     def forget(self) -> None:
-        """Removes all but the pictures and the regions found in them."""
+        """Removes everything but the crops and their regions."""
         for name in (RESULT, f'partial-{RESULT}', STATE, SETTINGS, LOG):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / TRAINING, ignore_errors=True)

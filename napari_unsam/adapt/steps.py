@@ -34,7 +34,7 @@ _CHECKPOINTS = 6  # of a training: what a stop can cost at most is a sixth of it
 
 
 def adapt(folder: Path) -> None:
-    """Trains on the pictures below a folder and leaves the weights there.
+    """Trains on the crops in a folder and writes the weights there.
 
     Raises:
         UnSAMError: If another process is at it, or a step fails.
@@ -47,7 +47,7 @@ def adapt(folder: Path) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Has this process and all that it started end when the process that started it does; not on Windows.
+    """Ends this process and its children when the parent process ends; not on Windows.
 
     Args:
         parent: Its number.
@@ -90,7 +90,7 @@ def _adapt(folder: Path, settings: AdaptSettings) -> None:
         _run(home, 'train', config, '--work-dir', folder / TRAINING, '--resume', '--cfg-options', *options)
     _note(folder, Stage.EXPORTING)
     partial = folder / f'partial-{RESULT}'
-    note = f'origin=unsam_s, then {settings.iterations} iterations on {_count(folder)} pictures of one image'
+    note = f'origin=unsam_s, then {settings.iterations} iterations on {_count(folder)} crops of one image'
     _run(home, 'export_regions', latest, partial, '--n-tokens', settings.n_tokens, '--note', note)
     partial.replace(folder / RESULT)
     for path in [folder / START, *(folder / TRAINING).glob('*.pth')]:
@@ -111,7 +111,7 @@ def _config_options(folder: Path, settings: AdaptSettings) -> list[str]:
         f'default_hooks.checkpoint.interval={max(settings.iterations // _CHECKPOINTS, 1)}',
         'default_hooks.logger.interval=5',
         'log_processor.window_size=20',
-        # All pictures are learnt from: what is held out of so few would say little.
+        # All crops are trained on: a validation set of so few would say little.
         'train_dataloader.dataset.split=all',
         f'train_dataloader.{tokens_step}.store={tokens}',
         f'train_dataloader.{tokens_step}.n_tokens={settings.n_tokens}',

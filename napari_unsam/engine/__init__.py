@@ -1,1 +1,1 @@
-"""The one thread in which models run, what they know of each plane, and the planes that are kept on disk."""
+"""The inference thread, the analysed planes in memory, and the embeddings on disk."""

@@ -1,4 +1,4 @@
-"""Embeddings of planes on disk: found by what they were made of, so that no plane is analysed twice.
+"""Embeddings of planes on disk, by a hash of pixels and settings, so that no plane is analysed twice.
 
 An entry is named by its content, appears under that name as a whole and never changes. So any number of sessions may
 share a folder without locks: two that save the same entry save the same thing.
@@ -70,7 +70,7 @@ def plane_key(pixels: PlaneArray, settings: str) -> str:
 
 
 class EmbeddingStore:
-    """Arrays by key, in zarr, with the longest unused dropped where room is short. What else lies in its folders stays.
+    """Arrays by key, in zarr; the least recently used are deleted when space is short. Other files in its folders stay.
 
     Args:
         folder: Made at the first `save`.
@@ -91,7 +91,7 @@ class EmbeddingStore:
         return sum(self._size(path) for path in self._entries())
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays of an entry, which counts as used now; None if there is none. A damaged entry is dropped."""
+        """The arrays of an entry, marked as used now; None if there is none. A damaged entry is deleted."""
         from unsam_mm.prompting.embedding_file import load_arrays
 
         path = self._path(key)
@@ -107,7 +107,7 @@ class EmbeddingStore:
         return arrays
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps arrays under a key; does nothing if they are there already.
+        """Stores arrays under a key, unless they are there.
 
         Args:
             key: Of `plane_key`.
@@ -145,7 +145,7 @@ class EmbeddingStore:
             self._drop(path)
 
     def trim(self) -> None:
-        """Drops entries, the longest unused first, until the others have room; also what killed sessions left."""
+        """Deletes entries, the least recently used first, until the others fit; also leftovers of killed sessions."""
         entries = sorted((_used_at(path), path) for path in self._entries())
         excess = sum(self._size(path) for _, path in entries) - self.max_bytes
         for _, path in entries:
@@ -223,7 +223,7 @@ def embed_stack(
     progress: ProgressCallback = lambda fraction, text: None,
     kept: Callable[[int], None] = lambda number: None,
 ) -> StackReport:
-    """Embeds all planes of a stack that the store has not got yet.
+    """Analyses all planes of a stack that the store lacks.
 
     Each plane is kept as soon as it is made, so a run that is cancelled or killed goes on where it stopped. Where the store
     is too small for the stack, the run ends once a plane would push the first ones out.
@@ -243,7 +243,7 @@ def embed_stack(
     for number, read in enumerate(reads):
 
         def inner(fraction: float, text: str, number: int = number) -> None:
-            progress((number + fraction) / len(reads), f'plane {number + 1} of {len(reads)}: {text}')
+            progress((number + fraction) / len(reads), f'slice {number + 1} of {len(reads)}: {text}')
 
         inner(0.0, 'reading')
         pixels = read()
@@ -258,12 +258,12 @@ def embed_stack(
             break
         kept(number)
     else:
-        progress(1.0, 'all planes are embedded')
+        progress(1.0, 'all slices are analysed')
     return StackReport(tuple(keys), len(keys) - found, found, sum(key in store for key in keys))
 
 
 def _moved(source: Path, target: Path) -> bool:
-    """Renames a folder; returns False if another process was first: the target is there, or the source is gone."""
+    """Renames a folder; returns False if another process was first: the target is there, or the source was removed."""
     try:
         source.replace(target)
     except OSError:

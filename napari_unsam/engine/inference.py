@@ -1,6 +1,6 @@
 """The one thread in which models run.
 
-One long-lived thread, because torch keeps a pool of workers per calling thread and builds it anew in every
+One long-lived thread, because torch keeps a pool of workers per calling thread and builds it again in every
 short-lived one. Jobs wait in lanes: a new job takes the place of the older one of its lane and of no other. When a job
 reports its progress, jobs of more urgent lanes that came meanwhile are done there and then, so a click is answered in the
 midst of a long propagation.
@@ -92,7 +92,7 @@ class Job:
 
 
 class InferenceThread:
-    """Runs jobs in a thread of its own, one at a time.
+    """Runs jobs in its own thread, one at a time.
 
     Args:
         deliver: Runs a function in the thread that the callbacks of a job belong to, for example the GUI's.
@@ -182,7 +182,7 @@ class InferenceThread:
         self._deliver(call)
 
     def _forget(self, job: Job) -> None:
-        """Lets go of a job that has told all: it may hold the pixels of an image."""
+        """Drops a finished job: it may hold the pixels of an image."""
         with self._wake:
             if self._latest.get(job.lane) is job:
                 del self._latest[job.lane]

@@ -1,4 +1,4 @@
-"""What the inference thread is at, as the thread of the user sees it."""
+"""The jobs of the inference thread, as the GUI thread sees them."""
 
 from __future__ import annotations
 

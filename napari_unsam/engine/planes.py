@@ -1,4 +1,4 @@
-"""What an engine knows of one plane, and how planes come to be known."""
+"""Analysed planes, and how they are made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from unsam_mm.student import RegionTokenizer, RegionTokens
     from unsam_mm.student.clicks import ClickableImage
 
-__all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneEmbedder', 'PlaneMask', 'PlanesKept']
+__all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneCache', 'PlaneEmbedder', 'PlaneMask']
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +42,13 @@ _CACHED_PX = 64_000_000  # of planes kept in memory: about 15 bytes a pixel
 _TILED_CACHED_PX = _MAX_WINDOWS * _TILE_PX**2
 _MAX_MASKS = 6
 _SPECK_HW = (16, 128)  # the ViT sees every image as long as another, so a narrow one is quick
-_NO_STORE = (
-    'Nothing is kept on disk: give the folder for embeddings a size in Preferences > UnSAM, and open the dock again.'
-)
-_NOT_IN_WINDOWS = f'Planes above {TILED_FROM_PX} px are analysed in windows where you click; they need no making ready.'
+_NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
+_NOT_IN_WINDOWS = f'Slices above {TILED_FROM_PX} px are analysed in windows around clicks and cannot be precomputed.'
 _LAZY_PARTS = ('first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
 
 class EmbeddedPlane:
-    """One plane, ready for prompts.
+    """One analysed plane.
 
     Args:
         engine: Has analysed the plane and analyses no other.
@@ -118,8 +116,7 @@ class EmbeddedPlane:
     def chain(
         self, points_xy: np.ndarray | None, labels: np.ndarray | None, box_xyxy: np.ndarray | None = None
     ) -> np.ndarray:
-        """(K,) nodes of the main tree that agree with a prompt, finest first; those under its first positive click if none
-        do. Empty without a hierarchy."""
+        """(K,) nodes of the main tree that agree with a prompt, else those under its first object click, finest first."""
         from unsam_mm.prompting import candidate_nodes
 
         if self.hierarchy is None:
@@ -139,11 +136,11 @@ class EmbeddedPlane:
 
 
 Embed = Callable[[Target, ProgressCallback], EmbeddedPlane]
-"""Makes a plane ready; called in the inference thread, and stopped by its second argument raising."""
+"""Analyses a plane; called in the inference thread, and stopped by its second argument raising."""
 
 
-class PlanesKept:
-    """The planes that were made ready, as far as memory goes; any thread may ask.
+class PlaneCache:
+    """Analysed planes in memory, up to a limit; any thread may ask.
 
     Args:
         max_px: Pixels of all planes together; the one that was not used for longest goes first.
@@ -197,7 +194,7 @@ class PlanesKept:
 
 
 class PlaneEmbedder:
-    """Makes planes ready with an engine of `unsam_mm`, which is built at the first call.
+    """Analyses planes with an engine of `unsam_mm`, which is built at the first call.
 
     Args:
         settings: Which engine, where it runs, and where what it finds is kept.
@@ -229,7 +226,7 @@ class PlaneEmbedder:
             return self._whole(engine, target)
 
     def stack(self, targets: Sequence[Target], progress: ProgressCallback, kept: Callable[[int], None]) -> StackReport:
-        """Makes planes that the store has not got yet, and keeps them there alone, see `embed_stack`.
+        """Analyses planes that the store lacks, and keeps them only there, see `embed_stack`.
 
         Raises:
             UnSAMError: If nothing is kept on disk, or the planes are analysed in windows.
@@ -242,8 +239,8 @@ class PlaneEmbedder:
         with reporting(progress):
             engine = self._copy()
 
-        def embed(rgb: np.ndarray, told: ProgressCallback) -> dict[str, np.ndarray]:
-            with reporting(told):
+        def embed(rgb: np.ndarray, on_progress: ProgressCallback) -> dict[str, np.ndarray]:
+            with reporting(on_progress):
                 engine.set_image(rgb)
             return engine.embedding()
 
@@ -309,8 +306,8 @@ class PlaneEmbedder:
         try:
             self._store.save(key, engine.embedding())
         except StoreError as error:
-            logger.warning('planes are no longer kept: %s', error)
-            self._store, self._no_store = None, f'Nothing is kept on disk any more: {error}'
+            logger.warning('embeddings are no longer stored: %s', error)
+            self._store, self._no_store = None, f'Embeddings are no longer stored: {error}'
 
     def _signature(self) -> str:
         """All that decides what is found in given pixels: these come with the contrast limits that the user chose."""
@@ -349,8 +346,8 @@ def _rgb_of(target: Target) -> np.ndarray:
     value = pixels.flat[0]
     if pixels.ndim == 2 and value in (0, 255) and (pixels == value).all():
         raise ImageError(
-            f'"{target.name}" is all {"white" if value else "black"} at its contrast limits, so no object can be seen; move '
-            'the limits in the layer controls, or choose another plane or channel'
+            f'"{target.name}" is all {"white" if value else "black"} at its contrast limits; move the limits in the '
+            'layer controls, or choose another slice or channel'
         )
     return as_rgb_uint8(pixels, target.name)
 

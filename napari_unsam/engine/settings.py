@@ -29,12 +29,12 @@ def inference() -> InferenceSettings:
 
 
 def default_store() -> Path:
-    """The folder for what is known of planes, where the user names none."""
+    """The default folder for embeddings."""
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'unsam', 'napari')
 
 
 def wants_hint() -> bool:
-    """Whether a new user is told how to begin."""
+    """Whether to show the hint for new users."""
     try:
         return bool(get_plugin_settings(PLUGIN).help.hint)
     except KeyError:

@@ -1,4 +1,4 @@
-"""torch, imported so that the window goes on meanwhile."""
+"""Imports torch without blocking the window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects found without clicks: each pixel belongs to one at most."""
+"""Automatic objects without overlaps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.levels.sheet import Sheet
 from napari_unsam.volumes.linking import link
 from unsam_mm.errors import UnSAMError
 from unsam_mm.image_io.reader import ImagePixels
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 SIDES = tuple(side.name.lower() for side in Side)
 
-_MOST_MASKS = 2000
-_MOST_TAKEN = 0.2  # of a mask that better ones have already
+_MAX_MASKS = 2000
+_MAX_TAKEN = 0.2  # of a mask that better ones have already
 _COLUMNS = ('index', 'granularity', 'score', 'stability')
 
 
@@ -86,7 +86,7 @@ class AutomaticObjects:
     def __call__(self, pixels: ImagePixels, name: str = 'image') -> tuple[np.ndarray, pd.DataFrame]:
         """Labels of the shape of the image, uint32, and a table with index, granularity, score and stability.
 
-        Planes of stacks are looked at one by one, and labels run on from one to the next unless they are linked. A plane of
+        Planes of stacks are processed one by one, and labels run on from one to the next unless they are linked. A plane of
         a stack that has one value only has no objects.
 
         Raises:
@@ -109,9 +109,9 @@ class AutomaticObjects:
         settings, engine = self._settings, self._engine
         engine.set_image(rgb)
         if settings.engine == 'tree':
-            band = Sheet(engine.hierarchy, rgb).objects(settings.level, self._limits)
-            return band.labels, band.features.reindex(columns=list(_COLUMNS))
-        masks, stability = engine.all_masks(_MOST_MASKS, settings.min_area_px, points_per_side=32, max_iou=0.9)
+            kind = CandidateTable(engine.hierarchy, rgb).objects(settings.level, self._limits)
+            return kind.labels, kind.features.reindex(columns=list(_COLUMNS))
+        masks, stability = engine.all_masks(_MAX_MASKS, settings.min_area_px, points_per_side=32, max_iou=0.9)
         kept = masks.areas <= self._limits.max_share * rgb.shape[0] * rgb.shape[1]
         if settings.granularity is not None:
             kept &= masks.granularity <= settings.granularity
@@ -170,7 +170,7 @@ def draw_disjoint(masks: MaskSet) -> tuple[np.ndarray, list[int]]:
         x0, y0, x1, y1 = box.tolist()
         here = labels[y0:y1, x0:x1]
         free = decode_crop(masks.rles[i], (x0, y0, x1, y1)) & (here == 0)
-        if np.count_nonzero(free) >= (1 - _MOST_TAKEN) * masks.areas[i]:
+        if np.count_nonzero(free) >= (1 - _MAX_TAKEN) * masks.areas[i]:
             drawn.append(i)
             here[free] = len(drawn)
     return labels, drawn

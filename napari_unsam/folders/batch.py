@@ -144,7 +144,7 @@ class BatchJob:
         remove_leftovers(self.out)
 
     def _add_failure(self, name: str, reason: str, is_first: bool) -> None:
-        """Adds a line to the list of failed images, so that a run that is killed leaves one; the first begins it anew."""
+        """Adds a line to the list of failed images, so that a run that is killed leaves one; the first begins it again."""
         path = self.out / FAILED
         try:
             with path.open('w' if is_first else 'a', encoding='utf-8', errors='surrogateescape') as file:

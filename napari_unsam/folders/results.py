@@ -1,4 +1,4 @@
-"""Where the objects of each image of a folder are kept."""
+"""Files with the objects of each image of a folder."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ImageList:
         paths = [Path(os.path.realpath(Path(path).parent), Path(path).name) for path in paths]
         if not paths or len(set(paths)) < len(paths):
             what = 'names an image twice' if paths else 'names no images'
-            raise ImageError(f'{said_by}: {what}; it should hold one path a line')
+            raise ImageError(f'{said_by}: {what}; it should hold one path per line')
         try:
             root = Path(os.path.commonpath([path.parent for path in paths]))
         except ValueError as error:
@@ -152,7 +152,7 @@ def _listed(path: Path) -> list[Path]:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode('utf-16', 'replace').encode()
     if b'\0' in content:
-        raise ImageError(f'{path}: is no text; expected a list with the path of one image a line')
+        raise ImageError(f'{path}: is not a text file; expected one image path per line')
     lines = (line for line in content.removeprefix(codecs.BOM_UTF8).splitlines() if line.strip())
     files = [file for line in lines if (file := _file_of(line, path.parent)) is not None]
     for file in files:

@@ -13,7 +13,7 @@ from psygnal import Signal
 
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.folders.results import ImageList, Results
-from napari_unsam.io.objects import COUNTED, LabelledObjects, Watched, objects_of_layer
+from napari_unsam.io.objects import COUNTED, LabelledObjects, ProgressArray, objects_of_layer
 from napari_unsam.model.label_boxes import Region, blocks, object_boxes
 from napari_unsam.model.targets import Level
 from napari_unsam.viewer.changes import LayerChanges
@@ -82,7 +82,7 @@ class ImageSeries:
     def is_dirty(self) -> bool:
         """Whether the objects of the open image differ from what was opened or saved last, or some wait to be committed."""
         is_open = self._position is not None and self._layer in self._session.viewer.layers
-        return is_open and (self._has_asides or not self._is_as_saved())
+        return is_open and (self._has_pending or not self._is_as_saved())
 
     def is_done(self, position: int) -> bool:
         """Whether there are saved objects of an image."""
@@ -114,7 +114,7 @@ class ImageSeries:
             if self._is_still(*left):
                 self._show(position, opened)
             else:
-                self._session.controller.say(f'{self.name} was changed meanwhile, so it stays open.', Level.PROBLEM)
+                self._session.controller.say(f'{self.name} was changed in the meantime and stays open.', Level.PROBLEM)
 
         def failed(_reason: str) -> None:
             self._broken.add(name)
@@ -131,17 +131,17 @@ class ImageSeries:
     def save(self, then: Callable[[], None] = lambda: None) -> None:
         """Writes the objects of the open image as a label TIFF and a table, in the background.
 
-        Objects that are set aside are committed before it; the mask on screen is not.
+        Pending objects are committed before; the current mask is not.
 
         Args:
             then: Called once they are written.
         """
         name = self.name
         if name is None or self._layer not in self._session.viewer.layers:
-            self._session.controller.say('No image of the list is open; choose one first.', Level.PROBLEM)
+            self._session.controller.say('No image of the list is open; open one first.', Level.PROBLEM)
             return
-        if self._has_asides:
-            self._session.asides.commit(with_shown=False)
+        if self._has_pending:
+            self._session.pending.commit(with_shown=False)
         if name in self._foreign and self._results.has(name):
             self._session.controller.say(
                 f'{self._results.path(name, "tiff")} holds other objects, which could not be opened; move it away to save '
@@ -169,8 +169,8 @@ class ImageSeries:
 
         def saved(value: tuple[int, ...]) -> None:
             self._done.add(name)
-            is_told = labels is None or self._count() == before
-            is_unchanged = is_told and self._is_still(before, value)
+            is_known = labels is None or self._count() == before
+            is_unchanged = is_known and self._is_still(before, value)
             if self.name == name:
                 # What was changed meanwhile may be in the files in part: nothing that is there now counts as saved.
                 self._saved, self._unchanged_at = (value if is_unchanged else None), before
@@ -205,7 +205,7 @@ class ImageSeries:
         session.set_image(self._layer)
         if opened.objects is not None:
             self._restore(opened.objects)
-        session.history.clear()  # its actions belong to layers that are gone
+        session.history.clear()  # its actions belong to layers that were removed
         session.viewer.reset_view()
         self._saved, self._unchanged_at = self._fingerprints(), self._count()
         self._tell_saved(session.objects)
@@ -244,8 +244,8 @@ class ImageSeries:
         return objects_of_layer(labels, self.name, thin[0] if thin else None)
 
     @property
-    def _has_asides(self) -> bool:
-        return self._session.image is self._layer and bool(self._session.controller.prompts.asides)
+    def _has_pending(self) -> bool:
+        return self._session.image is self._layer and bool(self._session.controller.prompts.pending)
 
     def _is_as_saved(self) -> bool:
         is_same = self._saved is not None and self._is_still(self._unchanged_at, self._saved)
@@ -287,7 +287,7 @@ def read_masks(objects: LabelledObjects, progress: ProgressCallback = lambda fra
     Raises:
         UnSAMError: If a label is negative or needs more than 32 bits.
     """
-    boxes = object_boxes(Watched(objects.labels, progress, 'Finding the objects'))
+    boxes = object_boxes(ProgressArray(objects.labels, progress, 'Finding the objects'))
     return ReadMasks(objects, {label: (box, np.asarray(objects.labels[box]) == label) for label, box in boxes.items()})
 
 
@@ -298,7 +298,7 @@ def place_objects(
 
     Args:
         session: Whose layer it is.
-        layer: Has as many voxels along each axis as the objects, axes of length 1 aside.
+        layer: Has as many voxels along each axis as the objects, apart from axes of length 1.
         objects: What to write; if they are large, their masks are best read in another thread.
         name: Of the action.
         keep_labels: Keep their labels; else they get new ones, and leave objects alone that the session is to keep.
@@ -340,7 +340,7 @@ def fingerprint(layer: Labels) -> int:
 
 
 def _row(row: dict[str, Any], new: dict[int, int], keep_labels: bool) -> dict[str, Any]:
-    """A row for the table, with the parent's new label; what lacks or is counted anew is left out."""
+    """A row for the table, with the parent's new label; what lacks or is counted again is left out."""
     kept = {name: value for name, value in row.items() if name not in COUNTED and value == value}
     return with_parent_renumbered(kept, new, keep_absent=keep_labels)
 

@@ -1,1 +1,1 @@
-"""Objects on disk: measured, written in the formats that other programs read, and saved while one works."""
+"""Objects on disk: measurements, file formats, autosave."""

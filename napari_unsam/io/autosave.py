@@ -46,9 +46,9 @@ from napari_unsam.io.records import (
 )
 from napari_unsam.model.actions import Change
 from napari_unsam.model.frame import Channels, Frame, LayerChannels
-from napari_unsam.model.history import ActionHistory, Together
-from napari_unsam.model.label_boxes import ArrayLike, blocks
-from napari_unsam.model.words import counted
+from napari_unsam.model.history import ActionGroup, ActionHistory
+from napari_unsam.model.label_boxes import LazyArray, blocks
+from napari_unsam.model.text import counted
 from napari_unsam.viewer.changes import SessionWatch
 from napari_unsam.viewer.commit import free_now, renumbered
 from napari_unsam.viewer.layers import is_of
@@ -74,7 +74,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Restored:
-    """What `Autosave.restore` brought back.
+    """What `Autosave.restore` restored.
 
     Attributes:
         objects: How many.
@@ -165,25 +165,25 @@ class Autosave:
         # By image layer, so that renaming one does not lose its record; weakly, since it may hold gigabytes.
         self._identities: WeakKeyDictionary[Image, str] = WeakKeyDictionary()
         self._sessions: dict[ViewerSession, SessionWatch] = {}
-        self._unreadable: set[Path] = set()  # folders of which the user was told
+        self._unreadable: set[Path] = set()  # folders that were reported
         self._wake = threading.Condition()
         self._is_closed = self._is_restoring = False
         self._thread: threading.Thread | None = None
 
     def watch(self, session: ViewerSession) -> None:
         """Saves what is done in a session from now on."""
-        self._sessions[session] = SessionWatch(session, self._note, self._look_for_gone)
+        self._sessions[session] = SessionWatch(session, self._note, self._drop_removed)
         self._note(session)
 
     def find(self, image: Image) -> SavedSession | None:
-        """The latest work on an image that a session has left; None if there is none.
+        """The latest saved work on an image; None if there is none.
 
-        `on_problem` is told once of work that cannot be read. Work that was taken up is not found.
+        `on_problem` is told once of work that cannot be read. Work that was adopted is not found.
         """
         identity, found = self._identity(image), []
         with self._wake:
-            alike = [record for record in self._records if record.identity == identity]
-            own, taken_up = {record.folder for record in alike}, {name for record in alike for name in record.replaces}
+            known = [record for record in self._records if record.identity == identity]
+            own, adopted = {record.folder for record in known}, {name for record in known for name in record.replaces}
         for folder in sorted((self._folder / identity).glob('*/')):
             lock = None if folder in own else lock_abandoned(folder)
             if lock is None:
@@ -198,12 +198,12 @@ class Autosave:
                 continue
             if saved is not None and not saved.is_empty:
                 found.append(saved)
-                taken_up.update(saved.replaces)
-        left = [saved for saved in found if saved.folder.name not in taken_up]
+                adopted.update(saved.replaces)
+        left = [saved for saved in found if saved.folder.name not in adopted]
         return max(left, key=lambda saved: saved.saved_at, default=None)
 
     def restore(self, session: ViewerSession, saved: SavedSession, read: SavedObjects | None = None) -> Restored:
-        """Brings objects and prompts back, as one action that can be undone; before it, another choice of channels.
+        """Restores objects and prompts as one action, after the choice of channels.
 
         Objects that are still in view stay as they are. The saved work is kept until this session leaves the image; longer if
         it could not be read whole.
@@ -232,13 +232,13 @@ class Autosave:
             return False
         return _is_filled(objects.data)
 
-    def take_over(self, session: ViewerSession, saved: SavedSession) -> None:
-        """Has work that is still in the viewer saved as that of this session."""
-        self._taking_up(session, saved).do()
+    def adopt(self, session: ViewerSession, saved: SavedSession) -> None:
+        """Continues saved work that is still in the viewer as that of this session."""
+        self._restoring_prompts(session, saved).do()
         self._note(session)
 
     def discard(self, saved: SavedSession) -> None:
-        """Removes saved work that the user does not want back.
+        """Deletes saved work.
 
         Raises:
             StoreError: If it cannot be removed.
@@ -279,17 +279,17 @@ class Autosave:
         writes = read.writes
         if writes:
             objects = session.ensure_objects()
-            if highest := session.next_label() - 1:  # the user has begun anew meanwhile
+            if highest := session.next_label() - 1:  # objects were added before the restore
                 writes = free_now(renumbered(writes, highest), objects.data)
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
         name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'
         actions = [session.writing(name, writes)] if writes else []
-        actions.append(session.controller.taking_up(session.image.unique_id, saved.prompts, saved.polarity))
+        actions.append(session.controller.restoring_prompts(session.image.unique_id, saved.prompts, saved.polarity))
         damaged = read.damaged + saved.lost_prompts
         if not damaged:
-            actions.append(self._taking_up(session, saved))
-        session.history.do(Together(name, actions))
+            actions.append(self._restoring_prompts(session, saved))
+        session.history.do(ActionGroup(name, actions))
         return Restored(len(writes), count_prompts(saved.prompts), damaged, read.relabelled)
 
     @staticmethod
@@ -306,16 +306,16 @@ class Autosave:
             )
         session.set_channels(channels)
 
-    def _taking_up(self, session: ViewerSession, saved: SavedSession) -> Change[bool]:
+    def _restoring_prompts(self, session: ViewerSession, saved: SavedSession) -> Change[bool]:
         """The action by which a record takes the place of one that was restored; undone, each stands for itself."""
         with self._wake:
             record = self._record(session.image, session.objects)
         names = [name for name in (saved.folder.name, *saved.replaces) if name not in record.replaces]
 
-        def put(is_taken_up: bool) -> None:
+        def put(is_restored: bool) -> None:
             with self._wake:
                 others = [name for name in record.replaces if name not in names]
-                record.replaces = [*others, *names] if is_taken_up else others
+                record.replaces = [*others, *names] if is_restored else others
 
         return Change('restore', put, before=False, after=True)
 
@@ -329,7 +329,7 @@ class Autosave:
             session: The session.
             changed: The objects that were changed, if any were; the state is that of their image then.
         """
-        self._look_for_gone()
+        self._drop_removed()
         image, objects = session.image, session.objects
         if changed is not None and changed is not objects:
             image, objects = next((one for one in session.viewer.layers if is_of(changed, one)), None), changed
@@ -359,8 +359,8 @@ class Autosave:
                 self._thread.start()
             self._wake.notify_all()
 
-    def _look_for_gone(self) -> None:
-        """Has records given up whose images have left all viewers."""
+    def _drop_removed(self) -> None:
+        """Ends the records of images that have left all viewers."""
         layers = self._layers()
         with self._wake:
             for record in self._records:
@@ -378,12 +378,12 @@ class Autosave:
     def _record(self, image: Image, objects: Labels | None) -> _Record:
         """The record of an image with a layer of objects, the last one if it has none yet; the caller holds the lock."""
         shape, layers = None if objects is None else tuple(objects.data.shape), self._layers() - {objects}
-        alike = [record for record in self._records if record.image() is image and not record.has_left]
+        known = [record for record in self._records if record.image() is image and not record.has_left]
         if objects is not None:  # no record loses the objects in it to those of another layer
-            alike = [record for record in alike if record.objects is None or record.objects() not in layers]
-        record = next((record for record in alike if record.shape == shape), None)
-        if record is None and alike and None in (shape, alike[-1].shape):
-            record = alike[-1]
+            known = [record for record in known if record.objects is None or record.objects() not in layers]
+        record = next((record for record in known if record.shape == shape), None)
+        if record is None and known and None in (shape, known[-1].shape):
+            record = known[-1]
             record.shape = shape or record.shape
         if record is None:
             identity = self._identity(image)
@@ -395,20 +395,20 @@ class Autosave:
     def _waiting(self) -> list[_Record]:
         return [record for record in self._records if record.pending is not None]
 
-    def _gone(self) -> list[_Record]:
+    def _removed(self) -> list[_Record]:
         return [record for record in self._records if record.has_left and not (record.pending or record.failed)]
 
     def _run(self) -> None:
         try:
             self._tidy()
         except Exception:  # whatever other programs left there, the work of this session is saved
-            logger.exception('old work could not be looked through')
+            logger.exception('saved work of earlier sessions could not be read')
         pause_s, is_last = self._delay_s, False
         while not is_last:
             with self._wake:
                 has_failed = any(record.failed for record in self._records)
                 self._wake.wait_for(
-                    lambda: self._waiting() or self._gone() or self._is_closed, _RETRY_S if has_failed else None
+                    lambda: self._waiting() or self._removed() or self._is_closed, _RETRY_S if has_failed else None
                 )
                 if self._waiting():
                     # From the first action on, not from the last: a busy user is saved too.
@@ -423,7 +423,7 @@ class Autosave:
                 self._save(record)
             pause_s = max(self._delay_s, (time.monotonic() - started_s) / _WORKING_SHARE)
             with self._wake:
-                ended = self._gone()
+                ended = self._removed()
                 self._records = [record for record in self._records if record not in ended]
             for record in [*ended, *self._records] if is_last else ended:
                 self._end(record)
@@ -503,7 +503,7 @@ class Autosave:
             record.lock.release()
 
     def _tidy(self) -> None:
-        """Removes work that was not taken up for too long; what this version cannot read stays."""
+        """Deletes work that is too old; what this version cannot read stays."""
         for folder in self._folder.glob('*/*/'):
             with suppress(OSError, StoreError):
                 is_old = time.time() - folder.stat().st_mtime > self._keep_days * _DAY_S
@@ -537,5 +537,5 @@ def _work(session: ViewerSession, record: _Record, image: Image, prompts: Any) -
     )
 
 
-def _is_filled(array: ArrayLike) -> bool:
+def _is_filled(array: LazyArray) -> bool:
     return any(np.asarray(array[block]).any() for block in blocks(array.shape))

@@ -12,7 +12,7 @@ from napari_unsam.io.coco import KEPT, is_kept, read_coco, write_coco
 from napari_unsam.io.geojson import write_geojson
 from napari_unsam.io.images import read_label_tiff, read_ome_zarr, write_label_tiff, write_ome_zarr
 from napari_unsam.io.measurements import write_csv
-from napari_unsam.io.objects import COUNTED, LabelledObjects, Watched
+from napari_unsam.io.objects import COUNTED, LabelledObjects, ProgressArray
 from unsam_mm.errors import StoreError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def export(path: str | Path, objects: LabelledObjects, name: str, progress: Prog
         StoreError: If the file cannot be written.
     """
     text = f'Writing {Path(path).name}'
-    FORMATS[name].write(path, replace(objects, labels=Watched(objects.labels, progress, text)))
+    FORMATS[name].write(path, replace(objects, labels=ProgressArray(objects.labels, progress, text)))
 
 
 def holds(name: str, features: pd.DataFrame) -> bool:
@@ -71,8 +71,8 @@ def holds(name: str, features: pd.DataFrame) -> bool:
     form = FORMATS[name]
     if form.columns is None or not form.ending.endswith(READABLE):
         return form.columns is None
-    told = {column: features[column].dropna() for column in features if column not in COUNTED}
-    return all(column in form.columns and is_kept(column, value) for column in told for value in told[column])
+    filled = {column: features[column].dropna() for column in features if column not in COUNTED}
+    return all(column in form.columns and is_kept(column, value) for column in filled for value in filled[column])
 
 
 def read_objects(path: str | Path) -> LabelledObjects:

@@ -15,8 +15,8 @@ import pandas as pd
 import tifffile
 
 from napari_unsam.io.coco import plain
-from napari_unsam.io.objects import LabelledObjects, TakenAt, default_axes
-from napari_unsam.model.label_boxes import MAX_AXES, ArrayLike, blocks
+from napari_unsam.io.objects import ArraySlice, LabelledObjects, default_axes
+from napari_unsam.model.label_boxes import MAX_AXES, LazyArray, blocks
 from napari_unsam.model.palette import label_rgb
 from unsam_mm.errors import StoreError
 from unsam_mm.files import SYSTEM_FILES, readable_folder, replace_folder, temporary_name
@@ -89,8 +89,8 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
     values = np.unique(pixels)
     if len(values) and not (values[0] >= 0 and values[-1] <= np.iinfo(np.uint32).max):
         raise StoreError(
-            f'{path}: labels go from {values[0]} to {values[-1]}, but must lie in 0 to {np.iinfo(np.uint32).max}; number '
-            'the objects anew, as skimage.segmentation.relabel_sequential does'
+            f'{path}: labels go from {values[0]} to {values[-1]}, but must lie in 0 to {np.iinfo(np.uint32).max}; relabel '
+            'the objects, as skimage.segmentation.relabel_sequential does'
         )
     features = pd.DataFrame({'index': values[values > 0].astype(np.int64)})
     is_known = len(axes) == pixels.ndim and set(axes) <= set('ptczyx') and axes.endswith('yx')
@@ -172,13 +172,13 @@ def read_ome_zarr(path: str | Path) -> LabelledObjects:
         raise StoreError(f'{path}: holds no label image of OME-Zarr {_NGFF} ({error!r})') from error
 
 
-def _positions(objects: LabelledObjects) -> Iterator[tuple[str, ArrayLike]]:
+def _positions(objects: LabelledObjects) -> Iterator[tuple[str, LazyArray]]:
     """The name and the labels of each position, where there are several; else of the whole."""
     if not objects.axes.startswith('p'):
         yield objects.name, objects.labels
         return
     for i in range(objects.shape[0]):
-        yield f'{objects.name}[{i}]', TakenAt(objects.labels, 0, i)
+        yield f'{objects.name}[{i}]', ArraySlice(objects.labels, 0, i)
 
 
 def _count_positions(series: Sequence[tifffile.TiffPageSeries]) -> int:
@@ -208,7 +208,7 @@ def _ome_sizes(objects: LabelledObjects) -> dict[str, Any]:
 def _write_pyramid(image: zarr.Group, objects: LabelledObjects) -> int:
     """Writes the levels as arrays ``0``, ``1`` and so on; returns their number."""
     *front, height, width = objects.shape
-    finer: ArrayLike = objects.labels
+    finer: LazyArray = objects.labels
     level = 0
     while True:
         step = 2 if level else 1

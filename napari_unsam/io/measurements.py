@@ -12,9 +12,9 @@ from scipy.spatial import ConvexHull
 from skimage.measure import regionprops_table
 
 from napari_unsam.engine.inference import ProgressCallback
-from napari_unsam.io.objects import LabelledObjects, Watched, unit_symbol
-from napari_unsam.model.label_boxes import ArrayLike, Region, object_boxes
-from napari_unsam.model.words import counted
+from napari_unsam.io.objects import LabelledObjects, ProgressArray, unit_symbol
+from napari_unsam.model.label_boxes import LazyArray, Region, object_boxes
+from napari_unsam.model.text import counted
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import atomic_writer
 
@@ -25,7 +25,7 @@ _FLAT = 1e-9
 
 def measure(
     objects: LabelledObjects,
-    channels: Mapping[str, ArrayLike] | None = None,
+    channels: Mapping[str, LazyArray] | None = None,
     progress: ProgressCallback = lambda fraction, text: None,
 ) -> pd.DataFrame:
     """Measures every object.
@@ -60,7 +60,7 @@ def measure(
                 f'channel {name!r} has shape {tuple(pixels.shape)}, but the objects of {objects.name} have '
                 f'{objects.shape}; measure on the image that they were drawn on'
             )
-    boxes = object_boxes(Watched(objects.labels, progress, 'Finding the objects'))
+    boxes = object_boxes(ProgressArray(objects.labels, progress, 'Finding the objects'))
     rows = []
     for done, (label, box) in enumerate(boxes.items()):
         progress(done / len(boxes), f'Measuring {counted(len(boxes), "object")}')
@@ -80,7 +80,7 @@ def merged(features: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     if 'index' not in features:
         features = features.assign(index=np.arange(len(features)))
     known, fresh = features.set_index('index'), measured.set_index('index')
-    # Rows of objects that are gone keep what was measured of them.
+    # Rows of objects that were removed keep what was measured of them.
     together = fresh.combine_first(known).reindex([*known.index, *fresh.index.difference(known.index, sort=False)])
     columns = [*known.columns, *(name for name in fresh.columns if name not in known.columns)]
     table = together[columns].reset_index()

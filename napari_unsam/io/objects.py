@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from napari_unsam.engine.inference import ProgressCallback
-from napari_unsam.model.label_boxes import MAX_AXES, ArrayLike, boxes_in
+from napari_unsam.model.label_boxes import MAX_AXES, LazyArray, boxes_in
 from unsam_mm.errors import UnSAMError, one_line
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LabelledObjects:
         kind: What the objects are; of linked layers the name of the layer.
     """
 
-    labels: ArrayLike
+    labels: LazyArray
     features: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({'index': np.zeros(0, np.int64)}))
     name: str = 'image'
     scale: tuple[float, ...] = ()
@@ -115,7 +115,7 @@ class _CheckedLabels:
 
     dtype = np.dtype(np.uint32)
 
-    def __init__(self, array: ArrayLike, name: str) -> None:
+    def __init__(self, array: LazyArray, name: str) -> None:
         self._array, self._name, self.shape = array, name, tuple(array.shape)
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -138,7 +138,7 @@ class _CheckedLabels:
         return np.asarray(self[...], dtype)
 
 
-class TakenAt:
+class ArraySlice:
     """An array at one place along an axis; nothing is read before a part is asked for.
 
     Args:
@@ -147,7 +147,7 @@ class TakenAt:
         place: Where along it.
     """
 
-    def __init__(self, array: ArrayLike, axis: int, place: int) -> None:
+    def __init__(self, array: LazyArray, axis: int, place: int) -> None:
         self._array, self._axis, self._place = array, axis % len(array.shape), place
         self.shape = tuple(side for i, side in enumerate(array.shape) if i != self._axis)
         self.dtype = array.dtype
@@ -158,7 +158,7 @@ class TakenAt:
         return np.asarray(self._array[(*whole[: self._axis], self._place, *whole[self._axis :])])
 
 
-class Watched:
+class ProgressArray:
     """An array that tells, before each part that is read, how much was read; telling may raise, to stop the reading.
 
     Args:
@@ -167,7 +167,7 @@ class Watched:
         text: What is being done.
     """
 
-    def __init__(self, array: ArrayLike, progress: ProgressCallback, text: str) -> None:
+    def __init__(self, array: LazyArray, progress: ProgressCallback, text: str) -> None:
         self._array, self._progress, self._text = array, progress, text
         self.shape, self.dtype = tuple(array.shape), array.dtype
         self._n_read = 0
@@ -196,7 +196,7 @@ def objects_of_layer(
     data = labels.data[0] if labels.multiscale else labels.data
     kept = [axis for axis in range(labels.ndim) if axis != channel_axis]
     return LabelledObjects(
-        labels=data if channel_axis is None else TakenAt(data, channel_axis, 0),
+        labels=data if channel_axis is None else ArraySlice(data, channel_axis, 0),
         # A copy: it is read in another thread, where the user may not edit it.
         features=table.copy() if 'index' in table else table.assign(index=np.arange(len(table))),
         name=name or labels.name,
@@ -207,17 +207,17 @@ def objects_of_layer(
     )
 
 
-def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str, ArrayLike]:
+def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str, LazyArray]:
     """The pixels of an image layer by the name of the channel: red, green and blue, or numbers; '' for one alone."""
     data = image.data[0] if image.multiscale else image.data
     if image.rgb:
-        return {name: TakenAt(data, -1, i) for i, name in enumerate(('red', 'green', 'blue'))}
+        return {name: ArraySlice(data, -1, i) for i, name in enumerate(('red', 'green', 'blue'))}
     if channel_axis is None:
         return {'': data}
-    return {str(i): TakenAt(data, channel_axis, i) for i in range(data.shape[channel_axis])}
+    return {str(i): ArraySlice(data, channel_axis, i) for i in range(data.shape[channel_axis])}
 
 
-def crops_by_plane(labels: ArrayLike) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
+def crops_by_plane(labels: LazyArray) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
     """Each plane of rows and columns, in the order of the array, with what lies in it, in rising order of labels.
 
     A plane is named by its place along the axes before rows and columns.

@@ -1,4 +1,4 @@
-"""Work in progress on disk: one JSON file, which appears as a whole, and the blocks of labels that it names.
+"""Saved work on disk: one JSON file, written atomically, and the blocks of labels that it names.
 
 A block is named by its content, so a save writes only the blocks that changed, and the record on disk is at any moment
 that of one moment of the work.
@@ -24,7 +24,7 @@ from napari_unsam.io.objects import COUNTED
 from napari_unsam.model import prompts as _prompts
 from napari_unsam.model.frame import Channels
 from napari_unsam.model.label_boxes import object_boxes
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import MAX_LABEL, ObjectWrite, with_parent_renumbered
 from unsam_mm.errors import StoreError, explained
 from unsam_mm.files import atomic_writer, read_json, write_json
@@ -42,6 +42,8 @@ _OWN_FILES = (f'{_BLOCKS}/*.npz', f'{_BLOCKS}/.unsam-*.part', '.unsam-*.part')
 _BLOCK_SIDE_PX = 512  # of the last two axes; the others have one plane in a block
 _SAMPLES = 4096  # of an image's values, which tell it from others
 
+_STORED = {'PendingObject': 'SetAside', 'pending': 'asides'}  # names in files that differ from those in the code
+_CURRENT = {stored: name for name, stored in _STORED.items()}
 logger = logging.getLogger(__name__)
 
 
@@ -108,7 +110,7 @@ class SavedObjects:
 
 @dataclass(frozen=True, eq=False)
 class SavedSession:
-    """Work of an earlier session that can be taken up again.
+    """Saved work of an earlier session.
 
     Attributes:
         folder: Where it lies.
@@ -335,14 +337,15 @@ def encoded(value: Any) -> Any:
     if isinstance(value, Enum) and type(value).__name__ in kinds:
         return {'enum': type(value).__name__, 'name': value.name}
     if is_dataclass(value) and type(value).__name__ in kinds:
-        parts = {field.name: encoded(getattr(value, field.name)) for field in fields(value)}
-        return {'kind': type(value).__name__, 'parts': parts}
+        name = type(value).__name__
+        parts = {_STORED.get(field.name, field.name): encoded(getattr(value, field.name)) for field in fields(value)}
+        return {'kind': _STORED.get(name, name), 'parts': parts}
     if isinstance(value, tuple | list):
         return [encoded(part) for part in value]
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise StoreError(f'a prompt holds {value!r}, which is no plain value; prompts are frozen dataclasses of tuples')
+    raise StoreError(f'a prompt holds {value!r}, which cannot be saved; prompts are frozen dataclasses of tuples')
 
 
 def decoded(value: Any, lost: list[str]) -> Any:
@@ -360,23 +363,23 @@ def decoded(value: Any, lost: list[str]) -> Any:
     if not isinstance(value, dict):
         return value
     name = value.get('enum') or value.get('kind')
-    kind = prompt_kinds().get(name)
+    kind = prompt_kinds().get(_CURRENT.get(name, name))
     if kind is None:
-        raise StoreError(f'{name!r} is no kind of prompt that this version knows')
+        raise StoreError(f'{name!r} is not a kind of prompt of this version')
     try:
         if issubclass(kind, Enum):
             return kind[value['name']]
-        return kind(**{part: decoded(content, lost) for part, content in value['parts'].items()})
+        return kind(**{_CURRENT.get(part, part): decoded(content, lost) for part, content in value['parts'].items()})
     except (KeyError, TypeError) as error:
-        raise StoreError(f'a {name} of another version: {error}') from error
+        raise StoreError(f'{name} of another version: {error}') from error
 
 
 def count_prompts(prompts: Any) -> int:
-    """How many prompts there are, in a tuple or in the tuples of a dataclass; objects set aside are none."""
+    """The number of prompts in a tuple or in the tuples of a dataclass, without pending objects."""
     if isinstance(prompts, tuple):
         return len(prompts)
     parts = {name: part for name, part in vars(prompts).items() if isinstance(part, tuple)}
-    return sum(len(part) for name, part in parts.items() if name != 'asides')
+    return sum(len(part) for name, part in parts.items() if name != 'pending')
 
 
 def prompt_kinds() -> Mapping[str, type]:

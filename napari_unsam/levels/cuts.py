@@ -93,18 +93,18 @@ class LevelCut:
         # 'clip' writes straight into `out`; the labels are known to be in range.
         np.take(lut, tree.leaf_labels, out=out, mode='clip')
 
-    def best_level(self, worth: np.ndarray) -> float:
-        """The level whose regions are worth most together; the finest of equals.
+    def best_level(self, score: np.ndarray) -> float:
+        """The level with the largest sum of scores; the finest of equals.
 
         Args:
-            worth: (N,) of each region, not negative.
+            score: (N,) of each region, not negative.
         """
-        found = np.flatnonzero((worth > 0) & (self.ends > self.begins))
+        found = np.flatnonzero((score > 0) & (self.ends > self.begins))
         if len(found) == 0:
             return 0.0
         levels = np.unique(self.begins)
         change = np.zeros(len(levels) + 1)
-        np.add.at(change, np.searchsorted(levels, self.begins[found]), worth[found])
-        np.add.at(change, np.searchsorted(levels, self.ends[found]), -worth[found])
+        np.add.at(change, np.searchsorted(levels, self.begins[found]), score[found])
+        np.add.at(change, np.searchsorted(levels, self.ends[found]), -score[found])
         total = change.cumsum()[:-1]
         return float(levels[np.argmax(total > total.max() - 1e-9)])

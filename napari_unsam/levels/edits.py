@@ -1,4 +1,4 @@
-"""Splitting and merging the object under the cursor, and walking through objects in order of doubt; without Qt."""
+"""Split and merge of the object under the cursor, and the review of objects; without Qt."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from psygnal import Signal
 
-from napari_unsam.levels.mark import ReviewMark
+from napari_unsam.keys import TO_UNDO
+from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.review import REVIEWED, ReviewQueue, accepted
-from napari_unsam.levels.sheet import Sheet
-from napari_unsam.levels.split_merge import merge_writes, parts_of, region_like, split_writes, whole_of
-from napari_unsam.levels.work import LevelsWork, object_in_question
+from napari_unsam.levels.review_outline import ReviewOutline
+from napari_unsam.levels.split_merge import closest_region, larger_region, merge_writes, parts_of, split_writes
+from napari_unsam.levels.work import LevelsWork, current_object
 from napari_unsam.model.targets import Level
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from napari_unsam.viewer.session import ViewerSession
 
-_NO_OBJECT = 'There is no object under the cursor, and none is selected here.'
-_SEEN_PX = (60, 500)  # on screen: a smaller or larger object is brought to
+_NO_OBJECT = 'No object is under the cursor or selected on this slice.'
+_VISIBLE_PX = (60, 500)  # on screen: a smaller or larger object is brought to
 _SHOWN_PX = 150
 
 
@@ -37,58 +38,58 @@ class ObjectEdits:
         self._work, self._session = work, work.session
 
     def split(self) -> None:
-        """Puts the parts of the object under the cursor in its place."""
+        """Splits the object under the cursor into its parts."""
         self._work.when_measured(self._split)
 
     def merge(self) -> None:
-        """Puts what the object under the cursor is a part of in its place, and in that of other parts of the same."""
+        """Merges the object under the cursor, and other parts of the same region, into the larger region."""
         self._work.when_measured(self._merge)
 
-    def _split(self, sheet: Sheet) -> None:
-        controller, found = self._session.controller, object_in_question(self._session)
+    def _split(self, table: CandidateTable) -> None:
+        controller, found = self._session.controller, current_object(self._session)
         if found is None:
             controller.say(_NO_OBJECT, Level.PROBLEM)
             return
         label, labels = found
-        match = region_like(sheet.trees, labels == label)
-        tree = sheet.trees[match.source]
+        match = closest_region(table.trees, labels == label)
+        tree = table.trees[match.source]
         parts = parts_of(tree, match.node)
         if len(parts) == 0:
-            controller.say(f'Object {label} has no parts; it is as fine as the regions go.', Level.PROBLEM)
+            controller.say(f'Object {label} has no parts.', Level.PROBLEM)
             return
         plane = controller.target.plane
         writes = split_writes(plane, labels, label, tree, parts, self._session.next_label())
         self._session.write_objects(f'split object {label}', writes)
         # A part, as the whole is gone; there is none if others have all its pixels.
         self._session.objects.selected_label = max((write.label for write in writes), default=label)
-        controller.say(f'Object {label} was split into {sum(write.label > 0 for write in writes)}. U takes it back.')
+        controller.say(f'Object {label} split into {sum(write.label > 0 for write in writes)}. {TO_UNDO}')
 
-    def _merge(self, sheet: Sheet) -> None:
-        controller, found = self._session.controller, object_in_question(self._session)
+    def _merge(self, table: CandidateTable) -> None:
+        controller, found = self._session.controller, current_object(self._session)
         if found is None:
             controller.say(_NO_OBJECT, Level.PROBLEM)
             return
         label, labels = found
-        node = region_like((sheet.hierarchy,), labels == label).node
-        whole = whole_of(sheet.hierarchy, node)
+        node = closest_region((table.hierarchy,), labels == label).node
+        whole = larger_region(table.hierarchy, node)
         if whole is None:
-            controller.say(f'Object {label} is part of nothing but the whole image.', Level.PROBLEM)
+            controller.say(f'There is no larger object to merge object {label} into.', Level.PROBLEM)
             return
-        writes, others = merge_writes(controller.target.plane, labels, label, sheet.hierarchy, whole)
-        self._session.write_objects(f'merge object {label} into its whole', writes)
-        swallowed = f', with {counted(len(others), "other object")} in it' if others else ''
-        controller.say(f'Object {label} became what it is a part of{swallowed}. U takes it back.')
+        writes, others = merge_writes(controller.target.plane, labels, label, table.hierarchy, whole)
+        self._session.write_objects(f'merge object {label}', writes)
+        partner = counted(len(others), 'object') if others else 'its surroundings'
+        controller.say(f'Object {label} merged with {partner}. {TO_UNDO}')
 
 
 class Reviewing:
-    """Walks through the objects of the image, the least certain first; an outline marks the one in question.
+    """Goes through the objects of the image, the least certain first; an outline marks the current one.
 
     Args:
         session: Of the viewer.
 
     Attributes:
         changed: Emitted when the counter may have changed.
-        mark: The outline; the next action of whatever kind takes it away.
+        outline: Around the current object; hidden by the next action.
     """
 
     changed = Signal()
@@ -96,17 +97,17 @@ class Reviewing:
     def __init__(self, session: ViewerSession) -> None:
         self._session = session
         self._current: int | None = None
-        self.mark = ReviewMark(session)
+        self.outline = ReviewOutline(session)
         self._followed: Labels | None = None
-        session.image_changed.connect(self._begin)
-        session.history.changed.connect(self._acted)
+        session.image_changed.connect(self._restart)
+        session.history.changed.connect(self._history_changed)
 
     def close(self) -> None:
-        """Follows the session no longer."""
-        self._session.image_changed.disconnect(self._begin)
-        self._session.history.changed.disconnect(self._acted)
+        """Disconnects from the session."""
+        self._session.image_changed.disconnect(self._restart)
+        self._session.history.changed.disconnect(self._history_changed)
         self._follow(None)
-        self.mark.let_go()
+        self.outline.remove()
 
     @property
     def queue(self) -> ReviewQueue:
@@ -117,30 +118,30 @@ class Reviewing:
         return ReviewQueue.of(objects.features, self._current)
 
     def next(self) -> None:
-        """Brings the next object that is to be looked at into view."""
+        """Shows the next object to review."""
         label = self.queue.next()
         if label is None:
-            self.mark.hide()
-            self._session.controller.say('All objects were reviewed.' if self.queue.done else 'There is no object yet.')
+            self.outline.hide()
+            self._session.controller.say('All objects were reviewed.' if self.queue.done else 'No objects yet.')
         else:
             self._current = label
-            self._look_at(label)
+            self._go_to(label)
         self.changed.emit()
 
     def accept(self) -> None:
-        """Says that the current object is right, and goes on."""
+        """Marks the current object as correct, and shows the next."""
         label = self.queue.current
         if label is None:
-            self._session.controller.say('Press Next to begin with the least certain object.', Level.PROBLEM)
+            self._session.controller.say('Press Next to start with the least certain object.', Level.PROBLEM)
             return
-        self._session.history.do(_Mark(f'accept object {label}', self._session.objects, label))
+        self._session.history.do(_MarkReviewed(f'accept object {label}', self._session.objects, label))
         self.next()
 
     def reject(self) -> None:
-        """Erases the current object, as one action, and goes on."""
+        """Deletes the current object, as one action, and shows the next."""
         label = self.queue.current
         if label is None:
-            self._session.controller.say('Press Next to begin with the least certain object.', Level.PROBLEM)
+            self._session.controller.say('Press Next to start with the least certain object.', Level.PROBLEM)
             return
         after = self.queue.next()
         region = self._session.region_of(label)
@@ -148,23 +149,23 @@ class Reviewing:
             mask = np.asarray(self._session.objects.data[region]) == label
             self._session.write_objects(f'reject object {label}', [ObjectWrite(region, mask, 0)])
         self._current = None
-        self.mark.hide()
+        self.outline.hide()
         if after is not None and after != label:
             self._current = after
-            self._look_at(after)
+            self._go_to(after)
         self.changed.emit()
 
-    def _begin(self) -> None:
+    def _restart(self) -> None:
         self._current = None
-        self.mark.let_go()
+        self.outline.remove()
         self.changed.emit()
 
-    def _acted(self) -> None:
-        self.mark.hide()
+    def _history_changed(self) -> None:
+        self.outline.hide()
         self.changed.emit()
 
     def _follow(self, objects: Labels | None) -> None:
-        """Learns of what others do to the table of objects, and no longer of what they do to the one before."""
+        """Follows the features table of these objects only."""
         if objects is self._followed:
             return
         for layer, act in ((self._followed, 'disconnect'), (objects, 'connect')):
@@ -176,11 +177,11 @@ class Reviewing:
     def _table_changed(self, _event: Any = None) -> None:
         if self._current is not None and self.queue.current is None:
             label, self._current = self._current, None
-            self.mark.hide()
-            self._session.controller.say(f'Object {label} is gone; Next goes on with another one.')
+            self.outline.hide()
+            self._session.controller.say(f'Object {label} was removed; press Next to continue.')
         self.changed.emit()
 
-    def _look_at(self, label: int) -> None:
+    def _go_to(self, label: int) -> None:
         """Moves the sliders to the middle plane of an object and the camera to its middle."""
         objects, viewer = self._session.objects, self._session.viewer
         self._follow(objects)
@@ -199,15 +200,15 @@ class Reviewing:
         viewer.scene.camera.center = (*[0.0] * (3 - len(shown)), *world[shown])
         corners = [to_world([getattr(part, end) for part in region]) for end in ('start', 'stop')]
         extent = float(np.abs(np.subtract(*corners))[shown].max())
-        if not _SEEN_PX[0] <= extent * viewer.scene.camera.zoom <= _SEEN_PX[1]:
+        if not _VISIBLE_PX[0] <= extent * viewer.scene.camera.zoom <= _VISIBLE_PX[1]:
             viewer.scene.camera.zoom = _SHOWN_PX / extent
         if len(shown) == 2:
-            self.mark.show(objects, label, region, shown)
+            self.outline.show(objects, label, region, shown)
         objects.selected_label = label
         self._session.controller.say(f'Object {label}: right or wrong?')
 
 
-class _Mark:
+class _MarkReviewed:
     """A row of the table marked as reviewed."""
 
     def __init__(self, name: str, objects: Labels, label: int) -> None:

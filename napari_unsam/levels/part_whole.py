@@ -1,4 +1,4 @@
-"""Layers of objects that know what they are parts of: nuclei in cells in colonies."""
+"""Linked classes of objects: nuclei in cells in colonies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unsam_mm.errors import UnSAMError
 
 
 @dataclass(frozen=True, eq=False)
-class Band:
+class ObjectClass:
     """One kind of object.
 
     Attributes:
@@ -26,29 +26,29 @@ class Band:
     features: pd.DataFrame
 
 
-def linked(bands: Sequence[Band]) -> list[Band]:
-    """The bands from the finest to the coarsest, each object linked to the one of the next band that holds most of it.
+def linked(classes: Sequence[ObjectClass]) -> list[ObjectClass]:
+    """The classes from small to large objects, each object linked to the one of the next class that contains most of it.
 
     Regions of one tree nest or are disjoint, so between them "most" is all or nothing.
 
     Args:
-        bands: Over one plane, in any order.
+        classes: Over one plane, in any order.
 
     Returns:
         Bands whose features also have `parent` (name of the next band, or '') and `parent_id` (a label there, or 0):
         with them "nuclei per cell" is ``features.groupby('parent_id').size()``.
 
     Raises:
-        UnSAMError: If two bands have one name, or one has no object.
+        UnSAMError: If two classes have one name, or one has no object.
     """
-    names = [band.name for band in bands]
+    names = [kind.name for kind in classes]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UnSAMError(f'there are several layers called {", ".join(sorted(twice))}; give each a name of its own')
-    for band in bands:
-        if not len(band.features):
-            raise UnSAMError(f'the layer {band.name} would be empty; choose another level or wider limits for it')
-    ordered = sorted(bands, key=_median_area)
-    return [_linked_to(band, above) for band, above in zip(ordered, [*ordered[1:], None], strict=True)]
+        raise UnSAMError(f'several classes are called {", ".join(sorted(twice))}; give each its own name')
+    for kind in classes:
+        if not len(kind.features):
+            raise UnSAMError(f'class {kind.name} is empty; choose another level or wider limits')
+    ordered = sorted(classes, key=_median_area)
+    return [_linked_to(kind, above) for kind, above in zip(ordered, [*ordered[1:], None], strict=True)]
 
 
 def parents_by_overlap(labels: np.ndarray, wholes: np.ndarray) -> dict[int, int]:
@@ -70,12 +70,12 @@ def parents_by_overlap(labels: np.ndarray, wholes: np.ndarray) -> dict[int, int]
     return {int(part): int(whole) for part, whole in pairs[:, order].T}
 
 
-def _linked_to(band: Band, above: Band | None) -> Band:
-    held_by = {} if above is None else parents_by_overlap(band.labels, above.labels)
-    parents = [held_by.get(int(label), 0) for label in band.features['index']]
+def _linked_to(kind: ObjectClass, above: ObjectClass | None) -> ObjectClass:
+    held_by = {} if above is None else parents_by_overlap(kind.labels, above.labels)
+    parents = [held_by.get(int(label), 0) for label in kind.features['index']]
     names = [above.name if parent else '' for parent in parents]
-    return Band(band.name, band.labels, band.features.assign(parent=names, parent_id=parents))
+    return ObjectClass(kind.name, kind.labels, kind.features.assign(parent=names, parent_id=parents))
 
 
-def _median_area(band: Band) -> float:
-    return float(np.median(np.unique(band.labels[band.labels > 0], return_counts=True)[1]))
+def _median_area(kind: ObjectClass) -> float:
+    return float(np.median(np.unique(kind.labels[kind.labels > 0], return_counts=True)[1]))

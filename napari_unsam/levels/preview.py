@@ -1,4 +1,4 @@
-"""The layer that shows what is chosen before it is accepted."""
+"""The layer that previews the chosen regions."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class LevelPreview:
         return True
 
     def hide(self) -> None:
-        """Takes the colours off the screen. The layer stays: to remove one takes napari longer than to draw it."""
+        """Hides the layer; removing it would take napari longer than drawing it."""
         self.layer.visible = False
 
     def remove(self) -> None:
-        """Takes the layer out of the viewer."""
+        """Removes the layer."""
         remove_layers(self._viewer, [self.layer])

@@ -13,12 +13,12 @@ from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy, sum_over_descendants
 from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
 
-_LEAST_CONTRAST = 0.4  # of the gap between dark and light: what an object differs by from what surrounds it
+_MIN_CONTRAST = 0.4  # of the gap between dark and light: what an object differs by from what surrounds it
 _PIXEL_VARIANCE = 1 / 12  # a pixel is a square, not a point
 
 
 class Side(Enum):
-    """How objects differ from what is around them."""
+    """Brightness of objects relative to their surroundings."""
 
     GUESS = 'bright or dark'
     BRIGHT = 'brighter'
@@ -28,7 +28,7 @@ class Side(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """The light and the dark of a plane.
+    """Lightness of a plane.
 
     Attributes:
         lab: (H, W, 3) float32 pixels in CIE L*a*b*.
@@ -96,7 +96,7 @@ class RegionProperties:
         bright = scene.objects_are_bright if side is Side.GUESS else side is Side.BRIGHT
         sign = 1 if bright else -1
         beyond = sign * (self.colour[:, 0] - scene.threshold) > 0
-        return beyond & (sign * self.contrast > _LEAST_CONTRAST * scene.gap)
+        return beyond & (sign * self.contrast > _MIN_CONTRAST * scene.gap)
 
 
 def _sums(tree: MaskHierarchy, pixels: np.ndarray) -> np.ndarray:

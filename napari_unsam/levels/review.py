@@ -1,4 +1,4 @@
-"""Objects in order of doubt, and what has been said about them."""
+"""The review queue: certainty of objects, and which were accepted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _stability(parent, area, level, same_iou):
 
 
 def certainty(features: pd.DataFrame) -> pd.Series:
-    """How sure an object is, to be compared within one table, in [0, 1].
+    """Certainty of objects, comparable within one table, in [0, 1].
 
     Mean of its ranks by stability, by score, and by how usual its size is among all. On 26 micrographs of DSB2018 a right
     object of Auto came after a wrong one in 62 % of pairs by stability alone, in 72 % by score, and in 77 % by all three.
@@ -75,12 +75,12 @@ def accepted(features: pd.DataFrame) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ReviewQueue:
-    """Objects to look at, the least certain first.
+    """Objects to review, the least certain first.
 
     Attributes:
         labels: All of them.
         done: Those that were accepted.
-        current: The one that is looked at; None before the first and after the last.
+        current: The one that is reviewed; None before the first and after the last.
     """
 
     labels: tuple[int, ...]
@@ -93,18 +93,18 @@ class ReviewQueue:
         rows = features[features['index'] > 0] if 'index' in features else features.iloc[:0]
         order = certainty(rows).to_numpy().argsort(kind='stable')
         labels = rows['index'].to_numpy()[order] if len(rows) else np.zeros(0, np.int64)
-        said = accepted(rows)
-        done = rows['index'][said] if len(rows) else ()
+        is_accepted = accepted(rows)
+        done = rows['index'][is_accepted] if len(rows) else ()
         queue = cls(tuple(int(label) for label in labels), frozenset(int(label) for label in done))
         return ReviewQueue(queue.labels, queue.done, current if current in queue.labels else None)
 
     @property
     def left(self) -> int:
-        """How many are still to be looked at."""
+        """How many are not accepted yet."""
         return len(self.labels) - len(self.done)
 
     def next(self) -> int | None:
-        """The next one that is to be looked at: after the current one, then from the start; None if all are done."""
+        """The next one to review: after the current one, then from the start; None if all are done."""
         start = self.labels.index(self.current) + 1 if self.current in self.labels else 0
         for label in (*self.labels[start:], *self.labels[:start]):
             if label not in self.done:

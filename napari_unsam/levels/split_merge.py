@@ -1,4 +1,4 @@
-"""An object as a region of the tree, the parts of a region, and what it is a part of."""
+"""Split and merge along the tree: the closest region, its parts, the larger region."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from napari_unsam.viewer.commit import ObjectWrite
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-_LEAST_PART = 0.05  # of a region: what is smaller is a sliver of its outline, not a part
-_LOOKS_THE_SAME = 0.9  # IoU
-_CLEARLY_BETTER = 0.1  # IoU that a region of another tree must have more than one of the first
+_MIN_PART_SHARE = 0.05  # of a region: what is smaller is a sliver of its outline, not a part
+_SAME_REGION_IOU = 0.9  # IoU
+_MIN_GAIN = 0.1  # IoU that a region of another tree must have more than one of the first
 
 
 @dataclass(frozen=True)
 class Match:
-    """The region that is most like an object.
+    """The region with the largest IoU with an object.
 
     Attributes:
         source: Its tree, by its place among those that were asked.
@@ -33,7 +33,7 @@ class Match:
     iou: float
 
 
-def overlaps_of(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> np.ndarray:
+def region_ious(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> np.ndarray:
     """(N,) IoU of every region of a tree with a mask.
 
     Args:
@@ -48,8 +48,8 @@ def overlaps_of(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> n
     return shared / (tree.area + len(leaves) - shared)
 
 
-def region_like(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 0, left: int = 0) -> Match:
-    """The region most like a mask; of the first tree unless another tree has a clearly better one.
+def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 0, left: int = 0) -> Match:
+    """The region with the largest IoU with a mask; of the first tree unless another tree has a clearly better one.
 
     Args:
         trees: Over one plane; the first is the main one.
@@ -64,19 +64,19 @@ def region_like(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 0, 
         raise UnSAMError('the mask is empty; it must hold at least one pixel to be found in the tree')
     best: Match | None = None
     for source, tree in enumerate(trees):
-        ious = overlaps_of(tree, mask, top, left)
+        ious = region_ious(tree, mask, top, left)
         node = int(ious.argmax())
-        if best is None or ious[node] > best.iou + (_CLEARLY_BETTER if best.source == 0 else 0):
+        if best is None or ious[node] > best.iou + (_MIN_GAIN if best.source == 0 else 0):
             best = Match(source, node, float(ious[node]))
     return best
 
 
 def parts_of(tree: MaskHierarchy, node: int) -> np.ndarray:
-    """(K,) the regions into which a region falls next, K >= 2; empty if it has no parts.
+    """(K,) the parts of a region, K >= 2; empty if it has none.
 
     Slivers at its outline come off on the way down; they are left out.
     """
-    least = _LEAST_PART * tree.area[node]
+    least = _MIN_PART_SHARE * tree.area[node]
     while True:
         children = tree.children(node)
         children = children[tree.area[children] >= least]
@@ -85,10 +85,10 @@ def parts_of(tree: MaskHierarchy, node: int) -> np.ndarray:
         node = int(children[0])
 
 
-def whole_of(tree: MaskHierarchy, node: int) -> int | None:
-    """The smallest region that holds a region and does not look the same; None if that is the whole plane."""
+def larger_region(tree: MaskHierarchy, node: int) -> int | None:
+    """The smallest clearly larger region that contains a region; None if that is the whole plane."""
     up = int(tree.parent[node])
-    while up >= 0 and tree.area[node] > _LOOKS_THE_SAME * tree.area[up]:
+    while up >= 0 and tree.area[node] > _SAME_REGION_IOU * tree.area[up]:
         up = int(tree.parent[up])
     return None if up < 0 or up == len(tree) - 1 else up
 

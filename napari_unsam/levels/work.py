@@ -1,4 +1,4 @@
-"""Levels, likeness and linked layers at work in a viewer; without Qt."""
+"""Levels, similar regions and classes in a viewer; without Qt."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from napari.layers import Labels
 from psygnal import Signal
 
 from napari_unsam.engine.inference import ProgressCallback
-from napari_unsam.levels.best import Chosen
+from napari_unsam.keys import KEYS, TO_UNDO
+from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.cuts import RegionFilter
-from napari_unsam.levels.part_whole import Band, linked
+from napari_unsam.levels.disjoint import Selection
+from napari_unsam.levels.part_whole import ObjectClass, linked
 from napari_unsam.levels.preview import LevelPreview
-from napari_unsam.levels.sheet import Sheet
-from napari_unsam.levels.split_merge import region_like, region_write
+from napari_unsam.levels.split_merge import closest_region, region_write
 from napari_unsam.model.targets import Level, Target
-from napari_unsam.model.words import counted, them
+from napari_unsam.model.text import counted
 from napari_unsam.viewer.layers import AddLayers, following
 from unsam_mm.errors import UnSAMError
 
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from napari_unsam.model.plane import Plane
     from napari_unsam.viewer.session import ViewerSession
 
-_NOTHING = Chosen(np.zeros(0, np.int64), np.zeros(0, np.int64))
-_LIKE = 0.5
-_TILED = 'The levels of so large a plane cannot be shown at once; crop it to at most 2048 px a side, or use clicks.'
+_NOTHING = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
+_DEFAULT_SIMILARITY = 0.5
+_NOTHING_SHOWN = 'No regions are shown; move the level slider or press Auto first.'
+_TILED = 'This slice is too large for Levels; crop it to at most 2048 px a side, or use clicks.'
 
 
 class Shown(Enum):
@@ -40,11 +42,11 @@ class Shown(Enum):
     NOTHING = 'nothing'
     LEVEL = 'level'
     BEST = 'best'
-    ALIKE = 'alike'
+    SIMILAR = 'similar'
 
 
 class LevelsWork:
-    """What is chosen on the plane in view, from a level of its tree to objects.
+    """Chooses regions of the plane in view and makes objects of them.
 
     Args:
         session: Of the viewer.
@@ -60,27 +62,27 @@ class LevelsWork:
         self.shown = Shown.NOTHING
         self.level = 0.5
         self.limits = RegionFilter()
-        self.least_likeness = _LIKE
+        self.min_similarity = _DEFAULT_SIMILARITY
         self.examples: list[int] = []
-        self.bands: list[Band] = []
+        self.classes: list[ObjectClass] = []
         self.chosen = _NOTHING
         self._target: Target | None = None
-        self._sheet: Sheet | None = None
-        self._how_like: np.ndarray | None = None
+        self._table: CandidateTable | None = None
+        self._similarities: np.ndarray | None = None
         self._preview: LevelPreview | None = None
-        self._waiting: tuple[Target, Callable[[Sheet], None]] | None = None
+        self._waiting: tuple[Target, Callable[[CandidateTable], None]] | None = None
         session.controller.state_changed.connect(self._follow)
         session.image_changed.connect(self._change_image)
 
     def close(self) -> None:
-        """Takes the preview away and follows the session no longer."""
+        """Removes the preview and disconnects from the session."""
         self.session.controller.state_changed.disconnect(self._follow)
         self.session.image_changed.disconnect(self._change_image)
         self._waiting = None
         self._change_image()
 
-    def when_measured(self, then: Callable[[Sheet], None]) -> None:
-        """Calls a function with all that is known of the plane in view: now, or once that has been measured.
+    def when_measured(self, then: Callable[[CandidateTable], None]) -> None:
+        """Calls a function with the candidate table of the plane in view, once that is measured.
 
         While it is being measured, the latest call wins.
         """
@@ -89,7 +91,7 @@ class LevelsWork:
             controller.say_no_target()
             return
         if self._is_fresh(target):
-            then(self._sheet)
+            then(self._table)
             return
         name = f'Measuring the regions of "{target.name}"'
         being_measured = self._waiting is not None and self._waiting[0] == target and controller.runs(name)
@@ -103,10 +105,10 @@ class LevelsWork:
         self._show(Shown.LEVEL)
 
     def propose_level(self) -> None:
-        """Shows the level that holds most of the best objects."""
+        """Shows the level that contains most of the best objects."""
 
-        def propose(sheet: Sheet) -> None:
-            self.show_level(sheet.proposed_level(self.limits))
+        def propose(table: CandidateTable) -> None:
+            self.show_level(table.proposed_level(self.limits))
 
         self.when_measured(propose)
 
@@ -119,177 +121,177 @@ class LevelsWork:
         self.limits = limits
         self._show(self.shown)
 
-    def find_alike(self) -> None:
-        """Takes the object under the cursor, or else the mask on offer, for a further example, and shows all like them."""
+    def find_similar(self) -> None:
+        """Adds the object under the cursor, or else the current mask, as an example, and shows the similar regions."""
         self.when_measured(self._add_example)
 
-    def set_likeness(self, least: float) -> None:
-        """Changes how like the examples a region must be, in [0, 1]."""
-        self.least_likeness = float(least)
+    def set_min_similarity(self, min_similarity: float) -> None:
+        """Changes the minimum similarity, in [0, 1]."""
+        self.min_similarity = float(min_similarity)
         if self.examples:
-            self._show(Shown.ALIKE)
+            self._show(Shown.SIMILAR)
         self.changed.emit()
 
-    def forget_examples(self) -> None:
-        """Begins anew with other examples."""
-        self.examples, self._how_like = [], None
-        if self.shown is Shown.ALIKE:
+    def clear_examples(self) -> None:
+        """Clears the examples."""
+        self.examples, self._similarities = [], None
+        if self.shown is Shown.SIMILAR:
             self.hide()
         self.changed.emit()
 
     def hide(self) -> None:
-        """Takes what is chosen off the screen."""
+        """Hides the chosen regions."""
         self.shown, self.chosen = Shown.NOTHING, _NOTHING
         if self._preview is not None:
             self._preview.hide()
         self.changed.emit()
 
     def accept(self) -> None:
-        """Makes objects of what is chosen, as one action; pixels of objects that are there already stay theirs.
+        """Makes objects of the chosen regions, as one action; pixels of existing objects are not overwritten.
 
         Raises:
             UnSAMError: If they cannot be written.
         """
         controller = self.session.controller
-        if self.shown is Shown.NOTHING or self._sheet is None:
-            controller.say('Nothing is chosen; move the level slider or press Auto first.', Level.PROBLEM)
+        if self.shown is Shown.NOTHING or self._table is None:
+            controller.say(_NOTHING_SHOWN, Level.PROBLEM)
             return
         plane, labels = self._preview.plane, self.session.ensure_objects()
         first, shown, level = self.session.next_label(), self.shown, self.level
         writes = []
-        for piece in self._sheet.pieces(self.chosen, plane_labels(labels, self._preview.plane) != 0):
+        for piece in self._table.free_regions(self.chosen, plane_labels(labels, self._preview.plane) != 0):
             row = {**piece.features, 'level': level} if shown is Shown.LEVEL else piece.features
             writes.append(region_write(plane, piece.box_xyxy, piece.mask, first + len(writes), row))
         if not writes:
-            controller.say('Nothing was accepted: other objects lie there, or no region is chosen.', Level.PROBLEM)
+            controller.say('Nothing was accepted: all regions overlap existing objects.', Level.PROBLEM)
             return
         self.session.write_objects(f'accept {counted(len(writes), "object")}', writes)
         left_out = len(self.chosen) - len(writes)
         self.hide()
-        if shown is Shown.ALIKE:
-            self.forget_examples()
-        on_others = 'lies on another object and was' if left_out == 1 else 'lie on other objects and were'
-        beside = f'; {left_out} {on_others} left out' if left_out else ''
-        count = counted(len(writes), 'object')
-        controller.say(f'Accepted {count}{beside}. U takes {them(len(writes))} back.')
+        if shown is Shown.SIMILAR:
+            self.clear_examples()
+        overlapping = f'; {left_out} left out (overlap with existing objects)' if left_out else ''
+        controller.say(f'Accepted {counted(len(writes), "object")}{overlapping}. {TO_UNDO}')
 
-    def add_band(self, name: str) -> None:
-        """Notes what is chosen as one kind of object, for a layer of its own."""
+    def add_class(self, name: str) -> None:
+        """Adds the chosen regions as a class."""
         name = name.strip()
         if self.shown is Shown.NOTHING or not len(self.chosen):
-            self.session.controller.say('Nothing is chosen; move the level slider or press Auto first.', Level.PROBLEM)
+            self.session.controller.say(_NOTHING_SHOWN, Level.PROBLEM)
         elif not name:
-            self.session.controller.say('Give the layer a name first, such as nuclei.', Level.PROBLEM)
+            self.session.controller.say('Enter a class name first, such as nuclei.', Level.PROBLEM)
         else:
             level = self.level if self.shown is Shown.LEVEL else None
-            kept = [band for band in self.bands if band.name != name]
-            self.bands = [*kept, self._sheet.band(name, self.chosen, level)]
-            self.session.controller.say(f'{len(self.chosen)} {name} noted; choose another level, or make the layers.')
+            kept = [kind for kind in self.classes if kind.name != name]
+            self.classes = [*kept, self._table.object_class(name, self.chosen, level)]
+            self.session.controller.say(f'{len(self.chosen)} {name} added; choose another level, or press Make layers.')
         self.changed.emit()
 
-    def clear_bands(self) -> None:
-        """Forgets the kinds of objects that were noted."""
-        self.bands = []
+    def clear_classes(self) -> None:
+        """Clears the classes."""
+        self.classes = []
         self.changed.emit()
 
     def make_layers(self) -> None:
-        """Makes a layer of each kind of object that was noted, linked from part to whole, as one action."""
-        if not self.bands:
-            self.session.controller.say('Note at least one kind of object first.', Level.PROBLEM)
+        """Makes a layer of each class, linked from part to whole, as one action."""
+        if not self.classes:
+            self.session.controller.say('Add at least one class first.', Level.PROBLEM)
             return
         taken = {layer.name for layer in self.session.viewer.layers}
         try:
             # Tables name the layer of the whole, so the name that napari would give has to be known before.
-            bands = linked([replace(band, name=free_name(band.name, taken)) for band in self.bands])
+            classes = linked([replace(kind, name=free_name(kind.name, taken)) for kind in self.classes])
         except UnSAMError as error:
             self.session.controller.say(str(error), Level.PROBLEM)
             return
         plane, frame = self.session.controller.target.plane, self.session.frame
         layers = []
-        for band in reversed(bands):  # the finest on top
+        for kind in reversed(classes):  # the finest on top
             data = np.zeros(frame.shape, np.uint32)
-            data[plane.slicing] = band.labels
-            layers.append(Labels(data, name=band.name, opacity=0.5, features=band.features, **following(frame)))
-        self.clear_bands()
+            data[plane.slicing] = kind.labels
+            layers.append(Labels(data, name=kind.name, opacity=0.5, features=kind.features, **following(frame)))
+        self.clear_classes()
         self.hide()
         self.session.history.do(
-            AddLayers(f'make layers {", ".join(band.name for band in bands)}', self.session.viewer, layers)
+            AddLayers(f'make layers {", ".join(kind.name for kind in classes)}', self.session.viewer, layers)
         )
-        self.session.controller.say('Each layer has a features table whose parent_id is a label of the next.')
+        self.session.controller.say('Layers made; parent_id in their features tables links parts to wholes.')
 
     def _show(self, shown: Shown) -> None:
         self.shown = shown
         if shown is not Shown.NOTHING:
             self.when_measured(self._draw)
 
-    def _draw(self, sheet: Sheet) -> None:
+    def _draw(self, table: CandidateTable) -> None:
         match self.shown:
             case Shown.LEVEL:
-                self.chosen = sheet.at_level(self.level, self.limits)
+                self.chosen = table.at_level(self.level, self.limits)
             case Shown.BEST:
-                self.chosen = sheet.best(self.limits)
-            case Shown.ALIKE:
-                self.chosen = sheet.alike(self._how_like, self.least_likeness, self.limits)
+                self.chosen = table.best(self.limits)
+            case Shown.SIMILAR:
+                self.chosen = table.similar(self._similarities, self.min_similarity, self.limits)
             case Shown.NOTHING:
                 return
         session, plane = self.session, self.session.controller.target.plane
         if self._preview is None or not self._preview.move_to(session.frame, plane):
             self._drop_preview()
             self._preview = LevelPreview(session.viewer, session.ensure_objects(), session.frame, plane)
-        sheet.draw(self.chosen, self._preview.pixels)
+        table.draw(self.chosen, self._preview.pixels)
         self._preview.redraw()
         self.changed.emit()
 
-    def _add_example(self, sheet: Sheet) -> None:
-        controller, found = self.session.controller, object_in_question(self.session)
+    def _add_example(self, table: CandidateTable) -> None:
+        controller, found = self.session.controller, current_object(self.session)
         if found is not None:
-            node = region_like((sheet.hierarchy,), found[1] == found[0]).node
-        elif (offer := controller.proposal) is not None:
-            node = region_like((sheet.hierarchy,), offer.mask, offer.box_xyxy[1], offer.box_xyxy[0]).node
+            node = closest_region((table.hierarchy,), found[1] == found[0]).node
+        elif (proposal := controller.proposal) is not None:
+            node = closest_region((table.hierarchy,), proposal.mask, proposal.box_xyxy[1], proposal.box_xyxy[0]).node
         else:
-            controller.say('Put the cursor on an object, select or click one, then ask for all like it.', Level.PROBLEM)
+            controller.say(
+                f'Point at, select or click an object, then press {KEYS["find_similar"].key}.', Level.PROBLEM
+            )
             return
         self.examples = [*(example for example in self.examples if example != node), node]
-        self._how_like = sheet.likeness(self.examples)
-        self._show(Shown.ALIKE)
+        self._similarities = table.similarity(self.examples)
+        self._show(Shown.SIMILAR)
         controller.say(
-            f'{counted(len(self.chosen), "region")} like {counted(len(self.examples), "example")}; '
-            'the slider widens the search, and further examples tell what matters.'
+            f'{counted(len(self.chosen), "similar region")} found with {counted(len(self.examples), "example")}. '
+            'Move the slider or add examples to refine.'
         )
 
-    def _measuring(self, target: Target) -> Callable[[ProgressCallback], tuple[Target, Sheet | None]]:
+    def _measuring(self, target: Target) -> Callable[[ProgressCallback], tuple[Target, CandidateTable | None]]:
         controller = self.session.controller
 
-        def work(progress: ProgressCallback) -> tuple[Target, Sheet | None]:
+        def work(progress: ProgressCallback) -> tuple[Target, CandidateTable | None]:
             plane = controller.embedded(target, progress)
             if plane.hierarchy is None:
                 return target, None
-            sheet = Sheet(plane.hierarchy, target.read(), progress)
-            sheet.warm_up()
-            return target, sheet
+            table = CandidateTable(plane.hierarchy, target.read(), progress)
+            table.warm_up()
+            return target, table
 
         return work
 
-    def _measured(self, result: tuple[Target, Sheet | None]) -> None:
-        target, sheet = result
+    def _measured(self, result: tuple[Target, CandidateTable | None]) -> None:
+        target, table = result
         controller, waiting = self.session.controller, self._waiting
         self._waiting = None
-        if sheet is None:
+        if table is None:
             self.shown = Shown.NOTHING
             controller.say(_TILED, Level.PROBLEM)
         elif target == controller.target:
-            self._target, self._sheet = target, sheet
-            self.examples, self._how_like = [], None
+            self._target, self._table = target, table
+            self.examples, self._similarities = [], None
             controller.say(f'The regions of "{target.name}" are measured.')
             if waiting is not None:
-                waiting[1](sheet)
+                waiting[1](table)
         self.changed.emit()
 
     def _is_fresh(self, target: Target | None) -> bool:
         """Whether what was measured is of this plane, and of its pixels and channels as they are."""
-        if self._sheet is None or self._target != target:
+        if self._table is None or self._target != target:
             return False
-        return self.session.controller.hierarchy is self._sheet.hierarchy
+        return self.session.controller.hierarchy is self._table.hierarchy
 
     def _change_image(self) -> None:
         self._follow()
@@ -302,13 +304,13 @@ class LevelsWork:
             self.session.later(preview.remove)
 
     def _follow(self) -> None:
-        """Takes the preview away when another plane comes into view, or the same with other pixels."""
-        if self._sheet is not None and not self._is_fresh(self.session.controller.target):
-            self._target = self._sheet = self._how_like = None
-            noted, self.examples, self.bands = self.bands, [], []
+        """Removes the preview when the plane in view or its pixels change."""
+        if self._table is not None and not self._is_fresh(self.session.controller.target):
+            self._target = self._table = self._similarities = None
+            classes, self.examples, self.classes = self.classes, [], []
             self.hide()
-            if noted:
-                self.session.controller.say('What was noted for layers was of the plane before, and is forgotten.')
+            if classes:
+                self.session.controller.say('Classes cleared: slice changed.')
 
 
 def plane_labels(objects: Labels, plane: Plane) -> np.ndarray:
@@ -316,9 +318,8 @@ def plane_labels(objects: Labels, plane: Plane) -> np.ndarray:
     return np.asarray(objects.data[plane.slicing])
 
 
-def object_in_question(session: ViewerSession) -> tuple[int, np.ndarray] | None:
-    """The label of an object and the (H, W) labels of its plane: the one under the cursor, or, while the mouse is at a button, the
-    selected one. None if there is none on the plane."""
+def current_object(session: ViewerSession) -> tuple[int, np.ndarray] | None:
+    """The object under the cursor, or the selected one if the mouse is at a button: its label and the (H, W) labels of the plane."""
     objects, target = session.objects, session.controller.target
     if objects is None or target is None:
         return None

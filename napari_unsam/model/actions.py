@@ -1,4 +1,4 @@
-"""What a user does, as actions that can be taken back."""
+"""Actions that can be undone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from napari_unsam.model.candidates import Place
 from napari_unsam.model.prompts import Prompts
 
 T = TypeVar('T')
-Situation = Hashable
+PromptState = Hashable
 """Which prompts on which plane a mask answers."""
-Show = Callable[[Situation, Place], None]
+Show = Callable[[PromptState, Place], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Change(Generic[T]):
-    """Something that had one value and has another.
+    """A change of a value.
 
     Attributes:
         name: What the user did.
@@ -42,16 +42,16 @@ class Change(Generic[T]):
 
 @dataclass(frozen=True, eq=False)
 class PromptsChange(Change[Prompts]):
-    """Other prompts on one image; taken back, the mask is there again that the user had chosen.
+    """A change of the prompts of one image; undo also restores the chosen mask.
 
     Attributes:
         show: Has a mask on screen, where it answers what is asked.
-        situation: Before the change.
-        place: Of the mask on screen before the change.
+        prompt_state: Before the change.
+        place: Of the current mask before the change.
     """
 
     show: Show
-    situation: Situation
+    prompt_state: PromptState
     place: Place
 
     @property
@@ -62,7 +62,7 @@ class PromptsChange(Change[Prompts]):
     def undo(self) -> None:
         """Puts the old prompts back."""
         super().undo()
-        self.show(self.situation, self.place)
+        self.show(self.prompt_state, self.place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +70,14 @@ class MaskChoice:
     """Another mask in answer to the same prompts. Several in a row are one action: a slider makes dozens.
 
     Attributes:
-        situation: That the masks answer.
+        prompt_state: That the masks answer.
         show: Has a mask on screen, where it answers what is asked.
         before: Which was on screen.
         after: Which is.
     """
 
-    name: ClassVar[str] = 'choice of a mask'
-    situation: Situation
+    name: ClassVar[str] = 'choose mask'
+    prompt_state: PromptState
     show: Show
     before: Place
     after: Place
@@ -89,17 +89,17 @@ class MaskChoice:
 
     def do(self) -> None:
         """Shows the chosen mask."""
-        self.show(self.situation, self.after)
+        self.show(self.prompt_state, self.after)
 
     def undo(self) -> None:
         """Shows the one before."""
-        self.show(self.situation, self.before)
+        self.show(self.prompt_state, self.before)
 
     def joined(self, later: object) -> MaskChoice | None:
         """This and a later choice as one."""
-        if not isinstance(later, MaskChoice) or later.situation != self.situation:
+        if not isinstance(later, MaskChoice) or later.prompt_state != self.prompt_state:
             return None
-        return MaskChoice(self.situation, self.show, self.before, later.after)
+        return MaskChoice(self.prompt_state, self.show, self.before, later.after)
 
 
 def _nbytes(place: Place) -> int:

@@ -1,4 +1,4 @@
-"""The masks that a prompt may mean, and which of them is on screen."""
+"""The candidate masks of a prompt, and which of them is shown."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 
 NO_NODES = np.empty(0, np.int64)
 Place = tuple[int, int | None, PlaneMask | None]
-_HARDLY_LARGER = 1.02  # a step to a mask of all but the same area would show nothing
+_MIN_AREA_RATIO = 1.02  # a step to a mask of all but the same area would show nothing
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """A few answers to choose from, and all nested regions of the main tree to slide along.
+    """The candidate masks, and all nested regions of the main tree.
 
     Attributes:
         masks: The answers by increasing area.
         position: Index into `masks` of the one that was stepped to; 0 if there is none.
         chain: (K,) nested nodes of `hierarchy`, finest first; may be empty.
         hierarchy: Of the plane; None where there is no chain.
-        walked: Index into `chain` of the region on screen in place of an answer.
+        chain_index: Index into `chain` of the region on screen in place of an answer.
         exact: A mask on screen in place of an answer, asked for by its size.
     """
 
@@ -32,7 +32,7 @@ class Candidates:
     position: int = 0
     chain: np.ndarray = field(default_factory=lambda: NO_NODES)
     hierarchy: MaskHierarchy | None = None
-    walked: int | None = None
+    chain_index: int | None = None
     exact: PlaneMask | None = None
 
     @classmethod
@@ -50,22 +50,22 @@ class Candidates:
 
     @property
     def shown(self) -> PlaneMask | None:
-        """The mask on screen."""
+        """The current mask."""
         if self.exact is not None:
             return self.exact
-        if self.walked is not None:
-            return node_mask(self.hierarchy, int(self.chain[self.walked]))
+        if self.chain_index is not None:
+            return node_mask(self.hierarchy, int(self.chain[self.chain_index]))
         return self.masks[self.position] if self.masks else None
 
     @property
     def place(self) -> Place:
         """Which mask is on screen, for `at`; without a tree the mask itself, as others come later than the first."""
-        return (0, None, self.shown) if self.hierarchy is None else (self.position, self.walked, self.exact)
+        return (0, None, self.shown) if self.hierarchy is None else (self.position, self.chain_index, self.exact)
 
     @property
     def rank(self) -> int:
-        """The place of the mask on screen among the answers, from 1; 0 if it is none of them."""
-        return self.position + 1 if self.masks and self.walked is None and self.exact is None else 0
+        """The place of the current mask among the answers, from 1; 0 if it is none of them."""
+        return self.position + 1 if self.masks and self.chain_index is None and self.exact is None else 0
 
     def stepped(self, direction: int) -> Candidates:
         """With the next answer shown, coarser for 1 and finer for -1 than what is on screen; the same at the ends."""
@@ -81,45 +81,45 @@ class Candidates:
                 min(self.masks[place].area_px, shown.area_px),
             )
             beyond = (self.masks[place].area_px - shown.area_px) * direction > 0
-            if beyond and larger > _HARDLY_LARGER * smaller:
-                return replace(self, position=place, walked=None, exact=None)
+            if beyond and larger > _MIN_AREA_RATIO * smaller:
+                return replace(self, position=place, chain_index=None, exact=None)
         return self
 
     def slid(self, steps: int) -> Candidates:
-        """With another region of the chain shown, coarser for positive steps; begins at the one most like what is shown."""
+        """With another region of the chain shown, coarser for positive steps; begins at the one closest to the current mask."""
         if len(self.chain) == 0:
             return self
         at = self._on_chain() + steps
-        return replace(self, walked=int(np.clip(at, 0, len(self.chain) - 1)), exact=None)
+        return replace(self, chain_index=int(np.clip(at, 0, len(self.chain) - 1)), exact=None)
 
     def at_granularity(self, granularity: float) -> Candidates:
         """With the region of the chain shown that is nearest to the size of a granularity."""
         if len(self.chain) == 0:
             return self
         wanted_px = granularity_area(granularity, self.hierarchy.leaf_labels.size)
-        return replace(self, walked=nearest_area(self.hierarchy.area[self.chain], wanted_px), exact=None)
+        return replace(self, chain_index=nearest_area(self.hierarchy.area[self.chain], wanted_px), exact=None)
 
     def with_exact(self, mask: PlaneMask) -> Candidates:
         """With a mask shown that was asked for by its size."""
-        return replace(self, walked=None, exact=mask)
+        return replace(self, chain_index=None, exact=mask)
 
     def at(self, place: Place) -> Candidates:
         """With the mask shown that was on screen at a `place` of the answers to the same question."""
-        position, walked, exact = place
+        position, chain_index, exact = place
         if self.hierarchy is None:
-            return self if exact is None else self.led_by(exact)
-        return replace(self, position=position, walked=walked, exact=exact)
+            return self if exact is None else self.starting_with(exact)
+        return replace(self, position=position, chain_index=chain_index, exact=exact)
 
-    def led_by(self, shown: PlaneMask) -> Candidates:
+    def starting_with(self, shown: PlaneMask) -> Candidates:
         """With a mask shown that was there before: as the answer that it is, or besides the answers."""
         same = [
             i for i, mask in enumerate(self.masks) if mask.box_xyxy == shown.box_xyxy and mask.area_px == shown.area_px
         ]
-        return replace(self, position=same[0], walked=None, exact=None) if same else self.with_exact(shown)
+        return replace(self, position=same[0], chain_index=None, exact=None) if same else self.with_exact(shown)
 
     def _on_chain(self) -> int:
-        if self.walked is not None:
-            return self.walked
+        if self.chain_index is not None:
+            return self.chain_index
         return nearest_area(self.hierarchy.area[self.chain], self.shown.area_px)
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PLACING = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
 """What places a layer in the world."""
 
-_MOST_CHANNELS = 16  # a longer axis is hardly one of channels
-_MOST_SHOWN = 3
+_MAX_CHANNELS = 16  # a longer axis is hardly one of channels
+_MAX_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class LayerChannels:
         _check_count(self.layers)
         for layer in self.layers:
             if layer.rgb:
-                raise ImageError(f'"{layer.name}" has colours of its own; channels are layers without.')
-            check_alike(self.layers[0], layer)
+                raise ImageError(f'"{layer.name}" is an RGB image and cannot be a channel.')
+            check_aligned(self.layers[0], layer)
 
     @property
     def axis(self) -> None:
@@ -79,7 +79,7 @@ def layers_of(channels: Channels | LayerChannels | None) -> tuple[Image, ...]:
     return channels.layers if isinstance(channels, LayerChannels) else ()
 
 
-def check_alike(image: Image, other: Image) -> None:
+def check_aligned(image: Image, other: Image) -> None:
     """Makes sure that each pixel of one layer lies on the same pixel of the other.
 
     Raises:
@@ -102,7 +102,7 @@ def check_alike(image: Image, other: Image) -> None:
 def channel_axes(image: Image) -> list[int]:
     """The axes of a layer that may be of channels: short ones besides the last two."""
     shape = full_resolution(image).shape[: image.ndim]
-    return [axis for axis, length in enumerate(shape[:-2]) if 2 <= length <= _MOST_CHANNELS]
+    return [axis for axis, length in enumerate(shape[:-2]) if 2 <= length <= _MAX_CHANNELS]
 
 
 def axis_label(image: Image, axis: int) -> str | None:
@@ -120,8 +120,8 @@ def labelled_channels(image: Image) -> Channels | None:
 
 
 def _check_count(chosen: Sequence[object]) -> None:
-    if not 1 <= len(chosen) <= _MOST_SHOWN:
-        raise ImageError(f'choose one to {_MOST_SHOWN} channels, got {len(chosen)}')
+    if not 1 <= len(chosen) <= _MAX_SHOWN:
+        raise ImageError(f'choose one to {_MAX_SHOWN} channels, got {len(chosen)}')
 
 
 def full_resolution(image: Image) -> Any:
@@ -165,8 +165,8 @@ class Frame:
         ndim = len(self.shape) - (self.channels is not None)
         if ndim > MAX_AXES:
             raise ImageError(
-                f'"{self.image.name}" has {ndim} axes, and objects can have {MAX_AXES} at most; open a part of it, or choose '
-                'its axis of channels.'
+                f'"{self.image.name}" has {ndim} axes, and objects can have {MAX_AXES} at most; crop it, or choose its '
+                'channel axis.'
             )
 
     @property
@@ -220,9 +220,9 @@ class Frame:
             raise ImageError('The view is 3D; switch to 2D to click on a plane.')
         axes = tuple(sorted(axis - (dims.ndim - self.image.ndim) for axis in dims.displayed))
         if axes[0] < 0:
-            raise ImageError(f'"{self.image.name}" has no axis {dims.displayed[0]}; bring its own axes into view.')
+            raise ImageError(f'"{self.image.name}" has no axis {dims.displayed[0]}; display its own axes.')
         if self.channels is not None and self.channels.axis in axes:
-            raise ImageError('The view shows the axis of the channels; bring the axes of the planes into view.')
+            raise ImageError('The view shows the channel axis; display the other axes.')
         return axes
 
     @property

@@ -14,14 +14,14 @@ MAX_BYTES = 256 * 2**20
 
 
 class Action(Protocol):
-    """Something that was done and can be taken back; `do` is called again after an `undo`.
+    """An action; `do` is called again after an `undo`.
 
     May have a method ``joined(later) -> Action | None``: itself and what was done right after it as one action, if they are
     one for the user.
 
     Attributes:
         name: What the user did, as a button shows it: 'commit object 3'.
-        nbytes: Bytes of memory that it keeps to be taken back; an action without this attribute keeps next to nothing.
+        nbytes: Bytes of memory that it keeps to be undone; an action without this attribute keeps next to nothing.
     """
 
     name: str
@@ -33,8 +33,8 @@ class Action(Protocol):
         """Puts everything back as it was before `do`."""
 
 
-class Together:
-    """Several actions that the user sees as one.
+class ActionGroup:
+    """Several actions that are undone together.
 
     Args:
         name: What the user did.
@@ -50,7 +50,7 @@ class Together:
         return sum(map(_nbytes, self._actions))
 
     def do(self) -> None:
-        """Does all of them; if one fails, those before it are taken back."""
+        """Does all of them; if one fails, the ones before it are undone."""
         done: list[Action] = []
         try:
             for action in self._actions:
@@ -62,21 +62,21 @@ class Together:
             raise
 
     def undo(self) -> None:
-        """Takes them back, the last one first."""
+        """Undoes them, the last one first."""
         for action in reversed(self._actions):
             action.undo()
 
 
 class ActionHistory:
-    """What was done, and what was taken back and can be done again. The oldest actions are forgotten, but never the last one.
+    """Actions to undo and redo. The oldest ones are dropped, but never the last one.
 
     Args:
         max_actions: How many actions are kept.
         max_bytes: Memory limit of the actions that are kept.
 
     Attributes:
-        is_cut: Whether an action was forgotten, so that not everything can be taken back.
-        is_busy: Whether something is being done or taken back; until `changed` was emitted, for other threads.
+        is_cut: Whether an action was forgotten, so that not everything can be undone.
+        is_busy: Whether something is being done or undone; until `changed` was emitted, for other threads.
     """
 
     changed = Signal()
@@ -89,16 +89,16 @@ class ActionHistory:
 
     @property
     def undo_name(self) -> str | None:
-        """What `undo` would take back; None if there is nothing."""
+        """The name of the action to undo; None if there is none."""
         return self._done[-1].name if self._done else None
 
     @property
     def redo_name(self) -> str | None:
-        """What `redo` would do again; None if there is nothing."""
+        """The name of the action to redo; None if there is none."""
         return self._undone[-1].name if self._undone else None
 
     def do(self, action: Action) -> None:
-        """Does something and remembers it; what was taken back before can then no longer be done again.
+        """Does an action and keeps it; undone actions can no longer be redone.
 
         An action that raises is not remembered.
         """
@@ -110,7 +110,7 @@ class ActionHistory:
             self.is_busy = False
 
     def add(self, action: Action) -> None:
-        """Remembers something that is done already, as `do` does."""
+        """Keeps an action that is done already."""
         last = self._done[-1] if self._done else None
         joined = last.joined(action) if hasattr(last, 'joined') else None
         if joined is not None:
@@ -124,15 +124,15 @@ class ActionHistory:
         self.changed.emit()
 
     def undo(self) -> str | None:
-        """Takes back the last action; returns its name, or None if there is none."""
+        """Undoes the last action; returns its name, or None if there is none."""
         return self._move(self._done, self._undone, 'undo')
 
     def redo(self) -> str | None:
-        """Does again what was taken back last; returns its name, or None if there is nothing."""
+        """Redoes the last undone action; returns its name, or None if there is none."""
         return self._move(self._undone, self._done, 'do')
 
     def clear(self) -> None:
-        """Forgets everything; nothing is taken back."""
+        """Forgets everything; nothing is undone."""
         self._done.clear()
         self._undone.clear()
         self.is_cut = False

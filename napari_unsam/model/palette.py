@@ -1,4 +1,4 @@
-"""The colours of objects, alike on screen and in files."""
+"""The colours of objects, the same on screen and in files."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from napari_unsam.model.label_boxes import ArrayLike, Region, blocks
+from napari_unsam.model.label_boxes import LazyArray, Region, blocks
 
 Counts = Mapping[int, int]
 """How many pixels each label has gained, or lost if negative."""
 
 _FASTEST = 1  # of zlib: masks of objects shrink by a hundred times all the same
-_MOST_BINS = 1 << 20  # labels up to this are counted in bins, which is ten times as quick as sorting them
+_MAX_BINS = 1 << 20  # labels up to this are counted in bins, which is ten times as quick as sorting them
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def total(counts: Iterable[Counts]) -> Counts:
     return summed
 
 
-def areas_in(array: ArrayLike) -> Counts:
+def areas_in(array: LazyArray) -> Counts:
     """How many pixels each label but 0 has in an array, which is read block by block."""
     parts = (np.asarray(array[block]) for block in blocks(array.shape))
     return total(dict(_counted(part[part != 0])) for part in parts)
@@ -214,7 +214,7 @@ def _counted(values: np.ndarray, n_pixels: int = 0) -> Iterator[tuple[int, int]]
     """Each label with the number of its pixels, which is asked for if all have the same label."""
     if values.ndim == 0:
         yield int(values), n_pixels
-    elif values.size and values.min() >= 0 and values.max() < _MOST_BINS:
+    elif values.size and values.min() >= 0 and values.max() < _MAX_BINS:
         numbers = np.bincount(values.astype(np.intp, copy=False))
         yield from ((int(label), int(numbers[label])) for label in np.flatnonzero(numbers))
     else:

@@ -93,13 +93,13 @@ def plane_pixels(
         return [parts[0] if len(parts) == 1 else JoinedPixels(parts) for parts in shared]
     arrays = list(image.data) if image.multiscale else [image.data]
     across = [axis for axis in range(image.ndim) if axis not in plane.axes]
-    alike = [
+    matching = [
         array
         for i, array in enumerate(arrays)
         if all(array.shape[axis] == arrays[0].shape[axis] for axis in across)
         and all(_is_halved(arrays[0].shape[axis], array.shape[axis], i) for axis in plane.axes)
     ]
-    return [PlanePixels(array, plane, image.contrast_limits, image.rgb, channels) for array in alike]
+    return [PlanePixels(array, plane, image.contrast_limits, image.rgb, channels) for array in matching]
 
 
 def to_uint8(pixels: np.ndarray, contrast_limits: Sequence[float]) -> np.ndarray:

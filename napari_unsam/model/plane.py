@@ -69,8 +69,7 @@ class Plane:
 
 
 def view_of_layer(viewer: ViewerModel, layer: Layer) -> tuple[object, ...]:
-    """What the sliders and axes of a viewer stand at, as far as a layer in it follows them: napari has a layer that is shown
-    drawn anew if and only if this has changed; else the layer itself has changed."""
+    """The part of a viewer's sliders and axes that a layer follows; if a layer is redrawn without a change of it, the layer changed."""
     dims, first = viewer.dims, viewer.dims.ndim - layer.ndim
     order = tuple(axis - first for axis in dims.order if axis >= first)
     own = [values[-layer.ndim :] for values in (dims.point, dims.margin_left, dims.margin_right)]
@@ -102,7 +101,7 @@ def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> 
     """
     index = tuple(0 if axis in axes else i for axis, i in enumerate(_nearest(position)))
     if not all(0 <= i < n for i, n in zip(index, frame.shape, strict=True)):
-        raise ImageError(f'"{frame.image.name}" has no plane at this slider position; move the slider.')
+        raise ImageError(f'"{frame.image.name}" has no slice at this slider position; move the slider.')
     return Plane(shape=frame.shape, axes=axes, index=index)
 
 

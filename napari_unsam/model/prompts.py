@@ -1,4 +1,4 @@
-"""What the user points at, as plain values: clicks, boxes, outlines and scribbles."""
+"""Prompts as plain values: clicks, boxes, outlines, scribbles, pending objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Position = tuple[float, ...]
 
 
 class Polarity(Enum):
-    """Whether a click says "the object is here" or "not this"; the values are the models' point labels."""
+    """Whether a click is on the object or the background; the values are the models' point labels."""
 
     POSITIVE = 1
     NEGATIVE = 0
@@ -21,7 +21,7 @@ class Polarity(Enum):
 
 
 class ShapeKind(Enum):
-    """What a drawn shape says of the object."""
+    """Kind of a drawn shape."""
 
     BOX = 'box'
     """It fills this box."""
@@ -64,8 +64,8 @@ class ShapePrompt:
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """An object that waits to be committed, with the mask that it had when the user went on to another one.
+class PendingObject:
+    """An object that is kept for a later commit, with its mask.
 
     Attributes:
         object_id: Which of the user's objects on its plane it is; its prompts have the same.
@@ -86,41 +86,41 @@ class SetAside:
     score: float
 
 
-Prompt = PointPrompt | ShapePrompt | SetAside
+Prompt = PointPrompt | ShapePrompt | PendingObject
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """All that the user has pointed at on one image, on any plane, and which object comes next.
+    """All prompts on one image, on any plane, and the number of the next object.
 
     Attributes:
         points: Clicks in their order.
         shapes: Drawn shapes in their order.
         object_id: The object that the next prompt is about.
-        asides: Objects that were set aside, in their order; clicks and shapes about them are kept.
+        pending: Objects kept for a later commit, in their order; their clicks and shapes are kept too.
     """
 
     points: tuple[PointPrompt, ...] = ()
     shapes: tuple[ShapePrompt, ...] = ()
     object_id: int = 1
-    asides: tuple[SetAside, ...] = ()
+    pending: tuple[PendingObject, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.points or self.shapes or self.asides)
+        return bool(self.points or self.shapes or self.pending)
 
-    def at_hand(self) -> Prompts:
-        """Of prompts on one plane those about the latest object that was not set aside."""
-        aside = {one.object_id for one in self.asides}
-        begun = {prompt.object_id for prompt in (*self.points, *self.shapes)} - aside
+    def current(self) -> Prompts:
+        """Of prompts on one plane those of the latest object that is not pending."""
+        pending = {one.object_id for one in self.pending}
+        begun = {prompt.object_id for prompt in (*self.points, *self.shapes)} - pending
         latest = max(begun, default=self.object_id)
         return replace(self.keeping(lambda prompt: prompt.object_id == latest), object_id=latest)
 
-    def keeping(self, wanted: Callable[[Prompt], bool]) -> Prompts:
-        """Those that a test holds for."""
-        parts = {name: tuple(filter(wanted, getattr(self, name))) for name in ('points', 'shapes', 'asides')}
+    def keeping(self, condition: Callable[[Prompt], bool]) -> Prompts:
+        """The prompts that fulfil a condition."""
+        parts = {name: tuple(filter(condition, getattr(self, name))) for name in ('points', 'shapes', 'pending')}
         return replace(self, **parts)
 
     def without(self, others: Prompts) -> Prompts:
-        """Those that are not among others."""
-        gone = {*others.points, *others.shapes, *others.asides}
-        return self.keeping(lambda prompt: prompt not in gone)
+        """The prompts that are not among others."""
+        removed = {*others.points, *others.shapes, *others.pending}
+        return self.keeping(lambda prompt: prompt not in removed)

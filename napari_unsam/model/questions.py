@@ -1,4 +1,4 @@
-"""What an engine is asked: the prompts on one plane, in its pixels."""
+"""The prompts on one plane in pixels, as engines take them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from skimage.draw import polygon2mask
 
 from napari_unsam.model.plane import Plane
-from napari_unsam.model.prompts import PointPrompt, Prompt, Prompts, SetAside, ShapeKind, ShapePrompt
+from napari_unsam.model.prompts import PendingObject, PointPrompt, Prompt, Prompts, ShapeKind, ShapePrompt
 
 _LOGIT_SIDE_PX, _LOGIT_SCALE = 256, 8.0  # the frame in which engines take masks
 _OVERSAMPLING = 4  # of that frame where outlines are drawn
-_MOST_SAMPLES = 5  # clicks that stand for one scribble
+_MAX_SAMPLES = 5  # clicks that stand for one scribble
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Question:
 
     @property
     def can_be_asked(self) -> bool:
-        """Whether it says where the object is, and not only where it is not."""
+        """Whether there is a box or a click on the object."""
         return self.box_xyxy is not None or (self.labels is not None and bool((self.labels == 1).any()))
 
     @property
@@ -61,7 +61,7 @@ def on_plane(prompts: Prompts, plane: Plane) -> Prompts:
                 return plane.pixel(prompt.position) is not None
             case ShapePrompt():
                 return not plane.lies_beside(prompt.vertices[0])
-            case SetAside():
+            case PendingObject():
                 return (prompt.axes, prompt.index) == (plane.axes, plane.index)
 
     return prompts.keeping(is_here)
@@ -94,7 +94,7 @@ def question_of(prompts: Prompts, plane: Plane) -> Question:
     return Question(columns[:, 1::-1].copy(), columns[:, 2].astype(np.int64), box, mask)
 
 
-def samples_along(line: np.ndarray, size_hw: Sequence[int], count: int = _MOST_SAMPLES) -> list[tuple[int, int]]:
+def samples_along(line: np.ndarray, size_hw: Sequence[int], count: int = _MAX_SAMPLES) -> list[tuple[int, int]]:
     """Pixels spaced evenly along a line, the middle one first: further clicks are taken as words on the answer to it.
 
     Args:

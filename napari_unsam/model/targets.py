@@ -1,4 +1,4 @@
-"""What is being segmented, what is on offer and what the user is told: values that go between the modules."""
+"""Values that the modules exchange: target, current mask, status."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """The mask on screen.
+    """The current mask.
 
     Attributes:
         plane: The plane that it lies in.

@@ -1,1 +1,1 @@
-"""The sections of the dock, one widget each."""
+"""The dock and its sections."""

@@ -1,4 +1,4 @@
-"""Makes the model fit the user's images, without labels, and shows what that changes."""
+"""The section that adapts the model to an image, without labels, and compares both models."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication, QCheckBox, QGridLayout, QLabel, QProgressBar, QSpinBox, QWidget
 
 from napari_unsam.adapt.comparison import Comparison, compare, window_around
+from napari_unsam.adapt.crops import Crop, choose_crops, write_crops
 from napari_unsam.adapt.job import IMAGES, AdaptJob, AdaptSettings, JobState, Stage
-from napari_unsam.adapt.pictures import Picture, choose_pictures, write_pictures
 from napari_unsam.controller import NO_IMAGE, Level
 from napari_unsam.io.autosave import image_identity
 from napari_unsam.model.questions import Question, on_plane, question_of
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import button
 from napari_unsam.qt.loss_plot import LossPlot
 from napari_unsam.viewer.layers import following, insert_quietly, remove_layers
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 BEFORE_NAME, AFTER_NAME = 'UnSAM original model', 'UnSAM adapted model'
 _POLL_MS = 500
-_WRITING = 'Taking pictures of the image to learn from'
-_MAX_PICTURES, _MAX_ITERATIONS = 64, 5000
+_WRITING = 'Writing training crops'
+_MAX_CROPS, _MAX_ITERATIONS = 64, 5000
 
 
 class AdaptPanel(QWidget):
@@ -52,9 +52,8 @@ class AdaptPanel(QWidget):
         self._folder = folder or cache_dir() / 'napari_unsam' / 'adapted'
         self._job: AdaptJob | None = None
         self._stop: Callable[[], None] | None = None
-        self._jobs: dict[str, AdaptJob] = {}  # a training goes on while other images are looked at
+        self._jobs: dict[str, AdaptJob] = {}  # a training goes on while other images are open
         self._layers: dict[str, Labels] = {}
-        self.keys: dict = {}
         self._build()
         self._timer = QTimer(self, interval=_POLL_MS)
         self._timer.timeout.connect(self.refresh)
@@ -72,7 +71,7 @@ class AdaptPanel(QWidget):
         return self._job
 
     def close_session(self) -> None:
-        """Stops a training that runs, for when the dock goes; it can be resumed."""
+        """Stops a running training when the dock closes; it can be resumed."""
         self._timer.stop()
         if self._stop is not None:
             self.destroyed.disconnect(self._stop)
@@ -83,12 +82,12 @@ class AdaptPanel(QWidget):
         _stop(self._jobs)
 
     def start(self) -> None:
-        """Writes pictures of the image in the inference thread, then trains on them in a process of its own."""
+        """Writes crops of the image in the inference thread, then trains on them in its own process."""
         session, job = self._session, self._job
         if job is None or self._is_at_work():
             return
         try:
-            work = self._picture_writing(job)
+            work = self._crop_writing(job)
         except UnSAMError as error:
             session.controller.say(str(error), Level.PROBLEM)
             return
@@ -98,14 +97,14 @@ class AdaptPanel(QWidget):
 
     def cancel(self) -> None:
         """Stops the training; Start goes on from its last checkpoint."""
-        if self._writes_pictures:
+        if self._writes_crops:
             self._session.controller.cancel()
         if self._job is not None:
             self._job.cancel()
         self.refresh()
 
     def compare(self) -> None:
-        """Asks both models about the plane in view: the prompts on it, or all masks where there are none."""
+        """Compares both models on the plane in view: for its prompts, or all masks if there are none."""
         session, target = self._session, self._session.controller.target
         if target is None or self._job is None or self._job.result is None:
             return
@@ -120,7 +119,7 @@ class AdaptPanel(QWidget):
         session.controller.run('Comparing both models', work, partial(self._show_comparison, target), is_task=True)
 
     def use_adapted(self, is_adapted: bool) -> None:
-        """Has clicks answered by the adapted model, or by that of the package again."""
+        """Switches clicks between the adapted and the packaged model."""
         self._session.controller.use_weights(self._job.result if is_adapted and self._job is not None else None)
 
     def refresh(self) -> None:
@@ -136,33 +135,31 @@ class AdaptPanel(QWidget):
             self._session.controller.say(state.problem or f'{state.text}.', level)
 
     def _build(self) -> None:
-        self.pictures_box, self.iterations_box = QSpinBox(), QSpinBox()
-        self.pictures_box.setRange(1, _MAX_PICTURES)
-        self.pictures_box.setValue(8)
-        self.pictures_box.setToolTip(
-            'How many parts of the image to learn from, spread evenly; each takes some seconds'
-        )
+        self.crops_box, self.iterations_box = QSpinBox(), QSpinBox()
+        self.crops_box.setRange(1, _MAX_CROPS)
+        self.crops_box.setValue(8)
+        self.crops_box.setToolTip('Evenly spaced crops of the image to train on; each takes some seconds')
         self.iterations_box.setRange(10, _MAX_ITERATIONS)
         self.iterations_box.setValue(AdaptSettings.iterations)
         self.iterations_box.setSingleStep(50)
-        self.iterations_box.setToolTip('How long to train; a step takes about half a second on one core')
-        self.start_button = button('Start', 'Train on the image as it is shown now; no labels are needed')
-        self.cancel_button = button('Cancel', 'Stop the training; Start goes on from where it was')
+        self.iterations_box.setToolTip('Training steps; one takes about half a second on one core')
+        self.start_button = button('Start', 'Train on the image at its current contrast limits; needs no labels')
+        self.cancel_button = button('Cancel', 'Stop the training; Start resumes it')
         self.progress_bar = QProgressBar()
         self.progress_bar.setRange(0, 1000)
         self.status_label = QLabel()
         self.status_label.setWordWrap(True)
         self.plot = LossPlot('Loss')
         self.compare_button = button(
-            'Compare on this plane', 'Show what both models make of the plane, or of its prompts'
+            'Compare on this slice', 'Show the masks of both models, for the prompts on this slice if there are any'
         )
         self.after_box = QCheckBox('Show the adapted model')
-        self.after_box.setToolTip('Switches between the two layers of the comparison')
+        self.after_box.setToolTip('Switch between the two layers of the comparison')
         self.use_box = QCheckBox('Use the adapted model')
-        self.use_box.setToolTip('Have clicks answered by it from now on')
+        self.use_box.setToolTip('Use it for clicks from now on')
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
-        for row, (text, box) in enumerate([('Pictures', self.pictures_box), ('Steps', self.iterations_box)]):
+        for row, (text, box) in enumerate([('Crops', self.crops_box), ('Steps', self.iterations_box)]):
             label = QLabel(text)
             label.setBuddy(box)
             grid.addWidget(label, row, 0)
@@ -190,36 +187,36 @@ class AdaptPanel(QWidget):
         self.refresh()
 
     @property
-    def _writes_pictures(self) -> bool:
+    def _writes_crops(self) -> bool:
         return self._session.controller.runs(_WRITING)
 
     def _is_at_work(self) -> bool:
         """Whether the model is being adapted to this image or another: one training takes all cores."""
-        return self._writes_pictures or any(job.is_running for job in self._jobs.values())
+        return self._writes_crops or any(job.is_running for job in self._jobs.values())
 
-    def _picture_writing(self, job: AdaptJob) -> Callable[[ProgressCallback], int]:
+    def _crop_writing(self, job: AdaptJob) -> Callable[[ProgressCallback], int]:
         session = self._session
         plane = session.target_at([0] * session.image.ndim).plane
         across = [length for axis, length in enumerate(plane.shape) if axis not in plane.axes]
-        pictures = choose_pictures(across, plane.size_hw, self.pictures_box.value())
+        crops = choose_crops(across, plane.size_hw, self.crops_box.value())
         targets = {}
-        for picture in pictures:
-            at = iter(picture.index)
-            targets[picture.name] = session.target_at(
+        for crop in crops:
+            at = iter(crop.index)
+            targets[crop.name] = session.target_at(
                 [0 if axis in plane.axes else next(at) for axis in range(len(plane.shape))]
             )
 
-        def read(picture: Picture) -> np.ndarray:
-            return _pixels(targets[picture.name], picture.rows, picture.columns)
+        def read(crop: Crop) -> np.ndarray:
+            return _pixels(targets[crop.name], crop.rows, crop.columns)
 
-        return lambda progress: write_pictures(job.folder / IMAGES, pictures, read, progress)
+        return lambda progress: write_crops(job.folder / IMAGES, crops, read, progress)
 
     def _train(self, job: AdaptJob, settings: AdaptSettings, _written: int) -> None:
         if job is not self._job:
             return
         try:
             job.start(settings)
-            self._session.controller.say('The model is being adapted in the background; clicks go on meanwhile.')
+            self._session.controller.say('Training in the background; you can keep clicking.')
         except UnSAMError as error:
             self._session.controller.say(str(error), Level.PROBLEM)
         self._timer.start()
@@ -229,19 +226,19 @@ class AdaptPanel(QWidget):
         self.progress_bar.setValue(round(1000 * state.fraction))
         text = state.text if state.problem is None else f'⚠ {state.problem}'
         if not state.is_running and any(job.is_running for job in self._jobs.values()):
-            text += '. The model is being adapted to another image'
+            text += '. Training on another image'
         self.status_label.setText(text)
         self.plot.show_curve(state.curve.steps, state.curve.losses, state.iterations)
         self._show_buttons()
 
     def _show_buttons(self) -> None:
         job = self._job
-        is_running = self._writes_pictures or (job is not None and job.is_running)
+        is_running = self._writes_crops or (job is not None and job.is_running)
         is_free = job is not None and not self._is_at_work()
         has_result = job is not None and job.result is not None and not is_running
         self.start_button.setEnabled(is_free)
         self.cancel_button.setEnabled(is_running)
-        for box in (self.pictures_box, self.iterations_box):
+        for box in (self.crops_box, self.iterations_box):
             box.setEnabled(is_free)
         self.compare_button.setEnabled(has_result and self._session.controller.target is not None)
         self.after_box.setEnabled(bool(self._layers))

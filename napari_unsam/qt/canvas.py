@@ -1,4 +1,4 @@
-"""napari's canvas, kept from freeing what is not its own."""
+"""A work-around for napari's canvas, which frees OpenGL objects in the wrong context."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class CanvasContext:
-    """Has layers freed in the OpenGL context that they were drawn in, whoever removes them.
+    """Frees layers in the OpenGL context that they were drawn in.
 
     napari 0.9 frees what a layer holds as soon as it leaves the list, in whichever context is current: at times that of the
     window, in which the same numbers are other objects. The window then crashes at one of the next drawings.
@@ -31,7 +31,7 @@ class CanvasContext:
         self._find()
 
     def close(self) -> None:
-        """Leaves the layers alone from now on."""
+        """Disconnects from the layers."""
         self._layers.events.inserted.disconnect(self._find)
         self._layers.events.removing.disconnect(self._enter)
         self._layers.events.removed.disconnect(self._leave)
@@ -54,7 +54,7 @@ class CanvasContext:
 def canvas_beside(widget: QWidget) -> QOpenGLWidget | None:
     """The canvas in the middle of the window that a widget belongs to, also if it floats; None if it is in no such window.
 
-    Other docks may hold drawings of OpenGL as well, which are not looked at.
+    Other docks may hold drawings of OpenGL as well, which are ignored.
     """
     around: QWidget | None = widget
     while around is not None:

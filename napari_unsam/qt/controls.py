@@ -1,4 +1,4 @@
-"""Controls that all sections of the dock share."""
+"""Controls shared by the sections of the dock."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam.keys import KEYS
 from napari_unsam.levels.region_properties import Side
 
 _SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
@@ -25,13 +26,18 @@ def button(text: str, tooltip: str) -> QPushButton:
     """A button that leaves the keyboard to the canvas, so that the keys shown on buttons reach it.
 
     Args:
-        text: What the button does, with its key in brackets if it has one.
+        text: What the button does.
         tooltip: One sentence.
     """
     made = QPushButton(text)
     made.setToolTip(tooltip)
     made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     return made
+
+
+def key_button(command: str) -> QPushButton:
+    """The button of a key."""
+    return button(KEYS[command].button, KEYS[command].action)
 
 
 def slider(tooltip: str) -> QSlider:
@@ -51,12 +57,12 @@ def choice_of_side(chosen: Side) -> QComboBox:
     for side in Side:
         made.addItem(side.value.capitalize(), side)
     made.setCurrentIndex(list(Side).index(chosen))
-    made.setToolTip('How objects differ from what is around them; bright or dark: whichever the image suggests')
+    made.setToolTip('Brightness of objects relative to their surroundings; "Bright or dark" decides by the image')
     return made
 
 
 def move(slider: QSlider, value: float) -> None:
-    """Moves a slider to a value in [0, 1] that was set elsewhere, without telling so."""
+    """Moves a slider to a value in [0, 1] that was set elsewhere, without a signal."""
     with QSignalBlocker(slider):
         slider.setValue(round(value * SLIDER_STEPS))
 
@@ -74,7 +80,7 @@ def group(title: str, rows: list[list[QWidget | None]]) -> QGroupBox:
 
 
 def lend_keyboard(panel: QWidget) -> None:
-    """Has the fields of a section give the keyboard back to the canvas once the user is done with them.
+    """Returns the keyboard to the canvas after a field of a section was edited.
 
     That is with Return or Escape, and after a click on the arrows of a number; choices never take it.
     """

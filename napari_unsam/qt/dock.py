@@ -1,4 +1,4 @@
-"""The dock as napari opens it: there at once, and filled as soon as its code is loaded, which holds nobody up."""
+"""The dock as napari opens it: empty at first, filled once its code is loaded in the background."""
 
 from __future__ import annotations
 
@@ -41,34 +41,34 @@ class UnSAMDock(DockedWidget):
         self.content: SegmentationWidget | None = None
         self.undocked.connect(self.end)
         self._viewer, self._make = viewer, make
-        self._opening = QLabel('UnSAM is being opened ...')
+        self._opening = QLabel('Opening UnSAM ...')
         self._opening.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._opening.setMinimumWidth(self._opening.fontMetrics().averageCharWidth() * 40)
-        self._room = QGridLayout(self)  # napari would add a stretch to a column, and leave half of it to that
-        self._room.setContentsMargins(0, 0, 0, 0)
-        self._room.addWidget(self._opening)
+        self._grid = QGridLayout(self)  # napari would add a stretch to a column, and leave half of it to that
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.addWidget(self._opening)
         self._loading = Thread(target=import_module, args=(_CODE,), name='unsam-opening', daemon=True)
         self._loading.start()
-        self._turns = QTimer(self, interval=_TURN_MS)
-        self._turns.timeout.connect(self._go_on)
-        self._turns.start()
+        self._timer = QTimer(self, interval=_TURN_MS)
+        self._timer.timeout.connect(self._open_next)
+        self._timer.start()
 
     def end(self) -> None:
         """Ends the session, or does not begin it."""
-        self._turns.stop()
+        self._timer.stop()
         if self.content is not None:
             self.content.end()
 
-    def _go_on(self) -> None:
+    def _open_next(self) -> None:
         """Makes the widget, then shows it, each in a turn of the event loop."""
         if self._loading.is_alive():
             return
-        self._turns.stop()  # so that what cannot be loaded or made is told once
+        self._timer.stop()  # so that what cannot be loaded or made is told once
         if self.content is None:
             make = self._make or import_module(_CODE).SegmentationWidget
             self.content = make(self._viewer)
-            self._turns.start()
+            self._timer.start()
         else:
-            self._room.replaceWidget(self._opening, self.content)
+            self._grid.replaceWidget(self._opening, self.content)
             self._opening.hide()
             self._opening.deleteLater()

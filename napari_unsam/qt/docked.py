@@ -1,4 +1,4 @@
-"""Widgets that are told when napari takes them away, which only unparents them, without closing them."""
+"""Widgets that notice when napari removes them, which only unparents them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ class DockedWidget(QWidget):
 
 
 def later(call: Callable[[], None]) -> None:
-    """Runs a function once napari is done with what it is at."""
+    """Runs a function once napari has handled the current event."""
     # Qt keeps no method of an object alive that nobody else holds.
     QTimer.singleShot(0, lambda: call())

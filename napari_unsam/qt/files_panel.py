@@ -1,4 +1,4 @@
-"""The images of a folder, forward and back; nothing that was not saved is lost without a question."""
+"""The section for the images of a folder; asks before unsaved objects are lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Unsaved(Enum):
 
 
 class FilesPanel(QWidget):
-    """Chooses a folder, lists its images with marks for those that are done, and goes from one to the next.
+    """Lists the images of a folder, marks those that are done, and opens them.
 
     Args:
         session: Whose viewer shows the images.
@@ -41,7 +41,6 @@ class FilesPanel(QWidget):
         super().__init__()
         self._session = session
         self.series: ImageSeries | None = None
-        self.keys: dict[str, Callable[[], None]] = {}
         self._build()
         self._show()
 
@@ -109,20 +108,20 @@ class FilesPanel(QWidget):
         return {button_of.Save: Unsaved.SAVE, button_of.Discard: Unsaved.DISCARD}.get(chosen, Unsaved.STAY)
 
     def choose_folder(self, caption: str) -> Path | None:
-        """Asks for a folder; None if the user thinks better of it."""
+        """Asks for a folder; None if cancelled."""
         path = QFileDialog.getExistingDirectory(self, caption)
         return Path(path) if path else None
 
     def _build(self) -> None:
-        self.folder_button = button('Open folder...', 'List the images of a folder, at any depth')
-        self.elsewhere_box = QCheckBox('Keep objects in another folder')
-        self.elsewhere_box.setToolTip('Otherwise they are saved beside the images')
+        self.folder_button = button('Open folder...', 'List the images of a folder and its subfolders')
+        self.elsewhere_box = QCheckBox('Save objects in another folder')
+        self.elsewhere_box.setToolTip('By default they are saved next to the images')
         self.list = QListWidget()
         self.list.setToolTip('✓ marks images whose objects are saved, ✗ those that cannot be read')
         self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.list.setMaximumHeight(8 * self.list.fontMetrics().lineSpacing())
-        self.previous_button = button('Previous', 'Open the image before this one')
-        self.next_button = button('Next', 'Open the image after this one')
+        self.previous_button = button('Previous', 'Open the previous image')
+        self.next_button = button('Next', 'Open the next image')
         self.save_button = button('Save', 'Save the objects of this image: a label TIFF and a table')
         self.status_label = QLabel()
         grid = QGridLayout(self)
@@ -176,4 +175,4 @@ class FilesPanel(QWidget):
         self.next_button.setEnabled(asked is not None and asked < count - 1)
         self.save_button.setEnabled(position is not None)
         done = sum(series.is_done(row) for row in range(count)) if series is not None else 0
-        self.status_label.setText(f'{done} of {count} done' if count else 'No folder is open')
+        self.status_label.setText(f'{done} of {count} done' if count else 'No folder open')

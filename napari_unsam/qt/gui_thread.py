@@ -1,4 +1,4 @@
-"""The way back from the inference thread to that of the GUI, the same with PyQt6 and PySide6."""
+"""Calls from the inference thread into the GUI thread, with PyQt6 and PySide6."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def in_gui_thread(call: Callable[[], None]) -> None:
 
 @cache
 def courier() -> Courier:
-    """What carries functions to the GUI's thread; ask for it there once, before other threads do.
+    """The object that runs functions in the GUI thread; call this there once, before other threads do.
 
     One object for all calls: one made in the inference thread for each is at times destroyed while that still holds it, which
     ends the process with PySide6.

@@ -1,4 +1,4 @@
-"""Which image, which of its channels, and how far the model has got with it."""
+"""The section for the image: layer, channels, analysis and its progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CHANNEL_CHARACTERS = 4  # of a layer's name are shown at least; longer ones mus
 
 
 class ImagePanel(QWidget):
-    """The choice of the image and its channels, and what runs in the background.
+    """Image, channels, and the job that runs.
 
     Args:
         session: What to control.
@@ -39,17 +39,15 @@ class ImagePanel(QWidget):
         self._session = session
         self.image_choice = ComboBox(choices=self._images, nullable=True, tooltip='The image to segment')
         self.image_choice.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.axis_choice = _combo('Which axis of the image holds its channels, or that they are layers')
+        self.axis_choice = _combo('Channel axis of the image, or channels in separate layers')
         self.channel_choices = [
-            _combo(f'The channel that the model sees as {colour.lower()}; one alone is seen as grey')
-            for colour in _COLOURS
+            _combo(f'Channel used as {colour.lower()}; a single channel is used as grey') for colour in _COLOURS
         ]
-        self.embed_button = button('Embed', 'Find the regions of the plane in view; the first click does it as well')
-        self.cancel_button = button('Cancel', 'Stop what runs; prompts are kept, and planes that were made ready')
+        self.embed_button = button('Analyse slice', 'Run the model on this slice; the first click does so too')
+        self.cancel_button = button('Cancel', 'Stop all jobs; prompts and analysed slices are kept')
         self.stack_button = button(
-            'Make all planes ready',
-            'Find the regions of all planes of the stack or movie, the nearest first, and keep them on disk. '
-            'Clicks are answered meanwhile; a run that was cancelled goes on where it stopped',
+            'Precompute all slices',
+            'Analyse all slices of the stack or movie and store the results; a cancelled run resumes where it stopped',
         )
         self.progress_bar = QProgressBar()
         self.progress_bar.setRange(0, 1000)
@@ -62,18 +60,18 @@ class ImagePanel(QWidget):
         self._show_channels()
 
     def close_session(self) -> None:
-        """Leaves the viewer alone from now on."""
+        """Disconnects from the viewer."""
         self._contrast_rests.stop()
         layers = self._session.viewer.layers.events
         for emitter in (layers.inserted, layers.removed, layers.renamed):
             emitter.disconnect(self._layers_changed)
 
     def show_state(self) -> None:
-        """Shows what the controller is at."""
+        """Shows the state of the controller."""
         controller = self._session.controller
         busy, is_ready = controller.is_busy, controller.plane is not None
         self.embed_button.setEnabled(controller.target is not None and not busy)
-        self.embed_button.setText('Embed again' if is_ready else 'Embed')
+        self.embed_button.setText('Analyse again' if is_ready else 'Analyse slice')
         self.cancel_button.setEnabled(busy)
         self.stack_button.setVisible(self._session.stack.is_stack)
         self.stack_button.setEnabled(not busy)
@@ -107,14 +105,14 @@ class ImagePanel(QWidget):
         self.embed_button.clicked.connect(lambda: session.controller.embed())
         self.cancel_button.clicked.connect(lambda: session.controller.cancel())
         reporting = session.controller.reporting
-        self.stack_button.clicked.connect(reporting(lambda *_: session.stack.make_ready()))
+        self.stack_button.clicked.connect(reporting(lambda *_: session.stack.precompute()))
         self.axis_choice.activated.connect(reporting(lambda _: self._choose_axis()))
         for combo in self.channel_choices:
             combo.activated.connect(lambda _: self._choose_channels())
         session.controller.state_changed.connect(self.show_state)
         session.controller.progress_changed.connect(self._show_progress)
         session.image_changed.connect(self._show_image)
-        self._contrast_rests.timeout.connect(lambda: session.look_again())
+        self._contrast_rests.timeout.connect(lambda: session.reanalyse())
         session.contrast_changed.connect(self._contrast_changed)
 
     def _images(self, _widget: object) -> list[Image]:
@@ -161,14 +159,14 @@ class ImagePanel(QWidget):
             if place:
                 combo.addItem(_NONE, None)
             if channels.axis is None:
-                chosen, offered = channels.layers, {layer: layer.name for layer in [image, *others]}
+                chosen, options = channels.layers, {layer: layer.name for layer in [image, *others]}
             else:
                 length = full_resolution(image).shape[channels.axis]
-                chosen, offered = channels.chosen, {number: str(number) for number in range(length)}
-            for value, text in offered.items():
+                chosen, options = channels.chosen, {number: str(number) for number in range(length)}
+            for value, text in options.items():
                 combo.addItem(text, value)
             if place < len(chosen):
-                combo.setCurrentIndex(list(offered).index(chosen[place]) + bool(place))
+                combo.setCurrentIndex(list(options).index(chosen[place]) + bool(place))
 
     def _choose_axis(self) -> None:
         axis = self.axis_choice.currentData()

@@ -1,4 +1,4 @@
-"""A thin row of bars, one a slice: how well an object was found there."""
+"""A row of bars, one per slice: IoU of an object with the previous slice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from napari_unsam.volumes.propagation import Found, SliceMask, SliceState
 # The scale cividis, which looks the same to all kinds of colour vision and rises in lightness: bad dark, good bright.
 _SCALE = ('#00224e', '#35456c', '#666970', '#948e77', '#c8b866', '#fee838')
 _KNOWN, _GROUND, _CURSOR = '#56b4e9', '#808080', '#ffffff'
-_HEIGHT_PX, _MOST_WIDE_PX = 34, 24
+_HEIGHT_PX, _MAX_WIDE_PX = 34, 24
 _WORDS = {SliceState.CORRECTED: 'known', SliceState.PROPAGATED: 'found', SliceState.STOPPED: 'ended'}
 
 
@@ -43,7 +43,7 @@ class IouStrip(QWidget):
         self._n_slices, self._here = 0, 0
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setMinimumWidth(40)
-        self.setAccessibleName('Agreement from slice to slice')
+        self.setAccessibleName('IoU with the previous slice')
 
     def set_slices(self, found: Found, n_slices: int, here: int) -> None:
         """Shows what was found of an object.
@@ -70,7 +70,7 @@ class IouStrip(QWidget):
         return QRectF(z * self._bar_px, 0, self._bar_px, self.height())
 
     def event(self, event: QEvent) -> bool:
-        """Tells what is known of the slice under the mouse."""
+        """Shows the tooltip of the slice under the mouse."""
         if isinstance(event, QHelpEvent) and event.type() == QEvent.Type.ToolTip:
             z = self.slice_at(event.pos().x())
             QToolTip.showText(event.globalPos(), '' if z is None else self.words(z), self)
@@ -78,7 +78,7 @@ class IouStrip(QWidget):
         return super().event(event)
 
     def words(self, z: int) -> str:
-        """What is known of a slice, for the user."""
+        """Tooltip of a slice."""
         one = self._found.get(z)
         if one is None:
             return f'Slice {z}: not analysed'
@@ -88,12 +88,12 @@ class IouStrip(QWidget):
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
         """Asks for the slice under the mouse."""
-        self._ask(event)
+        self._choose_slice(event)
 
     def mouseMoveEvent(self, event: QMouseEvent) -> None:
         """Asks for the slice under the mouse while it is dragged."""
         if event.buttons() & Qt.MouseButton.LeftButton:
-            self._ask(event)
+            self._choose_slice(event)
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Draws the bars."""
@@ -141,11 +141,11 @@ class IouStrip(QWidget):
                 ]
             )
 
-    def _ask(self, event: QMouseEvent) -> None:
+    def _choose_slice(self, event: QMouseEvent) -> None:
         z = self.slice_at(event.position().x())
         if z is not None:
             self.slice_wanted.emit(z)
 
     @property
     def _bar_px(self) -> float:
-        return min(self.width() / max(self._n_slices, 1), _MOST_WIDE_PX)
+        return min(self.width() / max(self._n_slices, 1), _MAX_WIDE_PX)

@@ -1,4 +1,4 @@
-"""The section of the dock for levels, parts and wholes, likeness, linked layers and review: layout and connections."""
+"""The section for levels, similar objects, classes and review: layout and connections."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam.keys import KEYS, Actions
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.levels.work import LevelsWork, Shown
-from napari_unsam.model.words import counted
-from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, move, slider
+from napari_unsam.model.text import counted
+from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, key_button, move, slider
 
 if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
@@ -35,9 +36,6 @@ class LevelsPanel(QWidget):
 
     Args:
         session: Of the viewer.
-
-    Attributes:
-        keys: What the keys do that this section adds.
     """
 
     title = 'Levels'
@@ -47,32 +45,32 @@ class LevelsPanel(QWidget):
         self.work = LevelsWork(session)
         self.edits = ObjectEdits(self.work)
         self.reviewing = Reviewing(session)
-        self.keys: dict[str, Callable[[], None]] = {
-            'H': self.edits.split,
-            'W': self.edits.merge,
-            'Shift-F': self.work.find_alike,
-            'Shift-N': self.reviewing.next,
+        self.key_actions: Actions = {
+            'split': self.edits.split,
+            'merge': self.edits.merge,
+            'find_similar': self.work.find_similar,
+            'review': self.reviewing.next,
         }
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        for section in (self._level_group(), self._alike_group(), self._layers_group(), self._review_group()):
+        for section in (self._level_group(), self._similar_group(), self._classes_group(), self._review_group()):
             layout.addWidget(section)
         self._connect()
         self._show()
         self._show_review()
 
     def close_session(self) -> None:
-        """Takes the preview away and follows the session no longer."""
+        """Removes the preview and disconnects from the session."""
         self.work.changed.disconnect(self._show)
         self.reviewing.changed.disconnect(self._show_review)
         self.work.close()
         self.reviewing.close()
 
     def _level_group(self) -> QGroupBox:
-        self.level_slider = slider('Fine on the left, coarse on the right; the image is redrawn while you drag')
+        self.level_slider = slider('Level, from fine (left) to coarse (right)')
         self.level_label = QLabel()
-        self.propose_button = button('Propose', 'Move the slider to the level that holds most of the likely objects')
-        self.best_button = button('Auto', 'Show the likeliest objects, each at a level of its own')
+        self.propose_button = button('Propose', 'Move the slider to the level with the most high-score objects')
+        self.best_button = button('Auto', 'Show the regions with the best scores, from all levels')
         defaults = RegionFilter()
         self.side_choice = choice_of_side(defaults.side)
         self.min_area_box = QSpinBox()
@@ -85,16 +83,9 @@ class LevelsPanel(QWidget):
         self.max_share_box.setSuffix(' % of image')
         self.max_share_box.setValue(100 * defaults.max_share)
         self.max_share_box.setToolTip('Larger regions are left out')
-        self.accept_button = button('Accept all shown', 'Make objects of all regions on screen; U takes them back')
-        self.hide_button = button('Hide', 'Take the regions off the screen')
-        self.split_button = button(
-            'Split  [H]',
-            'Put the parts of an object in its place: of the one under the cursor, or with this button of the selected one',
-        )
-        self.merge_button = button(
-            'Merge  [W]',
-            'Put what an object is a part of in its place: the one under the cursor, or with this button the selected one',
-        )
+        self.accept_button = button('Accept all shown', 'Save all shown regions as objects')
+        self.hide_button = button('Hide', 'Hide the regions')
+        self.split_button, self.merge_button = key_button('split'), key_button('merge')
         return group(
             'Level of the whole image',
             [
@@ -109,34 +100,32 @@ class LevelsPanel(QWidget):
             ],
         )
 
-    def _alike_group(self) -> QGroupBox:
-        self.alike_button = button(
-            'Find all like this  [Shift-F]',
-            'Take the object under the cursor, with this button the selected one, or the mask on offer for an example',
-        )
-        self.forget_button = button('New examples', 'Forget the examples')
-        self.likeness_slider = slider('How like the examples a region must be: right is stricter')
-        self.alike_label = QLabel()
+    def _similar_group(self) -> QGroupBox:
+        self.similar_button = key_button('find_similar')
+        self.clear_examples_button = button('New examples', 'Clear the examples')
+        self.similarity_slider = slider('Minimum similarity')
+        self.similar_label = QLabel()
         return group(
-            'All like this', [[self.alike_button], [self.likeness_slider], [self.alike_label], [self.forget_button]]
+            'Similar objects',
+            [[self.similar_button], [self.similarity_slider], [self.similar_label], [self.clear_examples_button]],
         )
 
-    def _layers_group(self) -> QGroupBox:
+    def _classes_group(self) -> QGroupBox:
         self.name_box = QLineEdit()
         self.name_box.setPlaceholderText('nuclei')
-        self.name_box.setToolTip('What the objects on screen are')
-        self.note_button = button(
-            'Note as layer', 'Note the regions on screen under this name, then choose another level'
+        self.name_box.setToolTip('Class of the shown objects')
+        self.class_button = button('Add as class', 'Add the shown regions as this class, then choose another level')
+        self.layers_button = button('Make layers', 'Make one layer per class, with parts linked to their wholes')
+        self.classes_label = QLabel()
+        self.classes_label.setWordWrap(True)
+        return group(
+            'Parts and wholes', [[self.name_box, self.class_button], [self.classes_label], [self.layers_button]]
         )
-        self.layers_button = button('Make layers', 'Make a layer of each name, linked from part to whole')
-        self.layers_label = QLabel()
-        self.layers_label.setWordWrap(True)
-        return group('Parts and wholes', [[self.name_box, self.note_button], [self.layers_label], [self.layers_button]])
 
     def _review_group(self) -> QGroupBox:
-        self.next_button = button('Next  [Shift-N]', 'Bring the least certain object into view')
-        self.right_button = button('Right', 'Accept the object in view, and go on')
-        self.wrong_button = button('Wrong', 'Erase the object in view, and go on; U brings it back')
+        self.next_button = key_button('review')
+        self.right_button = button('Right', 'Mark the object as correct and go to the next')
+        self.wrong_button = button('Wrong', 'Delete the object and go to the next')
         self.review_label = QLabel()
         return group('Review', [[self.next_button, self.right_button, self.wrong_button], [self.review_label]])
 
@@ -144,7 +133,9 @@ class LevelsPanel(QWidget):
         work, reviewing = self.work, self.reviewing
         reporting = work.session.controller.reporting
         self.level_slider.valueChanged.connect(reporting(lambda value: work.show_level(value / SLIDER_STEPS)))
-        self.likeness_slider.valueChanged.connect(reporting(lambda value: work.set_likeness(value / SLIDER_STEPS)))
+        self.similarity_slider.valueChanged.connect(
+            reporting(lambda value: work.set_min_similarity(value / SLIDER_STEPS))
+        )
         for changed in (
             self.side_choice.currentIndexChanged,
             self.min_area_box.valueChanged,
@@ -152,15 +143,15 @@ class LevelsPanel(QWidget):
         ):
             changed.connect(reporting(lambda _value: self._limit()))
         actions: dict[QPushButton, Callable[[], None]] = {
-            self.note_button: lambda: work.add_band(self.name_box.text()),
+            self.class_button: lambda: work.add_class(self.name_box.text()),
             self.propose_button: work.propose_level,
             self.best_button: work.show_best,
             self.accept_button: work.accept,
             self.hide_button: work.hide,
             self.split_button: self.edits.split,
             self.merge_button: self.edits.merge,
-            self.alike_button: work.find_alike,
-            self.forget_button: work.forget_examples,
+            self.similar_button: work.find_similar,
+            self.clear_examples_button: work.clear_examples,
             self.layers_button: work.make_layers,
             self.next_button: reviewing.next,
             self.right_button: reviewing.accept,
@@ -184,26 +175,26 @@ class LevelsPanel(QWidget):
     def _show(self) -> None:
         work = self.work
         move(self.level_slider, work.level)
-        move(self.likeness_slider, work.least_likeness)
+        move(self.similarity_slider, work.min_similarity)
         count, shown = len(work.chosen), work.shown
         self.level_label.setText(
             {
                 Shown.LEVEL: f'Level {work.level:.2f}: {counted(count, "object")}',
                 Shown.BEST: f'Auto: {counted(count, "object")}',
-            }.get(shown, 'Drag the slider, or let Auto choose')
+            }.get(shown, 'Drag the slider or press Auto')
         )
-        self.alike_label.setText(
-            f'{count} like {counted(len(work.examples), "example")}, at least {work.least_likeness:.2f} alike'
-            if shown is Shown.ALIKE
-            else 'Point at an object and press Shift-F'
+        self.similar_label.setText(
+            f'{counted(count, "match")} (similarity ≥ {work.min_similarity:.2f})'
+            if shown is Shown.SIMILAR
+            else f'Point at an object and press {KEYS["find_similar"].key}'
         )
-        for needs_choice in (self.accept_button, self.hide_button, self.note_button):
+        for needs_choice in (self.accept_button, self.hide_button, self.class_button):
             needs_choice.setEnabled(shown is not Shown.NOTHING)
-        self.forget_button.setEnabled(bool(work.examples))
-        self.likeness_slider.setEnabled(bool(work.examples))
-        self.layers_button.setEnabled(bool(work.bands))
-        self.layers_label.setText(
-            ', '.join(f'{band.name}: {len(band.features)}' for band in work.bands) or 'No layer noted yet'
+        self.clear_examples_button.setEnabled(bool(work.examples))
+        self.similarity_slider.setEnabled(bool(work.examples))
+        self.layers_button.setEnabled(bool(work.classes))
+        self.classes_label.setText(
+            ', '.join(f'{kind.name}: {len(kind.features)}' for kind in work.classes) or 'No class yet'
         )
 
     def _show_review(self) -> None:

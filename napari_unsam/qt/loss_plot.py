@@ -1,4 +1,4 @@
-"""A line of numbers over steps, drawn as a training goes on."""
+"""A line plot of the training loss."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class LossPlot(QWidget):
             spread = f'{min(self._values):.3f} to {max(self._values):.3f}'
             painter.drawText(above, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignRight, spread)
         else:
-            painter.drawText(above, Qt.AlignmentFlag.AlignTop, f'{self._name}: nothing yet')
+            painter.drawText(above, Qt.AlignmentFlag.AlignTop, f'{self._name}: no values yet')
         painter.drawText(above, below, 'step 0')
         painter.drawText(above, below | Qt.AlignmentFlag.AlignRight, f'{self._last_step:.0f}')
         points = self.points(frame)
@@ -92,7 +92,7 @@ class LossPlot(QWidget):
     def _describe(self) -> None:
         """For screen readers, which see no line."""
         if not self._values:
-            self.setAccessibleDescription(f'{self._name}: nothing yet')
+            self.setAccessibleDescription(f'{self._name}: no values yet')
             return
         self.setAccessibleDescription(
             f'{self._name}: {self._values[0]:.3f} at step {self._steps[0]:.0f}, '

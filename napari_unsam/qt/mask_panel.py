@@ -1,4 +1,4 @@
-"""The mask on offer: its granularity, and committing it."""
+"""The section for the current mask: granularity and commit."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QWidget
 
-from napari_unsam.qt.controls import SLIDER_STEPS, button, move, slider
+from napari_unsam.keys import KEYS
+from napari_unsam.qt.controls import SLIDER_STEPS, key_button, move, slider
 
 if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
 
 
 class MaskPanel(QWidget):
-    """The mask on offer.
+    """The current mask.
 
     Args:
         session: What to control.
@@ -25,38 +26,38 @@ class MaskPanel(QWidget):
     def __init__(self, session: ViewerSession) -> None:
         super().__init__()
         self._session = session
-        self.coarser_button = button('Coarser  [J]', 'Show the next larger mask')
-        self.finer_button = button('Finer  [K]', 'Show the next smaller mask')
-        self.slider = slider('Granularity: fine on the left, coarse on the right. Alt and the wheel do the same')
+        self.coarser_button, self.finer_button = key_button('coarser'), key_button('finer')
+        self.slider = slider('Granularity, from fine (left) to coarse (right); also Alt + mouse wheel')
         self.proposal_label = QLabel()
         self.proposal_label.setMinimumHeight(3 * self.proposal_label.fontMetrics().lineSpacing())
         self.keep_box = QCheckBox('Keep existing objects')
         self.keep_box.setChecked(session.keep_existing)
         self.keep_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self.keep_box.setToolTip('Leave pixels alone that belong to another object already')
-        self.commit_button = button('Commit object  [N]', 'Give the mask a label of its own; U takes it back')
+        self.keep_box.setToolTip('Do not overwrite pixels of other objects')
+        self.commit_button = key_button('commit')
         self._lay_out()
         self._connect()
         self.show_proposal()
 
     def show_proposal(self) -> None:
-        """Shows what is on offer."""
+        """Shows the current mask."""
         controller = self._session.controller
         proposal, candidates = controller.proposal, controller.candidates
         for stepped, direction in ((self.coarser_button, 1), (self.finer_button, -1)):
             stepped.setEnabled(proposal is not None and candidates.stepped(direction).place != candidates.place)
-        count = len(controller.prompts.asides) + (proposal is not None)
+        count = len(controller.prompts.pending) + (proposal is not None)
         self.commit_button.setEnabled(count > 0)
-        self.commit_button.setText(f'Commit {f"{count} objects" if count > 1 else "object"}  [N]')
+        label = f'Commit {count} objects' if count > 1 else KEYS['commit'].label
+        self.commit_button.setText(KEYS['commit']._replace(label=label).button)
         self.slider.setEnabled(proposal is not None)
         if proposal is None:
             self.proposal_label.setText('No mask yet\n')
             return
         move(self.slider, proposal.granularity)
         place = (
-            f'Mask {proposal.rank} of {proposal.count}, finest first'
+            f'Mask {proposal.rank} of {proposal.count} (small to large)'
             if proposal.rank
-            else 'A mask between those to choose from'
+            else 'Between the suggested masks'
         )
         self.proposal_label.setText(f'{place}\n{proposal.area_px:,} px, granularity {proposal.granularity:.2f}')
 

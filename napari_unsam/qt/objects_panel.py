@@ -1,4 +1,4 @@
-"""The objects of an image as a whole: how many, measured, written to files."""
+"""The section for all objects of an image: count, measure, export."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from napari_unsam.folders.series import ReadMasks, place_objects, read_masks
 from napari_unsam.io.formats import FORMATS, READABLE, export, holds, read_objects
 from napari_unsam.io.measurements import measure, merged
 from napari_unsam.io.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
+from napari_unsam.keys import TO_UNDO
 from napari_unsam.model.targets import Level
-from napari_unsam.model.words import counted, them
+from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import button
 from napari_unsam.viewer.changes import LayerChanges
 from napari_unsam.viewer.commit import ObjectWrite
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_unsam.engine.inference import ProgressCallback
-    from napari_unsam.model.label_boxes import ArrayLike
+    from napari_unsam.model.label_boxes import LazyArray
     from napari_unsam.viewer.session import ViewerSession
 
 _NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
-_NONE = 'There are no objects yet; commit one first.'
+_NONE = 'No objects yet; commit one first.'
 
 
 class ObjectsPanel(QWidget):
@@ -47,7 +48,6 @@ class ObjectsPanel(QWidget):
         self._session = session
         self._followed: Labels | None = None
         self._changes = LayerChanges(session.viewer)
-        self.keys: dict[str, Callable[[], None]] = {}
         self._build()
         session.image_changed.connect(self._follow)
         for emitter in self._emitters():
@@ -64,7 +64,7 @@ class ObjectsPanel(QWidget):
         return active if is_linked else self._session.objects
 
     def close_session(self) -> None:
-        """Leaves the session and the viewer alone from now on."""
+        """Disconnects from the session and the viewer."""
         self._session.image_changed.disconnect(self._follow)
         for emitter in self._emitters():
             emitter.disconnect(self._follow)
@@ -85,7 +85,7 @@ class ObjectsPanel(QWidget):
         self._run('Measuring', lambda progress: measure(objects, channels, progress), done)
 
     def export(self) -> None:
-        """Asks for a place and writes the objects there."""
+        """Asks for a file name and writes the objects."""
         layer = self._objects()
         if layer is None:
             return
@@ -114,7 +114,7 @@ class ObjectsPanel(QWidget):
         self._run(f'Writing {path.name}', lambda progress: export(path, objects, name, progress), written)
 
     def open(self) -> None:
-        """Asks for a file and adds the objects in it to those of the image, with labels of their own."""
+        """Asks for a file and adds the objects in it to those of the image, with new labels."""
         if self._session.image is None:
             self._say('Choose an image first.', Level.PROBLEM)
             return
@@ -140,10 +140,10 @@ class ObjectsPanel(QWidget):
             return
         mask = np.asarray(layer.data[box]) == label
         self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
-        self._say(f'Object {label} deleted; U brings it back.')
+        self._say(f'Object {label} deleted. {TO_UNDO}')
 
     def show_parent(self) -> None:
-        """Selects the object that the selected one is a part of, in another layer if it lies there."""
+        """Selects the object that contains the selected one, possibly in another layer."""
         layer = self._objects()
         if layer is None:
             return
@@ -158,17 +158,17 @@ class ObjectsPanel(QWidget):
                 self._session.viewer.layers.selection.active = self._session.viewer.layers[name]
                 self._say(f'Object {label} of "{name}" is selected.')
             case name, label:
-                self._say(f'It is part of object {label} of "{name}", a layer that is gone.', Level.PROBLEM)
+                self._say(f'It is part of object {label} of "{name}", a layer that was removed.', Level.PROBLEM)
 
     def choose_path(self, suggestion: str, kinds: str) -> Path | None:
-        """Asks where to write; None if the user thinks better of it."""
+        """Asks where to write; None if cancelled."""
         # Whether to replace a file is asked by `export`, which also knows of folders.
         options = QFileDialog.Option.DontConfirmOverwrite
         path, _ = QFileDialog.getSaveFileName(self, 'Export objects', suggestion, kinds, options=options)
         return Path(path) if path else None
 
     def choose_existing(self, kinds: str) -> Path | None:
-        """Asks what to read; None if the user thinks better of it."""
+        """Asks what to read; None if cancelled."""
         path, _ = QFileDialog.getOpenFileName(self, 'Open objects', '', kinds)
         return Path(path) if path else None
 
@@ -180,10 +180,10 @@ class ObjectsPanel(QWidget):
         self.summary_label = QLabel()
         self.summary_label.setWordWrap(True)
         self.measure_button = button(
-            'Measure', 'Size, place, shape and intensity of all objects, into the features table'
+            'Measure', 'Add size, position, shape and intensity of all objects to the features table'
         )
-        self.parent_button = button('Show parent', 'Select the object that the selected one is a part of')
-        self.delete_button = button('Delete object', 'Erase the selected object; U takes it back')
+        self.parent_button = button('Show parent', 'Select the object that contains the selected one')
+        self.delete_button = button('Delete object', 'Delete the selected object')
         self.open_button = button(
             'Open...', 'Add the objects of a label TIFF, a COCO file or an OME-Zarr folder (choose its zarr.json)'
         )
@@ -213,7 +213,7 @@ class ObjectsPanel(QWidget):
         return [events.inserted, events.removed, self._session.viewer.layers.selection.events.active]
 
     def _follow(self) -> None:
-        """Follows the layer of objects that counts now."""
+        """Follows the layer of objects in use."""
         layer = self.layer
         if layer is not self._followed:
             self._unfollow()
@@ -252,8 +252,8 @@ class ObjectsPanel(QWidget):
     def _add(self, layer: Labels, read: ReadMasks) -> None:
         name = read.objects.name
         count, left = place_objects(self._session, layer, read, f'open {name}')
-        beside = f' {left} had no free pixel.' if left else ''
-        self._say(f'{counted(count, "object")} of {name} added; U takes {them(count)} back.{beside}')
+        overlapping = f' {left} left out (overlap with existing objects).' if left else ''
+        self._say(f'{counted(count, "object")} of {name} added.{overlapping} {TO_UNDO}')
 
     def _objects(self) -> Labels | None:
         layer = self.layer
@@ -274,13 +274,13 @@ class ObjectsPanel(QWidget):
         kind = {} if layer is self._session.objects else {'kind': layer.name}
         return objects_of_layer(layer, self._image_name(), self._channel_axis(), **kind)
 
-    def _channels(self, image: Image) -> dict[str, ArrayLike]:
+    def _channels(self, image: Image) -> dict[str, LazyArray]:
         """Those of the image, and those of other layers of the same pixels, as channels are often shown."""
         found = channels_of_layer(image, self._channel_axis())
         if image.rgb or len(found) > 1:
             return found
         pixels = found['']
-        alike = [
+        matching = [
             layer
             for layer in self._session.viewer.layers
             if type(layer) is type(image)
@@ -288,7 +288,7 @@ class ObjectsPanel(QWidget):
             and np.array_equal(layer.extent.world, image.extent.world)
             and not layer.multiscale
         ]
-        by_name = {layer.name: layer.data for layer in alike if tuple(layer.data.shape) == tuple(pixels.shape)}
+        by_name = {layer.name: layer.data for layer in matching if tuple(layer.data.shape) == tuple(pixels.shape)}
         return by_name if len(by_name) > 1 else found
 
     def _channel_axis(self) -> int | None:

@@ -1,4 +1,4 @@
-"""What the mouse says on the canvas: clicks of two kinds, boxes, outlines, scribbles."""
+"""The section for prompts: clicks, boxes, outlines, scribbles."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QButtonGroup, QCheckBox, QGridLayout, QHBoxLayout, QLabel, QPushButton, QRadioButton, QWidget
 
+from napari_unsam.keys import KEYS
 from napari_unsam.model.prompts import Polarity, ShapeKind
-from napari_unsam.qt.controls import button
+from napari_unsam.qt.controls import button, key_button
 from napari_unsam.viewer.layers import COLOURS
 
 if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
 
 _MARKS = {Polarity.POSITIVE: '●', Polarity.NEGATIVE: '◆'}
-_TOOLTIPS = {'Undo': 'Take back the last thing you did, of whatever kind', 'Redo': 'Do again what was taken back'}
-_MOST_CHARACTERS = 30  # of what was done are shown on a button
+_MAX_CHARACTERS = 30  # of what was done are shown on a button
 _TOOLS = {
     ShapeKind.BOX: ('Box', 'Drag a box around the object'),
-    ShapeKind.OUTLINE: ('Lasso', 'Draw around the object with the mouse held down'),
-    ShapeKind.SCRIBBLE: ('Scribble', 'Draw along the object, or along what is not of it, with the mouse held down'),
+    ShapeKind.OUTLINE: ('Lasso', 'Draw around the object, mouse button down'),
+    ShapeKind.SCRIBBLE: ('Scribble', 'Draw a line on the object or the background, mouse button down'),
 }
 
 
@@ -42,33 +42,27 @@ class PromptPanel(QWidget):
         self.prompting_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.polarity_buttons = {
             polarity: QRadioButton(text)
-            for polarity, text in ((Polarity.POSITIVE, 'Object'), (Polarity.NEGATIVE, 'Not this'))
+            for polarity, text in ((Polarity.POSITIVE, 'Object'), (Polarity.NEGATIVE, 'Background'))
         }
         self.tool_buttons = {kind: _tool(text, tooltip) for kind, (text, tooltip) in _TOOLS.items()}
-        self.undo_button = button('Undo  [U]', _TOOLTIPS['Undo'])
-        self.redo_button = button('Redo  [Shift-U]', _TOOLTIPS['Redo'])
-        self.aside_button = button(
-            'Next object  [Shift-H]',
-            'Set the mask on offer aside with its prompts: the next click begins another object, and N commits all',
-        )
-        self.clear_button = button('Clear  [Q]', 'Remove all prompts on this plane')
+        self.undo_button, self.redo_button = key_button('undo'), key_button('redo')
+        self.next_button, self.clear_button = key_button('next_object'), key_button('clear_prompts')
         self._lay_out()
         self._connect()
         self.show_state()
 
     def show_state(self) -> None:
-        """Shows what the controller holds."""
+        """Shows the state of the controller."""
         controller, history = self._session.controller, self._session.history
         self.polarity_buttons[controller.polarity].setChecked(True)
-        for act, one, name in (
-            ('Undo', self.undo_button, history.undo_name),
-            ('Redo', self.redo_button, history.redo_name),
+        for key, one, name in (
+            (KEYS['undo'], self.undo_button, history.undo_name),
+            (KEYS['redo'], self.redo_button, history.redo_name),
         ):
-            key = 'U' if act == 'Undo' else 'Shift-U'
             one.setEnabled(name is not None)
-            one.setText(f'{act} {_elided(name)}  [{key}]' if name else f'{act}  [{key}]')
-            one.setToolTip(f'{_TOOLTIPS[act]}: {name}' if name else _TOOLTIPS[act])
-        self.aside_button.setEnabled(controller.proposal is not None)
+            one.setText(key._replace(label=f'{key.label} {_elided(name)}').button if name else key.button)
+            one.setToolTip(f'{key.action}: {name}' if name else key.action)
+        self.next_button.setEnabled(controller.proposal is not None)
         self.clear_button.setEnabled(bool(controller.prompts))
 
     def _lay_out(self) -> None:
@@ -84,19 +78,19 @@ class PromptPanel(QWidget):
             swatch.setAlignment(Qt.AlignmentFlag.AlignCenter)
             chosen = self.polarity_buttons[polarity]
             chosen.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-            chosen.setToolTip('What a click says; G switches. Shift- or right-click: the other')
+            chosen.setToolTip(f'{KEYS["switch_polarity"].action}; Shift-click or right-click for the other')
             self._polarity_group.addButton(chosen)
             row.addWidget(swatch)
             row.addWidget(chosen)
             row.addSpacing(8)
-        row.addWidget(QLabel('[G]'))
+        row.addWidget(QLabel(KEYS['switch_polarity'].button))
         row.addStretch()
         grid.addLayout(row, 1, 0, 1, 2)
         tools = QHBoxLayout()
         for tool in self.tool_buttons.values():
             tools.addWidget(tool)
         grid.addLayout(tools, 2, 0, 1, 2)
-        grid.addWidget(self.aside_button, 3, 0, 1, 2)
+        grid.addWidget(self.next_button, 3, 0, 1, 2)
         grid.addWidget(self.undo_button, 4, 0, 1, 2)
         grid.addWidget(self.redo_button, 5, 0, 1, 2)
         grid.addWidget(self.clear_button, 6, 0, 1, 2)
@@ -108,7 +102,7 @@ class PromptPanel(QWidget):
             chosen.clicked.connect(lambda _checked, polarity=polarity: controller.set_polarity(polarity))
         for kind, tool in self.tool_buttons.items():
             tool.clicked.connect(lambda checked, kind=kind: self._take(kind if checked else None))
-        self.aside_button.clicked.connect(lambda: session.set_aside())
+        self.next_button.clicked.connect(lambda: session.next_object())
         self.undo_button.clicked.connect(lambda: controller.undo())
         self.redo_button.clicked.connect(lambda: controller.redo())
         self.clear_button.clicked.connect(lambda: controller.clear_prompts())
@@ -126,10 +120,10 @@ class PromptPanel(QWidget):
 
 def _elided(name: str) -> str:
     """A name so short that a button with it does not widen the dock."""
-    return name if len(name) <= _MOST_CHARACTERS else f'{name[: _MOST_CHARACTERS - 1].rstrip()}…'
+    return name if len(name) <= _MAX_CHARACTERS else f'{name[: _MAX_CHARACTERS - 1].rstrip()}…'
 
 
 def _tool(text: str, tooltip: str) -> QPushButton:
-    tool = button(text, f'{tooltip}; press again to click and to move the view')
+    tool = button(text, f'{tooltip}; press again to return to clicks')
     tool.setCheckable(True)
     return tool

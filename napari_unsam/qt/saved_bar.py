@@ -1,4 +1,4 @@
-"""The offer to take up again what an earlier session left of the image that was chosen."""
+"""A bar that offers to restore the saved work of an earlier session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QMessageBox, QVBoxLayout, QWidget
 
 from napari_unsam.model.targets import Level
-from napari_unsam.model.words import counted
+from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import button
 from unsam_mm.errors import UnSAMError
 
@@ -33,8 +33,8 @@ class SavedBar(QWidget):
         self._saved: SavedSession | None = None
         self.label = QLabel()
         self.label.setWordWrap(True)
-        self.restore_button = button('Restore', 'Bring the objects and prompts back; U takes that back again')
-        self.discard_button = button('Discard', 'Remove the saved work for good, after a question')
+        self.restore_button = button('Restore', 'Restore the objects and prompts')
+        self.discard_button = button('Discard', 'Delete the saved work; asks first')
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.label)
@@ -44,26 +44,24 @@ class SavedBar(QWidget):
         layout.addLayout(row)
         self.restore_button.clicked.connect(lambda: self._restore())
         self.discard_button.clicked.connect(lambda: self._discard())
-        session.image_changed.connect(self.look)
-        self.look()
+        session.image_changed.connect(self.refresh)
+        self.refresh()
         autosave.watch(session)
 
-    def look(self) -> None:
-        """Looks whether there is something to restore for the image."""
+    def refresh(self) -> None:
+        """Shows whether there is something to restore for the image."""
         image = self._session.image
         self._saved = saved = None if image is None else self._autosave.find(image)
         is_in_view = saved is not None and self._autosave.is_in_view(self._session, saved)
         if is_in_view and not saved.prompts:
-            self._autosave.take_over(self._session, saved)
+            self._autosave.adopt(self._session, saved)
             self._saved = None
         self.setVisible(self._saved is not None)
         self.restore_button.show()
         if self._saved is not None:
             when = saved.saved_at.astimezone().strftime('%d %b %H:%M')
-            name = f'"{image.name}" of {when}'
-            self.label.setText(
-                f'The prompts on {name} can be brought back.' if is_in_view else f'There is saved work on {name}.'
-            )
+            name = f'"{image.name}", {when}'
+            self.label.setText(f'Unsaved prompts found: {name}.' if is_in_view else f'Unsaved work found: {name}.')
 
     def confirm(self, question: str) -> bool:
         """Asks yes or no."""
@@ -90,7 +88,7 @@ class SavedBar(QWidget):
         found = self._autosave.restore(self._session, saved, read)
         if controller.prompts_here and controller.plane is None:
             controller.embed()  # for the mask that the prompts mean
-        text = f'{counted(found.objects, "object")} and {counted(found.prompts, "prompt")} are back.'
+        text = f'{counted(found.objects, "object")} and {counted(found.prompts, "prompt")} restored.'
         if found.relabelled:
             text += f' {counted(found.relabelled, "object")} got new labels (theirs were negative or above 32 bits).'
         if found.damaged:
@@ -101,11 +99,11 @@ class SavedBar(QWidget):
         controller.say(text, Level.PROBLEM if found.damaged else Level.INFO)
 
     def _discard(self) -> None:
-        if not self.confirm(f'Remove {self._saved.description}? It cannot be brought back after that.'):
+        if not self.confirm(f'Delete {self._saved.description}? This cannot be undone.'):
             return
         try:
             self._autosave.discard(self._saved)
         except UnSAMError as error:
             self._session.controller.say(str(error), Level.PROBLEM)
             return
-        self.look()
+        self.refresh()

@@ -1,4 +1,4 @@
-"""The sections of the dock: each folds away, and all are scrolled down and up but never sideways."""
+"""The sections of the dock: collapsible, scrolled vertically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section of the dock for stacks and movies: layout and connections."""
+"""The section for stacks and movies: layout and connections."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_unsam.keys import Actions
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.model.frame import axis_label
-from napari_unsam.model.words import counted
-from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, move, slider
+from napari_unsam.model.text import counted
+from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, key_button, move, slider
 from napari_unsam.qt.iou_strip import IouStrip
 from napari_unsam.volumes.linking import LinkSettings
 from napari_unsam.volumes.propagation import Direction
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 _MAX_AREA_PX = 1_000_000
 _TIMES = ('t', 'time', 'frame', 'frames')
 _DIRECTIONS = {
-    Direction.BOTH: 'Both ways',
+    Direction.BOTH: 'Both directions',
     Direction.FORWARD: 'Forward only',
-    Direction.BACK: 'Back only',
+    Direction.BACK: 'Backward only',
 }
 
 
@@ -44,9 +45,6 @@ class VolumePanel(QWidget):
 
     Args:
         session: Of the viewer.
-
-    Attributes:
-        keys: What the keys do that this section adds.
     """
 
     title = '3D and time'
@@ -54,7 +52,7 @@ class VolumePanel(QWidget):
     def __init__(self, session: ViewerSession) -> None:
         super().__init__()
         self.work = VolumeWork(session)
-        self.keys: dict[str, Callable[[], None]] = {'Shift-G': self.work.propagate_current}
+        self.key_actions: Actions = {'propagate': self.work.propagate_current}
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         for section in (self._slices_group(), self._propagation_group(), self._automatic_group()):
@@ -64,7 +62,7 @@ class VolumePanel(QWidget):
         self._show_job()
 
     def close_session(self) -> None:
-        """Follows the session no longer."""
+        """Disconnects from the session."""
         controller = self.work.session.controller
         self.work.changed.disconnect(self._show)
         controller.state_changed.disconnect(self._show_job)
@@ -73,11 +71,11 @@ class VolumePanel(QWidget):
 
     def _slices_group(self) -> QGroupBox:
         self.axis_choice = QComboBox()
-        self.axis_choice.setToolTip('The slider to go along: depth or time')
+        self.axis_choice.setToolTip('Axis to follow: depth or time')
         self.first_box, self.last_box = QSpinBox(), QSpinBox()
-        self.first_box.setToolTip('First slice to look at')
-        self.last_box.setToolTip('Last slice to look at')
-        self.all_button = button('All', 'Look at all slices')
+        self.first_box.setToolTip('First slice to use')
+        self.last_box.setToolTip('Last slice to use')
+        self.all_button = button('All', 'Use all slices')
         return group(
             'Slices',
             [
@@ -92,32 +90,28 @@ class VolumePanel(QWidget):
         self.direction_choice = QComboBox()
         for direction, text in _DIRECTIONS.items():
             self.direction_choice.addItem(text, direction)
-        self.direction_choice.setToolTip('Where to go from the slice in view')
+        self.direction_choice.setToolTip('Direction from the current slice')
         self.threshold_box = QDoubleSpinBox()
         self.threshold_box.setRange(0, 1)
         self.threshold_box.setSingleStep(0.05)
         self.threshold_box.setValue(settings.min_iou)
-        self.threshold_box.setToolTip('An object ends where it agrees less than this (IoU) with the slice before')
-        self.current_button = button(
-            'Propagate  [Shift-G]', 'Take the mask on offer, or the selected label, through the slices'
-        )
-        self.slice_button = button(
-            'Propagate all here', 'Take all objects of this slice through the others, in one run'
-        )
+        self.threshold_box.setToolTip('Stop where the IoU with the previous slice is lower')
+        self.current_button = key_button('propagate')
+        self.slice_button = button('Propagate all here', 'Propagate all objects of this slice in one run')
         self.again_button = button(
-            'Again from corrections', 'Correct some slices by hand, then let those in between and beyond follow'
+            'Update from corrected slices', 'Correct slices by hand, then update the slices between and beyond them'
         )
-        self.cancel_button = button('Cancel', 'Stop; what was there before stays as it is')
+        self.cancel_button = button('Cancel', 'Stop; existing objects stay unchanged')
         self.progress_bar = QProgressBar()
         self.progress_bar.setRange(0, SLIDER_STEPS)
         self.object_choice = QComboBox()
-        self.object_choice.setToolTip('The object that the strip shows')
+        self.object_choice.setToolTip('Object shown in the strip')
         self.strip = IouStrip()
-        self.strip.setToolTip('A bar for each slice, as high as it agrees with the slice before; click to go there')
+        self.strip.setToolTip('IoU of each slice with the previous one; click a bar to go to its slice')
         return group(
             'Propagation',
             [
-                [QLabel('Go'), self.direction_choice],
+                [QLabel('Direction'), self.direction_choice],
                 [QLabel('Stop below'), self.threshold_box],
                 [self.current_button, self.slice_button],
                 [self.again_button, self.cancel_button],
@@ -132,23 +126,21 @@ class VolumePanel(QWidget):
         self.regions_choice = QComboBox()
         for regions in Regions:
             self.regions_choice.addItem(regions.value, regions)
-        self.regions_choice.setToolTip('Which regions of each slice are joined to objects')
+        self.regions_choice.setToolTip('Regions of each slice that are linked to objects')
         self.side_choice = choice_of_side(defaults.side)
-        self.level_slider = slider('Fine on the left, coarse on the right')
+        self.level_slider = slider('Level, from fine (left) to coarse (right)')
         move(self.level_slider, defaults.level)
         self.level_label = QLabel()
         self.min_area_box = _number(
             1, _MAX_AREA_PX, defaults.min_area_px, ' px', 'Smaller regions of a slice are left out'
         )
-        self.extent_box = _number(
-            1, 1000, defaults.links.min_extent, '', 'Objects that are found in fewer slices are left out'
-        )
-        self.gap_box = _number(0, 5, defaults.links.max_gap, '', 'An object may be missing in so many')
+        self.extent_box = _number(1, 1000, defaults.links.min_extent, '', 'Objects in fewer slices are left out')
+        self.gap_box = _number(0, 5, defaults.links.max_gap, '', 'Slices in a row in which an object may be missing')
         for box in (self.extent_box, self.gap_box):
             _name_slices(box)
             box.valueChanged.connect(lambda _value, box=box: _name_slices(box))
-        self.automatic_button = button('Automatic 3D', 'Find the objects of all slices and join them')
-        self.tracks_button = button('Tracks', 'The same for a movie, with divisions, as a layer of tracks')
+        self.automatic_button = button('Automatic 3D', 'Find objects in all slices and link them')
+        self.tracks_button = button('Tracks', 'Track objects through a movie, with divisions')
         return group(
             'Whole stack',
             [
@@ -157,7 +149,7 @@ class VolumePanel(QWidget):
                 [QLabel('Objects are'), self.side_choice],
                 [QLabel('At least'), self.min_area_box],
                 [QLabel('In at least'), self.extent_box],
-                [QLabel('Gaps up to'), self.gap_box],
+                [QLabel('Largest gap'), self.gap_box],
                 [self.automatic_button, self.tracks_button],
             ],
         )
@@ -261,7 +253,7 @@ class VolumePanel(QWidget):
 
 
 def _fill(choice: QComboBox, items: dict[int, str], current: int | None) -> None:
-    """Offers items, by value, without telling so."""
+    """Sets the items, by value, without a signal."""
     choice.blockSignals(True)
     choice.clear()
     for value, text in items.items():
@@ -271,7 +263,7 @@ def _fill(choice: QComboBox, items: dict[int, str], current: int | None) -> None
 
 
 def _name_slices(box: QSpinBox) -> None:
-    """Has a number followed by what it counts."""
+    """Shows the unit after a number."""
     box.setSuffix(counted(box.value(), 'slice').removeprefix(str(box.value())))
 
 

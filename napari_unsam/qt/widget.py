@@ -1,4 +1,4 @@
-"""The dock: its sections, the status line and the life of the session; what the buttons do stands in the panels."""
+"""The dock: its sections, the status line, and the start and end of the session."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_unsam.controller import Level, SegmentationController
 from napari_unsam.engine import settings as _settings
+from napari_unsam.engine.answers import HINT
 from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.io.autosave import Autosave
+from napari_unsam.keys import KEYS
 from napari_unsam.qt.canvas import CanvasContext
 from napari_unsam.qt.controls import button
 from napari_unsam.qt.docked import DockedWidget, later
@@ -42,11 +44,8 @@ PANELS = (
 """Further sections, folded at first: modules of `napari_unsam.qt` and their classes, made once the dock is there."""
 
 _TURN_MS = 20  # for the user's clicks and for drawing, between one piece of work and the next
-_NOT_SAVED = (
-    'UnSAM: the last changes are not saved yet. Keep napari open until saving has finished; the log tells if it cannot be '
-    'written.'
-)
-_HINT = 'Click on an object. J and K step between masks, N keeps the one you mean, U takes anything back.'
+_NOT_SAVED = 'UnSAM: changes are not saved yet. Keep napari open until saving has finished; errors are in the log.'
+_HINT = f'Click on an object. {HINT[:-1]}, {KEYS["undo"].key}: undo.'
 
 
 class SegmentationWidget(DockedWidget):
@@ -70,8 +69,8 @@ class SegmentationWidget(DockedWidget):
         if controller is None:
             embedder = PlaneEmbedder(_settings.inference())
             controller = SegmentationController(embedder, in_gui_thread, embedder.load)
-            told = partial(_tell_problem, controller)
-            autosave = autosave or Autosave(_settings.default_store() / 'autosave', on_problem=told)
+            on_problem = partial(_tell_problem, controller)
+            autosave = autosave or Autosave(_settings.default_store() / 'autosave', on_problem=on_problem)
         self.controller = controller
         self.session = ViewerSession(viewer, self.controller, later)
         self._autosave = autosave
@@ -92,7 +91,7 @@ class SegmentationWidget(DockedWidget):
         if self._made is not None:
             (name, panel), self._made = self._made, None
             self.panels[name] = panel
-            self.session.add_keys(getattr(panel, 'keys', {}))
+            self.session.add_actions(getattr(panel, 'key_actions', {}))
             self._scroll.add(panel, is_open=False)
             return True
         for module, name in PANELS:

@@ -1,1 +1,1 @@
-"""napari's layers, mouse and keys: what ties a controller to a viewer."""
+"""napari's layers, mouse and keys: connects a controller to a viewer."""

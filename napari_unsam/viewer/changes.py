@@ -1,4 +1,4 @@
-"""Changes of objects and prompts, by whatever tool or script; another view of them is no change."""
+"""Detects changes of objects and prompts by any tool or script; another view is no change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LayerWatch:
 
     Args:
         layer: The layer.
-        viewer: Whose sliders have it drawn anew though nothing has changed.
+        viewer: Whose sliders have it drawn again though nothing has changed.
         on_change: Called after each change; the owner keeps the watch, as napari holds what it calls weakly.
 
     Attributes:
@@ -33,19 +33,19 @@ class LayerWatch:
 
     def __init__(self, layer: Labels, viewer: ViewerModel, on_change: Callable[[], None] = lambda: None) -> None:
         self._layer, self._viewer, self._on_change = ref(layer), viewer, on_change
-        self._seen = view_of_layer(viewer, layer)
+        self._view_before = view_of_layer(viewer, layer)
         self.n_changes = 0
-        layer.events.set_data.connect(self._drawn)
-        layer.events.visible.connect(self._shown)
+        layer.events.set_data.connect(self._data_set)
+        layer.events.visible.connect(self._visibility_changed)
         for name in _EVENTS:
             layer.events[name].connect(self._changed)
 
     def end(self) -> None:
-        """Leaves the layer alone from now on."""
+        """Disconnects from the layer."""
         layer = self._layer()
         if layer is not None:
-            layer.events.set_data.disconnect(self._drawn)
-            layer.events.visible.disconnect(self._shown)
+            layer.events.set_data.disconnect(self._data_set)
+            layer.events.visible.disconnect(self._visibility_changed)
             for name in _EVENTS:
                 layer.events[name].disconnect(self._changed)
 
@@ -53,13 +53,13 @@ class LayerWatch:
         self.n_changes += 1
         self._on_change()
 
-    def _drawn(self, event: object = None) -> None:
-        # A script that changes pixels has the layer drawn anew; so does a slider, which changes none.
-        before, self._seen = self._seen, view_of_layer(self._viewer, self._layer())
-        if before == self._seen:
+    def _data_set(self, event: object = None) -> None:
+        # A script that changes pixels has the layer drawn again; so does a slider, which changes none.
+        before, self._view_before = self._view_before, view_of_layer(self._viewer, self._layer())
+        if before == self._view_before:
             self._changed()
 
-    def _shown(self, event: object = None) -> None:
+    def _visibility_changed(self, event: object = None) -> None:
         if self._layer().visible:  # of what was written to it while it was hidden, napari has told nobody
             self._changed()
 
@@ -88,18 +88,21 @@ class LayerChanges:
 
 
 class SessionWatch:
-    """Tells of each change in a session, also in the objects of images that are not the chosen one.
+    """Reports each change in a session, also in objects of other images.
 
     Args:
         session: The session.
-        note: Called with it, and with the layer of objects that was changed, if one was.
-        look: Called after layers were removed.
+        on_change: Called with it, and with the layer of objects that was changed, if one was.
+        on_removed: Called after layers were removed.
     """
 
     def __init__(
-        self, session: ViewerSession, note: Callable[[ViewerSession, Labels | None], None], look: Callable[[], None]
+        self,
+        session: ViewerSession,
+        on_change: Callable[[ViewerSession, Labels | None], None],
+        on_removed: Callable[[], None],
     ) -> None:
-        self._session, self._note, self._look = session, note, look
+        self._session, self._on_change, self._on_removed = session, on_change, on_removed
         self._watches: dict[Labels, LayerWatch] = {}
         layers = session.viewer.layers.events
         self._connections = [
@@ -115,29 +118,29 @@ class SessionWatch:
         self._follow()
 
     def end(self) -> None:
-        """Leaves the session alone from now on."""
+        """Disconnects from the session."""
         for signal, act in self._connections:
             signal.disconnect(act)
         for watch in self._watches.values():
             watch.end()
 
     def _changed(self) -> None:
-        self._note(self._session, None)
+        self._on_change(self._session, None)
 
     def _objects_changed(self) -> None:
         for layer in self._watches:
             if not layer.visible:  # napari does not draw it, so its watch does not learn whether it was the one
-                self._note(self._session, layer)
+                self._on_change(self._session, layer)
 
     def _follow(self, event: object = None) -> None:
         for layer in self._session.viewer.layers:
             if holds_objects(layer) and layer not in self._watches:
                 self._watches[layer] = LayerWatch(
-                    layer, self._session.viewer, partial(self._note, self._session, layer)
+                    layer, self._session.viewer, partial(self._on_change, self._session, layer)
                 )
 
     def _removed(self, event: Any) -> None:
         watch = self._watches.pop(event.value, None)
         if watch is not None:
             watch.end()
-        self._look()
+        self._on_removed()

@@ -1,4 +1,4 @@
-"""Writing objects into a Labels layer, so that it can be taken back, and their rows in the features table."""
+"""Undoable writing of objects into a Labels layer and of their rows in the features table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_unsam.model import pixel_changes as pixel_changes
-from napari_unsam.model.label_boxes import ArrayLike, Region, around, boxes_in, object_boxes
+from napari_unsam.model.label_boxes import LazyArray, Region, around, boxes_in, object_boxes
 from napari_unsam.model.pixel_changes import Counts, PixelChange, areas_in, total
 from unsam_mm.masks.granularity import area_granularity
 
@@ -52,7 +52,7 @@ class ObjectWrite:
 
 
 def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: bool = True) -> ObjectWrite | None:
-    """The mask on screen as an object.
+    """The current mask as an object.
 
     Args:
         proposal: The mask.
@@ -110,7 +110,7 @@ def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[i
     Args:
         writes: The objects.
         array: What they are to be written into.
-        own: Labels whose pixels are free as well, as their objects are written anew.
+        own: Labels whose pixels are free as well, as their objects are written again.
     """
     left = []
     for write in writes:
@@ -134,11 +134,11 @@ class WriteObjects:
         name: What the user did.
         table: Of the layer.
         writes: In their order; later ones win where they overlap.
-        on_written: Called after they were written, and after they were taken back.
+        on_written: Called after they were written, and after they were undone.
         bring_back: Called before either; puts the layer back into the viewer if it was deleted meanwhile.
 
     Attributes:
-        nbytes: Bytes of memory that it keeps to be taken back, about.
+        nbytes: Bytes of memory that it keeps to be undone, about.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class WriteObjects:
         self._writes: tuple[ObjectWrite, ...] = tuple(writes)
         self._labels = [write.label for write in writes if write.label]
         self._changes: Sequence[PixelChange] | None = None
-        self._rows: pd.DataFrame | None = None  # of these labels: as they were, or once taken back, as they are to be
+        self._rows: pd.DataFrame | None = None  # of these labels: as they were, or once undone, as they are to be
         self.nbytes = 0
 
     @classmethod
@@ -164,7 +164,7 @@ class WriteObjects:
         on_written: Callable[[], None] = lambda: None,
         bring_back: Callable[[], None] = lambda: None,
     ) -> WriteObjects:
-        """What napari's tools have painted, done already.
+        """The action for what napari's tools have painted already.
 
         Args:
             table: Of the layer.
@@ -189,7 +189,7 @@ class WriteObjects:
         self._on_written()
 
     def undo(self) -> None:
-        """Puts back what was there."""
+        """Restores the former pixels and rows."""
         self._bring_back()
         self._rows = self._table.exchange(self._labels, self._rows)
         self._table.undo(self._changes)
@@ -209,7 +209,7 @@ class ObjectTable:
     Args:
         labels: The layer; objects in it that have a row already are followed too.
         is_empty: Whether it is known to hold no object, which is then not looked for.
-        view: What the viewer's sliders show: while it and the look of the layer stay the same, a layer that is drawn anew has
+        view: What the viewer's sliders show: while it and the look of the layer stay the same, a layer that is drawn again has
             other pixels, and all objects are counted again. By default it never changes.
         on_painted: Told what napari's tools have changed.
     """
@@ -223,7 +223,7 @@ class ObjectTable:
     ) -> None:
         self.labels, self._view, self._on_painted = labels, view, on_painted
         self._is_written = self._is_ahead = False
-        self._painted_over: set[int] = set()  # labels that are to be counted
+        self._uncounted: set[int] = set()  # labels that are to be counted
         self._regions: dict[int, Region] = {}
         if not is_empty:
             self._regions = regions_of(labels.data)
@@ -231,7 +231,7 @@ class ObjectTable:
         self._rows = _with_features(labels.features)
         self._axes: dict[int, tuple[int, int]] = {}
         self._areas = self._count()
-        self._seen: object = self._look() if labels.visible or is_empty else None
+        self._state_before: object = self._display_state() if labels.visible or is_empty else None
         self.open()
 
     @property
@@ -252,7 +252,7 @@ class ObjectTable:
         )
 
     def rows(self) -> pd.DataFrame:
-        """The rows of the layer with all that the user has put there, then those of objects that are gone."""
+        """The rows of the layer with all that the user has put there, then those of objects that were removed."""
         shown = _with_features(self.labels.features)
         return _joined(shown, self._rows[~self._rows['index'].isin(shown['index'])])
 
@@ -299,11 +299,11 @@ class ObjectTable:
         return changes
 
     def undo(self, changes: Sequence[PixelChange]) -> None:
-        """Takes back changes, the last one first."""
+        """Undoes changes, the last one first."""
         self._apply([(change, change.undo) for change in reversed(changes)])
 
     def redo(self, changes: Sequence[PixelChange]) -> None:
-        """Makes changes again."""
+        """Redoes changes."""
         self._apply([(change, change.redo) for change in changes])
 
     def open(self) -> None:
@@ -312,7 +312,7 @@ class ObjectTable:
             self.labels.events[name].connect(act)
 
     def close(self) -> None:
-        """Leaves the layer alone from now on."""
+        """Disconnects from the layer."""
         for name, act in self._receivers().items():
             self.labels.events[name].disconnect(act)
 
@@ -322,7 +322,7 @@ class ObjectTable:
             'paint': self._painted,
             'labels_update': self._count_painted,
             'visible': self._shown_or_hidden,
-            'data': self._look_again,
+            'data': self._recount_all,
         }
 
     def _apply(self, steps: Sequence[tuple[PixelChange, Callable[[Any], Counts]]]) -> None:
@@ -355,8 +355,8 @@ class ObjectTable:
                 self._areas[label] += number
         self._show()
 
-    def _look(self) -> object:
-        """What a layer may be drawn anew for that has the same pixels."""
+    def _display_state(self) -> object:
+        """The display settings for which a layer is redrawn with the same pixels."""
         labels = self.labels
         selected = labels.selected_label if labels.show_selected_label else None
         placed = (labels.scale, labels.translate, labels.rotate, labels.shear, labels.affine.affine_matrix)
@@ -364,45 +364,45 @@ class ObjectTable:
         return self._view(), id(labels.data), labels.visible, drawn, [values.tobytes() for values in placed]
 
     def _drawn(self, _event: Any = None) -> None:
-        """Looks for all objects anew if the layer was drawn anew though it looks the same, or was hidden."""
-        before, self._seen = self._seen, self._look()
+        """Finds all objects again if the layer was redrawn without a change of its display, or was hidden."""
+        before, self._state_before = self._state_before, self._display_state()
         if self._is_written:
             return
-        if before is None or before == self._seen:
-            self._look_again()
+        if before is None or before == self._state_before:
+            self._recount_all()
         else:
             self._count_painted()
 
     def _shown_or_hidden(self, _event: Any) -> None:
         if not self.labels.visible:  # napari does not tell then that the layer is to be drawn
-            self._seen = None
+            self._state_before = None
 
-    def _look_again(self, _event: Any = None) -> None:
-        """Looks for all objects: the array is another one, or somebody may have written anywhere in it."""
+    def _recount_all(self, _event: Any = None) -> None:
+        """Finds all objects again: the array was replaced, or a script may have written anywhere in it."""
         found = regions_of(self.labels.data)
         nothing = (slice(0, 0),) * self.labels.data.ndim
         self._regions = dict.fromkeys(self._regions, nothing) | found
         self._highest = max(self._highest, *found, 0)
         areas = self._count()
-        self._painted_over.clear()
+        self._uncounted.clear()
         if areas != self._areas:
             self._areas = areas
             self._show()
 
     def _painted(self, event: Any) -> None:
-        """Takes note of what was painted by hand: such labels are never given to a new object."""
+        """Registers painted labels: they are never given to a new object."""
         changes = pixel_changes.changes_of_paint(event.value, self.labels.data)
         for change in changes:
             counts = change.counts
             self._grow(counts, change.region)
-            self._painted_over.update(counts)
+            self._uncounted.update(counts)
         if all(change.is_in(self.labels.data) for change in changes[-1:]):  # else napari writes next, and draws then
             self._count_painted()
         self._on_painted(self, changes)
 
     def _count_painted(self, _event: Any = None) -> None:
-        # Not by adding what was painted: of a stroke a part was counted, if the layer was drawn anew in the midst of it.
-        painted, self._painted_over = self._painted_over, set()
+        # Not by adding what was painted: of a stroke a part was counted, if the layer was drawn again in the midst of it.
+        painted, self._uncounted = self._uncounted, set()
         if painted:
             self._areas |= self._count(painted)
             self._show()
@@ -423,12 +423,12 @@ class ObjectTable:
             self._rows = self.rows()
         rows, self._is_ahead = self._rows, False
         areas = [self._areas.get(label, noted) for label, noted in zip(rows['index'], rows['area_px'], strict=True)]
-        gone = [self._areas.get(label) == 0 for label in rows['index']]
+        is_removed = [self._areas.get(label) == 0 for label in rows['index']]
         granularity = [
             self._granularity(label) if self._areas.get(label, noted_px) not in (0, noted_px) else noted
             for label, noted_px, noted in zip(rows['index'], rows['area_px'], rows['granularity'], strict=True)
         ]
-        shown = rows.assign(area_px=areas, granularity=granularity)[~np.array(gone, bool)].reset_index(drop=True)
+        shown = rows.assign(area_px=areas, granularity=granularity)[~np.array(is_removed, bool)].reset_index(drop=True)
         if not shown.equals(self.labels.features):
             self.labels.features = shown
 
@@ -451,7 +451,7 @@ def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int
     return float(area_granularity(areas, shape[axes[0]] * shape[axes[1]]).mean()) if len(areas) else 0.0
 
 
-def regions_of(array: ArrayLike) -> dict[int, Region]:
+def regions_of(array: LazyArray) -> dict[int, Region]:
     """The bounding box of each positive label of an array."""
     return {label: box for label, box in object_boxes(array).items() if label > 0}
 

@@ -1,4 +1,4 @@
-"""What edits with napari's own tools, in the layers of the prompts, make of the prompts.
+"""Prompts after edits of their layers with napari's own tools.
 
 Each edit is announced before and after; only "after" counts.
 """
@@ -37,8 +37,8 @@ def after_points_event(event: Any, prompts: Prompts, polarity: Polarity, object_
             points += [PointPrompt(at, polarity, object_id) for at in positions[len(points) :]]
             name = 'click'
         case 'removed':
-            gone = {index % len(points) for index in event.data_indices}
-            points, name = [point for i, point in enumerate(points) if i not in gone], 'remove click'
+            removed = {index % len(points) for index in event.data_indices}
+            points, name = [point for i, point in enumerate(points) if i not in removed], 'remove click'
         case 'changed':
             points = [replace(old, position=at) for at, old in zip(positions, points, strict=True)]
             name = 'move click'
@@ -68,9 +68,9 @@ def after_shapes_event(
     ]
     shapes = list(prompts.shapes)
     if action == 'removed':
-        gone = {index % len(shapes) for index in event.data_indices} if shapes else set()
-        shapes = [shape for i, shape in enumerate(shapes) if i not in gone]
-    # A drag of a corner may be announced as nothing but an addition, so all shapes are looked at.
+        removed = {index % len(shapes) for index in event.data_indices} if shapes else set()
+        shapes = [shape for i, shape in enumerate(shapes) if i not in removed]
+    # A drag of a corner may be announced as nothing but an addition, so all shapes are compared.
     for i, (kind, vertices) in enumerate(drawn):
         if i < len(shapes):
             shapes[i] = replace(shapes[i], vertices=vertices)

@@ -1,10 +1,12 @@
-"""Mouse and keys of a viewer and of the plugin's layers."""
+"""Mouse and keys on a viewer and on the plugin's layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
+
+from napari_unsam.keys import KEYS, Actions
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -13,12 +15,11 @@ if TYPE_CHECKING:
 _LEFT, _RIGHT = 1, 2  # mouse buttons as vispy numbers them
 _MAX_CLICK_TRAVEL_PX = 4  # a mouse that moves further on screen while pressed is dragging the view
 
-Keys = dict[str, Callable[[], None]]
 _OPEN: WeakSet[Inputs] = WeakSet()  # of all docks, as several may listen to one viewer
 
 
 class Listener(Protocol):
-    """Receives clicks and steps of the wheel.
+    """Receives clicks and wheel steps.
 
     Attributes:
         prompting: Whether clicks are prompts.
@@ -51,54 +52,47 @@ class Inputs:
 
     Args:
         viewer: The viewer.
-        listener: Receives clicks and steps of the wheel.
-        keys: What keys do, on the viewer and on the layers given to `bind`.
+        listener: Receives clicks and wheel steps.
     """
 
-    def __init__(self, viewer: ViewerModel, listener: Listener, keys: Keys) -> None:
+    def __init__(self, viewer: ViewerModel, listener: Listener) -> None:
         self._viewer, self._listener = viewer, listener
-        self._keys: Keys = {}
+        self.actions: Actions = {}
         self._receivers: list[ViewerModel | Layer] = [viewer]
         self._is_held = False
         _OPEN.add(self)
-        self.add_keys(keys)
         viewer.mouse_drag_callbacks.append(self._on_mouse)
         self._replaced = (
             _GuardedCallback(viewer.mouse_wheel_callbacks, 'layers_scroll', self._on_wheel),
             _GuardedCallback(viewer.mouse_double_click_callbacks, 'double_click_to_zoom', self._on_double_click),
         )
 
-    @property
-    def keys(self) -> Keys:
-        """What each key does."""
-        return dict(self._keys)
-
-    def add_keys(self, keys: Keys) -> None:
-        """Binds more keys on all that listens, now and later."""
-        self._keys |= keys
+    def add(self, actions: Actions) -> None:
+        """Binds the keys of commands on the viewer, and on the layers given to `bind` before or after."""
+        self.actions |= actions
         for receiver in self._receivers:
-            self._bind(receiver, keys)
+            self._bind(receiver, actions)
 
     def bind(self, *layers: Layer) -> None:
         """Binds the keys on layers as well as on the viewer: a layer's own keys come before the viewer's."""
         for layer in layers:
             if not self._listens_to(layer):
                 self._receivers.append(layer)
-                self._bind(layer, self._keys)
+                self._bind(layer, self.actions)
 
     def unbind(self, *receivers: ViewerModel | Layer) -> None:
-        """Takes keys back; they are again those of another that listens there as well."""
+        """Unbinds the keys; another dock that listens there gets them back."""
         for receiver in receivers:
             if self._listens_to(receiver):
                 self._receivers = [one for one in self._receivers if one is not receiver]
-                for key in self._keys:
-                    receiver.bind_key(key, None)
+                for command in self.actions:
+                    receiver.bind_key(KEYS[command].key, None)
                 for other in _OPEN:
                     if other._listens_to(receiver):
-                        other._bind(receiver, other._keys)
+                        other._bind(receiver, other.actions)
 
     def close(self) -> None:
-        """Takes the mouse and all keys back."""
+        """Releases the mouse and all keys."""
         if self._on_mouse in self._viewer.mouse_drag_callbacks:
             self._viewer.mouse_drag_callbacks.remove(self._on_mouse)
         for replaced in self._replaced:
@@ -108,9 +102,9 @@ class Inputs:
     def _listens_to(self, receiver: ViewerModel | Layer) -> bool:
         return any(receiver is one for one in self._receivers)
 
-    def _bind(self, receiver: ViewerModel | Layer, keys: Keys) -> None:
-        for key, act in keys.items():
-            receiver.bind_key(key, self.unless_drawing(act), overwrite=True)
+    def _bind(self, receiver: ViewerModel | Layer, actions: Actions) -> None:
+        for command, act in actions.items():
+            receiver.bind_key(KEYS[command].key, self.unless_drawing(act), overwrite=True)
 
     def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
         """Wraps a function so that it does nothing while a stroke is being drawn; the arguments of a call are dropped."""

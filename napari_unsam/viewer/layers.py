@@ -1,4 +1,4 @@
-"""The layers of the plugin over one image: objects below, then the outline of the mask on offer, then the prompts.
+"""The layers of the plugin over one image: objects, the outline of the current mask, prompts.
 
 The layers show what the controller holds. Only the prompts can also be edited in their layers.
 """
@@ -41,7 +41,7 @@ SHAPE_TYPES = {ShapeKind.BOX: 'rectangle', ShapeKind.OUTLINE: 'polygon', ShapeKi
 _SOURCE_KEY = 'unsam_image'
 _FOLLOWED_KEY = 'unsam_follows'
 _OUTLINE_WIDTH = 2.5  # on screen, in pixels
-_ZOOM_TOLERANCE = 1.3  # how far the outline's width may be off before it is drawn anew
+_ZOOM_TOLERANCE = 1.3  # how far the outline's width may be off before it is drawn again
 
 
 def object_colours() -> CyclicLabelColormap:
@@ -67,7 +67,7 @@ def load_layer_kinds() -> None:
 
 
 def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, Any]:
-    """What a layer is made with that lies on an image and is to stay there when that is moved.
+    """Arguments of a layer that lies on an image and follows it when that is moved.
 
     Args:
         frame: Of the image.
@@ -100,7 +100,7 @@ def holds_objects(layer: Layer) -> bool:
 
 
 def place_again(layer: Layer, frame: Frame) -> None:
-    """Puts a layer where its image is now, if it is one that stays on that image, with its channels as they are."""
+    """Moves a layer to where its image is now, if it follows that image."""
     *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))
     if followed == [frame.image.unique_id, frame.shape]:
         placed = frame.placed_at(origin)
@@ -117,7 +117,7 @@ def _fits(layer: Layer, frame: Frame) -> bool:
 
 
 def remove_layers(viewer: ViewerModel, layers: Sequence[Layer | None]) -> None:
-    """Takes those of some layers that are in a viewer out of it, locked or not.
+    """Removes layers from a viewer, locked or not.
 
     All at once: napari collects Python's garbage after each removal, which takes a fifth of a second.
     """
@@ -171,8 +171,7 @@ class ObjectLayers:
         self._viewer = viewer
 
     def find(self, image: Image, shape: tuple[int, ...] | None = None) -> Labels | None:
-        """The objects of an image, of a shape, which depends on its channels, or of any; None if there are none. Renaming the
-        layer does not hide it."""
+        """The layer of objects of an image, with a shape if given, whatever its name; None if there is none."""
         for layer in self._viewer.layers:
             if isinstance(layer, Labels) and is_of(layer, image) and shape in (None, layer.data.shape):
                 return layer
@@ -191,7 +190,7 @@ class ObjectLayers:
         except MemoryError:
             size_gb = 4 * np.prod(frame.shape, dtype=float) / 1e9
             raise UnSAMError(
-                f'The objects of "{image.name}" would take {size_gb:.0f} GB, more than there is memory; open a part of it.'
+                f'The objects of "{image.name}" would take {size_gb:.0f} GB, more than the memory available; crop the image.'
             ) from None
         labels = Labels(
             array,
@@ -206,13 +205,13 @@ class ObjectLayers:
         return labels
 
     def add(self, labels: Labels, image: Image) -> None:
-        """Puts a layer of objects just above its image, on top of all if that is gone; another layer stays selected."""
+        """Puts a layer of objects just above its image, on top of all if that was removed; another layer stays selected."""
         layers = self._viewer.layers
         insert_quietly(self._viewer, labels, layers.index(image) + 1 if image in layers else None)
 
 
 class PromptLayers:
-    """The prompts on an image and the outline of the mask on offer; all come and go with the choice of the image.
+    """The prompts on an image and the outline of the current mask; all come and go with the choice of the image.
 
     Attributes:
         is_shown: Whether `points` are drawn, if there are any and the user has not hidden them.

@@ -29,7 +29,7 @@ class Objects:
 
     Args:
         session: Whose objects.
-        on_written: Called after objects were written, and after that was taken back.
+        on_written: Called after objects were written, and after that was undone.
     """
 
     def __init__(self, session: SessionPort, on_written: Callable[[], None]) -> None:
@@ -49,8 +49,7 @@ class Objects:
         return self._session.objects in self._tables
 
     def prepare(self) -> bool:
-        """Does one of the things that would hold up a first commit, and returns whether one was left: making the layer, and
-        having it drawn."""
+        """Prepares the first commit by one step: makes the layer, or draws it; returns whether a step was left."""
         if not self.are_followed:
             self._ensure(is_drawn=False)
             return True
@@ -96,7 +95,7 @@ class Objects:
         return None if labels is None else self._table(labels).region_of(label)
 
     def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
-        """The action that writes objects, not done yet; done or taken back, it brings a layer back that was deleted.
+        """The action that writes objects, not done yet; done or undone, it brings a layer back that was deleted.
 
         Args:
             name: What the user did.
@@ -104,7 +103,7 @@ class Objects:
             layer: Where to, in the viewer again if it left; by default the layer of the image that is chosen.
 
         Raises:
-            UnSAMError: If the image of that layer is gone, or its type is too small for a label.
+            UnSAMError: If the image of that layer was removed, or its type is too small for a label.
         """
         table = self._table(layer)
         highest, dtype = max((write.label for write in writes), default=0), np.dtype(table.labels.data.dtype)
@@ -120,7 +119,7 @@ class Objects:
         elif layer not in self._tables:
             image = self._image_of(layer)
             if image is None:
-                raise UnSAMError('The image that this was meant for was deleted meanwhile, so nothing was written.')
+                raise UnSAMError('Nothing was written: its image was deleted.')
             self._layers.add(layer, image)
             self._follow(self._table_for(layer))
         return self._tables[layer]

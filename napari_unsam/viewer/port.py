@@ -1,4 +1,4 @@
-"""What the parts of a session need of it, so that none imports the session that holds them."""
+"""The interface of a session for its parts, so that they need not import it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SessionPort(Protocol):
 
     @property
     def image(self) -> Image | None:
-        """The image that is chosen."""
+        """The chosen image."""
 
     @property
     def objects(self) -> Labels | None:
@@ -43,13 +43,13 @@ class SessionPort(Protocol):
 
     @property
     def history(self) -> ActionHistory:
-        """What can be taken back."""
+        """The undo history."""
 
     def bind(self, *layers: Layer) -> None:
         """Has the keys work on layers."""
 
     def unbind(self, *layers: Layer) -> None:
-        """Takes the keys of layers back."""
+        """Unbinds the keys of layers."""
 
     def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
         """Wraps a function so that it does nothing while a stroke is being drawn."""

@@ -1,4 +1,4 @@
-"""Ties a controller to a viewer: the mouse and the keys go in, the layers show what comes out.
+"""Connects a controller to a viewer: mouse, keys and layers.
 
 Works on napari's viewer model, so it needs no window.
 """
@@ -15,19 +15,20 @@ from napari.layers import Image
 from psygnal import Signal
 
 from napari_unsam.controller import NO_IMAGE, Level, SegmentationController, Target
+from napari_unsam.keys import Actions
 from napari_unsam.model.actions import Change
-from napari_unsam.model.frame import Channels, Frame, LayerChannels, check_alike, layers_of
+from napari_unsam.model.frame import Channels, Frame, LayerChannels, check_aligned, layers_of
 from napari_unsam.model.history import ActionHistory
 from napari_unsam.model.pixels import plane_pixels
 from napari_unsam.model.plane import Plane, plane_at, plane_in_view
 from napari_unsam.model.prompts import Polarity, Prompts, ShapeKind
 from napari_unsam.model.questions import is_drawn_well
-from napari_unsam.viewer.asides import Asides
 from napari_unsam.viewer.commit import ObjectWrite, WriteObjects
 from napari_unsam.viewer.edits import after_points_event, after_shapes_event
-from napari_unsam.viewer.inputs import Inputs, Keys
+from napari_unsam.viewer.inputs import Inputs
 from napari_unsam.viewer.layers import PromptLayers, remove_layers
 from napari_unsam.viewer.objects import Objects
+from napari_unsam.viewer.pending import PendingObjects
 from napari_unsam.viewer.placing import Placing
 from napari_unsam.viewer.sources import Sources
 from napari_unsam.viewer.stack import StackWork
@@ -41,7 +42,7 @@ _TOOLS = {ShapeKind.BOX: 'add_rectangle', ShapeKind.OUTLINE: 'add_polygon_lasso'
 
 
 class ViewerSession:
-    """One controller at work in one viewer.
+    """One controller in one viewer.
 
     Args:
         viewer: The viewer.
@@ -52,12 +53,12 @@ class ViewerSession:
         viewer: The viewer.
         controller: The controller.
         stack: All planes of the image.
-        asides: Objects that wait to be committed.
+        pending: Objects that wait to be committed.
         prompting: Whether clicks on the canvas are prompts.
         keep_existing: Whether a commit leaves other objects alone.
         image_changed: Emitted when another image, none, or other channels of it are being segmented.
-        contrast_changed: Emitted at each step of the slider for contrast; once it rests, `look_again` is to be called.
-        objects_changed: Emitted when objects were written or a write was taken back.
+        contrast_changed: Emitted at each step of the slider for contrast; once it rests, `reanalyse` is to be called.
+        objects_changed: Emitted when objects were written or a write was undone.
         tool_changed: Emitted with `tool` when another one was taken.
         exported: Emitted when the objects of the image were written to a file.
     """
@@ -84,19 +85,20 @@ class ViewerSession:
         self._sources = Sources()
         self._prompt_layers: PromptLayers | None = None
         self._objects = Objects(self, self.objects_changed.emit)
-        # napari 0.9 leaves these letters free on every kind of layer.
-        keys: Keys = {
-            'J': controller.coarser,
-            'K': controller.finer,
-            'N': self.commit,
-            'Shift-H': self.set_aside,
-            'G': controller.toggle_polarity,
-            'U': controller.undo,
-            'Shift-U': controller.redo,
-            'Q': controller.clear_prompts,
-        }
-        self._inputs = Inputs(viewer, self, self._reporting(keys))
-        self.stack, self.asides = StackWork(self), Asides(self)
+        self._inputs = Inputs(viewer, self)
+        self.add_actions(
+            {
+                'coarser': controller.coarser,
+                'finer': controller.finer,
+                'commit': self.commit,
+                'next_object': self.next_object,
+                'switch_polarity': controller.toggle_polarity,
+                'clear_prompts': controller.clear_prompts,
+                'undo': controller.undo,
+                'redo': controller.redo,
+            }
+        )
+        self.stack, self.pending = StackWork(self), PendingObjects(self)
         self._placing = Placing(viewer, lambda: self.frame, self._retarget)
         self._connect()
 
@@ -123,7 +125,7 @@ class ViewerSession:
 
     @property
     def history(self) -> ActionHistory:
-        """Everything that was done in this session."""
+        """The actions of this session."""
         return self.controller.history
 
     @property
@@ -132,16 +134,16 @@ class ViewerSession:
         return self._sources.channels(self._image)
 
     @property
-    def keys(self) -> Keys:
-        """What each key does, those of panels included."""
-        return self._inputs.keys
+    def actions(self) -> Actions:
+        """What the keys call, by command, those of panels included."""
+        return self._inputs.actions
 
-    def add_keys(self, keys: Keys) -> None:
-        """Binds keys of a panel on the viewer and on the layers of the plugin."""
-        self._inputs.add_keys(self._reporting(keys))
+    def add_actions(self, actions: Actions) -> None:
+        """Binds the keys of commands on the viewer and on the layers of the plugin."""
+        self._inputs.add({name: self.controller.reporting(act) for name, act in actions.items()})
 
     def bind(self, *layers: Layer) -> None:
-        """Has the keys work on layers of the plugin."""
+        """Binds the keys on layers of the plugin."""
         self._inputs.bind(*layers)
 
     def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
@@ -149,7 +151,7 @@ class ViewerSession:
         return self._inputs.unless_drawing(act)
 
     def unbind(self, *layers: Layer) -> None:
-        """Takes the keys of layers back."""
+        """Unbinds the keys of layers."""
         self._inputs.unbind(*layers)
 
     def set_image(self, image: Image | None) -> None:
@@ -176,14 +178,14 @@ class ViewerSession:
         if image is None or channels == before:
             return
         if isinstance(channels, LayerChannels):
-            check_alike(image, channels.layers[0])
+            check_aligned(image, channels.layers[0])
         prompts = self.controller.prompts_of(image.unique_id)
         kept = prompts if (before and before.axis) == (channels and channels.axis) else Prompts()
         put = partial(self._put_channels, image)
-        self.history.do(Change('choice of channels', put, (before, prompts), (channels, kept)))
+        self.history.do(Change('choose channels', put, (before, prompts), (channels, kept)))
 
-    def look_again(self) -> None:
-        """Drops what the model has seen of the image in another contrast; the plane in view is made ready anew if it was."""
+    def reanalyse(self) -> None:
+        """Drops the analysed planes after a change of contrast; analyses the plane in view again if it was."""
         controller, target = self.controller, self.controller.target
         if self._image is None or target is None:
             return
@@ -191,7 +193,7 @@ class ViewerSession:
         controller.forget(target.source)
         if was_wanted:
             controller.embed()
-            controller.say('The contrast has changed, so the plane is made ready anew. Prompts are kept.')
+            controller.say('Contrast changed: analysing the slice again. Prompts are kept.')
 
     def target_at(self, index: Sequence[int]) -> Target:
         """The plane of the image at some data positions, with the axes that are in view.
@@ -239,12 +241,12 @@ class ViewerSession:
             layer: One of `ensure_objects`, for what was begun on another image; by default that of the image.
 
         Raises:
-            UnSAMError: If no image is chosen, or the layer is gone.
+            UnSAMError: If no image is chosen, or the layer was removed.
         """
         return self._objects.writing(name, writes, layer)
 
     def draw(self, kind: ShapeKind | None) -> None:
-        """Puts a tool for boxes, outlines or scribbles in the user's hand; None gives the view back."""
+        """Selects a tool for boxes, outlines or scribbles; None selects pan/zoom."""
         shapes = self.make_shapes_layer()
         if shapes is None:
             self.controller.say_no_target()
@@ -258,7 +260,7 @@ class ViewerSession:
 
     @property
     def tool(self) -> ShapeKind | None:
-        """The tool in the user's hand; None if it is the mouse pointer."""
+        """The selected tool; None for pan/zoom."""
         shapes = None if self._prompt_layers is None else self._prompt_layers.shapes
         # Equal, not the same: napari gives plugins a stand-in for each layer.
         if shapes is None or self.viewer.layers.selection.active != shapes:
@@ -292,8 +294,7 @@ class ViewerSession:
         return layers.shapes
 
     def prepare(self) -> bool:
-        """Does one of the things that a first click, a first commit and a first stroke in a layer of objects would wait for;
-        returns whether one was left."""
+        """Prepares the first click, commit or stroke by one step; returns whether a step was left."""
         if self._objects.follow_next():
             return True
         if self.controller.target is None:
@@ -340,15 +341,15 @@ class ViewerSession:
         self.controller.slide(steps)
 
     def commit(self) -> None:
-        """Writes the mask on screen, and what is set aside, into the layer of objects, once it answers the last click."""
-        self.controller.when_answered(self.asides.commit)
+        """Writes the current mask and the pending objects into the layer of objects, once the last click is answered."""
+        self.controller.when_answered(self.pending.commit)
 
-    def set_aside(self) -> None:
-        """Keeps the mask on screen for a later commit, once it is the answer; the next click begins another object."""
-        self.controller.when_answered(self.asides.set_aside)
+    def next_object(self) -> None:
+        """Keeps the current mask for a later commit, once the last click is answered; the next click starts another object."""
+        self.controller.when_answered(self.pending.keep)
 
     def close(self) -> None:
-        """Takes the mouse, the keys and the prompt layers back; committed objects stay."""
+        """Releases the mouse and the keys and removes the prompt layers; committed objects stay."""
         self.set_image(None)
         self.stack.close()
         self.controller.close()
@@ -371,9 +372,6 @@ class ViewerSession:
             emitter.connect(self._retarget)
         self.viewer.layers.events.removed.connect(self._layer_removed)
         self.viewer.layers.selection.events.active.connect(self._tool_changed)
-
-    def _reporting(self, keys: Keys) -> Keys:
-        return {key: self.controller.reporting(act) for key, act in keys.items()}
 
     def _emitters(self) -> list[Any]:
         events = self.viewer.dims.events
@@ -427,7 +425,7 @@ class ViewerSession:
             self.controller.forget(image.unique_id)
 
     def _forget(self, layer: Image) -> None:
-        """Drops what is known of an image that is gone, and of those whose channel it was."""
+        """Drops a removed image, and the analysed planes of images that used it as a channel."""
         # napari is in the midst of a removal, and cannot bear that others go which it was about to select.
         self.later(partial(remove_layers, self.viewer, self._objects.unused(layer)))
         if layer is self._image:
@@ -438,7 +436,7 @@ class ViewerSession:
         for image in self._sources.remove(layer):
             self._pixels_changed(image)
             if image is self._image:
-                self.controller.say(f'"{layer.name}" is gone, which was a channel; "{image.name}" alone is seen now.')
+                self.controller.say(f'Channel "{layer.name}" was removed; only "{image.name}" is used now.')
                 self.image_changed.emit()
 
     def _layer_removed(self, event: Any) -> None:
@@ -476,7 +474,7 @@ class ViewerSession:
             if self.controller.prompts.shapes or layers.shapes is not None:
                 quiet.enter_context(self.make_shapes_layer().events.data.blocker(self._shapes_edited))
             layers.show_prompts(self.controller.prompts)
-        self.asides.show(self.controller.prompts.asides, self.frame.shape)
+        self.pending.show(self.controller.prompts.pending, self.frame.shape)
 
     def _show_proposal(self) -> None:
         if self._prompt_layers is None and self.controller.prompts:
@@ -502,7 +500,7 @@ class ViewerSession:
         prompts, name = edited
         usable = tuple(shape for shape in prompts.shapes if is_drawn_well(shape, target.plane))
         if len(usable) < len(prompts.shapes):
-            controller.say('That shape holds no pixel of the image; draw it larger.', Level.PROBLEM)
+            controller.say('The shape contains no pixel of the image; draw it larger.', Level.PROBLEM)
         controller.set_prompts(replace(prompts, shapes=usable), name)
         self._show_prompts()
 
@@ -512,7 +510,7 @@ class ViewerSession:
             self.tool_changed.emit(self._tool)
 
     def _drop_prompt_layers(self, when: Callable[[Callable[[], None]], None] = lambda call: call()) -> None:
-        dropped = [self.asides.let_go()]
+        dropped = [self.pending.detach()]
         layers, self._prompt_layers = self._prompt_layers, None
         if layers is not None:
             layers.points.events.data.disconnect(self._points_edited)

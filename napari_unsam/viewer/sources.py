@@ -1,4 +1,4 @@
-"""What the model sees of each image: which channels, and in which layers their pixels are; these are watched."""
+"""The channels and layers that the model sees of each image; follows their changes."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ class Sources:
         """Chooses the channels of an image."""
         before = self._layers()
         self._channels[image] = channels
-        self._watch_instead(before)
+        self._update_watched(before)
 
     def remove(self, layer: Image) -> list[Image]:
-        """Forgets a layer that is gone; returns the images of which it was a channel, which have none now."""
+        """Forgets a layer that was removed; returns the images of which it was a channel, which have none now."""
         before = self._layers()
         self._channels.pop(layer, None)
         lacking = [image for image, channels in self._channels.items() if layer in layers_of(channels)]
         for image in lacking:
             self._channels[image] = None
-        self._watch_instead(before)
+        self._update_watched(before)
         return lacking
 
     def close(self) -> None:
         """Watches nothing any more."""
         before = self._layers()
         self._channels.clear()
-        self._watch_instead(before)
+        self._update_watched(before)
 
     def _layers(self) -> set[Image]:
         return {*self._channels, *(layer for channels in self._channels.values() for layer in layers_of(channels))}
 
-    def _watch_instead(self, before: set[Image]) -> None:
+    def _update_watched(self, before: set[Image]) -> None:
         now = self._layers()
         for layer in before - now:
             layer.events.data.disconnect(self._tell_pixels)
@@ -73,14 +73,14 @@ class Sources:
         layer.events.contrast_limits.connect(self._tell_contrast)
 
     def _tell_pixels(self, event: Any) -> None:
-        for image in self._seen_in(event.source):
+        for image in self._images_using(event.source):
             self.pixels_changed.emit(image)
 
     def _tell_contrast(self, event: Any) -> None:
-        for image in self._seen_in(event.source):
+        for image in self._images_using(event.source):
             if not image.rgb:  # its colours are seen as they are
                 self.contrast_changed.emit(image)
 
-    def _seen_in(self, layer: Image) -> list[Image]:
+    def _images_using(self, layer: Image) -> list[Image]:
         """The images for which the model looks at a layer."""
         return [image for image, channels in self._channels.items() if layer in (layers_of(channels) or (image,))]

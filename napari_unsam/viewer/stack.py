@@ -1,4 +1,4 @@
-"""All planes of a stack or movie made ready ahead, while clicks go on."""
+"""Precomputes all planes of a stack or movie in the background."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ from unsam_mm.errors import UnSAMError
 if TYPE_CHECKING:
     from napari_unsam.viewer.port import SessionPort
 
-_CHANGED = 'The image has changed meanwhile; make its planes ready again.'
-_LACKS_ROOM = (
-    'The folder for embeddings has room for {kept} of {wanted} planes only. '
-    'Give it more in Preferences > UnSAM, and open the dock again.'
-)
+_CHANGED = 'The image has changed; precompute its slices again.'
+_LACKS_ROOM = 'Space for {kept} of {wanted} slices only; increase it in Preferences > UnSAM, then reopen the dock.'
 
 
 class StackWork:
-    """Keeps planes of the image of a session on disk, and takes them from there when they come into view.
+    """Precomputes the planes of an image on disk, and loads them when they come into view.
 
     Args:
         session: Whose image it is.
@@ -45,8 +42,8 @@ class StackWork:
         plane = target.plane
         return any(length > 1 for axis, length in enumerate(plane.shape) if axis not in plane.axes)
 
-    def make_ready(self) -> None:
-        """Makes all planes like the one in view, the nearest first; those on disk are not made again."""
+    def precompute(self) -> None:
+        """Analyses all planes parallel to the one in view, the nearest first; planes on disk are skipped."""
         session, controller = self._session, self._session.controller
         if controller.target is None:
             controller.say_no_target()
@@ -60,29 +57,29 @@ class StackWork:
                 raise UnSAMError(_CHANGED)
 
         def work(progress: ProgressCallback) -> StackReport:
-            def told(fraction: float, text: str) -> None:
+            def on_progress(fraction: float, text: str) -> None:
                 check()
                 progress(fraction, text)
 
-            return controller.store_planes(targets, told, lambda number: self._keep(targets[number], version))
+            return controller.store_planes(targets, on_progress, lambda number: self._keep(targets[number], version))
 
         def done(report: StackReport) -> None:
             if report.kept < len(targets):
                 controller.say(_LACKS_ROOM.format(kept=report.kept, wanted=len(targets)), Level.PROBLEM)
             else:
-                controller.say(f'All {len(targets)} planes are ready.')
+                controller.say(f'All {len(targets)} slices are precomputed.')
             self._take()
 
         if controller.plane is None and controller.embedding is None:
             controller.embed()  # before the others, and into memory
-        controller.run(f'Making {len(targets)} planes ready', work, done)
+        controller.run(f'Precomputing {len(targets)} slices', work, done)
 
     def close(self) -> None:
-        """Follows the session no longer."""
+        """Disconnects from the session."""
         self._session.controller.state_changed.disconnect(self._follow)
 
     def forget(self, source: Hashable) -> None:
-        """Lets go of the planes of an image that is gone."""
+        """Drops the planes of a removed image."""
         with self._lock:
             for target in [target for target in self._stored if target.source == source]:
                 del self._stored[target]
@@ -98,7 +95,7 @@ class StackWork:
             self._take()
 
     def _take(self) -> None:
-        """Loads the plane in view, if it is on disk and nothing that the user waits for is in the making."""
+        """Loads the plane in view if it is on disk and no other plane is being analysed."""
         controller = self._session.controller
         target, making = controller.target, controller.embedding
         if controller.plane is None and self._is_stored(target) and (making is None or self._is_stored(making)):

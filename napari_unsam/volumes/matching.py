@@ -1,4 +1,4 @@
-"""The mask of an object in one slice, found again in the next.
+"""Finds the mask of an object in the next slice.
 
 Every pixel near the mask before gets odds of being the object's: from how deep it lies inside that mask, or how far
 outside, and from its grey value or colour, which the object and its surroundings were seen to have in the slice where
@@ -15,14 +15,14 @@ from typing import Protocol
 import numpy as np
 from scipy import ndimage
 
-from napari_unsam.levels.best import best_disjoint
+from napari_unsam.levels.disjoint import best_disjoint
 from napari_unsam.volumes.crops import CropMask
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 _BLUR_PX = 1.5  # noise of single pixels says nothing about an object
 _GREY_BINS, _COLOUR_BINS = 16, 6  # of a grey image, and of each channel of a colour image
-_LEAST_SHARE = 0.01  # of a grey value that an object was not seen to have
+_MIN_SHARE = 0.01  # of a grey value that an object was not seen to have
 _MAX_LOG_SHARE = 3.0
 _MAX_LOG_ODDS = 4.0
 
@@ -64,7 +64,7 @@ class MatchSettings:
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A mask found again.
+    """The mask of an object in another slice.
 
     Attributes:
         crop: The mask.
@@ -103,7 +103,7 @@ def appearance_of(crop: CropMask, bins: np.ndarray) -> np.ndarray:
     inside, seen = crop.within(box), bins[_slices(box)]
     ring = ~inside & (ndimage.distance_transform_edt(~inside) <= radius)
     own, around = (_shares(seen[part]) for part in (inside, ring))
-    return np.clip(np.log((own + _LEAST_SHARE) / (around + _LEAST_SHARE)), -_MAX_LOG_SHARE, _MAX_LOG_SHARE)
+    return np.clip(np.log((own + _MIN_SHARE) / (around + _MIN_SHARE)), -_MAX_LOG_SHARE, _MAX_LOG_SHARE)
 
 
 def _shares(bins: np.ndarray) -> np.ndarray:
@@ -111,7 +111,7 @@ def _shares(bins: np.ndarray) -> np.ndarray:
     return ndimage.convolve1d(counts, [0.25, 0.5, 0.25], mode='constant')
 
 
-def find_again(
+def match_mask(
     embedded: EmbeddedSlice,
     previous: CropMask,
     appearance: np.ndarray,
@@ -130,54 +130,54 @@ def find_again(
     Returns:
         The mask; None if nothing here speaks for the object.
     """
-    chances = _chances(previous, appearance, bins, settings)
+    probs = _pixel_probs(previous, appearance, bins, settings)
     tree, crops = embedded.hierarchy, []
     for one in (tree, *tree.alternatives) if tree is not None else ():
-        crops += _from_tree(one, chances, previous.area_px, settings)
+        crops += _from_tree(one, probs, previous.area_px, settings)
     if settings.ask_engine or tree is None:
         crops += _answers(embedded, previous)
-    here = previous.within(chances.box_xyxy)
+    here = previous.within(probs.box_xyxy)
     best, best_score = None, 0.0
     for crop in crops:
-        part = _main_part(crop.within(chances.box_xyxy), here)
+        part = _main_part(crop.within(probs.box_xyxy), here)
         if part is None:
             continue
-        score = chances.expected_iou(part)
+        score = probs.expected_iou(part)
         if score > best_score:
             best, best_score = part, score
     if best is None:
         return None
-    crop = CropMask.of(best, chances.box_xyxy[1], chances.box_xyxy[0])
+    crop = CropMask.of(best, probs.box_xyxy[1], probs.box_xyxy[0])
     return Match(crop, crop.iou(previous), best_score, float(area_granularity(crop.area_px, bins.size)))
 
 
-def own_score(crop: CropMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> float:
+def appearance_score(crop: CropMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> float:
     """The expected IoU of a known mask in its own slice: what matches of the object can reach at best."""
-    chances = _chances(crop, appearance, bins, settings)
-    return chances.expected_iou(crop.within(chances.box_xyxy))
+    probs = _pixel_probs(crop, appearance, bins, settings)
+    return probs.expected_iou(crop.within(probs.box_xyxy))
 
 
 @dataclass(frozen=True, eq=False)
-class _Chances:
-    """How likely each pixel near an object is its own.
+class _PixelProbs:
+    """Probability of each pixel near an object to belong to it.
 
     Attributes:
         box_xyxy: What was analysed.
         log_odds: (h, w) float; elsewhere they are as low as they can be.
-        chance: (h, w) float, the same in [0, 1].
+        prob: (h, w) float, the same in [0, 1].
     """
 
     box_xyxy: tuple[int, int, int, int]
     log_odds: np.ndarray
-    chance: np.ndarray
+    prob: np.ndarray
 
     def expected_iou(self, part: np.ndarray) -> float:
-        """The IoU of an (h, w) bool mask with the object, as far as the chances of pixels tell."""
-        shared = self.chance[part].sum()
-        return float(shared / (np.count_nonzero(part) + self.chance.sum() - shared))
+        """The IoU of an (h, w) bool mask with the object, as far as the probabilities of pixels tell."""
+        shared = self.prob[part].sum()
+        return float(shared / (np.count_nonzero(part) + self.prob.sum() - shared))
 
 
-def _chances(previous: CropMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> _Chances:
+def _pixel_probs(previous: CropMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> _PixelProbs:
     blur_px = settings.reach * _radius(previous) + 1
     box = _grown(previous.box_xyxy, int(_MAX_LOG_ODDS * blur_px) + 3, bins.shape)
     inside = previous.within(box)
@@ -186,21 +186,21 @@ def _chances(previous: CropMask, appearance: np.ndarray, bins: np.ndarray, setti
     )
     place = np.clip(depth_px / blur_px, -_MAX_LOG_ODDS, _MAX_LOG_ODDS)
     log_odds = place + settings.appearance * appearance[bins[_slices(box)]]
-    return _Chances(box, log_odds, 1 / (1 + np.exp(-log_odds)))
+    return _PixelProbs(box, log_odds, 1 / (1 + np.exp(-log_odds)))
 
 
-def _from_tree(tree: MaskHierarchy, chances: _Chances, area_px: int, settings: MatchSettings) -> list[CropMask]:
+def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int, settings: MatchSettings) -> list[CropMask]:
     """The best region of a tree and the best set of its regions."""
-    box = chances.box_xyxy
+    box = probs.box_xyxy
     leaves = tree.leaf_labels[_slices(box)]
     flat, n_leaves = leaves.ravel(), tree.n_leaves
     outside = tree.area[:n_leaves] - np.bincount(flat, minlength=n_leaves)
-    log_odds = np.bincount(flat, chances.log_odds.ravel(), minlength=n_leaves) - 2 * _MAX_LOG_ODDS * outside
+    log_odds = np.bincount(flat, probs.log_odds.ravel(), minlength=n_leaves) - 2 * _MAX_LOG_ODDS * outside
     cost = settings.region_cost * np.sqrt(area_px) / 10
     in_set = _holds(tree, best_disjoint(tree, _node_totals(tree, log_odds) - cost))
 
-    shared = _node_totals(tree, np.bincount(flat, chances.chance.ravel(), minlength=n_leaves))
-    node = int(np.argmax(shared / (tree.area + chances.chance.sum() - shared)))
+    shared = _node_totals(tree, np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
+    node = int(np.argmax(shared / (tree.area + probs.prob.sum() - shared)))
     in_node = (leaves >= tree.first_leaf[node]) & (leaves < tree.last_leaf[node])
     return [CropMask.of(part, box[1], box[0]) for part in (in_set[leaves], in_node)]
 

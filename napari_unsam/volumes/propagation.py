@@ -15,9 +15,9 @@ from napari_unsam.volumes.matching import (
     Match,
     MatchSettings,
     appearance_of,
+    appearance_score,
     colour_bins,
-    find_again,
-    own_score,
+    match_mask,
 )
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.granularity import area_granularity
@@ -98,7 +98,7 @@ def propagate(
 
     No two objects get the same pixel: where they meet, the one with the larger score has it, and those that are known
     in a slice before all others. Between two slices where an object is known it comes from both sides, with one seam
-    where both are most alike and each has done well; beyond them it goes on until it ends.
+    where both agree most and each has done well; beyond them it goes on until it ends.
 
     Args:
         plane: Gives a slice that a model has analysed; asked at most twice for each.
@@ -131,40 +131,40 @@ def propagate(
     total, done = sum(len(zs) for _, zs in ways), 0
     found = []
     for step, zs in ways:
-        chains: dict[int, _Chain] = {}
+        tracks: dict[int, _Track] = {}
         for z in zs:
             progress(done / total, f'slice {z}')
-            sweep.advance(chains, z, step)
+            sweep.advance(tracks, z, step)
             done += 1
-        found.append({label: chain.slices for label, chain in chains.items()})
+        found.append({label: track.slices for label, track in tracks.items()})
     forward, back = found
     return {label: _joined(slices, forward.get(label, {}), back.get(label, {})) for label, slices in known.items()}
 
 
 @dataclass(eq=False)
-class _Chain:
-    """One object on its way.
+class _Track:
+    """The state of one object in one direction.
 
     Attributes:
         slices: What was found so far, with the slices where it is known.
         last: The mask before.
         appearance: Of the object where it was known last.
-        own_score: Expected IoU of the known mask there.
+        appearance_score: Expected IoU of the known mask there.
         largest_px: The largest area so far.
         weak: The slices in a row that were below the threshold.
-        is_over: Whether it has ended; the next slice where it is known begins it anew.
+        is_over: Whether it has ended; the next slice where it is known begins it again.
     """
 
     slices: Found
     last: CropMask
     appearance: np.ndarray
-    own_score: float
+    appearance_score: float
     largest_px: int
     weak: list[int] = field(default_factory=list)
     is_over: bool = False
 
     def end(self, z: int, iou: float, score: float) -> None:
-        """Takes the weak slices back and notes why it ended."""
+        """Ends the object and removes its weak slices."""
         for weak in self.weak:
             self.slices[weak] = replace(self.slices[weak], crop=EMPTY, state=SliceState.STOPPED)
         self.slices.setdefault(z, SliceMask(EMPTY, iou, score, 0.0, SliceState.STOPPED))
@@ -183,18 +183,18 @@ class _Sweep:
     ) -> None:
         self._plane, self._pixels, self._known, self._settings = plane, pixels, known, settings
 
-    def advance(self, chains: dict[int, _Chain], z: int, step: int) -> None:
+    def advance(self, tracks: dict[int, _Track], z: int, step: int) -> None:
         """Takes every object that has begun into slice z, and begins those that are known there."""
         here = [label for label, slices in self._known.items() if z in slices]
         going = [
-            label for label, chain in chains.items() if label not in here and self._is_wanted(label, chain, z, step)
+            label for label, track in tracks.items() if label not in here and self._is_wanted(label, track, z, step)
         ]
         if not here and not going:
             return
         embedded, bins = self._plane(z), colour_bins(self._pixels(z))
         settings = self._settings
         matches = {
-            label: find_again(embedded, chains[label].last, chains[label].appearance, bins, settings.match)
+            label: match_mask(embedded, tracks[label].last, tracks[label].appearance, bins, settings.match)
             for label in going
         }
         taken = [self._known[label][z] for label in here]
@@ -203,47 +203,47 @@ class _Sweep:
             match = matches[label]
             crop = without(match.crop, taken)
             if crop is not match.crop:
-                match = replace(match, crop=crop, iou=crop.iou(chains[label].last))
-            self._follow(chains[label], z, match)
-            taken.append(chains[label].slices[z].crop)
+                match = replace(match, crop=crop, iou=crop.iou(tracks[label].last))
+            self._follow(tracks[label], z, match)
+            taken.append(tracks[label].slices[z].crop)
         for label in going:
             if matches[label] is None:
-                chains[label].end(z, 0.0, 0.0)
+                tracks[label].end(z, 0.0, 0.0)
         for label in here:
-            self._begin(chains, label, z, bins)
+            self._begin(tracks, label, z, bins)
 
-    def _is_wanted(self, label: int, chain: _Chain, z: int, step: int) -> bool:
-        if chain.is_over:
+    def _is_wanted(self, label: int, track: _Track, z: int, step: int) -> bool:
+        if track.is_over:
             return False
         against = Direction.BACK if step > 0 else Direction.FORWARD
         between = any((other - z) * step > 0 for other in self._known[label])
         return between or self._settings.direction is not against
 
-    def _begin(self, chains: dict[int, _Chain], label: int, z: int, bins: np.ndarray) -> None:
-        crop, earlier = self._known[label][z], chains.get(label)
+    def _begin(self, tracks: dict[int, _Track], label: int, z: int, bins: np.ndarray) -> None:
+        crop, earlier = self._known[label][z], tracks.get(label)
         slices = {} if earlier is None else earlier.slices
         granularity = float(area_granularity(crop.area_px, bins.size))
         slices[z] = SliceMask(crop, 1.0, 1.0, granularity, SliceState.CORRECTED)
         if crop.area_px:
             appearance = appearance_of(crop, bins)
-            score = own_score(crop, appearance, bins, self._settings.match)
-            chains[label] = _Chain(slices, crop, appearance, score, crop.area_px)
+            score = appearance_score(crop, appearance, bins, self._settings.match)
+            tracks[label] = _Track(slices, crop, appearance, score, crop.area_px)
         elif earlier is not None:
             earlier.is_over = True
 
-    def _follow(self, chain: _Chain, z: int, match: Match) -> None:
+    def _follow(self, track: _Track, z: int, match: Match) -> None:
         settings = self._settings
-        if match.crop.area_px <= settings.min_share * chain.largest_px:
-            chain.end(z, match.iou, match.score)
+        if match.crop.area_px <= settings.min_share * track.largest_px:
+            track.end(z, match.iou, match.score)
             return
-        is_weak = match.iou < settings.min_iou or match.score < settings.min_score * chain.own_score
-        chain.weak = [*chain.weak, z] if is_weak else []
-        chain.slices[z] = SliceMask(match.crop, match.iou, match.score, match.granularity, SliceState.PROPAGATED)
-        if len(chain.weak) >= settings.patience:
-            chain.end(z, match.iou, match.score)
+        is_weak = match.iou < settings.min_iou or match.score < settings.min_score * track.appearance_score
+        track.weak = [*track.weak, z] if is_weak else []
+        track.slices[z] = SliceMask(match.crop, match.iou, match.score, match.granularity, SliceState.PROPAGATED)
+        if len(track.weak) >= settings.patience:
+            track.end(z, match.iou, match.score)
             return
-        chain.last = match.crop
-        chain.largest_px = max(chain.largest_px, match.crop.area_px)
+        track.last = match.crop
+        track.largest_px = max(track.largest_px, match.crop.area_px)
 
 
 def without(crop: CropMask, taken: Iterable[CropMask]) -> CropMask:
@@ -271,7 +271,7 @@ def _joined(known: Mapping[int, CropMask], forward: Found, back: Found) -> Found
     joined |= {z: found for z, found in forward.items() if z > known_zs[-1]}
     for low, high in pairwise(known_zs):
         gap = range(low + 1, high)
-        seam = _seam(gap, forward, back, joined[low], joined[high])
+        seam = _meeting_slice(gap, forward, back, joined[low], joined[high])
         for z in gap:
             first, second = (forward, back) if z <= seam else (back, forward)
             one = _present(first, z) or _present(second, z) or first.get(z) or second.get(z)
@@ -284,7 +284,7 @@ def _present(found: Found, z: int) -> SliceMask | None:
     return found[z] if z in found and found[z].crop.area_px else None
 
 
-def _seam(gap: range, forward: Found, back: Found, low: SliceMask, high: SliceMask) -> int:
+def _meeting_slice(gap: range, forward: Found, back: Found, low: SliceMask, high: SliceMask) -> int:
     """The last slice of a gap that comes from below: where the IoUs from slice to slice, across it too, are largest.
 
     They are multiplied, so that one bad slice cannot hide among good ones.
@@ -293,12 +293,12 @@ def _seam(gap: range, forward: Found, back: Found, low: SliceMask, high: SliceMa
     def log_iou(found: Found, z: int) -> float:
         return float(np.log(max(found[z].iou if _present(found, z) else 0.0, 1e-3)))
 
-    best, best_worth = gap.start - 1, -np.inf
+    best, best_score = gap.start - 1, -np.inf
     for seam in range(gap.start - 1, gap.stop):
         below = forward.get(seam, low) if seam >= gap.start else low
         above = back.get(seam + 1, high) if seam + 1 < gap.stop else high
         across = np.log(max(below.crop.iou(above.crop), 1e-3))
-        worth = sum(log_iou(forward, z) for z in gap if z <= seam) + sum(log_iou(back, z) for z in gap if z > seam)
-        if worth + across > best_worth:
-            best, best_worth = seam, worth + across
+        score = sum(log_iou(forward, z) for z in gap if z <= seam) + sum(log_iou(back, z) for z in gap if z > seam)
+        if score + across > best_score:
+            best, best_score = seam, score + across
     return best

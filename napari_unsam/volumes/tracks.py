@@ -68,7 +68,7 @@ def track(
     return TrackTable(_centres(regions, label_maps), graph, regions)
 
 
-class _Covered:
+class _Coverage:
     """Which regions of a frame lie in which of an earlier one; each pair of frames is compared once.
 
     Args:
@@ -110,7 +110,7 @@ def _cut_at_divisions(
     tracks: list[list[LinkedRegion]], label_maps: Sequence[np.ndarray], divisions: DivisionSettings
 ) -> dict[int, int]:
     """Finds the mother of each track that has one; a mother that went on as a daughter is cut, the rest added to the list."""
-    covered = _Covered(label_maps, divisions.min_covered)
+    covered = _Coverage(label_maps, divisions.min_covered)
     # Where each region is: its track, and its place there.
     places = {(one.z, one.region): (number, i) for number, parts in enumerate(tracks) for i, one in enumerate(parts)}
     mothers: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Propagation, automatic 3D objects and tracks at work in a viewer; without Qt."""
+"""Propagation, automatic 3D objects and tracks in a viewer; without Qt."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from psygnal import Signal
 
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.engine.planes import EmbeddedPlane
+from napari_unsam.keys import TO_UNDO
+from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.cuts import RegionFilter
-from napari_unsam.levels.part_whole import Band
+from napari_unsam.levels.part_whole import ObjectClass
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.levels.sheet import Sheet
 from napari_unsam.model.frame import Frame
-from napari_unsam.model.history import Together
+from napari_unsam.model.history import ActionGroup
 from napari_unsam.model.targets import Level, Target
-from napari_unsam.model.words import counted, them
+from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite, free_now, renumbered
 from napari_unsam.viewer.layers import AddLayers, following
 from napari_unsam.volumes.crops import EMPTY, CropMask
@@ -34,7 +35,7 @@ from napari_unsam.volumes.propagation import (
 )
 from napari_unsam.volumes.slices import Slicing, crops_of
 from napari_unsam.volumes.tracks import TrackTable, track
-from napari_unsam.volumes.writing import end_what_was_beyond, same, with_marked, written
+from napari_unsam.volumes.writing import end_beyond, same, with_corrections, written
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 TRACKS_NAME = 'UnSAM tracks'
 _NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'
-_NOT_CORRECTED = 'No slice was corrected: propagate an object, paint it right in some slices, then press this.'
+_NOT_CORRECTED = 'No slice was corrected: propagate an object, correct it in some slices, then press this.'
 _TILED = 'Automatic objects need slices of at most 2048 px a side; propagate single objects instead.'
 
 
@@ -50,7 +51,7 @@ class Regions(Enum):
     """Which regions of each slice are joined."""
 
     LEVEL = 'One level'
-    BEST = 'Likeliest masks'
+    BEST = 'Best masks'
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class StackSettings:
         level: Which, if those of one level are.
         min_area_px: Smaller regions of a slice are left out.
         max_share: Regions that take a larger share of their slice are background.
-        side: How objects differ from what is around them.
+        side: Brightness of objects relative to their surroundings.
         links: What counts as the same object.
     """
 
@@ -95,7 +96,7 @@ class _Run:
 
 
 class VolumeWork:
-    """What spans several slices of the image of a session.
+    """Objects across the slices of the image of a session.
 
     Args:
         session: Of the viewer.
@@ -103,7 +104,7 @@ class VolumeWork:
     Attributes:
         changed: Emitted when anything that a view shows has changed.
         axis: The axis to propagate along; None if there is none.
-        z_range: First and last slice to look at, the last exclusive; None for all.
+        z_range: First and last slice to use, the last exclusive; None for all.
         settings: Of propagation.
         label: The object that the strip shows; 0 for none.
     """
@@ -123,7 +124,7 @@ class VolumeWork:
         self._follow()
 
     def close(self) -> None:
-        """Follows the session no longer."""
+        """Disconnects from the session."""
         self.session.controller.state_changed.disconnect(self._follow)
         self.session.image_changed.disconnect(self._image_changed)
 
@@ -159,7 +160,7 @@ class VolumeWork:
             self.changed.emit()
 
     def show(self, label: int) -> None:
-        """Chooses the object of the strip."""
+        """Chooses the object that the strip shows."""
         self.label = label
         self.changed.emit()
 
@@ -185,7 +186,7 @@ class VolumeWork:
             if controller.proposal is not None:
                 return  # it was not committed, and the user was told why
         elif controller.prompts_here:
-            controller.say('There is no mask for these prompts yet; press Shift-G once there is one.', Level.PROBLEM)
+            controller.say('No mask yet; try again when it is shown.', Level.PROBLEM)
             return
         layer = self.session.objects
         label = 0 if layer is None else int(layer.selected_label)
@@ -198,7 +199,7 @@ class VolumeWork:
         self._propagate({label: {self.slicing.here: crops[label]}}, f'propagate object {label}')
 
     def propagate_all(self) -> None:
-        """Takes all objects of the slice in view through the others, in one run."""
+        """Propagates all objects of the slice in view, in one run."""
         if not self._is_ready():
             return
         layer = self.session.objects
@@ -210,7 +211,7 @@ class VolumeWork:
         self._propagate(anchors, f'propagate {counted(len(anchors), "object")}')
 
     def propagate_again(self) -> None:
-        """Finds the objects of the last run anew, from the slices in which they were corrected by hand as well."""
+        """Updates the objects of the last run from the slices that were corrected by hand."""
         if not self._is_ready():
             return
         run, controller = self._run, self.session.controller
@@ -220,16 +221,16 @@ class VolumeWork:
 
         def corrected(anchors: dict[int, dict[int, CropMask]]) -> None:
             if run is not self._run or not self._is_run_here():
-                controller.say('Another stack was chosen meanwhile, so nothing was propagated.', Level.PROBLEM)
+                controller.say('Nothing was propagated: another stack was chosen.', Level.PROBLEM)
             elif not anchors:
                 controller.say(_NOT_CORRECTED, Level.PROBLEM)
             else:
                 self._propagate(anchors, f'propagate {counted(len(anchors), "corrected object")}')
 
-        controller.run('Looking for corrected slices', lambda progress: _corrected(run, progress), corrected)
+        controller.run('Finding corrected slices', lambda progress: _corrected(run, progress), corrected)
 
     def automatic(self, settings: StackSettings, as_tracks: bool = False) -> None:
-        """Finds regions in every slice and joins them to objects; as tracks, a layer of tracks is added too."""
+        """Finds regions in every slice and links them to objects; with `as_tracks` adds a layer of tracks."""
         if not self._is_ready():
             return
         session, slicing = self.session, self.slicing
@@ -241,15 +242,15 @@ class VolumeWork:
         kind, one = ('tracks', 'track') if as_tracks else ('3D objects', '3D object')
 
         def work(progress: ProgressCallback) -> tuple[list[ObjectWrite], TrackTable | None]:
-            bands = [self._band(targets[z], settings, part) for z, part in _parts(targets, progress)]
-            maps, zs = [band.labels.astype(np.int32) for band in bands], list(targets)
+            classes = [self._band(targets[z], settings, part) for z, part in _parts(targets, progress)]
+            maps, zs = [kind.labels.astype(np.int32) for kind in classes], list(targets)
             table = track(maps, settings.links) if as_tracks else None
             objects = list(table.regions.values()) if as_tracks else link(maps, settings.links)
             parents = {} if table is None else {child: mothers[0] for child, mothers in table.graph.items()}
             crops = [crops_of(labels) for labels in maps]
             levels = [
-                dict(zip(band.features['index'], band.features['level'], strict=True)) if len(band.features) else {}
-                for band in bands
+                dict(zip(kind.features['index'], kind.features['level'], strict=True)) if len(kind.features) else {}
+                for kind in classes
             ]
             writes = []
             for number, regions in enumerate(objects, start=1):
@@ -269,15 +270,15 @@ class VolumeWork:
             writes = renumbered(writes, session.next_label(layer) - 1)
             writes = free_now(writes, layer.data) if keep else writes
             if not writes:
-                session.controller.say('No object was found; change the level, or allow smaller ones.', Level.PROBLEM)
+                session.controller.say('No object was found; change the level or the minimum size.', Level.PROBLEM)
                 return
             name = f'find {counted(len(writes), one)}'
             actions = [session.writing(name, writes, layer)]
             if table is not None:
                 tracks = self._tracks(table, min(targets), slicing, frame)
                 actions.append(AddLayers(name, session.viewer, [tracks]))
-            session.history.do(Together(name, actions))
-            session.controller.say(f'Found {counted(len(writes), one)}. U takes {them(len(writes))} back.')
+            session.history.do(ActionGroup(name, actions))
+            session.controller.say(f'Found {counted(len(writes), one)}. {TO_UNDO}')
             self.changed.emit()
 
         session.controller.run(f'Finding {kind}', work, done)
@@ -328,12 +329,12 @@ class VolumeWork:
                 progress(fraction, text)
 
             def plane(z: int) -> EmbeddedPlane:
-                # The fraction stays where it is meanwhile: how many slices must be made ready is not known.
+                # The fraction stays where it is meanwhile: how many slices must be analysed is not known.
                 return session.controller.embedded(targets[z], lambda _fraction, text: progress(done, text))
 
-            known = with_marked(anchors, before, slicing, layer.data, targets)
+            known = with_corrections(anchors, before, slicing, layer.data, targets)
             found = propagate(plane, lambda z: targets[z].read(), known, z_range, settings, report)
-            end_what_was_beyond(found, before, targets)
+            end_beyond(found, before, targets)
             return written(found, slicing, layer.data, keep)
 
         def finished(result: tuple[dict[int, Found], list[ObjectWrite]]) -> None:
@@ -344,28 +345,28 @@ class VolumeWork:
                 if not any((slicing.labels(layer.data, z) == label).any() for z in slices)
             ]
             if gone:
-                raise UnSAMError(f'Object {gone[0]} was taken back meanwhile, so nothing was propagated.')
+                raise UnSAMError(f'Nothing was propagated: object {gone[0]} was removed.')
             session.write_objects(name, free_now(writes, layer.data, found) if keep else writes, layer)
             self._run = _Run(layer, slicing, found)
             self.label = self.label if self.label in found else next(iter(found))
             slices = sum(one.crop.area_px > 0 for one in found[self.label].values())
             session.controller.say(
-                f'Object {self.label} is in {counted(slices, "slice")}; low bars in the strip want a look. U takes it back.'
+                f'Object {self.label} is in {counted(slices, "slice")}; check slices with low bars. {TO_UNDO}'
                 if len(found) == 1
-                else f'Propagated {len(found)} objects. U takes them back.'
+                else f'Propagated {len(found)} objects. {TO_UNDO}'
             )
             self.changed.emit()
 
         session.controller.run(name[:1].upper() + name[1:], work, finished)
 
-    def _band(self, target: Target, settings: StackSettings, progress: ProgressCallback) -> Band:
+    def _band(self, target: Target, settings: StackSettings, progress: ProgressCallback) -> ObjectClass:
         """The objects of one slice."""
         tree = self.session.controller.embedded(target, progress).hierarchy
         if tree is None:
             raise UnSAMError(_TILED)
         level = settings.level if settings.regions is Regions.LEVEL else None
-        band = Sheet(tree, target.read(), progress).objects(level, settings.limits)
-        return band if level is None else replace(band, features=band.features.assign(level=level))
+        kind = CandidateTable(tree, target.read(), progress).objects(level, settings.limits)
+        return kind if level is None else replace(kind, features=kind.features.assign(level=level))
 
     def _tracks(self, table: TrackTable, first: int, slicing: Slicing, frame: Frame) -> Tracks:
         data = np.zeros((len(table.data), 1 + len(slicing.plane.shape)))
@@ -413,7 +414,7 @@ def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, Cro
         changed = {
             z: now[z].get(label, EMPTY) for z, one in found.items() if not same(now[z].get(label, EMPTY), one.crop)
         }
-        # An object that is in no slice as it was written has been taken back rather than corrected.
+        # An object that is in no slice as it was written has been undone rather than corrected.
         kept = [z for z, one in found.items() if one.crop.area_px and z not in changed]
         known = {z: one.crop for z, one in found.items() if one.state is SliceState.CORRECTED and z not in changed}
         if changed and kept and any(crop.area_px for crop in (known | changed).values()):

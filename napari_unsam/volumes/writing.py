@@ -1,4 +1,4 @@
-"""What a run of propagation starts from in a layer of objects, and what it writes there."""
+"""Start and result of a propagation in a layer of objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from napari_unsam.volumes.slices import Slicing, crops_of
 from unsam_mm.masks.granularity import area_granularity
 
 
-def with_marked(
+def with_corrections(
     anchors: Anchors, found: Mapping[int, Found], slicing: Slicing, array: np.ndarray, zs: Iterable[int]
 ) -> dict[int, dict[int, CropMask]]:
     """The slices where objects are known, and those that hold something of them that the last run did not write."""
@@ -28,8 +28,8 @@ def with_marked(
     return known
 
 
-def end_what_was_beyond(found: Mapping[int, Found], before: Mapping[int, Found], zs: Iterable[int]) -> None:
-    """Notes that objects are no longer in slices beyond their ends in which the last run had found them."""
+def end_beyond(found: Mapping[int, Found], before: Mapping[int, Found], zs: Iterable[int]) -> None:
+    """Marks slices beyond the new ends of objects, in which the last run had found them, as ended."""
     for label, slices in found.items():
         first, last = min(slices), max(slices)
         for z, one in before.get(label, {}).items():

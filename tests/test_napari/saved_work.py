@@ -31,7 +31,7 @@ class _Controller:
         self.by_image[source] = prompts
         self.prompts_changed.emit()
 
-    def taking_up(self, source, prompts, polarity):
+    def restoring_prompts(self, source, prompts, polarity):
         def put(state):
             self.put_prompts(source, state[0])
             self.polarity = state[1]

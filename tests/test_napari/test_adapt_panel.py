@@ -55,15 +55,15 @@ def test_without_an_image_nothing_can_be_adapted(panel):
 
 def test_the_panel_takes_pictures_trains_and_shows_the_loss(panel, session, viewer, mailbox):
     session.set_image(viewer.add_image(np.stack([data.coins()] * 5), scale=(4, 1, 1)))
-    panel.pictures_box.setValue(3)
+    panel.crops_box.setValue(3)
     panel.iterations_box.setValue(10)
     panel.start_button.click()
     assert not panel.start_button.isEnabled()
     assert panel.cancel_button.isEnabled()
     mailbox.open_until(lambda: not panel.cancel_button.isEnabled())
     assert len(list((panel.job.folder / 'images').glob('*.png'))) == 3
-    assert panel.status_label.text() == 'Adapted in 10 steps on 3 pictures'
-    assert session.controller.status.text == 'Adapted in 10 steps on 3 pictures.'
+    assert panel.status_label.text() == 'Adapted in 10 steps on 3 crops'
+    assert session.controller.status.text == 'Adapted in 10 steps on 3 crops.'
     assert panel.progress_bar.value() == 1000
     assert '0.400 at step 10 of 10' in panel.plot.accessibleDescription()
     assert panel.compare_button.isEnabled()
@@ -71,7 +71,7 @@ def test_the_panel_takes_pictures_trains_and_shows_the_loss(panel, session, view
 
 def test_taking_pictures_can_be_cancelled(panel, session, viewer, mailbox):
     session.set_image(viewer.add_image(np.stack([data.coins()] * 40)))
-    panel.pictures_box.setValue(40)
+    panel.crops_box.setValue(40)
     panel.start_button.click()
     panel.cancel_button.click()
     assert panel.start_button.isEnabled()
@@ -80,7 +80,7 @@ def test_taking_pictures_can_be_cancelled(panel, session, viewer, mailbox):
 
 def test_another_run_that_takes_the_place_of_taking_pictures_leaves_the_button_free(panel, session, viewer, mailbox):
     session.set_image(viewer.add_image(np.stack([data.coins()] * 40)))
-    panel.pictures_box.setValue(40)
+    panel.crops_box.setValue(40)
     panel.start_button.click()
     session.controller.run('Something else', lambda progress: None, lambda _nothing: None)
     mailbox.open_until(lambda: not session.controller.is_busy)
@@ -112,7 +112,7 @@ def test_a_training_goes_on_while_another_image_is_looked_at(panel, session, vie
     monkeypatch.setattr(type(panel.job), 'is_running', property(lambda job: job is first))
     first = panel.job
     session.set_image(viewer.add_image(data.coffee()))
-    assert 'being adapted to another image' in panel.status_label.text()
+    assert 'Training on another image' in panel.status_label.text()
     assert not panel.start_button.isEnabled()
     session.set_image(coins)
     assert panel.job is first
@@ -177,5 +177,5 @@ def test_the_plot_draws_rising_steps_to_the_right_and_high_losses_up(qtbot):
 def test_a_plot_of_nothing_says_so(qtbot):
     plot = LossPlot('Loss')
     qtbot.addWidget(plot)
-    assert plot.accessibleDescription() == 'Loss: nothing yet'
+    assert plot.accessibleDescription() == 'Loss: no values yet'
     assert not plot.grab().isNull()

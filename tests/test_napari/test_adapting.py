@@ -21,9 +21,9 @@ from napari_unsam.adapt import job as job_module
 from napari_unsam.adapt import steps
 from napari_unsam.adapt.__main__ import main
 from napari_unsam.adapt.comparison import compare, flattened, window_around
+from napari_unsam.adapt.crops import MAX_SIDE_PX, choose_crops, write_crops
 from napari_unsam.adapt.curve import read_curve
 from napari_unsam.adapt.job import AdaptJob, AdaptSettings, Stage, mim_home
-from napari_unsam.adapt.pictures import MAX_SIDE_PX, choose_pictures, write_pictures
 from napari_unsam.model.questions import Question
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.masks.mask_set import MaskSet
@@ -60,50 +60,48 @@ def living_in_group(group):
 
 
 def test_pictures_are_spread_evenly_over_the_planes_and_leave_out_the_ends():
-    pictures = choose_pictures((20,), (300, 400), 4)
-    assert [picture.index for picture in pictures] == [(2,), (7,), (12,), (17,)]
-    assert all((picture.rows, picture.columns) == (slice(0, 300), slice(0, 400)) for picture in pictures)
+    crops = choose_crops((20,), (300, 400), 4)
+    assert [crop.index for crop in crops] == [(2,), (7,), (12,), (17,)]
+    assert all((crop.rows, crop.columns) == (slice(0, 300), slice(0, 400)) for crop in crops)
 
 
 def test_a_single_plane_gives_one_picture():
-    (picture,) = choose_pictures((), (300, 400), 8)
-    assert picture.index == ()
+    (crop,) = choose_crops((), (300, 400), 8)
+    assert crop.index == ()
 
 
 def test_large_planes_are_cut_into_parts_that_cover_them():
-    pictures = choose_pictures((), (1500, 2100), 100)
+    crops = choose_crops((), (1500, 2100), 100)
     covered = np.zeros((1500, 2100), int)
-    for picture in pictures:
-        covered[picture.rows, picture.columns] += 1
-        assert max(picture.rows.stop - picture.rows.start, picture.columns.stop - picture.columns.start) <= MAX_SIDE_PX
+    for crop in crops:
+        covered[crop.rows, crop.columns] += 1
+        assert max(crop.rows.stop - crop.rows.start, crop.columns.stop - crop.columns.start) <= MAX_SIDE_PX
     assert (covered == 1).all()
-    assert len({picture.name for picture in pictures}) == len(pictures) == 6
+    assert len({crop.name for crop in crops}) == len(crops) == 6
 
 
 def test_pictures_are_written_as_the_model_sees_them_and_empty_ones_left_out(tmp_path):
     stack = np.stack([data.coins(), np.zeros_like(data.coins()), data.coins()[::-1]])
-    pictures = choose_pictures((3,), stack.shape[1:], 3)
-    read = lambda picture: stack[(*picture.index, picture.rows, picture.columns)]  # noqa: E731
-    assert write_pictures(tmp_path, pictures, read, no_progress) == 2
-    there = np.asarray(PngImage.open(tmp_path / pictures[2].name))
+    crops = choose_crops((3,), stack.shape[1:], 3)
+    read = lambda crop: stack[(*crop.index, crop.rows, crop.columns)]  # noqa: E731
+    assert write_crops(tmp_path, crops, read, no_progress) == 2
+    there = np.asarray(PngImage.open(tmp_path / crops[2].name))
     assert np.array_equal(there, np.repeat(stack[2][..., None], 3, axis=2))
 
 
 def test_pictures_that_did_not_change_keep_their_files_and_others_go(tmp_path):
-    pictures = choose_pictures((), data.coins().shape, 1)
+    crops = choose_crops((), data.coins().shape, 1)
     (tmp_path / 'other.png').write_bytes(b'')
     for expected in (True, True, False):
         before = [path.stat().st_mtime_ns for path in tmp_path.glob('part*')]
-        write_pictures(
-            tmp_path, pictures, lambda picture, same=expected: data.coins()[:: 1 if same else -1], no_progress
-        )
+        write_crops(tmp_path, crops, lambda crop, same=expected: data.coins()[:: 1 if same else -1], no_progress)
         after = [path.stat().st_mtime_ns for path in tmp_path.glob('*.png')]
         assert (before == after) == (expected and bool(before))
 
 
 def test_an_image_of_one_colour_is_refused(tmp_path):
     with pytest.raises(ImageError, match='one colour'):
-        write_pictures(tmp_path, choose_pictures((), (50, 60), 1), lambda picture: np.zeros((50, 60)), no_progress)
+        write_crops(tmp_path, choose_crops((), (50, 60), 1), lambda crop: np.zeros((50, 60)), no_progress)
 
 
 def write_log(work_dir, started, rows, rest=''):
@@ -140,7 +138,7 @@ def test_the_tools_are_found_in_a_checkout_and_in_an_installed_package(tmp_path,
 
 
 def test_a_job_without_pictures_is_refused(tmp_path):
-    with pytest.raises(UnSAMError, match='no pictures'):
+    with pytest.raises(UnSAMError, match='no crops'):
         AdaptJob(tmp_path).start(AdaptSettings())
 
 
@@ -224,7 +222,7 @@ def test_each_stage_says_how_far_it_is(tmp_path):
     for stage in ('preparing', 'training', 'exporting', 'done'):
         (tmp_path / 'state.json').write_text(json.dumps({'stage': stage}))
         told[stage] = job.poll()
-    assert 'picture 2 of 4' in told['preparing'].text
+    assert 'crop 2 of 4' in told['preparing'].text
     assert 'step 50 of 100' in told['training'].text
     assert told['done'].stage is Stage.EXPORTING  # the weights are not there
     fractions = [state.fraction for state in told.values()]

@@ -530,7 +530,7 @@ def test_a_prompt_of_a_kind_unknown_here_is_left_out_and_told():
 
 
 def test_what_is_no_plain_value_is_refused():
-    with pytest.raises(StoreError, match='no plain value'):
+    with pytest.raises(StoreError, match='cannot be saved'):
         encoded((PointPrompt((object(),)),))
 
 

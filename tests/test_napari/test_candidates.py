@@ -43,8 +43,8 @@ def test_a_granularity_shows_the_region_that_is_nearest_in_size(candidates, gran
 
 def test_a_mask_that_was_on_screen_leads_the_answers_that_come_later(tree, candidates):
     alone = Candidates.of_answers([node_mask(tree, 0)])
-    assert candidates.led_by(alone.shown).rank == 1
-    assert candidates.led_by(node_mask(tree, 5)).shown.node == 5
+    assert candidates.starting_with(alone.shown).rank == 1
+    assert candidates.starting_with(node_mask(tree, 5)).shown.node == 5
 
 
 def test_no_answer_gives_no_candidate():

@@ -52,7 +52,7 @@ def test_a_drag_of_the_slider_is_looked_at_once_when_it_rests(seen, looks, settl
     assert not seen.controller.is_busy
     assert seen.controller.plane is not None
     QTest.qWait(2 * REST_MS)
-    assert 'The contrast has changed' in seen.controller.status.text
+    assert 'Contrast changed' in seen.controller.status.text
     settle(seen.controller)
     assert len(looks) == 1
     assert looks[0] == round(int(seen.image.data[0].max()) * 255 / 510)

@@ -7,7 +7,7 @@ import pytest
 
 from napari_unsam.controller import Level
 from napari_unsam.engine.inference import JobCancelled
-from napari_unsam.engine.planes import PlanesKept
+from napari_unsam.engine.planes import PlaneCache
 from napari_unsam.model.plane import Plane
 from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
 from napari_unsam.model.questions import Question
@@ -38,7 +38,7 @@ def test_a_click_shows_the_best_mask_under_it(controller, click):
     assert proposal.box_xyxy == (0, 0, 6, 2)
     assert proposal.mask.all()
     assert proposal.area_px == 12
-    assert controller.status.text.startswith('J shows a coarser mask')
+    assert controller.status.text.startswith('J: larger mask')
 
 
 def test_clicks_are_answered_in_the_inference_thread(controller, settle, monkeypatch):
@@ -107,7 +107,7 @@ def test_plain_clicks_take_the_polarity_that_is_set(controller, click):
 def test_a_lone_negative_click_says_that_it_needs_a_positive_one(controller, click):
     click((0, 0), Polarity.NEGATIVE)
     assert controller.proposal is None
-    assert is_problem(controller, 'Add a positive click')
+    assert is_problem(controller, 'Click on the object')
     click((3, 0))
     assert controller.proposal is not None
 
@@ -117,7 +117,7 @@ def test_clicks_of_both_kinds_on_one_pixel_are_kept_and_explained(controller, cl
     click((0, 0), Polarity.NEGATIVE)
     assert controller.proposal is None
     assert len(controller.prompts.points) == 2
-    assert is_problem(controller, 'both kinds')
+    assert is_problem(controller, 'object and background clicks')
 
 
 def test_tasks_wait_for_each_other_and_stop_no_longer_run(controller, settle):
@@ -182,13 +182,13 @@ def test_undo_and_redo_take_clicks_one_by_one_and_name_them(controller, click, s
     controller.undo()
     assert controller.proposal is None
     controller.undo()
-    assert controller.status.text == 'There is nothing to undo.'
+    assert controller.status.text == 'Nothing to undo.'
     controller.redo()
     controller.redo()
     settle(controller)
     assert controller.proposal.area_px == 24
     controller.redo()
-    assert controller.status.text == 'There is nothing to redo.'
+    assert controller.status.text == 'Nothing to redo.'
 
 
 def test_ending_an_object_takes_its_prompts_and_begins_the_next_one(controller, click, settle):
@@ -493,14 +493,14 @@ def test_forgetting_an_image_stops_its_job(make_controller):
 
 
 def test_old_planes_make_room_for_new_ones():
-    kept, targets = PlanesKept(max_px=2 * PATCHES.size), [patches_target(source) for source in 'abc']
+    kept, targets = PlaneCache(max_px=2 * PATCHES.size), [patches_target(source) for source in 'abc']
     for target in targets:
         kept.put(target, NestedPlane(patches_tree()), kept.version(target.source))
     assert [kept.get(target) is not None for target in targets] == [False, True, True]
 
 
 def test_what_was_made_of_old_pixels_is_not_kept():
-    kept, target = PlanesKept(), patches_target()
+    kept, target = PlaneCache(), patches_target()
     version = kept.version(target.source)
     kept.forget_source(target.source)
     kept.put(target, NestedPlane(patches_tree()), version)
@@ -513,7 +513,7 @@ def test_clicks_set_outside_the_image_are_left_out(controller):
 
 
 def test_a_plane_in_the_making_is_not_kept_once_all_are_dropped():
-    kept, target = PlanesKept(), patches_target()
+    kept, target = PlaneCache(), patches_target()
     version = kept.version(target.source)
     kept.clear()
     kept.put(target, NestedPlane(patches_tree()), version)

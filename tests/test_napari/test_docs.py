@@ -15,6 +15,7 @@ from superqt import QCollapsible
 import napari_unsam
 from napari_unsam.controller import SegmentationController
 from napari_unsam.io.autosave import Autosave
+from napari_unsam.keys import KEYS
 from napari_unsam.qt.saved_bar import SavedBar
 from napari_unsam.qt.widget import PANELS, SegmentationWidget, in_gui_thread
 from napari_unsam.viewer.layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME
@@ -61,21 +62,21 @@ def controls(dock) -> set[str]:
     return words | {one.itemText(row) for one in dock.findChildren(QComboBox) for row in range(one.count())}
 
 
-def test_each_key_of_the_page_is_bound_and_the_other_way_round(dock):
-    bound = {str(key).replace('+', '-') for key in dock.session.viewer.keymap} - {
-        str(key).replace('+', '-') for key in ViewerModel().keymap
+def test_keys_buttons_commands_and_the_page_follow_the_table(dock):
+    viewer = dock.session.viewer
+    assert {str(key).replace('+', '-') for key in viewer.keymap.keys() - ViewerModel().keymap.keys()} == {
+        key.key for key in KEYS.values()
     }
-    named = [row[0].strip('*') for row in rows('napari_keys', 'key')]
-    assert sorted(named) == sorted(bound)
-
-
-def test_buttons_show_the_keys_that_the_page_names(dock):
-    texts = [one.text() for one in dock.findChildren(QAbstractButton)]
-    shown = {said(text): match[1] for text in texts if (match := re.search(r'\[(.*)\]$', text))}
-    named = {}
-    for key, _, button in rows('napari_keys', 'key'):
-        named |= {word: key.strip('*') for word in re.findall(r'\*([^*]+)\*', button)[:1]}
-    assert {button: key for button, key in named.items() if button in shown} == shown
+    buttons = {(one.text(), one.toolTip()) for one in dock.findChildren(QAbstractButton) if one.text().endswith(']')}
+    assert buttons == {(key.button, key.action) for key in KEYS.values() if key.label}
+    assert KEYS['switch_polarity'].button in {one.text() for one in dock.findChildren(QLabel)}
+    commands = [(one.id, one.title, one.python_name) for one in manifest().contributions.commands]
+    assert [one for one in commands if '.qt.commands:' in one[2]] == [
+        (f'unsam_mm.{name}', f'{key.action} [{key.key}]', f'napari_unsam.qt.commands:{name}')
+        for name, key in KEYS.items()
+    ]
+    page = [(key, does, re.findall(r'\*([^*]+)\*', button)[0]) for key, does, button in rows('napari_keys', 'key')]
+    assert page == [(f'**{key}**', does, label or 'Object') for key, label, does in KEYS.values()]
 
 
 def test_the_sections_of_the_page_are_those_of_the_dock(dock):

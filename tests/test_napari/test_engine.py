@@ -1,4 +1,4 @@
-"""Planes made ready with the engines of `unsam_mm`, on real images."""
+"""Planes analysed with the engines of `unsam_mm`, on real images."""
 
 import resource
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def looked_at(generator, monkeypatch):
 
 @pytest.fixture(scope='module')
 def coins(generator):
-    """The coins, made ready with the tree engine."""
+    """The coins, analysed with the tree engine."""
     engine = TreeEngine(generator)
     engine.set_image(np.dstack([data.coins()] * 3))
     return EmbeddedPlane(engine, engine.hierarchy)

@@ -184,7 +184,7 @@ def test_a_name_of_a_list_that_is_not_there_is_shown_as_its_editor_showed_it(tmp
 
 def test_a_list_that_is_no_text_is_refused(tmp_path):
     (tmp_path / 'some.txt').write_bytes(b'\x89PNG\0\0a.png')
-    with pytest.raises(ImageError, match='some.txt: is no text'):
+    with pytest.raises(ImageError, match='some.txt: is not a text file'):
         ImageList.of(tmp_path / 'some.txt')
 
 

@@ -72,7 +72,7 @@ def test_objects_that_are_set_aside_are_not_left_behind(opened, series, session,
     opened(0)
     session.click((30, 40))
     settle(session.controller)
-    session.set_aside()
+    session.next_object()
     session.click((10, 10))
     settle(session.controller)
     assert series.is_dirty

@@ -1,6 +1,6 @@
 import pytest
 
-from napari_unsam.model.history import ActionHistory, Together
+from napari_unsam.model.history import ActionGroup, ActionHistory
 
 
 class Adding:
@@ -60,7 +60,7 @@ def test_an_action_that_fails_is_not_remembered(history, words):
 
 
 def test_several_actions_together_are_one(history, words):
-    history.do(Together('both', [Adding(words, 'one'), Adding(words, 'two')]))
+    history.do(ActionGroup('both', [Adding(words, 'one'), Adding(words, 'two')]))
     assert words == ['one', 'two']
     assert history.undo() == 'both'
     assert words == []
@@ -68,7 +68,7 @@ def test_several_actions_together_are_one(history, words):
 
 def test_several_actions_are_all_taken_back_if_one_of_them_fails(history, words):
     with pytest.raises(ValueError, match='two'):
-        history.do(Together('both', [Adding(words, 'one'), Adding(words, 'two', fails=True)]))
+        history.do(ActionGroup('both', [Adding(words, 'one'), Adding(words, 'two', fails=True)]))
     assert words == []
 
 
@@ -99,7 +99,7 @@ class Heavy(Adding):
 def test_actions_are_kept_as_far_as_their_memory_goes(words, sizes, kept):
     history = ActionHistory(max_bytes=100)
     for number, nbytes in enumerate(sizes):
-        history.do(Together(str(number), [Heavy(words, str(number), nbytes)]))
+        history.do(ActionGroup(str(number), [Heavy(words, str(number), nbytes)]))
     assert history.is_cut == (kept < len(sizes))
     undone = []
     while (name := history.undo()) is not None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from napari.utils.key_bindings import coerce_keybinding
 
+from napari_unsam.keys import KEYS
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.stand_ins import PATCHES, Mouse, is_problem, press
 from unsam_mm.errors import UnSAMError
@@ -80,7 +81,7 @@ def test_what_a_key_cannot_do_is_told(mouse, viewer):
     def fail():
         raise UnSAMError('the disk is full')
 
-    mouse.session.add_keys({'Shift-G': fail})
+    mouse.session.add_actions({'propagate': fail})
     press(viewer, 'Shift-G')
     assert is_problem(mouse.session, 'the disk is full')
 
@@ -147,4 +148,4 @@ def test_the_keys_are_free_on_every_layer_and_on_the_viewer(mouse):
     for kind in (Image, Labels, Points, Shapes, Surface, Tracks, Vectors, Viewer):
         for base in kind.__mro__:
             taken |= set(getattr(base, 'class_keymap', {}))
-    assert not taken & {coerce_keybinding(key) for key in mouse.session.keys}
+    assert not taken & {coerce_keybinding(key) for key, *_ in KEYS.values()}

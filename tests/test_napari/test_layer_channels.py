@@ -91,7 +91,7 @@ def test_a_channel_that_is_removed_leaves_the_image_alone(stained):
         pytest.param(NUCLEI, {}, 'does not lie on "Nuclei"', id='scale'),
         pytest.param(NUCLEI, {'scale': (2, 2), 'rotate': 5}, 'does not lie on "Nuclei"', id='rotation'),
         pytest.param(NUCLEI, {'scale': (2, 2), 'units': 'um'}, 'does not lie on "Nuclei"', id='units'),
-        pytest.param(np.dstack([NUCLEI] * 3), {'scale': (2, 2)}, 'has colours of its own', id='colours'),
+        pytest.param(np.dstack([NUCLEI] * 3), {'scale': (2, 2)}, 'is an RGB image', id='colours'),
     ],
 )
 def test_layers_that_do_not_lie_on_each_other_are_refused_with_the_reason(stained, other, placed, words):

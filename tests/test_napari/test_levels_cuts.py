@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from skimage import data
 
-from napari_unsam.levels.best import LeafOverlaps, best_disjoint, best_of_trees, winners
 from napari_unsam.levels.cuts import N_COLOURS, LevelCut, RegionFilter
+from napari_unsam.levels.disjoint import LeafOverlaps, best_disjoint, best_of_trees, greedy_disjoint
 from napari_unsam.levels.region_properties import RegionProperties, Scene, Side
 from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import PATCHES, patches_tree
@@ -71,51 +71,51 @@ def test_a_level_outside_of_the_tree_is_refused():
 @settings(max_examples=60, deadline=None)
 def test_the_best_level_is_worth_as_much_as_any(made, seed):
     _labels, tree, _parent = made
-    worth, cut = np.random.default_rng(seed).random(len(tree)), LevelCut(tree)
-    worths = [worth[cut.nodes(float(level))].sum() for level in np.unique(cut.begins)]
-    assert worth[cut.nodes(cut.best_level(worth))].sum() == pytest.approx(max(worths))
+    score, cut = np.random.default_rng(seed).random(len(tree)), LevelCut(tree)
+    scores = [score[cut.nodes(float(level))].sum() for level in np.unique(cut.begins)]
+    assert score[cut.nodes(cut.best_level(score))].sum() == pytest.approx(max(scores))
 
 
 @given(random_trees(max_side=4), seeds)
 @settings(max_examples=60, deadline=None)
 def test_no_set_of_regions_is_worth_more_than_the_best_one(made, seed):
     _labels, tree, _parent = made
-    worth = np.random.default_rng(seed).normal(size=len(tree))
-    chosen = best_disjoint(tree, worth)
+    score = np.random.default_rng(seed).normal(size=len(tree))
+    chosen = best_disjoint(tree, score)
     masks = all_masks(tree)
     assert masks[chosen].sum(axis=0).max(initial=0) <= 1
 
     def most(node):
         children = tree.children(node)
-        return max(worth[node], sum(most(child) for child in children), 0.0)
+        return max(score[node], sum(most(child) for child in children), 0.0)
 
-    assert worth[chosen].sum() == pytest.approx(most(len(tree) - 1))
+    assert score[chosen].sum() == pytest.approx(most(len(tree) - 1))
 
 
 @given(random_trees(max_side=5), seeds)
 @settings(max_examples=60, deadline=None)
 def test_winners_are_what_taking_the_best_again_and_again_leaves(made, seed):
     _labels, tree, _parent = made
-    worth = np.random.default_rng(seed).normal(size=len(tree))
+    score = np.random.default_rng(seed).normal(size=len(tree))
     masks, taken = all_masks(tree), []
-    for node in np.argsort(-worth):
-        if worth[node] > 0 and not any((masks[node] & masks[other]).any() for other in taken):
+    for node in np.argsort(-score):
+        if score[node] > 0 and not any((masks[node] & masks[other]).any() for other in taken):
             taken.append(node)
-    assert sorted(taken) == winners(tree, worth).tolist()
+    assert sorted(taken) == greedy_disjoint(tree, score).tolist()
 
 
 @given(trees_of_one_image(max_side=6), seeds)
 @settings(max_examples=60, deadline=None)
 def test_regions_of_several_trees_hardly_overlap_and_are_worth_no_less_than_those_of_the_first(trees, seed):
     rng = np.random.default_rng(seed)
-    worths = [rng.random(len(tree)) for tree in trees]
-    chosen = best_of_trees(trees, worths)
+    scores = [rng.random(len(tree)) for tree in trees]
+    chosen = best_of_trees(trees, scores)
     masks = [trees[source].mask(node) for source, node in zip(chosen.source, chosen.nodes, strict=True)]
     for i, mask in enumerate(masks):
         for other in masks[:i]:
             assert (mask & other).sum() <= 0.1 * min(mask.sum(), other.sum())
-    total = sum(worths[source][node] for source, node in zip(chosen.source, chosen.nodes, strict=True))
-    assert total >= worths[0][best_disjoint(trees[0], worths[0])].sum() - 1e-9
+    total = sum(scores[source][node] for source, node in zip(chosen.source, chosen.nodes, strict=True))
+    assert total >= scores[0][best_disjoint(trees[0], scores[0])].sum() - 1e-9
 
 
 @given(trees_of_one_image(max_side=6), seeds)

@@ -1,4 +1,4 @@
-"""Parts, wholes, likeness, doubt and links, on trees and arrays."""
+"""Parts, wholes, similarity, review and links, on trees and arrays."""
 
 import numpy as np
 import pandas as pd
@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given, settings
 from skimage import data
 
-from napari_unsam.levels.alike import alike, likeness, traits
-from napari_unsam.levels.best import Chosen
+from napari_unsam.levels.candidate_table import CandidateTable
+from napari_unsam.levels.disjoint import Selection
 from napari_unsam.levels.part_whole import linked, parents_by_overlap
 from napari_unsam.levels.region_properties import RegionProperties, Scene
 from napari_unsam.levels.review import ReviewQueue, certainty, stability
-from napari_unsam.levels.sheet import Sheet
+from napari_unsam.levels.similarity import region_features, similar_regions, similarity
 from napari_unsam.levels.split_merge import (
+    closest_region,
+    larger_region,
     merge_writes,
-    overlaps_of,
     parts_of,
-    region_like,
+    region_ious,
     split_writes,
-    whole_of,
 )
 from napari_unsam.model.plane import Plane
 from tests.test_napari.coin_tree import coin_tree
@@ -47,13 +47,13 @@ def test_overlaps_with_all_regions_are_counted_without_drawing_them(made):
     rows = mask.any(axis=1)
     left = int(mask.any(axis=0).argmax())
     expected = [(mask & other).sum() / (mask | other).sum() for other in all_masks(tree)]
-    assert overlaps_of(tree, mask[rows, left:], 0, left) == pytest.approx(np.array(expected))
+    assert region_ious(tree, mask[rows, left:], 0, left) == pytest.approx(np.array(expected))
 
 
 def test_a_painted_object_is_found_in_the_tree_by_its_best_overlap():
     mask = PATCHES < 2
     mask[0, 0] = False
-    match = region_like([patches_tree()], mask)
+    match = closest_region([patches_tree()], mask)
     assert (match.source, match.node) == (0, 4)
     assert match.iou == pytest.approx(11 / 12)
 
@@ -63,14 +63,14 @@ def test_another_tree_has_the_object_only_where_it_is_clearly_better():
         (np.indices((4, 6))[1] >= 3).astype(int), np.array([2, 2, -1]), np.array([0, 0, 1.0])
     )
     trees = [patches_tree(), across]
-    assert region_like(trees, PATCHES < 2).source == 0
-    match = region_like(trees, np.indices((4, 6))[1] >= 3)
+    assert closest_region(trees, PATCHES < 2).source == 0
+    match = closest_region(trees, np.indices((4, 6))[1] >= 3)
     assert (match.source, match.iou) == (1, 1.0)
 
 
 def test_an_empty_mask_is_not_looked_for():
     with pytest.raises(UnSAMError, match='empty'):
-        region_like([patches_tree()], np.zeros((4, 6), bool))
+        closest_region([patches_tree()], np.zeros((4, 6), bool))
 
 
 def sliver_tree():
@@ -91,9 +91,9 @@ def test_a_leaf_has_no_parts():
 
 def test_the_whole_of_a_part_is_more_than_a_sliver_larger_and_not_the_image():
     tree = patches_tree()
-    assert whole_of(tree, 0) == 4
-    assert whole_of(tree, 4) is None
-    assert whole_of(sliver_tree(), 3) is None
+    assert larger_region(tree, 0) == 4
+    assert larger_region(tree, 4) is None
+    assert larger_region(sliver_tree(), 3) is None
 
 
 def test_a_split_leaves_other_objects_alone_and_erases_what_no_part_holds():
@@ -153,25 +153,27 @@ def test_the_queue_goes_on_after_the_current_object_and_comes_back_to_those_left
     assert ReviewQueue.of(pd.DataFrame({'index': []})).next() is None
 
 
-def test_bands_are_linked_from_part_to_whole():
+def test_classes_are_linked_from_part_to_whole():
     large = np.kron(PATCHES, np.ones((4, 4), int))
     tree = patches_tree()
-    sheet = Sheet(MaskHierarchy.from_merges(large, tree.parent, tree.height, tree.score), (60 * large).astype(np.uint8))
+    table = CandidateTable(
+        MaskHierarchy.from_merges(large, tree.parent, tree.height, tree.score), (60 * large).astype(np.uint8)
+    )
 
-    def band(name, nodes):
-        return sheet.band(name, Chosen(np.zeros(len(nodes), int), np.array(nodes, int)), 0.5)
+    def object_class(name, nodes):
+        return table.object_class(name, Selection(np.zeros(len(nodes), int), np.array(nodes, int)), 0.5)
 
-    cells, nuclei = linked([band('cells', [4]), band('nuclei', [0, 1, 3])])[::-1]
+    cells, nuclei = linked([object_class('cells', [4]), object_class('nuclei', [0, 1, 3])])[::-1]
     assert nuclei.name == 'nuclei'
     assert nuclei.features.groupby('parent_id').size().to_dict() == {0: 1, 1: 2}
     assert nuclei.features['parent'].tolist() == ['cells', 'cells', '']
     assert cells.features['parent_id'].tolist() == [0]
     assert nuclei.features[['level', 'area_px']].values.tolist() == [[0.5, 64], [0.5, 128], [0.5, 64]]
     assert set(nuclei.features) >= {'index', 'granularity', 'score', 'stability'}
-    with pytest.raises(UnSAMError, match='name of its own'):
+    with pytest.raises(UnSAMError, match='its own name'):
         linked([nuclei, nuclei])
     with pytest.raises(UnSAMError, match='empty'):
-        linked([band('nothing', [])])
+        linked([object_class('nothing', [])])
 
 
 def test_parents_are_those_with_the_largest_share():
@@ -182,22 +184,22 @@ def test_parents_are_those_with_the_largest_share():
         parents_by_overlap(parts, wholes[:, :3])
 
 
-def test_all_coins_are_like_one_coin_and_the_ground_is_not():
+def test_all_coins_are_similar_to_one_coin_and_the_ground_is_not():
     tree = coin_tree()
     coins = np.flatnonzero(tree.score == np.float32(0.9))
-    how_like = likeness(traits(tree, RegionProperties.of(tree, Scene.of(data.coins()))), [coins[5]])
-    assert how_like[coins[5]] == 1
-    found = alike(tree, how_like, 0.3)
+    similarities = similarity(region_features(tree, RegionProperties.of(tree, Scene.of(data.coins()))), [coins[5]])
+    assert similarities[coins[5]] == 1
+    found = similar_regions(tree, similarities, 0.3)
     assert len(np.intersect1d(found, coins)) > len(coins) / 2
     assert tree.parent[found].min() > 0
     assert sum(tree.mask(node).astype(int) for node in found).max() == 1
-    assert len(alike(tree, how_like, 0.8)) < len(found)
+    assert len(similar_regions(tree, similarities, 0.8)) < len(found)
 
 
-def test_a_trait_in_which_examples_differ_counts_for_less():
-    all_traits = np.zeros((4, 10), np.float32)
-    all_traits[1, 0], all_traits[2, 0], all_traits[3, 0] = 6, 3, 3
-    all_traits[3, 1] = 3
-    one, two = likeness(all_traits, [0]), likeness(all_traits, [0, 1])
+def test_a_feature_in_which_examples_differ_counts_for_less():
+    features = np.zeros((4, 10), np.float32)
+    features[1, 0], features[2, 0], features[3, 0] = 6, 3, 3
+    features[3, 1] = 3
+    one, two = similarity(features, [0]), similarity(features, [0, 1])
     assert two[2] > one[2]
     assert two[2] > two[3]

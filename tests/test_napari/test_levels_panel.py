@@ -33,7 +33,7 @@ def panel(qtbot, make_controller):
     session = ViewerSession(ViewerModel(), make_controller(lambda image, progress: tree))
     session.set_image(session.viewer.add_image(data.coins(), name='Coins'))
     panel = LevelsPanel(session)
-    session.add_keys(panel.keys)
+    session.add_actions(panel.key_actions)
     qtbot.addWidget(panel)
     yield panel
     panel.close_session()
@@ -50,7 +50,7 @@ def press(panel, key):
 
 
 def test_only_what_can_be_done_can_be_pressed(panel):
-    for button in (panel.accept_button, panel.hide_button, panel.note_button, panel.layers_button, panel.right_button):
+    for button in (panel.accept_button, panel.hide_button, panel.class_button, panel.layers_button, panel.right_button):
         assert not button.isEnabled()
     assert panel.level_slider.isEnabled()
     assert panel.review_label.text() == '0 done, 0 left'
@@ -121,10 +121,10 @@ def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
     press(panel, 'W')
     assert len(session.objects.features) == count
     press(panel, 'Shift-F')
-    assert panel.work.shown is Shown.ALIKE
-    assert '1 example' in panel.alike_label.text()
-    panel.likeness_slider.setValue(900)
-    click(panel.forget_button)
+    assert panel.work.shown is Shown.SIMILAR
+    assert '1 example' in panel.similar_label.text()
+    panel.similarity_slider.setValue(900)
+    click(panel.clear_examples_button)
     assert not session.viewer.layers[LEVELS_NAME].visible
     press(panel, 'Shift-N')
     click(panel.right_button)
@@ -137,8 +137,8 @@ def test_names_become_linked_layers(panel, settle):
         panel.level_slider.setValue(level)
         settle(panel.work.session.controller)
         panel.name_box.setText(name)
-        click(panel.note_button)
-    assert panel.layers_label.text().startswith('coins: ')
+        click(panel.class_button)
+    assert panel.classes_label.text().startswith('coins: ')
     click(panel.layers_button)
     assert {'coins', 'rows'} <= {layer.name for layer in panel.work.session.viewer.layers}
 

@@ -9,12 +9,12 @@ from skimage import data
 
 from napari_unsam.controller import Level, SegmentationController
 from napari_unsam.engine.planes import EmbeddedPlane
-from napari_unsam.levels.best import Chosen
 from napari_unsam.levels.cuts import RegionFilter
+from napari_unsam.levels.disjoint import Selection
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
-from napari_unsam.levels.mark import REVIEW_NAME
 from napari_unsam.levels.preview import LEVELS_NAME
 from napari_unsam.levels.region_properties import Side
+from napari_unsam.levels.review_outline import REVIEW_NAME
 from napari_unsam.levels.work import LevelsWork, Shown
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
@@ -85,7 +85,7 @@ def test_what_is_chosen_reviewed_and_made_stays_on_an_image_that_is_moved(accept
     work, image = accepted, accepted.session.image
     Reviewing(work.session).next()
     work.show_level(0.16)
-    work.add_band('coins')
+    work.add_class('coins')
     work.make_layers()
     work.show_level(0.16)
     image.scale, image.translate = (3, 0.5), (-40, 11)
@@ -136,7 +136,7 @@ def test_accepting_again_leaves_objects_alone(accepted, settle):
 
 def test_accepting_before_choosing_is_said(work):
     work.accept()
-    assert is_problem(work, 'Nothing is chosen')
+    assert is_problem(work, 'No regions are shown')
 
 
 def test_without_an_image_nothing_happens_and_that_is_said(work):
@@ -200,7 +200,7 @@ def test_buttons_act_on_the_selected_object_since_the_mouse_is_on_them(accepted)
     assert objects.selected_label in set(objects.features['index'])
     objects.selected_label = 9999
     edits.split()
-    assert is_problem(accepted, 'none is selected here')
+    assert is_problem(accepted, 'selected on this slice')
 
 
 def test_layers_of_one_slice_lie_in_it_and_name_the_layers_of_their_wholes(make_controller, coins_tree, settle):
@@ -213,7 +213,7 @@ def test_layers_of_one_slice_lie_in_it_and_name_the_layers_of_their_wholes(make_
         for name, level in (('parts', 0.16), ('wholes', 0.4)):
             work.show_level(level)
             settle(session.controller)
-            work.add_band(name)
+            work.add_class(name)
         work.make_layers()
     parts, wholes = viewer.layers['parts [1]'], viewer.layers['wholes [1]']
     assert np.flatnonzero(parts.data.any(axis=(1, 2))).tolist() == [2]
@@ -226,30 +226,30 @@ def test_layers_of_one_slice_lie_in_it_and_name_the_layers_of_their_wholes(make_
 def test_layers_that_were_noted_and_not_made_are_not_forgotten_without_a_word(work, settle):
     work.show_level(0.16)
     settle(work.session.controller)
-    work.add_band('coins')
+    work.add_class('coins')
     work.session.image.data = data.coins()[::-1].copy()
-    assert work.bands == []
-    assert 'forgotten' in work.session.controller.status.text
+    assert work.classes == []
+    assert 'Classes cleared' in work.session.controller.status.text
 
 
 def test_editing_beside_objects_is_said(accepted):
     point_at(accepted, ON_GROUND)
     for edit in (ObjectEdits(accepted).split, ObjectEdits(accepted).merge):
         edit()
-        assert is_problem(accepted, 'no object under the cursor')
+        assert is_problem(accepted, 'No object is under the cursor')
 
 
 def test_all_like_a_clicked_mask_are_found_widened_and_accepted(work, settle):
     controller = work.session.controller
-    work.find_alike()
+    work.find_similar()
     settle(controller)
-    assert is_problem(work, 'Put the cursor on an object')
+    assert is_problem(work, 'click an object, then press Shift-F')
     work.session.click(work.session.image.data_to_world(ON_COIN))
     settle(controller)
-    work.find_alike()
-    assert work.shown is Shown.ALIKE
+    work.find_similar()
+    assert work.shown is Shown.SIMILAR
     strict = len(work.chosen)
-    work.set_likeness(0.2)
+    work.set_min_similarity(0.2)
     assert len(work.chosen) > max(strict, 10)
     count = len(work.chosen)
     work.accept()
@@ -261,9 +261,9 @@ def test_examples_add_up_until_they_are_forgotten(accepted, settle):
     for pixel in (ON_COIN, (45, 38)):
         if accepted.session.objects.data[pixel]:
             point_at(accepted, pixel)
-            accepted.find_alike()
+            accepted.find_similar()
     assert len(accepted.examples) >= 1
-    accepted.forget_examples()
+    accepted.clear_examples()
     assert (accepted.examples, accepted.shown) == ([], Shown.NOTHING)
 
 
@@ -273,7 +273,7 @@ def test_noted_levels_become_linked_layers_as_one_action(work, settle):
     for name, level in (('coins', 0.17), ('rows', 0.59)):
         work.show_level(level)
         settle(work.session.controller)
-        work.add_band(name)
+        work.add_class(name)
     work.make_layers()
     coins, rows = viewer.layers['coins'].features, viewer.layers['rows'].features
     assert coins['level'].unique().tolist() == [0.17]
@@ -285,14 +285,14 @@ def test_noted_levels_become_linked_layers_as_one_action(work, settle):
 
 
 def test_a_layer_without_a_name_or_without_regions_is_not_made(work, settle):
-    work.add_band('nuclei')
-    assert is_problem(work, 'Nothing is chosen')
+    work.add_class('nuclei')
+    assert is_problem(work, 'No regions are shown')
     work.make_layers()
-    assert is_problem(work, 'Note at least one')
+    assert is_problem(work, 'Add at least one class')
     work.show_best()
     settle(work.session.controller)
-    work.add_band('  ')
-    assert is_problem(work, 'Give the layer a name')
+    work.add_class('  ')
+    assert is_problem(work, 'Enter a class name')
 
 
 def test_review_goes_from_the_least_certain_object_on_and_counts(accepted):
@@ -322,9 +322,9 @@ def test_one_object_is_spoken_of_in_the_singular(work, settle):
     work.show_best()
     settle(work.session.controller)
     chosen = work.chosen
-    work.chosen = Chosen(chosen.source[:1], chosen.nodes[:1])
+    work.chosen = Selection(chosen.source[:1], chosen.nodes[:1])
     work.accept()
-    assert work.session.controller.status.text == 'Accepted 1 object. U takes it back.'
+    assert work.session.controller.status.text == 'Accepted 1 object. Press U to undo.'
     assert work.session.history.undo_name == 'accept 1 object'
 
 
@@ -361,7 +361,7 @@ def test_a_review_leaves_an_object_that_is_gone(accepted, how):
         viewer.layers.remove(objects)
     assert reviewing.queue.current is None
     assert not is_shown(viewer, REVIEW_NAME)
-    assert accepted.session.controller.status.text == f'Object {label} is gone; Next goes on with another one.'
+    assert accepted.session.controller.status.text == f'Object {label} was removed; press Next to continue.'
     reviewing.close()
 
 
@@ -382,7 +382,7 @@ def test_an_object_of_several_planes_is_marked_on_all_of_them(viewer, session):
 
 def test_a_review_without_objects_says_so(work):
     Reviewing(work.session).next()
-    assert 'no object yet' in work.session.controller.status.text
+    assert 'No objects yet' in work.session.controller.status.text
 
 
 def test_a_plane_too_large_for_one_tree_has_no_levels_and_that_is_said(mailbox, settle):

@@ -4,9 +4,9 @@ from skimage import data
 from skimage.draw import disk
 from skimage.measure import label
 
+from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.levels.sheet import Sheet
 from napari_unsam.volumes.linking import LinkSettings, link, overlap_ious
 from tests.test_napari.stand_ins import colour_tree
 from unsam_mm.errors import UnSAMError
@@ -91,8 +91,8 @@ def test_the_coins_of_a_photo_are_linked_to_themselves_in_a_moved_one():
     maps = []
     for z in range(2):
         image = np.roll(data.coins()[:120, :160], z, axis=1)
-        sheet = Sheet(colour_tree(image, lambda *_: None), image)
-        chosen = sheet.best(RegionFilter(min_area_px=200, max_share=0.2, min_score=0.0, side=Side.ANY))
-        maps.append(sheet.band('coins', chosen).labels)
+        table = CandidateTable(colour_tree(image, lambda *_: None), image)
+        chosen = table.best(RegionFilter(min_area_px=200, max_share=0.2, min_score=0.0, side=Side.ANY))
+        maps.append(table.object_class('coins', chosen).labels)
     linked = link(maps)
     assert len(linked) >= 0.5 * maps[0].max()

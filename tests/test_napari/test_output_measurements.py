@@ -147,7 +147,7 @@ def test_arrays_on_disk_are_read_in_blocks_and_boxes_only(tmp_path, monkeypatch)
     stored = zarr.create_array(tmp_path / 'a.zarr', data=labels, chunks=(1, 20, 25))
     read = []
 
-    class Watched:
+    class ProgressArray:
         shape, dtype = stored.shape, stored.dtype
 
         def __getitem__(self, index):
@@ -155,7 +155,7 @@ def test_arrays_on_disk_are_read_in_blocks_and_boxes_only(tmp_path, monkeypatch)
             read.append(part.size)
             return part
 
-    table = measure(LabelledObjects(Watched()))
+    table = measure(LabelledObjects(ProgressArray()))
     assert table['index'].tolist() == [7, 4_000_000_000]
     assert table['area_px'].tolist() == [6 * 6 * 4, 9 * 34]
     assert max(read) <= 1000

@@ -216,7 +216,7 @@ def test_what_a_script_has_written_is_deleted_as_a_whole(filled, session):
 def test_actions_that_have_nothing_to_act_on_say_so(panel, session, settle):
     for act in (panel.measure, panel.export, panel.delete, panel.show_parent):
         act()
-        assert 'no objects yet' in session.controller.status.text
+        assert 'No objects yet' in session.controller.status.text
         session.controller.say('')
     session.set_image(None)
     panel.open()

@@ -164,7 +164,7 @@ def test_a_slider_beyond_the_end_of_a_short_stack_is_reported():
     viewer.add_image(np.zeros((10, 40, 60)))
     short = viewer.add_image(np.zeros((3, 40, 60)))
     viewer.dims.set_point(0, 8)
-    with pytest.raises(ImageError, match='no plane at this slider position'):
+    with pytest.raises(ImageError, match='no slice at this slider position'):
         plane_in_view(Frame(short), viewer.dims)
 
 
@@ -272,7 +272,7 @@ def test_a_view_along_the_channels_says_what_to_do():
     viewer = ViewerModel()
     layer = viewer.add_image(np.zeros((5, 3, 40, 60)))
     viewer.dims.order = (0, 2, 1, 3)
-    with pytest.raises(ImageError, match='axis of the channels'):
+    with pytest.raises(ImageError, match='channel axis'):
         plane_in_view(Frame(layer, Channels(1)), viewer.dims)
 
 

@@ -8,7 +8,7 @@ from skimage.draw import disk
 from skimage.measure import label
 
 from napari_unsam.volumes.crops import EMPTY, CropMask
-from napari_unsam.volumes.matching import MatchSettings, appearance_of, colour_bins, deepest_point, find_again
+from napari_unsam.volumes.matching import MatchSettings, appearance_of, colour_bins, deepest_point, match_mask
 from napari_unsam.volumes.propagation import Direction, PropagationSettings, SliceState, propagate
 from tests.test_napari.stand_ins import NestedPlane, colour_tree
 from unsam_mm.errors import UnSAMError
@@ -175,7 +175,7 @@ def test_a_coin_is_found_again_in_a_moved_photo():
     coin = coins == np.bincount(coins[coins > 0]).argmax()
     moved = np.roll(image, 3, axis=1)
     previous = CropMask.of(coin)
-    match = find_again(
+    match = match_mask(
         NestedPlane(colour_tree(moved, lambda *_: None)),
         previous,
         appearance_of(previous, colour_bins(image)),
@@ -202,7 +202,7 @@ def test_a_slice_without_a_tree_is_answered_by_its_engine(ball):
 
     bins = colour_bins(ball.images[5])
     previous = CropMask.of(disc(5))
-    match = find_again(Tiled(), previous, appearance_of(previous, bins), colour_bins(ball.images[6]))
+    match = match_mask(Tiled(), previous, appearance_of(previous, bins), colour_bins(ball.images[6]))
     assert iou(match, disc(6)) > 0.6
     assert match.granularity == pytest.approx(1 + np.log10(match.crop.area_px / disc(6).size) / 4)
 
@@ -211,7 +211,7 @@ def test_an_engine_that_is_asked_does_no_harm(ball):
     bins = colour_bins(ball.images[5])
     previous = CropMask.of(disc(5))
     arguments = (ball.plane(6), previous, appearance_of(previous, bins), colour_bins(ball.images[6]))
-    assert find_again(*arguments, MatchSettings(ask_engine=True)).score >= find_again(*arguments).score
+    assert match_mask(*arguments, MatchSettings(ask_engine=True)).score >= match_mask(*arguments).score
 
 
 def test_the_deepest_point_is_farthest_from_the_outline():

@@ -107,7 +107,7 @@ def test_the_tutorial(follow, tmp_path):
     user = walk.user
     walk.reads('Click on an object in "Coins".')
     user.click((115, 272))
-    walk.reads('J shows a coarser mask, K a finer one, N commits it.')
+    walk.reads('J: larger mask, K: smaller mask, N: commit.')
     picture = walk.sees('tutorial_mask')
     user.viewer.layers[PREVIEW_NAME].visible = False
     without_mask = user.take_picture()
@@ -121,16 +121,16 @@ def test_the_tutorial(follow, tmp_path):
         user.press(key)
         assert user.dock.controller.proposal.area_px == pytest.approx(area_px, rel=0.15)
     user.press('N')
-    walk.reads('Object 1 committed, 1,932 px. U takes it back, with its clicks.')
+    walk.reads('Object 1 committed, 1,932 px. Press U to undo.')
     walk.sees('tutorial_object')
 
     user.press('U')
     assert not labels_of(user).any()
-    assert user.status == 'Undone: commit object 1. Shift-U does it again.'
+    assert user.status == 'Undone: commit object 1. Press Shift-U to redo.'
     assert user.dock.controller.proposal.area_px == pytest.approx(1932, rel=0.15)
     assert user.dock.prompt_panel.redo_button.text() == 'Redo commit object 1  [Shift-U]'
     user.press('Shift-U')
-    walk.reads('Done again: commit object 1. U takes it back.')
+    walk.reads('Redone: commit object 1. Press U to undo.')
     assert labels_of(user).any()
 
     user.unfold('Levels')
@@ -138,7 +138,7 @@ def test_the_tutorial(follow, tmp_path):
     assert user.dock.panels['LevelsPanel'].level_label.text() == 'Auto: 24 objects'
     walk.sees('tutorial_levels')
     user.push('Accept all shown')
-    walk.reads('Accepted 23 objects; 1 lies on another object and was left out. U takes them back.')
+    walk.reads('Accepted 23 objects; 1 left out (overlap with existing objects). Press U to undo.')
     assert len(np.unique(labels_of(user))) == 25
 
     user.unfold('Objects')
@@ -155,10 +155,10 @@ def test_nuclei_are_found_from_one_example(follow, tmp_path):
     user.click((424, 214))
     user.unfold('Levels')
     user.press('Shift-F')
-    walk.reads('71 regions like 1 example; the slider widens the search, and further examples tell what matters.')
+    walk.reads('71 similar regions found with 1 example. Move the slider or add examples to refine.')
     walk.sees('nuclei_alike')
     user.push('Accept all shown')
-    walk.reads('Accepted 71 objects. U takes them back.')
+    walk.reads('Accepted 71 objects. Press U to undo.')
     user.press('Q')
 
     count = len(user.dock.session.objects.features)
@@ -194,7 +194,7 @@ def test_a_stack_is_followed_through_its_slices(follow):
     user.enter(volume.last_box, 12)
     user.enter(volume.first_box, 10)
     user.press('Shift-G')  # which the number field would keep, if it still had the keyboard
-    walk.reads('Object 1 is in 3 slices; low bars in the strip want a look. U takes it back.')
+    walk.reads('Object 1 is in 3 slices; check slices with low bars. Press U to undo.')
     assert labels_of(user).any(axis=(1, 2)).nonzero()[0].tolist() == [10, 11, 12]
     walk.sees('em_propagated')
 
@@ -204,10 +204,10 @@ def test_a_stack_is_followed_through_its_slices(follow):
     user.push('Auto')
     assert says_about(levels.level_label.text(), 'Auto: 56 objects')
     user.push('Accept all shown')
-    walk.reads('Accepted 56 objects. U takes them back.')
+    walk.reads('Accepted 56 objects. Press U to undo.')
     user.unfold('3D and time')
     user.push('Propagate all here')
-    walk.reads('Propagated 57 objects. U takes them back.')
+    walk.reads('Propagated 57 objects. Press U to undo.')
     user.go_to_slice(12)
     assert np.mean(labels_of(user)[12] > 0) > 0.6
     walk.sees('em_neurites')
@@ -222,13 +222,13 @@ def test_a_photograph_is_taken_apart(follow):
     for _ in range(3):
         user.press('K')
     user.press('N')
-    walk.reads('Object 1 committed, 12,503 px. U takes it back, with its clicks.')
+    walk.reads('Object 1 committed, 12,503 px. Press U to undo.')
 
     user.push('Box')
     user.drag((230, 320), (330, 410))
     assert controller.proposal.area_px == pytest.approx(6_046, rel=0.15)
     user.press('N')
-    walk.reads('Object 2 committed, 6,046 px. U takes it back, with its clicks.')
+    walk.reads('Object 2 committed, 6,046 px. Press U to undo.')
     user.push('Box')
 
     user.click((300, 250))
@@ -240,7 +240,7 @@ def test_a_photograph_is_taken_apart(follow):
     before = labels_of(user).copy()
     user.point_at((330, 150))
     user.press('H')
-    walk.reads('Object 3 was split into 2. U takes it back.')
+    walk.reads('Object 3 split into 2. Press U to undo.')
     assert len(np.unique(labels_of(user))) == 5
     user.press('W')
     assert len(np.unique(labels_of(user))) == 4

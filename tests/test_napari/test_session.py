@@ -59,7 +59,7 @@ def test_a_commit_that_waited_for_a_plane_is_told_where_it_was_not_done(viewer, 
     session.commit()
     viewer.dims.set_point(0, 2)
     settle(session.controller)
-    assert is_problem(session, 'was not done')
+    assert is_problem(session, 'Commit cancelled')
     assert session.history.undo_name == 'click'
 
 
@@ -219,7 +219,7 @@ def test_a_commit_of_nothing_keeps_the_clicks_and_says_how_to_go_on(on_coffee, v
         mouse(world(on_coffee, ON_CUP))
         on_coffee.commit()
     assert len(on_coffee.controller.prompts.points) == 1
-    assert is_problem(on_coffee, 'clear them (Q) to go on to another object')
+    assert is_problem(on_coffee, 'clear the prompts (Q)')
     press(viewer, 'Q')
     mouse(world(on_coffee, ON_TABLE))
     assert len(on_coffee.controller.prompts.points) == 1
@@ -450,7 +450,7 @@ def test_a_click_whose_answer_takes_long_is_drawn_at_once(viewer, session):
 
 def test_keys_of_a_panel_work_on_the_layers_of_the_plugin(on_coffee, viewer):
     pressed = []
-    on_coffee.add_keys({'H': lambda: pressed.append('H')})
+    on_coffee.add_actions({'split': lambda: pressed.append('H')})
     on_coffee.make_shapes_layer()
     for receiver in (viewer, viewer.layers[SHAPES_NAME]):
         press(receiver, 'H')

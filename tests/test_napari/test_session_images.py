@@ -86,7 +86,7 @@ def test_any_plane_of_the_image_can_be_asked_for(viewer, session):
     assert (target.read() == data.coins()[::-1]).all()
     viewer.dims.ndisplay = 3
     assert session.target_at((1, 0, 0)) == target
-    with pytest.raises(ImageError, match='no plane'):
+    with pytest.raises(ImageError, match='no slice'):
         session.target_at((2, 0, 0))
 
 

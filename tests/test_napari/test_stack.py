@@ -1,4 +1,4 @@
-"""All planes of a stack made ready ahead: what is made, what is not made again, and what the user can do meanwhile."""
+"""Precomputing all slices of a stack: what is analysed, what is not analysed again, and what the user can do meanwhile."""
 
 import threading
 from dataclasses import replace
@@ -72,43 +72,43 @@ def test_the_planes_of_a_stack_come_the_nearest_first():
 
 
 def test_all_planes_are_made_once_and_none_again(on_stack, embedder, settle):
-    on_stack.stack.make_ready()
+    on_stack.stack.precompute()
     settle(on_stack.controller)
     assert embedder.made == [2, 1, 3, 0, 4, 5]
-    assert on_stack.controller.status.text == 'All 6 planes are ready.'
-    on_stack.stack.make_ready()
+    assert on_stack.controller.status.text == 'All 6 slices are precomputed.'
+    on_stack.stack.precompute()
     settle(on_stack.controller)
     assert len(embedder.made) == PLANES
 
 
 def test_a_cancelled_run_goes_on_where_it_stopped(on_stack, embedder, mailbox, settle):
     embedder.leave = threading.Semaphore(3)
-    on_stack.stack.make_ready()
+    on_stack.stack.precompute()
     progress = []
     on_stack.controller.progress_changed.connect(lambda fraction, text: progress.append(text))
     mailbox.open_until(lambda: 'plane 4 of 6: waiting' in progress)
     on_stack.controller.cancel()
     assert embedder.made == [2, 1, 3]
-    assert 'planes that were made ready' in on_stack.controller.status.text
+    assert 'analysed slices' in on_stack.controller.status.text
     embedder.leave = threading.Semaphore(1000)
-    on_stack.stack.make_ready()
+    on_stack.stack.precompute()
     settle(on_stack.controller)
     assert embedder.made == [2, 1, 3, 0, 4, 5]
 
 
 def test_a_click_is_answered_in_the_midst_of_a_plane(on_stack, embedder, mailbox):
     embedder.leave = threading.Semaphore(2)
-    on_stack.stack.make_ready()
+    on_stack.stack.precompute()
     on_stack.click((2, 50, 50))
     mailbox.open_until(lambda: on_stack.controller.proposal is not None)
-    assert on_stack.controller.job == 'Making 6 planes ready'
+    assert on_stack.controller.job == 'Precomputing 6 slices'
     assert len(embedder.made) <= 2
     on_stack.commit()
     assert on_stack.objects.data[2].any()
 
 
 def test_a_plane_that_is_on_disk_is_ready_once_it_comes_into_view(on_stack, viewer, settle):
-    on_stack.stack.make_ready()
+    on_stack.stack.precompute()
     settle(on_stack.controller)
     viewer.dims.set_point(0, 5)
     settle(on_stack.controller)
@@ -116,28 +116,28 @@ def test_a_plane_that_is_on_disk_is_ready_once_it_comes_into_view(on_stack, view
 
 
 def test_other_pixels_end_the_run_and_what_is_on_disk_counts_no_more(on_stack, embedder, viewer, mailbox, settle):
-    on_stack.stack.make_ready()
+    on_stack.stack.precompute()
     settle(on_stack.controller)
     embedder.leave = threading.Semaphore(0)
     on_stack.image.data = numbered_stack()[:, ::-1]
     viewer.dims.set_point(0, 5)
     assert not on_stack.controller.is_busy
-    on_stack.stack.make_ready()
+    on_stack.stack.precompute()
     on_stack.image.data = numbered_stack()[:, :, ::-1]
     settle(on_stack.controller)
-    assert is_problem(on_stack, 'has changed meanwhile')
+    assert is_problem(on_stack, 'has changed')
 
 
 def test_a_store_without_room_for_the_stack_is_said(on_stack, embedder, settle):
     embedder.store.max_bytes = 3_000
-    on_stack.stack.make_ready()
+    on_stack.stack.precompute()
     settle(on_stack.controller)
     assert len(embedder.made) < PLANES
-    assert is_problem(on_stack, 'planes only')
+    assert is_problem(on_stack, 'slices only')
 
 
 def test_only_stacks_have_planes_to_make_ready(viewer, session):
-    session.stack.make_ready()
+    session.stack.precompute()
     assert is_problem(session, 'Choose an image')
     session.set_image(viewer.add_image(data.coins()))
     assert not session.stack.is_stack
@@ -146,7 +146,7 @@ def test_only_stacks_have_planes_to_make_ready(viewer, session):
 
 
 @pytest.mark.parametrize(
-    ('folder', 'side_px', 'words'), [(False, SIDE_PX, 'Nothing is kept on disk'), (True, 2100, 'analysed in windows')]
+    ('folder', 'side_px', 'words'), [(False, SIDE_PX, 'has size 0'), (True, 2100, 'analysed in windows')]
 )
 def test_what_cannot_be_kept_is_said_before_anything_is_made(
     viewer, make_controller, tmp_path, settle, folder, side_px, words

@@ -184,7 +184,7 @@ def test_the_status_says_what_was_undone_even_once_the_mask_is_there_again(click
     clicked.commit()
     back()
     assert clicked.controller.proposal is not None
-    assert clicked.controller.status.text == 'Undone: commit object 1. Shift-U does it again.'
+    assert clicked.controller.status.text == 'Undone: commit object 1. Press Shift-U to redo.'
     clicked.controller.finer()
     assert clicked.controller.status.text == HINT
 

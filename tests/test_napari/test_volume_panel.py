@@ -123,7 +123,7 @@ def test_an_image_without_a_slider_has_nothing_to_propagate(qtbot, viewer, sessi
     panel = VolumePanel(session)
     qtbot.addWidget(panel)
     assert not panel.current_button.isEnabled()
-    panel.keys['Shift-G']()
+    panel.key_actions['propagate']()
     assert is_problem(session, 'no slider')
     panel.close_session()
 
@@ -399,7 +399,7 @@ def test_what_a_run_finds_goes_to_the_image_that_it_was_begun_on(finding, sessio
 def test_what_a_run_finds_for_an_image_that_is_gone_is_told_and_dropped(finding, session, viewer):
     viewer.layers.remove('Stack')
     finding()
-    assert is_problem(session, 'was deleted meanwhile, so nothing was written')
+    assert is_problem(session, 'its image was deleted')
     assert not session.history.undo_name
 
 
@@ -433,7 +433,7 @@ def test_an_object_that_is_taken_back_while_it_is_propagated_stays_away(panel, s
     panel.work.propagate_current()
     session.controller.undo()
     mailbox.open_until(lambda: not session.controller.is_busy)
-    assert is_problem(session, 'was taken back meanwhile')
+    assert is_problem(session, 'Nothing was propagated: object')
     assert not session.objects.data.any()
 
 
@@ -461,7 +461,7 @@ def test_without_a_mask_for_the_prompts_nothing_is_propagated(panel, session):
     session.click((10 + 2 * 2, 24, 54))
     session.controller.cancel()
     panel.work.propagate_current()
-    assert is_problem(session, 'no mask for these prompts yet')
+    assert is_problem(session, 'No mask yet')
     assert not panel.work.labels
 
 

@@ -10,7 +10,7 @@ import pytest
 from napari.components import ViewerModel
 from qtpy.QtCore import QPoint, Qt, QTimer
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QLineEdit, QOpenGLWidget, QPushButton, QWidget
+from qtpy.QtWidgets import QLineEdit, QOpenGLWidget, QPushButton
 from skimage import data
 from superqt import QCollapsible
 
@@ -18,6 +18,7 @@ from napari_unsam.controller import SegmentationController
 from napari_unsam.engine.inference import InferenceSettings
 from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.io.autosave import Autosave
+from napari_unsam.keys import KEYS
 from napari_unsam.model.actions import Change
 from napari_unsam.model.frame import Channels
 from napari_unsam.model.prompts import Polarity, ShapeKind
@@ -148,10 +149,7 @@ def test_the_switches_set_what_they_say(dock):
     assert (dock.session.prompting, dock.session.keep_existing) == (False, False)
 
 
-def test_every_key_is_shown_on_a_button_and_explained(dock):
-    texts = ' '.join(button.text() for button in dock.findChildren(QWidget) if hasattr(button, 'text'))
-    for key in (*'JKNGUQ', 'Shift-U'):
-        assert f'[{key}]' in texts
+def test_every_button_is_explained(dock):
     assert all(
         button.toolTip() for button in dock.findChildren(QPushButton) if not isinstance(button.parent(), QCollapsible)
     )
@@ -162,13 +160,11 @@ def test_a_problem_is_shown_with_a_mark(dock):
     assert dock.status_label.text() == '⚠ That click lies outside "Coffee".'
 
 
-def test_all_sections_are_made_once_the_dock_is_there_with_their_keys(dock, qtbot, viewer):
+def test_all_sections_are_made_once_the_dock_is_there(dock, qtbot):
     qtbot.waitUntil(lambda: len(dock.panels) == len(PANELS), timeout=30_000)
     sections = dock.findChildren(QCollapsible)
     assert [section.text() for section in sections][:3] == ['Image', 'Prompts', 'Mask']
     assert [section.isExpanded() for section in sections] == [True] * 3 + [False] * len(PANELS)
-    bound = {str(key) for key in viewer.keymap}
-    assert {'H', 'W', 'Shift+G', 'Shift+N', 'Shift+F', 'Shift+U'} <= bound
 
 
 def test_the_tools_and_the_slider_do_what_they_show(dock, qtbot, viewer):
@@ -204,7 +200,7 @@ def test_a_long_name_of_an_action_does_not_widen_the_dock(dock):
     assert name in button.toolTip()
     dock.controller.undo()
     assert dock.prompt_panel.redo_button.text() == 'Redo make layers mitochondria, mit…  [Shift-U]'
-    assert button.toolTip() == 'Take back the last thing you did, of whatever kind'
+    assert button.toolTip() == KEYS['undo'].action
 
 
 def test_channels_are_offered_where_an_axis_may_be_of_channels(dock, viewer):
@@ -269,7 +265,7 @@ def test_only_the_prompts_are_offered_while_the_objects_are_still_in_the_viewer(
     qtbot.addWidget(second)
     bar = second.findChild(SavedBar)
     assert not bar.isHidden()
-    assert bar.label.text().startswith('The prompts on "Coins"')
+    assert bar.label.text().startswith('Unsaved prompts found: "Coins"')
     bar.restore_button.click()
     qtbot.waitUntil(bar.isHidden, timeout=20_000)
     assert len(second.controller.prompts.points) == 1
@@ -434,7 +430,7 @@ def test_letters_typed_into_a_field_of_the_dock_are_text_and_no_actions(make_nap
     fields = [one for one in widget.findChildren(QLineEdit) if one.isVisible() and one.isEnabled()]
     assert len(fields) >= 5
     for field in fields:
-        for key in widget.session.keys:
+        for key, *_ in KEYS.values():
             shift = Qt.KeyboardModifier.ShiftModifier if key.startswith('Shift-') else Qt.KeyboardModifier.NoModifier
             QTest.keyClick(field, key[-1].lower(), shift)
         QTest.keyClick(field, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)

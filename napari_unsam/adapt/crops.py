@@ -1,4 +1,4 @@
-"""Which parts of an image a model learns from, and their files."""
+"""Crops of an image to train on, and their files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from unsam_mm.files import atomic_writer
 from unsam_mm.images import MIN_SIDE_PX, as_rgb_uint8
 
 MAX_SIDE_PX = 1024
-"""Larger planes are cut: the regions of a picture are at most so many that small objects would share one."""
+"""Larger planes are cropped: regions per crop are limited, so small objects would share one."""
 
 ReadPart = Callable[[slice, slice], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A part of one plane.
+class Crop:
+    """A crop of one plane.
 
     Attributes:
         index: Where the plane lies, one number per axis across it.
@@ -36,13 +36,13 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """A file name that no other part of the image has."""
+        """A file name that is unique for the image."""
         place = '_'.join(f'{number:05d}' for number in (*self.index, self.rows.start, self.columns.start))
         return f'part_{place}.png'
 
 
-def choose_pictures(across: Sequence[int], size_hw: tuple[int, int], count: int) -> list[Picture]:
-    """Parts spread evenly over all planes of an image.
+def choose_crops(across: Sequence[int], size_hw: tuple[int, int], count: int) -> list[Crop]:
+    """Crops, spaced evenly over all planes of an image.
 
     Args:
         across: How many planes there are along each axis that is not of the planes; empty for a single plane.
@@ -50,7 +50,7 @@ def choose_pictures(across: Sequence[int], size_hw: tuple[int, int], count: int)
         count: How many parts at most.
     """
     parts = [
-        Picture(index, rows, columns)
+        Crop(index, rows, columns)
         for index in product(*(range(length) for length in across))
         for rows in _cut(size_hw[0])
         for columns in _cut(size_hw[1])
@@ -60,17 +60,17 @@ def choose_pictures(across: Sequence[int], size_hw: tuple[int, int], count: int)
     return [parts[i] for i in chosen]
 
 
-def write_pictures(
+def write_crops(
     folder: Path,
-    pictures: Sequence[Picture],
-    read: Callable[[Picture], np.ndarray],
+    crops: Sequence[Crop],
+    read: Callable[[Crop], np.ndarray],
     progress: Callable[[float, str], None],
 ) -> int:
-    """Writes the parts as PNG files, in place of others that are in the folder.
+    """Writes the crops as PNG files and removes other PNG files in the folder.
 
     Args:
         folder: For these files alone.
-        pictures: What to write.
+        crops: What to write.
         read: Gives the pixels of a part as the model sees them.
         progress: Told the fraction done; cancels by raising.
 
@@ -82,25 +82,25 @@ def write_pictures(
         StoreError: If the folder cannot be written.
     """
     written = set()
-    for number, picture in enumerate(pictures):
-        progress(number / len(pictures), f'writing part {number + 1} of {len(pictures)}')
-        pixels = read(picture)
+    for number, crop in enumerate(crops):
+        progress(number / len(crops), f'writing crop {number + 1} of {len(crops)}')
+        pixels = read(crop)
         if min(pixels.shape[:2]) < MIN_SIDE_PX or pixels.min() == pixels.max():
             continue
-        _write_png(folder / picture.name, as_rgb_uint8(pixels))
-        written.add(picture.name)
+        _write_png(folder / crop.name, as_rgb_uint8(pixels))
+        written.add(crop.name)
     for path in folder.glob('*.png'):
         if path.name not in written:
             path.unlink()
     if not written:
-        raise ImageError('every part of the image has one colour; choose an image, or contrast limits, with objects')
+        raise ImageError('every crop has one colour; choose an image with objects, or other contrast limits')
     return len(written)
 
 
 def _write_png(path: Path, rgb: np.ndarray) -> None:
     if path.exists():
         with PngImage.open(path) as there:
-            # A younger file would have its regions found anew.
+            # A younger file would have its regions found again.
             if np.array_equal(np.asarray(there), rgb):
                 return
     with atomic_writer(path, binary=True) as file:

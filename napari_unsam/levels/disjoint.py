@@ -12,11 +12,11 @@ from scipy.sparse.csgraph import connected_components
 
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-_TOUCH = 0.1  # of the smaller of two regions: what may overlap without the two being rivals
+_MAX_OVERLAP = 0.1  # of the smaller of two regions: what may overlap without the two being rivals
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Selection:
     """Regions of several trees over one plane that hardly overlap.
 
     Attributes:
@@ -35,26 +35,26 @@ class Chosen:
         return self.nodes[self.source == source]
 
 
-def best_disjoint(tree: MaskHierarchy, worth: np.ndarray) -> np.ndarray:
-    """(K,) the regions of a tree that are worth most together, no two of which overlap.
+def best_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
+    """(K,) the disjoint regions of a tree with the largest sum of scores.
 
-    From the leaves up, a region is taken if it is worth more than the best of what lies below it.
-
-    Args:
-        tree: Of a plane.
-        worth: (N,) of each region; it is never taken if that is not positive.
-    """
-    return np.flatnonzero(_chosen(tree.parent, np.asarray(worth, np.float64), True))
-
-
-def winners(tree: MaskHierarchy, worth: np.ndarray) -> np.ndarray:
-    """(K,) the regions that are left when the one worth most is taken, all that overlap it go, and so on.
+    From the leaves up, a region is taken if its score is larger than the sum of the best below it.
 
     Args:
         tree: Of a plane.
-        worth: (N,) of each region; it is never taken if that is not positive.
+        score: (N,) of each region; it is never taken if that is not positive.
     """
-    return np.flatnonzero(_chosen(tree.parent, np.asarray(worth, np.float64), False))
+    return np.flatnonzero(_chosen(tree.parent, np.asarray(score, np.float64), True))
+
+
+def greedy_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
+    """(K,) disjoint regions, chosen greedily by score.
+
+    Args:
+        tree: Of a plane.
+        score: (N,) of each region; it is never taken if that is not positive.
+    """
+    return np.flatnonzero(_chosen(tree.parent, np.asarray(score, np.float64), False))
 
 
 class LeafOverlaps:
@@ -93,31 +93,33 @@ def _leaves(tree: MaskHierarchy, nodes: np.ndarray) -> csr_array:
 
 
 def best_of_trees(
-    trees: Sequence[MaskHierarchy], worths: Sequence[np.ndarray], overlaps: LeafOverlaps | None = None
-) -> Chosen:
-    """The best regions of several trees: where those of two trees overlap, the ones that are worth more together stay.
+    trees: Sequence[MaskHierarchy], scores: Sequence[np.ndarray], overlaps: LeafOverlaps | None = None
+) -> Selection:
+    """The best regions of several trees; where two trees overlap, the regions with the larger sum of scores stay.
 
     Args:
         trees: Over the same plane.
-        worths: For each an (N,) array; see `best_disjoint`.
+        scores: For each an (N,) array; see `best_disjoint`.
         overlaps: Of these trees, if they are known already.
     """
     overlaps = overlaps or LeafOverlaps(trees)
-    chosen = Chosen(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    for number, (tree, worth) in enumerate(zip(trees, worths, strict=True)):
-        chosen = _joined(trees, worths, overlaps, chosen, number, best_disjoint(tree, worth))
+    chosen = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for number, (tree, score) in enumerate(zip(trees, scores, strict=True)):
+        chosen = _joined(trees, scores, overlaps, chosen, number, best_disjoint(tree, score))
     return chosen
 
 
 def _joined(
     trees: Sequence[MaskHierarchy],
-    worths: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
     overlaps: LeafOverlaps,
-    chosen: Chosen,
+    chosen: Selection,
     number: int,
     nodes: np.ndarray,
-) -> Chosen:
-    both = Chosen(np.concatenate([chosen.source, np.full(len(nodes), number)]), np.concatenate([chosen.nodes, nodes]))
+) -> Selection:
+    both = Selection(
+        np.concatenate([chosen.source, np.full(len(nodes), number)]), np.concatenate([chosen.nodes, nodes])
+    )
     if not len(chosen) or not len(nodes):
         return both
     is_new = np.arange(len(both)) >= len(chosen)
@@ -126,23 +128,23 @@ def _joined(
         held = np.flatnonzero(chosen.source == other)
         shared = overlaps.pixels(int(other), chosen.nodes[held], number, nodes)
         smaller = np.minimum(trees[other].area[chosen.nodes[held]][:, None], trees[number].area[nodes][None])
-        rivals[np.ix_(held, is_new.nonzero()[0])] = shared > _TOUCH * smaller
+        rivals[np.ix_(held, is_new.nonzero()[0])] = shared > _MAX_OVERLAP * smaller
     _, group = connected_components(rivals, directed=False)
-    worth = np.array([worths[source][node] for source, node in zip(both.source, both.nodes, strict=True)])
-    new, held = (np.bincount(group[part], worth[part], minlength=group.max() + 1) for part in (is_new, ~is_new))
+    score = np.array([scores[source][node] for source, node in zip(both.source, both.nodes, strict=True)])
+    new, held = (np.bincount(group[part], score[part], minlength=group.max() + 1) for part in (is_new, ~is_new))
     stays = np.where(is_new, new[group] > held[group], new[group] <= held[group])
-    return Chosen(both.source[stays], both.nodes[stays])
+    return Selection(both.source[stays], both.nodes[stays])
 
 
 @numba.njit(nogil=True, cache=True)
-def _chosen(parent, worth, adds):
-    """(N,) bool; a node is taken if it is worth as much as the best below it: as their sum, or as the one worth most."""
+def _chosen(parent, score, adds):
+    """(N,) bool; a node is taken if its score is at least that of the best below it: their sum, or their maximum."""
     n_nodes = len(parent)
     below = np.zeros(n_nodes)
     taken = np.zeros(n_nodes, np.bool_)
     for node in range(n_nodes):
-        taken[node] = worth[node] > 0 and worth[node] >= below[node]
-        best, up = max(worth[node], below[node]), parent[node]
+        taken[node] = score[node] > 0 and score[node] >= below[node]
+        best, up = max(score[node], below[node]), parent[node]
         if up >= 0:
             below[up] = below[up] + best if adds else max(below[up], best)
     covered = np.zeros(n_nodes, np.bool_)

@@ -11,7 +11,7 @@ from napari_unsam.model.prompts import Prompts
 from napari_unsam.model.targets import Proposal
 from napari_unsam.qt.mask_panel import MaskPanel
 from napari_unsam.qt.prompt_panel import PromptPanel
-from napari_unsam.viewer.asides import ASIDES_NAME, aside_of, proposal_of
+from napari_unsam.viewer.pending import PENDING_NAME, pending_object, proposal_of
 from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, drawn_mask, is_problem, press, world
 
 
@@ -30,27 +30,27 @@ def begin(on_coffee, mouse):
     return click
 
 
-def test_an_object_that_is_set_aside_waits_while_the_next_click_begins_another(on_coffee, begin, viewer):
+def test_an_object_that_is_kept_waits_while_the_next_click_begins_another(on_coffee, begin, viewer):
     cup = begin(ON_CUP)
     press(viewer, 'Shift-H')
     assert on_coffee.controller.proposal is None
-    assert (drawn_mask(viewer.layers[ASIDES_NAME], (400, 600)) == cup).all()
+    assert (drawn_mask(viewer.layers[PENDING_NAME], (400, 600)) == cup).all()
     begin(ON_TABLE)
     assert len(on_coffee.controller.prompts_here.points) == 1
     assert len(on_coffee.controller.prompts.points) == 2
     assert on_coffee.objects is None or not on_coffee.objects.data.any()
 
 
-def test_outlines_of_what_is_set_aside_stay_on_an_image_that_is_moved(on_coffee, begin, viewer):
+def test_outlines_of_pending_objects_stay_on_an_image_that_is_moved(on_coffee, begin, viewer):
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.image.translate = (-40, 11)
-    assert viewer.layers[ASIDES_NAME].data_to_world(ON_CUP) == pytest.approx(on_coffee.image.data_to_world(ON_CUP))
+    assert viewer.layers[PENDING_NAME].data_to_world(ON_CUP) == pytest.approx(on_coffee.image.data_to_world(ON_CUP))
 
 
 def test_a_commit_writes_all_that_wait_and_one_undo_brings_them_back(on_coffee, begin, viewer, settle):
     masks = [begin(ON_CUP)]
-    on_coffee.set_aside()
+    on_coffee.next_object()
     masks.append(begin(ON_TABLE) & ~masks[0])
     press(viewer, 'N')
     objects = on_coffee.objects
@@ -58,12 +58,12 @@ def test_a_commit_writes_all_that_wait_and_one_undo_brings_them_back(on_coffee, 
     assert objects.features['index'].tolist() == [1, 2]
     assert objects.selected_label == 2
     assert not on_coffee.controller.prompts
-    assert not viewer.layers[ASIDES_NAME].visible
+    assert not viewer.layers[PENDING_NAME].visible
     assert on_coffee.history.undo_name == 'commit 2 objects'
     on_coffee.controller.undo()
     settle(on_coffee.controller)
     assert not objects.data.any()
-    assert (drawn_mask(viewer.layers[ASIDES_NAME], (400, 600)) == masks[0]).all()
+    assert (drawn_mask(viewer.layers[PENDING_NAME], (400, 600)) == masks[0]).all()
     assert on_coffee.controller.proposal is not None
 
 
@@ -71,20 +71,20 @@ def test_the_mask_that_was_stepped_to_is_the_one_that_waits(on_coffee, begin):
     begin(ON_CUP)
     on_coffee.controller.finer()
     area = on_coffee.controller.proposal.area_px
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.commit()
     assert on_coffee.objects.features['area_px'].tolist() == [area]
 
 
-def test_setting_aside_can_be_undone_and_done_again(on_coffee, begin, settle):
+def test_keeping_a_mask_can_be_undone_and_done_again(on_coffee, begin, settle):
     cup = begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.controller.undo()
     settle(on_coffee.controller)
     assert on_coffee.controller.proposal.area_px == cup.sum()
-    assert not on_coffee.controller.prompts.asides
+    assert not on_coffee.controller.prompts.pending
     on_coffee.controller.redo()
-    assert len(on_coffee.controller.prompts.asides) == 1
+    assert len(on_coffee.controller.prompts.pending) == 1
     assert on_coffee.controller.proposal is None
 
 
@@ -94,8 +94,8 @@ def test_objects_that_wait_may_lie_on_several_planes(viewer, session, settle):
         viewer.dims.set_point(0, plane)
         session.click((plane, 100, 100))
         settle(session.controller)
-        session.set_aside()
-    assert set(viewer.layers[ASIDES_NAME].data[:, 0, 0]) == {0, 2}
+        session.next_object()
+    assert set(viewer.layers[PENDING_NAME].data[:, 0, 0]) == {0, 2}
     session.commit()
     assert session.objects.data.any(axis=(1, 2)).tolist() == [True, False, True]
     assert not session.controller.prompts
@@ -103,52 +103,53 @@ def test_objects_that_wait_may_lie_on_several_planes(viewer, session, settle):
 
 def test_an_object_without_a_free_pixel_goes_on_waiting(on_coffee, begin):
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     begin(ON_CUP)
     on_coffee.commit()
     assert on_coffee.objects.features['index'].tolist() == [1]
     assert '1 had no free pixel' in on_coffee.controller.status.text
     assert len(on_coffee.controller.prompts_here.points) == 1
-    assert not on_coffee.controller.prompts.asides
+    assert not on_coffee.controller.prompts.pending
 
 
 def test_clearing_the_plane_takes_those_that_wait_there_too(on_coffee, begin):
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.controller.clear_prompts()
     assert not on_coffee.controller.prompts
     on_coffee.controller.undo()
-    assert len(on_coffee.controller.prompts.asides) == 1
+    assert len(on_coffee.controller.prompts.pending) == 1
 
 
-def test_without_a_mask_there_is_nothing_to_set_aside(on_coffee):
-    on_coffee.set_aside()
-    assert is_problem(on_coffee, 'no mask to set aside')
+def test_without_a_mask_there_is_nothing_to_keep(on_coffee):
+    on_coffee.next_object()
+    assert is_problem(on_coffee, 'No mask to keep')
     assert on_coffee.history.undo_name is None
 
 
 def test_the_outlines_go_and_come_with_the_image(on_coffee, begin, viewer):
     coffee = on_coffee.image
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     on_coffee.set_image(None)
-    assert ASIDES_NAME not in viewer.layers
+    assert PENDING_NAME not in viewer.layers
     on_coffee.set_image(coffee)
     begin(ON_TABLE)
-    assert len(viewer.layers[ASIDES_NAME].data)
+    assert len(viewer.layers[PENDING_NAME].data)
 
 
 def test_a_mask_comes_back_from_its_run_lengths_and_from_a_file():
     random = np.random.default_rng(0)
     plane = Plane((5, 40, 60), (1, 2), (3, 0, 0))
     mask = random.random((7, 9)) < 0.5
-    aside = aside_of(Proposal(plane, (10, 20, 19, 27), mask, int(mask.sum()), 0.4, 0.9, 1, 3), object_id=2)
-    prompts = Prompts(object_id=3, asides=(aside,))
-    lost = []
-    assert decoded(encoded(prompts), lost) == prompts
+    pending = pending_object(Proposal(plane, (10, 20, 19, 27), mask, int(mask.sum()), 0.4, 0.9, 1, 3), object_id=2)
+    prompts = Prompts(object_id=3, pending=(pending,))
+    lost, stored = [], encoded(prompts)
+    assert stored['parts']['asides'][0]['kind'] == 'SetAside'  # as earlier versions wrote it
+    assert decoded(stored, lost) == prompts
     assert not lost
     assert count_prompts(prompts) == 0
-    back = proposal_of(aside, plane.shape)
+    back = proposal_of(pending, plane.shape)
     granularity = pytest.approx(1 + np.log10(mask.sum() / 2400) / 4)  # whatever an earlier version noted
     assert (back.mask == mask).all()
     assert (back.plane, back.box_xyxy, back.granularity, back.score) == (plane, (10, 20, 19, 27), granularity, 0.9)
@@ -158,7 +159,7 @@ def test_what_waits_is_saved_and_comes_back_in_another_session(on_coffee, begin,
     autosave = Autosave(tmp_path)
     autosave.watch(on_coffee)
     begin(ON_CUP)
-    on_coffee.set_aside()
+    on_coffee.next_object()
     before = on_coffee.controller.prompts
     autosave.close()
     on_coffee.controller.put_prompts(on_coffee.image.unique_id, Prompts())
@@ -175,9 +176,9 @@ def test_the_panels_say_how_many_wait(on_coffee, begin, qtbot):
     prompt_panel, mask_panel = PromptPanel(on_coffee), MaskPanel(on_coffee)
     qtbot.addWidget(prompt_panel)
     qtbot.addWidget(mask_panel)
-    assert not prompt_panel.aside_button.isEnabled()
+    assert not prompt_panel.next_button.isEnabled()
     begin(ON_CUP)
-    prompt_panel.aside_button.click()
+    prompt_panel.next_button.click()
     assert mask_panel.commit_button.text() == 'Commit object  [N]'
     begin(ON_TABLE)
     assert mask_panel.commit_button.text() == 'Commit 2 objects  [N]'

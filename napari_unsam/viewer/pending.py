@@ -1,4 +1,4 @@
-"""Objects that are set aside with the mask they have, and the commit of all of them at once."""
+"""Objects that are kept for a later commit, and the commit of all of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 from napari.layers import Vectors
 from napari.layers.base import LayerLock
 
-from napari_unsam.model.history import Together
+from napari_unsam.keys import KEYS, TO_UNDO
+from napari_unsam.model.history import ActionGroup
 from napari_unsam.model.plane import Plane
-from napari_unsam.model.prompts import Prompts, SetAside
+from napari_unsam.model.prompts import PendingObject, Prompts
 from napari_unsam.model.questions import on_plane
 from napari_unsam.model.targets import Level, Proposal
+from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite, write_of
 from napari_unsam.viewer.contours import placed_outline
 from napari_unsam.viewer.layers import following, insert_quietly
@@ -24,21 +26,21 @@ from unsam_mm.masks.granularity import area_granularity
 if TYPE_CHECKING:
     from napari_unsam.viewer.port import SessionPort
 
-ASIDES_NAME = 'UnSAM set aside'
-ASIDES_COLOUR = '#56b4e9'
+PENDING_NAME = 'UnSAM pending'
+PENDING_COLOUR = '#56b4e9'
 _OUTLINE_SHARE = 1 / 250  # of a plane's longer side
-_NOTHING_YET = 'There is no mask to set aside; click on an object first.'
+_NOTHING_YET = 'No mask to keep; click on an object first.'
 _NOTHING_FREE = (
-    'Nothing was committed: every pixel of this mask belongs to another object. The clicks are kept: '
-    'press J, untick "Keep existing objects", or clear them (Q) to go on to another object.'
+    'Nothing was committed: other objects have all pixels of this mask. Choose another mask, '
+    f'untick "Keep existing objects", or clear the prompts ({KEYS["clear_prompts"].key}).'
 )
 
 
-def aside_of(proposal: Proposal, object_id: int) -> SetAside:
-    """The mask on screen as a plain value."""
+def pending_object(proposal: Proposal, object_id: int) -> PendingObject:
+    """The current mask as a plain value."""
     from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
-    return SetAside(
+    return PendingObject(
         object_id=object_id,
         axes=proposal.plane.axes,
         index=proposal.plane.index,
@@ -49,21 +51,21 @@ def aside_of(proposal: Proposal, object_id: int) -> SetAside:
     )
 
 
-def proposal_of(aside: SetAside, shape: tuple[int, ...]) -> Proposal:
-    """The mask of an object that was set aside, on an array of a shape."""
+def proposal_of(kept: PendingObject, shape: tuple[int, ...]) -> Proposal:
+    """The mask of a pending object, on an array of a shape."""
     from unsam_mm.masks.rle import decode_rles, rle_from_json
 
-    x0, y0, x1, y1 = aside.box_xyxy
+    x0, y0, x1, y1 = kept.box_xyxy
     size_hw = y1 - y0, x1 - x0
-    mask = decode_rles([rle_from_json({'size': size_hw, 'counts': aside.counts})], size_hw)[0]
-    plane = Plane(tuple(shape), aside.axes, aside.index)
+    mask = decode_rles([rle_from_json({'size': size_hw, 'counts': kept.counts})], size_hw)[0]
+    plane = Plane(tuple(shape), kept.axes, kept.index)
     area_px = int(mask.sum())
     granularity = float(area_granularity(area_px, np.prod(plane.size_hw)))  # earlier versions noted another number
-    return Proposal(plane, aside.box_xyxy, mask, area_px, granularity, aside.score, rank=0, count=0)
+    return Proposal(plane, kept.box_xyxy, mask, area_px, granularity, kept.score, rank=0, count=0)
 
 
-class Asides:
-    """What is set aside on the image of a session: shown by outlines of their own, and committed with the mask on screen.
+class PendingObjects:
+    """The pending objects of the image of a session, shown as outlines and committed with the current mask.
 
     Args:
         session: Whose image it is.
@@ -71,26 +73,26 @@ class Asides:
 
     def __init__(self, session: SessionPort) -> None:
         self._session = session
-        self._shown: tuple[SetAside, ...] = ()
+        self._shown: tuple[PendingObject, ...] = ()
         self.outlines: Vectors | None = None
 
-    def set_aside(self) -> None:
-        """Keeps the mask on screen, with its prompts, for a later commit; the next prompt begins another object."""
+    def keep(self) -> None:
+        """Keeps the current mask and its prompts for a later commit; the next prompt starts another object."""
         controller = self._session.controller
         proposal = controller.proposal
         if proposal is None:
             controller.say(_NOTHING_YET, Level.PROBLEM)
             return
-        aside = aside_of(proposal, controller.prompts_here.object_id)
-        controller.history.do(controller.next_object(Prompts(), aside))
-        count = len(controller.prompts.asides)
-        controller.say(f'Set aside; the next click begins another object. N commits {"it" if count == 1 else "all"}.')
+        kept = pending_object(proposal, controller.prompts_here.object_id)
+        controller.history.do(controller.next_object(Prompts(), kept))
+        count = counted(len(controller.prompts.pending), 'object')
+        controller.say(f'{count} kept; click on another object. {KEYS["commit"].key} commits all.')
 
     def commit(self, with_shown: bool = True) -> None:
-        """Writes what is set aside, on any plane, and the mask on screen into the layer of objects, as one action.
+        """Writes the pending objects of all planes and the current mask into the layer of objects, as one action.
 
         Args:
-            with_shown: Whether the mask on screen is meant too.
+            with_shown: Whether to include the current mask.
         """
         try:
             self._commit(with_shown)
@@ -100,7 +102,7 @@ class Asides:
     def _commit(self, with_shown: bool) -> None:
         session, controller = self._session, self._session.controller
         proposal = controller.proposal if with_shown else None
-        if proposal is None and not controller.prompts.asides:
+        if proposal is None and not controller.prompts.pending:
             controller.say('There is no mask to commit; click on an object first.', Level.PROBLEM)
             return
         labels = session.ensure_objects()
@@ -108,30 +110,26 @@ class Asides:
         if not writes:
             controller.say(_NOTHING_FREE, Level.PROBLEM)
             return
-        is_one = len(writes) == 1
-        what = f'object {writes[0].label}' if is_one else f'{len(writes)} objects'
+        what = f'object {writes[0].label}' if len(writes) == 1 else f'{len(writes)} objects'
         name = f'commit {what}'
-        session.history.do(Together(name, [session.writing(name, writes), controller.next_object(done)]))
+        session.history.do(ActionGroup(name, [session.writing(name, writes), controller.next_object(done)]))
         labels.selected_label = writes[-1].label
         area_px = sum(int(write.mask.sum()) for write in writes)
-        text = f'{what[0].upper()}{what[1:]} committed, {area_px:,} px. U takes {"it" if is_one else "them"} back'
-        lacking = (
-            f' {left} had no free pixel and {"stays as it was" if left == 1 else "stay as they were"}.' if left else ''
-        )
-        controller.say(f'{text}, with {"its" if is_one else "their"} clicks.{lacking}')
+        overlapping = f' {left} left out (overlap with existing objects).' if left else ''
+        controller.say(f'{what[0].upper()}{what[1:]} committed, {area_px:,} px.{overlapping} {TO_UNDO}')
 
-    def show(self, asides: tuple[SetAside, ...], shape: tuple[int, ...]) -> None:
+    def show(self, pending: tuple[PendingObject, ...], shape: tuple[int, ...]) -> None:
         """Draws the outlines."""
-        if asides == self._shown:
+        if pending == self._shown:
             return
         if self.outlines is None:
             self._make_outlines()
-        outlines = [placed_outline(proposal_of(aside, shape)) for aside in asides]
-        self._shown, self.outlines.visible = asides, bool(asides)
+        outlines = [placed_outline(proposal_of(kept, shape)) for kept in pending]
+        self._shown, self.outlines.visible = pending, bool(pending)
         self.outlines.data = np.concatenate([np.zeros((0, 2, len(shape))), *outlines])
 
-    def let_go(self) -> Vectors | None:
-        """Has nothing more to do with the layer of the outlines, which is to be removed; returns it."""
+    def detach(self) -> Vectors | None:
+        """Detaches the layer of the outlines and returns it."""
         outlines, self.outlines, self._shown = self.outlines, None, ()
         if outlines is not None:
             self._session.unbind(outlines)
@@ -141,22 +139,22 @@ class Asides:
         """What can be written, the prompts that are done with then, and how many objects have no pixel left."""
         session, controller = self._session, self._session.controller
         prompts = controller.prompts
-        wanted = [
-            (proposal_of(aside, labels.shape), _prompts_of(prompts, aside, labels.shape)) for aside in prompts.asides
+        candidates = [
+            (proposal_of(kept, labels.shape), _prompts_of(prompts, kept, labels.shape)) for kept in prompts.pending
         ]
         if shown is not None:
-            wanted.append((shown, controller.prompts_here))
+            candidates.append((shown, controller.prompts_here))
         writes, done, first = [], Prompts(), session.next_label()
-        for proposal, own in wanted:
+        for proposal, own in candidates:
             write = write_of(proposal, first + len(writes), labels, session.keep_existing)
             if write is not None and session.keep_existing:
-                write = _beside(write, writes)
+                write = _without_overlap(write, writes)
             if write is not None:
                 writes.append(write)
                 done = Prompts(
-                    done.points + own.points, done.shapes + own.shapes, done.object_id, done.asides + own.asides
+                    done.points + own.points, done.shapes + own.shapes, done.object_id, done.pending + own.pending
                 )
-        return writes, done, len(wanted) - len(writes)
+        return writes, done, len(candidates) - len(writes)
 
     def _make_outlines(self) -> None:
         session = self._session
@@ -164,9 +162,9 @@ class Asides:
         self.outlines = Vectors(
             np.zeros((0, 2, len(session.frame.shape))),
             ndim=len(session.frame.shape),
-            name=ASIDES_NAME,
+            name=PENDING_NAME,
             opacity=1.0,
-            edge_color=ASIDES_COLOUR,
+            edge_color=PENDING_COLOUR,
             edge_width=max(_OUTLINE_SHARE * size_px, 0.2),
             vector_style='line',
             **following(session.frame),
@@ -176,14 +174,14 @@ class Asides:
         session.bind(self.outlines)
 
 
-def _prompts_of(prompts: Prompts, aside: SetAside, shape: tuple[int, ...]) -> Prompts:
-    """An object that was set aside, and the prompts that led to it."""
-    here = on_plane(prompts, Plane(tuple(shape), aside.axes, aside.index))
-    return here.keeping(lambda prompt: prompt.object_id == aside.object_id)
+def _prompts_of(prompts: Prompts, kept: PendingObject, shape: tuple[int, ...]) -> Prompts:
+    """A pending object and its prompts."""
+    here = on_plane(prompts, Plane(tuple(shape), kept.axes, kept.index))
+    return here.keeping(lambda prompt: prompt.object_id == kept.object_id)
 
 
-def _beside(write: ObjectWrite, before: Sequence[ObjectWrite]) -> ObjectWrite | None:
-    """The pixels of an object that objects before it do not take; None if none is left."""
+def _without_overlap(write: ObjectWrite, before: Sequence[ObjectWrite]) -> ObjectWrite | None:
+    """An object without the pixels of the objects before it; None if none is left."""
     mask = write.mask.copy()
     for other in before:
         shared = [

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
 
 REVIEW_NAME = 'UnSAM review'
-REVIEW_COLOUR = '#ff4dff'  # of no object, no prompt and no mask on offer
+REVIEW_COLOUR = '#ff4dff'  # of no object, no prompt and no mask
 _WIDTH_SHARE = 1 / 120  # of the longer side of the object's box
-_LEAST_WIDTH = 0.4
+_MIN_WIDTH = 0.4
 
 
-class ReviewMark:
-    """An outline around one object, on all planes that it is on; a layer of its own.
+class ReviewOutline:
+    """An outline around one object, on all planes that it is on; a separate layer.
 
     Args:
         session: Whose object it is.
@@ -46,17 +46,17 @@ class ReviewMark:
         start = np.array([part.start for part in region])
         if self.layer is None or self.layer not in self._session.viewer.layers:
             self._make(mask.ndim)
-        self.layer.edge_width = max(_WIDTH_SHARE * max(mask.shape[axis] for axis in axes), _LEAST_WIDTH)
+        self.layer.edge_width = max(_WIDTH_SHARE * max(mask.shape[axis] for axis in axes), _MIN_WIDTH)
         self.layer.data = _outlines(mask, sorted(axes)) + np.stack([start, np.zeros_like(start)])
         self.layer.visible = True
 
     def hide(self) -> None:
-        """Takes it off the screen. The layer stays: to remove one takes napari longer than to draw it."""
+        """Hides the layer; removing it would take napari longer than drawing it."""
         if self.layer is not None:
             self.layer.visible = False
 
-    def let_go(self) -> None:
-        """Takes the layer out of the viewer, once napari is done with what it is at."""
+    def remove(self) -> None:
+        """Removes the layer once napari has handled the current event."""
         layer, self.layer = self.layer, None
         if layer is not None:
             self._session.unbind(layer)

@@ -1,4 +1,4 @@
-"""All that is known of one plane in one place: its trees, what their regions look like, and what may be chosen."""
+"""The candidate regions of one plane: trees, features, filters."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from napari_unsam.levels.alike import alike, likeness, traits
-from napari_unsam.levels.best import Chosen, LeafOverlaps, best_disjoint, best_of_trees
 from napari_unsam.levels.cuts import LevelCut, RegionFilter
-from napari_unsam.levels.part_whole import Band
+from napari_unsam.levels.disjoint import LeafOverlaps, Selection, best_disjoint, best_of_trees
+from napari_unsam.levels.part_whole import ObjectClass
 from napari_unsam.levels.region_properties import RegionProperties, Scene
 from napari_unsam.levels.review import stability
+from napari_unsam.levels.similarity import region_features, similar_regions, similarity
 from napari_unsam.model.mask import node_mask
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
-    """One region, as far as it is free.
+class FreeRegion:
+    """The free pixels of one region.
 
     Attributes:
         box_xyxy: Where it lies; right and bottom edges exclusive.
@@ -35,8 +35,8 @@ class Piece:
     features: dict[str, object]
 
 
-class Sheet:
-    """One plane, measured.
+class CandidateTable:
+    """The regions of one plane with their features.
 
     Args:
         hierarchy: Of the plane. Its alternatives over the same leaves hold little that it lacks, and are left out.
@@ -71,7 +71,7 @@ class Sheet:
             _ = tree.boxes_xyxy
 
     def warm_up(self) -> None:
-        """Does what the first choice of the best objects would have to do besides."""
+        """Compiles and caches what the first `best` needs."""
         self.best(RegionFilter())
 
     @property
@@ -80,9 +80,9 @@ class Sheet:
         return self._stability[0]
 
     @cached_property
-    def traits(self) -> np.ndarray:
-        """(N, 10) of the regions of the main tree; see `alike.traits`."""
-        return traits(self.hierarchy, self._properties[0])
+    def region_features(self) -> np.ndarray:
+        """(N, 10) of the regions of the main tree; see `similarity.region_features`."""
+        return region_features(self.hierarchy, self._properties[0])
 
     def kept(self, limits: RegionFilter) -> tuple[np.ndarray, ...]:
         """For each tree (N,) bool: which regions count as objects."""
@@ -94,35 +94,35 @@ class Sheet:
             self._filter = limits
         return self._kept
 
-    def at_level(self, level: float, limits: RegionFilter) -> Chosen:
+    def at_level(self, level: float, limits: RegionFilter) -> Selection:
         """The objects of one level of the main tree."""
         return _of_main(self.cuts[0].nodes(level, self.kept(limits)[0]))
 
-    def best(self, limits: RegionFilter) -> Chosen:
+    def best(self, limits: RegionFilter) -> Selection:
         """The best objects that do not overlap, of all levels of all trees."""
-        return best_of_trees(self.trees, self._worths(limits), self._overlaps)
+        return best_of_trees(self.trees, self._scores(limits), self._overlaps)
 
     def proposed_level(self, limits: RegionFilter) -> float:
         """The level that holds most of the best objects of the main tree."""
         is_best = np.zeros(len(self.hierarchy))
-        is_best[best_disjoint(self.hierarchy, self._worths(limits)[0])] = 1
+        is_best[best_disjoint(self.hierarchy, self._scores(limits)[0])] = 1
         return self.cuts[0].best_level(is_best)
 
-    def likeness(self, examples: list[int]) -> np.ndarray:
-        """(N,) how like some examples each region of the main tree is; see `alike.likeness`."""
-        return likeness(self.traits, examples)
+    def similarity(self, examples: list[int]) -> np.ndarray:
+        """(N,) similarity of each region of the main tree to some examples; see `similarity.similarity`."""
+        return similarity(self.region_features, examples)
 
-    def alike(self, how_like: np.ndarray, least: float, limits: RegionFilter) -> Chosen:
-        """The regions like the examples, whatever side of the light they lie on."""
+    def similar(self, similarities: np.ndarray, min_similarity: float, limits: RegionFilter) -> Selection:
+        """The regions similar to the examples; `side` does not count."""
         low_px, share = limits.min_area_px, limits.max_share * self.hierarchy.area[-1]
         sized = (self.hierarchy.area >= low_px) & (self.hierarchy.area <= share)
-        return _of_main(alike(self.hierarchy, how_like, least, sized))
+        return _of_main(similar_regions(self.hierarchy, similarities, min_similarity, sized))
 
-    def objects(self, level: float | None, limits: RegionFilter) -> Band:
+    def objects(self, level: float | None, limits: RegionFilter) -> ObjectClass:
         """The objects of one level of the main tree, or for None the best of all levels of all trees."""
-        return self.band('objects', self.best(limits) if level is None else self.at_level(level, limits))
+        return self.object_class('objects', self.best(limits) if level is None else self.at_level(level, limits))
 
-    def draw(self, chosen: Chosen, out: np.ndarray) -> None:
+    def draw(self, chosen: Selection, out: np.ndarray) -> None:
         """Fills an (H, W) uint8 array with the colours of regions, 0 beside them."""
         self.cuts[0].draw(chosen.of(0), out)
         for source in range(1, len(self.trees)):
@@ -141,8 +141,8 @@ class Sheet:
             'stability': float(self._stability[source][node]),
         }
 
-    def pieces(self, chosen: Chosen, taken: np.ndarray) -> Iterator[Piece]:
-        """What is free of each region; those that are more than half taken are left out.
+    def free_regions(self, chosen: Selection, taken: np.ndarray) -> Iterator[FreeRegion]:
+        """The free pixels of each region; regions with less than half of them free are left out.
 
         Args:
             chosen: Regions.
@@ -156,9 +156,9 @@ class Sheet:
             if 2 * np.count_nonzero(free) > found.area_px:
                 there |= free
                 granularity = float(area_granularity(np.count_nonzero(free), taken.size))
-                yield Piece(found.box_xyxy, free, {**self.features(source, node), 'granularity': granularity})
+                yield FreeRegion(found.box_xyxy, free, {**self.features(source, node), 'granularity': granularity})
 
-    def band(self, name: str, chosen: Chosen, level: float | None = None) -> Band:
+    def object_class(self, name: str, chosen: Selection, level: float | None = None) -> ObjectClass:
         """Regions as one kind of object; see `part_whole`.
 
         Args:
@@ -168,19 +168,19 @@ class Sheet:
         """
         labels = np.zeros(self.hierarchy.size_hw, np.uint32)
         rows = []
-        for label, piece in enumerate(self.pieces(chosen, np.zeros(labels.shape, bool)), start=1):
+        for label, piece in enumerate(self.free_regions(chosen, np.zeros(labels.shape, bool)), start=1):
             x0, y0, x1, y1 = piece.box_xyxy
             labels[y0:y1, x0:x1][piece.mask] = label
             row = {'index': label, 'area_px': np.count_nonzero(piece.mask), **piece.features}
             rows.append(row if level is None else {**row, 'level': level})
-        return Band(name, labels, pd.DataFrame(rows))
+        return ObjectClass(name, labels, pd.DataFrame(rows))
 
-    def _worths(self, limits: RegionFilter) -> list[np.ndarray]:
+    def _scores(self, limits: RegionFilter) -> list[np.ndarray]:
         return [
             np.where(kept, tree.score.astype(np.float64) ** 2, 0.0)
             for tree, kept in zip(self.trees, self.kept(limits), strict=True)
         ]
 
 
-def _of_main(nodes: np.ndarray) -> Chosen:
-    return Chosen(np.zeros(len(nodes), np.int64), nodes)
+def _of_main(nodes: np.ndarray) -> Selection:
+    return Selection(np.zeros(len(nodes), np.int64), nodes)
