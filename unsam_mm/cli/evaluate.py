@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from unsam_mm.cli.arguments import positive_int
 from unsam_mm.coco_files.ground_truth import load_ground_truth
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.average_recall import ENGINES, evaluate_masks, format_table
@@ -121,13 +122,13 @@ def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument('--weights', type=Path, metavar='FILE', help='of --engine model (default: those of the package)')
     group.add_argument(
         '--clicks',
-        type=_positive,
+        type=positive_int,
         default=1,
         metavar='K',
         help=f'clicks at each segment (default: %(default)s; the number of clicks is usually of {NOC_LIMIT})',
     )
-    group.add_argument('--limit', type=_positive, metavar='N', help='only the first N images')
-    group.add_argument('--segments', type=_positive, metavar='N', help='a seeded draw of N segments of each image')
+    group.add_argument('--limit', type=positive_int, metavar='N', help='only the first N images')
+    group.add_argument('--segments', type=positive_int, metavar='N', help='a seeded draw of N segments of each image')
     group.add_argument('--seed', type=int, default=0, help='of that draw (default: %(default)s)')
     group.add_argument('--curve', type=Path, metavar='PNG', help='picture of IoU against clicks')
 
@@ -156,13 +157,3 @@ def _run_prompts(options: argparse.Namespace) -> int:
         save_click_curves(options.curve, curves)
     print(format_prompt_table({engine: figures}))
     return 0
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-    return value

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from unsam_mm.cli.arguments import positive_int
 from unsam_mm.errors import one_line
 from unsam_mm.folders.run import FolderJob, FolderReport
 from unsam_mm.generator import PRESETS, preset_settings
@@ -30,11 +31,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         '--preset', default='default', choices=sorted(PRESETS), help='which method (default: %(default)s)'
     )
     parser.add_argument(
-        '--max-masks', type=_positive, default=1000, metavar='N', help='most masks an image (default: %(default)s)'
+        '--max-masks', type=positive_int, default=1000, metavar='N', help='most masks an image (default: %(default)s)'
     )
     processes = parser.add_mutually_exclusive_group()
     processes.add_argument(
-        '--workers', type=_positive, default=1, metavar='N', help='processes, about 1 GB each (default: %(default)s)'
+        '--workers', type=positive_int, default=1, metavar='N', help='processes, about 1 GB each (default: %(default)s)'
     )
     processes.add_argument(
         '--dask',
@@ -100,13 +101,3 @@ def _tell(report: FolderReport, bar: _ProgressBar, options: argparse.Namespace) 
     if report.done:
         where = f'Dask at {options.dask}' if options.dask is not None else f'{options.workers} worker(s)'
         print(f'{bar.speed()}, with {where} on {options.device}')
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-    return value

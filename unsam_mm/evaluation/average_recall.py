@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unsam_mm.errors import UnSAMError, first_names
-from unsam_mm.evaluation.matching import IOU_THRESHOLDS, Verdict, judge
+from unsam_mm.evaluation.matching import IOU_THRESHOLDS, MatchResult, match_image
 from unsam_mm.evaluation.records import Record, SizeHW, read_image, read_images
 from unsam_mm.evaluation.toolboxes import TOOLBOXES, evaluate_with_toolbox
 
@@ -58,20 +58,20 @@ class Protocol:
         """(A, 2) float64: any area, then those of `area_ranges`."""
         return np.array([_ANY_AREA, *self.area_ranges.values()], np.float64)
 
-    def judge(self, predictions: Sequence[Record], truths: Sequence[Record], size_hw: SizeHW) -> Verdict:
+    def match_image(self, predictions: Sequence[Record], truths: Sequence[Record], size_hw: SizeHW) -> MatchResult:
         """The matches in one image; see `unsam_mm.evaluation.records.read_image`."""
-        return judge(*read_image(predictions, truths, size_hw, self.max_dets[-1]), self.ranges, self.max_dets)
+        return match_image(*read_image(predictions, truths, size_hw, self.max_dets[-1]), self.ranges, self.max_dets)
 
-    def summarize(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
-        """The figures of `evaluate_masks`, from the verdicts on all images in the order of their ids.
+    def summarize(self, matches: Sequence[MatchResult]) -> dict[str, float]:
+        """The figures of `evaluate_masks`, from the matches in all images in the order of their ids.
 
         Raises:
             UnSAMError: If there is no truth to find.
         """
-        n_truths = sum((verdict.n_truths for verdict in verdicts), np.zeros(len(self.area_ranges) + 1, np.int64))
+        n_truths = sum((match.n_truths for match in matches), np.zeros(len(self.area_ranges) + 1, np.int64))
         check_any_truth(n_truths[0])
-        found = sum(verdict.found for verdict in verdicts)  # (A, K, T)
-        precision = _average_precision(verdicts, int(n_truths[0]))
+        found = sum(match.found for match in matches)  # (A, K, T)
+        precision = _average_precision(matches, int(n_truths[0]))
         return self.named(
             [(found[0, k] / n_truths[0]).mean() for k in range(len(self.max_dets))],
             [(found[a, -1] / n).mean() if n else -1.0 for a, n in enumerate(n_truths)][1:],
@@ -132,12 +132,12 @@ def evaluate_masks(
     protocol = Protocol(max_dets, area_ranges)
     images = read_images(predictions, ground_truth, protocol.max_dets[-1])
     if engine == 'unsam':
-        ids, verdicts = [], []
+        ids, matches = [], []
         for image_id, detections, truths in images:
             ids.append(image_id)
-            verdicts.append(judge(detections, truths, protocol.ranges, protocol.max_dets))
-        without = [str(i) for i, verdict in zip(ids, verdicts, strict=True) if not len(verdict.scores)]
-        metrics = protocol.summarize(verdicts)
+            matches.append(match_image(detections, truths, protocol.ranges, protocol.max_dets))
+        without = [str(i) for i, match in zip(ids, matches, strict=True) if not len(match.scores)]
+        metrics = protocol.summarize(matches)
     else:
         images = list(images)
         without = [str(image_id) for image_id, detections, _ in images if not detections.rles]
@@ -170,14 +170,14 @@ def format_table(metrics: Mapping[str, float]) -> str:
     )
 
 
-def _average_precision(verdicts: Sequence[Verdict], n_truths: int) -> np.ndarray:
+def _average_precision(matches: Sequence[MatchResult], n_truths: int) -> np.ndarray:
     """(T,) interpolated precision averaged over the recall thresholds, all areas."""
-    order = np.argsort(-np.concatenate([verdict.scores for verdict in verdicts]), kind='stable')
+    order = np.argsort(-np.concatenate([match.scores for match in matches]), kind='stable')
     averages = []
     # One threshold after the other: 20,000 images with 1000 masks make 20 million numbers for each.
     for t in range(len(IOU_THRESHOLDS)):
         right, wrong = (
-            np.concatenate([np.unpackbits(getattr(v, name)[t], count=len(v.scores)) for v in verdicts])[order]
+            np.concatenate([np.unpackbits(getattr(m, name)[t], count=len(m.scores)) for m in matches])[order]
             for name in ('right', 'wrong')
         )
         true_positives = np.cumsum(right, dtype=np.float64)

@@ -41,9 +41,9 @@ class UnSAMCocoMetric(BaseMetric):
     original image, at which areas are measured. Where a sample has ``gt_areas``, (N,) pixels of its ``gt_instances`` as
     their file states them, these sort objects into small, medium and large, as COCO does.
 
-    Each image is matched as soon as it was predicted, and only its verdict is kept: 10 kB at 1000 masks. Predictions
-    are kept, as run lengths, where they are written or judged by a toolbox. Each process matches its own images; an
-    image that several processes were given, or one of them twice, counts once.
+    Each image is matched as soon as it was predicted, and only what the figures need is kept: 10 kB at 1000 masks.
+    Predictions are kept, as run lengths, where they are written or measured by a toolbox. Each process matches its own
+    images; an image that several processes were given, or one of them twice, counts once.
 
     Only images that were run count; with `ann_file`, a log line says how many others it lists.
 
@@ -101,7 +101,7 @@ class UnSAMCocoMetric(BaseMetric):
             predictions, truths, size_hw = self._read_sample(sample)
             result = {'image_id': sample['img_id'], 'size_hw': size_hw}
             if self.engine == 'unsam':
-                result['verdict'] = self.protocol.judge(predictions, truths, size_hw)
+                result['match'] = self.protocol.match_image(predictions, truths, size_hw)
             elif self.images is None:
                 result['truths'] = truths
             if self.engine != 'unsam' or self.outfile_prefix:
@@ -159,7 +159,7 @@ class UnSAMCocoMetric(BaseMetric):
 
     def _summarize(self, results: Sequence[dict[str, Any]]) -> dict[str, float]:
         if self.engine == 'unsam':
-            return self.protocol.summarize([result['verdict'] for result in results])
+            return self.protocol.summarize([result['match'] for result in results])
         images = [{'id': r['image_id'], 'height': r['size_hw'][0], 'width': r['size_hw'][1]} for r in results]
         truths = (r['truths'] if self.images is None else self.truths.get(r['image_id'], []) for r in results)
         ground_truth = {'images': images, 'annotations': list(chain.from_iterable(truths))}

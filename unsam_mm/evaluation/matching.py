@@ -23,8 +23,8 @@ _AREA_STEP = 1.5
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """All that recall and precision need to know of one image: about 10 kB at 1000 detections.
+class MatchResult:
+    """All that recall and precision need of one image: about 10 kB at 1000 detections.
 
     Attributes:
         scores: (D,) float64, falling.
@@ -41,7 +41,7 @@ class Verdict:
     wrong: np.ndarray
 
 
-def judge(detections: Masks, truths: Masks, ranges: np.ndarray, max_dets: Sequence[int]) -> Verdict:
+def match_image(detections: Masks, truths: Masks, ranges: np.ndarray, max_dets: Sequence[int]) -> MatchResult:
     """Matches the detections of one image to its truths.
 
     Args:
@@ -63,7 +63,7 @@ def judge(detections: Masks, truths: Masks, ranges: np.ndarray, max_dets: Sequen
     wrong = ~(hit | ignored | outside[:, None])
     found = np.stack([np.count_nonzero(right[..., :k], axis=2) for k in max_dets], axis=1)
     bits = (np.packbits(flags[0], axis=1) for flags in (right, wrong))
-    return Verdict(detections.scores, found, np.count_nonzero(~passive, axis=1), *bits)
+    return MatchResult(detections.scores, found, np.count_nonzero(~passive, axis=1), *bits)
 
 
 def overlaps(detections: Masks, truths: Masks) -> np.ndarray:

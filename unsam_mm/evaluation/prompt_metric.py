@@ -42,7 +42,7 @@ class UnSAMPromptIoUMetric(BaseMetric):
     A truth that was never prompted does not count. One that got fewer clicks than `n_clicks` keeps its last IoU: a
     simulation ends once nothing is wrong.
 
-    Only IoU is kept between batches. Each process judges its own images; an image that several processes were given, or
+    Only IoU is kept between batches. Each process measures its own images; an image that several processes were given, or
     one of them twice, counts once.
 
     Args:
@@ -73,7 +73,7 @@ class UnSAMPromptIoUMetric(BaseMetric):
         self.noc_ious = tuple(noc_ious)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Judges the answers of a batch.
+        """Measures the answers of a batch.
 
         Args:
             data_batch: Not used.
@@ -83,7 +83,7 @@ class UnSAMPromptIoUMetric(BaseMetric):
             UnSAMError: If something is missing, or masks, scores, targets and clicks do not fit one another.
         """
         for sample in data_samples:
-            self.results.append({'image_id': sample['img_id'], 'ious': self._judge(sample)})
+            self.results.append({'image_id': sample['img_id'], 'ious': self._measure(sample)})
 
     def evaluate(self, size: int) -> dict[str, float]:
         """The figures of all images that any process has run.
@@ -107,7 +107,7 @@ class UnSAMPromptIoUMetric(BaseMetric):
         )
         return figures
 
-    def _judge(self, sample: Mapping[str, Any]) -> np.ndarray:
+    def _measure(self, sample: Mapping[str, Any]) -> np.ndarray:
         """(2, S, K) best-scored and oracle IoU of the S truths that were prompted, in their order."""
         name = f'image {sample["img_id"]}'
         if 'pred_prompts' not in sample or 'masks' not in sample.get('gt_instances', {}):

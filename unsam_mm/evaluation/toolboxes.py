@@ -40,15 +40,15 @@ def evaluate_with_toolbox(
     with contextlib.redirect_stdout(io.StringIO()):
         truth.dataset = _coco(images)
         truth.createIndex()
-        judged = evaluation(truth, _load_results(truth, images), 'segm')
-        judged.params.useCats = 0
-        judged.params.maxDets = list(max_dets)
-        judged.params.areaRng = ranges.tolist()
-        judged.params.areaRngLbl = [str(index) for index in range(len(ranges))]
-        judged.evaluate()
-        judged.accumulate()
+        evaluator = evaluation(truth, _load_results(truth, images), 'segm')
+        evaluator.params.useCats = 0
+        evaluator.params.maxDets = list(max_dets)
+        evaluator.params.areaRng = ranges.tolist()
+        evaluator.params.areaRngLbl = [str(index) for index in range(len(ranges))]
+        evaluator.evaluate()
+        evaluator.accumulate()
     # The axes of recall are T, category, A, K; those of precision have the recalls behind T.
-    recall, precision = (np.asarray(judged.eval[name]) for name in ('recall', 'precision'))
+    recall, precision = (np.asarray(evaluator.eval[name]) for name in ('recall', 'precision'))
     return (
         [float(recall[:, 0, 0, k].mean()) for k in range(len(max_dets))],
         [float(recall[:, 0, a, -1].mean()) for a in range(1, len(ranges))],

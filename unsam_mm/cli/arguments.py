@@ -1,0 +1,16 @@
+"""Types of arguments that several commands take."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def positive_int(text: str) -> int:
+    """A whole number above 0.
+
+    Raises:
+        ArgumentTypeError: If the text is none.
+    """
+    if text.strip().isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
