@@ -96,7 +96,7 @@ class AdaptPanel(QWidget):
         self._show_buttons()
 
     def cancel(self) -> None:
-        """Stops the training; Start goes on from its last checkpoint."""
+        """Stops the training; Start resumes from its last checkpoint."""
         if self._writes_crops:
             self._session.controller.cancel()
         if self._job is not None:

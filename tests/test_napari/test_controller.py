@@ -142,7 +142,7 @@ def test_tasks_wait_for_each_other_and_stop_no_longer_run(controller, settle):
     controller.run('Second', task('second'), both, is_task=True)
     assert controller.runs('Long')
     assert controller.runs('Second')
-    assert '"First" comes first' in controller.status.text
+    assert '"First" runs first' in controller.status.text
     settle(controller)
     assert done == ['first', 'second', 'both', 'run']
 

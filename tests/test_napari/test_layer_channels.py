@@ -80,7 +80,7 @@ def test_a_channel_that_is_removed_leaves_the_image_alone(stained):
     choose(stained, 'Nuclei', 'Membrane')
     stained.viewer.layers.remove('Membrane')
     assert stained.channels is None
-    assert '"Membrane" is gone' in stained.controller.status.text
+    assert '"Membrane" was removed' in stained.controller.status.text
     assert stained.controller.target.read().ndim == 2
 
 

@@ -107,7 +107,7 @@ def test_an_object_without_a_free_pixel_goes_on_waiting(on_coffee, begin):
     begin(ON_CUP)
     on_coffee.commit()
     assert on_coffee.objects.features['index'].tolist() == [1]
-    assert '1 had no free pixel' in on_coffee.controller.status.text
+    assert '1 left out' in on_coffee.controller.status.text
     assert len(on_coffee.controller.prompts_here.points) == 1
     assert not on_coffee.controller.prompts.pending
 
