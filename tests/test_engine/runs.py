@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from skimage import data, segmentation
 
+from tests import warm_python
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.mask_set import MaskSet
 
@@ -73,14 +73,12 @@ class Training:
 
     def start(
         self, work_dir: Path, *options: str, config: str = 'tiny.py', launcher: tuple[str, ...] = (), **variables: str
-    ) -> subprocess.Popen[str]:
+    ) -> warm_python.Process | subprocess.Popen:
         """A training that goes on after this returns, with environment variables of its own."""
-        command = [sys.executable, *launcher, str(TRAIN), config, '--work-dir', str(work_dir), *options]
+        command = [*launcher, str(TRAIN), config, '--work-dir', str(work_dir), *options]
         environment = os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'} | variables
         with (work_dir.parent / f'{work_dir.name}.log').open('a') as log:
-            return subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True
-            )
+            return warm_python.start(*command, cwd=self.folder, env=environment, stdout=log, stderr=log)
 
     def run(self, work_dir: Path, *options: str, **how: str | tuple[str, ...]) -> str:
         """A training that has to succeed; all that was printed in this work dir."""

@@ -122,7 +122,11 @@ def test_every_parameter_gets_a_gradient_also_from_images_without_masks(config: 
         assert trained['gradients'].keys() == wanted
 
 
-TORCHRUN = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29617')
+# It forks for each of its processes, instead of starting Python, which would import all packages again.
+TORCHRUN = (
+    *('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29617'),
+    *('--run-path', '--start-method=fork'),
+)
 SCONTROL = '#!/bin/sh\n[ "$1 $2 $3" = "show hostnames localhost" ] && echo localhost\n'
 ROUND = """
 _base_ = './tiny.py'

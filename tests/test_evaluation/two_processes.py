@@ -3,9 +3,9 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
+
+from tests import warm_python
 
 FIRST_LINES = """
 import json, sys
@@ -43,14 +43,11 @@ def metrics_of_one_and_of_two(middle_lines: str, folder: Path) -> tuple[dict, di
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     shared = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
-    command = [sys.executable, str(script)]
-    subprocess.run([*command, str(folder / 'one'), 'one'], check=True)
-    processes = [
-        subprocess.Popen(
-            [*command, str(folder / 'two'), 'two'], env=os.environ | shared | {'RANK': rank, 'LOCAL_RANK': rank}
-        )
-        for rank in '01'
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    environment = os.environ | {'PYTHONPATH': str(warm_python.ROOT)}
+    processes = [warm_python.start(script, folder / 'one', 'one', env=environment)]
+    for rank in '01':
+        of_rank = environment | shared | {'RANK': rank, 'LOCAL_RANK': rank}
+        processes.append(warm_python.start(script, folder / 'two', 'two', env=of_rank))
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     one, two = (json.loads((folder / f'{name}.json').read_text()) for name in ('one', 'two'))
     return one, two

@@ -417,8 +417,8 @@ class TestProcesses:
             '    def __call__(self, name):\n'
             '        if name == "b/07.png": os.kill(os.getpid(), signal.SIGKILL)\n'
             '        return super().__call__(name)\n'
-            'from unsam_mm.pseudo_masks import scale\n'
-            'scale.ImageWorker = Deadly\n'
+            'from unsam_mm.folders import dask\n'
+            'dask.ImageWorker = Deadly\n'
         )
         # Two deaths tell as much as the usual eight.
         patience = {'DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES': '0'}

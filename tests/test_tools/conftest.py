@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from tests import warm_python
+
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
 # A linear layer on three numbers stands in for a detector, which would take a minute to build.
@@ -128,15 +130,12 @@ def scripts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, 
 
 def start(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Runs a command of this Python in another folder than the checkout, as `mim` does."""
-    paths = os.pathsep.join([str(TOOLS.parent), str(cwd)])
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env=os.environ | {'PYTHONPATH': paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return warm_python.run(*command, cwd=cwd, env=environment(cwd))
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    """Variables of a command that finds the modules in these folders, and the checkout's."""
+    return os.environ | {'PYTHONPATH': os.pathsep.join(map(str, [TOOLS.parent, *folders]))}
 
 
 def succeed(script: str, *arguments: object, cwd: Path) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from tests.test_tools.conftest import TOOLS
+from tests import warm_python
+from tests.test_tools.conftest import TOOLS, environment
 from unsam_mm.evaluation.published import BENCHMARKS
 
 BENCHMARK = """
@@ -152,16 +150,16 @@ class TestBenchmarks:
         bases.mkdir(parents=True)
         for path in benchmarks.root.glob('benchmark_*.py'):
             shutil.copy(path, bases)
-        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+        command = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
+        command += ['--run-path', '--start-method=fork']  # forks where it would start Python twice, and adds no path
         arguments = ['tiny.py', trained / 'latest.pth', '--launcher', 'pytorch', '--work-dir', benchmarks.work_dir]
-        paths = os.pathsep.join([str(TOOLS.parent), str(folder)])
-        result = subprocess.run(
-            [*command, str(tools / 'test.py'), *map(str, arguments), '--benchmarks', 'coco', 'lvis'],
+        result = warm_python.run(
+            *command,
+            tools / 'test.py',
+            *arguments,
+            *('--benchmarks', 'coco', 'lvis'),
             cwd=folder,
-            env=os.environ | {'PYTHONPATH': paths},
-            capture_output=True,
-            text=True,
-            check=False,
+            env=environment(folder, tools),
             timeout=180,
         )
         assert result.returncode != 0
