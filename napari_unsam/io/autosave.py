@@ -47,7 +47,7 @@ from napari_unsam.io.records import (
 from napari_unsam.model.actions import Change
 from napari_unsam.model.frame import Channels, Frame, LayerChannels
 from napari_unsam.model.history import ActionHistory, Together
-from napari_unsam.model.label_boxes import ArrayLike, blocks
+from napari_unsam.model.label_boxes import LazyArray, blocks
 from napari_unsam.model.words import counted
 from napari_unsam.viewer.changes import SessionWatch
 from napari_unsam.viewer.commit import free_now, renumbered
@@ -537,5 +537,5 @@ def _work(session: ViewerSession, record: _Record, image: Image, prompts: Any) -
     )
 
 
-def _is_filled(array: ArrayLike) -> bool:
+def _is_filled(array: LazyArray) -> bool:
     return any(np.asarray(array[block]).any() for block in blocks(array.shape))

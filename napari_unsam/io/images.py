@@ -16,7 +16,7 @@ import tifffile
 
 from napari_unsam.io.coco import plain
 from napari_unsam.io.objects import LabelledObjects, TakenAt, default_axes
-from napari_unsam.model.label_boxes import MAX_AXES, ArrayLike, blocks
+from napari_unsam.model.label_boxes import MAX_AXES, LazyArray, blocks
 from napari_unsam.model.palette import label_rgb
 from unsam_mm.errors import StoreError
 from unsam_mm.files import SYSTEM_FILES, readable_folder, replace_folder, temporary_name
@@ -172,7 +172,7 @@ def read_ome_zarr(path: str | Path) -> LabelledObjects:
         raise StoreError(f'{path}: holds no label image of OME-Zarr {_NGFF} ({error!r})') from error
 
 
-def _positions(objects: LabelledObjects) -> Iterator[tuple[str, ArrayLike]]:
+def _positions(objects: LabelledObjects) -> Iterator[tuple[str, LazyArray]]:
     """The name and the labels of each position, where there are several; else of the whole."""
     if not objects.axes.startswith('p'):
         yield objects.name, objects.labels
@@ -208,7 +208,7 @@ def _ome_sizes(objects: LabelledObjects) -> dict[str, Any]:
 def _write_pyramid(image: zarr.Group, objects: LabelledObjects) -> int:
     """Writes the levels as arrays ``0``, ``1`` and so on; returns their number."""
     *front, height, width = objects.shape
-    finer: ArrayLike = objects.labels
+    finer: LazyArray = objects.labels
     level = 0
     while True:
         step = 2 if level else 1

@@ -13,7 +13,7 @@ from skimage.measure import regionprops_table
 
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.io.objects import LabelledObjects, Watched, unit_symbol
-from napari_unsam.model.label_boxes import ArrayLike, Region, object_boxes
+from napari_unsam.model.label_boxes import LazyArray, Region, object_boxes
 from napari_unsam.model.words import counted
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import atomic_writer
@@ -25,7 +25,7 @@ _FLAT = 1e-9
 
 def measure(
     objects: LabelledObjects,
-    channels: Mapping[str, ArrayLike] | None = None,
+    channels: Mapping[str, LazyArray] | None = None,
     progress: ProgressCallback = lambda fraction, text: None,
 ) -> pd.DataFrame:
     """Measures every object.

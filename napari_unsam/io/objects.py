@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from napari_unsam.engine.inference import ProgressCallback
-from napari_unsam.model.label_boxes import MAX_AXES, ArrayLike, boxes_in
+from napari_unsam.model.label_boxes import MAX_AXES, LazyArray, boxes_in
 from unsam_mm.errors import UnSAMError, one_line
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LabelledObjects:
         kind: What the objects are; of linked layers the name of the layer.
     """
 
-    labels: ArrayLike
+    labels: LazyArray
     features: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({'index': np.zeros(0, np.int64)}))
     name: str = 'image'
     scale: tuple[float, ...] = ()
@@ -115,7 +115,7 @@ class _CheckedLabels:
 
     dtype = np.dtype(np.uint32)
 
-    def __init__(self, array: ArrayLike, name: str) -> None:
+    def __init__(self, array: LazyArray, name: str) -> None:
         self._array, self._name, self.shape = array, name, tuple(array.shape)
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -147,7 +147,7 @@ class TakenAt:
         place: Where along it.
     """
 
-    def __init__(self, array: ArrayLike, axis: int, place: int) -> None:
+    def __init__(self, array: LazyArray, axis: int, place: int) -> None:
         self._array, self._axis, self._place = array, axis % len(array.shape), place
         self.shape = tuple(side for i, side in enumerate(array.shape) if i != self._axis)
         self.dtype = array.dtype
@@ -167,7 +167,7 @@ class Watched:
         text: What is being done.
     """
 
-    def __init__(self, array: ArrayLike, progress: ProgressCallback, text: str) -> None:
+    def __init__(self, array: LazyArray, progress: ProgressCallback, text: str) -> None:
         self._array, self._progress, self._text = array, progress, text
         self.shape, self.dtype = tuple(array.shape), array.dtype
         self._n_read = 0
@@ -207,7 +207,7 @@ def objects_of_layer(
     )
 
 
-def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str, ArrayLike]:
+def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str, LazyArray]:
     """The pixels of an image layer by the name of the channel: red, green and blue, or numbers; '' for one alone."""
     data = image.data[0] if image.multiscale else image.data
     if image.rgb:
@@ -217,7 +217,7 @@ def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str
     return {str(i): TakenAt(data, channel_axis, i) for i in range(data.shape[channel_axis])}
 
 
-def crops_by_plane(labels: ArrayLike) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
+def crops_by_plane(labels: LazyArray) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
     """Each plane of rows and columns, in the order of the array, with what lies in it, in rising order of labels.
 
     A plane is named by its place along the axes before rows and columns.

@@ -17,7 +17,7 @@ MAX_AXES = 6
 _BLOCK_VOXELS = 1 << 24
 
 
-class ArrayLike(Protocol):
+class LazyArray(Protocol):
     """An array that is read by slices, such as one of NumPy, zarr or dask."""
 
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Re
             yield from ((here, *rest) for rest in blocks(shape[1:], max_voxels))
 
 
-def object_boxes(labels: ArrayLike) -> dict[int, Region]:
+def object_boxes(labels: LazyArray) -> dict[int, Region]:
     """The bounding box of each label but 0, in rising order of labels; the array is read once, block by block."""
     boxes: dict[int, Region] = {}
     for block in blocks(labels.shape):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_unsam.model.label_boxes import ArrayLike, Region, blocks
+from napari_unsam.model.label_boxes import LazyArray, Region, blocks
 
 Counts = Mapping[int, int]
 """How many pixels each label has gained, or lost if negative."""
@@ -182,7 +182,7 @@ def total(counts: Iterable[Counts]) -> Counts:
     return summed
 
 
-def areas_in(array: ArrayLike) -> Counts:
+def areas_in(array: LazyArray) -> Counts:
     """How many pixels each label but 0 has in an array, which is read block by block."""
     parts = (np.asarray(array[block]) for block in blocks(array.shape))
     return total(dict(_counted(part[part != 0])) for part in parts)

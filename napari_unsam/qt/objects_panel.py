@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_unsam.engine.inference import ProgressCallback
-    from napari_unsam.model.label_boxes import ArrayLike
+    from napari_unsam.model.label_boxes import LazyArray
     from napari_unsam.viewer.session import ViewerSession
 
 _NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
@@ -274,7 +274,7 @@ class ObjectsPanel(QWidget):
         kind = {} if layer is self._session.objects else {'kind': layer.name}
         return objects_of_layer(layer, self._image_name(), self._channel_axis(), **kind)
 
-    def _channels(self, image: Image) -> dict[str, ArrayLike]:
+    def _channels(self, image: Image) -> dict[str, LazyArray]:
         """Those of the image, and those of other layers of the same pixels, as channels are often shown."""
         found = channels_of_layer(image, self._channel_axis())
         if image.rgb or len(found) > 1:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_unsam.model import pixel_changes as pixel_changes
-from napari_unsam.model.label_boxes import ArrayLike, Region, around, boxes_in, object_boxes
+from napari_unsam.model.label_boxes import LazyArray, Region, around, boxes_in, object_boxes
 from napari_unsam.model.pixel_changes import Counts, PixelChange, areas_in, total
 from unsam_mm.masks.granularity import area_granularity
 
@@ -451,7 +451,7 @@ def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int
     return float(area_granularity(areas, shape[axes[0]] * shape[axes[1]]).mean()) if len(areas) else 0.0
 
 
-def regions_of(array: ArrayLike) -> dict[int, Region]:
+def regions_of(array: LazyArray) -> dict[int, Region]:
     """The bounding box of each positive label of an array."""
     return {label: box for label, box in object_boxes(array).items() if label > 0}
 

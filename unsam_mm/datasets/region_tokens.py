@@ -143,9 +143,9 @@ class UnSAMRegionFolders(BaseDetDataset):
 class UnSAMRegionTokens(BaseTransform):
     """Adds the region tokens of an image, and its pseudo-masks as shares of tokens; the image itself is not loaded.
 
-    Sets ``region_tokens`` (`RegionTokens`), ``token_masks`` (`TokenMasks`), ``img_shape``, ``ori_shape``, ``height`` and
-    ``width``. Tokens are made once per image and set of parameters, in whichever process needs them first, and kept; see
-    `RegionStore`.
+    Sets ``region_tokens`` (`RegionTokens`), ``token_masks`` (`TokenMasks`), ``img_shape``, ``ori_shape``, ``height``
+    and ``width``. Tokens are made once per image and set of parameters, in whichever process needs them first, and
+    kept; see `RegionStore`.
 
     Args:
         store: Folder for the tokens. By default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
@@ -153,8 +153,8 @@ class UnSAMRegionTokens(BaseTransform):
         max_masks: Most pseudo-masks of an image, best first.
         device: Device of the ViT. Dataloader workers cannot use CUDA: there it must be 'cpu', or all images prepared.
         generator: Single settings of the generator to replace, by their names in `GeneratorSettings`.
-        skip_broken: Log an image that cannot be read or cut into tokens, once, and give None, so that another is drawn. Set it to False in
-            test pipelines, where an image must not be exchanged: the file's error is then raised.
+        skip_broken: Log an image that cannot be read or cut into tokens, once, and give None, so that another is drawn.
+            Set it to False in test pipelines, where an image must not be exchanged: the file's error is then raised.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class UnSAMPackRegions(BaseTransform):
         tokens, masks = results['region_tokens'], results['token_masks']
         if not self.test_mode and len(masks) == 0:
             return None
-        inputs, is_flipped = RegionInputs.of(tokens), random.random() < self.flip_prob
+        inputs, is_flipped = RegionInputs.from_tokens(tokens), random.random() < self.flip_prob
         meta = {key: results[key] for key in self.meta_keys if key in results}
         sample = DetDataSample(metainfo={**meta, 'flip': is_flipped})
         if self.test_mode:

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch.utils.data import DataLoader, Dataset
 
-from unsam_mm.engine.label_place import LabelPlace
+from unsam_mm.engine.label_source import LabelSource
 from unsam_mm.errors import ImageError, TargetError, image_errors
 from unsam_mm.files import read_json, remove_leftovers, write_json
 from unsam_mm.folders.merge import without_overlap
@@ -50,7 +50,7 @@ class RoundLabels:
         """Fingerprint of the weights that predict."""
         return self._noted().get('weights')
 
-    def begin(self, weights: str, old: LabelPlace, n_images: int, settings: str = '') -> None:
+    def begin(self, weights: str, old: LabelSource, n_images: int, settings: str = '') -> None:
         """Prepares the folder; labels that other weights, old labels or settings led to are removed.
 
         Args:
@@ -120,7 +120,7 @@ def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: flo
 def label_images(
     model: torch.nn.Module,
     dataset: Dataset,
-    old: LabelPlace,
+    old: LabelSource,
     pipeline: list[dict | Callable],
     labels: RoundLabels,
     num_workers: int,
@@ -169,7 +169,7 @@ class _Unlabelled(Dataset):
     """
 
     def __init__(
-        self, dataset: Dataset, old: LabelPlace, pipeline: Callable[[dict], dict], done: PseudoMaskStore
+        self, dataset: Dataset, old: LabelSource, pipeline: Callable[[dict], dict], done: PseudoMaskStore
     ) -> None:
         self.dataset, self.old, self.pipeline, self.done = dataset, old, pipeline, done
         self.share = range(get_rank(), len(dataset), get_world_size())

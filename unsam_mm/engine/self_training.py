@@ -21,7 +21,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
 
-from unsam_mm.engine.label_place import check_names, label_place
+from unsam_mm.engine.label_source import check_names, label_source
 from unsam_mm.engine.resume import POINTER
 from unsam_mm.engine.round_labels import RoundLabels, label_images
 from unsam_mm.engine.train_loop import UnSAMTrainLoop
@@ -95,7 +95,7 @@ class UnSAMSelfTrainingHook(Hook):
         """
         if not isinstance(runner.train_loop, UnSAMTrainLoop):
             raise UnSAMError("UnSAMSelfTrainingHook needs train_cfg.type='UnSAMTrainLoop'")
-        check_names(runner.train_loop.dataset, label_place(runner.train_loop.dataset))
+        check_names(runner.train_loop.dataset, label_source(runner.train_loop.dataset))
         number = bisect.bisect_right(self.at_iters, runner.iter)
         if number == 0:
             return
@@ -122,7 +122,7 @@ class UnSAMSelfTrainingHook(Hook):
     def _label(self, runner: Runner, number: int) -> None:
         """Makes the labels of a round, or those that are missing, and notes in the run's state whose they are."""
         labels, dataset = self._labels(runner, number), runner.train_loop.dataset
-        old = label_place(dataset)
+        old = label_source(dataset)
         with self._predicting(runner):
             weights = tensors_digest(_module(runner.model).state_dict().items())
             runner.message_hub.update_info(_STATE, {**_predictors(runner), str(number): weights})
@@ -152,7 +152,7 @@ class UnSAMSelfTrainingHook(Hook):
                 f'{labels.folder}: not the labels that this training made in round {number}; put them back, or resume '
                 f'from self_training_{number}.pth, with which they are made again'
             )
-        label_place(runner.train_loop.dataset).folder = str(labels.folder)
+        label_source(runner.train_loop.dataset).folder = str(labels.folder)
 
     def _labels(self, runner: Runner, number: int) -> RoundLabels:
         folder = Path(runner.work_dir, 'self_training', f'round_{number}').resolve()

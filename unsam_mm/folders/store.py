@@ -26,6 +26,7 @@ from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import areas_and_boxes, rles_from_json
+from unsam_mm.pseudo_masks.setting_names import current_settings
 
 MANIFEST = 'unsam.json'
 _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
@@ -167,9 +168,10 @@ class PseudoMaskStore:
             stamp: What `unsam_mm.fingerprints.image_stamp` gave before the image was read.
 
         Raises:
-            TargetError: If the disk takes no file of this name, or something that is not of this store, or may not be read,
-                has its place.
-            StoreError: If the folder cannot be written or the disk is full, or run lengths are malformed or of another size.
+            TargetError: If the disk takes no file of this name, or something that is not of this store, or may not be
+                read, has its place.
+            StoreError: If the folder cannot be written or the disk is full, or run lengths are malformed or of another
+                size.
         """
         height, width = masks.size_hw
         image = {'file_name': name, 'height': int(height), 'width': int(width)}
@@ -194,8 +196,8 @@ class PseudoMaskStore:
 
         Args:
             name: Of the image.
-            image: Its file. Masks of which is noted that they were made from another version of it are refused; nothing is
-                noted in files of other programs.
+            image: Its file. Masks of which is noted that they were made from another version of it are refused; nothing
+                is noted in files of other programs.
 
         Raises:
             StoreError: If there is no file for it, or the file is not one of this store, or is of another version.
@@ -288,7 +290,7 @@ class PseudoMaskStore:
             or not isinstance(noted.get('refine'), str | None)
         ):
             raise StoreError(f'{manifest}: not what "generate" wrote; choose another folder')
-        return noted
+        return current_settings(noted)
 
     def clear(self) -> None:
         """Removes all masks and what is noted about them; other files stay.
@@ -317,15 +319,15 @@ class PseudoMaskStore:
     def merge(self, target: str | Path) -> tuple[int, int, dict[str, str]]:
         """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
 
-        Its "info" says whether human labels had a part in the masks. Images whose file is damaged, or may not be read, are
-        left out.
+        Its "info" says whether human labels had a part in the masks. Images whose file is damaged, or may not be read,
+        are left out.
 
         Returns:
             The numbers of images and of masks, and the error message by name of each image that is left out.
 
         Raises:
-            StoreError: If the folder holds no masks, no file of them can be read, or the target is one of them or cannot be
-                written.
+            StoreError: If the folder holds no masks, no file of them can be read, or the target is one of them or
+                cannot be written.
         """
         self.check_result(target)
         names, failed = self.finished_names(), {}

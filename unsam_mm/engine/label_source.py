@@ -19,7 +19,7 @@ from unsam_mm.folders.store import MANIFEST, PseudoMaskStore
 from unsam_mm.masks.mask_set import MaskSet
 
 
-class LabelPlace(Protocol):
+class LabelSource(Protocol):
     """The pseudo-masks of a data set.
 
     Attributes:
@@ -49,7 +49,7 @@ class LabelPlace(Protocol):
         """
 
 
-def label_place(dataset: Dataset) -> LabelPlace:
+def label_source(dataset: Dataset) -> LabelSource:
     """The place of a data set's labels.
 
     Raises:
@@ -67,7 +67,7 @@ def label_place(dataset: Dataset) -> LabelPlace:
     )
 
 
-def check_names(dataset: Dataset, labels: LabelPlace) -> None:
+def check_names(dataset: Dataset, labels: LabelSource) -> None:
     """Checks that each image has labels of its own.
 
     Raises:
