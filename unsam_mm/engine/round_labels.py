@@ -1,4 +1,4 @@
-"""The labels of one round of self-training: a folder that is filled image by image, by any number of processes."""
+"""Pseudo-labels of one self-training round, written to a folder by any number of processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LOG_EVERY = 1000  # images
 
 
 class RoundLabels:
-    """A folder of labels, and a note about which weights predicted them and whether all images are done.
+    """A folder of labels, with metadata: the fingerprint of the weights, and whether all images are done.
 
     Args:
         folder: The folder; it is made when the round begins.
@@ -51,7 +51,7 @@ class RoundLabels:
         return self._noted().get('weights')
 
     def begin(self, weights: str, old: LabelSource, n_images: int, settings: str = '') -> None:
-        """Prepares the folder; labels that other weights, old labels or settings led to are removed.
+        """Prepares the folder; labels made with other weights, old labels or settings are removed.
 
         Args:
             weights: Fingerprint of the weights that predict.
@@ -78,7 +78,7 @@ class RoundLabels:
             write_json(self.folder / MANIFEST, {**origin, **origin_since, 'supervised': supervised, 'complete': False})
 
     def end(self) -> str:
-        """Notes that all images are done, and says how many there are."""
+        """Records that all images are done, and returns their number."""
         write_json(self.folder / MANIFEST, {**self._noted(), 'complete': True})
         return f'{len(self.store.names())} images are labelled'
 
@@ -165,7 +165,7 @@ class _Unlabelled(Dataset):
     """This process's share of the images: path, and name, old labels and network input.
 
     In the place of the latter stands None for an image that is done or not trained on, and an error for one that fails.
-    Whether it is done is found out here, in a worker: the name of an image may stand in a file of its own.
+    The worker checks whether the image is done: its name may have to be read from a separate file.
     """
 
     def __init__(
