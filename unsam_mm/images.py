@@ -1,4 +1,4 @@
-"""Any common array or file as one checked (H, W, 3) uint8 RGB array, and the image files of a folder."""
+"""Converts arrays and files to validated (H, W, 3) uint8 RGB arrays, and lists the image files of a folder."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def walk_images(root: Path) -> Iterator[str]:
                     seen.add(place)
                     folders.append(f'{name}/')
             elif name.lower().endswith(IMAGE_SUFFIXES) and not is_result(name):
-                yield name  # a broken link too: reading it gives a message of its own
+                yield name  # broken links too: reading one raises a specific error
 
 
 def is_result(name: str) -> bool:

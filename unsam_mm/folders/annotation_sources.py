@@ -1,4 +1,4 @@
-"""Where labels that join pseudo-masks come from: a COCO file, a folder of SA-1B's files, predictions.
+"""Sources of annotations to merge with pseudo-masks: COCO files, folders of SA-1B files, predictions.
 
 A source knows its images by number. Memory holds their names and where their labels lie, never the labels of more
 than one image.
@@ -32,7 +32,7 @@ class AnnotationSource(Protocol):
 
     Attributes:
         path: File or folder, for messages.
-        supervised: Whether people made the labels, or taught what made them; None where nothing says so.
+        supervised: Whether the labels are human, or made by a model trained on human labels; None if unknown.
         count: Number of images.
     """
 
@@ -161,7 +161,7 @@ class CocoFile:
 class Sa1bFolder:
     """A folder of SA-1B's annotation files, one an image, at any depth; see `AnnotationSource`.
 
-    A file belongs to the image that has its name but for the suffix: ``sa_1.json`` to ``sa_1.jpg``.
+    A file matches the image with the same name up to the suffix: ``sa_1.json`` to ``sa_1.jpg``.
 
     Raises:
         StoreError: If the folder holds no JSON file.

@@ -61,7 +61,7 @@ def merge_ground_truth(
 
     Crowd regions count as any other mask. Images are matched by name (see `unsam_mm.evaluation.match_images`); those
     of one side alone are written too, with the labels that they have. An image whose masks or labels cannot be read is
-    left out, and the report says why.
+    left out, and the report gives the reason.
 
     Args:
         masks: Folder of pseudo-masks.
@@ -98,7 +98,7 @@ def merge_predictions(
         predictions: Folder of masks, COCO file with scores, or list of COCO results.
         min_score: Predictions with a larger score become labels.
         max_iou: An old label with a larger IoU with any of them is left out.
-        images: COCO file that says what the image ids of a list of results mean. Without it they are those that
+        images: COCO file that defines the image ids of a list of results. Without it they are those that
             `PseudoMaskStore.merge` gave: the n-th image by name has id n.
         supervised: Whether the predicting model was trained with human labels. A folder or a COCO file of
             predictions that says so itself is believed.
