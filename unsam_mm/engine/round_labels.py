@@ -33,7 +33,7 @@ class RoundLabels:
     Args:
         folder: The folder; it is made when the round begins.
         min_score: Predictions with a larger score become labels.
-        max_iou: An old label with a larger IoU with any of them is left out.
+        max_iou: An old label with a larger IoU with any new label is removed.
     """
 
     def __init__(self, folder: Path, min_score: float, max_iou: float) -> None:
@@ -98,7 +98,7 @@ def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: flo
         predicted: Predictions of any score.
         old: Labels so far, of the same image.
         min_score: Predictions with a larger score are taken.
-        max_iou: An old label with a larger IoU with any of them is left out.
+        max_iou: An old label with a larger IoU with any new label is removed.
 
     Returns:
         Predictions first, with their scores. Scores of old labels are multiplied by `min_score`, since they measure
