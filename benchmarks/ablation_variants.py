@@ -14,7 +14,7 @@ from unsam_mm.masks.hierarchy import MaskHierarchy, MaskSet
 from unsam_mm.pseudo_masks.merging import merge_regions
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, RegionTrees
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, leaves_of
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, superpixels_from_labels
 from unsam_mm.pseudo_masks.vit import VITS, PatchFeatureExtractor, PatchFeatures
 from unsam_mm.published.maskcut import centred
 from unsam_mm.published.procedure import PAPER, RELEASE, PublishedProcedure, PublishedSettings
@@ -43,16 +43,18 @@ class Variant:
 
 
 # Each variant changes one thing of this; the default, chosen last, changes these two.
-_BASE = replace(GeneratorSettings(), leaf_spacing_px=5.0, long_side_px=714)
+_BASE = replace(GeneratorSettings(), superpixel_spacing_px=5.0, long_side_px=714)
 
 
 def _ranked(**changes) -> GeneratorSettings:
     return replace(_BASE, ranking=replace(_BASE.ranking, **changes))
 
 
-_PERSISTENCE = dict(edge=0.0, roughness=0.0, area=0.0, fullness=0.0, persistence=1.0, company=0.0, repetition=0.0)
+_PERSISTENCE = dict(
+    edge=0.0, roughness=0.0, area=0.0, fullness=0.0, persistence=1.0, cross_tree_consensus=0.0, repetition=0.0
+)
 VARIANTS: dict[str, Variant] = {
-    'base': Variant('**base**: leaf spacing 5 px, long side 714 px', _BASE),
+    'base': Variant('**base**: superpixel spacing 5 px, long side 714 px', _BASE),
     'one_tree': Variant('one tree instead of four', replace(_BASE, growths=_BASE.growths[:1])),
     'no_level_sets': Variant('without level sets', replace(_BASE, lightness_levels=0)),
     'plain_tree': Variant(
@@ -66,15 +68,15 @@ VARIANTS: dict[str, Variant] = {
         'without the ViT: colour and borders only',
         replace(_BASE, growths=tuple((1000.0, border) for border in (0.6, 0.3, 0.7, 0.4))),
     ),
-    'no_company': Variant('ranking without company', _ranked(company=0.0)),
+    'no_consensus': Variant('ranking without consensus', _ranked(cross_tree_consensus=0.0)),
     'no_repetition': Variant('ranking without holding back repetition', _ranked(repetition=0.0)),
     'persistence': Variant('ranking by persistence only', _ranked(**_PERSISTENCE)),
-    'spacing_8': Variant('leaf spacing 8 px', replace(_BASE, leaf_spacing_px=8.0)),
-    'spacing_10': Variant('leaf spacing 10 px', replace(_BASE, leaf_spacing_px=10.0)),
+    'spacing_8': Variant('superpixel spacing 8 px', replace(_BASE, superpixel_spacing_px=8.0)),
+    'spacing_10': Variant('superpixel spacing 10 px', replace(_BASE, superpixel_spacing_px=10.0)),
     'patches': Variant('tree of patches, unrefined', _BASE, 'nearest'),
     'patches_partition': Variant('tree of patches, `partition_labels`', _BASE, 'partition'),
     'patches_crf': Variant(f'tree of patches, CRF on the best {_CRF_MASKS}', _BASE, 'crf', few=True),
-    'default': Variant('**default**: leaf spacing 8 px, long side 518 px', GeneratorSettings()),
+    'default': Variant('**default**: superpixel spacing 8 px, long side 518 px', GeneratorSettings()),
     'long_side_518': Variant('long side 518 px', replace(_BASE, long_side_px=518)),
     'long_side_1036': Variant('long side 1036 px', replace(_BASE, long_side_px=1036), few=True),
     **{
@@ -188,7 +190,7 @@ def patch_tree(image: np.ndarray, features: PatchFeatures, partition: bool = Fal
     ys, xs = ((np.arange(n) + 0.5) * cells / n for n, cells in ((height, rows), (width, columns)))
     squares = ys.astype(int)[:, None] * columns + xs.astype(int)[None]
     labels = partition_labels(image, (rows, columns)) if partition else squares
-    # A tree has no empty leaves: a patch that lost every pixel gets its central one back.
+    # A tree has no empty superpixels: a patch that lost every pixel gets its central one back.
     lost = np.setdiff1d(np.arange(rows * columns), labels)
     y, x = (lost // columns * 2 + 1) * height // (2 * rows), (lost % columns * 2 + 1) * width // (2 * columns)
     labels[y, x] = lost
@@ -198,8 +200,8 @@ def patch_tree(image: np.ndarray, features: PatchFeatures, partition: bool = Fal
     grid = centred(features).grid.reshape(-1, channels)
     parent, similarity = merge_regions(grid, np.ones(len(grid)), edges)
     tree = MaskHierarchy.from_merges(labels, parent, np.r_[np.zeros(len(grid)), np.maximum(1 - similarity, 0)])
-    leaves = leaves_of(labels.astype(np.int32), ColourEdges.of(image))
-    return rank_regions([RankedTree(tree, leaves, np.ones(len(tree), bool))], RankingSettings())
+    superpixels = superpixels_from_labels(labels.astype(np.int32), ColourEdges.from_image(image))
+    return rank_regions([RankedTree(tree, superpixels, np.ones(len(tree), bool))], RankingSettings())
 
 
 def sharpened(image: np.ndarray, masks: MaskSet) -> MaskSet:

@@ -12,7 +12,7 @@ from unsam_mm import sample_images
 from unsam_mm.errors import UnSAMError
 from unsam_mm.images import list_images, read_image
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
-from unsam_mm.published.maskcut import centred, squeezed
+from unsam_mm.published.maskcut import centred, resize_to_square
 
 _PATCH_PX = 14  # of the default ViT
 _PICTURES = ('coffee.png', 'astronaut.png', 'chelsea.png', 'rocket.jpg')
@@ -59,4 +59,4 @@ def resampled(image: np.ndarray, n_pixels: float) -> np.ndarray:
 def patch_keys(side: int) -> np.ndarray:
     """(side, side, 384) float32 keys of DINOv2 on a photograph, centred as the generator has them."""
     extract = PatchFeatureExtractor(long_side_px=side * _PATCH_PX)
-    return centred(extract(squeezed(photograph(), side * _PATCH_PX))).grid
+    return centred(extract(resize_to_square(photograph(), side * _PATCH_PX))).grid

@@ -31,7 +31,7 @@ from skimage import data
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.masks.rle import Rle, encode_bitmaps
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
-from unsam_mm.published.maskcut import squeezed
+from unsam_mm.published.maskcut import resize_to_square
 from unsam_mm.published.procedure import RELEASE, PublishedSettings, conquer_object, crop_box
 
 _SIZE_HW = (1500, 2250)
@@ -135,7 +135,7 @@ def divided_photograph(
     ]
     extract = PatchFeatureExtractor(RELEASE.vit, RELEASE.facet, 32 * 14)
     boxes = [crop_box(rle) for rle in objects]
-    crops = [squeezed(image[y0:y1, x0:x1], 32 * 14, Image.Resampling.BICUBIC) for x0, y0, x1, y1 in boxes]
+    crops = [resize_to_square(image[y0:y1, x0:x1], 32 * 14, Image.Resampling.BICUBIC) for x0, y0, x1, y1 in boxes]
     return objects, [extract(crop) for crop in crops]
 
 

@@ -88,7 +88,7 @@ def measure(megapixels: float) -> dict:
         'pixels': image.shape[0] * image.shape[1],
         'vit_cpu_s': vit_cpu_s,
         'rest_cpu_s': sum(stages_s.values()),
-        'rest_wall_s': end_s - wall_s['finding leaves'],
+        'rest_wall_s': end_s - wall_s['finding superpixels'],
         'stages_s': stages_s,
         'model_mb': model / 1e6,
         'peak_mb': max(peak_memory() - model, _PAGE) / 1e6,

@@ -348,9 +348,9 @@ def tokens_door(rng: np.random.Generator, folder: Path) -> bool:
 
     def read() -> None:
         tokens = RegionTokens.load(path)
-        inputs = RegionInputs.of(tokens)
+        inputs = RegionInputs.from_tokens(tokens)
         assert inputs.pairs.isfinite().all()
-        assert torch.isfinite(inputs.looks).all()
+        assert torch.isfinite(inputs.appearance).all()
         for tree, order in enumerate(tokens.tree_orders.astype(int)):
             for first in range(len(order) - 1):
                 for last in range(first + 1, len(order)):

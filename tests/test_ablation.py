@@ -111,7 +111,7 @@ def test_masks_found_again_are_all_recalled_and_kept(generator, coffee, document
     arguments += [str(part) for option in options.items() for part in option]
     assert ablation.main(arguments) == 0
     table = document.read_text(encoding='utf-8')
-    assert '| **default**: leaf spacing 8 px, long side 518 px | 1.000 | 1.000 | 1.000 |' in table
+    assert '| **default**: superpixel spacing 8 px, long side 518 px | 1.000 | 1.000 | 1.000 |' in table
 
     monkeypatch.setattr(ablation.MaskFinder, '__call__', lambda *_: pytest.fail('measured again'))
     assert ablation.main(arguments) == 0

@@ -13,6 +13,7 @@ from skimage import data
 
 from tests.conftest import skip_without_weights
 from unsam_mm import PseudoMaskGenerator
+from unsam_mm import generator as generator_module
 from unsam_mm.errors import UnSAMError
 from unsam_mm.generator import PRESETS, settings_signature
 from unsam_mm.pseudo_masks.ranking import RankingSettings
@@ -85,6 +86,18 @@ def test_the_signature_changes_with_the_weights_in_a_folder(tmp_path, preset):
     assert signatures[0] == signatures[2]
 
 
+def test_signatures_are_those_of_earlier_versions(monkeypatch):
+    """Settings have new names since; stored masks stay current."""
+    monkeypatch.setattr(generator_module, 'weights_origin', lambda settings: 'constant')
+    assert {preset: settings_signature(settings) for preset, settings in PRESETS.items()} == {
+        'default': 'd19ff829f6fc',
+        'paper': '2e3431a4b7bb',
+        'release': '658c240212c3',
+    }
+    changed = GeneratorSettings(superpixel_spacing_px=6.0, max_superpixels=500)
+    assert settings_signature(changed) == '7f7e9a1b4369'
+
+
 def test_every_preset_has_a_signature_of_its_own():
     skip_without_weights()
     assert set(PRESETS) == {'default', 'paper', 'release'}
@@ -96,7 +109,7 @@ def test_every_preset_has_a_signature_of_its_own():
 @pytest.mark.parametrize('preset', ['paper', 'release'])
 @pytest.mark.slow
 def test_the_published_procedures_give_a_hierarchy_too(preset):
-    """Masks of a cat's face: several, each once, from the whole animal to parts, and the leaves tile the image."""
+    """Masks of a cat's face: several, each once, from the whole animal to parts, and the superpixels tile the image."""
     skip_without_weights()
     image = np.ascontiguousarray(data.chelsea()[::2, ::2])
     generator = PseudoMaskGenerator.from_preset(preset)
@@ -150,7 +163,7 @@ def test_the_number_of_threads_does_not_matter(generator, coins, coins_tree):
 @pytest.mark.parametrize(
     ('preset', 'changes', 'message'),
     [
-        ('best', {}, "no preset is called 'best'; choose from default, paper, release"),
+        ('best', {}, "preset 'best' is unknown; choose from default, paper, release"),
         ('default', {'x': 1}, "preset 'default' has no setting x; known are vit, facet"),
         ('paper', {'growths': ((0.2, 0.5),)}, "preset 'paper' has no setting growths; known are"),
         ('default', {'thetas': (0.5,), 'divide': 'cutler'}, 'has no setting divide, thetas'),
@@ -174,8 +187,8 @@ def test_unknown_presets_and_settings_are_refused(preset, changes, message):
         {'lightness_levels': -1},
         {'lightness_levels': np.inf},
         {'long_side_px': 0},
-        {'leaf_spacing_px': np.nan},
-        {'max_leaves': -5},
+        {'superpixel_spacing_px': np.nan},
+        {'max_superpixels': -5},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong):

@@ -17,7 +17,7 @@ import pytest
 from unsam_mm import _download, weights
 from unsam_mm.errors import WeightsError
 from unsam_mm.files import write_json
-from unsam_mm.weights import Source, Weights
+from unsam_mm.weights import DownloadSource, Weights
 
 CONTENT = bytes(range(256)) * 4000
 
@@ -73,7 +73,7 @@ def sha256():
     return hashlib.sha256(CONTENT).hexdigest()
 
 
-def table(monkeypatch, *sources: Source):
+def table(monkeypatch, *sources: DownloadSource):
     monkeypatch.setattr(weights, 'TABLE', {'model': Weights('A model', 'MIT', sources)})
 
 
@@ -154,8 +154,8 @@ def test_an_altered_file_is_refused_and_removed(server, tmp_path):
 
 
 def test_a_source_that_cannot_be_reached_is_followed_by_the_next(server, sha256, monkeypatch, caplog):
-    dead = Source('url', 'http://127.0.0.1:9/file.pth', 'dead.pth', sha256)
-    table(monkeypatch, dead, Source('url', server[0], 'file.pth', sha256))
+    dead = DownloadSource('url', 'http://127.0.0.1:9/file.pth', 'dead.pth', sha256)
+    table(monkeypatch, dead, DownloadSource('url', server[0], 'file.pth', sha256))
     with caplog.at_level('INFO', logger='unsam_mm'):
         assert weights.fetch('model').name == 'file.pth'
     assert f'model: fetched from {server[0]}' in caplog.text
@@ -167,8 +167,8 @@ def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypa
     monkeypatch.setenv('UNSAM_CACHE', str(tmp_path))
     table(
         monkeypatch,
-        Source('url', 'http://127.0.0.1:9/file.pth', 'file.pth'),
-        Source('browser', 'https://example.org/model', 'model.pth'),
+        DownloadSource('url', 'http://127.0.0.1:9/file.pth', 'file.pth'),
+        DownloadSource('browser', 'https://example.org/model', 'model.pth'),
     )
     with pytest.raises(WeightsError) as caught:
         weights.fetch('model')
@@ -177,19 +177,23 @@ def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypa
 
 
 def test_a_source_that_sends_another_file_is_followed_by_the_next(server, sha256, monkeypatch):
-    table(monkeypatch, Source('url', server[0], 'wrong.pth', '0' * 64), Source('url', server[0], 'file.pth', sha256))
+    table(
+        monkeypatch,
+        DownloadSource('url', server[0], 'wrong.pth', '0' * 64),
+        DownloadSource('url', server[0], 'file.pth', sha256),
+    )
     assert weights.fetch('model').name == 'file.pth'
 
 
 def test_a_file_put_into_the_cache_by_hand_is_verified_and_used(tmp_path, sha256, monkeypatch):
     monkeypatch.setenv('UNSAM_CACHE', str(tmp_path))
-    table(monkeypatch, Source('browser', 'https://example.org/model', 'model.pth', sha256))
+    table(monkeypatch, DownloadSource('browser', 'https://example.org/model', 'model.pth', sha256))
     (tmp_path / 'model.pth').write_bytes(CONTENT)
     assert weights.fetch('model') == tmp_path / 'model.pth'
 
 
 def test_nobody_published_a_checksum_is_said_aloud(server, monkeypatch, caplog, sha256):
-    table(monkeypatch, Source('url', server[0], 'file.pth'))
+    table(monkeypatch, DownloadSource('url', server[0], 'file.pth'))
     weights.fetch('model')
     assert f'nobody has published a checksum; yours is {sha256}' in caplog.text
 
@@ -197,14 +201,14 @@ def test_nobody_published_a_checksum_is_said_aloud(server, monkeypatch, caplog, 
 def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     monkeypatch.setenv('UNSAM_CACHE', str(tmp_path / 'file' / 'cache'))
-    table(monkeypatch, Source('url', 'http://127.0.0.1:9/file.pth', 'file.pth'))
+    table(monkeypatch, DownloadSource('url', 'http://127.0.0.1:9/file.pth', 'file.pth'))
     with pytest.raises(WeightsError, match='set UNSAM_CACHE'):
         weights.fetch('model')
 
 
 def test_a_note_that_cannot_be_written_fails_one_source_alone(server, monkeypatch, tmp_path):
     (tmp_path / 'cache' / 'file.pth.part.json').mkdir(parents=True)
-    table(monkeypatch, Source('url', server[0], 'file.pth'))
+    table(monkeypatch, DownloadSource('url', server[0], 'file.pth'))
     with pytest.raises(WeightsError, match='no source gave the file'):
         weights.fetch('model')
 
@@ -224,7 +228,10 @@ def test_a_download_is_finished_where_files_are_synced_only_for_writing_or_not_a
 def test_what_is_no_checkpoint_does_not_stay_in_the_cache(server, monkeypatch, tmp_path):
     """A captive portal answers everything with a page of its own, which no checksum tells apart."""
     server[1].content = b'<html>Please sign in</html>'
-    table(monkeypatch, Source('url', server[0], 'file.pth', converter='unsam_mm._vit_conversion:convert_official_dino'))
+    table(
+        monkeypatch,
+        DownloadSource('url', server[0], 'file.pth', converter='unsam_mm._vit_conversion:convert_official_dino'),
+    )
     with pytest.raises(WeightsError, match='cannot be read as a checkpoint'):
         weights.fetch('model')
     assert [path.name for path in (tmp_path / 'cache').iterdir()] == ['model.lock']

@@ -1,4 +1,4 @@
-"""Downloads that can be interrupted: partial files are continued, finished files are verified, names appear last."""
+"""Resumable downloads: partial files are continued, and files are verified before they get their final name."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TIMEOUT_S = 20
 def download(url: str, target: Path, sha256: str | None) -> Path:
     """Downloads `url` to `target`, going on from ``target.part`` if an earlier try left one of the same file.
 
-    What the file is, its entity tag or date, is kept beside in ``target.part.json``. The server is asked for the rest of
-    that very file, and sends all of it if it has another one now.
+    What the file is, its entity tag or date, is kept beside in ``target.part.json``. The server is asked for the rest
+    of that very file, and sends all of it if it has another one now.
 
     Args:
         url: http(s) or file URL.
@@ -113,7 +113,7 @@ def _copy(response, partial: Path, start: int, label: str) -> None:
 def wheel_url(requirement: str) -> str:
     """The address from which the configured pip would fetch a pinned wheel, for example ``'name==1.0'``.
 
-    pip's own settings decide which index is asked, and nothing is installed.
+    pip's configuration selects the index; nothing is installed.
 
     Raises:
         OSError: If pip cannot resolve it, for example offline.

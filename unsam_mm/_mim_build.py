@@ -1,4 +1,4 @@
-"""setuptools commands, named in setup.cfg, that put ``configs``, ``tools`` and ``model-index.yml`` where `mim` looks.
+"""setuptools commands, named in setup.cfg, that install ``configs``, ``tools`` and ``model-index.yml`` for `mim`.
 
 setuptools loads this file by its path, so nothing of the package may be imported here.
 """

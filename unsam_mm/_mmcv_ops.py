@@ -1,4 +1,4 @@
-"""Lets MMDetection import, and Mask2Former run, where MMCV was installed without its compiled ops.
+"""Makes MMDetection importable, and Mask2Former usable, where MMCV was installed without its compiled ops.
 
 Compiling MMCV takes half an hour and a toolchain. Nothing in this package needs its ops: Mask2Former asks for
 two, and both have a pure-torch path; the CutLER detector asks for two more, which are in `unsam_mm._torch_ops`.

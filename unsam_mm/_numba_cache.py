@@ -1,4 +1,4 @@
-"""A folder for numba's compiled code where neither this package's folder nor the user's cache can be written."""
+"""Temporary cache folder of numba, if neither this package's folder nor the user's cache is writable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two compiled ops of MMCV that a region detector needs to predict, in plain torch.
+"""The two compiled ops of MMCV that inference with a region detector needs, in plain torch.
 
 They take the arguments of the compiled ops, on any device, and have no backward pass.
 """

@@ -1,4 +1,4 @@
-"""Self-supervised ViT weights from elsewhere, in the names that their models have on the model hub.
+"""Converts self-supervised ViT checkpoints to the key names of transformers.
 
 transformers has renamed the modules of `Dinov2Model` and `ViTModel` more than once; `from_pretrained` maps the hub's
 names to those of the installed version.

@@ -1,4 +1,4 @@
-"""Checkpoints of other frameworks: read without running code from them, and renamed tensor by tensor."""
+"""Reads checkpoints of other frameworks without executing code from them, and renames their tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: each message says what was found, what was expected and the fix."""
+"""Errors that a user can fix: each message gives what was found, what was expected and the fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ImageError(UnSAMError):
 
 
 class WeightsError(UnSAMError):
-    """Weights that are missing, incomplete, altered, or belong to another model."""
+    """Weights that are missing, incomplete, altered, or those of another model."""
 
 
 class StoreError(UnSAMError):

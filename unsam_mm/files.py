@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, however the process ends."""
+"""Atomic writing of files and folders."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def check_writable(folder: Path) -> None:
 
 
 def temporary_name(folder: Path) -> Path:
-    """A name of its own for a file or folder in the making; `remove_leftovers` removes it where its process was killed."""
+    """Unique name of a temporary file or folder; `remove_leftovers` removes it if its process was killed."""
     return folder / f'{_TEMPORARY_PREFIX}{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}'
 
 
@@ -147,8 +147,8 @@ def check_result_file(
     Args:
         path: The output.
         inputs: Files that the command reads.
-        folders: Folders whose files it reads. Nothing below them is replaced, and no JSON file is added, since the next run
-            would read it.
+        folders: Folders whose files it reads. Nothing below them is replaced, and no JSON file is added, since the next
+            run would read it.
         starts: First bytes of files of the output's kind.
         kind: What messages call it.
 
@@ -182,7 +182,8 @@ def lies_below(path: str | Path, folder: str | Path) -> bool:
 
 
 def fitting_name(name: str, suffix: str) -> str:
-    """The name of a file with a suffix: `name` and `suffix`, the last part cut and a hash added where disks would refuse it.
+    """The name of a file with a suffix: `name` and `suffix`, the last part cut and a hash added where disks would
+    refuse it.
 
     Args:
         name: Of an image, say, with forward slashes.
@@ -204,7 +205,7 @@ def is_fitted(file_name: str) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left below a folder; recent files may belong to a running process."""
+    """Removes what killed processes left below a folder; recent files may be in use by a running process."""
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if not name.startswith(_TEMPORARY_PREFIX) or not name.endswith(_TEMPORARY_SUFFIX):
@@ -218,8 +219,9 @@ def remove_leftovers(folder: Path) -> None:
 def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = lambda path: None) -> None:
     """Renames a finished folder to its final name and removes the folder that had it.
 
-    No disk swaps folders in one step. A process that is killed in between leaves the old one and the new one beside, and
-    only then are both there: `readable_folder` and `restore_folder` find the old one. One process at a time does this, since
+    No disk swaps folders in one step. A process that is killed in between leaves the old one and the new one beside,
+    and only then are both there: `readable_folder` and `restore_folder` find the old one. One process at a time does
+        this, since
     another would take what is beside for that of a killed one.
 
     Args:
@@ -257,7 +259,7 @@ def readable_folder(path: Path) -> Path:
 
 
 def restore_folder(path: Path) -> None:
-    """Brings back the folder that a killed `replace_folder` left without its name, and removes what else it left.
+    """Restores the folder that a killed `replace_folder` had renamed, and removes its temporary files.
 
     For the one writer at work; readers call `readable_folder`.
 

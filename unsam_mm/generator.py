@@ -1,4 +1,4 @@
-"""The pseudo-mask generator: one image in, one tree of regions out, no label anywhere."""
+"""The pseudo-mask generator: a region tree of an image, without labels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, ProgressCallback, RegionTrees
+from unsam_mm.pseudo_masks.setting_names import FIRST_NAMES, renamed_settings
 from unsam_mm.pseudo_masks.vit import vit_folder
 from unsam_mm.published import procedure
 from unsam_mm.published.procedure import PublishedProcedure, PublishedSettings
 
 _ALGORITHM = 5
-"""Raised when the same settings give other masks than before, so that stored masks are not mixed."""
+"""Incremented when the same settings give other masks than before, so that stored masks are not mixed."""
 
 Settings = GeneratorSettings | PublishedSettings
 
@@ -26,14 +27,14 @@ PRESETS: dict[str, Settings] = {'default': GeneratorSettings(), **procedure.PRES
 
 
 class PseudoMaskGenerator:
-    """Finds regions at every scale in an image, without labels.
+    """Generates pseudo-masks at all scales, without labels.
 
     Args:
-        settings: What to compute: region trees (the default), or UnSAM's procedure as it was published.
-        device: Torch device for the ViT; the rest runs on the CPU.
+        settings: Settings of the region trees (the default), or of UnSAM's published procedure.
+        device: Torch device for the ViT; all else runs on the CPU.
 
     Raises:
-        WeightsError: If the ViT's weights cannot be had.
+        WeightsError: If the weights of the ViT are not available.
     """
 
     def __init__(self, settings: Settings | None = None, device: str = 'cpu') -> None:
@@ -48,7 +49,7 @@ class PseudoMaskGenerator:
         Args:
             preset: A key of `PRESETS`.
             device: Torch device for the ViT.
-            changes: Single settings to replace, by their names in `GeneratorSettings` or `PublishedSettings`.
+            changes: Settings that differ from the preset, by their names in `GeneratorSettings` or `PublishedSettings`.
 
         Raises:
             UnSAMError: If the preset or a setting is unknown.
@@ -57,7 +58,7 @@ class PseudoMaskGenerator:
 
     @property
     def signature(self) -> str:
-        """Twelve hexadecimal digits that differ whenever the masks may differ: settings, weights, algorithm."""
+        """Twelve hexadecimal digits, a hash of the settings, the weights and the version of the algorithm."""
         return settings_signature(self.settings)
 
     def __call__(self, image: np.ndarray, progress: ProgressCallback | None = None) -> MaskHierarchy:
@@ -65,22 +66,22 @@ class PseudoMaskGenerator:
 
         Args:
             image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8` for dtypes.
-            progress: Told what happens; raise inside it to stop.
+            progress: Called with the progress; an exception raised inside stops the work.
 
         Raises:
-            ImageError: If the array is not one image that can be segmented.
+            ImageError: If the array is no image that can be segmented.
         """
         return self._find(as_rgb_uint8(image), progress)
 
 
 def preset_settings(preset: str, **changes) -> Settings:
-    """The settings of a preset with single values replaced.
+    """The settings of a preset, with some of them replaced.
 
     Raises:
         UnSAMError: If the preset or a setting is unknown.
     """
     if preset not in PRESETS:
-        raise UnSAMError(f'no preset is called {preset!r}; choose from {", ".join(PRESETS)}')
+        raise UnSAMError(f'preset {preset!r} is unknown; choose from {", ".join(PRESETS)}')
     known = asdict(PRESETS[preset])
     if unknown := changes.keys() - known.keys():
         raise UnSAMError(f'preset {preset!r} has no setting {", ".join(sorted(unknown))}; known are {", ".join(known)}')
@@ -88,13 +89,15 @@ def preset_settings(preset: str, **changes) -> Settings:
 
 
 def settings_signature(settings: Settings) -> str:
-    """See `PseudoMaskGenerator.signature`; fetches the weights, since files of different sources may differ."""
-    described = {**asdict(settings), 'weights': weights_origin(settings), 'algorithm': _ALGORITHM}
+    """See `PseudoMaskGenerator.signature`; downloads the weights if needed: sources may differ."""
+    # Under the names that settings had first: a new name does not change the masks, so stored masks stay current.
+    described = renamed_settings(asdict(settings), FIRST_NAMES)
+    described |= {'weights': weights_origin(settings), 'algorithm': _ALGORITHM}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def weights_origin(settings: Settings) -> str:
-    """Where the weights that decide the masks came from, and which they are; see `unsam_mm.weights.identity`."""
+    """Source and identity of the weights that the masks depend on; see `unsam_mm.weights.identity`."""
     paths = [vit_folder(settings.vit)]
     if getattr(settings, 'divide', None) == 'cutler':
         paths.append(weights.fetch('cutler_cascade'))

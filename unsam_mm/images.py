@@ -1,4 +1,4 @@
-"""Any common array or file as one checked (H, W, 3) uint8 RGB array, and the image files of a folder."""
+"""Converts arrays and files to validated (H, W, 3) uint8 RGB arrays, and lists the image files of a folder."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _DARK = 0.1  # brightest value of a float colour image below which it needs stre
 def as_rgb_uint8(image: np.ndarray, name: str = 'image') -> np.ndarray:
     """Normalises an array to (H, W, 3) uint8 RGB.
 
-    uint8 is kept as it is; bool becomes 0 and 255; float colour images with values in [0, 1] are multiplied by 255 unless
-    they are nearly black; all else (uint16, int32, float microscopy) is stretched between its 0.1 and 99.9 percentiles,
-    all channels alike.
+    uint8 is kept as it is; bool becomes 0 and 255; float colour images with values in [0, 1] are multiplied by 255
+    unless they are nearly black; all else (uint16, int32, float microscopy) is rescale_intensity between its 0.1 and
+    99.9 percentiles, all channels alike.
     An alpha channel is dropped.
 
     Args:
@@ -72,7 +72,7 @@ def contrast_limits(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def stretched(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+def rescale_intensity(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """uint8 numbers between 0 at the lower limit and 255 at the upper one; all 0 if the limits are equal."""
     low, high = limits
     scaled = (values.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
@@ -89,8 +89,8 @@ def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> np.ndar
         max_pixels: Larger images are refused; None: none is.
 
     Raises:
-        ImageError: If the file is missing, empty, cut short, not an image, a stack, too large, or has channels that are no
-            colours.
+        ImageError: If the file is missing, empty, cut short, not an image, a stack, too large, or has channels that are
+            no colours.
     """
     with open_image(path) as file:
         if len(file.shape) > 2:
@@ -161,7 +161,7 @@ def walk_images(root: Path) -> Iterator[str]:
                     seen.add(place)
                     folders.append(f'{name}/')
             elif name.lower().endswith(IMAGE_SUFFIXES) and not is_result(name):
-                yield name  # a broken link too: reading it gives a message of its own
+                yield name  # broken links too: reading one raises a specific error
 
 
 def is_result(name: str) -> bool:
@@ -202,4 +202,4 @@ def _drop_channels(image: np.ndarray, name: str) -> np.ndarray:
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
-    return image if image.dtype == np.uint8 else stretched(image, contrast_limits(image))
+    return image if image.dtype == np.uint8 else rescale_intensity(image, contrast_limits(image))

@@ -1,4 +1,4 @@
-"""Where a person clicks next: for measuring models with clicks, and for training them with corrections."""
+"""Simulated user clicks, for interactive evaluation and for training with corrections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads .npz files that may be damaged or come from elsewhere."""
+"""Reads .npz files that may be damaged or untrusted."""
 
 from __future__ import annotations
 

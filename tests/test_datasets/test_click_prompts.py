@@ -99,5 +99,5 @@ def test_masks_of_the_resized_image_are_refused(coins):
 
 @pytest.mark.parametrize('results', [{'img': COINS}, {'data_samples': InstanceData(gt_instances=InstanceData())}])
 def test_a_step_in_the_wrong_place_is_named(results):
-    with pytest.raises(UnSAMError, match='put PackDetInputs in front of this step'):
+    with pytest.raises(UnSAMError, match='put PackDetInputs before this step'):
         UnSAMClickPrompts()(results)

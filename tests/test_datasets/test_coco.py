@@ -212,7 +212,7 @@ def test_polygons_that_enclose_nothing_are_counted_once_at_the_start(tmp_path, c
 
 @pytest.mark.parametrize('step', [{'type': 'Resize', 'scale': (64, 64)}, {'type': 'RandomFlip', 'prob': 1.0}])
 def test_masks_are_loaded_before_geometric_steps(tmp_path, content, step):
-    with pytest.raises(UnSAMError, match='in front of the geometric transforms'):
+    with pytest.raises(UnSAMError, match='before the geometric transforms'):
         opened(tmp_path, content, pipeline=[LOAD[0], step, LOAD[1]])[0]
 
 

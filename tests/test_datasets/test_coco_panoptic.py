@@ -81,5 +81,5 @@ def test_a_drawing_that_cannot_be_read_is_named(tmp_path, content):
 
 def test_a_file_of_instances_is_refused(tmp_path, content):
     content['annotations'] = [{'id': 1, 'image_id': 5, 'category_id': 1, 'segmentation': [[1, 1, 9, 1, 9, 9]]}]
-    with pytest.raises(StoreError, match=r'panoptic\.json: image .*: has no .* UnSAMCocoDataset reads the other'):
+    with pytest.raises(StoreError, match=r'panoptic\.json: image .*: has no .* for instance annotations use'):
         opened(tmp_path, content)

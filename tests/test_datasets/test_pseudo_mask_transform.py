@@ -215,7 +215,7 @@ def test_flips_and_crops_keep_masks_on_the_image(image_folder, tmp_path, directi
 def test_it_must_come_before_geometric_steps(image_folder, tmp_path):
     load, masks = pipeline(tmp_path, generator=SlicGenerator())
     for step in ({'type': 'Resize', 'scale': (64, 64)}, {'type': 'RandomFlip', 'prob': 1.0}):
-        with pytest.raises(UnSAMError, match='in front of the geometric transforms'):
+        with pytest.raises(UnSAMError, match='before the geometric transforms'):
             folder(image_folder, [load, step, masks])[0]
 
 
@@ -239,7 +239,7 @@ def test_cuda_in_a_worker_is_refused_with_the_remedy(image_folder, tmp_path, mon
     monkeypatch.setattr('unsam_mm.datasets.pseudo_mask_transform.get_worker_info', object)
     transform = UnSAMPseudoMasks(store=str(tmp_path), device='cuda:0')
     transform.signature = 'fixed'  # the real one would ask for weights
-    with pytest.raises(UnSAMError, match=r'cannot run in a dataloader worker.*call prepare_pseudo_masks first'):
+    with pytest.raises(UnSAMError, match=r'cannot run in a forked dataloader worker.*call prepare_pseudo_masks first'):
         folder(image_folder, [{'type': 'UnSAMLoadImage'}, transform])[0]
 
 

@@ -75,7 +75,7 @@ def test_several_folders_are_one_data_set_and_images_of_one_name_are_told_apart(
 
 
 def test_an_annotation_file_for_several_folders_is_refused(coffee_and_coins, tmp_path, tokenizer):
-    with pytest.raises(UnSAMError, match='lists images of one folder, data_root names 2; give one'):
+    with pytest.raises(UnSAMError, match='needs a single folder, data_root has 2; give one'):
         folders(coffee_and_coins, pipeline(tmp_path), ann_file='truth.json')
 
 
@@ -247,7 +247,7 @@ def test_numbers_out_of_range_are_refused_before_any_process_starts(arguments):
 def test_cuda_in_a_worker_is_refused_with_the_remedy(coffee_and_coins, tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr('unsam_mm.datasets.region_tokens.get_worker_info', object)
     step = UnSAMRegionTokens(store=str(tmp_path / 'store'), device='cuda:0')
-    with pytest.raises(UnSAMError, match='cannot run in a dataloader worker.*prepare the data set first'):
+    with pytest.raises(UnSAMError, match='cannot run in a forked dataloader worker.*prepare the data set first'):
         step({'img_path': f'{coffee_and_coins[0]}/a.png'})
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from tests.test_engine.runs import equal
 from unsam_mm.datasets import UnSAMImageFolder, UnSAMSA1B
 from unsam_mm.engine import UnSAMSelfTrainingHook, resolve_data_root
-from unsam_mm.engine.label_place import check_names, label_place
+from unsam_mm.engine.label_source import check_names, label_source
 from unsam_mm.engine.round_labels import RoundLabels, join_labels, label_images
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.files import read_json, write_json
@@ -89,7 +89,7 @@ class TestLabelPlace:
         pipeline = [dict(type='UnSAMLoadImage'), dict(type='UnSAMLoadMasks')]
         options = {'labels': 'pseudo', 'pseudo_masks_root': str(folders.old), 'pipeline': pipeline}
         dataset = UnSAMSA1B(data_root=str(folders.images), **options)
-        place = label_place(dataset)
+        place = label_source(dataset)
         entry = dataset.get_data_info(0)
         assert len(place.read(entry, (entry['height'], entry['width']))) == len(entry['instances']) > 1
         place.folder = str(folders.new)
@@ -102,7 +102,7 @@ class TestLabelPlace:
             data_prefix={'img': str(folders.images), 'ann': str(folders.human)}, data_root='/', **options
         )
         before = self.count(dataset)
-        label_place(dataset).folder = str(folders.new)
+        label_source(dataset).folder = str(folders.new)
         assert self.count(dataset) == [2] * len(dataset)
         assert min(before) > 2
 
@@ -133,7 +133,7 @@ class TestLabelPlace:
         )
 
     def test_of_another_package_has_names_below_its_image_folder(self, two_cities: Dataset, tmp_path: Path):
-        place = label_place(two_cities)
+        place = label_source(two_cities)
         check_names(two_cities, place)
         entries = [two_cities.get_data_info(index) for index in range(2)]
         assert [place.name(entry) for entry in entries] == ['aachen/1.png', 'bochum/1.png']
@@ -151,12 +151,12 @@ class TestLabelPlace:
 
         monkeypatch.setattr(two_cities, 'get_data_info', entry)
         with pytest.raises(UnSAMError, match=r'^/data/0/1\.png and /data/1/1\.png: .* kept as 1\.png'):
-            check_names(two_cities, label_place(two_cities))
+            check_names(two_cities, label_source(two_cities))
 
     def test_of_images_without_pseudo_masks_is_refused(self, folders: SimpleNamespace):
         dataset = UnSAMImageFolder(data_root=str(folders.images), pipeline=[dict(type='UnSAMLoadImage')])
         with pytest.raises(UnSAMError, match='found UnSAMImageFolder and 0 UnSAMPseudoMasks'):
-            label_place(dataset)
+            label_source(dataset)
 
 
 class TestRound:

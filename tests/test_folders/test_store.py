@@ -198,7 +198,7 @@ def test_a_parent_that_is_no_mask_is_named(store, masks, parent):
         ({'predicted_iou': float('nan')}, '"predicted_iou" is nan'),
         ({'predicted_iou': 9}, '"predicted_iou" is 9'),
         ({'predicted_iou': '0.5'}, '"predicted_iou" is \'0.5\'; expected a number'),
-        ({'parent': 0}, 'parents go round in a circle'),
+        ({'parent': 0}, 'parents form a cycle'),
         ({'parent': 0.5}, 'parent 0.5 among 2 masks'),
         ({'parent': 2**63}, 'parent 9.22.* among 2 masks'),
     ],
@@ -228,6 +228,24 @@ def test_masks_of_other_settings_are_not_mixed_in(store):
     store.describe({'preset': 'default', 'max_masks': 10})
     with pytest.raises(StoreError, match='another max_masks'):
         store.describe({'preset': 'default', 'max_masks': 20})
+
+
+def test_settings_noted_under_their_first_names_are_those_of_today(store):
+    (store.root).mkdir()
+    noted = {
+        'leaf_spacing_px': 8.0,
+        'max_leaves': 9,
+        'ranking': {'company': 0.75},
+        'signature': 'x',
+        'supervised': False,
+    }
+    manifest = json.dumps(noted)
+    (store.root / 'unsam.json').write_text(manifest)
+    today = {'superpixel_spacing_px': 8.0, 'max_superpixels': 9, 'ranking': {'cross_tree_consensus': 0.75}}
+    store.describe({**today, 'signature': 'x'})
+    assert (store.root / 'unsam.json').read_text() == manifest
+    with pytest.raises(StoreError, match='another max_superpixels'):
+        store.check({**today, 'max_superpixels': 5, 'signature': 'x'})
 
 
 def test_a_missing_folder_says_how_to_make_one(store):

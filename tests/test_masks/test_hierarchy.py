@@ -87,7 +87,7 @@ def test_a_lower_parent_is_raised_to_its_children():
     [
         pytest.param([4, 4, 5, 5, 6, 6, 0], 'one root', id='no root'),
         pytest.param([4, 4, 5, 5, 3, 6, -1], 'parent.i. > i', id='parent before child'),
-        pytest.param([5, 5, 5, 5, 5, -1], '4 leaves, the tree 5', id='a leaf among the inner nodes'),
+        pytest.param([5, 5, 5, 5, 5, -1], '4 labels, the tree 5 leaves', id='a leaf among the inner nodes'),
     ],
 )
 def test_what_is_no_tree_over_these_leaves_is_refused(parent, reason):
@@ -154,7 +154,7 @@ def test_numbers_that_a_tree_cannot_have_are_refused(fields, reason):
         ({'score': [0.5] * 7}, 'score must be an array, got list'),
         ({'height': np.array([0, 0, 0, 0, 0.5, 0.4, 0.3])}, 'no node may be higher than its parent'),
         ({'parent': np.array([4, 5, 5, 4, 6, 6, -1])}, 'leaves must be numbered depth-first'),
-        ({'leaf_labels': np.zeros((2, 4), int)}, 'the label map has 1 leaves, the tree 4'),
+        ({'leaf_labels': np.zeros((2, 4), int)}, 'the label map has 1 labels, the tree 4 leaves'),
     ],
 )
 def test_a_tree_that_is_changed_is_checked_again(quarters, fields, reason):

@@ -88,7 +88,7 @@ def test_no_masks_are_an_empty_array():
 def test_masks_of_an_image_of_another_size_are_not_drawn(size_hw):
     rles = encode_bitmaps(np.ones((2, 4, 6), bool))
     with pytest.raises(
-        UnSAMError, match=f'an RLE of 4 x 6 px is damaged, or no mask of an image of {size_hw[0]} x {size_hw[1]} px'
+        UnSAMError, match=f'an RLE of 4 x 6 px is damaged or of another image; expected {size_hw[0]} x {size_hw[1]} px'
     ):
         decode_rles(rles, size_hw)
 

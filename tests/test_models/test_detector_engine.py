@@ -209,7 +209,7 @@ def test_an_embedding_answers_without_the_image(predictor, detector, tmp_path):
     other.load_embedding(tmp_path / 'photo.npz')
     found = clicked(other, (40, 50, 1))[0]
     assert (found != expected).mean() < 0.01  # float16
-    with pytest.raises(UnSAMError, match='no embedding of one image by this model'):
+    with pytest.raises(UnSAMError, match='no embedding of an image by this model'):
         other.engine.set_embedding({'frames': np.zeros((3, 2))})
 
 
@@ -224,5 +224,5 @@ def test_a_config_and_a_checkpoint_make_an_engine(detector, tmp_path):
 
 def test_a_detector_that_answers_no_prompts_is_refused(detector):
     detector.mask_head = torch.nn.Identity()
-    with pytest.raises(UnSAMError, match='a detector with the head Identity answers no prompts'):
+    with pytest.raises(UnSAMError, match='a detector with the head Identity is not promptable'):
         DetectorEngine(detector)

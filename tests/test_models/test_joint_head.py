@@ -210,7 +210,7 @@ def test_a_detector_takes_a_part_of_its_weights_only_where_that_is_said(configs,
         return MODELS.build(config)
 
     alone = detector(configs['prompts']).state_dict()
-    with pytest.raises(WeightsError, match=r'set model\.partial_checkpoint=True to start the rest at random'):
+    with pytest.raises(WeightsError, match=r'set model\.partial_checkpoint=True to initialise the rest at random'):
         load_state_dict(detector(configs['both']), dict(alone))
     joint = detector(configs['both'], partial_checkpoint=True)
     load_state_dict(joint, dict(alone))
@@ -248,7 +248,7 @@ def small_detector() -> nn.Module:
         config.merge_from_dict({f'model.mask_head.{part}.{name}': value for name, value in settings.items()})
     # Points are drawn alike whatever the logits are, and no answer is corrected: a step changes the weights alone.
     sampling = {'num_points': 256, 'oversample_ratio': 1.0, 'importance_sample_ratio': 0.0}
-    drawn = {'prompts_per_image': 12, 'correction_share': 0.0}
+    drawn = {'prompts_per_image': 12, 'correction_prob': 0.0}
     config.merge_from_dict({'model.backbone': swin, 'model.train_cfg': sampling | drawn})
     config.merge_from_dict({'model.test_cfg': {'max_per_image': 20, 'mask_format': 'bitmap'}})
     model = MODELS.build(config.model)

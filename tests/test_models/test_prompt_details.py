@@ -153,7 +153,7 @@ def test_objects_with_and_without_details_do_not_see_each_other(model):
         ({'points': points(CLICK), 'point_labels': np.ones((1, 2))}, r'point_labels must be \(1, 1\), .* got \(1, 2\)'),
         ({'points': points(CLICK), 'point_labels': np.array([[2]])}, r'point_labels must be 1 .* got \[2\]'),
         ({'points': np.array([[np.nan, 3.0]])}, r'prompts\.points must be finite'),
-        ({'point_labels': np.ones((1, 1)), 'bboxes': np.array([BOX])}, r'point_labels is given, points is not'),
+        ({'point_labels': np.ones((1, 1)), 'bboxes': np.array([BOX])}, r'point_labels is given without prompts.points'),
         ({'points': points(CLICK), 'point_labels': np.array([[0]])}, r'prompt 0 has no positive click, no box'),
         ({'bboxes': np.full((2, 4), np.nan)}, r'prompt 0 has no positive click, no box and no mask'),
         ({'masks': np.ones((1, 9, 9), bool)}, r'masks must be \(P, 96, 128\), the size .* got \(1, 9, 9\)'),
@@ -172,7 +172,7 @@ def test_an_untrained_head_warns_of_details_and_of_nothing_else(model):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         answer(model, points=np.array([CLICK]))
-    with pytest.warns(UserWarning, match='have not been trained, as those of no released checkpoint are'):
+    with pytest.warns(UserWarning, match='have not been trained, as in all released checkpoints'):
         answer(model, points=points(CLICK, OTHER))
 
 
@@ -200,9 +200,9 @@ def squares(*sides: int) -> BitmapMasks:
 
 def test_a_prompt_that_tells_its_granularity_means_that_mask_alone():
     masks = squares(12, 40, 80)
-    drawn = draw_prompts(masks, 60, 6, 0.0, False, granularity_share=0.5)
+    drawn = draw_prompts(masks, 60, 6, 0.0, False, granularity_prob=0.5)
     told = ~drawn.details.granularity[0].isnan()
-    assert torch.equal(told, drawn.sole)
+    assert torch.equal(told, drawn.single_target)
     assert 10 < told.sum() < 50
     for row in told.nonzero()[:, 0].tolist():
         (target,) = drawn.targets[row].tolist()
@@ -211,7 +211,7 @@ def test_a_prompt_that_tells_its_granularity_means_that_mask_alone():
     assert max(len(targets) for targets in drawn.targets) == 3
 
 
-def correcting(shown: np.ndarray, rounds: int, earlier_mask_share: float = 1.0) -> TrainingPrompts:
+def correcting(shown: np.ndarray, rounds: int, earlier_mask_prob: float = 1.0) -> TrainingPrompts:
     """Prompts on a square of 40 px, to all of which an answer with the masks `shown` is given in each round."""
     drawn = draw_prompts(squares(40), 8, 6, 0.0, False)
     logits = torch.from_numpy(np.where(shown, 1.0, -1.0))[None]
@@ -219,7 +219,7 @@ def correcting(shown: np.ndarray, rounds: int, earlier_mask_share: float = 1.0) 
         drawn,
         torch.arange(4),
         rounds,
-        earlier_mask_share,
+        earlier_mask_prob,
         (24, 32),
         lambda boxes, *_: logits.expand(len(boxes), -1, -1, -1),
     )
@@ -233,7 +233,7 @@ def test_a_correction_clicks_where_the_answer_is_most_wrong():
     truth = at_feature(squares(40))
     empty, too_large = np.zeros_like(truth), at_feature(squares(88))
     found = correcting(np.stack([empty, too_large]), rounds=1)  # the second is more like the truth
-    assert found.sole.tolist() == [True] * 4 + [False] * 4
+    assert found.single_target.tolist() == [True] * 4 + [False] * 4
     assert found.details.kinds[0, :4].tolist() == [[POSITIVE, NEGATIVE]] * 4
     assert (found.details.kinds[0, 4:] == ABSENT).all()
     (x, y), positive = next_click(too_large, truth, empty)
@@ -248,11 +248,11 @@ def test_a_correction_clicks_where_the_answer_is_most_wrong():
 def test_earlier_masks_are_kept_at_a_share_and_a_right_answer_is_not_clicked():
     truth = at_feature(squares(40))
     assert not correcting(truth[None], rounds=2).details.kinds.numel()  # nothing but the masks
-    assert correcting(truth[None], rounds=2, earlier_mask_share=0.0).details is None
+    assert correcting(truth[None], rounds=2, earlier_mask_prob=0.0).details is None
 
 
 def test_each_round_clicks_at_another_place():
-    found = correcting(np.zeros((1, 24, 32), bool), rounds=3, earlier_mask_share=0.0)
+    found = correcting(np.zeros((1, 24, 32), bool), rounds=3, earlier_mask_prob=0.0)
     assert found.details.masks is None
     places = found.details.clicks[0, 0, 1:]
     assert len({tuple(place) for place in places.tolist()}) == 3
@@ -271,16 +271,24 @@ def test_of_a_prompt_that_means_one_mask_every_token_learns_its_overlap():
     box = torch.tensor([[0.25, 0.5, 0.5, 1.0]])
     packed = BitMasks.pack(BitmapMasks(mask, HEIGHT, WIDTH))
     losses = {}
-    for sole in (False, True):
+    for single_target in (False, True):
         for overlap in (0.0, 1.0):
             found = TokenPredictions(
                 torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[1.0, overlap]]), box[None].expand(1, 2, -1)
             )
             prompts = TrainingPrompts(
-                box, torch.ones(1).long(), [torch.tensor([0])], packed, box, torch.tensor([0]), torch.tensor([sole])
+                box,
+                torch.ones(1).long(),
+                [torch.tensor([0])],
+                packed,
+                box,
+                torch.tensor([0]),
+                torch.tensor([single_target]),
             )
             criterion = PromptCriterion(num_points=500, oversample_ratio=1.0, importance_ratio=0.0)
-            losses[sole, overlap] = float(criterion([found], feature, prompts, torch.tensor(1.0))[0]['loss_iou'])
+            losses[single_target, overlap] = float(
+                criterion([found], feature, prompts, torch.tensor(1.0))[0]['loss_iou']
+            )
     assert losses[False, 0.0] < 0.05
     assert losses[False, 1.0] < 0.05
     assert losses[True, 0.0] < 0.05
@@ -326,6 +334,13 @@ def logits_at_negative_clicks(model: nn.Module, photograph: np.ndarray, masks: n
     return found
 
 
+def test_probabilities_under_their_earlier_names_are_refused():
+    config = small_model()
+    config.train_cfg.update(box_share=0.5)
+    with pytest.raises(UnSAMError, match='train_cfg.box_share is a name of an earlier version; write box_prob'):
+        MODELS.build(config)
+
+
 @pytest.mark.filterwarnings('ignore:the weights of UnSAMPromptHead')  # before training
 def test_training_lets_a_negative_click_take_its_place_out_of_the_mask():
     """A step against the gradient of a training with corrections lowers the logit at places clicked negatively.
@@ -334,7 +349,7 @@ def test_training_lets_a_negative_click_take_its_place_out_of_the_mask():
     negative click that takes the place out. What the two gradients have in common is a cosine of 0.5 and more.
     """
     config = small_model()
-    config.train_cfg.update(correction_share=1.0, correction_rounds=1, earlier_mask_share=0.0, granularity_share=0.0)
+    config.train_cfg.update(correction_prob=1.0, correction_rounds=1, earlier_mask_prob=0.0, granularity_prob=0.0)
     model = MODELS.build(config)
     model.init_weights()
     model.eval()
@@ -359,7 +374,7 @@ def test_a_prompt_that_tells_a_larger_granularity_learns_a_larger_mask():
     the tokens. Rates are those of the mean logit, for a step of length 1.
     """
     config = small_model()
-    config.train_cfg.update(granularity_share=1.0, correction_share=0.0, box_share=0.0)
+    config.train_cfg.update(granularity_prob=1.0, correction_prob=0.0, box_prob=0.0)
     model = MODELS.build(config)
     model.init_weights()
     model.eval()

@@ -38,7 +38,7 @@ def nested_masks(count: int) -> BitmapMasks:
 
 def test_a_click_lies_in_its_mask_and_may_mean_every_mask_around_it():
     masks = nested_masks(4)
-    drawn = draw_prompts(masks, 50, max_targets=6, box_share=0.0, random_targets=False)
+    drawn = draw_prompts(masks, 50, max_targets=6, box_prob=0.0, random_targets=False)
     assert (drawn.types == CLICK_TYPE).all()
     x, y = (drawn.boxes[:, :2] * torch.tensor([WIDTH, HEIGHT])).floor().long().unbind(1)
     for targets, holding in zip(drawn.targets, masks.masks[:, y, x].T, strict=True):
@@ -49,7 +49,7 @@ def test_a_click_lies_in_its_mask_and_may_mean_every_mask_around_it():
 
 
 def test_a_box_is_near_that_of_its_mask_and_means_it_alone():
-    drawn = draw_prompts(nested_masks(4), 50, max_targets=6, box_share=1.0, random_targets=False)
+    drawn = draw_prompts(nested_masks(4), 50, max_targets=6, box_prob=1.0, random_targets=False)
     assert (drawn.types == BOX_TYPE).all()
     assert all(len(targets) == 1 for targets in drawn.targets)
     own = drawn.mask_boxes[torch.cat(drawn.targets)]
@@ -59,14 +59,14 @@ def test_a_box_is_near_that_of_its_mask_and_means_it_alone():
 
 def test_of_many_masks_the_smallest_and_the_largest_are_among_the_targets():
     masks = nested_masks(10)
-    one_pixel = draw_prompts(masks, 400, max_targets=6, box_share=0.0, random_targets=False)
+    one_pixel = draw_prompts(masks, 400, max_targets=6, box_prob=0.0, random_targets=False)
     crowded = [targets for targets in one_pixel.targets if 9 in targets]  # clicks into the smallest hold all ten
     assert crowded
     assert all(targets.tolist() == [9, 7, 5, 4, 2, 0] for targets in crowded)
 
 
 def test_the_release_takes_random_ones_of_many():
-    drawn = draw_prompts(nested_masks(10), 400, max_targets=6, box_share=0.0, random_targets=True)
+    drawn = draw_prompts(nested_masks(10), 400, max_targets=6, box_prob=0.0, random_targets=True)
     crowded = {tuple(sorted(targets.tolist())) for targets in drawn.targets if 9 in targets}
     assert len(crowded) > 1
     assert all(len(targets) <= 6 for targets in drawn.targets)
@@ -75,7 +75,7 @@ def test_the_release_takes_random_ones_of_many():
 def test_an_empty_mask_is_never_meant():
     masks = nested_masks(3)
     masks.masks[1] = 0
-    drawn = draw_prompts(masks, 30, max_targets=6, box_share=0.5, random_targets=False)
+    drawn = draw_prompts(masks, 30, max_targets=6, box_prob=0.5, random_targets=False)
     assert 1 not in torch.cat(drawn.targets)
 
 
@@ -209,7 +209,7 @@ def test_the_loss_falls_as_its_gradient_says(small, photo, make_sample, release)
     masks[2, 20:70, 75:120] = 1
     small.mask_head.release = release
     # Points are drawn alike whatever the logits are, and no answer is corrected.
-    small.train_cfg.update(oversample_ratio=1.0, importance_sample_ratio=0.0, correction_share=0.0)
+    small.train_cfg.update(oversample_ratio=1.0, importance_sample_ratio=0.0, correction_prob=0.0)
     model = MODELS.build(small)
     model.init_weights()
     model.eval()

@@ -97,7 +97,7 @@ def test_an_unknown_mode_is_refused(model, batch):
 
 
 def test_images_in_the_place_of_tokens_are_refused_with_the_remedy(model):
-    with pytest.raises(UnSAMError, match='reads region tokens, got Tensor'):
+    with pytest.raises(UnSAMError, match='needs region tokens, got Tensor'):
         model.test_step({'inputs': [torch.zeros(3, 32, 32)], 'data_samples': []})
 
 

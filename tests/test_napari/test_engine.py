@@ -135,7 +135,7 @@ def test_what_decides_embeddings_is_in_the_signature_of_the_engine(monkeypatch, 
         case 'ViT':
             origin[0] = 'another source'
         case 'settings':
-            trained['settings'] = GeneratorSettings(leaf_spacing_px=9)
+            trained['settings'] = GeneratorSettings(superpixel_spacing_px=9)
         case 'tokens':
             trained['n_tokens'] = 512
     assert _engine.make_engine('model', 'cpu').signature != before

@@ -131,7 +131,7 @@ def test_an_embedding_of_an_earlier_version_is_replaced(tmp_path):
     assert value_in(tmp_path / 'a.zarr') == 4
 
 
-@pytest.mark.parametrize(('name', 'message'), [('a.npz', 'is a folder, an'), ('a.zarr', 'is a file, an')])
+@pytest.mark.parametrize(('name', 'message'), [('a.npz', 'is a folder, but an'), ('a.zarr', 'is a file, but a')])
 @pytest.mark.parametrize(
     'act', [lambda path: save_arrays(path, 'tree', arrays(3)), lambda path: load_arrays(path, 'tree')]
 )

@@ -12,8 +12,15 @@ from scipy import ndimage
 from tests.trees import random_trees
 from unsam_mm.evaluation.click_simulation import simulate_clicks
 from unsam_mm.evaluation.prompt_data import Segment
-from unsam_mm.prompting.chains import LabelMap, Shape, WorkingGrid, centredness, depth_share, nothing
 from unsam_mm.prompting.inference import ClickInference, masks_of
+from unsam_mm.prompting.nested_masks import (
+    CandidateMask,
+    LabelMap,
+    WorkingGrid,
+    centredness,
+    empty_mask,
+    relative_depth,
+)
 from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.sources import TreeSource
 from unsam_mm.prompting.tree import TreeEngine
@@ -33,7 +40,7 @@ def clicks_on(draw, tree, max_clicks=5):
 
 def answered(inference, points, positive, box=None, mask_input=None):
     answer = inference.answer(Prompt.checked(inference.source.grid.size_hw, points, positive, box, mask_input))
-    return masks_of(answer.shapes, inference.source.grid.size_hw), answer.scores
+    return masks_of(answer.candidates, inference.source.grid.size_hw), answer.scores
 
 
 @pytest.fixture(scope='module')
@@ -76,12 +83,12 @@ def test_centredness_is_the_depth_of_the_click_in_what_is_wrong(case, data):
         data.draw(st.sampled_from([tree.mask(node) for node in range(len(tree))] + [np.zeros(tree.size_hw, bool)]))
         for _ in range(2)
     )
-    base = Shape((), start.ravel(), 0.0)  # images this small have a point for each pixel
-    (chain,) = source.pieces(point)
-    values = centredness(base, chain, adds, shown.ravel(), source.grid.click(point, positive))
+    base = CandidateMask((), start.ravel(), 0.0)  # images this small have a point for each pixel
+    (nested,) = source.at_point(point)
+    values = centredness(base, nested, adds, shown.ravel(), source.grid.click(point, positive))
     for number, value in enumerate(values):
         piece = np.zeros(tree.size_hw, bool)
-        chain.draw([number], [piece])
+        nested.draw([number], [piece])
         meant = start | piece if adds else start & ~piece
         wrong = meant & ~shown if positive else shown & ~meant
         depth = ndimage.distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1][point[1], point[0]]
@@ -101,7 +108,7 @@ def test_the_deepest_click_has_the_whole_depth_and_every_other_a_share_of_it(mea
         ndimage.distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1] for wrong in (meant & ~shown, shown & ~meant)
     ]
     own, deepest = depths[0 if positive else 1][y, x], np.max(depths)
-    share = depth_share(meant, shown, WorkingGrid(meant.shape).click((x, y), positive))
+    share = relative_depth(meant, shown, WorkingGrid(meant.shape).click((x, y), positive))
     # The library's distances are exact, those of the two sweeps wrong by less than a tenth.
     assert share == pytest.approx((own + 3) / (deepest + 3), rel=0.06)
 
@@ -112,7 +119,7 @@ def test_a_grid_has_a_point_for_each_pixel_of_a_small_image_and_few_of_a_large_o
     assert (LabelMap(labels, small).sampled == labels.ravel()).all()
     assert (len(small), len(large)) == (200 * 256, 250 * 1000)
     assert (small.spacing_px, WorkingGrid((300, 512)).spacing_px, large.spacing_px) == (1, 2, 4)
-    assert not nothing(large).sampled.any()
+    assert not empty_mask(large).sampled.any()
 
 
 def test_clicks_on_two_objects_without_the_one_between_them(coins_clicks):
@@ -164,7 +171,7 @@ def test_an_answer_is_given_though_another_thread_clears_what_is_kept(coins_tree
             self.clear()
 
     inference = ClickInference(TreeSource(coins_tree))
-    inference._kept = ClearedAtOnce()
+    inference._cache = ClearedAtOnce()
     masks, _ = answered(inference, np.array([COIN_XY, NEXT_COIN_XY]), np.array([True, False]))
     assert masks[:, 55, 44].all()
 

@@ -20,7 +20,7 @@ from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.tiled_answers import Gathered
 from unsam_mm.prompting.tiles import TiledEngine
-from unsam_mm.prompting.windows import MaskCrop, WindowPyramid, extent, lifted
+from unsam_mm.prompting.windows import MaskCrop, WindowPyramid, extent, upsample_mask
 
 TILE_PX = 256
 COIN_XY = (88, 110)  # of the coins at twice their size
@@ -71,7 +71,7 @@ def test_a_coarse_mask_is_drawn_with_a_smooth_outline_inside_its_box():
     y, x = np.mgrid[:1000, :1000]
     disc = np.hypot(y - 400, x - 600) < 150
     coarse = disc.reshape(250, 4, 250, 4).mean(axis=(1, 3)) > 0.5
-    crop = lifted(coarse, window, (1000, 1000))
+    crop = upsample_mask(coarse, window, (1000, 1000))
     drawn = np.zeros((1000, 1000), bool)
     crop.paste(drawn)
     blocks = np.kron(coarse, np.ones((4, 4), bool))
@@ -83,7 +83,7 @@ def test_a_mask_of_the_finest_level_is_drawn_as_it_is():
     window = WindowPyramid((606, 768), TILE_PX).window_at(0, np.array([400, 300]))
     mask = np.random.default_rng(0).random((TILE_PX, TILE_PX)) < 0.3
     drawn = np.zeros((606, 768), bool)
-    lifted(mask, window, (606, 768)).paste(drawn)
+    upsample_mask(mask, window, (606, 768)).paste(drawn)
     assert (drawn[window.top : window.top + TILE_PX, window.left : window.left + TILE_PX] == mask).all()
     assert drawn.sum() == mask.sum()
 
@@ -139,10 +139,10 @@ def test_coarse_windows_are_read_from_coarse_arrays(plane):
         ([], None, 'empty list'),
         (np.zeros((4, 100, 100)), None, 'one plane of a stack'),
         (np.zeros((5, 100)), None, 'too small'),
-        ([np.zeros((100, 100)), np.zeros((30, 30))], None, 'at a half, a quarter'),
-        (np.zeros((100, 100)), (3, 3), 'two rising numbers'),
-        (np.zeros((100, 100)), (0, 1, 2), 'two rising numbers'),
-        (np.zeros((100, 100)), 3, 'two rising numbers'),
+        ([np.zeros((100, 100)), np.zeros((30, 30))], None, 'downsampled by a power of two'),
+        (np.zeros((100, 100)), (3, 3), 'two ascending numbers'),
+        (np.zeros((100, 100)), (0, 1, 2), 'two ascending numbers'),
+        (np.zeros((100, 100)), 3, 'two ascending numbers'),
     ],
 )
 def test_what_is_no_plane_is_refused(pixels, limits, message):
@@ -283,7 +283,7 @@ def test_only_some_windows_are_kept_and_those_can_be_saved(generator, plane, tmp
     other.load_embedding(tmp_path / 'plane.npz')
     again, _ = other.predict_crops([COIN_XY], multimask_output=False)
     assert again[0].iou(crops[0]) == 1
-    with pytest.raises(UnSAMError, match='nothing of the place'):
+    with pytest.raises(UnSAMError, match='no window at the position'):
         other.predict_crops([(700, 30)], multimask_output=False)
     other.set_plane(plane, store=tmp_path / 'windows')
     other.predict_crops([(700, 30)], multimask_output=False)
@@ -323,7 +323,7 @@ def test_windows_of_an_engine_without_a_signature_are_not_kept(plane, tmp_path, 
     predictor.set_plane(plane, store=tmp_path / 'windows')
     assert predictor.predict_crops([COIN_XY], multimask_output=False)[0]
     assert not (tmp_path / 'windows').exists()
-    assert 'windows are not kept' in caplog.text
+    assert 'windows are not cached' in caplog.text
 
 
 def test_a_damaged_window_is_looked_at_again_and_one_that_cannot_be_kept_is_answered_all_the_same(
@@ -340,7 +340,7 @@ def test_a_damaged_window_is_looked_at_again_and_one_that_cannot_be_kept_is_answ
     whole = kept.read_bytes()
     kept.write_bytes(whole[: len(whole) // 2])
     assert answer(folder).iou(before) == 1
-    assert caplog.messages[-1].startswith(f'a window is looked at again: {kept}: not a whole .npz file (')
+    assert caplog.messages[-1].startswith(f'a cached window is computed again: {kept}: not a whole .npz file (')
     assert len(load_arrays(kept, 'tree')) > 0
     kept.unlink()
     kept.mkdir()
@@ -357,7 +357,7 @@ def test_a_damaged_window_is_looked_at_again_and_one_that_cannot_be_kept_is_answ
         assert answer(folder).iou(before) == 1
     (tmp_path / 'a file').touch()
     assert answer(tmp_path / 'a file' / 'windows').iou(before) == 1
-    assert 'no longer kept' in caplog.text
+    assert 'no longer cached' in caplog.text
 
 
 def test_windows_of_one_colour_have_no_masks(generator, plane):
@@ -381,7 +381,7 @@ def test_an_array_that_is_filled_anew_does_not_change_the_image_that_was_set(til
 @pytest.mark.parametrize('numbers', [[TILE_PX], [606, 768, TILE_PX + 1], [-3, 768, TILE_PX], ['a', 'b', 'c']])
 def test_embeddings_of_no_plane_are_refused(tiled, generator, numbers):
     other = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
-    with pytest.raises(UnSAMError, match='of no plane in tiles'):
+    with pytest.raises(UnSAMError, match='belong to no plane in tiles'):
         other.engine.set_embedding({**tiled.engine.embedding(), 'plane': np.array(numbers)})
 
 

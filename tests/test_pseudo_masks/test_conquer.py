@@ -1,4 +1,4 @@
-"""From leaves and patch features to trees."""
+"""From superpixels and patch features to trees."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unsam_mm.pseudo_masks.conquer import GrowthSettings, _leaf_means, conquer
+from unsam_mm.pseudo_masks.conquer import GrowthSettings, _superpixel_means, conquer
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, find_leaves, leaves_of
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, find_superpixels, superpixels_from_labels
 from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 USUAL = GrowthSettings(colour_weight=0.2, border_weight=0.6)
@@ -28,9 +28,9 @@ def two_squares():
 @pytest.mark.parametrize('growth', [USUAL, GrowthSettings(0.6, 0.7), GrowthSettings(0.2, 0.0), GrowthSettings(0, 0)])
 def test_each_object_is_a_node_and_both_rank_at_the_top(two_squares, growth):
     image, features = two_squares
-    leaves = find_leaves(ColourEdges.of(image))
-    (tree,) = conquer(leaves, features, [growth])
-    ranked = rank_regions([RankedTree(tree, leaves, np.ones(len(tree), bool))], RankingSettings())
+    superpixels = find_superpixels(ColourEdges.from_image(image))
+    (tree,) = conquer(superpixels, features, [growth])
+    ranked = rank_regions([RankedTree(tree, superpixels, np.ones(len(tree), bool))], RankingSettings())
     masks = ranked.select(max_masks=6).to_bitmaps()
     for channel in (0, 2):
         target = image[..., channel] == 200
@@ -39,15 +39,15 @@ def test_each_object_is_a_node_and_both_rank_at_the_top(two_squares, growth):
 
 
 def test_each_growth_makes_a_tree_of_its_own_over_the_same_leaves(coffee):
-    leaves = find_leaves(ColourEdges.of(coffee))
+    superpixels = find_superpixels(ColourEdges.from_image(coffee))
     grid = np.random.default_rng(0).standard_normal((15, 22, 8)).astype(np.float32)
     features = PatchFeatures(grid, coffee.shape[:2])
     growths = [USUAL, GrowthSettings(0.2, 0.3), GrowthSettings(2.0, 0.6), USUAL]
-    trees = conquer(leaves, features, growths)
-    parents = [tuple(conquer(leaves, features, [growth])[0].parent) for growth in growths]
+    trees = conquer(superpixels, features, growths)
+    parents = [tuple(conquer(superpixels, features, [growth])[0].parent) for growth in growths]
     assert [tuple(tree.parent) for tree in trees] == parents
     assert len(set(parents)) == 3
-    assert {tree.n_leaves for tree in trees} == {leaves.count}
+    assert {tree.n_leaves for tree in trees} == {superpixels.count}
 
 
 def chain_of_bands(heights_of_edges: list[float]) -> tuple:
@@ -59,15 +59,15 @@ def chain_of_bands(heights_of_edges: list[float]) -> tuple:
         strength[:, 6 * band - 1 : 6 * band + 1] = value
     lab = np.zeros((*labels.shape, 3), np.float32)
     lab[..., 0] = labels
-    return leaves_of(labels, ColourEdges(lab, strength, strength)), PatchFeatures(
+    return superpixels_from_labels(labels, ColourEdges(lab, strength, strength)), PatchFeatures(
         np.ones((2, 2, 3), np.float32), labels.shape
     )
 
 
 def test_where_colours_do_not_decide_the_strongest_edge_parts_last():
-    leaves, features = chain_of_bands([1, 1, 9, 1])
-    (with_borders,) = conquer(leaves, features, [GrowthSettings(1.0, 0.9)])
-    halves = [np.unique(leaves.labels[with_borders.mask(node)]).tolist() for node in with_borders.children(8)]
+    superpixels, features = chain_of_bands([1, 1, 9, 1])
+    (with_borders,) = conquer(superpixels, features, [GrowthSettings(1.0, 0.9)])
+    halves = [np.unique(superpixels.labels[with_borders.mask(node)]).tolist() for node in with_borders.children(8)]
     assert sorted(halves) == [[0, 1, 2], [3, 4]]
 
 
@@ -75,27 +75,27 @@ def test_without_features_colours_decide():
     """The upper and lower half differ in lightness alone; features are the same everywhere."""
     image = np.full((60, 60, 3), 90, np.uint8)
     image[30:] = 150
-    leaves = find_leaves(ColourEdges.of(image))
+    superpixels = find_superpixels(ColourEdges.from_image(image))
     features = PatchFeatures(np.ones((6, 6, 4), np.float32), (60, 60))
-    (tree,) = conquer(leaves, features, [GrowthSettings(1.0, 0.0)])
+    (tree,) = conquer(superpixels, features, [GrowthSettings(1.0, 0.0)])
     halves = tree.children(len(tree) - 1)
     assert sorted(tree.boxes_xyxy[halves].tolist()) == [[0, 0, 60, 30], [0, 30, 60, 60]]
 
 
 def test_leaf_features_are_the_means_of_the_upsampled_grid(coffee):
-    leaves = find_leaves(ColourEdges.of(coffee))
+    superpixels = find_superpixels(ColourEdges.from_image(coffee))
     grid = np.random.default_rng(0).standard_normal((15, 22, 3)).astype(np.float32)
     zoom = [side / cells for side, cells in zip(coffee.shape[:2], grid.shape[:2], strict=True)]
     upsampled = np.stack([ndimage.zoom(grid[..., c], zoom, order=1, mode='nearest', grid_mode=True) for c in range(3)])
-    areas = np.bincount(leaves.labels.ravel())
-    expected = [ndimage.mean(channel, leaves.labels, np.arange(leaves.count)) for channel in upsampled]
-    means = _leaf_means(leaves, areas, PatchFeatures(grid, coffee.shape[:2]))
+    areas = np.bincount(superpixels.labels.ravel())
+    expected = [ndimage.mean(channel, superpixels.labels, np.arange(superpixels.count)) for channel in upsampled]
+    means = _superpixel_means(superpixels, areas, PatchFeatures(grid, coffee.shape[:2]))
     assert means == pytest.approx(np.stack(expected, axis=1), abs=1e-4)
 
 
 def test_a_leaf_spacing_larger_than_the_image_gives_the_whole_image_as_only_region(two_squares):
     image, features = two_squares
-    (tree,) = conquer(find_leaves(ColourEdges.of(image), spacing_px=500), features, [USUAL])
+    (tree,) = conquer(find_superpixels(ColourEdges.from_image(image), spacing_px=500), features, [USUAL])
     assert len(tree) == 1
     assert tree.select().areas.tolist() == [80 * 120]
     assert (tree.cut(0.3) == 1).all()

@@ -21,9 +21,9 @@ def of_lightness(lightness: np.ndarray) -> ColourEdges:
 
 
 def regions_of(entry) -> np.ndarray:
-    """(K, H, W) bool: the nodes that are masks. `is_mask` is in the numbers that leaves had before the tree."""
+    """(K, H, W) bool: the nodes that are masks. `is_mask` is in the numbers that superpixels had before the tree."""
     is_mask = entry.is_mask.copy()
-    is_mask[entry.tree.leaf_labels] = entry.is_mask[entry.leaves.labels]
+    is_mask[entry.tree.leaf_labels] = entry.is_mask[entry.superpixels.labels]
     return all_masks(entry.tree)[is_mask]
 
 
@@ -76,7 +76,7 @@ def test_leaves_tile_the_image_and_every_parent_is_larger_and_higher(picture, br
 
 @pytest.mark.parametrize('bright', [True, False])
 def test_masks_of_a_photograph_are_components_of_its_lightness(coins, bright):
-    colour = ColourEdges.of(np.dstack([coins[:150, :190]] * 3))
+    colour = ColourEdges.from_image(np.dstack([coins[:150, :190]] * 3))
     regions = regions_of(level_set_tree(colour, bright, n_levels=16, min_area_px=25, sigma_px=0))
     assert len(regions) > 20
     assert regions.sum(axis=(1, 2)).min() >= 25

@@ -131,7 +131,7 @@ def test_the_order_of_the_edges_does_not_matter():
 
 
 def test_regions_that_do_not_hang_together_are_refused():
-    with pytest.raises(ValueError, match='2 unconnected parts'):
+    with pytest.raises(ValueError, match='2 unconnected components'):
         merge_regions(np.ones((3, 2)), np.ones(3), np.array([[0, 1]]))
 
 

@@ -12,7 +12,7 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.conquer import GrowthSettings, conquer
 from unsam_mm.pseudo_masks.level_sets import level_set_tree
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, measure_cues, rank_regions
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, find_leaves, leaves_of
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, find_superpixels, superpixels_from_labels
 from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 SETTINGS = RankingSettings()
@@ -20,21 +20,21 @@ SETTINGS = RankingSettings()
 
 @pytest.fixture(scope='module')
 def entry(coffee):
-    """A tree over the leaves of a small part of a photograph."""
-    colour = ColourEdges.of(np.ascontiguousarray(coffee[60:120, 90:170]))
-    leaves = find_leaves(colour)
+    """A tree over the superpixels of a small part of a photograph."""
+    colour = ColourEdges.from_image(np.ascontiguousarray(coffee[60:120, 90:170]))
+    superpixels = find_superpixels(colour)
     grid = np.random.default_rng(0).standard_normal((6, 8, 5)).astype(np.float32)
-    (tree,) = conquer(leaves, PatchFeatures(grid, (60, 80)), [GrowthSettings(0.6, 0.6)])
-    return RankedTree(tree, leaves, np.ones(len(tree), bool))
+    (tree,) = conquer(superpixels, PatchFeatures(grid, (60, 80)), [GrowthSettings(0.6, 0.6)])
+    return RankedTree(tree, superpixels, np.ones(len(tree), bool))
 
 
 def flat_tree(labels: np.ndarray, image: np.ndarray | None = None) -> RankedTree:
     """All labels directly below the whole image, which is plain unless given."""
     image = np.full((*labels.shape, 3), 90, np.uint8) if image is None else image
-    leaves = leaves_of(labels.astype(np.int32), ColourEdges.of(image))
-    parent = np.append(np.full(leaves.count, leaves.count), -1) if leaves.count > 1 else np.array([-1])
-    tree = MaskHierarchy.from_merges(leaves.labels, parent, (parent == -1).astype(float))
-    return RankedTree(tree, leaves, np.ones(len(tree), bool))
+    superpixels = superpixels_from_labels(labels.astype(np.int32), ColourEdges.from_image(image))
+    parent = np.append(np.full(superpixels.count, superpixels.count), -1) if superpixels.count > 1 else np.array([-1])
+    tree = MaskHierarchy.from_merges(superpixels.labels, parent, (parent == -1).astype(float))
+    return RankedTree(tree, superpixels, np.ones(len(tree), bool))
 
 
 def discs(centres_yx: list[tuple[int, int]], radius: float, shape: tuple[int, int] = (60, 120)) -> np.ndarray:
@@ -59,10 +59,10 @@ def sides(values: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def side_strengths(entry: RankedTree) -> list[np.ndarray]:
-    """For every pixel side the mean gradient along the whole border of the two leaves that it parts."""
-    gradients = [(a + b) / 2 for a, b in sides(entry.leaves.colour.strength.astype(np.float64))]
-    pairs = [np.stack([np.minimum(a, b), np.maximum(a, b)], axis=-1) for a, b in sides(entry.leaves.labels)]
-    keys = [pair[..., 0].astype(np.int64) * entry.leaves.count + pair[..., 1] for pair in pairs]
+    """For every pixel side the mean gradient along the whole border of the two superpixels that it parts."""
+    gradients = [(a + b) / 2 for a, b in sides(entry.superpixels.colour.strength.astype(np.float64))]
+    pairs = [np.stack([np.minimum(a, b), np.maximum(a, b)], axis=-1) for a, b in sides(entry.superpixels.labels)]
+    keys = [pair[..., 0].astype(np.int64) * entry.superpixels.count + pair[..., 1] for pair in pairs]
     flat = np.concatenate([key.ravel() for key in keys])
     weights = np.concatenate([gradient.ravel() for gradient in gradients])
     unique, index = np.unique(flat, return_inverse=True)
@@ -72,7 +72,7 @@ def side_strengths(entry: RankedTree) -> list[np.ndarray]:
 
 def test_cues_equal_those_counted_pixel_by_pixel(entry):
     tree, cues = entry.tree, measure_cues(entry)
-    typical = entry.leaves.colour.strength.mean()
+    typical = entry.superpixels.colour.strength.mean()
     strengths = side_strengths(entry)
     for node in range(0, len(tree) - 1, 5):
         mask = tree.mask(node)
@@ -110,9 +110,9 @@ def test_an_ellipse_is_full_a_rectangle_nearly_and_a_ring_is_not(angle):
 
 def test_persistence_is_how_long_a_region_lasts_over_the_median_of_its_tree():
     labels = np.arange(4)[None].repeat(3, axis=0)
-    leaves = flat_tree(labels).leaves
+    superpixels = flat_tree(labels).superpixels
     tree = MaskHierarchy.from_merges(labels, np.array([4, 4, 5, 6, 5, 6, -1]), np.array([0, 0, 0, 0, 0.2, 0.3, 0.9]))
-    persistence = measure_cues(RankedTree(tree, leaves, np.ones(7, bool))).persistence
+    persistence = measure_cues(RankedTree(tree, superpixels, np.ones(7, bool))).persistence
     rises = np.array([0.2, 0.2, 0.3, 0.9, 0.1, 0.6, 0])
     assert persistence == pytest.approx(rises / np.median(rises[:-1]) + 0.01, rel=1e-5)
 
@@ -187,19 +187,19 @@ def test_a_region_of_which_all_trees_have_a_like_beats_one_that_a_single_tree_fi
     image[both > 0] = 200
     trees = [flat_tree(both, image), flat_tree(discs([(30, 30)], 15.5), image)]
 
-    def scores(company: float) -> tuple[float, float]:
-        ranked = rank_regions(trees, RankingSettings(company=company, repetition=0))
+    def scores(cross_tree_consensus: float) -> tuple[float, float]:
+        ranked = rank_regions(trees, RankingSettings(cross_tree_consensus=cross_tree_consensus, repetition=0))
         return ranked.score[node_at(ranked, 30, 30)], ranked.score[node_at(ranked, 30, 89)]
 
-    left, right = scores(company=0)
+    left, right = scores(cross_tree_consensus=0)
     assert left == pytest.approx(right, rel=1e-3)
-    left, right = scores(company=1)
+    left, right = scores(cross_tree_consensus=1)
     assert left > 1.5 * right
 
 
 def test_regions_beyond_the_candidates_come_after_all_of_them(entry, coffee):
     """The order of quality is kept below the candidates, and everything that is a mask keeps a score."""
-    level_sets = level_set_tree(entry.leaves.colour, bright=True)
+    level_sets = level_set_tree(entry.superpixels.colour, bright=True)
     ranked = rank_regions([entry, level_sets], RankingSettings(candidates=10))
     scores = np.sort(np.concatenate([ranked.score, ranked.alternatives[0].score]))[::-1]
     everything = rank_regions([entry, level_sets], SETTINGS)
@@ -210,7 +210,7 @@ def test_regions_beyond_the_candidates_come_after_all_of_them(entry, coffee):
 
 
 def test_all_trees_of_one_picture_stay_as_they_are(entry):
-    level_sets = [level_set_tree(entry.leaves.colour, bright) for bright in (True, False)]
+    level_sets = [level_set_tree(entry.superpixels.colour, bright) for bright in (True, False)]
     ranked = rank_regions([entry, *level_sets], SETTINGS)
     assert ranked.leaf_labels is entry.tree.leaf_labels
     assert ranked.parent is entry.tree.parent
@@ -231,7 +231,7 @@ def test_all_trees_of_one_picture_stay_as_they_are(entry):
         {'repetition': 1.5},
         {'sharpness': -1.0},
         {'edge': np.nan},
-        {'company': np.inf},
+        {'cross_tree_consensus': np.inf},
         {'roughness': -np.inf},
     ],
 )

@@ -12,7 +12,7 @@ from unsam_mm.pseudo_masks.watershed import flood, ranks_of
 
 @pytest.mark.parametrize('spacing_px', [3, 8, 150])
 def test_labels_are_those_of_scikit_image(coffee, spacing_px):
-    values = ColourEdges.of(coffee).fine
+    values = ColourEdges.from_image(coffee).fine
     seeds = np.zeros(values.shape, np.int32)
     grid = seeds[1::spacing_px, 1::spacing_px]
     grid[:] = np.arange(1, grid.size + 1).reshape(grid.shape)
@@ -20,7 +20,7 @@ def test_labels_are_those_of_scikit_image(coffee, spacing_px):
 
 
 def test_seeds_of_any_shape_keep_their_pixels(coffee):
-    values = ColourEdges.of(coffee).fine
+    values = ColourEdges.from_image(coffee).fine
     seeds = np.where(values > np.percentile(values, 90), 1, 0).astype(np.int32)
     seeds[100:120, 200:210] = 7
     labels = flood(ranks_of(values), seeds)

@@ -16,9 +16,9 @@ from unsam_mm.published.maskcut import (
     MaskCutDivider,
     centred,
     maskcut,
+    resize_to_square,
     second_eigenvector,
     similar_patches,
-    squeezed,
 )
 
 
@@ -31,7 +31,7 @@ def extractor():
 @pytest.fixture(scope='module')
 def cup(extractor, coffee):
     """(24, 24, 384) keys of the cup of coffee."""
-    return extractor(squeezed(coffee, 24 * 14))
+    return extractor(resize_to_square(coffee, 24 * 14))
 
 
 def two_squares(rows=20, columns=24):
@@ -56,7 +56,7 @@ def lanczos_fails(monkeypatch):
 def test_no_patch_changes_sides_between_an_iterative_solver_and_the_dense_one(extractor, image, solver, request):
     if solver == 'LOBPCG':
         request.getfixturevalue('lanczos_fails')
-    keys = centred(extractor(squeezed(getattr(data, image)(), 24 * 14))).grid.reshape(-1, 384)
+    keys = centred(extractor(resize_to_square(getattr(data, image)(), 24 * 14))).grid.reshape(-1, 384)
     similar = similar_patches(keys, 0.15)
     weights = np.where(similar, 1.0, 1e-5)
     degrees = np.diag(weights.sum(axis=1))

@@ -44,7 +44,7 @@ def colour_generator():
     """The generator with the leaves that the tokenizer finds in the cup, which is small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(region_trees, 'PatchFeatureExtractor', _Colours)
-        return PseudoMaskGenerator(GeneratorSettings(leaf_spacing_px=5.0))
+        return PseudoMaskGenerator(GeneratorSettings(superpixel_spacing_px=5.0))
 
 
 @pytest.fixture(scope='session')
@@ -56,7 +56,7 @@ def cup(colour_tokenizer, coffee):
 @pytest.fixture(scope='session')
 def inputs(cup):
     """What the network reads of the cup."""
-    return RegionInputs.of(cup[0])
+    return RegionInputs.from_tokens(cup[0])
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_many_objects_are_answered_in_one_call(predictor):
     [(None, None, None), (torch.zeros(0, 1, 2), torch.zeros(0, 1), None), (None, None, torch.zeros(0, 4))],
 )
 def test_calls_without_objects_are_refused(predictor, points, labels, boxes):
-    with pytest.raises(UnSAMError, match='one number of objects'):
+    with pytest.raises(UnSAMError, match='the same number of objects'):
         predictor.predict_torch(points, labels, boxes)
 
 
@@ -149,7 +149,7 @@ def test_an_image_has_to_be_set_first(predictor):
 
 
 def test_unknown_models_and_arguments_of_the_other_engine_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match='is no model that this installation holds'):
+    with pytest.raises(WeightsError, match='is not among the models of this installation'):
         UnSAMPredictor.from_pretrained('unsam_xxl')
     with pytest.raises(WeightsError, match='no such file'):
         UnSAMPredictor('model', weights=tmp_path / 'a.safetensors')

@@ -19,7 +19,7 @@ def _answer(net, inputs, seeds, granularity=None):
 
 @pytest.mark.parametrize('n_tokens', [1, 2, 30, 200])
 def test_any_number_of_regions_is_answered(net, colour_tokenizer, coffee, n_tokens):
-    inputs = RegionInputs.of(colour_tokenizer(n_tokens)(coffee))
+    inputs = RegionInputs.from_tokens(colour_tokenizer(n_tokens)(coffee))
     logits, scores = _answer(net, inputs, torch.arange(n_tokens))
     assert logits.shape == (n_tokens, n_tokens)
     assert scores.shape == (n_tokens, 2)
@@ -28,7 +28,7 @@ def test_any_number_of_regions_is_answered(net, colour_tokenizer, coffee, n_toke
 
 
 def test_a_tiny_image_is_answered(net, colour_tokenizer, coffee):
-    inputs = RegionInputs.of(colour_tokenizer(768)(coffee[:8, :8]))
+    inputs = RegionInputs.from_tokens(colour_tokenizer(768)(coffee[:8, :8]))
     logits, scores = _answer(net, inputs, torch.zeros(3, dtype=torch.long), torch.tensor([0.0, 1.0, torch.nan]))
     assert logits.isfinite().all()
     assert scores.isfinite().all()
@@ -45,7 +45,7 @@ def test_prompts_do_not_see_each_other(net, inputs):
 def test_the_numbering_of_the_regions_does_not_matter(net, inputs):
     order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
     place = order.argsort()
-    per_region = ('areas_px', 'features', 'looks', 'centres_yx', 'border_share')
+    per_region = ('areas_px', 'features', 'appearance', 'centres_yx', 'border_share')
     shuffled = replace(
         inputs,
         **{name: getattr(inputs, name)[order] for name in per_region},

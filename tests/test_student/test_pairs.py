@@ -61,6 +61,6 @@ def test_the_outline_of_the_image_is_shared_among_the_regions(inputs):
 def test_any_number_of_trees_gives_as_many_distances(colour_tokenizer, coffee, growths):
     from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
-    found = RegionInputs.of(colour_tokenizer(20, GeneratorSettings(growths=growths))(coffee))
+    found = RegionInputs.from_tokens(colour_tokenizer(20, GeneratorSettings(growths=growths))(coffee))
     assert found.n_trees == len(growths)
     assert found.pairs.shape == (20, 20, len(growths) + 5)

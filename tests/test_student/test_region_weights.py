@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from unsam_mm.errors import StoreError, WeightsError
+from unsam_mm.fingerprints import file_sha256
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.student import RegionNet, RegionPrompts
 from unsam_mm.student.weights import load_weights, net_of_checkpoint, packaged_weights, save_weights
@@ -19,7 +20,7 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 
 
 def test_a_network_answers_as_before_once_it_is_read_again(net, inputs, tmp_path):
-    settings = GeneratorSettings(leaf_spacing_px=6.0)
+    settings = GeneratorSettings(superpixel_spacing_px=6.0)
     save_weights(tmp_path / 'a.safetensors', net, settings, n_tokens=80, notes={'seed': '0'})
     trained = load_weights(tmp_path / 'a.safetensors')
     assert (trained.settings, trained.n_tokens, trained.notes) == (settings, 80, {'seed': '0'})
@@ -28,6 +29,13 @@ def test_a_network_answers_as_before_once_it_is_read_again(net, inputs, tmp_path
         logits, _ = net.decode(inputs, net.encode(inputs), prompts)
         again, _ = trained.net.decode(inputs, trained.net.encode(inputs), prompts)
     assert (logits - again).abs().max() < 0.02  # half precision
+
+
+def test_the_weights_in_the_package_are_those_of_earlier_versions_and_load_with_the_default_settings():
+    """The file names settings as they were called when it was written."""
+    path = packaged_weights('unsam_s')
+    assert file_sha256(path) == 'b26f4a932e5d372f908d1c4472932c2957536f45eec2f956cb9c845f3247f322'
+    assert load_weights(path).settings == GeneratorSettings()
 
 
 def test_a_file_takes_two_bytes_a_weight(net, tmp_path):
@@ -77,7 +85,7 @@ def lost(tensors, name):
         (lambda t: lost(t, 'region.0.bias'), {}, 'region.0.bias has the shape None'),
         (lambda t: t.update({'region.0.bias': t['region.0.bias'][:-1].clone()}), {}, 'region.0.bias has the shape'),
         (lambda t: t.update({'other': torch.zeros(2)}), {}, 'other has the shape .2,., expected None'),
-        (lambda t: None, {'net': '{"width": 1000000000}'}, 'the tensors are of a network with'),
+        (lambda t: None, {'net': '{"width": 1000000000}'}, 'the tensors belong to a network with'),
         (lambda t: None, {'n_tokens': '-4'}, 'n_tokens is -4, expected 1..4096'),
         (lambda t: None, {'n_tokens': 'many'}, 'invalid literal'),
         (lambda t: None, {'settings': '[]'}, 'parts do not belong together'),
@@ -99,7 +107,7 @@ def test_a_file_whose_parts_do_not_fit_is_refused_on_one_line(net, tmp_path, ten
 
 
 def test_a_model_that_the_package_lacks_is_named():
-    with pytest.raises(WeightsError, match="'unsam_xxl' is no model that this installation holds"):
+    with pytest.raises(WeightsError, match="'unsam_xxl' is not among the models of this installation"):
         packaged_weights('unsam_xxl')
 
 

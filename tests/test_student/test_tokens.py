@@ -84,7 +84,7 @@ def test_an_image_may_be_a_single_region(colour_tokenizer, coffee):
     assert tokens.edges.shape == (0, 2)
     assert tokens.tree_heights.shape == (4, 0)
     assert np.allclose(masks.shares[:, 0] / 255 * coffee[..., 0].size, masks.areas_px, atol=coffee[..., 0].size / 500)
-    assert RegionInputs.of(tokens).pairs.isfinite().all()
+    assert RegionInputs.from_tokens(tokens).pairs.isfinite().all()
 
 
 def test_small_images_have_smaller_leaves(colour_tokenizer, coffee):
@@ -191,26 +191,30 @@ def changed(values, at, value):
         ('tree_orders', lambda v: changed(v, (0, 0), 65535), 'tree_orders must hold each of the 80 regions once'),
         ('tree_orders', lambda v: changed(v, (0, 0), v[0, 1]), 'tree_orders must hold each of the 80 regions once'),
         ('tree_orders', lambda v: v.astype(np.int64), 'tree_orders must be uint16 with 2 axes'),
-        ('tree_orders', lambda v: v[:0], 'parts do not belong together'),
-        ('tree_heights', lambda v: v[:, :-1], 'tree_heights .* do not belong together'),
+        ('tree_orders', lambda v: v[:0], 'does not match the other fields'),
+        ('tree_heights', lambda v: v[:, :-1], 'tree_heights .* does not match the other fields'),
         ('tree_heights', lambda v: changed(v, (1, 2), np.nan), 'tree_heights must be finite'),
         ('tree_heights', lambda v: changed(v, (1, 2), -3), r'tree_heights must lie in \[0, 1\]'),
         ('tree_heights', lambda v: changed(v, (1, 2), 9), r'tree_heights must lie in \[0, 1\]'),
-        ('labels', lambda v: changed(v, (0, 0), 80), 'areas_px are not those of the labels'),
-        ('labels', lambda v: changed(v, (0, 0), (int(v[0, 0]) + 1) % 80), 'areas_px are not those of the labels'),
+        ('labels', lambda v: changed(v, (0, 0), 80), 'areas_px differ from the areas of the labels'),
+        (
+            'labels',
+            lambda v: changed(v, (0, 0), (int(v[0, 0]) + 1) % 80),
+            'areas_px differ from the areas of the labels',
+        ),
         ('labels', lambda v: v.astype(np.float32), 'labels must be uint16 with 2 axes'),
         ('labels', lambda v: v.ravel(), 'labels must be uint16 with 2 axes'),
-        ('areas_px', lambda v: changed(v, 3, -1), 'areas_px are not those of the labels'),
+        ('areas_px', lambda v: changed(v, 3, -1), 'areas_px differ from the areas of the labels'),
         ('features', lambda v: changed(v, (0, 0), np.inf), 'features must be finite'),
-        ('features', lambda v: v[:-1], 'features .* do not belong together'),
-        ('lab_mean', lambda v: v[:, :2], 'lab_mean .* do not belong together'),
+        ('features', lambda v: v[:-1], 'features .* does not match the other fields'),
+        ('lab_mean', lambda v: v[:, :2], 'lab_mean .* does not match the other fields'),
         ('lab_std', lambda v: changed(v, (0, 0), -1), 'lab_std must not be negative'),
         ('centres_yx', lambda v: changed(v, (0, 0), 1e6), 'centres_yx must lie in the image of 200 x 300 px'),
         ('centres_yx', lambda v: v.astype('>f4'), 'centres_yx must be float32'),
         ('edges', lambda v: changed(v, (0, 1), 65535), 'edges must be pairs of regions'),
         ('edges', lambda v: v[::-1].copy(), 'edges must be pairs of regions'),
         ('edge_lengths_px', lambda v: changed(v, 0, 0), 'edge_lengths_px must be positive'),
-        ('edge_strengths', lambda v: v[:-1], 'edge_strengths .* do not belong together'),
+        ('edge_strengths', lambda v: v[:-1], 'edge_strengths .* does not match the other fields'),
     ],
 )
 def test_numbers_that_describe_no_regions_are_refused(cup, tmp_path, name, change, reason):
@@ -231,7 +235,7 @@ def test_numbers_that_describe_no_regions_are_refused(cup, tmp_path, name, chang
         ('mask_scores', lambda v: changed(v, 0, np.nan), r'scores of masks must lie in \[0, 1\]'),
         ('mask_areas_px', lambda v: changed(v, 0, -5), 'areas must not be negative'),
         ('mask_shares', lambda v: v.astype(np.int32), 'shares of masks must be uint8'),
-        ('mask_shares', lambda v: v[:-1], 'as many as scores'),
+        ('mask_shares', lambda v: v[:-1], 'the length of scores'),
     ],
 )
 def test_numbers_that_describe_no_masks_are_refused(cup, tmp_path, name, change, reason):

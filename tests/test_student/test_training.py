@@ -15,7 +15,7 @@ from unsam_mm.student.training import TeacherMasks, draw_prompts, draw_targets
 @pytest.fixture
 def targets(inputs, cup):
     """200 targets: for each of 50 seeds two masks and two nodes."""
-    teacher = TeacherMasks.of(cup[1], inputs)
+    teacher = TeacherMasks.from_token_masks(cup[1], inputs)
     return draw_targets(inputs, teacher, torch.Generator().manual_seed(0), 50, 4)
 
 
@@ -97,7 +97,7 @@ def test_an_image_without_masks_still_teaches_its_tree(net, inputs):
 
 def test_an_image_of_one_region_gives_finite_losses(colour_tokenizer, coffee, net):
     tokens, masks = colour_tokenizer(1).with_masks(coffee)
-    losses = region_losses(net, RegionInputs.of(tokens), masks, _seeded())
+    losses = region_losses(net, RegionInputs.from_tokens(tokens), masks, _seeded())
     _total(losses).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in net.parameters())
@@ -105,7 +105,5 @@ def test_an_image_of_one_region_gives_finite_losses(colour_tokenizer, coffee, ne
 
 def test_masks_of_another_image_are_refused(inputs, cup):
     fewer = TokenMasks(cup[1].shares[:, :70], cup[1].scores, cup[1].areas_px)
-    with pytest.raises(
-        UnSAMError, match='the masks are over 70 regions, the image has 80; both must come from one file'
-    ):
+    with pytest.raises(UnSAMError, match='the masks have 70 regions, the inputs 80; load both from one file'):
         region_losses(RegionNet(feature_channels=3), inputs, fewer)

@@ -1,1 +1,1 @@
-"""COCO files of any size: read and written piece by piece, masks in all their forms, images paired by name."""
+"""COCO files of any size: streaming reader and writer, mask formats, and matching of images by name."""

@@ -1,6 +1,6 @@
-"""Fields of COCO's entries that come in several forms: unambiguous values are converted, others are refused.
+"""Parses fields of COCO entries: unambiguous variants are converted, others are rejected.
 
-Tools write ids as whole floats (pandas), numbers as text, and null for what they do not know.
+Tools write ids as whole floats (pandas), numbers as text, and null for missing values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads a COCO annotation file as a whole, checked: the ground truth that predictions are measured against."""
+"""Loads and validates a COCO annotation file as ground truth for evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
     """A COCO annotation file as a dictionary with non-empty ``images`` and ``annotations``.
 
     Ids that are whole floats become whole numbers. Polygons that enclose nothing are left out, and so are annotations
-    without a mask; one warning says how many.
+    without a mask; one warning gives their number.
 
     Raises:
         StoreError: If the file is missing, broken, empty, or not in COCO form, lists an image twice, or has annotations
@@ -86,7 +86,7 @@ def with_ids(path: Path | str, entries: list[Any], what: str, key: str) -> list[
 
 
 def check_listed(path: Path | str, annotations: list[dict[str, Any]], images: list[dict[str, Any]]) -> None:
-    """Raises `StoreError` if annotations belong to images that are not in the list."""
+    """Raises `StoreError` if annotations refer to images that are not in the list."""
     listed = {image['id'] for image in images}
     unknown = {annotation['image_id']: None for annotation in annotations if annotation['image_id'] not in listed}
     if unknown:

@@ -1,4 +1,4 @@
-"""Where the annotations of each image lie in a COCO file; they stay on disk until they are read."""
+"""Index of the annotations of each image in a COCO file; annotations are read from disk on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks as pictures, whose grey values or colours are the numbers of segments: those of COCO's panoptic files, for one."""
+"""Label images whose grey values or colours encode segment ids, such as those of COCO panoptic files."""
 
 from __future__ import annotations
 

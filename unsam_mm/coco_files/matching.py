@@ -1,4 +1,4 @@
-"""Which image of a COCO file a name means."""
+"""Matches file names to the images of a COCO file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unsam_mm.errors import StoreError, first_names
 def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unmatched: bool = False) -> dict[str, Any]:
     """Pairs image names with the images of a COCO file.
 
-    A name belongs to the image with the same ``file_name``; else to the one that shares the longest end of its path
+    A name matches the image with the same ``file_name``; else to the one that shares the longest end of its path
     (whole parts, at least the file name), so that ``101085.jpg`` finds ``val/101085.jpg``. Where ``file_name`` is
     missing, ``coco_url`` is used (LVIS).
 

@@ -1,4 +1,4 @@
-"""Masks of COCO records as run lengths, checked before pycocotools sees them: its C code trusts what it is given."""
+"""Converts segmentations of COCO records to run lengths; validates them, which the C code of pycocotools does not."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def read_rles(records: Sequence[Record], size_hw: tuple[int | None, int | None])
     """The masks of the records of one image as compressed RLEs.
 
     Args:
-        records: COCO annotations or results with ``segmentation``: RLE (compressed or plain), or polygons, which are cut
-            at the borders of the image.
+        records: COCO annotations or results with ``segmentation``: RLE (compressed or plain), or polygons, which are
+            cut at the borders of the image.
         size_hw: Height and width of the image in pixels; None where they are not known.
 
     Raises:

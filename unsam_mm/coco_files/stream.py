@@ -1,4 +1,4 @@
-"""Walks through the long lists of a JSON file of any size, holding one entry at a time."""
+"""Streaming parser for the long lists of JSON files: one entry in memory at a time."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def open_utf8(path: str | Path) -> IO[bytes]:
     Raises:
         OSError: If it cannot be read.
         StoreError: If it is compressed.
-        UnicodeDecodeError: If it is not what its first bytes say.
+        UnicodeDecodeError: If its encoding is not the one that its first bytes indicate.
     """
     file = Path(path).open('rb')  # noqa: SIM115  (the caller closes it)
     start = file.read(4)

@@ -1,4 +1,4 @@
-"""A pipeline step that clicks once at each annotated object: the prompts of a test."""
+"""A pipeline step that adds a click on each annotated object, as prompts for testing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from unsam_mm.next_click import centre_of
 
 @TRANSFORMS.register_module()
 class UnSAMClickPrompts(BaseTransform):
-    """Gives each object of an image one click, at the pixel farthest from its outline; see `centre_of`.
+    """Adds one click for each object of an image, at the pixel farthest from its boundary; see `centre_of`.
 
-    Comes last in a test pipeline, behind `PackDetInputs` and with masks of the original image, as `UnSAMLoadMasks` gives
-    them with `at_original_size`. The data sample gets `prompts`, which `UnSAMPromptHead` answers and
-    `UnSAMPromptIoUMetric` judges: `points` (P, 2) float32, x, y of the middle of the pixel in the original image, and
-    `targets` (P,) int64, the number of the object in `gt_instances`. Crowds and objects without a pixel have none.
+    Must be the last step of a test pipeline, after `PackDetInputs`, with masks at the original size, as from
+    `UnSAMLoadMasks(at_original_size=True)`. Sets `prompts` of the data sample for `UnSAMPromptHead` and
+    `UnSAMPromptIoUMetric`: `points` (P, 2) float32, x, y of the pixel centre in the original image, and `targets` (P,)
+    int64, index of the object in `gt_instances`. Crowds and empty objects have no prompt.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class UnSAMClickPrompts(BaseTransform):
         if not isinstance(masks, BaseInstanceMasks):
             raise UnSAMError(
                 'UnSAMClickPrompts found no data sample with masks; load them with UnSAMLoadMasks(at_original_size=True) '
-                'and put PackDetInputs in front of this step'
+                'and put PackDetInputs before this step'
             )
         size_hw = tuple(sample.metainfo['ori_shape'][:2])
         if (masks.height, masks.width) != size_hw:

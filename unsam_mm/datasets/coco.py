@@ -1,4 +1,4 @@
-"""COCO-format files with any categories as one class: training sets of one's own, and the published benchmarks."""
+"""Class-agnostic datasets from COCO files: custom training sets and the published benchmarks."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ from unsam_mm.errors import ImageError, StoreError, UnSAMError
 
 @DATASETS.register_module()
 class UnSAMCocoDataset(LazyDataset):
-    """The images of a COCO file, all categories as one; annotations are read when their image is wanted.
+    """The images of a COCO file, with all categories as one class; annotations are read lazily.
 
-    Takes what COCO, LVIS (no ``file_name``, the path is the end of ``coco_url``), PACO, EntitySeg, PartImageNet and
-    ADE20K come with: polygons or run lengths, ids that are numbers or text and need not be those in the file names,
-    no ``iscrowd``. An image keeps the id that the file gives it.
+    Supports the formats of COCO, LVIS (no ``file_name``, the path is the end of ``coco_url``), PACO, EntitySeg,
+    PartImageNet and ADE20K: polygons or RLEs, ids that are numbers or texts and may differ from those in the file
+        names, no
+    ``iscrowd``. Images keep their ids.
 
-    Entries have ``img_path``, ``img_name``, ``img_root``, ``img_id``, ``height``, ``width`` and ``instances`` as
-    `UnSAMImageFolder` gives them, each instance also with ``area`` as the file states it, by which COCO sorts objects
-    into small, medium and large, NaN where it states none. Crowds have ``ignore_flag`` 1. Objects without a mask, which
-    some files have, and polygons that enclose nothing are left out; a warning says how many.
+    Entries have ``img_path``, ``img_name``, ``img_root``, ``img_id``, ``height``, ``width`` and ``instances`` as in
+    `UnSAMImageFolder`, each instance also with the ``area`` stated in the file, by which COCO divides objects into
+    small, medium and large, or NaN. Crowds have ``ignore_flag`` 1. Objects without a mask and degenerate polygons are
+    left out, with a warning.
 
     Args:
         ann_file: The COCO file, relative to `data_root`.
         data_root: Folder of the data set.
-        data_prefix: Subfolder of the images, under the key ``img``. Where an image is not found under the name that
-            the file gives it, its folders are left out: an LVIS file works with one flat folder too.
-        homepage: Where the data can be had, for messages.
+        data_prefix: Subfolder of the images, under the key ``img``. If images are not found under their names, the
+            folders in the names are left out, so an LVIS file works with a flat folder too.
+        homepage: Homepage of the data, for error messages.
         **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ...
 
     Raises:
         UnSAMError: If `ann_file` is not given.
-        StoreError: If the file is missing, broken or of another form.
-        ImageError: If its images are not in the folder; only the first and the last are looked for.
+        StoreError: If the file is missing, damaged or of another format.
+        ImageError: If its images are not in the folder; only the first and the last are checked.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class UnSAMCocoDataset(LazyDataset):
         return Path(self.data_prefix['img'])
 
     def count_entries(self) -> int:
-        """Reads where everything is, and looks for the first and the last image."""
+        """Indexes the file, and checks that the first and the last image exist."""
         where = f'; get it from {self.homepage}' if self.homepage else ''
         if not Path(self.ann_file).is_file():
             raise StoreError(f'{self.ann_file}: no such file; expected a COCO file, set data_root or ann_file{where}')

@@ -1,4 +1,4 @@
-"""A COCO file of any size as a data set reads it: images by number, annotations on demand."""
+"""An index of a COCO file of any size: images by number, and their annotations on demand."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class CocoIndex:
         path: The file.
 
     Raises:
-        StoreError: If the file is missing, broken, or not in COCO form, lists an image twice, or has annotations of
+        StoreError: If the file is missing, damaged or not in COCO format, lists an image twice, or has annotations of
             images that it does not list.
 
     Attributes:
-        polygons: Which polygons enclose nothing and are left out; counted when the file is read.
+        polygons: Filter for degenerate polygons, with their number in the file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -47,13 +47,11 @@ class CocoIndex:
         return len(self._index.images)
 
     def image(self, number: int) -> ListedImage:
-        """An image; its name is a path below the image folder."""
+        """An image; its name is a path relative to the image folder."""
         return self._index.images[number]
 
     def annotations(self, number: int) -> list[dict[str, Any]]:
-        """The annotations of one image that have a mask.
-
-        They are sorted by category, which is the order in which COCO's own code looks at them.
+        """The annotations of one image that have a mask, in COCO's order, by category.
 
         Raises:
             StoreError: If the file has changed since.

@@ -1,4 +1,4 @@
-"""COCO's panoptic annotations, things and stuff alike, as objects of one class: the segments of the prompt evaluation."""
+"""Class-agnostic dataset from COCO's panoptic annotations, things and stuff, for the prompt evaluation."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 @DATASETS.register_module()
 class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
-    """The images of a file in COCO's panoptic form; its segments are drawn in PNG files, read when they are wanted.
+    """The images of a file in COCO's panoptic format, whose segments are in PNG files; they are read lazily.
 
-    Entries are as in `UnSAMCocoDataset`, with run lengths for masks and their pixels counted for areas. Arguments are
-    those there; `data_prefix` names the folder of the PNG files under the key ``seg``.
+    Entries and arguments are as in `UnSAMCocoDataset`; masks are RLEs, and areas are counted from their pixels.
+    `data_prefix` has the folder of the PNG files under the key ``seg``.
 
     Raises:
-        StoreError: If the file is missing, broken or of another form.
+        StoreError: If the file is missing, damaged or of another format.
         ImageError: If images or PNG files are not in their folders; only the first and the last image, and the first
-            PNG file, are looked for.
+            PNG file, are checked.
     """
 
     @property
@@ -35,7 +35,7 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
         return Path(self.data_prefix.get('seg', ''))
 
     def count_entries(self) -> int:
-        """See `UnSAMCocoDataset`; also looks for the first PNG file."""
+        """See `UnSAMCocoDataset`; also checks that the first PNG file exists."""
         count = super().count_entries()
         for record in self._records(0):
             if not (self.segment_root / record['file_name']).is_file():
@@ -58,7 +58,7 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
                 panoptic_segments(record)
             except UnSAMError as error:
                 raise StoreError(
-                    f'{self.ann_file}: {place_of(record)}: {error}; UnSAMCocoDataset reads the other form'
+                    f'{self.ann_file}: {place_of(record)}: {error}; for instance annotations use UnSAMCocoDataset'
                 ) from error
         return records
 

@@ -1,4 +1,4 @@
-"""A folder of images as an MMDetection dataset: no annotation file is needed."""
+"""A folder of images as an MMDetection dataset, without annotation files."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ SPLITS = ('all', 'train', 'held_out')
 
 @DATASETS.register_module()
 class UnSAMImageFolder(BaseDetDataset):
-    """All images below a folder, at any depth, as one class; hidden files and folders are left out.
+    """All images below a folder, at any depth, as one class; hidden files and folders are ignored.
 
-    Nothing is decoded at start, and sizes are not known before an image is loaded (so `AspectRatioBatchSampler`
-    cannot be used). Each entry has ``img_path``, ``img_name`` (posix path relative to the folder), ``img_root``,
-    ``img_id`` and ``instances``, which is empty without `ann_file`.
+    Images are not decoded at the start, so their sizes are unknown (`AspectRatioBatchSampler` cannot be used). Each
+    entry has ``img_path``, ``img_name`` (path relative to the folder, with forward slashes), ``img_root``, ``img_id``
+    and ``instances``, which is empty without `ann_file`.
 
     Args:
         ann_file: COCO file with ground truth for testing, relative to `data_root`. Only its images are used, with
-            its image ids; instances carry ``bbox``, ``mask``, ``bbox_label`` 0, and crowds ``ignore_flag`` 1, as
-            `LoadAnnotations(with_bbox=True, with_mask=True)` reads them. Without it, ids are hashes of the names.
-        data_root: The folder. Empty stands for eleven photographs and micrographs that scikit-image carries.
+            its image ids; instances have ``bbox``, ``mask``, ``bbox_label`` 0, and crowds ``ignore_flag`` 1, in the
+            format of `LoadAnnotations(with_bbox=True, with_mask=True)`. Without it, ids are hashes of the names.
+        data_root: The folder. By default eleven photographs and micrographs of scikit-image.
         data_prefix: Subfolder, under the key ``img`` or ``img_path``.
-        split: 'all', 'train' or 'held_out'. An image keeps its side when others are added, because a hash of its
-            name decides; a fixed list decides for the images of scikit-image. Two images or more give two
-            non-empty sides.
-        held_out_fraction: Share of images held out, in (0, 1).
+        split: 'all', 'train' or 'held_out'. The split is by a hash of the name, so an image keeps its side when others
+            are added; the images of scikit-image have a fixed split. Both sides are non-empty for two images or more.
+        held_out_fraction: Fraction of images held out, in (0, 1).
         **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, metainfo, ...
 
     Raises:
-        ImageError: If the folder is missing, holds no image, or the split is empty.
+        ImageError: If the folder is missing or has no images, or the split is empty.
         StoreError: If `ann_file` cannot be read, or lists images that are not in the folder.
         UnSAMError: If `split` or `held_out_fraction` is out of range, or `data_root` is a list.
     """
@@ -63,8 +62,8 @@ class UnSAMImageFolder(BaseDetDataset):
             raise UnSAMError(f'split must be one of {SPLITS}, got {split!r}')
         if isinstance(data_root, list | tuple):
             raise UnSAMError(
-                f'data_root={list(data_root)}: UnSAMImageFolder takes one folder; give the folder that holds these, or link '
-                'them into one'
+                f'data_root={list(data_root)}: UnSAMImageFolder takes one folder; give their parent folder, or link them into '
+                'one folder'
             )
         if not 0 < held_out_fraction < 1:
             raise UnSAMError(f'held_out_fraction must lie between 0 and 1, got {held_out_fraction}')
@@ -84,7 +83,7 @@ class UnSAMImageFolder(BaseDetDataset):
         return Path(prefix) if prefix else sample_images.folder()
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One entry an image, sorted by name."""
+        """One entry for each image, sorted by name."""
         root = self.image_root
         is_bundled = root == sample_images.folder()
         names = _bundled_names(root) if is_bundled else sorted(walk_images(root))
@@ -95,7 +94,7 @@ class UnSAMImageFolder(BaseDetDataset):
         return [self._entry(root, name, annotated[name]) for name in kept]
 
     def _read_annotations(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Image name to its COCO image entry, with the annotations added."""
+        """The COCO image entry of each image name, with its annotations."""
         truth = load_ground_truth(self.ann_file)
         images = {image['id']: {**image, 'annotations': []} for image in truth['images']}
         for annotation in truth['annotations']:
@@ -120,7 +119,7 @@ class UnSAMImageFolder(BaseDetDataset):
         kept = [name for name in names if (name in held_out) == (self.split == 'held_out')]
         if not kept:
             raise ImageError(
-                f"{self.image_root}: {len(names)} image(s) leave nothing for split '{self.split}'; use split='all'"
+                f"{self.image_root}: split '{self.split}' of {len(names)} image(s) is empty; use split='all'"
             )
         return kept
 
@@ -142,13 +141,13 @@ class UnSAMImageFolder(BaseDetDataset):
 
 
 def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
-    """One COCO annotation in the form that `LoadAnnotations` reads: x0, y0, x1, y1 and RLE with text, or polygons.
+    """Converts a COCO annotation to the format of `LoadAnnotations`: box x0, y0, x1, y1, and RLE with text, or
+    polygons.
 
-    What states how good a mask is, ``score`` or SA-1B's ``predicted_iou``, becomes its ``score``. A box that is none is
-    zeros.
+    ``score`` or SA-1B's ``predicted_iou`` becomes its ``score``. Invalid boxes become zeros.
 
     Raises:
-        StoreError: If it has no mask, or a field that is not understood.
+        StoreError: If it has no mask, or an invalid field.
     """
     try:
         return _instance(annotation)
@@ -178,21 +177,21 @@ def _bundled_names(root: Path) -> list[str]:
 
 
 def name_hash(name: str) -> int:
-    """A number below 2**52 that depends on the name alone; JSON and float64 hold it exactly."""
+    """A hash of a name below 2**52, which JSON and float64 represent exactly."""
     return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()) >> 12
 
 
 def image_name(entry: dict[str, Any], image_root: str = '') -> str:
-    """The name that labels of an image are kept under: its posix path relative to a folder.
+    """The name of an image in label stores: its path relative to a folder, with forward slashes.
 
     Args:
-        entry: A data set's entry of the image. Those of this package state the folder and the name, as ``img_root`` and
-            ``img_name``; others have ``img_path`` alone.
-        image_root: The folder, where the entry does not state it.
+        entry: Entry of the image in a data set. Data sets of this package have ``img_root`` and ``img_name``; others
+            have ``img_path`` only.
+        image_root: The folder, if the entry does not state it.
 
     Raises:
-        UnSAMError: If no folder is stated, or the image does not lie below it: by the names of files alone, images of
-            several folders would share their labels.
+        UnSAMError: If the folder is unknown, or the image is not below it. File names alone would not distinguish
+            images of several folders.
     """
     if 'img_root' in entry and 'img_name' in entry:
         return entry['img_name']
@@ -202,12 +201,12 @@ def image_name(entry: dict[str, Any], image_root: str = '') -> str:
             f'{path}: its data set does not state the folder that names of labels are relative to; use a data set of '
             'unsam_mm, or UnSAMPseudoMasks with image_root, the folder of the images that was given to "generate"'
         )
-    for absolute in (Path.absolute, Path.resolve):  # first without following links, which may lead out of the folder
+    for absolute in (Path.absolute, Path.resolve):  # first without following links, whose targets may be elsewhere
         if absolute(Path(path)).is_relative_to(absolute(Path(image_root))):
             return absolute(Path(path)).relative_to(absolute(Path(image_root))).as_posix()
     raise UnSAMError(
-        f'{path}: does not lie below {image_root}, which names of labels are relative to; set image_root to a folder that '
-        'holds all images'
+        f'{path}: is not below {image_root}, which names of labels are relative to; set image_root to a folder that contains '
+        'all images'
     )
 
 
@@ -215,6 +214,6 @@ def _held_out(names: Sequence[str], fraction: float) -> set[str]:
     ranked = sorted(names, key=name_hash)
     limit = fraction * 2**52
     held_out = {name for name in ranked if name_hash(name) < limit}
-    # Small folders: neither side may stay empty.
+    # Both sides are non-empty, also for small folders.
     held_out |= set(ranked[:1])
     return held_out - set(ranked[-1:]) if len(ranked) > 1 else set()

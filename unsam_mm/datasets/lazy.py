@@ -1,4 +1,4 @@
-"""Data sets that hold numbers, not entries: what is known about an image is read when the image is wanted."""
+"""A base class for datasets whose entries are read lazily."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmengine.logging import print_log
 from unsam_mm.errors import StoreError
 
 _TRIED = 10
-"""So many labels that cannot be read, before any that can, and the fault is not with single files."""
+"""If this many labels cannot be read before the first that can, the error is raised."""
 
 
 class LazyDataset(BaseDetDataset):
-    """A data set of one class whose entries are made by `read_entry`; its base `serialize_data` has no effect.
+    """A dataset of one class whose entries are read by `read_entry`; the argument `serialize_data` has no effect.
 
-    In training, an image whose labels are broken is logged and another is drawn; in testing, the error is raised.
+    In training, an image with damaged labels is logged and another image is drawn; in testing, the error is raised.
 
     Args:
         **kwargs: Passed to `BaseDetDataset`.
@@ -33,11 +33,11 @@ class LazyDataset(BaseDetDataset):
         super().__init__(**{**kwargs, 'serialize_data': False})
 
     def count_entries(self) -> int:
-        """Opens what is read from; called once. Gives the number of images."""
+        """Opens the source, and returns the number of images; called once."""
         raise NotImplementedError
 
     def read_entry(self, position: int) -> dict[str, Any]:
-        """All that is known about one image, by its place in the source.
+        """The entry of one image, by its index in the source.
 
         Raises:
             StoreError: If its labels cannot be read.
@@ -45,18 +45,18 @@ class LazyDataset(BaseDetDataset):
         raise NotImplementedError
 
     def load_data_list(self) -> Sequence[int]:
-        """Places in the source, as a range."""
+        """Indices in the source, as a range."""
         return range(self.count_entries())
 
     @force_full_init
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """The entry of an image, with its number as ``sample_idx``."""
+        """The entry of an image, with its index as ``sample_idx``."""
         entry = self.read_entry(int(self.data_list[idx]))
         entry['sample_idx'] = idx if idx >= 0 else len(self) + idx
         return entry
 
     def prepare_data(self, idx: int) -> dict[str, Any] | None:
-        """The entry after the pipeline; None where another image shall be drawn."""
+        """The entry after the pipeline; None if another image is to be drawn."""
         try:
             prepared = super().prepare_data(idx)
         except StoreError as error:

@@ -1,4 +1,4 @@
-"""Loads images of any common kind, 16-bit microscopy included, for MMDetection pipelines."""
+"""Loads images of common formats, including 16-bit microscopy, in MMDetection pipelines."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class UnSAMLoadImage(BaseTransform):
     Greyscale, RGBA, 16-bit and float files are accepted; see `unsam_mm.images.as_rgb_uint8`.
 
     Args:
-        channel_order: 'bgr', which MMDetection's other steps and tools take images for, and which goes with
-            ``bgr_to_rgb=True`` in `DetDataPreprocessor`; or 'rgb', for a model without that.
-        skip_broken: Log a file that cannot be read, once, and give None, so that the dataset draws another image.
-            Set it to False in test pipelines, where an image must not be exchanged: the file's error is then raised.
+        channel_order: 'bgr', the convention of MMDetection's steps and tools, with ``bgr_to_rgb=True`` in
+            `DetDataPreprocessor`; or 'rgb', for a model without that.
+        skip_broken: Whether to log unreadable files and return None, so that the dataset draws another image. Set it to
+            False in test pipelines, where the error must be raised.
 
     Raises:
         UnSAMError: If `channel_order` is unknown.
@@ -38,10 +38,10 @@ class UnSAMLoadImage(BaseTransform):
         self._reported: set[str] = set()
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Adds the image to `results`; None if the file is broken and `skip_broken` is set.
+        """Adds the image to `results`; None if the file cannot be read and `skip_broken` is set.
 
         Raises:
-            ImageError: If the file is broken and `skip_broken` is not set.
+            ImageError: If the file cannot be read and `skip_broken` is not set.
         """
         path = results['img_path']
         try:
@@ -54,7 +54,7 @@ class UnSAMLoadImage(BaseTransform):
                 self._reported.add(path)
                 print_log(f'image skipped: {error}', logger='current', level=logging.WARNING)
             return None
-        # Decoders hand out read-only arrays, later steps may write into the image.
+        # Decoders may return read-only arrays, but later steps write into the image.
         results['img'] = np.require(image if self.channel_order == 'rgb' else image[..., ::-1], requirements=['C', 'W'])
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         results['height'], results['width'] = image.shape[:2]

@@ -1,4 +1,4 @@
-"""Pipeline steps that set, join and limit the masks of an image, as run lengths."""
+"""Pipeline steps that load, merge and sample the masks of an image, as RLEs."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ SAMPLINGS = ('score', 'uniform')
 
 @TRANSFORMS.register_module()
 class UnSAMLoadMasks(BaseTransform):
-    """Sets the ground truth of an image from its ``instances``, without drawing a mask.
+    """Loads the ground truth of an image from its ``instances``, without decoding masks.
 
-    Stands for `LoadAnnotations(with_bbox=True, with_mask=True)`, which draws all masks of the whole image. Sets
-    ``gt_masks`` (`RleMasks` with the scores that the file states, else 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks),
-    ``gt_bboxes_labels`` (N,) zeros, ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a list
-    with the area in pixels of each mask that is not ignored, as its file states it, else that of its pixels. Polygons that
-    enclose nothing, masks without any pixel, and instances without a mask are left out.
+    Replaces `LoadAnnotations(with_bbox=True, with_mask=True)`, which decodes all masks of the image. Sets ``gt_masks``
+    (`RleMasks`, with the scores in the file, or 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks),
+    ``gt_bboxes_labels`` (N,) zeros, ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a
+    list of the areas in pixels of the masks that are not ignored, as stated in the file or counted. Degenerate
+    polygons, empty masks, and instances without a mask are left out.
 
     Args:
-        at_original_size: Give masks of the original image even if it was resized meanwhile. For test pipelines, where
-            metrics measure at the original size. Otherwise this step must come before any geometric one.
+        at_original_size: Whether masks have the size of the original image even if the image was resized before. For
+            test pipelines, whose metrics use the original size. Otherwise this step must come before any geometric
+            step.
     """
 
     def __init__(self, at_original_size: bool = False) -> None:
@@ -45,7 +46,7 @@ class UnSAMLoadMasks(BaseTransform):
 
         Raises:
             UnSAMError: If the image was flipped, cropped or resized before.
-            StoreError: If a mask is malformed or does not fit the image.
+            StoreError: If a mask is malformed or of another size than the image.
         """
         if not self.at_original_size:
             check_untouched(results, type(self).__name__)
@@ -80,17 +81,17 @@ class UnSAMLoadMasks(BaseTransform):
 
 @TRANSFORMS.register_module()
 class UnSAMPlusMasks(BaseTransform):
-    """Adds to the human masks of an image the pseudo-masks that overlap none of them: UnSAM+, while training.
+    """Adds pseudo-masks that overlap no human mask of an image: UnSAM+, during training.
 
-    Needs what `UnSAMLoadMasks` sets, and comes before geometric steps. Crowd regions count as any other mask. An image
-    without pseudo-masks, or with damaged ones, keeps its human ones, and is logged.
+    Must come after `UnSAMLoadMasks` and before geometric steps. Crowds count like other masks. An image without
+    pseudo-masks, or with damaged ones, keeps its human masks and is logged.
 
     Args:
-        max_iou: A pseudo-mask with a larger IoU with any human mask is left out. Source: UnSAM, section 3.4.
+        max_iou: Pseudo-masks with a larger IoU with any human mask are left out. Source: UnSAM, section 3.4.
         pseudo_masks_root: Folder written by ``python -m unsam_mm generate``; by default that of the data set.
 
     Raises:
-        UnSAMError: If `max_iou` lies outside [0, 1].
+        UnSAMError: If `max_iou` is outside [0, 1].
     """
 
     def __init__(self, max_iou: float = GROUND_TRUTH_IOU, pseudo_masks_root: str = '') -> None:
@@ -104,21 +105,21 @@ class UnSAMPlusMasks(BaseTransform):
         """Adds the pseudo-masks to `results`.
 
         Raises:
-            UnSAMError: If no folder is known, or the image was flipped, cropped or resized before.
-            StoreError: If the pseudo-masks are of another size than the image.
+            UnSAMError: If no folder is given, or the image was flipped, cropped or resized before.
+            StoreError: If the pseudo-masks have another size than the image.
         """
         check_untouched(results, type(self).__name__)
         root = self.pseudo_masks_root or results.get('pseudo_masks_root')
         if not root:
-            raise UnSAMError('UnSAMPlusMasks needs pseudo_masks_root, here or in the data set')
+            raise UnSAMError('UnSAMPlusMasks needs a pseudo_masks_root; set it here or in the data set')
         store, name, human = PseudoMaskStore(root), image_name(results), results['gt_masks']
         if not store.has(name):
-            self._report(name, f'{root}: no pseudo-masks for {name}; human masks alone')
+            self._report(name, f'{root}: no pseudo-masks for {name}; only human masks are used')
             return results
         try:
             pseudo = store.read(name, Path(results['img_path']))
         except StoreError as error:
-            self._report(name, f'{error}; human masks alone')
+            self._report(name, f'{error}; only human masks are used')
             return results
         if tuple(pseudo.size_hw) != human.size_hw:
             raise StoreError(
@@ -142,17 +143,15 @@ class UnSAMPlusMasks(BaseTransform):
 
 @TRANSFORMS.register_module()
 class UnSAMCapMasks(BaseTransform):
-    """Keeps at most so many of the masks, drawn at random; crowds are not counted and stay.
+    """Samples at most `max_masks` masks at random; crowds do not count and are kept.
 
-    Comes after the crop, so that what a crop cuts away is not counted. Chance is NumPy's, as in MMDetection's
-    transforms, which the runner's ``randomness`` seeds in each process.
+    Should come after cropping, so that masks outside of the crop do not count. Uses NumPy's global generator, as
+    MMDetection's transforms, which the runner's ``randomness`` seeds in each process.
 
     Args:
-        max_masks: UnSAM's paper trains with 200, its released code with 500.
-        sampling: 'score': one mask after the other is drawn, each time with a probability in proportion to its score
-            among those that are left. So good masks are seen often, and bad ones now and then. Scores are those of
-            `RleMasks`; without them, all masks are equal. 'uniform': all masks are equal, as in the paper and its
-            released code.
+        max_masks: Maximum number of masks; 200 in UnSAM's paper, 500 in its released code.
+        sampling: 'score': without replacement, with probabilities proportional to the scores of `RleMasks`. 'uniform':
+            with equal probabilities, as in the paper and its released code.
 
     Raises:
         UnSAMError: If `max_masks` is not positive, or `sampling` is unknown.
@@ -167,7 +166,7 @@ class UnSAMCapMasks(BaseTransform):
         self.sampling = sampling
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Takes masks, boxes, labels and flags out of `results`; those that stay keep their order."""
+        """Removes masks, boxes, labels and flags from `results`; the others keep their order."""
         ignored = results['gt_ignore_flags']
         counted = np.flatnonzero(~ignored)
         if len(counted) > self.max_masks:
@@ -185,19 +184,19 @@ class UnSAMCapMasks(BaseTransform):
 
 
 def draw_without_replacement(weights: np.ndarray, times: np.ndarray, count: int) -> np.ndarray:
-    """Draws without replacement, each time with a probability in proportion to the weights that are left.
+    """Weighted sampling without replacement.
 
     Entries are sorted by exponential times divided by weights: the smallest of several independent exponential times
-    belongs to an entry with a probability in proportion to its rate. Source: Efraimidis and Spirakis, Weighted random
+    belongs to an entry with a probability proportional to its rate. Source: Efraimidis and Spirakis, Weighted random
     sampling with a reservoir, 2006.
 
     Args:
-        weights: (N,) at least 0; what has weight 0 is drawn when nothing else is left.
+        weights: (N,) non-negative; entries of weight 0 are drawn last.
         times: (N,) independent, exponentially distributed with mean 1.
-        count: How many are drawn.
+        count: Number of entries to draw.
 
     Returns:
-        (min(count, N),) indices, in the order in which they are drawn.
+        (min(count, N),) indices, in the order of drawing.
     """
     with np.errstate(divide='ignore'):
         waits = times / np.maximum(weights, 0)
@@ -205,7 +204,7 @@ def draw_without_replacement(weights: np.ndarray, times: np.ndarray, count: int)
 
 
 def set_masks(results: dict[str, Any], masks: RleMasks, ignored: np.ndarray | None = None) -> None:
-    """Sets masks, their boxes, labels 0 and flags; none is ignored unless `ignored`, (N,) bool, says so."""
+    """Sets masks, their boxes, labels 0 and the flags `ignored`, (N,) bool; by default none is ignored."""
     results['gt_masks'] = masks
     results['gt_bboxes'] = masks.get_bboxes('hbox')
     results['gt_bboxes_labels'] = np.zeros(len(masks), np.int64)
@@ -213,9 +212,9 @@ def set_masks(results: dict[str, Any], masks: RleMasks, ignored: np.ndarray | No
 
 
 def check_untouched(results: dict[str, Any], step: str) -> None:
-    """Raises `UnSAMError` if masks of the original image would not fit the image as it is now."""
+    """Raises `UnSAMError` if the image was flipped or resized, so that masks of the original image do not fit."""
     if results.get('flip') or tuple(results['img_shape']) != tuple(results['ori_shape']):
         raise UnSAMError(
-            f'{results["img_path"]}: flipped or resized before {step}, so masks would not fit; move it in '
-            'front of the geometric transforms, or set at_original_size=True in a test pipeline'
+            f'{results["img_path"]}: flipped or resized before {step}, so masks would not fit; move it before the geometric '
+            'transforms, or set at_original_size=True in a test pipeline'
         )

@@ -1,4 +1,4 @@
-"""Masks as vertical segments, one for each column that a run of pixels passes: what flips, crops and resizes work on."""
+"""Masks as vertical segments, for flipping, cropping and resizing of RLEs without decoding."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Segments:
 
     @classmethod
     def from_rles(cls, rles: list[Rle], size_hw: tuple[int, int]) -> Segments:
-        """Cuts the runs of compressed RLEs at the edges of columns."""
+        """Segments of compressed RLEs, whose runs are split at the ends of columns."""
         height = size_hw[0]
         edges = [run_edges(rle) for rle in rles]
         mask = np.repeat(np.arange(len(rles)), [len(runs) for runs in edges])
@@ -49,10 +49,10 @@ class Segments:
         return cls(mask[run], x, y0, y1, size_hw)
 
     def to_rles(self, n_masks: int) -> list[Rle]:
-        """Compressed RLEs, runs as long as they can be."""
+        """Compressed RLEs; adjacent segments are joined to runs."""
         height, width = self.size_hw
         start, end = self.x * height + self.y0, self.x * height + self.y1
-        # A segment that starts where the one before it ended goes on with its run.
+        # A segment that starts at the end of the previous one continues its run.
         joins = np.zeros(len(start), bool)
         joins[1:] = (start[1:] == end[:-1]) & (self.mask[1:] == self.mask[:-1])
         opens, closes = ~joins, ~np.append(joins[1:], False)[: len(joins)]
@@ -61,19 +61,19 @@ class Segments:
         edges = np.stack([start, end], axis=1)
         plain = []
         for begin, stop in pairwise(first):
-            # The last number, the zeros behind the last run, is left out where there are none.
+            # The count of the zeros after the last run is left out if it is 0.
             borders = np.append(edges[begin:stop], height * width)
             counts = np.diff(borders, prepend=0)
             plain.append({'size': [height, width], 'counts': counts if counts[-1] else counts[:-1]})
         return coco_mask.frPyObjects(plain, height, width) if plain else []
 
     def areas(self, n_masks: int) -> np.ndarray:
-        """(n_masks,) int64, in pixels."""
+        """(n_masks,) int64 areas in pixels."""
         total = np.cumsum(np.append(0, self.y1 - self.y0))
         return np.diff(total[np.searchsorted(self.mask, np.arange(n_masks + 1))])
 
     def boxes(self, n_masks: int) -> np.ndarray:
-        """(n_masks, 4) float32 x0, y0, x1, y1; right and bottom exclusive, zeros for an empty mask."""
+        """(n_masks, 4) float32 boxes x0, y0, x1, y1; right and bottom edges exclusive, zeros for empty masks."""
         boxes = np.zeros((n_masks, 4), np.float32)
         if len(self.mask):
             starts = np.flatnonzero(np.diff(self.mask, prepend=-1))
@@ -85,13 +85,13 @@ class Segments:
         return boxes
 
     def drawn(self) -> Iterator[tuple[int, tuple[slice, slice], np.ndarray]]:
-        """Each mask that has pixels: its index, its box as rows and columns, and (h, w) uint8 pixels of that box."""
+        """Yields the index, the box as row and column slices, and the (h, w) uint8 crop of each non-empty mask."""
         firsts = np.flatnonzero(np.diff(self.mask, prepend=-1)).tolist()
         for first, end in pairwise([*firsts, len(self.mask)]):
             x, y0, y1 = self.x[first:end], self.y0[first:end], self.y1[first:end]
             left, top, right, bottom = int(x[0]), int(y0.min()), int(x[-1]) + 1, int(y1.max())
             columns = (x - left) * (bottom - top) - top
-            # Each pixel is marked where it differs from the one before it, down the columns; so a running XOR draws.
+            # Mark the pixels where the value changes along the columns; a cumulative XOR then fills the mask.
             changes = np.zeros((right - left) * (bottom - top) + 1, np.uint8)
             changes[columns + y0] ^= 1
             changes[columns + y1] ^= 1
@@ -99,28 +99,28 @@ class Segments:
             yield int(self.mask[first]), (slice(top, bottom), slice(left, right)), cv2.transpose(pixels)
 
     def flipped(self, horizontal: bool, vertical: bool) -> Segments:
-        """Mirrored left to right, top to bottom, or both."""
+        """The segments after a horizontal or vertical flip, or both."""
         height, width = self.size_hw
         x = width - 1 - self.x if horizontal else self.x
         y0, y1 = (height - self.y1, height - self.y0) if vertical else (self.y0, self.y1)
         return self._sorted(self.mask, x, y0, y1, self.size_hw)
 
     def cropped(self, y0: int, y1: int, x0: int, x1: int) -> Segments:
-        """The part inside a window, whose corner becomes the origin."""
+        """The segments inside of a window, in coordinates of the window."""
         top, bottom = np.maximum(self.y0, y0) - y0, np.minimum(self.y1, y1) - y0
         kept = np.flatnonzero((self.x >= x0) & (self.x < x1) & (top < bottom))
         return Segments(self.mask[kept], self.x[kept] - x0, top[kept], bottom[kept], (y1 - y0, x1 - x0))
 
     def placed(self, top: int, left: int, height: int, width: int) -> Segments:
-        """Moved down and right in a frame that holds the old one."""
+        """The segments after translation by `top` and `left` into a larger image."""
         return Segments(self.mask, self.x + left, self.y0 + top, self.y1 + top, (height, width))
 
     def resampled(self, rows: np.ndarray, columns: np.ndarray) -> Segments:
-        """Resized without mixing pixels.
+        """The segments after nearest-neighbour resizing.
 
         Args:
-            rows: (height,) int64, not decreasing: the present row that each new row repeats.
-            columns: (width,) int64, likewise.
+            rows: (height,) int64, non-decreasing: the source row of each new row.
+            columns: (width,) int64, non-decreasing: the source column of each new column.
         """
         size_hw = (len(rows), len(columns))
         y0, y1 = np.searchsorted(rows, self.y0), np.searchsorted(rows, self.y1)

@@ -1,4 +1,4 @@
-"""The names of a million files as one sorted array on disk: a program that starts reads none of them."""
+"""A memory-mapped index of file names, for folders with millions of files."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from unsam_mm.errors import StoreError
 from unsam_mm.weights import cache_dir
 
 _FORM = 'unsam name index 1'
-_AT_ONCE = 1 << 16  # names held as Python objects while a folder is listed
+_AT_ONCE = 1 << 16  # names in each chunk while a folder is listed
 _UNSURE_NS = 2 * 10**9
-"""A folder that changed so shortly before it was listed may change again within one tick of its clock."""
+"""A folder that changed less than this before it was listed may change again within the resolution of its clock."""
 
 
 @dataclass(frozen=True)
 class NameIndex:
-    """Sorted names of the files below a folder that end in a suffix; names come without it.
+    """Sorted names of the files below a folder with a suffix, without the suffix.
 
     Attributes:
-        names: (N,) array of bytes, by default mapped from a file, so that only what is looked at takes memory.
-        path: That file; None if the names are held in memory.
+        names: (N,) array of bytes, usually memory-mapped.
+        path: The mapped file; None if the names are in memory.
     """
 
     names: np.ndarray
@@ -45,29 +45,29 @@ class NameIndex:
         return os.fsdecode(bytes(self.names[position]))
 
     def __deepcopy__(self, memo: dict) -> NameIndex:
-        """Data sets are copied where subsets are taken; names never change."""
+        """The index itself, which is immutable; data sets are copied for subsets."""
         return self
 
     def __reduce__(self) -> tuple[Any, tuple]:
-        """A process that is spawned maps the file anew instead of getting all names sent."""
+        """Spawned processes map the file again instead of receiving all names."""
         return (_reopened, (self.path,)) if self.path else (NameIndex, (self.names,))
 
 
 def open_index(
     root: Path, suffix: str, path: Path | None = None, renew: bool = False, leave_out: str = ''
 ) -> NameIndex:
-    """The index of a folder; it is made where there is none, and made anew where the folder has changed.
+    """The index of a folder; it is built if there is none, or the folder has changed.
 
-    A change is noticed by the modification times of the folder and all folders below it, which move when a file is
-    added, removed or renamed; those are looked at each time, the files are not.
+    Changes are detected by the modification times of the folder and all its subfolders, which change when a file is
+    added, removed or renamed.
 
     Args:
-        root: The folder. Hidden files and folders are left out, links to folders are followed.
-        suffix: Ending of the names.
-        path: Where the index is kept; by default in the folder ``indexes`` of the cache ($UNSAM_CACHE). It replaces an
-            older one as a whole. If it cannot be written, a warning says so, and the names stay in memory.
-        renew: Make it anew in any case, as for a file system that does not keep modification times.
-        leave_out: A file in the folder itself that does not belong to the others.
+        root: The folder. Hidden files and folders are ignored, links to folders are followed.
+        suffix: Suffix of the names.
+        path: Path of the index; by default in the folder ``indexes`` of the cache ($UNSAM_CACHE). It is written
+            atomically. If it cannot be written, a warning is logged, and the names stay in memory.
+        renew: Whether to build it in any case, for file systems without reliable modification times.
+        leave_out: Name of a file in the folder itself that is ignored.
 
     Raises:
         StoreError: If the folder is missing or cannot be read.
@@ -83,7 +83,7 @@ def open_index(
         write_index(path, root, suffix, names, sure)
     except OSError as error:
         print_log(
-            f'{path}: the index of {root} cannot be kept ({error.strerror}); the folder will be listed again',
+            f'{path}: the index of {root} cannot be written ({error.strerror}); the folder will be listed again',
             logger='current',
             level=logging.WARNING,
         )
@@ -92,15 +92,15 @@ def open_index(
 
 
 def write_index(path: Path, root: Path, suffix: str, names: np.ndarray, times_ns: dict[str, int]) -> None:
-    """Keeps an index; an older one is replaced as a whole, and who has it open goes on with it.
+    """Writes an index atomically; processes that have an older one open are not affected.
 
     Args:
-        path: Where.
+        path: Path of the index.
         root: The folder that the names are relative to.
-        suffix: Ending that the names come without.
+        suffix: The suffix that was removed from the names.
         names: (N,) sorted bytes.
-        times_ns: When each folder, the root as '', and the others as 'a/b/', changed last; an index with another time
-            than the folder's is out of date.
+        times_ns: Modification time of each folder, the root as '' and the others as 'a/b/'; if one differs, the index
+            is out of date.
 
     Raises:
         OSError: If it cannot be written.
@@ -126,7 +126,7 @@ def write_index(path: Path, root: Path, suffix: str, names: np.ndarray, times_ns
 
 
 def _sorted_names(names: Iterator[str]) -> np.ndarray:
-    """(N,) bytes; never more than some of the names are Python objects."""
+    """(N,) sorted bytes, collected in chunks."""
     parts = [np.zeros(0, 'S1')]
     while some := [os.fsencode(name) for name in islice(names, _AT_ONCE)]:
         parts.append(np.array(some))
@@ -136,7 +136,7 @@ def _sorted_names(names: Iterator[str]) -> np.ndarray:
 
 
 def _walk(root: Path, suffix: str, times_ns: dict[str, int]) -> Iterator[str]:
-    """Names of the files below a folder; notes when each of the folders changed last."""
+    """Names of the files below a folder; fills `times_ns` with the modification times of the folders."""
     waiting, seen = [''], {os.path.realpath(root)}
     while waiting:
         folder = waiting.pop()
@@ -164,7 +164,7 @@ def _is_new_folder(entry: os.DirEntry[str], seen: set[str]) -> bool:
         return False
     if not entry.is_symlink():
         return True
-    # Each linked place once: a link may lead back up.
+    # Each link target once, since links may form cycles.
     place = os.path.realpath(entry.path)
     is_new = place not in seen
     seen.add(place)
@@ -172,7 +172,7 @@ def _is_new_folder(entry: os.DirEntry[str], seen: set[str]) -> bool:
 
 
 def _load(path: Path, root: Path, suffix: str) -> NameIndex | None:
-    """The index on disk; None if there is none, or it is broken or out of date."""
+    """The index on disk; None if there is none, or it is damaged or out of date."""
     try:
         header, index = _mapped(path)
         if (header['root'], header['suffix']) != (os.path.realpath(root), suffix):

@@ -1,4 +1,4 @@
-"""Pseudo-masks as a pipeline step: read from a folder, or found on first sight and kept there."""
+"""A pipeline step that adds pseudo-masks: read from a folder, or generated on first access and cached."""
 
 from __future__ import annotations
 
@@ -30,38 +30,39 @@ from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.weights import cache_dir
 
 STORED_MASKS = 1000
-"""How many masks an image keeps on disk; `max_masks` can be changed up to this without finding them again."""
+"""Number of masks of an image on disk; `max_masks` can be raised to this without generating them again."""
 
 
 @TRANSFORMS.register_module()
 class UnSAMPseudoMasks(BaseTransform):
-    """Adds the pseudo-masks of an image as its ground truth, all of one class.
+    """Adds the pseudo-masks of an image as ground truth of one class.
 
-    Sets ``gt_masks`` (`RleMasks`, so no mask is drawn), ``gt_bboxes`` (HorizontalBoxes), ``gt_bboxes_labels`` (N,)
-    zeros and ``gt_ignore_flags`` (N,) False. N may be 0.
+    Sets ``gt_masks`` (`RleMasks`, without decoding), ``gt_bboxes`` (`HorizontalBoxes`), ``gt_bboxes_labels`` (N,) zeros
+    and ``gt_ignore_flags`` (N,) False. N may be 0.
 
-    Masks are found once per image and set of generator parameters, in whichever process needs them first, and kept
-    below `store`; files are replaced as a whole, so several processes may work on one image. Call
-    `prepare_pseudo_masks` before training to have all of that done at once, with a progress bar.
+    Masks are generated once for each image and set of generator parameters, by the process that needs them first, and
+    cached below `store`; files are written atomically, so processes may share a store. Call `prepare_pseudo_masks`
+    before training to generate all of them with a progress bar.
 
     Args:
-        store: Folder for the masks. By default the folder ``pseudo_masks`` in the cache ($UNSAM_CACHE). Below it, each
-            image folder and each set of parameters has a folder of its own, so masks are found again where parameters
-            change, or an image does.
-        precomputed: Folder written by ``python -m unsam_mm generate``. It is only read; images that it lacks are
+        store: Folder for the masks. By default the folder ``pseudo_masks`` in the cache ($UNSAM_CACHE). Each image
+            folder and each set of parameters has its own subfolder, so masks are generated again if parameters or the
+            image change.
+        precomputed: Folder written by ``python -m unsam_mm generate``. It is only read; images without masks in it are
             logged and skipped, and `store`, `preset`, `device` and `generator` have no effect.
-        image_root: Folder that the names in `precomputed` are relative to, the one that was given to ``generate``. For
+        image_root: Folder that the names in `precomputed` are relative to: the argument of ``generate``. Needed for
             data sets of other packages, whose entries do not state it.
         preset: Preset of `PseudoMaskGenerator`.
-        device: Device of the generator. Dataloader workers cannot use CUDA: there it must be 'cpu'.
+        device: Device of the generator; must be 'cpu' in dataloader workers, which cannot use CUDA.
         generator: A generator to use instead of a preset, or the arguments of `PseudoMaskGenerator.from_preset`.
-        max_masks: At most this many, best first. UnSAM's paper trains with 200, its released code with 500.
+        max_masks: Maximum number of masks, best first; 200 in UnSAM's paper, 500 in its released code.
         min_area_px: Smaller masks are left out.
-        at_original_size: Give masks of the original image even if it was resized meanwhile. For test pipelines, where
-            metrics measure at the original size. Otherwise this step must come before any geometric one.
+        at_original_size: Whether masks have the size of the original image even if the image was resized before. For
+            test pipelines, whose metrics use the original size. Otherwise this step must come before any geometric
+            step.
 
     Raises:
-        UnSAMError: If `max_masks` lies outside 1..1000.
+        UnSAMError: If `max_masks` is outside 1..1000.
     """
 
     def __init__(
@@ -92,17 +93,17 @@ class UnSAMPseudoMasks(BaseTransform):
         self._reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A generator built from arguments is not sent to other processes; each builds its own when it needs one."""
+        """Excludes a generator built from arguments; each process builds its own when needed."""
         return self.__dict__ | {'_built': None}
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Adds the masks to `results`; None if there are none for this image, so that another is drawn.
+        """Adds the masks to `results`; None if there are none, so that another image is drawn.
 
-        There are none where `precomputed` lacks them or its file is damaged, and where no masks can be found in the image.
+        There are none if they are missing or damaged in `precomputed`, or if the image cannot be segmented.
 
         Raises:
-            UnSAMError: If the image was flipped, cropped or resized before, or CUDA is asked for in a worker process.
-            ImageError: With `at_original_size`, if no masks can be found: in a test, images must not be exchanged.
+            UnSAMError: If the image was flipped, cropped or resized before, or CUDA is requested in a worker process.
+            ImageError: With `at_original_size`, if the image cannot be segmented: a test must not skip images.
         """
         if not self.at_original_size:
             check_untouched(results, type(self).__name__)
@@ -121,20 +122,19 @@ class UnSAMPseudoMasks(BaseTransform):
         return results
 
     def find(self, results: dict[str, Any]) -> MaskSet | None:
-        """All masks on disk for an image, up to 1000; finds and keeps them if there are none.
+        """All stored masks of an image, up to 1000; generates and caches them if there are none.
 
         Args:
-            results: Needs ``img_path``; ``img_root`` and ``img_name``, or with `precomputed` the argument `image_root`,
-                tell apart images of one name in several folders; ``ori_shape`` reveals an image that was exchanged for
-                one of another size.
+            results: With ``img_path``; ``img_root`` and ``img_name``, or with `precomputed` the argument `image_root`,
+                distinguish images of one name in several folders; ``ori_shape`` detects images that were replaced.
 
         Returns:
-            The masks, or None if `precomputed` has none for this image, or they are damaged.
+            The masks, or None if they are missing or damaged in `precomputed`.
 
         Raises:
-            UnSAMError: If nothing states which folder the names in `precomputed` are relative to.
+            UnSAMError: If the folder that the names in `precomputed` are relative to is unknown.
             StoreError: If `precomputed` is empty, or its masks have another size than the image.
-            ImageError: If masks have to be found, and the image cannot be read or none can be found in it.
+            ImageError: If masks must be generated, and the image cannot be read or segmented.
         """
         if self.precomputed:
             return self._read_precomputed(image_name(results, self.image_root), results)
@@ -143,7 +143,7 @@ class UnSAMPseudoMasks(BaseTransform):
         masks = self._read_kept(store, name, results)
         if masks is None:
             self._report(
-                'first', f'pseudo-masks are found on first sight and kept in {self.folder(root)}', logging.INFO
+                'first', f'pseudo-masks are generated on first access and cached in {self.folder(root)}', logging.INFO
             )
             path = Path(results['img_path'])
             generator = self._generator()
@@ -153,12 +153,12 @@ class UnSAMPseudoMasks(BaseTransform):
             try:
                 store.write(name, masks, stamp)
             except StoreError as error:
-                # Training can go on without the file; the work is only repeated in the next epoch.
-                self._report('write', f'pseudo-masks cannot be kept and will be found again: {error}')
+                # Training continues without the file; the masks are generated again in the next epoch.
+                self._report('write', f'pseudo-masks cannot be cached and will be generated again: {error}')
         return masks
 
     def folder(self, root: str | Path) -> Path:
-        """Where the masks of the images below `root` are kept, for the present parameters of the generator."""
+        """The folder of the masks of images below `root`, for the parameters of the generator."""
         root = Path(root).resolve()
         base = Path(self.store).expanduser() if self.store else cache_dir() / 'pseudo_masks'
         place = hashlib.blake2b(str(root).encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
@@ -166,7 +166,7 @@ class UnSAMPseudoMasks(BaseTransform):
 
     @cached_property
     def signature(self) -> str:
-        """Differs whenever the masks may differ; needs the generator's weights in the cache, but does not load them."""
+        """The signature of the generator; downloads its weights if needed, but does not load them."""
         if self._given is not None:
             return self._given.signature
         return settings_signature(
@@ -180,27 +180,27 @@ class UnSAMPseudoMasks(BaseTransform):
             device = str(self._arguments['device'])
             if device.startswith('cuda') and get_worker_info() is not None:
                 raise UnSAMError(
-                    f"UnSAMPseudoMasks(device='{device}') cannot run in a dataloader worker, since CUDA does not survive a fork; "
+                    f"UnSAMPseudoMasks(device='{device}') cannot run in a forked dataloader worker, which cannot use CUDA; "
                     "call prepare_pseudo_masks first, or set num_workers=0 or device='cpu'"
                 )
             self._built = PseudoMaskGenerator.from_preset(**self._arguments)
         return self._built
 
     def _read_kept(self, store: PseudoMaskStore, name: str, results: dict[str, Any]) -> MaskSet | None:
-        """The masks of an earlier pass; None if there are none, or they are broken or of another image."""
+        """The cached masks; None if there are none, or they are damaged or of another image."""
         if not store.has(name):
             return None
         try:
             masks = store.read_current(name, Path(results['img_path']))
         except StoreError as error:
-            self._report(name, f'pseudo-masks are found again: {error}')
+            self._report(name, f'pseudo-masks are generated again: {error}')
             return None
         return masks if tuple(masks.size_hw) == tuple(results.get('ori_shape', masks.size_hw)) else None
 
     def _read_precomputed(self, name: str, results: dict[str, Any]) -> MaskSet | None:
         store = PseudoMaskStore(self.precomputed)
         if not store.has(name):
-            is_first = not self._reported  # large folders take long to list, so a wrong one is looked for once
+            is_first = not self._reported  # listing a large folder takes long, so this is checked once
             if is_first and not store.names():
                 raise StoreError(f'{self.precomputed}: holds no pseudo-masks; run "python -m unsam_mm generate" first')
             self._report(name, f'image skipped: {self.precomputed} has no pseudo-masks for {name}')
@@ -231,16 +231,16 @@ class UnSAMPseudoMasks(BaseTransform):
 
 
 def prepare_pseudo_masks(dataset: BaseDataset, progress: bool = True) -> tuple[int, int]:
-    """Finds the missing pseudo-masks of a data set before training; what is there already is kept.
+    """Generates the missing pseudo-masks of a data set before training.
 
     Runs in this process, so the device may be a GPU.
 
     Args:
         dataset: A data set with `UnSAMPseudoMasks` in its pipeline.
-        progress: Show a progress bar.
+        progress: Whether to show a progress bar.
 
     Returns:
-        How many images have masks now, and how many have none because they cannot be done (each is logged).
+        Number of images with masks, and number of images that failed (each is logged).
 
     Raises:
         UnSAMError: If the pipeline has no `UnSAMPseudoMasks`.
@@ -259,7 +259,7 @@ def prepare_pseudo_masks(dataset: BaseDataset, progress: bool = True) -> tuple[i
 
 
 def _place(results: dict[str, Any]) -> tuple[Path, str]:
-    """Folder and name of an image in it; for data sets of other packages, which give the path alone, its own folder."""
+    """Root folder and relative name of an image; for data sets of other packages its parent folder and file name."""
     path = Path(results['img_path'])
     if 'img_root' in results and 'img_name' in results:
         return Path(results['img_root']), results['img_name']

@@ -1,4 +1,4 @@
-"""Images as region tokens: folders of images as a data set, and the steps from an image to what `UnSAMRegionModel` reads."""
+"""A dataset of image folders and pipeline steps with region tokens, for `UnSAMRegionModel`."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from unsam_mm.student.tokens import RegionTokens, TokenMasks
 
 @DATASETS.register_module()
 class UnSAMRegionFolders(BaseDetDataset):
-    """The images below one folder or several, with their region tokens made before the first is asked for.
+    """The images below one or several folders; their region tokens are computed at the start.
 
-    Entries are those of `UnSAMImageFolder`. Missing tokens are made at the start, with a progress bar, by several
-    processes; of a distributed run each process does its share. Images that cannot be read are logged. In testing they
-    are left out, or end the run before it begins where `ann_file` lists them: what it lists has to be found.
+    Entries are those of `UnSAMImageFolder`. Missing tokens are computed by several processes, with a progress bar; in a
+    distributed run the images are divided among the ranks. Unreadable images are logged. In testing they are left out,
+    or, if `ann_file` lists them, raise an error at the start.
 
     Args:
-        data_root: A folder or a list of folders. Empty stands for the images that scikit-image carries.
+        data_root: A folder or a list of folders. By default the images of scikit-image.
         ann_file: COCO file with ground truth for testing, see `UnSAMImageFolder`; for a single folder.
         split: 'all', 'train' or 'held_out', of each folder.
-        held_out_fraction: Share of the images of each folder held out.
-        max_images: Take so many, evenly spread over all; not with `ann_file`, whose images all count.
-        prepare_workers: Processes that make tokens, about 1 GB each; None: one a core, eight at most; 0: none,
-            tokens are made at first sight by whoever loads an image.
+        held_out_fraction: Fraction of the images of each folder held out.
+        max_images: Maximum number of images, evenly spaced among all; has no effect with `ann_file`.
+        prepare_workers: Processes that compute tokens, about 1 GB each; None: one per core, at most eight; 0: none,
+            tokens are computed on first access.
         **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ...
 
     Raises:
-        ImageError: If a folder is missing or holds no image, or no image can be read, or one that `ann_file` lists.
-        StoreError: If `ann_file` cannot be read, or the tokens cannot be kept.
+        ImageError: If a folder is missing or has no images, or no image can be read, or one that `ann_file` lists.
+        StoreError: If `ann_file` cannot be read, or the tokens cannot be written.
         UnSAMError: If `ann_file` is given with several folders, or an argument is out of range.
     """
 
@@ -68,9 +68,7 @@ class UnSAMRegionFolders(BaseDetDataset):
     ) -> None:
         roots = [data_root] if isinstance(data_root, str) or not data_root else list(data_root)
         if ann_file and len(roots) > 1:
-            raise UnSAMError(
-                f'ann_file={ann_file!r} lists images of one folder, data_root names {len(roots)}; give one'
-            )
+            raise UnSAMError(f'ann_file={ann_file!r} needs a single folder, data_root has {len(roots)}; give one')
         if max_images is not None and max_images < 1:
             raise UnSAMError(f'max_images must be positive, got {max_images}')
         self.max_images = None if ann_file else max_images
@@ -88,9 +86,9 @@ class UnSAMRegionFolders(BaseDetDataset):
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """The entries of all folders, one folder after the other."""
+        """The entries of all folders, in order."""
         entries = [entry for folder in self._folders for entry in folder.load_data_list()]
-        if len(self._folders) > 1:  # folders may hold images of one name
+        if len(self._folders) > 1:  # folders may have images of the same name
             entries = [{**entry, 'img_id': name_hash(entry['img_path'])} for entry in entries]
         if self.max_images is not None and self.max_images < len(entries):
             chosen = np.linspace(0, len(entries) - 1, self.max_images).round().astype(int)
@@ -98,7 +96,7 @@ class UnSAMRegionFolders(BaseDetDataset):
         return entries
 
     def full_init(self) -> None:
-        """Lists the images and makes the tokens that are missing."""
+        """Lists the images and computes missing tokens."""
         if self._fully_initialized:
             return
         super().full_init()
@@ -106,11 +104,11 @@ class UnSAMRegionFolders(BaseDetDataset):
             self.prepare()
 
     def prepare(self) -> None:
-        """Makes the tokens that are missing; interrupted at any point, the next run goes on from there.
+        """Computes missing tokens. An interrupted run is resumed by the next.
 
         Raises:
             ImageError: If no image can be read.
-            StoreError: If the tokens cannot be kept.
+            StoreError: If the tokens cannot be written.
         """
         for step in self.pipeline.transforms:
             if isinstance(step, UnSAMRegionTokens):
@@ -119,13 +117,13 @@ class UnSAMRegionFolders(BaseDetDataset):
                 failed = step.store.prepare(mine, self.prepare_workers, progress=get_rank() == 0)
                 for reason in failed.values():
                     print_log(f'image skipped: {reason}', logger='current', level=logging.WARNING)
-                # What one process knows, all have to act on; and none goes on before all tokens are there.
+                # All ranks need the failures of the others; this also waits until all tokens are computed.
                 self._leave_out(
                     {place: why for part in all_gather_object(failed) for place, why in part.items()}, places
                 )
 
     def _leave_out(self, failed: dict[ImagePlace, str], places: list[ImagePlace]) -> None:
-        """In training another image is drawn in the place of a broken one; a test would end there, hours later."""
+        """Removes failed images in testing; in training another image is drawn in their place."""
         if not failed:
             return
         first = min(failed.values())
@@ -143,18 +141,18 @@ class UnSAMRegionFolders(BaseDetDataset):
 class UnSAMRegionTokens(BaseTransform):
     """Adds the region tokens of an image, and its pseudo-masks as shares of tokens; the image itself is not loaded.
 
-    Sets ``region_tokens`` (`RegionTokens`), ``token_masks`` (`TokenMasks`), ``img_shape``, ``ori_shape``, ``height`` and
-    ``width``. Tokens are made once per image and set of parameters, in whichever process needs them first, and kept; see
-    `RegionStore`.
+    Sets ``region_tokens`` (`RegionTokens`), ``token_masks`` (`TokenMasks`), ``img_shape``, ``ori_shape``, ``height``
+    and ``width``. Tokens are made once per image and set of parameters, in whichever process needs them first, and
+    kept; see `RegionStore`.
 
     Args:
         store: Folder for the tokens. By default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
-        n_tokens: Most regions of an image.
-        max_masks: Most pseudo-masks of an image, best first.
-        device: Device of the ViT. Dataloader workers cannot use CUDA: there it must be 'cpu', or all images prepared.
-        generator: Single settings of the generator to replace, by their names in `GeneratorSettings`.
-        skip_broken: Log an image that cannot be read or cut into tokens, once, and give None, so that another is drawn. Set it to False in
-            test pipelines, where an image must not be exchanged: the file's error is then raised.
+        n_tokens: Maximum number of regions of an image.
+        max_masks: Maximum number of pseudo-masks of an image.
+        device: Device of the ViT; must be 'cpu' in dataloader workers, unless all tokens are computed before.
+        generator: Settings of the generator that differ from the default preset, by their names in `GeneratorSettings`.
+        skip_broken: Whether to log images that cannot be read or segmented and return None, so that another is drawn.
+            Set it to False in test pipelines, where the error must be raised.
     """
 
     def __init__(
@@ -173,20 +171,20 @@ class UnSAMRegionTokens(BaseTransform):
         self._reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The ViT is not sent to other processes; each loads its own when it needs one."""
+        """Excludes the ViT; each process loads its own when needed."""
         return self.__dict__ | {'_tokenizer': None}
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Adds the tokens to `results`; None if the image is broken and `skip_broken` is set.
+        """Adds the tokens to `results`; None if the image cannot be read and `skip_broken` is set.
 
         Raises:
-            ImageError: If the image is broken and `skip_broken` is not set.
-            StoreError: If the tokens cannot be kept.
-            UnSAMError: If tokens would have to be made with CUDA in a dataloader worker.
+            ImageError: If the image cannot be read and `skip_broken` is not set.
+            StoreError: If the tokens cannot be written.
+            UnSAMError: If tokens must be computed with CUDA in a dataloader worker.
         """
         try:
             tokens, masks = self.find(place_of(results))
-        except (ImageError, TargetError) as error:  # the others can be loaded
+        except (ImageError, TargetError) as error:  # concerns this image only
             if not self.skip_broken:
                 raise
             self._report(results['img_path'], f'image skipped: {error}')
@@ -197,17 +195,17 @@ class UnSAMRegionTokens(BaseTransform):
         return results
 
     def find(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
-        """The tokens of an image from the store; makes them if there are none, or they are broken."""
+        """The tokens of an image from the store; computes them if they are missing or damaged."""
         if self.store.path_of(place).is_file():
             try:
                 return self.store.read(place)
             except StoreError as error:
-                self._report(str(place.path), f'region tokens are made again: {error}')
+                self._report(str(place.path), f'region tokens are computed again: {error}')
         if self._tokenizer is None:
             if self.store.device.startswith('cuda') and get_worker_info() is not None:
                 raise UnSAMError(
-                    f"UnSAMRegionTokens(device='{self.store.device}') cannot run in a dataloader worker, since CUDA does "
-                    'not survive a fork; prepare the data set first (prepare_workers=None), or set num_workers=0'
+                    f"UnSAMRegionTokens(device='{self.store.device}') cannot run in a forked dataloader worker, which cannot "
+                    'use CUDA; prepare the data set first (prepare_workers=None), or set num_workers=0'
                 )
             self._tokenizer = self.store.tokenizer()
         return self.store.make(place, self._tokenizer)
@@ -225,18 +223,17 @@ class UnSAMRegionTokens(BaseTransform):
 class UnSAMPackRegions(BaseTransform):
     """Packs an image for `UnSAMRegionModel`.
 
-    Gives ``inputs`` (`RegionInputs`: distances of all pairs of tokens are found here, so that dataloader workers do it)
-    and ``data_samples`` (`DetDataSample`). The latter holds ``token_masks``, or in testing ``region_tokens`` and, as
-    ``gt_instances``, the pseudo-masks, which metrics without an annotation file compare with.
+    Returns ``inputs`` (`RegionInputs`, whose pairwise distances are computed here, in the dataloader workers) and
+    ``data_samples`` (`DetDataSample`). The latter has ``token_masks``, or in testing ``region_tokens`` and the
+    pseudo-masks as ``gt_instances``, for metrics without an annotation file.
 
     Args:
-        test_mode: Pack for testing. In training, an image without any pseudo-mask gives None: another is drawn.
-        flip_prob: How often the model sees the image mirrored left to right. Masks do not change with it, since they
-            are sets of tokens.
-        meta_keys: What is told about the image, beside ``flip``.
+        test_mode: Whether to pack for testing. In training, an image without pseudo-masks gives None: another is drawn.
+        flip_prob: Probability of a horizontal flip. Masks do not change with it, since they are sets of tokens.
+        meta_keys: Keys of the meta information, besides ``flip``.
 
     Raises:
-        UnSAMError: If `flip_prob` lies outside [0, 1].
+        UnSAMError: If `flip_prob` is outside [0, 1].
     """
 
     def __init__(
@@ -252,11 +249,11 @@ class UnSAMPackRegions(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """The packed image; None if there is nothing to learn from it."""
+        """The packed image; None in training if it has no pseudo-masks."""
         tokens, masks = results['region_tokens'], results['token_masks']
         if not self.test_mode and len(masks) == 0:
             return None
-        inputs, is_flipped = RegionInputs.of(tokens), random.random() < self.flip_prob
+        inputs, is_flipped = RegionInputs.from_tokens(tokens), random.random() < self.flip_prob
         meta = {key: results[key] for key in self.meta_keys if key in results}
         sample = DetDataSample(metainfo={**meta, 'flip': is_flipped})
         if self.test_mode:
@@ -271,7 +268,7 @@ class UnSAMPackRegions(BaseTransform):
 
 
 def place_of(results: dict[str, Any]) -> ImagePlace:
-    """Where the image of an entry lies; data sets of other packages give the path alone."""
+    """The location of the image of an entry; entries of other packages have ``img_path`` only."""
     if 'img_root' in results and 'img_name' in results:
         return ImagePlace(results['img_root'], results['img_name'])
     path = Path(results['img_path'])
@@ -279,7 +276,7 @@ def place_of(results: dict[str, Any]) -> ImagePlace:
 
 
 def _instances(tokens: RegionTokens, masks: TokenMasks) -> InstanceData:
-    """The pseudo-masks, each made of the tokens that lie mostly within it; those of none are left out."""
+    """The pseudo-masks as sets of the tokens that they cover by more than half, without empty ones."""
     members = masks.shares > 127
     kept = members.any(axis=1)
     found = to_mask_set(tokens, members[kept], masks.scores[kept])

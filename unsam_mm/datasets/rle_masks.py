@@ -1,4 +1,4 @@
-"""Instance masks that stay run lengths from the file to the head, in the form that MMDetection's transforms expect."""
+"""Instance masks as RLEs, with the interface of MMDetection's `BitmapMasks`."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import Rle, encode_bitmaps, rles_from_json
 
 _CHUNK_PIXELS = 1 << 24
-"""Pixels decoded at once: five masks of 2250 x 1500."""
+"""Pixels in each chunk of decoded masks: five masks of 2250 x 1500."""
 
 
 class RleMasks(BitmapMasks):
-    """N masks of one image as COCO run lengths.
+    """N masks of one image as COCO RLEs.
 
-    A `BitmapMasks` whose pixels are decoded when they are asked for. Flips, crops, pads and nearest-neighbour resizes
-    work on the runs and give the same masks; steps that mix pixels (rotations, other interpolations) decode, change and
-    encode a few masks at a time. A pixel takes memory only in `to_ndarray`, `to_tensor`, `to_bitmap` and NumPy's
-    functions, and from the first use of `masks` on, since MMDetection's transforms write into that array.
+    A `BitmapMasks` that is decoded lazily. Flips, crops, pads and nearest-neighbour resizes operate on the runs, with
+    equal results; rotations and other interpolations decode, transform and encode the masks in chunks. Pixels take
+    memory only in `to_ndarray`, `to_tensor`, `to_bitmap` and NumPy functions, and from the first access of `masks` on,
+    since MMDetection's transforms write into that array.
 
     Args:
         masks: N RLEs, compressed (bytes or text) or plain, or an (N, H, W) array whose pixels above 0 belong to a mask.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        scores: (N,) how good each mask is, from 0 on; they go with the masks through all steps. By default 1.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        scores: (N,) non-negative scores, which are kept by all transforms; by default 1.
 
     Raises:
-        UnSAMError: If a mask has another size or is no run lengths, or there are not as many scores as masks.
+        UnSAMError: If a mask is malformed or has another size, or the number of scores differs from that of the masks.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class RleMasks(BitmapMasks):
 
     @classmethod
     def from_bitmaps(cls, masks: np.ndarray) -> RleMasks:
-        """Encodes bitmaps of shape (N, H, W), a few at a time."""
+        """Encodes bitmaps of shape (N, H, W), in chunks."""
         return cls(masks, *masks.shape[1:])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Processes send run lengths to each other, not pixels."""
+        """The state with RLEs instead of pixels."""
         return self.__dict__ | {'_rles': self.rles, '_bitmaps': None}
 
     @property
@@ -70,22 +70,22 @@ class RleMasks(BitmapMasks):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the array that the masks decode to: (N, H, W)."""
+        """Shape of the decoded array: (N, H, W)."""
         return len(self), self.height, self.width
 
     @property
     def ndim(self) -> int:
-        """Of that array: 3."""
+        """Number of axes of the decoded array: 3."""
         return len(self.shape)
 
     @property
     def masks(self) -> np.ndarray:
-        """(N, H, W) uint8, decoded at the first use and kept; what is written into it changes the masks.
+        """(N, H, W) uint8, decoded on first access and kept; writing into it changes the masks.
 
-        Can be set to an array of the same shape; pixels that are not 0 belong to a mask.
+        Can be set to an array of the same shape; non-zero pixels belong to a mask.
 
         Raises:
-            UnSAMError: If the array that it is set to has another shape.
+            UnSAMError: If the new array has another shape.
         """
         if self._bitmaps is None:
             self._bitmaps = self.to_ndarray()
@@ -99,14 +99,14 @@ class RleMasks(BitmapMasks):
 
     @property
     def areas(self) -> np.ndarray:
-        """(N,) int64, in pixels."""
+        """(N,) int64 areas in pixels."""
         return self._segments().areas(len(self))
 
     def __len__(self) -> int:
         return len(self._rles)
 
     def __getitem__(self, index: Any) -> RleMasks:
-        """The masks at an integer, slice, list, or array or tensor of indices or truth values; always a set."""
+        """The masks at an integer, slice, list, or array or tensor of indices or booleans, as `RleMasks`."""
         index = index.numpy(force=True) if isinstance(index, torch.Tensor) else index
         if isinstance(index, list):
             index = np.asarray(index, np.int64 if not index else None)
@@ -119,7 +119,7 @@ class RleMasks(BitmapMasks):
         return (RleMasks([rle], *self.size_hw).to_ndarray()[0] for rle in self.rles)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """(N, H, W), so that NumPy takes the masks for the array that they decode to."""
+        """(N, H, W) decoded array, for NumPy functions."""
         return self.to_ndarray().astype(dtype or np.uint8, copy=False)
 
     def __repr__(self) -> str:
@@ -139,7 +139,7 @@ class RleMasks(BitmapMasks):
             flip_direction: 'horizontal', 'vertical' or 'diagonal' (both).
 
         Raises:
-            UnSAMError: If the direction is another one.
+            UnSAMError: If the direction is unknown.
         """
         if flip_direction not in ('horizontal', 'vertical', 'diagonal'):
             raise UnSAMError(f"flip_direction must be 'horizontal', 'vertical' or 'diagonal', got {flip_direction!r}")
@@ -147,10 +147,10 @@ class RleMasks(BitmapMasks):
         return self._encoded(self._segments().flipped(horizontal, vertical))
 
     def crop(self, bbox: np.ndarray) -> RleMasks:
-        """Cuts a window out; a mask outside of it becomes empty.
+        """Crops the masks; masks outside of the crop become empty.
 
         Args:
-            bbox: (4,) x0, y0, x1, y1 in pixels, cut to the image.
+            bbox: (4,) x0, y0, x1, y1 in pixels, clipped to the image.
         """
         x0, x1 = np.clip(bbox[0::2], 0, self.width).astype(int)
         y0, y1 = np.clip(bbox[1::2], 0, self.height).astype(int)
@@ -158,7 +158,7 @@ class RleMasks(BitmapMasks):
         return self._encoded(self._segments().cropped(*window))
 
     def pad(self, out_shape: Sequence[int], pad_val: int = 0) -> RleMasks:
-        """Adds rows below and columns to the right, which belong to every mask if `pad_val` is not 0."""
+        """Pads at the bottom and the right; padding belongs to every mask if `pad_val` is not 0."""
         height, width = self._at_least(out_shape)
         if not pad_val:
             return self._encoded(self._segments().placed(0, 0, height, width))
@@ -171,7 +171,7 @@ class RleMasks(BitmapMasks):
         return self._through_bitmaps(fill, (height, width))
 
     def expand(self, expanded_h: int, expanded_w: int, top: int, left: int) -> RleMasks:
-        """Places the masks into a larger frame."""
+        """Places the masks into a larger image."""
         return self._encoded(self._segments().placed(top, left, expanded_h, expanded_w))
 
     def rescale(self, scale: float | tuple[int, int], interpolation: str = 'nearest') -> RleMasks:
@@ -255,14 +255,14 @@ class RleMasks(BitmapMasks):
         interpolation: str = 'bilinear',
         binarize: bool = True,
     ) -> BitmapMasks:
-        """See `BitmapMasks.crop_and_resize`, which two-stage heads call; decodes the masks that `inds` names."""
+        """See `BitmapMasks.crop_and_resize`, used by two-stage heads; decodes the masks in `inds` only."""
         inds = inds.numpy(force=True) if isinstance(inds, torch.Tensor) else np.asarray(inds)
         named, position = np.unique(inds, return_inverse=True)
         bitmaps = self[named.astype(np.int64)].to_bitmap()
         return bitmaps.crop_and_resize(bboxes, tuple(out_shape), position, device, interpolation, binarize)
 
     def to_ndarray(self) -> np.ndarray:
-        """(N, H, W) uint8, a copy."""
+        """(N, H, W) uint8 decoded masks, a copy."""
         if self._bitmaps is not None:
             return self._bitmaps.copy()
         bitmaps = np.zeros((len(self), *self.size_hw), np.uint8)
@@ -271,19 +271,19 @@ class RleMasks(BitmapMasks):
         return bitmaps
 
     def to_tensor(self, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-        """(N, H, W) in the type and on the device asked for; no other copy of it is made."""
+        """(N, H, W) tensor of the given dtype on the given device, without an intermediate copy."""
         masks = torch.zeros((len(self), *self.size_hw), dtype=dtype, device=device)
         for i, box, pixels in self._segments().drawn():
             masks[i][box] = torch.from_numpy(pixels).to(device, dtype)
         return masks
 
     def to_bitmap(self) -> BitmapMasks:
-        """The same masks as MMDetection's own class."""
+        """The masks as MMDetection's `BitmapMasks`."""
         return BitmapMasks(self.to_ndarray(), *self.size_hw)
 
     @classmethod
     def cat(cls, masks: Sequence[BitmapMasks]) -> RleMasks:
-        """Joins the masks of several sets of one size; at least one set."""
+        """Concatenates the masks of at least one set, all of one size."""
         masks = [each if isinstance(each, RleMasks) else cls.from_bitmaps(each.masks) for each in masks]
         rles = [rle for each in masks for rle in each.rles]
         return cls(rles, *masks[0].size_hw, np.concatenate([each.scores for each in masks]))
@@ -295,15 +295,15 @@ class RleMasks(BitmapMasks):
         return RleMasks(segments.to_rles(len(self)), *segments.size_hw, self.scores)
 
     def _through_bitmaps(self, change: Callable[[np.ndarray], np.ndarray], out_shape: Sequence[int]) -> RleMasks:
-        """Masks made of N' bitmaps at a time, uint8 of shape (N', H, W)."""
-        step, rles = _chunk_length(self.size_hw), self.rles  # made anew at each use once `masks` was asked for
+        """The masks after a function of (N', H, W) uint8 bitmaps, applied in chunks."""
+        step, rles = _chunk_length(self.size_hw), self.rles  # `rles` may encode at each access, so it is read once
         chunks = (
             RleMasks(rles[start : start + step], *self.size_hw).to_ndarray() for start in range(0, len(rles), step)
         )
         return RleMasks([rle for chunk in chunks for rle in encode_bitmaps(change(chunk))], *out_shape, self.scores)
 
     def _by_bitmap_masks(self, method: str, frame: Sequence[int], **arguments: Any) -> RleMasks:
-        """What `BitmapMasks` makes of the masks; pixels that are not 0 belong to a mask."""
+        """The masks after a method of `BitmapMasks`; non-zero pixels belong to a mask."""
         return self._through_bitmaps(
             lambda bitmaps: getattr(BitmapMasks(bitmaps, *self.size_hw), method)(**arguments).masks > 0, frame
         )
@@ -326,9 +326,9 @@ def _chunk_length(size_hw: Sequence[int]) -> int:
 
 
 def _sources(length: int, out_length: int) -> np.ndarray:
-    """(out_length,) int64: which pixel of a line each pixel of the resized line repeats.
+    """(out_length,) int64: source index of each pixel of a resized line.
 
-    The image library itself is asked, since libraries and their versions round in their own ways.
+    Computed with the image library itself, since rounding differs between libraries and versions.
     """
     line = np.arange(length, dtype=np.float32)[None]
     return mmcv.imresize(line, (out_length, 1), interpolation='nearest', backend='cv2')[0].astype(np.int64)

@@ -1,4 +1,4 @@
-"""SA-1B, and every other folder with one JSON file an image."""
+"""SA-1B, and other folders with one JSON label file for each image."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _SUFFIX = '.json'
 
 @DATASETS.register_module()
 class UnSAMSA1B(LazyDataset):
-    """Images with one label file each, in any number of subfolders: SA-1B's own, or those of ``generate``.
+    """Images with one label file each, in any number of subfolders: those of SA-1B, or of ``generate``.
 
-    SA-1B names the labels of ``sa_1.jpg`` ``sa_1.json``; ``python -m unsam_mm generate`` names them ``sa_1.jpg.json``.
-    Each label file stands for an image; images without one are left out. Start-up maps a sorted index of the names
-    (see `unsam_mm.datasets.name_index.open_index`, also for how a changed folder is noticed), so its time and memory do
-    not depend on how many there are. Label files are read when their image is wanted.
+    The label file of ``sa_1.jpg`` is ``sa_1.json`` in SA-1B, and ``sa_1.jpg.json`` from ``python -m unsam_mm
+    generate``. Images without a label file are left out. A sorted index of the names is memory-mapped at the start (see
+    `unsam_mm.datasets.name_index.open_index`), so time and memory do not depend on the number of images. Label files
+    are read lazily.
 
-    Entries have ``img_path``, ``img_name`` (posix path relative to the image folder), ``img_root``, ``img_id``,
-    ``height``, ``width`` and ``instances``, as `UnSAMImageFolder` gives them, and ``pseudo_masks_root`` where it is set.
+    Entries have ``img_path``, ``img_name`` (path relative to the image folder), ``img_root``, ``img_id``, ``height``,
+    ``width`` and ``instances`` as in `UnSAMImageFolder`, and ``pseudo_masks_root`` if it is set.
 
     Args:
         data_root: Folder of the images.
         data_prefix: Subfolders, by default none: ``img`` of the images and ``ann`` of SA-1B's label files.
-        labels: 'human': SA-1B's files. 'pseudo': those in `pseudo_masks_root`. 'both', for UnSAM+: human ones, to which
-            `UnSAMPlusMasks` in the pipeline adds pseudo-masks.
+        labels: 'human': the files of SA-1B. 'pseudo': those in `pseudo_masks_root`. 'both', for UnSAM+: human labels,
+            to which `UnSAMPlusMasks` in the pipeline adds pseudo-masks.
         pseudo_masks_root: Folder written by ``generate``, for 'pseudo' and 'both'.
-        index_file: Where the index is kept instead of the cache.
-        reindex: List the folder anew, whether it seems to have changed or not.
-        homepage: Where the data can be had, for messages.
+        index_file: Path of the index, by default in the cache.
+        reindex: Whether to list the folder again even if it has not changed.
+        homepage: Homepage of the data, for error messages.
         **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ... An integer for `indices` takes the first
             images by name.
 
     Raises:
         UnSAMError: If `labels` is unknown or a folder that it needs is not given.
-        StoreError: If a folder is missing or holds no label files.
+        StoreError: If a folder is missing or has no label files.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class UnSAMSA1B(LazyDataset):
         """Opens the index."""
         root, where = self.label_root, f'; get it from {self.homepage}' if self.homepage else ''
         if not root.is_dir():
-            raise StoreError(f'{root}: no such folder; expected one JSON file an image{where}')
+            raise StoreError(f'{root}: no such folder; expected one JSON file for each image{where}')
         path = Path(self.index_file) if self.index_file else None
         self._index = open_index(root, _SUFFIX, path, self.reindex, leave_out=MANIFEST)
         if not len(self._index):
-            raise StoreError(f'{root}: no label files; expected one JSON file an image, such as sa_1.json{where}')
+            raise StoreError(f'{root}: no label files; expected one JSON file for each image, such as sa_1.json{where}')
         return len(self._index)
 
     def read_entry(self, position: int) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class UnSAMSA1B(LazyDataset):
         try:
             image, annotations = content['image'], content['annotations']
             name = label
-            if not label.lower().endswith(IMAGE_SUFFIXES):  # SA-1B's way
+            if not label.lower().endswith(IMAGE_SUFFIXES):  # a label file of SA-1B
                 name = str(PurePosixPath(label).with_name(PurePosixPath(image['file_name']).name))
             height, width = image_size(image)
             entry = {

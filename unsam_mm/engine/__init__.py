@@ -1,4 +1,4 @@
-"""What surrounds the model in a run: the train loop and its resuming, self-training, where the images are, pictures."""
+"""Training: resumable train loop, self-training, data paths, distributed CPU training, visualization."""
 
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what it is taken for, seen before the run: MMEngine would log a difference and go on."""
+"""Validates checkpoints before a run: MMEngine only logs mismatched keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from unsam_mm.errors import UnSAMError, WeightsError, explained
 
 _GLOBAL = re.compile(r'GLOBAL (\S+)')
-"""What torch says it refuses to load."""
+"""Name in the error message of torch of the object that it refuses to load."""
 
 
 def check_resumable(path: Path, model: torch.nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Carries `data_root`, `ann_file` and `pseudo_masks_root` from the top of a config to what needs them.
+"""Copies `data_root`, `ann_file` and `pseudo_masks_root` from the top level of a config to datasets and metrics.
 
 MMEngine evaluates a text config before it merges ``--cfg-options``, so ``data_root=/my/images`` on the command line
 changes the variable and none of the places that were computed from it. In the configs of this package, datasets that
@@ -24,11 +24,11 @@ _EVALUATORS = ('val_evaluator', 'test_evaluator')
 
 
 def resolve_data_root(cfg: Config) -> None:
-    """Hands on what the top level of a config says about the images; in place, any number of times.
+    """Copies the image settings from the top level of a config to its datasets and metrics, in place; idempotent.
 
-    `data_root` goes to each UnSAM dataset that has none, `pseudo_masks_root` to each that reads pseudo-masks and has none,
-    `ann_file` to each that validates or tests and to each UnSAM metric that has none; a value written there by hand wins.
-    With the top-level `ann_file`, every
+    `data_root` goes to each UnSAM dataset that has none, `pseudo_masks_root` to each that reads pseudo-masks and has
+    none, `ann_file` to each that validates or tests and to each UnSAM metric that has none; a value that is set there
+    takes precedence. With the top-level `ann_file`, every
     image that it lists is tested, also those that training sees without their masks. Where there is an `ann_file`,
     test pipelines lose `UnSAMPseudoMasks`, whose masks nobody would read.
 
@@ -64,7 +64,7 @@ class UnSAMDataRootHook(Hook):
 
 
 def _located(ann_file: str, data_root: str | Sequence[str] | None) -> str:
-    """The annotation file as datasets, which look below `data_root`, and metrics, which do not, both find it."""
+    """Path of the annotation file, valid for datasets, which join it to `data_root`, and for metrics, which do not."""
     roots = [data_root or ''] if isinstance(data_root, str | None) else data_root
     places = (Path(ann_file), *(Path(root, ann_file) for root in roots))
     return next((str(place.resolve()) for place in places if ann_file and place.is_file()), ann_file)

@@ -1,4 +1,4 @@
-"""Several processes on CPUs: MMEngine's launchers know accelerators only."""
+"""Distributed training on CPUs; MMEngine's launchers support accelerators only."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def join_cpu_processes(config: Config) -> None:
 
 
 def _translate_slurm() -> None:
-    """Sets what torch reads, from what SLURM sets; an address and a port given by hand win."""
+    """Sets the environment variables of torch from those of SLURM, except an address and a port that are set."""
     hosts = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
     if 'MASTER_ADDR' not in os.environ:
         os.environ['MASTER_ADDR'] = subprocess.run(hosts, capture_output=True, text=True, check=True).stdout.split()[0]

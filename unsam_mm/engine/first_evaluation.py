@@ -1,4 +1,4 @@
-"""The score of the untrained model, so that a log shows what training added."""
+"""Hook that evaluates the model before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint an interrupted training goes on from."""
+"""Finds the checkpoint from which an interrupted training resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The labels of one round of self-training: a folder that is filled image by image, by any number of processes."""
+"""Pseudo-labels of one self-training round, written to a folder by any number of processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch.utils.data import DataLoader, Dataset
 
-from unsam_mm.engine.label_place import LabelPlace
+from unsam_mm.engine.label_source import LabelSource
 from unsam_mm.errors import ImageError, TargetError, image_errors
 from unsam_mm.files import read_json, remove_leftovers, write_json
 from unsam_mm.folders.merge import without_overlap
@@ -28,12 +28,12 @@ _LOG_EVERY = 1000  # images
 
 
 class RoundLabels:
-    """A folder of labels, and a note about which weights predicted them and whether all images are done.
+    """A folder of labels, with metadata: the fingerprint of the weights, and whether all images are done.
 
     Args:
         folder: The folder; it is made when the round begins.
         min_score: Predictions with a larger score become labels.
-        max_iou: An old label with a larger IoU with any of them is left out.
+        max_iou: An old label with a larger IoU with any new label is removed.
     """
 
     def __init__(self, folder: Path, min_score: float, max_iou: float) -> None:
@@ -50,8 +50,8 @@ class RoundLabels:
         """Fingerprint of the weights that predict."""
         return self._noted().get('weights')
 
-    def begin(self, weights: str, old: LabelPlace, n_images: int, settings: str = '') -> None:
-        """Prepares the folder; labels that other weights, old labels or settings led to are removed.
+    def begin(self, weights: str, old: LabelSource, n_images: int, settings: str = '') -> None:
+        """Prepares the folder; labels made with other weights, old labels or settings are removed.
 
         Args:
             weights: Fingerprint of the weights that predict.
@@ -78,7 +78,7 @@ class RoundLabels:
             write_json(self.folder / MANIFEST, {**origin, **origin_since, 'supervised': supervised, 'complete': False})
 
     def end(self) -> str:
-        """Notes that all images are done, and says how many there are."""
+        """Records that all images are done, and returns their number."""
         write_json(self.folder / MANIFEST, {**self._noted(), 'complete': True})
         return f'{len(self.store.names())} images are labelled'
 
@@ -98,7 +98,7 @@ def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: flo
         predicted: Predictions of any score.
         old: Labels so far, of the same image.
         min_score: Predictions with a larger score are taken.
-        max_iou: An old label with a larger IoU with any of them is left out.
+        max_iou: An old label with a larger IoU with any new label is removed.
 
     Returns:
         Predictions first, with their scores. Scores of old labels are multiplied by `min_score`, since they measure
@@ -120,7 +120,7 @@ def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: flo
 def label_images(
     model: torch.nn.Module,
     dataset: Dataset,
-    old: LabelPlace,
+    old: LabelSource,
     pipeline: list[dict | Callable],
     labels: RoundLabels,
     num_workers: int,
@@ -165,11 +165,11 @@ class _Unlabelled(Dataset):
     """This process's share of the images: path, and name, old labels and network input.
 
     In the place of the latter stands None for an image that is done or not trained on, and an error for one that fails.
-    Whether it is done is found out here, in a worker: the name of an image may stand in a file of its own.
+    The worker checks whether the image is done: its name may have to be read from a separate file.
     """
 
     def __init__(
-        self, dataset: Dataset, old: LabelPlace, pipeline: Callable[[dict], dict], done: PseudoMaskStore
+        self, dataset: Dataset, old: LabelSource, pipeline: Callable[[dict], dict], done: PseudoMaskStore
     ) -> None:
         self.dataset, self.old, self.pipeline, self.done = dataset, old, pipeline, done
         self.share = range(get_rank(), len(dataset), get_world_size())

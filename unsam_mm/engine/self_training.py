@@ -1,4 +1,4 @@
-"""Self-training: the model labels the images that it is trained on, and training goes on with the better labels.
+"""Self-training: the model predicts pseudo-labels for its training images, and training continues with them.
 
 Source: UnSAM, section 3.3: predictions with a score above 0.7 become labels; of the old labels those stay that overlap
 none of them by an IoU above 0.5.
@@ -21,7 +21,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
 
-from unsam_mm.engine.label_place import check_names, label_place
+from unsam_mm.engine.label_source import check_names, label_source
 from unsam_mm.engine.resume import POINTER
 from unsam_mm.engine.round_labels import RoundLabels, label_images
 from unsam_mm.engine.train_loop import UnSAMTrainLoop
@@ -38,26 +38,26 @@ _STATE = 'unsam_self_training'
 
 @HOOKS.register_module()
 class UnSAMSelfTrainingHook(Hook):
-    """Between two iterations, labels all training images anew with the model; training goes on with the new labels.
+    """Predicts new labels for all training images between two iterations; training continues with the new labels.
 
-    The labels of round n lie below ``self_training/round_n`` in the work dir, one file an image, in the form that
-    ``python -m unsam_mm generate`` writes, so other trainings can use them too. They replace the pseudo-masks of
+    The labels of round n are stored in ``self_training/round_n`` in the work dir, one file per image, in the format
+    that ``python -m unsam_mm generate`` writes, so other trainings can use them too. They replace the pseudo-masks of
     `UnSAMPseudoMasks` or `UnSAMSA1B`; human masks stay. Each round starts from the labels of the one before.
 
-    A round that was interrupted goes on, when training is resumed, with the images that have no file yet: before it
-    starts, the model is saved as ``self_training_n.pth``. Labels tell which weights predicted them, so labels that an
-    earlier training left in the same work dir are made again, not taken. Each process of a distributed training
-    predicts its share of the images.
+    Before a round the model is saved as ``self_training_n.pth``. When training is resumed, an interrupted round
+    continues with the images that have no file yet. A fingerprint of the weights is stored with the labels, so labels
+    of an earlier training in the same work dir are not reused. Each process of a distributed training predicts a part
+    of the images.
 
     Args:
         at_iters: Iterations before which a round takes place, rising. 0 is before the first one: this is the second
             round of a published recipe, whose `load_from` names the checkpoint of the first.
-        weights: What predicts: 'current'; 'averaged' (as in validation with MMEngine's `EMAHook`); or 'best' (the
-            checkpoint that `CheckpointHook(save_best=...)` keeps).
+        weights: Weights used for prediction: 'current'; 'averaged' (as in validation with MMEngine's `EMAHook`); or
+            'best' (the checkpoint that `CheckpointHook(save_best=...)` keeps).
         min_score: Predictions with a larger score become labels.
-        max_iou: An old label with a larger IoU with any of them is left out.
+        max_iou: An old label with a larger IoU with any new label is removed.
         pipeline: How an image is loaded for prediction. By default that of the test dataloader, without its labels.
-        num_workers: Processes that load images meanwhile. By default those of the train dataloader.
+        num_workers: Processes that load images during prediction. By default those of the train dataloader.
 
     Raises:
         UnSAMError: If `at_iters` is empty or does not rise, or `weights` is unknown.
@@ -86,7 +86,7 @@ class UnSAMSelfTrainingHook(Hook):
         self.num_workers = num_workers
 
     def before_train(self, runner: Runner) -> None:
-        """Takes up the labels of the last round that began, and ends that round if it was interrupted.
+        """Loads the labels of the last round that was started, and completes that round if it was interrupted.
 
         Raises:
             UnSAMError: If the train loop is another one, or the training images have no pseudo-masks to replace, or two
@@ -95,7 +95,7 @@ class UnSAMSelfTrainingHook(Hook):
         """
         if not isinstance(runner.train_loop, UnSAMTrainLoop):
             raise UnSAMError("UnSAMSelfTrainingHook needs train_cfg.type='UnSAMTrainLoop'")
-        check_names(runner.train_loop.dataset, label_place(runner.train_loop.dataset))
+        check_names(runner.train_loop.dataset, label_source(runner.train_loop.dataset))
         number = bisect.bisect_right(self.at_iters, runner.iter)
         if number == 0:
             return
@@ -109,7 +109,7 @@ class UnSAMSelfTrainingHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Does a round if one is due before the next iteration."""
+        """Runs a round if one is scheduled before the next iteration."""
         iteration = runner.iter + 1
         if iteration not in self.at_iters or iteration == runner.max_iters:
             return
@@ -120,9 +120,9 @@ class UnSAMSelfTrainingHook(Hook):
         runner.train_loop.restart_data(iteration)
 
     def _label(self, runner: Runner, number: int) -> None:
-        """Makes the labels of a round, or those that are missing, and notes in the run's state whose they are."""
+        """Makes the missing labels of a round, and records the fingerprint of their weights in the run's state."""
         labels, dataset = self._labels(runner, number), runner.train_loop.dataset
-        old = label_place(dataset)
+        old = label_source(dataset)
         with self._predicting(runner):
             weights = tensors_digest(_module(runner.model).state_dict().items())
             runner.message_hub.update_info(_STATE, {**_predictors(runner), str(number): weights})
@@ -152,14 +152,14 @@ class UnSAMSelfTrainingHook(Hook):
                 f'{labels.folder}: not the labels that this training made in round {number}; put them back, or resume '
                 f'from self_training_{number}.pth, with which they are made again'
             )
-        label_place(runner.train_loop.dataset).folder = str(labels.folder)
+        label_source(runner.train_loop.dataset).folder = str(labels.folder)
 
     def _labels(self, runner: Runner, number: int) -> RoundLabels:
         folder = Path(runner.work_dir, 'self_training', f'round_{number}').resolve()
         return RoundLabels(folder, self.min_score, self.max_iou)
 
     def _settings(self, runner: Runner) -> str:
-        """Fingerprint of what decides about predictions beside the weights."""
+        """Fingerprint of all settings that affect predictions, without the weights."""
         cfg = runner.cfg
         data = {key: value for key, value in cfg.train_dataloader.dataset.items() if key != 'pipeline'}
         settings = [cfg.model, data, self.pipeline or _image_pipeline(cfg)]
@@ -169,7 +169,7 @@ class UnSAMSelfTrainingHook(Hook):
         return runner.train_dataloader.num_workers if self.num_workers is None else self.num_workers
 
     def _save(self, runner: Runner, number: int, iteration: int) -> None:
-        """A checkpoint from which this very round goes on; the note about it is written when it is whole."""
+        """Saves a checkpoint from which this round resumes; its pointer file is written once it is complete."""
         name = f'self_training_{number}.pth'
         runner.save_checkpoint(runner.work_dir, name, meta={'iter': iteration}, by_epoch=False)
         if is_main_process():
@@ -178,7 +178,7 @@ class UnSAMSelfTrainingHook(Hook):
 
     @contextmanager
     def _predicting(self, runner: Runner) -> Iterator[None]:
-        """Puts the weights that predict into the model, in evaluation mode, and the current ones back."""
+        """Loads the weights for prediction into the model, in evaluation mode; restores the current ones at the end."""
         runner.model.eval()
         if self.weights == 'averaged':
             hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]

@@ -1,4 +1,4 @@
-"""Training that goes on after a kill as if there had been none: every random number depends on its place alone.
+"""Train loop with exact resuming: random numbers depend only on the seed, the rank and the position in the run.
 
 MMEngine stores weights, optimizer and schedules, but not the states of the random generators, of which each process and
 each dataloader worker has several. Here nothing needs to be stored: augmentations draw from a seed made of the run's
@@ -28,10 +28,10 @@ _DATA, _MODEL = 0, 1
 
 @LOOPS.register_module()
 class UnSAMTrainLoop(IterBasedTrainLoop):
-    """`IterBasedTrainLoop` whose resumed run sees the images, crops and sampling points that it would have seen.
+    """`IterBasedTrainLoop` whose resumed run uses the same images, crops and sampling points as an uninterrupted one.
 
-    Losses are equal to the last bit where the kernels are deterministic, as they are on a CPU, and where the number of
-    processes and the batch size stay. Any number of workers will do.
+    Losses are bit-identical if the kernels are deterministic, as on a CPU, and the number of processes and the batch
+    size are unchanged. The number of workers may differ.
 
     Args:
         runner: The runner.
@@ -100,7 +100,7 @@ def seed_generators(*numbers: int) -> None:
 
 
 def _shared_seed(runner: Runner) -> int:
-    """The seed of the first process; with ``randomness.diff_rank_seed`` each would have its own."""
+    """The seed of the first process; with ``randomness.diff_rank_seed`` each process has a different one."""
     seeds = [runner.seed]
     broadcast_object_list(seeds)
     return seeds[0]

@@ -1,4 +1,4 @@
-"""Draws hundreds of nested masks so that each can be told from its neighbours."""
+"""Visualizer for images with hundreds of nested masks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _GOLDEN_RATIO = 0.618034
 
 @VISUALIZERS.register_module()
 class UnSAMVisualizer(DetLocalVisualizer):
-    """`DetLocalVisualizer` for class-agnostic masks, as run-length encodings, bitmaps (arrays or tensors) or BitmapMasks.
+    """`DetLocalVisualizer` for class-agnostic masks, as run-length encodings, bitmaps (arrays or tensors) or
+    BitmapMasks.
 
-    Each mask is filled with a colour of its own and outlined in white. Large masks are painted first, so that a part
+    Each mask is filled with a different colour and outlined in white. Large masks are painted first, so that a part
     lies on top of its whole. Boxes and labels are not drawn: every label is the same.
 
     Args:

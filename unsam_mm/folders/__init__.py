@@ -1,1 +1,1 @@
-"""Pseudo-masks of many images: a store of one file an image, resumable runs, a Dask cluster, and merging with other labels."""
+"""Pseudo-masks of image folders: file store, resumable runs, Dask clusters, and merging with other labels."""

@@ -1,7 +1,8 @@
-"""The images of a `FolderJob` on a Dask cluster: one model a worker, small tasks, masks written where they are made.
+"""Runs a `FolderJob` on a Dask cluster: one model per worker, small tasks, masks written by the workers.
 
 Only names and status lines travel. A task is a handful of images; it leaves out what is finished, so it can be done
-again at any time: Dask repeats the tasks of a worker that is gone, and a run after a lost scheduler does what is missing.
+again at any time: Dask repeats the tasks of a worker that is gone, and a run after a lost scheduler does what is
+    missing.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def cluster_work(
 
     Args:
         job: What to do; its folders must be visible to all workers under the same paths.
-        address: Of a running scheduler, such as ``tcp://10.0.0.1:8786``, or ``local:N`` for N processes on this machine.
+        address: Of a running scheduler, such as ``tcp://10.0.0.1:8786``, or ``local:N`` for N processes on this
+            machine.
         description: Of the job, as the store notes it.
         n_images: How many images are to be done.
 
@@ -149,7 +151,7 @@ def _silence_dask_logs() -> Iterator[None]:
 
 @contextmanager
 def _connected(address: str, device: str, n_images: int) -> Iterator[tuple[distributed.Client, int | None]]:
-    """A client, and the number of torch threads a worker where that is ours to say."""
+    """A client, and the number of torch threads per worker if this process starts the workers."""
     if not address:
         raise UnSAMError('the address of the Dask scheduler is empty; give one such as tcp://10.0.0.1:8786, or local:2')
     with ExitStack() as stack:
@@ -275,7 +277,7 @@ class _OnWorker(distributed.WorkerPlugin):
 
 
 def _do(run: str, names: list[str]) -> _Outcome:
-    """The task: hands over to what the worker keeps for this run."""
+    """The task: calls the job that the worker keeps for this run."""
     return distributed.get_worker().plugins[run].do(names)
 
 

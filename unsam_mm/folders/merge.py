@@ -22,7 +22,7 @@ from unsam_mm.coco_files.segmentations import read_rles
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import check_result_file
-from unsam_mm.folders.label_sources import LabelSource, Record, open_ground_truth, open_predictions
+from unsam_mm.folders.annotation_sources import AnnotationSource, Record, open_ground_truth, open_predictions
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import Rle, areas_and_boxes
@@ -60,13 +60,14 @@ def merge_ground_truth(
     """Writes the UnSAM+ set: all human labels, and the pseudo-masks that overlap none of them.
 
     Crowd regions count as any other mask. Images are matched by name (see `unsam_mm.evaluation.match_images`); those
-    of one side alone are written too, with the labels that they have. An image whose masks or labels cannot be read is left
-    out, and the report says why.
+    of one side alone are written too, with the labels that they have. An image whose masks or labels cannot be read is
+    left out, and the report gives the reason.
 
     Args:
         masks: Folder of pseudo-masks.
-        target: COCO file to write. Its annotations carry ``source``, "gt" or "pseudo", and ``parent``, the ``id`` of the
-            smallest pseudo-mask that holds a pseudo-mask, or -1. All have category 1; its "info" says that it is supervised.
+        target: COCO file to write. Its annotations carry ``source``, "gt" or "pseudo", and ``parent``, the ``id`` of
+            the smallest pseudo-mask that holds a pseudo-mask, or -1. All have category 1; its "info" says that it is
+            supervised.
         ground_truth: COCO file of any size, or folder of SA-1B's annotation files.
         max_iou: A pseudo-mask with a larger IoU with any human label is left out.
 
@@ -88,7 +89,8 @@ def merge_predictions(
     images: str | Path | None = None,
     supervised: bool = False,
 ) -> MergeReport:
-    """Writes the labels of the next round of self-training: sure predictions, and the old labels that none of them covers.
+    """Writes the labels of the next round of self-training: sure predictions, and the old labels that none of them
+    covers.
 
     Args:
         masks: Folder of pseudo-masks, the old labels.
@@ -96,7 +98,7 @@ def merge_predictions(
         predictions: Folder of masks, COCO file with scores, or list of COCO results.
         min_score: Predictions with a larger score become labels.
         max_iou: An old label with a larger IoU with any of them is left out.
-        images: COCO file that says what the image ids of a list of results mean. Without it they are those that
+        images: COCO file that defines the image ids of a list of results. Without it they are those that
             `PseudoMaskStore.merge` gave: the n-th image by name has id n.
         supervised: Whether the predicting model was trained with human labels. A folder or a COCO file of
             predictions that says so itself is believed.
@@ -115,7 +117,7 @@ def merge_predictions(
 
 
 def _merge(
-    store: PseudoMaskStore, target: Path, source: LabelSource, kind: str, max_iou: float, supervised: bool = False
+    store: PseudoMaskStore, target: Path, source: AnnotationSource, kind: str, max_iou: float, supervised: bool = False
 ) -> MergeReport:
     _check_share('iou', max_iou)
     store.check_result(target)
@@ -154,7 +156,7 @@ def _merge(
 
 
 def _read_added(
-    source: LabelSource, number: int, name: str, size_hw: tuple[int, int]
+    source: AnnotationSource, number: int, name: str, size_hw: tuple[int, int]
 ) -> tuple[list[Record], list[Rle]]:
     """The records that are added to the pseudo-masks of an image of this size, and their masks."""
     where = f'{source.path}, {name}'
@@ -218,7 +220,7 @@ def _same_size(size_hw: tuple[int | None, int | None], expected: tuple[int, int]
     return expected
 
 
-def _info(store: PseudoMaskStore, source: LabelSource, kind: str, supervised: bool) -> dict[str, Any]:
+def _info(store: PseudoMaskStore, source: AnnotationSource, kind: str, supervised: bool) -> dict[str, Any]:
     added = 'human labels' if kind == 'gt' else 'model predictions'
     return {
         'description': f'UnSAM pseudo-masks with {added}',

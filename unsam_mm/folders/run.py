@@ -1,4 +1,4 @@
-"""The generator over a folder of images: resumable, in one process, in several, or on a cluster."""
+"""Runs the generator on a folder of images: resumable, in one or several processes, or on a cluster."""
 
 from __future__ import annotations
 
@@ -117,9 +117,11 @@ class FolderJob:
         settings: What the generator computes.
         max_masks: The most masks kept for an image, best first.
         device: Torch device.
-        workers: Number of processes; each takes about 1 GB, and 3 GB for images of 24 megapixels, and an equal share of the cores.
+        workers: Number of processes; each takes about 1 GB, and 3 GB for images of 24 megapixels, and an equal share of
+            the cores.
         overwrite: Whether the masks in the store are removed first, so that all images are done again.
-        dask: Address of a Dask scheduler, or ``local:N``, whose workers take the place of `workers`; see `unsam_mm.folders.dask`.
+        dask: Address of a Dask scheduler, or ``local:N``, whose workers take the place of `workers`; see
+            `unsam_mm.folders.dask`.
     """
 
     images: Path

@@ -1,4 +1,4 @@
-"""A folder of pseudo-masks: one JSON file an image, in the form of SA-1B's annotation files.
+"""Store of pseudo-masks: one JSON file per image, in the format of SA-1B's annotation files.
 
 A file is there, and then it is whole, or it is not there: whatever has been written can be used, and work that was
 interrupted goes on with the images that have no file yet.
@@ -26,6 +26,7 @@ from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import areas_and_boxes, rles_from_json
+from unsam_mm.pseudo_masks.setting_names import current_settings
 
 MANIFEST = 'unsam.json'
 _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
@@ -74,7 +75,7 @@ class PseudoMaskStore:
         return head is not None and is_whole
 
     def holds(self, path: str | Path) -> bool:
-        """Whether a file is one of the store's own: the masks of an image, or the note about all."""
+        """Whether a file was written by the store: the masks of an image, or the metadata of the folder."""
         if os.path.realpath(path) == os.path.realpath(self.root / MANIFEST):
             return True
         return lies_below(path, self.root) and _look_into(path)[0] is not None
@@ -167,9 +168,10 @@ class PseudoMaskStore:
             stamp: What `unsam_mm.fingerprints.image_stamp` gave before the image was read.
 
         Raises:
-            TargetError: If the disk takes no file of this name, or something that is not of this store, or may not be read,
-                has its place.
-            StoreError: If the folder cannot be written or the disk is full, or run lengths are malformed or of another size.
+            TargetError: If the disk takes no file of this name, or something that is not of this store, or may not be
+                read, has its place.
+            StoreError: If the folder cannot be written or the disk is full, or run lengths are malformed or of another
+                size.
         """
         height, width = masks.size_hw
         image = {'file_name': name, 'height': int(height), 'width': int(width)}
@@ -194,8 +196,8 @@ class PseudoMaskStore:
 
         Args:
             name: Of the image.
-            image: Its file. Masks of which is noted that they were made from another version of it are refused; nothing is
-                noted in files of other programs.
+            image: Its file. Masks of which is noted that they were made from another version of it are refused; nothing
+                is noted in files of other programs.
 
         Raises:
             StoreError: If there is no file for it, or the file is not one of this store, or is of another version.
@@ -235,7 +237,7 @@ class PseudoMaskStore:
     def describe(self, settings: dict[str, Any]) -> None:
         """Notes what the masks were made with, or checks it against what is noted already.
 
-        The note says under "supervised" whether human labels had a part in the masks: CascadePSP learned from them.
+        The metadata field "supervised" is true if human labels were used for the masks: CascadePSP was trained on them.
 
         Raises:
             StoreError: If the folder holds masks that were made otherwise.
@@ -262,7 +264,7 @@ class PseudoMaskStore:
 
     @property
     def supervised(self) -> bool:
-        """Whether human labels had a part in the masks, as far as the folder's note says."""
+        """Whether human labels were used for the masks, according to the folder's metadata."""
         noted = self._noted()
         return bool(noted.get(_MARK)) or noted.get('refine') in _SUPERVISED_REFINERS
 
@@ -288,12 +290,12 @@ class PseudoMaskStore:
             or not isinstance(noted.get('refine'), str | None)
         ):
             raise StoreError(f'{manifest}: not what "generate" wrote; choose another folder')
-        return noted
+        return current_settings(noted)
 
     def clear(self) -> None:
         """Removes all masks and what is noted about them; other files stay.
 
-        The note goes last: a folder that was cleared in part still says how what is left was made.
+        The metadata file is removed last, so that a partly cleared folder still describes the masks that are left.
 
         Raises:
             StoreError: If a file cannot be removed, or may not be read, or the note is not of this package.
@@ -317,15 +319,15 @@ class PseudoMaskStore:
     def merge(self, target: str | Path) -> tuple[int, int, dict[str, str]]:
         """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
 
-        Its "info" says whether human labels had a part in the masks. Images whose file is damaged, or may not be read, are
-        left out.
+        Its "info" records whether human labels were used for the masks. Images whose file is damaged, or may not be
+        read, are left out.
 
         Returns:
             The numbers of images and of masks, and the error message by name of each image that is left out.
 
         Raises:
-            StoreError: If the folder holds no masks, no file of them can be read, or the target is one of them or cannot be
-                written.
+            StoreError: If the folder holds no masks, no file of them can be read, or the target is one of them or
+                cannot be written.
         """
         self.check_result(target)
         names, failed = self.finished_names(), {}
@@ -365,7 +367,7 @@ def _look_into(path: str | Path) -> tuple[str | None, bool, dict[str, Any] | Non
         os.lseek(descriptor, max(0, os.lseek(descriptor, 0, os.SEEK_END) - _TAIL_BYTES), os.SEEK_SET)
         stamp = found[2] and json.loads(found[2])
         return json.loads(found[1]), os.read(descriptor, _TAIL_BYTES).rstrip().endswith(b'}'), stamp
-    except ValueError:  # a name with escapes that JSON does not know
+    except ValueError:  # a name with escapes that are not valid in JSON
         return _NOTHING
     except OSError as error:
         if error.errno in _ABSENT:

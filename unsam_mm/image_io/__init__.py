@@ -1,1 +1,1 @@
-"""The one reader of image files: their own numbers, axes, channels and the size of a pixel, from any common format."""
+"""Reads image files of all common formats: unscaled pixel values, axes, channels and pixel size."""

@@ -1,4 +1,4 @@
-"""Pixels of image files in other colour spaces as RGB or grey, and turned upright."""
+"""Converts pixels of other colour spaces to RGB or grey, and applies the orientation tag."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FULL_RANGE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
 
 
 def upright(pixels: np.ndarray, orientation: int, y_axis: int = 0) -> np.ndarray:
-    """Turns pixels as the orientation tag of TIFF and EXIF says.
+    """Rotates and flips pixels according to the orientation tag of TIFF and EXIF.
 
     Args:
         pixels: Rows along `y_axis`, columns along the next axis.

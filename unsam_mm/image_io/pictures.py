@@ -1,4 +1,4 @@
-"""Files of one picture that Pillow knows: PNG, JPEG, WebP, BMP and others."""
+"""Reads files of a single picture with Pillow: PNG, JPEG, WebP, BMP and others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Picture:
     _orientation: int = field(kw_only=True)
 
     def read(self) -> np.ndarray:
-        """The file's own numbers, (H, W) or (H, W, 3).
+        """Unscaled pixel values, (H, W) or (H, W, 3).
 
         Raises:
             ImageError: If OpenCV is needed and missing, or the checksum of a PNG differs.
@@ -174,7 +174,7 @@ def _read_deep_png(path: Path, colour_type: int) -> np.ndarray:
 
     bare = _png_without_metadata(path)
     with _without_limit(), Image.open(bare) as file:
-        file.verify()  # OpenCV does not say what is wrong
+        file.verify()  # OpenCV gives no reason
     cv2 = import_opencv()
     pixels = cv2.imdecode(np.frombuffer(bare.getbuffer(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:

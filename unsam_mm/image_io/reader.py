@@ -1,4 +1,4 @@
-"""The one reader of image files: their own numbers, axes, channels and the size of a pixel, from any common format."""
+"""Reads image files of all common formats: unscaled pixel values, axes, channels and pixel size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ImagePixels:
         channels: Arrays of one shape by name; '' if there is one only.
         is_rgb: Whether the channels are red, green and blue.
         scale: Size of a pixel along each axis.
-        units: The unit of each; 'pixel' where the file does not say.
+        units: The unit of each; 'pixel' where the file gives none.
         axes: A letter for each axis, of 'tzyx'.
     """
 
@@ -49,7 +49,7 @@ class ImagePixels:
         return next(iter(self.channels.values())).shape
 
     def picture(self, channel: int = 0) -> np.ndarray:
-        """The pixels to look at: of colour images (..., H, W, 3), of others those of one channel, (..., H, W).
+        """Pixels for display: (..., H, W, 3) of colour images, else those of one channel, (..., H, W).
 
         Raises:
             ImageError: If there is no such channel.
@@ -90,7 +90,7 @@ class ImageFile:
         self._opened = opened
 
     def read(self) -> np.ndarray:
-        """The file's own numbers, `shape` or (*shape, n_channels).
+        """Unscaled pixel values, `shape` or (*shape, n_channels).
 
         Raises:
             ImageError: If they cannot be decoded.
@@ -102,17 +102,17 @@ class ImageFile:
 def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
     """Reads an image file with the numbers and the dtype that it holds.
 
-    Images are turned upright as their orientation tag says. Colours of other spaces (CMYK, CIELAB, YCbCr, palettes) become
-    RGB, grey that is small where it is bright is inverted, and numbers of 2 to 7 bits are scaled to 8. An alpha channel is
-    dropped; samples beyond that are channels. A file of a multi-file set gives the planes in it.
+    Images are turned upright according to their orientation tag. Colours of other spaces (CMYK, CIELAB, YCbCr,
+    palettes) become RGB, grey that is small where it is bright is inverted, and numbers of 2 to 7 bits are scaled to 8.
+    An alpha channel is dropped; samples beyond that are channels. A file of a multi-file set gives the planes in it.
 
     Args:
         path: The file.
         max_pixels: Images with larger planes are refused before they are read; None: none is.
 
     Raises:
-        ImageError: If the file is missing, broken, too large or no image, holds several images or is animated, or has axes
-            beyond t, z, y, x and channels.
+        ImageError: If the file is missing, broken, too large or no image, holds several images or is animated, or has
+            axes beyond t, z, y, x and channels.
     """
     with open_image(path) as file:
         check_size(file.shape[-2:], str(path), max_pixels)
@@ -145,7 +145,7 @@ def check_size(shape_hw: tuple[int, ...], name: str, max_pixels: int | None) -> 
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[ImageFile]:
-    """Opens an image file; its content says which format it has, whatever its name.
+    """Opens an image file; the format is detected from the content, not from the name.
 
     Raises:
         ImageError: As `read_pixels`. Errors of the block come out as they are.

@@ -1,4 +1,4 @@
-"""TIFF files: their axes and colours from the headers, and their pixels."""
+"""Reads TIFF files: axes and colours from the headers, and pixels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _COLOUR_SAMPLES = {
 _ALPHA = {1, 2}  # tag ExtraSamples: associated, unassociated
 _PIXEL_TAGS = {273, 279, 320, 324, 325, 347}  # where strips and tiles are, the palette, JPEG's tables
 _AXES = 'TZYX'
-# Formats that tifffile reads from several files at once: here each file gives its own planes.
+# Formats that tifffile reads from several files at once: here each file yields only the planes that it contains.
 _OF_SEVERAL_FILES = {'is_mmstack': False, 'is_ndtiff': False}
 # Those of microscopes whose pages can be read without their metadata.
 _MICROSCOPES = ('is_micromanager', 'is_lsm', 'is_fluoview', 'is_sis', 'is_scanimage')
@@ -72,7 +72,7 @@ class TiffImage:
     _series: TiffPageSeries
 
     def read(self) -> np.ndarray:
-        """The file's own numbers, `shape` or (*shape, n_channels); other colours than RGB are converted.
+        """Unscaled pixel values, `shape` or (*shape, n_channels); other colours than RGB are converted.
 
         Raises:
             ImageError: If the compression cannot be read.
@@ -115,7 +115,7 @@ class TiffImage:
         is_mixed = first.is_subsampled and first.compression == 1
         if loses or is_mixed or len(pages) != math.prod(front) or any(page is None or page.is_subifd for page in pages):
             raise self._unreadable(reason)
-        for page in pages:  # libtiff would say on stderr what is wrong
+        for page in pages:  # libtiff would write the error to stderr
             _check_tags(page, self.path)
             _check_end(page, self.path)
         try:
@@ -152,7 +152,8 @@ def is_tiff(path: Path) -> bool:
 def open_tiff(path: Path) -> Iterator[TiffImage]:
     """Opens a TIFF file by its headers.
 
-    The largest image counts; others are taken for thumbnails if they are marked as such or at most half as wide and high.
+    The largest image counts; others are taken for thumbnails if they are marked as such or at most half as wide and
+    high.
 
     Raises:
         ImageError: If it holds several images, or axes beyond t, z, y, x and channels.
@@ -237,7 +238,7 @@ def _main_series(file: TiffFile, path: Path) -> TiffPageSeries:
 
 
 def _check_last_page(file: TiffFile, path: Path) -> None:
-    """Refuses a file that ends before the last of its pages, whose first ones alone look like another image.
+    """Refuses a file that ends before the last of its pages, as the pages before would pass for a smaller image.
 
     Raises:
         ImageError: If it does.

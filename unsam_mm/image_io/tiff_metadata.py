@@ -1,6 +1,7 @@
-"""Metadata of TIFF files: the size of a pixel, and which planes of an OME-TIFF lie in a file.
+"""Metadata of TIFF files: pixel size, and the planes of an OME-TIFF that a file contains.
 
-Metadata come from many programs and are often broken. They never fail an image: values that cannot be read are left out.
+Metadata come from many programs and are often broken. They never fail an image: values that cannot be read are left
+    out.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ _PLAUSIBLE_TIME = (1e-12, 1e12)
 def pixel_sizes(file: tifffile.TiffFile) -> PixelSizes:
     """Pixel sizes in OME or ImageJ metadata; empty if there are none.
 
-    X and Y are known together or not at all, and lengths have one unit. Sizes that are not positive, not finite or beyond
-    reason, and those of units without a length, such as 'pixel', are left out.
+    X and Y are known together or not at all, and lengths have one unit. Sizes that are not positive, not finite or
+    beyond reason, and those of units without a length, such as 'pixel', are left out.
     """
     try:
         if file.is_ome:
@@ -72,7 +73,7 @@ def pixel_sizes(file: tifffile.TiffFile) -> PixelSizes:
             sizes = _sizes_of_imagej(file)
         else:
             return {}
-    except Exception:  # noqa: BLE001 (broken metadata raise anything, and are not worth an image)
+    except Exception:  # noqa: BLE001 (broken metadata raise any error, and must not prevent reading the image)
         return {}
     if not {'X', 'Y'} <= sizes.keys():
         return {axis: size for axis, size in sizes.items() if axis == 'T'}

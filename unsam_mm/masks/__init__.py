@@ -1,1 +1,1 @@
-"""Masks of one image: run lengths, flat sets, trees of regions, and the overlaps between them."""
+"""Masks of an image: run-length encodings, mask sets, region trees, and overlaps between regions."""

@@ -1,4 +1,4 @@
-"""Pictures of hierarchies and mask sets, for reports and documentation."""
+"""Visualisation of hierarchies and mask sets, for reports and documentation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from skimage.segmentation import find_boundaries
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
 
-_GOLDEN_TURN = 0.618033988749895  # steps of this share of the colour circle never come close to an earlier colour
+_GOLDEN_TURN = 0.618033988749895  # hue step; the golden ratio keeps hues of nearby indices apart
 _GAP_PX = 6
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: each region filled with its own mean colour, its boundary white.
+    """(H, W, 3) uint8: each region filled with its mean colour, boundaries in white.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -33,13 +33,13 @@ def draw_labels(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def draw_masks(image: np.ndarray, masks: MaskSet, count: int, opacity: float = 0.55) -> np.ndarray:
-    """(H, W, 3) uint8: the image with its best masks, larger ones below smaller ones.
+    """(H, W, 3) uint8: the image with its best masks as an overlay, small masks on top of large ones.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         masks: Masks of this image, best first.
-        count: How many are drawn.
-        opacity: Of the colours, in [0, 1].
+        count: Number of masks that are drawn.
+        opacity: Opacity of the overlay, in [0, 1].
     """
     best = masks[: min(count, len(masks))]
     drawn = image.astype(np.float32)
@@ -51,13 +51,13 @@ def draw_masks(image: np.ndarray, masks: MaskSet, count: int, opacity: float = 0
 
 
 def draw_hierarchy(image: np.ndarray, hierarchy: MaskHierarchy, levels: Sequence[float], count: int = 40) -> np.ndarray:
-    """(H, W', 3) uint8: the image, cuts of its tree from fine to coarse, and its best masks, side by side."""
+    """(H, W', 3) uint8: the image, cuts of its tree at the given levels, and its best masks, side by side."""
     cuts = [draw_labels(image, hierarchy.cut(level)) for level in levels]
     return side_by_side([image, *cuts, draw_masks(image, hierarchy.select(count), count)])
 
 
 def side_by_side(images: Sequence[np.ndarray], vertical: bool = False) -> np.ndarray:
-    """Images in one row, or one column, on white."""
+    """Images in one row or one column on a white background."""
     along, across = (0, 1) if vertical else (1, 0)
     largest = max(image.shape[across] for image in images)
     padded = []
@@ -70,7 +70,7 @@ def side_by_side(images: Sequence[np.ndarray], vertical: bool = False) -> np.nda
 
 
 def save_picture(path: str | Path, picture: np.ndarray) -> Path:
-    """Writes a PNG; its folder is made."""
+    """Writes a PNG file, and creates its folder if needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path, optimize=True)
@@ -78,7 +78,7 @@ def save_picture(path: str | Path, picture: np.ndarray) -> Path:
 
 
 def _colour(index: int) -> np.ndarray:
-    """(3,) float RGB in 0..255, far from those of nearby indices."""
+    """(3,) float RGB in [0, 255]; colours of nearby indices differ strongly."""
     hue = index * _GOLDEN_TURN % 1.0 * 6
     ramp = np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
     return 40 + 215 * ramp.clip(0, 1)

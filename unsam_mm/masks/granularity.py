@@ -1,7 +1,7 @@
-"""Granularity: how coarse a mask is, as one number that depends on nothing but its share of the image.
+"""Granularity: the area of a mask relative to its image, on a logarithmic scale.
 
-``1 + log10(area / image area) / 4``, clipped to [0, 1]: 1 is the whole image, a quarter less is a tenth of the area, and 0 is
-a ten-thousandth of the image or less. A mask never has a larger one than a mask that holds it.
+``1 + log10(area / image area) / 4``, clipped to [0, 1]: 1 is the whole image, 0.75 a tenth of its area, and 0 a
+ten-thousandth or less. The granularity of a mask never exceeds that of a mask that contains it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DECADES = 4  # of area between the granularities 0 and 1
 
 
 def area_granularity(areas_px: Areas, image_px: Areas | float) -> Areas:
-    """(...) float granularity in [0, 1] of masks of (...) areas; of NumPy arrays or numbers, or of torch tensors.
+    """(...) float granularity in [0, 1] of (...) areas; both may be numbers, NumPy arrays or torch tensors.
 
     Args:
         areas_px: Areas in pixels; an empty mask has granularity 0.
@@ -27,7 +27,7 @@ def area_granularity(areas_px: Areas, image_px: Areas | float) -> Areas:
     """
     share = areas_px / image_px
     if isinstance(share, np.ndarray | np.generic | float):
-        with np.errstate(divide='ignore'):  # of empty masks
+        with np.errstate(divide='ignore'):  # empty masks
             logs = np.log10(share)
     else:
         logs = share.log10()
@@ -35,18 +35,18 @@ def area_granularity(areas_px: Areas, image_px: Areas | float) -> Areas:
 
 
 def granularity_area(granularity: float, image_px: float) -> float:
-    """The area in pixels of a granularity; that of 0 is 0, since all small masks have granularity 0."""
+    """The area in pixels for a granularity. It is 0 for the granularity 0, which all small masks share."""
     return image_px * 10.0 ** (_DECADES * (granularity - 1)) if granularity > 0 else 0.0
 
 
 def nearest_area(areas_px: np.ndarray, wanted_px: float) -> int:
-    """Index of the area that is nearest to the wanted one in logarithm; of equally near ones the first.
+    """Index of the area nearest to a wanted area on a logarithmic scale; of equally near areas the first.
 
-    Of the same areas, a larger wanted one never gives a smaller one.
+    The result is monotone: a larger wanted area never gives a smaller area.
 
     Args:
         areas_px: (N,) areas in pixels, at least one; an empty mask counts as one pixel.
-        wanted_px: Area in pixels; 0 gives the smallest.
+        wanted_px: Wanted area in pixels; 0 gives the smallest.
     """
     logs = np.log(np.maximum(areas_px, 1))
     return int(np.argmin(logs if wanted_px <= 0 else np.abs(logs - np.log(wanted_px))))

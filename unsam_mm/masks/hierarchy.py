@@ -1,8 +1,8 @@
-"""The value that everything else passes around: a tree of regions over one image.
+"""Region trees: the hierarchy of masks of an image.
 
-The leaves of a `MaskHierarchy` tile the image and its inner nodes are unions of leaves. The leaves are numbered in
+The leaves of a `MaskHierarchy` partition the image, and its inner nodes are unions of leaves. Leaves are numbered in
 depth-first order, so every node is an interval of leaf numbers: two nodes either nest or are disjoint, and areas,
-overlaps, paths, cuts and run lengths need no pixel.
+overlaps, paths, cuts and run lengths are computed without pixels.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from unsam_mm.masks.rle import LabelRuns, Rle
 
 @dataclass(frozen=True, eq=False)
 class MaskHierarchy:
-    """A tree of regions over one image. Build it with `from_merges` or `from_masks`.
+    """A region tree of an image. Build it with `from_merges` or `from_masks`.
 
     Nodes 0..L-1 are the leaves; a parent always has a larger number than its children, so the root is N-1.
 
     Attributes:
         leaf_labels: (H, W) int32; the leaf that holds each pixel, numbered depth-first.
         parent: (N,) int64; -1 at the root.
-        height: (N,) float32; the dissimilarity at which the node was formed, 0 at the leaves, never
-            smaller than at a child.
-        score: (N,) float32 in [0, 1]; how much the node looks like an object. 0: it is no mask of its own but is
-            needed to tile the image; `select` leaves it out.
-        alternatives: Other trees over the same image, whose masks join in `select`. People look at this tree; the
-            others add what crosses it and what differs a little from it.
+        height: (N,) float32; the dissimilarity at which the node was merged, 0 at the leaves; never smaller than that
+            of a child.
+        score: (N,) float32 in [0, 1]; objectness of the node. Nodes with the score 0 are no masks of their own; they
+            only complete the partition, and `select` leaves them out.
+        alternatives: Other trees of the same image, whose masks `select` includes. This tree is the main one; the
+            others add masks that cross its regions or differ slightly from them.
 
     Raises:
-        UnSAMError: If the arrays are not those of a tree over an image, as described here.
+        UnSAMError: If the arrays do not describe such a tree.
     """
 
     leaf_labels: np.ndarray
@@ -60,7 +60,7 @@ class MaskHierarchy:
             ('height', np.float32),
             ('score', np.float32),
         ):
-            # What is compiled is compiled for these, and cannot read numbers of another byte order.
+            # The dtypes of the compiled functions, which do not support other byte orders.
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
         if (self.height[:-1] > self.height[self.parent[:-1]]).any():
             raise UnSAMError('no node may be higher than its parent; build the tree with MaskHierarchy.from_merges')
@@ -75,7 +75,7 @@ class MaskHierarchy:
     def from_merges(
         cls, leaf_labels: np.ndarray, parent: np.ndarray, height: np.ndarray, score: np.ndarray | None = None
     ) -> MaskHierarchy:
-        """Renumbers the leaves depth-first and checks the tree.
+        """Builds a tree from merges; leaves are renumbered depth-first.
 
         Args:
             leaf_labels: (H, W) integers 0..L-1, every value used.
@@ -85,8 +85,8 @@ class MaskHierarchy:
                 before its parent is formed, over the largest such height.
 
         Raises:
-            UnSAMError: If `parent` is not a tree in the order above, the labels are not its leaves, or heights or scores
-                are no such numbers.
+            UnSAMError: If `parent` is no tree in this order, the labels are not its leaves, or heights or scores are
+                invalid.
         """
         leaf_labels, parent, height = np.asarray(leaf_labels), np.asarray(parent), np.asarray(height)
         n_leaves = _count_labels(leaf_labels)
@@ -109,11 +109,11 @@ class MaskHierarchy:
 
     @classmethod
     def from_masks(cls, rles: list[Rle], scores: np.ndarray, size_hw: tuple[int, int]) -> MaskHierarchy:
-        """A hierarchy that holds any masks: those that nest form the tree, those that cross it the alternatives.
+        """Builds a hierarchy from any masks; masks that cross others go into the alternatives.
 
         Args:
-            rles: K masks; empty ones and all but the best of equal ones are left out.
-            scores: (K,) in (0, 1]; the best masks have the first choice of a tree.
+            rles: K masks; empty masks and duplicates are left out.
+            scores: (K,) in (0, 1]; masks are assigned to trees in the order of their scores.
             size_hw: Height and width of the image in pixels.
 
         Raises:
@@ -132,7 +132,7 @@ class MaskHierarchy:
 
     @cached_property
     def n_leaves(self) -> int:
-        """How many leaves (finest regions) there are."""
+        """Number of leaves (finest regions)."""
         return int(self.leaf_labels.max()) + 1
 
     @cached_property
@@ -156,15 +156,15 @@ class MaskHierarchy:
 
     @cached_property
     def granularity(self) -> np.ndarray:
-        """(N,) float32 in [0, 1] by the share of the image, see `unsam_mm.masks.granularity`; never larger than at the parent."""
+        """(N,) float32 in [0, 1], see `unsam_mm.masks.granularity`; never larger than that of the parent."""
         return area_granularity(self.area, self.leaf_labels.size).astype(np.float32)
 
     @cached_property
     def level(self) -> np.ndarray:
-        """(N,) float32 in [0, 1], at which a node is formed: 1 - log(k) / log(L), where k regions are left then.
+        """(N,) float32 in [0, 1], the level at which a node is formed: 1 - log(k) / log(L) for the k regions left then.
 
-        Leaves have 0, the root 1, and a cut at level l has about L ** (1 - l) regions, so equal
-        steps of l divide the number of regions by equal factors, whatever the image.
+        The level of leaves is 0, that of the root 1. A cut at level l has about L ** (1 - l) regions, so equal steps of
+        l divide the number of regions by equal factors.
         """
         n_inner = len(self) - self.n_leaves
         if n_inner == 0:
@@ -185,7 +185,7 @@ class MaskHierarchy:
 
     @cached_property
     def border_share(self) -> np.ndarray:
-        """(N,) float32 in [0, 1]: how much of the image's outline each node touches."""
+        """(N,) float32 in [0, 1]: fraction of the pixels at the image border that belong to each node."""
         outline = np.concatenate([self.leaf_labels[[0, -1]].ravel(), self.leaf_labels[:, [0, -1]].ravel()])
         return sum_over_descendants(np.bincount(outline, minlength=len(self)) / len(outline), self.parent).astype(
             np.float32
@@ -193,7 +193,7 @@ class MaskHierarchy:
 
     @cached_property
     def runs(self) -> LabelRuns:
-        """The run structure of the leaf map, from which any node's RLE is read."""
+        """The runs of the leaf label map, from which the RLE of any node is computed."""
         return LabelRuns(self.leaf_labels, self.n_leaves)
 
     def children(self, node: int) -> np.ndarray:
@@ -201,7 +201,7 @@ class MaskHierarchy:
         return np.flatnonzero(self.parent == node)
 
     def path(self, y: int, x: int) -> np.ndarray:
-        """Node numbers from the finest region that holds pixel (y, x) up to the root: nested masks.
+        """(K,) node numbers from the leaf at pixel (y, x) to the root: nested masks, finest first.
 
         Raises:
             UnSAMError: If the pixel lies outside the image.
@@ -219,7 +219,7 @@ class MaskHierarchy:
         return (self.leaf_labels >= self.first_leaf[node]) & (self.leaf_labels < self.last_leaf[node])
 
     def cut_nodes(self, level: float) -> np.ndarray:
-        """(K,) the coarsest nodes that are formed at the given level or before; together they tile the image.
+        """(K,) the coarsest nodes formed at or below a level; they partition the image.
 
         Args:
             level: In [0, 1]; 0 gives the leaves, 1 the whole image.
@@ -237,16 +237,16 @@ class MaskHierarchy:
         return nodes[np.argsort(self.first_leaf[nodes])]
 
     def cut(self, level: float) -> np.ndarray:
-        """(H, W) int32 label map of one level of the hierarchy, labels 1..K; every pixel is in exactly one region.
+        """(H, W) int32 label map of a cut, labels 1..K; every pixel belongs to exactly one region.
 
-        Label i is node ``cut_nodes(level)[i - 1]``; 0 is left free, since viewers draw it as background.
+        Label i is node ``cut_nodes(level)[i - 1]``; 0 is not used, since viewers show it as background.
         """
         nodes = self.cut_nodes(level)
         sizes = self.last_leaf[nodes] - self.first_leaf[nodes]
         return np.repeat(np.arange(1, len(nodes) + 1, dtype=np.int32), sizes)[self.leaf_labels]
 
     def iou(self, node: int, others: np.ndarray) -> np.ndarray:
-        """(K,) intersection over union of one node with others: the ratio of areas where they nest, else 0."""
+        """(K,) IoU of a node with others: the ratio of areas for nested nodes, else 0."""
         others = np.asarray(others)
         first, last = self.first_leaf, self.last_leaf
         nested = ((first[others] <= first[node]) & (last[node] <= last[others])) | (
@@ -256,11 +256,11 @@ class MaskHierarchy:
         return np.where(nested, np.minimum(area, area_others) / np.maximum(area, area_others), 0.0)
 
     def select(self, max_masks: int = 1000, min_area_px: int = 1) -> MaskSet:
-        """The best masks of this tree and its alternatives by score; no two are equal.
+        """The masks of the highest scores of this tree and its alternatives, without duplicates.
 
         Args:
-            max_masks: The largest number of masks wanted.
-            min_area_px: Masks smaller than this are left out.
+            max_masks: Maximum number of masks.
+            min_area_px: Smaller masks are left out.
 
         Raises:
             UnSAMError: If `max_masks` is not a whole number above 0.
@@ -269,7 +269,7 @@ class MaskHierarchy:
         return self.to_mask_set(nodes, source)
 
     def best_nodes(self, max_masks: int = 1000, min_area_px: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Which regions `select` takes: (K,) numbers of their trees, 0 being this one, and (K,) nodes there.
+        """The regions that `select` returns: (K,) numbers of their trees, 0 for this one, and (K,) node numbers.
 
         Raises:
             UnSAMError: If `max_masks` is not a whole number above 0.
@@ -299,11 +299,11 @@ class MaskHierarchy:
         return self.runs.encode(self.first_leaf[node], self.last_leaf[node])
 
     def to_mask_set(self, nodes: np.ndarray, source: np.ndarray | None = None) -> MaskSet:
-        """The given nodes, in the given order, as a mask set.
+        """The given nodes as a mask set, in the given order.
 
         Args:
             nodes: (K,) node numbers.
-            source: (K,) number of the tree of each node, as from `best_nodes`; by default all are of this tree.
+            source: (K,) number of the tree of each node, as from `best_nodes`; by default this tree.
         """
         nodes = np.asarray(nodes, np.int64)
         source = np.zeros(len(nodes), np.int64) if source is None else np.asarray(source, np.int64)
@@ -311,7 +311,7 @@ class MaskHierarchy:
 
 
 def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray) -> MaskSet:
-    """The mask set of nodes of several trees; node i is of tree source[i]."""
+    """The mask set of nodes of several trees; node i belongs to tree source[i]."""
 
     def gathered(name: str) -> np.ndarray:
         values = np.empty((len(nodes), *getattr(trees[0], name).shape[1:]), getattr(trees[0], name).dtype)
@@ -331,7 +331,7 @@ def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.nd
 
 
 def _holders(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """(K, K) bool; whether mask j holds all of mask i and is larger."""
+    """(K, K) bool; whether mask j contains mask i and is larger."""
     order = np.argsort(source, kind='stable')
     shared = intersections(trees, [nodes[order][source[order] == number] for number in range(len(trees))])
     areas = np.diag(shared)
@@ -341,7 +341,7 @@ def _holders(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.nda
 
 
 def _smallest_holder(holders: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """(K,) index of the smallest mask that holds each mask; -1 if none does."""
+    """(K,) index of the smallest mask that contains each mask; -1 if none does."""
     if len(areas) == 0:
         return np.zeros(0, np.int64)
     candidate_areas = np.where(holders, areas[None], np.iinfo(np.int64).max)
@@ -349,7 +349,7 @@ def _smallest_holder(holders: np.ndarray, areas: np.ndarray) -> np.ndarray:
 
 
 def _check_nodes(parent: np.ndarray, height: np.ndarray, score: np.ndarray | None) -> None:
-    """Raises `UnSAMError` unless there are whole numbers for parents, and as many finite heights and scores in [0, 1]."""
+    """Raises `UnSAMError` unless parents are integers, heights finite and scores in [0, 1], all of one length."""
     if parent.ndim != 1 or parent.dtype.kind not in 'iu':
         raise UnSAMError(f'parent must be whole numbers of shape (N,), got {parent.dtype}{parent.shape}')
     for name, values in (('height', height), ('score', score)):
@@ -377,12 +377,12 @@ def _check_tree(parent: np.ndarray, n_leaves: int) -> None:
     is_leaf = np.bincount(parent[:-1], minlength=n_nodes) == 0
     if is_leaf.sum() != n_leaves or not is_leaf[:n_leaves].all():
         raise UnSAMError(
-            f'the label map has {n_leaves} leaves, the tree {int(is_leaf.sum())}; they must be its first nodes'
+            f'the label map has {n_leaves} labels, the tree {int(is_leaf.sum())} leaves; expected the labels as its first nodes'
         )
 
 
 def _count_labels(labels: np.ndarray) -> int:
-    """How many labels there are, once they are known to be 0, 1, 2 and so on."""
+    """Number of labels; raises `UnSAMError` unless they are 0..L-1 without gaps."""
     if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iu':
         raise UnSAMError(f'leaf labels must be whole numbers of shape (H, W), got {labels.dtype}{labels.shape}')
     low, high = int(labels.min()), int(labels.max())
@@ -400,12 +400,12 @@ def _monotone(height: np.ndarray, parent: np.ndarray) -> np.ndarray:
 def _persistence(height: np.ndarray, parent: np.ndarray) -> np.ndarray:
     persistence = np.zeros_like(height)
     persistence[:-1] = height[parent[:-1]] - height[:-1]
-    # Never 0, which would say that a node is no mask.
+    # Never 0, the score of nodes that are no masks.
     return np.maximum(persistence / max(float(persistence.max()), np.finfo(np.float32).tiny), 1e-6)
 
 
 def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
-    """(N,) the value of every node plus the values of all its descendants."""
+    """(N,) sum of the values of each node and all its descendants."""
     total = np.array(values)
     _add_to_parents(total, np.asarray(parent, np.int64))
     return total
@@ -425,7 +425,7 @@ def _raise_parents(height, parent):
 
 @numba.njit(nogil=True, cache=True)
 def _grow_parents(boxes, parent):
-    """Makes the box of every node hold those of its children."""
+    """Extends the box of every node to those of its children."""
     for node in range(len(parent) - 1):
         for side in range(2):
             boxes[parent[node], side] = min(boxes[parent[node], side], boxes[node, side])
@@ -436,8 +436,8 @@ def _grow_parents(boxes, parent):
 def _first_leaves(parent, n_leaves):
     """(N,) depth-first number of the first leaf below each node.
 
-    Children are visited in the order of the smallest leaf number below them, so in a tree whose leaves are already
-    depth-first, the leaves keep their numbers.
+    Children are visited in the order of the smallest leaf number below them, so leaves that are already in depth-first
+    order keep their numbers.
     """
     n_nodes = len(parent)
     size = np.zeros(n_nodes, np.int64)
@@ -447,7 +447,7 @@ def _first_leaves(parent, n_leaves):
     for node in range(n_nodes - 1):
         size[parent[node]] += size[node]
         smallest[parent[node]] = min(smallest[parent[node]], smallest[node])
-    # A parent's cursor moves on by the size of each child in turn, and a parent comes before its children.
+    # Parents are processed before children; the cursor of a parent advances by the size of each child.
     order = np.argsort(smallest, kind='mergesort')
     next_sibling, first_child = np.full(n_nodes, -1), np.full(n_nodes, -1)
     for position in range(n_nodes - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""Any bag of masks as trees: masks that nest or are disjoint share a tree, masks that cross go into another one."""
+"""Converts arbitrary masks to trees: masks of one tree are nested or disjoint; crossing masks go into further trees."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from unsam_mm.masks.rle import Rle, run_edges
 
 @dataclass(frozen=True)
 class _Atoms:
-    """The pixels of an image grouped by which masks hold them.
+    """The partition of an image into sets of pixels that belong to the same masks.
 
     Attributes:
         labels: (H, W) int32 atom of each pixel, 0..A-1.
         areas: (A,) int64 in pixels.
-        member: (K, A) bool; which masks hold which atoms.
+        member: (K, A) bool; whether mask k contains atom a.
     """
 
     labels: np.ndarray
@@ -28,16 +28,16 @@ class _Atoms:
 def laminar_trees(
     rles: list[Rle], scores: np.ndarray, size_hw: tuple[int, int]
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Distributes masks over trees, best masks first into the first tree that they do not cross.
+    """Assigns each mask, best first, to the first tree whose masks it does not cross.
 
     Args:
-        rles: K masks; empty ones and all but the best of equal ones are left out.
+        rles: K masks; empty masks and duplicates are left out.
         scores: (K,) in (0, 1].
         size_hw: Height and width of the image in pixels.
 
     Returns:
-        For each tree its leaf labels, parents, heights and scores, as `MaskHierarchy.from_merges` takes them. Regions
-        that are no mask but are needed to tile the image have score 0.
+        Leaf labels, parents, heights and scores of each tree, the arguments of `MaskHierarchy.from_merges`. Regions
+        that are no masks but complete the partition have the score 0.
 
     Raises:
         UnSAMError: If a mask has another size than the image, or scores are out of range or differ in number.
@@ -56,7 +56,7 @@ def laminar_trees(
 
 
 def _distinct(runs: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
-    """Indices of the masks that are neither empty nor equal to a better one, best first."""
+    """Indices of the masks without empty masks and duplicates, best first."""
     kept, seen = [], {b''}
     for i in np.argsort(-scores, kind='stable'):
         if (pixels := runs[i].tobytes()) not in seen:
@@ -66,7 +66,7 @@ def _distinct(runs: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
 
 
 def _find_atoms(runs: list[np.ndarray], size_hw: tuple[int, int]) -> _Atoms:
-    """Runs of all masks cut the column-major pixel line into segments; segments held by the same masks are one atom."""
+    """Splits the column-major pixels at all run borders; segments in the same masks form one atom."""
     n_pixels = size_hw[0] * size_hw[1]
     borders = np.unique(np.concatenate([np.array([0, n_pixels]), *(run.ravel() for run in runs)]))
     held = np.zeros((len(runs), len(borders)), np.int8)
@@ -85,7 +85,7 @@ def _find_atoms(runs: list[np.ndarray], size_hw: tuple[int, int]) -> _Atoms:
 
 
 def _families(atoms: _Atoms) -> list[np.ndarray]:
-    """Groups of masks, as indices; no two masks of a group cross."""
+    """Groups of mask indices; no two masks of a group cross."""
     weighted = atoms.member * atoms.areas.astype(np.float64)
     shared = weighted @ atoms.member.T.astype(np.float64)
     areas = np.diag(shared)
@@ -110,14 +110,14 @@ def _build(
     if len(family) == 0 or areas.max() < n_pixels:
         member = np.concatenate([member, np.ones((1, len(atoms.areas)), bool)])
         mask_scores = np.append(mask_scores, 0.0)
-    # Smallest mask first, so the first mask that holds an atom is the finest one.
+    # Masks are sorted by area, so the first mask with an atom is the smallest.
     finest = member.argmax(axis=0)
     up = np.full(len(member), -1)
     for i in range(len(member) - 1):
         up[i] = i + 1 + member[i + 1 :, member[i].argmax()].argmax()
     has_children = np.bincount(up[:-1], minlength=len(member)) > 0
     has_own_atoms = np.bincount(finest, minlength=len(member)) > 0
-    # A mask without children is a leaf; the part of a mask that no child holds is a leaf beside its children.
+    # A mask without children is a leaf; the atoms of a mask that belong to no child form a further leaf.
     leaf_of = np.cumsum(has_own_atoms) - 1
     n_leaves = int(has_own_atoms.sum())
     node_of = np.where(has_children, n_leaves + np.cumsum(has_children) - 1, leaf_of)

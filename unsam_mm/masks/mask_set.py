@@ -1,4 +1,4 @@
-"""A flat list of masks of one image as COCO run lengths, with the parent relation kept."""
+"""A set of masks of an image as COCO run-length encodings, with scores and parents."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class MaskSet:
 
     Attributes:
         rles: N run-length encodings, ``{'size': [H, W], 'counts': bytes}``.
-        scores: (N,) float32 in [0, 1], not increasing where the set comes from `MaskHierarchy.select`.
-        parents: (N,) int64 index, within this set, of the smallest mask that holds this one; -1 if none does.
+        scores: (N,) float32 in [0, 1]; descending in sets from `MaskHierarchy.select`.
+        parents: (N,) int64 index, within this set, of the smallest mask that contains this one; -1 if none does.
         areas: (N,) int64 in pixels.
-        boxes_xyxy: (N, 4) float32 in pixels; the right and bottom edges are exclusive.
+        boxes_xyxy: (N, 4) float32 in pixels; right and bottom edges exclusive.
         size_hw: Height and width of the image in pixels.
 
     Raises:
-        UnSAMError: If fields differ in length, are of another type, or hold what they cannot: scores outside [0, 1], areas
-            larger than the image, parents that are no mask of the set or form a cycle. Run lengths are not checked; see
-            `unsam_mm.masks.rle.rles_from_json` for those that come from outside.
+        UnSAMError: If fields differ in length or dtype, or values are out of range: scores outside [0, 1], areas larger
+            than the image, parents outside the set or in a cycle. Run lengths are not checked; use
+            `unsam_mm.masks.rle.rles_from_json` for untrusted encodings.
     """
 
     rles: list[Rle]
@@ -60,19 +60,19 @@ class MaskSet:
                 raise UnSAMError(f'MaskSet {name} must lie in [{low}, {high}], got {values[at]} at mask {at}')
         if not np.isfinite(self.boxes_xyxy).all():
             raise UnSAMError('MaskSet boxes_xyxy must be finite')
-        if (in_circle := _ancestors_beyond(np.asarray(self.parents)) >= 0).any():
-            raise UnSAMError(f'MaskSet parents go round in a circle from mask {int(in_circle.argmax())}')
+        if (in_cycle := _ancestors_beyond(np.asarray(self.parents)) >= 0).any():
+            raise UnSAMError(f'MaskSet parents form a cycle at mask {int(in_cycle.argmax())}')
 
     @classmethod
     def from_bitmaps(cls, masks: np.ndarray, scores: np.ndarray | None = None) -> MaskSet:
-        """Wraps boolean masks of shape (N, H, W); parents are found by containment.
+        """A mask set from boolean masks of shape (N, H, W); parents are found by containment.
 
         Args:
-            masks: Array of shape (N, H, W); what is not zero belongs to the mask.
-            scores: (N,) floats in [0, 1]; ones if not given.
+            masks: Array of shape (N, H, W); non-zero pixels belong to the mask.
+            scores: (N,) floats in [0, 1]; by default ones.
 
         Raises:
-            UnSAMError: If the masks have another shape, or a score lies elsewhere.
+            UnSAMError: If the masks have another shape, or a score is out of range.
         """
         masks = np.asarray(masks, bool)
         if masks.ndim != 3:
@@ -91,7 +91,7 @@ class MaskSet:
 
     @cached_property
     def granularity(self) -> np.ndarray:
-        """(N,) float32 in [0, 1] by the share of the image, see `unsam_mm.masks.granularity`: 1 is the whole image."""
+        """(N,) float32 in [0, 1], see `unsam_mm.masks.granularity`: 1 is the whole image."""
         return area_granularity(self.areas, max(self.size_hw[0] * self.size_hw[1], 1)).astype(np.float32)
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class MaskSet:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int | slice | np.ndarray | list[int]) -> MaskSet:
-        """The masks at `index` as a smaller set; a parent that is left out is replaced by its own parent.
+        """The masks at `index` as a new set; a parent that is left out is replaced by its nearest ancestor in the set.
 
         Raises:
             IndexError: If an index is out of range.
@@ -122,11 +122,11 @@ class MaskSet:
         )
 
     def to_bitmaps(self) -> np.ndarray:
-        """Boolean masks of shape (N, H, W). A large set takes N * H * W bytes: slice it first."""
+        """Boolean masks of shape (N, H, W). They take N * H * W bytes; slice large sets first."""
         return decode_rles(self.rles, self.size_hw)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO result records, one a mask, with `granularity` and `parent` (index in this list) added."""
+        """COCO result records of the masks, with the additional keys `granularity` and `parent` (index in the list)."""
         boxes_xywh = self.boxes_xyxy.copy()
         boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
         return [
@@ -150,13 +150,13 @@ _FIELDS = {
     'areas': ('iu', ()),
     'boxes_xyxy': ('fiu', (4,)),
 }
-"""Field to the kinds of its numbers and the shape of one."""
+"""Dtype kinds and item shape of each field."""
 
 
 def _ancestors_beyond(parents: np.ndarray) -> np.ndarray:
-    """(N,) the ancestor of each mask that is N or more steps away; -1, unless parents go round in a circle."""
+    """(N,) ancestor of each mask at a distance of N or more; -1 unless parents form a cycle."""
     ancestors = parents
-    for _ in range(len(parents).bit_length()):  # each time twice as many steps
+    for _ in range(len(parents).bit_length()):  # doubles the distance
         ancestors = np.where(ancestors >= 0, ancestors[ancestors], -1)
     return ancestors
 

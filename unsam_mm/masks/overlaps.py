@@ -1,7 +1,7 @@
-"""Overlaps of regions of different trees over one image, counted without drawing a mask.
+"""Intersections and IoUs of regions of several trees of an image, computed without drawing masks.
 
-Of each pixel only the smallest wanted region that holds it counts, one for each tree. Pixels are counted for each pair of
-such regions of two trees; sums over what is nested in either then give the overlap of every wanted pair.
+In each tree a pixel is assigned to the smallest wanted region that contains it. Pixels are counted for each pair of
+such regions of two trees; sums over descendants in both trees then give the intersections of all pairs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class RegionTree(Protocol):
-    """What is read of a tree; a `unsam_mm.masks.hierarchy.MaskHierarchy` has it, and says what it is."""
+    """The attributes of `unsam_mm.masks.hierarchy.MaskHierarchy` that are used here."""
 
     leaf_labels: np.ndarray
     parent: np.ndarray
@@ -28,11 +28,11 @@ class RegionTree(Protocol):
 
 
 def intersections(trees: Sequence[RegionTree], nodes: Sequence[np.ndarray]) -> np.ndarray:
-    """(K, K) float64 pixels that each two of the given nodes share.
+    """(K, K) float64 intersections of nodes in pixels.
 
     Args:
-        trees: Trees over the same image.
-        nodes: For each tree the node numbers that are wanted; K is their total number.
+        trees: Trees of the same image.
+        nodes: Node numbers for each tree; K is their total number.
     """
     offsets = np.cumsum([0, *(len(chosen) for chosen in nodes)])
     shared = np.empty((offsets[-1], offsets[-1]))
@@ -49,26 +49,26 @@ def intersections(trees: Sequence[RegionTree], nodes: Sequence[np.ndarray]) -> n
 
 
 def crossing_pixels(tree: RegionTree, nodes: np.ndarray, other: RegionTree, others: np.ndarray) -> np.ndarray:
-    """(K, K') float64 pixels that nodes of one tree share with nodes of another over the same image."""
+    """(K, K') float64 intersections, in pixels, of nodes of one tree with nodes of another tree of the same image."""
     one, another = _Wanted(tree, nodes), _Wanted(other, others)
     maps, lengths = _runs(np.stack([one.map.ravel(), another.map.ravel()]))
     return _crossing(one, maps[0], another, maps[1], lengths)
 
 
 def ious(trees: Sequence[RegionTree], nodes: Sequence[np.ndarray]) -> np.ndarray:
-    """(K, K) float64 intersection over union of each two of the given nodes; see `intersections`."""
+    """(K, K) float64 IoUs of nodes; see `intersections`."""
     shared = intersections(trees, nodes)
     areas = np.diag(shared)
     return shared / (areas[:, None] + areas[None] - shared)
 
 
 class _Wanted:
-    """Nodes of one tree, small before large, without what lies between them.
+    """The tree restricted to some of its nodes, numbered from small to large.
 
     Attributes:
-        map: (H, W) int32 number of the smallest of K different nodes that holds each pixel; K where none does.
-        holder: (K,) number of the smallest other one that holds each; K where none does.
-        place: For each node that was given, its number.
+        map: (H, W) int32 number of the smallest of the K distinct nodes that contains each pixel; K where none does.
+        holder: (K,) number of the smallest other node that contains each node; K where none does.
+        place: The number of each given node.
     """
 
     def __init__(self, tree: RegionTree, nodes: np.ndarray) -> None:
@@ -82,7 +82,7 @@ class _Wanted:
 
 
 def _nested(tree: RegionTree, nodes: np.ndarray) -> np.ndarray:
-    """(K, K) pixels that nodes of one tree share: those of the smaller one, or none."""
+    """(K, K) intersections of nodes of one tree: the area of the smaller node if they nest, else 0."""
     first, last, area = tree.first_leaf[nodes], tree.last_leaf[nodes], tree.area[nodes]
     inside = (first[:, None] >= first[None]) & (last[:, None] <= last[None])
     return np.where(inside, area[:, None], np.where(inside.T, area[None], 0))
@@ -91,14 +91,14 @@ def _nested(tree: RegionTree, nodes: np.ndarray) -> np.ndarray:
 def _crossing(
     one: _Wanted, of_one: np.ndarray, other: _Wanted, of_other: np.ndarray, lengths: np.ndarray
 ) -> np.ndarray:
-    """(K, K') float64 pixels shared, from the runs of both maps."""
+    """(K, K') float64 intersections in pixels, from the runs of both maps."""
     counts = _count(of_one, of_other, lengths, one.holder, other.holder)
     return counts[one.place][:, other.place]
 
 
 @numba.njit(nogil=True, cache=True)
 def _inherit(number, parent, nothing):
-    """Gives each node without a number that of its parent."""
+    """Assigns each node without a number the number of its parent."""
     for node in range(len(parent) - 2, -1, -1):
         if number[node] == nothing:
             number[node] = number[parent[node]]
@@ -106,7 +106,7 @@ def _inherit(number, parent, nothing):
 
 @numba.njit(nogil=True, cache=True)
 def _runs(maps):
-    """(T, R) values of T flattened maps where any of them changes, and (R,) how many pixels they last."""
+    """Joint run-length encoding of T flattened maps: (T, R) values, and (R,) run lengths in pixels."""
     n_maps, n_pixels = maps.shape
     starts = np.empty(n_pixels + 1, np.int64)
     n_runs = 0
@@ -126,7 +126,7 @@ def _runs(maps):
 
 @numba.njit(nogil=True, cache=True)
 def _count(of_one, of_other, lengths, holder, other_holder):
-    """Pixels of every pair of nodes; each node passes on what it has to the one that holds it."""
+    """Intersections of all pairs of nodes: counts of pixels, summed up along the holders."""
     n_one, n_other = len(holder), len(other_holder)
     counts = np.zeros((n_one + 1, n_other + 1))
     for run in range(len(lengths)):

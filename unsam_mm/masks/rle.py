@@ -1,8 +1,7 @@
-"""COCO run-length encoding of label intervals, without ever drawing a mask.
+"""COCO run-length encodings: encoding of label intervals, crops and bitmaps, decoding, and validation.
 
-COCO's RLE walks an image column by column and stores the lengths of alternating runs of zeros and
-ones. A label map has a run structure of its own, so the RLE of any interval of labels is a merge of
-some of its runs; the cost is the number of those runs, not the number of pixels.
+COCO's RLE stores the lengths of alternating runs of zeros and ones in column-major order. The RLE of an interval of
+labels is assembled from the runs of the label map; its cost depends on the number of runs, not on the number of pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pycocotools import mask as coco_mask
 from unsam_mm.errors import UnSAMError
 
 MAX_PIXELS = 2**32 - 1
-"""pycocotools counts pixels in 32 bits."""
+"""Limit of pycocotools, which counts pixels in 32 bits."""
 
 Rle = dict[str, Any]
 """``{'size': [height, width], 'counts': bytes}``, COCO's compressed form."""
@@ -32,7 +31,7 @@ class LabelRuns:
 
     Args:
         labels: (H, W) integer map with the values 0..n_labels - 1.
-        n_labels: How many labels there are.
+        n_labels: Number of labels.
     """
 
     def __init__(self, labels: np.ndarray, n_labels: int) -> None:
@@ -53,12 +52,12 @@ class LabelRuns:
 
 
 def run_edges(rle: Rle) -> np.ndarray:
-    """(R, 2) int64 first pixel and end (exclusive) of each run of ones, along the columns of the image.
+    """(R, 2) int64 start and end (exclusive) of each run of ones, in column-major pixel indices.
 
-    Runs are as long as they can be, whatever runs of no pixels the encoding holds: equal masks have equal runs.
+    Runs of length 0 in the encoding are removed and adjacent runs joined, so equal masks have equal runs.
 
-    COCO's compressed counts are base-32 digits, five bits a character from the lowest, with a bit that says whether
-    more follow and a sign in the last; from the fourth count on, each is stored as its difference to the last but one.
+    COCO's compressed counts are little-endian base-32 numbers, five bits in each character, with a continuation bit and
+    a sign bit in the last character; from the fourth count on, the difference to the last but one is stored.
     """
     digits = np.frombuffer(rle['counts'], np.uint8).astype(np.int64) - _ZERO
     ends = np.flatnonzero((digits & _MORE) == 0)
@@ -72,7 +71,7 @@ def run_edges(rle: Rle) -> np.ndarray:
     edges = np.cumsum(counts)[: len(counts) // 2 * 2]
     if (counts[1:] == 0).any():
         edges, times = np.unique(edges, return_counts=True)
-        edges = edges[times % 2 == 1]  # what ends where it starts, or goes on where it ends, has no edge there
+        edges = edges[times % 2 == 1]  # an edge that occurs twice separates no two different values
     return edges.reshape(-1, 2)
 
 
@@ -84,15 +83,15 @@ def encode_bitmaps(masks: np.ndarray) -> list[Rle]:
 
 
 def encode_crop(bitmap: np.ndarray, top: int, left: int, size_hw: tuple[int, int]) -> Rle:
-    """RLE of an (h, w) bool mask that lies in a box of an image; the image itself is never drawn.
+    """RLE of an (h, w) bool mask in a box of an image, without drawing the full image.
 
     Args:
         bitmap: The mask in the box.
-        top: Row of the image where the box begins.
-        left: Column of the image where the box begins.
-        size_hw: Height and width of the image; it holds the box.
+        top: First row of the box in the image.
+        left: First column of the box in the image.
+        size_hw: Height and width of the image, which contains the box.
     """
-    below = bitmap.shape[0] + 1  # an empty row under each column ends its last run
+    below = bitmap.shape[0] + 1  # an empty row below each column ends its last run
     columns = np.zeros((bitmap.shape[1], below), np.int8)
     columns[:, :-1] = bitmap.T
     changes = np.diff(columns.ravel(), prepend=np.int8(0))
@@ -104,7 +103,7 @@ def encode_crop(bitmap: np.ndarray, top: int, left: int, size_hw: tuple[int, int
 
 
 def decode_crop(rle: Rle, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
-    """(h, w) bool mask in a box that holds all of it; right and bottom edges are exclusive."""
+    """(h, w) bool mask in a box that contains the whole mask; right and bottom edges are exclusive."""
     x0, y0, x1, y1 = box_xyxy
     out = np.zeros((x1 - x0, y1 - y0), bool)
     _fill_columns(run_edges(rle), rle['size'][0], x0, y0, out)
@@ -115,7 +114,7 @@ def decode_rles(rles: list[Rle], size_hw: tuple[int, int]) -> np.ndarray:
     """Boolean masks of shape (N, H, W); N may be 0.
 
     Raises:
-        UnSAMError: If one has another size, or is damaged and holds pixels beyond it.
+        UnSAMError: If an encoding has another size, or is damaged and has pixels outside the image.
     """
     height, width = size_hw
     columns = np.zeros((len(rles), width, height), bool)
@@ -124,14 +123,14 @@ def decode_rles(rles: list[Rle], size_hw: tuple[int, int]) -> np.ndarray:
         if tuple(rle['size']) != (height, width) or (len(edges) and edges[-1, 1] > out.size):
             found = ' x '.join(map(str, rle['size']))
             raise UnSAMError(
-                f'an RLE of {found} px is damaged, or no mask of an image of {height} x {width} px; give both in one size'
+                f'an RLE of {found} px is damaged or of another image; expected {height} x {width} px; use masks of this image'
             )
         _fill_columns(edges, height, 0, 0, out)
     return columns.swapaxes(1, 2)
 
 
 def rle_to_json(rle: Rle) -> Rle:
-    """The same RLE with its counts as text, as COCO files store it."""
+    """The RLE with its counts as text, as in COCO files."""
     counts = rle['counts']
     return {
         'size': [int(side) for side in rle['size']],
@@ -143,8 +142,8 @@ class RleError(UnSAMError):
     """A run-length encoding that is damaged, or of another image.
 
     Attributes:
-        index: Its place among those that were read.
-        reason: What is wrong, without the place.
+        index: Index of the encoding in the list.
+        reason: The error message without the index.
     """
 
     def __init__(self, index: int, reason: str) -> None:
@@ -153,22 +152,22 @@ class RleError(UnSAMError):
 
 
 def rle_from_json(rle: Mapping[str, Any]) -> Rle:
-    """One encoding from outside; see `rles_from_json`."""
+    """Validates one encoding; see `rles_from_json`."""
     return rles_from_json([rle])[0]
 
 
 def rles_from_json(rles: Sequence[Any], size_hw: Sequence[int] | None = None) -> list[Rle]:
-    """Checks encodings that come from outside; the C code of pycocotools trusts whatever it is given.
+    """Validates encodings from untrusted sources; the C code of pycocotools does not check its input.
 
     Args:
-        rles: N dictionaries with ``size`` and ``counts``: COCO's compressed text, or a plain list.
-        size_hw: Height and width that each must have, in pixels; None where they are not known.
+        rles: N dictionaries with ``size`` and ``counts``: COCO's compressed text, or a list of run lengths.
+        size_hw: Expected height and width in pixels; None if unknown.
 
     Returns:
         N compressed encodings with counts as bytes. Equal masks have equal counts.
 
     Raises:
-        RleError: If one of them is malformed, has another size, or its runs do not add up to that size.
+        RleError: If an encoding is malformed, has another size, or its run lengths do not sum to its size.
     """
     if _is_plain(rles, size_hw):
         sizes = [(size_hw[0], size_hw[1])] * len(rles)
@@ -185,17 +184,17 @@ def rles_from_json(rles: Sequence[Any], size_hw: Sequence[int] | None = None) ->
     checked = [{'size': list(size), 'counts': text} for size, text in zip(sizes, texts, strict=True)]
     n_pixels = np.array([height * width for height, width in sizes], np.int64)
     ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-    verdicts = _check_texts(np.frombuffer(b''.join(texts), np.uint8), ends, n_pixels)
-    for index in np.flatnonzero(verdicts).tolist():
-        if verdicts[index] != _LOOSE:
-            raise RleError(index, _reason(verdicts[index], texts[index], sizes[index]))
+    results = _check_texts(np.frombuffer(b''.join(texts), np.uint8), ends, n_pixels)
+    for index in np.flatnonzero(results).tolist():
+        if results[index] != _LOOSE:
+            raise RleError(index, _reason(results[index], texts[index], sizes[index]))
         edges = run_edges(checked[index])
         checked[index] = encode_runs(edges[:, 0], edges[:, 1], sizes[index])
     return checked
 
 
 def areas_and_boxes(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
-    """Of N checked masks: (N,) int64 areas and (N, 4) int64 boxes x0, y0, x1, y1 in pixels.
+    """(N,) int64 areas and (N, 4) int64 boxes x0, y0, x1, y1, in pixels, of N valid encodings.
 
     Right and bottom edges are exclusive; the box of an empty mask is zeros.
     """
@@ -206,7 +205,7 @@ def areas_and_boxes(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_plain(rles: Sequence[Any], size_hw: Sequence[int] | None) -> bool:
-    """Whether all are dictionaries with the wanted size and text: a quick look, which a thousand masks of a file pass."""
+    """Whether all encodings are dictionaries with the expected size and text counts, the common case."""
     if size_hw is None or not all(isinstance(rle, dict) and 'size' in rle and 'counts' in rle for rle in rles):
         return False
     sizes = [rle['size'] for rle in rles]
@@ -219,10 +218,10 @@ def _is_plain(rles: Sequence[Any], size_hw: Sequence[int] | None) -> bool:
 
 
 def _size_and_text(rle: Any, size_hw: Sequence[int] | None) -> tuple[tuple[int, int], bytes]:
-    """Size and compressed counts of one encoding; of the counts only the form is checked.
+    """Size and compressed counts of one encoding; the runs are not checked yet.
 
     Raises:
-        ValueError: If it has another form or size.
+        ValueError: If the encoding is malformed or has another size.
     """
     if not isinstance(rle, Mapping) or 'size' not in rle or 'counts' not in rle:
         raise ValueError(f'found {str(rle)[:40]!r}; expected run lengths with "size" and "counts"')
@@ -240,14 +239,14 @@ def _size_and_text(rle: Any, size_hw: Sequence[int] | None) -> tuple[tuple[int, 
     if isinstance(counts, list):
         return (height, width), _text_of_list(counts, height, width)
     if isinstance(counts, str):
-        counts = counts.encode('utf-8', 'surrogatepass')  # what is not ASCII is no digit
+        counts = counts.encode('utf-8', 'surrogatepass')  # non-ASCII characters fail the check of digits
     elif not isinstance(counts, bytes):
         raise ValueError(f'the counts of the RLE are of type {type(counts).__name__}; expected text or a list')
     return (height, width), counts
 
 
 def _is_whole(value: Any) -> bool:
-    if isinstance(value, float):  # as pandas writes whole numbers
+    if isinstance(value, float):  # pandas writes integers as floats
         return value.is_integer()
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -263,24 +262,24 @@ def _text_of_list(counts: list[Any], height: int, width: int) -> bytes:
 
 def _wrong_total(total: int, height: int, width: int) -> str:
     return (
-        f'the counts of the RLE add up to {total} px, but {height} x {width} px are {height * width}; the file is '
-        'damaged or of another form: make it again'
+        f'the counts of the RLE add up to {total} px, expected {height} x {width} = {height * width} px; the file is '
+        'damaged; make it again'
     )
 
 
-def _reason(verdict: int, text: bytes, size: tuple[int, int]) -> str:
-    if verdict == _NO_TEXT:
-        return f'counts are not COCO run lengths: {text[:20]!r}; the file is damaged: make it again'
+def _reason(result: int, text: bytes, size: tuple[int, int]) -> str:
+    if result == _NO_TEXT:
+        return f'counts are not COCO run lengths: {text[:20]!r}; the file is damaged; make it again'
     runs = _runs_of_text(text)
     if (shortest := min(runs)) < 0:
-        return f'the RLE has a run of {shortest} px; the file is damaged: make it again'
-    if verdict == _TOO_FAR:
-        return 'two runs of the RLE differ by more pixels than pycocotools can read; cut the image into tiles'
+        return f'the RLE has a run of {shortest} px; the file is damaged; make it again'
+    if result == _TOO_FAR:
+        return 'two runs of the RLE differ by more pixels than pycocotools supports; split the image into tiles'
     return _wrong_total(sum(runs), *size)
 
 
 def _runs_of_text(text: bytes) -> list[int]:
-    """The runs of a compressed encoding in numbers of any size, for messages."""
+    """The run lengths of a compressed encoding as integers of any size, for messages."""
     runs, value, place = [], 0, 0
     for code in text:
         digit = code - _ZERO
@@ -294,9 +293,9 @@ def _runs_of_text(text: bytes) -> list[int]:
 
 
 def encode_runs(starts: np.ndarray, ends: np.ndarray, size_hw: tuple[int, int]) -> Rle:
-    """RLE of (R,) starts and ends (exclusive) of rising runs of pixels along the columns of an image; they may touch."""
+    """RLE of (R,) ascending starts and ends (exclusive) of runs in column-major order; runs may be adjacent."""
     height, width = size_hw
-    gap = starts[1:] != ends[:-1]  # runs that touch across two labels or columns are one run of the mask
+    gap = starts[1:] != ends[:-1]  # adjacent runs of two labels or columns are joined
     first = np.ones(min(len(starts), 1), bool)
     edges = np.stack([starts[np.r_[first, gap]], ends[np.r_[gap, first]]], axis=1).ravel()
     counts = np.diff(edges, prepend=0)
@@ -310,7 +309,7 @@ def encode_runs(starts: np.ndarray, ends: np.ndarray, size_hw: tuple[int, int]) 
 def _fill_columns(edges, height, left, top, out):
     for run in range(len(edges)):
         start, end = edges[run]
-        while start < end:  # a run may go on in the next column
+        while start < end:  # a run may continue in the next column
             column = start // height
             stop = min(end, (column + 1) * height)
             first = start - column * height - top
@@ -320,22 +319,22 @@ def _fill_columns(edges, height, left, top, out):
 
 @numba.njit(nogil=True, cache=True)
 def _check_texts(codes, ends, n_pixels):
-    """(N,) int8 verdict on each of N texts that stand one behind the other, each with its number of pixels."""
-    verdicts = np.empty(len(ends), np.int8)
+    """(N,) int8 result of `_check_text` for each of N concatenated texts and their numbers of pixels."""
+    results = np.empty(len(ends), np.int8)
     start = 0
     for mask in range(len(ends)):
-        verdicts[mask] = _check_text(codes[start : ends[mask]], n_pixels[mask])
+        results[mask] = _check_text(codes[start : ends[mask]], n_pixels[mask])
         start = ends[mask]
-    return verdicts
+    return results
 
 
 @numba.njit(nogil=True, cache=True)
 def _check_text(codes, n_pixels):
-    """Verdict on one text: `_LOOSE` if it is sound but not as pycocotools would write it."""
+    """Checks one text: `_SOUND`, an error, or `_LOOSE` if it is valid but not the form that pycocotools writes."""
     total, n_runs, earlier, last = 0, 0, 0, 0
     value, n_digits, before = 0, 0, 0
-    verdict = _SOUND
-    wrong = _SOUND  # of the runs; said only of a text that is one
+    result = _SOUND
+    wrong = _SOUND  # error of the runs, returned only if the text itself is valid
     for code in codes:
         digit = np.int64(code) - _ZERO
         if digit < 0 or digit >= 2 * _MORE or n_digits == 7:
@@ -348,15 +347,15 @@ def _check_text(codes, n_pixels):
         if digit & _SIGN:
             value -= 1 << (5 * n_digits)
             if n_digits == 7 and wrong == _SOUND:
-                wrong = _TOO_FAR  # pycocotools extends the sign of no more than 32 bits
+                wrong = _TOO_FAR  # pycocotools extends signs of at most 32 bits
         if n_digits > 1 and ((digit == 0 and not before & _SIGN) or (digit == 31 and before & _SIGN)):
-            verdict = _LOOSE  # a digit that says nothing
+            result = _LOOSE  # a redundant digit
         run = value + earlier if n_runs > 2 else value
         if run < 0 or run > n_pixels - total:
             wrong = _WRONG_RUNS
             run = min(max(run, 0), n_pixels - total)
         if run == 0 and n_runs > 0:
-            verdict = _LOOSE  # pycocotools takes wrong boxes and overlaps from runs of no pixels
+            result = _LOOSE  # pycocotools computes wrong boxes and overlaps for runs of length 0
         total += run
         earlier, last = last, run
         n_runs += 1
@@ -365,12 +364,12 @@ def _check_text(codes, n_pixels):
         return _NO_TEXT
     if wrong != _SOUND:
         return wrong
-    return verdict if total == n_pixels else _WRONG_RUNS
+    return result if total == n_pixels else _WRONG_RUNS
 
 
 @numba.njit(nogil=True, cache=True)
 def _measure_texts(codes, ends, heights):
-    """(N,) areas and (N, 4) boxes of N sound texts that stand one behind the other."""
+    """(N,) areas and (N, 4) boxes of N valid, concatenated texts."""
     areas, boxes = np.zeros(len(ends), np.int64), np.zeros((len(ends), 4), np.int64)
     at = 0
     for mask in range(len(ends)):

@@ -1,11 +1,11 @@
-"""UnSAM's modules for MMDetection, in MMDetection's own registries.
+"""UnSAM's models, in the registries of MMDetection.
 
-A config brings them in with ``custom_imports = dict(imports=['unsam_mm.models'])``.
+Configs import them with ``custom_imports = dict(imports=['unsam_mm.models'])``.
 """
 
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 
-ensure_mmcv_ops()  # before the first import of mmdet.models, which fails without it
+ensure_mmcv_ops()  # must run before the first import of mmdet.models
 
 from unsam_mm.models.assigner import UnSAMHungarianAssigner  # noqa: E402
 from unsam_mm.models.detector import UnSAM  # noqa: E402

@@ -1,4 +1,4 @@
-"""Hungarian matching that survives a prediction which is not a number."""
+"""Hungarian matching with finite costs, in chunks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 _WORST_COST = 1e5
-"""Far above any real cost (weighted sums stay below about 1e3), and harmless when a few of them are added."""
+"""Far above any actual cost (weighted sums are below about 1e3), but sums of a few stay finite."""
 
 _CHUNK_VALUES = 2**22
-"""Values of predictions that a cost looks at together: 16 MB, 334 predictions at the paper's 12544 points."""
+"""Values of predictions in each chunk of a cost: 16 MB, 334 predictions at the paper's 12544 points."""
 
 
 class _FiniteCost:
-    """A match cost in float32, a few predictions at a time, in which NaN and infinity become very bad finite costs."""
+    """A match cost in float32, computed in chunks, with NaN and infinity replaced by a large finite cost."""
 
     def __init__(self, cost: Any) -> None:
         self.cost = _cross_entropy(cost.weight) if type(cost) is CrossEntropyLossCost else cost
@@ -47,11 +47,11 @@ def _cross_entropy(weight: float) -> Callable[..., Tensor]:
 class UnSAMHungarianAssigner(HungarianAssigner):
     """`HungarianAssigner` with finite costs, in chunks.
 
-    Half precision overflows in the mask costs of large images, and SciPy's solver then stops the whole training with
-    "matrix contains invalid numeric entries". Here such a prediction is matched last, and training goes on.
+    In half precision the mask costs of large images may overflow, and SciPy's solver then fails with "matrix contains
+    invalid numeric entries". Here such a prediction is matched last.
 
     Args:
-        match_costs: Configs of the costs that are added up.
+        match_costs: Configs of the costs, which are summed.
     """
 
     def __init__(self, match_costs: list[dict]) -> None:

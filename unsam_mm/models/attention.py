@@ -1,4 +1,4 @@
-"""Attention of Mask2Former with the parameters that MMDetection gives it, in kernels that never hold all weights."""
+"""Memory-efficient attention for Mask2Former, with the parameters of MMDetection's modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def use_lean_attention(module: nn.Module) -> None:
-    """Replaces, before weights are initialised or loaded, every attention below `module` by its equal of this file."""
+    """Replaces every attention below `module` by its equivalent in this file; call before weights are loaded."""
     for parent in list(module.modules()):
         if isinstance(parent, MultiheadAttention):
             parent.attn = MaskedAttention(parent.embed_dims, parent.num_heads, parent.attn.dropout)
@@ -22,11 +22,10 @@ def use_lean_attention(module: nn.Module) -> None:
 
 
 class MaskedAttention(nn.MultiheadAttention):
-    """`nn.MultiheadAttention` by torch's fused kernel, with one mask for all heads.
+    """`nn.MultiheadAttention` with torch's fused kernel, and one mask for all heads.
 
-    At 2000 queries and the stride-8 level of a 1024 x 1024 image the weights, which nobody reads, take 1 GB, and masks
-    repeated for each head as many bytes as the weights have values. On a CPU the fused kernel takes a mask without a
-    head axis as it is, and turns bool into float once for all heads.
+    At 2000 queries and the stride-8 level of a 1024 x 1024 image, the attention weights take 1 GB, and a mask repeated
+    for each head a byte for each weight. On a CPU the fused kernel broadcasts a mask without a head axis.
     """
 
     def forward(
@@ -37,15 +36,15 @@ class MaskedAttention(nn.MultiheadAttention):
         key_padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """What each query reads from the values.
+        """Attention output; the weights are not returned.
 
         Args:
             query: (Q, B, C).
             key: (K, B, C).
             value: (K, B, C).
-            key_padding_mask: (B, K) bool, True where no query looks.
-            attn_mask: True (or -inf, in floating point) where a query does not look: (B, 1, Q, K), (Q, K), or as
-                `nn.MultiheadAttention` has it, (B * heads, Q, K).
+            key_padding_mask: (B, K) bool, True for keys that are ignored.
+            attn_mask: True (or -inf, in floating point) where attention is blocked: (B, 1, Q, K), (Q, K), or, as in
+                `nn.MultiheadAttention`, (B * heads, Q, K).
 
         Returns:
             (Q, B, C), and None in place of the weights.
@@ -60,7 +59,7 @@ class MaskedAttention(nn.MultiheadAttention):
         return self.out_proj(read.permute(2, 0, 1, 3).flatten(2)), None
 
     def _allowed(self, blocked: Tensor | None, padding: Tensor | None) -> Tensor | None:
-        """The mask as the fused kernel wants it: True where a query looks, or a float that is added."""
+        """The mask in the convention of the fused kernel: True where attention is allowed, or a float that is added."""
         if blocked is not None:
             if blocked.ndim == 3:
                 blocked = blocked.unflatten(0, (-1, self.num_heads))
@@ -75,11 +74,11 @@ class MaskedAttention(nn.MultiheadAttention):
 
 
 class LeanDeformableAttention(MultiScaleDeformableAttention):
-    """MMCV's multi-scale deformable attention, whose path without compiled ops sums up one level after the other.
+    """MMCV's multi-scale deformable attention, with a memory-efficient fallback where there are no compiled ops.
 
-    MMCV's own such path stacks the samples of all levels and multiplies the stack: 800 MB for a 1024 x 1024 image. In
-    training the samples, 12 times the size of the values, are taken again for the gradient instead of being kept.
-    Sums are in another order than MMCV's, so results differ in rounding.
+    MMCV's fallback stacks the samples of all levels: 800 MB for a 1024 x 1024 image. Here levels are summed one after
+    the other, and in training the samples, 12 times the size of the values, are recomputed in the backward pass. The
+    order of the sums differs from MMCV's, so results differ by rounding.
     """
 
     def forward(
@@ -95,7 +94,7 @@ class LeanDeformableAttention(MultiScaleDeformableAttention):
         level_start_index: Tensor | None = None,
         **others: object,
     ) -> Tensor:
-        """As MMCV's; `query` and `value` are (B, N, C), `reference_points` (B, N, levels, 2) as x, y in [0, 1]."""
+        """See MMCV; `query` and `value` are (B, N, C), `reference_points` (B, N, levels, 2) as x, y in [0, 1]."""
         values = self.value_proj(query if value is None else value)
         if key_padding_mask is not None:
             values = values.masked_fill(key_padding_mask[..., None], 0.0)
@@ -119,16 +118,16 @@ class LeanDeformableAttention(MultiScaleDeformableAttention):
 
 
 def weighted_samples(values: Tensor, sizes_hw: list[tuple[int, int]], places: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of values read between the pixels of several levels; outside of a level they are 0.
+    """Weighted sums of bilinearly sampled values of several levels, with zero padding.
 
     Args:
-        values: (B, K, heads, D), the pixels of all levels one after the other, row by row.
+        values: (B, K, heads, D), the concatenated pixels of all levels in row-major order.
         sizes_hw: Height and width of each level; K pixels in all.
         places: (B, Q, heads, levels, points, 2) as x, y in [0, 1].
         weights: (B, Q, heads, levels, points).
 
     Returns:
-        (B, Q, heads * D). All is computed in the precision of the places: those of half precision miss by a pixel.
+        (B, Q, heads * D), computed in the precision of `places`: half-precision coordinates are off by up to a pixel.
     """
     batch, _, heads, _ = values.shape
     grids = 2 * places - 1

@@ -1,4 +1,4 @@
-"""Whether images reach a model with the channels that it was made for, seen in the config."""
+"""Checks in a config that the channel order of loaded images matches the model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ LOADERS = (_LOADER, _STOCK_LOADER) = ('UnSAMLoadImage', 'LoadImageFromFile')
 
 
 def check_channel_order(cfg: Mapping[str, Any]) -> None:
-    """Compares the order of channels in which pipelines load images with what the model's preprocessor makes of them.
+    """Compares the channel order in which pipelines load images with that which the model's preprocessor expects.
 
-    Where the preprocessor does not swap channels, both orders make sense, so `UnSAMLoadImage` has to say which.
+    If the preprocessor does not swap channels, both orders are possible, and `UnSAMLoadImage` must state it.
 
     Args:
-        cfg: A config with all options merged, or the parts of it that hold the model and dataloaders.
+        cfg: A config with all options merged, or its parts with the model and dataloaders.
 
     Raises:
-        UnSAMError: If the model would see red and blue exchanged, or the order is not stated.
+        UnSAMError: If red and blue would be exchanged, or the order is not stated.
     """
     preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or {}
     if 'mean' not in preprocessor:
-        return  # not of images
+        return  # no image preprocessor
     wanted = {key: order for key, order in (('bgr_to_rgb', 'bgr'), ('rgb_to_bgr', 'rgb')) if preprocessor.get(key)}
     for name in _DATALOADERS:
         for step in steps_of_type(cfg.get(name), *LOADERS):
@@ -45,7 +45,7 @@ def check_channel_order(cfg: Mapping[str, Any]) -> None:
 
 
 def loaded_order(step: Mapping[str, Any]) -> str:
-    """Order of channels, 'rgb' or 'bgr', in which a step of one of the types `LOADERS` gives images."""
+    """Channel order, 'rgb' or 'bgr', of the images that a step of one of the types `LOADERS` loads."""
     return 'bgr' if type_name(step) == _STOCK_LOADER else step.get('channel_order') or 'bgr'
 
 
@@ -62,6 +62,6 @@ def steps_of_type(config: Any, *names: str) -> Iterator[Mapping[str, Any]]:
 
 
 def type_name(step: Mapping[str, Any]) -> str:
-    """Name of the class that a config stands for; its ``type`` may name the scope too ('mmdet.Resize'), or be the class."""
+    """Class name of a config, whose ``type`` may be a name, a name with a scope ('mmdet.Resize'), or the class."""
     kind = step.get('type')
     return getattr(kind, '__name__', None) or str(kind).rpartition('.')[2]

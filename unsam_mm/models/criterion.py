@@ -1,4 +1,4 @@
-"""The losses of Mask2Former from mask embeddings, without the logits of queries that match nothing."""
+"""The losses of Mask2Former, with mask logits for matched queries only."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ LayerLosses = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class PointCriterion:
-    """Matches queries and masks at random points, and compares the pairs at uncertain ones.
+    """Matches queries and masks at random points, and computes mask losses at uncertain points.
 
-    MMDetection forms (Q, h, w) logits after every decoder layer and keeps them for the gradient: 5 GB at 2000 queries
-    and 1024 x 1024. Logits are linear in the mask feature, so those at a point are the product of the embeddings with
-    the feature at this point; and only matched queries have mask losses. Equal to MMDetection's up to rounding, but for
-    one choice: the points of an image's matching are the same in all layers, so its masks are read there once.
+    MMDetection computes (Q, h, w) logits after every decoder layer and keeps them for the backward pass: 5 GB at 2000
+    queries and 1024 x 1024. Logits are linear in the mask feature, so those at a point are the product of the
+    embeddings with the feature at this point; and only matched queries have mask losses. The losses equal MMDetection's
+    up to rounding, except that the matching points of an image are the same in all layers, so masks are sampled there
+    once.
 
     Attributes:
         assigner: Matches queries and masks.
@@ -34,10 +35,11 @@ class PointCriterion:
         loss_mask: Loss of MMDetection on (n,) logits of points.
         loss_dice: Loss of MMDetection on (n, P) logits of points.
         class_weight: Weights of (object, no object).
-        num_points: Points of each mask.
-        oversample_ratio: Candidates for each uncertain point.
-        importance_ratio: Share of uncertain points.
-        drop_iou: Pairs whose overlap at the points is not above this have no mask losses; None: all have.
+        num_points: Number of points for each mask.
+        oversample_ratio: Number of candidates for each point.
+        importance_ratio: Fraction of the points that are drawn by uncertainty.
+        drop_iou: Pairs with an IoU at the points of at most this value have no mask losses (DropLoss); None: all pairs
+            have.
     """
 
     assigner: BaseAssigner
@@ -95,12 +97,12 @@ class PointCriterion:
     ) -> list[tuple[Tensor, Tensor]]:
         """Mask and dice loss of (n, C) embeddings and their n masks, a few at a time."""
         if len(embed) == 0:
-            nothing = torch.einsum('nc,chw->nhw', embed, feature).sum()  # 0; all weights have a gradient, as DDP wants
-            return [(nothing, nothing)]
+            zero = torch.einsum('nc,chw->nhw', embed, feature).sum()  # DDP needs a gradient for all weights
+            return [(zero, zero)]
         sampling = (self.num_points, self.oversample_ratio, self.importance_ratio)
         with torch.no_grad():
             chunks = list(uncertain_points(embed, feature, *sampling))
-        # Of each chunk only the points are kept until the gradient; logits and masks there are read again.
+        # Only the points are kept for the backward pass; logits and masks are computed again.
         return [
             checkpoint(
                 self._chunk_losses,
@@ -130,7 +132,7 @@ class PointCriterion:
 
 @dataclass(frozen=True)
 class _MatchingPoints:
-    """One image at the points of its matching.
+    """Mask feature and masks of one image at its matching points.
 
     Attributes:
         feature: (C, P) mask feature.
@@ -143,7 +145,7 @@ class _MatchingPoints:
     @classmethod
     @torch.no_grad()
     def draw(cls, feature: Tensor, masks: BitMasks, num_points: int) -> _MatchingPoints:
-        """Reads the (C, h, w) mask feature and the masks at random points."""
+        """Samples the (C, h, w) mask feature and the masks at random points."""
         points = torch.rand((1, num_points, 2), device=feature.device)
         sampled = point_sample(feature[None].float(), points)[0]
         labels = torch.zeros(len(masks), dtype=torch.long, device=feature.device)
@@ -151,7 +153,7 @@ class _MatchingPoints:
 
     @torch.no_grad()
     def match(self, assigner: BaseAssigner, cls_logits: Tensor, embed: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries, rising, and the mask of each, from (Q, 2) class logits and (Q, C) embeddings, in float32."""
+        """Matched queries, ascending, and their masks, from (Q, 2) class logits and (Q, C) embeddings, in float32."""
         with torch.autocast(embed.device.type, enabled=False):
             masks = embed.float() @ self.feature
             found = assigner.assign(InstanceData(scores=cls_logits.float(), masks=masks), self.truth)
@@ -160,7 +162,7 @@ class _MatchingPoints:
 
 
 def soft_iou(logits: Tensor, truth: Tensor) -> Tensor:
-    """(N,) overlap of (N, P) probabilities with (N, P) masks, pair by pair."""
+    """(N,) soft IoU of (N, P) probabilities and (N, P) masks, pair by pair."""
     probability = logits.sigmoid()
     shared = (probability * truth).sum(1)
     return shared / (probability.sum(1) + truth.sum(1) - shared)

@@ -16,7 +16,7 @@ from unsam_mm.errors import WeightsError
 
 @MODELS.register_module()
 class UnSAM(BaseDetector):
-    """Class-agnostic segmentation of whole images, by prompts, or both: backbone, optional neck, mask head.
+    """Class-agnostic instance segmentation, promptable segmentation, or both: backbone, optional neck, mask head.
 
     Source: the models of "Segment Anything without Supervision" (NeurIPS 2024); see the heads.
 
@@ -24,12 +24,12 @@ class UnSAM(BaseDetector):
         backbone: Config of a backbone with four levels at strides 4, 8, 16 and 32.
         mask_head: Config of the mask head: `UnSAMHead`, `UnSAMPromptHead` or, for both tasks, `UnSAMJointHead`.
         neck: Config of a neck, if any.
-        train_cfg: Handed on to the mask head.
-        test_cfg: Handed on to the mask head.
-        data_preprocessor: Config of `DetDataPreprocessor`; it must pad the masks along with the images.
-        partial_checkpoint: Whether a checkpoint may lack weights of this model, which then start at random. MMEngine
-            itself only logs such a mismatch, and a test of the wrong checkpoint ends in meaningless numbers. The
-            checkpoint of a `Pretrained` backbone, which MMEngine loads in the same way, may lack whole parts of it alone.
+        train_cfg: Passed to the mask head.
+        test_cfg: Passed to the mask head.
+        data_preprocessor: Config of `DetDataPreprocessor`; it must pad masks along with images.
+        partial_checkpoint: Whether a checkpoint may lack weights of this model, which are then initialised at random.
+            MMEngine only logs such a mismatch, so a test of the wrong checkpoint would give meaningless numbers. The
+            checkpoint of a `Pretrained` backbone may lack whole parts, such as a stage, but not single weights.
         init_cfg: MMEngine's initialisation.
     """
 
@@ -76,9 +76,9 @@ class UnSAM(BaseDetector):
 def _check_parts(
     backbone: Module, state_dict: dict[str, Tensor], prefix: str, *unused: Sequence[str] | dict | bool
 ) -> None:
-    """Each part of a backbone, such as a stage, has to be in its checkpoint with all of its weights, or not at all."""
+    """Checks that the checkpoint of a backbone has all weights, or none, of each part, such as a stage."""
     if prefix:
-        return  # of the whole model, see `_check_complete`
+        return  # a checkpoint of the whole model, see `_check_complete`
     shapes = {name: weight.shape for name, weight in backbone.named_parameters()}
     fitting = {name for name, shape in shapes.items() if name in state_dict and state_dict[name].shape == shape}
     parts = {part_of(name) for name in fitting}
@@ -90,12 +90,13 @@ def _check_parts(
         found = [*reshaped, *lacking, *foreign] or list(state_dict)
         raise WeightsError(
             f'not a checkpoint of the backbone, {type(backbone).__name__}: {len(fitting)} of its {len(shapes)} weights fit '
-            f'({", ".join(found[:2])}, ... do not); give one of this backbone, as "python -m unsam_mm convert" writes it'
+            f'({", ".join(found[:2])}, ... do not); give a checkpoint of this backbone, as "python -m unsam_mm convert" '
+            'writes it'
         )
 
 
 def part_of(name: str) -> str:
-    """The part of a model that a weight belongs to."""
+    """The name of the top-level module of a weight."""
     return name.partition('.')[0]
 
 
@@ -113,5 +114,5 @@ def _check_complete(
         raise WeightsError(
             f'the checkpoint is not one of this model: {len(missing)} of {len(own)} weights are missing and '
             f'{len(reshaped)} have another shape ({", ".join([*reshaped, *missing][:2])}, ...); '
-            'give the config that it was trained with, or set model.partial_checkpoint=True to start the rest at random'
+            'give the config of its training, or set model.partial_checkpoint=True to initialise the rest at random'
         )

@@ -1,4 +1,4 @@
-"""Answers from a promptable detector of MMDetection's kind, such as the released Swin-T models after conversion."""
+"""The engine 'detector': masks of a promptable MMDetection model, such as the converted released Swin-T models."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, ma
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_SCALE = (1333, 800)  # longest and shortest edge of the released evaluation
+_SCALE = (1333, 800)  # maximum of the longer and the shorter side in the released evaluation
 _RESIZES = ('Resize', 'FixScaleResize', 'FixShapeResize', 'ResizeShortestEdge', 'RandomResize', 'RandomChoiceResize')
-_FOLLOWED = {'type': 'Resize', 'keep_ratio': True, 'interpolation': 'bilinear', 'backend': 'cv2'}  # by `set_image`
+_FOLLOWED = {'type': 'Resize', 'keep_ratio': True, 'interpolation': 'bilinear', 'backend': 'cv2'}  # as in `set_image`
 _PREPARING = ('_channel_conversion', 'pad_size_divisor', 'pad_value')  # settings of MMEngine's image preprocessor
 _PROMPTS_AT_ONCE = 32
-_GRANULARITIES = np.linspace(0, 1, 17)  # that a trained head is asked for: each 1.8 times the area of the one before
+_GRANULARITIES = np.linspace(0, 1, 17)  # predicted by trained heads: the areas grow by a factor of 1.8
 
 
 class DetectorEngine:
     """An `UnSAM` detector whose head is `UnSAMPromptHead` or `UnSAMJointHead`, for `UnSAMPredictor(engine=...)`.
 
-    Needs the packages of the extra `mm`. Of a head whose weights for several clicks, earlier masks and granularity are
-    untrained, as those of the released checkpoints are, each positive click and the box are asked alone, and their masks
-    ordered: those that agree with most clicks first, then by score and by likeness with the earlier mask.
+    Needs the packages of the extra `mm`. If the weights of the head for several clicks, earlier masks and granularity
+    are not trained, as in the released checkpoints, each positive click and the box are separate prompts. Their masks
+    are ordered by the number of clicks they agree with, then by score and IoU with the earlier mask.
 
     Args:
         model: The detector.
-        scale: Longest and shortest edge, in pixels, that images are resized to fit.
+        scale: Maximum of the longer and the shorter side, in pixels, to which images are resized.
         device: Torch device.
-        channel_order: 'rgb' or 'bgr', in which the detector's preprocessor was given images in training. By default
-            'bgr' for a preprocessor that swaps channels, as ``bgr_to_rgb=True`` does, else 'rgb'.
+        channel_order: 'rgb' or 'bgr', the order of the inputs of the detector's preprocessor in training. By default
+            'bgr' for a preprocessor that swaps channels, as with ``bgr_to_rgb=True``, else 'rgb'.
 
     Raises:
-        UnSAMError: If the head answers no prompts.
+        UnSAMError: If the head is not promptable.
     """
 
     name = 'detector'
@@ -60,11 +60,11 @@ class DetectorEngine:
         self._head = getattr(model.mask_head, 'prompts', model.mask_head)
         if not isinstance(self._head, UnSAMPromptHead):
             raise UnSAMError(
-                f'a detector with the head {type(self._head).__name__} answers no prompts; give one with UnSAMPromptHead '
+                f'a detector with the head {type(self._head).__name__} is not promptable; give one with UnSAMPromptHead '
                 'or UnSAMJointHead'
             )
         self._model, self._scale, self.device = model.eval().requires_grad_(False).to(device), tuple(scale), str(device)
-        # MMEngine keeps no other note of `bgr_to_rgb`.
+        # MMEngine stores `bgr_to_rgb` in this attribute only.
         swaps = getattr(model.data_preprocessor, '_channel_conversion', False)
         self._channel_order = channel_order or ('bgr' if swaps else 'rgb')
         self._signature: str | None = None
@@ -72,13 +72,13 @@ class DetectorEngine:
 
     @classmethod
     def from_config(cls, config: str | Path, checkpoint: str | Path, device: str = 'cpu') -> DetectorEngine:
-        """From a config and a checkpoint of its model, such as `python -m unsam_mm convert` writes.
+        """An engine from a config and a checkpoint of its model, such as `python -m unsam_mm convert` writes.
 
-        Images are resized, and their channels ordered, as in the config's test.
+        Resizing and channel order are those of the config's test dataloader.
 
         Raises:
             WeightsError: If the checkpoint cannot be read or is of another model.
-            UnSAMError: If the model answers no prompts, or the test resizes images in a way that is not followed here.
+            UnSAMError: If the model is not promptable, or its resizing is not supported here.
         """
         from mmdet.registry import MODELS
         from mmengine.config import Config
@@ -93,7 +93,7 @@ class DetectorEngine:
             model = MODELS.build(settings.model)
         try:
             model.load_state_dict(state)
-        except RuntimeError as error:  # names that the model has not
+        except RuntimeError as error:  # unexpected names
             reason = str(error).splitlines()[-1].strip()
             raise WeightsError(f'{checkpoint}: not a checkpoint of the model in {config}: {reason}') from error
         dataloader = settings.get('test_dataloader')
@@ -105,10 +105,10 @@ class DetectorEngine:
 
     @property
     def signature(self) -> str:
-        """Of the layers and weights of the detector, and of what is done to images before."""
+        """A hash of the architecture, the weights and the preprocessing of the detector."""
         if self._signature is None:
             values = itertools.chain(self._model.named_parameters(), self._model.named_buffers())
-            # Neither the layers nor the weights tell these.
+            # Settings that are in neither the architecture nor the weights.
             prepared = [getattr(self._model.data_preprocessor, name, None) for name in _PREPARING]
             described = f'{self._model} {self._scale} {self._channel_order} {prepared} {tensors_digest(values)}'
             self._signature = hashlib.sha256(described.encode()).hexdigest()[:12]
@@ -120,7 +120,7 @@ class DetectorEngine:
         return None if self._frames is None else self._frames.original
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Reads an (H, W, 3) uint8 RGB image."""
+        """Computes the embedding of an (H, W, 3) uint8 RGB image."""
         import mmcv
         import torch
         from mmdet.structures import DetDataSample
@@ -135,7 +135,7 @@ class DetectorEngine:
                 {'inputs': [torch.from_numpy(resized).permute(2, 0, 1)], 'data_samples': [sample]}
             )
             pixels = self._model.mask_head.pixel_decoder(self._model.extract_feat(data['inputs']))
-        self._set(Frames.of(data['data_samples'][0]), pixels[0], list(pixels[1]))
+        self._set(Frames.from_sample(data['data_samples'][0]), pixels[0], list(pixels[1]))
 
     def _set(self, frames: Any, mask_feature: Tensor, memories: list[Tensor]) -> None:
         import torch
@@ -149,7 +149,7 @@ class DetectorEngine:
         self._embedding = ImageEmbedding(mask_feature, values, sizes_hw)
 
     def reset_image(self) -> None:
-        """Forgets the image."""
+        """Removes the image."""
         self._frames = self._memories = self._embedding = None
 
     def answer(
@@ -172,7 +172,7 @@ class DetectorEngine:
         return masks[order[:count]], scores[order[:count]].clip(0, 1)
 
     def _ask_at_all_granularities(self, fields: dict[str, np.ndarray]) -> tuple[Tensor, np.ndarray]:
-        """The best mask of one object at each of the same granularities, so that none depends on the one that is wanted."""
+        """The best mask for a prompt at each of a fixed set of granularities."""
         import torch
 
         count = len(_GRANULARITIES)
@@ -182,7 +182,7 @@ class DetectorEngine:
         return logits[torch.from_numpy(best).to(logits.device)], scores[best]
 
     def _ask_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
-        """Masks of each positive click and of the box, each alone."""
+        """Masks for each positive click and for the box as separate prompts."""
         import torch
 
         found = []
@@ -194,7 +194,7 @@ class DetectorEngine:
         return torch.cat(logits), np.concatenate(scores)
 
     def _ask(self, **fields: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """(N, h, w) logits of all masks of all prompts, and (N,) float32 scores, near [0, 1]."""
+        """(N, h, w) logits of all masks of all prompts, and (N,) float32 scores, approximately in [0, 1]."""
         import torch
         from mmengine.structures import InstanceData
 
@@ -210,7 +210,7 @@ class DetectorEngine:
         return found.masks[0].flatten(0, 1), found.ious[0].flatten().cpu().numpy()
 
     def _full_size(self, logits: Tensor) -> np.ndarray:
-        """(N, H, W) bool."""
+        """(N, H, W) bool masks at full resolution."""
         return np.concatenate([np.zeros((0, *self.size_hw), bool), *self._chunks(logits)])
 
     def _chunks(self, logits: Tensor) -> Iterator[np.ndarray]:
@@ -223,9 +223,9 @@ class DetectorEngine:
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
-        """Masks of a grid of clicks, best first; stability is the IoU of those at logits above 1 and above -1.
+        """Masks for a grid of clicks, best first; the stability is the IoU of the masks at the thresholds 1 and -1.
 
-        Masks are compared at a quarter of the network's resolution.
+        Non-maximum suppression is done at a quarter of the network's resolution.
         """
         import torch
 
@@ -254,7 +254,7 @@ class DetectorEngine:
         return masks[large], stability.cpu().numpy().astype(np.float32)[large]
 
     def embedding(self) -> dict[str, np.ndarray]:
-        """What the pixel decoder made of the image, as float16, and the sizes of the image."""
+        """The outputs of the pixel decoder as float16, and the sizes of the image."""
         if self._frames is None:
             raise UnSAMError(NO_IMAGE)
         parts = {f'memory_{i}': memory for i, memory in enumerate(self._memories)}
@@ -263,10 +263,10 @@ class DetectorEngine:
         return arrays | {'frames': np.array(self._frames, np.int64)}
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes back what `embedding` gave.
+        """Restores an embedding from `embedding`.
 
         Raises:
-            UnSAMError: If the arrays do not go together or are of a model of another size.
+            UnSAMError: If the arrays are inconsistent or belong to a model of another size.
         """
         import torch
 
@@ -276,7 +276,7 @@ class DetectorEngine:
             if any(not isinstance(values, np.ndarray) or not np.isfinite(values).all() for values in arrays.values()):
                 raise ValueError('not all numbers are finite')
             if arrays['frames'].dtype.kind not in 'iu' or (arrays['frames'] < 1).any():
-                raise ValueError('sizes are no numbers of pixels')
+                raise ValueError('sizes are not positive integers')
             frames = Frames(*(tuple(int(side) for side in size) for size in arrays['frames']))
             names = ['mask_feature', *(f'memory_{i}' for i in range(len(arrays) - 2))]
             feature, *memories = (torch.from_numpy(arrays[name]).float().to(self.device) for name in names)
@@ -285,11 +285,11 @@ class DetectorEngine:
             self._set(frames, feature, memories)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UnSAMError(
-                f'the arrays are no embedding of one image by this model ({error}); make the embedding again'
+                f'the arrays are no embedding of an image by this model ({error}); make the embedding again'
             ) from error
 
     def to(self, device: str) -> DetectorEngine:
-        """Moves the model, and the image that is set."""
+        """Moves the model and the current embedding to a device; returns itself."""
         if str(device) != self.device:
             self.device = str(device)
             self._model.to(device)
@@ -300,29 +300,29 @@ class DetectorEngine:
 
 
 def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
-    """The scale of a pipeline step that resizes images, if `set_image` can do the same; {}: there is no such step.
+    """The scale of a pipeline step that resizes images; {} stands for no such step.
 
     Raises:
-        UnSAMError: If it cannot.
+        UnSAMError: If `set_image` does not support the step.
     """
     from unsam_mm.models.channel_order import type_name
 
     scale = resize.get('scale')
-    # What MMCV takes for granted, then what is said.
+    # Defaults of MMCV, overridden by the step.
     settings = {**_FOLLOWED, 'keep_ratio': False, **resize, 'type': type_name(resize)}
     if not isinstance(scale, int | list | tuple) or any(settings[name] != value for name, value in _FOLLOWED.items()):
         raise UnSAMError(
             f'{config}: test_dataloader resizes images by {dict(resize) or "no step"}; expected Resize with scale, '
-            'keep_ratio=True and bilinear interpolation; write it so, or give DetectorEngine the model and its scale'
+            'keep_ratio=True and bilinear interpolation; change the config, or pass the model and its scale to DetectorEngine'
         )
     return (scale, scale) if isinstance(scale, int) else tuple(scale)
 
 
 def _whole(prompt: Prompt, earlier: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Everything that a prompt says, as the fields of one object."""
+    """A prompt as the fields of one object."""
     fields = {}
     if len(prompt.points_xy):
-        fields['points'] = prompt.points_xy[None] + 0.5  # the middle of the pixel
+        fields['points'] = prompt.points_xy[None] + 0.5  # pixel centres
         fields['point_labels'] = prompt.positive[None].astype(np.int64)
     if prompt.box_xyxy is not None:
         fields['bboxes'] = prompt.box_xyxy[None]
@@ -332,29 +332,28 @@ def _whole(prompt: Prompt, earlier: np.ndarray | None) -> dict[str, np.ndarray]:
 
 
 def _agreement(masks: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """(N,) how many clicks lie on the right side of each mask."""
+    """(N,) number of clicks that each mask agrees with."""
     x, y = prompt.points_xy.T
     return (masks[:, y, x] == prompt.positive).sum(axis=1)
 
 
 def _in_order(masks: np.ndarray, scores: np.ndarray, prompt: Prompt, earlier: np.ndarray | None) -> np.ndarray:
-    """Numbers of the masks, best first."""
-    worth = scores
+    """Indices of the masks, best first."""
     if earlier is not None:
         shared, joined = (masks & earlier).sum(axis=(1, 2)), (masks | earlier).sum(axis=(1, 2))
-        worth = scores * shared / np.maximum(joined, 1)
-    return np.lexsort((-worth, -_agreement(masks, prompt)))
+        scores = scores * shared / np.maximum(joined, 1)
+    return np.lexsort((-scores, -_agreement(masks, prompt)))
 
 
 def _nearest(masks: np.ndarray, order: np.ndarray, prompt: Prompt, granularity: float) -> np.ndarray:
-    """(1,) number of the mask that is nearest in size, of those that agree with most clicks; of equals the first in order."""
+    """(1,) index of the mask of the nearest area, among those that agree with most clicks; ties by order."""
     agreement = _agreement(masks, prompt)[order]
     order = order[agreement == agreement.max()]
     return order[[nearest_area(masks[order].sum(axis=(1, 2)), granularity_area(granularity, masks[0].size))]]
 
 
 def _distinct(masks: np.ndarray, scores: np.ndarray, max_iou: float) -> np.ndarray:
-    """Numbers of the masks, best first, without empty ones and those too much like a better one."""
+    """Indices of the masks, best first, after non-maximum suppression; empty masks are left out."""
     flat = masks.reshape(len(masks), -1).astype(np.float32)
     areas, shared = flat.sum(axis=1), flat @ flat.T
     iou = shared / np.maximum(areas[:, None] + areas - shared, 1)

@@ -1,4 +1,4 @@
-"""One head for both tasks: whole-image masks and prompts, from one pass of one pixel decoder."""
+"""A head for both tasks, whole-image and promptable segmentation, with a shared pixel decoder."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from unsam_mm.models.prompt_details import PromptDetails
 from unsam_mm.models.prompt_head import ImageEmbedding, PromptAnswer
 
 Pixels = tuple[Tensor, list[Tensor]]
-"""What a pixel decoder gives: a mask feature (B, C, H / 4, W / 4), and memories (B, C, h, w), coarse to fine."""
+"""Outputs of a pixel decoder: mask feature (B, C, H / 4, W / 4), and memories (B, C, h, w), coarse to fine."""
 
 
 @MODELS.register_module()
 class UnSAMJointHead(BaseModule):
-    """`UnSAMHead` and `UnSAMPromptHead` on one pixel decoder; the `mask_head` of an `UnSAM` detector.
+    """`UnSAMHead` and `UnSAMPromptHead` with a shared pixel decoder; the `mask_head` of an `UnSAM` detector.
 
-    Weights are below `pixel_decoder`, `whole_image` and `prompts`, in the latter two by the names that they have in those
-    heads. A checkpoint of a model with one of these heads alone is taken too and fills what it has, the pixel decoder
-    included: `load_from` it, with `partial_checkpoint=True` in the model.
+    Weights are in `pixel_decoder`, `whole_image` and `prompts`, in the latter two under the names of those heads. A
+    checkpoint of a model with one of these heads can initialise its weights and those of the pixel decoder: set
+    `load_from`, and `partial_checkpoint=True` in the model.
 
     Args:
         pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`.
-        whole_image: Config of `UnSAMHead` without its pixel decoder. Its queries read as many levels as its
-            `num_transformer_feat_level` says, the finest ones.
-        prompts: Config of `UnSAMPromptHead` without its pixel decoder. Its tokens read all levels.
-        whole_image_weight: Of the losses of `whole_image`.
-        prompts_weight: Of the losses of `prompts`.
-        train_cfg: Handed on to both.
-        test_cfg: Handed on to both.
+        whole_image: Config of `UnSAMHead` without its pixel decoder. Its queries attend to the finest
+            `num_transformer_feat_level` levels.
+        prompts: Config of `UnSAMPromptHead` without its pixel decoder. Its tokens attend to all levels.
+        whole_image_weight: Weight of the losses of `whole_image`.
+        prompts_weight: Weight of the losses of `prompts`.
+        train_cfg: Passed to both heads.
+        test_cfg: Passed to both heads.
         init_cfg: MMEngine's initialisation.
 
     Raises:
@@ -82,11 +82,11 @@ class UnSAMJointHead(BaseModule):
         return self.prompts.answer(embedding, boxes, types, joint, details)
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """The losses of both heads, weighted, by their names there after 'whole_image.' or 'prompts.'.
+        """The weighted losses of both heads, with the prefixes 'whole_image.' and 'prompts.'.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
-            batch_data_samples: Hold `gt_instances`, whose `masks` have the frame of the padded batch.
+            batch_data_samples: With `gt_instances`, whose `masks` have the size of the padded batch.
         """
         pixels = self.pixel_decoder(x)
         losses = {
@@ -104,15 +104,15 @@ class UnSAMJointHead(BaseModule):
         return self.whole_image(self._for_queries(self.pixel_decoder(x)), batch_data_samples)
 
     def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
-        """Whole-image masks of each image; data samples with `prompts` get their answers as `pred_prompts` too.
+        """Whole-image masks of each image; for data samples with `prompts`, `pred_prompts` is set as well.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
-            batch_data_samples: See `UnSAMHead.predict`; `prompts` as `UnSAMPromptHead.predict` takes them.
-            rescale: Whether masks and boxes are wanted in pixels of the original image, not of the network's input.
+            batch_data_samples: See `UnSAMHead.predict`; for `prompts` see `UnSAMPromptHead.predict`.
+            rescale: Whether masks and boxes are in pixels of the original image instead of the network's input.
 
         Returns:
-            What `UnSAMHead.predict` returns.
+            See `UnSAMHead.predict`.
         """
         pixels = self.pixel_decoder(x)
         asked = [number for number, sample in enumerate(batch_data_samples) if 'prompts' in sample]
@@ -128,10 +128,10 @@ class UnSAMJointHead(BaseModule):
 
 
 class _GivenPixels(BaseModule):
-    """Stands where a head has its pixel decoder, and hands on what one has given already; it has no weights."""
+    """An identity in place of the pixel decoder of a head; its inputs are the outputs of the shared pixel decoder."""
 
     def __init__(self, **unused: Any) -> None:
-        super().__init__()  # MMDetection's head tells its pixel decoder its widths
+        super().__init__()  # MMDetection's head passes its widths
 
     def forward(self, pixels: Pixels) -> Pixels:
         return pixels
@@ -140,7 +140,7 @@ class _GivenPixels(BaseModule):
 def _sort_into_heads(
     head: UnSAMJointHead, state_dict: dict[str, Tensor], prefix: str, *unused: dict | bool | list[str]
 ) -> None:
-    """Puts weights of a single head, whose names no other has, where this head has them; in place."""
+    """Renames the weights of a checkpoint of a single head to those of this head; in place."""
     for task in head.loss_weights:
         parts = {part for part, _ in getattr(head, task).named_children()} - {'pixel_decoder'}
         names = [name for name in state_dict if name.startswith(prefix)]
@@ -150,5 +150,5 @@ def _sort_into_heads(
 
 
 def _given_pixels(num_levels: int) -> dict:
-    """Config of `_GivenPixels`, in which MMDetection's head looks for the number of levels."""
+    """Config of `_GivenPixels` with the number of levels where MMDetection's head reads it."""
     return {'type': _GivenPixels, 'encoder': {'layer_cfg': {'self_attn_cfg': {'num_levels': num_levels}}}}

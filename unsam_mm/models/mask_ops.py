@@ -1,4 +1,4 @@
-"""From mask logits to masks: upsampling, thresholding and encoding a bounded number of masks at a time."""
+"""Upsampling, thresholding and encoding of mask logits in chunks."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _CHUNK_VALUES = 2**23
 
 
 def masks_at_once(batch_hw: tuple[int, int], image_hw: tuple[int, int], output_hw: tuple[int, int]) -> int:
-    """How many masks `full_size_logits` may be given; its arguments are the same."""
+    """Chunk size, in masks, for `full_size_logits` with the same arguments."""
     return max(1, _CHUNK_VALUES // max(batch_hw[0] * batch_hw[1], output_hw[0] * output_hw[1]))
 
 
 def full_size_logits(
     logits: Tensor, batch_hw: tuple[int, int], image_hw: tuple[int, int], output_hw: tuple[int, int]
 ) -> Tensor:
-    """(N, *output_hw) logits in output pixels; they lie in memory column by column, as COCO's run lengths go.
+    """(N, *output_hw) upsampled logits; the memory layout is column-major, as for COCO's RLE.
 
     Args:
-        logits: (N, h, w) mask logits of one image, in the frame of the padded batch.
+        logits: (N, h, w) mask logits of one image, at the size of the padded batch.
         batch_hw: Height and width in pixels of the padded batch.
-        image_hw: Height and width in pixels of this image in the batch; what lies beyond is padding and is cut off.
-        output_hw: Height and width in pixels wanted.
+        image_hw: Height and width in pixels of this image in the batch, without padding.
+        output_hw: Height and width in pixels of the output.
     """
     padded = interpolate(logits.transpose(1, 2)[:, None], size=batch_hw[::-1], mode='bilinear', align_corners=False)
     unpadded = padded[:, :, : image_hw[1], : image_hw[0]]
@@ -63,12 +63,12 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
 
 
 def rles_of_masks(masks: Tensor) -> list[Rle]:
-    """COCO run lengths of (N, H, W) bool masks on any device."""
-    columns = masks.transpose(1, 2).contiguous().cpu().numpy()  # nothing moves if they are what full_size_logits gave
+    """RLEs of (N, H, W) bool masks on any device."""
+    columns = masks.transpose(1, 2).contiguous().cpu().numpy()  # no copy for masks in the layout of `full_size_logits`
     return coco_mask.encode(columns.view(np.uint8).transpose(2, 1, 0)) if len(columns) else []
 
 
 def areas_and_boxes_of_rles(rles: list[Rle]) -> tuple[Tensor, Tensor]:
-    """(N,) areas in pixels and (N, 4) boxes like those of `boxes_of_masks`, float32, without drawing a mask."""
+    """(N,) float32 areas in pixels, and (N, 4) float32 boxes as from `boxes_of_masks`, without decoding masks."""
     areas, boxes = areas_and_boxes(rles)
     return torch.from_numpy(areas).float(), torch.from_numpy(boxes).float()

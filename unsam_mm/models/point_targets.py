@@ -1,4 +1,4 @@
-"""Masks and logits at points between their pixels: what matching and the mask losses look at."""
+"""Point sampling of masks and mask logits, for matching and the mask losses."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mmdet.structures.mask.structures import BaseInstanceMasks
 from torch import Tensor
 
 _CHUNK_PIXELS = 2**24
-"""Pixels of ground truth held unpacked at once, a byte each: 16 masks of 1024 x 1024."""
+"""Pixels of unpacked masks in each chunk, a byte each: 16 masks of 1024 x 1024."""
 
 _CHUNK_POINTS = 2**21
-"""Candidate points held at once: 24 MB, 55 masks with the paper's 37632 each."""
+"""Candidate points in each chunk: 24 MB, 55 masks with the paper's 37632 candidates."""
 
 
 _WINDOW = 7
-"""Columns from one byte to the next. A byte holds one column more, so that it has both neighbours of any point."""
+"""Columns between consecutive bytes. Bytes overlap by one column, so a byte holds both neighbours of any point."""
 
 
 @dataclass(frozen=True)
 class BitMasks:
-    """Masks of one image at 8/7 bits a pixel, a seventh of bool: 75 MB for 500 masks of 1024 x 1024.
+    """Packed masks of one image, 8/7 bits for each pixel: 75 MB for 500 masks of 1024 x 1024.
 
     Attributes:
-        bits: (N, rows * bytes) uint8, lowest bit first; the masks have a margin of one empty pixel.
-        size_hw: Height and width in pixels, without the margin.
+        bits: (N, rows * bytes) uint8, lowest bit first; masks are padded by one empty pixel.
+        size_hw: Height and width in pixels, without the padding.
     """
 
     bits: Tensor
@@ -36,7 +36,7 @@ class BitMasks:
 
     @classmethod
     def pack(cls, masks: BaseInstanceMasks, device: torch.device | str = 'cpu') -> BitMasks:
-        """Packs masks of any kind, a few at a time."""
+        """Packs masks of any kind, in chunks."""
         height, width = masks.height, masks.width
         step = max(1, _CHUNK_PIXELS // max(1, height * width))
         right = _bytes_of_row(width) * _WINDOW + 1 - width - 1
@@ -55,7 +55,7 @@ class BitMasks:
         return BitMasks(self.bits[index], self.size_hw)
 
     def sample(self, points: Tensor) -> Tensor:
-        """Interpolates bilinearly, as `mmcv.ops.point_sample` does on floats; beyond the masks is nothing.
+        """Bilinear interpolation with zero padding, like `mmcv.ops.point_sample` on floats.
 
         Args:
             points: (N, P, 2), or (1, P, 2) for the same points in all masks, as x, y in [0, 1].
@@ -64,7 +64,7 @@ class BitMasks:
             (N, P) float32 in [0, 1].
         """
         height, width = self.size_hw
-        # In pixels of the masks with their margin, where every point of [0, 1] has four neighbours.
+        # In pixels of the padded masks, where every point of [0, 1] has four neighbours.
         places = torch.addcmul(points.new_tensor(0.5), points, points.new_tensor([width, height]))
         column, row = places.int().unbind(-1)
         window = column // _WINDOW
@@ -72,7 +72,7 @@ class BitMasks:
         above = (row * _bytes_of_row(width) + window).long()
         corners = (self._at(above) >> shift & 3) | (self._at(above + _bytes_of_row(width)) >> shift & 3) << 2
         values = (corners == 15).float()
-        # Few points have neighbours both in the mask and outside.
+        # Only points on the boundary of a mask need interpolation; they are few.
         mixed = ((corners > 0) & (corners < 15)).nonzero(as_tuple=True)
         x, y = places.frac().expand(len(self), -1, -1)[mixed].unbind(-1)
         top_left, top_right, left, right = ((corners[mixed] >> bit & 1).float() for bit in range(4))
@@ -91,20 +91,20 @@ def _bytes_of_row(width: int) -> int:
 def uncertain_points(
     embed: Tensor, feature: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yields, for a few masks at a time, random points of which most lie where the mask is least certain.
+    """Yields random points for chunks of masks, most of them where the mask is most uncertain.
 
-    Draws the random numbers of MMDetection's `get_uncertain_point_coords_with_randomness` in its order as long as the
-    masks fit into one chunk.
+    If the masks fit into one chunk, the random numbers are drawn in the order of MMDetection's
+    `get_uncertain_point_coords_with_randomness`.
 
     Args:
-        embed: (N, C), the mask embeddings of one image.
-        feature: (C, h, w), its mask feature; their product is the logits.
-        num_points: How many points for each mask.
-        oversample_ratio: How many times as many candidates are drawn.
-        importance_ratio: Share of the points that are the most uncertain candidates, from 0 to 1.
+        embed: (N, C) mask embeddings of one image.
+        feature: (C, h, w) mask feature; its product with the embeddings is the logits.
+        num_points: Number of points for each mask.
+        oversample_ratio: Number of candidates for each point.
+        importance_ratio: Fraction of the points that are the most uncertain candidates, in [0, 1].
 
     Yields:
-        Which masks, and their (n, num_points, 2) points as x, y in [0, 1].
+        Slice of the masks, and their (n, num_points, 2) points as x, y in [0, 1].
     """
     num_candidates, num_uncertain = int(num_points * oversample_ratio), int(importance_ratio * num_points)
     step = max(1, _CHUNK_POINTS // num_candidates)

@@ -1,4 +1,4 @@
-"""Many-to-many matching of a prompt's tokens with the masks that it may mean, and the losses of the pairs."""
+"""Losses of the promptable model: many-to-many matching of tokens and target masks, as in Semantic-SAM."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WEIGHTS = {'loss_mask': 5.0, 'loss_dice': 5.0, 'loss_bbox': 5.0, 'loss_giou': 2
 
 
 class TokenPredictions(NamedTuple):
-    """What T tokens of P prompts say after one layer.
+    """Predictions of the T tokens of P prompts after one layer.
 
     Attributes:
-        embeds: (P, T, C); their products with the mask feature are the mask logits.
-        ious: (P, T) expected overlaps.
+        embeds: (P, T, C) mask embeddings; their products with the mask feature are the mask logits.
+        ious: (P, T) predicted overlaps.
         boxes: (P, T, 4) as centre x, y, width, height in [0, 1].
     """
 
@@ -35,16 +35,17 @@ class TokenPredictions(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptCriterion:
-    """Losses of Semantic-SAM without its labels: mask 5, dice 5, L1 of boxes 5, GIoU 2, expected overlap 1.
+    """Losses of Semantic-SAM without classification: mask 5, dice 5, L1 of boxes 5, GIoU 2, predicted overlap 1.
 
-    The masks that a prompt may mean are matched with its tokens one to one, at the same weights; a token without a mask
-    has no loss. The expected overlap is to be 1 minus the dice loss. Where a prompt means one mask only, the other tokens
-    together count as one more pair that learns its overlap, at uniformly random points.
+    The target masks of a prompt are matched one to one with its tokens, by costs of the same weights; unmatched tokens
+    have no loss. The target of the predicted overlap is 1 minus the dice loss. For prompts with a single target, the
+    unmatched tokens together have the weight of one more pair for the loss of the predicted overlap, at uniformly
+    random points.
 
     Attributes:
-        num_points: Points of each mask.
-        oversample_ratio: Candidates for each uncertain point.
-        importance_ratio: Share of uncertain points.
+        num_points: Number of points for each mask.
+        oversample_ratio: Number of candidates for each point.
+        importance_ratio: Fraction of the points that are drawn by uncertainty.
     """
 
     num_points: int
@@ -54,13 +55,13 @@ class PromptCriterion:
     def __call__(
         self, layers: list[TokenPredictions], feature: Tensor, prompts: TrainingPrompts, n_pairs: Tensor
     ) -> list[dict[str, Tensor]]:
-        """Losses of every layer by name, weighted.
+        """Weighted losses of every layer, by name.
 
         Args:
-            layers: Predictions on one image.
-            feature: (C, h, w), its mask feature.
-            prompts: Its prompts and masks.
-            n_pairs: Divides the sums.
+            layers: Predictions on one image after each layer.
+            feature: (C, h, w) mask feature of the image.
+            prompts: Prompts and masks of the image.
+            n_pairs: Divisor of the sums.
         """
         points = torch.rand((1, self.num_points, 2), device=feature.device)
         with torch.no_grad():
@@ -77,8 +78,8 @@ class PromptCriterion:
     ) -> dict[str, Tensor]:
         (rows, tokens), targets = match(found, prompts, *at_points)
         if len(targets) == 0:
-            nothing = torch.einsum('ptc,chw->', found.embeds, feature) + found.ious.sum() + found.boxes.sum()
-            return dict.fromkeys(_WEIGHTS, 0 * nothing)  # all weights have a gradient, as DDP wants
+            total = torch.einsum('ptc,chw->', found.embeds, feature) + found.ious.sum() + found.boxes.sum()
+            return dict.fromkeys(_WEIGHTS, 0 * total)  # DDP needs a gradient for all weights
         boxes, wanted = found.boxes[rows, tokens], prompts.mask_boxes[targets]
         corners, wanted_corners = bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(wanted)
         loss_mask, loss_dice = self._mask_losses(found.embeds[rows, tokens], feature, prompts.masks[targets])
@@ -89,7 +90,7 @@ class PromptCriterion:
             'loss_giou': (1 - bbox_overlaps(corners, wanted_corners, mode='giou', is_aligned=True)).sum(),
             'loss_iou': (found.ious[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
         }
-        if prompts.sole is not None and prompts.sole.any():
+        if prompts.single_target is not None and prompts.single_target.any():
             sums['loss_iou'] = sums['loss_iou'] + _loss_of_others(found, prompts, at_points, (rows, tokens))
         return {name: _WEIGHTS[name] * total / n_pairs for name, total in sums.items()}
 
@@ -99,7 +100,7 @@ class PromptCriterion:
             chunks = list(
                 uncertain_points(embed, feature, self.num_points, self.oversample_ratio, self.importance_ratio)
             )
-        # Of each chunk only the points are kept until the gradient; logits and masks there are read again.
+        # Only the points are kept for the backward pass; logits and masks are computed again.
         losses = [
             checkpoint(
                 _point_losses,
@@ -118,16 +119,16 @@ class PromptCriterion:
 def _loss_of_others(
     found: TokenPredictions, prompts: TrainingPrompts, at_points: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Of the expected overlaps of tokens that are in no pair, where the prompt means one mask only."""
+    """Loss of the predicted overlaps of unmatched tokens, for prompts with a single target."""
     sampled, truth = at_points
     unpaired = torch.ones_like(found.ious, dtype=torch.bool)
     unpaired[pairs] = False
-    sole = prompts.sole.nonzero()[:, 0]
+    rows = prompts.single_target.nonzero()[:, 0]
     with torch.no_grad(), torch.autocast(sampled.device.type, enabled=False):
-        probability = (found.embeds[sole].float() @ sampled).sigmoid()  # (n, T, Q)
-        meant = truth[prompts.chosen[sole]][:, None]
-        overlap = (2 * (probability * meant).sum(-1) + 1) / (probability.sum(-1) + meant.sum(-1) + 1)
-    errors = (found.ious[sole] - overlap).square() * unpaired[sole]
+        probability = (found.embeds[rows].float() @ sampled).sigmoid()  # (n, T, Q)
+        target = truth[prompts.chosen[rows]][:, None]
+        overlap = (2 * (probability * target).sum(-1) + 1) / (probability.sum(-1) + target.sum(-1) + 1)
+    errors = (found.ious[rows] - overlap).square() * unpaired[rows]
     return errors.sum() / max(found.ious.shape[1] - 1, 1)
 
 
@@ -142,19 +143,19 @@ def _point_losses(embed: Tensor, feature: Tensor, masks: BitMasks, points: Tenso
 def match(
     found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Pairs of tokens and masks with the lowest cost, for each prompt by itself.
+    """Hungarian matching of tokens and target masks, separately for each prompt.
 
     Args:
         found: Predictions on one image.
-        prompts: Its prompts, none with more targets than tokens.
-        feature: (C, Q), its mask feature at Q points.
-        truth: (N, Q), its masks at the same points.
+        prompts: Prompts of the image, none with more targets than tokens.
+        feature: (C, Q) mask feature at Q points.
+        truth: (N, Q) masks at the same points.
 
     Returns:
-        Number of the prompt and of the token, and of the mask, of each pair.
+        Indices of the prompt and the token, and of the mask, of each pair.
     """
     rows, tokens, targets = [], [], []
-    with torch.autocast(feature.device.type, enabled=False):  # products of many points need float32
+    with torch.autocast(feature.device.type, enabled=False):  # sums over many points need float32
         costs = _costs(found, prompts, feature, truth).cpu()
     for row, candidates in enumerate(prompts.targets):
         own, others = linear_sum_assignment(costs[row][:, candidates.cpu()])
@@ -168,7 +169,7 @@ def match(
 
 
 def _costs(found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor) -> Tensor:
-    """(P, T, N) what each pair would cost."""
+    """(P, T, N) costs of all pairs."""
     logits = found.embeds.float() @ feature  # (P, T, Q)
     probability, boxes = logits.sigmoid(), found.boxes.float()
     missed, invented = softplus(-logits) @ truth.T, softplus(logits) @ (1 - truth).T

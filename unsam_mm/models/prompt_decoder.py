@@ -1,4 +1,4 @@
-"""The decoder of the promptable model: the tokens of a prompt read the image around a box that they move."""
+"""The decoder of the promptable model, with deformable attention around boxes that are refined in every layer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _EPS = 1e-5
 
 
 class DecodedTokens(NamedTuple):
-    """What the decoder makes of the tokens.
+    """Outputs of the decoder.
 
     Attributes:
-        states: After each layer, (B, P, T, C), normalised.
-        boxes: Before the first layer and after each, (B, P, T, 4), as centre x, y, width, height in [0, 1].
+        states: (B, P, T, C) normalised tokens after each layer.
+        boxes: (B, P, T, 4) boxes before the first layer and after each, as centre x, y, width, height in [0, 1].
     """
 
     states: list[Tensor]
@@ -29,12 +29,12 @@ class DecodedTokens(NamedTuple):
 
 
 class ExtraTokens(NamedTuple):
-    """E tokens of each prompt that the others read, and which give no masks themselves.
+    """E additional tokens of each prompt, which the mask tokens attend to and which predict no masks.
 
     Attributes:
         tokens: (B, P, E, C).
-        boxes: (B, P, E, 4) where they are and stay, as centre x, y, width, height in [0, 1].
-        absent: (B, P, E) bool, those that nothing reads.
+        boxes: (B, P, E, 4) fixed boxes as centre x, y, width, height in [0, 1].
+        absent: (B, P, E) bool, tokens that are masked out.
     """
 
     tokens: Tensor
@@ -43,16 +43,16 @@ class ExtraTokens(NamedTuple):
 
 
 class PromptDecoder(BaseModule):
-    """Layers of self-attention, deformable attention around the token's box, and feed-forward, in this order.
+    """Layers of self-attention, deformable cross-attention around the token's box, and feed-forward network.
 
     Source: MaskDINO (CVPR 2023), whose decoder is that of DINO.
 
     Args:
         embed_dims: Width of tokens and memories.
-        num_layers: How many layers.
-        num_levels: Levels of the memory.
-        num_heads: Heads of both attentions.
-        num_points: Places that a head looks at in each level.
+        num_layers: Number of layers.
+        num_levels: Number of levels of the memory.
+        num_heads: Number of heads of both attentions.
+        num_points: Sampling points of each head in each level.
         feedforward_channels: Width of the feed-forward networks.
         init_cfg: MMEngine's initialisation.
     """
@@ -77,7 +77,7 @@ class PromptDecoder(BaseModule):
         self.box_mlp = mlp(embed_dims, embed_dims, 4, num_layers=3)
 
     def init_weights(self) -> None:
-        """Xavier's for all matrices; boxes start unmoved."""
+        """Xavier initialisation of all matrices, and zeros for the box refinement."""
         for weight in self.parameters():
             if weight.ndim > 1:
                 nn.init.xavier_uniform_(weight)
@@ -87,7 +87,7 @@ class PromptDecoder(BaseModule):
         nn.init.zeros_(self.box_mlp[-1].bias)
 
     def values(self, memories: list[Tensor]) -> list[Tensor]:
-        """What the tokens of each layer read, (B, K, heads, D): all levels one after the other.
+        """Attention values for each layer, (B, K, heads, D), of the concatenated levels.
 
         Args:
             memories: Levels of shape (B, C, h, w), coarse to fine.
@@ -107,12 +107,12 @@ class PromptDecoder(BaseModule):
         """Runs all layers.
 
         Args:
-            tokens: (B, P, T, C), T tokens of each prompt.
-            boxes: (B, P, T, 4) where they start, as centre x, y, width, height in [0, 1].
-            values: What `values` gave.
+            tokens: (B, P, T, C), T tokens for each prompt.
+            boxes: (B, P, T, 4) initial boxes as centre x, y, width, height in [0, 1].
+            values: The result of `values`.
             sizes_hw: Height and width of each level.
-            joint: Whether the tokens of one prompt attend to those of the others.
-            extra: Further tokens of the prompts; they are not among the results.
+            joint: Whether tokens attend to those of other prompts.
+            extra: Additional tokens of the prompts, which are not returned.
         """
         count, absent = tokens.shape[2], None
         if extra is not None:
@@ -120,7 +120,7 @@ class PromptDecoder(BaseModule):
             tokens, boxes = torch.cat([tokens, extra.tokens], dim=2), torch.cat([boxes, extra.boxes], dim=2)
         references, states = [unit_interval(boxes)], []
         for layer, value in zip(self.layers, values, strict=True):
-            start = references[-1].detach()  # each layer learns its own step only
+            start = references[-1].detach()  # gradients do not pass through earlier refinements
             positions = self.position_mlp(sine_of_boxes(start, tokens.shape[-1] // 2))
             tokens = layer(tokens, positions, start, value, sizes_hw, joint, absent)
             moved = self.moved(start[:, :, :count], tokens[:, :, :count])
@@ -129,12 +129,12 @@ class PromptDecoder(BaseModule):
         return DecodedTokens(states, [boxes[:, :, :count] for boxes in references])
 
     def moved(self, boxes: Tensor, states: Tensor) -> Tensor:
-        """(..., 4) boxes after the step that (..., C) states ask for."""
+        """(..., 4) boxes refined by (..., C) states."""
         return (self.box_mlp(states) + logit(boxes)).sigmoid()
 
 
 class PromptDecoderLayer(BaseModule):
-    """One layer of `PromptDecoder`; its arguments are those there."""
+    """One layer of `PromptDecoder`; see there for the arguments."""
 
     def __init__(
         self, embed_dims: int, num_levels: int, num_heads: int, num_points: int, feedforward_channels: int
@@ -155,11 +155,11 @@ class PromptDecoderLayer(BaseModule):
         joint: bool,
         absent: Tensor | None = None,
     ) -> Tensor:
-        """(B, P, T, C) tokens at (B, P, T, C) positions.
+        """(B, P, T, C) tokens with (B, P, T, C) position embeddings.
 
-        Nothing reads those that (B, P, T) `absent` marks; the rest as in `PromptDecoder.forward`.
+        Tokens with (B, P, T) `absent` are masked out in self-attention; for the others see `PromptDecoder.forward`.
         """
-        # What cannot see each other is a batch of its own, so no mask is needed for that.
+        # Prompts that do not attend to each other are separate batch elements, so no attention mask is needed.
         first = 1 if joint else 0
         grouped, placed = (each.flatten(first, first + 1).transpose(0, 1) for each in (tokens, tokens + positions))
         padding = None if absent is None else absent.flatten(first, first + 1)
@@ -171,17 +171,17 @@ class PromptDecoderLayer(BaseModule):
 
 
 class BoxAttention(LeanDeformableAttention):
-    """Deformable attention whose places are measured in halves of the token's box.
+    """Deformable attention with offsets in units of half the token's box.
 
-    There are few tokens and a large memory, so values are formed once an image and not once a call.
+    Values are computed once for each image, since tokens are few and the memory is large.
     """
 
     def values(self, memory: Tensor) -> Tensor:
-        """(B, K, heads, D) of a (B, K, C) memory."""
+        """(B, K, heads, D) values of a (B, K, C) memory."""
         return self.value_proj(memory).unflatten(-1, (self.num_heads, -1))
 
     def forward(self, query: Tensor, boxes: Tensor, values: Tensor, sizes_hw: list[tuple[int, int]]) -> Tensor:
-        """What (B, P, T, C) queries with (B, P, T, 4) boxes read from (B, K, heads, D) values of levels `sizes_hw`."""
+        """(B, P, T, C) outputs for queries with (B, P, T, 4) boxes and (B, K, heads, D) values of levels `sizes_hw`."""
         grid_shape = (self.num_heads, self.num_levels, self.num_points)
         queries, boxes = query.flatten(1, 2), boxes.flatten(1, 2)[:, :, None, None, None]
         offsets = self.sampling_offsets(queries).unflatten(-1, (*grid_shape, 2))
@@ -205,12 +205,12 @@ def logit(probability: Tensor) -> Tensor:
 
 
 def unit_interval(boxes: Tensor) -> Tensor:
-    """Boxes as far inside of [0, 1] as `logit` keeps them."""
+    """Boxes clamped to the range that `logit` can represent."""
     return logit(boxes).sigmoid()
 
 
 def sine_of_boxes(boxes: Tensor, num_feats: int) -> Tensor:
-    """(..., 4 * num_feats) codes of (..., 4) boxes: y, x, width, height, sines and cosines taking turns."""
+    """(..., 4 * num_feats) sinusoidal encoding of (..., 4) boxes: y, x, width, height; sine and cosine alternate."""
     steps = torch.arange(num_feats, dtype=torch.float32, device=boxes.device)
     periods = 10000 ** (2 * torch.div(steps, 2, rounding_mode='floor') / num_feats)
     angles = boxes[..., [1, 0, 2, 3], None] * (2 * math.pi) / periods

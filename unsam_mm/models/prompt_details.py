@@ -1,4 +1,4 @@
-"""What a prompt says beyond one click or one box: further clicks, an earlier mask, and how coarse the answer is to be."""
+"""Details of a prompt beyond one click or box: further clicks, an earlier mask, and a granularity."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from unsam_mm.models.mask_ops import boxes_of_masks
 from unsam_mm.models.prompt_decoder import ExtraTokens, mlp
 
 NEGATIVE, POSITIVE, ABSENT = 0, 1, -1
-"""Kinds of clicks; the first two are rows of the embedding of kinds, whose third is that of an earlier mask."""
+"""Kinds of clicks; the first two are rows of the kind embedding, whose third row is for earlier masks."""
 
 BOX_TYPE, CLICK_TYPE = 0, 1
 """Rows of the type embedding."""
 
 CLICK_PX = 6.0
-"""Side, in pixels of the network's input, of the box that stands for a click in training and in the evaluation."""
+"""Side, in pixels of the network's input, of the box of a click in training and evaluation."""
 
 _MASK_KIND = 2
-_FREQUENCIES = 64  # 128 numbers, as in UnSAMv2 (arXiv 2511.13714)
-_OCTAVES = 4  # over [0, 1] half a period to eight; UnSAMv2's, of one period at most, steered far less after 200 steps
+_FREQUENCIES = 64  # 128 channels, as in UnSAMv2 (arXiv 2511.13714)
+_OCTAVES = (
+    4  # half a period to eight over [0, 1]; with at most one, as in UnSAMv2, the effect was weaker after 200 steps
+)
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,10 @@ class PromptDetails:
     """Details of P prompts on each of B images.
 
     Attributes:
-        clicks: (B, P, K, 2) float, x, y as shares of the padded image. Their order is of no consequence.
-        kinds: (B, P, K) long, `POSITIVE`, `NEGATIVE`, or `ABSENT` where a prompt has fewer clicks.
-        masks: (B, P, H / 4, W / 4) bool, empty where a prompt has no earlier mask; None if none has one.
-        granularity: (B, P) float in [0, 1], NaN where not known; None if it is for none.
+        clicks: (B, P, K, 2) float, x, y relative to the padded image, in any order.
+        kinds: (B, P, K) long, `POSITIVE`, `NEGATIVE`, or `ABSENT` for padding.
+        masks: (B, P, H / 4, W / 4) bool, empty for prompts without an earlier mask; None if no prompt has one.
+        granularity: (B, P) float in [0, 1], NaN if unknown; None if unknown for all.
     """
 
     clicks: Tensor
@@ -44,17 +46,17 @@ class PromptDetails:
 
 
 class DetailEncoder(nn.Module):
-    """Turns details into tokens beside the mask tokens of a prompt, and the granularity into a code added to these.
+    """Encodes details as additional tokens of a prompt, and the granularity as an embedding added to the mask tokens.
 
-    A token for each click stands at its place, one for the earlier mask at the mask's box with what the mask feature is
-    like inside and outside of it. Mask tokens read them by self-attention, in every layer. A prompt without details has
-    no such token, so what it is answered does not depend on this module. The granularity's code is zero before training.
+    There is a token for each click at its position, and one for the earlier mask at its box, with the mean mask feature
+    inside and outside of the mask. Mask tokens attend to them in every layer. A prompt without details has no such
+    token, so its predictions do not depend on this module. The embedding of the granularity is initialised to zero.
 
     Args:
         embed_dims: Width of the tokens.
 
     Attributes:
-        trained: (,) bool, False until a loss has seen details.
+        trained: (,) bool, False until details were used in a loss.
     """
 
     def __init__(self, embed_dims: int) -> None:
@@ -67,7 +69,7 @@ class DetailEncoder(nn.Module):
         self.register_buffer('trained', torch.tensor(False))
 
     def code(self, granularity: Tensor) -> Tensor:
-        """(B, P, 1, C) code of (B, P) granularities; 0 where that is NaN."""
+        """(B, P, 1, C) embedding of (B, P) granularities; 0 for NaN."""
         known = ~granularity.isnan()
         frequencies = torch.logspace(0, _OCTAVES, _FREQUENCIES, base=2, device=granularity.device)
         angles = granularity.nan_to_num()[..., None] * math.pi * frequencies
@@ -78,8 +80,8 @@ class DetailEncoder(nn.Module):
         """The tokens of details; None if there are none.
 
         Args:
-            details: See there.
-            prompt: (C,) what all tokens of prompts have in common.
+            details: Details of the prompts.
+            prompt: (C,) embedding shared by all tokens of prompts.
             mask_feature: (B, C, H / 4, W / 4).
         """
         kinds = details.kinds
@@ -95,7 +97,7 @@ class DetailEncoder(nn.Module):
         return extra if extra.tokens.shape[2] else None
 
     def _seen(self, masks: Tensor, mask_feature: Tensor) -> Tensor:
-        """(B, P, C) of the mean mask feature inside and outside of (B, P, h, w) masks."""
+        """(B, P, C) encoding of the mean mask feature inside and outside of (B, P, h, w) masks."""
         with torch.autocast(mask_feature.device.type, enabled=False):  # sums over an image need float32
             feature, inside = mask_feature.float(), masks.float()
             within = torch.einsum('bphw,bchw->bpc', inside, feature)
@@ -107,13 +109,13 @@ class DetailEncoder(nn.Module):
 
 
 def boxes_of_clicks(clicks: Tensor, feature_hw: tuple[int, int]) -> Tensor:
-    """(..., 4) boxes that stand for (..., 2) clicks, given the size of the mask feature."""
+    """(..., 4) boxes of (..., 2) clicks, given the size of the mask feature."""
     side = CLICK_PX / (4 * clicks.new_tensor([feature_hw[1], feature_hw[0]]))
     return torch.cat([clicks, side.expand_as(clicks)], dim=-1)
 
 
 def boxes_around(masks: Tensor) -> Tensor:
-    """(..., 4) boxes of (..., h, w) bool masks as centre x, y, width, height, shares of the frame; zeros if empty."""
+    """(..., 4) boxes of (..., h, w) bool masks as centre x, y, width, height in [0, 1]; zeros for empty masks."""
     height, width = masks.shape[-2:]
     boxes = bbox_xyxy_to_cxcywh(boxes_of_masks(masks.flatten(0, -3)))
     return (boxes / boxes.new_tensor([width, height] * 2)).unflatten(0, masks.shape[:-2])
@@ -122,16 +124,16 @@ def boxes_around(masks: Tensor) -> Tensor:
 def settle(
     clicks: Tensor, kinds: Tensor, boxes: Tensor, sides: Tensor, masks: Tensor | None, granularity: Tensor | None
 ) -> tuple[Tensor, Tensor, PromptDetails | None]:
-    """Where the mask tokens of P prompts start, of which type they are, and what is left as details.
+    """Initial boxes and types of the mask tokens of P prompts, and the remaining details.
 
-    They start at the box; without one, at the smallest box around all positive clicks; without these, at that of the
-    earlier mask. The single click of a prompt without a box is no detail.
+    The initial box is the box of the prompt; without one, the bounding box of all positive clicks; without these, that
+    of the earlier mask. The single click of a prompt without a box is no detail.
 
     Args:
-        clicks: (P, K, 2) x, y, shares of the padded image.
+        clicks: (P, K, 2) x, y relative to the padded image.
         kinds: (P, K) long, see `PromptDetails`.
-        boxes: (P, 4) as centre x, y, width, height, shares of the padded image; NaN where a prompt has none.
-        sides: (2,) width and height of the box that stands for one click.
+        boxes: (P, 4) as centre x, y, width, height, relative to the padded image; NaN for prompts without a box.
+        sides: (2,) width and height of the box of a click.
         masks: (P, H / 4, W / 4) bool, see `PromptDetails`.
         granularity: (P,), see `PromptDetails`.
 

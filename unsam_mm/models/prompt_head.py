@@ -1,4 +1,4 @@
-"""The promptable head: six masks for a click or a box, each with the overlap that it expects to have."""
+"""The promptable head: several masks for each prompt, with predicted IoUs."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from unsam_mm.models.prompt_inputs import Frames, PreparedPrompts, prepare_promp
 from unsam_mm.models.prompt_targets import TrainingPrompts, draw_prompts
 from unsam_mm.models.unsam_head import MASK_FORMATS
 
-_TOLD = ('targets', 'clicks')
-"""What prompts may say of themselves to a metric."""
+_METRIC_FIELDS = ('targets', 'clicks')
+"""Fields of prompts that are passed on to metrics."""
 
 _TRAIN_CFG = {
     'num_points': 12544,
     'oversample_ratio': 3.0,
     'importance_sample_ratio': 0.75,
     'prompts_per_image': 60,
-    'box_share': 0.2,
-    'granularity_share': 0.2,
-    'correction_share': 0.25,
+    'box_prob': 0.2,
+    'granularity_prob': 0.2,
+    'correction_prob': 0.25,
     'correction_rounds': 3,
-    'earlier_mask_share': 0.5,
+    'earlier_mask_prob': 0.5,
 }
 
 
 class ImageEmbedding(NamedTuple):
-    """What has to be computed once for all prompts on a batch of B images.
+    """The embedding of B images, which all prompts share.
 
     Attributes:
         mask_feature: (B, C, H / 4, W / 4).
-        values: For each layer of the decoder (B, K, heads, D).
-        sizes_hw: Height and width of each level; K pixels in all.
+        values: (B, K, heads, D) attention values for each layer of the decoder.
+        sizes_hw: Height and width of each level; K pixels in total.
     """
 
     mask_feature: Tensor
@@ -55,18 +55,18 @@ class ImageEmbedding(NamedTuple):
     sizes_hw: list[tuple[int, int]]
 
     def image(self, index: int) -> ImageEmbedding:
-        """That of one image, as a batch of one."""
+        """The embedding of one image, as a batch of one."""
         here = slice(index, index + 1)
         return ImageEmbedding(self.mask_feature[here], [value[here] for value in self.values], self.sizes_hw)
 
 
 class PromptAnswer(NamedTuple):
-    """What P prompts give, T masks each.
+    """Predictions for P prompts, T masks each.
 
     Attributes:
         masks: (B, P, T, H / 4, W / 4) logits.
-        ious: (B, P, T) overlaps that the masks are expected to have; near [0, 1] but not clamped.
-        boxes: (B, P, T, 4) as centre x, y, width, height, shares of the padded image.
+        ious: (B, P, T) predicted overlaps; approximately in [0, 1], not clamped.
+        boxes: (B, P, T, 4) as centre x, y, width, height, relative to the padded image.
     """
 
     masks: Tensor
@@ -79,34 +79,35 @@ class UnSAMPromptHead(BaseModule):
     """Masks of several granularities for each prompt; the `mask_head` of an `UnSAM` detector.
 
     Source: the promptable model of "Segment Anything without Supervision" (NeurIPS 2024), a Semantic-SAM without
-    labels. See `PromptCriterion` for matching and losses, which are those published. `embed` an image once, then
-    `answer` prompts on it as they come; `predict` does both.
+    labels. See `PromptCriterion` for matching and losses, which are those published. `embed` encodes images, `answer`
+    predicts masks for prompts on an embedding, `predict` does both.
 
-    By default a click has the same type and size in prediction as in training, prompts do not see each other, so that
-    each has the answer that it would have alone, boxes are trained too, and of more masks under a click than there are
-    tokens those learnt range from the smallest to the largest. With `release`, as in the released code, a click of a
-    demonstration has the type of a box and 0.005 of the image as its size, prompts there see each other, clicks alone
-    are trained, one for each prompt, and the masks learnt are random ones.
+    By default a click has the same type and size in prediction and in training; prompts are independent; boxes are
+    trained too; and if more masks contain a click than there are tokens, the targets range from the smallest to the
+    largest. With `release`, as in the released code, a click in prediction has the type of a box and 0.005 of the image
+    as its size; prompts of an image attend to each other; training uses single clicks only, with random targets.
 
-    A prompt may also have several clicks, an earlier mask and a granularity, which weights below `details` read; see
-    `DetailEncoder`. No released checkpoint has these: there `details.trained` is False, and a warning says so when such
-    a prompt is answered. Prompts of one click or one box do not depend on them.
+    A prompt may have several clicks, an earlier mask and a granularity; see `DetailEncoder`, whose weights are in
+    `details`. Released checkpoints lack these weights: `details.trained` is False then, and predictions for such
+        prompts cause a
+    warning. Prompts of one click or one box do not depend on them.
 
     Args:
         pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`.
         decoder: Arguments of `PromptDecoder`.
         feat_channels: Width of the tokens and of the mask feature.
         num_tokens: Masks for each prompt.
-        release: Whether to do as the released code does, see above.
-        train_cfg: `num_points`, `oversample_ratio` and `importance_sample_ratio` of the mask losses; `prompts_per_image`;
-            probabilities that a prompt is a box (`box_share`, 0.2), tells the granularity of its mask
-            (`granularity_share`, 0.2), and is corrected (`correction_share`, 0.25) by 1 to `correction_rounds` (3)
-            further clicks at what is most wrong; and that these see the earlier mask (`earlier_mask_share`, 0.5).
+        release: Whether to follow the released code, see above.
+        train_cfg: `num_points`, `oversample_ratio` and `importance_sample_ratio` of the mask losses;
+            `prompts_per_image`; the probabilities that a prompt is a box (`box_prob`, 0.2), has the granularity of its
+            mask (`granularity_prob`, 0.2), is corrected by 1 to `correction_rounds` (3) further clicks at the largest
+            errors (`correction_prob`, 0.25), and that a corrected prompt has the earlier mask (`earlier_mask_prob`,
+            0.5).
         test_cfg: `mask_format` ('rle', the default, or 'bitmap').
         init_cfg: MMEngine's initialisation.
 
     Raises:
-        UnSAMError: If `test_cfg.mask_format` is unknown.
+        UnSAMError: If `test_cfg.mask_format` is unknown, or `train_cfg` has a name of an earlier version.
     """
 
     def __init__(
@@ -126,6 +127,11 @@ class UnSAMPromptHead(BaseModule):
             raise UnSAMError(
                 f'UnSAMPromptHead: test_cfg.mask_format must be one of {MASK_FORMATS}, got {self.mask_format!r}'
             )
+        if renamed := sorted(name for name in train_cfg or () if name.endswith('_share')):
+            raise UnSAMError(
+                f'UnSAMPromptHead: train_cfg.{renamed[0]} is a name of an earlier version; write '
+                f'{renamed[0].removesuffix("_share")}_prob'
+            )
         self.release = release
         self.train_cfg = ConfigDict(_TRAIN_CFG | (train_cfg or {}))
         self.pixel_decoder = MODELS.build(pixel_decoder)
@@ -138,7 +144,7 @@ class UnSAMPromptHead(BaseModule):
         self.details = DetailEncoder(feat_channels)
 
     def embed(self, x: Sequence[Tensor]) -> ImageEmbedding:
-        """What all prompts share.
+        """The embedding of a batch of images.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
@@ -155,14 +161,14 @@ class UnSAMPromptHead(BaseModule):
         joint: bool | None = None,
         details: PromptDetails | None = None,
     ) -> PromptAnswer:
-        """Masks of each prompt.
+        """Predicts masks for prompts.
 
         Args:
-            embedding: Of the images.
-            boxes: (B, P, 4) float as centre x, y, width, height, shares of the padded image; a click is a small box.
+            embedding: Embedding of the images.
+            boxes: (B, P, 4) float as centre x, y, width, height, relative to the padded image; a click is a small box.
             types: (B, P) long, `BOX_TYPE` or `CLICK_TYPE`.
-            joint: Whether prompts of one image see each other; None: as `release` says.
-            details: What they say beyond their boxes, if anything.
+            joint: Whether prompts of one image attend to each other; by default the value of `release`.
+            details: Further details of the prompts, if any.
         """
         joint = self.release if joint is None else joint
         decoded = self._decoded(embedding, boxes, types, joint, details)
@@ -170,11 +176,11 @@ class UnSAMPromptHead(BaseModule):
         return PromptAnswer(torch.einsum('bptc,bchw->bpthw', embeds, embedding.mask_feature), ious, boxes)
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Losses of every decoder layer on prompts that are drawn anew, by name; 'd0.' is the first layer.
+        """Losses of every decoder layer for random prompts, by name; 'd0.' is the first layer.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
-            batch_data_samples: Hold `gt_instances`, whose `masks` have the frame of the padded batch.
+            batch_data_samples: With `gt_instances`, whose `masks` have the size of the padded batch.
         """
         embedding = self.embed(x)
         drawn = [self._drawn(embedding.image(index), sample) for index, sample in enumerate(batch_data_samples)]
@@ -184,12 +190,12 @@ class UnSAMPromptHead(BaseModule):
         for index, prompts in enumerate(drawn):
             for name, value in self._image_losses(embedding.image(index), prompts, n_pairs).items():
                 total[name] = total.get(name, 0) + value
-        # All weights have a gradient, as DDP wants, whatever was drawn.
+        # DDP needs a gradient for all weights, whatever prompts were drawn.
         total['loss_mask'] = total['loss_mask'] + 0 * sum(weight.sum() for weight in self.details.parameters())
         return total
 
     def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> list[PromptAnswer]:
-        """Raw answers to the `prompts` of each image, each a batch of one; see `predict`."""
+        """Raw predictions for the `prompts` of each image, each a batch of one; see `predict`."""
         embedding = self.embed(x)
         answers = []
         for index, sample in enumerate(batch_data_samples):
@@ -198,61 +204,62 @@ class UnSAMPromptHead(BaseModule):
         return answers
 
     def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
-        """Masks of each prompt.
+        """Predicts masks for the prompts of each image.
 
-        The data samples have them as `pred_prompts` too, together with `targets` and `clicks` where the prompts have
-        these, as `UnSAMPromptIoUMetric` reads them.
+        The predictions are also set as `pred_prompts` of the data samples, together with `targets` and `clicks` of the
+        prompts, if any, for `UnSAMPromptIoUMetric`.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
-            batch_data_samples: Each holds `prompts`, an `InstanceData` of P objects, in pixels of the original image
-                (H, W). Each object has a positive click, a box or an earlier mask, and may have all:
+            batch_data_samples: Each with `prompts`, an `InstanceData` of P objects, in pixels of the original image
+                (H, W). Each object has at least one of a positive click, a box and an earlier mask:
 
-                - `points` (P, 2) or (P, K, 2) as x, y, with `point_labels` (P,) or (P, K): 1 positive, which all are if
-                  left out, 0 negative, -1 no click. The order of the clicks of an object is of no consequence.
+                - `points` (P, 2) or (P, K, 2) as x, y, with `point_labels` (P,) or (P, K): 1 positive (the default), 0
+                  negative, -1 no click. The order of the clicks does not matter.
                 - `bboxes` (P, 4) as x0, y0, x1, y1; NaN for no box.
                 - `masks` (P, H, W) bool or P run-length encodings; empty for no mask.
-                - `granularity` (P,) in [0, 1]: 1 is the whole image, a quarter less a tenth of the area; NaN for all.
+                - `granularity` (P,) in [0, 1]: 1 is the whole image, 0.75 a tenth of its area; NaN if unknown.
 
                 Their meta information gives `batch_input_shape`, `img_shape` and `ori_shape`.
-            rescale: Whether masks and boxes are wanted in pixels of the original image, not of the network's input.
+            rescale: Whether masks and boxes are in pixels of the original image instead of the network's input.
 
         Returns:
-            For each image, of length P: `scores` (P, T), the overlap that each mask is expected to have; `bboxes`
-            (P, T, 4) x0, y0, x1, y1 in pixels, from the box network; `masks`, for each prompt a list of T run-length
-            encodings, or a (P, T, H, W) bool tensor where `test_cfg.mask_format` is 'bitmap'.
+            For each image, of length P: `scores` (P, T), the predicted overlaps; `bboxes` (P, T, 4) x0, y0, x1, y1 in
+            pixels, from the box branch; `masks`, a list of T run-length encodings for each prompt, or a (P, T, H, W)
+            bool tensor if `test_cfg.mask_format` is 'bitmap'.
 
         Raises:
-            UnSAMError: If an image has no `prompts`, or they lack what each object needs, or have another shape or range.
+            UnSAMError: If an image has no `prompts`, an object has no click, box or mask, or a field has another shape
+                or range.
         """
         answers = self(x, batch_data_samples)
         found = [self._instances(*pair, rescale) for pair in zip(answers, batch_data_samples, strict=True)]
         for sample, instances in zip(batch_data_samples, found, strict=True):
-            told = {name: sample.prompts[name] for name in _TOLD if name in sample.prompts}
-            sample.pred_prompts = InstanceData(**instances, **told)
+            passed_on = {name: sample.prompts[name] for name in _METRIC_FIELDS if name in sample.prompts}
+            sample.pred_prompts = InstanceData(**instances, **passed_on)
         return found
 
     def _drawn(self, image: ImageEmbedding, sample: DetDataSample) -> TrainingPrompts:
-        """Prompts on an image, with the clicks by which answers to some of them are corrected."""
+        """Random prompts on an image, some of them with simulated corrections."""
         settings, height, width = self.train_cfg, *sample.metainfo['img_shape'][:2]
         prompts = draw_prompts(
             sample.gt_instances.masks,
             settings.prompts_per_image,
             max_targets=self.mask_tokens.num_embeddings,
-            box_share=0.0 if self.release else settings.box_share,
+            box_prob=0.0 if self.release else settings.box_prob,
             random_targets=self.release,
             device=image.mask_feature.device,
-            granularity_share=0.0 if self.release else settings.granularity_share,
+            granularity_prob=0.0 if self.release else settings.granularity_prob,
             image_px=height * width,
         )
         if not self.release and prompts.chosen is not None:
-            rows = (torch.rand(len(prompts.boxes)) < settings.correction_share).nonzero()[:, 0]
+            rows = (torch.rand(len(prompts.boxes)) < settings.correction_prob).nonzero()[:, 0]
             if len(rows) and settings.correction_rounds > 0:
                 rounds = int(torch.randint(1, settings.correction_rounds + 1, ()))
                 feature_hw = tuple(image.mask_feature.shape[2:])
                 rows = rows.to(image.mask_feature.device)
                 prompts = corrected(
-                    prompts, rows, rounds, settings.earlier_mask_share, feature_hw, self._answers_on(image)
+                    prompts, rows, rounds, settings.earlier_mask_prob, feature_hw, self._answers_on(image)
                 )
         if prompts.details is not None:
             self.details.trained.fill_(True)
@@ -294,19 +301,21 @@ class UnSAMPromptHead(BaseModule):
 
     def _predictions(self, decoded: DecodedTokens, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mask embeddings (B, P, T, C), overlaps (B, P, T) and boxes (B, P, T, 4) after a layer."""
-        states = self.decoder.norm(decoded.states[layer])  # a second time, as the released weights were trained
+        states = self.decoder.norm(
+            decoded.states[layer]
+        )  # normalised twice, as in the training of the released weights
         boxes = self.decoder.moved(decoded.boxes[layer], states)
         return self.mask_mlp(states), self.iou_mlp(states)[..., 0], boxes
 
     def _prepared(self, sample: DetDataSample, mask_feature: Tensor) -> PreparedPrompts:
         prompts, feature_hw = sample.get('prompts', InstanceData()), tuple(mask_feature.shape[2:])
-        prepared = prepare_prompts(prompts, Frames.of(sample), feature_hw, self.release, mask_feature.device)
+        prepared = prepare_prompts(prompts, Frames.from_sample(sample), feature_hw, self.release, mask_feature.device)
         if prepared.details is not None and not self.details.trained:
             _warn_of_untrained()
         return prepared
 
     def _instances(self, answer: PromptAnswer, sample: DetDataSample, rescale: bool) -> InstanceData:
-        original_hw, image_hw, batch_hw = Frames.of(sample)
+        original_hw, image_hw, batch_hw = Frames.from_sample(sample)
         output_hw = original_hw if rescale else image_hw
         logits = answer.masks[0].flatten(0, 1)
         as_bitmap, frames = self.mask_format == 'bitmap', (batch_hw, image_hw, output_hw)
@@ -331,7 +340,7 @@ class UnSAMPromptHead(BaseModule):
 def _warn_of_untrained() -> None:
     warnings.warn(
         'the weights of UnSAMPromptHead for several clicks, earlier masks and granularity (`details`) have not been '
-        'trained, as those of no released checkpoint are: answers to such prompts are no better than chance; train with '
-        'train_cfg.correction_share and granularity_share above 0',
+        'trained, as in all released checkpoints: predictions for such prompts are arbitrary; train with '
+        'train_cfg.correction_prob and granularity_prob above 0',
         stacklevel=2,
     )

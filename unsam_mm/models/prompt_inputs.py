@@ -1,4 +1,4 @@
-"""Prompts as people write them, in pixels of their image, made into what `UnSAMPromptHead` answers."""
+"""Converts prompts in pixels of the original image to the inputs of `UnSAMPromptHead`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unsam_mm.masks.rle import decode_rles, rles_from_json
 from unsam_mm.models.prompt_details import ABSENT, BOX_TYPE, CLICK_PX, POSITIVE, PromptDetails, settle
 
 _DEMO_CLICK = 0.005
-"""Side of the box that stands for a click in the released demonstrations, as a share of the image."""
+"""Side of the box of a click in the released demonstrations, relative to the image."""
 
 _NO_PROMPTS = (
     'UnSAMPromptHead: a data sample holds no prompts; set its `prompts` to InstanceData(points=...) with (P, 2) or '
@@ -35,18 +35,18 @@ class Frames(NamedTuple):
     batch: tuple[int, int]
 
     @classmethod
-    def of(cls, sample: DetDataSample) -> Frames:
-        """Those that the sample's meta information gives."""
+    def from_sample(cls, sample: DetDataSample) -> Frames:
+        """The sizes in the meta information of a sample."""
         return cls(*(tuple(sample.metainfo[key][:2]) for key in ('ori_shape', 'img_shape', 'batch_input_shape')))
 
 
 class PreparedPrompts(NamedTuple):
-    """P prompts, as `UnSAMPromptHead.answer` takes them but without its axis of images.
+    """P prompts in the form of `UnSAMPromptHead.answer`, without the batch axis.
 
     Attributes:
-        boxes: (P, 4) as centre x, y, width, height, shares of the padded image.
+        boxes: (P, 4) as centre x, y, width, height, relative to the padded image.
         types: (P,) long.
-        details: Of a batch of one image; None if there are none.
+        details: Details for a batch of one image; None if there are none.
     """
 
     boxes: Tensor
@@ -57,14 +57,15 @@ class PreparedPrompts(NamedTuple):
 def prepare_prompts(
     prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], release: bool, device: torch.device
 ) -> PreparedPrompts:
-    """Reads `points`, `point_labels`, `bboxes`, `masks` and `granularity`; see `UnSAMPromptHead.predict`.
+    """Validates and converts `points`, `point_labels`, `bboxes`, `masks` and `granularity`; see
+    `UnSAMPromptHead.predict`.
 
     Args:
-        prompts: Of one image.
-        frames: Of that image.
+        prompts: Prompts of one image.
+        frames: Sizes of that image.
         feature_hw: Size of the mask feature.
-        release: Whether a click has the type and size that it has in the released demonstrations.
-        device: Of the result.
+        release: Whether clicks have the type and size of the released demonstrations.
+        device: Device of the result.
 
     Raises:
         UnSAMError: If a field has another shape or range, or a prompt has neither a positive click, a box nor a mask.
@@ -88,9 +89,7 @@ def _clicks(prompts: InstanceData, device: torch.device) -> tuple[Tensor, Tensor
     """(P, K, 2) x, y in pixels of the original image and (P, K) kinds, K at least 1."""
     if 'points' not in prompts:
         if 'point_labels' in prompts:
-            raise UnSAMError(
-                'UnSAMPromptHead: prompts.point_labels is given, points is not; labels are those of points'
-            )
+            raise UnSAMError('UnSAMPromptHead: prompts.point_labels is given without prompts.points; give both')
         count = len(prompts)
         return torch.zeros(count, 1, 2, device=device), torch.full((count, 1), ABSENT, device=device)
     points = torch.as_tensor(prompts.points, dtype=torch.float32, device=device)
@@ -114,7 +113,7 @@ def _clicks(prompts: InstanceData, device: torch.device) -> tuple[Tensor, Tensor
 
 
 def _boxes(prompts: InstanceData, clicks: Tensor, scale: Tensor) -> Tensor:
-    """(P, 4) as centre x, y, width, height in shares of the padded image, NaN where a prompt has none."""
+    """(P, 4) as centre x, y, width, height, relative to the padded image; NaN for prompts without a box."""
     if 'bboxes' not in prompts:
         return clicks.new_full((len(clicks), 4), math.nan)
     corners = torch.as_tensor(prompts.bboxes, dtype=torch.float32, device=clicks.device)
@@ -125,7 +124,7 @@ def _boxes(prompts: InstanceData, clicks: Tensor, scale: Tensor) -> Tensor:
 
 
 def _masks(prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], device: torch.device) -> Tensor | None:
-    """(P, H / 4, W / 4) bool in the frame of the mask feature."""
+    """(P, H / 4, W / 4) bool masks at the size of the mask feature."""
     if 'masks' not in prompts:
         return None
     given: Any = prompts.masks
@@ -140,15 +139,15 @@ def _masks(prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], d
         for image, feature, batch in zip(frames.image, feature_hw, frames.batch, strict=True)
     )
     found = torch.zeros(len(masks), *feature_hw, dtype=torch.bool, device=device)
-    for mask, out in zip(masks, found, strict=True):  # one at a time: they may be large
-        share = interpolate((mask > 0).float()[None, None], size=size_hw, mode='area')[0, 0]
-        # What is too small for half a pixel of the feature stays where most of it is.
-        out[: size_hw[0], : size_hw[1]] = (share > 0) & (share >= share.max().clamp(max=0.5))
+    for mask, out in zip(masks, found, strict=True):  # one at a time, to save memory
+        covered = interpolate((mask > 0).float()[None, None], size=size_hw, mode='area')[0, 0]
+        # A mask that covers no pixel of the feature by half is set where it covers most.
+        out[: size_hw[0], : size_hw[1]] = (covered > 0) & (covered >= covered.max().clamp(max=0.5))
     return found
 
 
 def _granularity(prompts: InstanceData, device: torch.device) -> Tensor | None:
-    """(P,), NaN where a prompt has none."""
+    """(P,) granularities, NaN for prompts without one."""
     if 'granularity' not in prompts:
         return None
     values = torch.as_tensor(prompts.granularity, dtype=torch.float32, device=device)
@@ -156,7 +155,7 @@ def _granularity(prompts: InstanceData, device: torch.device) -> Tensor | None:
         raise _shape_error('granularity', '(P,)', values)
     if not (values.isnan() | ((values >= 0) & (values <= 1))).all():
         raise UnSAMError(
-            f'UnSAMPromptHead: prompts.granularity must lie in [0, 1], or be NaN where it is open, got {values.tolist()}'
+            f'UnSAMPromptHead: prompts.granularity must lie in [0, 1], or be NaN if unknown, got {values.tolist()}'
         )
     return values
 

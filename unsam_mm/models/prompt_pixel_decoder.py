@@ -1,4 +1,4 @@
-"""The deformable pixel decoder of the promptable model, which has one level more than its backbone."""
+"""The deformable pixel decoder of the promptable model, with an additional level at stride 64."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _NORM = {'type': 'GN', 'num_groups': 32}
 class UnSAMPixelDecoder(BaseModule):
     """Deformable attention among the levels from stride 8 on, and a mask feature at stride 4.
 
-    Source: MaskDINO (CVPR 2023) as Semantic-SAM has it. MMDetection's `MSDeformAttnPixelDecoder` differs: it projects
-    levels of the backbone only, and orders them from coarse to fine.
+    Source: MaskDINO (CVPR 2023) as in Semantic-SAM. MMDetection's `MSDeformAttnPixelDecoder` differs: it projects
+        levels
+    of the backbone only, and orders them from coarse to fine.
 
     Args:
-        in_channels: Channels of the backbone's levels, strides 4, 8, 16 and so on.
+        in_channels: Channels of the backbone's levels, at strides 4, 8, 16 and so on.
         feat_channels: Width of memories and mask feature.
-        encoder: Arguments of `Mask2FormerTransformerEncoder`; it has as many levels as `in_channels`, since a level
-            that halves the backbone's last takes the place of its first.
+        encoder: Arguments of `Mask2FormerTransformerEncoder`. It has as many levels as `in_channels`: without stride 4,
+            but with a level of half the resolution of the last.
         positional_encoding: Arguments of `SinePositionalEncoding`; `num_feats` is half of `feat_channels`.
         init_cfg: MMEngine's initialisation.
     """
@@ -59,7 +60,7 @@ class UnSAMPixelDecoder(BaseModule):
         use_lean_attention(self)
 
     def init_weights(self) -> None:
-        """As MMDetection starts `MSDeformAttnPixelDecoder`."""
+        """The initialisation of MMDetection's `MSDeformAttnPixelDecoder`."""
         for projection in self.input_convs:
             xavier_init(projection.conv, distribution='uniform')
         for convolution in (self.lateral_conv.conv, self.output_conv.conv, self.mask_feature):
@@ -89,7 +90,7 @@ class UnSAMPixelDecoder(BaseModule):
         memory = self.encoder(
             query=torch.cat([level.flatten(2) for level in projected], dim=2).transpose(1, 2),
             query_pos=torch.cat(positions, dim=1),
-            key_padding_mask=None,  # nothing masks the padding
+            key_padding_mask=None,  # padding is not masked
             spatial_shapes=spatial_shapes,
             level_start_index=spatial_shapes.new_tensor([0, *lengths[:-1]]).cumsum(0),
             valid_ratios=None,
@@ -104,13 +105,13 @@ class UnSAMPixelDecoder(BaseModule):
         return self.mask_feature(self.output_conv(lateral + finest)), memories[::-1]
 
     def _positions(self, level: Tensor) -> Tensor:
-        """(B, h * w, C) codes of the pixels of a (B, C, h, w) level."""
-        nothing_padded = level.new_zeros((len(level), *level.shape[2:]), dtype=torch.bool)
-        return self.positional_encoding(nothing_padded).flatten(2).transpose(1, 2)
+        """(B, h * w, C) position embeddings of a (B, C, h, w) level."""
+        no_padding = level.new_zeros((len(level), *level.shape[2:]), dtype=torch.bool)
+        return self.positional_encoding(no_padding).flatten(2).transpose(1, 2)
 
 
 def _pixel_centres(height: int, width: int, like: Tensor) -> Tensor:
-    """(height * width, 2) x, y in [0, 1], row by row."""
+    """(height * width, 2) x, y in [0, 1], in row-major order."""
     y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
     return torch.stack(torch.meshgrid(x, y, indexing='xy'), dim=-1).flatten(0, 1)

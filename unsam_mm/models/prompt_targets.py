@@ -1,4 +1,4 @@
-"""Prompts for training, drawn from the masks of an image, and the masks that each of them may mean."""
+"""Random training prompts from the masks of an image, and the target masks of each prompt."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from unsam_mm.models.point_targets import BitMasks
 from unsam_mm.models.prompt_details import ABSENT, BOX_TYPE, CLICK_PX, CLICK_TYPE, PromptDetails
 
 _BOX_NOISE = 0.1
-"""How far a side of a box that is a prompt may lie beside the truth, as a share of the box's size."""
+"""Maximum shift of each side of a box prompt, relative to the size of the box."""
 
 _CHUNK_PIXELS = 2**24
-"""Pixels of masks held unpacked at once, a byte each."""
+"""Pixels of unpacked masks in each chunk, a byte each."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class TrainingPrompts:
     """P prompts on an image of N masks.
 
     Attributes:
-        boxes: (P, 4) as centre x, y, width, height, shares of the padded image.
+        boxes: (P, 4) as centre x, y, width, height, relative to the padded image.
         types: (P,) long, `BOX_TYPE` or `CLICK_TYPE`.
-        targets: For each prompt the numbers of the masks that it may mean.
+        targets: Indices of the target masks of each prompt.
         masks: The N masks.
-        mask_boxes: (N, 4) tight boxes of the masks, in the form of `boxes`.
+        mask_boxes: (N, 4) bounding boxes of the masks, in the format of `boxes`.
         chosen: (P,) long, the mask that each prompt was drawn from.
-        sole: (P,) bool, prompts that say enough to mean one mask only, so that each of their tokens learns its overlap
-            with that one; None if none does.
-        details: What prompts say beyond their boxes, of a batch of one image; None if nothing.
+        single_target: (P,) bool, whether the prompt is unambiguous, so that all its tokens learn their overlap with
+            that mask; None if no prompt is.
+        details: Details of the prompts, for a batch of one image; None if there are none.
     """
 
     boxes: Tensor
@@ -44,12 +44,12 @@ class TrainingPrompts:
     masks: BitMasks
     mask_boxes: Tensor
     chosen: Tensor | None = None
-    sole: Tensor | None = None
+    single_target: Tensor | None = None
     details: PromptDetails | None = None
 
     @property
     def num_pairs(self) -> int:
-        """How many tokens will have a target."""
+        """Number of tokens with a target."""
         return sum(len(targets) for targets in self.targets)
 
 
@@ -57,49 +57,49 @@ def draw_prompts(
     masks: BaseInstanceMasks,
     num_prompts: int,
     max_targets: int,
-    box_share: float,
+    box_prob: float,
     random_targets: bool,
     device: torch.device | str = 'cpu',
-    granularity_share: float = 0.0,
+    granularity_prob: float = 0.0,
     image_px: int | None = None,
 ) -> TrainingPrompts:
     """Draws clicks and boxes, each from a random mask.
 
-    A click is a uniformly random pixel of its mask and may mean every mask that holds this pixel. A box is that of its
-    mask, each side moved a little, and means this mask alone. So does a prompt that has the granularity of its mask:
-    1 + log10(share of the image) / 4, which is 1 for all of the image and 0 for a ten-thousandth.
+    A click is a uniformly random pixel of its mask; its targets are all masks that contain the pixel. A box is the box
+    of its mask with jittered sides; its target is this mask. A prompt with the granularity of its mask has this mask as
+    its only target too.
 
     Args:
-        masks: In the frame of the padded batch; empty ones are passed over.
-        num_prompts: How many prompts.
-        max_targets: How many masks a click may mean at most.
-        box_share: Probability of a box in place of a click.
-        random_targets: If more masks hold the pixel: whether random ones are taken, as in the release, or those at even
-            distances in the order of area, from the smallest to the largest.
-        device: Of the result.
-        granularity_share: Probability that a prompt has a granularity.
-        image_px: Pixels of the image without padding; by default those of the frame.
+        masks: Masks at the size of the padded batch; empty masks are ignored.
+        num_prompts: Number of prompts.
+        max_targets: Maximum number of targets of a click.
+        box_prob: Probability of a box in place of a click.
+        random_targets: How targets are chosen if there are more: at random, as in the release, or evenly in the order
+            of area, from the smallest to the largest.
+        device: Device of the result.
+        granularity_prob: Probability that a prompt has a granularity.
+        image_px: Pixels of the image without padding; by default those of the masks.
     """
     packed, (areas, corners) = BitMasks.pack(masks, device), _areas_and_boxes(masks)
     frame = torch.tensor([masks.width, masks.height] * 2, dtype=torch.float32)
     mask_boxes = bbox_xyxy_to_cxcywh(corners) / frame
     filled = areas.nonzero()[:, 0]
-    if len(filled) == 0:  # one prompt without a target, so that all weights take part
+    if len(filled) == 0:  # one prompt without a target, so that all weights have a gradient
         boxes = torch.tensor([[0.5, 0.5, CLICK_PX / masks.width, CLICK_PX / masks.height]], device=device)
         types = torch.tensor([CLICK_TYPE], device=device)
         return TrainingPrompts(boxes, types, [filled.to(device)], packed, mask_boxes.to(device))
     chosen = filled[torch.randint(len(filled), (num_prompts,))]
-    is_box = torch.rand(num_prompts) < box_share
+    is_box = torch.rand(num_prompts) < box_prob
     centres = torch.stack([_random_pixel(masks, index) for index in chosen.tolist()])
     held = packed.sample((centres / frame[:2])[None].to(device)).cpu() > 0.5  # (N, P)
     clicks = torch.cat([centres, torch.full_like(centres, CLICK_PX)], dim=1) / frame
     boxes = torch.where(is_box[:, None], _beside(mask_boxes[chosen]), clicks)
     types = torch.where(is_box, BOX_TYPE, CLICK_TYPE)
     granularity = area_granularity(areas[chosen], image_px or masks.height * masks.width)
-    is_told = torch.rand(num_prompts) < granularity_share
+    has_granularity = torch.rand(num_prompts) < granularity_prob
     targets = [
         own[None] if alone else _thinned(holding.nonzero()[:, 0], areas, max_targets, random_targets)
-        for own, alone, holding in zip(chosen, is_box | is_told, held.T, strict=True)
+        for own, alone, holding in zip(chosen, is_box | has_granularity, held.T, strict=True)
     ]
     return TrainingPrompts(
         boxes.to(device),
@@ -108,13 +108,15 @@ def draw_prompts(
         packed,
         mask_boxes.to(device),
         chosen.to(device),
-        is_told.to(device),
-        _only_granularity(granularity.masked_fill(~is_told, math.nan).to(device)) if is_told.any() else None,
+        has_granularity.to(device),
+        _only_granularity(granularity.masked_fill(~has_granularity, math.nan).to(device))
+        if has_granularity.any()
+        else None,
     )
 
 
 def _only_granularity(granularity: Tensor) -> PromptDetails:
-    """Details of prompts that have no others."""
+    """Details of prompts with a granularity only."""
     kinds = torch.full((1, len(granularity), 0), ABSENT, device=granularity.device)
     return PromptDetails(granularity.new_zeros(*kinds.shape, 2), kinds, granularity=granularity[None])
 
@@ -131,13 +133,13 @@ def _areas_and_boxes(masks: BaseInstanceMasks) -> tuple[Tensor, Tensor]:
 
 
 def _random_pixel(masks: BaseInstanceMasks, index: int) -> Tensor:
-    """(2,) x, y of the centre of a pixel of a mask."""
+    """(2,) x, y of the centre of a random pixel of a mask."""
     pixels = masks[index : index + 1].to_tensor(torch.bool, 'cpu')[0].nonzero()
     return pixels[torch.randint(len(pixels), ())].flip(0) + 0.5
 
 
 def _beside(boxes: Tensor) -> Tensor:
-    """(P, 4) boxes each of whose sides is moved at random."""
+    """(P, 4) boxes with jittered sides."""
     centres, sides = boxes.split(2, dim=1)
     first, last = (centres + sign * sides / 2 + _noise(sides) for sign in (-1, 1))
     first, last = first.clamp(0, 1), last.clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The region model in MMEngine's runner: tokens of images in, masks of whole images out."""
+"""The region model as an MMEngine model."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ MODES = ('loss', 'predict', 'tensor')
 
 @MODELS.register_module()
 class UnSAMRegionPreprocessor(BaseDataPreprocessor):
-    """Moves the `RegionInputs` of a batch to the model's device. Images differ in size, so they are not stacked."""
+    """Moves the `RegionInputs` of a batch to the model's device, without stacking."""
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """The same batch; token masks and label maps, which stay NumPy arrays, are not moved.
+        """The batch on the model's device; token masks and label maps stay NumPy arrays.
 
         Raises:
-            UnSAMError: If the batch holds images, not their tokens.
+            UnSAMError: If the batch contains images instead of tokens.
         """
         other = next((one for one in data['inputs'] if not isinstance(one, RegionInputs)), None)
         if other is not None:
             raise UnSAMError(
-                f'UnSAMRegionModel reads region tokens, got {type(other).__name__}: its pipelines consist of '
-                'UnSAMRegionTokens and UnSAMPackRegions, so for --benchmarks there is none; it is tested on a data set by '
+                f'UnSAMRegionModel needs region tokens, got {type(other).__name__}: its pipelines consist of '
+                'UnSAMRegionTokens and UnSAMPackRegions, so --benchmarks is not supported; test on a data set with '
                 '--cfg-options data_root=IMAGES ann_file=COCO_FILE'
             )
         return {**data, 'inputs': [inputs.to(self.device) for inputs in data['inputs']]}
@@ -44,9 +44,10 @@ class UnSAMRegionPreprocessor(BaseDataPreprocessor):
 
 @MODELS.register_module()
 class UnSAMRegionModel(BaseModel):
-    """Segments images that are given as region tokens; what it learns from are pseudo-masks in shares of tokens.
+    """Segments images from region tokens; trained on pseudo-masks in terms of tokens.
 
-    There is no backbone: the ViT's features are in the tokens, which are made once per image (`UnSAMRegionTokens`).
+    There is no backbone: the tokens contain the features of the ViT and are computed once for each image
+    (`UnSAMRegionTokens`).
 
     Args:
         net: Arguments of `RegionNet`.
@@ -76,12 +77,12 @@ class UnSAMRegionModel(BaseModel):
         """Losses by name, data samples with `pred_instances`, or the encoded tokens (L, width) of each image.
 
         Args:
-            inputs: One entry an image.
-            data_samples: What `UnSAMPackRegions` gives; not needed for 'tensor'.
+            inputs: One entry for each image.
+            data_samples: From `UnSAMPackRegions`; not needed for 'tensor'.
             mode: 'loss', 'predict' or 'tensor'.
 
         Raises:
-            UnSAMError: If the mode is another.
+            UnSAMError: If the mode is unknown.
         """
         if mode == 'loss':
             return self.loss(inputs, data_samples)
@@ -92,7 +93,7 @@ class UnSAMRegionModel(BaseModel):
         raise UnSAMError(f'mode must be one of {MODES}, got {mode!r}')
 
     def loss(self, inputs: Sequence[RegionInputs], data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
-        """Means over the batch: `loss_mask`, `loss_dice`, `loss_score`, and `iou` with the targets, which is no loss."""
+        """Means over the batch: the losses `loss_mask`, `loss_dice` and `loss_score`, and the metric `iou`."""
         images = [
             region_losses(self.net, one, sample.token_masks, **self.train_cfg)
             for one, sample in zip(inputs, data_samples, strict=True)
@@ -104,7 +105,7 @@ class UnSAMRegionModel(BaseModel):
         """The data samples with `pred_instances`, best first and at the size of the original image.
 
         Each has `scores` (N,) in [0, 1]; `labels` (N,) zeros; `bboxes` (N, 4) x0, y0, x1, y1 in pixels; `masks`, N
-        run-length encodings. They follow the boundaries of tokens, which are pixel-exact.
+        run-length encodings, whose boundaries follow those of the tokens.
         """
         for one, sample in zip(inputs, data_samples, strict=True):
             masks = to_mask_set(sample.region_tokens, *propose(self.net, one, **self.test_cfg))

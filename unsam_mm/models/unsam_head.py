@@ -1,4 +1,4 @@
-"""The whole-image head: a Mask2Former with one class and very many queries."""
+"""The whole-image head: Mask2Former with one class and many queries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from unsam_mm.models.mask_ops import (
 from unsam_mm.models.point_targets import BitMasks
 
 _CHUNK_VALUES = 2**24
-"""Logits for attention held at once: 64 MB in float32."""
+"""Logits of attention masks in each chunk: 64 MB in float32."""
 
 MASK_FORMATS = ('rle', 'bitmap')
 
@@ -39,17 +39,18 @@ _LOSS_DICE = {'type': 'DiceLoss', 'naive_dice': True, 'eps': 1.0, 'loss_weight':
 
 @MODELS.register_module()
 class UnSAMHead(Mask2FormerHead):
-    """Mask2Former head that tells objects from the rest and nothing more.
+    """Class-agnostic Mask2Former head.
 
-    The weights have the names that they have in MMDetection's `Mask2FormerHead`. What differs:
+    The names of the weights are those of MMDetection's `Mask2FormerHead`. Differences:
 
-    * Prediction ranks the queries by class logit first; only the best have masks, which are formed and upsampled a few
-      at a time and kept as run lengths. Upsampling all 2000 queries of one 1024 x 1024 image takes 8 GB.
-    * Training needs no masks of all queries either, see `PointCriterion`.
-    * Every annotated instance counts as an object, whatever its label.
-    * The masks of attention are those of the mask feature resized to the level, one for all heads; MMDetection resizes
-      the logits. Both are the same sum in another order: a logit within rounding of 0 can fall on the other side.
-    * Attention weights, which nobody reads, are not formed.
+    * Prediction ranks queries by class logit first and computes masks of the best only, in chunks, as RLEs. Upsampling
+    all
+      2000 queries of one 1024 x 1024 image would take 8 GB.
+    * Training does not compute the masks of all queries, see `PointCriterion`.
+    * Every annotated instance is an object, whatever its label.
+    * Attention masks are computed from the mask feature resized to the level, once for all heads; MMDetection resizes
+      the logits. Both are equal up to rounding.
+    * Attention weights are not materialised.
 
     Args:
         in_channels: Channels of the four levels, strides 4, 8, 16 and 32.
@@ -58,22 +59,24 @@ class UnSAMHead(Mask2FormerHead):
         pixel_decoder: Config of the pixel decoder, such as `MSDeformAttnPixelDecoder`.
         transformer_decoder: Arguments of `Mask2FormerTransformerDecoder`.
         positional_encoding: Arguments of `SinePositionalEncoding`; `num_feats` is half of `feat_channels`.
-        num_queries: How many masks are proposed.
-        num_transformer_feat_level: How many levels the queries attend to in turn.
-        enforce_decoder_input_project: Whether to project the levels although the widths agree.
-        loss_cls: Config of the object loss; its `class_weight` is (object, no object). The paper's by default.
-        loss_mask: Config of the per-pixel loss. The paper's by default.
-        loss_dice: Config of the dice loss. The paper's by default.
-        train_cfg: `assigner`, `sampler` (MMDetection's head builds one; here every matched query counts), and
-            optionally `num_points`, `oversample_ratio`, `importance_sample_ratio` and `drop_loss_iou`: a matched query
-            whose overlap with its object is not above this has no mask losses (None, the default: off, as in the
-            release, which has 0.01 for it).
+        num_queries: Number of queries.
+        num_transformer_feat_level: Number of levels that the queries attend to in turn.
+        enforce_decoder_input_project: Whether to project the levels even if the widths agree.
+        loss_cls: Config of the classification loss; its `class_weight` is (object, no object). By default that of the
+            paper.
+        loss_mask: Config of the per-pixel loss. By default that of the paper.
+        loss_dice: Config of the dice loss. By default that of the paper.
+        train_cfg: `assigner`, `sampler` (required by MMDetection's head; all matched queries are used), and optionally
+            `num_points`, `oversample_ratio`, `importance_sample_ratio` and `drop_loss_iou`: matched queries with at
+                most
+            this IoU with their object have no mask losses (DropLoss; None, the default, disables it as in the release,
+            where the value is 0.01).
         test_cfg: `max_per_image` (default 1000) and `mask_format` ('rle', the default, or 'bitmap').
         init_cfg: MMEngine's initialisation.
 
     Raises:
-        UnSAMError: If `test_cfg.mask_format` is unknown, `loss_cls.class_weight` has not two entries, or
-            `train_cfg.drop_loss_iou` is no overlap.
+        UnSAMError: If `test_cfg.mask_format` is unknown, `loss_cls.class_weight` does not have two entries, or
+            `train_cfg.drop_loss_iou` is out of range.
     """
 
     def __init__(
@@ -130,7 +133,7 @@ class UnSAMHead(Mask2FormerHead):
         use_lean_attention(self)
 
     def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> tuple[list[Tensor], list[Tensor]]:
-        """Everything of every prediction, the one before the first layer included; this takes the memory it says.
+        """Logits of all queries after every layer, including those before the first; needs a lot of memory.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
@@ -144,11 +147,11 @@ class UnSAMHead(Mask2FormerHead):
         return [self.cls_embed(state) for state in states], masks
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Class, mask and dice loss of every prediction, by name; 'd0.' is the one before the first layer.
+        """Class, mask and dice losses after every layer, by name; 'd0.' are those before the first layer.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
-            batch_data_samples: Hold `gt_instances`, whose `masks` have the frame of the padded batch.
+            batch_data_samples: With `gt_instances`, whose `masks` have the size of the padded batch.
         """
         targets = self.preprocess_gt([sample.gt_instances for sample in batch_data_samples])
         states, embeds, mask_feature = self._decode(x)
@@ -180,8 +183,8 @@ class UnSAMHead(Mask2FormerHead):
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
-            batch_data_samples: Their meta information gives `batch_input_shape`, `img_shape` and `ori_shape`.
-            rescale: Whether masks and boxes are wanted in pixels of the original image, not of the network's input.
+            batch_data_samples: With `batch_input_shape`, `img_shape` and `ori_shape` in their meta information.
+            rescale: Whether masks and boxes are in pixels of the original image instead of the network's input.
 
         Returns:
             For each image `scores` (N,) in [0, 1], the object probability times the mean foreground probability;
@@ -221,10 +224,10 @@ class UnSAMHead(Mask2FormerHead):
     def preprocess_gt(
         self, batch_gt_instances: list[InstanceData], batch_gt_semantic_segs: list | None = None
     ) -> list[InstanceData]:
-        """Turns annotations into targets: `labels` (N,) zeros and `masks`, `BitMasks` in the padded batch's frame.
+        """Converts annotations to targets: `labels` (N,) zeros and `masks`, `BitMasks` at the size of the padded batch.
 
         Args:
-            batch_gt_instances: Each holds `masks`, of any of MMDetection's kinds, and `labels`.
+            batch_gt_instances: With `masks`, of any type of MMDetection, and `labels`.
             batch_gt_semantic_segs: Not used; there are no stuff classes.
         """
         targets = []
@@ -234,11 +237,11 @@ class UnSAMHead(Mask2FormerHead):
         return targets
 
     def _decode(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Runs both decoders.
+        """Runs the pixel decoder and the transformer decoder.
 
         Returns:
-            Of every prediction the normalised queries (B, Q, C) and the mask embeddings (B, Q, C), and the mask
-            feature (B, C, h, w).
+            Normalised queries (B, Q, C) and mask embeddings (B, Q, C) before the first layer and after each, and the
+            mask feature (B, C, h, w).
         """
         mask_feature, memories = self.pixel_decoder(x)
         keys, positions, features = zip(
@@ -263,17 +266,17 @@ class UnSAMHead(Mask2FormerHead):
         return states, embeds, mask_feature
 
     def _level(self, index: int, memory: Tensor, mask_feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys (B, K, C) and their positions (B, K, C), and the mask feature at this level, (B, C, K)."""
+        """Keys (B, K, C), their position embeddings (B, K, C), and the mask feature at this level, (B, C, K)."""
         keys = self.decoder_input_projs[index](memory).flatten(2).transpose(1, 2) + self.level_embed.weight[index]
-        nothing_padded = memory.new_zeros((len(memory), *memory.shape[2:]), dtype=torch.bool)
-        positions = self.decoder_positional_encoding(nothing_padded).flatten(2).transpose(1, 2)
+        no_padding = memory.new_zeros((len(memory), *memory.shape[2:]), dtype=torch.bool)
+        positions = self.decoder_positional_encoding(no_padding).flatten(2).transpose(1, 2)
         resized = interpolate(mask_feature.detach(), memory.shape[2:], mode='bilinear', align_corners=False)
         return keys, positions, resized.flatten(2)
 
 
 @torch.no_grad()
 def _blocked_keys(embeds: Tensor, feature: Tensor) -> Tensor:
-    """(B, 1, Q, K) bool: where a query's mask is not foreground it does not look, unless it would look nowhere.
+    """(B, 1, Q, K) bool attention mask: keys outside of a query's mask are blocked, unless all would be.
 
     Args:
         embeds: (B, Q, C) mask embeddings.

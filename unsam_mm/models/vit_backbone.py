@@ -1,4 +1,4 @@
-"""A frozen self-supervised ViT with a light convolutional branch, as a four-level backbone."""
+"""A self-supervised ViT with a small convolutional branch, as a four-level backbone."""
 
 from __future__ import annotations
 
@@ -15,43 +15,41 @@ from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.pseudo_masks.vit import load_vit
 
 TINY_VIT = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'patch_size': 14, 'image_size': 56}
-"""Enough of a ViT to run every line of this module without downloaded weights."""
+"""Config of a small ViT with random weights, for tests."""
 
 _TOKEN_STRIDE_PX = 16
 _INPUT_MULTIPLE_PX = 32
 _NORM_GROUPS = 8
-_PROBE_PATCHES = 4  # a side
+_PROBE_PATCHES = 4  # side of the probe image in patches
 _SAME_VIT_TOLERANCE = 0.01
-"""Relative; half-precision copies of one ViT differ by about 0.001, two different ViTs by about 1."""
+"""Relative tolerance; half-precision copies of one ViT differ by about 0.001, different ViTs by about 1."""
 
 
 @MODELS.register_module()
 class UnSAMViTBackbone(BaseModule):
-    """Self-supervised patch tokens at stride 16, carried to strides 4, 8 and 32.
+    """A feature pyramid at strides 4, 8, 16 and 32 from the tokens of a self-supervised ViT.
 
-    The image is resized by patch size / 16 before the ViT, so one token covers 16 x 16 input pixels and the levels have
-    the strides that MMDetection's necks and heads expect. A few convolutions look at the image itself, since boundaries
-    of small regions are lost in the tokens.
+    The image is resized by patch size / 16 before the ViT, so a token covers 16 x 16 input pixels and the levels have
+    the strides that MMDetection's necks and heads expect. A convolutional branch on the image adds the details that
+    tokens do not resolve.
 
-    A frozen ViT is no submodule: optimizers, checkpoints, gradient hooks and averaged copies of the weights neither see
-    nor store it, so a checkpoint holds what was trained (a few MB, not a hundred). What is stored instead is the ViT's
-    answer to a fixed picture. Loading a checkpoint compares it, and refuses a ViT other than the one trained with.
+    A frozen ViT is not registered as a submodule, so optimizers, checkpoints, gradient hooks and averaged models ignore
+    it, and a checkpoint takes a few MB instead of a hundred. The checkpoint stores the ViT's output for a fixed probe
+    image; loading compares it, and rejects another ViT.
 
     Args:
         vit: Name of the ViT in `unsam_mm.weights.TABLE`.
         out_channels: Channels of each of the four levels; a multiple of 8.
         stem_channels: Channels of the convolutional branch at stride 4; doubled at stride 8; a multiple of 8.
-        frozen: Whether the ViT keeps its weights. If not, it is trained and stored like any other module.
+        frozen: Whether the ViT is frozen. If not, it is trained and stored like any other module.
         pretrained: Whether to load `vit`. If not, a ViT with random weights is built from `vit_config`.
-        vit_config: Arguments of `transformers.Dinov2Config`; read only if `pretrained` is false.
-        with_cp: Gradient checkpointing, as in MMDetection's ResNet: the layers of a trained ViT run a second time in the
-            backward pass instead of keeping what they computed.
+        vit_config: Arguments of `transformers.Dinov2Config`, if `pretrained` is False.
+        with_cp: Whether to use gradient checkpointing in a trained ViT, as in MMDetection's ResNet.
         init_cfg: MMEngine's initialisation of the convolutions.
 
     Raises:
-        UnSAMError: If a number of channels is not a multiple of 8, or `with_cp` is set for a frozen ViT, which has no
-            backward pass.
-        WeightsError: If the weights of the ViT cannot be had.
+        UnSAMError: If a number of channels is not a multiple of 8, or `with_cp` is set for a frozen ViT.
+        WeightsError: If the weights of the ViT are not available.
     """
 
     def __init__(
@@ -67,9 +65,7 @@ class UnSAMViTBackbone(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if with_cp and frozen:
-            raise UnSAMError(
-                'UnSAMViTBackbone: with_cp=True needs frozen=False; a frozen ViT keeps nothing for gradients'
-            )
+            raise UnSAMError('UnSAMViTBackbone: with_cp=True needs frozen=False; a frozen ViT has no backward pass')
         for name, channels in (('out_channels', out_channels), ('stem_channels', stem_channels)):
             if channels % _NORM_GROUPS:
                 raise UnSAMError(f'UnSAMViTBackbone: {name} must be a multiple of {_NORM_GROUPS}, got {channels}')
@@ -84,10 +80,10 @@ class UnSAMViTBackbone(BaseModule):
         else:
             self.registered_vit = model.requires_grad_(True)
             for name, parameter in model.named_parameters():
-                if name.endswith('mask_token'):  # of no use here; distributed training waits for every gradient
+                if name.endswith('mask_token'):  # unused; distributed training needs a gradient for every parameter
                     parameter.requires_grad_(False)
             if with_cp:
-                # The second name belongs to older versions of transformers.
+                # The second name is that of older versions of transformers.
                 enable = getattr(model, 'activation_checkpointing_enable', None) or model.gradient_checkpointing_enable
                 enable({'use_reentrant': False})
         self.stem4 = nn.Sequential(_conv(3, stem_channels, stride=2), _conv(stem_channels, stem_channels, stride=2))
@@ -107,7 +103,8 @@ class UnSAMViTBackbone(BaseModule):
         """Features of a batch.
 
         Args:
-            inputs: (B, 3, H, W) float RGB, ImageNet mean and deviation removed; H and W are multiples of 32.
+            inputs: (B, 3, H, W) float RGB, normalised by ImageNet's mean and standard deviation; H and W are multiples
+                of 32.
 
         Returns:
             Maps of shape (B, out_channels, H / s, W / s) for s = 4, 8, 16 and 32.
@@ -138,7 +135,7 @@ class UnSAMViTBackbone(BaseModule):
         return tokens.transpose(1, 2).unflatten(2, grid_hw)
 
     def _apply(self, fn, recurse: bool = True):
-        # .to(device) and .half() reach submodules only.
+        # .to(device) and .half() apply to registered submodules only.
         if self.frozen:
             self.vit._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -164,14 +161,14 @@ def _double(level: Tensor) -> Tensor:
 
 def _run(vit: nn.Module, pixels: Tensor) -> Tensor:
     """(B, tokens, C) of the last layer, for images of any size."""
-    # The other models interpolate their positions unasked.
+    # The other models interpolate their position embeddings by default.
     options = {'interpolate_pos_encoding': True} if vit.config.model_type == 'vit' else {}
     return vit(pixel_values=pixels, **options).last_hidden_state
 
 
 @torch.no_grad()
 def _probe(vit: nn.Module) -> Tensor:
-    """(C,) float32: the mean token of a fixed picture, a colour ramp."""
+    """(C,) float32: the mean token of a fixed image, a colour ramp."""
     ramp = torch.linspace(-2, 2, _PROBE_PATCHES * vit.config.patch_size)
     y, x = torch.meshgrid(ramp, ramp, indexing='ij')
     picture = torch.stack([y, x, y * x])[None]
@@ -188,6 +185,6 @@ def _check_same_vit(
     same_width = stored.shape == here.shape
     if not same_width or (stored.cpu() - here).norm() > _SAME_VIT_TOLERANCE * here.norm():
         raise WeightsError(
-            f'the checkpoint was trained with another frozen ViT than {module.vit_name}, which is loaded here; '
-            "set model.backbone.vit to the ViT named in the checkpoint's config"
+            f'the checkpoint was trained with another frozen ViT than {module.vit_name}; set model.backbone.vit to the '
+            "ViT in the checkpoint's config"
         )

@@ -1,8 +1,9 @@
-"""Prompts in, masks out, in the manner of Segment Anything.
+"""Promptable segmentation with the interfaces of Segment Anything.
 
-The engine ``'tree'`` needs no trained model: the regions under a click are the path from its leaf to the root of the
-image's region tree, nested and exact. The engine ``'model'`` also asks the region model, which learned from the
-pseudo-masks of all trees. Further clicks are weighed in the same way by both; see `unsam_mm.prompting.inference`. Nothing here imports torch before an engine is made.
+The engine ``'tree'`` needs no trained model: the candidates under a click are the nodes on the path from its leaf to
+the root of the region tree, which nest. The engine ``'model'`` adds masks of the region model, which is trained on the
+pseudo-masks of all trees. Both score several clicks in the same way; see `unsam_mm.prompting.inference`. torch is
+imported when an engine is made.
 """
 
 from __future__ import annotations

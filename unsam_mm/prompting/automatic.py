@@ -1,4 +1,4 @@
-"""`UnSAMAutomaticMaskGenerator`: the call of ``segment_anything.SamAutomaticMaskGenerator``, and its records."""
+"""`UnSAMAutomaticMaskGenerator`, with the interface of ``segment_anything.SamAutomaticMaskGenerator``."""
 
 from __future__ import annotations
 
@@ -15,43 +15,41 @@ from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import Rle, decode_crop, decode_rles, encode_crop, rle_to_json, run_edges
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.enlarged import first_of_equals, parents_among
-from unsam_mm.prompting.planes import ArrayLike
+from unsam_mm.prompting.planes import LazyArray
 from unsam_mm.prompting.predictor import UnSAMPredictor
 from unsam_mm.prompting.windows import MaskCrop
 
 _NEIGHBOURS = np.ones((3, 3), bool)  # pixels are 8-connected
-_POINT_SIDE_PX = 1024  # of the picture of a mask in which its point is looked for
+_POINT_SIDE_PX = 1024  # masks are subsampled to this size to find their inner point
 
 
 class UnSAMAutomaticMaskGenerator:
-    """All masks of an image.
+    """Generates all masks of an image.
 
-    Scores rank the masks of one image; they are not estimates of IoU, so thresholds made for Segment Anything do not
-    carry over. Stability is, for the engine 'tree', the share of the merging heights over which a region stays as it is;
-    for the engine 'model' it is the IoU of a mask with the answer to its largest region at its own granularity.
+    Scores rank the masks of one image. They are not estimates of IoU, so thresholds for Segment Anything do not apply.
+    The stability of a mask is, for the engine 'tree', the range of merge heights in which the region persists; for the
+    engine 'model' the IoU of the mask with the prediction for its largest region at its granularity.
 
     Args:
-        model: Where the masks come from: a predictor, whose image is replaced, or an engine.
-        points_per_side: The engine 'model' asks for masks around the square of it many regions.
-        points_per_batch: Bounds the memory of Segment Anything, and changes no mask there; here memory is bounded anyway.
-        pred_iou_thresh: Masks with a lower score are dropped.
-        stability_score_thresh: Masks with a lower stability are dropped.
-        stability_score_offset: Must be 1.0: stability is not found by moving a threshold.
-        box_nms_thresh: Of masks of the engine 'model' with a larger IoU the best is kept.
-        crop_n_layers: Must be 0: regions of every size are found in the whole image, and large images are looked at in
-            windows by `UnSAMPredictor(tile_px=...)`.
-        crop_nms_thresh: Of the crops of Segment Anything, so of no effect while there are none, there and here.
-        crop_overlap_ratio: The same.
-        crop_n_points_downscale_factor: The same.
+        model: A predictor, whose image is replaced, or an engine.
+        points_per_side: The engine 'model' predicts masks for ``points_per_side ** 2`` seed regions.
+        points_per_batch: No effect, since memory is bounded anyway; kept for compatibility.
+        pred_iou_thresh: Masks with a lower score are removed.
+        stability_score_thresh: Masks with a lower stability are removed.
+        stability_score_offset: Must be 1.0; stability does not depend on a threshold offset.
+        box_nms_thresh: For the engine 'model', masks with a larger IoU with a better mask are removed.
+        crop_n_layers: Must be 0. Large images are processed in tiles by `UnSAMPredictor(tile_px=...)`.
+        crop_nms_thresh: No effect without crops; kept for compatibility.
+        crop_overlap_ratio: No effect without crops; kept for compatibility.
+        crop_n_points_downscale_factor: No effect without crops; kept for compatibility.
         point_grids: Must be None.
-        min_mask_region_area: Holes in masks, and parts that lie apart, are filled or removed where they have fewer pixels.
-            Of a mask without a larger part the largest stays, and of masks that become equal the best.
+        min_mask_region_area: Holes and connected components with fewer pixels are filled or removed. If all components
+            of a mask are smaller, the largest is kept; masks that become equal are merged.
         output_mode: 'binary_mask', 'uncompressed_rle' or 'coco_rle'.
-        max_masks: The most masks returned, best first.
+        max_masks: Maximum number of masks.
 
     Raises:
-        UnSAMError: If the output mode is unknown, a number is not positive, or an argument asks for something that only
-            Segment Anything does.
+        UnSAMError: If the output mode is unknown, a number is not positive, or an argument is not supported.
     """
 
     def __init__(
@@ -78,17 +76,17 @@ class UnSAMAutomaticMaskGenerator:
             raise UnSAMError(f'max_masks must be a whole number of at least 1, got {max_masks}')
         if point_grids is not None or points_per_side is None or points_per_side < 1:
             raise UnSAMError(
-                'point_grids must be None and points_per_side at least 1: regions are asked for, not points'
+                'point_grids must be None and points_per_side at least 1; masks are predicted for regions, not for points'
             )
         if stability_score_offset != 1.0:
             raise UnSAMError(
-                f'stability_score_offset must be 1.0, got {stability_score_offset}: stability is not found by moving a '
-                'threshold here; use stability_score_thresh'
+                f'stability_score_offset must be 1.0, got {stability_score_offset}; stability does not depend on a threshold '
+                'offset; use stability_score_thresh'
             )
         if crop_n_layers != 0:
             raise UnSAMError(
-                f'crop_n_layers must be 0, got {crop_n_layers}: there are no crops here; give the predictor tile_px=1024 '
-                'instead, which looks at large images in windows'
+                f'crop_n_layers must be 0, got {crop_n_layers}; for large images use a predictor with tile_px=1024, which '
+                'processes them in tiles'
             )
         for name, value in (
             ('pred_iou_thresh', pred_iou_thresh),
@@ -116,18 +114,18 @@ class UnSAMAutomaticMaskGenerator:
             `parent` (index in this list, or -1).
 
         Raises:
-            ImageError: If the array is not one image that can be segmented.
+            ImageError: If the array is no image that can be segmented.
         """
         self.predictor.set_image(image)
         return self._records()
 
     def generate_plane(
-        self, plane: ArrayLike | Sequence[ArrayLike], limits: tuple[float, float] | None = None
+        self, plane: LazyArray | Sequence[LazyArray], limits: tuple[float, float] | None = None
     ) -> list[dict[str, Any]]:
-        """One record for each mask of a plane that is read window by window; see `UnSAMPredictor.set_plane`.
+        """One record for each mask of a plane that is read in tiles; see `UnSAMPredictor.set_plane`.
 
-        With an output mode other than 'binary_mask' no mask is drawn as large as the plane. A parent holds at least 95
-        percent of a mask.
+        With an output mode other than 'binary_mask' no array of the size of the plane is allocated. A parent contains
+        at least 95 % of a mask.
 
         Raises:
             ImageError: If the array is not one plane.
@@ -171,7 +169,7 @@ class UnSAMAutomaticMaskGenerator:
 
 
 def _cleaned(masks: MaskSet, stability: np.ndarray, min_area_px: int) -> tuple[MaskSet, np.ndarray]:
-    """Masks without small holes and small parts, and the (N,) stability of those that are left."""
+    """Masks without small holes and small components, and the (N,) stability of the remaining masks."""
     crops = [_clean_crop(rle, box, min_area_px) for rle, box in zip(masks.rles, masks.boxes_xyxy, strict=True)]
     cleaned = replace(
         masks,
@@ -186,10 +184,10 @@ def _cleaned(masks: MaskSet, stability: np.ndarray, min_area_px: int) -> tuple[M
 
 
 def _clean_crop(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> MaskCrop:
-    """A mask as Segment Anything's `remove_small_regions` leaves it: first holes are filled, then parts are removed."""
+    """Fills small holes, then removes small components, as Segment Anything's `remove_small_regions`."""
     height, width = rle['size']
     x0, y0, x1, y1 = (int(side) for side in box_xyxy)
-    # The box is padded by `min_area_px`, so that background is not taken for a hole.
+    # The box is padded by `min_area_px`, so that the background is no hole.
     x0, y0, x1, y1 = (
         max(x0 - min_area_px, 0),
         max(y0 - min_area_px, 0),
@@ -202,12 +200,12 @@ def _clean_crop(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> MaskCrop:
     if (small == mask).all():
         parts, _ = ndimage.label(mask, _NEIGHBOURS)
         small &= parts != 1 + np.bincount(parts[mask] - 1).argmax()
-    crop = MaskCrop.of(mask & ~small)
+    crop = MaskCrop.from_mask(mask & ~small)
     return replace(crop, top=crop.top + y0, left=crop.left + x0)
 
 
 def _small_parts(mask: np.ndarray, min_area_px: int) -> np.ndarray:
-    """Pixels of the connected parts of an (H, W) bool mask that have fewer pixels."""
+    """Pixels of the connected components of an (H, W) bool mask that are smaller than an area."""
     parts, _ = ndimage.label(mask, _NEIGHBOURS)
     is_small = np.bincount(parts.ravel()) < min_area_px
     is_small[0] = False
@@ -215,7 +213,7 @@ def _small_parts(mask: np.ndarray, min_area_px: int) -> np.ndarray:
 
 
 def _inner_point(rle: Rle, box_xyxy: np.ndarray) -> list[float]:
-    """x, y of the pixel of a mask that is farthest from its border, or nearly so if it is very large."""
+    """x, y of the pixel of a mask farthest from its boundary; approximate for large masks."""
     x0, y0, x1, y1 = (int(side) for side in box_xyxy)
     crop = decode_crop(rle, (x0, y0, x1, y1))
     step = max(crop.shape) // _POINT_SIDE_PX + 1

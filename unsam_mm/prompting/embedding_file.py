@@ -1,4 +1,4 @@
-"""Embeddings of images on disk, as one npz file or one zarr folder, whole or absent."""
+"""Reads and writes image embeddings as an npz file or a zarr folder, atomically."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _SUFFIXES = ('.npz', '.zarr')
 
 
 def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays by name.
+    """Writes named arrays.
 
     Args:
-        path: Its suffix, .npz or .zarr, decides the form; zarr needs the package of that name.
-        kind: What reads them.
-        arrays: Of any shape.
+        path: A path with the suffix .npz or .zarr, which decides the format; zarr needs the package zarr.
+        kind: Name of the engine that reads them.
+        arrays: Arrays of any shape.
 
     Raises:
-        StoreError: If the suffix is another, zarr is not installed, or the place cannot be written.
+        StoreError: If the suffix is another, zarr is not installed, or the path cannot be written.
     """
     path = _checked(path)
     finished = temporary_name(path.parent)
@@ -52,17 +52,17 @@ def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray]) -> N
         group.attrs.update({'kind': kind, 'format': _FORMAT, 'crc32': _checksums(arrays)})
         replace_folder(finished, path, _check_replaceable)
     except OSError as error:
-        raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another place') from error
+        raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another path') from error
     finally:
         shutil.rmtree(finished, ignore_errors=True)
 
 
 def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
-    """Reads what `save_arrays` wrote.
+    """Reads arrays that `save_arrays` wrote.
 
     Raises:
-        DamagedError: If what is there is damaged.
-        StoreError: If nothing is there, it cannot be read, or it is of another kind.
+        DamagedError: If the file or folder is damaged.
+        StoreError: If it is missing, cannot be read, or is of another kind.
     """
     path = _checked(path)
     try:
@@ -88,9 +88,9 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str, int]:
 def _read_zarr(path: Path) -> tuple[dict[str, np.ndarray], str, int]:
     group = _zarr(path).open_group(path, mode='r')
     arrays = {name: values[...] for name, values in group.arrays()}
-    # Chunks that are missing read as zeros. Folders of earlier versions have no checksums.
+    # Missing chunks read as zeros, hence the checksums. Folders of earlier versions have none.
     if group.attrs.get('crc32', expected := _checksums(arrays)) != expected:
-        raise DamagedError(f'{path}: parts of it are missing or were changed; remove it and make it again')
+        raise DamagedError(f'{path}: chunks are missing or were changed; remove the folder and make it again')
     return arrays, group.attrs['kind'], int(group.attrs['format'])
 
 
@@ -99,15 +99,15 @@ def _checksums(arrays: dict[str, np.ndarray]) -> dict[str, int]:
 
 
 def _check_form(path: Path) -> None:
-    """Raises `StoreError` if there is a folder where the suffix wants a file, or the other way round."""
+    """Raises `StoreError` if the path is a folder but the suffix that of a file, or the other way round."""
     if path.suffix == '.npz' and path.is_dir():
-        raise StoreError(f'{path}: is a folder, an embedding in .npz is a file; choose another name')
+        raise StoreError(f'{path}: is a folder, but an .npz embedding is a file; choose another name')
     if path.suffix == '.zarr' and path.exists() and not path.is_dir():
-        raise StoreError(f'{path}: is a file, an embedding in .zarr is a folder; choose another name')
+        raise StoreError(f'{path}: is a file, but a .zarr embedding is a folder; choose another name')
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raises `StoreError` if what has the name is no embedding, which would be lost."""
+    """Raises `StoreError` if the path exists and is no embedding, so that no foreign file is overwritten."""
     _check_form(path)
     if path.is_dir() and any(path.iterdir()) and not _is_our_folder(path):
         raise StoreError(f'{path}: is a folder that holds no embedding; choose another name')
@@ -124,7 +124,7 @@ def _is_our_file(path: Path) -> bool:
 
 
 def _is_our_folder(path: Path) -> bool:
-    """Whether a folder is a group of arrays with our mark and nothing else; what is damaged in it does not count."""
+    """Whether a folder is a zarr group with our attributes that holds arrays only."""
     try:
         noted = read_json(path / 'zarr.json')
         is_marked = isinstance(noted['attributes']['kind'], str) and noted['attributes']['format'] in range(
@@ -147,9 +147,9 @@ def _is_array(folder: Path) -> bool:
 def _checked(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in _SUFFIXES:
-        raise StoreError(f'{path}: embeddings end in {" or ".join(_SUFFIXES)}; choose such a name')
-    is_link = os.path.islink(path)  # noqa: PTH114 - false for a name that the disk does not take
-    return Path(os.path.realpath(path)) if is_link else path  # a link goes on leading to it
+        raise StoreError(f'{path}: the suffix of an embedding must be {" or ".join(_SUFFIXES)}; choose such a name')
+    is_link = os.path.islink(path)  # noqa: PTH114 - false for a name that the file system does not accept
+    return Path(os.path.realpath(path)) if is_link else path  # the target is replaced, not the link
 
 
 def _zarr(path: Path):

@@ -1,4 +1,4 @@
-"""What the predictor and the mask generator need of an engine."""
+"""The interface of engines for the predictor and the mask generator."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from unsam_mm.prompting.prompt import Prompt
 
 
 class Engine(Protocol):
-    """Finds masks in one image at a time.
+    """Predicts masks for one image at a time.
 
-    A new image takes the place of the one before it and changes nothing of that, so `copy.copy` of an engine keeps an image
-    and shares the networks.
+    Setting a new image replaces the state of the previous one without modifying it, so `copy.copy` of an engine keeps
+    its image and shares the networks.
 
     Attributes:
         name: 'tree', 'model' or 'detector'.
@@ -26,17 +26,17 @@ class Engine(Protocol):
 
     @property
     def signature(self) -> str | None:
-        """Differs whenever the embedding of the same image may differ; None if that is not known."""
+        """A hash of all that embeddings depend on besides the image; None if unknown."""
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the image; None if none is set."""
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Prepares an (H, W, 3) uint8 RGB image."""
+        """Computes the embedding of an (H, W, 3) uint8 RGB image."""
 
     def reset_image(self) -> None:
-        """Forgets the image."""
+        """Removes the image."""
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
@@ -46,21 +46,21 @@ class Engine(Protocol):
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
-        """The masks of the image, best first, and how stable each is, (N,) float32 in [0, 1]."""
+        """The masks of the image, best first, and their stability, (N,) float32 in [0, 1]."""
 
     def embedding(self) -> dict[str, np.ndarray]:
-        """What is known of the image, as arrays by name; with it, a later session need not see the image again.
+        """The embedding of the image as named arrays, which can replace `set_image` in a later session.
 
         Raises:
             UnSAMError: If no image is set.
         """
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes back what `embedding` gave.
+        """Restores an embedding from `embedding`.
 
         Raises:
-            UnSAMError: If the arrays do not go together or are of another kind.
+            UnSAMError: If the arrays are inconsistent or of another kind.
         """
 
     def to(self, device: str) -> Engine:
-        """Moves the networks; returns itself."""
+        """Moves the networks to a device; returns itself."""

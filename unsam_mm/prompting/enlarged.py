@@ -1,4 +1,4 @@
-"""An engine that looks at small images enlarged, where objects of a few pixels are cut into regions more finely."""
+"""An engine that upsamples small images, so that objects of a few pixels are segmented more finely."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from unsam_mm.masks.rle import decode_rles
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
 
-_FACTOR = 2  # of both sides; three gives less
-_HALF = _FACTOR**2 // 2  # pixels of a block that make it part of a mask
+_FACTOR = 2  # upsampling factor of both sides; a factor of three is worse
+_HALF = _FACTOR**2 // 2  # a pixel belongs to a mask if at least this many pixels of its block do
 
 
 class EnlargedEngine:
-    """Shows small images to an engine at twice their size; prompts and masks are those of the image as it was given.
+    """Wraps an engine and upsamples small images by two; prompts and masks refer to the original image.
 
     Args:
-        engine: Looks at the images; its image is replaced.
-        up_to_px: Images whose longer side is larger are looked at as they are, and answered as by `engine` alone.
+        engine: The wrapped engine; its image is replaced.
+        up_to_px: Images whose longer side is larger are passed on unchanged.
     """
 
     def __init__(self, engine: Engine, up_to_px: int = 400) -> None:
@@ -37,45 +37,45 @@ class EnlargedEngine:
 
     @property
     def name(self) -> str:
-        """That of the engine that looks at the images."""
+        """The name of the wrapped engine."""
         return self._engine.name
 
     @property
     def device(self) -> str:
-        """That of the engine that looks at the images."""
+        """The device of the wrapped engine."""
         return self._engine.device
 
     @property
     def signature(self) -> str | None:
-        """That of the engine that looks at the images, and which images are enlarged; None if that has none."""
+        """The signature of the wrapped engine with the upsampling parameters; None if it has none."""
         seen = self._engine.signature
         return None if seen is None else f'{seen} x{_FACTOR} up to {self._up_to_px} px'
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
-        """Height and width of the image as it was given; None if none is set."""
+        """Height and width of the original image; None if none is set."""
         seen = self._engine.size_hw
         return None if seen is None else (seen[0] // self._factor, seen[1] // self._factor)
 
     @property
     def hierarchy(self) -> MaskHierarchy | None:
-        """The region trees of the image; None if it was enlarged, since they are of the enlarged one then."""
+        """The region trees of the image; None if it was upsampled, since their size is that of the upsampled image."""
         return getattr(self._engine, 'hierarchy', None) if self._factor == 1 else None
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Prepares an (H, W, 3) uint8 RGB image."""
+        """Computes the embedding of an (H, W, 3) uint8 RGB image."""
         factor = _FACTOR if max(rgb.shape[:2]) <= self._up_to_px else 1
         self._engine.set_image(rgb if factor == 1 else enlarged(rgb))
         self._factor = factor
 
     def reset_image(self) -> None:
-        """Forgets the image."""
+        """Removes the image."""
         self._engine.reset_image()
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(C, H, W) bool masks and (C,) float32 scores; of masks that are equal in the image the first is given."""
+        """(C, H, W) bool masks and (C,) float32 scores; of equal masks only the first is returned."""
         if self._factor == 1:
             return self._engine.answer(prompt, multimask_output, granularity)
         seen, scores = self._engine.answer(_enlarged_prompt(prompt), multimask_output, granularity)
@@ -94,7 +94,7 @@ class EnlargedEngine:
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
-        """The masks, best first, and how stable each is; of masks that are equal in the image the best is given."""
+        """The masks, best first, and their stability; of equal masks only the best is returned."""
         if self._factor == 1:
             return self._engine.all_masks(max_masks, min_area_px, points_per_side, max_iou)
         seen, stability = self._engine.all_masks(max_masks, min_area_px * _FACTOR**2, points_per_side, max_iou)
@@ -106,16 +106,16 @@ class EnlargedEngine:
         return masks[kept], stability[kept]
 
     def embedding(self) -> dict[str, np.ndarray]:
-        """What is known of the image, and by which factor it was enlarged."""
+        """The embedding of the image, with its upsampling factor."""
         if self._engine.size_hw is None:
             raise UnSAMError(NO_IMAGE)
         return {**self._engine.embedding(), 'factor': np.array([self._factor])}
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes back what `embedding` gave; arrays without a factor are of an image that was not enlarged.
+        """Restores an embedding from `embedding`; the factor is 1 if the arrays have none.
 
         Raises:
-            UnSAMError: If the arrays are of another engine, or the factor is not that of images of their size.
+            UnSAMError: If the arrays are of another engine, or the factor does not match the size of the image.
         """
         rest = dict(arrays)
         given = np.ravel(rest.pop('factor', 1))
@@ -124,19 +124,19 @@ class EnlargedEngine:
         engine.set_embedding(rest)
         if factor not in ([1], [_FACTOR]) or any(side % factor[0] for side in engine.size_hw):
             raise UnSAMError(
-                f'the arrays are of an image of {engine.size_hw} px that was enlarged by {str(given)[:20]}; expected [1] or '
-                f'[{_FACTOR}] and sides that it divides; make the embedding again'
+                f'the arrays are of an image of {engine.size_hw} px with the factor {str(given)[:20]}; expected [1] or '
+                f'[{_FACTOR}] and sides divisible by it; make the embedding again'
             )
         self._engine, self._factor = engine, factor[0]
 
     def to(self, device: str) -> EnlargedEngine:
-        """Moves the networks; returns itself."""
+        """Moves the networks to a device; returns itself."""
         self._engine = self._engine.to(device)
         return self
 
 
 def enlarged(rgb: np.ndarray) -> np.ndarray:
-    """(2H, 2W, 3) uint8: an (H, W, 3) uint8 image at twice its size, by bicubic interpolation."""
+    """(2H, 2W, 3) uint8: an (H, W, 3) uint8 image upsampled by two with bicubic interpolation."""
     import torch
 
     pixels = torch.from_numpy(np.array(rgb, np.float32, order='C')).permute(2, 0, 1)[None]
@@ -145,29 +145,29 @@ def enlarged(rgb: np.ndarray) -> np.ndarray:
 
 
 def _enlarged_prompt(prompt: Prompt) -> Prompt:
-    """A prompt in pixels of the enlarged image; the logits of an earlier mask know no pixels."""
+    """A prompt in coordinates of the upsampled image; mask logits do not depend on the size of the image."""
     points = prompt.points_xy * _FACTOR + _FACTOR // 2
     box = None if prompt.box_xyxy is None else prompt.box_xyxy * _FACTOR
     return replace(prompt, points_xy=points, box_xyxy=box)
 
 
 def _block_counts(masks: np.ndarray) -> np.ndarray:
-    """(N, H, W) int: how many of the pixels that each pixel became are in (N, 2H, 2W) bool masks."""
+    """(N, H, W) int8: number of pixels of each 2 x 2 block that belong to (N, 2H, 2W) bool masks."""
     count, height, width = masks.shape
     blocks = masks.reshape(count, height // _FACTOR, _FACTOR, width // _FACTOR, _FACTOR)
     return blocks.sum(axis=(2, 4), dtype=np.int8)
 
 
 def _of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """(H, W) bool mask of the fullest blocks, as many as make a quarter of the enlarged mask.
+    """(H, W) bool mask of a quarter of the area of the upsampled mask, made of the blocks with the most pixels.
 
-    So the area does not fall where that of the enlarged mask does not, nested or not.
+    So the area is monotone in the area of the upsampled mask.
 
     Args:
-        counts: (H, W) pixels of the enlarged mask in each block.
-        prompt: In pixels of the image; each click is agreed with.
+        counts: (H, W) number of pixels of the upsampled mask in each block.
+        prompt: Prompt in coordinates of the image; the mask agrees with every click.
     """
-    rank = counts + ndimage.uniform_filter(counts / _FACTOR**2, 3, mode='constant')  # of equals those well inside
+    rank = counts + ndimage.uniform_filter(counts / _FACTOR**2, 3, mode='constant')  # ties: inner blocks first
     x, y = prompt.points_xy.T
     rank[y, x] = np.where(prompt.positive, np.inf, -np.inf)
     wanted = max(round(int(counts.sum()) / _FACTOR**2), int(counts.any()))
@@ -178,10 +178,10 @@ def _of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
 
 
 def _halved_set(seen: MaskSet, size_hw: tuple[int, int]) -> MaskSet:
-    """Masks of the enlarged image as masks of the image; small ones may be empty there."""
+    """Masks of the upsampled image as masks of the image; small masks may become empty."""
     halves = [
         MaskSet.from_bitmaps(_block_counts(decode_rles([rle], seen.size_hw)) >= _HALF) for rle in seen.rles
-    ]  # one by one: a thousand take a thousand times the memory
+    ]  # one by one, to save memory
     return MaskSet(
         rles=[half.rles[0] for half in halves],
         scores=seen.scores,
@@ -193,13 +193,18 @@ def _halved_set(seen: MaskSet, size_hw: tuple[int, int]) -> MaskSet:
 
 
 def first_of_equals(keys: list[bytes]) -> np.ndarray:
-    """(N,) int64 place of the first key that equals each."""
+    """(N,) int64 index of the first key equal to each key."""
     places: dict[bytes, int] = {}
     return np.array([places.setdefault(key, i) for i, key in enumerate(keys)], np.int64)
 
 
 def parents_among(firsts: np.ndarray, parents: np.ndarray) -> np.ndarray:
-    """(N,) int64 parents that are the first of their equals, and not equal to the mask itself; -1 if there is none."""
+    """(N,) int64 parents after duplicates are merged: the first mask equal to the parent; -1 if there is none.
+
+    Args:
+        firsts: (N,) index of the first mask equal to each mask.
+        parents: (N,) parents before.
+    """
     found = np.full(len(parents), -1, np.int64)
     for i, parent in enumerate(parents):
         while parent >= 0 and firsts[parent] == firsts[i]:

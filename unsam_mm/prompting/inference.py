@@ -1,10 +1,11 @@
-"""What several clicks mean: regions, or earlier answers with a region added or taken away, weighed by where the clicks lie.
+"""Masks for prompts of several clicks: candidates are scored by a prior and by how central the clicks are.
 
-A click says two things. The mask that is meant holds it, or does not; and people click near the middle of what they
-see wrong: of the object where nothing is shown yet, of what is missing or too much later. So every mask that could be
-meant is weighed by how likely it is in itself and by how well each click lies in the middle of what was wrong when
-it was made. The masks are the regions of nested chains under the first click, and the best earlier answers with
-one region under the new click added or taken away.
+A click carries two pieces of information. The mask holds the point of a positive click and not that of a negative one;
+and users click near the middle of the error region: of the object if no mask is shown yet, of a false negative or a
+    false
+positive later. Each candidate is scored by its prior and by the centrality of every click in the error region at the
+time of the click. Candidates are the nested regions under the first click, and the best masks after the previous click
+with one region under the new click added or subtracted.
 """
 
 from __future__ import annotations
@@ -16,64 +17,73 @@ from typing import Protocol
 
 import numpy as np
 
-from unsam_mm.prompting.chains import Chain, LabelMap, Shape, WorkingGrid, centredness, depth_share, nothing
+from unsam_mm.prompting.nested_masks import (
+    CandidateMask,
+    LabelMap,
+    NestedMasks,
+    WorkingGrid,
+    centredness,
+    empty_mask,
+    relative_depth,
+)
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, Prompt, mask_of_logits
 
 # Chosen on twelve training photographs of BSDS500 and twelve micrographs of DSB2018, 439 segments. A first power of 2
-# would be better for clicks in the very middle of objects, and worse than no weight for clicks anywhere in them.
-_FIRST_POWER, _LATER_POWER = 1.0, 2.0  # of the centredness of the first click, and of later ones
-_DEPTH_POWER, _N_FATHOMED = 3.0, 20  # of the depth of later clicks, and for how many of the likeliest masks
-_EDIT_POWER, _EDIT_LOG_PRIOR = 0.5, -0.5  # of the prior of the region in an edit, and of any edit
-_DISC_LOG_PRIOR = -6.0  # of a disc where no region fits
+# is better for clicks in the exact middle of objects, and worse than no weight for clicks at random places in them.
+_FIRST_POWER, _LATER_POWER = 1.0, 2.0  # power of the centredness of the first click, and of later ones
+_DEPTH_POWER, _N_RERANKED = 3.0, 20  # power of the depth of later clicks; best candidates that are reranked by it
+_EDIT_POWER, _EDIT_LOG_PRIOR = 0.5, -0.5  # power of the prior of a region in an edit; log prior of any edit
+_DISC_LOG_PRIOR = -6.0  # of a disc, used where no region fits
 _DISTINCT_IOU = 0.8
-_SAME_IOU = 0.7  # of a mask that is given back with the answer that it was
-_N_COMPARED = 100  # masks that are looked at for six that differ
-_N_KEPT = 64  # answers
+_SAME_IOU = 0.7  # a mask input with at least this IoU with an earlier mask stands for that mask
+_N_COMPARED = 100  # candidates searched for six distinct masks
+_N_CACHED = 64  # cached predictions
 
 
-class Source(Protocol):
-    """Where regions come from."""
+class CandidateSource(Protocol):
+    """A source of candidate masks for one image."""
 
     grid: WorkingGrid
 
-    def starts(self, prompt: Prompt) -> list[Chain]:
-        """Chains of regions that a prompt of one click, or a box, may mean."""
+    def for_prompt(self, prompt: Prompt) -> list[NestedMasks]:
+        """Nested candidates for a prompt."""
 
-    def pieces(self, point_xy: np.ndarray) -> list[Chain]:
-        """Chains of regions under one pixel, to add to a mask or to take from it."""
+    def at_point(self, point_xy: np.ndarray) -> list[NestedMasks]:
+        """Nested regions that hold a pixel, to be added to a mask or subtracted from it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The masks that clicks may mean.
+    """The masks predicted for a prompt.
 
     Attributes:
-        shapes: At most six, best first.
+        candidates: At most six, best first.
         scores: (C,) float32 in (0, 1].
-        shown: (P,) bool the best of them on the grid; nothing if there is none.
+        shown: (P,) bool, the best mask on the grid; all False if there is none.
     """
 
-    shapes: list[Shape]
+    candidates: list[CandidateMask]
     scores: np.ndarray
     shown: np.ndarray
 
 
 class ClickInference:
-    """Answers prompts on one image; what was found for the first clicks of a prompt is kept for the next prompt.
+    """Predicts masks for prompts on one image, and caches the predictions for each prefix of the clicks.
 
     Args:
-        source: Of the image.
+        source: Candidates for this image.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: CandidateSource) -> None:
         self.source = source
-        self._kept: dict[tuple, Answer] = {}
-        self._void = _only(LabelMap(np.ones(source.grid.size_hw, bool), source.grid), [0.0])
+        self._cache: dict[tuple, Answer] = {}
+        self._empty = _by_label(LabelMap(np.ones(source.grid.size_hw, bool), source.grid), [0.0])
 
     def answer(self, prompt: Prompt) -> Answer:
-        """The masks, all of which agree with every click.
+        """The masks for a prompt; every mask agrees with every click.
 
-        There is none only where one pixel has clicks of both kinds, or negative clicks leave nothing of a box.
+        There is none if one pixel has a positive and a negative click, or if negative clicks rule out every mask in a
+        box.
         """
         points, positive = _in_order(prompt)
         answers: list[Answer] = []
@@ -82,35 +92,35 @@ class ClickInference:
             so_far = Prompt(points[:count], positive[:count], prompt.box_xyxy, mask_input)
             parts = (so_far.points_xy, so_far.positive, so_far.box_xyxy, so_far.mask_input)
             key = tuple(None if part is None else part.tobytes() for part in parts)
-            answer = self._kept.get(key)
+            answer = self._cache.get(key)
             if answer is None:
-                answer = _Step(self.source, so_far, answers, self._void).answer()
-                if len(self._kept) >= _N_KEPT:
-                    self._kept.clear()
-                self._kept[key] = answer
+                answer = _Step(self.source, so_far, answers, self._empty).answer()
+                if len(self._cache) >= _N_CACHED:
+                    self._cache.clear()
+                self._cache[key] = answer
             answers.append(answer)
         return answers[-1]
 
 
 class _Step:
-    """One more click, or the first one, or a box.
+    """The prediction for one click, or for a box, given those before it.
 
     Args:
-        source: Of the image.
-        prompt: Up to this click.
+        source: Candidates for the image.
+        prompt: The prompt up to this click.
         before: The answers to the clicks, or the box, before it.
-        void: A chain whose only piece is empty.
+        empty: A single empty mask.
     """
 
-    def __init__(self, source: Source, prompt: Prompt, before: list[Answer], void: Chain) -> None:
-        self._source, self._prompt, self._grid, self._void = source, prompt, source.grid, void
-        self._bases = list(before[-1].shapes) if before else []
+    def __init__(self, source: CandidateSource, prompt: Prompt, before: list[Answer], empty: NestedMasks) -> None:
+        self._source, self._prompt, self._grid, self._empty = source, prompt, source.grid, empty
+        self._bases = list(before[-1].candidates) if before else []
         shown = [answer.shown for answer in before]
         earlier = None
         if prompt.mask_input is not None:
             earlier = LabelMap(~mask_of_logits(prompt.mask_input, self._grid.size_hw), self._grid)
             if before:
-                self._bases = _led_by(self._bases, earlier)
+                self._bases = _with_first(self._bases, earlier)
                 shown[-1] = self._bases[0].sampled
         if prompt.box_xyxy is None:
             shown.insert(0, np.zeros(len(self._grid), bool))
@@ -118,56 +128,56 @@ class _Step:
             (seen, self._grid.click(point, is_positive))
             for seen, point, is_positive in zip(shown, prompt.points_xy, prompt.positive, strict=False)
         ]
-        self._starts = source.starts(prompt)
+        self._starts = source.for_prompt(prompt)
         if not before and earlier is not None:
-            self._starts = [_like(chain, earlier) for chain in self._starts] + [_only(earlier, [0.0])]
+            self._starts = [_with_iou_prior(nested, earlier) for nested in self._starts] + [_by_label(earlier, [0.0])]
 
     def answer(self) -> Answer:
-        """The masks that everything so far may mean."""
-        empty = nothing(self._grid)
-        found = [self._weighed(empty, chain, True, chain.log_prior) for chain in self._starts]
+        """The distinct masks of the highest scores."""
+        nothing = empty_mask(self._grid)
+        found = [self._scored(nothing, nested, True, nested.log_prior) for nested in self._starts]
         for base in self._bases:
             found += self._edits(base)
-        likely = sorted(itertools.chain.from_iterable(found), key=lambda candidate: -candidate.log_score)
-        shapes, log_scores = _distinct(self._fathomed(likely))
-        # The geometric mean, so that more clicks do not mean less.
+        ranked = sorted(itertools.chain.from_iterable(found), key=lambda edit: -edit.log_score)
+        candidates, log_scores = _distinct(self._rerank_by_depth(ranked))
+        # The geometric mean, so that scores do not fall with the number of clicks.
         scores = np.exp(np.minimum(log_scores, 0) / (1 + len(self._clicks))).astype(np.float32)
-        return Answer(shapes, scores, shapes[0].sampled if shapes else empty.sampled)
+        return Answer(candidates, scores, candidates[0].sampled if candidates else nothing.sampled)
 
-    def _fathomed(self, candidates: list[_Candidate]) -> Iterator[tuple[Shape, float]]:
-        """Masks and their scores, best first: with clicks after the first, of the likeliest few by how deep these lie."""
+    def _rerank_by_depth(self, scored_edits: list[_ScoredEdit]) -> Iterator[tuple[CandidateMask, float]]:
+        """Candidates and log scores, best first; after the first click the best few are reranked by depth."""
         later = self._clicks[0 if self._prompt.box_xyxy is not None else 1 :]
         if not later:
-            yield from itertools.islice(self._shapes(candidates), _N_COMPARED)
+            yield from itertools.islice(self._candidate_masks(scored_edits), _N_COMPARED)
             return
         grid_shape = self._grid.shape
-        shapes, log_scores = [], []
-        for shape, log_score in itertools.islice(self._shapes(candidates), _N_FATHOMED):
-            mask = shape.sampled.reshape(grid_shape)
-            shares = [depth_share(mask, shown.reshape(grid_shape), click) for shown, click in later]
-            shapes.append(shape)
-            log_scores.append(log_score + _DEPTH_POWER * float(np.log(shares).sum()))
-        yield from ((shapes[i], log_scores[i]) for i in np.argsort(-np.array(log_scores), kind='stable'))
+        candidates, log_scores = [], []
+        for candidate, log_score in itertools.islice(self._candidate_masks(scored_edits), _N_RERANKED):
+            mask = candidate.sampled.reshape(grid_shape)
+            depths = [relative_depth(mask, shown.reshape(grid_shape), click) for shown, click in later]
+            candidates.append(candidate)
+            log_scores.append(log_score + _DEPTH_POWER * float(np.log(depths).sum()))
+        yield from ((candidates[i], log_scores[i]) for i in np.argsort(-np.array(log_scores), kind='stable'))
 
-    def _shapes(self, candidates: list[_Candidate]) -> Iterator[tuple[Shape, float]]:
-        """Masks and their scores so far; where only a box says what is meant, clicks may take all of it away."""
+    def _candidate_masks(self, scored_edits: list[_ScoredEdit]) -> Iterator[tuple[CandidateMask, float]]:
+        """Candidates and log scores; empty masks are left out if there is no positive click."""
         may_be_empty = not self._prompt.positive.any()
-        for candidate in candidates:
-            shape = candidate.shape()
-            if shape.n_points or not may_be_empty:
-                yield shape, candidate.log_score
+        for scored_edit in scored_edits:
+            candidate = scored_edit.candidate_mask()
+            if candidate.n_points or not may_be_empty:
+                yield candidate, scored_edit.log_score
 
-    def _edits(self, base: Shape) -> list[list[_Candidate]]:
-        """An earlier answer if it agrees with the new click, else what the new click may make of it."""
+    def _edits(self, base: CandidateMask) -> list[list[_ScoredEdit]]:
+        """A mask of the previous answer if it agrees with the new click, else its edits at that click."""
         point, adds = self._prompt.points_xy[-1], bool(self._prompt.positive[-1])
         if base.at(point[None])[0] == adds:
-            return [self._weighed(base, self._void, True, self._void.log_prior + base.log_prior)]
-        chains = [*self._source.pieces(point), self._discs(base, point, adds)]
-        priors = [base.log_prior + _EDIT_LOG_PRIOR + _EDIT_POWER * chain.log_prior for chain in chains]
-        return [self._weighed(base, chain, adds, prior) for chain, prior in zip(chains, priors, strict=True)]
+            return [self._scored(base, self._empty, True, self._empty.log_prior + base.log_prior)]
+        nested_sets = [*self._source.at_point(point), self._discs(base, point, adds)]
+        priors = [base.log_prior + _EDIT_LOG_PRIOR + _EDIT_POWER * nested.log_prior for nested in nested_sets]
+        return [self._scored(base, nested, adds, prior) for nested, prior in zip(nested_sets, priors, strict=True)]
 
-    def _discs(self, base: Shape, point: np.ndarray, adds: bool) -> Chain:
-        """The pixel of a click, and the disc around it that reaches to where the mask is right."""
+    def _discs(self, base: CandidateMask, point: np.ndarray, adds: bool) -> NestedMasks:
+        """The pixel of a click, and the disc around it up to the nearest point where the mask is right."""
         right = self._clicks[-1][1].squared_distances_px[base.sampled == adds]
         reach_px = max(float(np.sqrt(right.min(initial=np.inf))), 1.0)
         reach_px = reach_px if np.isfinite(reach_px) else 1.0
@@ -178,12 +188,12 @@ class _Step:
         part = labels[rows, columns]
         part[np.hypot(row - y, column - x)[: part.shape[0], : part.shape[1]] <= reach_px] = 1
         labels[y, x] = 0
-        return _only(LabelMap(labels, self._grid), [2 * _DISC_LOG_PRIOR, _DISC_LOG_PRIOR])
+        return _by_label(LabelMap(labels, self._grid), [2 * _DISC_LOG_PRIOR, _DISC_LOG_PRIOR])
 
-    def _weighed(self, base: Shape, chain: Chain, adds: bool, log_prior: np.ndarray) -> list[_Candidate]:
-        """The masks that the pieces of a chain make of a base, as far as they agree with all clicks."""
+    def _scored(self, base: CandidateMask, nested: NestedMasks, adds: bool, log_prior: np.ndarray) -> list[_ScoredEdit]:
+        """The base plus or minus each of the nested masks, where the result agrees with all clicks, with log scores."""
         points, positive = self._prompt.points_xy, self._prompt.positive
-        held = chain.rings_at(points) <= np.arange(len(chain))[:, None]
+        held = nested.first_indices_at(points) <= np.arange(len(nested))[:, None]
         inside = base.at(points)
         inside = inside | held if adds else inside & ~held
         agrees = (inside == positive).all(axis=1)
@@ -192,49 +202,49 @@ class _Step:
         total = log_prior.copy()
         for number, (shown, click) in enumerate(self._clicks):
             power = _LATER_POWER if number or self._prompt.box_xyxy is not None else _FIRST_POWER
-            total += power * np.log(centredness(base, chain, adds, shown, click))
-        if chain is self._void:
-            return [_Candidate(total[0], base)]
-        return [_Candidate(total[i], base, log_prior[i], chain, int(i), adds) for i in np.flatnonzero(agrees)]
+            total += power * np.log(centredness(base, nested, adds, shown, click))
+        if nested is self._empty:
+            return [_ScoredEdit(total[0], base)]
+        return [_ScoredEdit(total[i], base, log_prior[i], nested, int(i), adds) for i in np.flatnonzero(agrees)]
 
 
 @dataclass(frozen=True, eq=False)
-class _Candidate:
-    """A mask that has not been made yet: a base, with a piece of a chain added or taken away if there is one."""
+class _ScoredEdit:
+    """A candidate that is not computed yet: a base, with one of some nested masks added or subtracted, if any."""
 
     log_score: float
-    base: Shape
+    base: CandidateMask
     log_prior: float = 0.0
-    chain: Chain | None = None
+    nested: NestedMasks | None = None
     number: int = 0
     adds: bool = True
 
-    def shape(self) -> Shape:
-        if self.chain is None:
+    def candidate_mask(self) -> CandidateMask:
+        if self.nested is None:
             return self.base
-        return self.base.edited(self.chain, self.number, self.adds, float(self.log_prior))
+        return self.base.edited(self.nested, self.number, self.adds, float(self.log_prior))
 
 
-def _distinct(ranked: Iterator[tuple[Shape, float]]) -> tuple[list[Shape], np.ndarray]:
-    """The first few of ranked masks that differ, and their (C,) scores."""
-    shapes: list[Shape] = []
+def _distinct(ranked: Iterator[tuple[CandidateMask, float]]) -> tuple[list[CandidateMask], np.ndarray]:
+    """The best distinct masks of a ranking, at most `MAX_MASKS_PER_PROMPT`, and their (C,) log scores."""
+    candidates: list[CandidateMask] = []
     log_scores: list[float] = []
-    for shape, log_score in ranked:
-        if not any(_is_alike(shape, other) for other in shapes):
-            shapes.append(shape)
+    for candidate, log_score in ranked:
+        if not any(_is_alike(candidate, other) for other in candidates):
+            candidates.append(candidate)
             log_scores.append(log_score)
-            if len(shapes) == MAX_MASKS_PER_PROMPT:
+            if len(candidates) == MAX_MASKS_PER_PROMPT:
                 break
-    return shapes, np.array(log_scores)
+    return candidates, np.array(log_scores)
 
 
-def _is_alike(shape: Shape, other: Shape) -> bool:
-    smaller, larger = sorted((shape.n_points, other.n_points))
-    return smaller > _DISTINCT_IOU * larger and _iou(shape.sampled, other.sampled) > _DISTINCT_IOU
+def _is_alike(candidate: CandidateMask, other: CandidateMask) -> bool:
+    smaller, larger = sorted((candidate.n_points, other.n_points))
+    return smaller > _DISTINCT_IOU * larger and _iou(candidate.sampled, other.sampled) > _DISTINCT_IOU
 
 
 def _in_order(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    """Points and kinds as they were given, but a positive one first where there is no box."""
+    """Points and their kinds in the given order, but with a positive click first if there is no box."""
     points, positive = prompt.points_xy, prompt.positive
     if prompt.box_xyxy is not None:
         return points, positive
@@ -243,47 +253,47 @@ def _in_order(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
     return points[order], positive[order]
 
 
-def _led_by(shapes: list[Shape], earlier: LabelMap) -> list[Shape]:
-    """The answer that was given back as a mask, then the others; the mask itself if it is none of them."""
+def _with_first(candidates: list[CandidateMask], earlier: LabelMap) -> list[CandidateMask]:
+    """The candidates with that of the highest IoU with the mask input first, or with the mask input itself first."""
     mask = earlier.sampled == 0
-    alike = [_iou(shape.sampled, mask) for shape in shapes]
-    if alike and max(alike) >= _SAME_IOU:
-        chosen = shapes[int(np.argmax(alike))]
-        return [chosen, *(shape for shape in shapes if shape is not chosen)]
-    return [Shape((), np.zeros_like(mask), 0.0).edited(_only(earlier, [0.0]), 0, True, 0.0), *shapes]
+    ious = [_iou(candidate.sampled, mask) for candidate in candidates]
+    if ious and max(ious) >= _SAME_IOU:
+        chosen = candidates[int(np.argmax(ious))]
+        return [chosen, *(candidate for candidate in candidates if candidate is not chosen)]
+    return [CandidateMask((), np.zeros_like(mask), 0.0).edited(_by_label(earlier, [0.0]), 0, True, 0.0), *candidates]
 
 
-def _like(chain: Chain, earlier: LabelMap) -> Chain:
-    """The chain with a prior that prefers what is like a mask."""
-    mask, count = earlier.sampled == 0, len(chain) + 1
-    areas = np.bincount(chain.rings, minlength=count).cumsum()[:-1]
-    shared = np.bincount(chain.rings[mask], minlength=count).cumsum()[:-1]
+def _with_iou_prior(nested: NestedMasks, earlier: LabelMap) -> NestedMasks:
+    """The nested masks with the logarithm of their IoU with the mask input added to their prior."""
+    mask, count = earlier.sampled == 0, len(nested) + 1
+    areas = np.bincount(nested.first_indices, minlength=count).cumsum()[:-1]
+    shared = np.bincount(nested.first_indices[mask], minlength=count).cumsum()[:-1]
     iou = shared / np.maximum(areas + mask.sum() - shared, 1)
-    return replace(chain, log_prior=chain.log_prior + np.log(np.maximum(iou, 1e-6)))
+    return replace(nested, log_prior=nested.log_prior + np.log(np.maximum(iou, 1e-6)))
 
 
-def _only(label_map: LabelMap, log_prior: list[float]) -> Chain:
-    """A chain whose piece i holds the labels up to i."""
+def _by_label(label_map: LabelMap, log_prior: list[float]) -> NestedMasks:
+    """Nested masks of which mask i holds the labels 0..i."""
     count = len(log_prior)
-    return Chain(label_map, np.minimum(np.arange(256), count), np.array(log_prior))
+    return NestedMasks(label_map, np.minimum(np.arange(256), count), np.array(log_prior))
 
 
 def _iou(mask: np.ndarray, other: np.ndarray) -> float:
     return np.count_nonzero(mask & other) / max(np.count_nonzero(mask | other), 1)
 
 
-def masks_of(shapes: list[Shape], size_hw: tuple[int, int]) -> np.ndarray:
-    """(C, H, W) bool pixels of shapes."""
-    masks = np.zeros((len(shapes), *size_hw), bool)
-    of_chain: dict[int, list[int]] = {}
-    for number, shape in enumerate(shapes):
-        of_chain.setdefault(id(shape.edits[0].chain), []).append(number)
-    for numbers in of_chain.values():
-        first_edits = [shapes[number].edits[0] for number in numbers]
-        first_edits[0].chain.draw([edit.number for edit in first_edits], [masks[number] for number in numbers])
-    for shape, mask in zip(shapes, masks, strict=True):
-        for edit in shape.edits[1:]:
-            piece = np.zeros_like(mask)
-            edit.chain.draw([edit.number], [piece])
-            mask[:] = edit.apply(mask, piece)
+def masks_of(candidates: list[CandidateMask], size_hw: tuple[int, int]) -> np.ndarray:
+    """(C, H, W) bool masks of candidates at full resolution."""
+    masks = np.zeros((len(candidates), *size_hw), bool)
+    numbers_by_nested: dict[int, list[int]] = {}
+    for number, candidate in enumerate(candidates):
+        numbers_by_nested.setdefault(id(candidate.edits[0].nested), []).append(number)
+    for numbers in numbers_by_nested.values():
+        first_edits = [candidates[number].edits[0] for number in numbers]
+        first_edits[0].nested.draw([edit.number for edit in first_edits], [masks[number] for number in numbers])
+    for candidate, mask in zip(candidates, masks, strict=True):
+        for edit in candidate.edits[1:]:
+            other = np.zeros_like(mask)
+            edit.nested.draw([edit.number], [other])
+            mask[:] = edit.apply(mask, other)
     return masks

@@ -1,4 +1,4 @@
-"""Answers from the region model, which puts the regions of an image together as each prompt asks."""
+"""The engine 'model': masks of the region model and of the region trees."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from unsam_mm.student.weights import load_weights
 
 
 class RegionEngine:
-    """Asks a trained `RegionNet`, whose answers are sets of at most 768 regions, and the trees of the image.
+    """Predicts masks with a trained `RegionNet` and the region trees of the image.
 
-    What is smaller than a region of the network is had from the trees; see `ClickInference` for how both are weighed.
+    The masks of the network are sets of at most 768 regions; the trees add smaller ones. See `ClickInference` for how
+    both are scored.
 
     Args:
         net: The network.
-        tokenizer: Makes the tokenizer for a device; called when the first image comes, since that loads the ViT.
+        tokenizer: Makes the tokenizer for a device. It is called for the first image, since it loads the ViT.
         device: Torch device of the network and the ViT.
-        signature: Gives that of the tokenizer without loading the ViT, see `tokens_signature`.
+        signature: Returns the signature of the tokenizer without loading the ViT, see `tokens_signature`.
     """
 
     name = 'model'
@@ -53,7 +54,7 @@ class RegionEngine:
 
     @classmethod
     def from_file(cls, path: str | Path, device: str = 'cpu') -> RegionEngine:
-        """From weights that `save_weights` wrote.
+        """An engine with the weights of a file that `save_weights` wrote.
 
         Raises:
             WeightsError: If the file is missing, damaged or of another model.
@@ -67,7 +68,7 @@ class RegionEngine:
 
     @property
     def signature(self) -> str | None:
-        """That of the tokenizer, since the network has no part in an embedding; None if it is not known."""
+        """The signature of the tokenizer, on which embeddings depend alone; None if unknown."""
         return self._make_signature()
 
     @property
@@ -77,11 +78,11 @@ class RegionEngine:
 
     @property
     def hierarchy(self) -> MaskHierarchy | None:
-        """The region trees that the answers are drawn from, besides those of the network; None if no image is set."""
+        """The region trees of the image; None if no image is set."""
         return self._hierarchy
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Finds the regions of an (H, W, 3) uint8 RGB image and reads them."""
+        """Computes tokens and trees of an (H, W, 3) uint8 RGB image."""
         self._tokenizer = self._tokenizer or self._make_tokenizer(self.device)
         self._set(*self._tokenizer.with_trees(rgb, self._read))
 
@@ -93,7 +94,7 @@ class RegionEngine:
         self._clicks = ClickInference(RegionSource(self._image, TreeSource(hierarchy, all_trees=True)))
 
     def reset_image(self) -> None:
-        """Forgets the image."""
+        """Removes the image."""
         self._image = self._hierarchy = self._clicks = None
 
     def answer(
@@ -105,13 +106,13 @@ class RegionEngine:
                 return np.zeros((0, *self.size_hw), bool), np.zeros(0, np.float32)
             return mask_at_granularity(self._image, granularity, prompt.points_xy, prompt.positive, prompt.box_xyxy)
         answer = self._clicks.answer(prompt)
-        count = len(answer.shapes) if multimask_output else 1
-        return masks_of(answer.shapes[:count], self.size_hw), answer.scores[:count]
+        count = len(answer.candidates) if multimask_output else 1
+        return masks_of(answer.candidates[:count], self.size_hw), answer.scores[:count]
 
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
-        """Masks around as many regions as a grid has points, and how well each is found again from its largest region."""
+        """Masks for ``points_per_side ** 2`` seed regions, best first, and their stability."""
         image = self._image
         members, scores = propose(
             self._net, image.inputs, n_seeds=points_per_side**2, max_masks=max_masks, duplicate_iou=max_iou
@@ -121,16 +122,16 @@ class RegionEngine:
         return to_mask_set(image.tokens, members, scores), image.stability(members)
 
     def embedding(self) -> dict[str, np.ndarray]:
-        """The tokens of the image, which fit any network that was trained on such tokens, and its trees."""
+        """The tokens and trees of the image; they do not depend on the network."""
         if self._image is None:
             raise UnSAMError(NO_IMAGE)
         return vars(self._image.tokens) | tree_arrays(self._hierarchy)
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes back what `embedding` gave.
+        """Restores an embedding from `embedding`.
 
         Raises:
-            UnSAMError: If the arrays are not tokens and trees of one image, or of another kind than the network's.
+            UnSAMError: If the arrays are not tokens and trees of one image, or do not match the network.
         """
         names = {field.name for field in fields(RegionTokens)}
         hierarchy = hierarchy_of_arrays({name: values for name, values in arrays.items() if name not in names})
@@ -141,11 +142,11 @@ class RegionEngine:
             self._set(self._read(tokens), hierarchy)
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise UnSAMError(
-                f'the arrays are no region tokens of one image ({error}); make the embedding again'
+                f'the arrays are no region tokens of an image ({error}); make the embedding again'
             ) from error
 
     def to(self, device: str) -> RegionEngine:
-        """Moves the network, and the image that is set."""
+        """Moves the network and the current image to a device; returns itself."""
         if str(device) != self.device:
             self.device, self._tokenizer = str(device), None
             self._net.to(device)

@@ -1,4 +1,4 @@
-"""Which regions of one tree a prompt may mean, and in which order people would have them."""
+"""Candidate nodes of a region tree for a prompt, and their scores."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def candidate_nodes(
 ) -> np.ndarray:
     """The nested regions that agree with a prompt, finest first.
 
-    A region agrees if it holds every positive point and no negative one. With a box and no positive point the regions
-    are those that nest with the one whose bounding box fits best.
+    A region agrees if it contains every positive point and no negative one. For a box without positive points these are
+    the regions that nest with the region whose bounding box has the highest IoU with the box.
 
     Args:
         hierarchy: Region tree of the image.
         points_xy: (N, 2) pixel coordinates, x before y.
-        point_labels: (N,) 1 for positive, 0 for negative points, -1 for points to leave out (Segment Anything's
-            padding); all positive if not given.
+        point_labels: (N,) 1 for positive, 0 for negative points, -1 for padding as in Segment Anything; by default all
+            positive.
         box_xyxy: (4,) pixel coordinates of two opposite corners.
 
     Returns:
@@ -39,21 +39,21 @@ def candidate_nodes(
 
 
 def click_scores(hierarchy: MaskHierarchy) -> np.ndarray:
-    """(N,) float32 in [0, 1]: which of several nested regions a click most likely means.
+    """(N,) float32 in [0, 1]: scores of the nodes for a click.
 
-    `MaskHierarchy.score` favours large regions, which is right for a list of all masks. Under a click every larger
-    region is still one step away, and what runs along the outline of the image is background. On 13 BSDS500 validation
-    and 17 DSB2018 images the IoU of the first mask with the clicked segment rose from 0.166 to 0.359 and from 0.038
-    to 0.603; the best mask of each path has 0.594 and 0.665 (with leaves 5 px apart, 0.620 and 0.726).
+    `MaskHierarchy.score` favours large regions, as is right for a list of all masks. For a click, large regions and
+    regions along the image border get lower scores. On 13 BSDS500 validation and 17 DSB2018 images this raises the IoU
+    of the first mask with the clicked segment from 0.166 to 0.359 and from 0.038 to 0.603; the best mask of each path
+    has 0.594 and 0.665 (0.620 and 0.726 with a superpixel spacing of 5 px).
     """
     merits = click_merits(hierarchy)
     return (merits / max(float(merits.max()), np.finfo(np.float32).tiny)).astype(np.float32)
 
 
 def click_merits(hierarchy: MaskHierarchy) -> np.ndarray:
-    """(N,) float: the scores before they are scaled, which compare regions of several trees of one image."""
+    """(N,) float: the scores before normalisation, which are comparable between the trees of an image."""
     merits = hierarchy.score / np.sqrt(hierarchy.area) * np.exp(-4.0 * hierarchy.border_share)
-    merits[-1] = 0.0  # nobody points at something to get everything
+    merits[-1] = 0.0  # a click never means the whole image
     return merits
 
 
@@ -64,17 +64,17 @@ def distinct_nodes(
     max_iou: float = _DISTINCT_IOU,
     keep: int | None = None,
 ) -> np.ndarray:
-    """The nodes of a nested chain that people can tell apart, best first.
+    """Non-maximum suppression of nested nodes, best first.
 
-    The path from a leaf to the root holds 20 to 60 nodes, many of which differ by a sliver. The best-scoring node is
-    kept, all that overlap it by more than `max_iou` are dropped, and so on.
+    A path from a leaf to the root has 20 to 60 nodes, many of them near-duplicates. The node of the highest score is
+    kept, all nodes with an IoU above `max_iou` with it are removed, and so on.
 
     Args:
         hierarchy: Region tree of the image.
         chain: (K,) nested nodes, as from `candidate_nodes`.
         scores: (N,) score of every node, such as `click_scores`.
         max_iou: Largest IoU of two nodes that are kept, in (0, 1].
-        keep: A node of the chain that is kept whatever its score, and comes first.
+        keep: A node of the chain that is kept and comes first, whatever its score.
     """
     chain = np.asarray(chain, np.int64)
     rank = np.where(chain == keep, np.inf, scores[chain])
@@ -86,7 +86,7 @@ def distinct_nodes(
 
 
 def agreeing_nodes(hierarchy: MaskHierarchy, prompt: Prompt) -> np.ndarray:
-    """As `candidate_nodes`, for a prompt that was checked."""
+    """Same as `candidate_nodes`, for a validated prompt."""
     x, y = prompt.points_xy.T
     leaves = hierarchy.leaf_labels[y, x].astype(np.int64)
     if prompt.positive.any():
@@ -108,9 +108,10 @@ def path_from(hierarchy: MaskHierarchy, node: int) -> np.ndarray:
 
 
 def nodes_around_box(hierarchy: MaskHierarchy, box_xyxy: np.ndarray) -> np.ndarray:
-    """(K,) nested nodes, finest first: the one that fits a box best, its ancestors, and the larger child at every step below.
+    """(K,) nested nodes for a box, finest first: the node of the highest box IoU, its ancestors, and a path of
+    descendants.
 
-    Of equally good ones the larger is taken.
+    Of nodes with equal IoU the larger is taken; below it the path follows the larger child.
     """
     iou = box_iou(hierarchy.boxes_xyxy, box_xyxy)
     best = int(np.lexsort((hierarchy.area, iou))[-1])

@@ -1,4 +1,4 @@
-"""Planes too large to hold: pixels are read from an array, on disk or not yet computed, where and when they are wanted."""
+"""Image planes that are read lazily, window by window, from arrays on disk or from dask arrays."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import Protocol
 import numpy as np
 
 from unsam_mm.errors import ImageError
-from unsam_mm.images import MIN_SIDE_PX, contrast_limits, stretched
+from unsam_mm.images import MIN_SIDE_PX, contrast_limits, rescale_intensity
 from unsam_mm.prompting.windows import Window
 
-_BLOCK_PX = 1024  # side of what is read at once: a whole number of the chunks that most files have
-_SAMPLE_SIDE_PX, _SAMPLES_A_SIDE = 128, 8  # of what contrast limits are found in
-_POWER_TOLERANCE = 0.01  # how far a coarser array may be from a power of two
+_BLOCK_PX = 1024  # side of the blocks that are read at once, a multiple of common chunk sizes
+_SAMPLE_SIDE_PX, _SAMPLES_A_SIDE = 128, 8  # patches from which contrast limits are estimated
+_POWER_TOLERANCE = 0.01  # tolerance, in pixels, for the size of a coarser array
 
 
-class ArrayLike(Protocol):
-    """What planes are read from: NumPy arrays and memory maps, zarr and dask arrays, and whatever has these two."""
+class LazyArray(Protocol):
+    """An array that can be sliced: NumPy arrays, memory maps, zarr and dask arrays."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(H, W) or (H, W, 1, 3 or 4)."""
 
     def __getitem__(self, index: tuple[slice, slice]) -> object:
-        """What `numpy.asarray` makes an array of."""
+        """An object that `numpy.asarray` converts to an array."""
 
 
 class LazyPlane:
-    """One plane of which only the pixels that windows need are read, a few megabytes at a time.
+    """A plane of which only the pixels of requested windows are read.
 
     Args:
-        pixels: (H, W) or (H, W, 1, 3 or 4), or several of the same plane, each half or a quarter or so on as large as the
-            first, from which coarse windows are read then. An alpha channel is dropped; NaN counts as 0.
-        limits: The values that become black and white. By default they are found, as for `as_rgb_uint8`, in 64 spots
-            of the plane spread evenly, or in the last of several arrays, and serve all windows alike.
-        name: What error messages call the plane.
+        pixels: (H, W) or (H, W, 1, 3 or 4) array, or a pyramid: a list of such arrays of the same plane, downsampled by
+            powers of two, from which coarse windows are read. An alpha channel is dropped; NaN counts as 0.
+        limits: The values that are mapped to black and white. By default they are estimated, as for `as_rgb_uint8`,
+            from 64 patches of the plane, or of the coarsest array; they apply to all windows.
+        name: Name of the plane in error messages.
 
     Raises:
-        ImageError: If an array is not one plane, too small, not of numbers, or not an integer power of two smaller than the
-            first; or if the limits are no two rising numbers.
+        ImageError: If an array is no plane, too small, not numeric, or not downsampled by a power of two; or if the
+            limits are not two ascending numbers.
     """
 
     def __init__(
-        self, pixels: ArrayLike | Sequence[ArrayLike], limits: tuple[float, float] | None = None, name: str = 'plane'
+        self, pixels: LazyArray | Sequence[LazyArray], limits: tuple[float, float] | None = None, name: str = 'plane'
     ) -> None:
         arrays = list(pixels) if isinstance(pixels, Sequence) else [pixels]
         if not arrays:
@@ -57,7 +57,7 @@ class LazyPlane:
         if limits is not None and not (
             np.shape(limits) == (2,) and np.isfinite(limits).all() and limits[0] < limits[1]
         ):
-            raise ImageError(f'{name}: limits must be two rising numbers, got {limits}')
+            raise ImageError(f'{name}: limits must be two ascending numbers, got {limits}')
         self._name, self._limits = name, limits
         self._levels = {self._level_of(array): array for array in arrays}
 
@@ -72,13 +72,13 @@ class LazyPlane:
         height, width = array.shape[:2]
         top, left = window.top * factor, window.left * factor
         out = np.empty((window.height, window.width, 3), np.uint8)
-        # Blocks begin at multiples of their side in the array, so that a chunk of a file is seldom read twice.
+        # Blocks are aligned to multiples of their side, so that chunks are rarely read twice.
         for y0, y1 in _pieces(top, min(top + window.height * factor, height), factor):
             for x0, x1 in _pieces(left, min(left + window.width * factor, width), factor):
                 rgb = self._to_rgb(_means(self._values(array, y0, y1, x0, x1), factor))
                 y, x = (y0 - top) // factor, (x0 - left) // factor
                 out[y : y + rgb.shape[0], x : x + rgb.shape[1]] = rgb
-        # A coarser array may leave out the rest of a division; its last pixels stand for it.
+        # Coarser arrays may be rounded down; their last row and column are repeated.
         rows, columns = -(-(height - top) // factor), -(-(width - left) // factor)
         out[rows:] = out[rows - 1 : rows]
         out[:, columns:] = out[:, columns - 1 : columns]
@@ -86,7 +86,7 @@ class LazyPlane:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The values that become black and white; found when first asked for."""
+        """The values that are mapped to black and white; estimated on first access."""
         if self._limits is None:
             array = self._levels[max(self._levels)]
             if getattr(array, 'dtype', None) == np.uint8:
@@ -103,10 +103,10 @@ class LazyPlane:
 
     def _to_rgb(self, values: np.ndarray) -> np.ndarray:
         is_plain = values.dtype == np.uint8 and self.limits == (0.0, 255.0)
-        rgb = values if is_plain else stretched(values, self.limits)
+        rgb = values if is_plain else rescale_intensity(values, self.limits)
         return rgb if rgb.ndim == 3 else np.broadcast_to(rgb[..., None], (*rgb.shape, 3))
 
-    def _values(self, array: ArrayLike, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    def _values(self, array: LazyArray, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         values = np.asarray(array[y0:y1, x0:x1])
         if values.dtype.kind not in 'buif':
             raise ImageError(f'{self._name}: dtype {values.dtype} is not a number; convert it to integers or floats')
@@ -114,20 +114,20 @@ class LazyPlane:
             values = values[..., 0] if values.shape[2] == 1 else values[..., :3]
         return np.nan_to_num(values, posinf=0, neginf=0) if values.dtype.kind == 'f' else values
 
-    def _level_of(self, array: ArrayLike) -> int:
+    def _level_of(self, array: LazyArray) -> int:
         ratios = np.divide(self.size_hw, array.shape[:2])
         level = max(round(float(np.log2(ratios.mean()))), 0)
-        # One pixel more or less is a matter of rounding.
+        # Rounding may differ by one pixel.
         expected = np.divide(self.size_hw, 1 << level)
         if (np.abs(expected - array.shape[:2]) > 1 + _POWER_TOLERANCE).any():
             raise ImageError(
-                f'{self._name}: an array of {array.shape[:2]} px does not show {self.size_hw} px at a half, a quarter '
-                'or so on; pass such arrays, or the first alone'
+                f'{self._name}: an array of {array.shape[:2]} px is not {self.size_hw} px downsampled by a power of two; '
+                'pass such arrays, or the first array alone'
             )
         return level
 
 
-def _check_shape(array: ArrayLike, name: str) -> None:
+def _check_shape(array: LazyArray, name: str) -> None:
     shape = getattr(array, 'shape', None)
     if shape is None or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
         raise ImageError(
@@ -137,20 +137,20 @@ def _check_shape(array: ArrayLike, name: str) -> None:
 
 
 def _pieces(start: int, stop: int, factor: int) -> list[tuple[int, int]]:
-    """What lies between two pixels, cut at multiples of the side of a block, which is one of a factor too."""
+    """Splits an interval at multiples of the block side, which are also multiples of the factor."""
     side = max(_BLOCK_PX, factor)
     cuts = [start, *range((start // side + 1) * side, stop, side), stop]
     return list(pairwise(cuts))
 
 
 def _spots(length: int) -> list[int]:
-    """Where samples begin, spread evenly; all of a short side is sampled."""
+    """Start positions of evenly spaced patches that cover a short side completely."""
     last = max(length - _SAMPLE_SIDE_PX, 0)
     return np.unique(np.linspace(0, last, min(_SAMPLES_A_SIDE, last // _SAMPLE_SIDE_PX + 2)).astype(int)).tolist()
 
 
 def _means(values: np.ndarray, factor: int) -> np.ndarray:
-    """Means of (H, W, ...) values over squares; the last pixels stand for what lacks at the right and the bottom."""
+    """Block means of (H, W, ...) values; the last pixels are repeated at the right and the bottom."""
     if factor == 1:
         return values
     height, width = values.shape[:2]

@@ -1,4 +1,4 @@
-"""`UnSAMPredictor`: the calls of ``segment_anything.SamPredictor``."""
+"""`UnSAMPredictor`, with the interface of ``segment_anything.SamPredictor``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.enlarged import EnlargedEngine
-from unsam_mm.prompting.planes import ArrayLike, LazyPlane
+from unsam_mm.prompting.planes import LazyArray, LazyPlane
 from unsam_mm.prompting.prompt import (
     LOGIT_SCALE,
     MAX_MASKS_PER_PROMPT,
@@ -43,7 +43,7 @@ def make_engine(
 ) -> Engine:
     """An engine by its name; see `UnSAMPredictor` for the arguments and errors.
 
-    The region model looks at images of up to 400 px enlarged twice, see `EnlargedEngine`.
+    For the region model, images of up to 400 px are upsampled by two, see `EnlargedEngine`.
     """
     if name not in ENGINES:
         raise UnSAMError(f'engine must be one of {", ".join(ENGINES)}, got {name!r}')
@@ -53,7 +53,7 @@ def make_engine(
         return TreeEngine(generator, device)
     if generator is not None:
         raise UnSAMError(
-            "a generator is for the engine 'tree'; the weights of the engine 'model' say how regions are made"
+            "a generator is for the engine 'tree'; the engine 'model' uses the generator settings in its weights file"
         )
     from unsam_mm.prompting.model import RegionEngine
     from unsam_mm.student.weights import packaged_weights
@@ -63,21 +63,21 @@ def make_engine(
 
 
 class UnSAMPredictor:
-    """Masks for points and boxes, as ``segment_anything.SamPredictor`` gives them.
+    """Predicts masks for points and boxes, like ``segment_anything.SamPredictor``.
 
     Args:
         engine: 'tree', the region tree of the image, which needs no trained weights; 'model', the region model; or
-            an engine, such as an entry of `unsam_model_registry` makes.
-        generator: For the engine 'tree': makes the region tree; the default preset if not given.
+            an engine, for example from `unsam_model_registry`.
+        generator: For the engine 'tree': the generator of the region tree; by default that of the default preset.
         device: Torch device.
         weights: For the engine 'model': a file that `unsam_mm.student.weights.save_weights` wrote; by default
-            the one that comes with the package.
-        tile_px: Images are looked at in windows of that side, at several resolutions, and only where prompts lie; see
-            `TiledEngine`. Without it each image is looked at as a whole.
+            the weights in the package.
+        tile_px: If given, images are processed in tiles of this side, at several resolutions, and only where prompts
+            lie; see `TiledEngine`.
 
     Raises:
-        UnSAMError: If the engine is unknown, an argument belongs to the other one, or `tile_px` is too small.
-        WeightsError: If the weights cannot be had.
+        UnSAMError: If the engine is unknown, an argument belongs to another engine, or `tile_px` is too small.
+        WeightsError: If the weights are not available.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class UnSAMPredictor:
     def from_pretrained(
         cls, name: str = DEFAULT_MODEL, device: str = 'cpu', tile_px: int | None = None
     ) -> UnSAMPredictor:
-        """A predictor with the weights that come with the package.
+        """A predictor with weights in the package.
 
         Raises:
-            WeightsError: If the package does not hold a model of that name.
+            WeightsError: If the package includes no model of this name.
         """
         from unsam_mm.student.weights import packaged_weights
 
@@ -113,15 +113,15 @@ class UnSAMPredictor:
         """Region tree of the current image.
 
         Raises:
-            UnSAMError: If no image is set, or the engine has no tree of it.
+            UnSAMError: If no image is set, or the engine has no region tree of it.
         """
         if not self.is_image_set:
             raise UnSAMError(NO_IMAGE)
         hierarchy = getattr(self.engine, 'hierarchy', None)
         if hierarchy is None:
             raise UnSAMError(
-                f'the engine {self.engine.name!r} has no region tree of this image of {self.engine.size_hw} px: images in '
-                "tiles and enlarged images have none; use UnSAMPredictor(engine='tree')"
+                f'the engine {self.engine.name!r} has no region tree of this image of {self.engine.size_hw} px: tiled and '
+                "enlarged images have none; use UnSAMPredictor(engine='tree')"
             )
         return hierarchy
 
@@ -136,14 +136,14 @@ class UnSAMPredictor:
         return self.engine.size_hw is not None
 
     def set_image(self, image: np.ndarray, image_format: str = 'RGB') -> None:
-        """Prepares an image; every later prompt on it is answered from what was found here.
+        """Computes the embedding of an image, which all later prompts use.
 
         Args:
             image: (H, W) or (H, W, 3 or 4); see `unsam_mm.images.as_rgb_uint8`.
             image_format: 'RGB' or 'BGR'.
 
         Raises:
-            ImageError: If the array is not one image that can be segmented.
+            ImageError: If the array is no image that can be segmented.
             UnSAMError: If the format is unknown.
         """
         if image_format not in ('RGB', 'BGR'):
@@ -153,28 +153,28 @@ class UnSAMPredictor:
 
     def set_plane(
         self,
-        plane: ArrayLike | Sequence[ArrayLike],
+        plane: LazyArray | Sequence[LazyArray],
         limits: tuple[float, float] | None = None,
         store: str | Path | None = None,
     ) -> None:
-        """Takes a plane of any size, of which only what prompts need is read, when they need it.
+        """Sets a plane of any size. Pixels are read when a prompt needs them.
 
         Args:
-            plane: (H, W) or (H, W, 1, 3 or 4) array with a shape and slices, such as a memory map or an array of zarr or
-                dask; or a list of the same plane at full size, half, and so on.
-            limits: The values that become black and white; found in spots all over the plane if not given.
-            store: Folder where windows are kept for a later time; it may serve several planes and engines.
+            plane: (H, W) or (H, W, 1, 3 or 4) array that can be sliced, such as a memory map, a zarr or a dask array;
+                or a pyramid, a list of the plane at full size, half size, and so on.
+            limits: The values that are mapped to black and white; by default estimated from patches of the plane.
+            store: Folder in which embeddings of tiles are cached; planes and engines may share it.
 
         Raises:
-            ImageError: If an array is not one plane, or not a power of two smaller than the first.
+            ImageError: If an array is no plane, or not downsampled by a power of two.
             UnSAMError: If the predictor was made without `tile_px`.
         """
         if not isinstance(self.engine, TiledEngine):
-            raise UnSAMError('planes are read in windows; make the predictor with tile_px=1024')
+            raise UnSAMError('planes are read in tiles; make the predictor with tile_px=1024')
         self.engine.set_plane(LazyPlane(plane, limits), store)
 
     def set_hierarchy(self, hierarchy: MaskHierarchy) -> None:
-        """Uses a region tree that is there already.
+        """Sets an existing region tree in place of an image.
 
         Raises:
             UnSAMError: If the engine is not 'tree'.
@@ -184,27 +184,27 @@ class UnSAMPredictor:
         self.engine.set_hierarchy(hierarchy)
 
     def reset_image(self) -> None:
-        """Forgets the image."""
+        """Removes the image."""
         self.engine.reset_image()
 
     def save_embedding(self, path: str | Path) -> None:
-        """Writes what is known of the current image, so that `load_embedding` can take the place of `set_image`.
+        """Writes the embedding of the current image, which `load_embedding` reads.
 
         Args:
-            path: Ends in .npz, or in .zarr where zarr is installed; about 1 MB for a megapixel.
+            path: A path with the suffix .npz, or .zarr if zarr is installed; about 1 MB for a megapixel.
 
         Raises:
             UnSAMError: If no image is set.
-            StoreError: If the name ends otherwise, or the place cannot be written.
+            StoreError: If the path has another suffix, or cannot be written.
         """
         save_arrays(path, self.engine.name, self.engine.embedding())
 
     def load_embedding(self, path: str | Path) -> None:
-        """Takes the place of `set_image`; neither the image nor the ViT is needed.
+        """Reads an embedding in place of `set_image`; neither the image nor the ViT is needed.
 
         Raises:
-            StoreError: If the file is missing or of the other engine.
-            DamagedError: If it is damaged, or its regions are of another kind than the weights read.
+            StoreError: If the file is missing or of another engine.
+            DamagedError: If it is damaged, or does not match the weights.
         """
         arrays = load_arrays(path, self.engine.name)
         try:
@@ -224,26 +224,27 @@ class UnSAMPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt.
 
-        Every mask agrees with every click. If no mask does, since one pixel has clicks of both kinds or negative clicks
-        leave nothing of a box, one empty mask with the score 0 is returned. The order of the clicks matters: each corrects
-        the best mask for those before it. A box is cut at the borders of the image. The engine 'tree' gives nested masks
-        for one click or a box, and always the smallest first; the engine 'model' gives the best first.
+        Every mask agrees with every click. If no mask does, because one pixel has clicks of both kinds or negative
+        clicks rule out every mask in a box, one empty mask with the score 0 is returned. The order of the clicks
+            matters: each corrects
+        the best mask for the previous ones. A box is clipped to the image. The engine 'tree' returns the smallest mask
+        first, and nested masks for one click or a box; the engine 'model' returns the best mask first.
 
         Args:
             point_coords: (N, 2) pixel coordinates, x before y.
             point_labels: (N,) 1 for positive, 0 for negative points, -1 for padding.
             box: (4,) x0, y0, x1, y1 in pixels.
-            mask_input: (1, 256, 256) logits of an earlier call; masks like it are preferred.
-            multimask_output: Up to six masks instead of the best one.
-            return_logits: The masks as float32 logits instead of bool.
-            granularity: In [0, 1]: the mask nearest to that size, as the only one. 1 is the whole image, a quarter less is
-                a tenth of the area, 0 gives the smallest mask; see `unsam_mm.masks.granularity`. The area never falls as it
-                rises. The engine 'tree' has none where no region of its main tree agrees with all clicks.
+            mask_input: (1, 256, 256) logits of an earlier call; masks similar to it are preferred.
+            multimask_output: Whether to return up to six masks, or the best one.
+            return_logits: Whether to return float32 logits instead of bool masks.
+            granularity: In [0, 1]: return only the mask of the nearest size. 1 is the whole image, 0.75 a tenth of its
+                area, 0 the smallest mask; see `unsam_mm.masks.granularity`. The area never falls as the granularity
+                rises. The engine 'tree' has no such mask if no region of its main tree agrees with all clicks.
 
         Returns:
-            masks: (C, H, W) bool, C being 1 to 6.
+            masks: (C, H, W) bool, with C in 1..6.
             scores: (C,) float32 in [0, 1].
-            logits: (C, 256, 256) float32; the image's longer side fills the square, the rest is negative.
+            logits: (C, 256, 256) float32; the longer side of the image fills the square, the padding is negative.
 
         Raises:
             UnSAMError: If no image is set, the prompt is empty, an argument has another shape or range, or the prompt
@@ -251,7 +252,7 @@ class UnSAMPredictor:
         """
         prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
         masks, scores = self.engine.answer(prompt, multimask_output, granularity)
-        if not len(masks):  # callers of Segment Anything take the mask of the best score
+        if not len(masks):  # callers written for Segment Anything expect at least one mask
             masks, scores = np.zeros((1, *self.engine.size_hw), bool), np.zeros(1, np.float32)
         shown = (masks.astype(np.float32) - 0.5) * LOGIT_SCALE if return_logits else masks
         return shown, scores, low_resolution_logits(masks)
@@ -265,12 +266,13 @@ class UnSAMPredictor:
         multimask_output: bool = True,
         granularity: float | None = None,
     ) -> tuple[list[MaskCrop], np.ndarray]:
-        """As `predict`, but each mask in its box, which takes no array as large as a plane in tiles.
+        """Same as `predict`, but each mask is cropped to its box, without arrays of the size of the image.
 
-        In tiles, one mask alone is there soonest: six may need coarser windows, up to the one of the whole plane.
+        On tiled planes, `multimask_output=False` is faster: six masks may need coarser tiles, up to that of the whole
+        plane.
 
         Returns:
-            crops: C masks with `bitmap`, `top` and `left`; none if nothing agrees with the prompt.
+            crops: C masks with `bitmap`, `top` and `left`; none if no mask agrees with the prompt.
             scores: (C,) float32 in [0, 1].
 
         Raises:
@@ -280,7 +282,7 @@ class UnSAMPredictor:
         if isinstance(self.engine, TiledEngine):
             return self.engine.crops(prompt, multimask_output, granularity)
         masks, scores = self.engine.answer(prompt, multimask_output, granularity)
-        return [MaskCrop.of(mask) for mask in masks], scores
+        return [MaskCrop.from_mask(mask) for mask in masks], scores
 
     def _checked(
         self,
@@ -309,19 +311,19 @@ class UnSAMPredictor:
         return_logits: bool = False,
         granularity: float | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks for B prompts, each on an object of its own; see `predict`.
+        """Masks for B independent prompts; see `predict`.
 
         Args:
-            point_coords: (B, N, 2) pixel coordinates of the image, or None. `transform` leaves coordinates as they are.
-            point_labels: (B, N); -1 where an object has fewer points.
+            point_coords: (B, N, 2) pixel coordinates of the image, or None. `transform` does not change coordinates.
+            point_labels: (B, N); -1 for padding.
             boxes: (B, 4), or None.
             mask_input: (B, 1, 256, 256), or None.
-            multimask_output: Six masks instead of one.
-            return_logits: The masks as float32 logits instead of bool.
-            granularity: One for all.
+            multimask_output: Whether to return six masks or one.
+            return_logits: Whether to return float32 logits instead of bool masks.
+            granularity: One value for all prompts.
 
         Returns:
-            masks: (B, C, H, W), C being 6 or 1; prompts with fewer answers are filled up with empty masks of score 0.
+            masks: (B, C, H, W), with C = 6 or 1; padded with empty masks of score 0.
             scores: (B, C) float32.
             logits: (B, C, 256, 256) float32.
 
@@ -334,7 +336,9 @@ class UnSAMPredictor:
         rows = [None if values is None else _rows(values) for values in given]
         counts = {len(values) for values in rows if values is not None}
         if len(counts) != 1 or 0 in counts:
-            raise UnSAMError(f'points, labels, boxes and masks must be of one number of objects, got {sorted(counts)}')
+            raise UnSAMError(
+                f'points, labels, boxes and masks must have the same number of objects, got {sorted(counts)}'
+            )
         (count,) = counts
         n_masks = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
         answers = [
@@ -349,20 +353,20 @@ def _rows(values: Any) -> np.ndarray:
     """(B, ...) numbers, one row for each prompt."""
     import torch
 
-    # NumPy has no bfloat16, and reads no tensor that needs a gradient.
+    # NumPy supports neither bfloat16 nor tensors that require a gradient.
     rows = values.detach().cpu().double() if isinstance(values, torch.Tensor) else values
     return np.atleast_1d(as_numbers(rows, 'points, labels, boxes and masks'))
 
 
 class SameCoordinates:
-    """Stands where Segment Anything scales coordinates and images to its input: here nothing is scaled."""
+    """An identity transform with the interface of Segment Anything's `ResizeLongestSide`."""
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """The image as it is."""
+        """The image, unchanged."""
         return image
 
     def apply_coords(self, coords: Any, original_size: tuple[int, int]) -> Any:
-        """The coordinates as they are, in pixels of the image."""
+        """The coordinates in pixels of the image, unchanged."""
         return coords
 
     apply_boxes = apply_coords_torch = apply_boxes_torch = apply_coords
@@ -387,4 +391,4 @@ def _tree(checkpoint: None = None) -> Engine:
 
 
 unsam_model_registry = {DEFAULT_MODEL: _model, 'default': _model, 'tree': _tree}
-"""Engines by name, in the way of ``segment_anything.sam_model_registry``: ``unsam_model_registry[name](checkpoint=path)``."""
+"""Engines by name, like ``segment_anything.sam_model_registry``: ``unsam_model_registry[name](checkpoint=path)``."""

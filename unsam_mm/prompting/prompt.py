@@ -1,4 +1,4 @@
-"""What engines are asked, checked, and the low-resolution logits that go from one call to the next."""
+"""Validated prompts, and low-resolution mask logits."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from skimage.transform import resize
 
 from unsam_mm.errors import UnSAMError
 
-MAX_MASKS_PER_PROMPT = 6  # as many as the promptable model of the paper has mask tokens
-LOGIT_SIDE_PX = 256  # Segment Anything's low-resolution frame
+MAX_MASKS_PER_PROMPT = 6  # the number of mask tokens in the promptable model of the paper
+LOGIT_SIDE_PX = 256  # size of Segment Anything's low-resolution masks
 LOGIT_SCALE = 8.0
 NO_IMAGE = 'no image is set; call set_image(image) first'
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One checked prompt; has a positive point or a box.
+    """A validated prompt with a positive point or a box.
 
     Attributes:
         points_xy: (N, 2) int64 pixel coordinates inside the image, x before y, without padding.
         positive: (N,) bool.
-        box_xyxy: (4,) float64 with its corners in order, none of them outside the image, or None.
+        box_xyxy: (4,) float64 box inside the image, upper left corner first, or None.
         mask_input: (256, 256) float32 logits, or None.
     """
 
@@ -41,11 +41,11 @@ class Prompt:
         box_xyxy: np.ndarray | None = None,
         mask_input: np.ndarray | None = None,
     ) -> Prompt:
-        """Of arguments as people give them; see `UnSAMPredictor.predict`.
+        """A prompt from unchecked arguments; see `UnSAMPredictor.predict`.
 
         Raises:
-            UnSAMError: If there is no prompt, an argument has another shape or label, a point lies outside the image, or
-                the box does not touch it.
+            UnSAMError: If there is no prompt, an argument has another shape or label, a point lies outside the image,
+                or the box does not touch it.
         """
         points, positive = _checked_points(points_xy, point_labels)
         box = None if box_xyxy is None else _checked_box(box_xyxy, size_hw)
@@ -68,9 +68,9 @@ class Prompt:
 
 
 def low_resolution_logits(masks: np.ndarray) -> np.ndarray:
-    """(N, 256, 256) float32 logits of (N, H, W) bool masks in Segment Anything's square frame.
+    """(N, 256, 256) float32 logits of (N, H, W) bool masks, in the format of Segment Anything.
 
-    The image's longer side fills the square; the rest is negative.
+    The longer side of the image fills the square; the padding is negative.
     """
     size_hw = masks.shape[1:]
     rows, columns = _frame_shape(size_hw)
@@ -80,7 +80,7 @@ def low_resolution_logits(masks: np.ndarray) -> np.ndarray:
             share = resize(mask.astype(np.float32), (rows, columns), order=1)
             out[:rows, :columns] = (share - 0.5) * LOGIT_SCALE
         return logits
-    # Of the rows of one cell: adding whole rows is what processors do in one go, and the more the smaller the numbers.
+    # Column sums over the rows of a cell: adding whole rows vectorises, and better with small integer types.
     sums = np.zeros(size_hw[1], np.min_scalar_type(-(-size_hw[0] // rows)))
     for pixels, out in zip(masks.view(np.uint8), logits, strict=True):
         _write_cell_logits(pixels, out[:rows, :columns], sums, LOGIT_SCALE, *_window(pixels))
@@ -88,20 +88,20 @@ def low_resolution_logits(masks: np.ndarray) -> np.ndarray:
 
 
 def mask_of_logits(logits: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool mask that (256, 256) low-resolution logits describe."""
+    """(H, W) bool mask from (256, 256) low-resolution logits."""
     rows, columns = _frame_shape(size_hw)
     return resize(logits[:rows, :columns], size_hw, order=1) > 0
 
 
 def box_iou(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """(N,) IoU of (N, 4) boxes x0, y0, x1, y1 with one of (4,)."""
+    """(N,) IoU of (N, 4) boxes x0, y0, x1, y1 with a (4,) box."""
     overlap = np.clip(np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2]), 0, None).prod(axis=1)
     union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod() - overlap
     return overlap / np.maximum(union, 1e-9)
 
 
 def _frame_shape(size_hw: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the frame that the image fills."""
+    """Rows and columns of the low-resolution mask without its padding."""
     scale = LOGIT_SIDE_PX / max(size_hw)
     rows, columns = (max(1, round(side * scale)) for side in size_hw)
     return rows, columns
@@ -109,7 +109,7 @@ def _frame_shape(size_hw: tuple[int, int]) -> tuple[int, int]:
 
 @numba.njit(nogil=True, cache=True)
 def _window(mask):
-    """First and last row and column that an (H, W) mask of 0 and 1 touches, the last ones exclusive; zeros if none."""
+    """Bounding box of an (H, W) mask of 0 and 1: top, bottom, left, right, ends exclusive; zeros if it is empty."""
     height, width = mask.shape
     used = np.zeros(width, np.uint8)
     top, bottom = height, 0
@@ -129,10 +129,10 @@ def _window(mask):
 
 @numba.njit(nogil=True, cache=True)
 def _write_cell_logits(mask, out, sums, scale, top, bottom, left, right):
-    """Writes which share of each cell of a grid an (H, W) mask of 0 and 1 fills, less a half and scaled.
+    """Writes scaled logits: the fraction of each grid cell that an (H, W) mask of 0 and 1 covers, minus 0.5.
 
-    The mask lies in the window from row `top` to `bottom` and column `left` to `right`; cells without any of it are left.
-    `sums` holds as many numbers as a row has pixels.
+    The mask lies in rows `top` to `bottom` and columns `left` to `right`; cells outside are not written. `sums` is a
+    buffer of W numbers.
     """
     height, width = mask.shape
     rows, columns = out.shape
@@ -142,7 +142,7 @@ def _write_cell_logits(mask, out, sums, scale, top, bottom, left, right):
     first, last = left * columns // width, (right - 1) * columns // width
     for row in range(top * rows // height, (bottom - 1) * rows // height + 1):
         sums[:] = 0
-        # Views from 0 on, since a start that could be negative keeps loops from being made fast.
+        # Slices, since possibly negative indices prevent vectorisation.
         for y in range(max(row_starts[row], top), min(row_starts[row + 1], bottom)):
             pixels, part = mask[y, left:right], sums[left:right]
             for x in range(len(part)):
@@ -168,27 +168,27 @@ def _checked_points(points_xy: np.ndarray | None, point_labels: np.ndarray | Non
         raise UnSAMError(f'{len(points)} points have labels of shape {labels.shape}; expected one label for each point')
     if not np.isin(labels, (-1, 0, 1)).all():
         raise UnSAMError(
-            f'point labels must be 1, 0 or -1 (left out), got {np.unique(labels).tolist()}; pass a box as box'
+            f'point labels must be 1, 0 or -1 (padding), got {np.unique(labels).tolist()}; pass a box with the argument box'
         )
     return points[labels >= 0], labels[labels >= 0] == 1
 
 
 def _checked_box(box_xyxy: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """(4,) float box with its corners in order."""
+    """(4,) float box clipped to the image, upper left corner first."""
     box = as_numbers(box_xyxy, 'a box')
     if box.shape == (1, 4):  # as Segment Anything's notebooks pass it
         box = box[0]
     if box.shape != (4,) or not np.isfinite(box).all():
         raise UnSAMError(
-            f'a box must be four numbers x0, y0, x1, y1, got {np.asarray(box_xyxy).tolist()}; one box a call'
+            f'a box must be four numbers x0, y0, x1, y1, got {np.asarray(box_xyxy).tolist()}; pass one box in each call'
         )
     corners = box.reshape(2, 2)
     low, high = corners.min(axis=0), corners.max(axis=0)
     if (high <= 0).any() or (low >= size_hw[::-1]).any() or (low == high).any():
         raise UnSAMError(
-            f'box {box.tolist()} holds no pixel of the image of width {size_hw[1]} and height {size_hw[0]}'
+            f'box {box.tolist()} contains no pixel of the image of width {size_hw[1]} and height {size_hw[0]}'
         )
-    # What lies outside would count against every region in an IoU.
+    # Area outside the image would lower the IoU of every region.
     return np.concatenate([low.clip(min=0), np.minimum(high, size_hw[::-1])])
 
 
@@ -203,19 +203,19 @@ def _checked_logits(mask_input: np.ndarray) -> np.ndarray:
 
 
 def as_numbers(values: np.ndarray, name: str) -> np.ndarray:
-    """An array of real numbers as float64.
+    """Converts values to a float64 array.
 
     Args:
-        values: Array, sequence or tensor as people give it.
-        name: What the error message calls it.
+        values: Array, sequence or tensor.
+        name: Name of the values in the error message.
 
     Raises:
-        UnSAMError: If it is of something else.
+        UnSAMError: If they are no real numbers.
     """
     try:
         array = np.asarray(values)
         if array.dtype.kind == 'c':
             raise TypeError('complex numbers')
         return array.astype(float)
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: tensors that need a gradient
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: tensors that require a gradient
         raise UnSAMError(f'{name} must be an array of real numbers: {error}') from error

@@ -1,4 +1,4 @@
-"""How answers of windows of several levels become one list, and one scale of sizes."""
+"""Combines the masks that tiles of several pyramid levels predict for a prompt."""
 
 from __future__ import annotations
 
@@ -13,102 +13,102 @@ from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid
 
 _SAME_IOU = 0.8
-_BEYOND = 0.5  # what an answer of the level after the leading one is worth
-_DECADES_IN_WINDOW = 4  # of area, between the smallest mask of a window that is asked for and all of it
-_STEPS_PER_DECADE = 8  # distinct sizes in a factor of ten
+_LEVEL_PENALTY = 0.5  # factor of scores for each level after the leading one
+_DECADES_IN_WINDOW = 4  # range of areas between the smallest mask of a window and the whole window
+_STEPS_PER_DECADE = 8  # areas that are tried for each factor of ten
 
 
 class Gathered:
-    """Masks of one prompt from windows of rising coarseness.
+    """Collects the masks for one prompt from windows of increasing coarseness.
 
-    The first level whose best answer is kept leads. The best answers of all levels answer the same question, so the scores
-    of each are scaled to give its best answer, be it kept or not, the score of the leading one. They are halved for every
-    level beyond the leading one, which no longer sees what is small.
+    The leading level is the first whose best mask is kept. The scores of every other level are scaled so that its best
+    mask gets the score of the leading level, and halved for each level after the leading one, which resolves less
+    detail.
 
     Args:
-        count: How many masks are wanted.
+        count: Number of masks wanted.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._crops: list[MaskCrop] = []
-        self._shares: list[float] = []  # of the score of the best answer
+        self._relative_scores: list[float] = []  # relative to the score of the best mask
         self._best_score: float | None = None
         self._last_score = 0.0
-        self._n_beyond = 0  # levels after the leading one
+        self._n_after = 0  # levels after the leading one
 
     @property
     def is_enough(self) -> bool:
-        """Whether coarser levels need not be asked."""
+        """Whether coarser levels are not needed."""
         return self._best_score is not None and len(self._crops) >= self._count
 
     def add(self, crops: list[MaskCrop | None], scores: np.ndarray) -> None:
-        """The C answers of one level.
+        """Adds the C masks of one level.
 
         Args:
-            crops: None for those that may go on beyond the window.
-            scores: (C,) of all of them.
+            crops: The masks; None for those that may extend beyond the window.
+            scores: (C,) scores of all masks.
         """
         best = int(np.argmax(scores))
         leads = self._best_score is None and crops[best] is not None
         self._last_score = float(scores[best])
-        self._n_beyond += self._best_score is not None
-        weight = _BEYOND**self._n_beyond
+        self._n_after += self._best_score is not None
+        weight = _LEVEL_PENALTY**self._n_after
         finer, largest = list(self._crops), max((crop.area for crop in self._crops), default=0)
         for number in np.argsort(-scores, kind='stable'):
             crop = crops[number]
-            share = weight * float(scores[number]) / max(self._last_score, np.finfo(np.float32).tiny)
+            score = weight * float(scores[number]) / max(self._last_score, np.finfo(np.float32).tiny)
             if crop is None:
                 continue
-            alike = [i for i, other in enumerate(finer) if crop.iou(other) > _SAME_IOU]
-            if alike:  # the finer window draws it better
-                self._shares[alike[0]] = max(self._shares[alike[0]], share)
+            same = [i for i, other in enumerate(finer) if crop.iou(other) > _SAME_IOU]
+            if same:  # the mask of the finer window is kept, which is more accurate
+                self._relative_scores[same[0]] = max(self._relative_scores[same[0]], score)
             elif crop.area > largest or (leads and number == best):
                 self._crops.append(crop)
-                self._shares.append(share)
+                self._relative_scores.append(score)
         if leads:
             self._best_score = self._last_score
 
     def best(self) -> tuple[list[MaskCrop], np.ndarray]:
-        """At most as many masks as are wanted, best first, and their (C,) float32 scores."""
-        shares = np.array(self._shares)
-        order = np.argsort(-shares, kind='stable')[: self._count]
+        """At most the wanted number of masks, best first, and their (C,) float32 scores."""
+        relative = np.array(self._relative_scores)
+        order = np.argsort(-relative, kind='stable')[: self._count]
         scale = self._last_score if self._best_score is None else self._best_score
-        return [self._crops[i] for i in order], (shares[order] * scale).astype(np.float32)
+        return [self._crops[i] for i in order], (relative[order] * scale).astype(np.float32)
 
 
 class WindowAnswers(Protocol):
-    """Who asks about windows; see `TiledEngine` for both."""
+    """The methods of `TiledEngine` that `MasksBySize` uses."""
 
     def ask(self, window: Window, prompt: Prompt, granularity: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """(C, h, w) bool masks of a window, and their (C,) scores."""
+        """(C, h, w) bool masks of a window, and their (C,) scores, for a prompt."""
 
     def fitting(self, window: Window, masks: np.ndarray, prompt: Prompt) -> list[MaskCrop | None]:
-        """Masks of a window on the plane; None for what may go on beyond the window."""
+        """Masks of a window at the resolution of the plane; None for masks that may extend beyond the window."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """The answer at one size, not drawn on the plane."""
+    """The mask for one area, in its window."""
 
-    level: int = 0  # number in the list of windows: where to go on
-    found: tuple[Window, np.ndarray] | None = None  # the mask in its window
-    area: int = 0  # on the plane
+    level: int = 0  # index of the window from which the search continues
+    found: tuple[Window, np.ndarray] | None = None  # the mask and its window
+    area: int = 0  # in pixels of the plane
     score: float = 0.0
 
 
 class MasksBySize:
-    """The masks of one prompt by size; the area never falls as the wanted one rises.
+    """Masks for one prompt by area; the area of the result is monotone in the wanted area.
 
-    Sizes from a ten-thousandth of a window of the finest level to the whole plane are tried in turn, eight for each factor of
-    ten, as far as the wanted one. A window is left for the next coarser one where its answer may go on beyond it, and an
-    answer smaller than the one before it is not taken.
+    Areas from a ten-thousandth of a window of the finest level to the whole plane are tried in ascending order, eight
+    for each factor of ten, up to the wanted area. If the mask may extend beyond the window, the next coarser window is
+    used. A mask smaller than the previous one is not accepted.
 
     Args:
-        asked: Answers about windows.
-        pyramid: Of the plane.
-        windows: Those that hold the prompt, finest first.
-        prompt: What is asked.
+        asked: Predicts masks for windows.
+        pyramid: The windows of the plane.
+        windows: The windows that contain the prompt, finest first.
+        prompt: The prompt.
     """
 
     def __init__(self, asked: WindowAnswers, pyramid: WindowPyramid, windows: list[Window], prompt: Prompt) -> None:
@@ -120,7 +120,7 @@ class MasksBySize:
         self._last = math.ceil(_STEPS_PER_DECADE * (_DECADES_IN_WINDOW + math.log10(self._plane_px / finest)))
 
     def answer(self, area_px: float) -> tuple[list[MaskCrop], np.ndarray]:
-        """The mask nearest to an area with its (1,) score; none if no mask agrees with the prompt. 0 gives the finest."""
+        """The mask of the nearest area and its (1,) score; none if none agrees with the prompt. 0 gives the finest."""
         number = 0
         if area_px > 0:
             number = round(self._last + _STEPS_PER_DECADE * math.log10(area_px / self._plane_px))

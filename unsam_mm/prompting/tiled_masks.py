@@ -1,4 +1,4 @@
-"""All masks of a plane, from the masks of its windows, which come one by one."""
+"""Merges the automatic masks of the tiles of a plane into one mask set."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pycocotools import mask as coco_mask
 
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import Rle, decode_rles, encode_crop
-from unsam_mm.prompting.windows import Window, WindowPyramid, lifted
+from unsam_mm.prompting.windows import Window, WindowPyramid, upsample_mask
 
-_SAME_IOU = 0.8  # of masks of two windows that show the same
-_INSIDE = 0.95  # share of a mask that its parent holds; outlines of different levels never agree to the pixel
-_SLACK_PX = 4  # by which a mask must fit into a finer window to be left to it
-_PARENTS_AT_ONCE = 8  # masks that are looked at for one that holds another, smallest first
-_SPARE = 4  # times as many masks as are wanted are held before the worst are dropped
+_SAME_IOU = 0.8  # masks of two windows with a larger IoU are duplicates
+_INSIDE = 0.95  # fraction of a mask that its parent contains; boundaries of different levels differ by pixels
+_SLACK_PX = 4  # additional margin for a mask to be assigned to a finer window
+_PARENTS_AT_ONCE = 8  # candidates for a parent that are compared at once, smallest first
+_SPARE = 4  # the masks are pruned when there are this many times the wanted number
 
 
 @dataclass(eq=False)
 class _Found:
-    """One mask, and what is known of it."""
+    """One mask with its attributes."""
 
     rle: Rle
     score: float
@@ -31,41 +31,41 @@ class _Found:
 
 
 class PlaneMasks:
-    """The best masks of the windows of a plane as run lengths of the plane.
+    """Collects the best masks of all windows of a plane as RLEs of the plane.
 
-    A mask is taken from the window whose middle is nearest to the mask's own, if it stays away from the inner sides of that
-    window and no finer window would hold it. Of two masks that show the same, the one from the finer window or from the one
-    that was looked at before stays, and of one window the better one.
-    Windows know nothing of each other: a score compares the masks of one window, and of others as far as they are alike.
+    A mask is accepted from the window whose centre is nearest to its own, if it keeps a margin to the inner sides of
+    that window and no finer window contains it. Of duplicates in different windows the mask of the finer or earlier
+    window is kept, of duplicates in one window the better one. Scores are normalised in each window, so scores of
+    different windows are comparable only for windows of similar content.
 
     Args:
         pyramid: The windows of the plane.
-        max_masks: How many are wanted.
-        max_iou: Of two masks with a larger IoU one is kept; for masks of different windows it is 0.8 at most.
+        max_masks: Maximum number of masks.
+        max_iou: Of two masks with a larger IoU one is kept; at most 0.8 for masks of different windows.
     """
 
     def __init__(self, pyramid: WindowPyramid, max_masks: int, max_iou: float) -> None:
         self._pyramid, self._max_masks, self._max_iou = pyramid, max_masks, max_iou
         self._found: list[_Found] = []
-        self._boxes = np.zeros((0, 4), np.int64)  # theirs
+        self._boxes = np.zeros((0, 4), np.int64)  # boxes of the masks
 
     def add(self, window: Window, masks: MaskSet, stability: np.ndarray, min_area_px: int) -> None:
-        """The masks of one window; windows come from the finest level to the coarsest.
+        """Adds the masks of one window; windows must be added from the finest level to the coarsest.
 
         Args:
-            window: Where they were found.
-            masks: In pixels of the window.
-            stability: (N,) of each.
-            min_area_px: What is smaller on the plane is dropped.
+            window: The window.
+            masks: Masks in pixels of the window.
+            stability: (N,) stability of the masks.
+            min_area_px: Masks with a smaller area on the plane are removed.
         """
         owned = np.flatnonzero([self._is_owned(window, box) for box in masks.boxes_xyxy])
-        # Only what overlaps the window, and later what is added here, can be the same as a mask of it.
+        # Only masks that overlap the window, and those added here, can be duplicates.
         before = _overlapping(self._boxes, window.to_plane(np.array([0, 0, window.width, window.height])))
         near = [self._found[i] for i in before]
         boxes = np.concatenate([self._boxes[before], np.zeros((len(owned), 4), np.int64)])
         areas = np.array([mask.area for mask in near] + [0] * len(owned), np.int64)
         for i in owned:
-            crop = lifted(decode_rles([masks.rles[i]], masks.size_hw)[0], window, self._pyramid.size_hw)
+            crop = upsample_mask(decode_rles([masks.rles[i]], masks.size_hw)[0], window, self._pyramid.size_hw)
             if (area := crop.area) < min_area_px:
                 continue
             rle = encode_crop(crop.bitmap, crop.top, crop.left, self._pyramid.size_hw)
@@ -84,7 +84,7 @@ class PlaneMasks:
             self._boxes = _boxes_of(self._found)
 
     def finished(self) -> tuple[MaskSet, np.ndarray]:
-        """The masks, best first, and their (N,) float32 stability; a parent holds at least 95 percent of a mask."""
+        """The masks, best first, and their (N,) float32 stability; a parent contains at least 95 % of a mask."""
         best = self._best()
         masks = MaskSet(
             rles=[mask.rle for mask in best],
@@ -97,7 +97,7 @@ class PlaneMasks:
         return masks, np.array([mask.stability for mask in best], np.float32)
 
     def _same_as(self, mask: _Found, near: list[_Found]) -> _Found | None:
-        """Which of some masks shows the same."""
+        """The duplicate of a mask among others, if any."""
         overlaps = _shares(mask.rle, [other.rle for other in near], of_first=False)
         limits = [self._max_iou if other.window == mask.window else min(self._max_iou, _SAME_IOU) for other in near]
         return near[int(overlaps.argmax())] if (overlaps > limits).any() else None
@@ -106,7 +106,7 @@ class PlaneMasks:
         return sorted(self._found, key=lambda mask: -mask.score)[: self._max_masks]
 
     def _is_owned(self, window: Window, box_xyxy: np.ndarray) -> bool:
-        """Whether the mask in a box of a window is for this window to give."""
+        """Whether a mask with this box is assigned to this window."""
         box = window.to_plane(box_xyxy.astype(float))
         centre = (box[:2] + box[2:]) / 2
         if self._pyramid.window_at(window.level, centre) != window or not window.holds(box, window.rim_px):
@@ -118,7 +118,7 @@ class PlaneMasks:
 
 
 def _parents(masks: list[_Found]) -> np.ndarray:
-    """(N,) int64 the smallest mask that holds each, or -1."""
+    """(N,) int64 index of the smallest mask that contains each mask, or -1."""
     parents = np.full(len(masks), -1, np.int64)
     order = np.argsort([mask.area for mask in masks], kind='stable')
     boxes, areas = _boxes_of([masks[i] for i in order]), np.array([masks[i].area for i in order])
@@ -139,26 +139,26 @@ def _boxes_of(masks: list[_Found]) -> np.ndarray:
 
 
 def _may_overlap(boxes: np.ndarray, areas: np.ndarray, mask: _Found, min_iou: float) -> np.ndarray:
-    """Which masks, of which (N, 4) boxes and (N,) areas are known, may have a larger IoU with a mask, in their order."""
+    """Indices of masks, given by (N, 4) boxes and (N,) areas, whose IoU with a mask may exceed a minimum; ascending."""
     near = _overlapping(boxes, mask.box_xyxy)
     shared = np.minimum(_shared_by_boxes(boxes[near], mask.box_xyxy), np.minimum(areas[near], mask.area))
     return near[shared > min_iou * (areas[near] + mask.area - shared)]
 
 
 def _shared_by_boxes(boxes: np.ndarray, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
-    """(N,) pixels that (N, 4) boxes share with a box: no masks in them share more."""
+    """(N,) intersections of (N, 4) boxes with a box in pixels, an upper bound for their masks."""
     low, high = np.maximum(boxes[:, :2], box_xyxy[:2]), np.minimum(boxes[:, 2:], box_xyxy[2:])
     return np.maximum(high - low, 0).prod(axis=1)
 
 
 def _overlapping(boxes: np.ndarray, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
-    """Which of (N, 4) boxes overlap a box."""
+    """Indices of (N, 4) boxes that overlap a box."""
     box = np.array(box_xyxy)
     return np.flatnonzero(((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(axis=1))
 
 
 def _shares(rle: Rle, others: list[Rle], of_first: bool) -> np.ndarray:
-    """(N,) pixels that a mask shares with others, over the union, or over its own."""
+    """(N,) intersections of a mask with others, over the union, or over the area of the mask."""
     if not others:
         return np.zeros(0)
     return coco_mask.iou([rle], others, [of_first] * len(others))[0]

@@ -1,7 +1,7 @@
-"""An engine for planes of any size: each prompt is answered from windows around it, at several resolutions.
+"""An engine for planes of any size, which processes tiles around each prompt at several resolutions.
 
-Every mask comes from one window, and is given only if it stays away from those sides of the window beyond which the plane
-goes on. What is too large for a window is left to a coarser one. So there is no seam where masks would have to meet.
+Every mask comes from a single window, and only if it keeps a margin to the sides of the window inside the plane. Larger
+objects come from coarser windows. So no masks have to be stitched, and there are no seams.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import LOGIT_SIDE_PX, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt
 from unsam_mm.prompting.tiled_answers import Gathered, MasksBySize
 from unsam_mm.prompting.tiled_masks import PlaneMasks
-from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid, lifted
+from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid, upsample_mask
 
 MIN_TILE_PX = 128
 logger = logging.getLogger(__name__)
 
-_MAX_SIDE_PX = 2**31 - 1  # of a plane; larger ones are no planes
-_MARGIN_SHARE = 1 / 8  # of a window's side between its inner sides and a prompt
+_MAX_SIDE_PX = 2**31 - 1  # limit for the sides of a plane in an embedding file
+_MARGIN = 1 / 8  # distance between a prompt and the inner sides of a window, relative to the side of the window
 
 
 class TiledEngine:
-    """Answers prompts on a plane of any size with an engine for images.
+    """Predicts masks on a plane of any size with an engine for images.
 
     Args:
-        engine: Looks at the windows; its image is replaced.
-        tile_px: Side of a window in its own pixels; no smaller than 128.
-        max_windows: Windows that are kept ready; the one that was not used for longest goes first. A window of
-            1024 px takes 40 to 80 MB.
+        engine: The engine for the windows; its image is replaced.
+        tile_px: Side of a window in its own pixels, at least 128.
+        max_windows: Size of the cache of encoded windows, in least-recently-used order. A window of 1024 px takes 40 to
+            80 MB.
 
     Raises:
         UnSAMError: If a number is too small.
@@ -61,17 +61,17 @@ class TiledEngine:
 
     @property
     def name(self) -> str:
-        """That of the engine for images."""
+        """The name of the engine for images."""
         return self._engine.name
 
     @property
     def device(self) -> str:
-        """That of the engine for images."""
+        """The device of the engine for images."""
         return self._engine.device
 
     @property
     def signature(self) -> str | None:
-        """That of the engine for images, and the side of the windows; None if that has none."""
+        """The signature of the engine for images with the side of the windows; None if it has none."""
         seen = self._engine.signature
         return None if seen is None else f'{seen} in tiles of {self._tile_px} px'
 
@@ -81,37 +81,37 @@ class TiledEngine:
         return None if self._pyramid is None else self._pyramid.size_hw
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Takes a copy of an (H, W, 3) uint8 RGB image; nothing is computed before the first prompt."""
-        self.set_plane(LazyPlane(rgb.copy()))  # cameras write the next frame into the same array
+        """Sets a copy of an (H, W, 3) uint8 RGB image; nothing is computed before the first prompt."""
+        self.set_plane(LazyPlane(rgb.copy()))  # the caller may overwrite the array
 
     def set_plane(
         self, plane: LazyPlane, store: str | Path | None = None, used: Callable[[Path], None] = lambda file: None
     ) -> None:
-        """Takes a plane; pixels are read when a prompt needs them.
+        """Sets a plane; pixels are read when a prompt needs them.
 
         Args:
-            plane: What to read.
-            store: Folder where windows are kept for a later time, by their pixels and the signature of the engine; those of
-                an engine without one are not kept. Damaged files in it are made anew; where it cannot be written, nothing
-                is kept.
-            used: Told each file of that folder after it was read or written; files are never removed here.
+            plane: The plane.
+            store: Folder in which embeddings of windows are cached, by their pixels and the signature of the engine;
+                unused for engines without a signature. Damaged files are replaced; a folder that cannot be written is
+                ignored.
+            used: Called with each file of that folder after it was read or written. Files are never evicted here.
         """
         self.reset_image()
         self._plane, self._pyramid = plane, WindowPyramid(plane.size_hw, self._tile_px)
         self._store, self._used = None if store is None else Path(store), used
 
     def reset_image(self) -> None:
-        """Forgets the plane."""
+        """Removes the plane."""
         self._plane: LazyPlane | None = None
         self._pyramid: WindowPyramid | None = None
         self._ready: OrderedDict[Window, Engine | None] = OrderedDict()
-        self._by_size: tuple[tuple, MasksBySize] | None = None  # of the last prompt that a size was wanted of
+        self._by_size: tuple[tuple, MasksBySize] | None = None  # for the last prompt with a size
         self._engine.reset_image()
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `crops`, but each mask as large as the plane: (C, H, W) bool."""
+        """Same as `crops`, but with (C, H, W) bool masks of the size of the plane."""
         crops, scores = self.crops(prompt, multimask_output, granularity)
         masks = np.zeros((len(crops), *self.size_hw), bool)
         for crop, mask in zip(crops, masks, strict=True):
@@ -123,8 +123,8 @@ class TiledEngine:
     ) -> tuple[list[MaskCrop], np.ndarray]:
         """C masks, best first, and (C,) float32 scores.
 
-        The first comes from the finest level whose best answer fits into its window. Coarser levels add what is larger;
-        they are not looked at for one mask alone, nor if there are six already.
+        The first mask comes from the finest level whose best mask fits into its window. Coarser levels add larger
+        masks; they are skipped if one mask is wanted, or there are six already.
         """
         if granularity is not None:
             return self.crops_near(prompt, granularity_area(granularity, self.size_hw[0] * self.size_hw[1]))
@@ -138,9 +138,10 @@ class TiledEngine:
         return gathered.best()
 
     def crops_near(self, prompt: Prompt, area_px: float) -> tuple[list[MaskCrop], np.ndarray]:
-        """The mask nearest to an area in pixels of the plane, and its (1,) score; none if no mask agrees with the prompt.
+        """The mask of the nearest area in pixels of the plane, and its (1,) score; none if no mask agrees with the
+        prompt.
 
-        On a large plane most objects are smaller than a ten-thousandth of it, which is where granularities begin.
+        On large planes most objects are smaller than a ten-thousandth of the plane, the granularity 0.
         """
         parts = (prompt.points_xy, prompt.positive, prompt.box_xyxy, prompt.mask_input)
         key = tuple(None if part is None else part.tobytes() for part in parts)
@@ -149,7 +150,7 @@ class TiledEngine:
         return self._by_size[1].answer(area_px)
 
     def ask(self, window: Window, prompt: Prompt, granularity: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """(C, h, w) bool masks of a window, and their (C,) scores; none if the window has nothing to segment."""
+        """(C, h, w) bool masks of a window, and their (C,) scores, for a prompt; none if the window is uniform."""
         engine = self._engine_at(window)
         local = None if engine is None else _in_window(prompt, window, self.size_hw)
         if local is None:
@@ -157,7 +158,7 @@ class TiledEngine:
         return engine.answer(local, True, granularity)
 
     def fitting(self, window: Window, masks: np.ndarray, prompt: Prompt) -> list[MaskCrop | None]:
-        """Masks of a window at the resolution of the plane; None for what may go on beyond the window."""
+        """Masks of a window at the resolution of the plane; None for masks that may extend beyond the window."""
         return [
             None if window.reaches_rim(mask) or not mask.any() else self._drawn(window, mask, prompt) for mask in masks
         ]
@@ -165,9 +166,9 @@ class TiledEngine:
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
-        """The best masks of all windows, and how stable each is; see `PlaneMasks`.
+        """The best masks of all windows, and their stability; see `PlaneMasks`.
 
-        Every window is looked at once, and forgotten after it: only run lengths are kept.
+        Every window is processed once and then released; only RLEs are kept.
         """
         found = PlaneMasks(self._pyramid, max_masks, max_iou)
         for level in range(self._pyramid.n_levels):
@@ -179,7 +180,7 @@ class TiledEngine:
         return found.finished()
 
     def embedding(self) -> dict[str, np.ndarray]:
-        """What is known of the windows that are ready."""
+        """The embeddings of the cached windows."""
         if self._pyramid is None:
             raise UnSAMError(NO_IMAGE)
         arrays = {'plane': np.array([*self.size_hw, self._tile_px])}
@@ -190,15 +191,15 @@ class TiledEngine:
         return arrays
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes back what `embedding` gave; prompts can then be answered from those windows.
+        """Restores an embedding from `embedding`; prompts in those windows can then be predicted without the plane.
 
         Raises:
-            UnSAMError: If the arrays are of no plane, or of windows of another size.
+            UnSAMError: If the arrays belong to no plane, or to windows of another size.
         """
         given = np.ravel(arrays.get('plane', ()))
         plane = given.tolist() if given.dtype.kind in 'iu' else []
         if len(plane) != 3 or plane[2] != self._tile_px or min(plane) < 1 or max(plane) > _MAX_SIDE_PX:
-            raise UnSAMError(f'the arrays are of no plane in tiles of {self._tile_px} px; make the embedding again')
+            raise UnSAMError(f'the arrays belong to no plane in tiles of {self._tile_px} px; make the embedding again')
         pyramid = WindowPyramid((plane[0], plane[1]), self._tile_px)
         by_window: dict[str, dict[str, np.ndarray]] = {}
         for name, values in arrays.items():
@@ -211,26 +212,24 @@ class TiledEngine:
             engine = copy.copy(self._engine)
             engine.set_embedding(known)
             if engine.size_hw != (window.height, window.width):
-                raise UnSAMError(
-                    f'a window of {engine.size_hw} px was kept as one of {window}; make the embedding again'
-                )
+                raise UnSAMError(f'a window of {engine.size_hw} px is stored as {window}; make the embedding again')
             ready[window] = engine
         self.reset_image()
         self._ready.update(ready)
         self._pyramid = pyramid
 
     def to(self, device: str) -> TiledEngine:
-        """Moves the networks; windows are looked at again, so a plane is needed after it."""
+        """Moves the networks to a device; the cache is cleared, so the plane must be set."""
         if str(device) != self.device:
             self._ready.clear()
             self._engine = self._engine.to(device)
         return self
 
     def _windows_for(self, prompt: Prompt) -> list[Window]:
-        """The windows that hold a prompt well, finest first, one a level.
+        """The windows that contain a prompt with a margin, finest first, one for each level.
 
-        A window around the first click goes before one around all, so that further clicks do not change the window. What
-        lies outside of a window cannot be in its masks: negative clicks need not lie in it.
+        The window around the first click is preferred, so that further clicks do not change the window. Negative clicks
+        may lie outside of the window, where its masks are empty.
         """
         corners = prompt.points_xy[prompt.positive].astype(float)
         if prompt.box_xyxy is not None:
@@ -242,14 +241,14 @@ class TiledEngine:
         for level in range(self._pyramid.n_levels):
             for centre in (first, (low + high) / 2):
                 window = self._pyramid.window_at(level, centre)
-                if window.holds(np.concatenate([low, high]), _MARGIN_SHARE * self._tile_px):
+                if window.holds(np.concatenate([low, high]), _MARGIN * self._tile_px):
                     windows.append(window)
                     break
         return windows
 
     def _drawn(self, window: Window, mask: np.ndarray, prompt: Prompt) -> MaskCrop:
-        crop = lifted(mask, window, self.size_hw)
-        # A smooth outline may pass between a click and the middle of its coarse pixel.
+        crop = upsample_mask(mask, window, self.size_hw)
+        # The smoothed boundary may separate a click from the centre of its coarse pixel.
         for (x, y), positive in zip(prompt.points_xy - (crop.left, crop.top), prompt.positive, strict=True):
             if 0 <= y < crop.bitmap.shape[0] and 0 <= x < crop.bitmap.shape[1]:
                 y, x = (int(at) // window.scale * window.scale for at in (y, x))
@@ -257,7 +256,7 @@ class TiledEngine:
         return crop
 
     def _engine_at(self, window: Window) -> Engine | None:
-        """An engine that has looked at a window; None if all of it has one colour."""
+        """The engine with the embedding of a window; None if the window has a single colour."""
         if window not in self._ready:
             while len(self._ready) >= self._max_windows:
                 self._ready.popitem(last=False)
@@ -267,9 +266,7 @@ class TiledEngine:
 
     def _prepared(self, window: Window) -> Engine | None:
         if self._plane is None:
-            raise UnSAMError(
-                'the embedding holds nothing of the place that the prompt asks about; call set_image or set_plane'
-            )
+            raise UnSAMError('the embedding has no window at the position of the prompt; call set_image or set_plane')
         rgb = self._plane.read(window)
         if min(rgb.shape[:2]) < MIN_SIDE_PX or rgb.min() == rgb.max():
             return None
@@ -282,9 +279,9 @@ class TiledEngine:
         return self._taken()
 
     def _path_of(self, rgb: np.ndarray) -> Path | None:
-        """Where a window is kept; None if it is not."""
+        """The path of a cached window; None without a cache."""
         if self._store is not None and self._engine.signature is None:
-            logger.warning('windows are not kept in %s: the engine does not say what decides its answers', self._store)
+            logger.warning('windows are not cached in %s: the engine has no signature', self._store)
             self._store = None
         if self._store is None:
             return None
@@ -292,16 +289,16 @@ class TiledEngine:
         return self._store / f'{hashlib.sha256(key).hexdigest()[:32]}.npz'
 
     def _restored(self, path: Path) -> bool:
-        """Whether the engine has what is kept of a window; a damaged file is as good as none."""
+        """Restores a cached window; False if there is none, or its file is damaged."""
         try:
             self._engine.set_embedding(load_arrays(path, self.name))
         except UnSAMError as error:
             if os.path.lexists(path):
                 named = error if isinstance(error, StoreError) else f'{path}: {error}'
-                logger.warning('a window is looked at again: %s', named)
+                logger.warning('a cached window is computed again: %s', named)
             if isinstance(error, DamagedError) or not isinstance(error, StoreError):
-                with suppress(OSError):  # a store that cannot be written
-                    path.unlink(missing_ok=True)  # it has a name of ours and would stand in the way of the new one
+                with suppress(OSError):  # the folder may not be writable
+                    path.unlink(missing_ok=True)  # `save_arrays` does not replace a damaged file
             return False
         self._used(path)
         return True
@@ -310,20 +307,20 @@ class TiledEngine:
         try:
             save_arrays(path, self.name, self._engine.embedding())
         except StoreError as error:
-            self._store = None  # a full or read-only disk must not cost the user the answer
-            logger.warning('windows are no longer kept: %s', error)
+            self._store = None  # prompts still work on a full or read-only disk
+            logger.warning('windows are no longer cached: %s', error)
         else:
             self._used(path)
 
     def _taken(self) -> Engine:
-        """The engine with its image, and the networks shared; the one for the next window has none."""
+        """A copy of the engine with its image and shared networks; the image of the original is reset."""
         taken = copy.copy(self._engine)
         self._engine.reset_image()
         return taken
 
 
 def _named_window(pyramid: WindowPyramid, name: str) -> Window:
-    """The window that was kept as 'level_top_left'."""
+    """The window with the name 'level_top_left' in an embedding."""
     parts = name.split('_')
     if len(parts) == 3 and all(part.isdecimal() and len(part) < 11 for part in parts):
         level, top, left = map(int, parts)
@@ -332,11 +329,13 @@ def _named_window(pyramid: WindowPyramid, name: str) -> Window:
             window = pyramid.window_at(level, middle)
             if (window.top, window.left) == (top, left):
                 return window
-    raise UnSAMError(f'the arrays are of a window {name[:40]!r}, which the plane has not; make the embedding again')
+    raise UnSAMError(
+        f'the arrays belong to a window {name[:40]!r}, which the plane does not have; make the embedding again'
+    )
 
 
 def _in_window(prompt: Prompt, window: Window, size_hw: tuple[int, int]) -> Prompt | None:
-    """A prompt in pixels of a window; None if one pixel has clicks of both kinds there."""
+    """A prompt in pixels of a window; None if clicks of both kinds fall into one pixel."""
     points = np.floor(window.to_local(prompt.points_xy)).astype(np.int64)
     inside = ((points >= 0) & (points < (window.width, window.height))).all(axis=1)
     box, mask_input = prompt.box_xyxy, prompt.mask_input
@@ -349,9 +348,9 @@ def _in_window(prompt: Prompt, window: Window, size_hw: tuple[int, int]) -> Prom
 
 
 def _logits_of_window(logits: np.ndarray, window: Window, size_hw: tuple[int, int]) -> np.ndarray:
-    """(256, 256) logits of a plane in the frame of a window, whose longer side fills the square."""
+    """(256, 256) low-resolution logits of a window, resampled from those of the plane."""
     per_cell = max(window.height, window.width) * window.scale / LOGIT_SIDE_PX
-    share = LOGIT_SIDE_PX / max(size_hw)
+    scale = LOGIT_SIDE_PX / max(size_hw)
     cells = np.arange(LOGIT_SIDE_PX) + 0.5
-    rows, columns = ((start * window.scale + cells * per_cell) * share - 0.5 for start in (window.top, window.left))
+    rows, columns = ((start * window.scale + cells * per_cell) * scale - 0.5 for start in (window.top, window.left))
     return ndimage.map_coordinates(logits, np.meshgrid(rows, columns, indexing='ij'), order=1, mode='nearest')

@@ -1,4 +1,4 @@
-"""Answers from the region trees of an image; no trained weights are needed."""
+"""The engine 'tree': masks of the region trees of an image, without trained weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TREE_ARRAYS = ('leaf_labels', 'parent', 'height', 'score')
 
 
 class TreeEngine:
-    """Answers from the region tree of the image; needs no trained weights.
+    """Predicts masks from the region trees of an image, without trained weights.
 
     Args:
-        generator: Makes the tree; the default preset if not given.
+        generator: The generator of the trees; by default that of the default preset.
         device: Torch device of the default generator.
     """
 
@@ -37,7 +37,7 @@ class TreeEngine:
 
     @property
     def signature(self) -> str | None:
-        """That of the generator; None if it has none."""
+        """The signature of the generator; None if it has none."""
         return getattr(self._generator, 'signature', None)
 
     @property
@@ -50,12 +50,12 @@ class TreeEngine:
         self.set_hierarchy(self._generator(rgb))
 
     def set_hierarchy(self, hierarchy: MaskHierarchy) -> None:
-        """Uses a tree that is there already."""
+        """Sets an existing tree in place of an image."""
         self.hierarchy = hierarchy
         self._clicks = ClickInference(TreeSource(hierarchy))
 
     def reset_image(self) -> None:
-        """Forgets the image."""
+        """Removes the image."""
         self.hierarchy = self._clicks = None
 
     def answer(
@@ -65,12 +65,14 @@ class TreeEngine:
         if granularity is not None:
             return self._answer_at(prompt, granularity)
         answer = self._clicks.answer(prompt)
-        shapes, scores = (answer.shapes, answer.scores) if multimask_output else (answer.shapes[:1], answer.scores[:1])
-        order = np.argsort([shape.n_points for shape in shapes], kind='stable')
-        return masks_of([shapes[i] for i in order], self.hierarchy.size_hw), scores[order]
+        candidates, scores = (
+            (answer.candidates, answer.scores) if multimask_output else (answer.candidates[:1], answer.scores[:1])
+        )
+        order = np.argsort([candidate.n_points for candidate in candidates], kind='stable')
+        return masks_of([candidates[i] for i in order], self.hierarchy.size_hw), scores[order]
 
     def _answer_at(self, prompt: Prompt, granularity: float) -> tuple[np.ndarray, np.ndarray]:
-        """The node of the tree that agrees with a prompt and is nearest in size; none if no node agrees."""
+        """The node of the nearest area that agrees with a prompt; none if no node agrees."""
         tree = self.hierarchy
         nodes = agreeing_nodes(tree, prompt)
         if len(nodes) == 0:
@@ -81,9 +83,9 @@ class TreeEngine:
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
-        """The best nodes of all trees, and over which share of the merging heights each stays as it is.
+        """The best nodes of all trees, and their stability: the range of merge heights in which each persists.
 
-        There is no grid of points, and ranking has put near-equal nodes last: the other two numbers are not read.
+        `points_per_side` and `max_iou` have no effect: there is no grid of points, and the scores include soft NMS.
         """
         trees = (self.hierarchy, *self.hierarchy.alternatives)
         source, nodes = self.hierarchy.best_nodes(max_masks, min_area_px)
@@ -99,15 +101,15 @@ class TreeEngine:
         return tree_arrays(self.hierarchy)
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes back what `embedding` gave.
+        """Restores an embedding from `embedding`.
 
         Raises:
-            UnSAMError: If the arrays are not those of trees over one image.
+            UnSAMError: If the arrays do not describe trees of one image.
         """
         self.set_hierarchy(hierarchy_of_arrays(arrays))
 
     def to(self, device: str) -> TreeEngine:
-        """Makes the default generator anew on another device; a generator that was given stays where it is."""
+        """Moves the default generator to a device; a generator given by the caller is not moved. Returns itself."""
         if self._given is None and str(device) != self.device:
             self.device = str(device)
             self._generator = PseudoMaskGenerator.from_preset('default', device=self.device)
@@ -115,22 +117,22 @@ class TreeEngine:
 
 
 def tree_arrays(hierarchy: MaskHierarchy) -> dict[str, np.ndarray]:
-    """The arrays of a tree and its alternatives by name, as they are stored."""
+    """The named arrays of a tree and its alternatives, in their stored form."""
     trees = (hierarchy, *hierarchy.alternatives)
     return {f'{name}_{i}': getattr(tree, name) for i, tree in enumerate(trees) for name in _TREE_ARRAYS}
 
 
 def hierarchy_of_arrays(arrays: dict[str, np.ndarray]) -> MaskHierarchy:
-    """What `tree_arrays` was made of.
+    """The hierarchy from the arrays of `tree_arrays`.
 
     Raises:
-        UnSAMError: If the arrays are not those of trees over one image.
+        UnSAMError: If the arrays do not describe trees of one image.
     """
     try:
         count, rest = divmod(len(arrays), len(_TREE_ARRAYS))
         if rest:
             raise ValueError(f'{len(arrays)} arrays')
-        # Renumbers nothing that is in order, and checks the rest.
+        # Validates the arrays; leaves in depth-first order keep their numbers.
         first, *others = (
             MaskHierarchy.from_merges(*(arrays[f'{name}_{i}'] for name in _TREE_ARRAYS)) for i in range(count)
         )
@@ -145,7 +147,7 @@ def hierarchy_of_arrays(arrays: dict[str, np.ndarray]) -> MaskHierarchy:
 
 
 def _lifetimes(tree: MaskHierarchy) -> np.ndarray:
-    """(N,) float32 share of the merging heights over which each node stays as it is."""
+    """(N,) float32 range of merge heights in which each node persists, relative to the height of the root."""
     lifetimes = np.ones(len(tree), np.float32)
     lifetimes[:-1] = (tree.height[tree.parent[:-1]] - tree.height[:-1]) / max(float(tree.height[-1]), 1e-12)
     return lifetimes

@@ -1,7 +1,7 @@
-"""Overlapping windows over a plane, at its own resolution and at coarser ones, and masks that lie in boxes of it.
+"""A pyramid of overlapping windows over a plane, and masks that are cropped to their boxes.
 
-Windows of level k have the same number of pixels as those of level 0, each the mean of 2^k x 2^k pixels of the plane.
-The last level is one window that holds the whole plane.
+Windows of all levels have the same number of pixels; a pixel of level k is the mean of 2^k x 2^k pixels of the plane.
+The last level is one window with the whole plane.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-_RIM_SHARE = 64  # part of a window's side that its inner rims are wide: 16 of 1024 px, as far as its filters reach
+_SIDE_OVER_RIM = 64  # side of a window over the width of its rims: 16 of 1024 px, the reach of the filters
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of one level, in pixels of that level.
+    """A window of one level, in pixels of that level.
 
     Attributes:
-        level: Each of its pixels is as wide as 2^level pixels of the plane.
+        level: Level of the pyramid; the side of a pixel is 2^level pixels of the plane.
         top: First row.
         left: First column.
-        height: Rows.
-        width: Columns.
+        height: Number of rows.
+        width: Number of columns.
         inner: Whether its top, bottom, left and right side lie inside the plane.
-        rim_px: A mask that comes so near to an inner side may go on beyond it.
+        rim_px: Width of the rim at inner sides; a mask in the rim may extend beyond the window.
     """
 
     level: int
@@ -39,36 +39,36 @@ class Window:
 
     @property
     def scale(self) -> int:
-        """Pixels of the plane along one pixel."""
+        """Side of a pixel in pixels of the plane."""
         return 1 << self.level
 
     def reaches_rim(self, mask: np.ndarray) -> bool:
-        """Whether an (H, W) bool mask of the window comes to a side beyond which it may go on."""
+        """Whether an (H, W) bool mask of the window reaches the rim of an inner side."""
         rim, (top, bottom, left, right) = self.rim_px, self.inner
         bands = ((top, mask[:rim]), (bottom, mask[-rim:]), (left, mask[:, :rim]), (right, mask[:, -rim:]))
         return any(is_inner and bool(band.any()) for is_inner, band in bands)
 
     def to_plane(self, box_xyxy: np.ndarray) -> np.ndarray:
-        """(4,) box of the window in pixels of the plane."""
+        """(4,) box in pixels of the plane, from a box in pixels of the window."""
         return (box_xyxy + np.array([self.left, self.top] * 2)) * self.scale
 
     def holds(self, box_xyxy: np.ndarray, margin_px: float) -> bool:
-        """Whether a box of the plane lies in the window, away from its inner sides by pixels of the window."""
+        """Whether a box of the plane lies in the window, with a margin in pixels of the window to its inner sides."""
         x0, y0, x1, y1 = self.to_local(box_xyxy.reshape(2, 2)).ravel()
         top, bottom, left, right = (margin_px if is_inner else -np.inf for is_inner in self.inner)
         return y0 >= top and y1 <= self.height - bottom and x0 >= left and x1 <= self.width - right
 
     def to_local(self, xy: np.ndarray) -> np.ndarray:
-        """(N, 2) coordinates of the plane, x before y, in pixels of the window."""
+        """(N, 2) coordinates in pixels of the window, from coordinates of the plane, x before y."""
         return xy / self.scale - (self.left, self.top)
 
 
 class WindowPyramid:
-    """The windows of all levels over a plane; those of one level overlap by half.
+    """The windows of all levels of a plane; adjacent windows overlap by half.
 
     Args:
         size_hw: Height and width of the plane in pixels.
-        side_px: Of a window, in its own pixels.
+        side_px: Side of a window in its own pixels.
     """
 
     def __init__(self, size_hw: tuple[int, int], side_px: int) -> None:
@@ -83,7 +83,10 @@ class WindowPyramid:
         return height, width
 
     def window_at(self, level: int, point_xy: np.ndarray) -> Window:
-        """The window whose middle is nearest to a point of the plane: it reaches a quarter of its side beyond it, or to the plane's."""
+        """The window whose centre is nearest to a point of the plane.
+
+        It extends at least a quarter of its side beyond the point, or to the border of the plane.
+        """
         x, y = np.asarray(point_xy) / (1 << level)
         (height, width), side = self.level_size(level), self.side_px
         nearest = [
@@ -100,7 +103,7 @@ class WindowPyramid:
                 yield self._window(level, top, left)
 
     def area_of(self, window: Window) -> int:
-        """Pixels of the plane that a window covers."""
+        """Area of a window in pixels of the plane."""
         spans = zip(self.size_hw, (window.top, window.left), (window.height, window.width), strict=True)
         height, width = (
             min(length, (start + size) * window.scale) - start * window.scale for length, start, size in spans
@@ -115,18 +118,18 @@ class WindowPyramid:
         height, width = self.level_size(level)
         rows, columns = min(self.side_px, height), min(self.side_px, width)
         inner = (top > 0, top + rows < height, left > 0, left + columns < width)
-        return Window(level, top, left, rows, columns, inner, max(self.side_px // _RIM_SHARE, 1))
+        return Window(level, top, left, rows, columns, inner, max(self.side_px // _SIDE_OVER_RIM, 1))
 
 
 @dataclass(frozen=True, eq=False)
 class MaskCrop:
-    """A mask of a plane, in a box outside of which it is empty.
+    """A mask of a plane, cropped to its box.
 
     Attributes:
         bitmap: (h, w) bool.
-        top: Row of the plane where the box begins.
-        left: Column of the plane where the box begins.
-        level: Of the window that the mask comes from; its outline is as fine as 2^level pixels.
+        top: First row of the box in the plane.
+        left: First column of the box in the plane.
+        level: Level of the window of the mask; the resolution of its boundary is 2^level pixels.
     """
 
     bitmap: np.ndarray
@@ -135,14 +138,14 @@ class MaskCrop:
     level: int = 0
 
     @classmethod
-    def of(cls, mask: np.ndarray) -> MaskCrop:
-        """Of an (H, W) bool mask of a plane."""
+    def from_mask(cls, mask: np.ndarray) -> MaskCrop:
+        """The crop of an (H, W) bool mask of a plane."""
         top, bottom, left, right = extent(mask)
         return cls(mask[top:bottom, left:right], top, left)
 
     @property
     def area(self) -> int:
-        """In pixels."""
+        """Area in pixels."""
         return int(np.count_nonzero(self.bitmap))
 
     @property
@@ -152,7 +155,7 @@ class MaskCrop:
         return self.left, self.top, self.left + width, self.top + height
 
     def paste(self, out: np.ndarray) -> None:
-        """Sets its pixels in an (H, W) bool array as large as the plane."""
+        """Sets the pixels of the mask in an (H, W) bool array of the size of the plane."""
         x0, y0, x1, y1 = self.box_xyxy
         out[y0:y1, x0:x1] |= self.bitmap
 
@@ -169,25 +172,25 @@ class MaskCrop:
         return shared / max(self.area + other.area - shared, 1)
 
 
-def lifted(mask: np.ndarray, window: Window, size_hw: tuple[int, int]) -> MaskCrop:
-    """A mask of a window at the resolution of the plane, its outline smooth: the mask's bilinear values above a half.
+def upsample_mask(mask: np.ndarray, window: Window, size_hw: tuple[int, int]) -> MaskCrop:
+    """Upsamples a mask of a window to the resolution of the plane: bilinear interpolation, thresholded at 0.5.
 
     Args:
         mask: (H, W) bool mask of the window, not empty.
-        window: Where it was found.
+        window: The window.
         size_hw: Height and width of the plane.
     """
     rows, ends, columns, column_ends = extent(mask)
-    # A neighbour on each side takes part in the values between the pixels; beyond the sides of the window the last one does.
+    # Interpolation needs one neighbour on each side; at the sides of the window the last pixel is repeated.
     around = np.pad(mask, 1, mode='edge')[rows : ends + 2, columns : column_ends + 2]
-    # Beyond the box half of the weight or more lies on pixels without the mask, so nothing is drawn there.
+    # Values outside the box are at most 0.5, so the mask is empty there.
     drawn = around[1:-1, 1:-1].copy() if window.level == 0 else _enlarged(around, window.scale)
     top, left = (window.top + rows) * window.scale, (window.left + columns) * window.scale
     return MaskCrop(drawn[: size_hw[0] - top, : size_hw[1] - left], top, left, window.level)
 
 
 def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """First and last row and column that an (H, W) bool mask touches, the last ones exclusive; zeros if it is empty."""
+    """Bounding box of an (H, W) bool mask: top, bottom, left, right, with exclusive ends; zeros if it is empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
         return 0, 0, 0, 0
@@ -196,10 +199,10 @@ def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 @numba.njit(nogil=True, cache=True)
 def _enlarged(around, scale):
-    """(h * scale, w * scale) bool: where the bilinear values of an (h + 2, w + 2) bool mask are above a half."""
+    """(h * scale, w * scale) bool: where the bilinear interpolation of an (h + 2, w + 2) bool mask exceeds 0.5."""
     height, width = around.shape[0] - 2, around.shape[1] - 2
     out = np.empty((height * scale, width * scale), np.bool_)
-    whole = 2 * scale  # weights in units of half a pixel of the plane over a pixel of the mask
+    whole = 2 * scale  # weights are integers in units of 1 / (2 * scale)
     for y in range(height * scale):
         offset = 2 * y + 1 + scale
         row, low = offset // whole, offset % whole

@@ -1,4 +1,4 @@
-"""Conquer: from leaves and patch features to a tree of regions (bottom-up)."""
+"""Conquer step: region trees by hierarchical merging of superpixels."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from scipy import sparse
 from unsam_mm import threads
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.merging import Borders, merge_regions
-from unsam_mm.pseudo_masks.superpixels import Leaves
+from unsam_mm.pseudo_masks.superpixels import Superpixels
 from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 
 @dataclass(frozen=True)
 class GrowthSettings:
-    """What makes two touching regions alike while a tree grows.
+    """Weights of the similarity by which the regions of one tree are merged.
 
     Attributes:
-        colour_weight: Length of the colour part of a region's description relative to its feature part.
-        border_weight: In [0, 1); how much the edge between two regions counts against what they look like.
+        colour_weight: Weight of the colour relative to the patch features in the descriptor of a region.
+        border_weight: In [0, 1); weight of the edge strength between two regions relative to their descriptors.
     """
 
     colour_weight: float
@@ -31,8 +31,8 @@ class GrowthSettings:
 
 
 @dataclass(frozen=True)
-class LeafMeans:
-    """What the leaves look like on average.
+class SuperpixelMeans:
+    """Mean features and colour of superpixels.
 
     Attributes:
         areas_px: (L,) int64.
@@ -45,67 +45,73 @@ class LeafMeans:
     lab: np.ndarray
 
     @classmethod
-    def of(cls, leaves: Leaves, features: PatchFeatures) -> LeafMeans:
-        """Of the leaves of an image and its patch features."""
-        areas = np.bincount(leaves.labels.ravel(), minlength=leaves.count)
-        return cls(areas, _leaf_means(leaves, areas, features), _leaf_colours(leaves, areas))
+    def from_features(cls, superpixels: Superpixels, features: PatchFeatures) -> SuperpixelMeans:
+        """Means over the superpixels of an image and its patch features."""
+        areas = np.bincount(superpixels.labels.ravel(), minlength=superpixels.count)
+        return cls(areas, _superpixel_means(superpixels, areas, features), _superpixel_colours(superpixels, areas))
 
 
-def conquer(leaves: Leaves, features: PatchFeatures, growths: Sequence[GrowthSettings]) -> list[MaskHierarchy]:
-    """As `grow_trees`, from the patch features of the whole image."""
-    return grow_trees(leaves, LeafMeans.of(leaves, features), growths)
+def conquer(
+    superpixels: Superpixels, features: PatchFeatures, growths: Sequence[GrowthSettings]
+) -> list[MaskHierarchy]:
+    """Same as `grow_trees`, from the patch features of the image."""
+    return grow_trees(superpixels, SuperpixelMeans.from_features(superpixels, features), growths)
 
 
-def grow_trees(leaves: Leaves, means: LeafMeans, growths: Sequence[GrowthSettings]) -> list[MaskHierarchy]:
-    """Merges touching regions until the whole image is one region; one tree for each way to compare them.
+def grow_trees(
+    superpixels: Superpixels, means: SuperpixelMeans, growths: Sequence[GrowthSettings]
+) -> list[MaskHierarchy]:
+    """Merges adjacent regions until one is left; one tree for each setting of the weights.
 
-    A region is described by its mean patch feature joined with its mean Lab colour: the ViT knows what belongs
-    together but is blind below its 14 px patches, where colour decides. The edge between two regions says whether
-    they part there.
+    The descriptor of a region is its mean patch feature concatenated with its mean Lab colour. Patch features carry the
+    semantics but do not resolve details below the 14 px patches of the ViT; colour does. The similarity of two regions
+    also depends on the edge strength between them.
 
     Args:
-        leaves: The finest partition.
-        means: Of these leaves.
-        growths: At least one.
+        superpixels: The leaves of the trees.
+        means: Features and colours of these superpixels.
+        growths: Weights, one entry for each tree; at least one.
     """
     areas = means.areas_px
     semantic, colour = _standardised(means.features, areas), _standardised(means.lab, areas)
     typical = (
-        max(float(np.average(leaves.edge_strength, weights=leaves.edge_lengths_px)), 1e-6) if len(leaves.edges) else 1.0
+        max(float(np.average(superpixels.edge_strength, weights=superpixels.edge_lengths_px)), 1e-6)
+        if len(superpixels.edges)
+        else 1.0
     )
 
     def grow(growth: GrowthSettings) -> MaskHierarchy:
         described = np.concatenate([semantic, growth.colour_weight * colour], axis=1)
-        borders = Borders(leaves.edge_lengths_px, leaves.edge_strength / typical, growth.border_weight)
-        parent, similarity = merge_regions(described, areas, leaves.edges, borders)
-        height = np.concatenate([np.zeros(leaves.count, np.float32), np.maximum(1.0 - similarity, 0)])
-        return MaskHierarchy.from_merges(leaves.labels, parent, height)
+        borders = Borders(superpixels.edge_lengths_px, superpixels.edge_strength / typical, growth.border_weight)
+        parent, similarity = merge_regions(described, areas, superpixels.edges, borders)
+        height = np.concatenate([np.zeros(superpixels.count, np.float32), np.maximum(1.0 - similarity, 0)])
+        return MaskHierarchy.from_merges(superpixels.labels, parent, height)
 
     return threads.run_parallel([partial(grow, growth) for growth in growths])
 
 
-def _leaf_colours(leaves: Leaves, areas: np.ndarray) -> np.ndarray:
-    """(L, 3) mean Lab colour of each leaf."""
-    labels, lab = leaves.labels.ravel(), leaves.colour.lab
+def _superpixel_colours(superpixels: Superpixels, areas: np.ndarray) -> np.ndarray:
+    """(L, 3) mean Lab colour of each superpixel."""
+    labels, lab = superpixels.labels.ravel(), superpixels.colour.lab
     return np.stack([np.bincount(labels, lab[..., channel].ravel()) / areas for channel in range(3)], axis=1)
 
 
-def _leaf_means(leaves: Leaves, areas: np.ndarray, features: PatchFeatures) -> np.ndarray:
-    """(L, C) mean of the bilinearly upsampled feature grid over each leaf, without upsampling it.
+def _superpixel_means(superpixels: Superpixels, areas: np.ndarray, features: PatchFeatures) -> np.ndarray:
+    """(L, C) mean of the bilinearly upsampled feature grid over each superpixel, without upsampling it.
 
-    Bilinear upsampling is linear: the mean over a leaf is a weighted sum of patches, with weights that add up the
-    pixels' own.
+    Bilinear upsampling is linear, so the mean over a superpixel is a weighted sum of patches, whose weights are the
+    sums of the weights of its pixels.
     """
-    height, width = leaves.labels.shape
+    height, width = superpixels.labels.shape
     rows, columns, channels = features.grid.shape
     (top, below), (left, right) = _bilinear(height, rows), _bilinear(width, columns)
-    flat_labels = leaves.labels.ravel()
+    flat_labels = superpixels.labels.ravel()
 
     def share(of_rows: tuple[np.ndarray, np.ndarray], of_columns: tuple[np.ndarray, np.ndarray]) -> sparse.csr_matrix:
         (row, row_weight), (column, column_weight) = of_rows, of_columns
         patch = (row[:, None] * columns + column[None]).ravel()
         weight = (row_weight[:, None] * column_weight[None]).ravel()
-        return sparse.coo_matrix((weight, (flat_labels, patch)), shape=(leaves.count, rows * columns)).tocsr()
+        return sparse.coo_matrix((weight, (flat_labels, patch)), shape=(superpixels.count, rows * columns)).tocsr()
 
     shares = threads.run_parallel([partial(share, *cells) for cells in product((top, below), (left, right))])
     return (sum(shares[1:], shares[0]) @ features.grid.reshape(rows * columns, channels)) / areas[:, None]
@@ -121,6 +127,6 @@ def _bilinear(n_pixels: int, n_cells: int) -> tuple[tuple[np.ndarray, np.ndarray
 
 
 def _standardised(values: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """Subtracts the image's mean row and divides by the mean length of what is left."""
+    """Values minus the mean of the image, divided by the mean norm of the differences."""
     centred = values - np.average(values, axis=0, weights=areas)
     return centred / max(float(np.average(np.linalg.norm(centred, axis=1), weights=areas)), 1e-12)

@@ -1,8 +1,7 @@
-"""The DINOv2 of the presets in plain torch, as a frozen source of features.
+"""DINOv2 in plain torch, as a frozen backbone for the presets.
 
-transformers takes two thirds of a cold start to import, and computes the same. The parts have the names that they have in
-the files that `unsam_mm.weights` makes; folders that say anything about their model that these files do not say are left
-to transformers.
+It computes the same as transformers, whose import takes two thirds of a cold start. Module names are those of the files
+written by `unsam_mm.weights`; folders whose config holds other keys are loaded by transformers.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 
 from unsam_mm.errors import WeightsError, explained
 
-_WIDER = 4  # hidden channels of a block's two last layers over its channels
-_SAID = {
+_MLP_RATIO = 4
+_CONFIG_KEYS = {
     'architectures',
     'model_type',
     'hidden_size',
@@ -34,12 +33,12 @@ _NOT_READ = 'embeddings.mask_token'
 
 
 def is_plain(folder: Path) -> bool:
-    """Whether a folder in transformers' format holds a DINOv2 and says no more of it than `Dinov2` knows."""
+    """Whether a folder in transformers' format holds a DINOv2 model with the config keys that `Dinov2` supports."""
     try:
         config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get('model_type') == 'dinov2' and config.keys() == _SAID
+    return isinstance(config, dict) and config.get('model_type') == 'dinov2' and config.keys() == _CONFIG_KEYS
 
 
 def load_dinov2(folder: Path) -> Dinov2:
@@ -59,20 +58,20 @@ def load_dinov2(folder: Path) -> Dinov2:
 
 
 class Dinov2(nn.Module):
-    """A ViT with scaled residuals.
+    """A ViT with layer scale.
 
     Args:
-        config: What the folder says; see `is_plain`.
+        config: Keys of config.json; see `is_plain`.
 
     Attributes:
-        config: The same.
+        config: The same keys as attributes.
     """
 
     def __init__(self, **config: object) -> None:
         super().__init__()
         self.config = SimpleNamespace(**config)
         channels, epsilon = config['hidden_size'], config['layer_norm_eps']
-        with torch.device('meta'):  # the file brings all values
+        with torch.device('meta'):  # the file provides all values
             self.embeddings = _Embeddings(channels, config['patch_size'], config['image_size'] // config['patch_size'])
             self.encoder = nn.Module()
             self.encoder.layer = nn.ModuleList(
@@ -122,7 +121,10 @@ class _Block(nn.Module):
         self.attention = _Attention(channels, heads)
         self.layer_scale1, self.layer_scale2 = _Scale(channels), _Scale(channels)
         self.mlp = nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(channels, _WIDER * channels), nn.Linear(_WIDER * channels, channels)
+        self.mlp.fc1, self.mlp.fc2 = (
+            nn.Linear(channels, _MLP_RATIO * channels),
+            nn.Linear(_MLP_RATIO * channels, channels),
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.layer_scale1(self.attention(self.norm1(tokens)))

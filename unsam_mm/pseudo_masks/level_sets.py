@@ -1,8 +1,9 @@
-"""Level sets: what is brighter, or darker, than its surroundings, at every threshold.
+"""Max-tree and min-tree of the lightness: connected regions brighter, or darker, than each threshold.
 
-Where objects have soft edges, as nuclei and lights have, people draw their outline somewhere on the slope. The regions
-above a threshold offer every such outline, and they nest: raise the threshold and a region shrinks, splits or goes.
-The trees of all of them are known as max-tree and min-tree (Salembier, Oliveras and Garrido, 1998).
+Objects with soft edges, such as nuclei, have no unique outline; annotators draw it at some level of the slope. The
+connected components above all thresholds contain every such outline, and they nest.
+
+Source: Salembier, Oliveras and Garrido, 1998 (max-tree and min-tree).
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from skimage.measure import label
 
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.ranking import RankedTree
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, leaves_of
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, superpixels_from_labels
 
-_OUTLIERS_PERCENT = 0.2  # this share of the pixels may lie below the lowest level, and as many above the highest
+_OUTLIERS_PERCENT = 0.2  # of the pixels lie below the lowest level, and as many above the highest
 
 
 def level_set_tree(
     colour: ColourEdges, bright: bool, n_levels: int = 32, min_area_px: int = 20, sigma_px: float = 1.0
 ) -> RankedTree:
-    """The tree of the connected regions that are brighter (or darker) than each of a series of levels.
+    """The max-tree of the lightness, or the min-tree.
 
     Args:
-        colour: Of the image; its lightness is cut.
-        bright: Whether regions above the levels are wanted, or below.
-        n_levels: Levels, evenly spaced between the darkest and the brightest lightness.
+        colour: Colour of the image.
+        bright: Whether to take the regions above each threshold (max-tree), or below it (min-tree).
+        n_levels: Number of thresholds, evenly spaced between the lowest and the highest lightness.
         min_area_px: Smaller regions are left out.
-        sigma_px: Lightness is smoothed by this much first, against noise.
+        sigma_px: Standard deviation of the Gaussian that smooths the lightness first.
 
     Returns:
-        The tree, ready to be ranked. Its leaves are the parts of regions that no smaller region holds (so a leaf may be
-        in pieces, and is no mask unless it is a whole region); its heights run from 0 to 1.
+        The tree, to be ranked. Its leaves are the pixels of a region that belong to none of its children; such a leaf
+        may be unconnected, and is a mask only if it is a whole region. Heights are in [0, 1].
     """
     lightness = ndimage.gaussian_filter(colour.lab[..., 0], sigma_px)
     low, high = np.percentile(lightness, [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT])
@@ -44,18 +45,18 @@ def level_set_tree(
     area = np.bincount(zones.ravel())
     zone_level = np.empty(len(area), np.int64)
     zone_level[zones.ravel()] = level.ravel()
-    edges = leaves_of(zones, colour).edges
-    # Two zones are in one region from the level of the lower one downwards.
+    edges = superpixels_from_labels(zones, colour).edges
+    # Two adjacent zones join at the lower of their levels.
     order = np.argsort(-zone_level[edges].min(axis=1), kind='stable')
     leaf, parent, depth, is_region = _region_tree(edges[order], zone_level, area, min_area_px)
-    leaves = leaves_of(leaf[zones].astype(np.int32), colour)
-    return RankedTree(MaskHierarchy.from_merges(leaves.labels, parent, depth / n_levels), leaves, is_region)
+    partition = superpixels_from_labels(leaf[zones].astype(np.int32), colour)
+    return RankedTree(MaskHierarchy.from_merges(partition.labels, parent, depth / n_levels), partition, is_region)
 
 
 def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_area_px: int):
-    """Leaf of each zone; parents, levels below the highest, and which nodes are regions of at least `min_area_px`."""
+    """Leaf of each zone; parents, depths below the highest level, and which nodes are large enough regions."""
     binary_parent, binary_level, binary_area = _join_zones(edges, level, area)
-    # A node of the binary tree is a whole region where its parent lies at a lower level.
+    # A node of the binary tree is a whole region if its parent has a lower level.
     up = np.where(binary_parent >= 0, binary_parent, len(binary_parent) - 1)
     is_region = (binary_level > binary_level[up]) & (binary_area >= min_area_px)
     is_region[-1] = True
@@ -83,7 +84,7 @@ def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_are
 
 @numba.njit(nogil=True, cache=True)
 def _inherit(holder, is_region, parent):
-    """Gives each node that is no region the holder of its parent."""
+    """Assigns each node that is no region the holder of its parent."""
     for node in range(len(holder) - 2, -1, -1):
         if not is_region[node]:
             holder[node] = holder[parent[node]]
@@ -91,7 +92,7 @@ def _inherit(holder, is_region, parent):
 
 @numba.njit(nogil=True, cache=True)
 def _join_zones(edges, level, area):
-    """Joins zones along the edges in turn; each join makes a node at the lower level of the two zones."""
+    """Merges zones along the edges in order; each merge makes a node at the lower level of the two zones."""
     n_zones = len(level)
     n_nodes = 2 * n_zones - 1
     parent = np.full(n_nodes, -1)

@@ -1,9 +1,10 @@
-"""The merge loop of the conquer step, compiled.
+"""The merge loop of the conquer step, compiled with numba.
 
-The most similar pair of touching regions becomes one region until a single one is left. Similarity is the cosine of
-the size-weighted mean features, so after a merge only the pairs of the new region have to be scored again. A heap
-holds the pairs; a pair whose regions are gone is skipped when it comes up, which is cheaper than finding it earlier.
-The released code walks a dictionary of all pairs at every step and takes about fifty times as long for the same tree.
+The most similar pair of adjacent regions is merged until a single region is left. Similarity is the cosine of the
+size-weighted mean features, so a merge changes only the similarities of the new region. Pairs are kept in a heap;
+a pair of which a region was merged meanwhile is skipped when it is popped, which is cheaper than removing it earlier.
+The released code searches a dictionary of all pairs at every step and takes about fifty times as long for the same
+tree.
 
 Source: UnSAM, section 3.2 (conquer); SOHES, section 3.1.
 """
@@ -18,12 +19,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Borders:
-    """What lies between touching regions.
+    """Borders between adjacent regions.
 
     Attributes:
         lengths_px: (E,) length of the border that each pair shares.
-        strengths: (E,) mean edge strength along it, in any unit whose typical value is 1.
-        weight: In [0, 1); 0 leaves borders aside.
+        strengths: (E,) mean edge strength along the border, in a unit whose typical value is 1.
+        weight: Weight of the edge strength, in [0, 1); 0 ignores borders.
     """
 
     lengths_px: np.ndarray
@@ -34,21 +35,21 @@ class Borders:
 def merge_regions(
     features: np.ndarray, sizes: np.ndarray, edges: np.ndarray, borders: Borders | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Merges the most similar pair of touching regions until one is left.
+    """Merges the most similar pair of adjacent regions until one is left.
 
-    Similarity is the cosine of the mean features. With borders it is 1 - (1 - cosine) ** (1 - w) * strength ** w: what
-    differs little or has no edge between goes together first, and a weak stretch lowers the mean of a border as it grows.
+    Similarity is the cosine of the mean features. With borders it is 1 - (1 - cosine) ** (1 - w) * strength ** w, where
+    w is the weight of the borders.
 
     Args:
         features: (L, C) mean feature of each region; rows need not have unit length.
         sizes: (L,) weight of each region, for example its area in pixels.
-        edges: (E, 2) pairs of touching regions, each pair once. Together they must connect all regions.
-        borders: Lengths and edge strengths of the pairs, if they count.
+        edges: (E, 2) pairs of adjacent regions, each pair once. The graph must be connected.
+        borders: Lengths and edge strengths of the pairs; None to merge by features alone.
 
     Returns:
         parent: (2L - 1,) int64; the k-th merge makes node L + k; -1 at the root, the last node.
-        similarity: (L - 1,) float32 of the pair that each merge joined, in the order of merging. Equal
-            similarities are taken in the order of node numbers, so a machine gives the same tree every time.
+        similarity: (L - 1,) float32 of the pair that each merge joined, in the order of merging. Of equal
+            similarities that with the smaller node numbers comes first, so the result is deterministic.
 
     Raises:
         ValueError: If the regions are not connected.
@@ -60,12 +61,12 @@ def merge_regions(
     parent, similarity, n_merges = _merge(sums, np.ascontiguousarray(edges, np.int32), lengths, strengths, weight)
     if n_merges < len(features) - 1:
         raise ValueError(
-            f'the regions form {len(features) - n_merges} unconnected parts; expected edges that join all of them'
+            f'the regions form {len(features) - n_merges} unconnected components; expected edges that connect all regions'
         )
     return parent, similarity
 
 
-_TINY = np.float32(1e-12)  # length of a region without features
+_TINY = np.float32(1e-12)  # norm of a zero feature vector
 _THOUSANDTH = np.float32(1e-3)
 
 
@@ -79,7 +80,7 @@ def _dot(a, b):
 
 @numba.njit(nogil=True, cache=True)
 def _before(similarity, pair, other_similarity, other_pair, first, second):
-    """Whether a pair comes before another: the more similar one, of equal ones that with the smaller numbers."""
+    """Whether a pair comes before another: by similarity, then by the smaller numbers of its regions."""
     if similarity != other_similarity:
         return similarity > other_similarity
     if first[pair] != first[other_pair]:
@@ -89,7 +90,7 @@ def _before(similarity, pair, other_similarity, other_pair, first, second):
 
 @numba.njit(nogil=True, cache=True)
 def _push(keys, pairs, length, similarity, pair, first, second):
-    """Puts a pair into the heap of `length` pairs; keys lie beside pairs, so most steps read nothing else."""
+    """Pushes a pair onto a heap of `length` pairs; keys are stored beside the pairs for fast comparison."""
     position = length
     while position > 0:
         up = (position - 1) // 2
@@ -102,7 +103,7 @@ def _push(keys, pairs, length, similarity, pair, first, second):
 
 @numba.njit(nogil=True, cache=True)
 def _pop(keys, pairs, length, first, second):
-    """Takes the best pair out of the heap of `length` pairs."""
+    """Pops the best pair from a heap of `length` pairs."""
     best, similarity, pair = pairs[0], keys[length - 1], pairs[length - 1]
     position, length = 0, length - 1
     while True:
@@ -129,11 +130,11 @@ def _grown(array, length):
 
 @numba.njit(nogil=True, cache=True)
 def _similarity(sums, norm, row, a, b, length, strength, weight):
-    """Of two regions; `strength` is summed over the `length` of their border."""
+    """Similarity of two regions; `strength` is summed over the `length` of their border."""
     cosine = _dot(sums[row[a]], sums[row[b]]) / (norm[a] * norm[b])
     if weight == 0:
         return cosine
-    # A thousandth keeps equal colours and absent edges comparable with everything else.
+    # The offset keeps the product above zero for equal features or absent edges.
     differs = max(np.float32(1) - cosine, np.float32(0)) + _THOUSANDTH
     return np.float32(1) - differs ** (np.float32(1) - weight) * (strength / length + _THOUSANDTH) ** weight
 
@@ -189,7 +190,7 @@ def _merge(sums, edges, lengths, strengths, weight):
                 old, other = link // 2, second[link // 2] if link % 2 == 0 else first[link // 2]
                 link = following[link]
                 if parent[other] >= 0:
-                    continue  # merged away
+                    continue  # merged already
                 if pair_with[other] >= n_old:  # a neighbour of both children
                     length[pair_with[other]] += length[old]
                     strength[pair_with[other]] += strength[old]

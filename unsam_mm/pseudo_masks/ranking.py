@@ -1,8 +1,8 @@
-"""Which regions of several trees look like objects, and in which order they are worth showing.
+"""Scores the regions of several trees by objectness cues, and ranks them with soft non-maximum suppression.
 
-A region looks like an object if it has an edge all around (one open stretch is enough to doubt it), a compact shape,
-and if trees that were grown with other weights hold something much like it. What is shown first should not be one object
-ten times, yet people differ about outlines, so near-equal masks earn their place a little later.
+A region scores high if it has edges along its whole boundary, a compact shape, and a similar region in trees that
+were built with other weights. Soft NMS lowers the scores of near-duplicates without removing them: the true outline of
+an object is often ambiguous.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy, sum_over_descendants
 from unsam_mm.masks.overlaps import ious
-from unsam_mm.pseudo_masks.superpixels import Leaves
+from unsam_mm.pseudo_masks.superpixels import Superpixels
 
-_LEAST_SHARE = 0.02  # of the mean edge strength: what counts as no edge
-_RANGES = {'candidates': (1, np.inf), 'repetition': (0, 1), 'sharpness': (0, np.inf)}  # any other power may be negative
+_MIN_EDGE = 0.02  # lower bound of the edge strength, relative to its mean in the image
+_RANGES = {'candidates': (1, np.inf), 'repetition': (0, 1), 'sharpness': (0, np.inf)}  # other powers may be negative
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,27 @@ class RankedTree:
     """A tree whose regions are to be ranked.
 
     Attributes:
-        tree: Over the leaves below.
-        leaves: As they were before the tree renumbered them.
-        is_mask: (N,) bool; False for parts that only tile the image, in the numbering before the tree renumbered.
+        tree: A tree over the superpixels.
+        superpixels: The superpixels in their own numbering, which differs from that of the tree.
+        is_mask: (N,) bool; False for nodes that are no masks of their own. Leaves are numbered as in `superpixels`.
     """
 
     tree: MaskHierarchy
-    leaves: Leaves
+    superpixels: Superpixels
     is_mask: np.ndarray
 
 
 @dataclass(frozen=True)
 class Cues:
-    """What speaks for each of K regions; a region's quality is the product of all, each to its power.
+    """Objectness cues of K regions; the quality of a region is the product of the cues, each raised to its power.
 
     Attributes:
-        edge: Harmonic mean of the edge strength around it, over the mean strength in the image.
+        edge: Harmonic mean of the edge strength along the boundary, over the mean edge strength of the image.
         roughness: Perimeter over the square root of the area.
-        area: In pixels.
-        fullness: Area over the area of the ellipse with the same second moments: 1 for any ellipse, 0.95 for a rectangle,
-            little for what is strung together or hollow.
-        persistence: How long it lasts: the height of its parent minus its own, over the median of its tree.
+        area: Area in pixels.
+        fullness: Area over that of the ellipse with the same second moments: 1 for an ellipse, 0.95 for a rectangle,
+            small for elongated chains and hollow shapes.
+        persistence: Height of the parent minus the height of the region, over the median of the tree.
     """
 
     edge: np.ndarray
@@ -61,19 +61,19 @@ class Cues:
 
 @dataclass(frozen=True)
 class RankingSettings:
-    """Powers of the cues and how repetition is held back.
+    """Powers of the objectness cues, and parameters of soft NMS.
 
     Attributes:
-        edge: See `Cues`, as the next four.
-        roughness: See `Cues`.
-        area: See `Cues`.
-        fullness: See `Cues`.
-        persistence: See `Cues`.
-        company: Power of the mean over the trees of the best IoU that a region has with one of theirs, itself left out
-            where other trees repeat it.
-        candidates: How many regions, the best by quality without company, are compared with one another.
-        repetition: Share of its score that a region loses for an equal region that comes before it.
-        sharpness: Power of the IoU in that loss; a high one spares regions that are only alike.
+        edge: Power of `Cues.edge`.
+        roughness: Power of `Cues.roughness`.
+        area: Power of `Cues.area`.
+        fullness: Power of `Cues.fullness`.
+        persistence: Power of `Cues.persistence`.
+        cross_tree_consensus: Power of the cross-tree consensus: the mean, over the trees, of the best IoU of a region
+            with a candidate of that tree. Exact duplicates are no candidates.
+        candidates: Number of regions, the best by the cues, that enter the consensus and soft NMS.
+        repetition: Fraction of its score that a region loses to a better region with an IoU of 1, in [0, 1].
+        sharpness: Power of the IoU in that fraction; a high power affects near-duplicates only.
     """
 
     edge: float = 0.75
@@ -81,7 +81,7 @@ class RankingSettings:
     area: float = 0.4
     fullness: float = 1.5
     persistence: float = 0.2
-    company: float = 0.75
+    cross_tree_consensus: float = 0.75
     candidates: int = 2000
     repetition: float = 0.5
     sharpness: float = 6.0
@@ -91,17 +91,20 @@ class RankingSettings:
             low, high = _RANGES.get(name, (-np.inf, np.inf))
             if not (low <= value <= high and np.isfinite(value)):
                 raise UnSAMError(
-                    f'{name}={value} is out of range; candidates must be at least 1, repetition lie in [0, 1], '
-                    'sharpness not be negative, and all be finite'
+                    f'{name}={value} is out of range; candidates must be at least 1, repetition must be in [0, 1], '
+                    'sharpness must not be negative, and all must be finite'
                 )
 
 
 def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> MaskHierarchy:
-    """The first tree with the others as its alternatives, all with scores that can be compared across them.
+    """Scores the regions of all trees of an image on one scale.
 
     Args:
-        ranked: Trees over one image.
-        settings: See there.
+        ranked: Trees of one image.
+        settings: Powers of the cues, and parameters of soft NMS.
+
+    Returns:
+        The first tree with its scores, and with the other trees as its alternatives.
     """
     qualities = _without_repeats(ranked, threads.run_parallel([partial(_quality, entry, settings) for entry in ranked]))
     nodes = _best(qualities, settings.candidates)
@@ -109,21 +112,21 @@ def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> Mas
     overlap = ious(trees, nodes)
     source = np.repeat(np.arange(len(trees)), [len(chosen) for chosen in nodes])
     quality = np.concatenate([values[chosen] for values, chosen in zip(qualities, nodes, strict=True)])
-    quality *= _company(overlap, source) ** settings.company
-    score = _hold_back_repetition(quality, overlap, settings.repetition, settings.sharpness)
+    quality *= _cross_tree_consensus(overlap, source) ** settings.cross_tree_consensus
+    score = soft_nms(quality, overlap, settings.repetition, settings.sharpness)
     scores = _scores(qualities, nodes, score)
     first, *others = (replace(tree, score=values) for tree, values in zip(trees, scores, strict=True))
     return replace(first, alternatives=tuple(others))
 
 
 def _quality(entry: RankedTree, settings: RankingSettings) -> np.ndarray:
-    """(N,) quality of each node without company; 0 where a node is no mask."""
+    """(N,) product of the cues of each node; 0 where a node is no mask."""
     cues = measure_cues(entry)
     quality = np.ones(len(entry.tree))
     for cue in fields(Cues):
         quality *= getattr(cues, cue.name) ** getattr(settings, cue.name)
     inner = quality[:-1]
-    # The whole image has no boundary and no end; it is no better or worse a guess than most.
+    # The root has no boundary and no parent, so it gets the median quality.
     quality[-1] = np.median(inner) if len(inner) else 1.0
     return np.where(_renumbered(entry.is_mask, entry), quality, 0.0)
 
@@ -131,23 +134,24 @@ def _quality(entry: RankedTree, settings: RankingSettings) -> np.ndarray:
 def measure_cues(entry: RankedTree) -> Cues:
     """The cues of every node of a tree.
 
-    A pair of touching leaves lies on the boundary of every region that holds one of them and not the other: it is
-    added at both leaves and taken off twice where their paths meet, so one sum up the tree gives all boundaries.
+    A pair of adjacent superpixels is part of the boundary of each region that holds exactly one of them. Its length is
+    added at both leaves and subtracted twice at their lowest common ancestor; the sum over descendants gives all
+    boundaries.
     """
-    tree, leaves = entry.tree, entry.leaves
-    pairs = entry.leaves.numbers_in(entry.tree.leaf_labels)[leaves.edges]
+    tree, superpixels = entry.tree, entry.superpixels
+    pairs = entry.superpixels.numbers_in(entry.tree.leaf_labels)[superpixels.edges]
     meet = lowest_common_ancestors(tree, pairs)
-    typical = max(float(leaves.colour.strength.mean()), 1e-6)
-    least = _LEAST_SHARE * typical
-    lengths = leaves.edge_lengths_px.astype(np.float64)
+    typical = max(float(superpixels.colour.strength.mean()), 1e-6)
+    least = _MIN_EDGE * typical
+    lengths = superpixels.edge_lengths_px.astype(np.float64)
 
     def around(weights: np.ndarray) -> np.ndarray:
         ends = np.bincount(pairs.ravel(), np.repeat(weights, 2), minlength=len(tree))
         return sum_over_descendants(ends - np.bincount(meet, 2 * weights, minlength=len(tree)), tree.parent)
 
     border_px = np.maximum(around(lengths), 0)
-    # Sums of float differences leave a residue at the root, where the boundary has no length.
-    resistance = np.maximum(around(lengths / (leaves.edge_strength + least)), 1e-9)
+    # Rounding leaves a residue at the root, whose boundary has the length 0.
+    resistance = np.maximum(around(lengths / (superpixels.edge_strength + least)), 1e-9)
     height, width = tree.size_hw
     outline_px = tree.border_share * 2 * (height + width)
     rises = np.zeros(len(tree))
@@ -189,12 +193,12 @@ def _moments(labels, n_labels):
 
 def _renumbered(values: np.ndarray, entry: RankedTree) -> np.ndarray:
     moved = values.copy()
-    moved[entry.leaves.numbers_in(entry.tree.leaf_labels)] = values[: entry.tree.n_leaves]
+    moved[entry.superpixels.numbers_in(entry.tree.leaf_labels)] = values[: entry.tree.n_leaves]
     return moved
 
 
 def lowest_common_ancestors(tree: MaskHierarchy, pairs: np.ndarray) -> np.ndarray:
-    """(K,) the smallest node that holds both leaves of each of (K, 2) pairs."""
+    """(K,) lowest common ancestor of the two leaves of each of (K, 2) pairs."""
     low, high = pairs.min(axis=1), pairs.max(axis=1)
     meet = low.copy()
     apart = np.arange(len(meet))
@@ -205,9 +209,9 @@ def lowest_common_ancestors(tree: MaskHierarchy, pairs: np.ndarray) -> np.ndarra
 
 
 def _without_repeats(ranked: Sequence[RankedTree], qualities: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The qualities with 0 for every region that an earlier tree holds too.
+    """The qualities, with 0 for each region that equals a region of an earlier tree.
 
-    Each pixel has a random number; regions are equal where the sums of their pixels' numbers are.
+    Regions are compared by a hash: the sum of random numbers of their pixels.
     """
     numbers = np.random.default_rng(0).integers(1 << 63, size=ranked[0].tree.leaf_labels.size, dtype=np.uint64)
     sums = []
@@ -233,7 +237,7 @@ def _sums(numbers, labels, n_labels):
 
 
 def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """For each tree the nodes that are among the best of all trees."""
+    """For each tree the nodes that are among the `count` best of all trees."""
     pooled = np.concatenate(qualities)
     source = np.repeat(np.arange(len(qualities)), [len(values) for values in qualities])
     starts = np.cumsum([0, *(len(values) for values in qualities)])
@@ -241,19 +245,23 @@ def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     return [best[source[best] == tree] - starts[tree] for tree in range(len(qualities))]
 
 
-def _company(overlap: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """(K,) in (0, 1]: mean over the trees of the best IoU with one of a tree's candidates.
+def _cross_tree_consensus(overlap: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """(K,) in (0, 1]: mean, over the trees, of the best IoU of a region with a candidate of that tree.
 
-    Exact repeats are no candidates, so this asks for regions that are nearly the same, not for the same again. What is
-    larger than the grain of the leaves has them in every tree; a speck of two or three leaves has only itself.
+    Exact duplicates are no candidates, so only similar regions count. Regions much larger than a superpixel have
+    similar regions in every tree; regions of two or three superpixels usually have none.
     """
     best = [overlap[:, source == tree].max(axis=1) for tree in np.unique(source)]
     return np.maximum(np.mean(best, axis=0), 1e-3) if best else np.ones(0)
 
 
 @numba.njit(nogil=True, cache=True)
-def _hold_back_repetition(quality, overlap, repetition, sharpness):
-    """Takes the best candidate again and again; each lowers what is like it. Returns the score when it was taken."""
+def soft_nms(quality, overlap, repetition, sharpness):
+    """Soft non-maximum suppression: (K,) float64 scores at the time of selection.
+
+    The best remaining candidate is selected; each other loses the fraction `repetition` * IoU ** `sharpness` of its
+    score.
+    """
     left = quality.copy()
     score = np.zeros(len(quality))
     for _ in range(len(quality)):
@@ -263,13 +271,13 @@ def _hold_back_repetition(quality, overlap, repetition, sharpness):
         score[best] = left[best]
         left[best] = -1
         for other in range(len(left)):
-            if left[other] > 0 and overlap[best, other] > 0.5:  # less takes next to nothing
+            if left[other] > 0 and overlap[best, other] > 0.5:  # the effect of smaller IoUs is negligible
                 left[other] *= 1 - repetition * overlap[best, other] ** sharpness
     return score
 
 
 def _scores(qualities: Sequence[np.ndarray], nodes: Sequence[np.ndarray], score: np.ndarray) -> list[np.ndarray]:
-    """(N,) float32 per tree in [0, 1]: the candidates' scores, and below them all others by their quality."""
+    """(N,) float32 scores per tree, in [0, 1]: those of the candidates, and below them the other regions by quality."""
     positive = score[score > 0]
     floor = float(positive.min()) if len(positive) else 1.0
     best = max(float(score.max(initial=0)), floor)

@@ -1,4 +1,4 @@
-"""The default way from an image to masks: trees of regions over superpixels, and trees of level sets, ranked together."""
+"""The default generator: region trees over superpixels and trees of level sets, ranked together."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ import numpy as np
 from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.pseudo_masks.conquer import GrowthSettings, LeafMeans, grow_trees
+from unsam_mm.pseudo_masks.conquer import GrowthSettings, SuperpixelMeans, grow_trees
 from unsam_mm.pseudo_masks.level_sets import level_set_tree
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, Leaves, find_leaves
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels, find_superpixels
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
 
 ProgressCallback = Callable[[float, str], None]
-"""Called with the finished share in [0, 1] and what comes next; an exception raised inside stops the work."""
+"""Called with the progress in [0, 1] and the name of the next step; an exception raised inside stops the work."""
 
 
 @dataclass(frozen=True)
 class GeneratorSettings:
-    """Everything that decides which masks the region trees hold.
+    """Settings of the default generator.
 
     Attributes:
-        vit: Name of the ViT in `unsam_mm.weights.TABLE`, or a folder that transformers can read.
-        facet: What is read from its last layer: 'key', 'query', 'value' or 'token'.
-        long_side_px: Size of the image that the ViT sees.
-        leaf_spacing_px: Distance between the seeds of the leaves.
-        max_leaves: The spacing grows on images that would have more.
-        growths: For each tree the weights of colour and of borders, see `GrowthSettings`; the first tree is the one that
-            people see, the others add near-equal and crossing masks.
-        lightness_levels: Levels of the two trees of what is brighter and what is darker than its surroundings; 0: without.
-        ranking: How regions of all trees are put in order.
+        vit: Name of the ViT in `unsam_mm.weights.TABLE`, or a folder in transformers' format.
+        facet: Features read from its last layer: 'key', 'query', 'value' or 'token'.
+        long_side_px: Longer side of the image given to the ViT.
+        superpixel_spacing_px: Distance between the seeds of the superpixels.
+        max_superpixels: The spacing is increased on images that would have more.
+        growths: For each region tree the weights of colour and of borders, see `GrowthSettings`. The first tree is the
+            main one; the others add masks that cross its regions or differ slightly from them.
+        lightness_levels: Levels of the max-tree and the min-tree of the lightness; 0 for no such trees.
+        ranking: Settings of the ranking of all regions.
     """
 
     vit: str = 'dinov2_vits14'
     facet: str = 'key'
     long_side_px: int = 518
-    leaf_spacing_px: float = 8.0
-    max_leaves: int = 20_000
+    superpixel_spacing_px: float = 8.0
+    max_superpixels: int = 20_000
     growths: tuple[tuple[float, float], ...] = ((0.2, 0.6), (0.2, 0.3), (0.6, 0.7), (0.6, 0.4))
     lightness_levels: int = 32
     ranking: RankingSettings = field(default_factory=RankingSettings)
 
     def __post_init__(self) -> None:
-        positive = ('long_side_px', 'leaf_spacing_px', 'max_leaves')
+        positive = ('long_side_px', 'superpixel_spacing_px', 'max_superpixels')
         wrong = [name for name in positive if not 0 < getattr(self, name) < float('inf')]
         if not 0 <= self.lightness_levels < float('inf'):
             wrong.append('lightness_levels')
@@ -67,24 +67,24 @@ class GeneratorSettings:
 
 @dataclass(frozen=True)
 class GrownRegions:
-    """What is known of an image once its regions are grown.
+    """Superpixels and region trees of an image, before ranking.
 
     Attributes:
-        leaves: The finest partition.
-        means: What the leaves look like, in the numbering of `leaves`.
-        trees: One tree over the leaves for each growth, without scores; each numbers the leaves in its own way.
+        superpixels: The leaves of all trees.
+        means: Mean features and colours, in the numbering of `superpixels`.
+        trees: One tree for each entry of `growths`, without scores; each numbers the superpixels depth-first.
     """
 
-    leaves: Leaves
-    means: LeafMeans
+    superpixels: Superpixels
+    means: SuperpixelMeans
     trees: tuple[MaskHierarchy, ...]
 
 
 class RegionTrees:
-    """The default way: trees of regions over leaves that follow every edge, and trees of level sets.
+    """The default generator: several region trees over superpixels, and max-trees of the lightness.
 
     Args:
-        settings: What to compute.
+        settings: Settings of all steps.
         device: Torch device for the ViT.
     """
 
@@ -93,50 +93,50 @@ class RegionTrees:
         self._extract = PatchFeatureExtractor(settings.vit, settings.facet, settings.long_side_px, device)
 
     def __call__(self, image: np.ndarray, progress: ProgressCallback | None = None) -> MaskHierarchy:
-        """The region tree of an (H, W, 3) uint8 RGB image, with the other trees as its alternatives."""
+        """The main region tree of an (H, W, 3) uint8 RGB image; the other trees are its alternatives."""
         return self.rank(self.grow(image, progress), progress)
 
     def grow(
-        self, image: np.ndarray, progress: ProgressCallback | None = None, leaf_spacing_px: float | None = None
+        self, image: np.ndarray, progress: ProgressCallback | None = None, superpixel_spacing_px: float | None = None
     ) -> GrownRegions:
-        """The first part of the work, up to the trees as they are before regions are compared.
+        """The first part: superpixels, features and region trees without scores.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            progress: Told about the share from 0 to 0.7.
-            leaf_spacing_px: In place of that of the settings.
+            progress: Called with progress from 0 to 0.7.
+            superpixel_spacing_px: Overrides that of the settings.
         """
         report = progress or _silent
         report(0.0, 'finding patch features')
-        spacing_px = leaf_spacing_px or self.settings.leaf_spacing_px
+        spacing_px = superpixel_spacing_px or self.settings.superpixel_spacing_px
 
-        def cut_into_leaves() -> Leaves:
-            return find_leaves(ColourEdges.of(image), spacing_px, self.settings.max_leaves)
+        def segment() -> Superpixels:
+            return find_superpixels(ColourEdges.from_image(image), spacing_px, self.settings.max_superpixels)
 
-        with threads.run_in_background(cut_into_leaves) as leaves_found:
+        with threads.run_in_background(segment) as superpixels_found:
 
             def after_block(done: float) -> None:
-                leaves_found.reclaim_thread()
+                superpixels_found.reclaim_thread()
                 report(0.5 * done, 'finding patch features')
 
             features = self._extract(image, after_block)
-            report(0.5, 'finding leaves')
-            leaves = leaves_found()
+            report(0.5, 'finding superpixels')
+            superpixels = superpixels_found()
         report(0.6, 'merging regions')
-        means = LeafMeans.of(leaves, features)
-        trees = grow_trees(leaves, means, [GrowthSettings(*growth) for growth in self.settings.growths])
-        return GrownRegions(leaves, means, tuple(trees))
+        means = SuperpixelMeans.from_features(superpixels, features)
+        trees = grow_trees(superpixels, means, [GrowthSettings(*growth) for growth in self.settings.growths])
+        return GrownRegions(superpixels, means, tuple(trees))
 
     def rank(self, grown: GrownRegions, progress: ProgressCallback | None = None) -> MaskHierarchy:
-        """The second part: adds the level sets and gives every region its score.
+        """The second part: adds the trees of level sets and scores every region.
 
         Args:
-            grown: As from `grow`.
-            progress: Told about the share from 0.7 to 1.
+            grown: The result of `grow`.
+            progress: Called with progress from 0.7 to 1.
         """
         report = progress or _silent
-        colour = grown.leaves.colour
-        ranked = [RankedTree(tree, grown.leaves, np.ones(len(tree), bool)) for tree in grown.trees]
+        colour = grown.superpixels.colour
+        ranked = [RankedTree(tree, grown.superpixels, np.ones(len(tree), bool)) for tree in grown.trees]
         report(0.7, 'finding level sets')
         if self.settings.lightness_levels:
             n_levels = self.settings.lightness_levels

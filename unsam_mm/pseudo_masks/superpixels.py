@@ -1,6 +1,7 @@
-"""Leaves of the region tree: small regions that follow every visible edge, and which of them touch.
+"""Superpixels and their region adjacency graph, by a watershed of the colour gradient.
 
-The tree can only ever join leaves, so an edge that no leaf respects is lost: leaves are many and cheap.
+Superpixels are the leaves of the region trees. Merging cannot recover an edge that no superpixel follows, so they are
+small.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ _GRADIENT_SIGMAS_PX = (1.0, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class ColourEdges:
-    """Colour and where it changes.
+    """Colour of an image and its gradient.
 
     Attributes:
         lab: (H, W, 3) float32 CIE Lab colour.
-        fine: (H, W) float32 colour gradient at the finest scale: where an edge lies.
-        strength: (H, W) float32 colour gradient summed over scales: how much of an edge it is.
+        fine: (H, W) float32 gradient magnitude at the finest scale, which locates edges.
+        strength: (H, W) float32 gradient magnitude summed over scales, which measures edge strength.
     """
 
     lab: np.ndarray
@@ -33,23 +34,23 @@ class ColourEdges:
     strength: np.ndarray
 
     @classmethod
-    def of(cls, image: np.ndarray) -> ColourEdges:
-        """Of an (H, W, 3) uint8 RGB image."""
+    def from_image(cls, image: np.ndarray) -> ColourEdges:
+        """Colour and gradients of an (H, W, 3) uint8 RGB image."""
         planes = lab_planes(image)
         gradients = [gradient_magnitude(planes, sigma) for sigma in _GRADIENT_SIGMAS_PX]
         return cls(planes.transpose(1, 2, 0), gradients[0], sum(gradients[1:], gradients[0]))
 
 
 @dataclass(frozen=True)
-class Leaves:
-    """The finest partition of an image.
+class Superpixels:
+    """A partition of an image and its region adjacency graph.
 
     Attributes:
-        labels: (H, W) int32, values 0..L-1, every value used, every region 4-connected.
-        edges: (E, 2) int32 pairs of touching leaves, smaller number first, sorted.
+        labels: (H, W) int32, values 0..L-1, all used; each superpixel is 4-connected.
+        edges: (E, 2) int32 pairs of adjacent superpixels, smaller number first, sorted.
         edge_lengths_px: (E,) float32 number of pixel sides that the pair shares.
-        edge_strength: (E,) float32 mean colour gradient along the shared sides.
-        colour: The image's colours and edges, from which the leaves were made.
+        edge_strength: (E,) float32 mean gradient magnitude along the shared sides.
+        colour: Colour and gradient of the image.
     """
 
     labels: np.ndarray
@@ -60,48 +61,48 @@ class Leaves:
 
     @property
     def count(self) -> int:
-        """Number of leaves."""
+        """Number of superpixels."""
         return int(self.labels.max()) + 1
 
     @cached_property
     def _pixel(self) -> np.ndarray:
-        """(L,) place of one pixel of each leaf in the flattened image."""
+        """(L,) index of one pixel of each superpixel in the flattened image."""
         pixel = np.zeros(self.count, np.int64)
         pixel[self.labels.ravel()] = np.arange(self.labels.size)
         return pixel
 
     def numbers_in(self, leaf_labels: np.ndarray) -> np.ndarray:
-        """(L,) number that each leaf has in an (H, W) map of the same leaves, such as a tree's, which numbers them anew."""
+        """(L,) number of each superpixel in another (H, W) label map of the same superpixels, as that of a tree."""
         return leaf_labels.ravel()[self._pixel].astype(np.int64)
 
 
-def find_leaves(colour: ColourEdges, spacing_px: float = 8.0, max_leaves: int = 20_000) -> Leaves:
-    """Watershed of the fine colour gradient from a regular grid of seeds, without slivers.
+def find_superpixels(colour: ColourEdges, spacing_px: float = 8.0, max_superpixels: int = 20_000) -> Superpixels:
+    """Superpixels by a watershed of the fine gradient from a regular grid of seeds.
 
-    A seed that happens to sit on an edge is surrounded before it can grow, and most of a photograph's leaves would be
-    slivers and whiskers. So the watershed runs twice: the second time from the cores of the first leaves, which
-    are what is at least three pixels wide. Edges are located by the finest gradient and weighed by all scales.
+    A seed on an edge is enclosed by its neighbours before it can grow, which leaves thin slivers. The watershed
+    therefore runs twice; the seeds of the second run are the cores of the first superpixels, their parts at least three
+    pixels wide.
 
     Args:
-        colour: Of the image.
-        spacing_px: Distance between seeds; the smallest object that can be found has about its square as area.
-        max_leaves: The spacing grows where the grid would have more seeds than this.
+        colour: Colour and gradient of the image.
+        spacing_px: Distance between seeds. The smallest object that can be found has an area of about its square.
+        max_superpixels: The spacing is increased where the grid would have more seeds than this.
     """
     height, width = colour.fine.shape
-    spacing_px = max(spacing_px, (height * width / max_leaves) ** 0.5)
+    spacing_px = max(spacing_px, (height * width / max_superpixels) ** 0.5)
     ranks = ranks_of(colour.fine)
     labels = flood(ranks, _grid_seeds(height, width, spacing_px))
-    return leaves_of(flood(ranks, _cores(labels)) - 1, colour)
+    return superpixels_from_labels(flood(ranks, _cores(labels)) - 1, colour)
 
 
-def leaves_of(labels: np.ndarray, colour: ColourEdges) -> Leaves:
-    """The leaves of a label map with the values 0..L-1, every value used."""
+def superpixels_from_labels(labels: np.ndarray, colour: ColourEdges) -> Superpixels:
+    """Superpixels from an (H, W) label map with the values 0..L-1, all used."""
     low, high, lengths, strengths = _adjacency(np.ascontiguousarray(labels), colour.strength)
-    return Leaves(labels, np.stack([low, high], axis=1), lengths, strengths, colour)
+    return Superpixels(labels, np.stack([low, high], axis=1), lengths, strengths, colour)
 
 
 def _cores(labels: np.ndarray) -> np.ndarray:
-    """(H, W) int: each connected set of pixels whose four neighbours have their label, numbered from 1; 0 elsewhere."""
+    """(H, W) int: connected sets of pixels whose four neighbours have the same label, numbered from 1; 0 elsewhere."""
     inside = np.ones(labels.shape, bool)
     for axis in range(2):
         first, second = (np.s_[:-1], np.s_[1:]) if axis == 0 else (np.s_[:, :-1], np.s_[:, 1:])
@@ -109,7 +110,7 @@ def _cores(labels: np.ndarray) -> np.ndarray:
         inside[first] &= ~differ
         inside[second] &= ~differ
     cores = label(np.where(inside, labels, 0), background=0, connectivity=1)
-    return cores if cores.any() else np.ones_like(cores)  # too small for cores: one leaf
+    return cores if cores.any() else np.ones_like(cores)  # an image too small for cores is one superpixel
 
 
 def _grid_seeds(height: int, width: int, spacing_px: float) -> np.ndarray:
@@ -127,7 +128,7 @@ def _centres(length: int, spacing_px: float) -> np.ndarray:
 
 @numba.njit(nogil=True, cache=True)
 def _adjacency(labels, gradient):
-    """Pairs of labels that share a pixel side, low and high; how many sides, and the mean gradient there."""
+    """Pairs of labels that share a pixel side, smaller and larger; number of shared sides, and mean gradient there."""
     low, high, strength = _sides(labels, gradient)
     n_labels = labels.max() + 1
     order = _stable_order(high, n_labels)

@@ -37,7 +37,7 @@ VITS = (
 FACETS = ('key', 'query', 'value', 'token')
 DTYPES = ('float32', 'float16', 'bfloat16')
 
-_attention_lock = threading.RLock()  # torch's choice of attention is one for all threads
+_attention_lock = threading.RLock()  # the attention backend of torch is a global setting
 
 _MODEL_CLASSES = {
     'vit': 'ViTModel',
@@ -48,10 +48,10 @@ _MODEL_CLASSES = {
 
 
 def check_device(device: str) -> None:
-    """Checks that torch knows and has a device, before anything large is loaded.
+    """Checks that torch can use a device, before large files are loaded.
 
     Raises:
-        UnSAMError: If it does not.
+        UnSAMError: If it cannot.
     """
     import torch
 
@@ -71,7 +71,7 @@ def vit_folder(vit: str) -> Path:
 
     Raises:
         UnSAMError: If it is neither.
-        WeightsError: If the weights cannot be had.
+        WeightsError: If the weights are not available.
     """
     if vit in VITS:
         return weights.fetch(vit)
@@ -92,7 +92,7 @@ def load_vit(name: str = 'dinov2_vits14', device: str = 'cpu') -> PreTrainedMode
 
     Raises:
         UnSAMError: If the ViT or the device is unknown.
-        WeightsError: If the weights cannot be had, or do not fit the model.
+        WeightsError: If the weights are not available, or do not fit the model.
     """
     import transformers
     from safetensors import SafetensorError
@@ -105,7 +105,7 @@ def load_vit(name: str = 'dinov2_vits14', device: str = 'cpu') -> PreTrainedMode
     options = {'add_pooling_layer': False} if kind == 'vit' else {}
     model_class = getattr(transformers, _MODEL_CLASSES[kind])
     show_progress = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # the bar counts tensors of a file that loads in a moment
+    logging.disable_progress_bar()  # loading takes less than a second
     try:
         vit, info = model_class.from_pretrained(path, local_files_only=True, output_loading_info=True, **options)
     except (OSError, SafetensorError) as error:
@@ -119,7 +119,7 @@ def load_vit(name: str = 'dinov2_vits14', device: str = 'cpu') -> PreTrainedMode
 
 
 def _load_for_features(name: str, device: str) -> nn.Module:
-    """As `load_vit`, without transformers where that is not needed."""
+    """Same as `load_vit`, but without importing transformers where that is not needed."""
     check_device(device)
     path = vit_folder(name)
     from unsam_mm.pseudo_masks.dinov2 import is_plain, load_dinov2
@@ -141,11 +141,11 @@ def _model_type(path: Path) -> str:
 
 @dataclass(frozen=True)
 class PatchFeatures:
-    """Features on the patch grid of one image.
+    """Features on the patch grid of an image.
 
     Attributes:
-        grid: (h, w, C) float32, one row of channels a patch.
-        size_hw: Height and width in pixels of the image that the grid covers.
+        grid: (h, w, C) float32.
+        size_hw: Height and width of the image in pixels.
     """
 
     grid: np.ndarray
@@ -153,26 +153,26 @@ class PatchFeatures:
 
 
 class PatchFeatureExtractor:
-    """Turns an image into features on a grid of patches.
+    """Extracts patch features of an image from a frozen ViT.
 
-    Position embeddings are interpolated to any grid, so images need not be square; class and register tokens are left
-    out. Keys and queries are read before a rotary position embedding (DINOv3) turns them.
+    Position embeddings are interpolated to the patch grid, so images need not be square; class and register tokens are
+    left out. Keys and queries are read before the rotary position embedding of DINOv3.
 
     Args:
         vit: One of `VITS`, or the path of a folder in transformers' format.
-        facet: What is read: 'key' (as in MaskCut and the paper), 'query', 'value' or 'token' (the output of the
-            layer, after the ViT's last normalisation).
+        facet: Which features are read: 'key' (as in MaskCut and the paper), 'query', 'value' or 'token' (the output of
+            the layer, after the last layer norm of the ViT).
         long_side_px: The image is resized so that its longer side has this many pixels; both sides become
             multiples of the patch size.
         device: Torch device.
-        layer: Index of the layer that is read, negative from the end. The channels of several are joined in the order
-            given, from one run of the ViT.
-        dtype: 'float32', or 'float16' or 'bfloat16' for products in half precision; the features are float32.
+        layer: Index of the layer that is read, negative from the end. The channels of several layers are concatenated
+            in the given order.
+        dtype: 'float32', or 'float16' or 'bfloat16' for autocast; the features are float32.
 
     Raises:
         UnSAMError: If the facet, the layer, the ViT, the precision or the device is unknown, or the size is not
             positive.
-        WeightsError: If the weights cannot be had.
+        WeightsError: If the weights are not available.
     """
 
     def __init__(
@@ -195,21 +195,21 @@ class PatchFeatureExtractor:
         config = self._vit.config
         self._patch_px = config.patch_size
         self._special_tokens = 1 + getattr(config, 'num_register_tokens', 0)  # the class token comes first
-        # The other models interpolate their positions unasked.
+        # The other models interpolate their position embeddings by default.
         self._options = {'interpolate_pos_encoding': True} if config.model_type == 'vit' else {}
-        self._lock = threading.RLock()  # hooks hang on the ViT, so two threads would read each other's features
-        self._captured: dict[int, Tensor] = {}  # by the run at hand: one may begin another from its progress
+        self._lock = threading.RLock()  # hooks are registered on the shared ViT
+        self._captured: dict[int, Tensor] = {}  # of the current run; a progress callback may start a nested run
 
     def __call__(self, image: np.ndarray, progress: Callable[[float], None] | None = None) -> PatchFeatures:
         """Features of one image.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            progress: Called after each layer with the finished share in (0, 1]; an exception raised inside stops.
+            progress: Called after each layer with the progress in (0, 1]; an exception raised inside stops the run.
 
         Returns:
-            Grid of shape (h, w, C): the resized sides over the patch size, and the channels of the ViT (384 for the
-            default) for each layer.
+            Features of shape (h, w, C): h and w are the sides of the resized image over the patch size, C the number of
+            channels of the ViT (384 by default) times the number of layers.
         """
         import torch
 
@@ -217,17 +217,16 @@ class PatchFeatureExtractor:
             return self._extract(self._prepare(image), [image.shape[:2]], progress)[0]
 
     def extract_batch(self, images: Sequence[np.ndarray]) -> list[PatchFeatures]:
-        """Features of many images, one run of the ViT for all that are resized to one shape.
+        """Features of several images; images of equal resized shape are processed as one batch.
 
-        Meant for a GPU, which one image does not fill. On one CPU core the default ViT took 0.11 instead of 0.14 s an
-        image for 8 images of 224 px, but 2.9 instead of 2.3 s for 3 images of 714 px: there, call with one at a time.
-        Memory grows with the number of images of one shape, so hand in as many as fit.
+        Useful on a GPU. On one CPU core the default ViT takes 0.11 instead of 0.14 s an image for 8 images of 224 px,
+        but 2.9 instead of 2.3 s for 3 images of 714 px. Memory grows with the number of images of one shape.
 
         Args:
             images: (H, W, 3) uint8 RGB each; sizes may differ.
 
         Returns:
-            What calling with each image gives, up to rounding, in the order of the images.
+            The features of each image in order, equal to those of single calls up to rounding.
         """
         import torch
 
@@ -250,7 +249,7 @@ class PatchFeatureExtractor:
         height, width = image.shape[:2]
         scale = self.long_side_px / max(height, width)
         size = [max(1, round(side * scale / self._patch_px)) * self._patch_px for side in (height, width)]
-        image = np.ascontiguousarray(image)  # torch takes no flipped views
+        image = np.ascontiguousarray(image)  # torch does not support negative strides
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float() / 255
         pixels = interpolate(pixels, size=size, mode='bicubic', antialias=True, align_corners=False)
         mean = torch.tensor(_IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1)
@@ -260,14 +259,14 @@ class PatchFeatureExtractor:
     def _extract(
         self, pixels: Tensor, sizes_hw: list[tuple[int, int]], progress: Callable[[float], None] | None = None
     ) -> list[PatchFeatures]:
-        """Features of (B, 3, H, W) pixels that were images of the given sizes."""
+        """Features of (B, 3, H, W) normalised pixels of images of the given original sizes."""
         grid_hw = [side // self._patch_px for side in pixels.shape[-2:]]
         tokens = self._run(pixels, progress)[:, self._special_tokens :]
         grids = tokens.unflatten(1, grid_hw).float().cpu().numpy()
         return [PatchFeatures(grid, size_hw) for grid, size_hw in zip(grids, sizes_hw, strict=True)]
 
     def _run(self, pixels: Tensor, progress: Callable[[float], None] | None) -> Tensor:
-        """(B, tokens, C x layers) of the chosen facet, class and register tokens included."""
+        """(B, tokens, C x layers) features of the facet, class and register tokens included."""
         import torch
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -287,10 +286,10 @@ class PatchFeatureExtractor:
             for done, block in enumerate(blocks[:-1], start=1) if progress else ():
                 stack.enter_context(_hook(block, partial(tell, done)))
             if self.dtype != 'float32':
-                # Not a ViT of half-precision weights: interpolated positions and normalisation lose too much there.
+                # Autocast, not half-precision weights: position interpolation and layer norms lose too much precision.
                 device_type = torch.device(self.device).type
                 stack.enter_context(torch.autocast(device_type, getattr(torch, self.dtype)))
-                if device_type == 'cpu':  # fused attention in bfloat16 fails where torch is kept from AVX-512
+                if device_type == 'cpu':  # fused bfloat16 attention fails if torch is built or run without AVX-512
                     stack.enter_context(_attention_lock)
                     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             with suppress(_AllRead):
@@ -310,7 +309,7 @@ class PatchFeatureExtractor:
 
 
 class _AllRead(Exception):
-    """Ends a run of the ViT: what comes after the last layer that is read, half a block or more, is of no use."""
+    """Ends a run of the ViT once the last layer that is read has run."""
 
 
 def _check_layers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
@@ -322,7 +321,7 @@ def _check_layers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 @contextmanager
 def _hook(module, call: Callable) -> Iterator[None]:
-    """Calls ``call(output)`` after each run of a module inside the block."""
+    """Calls ``call(output)`` after each forward pass of a module inside the block."""
 
     def forward_hook(module, inputs, output) -> None:
         call(output[0] if isinstance(output, tuple) else output)  # blocks give a tuple in transformers < 5
@@ -335,12 +334,15 @@ def _hook(module, call: Callable) -> Iterator[None]:
 
 
 def _blocks(vit: nn.Module):
-    """The transformer blocks, which each model and version keeps elsewhere."""
+    """The transformer blocks; their attribute differs between models and versions."""
     for holder, name in (('encoder', 'layer'), ('model', 'layer'), (None, 'layers'), (None, 'layer')):
         parent = getattr(vit, holder, None) if holder else vit
         if hasattr(parent, name):
             return getattr(parent, name)
-    raise UnSAMError(f'{type(vit).__name__}: this version of transformers keeps its blocks where they are not found')
+    raise UnSAMError(
+        f'{type(vit).__name__}: no transformer blocks found in this version of transformers; install a version that '
+        'pyproject.toml allows'
+    )
 
 
 def _last_norm(vit: nn.Module):
@@ -348,7 +350,7 @@ def _last_norm(vit: nn.Module):
 
 
 def _projection(block, facet: str):
-    """The linear layer that makes the keys, queries or values of a block."""
+    """The linear layer of the keys, queries or values of a block."""
     attention = block.attention
     if hasattr(attention, 'attention'):  # transformers < 5
         return getattr(attention.attention, facet)

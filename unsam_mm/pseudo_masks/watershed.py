@@ -1,8 +1,8 @@
-"""The watershed from given seeds, by a queue that needs no comparisons.
+"""Seeded watershed with an integer priority queue.
 
-Pixels are taken in the order of their values, of equal ones those that were reached first, and hand their label to their
-neighbours that have none. A heap spends most of the time on keeping its order. Here each pixel's value is replaced by its
-rank beforehand; then the queue is a set of small integers, and the smallest is found by three looks at a tree of bits.
+Pixels are processed in the order of their values, and of their arrival for equal values; each passes its label on to
+its unlabelled neighbours. A heap would dominate the running time. Here values are replaced by their ranks, so the queue
+is a set of integers, and its minimum is found in three steps of a bit tree.
 
 Source: Meyer, 1991 (flooding in the order of values); van Emde Boas, 1975 (the queue's idea).
 """
@@ -18,7 +18,7 @@ _LOWEST_BIT = np.argsort([(int(_DE_BRUIJN) << bit) % 2**64 >> 58 for bit in rang
 
 
 def ranks_of(values: np.ndarray) -> np.ndarray:
-    """(H, W) int32 place of each value among the different values of an (H, W) image, from 0."""
+    """(H, W) int32 dense rank of each value of an (H, W) image, from 0."""
     flat = values.ravel()
     order = np.argsort(flat)
     ranks = np.empty(len(flat), np.int32)
@@ -27,17 +27,17 @@ def ranks_of(values: np.ndarray) -> np.ndarray:
 
 
 def flood(ranks: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """The seeds grown until they fill the image, 4-connected.
+    """Watershed of an image from seeds, 4-connected.
 
     Args:
-        ranks: (H, W) int32 as from `ranks_of`; low values are flooded first.
-        seeds: (H, W) int32 labels from 1, 0 where there is no seed; at least one.
+        ranks: (H, W) int32, as from `ranks_of`; low values are flooded first.
+        seeds: (H, W) int32 labels from 1, and 0 where there is no seed; at least one seed.
 
     Returns:
-        (H, W) int32 labels as of the seeds. The same as scikit-image's `watershed` gives, but for seeds of exactly the
-        same value that stand in one plain: there its heap has no order, and here the upper left seed comes first.
+        (H, W) int32 labels of the seeds. The result equals that of scikit-image's `watershed`, except for seeds of
+        equal value in one plateau, whose order is undefined there; here the upper left seed comes first.
     """
-    # A frame that counts as labelled, so that no pixel has to be asked whether it lies at the outline.
+    # The padding counts as labelled, so that neighbours need no bounds check.
     labels = np.pad(np.asarray(seeds, np.int32), 1, constant_values=-1)
     _flood(np.pad(np.asarray(ranks, np.int32), 1).ravel(), labels.ravel(), labels.shape[1])
     return labels[1:-1, 1:-1].copy()
@@ -65,11 +65,12 @@ def _set_bit(words, position):
 @numba.njit(nogil=True, cache=True)
 def _flood(ranks, labels, width):
     n_ranks = ranks.max() + 1
-    # Bit r of `fine` says that rank r waits, each bit of the next two that a word of the one before is not empty.
+    # Bit r of `fine` is set if rank r is queued; each bit of the next two levels if a word of the level below is not
+    # zero.
     fine = np.zeros((n_ranks >> 6) + 1, np.uint64)
     middle = np.zeros((len(fine) >> 6) + 1, np.uint64)
     coarse = np.zeros((len(middle) >> 6) + 1, np.uint64)
-    # The last pixel of each rank that waits, and after each pixel the next one of its rank, after the last the first.
+    # The queued pixels of a rank form a circular linked list, entered by its last pixel.
     last = np.full(n_ranks, -1, np.int32)
     following = np.empty(len(labels), np.int32)
     sides = (-width, -1, 1, width)
@@ -107,7 +108,7 @@ def _flood(ranks, labels, width):
 
 @numba.njit(nogil=True, cache=True)
 def _enter(pixel, rank, last, following, fine, middle, coarse):
-    """Puts a pixel behind the others of its rank."""
+    """Appends a pixel to the list of its rank."""
     if last[rank] < 0:
         following[pixel] = pixel
         _set_bit(fine, rank)

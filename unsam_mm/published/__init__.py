@@ -1,1 +1,1 @@
-"""UnSAM's own procedure, for comparison: MaskCut, clusters of patches, and the refinement of their outlines."""
+"""UnSAM's published procedure, for comparison: MaskCut, patch clustering, and mask refinement."""

@@ -1,7 +1,7 @@
-"""CascadePSP, the refiner of the paper, for those who have it. It learned from human labels.
+"""CascadePSP, the supervised mask refiner of the paper, from the authors' package.
 
-The network and its weights are those of its authors' package, which is not a dependency: it needs torchvision, and
-masks that went through it are no longer made without labels. The rules around it are UnSAM's.
+The package ``segmentation-refinement`` is an optional dependency: it needs torchvision, and masks refined by it are not
+label-free. Crops, sizes and thresholds follow UnSAM.
 
 Source: Cheng et al., "CascadePSP", CVPR 2020; UnSAM, divide_and_conquer/cascadepsp.py (re-written).
 """
@@ -17,28 +17,27 @@ from unsam_mm.errors import UnSAMError, WeightsError, explained
 
 _LONG_SIDE_PX = (100, 900)
 _THRESHOLD = 128
-_MAX_AREA_SHARE = 0.9
+_MAX_RELATIVE_AREA = 0.9
 _MIN_IOU = 0.5
-_WEIGHTS_NAME = 'model'  # the package looks for this name
+_WEIGHTS_NAME = 'model'  # the file name that the package expects
 _HOW_TO_INSTALL = (
-    'CascadePSP is not installed: pip install segmentation-refinement (it needs torchvision, and fetches its weights '
-    'when first used). Its weights are supervised: masks refined by it may not be called unsupervised'
+    'CascadePSP is not installed: pip install segmentation-refinement (it needs torchvision, and downloads its weights '
+    'on first use). Its weights are supervised: masks refined by it are not unsupervised'
 )
 
 
 class CascadePSPRefiner:
     """Refines masks one at a time with the package ``segmentation-refinement``, in its fast mode.
 
-    The rules for crops, sizes and drops are tested against a stand-in for the network; the authors' weights have not been
-    run by this project.
+    Crops, sizes and thresholds are tested with a mock of the network; the authors' weights have not been run in this
+    project.
 
     Args:
-        checkpoint: The authors' weights, a file named ``model``, or the folder that holds it; then nothing is fetched.
-            Without it the package fetches them.
+        checkpoint: The authors' weights, a file named ``model``, or its folder. By default the package downloads them.
         device: Torch device.
 
     Attributes:
-        supervised: True: the weights were trained on human labels, and whatever they refine must say so.
+        supervised: True: the weights were trained on human labels.
 
     Raises:
         UnSAMError: If the package is not installed.
@@ -60,7 +59,7 @@ class CascadePSPRefiner:
         if path.name != _WEIGHTS_NAME or not path.is_file():
             raise WeightsError(f'{path}: expected the weights of CascadePSP in a file named "{_WEIGHTS_NAME}"')
         try:
-            # Without the check, which would fetch the file anew over one that it does not know.
+            # Without the check, which would overwrite an unknown file with a download.
             self._network = segmentation_refinement.Refiner(
                 device=device, model_folder=str(path.parent), download_and_check_model=False
             )
@@ -70,17 +69,17 @@ class CascadePSPRefiner:
             ) from error
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-        """The refined mask, or None if it is to be dropped.
+        """The refined mask, or None if it is rejected.
 
-        It is dropped if it is empty before or after, if it covers more than 0.9 of the image, or if its IoU with the mask
-        before is below 0.5.
+        A mask is rejected if it is empty before or after, if it covers more than 0.9 of the image, or if the IoU of the
+        refined mask with the original is below 0.5.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             mask: (H, W) bool.
 
         Raises:
-            UnSAMError: If the two have not the same size.
+            UnSAMError: If the sizes differ.
         """
         mask = np.asarray(mask, bool)
         if mask.shape != image.shape[:2]:
@@ -94,16 +93,16 @@ class CascadePSPRefiner:
             image[rows, columns], mask[rows, columns], int(np.clip(long_side, *_LONG_SIDE_PX))
         )
         overlap = (mask & refined).sum() / (mask | refined).sum()
-        return refined if refined.mean() <= _MAX_AREA_SHARE and overlap >= _MIN_IOU else None
+        return refined if refined.mean() <= _MAX_RELATIVE_AREA and overlap >= _MIN_IOU else None
 
     def _refine(self, image: np.ndarray, mask: np.ndarray, long_side_px: int) -> np.ndarray:
-        # The package's own examples read images with OpenCV: blue comes first.
+        # The examples of the package read images with OpenCV, as BGR.
         image_bgr: Any = np.ascontiguousarray(image[..., ::-1])
         return self._network.refine(image_bgr, mask.astype(np.uint8) * 255, fast=True, L=long_side_px) > _THRESHOLD
 
 
 def _crop(mask: np.ndarray) -> tuple[slice, slice]:
-    """The longer side of the mask's box, to all four sides of the box's centre, as far as the image goes."""
+    """A square crop around the centre of the mask's box, with twice its longer side, clipped to the image."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     sides = [(int(at[0]), int(at[-1]) + 1) for at in (ys, xs)]
     reach = max(last - first for first, last in sides)

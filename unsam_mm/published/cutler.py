@@ -1,4 +1,4 @@
-"""CutLER as the divide step: a class-agnostic detector, trained without labels, that proposes whole objects."""
+"""CutLER, a class-agnostic detector trained without labels, as the divide step."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from unsam_mm.published.cutler_checkpoint import convert_official_cutler
 
 _NAME = 'cutler_cascade'
 _CONFIG = Path('configs', '_base_', 'models', f'{_NAME}.py')
-_LONGEST = 5 / 3  # Detectron2 limits a shorter side of 800 px to a longer one of 1333 px
+_MAX_ASPECT = 5 / 3  # Detectron2 resizes to a shorter side of 800 px, but a longer side of at most 1333 px
 
 
 @MODELS.register_module()
 class UnSAMCutLERRoIHead(CascadeRoIHead):
-    """A cascade as Detectron2 defines it. For prediction; there is no loss.
+    """The cascade of Detectron2, for prediction only.
 
-    MMDetection's cascade averages the logits of its stages and has a mask head in each. Here probabilities are
-    averaged, and one mask head looks at the final boxes.
+    MMDetection's cascade averages the logits of its stages and has a mask head in each stage. Here probabilities are
+    averaged, and a single mask head is applied to the final boxes.
     """
 
     def init_mask_head(self, mask_roi_extractor: ConfigDict, mask_head: ConfigDict) -> None:
@@ -103,7 +103,7 @@ def load_cutler(path_or_name: str | Path = _NAME, device: str = 'cpu') -> nn.Mod
 
     Raises:
         UnSAMError: If the device cannot be used.
-        WeightsError: If the weights cannot be had, or are those of another model.
+        WeightsError: If the weights are not available, or belong to another model.
     """
     check_device(device)
     path = weights.fetch(_NAME) if path_or_name == _NAME else Path(path_or_name)
@@ -114,7 +114,8 @@ def load_cutler(path_or_name: str | Path = _NAME, device: str = 'cpu') -> nn.Mod
         model.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(
-            f"{path}: not CutLER's Cascade Mask R-CNN ({str(error).splitlines()[-1].strip()})"
+            f"{path}: not CutLER's Cascade Mask R-CNN ({str(error).splitlines()[-1].strip()}); give "
+            "'cutler_cascade', or cutler_cascade_final.pth"
         ) from error
     return model.eval().requires_grad_(False).to(device)
 
@@ -133,27 +134,27 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _config_path() -> Path:
-    """In a checkout, or in the folder that a wheel brings along."""
+    """The config in a checkout, or in the ``.mim`` folder of an installed package."""
     package = Path(__file__).resolve().parents[1]
     return next(home / _CONFIG for home in (package.parent, package / '.mim') if (home / _CONFIG).is_file())
 
 
 class CutLERDivider:
-    """Finds whole objects in an image, each as one mask.
+    """Detects whole objects with CutLER.
 
-    A photograph of 400 x 600 px takes 9 s of CPU time on one core, three quarters of it in convolutions.
+    A photograph of 400 x 600 px takes 9 s on one CPU core.
 
     Args:
-        checkpoint: See `load_cutler`; None fetches the published weights (CC-BY-NC-4.0: not for commercial use).
-        score_threshold: Masks with a lower score are dropped; 0.3 in the paper, 0.1 in its released code.
+        checkpoint: See `load_cutler`; None downloads the published weights (CC-BY-NC-4.0: not for commercial use).
+        score_threshold: Masks with a lower score are removed; 0.3 in the paper, 0.1 in its released code.
         device: Torch device.
-        max_masks: The best-scored masks that are kept.
-        short_side_px: Length to which the shorter side is resized, unless the longer one would pass 5/3 of it;
-            800, Detectron2's default, is what the published divide step runs with.
+        max_masks: Maximum number of masks.
+        short_side_px: The shorter side is resized to this length, unless the longer side would exceed 5/3 of it;
+            800, the default of Detectron2, in the published divide step.
 
     Raises:
         UnSAMError: If a number is out of range, or the device cannot be used.
-        WeightsError: If the weights cannot be had, or are those of another model.
+        WeightsError: If the weights are not available, or belong to another model.
     """
 
     def __init__(
@@ -180,8 +181,8 @@ class CutLERDivider:
             image: (H, W, 3) uint8 RGB.
 
         Returns:
-            (N, H, W) bool masks, none of them empty, best score first, and their (N,) float32 scores in [0, 1].
-            Masks may overlap.
+            (N, H, W) bool masks, none empty, in descending order of their (N,) float32 scores in [0, 1]. Masks may
+            overlap.
         """
         height, width = image.shape[:2]
         resized_hw = _resized_hw(height, width, self._short_side_px)
@@ -201,6 +202,6 @@ class CutLERDivider:
 
 
 def _resized_hw(height: int, width: int, short_side_px: int) -> tuple[int, int]:
-    """Detectron2's size; halves are rounded up."""
-    scale = min(short_side_px / min(height, width), int(short_side_px * _LONGEST) / max(height, width))
+    """The size after Detectron2's resizing; halves are rounded up."""
+    scale = min(short_side_px / min(height, width), int(short_side_px * _MAX_ASPECT) / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

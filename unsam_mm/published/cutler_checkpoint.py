@@ -1,8 +1,9 @@
-"""CutLER's Detectron2 checkpoint in the names of MMDetection.
+"""Converts CutLER's Detectron2 checkpoint to the parameter names of MMDetection.
 
-No tensor changes its shape or order: both frameworks flatten a region as channel, row, column before the first fully
-connected layer, list anchors by cell, then ratio (height over width, rising), with four deltas x, y, width, height
-each, and put the background last. The stride of a bottleneck sits in its 3 x 3 convolution in both.
+Tensors keep their shapes and orders: in both frameworks RoI features are flattened as channel, row, column; anchors are
+    ordered
+by cell, then by ascending ratio (height over width), with the deltas x, y, width, height; the background is the
+last class; and the stride of a bottleneck is in its 3 x 3 convolution.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from unsam_mm.checkpoints import (
 
 KIND = "CutLER's Cascade Mask R-CNN with a ResNet-50"
 
-_LEVELS = (2, 3, 4, 5)  # of the pyramid, by Detectron2's numbers of the backbone's stages
+_LEVELS = (2, 3, 4, 5)  # levels of the feature pyramid in Detectron2's numbering
 _STAGES = 3
 _MASK_CONVOLUTIONS = 4
 _CONSTANTS = re.compile(r'^(pixel_mean|pixel_std|proposal_generator\.anchor_generator\.cell_anchors\.\d+)$')
-"""Written by old versions of Detectron2; the config holds them."""
+"""Constants in checkpoints of old versions of Detectron2; here they are in the config."""
 
 
 def convert_official_cutler(path: Path) -> StateDict:
-    """Reads and renames the Cascade Mask R-CNN that the CutLER authors published.
+    """Reads and converts the published checkpoint of CutLER's Cascade Mask R-CNN.
 
     Args:
         path: ``cutler_cascade_final.pth``, or another checkpoint of their config.
 
     Raises:
-        WeightsError: If the file is not such a checkpoint: the message names keys that are missing or left over.
+        WeightsError: If the file is no such checkpoint; the message names missing and unexpected keys.
     """
     return convert_cutler(read_checkpoint(path), path)
 
@@ -50,10 +51,10 @@ def convert_cutler(state: StateDict, path: Path) -> StateDict:
 
     Args:
         state: Tensors by their official names.
-        path: Their file, for messages.
+        path: The file, for error messages.
 
     Raises:
-        WeightsError: If a name is missing or left over.
+        WeightsError: If a name is missing or unexpected.
     """
     kind = f'{KIND}; the file cutler_cascade_final.pth is'
     return rename(state, tensor_names(_modules()), path, kind, _CONSTANTS.match)

@@ -1,7 +1,7 @@
-"""Divide: the few large objects of an image, by normalized cuts of its patch graph (MaskCut) or by a detector.
+"""Divide step: large objects of an image by normalized cuts of its patch graph (MaskCut).
 
-A divider is anything that can be called as ``masks, scores = divider(image)``. `MaskCutDivider` needs nothing but
-patch features; the detector of CutLER plugs in at the same place.
+A divider is a callable with ``masks, scores = divider(image)``. `MaskCutDivider` needs only patch features;
+`unsam_mm.published.cutler` has a detector with the same interface.
 
 Source: CutLER, section 3.1 (MaskCut); TokenCut (the normalized cut and the component of the seed).
 """
@@ -22,7 +22,7 @@ from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
 from unsam_mm.threads import without_warnings
 
 _WEAK_EDGE = 1e-5
-"""Weight between patches that are not similar; it keeps the graph connected."""
+"""Weight of edges between dissimilar patches, which keeps the graph connected."""
 _LANCZOS_VECTORS = 12
 _LANCZOS_TOLERANCE = 1e-5
 _BLOCK_VECTORS = 4
@@ -30,22 +30,21 @@ _MIN_IOU_AFTER_REFINEMENT = 0.5
 
 
 class Divider(Protocol):
-    """What the first step of divide-and-conquer must do."""
+    """The interface of the divide step."""
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, H, W) bool masks of an (H, W, 3) uint8 RGB image, and their (N,) float32 scores in [0, 1]."""
 
 
 class MaskCutDivider:
-    """Divides an image by MaskCut: square input, normalized cuts, nearest upsampling, no pixel in two masks.
+    """MaskCut: square input, normalized cuts, nearest-neighbour upsampling, disjoint masks.
 
     Args:
-        extractor: Gives the features; the published one is DINO ViT-B/8, facet 'key', on a square of 480 px. The image
-            is squeezed to a square of the extractor's `long_side_px`, as in the release.
-        refine_mask: ``refine_mask(image, mask) -> mask`` brings the blocky masks to the edges of the image; the
-            published one is a dense CRF. A mask whose IoU with its refined form is below 0.5 is dropped. None leaves
-            the masks as they are.
-        centre: See `centred`.
+        extractor: Feature extractor; DINO ViT-B/8, facet 'key', at 480 px in the paper. The image is resized to a
+            square of its `long_side_px`, as in the release.
+        refine_mask: ``refine_mask(image, mask) -> mask`` refines the mask; a dense CRF in the paper. A mask whose IoU
+            with the refined mask is below 0.5 is removed. None for no refinement.
+        centre: Whether features are centred, see `centred`.
         options: Further arguments of `maskcut`.
     """
 
@@ -60,16 +59,16 @@ class MaskCutDivider:
         self._centre, self._options = centre, options
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Masks in the order in which they were cut off, the most prominent object first.
+        """Masks in the order of the cuts, the most salient object first.
 
         Args:
             image: (H, W, 3) uint8 RGB.
 
         Returns:
-            (N, H, W) bool masks without common pixels, and (N,) float32 scores: 1, 1/2, 1/3 and so on, since MaskCut
-            orders its masks and does not score them. N may be 0.
+            (N, H, W) bool disjoint masks, and (N,) float32 scores 1, 1/2, 1/3, ...: MaskCut orders its masks but gives
+            no scores. N may be 0.
         """
-        features = self._extract(squeezed(image, self._extract.long_side_px))
+        features = self._extract(resize_to_square(image, self._extract.long_side_px))
         features = centred(features) if self._centre else features
         height, width = image.shape[:2]
         masks, free = [], np.ones((height, width), bool)
@@ -83,7 +82,7 @@ class MaskCutDivider:
         return np.array(masks, bool).reshape(-1, height, width), scores
 
     def _refined(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-        """The mask with its edges refined and its holes filled, or None if too little of it is left."""
+        """The refined mask with holes filled, or None if its IoU with the mask is too low."""
         refined = mask if self._refine_mask is None else self._refine_mask(image, mask)
         refined = ndimage.binary_fill_holes(refined)
         union = np.count_nonzero(refined | mask)
@@ -102,33 +101,33 @@ def maskcut(
     repeat_rejected: bool = False,
     found_patches: str = 'zero',
 ) -> np.ndarray:
-    """Cuts the most prominent object off the patch graph, again and again.
+    """Iterated normalized cuts of the patch graph (MaskCut).
 
-    Patches are joined where the cosine of their features exceeds `tau`. The second eigenvector of the normalized graph
-    splits them in two; the part that holds the largest value is the foreground unless it also holds the corners of
-    the image, and the component around the largest value is the mask. Then the features of its patches are
-    set to zero and the rest is cut.
+    Patches are connected if the cosine of their features exceeds `tau`. The second eigenvector of the normalized graph
+    bipartitions them. The part with the largest value is the foreground, unless it contains too many corners of the
+    image; the connected component of the largest value is the mask. The features of its patches are then set to zero,
+    and the graph is cut again.
 
-    The paper calls a part background if it holds 2 corners or more, the release from 3 on (`max_corners`). Both also
-    ask that the foreground holds the patch with the largest absolute value; as the sign of an eigenvector means
-    nothing, it is chosen here so that this patch is positive, and the release's result no longer depends on the solver.
+    In the paper a part with 2 or more corners is background, in the release one with 3 or more (`max_corners`). Both
+    also require that the foreground contains the patch of the largest absolute value. The sign of an eigenvector is
+    arbitrary; here it is chosen so that this patch is positive, so the result does not depend on the solver.
 
     Args:
-        features: Patch features of one image.
-        n_masks: How many cuts are tried.
-        tau: Smallest cosine of similar patches; 0.15 as published, for DINO's keys. `centred` says what to do for
-            others.
-        min_area: Later masks with at most this share of the patches are rejected.
-        max_overlap: Later masks with a larger IoU with an earlier one are rejected.
-        max_corners: The foreground may hold this many corners of the image: 2 as released, 1 as in the paper.
-        overlap_with: 'all' earlier masks, or the 'last' round's only, as released.
-        repeat_rejected: The release goes on after a rejection, as if the round had found an empty mask. It then cuts the
-            same graph, finds the same mask and accepts it, because nothing overlaps an empty mask. True repeats that;
-            by default the search ends, since the next cut could only find the same.
-        found_patches: 'zero' sets their features to zero, as published. Then they hang together by their weak edges with
-            an eigenvalue that is their share of the image, and where the first object is large, the second cut finds
-            nothing but the first object again: on 5 of 12 sample images of scikit-image MaskCut ends there. 'remove' takes them
-            out of the graph, so that the next cut is one of the rest; nobody has published that.
+        features: Patch features of an image.
+        n_masks: Number of cuts.
+        tau: Cosine threshold of similar patches; 0.15 in the paper, for keys of DINO. See `centred` for other ViTs.
+        min_area: Later masks with at most this fraction of the patches are rejected.
+        max_overlap: Later masks with a larger IoU with an earlier mask are rejected.
+        max_corners: Maximum number of image corners in the foreground: 1 in the paper, 2 in the release.
+        overlap_with: Compare with 'all' earlier masks, or with the 'last' one only, as in the release.
+        repeat_rejected: After a rejection the release continues as if the mask had been empty: it cuts the same graph
+            again, finds the same mask, and accepts it, since nothing overlaps an empty mask. True reproduces this; by
+            default the search ends.
+        found_patches: 'zero' sets the features of found patches to zero, as published. Their weak edges then form a
+            cluster whose eigenvalue is their fraction of the image, so after a large first object the second cut finds
+            the same object again: on 5 of 12 sample images of scikit-image MaskCut ends there. 'remove' removes them
+                from the
+            graph, which is not published.
 
     Returns:
         (N, h, w) bool masks on the patch grid, N <= n_masks, in order of discovery. They may overlap.
@@ -142,8 +141,8 @@ def maskcut(
         raise UnSAMError(f"found_patches must be 'zero' or 'remove', got {found_patches!r}")
     if n_masks < 1:
         raise UnSAMError(f'n_masks must be at least 1, got {n_masks}')
-    shares = {'tau': (tau, -1, 1), 'min_area': (min_area, 0, 1), 'max_overlap': (max_overlap, 0, 1)}
-    for name, (value, low, high) in {**shares, 'max_corners': (max_corners, 0, 4)}.items():
+    limits = {'tau': (tau, -1, 1), 'min_area': (min_area, 0, 1), 'max_overlap': (max_overlap, 0, 1)}
+    for name, (value, low, high) in {**limits, 'max_corners': (max_corners, 0, 4)}.items():
         if not low <= value <= high:
             raise UnSAMError(f'{name} must lie in [{low}, {high}], got {value}')
     rows, columns, channels = features.grid.shape
@@ -155,7 +154,7 @@ def maskcut(
         values = np.zeros((rows, columns), np.float32)
         values[in_graph] = second_eigenvector(similar)
         mask = _foreground(values, in_graph, max_corners)
-        if not mask.any():  # the patches do not differ
+        if not mask.any():  # all patches are equal
             break
         if masks and (mask.mean() <= min_area or (_ious(mask, previous) > max_overlap).any()):
             if not repeat_rejected:
@@ -180,7 +179,7 @@ def similar_patches(features: np.ndarray, tau: float) -> np.ndarray:
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     directions = (features / np.maximum(lengths, 1e-12)).astype(np.float32)
     similar = np.empty((len(features), len(features)), np.uint8)
-    for start in range(0, len(features), 512):  # so that the cosines, four times as large, never exist as a whole
+    for start in range(0, len(features), 512):  # in chunks, since float32 cosines take four times the memory
         np.greater(
             directions[start : start + 512] @ directions.T, tau, out=similar[start : start + 512], casting='unsafe'
         )
@@ -190,9 +189,9 @@ def similar_patches(features: np.ndarray, tau: float) -> np.ndarray:
 def second_eigenvector(similar: np.ndarray) -> np.ndarray:
     """Solves (D - A) y = lambda D y for the second smallest lambda, A = 1 between similar patches and 1e-5 elsewhere.
 
-    Lanczos on D^-1/2 A D^-1/2, from which the known first eigenvector is taken out. A is never made: one byte a pair
-    says where it is 1, and the rest is a constant. On keys of photographs at 60 x 60 patches this takes a
-    hundredth of the time of the dense solver, and no patch changes sides.
+    Lanczos on D^-1/2 A D^-1/2 with the known first eigenvector deflated. A is not materialised: it is a constant plus a
+    binary matrix of bytes. For keys of photographs at 60 x 60 patches this takes a hundredth of the time of the dense
+    solver and gives the same bipartition.
 
     Args:
         similar: (P, P) uint8, symmetric, 1 between similar patches.
@@ -201,7 +200,7 @@ def second_eigenvector(similar: np.ndarray) -> np.ndarray:
         (P,) float32; the entry that is largest in absolute value is positive.
     """
     n_patches = len(similar)
-    if n_patches < 4:  # too few for Lanczos; nothing that small is an image
+    if n_patches < 4:  # too few for Lanczos
         return np.eye(1, n_patches, dtype=np.float32)[0]
     degree = _WEAK_EDGE * n_patches + (1 - _WEAK_EDGE) * similar.sum(axis=1, dtype=np.float64)
     scale = (1 / np.sqrt(degree)).astype(np.float32)
@@ -212,7 +211,7 @@ def second_eigenvector(similar: np.ndarray) -> np.ndarray:
         joined = _multiply_bytes(similar, scaled)
         joined *= np.float32(1 - _WEAK_EDGE)
         joined += np.float32(_WEAK_EDGE) * scaled.sum()
-        # No eigenvalue lies below -1, so this puts the first eigenvector, whose value is 1, behind all others.
+        # Deflation moves the eigenvalue 1 of the first eigenvector to -1, the lower bound of all eigenvalues.
         return scale * joined - first * (2 * (first @ vector.ravel()))
 
     operator = LinearOperator((n_patches, n_patches), matvec=multiply, dtype=np.float32)
@@ -227,14 +226,14 @@ def second_eigenvector(similar: np.ndarray) -> np.ndarray:
 
 
 def _by_lobpcg(operator: LinearOperator, first: np.ndarray) -> np.ndarray:
-    """(P, 1) eigenvector of the largest eigenvalue beside that of `first`: the best there is after some iterations.
+    """(P, 1) eigenvector of the largest eigenvalue other than that of `first`, by LOBPCG.
 
-    Takes about thirty times as long as Lanczos where both converge, but always has an answer.
+    Takes about thirty times as long as Lanczos if both converge, but returns an approximation if not.
     """
-    if len(first) < 6 * _BLOCK_VECTORS:  # too few for it
+    if len(first) < 6 * _BLOCK_VECTORS:  # too few rows for LOBPCG
         return np.linalg.eigh(operator @ np.eye(len(first), dtype=np.float32))[1][:, [-1]]
     start = np.random.default_rng(0).standard_normal((len(first), _BLOCK_VECTORS))
-    with without_warnings(UserWarning):  # that it did not converge: what it has is good enough
+    with without_warnings(UserWarning):  # no convergence; the approximation is good enough
         values, vectors = lobpcg(
             operator, start, Y=first[:, None].astype(np.float64), largest=True, tol=_LANCZOS_TOLERANCE, maxiter=200
         )
@@ -242,25 +241,27 @@ def _by_lobpcg(operator: LinearOperator, first: np.ndarray) -> np.ndarray:
 
 
 def centred(features: PatchFeatures) -> PatchFeatures:
-    """The same features without their mean over the image, which brings those of DINOv2 into the range of DINO's.
+    """Features minus their mean over the image, so that thresholds published for DINO apply to DINOv2.
 
-    The published thresholds are cosines of DINO's keys, which spread around zero. The keys of DINOv2 share a large
-    common part: between two patches of one image their cosine is 0.77 or more in 95 of 100 cases, so every threshold of
-    the paper joins everything. That part is the mean. Without it, on five photographs at 60 x 60 patches, merging down to
-    a cosine of 0.8, 0.6 and 0.1 leaves 83, 31 and 6 regions on average; 108, 38 and 2 are published for DINO's
-    ViT-B/8 (HASSOD, 480 px). So centred keys use the published thresholds as they are.
+    The published thresholds are cosines of DINO's keys, whose distribution is centred at zero. DINOv2's keys share a
+    large mean: the cosine of two patches of an image is 0.77 or more in 95 % of cases, above every threshold of the
+        paper.
+    Without the mean, on five photographs at 60 x 60 patches, merging down to a cosine of 0.8, 0.6 and 0.1 leaves 83, 31
+    and 6 regions on average; published for DINO's ViT-B/8 are 108, 38 and 2 (HASSOD, 480 px).
     """
     mean = features.grid.mean(axis=(0, 1), dtype=np.float64).astype(features.grid.dtype)
     return PatchFeatures(features.grid - mean, features.size_hw)
 
 
-def squeezed(image: np.ndarray, side_px: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> np.ndarray:
-    """An (H, W, 3) uint8 image resized to (side_px, side_px, 3), whatever its aspect ratio."""
+def resize_to_square(
+    image: np.ndarray, side_px: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> np.ndarray:
+    """An (H, W, 3) uint8 image resized to (side_px, side_px, 3); the aspect ratio is not kept."""
     return np.asarray(Image.fromarray(image).resize((side_px, side_px), resample))
 
 
 def _foreground(values: np.ndarray, in_graph: np.ndarray, max_corners: int) -> np.ndarray:
-    """(h, w) bool: the component around the largest value of the foreground part of an eigenvector."""
+    """(h, w) bool: the connected component of the largest value in the foreground of an eigenvector."""
     foreground = values > values[in_graph].mean()
     if (foreground & in_graph)[[0, 0, -1, -1], [0, -1, 0, -1]].sum() > max_corners:
         values, foreground = -values, ~foreground
@@ -286,7 +287,7 @@ def _upsample_nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _multiply_bytes(matrix, vector):
-    """(P,) float32 product of a (P, P) uint8 matrix and a vector: the pass over the matrix is what costs."""
+    """(P,) float32 product of a (P, P) uint8 matrix and a vector."""
     product = np.empty(matrix.shape[0], np.float32)
     for row in range(matrix.shape[0]):
         total = np.float32(0.0)

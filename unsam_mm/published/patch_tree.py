@@ -1,9 +1,9 @@
-"""Clusters of patches inside one crop, their pixels, and the suppression of near-equal masks.
+"""Clusters of the patches of a crop, their masks as runs of pixels, and non-maximum suppression.
 
-Merging patches pair by pair makes a tree, and one level of the published procedure, all clusters left at a threshold, is
-a cut of it. Patches are numbered depth-first, so a cluster is an interval, clusters nest or are disjoint, and their IoU is
-a ratio of areas. Pixels are only ever written as runs: column by column, start and end, numbered over the whole image as
-COCO's run lengths are. A mask costs its outline then, whatever the size of the image.
+Pairwise merging of patches makes a binary tree; the clusters at a threshold of the published procedure are a cut of it.
+Patches are numbered depth-first, so a cluster is an interval, clusters nest or are disjoint, and their IoU is a ratio
+of areas. Masks are stored as runs of pixels in column-major order, as in COCO's RLE, so the cost of a mask depends on
+the length of its boundary, not on the size of the image.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from scipy import ndimage
 from unsam_mm.masks.rle import Rle, areas_and_boxes
 from unsam_mm.pseudo_masks.merging import merge_regions
 
-_CUBIC = -0.75  # the constant of Keys' kernel that torch uses for its bicubic interpolation
-_OUTER = np.float32(-_CUBIC / 4)  # the outer weights, at their largest half way between two centres
-_HALF = np.float32(0.5 + 1e-5)  # exact halves are common on a regular grid; rounding must not decide them
+_CUBIC = -0.75  # parameter of Keys' cubic kernel, as in torch's bicubic interpolation
+_OUTER = np.float32(-_CUBIC / 4)  # largest absolute sum of the two outer weights, half way between two centres
+_HALF = np.float32(0.5 + 1e-5)  # exact halves are common on a regular grid; the offset makes rounding irrelevant
 
 
 @dataclass(frozen=True)
 class PatchClusters:
-    """What the merge loop leaves at each of several thresholds, on one grid of patches.
+    """Clusters of a patch grid at several merge thresholds.
 
     Attributes:
         order: (P,) int64 patch numbers (row-major) in depth-first order; patches outside the mask come last.
         first: (K,) int64; cluster k holds the patches ``order[first[k]:last[k]]``.
         last: (K,) int64, exclusive.
-        levels: (K, T) bool; whether the cluster is there at each threshold.
+        levels: (K, T) bool; whether the cluster exists at each threshold.
         grid_hw: Rows and columns of the grid.
     """
 
@@ -54,19 +54,19 @@ class PatchClusters:
 def cluster_patches(
     grid: np.ndarray, thresholds: tuple[float, ...], min_patches: int = 4, inside: np.ndarray | None = None
 ) -> PatchClusters:
-    """Merges touching patches by the cosine of mean features and keeps what is left at each threshold.
+    """Merges adjacent patches by the cosine of mean features, and records the clusters at each threshold.
 
-    The published loop stops when no pair reaches the first threshold, records the clusters, and goes on from there with
-    the next. The merges are the same as without the stops, so one tree holds all levels.
+    The published loop stops when no pair reaches the first threshold, records the clusters, and continues with the next
+    threshold. The merges do not depend on the stops, so a single tree contains all levels.
 
     Args:
-        grid: (h, w, C) features; as published they are not brought to unit length, so that long ones count more.
-        thresholds: Cosines, falling.
+        grid: (h, w, C) features; as published they are not normalised, so features of large norm have more weight.
+        thresholds: Cosines in descending order.
         min_patches: Smaller clusters are left out.
-        inside: (h, w) bool, the patches that take part; all of them by default.
+        inside: (h, w) bool, patches that are clustered; by default all.
 
     Returns:
-        The clusters, each once; never the one that holds everything, since that is the divided mask itself.
+        The distinct clusters, without the cluster of all patches, which is the divided mask itself.
     """
     rows, columns, channels = grid.shape
     inside = np.ones((rows, columns), bool) if inside is None else inside
@@ -74,7 +74,7 @@ def cluster_patches(
     number = np.full(rows * columns, -1)
     orders, firsts, lasts, levels = [], [], [], []
     n_ordered = 0
-    for part in range(1, n_parts + 1):  # merges in one part do not change another, so each has its own tree
+    for part in range(1, n_parts + 1):  # one tree for each connected component
         patches = np.flatnonzero(parts.ravel() == part)
         number[patches] = np.arange(len(patches))
         features = grid.reshape(-1, channels)
@@ -102,7 +102,7 @@ def cluster_patches(
 
 
 def _grid_edges(number: np.ndarray) -> np.ndarray:
-    """(E, 2) pairs of the numbers in 4-neighbouring cells; cells with -1 have none."""
+    """(E, 2) pairs of the numbers of 4-neighbouring cells, without cells of number -1."""
     pairs = np.concatenate(
         [
             np.stack([number[:, :-1].ravel(), number[:, 1:].ravel()], axis=1),
@@ -113,9 +113,9 @@ def _grid_edges(number: np.ndarray) -> np.ndarray:
 
 
 def _levels(parent: np.ndarray, similarity: np.ndarray, thresholds: tuple[float, ...]) -> np.ndarray:
-    """(N, T) bool: whether each node exists, and is not merged yet, when the loop stops at each threshold."""
+    """(N, T) bool: whether each node is a cluster when the loop stops at each threshold."""
     n_leaves = len(similarity) + 1
-    # Similarities may rise again after a merge, so what counts is the first one below the threshold.
+    # Similarities are not monotone; the loop stops at the first one below the threshold.
     lowest = np.minimum.accumulate(similarity)
     done = np.array([np.count_nonzero(lowest >= threshold) for threshold in thresholds])
     born = np.maximum(np.arange(len(parent)) - n_leaves, -1)
@@ -125,7 +125,7 @@ def _levels(parent: np.ndarray, similarity: np.ndarray, thresholds: tuple[float,
 
 @numba.njit(nogil=True, cache=True)
 def _depth_first(parent, n_leaves):
-    """Leaves in depth-first order, and for each node the interval of that order that it holds."""
+    """Leaves in depth-first order, and the interval of each node in that order."""
     size = np.zeros(len(parent), np.int64)
     size[:n_leaves] = 1
     for node in range(len(parent) - 1):
@@ -144,7 +144,7 @@ def _depth_first(parent, n_leaves):
 
 @numba.njit(nogil=True, cache=True)
 def intersect_runs(a, b):
-    """(R, 2) int64: the runs that two sorted sets of runs have in common."""
+    """(R, 2) int64: the intersection of two sorted sets of runs."""
     common = np.empty((len(a) + len(b), 2), np.int64)
     n_common = 0
     i, j = 0, 0
@@ -170,19 +170,19 @@ def suppress_nested(
     window: int | None = None,
     runs: list[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Non-maximum suppression of clusters of one tree, which nest or are disjoint: larger ones are kept.
+    """Non-maximum suppression of clusters of one tree, which nest or are disjoint; the larger cluster is kept.
 
     Args:
-        first: (N,) starts of their intervals, in the order in which they are judged, areas not rising.
+        first: (N,) starts of their intervals, in descending order of area.
         last: (N,) ends, exclusive.
-        area: (N,) areas. No IoU is larger than the ratio of areas, and that of masks that nest is equal to it.
-        max_iou: A cluster whose IoU with a kept one is larger is dropped.
-        window: A kept one is compared with only so many of those that follow; with all by default.
-        runs: N masks of the clusters, where these do not nest to the pixel, as interpolated ones do not. The few pairs
-            that the areas leave in doubt are compared by them.
+        area: (N,) areas. The ratio of areas is an upper bound of the IoU, and equals it for nested masks.
+        max_iou: A cluster with a larger IoU with a kept cluster is removed.
+        window: A kept cluster is compared with this number of following clusters; by default with all.
+        runs: N masks of the clusters, if these do not nest exactly, as after interpolation. Pairs whose upper bound
+            exceeds `max_iou` are compared by their masks.
 
     Returns:
-        (N,) bool: what is kept.
+        (N,) bool, whether each cluster is kept.
     """
     offsets = np.cumsum([0, *(len(mask) for mask in runs or ())])
     return _suppress_nested(
@@ -216,16 +216,16 @@ def _suppress_nested(first, last, area, max_iou, window, runs, offsets):
 
 
 def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
-    """Non-maximum suppression of any masks, larger ones first, on run lengths.
+    """Non-maximum suppression of arbitrary masks, largest first, on RLEs.
 
-    Two masks can only overlap that much if their areas and boxes do, and few pairs are left to be compared after that.
+    Areas and boxes give an upper bound of the IoU, so few pairs are compared.
 
     Args:
         rles: N masks of one image.
-        max_iou: A mask whose IoU with a larger kept one is larger than this is dropped.
+        max_iou: A mask with a larger IoU with a larger kept mask is removed.
 
     Returns:
-        Indices of the kept masks, in rising order.
+        Indices of the kept masks, ascending.
     """
     areas, boxes = areas_and_boxes(rles)
     kept = np.zeros(0, np.int64)
@@ -239,7 +239,7 @@ def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
 
 
 class BicubicPixels:
-    """Pixels of clusters: their patches, enlarged to the box bicubically, where the value is above 0.5.
+    """Masks of clusters: their patches upsampled to the box by bicubic interpolation, thresholded at 0.5.
 
     Args:
         clusters: Clusters of the patches of a crop.
@@ -254,13 +254,13 @@ class BicubicPixels:
         self._columns = _cubic_taps(clusters.grid_hw[1], x1 - x0)
 
     def runs(self, cluster: int) -> np.ndarray:
-        """(R, 2) int64 starts and ends of the runs of one cluster, numbered over the image column by column."""
+        """(R, 2) int64 starts and ends of the runs of one cluster, in column-major order of the image."""
         member = self._clusters.patches(cluster).astype(np.float32)
         return _joined(_bicubic_runs(member, *self._rows, *self._columns, *self._corner, self._height))
 
 
 class PartitionPixels:
-    """Pixels of clusters where every pixel of the crop belongs to one patch, so that clusters stay nested.
+    """Masks of clusters from a partition of the pixels into patches, so that clusters stay nested.
 
     Args:
         clusters: Clusters of the patches of a crop.
@@ -292,14 +292,14 @@ class PartitionPixels:
         self._clusters = clusters
 
     def runs(self, cluster: int) -> np.ndarray:
-        """(R, 2) int64 starts and ends of the runs of one cluster, numbered over the image column by column."""
+        """(R, 2) int64 starts and ends of the runs of one cluster, in column-major order of the image."""
         low, high = self._offsets[[self._clusters.first[cluster], self._clusters.last[cluster]]]
         return _joined(self._runs[low:high][np.argsort(self._runs[low:high, 0])])
 
 
 @numba.njit(nogil=True, cache=True)
 def draw_runs(runs, height, x0, y0, x1, y1):
-    """(y1 - y0, x1 - x0) uint8: 1 where runs of an image so high cover a box that holds all of them."""
+    """(y1 - y0, x1 - x0) uint8 mask of runs of an image of the given height, in a box that contains all of them."""
     drawn = np.zeros((x1 - x0, y1 - y0), np.uint8)
     for run in range(len(runs)):
         start = runs[run, 0]
@@ -313,7 +313,7 @@ def draw_runs(runs, height, x0, y0, x1, y1):
 
 
 def _joined(runs: np.ndarray) -> np.ndarray:
-    """The same runs with those joined that touch, as the end of a column and the start of the next do."""
+    """The runs with adjacent ones joined, such as at the end of a column and the start of the next."""
     gap = runs[1:, 0] != runs[:-1, 1]
     if gap.all():
         return runs
@@ -321,9 +321,10 @@ def _joined(runs: np.ndarray) -> np.ndarray:
 
 
 def _cubic_taps(n_cells: int, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each pixel centre the cell at or before it (-1 before the first), and (n_pixels, 4) float32 weights.
+    """For each pixel the cell at or before its centre (-1 before the first), and (n_pixels, 4) float32 cubic weights.
 
-    The weights belong to the cells before, at, after and two after; cells beyond the ends repeat the last one.
+    The weights belong to this cell, the one before it and the two after it; cells beyond the ends repeat the outermost
+    cell.
     """
     position = (np.arange(n_pixels) + 0.5) * n_cells / n_pixels - 0.5
     base = np.floor(position)
@@ -335,15 +336,15 @@ def _cubic_taps(n_cells: int, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
 
 @numba.njit(nogil=True, cache=True)
 def _bicubic_runs(member, row_base, row_weights, column_base, column_weights, x0, y0, height):
-    """Runs of the pixels whose interpolated value is above a half, in a crop at (x0, y0) of an image so high.
+    """Runs of the pixels whose interpolated value exceeds 0.5, in a crop at (x0, y0) of an image of the given height.
 
-    The two inner weights are never negative, the two outer ones never positive, and those add up to at most `_OUTER`. This
-    bounds the values between two patch centres, so only cells that the outline crosses are interpolated.
+    The two inner weights are never negative, the two outer ones never positive, with an absolute sum of at most
+    `_OUTER`. This bounds the values between two patch centres, so only cells on the boundary are interpolated.
     """
     n_rows, n_columns = member.shape
     top, bottom, left, right = _bounds(member)
     columns = np.ascontiguousarray(member.T)
-    # Beyond one patch from the outermost patch centres no value is above a half.
+    # No value exceeds 0.5 more than one patch beyond the outermost patch centres.
     x_low, x_high = np.searchsorted(column_base, left - 1), np.searchsorted(column_base, right + 1)
     y_end = np.searchsorted(row_base, bottom + 1)
     cell_start = np.searchsorted(row_base, np.arange(top - 1, bottom + 2))
@@ -363,7 +364,7 @@ def _bicubic_runs(member, row_base, row_weights, column_base, column_weights, x0
         n_before = n_runs
         if n_runs + (y_end - cell_start[0]) // 2 + 1 >= len(runs):
             runs = np.concatenate((runs, np.empty((len(runs) + height, 2), np.int64)))
-        if same:  # as in the middle of a cluster: the column before, once more
+        if same:  # equal to the previous column, as inside of a cluster
             for run in range(last_column, n_before):
                 runs[n_runs] = runs[run] + height
                 n_runs += 1
@@ -399,7 +400,7 @@ def _bicubic_runs(member, row_base, row_weights, column_base, column_weights, x0
 
 @numba.njit(nogil=True, cache=True)
 def _bounds(member):
-    """First and last row, first and last column that hold anything."""
+    """First and last row, first and last column of the non-zero values, inclusive."""
     top, bottom, left, right = member.shape[0], -1, member.shape[1], -1
     for row in range(member.shape[0]):
         for column in range(member.shape[1]):

@@ -1,7 +1,7 @@
-"""Gaussian filtering in many dimensions on the permutohedral lattice.
+"""High-dimensional Gaussian filtering on the permutohedral lattice.
 
-Values are splatted onto the corners of the simplices that hold their points, blurred along the axes of the lattice, and
-read off again. Cost grows linearly with the points and with the dimensions.
+Values are splatted onto the vertices of the enclosing simplices, blurred along the axes of the lattice, and sliced. The
+cost is linear in the number of points and quadratic in the number of dimensions.
 
 Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", 2010.
 """
@@ -17,13 +17,13 @@ _CHUNK = 1 << 18  # points; bounds the temporary arrays
 
 
 class PermutohedralFilter:
-    """``out[i] = sum_j exp(-|p_i - p_j|^2 / 2) * in[j]``, up to one common factor; a point hears itself too.
+    """``out[i] = sum_j exp(-|p_i - p_j|^2 / 2) * in[j]``, up to a common factor, including j = i.
 
     Args:
         points: (N, D) floats, in standard deviations along each dimension.
 
     Raises:
-        UnSAMError: If the points reach so far that corners cannot be numbered.
+        UnSAMError: If the extent of the points is too large for 64-bit vertex numbers.
     """
 
     def __init__(self, points: np.ndarray) -> None:
@@ -34,7 +34,7 @@ class PermutohedralFilter:
         lowest = corners.reshape(-1, n_axes).min(axis=0) - n_axes
         extent = corners.reshape(-1, n_axes).max(axis=0) + n_axes + 1 - lowest
         if np.prod(extent.astype(float)) >= 2.0**62:
-            raise UnSAMError('the points of a lattice filter lie too far apart; use larger standard deviations')
+            raise UnSAMError('the points of a lattice filter are too far apart; use larger standard deviations')
         radix = np.cumprod(np.r_[1, extent[:-1]]).astype(np.int64)
         keys, index = np.unique((corners - lowest) @ radix, return_inverse=True)
         rows = np.arange(0, n_points * (n_axes + 1) + 1, n_axes + 1)
@@ -44,20 +44,20 @@ class PermutohedralFilter:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """The filtered values, (N,) float64."""
-        lattice = np.append(self._splat @ values, 0.0)  # the last entry stands for corners that no point touches
+        lattice = np.append(self._splat @ values, 0.0)  # the last entry is the value of all unoccupied vertices
         for before, after in self._neighbours:
             lattice[:-1] += 0.5 * (lattice[before] + lattice[after])
         return self._slice @ lattice[:-1]
 
 
 def _corners(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The D + 1 corners of the simplex around each point: (N, D + 1, D) int32 coordinates, (N, D + 1) weights."""
+    """The D + 1 vertices of the simplex around each point: (N, D + 1, D) int32 coordinates, (N, D + 1) weights."""
     n_points, n_axes = points.shape
     n_corners = n_axes + 1
     axis = np.arange(n_axes)
-    # Splatting, blurring and reading off together spread by sqrt(2 / 3) * (D + 1) on the lattice.
+    # Splatting, blurring and slicing together have a standard deviation of sqrt(2 / 3) * (D + 1) on the lattice.
     scaled = points * (np.sqrt(2 / 3) * n_corners / np.sqrt((axis + 1) * (axis + 2)))
-    # Onto the plane whose D + 1 coordinates add up to zero.
+    # Embed into the hyperplane whose D + 1 coordinates sum to zero.
     tail = np.cumsum(scaled[:, ::-1], axis=1)[:, ::-1]
     elevated = np.empty((n_points, n_corners))
     elevated[:, 0] = tail[:, 0]
@@ -74,7 +74,7 @@ def _corners(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rank += wrapped * n_corners
     nearest += wrapped * n_corners
 
-    # Weights are the gaps between the remainders in falling order.
+    # Barycentric weights are the differences of the remainders in descending order.
     remainder = np.empty((n_points, n_corners))
     np.put_along_axis(remainder, rank, (elevated - nearest) / n_corners, axis=1)
     weights = np.empty((n_points, n_corners))
@@ -86,14 +86,14 @@ def _corners(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _axis_steps(n_axes: int) -> np.ndarray:
-    """(D + 1, D) int: what one step along each of the D + 1 directions of the lattice adds to D coordinates."""
+    """(D + 1, D) int: steps along the D + 1 directions of the lattice, in the first D coordinates."""
     steps = np.ones((n_axes + 1, n_axes), np.int64)
     steps[np.arange(n_axes), np.arange(n_axes)] = -n_axes
     return steps
 
 
 def _neighbours(keys: np.ndarray, step: np.ndarray, radix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the corner one step before and one after each corner; M where there is none."""
+    """Indices of the vertices one step before and after each vertex; M where there is none."""
     found = []
     for wanted in (keys - step @ radix, keys + step @ radix):
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)

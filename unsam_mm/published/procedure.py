@@ -1,10 +1,10 @@
-"""UnSAM's divide-and-conquer as its paper describes it and as its code was released.
+"""UnSAM's divide-and-conquer, as in its paper and as in its released code.
 
-A divider finds a few large objects. Each is cropped and enlarged, its patches are clustered at six levels, and the
-clusters become masks of its parts. Near-equal masks are suppressed, and what is left may be refined.
+A divider finds a few large objects. Each is cropped and resized, its patches are clustered at six thresholds, and the
+clusters become masks of its parts. Near-duplicates are suppressed, and the remaining masks may be refined.
 
-The paper and the released code differ in places, so there are two presets; `PublishedSettings` says for every value whose
-it is. Both take any ViT, and need no download beyond it when they divide by MaskCut.
+The paper and the released code differ, so there are two presets; `PublishedSettings` names the source of each value.
+Both support any ViT, and with MaskCut need no other download.
 
 Source: UnSAM, section 3.2, algorithm 1 and appendix; the code of its authors.
 """
@@ -26,7 +26,7 @@ from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.rle import Rle, encode_bitmaps, encode_runs, run_edges
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
-from unsam_mm.published.maskcut import Divider, MaskCutDivider, centred, squeezed
+from unsam_mm.published.maskcut import Divider, MaskCutDivider, centred, resize_to_square
 from unsam_mm.published.patch_tree import (
     BicubicPixels,
     PartitionPixels,
@@ -50,45 +50,45 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class PublishedSettings:
-    """Everything that decides which masks divide-and-conquer finds; the defaults are those of the paper.
+    """Settings of divide-and-conquer; the defaults are those of the paper.
 
     Attributes:
         vit: ViT of both steps. Paper and release: 'dino_vitb8'.
-        facet: What is read from its last layer. Paper and release: 'key'.
-        centre: Whether the mean of a grid is subtracted, which makes the thresholds, published for DINO, fit other
+        facet: Features read from its last layer. Paper and release: 'key'.
+        centre: Whether the mean of the features is subtracted, so that thresholds published for DINO apply to other
             ViTs; see `unsam_mm.published.maskcut.centred`. None: for all but DINO's, whose names start with 'dino_'.
-        divide: 'cutler', the detector that paper and release use, whose weights are not free for commercial use, or
-            'maskcut', which made that detector's training labels and needs only the ViT.
-        min_score: Objects that the detector scores lower are dropped. Paper 0.3, release 0.1. MaskCut has no scores.
-        maskcut_patches: Side of the square patch grid of MaskCut. 60, as CutLER's paper and code.
+        divide: 'cutler', the detector of paper and release, whose weights are not free for commercial use, or
+            'maskcut', which made the training labels of that detector and needs only the ViT.
+        min_score: Objects with a lower detection score are removed. Paper 0.3, release 0.1. MaskCut has no scores.
+        maskcut_patches: Side of the square patch grid of MaskCut. 60, as in CutLER's paper and code.
         maskcut_tau: See `unsam_mm.published.maskcut.maskcut`, also for the next five. 0.15 in CutLER's paper.
         maskcut_masks: 3 in CutLER's paper and code.
         maskcut_max_corners: 1 in CutLER's paper, 2 in its code.
-        maskcut_overlap_with: 'last' in CutLER's code, which looks like an oversight: 'all' in both presets.
-        maskcut_repeat_rejected: True in CutLER's code, a bug: False in both presets.
-        maskcut_found_patches: 'zero' in CutLER's paper and code; 'remove' finds more objects, which were no
-            better on five BSDS500 images.
+        maskcut_overlap_with: 'last' in CutLER's code, apparently a mistake; 'all' in both presets.
+        maskcut_repeat_rejected: True in CutLER's code, a bug; False in both presets.
+        maskcut_found_patches: 'zero' in CutLER's paper and code; 'remove' finds more objects, without a better recall
+            on five BSDS500 images.
         crop_patches: Side of the square patch grid of a crop. Paper and release: 256 px of 8 px patches, which is 32.
-            The crop gets as many pixels as the ViT needs for that.
-        crop_resample: How a crop is brought to that size. Paper 'bilinear', release 'bicubic'.
-        drop_last_row_column: The release takes the last row and column of an object's box as exclusive and loses
+            The crop is resized to this number of patches of the ViT.
+        crop_resample: Interpolation of that resizing. Paper 'bilinear', release 'bicubic'.
+        drop_last_row_column: The release treats the last row and column of an object's box as exclusive and loses
             them, a bug. False in both presets.
-        thetas: Falling cosines at which the merging of a crop's patches is recorded. Paper and release the same.
-        min_patches: Smaller clusters are left out. Release 4. The paper has no such rule, but single patches are no
-            masks, so its preset says 4 as well.
-        restrict_to_mask: Whether only patches inside the object are merged, and masks of its parts end where it
-            ends. Paper: yes. Release: no, the whole box is merged.
-        min_coverage: Parts of which not more than this share lies inside the object are dropped. Release 0.9.
-        nms_iou: Of two masks with a larger IoU the smaller one is dropped. Paper and release 0.9.
+        thetas: Cosine thresholds of the clusters, descending. Equal in paper and release.
+        min_patches: Smaller clusters are left out. Release 4. The paper does not mention it; its preset has 4 too,
+            since single patches are no masks.
+        restrict_to_mask: Whether only patches inside the object are merged, and masks of parts are clipped to the
+            object. Paper: yes. Release: no, the whole box is merged.
+        min_coverage: Parts with at most this fraction inside of the object are removed. Release 0.9.
+        nms_iou: Of two masks with a larger IoU the smaller one is removed. Paper and release 0.9.
         nms_scope: Paper 'global', among all masks. Release 'per_mask', among the parts of one object.
-        nms_window: With 'per_mask', each mask is compared with only so many of those next in size. Release 4, where a
-            cluster counts once for every level that records it. None: with all.
+        nms_window: With 'per_mask', each mask is compared with this number of masks next in size. Release 4, where a
+            cluster counts once for every threshold at which it exists. None: with all masks.
         refine: Paper and release: 'cascadepsp', whose weights were trained with labels; the paper also reports 'crf'.
-            'partition' gives each pixel of a crop to one patch, in one pass for all parts; objects, and parts in boxes
-            that have less than one pixel a patch, stay as they are. 'none' in both presets.
-        keep_if_iou: Masks whose IoU with their refined form is smaller are dropped. Release 0.5. 'crf' and 'cascadepsp' drop
-            those below 0.5 by themselves, so smaller values count with 'partition' only.
-        max_area: Masks that hold a larger share of the image are dropped. Release 0.9, as part of the refinement.
+            'partition' assigns each pixel of a crop to one patch, once for all parts; objects, and parts in boxes with
+            less than one pixel for each patch, are not refined. 'none' in both presets.
+        keep_if_iou: Masks with a smaller IoU with their refined mask are removed. Release 0.5. 'crf' and 'cascadepsp'
+            always remove masks below 0.5, so smaller values affect 'partition' only.
+        max_area: Masks that cover a larger fraction of the image are removed. Release 0.9, as part of the refinement.
     """
 
     vit: str = 'dinov2_vits14'
@@ -129,28 +129,29 @@ class PublishedSettings:
                 raise UnSAMError(f'{name} must lie in [0, 1], got {getattr(self, name)}')
         if self.nms_window is not None and (self.nms_window < 1 or self.nms_scope != 'per_mask'):
             raise UnSAMError(
-                f"nms_window={self.nms_window} with nms_scope={self.nms_scope!r}: a window must be at least 1 and needs 'per_mask'"
+                f'nms_window={self.nms_window} with nms_scope={self.nms_scope!r} is invalid; a window must be at least 1 '
+                "and needs the scope 'per_mask'"
             )
         for name, low, high in (('maskcut_tau', -1, 1), ('maskcut_max_corners', 0, 4)):
             if not low <= getattr(self, name) <= high:
                 raise UnSAMError(f'{name} must lie in [{low}, {high}], got {getattr(self, name)}')
         falling = all(high > low for high, low in itertools.pairwise(self.thetas))
         if not self.thetas or not falling or not all(-1 <= theta <= 1 for theta in self.thetas):
-            raise UnSAMError(f'thetas must be falling cosines in [-1, 1], at least one, got {self.thetas}')
+            raise UnSAMError(f'thetas must be descending cosines in [-1, 1], at least one, got {self.thetas}')
 
     @property
     def label_free(self) -> bool:
-        """Whether no label had any part in the masks."""
+        """Whether the masks are made without human labels."""
         return self.refine != 'cascadepsp'
 
     @property
     def centres(self) -> bool:
-        """Whether features are centred: `centre`, decided by the ViT where it is None."""
+        """Whether features are centred: `centre`, or a default for the ViT if it is None."""
         return not Path(self.vit).name.startswith('dino_') if self.centre is None else self.centre
 
 
 PAPER = PublishedSettings()
-"""What the paper says; the divider and the ViT are those that can be had without a licence or a large download."""
+"""The values of the paper, but with a divider and a ViT that are freely available and small."""
 
 RELEASE = PublishedSettings(
     min_score=0.1,
@@ -161,22 +162,22 @@ RELEASE = PublishedSettings(
     nms_scope='per_mask',
     nms_window=4,
 )
-"""What the released code does, without its plain mistakes, each of which can be put back."""
+"""The values of the released code, without its bugs, which can be enabled one by one."""
 
 PRESETS = {'paper': PAPER, 'release': RELEASE}
 
 
 class PublishedProcedure:
-    """Divide-and-conquer with published settings.
+    """UnSAM's divide-and-conquer.
 
     Args:
-        settings: What to compute.
-        device: Torch device of the networks; the rest runs on the CPU.
-        divider: Finds the objects; by default the one that the settings name.
+        settings: Settings of all steps.
+        device: Torch device of the networks; all else runs on the CPU.
+        divider: The divider; by default that of the settings.
 
     Raises:
         UnSAMError: If a name is unknown or the device cannot be used.
-        WeightsError: If weights cannot be had.
+        WeightsError: If weights are not available.
     """
 
     def __init__(
@@ -192,15 +193,16 @@ class PublishedProcedure:
     def __call__(self, image: np.ndarray, progress: Callable[[float, str], None] | None = None) -> MaskHierarchy:
         """The masks of one image.
 
-        Neither paper nor release orders the masks. Here an object has its divider's score, and a part the score of its
-        object times the share of levels that it lives through.
+        Paper and release do not rank the masks. Here an object has the score of the divider, and a part the score of
+        its object times the fraction of thresholds at which it exists.
 
         Args:
             image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8` for dtypes.
-            progress: Called with the finished share in [0, 1] and what comes next; raise inside it to stop.
+            progress: Called with the progress in [0, 1] and the name of the next step; an exception raised inside stops
+                the work.
 
         Raises:
-            ImageError: If the array is not one image that can be segmented.
+            ImageError: If the array is no image that can be segmented.
         """
         image = as_rgb_uint8(image)
         rles, scores = self.find_masks(image, progress)
@@ -209,7 +211,7 @@ class PublishedProcedure:
     def find_masks(
         self, image: np.ndarray, progress: Callable[[float, str], None] | None = None
     ) -> tuple[list[Rle], np.ndarray]:
-        """The bag of masks that the procedure yields, before they are arranged as a hierarchy.
+        """The masks before they are arranged as a hierarchy.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -241,7 +243,7 @@ class PublishedProcedure:
         return [rles[i] for i in fitting], scores[fitting].astype(np.float32)
 
     def _find_objects(self, image: np.ndarray) -> tuple[list[Rle], np.ndarray]:
-        """The divider's masks as run lengths: those of a hundred objects are small, a hundred bitmaps are not."""
+        """The non-empty masks of the divider as RLEs, to save memory, and their scores."""
         masks, scores = self._divide(image)
         found = [i for i, mask in enumerate(masks) if mask.any()]
         return [encode_bitmaps(masks[i : i + 1])[0] for i in found], np.asarray(scores, np.float64)[found]
@@ -252,7 +254,7 @@ class PublishedProcedure:
             return [], np.zeros(0)
         crop = image[y0:y1, x0:x1]
         resample = Image.Resampling[self.settings.crop_resample.upper()]
-        features = self._extract(squeezed(crop, self._extract.long_side_px, resample))
+        features = self._extract(resize_to_square(crop, self._extract.long_side_px, resample))
         patch_of_pixel = None
         if self.settings.refine == 'partition' and min(crop.shape[:2]) >= self.settings.crop_patches:
             from unsam_mm.published.refine import partition_labels
@@ -261,7 +263,7 @@ class PublishedProcedure:
         return conquer_object(features, rle, self.settings, patch_of_pixel)
 
     def _refined(self, image: np.ndarray, rle: Rle) -> Rle | None:
-        """One mask refined in a crop of twice its longer side, or None if it comes out another mask."""
+        """One mask, refined in a crop of twice its longer side, or None if the IoU with the refined mask is too low."""
         height, width = image.shape[:2]
         x, y, box_width, box_height = coco_mask.toBbox(rle)
         reach = max(box_width, box_height)
@@ -283,24 +285,24 @@ class PublishedProcedure:
         return refined if coco_mask.iou([rle], [refined], [0])[0, 0] >= self.settings.keep_if_iou else None
 
 
-_REFINED_PX = 900  # larger crops are refined at this size, as released
-_PROBE_PX = 112  # a multiple of 8, 14 and 16: the number of patches says how large they are
+_REFINED_PX = 900  # larger crops are downsampled to this size for refinement, as in the release
+_PROBE_PX = 112  # a multiple of the patch sizes 8, 14 and 16, which follow from the number of patches
 
 
 def conquer_object(
     features: PatchFeatures, rle: Rle, settings: PublishedSettings, patch_of_pixel: np.ndarray | None = None
 ) -> tuple[list[Rle], np.ndarray]:
-    """Parts of one object: clusters of the patches of its box, near-equal ones once.
+    """Parts of one object: clusters of the patches in its box, without near-duplicates.
 
     Args:
         features: Features of the object's box.
         rle: The object.
-        settings: Which clusters count.
-        patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the box, where the parts shall end at
-            edges of the image; by default their patches are enlarged bicubically.
+        settings: Settings of the clustering.
+        patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the box, which refines the parts to
+            image edges; by default masks are upsampled by bicubic interpolation.
 
     Returns:
-        K masks of the size of the image, large ones first, and (K,) float shares of the levels each lives through.
+        K masks of the size of the image, largest first, and the (K,) float fraction of thresholds at which each exists.
     """
     features = centred(features) if settings.centres else features
     height, width = rle['size']
@@ -334,7 +336,7 @@ def conquer_object(
 def _near_equal_once(
     clusters: PatchClusters, runs: list[np.ndarray], areas: np.ndarray, settings: PublishedSettings
 ) -> list[int]:
-    """The clusters with an area, large ones first, after suppression among them if that is where it happens."""
+    """The clusters with a non-zero area, largest first, after non-maximum suppression if its scope is 'per_mask'."""
     present = clusters.levels & (areas > 0)[:, None]
     if settings.nms_scope == 'global':
         kept = np.flatnonzero(present.any(axis=1))
@@ -342,7 +344,7 @@ def _near_equal_once(
     if settings.nms_window is None:
         records = np.flatnonzero(present.any(axis=1))
         records = records[np.argsort(-areas[records], kind='stable')]
-    else:  # copies of one cluster fill the window
+    else:  # a cluster is listed once for each threshold, as in the release
         level, records = np.nonzero(present.T)
         records = records[np.lexsort([records, level, -areas[records]])]
     masks = [runs[record] for record in records]
@@ -353,7 +355,7 @@ def _near_equal_once(
 
 
 def crop_box(rle: Rle, drop_last_row_column: bool = False) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 of a mask in pixels, right and bottom edges exclusive; optionally one row and column short."""
+    """x0, y0, x1, y1 of a mask in pixels, ends exclusive; optionally without the last row and column."""
     x, y, width, height = (int(value) for value in coco_mask.toBbox(rle))
     return x, y, x + width - drop_last_row_column, y + height - drop_last_row_column
 
@@ -369,10 +371,10 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def _make_divider(settings: PublishedSettings, extractor: PatchFeatureExtractor, patch_px: int, device: str) -> Divider:
     if settings.divide == 'cutler':
-        from unsam_mm.published.cutler import CutLERDivider  # brings in MMDetection
+        from unsam_mm.published.cutler import CutLERDivider  # imports MMDetection
 
         return CutLERDivider(score_threshold=settings.min_score, device=device)
-    extractor = copy.copy(extractor)  # another input size, the same network
+    extractor = copy.copy(extractor)  # shares the network, with another input size
     extractor.long_side_px = settings.maskcut_patches * patch_px
     return MaskCutDivider(
         extractor,
@@ -387,7 +389,7 @@ def _make_divider(settings: PublishedSettings, extractor: PatchFeatureExtractor,
 
 
 def _make_refiner(name: str, device: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray | None] | None:
-    """What is called for every single mask, if anything is."""
+    """The function that refines single masks, if any."""
     if name == 'crf':
         from unsam_mm.published.refine import mask_crf
 

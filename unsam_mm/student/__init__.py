@@ -1,7 +1,7 @@
-"""The region model: a small transformer over a few hundred regions of an image that answers prompts with sets of them.
+"""The region model: a small transformer over the region tokens of an image, which predicts masks for prompts.
 
-A mask is a set of regions, so it is exact to the pixel, and no layer ever sees pixels: an image of any size is
-read from a file of a megabyte and answered in milliseconds.
+A mask is a set of regions, so it follows their boundaries to the pixel, and the cost does not depend on the size of the
+image: the tokens take about a megabyte, and a prompt takes milliseconds.
 """
 
 from __future__ import annotations

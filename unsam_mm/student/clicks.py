@@ -1,4 +1,4 @@
-"""One object at a time: clicks, a box or an earlier mask in, the sets of regions that they may mean out."""
+"""Masks of the region model for clicks, boxes and earlier masks on one image."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from unsam_mm.student.pairs import RegionInputs
 from unsam_mm.student.prompts import RegionPrompts
 from unsam_mm.student.tokens import RegionTokens
 
-_GRANULARITY_STEP = 0.03  # least difference of two questions about one object: a quarter more area
-_BOX_SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # of a box that its object may fill
-_PREVIOUS_POWER = 0.25  # of the IoU with an earlier mask, which clicks say is not quite right
-_LEAST_SCORE = 1e-6  # a bad answer is still one
-_PAIRS_AT_A_TIME = 100_000  # of prompts and regions, as in `propose`
-_BROKEN_PENALTY = 0.5  # of a score, for each click that an answer did not hold by itself
+_GRANULARITY_STEP = 0.03  # smallest difference of the granularities of one prompt: about a quarter more area
+_BOX_FRACTIONS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # areas of the object relative to the box
+_PREVIOUS_POWER = 0.25  # power of the IoU with the earlier mask, which the clicks correct
+_MIN_SCORE = 1e-6
+_PAIRS_AT_A_TIME = 100_000  # prompts times regions, as in `propose`
+_VIOLATION_PENALTY = 0.5  # factor of the score for each click that the predicted mask violates
 
 
 def _no_regions() -> np.ndarray:
@@ -31,13 +31,13 @@ def _no_regions() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Clicks:
-    """What was pointed at, in terms of regions.
+    """A prompt in terms of regions.
 
     Attributes:
         positive: (K,) int64 regions that belong to the object.
         negative: (K',) int64 regions that do not.
         box_xyxy: (4,) float box around the object in pixels, or None.
-        previous: (L,) float32 share of each region in an earlier mask, or None.
+        previous: (L,) float32 fraction of each region that the earlier mask covers, or None.
     """
 
     positive: np.ndarray = field(default_factory=_no_regions)
@@ -48,12 +48,12 @@ class Clicks:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Sets of regions, each the answer to one question.
+    """Masks over regions that the model predicts for a prompt.
 
     Attributes:
-        masks: (Q, L) bool; every one holds the positive regions and no negative one.
-        scores: (Q,) float32 in [0, 1]: what it is worth under these clicks.
-        granularity: (Q,) float32 that was asked for; NaN where none was.
+        masks: (Q, L) bool; each holds all positive regions and no negative one.
+        scores: (Q,) float32 in [0, 1].
+        granularity: (Q,) float32 granularity of the prompt; NaN if it had none.
     """
 
     masks: np.ndarray
@@ -62,27 +62,27 @@ class Answers:
 
 
 class ClickableImage:
-    """An image that a network has read, ready for clicks.
+    """An image encoded by the region model, to be prompted.
 
     Args:
-        net: On the device where questions are to be answered.
-        tokens: Of the image.
+        net: The network, on the device to be used.
+        tokens: Region tokens of the image.
 
     Raises:
-        UnSAMError: If the tokens are of another kind than those that the network was trained on.
+        UnSAMError: If the tokens do not match the network.
     """
 
     @torch.no_grad()
     def __init__(self, net: RegionNet, tokens: RegionTokens) -> None:
         self.net, self.tokens = net, tokens
-        self.inputs = RegionInputs.of(tokens).to(next(net.parameters()).device)
+        self.inputs = RegionInputs.from_tokens(tokens).to(next(net.parameters()).device)
         self.encoded: Tensor = net.encode(self.inputs)
         self._areas_px = tokens.areas_px.astype(np.float64)
 
     def answer_at(self, clicks: Clicks, granularity: float) -> tuple[np.ndarray, np.ndarray]:
-        """The one answer at a granularity, as (1, L) bool mask and (1,) float32 score; none if all are empty.
+        """The mask at a granularity, as (1, L) bool mask and (1,) float32 score; none if all masks are empty.
 
-        Of the answers at the granularities of the nodes that hold the clicks, the one that is nearest in size is returned. So
+        Of the masks at the granularities of the nodes that hold the clicks, that of the nearest area is returned. So
         the area never falls as the granularity rises.
 
         Args:
@@ -92,23 +92,27 @@ class ClickableImage:
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
         """
-        # A box alone is asked about at sizes like its own, of which none may be the one that is wanted.
+        # For a box alone `ask` uses granularities near that of the box only.
         steps = None if len(clicks.positive) else np.arange(0, 1 + _GRANULARITY_STEP, _GRANULARITY_STEP, np.float32)
         answers = self.ask(clicks, steps)
         known = np.flatnonzero(~np.isnan(answers.granularity) & answers.masks.any(axis=1))
         if len(known) == 0:
             return answers.masks[:0], answers.scores[:0]
-        known = known[np.argsort(-answers.scores[known], kind='stable')]  # of answers of one size the best
+        known = known[np.argsort(-answers.scores[known], kind='stable')]  # of masks of equal area the best comes first
         wanted_px = granularity_area(granularity, self._areas_px.sum())
         chosen = known[[nearest_area(answers.masks[known] @ self._areas_px, wanted_px)]]
         return answers.masks[chosen], answers.scores[chosen]
 
     @torch.no_grad()
     def ask(self, clicks: Clicks, granularities: np.ndarray | None = None) -> Answers:
-        """All answers: without a granularity, and at each that the clicks' own nodes have, or that are given, finest first.
+        """Masks without a granularity, and at several granularities, finest first.
 
-        An answer that misses a click is mended by adding or leaving out its region, and halved in score for each. An empty
-        one becomes its likeliest region.
+        A mask that violates a click is corrected by adding or removing regions, and its score is halved for each such
+        click. An empty mask becomes the region of the highest logit.
+
+        Args:
+            clicks: At least one positive region or a box.
+            granularities: (G,) float32; by default those of the nodes that hold the clicks.
 
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
@@ -118,37 +122,40 @@ class ClickableImage:
         if granularities is None:
             granularities = self._granularities(clicks)
         granularity = np.concatenate([np.array([np.nan], np.float32), granularities])
-        masks, worth, logits = self._decode(self._prompts(clicks, torch.from_numpy(granularity)))
+        masks, scores, logits = self._decode(self._prompts(clicks, torch.from_numpy(granularity)))
         several = len(clicks.positive) + len(clicks.negative) > 1
         if several:
-            seeds, own_granularity = self._path_questions(np.concatenate([clicks.positive, clicks.negative]))
+            seeds, own_granularity = self._path_prompts(np.concatenate([clicks.positive, clicks.negative]))
             own = self._decode(
                 RegionPrompts.from_seeds(self.inputs, self._tensor(seeds), self._tensor(own_granularity))
             )
             is_positive = np.isin(seeds, clicks.positive)
-            masks, worth, logits = (
+            masks, scores, logits = (
                 np.concatenate([values, of_seeds[is_positive]])
-                for values, of_seeds in zip((masks, worth, logits), own, strict=True)
+                for values, of_seeds in zip((masks, scores, logits), own, strict=True)
             )
             granularity = np.concatenate([granularity, np.full(is_positive.sum(), np.nan, np.float32)])
-        broken = (~masks[:, clicks.positive]).sum(axis=1) + masks[:, clicks.negative].sum(axis=1)
-        worth = worth * _BROKEN_PENALTY**broken
+        violations = (~masks[:, clicks.positive]).sum(axis=1) + masks[:, clicks.negative].sum(axis=1)
+        scores = scores * _VIOLATION_PENALTY**violations
         if several:
-            self._mend(masks, clicks, seeds, *own[:2])
+            self._correct(masks, clicks, seeds, *own[:2])
         masks[:, clicks.negative] = False
         masks[:, clicks.positive] = True
         logits[:, clicks.negative] = -np.inf
-        if len(clicks.negative) < len(self.tokens):  # else nothing is left to answer with
+        if len(clicks.negative) < len(self.tokens):  # else all masks stay empty
             masks[np.arange(len(masks)), logits.argmax(axis=1)] |= ~masks.any(axis=1)
         if clicks.box_xyxy is not None:
-            worth *= self._box_iou(masks, clicks.box_xyxy)
+            scores *= self._box_iou(masks, clicks.box_xyxy)
         if clicks.previous is not None:
-            worth *= self._soft_iou(masks, clicks.previous) ** _PREVIOUS_POWER
-        return Answers(masks, np.maximum(worth, _LEAST_SCORE).astype(np.float32), granularity)
+            scores *= self._soft_iou(masks, clicks.previous) ** _PREVIOUS_POWER
+        return Answers(masks, np.maximum(scores, _MIN_SCORE).astype(np.float32), granularity)
 
     @torch.no_grad()
     def stability(self, masks: np.ndarray) -> np.ndarray:
-        """(N,) float32 IoU of (N, L) bool masks, none empty, with what their largest region answers at their granularity."""
+        """(N,) float32 stability of (N, L) bool masks, none empty.
+
+        It is the IoU of a mask with the prediction for its largest region at its granularity.
+        """
         members = torch.from_numpy(masks).to(self.inputs.device)
         pixels = members * self.inputs.areas_px
         granularity = area_granularity(pixels.sum(1), self.inputs.areas_px.sum())
@@ -167,57 +174,57 @@ class ClickableImage:
         return self.tokens.labels[y, x].astype(np.int64)
 
     def shares_of(self, mask: np.ndarray) -> np.ndarray:
-        """(L,) float32 share of each region in an (H, W) bool mask."""
+        """(L,) float32 fraction of each region that an (H, W) bool mask covers."""
         inside = np.bincount(self.tokens.labels[mask], minlength=len(self.tokens))
         return (inside / self._areas_px).astype(np.float32)
 
     def bitmaps(self, masks: np.ndarray) -> np.ndarray:
-        """(N, H, W) bool from (N, L) bool sets of regions."""
-        shown = np.empty((len(masks), *self.tokens.size_hw), bool)
-        for members, bitmap in zip(masks, shown, strict=True):
-            np.take(members, self.tokens.labels, out=bitmap, mode='clip')  # 'raise' would copy the output first
-        return shown
+        """(N, H, W) bool bitmaps of (N, L) bool masks over regions."""
+        bitmaps = np.empty((len(masks), *self.tokens.size_hw), bool)
+        for members, bitmap in zip(masks, bitmaps, strict=True):
+            np.take(members, self.tokens.labels, out=bitmap, mode='clip')  # the mode 'raise' would buffer the output
+        return bitmaps
 
     def _decode(self, prompts: RegionPrompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(Q, L) bool masks, (Q,) float32 worth under a click, and (Q, L) float32 logits."""
+        """(Q, L) bool masks, (Q,) float32 scores for a click, and (Q, L) float32 logits."""
         logits, scores = self.net.decode(self.inputs, self.encoded, prompts)
         return (logits > 0).cpu().numpy(), scores[:, 1].sigmoid().float().cpu().numpy(), logits.float().cpu().numpy()
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.inputs.device)
 
-    def _path_questions(self, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _path_prompts(self, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(Q,) int64 seeds, grouped, and (Q,) float32 granularities of the nodes that hold each of (K,) regions."""
         paths = [self._granularities(Clicks(regions[[i]])) for i in range(len(regions))]
         return np.repeat(regions, [len(path) for path in paths]), np.concatenate(paths)
 
-    def _mend(
-        self, masks: np.ndarray, clicks: Clicks, seeds: np.ndarray, answers: np.ndarray, worth: np.ndarray
+    def _correct(
+        self, masks: np.ndarray, clicks: Clicks, seeds: np.ndarray, answers: np.ndarray, scores: np.ndarray
     ) -> None:
-        """Adds to masks, or takes from them, what each click that they miss means by itself. In place.
+        """Adds to masks, or subtracts from them, the mask of each click that they violate. In place.
 
-        That is the best of (Q, L) answers to single clicks on the (Q,) seeds that holds no click of the other kind.
+        That is the best of the (Q, L) masks for single clicks on the (Q,) seeds that holds no click of the other kind.
         """
         for region in np.unique(seeds):
             opposite = clicks.negative if region in clicks.positive else clicks.positive
             fits = (seeds == region) & answers[:, region] & ~answers[:, opposite].any(axis=1)
             if not fits.any():
                 continue
-            part = answers[np.where(fits, worth, -1).argmax()]
+            part = answers[np.where(fits, scores, -1).argmax()]
             if region in clicks.positive:
                 masks[~masks[:, region]] |= part
             else:
                 masks[masks[:, region]] &= ~part
 
     def _granularities(self, clicks: Clicks) -> np.ndarray:
-        """(Q,) float32, rising: of the nodes that hold any of the clicks, or by the size of the box."""
+        """(Q,) float32, ascending: granularities of the nodes that hold a click, or by the area of the box."""
         if len(clicks.positive):
             paths = self.inputs.pairs[
                 torch.from_numpy(clicks.positive).to(self.inputs.device), :, : self.inputs.n_trees
             ]
             return _thinned(np.unique(paths.amin(0).cpu().numpy()), _GRANULARITY_STEP)
         x0, y0, x1, y1 = clicks.box_xyxy
-        areas_px = torch.tensor(_BOX_SHARES) * float((x1 - x0) * (y1 - y0))
+        areas_px = torch.tensor(_BOX_FRACTIONS) * float((x1 - x0) * (y1 - y0))
         return area_granularity(areas_px, self._areas_px.sum()).numpy()
 
     def _prompts(self, clicks: Clicks, granularity: Tensor) -> RegionPrompts:
@@ -252,13 +259,13 @@ class ClickableImage:
         return overlap / (areas + (box[2:] - box[:2]).prod() - overlap)
 
     def _soft_iou(self, masks: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """(Q,) IoU of masks with one that holds the given share of each region."""
+        """(Q,) IoU of masks with a mask that covers the given fractions of the regions."""
         overlap = masks @ (shares * self._areas_px)
         return overlap / np.maximum(masks @ self._areas_px + shares @ self._areas_px - overlap, 1)
 
 
 def _thinned(values: np.ndarray, step: float) -> np.ndarray:
-    """Of rising values the first, the last, and between them those a step above the one taken before."""
+    """The first and the last of ascending values, and values between them at least a step apart."""
     taken = [values[0]]
     for value in values[1:]:
         if value - taken[-1] >= step:

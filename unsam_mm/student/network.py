@@ -1,4 +1,4 @@
-"""The network: regions attend to each other once for an image, then prompts ask them which belong together."""
+"""The region model: an encoder of the region tokens of an image, and a decoder of masks for prompts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.student.pairs import LOOKS, OTHER_DISTANCES, RegionInputs
+from unsam_mm.student.pairs import APPEARANCE_DIM, OTHER_DISTANCES, RegionInputs
 from unsam_mm.student.prompts import MARKS, RegionPrompts
 
-_WAVES = 8  # sines and as many cosines for a place or a granularity
-_STATISTICS = 8  # numbers on the outline and size of a mask, for its scores
+_WAVES = 8  # frequencies of the positional encoding of a coordinate or a granularity
+_STATISTICS = 8  # channels for the boundary, size and granularity of a mask, inputs of its scores
 _WIDEST_GAP = 0.5
-_STEP_SHARPNESS = 6.0  # a step of granularity of a quarter up or down saturates
+_STEP_SHARPNESS = 6.0  # the clamped difference saturates at a granularity difference of 0.25
 
 
 class RegionNet(nn.Module):
-    """Answers prompts with a logit for each region of an image, and scores of the mask that they make.
+    """Predicts a logit for each region of an image for a prompt, and scores of the resulting mask.
 
     Args:
         width: Channels of a region and of a prompt.
@@ -28,7 +28,7 @@ class RegionNet(nn.Module):
         decoder_layers: Layers in which prompts attend to regions.
         prompt_channels: Channels of each pair of a prompt and a region.
         feature_channels: Channels of the ViT's features.
-        trees: Trees in which regions hang together.
+        trees: Number of region trees.
 
     Raises:
         UnSAMError: If the heads do not divide the width.
@@ -49,7 +49,7 @@ class RegionNet(nn.Module):
             raise UnSAMError(f'width must be a multiple of heads, got {width} and {heads}')
         distances = trees + OTHER_DISTANCES
         self.trees, self.feature_channels = trees, feature_channels
-        self.region = _mlp(2 * feature_channels + LOOKS + 4 * _WAVES, 2 * width, width)
+        self.region = _mlp(2 * feature_channels + APPEARANCE_DIM + 4 * _WAVES, 2 * width, width)
         self.pair_bias = _mlp(distances, 16, heads * encoder_layers)
         self.encoder = nn.ModuleList(EncoderLayer(width, heads) for _ in range(encoder_layers))
         self.encoder_norm = nn.LayerNorm(width)
@@ -64,7 +64,7 @@ class RegionNet(nn.Module):
         self.score = _mlp(2 * width + _STATISTICS + 2 * trees, width, 2)
 
     def encode(self, inputs: RegionInputs) -> Tensor:
-        """(L, width) regions that know of each other.
+        """(L, width) embeddings of the regions.
 
         Raises:
             UnSAMError: If the inputs have another number of trees or of feature channels than the network.
@@ -75,23 +75,23 @@ class RegionNet(nn.Module):
                 f'the tokens have {found[0]} trees and {found[1]} feature channels, the network {self.trees} and '
                 f'{self.feature_channels}; use the generator settings that it was trained with'
             )
-        regions = self.region(torch.cat([inputs.features, inputs.looks, _waves(inputs.centres_yx)], dim=1))
+        regions = self.region(torch.cat([inputs.features, inputs.appearance, _waves(inputs.centres_yx)], dim=1))
         biases = self.pair_bias(inputs.pairs).permute(2, 0, 1).chunk(len(self.encoder))
         for layer, bias in zip(self.encoder, biases, strict=True):
             regions = layer(regions, bias)
         return self.encoder_norm(regions)
 
     def decode(self, inputs: RegionInputs, encoded: Tensor, prompts: RegionPrompts) -> tuple[Tensor, Tensor]:
-        """Answers prompts, each on its own.
+        """Predicts a mask for each prompt; prompts are independent.
 
         Args:
-            inputs: Of the image.
-            encoded: (L, width), as from `encode`.
-            prompts: Q prompts; about 0.5 MB each with 768 regions, so ask for a few hundred at a time.
+            inputs: Inputs for the image.
+            encoded: (L, width) embeddings from `encode`.
+            prompts: Q prompts. Each takes about 0.5 MB with 768 regions, so pass at most a few hundred.
 
         Returns:
             logits: (Q, L); a region belongs to the mask if its logit is positive.
-            scores: (Q, 2) logits: what the mask is worth in a list of all masks, and under a click.
+            scores: (Q, 2) logits of the scores of the mask: among all masks of the image, and for a click.
         """
         known = ~prompts.granularity.isnan()
         granularity = torch.where(known, prompts.granularity, 0.0)
@@ -115,10 +115,10 @@ class RegionNet(nn.Module):
         return logits, self.score(torch.cat([queries, pooled, described], dim=1))
 
     def _pairs(self, channels: Tensor, granularity: Tensor, known: Tensor, encoded: Tensor, queries: Tensor) -> Tensor:
-        """(Q, L, prompt_channels) what each prompt and region have to do with each other."""
+        """(Q, L, prompt_channels) pairwise features of prompts and regions."""
         steps = ((channels[..., : self.trees] - granularity[:, None, None]) * _STEP_SHARPNESS).clamp(-1.5, 1.5)
         of_channels, of_steps = self.pair.weight.split([channels.shape[-1], self.trees], dim=1)
-        # In place, and the bias where it is small: reading and writing this tensor takes longer than the products.
+        # In place: memory traffic of this tensor takes longer than the matrix products.
         hidden = linear(channels, of_channels)
         hidden.flatten(0, 1).addmm_((steps * known[:, None, None]).flatten(0, 1), of_steps.T)
         hidden += self.pair_region(encoded)
@@ -127,7 +127,7 @@ class RegionNet(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention among regions, with a bias for each pair, and a feed-forward part."""
+    """Self-attention of regions with a pairwise bias, followed by a feed-forward network."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention of prompts to regions, large ones more, and a feed-forward part; prompts do not see each other."""
+    """Cross-attention from prompts to regions, weighted by their areas, followed by a feed-forward network."""
 
     def __init__(self, width: int, heads: int, prompt_channels: int) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class DecoderLayer(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """The logit of each region for each prompt: by likeness, and by what the two have to do with each other."""
+    """Mask logits: a dot product of prompt and region embeddings plus two terms of their pairwise features."""
 
     def __init__(self, width: int, prompt_channels: int) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class MaskHead(nn.Module):
     def forward(self, queries: Tensor, regions: Tensor, hidden: Tensor) -> Tensor:
         """(Q, L) from (Q, width), (L, width) and (Q, L, prompt_channels)."""
         alike = self.query(queries) @ self.region(regions).T / math.sqrt(regions.shape[1])
-        related = linear(hidden, self.pair.weight)  # its bias is added with the next line
+        related = linear(hidden, self.pair.weight)  # the bias is added in the next line
         related += (self.pair_query(queries) + self.pair.bias)[:, None]
         related = self.pair_out(related.relu_())[..., 0]
         return alike + related + (hidden @ self.pair_weights(queries)[..., None])[..., 0] * 0.2
@@ -199,14 +199,14 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def _waves(values: Tensor) -> Tensor:
-    """(N, 2 K _WAVES) sines and cosines of (N, K) values at half waves that double in number."""
+    """(N, 2 K _WAVES) sinusoidal encoding of (N, K) values; frequencies are powers of two times a quarter period."""
     frequencies = 2.0 ** torch.arange(_WAVES, device=values.device) * (math.pi / 2)
     angles = values[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 def _gaps(on_paths: Tensor, granularity: Tensor) -> Tensor:
-    """(Q, 2 T) from the granularity to the next node above and below on the path of each tree: how long a region lasts."""
+    """(Q, 2 T) differences of the granularity to the next node above and below it on the path in each tree."""
     apart = on_paths - granularity[:, None, None]
     reached = apart <= 1e-4
     above = apart.masked_fill(reached, _WIDEST_GAP).amin(1)
@@ -216,8 +216,8 @@ def _gaps(on_paths: Tensor, granularity: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _statistics(inputs: RegionInputs, shares: Tensor) -> Tensor:
-    """(Q, 6) of soft masks: edge strength along the outline, its bounded root, size, touch of the image's border,
-    certainty, and roughness."""
+    """(Q, 6) statistics of soft masks: edge strength along the boundary, its clamped root, log relative area, fraction
+    of the image border, certainty, and roughness."""
     areas = inputs.areas_px
     one, other = inputs.edges.unbind(1)
     outline = (shares[:, one] - shares[:, other]).abs() * inputs.edge_lengths_px

@@ -1,4 +1,4 @@
-"""From region tokens to the numbers that the network reads: what each region looks like and how far any two are apart."""
+"""Input tensors of the region model: features of each region and distances of each pair of regions."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.student.tokens import RegionTokens
 
 OTHER_DISTANCES = 5
-"""Distances of a pair besides those in the trees: place, log place, feature, colour, height in the first tree."""
+"""Further distances of a pair: position, log position, feature, colour, height in the first tree."""
 
-LOOKS = 11
-"""Numbers on the colour and size of a region."""
+APPEARANCE_DIM = 11
+"""Channels for the colour and size of a region."""
 
 _TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
 class RegionInputs:
-    """What the network reads of one image, as float32 tensors on one device; see `RegionTokens` for L, T, E, C.
+    """The network inputs for one image, as float32 tensors on one device; see `RegionTokens` for L, T, E, C.
 
     Attributes:
         areas_px: (L,).
-        features: (L, 2 C) patch features: centred and scaled to the image, and as directions.
-        looks: (L, 11) colour relative to the image, colour, spread of the colour, log share of the image, log area.
-        centres_yx: (L, 2) over the longer side of the image.
-        pairs: (L, L, T + 5); for each tree the granularity of the smallest node that holds both regions, then the
+        features: (L, 2 C) patch features: standardised over the image, and normalised to unit length.
+        appearance: (L, 11) colour minus the mean of the image, colour, standard deviation of the colour, log area
+            relative to the image, log area.
+        centres_yx: (L, 2) divided by the longer side of the image.
+        pairs: (L, L, T + 5); for each tree the granularity of the lowest common ancestor of two regions, then the
             distances of `OTHER_DISTANCES`.
-        edges: (E, 2) int64 pairs of touching regions.
+        edges: (E, 2) int64 pairs of adjacent regions.
         edge_lengths_px: (E,).
-        edge_strengths: (E,) over the mean of the image.
-        border_share: (L,) share of the outline of the image.
+        edge_strengths: (E,) divided by the mean of the image.
+        border_share: (L,) fraction of the pixels at the border of the image.
         size_hw: Height and width of the image in pixels.
     """
 
     areas_px: Tensor
     features: Tensor
-    looks: Tensor
+    appearance: Tensor
     centres_yx: Tensor
     pairs: Tensor
     edges: Tensor
@@ -52,8 +53,8 @@ class RegionInputs:
     size_hw: tuple[int, int]
 
     @classmethod
-    def of(cls, tokens: RegionTokens) -> RegionInputs:
-        """On the CPU."""
+    def from_tokens(cls, tokens: RegionTokens) -> RegionInputs:
+        """The inputs for the tokens of an image, on the CPU."""
         areas = torch.from_numpy(tokens.areas_px.astype(np.float32))
         share = (areas / areas.sum())[:, None]
         features = torch.from_numpy(tokens.features.astype(np.float32))
@@ -70,7 +71,7 @@ class RegionInputs:
         return cls(
             areas_px=areas,
             features=torch.cat([centred, normalize(features, dim=1)], dim=1) * 4,
-            looks=torch.cat([colour, lab, spread, sizes], dim=1),
+            appearance=torch.cat([colour, lab, spread, sizes], dim=1),
             centres_yx=centres,
             pairs=_pairs(tokens, centres, normalize(centred, dim=1), colour),
             edges=torch.from_numpy(tokens.edges.astype(np.int64)),
@@ -85,21 +86,21 @@ class RegionInputs:
 
     @property
     def n_trees(self) -> int:
-        """How many of the distances of a pair are those in trees."""
+        """Number of trees."""
         return self.pairs.shape[-1] - OTHER_DISTANCES
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.areas_px.device
 
     def to(self, device: str | torch.device) -> RegionInputs:
-        """The same on another device."""
+        """The same inputs on another device."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != 'size_hw'}
         return replace(self, **{name: values.to(device) for name, values in tensors.items()})
 
     def flipped(self) -> RegionInputs:
-        """Of the image mirrored left to right: nothing but the places changes."""
+        """The inputs for the horizontally flipped image; only the positions change."""
         height, width = self.size_hw
         y, x = self.centres_yx.unbind(1)
         return replace(self, centres_yx=torch.stack([y, (width - 1) / max(height, width) - x], dim=1))
@@ -118,7 +119,8 @@ def _pairs(tokens: RegionTokens, centres: Tensor, directions: Tensor, colour: Te
     pairs[np.arange(n_tokens), np.arange(n_tokens), :n_trees] = own[:, None]
     _spread(orders[:1], tokens.tree_heights[:1], pairs[:, :, -1:])
     pairs = torch.from_numpy(pairs)
-    # Not by matrix products: their rounding would put a region apart from itself, and differ between devices.
+    # Without matrix products, whose rounding gives non-zero distances of a region to itself and differs between
+    # devices.
     place = torch.cdist(centres, centres, compute_mode='donot_use_mm_for_euclid_dist')
     pairs[:, :, n_trees] = place
     pairs[:, :, n_trees + 1] = torch.log1p(place * 50) / 4
@@ -129,9 +131,9 @@ def _pairs(tokens: RegionTokens, centres: Tensor, directions: Tensor, colour: Te
 
 @numba.njit(nogil=True, cache=True)
 def _meeting_areas(orders, heights, areas):
-    """(T, L - 1) float64 area of the smallest node that holds both neighbours of each gap of each order.
+    """(T, L - 1) float64 area of the lowest common ancestor of each two consecutive regions of each order.
 
-    It reaches to both sides as far as no gap is higher.
+    The ancestor spans the positions on both sides up to the first gap of larger height.
     """
     n_trees, n_tokens = orders.shape
     found = np.zeros((n_trees, max(n_tokens - 1, 0)))
@@ -151,7 +153,7 @@ def _meeting_areas(orders, heights, areas):
 
 @numba.njit(nogil=True, cache=True)
 def _spread(orders, gaps, out):
-    """Writes the largest gap between any two places of each order into (L, L, T) `out`."""
+    """Writes the largest gap between any two positions of each order into (L, L, T) `out`."""
     n_trees, n_tokens = orders.shape
     for tree in range(n_trees):
         for first in range(n_tokens - 1):

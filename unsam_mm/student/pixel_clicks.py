@@ -1,4 +1,4 @@
-"""Clicks at pixels for a model of regions: one mask at a granularity that agrees with every click."""
+"""Clicks in pixel coordinates for the region model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def region_clicks(
     box_xyxy: np.ndarray | None = None,
     previous: np.ndarray | None = None,
 ) -> Clicks:
-    """What was pointed at, in terms of regions; one with clicks of both kinds counts as positive.
+    """A prompt in terms of regions; a region with clicks of both kinds counts as positive.
 
     Args:
-        image: Where.
+        image: The encoded image.
         points_xy: (N, 2) int64 pixel coordinates inside the image.
         positive: (N,) bool.
         box_xyxy: (4,) float box in pixels, or None.
@@ -36,12 +36,16 @@ def mask_at_granularity(
     positive: np.ndarray,
     box_xyxy: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(1, H, W) bool mask, and its (1,) score; regions with clicks of both kinds are split halfway between them.
+    """(1, H, W) bool mask at a granularity, and its (1,) float32 score; the mask agrees with every click.
+
+    A region with clicks of both kinds is split: each of its pixels gets the kind of the nearest click.
 
     Args:
-        image: Where.
+        image: The encoded image.
         granularity: See `ClickableImage.answer_at`.
-        points_xy: As for `region_clicks`, as the others.
+        points_xy: (N, 2) int64 pixel coordinates inside the image.
+        positive: (N,) bool.
+        box_xyxy: (4,) float box in pixels, or None.
 
     Raises:
         UnSAMError: If there is neither a positive click nor a box.

@@ -1,4 +1,4 @@
-"""Prompts as the network reads them: for each region how far it is from what was pointed at."""
+"""Prompt tensors of the region model: distances of each region to the prompted regions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 from unsam_mm.student.pairs import RegionInputs
 
 FAR = 1.5
-"""Stands for every distance where nothing was pointed at; larger than most distances that occur."""
+"""Value of all distances if a prompt has no such region; larger than most distances that occur."""
 
 MARKS = 5
-"""Channels behind the distances: has negatives, in the box, has a box, earlier mask, has an earlier mask."""
+"""Channels after the distances: has negatives, in the box, has a box, earlier mask, has an earlier mask."""
 
 _HAS_NEGATIVE, _IN_BOX, _HAS_BOX, _EARLIER, _HAS_EARLIER = range(-MARKS, 0)
 
 
 @dataclass(frozen=True, eq=False)
 class RegionPrompts:
-    """Q prompts on one image of L regions whose pairs have P distances.
+    """Q prompts on an image of L regions with P distances for each pair.
 
     Attributes:
-        channels: (Q, L, 2 P + 5) float32; distances to the nearest positive region, to the nearest negative one, and
-            `MARKS`.
-        weights: (Q, L) float32; where the prompt is, adding up to 1.
-        granularity: (Q,) float32 in [0, 1]; NaN where it is not known.
+        channels: (Q, L, 2 P + 5) float32; distances to the nearest positive region and to the nearest negative region,
+            then `MARKS`.
+        weights: (Q, L) float32 attention weights of the prompted regions, with a sum of 1.
+        granularity: (Q,) float32 in [0, 1]; NaN if unknown.
     """
 
     channels: Tensor
@@ -35,12 +35,12 @@ class RegionPrompts:
 
     @classmethod
     def from_seeds(cls, inputs: RegionInputs, seeds: Tensor, granularity: Tensor | None = None) -> RegionPrompts:
-        """One positive region each.
+        """Prompts of one positive region each.
 
         Args:
-            inputs: Of the image.
+            inputs: Inputs for the image.
             seeds: (Q,) int64 regions.
-            granularity: (Q,), NaN where not known; by default nowhere.
+            granularity: (Q,), NaN where unknown; by default all unknown.
         """
         n_distances = inputs.pairs.shape[-1]
         channels = inputs.pairs.new_zeros(len(seeds), len(inputs), 2 * n_distances + MARKS)
@@ -60,15 +60,16 @@ class RegionPrompts:
         previous: Tensor | None = None,
         granularity: Tensor | None = None,
     ) -> RegionPrompts:
-        """Prompts of several parts, each of which may be absent in any of them.
+        """Prompts of clicks, boxes and earlier masks; each part may be missing in any prompt.
 
         Args:
-            inputs: Of the image.
+            inputs: Inputs for the image.
             positive: (Q, K) int64 regions, -1 for none; K may be 0.
             negative: (Q, K') int64 regions, -1 for none.
-            boxes_xyxy: (Q, 4) float in pixels; a row of NaN is no box.
-            previous: (Q, L) float in [0, 1], the share of each region in an earlier mask; a row of NaN is none.
-            granularity: (Q,) float, NaN where not known; by default nowhere.
+            boxes_xyxy: (Q, 4) float in pixels; a row of NaN for no box.
+            previous: (Q, L) float in [0, 1], fraction of each region that the earlier mask covers; a row of NaN for
+                none.
+            granularity: (Q,) float, NaN where unknown; by default all unknown.
         """
         n_distances, n_prompts = inputs.pairs.shape[-1], len(positive)
         channels = inputs.pairs.new_zeros(n_prompts, len(inputs), 2 * n_distances + MARKS)
@@ -104,9 +105,9 @@ def _granularity(given: Tensor | None, weights: Tensor) -> Tensor:
 
 
 def _nearest(pairs: Tensor, regions: Tensor) -> Tensor:
-    """(Q, L, P) each distance to the region of a prompt that is nearest in it; `FAR` for prompts without any."""
+    """(Q, L, P) smallest of each distance to the regions of a prompt; `FAR` for prompts without regions."""
     nearest = pairs.new_full((len(regions), *pairs.shape[1:]), torch.inf)
-    for column in regions.unbind(1):  # a prompt has few clicks; all at once would take that many times the memory
+    for column in regions.unbind(1):  # one click after another, to save memory
         distances = pairs[column.clamp(min=0)]
         distances[column < 0] = torch.inf
         nearest = torch.minimum(nearest, distances)
@@ -115,7 +116,7 @@ def _nearest(pairs: Tensor, regions: Tensor) -> Tensor:
 
 
 def _evenly(regions: Tensor, n_tokens: int) -> Tensor:
-    """(Q, L) equal weights on the regions of each prompt, counted once however often they are named."""
+    """(Q, L) equal weights on the distinct regions of each prompt."""
     weights = torch.zeros(len(regions), n_tokens + 1, device=regions.device)
     weights.scatter_(1, torch.where(regions < 0, n_tokens, regions), 1.0)
     weights = weights[:, :n_tokens]
@@ -123,7 +124,7 @@ def _evenly(regions: Tensor, n_tokens: int) -> Tensor:
 
 
 def _inside(inputs: RegionInputs, boxes_xyxy: Tensor) -> Tensor:
-    """(Q, L) 1 for regions whose centre is in the box, or the nearest to its centre if there is none."""
+    """(Q, L) 1 for regions whose centre is in the box, else for the region nearest to the centre of the box."""
     x0, y0, x1, y1 = (boxes_xyxy / max(inputs.size_hw)).to(inputs.areas_px)[:, :, None].unbind(1)
     y, x = inputs.centres_yx.unbind(1)
     inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)

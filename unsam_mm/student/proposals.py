@@ -1,4 +1,4 @@
-"""All masks of an image: many seeds, each at the granularities of the nodes that hold it, without near-duplicates."""
+"""Automatic masks of the region model: predictions for many seeds and granularities, with soft NMS."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from unsam_mm.student.pairs import RegionInputs
 from unsam_mm.student.prompts import RegionPrompts
 from unsam_mm.student.tokens import RegionTokens
 
-_LEAST_GRANULARITY = 0.02  # below it is what no mask of use is: a ten-thousandth of the image
-_PAIRS_AT_A_TIME = 100_000  # of prompts and regions: 130 prompts on 768 regions, some 50 MB
-_SHARPNESS = 6.0  # spares masks that are only alike, as in the ranking of pseudo-masks
+_MIN_GRANULARITY = 0.02  # smaller nodes take about a ten-thousandth of the image
+_PAIRS_AT_A_TIME = 100_000  # prompts times regions: 130 prompts on 768 regions take about 50 MB
+_SHARPNESS = 6.0  # as in the ranking of pseudo-masks
 
 
 @torch.no_grad()
@@ -36,12 +36,12 @@ def propose(
 
     Args:
         net: The network, on the device of the inputs.
-        inputs: Of the image.
-        n_seeds: From how many regions masks are asked for; larger ones are drawn rather.
-        granularity_step: Least difference of the granularities that a seed is asked for.
-        max_masks: The most masks.
-        duplicate_iou: Of masks with a larger IoU the best is kept.
-        repetition: Share of its score that a mask loses for an equal one that comes before it; see `keep_distinct`.
+        inputs: Inputs for the image.
+        n_seeds: Maximum number of seed regions, drawn with probabilities by area.
+        granularity_step: Smallest difference of the granularities of one seed.
+        max_masks: Maximum number of masks.
+        duplicate_iou: Masks with a larger IoU with a better mask are removed.
+        repetition: Parameter of soft NMS, see `keep_distinct`.
 
     Returns:
         masks: (N, L) bool regions of each mask.
@@ -55,16 +55,17 @@ def propose(
             f'n_seeds={n_seeds}, max_masks={max_masks} and granularity_step={granularity_step} must be positive'
         )
     encoded = net.encode(inputs)
-    seeds, granularity = _questions(inputs, n_seeds, granularity_step)
+    seeds, granularity = _seed_prompts(inputs, n_seeds, granularity_step)
     masks, scores = [], []
     chunk = max(1, _PAIRS_AT_A_TIME // len(inputs))
     for asked, wanted in zip(seeds.split(chunk), granularity.split(chunk), strict=True):
-        logits, worth = net.decode(inputs, encoded, RegionPrompts.from_seeds(inputs, asked, wanted))
+        logits, score_logits = net.decode(inputs, encoded, RegionPrompts.from_seeds(inputs, asked, wanted))
         masks.append((logits > 0).cpu())
-        scores.append(worth[:, 0].sigmoid().float().cpu())
+        scores.append(score_logits[:, 0].sigmoid().float().cpu())
     areas = inputs.areas_px.cpu().numpy()
-    found, worth = torch.cat(masks).numpy(), torch.cat(scores).numpy()
-    return keep_distinct(found, worth, areas, duplicate_iou, max_masks, repetition)[:2]
+    return keep_distinct(
+        torch.cat(masks).numpy(), torch.cat(scores).numpy(), areas, duplicate_iou, max_masks, repetition
+    )[:2]
 
 
 def keep_distinct(
@@ -76,22 +77,22 @@ def keep_distinct(
     repetition: float = 0.0,
     sharpness: float = _SHARPNESS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best masks no two of which overlap too much, best first; empty ones are left out.
+    """Non-maximum suppression of masks over regions, hard above an IoU and soft below it; empty masks are left out.
 
     Args:
         masks: (N, L) bool.
-        scores: (N,) float32 in [0, 1]; of equal ones the first is better.
+        scores: (N,) float32 in [0, 1]; of equal scores the first is better.
         areas_px: (L,) float area of each region.
-        max_iou: Largest IoU of two masks that are kept.
-        max_masks: The most masks.
-        repetition: Share of its score that a mask loses for an equal one that comes before it.
-        sharpness: Power of the IoU in that loss.
+        max_iou: Masks with a larger IoU with a better mask are removed.
+        max_masks: Maximum number of masks.
+        repetition: Fraction of its score that a mask loses to a better mask with an IoU of 1.
+        sharpness: Power of the IoU in that fraction.
 
     Returns:
-        The (K, L) bool masks, their (K,) float32 scores less what they lost, and their (K,) numbers.
+        The (K, L) bool masks, best first, their reduced (K,) float32 scores, and their (K,) indices.
     """
     order = np.argsort(-scores, kind='stable')
-    # Many questions have one answer: equal masks go first, for comparing all pairs takes the square of their number.
+    # Equal masks, of which there are many, are removed first: the comparison of all pairs takes quadratic time.
     _, firsts = np.unique(np.packbits(masks[order], axis=1), axis=0, return_index=True)
     distinct = order[np.sort(firsts)]
     distinct = distinct[masks[distinct].any(axis=1)]
@@ -104,10 +105,10 @@ def keep_distinct(
 
 
 def to_mask_set(tokens: RegionTokens, masks: np.ndarray, scores: np.ndarray) -> MaskSet:
-    """Sets of regions as masks of the image.
+    """Converts masks over regions to a `MaskSet`.
 
     Args:
-        tokens: Of the image.
+        tokens: Region tokens of the image.
         masks: (N, L) bool, none empty.
         scores: (N,) float in [0, 1].
 
@@ -126,7 +127,7 @@ def to_mask_set(tokens: RegionTokens, masks: np.ndarray, scores: np.ndarray) -> 
     )
 
 
-def _questions(inputs: RegionInputs, n_seeds: int, step: float) -> tuple[Tensor, Tensor]:
+def _seed_prompts(inputs: RegionInputs, n_seeds: int, step: float) -> tuple[Tensor, Tensor]:
     """(Q,) seeds and (Q,) granularities, grouped by seed."""
     if len(inputs) > n_seeds:
         lot = torch.rand(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
@@ -134,13 +135,13 @@ def _questions(inputs: RegionInputs, n_seeds: int, step: float) -> tuple[Tensor,
     else:
         seeds = torch.arange(len(inputs), device=inputs.device)
     on_paths = inputs.pairs[seeds, :, : inputs.n_trees].flatten(1).sort(dim=1).values.cpu().numpy()
-    rows, granularity = _thinned(on_paths, _LEAST_GRANULARITY, step)
+    rows, granularity = _thinned(on_paths, _MIN_GRANULARITY, step)
     return seeds[torch.from_numpy(rows).to(seeds.device)], torch.from_numpy(granularity).to(inputs.device)
 
 
 @numba.njit(nogil=True, cache=True)
 def _thinned(values, least, step):
-    """Of each sorted row the values above `least` that are a step above the one before; as row numbers and values."""
+    """The values of each sorted row above `least`, at least a step apart, as row indices and values."""
     rows, found = np.empty(values.size, np.int64), np.empty(values.size, values.dtype)
     count = 0
     for row in range(values.shape[0]):
@@ -155,7 +156,7 @@ def _thinned(values, least, step):
 
 @numba.njit(nogil=True, cache=True)
 def _take(shared, areas, scores, max_iou, max_kept, repetition, sharpness):
-    """Takes the best mask again and again; each lowers or removes what is like it. Returns numbers and scores left."""
+    """The greedy loop of `keep_distinct`: indices of the selected masks, and their scores at the time of selection."""
     n_masks = len(scores)
     left = scores.copy()
     kept, values = np.empty(min(n_masks, max_kept), np.int64), np.empty(min(n_masks, max_kept))
@@ -173,7 +174,7 @@ def _take(shared, areas, scores, max_iou, max_kept, repetition, sharpness):
 
 
 def _encode(labels: np.ndarray, masks: np.ndarray) -> list[Rle]:
-    """RLEs of sets of labels, from the column-major runs of the label map."""
+    """RLEs of masks over regions, from the column-major runs of the label map."""
     height, width = labels.shape
     flat = labels.T.ravel()
     starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
@@ -188,7 +189,7 @@ def _encode(labels: np.ndarray, masks: np.ndarray) -> list[Rle]:
 
 
 def _parents(masks: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """(N,) the smallest mask that holds each and is larger, or -1."""
+    """(N,) index of the smallest larger mask that contains each mask, or -1."""
     members = torch.from_numpy(masks.astype(np.float32))
     shared = (members @ members.T).numpy()
     order = np.argsort(areas, kind='stable')

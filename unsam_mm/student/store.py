@@ -1,4 +1,4 @@
-"""Region tokens on disk: one file an image, made once, by any number of processes, and read in training."""
+"""A cache of region tokens on disk: one file for each image, written by several processes and read in training."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from unsam_mm.student.tokens import MAX_TOKENS, RegionTokens, TokenMasks, read_n
 from unsam_mm.weights import cache_dir
 
 _LOST = '{}: the worker process ended twice while processing it, perhaps for lack of memory; use fewer prepare_workers'
-_MOST_WORKERS = 8  # where nobody said how many: memory may be scarcer than cores
+_MAX_DEFAULT_WORKERS = 8  # each takes about 1 GB
 
 
 @dataclass(frozen=True)
 class ImagePlace:
-    """Where an image lies.
+    """Location of an image.
 
     Attributes:
-        root: The folder that its name is relative to.
-        name: Posix path below that folder.
+        root: The folder that the name is relative to.
+        name: Path below that folder, with forward slashes.
     """
 
     root: str
@@ -48,16 +48,16 @@ class ImagePlace:
 
 @dataclass(frozen=True)
 class RegionStore:
-    """Tokens and token masks by image; files are replaced as a whole, so processes may share a store.
+    """Tokens and training masks by image. Files are written atomically, so processes may share a store.
 
-    Below `folder` each image folder and each set of parameters has a folder of its own, so tokens are made again where
-    parameters or the image change.
+    Each image folder and each set of parameters has its own subfolder, so tokens are computed again if parameters or
+    the image change.
 
     Attributes:
-        folder: By default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
-        settings: What the generator computes.
-        n_tokens: Most regions of an image.
-        max_masks: Most pseudo-masks of an image, best first.
+        folder: Root of the store; by default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
+        settings: Settings of the generator.
+        n_tokens: Maximum number of regions of an image.
+        max_masks: Maximum number of pseudo-masks of an image.
         device: Torch device of the ViT.
 
     Raises:
@@ -71,7 +71,7 @@ class RegionStore:
     device: str = 'cpu'
 
     def __post_init__(self) -> None:
-        # Said here: from a worker process, which could not start, no reason would come back.
+        # Checked here: the error message of a worker process that fails at its start would be lost.
         if not 1 <= self.n_tokens <= MAX_TOKENS or self.max_masks < 1:
             raise UnSAMError(
                 f'n_tokens={self.n_tokens} must lie in 1..{MAX_TOKENS}, and max_masks={self.max_masks} must be positive'
@@ -79,28 +79,28 @@ class RegionStore:
 
     @cached_property
     def signature(self) -> str:
-        """Twelve hexadecimal digits that differ whenever the tokens may differ; fetches the ViT, but does not load it."""
+        """Twelve hexadecimal digits, a hash of all parameters; downloads the ViT if needed, but does not load it."""
         described = [settings_signature(self.settings), self.n_tokens, self.max_masks, ALGORITHM]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
     def path_of(self, place: ImagePlace) -> Path:
-        """Where the tokens of an image are kept."""
+        """The path of the file with the tokens of an image."""
         root = Path(place.root).resolve()
         digest = hashlib.blake2b(str(root).encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
         return self._base / f'{root.name}-{digest}' / self.signature / fitting_name(place.name, '.npz')
 
     def has(self, place: ImagePlace) -> bool:
-        """Whether there are tokens of the image file as it is now."""
+        """Whether the store holds tokens of the current version of the image file."""
         try:
             return self._is_current(place)
         except (OSError, StoreError):
             return False
 
     def read(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
-        """What an earlier pass has kept.
+        """Tokens and training masks of an image.
 
         Raises:
-            StoreError: If there is no such file, or it is broken or was made of another image file.
+            StoreError: If there is no such file, or it is damaged or was made from another version of the image file.
         """
         path = self.path_of(place)
         if not self._is_current(place):
@@ -111,11 +111,11 @@ class RegionStore:
         return tokens, masks
 
     def make(self, place: ImagePlace, tokenizer: RegionTokenizer) -> tuple[RegionTokens, TokenMasks]:
-        """Makes the tokens of an image and keeps them.
+        """Computes the tokens of an image and stores them.
 
         Raises:
-            ImageError: If the image cannot be read, or no tokens can be made of it.
-            TargetError: If the disk takes no file of this name.
+            ImageError: If the image cannot be read or segmented.
+            TargetError: If the file system does not accept the file name.
             StoreError: If the folder cannot be written or the disk is full.
         """
         with image_errors(place.path):
@@ -137,33 +137,33 @@ class RegionStore:
         return is_current(path, place.path, stamp)
 
     def tokenizer(self) -> RegionTokenizer:
-        """Loads the ViT."""
+        """A tokenizer with the parameters of the store; loads the ViT."""
         return RegionTokenizer(self.settings, n_tokens=self.n_tokens, device=self.device)
 
     def prepare(
         self, places: Sequence[ImagePlace], workers: int | None = None, progress: bool = True
     ) -> dict[ImagePlace, str]:
-        """Makes what is missing; interrupted at any point, another call goes on from there.
+        """Computes the missing tokens. An interrupted run is resumed by the next call.
 
         Args:
             places: The images.
-            workers: Number of processes, about 1 GB each; None: one a core, eight at most. A device other than the CPU
-                takes one.
+            workers: Number of processes, about 1 GB each; None for one per core, at most eight. Devices other than the
+                CPU use one process.
             progress: Whether to show a progress bar.
 
         Returns:
-            Error message by image that cannot be read.
+            The error message for each image that cannot be read.
 
         Raises:
             StoreError: If the store cannot be written.
-            WeightsError: If the ViT's weights cannot be had.
+            WeightsError: If the weights of the ViT are not available.
         """
         check_device(self.device)
         waiting = [place for place in places if not self.has(place)]
         failed = {}
         if not waiting:
             return failed
-        check_writable(self._base)  # what one image alone fails at does not end the run
+        check_writable(self._base)  # an error of a single image does not end the run
         bar = tqdm(
             total=len(places),
             initial=len(places) - len(waiting),
@@ -171,7 +171,7 @@ class RegionStore:
             unit='image',
             disable=not progress,
         )
-        with bar, closing(self._results(waiting, workers or min(available_cores(), _MOST_WORKERS))) as results:
+        with bar, closing(self._results(waiting, workers or min(available_cores(), _MAX_DEFAULT_WORKERS))) as results:
             for place, failure in results:
                 if failure is not None:
                     failed[place] = failure
@@ -179,18 +179,18 @@ class RegionStore:
         return failed
 
     def _results(self, places: list[ImagePlace], workers: int) -> Iterator[tuple[ImagePlace, str | None]]:
-        """Each image with its error message, None if all is well, in the order in which they finish."""
+        """Each image with its error message, or None, in the order of completion."""
         workers = min(workers, len(places)) if self.device == 'cpu' else 1
         if workers == 1:
             make = _Maker(self)
             yield from ((place, make(place)) for place in places)
             return
-        advice = f'what is finished is kept: run again with fewer prepare_workers than {workers}'
+        advice = f'finished images are kept; run again with fewer prepare_workers than {workers}'
         yield from in_processes(partial(_Maker, self), places, workers, advice, lambda place: _LOST.format(place.path))
 
 
 class _Maker:
-    """Does one image after another with one ViT."""
+    """Computes the tokens of one image after another with one ViT."""
 
     def __init__(self, store: RegionStore) -> None:
         self._store, self._tokenizer = store, store.tokenizer()
@@ -198,6 +198,6 @@ class _Maker:
     def __call__(self, place: ImagePlace) -> str | None:
         try:
             self._store.make(place, self._tokenizer)
-        except (ImageError, TargetError) as error:  # the others can be done
+        except (ImageError, TargetError) as error:  # concerns this image only
             return str(error)
         return None

@@ -1,4 +1,4 @@
-"""From an image to region tokens, with the steps of the pseudo-mask generator."""
+"""Computes region tokens and training masks of an image with the steps of the pseudo-mask generator."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.overlaps import crossing_pixels
 from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, GrownRegions, ProgressCallback, RegionTrees
-from unsam_mm.pseudo_masks.superpixels import Leaves
+from unsam_mm.pseudo_masks.superpixels import Superpixels
 from unsam_mm.student.tokens import MAX_TOKENS, RegionTokens, TokenMasks
 
 _T = TypeVar('_T')
 
 ALGORITHM = 2
-"""Raised when the same image gives other tokens than before."""
+"""Incremented when the same image gives other tokens than before."""
 
-_LEAST_LEAVES = 2400
-_LEAST_SPACING_PX = 3.0
-"""Small images, often of cells, have their leaves closer: 8 px are too much there, and 481 x 321 px are not touched."""
+_MIN_SUPERPIXELS = 2400
+_MIN_SPACING_PX = 3.0
+"""Small images, often of cells, get a smaller superpixel spacing; that of images of 481 x 321 px does not change."""
 
 
 class RegionTokenizer:
-    """Makes the tokens of an image, and training masks in terms of them.
+    """Computes region tokens of images, and training masks in terms of these regions.
 
     Args:
-        settings: Of the generator; its first tree is cut into regions, all trees say how these hang together.
-        n_tokens: The most regions; an image with fewer leaves has a token for each of them.
+        settings: Settings of the generator. The regions are a cut of its first tree; all trees give their order and
+            heights.
+        n_tokens: Maximum number of regions; an image with fewer superpixels has a token for each superpixel.
         device: Torch device of the ViT.
 
     Raises:
         UnSAMError: If the number of tokens is out of range.
-        WeightsError: If the ViT's weights cannot be had.
+        WeightsError: If the weights of the ViT are not available.
     """
 
     def __init__(self, settings: GeneratorSettings | None = None, n_tokens: int = 768, device: str = 'cpu') -> None:
@@ -60,10 +61,10 @@ class RegionTokenizer:
 
         Args:
             image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8`.
-            progress: Told what happens; raise inside it to stop.
+            progress: Called with the progress; an exception raised inside stops the work.
 
         Raises:
-            ImageError: If the array is not one image that can be segmented.
+            ImageError: If the array is no image that can be segmented.
         """
         grown = self._grow(image, progress)
         tokens = _describe(grown, _cut(grown.trees[0], self.n_tokens))
@@ -74,15 +75,15 @@ class RegionTokenizer:
     def with_trees(
         self, image: np.ndarray, read: Callable[[RegionTokens], _T], progress: ProgressCallback | None = None
     ) -> tuple[_T, MaskHierarchy]:
-        """What is made of the tokens of one image, and its ranked trees; see `__call__`.
+        """The result of a function of the tokens, and the ranked trees of the image; see `__call__`.
 
         Args:
-            image: As for a call.
-            read: Given the tokens while the trees are ranked.
-            progress: As for a call.
+            image: As for `__call__`.
+            read: Called with the tokens in the background, while the trees are ranked.
+            progress: As for `__call__`.
 
         Raises:
-            ImageError: If the array is not one image that can be segmented.
+            ImageError: If the array is no image that can be segmented.
         """
         grown = self._grow(image, progress)
         with threads.run_in_background(
@@ -97,12 +98,12 @@ class RegionTokenizer:
         """The tokens of one image and its best pseudo-masks; see `__call__`.
 
         Args:
-            image: As for a call.
-            max_masks: The most masks.
-            progress: As for a call.
+            image: As for `__call__`.
+            max_masks: Maximum number of masks.
+            progress: As for `__call__`.
 
         Raises:
-            ImageError: If the array is not one image that can be segmented.
+            ImageError: If the array is no image that can be segmented.
             UnSAMError: If `max_masks` is not positive.
         """
         grown = self._grow(image, progress)
@@ -111,40 +112,42 @@ class RegionTokenizer:
 
     def _grow(self, image: np.ndarray, progress: ProgressCallback | None) -> GrownRegions:
         rgb = as_rgb_uint8(image)
-        spacing_px = min(self.settings.leaf_spacing_px, math.sqrt(rgb.shape[0] * rgb.shape[1] / _LEAST_LEAVES))
-        return self._trees.grow(rgb, progress, max(spacing_px, _LEAST_SPACING_PX))
+        spacing_px = min(self.settings.superpixel_spacing_px, math.sqrt(rgb.shape[0] * rgb.shape[1] / _MIN_SUPERPIXELS))
+        return self._trees.grow(rgb, progress, max(spacing_px, _MIN_SPACING_PX))
 
 
 def tokens_signature(settings: GeneratorSettings, n_tokens: int) -> str:
-    """Twelve hexadecimal digits that differ whenever the tokens or masks may differ; loads no ViT."""
+    """Twelve hexadecimal digits, a hash of all that tokens and masks depend on; does not load the ViT."""
     described = f'{settings_signature(settings)} {n_tokens} {ALGORITHM}'
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 def _cut(tree: MaskHierarchy, n_regions: int) -> np.ndarray:
-    """(L,) nodes of the level with the given number of regions, or the leaves if there are no more than that."""
+    """(L,) nodes of the cut with the given number of regions, or all leaves if there are no more."""
     if n_regions >= tree.n_leaves:
         return tree.cut_nodes(0.0)
-    return tree.cut_nodes(float(tree.level[len(tree) - n_regions]))  # merges are binary: one region less each
+    return tree.cut_nodes(float(tree.level[len(tree) - n_regions]))  # each merge is binary and removes one region
 
 
 def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
-    """The regions of the first tree's nodes, which tile the image."""
-    leaves, means, main = grown.leaves, grown.means, grown.trees[0]
-    token_of_leaf = np.repeat(np.arange(len(nodes)), main.last_leaf[nodes] - main.first_leaf[nodes])
-    labels = token_of_leaf[main.leaf_labels]
+    """The tokens of nodes of the first tree that partition the image."""
+    superpixels, means, main = grown.superpixels, grown.means, grown.trees[0]
+    token_of_superpixel = np.repeat(np.arange(len(nodes)), main.last_leaf[nodes] - main.first_leaf[nodes])
+    labels = token_of_superpixel[main.leaf_labels]
     areas = np.bincount(labels.ravel(), minlength=len(nodes))
-    token_of_leaf = token_of_leaf[leaves.numbers_in(main.leaf_labels)]
+    token_of_superpixel = token_of_superpixel[superpixels.numbers_in(main.leaf_labels)]
     weights = sparse.csr_matrix(
-        (means.areas_px, (token_of_leaf, np.arange(leaves.count))), shape=(len(nodes), leaves.count)
+        (means.areas_px, (token_of_superpixel, np.arange(superpixels.count))), shape=(len(nodes), superpixels.count)
     )
 
     def per_token(values: np.ndarray) -> np.ndarray:
         return np.bincount(labels.ravel(), values.ravel(), minlength=len(nodes)) / areas
 
     lab_mean = weights @ means.lab / areas[:, None]
-    squares = np.stack([per_token(leaves.colour.lab[..., channel] ** 2) for channel in range(3)], axis=1)
-    orders, heights = zip(*(_order(leaves, tree, token_of_leaf, means.areas_px) for tree in grown.trees), strict=True)
+    squares = np.stack([per_token(superpixels.colour.lab[..., channel] ** 2) for channel in range(3)], axis=1)
+    orders, heights = zip(
+        *(_order(superpixels, tree, token_of_superpixel, means.areas_px) for tree in grown.trees), strict=True
+    )
     return RegionTokens(
         labels=labels.astype(np.uint16),
         areas_px=areas.astype(np.int32),
@@ -154,35 +157,35 @@ def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
         centres_yx=np.stack([per_token(axis) for axis in np.indices(labels.shape)], axis=1).astype(np.float32),
         tree_orders=np.array(orders, np.uint16),
         tree_heights=np.array(heights, np.float32),
-        **_borders(leaves, token_of_leaf),
+        **_borders(superpixels, token_of_superpixel),
     )
 
 
 def _order(
-    leaves: Leaves, tree: MaskHierarchy, token_of_leaf: np.ndarray, areas_px: np.ndarray
+    superpixels: Superpixels, tree: MaskHierarchy, token_of_superpixel: np.ndarray, areas_px: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Depth-first order of the tokens in a tree, and the level at which neighbours in it meet.
+    """Depth-first order of the tokens in a tree, and the level of the lowest common ancestor of consecutive tokens.
 
-    Trees of other growths cut through the tokens; there a token stands where its largest leaf stands.
+    In trees other than the first a token may be no node; its position is that of its largest superpixel.
     """
-    largest = np.zeros(token_of_leaf.max() + 1, np.int64)
+    largest = np.zeros(token_of_superpixel.max() + 1, np.int64)
     by_area = np.argsort(areas_px, kind='stable')
-    largest[token_of_leaf[by_area]] = by_area  # the last one written is the largest
-    place = leaves.numbers_in(tree.leaf_labels)[largest]
+    largest[token_of_superpixel[by_area]] = by_area  # the last one written is the largest
+    place = superpixels.numbers_in(tree.leaf_labels)[largest]
     order = np.argsort(place)
     pairs = np.stack([place[order][:-1], place[order][1:]], axis=1)
     return order, tree.level[lowest_common_ancestors(tree, pairs)]
 
 
-def _borders(leaves: Leaves, token_of_leaf: np.ndarray) -> dict[str, np.ndarray]:
-    """Which tokens touch, along how many pixel sides, and how strong the edge between them is."""
-    pairs = np.sort(token_of_leaf[leaves.edges], axis=1)
+def _borders(superpixels: Superpixels, token_of_superpixel: np.ndarray) -> dict[str, np.ndarray]:
+    """Adjacent tokens, the length of their border in pixel sides, and the mean edge strength along it."""
+    pairs = np.sort(token_of_superpixel[superpixels.edges], axis=1)
     apart = pairs[:, 0] != pairs[:, 1]
-    lengths = leaves.edge_lengths_px[apart].astype(np.float64)
+    lengths = superpixels.edge_lengths_px[apart].astype(np.float64)
     edges, which = np.unique(pairs[apart], axis=0, return_inverse=True)
     which = which.ravel()
     total = np.bincount(which, lengths, minlength=len(edges))
-    strength = np.bincount(which, lengths * leaves.edge_strength[apart], minlength=len(edges)) / total
+    strength = np.bincount(which, lengths * superpixels.edge_strength[apart], minlength=len(edges)) / total
     return {
         'edges': edges.reshape(-1, 2).astype(np.uint16),
         'edge_lengths_px': total.astype(np.float32),
@@ -191,7 +194,7 @@ def _borders(leaves: Leaves, token_of_leaf: np.ndarray) -> dict[str, np.ndarray]
 
 
 def _shares(hierarchy: MaskHierarchy, nodes: np.ndarray, max_masks: int) -> TokenMasks:
-    """The best masks of all trees as shares of the regions of the first tree's nodes."""
+    """The best masks of all trees in terms of the regions of the first tree's nodes."""
     source, chosen = hierarchy.best_nodes(max_masks)
     shares = np.zeros((len(chosen), len(nodes)), np.uint8)
     scores, areas = np.zeros(len(chosen), np.float32), np.zeros(len(chosen), np.int64)

@@ -1,4 +1,4 @@
-"""What the region model knows of an image: its regions, and of each training mask how much of every region it holds."""
+"""Region tokens, the input of the region model, and training masks in terms of regions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from unsam_mm.errors import DamagedError, StoreError, UnSAMError
 from unsam_mm.files import atomic_writer
 from unsam_mm.npz import read_npz
 
-MAX_TOKENS = 4096  # the table of pairs, 36 bytes each, then takes 0.6 GB
+MAX_TOKENS = 4096  # the pairwise distances, 36 bytes a pair, then take 0.6 GB
 
 _FORMAT = 1
-"""Raised when older files can no longer be read."""
+"""Incremented when older files can no longer be read."""
 
 _FORMS = {
     'labels': (np.uint16, 'HW'),
@@ -30,12 +30,12 @@ _FORMS = {
     'edge_lengths_px': (np.float32, 'E'),
     'edge_strengths': (np.float32, 'E'),
 }
-"""Field to its dtype and axes: a letter is one length in all fields, G is L - 1."""
+"""Dtype and axes of each field: a letter has the same length in all fields; G is L - 1."""
 
 
 @dataclass(frozen=True, eq=False)
 class RegionTokens:
-    """L regions that tile an image, and how they hang together in T trees.
+    """L regions that partition an image, and their order and heights in T trees.
 
     Attributes:
         labels: (H, W) uint16 region of each pixel, 0..L-1.
@@ -45,14 +45,14 @@ class RegionTokens:
         lab_std: (L, 3) float16 standard deviation of the colour inside the region.
         centres_yx: (L, 2) float32 mean pixel coordinates.
         tree_orders: (T, L) uint16; the regions in depth-first order of each tree.
-        tree_heights: (T, L - 1) float32 in [0, 1]; level of the smallest node of the tree that holds both
-            neighbours of each gap in that order.
-        edges: (E, 2) uint16 pairs of touching regions, smaller number first, sorted.
+        tree_heights: (T, L - 1) float32 in [0, 1]; level of the lowest common ancestor of each two regions that are
+            consecutive in that order.
+        edges: (E, 2) uint16 pairs of adjacent regions, smaller number first, sorted.
         edge_lengths_px: (E,) float32 number of pixel sides that the pair shares.
         edge_strengths: (E,) float32 mean colour gradient along them.
 
     Raises:
-        UnSAMError: If the arrays have other forms, are not finite, or do not describe regions that tile an image.
+        UnSAMError: If the arrays have other dtypes or shapes, are not finite, or are no partition of an image.
     """
 
     labels: np.ndarray
@@ -75,17 +75,17 @@ class RegionTokens:
             or self.labels.size == 0
             or min(self.features.shape[1], len(self.tree_orders)) < 1
         ):
-            raise UnSAMError(f'{n_tokens} regions of {self.labels.shape} px; expected 1..{MAX_TOKENS} of an image')
+            raise UnSAMError(f'{n_tokens} regions in an image of {self.labels.shape} px; expected 1..{MAX_TOKENS}')
         areas = np.bincount(self.labels.ravel(), minlength=n_tokens)
         if len(areas) > n_tokens or (areas != self.areas_px).any() or not areas.all():
-            raise UnSAMError('areas_px are not those of the labels, or a region has no pixel')
+            raise UnSAMError('areas_px differ from the areas of the labels, or a region has no pixel')
         if (np.sort(self.tree_orders, axis=1) != np.arange(n_tokens)).any():
             raise UnSAMError(f'tree_orders must hold each of the {n_tokens} regions once in every row')
         self._check_ranges()
         self._check_edges()
 
     def _check_forms(self) -> None:
-        """Raises `UnSAMError` unless all are arrays of the dtypes and axes of `_FORMS`, and finite."""
+        """Raises `UnSAMError` unless all fields are finite arrays with the dtypes and axes of `_FORMS`."""
         lengths = {'2': 2, '3': 3}
         for name, (dtype, axes) in _FORMS.items():
             values = getattr(self, name)
@@ -96,7 +96,7 @@ class RegionTokens:
                 if axis == 'G':
                     axis, length = 'L', length + 1
                 if lengths.setdefault(axis, length) != length:
-                    raise UnSAMError(f'{name} of shape {values.shape} and the other parts do not belong together')
+                    raise UnSAMError(f'{name} has the shape {values.shape}, which does not match the other fields')
             if not np.isfinite(values).all():
                 raise UnSAMError(f'{name} must be finite')
 
@@ -116,7 +116,7 @@ class RegionTokens:
             or (self.edges[:, 0] >= self.edges[:, 1]).any()
             or (np.diff(places) <= 0).any()
         ):
-            raise UnSAMError('edges must be pairs of regions, the smaller number first, sorted, none twice')
+            raise UnSAMError('edges must be pairs of regions, smaller number first, sorted, without duplicates')
         if (self.edge_lengths_px <= 0).any() or (self.edge_strengths < 0).any():
             raise UnSAMError('edge_lengths_px must be positive, and edge_strengths not negative')
 
@@ -130,12 +130,12 @@ class RegionTokens:
         return height, width
 
     def save(self, path: str | Path, masks: TokenMasks | None = None, notes: str = '') -> None:
-        """Writes one file, which is whole or absent.
+        """Writes the tokens to one file, atomically.
 
         Args:
-            path: Name of the file, by custom with the suffix .npz.
+            path: Path of the file, usually with the suffix .npz.
             masks: Training masks of the same image, stored in the same file.
-            notes: Stored in the same file; see `read_notes`.
+            notes: Text stored in the same file; see `read_notes`.
 
         Raises:
             StoreError: If the folder cannot be written or the disk is full.
@@ -146,7 +146,7 @@ class RegionTokens:
 
     @classmethod
     def load(cls, path: str | Path) -> RegionTokens:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
             StoreError: If the file is missing, damaged or of another kind.
@@ -156,15 +156,15 @@ class RegionTokens:
 
 @dataclass(frozen=True, eq=False)
 class TokenMasks:
-    """M training masks of an image as shares of its regions, best first.
+    """M training masks of an image in terms of its regions, best first.
 
     Attributes:
-        shares: (M, L) uint8; how much of each region a mask holds, 255 for all of it.
+        shares: (M, L) uint8; fraction of each region that a mask covers, times 255.
         scores: (M,) float32 in [0, 1].
         areas_px: (M,) int64.
 
     Raises:
-        UnSAMError: If the arrays have other forms, or scores or areas are out of range.
+        UnSAMError: If the arrays have other dtypes or shapes, or scores or areas are out of range.
     """
 
     shares: np.ndarray
@@ -177,7 +177,7 @@ class TokenMasks:
             n_axes = 2 if name == 'shares' else 1
             if values.dtype != dtype or values.ndim != n_axes or len(values) != len(self.scores):
                 raise UnSAMError(
-                    f'{name} of masks must be {np.dtype(dtype)} with {n_axes} axes, and as many as scores, found '
+                    f'{name} of masks must be {np.dtype(dtype)} with {n_axes} axes and the length of scores, found '
                     f'{values.dtype}{values.shape}'
                 )
         if not ((self.scores >= 0) & (self.scores <= 1)).all() or (self.areas_px < 0).any():
@@ -188,7 +188,7 @@ class TokenMasks:
 
     @classmethod
     def load(cls, path: str | Path) -> TokenMasks:
-        """Reads the masks that `RegionTokens.save` wrote.
+        """Reads the masks from a file that `RegionTokens.save` wrote.
 
         Raises:
             StoreError: If the file is missing, damaged, of another kind or without masks.
@@ -197,7 +197,7 @@ class TokenMasks:
 
 
 def read_notes(path: str | Path) -> str:
-    """The notes in a file of region tokens; empty in files of earlier versions, which had none.
+    """The notes in a file of region tokens; empty for files of earlier versions.
 
     Raises:
         StoreError: If the file is missing, damaged or of another kind.
@@ -206,12 +206,12 @@ def read_notes(path: str | Path) -> str:
 
 
 def _made(kind: type, path: str | Path, prefix: str) -> Any:
-    """Tokens or masks from the arrays of a file, whose names have a prefix."""
+    """Tokens or masks from the arrays of a file whose names have the prefix."""
     names = [field.name for field in fields(kind)]
     stored = [prefix + name for name in names]
     found = _read(path, [*stored, 'format'])
     if missing := sorted(set(stored) - found.keys()):
-        raise StoreError(f'{path}: holds no {missing[0]}; expected a file of region tokens: make it again')
+        raise StoreError(f'{path}: holds no {missing[0]}; expected a file of region tokens; make it again')
     try:
         return kind(**{name: found[prefix + name] for name in names})
     except UnSAMError as error:
@@ -219,14 +219,14 @@ def _made(kind: type, path: str | Path, prefix: str) -> Any:
 
 
 def _read(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Those of some arrays that a file of region tokens of this format holds."""
+    """The named arrays of a file of region tokens, as far as it holds them."""
     try:
         found = read_npz(path, names)
     except FileNotFoundError as error:
         raise StoreError(f'{path}: no such file; make it with RegionTokenizer') from error
     number = found.get('format')
     if number is None:
-        raise StoreError(f'{path}: holds no format; expected a file of region tokens: make it again')
+        raise StoreError(f'{path}: holds no format; expected a file of region tokens; make it again')
     if number.shape or number.dtype.kind not in 'iu' or number != _FORMAT:
         raise StoreError(f'{path}: has format {str(number)[:20]}, expected {_FORMAT}; make it again')
     return found

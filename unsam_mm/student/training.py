@@ -1,4 +1,4 @@
-"""What the network learns from: prompts on pseudo-masks and tree nodes, and how far its answers are from them."""
+"""Training of the region model: random targets and prompts from pseudo-masks and tree nodes, and the losses."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from unsam_mm.student.pairs import RegionInputs
 from unsam_mm.student.prompts import RegionPrompts
 from unsam_mm.student.tokens import TokenMasks
 
-_NODE_WEIGHT = 0.3  # of a tree node among the targets; a pseudo-mask has 1
-_SEED_ONLY, _CLICKS = 0.6, 0.85  # shares of the prompts: seeds up to the first, clicks up to the second, then boxes
+_NODE_WEIGHT = 0.3  # loss weight of tree nodes; that of pseudo-masks is 1
+_SEED_ONLY, _CLICKS = 0.6, 0.85  # cumulative probabilities of the kinds of prompts: seeds, clicks, then boxes
 _MAX_EXTRA_CLICKS = 3
-_RANK_SCALE = 80.0  # the hundredth mask of a list is worth three tenths of the first
-_UNKNOWN_AFTER_CLICKS, _BOX_WITHOUT_CLICK, _WITH_EARLIER_MASK = 0.7, 0.7, 0.15
+_RANK_SCALE = 80.0  # the target score of the hundredth mask of a list is 0.3 times that of the first
+_UNKNOWN_AFTER_CLICKS, _BOX_WITHOUT_CLICK, _WITH_EARLIER_MASK = 0.7, 0.7, 0.15  # probabilities
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What Q prompts mean.
+    """Targets of Q prompts.
 
     Attributes:
         seeds: (Q,) int64 region that each mask holds.
-        shares: (Q, L) float32 in [0, 1].
+        shares: (Q, L) float32 in [0, 1], fraction of each region that the mask covers.
         granularity: (Q,) float32.
         is_mask: (Q,) bool; False for tree nodes.
     """
@@ -40,7 +40,7 @@ class Targets:
 
     @property
     def weights(self) -> Tensor:
-        """(Q,) float32, adding up to 1."""
+        """(Q,) float32 loss weights with a sum of 1."""
         weights = torch.where(self.is_mask, 1.0, _NODE_WEIGHT)
         return weights / weights.sum()
 
@@ -50,7 +50,7 @@ class TeacherMasks:
     """The pseudo-masks of an image on the device of the network.
 
     Attributes:
-        shares: (M, L) float32 in [0, 1].
+        shares: (M, L) float32 in [0, 1], fraction of each region that a mask covers.
         scores: (M,) float32.
         areas_px: (M,) float32.
     """
@@ -60,16 +60,15 @@ class TeacherMasks:
     areas_px: Tensor
 
     @classmethod
-    def of(cls, masks: TokenMasks, inputs: RegionInputs) -> TeacherMasks:
-        """Of stored masks.
+    def from_token_masks(cls, masks: TokenMasks, inputs: RegionInputs) -> TeacherMasks:
+        """Teacher masks from stored masks.
 
         Raises:
-            UnSAMError: If they are over another number of regions than the inputs.
+            UnSAMError: If the number of regions differs from that of the inputs.
         """
         if masks.shares.shape[1] != len(inputs):
             raise UnSAMError(
-                f'the masks are over {masks.shares.shape[1]} regions, the image has {len(inputs)}; '
-                'both must come from one file'
+                f'the masks have {masks.shares.shape[1]} regions, the inputs {len(inputs)}; load both from one file'
             )
         shares = torch.from_numpy(masks.shares).to(inputs.device).float() / 255
         areas = torch.from_numpy(masks.areas_px).to(inputs.device).float()
@@ -88,20 +87,20 @@ def region_losses(
 
     Args:
         net: The network, on the device of the inputs.
-        inputs: Of the image, mirrored or not.
+        inputs: Inputs for the image, flipped or not.
         masks: Pseudo-masks of the image.
-        generator: Where chance comes from, on the device of the inputs; torch's own by default.
-        n_seeds: Regions that prompts are about.
-        targets_per_seed: Prompts for each: half of them pseudo-masks, half tree nodes.
+        generator: Random generator on the device of the inputs; the default generator of torch if None.
+        n_seeds: Number of seed regions.
+        targets_per_seed: Prompts for each seed; half of the targets are pseudo-masks, half tree nodes.
 
     Returns:
-        `loss_mask`, `loss_dice` and `loss_score` to be added up, and `iou`, the mean IoU with the pseudo-masks that were
-        asked for, which has no gradient.
+        The terms `loss_mask`, `loss_dice` and `loss_score` of the loss, and the metric `iou`, the mean IoU with the
+        pseudo-masks among the targets, without a gradient.
 
     Raises:
-        UnSAMError: If the masks are over another number of regions.
+        UnSAMError: If the number of regions of the masks differs from that of the inputs.
     """
-    teacher = TeacherMasks.of(masks, inputs)
+    teacher = TeacherMasks.from_token_masks(masks, inputs)
     targets = draw_targets(inputs, teacher, generator, n_seeds, targets_per_seed)
     prompts = draw_prompts(inputs, targets, generator)
     logits, scores = net.decode(inputs, net.encode(inputs), prompts)
@@ -110,13 +109,13 @@ def region_losses(
     found = logits.sigmoid()
     shared = 2 * (found * wanted * areas).sum(1)
     dice = 1 - (shared + 1) / (((found + wanted) * areas).sum(1) + 1)
-    worth = _worth(inputs, teacher, targets.seeds, logits)
-    # Minus the entropy of the target, so that a perfect answer costs nothing.
-    entropy = binary_cross_entropy(worth.clamp(1e-4, 1 - 1e-4), worth)
+    wanted_scores = _score_targets(inputs, teacher, targets.seeds, logits)
+    # Minus the entropy of the target, so that the loss of a perfect prediction is 0.
+    entropy = binary_cross_entropy(wanted_scores.clamp(1e-4, 1 - 1e-4), wanted_scores)
     return {
         'loss_mask': (per_region.mean(1) * weights).sum(),
         'loss_dice': 2 * (dice * weights).sum(),
-        'loss_score': binary_cross_entropy_with_logits(scores, worth) - entropy,
+        'loss_score': binary_cross_entropy_with_logits(scores, wanted_scores) - entropy,
         'iou': _mean_iou(logits.detach(), targets, areas),
     }
 
@@ -124,7 +123,7 @@ def region_losses(
 def draw_targets(
     inputs: RegionInputs, teacher: TeacherMasks, generator: torch.Generator | None, n_seeds: int, per_seed: int
 ) -> Targets:
-    """Regions at random, larger ones rather, and for each some pseudo-masks and tree nodes that hold it."""
+    """Random seed regions, with probabilities by area, and for each some pseudo-masks and tree nodes that hold it."""
     seeds = _pick(inputs.areas_px.sqrt()[None], n_seeds, generator)[0]
     n_masks = per_seed // 2
     holds = (teacher.shares[:, seeds] > 0.5).T
@@ -144,9 +143,9 @@ def draw_targets(
 
 
 def _draw_nodes(inputs: RegionInputs, seeds: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """(Q, L) float32 and (Q,) granularity of a node on the path of each seed in a random tree.
+    """(Q, L) float32 masks and (Q,) granularities of a node on the path of each seed in a random tree.
 
-    Paths differ in length: half of the nodes are drawn by how many regions they add, half evenly along the path.
+    Half of the nodes are drawn with probabilities by the number of regions they add, half uniformly along the path.
     """
     rows = torch.arange(len(seeds), device=seeds.device)
     trees = _integers(inputs.n_trees, len(seeds), generator, seeds.device)
@@ -160,7 +159,7 @@ def _draw_nodes(inputs: RegionInputs, seeds: Tensor, generator: torch.Generator 
 
 
 def draw_prompts(inputs: RegionInputs, targets: Targets, generator: torch.Generator | None) -> RegionPrompts:
-    """A prompt for each target: its seed and granularity, or clicks or a box, perhaps with an earlier mask."""
+    """A random prompt for each target: its seed and granularity, clicks, or a box; some with an earlier mask."""
     n_prompts, device = len(targets.seeds), targets.seeds.device
 
     def chance() -> Tensor:
@@ -186,7 +185,7 @@ def draw_prompts(inputs: RegionInputs, targets: Targets, generator: torch.Genera
 def _draw_negatives(
     inputs: RegionInputs, targets: Targets, positive: Tensor, wanted: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """(Q, 3) regions outside the target, near ones rather, or -1."""
+    """(Q, 3) regions outside the target, with higher probabilities for near ones, or -1."""
     near = inputs.pairs[..., : inputs.n_trees][positive.clamp(min=0)]
     near = near.masked_fill((positive < 0)[:, :, None, None], torch.inf).amin(1).mean(-1)
     chances = torch.exp(-4 * near) * (targets.shares < 0.3) * inputs.areas_px.sqrt()
@@ -194,12 +193,12 @@ def _draw_negatives(
 
 
 def _jittered_boxes(inputs: RegionInputs, inside: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(Q, 4) boxes in pixels around regions; each side is off by up to a twentieth of the box."""
+    """(Q, 4) boxes in pixels around regions; each side is moved by up to 5 % of the box."""
     long_side = max(inputs.size_hw)
     low = [torch.where(inside, centre, torch.inf).amin(1) for centre in inputs.centres_yx.flip(1).unbind(1)]
     high = [torch.where(inside, centre, -torch.inf).amax(1) for centre in inputs.centres_yx.flip(1).unbind(1)]
     low, high = torch.stack(low, dim=1), torch.stack(high, dim=1)
-    # Centres lie inside: half the side of a region of the mean size leads to its rim.
+    # The box of the centres is enlarged by half the side of a region of mean size.
     margin = (inside * inputs.areas_px).sum(1, keepdim=True).div(inside.sum(1, keepdim=True)).sqrt() / long_side / 2
     jitter = (torch.rand(len(inside), 2, 2, generator=generator, device=inside.device) - 0.5) * 0.1
     sides = (high - low)[:, None] * jitter
@@ -207,7 +206,7 @@ def _jittered_boxes(inputs: RegionInputs, inside: Tensor, generator: torch.Gener
 
 
 def _earlier_masks(shares: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(Q, L) the targets with noise, and one region in twenty on the wrong side."""
+    """(Q, L) the targets with noise; 5 % of the regions are inverted."""
     noise = torch.randn(shares.shape, generator=generator, device=shares.device)
     noisy = (shares + 0.3 * noise).clamp(0, 1)
     wrong = torch.rand(shares.shape, generator=generator, device=shares.device) < 0.05
@@ -215,11 +214,11 @@ def _earlier_masks(shares: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 @torch.no_grad()
-def _worth(inputs: RegionInputs, teacher: TeacherMasks, seeds: Tensor, logits: Tensor) -> Tensor:
-    """(Q, 2) in [0, 1] what the answers are worth: best IoU with a pseudo-mask, less for those that rank lower.
+def _score_targets(inputs: RegionInputs, teacher: TeacherMasks, seeds: Tensor, logits: Tensor) -> Tensor:
+    """(Q, 2) target scores in [0, 1]: the best IoU with a pseudo-mask, discounted by the rank of that mask.
 
-    In a list of all masks the rank is that of the teacher; under a click only masks that hold the seed count, and
-    those that are large or run along the outline of the image rank lower.
+    The first score, among all masks, uses the rank of the teacher. The second, for a click, uses only masks that hold
+    the seed; large masks and masks along the border of the image rank lower.
     """
     n_masks = len(teacher.scores)
     if n_masks == 0:
@@ -227,7 +226,7 @@ def _worth(inputs: RegionInputs, teacher: TeacherMasks, seeds: Tensor, logits: T
     found = (logits > 0) * inputs.areas_px
     shared = found @ teacher.shares.T
     iou = shared / (found.sum(1, keepdim=True) + teacher.areas_px - shared + 1)
-    good = (2 * iou - 1).clamp(min=0)  # what shares less than half with a mask is another mask
+    good = (2 * iou - 1).clamp(min=0)  # an IoU below 0.5 is no match
     rank = torch.arange(n_masks, device=iou.device)
     in_list = (good * torch.exp(-rank / _RANK_SCALE)).amax(1)
     inside = teacher.shares > 0.5
@@ -236,7 +235,7 @@ def _worth(inputs: RegionInputs, teacher: TeacherMasks, seeds: Tensor, logits: T
     merit = holds * merit
     merit = merit / (merit.amax(1, keepdim=True) + 1e-9)
     under_click = (good * (0.1 + 0.9 * merit) * holds).amax(1)
-    return torch.stack([in_list, under_click], dim=1).clamp(max=1)  # rounded shares may add up to a little more
+    return torch.stack([in_list, under_click], dim=1).clamp(max=1)  # rounding may exceed 1
 
 
 def _mean_iou(logits: Tensor, targets: Targets, areas: Tensor) -> Tensor:
@@ -247,7 +246,7 @@ def _mean_iou(logits: Tensor, targets: Targets, areas: Tensor) -> Tensor:
 
 
 def _pick(chances: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """(Q, count) columns, drawn with replacement by (Q, N) chances; any column of rows without a chance."""
+    """(Q, count) columns, drawn with replacement with (Q, N) weights; uniformly in rows whose weights are all 0."""
     if chances.numel() == 0:
         return torch.zeros(len(chances), count, dtype=torch.long, device=chances.device)
     possible = torch.where(chances.sum(1, keepdim=True) > 0, chances, 1.0)
@@ -255,7 +254,7 @@ def _pick(chances: Tensor, count: int, generator: torch.Generator | None) -> Ten
 
 
 def _some(regions: Tensor, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(Q, K) the first few of the regions of each row, from none to all, the rest -1; none where not wanted."""
+    """(Q, K) a random number of the first regions of each row, the others -1; all -1 in rows that are not wanted."""
     count = _integers(regions.shape[1] + 1, len(regions), generator, regions.device)
     kept = (torch.arange(regions.shape[1], device=regions.device) < count[:, None]) & wanted[:, None]
     return regions.masked_fill(~kept, -1)

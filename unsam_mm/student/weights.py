@@ -1,4 +1,4 @@
-"""Trained weights of the region model as one safetensors file that says which tokens they read."""
+"""Reads and writes trained weights of the region model, with the settings of its tokens, as safetensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from unsam_mm.errors import StoreError, UnSAMError, WeightsError, explained
 from unsam_mm.files import atomic_writer
 from unsam_mm.pseudo_masks.ranking import RankingSettings
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
+from unsam_mm.pseudo_masks.setting_names import current_settings
 from unsam_mm.student.network import RegionNet
 from unsam_mm.student.pairs import OTHER_DISTANCES
 from unsam_mm.student.prompts import MARKS
 from unsam_mm.student.tokens import MAX_TOKENS
 
 FORMAT = 'unsam-region-model-1'
-"""Other numbers are other networks, whose weights cannot be read."""
+"""Files of another format cannot be read."""
 
 _FOLDER = Path(__file__).parent
 
@@ -32,9 +33,9 @@ class TrainedRegions:
 
     Attributes:
         net: In evaluation mode, float32, on the CPU.
-        settings: Of the generator that makes the regions.
-        n_tokens: The most regions of an image.
-        notes: What else the file says of its origin.
+        settings: Settings of the generator that makes the regions.
+        n_tokens: Maximum number of regions of an image.
+        notes: Further notes on the origin, by name.
     """
 
     net: RegionNet
@@ -50,17 +51,17 @@ def save_weights(
     n_tokens: int = 768,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a network in half precision; the file is whole or absent.
+    """Writes a network in half precision, atomically.
 
     Args:
-        path: Its name, with the suffix .safetensors.
+        path: Path of the file, with the suffix .safetensors.
         net: The network.
-        settings: Of the generator that made the tokens; the default ones if not given.
-        n_tokens: Of the tokenizer.
-        notes: Texts on the origin, such as the data and the seed.
+        settings: Settings of the generator that made the tokens; by default the default settings.
+        n_tokens: Maximum number of tokens of the tokenizer.
+        notes: Notes on the origin, such as the data and the seed.
 
     Raises:
-        StoreError: If the name has another suffix, the folder cannot be written or the disk is full.
+        StoreError: If the path has another suffix, the folder cannot be written or the disk is full.
         WeightsError: If a weight is not finite in half precision.
     """
     path = Path(path)
@@ -82,7 +83,7 @@ def save_weights(
 
 
 def load_weights(path: str | Path) -> TrainedRegions:
-    """Reads what `save_weights` wrote.
+    """Reads a file that `save_weights` wrote, in this version or an earlier one.
 
     Raises:
         WeightsError: If the file is missing, damaged or of another model.
@@ -103,13 +104,13 @@ def load_weights(path: str | Path) -> TrainedRegions:
     try:
         if broken := [name for name, values in tensors.items() if not values.isfinite().all()]:
             raise ValueError(f'{broken[0]} is not finite')
-        settings = json.loads(described['settings'])
+        settings = current_settings(json.loads(described['settings']))
         settings['growths'] = tuple(tuple(growth) for growth in settings['growths'])
         settings['ranking'] = RankingSettings(**settings['ranking'])
-        # Of the tensors first: a network as large as a changed text says might not fit in memory.
+        # From the tensors: the network that a manipulated text describes may not fit into memory.
         arguments = net_arguments(tensors)
         if json.loads(described['net']) != arguments:
-            raise ValueError(f'the tensors are of a network with {arguments}, the file says {described["net"]}')
+            raise ValueError(f'the tensors belong to a network with {arguments}, the metadata names {described["net"]}')
         net = _net_of(tensors, arguments)
         notes, n_tokens = json.loads(described['notes']), int(described['n_tokens'])
         if not isinstance(notes, dict) or not 1 <= n_tokens <= MAX_TOKENS:
@@ -122,23 +123,23 @@ def load_weights(path: str | Path) -> TrainedRegions:
 
 
 def packaged_weights(name: str) -> Path:
-    """The file of a model that comes with the package.
+    """The path of weights that come with the package.
 
     Raises:
-        WeightsError: If the package does not hold it.
+        WeightsError: If the package does not include them.
     """
     path = _FOLDER / f'{name}.safetensors'
     if not path.is_file():
         have = ', '.join(sorted(file.stem for file in _FOLDER.glob('*.safetensors'))) or 'none'
         raise WeightsError(
-            f'{name!r} is no model that this installation holds (it has: {have}); install a release that carries it, '
+            f'{name!r} is not among the models of this installation (it has: {have}); install a release that includes it, '
             "or give a file of your own: UnSAMPredictor(engine='model', weights='my.safetensors')"
         )
     return path
 
 
 def net_of_checkpoint(path: str | Path) -> RegionNet:
-    """The network in a checkpoint that `tools/train.py` wrote.
+    """The network in a checkpoint written by `tools/train.py`.
 
     Args:
         path: `latest.pth` or `iter_*.pth` of a training with configs/unsam_s.py.
@@ -168,7 +169,7 @@ def net_of_checkpoint(path: str | Path) -> RegionNet:
 
 
 def net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """The arguments of `RegionNet` that make a network of these tensors.
+    """The arguments of `RegionNet` for a state dict.
 
     Raises:
         KeyError: If a tensor is missing.
@@ -179,8 +180,8 @@ def net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
     distances = state['pair_bias.0.weight'].shape[1]
     trees = pair_channels - 2 * distances - MARKS
     if trees != distances - OTHER_DISTANCES:
-        raise UnSAMError(f'{pair_channels} channels of pairs do not go with {distances} distances')
-    # The first layer of regions reads features twice, and numbers whose count does not depend on the arguments.
+        raise UnSAMError(f'{pair_channels} channels of pairs do not match {distances} distances')
+    # The first layer reads the features twice, and a fixed number of other channels.
     feature_channels = (state['region.0.weight'].shape[1] - _other_region_channels()) // 2
     return {
         'width': width,
@@ -195,11 +196,11 @@ def net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 _LAYERED = ('encoder', 'decoder')
 _NO_NETWORK = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What tensors and texts that are not those of a `RegionNet` raise."""
+"""Exceptions that tensors and metadata of other models cause."""
 
 
 def _net_of(tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, int]) -> RegionNet:
-    """The network, for evaluation. Tensors must fit before any memory is taken for it."""
+    """The network in evaluation mode. The shapes of the tensors are checked before memory is allocated."""
     with torch.device('meta'):
         expected = {name: tuple(values.shape) for name, values in RegionNet(**arguments).state_dict().items()}
     found = {name: tuple(values.shape) for name, values in tensors.items()}

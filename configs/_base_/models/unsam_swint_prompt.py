@@ -58,11 +58,11 @@ model = dict(
         importance_sample_ratio=0.75,
         prompts_per_image=60,
         # The released training has one click a prompt and nothing else. The rest, each with a probability:
-        box_share=0.2,
-        granularity_share=0.2,  # the prompt tells how coarse its mask is, and means it alone
-        correction_share=0.25,  # the prompt gets further clicks where its answer is most wrong
+        box_prob=0.2,
+        granularity_prob=0.2,  # the prompt tells how coarse its mask is, and means it alone
+        correction_prob=0.25,  # the prompt gets further clicks where its answer is most wrong
         correction_rounds=3,  # at most; 3 as in UnSAMv2 (arXiv 2511.13714)
-        earlier_mask_share=0.5,  # a corrected prompt sees its last answer
+        earlier_mask_prob=0.5,  # a corrected prompt sees its last answer
     ),
     test_cfg=dict(mask_format='rle'),
 )

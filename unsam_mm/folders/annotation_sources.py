@@ -1,4 +1,4 @@
-"""Where labels that join pseudo-masks come from: a COCO file, a folder of SA-1B's files, predictions.
+"""Sources of annotations to merge with pseudo-masks: COCO files, folders of SA-1B files, predictions.
 
 A source knows its images by number. Memory holds their names and where their labels lie, never the labels of more
 than one image.
@@ -27,12 +27,12 @@ SizeHW = tuple[int | None, int | None]
 Record = dict[str, Any]
 
 
-class LabelSource(Protocol):
+class AnnotationSource(Protocol):
     """Labels by image number; numbers run from 0 in the order of the source.
 
     Attributes:
         path: File or folder, for messages.
-        supervised: Whether people made the labels, or taught what made them; None where nothing says so.
+        supervised: Whether the labels are human, or made by a model trained on human labels; None if unknown.
         count: Number of images.
     """
 
@@ -59,7 +59,7 @@ class LabelSource(Protocol):
         """
 
 
-def open_ground_truth(path: str | Path) -> LabelSource:
+def open_ground_truth(path: str | Path) -> AnnotationSource:
     """A COCO file, or a folder of SA-1B's files.
 
     Raises:
@@ -71,7 +71,7 @@ def open_ground_truth(path: str | Path) -> LabelSource:
 
 def open_predictions(
     path: str | Path, min_score: float, numbered: list[str], images: str | Path | None = None
-) -> LabelSource:
+) -> AnnotationSource:
     """Predictions above a score: a folder of masks, a COCO file with scores, or a list of COCO results.
 
     Args:
@@ -91,7 +91,7 @@ def open_predictions(
 
 
 class CocoFile:
-    """A COCO file of any size, read once to note where the annotations of each image lie; see `LabelSource`.
+    """A COCO file of any size, read once to note where the annotations of each image lie; see `AnnotationSource`.
 
     Args:
         path: The file.
@@ -100,8 +100,8 @@ class CocoFile:
         names: Image id to name, for a file that is only a list of results.
 
     Raises:
-        StoreError: If the file is broken, is not in COCO form, lists an image twice, or has annotations of images that it
-            does not list.
+        StoreError: If the file is broken, is not in COCO form, lists an image twice, or has annotations of images that
+            it does not list.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ class CocoFile:
         self.count = len(self._index.images)
 
     def match(self, names: list[str]) -> dict[str, int]:
-        """See `LabelSource`."""
+        """See `AnnotationSource`."""
         return _match(names, (image.name for image in self._index.images), self.path)
 
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
-        """See `LabelSource`."""
+        """See `AnnotationSource`."""
         _, name, height, width = self._index.images[number]
         try:
             records = self._index.read_records(number)
@@ -150,7 +150,7 @@ class CocoFile:
         return name, (height, width), [{**record, 'parent': -1} for record in self._polygons(records)]
 
     def warn(self) -> None:
-        """See `LabelSource`."""
+        """See `AnnotationSource`."""
         self._polygons.report(stacklevel=3)
 
     def _read_info(self, info: Any) -> None:
@@ -159,9 +159,9 @@ class CocoFile:
 
 
 class Sa1bFolder:
-    """A folder of SA-1B's annotation files, one an image, at any depth; see `LabelSource`.
+    """A folder of SA-1B's annotation files, one an image, at any depth; see `AnnotationSource`.
 
-    A file belongs to the image that has its name but for the suffix: ``sa_1.json`` to ``sa_1.jpg``.
+    A file matches the image with the same name up to the suffix: ``sa_1.json`` to ``sa_1.jpg``.
 
     Raises:
         StoreError: If the folder holds no JSON file.
@@ -179,7 +179,7 @@ class Sa1bFolder:
             raise StoreError(f'{path}: no JSON files in it; expected a COCO file or a folder of SA-1B annotation files')
 
     def match(self, names: list[str]) -> dict[str, int]:
-        """See `LabelSource`."""
+        """See `AnnotationSource`."""
         stems = {_stem(name): name for name in names}
         if len(stems) < len(names):
             twin = next(name for name in names if stems[_stem(name)] != name)
@@ -188,7 +188,7 @@ class Sa1bFolder:
         return {stems[stem]: number for stem, number in matched.items()}
 
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
-        """See `LabelSource`."""
+        """See `AnnotationSource`."""
         file = self.path / self._files[number]
         content = read_json(file)
         try:
@@ -203,12 +203,12 @@ class Sa1bFolder:
             ) from error
 
     def warn(self) -> None:
-        """See `LabelSource`."""
+        """See `AnnotationSource`."""
         self._polygons.report(stacklevel=3)
 
 
 class PredictedFolder:
-    """A folder of masks as `PseudoMaskStore` writes it, of which those above a score are read; see `LabelSource`."""
+    """A folder of masks as `PseudoMaskStore` writes it, of which those above a score are read; see `AnnotationSource`."""
 
     def __init__(self, path: Path, min_score: float) -> None:
         self.path, self._store, self._min_score = path, PseudoMaskStore(path), min_score
@@ -217,17 +217,17 @@ class PredictedFolder:
         self.count = len(self._names)
 
     def match(self, names: list[str]) -> dict[str, int]:
-        """See `LabelSource`."""
+        """See `AnnotationSource`."""
         return _match(names, self._names, self.path)
 
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
-        """See `LabelSource`."""
+        """See `AnnotationSource`."""
         masks = self._store.read(self._names[number])
         kept = masks[np.flatnonzero(masks.scores > self._min_score)]
         return self._names[number], kept.size_hw, kept.to_coco(image_id=0)
 
     def warn(self) -> None:
-        """See `LabelSource`; a store has no polygons."""
+        """See `AnnotationSource`; a store has no polygons."""
 
 
 def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Where a training data set takes its pseudo-masks from, and how they are exchanged while training goes on."""
+"""Pseudo-mask labels of a training data set, which self-training replaces between rounds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from unsam_mm.folders.store import MANIFEST, PseudoMaskStore
 from unsam_mm.masks.mask_set import MaskSet
 
 
-class LabelPlace(Protocol):
+class LabelSource(Protocol):
     """The pseudo-masks of a data set.
 
     Attributes:
-        folder: Folder in the form that ``generate`` writes; set it to exchange the labels. Empty where they are found
-            on first sight.
+        folder: Folder in the form that ``generate`` writes; set it to exchange the labels. Empty if the masks are
+            generated when an image is first loaded.
     """
 
     folder: str
@@ -49,7 +49,7 @@ class LabelPlace(Protocol):
         """
 
 
-def label_place(dataset: Dataset) -> LabelPlace:
+def label_source(dataset: Dataset) -> LabelSource:
     """The place of a data set's labels.
 
     Raises:
@@ -67,8 +67,8 @@ def label_place(dataset: Dataset) -> LabelPlace:
     )
 
 
-def check_names(dataset: Dataset, labels: LabelPlace) -> None:
-    """Checks that each image has labels of its own.
+def check_names(dataset: Dataset, labels: LabelSource) -> None:
+    """Checks that no two images share a label file.
 
     Raises:
         UnSAMError: If the labels of two images would be kept under one name, or an image has none.
@@ -87,7 +87,7 @@ def check_names(dataset: Dataset, labels: LabelPlace) -> None:
 
 
 def signature_of_folder(folder: str) -> str:
-    """What a folder of labels says that they were made with; empty if it says nothing."""
+    """Metadata of a folder of labels on how they were made; empty if it has none."""
     manifest = Path(folder, MANIFEST)
     return file_digest(manifest) if manifest.is_file() else ''
 

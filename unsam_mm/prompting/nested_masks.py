@@ -1,0 +1,335 @@
+"""Nested candidate masks under a click, and how well a click fits each of them, sampled on a coarse grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+_LONG_SIDE = 256  # grid points along the longer side; more where the spacing would exceed the limit below
+_DEPTH_SLACK = 3.0  # grid points
+_LARGEST_SPACING_PX = 4.0  # an object six pixels wide holds a grid point in any image
+
+
+class WorkingGrid:
+    """An even grid of points, no denser than the pixels of the image, on which masks are compared.
+
+    Args:
+        size_hw: Height and width of the image in pixels.
+    """
+
+    def __init__(self, size_hw: tuple[int, int]) -> None:
+        self.size_hw = size_hw
+        self.spacing_px = min(max(1.0, max(size_hw) / _LONG_SIDE), _LARGEST_SPACING_PX)
+        counts = [max(1, round(side / self.spacing_px)) for side in size_hw]
+        self._rows, self._columns = (
+            ((np.arange(count) + 0.5) * side / count).astype(np.int64)
+            for count, side in zip(counts, size_hw, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows) * len(self._columns)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of points."""
+        return len(self._rows), len(self._columns)
+
+    def sample(self, values: np.ndarray) -> np.ndarray:
+        """(P,) values of an (H, W) array at the grid points."""
+        return values[self._rows[:, None], self._columns].ravel()
+
+    def click(self, point_xy: ArrayLike, positive: bool) -> GridClick:
+        """A click at a pixel."""
+        (x, y), (height, width) = point_xy, self.size_hw
+        squared = ((self._rows - y) ** 2)[:, None] + ((self._columns - x) ** 2)[None]
+        rim = float(min(x + 1, y + 1, width - x, height - y)) ** 2
+        nearest = int(np.abs(self._rows - y).argmin()), int(np.abs(self._columns - x).argmin())
+        return GridClick(bool(positive), squared.astype(np.float32).ravel(), rim, self.spacing_px, nearest)
+
+
+@dataclass(frozen=True, eq=False)
+class GridClick:
+    """A click on the grid.
+
+    Attributes:
+        positive: Whether the mask should hold the point or should not.
+        squared_distances_px: (P,) float32 squared distance to each grid point.
+        squared_rim_px: Squared distance to the nearest pixel outside the image.
+        spacing_px: Spacing of the grid.
+        nearest: Row and column of the nearest grid point.
+    """
+
+    positive: bool
+    squared_distances_px: np.ndarray
+    squared_rim_px: float
+    spacing_px: float
+    nearest: tuple[int, int]
+
+
+class LabelMap:
+    """A label map at full resolution and on the grid.
+
+    Args:
+        labels: (H, W) integers from 0, or bool.
+        grid: The grid of the image.
+    """
+
+    def __init__(self, labels: np.ndarray, grid: WorkingGrid) -> None:
+        self.labels = labels.view(np.uint8) if labels.dtype == bool else labels
+        self.sampled = grid.sample(labels).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class NestedMasks:
+    """N nested masks, from the smallest to the largest: mask i is the set of labels whose first index is at most i.
+
+    Attributes:
+        label_map: Labels of the pixels; each mask is a set of labels.
+        first_index_of_label: (L,) integers: the first mask that holds each label; N where none does.
+        log_prior: (N,) float log prior of each mask, before the positions of clicks are taken into account.
+        boxes_xyxy: (N, 4) float bounding boxes, right and bottom edges exclusive; None if unknown.
+    """
+
+    label_map: LabelMap
+    first_index_of_label: np.ndarray
+    log_prior: np.ndarray
+    boxes_xyxy: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.log_prior)
+
+    @cached_property
+    def _first_index_of_label(self) -> np.ndarray:
+        # Mostly one byte: operations on the indices of all pixels or points are bound by memory bandwidth.
+        return self.first_index_of_label.astype(np.min_scalar_type(len(self)))
+
+    @cached_property
+    def first_indices(self) -> np.ndarray:
+        """(P,) unsigned integers: the first mask that holds each grid point."""
+        return self._first_index_of_label[self.label_map.sampled]
+
+    def first_indices_at(self, points_xy: np.ndarray) -> np.ndarray:
+        """(K,) unsigned integers: the first mask that holds each of (K, 2) pixels."""
+        return self._first_index_of_label[self.label_map.labels[points_xy[:, 1], points_xy[:, 0]].astype(np.int64)]
+
+    def draw(self, numbers: Sequence[int], outs: Sequence[np.ndarray]) -> None:
+        """Draws the masks of the given numbers into as many (H, W) bool arrays of zeros."""
+        widest = self._window(max(numbers))
+        first_indices = np.empty(self.label_map.labels.shape, self._first_index_of_label.dtype)
+        _look_up(self._first_index_of_label, self.label_map.labels[widest], first_indices[widest])
+        for number, out in zip(numbers, outs, strict=True):
+            window = self._window(number)
+            np.less_equal(first_indices[window], number, out=out[window])
+
+    def _window(self, number: int) -> tuple[slice, slice]:
+        if self.boxes_xyxy is None:
+            return np.s_[:, :]
+        x0, y0, x1, y1 = self.boxes_xyxy[number].astype(int)
+        return np.s_[y0:y1, x0:x1]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A union with a mask, or a difference.
+
+    Attributes:
+        nested: Nested masks, one of which is added or subtracted.
+        number: Index of that mask.
+        adds: Whether it is added or subtracted.
+    """
+
+    nested: NestedMasks
+    number: int
+    adds: bool
+
+    def apply(self, mask: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """The edited mask; both arrays are sampled at the same places."""
+        return mask | other if self.adds else mask & ~other
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateMask:
+    """A candidate for the mask that the clicks mean.
+
+    Attributes:
+        edits: The unions and differences that make it, in order, from the empty mask.
+        sampled: (P,) bool on the grid.
+        log_prior: Log prior, before the positions of clicks are taken into account.
+    """
+
+    edits: tuple[Edit, ...]
+    sampled: np.ndarray
+    log_prior: float
+
+    @cached_property
+    def n_points(self) -> int:
+        """Number of grid points in the mask."""
+        return int(np.count_nonzero(self.sampled))
+
+    def at(self, points_xy: np.ndarray) -> np.ndarray:
+        """(K,) bool, whether the mask holds each of (K, 2) pixels."""
+        inside = np.zeros(len(points_xy), bool)
+        for edit in self.edits:
+            inside = edit.apply(inside, edit.nested.first_indices_at(points_xy) <= edit.number)
+        return inside
+
+    def edited(self, nested: NestedMasks, number: int, adds: bool, log_prior: float) -> CandidateMask:
+        """The candidate with one more edit."""
+        edit = Edit(nested, number, adds)
+        return CandidateMask((*self.edits, edit), edit.apply(self.sampled, nested.first_indices <= number), log_prior)
+
+
+def empty_mask(grid: WorkingGrid) -> CandidateMask:
+    """The empty mask."""
+    return CandidateMask((), np.zeros(len(grid), bool), 0.0)
+
+
+def centredness(
+    base: CandidateMask, nested: NestedMasks, adds: bool, shown: np.ndarray, click: GridClick
+) -> np.ndarray:
+    """How central a click is in the error region of the shown mask, for each candidate `base` plus or minus `nested`.
+
+    A positive click marks false negatives of the shown mask, a negative click false positives. Users click the largest
+    error, so errors of the other kind lower the value too.
+
+    Args:
+        base: The mask that is edited.
+        nested: N masks that are added or subtracted.
+        adds: Whether they are added or subtracted.
+        shown: (P,) bool, the mask that was shown when the click was made.
+        click: The click.
+
+    Returns:
+        (N,) float in (0, 1]: the distance from the click to the nearest point that is no error of its kind, over the
+        radius of a disc with the area of all errors.
+    """
+    wrong, nearest = _wrong_parts(
+        base.sampled, nested.first_indices, len(nested), adds, shown, click.positive, click.squared_distances_px
+    )
+    radii_px = np.sqrt(np.maximum(np.minimum(nearest, click.squared_rim_px), click.spacing_px**2 / 4))
+    disc_radii_px = np.sqrt(np.maximum(wrong, 1) / np.pi) * click.spacing_px
+    return np.minimum(radii_px / disc_radii_px, 1.0)
+
+
+def relative_depth(mask: np.ndarray, shown: np.ndarray, click: GridClick) -> float:
+    """Depth of a click in the error region, relative to the largest depth, if `mask` is the true mask.
+
+    The depth is the distance to the boundary of the error region. This is slower than `centredness`, and better where
+    the error region has several components: users click the middle of the largest.
+
+    Args:
+        mask: (R, C) bool, on the grid.
+        shown: (R, C) bool, the mask that was shown when the click was made.
+        click: The click.
+
+    Returns:
+        In (0, 1]. A few points are added to both depths, since clicks are imprecise.
+    """
+    own, deepest = _depths(mask, shown, click.positive, *click.nearest)
+    return (own + _DEPTH_SLACK) / (deepest + _DEPTH_SLACK)
+
+
+@numba.njit(nogil=True, cache=True)
+def _look_up(values, labels, out):
+    for y in range(labels.shape[0]):
+        for x in range(labels.shape[1]):
+            out[y, x] = values[labels[y, x]]
+
+
+@numba.njit(nogil=True, cache=True)
+def _wrong_parts(base, first_indices, n_masks, adds, shown, positive, squared_px):
+    """(N,) number of error points, and (N,) squared distance to the nearest point that is no error of the click's kind.
+
+    Each point enters the nested masks at its first index, so it becomes right or wrong at most once.
+    """
+    always_wrong, nearest_never = 0, np.inf
+    wrong_from, wrong_until = np.zeros(n_masks + 1, np.int64), np.zeros(n_masks + 1, np.int64)
+    nearest_at = np.full(n_masks + 1, np.inf)
+    for point in range(len(first_indices)):
+        first_index = first_indices[point]
+        if base[point] == adds:  # no mask changes this point
+            is_wrong = base[point] != shown[point]
+            always_wrong += is_wrong
+            changes, stays_out = False, not is_wrong or base[point] != positive
+        elif shown[point] == adds:
+            wrong_until[first_index] += 1
+            changes = adds != positive
+            stays_out = not changes
+        else:
+            wrong_from[first_index] += 1
+            changes = adds == positive
+            stays_out = not changes
+        if changes:
+            nearest_at[first_index] = min(nearest_at[first_index], squared_px[point])
+        elif stays_out:
+            nearest_never = min(nearest_never, squared_px[point])
+    wrong, nearest = np.zeros(n_masks, np.int64), np.full(n_masks, nearest_never)
+    count = always_wrong + wrong_until.sum()
+    for i in range(n_masks):
+        count += wrong_from[i] - wrong_until[i]
+        wrong[i] = count
+    least = np.inf
+    if adds == positive:  # the error region grows with the index: points of larger first index are outside
+        for i in range(n_masks - 1, -1, -1):
+            least = min(least, nearest_at[i + 1])
+            nearest[i] = min(nearest_never, least)
+    else:  # it shrinks: points of smaller first index are outside
+        for i in range(n_masks):
+            least = min(least, nearest_at[i])
+            nearest[i] = min(nearest_never, least)
+    return wrong, nearest
+
+
+@numba.njit(nogil=True, cache=True)
+def _depths(mask, shown, positive, click_row, click_column):
+    """Distance, in grid points, to the nearest point that is no error of the same kind: at the click, and the largest.
+
+    Chamfer distances 3-4 in two sweeps over the bounding box of the errors (G. Borgefors, 1986).
+    """
+    n_rows, n_columns = mask.shape
+    top, bottom, left, right = n_rows, -1, n_columns, -1
+    for row in range(n_rows):
+        for column in range(n_columns):
+            if mask[row, column] != shown[row, column]:
+                top, bottom = min(top, row), row
+                left, right = min(left, column), max(right, column)
+    if bottom < 0:
+        return 0.0, 0.0
+    # Padded with zeros. Of two errors with different values in `mask`, one is a false negative, the other a false
+    # positive.
+    depths = np.zeros((bottom - top + 3, right - left + 3), np.int32)
+    deepest = 0
+    for row in range(top, bottom + 1):
+        for column in range(left, right + 1):
+            if mask[row, column] != shown[row, column]:
+                depths[row - top + 1, column - left + 1] = _stepped(depths, mask, row, column, top, left, -1)
+    for row in range(bottom, top - 1, -1):
+        for column in range(right, left - 1, -1):
+            if mask[row, column] != shown[row, column]:
+                i, k = row - top + 1, column - left + 1
+                depths[i, k] = min(depths[i, k], _stepped(depths, mask, row, column, top, left, 1))
+                deepest = max(deepest, depths[i, k])
+    own = 0
+    if top <= click_row <= bottom and left <= click_column <= right and mask[click_row, click_column] == positive:
+        own = depths[click_row - top + 1, click_column - left + 1]
+    return own / 3, deepest / 3
+
+
+@numba.njit(nogil=True, cache=True)
+def _stepped(depths, mask, row, column, top, left, side):
+    """The smallest depth that the four neighbours on one side of a point allow."""
+    least = 1 << 30
+    for row_step, column_step, length in ((side, -1, 4), (side, 0, 3), (side, 1, 4), (0, side, 3)):
+        depth = depths[row - top + 1 + row_step, column - left + 1 + column_step]
+        # A neighbour with a positive depth is an error, so it lies on the grid.
+        same = depth > 0 and mask[row + row_step, column + column_step] == mask[row, column]
+        least = min(least, depth + length if same else length)
+    return least
