@@ -107,7 +107,7 @@ def test_two_images_are_enough_for_both_splits(tmp_path, fraction):
 def test_one_image_cannot_be_divided(tmp_path):
     root = touch(tmp_path / 'one', 1)
     assert listed(root, split='train') == ['000.png']
-    with pytest.raises(ImageError, match="nothing for split 'held_out'; use split='all'"):
+    with pytest.raises(ImageError, match=r"split 'held_out' of 1 image\(s\) is empty; use split='all'"):
         listed(root, split='held_out')
 
 

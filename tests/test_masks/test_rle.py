@@ -117,7 +117,7 @@ def test_equal_masks_have_equal_counts_however_they_were_written(counts, data):
     ('counts', 'reason'),
     [
         ('zzzz', 'counts are not COCO run lengths'),
-        ('54', 'add up to 9 px, but 2 x 3 px are 6'),
+        ('54', 'add up to 9 px, expected 2 x 3 = 6 px'),
         ('0', 'add up to 0 px'),
         ('', 'not COCO run lengths'),
         ('6P', 'not COCO run lengths'),  # the last number goes on

@@ -209,7 +209,7 @@ def test_a_saved_embedding_answers_the_same(predictor, tmp_path, suffix):
 
 def test_embeddings_with_a_factor_that_cannot_be_are_refused(predictor):
     arrays = predictor.engine.embedding()
-    with pytest.raises(UnSAMError, match=r'enlarged by \[3\]'):
+    with pytest.raises(UnSAMError, match=r'with the factor \[3\]'):
         predictor.engine.set_embedding({**arrays, 'factor': np.array([3])})
     assert predictor.is_image_set
     with pytest.raises(UnSAMError, match='no image is set'):
