@@ -143,7 +143,7 @@ def test_bad_predictions_are_named(prediction, message):
         pytest.param({'size': [40, 60], 'counts': ''}, 'not COCO run lengths', id='no text'),
         pytest.param({'size': [40, 60], 'counts': 7}, 'counts of the RLE are of type int', id='a number'),
         pytest.param(
-            {'size': [40, 60], 'counts': [100, 20]}, 'add up to 120 px, but 40 x 60 px are 2400', id='too few'
+            {'size': [40, 60], 'counts': [100, 20]}, 'add up to 120 px, expected 40 x 60 = 2400 px', id='too few'
         ),
         pytest.param({'size': [40, 60], 'counts': [2000, 401]}, 'add up to 2401 px', id='one too many'),
         pytest.param({'size': [40, 60], 'counts': [-5, 2405]}, 'a run of .-5. px', id='a negative run'),

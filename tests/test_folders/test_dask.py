@@ -412,13 +412,12 @@ class TestProcesses:
     def test_an_image_that_kills_workers_is_put_aside_and_its_neighbours_are_done(self, job, quiet, tmp_path):
         (tmp_path / 'deadly.py').write_text(
             'import os, signal\n'
-            'from unsam_mm.folders.run import ImageWorker\n'
-            'class Deadly(ImageWorker):\n'
+            'from unsam_mm.folders import run\n'
+            'class Deadly(run.ImageWorker):\n'
             '    def __call__(self, name):\n'
             '        if name == "b/07.png": os.kill(os.getpid(), signal.SIGKILL)\n'
             '        return super().__call__(name)\n'
-            'from unsam_mm.folders import dask\n'
-            'dask.ImageWorker = Deadly\n'
+            'run.ImageWorker = Deadly\n'
         )
         # Two deaths tell as much as the usual eight.
         patience = {'DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES': '0'}

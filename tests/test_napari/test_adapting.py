@@ -299,7 +299,7 @@ def test_a_training_is_stopped_resumed_and_ends_with_weights_of_its_own(tmp_path
     assert done.curve.step >= 15
     adapted, original = load_weights(job.result).net, load_weights(packaged_weights('unsam_s')).net
     assert any((a != b).any() for a, b in zip(adapted.parameters(), original.parameters(), strict=True))
-    assert '18 iterations on 2 pictures' in load_weights(job.result).notes['origin']
+    assert '18 iterations on 2 crops' in load_weights(job.result).notes['origin']
 
     assert not list((tmp_path / 'training').glob('*.pth'))
 

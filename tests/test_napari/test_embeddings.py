@@ -290,7 +290,7 @@ def test_a_stack_cancelled_at_half_goes_on_from_there_and_ends_the_same(store, t
     with pytest.raises(JobCancelled):
         embed_stack(reads, embed, 'v1', store, cancelling)
     assert len(made) == 3
-    assert cancelling.texts[-1] == 'plane 4 of 6: measuring'
+    assert cancelling.texts[-1] == 'slice 4 of 6: measuring'
     report = embed_stack(reads, embed, 'v1', store)
     assert (report.made, report.found, report.kept) == (3, 3, 6)
     assert len(set(made)) == len(made) == 6

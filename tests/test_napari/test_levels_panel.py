@@ -122,7 +122,7 @@ def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
     assert len(session.objects.features) == count
     press(panel, 'Shift-F')
     assert panel.work.shown is Shown.SIMILAR
-    assert '1 example' in panel.similar_label.text()
+    assert 'matches (similarity ≥ 0.50)' in panel.similar_label.text()
     panel.similarity_slider.setValue(900)
     click(panel.clear_examples_button)
     assert not session.viewer.layers[LEVELS_NAME].visible

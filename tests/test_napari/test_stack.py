@@ -86,7 +86,7 @@ def test_a_cancelled_run_goes_on_where_it_stopped(on_stack, embedder, mailbox, s
     on_stack.stack.precompute()
     progress = []
     on_stack.controller.progress_changed.connect(lambda fraction, text: progress.append(text))
-    mailbox.open_until(lambda: 'plane 4 of 6: waiting' in progress)
+    mailbox.open_until(lambda: 'slice 4 of 6: waiting' in progress)
     on_stack.controller.cancel()
     assert embedder.made == [2, 1, 3]
     assert 'analysed slices' in on_stack.controller.status.text
@@ -174,7 +174,7 @@ def test_the_panel_offers_it_for_stacks_shows_how_far_it_is_and_cancels(on_stack
     assert not panel.stack_button.isHidden()
     embedder.leave = threading.Semaphore(1)
     panel.stack_button.click()
-    mailbox.open_until(lambda: 'Plane 2 of 6: waiting' in panel.progress_bar.format())
+    mailbox.open_until(lambda: 'Slice 2 of 6: waiting' in panel.progress_bar.format())
     assert not panel.stack_button.isEnabled()
     panel.cancel_button.click()
     assert panel.stack_button.isEnabled()
