@@ -309,7 +309,11 @@ def test_labels_that_do_not_fit_the_image_are_named(sa1b):
     ('arguments', 'error', 'message'),
     [
         ({}, UnSAMError, 'data_root is empty'),
-        ({'data_root': 'absent'}, StoreError, 'absent: no such folder; expected one JSON file an image; get it from X'),
+        (
+            {'data_root': 'absent'},
+            StoreError,
+            'absent: no such folder; expected one JSON file for each image; get it from X',
+        ),
         ({'data_root': 'empty'}, StoreError, 'empty: no label files'),
         ({'data_root': '.', 'labels': 'all'}, UnSAMError, 'labels must be one of'),
         ({'data_root': '.', 'labels': 'both'}, UnSAMError, "needs pseudo_masks_root, a folder written by 'python -m"),
