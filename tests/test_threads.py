@@ -113,10 +113,12 @@ def test_errors_arrive_and_give_the_threads_back(n_threads):
 
 def test_two_callers_at_once_leave_the_threads_as_they_were(three_threads):
     """The blocks begin one after the other, and end in the same order."""
+    both_use_torch = threading.Barrier(2)  # a thread that uses it first in the midst of a change may get another number
     first_began, second_began, first_ended = (threading.Event() for _ in range(3))
 
     def first():
         before = torch.get_num_threads()
+        both_use_torch.wait()
         with threads.run_in_background(lambda: None):
             first_began.set()
             second_began.wait()
@@ -124,8 +126,9 @@ def test_two_callers_at_once_leave_the_threads_as_they_were(three_threads):
         return before, torch.get_num_threads()
 
     def second():
-        first_began.wait()
         before = torch.get_num_threads()
+        both_use_torch.wait()
+        first_began.wait()
         with threads.run_in_background(lambda: None):
             second_began.set()
             first_ended.wait()

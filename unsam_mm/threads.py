@@ -103,7 +103,8 @@ def run_in_background(job: Callable[[], _T]) -> Iterator[BackgroundJob[_T]]:
 def set_own_threads(threads: int) -> None:
     """Sets torch's number of threads for the calling thread alone.
 
-    `torch.set_num_threads` also decides for all threads that have not used torch yet; those keep what they would have.
+    `torch.set_num_threads` also decides for all threads that have not used torch yet; those keep what they would have,
+    unless they use it first while this function runs.
     """
     import torch
 
