@@ -16,7 +16,7 @@ ORDERS = {
         'errors files threads processes image_io images sample_images npz masks coco_files fingerprints weights checkpoints '
         'pseudo_masks published generator folders next_click student prompting models datasets evaluation engine convert cli'
     ),
-    napari_unsam: 'keys model engine controller viewer levels volumes adapt io folders qt',
+    napari_unsam: 'files keys model engine controller viewer levels volumes adapt io folders qt',
 }
 FOREIGN = {'mmcv', 'mmdet', 'mmengine', 'napari', 'magicgui', 'qtpy', 'vispy', 'superqt'}
 WITH_MMDETECTION = ('models', 'datasets', 'evaluation', 'engine', '_mmcv_ops', '_torch_ops')
