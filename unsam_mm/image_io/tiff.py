@@ -269,7 +269,7 @@ def _check_parts(page: TiffPage | TiffFrame, path: Path) -> None:
     """Refuses a page with fewer strips or tiles than its size needs; those with offset 0 are counted, and are zeros.
 
     Raises:
-        ImageError: If it has fewer, and is not stored in one piece, whatever its strips are said to be.
+        ImageError: If it has fewer, unless its pixels are contiguous in the file, where RowsPerStrip does not matter.
     """
     found = min(len(page.dataoffsets), len(page.databytecounts))
     in_one_piece = page.is_contiguous and sum(page.databytecounts) >= page.nbytes
