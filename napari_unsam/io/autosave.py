@@ -17,6 +17,7 @@ whole stays until the user discards it.
 
 from __future__ import annotations
 
+import glob
 import logging
 import threading
 import time
@@ -184,7 +185,7 @@ class Autosave:
         with self._wake:
             known = [record for record in self._records if record.identity == identity]
             own, adopted = {record.folder for record in known}, {name for record in known for name in record.replaces}
-        for folder in sorted((self._folder / identity).glob('*/')):
+        for folder in self._records_below(f'{identity}/*/'):
             lock = None if folder in own else lock_abandoned(folder)
             if lock is None:
                 continue
@@ -502,9 +503,13 @@ class Autosave:
         if record.lock is not None:
             record.lock.release()
 
+    def _records_below(self, pattern: str) -> list[Path]:
+        """Folders of records; unlike `Path.glob`, without an error where another session removes one meanwhile."""
+        return sorted(self._folder / name for name in glob.glob(pattern, root_dir=self._folder))  # noqa: PTH207
+
     def _tidy(self) -> None:
         """Deletes work that is too old; what this version cannot read stays."""
-        for folder in self._folder.glob('*/*/'):
+        for folder in self._records_below('*/*/'):
             with suppress(OSError, StoreError):
                 is_old = time.time() - folder.stat().st_mtime > self._keep_days * _DAY_S
                 lock = lock_abandoned(folder) if is_old else None
