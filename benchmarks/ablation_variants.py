@@ -14,7 +14,7 @@ from unsam_mm.masks.hierarchy import MaskHierarchy, MaskSet
 from unsam_mm.pseudo_masks.merging import merge_regions
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, RegionTrees
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, superpixels_from_labels
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels
 from unsam_mm.pseudo_masks.vit import VITS, PatchFeatureExtractor, PatchFeatures
 from unsam_mm.published.maskcut import centred
 from unsam_mm.published.procedure import PAPER, RELEASE, PublishedProcedure, PublishedSettings
@@ -200,7 +200,7 @@ def patch_tree(image: np.ndarray, features: PatchFeatures, partition: bool = Fal
     grid = centred(features).grid.reshape(-1, channels)
     parent, similarity = merge_regions(grid, np.ones(len(grid)), edges)
     tree = MaskHierarchy.from_merges(labels, parent, np.r_[np.zeros(len(grid)), np.maximum(1 - similarity, 0)])
-    superpixels = superpixels_from_labels(labels.astype(np.int32), ColourEdges.from_image(image))
+    superpixels = Superpixels(labels.astype(np.int32), ColourEdges.from_image(image))
     return rank_regions([RankedTree(tree, superpixels, np.ones(len(tree), bool))], RankingSettings())
 
 

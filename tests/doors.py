@@ -28,12 +28,14 @@ from unsam_mm.folders.merge import merge_ground_truth
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.partition import Partition
 from unsam_mm.masks.rle import areas_and_boxes, decode_crop, encode_bitmaps, rle_to_json, rles_from_json
+from unsam_mm.masks.tree import Tree
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.model import RegionEngine
 from unsam_mm.prompting.prompt import Prompt
-from unsam_mm.prompting.tree import TreeEngine, tree_arrays
+from unsam_mm.prompting.tree import TreeEngine
 from unsam_mm.student import RegionInputs, RegionNet, RegionTokens
 
 MAX_SECONDS = 10
@@ -264,9 +266,13 @@ def tree_door(rng: np.random.Generator, folder: Path) -> bool:
     arrays = damaged_arrays(rng, {name: getattr(tree, name) for name in names})
     if arrays.keys() != set(names):
         arrays = {name: arrays.get(name) for name in names}
-    make = MaskHierarchy if rng.random() < 0.5 else MaskHierarchy.from_merges
-    score = arrays['score'] if make is MaskHierarchy or arrays['score'] is not None else None
-    return is_refused(lambda: check_tree(make(**arrays | {'score': score}), arrays))
+    make = ready_tree if rng.random() < 0.5 else MaskHierarchy.from_merges
+    return is_refused(lambda: check_tree(make(**arrays), arrays))
+
+
+def ready_tree(leaf_labels: np.ndarray, parent: np.ndarray, height: np.ndarray, score: np.ndarray) -> MaskHierarchy:
+    """A tree whose leaves are numbered depth-first already."""
+    return MaskHierarchy(Partition(leaf_labels), Tree(parent, height), score)
 
 
 def check_tree(tree: MaskHierarchy, arrays: dict[str, np.ndarray]) -> None:
@@ -377,7 +383,7 @@ def embedding_door(rng: np.random.Generator, folder: Path) -> bool:
     """An embedding of a predictor; one in fifty as zarr."""
     tokens, tree = tokens_of_a_tree()
     engine = engines()[int(rng.random() < 0.3)]
-    arrays = tree_arrays(tree) | ({'factor': np.array([2])} if engine.name == 'tree' else vars(tokens))
+    arrays = tree.to_arrays() | ({'factor': np.array([2])} if engine.name == 'tree' else vars(tokens))
     if rng.random() < 0.02:
         path = folder / 'a.zarr'
         save_arrays(path, engine.name, damaged_arrays(rng, arrays) if rng.random() < 0.5 else arrays)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from unsam_mm.masks.ops import extent
+
 
 def next_click(
     mask: np.ndarray, truth: np.ndarray, clicked: np.ndarray, ignored: np.ndarray | None = None
@@ -52,12 +54,12 @@ def deepest_pixel(mask: np.ndarray, allowed: np.ndarray | None = None) -> tuple[
         mask: (H, W) bool.
         allowed: (H, W) bool, pixels that can be chosen; distances do not change with it.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    top, bottom, left, right = extent(mask)
+    if top == bottom:
         return (0, 0), 0.0
-    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    window = np.s_[top:bottom, left:right]
     distance = ndimage.distance_transform_edt(np.pad(mask[window], 1))[1:-1, 1:-1]
     if allowed is not None:
         distance = distance * allowed[window]
     y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    return (int(columns[0] + x), int(rows[0] + y)), float(distance[y, x])
+    return (left + int(x), top + int(y)), float(distance[y, x])

@@ -10,8 +10,8 @@ from skimage.color import rgb2lab
 from skimage.filters import threshold_otsu
 
 from unsam_mm.images import as_rgb_uint8
-from unsam_mm.masks.hierarchy import MaskHierarchy, sum_over_descendants
-from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
+from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.tree import sum_over_descendants
 
 _MIN_CONTRAST = 0.4  # of the gap between dark and light: what an object differs by from what surrounds it
 _PIXEL_VARIANCE = 1 / 12  # a pixel is a square, not a point
@@ -109,7 +109,7 @@ def _sums(tree: MaskHierarchy, pixels: np.ndarray) -> np.ndarray:
 def _surround(tree: MaskHierarchy, colour: np.ndarray) -> np.ndarray:
     """A pair of touching leaves counts at every region that holds one of them: added at both, taken off where they join."""
     pairs, lengths = _touching(tree.leaf_labels, tree.n_leaves)
-    meet = lowest_common_ancestors(tree, pairs)
+    meet = tree.tree.common_ancestors(pairs)
 
     def around(beyond_first: np.ndarray, beyond_second: np.ndarray) -> np.ndarray:
         ends = np.bincount(pairs[:, 0], beyond_first * lengths, minlength=len(tree))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import strategies as st
 
 from tests.trees import drawn, random_trees, trees_of_one_image
 from unsam_mm import MaskHierarchy
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.masks.partition import Partition
+from unsam_mm.masks.tree import Tree
 
 #   6
 #  / \
@@ -158,14 +162,54 @@ def test_numbers_that_a_tree_cannot_have_are_refused(fields, reason):
     ],
 )
 def test_a_tree_that_is_changed_is_checked_again(quarters, fields, reason):
+    arrays = {'leaf_labels': quarters.leaf_labels, 'parent': PARENT, 'height': HEIGHT, 'score': SCORE, **fields}
     with pytest.raises(UnSAMError, match=reason):
-        replace(quarters, **fields)
+        MaskHierarchy(Partition(arrays['leaf_labels']), Tree(arrays['parent'], arrays['height']), arrays['score'])
 
 
 def test_alternatives_are_trees_over_the_same_pixels(quarters):
     other = MaskHierarchy.from_merges(QUARTERS.T, PARENT, HEIGHT)
     with pytest.raises(UnSAMError, match='alternatives must be trees over the same'):
         replace(quarters, alternatives=(other,))
+
+
+def test_trees_of_one_partition_share_what_is_measured_of_it(quarters):
+    other = MaskHierarchy.from_merges(quarters.partition, [4, 5, 4, 5, 6, 6, -1], HEIGHT)
+    assert other.partition is quarters.partition
+    assert replace(quarters, score=SCORE).partition is quarters.partition
+    assert [other.mask(node).sum() for node in range(7)] == other.area.tolist()
+    assert other.mask(4).tolist() == (np.isin(QUARTERS, [0, 2])).tolist()
+
+
+@given(trees_of_one_image())
+def test_a_saved_hierarchy_comes_back_as_it_was(trees):
+    saved = replace(trees[0], alternatives=tuple(trees[1:]))
+    with tempfile.TemporaryDirectory() as folder:
+        saved.save(Path(folder, 'trees.npz'))
+        loaded = MaskHierarchy.load(Path(folder, 'trees.npz'))
+    for one, other in zip(saved.trees, loaded.trees, strict=True):
+        for name in ('leaf_labels', 'parent', 'height', 'score'):
+            assert getattr(one, name).tolist() == getattr(other, name).tolist()
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-30]),
+        lambda path: path.write_bytes(b''),
+        lambda path: path.write_text('{}'),
+        lambda path: np.savez(path, hierarchy_format=np.int64(1)),
+        lambda path: np.savez(path, hierarchy_format=1, leaf_labels_0=QUARTERS, parent_0=PARENT),
+        lambda path: np.savez(path, leaf_labels=QUARTERS),
+        lambda path: path.unlink(),
+    ],
+)
+def test_a_damaged_file_of_a_hierarchy_is_named(quarters, tmp_path, spoil):
+    path = tmp_path / 'trees.npz'
+    quarters.save(path)
+    spoil(path)
+    with pytest.raises(StoreError, match=r'trees\.npz'):
+        MaskHierarchy.load(path)
 
 
 @pytest.mark.parametrize(('y', 'x'), [(-1, 0), (2, 0), (0, 4)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,3 +128,76 @@ def test_a_long_chain_of_parents_is_no_circle():
 def test_an_empty_set_is_a_set():
     empty = MaskSet.from_bitmaps(np.zeros((0, 4, 6), bool))
     assert len(replace(empty, scores=np.zeros(0))) == len(empty[[]]) == 0
+
+
+def test_run_lengths_make_the_set_that_their_bitmaps_make(nested):
+    again = MaskSet.from_rles([{**rle, 'counts': rle['counts'].decode()} for rle in nested.rles], nested.scores)
+    assert again.rles == nested.rles
+    assert again.parents.tolist() == [2, -1, 1]
+    assert (again.boxes_xyxy == nested.boxes_xyxy).all()
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'rles': []}, 'the size of the image is unknown'),
+        ({'rles': [{'size': [4, 6], 'counts': 'zzzz'}]}, 'mask 0: .*the file is damaged'),
+        ({'size_hw': (6, 4)}, 'the mask is 4 x 6 px, the image 6 x 4'),
+        ({'scores': [0.5]}, 'fields must have one length'),
+        ({'scores': ['a', 'b', 'c']}, 'scores and parents must be numbers'),
+        ({'parents': [0, -1, 1]}, 'parents form a cycle'),
+    ],
+)
+def test_run_lengths_from_outside_are_checked(nested, change, reason):
+    with pytest.raises(UnSAMError, match=reason):
+        MaskSet.from_rles(**{'rles': nested.rles, **change})
+
+
+def test_coco_records_become_the_set_that_they_were_written_from(nested):
+    again = MaskSet.from_coco(nested.to_coco(image_id=3))
+    assert again.to_coco(image_id=3) == nested.to_coco(image_id=3)
+
+
+def test_records_of_annotators_have_score_1_and_parents_by_containment(nested):
+    records = [{'segmentation': record['segmentation']} for record in nested.to_coco(image_id=3)]
+    masks = MaskSet.from_coco(records)
+    assert (masks.scores.tolist(), masks.parents.tolist()) == ([1, 1, 1], [2, -1, 1])
+
+
+def test_polygons_are_referred_to_their_reader():
+    with pytest.raises(UnSAMError, match='record 0: expected a segmentation as run lengths; convert polygons with'):
+        MaskSet.from_coco([{'segmentation': [[0, 0, 4, 0, 4, 4]]}], (8, 8))
+
+
+def test_detections_carry_masks_scores_granularity_and_parents(nested, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'supervision', SimpleNamespace(Detections=SimpleNamespace))
+    found = nested.to_detections()
+    assert (found.mask == nested.to_bitmaps()).all()
+    assert (found.xyxy.shape, found.confidence.tolist(), found.class_id.tolist()) == (
+        (3, 4),
+        nested.scores.tolist(),
+        [0] * 3,
+    )
+    assert found.data['parent'].tolist() == [2, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ('export', 'package', 'remedy'),
+    [
+        (MaskSet.to_detections, 'supervision', 'pip install supervision'),
+        (MaskSet.to_instance_data, 'mmengine.structures', r"pip install 'unsam_mm\[mm\]'"),
+    ],
+)
+def test_an_export_without_its_package_names_the_remedy(nested, monkeypatch, export, package, remedy):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnSAMError, match=f'is not installed: {remedy}'):
+        export(nested)
+
+
+def test_instance_data_has_the_fields_of_detectors(nested):
+    pytest.importorskip('mmengine')
+    found = nested.to_instance_data()
+    assert len(found) == 3
+    assert (found.masks.numpy() == nested.to_bitmaps()).all()
+    assert found.bboxes.numpy().tolist() == nested.boxes_xyxy.tolist()
+    assert found[found.scores > 0.4].parents.tolist() == [-1, 1]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from tests.trees import all_masks, seeds, trees_of_one_image
-from unsam_mm.masks.overlaps import intersections, ious
+from unsam_mm.masks.hierarchy import intersections, ious
 
 
 def chosen_nodes(trees, seed):

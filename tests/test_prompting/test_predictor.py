@@ -14,11 +14,11 @@ from skimage.measure import label
 from tests.trees import random_trees
 from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
 from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import decode_rles, rle_from_json
 from unsam_mm.prompting import candidate_nodes, click_scores, distinct_nodes
 from unsam_mm.prompting.prompt import low_resolution_logits
-from unsam_mm.prompting.tree import hierarchy_of_arrays
 
 COIN_XY, NEXT_COIN_XY, GROUND_XY = (44, 55), (99, 55), (70, 25)  # of skimage.data.coins()
 
@@ -350,7 +350,7 @@ def test_arrays_that_are_no_trees_of_one_image_are_refused(predictor, changed):
     arrays = predictor.engine.embedding()
     changed(arrays)
     with pytest.raises(UnSAMError, match='no region trees of one image'):
-        hierarchy_of_arrays(arrays)
+        MaskHierarchy.from_arrays(arrays)
 
 
 @pytest.mark.parametrize('suffix', ['.npz', '.zarr'])
@@ -364,6 +364,13 @@ def test_a_saved_tree_takes_the_place_of_the_image(predictor, generator, tmp_pat
     assert len(again.alternatives) == len(tree.alternatives)
     for one, two in zip((tree, *tree.alternatives), (again, *again.alternatives), strict=True):
         assert all((getattr(one, name) == getattr(two, name)).all() for name in ('leaf_labels', 'parent', 'score'))
+
+
+def test_the_embedding_can_be_had_as_arrays(predictor, generator):
+    with pytest.raises(UnSAMError, match='no image is set'):
+        UnSAMPredictor(generator=generator).get_image_embedding()
+    again = MaskHierarchy.from_arrays(predictor.get_image_embedding())
+    assert (again.leaf_labels == predictor.hierarchy.leaf_labels).all()
 
 
 def test_a_folder_that_holds_no_embedding_is_not_replaced(predictor, tmp_path):

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unsam_mm.pseudo_masks.conquer import GrowthSettings, _superpixel_means, conquer
+from unsam_mm.pseudo_masks.conquer import GrowthSettings, SuperpixelMeans, _superpixel_means, grow_trees
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, find_superpixels, superpixels_from_labels
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels, find_superpixels
 from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 USUAL = GrowthSettings(colour_weight=0.2, border_weight=0.6)
+
+
+def conquer(superpixels, features, growths):
+    return grow_trees(superpixels, SuperpixelMeans.from_features(superpixels, features), growths)
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +51,7 @@ def test_each_growth_makes_a_tree_of_its_own_over_the_same_leaves(coffee):
     parents = [tuple(conquer(superpixels, features, [growth])[0].parent) for growth in growths]
     assert [tuple(tree.parent) for tree in trees] == parents
     assert len(set(parents)) == 3
-    assert {tree.n_leaves for tree in trees} == {superpixels.count}
+    assert {tree.n_leaves for tree in trees} == {len(superpixels)}
 
 
 def chain_of_bands(heights_of_edges: list[float]) -> tuple:
@@ -59,7 +63,7 @@ def chain_of_bands(heights_of_edges: list[float]) -> tuple:
         strength[:, 6 * band - 1 : 6 * band + 1] = value
     lab = np.zeros((*labels.shape, 3), np.float32)
     lab[..., 0] = labels
-    return superpixels_from_labels(labels, ColourEdges(lab, strength, strength)), PatchFeatures(
+    return Superpixels(labels, ColourEdges(lab, strength, strength)), PatchFeatures(
         np.ones((2, 2, 3), np.float32), labels.shape
     )
 
@@ -88,7 +92,7 @@ def test_leaf_features_are_the_means_of_the_upsampled_grid(coffee):
     zoom = [side / cells for side, cells in zip(coffee.shape[:2], grid.shape[:2], strict=True)]
     upsampled = np.stack([ndimage.zoom(grid[..., c], zoom, order=1, mode='nearest', grid_mode=True) for c in range(3)])
     areas = np.bincount(superpixels.labels.ravel())
-    expected = [ndimage.mean(channel, superpixels.labels, np.arange(superpixels.count)) for channel in upsampled]
+    expected = [ndimage.mean(channel, superpixels.labels, np.arange(len(superpixels))) for channel in upsampled]
     means = _superpixel_means(superpixels, areas, PatchFeatures(grid, coffee.shape[:2]))
     assert means == pytest.approx(np.stack(expected, axis=1), abs=1e-4)
 

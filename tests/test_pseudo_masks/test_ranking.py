@@ -9,10 +9,10 @@ import pytest
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.pseudo_masks.conquer import GrowthSettings, conquer
+from unsam_mm.pseudo_masks.conquer import GrowthSettings, SuperpixelMeans, grow_trees
 from unsam_mm.pseudo_masks.level_sets import level_set_tree
 from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, measure_cues, rank_regions
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, find_superpixels, superpixels_from_labels
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels, find_superpixels
 from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 SETTINGS = RankingSettings()
@@ -24,15 +24,16 @@ def entry(coffee):
     colour = ColourEdges.from_image(np.ascontiguousarray(coffee[60:120, 90:170]))
     superpixels = find_superpixels(colour)
     grid = np.random.default_rng(0).standard_normal((6, 8, 5)).astype(np.float32)
-    (tree,) = conquer(superpixels, PatchFeatures(grid, (60, 80)), [GrowthSettings(0.6, 0.6)])
+    means = SuperpixelMeans.from_features(superpixels, PatchFeatures(grid, (60, 80)))
+    (tree,) = grow_trees(superpixels, means, [GrowthSettings(0.6, 0.6)])
     return RankedTree(tree, superpixels, np.ones(len(tree), bool))
 
 
 def flat_tree(labels: np.ndarray, image: np.ndarray | None = None) -> RankedTree:
     """All labels directly below the whole image, which is plain unless given."""
     image = np.full((*labels.shape, 3), 90, np.uint8) if image is None else image
-    superpixels = superpixels_from_labels(labels.astype(np.int32), ColourEdges.from_image(image))
-    parent = np.append(np.full(superpixels.count, superpixels.count), -1) if superpixels.count > 1 else np.array([-1])
+    superpixels = Superpixels(labels.astype(np.int32), ColourEdges.from_image(image))
+    parent = np.append(np.full(len(superpixels), len(superpixels)), -1) if len(superpixels) > 1 else np.array([-1])
     tree = MaskHierarchy.from_merges(superpixels.labels, parent, (parent == -1).astype(float))
     return RankedTree(tree, superpixels, np.ones(len(tree), bool))
 
@@ -62,7 +63,7 @@ def side_strengths(entry: RankedTree) -> list[np.ndarray]:
     """For every pixel side the mean gradient along the whole border of the two superpixels that it parts."""
     gradients = [(a + b) / 2 for a, b in sides(entry.superpixels.colour.strength.astype(np.float64))]
     pairs = [np.stack([np.minimum(a, b), np.maximum(a, b)], axis=-1) for a, b in sides(entry.superpixels.labels)]
-    keys = [pair[..., 0].astype(np.int64) * entry.superpixels.count + pair[..., 1] for pair in pairs]
+    keys = [pair[..., 0].astype(np.int64) * len(entry.superpixels) + pair[..., 1] for pair in pairs]
     flat = np.concatenate([key.ravel() for key in keys])
     weights = np.concatenate([gradient.ravel() for gradient in gradients])
     unique, index = np.unique(flat, return_inverse=True)
@@ -212,8 +213,8 @@ def test_regions_beyond_the_candidates_come_after_all_of_them(entry, coffee):
 def test_all_trees_of_one_picture_stay_as_they_are(entry):
     level_sets = [level_set_tree(entry.superpixels.colour, bright) for bright in (True, False)]
     ranked = rank_regions([entry, *level_sets], SETTINGS)
-    assert ranked.leaf_labels is entry.tree.leaf_labels
-    assert ranked.parent is entry.tree.parent
+    assert ranked.partition is entry.tree.partition
+    assert ranked.tree is entry.tree.tree
     assert [tree.parent.tolist() for tree in ranked.alternatives] == [e.tree.parent.tolist() for e in level_sets]
     for tree in (ranked, *ranked.alternatives):
         assert 0 <= tree.score.min() <= tree.score.max() <= 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, find_superpixels, superpixels_from_labels
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels, find_superpixels
 
 
 @pytest.fixture(scope='module')
@@ -15,8 +15,8 @@ def superpixels(coffee):
 
 
 def test_every_leaf_is_one_connected_region(superpixels):
-    assert np.unique(superpixels.labels).tolist() == list(range(superpixels.count))
-    assert label(superpixels.labels + 1, connectivity=1).max() == superpixels.count
+    assert np.unique(superpixels.labels).tolist() == list(range(len(superpixels)))
+    assert label(superpixels.labels + 1, connectivity=1).max() == len(superpixels)
 
 
 def test_few_leaves_are_slivers(superpixels):
@@ -24,12 +24,12 @@ def test_few_leaves_are_slivers(superpixels):
     padded = np.pad(superpixels.labels, 1, mode='edge')
     shifted = [padded[1:-1, 2:], padded[1:-1, :-2], padded[2:, 1:-1], padded[:-2, 1:-1]]
     inside = np.all([superpixels.labels == neighbour for neighbour in shifted], axis=0)
-    assert len(np.unique(superpixels.labels[inside])) > 0.75 * superpixels.count
+    assert len(np.unique(superpixels.labels[inside])) > 0.75 * len(superpixels)
 
 
 def test_a_finer_grid_gives_smaller_leaves(superpixels):
-    counts = [find_superpixels(superpixels.colour, spacing_px=spacing_px).count for spacing_px in (12, 4)]
-    assert counts[0] < superpixels.count < counts[1]
+    counts = [len(find_superpixels(superpixels.colour, spacing_px=spacing_px)) for spacing_px in (12, 4)]
+    assert counts[0] < len(superpixels) < counts[1]
 
 
 def test_edges_are_exactly_the_pairs_of_labels_that_share_a_pixel_side(superpixels):
@@ -55,7 +55,7 @@ def test_the_strength_of_an_edge_is_the_mean_gradient_along_it():
     image = np.full((40, 60, 3), 40, np.uint8)
     image[:, 25:] = (90, 160, 90)  # midway between two columns of seeds
     superpixels = find_superpixels(ColourEdges.from_image(image))
-    right = np.zeros(superpixels.count, bool)
+    right = np.zeros(len(superpixels), bool)
     right[np.unique(superpixels.labels[:, 25:])] = True
     crossing = right[superpixels.edges[:, 0]] != right[superpixels.edges[:, 1]]
     assert (
@@ -66,13 +66,13 @@ def test_the_strength_of_an_edge_is_the_mean_gradient_along_it():
 
 
 def test_large_images_get_larger_leaves_not_more(superpixels):
-    assert find_superpixels(superpixels.colour, max_superpixels=100).count <= 100
+    assert len(find_superpixels(superpixels.colour, max_superpixels=100)) <= 100
 
 
 def test_an_image_smaller_than_the_spacing_is_one_leaf():
     diagonal = np.eye(8, dtype=np.uint8)[..., None] * np.full(3, 255, np.uint8)
     only = find_superpixels(ColourEdges.from_image(diagonal), spacing_px=20)
-    assert only.count == 1
+    assert len(only) == 1
     assert only.edges.shape == (0, 2)
 
 
@@ -89,7 +89,7 @@ def test_an_edge_is_strong_at_every_scale_at_which_it_is_seen():
 
 def test_leaves_can_be_any_partition_even_one_in_pieces(coffee):
     labels = (np.arange(coffee.shape[1]) // 50 % 2).astype(np.int32)[None].repeat(coffee.shape[0], axis=0)
-    stripes = superpixels_from_labels(labels, ColourEdges.from_image(coffee))
+    stripes = Superpixels(labels, ColourEdges.from_image(coffee))
     assert stripes.edges.tolist() == [[0, 1]]
     assert stripes.edge_lengths_px.tolist() == [5 * coffee.shape[0]]
     beside = stripes.colour.strength[:, [49, 50, 99, 100, 149, 150, 199, 200, 249, 250]]

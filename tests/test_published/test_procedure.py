@@ -17,14 +17,12 @@ from pycocotools import mask as coco_mask
 
 from tests.conftest import skip_without_weights
 from unsam_mm.errors import UnSAMError
-from unsam_mm.masks.rle import decode_rles, encode_bitmaps, encode_runs, run_edges
+from unsam_mm.masks.rle import decode_rles, draw_runs, encode_bitmaps, encode_runs, run_edges
 from unsam_mm.pseudo_masks.vit import PatchFeatures
 from unsam_mm.published.patch_tree import (
     BicubicPixels,
-    PartitionPixels,
     PatchClusters,
     cluster_patches,
-    draw_runs,
     intersect_runs,
     suppress_masks,
     suppress_nested,
@@ -177,13 +175,13 @@ def test_runs_and_run_lengths_say_the_same(seed, share):
     mask = np.random.default_rng(seed).random((13, 17)) < share
     runs = run_edges(rle_of(mask))
     assert np.array_equal(draw_runs(runs, 13, 0, 0, 17, 13), mask)
-    assert encode_runs(*runs.T, (13, 17)) == rle_of(mask)
+    assert encode_runs(runs, (13, 17)) == rle_of(mask)
 
 
 def test_run_lengths_of_large_images_are_read():
     mask = np.zeros((3000, 400), bool)
     mask[100:2900, 7:380] = mask[5, 3] = True
-    assert encode_runs(*run_edges(rle_of(mask)).T, mask.shape) == rle_of(mask)
+    assert encode_runs(run_edges(rle_of(mask)), mask.shape) == rle_of(mask)
 
 
 @settings(max_examples=60)
@@ -199,9 +197,9 @@ def test_a_partition_gives_each_cluster_the_pixels_of_its_patches():
     rng = np.random.default_rng(0)
     clusters = cluster_patches(smooth_features(rng, 5, 6), (0.7, 0.2), min_patches=1)
     patch_of_pixel = rng.integers(30, size=(20, 25))
-    pixels = PartitionPixels(clusters, patch_of_pixel, (3, 4, 28, 24), 30)
+    runs = clusters.partition_runs(patch_of_pixel, (3, 4), (30, 40))
     for k in range(len(clusters)):
-        drawn = draw_runs(pixels.runs(k), 30, 3, 4, 28, 24)
+        drawn = draw_runs(runs.edges(clusters.first[k], clusters.last[k]), 30, 3, 4, 28, 24)
         assert np.array_equal(drawn, clusters.patches(k).ravel()[patch_of_pixel])
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from unsam_mm.errors import UnSAMError
 from unsam_mm.student import RegionNet
 from unsam_mm.student.clicks import ClickableImage
-from unsam_mm.student.pixel_clicks import mask_at_granularity
 
 pixels = st.tuples(st.integers(0, 299), st.integers(0, 199))
 
@@ -28,7 +27,7 @@ def image(cup):
 def test_the_mask_agrees_with_every_click(image, points, data):
     others = data.draw(st.lists(st.booleans(), min_size=len(points) - 1, max_size=len(points) - 1))
     positive = np.array([True, *others])
-    masks, scores = mask_at_granularity(image, 0.6, np.array(points), positive)
+    masks, scores = image.mask_at(0.6, np.array(points), positive)
     x, y = np.array(points).T
     assert len(masks) == len(scores) == 1
     assert (masks[:, y, x] == positive).all()
@@ -40,7 +39,7 @@ def test_a_region_with_clicks_of_both_kinds_is_split_between_them(image):
     ys, xs = np.nonzero(labels == region)
     left, right = (int(xs.argmin()), int(xs.argmax()))
     points = np.array([[xs[left], ys[left]], [xs[right], ys[right]]])
-    masks, _ = mask_at_granularity(image, 0.6, points, np.array([True, False]))
+    masks, _ = image.mask_at(0.6, points, np.array([True, False]))
     pixels = np.stack([xs, ys], axis=1)
     near, far = (np.linalg.norm(pixels - point, axis=1) for point in points)
     inside = masks[0, ys, xs]
@@ -50,13 +49,13 @@ def test_a_region_with_clicks_of_both_kinds_is_split_between_them(image):
 
 def test_clicks_that_only_say_what_it_is_not_are_refused(image):
     with pytest.raises(UnSAMError, match='positive point or a box'):
-        mask_at_granularity(image, 0.6, np.array([[5, 5]]), np.array([False]))
+        image.mask_at(0.6, np.array([[5, 5]]), np.array([False]))
 
 
 def test_the_area_grows_with_granularity(image):
     click = (np.array([[150, 100]]), np.array([True]))
-    areas = [mask_at_granularity(image, granularity, *click)[0].sum() for granularity in np.linspace(0.1, 1, 10)]
+    areas = [image.mask_at(granularity, *click)[0].sum() for granularity in np.linspace(0.1, 1, 10)]
     assert areas == sorted(areas)
-    finest, _ = mask_at_granularity(image, 0.0, *click)
+    finest, _ = image.mask_at(0.0, *click)
     assert finest.shape == (1, 200, 300)
     assert finest[0, 100, 150]

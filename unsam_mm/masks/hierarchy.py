@@ -1,71 +1,72 @@
 """Region trees: the hierarchy of masks of an image.
 
-The leaves of a `MaskHierarchy` partition the image, and its inner nodes are unions of leaves. Leaves are numbered in
-depth-first order, so every node is an interval of leaf numbers: two nodes either nest or are disjoint, and areas,
-overlaps, paths, cuts and run lengths are computed without pixels.
+The leaves of a `MaskHierarchy` are the regions of a partition of the image, its inner nodes are unions of them. Areas,
+overlaps, paths, cuts and run lengths follow from the partition and the tree, without drawing masks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numba
 import numpy as np
 
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import DamagedError, StoreError, UnSAMError
+from unsam_mm.files import atomic_writer
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.laminar import laminar_trees
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.overlaps import intersections
+from unsam_mm.masks.ops import smallest_holders
+from unsam_mm.masks.partition import Partition
 from unsam_mm.masks.rle import LabelRuns, Rle
+from unsam_mm.masks.tree import Tree, check_values, inherit
+from unsam_mm.npz import read_npz
+
+_FORMAT = 1
+"""Incremented when older files can no longer be read."""
+
+_ARRAYS = ('leaf_labels', 'parent', 'height', 'score')
 
 
 @dataclass(frozen=True, eq=False)
 class MaskHierarchy:
-    """A region tree of an image. Build it with `from_merges` or `from_masks`.
+    """A region tree of an image with a score for each region. Build it with `from_merges` or `from_masks`.
 
-    Nodes 0..L-1 are the leaves; a parent always has a larger number than its children, so the root is N-1.
+    Nodes 0..L-1 are the leaves, in depth-first order; a parent always has a larger number than its children, so the
+    root is N-1.
 
     Attributes:
-        leaf_labels: (H, W) int32; the leaf that holds each pixel, numbered depth-first.
-        parent: (N,) int64; -1 at the root.
-        height: (N,) float32; the dissimilarity at which the node was merged, 0 at the leaves; never smaller than that
-            of a child.
+        partition: The regions that are the leaves; trees of one image may share it.
+        tree: The tree over them.
         score: (N,) float32 in [0, 1]; objectness of the node. Nodes with the score 0 are no masks of their own; they
             only complete the partition, and `select` leaves them out.
         alternatives: Other trees of the same image, whose masks `select` includes. This tree is the main one; the
             others add masks that cross its regions or differ slightly from them.
 
     Raises:
-        UnSAMError: If the arrays do not describe such a tree.
+        UnSAMError: If the parts do not belong together, or scores are out of range.
     """
 
-    leaf_labels: np.ndarray
-    parent: np.ndarray
-    height: np.ndarray
+    partition: Partition
+    tree: Tree
     score: np.ndarray
     alternatives: tuple[MaskHierarchy, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ('leaf_labels', 'parent', 'height', 'score'):
-            if not isinstance(getattr(self, name), np.ndarray):
-                raise UnSAMError(f'{name} must be an array, got {type(getattr(self, name)).__name__}')
-        n_leaves = _count_labels(self.leaf_labels)
-        _check_nodes(self.parent, self.height, self.score)
-        _check_tree(self.parent, n_leaves)
-        for name, dtype in (
-            ('leaf_labels', np.int32),
-            ('parent', np.int64),
-            ('height', np.float32),
-            ('score', np.float32),
-        ):
-            # The dtypes of the compiled functions, which do not support other byte orders.
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
-        if (self.height[:-1] > self.height[self.parent[:-1]]).any():
-            raise UnSAMError('no node may be higher than its parent; build the tree with MaskHierarchy.from_merges')
-        if (self.first_leaf[:n_leaves] != np.arange(n_leaves)).any():
-            raise UnSAMError('leaves must be numbered depth-first; build the tree with MaskHierarchy.from_merges')
+        if not isinstance(self.score, np.ndarray):
+            raise UnSAMError(f'score must be an array, got {type(self.score).__name__}')
+        check_values('score', self.score, self.parent.shape)
+        if (wrong := ~((self.score >= 0) & (self.score <= 1))).any():
+            raise UnSAMError(f'score must lie in [0, 1], got {self.score[wrong][0]}')
+        object.__setattr__(self, 'score', self.score.astype(np.float32, copy=False))
+        if len(self.partition) != self.tree.n_leaves:
+            raise UnSAMError(
+                f'the label map has {len(self.partition)} labels, the tree {self.tree.n_leaves} leaves; expected the '
+                'labels as its first nodes'
+            )
         if sizes := {tree.size_hw for tree in self.alternatives} - {self.size_hw}:
             raise UnSAMError(
                 f'alternatives must be trees over the same {self.size_hw} px, found one over {sizes.pop()}'
@@ -73,12 +74,16 @@ class MaskHierarchy:
 
     @classmethod
     def from_merges(
-        cls, leaf_labels: np.ndarray, parent: np.ndarray, height: np.ndarray, score: np.ndarray | None = None
+        cls,
+        leaf_labels: np.ndarray | Partition,
+        parent: np.ndarray,
+        height: np.ndarray,
+        score: np.ndarray | None = None,
     ) -> MaskHierarchy:
         """Builds a tree from merges; leaves are renumbered depth-first.
 
         Args:
-            leaf_labels: (H, W) integers 0..L-1, every value used.
+            leaf_labels: (H, W) integers 0..L-1, every value used; or a partition, which trees may share.
             parent: (N,) integers; parent[i] > i, except -1 at the root, which is the last node.
             height: (N,) floats; raised where needed so that no node is lower than a child.
             score: (N,) floats in [0, 1]; by default the persistence: the height that the node survives
@@ -88,24 +93,16 @@ class MaskHierarchy:
             UnSAMError: If `parent` is no tree in this order, the labels are not its leaves, or heights or scores are
                 invalid.
         """
-        leaf_labels, parent, height = np.asarray(leaf_labels), np.asarray(parent), np.asarray(height)
-        n_leaves = _count_labels(leaf_labels)
-        _check_nodes(parent, height, None if score is None else np.asarray(score))
-        _check_tree(parent, n_leaves)
-        parent = parent.astype(np.int64)
-        height = _monotone(height.astype(np.float32), parent)
+        partition = leaf_labels if isinstance(leaf_labels, Partition) else Partition(leaf_labels)
+        tree = Tree.from_merges(parent, height)
         if score is None:
-            score = _persistence(height, parent)
-        first_leaf = _first_leaves(parent, n_leaves)[:n_leaves]
-        # Leaf i becomes leaf first_leaf[i]; inner nodes keep their numbers.
-        order = np.argsort(first_leaf)
-        renumbered = np.concatenate([order, np.arange(n_leaves, len(parent))])
-        return cls(
-            leaf_labels=first_leaf.astype(np.int32)[leaf_labels],
-            parent=parent[renumbered],
-            height=height[renumbered],
-            score=np.asarray(score, np.float32)[renumbered],
-        )
+            # Never 0, the score of nodes that are no masks.
+            score = np.maximum(tree.rise / max(float(tree.rise.max()), np.finfo(np.float32).tiny), 1e-6)
+        else:
+            score = np.asarray(score)
+            check_values('score', score, tree.parent.shape)
+            score = tree.renumbered(score)
+        return cls(partition, tree, score)
 
     @classmethod
     def from_masks(cls, rles: list[Rle], scores: np.ndarray, size_hw: tuple[int, int]) -> MaskHierarchy:
@@ -122,79 +119,154 @@ class MaskHierarchy:
         first, *others = (cls.from_merges(*tree) for tree in laminar_trees(rles, scores, size_hw))
         return replace(first, alternatives=tuple(others))
 
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> MaskHierarchy:
+        """The hierarchy from the arrays of `to_arrays`.
+
+        Raises:
+            UnSAMError: If the arrays do not describe trees of one image.
+        """
+        try:
+            count, rest = divmod(len(arrays), len(_ARRAYS))
+            if rest or not all(isinstance(values, np.ndarray) for values in arrays.values()):
+                raise ValueError(f'found {", ".join(arrays)}')
+            # Validates the arrays; leaves in depth-first order keep their numbers.
+            first, *others = (cls.from_merges(*(arrays[f'{name}_{i}'] for name in _ARRAYS)) for i in range(count))
+            return replace(first, alternatives=tuple(others))
+        except (KeyError, ValueError) as error:
+            raise UnSAMError(
+                f'the arrays are no region trees of one image ({error}); make the embedding again'
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> MaskHierarchy:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            StoreError: If the file is missing or cannot be read.
+            DamagedError: If it is damaged, or of another kind.
+        """
+        try:
+            arrays = read_npz(path)
+        except FileNotFoundError as error:
+            raise StoreError(f'{path}: no such file; make it with MaskHierarchy.save(path)') from error
+        found = arrays.pop('hierarchy_format', None)
+        if found is None or found.shape or found.dtype.kind not in 'iu' or found != _FORMAT:
+            raise DamagedError(f'{path}: holds no region trees of format {_FORMAT}; make it again')
+        try:
+            return cls.from_arrays(arrays)
+        except UnSAMError as error:
+            raise DamagedError(f'{path}: {error}; remove the file and make it again') from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes the tree and its alternatives to one compressed .npz file, atomically.
+
+        Args:
+            path: Path of the file, usually with the suffix .npz.
+
+        Raises:
+            StoreError: If the folder cannot be written or the disk is full.
+        """
+        with atomic_writer(path, binary=True) as file:
+            np.savez_compressed(file, hierarchy_format=np.int64(_FORMAT), **self.to_arrays())
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Labels, parents, heights and scores of this tree and its alternatives, by name and number of the tree."""
+        return {f'{name}_{i}': getattr(tree, name) for i, tree in enumerate(self.trees) for name in _ARRAYS}
+
     def __len__(self) -> int:
-        return len(self.parent)
+        return len(self.tree)
+
+    @property
+    def trees(self) -> tuple[MaskHierarchy, ...]:
+        """This tree and its alternatives."""
+        return (self, *self.alternatives)
 
     @property
     def size_hw(self) -> tuple[int, int]:
         """Height and width of the image in pixels."""
-        return self.leaf_labels.shape
+        return self.partition.size_hw
 
-    @cached_property
+    @property
+    def parent(self) -> np.ndarray:
+        """(N,) int64; -1 at the root."""
+        return self.tree.parent
+
+    @property
+    def height(self) -> np.ndarray:
+        """(N,) float32; the dissimilarity at which the node was merged, 0 at the leaves; at least that of a child."""
+        return self.tree.height
+
+    @property
     def n_leaves(self) -> int:
         """Number of leaves (finest regions)."""
-        return int(self.leaf_labels.max()) + 1
+        return self.tree.n_leaves
 
-    @cached_property
+    @property
     def first_leaf(self) -> np.ndarray:
         """(N,) int64: the node holds the leaves first_leaf[node] .. last_leaf[node] - 1."""
-        return _first_leaves(self.parent, self.n_leaves)
+        return self.tree.first_leaf
 
-    @cached_property
+    @property
     def last_leaf(self) -> np.ndarray:
         """(N,) int64, exclusive end of the leaf interval of each node."""
-        return self.first_leaf + sum_over_descendants(
-            np.r_[np.ones(self.n_leaves, np.int64), np.zeros(len(self) - self.n_leaves, np.int64)], self.parent
-        )
+        return self.tree.last_leaf
 
-    @cached_property
-    def area(self) -> np.ndarray:
-        """(N,) int64 area of each node in pixels."""
-        areas = np.zeros(len(self), np.int64)
-        areas[: self.n_leaves] = np.bincount(self.leaf_labels.ravel(), minlength=self.n_leaves)
-        return sum_over_descendants(areas, self.parent)
-
-    @cached_property
-    def granularity(self) -> np.ndarray:
-        """(N,) float32 in [0, 1], see `unsam_mm.masks.granularity`; never larger than that of the parent."""
-        return area_granularity(self.area, self.leaf_labels.size).astype(np.float32)
-
-    @cached_property
+    @property
     def level(self) -> np.ndarray:
         """(N,) float32 in [0, 1], the level at which a node is formed: 1 - log(k) / log(L) for the k regions left then.
 
         The level of leaves is 0, that of the root 1. A cut at level l has about L ** (1 - l) regions, so equal steps of
         l divide the number of regions by equal factors.
         """
-        n_inner = len(self) - self.n_leaves
-        if n_inner == 0:
-            return np.ones(len(self), np.float32)  # a single region is the whole image
-        n_children = np.bincount(self.parent[:-1], minlength=len(self))[self.n_leaves :]
-        left = self.n_leaves - np.cumsum(n_children - 1)
-        inner = 1.0 - np.log(left) / np.log(self.n_leaves)
-        return np.concatenate([np.zeros(self.n_leaves), inner]).astype(np.float32)
+        return self.tree.level
+
+    @cached_property
+    def leaf_labels(self) -> np.ndarray:
+        """(H, W) int32; the leaf that holds each pixel, numbered depth-first."""
+        return self.tree.position.astype(np.int32)[self.partition.labels]
+
+    @cached_property
+    def area(self) -> np.ndarray:
+        """(N,) int64 area of each node in pixels."""
+        return self.tree.sums(self.partition.areas[self.tree.order])
+
+    @cached_property
+    def granularity(self) -> np.ndarray:
+        """(N,) float32 in [0, 1], see `unsam_mm.masks.granularity`; never larger than that of the parent."""
+        return area_granularity(self.area, self.partition.labels.size).astype(np.float32)
 
     @cached_property
     def boxes_xyxy(self) -> np.ndarray:
         """(N, 4) float32 bounding boxes in pixels; right and bottom edges exclusive."""
-        boxes = np.empty((len(self), 4), np.int64)
-        boxes[: self.n_leaves] = _boxes_of_labels(self.leaf_labels, self.n_leaves)
-        boxes[self.n_leaves :] = [np.iinfo(np.int64).max] * 2 + [-1] * 2
-        _grow_parents(boxes, self.parent)
-        return boxes.astype(np.float32)
+        return self.tree.boxes(self.partition.boxes_xyxy[self.tree.order]).astype(np.float32)
 
     @cached_property
     def border_share(self) -> np.ndarray:
         """(N,) float32 in [0, 1]: fraction of the pixels at the image border that belong to each node."""
-        outline = np.concatenate([self.leaf_labels[[0, -1]].ravel(), self.leaf_labels[:, [0, -1]].ravel()])
-        return sum_over_descendants(np.bincount(outline, minlength=len(self)) / len(outline), self.parent).astype(
-            np.float32
-        )
+        return self.tree.sums(self.partition.border_share[self.tree.order]).astype(np.float32)
 
     @cached_property
-    def runs(self) -> LabelRuns:
-        """The runs of the leaf label map, from which the RLE of any node is computed."""
-        return LabelRuns(self.leaf_labels, self.n_leaves)
+    def moments(self) -> np.ndarray:
+        """(5, N) float64 sums of y, x, y * y, x * x and x * y over the pixels of each node."""
+        return np.stack([self.tree.sums(values[self.tree.order]) for values in self.partition.moments])
+
+    @property
+    def lifetime(self) -> np.ndarray:
+        """(N,) float32 range of merge heights in which each node persists, relative to the height of the root."""
+        lifetime = self.tree.rise / max(float(self.height[-1]), 1e-12)
+        lifetime[-1] = 1
+        return lifetime
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """(N,) uint64, equal for nodes of any trees of an image that hold the same pixels."""
+        below = np.concatenate([np.zeros(1, np.uint64), np.cumsum(self.partition.hashes[self.tree.order])])
+        return below[self.last_leaf] - below[self.first_leaf]
+
+    @cached_property
+    def _runs(self) -> LabelRuns:
+        return self.partition.runs.in_order(self.tree.order)
 
     def children(self, node: int) -> np.ndarray:
         """(K,) node numbers; empty for a leaf."""
@@ -209,14 +281,16 @@ class MaskHierarchy:
         height, width = self.size_hw
         if not (0 <= y < height and 0 <= x < width):
             raise UnSAMError(f'pixel (y={y}, x={x}) lies outside the {height} x {width} image')
-        nodes = [int(self.leaf_labels[int(y), int(x)])]
-        while (up := self.parent[nodes[-1]]) >= 0:
-            nodes.append(int(up))
-        return np.array(nodes)
+        return self.tree.path(self.leaves_at(int(y), int(x)))
+
+    def leaves_at(self, y: np.ndarray | int, x: np.ndarray | int) -> np.ndarray:
+        """(...) int64 leaves that hold pixels inside the image, by (...) rows and columns."""
+        return self.tree.position[self.partition.labels[y, x]]
 
     def mask(self, node: int) -> np.ndarray:
         """(H, W) bool mask of one node."""
-        return (self.leaf_labels >= self.first_leaf[node]) & (self.leaf_labels < self.last_leaf[node])
+        position = self.tree.position
+        return ((position >= self.first_leaf[node]) & (position < self.last_leaf[node]))[self.partition.labels]
 
     def cut_nodes(self, level: float) -> np.ndarray:
         """(K,) the coarsest nodes formed at or below a level; they partition the image.
@@ -227,14 +301,7 @@ class MaskHierarchy:
         Raises:
             UnSAMError: If `level` lies outside [0, 1].
         """
-        if not 0 <= level <= 1:
-            raise UnSAMError(f'level must lie in [0, 1], got {level}')
-        below = self.level <= level
-        below[: self.n_leaves] = True
-        above = np.ones(len(self), bool)
-        above[:-1] = ~below[self.parent[:-1]]
-        nodes = np.flatnonzero(below & above)
-        return nodes[np.argsort(self.first_leaf[nodes])]
+        return self.tree.cut(level)
 
     def cut(self, level: float) -> np.ndarray:
         """(H, W) int32 label map of a cut, labels 1..K; every pixel belongs to exactly one region.
@@ -243,17 +310,13 @@ class MaskHierarchy:
         """
         nodes = self.cut_nodes(level)
         sizes = self.last_leaf[nodes] - self.first_leaf[nodes]
-        return np.repeat(np.arange(1, len(nodes) + 1, dtype=np.int32), sizes)[self.leaf_labels]
+        of_leaves = np.repeat(np.arange(1, len(nodes) + 1, dtype=np.int32), sizes)
+        return of_leaves[self.tree.position][self.partition.labels]
 
     def iou(self, node: int, others: np.ndarray) -> np.ndarray:
         """(K,) IoU of a node with others: the ratio of areas for nested nodes, else 0."""
-        others = np.asarray(others)
-        first, last = self.first_leaf, self.last_leaf
-        nested = ((first[others] <= first[node]) & (last[node] <= last[others])) | (
-            (first[node] <= first[others]) & (last[others] <= last[node])
-        )
-        area, area_others = self.area[node], self.area[others]
-        return np.where(nested, np.minimum(area, area_others) / np.maximum(area, area_others), 0.0)
+        shared = _shared_in_tree(self, np.array([node]), np.asarray(others))[0]
+        return shared / (self.area[node] + self.area[others] - shared)
 
     def select(self, max_masks: int = 1000, min_area_px: int = 1) -> MaskSet:
         """The masks of the highest scores of this tree and its alternatives, without duplicates.
@@ -276,27 +339,23 @@ class MaskHierarchy:
         """
         if max_masks < 1 or int(max_masks) != max_masks:
             raise UnSAMError(f'max_masks must be a whole number of at least 1, got {max_masks}')
-        trees = (self, *self.alternatives)
-        candidates = [np.flatnonzero((tree.area >= min_area_px) & (tree.score > 0)) for tree in trees]
-        source = np.repeat(np.arange(len(trees)), [len(nodes) for nodes in candidates])
+        candidates = [np.flatnonzero((tree.area >= min_area_px) & (tree.score > 0)) for tree in self.trees]
+        source = np.repeat(np.arange(len(self.trees)), [len(nodes) for nodes in candidates])
         nodes = np.concatenate(candidates)
-        scores = np.concatenate([tree.score[chosen] for tree, chosen in zip(trees, candidates, strict=True)])
-        best: list[int] = []
-        alike: dict[bytes, list[int]] = {}
-        for i in np.argsort(-scores, kind='stable'):
-            if len(best) == max_masks:
-                break
-            tree, node = trees[source[i]], nodes[i]
-            rivals = alike.setdefault(tree.boxes_xyxy[node].tobytes() + tree.area[node].tobytes(), [])
-            if rivals and tree.rle(node)['counts'] in [trees[source[k]].rle(nodes[k])['counts'] for k in rivals]:
-                continue
-            rivals.append(i)
-            best.append(i)
+        best = np.argsort(-self.gather('score', source, nodes), kind='stable')
+        _, firsts = np.unique(self.gather('hashes', source, nodes)[best], return_index=True)
+        best = best[np.sort(firsts)[: int(max_masks)]]
         return source[best], nodes[best]
+
+    def gather(self, name: str, source: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        """(K, ...) values of one of the arrays by node; node i belongs to tree source[i], as from `best_nodes`."""
+        of_trees = [getattr(tree, name) for tree in self.trees]
+        starts = np.cumsum([0, *(len(values) for values in of_trees[:-1])])
+        return np.concatenate(of_trees)[starts[source] + nodes]
 
     def rle(self, node: int) -> Rle:
         """COCO run lengths of one node."""
-        return self.runs.encode(self.first_leaf[node], self.last_leaf[node])
+        return self._runs.encode(self.first_leaf[node], self.last_leaf[node])
 
     def to_mask_set(self, nodes: np.ndarray, source: np.ndarray | None = None) -> MaskSet:
         """The given nodes as a mask set, in the given order.
@@ -307,172 +366,107 @@ class MaskHierarchy:
         """
         nodes = np.asarray(nodes, np.int64)
         source = np.zeros(len(nodes), np.int64) if source is None else np.asarray(source, np.int64)
-        return _mask_set((self, *self.alternatives), source, nodes)
-
-
-def _mask_set(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray) -> MaskSet:
-    """The mask set of nodes of several trees; node i belongs to tree source[i]."""
-
-    def gathered(name: str) -> np.ndarray:
-        values = np.empty((len(nodes), *getattr(trees[0], name).shape[1:]), getattr(trees[0], name).dtype)
-        for number, tree in enumerate(trees):
-            values[source == number] = getattr(tree, name)[nodes[source == number]]
-        return values
-
-    areas = gathered('area')
-    return MaskSet(
-        rles=[trees[number].rle(node) for number, node in zip(source, nodes, strict=True)],
-        scores=gathered('score'),
-        parents=_smallest_holder(_holders(trees, source, nodes), areas),
-        areas=areas,
-        boxes_xyxy=gathered('boxes_xyxy'),
-        size_hw=trees[0].size_hw,
-    )
-
-
-def _holders(trees: tuple[MaskHierarchy, ...], source: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """(K, K) bool; whether mask j contains mask i and is larger."""
-    order = np.argsort(source, kind='stable')
-    shared = intersections(trees, [nodes[order][source[order] == number] for number in range(len(trees))])
-    areas = np.diag(shared)
-    holds = np.empty(shared.shape, bool)
-    holds[np.ix_(order, order)] = (shared == areas[:, None]) & (areas[None] > areas[:, None])
-    return holds
-
-
-def _smallest_holder(holders: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """(K,) index of the smallest mask that contains each mask; -1 if none does."""
-    if len(areas) == 0:
-        return np.zeros(0, np.int64)
-    candidate_areas = np.where(holders, areas[None], np.iinfo(np.int64).max)
-    return np.where(holders.any(axis=1), candidate_areas.argmin(axis=1), -1)
-
-
-def _check_nodes(parent: np.ndarray, height: np.ndarray, score: np.ndarray | None) -> None:
-    """Raises `UnSAMError` unless parents are integers, heights finite and scores in [0, 1], all of one length."""
-    if parent.ndim != 1 or parent.dtype.kind not in 'iu':
-        raise UnSAMError(f'parent must be whole numbers of shape (N,), got {parent.dtype}{parent.shape}')
-    for name, values in (('height', height), ('score', score)):
-        if values is None:
-            continue
-        if values.shape != parent.shape:
-            raise UnSAMError(f'every node needs a {name}: parent has shape {parent.shape}, {name} {values.shape}')
-        if values.dtype.kind not in 'fiu':
-            raise UnSAMError(f'{name} must be numbers, got {values.dtype}')
-    if (wrong := ~(np.abs(height) <= np.finfo(np.float32).max)).any():
-        raise UnSAMError(f'height must be finite, got {height[wrong][0]}')
-    if score is not None and (wrong := ~((score >= 0) & (score <= 1))).any():
-        raise UnSAMError(f'score must lie in [0, 1], got {score[wrong][0]}')
-
-
-def _check_tree(parent: np.ndarray, n_leaves: int) -> None:
-    n_nodes = len(parent)
-    if (
-        n_nodes == 0
-        or parent[-1] != -1
-        or (parent[:-1] <= np.arange(n_nodes - 1)).any()
-        or (parent[:-1] >= n_nodes).any()
-    ):
-        raise UnSAMError('parent must hold one root, as its last entry (-1), and parent[i] > i elsewhere')
-    is_leaf = np.bincount(parent[:-1], minlength=n_nodes) == 0
-    if is_leaf.sum() != n_leaves or not is_leaf[:n_leaves].all():
-        raise UnSAMError(
-            f'the label map has {n_leaves} labels, the tree {int(is_leaf.sum())} leaves; expected the labels as its first nodes'
+        areas = self.gather('area', source, nodes)
+        order = np.argsort(source, kind='stable')
+        shared = np.empty((len(nodes), len(nodes)))
+        shared[np.ix_(order, order)] = intersections(
+            self.trees, [nodes[source == number] for number in range(len(self.trees))]
+        )
+        return MaskSet(
+            rles=[self.trees[number].rle(node) for number, node in zip(source, nodes, strict=True)],
+            scores=self.gather('score', source, nodes),
+            parents=smallest_holders(shared == areas[:, None], areas),
+            areas=areas,
+            boxes_xyxy=self.gather('boxes_xyxy', source, nodes),
+            size_hw=self.size_hw,
         )
 
 
-def _count_labels(labels: np.ndarray) -> int:
-    """Number of labels; raises `UnSAMError` unless they are 0..L-1 without gaps."""
-    if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in 'iu':
-        raise UnSAMError(f'leaf labels must be whole numbers of shape (H, W), got {labels.dtype}{labels.shape}')
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= labels.size or not np.bincount(labels.ravel().astype(np.int64, copy=False)).all():
-        raise UnSAMError(f'leaf labels must be 0..{len(np.unique(labels)) - 1} without gaps, got {low}..{high}')
-    return high + 1
+def intersections(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -> np.ndarray:
+    """(K, K) float64 intersections of nodes in pixels.
 
-
-def _monotone(height: np.ndarray, parent: np.ndarray) -> np.ndarray:
-    height = height.copy()
-    _raise_parents(height, parent)
-    return height
-
-
-def _persistence(height: np.ndarray, parent: np.ndarray) -> np.ndarray:
-    persistence = np.zeros_like(height)
-    persistence[:-1] = height[parent[:-1]] - height[:-1]
-    # Never 0, the score of nodes that are no masks.
-    return np.maximum(persistence / max(float(persistence.max()), np.finfo(np.float32).tiny), 1e-6)
-
-
-def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
-    """(N,) sum of the values of each node and all its descendants."""
-    total = np.array(values)
-    _add_to_parents(total, np.asarray(parent, np.int64))
-    return total
-
-
-@numba.njit(nogil=True, cache=True)
-def _add_to_parents(total, parent):
-    for node in range(len(parent) - 1):
-        total[parent[node]] += total[node]
-
-
-@numba.njit(nogil=True, cache=True)
-def _raise_parents(height, parent):
-    for node in range(len(parent) - 1):
-        height[parent[node]] = max(height[parent[node]], height[node])
-
-
-@numba.njit(nogil=True, cache=True)
-def _grow_parents(boxes, parent):
-    """Extends the box of every node to those of its children."""
-    for node in range(len(parent) - 1):
-        for side in range(2):
-            boxes[parent[node], side] = min(boxes[parent[node], side], boxes[node, side])
-            boxes[parent[node], 2 + side] = max(boxes[parent[node], 2 + side], boxes[node, 2 + side])
-
-
-@numba.njit(nogil=True, cache=True)
-def _first_leaves(parent, n_leaves):
-    """(N,) depth-first number of the first leaf below each node.
-
-    Children are visited in the order of the smallest leaf number below them, so leaves that are already in depth-first
-    order keep their numbers.
+    Args:
+        trees: Trees of the same image.
+        nodes: Node numbers for each tree; K is their total number.
     """
-    n_nodes = len(parent)
-    size = np.zeros(n_nodes, np.int64)
-    size[:n_leaves] = 1
-    smallest = np.full(n_nodes, n_leaves)
-    smallest[:n_leaves] = np.arange(n_leaves)
-    for node in range(n_nodes - 1):
-        size[parent[node]] += size[node]
-        smallest[parent[node]] = min(smallest[parent[node]], smallest[node])
-    # Parents are processed before children; the cursor of a parent advances by the size of each child.
-    order = np.argsort(smallest, kind='mergesort')
-    next_sibling, first_child = np.full(n_nodes, -1), np.full(n_nodes, -1)
-    for position in range(n_nodes - 1, -1, -1):
-        node = order[position]
-        if parent[node] >= 0:
-            next_sibling[node] = first_child[parent[node]]
-            first_child[parent[node]] = node
-    first = np.zeros(n_nodes, np.int64)
-    for node in range(n_nodes - 1, n_leaves - 1, -1):
-        cursor, child = first[node], first_child[node]
-        while child >= 0:
-            first[child] = cursor
-            cursor += size[child]
-            child = next_sibling[child]
-    return first
+    offsets = np.cumsum([0, *(len(chosen) for chosen in nodes)])
+    shared = np.empty((offsets[-1], offsets[-1]))
+    wanted = [_Wanted(tree, chosen) for tree, chosen in zip(trees, nodes, strict=True)]
+    cells: dict[tuple[Partition, Partition], tuple[np.ndarray, ...]] = {}
+    for i, one in enumerate(wanted):
+        rows = slice(offsets[i], offsets[i + 1])
+        shared[rows, rows] = _shared_in_tree(trees[i], nodes[i], nodes[i])
+        for j in range(i):
+            columns, pair = slice(offsets[j], offsets[j + 1]), (one.partition, wanted[j].partition)
+            if pair not in cells:
+                cells[pair] = pair[0].cells(pair[1])
+            block = _shared_across(one, wanted[j], *cells[pair])
+            shared[rows, columns], shared[columns, rows] = block, block.T
+    return shared
+
+
+def crossing_pixels(tree: MaskHierarchy, nodes: np.ndarray, other: MaskHierarchy, others: np.ndarray) -> np.ndarray:
+    """(K, K') float64 intersections, in pixels, of nodes of one tree with nodes of another tree of the same image."""
+    return _shared_across(_Wanted(tree, nodes), _Wanted(other, others), *tree.partition.cells(other.partition))
+
+
+def ious(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -> np.ndarray:
+    """(K, K) float64 IoUs of nodes; see `intersections`."""
+    shared = intersections(trees, nodes)
+    areas = np.diag(shared)
+    return shared / (areas[:, None] + areas[None] - shared)
+
+
+class _Wanted:
+    """A tree restricted to some of its nodes, numbered from small to large.
+
+    Attributes:
+        partition: The partition of the tree.
+        number: (L,) int32 number of the smallest of the K distinct nodes that contains each region; K where none does.
+        holder: (K,) number of the smallest other node that contains each node; K where none does.
+        place: The number of each given node.
+    """
+
+    def __init__(self, tree: MaskHierarchy, nodes: np.ndarray) -> None:
+        different, self.place = np.unique(np.asarray(nodes, np.int64), return_inverse=True)
+        number = np.full(len(tree), len(different), np.int32)
+        number[different] = np.arange(len(different))
+        up = tree.parent[different]
+        inherit(number, tree.parent, len(different))
+        self.partition, self.number = tree.partition, number[tree.tree.position]
+        self.holder = np.where(up >= 0, number[up], len(different))
+
+
+def _shared_in_tree(tree: MaskHierarchy, nodes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(K, K') intersections of nodes of one tree in pixels: the area of the smaller node if they nest, else 0."""
+    first, last, area = tree.first_leaf, tree.last_leaf, tree.area
+    inside = (first[nodes][:, None] >= first[others]) & (last[nodes][:, None] <= last[others])
+    around = (first[nodes][:, None] <= first[others]) & (last[nodes][:, None] >= last[others])
+    return np.where(inside, area[nodes][:, None], np.where(around, area[others], 0))
+
+
+def _shared_across(
+    one: _Wanted, other: _Wanted, regions: np.ndarray, other_regions: np.ndarray, areas: np.ndarray
+) -> np.ndarray:
+    """(K, K') float64 intersections in pixels, from the cells of both partitions; see `Partition.cells`.
+
+    A cell belongs to the smallest wanted node of each tree. The sums over the descendants of a pair of nodes are the
+    pixels that they share.
+    """
+    counts = _count(one.number[regions], other.number[other_regions], areas, one.holder, other.holder)
+    return counts[one.place][:, other.place]
 
 
 @numba.njit(nogil=True, cache=True)
-def _boxes_of_labels(labels, n_labels):
-    """(n_labels, 4) int64 x0, y0, x1, y1 of each label; right and bottom edges exclusive."""
-    boxes = np.empty((n_labels, 4), np.int64)
-    boxes[:, :2], boxes[:, 2:] = max(labels.shape), 0
-    for y in range(labels.shape[0]):
-        for x in range(labels.shape[1]):
-            box = boxes[labels[y, x]]
-            box[0], box[1] = min(box[0], x), min(box[1], y)
-            box[2], box[3] = max(box[2], x + 1), max(box[3], y + 1)
-    return boxes
+def _count(of_one, of_other, areas, holder, other_holder):
+    """(K, K') counts of pixels, summed up along the holders."""
+    n_one, n_other = len(holder), len(other_holder)
+    counts = np.zeros((n_one + 1, n_other + 1))
+    for cell in range(len(areas)):
+        counts[of_one[cell], of_other[cell]] += areas[cell]
+    for node in range(n_one):
+        counts[holder[node]] += counts[node]
+    for row in counts[:n_one]:
+        for other in range(n_other):
+            row[other_holder[other]] += row[other]
+    return counts[:n_one, :n_other].copy()

@@ -8,6 +8,7 @@ import numpy as np
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import Rle, run_edges
+from unsam_mm.masks.tree import nested_regions
 
 
 @dataclass(frozen=True)
@@ -111,21 +112,12 @@ def _build(
         member = np.concatenate([member, np.ones((1, len(atoms.areas)), bool)])
         mask_scores = np.append(mask_scores, 0.0)
     # Masks are sorted by area, so the first mask with an atom is the smallest.
-    finest = member.argmax(axis=0)
     up = np.full(len(member), -1)
     for i in range(len(member) - 1):
         up[i] = i + 1 + member[i + 1 :, member[i].argmax()].argmax()
-    has_children = np.bincount(up[:-1], minlength=len(member)) > 0
-    has_own_atoms = np.bincount(finest, minlength=len(member)) > 0
-    # A mask without children is a leaf; the atoms of a mask that belong to no child form a further leaf.
-    leaf_of = np.cumsum(has_own_atoms) - 1
-    n_leaves = int(has_own_atoms.sum())
-    node_of = np.where(has_children, n_leaves + np.cumsum(has_children) - 1, leaf_of)
-    n_nodes = n_leaves + int(has_children.sum())
-    parent, height, score = np.full(n_nodes, -1, np.int64), np.zeros(n_nodes), np.zeros(n_nodes)
-    remainder = has_children & has_own_atoms
-    parent[leaf_of[remainder]] = node_of[remainder]
-    parent[node_of[:-1]] = node_of[up[:-1]]
-    height[node_of[has_children]] = (member @ atoms.areas)[has_children] / n_pixels
-    score[node_of] = mask_scores
-    return leaf_of[finest].astype(np.int32)[atoms.labels], parent, height, score
+    leaf_of_atom, parent, node = nested_regions(member.argmax(axis=0), up)
+    height, score = np.zeros(len(parent)), np.zeros(len(parent))
+    height[node] = member @ atoms.areas / n_pixels
+    height[: leaf_of_atom.max() + 1] = 0
+    score[node] = mask_scores
+    return leaf_of_atom.astype(np.int32)[atoms.labels], parent, height, score

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.granularity import area_granularity
-from unsam_mm.masks.rle import Rle, decode_rles, encode_bitmaps, rle_to_json
+from unsam_mm.masks.ops import smallest_holders
+from unsam_mm.masks.rle import (
+    Rle,
+    areas_and_boxes,
+    decode_rles,
+    encode_bitmaps,
+    rle_from_json,
+    rle_to_json,
+    rles_from_json,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +77,45 @@ class MaskSet:
             raise UnSAMError(f'MaskSet parents form a cycle at mask {int(in_cycle.argmax())}')
 
     @classmethod
+    def from_rles(
+        cls,
+        rles: Sequence[Mapping[str, Any]],
+        scores: ArrayLike | None = None,
+        size_hw: tuple[int, int] | None = None,
+        parents: ArrayLike | None = None,
+    ) -> MaskSet:
+        """A mask set from run-length encodings, which are checked.
+
+        Args:
+            rles: N dictionaries with ``size`` and ``counts``: COCO's compressed text, or a list of run lengths.
+            scores: (N,) floats in [0, 1]; by default ones.
+            size_hw: Height and width of the image in pixels; by default those of the first encoding.
+            parents: (N,) index of the parent of each mask, or -1; by default found by containment.
+
+        Raises:
+            UnSAMError: If an encoding is malformed or of another size, there is none and no size, or a score or a
+                parent is out of range.
+        """
+        if size_hw is None and len(rles) == 0:
+            raise UnSAMError('without masks the size of the image is unknown; pass size_hw=(height, width)')
+        size_hw = tuple(rle_from_json(rles[0])['size']) if size_hw is None else tuple(size_hw)
+        checked = rles_from_json(rles, size_hw)
+        areas, boxes = areas_and_boxes(checked)
+        try:
+            scores = np.asarray(np.ones(len(checked)) if scores is None else scores, np.float32)
+            parents = _parents(checked, areas) if parents is None else np.asarray(parents)
+        except (TypeError, ValueError) as error:
+            raise UnSAMError(f'scores and parents must be numbers, one for each mask: {error}') from error
+        return cls(
+            rles=checked,
+            scores=scores,
+            parents=parents,
+            areas=areas,
+            boxes_xyxy=boxes.astype(np.float32),
+            size_hw=size_hw,
+        )
+
+    @classmethod
     def from_bitmaps(cls, masks: np.ndarray, scores: np.ndarray | None = None) -> MaskSet:
         """A mask set from boolean masks of shape (N, H, W); parents are found by containment.
 
@@ -77,17 +129,30 @@ class MaskSet:
         masks = np.asarray(masks, bool)
         if masks.ndim != 3:
             raise UnSAMError(f'masks must have the shape (N, H, W), got {masks.shape}; one mask is masks[None]')
-        rles = encode_bitmaps(masks)
-        areas = masks.sum(axis=(1, 2), dtype=np.int64)
-        size_hw = masks.shape[1:]
-        return cls(
-            rles=rles,
-            scores=np.ones(len(masks), np.float32) if scores is None else np.asarray(scores, np.float32),
-            parents=_parents_by_containment(masks, areas),
-            areas=areas,
-            boxes_xyxy=_boxes_of_bitmaps(masks),
-            size_hw=size_hw,
-        )
+        return cls.from_rles(encode_bitmaps(masks), scores, masks.shape[1:])
+
+    @classmethod
+    def from_coco(cls, records: Sequence[Mapping[str, Any]], size_hw: tuple[int, int] | None = None) -> MaskSet:
+        """A mask set from the COCO annotations or results of one image, such as those of `to_coco`.
+
+        Args:
+            records: With ``segmentation`` as RLE; ``score``, or SA-1B's ``predicted_iou``, is 1 where it is missing;
+                ``parent`` is an index in this list, or -1. Without it in every record parents are found by containment.
+            size_hw: Height and width of the image in pixels; by default those of the first record.
+
+        Raises:
+            UnSAMError: If a segmentation is no RLE, or a value is out of range.
+        """
+        for index, record in enumerate(records):
+            if not isinstance(record.get('segmentation'), Mapping):
+                raise UnSAMError(
+                    f'record {index}: expected a segmentation as run lengths; convert polygons with '
+                    'unsam_mm.coco_files.segmentations.read_rles, then use MaskSet.from_rles'
+                )
+        scores = [record.get('score', record.get('predicted_iou', 1.0)) for record in records]
+        has_parents = len(records) > 0 and all('parent' in record for record in records)
+        parents = [record['parent'] for record in records] if has_parents else None
+        return cls.from_rles([record['segmentation'] for record in records], scores, size_hw, parents)
 
     @cached_property
     def granularity(self) -> np.ndarray:
@@ -143,6 +208,48 @@ class MaskSet:
             for i, rle in enumerate(self.rles)
         ]
 
+    def to_detections(self) -> Any:
+        """The masks as `supervision.Detections`, with class 0, and `granularity` and `parent` as data.
+
+        Raises:
+            UnSAMError: If the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise UnSAMError('supervision is not installed: pip install supervision') from error
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy.astype(np.float32),
+            mask=self.to_bitmaps(),
+            confidence=self.scores.astype(np.float32),
+            class_id=np.zeros(len(self), np.int64),
+            data={'granularity': self.granularity, 'parent': self.parents},
+        )
+
+    def to_instance_data(self) -> Any:
+        """The masks as `mmengine.structures.InstanceData`, with the tensors that MMDetection's detectors predict.
+
+        These are `bboxes` (N, 4) float32, `scores` (N,) float32, `labels` (N,) int64 zeros and `masks` (N, H, W) bool;
+        `granularity` (N,) float32 and `parents` (N,) int64 are added.
+
+        Raises:
+            UnSAMError: If MMEngine is not installed.
+        """
+        try:
+            from mmengine.structures import InstanceData
+        except ImportError as error:
+            raise UnSAMError("MMEngine is not installed: pip install 'unsam_mm[mm]'") from error
+        import torch
+
+        return InstanceData(
+            bboxes=torch.from_numpy(self.boxes_xyxy.astype(np.float32)),
+            scores=torch.from_numpy(self.scores.astype(np.float32)),
+            labels=torch.zeros(len(self), dtype=torch.long),
+            masks=torch.from_numpy(self.to_bitmaps()),
+            granularity=torch.from_numpy(self.granularity),
+            parents=torch.from_numpy(self.parents.astype(np.int64)),
+        )
+
 
 _FIELDS = {
     'scores': ('f', ()),
@@ -161,21 +268,9 @@ def _ancestors_beyond(parents: np.ndarray) -> np.ndarray:
     return ancestors
 
 
-def _boxes_of_bitmaps(masks: np.ndarray) -> np.ndarray:
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for i, mask in enumerate(masks):
-        ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(ys):
-            boxes[i] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
-    return boxes
-
-
-def _parents_by_containment(masks: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    parents = np.full(len(masks), -1, np.int64)
-    order = np.argsort(areas, kind='stable')
-    for rank, i in enumerate(order):
-        for j in order[rank + 1 :]:
-            if areas[j] > areas[i] and not (masks[i] & ~masks[j]).any():
-                parents[i] = j
-                break
-    return parents
+def _parents(rles: list[Rle], areas: np.ndarray) -> np.ndarray:
+    """(N,) parents by containment."""
+    if len(rles) == 0:
+        return np.zeros(0, np.int64)
+    inside = coco_mask.iou(rles, rles, [1] * len(rles))  # for crowds the intersection over the area of the first
+    return smallest_holders((inside == 1) | (areas == 0)[:, None], areas)

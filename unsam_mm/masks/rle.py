@@ -6,6 +6,7 @@ labels is assembled from the runs of the label map; its cost depends on the numb
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -27,49 +28,69 @@ _SOUND, _LOOSE, _NO_TEXT, _TOO_FAR, _WRONG_RUNS = range(5)
 
 
 class LabelRuns:
-    """The column-major runs of a label map, sorted by label.
+    """The column-major runs of a label map, grouped by label, from which the RLE of any set of labels is assembled.
 
     Args:
-        labels: (H, W) integer map with the values 0..n_labels - 1.
+        labels: (h, w) integers 0..n_labels - 1.
         n_labels: Number of labels.
+        corner_xy: Column and row of the map's first pixel in an image of which it is a part.
+        size_hw: Height and width of that image; by default those of the map.
     """
 
-    def __init__(self, labels: np.ndarray, n_labels: int) -> None:
-        self.size_hw = tuple(int(side) for side in labels.shape)
+    def __init__(
+        self,
+        labels: np.ndarray,
+        n_labels: int,
+        corner_xy: tuple[int, int] = (0, 0),
+        size_hw: tuple[int, int] | None = None,
+    ) -> None:
+        rows = labels.shape[0]
+        self.size_hw = tuple(int(side) for side in size_hw or labels.shape)
         flat = np.ascontiguousarray(labels.T).ravel()
-        starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
-        ends = np.r_[starts[1:], flat.size]
+        is_start = np.append(True, flat[1:] != flat[:-1])
+        is_start[::rows] = True  # in the image, columns of a part do not follow each other
+        starts = np.flatnonzero(is_start)
+        lengths = np.diff(starts, append=flat.size)
         order = np.argsort(flat[starts], kind='stable')
-        self._starts, self._ends = starts[order], ends[order]
         self._offsets = np.searchsorted(flat[starts][order], np.arange(n_labels + 1))
+        starts += (starts // rows + corner_xy[0]) * (self.size_hw[0] - rows) + corner_xy[0] * rows + corner_xy[1]
+        self._starts, self._ends = starts[order], (starts + lengths)[order]
+
+    def in_order(self, labels: np.ndarray) -> LabelRuns:
+        """The runs with label number labels[i], of (L,) int64 labels, as label i."""
+        counts = np.diff(self._offsets)[labels]
+        ordered = copy.copy(self)
+        ordered._offsets = np.append(0, np.cumsum(counts))
+        run = np.arange(ordered._offsets[-1]) + np.repeat(self._offsets[labels] - ordered._offsets[:-1], counts)
+        ordered._starts, ordered._ends = self._starts[run], self._ends[run]
+        return ordered
+
+    def edges(self, first: int, last: int) -> np.ndarray:
+        """(R, 2) int64 start and end (exclusive) of each run of the labels in [first, last), in the order of the image."""
+        return self._edges(slice(self._offsets[first], self._offsets[last]))
 
     def encode(self, first: int, last: int) -> Rle:
         """RLE of the pixels whose label lies in [first, last)."""
-        run = slice(self._offsets[first], self._offsets[last])
-        order = np.argsort(self._starts[run])
-        starts, ends = self._starts[run][order], self._ends[run][order]
-        return encode_runs(starts, ends, self.size_hw)
+        return encode_runs(self.edges(first, last), self.size_hw)
+
+    def encode_set(self, held: np.ndarray) -> Rle:
+        """RLE of the pixels whose label is held, by (L,) bool."""
+        return encode_runs(self._edges(np.repeat(held, np.diff(self._offsets))), self.size_hw)
+
+    def _edges(self, which: slice | np.ndarray) -> np.ndarray:
+        starts, ends = self._starts[which], self._ends[which]
+        order = np.argsort(starts)
+        return join_runs(starts[order], ends[order])
 
 
 def run_edges(rle: Rle) -> np.ndarray:
     """(R, 2) int64 start and end (exclusive) of each run of ones, in column-major pixel indices.
 
     Runs of length 0 in the encoding are removed and adjacent runs joined, so equal masks have equal runs.
-
-    COCO's compressed counts are little-endian base-32 numbers, five bits in each character, with a continuation bit and
-    a sign bit in the last character; from the fourth count on, the difference to the last but one is stored.
     """
-    digits = np.frombuffer(rle['counts'], np.uint8).astype(np.int64) - _ZERO
-    ends = np.flatnonzero((digits & _MORE) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
-    counts = np.add.reduceat((digits & 0x1F) << (5 * place), starts) if len(digits) else np.zeros(0, np.int64)
-    negative = (digits[ends] & _SIGN) > 0
-    counts = counts - (negative.astype(np.int64) << (5 * (place[ends] + 1)))
-    counts[1::2] = np.cumsum(counts[1::2])
-    counts[2::2] = np.cumsum(counts[2::2])
-    edges = np.cumsum(counts)[: len(counts) // 2 * 2]
-    if (counts[1:] == 0).any():
+    lengths = _run_lengths(np.frombuffer(rle['counts'], np.uint8))
+    edges = np.cumsum(lengths)[: len(lengths) // 2 * 2]
+    if (lengths[1:] == 0).any():
         edges, times = np.unique(edges, return_counts=True)
         edges = edges[times % 2 == 1]  # an edge that occurs twice separates no two different values
     return edges.reshape(-1, 2)
@@ -99,15 +120,12 @@ def encode_crop(bitmap: np.ndarray, top: int, left: int, size_hw: tuple[int, int
     starts, ends = (
         places[at // below] + at % below for at in (np.flatnonzero(changes == 1), np.flatnonzero(changes == -1))
     )
-    return encode_runs(starts, ends, size_hw)
+    return encode_runs(join_runs(starts, ends), size_hw)
 
 
 def decode_crop(rle: Rle, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
-    """(h, w) bool mask in a box that contains the whole mask; right and bottom edges are exclusive."""
-    x0, y0, x1, y1 = box_xyxy
-    out = np.zeros((x1 - x0, y1 - y0), bool)
-    _fill_columns(run_edges(rle), rle['size'][0], x0, y0, out)
-    return out.T
+    """(h, w) bool mask in a box of the image; right and bottom edges are exclusive."""
+    return draw_runs(run_edges(rle), rle['size'][0], *box_xyxy)
 
 
 def decode_rles(rles: list[Rle], size_hw: tuple[int, int]) -> np.ndarray:
@@ -127,6 +145,13 @@ def decode_rles(rles: list[Rle], size_hw: tuple[int, int]) -> np.ndarray:
             )
         _fill_columns(edges, height, 0, 0, out)
     return columns.swapaxes(1, 2)
+
+
+def draw_runs(edges: np.ndarray, height: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    """(y1 - y0, x1 - x0) bool mask, in a box, of the runs of an image of the given height; see `run_edges`."""
+    out = np.zeros((x1 - x0, y1 - y0), bool)
+    _fill_columns(edges, height, x0, y0, out)
+    return out.T
 
 
 def rle_to_json(rle: Rle) -> Rle:
@@ -189,7 +214,7 @@ def rles_from_json(rles: Sequence[Any], size_hw: Sequence[int] | None = None) ->
         if results[index] != _LOOSE:
             raise RleError(index, _reason(results[index], texts[index], sizes[index]))
         edges = run_edges(checked[index])
-        checked[index] = encode_runs(edges[:, 0], edges[:, 1], sizes[index])
+        checked[index] = encode_runs(edges, sizes[index])
     return checked
 
 
@@ -270,36 +295,26 @@ def _wrong_total(total: int, height: int, width: int) -> str:
 def _reason(result: int, text: bytes, size: tuple[int, int]) -> str:
     if result == _NO_TEXT:
         return f'counts are not COCO run lengths: {text[:20]!r}; the file is damaged; make it again'
-    runs = _runs_of_text(text)
-    if (shortest := min(runs)) < 0:
-        return f'the RLE has a run of {shortest} px; the file is damaged; make it again'
+    runs = _run_lengths(np.frombuffer(text, np.uint8))
+    if runs.min() < 0:
+        return f'the RLE has a run of {runs.min()} px; the file is damaged; make it again'
     if result == _TOO_FAR:
         return 'two runs of the RLE differ by more pixels than pycocotools supports; split the image into tiles'
-    return _wrong_total(sum(runs), *size)
+    return _wrong_total(runs.sum(), *size)
 
 
-def _runs_of_text(text: bytes) -> list[int]:
-    """The run lengths of a compressed encoding as integers of any size, for messages."""
-    runs, value, place = [], 0, 0
-    for code in text:
-        digit = code - _ZERO
-        value |= (digit & 31) << place
-        place += 5
-        if not digit & _MORE:
-            value -= (1 << place) if digit & _SIGN else 0
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = place = 0
-    return runs
-
-
-def encode_runs(starts: np.ndarray, ends: np.ndarray, size_hw: tuple[int, int]) -> Rle:
-    """RLE of (R,) ascending starts and ends (exclusive) of runs in column-major order; runs may be adjacent."""
-    height, width = size_hw
-    gap = starts[1:] != ends[:-1]  # adjacent runs of two labels or columns are joined
+def join_runs(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(R, 2) starts and ends of (R',) ascending runs, with adjacent runs joined, as those of two labels or columns."""
+    gap = starts[1:] != ends[:-1]
     first = np.ones(min(len(starts), 1), bool)
-    edges = np.stack([starts[np.r_[first, gap]], ends[np.r_[gap, first]]], axis=1).ravel()
-    counts = np.diff(edges, prepend=0)
-    n_left = height * width - int(edges[-1] if len(edges) else 0)
+    return np.stack([starts[np.append(first, gap)], ends[np.append(gap, first)]], axis=1)
+
+
+def encode_runs(edges: np.ndarray, size_hw: tuple[int, int]) -> Rle:
+    """RLE of (R, 2) starts and ends (exclusive) of runs, in column-major order and not adjacent."""
+    height, width = size_hw
+    counts = np.diff(edges.ravel(), prepend=0)
+    n_left = height * width - int(edges[-1, 1] if len(edges) else 0)
     if n_left:
         counts = np.append(counts, n_left)
     return coco_mask.frPyObjects({'size': [height, width], 'counts': counts.tolist()}, height, width)
@@ -307,14 +322,38 @@ def encode_runs(starts: np.ndarray, ends: np.ndarray, size_hw: tuple[int, int]) 
 
 @numba.njit(nogil=True, cache=True)
 def _fill_columns(edges, height, left, top, out):
+    """Draws runs into (columns, rows) of a box whose first column and row are given; pixels outside are left out."""
     for run in range(len(edges)):
         start, end = edges[run]
         while start < end:  # a run may continue in the next column
             column = start // height
             stop = min(end, (column + 1) * height)
             first = start - column * height - top
-            out[column - left, first : first + stop - start] = True
+            if 0 <= column - left < out.shape[0]:
+                out[column - left, max(first, 0) : max(first + stop - start, 0)] = True
             start = stop
+
+
+@numba.njit(nogil=True, cache=True)
+def _run_lengths(codes):
+    """(R,) int64 run lengths of one text.
+
+    COCO's compressed counts are little-endian base-32 numbers, five bits in each character, with a continuation bit and
+    a sign bit in the last character; from the fourth count on, the difference to the last but one is stored.
+    """
+    lengths = np.empty(len(codes), np.int64)
+    n_runs, value, shift = 0, 0, 0
+    for code in codes:
+        digit = np.int64(code) - _ZERO
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & _MORE:
+            if digit & _SIGN:
+                value -= 1 << shift
+            lengths[n_runs] = value + lengths[n_runs - 2] if n_runs > 2 else value
+            n_runs += 1
+            value, shift = 0, 0
+    return lengths[:n_runs].copy()
 
 
 @numba.njit(nogil=True, cache=True)
@@ -331,62 +370,48 @@ def _check_texts(codes, ends, n_pixels):
 @numba.njit(nogil=True, cache=True)
 def _check_text(codes, n_pixels):
     """Checks one text: `_SOUND`, an error, or `_LOOSE` if it is valid but not the form that pycocotools writes."""
-    total, n_runs, earlier, last = 0, 0, 0, 0
-    value, n_digits, before = 0, 0, 0
-    result = _SOUND
-    wrong = _SOUND  # error of the runs, returned only if the text itself is valid
+    result, too_far = _SOUND, False
+    n_digits, before = 0, 0
     for code in codes:
         digit = np.int64(code) - _ZERO
         if digit < 0 or digit >= 2 * _MORE or n_digits == 7:
             return _NO_TEXT
-        value |= (digit & 31) << (5 * n_digits)
         n_digits += 1
         if digit & _MORE:
             before = digit
             continue
-        if digit & _SIGN:
-            value -= 1 << (5 * n_digits)
-            if n_digits == 7 and wrong == _SOUND:
-                wrong = _TOO_FAR  # pycocotools extends signs of at most 32 bits
+        # pycocotools extends signs of at most 32 bits.
+        too_far |= n_digits == 7 and digit & _SIGN > 0
         if n_digits > 1 and ((digit == 0 and not before & _SIGN) or (digit == 31 and before & _SIGN)):
             result = _LOOSE  # a redundant digit
-        run = value + earlier if n_runs > 2 else value
-        if run < 0 or run > n_pixels - total:
-            wrong = _WRONG_RUNS
-            run = min(max(run, 0), n_pixels - total)
-        if run == 0 and n_runs > 0:
-            result = _LOOSE  # pycocotools computes wrong boxes and overlaps for runs of length 0
-        total += run
-        earlier, last = last, run
-        n_runs += 1
-        value, n_digits = 0, 0
-    if n_digits > 0 or n_runs == 0:
+        n_digits = 0
+    if n_digits > 0 or len(codes) == 0:
         return _NO_TEXT
-    if wrong != _SOUND:
-        return wrong
-    return result if total == n_pixels else _WRONG_RUNS
+    lengths = _run_lengths(codes)
+    left = n_pixels
+    for run in range(len(lengths)):
+        if lengths[run] < 0 or lengths[run] > left:
+            return _WRONG_RUNS
+        if lengths[run] == 0 and run > 0:
+            result = _LOOSE  # pycocotools computes wrong boxes and overlaps for runs of length 0
+        left -= lengths[run]
+    if left:
+        return _WRONG_RUNS
+    return _TOO_FAR if too_far else result
 
 
 @numba.njit(nogil=True, cache=True)
 def _measure_texts(codes, ends, heights):
     """(N,) areas and (N, 4) boxes of N valid, concatenated texts."""
     areas, boxes = np.zeros(len(ends), np.int64), np.zeros((len(ends), 4), np.int64)
-    at = 0
+    start = 0
     for mask in range(len(ends)):
         height, box = heights[mask], boxes[mask]
-        place, n_runs, earlier, last = 0, 0, 0, 0
-        while at < ends[mask]:
-            value, shift, more = 0, 0, True
-            while more:
-                digit = np.int64(codes[at]) - _ZERO
-                value |= (digit & 31) << shift
-                shift += 5
-                at += 1
-                more = digit & _MORE > 0
-                if not more and digit & _SIGN:
-                    value -= 1 << shift
-            run = value + earlier if n_runs > 2 else value
-            if n_runs % 2 and run > 0:
+        lengths = _run_lengths(codes[start : ends[mask]])
+        start, place = ends[mask], 0
+        for number in range(len(lengths)):
+            run = lengths[number]
+            if number % 2 and run > 0:
                 first, final = place // height, (place + run - 1) // height
                 top, bottom = place - first * height, place + run - final * height
                 if first != final:
@@ -396,6 +421,4 @@ def _measure_texts(codes, ends, heights):
                 areas[mask] += run
                 box[1], box[2], box[3] = min(box[1], top), final + 1, max(box[3], bottom)
             place += run
-            earlier, last = last, run
-            n_runs += 1
     return areas, boxes

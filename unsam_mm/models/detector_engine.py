@@ -15,6 +15,7 @@ from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.masks.granularity import granularity_area, nearest_area
 from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _PROMPTS_AT_ONCE = 32
 _GRANULARITIES = np.linspace(0, 1, 17)  # predicted by trained heads: the areas grow by a factor of 1.8
 
 
-class DetectorEngine:
+class DetectorEngine(Engine):
     """An `UnSAM` detector whose head is `UnSAMPromptHead` or `UnSAMJointHead`, for `UnSAMPredictor(engine=...)`.
 
     Needs the packages of the extra `mm`. If the weights of the head for several clicks, earlier masks and granularity

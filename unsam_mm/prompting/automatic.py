@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ from scipy import ndimage
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import Rle, decode_crop, decode_rles, encode_crop, rle_to_json, run_edges
+from unsam_mm.next_click import deepest_pixel
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.enlarged import first_of_equals, parents_among
 from unsam_mm.prompting.planes import LazyArray
 from unsam_mm.prompting.predictor import UnSAMPredictor
-from unsam_mm.prompting.windows import MaskCrop
 
 _NEIGHBOURS = np.ones((3, 3), bool)  # pixels are 8-connected
 _POINT_SIDE_PX = 1024  # masks are subsampled to this size to find their inner point
@@ -170,20 +169,14 @@ class UnSAMAutomaticMaskGenerator:
 
 def _cleaned(masks: MaskSet, stability: np.ndarray, min_area_px: int) -> tuple[MaskSet, np.ndarray]:
     """Masks without small holes and small components, and the (N,) stability of the remaining masks."""
-    crops = [_clean_crop(rle, box, min_area_px) for rle, box in zip(masks.rles, masks.boxes_xyxy, strict=True)]
-    cleaned = replace(
-        masks,
-        rles=[encode_crop(crop.bitmap, crop.top, crop.left, masks.size_hw) for crop in crops],
-        areas=np.array([crop.area for crop in crops], np.int64),
-        boxes_xyxy=np.array([crop.box_xyxy for crop in crops], np.float32).reshape(-1, 4),
-    )
-    firsts = first_of_equals([rle['counts'] for rle in cleaned.rles])
-    cleaned = replace(cleaned, parents=parents_among(firsts, cleaned.parents))
+    rles = [_cleaned_rle(rle, box, min_area_px) for rle, box in zip(masks.rles, masks.boxes_xyxy, strict=True)]
+    firsts = first_of_equals([rle['counts'] for rle in rles])
     kept = np.unique(firsts)
+    cleaned = MaskSet.from_rles(rles, masks.scores, masks.size_hw, parents_among(firsts, masks.parents))
     return cleaned[kept], stability[kept]
 
 
-def _clean_crop(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> MaskCrop:
+def _cleaned_rle(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> Rle:
     """Fills small holes, then removes small components, as Segment Anything's `remove_small_regions`."""
     height, width = rle['size']
     x0, y0, x1, y1 = (int(side) for side in box_xyxy)
@@ -200,8 +193,7 @@ def _clean_crop(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> MaskCrop:
     if (small == mask).all():
         parts, _ = ndimage.label(mask, _NEIGHBOURS)
         small &= parts != 1 + np.bincount(parts[mask] - 1).argmax()
-    crop = MaskCrop.from_mask(mask & ~small)
-    return replace(crop, top=crop.top + y0, left=crop.left + x0)
+    return encode_crop(mask & ~small, y0, x0, (height, width))
 
 
 def _small_parts(mask: np.ndarray, min_area_px: int) -> np.ndarray:
@@ -218,6 +210,5 @@ def _inner_point(rle: Rle, box_xyxy: np.ndarray) -> list[float]:
     crop = decode_crop(rle, (x0, y0, x1, y1))
     step = max(crop.shape) // _POINT_SIDE_PX + 1
     step = step if crop[::step, ::step].any() else 1
-    distance = ndimage.distance_transform_edt(np.pad(crop[::step, ::step], 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    (x, y), _ = deepest_pixel(crop[::step, ::step])
     return [float(x0 + x * step), float(y0 + y * step)]

@@ -11,15 +11,15 @@ from scipy import ndimage
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.rle import decode_rles
-from unsam_mm.prompting.engine import Engine
+from unsam_mm.masks.rle import decode_rles, encode_bitmaps
+from unsam_mm.prompting.engine import Engine, WrappedEngine
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
 
 _FACTOR = 2  # upsampling factor of both sides; a factor of three is worse
 _HALF = _FACTOR**2 // 2  # a pixel belongs to a mask if at least this many pixels of its block do
 
 
-class EnlargedEngine:
+class EnlargedEngine(WrappedEngine):
     """Wraps an engine and upsamples small images by two; prompts and masks refer to the original image.
 
     Args:
@@ -28,22 +28,13 @@ class EnlargedEngine:
     """
 
     def __init__(self, engine: Engine, up_to_px: int = 400) -> None:
-        self._engine, self._up_to_px, self._factor = engine, up_to_px, 1
+        super().__init__(engine)
+        self._up_to_px, self._factor = up_to_px, 1
 
     def __copy__(self) -> EnlargedEngine:
         copied = EnlargedEngine(copy.copy(self._engine), self._up_to_px)
         copied._factor = self._factor
         return copied
-
-    @property
-    def name(self) -> str:
-        """The name of the wrapped engine."""
-        return self._engine.name
-
-    @property
-    def device(self) -> str:
-        """The device of the wrapped engine."""
-        return self._engine.device
 
     @property
     def signature(self) -> str | None:
@@ -60,16 +51,14 @@ class EnlargedEngine:
     @property
     def hierarchy(self) -> MaskHierarchy | None:
         """The region trees of the image; None if it was upsampled, since their size is that of the upsampled image."""
-        return getattr(self._engine, 'hierarchy', None) if self._factor == 1 else None
+        return self._engine.hierarchy if self._factor == 1 else None
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Computes the embedding of an (H, W, 3) uint8 RGB image."""
         factor = _FACTOR if max(rgb.shape[:2]) <= self._up_to_px else 1
         self._engine.set_image(rgb if factor == 1 else enlarged(rgb))
         self._factor = factor
 
     def reset_image(self) -> None:
-        """Removes the image."""
         self._engine.reset_image()
 
     def answer(
@@ -130,7 +119,6 @@ class EnlargedEngine:
         self._engine, self._factor = engine, factor[0]
 
     def to(self, device: str) -> EnlargedEngine:
-        """Moves the networks to a device; returns itself."""
         self._engine = self._engine.to(device)
         return self
 
@@ -180,16 +168,9 @@ def _of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
 def _halved_set(seen: MaskSet, size_hw: tuple[int, int]) -> MaskSet:
     """Masks of the upsampled image as masks of the image; small masks may become empty."""
     halves = [
-        MaskSet.from_bitmaps(_block_counts(decode_rles([rle], seen.size_hw)) >= _HALF) for rle in seen.rles
+        encode_bitmaps(_block_counts(decode_rles([rle], seen.size_hw)) >= _HALF)[0] for rle in seen.rles
     ]  # one by one, to save memory
-    return MaskSet(
-        rles=[half.rles[0] for half in halves],
-        scores=seen.scores,
-        parents=seen.parents,
-        areas=np.array([half.areas[0] for half in halves], np.int64),
-        boxes_xyxy=np.array([half.boxes_xyxy[0] for half in halves], np.float32).reshape(-1, 4),
-        size_hw=size_hw,
-    )
+    return MaskSet.from_rles(halves, seen.scores, size_hw, seen.parents)
 
 
 def first_of_equals(keys: list[bytes]) -> np.ndarray:

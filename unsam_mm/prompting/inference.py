@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from unsam_mm.masks.ops import mask_iou
 from unsam_mm.prompting.nested_masks import (
     CandidateMask,
     LabelMap,
@@ -79,6 +80,23 @@ class ClickInference:
         self._cache: dict[tuple, Answer] = {}
         self._empty = _by_label(LabelMap(np.ones(source.grid.size_hw, bool), source.grid), [0.0])
 
+    def masks(
+        self, prompt: Prompt, multimask_output: bool, smallest_first: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(C, H, W) bool masks for a prompt, and their (C,) float32 scores; see `answer`.
+
+        Args:
+            prompt: The prompt.
+            multimask_output: Whether to return up to six masks, or the best one.
+            smallest_first: Whether to order them by size, or by score.
+        """
+        answer = self.answer(prompt)
+        candidates = answer.candidates if multimask_output else answer.candidates[:1]
+        order = list(range(len(candidates)))
+        if smallest_first:
+            order.sort(key=lambda i: candidates[i].n_points)
+        return masks_of([candidates[i] for i in order], self.source.grid.size_hw), answer.scores[order]
+
     def answer(self, prompt: Prompt) -> Answer:
         """The masks for a prompt; every mask agrees with every click.
 
@@ -90,15 +108,11 @@ class ClickInference:
         for count in range(0 if prompt.box_xyxy is not None else 1, len(points) + 1):
             mask_input = prompt.mask_input if count == len(points) else None
             so_far = Prompt(points[:count], positive[:count], prompt.box_xyxy, mask_input)
-            parts = (so_far.points_xy, so_far.positive, so_far.box_xyxy, so_far.mask_input)
-            key = tuple(None if part is None else part.tobytes() for part in parts)
-            answer = self._cache.get(key)
-            if answer is None:
-                answer = _Step(self.source, so_far, answers, self._empty).answer()
+            if so_far.key not in self._cache:
                 if len(self._cache) >= _N_CACHED:
                     self._cache.clear()
-                self._cache[key] = answer
-            answers.append(answer)
+                self._cache[so_far.key] = _Step(self.source, so_far, answers, self._empty).answer()
+            answers.append(self._cache[so_far.key])
         return answers[-1]
 
 
@@ -240,7 +254,7 @@ def _distinct(ranked: Iterator[tuple[CandidateMask, float]]) -> tuple[list[Candi
 
 def _is_alike(candidate: CandidateMask, other: CandidateMask) -> bool:
     smaller, larger = sorted((candidate.n_points, other.n_points))
-    return smaller > _DISTINCT_IOU * larger and _iou(candidate.sampled, other.sampled) > _DISTINCT_IOU
+    return smaller > _DISTINCT_IOU * larger and mask_iou(candidate.sampled, other.sampled) > _DISTINCT_IOU
 
 
 def _in_order(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +270,7 @@ def _in_order(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
 def _with_first(candidates: list[CandidateMask], earlier: LabelMap) -> list[CandidateMask]:
     """The candidates with that of the highest IoU with the mask input first, or with the mask input itself first."""
     mask = earlier.sampled == 0
-    ious = [_iou(candidate.sampled, mask) for candidate in candidates]
+    ious = [mask_iou(candidate.sampled, mask) for candidate in candidates]
     if ious and max(ious) >= _SAME_IOU:
         chosen = candidates[int(np.argmax(ious))]
         return [chosen, *(candidate for candidate in candidates if candidate is not chosen)]
@@ -276,10 +290,6 @@ def _by_label(label_map: LabelMap, log_prior: list[float]) -> NestedMasks:
     """Nested masks of which mask i holds the labels 0..i."""
     count = len(log_prior)
     return NestedMasks(label_map, np.minimum(np.arange(256), count), np.array(log_prior))
-
-
-def _iou(mask: np.ndarray, other: np.ndarray) -> float:
-    return np.count_nonzero(mask & other) / max(np.count_nonzero(mask | other), 1)
 
 
 def masks_of(candidates: list[CandidateMask], size_hw: tuple[int, int]) -> np.ndarray:

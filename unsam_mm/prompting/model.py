@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +12,21 @@ import numpy as np
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.prompting.inference import ClickInference, masks_of
-from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
-from unsam_mm.prompting.sources import RegionSource, TreeSource
-from unsam_mm.prompting.tree import hierarchy_of_arrays, tree_arrays
+from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.inference import ClickInference
+from unsam_mm.prompting.nested_masks import LabelMap, NestedMasks
+from unsam_mm.prompting.prompt import NO_IMAGE, Prompt, mask_of_logits
+from unsam_mm.prompting.tree import EPSILON, TreeSource
 from unsam_mm.student import RegionNet, RegionTokenizer, RegionTokens, propose, to_mask_set
 from unsam_mm.student.clicks import ClickableImage
-from unsam_mm.student.pixel_clicks import mask_at_granularity
 from unsam_mm.student.tokenizer import tokens_signature
 from unsam_mm.student.weights import load_weights
 
+_MODEL_WEIGHT = 0.2  # of the model's log prior of a mask; that of the trees has the rest
+_IOU_POWER = 4.0  # of the IoU of two masks, with which the prior of one is passed on to the other
 
-class RegionEngine:
+
+class RegionEngine(Engine):
     """Predicts masks with a trained `RegionNet` and the region trees of the image.
 
     The masks of the network are sets of at most 768 regions; the trees add smaller ones. See `ClickInference` for how
@@ -49,7 +52,7 @@ class RegionEngine:
         self._net, self._make_tokenizer, self.device = net.eval().to(device), tokenizer, str(device)
         self._tokenizer: RegionTokenizer | None = None
         self._image: ClickableImage | None = None
-        self._hierarchy: MaskHierarchy | None = None
+        self.hierarchy: MaskHierarchy | None = None
         self._clicks: ClickInference | None = None
 
     @classmethod
@@ -73,13 +76,7 @@ class RegionEngine:
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
-        """Height and width of the image; None if none is set."""
         return None if self._image is None else self._image.tokens.size_hw
-
-    @property
-    def hierarchy(self) -> MaskHierarchy | None:
-        """The region trees of the image; None if no image is set."""
-        return self._hierarchy
 
     def set_image(self, rgb: np.ndarray) -> None:
         """Computes tokens and trees of an (H, W, 3) uint8 RGB image."""
@@ -90,24 +87,20 @@ class RegionEngine:
         return ClickableImage(self._net, tokens)
 
     def _set(self, image: ClickableImage, hierarchy: MaskHierarchy) -> None:
-        self._image, self._hierarchy = image, hierarchy
+        self._image, self.hierarchy = image, hierarchy
         self._clicks = ClickInference(RegionSource(self._image, TreeSource(hierarchy, all_trees=True)))
 
     def reset_image(self) -> None:
-        """Removes the image."""
-        self._image = self._hierarchy = self._clicks = None
+        self._image = self.hierarchy = self._clicks = None
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(C, H, W) bool masks, best first, and (C,) float32 scores."""
         if granularity is not None:
             if prompt.contradicts_itself:
                 return np.zeros((0, *self.size_hw), bool), np.zeros(0, np.float32)
-            return mask_at_granularity(self._image, granularity, prompt.points_xy, prompt.positive, prompt.box_xyxy)
-        answer = self._clicks.answer(prompt)
-        count = len(answer.candidates) if multimask_output else 1
-        return masks_of(answer.candidates[:count], self.size_hw), answer.scores[:count]
+            return self._image.mask_at(granularity, prompt.points_xy, prompt.positive, prompt.box_xyxy)
+        return self._clicks.masks(prompt, multimask_output)
 
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
@@ -125,16 +118,11 @@ class RegionEngine:
         """The tokens and trees of the image; they do not depend on the network."""
         if self._image is None:
             raise UnSAMError(NO_IMAGE)
-        return vars(self._image.tokens) | tree_arrays(self._hierarchy)
+        return vars(self._image.tokens) | self.hierarchy.to_arrays()
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restores an embedding from `embedding`.
-
-        Raises:
-            UnSAMError: If the arrays are not tokens and trees of one image, or do not match the network.
-        """
         names = {field.name for field in fields(RegionTokens)}
-        hierarchy = hierarchy_of_arrays({name: values for name, values in arrays.items() if name not in names})
+        hierarchy = MaskHierarchy.from_arrays({name: values for name, values in arrays.items() if name not in names})
         try:
             tokens = RegionTokens(**{name: values for name, values in arrays.items() if name in names})
             if tokens.size_hw != hierarchy.size_hw:
@@ -146,10 +134,69 @@ class RegionEngine:
             ) from error
 
     def to(self, device: str) -> RegionEngine:
-        """Moves the network and the current image to a device; returns itself."""
         if str(device) != self.device:
             self.device, self._tokenizer = str(device), None
             self._net.to(device)
             if self._image is not None:
-                self._set(self._read(self._image.tokens), self._hierarchy)
+                self._set(self._read(self._image.tokens), self.hierarchy)
         return self
+
+
+class RegionSource:
+    """Candidate masks from the region model and from the region trees; the prior of each combines both.
+
+    Args:
+        image: Encoded by the region model.
+        trees: Source of tree regions for the same image.
+    """
+
+    def __init__(self, image: ClickableImage, trees: TreeSource) -> None:
+        self.grid, self._image, self._trees = trees.grid, image, trees
+        self._regions = LabelMap(image.tokens.labels, trees.grid)
+        self._areas = np.bincount(self._regions.sampled, minlength=len(image.tokens))
+
+    def at_point(self, point_xy: np.ndarray) -> list[NestedMasks]:
+        """The path from a pixel to the root, in every tree."""
+        return self._trees.at_point(point_xy)
+
+    def for_prompt(self, prompt: Prompt) -> list[NestedMasks]:
+        """The paths of the trees, and for a single click or box also the masks that the model predicts.
+
+        Later clicks do not run the network. On 220 segments of 24 images, five clicks reach an IoU of 74.4 without and
+        73.0 with it on BSDS500, 83.9 and 82.9 on DSB2018, in a third of the time.
+        """
+        if len(prompt.points_xy) + (prompt.box_xyxy is not None) > 1:
+            return self._trees.for_prompt(prompt)
+        members, scores = self._predictions(prompt)
+        log_scores = np.log(scores + EPSILON)
+        areas = members @ self._areas
+        nested_sets, log_tree_priors = [], np.full(len(members), np.log(EPSILON))
+        for nested in self._trees.for_prompt(prompt):
+            rows = nested.first_indices.astype(np.int64) * len(self._areas)
+            counts = np.bincount(rows + self._regions.sampled, minlength=(len(nested) + 1) * len(self._areas))
+            inside = counts.reshape(-1, len(self._areas)).cumsum(axis=0)[:-1]
+            shared = inside @ members.T
+            iou = shared / np.maximum(inside.sum(axis=1)[:, None] + areas - shared, 1)
+            log_iou = _IOU_POWER * np.log(iou + EPSILON)
+            from_trees = (log_iou + nested.log_prior[:, None]).max(axis=0, initial=-np.inf)
+            log_tree_priors = np.maximum(log_tree_priors, from_trees)
+            from_model = np.maximum((log_iou + log_scores).max(axis=1, initial=-np.inf), np.log(EPSILON))
+            nested_sets.append(replace(nested, log_prior=_combined(nested.log_prior, from_model)))
+        log_priors = _combined(log_tree_priors, log_scores)
+        predicted = [
+            NestedMasks(self._regions, np.where(held, 0, 1), log_priors[[i]]) for i, held in enumerate(members)
+        ]
+        return nested_sets + predicted
+
+    def _predictions(self, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, L) int64 masks as sets of regions, 0 or 1, and (Q,) float32 scores."""
+        previous = None
+        if prompt.mask_input is not None:
+            previous = mask_of_logits(prompt.mask_input, self.grid.size_hw)
+        clicks = self._image.clicks(prompt.points_xy, prompt.positive, prompt.box_xyxy, previous)
+        answers = self._image.ask(clicks)
+        return answers.masks.astype(np.int64), answers.scores
+
+
+def _combined(log_tree: np.ndarray, log_model: np.ndarray) -> np.ndarray:
+    return (1 - _MODEL_WEIGHT) * log_tree + _MODEL_WEIGHT * log_model

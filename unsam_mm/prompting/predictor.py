@@ -117,8 +117,7 @@ class UnSAMPredictor:
         """
         if not self.is_image_set:
             raise UnSAMError(NO_IMAGE)
-        hierarchy = getattr(self.engine, 'hierarchy', None)
-        if hierarchy is None:
+        if (hierarchy := self.engine.hierarchy) is None:
             raise UnSAMError(
                 f'the engine {self.engine.name!r} has no region tree of this image of {self.engine.size_hw} px: tiled and '
                 "enlarged images have none; use UnSAMPredictor(engine='tree')"
@@ -169,8 +168,6 @@ class UnSAMPredictor:
             ImageError: If an array is no plane, or not downsampled by a power of two.
             UnSAMError: If the predictor was made without `tile_px`.
         """
-        if not isinstance(self.engine, TiledEngine):
-            raise UnSAMError('planes are read in tiles; make the predictor with tile_px=1024')
         self.engine.set_plane(LazyPlane(plane, limits), store)
 
     def set_hierarchy(self, hierarchy: MaskHierarchy) -> None:
@@ -179,13 +176,19 @@ class UnSAMPredictor:
         Raises:
             UnSAMError: If the engine is not 'tree'.
         """
-        if not isinstance(self.engine, TreeEngine):
-            raise UnSAMError(f"the engine {self.engine.name!r} takes no region tree; use UnSAMPredictor(engine='tree')")
         self.engine.set_hierarchy(hierarchy)
 
     def reset_image(self) -> None:
         """Removes the image."""
         self.engine.reset_image()
+
+    def get_image_embedding(self) -> dict[str, np.ndarray]:
+        """The embedding of the current image as named arrays, which `save_embedding` writes.
+
+        Raises:
+            UnSAMError: If no image is set.
+        """
+        return self.engine.embedding()
 
     def save_embedding(self, path: str | Path) -> None:
         """Writes the embedding of the current image, which `load_embedding` reads.
@@ -197,7 +200,7 @@ class UnSAMPredictor:
             UnSAMError: If no image is set.
             StoreError: If the path has another suffix, or cannot be written.
         """
-        save_arrays(path, self.engine.name, self.engine.embedding())
+        save_arrays(path, self.engine.name, self.get_image_embedding())
 
     def load_embedding(self, path: str | Path) -> None:
         """Reads an embedding in place of `set_image`; neither the image nor the ViT is needed.
@@ -279,10 +282,7 @@ class UnSAMPredictor:
             UnSAMError: As for `predict`.
         """
         prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
-        if isinstance(self.engine, TiledEngine):
-            return self.engine.crops(prompt, multimask_output, granularity)
-        masks, scores = self.engine.answer(prompt, multimask_output, granularity)
-        return [MaskCrop.from_mask(mask) for mask in masks], scores
+        return self.engine.crops(prompt, multimask_output, granularity)
 
     def _checked(
         self,

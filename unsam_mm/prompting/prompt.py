@@ -61,6 +61,12 @@ class Prompt:
         return cls(points.astype(np.int64), positive, box, logits)
 
     @property
+    def key(self) -> tuple[bytes | None, ...]:
+        """Equal for equal prompts."""
+        parts = (self.points_xy, self.positive, self.box_xyxy, self.mask_input)
+        return tuple(None if part is None else part.tobytes() for part in parts)
+
+    @property
     def contradicts_itself(self) -> bool:
         """Whether one pixel has clicks of both kinds."""
         inside, outside = (set(map(tuple, self.points_xy[kind].tolist())) for kind in (self.positive, ~self.positive))
@@ -91,13 +97,6 @@ def mask_of_logits(logits: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """(H, W) bool mask from (256, 256) low-resolution logits."""
     rows, columns = _frame_shape(size_hw)
     return resize(logits[:rows, :columns], size_hw, order=1) > 0
-
-
-def box_iou(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """(N,) IoU of (N, 4) boxes x0, y0, x1, y1 with a (4,) box."""
-    overlap = np.clip(np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2]), 0, None).prod(axis=1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod() - overlap
-    return overlap / np.maximum(union, 1e-9)
 
 
 def _frame_shape(size_hw: tuple[int, int]) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.ops import box_intersections
 from unsam_mm.masks.rle import Rle, decode_rles, encode_crop
 from unsam_mm.prompting.windows import Window, WindowPyramid, upsample_mask
 
@@ -86,14 +87,8 @@ class PlaneMasks:
     def finished(self) -> tuple[MaskSet, np.ndarray]:
         """The masks, best first, and their (N,) float32 stability; a parent contains at least 95 % of a mask."""
         best = self._best()
-        masks = MaskSet(
-            rles=[mask.rle for mask in best],
-            scores=np.array([mask.score for mask in best], np.float32),
-            parents=_parents(best),
-            areas=np.array([mask.area for mask in best], np.int64),
-            boxes_xyxy=np.array([mask.box_xyxy for mask in best], np.float32).reshape(-1, 4),
-            size_hw=self._pyramid.size_hw,
-        )
+        rles, scores = [mask.rle for mask in best], [mask.score for mask in best]
+        masks = MaskSet.from_rles(rles, scores, self._pyramid.size_hw, _parents(best))
         return masks, np.array([mask.stability for mask in best], np.float32)
 
     def _same_as(self, mask: _Found, near: list[_Found]) -> _Found | None:
@@ -124,7 +119,9 @@ def _parents(masks: list[_Found]) -> np.ndarray:
     boxes, areas = _boxes_of([masks[i] for i in order]), np.array([masks[i].area for i in order])
     for i, mask in enumerate(masks):
         first = int(np.searchsorted(areas, mask.area, side='right'))
-        larger = first + np.flatnonzero(_shared_by_boxes(boxes[first:], mask.box_xyxy) >= _INSIDE * mask.area)
+        larger = first + np.flatnonzero(
+            box_intersections(boxes[first:], np.array(mask.box_xyxy)) >= _INSIDE * mask.area
+        )
         for some in np.split(larger, range(_PARENTS_AT_ONCE, len(larger), _PARENTS_AT_ONCE)):
             holding = order[some][_shares(mask.rle, [masks[j].rle for j in order[some]], of_first=True) >= _INSIDE]
             if len(holding):
@@ -141,14 +138,8 @@ def _boxes_of(masks: list[_Found]) -> np.ndarray:
 def _may_overlap(boxes: np.ndarray, areas: np.ndarray, mask: _Found, min_iou: float) -> np.ndarray:
     """Indices of masks, given by (N, 4) boxes and (N,) areas, whose IoU with a mask may exceed a minimum; ascending."""
     near = _overlapping(boxes, mask.box_xyxy)
-    shared = np.minimum(_shared_by_boxes(boxes[near], mask.box_xyxy), np.minimum(areas[near], mask.area))
+    shared = np.minimum(box_intersections(boxes[near], np.array(mask.box_xyxy)), np.minimum(areas[near], mask.area))
     return near[shared > min_iou * (areas[near] + mask.area - shared)]
-
-
-def _shared_by_boxes(boxes: np.ndarray, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
-    """(N,) intersections of (N, 4) boxes with a box in pixels, an upper bound for their masks."""
-    low, high = np.maximum(boxes[:, :2], box_xyxy[:2]), np.minimum(boxes[:, 2:], box_xyxy[2:])
-    return np.maximum(high - low, 0).prod(axis=1)
 
 
 def _overlapping(boxes: np.ndarray, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:

@@ -23,7 +23,7 @@ from unsam_mm.images import MIN_SIDE_PX
 from unsam_mm.masks.granularity import granularity_area
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
-from unsam_mm.prompting.engine import Engine
+from unsam_mm.prompting.engine import Engine, WrappedEngine
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import LOGIT_SIDE_PX, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt
 from unsam_mm.prompting.tiled_answers import Gathered, MasksBySize
@@ -37,7 +37,7 @@ _MAX_SIDE_PX = 2**31 - 1  # limit for the sides of a plane in an embedding file
 _MARGIN = 1 / 8  # distance between a prompt and the inner sides of a window, relative to the side of the window
 
 
-class TiledEngine:
+class TiledEngine(WrappedEngine):
     """Predicts masks on a plane of any size with an engine for images.
 
     Args:
@@ -55,19 +55,10 @@ class TiledEngine:
             raise UnSAMError(
                 f'tile_px must be at least {MIN_TILE_PX} and max_windows at least 1, got {tile_px} and {max_windows}'
             )
-        self._engine, self._tile_px, self._max_windows = engine, int(tile_px), max_windows
+        super().__init__(engine)
+        self._tile_px, self._max_windows = int(tile_px), max_windows
         self._store: Path | None = None
         self.reset_image()
-
-    @property
-    def name(self) -> str:
-        """The name of the engine for images."""
-        return self._engine.name
-
-    @property
-    def device(self) -> str:
-        """The device of the engine for images."""
-        return self._engine.device
 
     @property
     def signature(self) -> str | None:
@@ -143,10 +134,8 @@ class TiledEngine:
 
         On large planes most objects are smaller than a ten-thousandth of the plane, the granularity 0.
         """
-        parts = (prompt.points_xy, prompt.positive, prompt.box_xyxy, prompt.mask_input)
-        key = tuple(None if part is None else part.tobytes() for part in parts)
-        if self._by_size is None or self._by_size[0] != key:
-            self._by_size = key, MasksBySize(self, self._pyramid, self._windows_for(prompt), prompt)
+        if self._by_size is None or self._by_size[0] != prompt.key:
+            self._by_size = prompt.key, MasksBySize(self, self._pyramid, self._windows_for(prompt), prompt)
         return self._by_size[1].answer(area_px)
 
     def ask(self, window: Window, prompt: Prompt, granularity: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from unsam_mm.masks.ops import extent
+
 _SIDE_OVER_RIM = 64  # side of a window over the width of its rims: 16 of 1024 px, the reach of the filters
 
 
@@ -187,14 +189,6 @@ def upsample_mask(mask: np.ndarray, window: Window, size_hw: tuple[int, int]) ->
     drawn = around[1:-1, 1:-1].copy() if window.level == 0 else _enlarged(around, window.scale)
     top, left = (window.top + rows) * window.scale, (window.left + columns) * window.scale
     return MaskCrop(drawn[: size_hw[0] - top, : size_hw[1] - left], top, left, window.level)
-
-
-def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Bounding box of an (H, W) bool mask: top, bottom, left, right, with exclusive ends; zeros if it is empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
-        return 0, 0, 0, 0
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
 @numba.njit(nogil=True, cache=True)

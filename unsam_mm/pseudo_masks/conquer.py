@@ -35,27 +35,20 @@ class SuperpixelMeans:
     """Mean features and colour of superpixels.
 
     Attributes:
-        areas_px: (L,) int64.
         features: (L, C) float64 patch features.
         lab: (L, 3) float64 CIE Lab colour.
     """
 
-    areas_px: np.ndarray
     features: np.ndarray
     lab: np.ndarray
 
     @classmethod
     def from_features(cls, superpixels: Superpixels, features: PatchFeatures) -> SuperpixelMeans:
         """Means over the superpixels of an image and its patch features."""
-        areas = np.bincount(superpixels.labels.ravel(), minlength=superpixels.count)
-        return cls(areas, _superpixel_means(superpixels, areas, features), _superpixel_colours(superpixels, areas))
-
-
-def conquer(
-    superpixels: Superpixels, features: PatchFeatures, growths: Sequence[GrowthSettings]
-) -> list[MaskHierarchy]:
-    """Same as `grow_trees`, from the patch features of the image."""
-    return grow_trees(superpixels, SuperpixelMeans.from_features(superpixels, features), growths)
+        partition = superpixels.partition
+        sums = [partition.sums(superpixels.colour.lab[..., channel]) for channel in range(3)]
+        lab = np.stack(sums, axis=1) / partition.areas[:, None]
+        return cls(_superpixel_means(superpixels, partition.areas, features), lab)
 
 
 def grow_trees(
@@ -72,7 +65,7 @@ def grow_trees(
         means: Features and colours of these superpixels.
         growths: Weights, one entry for each tree; at least one.
     """
-    areas = means.areas_px
+    areas = superpixels.partition.areas
     semantic, colour = _standardised(means.features, areas), _standardised(means.lab, areas)
     typical = (
         max(float(np.average(superpixels.edge_strength, weights=superpixels.edge_lengths_px)), 1e-6)
@@ -84,16 +77,10 @@ def grow_trees(
         described = np.concatenate([semantic, growth.colour_weight * colour], axis=1)
         borders = Borders(superpixels.edge_lengths_px, superpixels.edge_strength / typical, growth.border_weight)
         parent, similarity = merge_regions(described, areas, superpixels.edges, borders)
-        height = np.concatenate([np.zeros(superpixels.count, np.float32), np.maximum(1.0 - similarity, 0)])
-        return MaskHierarchy.from_merges(superpixels.labels, parent, height)
+        height = np.concatenate([np.zeros(len(superpixels), np.float32), np.maximum(1.0 - similarity, 0)])
+        return MaskHierarchy.from_merges(superpixels.partition, parent, height)
 
     return threads.run_parallel([partial(grow, growth) for growth in growths])
-
-
-def _superpixel_colours(superpixels: Superpixels, areas: np.ndarray) -> np.ndarray:
-    """(L, 3) mean Lab colour of each superpixel."""
-    labels, lab = superpixels.labels.ravel(), superpixels.colour.lab
-    return np.stack([np.bincount(labels, lab[..., channel].ravel()) / areas for channel in range(3)], axis=1)
 
 
 def _superpixel_means(superpixels: Superpixels, areas: np.ndarray, features: PatchFeatures) -> np.ndarray:
@@ -111,7 +98,7 @@ def _superpixel_means(superpixels: Superpixels, areas: np.ndarray, features: Pat
         (row, row_weight), (column, column_weight) = of_rows, of_columns
         patch = (row[:, None] * columns + column[None]).ravel()
         weight = (row_weight[:, None] * column_weight[None]).ravel()
-        return sparse.coo_matrix((weight, (flat_labels, patch)), shape=(superpixels.count, rows * columns)).tocsr()
+        return sparse.coo_matrix((weight, (flat_labels, patch)), shape=(len(superpixels), rows * columns)).tocsr()
 
     shares = threads.run_parallel([partial(share, *cells) for cells in product((top, below), (left, right))])
     return (sum(shares[1:], shares[0]) @ features.grid.reshape(rows * columns, channels)) / areas[:, None]

@@ -14,8 +14,10 @@ from scipy import ndimage
 from skimage.measure import label
 
 from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.partition import Partition
+from unsam_mm.masks.tree import inherit, nested_regions
 from unsam_mm.pseudo_masks.ranking import RankedTree
-from unsam_mm.pseudo_masks.superpixels import ColourEdges, superpixels_from_labels
+from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels
 
 _OUTLIERS_PERCENT = 0.2  # of the pixels lie below the lowest level, and as many above the highest
 
@@ -42,15 +44,17 @@ def level_set_tree(
     if not bright:
         level = n_levels - 1 - level
     zones = label(level, connectivity=1, background=-1) - 1
-    area = np.bincount(zones.ravel())
-    zone_level = np.empty(len(area), np.int64)
+    partition = Partition(zones)
+    edges, _, _ = partition.borders(colour.strength)
+    zone_level = np.empty(len(partition), np.int64)
     zone_level[zones.ravel()] = level.ravel()
-    edges = superpixels_from_labels(zones, colour).edges
     # Two adjacent zones join at the lower of their levels.
     order = np.argsort(-zone_level[edges].min(axis=1), kind='stable')
-    leaf, parent, depth, is_region = _region_tree(edges[order], zone_level, area, min_area_px)
-    partition = superpixels_from_labels(leaf[zones].astype(np.int32), colour)
-    return RankedTree(MaskHierarchy.from_merges(partition.labels, parent, depth / n_levels), partition, is_region)
+    leaf, parent, depth, is_region = _region_tree(edges[order], zone_level, partition.areas, min_area_px)
+    superpixels = Superpixels(leaf[zones], colour)
+    return RankedTree(
+        MaskHierarchy.from_merges(superpixels.partition, parent, depth / n_levels), superpixels, is_region
+    )
 
 
 def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_area_px: int):
@@ -60,34 +64,17 @@ def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_are
     up = np.where(binary_parent >= 0, binary_parent, len(binary_parent) - 1)
     is_region = (binary_level > binary_level[up]) & (binary_area >= min_area_px)
     is_region[-1] = True
-    holder = np.arange(len(binary_parent))  # nearest region at or above each node
-    _inherit(holder, is_region, binary_parent)
     regions = np.flatnonzero(is_region)
-    number = np.full(len(holder), -1)
+    number = np.full(len(binary_parent), -1)  # of the nearest region at or above each node
     number[regions] = np.arange(len(regions))
-    region_parent = np.append(number[holder[binary_parent[regions[:-1]]]], -1)
-    has_own_zones = np.bincount(number[holder[: len(level)]], minlength=len(regions)) > 0
-    has_children = np.bincount(region_parent[:-1], minlength=len(regions)) > 0
-    leaf_of = np.cumsum(has_own_zones) - 1
-    n_leaves = int(has_own_zones.sum())
-    node_of = np.where(has_children, n_leaves + np.cumsum(has_children) - 1, leaf_of)
-    parent = np.full(n_leaves + int(has_children.sum()), -1, np.int64)
-    own_part = has_children & has_own_zones
-    parent[leaf_of[own_part]] = node_of[own_part]
-    parent[node_of[:-1]] = node_of[region_parent[:-1]]
+    inherit(number, binary_parent, -1)
+    region_parent = np.append(number[binary_parent[regions[:-1]]], -1)
+    leaf, parent, node = nested_regions(number[: len(level)], region_parent)
     depth = np.zeros(len(parent))
-    depth[node_of] = level.max() - binary_level[regions]
-    is_region = np.ones(len(parent), bool)
-    is_region[leaf_of[own_part]] = False
-    return leaf_of[number[holder[: len(level)]]], parent, depth, is_region
-
-
-@numba.njit(nogil=True, cache=True)
-def _inherit(holder, is_region, parent):
-    """Assigns each node that is no region the holder of its parent."""
-    for node in range(len(holder) - 2, -1, -1):
-        if not is_region[node]:
-            holder[node] = holder[parent[node]]
+    depth[node] = level.max() - binary_level[regions]
+    is_node = np.zeros(len(parent), bool)
+    is_node[node] = True
+    return leaf.astype(np.int32), parent, depth, is_node
 
 
 @numba.njit(nogil=True, cache=True)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
-import numba
 import numpy as np
 
 from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
-from unsam_mm.masks.hierarchy import MaskHierarchy, sum_over_descendants
-from unsam_mm.masks.overlaps import ious
+from unsam_mm.masks.hierarchy import MaskHierarchy, ious
+from unsam_mm.masks.ops import soft_nms
+from unsam_mm.masks.tree import sum_over_descendants
 from unsam_mm.pseudo_masks.superpixels import Superpixels
 
 _MIN_EDGE = 0.02  # lower bound of the edge strength, relative to its mean in the image
@@ -30,7 +30,7 @@ class RankedTree:
 
     Attributes:
         tree: A tree over the superpixels.
-        superpixels: The superpixels in their own numbering, which differs from that of the tree.
+        superpixels: The superpixels; they are the partition of the tree.
         is_mask: (N,) bool; False for nodes that are no masks of their own. Leaves are numbered as in `superpixels`.
     """
 
@@ -106,14 +106,17 @@ def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> Mas
     Returns:
         The first tree with its scores, and with the other trees as its alternatives.
     """
-    qualities = _without_repeats(ranked, threads.run_parallel([partial(_quality, entry, settings) for entry in ranked]))
-    nodes = _best(qualities, settings.candidates)
     trees = [entry.tree for entry in ranked]
+    qualities = _without_repeats(trees, threads.run_parallel([partial(_quality, entry, settings) for entry in ranked]))
+    nodes = _best(qualities, settings.candidates)
     overlap = ious(trees, nodes)
     source = np.repeat(np.arange(len(trees)), [len(chosen) for chosen in nodes])
     quality = np.concatenate([values[chosen] for values, chosen in zip(qualities, nodes, strict=True)])
     quality *= _cross_tree_consensus(overlap, source) ** settings.cross_tree_consensus
-    score = soft_nms(quality, overlap, settings.repetition, settings.sharpness)
+    score = np.zeros(len(quality))
+    # The effect of IoUs up to one half is negligible.
+    kept, score_when_kept = soft_nms(quality, overlap, settings.repetition, settings.sharpness, least_iou=0.5)
+    score[kept] = score_when_kept
     scores = _scores(qualities, nodes, score)
     first, *others = (replace(tree, score=values) for tree, values in zip(trees, scores, strict=True))
     return replace(first, alternatives=tuple(others))
@@ -128,7 +131,7 @@ def _quality(entry: RankedTree, settings: RankingSettings) -> np.ndarray:
     inner = quality[:-1]
     # The root has no boundary and no parent, so it gets the median quality.
     quality[-1] = np.median(inner) if len(inner) else 1.0
-    return np.where(_renumbered(entry.is_mask, entry), quality, 0.0)
+    return np.where(entry.tree.tree.renumbered(entry.is_mask), quality, 0.0)
 
 
 def measure_cues(entry: RankedTree) -> Cues:
@@ -139,8 +142,8 @@ def measure_cues(entry: RankedTree) -> Cues:
     boundaries.
     """
     tree, superpixels = entry.tree, entry.superpixels
-    pairs = entry.superpixels.numbers_in(entry.tree.leaf_labels)[superpixels.edges]
-    meet = lowest_common_ancestors(tree, pairs)
+    pairs = tree.tree.position[superpixels.edges]
+    meet = tree.tree.common_ancestors(pairs)
     typical = max(float(superpixels.colour.strength.mean()), 1e-6)
     least = _MIN_EDGE * typical
     lengths = superpixels.edge_lengths_px.astype(np.float64)
@@ -154,8 +157,7 @@ def measure_cues(entry: RankedTree) -> Cues:
     resistance = np.maximum(around(lengths / (superpixels.edge_strength + least)), 1e-9)
     height, width = tree.size_hw
     outline_px = tree.border_share * 2 * (height + width)
-    rises = np.zeros(len(tree))
-    rises[:-1] = tree.height[tree.parent[:-1]] - tree.height[:-1]
+    rises = tree.tree.rise.astype(np.float64)
     return Cues(
         edge=np.where(border_px > 0.5, border_px / resistance, least) / typical,
         roughness=(border_px + outline_px) / np.sqrt(tree.area),
@@ -166,74 +168,21 @@ def measure_cues(entry: RankedTree) -> Cues:
 
 
 def _fullness(tree: MaskHierarchy) -> np.ndarray:
-    of_leaves = _moments(tree.leaf_labels, tree.n_leaves)
-    of_nodes = np.zeros((len(of_leaves), len(tree)))
-    of_nodes[:, : tree.n_leaves] = of_leaves
-    y, x, yy, xx, xy = (sum_over_descendants(sums, tree.parent) / tree.area for sums in of_nodes)
+    y, x, yy, xx, xy = tree.moments / tree.area
     pixel = 1 / 12  # a pixel is a square, not a point
     var_y, var_x = yy - y**2 + pixel, xx - x**2 + pixel
     spread = np.maximum(var_y * var_x - (xy - x * y) ** 2, pixel**2)
     return tree.area / (4 * np.pi * np.sqrt(spread))
 
 
-@numba.njit(nogil=True, cache=True)
-def _moments(labels, n_labels):
-    """(5, n_labels) float64 sums of y, x, y * y, x * x and x * y of the pixels of each label."""
-    sums = np.zeros((5, n_labels))
-    for y in range(labels.shape[0]):
-        for x in range(labels.shape[1]):
-            label = labels[y, x]
-            sums[0, label] += y
-            sums[1, label] += x
-            sums[2, label] += y * y
-            sums[3, label] += x * x
-            sums[4, label] += x * y
-    return sums
-
-
-def _renumbered(values: np.ndarray, entry: RankedTree) -> np.ndarray:
-    moved = values.copy()
-    moved[entry.superpixels.numbers_in(entry.tree.leaf_labels)] = values[: entry.tree.n_leaves]
-    return moved
-
-
-def lowest_common_ancestors(tree: MaskHierarchy, pairs: np.ndarray) -> np.ndarray:
-    """(K,) lowest common ancestor of the two leaves of each of (K, 2) pairs."""
-    low, high = pairs.min(axis=1), pairs.max(axis=1)
-    meet = low.copy()
-    apart = np.arange(len(meet))
-    while len(apart):
-        apart = apart[(tree.first_leaf[meet[apart]] > low[apart]) | (tree.last_leaf[meet[apart]] <= high[apart])]
-        meet[apart] = tree.parent[meet[apart]]
-    return meet
-
-
-def _without_repeats(ranked: Sequence[RankedTree], qualities: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The qualities, with 0 for each region that equals a region of an earlier tree.
-
-    Regions are compared by a hash: the sum of random numbers of their pixels.
-    """
-    numbers = np.random.default_rng(0).integers(1 << 63, size=ranked[0].tree.leaf_labels.size, dtype=np.uint64)
-    sums = []
-    for entry in ranked:
-        of_leaves = _sums(numbers, entry.tree.leaf_labels.ravel(), entry.tree.n_leaves)
-        below = np.concatenate([np.zeros(1, np.uint64), np.cumsum(of_leaves)])
-        sums.append(below[entry.tree.last_leaf] - below[entry.tree.first_leaf])
-    pooled, quality = np.concatenate(sums), np.concatenate(qualities)
+def _without_repeats(trees: Sequence[MaskHierarchy], qualities: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The qualities, with 0 for each region that equals a region of an earlier tree."""
+    hashes, quality = np.concatenate([tree.hashes for tree in trees]), np.concatenate(qualities)
     candidates = np.flatnonzero(quality > 0)
-    _, firsts = np.unique(pooled[candidates], return_index=True)
+    _, firsts = np.unique(hashes[candidates], return_index=True)
     once = np.zeros(len(quality))
     once[candidates[firsts]] = quality[candidates[firsts]]
     return np.split(once, np.cumsum([len(values) for values in qualities])[:-1])
-
-
-@numba.njit(nogil=True, cache=True)
-def _sums(numbers, labels, n_labels):
-    """(n_labels,) uint64 sum, modulo 2 ** 64, of the numbers of each label's pixels."""
-    sums = np.zeros(n_labels, np.uint64)
-    for pixel in range(len(labels)):
-        sums[labels[pixel]] += numbers[pixel]
-    return sums
 
 
 def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
@@ -253,27 +202,6 @@ def _cross_tree_consensus(overlap: np.ndarray, source: np.ndarray) -> np.ndarray
     """
     best = [overlap[:, source == tree].max(axis=1) for tree in np.unique(source)]
     return np.maximum(np.mean(best, axis=0), 1e-3) if best else np.ones(0)
-
-
-@numba.njit(nogil=True, cache=True)
-def soft_nms(quality, overlap, repetition, sharpness):
-    """Soft non-maximum suppression: (K,) float64 scores at the time of selection.
-
-    The best remaining candidate is selected; each other loses the fraction `repetition` * IoU ** `sharpness` of its
-    score.
-    """
-    left = quality.copy()
-    score = np.zeros(len(quality))
-    for _ in range(len(quality)):
-        best = left.argmax()
-        if left[best] <= 0:
-            break
-        score[best] = left[best]
-        left[best] = -1
-        for other in range(len(left)):
-            if left[other] > 0 and overlap[best, other] > 0.5:  # the effect of smaller IoUs is negligible
-                left[other] *= 1 - repetition * overlap[best, other] ** sharpness
-    return score
 
 
 def _scores(qualities: Sequence[np.ndarray], nodes: Sequence[np.ndarray], score: np.ndarray) -> list[np.ndarray]:

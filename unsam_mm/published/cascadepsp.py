@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from unsam_mm.errors import UnSAMError, WeightsError, explained
+from unsam_mm.masks.ops import extent, mask_iou
 
 _LONG_SIDE_PX = (100, 900)
 _THRESHOLD = 128
@@ -92,8 +93,8 @@ class CascadePSPRefiner:
         refined[rows, columns] = self._refine(
             image[rows, columns], mask[rows, columns], int(np.clip(long_side, *_LONG_SIDE_PX))
         )
-        overlap = (mask & refined).sum() / (mask | refined).sum()
-        return refined if refined.mean() <= _MAX_RELATIVE_AREA and overlap >= _MIN_IOU else None
+        is_kept = refined.mean() <= _MAX_RELATIVE_AREA and mask_iou(mask, refined) >= _MIN_IOU
+        return refined if is_kept else None
 
     def _refine(self, image: np.ndarray, mask: np.ndarray, long_side_px: int) -> np.ndarray:
         # The examples of the package read images with OpenCV, as BGR.
@@ -103,8 +104,8 @@ class CascadePSPRefiner:
 
 def _crop(mask: np.ndarray) -> tuple[slice, slice]:
     """A square crop around the centre of the mask's box, with twice its longer side, clipped to the image."""
-    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    sides = [(int(at[0]), int(at[-1]) + 1) for at in (ys, xs)]
+    top, bottom, left, right = extent(mask)
+    sides = ((top, bottom), (left, right))
     reach = max(last - first for first, last in sides)
     return tuple(
         slice(int(max(0, (first + last) / 2 - reach)), int(min(length, (first + last) / 2 + reach)))

@@ -18,6 +18,7 @@ from scipy import ndimage
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh, lobpcg
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.masks.ops import mask_iou
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
 from unsam_mm.threads import without_warnings
 
@@ -85,9 +86,7 @@ class MaskCutDivider:
         """The refined mask with holes filled, or None if its IoU with the mask is too low."""
         refined = mask if self._refine_mask is None else self._refine_mask(image, mask)
         refined = ndimage.binary_fill_holes(refined)
-        union = np.count_nonzero(refined | mask)
-        same = union > 0 and np.count_nonzero(refined & mask) >= _MIN_IOU_AFTER_REFINEMENT * union
-        return refined if same else None
+        return refined if mask_iou(refined, mask) >= _MIN_IOU_AFTER_REFINEMENT else None
 
 
 def maskcut(

@@ -15,7 +15,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from unsam_mm.masks.rle import Rle, areas_and_boxes
+from unsam_mm.masks.ops import box_intersections
+from unsam_mm.masks.rle import LabelRuns, Rle, areas_and_boxes, join_runs
+from unsam_mm.masks.tree import Tree
 from unsam_mm.pseudo_masks.merging import merge_regions
 
 _CUBIC = -0.75  # parameter of Keys' cubic kernel, as in torch's bicubic interpolation
@@ -50,6 +52,20 @@ class PatchClusters:
         member[self.order[self.first[cluster] : self.last[cluster]]] = True
         return member.reshape(self.grid_hw)
 
+    def partition_runs(
+        self, patch_of_pixel: np.ndarray, corner_xy: tuple[int, int], size_hw: tuple[int, int]
+    ) -> LabelRuns:
+        """Runs of a partition of a crop, so that the masks of clusters nest: label i is the patch ``order[i]``.
+
+        Args:
+            patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the crop.
+            corner_xy: Column and row of the first pixel of the crop in the image.
+            size_hw: Height and width of the image.
+        """
+        position = np.empty(len(self.order), np.int64)
+        position[self.order] = np.arange(len(self.order))
+        return LabelRuns(position[patch_of_pixel], len(self.order), corner_xy, size_hw)
+
 
 def cluster_patches(
     grid: np.ndarray, thresholds: tuple[float, ...], min_patches: int = 4, inside: np.ndarray | None = None
@@ -81,12 +97,13 @@ def cluster_patches(
         features = features if len(patches) == len(features) else features[patches]
         edges = _grid_edges(np.where(parts == part, number.reshape(rows, columns), -1))
         parent, similarity = merge_regions(features, np.ones(len(patches)), edges)
-        order, first, last = _depth_first(parent, len(patches))
-        present = _levels(parent, similarity, thresholds)
+        tree = Tree.from_merges(parent, np.zeros(len(parent)))
+        first, last = tree.first_leaf, tree.last_leaf
+        present = tree.renumbered(_levels(parent, similarity, thresholds))
         kept = present.any(axis=1) & (last - first >= min_patches)
         if n_parts == 1:
             kept[-1] = False
-        orders.append(patches[order])
+        orders.append(patches[tree.order])
         firsts.append(first[kept] + n_ordered)
         lasts.append(last[kept] + n_ordered)
         levels.append(present[kept])
@@ -121,25 +138,6 @@ def _levels(parent: np.ndarray, similarity: np.ndarray, thresholds: tuple[float,
     born = np.maximum(np.arange(len(parent)) - n_leaves, -1)
     ended = np.where(parent >= 0, parent - n_leaves, n_leaves)
     return (born[:, None] < done) & (done <= ended[:, None])
-
-
-@numba.njit(nogil=True, cache=True)
-def _depth_first(parent, n_leaves):
-    """Leaves in depth-first order, and the interval of each node in that order."""
-    size = np.zeros(len(parent), np.int64)
-    size[:n_leaves] = 1
-    for node in range(len(parent) - 1):
-        size[parent[node]] += size[node]
-    first = np.zeros(len(parent), np.int64)
-    cursor = np.zeros(len(parent), np.int64)
-    for node in range(len(parent) - 2, -1, -1):  # a parent comes before its children
-        up = parent[node]
-        first[node] = cursor[node] = cursor[up]
-        cursor[up] += size[node]
-    order = np.empty(n_leaves, np.int64)
-    for leaf in range(n_leaves):
-        order[first[leaf]] = leaf
-    return order, first, first + size
 
 
 @numba.njit(nogil=True, cache=True)
@@ -231,8 +229,7 @@ def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
     kept = np.zeros(0, np.int64)
     for i in np.argsort(-areas, kind='stable'):
         close = kept[areas[i] / areas[kept] > max_iou]
-        low, high = np.maximum(boxes[close, :2], boxes[i, :2]), np.minimum(boxes[close, 2:], boxes[i, 2:])
-        close = close[np.maximum(high - low, 0).prod(axis=1) / areas[close] > max_iou]
+        close = close[box_intersections(boxes[close], boxes[i]) / areas[close] > max_iou]
         if not len(close) or not (coco_mask.iou([rles[i]], [rles[j] for j in close], [0] * len(close)) > max_iou).any():
             kept = np.append(kept, i)
     return np.sort(kept)
@@ -256,68 +253,7 @@ class BicubicPixels:
     def runs(self, cluster: int) -> np.ndarray:
         """(R, 2) int64 starts and ends of the runs of one cluster, in column-major order of the image."""
         member = self._clusters.patches(cluster).astype(np.float32)
-        return _joined(_bicubic_runs(member, *self._rows, *self._columns, *self._corner, self._height))
-
-
-class PartitionPixels:
-    """Masks of clusters from a partition of the pixels into patches, so that clusters stay nested.
-
-    Args:
-        clusters: Clusters of the patches of a crop.
-        patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the crop.
-        box_xyxy: The crop in the image, in pixels; right and bottom edges exclusive.
-        height: Height of the image.
-    """
-
-    def __init__(
-        self,
-        clusters: PatchClusters,
-        patch_of_pixel: np.ndarray,
-        box_xyxy: tuple[int, int, int, int],
-        height: int,
-    ) -> None:
-        x0, y0 = box_xyxy[:2]
-        position = np.empty(len(clusters.order), np.int64)
-        position[clusters.order] = np.arange(len(clusters.order))
-        labels = position[patch_of_pixel].T
-        new = np.ones(labels.shape, bool)
-        new[:, 1:] = labels[:, 1:] != labels[:, :-1]
-        x, y = np.nonzero(new)
-        flat = np.flatnonzero(new)
-        length = np.diff(flat, append=labels.size)
-        start = (x + x0) * height + y + y0
-        order = np.argsort(labels[x, y], kind='stable')
-        self._runs = np.stack([start, start + length], axis=1)[order]
-        self._offsets = np.searchsorted(labels[x, y][order], np.arange(len(position) + 1))
-        self._clusters = clusters
-
-    def runs(self, cluster: int) -> np.ndarray:
-        """(R, 2) int64 starts and ends of the runs of one cluster, in column-major order of the image."""
-        low, high = self._offsets[[self._clusters.first[cluster], self._clusters.last[cluster]]]
-        return _joined(self._runs[low:high][np.argsort(self._runs[low:high, 0])])
-
-
-@numba.njit(nogil=True, cache=True)
-def draw_runs(runs, height, x0, y0, x1, y1):
-    """(y1 - y0, x1 - x0) uint8 mask of runs of an image of the given height, in a box that contains all of them."""
-    drawn = np.zeros((x1 - x0, y1 - y0), np.uint8)
-    for run in range(len(runs)):
-        start = runs[run, 0]
-        while start < runs[run, 1]:
-            x, y = start // height, start % height
-            end = min(runs[run, 1], (x + 1) * height)
-            if x0 <= x < x1:
-                drawn[x - x0, max(y - y0, 0) : max(min(y1, y + end - start) - y0, 0)] = 1
-            start = end
-    return drawn.T
-
-
-def _joined(runs: np.ndarray) -> np.ndarray:
-    """The runs with adjacent ones joined, such as at the end of a column and the start of the next."""
-    gap = runs[1:, 0] != runs[:-1, 1]
-    if gap.all():
-        return runs
-    return np.stack([runs[np.r_[True, gap], 0], runs[np.r_[gap, True], 1]], axis=1)
+        return join_runs(*_bicubic_runs(member, *self._rows, *self._columns, *self._corner, self._height).T)
 
 
 def _cubic_taps(n_cells: int, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,15 +24,13 @@ from pycocotools import mask as coco_mask
 from unsam_mm.errors import UnSAMError
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.masks.rle import Rle, encode_bitmaps, encode_runs, run_edges
+from unsam_mm.masks.rle import Rle, decode_crop, draw_runs, encode_bitmaps, encode_runs, run_edges
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
 from unsam_mm.published.maskcut import Divider, MaskCutDivider, centred, resize_to_square
 from unsam_mm.published.patch_tree import (
     BicubicPixels,
-    PartitionPixels,
     PatchClusters,
     cluster_patches,
-    draw_runs,
     intersect_runs,
     suppress_masks,
     suppress_nested,
@@ -270,7 +268,7 @@ class PublishedProcedure:
         centre_x, centre_y = x + box_width / 2, y + box_height / 2
         y0, y1 = int(max(centre_y - reach, 0)), int(min(np.ceil(centre_y + reach), height))
         x0, x1 = int(max(centre_x - reach, 0)), int(min(np.ceil(centre_x + reach), width))
-        mask = draw_runs(run_edges(rle), height, x0, y0, x1, y1)
+        mask = decode_crop(rle, (x0, y0, x1, y1)).view(np.uint8)
         shrink = min(_REFINED_PX / max(mask.shape), 1)
         size = tuple(max(round(side * shrink), 1) for side in mask.shape[::-1])
         crop = Image.fromarray(np.ascontiguousarray(image[y0:y1, x0:x1])).resize(size, Image.Resampling.BICUBIC)
@@ -323,14 +321,14 @@ def conquer_object(
         runs.append(shared if settings.restrict_to_mask else enlarged)
     kept = _near_equal_once(clusters, runs, areas, settings)
     if patch_of_pixel is not None:
-        pixels = PartitionPixels(clusters, patch_of_pixel, box, height)
-        refined = {cluster: pixels.runs(cluster) for cluster in kept}
+        partition = clusters.partition_runs(patch_of_pixel, box[:2], (height, width))
+        refined = {cluster: partition.edges(clusters.first[cluster], clusters.last[cluster]) for cluster in kept}
         if settings.restrict_to_mask:
             refined = {cluster: intersect_runs(found, object_runs) for cluster, found in refined.items()}
         kept = [cluster for cluster in kept if _iou(runs[cluster], refined[cluster]) >= settings.keep_if_iou]
         runs = refined
     shares = clusters.levels.sum(axis=1) / (clusters.levels.shape[1] + 1)
-    return [encode_runs(*runs[cluster].T, (height, width)) for cluster in kept], shares[kept]
+    return [encode_runs(runs[cluster], (height, width)) for cluster in kept], shares[kept]
 
 
 def _near_equal_once(
@@ -395,7 +393,7 @@ def _make_refiner(name: str, device: str) -> Callable[[np.ndarray, np.ndarray], 
 
         return mask_crf
     if name == 'cascadepsp':
-        from unsam_mm.published.refine import CascadePSPRefiner
+        from unsam_mm.published.cascadepsp import CascadePSPRefiner
 
         return CascadePSPRefiner(device=device)
     return None

@@ -1,7 +1,7 @@
 """Refinement of masks on a patch grid to pixel-accurate boundaries.
 
 `partition_labels` assigns the pixels of an image to patches once; each mask on the grid is then refined by indexing.
-`MaskCRF`, the published but slower option, refines one mask at a time as in MaskCut. `CascadePSPRefiner` is supervised.
+`MaskCRF`, the published but slower option, refines one mask at a time as in MaskCut.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 
 from unsam_mm.errors import ImageError, UnSAMError
-from unsam_mm.published.cascadepsp import CascadePSPRefiner
+from unsam_mm.masks.ops import mask_iou
 from unsam_mm.published.permutohedral import PermutohedralFilter
-
-__all__ = ['CascadePSPRefiner', 'MaskCRF', 'mask_crf', 'partition_labels']
 
 # Tuned on six BSDS500 training images; lengths are in patches unless a name says otherwise.
 _FIRST_SPREAD = 0.5  # standard deviation of the position of pixels around patch centres, for the colours of patches
@@ -124,7 +122,7 @@ class MaskCRF:
             far = self._far_norm * self._far((self._far_norm * margin).ravel()).reshape(self._size_hw)
             log_odds = unary + _CRF_NEAR_WEIGHT * near + _CRF_FAR_WEIGHT * far
         after = ndimage.binary_fill_holes(log_odds > 0)
-        return after if _iou(before > 0.5, after) >= _CRF_MIN_IOU else None
+        return after if mask_iou(before > 0.5, after) >= _CRF_MIN_IOU else None
 
 
 def mask_crf(image: np.ndarray, probability: np.ndarray) -> np.ndarray | None:
@@ -174,10 +172,6 @@ def _near(values: np.ndarray) -> np.ndarray:
 
 def _inverse_root(weight: np.ndarray) -> np.ndarray:
     return 1.0 / np.sqrt(np.maximum(weight, 1e-20))
-
-
-def _iou(left: np.ndarray, right: np.ndarray) -> float:
-    return float((left & right).sum() / max((left | right).sum(), 1))
 
 
 # Label k of a pixel in cell (row, column) is the patch (row + k // 3 - 1, column + k % 3 - 1). The mean field `probs`

@@ -7,21 +7,22 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.granularity import area_granularity, granularity_area, nearest_area
+from unsam_mm.masks.ops import box_iou
+from unsam_mm.masks.partition import Partition
 from unsam_mm.student.network import RegionNet
 from unsam_mm.student.pairs import RegionInputs
 from unsam_mm.student.prompts import RegionPrompts
+from unsam_mm.student.proposals import decode_seeds, thinned
 from unsam_mm.student.tokens import RegionTokens
 
 _GRANULARITY_STEP = 0.03  # smallest difference of the granularities of one prompt: about a quarter more area
 _BOX_FRACTIONS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # areas of the object relative to the box
 _PREVIOUS_POWER = 0.25  # power of the IoU with the earlier mask, which the clicks correct
 _MIN_SCORE = 1e-6
-_PAIRS_AT_A_TIME = 100_000  # prompts times regions, as in `propose`
 _VIOLATION_PENALTY = 0.5  # factor of the score for each click that the predicted mask violates
 
 
@@ -145,10 +146,53 @@ class ClickableImage:
         if len(clicks.negative) < len(self.tokens):  # else all masks stay empty
             masks[np.arange(len(masks)), logits.argmax(axis=1)] |= ~masks.any(axis=1)
         if clicks.box_xyxy is not None:
-            scores *= self._box_iou(masks, clicks.box_xyxy)
+            scores *= box_iou(self._regions.boxes_of(masks), clicks.box_xyxy)
         if clicks.previous is not None:
             scores *= self._soft_iou(masks, clicks.previous) ** _PREVIOUS_POWER
         return Answers(masks, np.maximum(scores, _MIN_SCORE).astype(np.float32), granularity)
+
+    def clicks(
+        self,
+        points_xy: np.ndarray,
+        positive: np.ndarray,
+        box_xyxy: np.ndarray | None = None,
+        previous: np.ndarray | None = None,
+    ) -> Clicks:
+        """A prompt in terms of regions; a region with clicks of both kinds counts as positive.
+
+        Args:
+            points_xy: (N, 2) int64 pixel coordinates inside the image.
+            positive: (N,) bool.
+            box_xyxy: (4,) float box in pixels, or None.
+            previous: (H, W) bool earlier mask, or None.
+        """
+        regions = self.regions_at(points_xy)
+        inside = np.unique(regions[positive])
+        outside = np.setdiff1d(regions[~positive], inside)
+        return Clicks(inside, outside, box_xyxy, None if previous is None else self.shares_of(previous))
+
+    def mask_at(
+        self, granularity: float, points_xy: np.ndarray, positive: np.ndarray, box_xyxy: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(1, H, W) bool mask at a granularity, and its (1,) float32 score; the mask agrees with every click.
+
+        A region with clicks of both kinds is split: each of its pixels gets the kind of the nearest click. See
+        `answer_at` for the granularity, and `clicks` for the other arguments.
+
+        Raises:
+            UnSAMError: If there is neither a positive click nor a box.
+        """
+        members, scores = self.answer_at(self.clicks(points_xy, positive, box_xyxy), granularity)
+        masks, labels, regions = self.bitmaps(members), self.tokens.labels, self.regions_at(points_xy)
+        for region in np.intersect1d(regions[positive], regions[~positive]):
+            y, x = np.nonzero(labels == region)
+            pixels = np.stack([x, y], axis=1)
+            to_inside, to_outside = (
+                np.linalg.norm(pixels[:, None] - points_xy[kind & (regions == region)], axis=2).min(axis=1)
+                for kind in (positive, ~positive)
+            )
+            masks[:, y, x] = to_inside <= to_outside
+        return masks, scores
 
     @torch.no_grad()
     def stability(self, masks: np.ndarray) -> np.ndarray:
@@ -159,14 +203,10 @@ class ClickableImage:
         members = torch.from_numpy(masks).to(self.inputs.device)
         pixels = members * self.inputs.areas_px
         granularity = area_granularity(pixels.sum(1), self.inputs.areas_px.sum())
-        found = [self.inputs.areas_px.new_zeros(0)]
-        for rows in torch.arange(len(masks)).split(max(1, _PAIRS_AT_A_TIME // len(self.inputs))):
-            seeds = pixels[rows].argmax(1)
-            prompts = RegionPrompts.from_seeds(self.inputs, seeds, granularity[rows])
-            again = self.net.decode(self.inputs, self.encoded, prompts)[0] > 0
-            shared, either = members[rows] & again, members[rows] | again
-            found.append((shared * self.inputs.areas_px).sum(1) / (either * self.inputs.areas_px).sum(1))
-        return torch.cat(found).cpu().numpy()
+        again, _ = decode_seeds(self.net, self.inputs, self.encoded, pixels.argmax(1), granularity)
+        shared, either = members & again, members | again
+        areas = self.inputs.areas_px
+        return ((shared * areas).sum(1) / (either * areas).sum(1)).cpu().numpy()
 
     def regions_at(self, points_xy: np.ndarray) -> np.ndarray:
         """(N,) int64 region at each of (N, 2) pixel coordinates inside the image."""
@@ -244,19 +284,8 @@ class ClickableImage:
         )
 
     @cached_property
-    def _token_boxes(self) -> np.ndarray:
-        """(L, 4) bounding boxes x0, y0, x1, y1 in pixels; right and bottom edges exclusive."""
-        slices = ndimage.find_objects(self.tokens.labels.astype(np.int32) + 1, len(self.tokens))
-        return np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], float)
-
-    def _box_iou(self, masks: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """(Q,) IoU of a box with the bounding box of each mask; 0 for empty ones."""
-        inside = masks[:, :, None]
-        low = np.where(inside, self._token_boxes[:, :2], np.inf).min(axis=1)
-        high = np.where(inside, self._token_boxes[:, 2:], -np.inf).max(axis=1)
-        overlap = np.clip(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0, None).prod(axis=1)
-        areas = np.where(masks.any(axis=1), np.clip(high - low, 0, None).prod(axis=1), 0)
-        return overlap / (areas + (box[2:] - box[:2]).prod() - overlap)
+    def _regions(self) -> Partition:
+        return Partition(self.tokens.labels)
 
     def _soft_iou(self, masks: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """(Q,) IoU of masks with a mask that covers the given fractions of the regions."""
@@ -266,10 +295,5 @@ class ClickableImage:
 
 def _thinned(values: np.ndarray, step: float) -> np.ndarray:
     """The first and the last of ascending values, and values between them at least a step apart."""
-    taken = [values[0]]
-    for value in values[1:]:
-        if value - taken[-1] >= step:
-            taken.append(value)
-    if taken[-1] != values[-1]:
-        taken.append(values[-1])
-    return np.array(taken, values.dtype)
+    _, taken = thinned(values[None], -np.inf, step)
+    return taken if taken[-1] == values[-1] else np.append(taken, values[-1])

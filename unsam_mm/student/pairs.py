@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unsam_mm.masks.granularity import area_granularity
+from unsam_mm.masks.partition import Partition
 from unsam_mm.student.tokens import RegionTokens
 
 OTHER_DISTANCES = 5
@@ -77,7 +78,7 @@ class RegionInputs:
             edges=torch.from_numpy(tokens.edges.astype(np.int64)),
             edge_lengths_px=lengths,
             edge_strengths=strengths / (typical + 1e-6),
-            border_share=torch.from_numpy(_border_share(tokens.labels, len(tokens))),
+            border_share=torch.from_numpy(Partition(tokens.labels).border_share.astype(np.float32)),
             size_hw=tokens.size_hw,
         )
 
@@ -163,8 +164,3 @@ def _spread(orders, gaps, out):
                 other = orders[tree, last]
                 out[one, other, tree] = largest
                 out[other, one, tree] = largest
-
-
-def _border_share(labels: np.ndarray, n_tokens: int) -> np.ndarray:
-    outline = np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
-    return (np.bincount(outline, minlength=n_tokens) / len(outline)).astype(np.float32)

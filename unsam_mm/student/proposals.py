@@ -5,13 +5,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
-from scipy import ndimage
 from torch import Tensor
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.rle import Rle
+from unsam_mm.masks.ops import smallest_holders, soft_nms
+from unsam_mm.masks.rle import LabelRuns
 from unsam_mm.student.network import RegionNet
 from unsam_mm.student.pairs import RegionInputs
 from unsam_mm.student.prompts import RegionPrompts
@@ -56,16 +55,26 @@ def propose(
         )
     encoded = net.encode(inputs)
     seeds, granularity = _seed_prompts(inputs, n_seeds, granularity_step)
-    masks, scores = [], []
-    chunk = max(1, _PAIRS_AT_A_TIME // len(inputs))
-    for asked, wanted in zip(seeds.split(chunk), granularity.split(chunk), strict=True):
-        logits, score_logits = net.decode(inputs, encoded, RegionPrompts.from_seeds(inputs, asked, wanted))
-        masks.append((logits > 0).cpu())
-        scores.append(score_logits[:, 0].sigmoid().float().cpu())
+    masks, score_logits = decode_seeds(net, inputs, encoded, seeds, granularity)
+    scores = score_logits[:, 0].sigmoid().float()
     areas = inputs.areas_px.cpu().numpy()
-    return keep_distinct(
-        torch.cat(masks).numpy(), torch.cat(scores).numpy(), areas, duplicate_iou, max_masks, repetition
-    )[:2]
+    return keep_distinct(masks.cpu().numpy(), scores.cpu().numpy(), areas, duplicate_iou, max_masks, repetition)[:2]
+
+
+def decode_seeds(
+    net: RegionNet, inputs: RegionInputs, encoded: Tensor, seeds: Tensor, granularity: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(Q, L) bool masks and (Q, 2) score logits for (Q,) seed regions and (Q,) granularities, in parts, to save memory.
+
+    See `RegionNet.decode` for the other arguments.
+    """
+    n_prompts = max(1, _PAIRS_AT_A_TIME // len(inputs))
+    masks, scores = [], []
+    for part in zip(seeds.split(n_prompts), granularity.split(n_prompts), strict=True):
+        logits, score_logits = net.decode(inputs, encoded, RegionPrompts.from_seeds(inputs, *part))
+        masks.append(logits > 0)
+        scores.append(score_logits)
+    return torch.cat(masks), torch.cat(scores)
 
 
 def keep_distinct(
@@ -98,9 +107,13 @@ def keep_distinct(
     distinct = distinct[masks[distinct].any(axis=1)]
     members = masks[distinct].astype(np.float32)
     weighted = members * areas_px.astype(np.float32)
-    shared = (torch.from_numpy(weighted) @ torch.from_numpy(members).T).numpy()
+    ious = (torch.from_numpy(weighted) @ torch.from_numpy(members).T).numpy()
     totals = weighted.sum(axis=1)
-    kept, left = _take(shared, totals, scores[distinct].astype(np.float64), max_iou, max_masks, repetition, sharpness)
+    for own, total in zip(ious, totals, strict=True):  # by row, to save memory
+        own /= total + totals - own
+    kept, left = soft_nms(
+        scores[distinct].astype(np.float64), ious, repetition, sharpness, max_iou=max_iou, max_kept=max_masks
+    )
     return masks[distinct[kept]], left.astype(np.float32), distinct[kept]
 
 
@@ -116,15 +129,11 @@ def to_mask_set(tokens: RegionTokens, masks: np.ndarray, scores: np.ndarray) -> 
         The masks in the given order.
     """
     masks = np.asarray(masks, bool)
-    areas = masks @ tokens.areas_px.astype(np.int64)
-    return MaskSet(
-        rles=_encode(tokens.labels, masks),
-        scores=np.asarray(scores, np.float32),
-        parents=_parents(masks, areas),
-        areas=areas,
-        boxes_xyxy=_boxes(tokens, masks),
-        size_hw=tokens.size_hw,
-    )
+    runs = LabelRuns(tokens.labels, len(tokens))
+    members = torch.from_numpy(masks.astype(np.float32))
+    shared = (members @ members.T).numpy()
+    parents = smallest_holders(shared == np.diag(shared)[:, None], masks @ tokens.areas_px.astype(np.int64))
+    return MaskSet.from_rles([runs.encode_set(mask) for mask in masks], scores, tokens.size_hw, parents)
 
 
 def _seed_prompts(inputs: RegionInputs, n_seeds: int, step: float) -> tuple[Tensor, Tensor]:
@@ -135,12 +144,12 @@ def _seed_prompts(inputs: RegionInputs, n_seeds: int, step: float) -> tuple[Tens
     else:
         seeds = torch.arange(len(inputs), device=inputs.device)
     on_paths = inputs.pairs[seeds, :, : inputs.n_trees].flatten(1).sort(dim=1).values.cpu().numpy()
-    rows, granularity = _thinned(on_paths, _MIN_GRANULARITY, step)
+    rows, granularity = thinned(on_paths, _MIN_GRANULARITY, step)
     return seeds[torch.from_numpy(rows).to(seeds.device)], torch.from_numpy(granularity).to(inputs.device)
 
 
 @numba.njit(nogil=True, cache=True)
-def _thinned(values, least, step):
+def thinned(values, least, step):
     """The values of each sorted row above `least`, at least a step apart, as row indices and values."""
     rows, found = np.empty(values.size, np.int64), np.empty(values.size, values.dtype)
     count = 0
@@ -152,57 +161,3 @@ def _thinned(values, least, step):
                 last = value
                 count += 1
     return rows[:count].copy(), found[:count].copy()
-
-
-@numba.njit(nogil=True, cache=True)
-def _take(shared, areas, scores, max_iou, max_kept, repetition, sharpness):
-    """The greedy loop of `keep_distinct`: indices of the selected masks, and their scores at the time of selection."""
-    n_masks = len(scores)
-    left = scores.copy()
-    kept, values = np.empty(min(n_masks, max_kept), np.int64), np.empty(min(n_masks, max_kept))
-    for count in range(len(kept)):
-        best = left.argmax()
-        if left[best] <= 0:
-            return kept[:count].copy(), values[:count].copy()
-        kept[count], values[count] = best, left[best]
-        left[best] = 0
-        for other in range(n_masks):
-            if left[other] > 0 and shared[best, other] > 0:
-                iou = shared[best, other] / (areas[best] + areas[other] - shared[best, other])
-                left[other] = 0.0 if iou > max_iou else left[other] * (1 - repetition * iou**sharpness)
-    return kept, values
-
-
-def _encode(labels: np.ndarray, masks: np.ndarray) -> list[Rle]:
-    """RLEs of masks over regions, from the column-major runs of the label map."""
-    height, width = labels.shape
-    flat = labels.T.ravel()
-    starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
-    runs = flat[starts]
-    encoded = []
-    for mask in masks:
-        inside = mask[runs]
-        changes = starts[np.flatnonzero(np.diff(inside, prepend=False))]
-        counts = np.diff(changes, prepend=0, append=flat.size)
-        encoded.append({'size': [height, width], 'counts': counts.tolist()})
-    return coco_mask.frPyObjects(encoded, height, width) if encoded else []
-
-
-def _parents(masks: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """(N,) index of the smallest larger mask that contains each mask, or -1."""
-    members = torch.from_numpy(masks.astype(np.float32))
-    shared = (members @ members.T).numpy()
-    order = np.argsort(areas, kind='stable')
-    holds = (shared == np.diag(shared)[:, None]) & (areas[None] > areas[:, None])
-    holds = holds[:, order]
-    return np.where(holds.any(axis=1), order[holds.argmax(axis=1)], -1) if len(masks) else np.zeros(0, np.int64)
-
-
-def _boxes(tokens: RegionTokens, masks: np.ndarray) -> np.ndarray:
-    """(N, 4) float32 bounding boxes x0, y0, x1, y1 in pixels; right and bottom edges exclusive."""
-    slices = ndimage.find_objects(tokens.labels.astype(np.int32) + 1, len(tokens))
-    low = np.array([(columns.start, rows.start) for rows, columns in slices], np.float32)
-    high = np.array([(columns.stop, rows.stop) for rows, columns in slices], np.float32)
-    sides = [np.where(masks, low[:, axis], np.inf).min(axis=1) for axis in range(2)]
-    sides += [np.where(masks, high[:, axis], 0).max(axis=1) for axis in range(2)]
-    return np.stack(sides, axis=1).astype(np.float32)

@@ -14,9 +14,9 @@ from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
 from unsam_mm.generator import settings_signature
 from unsam_mm.images import as_rgb_uint8
-from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.masks.overlaps import crossing_pixels
-from unsam_mm.pseudo_masks.ranking import lowest_common_ancestors
+from unsam_mm.masks.hierarchy import MaskHierarchy, crossing_pixels
+from unsam_mm.masks.partition import Partition
+from unsam_mm.masks.tree import Tree
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, GrownRegions, ProgressCallback, RegionTrees
 from unsam_mm.pseudo_masks.superpixels import Superpixels
 from unsam_mm.student.tokens import MAX_TOKENS, RegionTokens, TokenMasks
@@ -132,38 +132,37 @@ def _cut(tree: MaskHierarchy, n_regions: int) -> np.ndarray:
 def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
     """The tokens of nodes of the first tree that partition the image."""
     superpixels, means, main = grown.superpixels, grown.means, grown.trees[0]
-    token_of_superpixel = np.repeat(np.arange(len(nodes)), main.last_leaf[nodes] - main.first_leaf[nodes])
-    labels = token_of_superpixel[main.leaf_labels]
-    areas = np.bincount(labels.ravel(), minlength=len(nodes))
-    token_of_superpixel = token_of_superpixel[superpixels.numbers_in(main.leaf_labels)]
+    of_leaves = np.repeat(np.arange(len(nodes)), main.last_leaf[nodes] - main.first_leaf[nodes])
+    token_of_superpixel = of_leaves[main.tree.position]
+    tokens = Partition(token_of_superpixel[superpixels.labels])
+    areas = tokens.areas
     weights = sparse.csr_matrix(
-        (means.areas_px, (token_of_superpixel, np.arange(superpixels.count))), shape=(len(nodes), superpixels.count)
+        (superpixels.partition.areas, (token_of_superpixel, np.arange(len(superpixels)))),
+        shape=(len(nodes), len(superpixels)),
     )
 
     def per_token(values: np.ndarray) -> np.ndarray:
-        return np.bincount(labels.ravel(), values.ravel(), minlength=len(nodes)) / areas
+        return tokens.sums(values) / areas
 
     lab_mean = weights @ means.lab / areas[:, None]
     squares = np.stack([per_token(superpixels.colour.lab[..., channel] ** 2) for channel in range(3)], axis=1)
     orders, heights = zip(
-        *(_order(superpixels, tree, token_of_superpixel, means.areas_px) for tree in grown.trees), strict=True
+        *(_order(tree.tree, token_of_superpixel, superpixels.partition.areas) for tree in grown.trees), strict=True
     )
     return RegionTokens(
-        labels=labels.astype(np.uint16),
+        labels=tokens.labels.astype(np.uint16),
         areas_px=areas.astype(np.int32),
         features=(weights @ means.features.astype(np.float32) / areas[:, None]).astype(np.float16),
         lab_mean=lab_mean.astype(np.float16),
         lab_std=np.sqrt(np.maximum(squares - lab_mean**2, 0)).astype(np.float16),
-        centres_yx=np.stack([per_token(axis) for axis in np.indices(labels.shape)], axis=1).astype(np.float32),
+        centres_yx=np.stack([per_token(axis) for axis in np.indices(tokens.size_hw)], axis=1).astype(np.float32),
         tree_orders=np.array(orders, np.uint16),
         tree_heights=np.array(heights, np.float32),
         **_borders(superpixels, token_of_superpixel),
     )
 
 
-def _order(
-    superpixels: Superpixels, tree: MaskHierarchy, token_of_superpixel: np.ndarray, areas_px: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _order(tree: Tree, token_of_superpixel: np.ndarray, areas_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Depth-first order of the tokens in a tree, and the level of the lowest common ancestor of consecutive tokens.
 
     In trees other than the first a token may be no node; its position is that of its largest superpixel.
@@ -171,10 +170,10 @@ def _order(
     largest = np.zeros(token_of_superpixel.max() + 1, np.int64)
     by_area = np.argsort(areas_px, kind='stable')
     largest[token_of_superpixel[by_area]] = by_area  # the last one written is the largest
-    place = superpixels.numbers_in(tree.leaf_labels)[largest]
+    place = tree.position[largest]
     order = np.argsort(place)
     pairs = np.stack([place[order][:-1], place[order][1:]], axis=1)
-    return order, tree.level[lowest_common_ancestors(tree, pairs)]
+    return order, tree.level[tree.common_ancestors(pairs)]
 
 
 def _borders(superpixels: Superpixels, token_of_superpixel: np.ndarray) -> dict[str, np.ndarray]:
@@ -197,11 +196,8 @@ def _shares(hierarchy: MaskHierarchy, nodes: np.ndarray, max_masks: int) -> Toke
     """The best masks of all trees in terms of the regions of the first tree's nodes."""
     source, chosen = hierarchy.best_nodes(max_masks)
     shares = np.zeros((len(chosen), len(nodes)), np.uint8)
-    scores, areas = np.zeros(len(chosen), np.float32), np.zeros(len(chosen), np.int64)
-    for number, tree in enumerate((hierarchy, *hierarchy.alternatives)):
-        rows = np.flatnonzero(source == number)
-        if len(rows):
-            pixels = crossing_pixels(tree, chosen[rows], hierarchy, nodes)
-            shares[rows] = np.round(255 * pixels / hierarchy.area[nodes])
-            scores[rows], areas[rows] = tree.score[chosen[rows]], tree.area[chosen[rows]]
-    return TokenMasks(shares, scores, areas)
+    for number in np.unique(source):
+        rows = source == number
+        pixels = crossing_pixels(hierarchy.trees[number], chosen[rows], hierarchy, nodes)
+        shares[rows] = np.round(255 * pixels / hierarchy.area[nodes])
+    return TokenMasks(shares, hierarchy.gather('score', source, chosen), hierarchy.gather('area', source, chosen))

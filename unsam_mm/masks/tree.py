@@ -1,0 +1,277 @@
+"""Trees over the regions of a partition: parents, heights and depth-first order. No pixels are needed here.
+
+Leaves are numbered in depth-first order, so every node is an interval of leaf numbers: two nodes either nest or are
+disjoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numba
+import numpy as np
+
+from unsam_mm.errors import UnSAMError
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """N nodes, of which 0..L-1 are the leaves. A parent has a larger number than its children; the root is N-1.
+
+    Attributes:
+        parent: (N,) int64; -1 at the root.
+        height: (N,) float32; the dissimilarity at which the node was merged, never smaller than that of a child.
+        order: (L,) int64; the region of the partition that each leaf is. By default leaf i is region i.
+
+    Raises:
+        UnSAMError: If the arrays do not describe such a tree.
+    """
+
+    parent: np.ndarray
+    height: np.ndarray
+    order: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        parent, height = _checked(self.parent, self.height)
+        object.__setattr__(self, 'parent', parent)
+        object.__setattr__(self, 'height', height)
+        if (height[:-1] > height[parent[:-1]]).any():
+            raise UnSAMError('no node may be higher than its parent; build the tree with MaskHierarchy.from_merges')
+        if (self.first_leaf[: self.n_leaves] != np.arange(self.n_leaves)).any():
+            raise UnSAMError('leaves must be numbered depth-first; build the tree with MaskHierarchy.from_merges')
+        order = np.arange(self.n_leaves) if self.order is None else np.asarray(self.order)
+        if order.shape != (self.n_leaves,) or (np.sort(order) != np.arange(self.n_leaves)).any():
+            raise UnSAMError(f'order must hold each of the {self.n_leaves} leaves once')
+        object.__setattr__(self, 'order', order)
+
+    @classmethod
+    def from_merges(cls, parent: np.ndarray, height: np.ndarray) -> Tree:
+        """A tree whose leaf i is region i before they are renumbered depth-first; inner nodes keep their numbers.
+
+        Args:
+            parent: (N,) integers; parent[i] > i, except -1 at the root, which is the last node.
+            height: (N,) floats; raised where needed so that no node is lower than a child.
+
+        Raises:
+            UnSAMError: If `parent` is no tree in this order, or a height is not finite.
+        """
+        parent, height = _checked(parent, height)
+        height = height.copy()
+        _raise_parents(height, parent)
+        n_leaves = int((np.bincount(parent[:-1], minlength=len(parent)) == 0).sum())
+        order = np.argsort(_first_leaves(parent, n_leaves)[:n_leaves])
+        renumbered = np.concatenate([order, np.arange(n_leaves, len(parent))])
+        return cls(parent[renumbered], height[renumbered], order)
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    @cached_property
+    def n_leaves(self) -> int:
+        """Number of leaves."""
+        return int((np.bincount(self.parent[:-1], minlength=len(self)) == 0).sum())
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """(L,) int64: the leaf that each region of the partition is."""
+        position = np.empty(self.n_leaves, np.int64)
+        position[self.order] = np.arange(self.n_leaves)
+        return position
+
+    @cached_property
+    def first_leaf(self) -> np.ndarray:
+        """(N,) int64: the node holds the leaves first_leaf[node] .. last_leaf[node] - 1."""
+        return _first_leaves(self.parent, self.n_leaves)
+
+    @cached_property
+    def last_leaf(self) -> np.ndarray:
+        """(N,) int64, exclusive end of the leaf interval of each node."""
+        return self.first_leaf + self.sums(np.ones(self.n_leaves, np.int64))
+
+    @cached_property
+    def level(self) -> np.ndarray:
+        """(N,) float32 in [0, 1]; see `unsam_mm.masks.hierarchy.MaskHierarchy.level`."""
+        n_inner = len(self) - self.n_leaves
+        if n_inner == 0:
+            return np.ones(len(self), np.float32)  # a single region is the whole image
+        n_children = np.bincount(self.parent[:-1], minlength=len(self))[self.n_leaves :]
+        left = self.n_leaves - np.cumsum(n_children - 1)
+        inner = 1.0 - np.log(left) / np.log(self.n_leaves)
+        return np.concatenate([np.zeros(self.n_leaves), inner]).astype(np.float32)
+
+    @cached_property
+    def rise(self) -> np.ndarray:
+        """(N,) float32: the height of the parent above that of the node; 0 at the root."""
+        rise = np.zeros_like(self.height)
+        rise[:-1] = self.height[self.parent[:-1]] - self.height[:-1]
+        return rise
+
+    def renumbered(self, values: np.ndarray) -> np.ndarray:
+        """(N, ...) values by node, of values in whose order leaf i is region i of the partition."""
+        return np.concatenate([values[self.order], values[self.n_leaves :]])
+
+    def sums(self, of_leaves: np.ndarray) -> np.ndarray:
+        """(N,) sum over the leaves of each node, of (L,) values of the leaves."""
+        return sum_over_descendants(
+            np.concatenate([of_leaves, np.zeros(len(self) - self.n_leaves, of_leaves.dtype)]), self.parent
+        )
+
+    def boxes(self, of_leaves: np.ndarray) -> np.ndarray:
+        """(N, 4) boxes x0, y0, x1, y1 around the boxes of the leaves of each node, of (L, 4) boxes of the leaves."""
+        boxes = np.empty((len(self), 4), of_leaves.dtype)
+        boxes[: self.n_leaves] = of_leaves
+        boxes[self.n_leaves :] = [np.iinfo(of_leaves.dtype).max] * 2 + [-1] * 2
+        _grow_parents(boxes, self.parent)
+        return boxes
+
+    def path(self, node: int) -> np.ndarray:
+        """(K,) int64: the node and its ancestors, finest first."""
+        nodes = [int(node)]
+        while (up := self.parent[nodes[-1]]) >= 0:
+            nodes.append(int(up))
+        return np.array(nodes, np.int64)
+
+    def cut(self, level: float) -> np.ndarray:
+        """(K,) the coarsest nodes formed at or below a level, in the order of their leaves.
+
+        Raises:
+            UnSAMError: If the level lies outside [0, 1].
+        """
+        if not 0 <= level <= 1:
+            raise UnSAMError(f'level must lie in [0, 1], got {level}')
+        below = self.level <= level
+        below[: self.n_leaves] = True
+        above = np.ones(len(self), bool)
+        above[:-1] = ~below[self.parent[:-1]]
+        nodes = np.flatnonzero(below & above)
+        return nodes[np.argsort(self.first_leaf[nodes])]
+
+    def common_ancestors(self, pairs: np.ndarray) -> np.ndarray:
+        """(K,) lowest common ancestor of the two leaves of each of (K, 2) pairs."""
+        low, high = pairs.min(axis=1), pairs.max(axis=1)
+        meet = low.copy()
+        apart = np.arange(len(meet))
+        while len(apart):
+            apart = apart[(self.first_leaf[meet[apart]] > low[apart]) | (self.last_leaf[meet[apart]] <= high[apart])]
+            meet[apart] = self.parent[meet[apart]]
+        return meet
+
+
+def nested_regions(finest: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Parents of a tree over regions that nest; what belongs to none of a region's children becomes a leaf of its own.
+
+    Args:
+        finest: (C,) the smallest region that holds each cell of a partition.
+        up: (R,) the smallest region that holds each region; up[i] > i, and -1 at the last, which holds all.
+
+    Returns:
+        leaf_of_cell: (C,) the leaf that holds each cell.
+        parent: (N,) int64, the argument of `Tree.from_merges`.
+        node_of_region: (R,) the node of each region; the other nodes are leaves that are no regions.
+    """
+    has_cells = np.bincount(finest, minlength=len(up)) > 0
+    has_children = np.bincount(up[:-1], minlength=len(up)) > 0
+    leaf = np.cumsum(has_cells) - 1
+    n_leaves = int(has_cells.sum())
+    node = np.where(has_children, n_leaves + np.cumsum(has_children) - 1, leaf)
+    parent = np.full(n_leaves + int(has_children.sum()), -1, np.int64)
+    remainder = has_cells & has_children
+    parent[leaf[remainder]] = node[remainder]
+    parent[node[:-1]] = node[up[:-1]]
+    return leaf[finest], parent, node
+
+
+def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
+    """(N,) sum of the values of each node and all its descendants."""
+    total = np.array(values)
+    _add_to_parents(total, np.asarray(parent, np.int64))
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def inherit(values, parent, nothing):
+    """Assigns each of N nodes with the value `nothing` the value of its parent, from the root down. In place."""
+    for node in range(len(parent) - 2, -1, -1):
+        if values[node] == nothing:
+            values[node] = values[parent[node]]
+
+
+def _checked(parent: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Parents as int64 and heights as float32, the dtypes of the compiled functions; see `Tree` for the errors."""
+    parent, height = np.asarray(parent), np.asarray(height)
+    if parent.ndim != 1 or parent.dtype.kind not in 'iu':
+        raise UnSAMError(f'parent must be whole numbers of shape (N,), got {parent.dtype}{parent.shape}')
+    check_values('height', height, parent.shape)
+    if (wrong := ~(np.abs(height) <= np.finfo(np.float32).max)).any():
+        raise UnSAMError(f'height must be finite, got {height[wrong][0]}')
+    n_nodes = len(parent)
+    inner = parent[:-1]
+    if n_nodes == 0 or parent[-1] != -1 or (inner <= np.arange(n_nodes - 1)).any() or (inner >= n_nodes).any():
+        raise UnSAMError('parent must hold one root, as its last entry (-1), and parent[i] > i elsewhere')
+    is_leaf = np.bincount(inner.astype(np.int64), minlength=n_nodes) == 0
+    if not is_leaf[: is_leaf.sum()].all():
+        raise UnSAMError('the leaves of a tree must be its first nodes')
+    return parent.astype(np.int64, copy=False), height.astype(np.float32, copy=False)
+
+
+def check_values(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raises `UnSAMError` unless values are numbers, one for each node."""
+    if values.shape != shape:
+        raise UnSAMError(f'every node needs a {name}: parent has shape {shape}, {name} {values.shape}')
+    if values.dtype.kind not in 'fiu':
+        raise UnSAMError(f'{name} must be numbers, got {values.dtype}')
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_to_parents(total, parent):
+    for node in range(len(parent) - 1):
+        total[parent[node]] += total[node]
+
+
+@numba.njit(nogil=True, cache=True)
+def _raise_parents(height, parent):
+    for node in range(len(parent) - 1):
+        height[parent[node]] = max(height[parent[node]], height[node])
+
+
+@numba.njit(nogil=True, cache=True)
+def _grow_parents(boxes, parent):
+    """Extends the box of every node to those of its children."""
+    for node in range(len(parent) - 1):
+        for side in range(2):
+            boxes[parent[node], side] = min(boxes[parent[node], side], boxes[node, side])
+            boxes[parent[node], 2 + side] = max(boxes[parent[node], 2 + side], boxes[node, 2 + side])
+
+
+@numba.njit(nogil=True, cache=True)
+def _first_leaves(parent, n_leaves):
+    """(N,) depth-first number of the first leaf below each node.
+
+    Children are visited in the order of the smallest leaf number below them, so leaves that are already in depth-first
+    order keep their numbers.
+    """
+    n_nodes = len(parent)
+    size = np.zeros(n_nodes, np.int64)
+    size[:n_leaves] = 1
+    smallest = np.full(n_nodes, n_leaves)
+    smallest[:n_leaves] = np.arange(n_leaves)
+    for node in range(n_nodes - 1):
+        size[parent[node]] += size[node]
+        smallest[parent[node]] = min(smallest[parent[node]], smallest[node])
+    # Parents are processed before children; the cursor of a parent advances by the size of each child.
+    order = np.argsort(smallest, kind='mergesort')
+    next_sibling, first_child = np.full(n_nodes, -1), np.full(n_nodes, -1)
+    for position in range(n_nodes - 1, -1, -1):
+        node = order[position]
+        if parent[node] >= 0:
+            next_sibling[node] = first_child[parent[node]]
+            first_child[parent[node]] = node
+    first = np.zeros(n_nodes, np.int64)
+    for node in range(n_nodes - 1, n_leaves - 1, -1):
+        cursor, child = first[node], first_child[node]
+        while child >= 0:
+            first[child] = cursor
+            cursor += size[child]
+            child = next_sibling[child]
+    return first
