@@ -27,8 +27,7 @@ from PIL import Image
 
 from benchmarks.ablation_variants import VARIANTS, MaskFinder
 from unsam_mm import PseudoMaskGenerator, sample_images, weights
-from unsam_mm.coco_files.ground_truth import load_ground_truth
-from unsam_mm.coco_files.matching import match_images
+from unsam_mm.coco_files.ground_truth import load_ground_truth, match_images
 from unsam_mm.coco_files.segmentations import read_rles
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation.average_recall import AREA_RANGES, evaluate_masks

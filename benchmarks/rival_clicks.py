@@ -25,9 +25,8 @@ from skimage.transform import resize
 
 from unsam_mm.cli.evaluate import check_results, make_predictor, prompt_images
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.click_curve import save_click_curves
 from unsam_mm.evaluation.click_simulation import evaluate_prompts
-from unsam_mm.evaluation.prompt_iou import format_prompt_table, iou_curve, summarize
+from unsam_mm.evaluation.prompt_iou import format_prompt_table, iou_curve, save_click_curves, summarize
 from unsam_mm.files import write_json
 from unsam_mm.image_io.opencv import import_opencv
 

@@ -92,7 +92,7 @@ def _make_shards(root: Path, size: int, with_files: bool) -> None:
 
 def _write_index(root: Path, index: Path, size: int) -> None:
     """The index of a folder most of whose files are not there."""
-    from unsam_mm.datasets.name_index import write_index
+    from unsam_mm.datasets.sa1b import write_index
 
     names = np.sort([_name(number).encode() for number in range(size)])
     folders = ['', *(f'{folder.name}/' for folder in root.iterdir())]

@@ -22,8 +22,8 @@ from tests.trees import drawn, random_tree
 from unsam_mm.coco_files.ground_truth import load_ground_truth
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.average_recall import evaluate_masks
+from unsam_mm.evaluation.matching import read_images
 from unsam_mm.evaluation.predictions import load_predictions
-from unsam_mm.evaluation.records import read_images
 from unsam_mm.folders.merge import merge_ground_truth
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.hierarchy import MaskHierarchy

@@ -16,7 +16,7 @@ from PIL import Image
 from skimage import data, segmentation
 
 from tests.conftest import skip_without_weights
-from unsam_mm.datasets.load_image import UnSAMLoadImage
+from unsam_mm.datasets.loading import UnSAMLoadImage
 from unsam_mm.engine import UnSAMDataRootHook, UnSAMFirstEvaluationHook, check_channel_order, resolve_data_root
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import write_json

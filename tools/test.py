@@ -139,7 +139,7 @@ def sort_options(
         UnSAMError: If a name is unknown, a root is none, or an option is for a benchmark that is not to be run.
     """
     from unsam_mm.errors import UnSAMError
-    from unsam_mm.evaluation.published import BENCHMARKS
+    from unsam_mm.evaluation.benchmark_runs import BENCHMARKS
 
     known = ', '.join(BENCHMARKS)
     if unknown := [name for name in names if name not in (*BENCHMARKS, 'all')]:

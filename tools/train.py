@@ -140,7 +140,7 @@ def run(entry: Callable[[argparse.Namespace], None], args: argparse.Namespace) -
     except UnSAMError as error:
         message = str(error)
         if message.startswith('Caught '):
-            from unsam_mm.datasets.worker_errors import own_words
+            from unsam_mm.datasets.messages import own_words
 
             message = own_words(error)
         print(f'error: {one_line(message)}', file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,9 +16,6 @@ Modules = Iterable[tuple[str, str, tuple[str, ...]]]
 """Name there, name here, and the tensors of each module; without any, the names are those of a tensor."""
 
 WEIGHT, BIASED = ('weight',), ('weight', 'bias')
-ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
-DEFORMABLE = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')
-_ENCODER_LAYERS = 6
 BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
 COUNTER = 'num_batches_tracked'
 
@@ -63,28 +59,6 @@ def tensor_names(modules: Modules) -> Iterator[tuple[str, str]]:
         yield from ((f'{theirs}.{tensor}', f'{ours}.{tensor}') for tensor in tensors)
         if not tensors:
             yield theirs, ours
-
-
-def merge_aliases(state: StateDict, aliases: Iterable[tuple[re.Pattern[str], str]], path: Path, kind: str) -> StateDict:
-    """Tensors that have several names, or old ones, under one name each.
-
-    Args:
-        state: Tensors by all their names.
-        aliases: Patterns and what replaces them, each applied to every name in this order.
-        path: The file, for messages.
-        kind: Of which model the names are, for messages.
-
-    Raises:
-        WeightsError: If names of one tensor hold different values.
-    """
-    merged: StateDict = {}
-    for name in sorted(state):
-        canonical = name
-        for pattern, replacement in aliases:
-            canonical = pattern.sub(replacement, canonical)
-        if not torch.equal(merged.setdefault(canonical, state[name]), state[name]):
-            raise WeightsError(f'{path}: {name!r} differs from {canonical!r}; in {kind} both are one tensor')
-    return merged
 
 
 def rename(
@@ -131,41 +105,3 @@ def detectron2_resnet50(theirs: str, ours: str) -> Modules:
             if number == 0:
                 yield f'{there}.shortcut', f'{here}.downsample.0', WEIGHT
                 yield f'{there}.shortcut.norm', f'{here}.downsample.1', BATCH_NORM
-
-
-def mlp(theirs: str, ours: str, depth: int) -> Modules:
-    """The `depth` linear layers of a perceptron, a list there, a sequence with a ReLU between each two here."""
-    for layer in range(depth):
-        yield f'{theirs}.layers.{layer}', f'{ours}.{2 * layer}', BIASED
-
-
-def feed_forward(theirs: str, ours: str) -> Modules:
-    """The two linear layers of a transformer's layer, in PyTorch's or Detectron2's code and in MMCV's `FFN`."""
-    yield f'{theirs}.linear1', f'{ours}.layers.0.0', BIASED
-    yield f'{theirs}.linear2', f'{ours}.layers.1', BIASED
-
-
-def deformable_pixel_decoder(theirs: str, ours: str, levels: int, convolutions: tuple[str, str]) -> Modules:
-    """Modules of Mask2Former's and MaskDINO's pixel decoder in Detectron2 and here.
-
-    Args:
-        theirs: Prefix there.
-        ours: Prefix here.
-        levels: How many it reads.
-        convolutions: The lateral and the output convolution here.
-    """
-    yield f'{theirs}.transformer.level_embed', f'{ours}.level_encoding.weight', ()
-    for level in range(levels):
-        yield f'{theirs}.input_proj.{level}.0', f'{ours}.input_convs.{level}.conv', BIASED
-        yield f'{theirs}.input_proj.{level}.1', f'{ours}.input_convs.{level}.gn', BIASED
-    for layer in range(_ENCODER_LAYERS):
-        there, here = f'{theirs}.transformer.encoder.layers.{layer}', f'{ours}.encoder.layers.{layer}'
-        for part in DEFORMABLE:
-            yield f'{there}.self_attn.{part}', f'{here}.self_attn.{part}', BIASED
-        yield f'{there}.norm1', f'{here}.norms.0', BIASED
-        yield from feed_forward(there, f'{here}.ffn')
-        yield f'{there}.norm2', f'{here}.norms.1', BIASED
-    for part, convolution in zip(('adapter_1', 'layer_1'), convolutions, strict=True):
-        yield f'{theirs}.{part}', f'{ours}.{convolution}.conv', WEIGHT
-        yield f'{theirs}.{part}.norm', f'{ours}.{convolution}.gn', BIASED
-    yield f'{theirs}.mask_features', f'{ours}.mask_feature', BIASED

@@ -63,6 +63,20 @@ def image_errors(path: object) -> Iterator[None]:
         raise ImageError(f'{path}: {explained(error)}') from error
 
 
+@contextmanager
+def located(where: object, kind: type[UnSAMError] = StoreError) -> Iterator[None]:
+    """Puts the place where errors of the block occurred in front of their message.
+
+    Args:
+        where: The place.
+        kind: Kind of the error that is raised.
+    """
+    try:
+        yield
+    except UnSAMError as error:
+        raise kind(f'{where}: {error}') from error
+
+
 def first_names(names: Sequence[str]) -> str:
     """The first three names of a list, for messages."""
     return ', '.join(names[:_NAMED]) + (', ...' if len(names) > _NAMED else '')

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from unsam_mm.errors import ImageError, WeightsError
-from unsam_mm.image_io.reader import check_is_file
+from unsam_mm.image_io.image_file import check_is_file
 
 if TYPE_CHECKING:
     import torch

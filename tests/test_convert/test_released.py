@@ -21,7 +21,7 @@ from tests import golden
 from tests.test_published.test_cutler import official_shapes as cutler_shapes
 from unsam_mm import weights
 from unsam_mm.__main__ import main
-from unsam_mm.convert.mask2former import convert_whole_image
+from unsam_mm.convert.names import convert_whole_image
 from unsam_mm.convert.released import convert_checkpoint
 from unsam_mm.errors import StoreError, UnSAMError, WeightsError
 

@@ -9,8 +9,7 @@ from PIL import Image
 from skimage import data
 
 from unsam_mm.datasets import UnSAMCocoDataset
-from unsam_mm.datasets.coco_index import CocoIndex
-from unsam_mm.datasets.load_masks import UnSAMCapMasks, UnSAMLoadMasks, draw_without_replacement
+from unsam_mm.datasets.loading import UnSAMCapMasks, UnSAMLoadMasks, draw_without_replacement
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
@@ -125,9 +124,9 @@ def test_a_file_that_was_exchanged_meanwhile_is_noticed(tmp_path, content):
 def test_annotations_that_stand_together_are_noted_together(tmp_path, content):
     content['annotations'] = sorted(content['annotations'] * 50, key=lambda one: one['image_id'])
     (tmp_path / 'gt.json').write_text(json.dumps(content))
-    index = CocoIndex(tmp_path / 'gt.json')
-    assert len(index._index._sorted_spans) == 2
-    assert len(index.annotations(0)) == 100
+    dataset = UnSAMCocoDataset('gt.json', str(tmp_path))
+    assert len(dataset._index._sorted_spans) == 2
+    assert len(dataset.annotations(0)) == 100
 
 
 def test_a_merged_file_of_pseudo_masks_is_a_training_set(tmp_path):
@@ -205,8 +204,8 @@ def test_polygons_that_enclose_nothing_are_counted_once_at_the_start(tmp_path, c
     content['annotations'].append({'id': 9, 'image_id': 3, 'segmentation': [[1, 1, 9, 1, 9, 9, 1]]})
     dataset = opened(tmp_path, content)
     expected = 'gt.json: left out 1 annotations that have no polygon, and 2 polygons of others'
-    assert expected in dataset._index.polygons.message()
-    assert 'the first: image 3, record 2' in dataset._index.polygons.message()
+    assert expected in dataset._polygons.message()
+    assert 'the first: image 3, record 2' in dataset._polygons.message()
     assert dataset[1]['gt_masks'].areas.tolist() == [1200]
 
 

@@ -128,7 +128,7 @@ def test_every_readable_kind_becomes_rgb_uint8_and_the_broken_file_is_replaced_b
 
 def test_a_broken_file_is_reported_once(image_folder, monkeypatch):
     messages = []
-    monkeypatch.setattr('unsam_mm.datasets.load_image.print_log', lambda message, **_: messages.append(message))
+    monkeypatch.setattr('unsam_mm.datasets.messages.print_log', lambda message, **_: messages.append(message))
     dataset = open_folder(image_folder, pipeline=LOAD)
     for _ in range(3):
         dataset[names(dataset).index('broken.png')]

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from unsam_mm.datasets import RleMasks, UnSAMSA1B
-from unsam_mm.datasets.name_index import open_index
+from unsam_mm.datasets.sa1b import open_index
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.mask_set import MaskSet
@@ -181,7 +181,7 @@ def test_nothing_is_read_before_it_is_wanted(sa1b, monkeypatch):
 
 def test_a_second_start_lists_no_folder(sa1b, monkeypatch):
     first = names(UnSAMSA1B(data_root=str(sa1b)))
-    monkeypatch.setattr('unsam_mm.datasets.name_index._walk', None)
+    monkeypatch.setattr('unsam_mm.datasets.sa1b._walk', None)
     assert names(UnSAMSA1B(data_root=str(sa1b))) == first
 
 
@@ -232,7 +232,7 @@ def test_an_interrupted_index_leaves_the_old_one(sa1b, cache, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('unsam_mm.datasets.name_index.json.dumps', interrupted)
+    monkeypatch.setattr('unsam_mm.datasets.sa1b.json.dumps', interrupted)
     with pytest.raises(KeyboardInterrupt):
         UnSAMSA1B(data_root=str(sa1b), reindex=True)
     assert index.read_bytes() == before

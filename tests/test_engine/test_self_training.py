@@ -23,8 +23,7 @@ from torch.utils.data import Dataset
 from tests.test_engine.runs import equal
 from unsam_mm.datasets import UnSAMImageFolder, UnSAMSA1B
 from unsam_mm.engine import UnSAMSelfTrainingHook, resolve_data_root
-from unsam_mm.engine.label_source import check_names, label_source
-from unsam_mm.engine.round_labels import RoundLabels, join_labels, label_images
+from unsam_mm.engine.round_labels import RoundLabels, check_names, join_labels, label_images, label_source
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.files import read_json, write_json
 from unsam_mm.fingerprints import tensors_digest

@@ -12,8 +12,7 @@ from pycocotools import mask as coco_mask
 from tests.test_evaluation.scenes import MAX_DETS, OBJECT, box_mask, coco, record, scenes
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation import ENGINES, evaluate_masks
-from unsam_mm.evaluation.matching import overlaps
-from unsam_mm.evaluation.records import read_image
+from unsam_mm.evaluation.matching import overlaps, read_image
 
 OTHERS = [engine for engine in ENGINES if engine != 'unsam']
 TOLERANCE = 1e-9

@@ -8,16 +8,17 @@ from hypothesis.extra import numpy as arrays
 
 from tests.test_evaluation.prompt_scenes import Answering
 from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.evaluation.click_curve import draw_click_curves, save_click_curves
 from unsam_mm.evaluation.click_simulation import simulate_clicks
 from unsam_mm.evaluation.prompt_data import Segment
 from unsam_mm.evaluation.prompt_iou import (
     SegmentIoUs,
+    draw_click_curves,
     format_prompt_table,
     iou_curve,
     mask_ious,
     max_and_oracle,
     number_of_clicks,
+    save_click_curves,
     summarize,
 )
 from unsam_mm.next_click import centre_of, next_click

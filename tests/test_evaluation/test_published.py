@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unsam_mm.evaluation.published import BENCHMARKS, TABLE_1, format_row, mean_recall
+from unsam_mm.evaluation.benchmark_runs import BENCHMARKS, TABLE_1, format_row, mean_recall
 
 DOCS = Path(__file__).parents[2] / 'docs' / 'results.md'
 

@@ -16,9 +16,9 @@ from pycocotools.coco import COCO
 
 from unsam_mm import MaskSet
 from unsam_mm.__main__ import main
-from unsam_mm.coco_files import stream
+from unsam_mm.coco_files import index
+from unsam_mm.coco_files.index import stream_lists
 from unsam_mm.coco_files.segmentations import PolygonFilter
-from unsam_mm.coco_files.stream import stream_lists
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.evaluation import load_ground_truth
 from unsam_mm.folders.merge import MergeReport, merge_ground_truth, merge_predictions
@@ -589,7 +589,7 @@ def test_entries_are_those_of_json_wherever_a_file_is_cut(tmp_path_factory, item
     text = json.dumps({**others, 'wanted list': items}, indent=indent, ensure_ascii=ascii_only)
     path.write_text(text, encoding='utf-8')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, '_CHUNK_BYTES', chunk)
+        patch.setattr(index, '_CHUNK_BYTES', chunk)
         entries = list(stream_lists(path, {'wanted list'}))
     assert [entry.value for entry in entries] == items
     content = path.read_bytes()

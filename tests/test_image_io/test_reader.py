@@ -52,7 +52,7 @@ def test_a_file_gives_its_own_numbers_as_its_headers_tell(kind, path):
 
 
 def test_all_readers_see_the_same_picture(kind, path):
-    load_image = pytest.importorskip('unsam_mm.datasets.load_image')
+    load_image = pytest.importorskip('unsam_mm.datasets.loading')
     seen = read_image(path)
     assert (seen == as_rgb_uint8(read_pixels(path).picture())).all()
     assert mean_difference(seen, as_rgb_uint8(kind.numbers)) <= kind.tolerance
@@ -142,7 +142,7 @@ def test_a_stack_is_refused_where_one_image_is_meant_and_read_by_plane_where_sta
 
 def test_a_stack_is_refused_before_its_pixels_are_read(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / 'a.tif', STACK, photometric='minisblack')
-    monkeypatch.setattr(tiff_files.TiffImage, 'read', lambda self: pytest.fail('pixels were read'))
+    monkeypatch.setattr(tiff_files.TiffImage, '_decode', lambda self: pytest.fail('pixels were read'))
     with pytest.raises(ImageError, match='got a stack'):
         read_image(tmp_path / 'a.tif')
 
@@ -496,7 +496,7 @@ def test_an_image_that_takes_too_much_memory_is_not_called_damaged(tmp_path, mon
         raise MemoryError
 
     Image.fromarray(RGB).save(tmp_path / 'a.png')
-    monkeypatch.setattr(picture_files.Picture, 'read', read)
+    monkeypatch.setattr(picture_files.Picture, '_decode', read)
     with pytest.raises(ImageError, match=r'a\.png: takes more memory than is free'):
         read_pixels(tmp_path / 'a.png')
 

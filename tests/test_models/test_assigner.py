@@ -5,7 +5,7 @@ import torch
 from mmdet.registry import TASK_UTILS
 from mmengine.structures import InstanceData
 
-from unsam_mm.models import UnSAMHungarianAssigner, assigner
+from unsam_mm.models import UnSAMHungarianAssigner, criterion
 
 COSTS = [
     {'type': 'ClassificationCost', 'weight': 2.0},
@@ -25,7 +25,7 @@ def test_a_prediction_that_is_not_finite_is_matched_last(broken):
 
 @pytest.mark.parametrize('values_at_once', [2**22, 5 * 64])
 def test_finite_predictions_cost_what_they_cost_in_mmdet(monkeypatch, values_at_once):
-    monkeypatch.setattr(assigner, '_CHUNK_VALUES', values_at_once)
+    monkeypatch.setattr(criterion, '_CHUNK_VALUES', values_at_once)
     truth = InstanceData(labels=torch.zeros(5, dtype=torch.long), masks=(torch.rand(5, 64) > 0.5).float())
     predictions = InstanceData(scores=torch.randn(12, 2), masks=10 * torch.randn(12, 64))
     stock = TASK_UTILS.build({'type': 'HungarianAssigner', 'match_costs': COSTS})

@@ -6,7 +6,7 @@ import torch
 from mmdet.structures.mask import mask2bbox
 from torch.nn.functional import interpolate
 
-from unsam_mm.masks.rle import decode_rles
+from unsam_mm.masks.rle import areas_and_boxes, decode_rles
 from unsam_mm.models import mask_ops
 
 
@@ -31,14 +31,14 @@ def test_run_lengths_hold_the_same_pixels_as_the_masks(masks):
 
 def test_areas_and_boxes_of_run_lengths_are_those_of_the_masks(masks):
     masks = masks.repeat(80, 1, 1)  # pycocotools fails on more than 255 areas
-    areas, boxes = mask_ops.areas_and_boxes_of_rles(mask_ops.rles_of_masks(masks))
+    areas, boxes = areas_and_boxes(mask_ops.rles_of_masks(masks))
     assert areas.tolist() == masks.sum(dim=(1, 2)).tolist()
-    assert torch.equal(boxes, mask_ops.boxes_of_masks(masks))
+    assert torch.equal(torch.from_numpy(boxes).float(), mask_ops.boxes_of_masks(masks))
 
 
 def test_no_masks_have_no_run_lengths_and_no_boxes():
     rles = mask_ops.rles_of_masks(torch.zeros(0, 7, 9, dtype=torch.bool))
-    areas, boxes = mask_ops.areas_and_boxes_of_rles(rles)
+    areas, boxes = areas_and_boxes(rles)
     assert rles == []
     assert (areas.shape, boxes.shape) == ((0,), (0, 4))
 

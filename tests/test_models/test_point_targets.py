@@ -7,8 +7,8 @@ from mmcv.ops import point_sample
 from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 
-from unsam_mm.models import point_targets
-from unsam_mm.models.point_targets import BitMasks, logits_at, uncertain_points
+from unsam_mm.models import mask_ops
+from unsam_mm.models.mask_ops import BitMasks, logits_at, uncertain_points
 
 CORNERS = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
 
@@ -37,7 +37,7 @@ def test_polygons_are_packed_as_their_bitmaps():
 def test_packing_a_few_masks_at_a_time_gives_the_same_bits(monkeypatch):
     masks = BitmapMasks(np.random.default_rng(2).integers(0, 2, (5, 9, 11), np.uint8), 9, 11)
     together = BitMasks.pack(masks).bits
-    monkeypatch.setattr(point_targets, '_CHUNK_PIXELS', 2 * 9 * 11)
+    monkeypatch.setattr(mask_ops, '_CHUNK_PIXELS', 2 * 9 * 11)
     assert torch.equal(BitMasks.pack(masks).bits, together)
 
 
@@ -71,7 +71,7 @@ def test_uncertain_points_are_those_of_mmdet_with_the_same_seed():
 
 
 def test_every_mask_gets_its_points_whatever_is_held_at_once(monkeypatch):
-    monkeypatch.setattr(point_targets, '_CHUNK_POINTS', 600)
+    monkeypatch.setattr(mask_ops, '_CHUNK_POINTS', 600)
     chunks = list(uncertain_points(torch.randn(5, 8), torch.randn(8, 6, 7), 100, 3.0, 0.75))
     assert [where for where, _ in chunks] == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert [points.shape for _, points in chunks] == [(2, 100, 2), (2, 100, 2), (1, 100, 2)]

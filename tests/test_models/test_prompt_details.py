@@ -18,11 +18,10 @@ from tests.test_models.descent import cosine
 from tests.test_models.prompt_scene import HEIGHT, WIDTH, batch_of, nested_regions, photographs, sample_of, small_model
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
-from unsam_mm.models.point_targets import BitMasks
-from unsam_mm.models.prompt_corrections import corrected
+from unsam_mm.models.mask_ops import BitMasks
 from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions
 from unsam_mm.models.prompt_details import ABSENT, CLICK_TYPE, NEGATIVE, POSITIVE
-from unsam_mm.models.prompt_targets import TrainingPrompts, draw_prompts
+from unsam_mm.models.prompt_targets import TrainingPrompts, corrected, draw_prompts
 from unsam_mm.next_click import centre_of, next_click
 
 CLICK, OTHER = (40.5, 50.5), (80.5, 30.5)

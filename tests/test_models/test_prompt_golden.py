@@ -24,8 +24,8 @@ from torch.nn.functional import interpolate
 
 import unsam_mm.models  # noqa: F401  (registers the models)
 from tests import golden
+from unsam_mm.convert.names import convert_promptable
 from unsam_mm.convert.released import convert_checkpoint
-from unsam_mm.convert.semantic_sam import convert_promptable
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.masks import rle
 from unsam_mm.models.prompt_head import ImageEmbedding, UnSAMPromptHead

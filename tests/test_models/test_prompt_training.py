@@ -16,7 +16,7 @@ from tests.test_models.descent import fall_in_proportion
 from tests.test_models.prompt_scene import HEIGHT, WIDTH, small_model
 from unsam_mm.evaluation.prompt_metric import UnSAMPromptIoUMetric
 from unsam_mm.masks import rle
-from unsam_mm.models.point_targets import BitMasks
+from unsam_mm.models.mask_ops import BitMasks
 from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions, match
 from unsam_mm.models.prompt_targets import BOX_TYPE, CLICK_TYPE, TrainingPrompts, draw_prompts
 

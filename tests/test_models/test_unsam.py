@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.test_models.descent import fall_in_proportion
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.masks.rle import decode_rles
-from unsam_mm.models import point_targets
+from unsam_mm.models import mask_ops
 
 CLASS_AGNOSTIC = {'num_things_classes': 1, 'num_stuff_classes': 0}
 
@@ -214,7 +214,7 @@ def losses_and_gradients(head, levels, samples):
 def test_training_losses_and_gradients_equal_those_of_mmdets_mask2former(
     model_config, photo, make_sample, same_points, monkeypatch, points_at_once
 ):
-    monkeypatch.setattr(point_targets, '_CHUNK_POINTS', points_at_once)
+    monkeypatch.setattr(mask_ops, '_CHUNK_POINTS', points_at_once)
     ours = build(model_config)
     head = copy.deepcopy(model_config.mask_head)
     head.update(type='Mask2FormerHead', train_cfg=model_config.train_cfg, **CLASS_AGNOSTIC)

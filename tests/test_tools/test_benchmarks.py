@@ -12,7 +12,7 @@ import torch
 
 from tests import warm_python
 from tests.test_tools.conftest import TOOLS, environment
-from unsam_mm.evaluation.published import BENCHMARKS
+from unsam_mm.evaluation.benchmark_runs import BENCHMARKS
 
 BENCHMARK = """
 test_dataloader = dict(

@@ -8,15 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unsam_mm.cli.arguments import positive_int
+from unsam_mm.cli import positive_int
 from unsam_mm.coco_files.ground_truth import load_ground_truth
-from unsam_mm.errors import UnSAMError
+from unsam_mm.errors import UnSAMError, located
 from unsam_mm.evaluation.average_recall import ENGINES, evaluate_masks, format_table
-from unsam_mm.evaluation.click_curve import save_click_curves
 from unsam_mm.evaluation.click_simulation import Predictor, evaluate_prompts
 from unsam_mm.evaluation.predictions import load_predictions
 from unsam_mm.evaluation.prompt_data import PromptImage, coco_prompts, folder_prompts
-from unsam_mm.evaluation.prompt_iou import NOC_LIMIT, format_prompt_table, iou_curve, summarize
+from unsam_mm.evaluation.prompt_iou import NOC_LIMIT, format_prompt_table, iou_curve, save_click_curves, summarize
 from unsam_mm.files import check_result_file, write_json
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.prompting import ENGINES as PROMPT_ENGINES
@@ -61,10 +60,8 @@ def run(options: argparse.Namespace) -> int:
         raise UnSAMError(f'--engine {options.engine} answers --prompts; for masks choose one of {", ".join(ENGINES)}')
     ground_truth = load_ground_truth(options.ground_truth)
     predictions = load_predictions(options.predictions, ground_truth, options.skip_unmatched)
-    try:
+    with located(f'{options.predictions} against {options.ground_truth}', UnSAMError):
         metrics = evaluate_masks(predictions, ground_truth, engine=options.engine or ENGINES[0])
-    except UnSAMError as error:
-        raise UnSAMError(f'{options.predictions} against {options.ground_truth}: {error}') from error
     if options.json:
         write_json(options.json, metrics)
     print(format_table(metrics))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unsam_mm.cli.arguments import positive_int
+from unsam_mm.cli import positive_int
 from unsam_mm.errors import one_line
 from unsam_mm.folders.run import FolderJob, FolderReport
 from unsam_mm.generator import PRESETS, preset_settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from unsam_mm.errors import UnSAMError, one_line
 from unsam_mm.files import check_result_file
@@ -70,22 +71,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes the file; it appears only once it is whole. Exit status 1 if images were left out."""
     _check_options(options)
-    if options.gt:
-        iou = GROUND_TRUTH_IOU if options.iou is None else options.iou
-        report = merge_ground_truth(options.masks, options.target, options.gt, iou)
-        _tell(report, 'human labels', options.target)
-        failed = report.failed
-    elif options.predictions:
-        report = merge_predictions(
-            options.masks,
-            options.target,
-            options.predictions,
-            SELF_TRAINING_SCORE if options.score is None else options.score,
-            SELF_TRAINING_IOU if options.iou is None else options.iou,
-            options.images,
-            options.supervised,
-        )
-        _tell(report, 'predictions', options.target)
+    if options.gt or options.predictions:
+        what, limits = 'human labels' if options.gt else 'predictions', _given(max_iou=options.iou)
+        if options.gt:
+            report = merge_ground_truth(options.masks, options.target, options.gt, **limits)
+        else:
+            limits |= _given(min_score=options.score, images=options.images)
+            places = (options.masks, options.target, options.predictions)
+            report = merge_predictions(*places, supervised=options.supervised, **limits)
+        _tell(report, what, options.target)
         failed = report.failed
     else:
         n_images, n_masks, messages = PseudoMaskStore(options.masks).merge(options.target)
@@ -96,6 +90,10 @@ def run(options: argparse.Namespace) -> int:
     if failed:
         print(f'{len(failed)} images are not in {one_line(options.target)}', file=sys.stderr)
     return 1 if failed else 0
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _check_options(options: argparse.Namespace) -> None:

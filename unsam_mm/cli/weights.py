@@ -18,16 +18,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Lists the table, or fetches the named weights."""
     if options.action == 'list':
-        _say(f'cache: {weights.cache_dir()}')
+        print(f'cache: {weights.cache_dir()}')
         for name, row in weights.TABLE.items():
-            _say(f'{"*" if weights.cached_path(name) else " "} {name:26} {row.licence:14} {row.description}')
-        _say('* in the cache')
+            print(f'{"*" if weights.cached_path(name) else " "} {name:26} {row.licence:14} {row.description}')
+        print('* in the cache')
         return 0
     for name in options.names or ['dinov2_vits14']:
         path = weights.fetch(name)
-        _say(f'{name}: {path} (from {weights.origin(path)})')
+        print(f'{name}: {path} (from {weights.origin(path)})')
     return 0
-
-
-def _say(text: str) -> None:
-    print(text)

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from unsam_mm.errors import UnSAMError
+import numpy as np
+from PIL import Image
+
+from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.masks.rle import MAX_PIXELS
 
 _SHOWN = 40  # characters of a wrong value in messages
 _COLOURS = 256**3  # of the PNG files of the panoptic form
 _FLAGS = {'0': False, '1': True, 'false': False, 'true': True, '0.0': False, '1.0': True, 'none': False, '': False}
+
+_BYTE = 256
 
 
 def entry_id(value: Any) -> int | str | None:
@@ -167,3 +172,22 @@ def duplicate_message(image_id: Any, *names: str) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
+
+
+def read_mask_picture(path: Path, colours_as_numbers: bool) -> np.ndarray:
+    """(H, W) integers of a mask picture; colours as red + 256 green + 65536 blue, COCO's way, or as the largest.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            values = np.asarray(file)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f'{path}: cannot be read as a mask picture ({error}); copy it again') from error
+    if values.ndim == 2:
+        return values.astype(np.int64)
+    colours = values[..., : 1 if values.shape[-1] == 2 else 3].astype(np.int64)
+    if not colours_as_numbers:
+        return colours.max(axis=-1)
+    return (colours * _BYTE ** np.arange(colours.shape[-1])).sum(axis=-1)

@@ -1,20 +1,190 @@
-"""Index of the annotations of each image in a COCO file; annotations are read from disk on demand."""
+"""Streams the long lists of JSON files, one entry in memory at a time, and indexes the annotations of each image."""
 
 from __future__ import annotations
 
+import io
+import json
+import os
 from array import array
-from collections.abc import Callable, Collection, Mapping
-from functools import cached_property
+from codecs import BOM_UTF8
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from unsam_mm.coco_files.fields import duplicate_message, entry_id, image_size, other_type_hint
-from unsam_mm.coco_files.stream import Entry, open_utf8, read_entries
-from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.coco_files.fields import duplicate_message, entry_id, image_size, listed_name, other_type_hint
+from unsam_mm.errors import StoreError, located
+from unsam_mm.files import GZIP, PACKED, explaining_json
 
-_NAMED_IN_MESSAGES = 3
+_CHUNK_BYTES = 1 << 20
+_MAX_VALUE_BYTES = 1 << 28  # no annotation is longer; a file that is not JSON is not read to its end
+_BLANKS = ' \t\n\r'
+_MAY_GO_ON = ('', '.', 'e', 'E')
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a list."""
+
+    key: str  # Name of the list (or value) in the top-level dictionary; '' where the file itself is a list
+    value: Any  # The decoded entry
+    start: int  # Byte at which it starts in the file
+    end: int  # Byte behind its last one
+
+
+def stream_lists(
+    path: str | Path, lists: Collection[str], whole: Collection[str] = (), found: set[str] | None = None
+) -> Iterator[Entry]:
+    """The entries of some lists of a file, in the order in which they stand there.
+
+    Args:
+        path: JSON file: a dictionary of which some values are lists, or a list.
+        lists: Names of the lists; '' stands for a list at the top. Other values are skipped.
+        whole: Names of values that are short and come as one entry.
+        found: Gets the names of the lists that are there, empty ones too.
+
+    Raises:
+        StoreError: If the file is missing, is not JSON, ends early, or a wanted value is not a list.
+    """
+    try:
+        with explaining_json(path), open_utf8(path) as file:
+            yield from _entries(_Cursor(file), lists, whole, set() if found is None else found)
+    except TypeError as error:
+        raise StoreError(f'{path}: {error}') from error
+
+
+def open_utf8(path: str | Path) -> IO[bytes]:
+    """Opens a JSON file as UTF-8, behind its byte order mark; one in UTF-16 or UTF-32 is converted in memory.
+
+    Raises:
+        OSError: If it cannot be read.
+        StoreError: If it is compressed.
+        UnicodeDecodeError: If its encoding is not the one that its first bytes indicate.
+    """
+    file = Path(path).open('rb')  # noqa: SIM115  (the caller closes it)
+    start = file.read(4)
+    if start.startswith(GZIP):
+        file.close()
+        raise StoreError(f'{path}: {PACKED}')
+    encoding = json.detect_encoding(start)
+    if encoding.startswith('utf-8'):
+        file.seek(len(BOM_UTF8) if encoding == 'utf-8-sig' else 0)
+        return file
+    with file:
+        status = os.fstat(file.fileno())
+    return io.BytesIO(_converted(str(path), encoding, status.st_mtime_ns, status.st_size))
+
+
+def read_entries(file: IO[bytes], start: int, end: int) -> list[Any]:
+    """The entries of a list between two places of a file that `open_utf8` opened.
+
+    Raises:
+        ValueError: If what stands there is not JSON.
+    """
+    file.seek(start)
+    return json.loads(b'[%b]' % file.read(end - start))
+
+
+@lru_cache(maxsize=1)
+def _converted(path: str, encoding: str, mtime_ns: int, n_bytes: int) -> bytes:
+    """A whole file in UTF-8; kept while the file has not changed, since it is asked for once an image."""
+    return Path(path).read_bytes().decode(encoding).removeprefix('\ufeff').encode()
+
+
+def _entries(cursor: _Cursor, lists: Collection[str], whole: Collection[str], found: set[str]) -> Iterator[Entry]:
+    if cursor.peek() == '[':
+        if '' in lists:
+            found.add('')
+            yield from _list_entries(cursor, '')
+        else:
+            raise TypeError(f'a list; expected a dictionary with {", ".join(map(repr, sorted(lists)))}')
+    else:
+        cursor.take('{')
+        while cursor.peek() != '}':
+            key = cursor.value()[0]
+            if not isinstance(key, str):
+                cursor.fail('expected a name in quotes')
+            cursor.take(':')
+            if key in whole:
+                yield Entry(key, *cursor.value())
+            elif key not in lists:
+                cursor.value()
+            elif cursor.peek() == '[':
+                found.add(key)
+                yield from _list_entries(cursor, key)
+            else:
+                raise TypeError(f'"{key}" is not a list')
+            if cursor.peek() != '}':
+                cursor.take(',')
+        cursor.take('}')
+    if cursor.peek():
+        cursor.fail('more text behind the end')
+
+
+def _list_entries(cursor: _Cursor, key: str) -> Iterator[Entry]:
+    cursor.take('[')
+    while cursor.peek() != ']':
+        yield Entry(key, *cursor.value())
+        if cursor.peek() != ']':
+            cursor.take(',')
+    cursor.take(']')
+
+
+class _Cursor:
+    """A place in a JSON file. Bytes are read as Latin-1, where one character is one byte, so places can be noted."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._text, self._at = '', 0  # decoded characters, and the place in them
+        self._start = file.tell()  # byte of the first of them
+        self._decode = json.JSONDecoder().raw_decode
+
+    def peek(self) -> str:
+        """The next character that is not blank; '' at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _BLANKS:
+                self._at += 1
+            if self._at < len(self._text) or not self._read(_CHUNK_BYTES):
+                return self._text[self._at : self._at + 1]
+
+    def take(self, expected: str) -> None:
+        """Steps over one character."""
+        if self.peek() != expected:
+            self.fail(f'expected {expected!r}')
+        self._at += 1
+
+    def value(self) -> tuple[Any, int, int]:
+        """The next value, and where it starts and ends."""
+        self.peek()
+        n_bytes = _CHUNK_BYTES
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except json.JSONDecodeError:
+                if len(self._text) - self._at > _MAX_VALUE_BYTES or not self._read(n_bytes):
+                    raise
+            else:
+                # A number that was cut is a number too: 1 of 12, and 0 of 0.5 if it was cut behind the point.
+                if self._text[end : end + 1] not in _MAY_GO_ON or not self._read(n_bytes):
+                    break
+            n_bytes *= 2  # so that a long value is not decoded again and again
+        text = self._text[self._at : end]
+        if not text.isascii():
+            value = json.loads(text.encode('latin-1').decode('utf-8'))
+        start, self._at = self._start + self._at, end
+        return value, start, self._start + end
+
+    def fail(self, message: str) -> None:
+        """Raises the error that `json` itself would raise."""
+        raise json.JSONDecodeError(f'{message}, byte {self._start + self._at}', self._text, self._at)
+
+    def _read(self, n_bytes: int) -> bool:
+        more = self._file.read(n_bytes).decode('latin-1')
+        self._text, self._start, self._at = self._text[self._at :] + more, self._start + self._at, 0
+        return bool(more)
 
 
 class ListedImage(NamedTuple):
@@ -32,41 +202,55 @@ class AnnotationIndex:
     An image takes some hundred bytes, an annotation at most 24, and none where annotations of one image stand together.
 
     Args:
-        path: The file.
+        path: The file, or one that is only a list of annotations or results if `lists` has ''.
+        nameless: Message for an image without a name.
+        lists: Lists that are read; '' stands for a list at the top.
+        each: Called with each annotation; None to leave annotations out.
 
     Attributes:
         number_of: Number by image id.
-        images: By number; None for an image that annotations name and "images" has not listed yet.
+        images: By number; None for an image that annotations name and "images" does not list.
+        found: The lists that are there, empty ones too.
+        info: What stands under "info".
+
+    Raises:
+        StoreError: If the file is broken or not in COCO form, an entry is malformed, or an image is listed twice.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        nameless: str,
+        lists: Collection[str] = ('images', 'annotations'),
+        each: Callable[[Any], object] | None = lambda record: None,
+    ) -> None:
+        self.path, self._nameless = Path(path), nameless
         self.number_of: dict[int | str, int] = {}
         self.images: list[ListedImage | None] = []
+        self.found: set[str] = set()
+        self.info = None
         # Image number, first byte and end (exclusive) of annotations that follow each other.
         self._spans = array('q')
+        for entry in stream_lists(path, lists, whole={'info'}, found=self.found):
+            if entry.key == 'info':
+                self.info = entry.value
+            elif entry.key == 'images':
+                self._add_image(entry.value)
+            elif each is not None:
+                self._add_annotation(entry)
+                each(entry.value)
 
-    def add_image(self, image: Any, name_of: Callable[[Mapping[str, Any], Path], str]) -> None:
-        """Adds an entry of "images".
-
-        Raises:
-            StoreError: If it is malformed, or its id is listed already.
-        """
+    def _add_image(self, image: Any) -> None:
         number = self._number(image, 'id')
-        name = name_of(image, self.path)
+        name = listed_name(image)
+        if not isinstance(name, str) or not name:
+            raise StoreError(f'{self.path}: image {image["id"]} {self._nameless}')
         if (other := self.images[number]) is not None:
             raise StoreError(f'{self.path}: {duplicate_message(image["id"], other.name, name)}')
-        try:
+        with located(f'{self.path}: {name}'):
             self.images[number] = ListedImage(entry_id(image['id']), name, *image_size(image))
-        except UnSAMError as error:
-            raise StoreError(f'{self.path}: {name}: {error}') from error
 
-    def add_annotation(self, entry: Entry) -> None:
-        """Adds the place of an annotation.
-
-        Raises:
-            StoreError: If it has no image id.
-        """
+    def _add_annotation(self, entry: Entry) -> None:
         number = self._number(entry.value, 'image_id')
         if self._spans and self._spans[-3] == number:
             self._spans[-1] = entry.end
@@ -88,7 +272,7 @@ class AnnotationIndex:
             )
             raise StoreError(
                 f'{self.path}: annotations of {len(unlisted)} images that are not listed '
-                f'({", ".join(map(str, unlisted[:_NAMED_IN_MESSAGES]))}); {remedy}'
+                f'({", ".join(map(str, unlisted[:3]))}); {remedy}'
             )
 
     def read_records(self, number: int) -> list[dict[str, Any]]:

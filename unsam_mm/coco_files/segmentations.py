@@ -129,7 +129,10 @@ def place_of(record: Record) -> str:
 def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rle:
     polygons = record['segmentation']
     if not (isinstance(polygons, list) and polygons and all(map(_is_polygon, polygons))):
-        raise UnSAMError(_neither(record))
+        raise UnSAMError(
+            f'{place_of(record)}: segmentation is neither RLE nor polygons: {str(polygons)[:40]!r}; expected '
+            '"size" and "counts", or lists of numbers x, y, x, y, ...'
+        )
     if None in size_hw:
         raise UnSAMError(
             f'{place_of(record)}: polygons need the size of the image; add "height" and "width" to its entry in "images"'
@@ -147,13 +150,6 @@ def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rl
     if not cut:  # all lie outside
         return coco_mask.frPyObjects({'size': [height, width], 'counts': [height * width]}, height, width)
     return coco_mask.merge(coco_mask.frPyObjects(cut, height, width))
-
-
-def _neither(record: Record) -> str:
-    return (
-        f'{place_of(record)}: segmentation is neither RLE nor polygons: {str(record["segmentation"])[:40]!r}; expected '
-        '"size" and "counts", or lists of numbers x, y, x, y, ...'
-    )
 
 
 def _is_nested(part: Any) -> bool:

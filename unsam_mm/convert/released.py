@@ -12,69 +12,59 @@ import safetensors.torch
 import torch
 
 from unsam_mm.checkpoints import StateDict, read_checkpoint
-from unsam_mm.convert import dino as dino_conversion
-from unsam_mm.convert import mask2former as mask2former_conversion
-from unsam_mm.convert import semantic_sam as semantic_sam_conversion
-from unsam_mm.convert import swin as swin_conversion
+from unsam_mm.convert import names
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.files import atomic_writer
-from unsam_mm.published import cutler_checkpoint as cutler_conversion
+from unsam_mm.published import cutler_checkpoint
 
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of checkpoint.
+    """One kind of checkpoint."""
 
-    Attributes:
-        kind: What it is, for messages.
-        mark: Matches the start of a name that no other kind has.
-        convert: Gives the tensors under MMDetection's names; takes them and the path of their file.
-        suffix: Of the file that is written: MMEngine loads ``.pth`` only, `load_cutler` only ``.safetensors``.
-        usage: How the written file is used; ``{}`` stands for its path.
-    """
-
-    kind: str
-    mark: re.Pattern[str]
+    kind: str  # What it is, for messages
+    mark: re.Pattern[str]  # Matches the start of a name that no other kind has
+    # Gives the tensors under MMDetection's names; takes them and the path of their file
     convert: Callable[[StateDict, Path], StateDict]
-    suffix: str
-    usage: str
+    suffix: str  # Of the file that is written: MMEngine loads ``.pth`` only, `load_cutler` only ``.safetensors``
+    usage: str  # How the written file is used; ``{}`` stands for its path
 
 
 FORMATS = (
     Format(
-        mask2former_conversion.KIND,
+        names.WHOLE_IMAGE,
         re.compile(r'sem_seg_head\.predictor\.'),
-        mask2former_conversion.convert_whole_image,
+        names.convert_whole_image,
         '.pth',
         'give it to `mim test` as --checkpoint {}, with a config whose model is _base_/models/unsam_r50.py',
     ),
     Format(
-        semantic_sam_conversion.KIND,
+        names.PROMPTABLE,
         re.compile(r'model\.sem_seg_head\.predictor\.pb_embedding\.'),
-        semantic_sam_conversion.convert_promptable,
+        names.convert_promptable,
         '.pth',
         'give it to `mim test` as --checkpoint {}, with a config whose model is _base_/models/unsam_swint_prompt.py; the '
-        f'release has one click or box a prompt: weights {semantic_sam_conversion.UNTRAINED}*, for several clicks, '
+        f'release has one click or box a prompt: weights {names.UNTRAINED}*, for several clicks, '
         'earlier masks and granularity, are untrained, and unused without these',
     ),
     Format(
-        cutler_conversion.KIND,
+        cutler_checkpoint.KIND,
         re.compile(r'roi_heads\.'),
-        cutler_conversion.convert_cutler,
+        cutler_checkpoint.convert_cutler,
         '.safetensors',
         "CutLERDivider(checkpoint='{}') takes it",
     ),
     Format(
-        dino_conversion.KIND,
+        names.RESNET50,
         re.compile(r'layer1\.0\.conv1\.weight'),
-        dino_conversion.convert_resnet50,
+        names.convert_resnet50,
         '.pth',
         "start a ResNet-50 from it by model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{}')",
     ),
     Format(
-        swin_conversion.MOBY_KIND,
+        names.MOBY,
         re.compile(r'encoder\.layers\.0\.blocks\.0\.attn\.qkv\.'),
-        swin_conversion.convert_moby,
+        names.convert_moby,
         '.pth',
         "start a Swin-T from it by model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{}')",
     ),
@@ -85,17 +75,11 @@ _CONVERTED = re.compile(r'mask_head\.|backbone\.layer1\.|backbone\.stages\.')
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted.
+    """What was converted."""
 
-    Attributes:
-        format: The kind of checkpoint.
-        target: The written file.
-        num_tensors: How many tensors it has.
-    """
-
-    format: Format
-    target: Path
-    num_tensors: int
+    format: Format  # The kind of checkpoint
+    target: Path  # The written file
+    num_tensors: int  # How many tensors it has
 
 
 def convert_checkpoint(source: Path, target: Path) -> Conversion:

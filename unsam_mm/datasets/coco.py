@@ -1,19 +1,21 @@
-"""Class-agnostic datasets from COCO files: custom training sets and the published benchmarks."""
+"""Class-agnostic datasets from COCO files: custom training sets, the published benchmarks, and panoptic annotations."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from mmdet.registry import DATASETS
-from mmengine.logging import print_log
 
-from unsam_mm.coco_files.fields import stated_area
-from unsam_mm.datasets.coco_index import CocoIndex
+from unsam_mm.coco_files.fields import category_order, panoptic_segments, read_mask_picture, stated_area
+from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
+from unsam_mm.coco_files.segmentations import PolygonFilter, place_of
 from unsam_mm.datasets.image_folder import as_instance
 from unsam_mm.datasets.lazy import LazyDataset
+from unsam_mm.datasets.messages import log_warning
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
 
 
 @DATASETS.register_module()
@@ -22,8 +24,7 @@ class UnSAMCocoDataset(LazyDataset):
 
     Supports the formats of COCO, LVIS (no ``file_name``, the path is the end of ``coco_url``), PACO, EntitySeg,
     PartImageNet and ADE20K: polygons or RLEs, ids that are numbers or texts and may differ from those in the file
-        names, no
-    ``iscrowd``. Images keep their ids.
+    names, no ``iscrowd``. Images keep their ids.
 
     Entries have ``img_path``, ``img_name``, ``img_root``, ``img_id``, ``height``, ``width`` and ``instances`` as in
     `UnSAMImageFolder`, each instance also with the ``area`` stated in the file, by which COCO divides objects into
@@ -55,7 +56,7 @@ class UnSAMCocoDataset(LazyDataset):
         if not ann_file:
             raise UnSAMError('ann_file is empty; set it to a COCO file')
         self.homepage = homepage
-        self._index: CocoIndex
+        self._index: AnnotationIndex
         self._without_folders = False
         prefix = {'img': ''} if data_prefix is None else data_prefix
         super().__init__(ann_file=str(ann_file), data_root=str(data_root or ''), data_prefix=prefix, **kwargs)
@@ -70,10 +71,15 @@ class UnSAMCocoDataset(LazyDataset):
         where = f'; get it from {self.homepage}' if self.homepage else ''
         if not Path(self.ann_file).is_file():
             raise StoreError(f'{self.ann_file}: no such file; expected a COCO file, set data_root or ann_file{where}')
-        self._index = CocoIndex(self.ann_file)
-        if left_out := self._index.polygons.message():
-            print_log(left_out, logger='current', level=logging.WARNING)
-        names = [self._index.image(number)[1] for number in (0, len(self._index) - 1)]
+        self._polygons = PolygonFilter(self.ann_file)
+        nameless = 'has neither "file_name" nor "coco_url", so it cannot be found'
+        self._index = AnnotationIndex(self.ann_file, nameless, each=lambda record: self._polygons([record]))
+        if not any(self._index.images):
+            raise StoreError(f'{self.ann_file}: no images in it; expected a COCO file with "images" and "annotations"')
+        self._index.check_listed()
+        if left_out := self._polygons.message():
+            log_warning(left_out)
+        names = [_path_of(self._index.images[number]) for number in (0, -1)]
         if not all((self.image_root / name).is_file() for name in names):
             self._without_folders = True
             if not all((self.image_root / PurePosixPath(name).name).is_file() for name in names):
@@ -81,13 +87,19 @@ class UnSAMCocoDataset(LazyDataset):
                     f'{self.image_root}: holds no {names[0]} or no {names[1]}, which {self.ann_file} lists; '
                     f'set data_root, or data_prefix.img for the folder of the images below it{where}'
                 )
-        return len(self._index)
+        return len(self._index.images)
+
+    def annotations(self, position: int) -> list[dict[str, Any]]:
+        """The annotations of an image that have a mask, in COCO's order, by category; raises `StoreError` if the file
+        has changed since.
+        """
+        return sorted(PolygonFilter(self.ann_file)(self._index.read_records(position)), key=category_order)
 
     def read_entry(self, position: int) -> dict[str, Any]:
         """See `LazyDataset`."""
-        image_id, name, height, width = self._index.image(position)
-        name = PurePosixPath(name).name if self._without_folders else name
-        annotations = self._index.annotations(position)
+        image_id, _, height, width = image = self._index.images[position]
+        name = PurePosixPath(_path_of(image)).name if self._without_folders else _path_of(image)
+        annotations = self.annotations(position)
         try:
             instances = [as_instance(one) | {'area': stated_area(one)} for one in annotations if 'segmentation' in one]
         except (KeyError, TypeError, ValueError) as error:
@@ -101,3 +113,69 @@ class UnSAMCocoDataset(LazyDataset):
             'width': width,
             'instances': instances,
         }
+
+
+def _path_of(image: ListedImage) -> str:
+    return image.name.replace('\\', '/')
+
+
+@DATASETS.register_module()
+class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
+    """The images of a file in COCO's panoptic format, whose segments are in PNG files; they are read lazily.
+
+    Entries and arguments are as in `UnSAMCocoDataset`; masks are RLEs, and areas are counted from their pixels.
+    `data_prefix` has the folder of the PNG files under the key ``seg``.
+
+    Raises:
+        StoreError: If the file is missing, damaged or of another format.
+        ImageError: If images or PNG files are not in their folders; only the first and the last image, and the first
+            PNG file, are checked.
+    """
+
+    @property
+    def segment_root(self) -> Path:
+        """The folder that names of PNG files are relative to."""
+        return Path(self.data_prefix.get('seg', ''))
+
+    def count_entries(self) -> int:
+        """See `UnSAMCocoDataset`; also checks that the first PNG file exists."""
+        count = super().count_entries()
+        for record in self._records(0):
+            if not (self.segment_root / record['file_name']).is_file():
+                where = f'; get it from {self.homepage}' if self.homepage else ''
+                raise ImageError(
+                    f'{self.segment_root}: holds no {record["file_name"]}, which {self.ann_file} lists; '
+                    f'set data_prefix.seg for the folder of the PNG files{where}'
+                )
+        return count
+
+    def read_entry(self, position: int) -> dict[str, Any]:
+        """See `LazyDataset`."""
+        instances = [instance for record in self._records(position) for instance in self._segments(record)]
+        return super().read_entry(position) | {'instances': instances}
+
+    def _records(self, position: int) -> list[dict[str, Any]]:
+        records = self.annotations(position)
+        for record in records:
+            try:
+                panoptic_segments(record)
+            except UnSAMError as error:
+                raise StoreError(
+                    f'{self.ann_file}: {place_of(record)}: {error}; for instance annotations use UnSAMCocoDataset'
+                ) from error
+        return records
+
+    def _segments(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        name, ids, crowds = panoptic_segments(record)
+        numbers = read_mask_picture(self.segment_root / name, colours_as_numbers=True)
+        drawn = numbers == np.array(ids, np.int64).reshape(-1, 1, 1)
+        return [
+            {
+                'bbox': [0.0, 0.0, 0.0, 0.0],  # UnSAMLoadMasks takes boxes from masks
+                'bbox_label': 0,
+                'ignore_flag': int(crowd),
+                'mask': rle_to_json(rle),
+                'area': float(bitmap.sum()),
+            }
+            for crowd, bitmap, rle in zip(crowds, drawn, encode_bitmaps(drawn), strict=True)
+        ]

@@ -13,11 +13,11 @@ from mmdet.registry import DATASETS
 
 from unsam_mm import sample_images
 from unsam_mm.coco_files.fields import is_crowd, listed_name, number_in, stated_box
-from unsam_mm.coco_files.ground_truth import load_ground_truth
-from unsam_mm.coco_files.matching import match_images
-from unsam_mm.errors import ImageError, StoreError, UnSAMError
+from unsam_mm.coco_files.ground_truth import load_ground_truth, match_images
+from unsam_mm.errors import ImageError, StoreError, UnSAMError, located
 from unsam_mm.images import IMAGE_SUFFIXES, walk_images
 from unsam_mm.masks.rle import rle_from_json, rle_to_json
+from unsam_mm.student.store import ImagePlace
 
 SPLITS = ('all', 'train', 'held_out')
 
@@ -86,7 +86,8 @@ class UnSAMImageFolder(BaseDetDataset):
         """One entry for each image, sorted by name."""
         root = self.image_root
         is_bundled = root == sample_images.folder()
-        names = _bundled_names(root) if is_bundled else sorted(walk_images(root))
+        bundled = (name for name in sample_images.TRAIN + sample_images.HELD_OUT if (root / name).is_file())
+        names = sorted(bundled if is_bundled else walk_images(root))
         if not names:
             raise ImageError(f'{root}: no images found; expected files ending in {" ".join(IMAGE_SUFFIXES)}')
         annotated = self._read_annotations(names) if self.ann_file else dict.fromkeys(names)
@@ -100,10 +101,8 @@ class UnSAMImageFolder(BaseDetDataset):
         for annotation in truth['annotations']:
             if annotation['image_id'] in images:
                 images[annotation['image_id']]['annotations'].append(annotation)
-        try:
+        with located(self.ann_file):
             ids = match_images(names, truth, skip_unmatched=True)
-        except StoreError as error:
-            raise StoreError(f'{self.ann_file}: {error}') from error
         absent = sorted(listed_name(images[image_id]) for image_id in images.keys() - set(ids.values()))
         if absent:
             raise ImageError(
@@ -133,10 +132,8 @@ class UnSAMImageFolder(BaseDetDataset):
         }
         if image is not None:
             entry['img_id'] = image['id']
-            try:
+            with located(f'{self.ann_file}, {name}'):
                 entry['instances'] = [as_instance(annotation) for annotation in image['annotations']]
-            except UnSAMError as error:
-                raise StoreError(f'{self.ann_file}, {name}: {error}') from error
         return entry
 
 
@@ -172,13 +169,17 @@ def _instance(annotation: dict[str, Any]) -> dict[str, Any]:
     } | ({} if math.isnan(score) else {'score': score})
 
 
-def _bundled_names(root: Path) -> list[str]:
-    return sorted(name for name in sample_images.TRAIN + sample_images.HELD_OUT if (root / name).is_file())
-
-
 def name_hash(name: str) -> int:
     """A hash of a name below 2**52, which JSON and float64 represent exactly."""
     return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()) >> 12
+
+
+def place_of(results: dict[str, Any]) -> ImagePlace:
+    """The location of the image of an entry; entries of other packages have ``img_path`` only."""
+    if 'img_root' in results and 'img_name' in results:
+        return ImagePlace(results['img_root'], results['img_name'])
+    path = Path(results['img_path'])
+    return ImagePlace(str(path.parent), path.name)
 
 
 def image_name(entry: dict[str, Any], image_root: str = '') -> str:

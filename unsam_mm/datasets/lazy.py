@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from mmdet.datasets import BaseDetDataset
 from mmengine.dataset import force_full_init
-from mmengine.logging import print_log
 
+from unsam_mm.datasets.messages import log_warning
 from unsam_mm.errors import StoreError
 
 _TRIED = 10
@@ -66,7 +65,7 @@ class LazyDataset(BaseDetDataset):
                 self._broken.add(idx)
                 if not self._has_read and len(self._broken) >= min(_TRIED, len(self)):
                     raise
-                print_log(f'image skipped: {error}', logger='current', level=logging.WARNING)
+                log_warning(f'image skipped: {error}')
             return None
         self._has_read = True
         return prepared

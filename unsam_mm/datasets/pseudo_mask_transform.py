@@ -13,12 +13,12 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmengine.dataset import BaseDataset
-from mmengine.logging import print_log
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from unsam_mm.datasets.image_folder import image_name
-from unsam_mm.datasets.load_masks import check_untouched, set_masks
+from unsam_mm.datasets.image_folder import image_name, place_of
+from unsam_mm.datasets.loading import check_untouched, set_masks
+from unsam_mm.datasets.messages import LogOnce, log_warning
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, image_errors
 from unsam_mm.fingerprints import image_stamp
@@ -90,7 +90,7 @@ class UnSAMPseudoMasks(BaseTransform):
         if isinstance(generator, dict):
             self._arguments, self._given = self._arguments | generator, None
         self._built: PseudoMaskGenerator | None = None
-        self._reported: set[str] = set()
+        self._report = LogOnce()
 
     def __getstate__(self) -> dict[str, Any]:
         """Excludes a generator built from arguments; each process builds its own when needed."""
@@ -138,13 +138,12 @@ class UnSAMPseudoMasks(BaseTransform):
         """
         if self.precomputed:
             return self._read_precomputed(image_name(results, self.image_root), results)
-        root, name = _place(results)
-        store = PseudoMaskStore(self.folder(root))
+        place = place_of(results)
+        folder, name = self.folder(place.root), place.name
+        store = PseudoMaskStore(folder)
         masks = self._read_kept(store, name, results)
         if masks is None:
-            self._report(
-                'first', f'pseudo-masks are generated on first access and cached in {self.folder(root)}', logging.INFO
-            )
+            self._report('first', f'pseudo-masks are generated on first access and cached in {folder}', logging.INFO)
             path = Path(results['img_path'])
             generator = self._generator()
             with image_errors(path):
@@ -191,7 +190,7 @@ class UnSAMPseudoMasks(BaseTransform):
         if not store.has(name):
             return None
         try:
-            masks = store.read_current(name, Path(results['img_path']))
+            masks = store.read(name, Path(results['img_path']), by_age=True)
         except StoreError as error:
             self._report(name, f'pseudo-masks are generated again: {error}')
             return None
@@ -200,7 +199,7 @@ class UnSAMPseudoMasks(BaseTransform):
     def _read_precomputed(self, name: str, results: dict[str, Any]) -> MaskSet | None:
         store = PseudoMaskStore(self.precomputed)
         if not store.has(name):
-            is_first = not self._reported  # listing a large folder takes long, so this is checked once
+            is_first = not self._report  # listing a large folder takes long, so this is checked once
             if is_first and not store.names():
                 raise StoreError(f'{self.precomputed}: holds no pseudo-masks; run "python -m unsam_mm generate" first')
             self._report(name, f'image skipped: {self.precomputed} has no pseudo-masks for {name}')
@@ -217,11 +216,6 @@ class UnSAMPseudoMasks(BaseTransform):
                 f'the image is {size_hw[0]} x {size_hw[1]}; generate them again with --overwrite'
             )
         return masks
-
-    def _report(self, key: str, message: str, level: int = logging.WARNING) -> None:
-        if key not in self._reported:
-            self._reported.add(key)
-            print_log(message, logger='current', level=level)
 
     def __repr__(self) -> str:
         source = (
@@ -254,13 +248,5 @@ def prepare_pseudo_masks(dataset: BaseDataset, progress: bool = True) -> tuple[i
             n_failed += steps[0].find(dataset.get_data_info(index)) is None
         except ImageError as error:
             n_failed += 1
-            print_log(f'image skipped: {error}', logger='current', level=logging.WARNING)
+            log_warning(f'image skipped: {error}')
     return len(dataset) - n_failed, n_failed
-
-
-def _place(results: dict[str, Any]) -> tuple[Path, str]:
-    """Root folder and relative name of an image; for data sets of other packages its parent folder and file name."""
-    path = Path(results['img_path'])
-    if 'img_root' in results and 'img_name' in results:
-        return Path(results['img_root']), results['img_name']
-    return path.parent, path.name

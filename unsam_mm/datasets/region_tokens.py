@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from mmdet.datasets import BaseDetDataset
 from mmdet.registry import DATASETS, TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch.utils.data import get_worker_info
 
-from unsam_mm.datasets.image_folder import UnSAMImageFolder, name_hash
+from unsam_mm.datasets.image_folder import UnSAMImageFolder, name_hash, place_of
+from unsam_mm.datasets.messages import LogOnce, log_warning
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError
 from unsam_mm.generator import preset_settings
@@ -116,7 +115,7 @@ class UnSAMRegionFolders(BaseDetDataset):
                 mine = places[get_rank() :: get_world_size()]
                 failed = step.store.prepare(mine, self.prepare_workers, progress=get_rank() == 0)
                 for reason in failed.values():
-                    print_log(f'image skipped: {reason}', logger='current', level=logging.WARNING)
+                    log_warning(f'image skipped: {reason}')
                 # All ranks need the failures of the others; this also waits until all tokens are computed.
                 self._leave_out(
                     {place: why for part in all_gather_object(failed) for place, why in part.items()}, places
@@ -168,7 +167,7 @@ class UnSAMRegionTokens(BaseTransform):
         self.store = RegionStore(store, settings, n_tokens, max_masks, device)
         self.skip_broken = skip_broken
         self._tokenizer: RegionTokenizer | None = None
-        self._reported: set[str] = set()
+        self._report = LogOnce()
 
     def __getstate__(self) -> dict[str, Any]:
         """Excludes the ViT; each process loads its own when needed."""
@@ -210,16 +209,12 @@ class UnSAMRegionTokens(BaseTransform):
             self._tokenizer = self.store.tokenizer()
         return self.store.make(place, self._tokenizer)
 
-    def _report(self, key: str, message: str) -> None:
-        if key not in self._reported:
-            self._reported.add(key)
-            print_log(message, logger='current', level=logging.WARNING)
-
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.store}, skip_broken={self.skip_broken})'
 
 
 @TRANSFORMS.register_module()
+@dataclass(eq=False)
 class UnSAMPackRegions(BaseTransform):
     """Packs an image for `UnSAMRegionModel`.
 
@@ -236,17 +231,13 @@ class UnSAMPackRegions(BaseTransform):
         UnSAMError: If `flip_prob` is outside [0, 1].
     """
 
-    def __init__(
-        self,
-        test_mode: bool = False,
-        flip_prob: float = 0.0,
-        meta_keys: Sequence[str] = ('img_id', 'img_path', 'ori_shape', 'img_shape'),
-    ) -> None:
-        if not 0 <= flip_prob <= 1:
-            raise UnSAMError(f'flip_prob must lie in [0, 1], got {flip_prob}')
-        self.test_mode = test_mode
-        self.flip_prob = flip_prob
-        self.meta_keys = tuple(meta_keys)
+    test_mode: bool = False
+    flip_prob: float = 0.0
+    meta_keys: Sequence[str] = field(default=('img_id', 'img_path', 'ori_shape', 'img_shape'), repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip_prob <= 1:
+            raise UnSAMError(f'flip_prob must lie in [0, 1], got {self.flip_prob}')
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """The packed image; None in training if it has no pseudo-masks."""
@@ -262,17 +253,6 @@ class UnSAMPackRegions(BaseTransform):
         else:
             sample.set_data({'token_masks': masks})
         return {'inputs': inputs.flipped() if is_flipped else inputs, 'data_samples': sample}
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(test_mode={self.test_mode}, flip_prob={self.flip_prob})'
-
-
-def place_of(results: dict[str, Any]) -> ImagePlace:
-    """The location of the image of an entry; entries of other packages have ``img_path`` only."""
-    if 'img_root' in results and 'img_name' in results:
-        return ImagePlace(results['img_root'], results['img_name'])
-    path = Path(results['img_path'])
-    return ImagePlace(str(path.parent), path.name)
 
 
 def _instances(tokens: RegionTokens, masks: TokenMasks) -> InstanceData:

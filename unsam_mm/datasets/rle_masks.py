@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import mmcv
@@ -11,12 +13,87 @@ import torch
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes, get_box_type
 from mmdet.structures.mask.structures import BitmapMasks
 
-from unsam_mm.datasets.mask_segments import Segments
 from unsam_mm.errors import UnSAMError
-from unsam_mm.masks.rle import Rle, encode_bitmaps, rles_from_json
+from unsam_mm.masks.rle import Rle, areas_and_boxes, decode_crop, encode_bitmaps, encode_runs, rles_from_json, run_edges
 
 _CHUNK_PIXELS = 1 << 24
 """Pixels in each chunk of decoded masks: five masks of 2250 x 1500."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The pixels of N masks: S segments, each the rows y0 <= y < y1 of one column of one mask.
+
+    Segments are sorted by mask, column and row, and do not overlap.
+    """
+
+    mask: np.ndarray  # (S,) int64 index of the mask
+    x: np.ndarray  # (S,) int64 column
+    y0: np.ndarray  # (S,) int64 first row
+    y1: np.ndarray  # (S,) int64 end, exclusive, larger than y0
+    size_hw: tuple[int, int]  # Height and width of the image in pixels
+
+    @classmethod
+    def from_rles(cls, rles: list[Rle], size_hw: tuple[int, int]) -> Segments:
+        """Segments of compressed RLEs, whose runs are split at the ends of columns."""
+        height = size_hw[0]
+        edges = [run_edges(rle) for rle in rles]
+        mask = np.repeat(np.arange(len(rles)), [len(runs) for runs in edges])
+        start, end = np.concatenate([np.zeros((0, 2), np.int64), *edges]).T
+        first, last = start // height, (end - 1) // height
+        n_columns = last - first + 1
+        run = np.repeat(np.arange(len(start)), n_columns)
+        x = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(n_columns) - n_columns, n_columns)
+        y0 = np.where(x == first[run], start[run] - first[run] * height, 0)
+        y1 = np.where(x == last[run], end[run] - last[run] * height, height)
+        return cls(mask[run], x, y0, y1, size_hw)
+
+    def to_rles(self, n_masks: int) -> list[Rle]:
+        """Compressed RLEs; adjacent segments are joined to runs."""
+        start, end = (self.x * self.size_hw[0] + y for y in (self.y0, self.y1))
+        firsts = np.searchsorted(self.mask, np.arange(n_masks + 1)).tolist()
+        return [encode_runs(start[first:stop], end[first:stop], self.size_hw) for first, stop in pairwise(firsts)]
+
+    def flipped(self, horizontal: bool, vertical: bool) -> Segments:
+        """The segments after a horizontal or vertical flip, or both."""
+        height, width = self.size_hw
+        x = width - 1 - self.x if horizontal else self.x
+        y0, y1 = (height - self.y1, height - self.y0) if vertical else (self.y0, self.y1)
+        return self._sorted(self.mask, x, y0, y1, self.size_hw)
+
+    def cropped(self, y0: int, y1: int, x0: int, x1: int) -> Segments:
+        """The segments inside of a window, in coordinates of the window."""
+        top, bottom = np.maximum(self.y0, y0) - y0, np.minimum(self.y1, y1) - y0
+        kept = np.flatnonzero((self.x >= x0) & (self.x < x1) & (top < bottom))
+        return Segments(self.mask[kept], self.x[kept] - x0, top[kept], bottom[kept], (y1 - y0, x1 - x0))
+
+    def placed(self, top: int, left: int, height: int, width: int) -> Segments:
+        """The segments after translation by `top` and `left` into a larger image."""
+        return Segments(self.mask, self.x + left, self.y0 + top, self.y1 + top, (height, width))
+
+    def resampled(self, rows: np.ndarray, columns: np.ndarray) -> Segments:
+        """The segments after nearest-neighbour resizing.
+
+        Args:
+            rows: (height,) int64, non-decreasing: the source row of each new row.
+            columns: (width,) int64, non-decreasing: the source column of each new column.
+        """
+        size_hw = (len(rows), len(columns))
+        y0, y1 = np.searchsorted(rows, self.y0), np.searchsorted(rows, self.y1)
+        first, end = np.searchsorted(columns, self.x), np.searchsorted(columns, self.x, side='right')
+        kept = np.flatnonzero((y0 < y1) & (first < end))
+        times = (end - first)[kept]
+        old = np.repeat(kept, times)
+        x = first[old] + np.arange(len(old)) - np.repeat(np.cumsum(times) - times, times)
+        return self._sorted(self.mask[old], x, y0[old], y1[old], size_hw)
+
+    @classmethod
+    def _sorted(
+        cls, mask: np.ndarray, x: np.ndarray, y0: np.ndarray, y1: np.ndarray, size_hw: tuple[int, int]
+    ) -> Segments:
+        place = (mask * size_hw[1] + x) * size_hw[0] + y0
+        order = np.argsort(place)
+        return cls(mask[order], x[order], y0[order], y1[order], size_hw)
 
 
 class RleMasks(BitmapMasks):
@@ -100,7 +177,7 @@ class RleMasks(BitmapMasks):
     @property
     def areas(self) -> np.ndarray:
         """(N,) int64 areas in pixels."""
-        return self._segments().areas(len(self))
+        return areas_and_boxes(self.rles)[0]
 
     def __len__(self) -> int:
         return len(self._rles)
@@ -129,7 +206,7 @@ class RleMasks(BitmapMasks):
         """Boxes x0, y0, x1, y1 with exclusive right and bottom edges; zeros for an empty mask."""
         box_type = get_box_type(dst_type)[1] if isinstance(dst_type, str) else dst_type
         if issubclass(box_type, HorizontalBoxes):
-            return box_type(self._segments().boxes(len(self)))
+            return box_type(areas_and_boxes(self.rles)[1].astype(np.float32))
         return box_type.from_instance_masks(self.to_bitmap())
 
     def flip(self, flip_direction: str = 'horizontal') -> RleMasks:
@@ -266,14 +343,14 @@ class RleMasks(BitmapMasks):
         if self._bitmaps is not None:
             return self._bitmaps.copy()
         bitmaps = np.zeros((len(self), *self.size_hw), np.uint8)
-        for i, box, pixels in self._segments().drawn():
+        for i, box, pixels in self._drawn():
             bitmaps[i][box] = pixels
         return bitmaps
 
     def to_tensor(self, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
         """(N, H, W) tensor of the given dtype on the given device, without an intermediate copy."""
         masks = torch.zeros((len(self), *self.size_hw), dtype=dtype, device=device)
-        for i, box, pixels in self._segments().drawn():
+        for i, box, pixels in self._drawn():
             masks[i][box] = torch.from_numpy(pixels).to(device, dtype)
         return masks
 
@@ -287,6 +364,14 @@ class RleMasks(BitmapMasks):
         masks = [each if isinstance(each, RleMasks) else cls.from_bitmaps(each.masks) for each in masks]
         rles = [rle for each in masks for rle in each.rles]
         return cls(rles, *masks[0].size_hw, np.concatenate([each.scores for each in masks]))
+
+    def _drawn(self) -> Iterator[tuple[int, tuple[slice, slice], np.ndarray]]:
+        """Yields the index, the box as row and column slices, and the (h, w) bool crop of each non-empty mask."""
+        rles = self.rles
+        areas, boxes = areas_and_boxes(rles)
+        for i in np.flatnonzero(areas).tolist():
+            x0, y0, x1, y1 = boxes[i].tolist()
+            yield i, (slice(y0, y1), slice(x0, x1)), decode_crop(rles[i], (x0, y0, x1, y1))
 
     def _segments(self) -> Segments:
         return Segments.from_rles(self.rles, self.size_hw)

@@ -1,24 +1,45 @@
-"""Validates checkpoints before a run: MMEngine only logs mismatched keys."""
+"""Finds the checkpoint of an interrupted training, and validates checkpoints: MMEngine only logs mismatched keys."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModule, is_model_wrapper
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
+from unsam_mm.datasets.messages import log_warning
 from unsam_mm.errors import UnSAMError, WeightsError, explained
+
+POINTER = 'last_checkpoint'
+"""The file in which MMEngine notes the checkpoint that it wrote last."""
 
 _GLOBAL = re.compile(r'GLOBAL (\S+)')
 """Name in the error message of torch of the object that it refuses to load."""
+
+
+def find_resumable(work_dir: str | Path) -> Path | None:
+    """The last whole checkpoint of a training, or None if it had not come to write one.
+
+    A process can be killed while it writes a checkpoint or the note about it. A checkpoint that was cut short is passed
+    over; where the note is empty or names a file that is gone, the newest checkpoint of the folder is taken. The folder
+    may have been moved since the note was written.
+
+    Args:
+        work_dir: Folder of the training.
+    """
+    folder = Path(work_dir)
+    pointer = folder / POINTER
+    noted = [folder / Path(pointer.read_text(encoding='utf-8').strip()).name] if pointer.is_file() else []
+    # A best checkpoint has no optimizer, so training could not go on from it.
+    written = sorted(folder.glob('iter_*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in [*noted, *written] if path.is_file() and zipfile.is_zipfile(path)), None)
 
 
 def check_resumable(path: Path, model: torch.nn.Module) -> None:
@@ -50,7 +71,7 @@ def check_start(path: Path, model: torch.nn.Module, partial: bool = False) -> No
     Raises:
         UnSAMError: If it cannot be read, or a weight is missing or of another shape; with `partial`, if nothing fits.
     """
-    found, wanted = _weights_of(_read(path)), _unwrapped(model).state_dict()
+    found, wanted = _weights_of(_read(path)), unwrapped(model).state_dict()
     fitting = [name for name, weight in wanted.items() if name in found and found[name].shape == weight.shape]
     if not fitting:
         raise UnSAMError(
@@ -61,11 +82,9 @@ def check_start(path: Path, model: torch.nn.Module, partial: bool = False) -> No
         _check_all(path, found, model)
     elif len(fitting) < len(wanted):
         fresh = next(name for name in wanted if name not in fitting)
-        print_log(
+        log_warning(
             f'{path}: {len(wanted) - len(fitting)} of the {len(wanted)} weights are missing or differ in shape and start '
             f'afresh, the first is {fresh}',
-            logger='current',
-            level=logging.WARNING,
         )
 
 
@@ -93,7 +112,7 @@ def check_backbone(path: Path, backbone: BaseModule) -> None:
 
 
 def _check_all(path: Path, found: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
-    wanted = _unwrapped(model).state_dict()
+    wanted = unwrapped(model).state_dict()
     wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
     if wrong:
         raise UnSAMError(
@@ -125,5 +144,6 @@ def _weights_of(checkpoint: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model without a wrapper for distributed training."""
     return model.module if is_model_wrapper(model) else model

@@ -11,19 +11,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
 
-from unsam_mm.engine.label_source import check_names, label_source
-from unsam_mm.engine.resume import POINTER
-from unsam_mm.engine.round_labels import RoundLabels, label_images
+from unsam_mm.engine.checkpoints import POINTER, unwrapped
+from unsam_mm.engine.round_labels import RoundLabels, check_names, label_images, label_source
 from unsam_mm.engine.train_loop import UnSAMTrainLoop
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import atomic_writer
@@ -37,6 +35,7 @@ _STATE = 'unsam_self_training'
 
 
 @HOOKS.register_module()
+@dataclass(eq=False)
 class UnSAMSelfTrainingHook(Hook):
     """Predicts new labels for all training images between two iterations; training continues with the new labels.
 
@@ -63,27 +62,21 @@ class UnSAMSelfTrainingHook(Hook):
         UnSAMError: If `at_iters` is empty or does not rise, or `weights` is unknown.
     """
 
+    at_iters: Sequence[int]
+    weights: str = 'current'
+    min_score: float = SELF_TRAINING_SCORE
+    max_iou: float = SELF_TRAINING_IOU
+    pipeline: list[dict] | None = None
+    num_workers: int | None = None
+
     priority = 'LOWEST'  # after the iteration's schedules and its regular checkpoint
 
-    def __init__(
-        self,
-        at_iters: Sequence[int],
-        weights: str = 'current',
-        min_score: float = SELF_TRAINING_SCORE,
-        max_iou: float = SELF_TRAINING_IOU,
-        pipeline: list[dict] | None = None,
-        num_workers: int | None = None,
-    ) -> None:
-        self.at_iters = list(at_iters)
+    def __post_init__(self) -> None:
+        given, self.at_iters = self.at_iters, list(self.at_iters)
         if not self.at_iters or self.at_iters != sorted({*self.at_iters}) or self.at_iters[0] < 0:
-            raise UnSAMError(f'at_iters must be rising iterations from 0 on, got {at_iters}')
-        if weights not in WEIGHTS:
-            raise UnSAMError(f'weights must be one of {WEIGHTS}, got {weights!r}')
-        self.weights = weights
-        self.min_score = min_score
-        self.max_iou = max_iou
-        self.pipeline = pipeline
-        self.num_workers = num_workers
+            raise UnSAMError(f'at_iters must be rising iterations from 0 on, got {given}')
+        if self.weights not in WEIGHTS:
+            raise UnSAMError(f'weights must be one of {WEIGHTS}, got {self.weights!r}')
 
     def before_train(self, runner: Runner) -> None:
         """Loads the labels of the last round that was started, and completes that round if it was interrupted.
@@ -124,7 +117,7 @@ class UnSAMSelfTrainingHook(Hook):
         labels, dataset = self._labels(runner, number), runner.train_loop.dataset
         old = label_source(dataset)
         with self._predicting(runner):
-            weights = tensors_digest(_module(runner.model).state_dict().items())
+            weights = tensors_digest(unwrapped(runner.model).state_dict().items())
             runner.message_hub.update_info(_STATE, {**_predictors(runner), str(number): weights})
             if is_main_process():
                 labels.begin(weights, old, len(dataset), self._settings(runner))
@@ -194,7 +187,7 @@ class UnSAMSelfTrainingHook(Hook):
                     "UnSAMSelfTrainingHook(weights='best'): there is no best checkpoint yet; set save_best in "
                     'default_hooks.checkpoint, and validate before the round'
                 )
-            module = _module(runner.model)
+            module = unwrapped(runner.model)
             current = {name: value.cpu().clone() for name, value in module.state_dict().items()}
             load_checkpoint(module, str(best), map_location='cpu', strict=True)
             yield
@@ -211,7 +204,3 @@ def _image_pipeline(cfg: Any) -> list[dict]:
 def _predictors(runner: Runner) -> dict[str, str]:
     """Fingerprint of the weights that predicted, by round; a part of every checkpoint."""
     return runner.message_hub.runtime_info.get(_STATE, {})
-
-
-def _module(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if is_model_wrapper(model) else model

@@ -5,12 +5,12 @@ from __future__ import annotations
 import colorsys
 
 import numpy as np
-import torch
 from mmdet.registry import VISUALIZERS
 from mmdet.structures.mask.structures import BaseInstanceMasks
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
 
+from unsam_mm.evaluation.coco_metric import to_numpy
 from unsam_mm.masks.rle import decode_rles, rles_from_json
 
 _GOLDEN_RATIO = 0.618034
@@ -58,17 +58,13 @@ class UnSAMVisualizer(DetLocalVisualizer):
         masks = instances.masks
         best = np.arange(len(masks))
         if 'scores' in instances:
-            best = np.argsort(-_array(instances.scores), kind='stable')
+            best = np.argsort(-np.asarray(to_numpy(instances.scores)), kind='stable')
         best = best[: self.max_masks]
         if isinstance(masks, list):
             return decode_rles(rles_from_json([masks[i] for i in best], size_hw), size_hw)
         if isinstance(masks, BaseInstanceMasks):
             return masks[best].to_ndarray().astype(bool)
-        return _array(masks)[best].astype(bool)
-
-
-def _array(values: np.ndarray | torch.Tensor) -> np.ndarray:
-    return values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
+        return np.asarray(to_numpy(masks))[best].astype(bool)
 
 
 def paint_masks(image: np.ndarray, masks: np.ndarray, alpha: float) -> np.ndarray:

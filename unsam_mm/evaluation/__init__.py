@@ -3,8 +3,7 @@
 The metrics for MMDetection live in `unsam_mm.evaluation.coco_metric` and `unsam_mm.evaluation.prompt_metric`.
 """
 
-from unsam_mm.coco_files.ground_truth import load_ground_truth
-from unsam_mm.coco_files.matching import match_images
+from unsam_mm.coco_files.ground_truth import load_ground_truth, match_images
 from unsam_mm.evaluation.average_recall import ENGINES, evaluate_masks, format_table
 from unsam_mm.evaluation.click_simulation import evaluate_prompts
 from unsam_mm.evaluation.predictions import load_predictions

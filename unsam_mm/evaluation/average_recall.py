@@ -1,4 +1,4 @@
-"""Class-agnostic average recall and precision of masks, by COCO's rules.
+"""Class-agnostic average recall and precision of masks, by COCO's rules, and by the toolboxes to check ours against.
 
 The figures equal pycocotools' ``COCOeval`` with ``iouType='segm'`` and ``useCats=0``, read from its precision and
 recall arrays; its printed summary mixes 100 with more detections an image.
@@ -8,6 +8,9 @@ Protocol: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, an
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +19,23 @@ from typing import Any
 import numpy as np
 
 from unsam_mm.errors import UnSAMError, first_names
-from unsam_mm.evaluation.matching import IOU_THRESHOLDS, MatchResult, match_image
-from unsam_mm.evaluation.records import Record, SizeHW, read_image, read_images
-from unsam_mm.evaluation.toolboxes import TOOLBOXES, evaluate_with_toolbox
+from unsam_mm.evaluation.matching import (
+    IOU_THRESHOLDS,
+    Masks,
+    MatchResult,
+    Record,
+    SizeHW,
+    match_image,
+    read_image,
+    read_images,
+)
+from unsam_mm.masks.rle import rle_to_json
+
+TOOLBOXES = {
+    'pycocotools': ('pycocotools.coco', 'COCO', 'pycocotools.cocoeval', 'COCOeval'),
+    'faster_coco_eval': ('faster_coco_eval', 'COCO', 'faster_coco_eval', 'COCOeval_faster'),
+}
+"""Engine to the modules and names of its data set and of its evaluation."""
 
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREA_RANGES = {'s': (0.0, 32.0**2), 'm': (32.0**2, 96.0**2), 'l': (96.0**2, 1e10)}
@@ -28,23 +45,98 @@ MAX_DETS = (1, 10, 100, 1000)
 """How many of the best-scored masks of an image are looked at."""
 
 ENGINES = ('unsam', *TOOLBOXES)
-
 _ANY_AREA = (0.0, 1e10)
+
+
+def evaluate_with_toolbox(
+    engine: str, images: Sequence[tuple[Masks, Masks]], ranges: np.ndarray, max_dets: Sequence[int]
+) -> tuple[list[float], list[float], np.ndarray]:
+    """Recall for each of K numbers of detections, recall for each further area, (T,) precision.
+
+    Args:
+        engine: A key of `TOOLBOXES`.
+        images: Detections, best first and cut to the largest of `max_dets`, and truths of each image.
+        ranges: (A, 2) float64 area ranges in pixels; the first holds every area.
+        max_dets: K numbers of best detections, rising.
+
+    Raises:
+        UnSAMError: If the toolbox is not installed.
+    """
+    data_set, evaluation = _load(engine)
+    truth = data_set()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.dataset = _coco(images)
+        truth.createIndex()
+        evaluator = evaluation(truth, _load_results(truth, images), 'segm')
+        evaluator.params.useCats = 0
+        evaluator.params.maxDets = list(max_dets)
+        evaluator.params.areaRng = ranges.tolist()
+        evaluator.params.areaRngLbl = [str(index) for index in range(len(ranges))]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    # The axes of recall are T, category, A, K; those of precision have the recalls behind T.
+    recall, precision = (np.asarray(evaluator.eval[name]) for name in ('recall', 'precision'))
+    return (
+        [float(recall[:, 0, 0, k].mean()) for k in range(len(max_dets))],
+        [float(recall[:, 0, a, -1].mean()) for a in range(1, len(ranges))],
+        precision[:, :, 0, 0, -1].mean(axis=1),
+    )
+
+
+def _load(engine: str) -> tuple[Any, Any]:
+    modules = TOOLBOXES[engine]
+    try:
+        return tuple(getattr(importlib.import_module(m), name) for m, name in (modules[:2], modules[2:]))
+    except ModuleNotFoundError as error:
+        raise UnSAMError(
+            f"the engine {engine!r} is not installed; run: pip install 'unsam_mm[eval]', or take the engine 'unsam', "
+            'which gives the same figures'
+        ) from error
+
+
+def _coco(images: Sequence[tuple[Masks, Masks]]) -> dict[str, Any]:
+    """A data set with all fields that the toolboxes insist on; numbers from 1, since they take id 0 for no match."""
+    annotations = [
+        _record(image_id, rle, area=float(area), iscrowd=int(is_crowd))
+        for image_id, (_, truths) in enumerate(images, start=1)
+        for rle, area, is_crowd in zip(truths.rles, truths.areas, truths.is_crowd, strict=True)
+    ]
+    for number, annotation in enumerate(annotations, start=1):
+        annotation['id'] = number
+    sizes = [next((rle['size'] for masks in image for rle in masks.rles), (1, 1)) for image in images]
+    entries = [{'id': i, 'height': size[0], 'width': size[1]} for i, size in enumerate(sizes, start=1)]
+    return {'info': {}, 'images': entries, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'object'}]}
+
+
+def _load_results(truth: Any, images: Sequence[tuple[Masks, Masks]]) -> Any:
+    records = [
+        _record(image_id, rle, score=float(score))
+        for image_id, (detections, _) in enumerate(images, start=1)
+        for rle, score in zip(detections.rles, detections.scores, strict=True)
+    ]
+    if records:
+        return truth.loadRes(records)
+    empty = type(truth)()
+    empty.dataset = {**truth.dataset, 'annotations': []}
+    empty.createIndex()
+    return empty
+
+
+def _record(image_id: int, rle: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    # Without a box: the toolboxes would take its area for that of the mask.
+    return {'image_id': image_id, 'category_id': 1, 'segmentation': rle_to_json(rle), **fields}
 
 
 @dataclass(frozen=True)
 class Protocol:
     """What is measured.
 
-    Attributes:
-        max_dets: How many of the best-scored predictions of an image are looked at; sorted.
-        area_ranges: Name to (smallest, largest) area in pixels.
-
     Raises:
         UnSAMError: If a number of predictions is not positive.
     """
 
-    max_dets: Sequence[int] = MAX_DETS
+    max_dets: Sequence[int] = MAX_DETS  # How many of the best-scored predictions of an image are looked at; sorted
+    # Name to (smallest, largest) area in pixels
     area_ranges: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(AREA_RANGES))
 
     def __post_init__(self) -> None:
@@ -59,7 +151,7 @@ class Protocol:
         return np.array([_ANY_AREA, *self.area_ranges.values()], np.float64)
 
     def match_image(self, predictions: Sequence[Record], truths: Sequence[Record], size_hw: SizeHW) -> MatchResult:
-        """The matches in one image; see `unsam_mm.evaluation.records.read_image`."""
+        """The matches in one image; see `unsam_mm.evaluation.matching.read_image`."""
         return match_image(*read_image(predictions, truths, size_hw, self.max_dets[-1]), self.ranges, self.max_dets)
 
     def summarize(self, matches: Sequence[MatchResult]) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,21 +17,94 @@ from mmengine.logging import MMLogger
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 from unsam_mm.coco_files.ground_truth import load_ground_truth
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.average_recall import (
-    AREA_RANGES,
-    ENGINES,
-    MAX_DETS,
-    Protocol,
-    evaluate_masks,
-    format_table,
-)
-from unsam_mm.evaluation.packed import pack_masks, unpack_masks, write_results
-from unsam_mm.evaluation.records import Record, group_by_image
-from unsam_mm.evaluation.sample_values import to_numpy, to_rles
+from unsam_mm.evaluation.average_recall import AREA_RANGES, ENGINES, MAX_DETS, Protocol, evaluate_masks, format_table
+from unsam_mm.evaluation.matching import Record, group_by_image
+from unsam_mm.files import atomic_writer
+from unsam_mm.masks.rle import Rle, encode_bitmaps, rles_from_json
 
 ensure_mmcv_ops()
 
-from mmdet.registry import METRICS  # noqa: E402  (mmdet imports only once the ops are there)
+from mmdet.registry import METRICS
+from mmdet.structures.mask import BaseInstanceMasks
+
+_SEPARATOR = b'\n'
+"""No character of COCO's run lengths."""
+
+
+def to_rles(masks: Any) -> list[Rle]:
+    """Run lengths of N masks given as RLEs, (N, H, W) tensor or array, or in any of MMDetection's classes.
+
+    Raises:
+        UnSAMError: If they are none of these.
+    """
+    if isinstance(masks, BaseInstanceMasks):
+        if hasattr(masks, 'rles'):
+            return list(masks.rles)
+        return encode_bitmaps(masks.to_ndarray())
+    if isinstance(masks, (list, tuple)) and all(isinstance(mask, Mapping) and 'counts' in mask for mask in masks):
+        return list(masks)
+    bitmaps = to_numpy(masks)
+    if getattr(bitmaps, 'ndim', 0) != 3:
+        raise UnSAMError(
+            f'masks must be a list of RLEs, an (N, H, W) tensor or BitmapMasks, got {type(masks).__name__}'
+        )
+    return encode_bitmaps(bitmaps)
+
+
+def to_numpy(values: Any) -> Any:
+    """Tensors as arrays; anything else as it is."""
+    return values.detach().cpu().numpy() if hasattr(values, 'detach') else values
+
+
+def pack_masks(records: Sequence[Record]) -> dict[str, Any]:
+    """The RLEs and scores of one image, without the dictionaries that take several times their room.
+
+    Args:
+        records: ``segmentation`` (RLE) and ``score`` of each of N masks.
+
+    Returns:
+        ``counts``, bytes of all masks, and ``scores``, (N,) float64.
+    """
+    counts = _SEPARATOR.join(rle['counts'] for rle in rles_from_json([record['segmentation'] for record in records]))
+    return {'counts': counts, 'scores': np.array([record['score'] for record in records], np.float64)}
+
+
+def unpack_masks(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """COCO result records of one image.
+
+    Args:
+        result: ``image_id``, ``size_hw`` and, under ``masks``, what `pack_masks` returned.
+    """
+    scores = result['masks']['scores'].tolist()
+    counts = result['masks']['counts'].split(_SEPARATOR) if scores else []
+    for text, score in zip(counts, scores, strict=True):
+        rle = {'size': list(result['size_hw']), 'counts': text.decode('ascii')}
+        yield {'image_id': result['image_id'], 'category_id': 1, 'segmentation': rle, 'score': score}
+
+
+def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> int:
+    """Writes a list of COCO result records, one image at a time.
+
+    Args:
+        path: The file, whole or absent.
+        results: See `unpack_masks`.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    n_records = 0
+    with atomic_writer(path) as file:
+        file.write('[')
+        for result in results:
+            for record in unpack_masks(result):
+                file.write(',\n' if n_records else '\n')
+                json.dump(record, file, separators=(',', ':'))
+                n_records += 1
+        file.write('\n]\n')
+    return n_records
 
 
 @METRICS.register_module()

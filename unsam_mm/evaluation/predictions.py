@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from unsam_mm.coco_files.fields import image_size, listed_name, other_type_hint
-from unsam_mm.coco_files.ground_truth import check_listed, describe, is_coco, read_image_entries, with_ids, with_masks
-from unsam_mm.coco_files.matching import match_images
-from unsam_mm.errors import StoreError, first_names
+from unsam_mm.coco_files.ground_truth import (
+    check_listed,
+    describe,
+    is_coco,
+    match_images,
+    read_image_entries,
+    with_ids,
+    with_masks,
+)
+from unsam_mm.errors import StoreError, first_names, located
 from unsam_mm.files import read_json
 from unsam_mm.folders.store import PseudoMaskStore
 
@@ -65,7 +72,8 @@ def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bo
     names = store.names()
     if not names:
         raise StoreError(f'{path}: holds no pseudo-masks; make them with "python -m unsam_mm generate IMAGES {path}"')
-    image_ids = _match(path, names, ground_truth, skip_unmatched)
+    with located(path):
+        image_ids = match_images(names, ground_truth, skip_unmatched)
     failed: dict[str, str] = {}
     records = [
         record for name, masks in store.read_each(image_ids, failed) for record in masks.to_coco(image_ids[name])
@@ -93,7 +101,8 @@ def _rename_images(
             'keep one entry for each name'
         )
     check_listed(path, annotations, images)
-    image_ids = _match(path, names.values(), ground_truth, skip_unmatched)
+    with located(path):
+        image_ids = match_images(names.values(), ground_truth, skip_unmatched)
     _check_sizes(path, images, ground_truth, {image['id']: image_ids.get(names[image['id']]) for image in images})
     records = []
     for index, annotation in enumerate(annotations):
@@ -104,13 +113,6 @@ def _rename_images(
         if name in image_ids:
             records.append({**annotation, 'image_id': image_ids[name], 'score': score})
     return records
-
-
-def _match(path: Path, names: Iterable[str], ground_truth: Mapping[str, Any], skip_unmatched: bool) -> dict[str, Any]:
-    try:
-        return match_images(names, ground_truth, skip_unmatched)
-    except StoreError as error:
-        raise StoreError(f'{path}: {error}') from error
 
 
 def _check_sizes(

@@ -11,28 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from unsam_mm.coco_files.fields import image_size, is_crowd, listed_name, panoptic_segments
-from unsam_mm.coco_files.ground_truth import load_ground_truth
-from unsam_mm.coco_files.mask_pictures import read_mask_picture
-from unsam_mm.coco_files.matching import match_images, name_parts
+from unsam_mm.coco_files.fields import image_size, is_crowd, listed_name, panoptic_segments, read_mask_picture
+from unsam_mm.coco_files.ground_truth import load_ground_truth, match_images, name_parts
 from unsam_mm.coco_files.segmentations import place_of, read_rles
-from unsam_mm.errors import StoreError, UnSAMError, first_names
-from unsam_mm.evaluation.records import group_by_image
+from unsam_mm.errors import StoreError, UnSAMError, first_names, located
+from unsam_mm.evaluation.matching import group_by_image
 from unsam_mm.images import list_images, walk_images
 from unsam_mm.masks.rle import decode_rles
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment that is meant.
+    """One segment that is meant."""
 
-    Attributes:
-        mask: (H, W) bool.
-        ignored: (H, W) bool, pixels that do not count; None if all do.
-    """
-
-    mask: np.ndarray
-    ignored: np.ndarray | None = None
+    mask: np.ndarray  # (H, W) bool
+    ignored: np.ndarray | None = None  # (H, W) bool, pixels that do not count; None if all do
 
     def counted(self) -> np.ndarray:
         """(H, W) bool: the pixels of the segment that count."""
@@ -41,15 +34,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class PromptImage:
-    """An image and what is to be prompted for in it.
+    """An image and what is to be prompted for in it."""
 
-    Attributes:
-        path: Of the image.
-        segments: Reads its segments, of the size of the image.
-    """
-
-    path: Path
-    segments: Callable[[], Iterator[Segment]]
+    path: Path  # Of the image
+    segments: Callable[[], Iterator[Segment]]  # Reads its segments, of the size of the image
 
 
 def coco_prompts(
@@ -132,24 +120,18 @@ def _things_by_image(
 ) -> dict[Any, list[Mapping[str, Any]]]:
     things = []
     for record in records:
-        try:
+        with located(f'{annotations}: {place_of(record)}'):
             if not is_crowd(record):
                 things.append(record)
-        except UnSAMError as error:
-            raise StoreError(f'{annotations}: {place_of(record)}: {error}') from error
-    try:
+    with located(annotations):
         return group_by_image(things, entries, 'ground-truth annotation')
-    except UnSAMError as error:
-        raise StoreError(f'{annotations}: {error}') from error
 
 
 def _draw_records(
     records: list[Mapping[str, Any]], size_hw: tuple[int | None, int | None], annotations: str | Path
 ) -> Iterator[Segment]:
-    try:
+    with located(annotations):
         rles = read_rles(records, size_hw)
-    except UnSAMError as error:
-        raise StoreError(f'{annotations}: {error}') from error
     for rle in rles:
         yield Segment(decode_rles([rle], tuple(rle['size']))[0])
 

@@ -1,4 +1,4 @@
-"""Figures of promptable segmentation: IoU after a click, over several clicks, and the number of clicks to an IoU.
+"""Figures of promptable segmentation: IoU after a click, over several clicks, also as a picture, and the number of clicks to an IoU.
 
 One click asks for several masks of which one is meant: Max IoU is that of the mask with the best score, Oracle IoU that
 of the best mask. The paper's protocol takes every segment of every image (COCO's panoptic ones, things and stuff),
@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.files import atomic_writer
 
 NOC_IOUS = (0.80, 0.85, 0.90)
 """Thresholds of the number of clicks, as GrabCut, Berkeley, SBD and DAVIS are reported."""
@@ -23,6 +26,12 @@ NOC_LIMIT = 20
 """The most clicks that one object is given in those benchmarks."""
 
 _ROUNDING = 1e-9  # an IoU of 0.8 is a ratio of two whole numbers and must reach 0.80
+
+_SIZE_WH = (720, 460)
+_LEFT, _TOP, _RIGHT, _BOTTOM = 62, 24, 24, 56  # margins in pixels
+_SMOOTHING = 2  # drawn larger and shrunk, for lines without steps
+_COLOURS = ('#1b6ca8', '#d1495b', '#2e8b57', '#8a5cb8', '#e08e0b', '#555555', '#17a2a2', '#a0522d')
+_MOST_TICKS = 10
 
 
 def mask_ious(masks: np.ndarray, truth: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
@@ -76,17 +85,11 @@ def number_of_clicks(ious: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarr
 
 @dataclass(frozen=True)
 class SegmentIoUs:
-    """IoU of S segments after 1 to K clicks.
+    """IoU of S segments after 1 to K clicks."""
 
-    Attributes:
-        best_scored: (S, K) float64 IoU of the mask with the best score.
-        oracle: (S, K) float64 IoU of the best mask.
-        images: (S,) int64, equal for segments of the same image.
-    """
-
-    best_scored: np.ndarray
-    oracle: np.ndarray
-    images: np.ndarray
+    best_scored: np.ndarray  # (S, K) float64 IoU of the mask with the best score
+    oracle: np.ndarray  # (S, K) float64 IoU of the best mask
+    images: np.ndarray  # (S,) int64, equal for segments of the same image
 
     @classmethod
     def join(cls, parts: Sequence[tuple[np.ndarray, np.ndarray]], n_clicks: int) -> SegmentIoUs:
@@ -164,3 +167,75 @@ def _cell(key: str, value: float | None) -> str:
     if isinstance(value, int):
         return str(value)
     return f'{value:.2f}' if key.startswith('NoC') else f'{100 * value:.1f}'
+
+
+def draw_click_curves(curves: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """(460, 720, 3) uint8: mean IoU from 0 to 100 percent after 1, 2, ... clicks, one coloured line for each name.
+
+    Args:
+        curves: Name to the mean IoU in [0, 1] after each click; lengths may differ.
+
+    Raises:
+        UnSAMError: If there is no curve, one is empty, or a value lies outside [0, 1].
+    """
+    if not curves or any(len(curve) == 0 for curve in curves.values()):
+        raise UnSAMError('a picture of curves needs at least one, with at least one click')
+    if any(not 0 <= iou <= 1 for curve in curves.values() for iou in curve):
+        raise UnSAMError('mean IoU must lie in [0, 1]')
+    most = max(len(curve) for curve in curves.values())
+    picture = Image.new('RGB', tuple(_SMOOTHING * side for side in _SIZE_WH), 'white')
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(13 * _SMOOTHING)
+    _draw_axes(draw, font, most)
+    for number, curve in enumerate(curves.values()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        points = [_place(k, iou, most) for k, iou in enumerate(curve, start=1)]
+        draw.line(points, fill=colour, width=2 * _SMOOTHING, joint='curve')
+        for x, y in points:
+            draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour)
+    _draw_legend(draw, font, list(curves))
+    return np.asarray(picture.resize(_SIZE_WH, Image.Resampling.LANCZOS))
+
+
+def save_click_curves(path: str | Path, curves: Mapping[str, Sequence[float]]) -> None:
+    """Writes the picture of `draw_click_curves` as a PNG, whatever the name ends in.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
+    picture = Image.fromarray(draw_click_curves(curves))
+    with atomic_writer(path, binary=True) as file:
+        picture.save(file, 'PNG', optimize=True)
+
+
+def _draw_axes(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, most: int) -> None:
+    for percent in range(0, 101, 20):
+        left, right = _place(1, percent / 100, most), _place(max(most, 2), percent / 100, most)
+        draw.line((left, right), fill='#dddddd' if percent else '#000000', width=_SMOOTHING)
+        draw.text((left[0] - 16, left[1]), str(percent), fill='black', font=font, anchor='rm')
+    step = -(-most // _MOST_TICKS)
+    for k in range(1, most + 1, step):
+        x, y = _place(k, 0, most)
+        draw.line(((x, y), (x, y + 10)), fill='black', width=_SMOOTHING)
+        draw.text((x, y + 16), str(k), fill='black', font=font, anchor='mt')
+    width, height = (_SMOOTHING * side for side in _SIZE_WH)
+    draw.text((width / 2, height - 14), 'clicks', fill='black', font=font, anchor='mb')
+    draw.text((8, 8), 'mean IoU, percent', fill='black', font=font, anchor='lt')
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, names: Sequence[str]) -> None:
+    right, bottom = (_SMOOTHING * (side - margin) for side, margin in zip(_SIZE_WH, (_RIGHT, _BOTTOM), strict=True))
+    height = 18 * _SMOOTHING
+    top = bottom - (len(names) + 0.5) * height
+    for number, name in enumerate(names):
+        y = top + (number + 0.5) * height
+        draw.text((right - 50, y), name, fill='black', font=font, anchor='rm')
+        draw.line(((right - 42, y), (right - 8, y)), fill=_COLOURS[number % len(_COLOURS)], width=3 * _SMOOTHING)
+
+
+def _place(clicks: int, iou: float, most: int) -> tuple[float, float]:
+    """x, y of a value in the enlarged picture."""
+    width, height = _SIZE_WH
+    x = _LEFT + (width - _LEFT - _RIGHT) * (clicks - 1) / max(most - 1, 1)
+    y = _TOP + (height - _TOP - _BOTTOM) * (1 - iou)
+    return _SMOOTHING * x, _SMOOTHING * y

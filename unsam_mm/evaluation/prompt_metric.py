@@ -12,6 +12,7 @@ from mmengine.logging import MMLogger
 
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 from unsam_mm.errors import UnSAMError
+from unsam_mm.evaluation.coco_metric import to_numpy, to_rles
 from unsam_mm.evaluation.prompt_iou import (
     NOC_IOUS,
     SegmentIoUs,
@@ -20,12 +21,11 @@ from unsam_mm.evaluation.prompt_iou import (
     max_and_oracle,
     summarize,
 )
-from unsam_mm.evaluation.sample_values import to_numpy, to_rles
 from unsam_mm.masks.rle import decode_rles, rle_from_json, rles_from_json
 
 ensure_mmcv_ops()
 
-from mmdet.registry import METRICS  # noqa: E402  (mmdet imports only once the ops are there)
+from mmdet.registry import METRICS
 
 
 @METRICS.register_module()

@@ -1,8 +1,8 @@
 """Runs a `FolderJob` on a Dask cluster: one model per worker, small tasks, masks written by the workers.
 
 Only names and status lines travel. A task is a handful of images; it leaves out what is finished, so it can be done
-again at any time: Dask repeats the tasks of a worker that is gone, and a run after a lost scheduler does what is
-    missing.
+again at any time: Dask repeats the tasks of a worker that is gone, and a run after a lost scheduler does what
+is missing.
 """
 
 from __future__ import annotations
@@ -55,17 +55,11 @@ Result = tuple[str, str | None]
 
 
 class Job(Protocol):
-    """What a cluster needs of a run over a folder; a frozen dataclass that can be pickled.
+    """What a cluster needs of a run over a folder; a frozen dataclass that can be pickled."""
 
-    Attributes:
-        images: Folder of images, or one image file.
-        out: Folder of the store.
-        device: Torch device of the workers.
-    """
-
-    images: Path
-    out: Path
-    device: str
+    images: Path  # Folder of images, or one image file
+    out: Path  # Folder of the store
+    device: str  # Torch device of the workers
 
     def path_of(self, name: str) -> Path:
         """Where an image lies."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from unsam_mm.coco_files.fields import image_size
 from unsam_mm.coco_files.writer import coco_writer
-from unsam_mm.errors import StoreError, TargetError, UnSAMError, explained
+from unsam_mm.errors import StoreError, TargetError, UnSAMError, explained, located
 from unsam_mm.files import fitting_name, is_fitted, lies_below, read_json, write_json
 from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
@@ -33,6 +33,7 @@ _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
 _MARK = 'supervised'
 _SUFFIX = '.json'
 _STAMP = 'made_of'
+_KEYS = ('segmentation', 'bbox', 'area', 'score', 'granularity', 'parent')  # of a mask
 
 _HEAD = re.compile(
     rb'(?:\xef\xbb\xbf)?\s*\{\s*"image"\s*:\s*\{\s*"file_name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"height"\s*:\s*\d+\s*,'
@@ -183,29 +184,35 @@ class PseudoMaskStore:
             )
         if stamp is not None:
             image[_STAMP] = stamp
-        try:
+        with located(f'{path}: cannot be written'):
             rles = rles_from_json(masks.rles, (height, width))
-        except UnSAMError as error:
-            raise StoreError(f'{path}: cannot be written: {error}') from error
         areas, boxes = areas_and_boxes(rles)
         measured = replace(masks, rles=rles, areas=areas, boxes_xyxy=boxes.astype(np.float32))
         write_json(path, {'image': image, 'annotations': _annotations(measured)})
 
-    def read(self, name: str, image: Path | None = None) -> MaskSet:
+    def read(self, name: str, image: Path | None = None, by_age: bool = False) -> MaskSet:
         """The masks of one image.
 
         Args:
             name: Of the image.
-            image: Its file. Masks of which is noted that they were made from another version of it are refused; nothing
-                is noted in files of other programs.
+            image: Its file. Masks of which is noted that they were made from another version of it are refused.
+            by_age: Whether masks of which nothing is noted, as in files of other programs, are refused if the image is
+                younger.
 
         Raises:
             StoreError: If there is no file for it, or the file is not one of this store, or is of another version.
         """
         path = self.path_of(name)
-        content = _content(path)
-        if image is not None and _stamp(content) is not None:
-            _check_current(path, image, content)
+        try:
+            content = read_json(path)
+        except StoreError as error:
+            if isinstance(error.__cause__, ValueError | RecursionError):
+                raise StoreError(f'{error}, once it is removed: "generate" looks at the ends of files only') from error
+            raise
+        noted = content.get('image') if isinstance(content, dict) else None
+        stamp = noted.get(_STAMP) if isinstance(noted, dict) else None
+        if image is not None and (by_age or stamp is not None) and not is_current(path, image, stamp):
+            raise StoreError(f'{path}: the masks were made from an earlier version of {image}; make them again')
         return _mask_set(content, path)
 
     def read_each(self, names: Iterable[str], failed: dict[str, str]) -> Iterator[tuple[str, MaskSet]]:
@@ -222,17 +229,6 @@ class PseudoMaskStore:
                 failed[name] = str(error)
             else:
                 yield name, masks
-
-    def read_current(self, name: str, image: Path) -> MaskSet:
-        """The masks of one image, which was not exchanged for another since.
-
-        Raises:
-            StoreError: As for `read`, or if the masks were made of another image file.
-        """
-        path = self.path_of(name)
-        content = _content(path)
-        _check_current(path, image, content)
-        return _mask_set(content, path)
 
     def describe(self, settings: dict[str, Any]) -> None:
         """Notes what the masks were made with, or checks it against what is noted already.
@@ -377,15 +373,6 @@ def _look_into(path: str | Path) -> tuple[str | None, bool, dict[str, Any] | Non
         os.close(descriptor)
 
 
-def _content(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except StoreError as error:
-        if isinstance(error.__cause__, ValueError | RecursionError):
-            raise StoreError(f'{error}, once it is removed: "generate" looks at the ends of files only') from error
-        raise
-
-
 def _is_foreign(path: Path, name: str) -> bool:
     """Whether something has the place of an image's masks that is not a file of the store.
 
@@ -428,27 +415,9 @@ def _is_json(content: bytes) -> bool:
 def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
     """SA-1B's keys; `predicted_iou` holds the score, and `granularity` and `parent` are added."""
     return [
-        {
-            'id': index,
-            'segmentation': record['segmentation'],
-            'bbox': record['bbox'],
-            'area': record['area'],
-            'predicted_iou': record['score'],
-            'granularity': record['granularity'],
-            'parent': record['parent'],
-        }
+        {'id': index, **{'predicted_iou' if key == 'score' else key: record[key] for key in _KEYS}}
         for index, record in enumerate(masks.to_coco(image_id=0))
     ]
-
-
-def _check_current(path: Path, image: Path, content: Any) -> None:
-    if not is_current(path, image, _stamp(content)):
-        raise StoreError(f'{path}: the masks were made from an earlier version of {image}; make them again')
-
-
-def _stamp(content: Any) -> dict[str, Any] | None:
-    image = content.get('image') if isinstance(content, dict) else None
-    return image.get(_STAMP) if isinstance(image, dict) else None
 
 
 def _mask_set(content: Any, path: Path) -> MaskSet:

@@ -1,8 +1,8 @@
 """Imports OpenCV without its changes to the Qt plugin paths.
 
-The GUI build of OpenCV bundles Qt 5 and points two environment variables at it when it is
-imported. Any Qt that starts later in the same process then loads plugins of the wrong version and aborts.
-Which of OpenCV's builds is installed is up to other packages, so the variables are put back instead.
+The GUI build of OpenCV bundles Qt 5 and points two environment variables at it when it is imported. Any Qt that starts
+later in the same process then loads plugins of the wrong version and aborts. Which of OpenCV's builds is installed is up
+to other packages, so the variables are put back instead.
 """
 
 from __future__ import annotations

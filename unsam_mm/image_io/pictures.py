@@ -10,7 +10,8 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from unsam_mm.errors import ImageError
 from unsam_mm.image_io.colour import is_grey_mode, picture_array, swaps_sides, upright
-from unsam_mm.image_io.tiff_metadata import PixelSizes
+from unsam_mm.image_io.image_file import ImageFile
 from unsam_mm.threads import without_warnings
 
 _ORIENTATION = 0x0112
@@ -31,24 +32,13 @@ _limit_lock = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """An open file of one picture; its attributes are those of `unsam_mm.image_io.reader.ImageFile`."""
+class Picture(ImageFile):
+    """An open file of one picture."""
 
-    path: Path
-    shape: tuple[int, ...]
-    n_channels: int
-    is_rgb: bool
-    axes: str = 'yx'
-    sizes: PixelSizes = field(default_factory=dict)
-    _file: Image.Image = field(kw_only=True)
-    _orientation: int = field(kw_only=True)
+    _file: Image.Image
+    _orientation: int
 
-    def read(self) -> np.ndarray:
-        """Unscaled pixel values, (H, W) or (H, W, 3).
-
-        Raises:
-            ImageError: If OpenCV is needed and missing, or the checksum of a PNG differs.
-        """
+    def _decode(self) -> np.ndarray:
         if _is_png(self.path):
             _check_png(self.path)
         deep_type = _deep_colour_type(self.path)
@@ -84,14 +74,8 @@ def open_picture(path: Path) -> Iterator[Picture]:
         orientation = _orientation(file, path)
         width, height = file.size
         is_grey = is_grey_mode(file.mode) or _deep_colour_type(path) == _DEEP_GREY_ALPHA
-        yield Picture(
-            path,
-            (width, height) if swaps_sides(orientation) else (height, width),
-            1 if is_grey else 3,
-            not is_grey,
-            _file=file,
-            _orientation=orientation,
-        )
+        shape = (width, height) if swaps_sides(orientation) else (height, width)
+        yield Picture(path, 'yx', shape, 1 if is_grey else 3, not is_grey, {}, file, orientation)
 
 
 def open_with_pillow(path: Path) -> Image.Image:
@@ -132,24 +116,13 @@ def _orientation(file: Image.Image, path: Path) -> int:
     if file.format == 'TIFF':
         return 1  # Pillow turns TIFF files itself
     try:
-        if file.format == 'PNG' and 'exif' not in file.info and (exif := _png_exif(path)):
-            file.info['exif'] = exif
+        if file.format == 'PNG' and 'exif' not in file.info:  # it may follow the pixels
+            for _, chunk in islice(_png_chunks(path, (b'eXIf',)), 1):
+                file.info['exif'] = chunk[8:-4]
         with without_warnings():
             return int(Image.Image.getexif(file).get(_ORIENTATION, 1))  # that of PNG files would decode the pixels
     except Exception:  # noqa: BLE001 (broken EXIF raises anything, and does not make the pixels worse)
         return 1
-
-
-def _png_exif(path: Path) -> bytes | None:
-    """The EXIF data of a PNG, which may follow its pixels."""
-    with path.open('rb') as file:
-        file.seek(len(_PNG))
-        while len(header := file.read(8)) == 8:
-            length, kind = struct.unpack('>I4s', header)
-            if kind == b'eXIf':
-                return file.read(length)
-            file.seek(length + 4, os.SEEK_CUR)
-    return None
 
 
 def _is_png(path: Path) -> bool:
@@ -188,23 +161,25 @@ def _check_png(path: Path) -> None:
     Raises:
         ImageError: If one differs.
     """
-    for kind, chunk in _png_chunks(path.read_bytes()):
+    for _, chunk in _png_chunks(path, _PNG_CHECKED):
         is_whole = len(chunk) == 12 + int.from_bytes(chunk[:4], 'big')  # Pillow tells of one that is not
-        if kind in _PNG_CHECKED and is_whole and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], 'big'):
+        if is_whole and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], 'big'):
             raise ImageError(f'{path}: the file is damaged (its checksum differs); copy it again')
 
 
 def _png_without_metadata(path: Path) -> io.BytesIO:
     """A PNG with nothing but its pixels and their orientation: decoders fail on long texts or warn of odd profiles."""
-    chunks = _png_chunks(path.read_bytes())
-    return io.BytesIO(_PNG + b''.join(chunk for kind, chunk in chunks if kind in _PNG_PIXELS))
+    return io.BytesIO(_PNG + b''.join(chunk for _, chunk in _png_chunks(path, _PNG_PIXELS)))
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """The kind of each chunk of a PNG, and the chunk: its length, kind, content and checksum."""
-    position = len(_PNG)
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from('>I4s', data, position)
-        end = position + 12 + length
-        yield kind, memoryview(data)[position:end]
-        position = end
+def _png_chunks(path: Path, wanted: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
+    """The kind of each of the wanted chunks of a PNG, and the chunk: its length, kind, content and checksum."""
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        file.seek(len(_PNG))
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack('>I4s', header)
+            if kind in wanted:
+                yield kind, header + file.read(min(length + 4, size))  # a damaged file may name any length
+            else:
+                file.seek(length + 4, os.SEEK_CUR)

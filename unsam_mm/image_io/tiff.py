@@ -15,17 +15,10 @@ import numpy as np
 import tifffile
 
 from unsam_mm.errors import ImageError
-from unsam_mm.image_io.colour import (
-    cmyk_to_rgb,
-    invert,
-    lab_to_rgb,
-    palette_to_rgb,
-    swaps_sides,
-    upright,
-    ycbcr_to_rgb,
-)
+from unsam_mm.image_io.colour import cmyk_to_rgb, invert, lab_to_rgb, palette_to_rgb, swaps_sides, upright, ycbcr_to_rgb
+from unsam_mm.image_io.image_file import ImageFile
 from unsam_mm.image_io.pictures import read_frames
-from unsam_mm.image_io.tiff_metadata import PixelSizes, own_ome_xml, pixel_sizes
+from unsam_mm.image_io.tiff_metadata import own_ome_xml, pixel_sizes
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
@@ -51,32 +44,12 @@ _PAGES_OF_ONE_KIND = ('generic', 'uniform', 'shaped', 'ome', 'imagej')
 
 
 @dataclass(frozen=True, eq=False)
-class TiffImage:
-    """One image of a TIFF file, of which no pixel has been read yet.
+class TiffImage(ImageFile):
+    """One image of a TIFF file."""
 
-    Attributes:
-        path: The file.
-        axes: A letter for each axis, of 'tzyx'.
-        shape: Number of pixels along each.
-        n_channels: How many channels it has.
-        is_rgb: Whether they are red, green and blue.
-        sizes: Of a pixel, by axis.
-    """
-
-    path: Path
-    axes: str
-    shape: tuple[int, ...]
-    n_channels: int
-    is_rgb: bool
-    sizes: PixelSizes
     _series: TiffPageSeries
 
-    def read(self) -> np.ndarray:
-        """Unscaled pixel values, `shape` or (*shape, n_channels); other colours than RGB are converted.
-
-        Raises:
-            ImageError: If the compression cannot be read.
-        """
+    def _decode(self) -> np.ndarray:
         page, last = self._series.keyframe, len(self.shape)
         if not page.is_contiguous:  # tifffile fills what is missing with zeros, and decoders of JPEG make it up
             for part in filter(None, self._series.pages):
@@ -283,13 +256,9 @@ def _check_end(page: TiffPage | TiffFrame, path: Path) -> None:
     Raises:
         ImageError: If there are any.
     """
-    if _end(page) > page.parent.filehandle.size:
+    ends = (at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=False))
+    if max(ends, default=0) > page.parent.filehandle.size:
         raise ImageError(f'{path}: the file ends before its last pixel; copy it again')
-
-
-def _end(page: TiffPage | TiffFrame) -> int:
-    """Where in the file the last pixel of a page ends."""
-    return max((at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
 
 
 def _check_planes_of_imagej(file: TiffFile, path: Path) -> None:

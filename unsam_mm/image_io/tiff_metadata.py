@@ -1,7 +1,7 @@
 """Metadata of TIFF files: pixel size, and the planes of an OME-TIFF that a file contains.
 
-Metadata come from many programs and are often broken. They never fail an image: values that cannot be read are left
-    out.
+Metadata come from many programs and are often broken. They never fail an image: values that cannot be read are
+left out.
 """
 
 from __future__ import annotations

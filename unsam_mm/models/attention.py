@@ -1,6 +1,8 @@
-"""Memory-efficient attention for Mask2Former, with the parameters of MMDetection's modules."""
+"""Memory-efficient attention, with the parameters of MMDetection's modules, and perceptrons."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from mmcv.cnn.bricks.transformer import MultiheadAttention
@@ -156,3 +158,10 @@ def _lean_deformable(stock: MultiScaleDeformableAttention) -> LeanDeformableAtte
         norm_cfg=stock.norm_cfg,
         value_proj_ratio=stock.value_proj.out_features / stock.embed_dims,
     )
+
+
+def mlp(in_channels: int, hidden: int, out_channels: int, num_layers: int) -> nn.Sequential:
+    """Linear layers with ReLUs between them."""
+    widths = [in_channels, *[hidden] * (num_layers - 1), out_channels]
+    layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])

@@ -1,22 +1,71 @@
-"""The losses of Mask2Former, with mask logits for matched queries only."""
+"""The matching and the losses of Mask2Former, with mask logits for matched queries only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from mmcv.ops import point_sample
-from mmdet.models.task_modules.assigners import BaseAssigner
+from mmdet.models.task_modules.assigners import BaseAssigner, CrossEntropyLossCost, HungarianAssigner
+from mmdet.registry import TASK_UTILS
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import softplus
 
-from unsam_mm.models.point_targets import BitMasks, logits_at, uncertain_points
+from unsam_mm.models.mask_ops import BitMasks, logits_at, losses_at_points
+
+_WORST_COST = 1e5
+"""Far above any actual cost (weighted sums are below about 1e3), but sums of a few stay finite."""
+
+_CHUNK_VALUES = 2**22
+"""Values of predictions in each chunk of a cost: 16 MB, 334 predictions at the paper's 12544 points."""
 
 LayerLosses = tuple[Tensor, Tensor, Tensor]
 """Class, mask and dice loss of one prediction."""
+
+
+class _FiniteCost:
+    """A match cost in float32, computed in chunks, with NaN and infinity replaced by a large finite cost."""
+
+    def __init__(self, cost: Any) -> None:
+        self.cost = _cross_entropy(cost.weight) if type(cost) is CrossEntropyLossCost else cost
+
+    def __call__(self, pred_instances: InstanceData, gt_instances: InstanceData, **others: Any) -> Tensor:
+        values = max(field[0].numel() for field in pred_instances.values())
+        step = max(1, _CHUNK_VALUES // values)
+        chunks = [pred_instances[start : start + step] for start in range(0, len(pred_instances), step)]
+        costs = [self.cost(pred_instances=chunk, gt_instances=gt_instances, **others).float() for chunk in chunks]
+        return torch.nan_to_num(torch.cat(costs), nan=_WORST_COST, posinf=_WORST_COST, neginf=-_WORST_COST)
+
+
+def _cross_entropy(weight: float) -> Callable[..., Tensor]:
+    """`CrossEntropyLossCost` with one matrix product instead of two: entropy is softplus(logit) - logit * truth."""
+
+    def cost(pred_instances: InstanceData, gt_instances: InstanceData, **unused: Any) -> Tensor:
+        logits, truth = pred_instances.masks.flatten(1).float(), gt_instances.masks.flatten(1).float()
+        return (softplus(logits).sum(1, keepdim=True) - logits @ truth.T) * (weight / logits.shape[1])
+
+    return cost
+
+
+@TASK_UTILS.register_module()
+class UnSAMHungarianAssigner(HungarianAssigner):
+    """`HungarianAssigner` with finite costs, in chunks.
+
+    In half precision the mask costs of large images may overflow, and SciPy's solver then fails with "matrix contains
+    invalid numeric entries". Here such a prediction is matched last.
+
+    Args:
+        match_costs: Configs of the costs, which are summed.
+    """
+
+    def __init__(self, match_costs: list[dict]) -> None:
+        super().__init__(match_costs)
+        self.match_costs = [_FiniteCost(cost) for cost in self.match_costs]
 
 
 @dataclass(frozen=True)
@@ -28,28 +77,17 @@ class PointCriterion:
     embeddings with the feature at this point; and only matched queries have mask losses. The losses equal MMDetection's
     up to rounding, except that the matching points of an image are the same in all layers, so masks are sampled there
     once.
-
-    Attributes:
-        assigner: Matches queries and masks.
-        loss_cls: Loss of MMDetection on (n, 2) class logits.
-        loss_mask: Loss of MMDetection on (n,) logits of points.
-        loss_dice: Loss of MMDetection on (n, P) logits of points.
-        class_weight: Weights of (object, no object).
-        num_points: Number of points for each mask.
-        oversample_ratio: Number of candidates for each point.
-        importance_ratio: Fraction of the points that are drawn by uncertainty.
-        drop_iou: Pairs with an IoU at the points of at most this value have no mask losses (DropLoss); None: all pairs
-            have.
     """
 
-    assigner: BaseAssigner
-    loss_cls: Callable[..., Tensor]
-    loss_mask: Callable[..., Tensor]
-    loss_dice: Callable[..., Tensor]
-    class_weight: Sequence[float]
-    num_points: int
-    oversample_ratio: float
-    importance_ratio: float
+    assigner: BaseAssigner  # Matches queries and masks
+    loss_cls: Callable[..., Tensor]  # Loss of MMDetection on (n, 2) class logits
+    loss_mask: Callable[..., Tensor]  # Loss of MMDetection on (n,) logits of points
+    loss_dice: Callable[..., Tensor]  # Loss of MMDetection on (n, P) logits of points
+    class_weight: Sequence[float]  # Weights of (object, no object)
+    num_points: int  # Number of points for each mask
+    oversample_ratio: float  # Number of candidates for each point
+    importance_ratio: float  # Fraction of the points that are drawn by uncertainty
+    # Pairs with an IoU at the points of at most this value have no mask losses (DropLoss); None: all pairs have
     drop_iou: float | None = None
 
     def __call__(
@@ -100,25 +138,10 @@ class PointCriterion:
             zero = torch.einsum('nc,chw->nhw', embed, feature).sum()  # DDP needs a gradient for all weights
             return [(zero, zero)]
         sampling = (self.num_points, self.oversample_ratio, self.importance_ratio)
-        with torch.no_grad():
-            chunks = list(uncertain_points(embed, feature, *sampling))
-        # Only the points are kept for the backward pass; logits and masks are computed again.
-        return [
-            checkpoint(
-                self._chunk_losses,
-                embed[where],
-                feature,
-                masks[where],
-                points,
-                n_masks,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for where, points in chunks
-        ]
+        return losses_at_points(partial(self._chunk_losses, n_masks), embed, feature, masks, sampling)
 
     def _chunk_losses(
-        self, embed: Tensor, feature: Tensor, masks: BitMasks, points: Tensor, n_masks: Tensor
+        self, n_masks: Tensor, embed: Tensor, feature: Tensor, masks: BitMasks, points: Tensor
     ) -> tuple[Tensor, Tensor]:
         logits, truth = logits_at(embed, feature, points), masks.sample(points)
         weight = None if self.drop_iou is None else (soft_iou(logits.detach(), truth) > self.drop_iou).float()
@@ -132,15 +155,10 @@ class PointCriterion:
 
 @dataclass(frozen=True)
 class _MatchingPoints:
-    """Mask feature and masks of one image at its matching points.
+    """Mask feature and masks of one image at its matching points."""
 
-    Attributes:
-        feature: (C, P) mask feature.
-        truth: Labels and (N, P) masks.
-    """
-
-    feature: Tensor
-    truth: InstanceData
+    feature: Tensor  # (C, P) mask feature
+    truth: InstanceData  # Labels and (N, P) masks
 
     @classmethod
     @torch.no_grad()

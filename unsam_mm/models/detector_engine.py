@@ -7,19 +7,30 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mmcv
 import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
 
+from unsam_mm.checkpoints import read_checkpoint
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.masks.granularity import granularity_area, nearest_area
 from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import areas_and_boxes, encode_bitmaps
+from unsam_mm.models.channel_order import LOADERS, loaded_order, steps_of_type, type_name
+from unsam_mm.models.mask_ops import full_size_logits, masks_at_once
+from unsam_mm.models.prompt_details import Frames, prepare_prompts
+from unsam_mm.models.prompt_head import ImageEmbedding, UnSAMPromptHead
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 _SCALE = (1333, 800)  # maximum of the longer and the shorter side in the released evaluation
 _RESIZES = ('Resize', 'FixScaleResize', 'FixShapeResize', 'ResizeShortestEdge', 'RandomResize', 'RandomChoiceResize')
@@ -56,7 +67,6 @@ class DetectorEngine(Engine):
         device: str = 'cpu',
         channel_order: str | None = None,
     ) -> None:
-        from unsam_mm.models.prompt_head import UnSAMPromptHead
 
         self._head = getattr(model.mask_head, 'prompts', model.mask_head)
         if not isinstance(self._head, UnSAMPromptHead):
@@ -81,14 +91,6 @@ class DetectorEngine(Engine):
             WeightsError: If the checkpoint cannot be read or is of another model.
             UnSAMError: If the model is not promptable, or its resizing is not supported here.
         """
-        from mmdet.registry import MODELS
-        from mmengine.config import Config
-        from mmengine.registry import DefaultScope
-
-        import unsam_mm.models  # noqa: F401  (registers the models)
-        from unsam_mm.checkpoints import read_checkpoint
-        from unsam_mm.models.channel_order import LOADERS, loaded_order, steps_of_type
-
         settings, state = Config.fromfile(config), read_checkpoint(Path(checkpoint))
         with DefaultScope.overwrite_default_scope('mmdet'):
             model = MODELS.build(settings.model)
@@ -122,12 +124,6 @@ class DetectorEngine(Engine):
 
     def set_image(self, rgb: np.ndarray) -> None:
         """Computes the embedding of an (H, W, 3) uint8 RGB image."""
-        import mmcv
-        import torch
-        from mmdet.structures import DetDataSample
-
-        from unsam_mm.models.prompt_inputs import Frames
-
         image = np.ascontiguousarray(rgb[..., ::-1] if self._channel_order == 'bgr' else rgb)
         resized = np.ascontiguousarray(mmcv.imrescale(image, self._scale))
         sample = DetDataSample(metainfo={'ori_shape': rgb.shape[:2], 'img_shape': resized.shape[:2]})
@@ -139,9 +135,6 @@ class DetectorEngine(Engine):
         self._set(Frames.from_sample(data['data_samples'][0]), pixels[0], list(pixels[1]))
 
     def _set(self, frames: Any, mask_feature: Tensor, memories: list[Tensor]) -> None:
-        import torch
-
-        from unsam_mm.models.prompt_head import ImageEmbedding
 
         with torch.no_grad():
             values = self._head.decoder.values(memories)
@@ -174,8 +167,6 @@ class DetectorEngine(Engine):
 
     def _ask_at_all_granularities(self, fields: dict[str, np.ndarray]) -> tuple[Tensor, np.ndarray]:
         """The best mask for a prompt at each of a fixed set of granularities."""
-        import torch
-
         count = len(_GRANULARITIES)
         repeated = {name: np.repeat(values, count, axis=0) for name, values in fields.items()}
         logits, scores = self._ask(**repeated, granularity=_GRANULARITIES)
@@ -184,8 +175,6 @@ class DetectorEngine(Engine):
 
     def _ask_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
         """Masks for each positive click and for the box as separate prompts."""
-        import torch
-
         found = []
         if prompt.positive.any():
             found.append(self._ask(points=prompt.points_xy[prompt.positive] + 0.5))
@@ -196,11 +185,6 @@ class DetectorEngine(Engine):
 
     def _ask(self, **fields: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """(N, h, w) logits of all masks of all prompts, and (N,) float32 scores, approximately in [0, 1]."""
-        import torch
-        from mmengine.structures import InstanceData
-
-        from unsam_mm.models.prompt_inputs import prepare_prompts
-
         embedding, feature_hw = self._embedding, tuple(self._embedding.mask_feature.shape[2:])
         device = embedding.mask_feature.device
         with torch.no_grad():
@@ -215,7 +199,6 @@ class DetectorEngine(Engine):
         return np.concatenate([np.zeros((0, *self.size_hw), bool), *self._chunks(logits)])
 
     def _chunks(self, logits: Tensor) -> Iterator[np.ndarray]:
-        from unsam_mm.models.mask_ops import full_size_logits, masks_at_once
 
         sizes = (self._frames.batch, self._frames.image, self._frames.original)
         for chunk in logits.split(masks_at_once(*sizes)):
@@ -225,13 +208,8 @@ class DetectorEngine(Engine):
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
         """Masks for a grid of clicks, best first; the stability is the IoU of the masks at the thresholds 1 and -1.
-
         Non-maximum suppression is done at a quarter of the network's resolution.
         """
-        import torch
-
-        from unsam_mm.masks.rle import areas_and_boxes, encode_bitmaps
-
         if self._frames is None:
             raise UnSAMError(NO_IMAGE)
         height, width = self.size_hw
@@ -269,10 +247,6 @@ class DetectorEngine(Engine):
         Raises:
             UnSAMError: If the arrays are inconsistent or belong to a model of another size.
         """
-        import torch
-
-        from unsam_mm.models.prompt_inputs import Frames
-
         try:
             if any(not isinstance(values, np.ndarray) or not np.isfinite(values).all() for values in arrays.values()):
                 raise ValueError('not all numbers are finite')
@@ -306,8 +280,6 @@ def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
     Raises:
         UnSAMError: If `set_image` does not support the step.
     """
-    from unsam_mm.models.channel_order import type_name
-
     scale = resize.get('scale')
     # Defaults of MMCV, overridden by the step.
     settings = {**_FOLLOWED, 'keep_ratio': False, **resize, 'type': type_name(resize)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from mmdet.registry import MODELS
 from mmdet.structures import SampleList
@@ -60,8 +59,7 @@ class UnSAMJointHead(BaseModule):
             if weight < 0:
                 raise UnSAMError(f'UnSAMJointHead: {name}_weight must not be negative, got {weight}')
         self.pixel_decoder = MODELS.build(pixel_decoder)
-        levels = whole_image.get('num_transformer_feat_level', 3)  # the default of `UnSAMHead`
-        common = {'pixel_decoder': _given_pixels(levels), 'train_cfg': train_cfg, 'test_cfg': test_cfg}
+        common = {'pixel_decoder': None, 'train_cfg': train_cfg, 'test_cfg': test_cfg}
         self.whole_image = MODELS.build(ConfigDict(whole_image, **common))
         self.prompts = MODELS.build(ConfigDict(prompts, **common))
         self.register_load_state_dict_pre_hook(_sort_into_heads)
@@ -127,16 +125,6 @@ class UnSAMJointHead(BaseModule):
         return feature, memories[-self.whole_image.num_transformer_feat_level :]
 
 
-class _GivenPixels(BaseModule):
-    """An identity in place of the pixel decoder of a head; its inputs are the outputs of the shared pixel decoder."""
-
-    def __init__(self, **unused: Any) -> None:
-        super().__init__()  # MMDetection's head passes its widths
-
-    def forward(self, pixels: Pixels) -> Pixels:
-        return pixels
-
-
 def _sort_into_heads(
     head: UnSAMJointHead, state_dict: dict[str, Tensor], prefix: str, *unused: dict | bool | list[str]
 ) -> None:
@@ -147,8 +135,3 @@ def _sort_into_heads(
         for name in (name.removeprefix(prefix) for name in names):
             if name.partition('.')[0] in parts:
                 state_dict[f'{prefix}{task}.{name}'] = state_dict.pop(f'{prefix}{name}')
-
-
-def _given_pixels(num_levels: int) -> dict:
-    """Config of `_GivenPixels` with the number of levels where MMDetection's head reads it."""
-    return {'type': _GivenPixels, 'encoder': {'layer_cfg': {'self_attn_cfg': {'num_levels': num_levels}}}}

@@ -11,26 +11,19 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
-from torch.utils.checkpoint import checkpoint
 
-from unsam_mm.models.point_targets import BitMasks, logits_at, uncertain_points
+from unsam_mm.models.mask_ops import BitMasks, logits_at, losses_at_points
 from unsam_mm.models.prompt_targets import TrainingPrompts
 
 _WEIGHTS = {'loss_mask': 5.0, 'loss_dice': 5.0, 'loss_bbox': 5.0, 'loss_giou': 2.0, 'loss_iou': 1.0}
 
 
 class TokenPredictions(NamedTuple):
-    """Predictions of the T tokens of P prompts after one layer.
+    """Predictions of the T tokens of P prompts after one layer."""
 
-    Attributes:
-        embeds: (P, T, C) mask embeddings; their products with the mask feature are the mask logits.
-        ious: (P, T) predicted overlaps.
-        boxes: (P, T, 4) as centre x, y, width, height in [0, 1].
-    """
-
-    embeds: Tensor
-    ious: Tensor
-    boxes: Tensor
+    embeds: Tensor  # (P, T, C) mask embeddings; their products with the mask feature are the mask logits
+    ious: Tensor  # (P, T) predicted overlaps
+    boxes: Tensor  # (P, T, 4) as centre x, y, width, height in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -41,16 +34,11 @@ class PromptCriterion:
     have no loss. The target of the predicted overlap is 1 minus the dice loss. For prompts with a single target, the
     unmatched tokens together have the weight of one more pair for the loss of the predicted overlap, at uniformly
     random points.
-
-    Attributes:
-        num_points: Number of points for each mask.
-        oversample_ratio: Number of candidates for each point.
-        importance_ratio: Fraction of the points that are drawn by uncertainty.
     """
 
-    num_points: int
-    oversample_ratio: float
-    importance_ratio: float
+    num_points: int  # Number of points for each mask
+    oversample_ratio: float  # Number of candidates for each point
+    importance_ratio: float  # Fraction of the points that are drawn by uncertainty
 
     def __call__(
         self, layers: list[TokenPredictions], feature: Tensor, prompts: TrainingPrompts, n_pairs: Tensor
@@ -96,23 +84,8 @@ class PromptCriterion:
 
     def _mask_losses(self, embed: Tensor, feature: Tensor, masks: BitMasks) -> tuple[Tensor, Tensor]:
         """(n,) mask and dice losses of (n, C) embeddings and their masks."""
-        with torch.no_grad():
-            chunks = list(
-                uncertain_points(embed, feature, self.num_points, self.oversample_ratio, self.importance_ratio)
-            )
-        # Only the points are kept for the backward pass; logits and masks are computed again.
-        losses = [
-            checkpoint(
-                _point_losses,
-                embed[where],
-                feature,
-                masks[where],
-                points,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for where, points in chunks
-        ]
+        sampling = (self.num_points, self.oversample_ratio, self.importance_ratio)
+        losses = losses_at_points(_point_losses, embed, feature, masks, sampling)
         return tuple(torch.cat(parts) for parts in zip(*losses, strict=True))
 
 

@@ -1,45 +1,48 @@
-"""The decoder of the promptable model, with deformable attention around boxes that are refined in every layer."""
+"""The pixel decoder and the decoder of the promptable model, with deformable attention around boxes that are refined."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.transformer import FFN
-from mmengine.model import BaseModule, ModuleList
+from mmdet.models.layers import Mask2FormerTransformerEncoder, SinePositionalEncoding
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModule, ModuleList, caffe2_xavier_init, normal_init, xavier_init
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from unsam_mm.models.attention import LeanDeformableAttention, MaskedAttention, weighted_samples
+from unsam_mm.models.attention import (
+    LeanDeformableAttention,
+    MaskedAttention,
+    mlp,
+    use_lean_attention,
+    weighted_samples,
+)
 
 _EPS = 1e-5
 
+_NORM = {'type': 'GN', 'num_groups': 32}
+
 
 class DecodedTokens(NamedTuple):
-    """Outputs of the decoder.
+    """Outputs of the decoder."""
 
-    Attributes:
-        states: (B, P, T, C) normalised tokens after each layer.
-        boxes: (B, P, T, 4) boxes before the first layer and after each, as centre x, y, width, height in [0, 1].
-    """
-
-    states: list[Tensor]
+    states: list[Tensor]  # (B, P, T, C) normalised tokens after each layer
+    # (B, P, T, 4) boxes before the first layer and after each, as centre x, y, width, height in [0, 1]
     boxes: list[Tensor]
 
 
 class ExtraTokens(NamedTuple):
-    """E additional tokens of each prompt, which the mask tokens attend to and which predict no masks.
+    """E additional tokens of each prompt, which the mask tokens attend to and which predict no masks."""
 
-    Attributes:
-        tokens: (B, P, E, C).
-        boxes: (B, P, E, 4) fixed boxes as centre x, y, width, height in [0, 1].
-        absent: (B, P, E) bool, tokens that are masked out.
-    """
-
-    tokens: Tensor
-    boxes: Tensor
-    absent: Tensor
+    tokens: Tensor  # (B, P, E, C)
+    boxes: Tensor  # (B, P, E, 4) fixed boxes as centre x, y, width, height in [0, 1]
+    absent: Tensor  # (B, P, E) bool, tokens that are masked out
 
 
 class PromptDecoder(BaseModule):
@@ -191,13 +194,6 @@ class BoxAttention(LeanDeformableAttention):
         return self.output_proj(read).view_as(query)
 
 
-def mlp(in_channels: int, hidden: int, out_channels: int, num_layers: int) -> nn.Sequential:
-    """Linear layers with ReLUs between them."""
-    widths = [in_channels, *[hidden] * (num_layers - 1), out_channels]
-    layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
-
-
 def logit(probability: Tensor) -> Tensor:
     """Inverse of the sigmoid, finite at 0 and 1."""
     probability = probability.clamp(0, 1)
@@ -215,3 +211,101 @@ def sine_of_boxes(boxes: Tensor, num_feats: int) -> Tensor:
     periods = 10000 ** (2 * torch.div(steps, 2, rounding_mode='floor') / num_feats)
     angles = boxes[..., [1, 0, 2, 3], None] * (2 * math.pi) / periods
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-3)
+
+
+@MODELS.register_module()
+class UnSAMPixelDecoder(BaseModule):
+    """Deformable attention among the levels from stride 8 on, and a mask feature at stride 4.
+
+    Source: MaskDINO (CVPR 2023) as in Semantic-SAM. MMDetection's `MSDeformAttnPixelDecoder` differs: it projects
+    levels of the backbone only, and orders them from coarse to fine.
+
+    Args:
+        in_channels: Channels of the backbone's levels, at strides 4, 8, 16 and so on.
+        feat_channels: Width of memories and mask feature.
+        encoder: Arguments of `Mask2FormerTransformerEncoder`. It has as many levels as `in_channels`: without stride 4,
+            but with a level of half the resolution of the last.
+        positional_encoding: Arguments of `SinePositionalEncoding`; `num_feats` is half of `feat_channels`.
+        init_cfg: MMEngine's initialisation.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        feat_channels: int,
+        encoder: dict,
+        positional_encoding: dict,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        first, *others = in_channels
+        self.input_convs = ModuleList(
+            ConvModule(channels, feat_channels, 1, bias=True, norm_cfg=_NORM, act_cfg=None) for channels in others
+        )
+        self.input_convs.append(
+            ConvModule(others[-1], feat_channels, 3, stride=2, padding=1, bias=True, norm_cfg=_NORM, act_cfg=None)
+        )
+        self.level_encoding = nn.Embedding(len(in_channels), feat_channels)
+        self.encoder = Mask2FormerTransformerEncoder(**ConfigDict(encoder))
+        self.positional_encoding = SinePositionalEncoding(**positional_encoding)
+        self.lateral_conv = ConvModule(first, feat_channels, 1, bias=False, norm_cfg=_NORM, act_cfg=None)
+        self.output_conv = ConvModule(feat_channels, feat_channels, 3, padding=1, bias=False, norm_cfg=_NORM)
+        self.mask_feature = nn.Conv2d(feat_channels, feat_channels, 1)
+        use_lean_attention(self)
+
+    def init_weights(self) -> None:
+        """The initialisation of MMDetection's `MSDeformAttnPixelDecoder`."""
+        for projection in self.input_convs:
+            xavier_init(projection.conv, distribution='uniform')
+        for convolution in (self.lateral_conv.conv, self.output_conv.conv, self.mask_feature):
+            caffe2_xavier_init(convolution)
+        normal_init(self.level_encoding, mean=0, std=1)
+        for weight in self.encoder.parameters():
+            if weight.ndim > 1:
+                nn.init.xavier_normal_(weight)
+        for module in self.encoder.modules():
+            if isinstance(module, LeanDeformableAttention):
+                module.init_weights()
+
+    def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Mask feature (B, C, H / 4, W / 4), and memories (B, C, H / s, W / s), coarse to fine as in MMDetection.
+
+        Args:
+            x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
+        """
+        first, *others = x
+        projected = [conv(level) for conv, level in zip(self.input_convs, [*others, others[-1]], strict=True)]
+        sizes_hw = [tuple(level.shape[2:]) for level in projected]
+        lengths = [height * width for height, width in sizes_hw]
+        rows = self.level_encoding.weight
+        positions = [self._positions(level) + row for level, row in zip(projected, rows, strict=True)]
+        references = torch.cat([_pixel_centres(*size, first) for size in sizes_hw])
+        spatial_shapes = torch.tensor(sizes_hw, device=first.device)
+        memory = self.encoder(
+            query=torch.cat([level.flatten(2) for level in projected], dim=2).transpose(1, 2),
+            query_pos=torch.cat(positions, dim=1),
+            key_padding_mask=None,  # padding is not masked
+            spatial_shapes=spatial_shapes,
+            level_start_index=spatial_shapes.new_tensor([0, *lengths[:-1]]).cumsum(0),
+            valid_ratios=None,
+            reference_points=references[None, :, None].expand(len(first), -1, len(sizes_hw), -1),
+        )
+        memories = [
+            part.transpose(1, 2).unflatten(2, size)
+            for part, size in zip(memory.split(lengths, dim=1), sizes_hw, strict=True)
+        ]
+        lateral = self.lateral_conv(first)
+        finest = interpolate(memories[0], size=lateral.shape[2:], mode='bilinear', align_corners=False)
+        return self.mask_feature(self.output_conv(lateral + finest)), memories[::-1]
+
+    def _positions(self, level: Tensor) -> Tensor:
+        """(B, h * w, C) position embeddings of a (B, C, h, w) level."""
+        no_padding = level.new_zeros((len(level), *level.shape[2:]), dtype=torch.bool)
+        return self.positional_encoding(no_padding).flatten(2).transpose(1, 2)
+
+
+def _pixel_centres(height: int, width: int, like: Tensor) -> Tensor:
+    """(height * width, 2) x, y in [0, 1], in row-major order."""
+    y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
+    x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
+    return torch.stack(torch.meshgrid(x, y, indexing='xy'), dim=-1).flatten(0, 1)

@@ -16,14 +16,13 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from unsam_mm.errors import UnSAMError
+from unsam_mm.models.attention import mlp
 from unsam_mm.models.mask_ops import full_size_logits, masks_at_once, rles_of_masks
-from unsam_mm.models.prompt_corrections import Answer, corrected
 from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions
-from unsam_mm.models.prompt_decoder import DecodedTokens, PromptDecoder, mlp
-from unsam_mm.models.prompt_details import DetailEncoder, PromptDetails
-from unsam_mm.models.prompt_inputs import Frames, PreparedPrompts, prepare_prompts
-from unsam_mm.models.prompt_targets import TrainingPrompts, draw_prompts
-from unsam_mm.models.unsam_head import MASK_FORMATS
+from unsam_mm.models.prompt_decoder import DecodedTokens, PromptDecoder
+from unsam_mm.models.prompt_details import DetailEncoder, Frames, PreparedPrompts, PromptDetails, prepare_prompts
+from unsam_mm.models.prompt_targets import Answer, TrainingPrompts, corrected, draw_prompts
+from unsam_mm.models.unsam_head import check_mask_format
 
 _METRIC_FIELDS = ('targets', 'clicks')
 """Fields of prompts that are passed on to metrics."""
@@ -42,17 +41,11 @@ _TRAIN_CFG = {
 
 
 class ImageEmbedding(NamedTuple):
-    """The embedding of B images, which all prompts share.
+    """The embedding of B images, which all prompts share."""
 
-    Attributes:
-        mask_feature: (B, C, H / 4, W / 4).
-        values: (B, K, heads, D) attention values for each layer of the decoder.
-        sizes_hw: Height and width of each level; K pixels in total.
-    """
-
-    mask_feature: Tensor
-    values: list[Tensor]
-    sizes_hw: list[tuple[int, int]]
+    mask_feature: Tensor  # (B, C, H / 4, W / 4)
+    values: list[Tensor]  # (B, K, heads, D) attention values for each layer of the decoder
+    sizes_hw: list[tuple[int, int]]  # Height and width of each level; K pixels in total
 
     def image(self, index: int) -> ImageEmbedding:
         """The embedding of one image, as a batch of one."""
@@ -61,17 +54,11 @@ class ImageEmbedding(NamedTuple):
 
 
 class PromptAnswer(NamedTuple):
-    """Predictions for P prompts, T masks each.
+    """Predictions for P prompts, T masks each."""
 
-    Attributes:
-        masks: (B, P, T, H / 4, W / 4) logits.
-        ious: (B, P, T) predicted overlaps; approximately in [0, 1], not clamped.
-        boxes: (B, P, T, 4) as centre x, y, width, height, relative to the padded image.
-    """
-
-    masks: Tensor
-    ious: Tensor
-    boxes: Tensor
+    masks: Tensor  # (B, P, T, H / 4, W / 4) logits
+    ious: Tensor  # (B, P, T) predicted overlaps; approximately in [0, 1], not clamped
+    boxes: Tensor  # (B, P, T, 4) as centre x, y, width, height, relative to the padded image
 
 
 @MODELS.register_module()
@@ -89,11 +76,11 @@ class UnSAMPromptHead(BaseModule):
 
     A prompt may have several clicks, an earlier mask and a granularity; see `DetailEncoder`, whose weights are in
     `details`. Released checkpoints lack these weights: `details.trained` is False then, and predictions for such
-        prompts cause a
-    warning. Prompts of one click or one box do not depend on them.
+    prompts cause a warning. Prompts of one click or one box do not depend on them.
 
     Args:
-        pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`.
+        pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`; None if the inputs are the outputs of one
+            that several heads share.
         decoder: Arguments of `PromptDecoder`.
         feat_channels: Width of the tokens and of the mask feature.
         num_tokens: Masks for each prompt.
@@ -112,7 +99,7 @@ class UnSAMPromptHead(BaseModule):
 
     def __init__(
         self,
-        pixel_decoder: dict,
+        pixel_decoder: dict | None,
         decoder: dict | None = None,
         feat_channels: int = 256,
         num_tokens: int = 6,
@@ -122,11 +109,7 @@ class UnSAMPromptHead(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.mask_format = ConfigDict(test_cfg or {}).get('mask_format', 'rle')
-        if self.mask_format not in MASK_FORMATS:
-            raise UnSAMError(
-                f'UnSAMPromptHead: test_cfg.mask_format must be one of {MASK_FORMATS}, got {self.mask_format!r}'
-            )
+        self.mask_format = check_mask_format('UnSAMPromptHead', test_cfg or {})
         if renamed := sorted(name for name in train_cfg or () if name.endswith('_share')):
             raise UnSAMError(
                 f'UnSAMPromptHead: train_cfg.{renamed[0]} is a name of an earlier version; write '
@@ -134,7 +117,7 @@ class UnSAMPromptHead(BaseModule):
             )
         self.release = release
         self.train_cfg = ConfigDict(_TRAIN_CFG | (train_cfg or {}))
-        self.pixel_decoder = MODELS.build(pixel_decoder)
+        self.pixel_decoder = nn.Identity() if pixel_decoder is None else MODELS.build(pixel_decoder)
         self.decoder = PromptDecoder(embed_dims=feat_channels, **(decoder or {}))
         self.prompt_embed = nn.Embedding(1, feat_channels)
         self.type_embed = nn.Embedding(2, feat_channels)

@@ -1,51 +1,53 @@
-"""Random training prompts from the masks of an image, and the target masks of each prompt."""
+"""Training prompts: random clicks and boxes, their target masks, and simulated corrections."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmdet.structures.mask.structures import BaseInstanceMasks
 from torch import Tensor
 
 from unsam_mm.masks.granularity import area_granularity
-from unsam_mm.models.mask_ops import boxes_of_masks
-from unsam_mm.models.point_targets import BitMasks
-from unsam_mm.models.prompt_details import ABSENT, BOX_TYPE, CLICK_PX, CLICK_TYPE, PromptDetails
+from unsam_mm.models.mask_ops import BitMasks, bitmap_chunks, boxes_of_masks
+from unsam_mm.models.prompt_details import (
+    ABSENT,
+    BOX_TYPE,
+    CLICK_PX,
+    CLICK_TYPE,
+    NEGATIVE,
+    POSITIVE,
+    PromptDetails,
+    boxes_of_clicks,
+    settle,
+)
+from unsam_mm.next_click import next_click
 
 _BOX_NOISE = 0.1
 """Maximum shift of each side of a box prompt, relative to the size of the box."""
 
-_CHUNK_PIXELS = 2**24
-"""Pixels of unpacked masks in each chunk, a byte each."""
+Answer = Callable[[Tensor, Tensor, PromptDetails | None], Tensor]
+"""Mask logits (P, T, h, w) for (P, 4) boxes, (P,) types, and details."""
 
 
 @dataclass(frozen=True)
 class TrainingPrompts:
-    """P prompts on an image of N masks.
+    """P prompts on an image of N masks."""
 
-    Attributes:
-        boxes: (P, 4) as centre x, y, width, height, relative to the padded image.
-        types: (P,) long, `BOX_TYPE` or `CLICK_TYPE`.
-        targets: Indices of the target masks of each prompt.
-        masks: The N masks.
-        mask_boxes: (N, 4) bounding boxes of the masks, in the format of `boxes`.
-        chosen: (P,) long, the mask that each prompt was drawn from.
-        single_target: (P,) bool, whether the prompt is unambiguous, so that all its tokens learn their overlap with
-            that mask; None if no prompt is.
-        details: Details of the prompts, for a batch of one image; None if there are none.
-    """
-
-    boxes: Tensor
-    types: Tensor
-    targets: list[Tensor]
-    masks: BitMasks
-    mask_boxes: Tensor
-    chosen: Tensor | None = None
+    boxes: Tensor  # (P, 4) as centre x, y, width, height, relative to the padded image
+    types: Tensor  # (P,) long, `BOX_TYPE` or `CLICK_TYPE`
+    targets: list[Tensor]  # Indices of the target masks of each prompt
+    masks: BitMasks  # The N masks
+    mask_boxes: Tensor  # (N, 4) bounding boxes of the masks, in the format of `boxes`
+    chosen: Tensor | None = None  # (P,) long, the mask that each prompt was drawn from
+    # (P,) bool, whether the prompt is unambiguous, so that all its tokens learn their overlap with that mask; None if
+    # no prompt is
     single_target: Tensor | None = None
-    details: PromptDetails | None = None
+    details: PromptDetails | None = None  # Details of the prompts, for a batch of one image; None if there are none
 
     @property
     def num_pairs(self) -> int:
@@ -123,10 +125,8 @@ def _only_granularity(granularity: Tensor) -> PromptDetails:
 
 def _areas_and_boxes(masks: BaseInstanceMasks) -> tuple[Tensor, Tensor]:
     """(N,) areas in pixels, (N, 4) boxes x0, y0, x1, y1 in pixels."""
-    step = max(1, _CHUNK_PIXELS // max(1, masks.height * masks.width))
     areas, boxes = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, 4)]
-    for start in range(0, len(masks), step):
-        bitmaps = masks[start : start + step].to_tensor(torch.bool, 'cpu')
+    for bitmaps in bitmap_chunks(masks):
         areas.append(bitmaps.sum(dim=(1, 2)))
         boxes.append(boxes_of_masks(bitmaps))
     return torch.cat(areas), torch.cat(boxes)
@@ -158,3 +158,78 @@ def _thinned(targets: Tensor, areas: Tensor, max_targets: int, at_random: bool) 
         return targets[torch.randperm(len(targets))[:max_targets]]
     ranks = torch.linspace(0, len(targets) - 1, max_targets).round().long()
     return targets[areas[targets].argsort()[ranks]]
+
+
+@torch.no_grad()
+def corrected(
+    prompts: TrainingPrompts,
+    rows: Tensor,
+    rounds: int,
+    earlier_mask_prob: float,
+    feature_hw: tuple[int, int],
+    answer: Answer,
+) -> TrainingPrompts:
+    """The prompts, some of them with further clicks; the only target of those is the mask that they were drawn from.
+
+    In each round the predicted mask of the highest IoU with the true mask is compared with it at the size of the mask
+    feature, and the next click is placed by the rule of interactive segmentation benchmarks.
+
+    Args:
+        prompts: Prompts without clicks in their details.
+        rows: (n,) long, indices of the prompts that are corrected.
+        rounds: Number of clicks added to each; fewer if there is no error left.
+        earlier_mask_prob: Probability that a corrected prompt has the last predicted mask as its earlier mask.
+        feature_hw: Size of the mask feature.
+        answer: Predicts masks with the current model.
+    """
+    device, count = prompts.boxes.device, len(prompts.boxes)
+    true_masks = _at_feature(prompts.masks[prompts.chosen[rows]], feature_hw)
+    is_click = prompts.types == CLICK_TYPE
+    clicks = torch.zeros(count, 1 + rounds, 2, device=device)
+    kinds = torch.full((count, 1 + rounds), ABSENT, device=device)
+    clicks[:, 0] = prompts.boxes[:, :2]
+    kinds[:, 0] = torch.where(is_click, POSITIVE, ABSENT)
+    boxes = prompts.boxes.masked_fill(is_click[:, None], math.nan)
+    sides = boxes_of_clicks(clicks[0, 0], feature_hw)[2:]
+    granularity = prompts.details.granularity[0] if prompts.details is not None else None
+    masks = torch.zeros(count, *feature_hw, dtype=torch.bool, device=device)
+    keeps = torch.rand(len(rows), device=device) < earlier_mask_prob
+    clicked = np.zeros((len(rows), *feature_hw), bool)
+    for turn in range(1, rounds + 1):
+        own = None if granularity is None else granularity[rows]
+        logits = answer(*settle(clicks[rows], kinds[rows], boxes[rows], sides, masks[rows], own))
+        shown = _most_like(logits > 0, true_masks)
+        masks[rows] = shown & keeps[:, None, None]
+        for number, row in enumerate(rows.tolist()):
+            click = next_click(shown[number].cpu().numpy(), true_masks[number].cpu().numpy(), clicked[number])
+            if click is not None:
+                (x, y), is_positive = click
+                clicked[number, y, x] = True
+                clicks[row, turn] = torch.tensor([(x + 0.5) / feature_hw[1], (y + 0.5) / feature_hw[0]])
+                kinds[row, turn] = POSITIVE if is_positive else NEGATIVE
+    starts, types, details = settle(clicks, kinds, boxes, sides, masks, granularity)
+    targets = list(prompts.targets)
+    for row in rows.tolist():
+        targets[row] = prompts.chosen[row : row + 1]
+    single_target = prompts.single_target.clone()
+    single_target[rows] = True
+    return replace(prompts, boxes=starts, types=types, details=details, targets=targets, single_target=single_target)
+
+
+def _at_feature(masks: BitMasks, feature_hw: tuple[int, int]) -> Tensor:
+    """(n, h, w) bool masks at the pixel centres of the mask feature."""
+    height, width = feature_hw
+    y, x = torch.meshgrid(
+        (torch.arange(height, device=masks.bits.device) + 0.5) / height,
+        (torch.arange(width, device=masks.bits.device) + 0.5) / width,
+        indexing='ij',
+    )
+    return masks.sample(torch.stack([x, y], dim=-1).view(1, -1, 2)).view(-1, height, width) > 0.5
+
+
+def _most_like(masks: Tensor, true_masks: Tensor) -> Tensor:
+    """(n, h, w) masks with the largest IoU among (n, T, h, w) masks."""
+    shared = (masks & true_masks[:, None]).sum(dim=(2, 3))
+    joined = (masks | true_masks[:, None]).sum(dim=(2, 3))
+    best = (shared / joined.clamp(min=1)).argmax(dim=1)
+    return masks[torch.arange(len(masks), device=masks.device), best]

@@ -52,8 +52,7 @@ class UnSAMRegionModel(BaseModel):
     Args:
         net: Arguments of `RegionNet`.
         train_cfg: Arguments of `region_losses`: `n_seeds` and `targets_per_seed` of each image.
-        test_cfg: Arguments of `propose`: `n_seeds`, `granularity_step`, `max_masks`, `duplicate_iou`,
-            `repetition`.
+        test_cfg: Arguments of `propose`: `n_seeds`, `granularity_step`, `max_masks`, `duplicate_iou`, `repetition`.
         data_preprocessor: `UnSAMRegionPreprocessor` by default.
         init_cfg: MMEngine's initialisation.
     """

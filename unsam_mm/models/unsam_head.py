@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from mmdet.models.dense_heads import Mask2FormerHead
-from mmdet.registry import MODELS
+from mmdet.models.layers import Mask2FormerTransformerDecoder, SinePositionalEncoding
+from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import DetDataSample, SampleList
 from mmengine.config import ConfigDict
+from mmengine.model import BaseModule, ModuleList, caffe2_xavier_init
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.models.attention import use_lean_attention
+from unsam_mm.masks.rle import areas_and_boxes
+from unsam_mm.models.attention import mlp, use_lean_attention
 from unsam_mm.models.criterion import PointCriterion
 from unsam_mm.models.mask_ops import (
-    areas_and_boxes_of_rles,
+    BitMasks,
     boxes_of_masks,
     foreground_sums_,
     full_size_logits,
     masks_at_once,
     rles_of_masks,
 )
-from unsam_mm.models.point_targets import BitMasks
 
 _CHUNK_VALUES = 2**24
 """Logits of attention masks in each chunk: 64 MB in float32."""
 
-MASK_FORMATS = ('rle', 'bitmap')
+_MASK_FORMATS = ('rle', 'bitmap')
+
+_TRAIN_CFG = {'num_points': 12544, 'oversample_ratio': 3.0, 'importance_sample_ratio': 0.75, 'drop_loss_iou': None}
 
 # Weights of the paper: class 2 (with 0.1 for "no object"), mask 5, dice 5.
 _LOSS_CLS = {'type': 'CrossEntropyLoss', 'loss_weight': 2.0, 'class_weight': [1.0, 0.1]}
@@ -38,14 +42,13 @@ _LOSS_DICE = {'type': 'DiceLoss', 'naive_dice': True, 'eps': 1.0, 'loss_weight':
 
 
 @MODELS.register_module()
-class UnSAMHead(Mask2FormerHead):
+class UnSAMHead(BaseModule):
     """Class-agnostic Mask2Former head.
 
     The names of the weights are those of MMDetection's `Mask2FormerHead`. Differences:
 
     * Prediction ranks queries by class logit first and computes masks of the best only, in chunks, as RLEs. Upsampling
-    all
-      2000 queries of one 1024 x 1024 image would take 8 GB.
+      all 2000 queries of one 1024 x 1024 image would take 8 GB.
     * Training does not compute the masks of all queries, see `PointCriterion`.
     * Every annotated instance is an object, whatever its label.
     * Attention masks are computed from the mask feature resized to the level, once for all heads; MMDetection resizes
@@ -56,7 +59,8 @@ class UnSAMHead(Mask2FormerHead):
         in_channels: Channels of the four levels, strides 4, 8, 16 and 32.
         feat_channels: Width of the pixel decoder and of the queries.
         out_channels: Width of the mask embedding.
-        pixel_decoder: Config of the pixel decoder, such as `MSDeformAttnPixelDecoder`.
+        pixel_decoder: Config of the pixel decoder, such as `MSDeformAttnPixelDecoder`; None if the inputs are the
+            outputs of one that several heads share.
         transformer_decoder: Arguments of `Mask2FormerTransformerDecoder`.
         positional_encoding: Arguments of `SinePositionalEncoding`; `num_feats` is half of `feat_channels`.
         num_queries: Number of queries.
@@ -66,17 +70,16 @@ class UnSAMHead(Mask2FormerHead):
             paper.
         loss_mask: Config of the per-pixel loss. By default that of the paper.
         loss_dice: Config of the dice loss. By default that of the paper.
-        train_cfg: `assigner`, `sampler` (required by MMDetection's head; all matched queries are used), and optionally
-            `num_points`, `oversample_ratio`, `importance_sample_ratio` and `drop_loss_iou`: matched queries with at
-                most
-            this IoU with their object have no mask losses (DropLoss; None, the default, disables it as in the release,
-            where the value is 0.01).
+        train_cfg: `assigner`, and optionally `num_points`, `oversample_ratio`, `importance_sample_ratio` and
+            `drop_loss_iou`: matched queries with at most this IoU with their object have no mask losses (DropLoss; None,
+            the default, disables it as in the release, where the value is 0.01). All matched queries are used, whatever
+            the `sampler` of MMDetection's head.
         test_cfg: `max_per_image` (default 1000) and `mask_format` ('rle', the default, or 'bitmap').
         init_cfg: MMEngine's initialisation.
 
     Raises:
-        UnSAMError: If `test_cfg.mask_format` is unknown, `loss_cls.class_weight` does not have two entries, or
-            `train_cfg.drop_loss_iou` is out of range.
+        UnSAMError: If `test_cfg.mask_format` is unknown, `loss_cls.class_weight` does not have two entries,
+            `train_cfg.drop_loss_iou` is out of range, or the pixel decoder has another number of levels.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class UnSAMHead(Mask2FormerHead):
         in_channels: Sequence[int],
         feat_channels: int,
         out_channels: int,
-        pixel_decoder: dict,
+        pixel_decoder: dict | None,
         transformer_decoder: dict,
         positional_encoding: dict,
         num_queries: int = 2000,
@@ -97,40 +100,57 @@ class UnSAMHead(Mask2FormerHead):
         test_cfg: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        loss_cls = ConfigDict(loss_cls or _LOSS_CLS)
-        if len(loss_cls.get('class_weight') or ()) != 2:
+        super().__init__(init_cfg=init_cfg)
+        self.class_weight = (loss_cls := loss_cls or _LOSS_CLS).get('class_weight')
+        if len(self.class_weight or ()) != 2:
             raise UnSAMError(
                 'UnSAMHead: loss_cls.class_weight must hold two weights (object, no object), such as [1.0, 0.1], '
-                f'got {loss_cls.get("class_weight")}'
+                f'got {self.class_weight}'
             )
-        test_cfg = ConfigDict(test_cfg or {})
+        self.train_cfg, test_cfg = _TRAIN_CFG | (train_cfg or {}), test_cfg or {}
         self.max_per_image = test_cfg.get('max_per_image', 1000)
-        self.mask_format = test_cfg.get('mask_format', 'rle')
-        if self.mask_format not in MASK_FORMATS:
-            raise UnSAMError(f'UnSAMHead: test_cfg.mask_format must be one of {MASK_FORMATS}, got {self.mask_format!r}')
-        self.drop_loss_iou = (train_cfg or {}).get('drop_loss_iou')
+        self.mask_format = check_mask_format('UnSAMHead', test_cfg)
+        self.drop_loss_iou = self.train_cfg['drop_loss_iou']
         if self.drop_loss_iou is not None and not 0 <= self.drop_loss_iou < 1:
             raise UnSAMError(f'UnSAMHead: train_cfg.drop_loss_iou must be in [0, 1) or None, got {self.drop_loss_iou}')
-        super().__init__(
-            in_channels=list(in_channels),
-            feat_channels=feat_channels,
-            out_channels=out_channels,
-            num_things_classes=1,
-            num_stuff_classes=0,
-            num_queries=num_queries,
-            num_transformer_feat_level=num_transformer_feat_level,
-            pixel_decoder=ConfigDict(pixel_decoder),
-            enforce_decoder_input_project=enforce_decoder_input_project,
-            transformer_decoder=ConfigDict(transformer_decoder),
-            positional_encoding=positional_encoding,
-            loss_cls=loss_cls,
-            loss_mask=ConfigDict(loss_mask or _LOSS_MASK),
-            loss_dice=ConfigDict(loss_dice or _LOSS_DICE),
-            train_cfg=ConfigDict(train_cfg) if train_cfg else None,
-            test_cfg=test_cfg,
-            init_cfg=init_cfg,
+        self.num_queries, self.num_transformer_feat_level = num_queries, num_transformer_feat_level
+        self.pixel_decoder = nn.Identity()
+        if pixel_decoder is not None:
+            levels = pixel_decoder['encoder']['layer_cfg']['self_attn_cfg']['num_levels']
+            if levels != num_transformer_feat_level:
+                raise UnSAMError(
+                    f'UnSAMHead: num_transformer_feat_level is {num_transformer_feat_level}, but the pixel decoder has '
+                    f'{levels} levels (encoder.layer_cfg.self_attn_cfg.num_levels); set both to one number'
+                )
+            widths = dict(in_channels=list(in_channels), feat_channels=feat_channels, out_channels=out_channels)
+            self.pixel_decoder = MODELS.build(ConfigDict(pixel_decoder, **widths))
+        self.transformer_decoder = Mask2FormerTransformerDecoder(**ConfigDict(transformer_decoder))
+        width = self.transformer_decoder.embed_dims
+        projects = width != feat_channels or enforce_decoder_input_project
+        self.decoder_input_projs = ModuleList(
+            nn.Conv2d(feat_channels, width, 1) if projects else nn.Identity() for _ in range(num_transformer_feat_level)
         )
+        self.decoder_positional_encoding = SinePositionalEncoding(**positional_encoding)
+        self.query_embed = nn.Embedding(num_queries, feat_channels)
+        self.query_feat = nn.Embedding(num_queries, feat_channels)
+        self.level_embed = nn.Embedding(num_transformer_feat_level, feat_channels)
+        self.cls_embed = nn.Linear(feat_channels, 2)
+        self.mask_embed = mlp(feat_channels, feat_channels, out_channels, num_layers=3)
+        self.assigner = TASK_UTILS.build(self.train_cfg['assigner']) if 'assigner' in self.train_cfg else None
+        losses = (loss_cls, loss_mask or _LOSS_MASK, loss_dice or _LOSS_DICE)
+        self.loss_cls, self.loss_mask, self.loss_dice = map(MODELS.build, losses)
         use_lean_attention(self)
+
+    def init_weights(self) -> None:
+        """The initialisation of MMDetection's `Mask2FormerHead`."""
+        for projection in self.decoder_input_projs:
+            if isinstance(projection, nn.Conv2d):
+                caffe2_xavier_init(projection, bias=0)
+        if isinstance(self.pixel_decoder, BaseModule):
+            self.pixel_decoder.init_weights()
+        for weight in self.transformer_decoder.parameters():
+            if weight.dim() > 1:
+                nn.init.xavier_normal_(weight)
 
     def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> tuple[list[Tensor], list[Tensor]]:
         """Logits of all queries after every layer, including those before the first; needs a lot of memory.
@@ -153,30 +173,28 @@ class UnSAMHead(Mask2FormerHead):
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
             batch_data_samples: With `gt_instances`, whose `masks` have the size of the padded batch.
         """
-        targets = self.preprocess_gt([sample.gt_instances for sample in batch_data_samples])
+        objects = (sample.gt_instances for sample in batch_data_samples)
+        targets = [BitMasks.pack(instances.masks, instances.labels.device) for instances in objects]
         states, embeds, mask_feature = self._decode(x)
         predictions = [(self.cls_embed(state), embed) for state, embed in zip(states, embeds, strict=True)]
-        layers = self._criterion(predictions, mask_feature, [target.masks for target in targets])
+        criterion = PointCriterion(
+            self.assigner,
+            self.loss_cls,
+            self.loss_mask,
+            self.loss_dice,
+            self.class_weight,
+            self.train_cfg['num_points'],
+            self.train_cfg['oversample_ratio'],
+            self.train_cfg['importance_sample_ratio'],
+            self.drop_loss_iou,
+        )
+        layers = criterion(predictions, mask_feature, targets)
         prefixes = [f'd{i}.' for i in range(len(layers) - 1)] + ['']
         return {
             f'{prefix}{name}': loss
             for prefix, losses in zip(prefixes, layers, strict=True)
             for name, loss in zip(('loss_cls', 'loss_mask', 'loss_dice'), losses, strict=True)
         }
-
-    @property
-    def _criterion(self) -> PointCriterion:
-        return PointCriterion(
-            self.assigner,
-            self.loss_cls,
-            self.loss_mask,
-            self.loss_dice,
-            self.class_weight,
-            self.num_points,
-            self.oversample_ratio,
-            self.importance_sample_ratio,
-            self.drop_loss_iou,
-        )
 
     def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
         """Masks of each image, best first; empty masks are left out.
@@ -214,27 +232,12 @@ class UnSAMHead(Mask2FormerHead):
             masks = torch.cat(masks)
             areas, boxes = masks.sum(dim=(1, 2)), boxes_of_masks(masks)
         else:
-            areas, boxes = (figures.to(embed.device) for figures in areas_and_boxes_of_rles(masks))
+            areas, boxes = (torch.from_numpy(found).float().to(embed.device) for found in areas_and_boxes(masks))
         scores = probability * torch.cat(sums) / (areas + 1e-6)
         order = scores.argsort(descending=True, stable=True)
         order = order[areas[order] > 0]
         kept = masks[order] if as_bitmap else [masks[i] for i in order.tolist()]
         return InstanceData(scores=scores[order], labels=torch.zeros_like(order), bboxes=boxes[order], masks=kept)
-
-    def preprocess_gt(
-        self, batch_gt_instances: list[InstanceData], batch_gt_semantic_segs: list | None = None
-    ) -> list[InstanceData]:
-        """Converts annotations to targets: `labels` (N,) zeros and `masks`, `BitMasks` at the size of the padded batch.
-
-        Args:
-            batch_gt_instances: With `masks`, of any type of MMDetection, and `labels`.
-            batch_gt_semantic_segs: Not used; there are no stuff classes.
-        """
-        targets = []
-        for instances in batch_gt_instances:
-            labels = torch.zeros_like(instances.labels)
-            targets.append(InstanceData(labels=labels, masks=BitMasks.pack(instances.masks, labels.device)))
-        return targets
 
     def _decode(self, x: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Runs the pixel decoder and the transformer decoder.
@@ -286,3 +289,11 @@ def _blocked_keys(embeds: Tensor, feature: Tensor) -> Tensor:
     blocked = torch.cat([chunk @ feature < 0 for chunk in embeds.split(step, dim=1)], dim=1)
     blocked &= ~blocked.all(dim=2, keepdim=True)
     return blocked[:, None]
+
+
+def check_mask_format(head: str, test_cfg: Mapping[str, Any]) -> str:
+    """`mask_format` of a head's `test_cfg`, 'rle' or 'bitmap'; raises `UnSAMError` for another."""
+    mask_format = test_cfg.get('mask_format', 'rle')
+    if mask_format not in _MASK_FORMATS:
+        raise UnSAMError(f'{head}: test_cfg.mask_format must be one of {_MASK_FORMATS}, got {mask_format!r}')
+    return mask_format

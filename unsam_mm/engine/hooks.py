@@ -1,4 +1,4 @@
-"""Copies `data_root`, `ann_file` and `pseudo_masks_root` from the top level of a config to datasets and metrics.
+"""Hooks that copy `data_root` to datasets and metrics, and evaluate the model before training.
 
 MMEngine evaluates a text config before it merges ``--cfg-options``, so ``data_root=/my/images`` on the command line
 changes the variable and none of the places that were computed from it. In the configs of this package, datasets that
@@ -95,3 +95,14 @@ def _ours(config: dict | list | None) -> Iterator[dict]:
         yield config
     elif config:
         yield from _ours(config.get('dataset') or config.get('datasets'))
+
+
+@HOOKS.register_module()
+class UnSAMFirstEvaluationHook(Hook):
+    """Validates once before the first iteration; not when training is resumed."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Runs the validation loop of `runner`, if it has one."""
+        if runner.iter == 0 and runner.val_loop is not None:
+            runner.logger.info('Validating the model before training')
+            runner.val_loop.run()

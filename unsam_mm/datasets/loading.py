@@ -1,28 +1,81 @@
-"""Pipeline steps that load, merge and sample the masks of an image, as RLEs."""
+"""Pipeline steps that load an image, load, merge and sample its masks as RLEs, and add clicks on them."""
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
-from mmengine.logging import print_log
+from mmdet.structures.mask import BaseInstanceMasks
+from mmengine.structures import InstanceData
 
 from unsam_mm.coco_files.segmentations import PolygonFilter, read_rles
 from unsam_mm.datasets.image_folder import image_name
+from unsam_mm.datasets.messages import LogOnce
 from unsam_mm.datasets.rle_masks import RleMasks
-from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError, image_errors
 from unsam_mm.folders.merge import GROUND_TRUTH_IOU, without_overlap
 from unsam_mm.folders.store import PseudoMaskStore
+from unsam_mm.images import read_image
+from unsam_mm.next_click import centre_of
 
 _LABELS = ('gt_masks', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
 SAMPLINGS = ('score', 'uniform')
 
 
 @TRANSFORMS.register_module()
+@dataclass(eq=False)
+class UnSAMLoadImage(BaseTransform):
+    """Reads ``img_path`` into ``img`` (H, W, 3) uint8, and sets ``img_shape``, ``ori_shape``, ``height``, ``width``.
+
+    Greyscale, RGBA, 16-bit and float files are accepted; see `unsam_mm.images.as_rgb_uint8`.
+
+    Args:
+        channel_order: 'bgr', the convention of MMDetection's steps and tools, with ``bgr_to_rgb=True`` in
+            `DetDataPreprocessor`; or 'rgb', for a model without that.
+        skip_broken: Whether to log unreadable files and return None, so that the dataset draws another image. Set it to
+            False in test pipelines, where the error must be raised.
+
+    Raises:
+        UnSAMError: If `channel_order` is unknown.
+    """
+
+    channel_order: str = 'bgr'
+    skip_broken: bool = True
+    _report: LogOnce = field(default_factory=LogOnce, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.channel_order not in ('rgb', 'bgr'):
+            raise UnSAMError(f"channel_order must be 'rgb' or 'bgr', got {self.channel_order!r}")
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Adds the image to `results`; None if the file cannot be read and `skip_broken` is set.
+
+        Raises:
+            ImageError: If the file cannot be read and `skip_broken` is not set.
+        """
+        path = results['img_path']
+        try:
+            with image_errors(path):
+                image = read_image(path, max_pixels=None)  # crops are cut from it
+        except ImageError as error:
+            if not self.skip_broken:
+                raise
+            self._report(path, f'image skipped: {error}')
+            return None
+        # Decoders may return read-only arrays, but later steps write into the image.
+        results['img'] = np.require(image if self.channel_order == 'rgb' else image[..., ::-1], requirements=['C', 'W'])
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        results['height'], results['width'] = image.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+@dataclass(eq=False)
 class UnSAMLoadMasks(BaseTransform):
     """Loads the ground truth of an image from its ``instances``, without decoding masks.
 
@@ -38,8 +91,7 @@ class UnSAMLoadMasks(BaseTransform):
             step.
     """
 
-    def __init__(self, at_original_size: bool = False) -> None:
-        self.at_original_size = at_original_size
+    at_original_size: bool = False
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Adds the masks to `results`.
@@ -75,11 +127,9 @@ class UnSAMLoadMasks(BaseTransform):
             results['gt_areas'] = np.where(np.isnan(stated), drawn[filled], stated)[~ignored].tolist()
         return results
 
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(at_original_size={self.at_original_size})'
-
 
 @TRANSFORMS.register_module()
+@dataclass(eq=False)
 class UnSAMPlusMasks(BaseTransform):
     """Adds pseudo-masks that overlap no human mask of an image: UnSAM+, during training.
 
@@ -94,12 +144,14 @@ class UnSAMPlusMasks(BaseTransform):
         UnSAMError: If `max_iou` is outside [0, 1].
     """
 
-    def __init__(self, max_iou: float = GROUND_TRUTH_IOU, pseudo_masks_root: str = '') -> None:
-        if not 0 <= max_iou <= 1:
-            raise UnSAMError(f'max_iou must lie in [0, 1], got {max_iou}')
-        self.max_iou = max_iou
-        self.pseudo_masks_root = str(pseudo_masks_root)
-        self._reported: set[str] = set()
+    max_iou: float = GROUND_TRUTH_IOU
+    pseudo_masks_root: str = ''
+    _report: LogOnce = field(default_factory=LogOnce, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_iou <= 1:
+            raise UnSAMError(f'max_iou must lie in [0, 1], got {self.max_iou}')
+        self.pseudo_masks_root = str(self.pseudo_masks_root)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Adds the pseudo-masks to `results`.
@@ -132,16 +184,9 @@ class UnSAMPlusMasks(BaseTransform):
         set_masks(results, RleMasks.cat([human, added]), ignored)
         return results
 
-    def _report(self, name: str, message: str) -> None:
-        if name not in self._reported:
-            self._reported.add(name)
-            print_log(message, 'current', logging.WARNING)
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(max_iou={self.max_iou}, pseudo_masks_root={self.pseudo_masks_root!r})'
-
 
 @TRANSFORMS.register_module()
+@dataclass(eq=False)
 class UnSAMCapMasks(BaseTransform):
     """Samples at most `max_masks` masks at random; crowds do not count and are kept.
 
@@ -157,13 +202,14 @@ class UnSAMCapMasks(BaseTransform):
         UnSAMError: If `max_masks` is not positive, or `sampling` is unknown.
     """
 
-    def __init__(self, max_masks: int = 200, sampling: str = 'score') -> None:
-        if max_masks < 1:
-            raise UnSAMError(f'max_masks must be positive, got {max_masks}')
-        if sampling not in SAMPLINGS:
-            raise UnSAMError(f'sampling must be one of {SAMPLINGS}, got {sampling!r}')
-        self.max_masks = max_masks
-        self.sampling = sampling
+    max_masks: int = 200
+    sampling: str = 'score'
+
+    def __post_init__(self) -> None:
+        if self.max_masks < 1:
+            raise UnSAMError(f'max_masks must be positive, got {self.max_masks}')
+        if self.sampling not in SAMPLINGS:
+            raise UnSAMError(f'sampling must be one of {SAMPLINGS}, got {self.sampling!r}')
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Removes masks, boxes, labels and flags from `results`; the others keep their order."""
@@ -178,9 +224,6 @@ class UnSAMCapMasks(BaseTransform):
             for key in _LABELS:
                 results[key] = results[key][kept]
         return results
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(max_masks={self.max_masks}, sampling={self.sampling!r})'
 
 
 def draw_without_replacement(weights: np.ndarray, times: np.ndarray, count: int) -> np.ndarray:
@@ -218,3 +261,40 @@ def check_untouched(results: dict[str, Any], step: str) -> None:
             f'{results["img_path"]}: flipped or resized before {step}, so masks would not fit; move it before the geometric '
             'transforms, or set at_original_size=True in a test pipeline'
         )
+
+
+@TRANSFORMS.register_module()
+@dataclass(eq=False)
+class UnSAMClickPrompts(BaseTransform):
+    """Adds one click for each object of an image, at the pixel farthest from its boundary; see `centre_of`.
+
+    Must be the last step of a test pipeline, after `PackDetInputs`, with masks at the original size, as from
+    `UnSAMLoadMasks(at_original_size=True)`. Sets `prompts` of the data sample for `UnSAMPromptHead` and
+    `UnSAMPromptIoUMetric`: `points` (P, 2) float32, x, y of the pixel centre in the original image, and `targets` (P,)
+    int64, index of the object in `gt_instances`. Crowds and empty objects have no prompt.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Adds the prompts to the data sample in `results`.
+
+        Raises:
+            UnSAMError: If there is no data sample with masks, or they are not of the original image's size.
+        """
+        sample = results.get('data_samples')
+        masks = sample.gt_instances.get('masks') if sample is not None and 'gt_instances' in sample else None
+        if not isinstance(masks, BaseInstanceMasks):
+            raise UnSAMError(
+                'UnSAMClickPrompts found no data sample with masks; load them with UnSAMLoadMasks(at_original_size=True) '
+                'and put PackDetInputs before this step'
+            )
+        size_hw = tuple(sample.metainfo['ori_shape'][:2])
+        if (masks.height, masks.width) != size_hw:
+            raise UnSAMError(
+                f'{sample.metainfo.get("img_path")}: masks are {masks.height} x {masks.width} px, the original image '
+                f'{size_hw[0]} x {size_hw[1]}; load them with UnSAMLoadMasks(at_original_size=True)'
+            )
+        centres = [centre_of(mask.astype(bool)) for mask in masks]  # drawn one at a time
+        targets = [number for number, centre in enumerate(centres) if centre is not None]
+        points = np.array([centres[number] for number in targets], np.float32).reshape(-1, 2) + 0.5
+        sample.prompts = InstanceData(points=torch.from_numpy(points), targets=torch.tensor(targets, dtype=torch.long))
+        return results

@@ -1,0 +1,99 @@
+"""An open image file, and the errors of decoders in one form."""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from unsam_mm.errors import ImageError
+from unsam_mm.image_io.tiff_metadata import PixelSizes
+
+_is_reading: ContextVar[bool] = ContextVar('is_reading', default=False)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """An open image file, of which no pixel has been read yet."""
+
+    path: Path  # The file
+    axes: str  # A letter for each axis, of 'tzyx'
+    shape: tuple[int, ...]  # Number of pixels along each, the image being upright
+    n_channels: int  # How many channels it has; alpha is none
+    is_rgb: bool  # Whether they are red, green and blue
+    sizes: PixelSizes  # Of a pixel, by axis
+
+    def read(self) -> np.ndarray:
+        """Unscaled pixel values, `shape` or (*shape, n_channels); other colours than RGB are converted.
+
+        Raises:
+            ImageError: If they cannot be decoded, or a package for it is missing.
+        """
+        with explaining(self.path):
+            return self._decode()
+
+    def _decode(self) -> np.ndarray:
+        raise NotImplementedError
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turns whatever decoders raise into `ImageError`, and keeps what they log to itself."""
+    token = _is_reading.set(True)
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(
+            f'{path}: takes more memory than is free; close other programs, or make the image smaller'
+        ) from error
+    except PermissionError as error:
+        raise ImageError(f'{path}: cannot be opened ({error.strerror}); check its permissions') from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f'{path}: cannot be read as an image (its content is of no known format); copy it again or convert it to PNG'
+        ) from error
+    except Exception as error:  # decoders of broken files raise anything, struct.error for one
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f'{path}: cannot be read as an image ({reason}); copy it again or convert it to PNG'
+        ) from error
+    finally:
+        _is_reading.reset(token)
+
+
+def check_is_file(path: Path) -> None:
+    """Called before an image file is opened: opening a pipe would wait for ever.
+
+    Raises:
+        ImageError: If it is missing, empty, or no file.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        is_link = path.is_symlink()
+        raise ImageError(f'{path}: {"a link to a file that is not there" if is_link else "no such file"}') from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f'{path}: cannot be opened ({getattr(error, "strerror", None) or error})') from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = 'a folder' if stat.S_ISDIR(status.st_mode) else 'a device or pipe'
+        raise ImageError(f'{path}: expected an image file, got {kind}')
+    if status.st_size == 0:
+        raise ImageError(f'{path}: the file is empty (0 bytes); copy it again')
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Decoders log oddities of metadata; what matters to a reader is raised."""
+    return not _is_reading.get()
+
+
+for _name in ('tifffile', 'PIL.TiffImagePlugin', 'PIL.PngImagePlugin'):
+    logging.getLogger(_name).addFilter(_is_wanted)
