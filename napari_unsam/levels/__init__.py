@@ -11,6 +11,6 @@ Each module imports only from those above it; none knows Qt:
 - `part_whole`: classes of objects, linked from part to whole.
 - `candidate_table`: the candidate regions of one plane with their features.
 - `preview`: the layer that previews the chosen regions.
-- `work`: levels, similar regions and classes in a viewer.
+- `selector`: levels, similar regions and classes in a viewer.
 - `edits`: split, merge and review in a viewer.
 """

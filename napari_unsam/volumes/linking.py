@@ -45,15 +45,7 @@ class LinkedRegion:
 
 
 def overlap_ious(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which regions of two label maps overlap, and how much; 0 is background.
-
-    Args:
-        labels: (H, W) integers.
-        others: (H, W) integers.
-
-    Returns:
-        (P, 2) labels of every pair that shares a pixel, and (P,) their IoU.
-    """
+    """(P, 2) labels of the pairs of regions of two (H, W) label maps that share pixels, (P,) their IoU; 0 is background."""
     labels, others = np.asarray(labels, np.int64), np.asarray(others, np.int64)
     areas, other_areas = np.bincount(labels.ravel()), np.bincount(others.ravel())
     both = (labels > 0) & (others > 0)
@@ -63,11 +55,7 @@ def overlap_ious(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np
 
 
 def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings()) -> list[list[LinkedRegion]]:
-    """Objects through the slices.
-
-    Args:
-        label_maps: Z label maps (H, W) of one size; 0 is background.
-        settings: What counts as the same object.
+    """Objects through Z label maps (H, W) of one size; 0 is background.
 
     Returns:
         For each object its regions, at most one a slice, by slice; objects by first slice, then by region.

@@ -46,14 +46,9 @@ def track(
     settings: LinkSettings = LinkSettings(max_gap=1, min_extent=1),  # noqa: B008  frozen
     divisions: DivisionSettings = DivisionSettings(),
 ) -> TrackTable:
-    """Tracks of the regions of a movie.
+    """Tracks of the regions of a movie of T label maps (H, W), 0 being background.
 
     A mother keeps no daughter as herself: where a track goes on in the larger of two cells that lie in it, it is cut there.
-
-    Args:
-        label_maps: T label maps (H, W), 0 being background.
-        settings: What counts as the same object.
-        divisions: What counts as a division.
     """
     tracks = link(label_maps, LinkSettings(settings.min_iou, settings.max_gap, 1))
     mothers = _cut_at_divisions(tracks, label_maps, divisions)
@@ -69,12 +64,7 @@ def track(
 
 
 class _Coverage:
-    """Which regions of a frame lie in which of an earlier one; each pair of frames is compared once.
-
-    Args:
-        label_maps: T label maps (H, W), 0 being background.
-        min_covered: The least share of the later region.
-    """
+    """Which regions of a frame lie in which of an earlier one, by a least share; each pair of frames is compared once."""
 
     def __init__(self, label_maps: Sequence[np.ndarray], min_covered: float) -> None:
         self._label_maps, self._min_covered = label_maps, min_covered
