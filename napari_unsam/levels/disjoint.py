@@ -35,6 +35,12 @@ class Selection:
         return self.nodes[self.source == source]
 
 
+def node_totals(tree: MaskHierarchy, of_leaves: np.ndarray) -> np.ndarray:
+    """(N,) sum over the leaves of each node."""
+    sums = np.concatenate([[0], np.cumsum(of_leaves)])
+    return sums[tree.last_leaf] - sums[tree.first_leaf]
+
+
 def best_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
     """(K,) the disjoint regions of a tree with the largest sum of (N,) scores; none without a positive score.
 

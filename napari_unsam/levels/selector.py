@@ -19,7 +19,6 @@ from napari_unsam.levels.disjoint import Selection
 from napari_unsam.levels.part_whole import ObjectClass, linked
 from napari_unsam.levels.preview import LevelPreview
 from napari_unsam.levels.split_merge import closest_region
-from napari_unsam.model.plane import Plane
 from napari_unsam.model.targets import Level, Target
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
@@ -144,9 +143,7 @@ class RegionSelector:
         own = {'level': self.level} if shown is Shown.LEVEL else {}
         writes = [
             ObjectWrite.on_plane(plane, free, first + number, {**features, **own})
-            for number, (free, features) in enumerate(
-                self._table.free_regions(self.chosen, plane_labels(labels, plane) != 0)
-            )
+            for number, (free, features) in enumerate(self._table.free_regions(self.chosen, plane.of(labels.data) != 0))
         ]
         if not writes:
             controller.say('Nothing was accepted: all regions overlap existing objects.', Level.PROBLEM)
@@ -293,18 +290,13 @@ class RegionSelector:
                 self.session.controller.say('Classes cleared: slice changed.')
 
 
-def plane_labels(objects: Labels, plane: Plane) -> np.ndarray:
-    """(H, W) labels of a plane."""
-    return np.asarray(objects.data[plane.slicing])
-
-
 def current_object(session: SessionPort) -> tuple[int, np.ndarray] | None:
     """The object under the cursor, or the selected one if the mouse is at a button: its label and the (H, W) labels of the plane."""
     objects, target = session.objects, session.controller.target
     if objects is None or target is None:
         return None
     viewer = session.viewer
-    labels = plane_labels(objects, target.plane)
+    labels = target.plane.of(objects.data)
     if not viewer.mouse_over_canvas:
         label = int(objects.selected_label)
         return (label, labels) if label and (labels == label).any() else None

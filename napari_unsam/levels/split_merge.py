@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from napari_unsam.levels.disjoint import node_totals
 from napari_unsam.model.mask import BoxMask, node_mask
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.commit import ObjectWrite
@@ -36,8 +37,7 @@ class Match:
 def region_ious(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> np.ndarray:
     """(N,) IoU of every region of a tree with an (h, w) bool mask whose first pixel is (top, left) of the plane."""
     leaves = tree.leaf_labels[top : top + mask.shape[0], left : left + mask.shape[1]][mask]
-    below = np.concatenate([[0], np.bincount(leaves, minlength=tree.n_leaves).cumsum()])
-    shared = below[tree.last_leaf] - below[tree.first_leaf]
+    shared = node_totals(tree, np.bincount(leaves, minlength=tree.n_leaves))
     return shared / (tree.area + len(leaves) - shared)
 
 

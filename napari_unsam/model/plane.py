@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from napari_unsam.model.label_boxes import LazyArray
 from napari_unsam.model.mask import BoxMask, box_slices
 from unsam_mm.errors import ImageError
 
@@ -45,6 +46,10 @@ class Plane:
     def slicing(self) -> tuple[int | slice, ...]:
         """Index that takes the plane out of the array."""
         return tuple(slice(None) if axis in self.axes else i for axis, i in enumerate(self.index))
+
+    def of(self, array: LazyArray) -> np.ndarray:
+        """(H, W) what an array holds in the plane."""
+        return np.asarray(array[self.slicing])
 
     def inside(self, position: Sequence[float]) -> bool:
         """Whether a position lies inside the array, on this plane or another."""

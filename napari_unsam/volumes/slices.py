@@ -44,8 +44,7 @@ class Slicing:
 
     def labels(self, array: np.ndarray, z: int) -> np.ndarray:
         """(H, W) of slice z of an array of the image's shape."""
-        axes = self.plane.axes
-        return np.asarray(array[tuple(slice(None) if axis in axes else at for axis, at in enumerate(self.index(z)))])
+        return replace(self.plane, index=self.index(z)).of(array)
 
     def write(self, label: int, crops: Mapping[int, BoxMask], features: Mapping[str, object]) -> ObjectWrite | None:
         """An object, from its mask in each slice; None if all are empty."""
@@ -53,21 +52,14 @@ class Slicing:
         if not crops:
             return None
         boxes = np.array([crop.box_xyxy for crop in crops.values()])
-        x0, y0 = boxes[:, :2].min(axis=0).tolist()
-        x1, y1 = boxes[:, 2:].max(axis=0).tolist()
-        first, last = min(crops), max(crops) + 1
-        spanned = dict(zip(self.plane.axes, (slice(y0, y1), slice(x0, x1)), strict=True)) | {
-            self.axis: slice(first, last)
-        }
-        region = tuple(spanned.get(axis, slice(at, at + 1)) for axis, at in enumerate(self.plane.index))
+        box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+        region, first = list(self.plane.region(box)), min(crops)
+        region[self.axis] = slice(first, max(crops) + 1)
         mask = np.zeros([part.stop - part.start for part in region], bool)
+        planes = np.moveaxis(mask, (self.axis, *self.plane.axes), (-3, -2, -1))[(0,) * (mask.ndim - 3)]
         for z, crop in crops.items():
-            at = tuple(
-                slice(None) if axis in self.plane.axes else z - first if axis == self.axis else 0
-                for axis in range(len(region))
-            )
-            mask[at] = crop.within((x0, y0, x1, y1))
-        return ObjectWrite(region, mask, label, features, self.plane.axes)
+            planes[z - first] = crop.within(box)
+        return ObjectWrite(tuple(region), mask, label, features, self.plane.axes)
 
 
 def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, BoxMask]:
