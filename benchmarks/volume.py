@@ -22,7 +22,7 @@ import numpy as np
 import tifffile
 
 from napari_unsam.engine.planes import EmbeddedPlane, make_engine
-from napari_unsam.volumes.crops import EMPTY, CropMask
+from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.volumes.matching import MatchSettings, deepest_point
 from napari_unsam.volumes.propagation import PropagationSettings, propagate
 from unsam_mm.files import check_result_file, write_json
@@ -32,7 +32,7 @@ STARTS = ('labels', 'click', 'best of six')
 _RULE_MIN_IOU = 0.5
 
 Planes = Callable[[int], EmbeddedPlane]
-Volume = dict[int, CropMask]
+Volume = dict[int, BoxMask]
 
 
 class Stack:
@@ -64,22 +64,22 @@ class Stack:
         return self._planes[z]
 
 
-def start_masks(planes: Planes, truth: np.ndarray, start: str) -> dict[int, tuple[int, CropMask]]:
+def start_masks(planes: Planes, truth: np.ndarray, start: str) -> dict[int, tuple[int, BoxMask]]:
     """For each object its middle slice and the mask there; objects that a click finds nothing of have none."""
     masks = {}
     for label in np.unique(truth)[1:]:
         zs = np.flatnonzero((truth == label).any(axis=(1, 2)))
         z = int(zs[len(zs) // 2])
-        wanted = CropMask.of(truth[z] == label)
+        wanted = BoxMask.of(truth[z] == label)
         if start != 'labels':
             answers = planes(z).answer(deepest_point(wanted)[None], np.ones(1, np.int64))
-            found = [CropMask(one.box_xyxy, one.mask) for one in answers]
+            found = [BoxMask(one.box_xyxy, one.mask) for one in answers]
             wanted = found[0] if start == 'click' else max(found, key=wanted.iou)
         masks[int(label)] = (z, wanted)
     return masks
 
 
-def by_rule(planes: Planes, z: int, mask: CropMask, n_slices: int) -> Volume:
+def by_rule(planes: Planes, z: int, mask: BoxMask, n_slices: int) -> Volume:
     """µSAM's box projection: documented at `projection="box"`, `iou_threshold=0.5`."""
     volume = {z: mask}
     for step in (-1, 1):
@@ -88,7 +88,7 @@ def by_rule(planes: Planes, z: int, mask: CropMask, n_slices: int) -> Volume:
             answers = planes(at).answer(None, None, box_xyxy=np.array(before.box_xyxy, float))
             if not answers:
                 break
-            now = CropMask(answers[0].box_xyxy, answers[0].mask)
+            now = BoxMask(answers[0].box_xyxy, answers[0].mask)
             if now.iou(before) < _RULE_MIN_IOU:
                 break
             volume[at], before, at = now, now, at + step
@@ -98,7 +98,7 @@ def by_rule(planes: Planes, z: int, mask: CropMask, n_slices: int) -> Volume:
 def by_propagation(
     planes: Planes,
     raw: np.ndarray,
-    starts: dict[int, tuple[int, CropMask]],
+    starts: dict[int, tuple[int, BoxMask]],
     settings: PropagationSettings,
     together: bool = False,
 ) -> dict[int, Volume]:

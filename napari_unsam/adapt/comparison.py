@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_unsam.adapt.crops import MAX_SIDE_PX
-from napari_unsam.model.questions import Question
+from napari_unsam.model.mask import draw_disjoint
+from napari_unsam.model.plane_prompts import PlanePrompt
 from unsam_mm.images import as_rgb_uint8
 
 if TYPE_CHECKING:
@@ -62,16 +63,16 @@ def compare(
     pixels: np.ndarray,
     window: tuple[slice, slice],
     adapted: Path,
-    question: Question | None,
+    prompt: PlanePrompt | None,
     progress: Callable[[float, str], None],
 ) -> Comparison:
-    """Runs both models on the same question; call it in the inference thread.
+    """Runs both models on the same prompt; call it in the inference thread.
 
     Args:
         pixels: (h, w) or (h, w, 3) uint8 values of the window.
         window: Rows and columns of the plane.
         adapted: The adapted weights.
-        question: Prompts of the plane; where they can be asked, its best answers are compared, else all masks.
+        prompt: Prompts of the plane; where they can be asked, its best answers are compared, else all masks.
         progress: Told the fraction done; cancels by raising.
 
     Raises:
@@ -81,8 +82,8 @@ def compare(
     from unsam_mm.student.weights import packaged_weights
 
     rows, columns = window
-    asks = question is not None and question.can_be_asked
-    find = (lambda engine: _answer(engine, question, rows.start, columns.start)) if asks else _objects
+    asks = prompt is not None and prompt.can_be_asked
+    find = (lambda engine: _answer(engine, prompt, rows.start, columns.start)) if asks else _objects
     progress(0.0, 'Reading the slice')
     engine = RegionEngine.from_file(packaged_weights('unsam_s'))
     engine.set_image(as_rgb_uint8(pixels))
@@ -94,19 +95,18 @@ def compare(
     return Comparison(rows.start, columns.start, before, find(other))
 
 
-def _answer(engine: Engine, question: Question, top: int, left: int) -> np.ndarray:
+def _answer(engine: Engine, prompt: PlanePrompt, top: int, left: int) -> np.ndarray:
     """(h, w) labels: the best mask for the prompts, as 1."""
     from unsam_mm.prompting.prompt import Prompt
 
     shift = np.array([left, top], float)
-    points, labels, box = question.points_xy, question.labels, question.box_xyxy
+    points, labels, box = prompt.points_xy, prompt.labels, prompt.box_xyxy
     if points is not None:
         points = points - shift
         inside = ((points >= 0) & (points < engine.size_hw[::-1])).all(axis=1)
         points, labels = points[inside], labels[inside]
     box = None if box is None else (box.reshape(2, 2) - shift).ravel()
-    prompt = Prompt.checked(engine.size_hw, points, labels, box, None)
-    masks, _ = engine.answer(prompt, False, None)
+    masks, _ = engine.answer(Prompt.checked(engine.size_hw, points, labels, box, None), False, None)
     return masks[0].astype(np.uint32) if len(masks) else np.zeros(engine.size_hw, np.uint32)
 
 
@@ -118,10 +118,5 @@ def _objects(engine: Engine) -> np.ndarray:
 
 def flattened(masks: MaskSet) -> np.ndarray:
     """(H, W) uint32: masks without overlaps; what is mostly covered by better ones is left out, and so is the ground."""
-    labels, label = np.zeros(masks.size_hw, np.uint32), 0
-    for bitmap, area in zip(masks.to_bitmaps(), masks.areas, strict=True):
-        free = bitmap & (labels == 0)
-        if area <= _LARGEST_SHARE * labels.size and free.sum() >= (1 - _MAX_COVERED) * area:
-            label += 1
-            labels[free] = label
-    return labels
+    small = np.flatnonzero(masks.areas <= _LARGEST_SHARE * np.prod(masks.size_hw))
+    return draw_disjoint(masks[small], _MAX_COVERED)[0]

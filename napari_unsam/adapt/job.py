@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import unsam_mm
-from napari_unsam.adapt.curve import Curve, read_curve
 from napari_unsam.model.text import counted
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json, write_json
@@ -55,6 +57,26 @@ class AdaptSettings:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """One number a logged step.
+
+    Attributes:
+        steps: Counted from 1, rising.
+        losses: Means over the steps since some before.
+        ious: With the pseudo-masks that are learnt, in [0, 1].
+    """
+
+    steps: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
+    ious: tuple[float, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """The last one; 0 before the first is logged."""
+        return self.steps[-1] if self.steps else 0
+
+
+@dataclass(frozen=True)
 class JobState:
     """State of a job.
 
@@ -78,11 +100,7 @@ class JobState:
 
 
 class AdaptJob:
-    """One training, in one folder; not tied to any thread or window.
-
-    Args:
-        folder: Contains the crops in ``images`` and all other files of the job.
-    """
+    """One training, in a folder with the crops in ``images`` and all other files; not tied to any thread or window."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -206,12 +224,27 @@ class AdaptJob:
         return f'{named[0] if named else last} (the whole log: {self.folder / LOG})'
 
 
-def read_settings(folder: Path) -> AdaptSettings:
-    """The settings of a job.
+def read_curve(work_dir: Path) -> Curve:
+    """The curve of a training, which may be running, and may have been resumed any number of times."""
+    rows: dict[int, tuple[float, float]] = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for row in _rows(path):
+            if isinstance(row, dict) and 'loss' in row and 'step' in row:
+                # What a resumed training did again counts, not what it had done before.
+                rows[int(row['step'])] = float(row['loss']), float(row.get('iou', 'nan'))
+    steps = sorted(rows)
+    return Curve(tuple(steps), tuple(rows[step][0] for step in steps), tuple(rows[step][1] for step in steps))
 
-    Raises:
-        StoreError: If there are none, or they cannot be read.
-    """
+
+def _rows(path: Path) -> Iterator[Any]:
+    with suppress(OSError):
+        for line in path.read_text(encoding='utf-8').splitlines():
+            with suppress(json.JSONDecodeError):  # the last line may be half written
+                yield json.loads(line)
+
+
+def read_settings(folder: Path) -> AdaptSettings:
+    """The settings of a job; raises StoreError if there are none, or they cannot be read."""
     try:
         return AdaptSettings(**read_json(folder / SETTINGS)['settings'])
     except (KeyError, TypeError) as error:

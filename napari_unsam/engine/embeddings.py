@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from napari_unsam.engine.inference import ProgressCallback
+from napari_unsam.engine.inference import ProgressCallback, part_of
+from napari_unsam.model.label_boxes import LazyArray
 from unsam_mm.errors import StoreError
 from unsam_mm.files import read_json, remove_leftovers
 
@@ -38,17 +38,7 @@ _BLOCK_BYTES = 4_000_000  # of a plane, hashed at once
 logger = logging.getLogger(__name__)
 
 
-class PlaneArray(Protocol):
-    """What `plane_key` reads: NumPy arrays, memory maps, arrays of zarr and dask."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def __getitem__(self, index: slice) -> object:
-        """What `numpy.asarray` makes an array of."""
-
-
-def plane_key(pixels: PlaneArray, settings: str) -> str:
+def plane_key(pixels: LazyArray, settings: str) -> str:
     """The name of an embedding: a hash of the plane's values, shape and dtype, and of what looks at it.
 
     Args:
@@ -241,10 +231,7 @@ def embed_stack(
     """
     keys, found = [], 0
     for number, read in enumerate(reads):
-
-        def inner(fraction: float, text: str, number: int = number) -> None:
-            progress((number + fraction) / len(reads), f'slice {number + 1} of {len(reads)}: {text}')
-
+        inner = part_of(progress, number, len(reads), f'slice {number + 1} of {len(reads)}: ')
         inner(0.0, 'reading')
         pixels = read()
         key = plane_key(pixels, settings)

@@ -18,8 +18,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from psygnal import Signal
 
 from unsam_mm.errors import UnSAMError, explained
 
@@ -27,9 +30,7 @@ ProgressCallback = Callable[[float, str], None]
 Deliver = Callable[[Callable[[], None]], None]
 
 _PROGRESS_INTERVAL_S = 0.03  # more often than this would only keep the receiving thread busy
-_EXIT_S = (
-    5.0  # that an application which ends waits for a job in the midst of compiled code, which cannot be left before
-)
+_EXIT_S = 5.0  # that an application which ends waits for a job in compiled code, which cannot be left before
 _LISTENER: ContextVar[ProgressCallback | None] = ContextVar('listener', default=None)
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,11 @@ def report_progress(fraction: float, message: str) -> None:
         listener(fraction, message)
 
 
+def part_of(progress: ProgressCallback, number: int, count: int, name: str = '') -> ProgressCallback:
+    """A callback for the progress of one of several equal parts of what is being done, counted from 0."""
+    return lambda fraction, text: progress((number + fraction) / count, f'{name}{text}')
+
+
 class Lane(IntEnum):
     """How soon a job has to be done; the smaller goes first."""
 
@@ -81,6 +87,7 @@ class Job:
         on_done: Told what `work` returned.
         on_failed: Told one line for the user.
         lane: How urgent it is.
+        name: What the user is told that it does.
     """
 
     work: Callable[[ProgressCallback], Any]
@@ -88,44 +95,84 @@ class Job:
     on_done: Callable[[Any], None]
     on_failed: Callable[[str], None]
     lane: Lane = Lane.LONG
+    name: str = ''
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class InferenceThread:
     """Runs jobs in its own thread, one at a time.
 
+    A job takes the place of the one before it in its lane, but for tasks: these wait for each other, unless they have the
+    same name. A job counts as running until its result has arrived.
+
     Args:
-        deliver: Runs a function in the thread that the callbacks of a job belong to, for example the GUI's.
+        deliver: Runs a function in the thread that the callbacks of a job belong to, for example the GUI's. All methods are
+            called in that thread, and the signals are emitted there.
+
+    Attributes:
+        changed: Emitted when a job began or ended.
+        progressed: Emitted with the fraction done and what is being done; not for idle jobs.
     """
+
+    changed = Signal()
+    progressed = Signal(float, str)
 
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._waiting: dict[Lane, Job] = {}
         self._latest: dict[Lane, Job] = {}  # waiting, running, or with its result under way
+        self._tasks: dict[str, Job] = {}  # that wait for the one before, by name, the first in front
         self._closed = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
 
+    def name(self, lane: Lane) -> str | None:
+        """The job of a lane that has not ended yet; None if there is none."""
+        job = self._latest.get(lane)
+        return None if job is None else job.name
+
+    def holds(self, name: str) -> bool:
+        """Whether a job of that name runs or waits."""
+        return name in self._tasks or any(job.name == name for job in self._latest.values())
+
+    def start(
+        self,
+        lane: Lane,
+        name: str,
+        work: Callable[[ProgressCallback], Any],
+        on_done: Callable[[Any], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        """Has a job done; see `Job`."""
+
+        def on_progress(fraction: float, text: str) -> None:
+            if lane is not Lane.IDLE:
+                self.progressed.emit(fraction, text)
+
+        self.submit(Job(work, on_progress, on_done, on_failed, lane, name))
+
     def submit(self, job: Job) -> None:
-        """Cancels the job of the same lane and runs this one as soon as nothing more urgent waits."""
-        with self._wake:
-            self._cancel_lane(job.lane)
-            self._waiting[job.lane] = self._latest[job.lane] = job
-            if self._thread is None:
-                # A daemon, so that a model in mid-flight cannot keep a closed application alive.
-                self._thread = threading.Thread(target=self._run, name='unsam-inference', daemon=True)
-                self._thread.start()
-                atexit.register(_end, weakref.ref(self))
-            self._wake.notify()
+        """Cancels the job of the same lane and runs this one as soon as nothing more urgent waits; see the class for tasks."""
+        if job.lane is Lane.TASK and self.name(job.lane) not in (None, job.name):
+            self._tasks[job.name] = job
+        else:
+            self._begin(job)
+        self.changed.emit()
 
     def cancel(self, *lanes: Lane) -> None:
         """Stops the jobs of some lanes, by default of all; none of their callbacks is called any more."""
+        cancelled = [lane for lane in lanes or Lane if lane in self._latest]
         with self._wake:
-            for lane in lanes or Lane:
+            for lane in cancelled:
                 self._cancel_lane(lane)
+        if Lane.TASK in (lanes or Lane):
+            self._tasks.clear()
+        if cancelled:
+            self.changed.emit()
 
     def close(self, timeout_s: float = 0.0) -> bool:
         """Stops the jobs and the thread; returns whether the thread has ended within the timeout."""
+        self._tasks.clear()
         with self._wake:
             for lane in Lane:
                 self._cancel_lane(lane)
@@ -136,10 +183,21 @@ class InferenceThread:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def _begin(self, job: Job) -> None:
+        with self._wake:
+            self._cancel_lane(job.lane)
+            self._waiting[job.lane] = self._latest[job.lane] = job
+            if self._thread is None:
+                # A daemon, so that a model in mid-flight cannot keep a closed application alive.
+                self._thread = threading.Thread(target=self._run, name='unsam-inference', daemon=True)
+                self._thread.start()
+                atexit.register(_end, weakref.ref(self))
+            self._wake.notify()
+
     def _cancel_lane(self, lane: Lane) -> None:
         self._waiting.pop(lane, None)
-        if lane in self._latest:
-            self._latest[lane].cancelled.set()
+        if (job := self._latest.pop(lane, None)) is not None:
+            job.cancelled.set()
 
     def _run(self) -> None:
         while True:
@@ -164,31 +222,31 @@ class InferenceThread:
         except JobCancelled:
             return
         except UnSAMError as error:
-            self._tell(job, job.on_failed, str(error))
+            self._deliver(partial(self._ended, job, job.on_failed, str(error)))
         except Exception as error:  # the thread outlives any failure of a model or a file; the user is told
             logger.exception('a job of the inference thread failed')
-            self._tell(job, job.on_failed, explained(error))
+            self._deliver(partial(self._ended, job, job.on_failed, explained(error)))
         else:
-            self._tell(job, job.on_done, result)
+            self._deliver(partial(self._ended, job, job.on_done, result))
 
-    def _tell(self, job: Job, callback: Callable[..., None], *args: object) -> None:
-        def call() -> None:
-            # Looked up on arrival: the job may have been cancelled while the message was under way.
-            if not job.cancelled.is_set():
-                callback(*args)
-            if callback is not job.on_progress:
-                self._forget(job)
-
-        self._deliver(call)
-
-    def _forget(self, job: Job) -> None:
-        """Drops a finished job: it may hold the pixels of an image."""
+    def _ended(self, job: Job, tell: Callable[[Any], None], result: Any) -> None:
+        if job.cancelled.is_set():  # while its result was under way
+            return
         with self._wake:
-            if self._latest.get(job.lane) is job:
-                del self._latest[job.lane]
+            del self._latest[job.lane]
+        try:
+            tell(result)
+        finally:
+            if self._tasks and self.name(Lane.TASK) is None:
+                self._begin(self._tasks.pop(next(iter(self._tasks))))
+            self.changed.emit()
 
     def _reporter(self, job: Job) -> ProgressCallback:
         last_s = -_PROGRESS_INTERVAL_S
+
+        def tell(fraction: float, message: str) -> None:
+            if not job.cancelled.is_set():
+                job.on_progress(fraction, message)
 
         def report(fraction: float, message: str) -> None:
             nonlocal last_s
@@ -199,7 +257,7 @@ class InferenceThread:
             now_s = time.monotonic()
             if now_s - last_s >= _PROGRESS_INTERVAL_S:
                 last_s = now_s
-                self._tell(job, job.on_progress, fraction, message)
+                self._deliver(partial(tell, fraction, message))
 
         return report
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import logging
+import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_unsam.engine.embeddings import EmbeddingStore, StackReport, embed_stack, plane_key
 from napari_unsam.engine.inference import InferenceSettings, ProgressCallback, report_progress, reporting
-from napari_unsam.engine.torch_import import import_torch
-from napari_unsam.model.mask import PlaneMask, found_mask
+from napari_unsam.model.mask import BoxMask, found_mask
+from napari_unsam.model.plane_prompts import PlanePrompt
 from napari_unsam.model.targets import Target
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
 from unsam_mm.images import as_rgb_uint8
@@ -26,10 +30,9 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 if TYPE_CHECKING:
     from unsam_mm import PseudoMaskGenerator
     from unsam_mm.prompting.engine import Engine
+    from unsam_mm.prompting.windows import MaskCrop
     from unsam_mm.student import RegionTokenizer, RegionTokens
     from unsam_mm.student.clicks import ClickableImage
-
-__all__ = ['TILED_FROM_PX', 'Embed', 'EmbeddedPlane', 'PlaneCache', 'PlaneEmbedder', 'PlaneMask']
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +44,11 @@ _MAX_WINDOWS = 8  # of 40 to 80 MB each
 _CACHED_PX = 64_000_000  # of planes kept in memory: about 15 bytes a pixel
 _TILED_CACHED_PX = _MAX_WINDOWS * _TILE_PX**2
 _MAX_MASKS = 6
+_STEPS_PER_DECADE = 8  # sizes of masks that a turn of the wheel tells apart in a factor of ten, as planes in windows do
 _SPECK_HW = (16, 128)  # the ViT sees every image as long as another, so a narrow one is quick
 _NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
 _NOT_IN_WINDOWS = f'Slices above {TILED_FROM_PX} px are analysed in windows around clicks and cannot be precomputed.'
+_LARGEST_LIBRARY = ('libtorch_cpu.so', 'libtorch_cpu.dylib')  # of torch, on Linux and macOS
 _LAZY_PARTS = ('leaf_labels', 'first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
 
@@ -79,7 +84,7 @@ class EmbeddedPlane:
         area_px: float | None = None,
         mask: np.ndarray | None = None,
         max_masks: int = _MAX_MASKS,
-    ) -> list[PlaneMask]:
+    ) -> list[BoxMask]:
         """The masks that a prompt may mean, best first, at most six; call it in the inference thread.
 
         Args:
@@ -113,6 +118,20 @@ class EmbeddedPlane:
         kept = [(crop, score) for crop, score in zip(crops, scores, strict=True) if crop.bitmap.any()]
         return [self._found(crop, float(score)) for crop, score in kept[:max_masks]]
 
+    def beyond(self, prompt: PlanePrompt, area_px: int, steps: int, progress: ProgressCallback) -> list[BoxMask]:
+        """The next mask for a prompt that is larger than an area for positive steps, or smaller for negative ones, if any.
+
+        For planes in windows, which have no tree to slide along; call it in the inference thread.
+        """
+        wanted_px: float = area_px
+        while 1 <= wanted_px <= np.prod(self.size_hw):
+            progress(0.0, 'Searching this size')  # raises if other prompts are asked for
+            wanted_px *= 10 ** (steps / _STEPS_PER_DECADE)
+            found = self.answer(*prompt.parts, wanted_px)
+            if not found or (found[0].area_px - area_px) * steps > 0:
+                return found
+        return []
+
     def chain(
         self, points_xy: np.ndarray | None, labels: np.ndarray | None, box_xyxy: np.ndarray | None = None
     ) -> np.ndarray:
@@ -127,12 +146,10 @@ class EmbeddedPlane:
             nodes = self.hierarchy.path(int(y), int(x))
         return nodes
 
-    def _found(self, crop: object, score: float) -> PlaneMask:
-        bitmap, (x0, y0, x1, y1) = crop.bitmap, crop.box_xyxy
+    def _found(self, crop: MaskCrop, score: float) -> BoxMask:
         if self.hierarchy is not None:
-            return found_mask(self.hierarchy, bitmap, x0, y0, score)
-        granularity = float(area_granularity(crop.area, np.prod(self.size_hw)))
-        return PlaneMask((x0, y0, x1, y1), bitmap, crop.area, granularity, score)
+            return found_mask(self.hierarchy, crop.bitmap, crop.left, crop.top, score)
+        return BoxMask(crop.box_xyxy, crop.bitmap, float(area_granularity(crop.area, np.prod(self.size_hw))), score)
 
 
 Embed = Callable[[Target, ProgressCallback], EmbeddedPlane]
@@ -140,11 +157,7 @@ Embed = Callable[[Target, ProgressCallback], EmbeddedPlane]
 
 
 class PlaneCache:
-    """Analysed planes in memory, up to a limit; any thread may ask.
-
-    Args:
-        max_px: Pixels of all planes together; the one that was not used for longest goes first.
-    """
+    """Analysed planes in memory, up to a number of pixels; the one unused for longest goes first. Any thread may ask."""
 
     def __init__(self, max_px: int = _CACHED_PX) -> None:
         self._max_px, self._lock = max_px, threading.Lock()
@@ -194,11 +207,7 @@ class PlaneCache:
 
 
 class PlaneEmbedder:
-    """Analyses planes with an engine of `unsam_mm`, which is built at the first call.
-
-    Args:
-        settings: Which engine, where it runs, and where what it finds is kept.
-    """
+    """Analyses planes with an engine of `unsam_mm`, which is built at the first call."""
 
     def __init__(self, settings: InferenceSettings) -> None:
         self._settings = settings
@@ -387,6 +396,24 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
         return _ReportingTokenizer(RegionTokenizer(trained.settings, trained.n_tokens, device))
 
     return RegionEngine(trained.net, tokenizer, device, partial(tokens_signature, trained.settings, trained.n_tokens))
+
+
+def import_torch() -> ModuleType:
+    """Imports torch; other threads go on while its largest library is loaded.
+
+    An import holds Python's lock while the system links a library of 400 MB, half a second or so. A call of the system's
+    own loader does not, and the import finds the library loaded. Where there is no such file this is a plain import.
+    """
+    spec = find_spec('torch')
+    for name in _LARGEST_LIBRARY if spec is not None and os.name == 'posix' else ():
+        path = Path(spec.submodule_search_locations[0], 'lib', name)
+        if path.is_file():
+            load = ctypes.CDLL(None).dlopen
+            load.argtypes, load.restype = [ctypes.c_char_p, ctypes.c_int], ctypes.c_void_p
+            load(os.fsencode(path), os.RTLD_NOW)
+    import torch
+
+    return torch
 
 
 class _ReportingGenerator:

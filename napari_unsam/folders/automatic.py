@@ -12,13 +12,12 @@ import pandas as pd
 from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.region_properties import Side
+from napari_unsam.model.mask import draw_disjoint
 from napari_unsam.volumes.linking import link
 from unsam_mm.errors import UnSAMError
 from unsam_mm.image_io.reader import ImagePixels
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.granularity import area_granularity
-from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.rle import decode_crop
 
 if TYPE_CHECKING:
     from unsam_mm.prompting.engine import Engine
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 SIDES = tuple(side.name.lower() for side in Side)
 
 _MAX_MASKS = 2000
-_MAX_TAKEN = 0.2  # of a mask that better ones have already
 _COLUMNS = ('index', 'granularity', 'score', 'stability')
 
 
@@ -152,25 +150,3 @@ def linked(labels: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, pd.Data
             rows.append(table.iloc[[region - 1 for region in regions]].mean())
     means = pd.DataFrame(rows, columns=table.columns).reset_index(drop=True)
     return new[labels], means.assign(index=np.arange(1, len(rows) + 1))
-
-
-def draw_disjoint(masks: MaskSet) -> tuple[np.ndarray, list[int]]:
-    """Draws masks, the first in front, and leaves out those of which others have more than a fifth already.
-
-    Args:
-        masks: In the order of their claims.
-
-    Returns:
-        labels: (H, W) uint32; 0 is background.
-        drawn: Which mask each label is, in the order of labels.
-    """
-    labels = np.zeros(masks.size_hw, np.uint32)
-    drawn: list[int] = []
-    for i, box in enumerate(masks.boxes_xyxy.astype(int)):
-        x0, y0, x1, y1 = box.tolist()
-        here = labels[y0:y1, x0:x1]
-        free = decode_crop(masks.rles[i], (x0, y0, x1, y1)) & (here == 0)
-        if np.count_nonzero(free) >= (1 - _MAX_TAKEN) * masks.areas[i]:
-            drawn.append(i)
-            here[free] = len(drawn)
-    return labels, drawn

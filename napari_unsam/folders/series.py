@@ -18,7 +18,8 @@ from napari_unsam.model.label_boxes import Region, blocks, object_boxes
 from napari_unsam.model.targets import Level
 from napari_unsam.viewer.changes import LayerChanges
 from napari_unsam.viewer.commit import ObjectWrite, free_now, with_parent_renumbered
-from napari_unsam.viewer.layers import holds_objects, is_of, remove_layers
+from napari_unsam.viewer.layers import holds_objects, is_of
+from napari_unsam.viewer.workarounds import remove_layers
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.image_io.reader import ImagePixels, read_pixels
 

@@ -45,9 +45,8 @@ from napari_unsam.io.records import (
     remove_work,
     write_work,
 )
-from napari_unsam.model.actions import Change
 from napari_unsam.model.frame import Channels, Frame, LayerChannels
-from napari_unsam.model.history import ActionGroup, ActionHistory
+from napari_unsam.model.history import ActionGroup, ActionHistory, Change
 from napari_unsam.model.label_boxes import LazyArray, blocks
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.changes import SessionWatch

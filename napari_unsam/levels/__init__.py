@@ -10,7 +10,7 @@ Each module imports only from those above it; none knows Qt:
 - `review`: objects in order of certainty.
 - `part_whole`: classes of objects, linked from part to whole.
 - `candidate_table`: the candidate regions of one plane with their features.
-- `preview`: the layer that previews the chosen regions.
-- `work`: levels, similar regions and classes in a viewer.
+- `preview`: the layers that preview chosen regions and mark the object that is reviewed.
+- `selector`: levels, similar regions and classes in a viewer.
 - `edits`: split, merge and review in a viewer.
 """

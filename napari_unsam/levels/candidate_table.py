@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,24 +14,11 @@ from napari_unsam.levels.part_whole import ObjectClass
 from napari_unsam.levels.region_properties import RegionProperties, Scene
 from napari_unsam.levels.review import stability
 from napari_unsam.levels.similarity import region_features, similar_regions, similarity
-from napari_unsam.model.mask import node_mask
+from napari_unsam.model.mask import BoxMask, free_parts, node_mask
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-
-@dataclass(frozen=True, eq=False)
-class FreeRegion:
-    """The free pixels of one region.
-
-    Attributes:
-        box_xyxy: Where it lies; right and bottom edges exclusive.
-        mask: (h, w) bool, of the size of the box.
-        features: What the table says of it.
-    """
-
-    box_xyxy: tuple[int, int, int, int]
-    mask: np.ndarray
-    features: dict[str, object]
+_MIN_FREE = 0.5 + 1e-9  # of a region that is accepted: more than half
 
 
 class CandidateTable:
@@ -141,38 +127,25 @@ class CandidateTable:
             'stability': float(self._stability[source][node]),
         }
 
-    def free_regions(self, chosen: Selection, taken: np.ndarray) -> Iterator[FreeRegion]:
-        """The free pixels of each region; regions with less than half of them free are left out.
+    def free_regions(self, chosen: Selection, taken: np.ndarray) -> Iterator[tuple[BoxMask, dict[str, object]]]:
+        """The free pixels of each region, and what the table says of it; regions of which half is taken are left out.
 
-        Args:
-            chosen: Regions.
-            taken: (H, W) bool pixels that are not free; those that are given out become so.
+        (H, W) bool `taken` are the pixels that are not free; those that are given out become so.
         """
-        for source, node in zip(chosen.source.tolist(), chosen.nodes.tolist(), strict=True):
-            found = node_mask(self.trees[source], node)
-            x0, y0, x1, y1 = found.box_xyxy
-            there = taken[y0:y1, x0:x1]
-            free = found.mask & ~there
-            if 2 * np.count_nonzero(free) > found.area_px:
-                there |= free
-                granularity = float(area_granularity(np.count_nonzero(free), taken.size))
-                yield FreeRegion(found.box_xyxy, free, {**self.features(source, node), 'granularity': granularity})
+        regions = list(zip(chosen.source.tolist(), chosen.nodes.tolist(), strict=True))
+        masks = (node_mask(self.trees[source], node) for source, node in regions)
+        for number, free in free_parts(masks, taken, _MIN_FREE):
+            granularity = float(area_granularity(free.area_px, taken.size))
+            yield free, {**self.features(*regions[number]), 'granularity': granularity}
 
     def object_class(self, name: str, chosen: Selection, level: float | None = None) -> ObjectClass:
-        """Regions as one kind of object; see `part_whole`.
-
-        Args:
-            name: Of the kind.
-            chosen: The regions.
-            level: That they were taken from; by default each is noted with the one at which it is formed.
-        """
+        """Regions as one kind of object, see `part_whole`; noted with a level, by default the one at which each is formed."""
         labels = np.zeros(self.hierarchy.size_hw, np.uint32)
         rows = []
-        for label, piece in enumerate(self.free_regions(chosen, np.zeros(labels.shape, bool)), start=1):
-            x0, y0, x1, y1 = piece.box_xyxy
-            labels[y0:y1, x0:x1][piece.mask] = label
-            row = {'index': label, 'area_px': np.count_nonzero(piece.mask), **piece.features}
-            rows.append(row if level is None else {**row, 'level': level})
+        for label, (free, features) in enumerate(self.free_regions(chosen, np.zeros(labels.shape, bool)), start=1):
+            labels[free.slices][free.mask] = label
+            own = {} if level is None else {'level': level}
+            rows.append({'index': label, 'area_px': free.area_px, **features, **own})
         return ObjectClass(name, labels, pd.DataFrame(rows))
 
     def _scores(self, limits: RegionFilter) -> list[np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,18 +11,18 @@ from psygnal import Signal
 
 from napari_unsam.keys import TO_UNDO
 from napari_unsam.levels.candidate_table import CandidateTable
+from napari_unsam.levels.preview import ReviewOutline
 from napari_unsam.levels.review import REVIEWED, ReviewQueue, accepted
-from napari_unsam.levels.review_outline import ReviewOutline
+from napari_unsam.levels.selector import RegionSelector, current_object
 from napari_unsam.levels.split_merge import closest_region, larger_region, merge_writes, parts_of, split_writes
-from napari_unsam.levels.work import LevelsWork, current_object
+from napari_unsam.model.history import Change
 from napari_unsam.model.targets import Level
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.port import SessionPort
 
 if TYPE_CHECKING:
     from napari.layers import Labels
-
-    from napari_unsam.viewer.session import ViewerSession
 
 _NO_OBJECT = 'No object is under the cursor or selected on this slice.'
 _VISIBLE_PX = (60, 500)  # on screen: a smaller or larger object is brought to
@@ -28,54 +30,47 @@ _SHOWN_PX = 150
 
 
 class ObjectEdits:
-    """Splits and merges objects along the tree, each as one action.
+    """Splits and merges objects along the tree, each as one action."""
 
-    Args:
-        work: Measures the plane.
-    """
-
-    def __init__(self, work: LevelsWork) -> None:
+    def __init__(self, work: RegionSelector) -> None:
         self._work, self._session = work, work.session
 
     def split(self) -> None:
         """Splits the object under the cursor into its parts."""
-        self._work.when_measured(self._split)
+        self._work.when_measured(partial(self._edit, self._split))
 
     def merge(self) -> None:
         """Merges the object under the cursor, and other parts of the same region, into the larger region."""
-        self._work.when_measured(self._merge)
+        self._work.when_measured(partial(self._edit, self._merge))
 
-    def _split(self, table: CandidateTable) -> None:
-        controller, found = self._session.controller, current_object(self._session)
+    def _edit(self, edit: Callable[[CandidateTable, int, np.ndarray], None], table: CandidateTable) -> None:
+        found = current_object(self._session)
         if found is None:
-            controller.say(_NO_OBJECT, Level.PROBLEM)
-            return
-        label, labels = found
+            self._session.controller.say(_NO_OBJECT, Level.PROBLEM)
+        else:
+            edit(table, *found)
+
+    def _split(self, table: CandidateTable, label: int, labels: np.ndarray) -> None:
+        session, controller = self._session, self._session.controller
         match = closest_region(table.trees, labels == label)
         tree = table.trees[match.source]
         parts = parts_of(tree, match.node)
         if len(parts) == 0:
             controller.say(f'Object {label} has no parts.', Level.PROBLEM)
             return
-        plane = controller.target.plane
-        writes = split_writes(plane, labels, label, tree, parts, self._session.next_label())
-        self._session.write_objects(f'split object {label}', writes)
+        writes = split_writes(controller.target.plane, labels, label, tree, parts, session.next_label())
+        session.write_objects(f'split object {label}', writes)
         # A part, as the whole is gone; there is none if others have all its pixels.
-        self._session.objects.selected_label = max((write.label for write in writes), default=label)
+        session.objects.selected_label = max((write.label for write in writes), default=label)
         controller.say(f'Object {label} split into {sum(write.label > 0 for write in writes)}. {TO_UNDO}')
 
-    def _merge(self, table: CandidateTable) -> None:
-        controller, found = self._session.controller, current_object(self._session)
-        if found is None:
-            controller.say(_NO_OBJECT, Level.PROBLEM)
-            return
-        label, labels = found
-        node = closest_region((table.hierarchy,), labels == label).node
-        whole = larger_region(table.hierarchy, node)
+    def _merge(self, table: CandidateTable, label: int, labels: np.ndarray) -> None:
+        controller, tree = self._session.controller, table.hierarchy
+        whole = larger_region(tree, closest_region((tree,), labels == label).node)
         if whole is None:
             controller.say(f'There is no larger object to merge object {label} into.', Level.PROBLEM)
             return
-        writes, others = merge_writes(controller.target.plane, labels, label, table.hierarchy, whole)
+        writes, others = merge_writes(controller.target.plane, labels, label, tree, whole)
         self._session.write_objects(f'merge object {label}', writes)
         partner = counted(len(others), 'object') if others else 'its surroundings'
         controller.say(f'Object {label} merged with {partner}. {TO_UNDO}')
@@ -84,9 +79,6 @@ class ObjectEdits:
 class Reviewing:
     """Goes through the objects of the image, the least certain first; an outline marks the current one.
 
-    Args:
-        session: Of the viewer.
-
     Attributes:
         changed: Emitted when the counter may have changed.
         outline: Around the current object; hidden by the next action.
@@ -94,7 +86,7 @@ class Reviewing:
 
     changed = Signal()
 
-    def __init__(self, session: ViewerSession) -> None:
+    def __init__(self, session: SessionPort) -> None:
         self._session = session
         self._current: int | None = None
         self.outline = ReviewOutline(session)
@@ -134,7 +126,8 @@ class Reviewing:
         if label is None:
             self._session.controller.say('Press Next to start with the least certain object.', Level.PROBLEM)
             return
-        self._session.history.do(_MarkReviewed(f'accept object {label}', self._session.objects, label))
+        put = partial(_mark_reviewed, self._session.objects, label)
+        self._session.history.do(Change(f'accept object {label}', put, False, True))
         self.next()
 
     def reject(self) -> None:
@@ -208,20 +201,6 @@ class Reviewing:
         self._session.controller.say(f'Object {label}: right or wrong?')
 
 
-class _MarkReviewed:
-    """A row of the table marked as reviewed."""
-
-    def __init__(self, name: str, objects: Labels, label: int) -> None:
-        self.name, self._objects, self._label = name, objects, label
-
-    def do(self) -> None:
-        self._set(True)
-
-    def undo(self) -> None:
-        self._set(False)
-
-    def _set(self, value: bool) -> None:
-        rows: Any = self._objects.features
-        self._objects.features = rows.assign(
-            **{REVIEWED: np.where(rows['index'] == self._label, value, accepted(rows))}
-        )
+def _mark_reviewed(objects: Labels, label: int, value: bool) -> None:
+    rows: Any = objects.features
+    objects.features = rows.assign(**{REVIEWED: np.where(rows['index'] == label, value, accepted(rows))})

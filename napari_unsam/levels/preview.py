@@ -1,7 +1,8 @@
-"""The layer that previews the chosen regions."""
+"""The layers that preview chosen regions and mark the object that is reviewed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,15 +11,24 @@ from napari.layers.base import LayerLock
 from napari.utils.colormaps import CyclicLabelColormap
 
 from napari_unsam.levels.cuts import N_COLOURS
+from napari_unsam.model.frame import Frame
+from napari_unsam.model.label_boxes import Region
+from napari_unsam.model.palette import OBJECT_COLOURS
 from napari_unsam.model.plane import Plane
-from napari_unsam.viewer.layers import OBJECT_COLOURS, following, insert_quietly, move_on_image, remove_layers
+from napari_unsam.viewer.contours import outline_in_array
+from napari_unsam.viewer.layers import following, move_on_image, outline_layer
+from napari_unsam.viewer.port import SessionPort
+from napari_unsam.viewer.workarounds import insert_quietly, redraw, remove_layers
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
-
-    from napari_unsam.model.frame import Frame
+    from napari.layers import Vectors
 
 LEVELS_NAME = 'UnSAM levels'
+REVIEW_NAME = 'UnSAM review'
+REVIEW_COLOUR = '#ff4dff'  # of no object, no prompt and no mask
+_WIDTH_SHARE = 1 / 120  # of the longer side of the object's box
+_MIN_WIDTH = 0.4
 
 
 def thin_shape(plane: Plane) -> tuple[int, ...]:
@@ -27,16 +37,10 @@ def thin_shape(plane: Plane) -> tuple[int, ...]:
 
 
 class LevelPreview:
-    """Colours over one plane, redrawn in place.
+    """Colours over one plane of an image, just above the layer of its objects; redrawn in place.
 
     The pixels are colours already, one byte each: napari hands them to the graphics card as they are. Labels of four bytes,
     or a colormap for each level, took two and five times as long.
-
-    Args:
-        viewer: Where.
-        objects: The layer of objects over the image; the colours lie just above it.
-        frame: Of the image.
-        plane: Of the image.
     """
 
     def __init__(self, viewer: ViewerModel, objects: Labels, frame: Frame, plane: Plane) -> None:
@@ -55,7 +59,7 @@ class LevelPreview:
 
     def redraw(self) -> None:
         """Shows `pixels` as they are now."""
-        self.layer.refresh(extent=False, thumbnail=False, highlight=False)
+        redraw(self.layer, extent=False)
 
     def move_to(self, frame: Frame, plane: Plane) -> bool:
         """Shows another plane of the image from now on; returns False if this layer cannot."""
@@ -74,3 +78,34 @@ class LevelPreview:
     def remove(self) -> None:
         """Removes the layer."""
         remove_layers(self._viewer, [self.layer])
+
+
+class ReviewOutline:
+    """An outline around one object, on all planes that it is on; a separate layer."""
+
+    def __init__(self, session: SessionPort) -> None:
+        self._session = session
+        self.layer: Vectors | None = None
+
+    def show(self, objects: Labels, label: int, region: Region, axes: Sequence[int]) -> None:
+        """Draws it around another object, which has a bounding box in the layer; the two axes are those in view."""
+        session, mask = self._session, np.asarray(objects.data[region]) == label
+        if self.layer is None or self.layer not in session.viewer.layers:
+            self.layer = outline_layer(session.frame, REVIEW_NAME, REVIEW_COLOUR)
+            insert_quietly(session.viewer, self.layer)
+            session.inputs.bind(self.layer)
+        self.layer.edge_width = max(_WIDTH_SHARE * max(mask.shape[axis] for axis in axes), _MIN_WIDTH)
+        self.layer.data = outline_in_array(mask, region, sorted(axes))
+        self.layer.visible = True
+
+    def hide(self) -> None:
+        """Hides the layer; removing it would take napari longer than drawing it."""
+        if self.layer is not None:
+            self.layer.visible = False
+
+    def remove(self) -> None:
+        """Removes the layer once napari has handled the current event."""
+        layer, self.layer = self.layer, None
+        if layer is not None:
+            self._session.inputs.unbind(layer)
+            self._session.later(lambda: remove_layers(self._session.viewer, [layer]))

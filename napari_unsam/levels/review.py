@@ -91,12 +91,12 @@ class ReviewQueue:
     def of(cls, features: pd.DataFrame, current: int | None = None) -> ReviewQueue:
         """Of the rows of a features table, whose column `index` holds the labels."""
         rows = features[features['index'] > 0] if 'index' in features else features.iloc[:0]
+        if not len(rows):
+            return cls(())
         order = certainty(rows).to_numpy().argsort(kind='stable')
-        labels = rows['index'].to_numpy()[order] if len(rows) else np.zeros(0, np.int64)
-        is_accepted = accepted(rows)
-        done = rows['index'][is_accepted] if len(rows) else ()
-        queue = cls(tuple(int(label) for label in labels), frozenset(int(label) for label in done))
-        return ReviewQueue(queue.labels, queue.done, current if current in queue.labels else None)
+        labels = tuple(int(label) for label in rows['index'].to_numpy()[order])
+        done = frozenset(int(label) for label in rows['index'][accepted(rows)])
+        return cls(labels, done, current if current in labels else None)
 
     @property
     def left(self) -> int:

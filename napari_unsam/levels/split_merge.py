@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from napari_unsam.model.mask import node_mask
+from napari_unsam.levels.disjoint import node_totals
+from napari_unsam.model.mask import BoxMask, node_mask
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.commit import ObjectWrite
 from unsam_mm.errors import UnSAMError
@@ -34,17 +35,9 @@ class Match:
 
 
 def region_ious(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> np.ndarray:
-    """(N,) IoU of every region of a tree with a mask.
-
-    Args:
-        tree: Of a plane.
-        mask: (h, w) bool, part of the plane.
-        top: Row of the plane where it begins.
-        left: Column of the plane where it begins.
-    """
+    """(N,) IoU of every region of a tree with an (h, w) bool mask whose first pixel is (top, left) of the plane."""
     leaves = tree.leaf_labels[top : top + mask.shape[0], left : left + mask.shape[1]][mask]
-    below = np.concatenate([[0], np.bincount(leaves, minlength=tree.n_leaves).cumsum()])
-    shared = below[tree.last_leaf] - below[tree.first_leaf]
+    shared = node_totals(tree, np.bincount(leaves, minlength=tree.n_leaves))
     return shared / (tree.area + len(leaves) - shared)
 
 
@@ -53,8 +46,8 @@ def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 
 
     Args:
         trees: Over one plane; the first is the main one.
-        mask: (h, w) bool, part of the plane, not empty.
-        top: Row of the plane where it begins.
+        mask: (h, w) bool, not empty.
+        top: Row of the plane where the mask begins.
         left: Column of the plane where it begins.
 
     Raises:
@@ -72,10 +65,7 @@ def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 
 
 
 def parts_of(tree: MaskHierarchy, node: int) -> np.ndarray:
-    """(K,) the parts of a region, K >= 2; empty if it has none.
-
-    Slivers at its outline come off on the way down; they are left out.
-    """
+    """(K,) the parts of a region, without slivers of its outline, K >= 2; empty if it has none."""
     least = _MIN_PART_SHARE * tree.area[node]
     while True:
         children = tree.children(node)
@@ -93,47 +83,28 @@ def larger_region(tree: MaskHierarchy, node: int) -> int | None:
     return None if up < 0 or up == len(tree) - 1 else up
 
 
-def region_write(
-    plane: Plane, box_xyxy: Sequence[int], mask: np.ndarray, label: int, features: dict[str, object] | None = None
-) -> ObjectWrite:
-    """A mask of a plane as something to write into an array of all planes.
-
-    Args:
-        plane: Which plane.
-        box_xyxy: Where the mask lies in it; right and bottom edges exclusive.
-        mask: (h, w) bool, of the size of the box.
-        label: What to write.
-        features: Of the row in the table.
-    """
-    region = plane.region(box_xyxy)
-    mask = mask.reshape([part.stop - part.start for part in region])
-    return ObjectWrite(region, mask, label, features or {}, plane.axes)
-
-
 def split_writes(
     plane: Plane, labels: np.ndarray, label: int, tree: MaskHierarchy, parts: np.ndarray, first_label: int
 ) -> list[ObjectWrite]:
-    """Puts parts in the place of an object; pixels of other objects stay theirs.
+    """Puts parts, (K,) nodes of a tree, in the place of an object; pixels of other objects stay theirs.
 
     Args:
         plane: Where.
         labels: (H, W) labels of the plane.
         label: Of the object.
         tree: That the parts belong to.
-        parts: (K,) nodes.
+        parts: (K,) nodes; those that have no pixel to write to are left out.
         first_label: Label of the first part; the others count up from it.
-
-    Returns:
-        What to write; parts that have no pixel to write to are left out.
     """
     writes, left = [], labels == label
     for node in parts:
-        x0, y0, x1, y1 = box = tree.boxes_xyxy[node].astype(int)
-        found = labels[y0:y1, x0:x1]
-        mask = node_mask(tree, node).mask & ((found == label) | (found == 0))
+        part = node_mask(tree, node)
+        there = labels[part.slices]
+        mask = part.mask & ((there == label) | (there == 0))
         if mask.any():
-            left[y0:y1, x0:x1] &= ~mask
-            writes.append(region_write(plane, box, mask, first_label + len(writes), _features(tree, node)))
+            left[part.slices] &= ~mask
+            found, row = BoxMask(part.box_xyxy, mask), {'score': part.score}
+            writes.append(ObjectWrite.on_plane(plane, found, first_label + len(writes), row))
     return writes + _erasing(plane, left)
 
 
@@ -152,34 +123,21 @@ def merge_writes(
     Returns:
         What to write, and the labels of the others.
     """
-    x0, y0, x1, y1 = box = tree.boxes_xyxy[whole].astype(int)
-    inside = node_mask(tree, whole).mask
-    found = labels[y0:y1, x0:x1]
-    held, counts = np.unique(found[inside], return_counts=True)
+    region = node_mask(tree, whole)
+    there = labels[region.slices]
+    held, counts = np.unique(there[region.mask], return_counts=True)
     merged = [
         int(other)
         for other, count in zip(held, counts, strict=True)
         if other and (other == label or 2 * count > np.count_nonzero(labels == other))
     ]
-    mask = inside & ((found == 0) | np.isin(found, [label, *merged]))
+    mask = region.mask & ((there == 0) | np.isin(there, [label, *merged]))
     left = np.isin(labels, [label, *merged])
-    left[y0:y1, x0:x1] &= ~mask
-    writes = [region_write(plane, box, mask, label, _features(tree, whole)), *_erasing(plane, left)]
-    return writes, [other for other in merged if other != label]
+    left[region.slices] &= ~mask
+    write = ObjectWrite.on_plane(plane, BoxMask(region.box_xyxy, mask), label, {'score': region.score})
+    return [write, *_erasing(plane, left)], [other for other in merged if other != label]
 
 
 def _erasing(plane: Plane, mask: np.ndarray) -> list[ObjectWrite]:
-    """Erases the pixels of an (H, W) mask; nothing if there are none.
-
-    Only what is not written anyway: napari leaves out what has its value already, so that of two writes to one pixel the
-    first may stay.
-    """
-    if not mask.any():
-        return []
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    x0, y0, x1, y1 = box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    return [region_write(plane, box, mask[y0:y1, x0:x1], 0)]
-
-
-def _features(tree: MaskHierarchy, node: int) -> dict[str, object]:
-    return {'score': float(tree.score[node])}
+    """Erases the pixels of an (H, W) mask, which nothing else is written to; nothing if there are none."""
+    return [ObjectWrite.on_plane(plane, BoxMask.of(mask), 0)] if mask.any() else []

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from napari_unsam.model.mask import PlaneMask, node_mask
+from napari_unsam.model.mask import BoxMask, node_mask
 from unsam_mm.masks.granularity import granularity_area, nearest_area
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 NO_NODES = np.empty(0, np.int64)
-Place = tuple[int, int | None, PlaneMask | None]
 _MIN_AREA_RATIO = 1.02  # a step to a mask of all but the same area would show nothing
+
+
+class Place(NamedTuple):
+    """Which mask is on screen: see the attributes of `Candidates`."""
+
+    position: int
+    chain_index: int | None
+    exact: BoxMask | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mask that is kept."""
+        return 0 if self.exact is None else self.exact.mask.nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +41,16 @@ class Candidates:
         exact: A mask on screen in place of an answer, asked for by its size.
     """
 
-    masks: tuple[PlaneMask, ...] = ()
+    masks: tuple[BoxMask, ...] = ()
     position: int = 0
     chain: np.ndarray = field(default_factory=lambda: NO_NODES)
     hierarchy: MaskHierarchy | None = None
     chain_index: int | None = None
-    exact: PlaneMask | None = None
+    exact: BoxMask | None = None
 
     @classmethod
     def of_answers(
-        cls, answers: list[PlaneMask], chain: np.ndarray = NO_NODES, hierarchy: MaskHierarchy | None = None
+        cls, answers: list[BoxMask], chain: np.ndarray = NO_NODES, hierarchy: MaskHierarchy | None = None
     ) -> Candidates:
         """Of an engine's answers, best first; the best one is shown."""
         if not answers:
@@ -49,7 +62,7 @@ class Candidates:
         return len(self.masks)
 
     @property
-    def shown(self) -> PlaneMask | None:
+    def shown(self) -> BoxMask | None:
         """The current mask."""
         if self.exact is not None:
             return self.exact
@@ -60,7 +73,9 @@ class Candidates:
     @property
     def place(self) -> Place:
         """Which mask is on screen, for `at`; without a tree the mask itself, as others come later than the first."""
-        return (0, None, self.shown) if self.hierarchy is None else (self.position, self.chain_index, self.exact)
+        if self.hierarchy is None:
+            return Place(0, None, self.shown)
+        return Place(self.position, self.chain_index, self.exact)
 
     @property
     def rank(self) -> int:
@@ -76,12 +91,8 @@ class Candidates:
             return self
         places = range(len(self)) if direction > 0 else range(len(self) - 1, -1, -1)
         for place in places:
-            larger, smaller = (
-                max(self.masks[place].area_px, shown.area_px),
-                min(self.masks[place].area_px, shown.area_px),
-            )
-            beyond = (self.masks[place].area_px - shown.area_px) * direction > 0
-            if beyond and larger > _MIN_AREA_RATIO * smaller:
+            ratio = self.masks[place].area_px / shown.area_px
+            if (ratio if direction > 0 else 1 / ratio) > _MIN_AREA_RATIO:
                 return replace(self, position=place, chain_index=None, exact=None)
         return self
 
@@ -99,18 +110,17 @@ class Candidates:
         wanted_px = granularity_area(granularity, self.hierarchy.leaf_labels.size)
         return replace(self, chain_index=nearest_area(self.hierarchy.area[self.chain], wanted_px), exact=None)
 
-    def with_exact(self, mask: PlaneMask) -> Candidates:
+    def with_exact(self, mask: BoxMask) -> Candidates:
         """With a mask shown that was asked for by its size."""
         return replace(self, chain_index=None, exact=mask)
 
     def at(self, place: Place) -> Candidates:
         """With the mask shown that was on screen at a `place` of the answers to the same question."""
-        position, chain_index, exact = place
         if self.hierarchy is None:
-            return self if exact is None else self.starting_with(exact)
-        return replace(self, position=position, chain_index=chain_index, exact=exact)
+            return self if place.exact is None else self.starting_with(place.exact)
+        return replace(self, **place._asdict())
 
-    def starting_with(self, shown: PlaneMask) -> Candidates:
+    def starting_with(self, shown: BoxMask) -> Candidates:
         """With a mask shown that was there before: as the answer that it is, or besides the answers."""
         same = [
             i for i, mask in enumerate(self.masks) if mask.box_xyxy == shown.box_xyxy and mask.area_px == shown.area_px

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 from psygnal import Signal
+
+T = TypeVar('T')
 
 MAX_ACTIONS = 500
 """Limit of the undo history in actions."""
@@ -33,13 +36,45 @@ class Action(Protocol):
         """Puts everything back as it was before `do`."""
 
 
-class ActionGroup:
-    """Several actions that are undone together.
+@dataclass(frozen=True, eq=False)
+class Change(Generic[T]):
+    """A value that is replaced.
 
-    Args:
+    Attributes:
         name: What the user did.
-        actions: In the order in which they are done.
+        put: Sets the value.
+        before: The former value.
+        after: The new value.
+        joins: Changes in a row that have this in common are one action: a slider makes dozens. None joins with no other.
     """
+
+    name: str
+    put: Callable[[T], None]
+    before: T
+    after: T
+    joins: Hashable = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory of both values."""
+        return _nbytes(self.before) + _nbytes(self.after)
+
+    def do(self) -> None:
+        """Sets the new value."""
+        self.put(self.after)
+
+    def undo(self) -> None:
+        """Sets the former value."""
+        self.put(self.before)
+
+    def joined(self, later: Action) -> Change[T] | None:
+        """This and a later change as one."""
+        is_one = self.joins is not None and self.joins == getattr(later, 'joins', None)
+        return replace(self, after=later.after) if is_one else None
+
+
+class ActionGroup:
+    """Several actions that are undone together, in the order in which they are done."""
 
     def __init__(self, name: str, actions: Sequence[Action]) -> None:
         self.name, self._actions = name, tuple(actions)
@@ -68,11 +103,7 @@ class ActionGroup:
 
 
 class ActionHistory:
-    """Actions to undo and redo. The oldest ones are dropped, but never the last one.
-
-    Args:
-        max_actions: How many actions are kept.
-        max_bytes: Memory limit of the actions that are kept.
+    """Actions to undo and redo, up to a number and a memory limit. The oldest are dropped, but never the last one.
 
     Attributes:
         is_cut: Whether an action was forgotten, so that not everything can be undone.
@@ -98,10 +129,7 @@ class ActionHistory:
         return self._undone[-1].name if self._undone else None
 
     def do(self, action: Action) -> None:
-        """Does an action and keeps it; undone actions can no longer be redone.
-
-        An action that raises is not remembered.
-        """
+        """Does an action and keeps it, unless it raises; undone actions can no longer be redone."""
         self.is_busy = True
         try:
             action.do()
@@ -164,5 +192,5 @@ class ActionHistory:
         return action.name
 
 
-def _nbytes(action: Action) -> int:
-    return getattr(action, 'nbytes', 0)
+def _nbytes(kept: object) -> int:
+    return getattr(kept, 'nbytes', 0)

@@ -59,10 +59,7 @@ def object_boxes(labels: LazyArray) -> dict[int, Region]:
 
 
 def boxes_in(block: np.ndarray) -> Iterator[tuple[int, Region]]:
-    """The bounding box of each label but 0 in an array of integers in memory, in rising order of labels.
-
-    It takes as long for large labels as for small ones.
-    """
+    """The bounding box of each label but 0 in an array of integers, in rising order; as quick for large labels as for small."""
     if block.size == 0:
         return
     if block.min() >= 0 and block.max() <= block.size:

@@ -1,58 +1,126 @@
-"""Masks of a plane as the engines find them, each in its box."""
+"""Masks of a plane, each in its bounding box."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
+from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.rle import decode_crop
+
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class PlaneMask:
-    """One mask of a plane.
+class BoxMask:
+    """A mask of a plane in its bounding box.
 
     Attributes:
-        box_xyxy: Its bounding box in pixels of the plane; right and bottom edges exclusive.
+        box_xyxy: The box in pixels of the plane; right and bottom edges exclusive.
         mask: (height, width) bool, the mask within the box.
-        area_px: Its area in pixels.
         granularity: In [0, 1] by its share of the plane, see `unsam_mm.masks.granularity`; 1 is the whole plane.
         score: In [0, 1]; how likely it is meant.
-        node: Its node of the plane's hierarchy, if it is one of its main tree.
+        node: Its node of the main tree of the plane, if it is one.
     """
 
-    box_xyxy: tuple[int, int, int, int]
+    box_xyxy: Box
     mask: np.ndarray
-    area_px: int
-    granularity: float
-    score: float
+    granularity: float = 0.0
+    score: float = 0.0
     node: int | None = None
 
+    @classmethod
+    def of(cls, mask: np.ndarray, top: int = 0, left: int = 0) -> BoxMask:
+        """The tight crop of a bool mask whose first pixel is (top, left) of the plane; `EMPTY` if it has no pixel."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(rows) == 0:
+            return EMPTY
+        y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        return cls((x0 + left, y0 + top, x1 + left, y1 + top), np.ascontiguousarray(mask[y0:y1, x0:x1], bool))
 
-def node_mask(hierarchy: MaskHierarchy, node: int) -> PlaneMask:
+    @cached_property
+    def area_px(self) -> int:
+        """Area in pixels."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns of the box."""
+        return box_slices(self.box_xyxy)
+
+    def within(self, box_xyxy: Box) -> np.ndarray:
+        """(h, w) bool, the mask within another box of the plane."""
+        x0, y0, x1, y1 = box_xyxy
+        out = np.zeros((y1 - y0, x1 - x0), bool)
+        a, b, c, d = _shared_box(self.box_xyxy, box_xyxy)
+        if a < c and b < d:
+            left, top = self.box_xyxy[:2]
+            out[b - y0 : d - y0, a - x0 : c - x0] = self.mask[b - top : d - top, a - left : c - left]
+        return out
+
+    def intersection(self, other: BoxMask) -> int:
+        """How many pixels both hold."""
+        return int(np.count_nonzero(other.within(self.box_xyxy) & self.mask)) if self.area_px else 0
+
+    def iou(self, other: BoxMask) -> float:
+        """Intersection over union; 0 if both are empty."""
+        shared = self.intersection(other)
+        return shared / max(self.area_px + other.area_px - shared, 1)
+
+    def equals(self, other: BoxMask) -> bool:
+        """Whether both hold the same pixels."""
+        return self.area_px == other.area_px == self.intersection(other)
+
+    def without(self, others: Iterable[BoxMask]) -> BoxMask:
+        """The pixels that others do not hold; the mask itself if they share none."""
+        mask = self.mask
+        for other in others:
+            x0, y0, x1, y1 = _shared_box(self.box_xyxy, other.box_xyxy)
+            if x0 < x1 and y0 < y1 and (shared := other.within(self.box_xyxy) & mask).any():
+                mask = mask & ~shared
+        return self if mask is self.mask else BoxMask.of(mask, self.box_xyxy[1], self.box_xyxy[0])
+
+
+EMPTY = BoxMask((0, 0, 0, 0), np.zeros((0, 0), bool))
+
+
+def _shared_box(one: Box, other: Box) -> Box:
+    """What two boxes share; its edges are not in order if they share nothing."""
+    return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
+
+
+def box_slices(box_xyxy: Iterable[int]) -> tuple[slice, slice]:
+    """Rows and columns of a box."""
+    x0, y0, x1, y1 = (int(edge) for edge in box_xyxy)
+    return slice(y0, y1), slice(x0, x1)
+
+
+def node_mask(hierarchy: MaskHierarchy, node: int) -> BoxMask:
     """A node of a hierarchy, drawn within its box."""
-    x0, y0, x1, y1 = box = tuple(int(edge) for edge in hierarchy.boxes_xyxy[node])
-    leaves = hierarchy.leaf_labels[y0:y1, x0:x1]
-    return PlaneMask(
+    box = tuple(int(edge) for edge in hierarchy.boxes_xyxy[node])
+    leaves = hierarchy.leaf_labels[box_slices(box)]
+    return BoxMask(
         box_xyxy=box,
         mask=(leaves >= hierarchy.first_leaf[node]) & (leaves < hierarchy.last_leaf[node]),
-        area_px=int(hierarchy.area[node]),
         granularity=float(hierarchy.granularity[node]),
         score=float(hierarchy.score[node]),
         node=int(node),
     )
 
 
-def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, score: float) -> PlaneMask:
+def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, score: float) -> BoxMask:
     """A mask that an engine found, with the node of the main tree that it is, if any.
 
     Args:
         hierarchy: Of the plane.
         mask: (h, w) bool mask within its bounding box, not empty.
-        left: Column of the plane where the box begins.
-        top: Row of the plane where it begins.
+        left: First column of the box.
+        top: First row of the box.
         score: In [0, 1].
     """
     height, width = mask.shape
@@ -65,4 +133,44 @@ def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, 
     at = int(np.searchsorted(areas, area))
     node = path[at] if at < len(path) and areas[at] == area and hierarchy.last_leaf[path[at]] == last else None
     granularity = float(area_granularity(area, hierarchy.leaf_labels.size))
-    return PlaneMask((left, top, left + width, top + height), mask, area, granularity, float(score), node)
+    return BoxMask((left, top, left + width, top + height), mask, granularity, float(score), node)
+
+
+def free_parts(masks: Iterable[BoxMask], taken: np.ndarray, min_free: float) -> Iterator[tuple[int, BoxMask]]:
+    """What others have left of each mask, the first one first; masks of which too little is left are left out.
+
+    Args:
+        masks: In the order of their claims.
+        taken: (H, W) bool pixels that are not free; those that are given out become so.
+        min_free: Least share of a mask that has to be free.
+
+    Yields:
+        The number of the mask, counted from 0, and its free pixels.
+    """
+    for number, found in enumerate(masks):
+        there = taken[found.slices]
+        free = BoxMask(found.box_xyxy, found.mask & ~there)
+        if free.area_px >= min_free * found.area_px:
+            there |= free.mask
+            yield number, free
+
+
+def draw_disjoint(masks: MaskSet, max_taken: float = 0.2) -> tuple[np.ndarray, list[int]]:
+    """Draws masks, the first in front, and leaves out those of which others have too much already.
+
+    Args:
+        masks: In the order of their claims.
+        max_taken: Share of a mask that others may have.
+
+    Returns:
+        labels: (H, W) uint32; 0 is background.
+        drawn: Which mask each label is, in the order of labels.
+    """
+    labels = np.zeros(masks.size_hw, np.uint32)
+    drawn: list[int] = []
+    boxes = [tuple(box) for box in masks.boxes_xyxy.astype(int).tolist()]
+    crops = (BoxMask(box, decode_crop(rle, box)) for box, rle in zip(boxes, masks.rles, strict=True))
+    for number, free in free_parts(crops, np.zeros(masks.size_hw, bool), 1 - max_taken):
+        drawn.append(number)
+        labels[free.slices][free.mask] = len(drawn)
+    return labels, drawn

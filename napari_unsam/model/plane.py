@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from napari_unsam.model.label_boxes import LazyArray
+from napari_unsam.model.mask import BoxMask, box_slices
 from unsam_mm.errors import ImageError
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ class Plane:
         """Index that takes the plane out of the array."""
         return tuple(slice(None) if axis in self.axes else i for axis, i in enumerate(self.index))
 
+    def of(self, array: LazyArray) -> np.ndarray:
+        """(H, W) what an array holds in the plane."""
+        return np.asarray(array[self.slicing])
+
     def inside(self, position: Sequence[float]) -> bool:
         """Whether a position lies inside the array, on this plane or another."""
         return all(0 <= i < n for i, n in zip(_nearest(position), self.shape, strict=True))
@@ -63,9 +69,13 @@ class Plane:
 
     def region(self, box_xyxy: Sequence[int]) -> tuple[slice, ...]:
         """Slices of the array, one per axis, of a box in the plane; right and bottom edges exclusive."""
-        x0, y0, x1, y1 = (int(edge) for edge in box_xyxy)
-        spanned = {self.axes[0]: slice(y0, y1), self.axes[1]: slice(x0, x1)}
+        spanned = dict(zip(self.axes, box_slices(box_xyxy), strict=True))
         return tuple(spanned.get(axis, slice(i, i + 1)) for axis, i in enumerate(self.index))
+
+    def placed(self, found: BoxMask) -> tuple[np.ndarray, tuple[slice, ...]]:
+        """A mask of the plane with as many axes as the array, and its slices of the array."""
+        region = self.region(found.box_xyxy)
+        return found.mask.reshape([part.stop - part.start for part in region]), region
 
 
 def view_of_layer(viewer: ViewerModel, layer: Layer) -> tuple[object, ...]:
@@ -89,12 +99,7 @@ def plane_in_view(frame: Frame, dims: Dims) -> Plane:
 
 
 def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> Plane:
-    """The plane of an image that spans two axes and holds a position.
-
-    Args:
-        frame: Of the image.
-        axes: Ascending.
-        position: Data coordinates; those along the two axes are not read.
+    """The plane of an image that spans two axes, ascending, and holds a position in data coordinates.
 
     Raises:
         ImageError: If the image does not reach the position.

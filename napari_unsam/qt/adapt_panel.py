@@ -17,11 +17,12 @@ from napari_unsam.adapt.crops import Crop, choose_crops, write_crops
 from napari_unsam.adapt.job import IMAGES, AdaptJob, AdaptSettings, JobState, Stage
 from napari_unsam.controller import NO_IMAGE, Level
 from napari_unsam.io.autosave import image_identity
-from napari_unsam.model.questions import Question, on_plane, question_of
+from napari_unsam.model.plane_prompts import PlanePrompt, on_plane, plane_prompt
 from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import button
 from napari_unsam.qt.loss_plot import LossPlot
-from napari_unsam.viewer.layers import following, insert_quietly, remove_layers
+from napari_unsam.viewer.layers import following
+from napari_unsam.viewer.workarounds import insert_quietly, remove_layers
 from unsam_mm.errors import UnSAMError
 from unsam_mm.weights import cache_dir
 
@@ -109,7 +110,7 @@ class AdaptPanel(QWidget):
         if target is None or self._job is None or self._job.result is None:
             return
         prompts = on_plane(session.controller.prompts_here, target.plane)
-        question = question_of(prompts, target.plane) if prompts else None
+        question = plane_prompt(prompts, target.plane) if prompts else None
         window = window_around(target.plane.size_hw, _centre(question, target))
         adapted = self._job.result
 
@@ -283,7 +284,7 @@ def _pixels(target: Target, rows: slice, columns: slice) -> np.ndarray:
     return plane[rows, columns]
 
 
-def _centre(question: Question | None, target: Target) -> tuple[float, float]:
+def _centre(question: PlanePrompt | None, target: Target) -> tuple[float, float]:
     """The row and column that a comparison is about: the first prompt, else the middle of the plane."""
     height, width = target.plane.size_hw
     if question is not None and question.points_xy is not None:

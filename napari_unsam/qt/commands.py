@@ -21,7 +21,7 @@ def __getattr__(command: str) -> Callable[[napari.Viewer], None]:
 
     def run(viewer: napari.Viewer) -> None:
         docks = [dock for dock in viewer.window.dock_widgets.values() if isinstance(dock, UnSAMDock)]
-        actions = docks[0].content.session.actions if docks and docks[0].content is not None else {}
+        actions = docks[0].content.session.inputs.actions if docks and docks[0].content is not None else {}
         if command in actions:
             actions[command]()
         else:

@@ -21,7 +21,7 @@ from napari_unsam.keys import KEYS, Actions
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.levels.work import LevelsWork, Shown
+from napari_unsam.levels.selector import RegionSelector, Shown
 from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group, key_button, move, slider
 
@@ -42,7 +42,7 @@ class LevelsPanel(QWidget):
 
     def __init__(self, session: ViewerSession) -> None:
         super().__init__()
-        self.work = LevelsWork(session)
+        self.work = RegionSelector(session)
         self.edits = ObjectEdits(self.work)
         self.reviewing = Reviewing(session)
         self.key_actions: Actions = {

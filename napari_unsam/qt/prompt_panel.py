@@ -37,7 +37,7 @@ class PromptPanel(QWidget):
         super().__init__()
         self._session = session
         self.prompting_box = QCheckBox('Click on the image to prompt')
-        self.prompting_box.setChecked(session.prompting)
+        self.prompting_box.setChecked(session.inputs.prompting)
         self.prompting_box.setToolTip('Works while the selected layer is in pan/zoom mode')
         self.prompting_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.polarity_buttons = {
@@ -97,7 +97,7 @@ class PromptPanel(QWidget):
 
     def _connect(self) -> None:
         session, controller = self._session, self._session.controller
-        self.prompting_box.toggled.connect(lambda checked: setattr(session, 'prompting', checked))
+        self.prompting_box.toggled.connect(lambda checked: setattr(session.inputs, 'prompting', checked))
         for polarity, chosen in self.polarity_buttons.items():
             chosen.clicked.connect(lambda _checked, polarity=polarity: controller.set_polarity(polarity))
         for kind, tool in self.tool_buttons.items():

@@ -26,7 +26,7 @@ from napari_unsam.qt.controls import SLIDER_STEPS, button, choice_of_side, group
 from napari_unsam.qt.iou_strip import IouStrip
 from napari_unsam.volumes.linking import LinkSettings
 from napari_unsam.volumes.propagation import Direction
-from napari_unsam.volumes.work import Regions, StackSettings, VolumeWork
+from napari_unsam.volumes.segmenter import Regions, StackSettings, VolumeSegmenter
 
 if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
@@ -51,7 +51,7 @@ class VolumePanel(QWidget):
 
     def __init__(self, session: ViewerSession) -> None:
         super().__init__()
-        self.work = VolumeWork(session)
+        self.work = VolumeSegmenter(session)
         self.key_actions: Actions = {'propagate': self.work.propagate_current}
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)

@@ -11,9 +11,8 @@ from napari.utils.notifications import show_warning
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
-from napari_unsam.controller import Level, SegmentationController
+from napari_unsam.controller import HINT, Level, SegmentationController
 from napari_unsam.engine import settings as _settings
-from napari_unsam.engine.answers import HINT
 from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.io.autosave import Autosave
 from napari_unsam.keys import KEYS
@@ -26,8 +25,8 @@ from napari_unsam.qt.mask_panel import MaskPanel
 from napari_unsam.qt.prompt_panel import PromptPanel
 from napari_unsam.qt.saved_bar import SavedBar
 from napari_unsam.qt.sections import Sections
-from napari_unsam.viewer.layers import load_layer_kinds, load_units
 from napari_unsam.viewer.session import ViewerSession
+from napari_unsam.viewer.workarounds import load_layer_kinds, load_units
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class SegmentationWidget(DockedWidget):
         if self._made is not None:
             (name, panel), self._made = self._made, None
             self.panels[name] = panel
-            self.session.add_actions(getattr(panel, 'key_actions', {}))
+            self.session.inputs.add(getattr(panel, 'key_actions', {}))
             self._scroll.add(panel, is_open=False)
             return True
         for module, name in PANELS:

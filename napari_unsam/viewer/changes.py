@@ -9,12 +9,11 @@ from weakref import WeakKeyDictionary, ref
 
 from napari_unsam.model.plane import view_of_layer
 from napari_unsam.viewer.layers import holds_objects
+from napari_unsam.viewer.port import SessionPort
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Labels
-
-    from napari_unsam.viewer.session import ViewerSession
 
 _EVENTS = ('paint', 'labels_update', 'data', 'features')
 
@@ -35,19 +34,19 @@ class LayerWatch:
         self._layer, self._viewer, self._on_change = ref(layer), viewer, on_change
         self._view_before = view_of_layer(viewer, layer)
         self.n_changes = 0
-        layer.events.set_data.connect(self._data_set)
-        layer.events.visible.connect(self._visibility_changed)
-        for name in _EVENTS:
-            layer.events[name].connect(self._changed)
+        self._listen(layer, 'connect')
 
     def end(self) -> None:
         """Disconnects from the layer."""
         layer = self._layer()
         if layer is not None:
-            layer.events.set_data.disconnect(self._data_set)
-            layer.events.visible.disconnect(self._visibility_changed)
-            for name in _EVENTS:
-                layer.events[name].disconnect(self._changed)
+            self._listen(layer, 'disconnect')
+
+    def _listen(self, layer: Labels, how: str) -> None:
+        getattr(layer.events.set_data, how)(self._data_set)
+        getattr(layer.events.visible, how)(self._visibility_changed)
+        for name in _EVENTS:
+            getattr(layer.events[name], how)(self._changed)
 
     def _changed(self, event: object = None) -> None:
         self.n_changes += 1
@@ -65,11 +64,7 @@ class LayerWatch:
 
 
 class LayerChanges:
-    """Counts the changes of layers, so that nobody has to compare their pixels to know of one.
-
-    Args:
-        viewer: Of the layers.
-    """
+    """Counts the changes of layers of a viewer, so that nobody has to compare their pixels to know of one."""
 
     def __init__(self, viewer: ViewerModel) -> None:
         self._viewer = viewer
@@ -98,8 +93,8 @@ class SessionWatch:
 
     def __init__(
         self,
-        session: ViewerSession,
-        on_change: Callable[[ViewerSession, Labels | None], None],
+        session: SessionPort,
+        on_change: Callable[[SessionPort, Labels | None], None],
         on_removed: Callable[[], None],
     ) -> None:
         self._session, self._on_change, self._on_removed = session, on_change, on_removed

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_unsam.model import pixel_changes as pixel_changes
+from napari_unsam.model import pixel_changes
 from napari_unsam.model.label_boxes import LazyArray, Region, around, boxes_in, object_boxes
+from napari_unsam.model.mask import BoxMask
 from napari_unsam.model.pixel_changes import Counts, PixelChange, areas_in, total
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.targets import Proposal
 from unsam_mm.masks.granularity import area_granularity
 
 if TYPE_CHECKING:
     import pandas as pd
     from napari.layers import Labels
-
-    from napari_unsam.model.targets import Proposal
 
 FEATURES = ('index', 'area_px', 'granularity', 'score')
 """Columns that every features table has; `index` is the label, which is how napari finds the row of a label."""
@@ -50,26 +51,33 @@ class ObjectWrite:
     axes: tuple[int, int] = (-2, -1)
     replaces: int | None = None
 
+    @classmethod
+    def on_plane(
+        cls, plane: Plane, found: BoxMask, label: int, features: Mapping[str, object] | None = None
+    ) -> ObjectWrite:
+        """A mask of one plane of the array; see the attributes."""
+        mask, region = plane.placed(found)
+        return cls(region, mask, label, features or {}, plane.axes)
 
-def write_of(proposal: Proposal, label: int, labels: np.ndarray, keep_existing: bool = True) -> ObjectWrite | None:
+
+def write_of(
+    proposal: Proposal, label: int, labels: np.ndarray, keep_existing: bool = True, before: Sequence[BoxMask] = ()
+) -> ObjectWrite | None:
     """The current mask as an object.
 
     Args:
         proposal: The mask.
-        label: The object's label.
+        label: The object's label, which the array lacks.
         labels: The array to write to.
         keep_existing: Leave voxels alone that hold another object already.
+        before: Masks of the same plane whose pixels are left to them.
 
     Returns:
         None if no voxel is left to write to.
     """
-    region = proposal.plane.region(proposal.box_xyxy)
-    mask = proposal.mask.reshape([part.stop - part.start for part in region])
-    if keep_existing:
-        mask = mask & (np.asarray(labels[region]) == 0)
-    if not mask.any():
-        return None
-    return ObjectWrite(region, mask, label, {'score': proposal.score}, proposal.plane.axes)
+    write = ObjectWrite.on_plane(proposal.plane, proposal.without(before), label, {'score': proposal.score})
+    left = free_now([write], labels) if keep_existing else [write]
+    return next((one for one in left if one.mask.any()), None)
 
 
 def renumbered(writes: Sequence[ObjectWrite], offset: int) -> list[ObjectWrite]:
@@ -105,12 +113,9 @@ def with_parent_renumbered(
 
 
 def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[int] = ()) -> list[ObjectWrite]:
-    """Objects without the pixels that others have by now; what is erased stays as it is.
+    """Objects without the pixels that others have in an array by now; what is erased stays as it is.
 
-    Args:
-        writes: The objects.
-        array: What they are to be written into.
-        own: Labels whose pixels are free as well, as their objects are written again.
+    Pixels of the labels in `own` are free as well, as their objects are written again.
     """
     left = []
     for write in writes:
@@ -136,9 +141,7 @@ class WriteObjects:
         writes: In their order; later ones win where they overlap.
         on_written: Called after they were written, and after they were undone.
         bring_back: Called before either; puts the layer back into the viewer if it was deleted meanwhile.
-
-    Attributes:
-        nbytes: Bytes of memory that it keeps to be undone, about.
+        painted: What napari's tools have changed already, if it is for that.
     """
 
     def __init__(
@@ -148,63 +151,46 @@ class WriteObjects:
         writes: Sequence[ObjectWrite],
         on_written: Callable[[], None] = lambda: None,
         bring_back: Callable[[], None] = lambda: None,
+        painted: Sequence[PixelChange] | None = None,
     ) -> None:
         self.name, self._table, self._on_written, self._bring_back = name, table, on_written, bring_back
-        self._writes: tuple[ObjectWrite, ...] = tuple(writes)
+        self._writes = tuple(writes)
         self._labels = [write.label for write in writes if write.label]
-        self._changes: Sequence[PixelChange] | None = None
-        self._rows: pd.DataFrame | None = None  # of these labels: as they were, or once undone, as they are to be
-        self.nbytes = 0
+        self._changes = painted
+        self._rows = new_rows([(write.label, write.features) for write in writes if write.label])
 
-    @classmethod
-    def painted(
-        cls,
-        table: ObjectTable,
-        changes: Sequence[PixelChange],
-        on_written: Callable[[], None] = lambda: None,
-        bring_back: Callable[[], None] = lambda: None,
-    ) -> WriteObjects:
-        """The action for what napari's tools have painted already.
-
-        Args:
-            table: Of the layer.
-            changes: In their order.
-            on_written: See the class.
-            bring_back: See the class.
-        """
-        action = cls(_painting_name(changes), table, (), on_written, bring_back)
-        action._keep(table.rows_of(()), changes)
-        return action
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it keeps to be undone, about."""
+        return _ROW_BYTES * len(self._rows) + sum(change.nbytes for change in self._changes or ())
 
     def do(self) -> None:
         """Writes them in one go."""
         self._bring_back()
+        self._exchange_rows()
         if self._changes is None:
-            rows = self._table.rows_of(self._labels)
-            self._table.add([(write.label, write.features) for write in self._writes if write.label])
-            self._keep(rows, self._table.write(self._writes))
+            self._changes, self._writes = self._table.write(self._writes), ()
         else:
-            self._rows = self._table.exchange(self._labels, self._rows)
             self._table.redo(self._changes)
         self._on_written()
 
     def undo(self) -> None:
         """Restores the former pixels and rows."""
         self._bring_back()
-        self._rows = self._table.exchange(self._labels, self._rows)
+        self._exchange_rows()
         self._table.undo(self._changes)
         self._on_written()
 
-    def _keep(self, rows: pd.DataFrame, changes: Sequence[PixelChange]) -> None:
-        self._rows, self._changes, self._writes = rows, changes, ()
-        self.nbytes = _ROW_BYTES * len(rows) + sum(change.nbytes for change in changes)
+    def _exchange_rows(self) -> None:
+        """The rows of its labels are kept here while others are in the table."""
+        if self._labels:
+            self._rows = self._table.replace_rows(self._labels, self._rows)
 
 
 class ObjectTable:
     """Writes into a Labels layer, and keeps its features table in step with the objects in it, whichever tool changes them.
 
-    Areas follow what later commits and napari's tools take. Columns of others are kept, and so are rows of labels that the
-    layer lacks.
+    Columns of others are kept, and so are rows of labels that the layer lacks.
 
     Args:
         labels: The layer; objects in it that have a row already are followed too.
@@ -212,6 +198,9 @@ class ObjectTable:
         view: What the viewer's sliders show: while it and the look of the layer stay the same, a layer that is drawn again has
             other pixels, and all objects are counted again. By default it never changes.
         on_painted: Told what napari's tools have changed.
+
+    Attributes:
+        highest: The highest label that was ever in the layer.
     """
 
     def __init__(
@@ -222,29 +211,23 @@ class ObjectTable:
         on_painted: Callable[[ObjectTable, Sequence[PixelChange]], None] = lambda _table, _changes: None,
     ) -> None:
         self.labels, self._view, self._on_painted = labels, view, on_painted
-        self._is_written = self._is_ahead = False
-        self._uncounted: set[int] = set()  # labels that are to be counted
-        self._regions: dict[int, Region] = {}
-        if not is_empty:
-            self._regions = regions_of(labels.data)
-        self._highest = max(self._regions, default=0)
-        self._rows = _with_features(labels.features)
-        self._axes: dict[int, tuple[int, int]] = {}
+        self._is_writing = False
+        self._boxes: dict[int, Region] = (
+            {} if is_empty else regions_of(labels.data)
+        )  # hold all pixels of a label, or more
         self._areas = self._count()
-        self._state_before: object = self._display_state() if labels.visible or is_empty else None
+        self._axes: dict[int, tuple[int, int]] = {}
+        self._painted_labels: set[int] = set()  # whose areas are not counted yet
+        self.highest = max(self._boxes, default=0)
+        self._rows = _with_features(labels.features)
+        self._has_new_rows = False  # that the layer does not show yet
+        self._display_before = self._display() if labels.visible or is_empty else None
         self.open()
-
-    @property
-    def highest(self) -> int:
-        """The highest label that was ever in the layer."""
-        return self._highest
 
     def region_of(self, label: int) -> Region | None:
         """The bounding box of an object; None if it is not there."""
-        known = self._regions.get(label)
-        if known is None:
-            return None
-        found = dict(boxes_in((np.asarray(self.labels.data[known]) == label).astype(np.uint8)))
+        known = self._boxes.get(label)
+        found = {} if known is None else dict(boxes_in((np.asarray(self.labels.data[known]) == label).astype(np.uint8)))
         if not found:
             return None
         return tuple(
@@ -256,38 +239,18 @@ class ObjectTable:
         shown = _with_features(self.labels.features)
         return _joined(shown, self._rows[~self._rows['index'].isin(shown['index'])])
 
-    def rows_of(self, labels: Sequence[int]) -> pd.DataFrame:
-        """The rows of some labels."""
-        rows = self.rows()
-        return rows[rows['index'].isin(labels)]
-
-    def add(self, objects: Sequence[tuple[int, Mapping[str, object]]]) -> None:
-        """Adds rows, in place of those that their labels had before; shown with what is written next.
-
-        Args:
-            objects: The label of each and its columns.
-        """
-        import pandas as pd
-
-        added = {label: {'index': label, 'area_px': 0, **features} for label, features in objects}
-        if added:
-            known = self.rows()
-            kept = known[~known['index'].isin(list(added))]
-            self._rows = _joined(kept, _with_features(pd.DataFrame(list(added.values()))))
-            self._is_ahead = True
-
-    def exchange(self, labels: Sequence[int], rows: pd.DataFrame) -> pd.DataFrame:
+    def replace_rows(self, labels: Sequence[int], rows: pd.DataFrame) -> pd.DataFrame:
         """Puts other rows in place of those of some labels, and returns these; shown with what is written next."""
         known = self.rows()
         is_theirs = known['index'].isin(labels)
-        self._rows, self._is_ahead = _joined(known[~is_theirs], rows), True
+        self._rows, self._has_new_rows = _joined(known[~is_theirs], rows), True
         return known[is_theirs]
 
     def write(self, writes: Sequence[ObjectWrite]) -> list[PixelChange]:
         """Writes objects, later ones over earlier ones; returns what that has changed."""
         changes = []
         for write in writes:
-            self._grow({write.label: 1}, write.region)
+            self._extend_boxes({write.label: 1}, write.region)
             self._axes[write.label] = write.axes
             mask = write.mask
             if write.replaces is not None:
@@ -295,16 +258,16 @@ class ObjectTable:
             change = pixel_changes.write(self.labels.data, write.region, mask, write.label)
             if change is not None:
                 changes.append(change)
-        self._written([change.counts for change in changes])
+        self._show_written([change.counts for change in changes])
         return changes
 
     def undo(self, changes: Sequence[PixelChange]) -> None:
         """Undoes changes, the last one first."""
-        self._apply([(change, change.undo) for change in reversed(changes)])
+        self._show_written([self._applied(change, change.undo) for change in reversed(changes)])
 
     def redo(self, changes: Sequence[PixelChange]) -> None:
         """Redoes changes."""
-        self._apply([(change, change.redo) for change in changes])
+        self._show_written([self._applied(change, change.redo) for change in changes])
 
     def open(self) -> None:
         """Follows the layer from now on."""
@@ -318,44 +281,39 @@ class ObjectTable:
 
     def _receivers(self) -> dict[str, Callable[[Any], None]]:
         return {
-            'set_data': self._drawn,
-            'paint': self._painted,
+            'set_data': self._on_drawn,
+            'paint': self._on_paint,
             'labels_update': self._count_painted,
-            'visible': self._shown_or_hidden,
-            'data': self._recount_all,
+            'visible': self._on_visible,
+            'data': self._count_all,
         }
 
-    def _apply(self, steps: Sequence[tuple[PixelChange, Callable[[Any], Counts]]]) -> None:
-        counts = []
-        for change, step in steps:
-            counts.append(step(self.labels.data))
-            self._grow(counts[-1], change.region)
-        self._written(counts)
+    def _applied(self, change: PixelChange, step: Callable[[Any], Counts]) -> Counts:
+        counts = step(self.labels.data)
+        self._extend_boxes(counts, change.region)
+        return counts
 
-    def _written(self, counts: Sequence[Counts]) -> None:
-        """Shows pixels that were changed behind napari's back: it would keep lists of them, of 36 bytes a pixel."""
-        self._is_written = True
+    def _show_written(self, counts: Sequence[Counts]) -> None:
+        """Draws pixels that were changed behind napari's back: it would keep lists of them, of 36 bytes a pixel."""
+        self._is_writing = True
         try:
             self.labels.refresh(extent=False, highlight=False)
         finally:
-            self._is_written = False
-        self._recount(total(counts))
-
-    def _grow(self, counts: Counts, region: Region) -> None:
-        """Notes that labels may have pixels in a box."""
-        for label, number in counts.items():
-            if label and number > 0:
-                self._regions[label] = around(self._regions.get(label), region)
-                self._areas.setdefault(label, 0)
-                self._highest = max(self._highest, label)
-
-    def _recount(self, counts: Counts) -> None:
-        for label, number in counts.items():
+            self._is_writing = False
+        for label, number in total(counts).items():
             if label in self._areas:
                 self._areas[label] += number
-        self._show()
+        self._show_rows()
 
-    def _display_state(self) -> object:
+    def _extend_boxes(self, counts: Counts, region: Region) -> None:
+        """Notes that labels may have pixels in a region."""
+        for label, number in counts.items():
+            if label and number > 0:
+                self._boxes[label] = around(self._boxes.get(label), region)
+                self._areas.setdefault(label, 0)
+                self.highest = max(self.highest, label)
+
+    def _display(self) -> object:
         """The display settings for which a layer is redrawn with the same pixels."""
         labels = self.labels
         selected = labels.selected_label if labels.show_selected_label else None
@@ -363,53 +321,53 @@ class ObjectTable:
         drawn = (id(labels.colormap), selected, labels.contour, str(labels.projection_mode), labels.units)
         return self._view(), id(labels.data), labels.visible, drawn, [values.tobytes() for values in placed]
 
-    def _drawn(self, _event: Any = None) -> None:
-        """Finds all objects again if the layer was redrawn without a change of its display, or was hidden."""
-        before, self._state_before = self._state_before, self._display_state()
-        if self._is_written:
+    def _on_drawn(self, _event: Any = None) -> None:
+        """Counts all objects if the layer was redrawn without a change of its display, or was hidden before."""
+        before, self._display_before = self._display_before, self._display()
+        if self._is_writing:
             return
-        if before is None or before == self._state_before:
-            self._recount_all()
+        if before is None or before == self._display_before:
+            self._count_all()
         else:
             self._count_painted()
 
-    def _shown_or_hidden(self, _event: Any) -> None:
+    def _on_visible(self, _event: Any) -> None:
         if not self.labels.visible:  # napari does not tell then that the layer is to be drawn
-            self._state_before = None
+            self._display_before = None
 
-    def _recount_all(self, _event: Any = None) -> None:
-        """Finds all objects again: the array was replaced, or a script may have written anywhere in it."""
-        found = regions_of(self.labels.data)
-        nothing = (slice(0, 0),) * self.labels.data.ndim
-        self._regions = dict.fromkeys(self._regions, nothing) | found
-        self._highest = max(self._highest, *found, 0)
-        areas = self._count()
-        self._uncounted.clear()
-        if areas != self._areas:
-            self._areas = areas
-            self._show()
-
-    def _painted(self, event: Any) -> None:
-        """Registers painted labels: they are never given to a new object."""
+    def _on_paint(self, event: Any) -> None:
+        """Notes painted labels: they are never given to a new object."""
         changes = pixel_changes.changes_of_paint(event.value, self.labels.data)
         for change in changes:
             counts = change.counts
-            self._grow(counts, change.region)
-            self._uncounted.update(counts)
+            self._extend_boxes(counts, change.region)
+            self._painted_labels.update(counts)
         if all(change.is_in(self.labels.data) for change in changes[-1:]):  # else napari writes next, and draws then
             self._count_painted()
         self._on_painted(self, changes)
 
     def _count_painted(self, _event: Any = None) -> None:
         # Not by adding what was painted: of a stroke a part was counted, if the layer was drawn again in the midst of it.
-        painted, self._uncounted = self._uncounted, set()
+        painted, self._painted_labels = self._painted_labels, set()
         if painted:
             self._areas |= self._count(painted)
-            self._show()
+            self._show_rows()
+
+    def _count_all(self, _event: Any = None) -> None:
+        """Finds all objects again: the array was replaced, or a script may have written anywhere in it."""
+        found = regions_of(self.labels.data)
+        nothing = (slice(0, 0),) * self.labels.data.ndim
+        self._boxes = dict.fromkeys(self._boxes, nothing) | found
+        self.highest = max(self.highest, *found, 0)
+        areas = self._count()
+        self._painted_labels.clear()
+        if areas != self._areas:
+            self._areas = areas
+            self._show_rows()
 
     def _count(self, labels: Collection[int] | None = None) -> dict[int, int]:
-        """The areas of objects, by default of all, in voxels within the boxes that they were written in."""
-        boxes = {label: box for label, box in self._regions.items() if labels is None or label in labels}
+        """The areas of objects, by default of all, in voxels within their boxes."""
+        boxes = {label: box for label, box in self._boxes.items() if labels is None or label in labels}
         data = self.labels.data
         in_boxes = sum(math.prod(part.stop - part.start for part in box) for box in boxes.values())
         if in_boxes > math.prod(data.shape):  # boxes of which many overlap
@@ -417,16 +375,17 @@ class ObjectTable:
             return {label: areas.get(label, 0) for label in boxes}
         return {label: int(np.count_nonzero(np.asarray(data[box]) == label)) for label, box in boxes.items()}
 
-    def _show(self) -> None:
+    def _show_rows(self) -> None:
         """Shows the rows of the objects that are in the layer now; those of undone ones are kept for redo."""
-        if not self._is_ahead:  # of what the layer shows
+        if not self._has_new_rows:
             self._rows = self.rows()
-        rows, self._is_ahead = self._rows, False
-        areas = [self._areas.get(label, noted) for label, noted in zip(rows['index'], rows['area_px'], strict=True)]
-        is_removed = [self._areas.get(label) == 0 for label in rows['index']]
+        rows, self._has_new_rows = self._rows, False
+        labels, noted_px = list(rows['index']), list(rows['area_px'])
+        areas = [self._areas.get(label, noted) for label, noted in zip(labels, noted_px, strict=True)]
+        is_removed = [self._areas.get(label) == 0 for label in labels]
         granularity = [
-            self._granularity(label) if self._areas.get(label, noted_px) not in (0, noted_px) else noted
-            for label, noted_px, noted in zip(rows['index'], rows['area_px'], rows['granularity'], strict=True)
+            self._granularity(label) if area not in (0, noted) else before
+            for label, area, noted, before in zip(labels, areas, noted_px, rows['granularity'], strict=True)
         ]
         shown = rows.assign(area_px=areas, granularity=granularity)[~np.array(is_removed, bool)].reset_index(drop=True)
         if not shown.equals(self.labels.features):
@@ -434,8 +393,22 @@ class ObjectTable:
 
     def _granularity(self, label: int) -> float:
         data = self.labels.data
-        mask = np.asarray(data[self._regions[label]]) == label
+        mask = np.asarray(data[self._boxes[label]]) == label
         return object_granularity(mask, data.shape, self._axes.get(label, (-2, -1)))
+
+
+def painting_name(changes: Sequence[PixelChange]) -> str:
+    """What an undo of changes that napari's tools have made is called."""
+    labels = {int(label) for change in changes for label in np.unique(change.new.unpacked())}
+    return 'erase by hand' if labels == {0} else f'paint label {max(labels, default=0)}'
+
+
+def new_rows(objects: Sequence[tuple[int, Mapping[str, object]]]) -> pd.DataFrame:
+    """Rows of a features table for objects that are not counted yet, from the label of each and its columns."""
+    import pandas as pd
+
+    rows = {label: {'index': label, 'area_px': 0, **features} for label, features in objects}
+    return _with_features(pd.DataFrame(list(rows.values())))
 
 
 def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int, int] = (-2, -1)) -> float:
@@ -454,11 +427,6 @@ def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int
 def regions_of(array: LazyArray) -> dict[int, Region]:
     """The bounding box of each positive label of an array."""
     return {label: box for label, box in object_boxes(array).items() if label > 0}
-
-
-def _painting_name(changes: Sequence[PixelChange]) -> str:
-    labels = {int(label) for change in changes for label in np.unique(change.new.unpacked())}
-    return 'erase by hand' if labels == {0} else f'paint label {max(labels, default=0)}'
 
 
 def _with_features(table: pd.DataFrame) -> pd.DataFrame:

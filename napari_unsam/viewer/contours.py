@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from napari_unsam.model.targets import Proposal
+from napari_unsam.model.label_boxes import Region
+from napari_unsam.model.targets import Proposal
 
 
 def outline_segments(mask: np.ndarray) -> np.ndarray:
-    """The sides of pixels between a mask and what is not of it, straight runs joined.
+    """(S, 2, 2) float64 sides of pixels along the outline of an (h, w) bool mask, straight runs joined.
 
-    Args:
-        mask: (h, w) bool mask.
-
-    Returns:
-        (S, 2, 2) float64: row and column of where each segment begins, and how far it goes; pixel centres are whole numbers.
+    Each is the row and column where it begins, and how far it goes; pixel centres are whole numbers.
     """
     padded = np.pad(mask, 1)
     # Row r of `across` is the line above pixel row r, column c of `along` the line left of pixel column c.
@@ -30,14 +26,28 @@ def outline_segments(mask: np.ndarray) -> np.ndarray:
     return np.stack([starts, steps], axis=1)
 
 
-def placed_outline(proposal: Proposal) -> np.ndarray:
-    """(S, 2, N) segments of the outline of a mask on its plane of an array of N axes, as `outline_segments` gives them."""
-    segments, plane = outline_segments(proposal.mask), proposal.plane
-    placed = np.zeros((len(segments), 2, len(plane.shape)))
-    placed[:, 0] = plane.index
-    placed[:, :, list(plane.axes)] = segments
-    placed[:, 0, list(plane.axes)] += proposal.box_xyxy[1::-1]
-    return placed
+def outline_in_array(mask: np.ndarray, region: Region, axes: Sequence[int]) -> np.ndarray:
+    """(S, 2, N) segments, as of `outline_segments`, around a mask of N axes that lies in a region of an array.
+
+    Planes are outlined one by one; they span two axes, ascending.
+    """
+    planes = np.moveaxis(mask, axes, (-2, -1))
+    hidden = [axis for axis in range(mask.ndim) if axis not in axes]
+    found = [np.zeros((0, 2, mask.ndim))]
+    for index in np.ndindex(planes.shape[:-2]):
+        segments = outline_segments(planes[index])
+        placed = np.zeros((len(segments), 2, mask.ndim))
+        placed[:, :, list(axes)] = segments
+        placed[:, 0, hidden] = index
+        found.append(placed)
+    outline = np.concatenate(found)
+    outline[:, 0] += [part.start for part in region]
+    return outline
+
+
+def outline_of(proposal: Proposal) -> np.ndarray:
+    """(S, 2, N) segments around a mask on its plane of an array of N axes; see `outline_in_array`."""
+    return outline_in_array(*proposal.plane.placed(proposal), proposal.plane.axes)
 
 
 def _runs(lines: np.ndarray) -> np.ndarray:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from napari_unsam.controller import SegmentationController
 from napari_unsam.keys import KEYS, Actions
+from napari_unsam.model.prompts import Polarity
+from napari_unsam.viewer.workarounds import GuardedCallback
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -18,32 +21,6 @@ _MAX_CLICK_TRAVEL_PX = 4  # a mouse that moves further on screen while pressed i
 _OPEN: WeakSet[Inputs] = WeakSet()  # of all docks, as several may listen to one viewer
 
 
-class Listener(Protocol):
-    """Receives clicks and wheel steps.
-
-    Attributes:
-        prompting: Whether clicks are prompts.
-        has_target: Whether there is a plane in view that can have prompts.
-        has_prompts: Whether there are prompts in view, so that Alt and the wheel have something to go through.
-    """
-
-    prompting: bool
-
-    @property
-    def has_target(self) -> bool:
-        """See the class."""
-
-    @property
-    def has_prompts(self) -> bool:
-        """See the class."""
-
-    def pressed(self, world: tuple[float, ...], is_other_polarity: bool) -> None:
-        """A click at world coordinates, possibly of the polarity that is not set."""
-
-    def wheeled(self, steps: int) -> None:
-        """Alt and the wheel, up for positive steps."""
-
-
 class Inputs:
     """Listens to a viewer until it is closed.
 
@@ -52,23 +29,35 @@ class Inputs:
 
     Args:
         viewer: The viewer.
-        listener: Receives clicks and wheel steps.
+        controller: Slid along the regions under the prompts by the wheel.
+        click: Called with world coordinates and a polarity, which is None for the one that is set.
+
+    Attributes:
+        prompting: Whether clicks are prompts.
+        actions: What the keys call, by command.
     """
 
-    def __init__(self, viewer: ViewerModel, listener: Listener) -> None:
-        self._viewer, self._listener = viewer, listener
+    def __init__(
+        self,
+        viewer: ViewerModel,
+        controller: SegmentationController,
+        click: Callable[[tuple[float, ...], Polarity | None], object],
+    ) -> None:
+        self._viewer, self._controller, self._click = viewer, controller, click
+        self.prompting = True
         self.actions: Actions = {}
         self._receivers: list[ViewerModel | Layer] = [viewer]
         self._is_held = False
         _OPEN.add(self)
         viewer.mouse_drag_callbacks.append(self._on_mouse)
         self._replaced = (
-            _GuardedCallback(viewer.mouse_wheel_callbacks, 'layers_scroll', self._on_wheel),
-            _GuardedCallback(viewer.mouse_double_click_callbacks, 'double_click_to_zoom', self._on_double_click),
+            GuardedCallback(viewer.mouse_wheel_callbacks, 'layers_scroll', self._on_wheel),
+            GuardedCallback(viewer.mouse_double_click_callbacks, 'double_click_to_zoom', self._on_double_click),
         )
 
     def add(self, actions: Actions) -> None:
         """Binds the keys of commands on the viewer, and on the layers given to `bind` before or after."""
+        actions = {name: self._controller.reporting(act) for name, act in actions.items()}
         self.actions |= actions
         for receiver in self._receivers:
             self._bind(receiver, actions)
@@ -124,7 +113,7 @@ class Inputs:
 
     def _is_click(self, event: Any) -> bool:
         plain = all(modifier == 'Shift' for modifier in event.modifiers)
-        return self._listener.prompting and plain and event.button in (_LEFT, _RIGHT) and self._is_viewing
+        return self.prompting and plain and event.button in (_LEFT, _RIGHT) and self._is_viewing
 
     def _on_mouse(self, _viewer: ViewerModel, event: Any) -> Generator[None, None, None]:
         is_ours, pressed_at, position = self._is_click(event), event.pos, tuple(event.position)
@@ -139,50 +128,18 @@ class Inputs:
             yield
         self._is_held = False
         if is_ours and travel <= _MAX_CLICK_TRAVEL_PX:
-            self._listener.pressed(position, is_other)
+            self._click(position, self._controller.polarity.flipped() if is_other else None)
 
     def _on_double_click(self, event: Any) -> bool:
         """The second click of two; the first was a prompt."""
-        return self._listener.has_target and self._is_click(event)
+        return self._controller.target is not None and self._is_click(event)
 
     def _on_wheel(self, event: Any) -> bool:
-        if (
-            not event.modifiers
-            or any(modifier != 'Alt' for modifier in event.modifiers)
-            or not self._listener.has_prompts
-        ):
+        if set(event.modifiers) != {'Alt'} or not self._controller.prompts_here:
             return False
         # Some systems turn the wheel sideways while Alt is held.
         turned = event.delta[1] or event.delta[0]
         if turned:
-            self._listener.wheeled(1 if turned > 0 else -1)
+            self._controller.slide(1 if turned > 0 else -1)
         event.handled = True  # otherwise the view would zoom
         return True
-
-
-class _GuardedCallback:
-    """A callback of napari that is called only for events that the plugin does not handle.
-
-    napari calls all callbacks of a list, also for handled events.
-
-    Args:
-        callbacks: The list that it is in; without it, the other one is added at the end.
-        name: Of the function.
-        takes: Called for each event; returns whether it handled it.
-    """
-
-    def __init__(self, callbacks: list[Callable[..., Any]], name: str, takes: Callable[[Any], bool]) -> None:
-        self._callbacks, self._takes = callbacks, takes
-        self._theirs = next((one for one in callbacks if getattr(one, '__name__', '') == name), None)
-        at = len(callbacks) if self._theirs is None else callbacks.index(self._theirs)
-        callbacks[at : at + 1] = [self._call]
-
-    def put_back(self) -> None:
-        """Restores napari's callback."""
-        if self._call in self._callbacks:
-            at = self._callbacks.index(self._call)
-            self._callbacks[at : at + 1] = [] if self._theirs is None else [self._theirs]
-
-    def _call(self, viewer: ViewerModel, event: Any) -> None:
-        if not self._takes(event) and self._theirs is not None:
-            self._theirs(viewer, event)

@@ -5,27 +5,26 @@ The layers show what the controller holds. Only the prompts can also be edited i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels, Points, Shapes, Vectors
 from napari.layers.base import LayerLock
 from napari.utils.colormaps import CyclicLabelColormap
-from napari.utils.transforms import Affine
 
+from napari_unsam.model.frame import Frame
 from napari_unsam.model.palette import OBJECT_COLOURS
-from napari_unsam.model.prompts import Polarity, Prompts, ShapeKind, ShapePrompt
-from napari_unsam.viewer.contours import placed_outline
-from unsam_mm.errors import UnSAMError
+from napari_unsam.model.plane import Plane
+from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
+from napari_unsam.model.targets import Proposal
+from napari_unsam.viewer.contours import outline_of
+from napari_unsam.viewer.workarounds import insert_quietly, redraw, remove_layers
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Layer
-
-    from napari_unsam.model.frame import Frame
-    from napari_unsam.model.plane import Plane
-    from napari_unsam.model.targets import Proposal
 
 PROMPTS_NAME = 'UnSAM prompts'
 SHAPES_NAME = 'UnSAM shapes'
@@ -37,8 +36,15 @@ COLOURS = {Polarity.POSITIVE: '#0072b2', Polarity.NEGATIVE: '#d55e00'}
 SYMBOLS = {Polarity.POSITIVE: 'disc', Polarity.NEGATIVE: 'diamond'}
 PREVIEW_COLOUR = '#f0e442'
 SHAPE_TYPES = {ShapeKind.BOX: 'rectangle', ShapeKind.OUTLINE: 'polygon', ShapeKind.SCRIBBLE: 'path'}
+_DRAWN_AS = {
+    'rectangle': ShapeKind.BOX,
+    'ellipse': ShapeKind.BOX,
+    'polygon': ShapeKind.OUTLINE,
+    'path': ShapeKind.SCRIBBLE,
+    'line': ShapeKind.SCRIBBLE,
+}
 
-_SOURCE_KEY = 'unsam_image'
+SOURCE_KEY = 'unsam_image'
 _FOLLOWED_KEY = 'unsam_follows'
 _OUTLINE_WIDTH = 2.5  # on screen, in pixels
 _ZOOM_TOLERANCE = 1.3  # how far the outline's width may be off before it is drawn again
@@ -49,30 +55,8 @@ def object_colours() -> CyclicLabelColormap:
     return CyclicLabelColormap(colors=['transparent', *OBJECT_COLOURS])
 
 
-def load_units() -> None:
-    """Has napari load its table of units, which every layer needs; call it in the GUI's thread.
-
-    The table cannot bear two threads that load it at once: the image that a user opens meanwhile would fail.
-    """
-    Affine(ndim=2)
-
-
-def load_layer_kinds() -> None:
-    """Has napari load what its first layers with a table and with labels need: pandas, and functions of numba.
-
-    Takes longer than all else about these layers, and may be done in any thread once there is a table of units.
-    """
-    Points(ndim=2)
-    Labels(np.zeros((1, 1), np.uint32), colormap=object_colours())
-
-
 def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, Any]:
-    """Arguments of a layer that lies on an image and follows it when that is moved.
-
-    Args:
-        frame: Of the image.
-        origin: Where in the frame the layer's first pixel lies; by default on that of the image.
-    """
+    """Arguments of a layer that follows an image when that is moved; its first pixel lies at an origin in the frame."""
     origin = tuple(origin) if origin is not None else (0,) * len(frame.shape)
     return {
         'metadata': {_FOLLOWED_KEY: (frame.image.unique_id, frame.shape, origin)},
@@ -89,14 +73,21 @@ def move_on_image(layer: Layer, frame: Frame, origin: Sequence[float]) -> None:
             setattr(layer, name, value)
 
 
+def outline_layer(frame: Frame, name: str, colour: str, **placed: Any) -> Vectors:
+    """An empty layer for outlines, which are segments along the sides of pixels; by default it follows the image."""
+    ndim = len(frame.shape)
+    look = {'opacity': 1.0, 'edge_color': colour, 'vector_style': 'line'}
+    return Vectors(np.zeros((0, 2, ndim)), ndim=ndim, name=name, **look, **(placed or following(frame)))
+
+
 def is_of(layer: Layer, image: Image) -> bool:
     """Whether a layer holds prompts on an image, their answers, or its objects."""
-    return layer.metadata.get(_SOURCE_KEY) == image.unique_id
+    return layer.metadata.get(SOURCE_KEY) == image.unique_id
 
 
 def holds_objects(layer: Layer) -> bool:
     """Whether a layer holds the objects of an image."""
-    return isinstance(layer, Labels) and _SOURCE_KEY in layer.metadata
+    return isinstance(layer, Labels) and SOURCE_KEY in layer.metadata
 
 
 def place_again(layer: Layer, frame: Frame) -> None:
@@ -104,7 +95,7 @@ def place_again(layer: Layer, frame: Frame) -> None:
     *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))
     if followed == [frame.image.unique_id, frame.shape]:
         placed = frame.placed_at(origin)
-    elif is_of(layer, frame.image) and _fits(layer, frame):
+    elif is_of(layer, frame.image) and not (isinstance(layer, Labels) and layer.data.shape != frame.shape):
         placed = frame.placed
     else:
         return
@@ -112,39 +103,8 @@ def place_again(layer: Layer, frame: Frame) -> None:
         setattr(layer, name, value)
 
 
-def _fits(layer: Layer, frame: Frame) -> bool:
-    return not isinstance(layer, Labels) or layer.data.shape == frame.shape
-
-
-def remove_layers(viewer: ViewerModel, layers: Sequence[Layer | None]) -> None:
-    """Removes layers from a viewer, locked or not.
-
-    All at once: napari collects Python's garbage after each removal, which takes a fifth of a second.
-    """
-    present = [layer for layer in layers if layer is not None and layer in viewer.layers]
-    if present:
-        with viewer.layers.batched_update():
-            for layer in present:
-                layer.locked = LayerLock.NONE
-                viewer.layers.remove(layer)
-
-
-def insert_quietly(viewer: ViewerModel, layer: Layer, place: int | None = None) -> None:
-    """Adds a layer, by default on top, and leaves the selection as it is."""
-    layers = viewer.layers
-    selected = list(layers.selection)
-    layers.insert(len(layers) if place is None else place, layer)
-    layers.selection = selected
-
-
 class AddLayers:
-    """Layers added to a viewer.
-
-    Args:
-        name: What the user did.
-        viewer: Where to.
-        layers: The lowest first.
-    """
+    """The action that adds layers to a viewer, the lowest first."""
 
     def __init__(self, name: str, viewer: ViewerModel, layers: Sequence[Layer]) -> None:
         self.name, self._viewer, self._layers = name, viewer, tuple(layers)
@@ -164,52 +124,6 @@ class AddLayers:
         remove_layers(self._viewer, self._layers)
 
 
-class ObjectLayers:
-    """Finds or makes the Labels layer that holds the committed objects of an image."""
-
-    def __init__(self, viewer: ViewerModel) -> None:
-        self._viewer = viewer
-
-    def find(self, image: Image, shape: tuple[int, ...] | None = None) -> Labels | None:
-        """The layer of objects of an image, with a shape if given, whatever its name; None if there is none."""
-        for layer in self._viewer.layers:
-            if isinstance(layer, Labels) and is_of(layer, image) and shape in (None, layer.data.shape):
-                return layer
-        return None
-
-    def make(self, frame: Frame, is_drawn: bool = True) -> Labels:
-        """Adds an empty layer for the objects of an image, just above it, in its place in the world; hidden if not drawn.
-
-        Raises:
-            UnSAMError: If there is not memory enough, or the image has too many axes.
-        """
-        frame.check_axes()
-        image = frame.image
-        try:
-            array = np.zeros(frame.shape, np.uint32)
-        except MemoryError:
-            size_gb = 4 * np.prod(frame.shape, dtype=float) / 1e9
-            raise UnSAMError(
-                f'The objects of "{image.name}" would take {size_gb:.0f} GB, more than the memory available; crop the image.'
-            ) from None
-        labels = Labels(
-            array,
-            name=OBJECTS_NAME,
-            opacity=0.6,
-            visible=is_drawn,
-            colormap=object_colours(),
-            metadata={_SOURCE_KEY: image.unique_id},
-            **frame.placed,
-        )
-        self.add(labels, image)
-        return labels
-
-    def add(self, labels: Labels, image: Image) -> None:
-        """Puts a layer of objects just above its image, on top of all if that was removed; another layer stays selected."""
-        layers = self._viewer.layers
-        insert_quietly(self._viewer, labels, layers.index(image) + 1 if image in layers else None)
-
-
 class PromptLayers:
     """The prompts on an image and the outline of the current mask; all come and go with the choice of the image.
 
@@ -218,23 +132,20 @@ class PromptLayers:
         points: Clicks; drawn from `show` or `show_prompts` on.
         shapes: Boxes, outlines and scribbles; None before `make_shapes`, since napari takes half a second for its first such
             layer.
-        preview: The outline, as segments along the sides of pixels: it takes as long as the outline is, not the plane. None
-            before `make_preview`.
+        preview: The outline: it takes as long as the outline is, not the plane. None before `make_preview`.
     """
 
-    def __init__(self, viewer: ViewerModel, frame: Frame, plane: Plane) -> None:
-        self._viewer = viewer
-        self._ndim = len(frame.shape)
+    def __init__(self, viewer: ViewerModel, frame: Frame, plane: Plane, bind: Callable[[Layer], None]) -> None:
+        self._viewer, self._frame, self._bind = viewer, frame, bind
+        self._ndim, self._size_px, self._axes = len(frame.shape), max(plane.size_hw), list(plane.axes)
         self._drawn: list[Polarity] = []
         self.is_shown = False
-        self._frame, self._size_px = frame, max(plane.size_hw)
         self.preview: Vectors | None = None
         self.shapes: Shapes | None = None
-        self._axes = list(plane.axes)
         self.points = Points(
             ndim=self._ndim,
             name=PROMPTS_NAME,
-            size=max(plane.size_hw) / 30,
+            size=self._size_px / 30,
             canvas_size_limits=(2, 18),
             border_color='white',
             border_width=0.1,
@@ -249,19 +160,11 @@ class PromptLayers:
         """All of them, the lowest first."""
         return tuple(layer for layer in (self.preview, self.shapes, self.points) if layer is not None)
 
-    def make_preview(self) -> Vectors:
-        """Adds the layer of the outline below the prompts, empty."""
-        self.preview = Vectors(
-            self._no_outline(),
-            ndim=self._ndim,
-            name=PREVIEW_NAME,
-            opacity=1.0,
-            edge_color=PREVIEW_COLOUR,
-            vector_style='line',
-            **self._frame.placed,
-        )
-        self._add(self.preview, self._viewer.layers.index(self.shapes or self.points))
-        return self.preview
+    def make_preview(self) -> None:
+        """Adds the layer of the outline below the prompts, empty, unless it is there."""
+        if self.preview is None:
+            self.preview = outline_layer(self._frame, PREVIEW_NAME, PREVIEW_COLOUR, **self._frame.placed)
+            self._add(self.preview, self._viewer.layers.index(self.shapes or self.points))
 
     def make_shapes(self) -> Shapes:
         """Adds the layer of the shapes below the clicks."""
@@ -296,61 +199,14 @@ class PromptLayers:
         if self.shapes is not None:
             self._show_shapes(prompts.shapes)
 
-    def _holds(self, shapes: tuple[ShapePrompt, ...]) -> bool:
-        """Whether the layer of shapes shows these."""
-        drawn = self.shapes.data
-        return len(drawn) == len(shapes) and all(
-            len(corners) == len(shape.vertices) and np.allclose(corners, shape.vertices)
-            for corners, shape in zip(drawn, shapes, strict=True)
-        )
-
     def show_proposal(self, proposal: Proposal | None) -> None:
-        """Draws the outline of a mask on its plane, or none; there is a preview."""
+        """Draws the outline of a mask on its plane, or none."""
         if proposal is not None:
-            self._draw_outline(placed_outline(proposal))
+            self.make_preview()
+            self._draw_outline(outline_of(proposal))
             self.fit_width()
-        elif len(self.preview.data):
-            self.preview.data = self._no_outline()
-
-    def _draw_outline(self, segments: np.ndarray) -> None:
-        """Redraws segments in place if the old ones were as many or more; surplus ones get no length.
-
-        New data would make napari draw a new thumbnail, which takes longer than the rest of a granularity step.
-        """
-        drawn = self.preview.data
-        has_room = len(segments) <= len(drawn)
-        if not has_room:
-            drawn = np.empty((1 << (len(segments) - 1).bit_length(), 2, self._ndim), np.float32)
-        drawn[: len(segments)], drawn[len(segments) :] = segments, segments[0] * [[1], [0]]
-        if has_room:
-            self.preview.refresh(thumbnail=False, highlight=False)
-        else:
-            self.preview.data = drawn
-
-    def _no_outline(self) -> np.ndarray:
-        return np.zeros((0, 2, self._ndim))
-
-    def _add(self, layer: Layer, place: int) -> None:
-        layer.metadata[_SOURCE_KEY] = self._frame.image.unique_id
-        insert_quietly(self._viewer, layer, place)
-        layer.locked = LayerLock.DELETION
-        self._viewer.layers.selection = self._viewer.layers.selection or [self._frame.image]
-
-    def owns(self, layer: Layer) -> bool:
-        """Whether a layer is one of these."""
-        return any(layer is own for own in self.layers)
-
-    def _show_shapes(self, shapes: tuple[ShapePrompt, ...]) -> None:
-        if not self._holds(shapes):
-            self.shapes.selected_data = set()
-            self.shapes.data = []
-            if shapes:
-                self.shapes.add(
-                    [np.array(shape.vertices) for shape in shapes],
-                    shape_type=[SHAPE_TYPES[shape.kind] for shape in shapes],
-                )
-        if shapes:
-            self.shapes.edge_color = [COLOURS[shape.polarity] for shape in shapes]
+        elif self.preview is not None and len(self.preview.data):
+            self.preview.data = np.zeros((0, 2, self._ndim))
 
     def fit_width(self) -> None:
         """Gives the outline its width on screen at this zoom; never call it while the canvas is being drawn."""
@@ -361,3 +217,89 @@ class PromptLayers:
         ratio = width / self.preview.edge_width
         if not 1 / _ZOOM_TOLERANCE < ratio < _ZOOM_TOLERANCE:
             self.preview.edge_width = width
+
+    def _draw_outline(self, segments: np.ndarray) -> None:
+        """Redraws segments in place if the old ones were as many or more; surplus ones get no length."""
+        drawn = self.preview.data
+        has_room = len(segments) <= len(drawn)
+        if not has_room:
+            drawn = np.empty((1 << (len(segments) - 1).bit_length(), 2, self._ndim), np.float32)
+        drawn[: len(segments)], drawn[len(segments) :] = segments, segments[0] * [[1], [0]]
+        if has_room:
+            redraw(self.preview)
+        else:
+            self.preview.data = drawn
+
+    def _show_shapes(self, shapes: tuple[ShapePrompt, ...]) -> None:
+        layer = self.shapes
+        is_drawn = len(layer.data) == len(shapes) and all(
+            len(corners) == len(shape.vertices) and np.allclose(corners, shape.vertices)
+            for corners, shape in zip(layer.data, shapes, strict=True)
+        )
+        if not is_drawn:
+            layer.selected_data = set()
+            layer.data = []
+            if shapes:
+                types = [SHAPE_TYPES[shape.kind] for shape in shapes]
+                layer.add([np.array(shape.vertices) for shape in shapes], shape_type=types)
+        if shapes:
+            layer.edge_color = [COLOURS[shape.polarity] for shape in shapes]
+
+    def _add(self, layer: Layer, place: int) -> None:
+        layer.metadata[SOURCE_KEY] = self._frame.image.unique_id
+        insert_quietly(self._viewer, layer, place)
+        layer.locked = LayerLock.DELETION
+        self._viewer.layers.selection = self._viewer.layers.selection or [self._frame.image]
+        self._bind(layer)
+
+
+def after_points_event(event: Any, prompts: Prompts, polarity: Polarity, object_id: int) -> tuple[Prompts, str] | None:
+    """The prompts after an edit of the points, and what was done; None if the event announces an edit to come.
+
+    Points that were added get a polarity and an object.
+    """
+    points, positions = list(prompts.points), [tuple(map(float, row)) for row in event.value]
+    match str(event.action):
+        case 'added':
+            points += [PointPrompt(at, polarity, object_id) for at in positions[len(points) :]]
+            name = 'click'
+        case 'removed':
+            removed = {index % len(points) for index in event.data_indices}
+            points, name = [point for i, point in enumerate(points) if i not in removed], 'remove click'
+        case 'changed':
+            points = [replace(old, position=at) for at, old in zip(positions, points, strict=True)]
+            name = 'move click'
+        case _:
+            return None
+    return replace(prompts, points=tuple(points)), name
+
+
+def after_shapes_event(
+    event: Any, layer: Shapes, prompts: Prompts, polarity: Polarity, object_id: int
+) -> tuple[Prompts, str] | None:
+    """The prompts after an edit of the layer of shapes, and what was done; None if the event announces an edit to come.
+
+    Shapes that were added get an object, and scribbles a polarity.
+    """
+    action = str(event.action)
+    if action not in ('added', 'removed', 'changed'):
+        return None
+    drawn = [
+        (_DRAWN_AS.get(kind, ShapeKind.BOX), tuple(tuple(map(float, corner)) for corner in corners))
+        for kind, corners in zip(layer.shape_type, layer.data, strict=True)
+    ]
+    shapes = list(prompts.shapes)
+    if action == 'removed':
+        removed = {index % len(shapes) for index in event.data_indices} if shapes else set()
+        shapes = [shape for i, shape in enumerate(shapes) if i not in removed]
+    # A drag of a corner may be announced as nothing but an addition, so all shapes are compared.
+    for i, (kind, vertices) in enumerate(drawn):
+        if i < len(shapes):
+            shapes[i] = replace(shapes[i], vertices=vertices)
+        else:
+            says = polarity if kind is ShapeKind.SCRIBBLE else Polarity.POSITIVE
+            shapes.append(ShapePrompt(kind, vertices, says, object_id))
+    name = {'removed': 'remove shape', 'changed': 'move shape'}.get(
+        action, shapes[-1].kind.value if shapes else 'shape'
+    )
+    return replace(prompts, shapes=tuple(shapes)), name

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from napari.layers import Vectors
 from napari.layers.base import LayerLock
 
 from napari_unsam.keys import KEYS, TO_UNDO
 from napari_unsam.model.history import ActionGroup
 from napari_unsam.model.plane import Plane
+from napari_unsam.model.plane_prompts import on_plane
 from napari_unsam.model.prompts import PendingObject, Prompts
-from napari_unsam.model.questions import on_plane
 from napari_unsam.model.targets import Level, Proposal
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite, write_of
-from napari_unsam.viewer.contours import placed_outline
-from napari_unsam.viewer.layers import following, insert_quietly
-from unsam_mm.errors import UnSAMError
+from napari_unsam.viewer.contours import outline_of
+from napari_unsam.viewer.layers import outline_layer
+from napari_unsam.viewer.port import SessionPort
+from napari_unsam.viewer.workarounds import insert_quietly
 from unsam_mm.masks.granularity import area_granularity
+from unsam_mm.masks.rle import decode_rles, encode_bitmaps, rle_from_json, rle_to_json
 
 if TYPE_CHECKING:
-    from napari_unsam.viewer.port import SessionPort
+    from napari.layers import Vectors
 
 PENDING_NAME = 'UnSAM pending'
 PENDING_COLOUR = '#56b4e9'
@@ -38,8 +37,6 @@ _NOTHING_FREE = (
 
 def pending_object(proposal: Proposal, object_id: int) -> PendingObject:
     """The current mask as a plain value."""
-    from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
-
     return PendingObject(
         object_id=object_id,
         axes=proposal.plane.axes,
@@ -53,23 +50,16 @@ def pending_object(proposal: Proposal, object_id: int) -> PendingObject:
 
 def proposal_of(kept: PendingObject, shape: tuple[int, ...]) -> Proposal:
     """The mask of a pending object, on an array of a shape."""
-    from unsam_mm.masks.rle import decode_rles, rle_from_json
-
     x0, y0, x1, y1 = kept.box_xyxy
     size_hw = y1 - y0, x1 - x0
     mask = decode_rles([rle_from_json({'size': size_hw, 'counts': kept.counts})], size_hw)[0]
     plane = Plane(tuple(shape), kept.axes, kept.index)
-    area_px = int(mask.sum())
-    granularity = float(area_granularity(area_px, np.prod(plane.size_hw)))  # earlier versions noted another number
-    return Proposal(plane, kept.box_xyxy, mask, area_px, granularity, kept.score, rank=0, count=0)
+    granularity = float(area_granularity(mask.sum(), np.prod(plane.size_hw)))  # earlier versions noted another number
+    return Proposal(kept.box_xyxy, mask, granularity, kept.score, plane=plane)
 
 
 class PendingObjects:
-    """The pending objects of the image of a session, shown as outlines and committed with the current mask.
-
-    Args:
-        session: Whose image it is.
-    """
+    """The pending objects of the image of a session, shown as outlines and committed with the current mask."""
 
     def __init__(self, session: SessionPort) -> None:
         self._session = session
@@ -89,15 +79,8 @@ class PendingObjects:
         controller.say(f'{count} kept; click on another object. {KEYS["commit"].key} commits all.')
 
     def commit(self, with_shown: bool = True) -> None:
-        """Writes the pending objects of all planes and the current mask into the layer of objects, as one action.
-
-        Args:
-            with_shown: Whether to include the current mask.
-        """
-        try:
-            self._commit(with_shown)
-        except UnSAMError as error:
-            self._session.controller.say(str(error), Level.PROBLEM)
+        """Writes the pending objects of all planes, and the current mask, into the layer of objects as one action."""
+        self._session.controller.reporting(self._commit)(with_shown)
 
     def _commit(self, with_shown: bool) -> None:
         session, controller = self._session, self._session.controller
@@ -112,43 +95,25 @@ class PendingObjects:
             return
         what = f'object {writes[0].label}' if len(writes) == 1 else f'{len(writes)} objects'
         name = f'commit {what}'
-        session.history.do(ActionGroup(name, [session.writing(name, writes), controller.next_object(done)]))
+        controller.history.do(ActionGroup(name, [session.writing(name, writes), controller.next_object(done)]))
         labels.selected_label = writes[-1].label
         area_px = sum(int(write.mask.sum()) for write in writes)
         overlapping = f' {left} left out (overlap with existing objects).' if left else ''
         controller.say(f'{what[0].upper()}{what[1:]} committed, {area_px:,} px.{overlapping} {TO_UNDO}')
 
-    def show(self, pending: tuple[PendingObject, ...], shape: tuple[int, ...]) -> None:
-        """Draws the outlines."""
-        if pending == self._shown:
-            return
-        if self.outlines is None:
-            self._make_outlines()
-        outlines = [placed_outline(proposal_of(kept, shape)) for kept in pending]
-        self._shown, self.outlines.visible = pending, bool(pending)
-        self.outlines.data = np.concatenate([np.zeros((0, 2, len(shape))), *outlines])
-
-    def detach(self) -> Vectors | None:
-        """Detaches the layer of the outlines and returns it."""
-        outlines, self.outlines, self._shown = self.outlines, None, ()
-        if outlines is not None:
-            self._session.unbind(outlines)
-        return outlines
-
     def _writes(self, labels: np.ndarray, shown: Proposal | None) -> tuple[list[ObjectWrite], Prompts, int]:
         """What can be written, the prompts that are done with then, and how many objects have no pixel left."""
         session, controller = self._session, self._session.controller
-        prompts = controller.prompts
+        prompts, keep = controller.prompts, session.keep_existing
         candidates = [
             (proposal_of(kept, labels.shape), _prompts_of(prompts, kept, labels.shape)) for kept in prompts.pending
         ]
         if shown is not None:
             candidates.append((shown, controller.prompts_here))
         writes, done, first = [], Prompts(), session.next_label()
-        for proposal, own in candidates:
-            write = write_of(proposal, first + len(writes), labels, session.keep_existing)
-            if write is not None and session.keep_existing:
-                write = _without_overlap(write, writes)
+        for number, (proposal, own) in enumerate(candidates):
+            before = [other for other, _ in candidates[:number] if keep and other.plane == proposal.plane]
+            write = write_of(proposal, first + len(writes), labels, keep, before)
             if write is not None:
                 writes.append(write)
                 done = Prompts(
@@ -156,41 +121,33 @@ class PendingObjects:
                 )
         return writes, done, len(candidates) - len(writes)
 
+    def show(self, pending: tuple[PendingObject, ...], shape: tuple[int, ...]) -> None:
+        """Draws the outlines."""
+        if pending == self._shown:
+            return
+        if self.outlines is None:
+            self._make_outlines()
+        outlines = [outline_of(proposal_of(kept, shape)) for kept in pending]
+        self._shown, self.outlines.visible = pending, bool(pending)
+        self.outlines.data = np.concatenate([np.zeros((0, 2, len(shape))), *outlines])
+
+    def detach(self) -> Vectors | None:
+        """Detaches the layer of the outlines and returns it."""
+        outlines, self.outlines, self._shown = self.outlines, None, ()
+        if outlines is not None:
+            self._session.inputs.unbind(outlines)
+        return outlines
+
     def _make_outlines(self) -> None:
         session = self._session
-        size_px = max(session.controller.target.plane.size_hw)
-        self.outlines = Vectors(
-            np.zeros((0, 2, len(session.frame.shape))),
-            ndim=len(session.frame.shape),
-            name=PENDING_NAME,
-            opacity=1.0,
-            edge_color=PENDING_COLOUR,
-            edge_width=max(_OUTLINE_SHARE * size_px, 0.2),
-            vector_style='line',
-            **following(session.frame),
-        )
+        self.outlines = outline_layer(session.frame, PENDING_NAME, PENDING_COLOUR)
+        self.outlines.edge_width = max(_OUTLINE_SHARE * max(session.controller.target.plane.size_hw), 0.2)
         insert_quietly(session.viewer, self.outlines)
         self.outlines.locked = LayerLock.DELETION
-        session.bind(self.outlines)
+        session.inputs.bind(self.outlines)
 
 
 def _prompts_of(prompts: Prompts, kept: PendingObject, shape: tuple[int, ...]) -> Prompts:
     """A pending object and its prompts."""
     here = on_plane(prompts, Plane(tuple(shape), kept.axes, kept.index))
     return here.keeping(lambda prompt: prompt.object_id == kept.object_id)
-
-
-def _without_overlap(write: ObjectWrite, before: Sequence[ObjectWrite]) -> ObjectWrite | None:
-    """An object without the pixels of the objects before it; None if none is left."""
-    mask = write.mask.copy()
-    for other in before:
-        shared = [
-            slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(write.region, other.region, strict=True)
-        ]
-        if all(part.start < part.stop for part in shared):
-            mask[_within(shared, write.region)] &= ~other.mask[_within(shared, other.region)]
-    return replace(write, mask=mask) if mask.any() else None
-
-
-def _within(shared: Sequence[slice], region: Sequence[slice]) -> tuple[slice, ...]:
-    return tuple(slice(part.start - own.start, part.stop - own.start) for part, own in zip(shared, region, strict=True))

@@ -1,4 +1,4 @@
-"""Connects a controller to a viewer: mouse, keys and layers.
+"""Connects a controller to a viewer: what is in view, layers, mouse and keys.
 
 Works on napari's viewer model, so it needs no window.
 """
@@ -15,28 +15,26 @@ from napari.layers import Image
 from psygnal import Signal
 
 from napari_unsam.controller import NO_IMAGE, Level, SegmentationController, Target
-from napari_unsam.keys import Actions
-from napari_unsam.model.actions import Change
-from napari_unsam.model.frame import Channels, Frame, LayerChannels, check_aligned, layers_of
-from napari_unsam.model.history import ActionHistory
+from napari_unsam.model.frame import PLACING, Channels, Frame, LayerChannels, check_aligned, layers_of
+from napari_unsam.model.history import ActionHistory, Change
+from napari_unsam.model.label_boxes import Region
 from napari_unsam.model.pixels import plane_pixels
 from napari_unsam.model.plane import Plane, plane_at, plane_in_view
+from napari_unsam.model.plane_prompts import is_drawn_well
 from napari_unsam.model.prompts import Polarity, Prompts, ShapeKind
-from napari_unsam.model.questions import is_drawn_well
 from napari_unsam.viewer.commit import ObjectWrite, WriteObjects
-from napari_unsam.viewer.edits import after_points_event, after_shapes_event
 from napari_unsam.viewer.inputs import Inputs
-from napari_unsam.viewer.layers import PromptLayers, remove_layers
+from napari_unsam.viewer.layers import PromptLayers, after_points_event, after_shapes_event, place_again
 from napari_unsam.viewer.objects import Objects
 from napari_unsam.viewer.pending import PendingObjects
-from napari_unsam.viewer.placing import Placing
 from napari_unsam.viewer.sources import Sources
-from napari_unsam.viewer.stack import StackWork
+from napari_unsam.viewer.stack import SlicePrecomputer
+from napari_unsam.viewer.workarounds import remove_layers
 from unsam_mm.errors import ImageError, UnSAMError
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
-    from napari.layers import Labels, Layer, Shapes
+    from napari.layers import Labels, Shapes
 
 _TOOLS = {ShapeKind.BOX: 'add_rectangle', ShapeKind.OUTLINE: 'add_polygon_lasso', ShapeKind.SCRIBBLE: 'add_path'}
 
@@ -50,11 +48,10 @@ class ViewerSession:
         later: Runs a function once napari is done with what it is at; by default at once, as suits a viewer without a window.
 
     Attributes:
-        viewer: The viewer.
-        controller: The controller.
+        image: The image being segmented; see `set_image`.
+        inputs: Mouse and keys.
         stack: All planes of the image.
         pending: Objects that wait to be committed.
-        prompting: Whether clicks on the canvas are prompts.
         keep_existing: Whether a commit leaves other objects alone.
         image_changed: Emitted when another image, none, or other channels of it are being segmented.
         contrast_changed: Emitted at each step of the slider for contrast; once it rests, `reanalyse` is to be called.
@@ -75,18 +72,16 @@ class ViewerSession:
         controller: SegmentationController,
         later: Callable[[Callable[[], None]], None] = lambda call: call(),
     ) -> None:
-        self.viewer, self.later = viewer, later
-        self.controller = controller
-        self.prompting = True
+        self.viewer, self.controller, self.later = viewer, controller, later
         self.keep_existing = True
-        self._image: Image | None = None
+        self.image: Image | None = None
         self._is_behind = False  # in drawing the prompts
         self._tool: ShapeKind | None = None
         self._sources = Sources()
         self._prompt_layers: PromptLayers | None = None
         self._objects = Objects(self, self.objects_changed.emit)
-        self._inputs = Inputs(viewer, self)
-        self.add_actions(
+        self.inputs = Inputs(viewer, controller, self.click)
+        self.inputs.add(
             {
                 'coarser': controller.coarser,
                 'finer': controller.finer,
@@ -98,30 +93,32 @@ class ViewerSession:
                 'redo': controller.redo,
             }
         )
-        self.stack, self.pending = StackWork(self), PendingObjects(self)
-        self._placing = Placing(viewer, lambda: self.frame, self._retarget)
-        self._connect()
-
-    @property
-    def image(self) -> Image | None:
-        """The image being segmented."""
-        return self._image
+        self.stack, self.pending = SlicePrecomputer(self), PendingObjects(self)
+        controller.prompts_changed.connect(self._prompts_changed)
+        controller.state_changed.connect(self._catch_up)
+        controller.proposal_changed.connect(self._show_proposal)
+        self._sources.pixels_changed.connect(self._pixels_changed)
+        self._sources.contrast_changed.connect(self._contrast_changed)
+        dims, layers = viewer.dims.events, viewer.layers
+        self._connections = [
+            *((event, self._retarget) for event in (dims.point, dims.ndisplay, dims.order, dims.units)),
+            (layers.events.removed, self._layer_removed),
+            (layers.selection.events.active, self._tool_changed),
+        ]
+        for event, act in self._connections:
+            event.connect(act)
 
     @property
     def objects(self) -> Labels | None:
         """The layer of committed objects of the image; None before it is made."""
-        return self._objects.of(self._image)
+        return self._objects.current
 
     @property
     def frame(self) -> Frame:
-        """Where the layers of the image lie.
-
-        Raises:
-            UnSAMError: If no image is chosen.
-        """
-        if self._image is None:
+        """Where the layers of the image lie; raises UnSAMError if no image is chosen."""
+        if self.image is None:
             raise UnSAMError(NO_IMAGE)
-        return Frame(self._image, self.channels, self.viewer.dims.units)
+        return Frame(self.image, self.channels, self.viewer.dims.units)
 
     @property
     def history(self) -> ActionHistory:
@@ -131,38 +128,19 @@ class ViewerSession:
     @property
     def channels(self) -> Channels | LayerChannels | None:
         """Which channels the model sees of the image, along an axis or in several layers; None if it sees its one layer."""
-        return self._sources.channels(self._image)
-
-    @property
-    def actions(self) -> Actions:
-        """What the keys call, by command, those of panels included."""
-        return self._inputs.actions
-
-    def add_actions(self, actions: Actions) -> None:
-        """Binds the keys of commands on the viewer and on the layers of the plugin."""
-        self._inputs.add({name: self.controller.reporting(act) for name, act in actions.items()})
-
-    def bind(self, *layers: Layer) -> None:
-        """Binds the keys on layers of the plugin."""
-        self._inputs.bind(*layers)
-
-    def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
-        """Wraps a function so that it does nothing while a stroke is being drawn."""
-        return self._inputs.unless_drawing(act)
-
-    def unbind(self, *layers: Layer) -> None:
-        """Unbinds the keys of layers."""
-        self._inputs.unbind(*layers)
+        return self._sources.channels(self.image)
 
     def set_image(self, image: Image | None) -> None:
         """Chooses the image to segment."""
-        if image is self._image:
+        if image is self.image:
             return
         self._drop_prompt_layers()
-        if self._image in self.viewer.layers:
-            remove_layers(self.viewer, self._objects.unused(self._image))
-        self._image = image
-        self._placing.follow(image)
+        if self.image in self.viewer.layers:
+            remove_layers(self.viewer, self._objects.unused(self.image))
+        for followed, act in ((self.image, 'disconnect'), (image, 'connect')):
+            for name in PLACING if followed is not None else ():
+                getattr(followed.events[name], act)(self._image_moved)
+        self.image = image
         if image is not None:
             self._sources.add(image)
         self._retarget()
@@ -174,7 +152,7 @@ class ViewerSession:
         Raises:
             ImageError: If layers that are to be channels do not lie on the image.
         """
-        image, before = self._image, self.channels
+        image, before = self.image, self.channels
         if image is None or channels == before:
             return
         if isinstance(channels, LayerChannels):
@@ -187,7 +165,7 @@ class ViewerSession:
     def reanalyse(self) -> None:
         """Drops the analysed planes after a change of contrast; analyses the plane in view again if it was."""
         controller, target = self.controller, self.controller.target
-        if self._image is None or target is None:
+        if self.image is None or target is None:
             return
         was_wanted = controller.plane is not None or controller.embedding == target
         controller.forget(target.source)
@@ -196,10 +174,7 @@ class ViewerSession:
             controller.say('Contrast changed: analysing the slice again. Prompts are kept.')
 
     def target_at(self, index: Sequence[int]) -> Target:
-        """The plane of the image at some data positions, with the axes that are in view.
-
-        Args:
-            index: One number per axis of the image; those of the two axes of the plane are not read.
+        """The plane of the image at some data positions, one per axis, with the axes that are in view.
 
         Raises:
             UnSAMError: If no image is chosen, or it does not reach there.
@@ -212,20 +187,17 @@ class ViewerSession:
         return self._target_of(plane_at(frame, axes, index))
 
     def ensure_objects(self) -> Labels:
-        """The layer of objects of the image, made if there is none.
-
-        Raises:
-            UnSAMError: If no image is chosen.
-        """
+        """The layer of objects of the image, made if there is none; raises UnSAMError if no image is chosen."""
         return self._objects.ensure()
 
     def next_label(self, layer: Labels | None = None) -> int:
         """A label that no object of the image has, or had in this session; see `writing`."""
-        return self._objects.next_label(layer)
+        return self._objects.table(layer).highest + 1
 
-    def region_of(self, label: int) -> tuple[slice, ...] | None:
+    def region_of(self, label: int) -> Region | None:
         """The bounding box of an object of the image; None if it is not there."""
-        return self._objects.region_of(label)
+        labels = self.objects
+        return None if labels is None else self._objects.table(labels).region_of(label)
 
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
         """Writes, overwrites or erases objects, as one action; nothing happens without any; see `writing`."""
@@ -233,16 +205,7 @@ class ViewerSession:
             self.history.do(self.writing(name, writes, layer))
 
     def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
-        """The action that writes objects, not done yet.
-
-        Args:
-            name: What the user does.
-            writes: The objects.
-            layer: One of `ensure_objects`, for what was begun on another image; by default that of the image.
-
-        Raises:
-            UnSAMError: If no image is chosen, or the layer was removed.
-        """
+        """The action that writes objects, not done yet; see `Objects.writing`."""
         return self._objects.writing(name, writes, layer)
 
     def draw(self, kind: ShapeKind | None) -> None:
@@ -252,7 +215,7 @@ class ViewerSession:
             self.controller.say_no_target()
         elif kind is None:
             shapes.mode = 'pan_zoom'
-            self.viewer.layers.selection.active = self._image
+            self.viewer.layers.selection.active = self.image
         else:
             shapes.visible = True
             self.viewer.layers.selection.active = shapes
@@ -270,15 +233,9 @@ class ViewerSession:
     def make_prompt_layers(self) -> None:
         """Makes the layer of the clicks, unless there is one or nothing can be segmented."""
         target = self.controller.target
-        if self._prompt_layers is not None or target is None:
-            return
-        self._prompt_layers = layers = PromptLayers(self.viewer, self.frame, target.plane)
-        self.bind(*layers.layers)
-        layers.points.events.data.connect(self._points_edited)
-
-    def _make_preview(self) -> None:
-        if self._prompt_layers.preview is None:
-            self.bind(self._prompt_layers.make_preview())
+        if self._prompt_layers is None and target is not None:
+            self._prompt_layers = PromptLayers(self.viewer, self.frame, target.plane, self.inputs.bind)
+            self._prompt_layers.points.events.data.connect(self._points_edited)
 
     def make_shapes_layer(self) -> Shapes | None:
         """The layer of boxes, outlines and scribbles, made if there is none; None if nothing can be segmented."""
@@ -288,7 +245,6 @@ class ViewerSession:
             return None
         if layers.shapes is None:
             shapes = layers.make_shapes()
-            self.bind(shapes)
             shapes.events.data.connect(self._shapes_edited)
             shapes.events.mode.connect(self._tool_changed)
         return layers.shapes
@@ -303,7 +259,7 @@ class ViewerSession:
         if layers is None:
             self.make_prompt_layers()
         elif layers.preview is None:
-            self._make_preview()
+            layers.make_preview()
         elif not layers.is_shown:
             layers.show()
         else:
@@ -317,28 +273,10 @@ class ViewerSession:
 
     def click(self, world: Any, polarity: Polarity | None = None) -> bool:
         """Makes a prompt of a position in world coordinates; returns False, and says why, if it cannot be one."""
-        if self._image is None:
+        if self.image is None:
             self.controller.say(NO_IMAGE, Level.PROBLEM)
             return False
         return self.controller.add_prompt(self.frame.to_data(world), polarity)
-
-    @property
-    def has_target(self) -> bool:
-        """Whether there is a plane in view that can have prompts."""
-        return self.controller.target is not None
-
-    @property
-    def has_prompts(self) -> bool:
-        """Whether the plane in view has prompts of the current object."""
-        return bool(self.controller.prompts_here)
-
-    def pressed(self, world: tuple[float, ...], is_other_polarity: bool) -> None:
-        """Makes a prompt of a click with the mouse."""
-        self.click(world, self.controller.polarity.flipped() if is_other_polarity else None)
-
-    def wheeled(self, steps: int) -> None:
-        """Slides along the regions under the prompts."""
-        self.controller.slide(steps)
 
     def commit(self) -> None:
         """Writes the current mask and the pending objects into the layer of objects, once the last click is answered."""
@@ -355,31 +293,14 @@ class ViewerSession:
         self.controller.close()
         self._sources.close()
         self._objects.close()
-        self._inputs.close()
+        self.inputs.close()
         self.history.clear()
-        for emitter in self._emitters():
-            emitter.disconnect(self._retarget)
-        self.viewer.layers.events.removed.disconnect(self._layer_removed)
-        self.viewer.layers.selection.events.active.disconnect(self._tool_changed)
-
-    def _connect(self) -> None:
-        self.controller.prompts_changed.connect(self._prompts_changed)
-        self.controller.state_changed.connect(self._catch_up)
-        self.controller.proposal_changed.connect(self._show_proposal)
-        self._sources.pixels_changed.connect(self._pixels_changed)
-        self._sources.contrast_changed.connect(self._contrast_changed)
-        for emitter in self._emitters():
-            emitter.connect(self._retarget)
-        self.viewer.layers.events.removed.connect(self._layer_removed)
-        self.viewer.layers.selection.events.active.connect(self._tool_changed)
-
-    def _emitters(self) -> list[Any]:
-        events = self.viewer.dims.events
-        return [events.point, events.ndisplay, events.order, events.units]
+        for event, act in self._connections:
+            event.disconnect(act)
 
     def _retarget(self) -> None:
         """Tells the controller which plane of which image is in view."""
-        if self._image is None:
+        if self.image is None:
             self.controller.set_target(None)
             return
         try:
@@ -391,15 +312,21 @@ class ViewerSession:
         self.controller.set_target(self._target_of(plane))
 
     def _target_of(self, plane: Plane) -> Target:
-        image = self._image
+        image = self.image
         pixels = partial(plane_pixels, image, plane, self.channels)
         return Target(image.unique_id, plane, image.name, lambda: pixels()[0][:, :], pixels)
+
+    def _image_moved(self) -> None:
+        frame = self.frame
+        for layer in self.viewer.layers:
+            place_again(layer, frame)
+        self._retarget()
 
     def _put_channels(self, image: Image, chosen: tuple[Channels | LayerChannels | None, Prompts]) -> None:
         channels, prompts = chosen
         if image not in self._sources or not all(layer in self.viewer.layers for layer in layers_of(channels)):
             return  # taken away meanwhile
-        is_here, before = image is self._image, self._sources.channels(image)
+        is_here, before = image is self.image, self._sources.channels(image)
         if is_here and (before and before.axis) != (channels and channels.axis):
             self._drop_prompt_layers()
             remove_layers(self.viewer, self._objects.unused(image))
@@ -413,42 +340,44 @@ class ViewerSession:
     def _pixels_changed(self, image: Image) -> None:
         self.controller.forget(image.unique_id)
         layers = self._prompt_layers
-        if layers is not None and image is self._image and layers.points.ndim != len(self.frame.shape):
+        if layers is not None and image is self.image and layers.points.ndim != len(self.frame.shape):
             self._drop_prompt_layers()
             self.controller.put_prompts(image.unique_id, Prompts())
         self._retarget()
 
     def _contrast_changed(self, image: Image) -> None:
-        if image is self._image:
+        if image is self.image:
             self.contrast_changed.emit()
         else:
             self.controller.forget(image.unique_id)
+
+    def _layer_removed(self, event: Any) -> None:
+        layer = event.value
+        if isinstance(layer, Image):
+            self._forget(layer)
+            return
+        own = () if self._prompt_layers is None else self._prompt_layers.layers
+        if not self._objects.removed(layer) and any(layer is one for one in own):
+            self._drop_prompt_layers(self.later)
+            self.later(self._remove_prompts)
 
     def _forget(self, layer: Image) -> None:
         """Drops a removed image, and the analysed planes of images that used it as a channel."""
         # napari is in the midst of a removal, and cannot bear that others go which it was about to select.
         self.later(partial(remove_layers, self.viewer, self._objects.unused(layer)))
-        if layer is self._image:
+        if layer is self.image:
             self._drop_prompt_layers(self.later)
             self.set_image(None)
         self.controller.forget(layer.unique_id)
         self.stack.forget(layer.unique_id)
         for image in self._sources.remove(layer):
             self._pixels_changed(image)
-            if image is self._image:
+            if image is self.image:
                 self.controller.say(f'Channel "{layer.name}" was removed; only "{image.name}" is used now.')
                 self.image_changed.emit()
 
-    def _layer_removed(self, event: Any) -> None:
-        layer = event.value
-        if isinstance(layer, Image):
-            self._forget(layer)
-        elif not self._objects.removed(layer) and self._prompt_layers is not None and self._prompt_layers.owns(layer):
-            self._drop_prompt_layers(self.later)
-            self.later(self._remove_prompts)
-
     def _remove_prompts(self) -> None:
-        if self._image in self.viewer.layers:  # else they went with it
+        if self.image in self.viewer.layers:  # else they went with it
             self.controller.set_prompts(Prompts(object_id=self.controller.prompts.object_id), 'remove all prompts')
 
     def _prompts_changed(self) -> None:
@@ -464,25 +393,24 @@ class ViewerSession:
             self._show_prompts()
 
     def _show_prompts(self) -> None:
-        if self.controller.prompts:
+        prompts = self.controller.prompts
+        if prompts:
             self.make_prompt_layers()
         layers = self._prompt_layers
         if layers is None:
             return
         with ExitStack() as quiet:
             quiet.enter_context(layers.points.events.data.blocker(self._points_edited))
-            if self.controller.prompts.shapes or layers.shapes is not None:
+            if prompts.shapes or layers.shapes is not None:
                 quiet.enter_context(self.make_shapes_layer().events.data.blocker(self._shapes_edited))
-            layers.show_prompts(self.controller.prompts)
-        self.pending.show(self.controller.prompts.pending, self.frame.shape)
+            layers.show_prompts(prompts)
+        self.pending.show(prompts.pending, self.frame.shape)
 
     def _show_proposal(self) -> None:
         if self._prompt_layers is None and self.controller.prompts:
             self._show_prompts()  # prompts outlive their layers while no image is chosen
-        proposal, layers = self.controller.proposal, self._prompt_layers
-        if layers is not None and (proposal is not None or layers.preview is not None):
-            self._make_preview()
-            layers.show_proposal(proposal)
+        if self._prompt_layers is not None:
+            self._prompt_layers.show_proposal(self.controller.proposal)
 
     def _points_edited(self, event: Any) -> None:
         controller = self.controller
@@ -518,6 +446,6 @@ class ViewerSession:
                 layers.shapes.events.data.disconnect(self._shapes_edited)
                 layers.shapes.events.mode.disconnect(self._tool_changed)
                 self._tool_changed()
-            self.unbind(*layers.layers)
+            self.inputs.unbind(*layers.layers)
             dropped += layers.layers
         when(partial(remove_layers, self.viewer, dropped))

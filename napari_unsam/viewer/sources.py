@@ -22,6 +22,7 @@ class Sources:
 
     def __init__(self) -> None:
         self._channels: dict[Image, Channels | LayerChannels | None] = {}
+        self._watched: set[Image] = set()
 
     def __contains__(self, image: Image) -> bool:
         return image in self._channels
@@ -37,40 +38,30 @@ class Sources:
 
     def set_channels(self, image: Image, channels: Channels | LayerChannels | None) -> None:
         """Chooses the channels of an image."""
-        before = self._layers()
         self._channels[image] = channels
-        self._update_watched(before)
+        self._watch()
 
     def remove(self, layer: Image) -> list[Image]:
         """Forgets a layer that was removed; returns the images of which it was a channel, which have none now."""
-        before = self._layers()
         self._channels.pop(layer, None)
         lacking = [image for image, channels in self._channels.items() if layer in layers_of(channels)]
         for image in lacking:
             self._channels[image] = None
-        self._update_watched(before)
+        self._watch()
         return lacking
 
     def close(self) -> None:
         """Watches nothing any more."""
-        before = self._layers()
         self._channels.clear()
-        self._update_watched(before)
+        self._watch()
 
-    def _layers(self) -> set[Image]:
-        return {*self._channels, *(layer for channels in self._channels.values() for layer in layers_of(channels))}
-
-    def _update_watched(self, before: set[Image]) -> None:
-        now = self._layers()
-        for layer in before - now:
-            layer.events.data.disconnect(self._tell_pixels)
-            layer.events.contrast_limits.disconnect(self._tell_contrast)
-        for layer in now - before:
-            self._watch(layer)
-
-    def _watch(self, layer: Image) -> None:
-        layer.events.data.connect(self._tell_pixels)
-        layer.events.contrast_limits.connect(self._tell_contrast)
+    def _watch(self) -> None:
+        now = {*self._channels, *(layer for channels in self._channels.values() for layer in layers_of(channels))}
+        before, self._watched = self._watched, now
+        for layers, act in ((before - now, 'disconnect'), (now - before, 'connect')):
+            for layer in layers:
+                getattr(layer.events.data, act)(self._tell_pixels)
+                getattr(layer.events.contrast_limits, act)(self._tell_contrast)
 
     def _tell_pixels(self, event: Any) -> None:
         for image in self._images_using(event.source):

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.model.plane import planes_beside
 from napari_unsam.model.targets import Level, Target
+from napari_unsam.viewer.port import SessionPort
 from unsam_mm.errors import UnSAMError
-
-if TYPE_CHECKING:
-    from napari_unsam.viewer.port import SessionPort
 
 _CHANGED = 'The image has changed; precompute its slices again.'
 _LACKS_ROOM = 'Space for {kept} of {wanted} slices only; increase it in Preferences > UnSAM, then reopen the dock.'
 
 
-class StackWork:
-    """Precomputes the planes of an image on disk, and loads them when they come into view.
-
-    Args:
-        session: Whose image it is.
-    """
+class SlicePrecomputer:
+    """Precomputes the planes of the image of a session on disk, and loads them when they come into view."""
 
     def __init__(self, session: SessionPort) -> None:
         self._session = session
         self._stored: dict[Target, int] = {}  # and the version of the image's pixels
         self._lock = Lock()  # the inference thread adds planes
-        self._in_view: Target | None = None
-        session.controller.state_changed.connect(self._follow)
+        session.controller.target_changed.connect(self._load)
 
     @property
     def is_stack(self) -> bool:
@@ -52,13 +44,10 @@ class StackWork:
         targets = [session.target_at(plane.index) for plane in planes_beside(controller.target.plane)]
         version = controller.version(source)
 
-        def check() -> None:
-            if controller.version(source) != version:
-                raise UnSAMError(_CHANGED)
-
         def work(progress: ProgressCallback) -> StackReport:
             def on_progress(fraction: float, text: str) -> None:
-                check()
+                if controller.version(source) != version:
+                    raise UnSAMError(_CHANGED)
                 progress(fraction, text)
 
             return controller.store_planes(targets, on_progress, lambda number: self._keep(targets[number], version))
@@ -68,7 +57,7 @@ class StackWork:
                 controller.say(_LACKS_ROOM.format(kept=report.kept, wanted=len(targets)), Level.PROBLEM)
             else:
                 controller.say(f'All {len(targets)} slices are precomputed.')
-            self._take()
+            self._load()
 
         if controller.plane is None and controller.embedding is None:
             controller.embed()  # before the others, and into memory
@@ -76,7 +65,7 @@ class StackWork:
 
     def close(self) -> None:
         """Disconnects from the session."""
-        self._session.controller.state_changed.disconnect(self._follow)
+        self._session.controller.target_changed.disconnect(self._load)
 
     def forget(self, source: Hashable) -> None:
         """Drops the planes of a removed image."""
@@ -88,13 +77,7 @@ class StackWork:
         with self._lock:
             self._stored[target] = version
 
-    def _follow(self) -> None:
-        target = self._session.controller.target
-        if target != self._in_view:
-            self._in_view = target
-            self._take()
-
-    def _take(self) -> None:
+    def _load(self) -> None:
         """Loads the plane in view if it is on disk and no other plane is being analysed."""
         controller = self._session.controller
         target, making = controller.target, controller.embedding

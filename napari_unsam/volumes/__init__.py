@@ -1,1 +1,1 @@
-"""Objects through the slices of a stack or the frames of a movie; needs neither Qt nor napari."""
+"""Objects through the slices of a stack or the frames of a movie; without Qt."""

@@ -44,30 +44,27 @@ class LinkedRegion:
     iou: float
 
 
-def overlap_ious(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which regions of two label maps overlap, and how much; 0 is background.
-
-    Args:
-        labels: (H, W) integers.
-        others: (H, W) integers.
+def overlaps(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Which regions of two (H, W) label maps share pixels; 0 is background.
 
     Returns:
-        (P, 2) labels of every pair that shares a pixel, and (P,) their IoU.
+        (P, 2) labels of the pairs, (P,) pixels that each shares, and the areas of the labels of both maps.
     """
     labels, others = np.asarray(labels, np.int64), np.asarray(others, np.int64)
     areas, other_areas = np.bincount(labels.ravel()), np.bincount(others.ravel())
     both = (labels > 0) & (others > 0)
     codes, shared = np.unique(labels[both] * len(other_areas) + others[both], return_counts=True)
-    pairs = np.stack(np.divmod(codes, len(other_areas)), axis=1)
+    return np.stack(np.divmod(codes, len(other_areas)), axis=1), shared, areas, other_areas
+
+
+def overlap_ious(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P, 2) labels of the pairs of regions of two (H, W) label maps that share pixels, (P,) their IoU; 0 is background."""
+    pairs, shared, areas, other_areas = overlaps(labels, others)
     return pairs, shared / (areas[pairs[:, 0]] + other_areas[pairs[:, 1]] - shared)
 
 
 def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings()) -> list[list[LinkedRegion]]:
-    """Objects through the slices.
-
-    Args:
-        label_maps: Z label maps (H, W) of one size; 0 is background.
-        settings: What counts as the same object.
+    """Objects through Z label maps (H, W) of one size; 0 is background.
 
     Returns:
         For each object its regions, at most one a slice, by slice; objects by first slice, then by region.

@@ -10,13 +10,14 @@ is taken. The answers of the engine to a click and a box can join them, but adde
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from enum import Enum
 
 import numpy as np
 from scipy import ndimage
 
-from napari_unsam.levels.disjoint import best_disjoint
-from napari_unsam.volumes.crops import CropMask
+from napari_unsam.engine.planes import EmbeddedPlane
+from napari_unsam.levels.disjoint import best_disjoint, node_totals
+from napari_unsam.model.mask import Box, BoxMask, box_slices
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
@@ -25,24 +26,6 @@ _GREY_BINS, _COLOUR_BINS = 16, 6  # of a grey image, and of each channel of a co
 _MIN_SHARE = 0.01  # of a grey value that an object was not seen to have
 _MAX_LOG_SHARE = 3.0
 _MAX_LOG_ODDS = 4.0
-
-
-class FoundMask(Protocol):
-    """One answer of an engine: a mask in its box."""
-
-    box_xyxy: tuple[int, int, int, int]
-    mask: np.ndarray
-
-
-class EmbeddedSlice(Protocol):
-    """One slice that a model has analysed."""
-
-    hierarchy: MaskHierarchy
-
-    def answer(
-        self, points_xy: np.ndarray | None, labels: np.ndarray | None, box_xyxy: np.ndarray | None = None
-    ) -> list[FoundMask]:
-        """Masks for a prompt, best first."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +45,31 @@ class MatchSettings:
     ask_engine: bool = False
 
 
+class SliceState(Enum):
+    """How a slice came to its mask."""
+
+    CORRECTED = 'corrected'
+    PROPAGATED = 'propagated'
+    STOPPED = 'stopped'
+
+
 @dataclass(frozen=True, eq=False)
-class Match:
-    """The mask of an object in another slice.
+class SliceMask:
+    """An object in one slice.
 
     Attributes:
-        crop: The mask.
-        iou: With the mask before.
+        crop: The mask; empty where the object ended.
+        iou: With the mask in the slice that it came from; 1 where the mask was known.
         score: Expected IoU with the object, in [0, 1].
         granularity: In [0, 1] by its share of the slice.
+        state: How the slice came to the mask.
     """
 
-    crop: CropMask
+    crop: BoxMask
     iou: float
     score: float
     granularity: float
+    state: SliceState = SliceState.PROPAGATED
 
 
 def colour_bins(pixels: np.ndarray) -> np.ndarray:
@@ -91,16 +84,14 @@ def colour_bins(pixels: np.ndarray) -> np.ndarray:
     return bins
 
 
-def appearance_of(crop: CropMask, bins: np.ndarray) -> np.ndarray:
+def appearance_of(crop: BoxMask, bins: np.ndarray) -> np.ndarray:
     """(B,) log odds that a pixel of each grey value or colour belongs to an object rather than to a ring around it.
 
-    Args:
-        crop: The object.
-        bins: (H, W) of its slice, from `colour_bins`.
+    (H, W) bins of its slice are from `colour_bins`.
     """
     radius = _radius(crop)
     box = _grown(crop.box_xyxy, int(radius) + 1, bins.shape)
-    inside, seen = crop.within(box), bins[_slices(box)]
+    inside, seen = crop.within(box), bins[box_slices(box)]
     ring = ~inside & (ndimage.distance_transform_edt(~inside) <= radius)
     own, around = (_shares(seen[part]) for part in (inside, ring))
     return np.clip(np.log((own + _MIN_SHARE) / (around + _MIN_SHARE)), -_MAX_LOG_SHARE, _MAX_LOG_SHARE)
@@ -112,12 +103,12 @@ def _shares(bins: np.ndarray) -> np.ndarray:
 
 
 def match_mask(
-    embedded: EmbeddedSlice,
-    previous: CropMask,
+    embedded: EmbeddedPlane,
+    previous: BoxMask,
     appearance: np.ndarray,
     bins: np.ndarray,
     settings: MatchSettings = MatchSettings(),
-) -> Match | None:
+) -> SliceMask | None:
     """The mask of an object in a slice, given its mask in the slice before.
 
     Args:
@@ -135,7 +126,9 @@ def match_mask(
     for one in (tree, *tree.alternatives) if tree is not None else ():
         crops += _from_tree(one, probs, previous.area_px, settings)
     if settings.ask_engine or tree is None:
-        crops += _answers(embedded, previous)
+        # A click at the deepest point of the mask before, and its box.
+        crops += embedded.answer(deepest_point(previous)[None], np.ones(1, np.int64))
+        crops += embedded.answer(None, None, box_xyxy=np.array(previous.box_xyxy, float))
     here = previous.within(probs.box_xyxy)
     best, best_score = None, 0.0
     for crop in crops:
@@ -147,11 +140,11 @@ def match_mask(
             best, best_score = part, score
     if best is None:
         return None
-    crop = CropMask.of(best, probs.box_xyxy[1], probs.box_xyxy[0])
-    return Match(crop, crop.iou(previous), best_score, float(area_granularity(crop.area_px, bins.size)))
+    crop = BoxMask.of(best, probs.box_xyxy[1], probs.box_xyxy[0])
+    return SliceMask(crop, crop.iou(previous), best_score, float(area_granularity(crop.area_px, bins.size)))
 
 
-def appearance_score(crop: CropMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> float:
+def appearance_score(crop: BoxMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> float:
     """The expected IoU of a known mask in its own slice: what matches of the object can reach at best."""
     probs = _pixel_probs(crop, appearance, bins, settings)
     return probs.expected_iou(crop.within(probs.box_xyxy))
@@ -177,7 +170,7 @@ class _PixelProbs:
         return float(shared / (np.count_nonzero(part) + self.prob.sum() - shared))
 
 
-def _pixel_probs(previous: CropMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> _PixelProbs:
+def _pixel_probs(previous: BoxMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> _PixelProbs:
     blur_px = settings.reach * _radius(previous) + 1
     box = _grown(previous.box_xyxy, int(_MAX_LOG_ODDS * blur_px) + 3, bins.shape)
     inside = previous.within(box)
@@ -185,40 +178,27 @@ def _pixel_probs(previous: CropMask, appearance: np.ndarray, bins: np.ndarray, s
         inside, ndimage.distance_transform_edt(inside) - 0.5, 0.5 - ndimage.distance_transform_edt(~inside)
     )
     place = np.clip(depth_px / blur_px, -_MAX_LOG_ODDS, _MAX_LOG_ODDS)
-    log_odds = place + settings.appearance * appearance[bins[_slices(box)]]
+    log_odds = place + settings.appearance * appearance[bins[box_slices(box)]]
     return _PixelProbs(box, log_odds, 1 / (1 + np.exp(-log_odds)))
 
 
-def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int, settings: MatchSettings) -> list[CropMask]:
+def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int, settings: MatchSettings) -> list[BoxMask]:
     """The best region of a tree and the best set of its regions."""
     box = probs.box_xyxy
-    leaves = tree.leaf_labels[_slices(box)]
+    leaves = tree.leaf_labels[box_slices(box)]
     flat, n_leaves = leaves.ravel(), tree.n_leaves
     outside = tree.area[:n_leaves] - np.bincount(flat, minlength=n_leaves)
     log_odds = np.bincount(flat, probs.log_odds.ravel(), minlength=n_leaves) - 2 * _MAX_LOG_ODDS * outside
     cost = settings.region_cost * np.sqrt(area_px) / 10
-    in_set = _holds(tree, best_disjoint(tree, _node_totals(tree, log_odds) - cost))
+    in_set = _holds(tree, best_disjoint(tree, node_totals(tree, log_odds) - cost))
 
-    shared = _node_totals(tree, np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
+    shared = node_totals(tree, np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
     node = int(np.argmax(shared / (tree.area + probs.prob.sum() - shared)))
     in_node = (leaves >= tree.first_leaf[node]) & (leaves < tree.last_leaf[node])
-    return [CropMask.of(part, box[1], box[0]) for part in (in_set[leaves], in_node)]
+    return [BoxMask.of(part, box[1], box[0]) for part in (in_set[leaves], in_node)]
 
 
-def _answers(embedded: EmbeddedSlice, previous: CropMask) -> list[FoundMask]:
-    """What the engine says to a click at the deepest point of the mask before, and to its box."""
-    point = deepest_point(previous)
-    box = np.array(previous.box_xyxy, float)
-    return [
-        CropMask(found.box_xyxy, found.mask)
-        for found in (
-            *embedded.answer(point[None], np.ones(1, np.int64)),
-            *embedded.answer(None, None, box_xyxy=box),
-        )
-    ]
-
-
-def deepest_point(crop: CropMask) -> np.ndarray:
+def deepest_point(crop: BoxMask) -> np.ndarray:
     """(2,) x and y of the pixel of a mask that is farthest from its outline."""
     depth = ndimage.distance_transform_edt(np.pad(crop.mask, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
@@ -242,21 +222,10 @@ def _holds(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
     return np.cumsum(steps[:-1]) > 0
 
 
-def _node_totals(tree: MaskHierarchy, of_leaves: np.ndarray) -> np.ndarray:
-    """(N,) sum over the leaves of each node."""
-    sums = np.concatenate([[0], np.cumsum(of_leaves)])
-    return sums[tree.last_leaf] - sums[tree.first_leaf]
-
-
-def _radius(crop: CropMask) -> float:
+def _radius(crop: BoxMask) -> float:
     return float(np.sqrt(crop.area_px / np.pi))
 
 
-def _grown(box_xyxy: tuple[int, int, int, int], margin: int, size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+def _grown(box_xyxy: Box, margin: int, size_hw: tuple[int, int]) -> Box:
     x0, y0, x1, y1 = box_xyxy
     return max(x0 - margin, 0), max(y0 - margin, 0), min(x1 + margin, size_hw[1]), min(y1 + margin, size_hw[0])
-
-
-def _slices(box_xyxy: tuple[int, int, int, int]) -> tuple[slice, slice]:
-    x0, y0, x1, y1 = box_xyxy
-    return slice(y0, y1), slice(x0, x1)

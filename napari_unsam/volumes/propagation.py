@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import pairwise
 
 import numpy as np
 
-from napari_unsam.volumes.crops import EMPTY, CropMask
+from napari_unsam.engine.planes import EmbeddedPlane
+from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.volumes.matching import (
-    EmbeddedSlice,
-    Match,
     MatchSettings,
+    SliceMask,
+    SliceState,
     appearance_of,
     appearance_score,
     colour_bins,
@@ -22,16 +23,8 @@ from napari_unsam.volumes.matching import (
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.granularity import area_granularity
 
-Anchors = Mapping[int, Mapping[int, CropMask]]
+Anchors = Mapping[int, Mapping[int, BoxMask]]
 """For each object, by its label, the slices where it is known; an empty mask says that it is not there."""
-
-
-class SliceState(Enum):
-    """How a slice came to its mask."""
-
-    CORRECTED = 'corrected'
-    PROPAGATED = 'propagated'
-    STOPPED = 'stopped'
 
 
 class Direction(Enum):
@@ -64,30 +57,11 @@ class PropagationSettings:
     match: MatchSettings = field(default_factory=MatchSettings)
 
 
-@dataclass(frozen=True, eq=False)
-class SliceMask:
-    """An object in one slice.
-
-    Attributes:
-        crop: The mask; empty where the object ended.
-        iou: With the mask in the slice that it came from; 1 where the mask was known.
-        score: Expected IoU with the object, in [0, 1].
-        granularity: In [0, 1] by its share of the slice.
-        state: How the slice came to the mask.
-    """
-
-    crop: CropMask
-    iou: float
-    score: float
-    granularity: float
-    state: SliceState
-
-
 Found = dict[int, SliceMask]
 
 
 def propagate(
-    plane: Callable[[int], EmbeddedSlice],
+    plane: Callable[[int], EmbeddedPlane],
     pixels: Callable[[int], np.ndarray],
     anchors: Anchors,
     z_range: tuple[int, int],
@@ -156,7 +130,7 @@ class _Track:
     """
 
     slices: Found
-    last: CropMask
+    last: BoxMask
     appearance: np.ndarray
     appearance_score: float
     largest_px: int
@@ -176,7 +150,7 @@ class _Sweep:
 
     def __init__(
         self,
-        plane: Callable[[int], EmbeddedSlice],
+        plane: Callable[[int], EmbeddedPlane],
         pixels: Callable[[int], np.ndarray],
         known: Anchors,
         settings: PropagationSettings,
@@ -201,7 +175,7 @@ class _Sweep:
         order = sorted((label for label in going if matches[label]), key=lambda label: -matches[label].score)
         for label in order:
             match = matches[label]
-            crop = without(match.crop, taken)
+            crop = match.crop.without(taken)
             if crop is not match.crop:
                 match = replace(match, crop=crop, iou=crop.iou(tracks[label].last))
             self._follow(tracks[label], z, match)
@@ -231,14 +205,14 @@ class _Sweep:
         elif earlier is not None:
             earlier.is_over = True
 
-    def _follow(self, track: _Track, z: int, match: Match) -> None:
+    def _follow(self, track: _Track, z: int, match: SliceMask) -> None:
         settings = self._settings
         if match.crop.area_px <= settings.min_share * track.largest_px:
             track.end(z, match.iou, match.score)
             return
         is_weak = match.iou < settings.min_iou or match.score < settings.min_score * track.appearance_score
         track.weak = [*track.weak, z] if is_weak else []
-        track.slices[z] = SliceMask(match.crop, match.iou, match.score, match.granularity, SliceState.PROPAGATED)
+        track.slices[z] = match
         if len(track.weak) >= settings.patience:
             track.end(z, match.iou, match.score)
             return
@@ -246,24 +220,7 @@ class _Sweep:
         track.largest_px = max(track.largest_px, match.crop.area_px)
 
 
-def without(crop: CropMask, taken: Iterable[CropMask]) -> CropMask:
-    """The mask without the pixels of others; itself if they share none."""
-    mask = crop.mask
-    for other in taken:
-        x0, y0, x1, y1 = crop.box_xyxy
-        left, top, right, bottom = other.box_xyxy
-        if (
-            left < x1
-            and x0 < right
-            and top < y1
-            and y0 < bottom
-            and (theirs := other.within(crop.box_xyxy) & mask).any()
-        ):
-            mask = mask & ~theirs
-    return crop if mask is crop.mask else CropMask.of(mask, crop.box_xyxy[1], crop.box_xyxy[0])
-
-
-def _joined(known: Mapping[int, CropMask], forward: Found, back: Found) -> Found:
+def _joined(known: Mapping[int, BoxMask], forward: Found, back: Found) -> Found:
     """One mask a slice: from the one side it was found from, or the better of both between two known slices."""
     known_zs = sorted(known)
     joined = {z: (forward if z in forward else back)[z] for z in known_zs}

@@ -1,16 +1,19 @@
-"""The slices of an image along one slider, and objects as they lie across them in the labels array."""
+"""The slices of an image along one slider, and objects across them in the labels array: read, and as they are to be written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from napari_unsam.model.label_boxes import boxes_in
+from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.commit import ObjectWrite
-from napari_unsam.volumes.crops import CropMask
+from napari_unsam.volumes.matching import SliceMask, SliceState
+from napari_unsam.volumes.propagation import Anchors, Found
+from unsam_mm.masks.granularity import area_granularity
 
 
 @dataclass(frozen=True)
@@ -41,37 +44,88 @@ class Slicing:
 
     def labels(self, array: np.ndarray, z: int) -> np.ndarray:
         """(H, W) of slice z of an array of the image's shape."""
-        axes = self.plane.axes
-        return np.asarray(array[tuple(slice(None) if axis in axes else at for axis, at in enumerate(self.index(z)))])
+        return replace(self.plane, index=self.index(z)).of(array)
 
-    def write(self, label: int, crops: Mapping[int, CropMask], features: Mapping[str, object]) -> ObjectWrite | None:
+    def write(self, label: int, crops: Mapping[int, BoxMask], features: Mapping[str, object]) -> ObjectWrite | None:
         """An object, from its mask in each slice; None if all are empty."""
         crops = {z: crop for z, crop in crops.items() if crop.area_px}
         if not crops:
             return None
         boxes = np.array([crop.box_xyxy for crop in crops.values()])
-        x0, y0 = boxes[:, :2].min(axis=0).tolist()
-        x1, y1 = boxes[:, 2:].max(axis=0).tolist()
-        first, last = min(crops), max(crops) + 1
-        spanned = dict(zip(self.plane.axes, (slice(y0, y1), slice(x0, x1)), strict=True)) | {
-            self.axis: slice(first, last)
-        }
-        region = tuple(spanned.get(axis, slice(at, at + 1)) for axis, at in enumerate(self.plane.index))
+        box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+        region, first = list(self.plane.region(box)), min(crops)
+        region[self.axis] = slice(first, max(crops) + 1)
         mask = np.zeros([part.stop - part.start for part in region], bool)
+        planes = np.moveaxis(mask, (self.axis, *self.plane.axes), (-3, -2, -1))[(0,) * (mask.ndim - 3)]
         for z, crop in crops.items():
-            at = tuple(
-                slice(None) if axis in self.plane.axes else z - first if axis == self.axis else 0
-                for axis in range(len(region))
-            )
-            mask[at] = crop.within((x0, y0, x1, y1))
-        return ObjectWrite(region, mask, label, features, self.plane.axes)
+            planes[z - first] = crop.within(box)
+        return ObjectWrite(tuple(region), mask, label, features, self.plane.axes)
 
 
-def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, CropMask]:
+def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, BoxMask]:
     """The mask of each object of an (H, W) label map, or of those that are wanted and there."""
     wanted = None if wanted is None else set(wanted)
     return {
-        label: CropMask.of(labels[box] == label, box[0].start, box[1].start)
+        label: BoxMask.of(labels[box] == label, box[0].start, box[1].start)
         for label, box in boxes_in(labels)
         if wanted is None or label in wanted
     }
+
+
+def with_corrections(
+    anchors: Anchors, found: Mapping[int, Found], slicing: Slicing, array: np.ndarray, zs: Iterable[int]
+) -> dict[int, dict[int, BoxMask]]:
+    """The slices where objects are known, and those that hold something of them that the last run did not write."""
+    known = {label: dict(slices) for label, slices in anchors.items()}
+    for z in zs:
+        for label, crop in crops_of(slicing.labels(array, z), known).items():
+            one = found.get(label, {}).get(z)
+            is_ours = one is not None and one.state is SliceState.PROPAGATED and crop.equals(one.crop)
+            if z not in known[label] and not is_ours:
+                known[label][z] = crop
+    return known
+
+
+def end_beyond(found: Mapping[int, Found], before: Mapping[int, Found], zs: Iterable[int]) -> None:
+    """Marks slices beyond the new ends of objects, in which the last run had found them, as ended."""
+    for label, slices in found.items():
+        first, last = min(slices), max(slices)
+        for z, one in before.get(label, {}).items():
+            end = slices[first if z < first else last]
+            is_beyond = not first <= z <= last and end.state is SliceState.STOPPED
+            if z in zs and is_beyond and one.state is SliceState.PROPAGATED:
+                slices[z] = replace(one, crop=EMPTY, state=SliceState.STOPPED)
+
+
+def written(
+    found: Mapping[int, Found], slicing: Slicing, array: np.ndarray, keep_existing: bool
+) -> tuple[dict[int, Found], list[ObjectWrite]]:
+    """What is to be written, and what was found as far as it is: pixels of other objects may have to stay theirs.
+
+    What an object had before in slices that it was looked for in is erased first, unless it is another object's by then.
+    """
+    zs = sorted({z for slices in found.values() for z in slices})
+    before = {z: crops_of(slicing.labels(array, z), found) for z in zs}
+    others = {z: ~np.isin(slicing.labels(array, z), [0, *found]) for z in zs} if keep_existing else {}
+    kept = {
+        label: {
+            z: one if one.state is SliceState.CORRECTED or not keep_existing else _limited(one, others[z])
+            for z, one in slices.items()
+        }
+        for label, slices in found.items()
+    }
+    now = {z: [slices[z].crop for slices in kept.values() if z in slices] for z in zs}
+    erased, writes = [], []
+    for label, slices in kept.items():
+        old = {z: before[z][label].without(now[z]) for z in slices if label in before[z]}
+        present = [one for one in slices.values() if one.crop.area_px]
+        row = {'score': float(np.mean([one.score for one in present]))}
+        if (erasing := slicing.write(0, old, {})) is not None:
+            erased.append(replace(erasing, replaces=label))
+        writes.append(slicing.write(label, {z: one.crop for z, one in slices.items()}, row))
+    return kept, [write for write in (*erased, *writes) if write is not None]
+
+
+def _limited(one: SliceMask, taken: np.ndarray) -> SliceMask:
+    crop = one.crop.without([BoxMask(one.crop.box_xyxy, taken[one.crop.slices])])
+    return replace(one, crop=crop, granularity=float(area_granularity(crop.area_px, taken.size)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import ndimage
 
-from napari_unsam.volumes.linking import LinkedRegion, LinkSettings, link
+from napari_unsam.volumes.linking import LinkedRegion, LinkSettings, link, overlaps
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,9 @@ def track(
     settings: LinkSettings = LinkSettings(max_gap=1, min_extent=1),  # noqa: B008  frozen
     divisions: DivisionSettings = DivisionSettings(),
 ) -> TrackTable:
-    """Tracks of the regions of a movie.
+    """Tracks of the regions of a movie of T label maps (H, W), 0 being background.
 
     A mother keeps no daughter as herself: where a track goes on in the larger of two cells that lie in it, it is cut there.
-
-    Args:
-        label_maps: T label maps (H, W), 0 being background.
-        settings: What counts as the same object.
-        divisions: What counts as a division.
     """
     tracks = link(label_maps, LinkSettings(settings.min_iou, settings.max_gap, 1))
     mothers = _cut_at_divisions(tracks, label_maps, divisions)
@@ -68,49 +64,22 @@ def track(
     return TrackTable(_centres(regions, label_maps), graph, regions)
 
 
-class _Coverage:
-    """Which regions of a frame lie in which of an earlier one; each pair of frames is compared once.
-
-    Args:
-        label_maps: T label maps (H, W), 0 being background.
-        min_covered: The least share of the later region.
-    """
-
-    def __init__(self, label_maps: Sequence[np.ndarray], min_covered: float) -> None:
-        self._label_maps, self._min_covered = label_maps, min_covered
-        self._found: dict[tuple[int, int], tuple[dict[int, list[int]], dict[int, list[int]]]] = {}
-
-    def outer(self, z: int, region: int, before: int) -> list[int]:
-        """The regions of frame `before` that a region of frame z lies in."""
-        return self._pairs(before, z)[0].get(region, [])
-
-    def inner(self, z: int, region: int, after: int) -> list[int]:
-        """The regions of frame `after` that lie in a region of frame z."""
-        return self._pairs(z, after)[1].get(region, [])
-
-    def _pairs(self, before: int, after: int) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-        if (before, after) not in self._found:
-            outer, inner = (np.asarray(self._label_maps[z], np.int64) for z in (before, after))
-            areas = np.bincount(inner.ravel())
-            both = (outer > 0) & (inner > 0)
-            codes, shared = np.unique(outer[both] * len(areas) + inner[both], return_counts=True)
-            pairs = np.stack(np.divmod(codes, len(areas)), axis=1)[
-                shared >= self._min_covered * areas[codes % len(areas)]
-            ]
-            by_inner: dict[int, list[int]] = {}
-            by_outer: dict[int, list[int]] = {}
-            for one, other in pairs.tolist():
-                by_inner.setdefault(other, []).append(one)
-                by_outer.setdefault(one, []).append(other)
-            self._found[before, after] = by_inner, by_outer
-        return self._found[before, after]
-
-
 def _cut_at_divisions(
     tracks: list[list[LinkedRegion]], label_maps: Sequence[np.ndarray], divisions: DivisionSettings
 ) -> dict[int, int]:
     """Finds the mother of each track that has one; a mother that went on as a daughter is cut, the rest added to the list."""
-    covered = _Coverage(label_maps, divisions.min_covered)
+
+    @cache
+    def covering(before: int, after: int) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+        """For the regions of a frame the earlier ones that they lie in, and for these the regions that lie in them."""
+        pairs, shared, _, areas = overlaps(label_maps[before], label_maps[after])
+        outer: dict[int, list[int]] = {}
+        inner: dict[int, list[int]] = {}
+        for one, other in pairs[shared >= divisions.min_covered * areas[pairs[:, 1]]].tolist():
+            outer.setdefault(other, []).append(one)
+            inner.setdefault(one, []).append(other)
+        return outer, inner
+
     # Where each region is: its track, and its place there.
     places = {(one.z, one.region): (number, i) for number, parts in enumerate(tracks) for i, one in enumerate(parts)}
     mothers: dict[int, int] = {}
@@ -125,10 +94,10 @@ def _cut_at_divisions(
         if len(tracks[born]) < divisions.min_length or born in mothers:
             continue
         frames = range(max(first.z - divisions.max_gap, 0), first.z)
-        around = sorted(places[z, region] for z in frames for region in covered.outer(first.z, first.region, z))
+        around = sorted(places[z, region] for z in frames for region in covering(z, first.z)[0].get(first.region, []))
         for mother, at in around:
             last, later = tracks[mother][at], tracks[mother][at + 1 : at + 2]
-            inner = covered.inner(last.z, last.region, first.z)
+            inner = covering(last.z, first.z)[1].get(last.region, [])
             if later:
                 sister = later[0]
                 if sister.z != first.z or sister.region not in inner:

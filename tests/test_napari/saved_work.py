@@ -8,8 +8,7 @@ from napari.components import ViewerModel
 from napari.layers import Labels
 from psygnal import Signal
 
-from napari_unsam.model.actions import Change
-from napari_unsam.model.history import ActionHistory
+from napari_unsam.model.history import ActionHistory, Change
 from napari_unsam.model.prompts import PointPrompt, Polarity
 from napari_unsam.viewer.commit import ObjectWrite
 

@@ -20,7 +20,7 @@ from skimage.segmentation import slic
 
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.engine.planes import Embed, EmbeddedPlane
-from napari_unsam.model.mask import PlaneMask, node_mask
+from napari_unsam.model.mask import BoxMask, node_mask
 from napari_unsam.model.plane import Plane
 from napari_unsam.model.targets import Level, Target
 from unsam_mm.masks.hierarchy import MaskHierarchy
@@ -83,9 +83,7 @@ class NestedPlane(EmbeddedPlane):
     def size_hw(self) -> tuple[int, int]:
         return self.hierarchy.size_hw
 
-    def answer(
-        self, points_xy=None, labels=None, box_xyxy=None, area_px=None, mask=None, max_masks=6
-    ) -> list[PlaneMask]:
+    def answer(self, points_xy=None, labels=None, box_xyxy=None, area_px=None, mask=None, max_masks=6) -> list[BoxMask]:
         nodes = self.chain(points_xy, labels, box_xyxy)
         ranked = nodes[np.argsort(-self.hierarchy.score[nodes], kind='stable')]
         return [node_mask(self.hierarchy, node) for node in ranked[:max_masks]]

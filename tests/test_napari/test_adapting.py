@@ -22,9 +22,8 @@ from napari_unsam.adapt import steps
 from napari_unsam.adapt.__main__ import main
 from napari_unsam.adapt.comparison import compare, flattened, window_around
 from napari_unsam.adapt.crops import MAX_SIDE_PX, choose_crops, write_crops
-from napari_unsam.adapt.curve import read_curve
-from napari_unsam.adapt.job import AdaptJob, AdaptSettings, Stage, mim_home
-from napari_unsam.model.questions import Question
+from napari_unsam.adapt.job import AdaptJob, AdaptSettings, Stage, mim_home, read_curve
+from napari_unsam.model.plane_prompts import PlanePrompt
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.student.weights import load_weights, net_of_checkpoint, packaged_weights
@@ -359,7 +358,7 @@ def test_masks_are_laid_flat_best_first_without_the_ground_and_what_is_covered()
 @pytest.mark.parametrize('asks', [False, True])
 def test_both_models_are_asked_the_same(tmp_path, asks):
     photo = data.coffee()[:200, 200:440]
-    question = Question(np.array([[330.0, 100.0]]), np.array([1])) if asks else None
+    question = PlanePrompt(np.array([[330.0, 100.0]]), np.array([1])) if asks else None
     window = (slice(0, 200), slice(200, 440))
     same = shutil.copy(packaged_weights('unsam_s'), tmp_path / 'same.safetensors')
     found = compare(photo, window, same, question, no_progress)

@@ -26,7 +26,7 @@ PLANE = Plane(shape=(3, 8, 10), axes=(1, 2), index=(1, 0, 0))
 def proposal(box_xyxy, mask=None):
     x0, y0, x1, y1 = box_xyxy
     mask = np.ones((y1 - y0, x1 - x0), bool) if mask is None else np.array(mask, bool)
-    return Proposal(PLANE, box_xyxy, mask, int(mask.sum()), granularity=0.5, score=0.75, rank=1, count=1)
+    return Proposal(box_xyxy, mask, granularity=0.5, score=0.75, plane=PLANE, rank=1, count=1)
 
 
 class Desk:

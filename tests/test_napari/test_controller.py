@@ -9,8 +9,8 @@ from napari_unsam.controller import Level
 from napari_unsam.engine.inference import JobCancelled
 from napari_unsam.engine.planes import PlaneCache
 from napari_unsam.model.plane import Plane
+from napari_unsam.model.plane_prompts import PlanePrompt
 from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
-from napari_unsam.model.questions import Question
 from tests.test_napari.stand_ins import PATCHES, NestedPlane, patches_target, patches_tree
 from unsam_mm.errors import ImageError
 
@@ -272,14 +272,14 @@ def larger(controller, click):
 
     def ask(steps):
         plane, jobs = OneSize(patches_tree()), []
-        controller._answers._jobs = SimpleNamespace(start=lambda _lane, _name, *job: jobs.append(job))
-        controller._answers.ask_beyond(plane, Question(np.zeros((1, 2)), np.ones(1)), steps)
+        controller._jobs = SimpleNamespace(start=lambda _lane, _name, *job: jobs.append(job))
+        controller._ask_beyond(plane, PlanePrompt(np.zeros((1, 2)), np.ones(1)), steps)
         return plane, *jobs[0][:2]
 
     click((0, 0))
-    jobs = controller._answers._jobs
+    jobs = controller._jobs
     yield ask
-    controller._answers._jobs = jobs
+    controller._jobs = jobs
 
 
 @pytest.mark.parametrize(('steps', 'word'), [(1, 'coarsest'), (-1, 'finest')])

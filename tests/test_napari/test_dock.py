@@ -198,7 +198,7 @@ def test_the_palette_of_napari_does_what_the_keys_do(make_napari_viewer, npe2pm,
     qtbot.waitUntil(lambda: dock.content is not None and len(dock.content.panels) == len(PANELS), timeout=20_000)
     done = []
     for command in KEYS:
-        monkeypatch.setitem(dock.content.session.actions, command, lambda command=command: done.append(command))
+        monkeypatch.setitem(dock.content.session.inputs.actions, command, lambda command=command: done.append(command))
     for command in KEYS:
         execute(f'unsam_mm.{command}').result()
     assert done == list(KEYS)

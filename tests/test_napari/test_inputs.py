@@ -55,7 +55,7 @@ def test_a_double_click_is_one_prompt_and_does_not_zoom(mouse, viewer, button):
     ],
 )
 def test_other_double_clicks_zoom_as_ever(mouse, viewer, prompting, modifiers, zoomed):
-    mouse.session.prompting = prompting
+    mouse.session.inputs.prompting = prompting
     zoom = viewer.scene.camera.zoom
     mouse.double_click((1, 1), modifiers=modifiers)
     assert viewer.scene.camera.zoom == pytest.approx(zoom * zoomed)
@@ -81,7 +81,7 @@ def test_what_a_key_cannot_do_is_told(mouse, viewer):
     def fail():
         raise UnSAMError('the disk is full')
 
-    mouse.session.add_actions({'propagate': fail})
+    mouse.session.inputs.add({'propagate': fail})
     press(viewer, 'Shift-G')
     assert is_problem(mouse.session, 'the disk is full')
 

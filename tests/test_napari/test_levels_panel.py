@@ -14,7 +14,7 @@ from skimage.transform import resize
 
 from napari_unsam.levels.preview import LEVELS_NAME
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.levels.work import Shown
+from napari_unsam.levels.selector import Shown
 from napari_unsam.qt.levels_panel import LevelsPanel
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.coin_tree import coin_tree
@@ -33,7 +33,7 @@ def panel(qtbot, make_controller):
     session = ViewerSession(ViewerModel(), make_controller(lambda image, progress: tree))
     session.set_image(session.viewer.add_image(data.coins(), name='Coins'))
     panel = LevelsPanel(session)
-    session.add_actions(panel.key_actions)
+    session.inputs.add(panel.key_actions)
     qtbot.addWidget(panel)
     yield panel
     panel.close_session()

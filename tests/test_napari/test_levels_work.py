@@ -12,10 +12,9 @@ from napari_unsam.engine.planes import EmbeddedPlane
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.disjoint import Selection
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
-from napari_unsam.levels.preview import LEVELS_NAME
+from napari_unsam.levels.preview import LEVELS_NAME, REVIEW_NAME
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.levels.review_outline import REVIEW_NAME
-from napari_unsam.levels.work import LevelsWork, Shown
+from napari_unsam.levels.selector import RegionSelector, Shown
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.coin_tree import coin_tree
@@ -35,7 +34,7 @@ def work(make_controller, coins_tree):
     viewer = ViewerModel()
     session = ViewerSession(viewer, make_controller(lambda image, progress: coins_tree))
     session.set_image(viewer.add_image(data.coins(), name='Coins', scale=(2, 2), translate=(7, -3)))
-    work = LevelsWork(session)
+    work = RegionSelector(session)
     yield work
     work.close()
     session.close()
@@ -149,7 +148,7 @@ def test_another_plane_takes_the_preview_away(make_controller, coins_tree, settl
     viewer = ViewerModel()
     session = ViewerSession(viewer, make_controller(lambda image, progress: coins_tree))
     session.set_image(viewer.add_image(np.stack([data.coins()] * 3)))
-    work = LevelsWork(session)
+    work = RegionSelector(session)
     viewer.dims.set_point(0, 1)
     work.show_best()
     settle(session.controller)
@@ -207,7 +206,7 @@ def test_layers_of_one_slice_lie_in_it_and_name_the_layers_of_their_wholes(make_
     session = ViewerSession(ViewerModel(), make_controller(lambda image, progress: coins_tree))
     viewer = session.viewer
     session.set_image(viewer.add_image(np.stack([data.coins()] * 3), scale=(4, 2, 2)))
-    work = LevelsWork(session)
+    work = RegionSelector(session)
     for z in (0, 2):
         viewer.dims.set_point(0, z * 4)
         for name, level in (('parts', 0.16), ('wholes', 0.4)):
@@ -389,7 +388,7 @@ def test_a_plane_too_large_for_one_tree_has_no_levels_and_that_is_said(mailbox, 
     controller = SegmentationController(lambda target, progress: EmbeddedPlane(None, None), deliver=mailbox)
     session = ViewerSession(ViewerModel(), controller)
     session.set_image(session.viewer.add_image(data.coins()))
-    work = LevelsWork(session)
+    work = RegionSelector(session)
     work.show_best()
     settle(controller)
     assert is_problem(work, 'at most 2048 px')
@@ -420,7 +419,7 @@ def test_other_axes_in_view_leave_no_preview_of_the_ones_before(make_controller,
     viewer = ViewerModel()
     session = ViewerSession(viewer, make_controller(colour_tree))
     session.set_image(viewer.add_image(np.stack([data.coins()[:40, :60]] * 30)))
-    work = LevelsWork(session)
+    work = RegionSelector(session)
     for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         viewer.dims.order = order
         work.show_level(0.3)

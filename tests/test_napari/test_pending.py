@@ -142,7 +142,7 @@ def test_a_mask_comes_back_from_its_run_lengths_and_from_a_file():
     random = np.random.default_rng(0)
     plane = Plane((5, 40, 60), (1, 2), (3, 0, 0))
     mask = random.random((7, 9)) < 0.5
-    pending = pending_object(Proposal(plane, (10, 20, 19, 27), mask, int(mask.sum()), 0.4, 0.9, 1, 3), object_id=2)
+    pending = pending_object(Proposal((10, 20, 19, 27), mask, 0.4, 0.9, plane=plane, rank=1, count=3), object_id=2)
     prompts = Prompts(object_id=3, pending=(pending,))
     lost, stored = [], encoded(prompts)
     assert stored['parts']['asides'][0]['kind'] == 'SetAside'  # as earlier versions wrote it

@@ -7,7 +7,7 @@ from skimage import data
 from skimage.draw import disk
 from skimage.measure import label
 
-from napari_unsam.volumes.crops import EMPTY, CropMask
+from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.volumes.matching import MatchSettings, appearance_of, colour_bins, deepest_point, match_mask
 from napari_unsam.volumes.propagation import Direction, PropagationSettings, SliceState, propagate
 from tests.test_napari.stand_ins import NestedPlane, colour_tree
@@ -47,7 +47,7 @@ class Stack:
         return self._planes[z]
 
     def propagate(self, anchors, z_range=None, **settings):
-        anchors = {label: {z: CropMask.of(mask) for z, mask in slices.items()} for label, slices in anchors.items()}
+        anchors = {label: {z: BoxMask.of(mask) for z, mask in slices.items()} for label, slices in anchors.items()}
         return propagate(
             self.plane,
             self.images.__getitem__,
@@ -63,7 +63,7 @@ def ball():
 
 
 def iou(one, mask):
-    return one.crop.iou(CropMask.of(mask))
+    return one.crop.iou(BoxMask.of(mask))
 
 
 def present(found):
@@ -166,7 +166,7 @@ def test_progress_can_stop_it(ball):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        propagate(ball.plane, ball.images.__getitem__, {1: {5: CropMask.of(disc(5))}}, (0, 10), progress=stop)
+        propagate(ball.plane, ball.images.__getitem__, {1: {5: BoxMask.of(disc(5))}}, (0, 10), progress=stop)
 
 
 def test_a_coin_is_found_again_in_a_moved_photo():
@@ -174,14 +174,14 @@ def test_a_coin_is_found_again_in_a_moved_photo():
     coins = label(ndimage.binary_opening(ndimage.binary_fill_holes(image > 110), iterations=3))
     coin = coins == np.bincount(coins[coins > 0]).argmax()
     moved = np.roll(image, 3, axis=1)
-    previous = CropMask.of(coin)
+    previous = BoxMask.of(coin)
     match = match_mask(
         NestedPlane(colour_tree(moved, lambda *_: None)),
         previous,
         appearance_of(previous, colour_bins(image)),
         colour_bins(moved),
     )
-    assert match.crop.iou(CropMask.of(np.roll(coin, 3, axis=1))) > 0.8
+    assert match.crop.iou(BoxMask.of(np.roll(coin, 3, axis=1))) > 0.8
     assert match.score > 0.5
 
 
@@ -201,7 +201,7 @@ def test_a_slice_without_a_tree_is_answered_by_its_engine(ball):
             return ball.plane(6).answer(*prompt, **box)
 
     bins = colour_bins(ball.images[5])
-    previous = CropMask.of(disc(5))
+    previous = BoxMask.of(disc(5))
     match = match_mask(Tiled(), previous, appearance_of(previous, bins), colour_bins(ball.images[6]))
     assert iou(match, disc(6)) > 0.6
     assert match.granularity == pytest.approx(1 + np.log10(match.crop.area_px / disc(6).size) / 4)
@@ -209,22 +209,22 @@ def test_a_slice_without_a_tree_is_answered_by_its_engine(ball):
 
 def test_an_engine_that_is_asked_does_no_harm(ball):
     bins = colour_bins(ball.images[5])
-    previous = CropMask.of(disc(5))
+    previous = BoxMask.of(disc(5))
     arguments = (ball.plane(6), previous, appearance_of(previous, bins), colour_bins(ball.images[6]))
     assert match_mask(*arguments, MatchSettings(ask_engine=True)).score >= match_mask(*arguments).score
 
 
 def test_the_deepest_point_is_farthest_from_the_outline():
-    assert deepest_point(CropMask.of(disc(5))).tolist() == [35, 30]
+    assert deepest_point(BoxMask.of(disc(5))).tolist() == [35, 30]
 
 
 def test_a_crop_is_tight_and_an_empty_one_overlaps_nothing():
-    crop = CropMask.of(disc(5))
+    crop = BoxMask.of(disc(5))
     assert crop.box_xyxy == (23, 18, 48, 43)
     assert crop.area_px == disc(5).sum()
     assert np.array_equal(crop.within((0, 0, 80, 64)), disc(5))
     assert EMPTY.iou(crop) == EMPTY.iou(EMPTY) == 0
-    assert CropMask.of(np.zeros((4, 4), bool)) is EMPTY
+    assert BoxMask.of(np.zeros((4, 4), bool)) is EMPTY
 
 
 def test_settings_are_values():

@@ -151,7 +151,7 @@ def test_clicks_belong_to_the_selected_layer_while_it_paints(on_coffee, viewer, 
 
 
 def test_clicks_are_no_prompts_while_prompting_is_off(on_coffee, mouse):
-    on_coffee.prompting = False
+    on_coffee.inputs.prompting = False
     mouse(world(on_coffee, ON_CUP))
     assert on_coffee.controller.prompts.points == ()
 
@@ -450,7 +450,7 @@ def test_a_click_whose_answer_takes_long_is_drawn_at_once(viewer, session):
 
 def test_keys_of_a_panel_work_on_the_layers_of_the_plugin(on_coffee, viewer):
     pressed = []
-    on_coffee.add_actions({'split': lambda: pressed.append('H')})
+    on_coffee.inputs.add({'split': lambda: pressed.append('H')})
     on_coffee.make_shapes_layer()
     for receiver in (viewer, viewer.layers[SHAPES_NAME]):
         press(receiver, 'H')

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from napari.components import ViewerModel
 from skimage import data
 
-from napari_unsam.controller import SegmentationController
-from napari_unsam.engine.answers import HINT
+from napari_unsam.controller import HINT, SegmentationController
 from napari_unsam.engine.inference import InferenceSettings
 from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.model.frame import Channels

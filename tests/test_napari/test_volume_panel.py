@@ -11,13 +11,13 @@ from qtpy.QtTest import QTest
 from skimage.draw import disk
 
 from napari_unsam.levels.region_properties import Side
+from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.qt.iou_strip import IouStrip, colour_of
 from napari_unsam.qt.volume_panel import VolumePanel
 from napari_unsam.viewer.commit import ObjectWrite
-from napari_unsam.volumes import work as work_module
-from napari_unsam.volumes.crops import EMPTY, CropMask
+from napari_unsam.volumes import segmenter as work_module
 from napari_unsam.volumes.propagation import Direction, SliceMask, SliceState
-from napari_unsam.volumes.work import TRACKS_NAME, Regions, StackSettings
+from napari_unsam.volumes.segmenter import TRACKS_NAME, Regions, StackSettings
 from tests.test_napari.stand_ins import is_problem
 
 SIZE_HW, N_SLICES = (48, 72), 6
@@ -57,7 +57,7 @@ def panel(qtbot, viewer, session):
 
 def mark(session, z, mask, label):
     """Writes an object into one slice, as a commit does."""
-    x0, y0, x1, y1 = (crop := CropMask.of(mask)).box_xyxy
+    x0, y0, x1, y1 = (crop := BoxMask.of(mask)).box_xyxy
     region = (slice(z, z + 1), slice(y0, y1), slice(x0, x1))
     session.write_objects('mark', [ObjectWrite(region, crop.mask[None], label, {'score': 1.0})])
     session.ensure_objects().selected_label = label
@@ -495,7 +495,7 @@ def strip_of(found, n_slices=5):
 
 
 def one(iou, state=SliceState.PROPAGATED, crop=None):
-    return SliceMask(crop or CropMask.of(disc(BALL, 2)), iou, 0.9, 0.4, state)
+    return SliceMask(crop or BoxMask.of(disc(BALL, 2)), iou, 0.9, 0.4, state)
 
 
 def test_a_bar_is_as_high_as_the_agreement(qtbot):

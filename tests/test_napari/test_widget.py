@@ -19,8 +19,8 @@ from napari_unsam.engine.inference import InferenceSettings
 from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.io.autosave import Autosave
 from napari_unsam.keys import KEYS
-from napari_unsam.model.actions import Change
 from napari_unsam.model.frame import Channels
+from napari_unsam.model.history import Change
 from napari_unsam.model.prompts import Polarity, ShapeKind
 from napari_unsam.qt import widget as _widget
 from napari_unsam.qt.saved_bar import SavedBar
@@ -146,7 +146,7 @@ def test_the_switches_set_what_they_say(dock):
     assert dock.prompt_panel.polarity_buttons[Polarity.POSITIVE].isChecked()
     dock.prompt_panel.prompting_box.click()
     dock.mask_panel.keep_box.click()
-    assert (dock.session.prompting, dock.session.keep_existing) == (False, False)
+    assert (dock.session.inputs.prompting, dock.session.keep_existing) == (False, False)
 
 
 def test_every_button_is_explained(dock):

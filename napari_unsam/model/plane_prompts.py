@@ -17,8 +17,8 @@ _MAX_SAMPLES = 5  # clicks that stand for one scribble
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """One prompt.
+class PlanePrompt:
+    """The prompts of one object on one plane.
 
     Attributes:
         points_xy: (N, 2) float pixels inside the plane, x before y; None if there is none.
@@ -67,15 +67,11 @@ def on_plane(prompts: Prompts, plane: Plane) -> Prompts:
     return prompts.keeping(is_here)
 
 
-def question_of(prompts: Prompts, plane: Plane) -> Question:
-    """The prompts of a plane as one question.
+def plane_prompt(prompts: Prompts, plane: Plane) -> PlanePrompt:
+    """The prompts of a plane, as from `on_plane`, as one prompt of an engine.
 
     Clicks come in their order, then scribbles as clicks along them. The last box or outline counts: an outline is given as
     its box, and as a mask that the answer should be like.
-
-    Args:
-        prompts: All of this plane, as from `on_plane`.
-        plane: The plane.
     """
     clicks = [(*plane.pixel(point.position), point.polarity.value) for point in prompts.points]
     box, mask = None, None
@@ -89,9 +85,9 @@ def question_of(prompts: Prompts, plane: Plane) -> Question:
         box = np.concatenate([low[::-1], np.maximum(high, low + 1)[::-1]])
         mask = outline_logits(corners, plane.size_hw) if shape.kind is ShapeKind.OUTLINE else None
     if not clicks:
-        return Question(None, None, box, mask)
+        return PlanePrompt(None, None, box, mask)
     columns = np.array(clicks, float)
-    return Question(columns[:, 1::-1].copy(), columns[:, 2].astype(np.int64), box, mask)
+    return PlanePrompt(columns[:, 1::-1].copy(), columns[:, 2].astype(np.int64), box, mask)
 
 
 def samples_along(line: np.ndarray, size_hw: Sequence[int], count: int = _MAX_SAMPLES) -> list[tuple[int, int]]:
@@ -112,12 +108,7 @@ def samples_along(line: np.ndarray, size_hw: Sequence[int], count: int = _MAX_SA
 
 
 def outline_logits(corners: np.ndarray, size_hw: Sequence[int]) -> np.ndarray:
-    """(256, 256) float32 logits of the inside of an outline; the plane's longer side fills the square.
-
-    Args:
-        corners: (N, 2) rows and columns of the outline's corners.
-        size_hw: Of the plane.
-    """
+    """(256, 256) float32 logits of the inside of (N, 2) rows and columns; the longer side of the plane fills the square."""
     side = _LOGIT_SIDE_PX * _OVERSAMPLING
     inside = polygon2mask((side, side), (corners + 0.5) * side / max(size_hw) - 0.5)
     share = inside.reshape(_LOGIT_SIDE_PX, _OVERSAMPLING, _LOGIT_SIDE_PX, _OVERSAMPLING).mean(axis=(1, 3))

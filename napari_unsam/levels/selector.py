@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
 from napari.layers import Labels
@@ -18,17 +18,13 @@ from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.disjoint import Selection
 from napari_unsam.levels.part_whole import ObjectClass, linked
 from napari_unsam.levels.preview import LevelPreview
-from napari_unsam.levels.split_merge import closest_region, region_write
+from napari_unsam.levels.split_merge import closest_region
 from napari_unsam.model.targets import Level, Target
 from napari_unsam.model.text import counted
+from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.layers import AddLayers, following
+from napari_unsam.viewer.port import SessionPort
 from unsam_mm.errors import UnSAMError
-
-if TYPE_CHECKING:
-    from napari.components import ViewerModel
-
-    from napari_unsam.model.plane import Plane
-    from napari_unsam.viewer.session import ViewerSession
 
 _NOTHING = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
 _DEFAULT_SIMILARITY = 0.5
@@ -45,11 +41,8 @@ class Shown(Enum):
     SIMILAR = 'similar'
 
 
-class LevelsWork:
+class RegionSelector:
     """Chooses regions of the plane in view and makes objects of them.
-
-    Args:
-        session: Of the viewer.
 
     Attributes:
         changed: Emitted when anything that a view shows has changed.
@@ -57,7 +50,7 @@ class LevelsWork:
 
     changed = Signal()
 
-    def __init__(self, session: ViewerSession) -> None:
+    def __init__(self, session: SessionPort) -> None:
         self.session = session
         self.shown = Shown.NOTHING
         self.level = 0.5
@@ -82,10 +75,7 @@ class LevelsWork:
         self._change_image()
 
     def when_measured(self, then: Callable[[CandidateTable], None]) -> None:
-        """Calls a function with the candidate table of the plane in view, once that is measured.
-
-        While it is being measured, the latest call wins.
-        """
+        """Calls a function with the candidate table of the plane in view once that is measured; the latest call wins."""
         controller, target = self.session.controller, self.session.controller.target
         if target is None:
             controller.say_no_target()
@@ -97,7 +87,7 @@ class LevelsWork:
         being_measured = self._waiting is not None and self._waiting[0] == target and controller.runs(name)
         self._waiting = (target, then)
         if not being_measured:
-            controller.run(name, self._measuring(target), self._measured, is_task=True)
+            controller.run(name, partial(self._measure, target), partial(self._measured, target), is_task=True)
 
     def show_level(self, level: float) -> None:
         """Shows one level of the tree; 0 is the finest, 1 the whole plane."""
@@ -106,11 +96,7 @@ class LevelsWork:
 
     def propose_level(self) -> None:
         """Shows the level that contains most of the best objects."""
-
-        def propose(table: CandidateTable) -> None:
-            self.show_level(table.proposed_level(self.limits))
-
-        self.when_measured(propose)
+        self.when_measured(lambda table: self.show_level(table.proposed_level(self.limits)))
 
     def show_best(self) -> None:
         """Shows the best objects of all levels."""
@@ -147,21 +133,18 @@ class LevelsWork:
         self.changed.emit()
 
     def accept(self) -> None:
-        """Makes objects of the chosen regions, as one action; pixels of existing objects are not overwritten.
-
-        Raises:
-            UnSAMError: If they cannot be written.
-        """
+        """Makes objects of the chosen regions, as one action; pixels of existing objects are not overwritten."""
         controller = self.session.controller
         if self.shown is Shown.NOTHING or self._table is None:
             controller.say(_NOTHING_SHOWN, Level.PROBLEM)
             return
         plane, labels = self._preview.plane, self.session.ensure_objects()
-        first, shown, level = self.session.next_label(), self.shown, self.level
-        writes = []
-        for piece in self._table.free_regions(self.chosen, plane_labels(labels, self._preview.plane) != 0):
-            row = {**piece.features, 'level': level} if shown is Shown.LEVEL else piece.features
-            writes.append(region_write(plane, piece.box_xyxy, piece.mask, first + len(writes), row))
+        first, shown = self.session.next_label(), self.shown
+        own = {'level': self.level} if shown is Shown.LEVEL else {}
+        writes = [
+            ObjectWrite.on_plane(plane, free, first + number, {**features, **own})
+            for number, (free, features) in enumerate(self._table.free_regions(self.chosen, plane.of(labels.data) != 0))
+        ]
         if not writes:
             controller.say('Nothing was accepted: all regions overlap existing objects.', Level.PROBLEM)
             return
@@ -212,9 +195,8 @@ class LevelsWork:
             layers.append(Labels(data, name=kind.name, opacity=0.5, features=kind.features, **following(frame)))
         self.clear_classes()
         self.hide()
-        self.session.history.do(
-            AddLayers(f'make layers {", ".join(kind.name for kind in classes)}', self.session.viewer, layers)
-        )
+        name = f'make layers {", ".join(kind.name for kind in classes)}'
+        self.session.history.do(AddLayers(name, self.session.viewer, layers))
         self.session.controller.say('Layers made; parent_id in their features tables links parts to wholes.')
 
     def _show(self, shown: Shown) -> None:
@@ -259,21 +241,16 @@ class LevelsWork:
             'Move the slider or add examples to refine.'
         )
 
-    def _measuring(self, target: Target) -> Callable[[ProgressCallback], tuple[Target, CandidateTable | None]]:
-        controller = self.session.controller
+    def _measure(self, target: Target, progress: ProgressCallback) -> CandidateTable | None:
+        """The candidate table of a plane; None if it is analysed in windows."""
+        plane = self.session.controller.embedded(target, progress)
+        if plane.hierarchy is None:
+            return None
+        table = CandidateTable(plane.hierarchy, target.read(), progress)
+        table.warm_up()
+        return table
 
-        def work(progress: ProgressCallback) -> tuple[Target, CandidateTable | None]:
-            plane = controller.embedded(target, progress)
-            if plane.hierarchy is None:
-                return target, None
-            table = CandidateTable(plane.hierarchy, target.read(), progress)
-            table.warm_up()
-            return target, table
-
-        return work
-
-    def _measured(self, result: tuple[Target, CandidateTable | None]) -> None:
-        target, table = result
+    def _measured(self, target: Target, table: CandidateTable | None) -> None:
         controller, waiting = self.session.controller, self._waiting
         self._waiting = None
         if table is None:
@@ -313,18 +290,13 @@ class LevelsWork:
                 self.session.controller.say('Classes cleared: slice changed.')
 
 
-def plane_labels(objects: Labels, plane: Plane) -> np.ndarray:
-    """(H, W) labels of a plane."""
-    return np.asarray(objects.data[plane.slicing])
-
-
-def current_object(session: ViewerSession) -> tuple[int, np.ndarray] | None:
+def current_object(session: SessionPort) -> tuple[int, np.ndarray] | None:
     """The object under the cursor, or the selected one if the mouse is at a button: its label and the (H, W) labels of the plane."""
     objects, target = session.objects, session.controller.target
     if objects is None or target is None:
         return None
-    viewer: ViewerModel = session.viewer
-    labels = plane_labels(objects, target.plane)
+    viewer = session.viewer
+    labels = target.plane.of(objects.data)
     if not viewer.mouse_over_canvas:
         label = int(objects.selected_label)
         return (label, labels) if label and (labels == label).any() else None

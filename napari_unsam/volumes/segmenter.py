@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels, Tracks
 from psygnal import Signal
 
-from napari_unsam.engine.inference import ProgressCallback
+from napari_unsam.engine.inference import ProgressCallback, part_of
 from napari_unsam.engine.planes import EmbeddedPlane
 from napari_unsam.keys import TO_UNDO
 from napari_unsam.levels.candidate_table import CandidateTable
@@ -20,11 +19,12 @@ from napari_unsam.levels.part_whole import ObjectClass
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.model.frame import Frame
 from napari_unsam.model.history import ActionGroup
+from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.model.targets import Level, Target
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite, free_now, renumbered
 from napari_unsam.viewer.layers import AddLayers, following
-from napari_unsam.volumes.crops import EMPTY, CropMask
+from napari_unsam.viewer.port import SessionPort
 from napari_unsam.volumes.linking import LinkSettings, link
 from napari_unsam.volumes.propagation import (
     Anchors,
@@ -33,13 +33,9 @@ from napari_unsam.volumes.propagation import (
     SliceState,
     propagate,
 )
-from napari_unsam.volumes.slices import Slicing, crops_of
+from napari_unsam.volumes.slices import Slicing, crops_of, end_beyond, with_corrections, written
 from napari_unsam.volumes.tracks import TrackTable, track
-from napari_unsam.volumes.writing import end_beyond, same, with_corrections, written
 from unsam_mm.errors import UnSAMError
-
-if TYPE_CHECKING:
-    from napari_unsam.viewer.session import ViewerSession
 
 TRACKS_NAME = 'UnSAM tracks'
 _NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'
@@ -95,11 +91,8 @@ class _Run:
     found: Mapping[int, Found]
 
 
-class VolumeWork:
+class VolumeSegmenter:
     """Objects across the slices of the image of a session.
-
-    Args:
-        session: Of the viewer.
 
     Attributes:
         changed: Emitted when anything that a view shows has changed.
@@ -111,7 +104,7 @@ class VolumeWork:
 
     changed = Signal()
 
-    def __init__(self, session: ViewerSession) -> None:
+    def __init__(self, session: SessionPort) -> None:
         self.session = session
         self.axis: int | None = None
         self.z_range: tuple[int, int] | None = None
@@ -119,13 +112,13 @@ class VolumeWork:
         self.label = 0
         self._run: _Run | None = None
         self._shape: tuple[int, ...] | None = None
-        session.controller.state_changed.connect(self._follow)
+        session.controller.target_changed.connect(self._follow)
         session.image_changed.connect(self._image_changed)
         self._follow()
 
     def close(self) -> None:
         """Disconnects from the session."""
-        self.session.controller.state_changed.disconnect(self._follow)
+        self.session.controller.target_changed.disconnect(self._follow)
         self.session.image_changed.disconnect(self._image_changed)
 
     @property
@@ -188,27 +181,24 @@ class VolumeWork:
         elif controller.prompts_here:
             controller.say('No mask yet; try again when it is shown.', Level.PROBLEM)
             return
-        layer = self.session.objects
-        label = 0 if layer is None else int(layer.selected_label)
-        crops = {} if layer is None else crops_of(self.slicing.labels(layer.data, self.slicing.here), {label})
-        if not crops:
-            self.session.controller.say(
+        label = 0 if self.session.objects is None else int(self.session.objects.selected_label)
+        anchors = self._anchors_here({label})
+        if anchors:
+            self._propagate(anchors, f'propagate object {label}')
+        else:
+            controller.say(
                 'No object to propagate: click on one, or select the label of one in this slice.', Level.PROBLEM
             )
-            return
-        self._propagate({label: {self.slicing.here: crops[label]}}, f'propagate object {label}')
 
     def propagate_all(self) -> None:
         """Propagates all objects of the slice in view, in one run."""
         if not self._is_ready():
             return
-        layer = self.session.objects
-        crops = {} if layer is None else crops_of(self.slicing.labels(layer.data, self.slicing.here))
-        if not crops:
+        anchors = self._anchors_here()
+        if anchors:
+            self._propagate(anchors, f'propagate {counted(len(anchors), "object")}')
+        else:
             self.session.controller.say('There is no object in this slice; commit one first.', Level.PROBLEM)
-            return
-        anchors = {label: {self.slicing.here: crop} for label, crop in crops.items()}
-        self._propagate(anchors, f'propagate {counted(len(anchors), "object")}')
 
     def propagate_again(self) -> None:
         """Updates the objects of the last run from the slices that were corrected by hand."""
@@ -219,7 +209,7 @@ class VolumeWork:
             controller.say(_NOT_CORRECTED, Level.PROBLEM)
             return
 
-        def corrected(anchors: dict[int, dict[int, CropMask]]) -> None:
+        def corrected(anchors: dict[int, dict[int, BoxMask]]) -> None:
             if run is not self._run or not self._is_run_here():
                 controller.say('Nothing was propagated: another stack was chosen.', Level.PROBLEM)
             elif not anchors:
@@ -242,27 +232,11 @@ class VolumeWork:
         kind, one = ('tracks', 'track') if as_tracks else ('3D objects', '3D object')
 
         def work(progress: ProgressCallback) -> tuple[list[ObjectWrite], TrackTable | None]:
-            classes = [self._band(targets[z], settings, part) for z, part in _parts(targets, progress)]
-            maps, zs = [kind.labels.astype(np.int32) for kind in classes], list(targets)
-            table = track(maps, settings.links) if as_tracks else None
-            objects = list(table.regions.values()) if as_tracks else link(maps, settings.links)
-            parents = {} if table is None else {child: mothers[0] for child, mothers in table.graph.items()}
-            crops = [crops_of(labels) for labels in maps]
-            levels = [
-                dict(zip(kind.features['index'], kind.features['level'], strict=True)) if len(kind.features) else {}
-                for kind in classes
+            found = [
+                self._objects_in(target, settings, part_of(progress, number, len(targets)))
+                for number, target in enumerate(targets.values())
             ]
-            writes = []
-            for number, regions in enumerate(objects, start=1):
-                masks = {zs[part.z]: crops[part.z][part.region] for part in regions}
-                row = {
-                    'level': float(np.mean([levels[part.z][part.region] for part in regions])),
-                    'score': float(np.mean([part.iou for part in regions])),
-                }
-                if number in parents:
-                    row['parent_id'] = parents[number]
-                writes.append(slicing.write(number, masks, row))
-            return writes, table
+            return _linked(found, list(targets), slicing, settings.links, as_tracks)
 
         def done(result: tuple[list[ObjectWrite], TrackTable | None]) -> None:
             writes, table = result
@@ -282,6 +256,12 @@ class VolumeWork:
             self.changed.emit()
 
         session.controller.run(f'Finding {kind}', work, done)
+
+    def _anchors_here(self, wanted: Iterable[int] | None = None) -> Anchors:
+        """The objects of the slice in view, or those that are wanted and there."""
+        layer, slicing = self.session.objects, self.slicing
+        crops = {} if layer is None else crops_of(slicing.labels(layer.data, slicing.here), wanted)
+        return {label: {slicing.here: crop} for label, crop in crops.items()}
 
     def _is_run_here(self) -> bool:
         """Whether the last run was through the slices that can be gone to now."""
@@ -359,7 +339,7 @@ class VolumeWork:
 
         session.controller.run(name[:1].upper() + name[1:], work, finished)
 
-    def _band(self, target: Target, settings: StackSettings, progress: ProgressCallback) -> ObjectClass:
+    def _objects_in(self, target: Target, settings: StackSettings, progress: ProgressCallback) -> ObjectClass:
         """The objects of one slice."""
         tree = self.session.controller.embedded(target, progress).hierarchy
         if tree is None:
@@ -393,18 +373,27 @@ class VolumeWork:
         self.changed.emit()
 
 
-def _parts(targets: Mapping[int, Target], progress: ProgressCallback) -> list[tuple[int, ProgressCallback]]:
-    """For each slice a callback for the progress within it."""
+def _linked(
+    found: Sequence[ObjectClass], zs: Sequence[int], slicing: Slicing, settings: LinkSettings, as_tracks: bool
+) -> tuple[list[ObjectWrite], TrackTable | None]:
+    """Links what was found in slices; gives the objects, labelled from 1, and the table of tracks if they are tracks."""
+    maps = [kind.labels.astype(np.int32) for kind in found]
+    table = track(maps, settings) if as_tracks else None
+    objects = link(maps, settings) if table is None else list(table.regions.values())
+    parents = {} if table is None else {child: mothers[0] for child, mothers in table.graph.items()}
+    crops, writes = [crops_of(labels) for labels in maps], []
+    for label, regions in enumerate(objects, start=1):
+        levels = [found[part.z].features['level'].iloc[part.region - 1] for part in regions]
+        row = {'level': float(np.mean(levels)), 'score': float(np.mean([part.iou for part in regions]))}
+        if label in parents:
+            row['parent_id'] = parents[label]
+        writes.append(slicing.write(label, {zs[part.z]: crops[part.z][part.region] for part in regions}, row))
+    return writes, table
 
-    def part(number: int) -> ProgressCallback:
-        return lambda fraction, text: progress((number + fraction) / len(targets), text)
 
-    return [(z, part(number)) for number, z in enumerate(targets)]
-
-
-def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, CropMask]]:
+def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, BoxMask]]:
     """For each object of a run the slices that hold something else than was written, and where it began."""
-    now: dict[int, dict[int, CropMask]] = {}
+    now: dict[int, dict[int, BoxMask]] = {}
     zs = sorted({z for found in run.found.values() for z in found})
     for done, z in enumerate(zs):
         progress(done / len(zs), f'slice {z}')
@@ -412,7 +401,7 @@ def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, Cro
     anchors = {}
     for label, found in run.found.items():
         changed = {
-            z: now[z].get(label, EMPTY) for z, one in found.items() if not same(now[z].get(label, EMPTY), one.crop)
+            z: now[z].get(label, EMPTY) for z, one in found.items() if not one.crop.equals(now[z].get(label, EMPTY))
         }
         # An object that is in no slice as it was written has been undone rather than corrected.
         kept = [z for z, one in found.items() if one.crop.area_px and z not in changed]

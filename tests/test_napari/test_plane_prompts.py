@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from napari_unsam.model.plane import Plane
+from napari_unsam.model.plane_prompts import on_plane, outline_logits, plane_prompt, samples_along
 from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
-from napari_unsam.model.questions import on_plane, outline_logits, question_of, samples_along
 from napari_unsam.viewer.contours import outline_segments
 from unsam_mm.prompting.prompt import mask_of_logits
 
@@ -16,7 +16,7 @@ def shape(kind, *corners, polarity=Polarity.POSITIVE):
 
 def test_clicks_become_pixels_with_labels_in_their_order():
     prompts = Prompts((PointPrompt((3, 10.4, 20.6)), PointPrompt((3, 5, 6), Polarity.NEGATIVE)))
-    question = question_of(prompts, PLANE)
+    question = plane_prompt(prompts, PLANE)
     assert question.points_xy.tolist() == [[21, 10], [6, 5]]
     assert question.labels.tolist() == [1, 0]
     assert question.can_be_asked
@@ -29,7 +29,7 @@ def test_prompts_of_other_planes_are_not_asked_about():
 
 
 def test_a_box_holds_the_pixels_of_its_corners():
-    question = question_of(Prompts(shapes=(shape(ShapeKind.BOX, (4, 6), (4, 20), (10, 20), (10, 6)),)), PLANE)
+    question = plane_prompt(Prompts(shapes=(shape(ShapeKind.BOX, (4, 6), (4, 20), (10, 20), (10, 6)),)), PLANE)
     assert question.box_xyxy.tolist() == [6, 4, 21, 11]
     assert question.points_xy is None
     assert question.can_be_asked
@@ -37,12 +37,12 @@ def test_a_box_holds_the_pixels_of_its_corners():
 
 def test_the_last_box_counts():
     boxes = (shape(ShapeKind.BOX, (0, 0), (5, 5)), shape(ShapeKind.BOX, (4, 6), (10, 20)))
-    assert question_of(Prompts(shapes=boxes), PLANE).box_xyxy.tolist() == [6, 4, 21, 11]
+    assert plane_prompt(Prompts(shapes=boxes), PLANE).box_xyxy.tolist() == [6, 4, 21, 11]
 
 
 def test_an_outline_is_given_as_its_box_and_as_a_mask():
     triangle = shape(ShapeKind.OUTLINE, (5, 5), (5, 45), (35, 5))
-    question = question_of(Prompts(shapes=(triangle,)), PLANE)
+    question = plane_prompt(Prompts(shapes=(triangle,)), PLANE)
     assert question.box_xyxy.tolist() == [5, 5, 46, 36]
     drawn = mask_of_logits(question.mask, PLANE.size_hw)
     assert drawn[8, 8]
@@ -58,7 +58,7 @@ def test_an_outline_on_a_large_plane_takes_no_array_of_its_size():
 
 def test_a_scribble_becomes_a_few_clicks_along_it_the_middle_one_first():
     scribble = shape(ShapeKind.SCRIBBLE, (20, 0), (20, 50), polarity=Polarity.NEGATIVE)
-    question = question_of(Prompts(shapes=(scribble,)), PLANE)
+    question = plane_prompt(Prompts(shapes=(scribble,)), PLANE)
     assert question.labels.tolist() == [0] * 5
     assert question.points_xy[0].tolist() == [25, 20]
     assert sorted(question.points_xy[:, 0]) == [5, 15, 25, 35, 45]
@@ -72,7 +72,7 @@ def test_a_short_scribble_is_one_click_and_what_lies_outside_is_left_out():
 
 def test_clicks_of_both_kinds_on_one_pixel_contradict_each_other():
     both = Prompts((PointPrompt((3, 5, 5)), PointPrompt((3, 5.2, 5), Polarity.NEGATIVE)))
-    assert question_of(both, PLANE).is_contradictory
+    assert plane_prompt(both, PLANE).is_contradictory
 
 
 @pytest.mark.parametrize(
