@@ -31,6 +31,8 @@ from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.mask_set import MaskSet
 
+pytestmark = pytest.mark.usefixtures('_unformatted_configs')
+
 
 def squares(*boxes: tuple[int, int, int, int], scores: list[float]) -> MaskSet:
     """Rectangles x0, y0, x1, y1 in an image of 40 x 60 px."""

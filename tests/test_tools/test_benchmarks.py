@@ -14,6 +14,8 @@ from tests import warm_python
 from tests.test_tools.conftest import TOOLS, environment
 from unsam_mm.evaluation.published import BENCHMARKS
 
+pytestmark = pytest.mark.usefixtures('_unformatted_configs')
+
 BENCHMARK = """
 test_dataloader = dict(
     batch_size=2,
