@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import subprocess
@@ -21,6 +22,12 @@ from unsam_mm import PseudoMaskGenerator, weights
 
 settings.register_profile('unsam', deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile('unsam')
+
+
+def pytest_collection_finish():
+    """Garbage is collected after each test of a window, which shall not look at all that is imported by now."""
+    gc.collect()
+    gc.freeze()
 
 
 def skip_without_weights():
