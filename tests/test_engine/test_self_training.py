@@ -312,7 +312,7 @@ class TestRoundLabels:
         labels.end()
         assert labels.is_complete
 
-    def test_of_other_weights_are_made_anew(self, labels: RoundLabels):
+    def test_of_other_weights_are_made_again(self, labels: RoundLabels):
         labels.end()
         labels.begin('b', FOUND, 1)
         assert labels.store.names() == []
@@ -327,7 +327,7 @@ class TestRoundLabels:
         ],
         ids=['other old labels', 'other images', 'other settings'],
     )
-    def test_that_were_predicted_otherwise_are_made_anew(self, labels: RoundLabels, changed: tuple):
+    def test_that_were_predicted_otherwise_are_made_again(self, labels: RoundLabels, changed: tuple):
         labels.begin('a', FOUND, 1, 'scale 1')
         labels.add('x.png', self.masks, self.masks)
         labels.begin('a', FOUND, 1, 'scale 1')

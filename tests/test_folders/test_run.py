@@ -217,7 +217,7 @@ def failing(images, tmp_path, monkeypatch):
         (RecursionError('too deep'), 'RecursionError: too deep'),
     ],
 )
-def test_whatever_fails_at_one_image_is_noted_and_the_others_are_done(failing, monkeypatch, failure, reason):
+def test_any_failure_at_one_image_is_quarantined_and_the_others_are_done(failing, monkeypatch, failure, reason):
     monkeypatch.setattr(Failing, 'failure', failure)
     report = failing.run()
     name = 'a/3\n\udcfc.png'
@@ -256,7 +256,7 @@ def test_an_image_at_which_the_process_was_killed_comes_last(failing, monkeypatc
     assert 'a/0.png' not in Quarantine(failing.out).names()
 
 
-def test_the_image_at_work_is_noted_until_it_is_done(failing, monkeypatch):
+def test_an_image_is_in_quarantine_until_it_is_done(failing, monkeypatch):
     noted = []
     monkeypatch.setattr(Failing, 'select', lambda self, _: noted.append(Quarantine(failing.out).names()) or [])
     monkeypatch.setattr(PseudoMaskStore, 'write', lambda self, name, *rest: None)

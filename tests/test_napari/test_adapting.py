@@ -197,7 +197,7 @@ def test_the_cause_of_a_failure_is_told_with_the_place_of_the_log(instead_of_tra
 
 
 @needs_shell
-def test_other_settings_or_pictures_begin_anew_and_the_same_go_on(instead_of_training):
+def test_other_settings_or_pictures_start_over_and_the_same_go_on(instead_of_training):
     job = instead_of_training('exit 0')
     training = job.folder / 'training'
     for settings, is_kept in ((AdaptSettings(), False), (AdaptSettings(), True), (AdaptSettings(seed=1), False)):

@@ -299,7 +299,7 @@ def test_a_stack_cancelled_at_half_goes_on_from_there_and_ends_the_same(store, t
     assert all(same(store.load(key), at_once.load(key)) for key in report.keys)
 
 
-def test_a_stack_is_made_anew_for_other_settings_only(store):
+def test_a_stack_is_made_again_for_other_settings_only(store):
     reads = [lambda plane=plane: plane for plane in photo_planes(2)]
     assert embed_stack(reads, brightness, 'v1', store).made == 2
     assert embed_stack(reads, brightness, 'v1', store).made == 0

@@ -98,7 +98,7 @@ class TestBenchmarks:
         assert benchmarks.run(trained / 'latest.pth', '--benchmarks', 'coco', '--again') == 0
         assert benchmarks.recalls == {'coco': 0.5}
 
-    def test_other_weights_or_settings_are_measured_anew(self, benchmarks, trained):
+    def test_other_weights_or_settings_are_measured_again(self, benchmarks, trained):
         other = benchmarks.root / 'other.pth'
         checkpoint = torch.load(trained / 'latest.pth', weights_only=True)
         checkpoint['state_dict']['linear.bias'] += 1
