@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks import ablation, ablation_variants
 from tests.conftest import skip_without_weights
+from unsam_mm import PseudoMaskGenerator
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.average_recall import evaluate_masks
 from unsam_mm.masks.hierarchy import MaskSet
@@ -96,14 +97,14 @@ def test_every_patch_is_a_leaf_of_the_patch_tree(coffee, partition):
 
 
 @pytest.mark.slow
-def test_masks_found_again_are_all_recalled_and_kept(generator, coffee, document, tmp_path, monkeypatch):
+def test_masks_found_again_are_all_recalled_and_kept(coffee, document, tmp_path, monkeypatch):
     skip_without_weights()
     (tmp_path / 'images').mkdir()
     Image.fromarray(coffee).save(tmp_path / 'images' / 'cup.png')
     height, width = coffee.shape[:2]
     truth = {
         'images': [{'id': 7, 'file_name': 'cup.png', 'height': height, 'width': width}],
-        'annotations': generator(coffee).select(10).to_coco(7),
+        'annotations': PseudoMaskGenerator.from_preset('default')(coffee).select(10).to_coco(7),
     }
     (tmp_path / 'truth.json').write_text(json.dumps(truth), encoding='utf-8')
     options = {'--data': 'cups', '--variants': 'default', '--cache': tmp_path / 'cache', '--document': document}

@@ -23,12 +23,14 @@ from unsam_mm.files import write_json
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.mask_set import MaskSet
 
+pytestmark = pytest.mark.usefixtures('_unformatted_configs')
+
 ROOT = Path(__file__).parents[1]
 LEAVES = sorted((ROOT / 'configs').glob('*.py'))
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-SIDE_PX = 128
+SIDE_PX = 64
 MIM_OPTIONS = {'--gpus', '--partition', '--gpus-per-node', '--cpus-per-task'}
 """Options with a value that `mim train` keeps for itself."""
 NEW_SETTINGS = {
@@ -200,6 +202,7 @@ def test_one_step_of_training_and_one_test_on_photographs(detector, folders, tmp
     if detector.optim_wrapper.type == 'AmpOptimWrapper':
         detector.optim_wrapper.type = 'OptimWrapper'  # MMEngine has the other one for accelerators only
     detector.train_cfg.max_iters = 1
+    detector.default_hooks.checkpoint.save_last = False  # half a gigabyte
     detector.work_dir = str(tmp_path)
     detector.experiment_name = tmp_path.name
     runner = Runner.from_cfg(detector)

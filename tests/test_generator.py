@@ -20,6 +20,13 @@ from unsam_mm.pseudo_masks.ranking import RankingSettings
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
 
+@pytest.fixture(scope='module')
+def generator():
+    """The default generator as it is."""
+    skip_without_weights()
+    return PseudoMaskGenerator.from_preset('default')
+
+
 def test_most_coins_are_found_among_the_first_fifty_masks(coins_tree, coins):
     """24 coins; a bright pixel well inside each decides which mask is meant."""
     masks = coins_tree.select(50)
@@ -112,8 +119,7 @@ def test_the_published_procedures_give_a_hierarchy_too(preset):
     """Masks of a cat's face: several, each once, from the whole animal to parts, and the superpixels tile the image."""
     skip_without_weights()
     image = np.ascontiguousarray(data.chelsea()[::2, ::2])
-    generator = PseudoMaskGenerator.from_preset(preset)
-    hierarchy = generator(image)
+    hierarchy = PseudoMaskGenerator.from_preset(preset, maskcut_patches=30, crop_patches=16)(image)
     masks = hierarchy.select()
     assert len(masks) >= 5
     assert len({rle['counts'] for rle in masks.rles}) == len(masks)
@@ -122,9 +128,6 @@ def test_the_published_procedures_give_a_hierarchy_too(preset):
     assert (masks.parents >= 0).any()
     held = masks.parents >= 0
     assert (masks.granularity[held] <= masks.granularity[masks.parents[held]]).all()
-    again = generator(image).select()
-    assert [rle['counts'] for rle in again.rles] == [rle['counts'] for rle in masks.rles]
-    assert (again.scores == masks.scores).all()
 
 
 def test_other_trees_add_masks_that_cross_those_of_the_first(coins_tree):
@@ -151,7 +154,7 @@ def test_the_number_of_threads_does_not_matter(generator, coins, coins_tree):
     expected = coins_tree.select()
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2):
+        for threads in {1, 2} - {before}:  # the expected masks were found with so many
             torch.set_num_threads(threads)
             masks = generator(coins).select()
             assert [rle['counts'] for rle in masks.rles] == [rle['counts'] for rle in expected.rles]

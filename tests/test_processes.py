@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401  (this process has the real one before another is found first)
 
 from unsam_mm import processes
 from unsam_mm.errors import UnSAMError
@@ -55,8 +56,14 @@ class Squarer:
 
 @pytest.fixture
 def squarer(tmp_path, monkeypatch):
-    """Makes a worker that squares; in a module of its own, since the processes must be able to import it."""
+    """Makes a worker that squares; in a module of its own, since the processes must be able to import it.
+
+    It needs no torch, which takes a second to import: each process is given something of that name instead.
+    """
     (tmp_path / 'squares.py').write_text(SQUARES)
+    (tmp_path / 'torch.py').write_text(
+        'def set_num_threads(threads): pass\nset_num_interop_threads = set_num_threads\n'
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield partial(import_module('squares').Squarer, tmp_path)
     del sys.modules['squares']

@@ -121,7 +121,7 @@ def test_a_file_that_was_exchanged_meanwhile_is_noticed(tmp_path, content):
         dataset[0]
 
 
-def test_annotations_that_stand_together_are_noted_together(tmp_path, content):
+def test_annotations_that_stand_together_are_recorded_together(tmp_path, content):
     content['annotations'] = sorted(content['annotations'] * 50, key=lambda one: one['image_id'])
     (tmp_path / 'gt.json').write_text(json.dumps(content))
     dataset = UnSAMCocoDataset('gt.json', str(tmp_path))

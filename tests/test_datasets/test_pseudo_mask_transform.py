@@ -74,7 +74,7 @@ def test_masks_are_found_once_and_kept(image_folder, tmp_path):
     np.testing.assert_array_equal(found['gt_masks'].masks, kept['gt_masks'].masks)
 
 
-def test_other_parameters_find_masks_anew(image_folder, tmp_path):
+def test_other_parameters_find_masks_again(image_folder, tmp_path):
     coarse, fine = SlicGenerator(4), SlicGenerator(30)
     n_coarse = len(folder(image_folder, pipeline(tmp_path, generator=coarse))[0]['gt_masks'])
     n_fine = len(folder(image_folder, pipeline(tmp_path, generator=fine))[0]['gt_masks'])
@@ -119,7 +119,7 @@ def test_an_image_that_was_exchanged_for_one_of_the_same_size_is_done_again(imag
     assert generator.calls == 2
 
 
-def test_an_image_that_was_copied_anew_keeps_its_masks(image_folder, tmp_path):
+def test_an_image_that_was_copied_again_keeps_its_masks(image_folder, tmp_path):
     generator = SlicGenerator()
     dataset = folder(image_folder, pipeline(tmp_path, generator=generator))
     dataset[0]

@@ -134,7 +134,7 @@ def test_an_image_that_was_exchanged_for_an_older_file_is_prepared_again(coffee_
     assert tokenizer.calls == 3
 
 
-def test_an_image_that_was_copied_anew_keeps_its_tokens(coffee_and_coins, tmp_path, tokenizer):
+def test_an_image_that_was_copied_again_keeps_its_tokens(coffee_and_coins, tmp_path, tokenizer):
     for _ in range(2):
         dataset = folders(coffee_and_coins, pipeline(tmp_path))
         os.utime(dataset.get_data_info(0)['img_path'], (2**32, 2**32))

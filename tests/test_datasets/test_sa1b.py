@@ -207,7 +207,7 @@ def test_a_folder_that_was_being_written_is_listed_again(sa1b):
     assert len(UnSAMSA1B(data_root=str(sa1b))) == 4
 
 
-def test_a_folder_is_listed_anew_on_demand(sa1b, tmp_path):
+def test_a_folder_is_listed_again_on_demand(sa1b, tmp_path):
     index = tmp_path / 'kept.index'
     UnSAMSA1B(data_root=str(sa1b), index_file=str(index))
     (sa1b / 'sa_1.json').write_text(json.dumps(sa1b_file(1, squares((0, 0)))))
@@ -246,7 +246,7 @@ def test_without_a_place_for_the_index_the_names_are_held_in_memory(sa1b, tmp_pa
     assert names(pickle.loads(pickle.dumps(dataset))) == names(dataset)
 
 
-def test_names_are_mapped_from_the_file_and_processes_map_it_anew(sa1b):
+def test_names_are_mapped_from_the_file_and_processes_map_it_again(sa1b):
     dataset = UnSAMSA1B(data_root=str(sa1b))
     assert isinstance(dataset._index.names, np.memmap)
     copy = pickle.loads(pickle.dumps(dataset))

@@ -105,7 +105,7 @@ class TestFindResumable:
         (tmp_path / 'last_checkpoint').write_text('/elsewhere/iter_4.pth')
         return tmp_path
 
-    def test_is_the_one_noted_wherever_the_folder_was(self, folder: Path):
+    def test_is_the_one_recorded_wherever_the_folder_was(self, folder: Path):
         assert find_resumable(folder) == folder / 'iter_4.pth'
 
     def test_passes_over_one_that_was_cut_short(self, folder: Path):

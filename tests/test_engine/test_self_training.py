@@ -30,6 +30,8 @@ from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.mask_set import MaskSet
 
+pytestmark = pytest.mark.usefixtures('_unformatted_configs')
+
 
 def squares(*boxes: tuple[int, int, int, int], scores: list[float]) -> MaskSet:
     """Rectangles x0, y0, x1, y1 in an image of 40 x 60 px."""
@@ -309,7 +311,7 @@ class TestRoundLabels:
         labels.end()
         assert labels.is_complete
 
-    def test_of_other_weights_are_made_anew(self, labels: RoundLabels):
+    def test_of_other_weights_are_made_again(self, labels: RoundLabels):
         labels.end()
         labels.begin('b', FOUND, 1)
         assert labels.store.names() == []
@@ -324,7 +326,7 @@ class TestRoundLabels:
         ],
         ids=['other old labels', 'other images', 'other settings'],
     )
-    def test_that_were_predicted_otherwise_are_made_anew(self, labels: RoundLabels, changed: tuple):
+    def test_that_were_predicted_otherwise_are_made_again(self, labels: RoundLabels, changed: tuple):
         labels.begin('a', FOUND, 1, 'scale 1')
         labels.add('x.png', self.masks, self.masks)
         labels.begin('a', FOUND, 1, 'scale 1')

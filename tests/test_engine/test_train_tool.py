@@ -1,5 +1,6 @@
 """What tools/train.py decides before a training starts."""
 
+import copy
 import runpy
 from pathlib import Path
 from typing import ClassVar
@@ -7,14 +8,16 @@ from typing import ClassVar
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
 import unsam_mm.models  # noqa: F401  (registers the models)
 from tests.test_engine.runs import ROOT, TRAIN, equal
 from unsam_mm.engine.checkpoints import check_backbone, check_start
 from unsam_mm.errors import UnSAMError
+
+pytestmark = pytest.mark.usefixtures('_unformatted_configs')
 
 RECIPE = str(ROOT / 'configs' / 'unsam_r50_2000q_4xb4-200k_sa1b-0.4m_round-2.py')
 
@@ -53,22 +56,36 @@ def test_recipe_in_mixed_precision_names_the_setting_to_change_where_there_is_no
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.fixture(scope='module')
+def models() -> dict[str, nn.Module]:
+    """A model with a backbone of each type."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return {kind: TestBackbone.build(kind, None) for kind in TestBackbone.MODELS}
+
+
+@pytest.fixture(scope='module')
+def files(models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with files of both types of backbones, as "python -m unsam_mm convert" writes them."""
+    folder = tmp_path_factory.mktemp('backbones')
+    for kind, model in models.items():
+        weights = model.backbone.state_dict()
+        if kind == 'SwinTransformer':  # MoBY has no norms of the levels
+            weights = {f'backbone.{key}': value for key, value in weights.items() if not key.startswith('norm')}
+        else:
+            weights['fc.weight'] = torch.zeros(3, 2048)  # a classifier does no harm
+        torch.save({'state_dict': weights}, folder / f'{kind}.pth')
+    return folder
+
+
 class TestBackbone:
     """The file that a backbone starts from, which MMEngine would load as far as it fits, and only log the rest."""
 
     MODELS: ClassVar[dict[str, str]] = {'ResNet': 'unsam_r50.py', 'SwinTransformer': 'unsam_swint_prompt.py'}
 
     @pytest.fixture(params=MODELS, autouse=True)
-    def backbone(self, request, tmp_path: Path) -> str:
-        """Its type; the files of both types, as "python -m unsam_mm convert" writes them, are in the folder."""
+    def backbone(self, request) -> str:
+        """Its type."""
         init_default_scope('mmdet')
-        for kind in self.MODELS:
-            weights = self.build(kind, None).backbone.state_dict()
-            if kind == 'SwinTransformer':  # MoBY has no norms of the levels
-                weights = {f'backbone.{key}': value for key, value in weights.items() if not key.startswith('norm')}
-            else:
-                weights['fc.weight'] = torch.zeros(3, 2048)  # a classifier does no harm
-            torch.save({'state_dict': weights}, tmp_path / f'{kind}.pth')
         return request.param
 
     @classmethod
@@ -77,14 +94,14 @@ class TestBackbone:
         model.backbone.init_cfg = None if path is None else {'type': 'Pretrained', 'checkpoint': str(path)}
         return MODELS.build(model)
 
-    def test_of_its_own_kind_is_taken_and_the_check_changes_nothing(self, backbone: str, tmp_path: Path):
-        model = self.build(backbone, tmp_path / f'{backbone}.pth')
+    def test_of_its_own_kind_is_taken_and_the_check_changes_nothing(self, backbone: str, files: Path):
+        model = self.build(backbone, files / f'{backbone}.pth')
         before, seed = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-        check_backbone(tmp_path / f'{backbone}.pth', model.backbone)
+        check_backbone(files / f'{backbone}.pth', model.backbone)
         assert equal(before, model.state_dict())
         assert torch.equal(torch.get_rng_state(), seed)
         model.backbone.init_weights()
-        written = torch.load(tmp_path / f'{backbone}.pth')['state_dict']
+        written = torch.load(files / f'{backbone}.pth')['state_dict']
         first = next(iter(model.backbone.state_dict()))
         assert torch.equal(model.backbone.state_dict()[first], next(iter(written.values())))
 
@@ -101,15 +118,18 @@ class TestBackbone:
         ],
         ids=['no weight', 'other names', 'a half', 'a wider one', 'a deeper one'],
     )
-    def test_of_another_kind_is_refused(self, backbone: str, tmp_path: Path, change):
-        content = torch.load(tmp_path / f'{backbone}.pth')
+    def test_of_another_kind_is_refused(
+        self, backbone: str, models: dict[str, nn.Module], files: Path, tmp_path: Path, change
+    ):
+        content = torch.load(files / f'{backbone}.pth', mmap=True)
         torch.save({'state_dict': change(content['state_dict'])}, tmp_path / 'changed.pth')
-        model = self.build(backbone, tmp_path / 'changed.pth')
+        model = copy.deepcopy(models[backbone])
+        model.backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=str(tmp_path / 'changed.pth'))
         with pytest.raises(UnSAMError, match=r'changed\.pth: not a checkpoint of the backbone, (ResNet|Swin)'):
             check_backbone(tmp_path / 'changed.pth', model.backbone)
 
     def test_of_the_other_published_model_is_refused_by_the_training_tool_before_it_touches_anything(
-        self, backbone: str, tmp_path: Path, tool, capsys
+        self, backbone: str, files: Path, tmp_path: Path, tool, capsys
     ):
         other = next(kind for kind in self.MODELS if kind != backbone)
         recipe = {
@@ -120,7 +140,7 @@ class TestBackbone:
         latest.parent.mkdir()
         latest.touch()
         options = {
-            'model.backbone.init_cfg.checkpoint': tmp_path / f'{other}.pth',
+            'model.backbone.init_cfg.checkpoint': files / f'{other}.pth',
             'optim_wrapper.type': 'OptimWrapper',
             'experiment_name': tmp_path.name,
         }

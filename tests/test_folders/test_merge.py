@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from tests import warm_python
 from unsam_mm import MaskSet
 from unsam_mm.__main__ import main
 from unsam_mm.coco_files import index
@@ -602,7 +601,7 @@ _LABELS_AN_IMAGE = 30
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_ground_truth(tmp_path):
     """More labels cost an index of some tens of bytes each, but not themselves, over a thousand bytes each in Python."""
-    few, many = 40, 2000
+    few, many = 20, 420
     grown = _peak_bytes(tmp_path / 'many', many) - _peak_bytes(tmp_path / 'few', few)
     assert grown < 100 * (many - few) * _LABELS_AN_IMAGE
 
@@ -619,6 +618,6 @@ def _peak_bytes(root, n_images):
         'import sys, tracemalloc; from unsam_mm.__main__ import main; tracemalloc.start(); main(sys.argv[1:]);'
         'print(tracemalloc.get_traced_memory()[1])'
     )
-    command = [sys.executable, '-c', script, 'merge', root / 'masks', root / 'all.json', '--gt', root / 'gt.json']
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    finished = warm_python.run('-c', script, 'merge', root / 'masks', root / 'all.json', '--gt', root / 'gt.json')
+    assert finished.returncode == 0, finished.stderr
     return int(finished.stdout.split()[-1])

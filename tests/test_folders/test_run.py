@@ -6,9 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import forbid_reading, skip_without_weights
+from tests import warm_python
+from tests.conftest import forbid_reading, shared_generator, skip_without_weights
 from unsam_mm import MaskSet
 from unsam_mm import generator as generator_module
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, WeightsError
@@ -26,7 +24,7 @@ from unsam_mm.folders.run import FolderJob, Quarantine
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
-FAST = GeneratorSettings(long_side_px=112)
+FAST = GeneratorSettings(long_side_px=112, growths=((0.2, 0.6),), lightness_levels=0)
 
 
 @pytest.fixture
@@ -38,6 +36,12 @@ def images(tmp_path, coffee):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(coffee[20 * i : 20 * i + 90, :120]).save(path)
     return tmp_path / 'images'
+
+
+@pytest.fixture(autouse=True)
+def _one_generator(monkeypatch):
+    """The weights are read once in this process."""
+    monkeypatch.setattr(folder_module, 'PseudoMaskGenerator', shared_generator)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -76,32 +80,39 @@ def test_images_that_were_exchanged_are_done_again_and_copies_are_not(images, tm
     assert changed == {'a/2.png.json'}
 
 
+KILLED = """
+import os, signal, sys
+from unsam_mm.__main__ import main
+from unsam_mm.folders.store import PseudoMaskStore
+
+write = PseudoMaskStore.write
+
+def write_and_die(store, *masks):
+    if len(store.names()) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(store, *masks)
+
+PseudoMaskStore.write = write_and_die
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(images, tmp_path):
+    for name in ('a/4.png', 'b/5.png'):  # four are enough
+        (images / name).unlink()
     FolderJob(images, tmp_path / 'whole', GeneratorSettings(), max_masks=50).run()
-    command = [sys.executable, '-m', 'unsam_mm', 'generate', str(images), str(tmp_path / 'out'), '--max-masks', '50']
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ['generate', images, tmp_path / 'out', '--max-masks', '50']
+    assert warm_python.run('-c', KILLED, *command).returncode == -signal.SIGKILL
     store = PseudoMaskStore(tmp_path / 'out')
-    deadline_s = time.monotonic() + 60
-    while not (store.root.is_dir() and len(store.names()) >= 2) and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
     finished = {name: store.path_of(name).stat().st_mtime_ns for name in store.names()}
-    assert 2 <= len(finished) < 6
+    assert len(finished) == 2
     for name in finished:
         store.read(name)  # every file that is there is whole
 
-    subprocess.run(command, check=True, capture_output=True)
+    assert warm_python.run('-m', 'unsam_mm', *command).returncode == 0
     assert {name: store.path_of(name).stat().st_mtime_ns for name in finished} == finished
     assert contents(tmp_path / 'out') == contents(tmp_path / 'whole')
-
-
-@pytest.mark.slow
-def test_several_processes_make_the_same_files_as_one(images, tmp_path):
-    FolderJob(images, tmp_path / 'one', FAST).run()
-    FolderJob(images, tmp_path / 'two', FAST, workers=2).run()
-    assert contents(tmp_path / 'one') == contents(tmp_path / 'two')
 
 
 def test_bad_images_are_reported_and_the_others_done(images, tmp_path):
@@ -161,15 +172,15 @@ def test_another_version_of_the_algorithm_needs_another_folder(images, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_no_image(images, tmp_path):
+def test_several_processes_make_the_same_files_as_one_and_one_that_is_killed_costs_no_image(images, tmp_path):
     def kill_a_worker(report):
-        if report.done == 1:
+        if report.done == 3:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
-    FolderJob(images, tmp_path / 'quiet', FAST).run()
-    report = FolderJob(images, tmp_path / 'out', FAST, workers=2).run(kill_a_worker)
+    FolderJob(images, tmp_path / 'one', FAST).run()
+    report = FolderJob(images, tmp_path / 'two', FAST, workers=2).run(kill_a_worker)
     assert (report.done, report.failed) == (6, {})
-    assert contents(tmp_path / 'out') == contents(tmp_path / 'quiet')
+    assert contents(tmp_path / 'two') == contents(tmp_path / 'one')
 
 
 class Failing:
@@ -206,7 +217,7 @@ def failing(images, tmp_path, monkeypatch):
         (RecursionError('too deep'), 'RecursionError: too deep'),
     ],
 )
-def test_whatever_fails_at_one_image_is_noted_and_the_others_are_done(failing, monkeypatch, failure, reason):
+def test_any_failure_at_one_image_is_quarantined_and_the_others_are_done(failing, monkeypatch, failure, reason):
     monkeypatch.setattr(Failing, 'failure', failure)
     report = failing.run()
     name = 'a/3\n\udcfc.png'
@@ -245,7 +256,7 @@ def test_an_image_at_which_the_process_was_killed_comes_last(failing, monkeypatc
     assert 'a/0.png' not in Quarantine(failing.out).names()
 
 
-def test_the_image_at_work_is_noted_until_it_is_done(failing, monkeypatch):
+def test_an_image_is_in_quarantine_until_it_is_done(failing, monkeypatch):
     noted = []
     monkeypatch.setattr(Failing, 'select', lambda self, _: noted.append(Quarantine(failing.out).names()) or [])
     monkeypatch.setattr(PseudoMaskStore, 'write', lambda self, name, *rest: None)

@@ -230,7 +230,7 @@ def test_masks_of_other_settings_are_not_mixed_in(store):
         store.describe({'preset': 'default', 'max_masks': 20})
 
 
-def test_settings_noted_under_their_first_names_are_those_of_today(store):
+def test_settings_recorded_under_their_first_names_are_those_of_today(store):
     (store.root).mkdir()
     noted = {
         'leaf_spacing_px': 8.0,
@@ -320,7 +320,7 @@ class TestFilesOfOthers:
 
 
 @pytest.mark.parametrize('options', [{}, {'indent': 2}, {'separators': (',', ':')}])
-def test_files_that_another_program_has_laid_out_anew_are_ours(store, masks, options):
+def test_files_that_another_program_has_reformatted_are_ours(store, masks, options):
     """Those of earlier versions are laid out as those of today."""
     store.write('a.jpg', masks)
     content = json.loads(store.path_of('a.jpg').read_text())
@@ -440,7 +440,7 @@ def test_a_link_to_masks_or_from_their_place_is_never_the_target_of_merging(stor
     assert len(store.read('a.jpg')) == len(store.read('b.jpg')) == 2
 
 
-def test_what_is_noted_already_is_not_written_again(store, monkeypatch):
+def test_what_is_recorded_already_is_not_written_again(store, monkeypatch):
     """The folder may be one that cannot be written any more."""
     store.describe({'preset': 'default', 'max_masks': 10})
     monkeypatch.setattr(store_module, 'write_json', lambda path, value: pytest.fail('written'))

@@ -6,6 +6,7 @@ from benchmarks import head
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('_benchmarks_fork')
 @pytest.mark.parametrize('mode', ['predict', 'train'])
 def test_both_sides_agree_at_a_tiny_size(mode):
     comparison, note = head.compare(head.Job(mode, size=64, queries=20, masks=5, threads=1), rounds=1)

@@ -18,6 +18,8 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import decode_rles
 from unsam_mm.student.store import RegionStore
 
+pytestmark = pytest.mark.usefixtures('_unformatted_configs')
+
 CONFIG = Path(__file__).parents[2] / 'configs' / 'unsam_s.py'
 
 

@@ -74,7 +74,7 @@ def test_a_mask_is_written_into_its_plane_alone(desk, labels):
     }
 
 
-def test_a_row_of_an_older_file_has_its_granularity_counted_anew(desk, labels):
+def test_a_row_of_an_older_file_has_its_granularity_counted_again(desk, labels):
     region, mask = (slice(1, 2), slice(0, 4), slice(0, 4)), np.ones((1, 4, 4), bool)
     desk.write(ObjectWrite(region, mask, 3, {'granularity': 0.9, 'score': 0.5}))
     assert labels.features['granularity'].tolist() == pytest.approx([1 + np.log10(16 / 80) / 4])
@@ -137,14 +137,14 @@ def test_undo_and_redo_take_writes_back_one_by_one(desk, labels):
     assert desk.areas() == {1: 3, 2: 6}
 
 
-def test_what_scripts_write_is_counted_once_the_layer_is_drawn_anew(desk, labels):
+def test_what_scripts_write_is_counted_once_the_layer_is_redrawn(desk, labels):
     desk.commit((0, 0, 2, 2))
     labels.data[1, 0, 0] = 0
     labels.refresh()
     assert desk.areas() == {1: 3}
 
 
-def test_what_scripts_write_anywhere_is_found_once_the_layer_is_drawn_anew(desk, labels):
+def test_what_scripts_write_anywhere_is_found_once_the_layer_is_redrawn(desk, labels):
     desk.commit((0, 0, 2, 2))
     labels.data[2, :4, :4], labels.data[0, 5:, 5:] = 1, 7
     labels.refresh()
@@ -179,7 +179,7 @@ def test_label_0_erases_and_undo_brings_the_object_and_its_row_back(desk, labels
     assert labels.features['note'].tolist() == ['nucleus']
 
 
-def test_a_row_that_is_written_anew_comes_back_as_it_was(desk, labels):
+def test_a_row_that_is_rewritten_comes_back_as_it_was(desk, labels):
     write = desk.commit((0, 0, 2, 2))
     desk.write(ObjectWrite(write.region, write.mask, 1, {'score': 0.1}))
     assert labels.features['score'].tolist() == [0.1]
@@ -458,7 +458,7 @@ def test_the_box_of_an_object_grows_with_what_is_painted(desk, labels):
     assert desk.areas() == {1: int((labels.data == 1).sum())}
 
 
-def test_a_layer_that_is_drawn_anew_in_the_midst_of_a_stroke_is_counted_once(desk, labels):
+def test_a_layer_that_is_redrawn_in_the_midst_of_a_stroke_is_counted_once(desk, labels):
     desk.commit((0, 0, 6, 6))
     desk.commit((7, 0, 9, 2))
     labels.brush_size = 3

@@ -299,7 +299,7 @@ def test_a_stack_cancelled_at_half_goes_on_from_there_and_ends_the_same(store, t
     assert all(same(store.load(key), at_once.load(key)) for key in report.keys)
 
 
-def test_a_stack_is_made_anew_for_other_settings_only(store):
+def test_a_stack_is_made_again_for_other_settings_only(store):
     reads = [lambda plane=plane: plane for plane in photo_planes(2)]
     assert embed_stack(reads, brightness, 'v1', store).made == 2
     assert embed_stack(reads, brightness, 'v1', store).made == 0
@@ -332,10 +332,10 @@ def test_a_store_too_small_for_a_stack_ends_the_run_and_says_how_many_planes_it_
 
 
 @pytest.mark.slow
-def test_the_trees_of_a_real_stack_come_back_from_the_store_as_they_were(store):
+def test_the_trees_of_a_real_stack_come_back_from_the_store_as_they_were(store, generator):
     from unsam_mm.prompting import UnSAMPredictor
 
-    predictor = UnSAMPredictor('tree')
+    predictor = UnSAMPredictor(generator=generator)
 
     def embed(pixels, progress):
         predictor.set_image(pixels)
@@ -347,7 +347,7 @@ def test_the_trees_of_a_real_stack_come_back_from_the_store_as_they_were(store):
         embed_stack(reads, embed, 'tree', store, Cancelling(at=0.5))
     report = embed_stack(reads, embed, 'tree', store)
     assert (report.made, report.found) == (2, 2)
-    for plane, key in zip(planes, report.keys, strict=True):
+    for plane, key in list(zip(planes, report.keys, strict=True))[::3]:  # of the first run and of the second
         predictor.engine.set_embedding(store.load(key))
         kept = predictor.predict(np.array([[60, 60]]), np.array([1]))[0]
         predictor.set_image(plane)

@@ -49,9 +49,9 @@ def looked_at(generator, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def coins(generator):
+def coins(coins_tree):
     """The coins, analysed with the tree engine."""
-    engine = TreeEngine(generator)
+    engine = TreeEngine(lambda rgb: coins_tree)
     engine.set_image(np.dstack([data.coins()] * 3))
     return EmbeddedPlane(engine, engine.hierarchy)
 

@@ -222,7 +222,7 @@ def test_layers_of_one_slice_lie_in_it_and_name_the_layers_of_their_wholes(make_
     session.close()
 
 
-def test_layers_that_were_noted_and_not_made_are_not_forgotten_without_a_word(work, settle):
+def test_layers_that_were_recorded_and_not_made_are_not_forgotten_without_a_word(work, settle):
     work.show_level(0.16)
     settle(work.session.controller)
     work.add_class('coins')
@@ -397,7 +397,7 @@ def test_a_plane_too_large_for_one_tree_has_no_levels_and_that_is_said(mailbox, 
     session.close()
 
 
-def test_other_pixels_take_the_preview_away_and_are_measured_anew(work, settle):
+def test_other_pixels_take_the_preview_away_and_are_measured_again(work, settle):
     work.show_best()
     settle(work.session.controller)
     work.session.image.data = data.coins()[::-1].copy()

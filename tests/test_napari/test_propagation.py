@@ -82,7 +82,7 @@ def test_the_slice_that_the_user_marked_stays_as_it_is(ball):
     assert iou(found[5], disc(5)) == 1
 
 
-def test_the_slice_where_an_object_ends_is_noted_and_holds_nothing(ball):
+def test_the_slice_where_an_object_ends_is_recorded_and_holds_nothing(ball):
     found = ball.propagate({1: {5: disc(5)}})[1]
     assert [z for z, one in found.items() if one.state is SliceState.STOPPED] == [2, 9]
     assert found[2].crop.area_px == 0
@@ -129,7 +129,7 @@ def test_patience_carries_an_object_over_a_bad_slice():
     assert max(present(stack.propagate({1: {5: disc(5)}}, patience=2)[1])) in (5, 8)
 
 
-def test_a_correction_begins_the_slices_around_it_anew():
+def test_a_correction_starts_the_slices_around_it_over():
     """A second object touches the first; the user says in slice 7 where the first one ends."""
     small = {6: 6, 7: 6, 8: 6}
     stack = Stack(picture(disc(z), disc(z, small, 56)) for z in range(10))

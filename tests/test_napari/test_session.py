@@ -322,7 +322,7 @@ def test_removing_the_prompt_layer_clears_the_clicks_on_all_planes(viewer, sessi
     assert list(viewer.layers) == [stack]
 
 
-def test_a_removed_objects_layer_is_made_anew(on_coffee, viewer, mouse):
+def test_a_removed_objects_layer_is_made_again(on_coffee, viewer, mouse):
     for _ in range(2):
         mouse(world(on_coffee, ON_CUP))
         on_coffee.commit()

@@ -240,7 +240,7 @@ def test_slices_marked_before_are_kept_and_tie_the_object_down(panel, session, p
     assert 3 in object_slices(session, 1)
 
 
-def test_what_was_propagated_before_is_found_anew(panel, session, press):
+def test_what_was_propagated_before_is_found_again(panel, session, press):
     mark(session, 2, disc(BALL, 2), 1)
     press(panel.current_button)
     panel.threshold_box.setValue(1.0)
@@ -249,7 +249,9 @@ def test_what_was_propagated_before_is_found_anew(panel, session, press):
 
 
 @pytest.mark.parametrize('keep_existing', [True, False])
-def test_what_is_painted_over_an_object_while_it_is_found_anew_stays(panel, session, press, monkeypatch, keep_existing):
+def test_what_is_painted_over_an_object_while_it_is_found_again_stays(
+    panel, session, press, monkeypatch, keep_existing
+):
     mark(session, 2, disc(BALL, 2), 1)
     press(panel.current_button)
     panel.threshold_box.setValue(1.0)  # so that all slices but one are erased
@@ -413,7 +415,7 @@ def test_objects_committed_during_a_run_keep_their_label_and_their_pixels(findin
     assert sorted(session.objects.features['index']) == sorted(set(labels.flat) - {0})
 
 
-def test_the_likeliest_regions_are_noted_with_levels_of_their_own(finding, session):
+def test_the_likeliest_regions_are_recorded_with_levels_of_their_own(finding, session):
     finding()
     assert not session.objects.features['level'].eq(StackSettings().level).any()
 

@@ -369,7 +369,7 @@ def test_windows_of_one_colour_have_no_masks(generator, plane):
     assert crops[0].level > 0
 
 
-def test_an_array_that_is_filled_anew_does_not_change_the_image_that_was_set(tiled, generator, plane):
+def test_an_array_that_is_refilled_does_not_change_the_image_that_was_set(tiled, generator, plane):
     frame = np.stack([plane] * 3, axis=2)
     predictor = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
     predictor.set_image(frame)

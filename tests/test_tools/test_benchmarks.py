@@ -14,6 +14,8 @@ from tests import warm_python
 from tests.test_tools.conftest import TOOLS, environment
 from unsam_mm.evaluation.benchmark_runs import BENCHMARKS
 
+pytestmark = pytest.mark.usefixtures('_unformatted_configs')
+
 BENCHMARK = """
 test_dataloader = dict(
     batch_size=2,
@@ -96,7 +98,7 @@ class TestBenchmarks:
         assert benchmarks.run(trained / 'latest.pth', '--benchmarks', 'coco', '--again') == 0
         assert benchmarks.recalls == {'coco': 0.5}
 
-    def test_other_weights_or_settings_are_measured_anew(self, benchmarks, trained):
+    def test_other_weights_or_settings_are_measured_again(self, benchmarks, trained):
         other = benchmarks.root / 'other.pth'
         checkpoint = torch.load(trained / 'latest.pth', weights_only=True)
         checkpoint['state_dict']['linear.bias'] += 1

@@ -11,6 +11,8 @@ import torch
 
 from tests.test_tools.conftest import TOOLS, start, succeed
 
+pytestmark = pytest.mark.usefixtures('_unformatted_configs')
+
 
 @pytest.mark.parametrize('script', ['train.py', 'test.py'])
 class TestHelp:

@@ -233,7 +233,7 @@ def damaged_bytes(rng: np.random.Generator, content: bytes) -> bytes:
 # Doors: each reads one damaged input, and returns whether it was refused
 
 
-def rle_door(rng: np.random.Generator, folder: Path) -> bool:
+def read_damaged_rle(rng: np.random.Generator, folder: Path) -> bool:
     """Run lengths."""
     mask = rng.random((rng.integers(1, 13), rng.integers(1, 13))) < rng.random()
     rle = rle_to_json(encode_bitmaps(mask[None])[0])
@@ -259,7 +259,7 @@ def rle_door(rng: np.random.Generator, folder: Path) -> bool:
     return refused
 
 
-def tree_door(rng: np.random.Generator, folder: Path) -> bool:
+def read_damaged_tree(rng: np.random.Generator, folder: Path) -> bool:
     """Trees, as merges and as they are kept."""
     tree = random_tree(rng, rng.integers(1, 7), rng.integers(1, 7), rng.integers(1, 12))[1]
     names = ('leaf_labels', 'parent', 'height', 'score')
@@ -289,7 +289,7 @@ def check_tree(tree: MaskHierarchy, arrays: dict[str, np.ndarray]) -> None:
     assert tree.cut_nodes(0.5).size
 
 
-def store_door(rng: np.random.Generator, folder: Path) -> bool:
+def read_damaged_store(rng: np.random.Generator, folder: Path) -> bool:
     """A pseudo-mask file, and the mask set in it."""
     store = PseudoMaskStore(folder)
     bitmaps = rng.random((rng.integers(0, 5), 5, 7)) < rng.random()
@@ -347,7 +347,7 @@ def damaged_npz(rng: np.random.Generator, path: Path, arrays: dict[str, np.ndarr
         np.savez(path, **damaged_arrays(rng, arrays), **fixed)
 
 
-def tokens_door(rng: np.random.Generator, folder: Path) -> bool:
+def read_damaged_tokens(rng: np.random.Generator, folder: Path) -> bool:
     """A file of region tokens."""
     path = folder / 'a.npz'
     damaged_npz(rng, path, vars(tokens_of_a_tree()[0]), {'format': np.int64(1)})
@@ -379,7 +379,7 @@ def engines() -> tuple[EnlargedEngine, RegionEngine]:
     return EnlargedEngine(TreeEngine(generator=object())), RegionEngine(net, lambda device: None)
 
 
-def embedding_door(rng: np.random.Generator, folder: Path) -> bool:
+def read_damaged_embedding(rng: np.random.Generator, folder: Path) -> bool:
     """An embedding of a predictor; one in fifty as zarr."""
     tokens, tree = tokens_of_a_tree()
     engine = engines()[int(rng.random() < 0.3)]
@@ -444,7 +444,7 @@ def coco_file(rng: np.random.Generator) -> dict[str, Any]:
     return {'images': images, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'thing'}]}
 
 
-def coco_door(rng: np.random.Generator, folder: Path) -> bool:
+def read_damaged_coco(rng: np.random.Generator, folder: Path) -> bool:
     """A COCO file as ground truth and as predictions of ``evaluate``, and as labels of ``merge --gt``."""
     content = coco_file(rng)
     path = folder / 'gt.json'
@@ -503,21 +503,21 @@ def check_masks(rles: list[dict], expected: list[np.ndarray | None]) -> None:
     assert found == sorted(mask.tobytes() for mask in expected if mask is not None)
 
 
-DOORS = {
-    'rle': rle_door,
-    'tree': tree_door,
-    'store': store_door,
-    'tokens': tokens_door,
-    'embedding': embedding_door,
-    'coco': coco_door,
+KINDS = {
+    'rle': read_damaged_rle,
+    'tree': read_damaged_tree,
+    'store': read_damaged_store,
+    'tokens': read_damaged_tokens,
+    'embedding': read_damaged_embedding,
+    'coco': read_damaged_coco,
 }
 
 
-def run_door(name: str, number: int, watched: bool = False) -> int:
+def read_damaged(name: str, number: int, watched: bool = False) -> int:
     """Reads damaged inputs; returns how many were refused.
 
     Args:
-        name: A key of `DOORS`.
+        name: A key of `KINDS`.
         number: How many inputs; each is made from its own number.
         watched: End the process, and show where it is, if one takes longer than `MAX_SECONDS`.
 
@@ -530,9 +530,9 @@ def run_door(name: str, number: int, watched: bool = False) -> int:
             if watched and seed:  # the first may have to compile
                 faulthandler.dump_traceback_later(MAX_SECONDS, exit=True)
             try:
-                refused += DOORS[name](np.random.default_rng([seed, 2026]), Path(folder))
+                refused += KINDS[name](np.random.default_rng([seed, 2026]), Path(folder))
             except Exception as error:
-                raise AssertionError(f'door {name}, input {seed}: {type(error).__name__}: {error}') from error
+                raise AssertionError(f'{name}, input {seed}: {type(error).__name__}: {error}') from error
             finally:
                 faulthandler.cancel_dump_traceback_later()
     return refused
