@@ -7,8 +7,10 @@ from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QEvent, Qt, QTimer, Signal
-from qtpy.QtWidgets import QGridLayout, QLabel, QWidget
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QGridLayout, QLabel
+
+from napari_unsam.qt.docked import DockedWidget
 
 if TYPE_CHECKING:
     import napari
@@ -17,28 +19,6 @@ if TYPE_CHECKING:
 
 _TURN_MS = 10
 _CODE = 'napari_unsam.qt.widget'
-
-
-class DockedWidget(QWidget):
-    """A widget that knows when it is taken out of the window that it was put into.
-
-    Attributes:
-        undocked: Emitted then.
-    """
-
-    undocked = Signal()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._is_docked = False
-
-    def event(self, event: QEvent) -> bool:
-        """Follows the parent."""
-        if event.type() == QEvent.Type.ParentChange:
-            was_docked, self._is_docked = self._is_docked, self.parent() is not None
-            if was_docked and not self._is_docked:
-                self.undocked.emit()
-        return super().event(event)
 
 
 class UnSAMDock(DockedWidget):

@@ -1,22 +1,16 @@
-"""Calls in the GUI thread, now from the inference thread or a moment later, with PyQt6 and PySide6."""
+"""Calls from the inference thread into the GUI thread, with PyQt6 and PySide6."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
 
-from qtpy.QtCore import QCoreApplication, QObject, QTimer, Signal, Slot
+from qtpy.QtCore import QCoreApplication, QObject, Signal, Slot
 
 
 def in_gui_thread(call: Callable[[], None]) -> None:
     """Runs a function in the thread of the GUI, soon if called from another thread, else at once."""
     courier().sent.emit(call)
-
-
-def later(call: Callable[[], None]) -> None:
-    """Runs a function once napari has handled the current event."""
-    # Qt keeps no method of an object alive that nobody else holds.
-    QTimer.singleShot(0, lambda: call())
 
 
 @cache

@@ -19,8 +19,8 @@ from napari_unsam.io.autosave import Autosave
 from napari_unsam.keys import KEYS
 from napari_unsam.qt.canvas import CanvasContext
 from napari_unsam.qt.controls import Panel, button, wrapping_label
-from napari_unsam.qt.dock import DockedWidget
-from napari_unsam.qt.gui_thread import courier, in_gui_thread, later
+from napari_unsam.qt.docked import DockedWidget, later
+from napari_unsam.qt.gui_thread import courier, in_gui_thread
 from napari_unsam.qt.image_panel import ImagePanel
 from napari_unsam.qt.mask_panel import MaskPanel
 from napari_unsam.qt.prompt_panel import PromptPanel
