@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
-from napari_unsam.folders.automatic import SIDES, AutomaticSettings
+from napari_unsam.folders.automatic import ENGINES, SIDES, AutomaticSettings
 from napari_unsam.folders.batch import FAILED, BatchJob, BatchReport
 from napari_unsam.io.formats import FORMATS
 from napari_unsam.model.text import counted
@@ -27,62 +29,62 @@ def build_parser() -> argparse.ArgumentParser:
         epilog='Exit status: 0 if any image is done, now or before, even if others failed (OUT/failed.txt says why); '
         '1 if none is, or the run could not go on; 2 for invalid options; 130 after Ctrl-C.',
     )
-    batch.add_argument('images', type=Path, help='folder, searched at any depth, one image, or a .txt file of paths')
-    batch.add_argument('out', type=Path, help='folder for the results; may be that of the images')
-    batch.add_argument(
-        '--engine', default='tree', choices=('tree', 'model'), help='engine that finds objects (default: %(default)s)'
-    )
-    batch.add_argument(
+    settings, add = AutomaticSettings(), batch.add_argument
+    add('images', type=Path, help='folder, searched at any depth, one image, or a .txt file of paths')
+    add('out', type=Path, help='folder for the results; may be that of the images')
+    add('--engine', default=settings.engine, choices=ENGINES, help='engine that finds objects (default: %(default)s)')
+    add(
         '--level',
         type=_level,
-        default=None,
         metavar='auto|0..1',
         help='of the tree; auto: the best masks of any size; a number: the regions of one level, 0 being the finest '
         '(default: auto)',
     )
-    batch.add_argument(
+    add(
         '--granularity',
         type=_level,
-        default=None,
         metavar='auto|0..1',
         help='of the model; auto: the best masks of any size; a number: the largest masks whose granularity is at '
         'most this, 1 being the whole image and a quarter less a tenth of the area (default: auto)',
     )
-    batch.add_argument(
+    add(
         '--side',
-        default='guess',
+        default=settings.side,
         choices=SIDES,
-        help='objects are brighter or darker than around them (default: guess)',
+        help='objects are brighter or darker than around them (default: %(default)s)',
     )
-    batch.add_argument(
+    add(
         '--min-area',
-        type=_positive,
-        default=16,
+        dest='min_area_px',
+        type=partial(_whole, least=1),
+        default=settings.min_area_px,
         metavar='PX',
         help='smaller objects are left out (default: %(default)s)',
     )
-    batch.add_argument(
+    add(
         '--channel',
-        type=_channel,
-        default=0,
+        type=partial(_whole, least=0),
+        default=settings.channel,
         metavar='N',
         help='channel to use, from 0 (default: %(default)s)',
     )
-    batch.add_argument(
-        '--link', action='store_true', help='objects in neighbouring planes of a stack or movie that overlap are one'
-    )
-    batch.add_argument(
+    add('--link', action='store_true', help='objects in neighbouring planes of a stack or movie that overlap are one')
+    add(
         '--format',
         nargs='+',
         default=['tiff', 'csv'],
         choices=sorted(FORMATS),
         help='what to write (default: tiff csv)',
     )
-    batch.add_argument(
-        '--workers', type=_positive, default=1, metavar='N', help='processes, about 1 GB each (default: %(default)s)'
+    add(
+        '--workers',
+        type=partial(_whole, least=1),
+        default=1,
+        metavar='N',
+        help='processes, about 1 GB each (default: %(default)s)',
     )
-    batch.add_argument('--resume', action='store_true', help='resume with the results in OUT')
-    batch.add_argument('--device', default='auto', help='torch device, such as cuda:0 (default: CUDA if there is one)')
+    add('--resume', action='store_true', help='resume with the results in OUT')
+    add('--device', default='auto', help='torch device, such as cuda:0 (default: CUDA if there is one)')
     batch.set_defaults(run=run_batch)
     return parser
 
@@ -94,15 +96,7 @@ def run_batch(options: argparse.Namespace) -> int:
     job = BatchJob(
         images=options.images,
         out=options.out,
-        settings=AutomaticSettings(
-            options.engine,
-            options.level,
-            options.min_area,
-            options.side,
-            options.channel,
-            options.link,
-            options.granularity,
-        ),
+        settings=AutomaticSettings(**{one.name: getattr(options, one.name) for one in fields(AutomaticSettings)}),
         formats=tuple(dict.fromkeys(options.format)),
         workers=options.workers,
         resume=options.resume,
@@ -147,14 +141,6 @@ def _level(text: str) -> float | None:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f'{text!r} is neither auto nor a number from 0 to 1')
     return value
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _channel(text: str) -> int:
-    return _whole(text, 0)
 
 
 def _whole(text: str, least: int) -> int:

@@ -1,7 +1,7 @@
 """Embeddings of planes on disk, by a hash of pixels and settings, so that no plane is analysed twice.
 
-An entry is named by its content, appears under that name as a whole and never changes. So any number of sessions may
-share a folder without locks: two that save the same entry save the same thing.
+An entry is one file, named by its content; it appears as a whole and never changes. So any number of sessions may share a
+folder without locks: two that save the same entry save the same thing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,16 +21,14 @@ import numpy as np
 from napari_unsam.engine.inference import ProgressCallback, part_of
 from napari_unsam.model.label_boxes import LazyArray
 from unsam_mm.errors import StoreError
-from unsam_mm.files import read_json, remove_leftovers
+from unsam_mm.files import remove_leftovers
 
 ReadPlane = Callable[[], np.ndarray]
 EmbedPlane = Callable[[np.ndarray, ProgressCallback], Mapping[str, np.ndarray]]
 
-_SUFFIX = '.zarr'
 _KIND = 'plane'
-_TEMPORARY = '.unsam-'
+_SUFFIX = f'.{_KIND}.npz'
 _KEY = re.compile('[0-9a-f]{32}')  # of `plane_key`, and of windows
-_LEFTOVER_AGE_S = 3600.0  # no entry takes longer to write
 _BLOCK_BYTES = 4_000_000  # of a plane, hashed at once
 
 logger = logging.getLogger(__name__)
@@ -60,7 +56,7 @@ def plane_key(pixels: LazyArray, settings: str) -> str:
 
 
 class EmbeddingStore:
-    """Arrays by key, in zarr; the least recently used are deleted when space is short. Other files in its folders stay.
+    """Arrays by key, in files; the least recently used are deleted when space is short. Other files in its folders stay.
 
     Args:
         folder: Made at the first `save`.
@@ -70,38 +66,34 @@ class EmbeddingStore:
 
     def __init__(self, folder: Path, max_bytes: int, windows: Path | None = None) -> None:
         self.folder, self.max_bytes, self.windows = Path(folder), int(max_bytes), windows
-        self._sizes: dict[Path, int] = {}  # entries never change, so each is measured once
+        self._windows_used: set[Path] = set()
 
     def __contains__(self, key: str) -> bool:
-        return self._path(key).is_dir()
+        return self._path(key).is_file()
 
     @property
     def size_bytes(self) -> int:
         """What all entries and windows take on disk, those of other sessions included."""
-        return sum(self._size(path) for path in self._entries())
+        return sum(size for _, size, _ in self._entries())
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
         """The arrays of an entry, marked as used now; None if there is none. A damaged entry is deleted."""
         from unsam_mm.prompting.embedding_file import load_arrays
 
         path = self._path(key)
-        if not path.is_dir():
+        if not path.is_file():
             return None
         try:
             arrays = load_arrays(path, _KIND)
         except StoreError as error:
             logger.warning('dropped a damaged embedding: %s', error)
-            self._drop(path)
+            _drop(path)
             return None
         _touch(path)
         return arrays
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Stores arrays under a key, unless they are there.
-
-        Args:
-            key: Of `plane_key`.
-            arrays: Of any shape and number type, by name; scalars come back with shape (1,).
+        """Stores arrays of any shape and number type under a key of `plane_key`, unless they are there.
 
         Raises:
             StoreError: If the folder cannot be written or the disk is full.
@@ -109,82 +101,56 @@ class EmbeddingStore:
         from unsam_mm.prompting.embedding_file import save_arrays
 
         path = self._path(key)
-        if path.is_dir():
+        if path.is_file():
             _touch(path)
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=_TEMPORARY) as folder:
-                finished = Path(folder, f'new{_SUFFIX}')
-                save_arrays(finished, _KIND, dict(arrays))
-                if not _moved(finished, path):
-                    return
-        except OSError as error:
-            raise StoreError(f'{path}: cannot be written ({error.strerror or error}); choose another place') from error
+        save_arrays(path, _KIND, dict(arrays))
         self.trim()
 
     def used(self, window: Path) -> None:
         """Notes that a file of `windows` was read or written now."""
         _touch(window)
-        if window not in self._sizes:
+        if window not in self._windows_used:
+            self._windows_used.add(window)
             self.trim()
 
     def clear(self) -> None:
         """Removes all entries and windows."""
-        for path in self._entries():
-            self._drop(path)
+        for _, _, path in self._entries():
+            _drop(path)
 
     def trim(self) -> None:
         """Deletes entries, the least recently used first, until the others fit; also leftovers of killed sessions."""
-        entries = sorted((_used_at(path), path) for path in self._entries())
-        excess = sum(self._size(path) for _, path in entries) - self.max_bytes
-        for _, path in entries:
+        entries = sorted(self._entries())
+        excess = sum(size for _, size, _ in entries) - self.max_bytes
+        for _, size, path in entries:
             if excess <= 0:
                 break
-            excess -= self._size(path)
-            self._drop(path)
-        for path in self.folder.glob(f'{_TEMPORARY}*/'):
-            if time.time() - _used_at(path) > _LEFTOVER_AGE_S:
-                shutil.rmtree(path, ignore_errors=True)
-        if self.windows is not None:
-            remove_leftovers(self.windows)
+            excess -= size
+            _drop(path)
+        for folder in (self.folder, self.windows):
+            if folder is not None:
+                remove_leftovers(folder)
+        for folder in self.folder.glob('*.zarr/'):  # entries of earlier versions, which are not read any more
+            if _KEY.fullmatch(folder.stem):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f'{key}{_SUFFIX}'
 
-    def _entries(self) -> list[Path]:
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """When each entry and each window was used last, its bytes, and its file."""
         windows = [] if self.windows is None else self.windows.glob('*/*.npz')
-        return [
-            *(path for path in self.folder.glob(f'*{_SUFFIX}') if self._is_entry(path)),
-            *(path for path in windows if path in self._sizes or _KEY.fullmatch(path.stem)),
-        ]
+        paths = [*self.folder.glob(f'*{_SUFFIX}'), *(path for path in windows if self._is_window(path))]
+        entries = []
+        for path in paths:
+            with suppress(OSError):  # dropped by another session meanwhile
+                known = path.stat()
+                entries.append((known.st_mtime, known.st_size, path))
+        return entries
 
-    def _is_entry(self, path: Path) -> bool:
-        if path in self._sizes or _KEY.fullmatch(path.stem):
-            return True
-        try:
-            return read_json(path / 'zarr.json')['attributes']['kind'] == _KIND
-        except (StoreError, KeyError, TypeError):
-            return False
-
-    def _size(self, path: Path) -> int:
-        if path not in self._sizes:
-            self._sizes[path] = _bytes_below(path)
-        return self._sizes[path]
-
-    def _drop(self, path: Path) -> None:
-        """Takes an entry away at once, so that no other session finds half of it."""
-        self._sizes.pop(path, None)
-        try:
-            if path.suffix != _SUFFIX:
-                path.unlink(missing_ok=True)
-                return
-            folder = tempfile.mkdtemp(dir=self.folder, prefix=_TEMPORARY)
-            _moved(path, Path(folder, 'old'))
-        except OSError as error:
-            logger.warning('an embedding could not be removed: %s', error)
-            return
-        shutil.rmtree(folder, ignore_errors=True)
+    def _is_window(self, path: Path) -> bool:
+        return path in self._windows_used or _KEY.fullmatch(path.stem) is not None
 
 
 @dataclass(frozen=True)
@@ -249,32 +215,13 @@ def embed_stack(
     return StackReport(tuple(keys), len(keys) - found, found, sum(key in store for key in keys))
 
 
-def _moved(source: Path, target: Path) -> bool:
-    """Renames a folder; returns False if another process was first: the target is there, or the source was removed."""
+def _drop(path: Path) -> None:
     try:
-        source.replace(target)
-    except OSError:
-        if target.is_dir() or not source.exists():
-            return False
-        raise
-    return True
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning('an embedding could not be removed: %s', error)
 
 
 def _touch(path: Path) -> None:
     with suppress(OSError):  # gone meanwhile, or a folder that nobody may write: then it is not trimmed either
         os.utime(path)
-
-
-def _used_at(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _bytes_below(path: Path) -> int:
-    try:
-        files = path.rglob('*') if path.is_dir() else [path]
-        return sum(file.stat().st_size for file in files if file.is_file())
-    except OSError:
-        return 0  # dropped by another session meanwhile

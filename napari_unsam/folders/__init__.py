@@ -1,10 +1,9 @@
 """Many images: one after the other in the viewer, or all at once without it.
 
-- `pixels`: reads an image file with its channels and the size of a pixel.
 - `results`: where the objects of each image of a folder are kept.
 - `series`: the images of a folder in the viewer, forward and back.
 - `automatic`: objects found without clicks.
 - `batch`: automatic objects for all images of a folder, resumable.
 
-`pixels`, `results`, `automatic` and `batch` need neither Qt nor napari.
+`results`, `automatic` and `batch` need neither Qt nor napari.
 """

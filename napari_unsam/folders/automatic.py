@@ -22,7 +22,7 @@ from unsam_mm.masks.granularity import area_granularity
 if TYPE_CHECKING:
     from unsam_mm.prompting.engine import Engine
 
-SIDES = tuple(side.name.lower() for side in Side)
+ENGINES, SIDES = ('tree', 'model'), tuple(side.name.lower() for side in Side)
 
 _MAX_MASKS = 2000
 _COLUMNS = ('index', 'granularity', 'score', 'stability')
@@ -33,7 +33,7 @@ class AutomaticSettings:
     """How objects are found.
 
     Attributes:
-        engine: 'tree', the regions of merge trees, or 'model', masks of the region model.
+        engine: One of `ENGINES`: the regions of merge trees, or masks of the region model.
         level: For the tree, in [0, 1]: the regions of the cut at this level, 0 being the finest. None: the best masks that
             do not overlap, of any size.
         min_area_px: Smaller objects are left out. Those of more than a quarter of the plane are too.
@@ -54,7 +54,7 @@ class AutomaticSettings:
     granularity: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (('engine', ('tree', 'model')), ('side', SIDES)):
+        for name, known in (('engine', ENGINES), ('side', SIDES)):
             if getattr(self, name) not in known:
                 raise UnSAMError(f'{name} must be one of {", ".join(known)}, got {getattr(self, name)!r}')
         for name, engine, other in (('level', 'tree', 'granularity'), ('granularity', 'model', 'level')):
@@ -142,11 +142,9 @@ def linked(labels: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, pd.Data
         table: Its rows, of which the i-th has the label i + 1.
     """
     new = np.zeros(len(table) + 1, np.uint32)
-    rows: list[pd.Series] = []
-    for front in np.ndindex(*labels.shape[:-3]):
-        for parts in link(list(labels[front])):
-            regions = [part.region for part in parts]
-            new[regions] = len(rows) + 1
-            rows.append(table.iloc[[region - 1 for region in regions]].mean())
-    means = pd.DataFrame(rows, columns=table.columns).reset_index(drop=True)
-    return new[labels], means.assign(index=np.arange(1, len(rows) + 1))
+    objects = (parts for front in np.ndindex(*labels.shape[:-3]) for parts in link(list(labels[front])))
+    for label, parts in enumerate(objects, start=1):
+        new[[part.region for part in parts]] = label
+    is_linked = new[1:] > 0
+    means = table[is_linked].groupby(new[1:][is_linked]).mean().reset_index(drop=True)
+    return new[labels], means.assign(index=np.arange(1, len(means) + 1))

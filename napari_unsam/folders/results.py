@@ -103,12 +103,12 @@ class Results:
         kinds: Iterable[str] = ('tiff', 'csv'),
         progress: ProgressCallback = lambda fraction, text: None,
     ) -> None:
-        """Writes the objects of an image.
+        """Writes the objects of an image in some of `FORMATS`.
 
         Args:
             name: Of the image.
             objects: What to write.
-            kinds: Names of `FORMATS`.
+            kinds: Names of formats.
             progress: Told the share of each file that is done; may raise to stop.
 
         Raises:

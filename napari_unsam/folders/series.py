@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from psygnal import Signal
 
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.folders.results import ImageList, Results
-from napari_unsam.io.objects import COUNTED, LabelledObjects, ProgressArray, objects_of_layer
+from napari_unsam.io.objects import LabelledObjects, known_columns, objects_of_layer, with_progress
 from napari_unsam.model.label_boxes import Region, blocks, object_boxes
 from napari_unsam.model.targets import Level
 from napari_unsam.viewer.changes import LayerChanges
@@ -31,14 +32,6 @@ if TYPE_CHECKING:
 _CHANNELS = 'c'
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """An image with what was saved of it."""
-
-    pixels: ImagePixels
-    objects: ReadMasks | None
-
-
 class ImageSeries:
     """Walks through a list of images; at most one of them is in the viewer.
 
@@ -46,6 +39,12 @@ class ImageSeries:
         session: Whose viewer shows the images, and which holds the objects.
         images: The images.
         results: Where their objects are kept.
+
+    Attributes:
+        images: The images.
+        position: Which image is open; None before the first.
+        asked: Which image was asked for last, even if it could not be opened; None before the first.
+        changed: Emitted when another image was opened, one was saved, or one could not be opened.
     """
 
     changed = Signal()
@@ -53,36 +52,26 @@ class ImageSeries:
     def __init__(self, session: ViewerSession, images: ImageList, results: Results) -> None:
         self._session, self._results = session, results
         self.images = images
-        self._position: int | None = None
-        self._asked: int | None = None
-        self._broken: set[str] = set()
+        self.position: int | None = None
+        self.asked: int | None = None
         self._layer: Image | None = None
         self._changes = LayerChanges(session.viewer)
-        # The fingerprints of what was opened or saved last; None if that was not told.
+        # The fingerprints of what was opened or saved last; None if it was changed while it was saved.
         self._saved: tuple[int, ...] | None = ()
         self._unchanged_at = self._count()  # a state that has these fingerprints
-        self._foreign: set[str] = set()  # images with results that could not be opened
         self._done = {name for name in images.names if results.has(name)}
-
-    @property
-    def position(self) -> int | None:
-        """Which image is open; None before the first."""
-        return self._position
-
-    @property
-    def asked(self) -> int | None:
-        """Which image was asked for last, even if it could not be opened; None before the first."""
-        return self._asked
+        self._broken: set[str] = set()
+        self._foreign: set[str] = set()  # images with results that could not be opened
 
     @property
     def name(self) -> str | None:
         """Name of the open image; None if there is none."""
-        return None if self._position is None else self.images.names[self._position]
+        return None if self.position is None else self.images.names[self.position]
 
     @property
     def is_dirty(self) -> bool:
         """Whether the objects of the open image differ from what was opened or saved last, or some wait to be committed."""
-        is_open = self._position is not None and self._layer in self._session.viewer.layers
+        is_open = self.position is not None and self._layer in self._session.viewer.layers
         return is_open and (self._has_pending or not self._is_as_saved())
 
     def is_done(self, position: int) -> bool:
@@ -104,16 +93,15 @@ class ImageSeries:
         What was not saved is lost: ask first if `is_dirty`. An image that is open stays as it is.
         """
         name = self.images.names[position]
-        self._asked = position
-        if position == self._position and self._layer in self._session.viewer.layers:
+        self.asked = position
+        if position == self.position and self._layer in self._session.viewer.layers:
             self.changed.emit()
             return
-
         left = self._count(), self._saved if self._is_as_saved() else self._fingerprints()
 
-        def read(opened: _Opened) -> None:
+        def read(opened: tuple[ImagePixels, ReadMasks | None]) -> None:
             if self._is_still(*left):
-                self._show(position, opened)
+                self._show(position, *opened)
             else:
                 self._session.controller.say(f'{self.name} was changed in the meantime and stays open.', Level.PROBLEM)
 
@@ -121,13 +109,7 @@ class ImageSeries:
             self._broken.add(name)
             self.changed.emit()
 
-        self._session.controller.run(
-            f'Opening {name}',
-            lambda progress: self._read(name, progress),
-            read,
-            failed,
-            is_task=True,
-        )
+        self._session.controller.run(f'Opening {name}', partial(self._read, name), read, failed, is_task=True)
 
     def save(self, then: Callable[[], None] = lambda: None) -> None:
         """Writes the objects of the open image as a label TIFF and a table, in the background.
@@ -138,30 +120,12 @@ class ImageSeries:
             then: Called once they are written.
         """
         name = self.name
-        if name is None or self._layer not in self._session.viewer.layers:
-            self._session.controller.say('No image of the list is open; open one first.', Level.PROBLEM)
+        try:
+            labels = self._layer_to_save()
+        except UnSAMError as error:
+            self._session.controller.say(str(error), Level.PROBLEM)
             return
-        if self._has_pending:
-            self._session.pending.commit(with_shown=False)
-        if name in self._foreign and self._results.has(name):
-            self._session.controller.say(
-                f'{self._results.path(name, "tiff")} holds other objects, which could not be opened; move it away to save '
-                'these.',
-                Level.PROBLEM,
-            )
-            return
-        layers = self._layers()
-        filled = layers if len(layers) == 1 else [layer for layer in layers if fingerprint(layer)]
-        if len(filled) > 1:
-            names = ' and '.join(f'"{layer.name}"' for layer in filled)
-            self._session.controller.say(
-                f'{name} has objects in {names}, and its results hold those of one layer: export the others, delete their '
-                'layers and save again.',
-                Level.PROBLEM,
-            )
-            return
-        labels = next(iter(filled or layers), None)
-        objects, before = self._objects(labels), self._count()
+        layers, objects, before = self._layers(), self._objects(labels), self._count()
 
         def write(progress: ProgressCallback) -> tuple[int, ...]:
             saved = self._fingerprints(layers)
@@ -186,26 +150,51 @@ class ImageSeries:
     def close(self) -> None:
         """Takes the open image and its objects out of the viewer; what was not saved is lost."""
         remove_layers(self._session.viewer, [*self._layers(), self._layer])
-        self._position, self._layer = None, None
+        self.position, self._layer = None, None
 
-    def _read(self, name: str, progress: ProgressCallback) -> _Opened:
+    def _layer_to_save(self) -> Labels | None:
+        """The layer of objects that the results of the open image are to hold; None if it has none.
+
+        Raises:
+            UnSAMError: If there is no such image, or its results cannot be replaced or cannot hold all of its objects.
+        """
+        name = self.name
+        if name is None or self._layer not in self._session.viewer.layers:
+            raise UnSAMError('No image of the list is open; open one first.')
+        if self._has_pending:
+            self._session.pending.commit(with_shown=False)
+        if name in self._foreign and self._results.has(name):
+            raise UnSAMError(
+                f'{self._results.path(name, "tiff")} holds other objects, which could not be opened; move it away to save '
+                'these.'
+            )
+        layers = self._layers()
+        filled = layers if len(layers) == 1 else [layer for layer in layers if fingerprint(layer)]
+        if len(filled) > 1:
+            names = ' and '.join(f'"{layer.name}"' for layer in filled)
+            raise UnSAMError(
+                f'{name} has objects in {names}, and its results hold those of one layer: export the others, delete their '
+                'layers and save again.'
+            )
+        return next(iter(filled or layers), None)
+
+    def _read(self, name: str, progress: ProgressCallback) -> tuple[ImagePixels, ReadMasks | None]:
+        """An image with what was saved of it."""
         progress(0.0, f'Reading {name}')
         pixels = read_pixels(self.images.path(name))
-        if not self._results.has(name):
-            return _Opened(pixels, None)
-        return _Opened(pixels, read_masks(self._results.read(name), progress))
+        return pixels, read_masks(self._results.read(name), progress) if self._results.has(name) else None
 
-    def _show(self, position: int, opened: _Opened) -> None:
+    def _show(self, position: int, pixels: ImagePixels, objects: ReadMasks | None) -> None:
         """Puts an image in place of the one that is open."""
         self._session.set_image(None)
         self.close()
         session, name = self._session, self.images.names[position]
-        self._position = position
+        self.position = position
         self._broken.discard(name)
-        self._layer = session.viewer.add_image(name=name, **_layer(opened.pixels))
+        self._layer = session.viewer.add_image(name=name, **_layer(pixels))
         session.set_image(self._layer)
-        if opened.objects is not None:
-            self._restore(opened.objects)
+        if objects is not None:
+            self._restore(objects)
         session.history.clear()  # its actions belong to layers that were removed
         session.viewer.reset_view()
         self._saved, self._unchanged_at = self._fingerprints(), self._count()
@@ -288,7 +277,7 @@ def read_masks(objects: LabelledObjects, progress: ProgressCallback = lambda fra
     Raises:
         UnSAMError: If a label is negative or needs more than 32 bits.
     """
-    boxes = object_boxes(ProgressArray(objects.labels, progress, 'Finding the objects'))
+    boxes = object_boxes(with_progress(objects.labels, progress, 'Finding the objects'))
     return ReadMasks(objects, {label: (box, np.asarray(objects.labels[box]) == label) for label, box in boxes.items()})
 
 
@@ -321,7 +310,8 @@ def place_objects(
         long_axes = iter([part for part, side in zip(box, objects.shape, strict=True) if side > 1])
         region = tuple(next(long_axes) if side > 1 else slice(0, 1) for side in shape)
         mask = mask.reshape([part.stop - part.start for part in region])
-        writes.append(ObjectWrite(region, mask, new[label], _row(rows.get(label, {}), new, keep_labels)))
+        row = with_parent_renumbered(known_columns(rows.get(label, {})), new, keep_absent=keep_labels)
+        writes.append(ObjectWrite(region, mask, new[label], row))
     if session.keep_existing and not keep_labels:
         writes = free_now(writes, layer.data)
     session.write_objects(name, writes, layer)
@@ -338,12 +328,6 @@ def fingerprint(layer: Labels) -> int:
             value = zlib.crc32(pixels, zlib.crc32(repr(block).encode(), value))
     table = layer.features
     return zlib.crc32(table.to_csv(index=False).encode(errors='surrogatepass'), value) if len(table) else value
-
-
-def _row(row: dict[str, Any], new: dict[int, int], keep_labels: bool) -> dict[str, Any]:
-    """A row for the table, with the parent's new label; what lacks or is counted again is left out."""
-    kept = {name: value for name, value in row.items() if name not in COUNTED and value == value}
-    return with_parent_renumbered(kept, new, keep_absent=keep_labels)
 
 
 def _layer(pixels: ImagePixels) -> dict[str, Any]:

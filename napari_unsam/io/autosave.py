@@ -9,10 +9,9 @@
     autosave.exported(session)             # after an export: closing drops objects that are safe elsewhere
     autosave.close()                       # when the dock goes
 
-Each image has a folder, and each session a folder in it for each layer of objects, the record, which is locked while the
-session is at work on the image. So what another window is at work on is never taken for what a crash has left. A record
-that was restored is removed when the session that took it up has left the image, not before; one that could not be read
-whole stays until the user discards it.
+Each image has a folder, and in it each session has a record, a folder for each layer of objects, which is locked while the
+session works on the image: the work of another window is never taken for what a crash has left. A restored record is
+removed when the session that restored it has left the image; one that could not be read whole stays until it is discarded.
 """
 
 from __future__ import annotations
@@ -95,13 +94,14 @@ class _Record:
 
     Attributes:
         image: Another layer may look the same, and have a record of its own.
-        pending: What is to be saved next.
-        failed: What could not be saved; tried again, unless something newer comes.
-        n_noted: How often the work was noted. The work itself, which may be gigabytes, is let go once it is saved.
+        work: What is to be saved next, which may be gigabytes; let go once it is saved.
+        failed: Whether it could not be saved, and is to be tried again.
+        n_noted: How often work was noted.
         saved_at: `n_noted` of what was saved last.
         changed_at: `n_noted` when the objects were changed last.
         exported_at: `n_noted` when the objects were exported; -1 if they were not.
         prompts: Those that were noted last.
+        has_problem: Whether the user was told that saving fails.
         history: Of the session, whose actions change pixels and rows one after the other.
         channels: Of the image, that the objects belong to.
         objects: The layer.
@@ -113,8 +113,8 @@ class _Record:
     identity: str
     image: ref[Image]
     shape: tuple[int, ...] | None = None
-    pending: Work | None = None
-    failed: Work | None = None
+    work: Work | None = None
+    failed: bool = False
     n_noted: int = 0
     saved_at: int = 0
     changed_at: int = 0
@@ -130,13 +130,23 @@ class _Record:
     replaces: list[str] = field(default_factory=list)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether there is something to save that was not tried yet."""
+        return self.work is not None and not self.failed
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is to be saved any more."""
+        return self.has_left and self.work is None
+
+    @property
     def is_needed(self) -> bool:
         """Whether there is anything in it that is not safe elsewhere."""
         return not self.is_empty and (self.exported_at < self.changed_at or bool(self.prompts))
 
     def note(self, work: Work) -> None:
         """Has work saved in place of what waits; the caller holds the lock."""
-        self.pending, self.failed, self.prompts = work, None, work.prompts
+        self.work, self.failed, self.prompts = work, False, work.prompts
         self.n_noted += 1
 
 
@@ -270,7 +280,7 @@ class Autosave:
                 # A daemon would be cut off in the midst of the last save.
                 threading.Thread(target=self._thread.join, args=(_EXIT_S,), name='unsam-autosave-exit').start()
                 return False
-        return self._is_all_saved()
+        return all(record.work is None for record in self._records)
 
     def _bring_back(self, session: ViewerSession, saved: SavedSession, read: SavedObjects) -> Restored:
         self._choose_channels(session, saved, read.shape if read.writes else None)
@@ -318,9 +328,6 @@ class Autosave:
                 record.replaces = [*others, *names] if is_restored else others
 
         return Change('restore', put, before=False, after=True)
-
-    def _is_all_saved(self) -> bool:
-        return not any(record.pending or record.failed for record in self._records)
 
     def _note(self, session: ViewerSession, changed: Labels | None = None) -> None:
         """Takes down the state of a session; called in its thread after each change, so it has to be quick.
@@ -392,12 +399,6 @@ class Autosave:
             self._records.append(record)
         return record
 
-    def _waiting(self) -> list[_Record]:
-        return [record for record in self._records if record.pending is not None]
-
-    def _removed(self) -> list[_Record]:
-        return [record for record in self._records if record.has_left and not (record.pending or record.failed)]
-
     def _run(self) -> None:
         try:
             self._tidy()
@@ -407,39 +408,40 @@ class Autosave:
         while not is_last:
             with self._wake:
                 has_failed = any(record.failed for record in self._records)
-                self._wake.wait_for(
-                    lambda: self._waiting() or self._removed() or self._is_closed, _RETRY_S if has_failed else None
-                )
-                if self._waiting():
+                self._wake.wait_for(self._has_something_to_do, _RETRY_S if has_failed else None)
+                if any(record.is_waiting for record in self._records):
                     # From the first action on, not from the last: a busy user is saved too.
                     self._wake.wait_for(lambda: self._is_closed, pause_s)
-                for record in self._records:
-                    record.pending, record.failed = record.pending or record.failed, None
                 is_last = self._is_closed
                 # Prompts that have moved on to the record of other channels are there before they go from here.
-                waiting = sorted(self._waiting(), key=lambda record: not record.pending.prompts)
+                unsaved = [record for record in self._records if record.work is not None]
+                unsaved.sort(key=lambda record: not record.work.prompts)
             started_s = time.monotonic()
-            for record in waiting:
+            for record in unsaved:
                 self._save(record)
             pause_s = max(self._delay_s, (time.monotonic() - started_s) / _WORKING_SHARE)
             with self._wake:
-                ended = self._removed()
+                ended = [record for record in self._records if record.is_over]
                 self._records = [record for record in self._records if record not in ended]
             for record in [*ended, *self._records] if is_last else ended:
                 self._end(record)
 
+    def _has_something_to_do(self) -> bool:
+        return self._is_closed or any(record.is_waiting or record.is_over for record in self._records)
+
     def _save(self, record: _Record) -> None:
-        """Saves what is pending of a record, or notes that it failed; never raises, so that the thread lives on."""
+        """Saves the work of a record, or notes that it failed; never raises, so that the thread lives on."""
         work, number = None, 0
         try:
             for is_last in [False] * (_TORN_TRIES - 1) + [True]:
                 with self._wake:
-                    work, record.pending, number = record.pending, None, record.n_noted
+                    work, number, record.work, record.failed = record.work, record.n_noted, None, False
                 if self._write(record, work, is_last):
                     break
         except Exception as error:
             with self._wake:
-                record.failed = work if record.pending is None else None
+                if record.work is None:  # else it is newer
+                    record.work, record.failed = work, True
             logger.warning('the work could not be saved', exc_info=error)
             if not record.has_problem:
                 record.has_problem = True
@@ -470,10 +472,11 @@ class Autosave:
 
         def newest() -> Work | None:
             self._wait_for_action(record)
-            later = record.pending
-            if later is None or not is_last_try:
-                return work if later is None else None
-            return later if later.labels is work.labels else work
+            if record.work is None:
+                return work
+            if not is_last_try:
+                return None
+            return record.work if record.work.labels is work.labels else work
 
         if not write_work(record.folder, record.identity, work, newest):
             return False

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from napari_unsam.io.objects import LabelCrop, LabelledObjects, crops_by_plane, parent_of
+from napari_unsam.io.objects import LabelCrop, LabelledObjects, crops_by_plane, parent_of, plain
 from napari_unsam.model.label_boxes import MAX_AXES
 from unsam_mm.coco_files.fields import entry_id, image_size, number_in, repeated_id
 from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
@@ -152,11 +152,6 @@ def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size
 def is_kept(column: str, value: Any) -> bool:
     """Whether a value in a column of the features table is one that is read back: text in `parent`, else a finite number."""
     return isinstance(value, str) if column == 'parent' else isinstance(value, Real) and abs(value) < np.inf
-
-
-def plain(value: Any) -> Any:
-    """A number of NumPy as one of Python, which JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _draw(plane: np.ndarray, annotations: list[Mapping[str, Any]], labels: list[int]) -> np.ndarray:

@@ -12,7 +12,7 @@ from napari_unsam.io.coco import KEPT, is_kept, read_coco, write_coco
 from napari_unsam.io.geojson import write_geojson
 from napari_unsam.io.images import read_label_tiff, read_ome_zarr, write_label_tiff, write_ome_zarr
 from napari_unsam.io.measurements import write_csv
-from napari_unsam.io.objects import COUNTED, LabelledObjects, ProgressArray
+from napari_unsam.io.objects import COUNTED, LabelledObjects, with_progress
 from unsam_mm.errors import StoreError
 
 if TYPE_CHECKING:
@@ -51,19 +51,13 @@ READABLE = ('.tif', '.tiff', '.json', '.zarr')
 
 
 def export(path: str | Path, objects: LabelledObjects, name: str, progress: ProgressCallback) -> None:
-    """Writes objects in the format of a name; what was there stays if `progress` raises.
-
-    Args:
-        path: The file.
-        objects: What to write.
-        name: One of `FORMATS`.
-        progress: Told the share done, before each part of the labels is read.
+    """Writes objects in one of `FORMATS`; what was there stays if `progress`, told the share done, raises.
 
     Raises:
         StoreError: If the file cannot be written.
     """
     text = f'Writing {Path(path).name}'
-    FORMATS[name].write(path, replace(objects, labels=ProgressArray(objects.labels, progress, text)))
+    FORMATS[name].write(path, replace(objects, labels=with_progress(objects.labels, progress, text)))
 
 
 def holds(name: str, features: pd.DataFrame) -> bool:

@@ -10,15 +10,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from napari_unsam.io.objects import LabelCrop, LabelledObjects, crops_by_plane, in_utf8, parent_of
+from napari_unsam.io.objects import LabelCrop, LabelledObjects, crops_by_plane, in_utf8, parent_of, plain
 from napari_unsam.io.outlines import Ring, polygons
 from napari_unsam.model.palette import label_rgb
 from unsam_mm.files import atomic_writer
 
 _NAMESPACE = uuid.UUID('6b1f6c2e-53d7-4d0e-9f0c-6d6a5b7f4a11')
-_NOT_MEASURED = ('index',)
 
 
 def write_geojson(path: str | Path, objects: LabelledObjects) -> None:
@@ -107,13 +104,9 @@ def _feature_id(name: str, kind: str, plane: tuple[int, ...], label: int) -> str
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float | int]:
+    """The columns that QuPath takes for measurements: finite numbers, of which a bool is none."""
     return {
-        name: value.item() if isinstance(value, np.generic) else value
+        name: plain(value)
         for name, value in row.items()
-        if name not in _NOT_MEASURED and _is_number(value)
+        if name != 'index' and isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     }
-
-
-def _is_number(value: Any) -> bool:
-    # QuPath takes numbers only; a bool of Python counts as one here.
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

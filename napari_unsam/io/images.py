@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 import tifffile
 
-from napari_unsam.io.coco import plain
-from napari_unsam.io.objects import ArraySlice, LabelledObjects, default_axes
+from napari_unsam.io.objects import UNIT_SYMBOLS, LabelledObjects, default_axes, is_missing, plain, slice_at
 from napari_unsam.model.label_boxes import MAX_AXES, LazyArray, blocks
 from napari_unsam.model.palette import label_rgb
 from unsam_mm.errors import StoreError
@@ -32,15 +31,7 @@ _NGFF = '0.5'
 _CHUNK_PX = 512
 _BIG_BYTES = 1 << 31
 _AXIS_TYPES = {'t': 'time', 'c': 'channel', 'p': 'position'}
-_SYMBOLS = {
-    'micrometer': 'µm',
-    'nanometer': 'nm',
-    'millimeter': 'mm',
-    'centimeter': 'cm',
-    'meter': 'm',
-    'second': 's',
-    'pixel': 'pixel',
-}
+_OME_SYMBOLS = {**UNIT_SYMBOLS, 'micrometer': 'µm', 'pixel': 'pixel'}
 
 
 def write_label_tiff(path: str | Path, objects: LabelledObjects) -> None:
@@ -178,7 +169,7 @@ def _positions(objects: LabelledObjects) -> Iterator[tuple[str, LazyArray]]:
         yield objects.name, objects.labels
         return
     for i in range(objects.shape[0]):
-        yield f'{objects.name}[{i}]', ArraySlice(objects.labels, 0, i)
+        yield f'{objects.name}[{i}]', slice_at(objects.labels, 0, i)
 
 
 def _count_positions(series: Sequence[tifffile.TiffPageSeries]) -> int:
@@ -200,8 +191,8 @@ def _ome_sizes(objects: LabelledObjects) -> dict[str, Any]:
     sizes: dict[str, Any] = {}
     for axis, size, unit in zip(objects.axes, objects.scale, objects.units, strict=True):
         key = 'TimeIncrement' if axis == 't' else f'PhysicalSize{axis.upper()}'
-        if axis in 'tzyx' and unit in _SYMBOLS:  # units beyond these are none in OME
-            sizes |= {key: size, f'{key}Unit': _SYMBOLS[unit]}
+        if axis in 'tzyx' and unit in _OME_SYMBOLS:  # units beyond these are none in OME
+            sizes |= {key: size, f'{key}Unit': _OME_SYMBOLS[unit]}
     return sizes
 
 
@@ -253,8 +244,7 @@ def _image_label(objects: LabelledObjects) -> dict[str, Any]:
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:
-    is_missing = {name: pd.api.types.is_scalar(value) and pd.isna(value) for name, value in row.items()}
-    known = {str(name): plain(value) for name, value in row.items() if name != 'index' and not is_missing[name]}
+    known = {str(name): plain(value) for name, value in row.items() if name != 'index' and not is_missing(value)}
     return json.loads(json.dumps(known, default=str))  # as text, what JSON has no other way to write
 
 

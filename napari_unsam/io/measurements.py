@@ -12,7 +12,7 @@ from scipy.spatial import ConvexHull
 from skimage.measure import regionprops_table
 
 from napari_unsam.engine.inference import ProgressCallback
-from napari_unsam.io.objects import LabelledObjects, ProgressArray, unit_symbol
+from napari_unsam.io.objects import UNIT_SYMBOLS, LabelledObjects, with_progress
 from napari_unsam.model.label_boxes import LazyArray, Region, object_boxes
 from napari_unsam.model.text import counted
 from unsam_mm.errors import UnSAMError
@@ -60,7 +60,7 @@ def measure(
                 f'channel {name!r} has shape {tuple(pixels.shape)}, but the objects of {objects.name} have '
                 f'{objects.shape}; measure on the image that they were drawn on'
             )
-    boxes = object_boxes(ProgressArray(objects.labels, progress, 'Finding the objects'))
+    boxes = object_boxes(with_progress(objects.labels, progress, 'Finding the objects'))
     rows = []
     for done, (label, box) in enumerate(boxes.items()):
         progress(done / len(boxes), f'Measuring {counted(len(boxes), "object")}')
@@ -186,4 +186,4 @@ def _symbol(objects: LabelledObjects) -> str:
 
 
 def _unit(name: str) -> str:
-    return 'world' if name == 'pixel' else unit_symbol(name)
+    return 'world' if name == 'pixel' else UNIT_SYMBOLS.get(name, name)

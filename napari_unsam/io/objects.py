@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,15 @@ _AXES = 'ptczyx'  # positions, time, channels as in OME
 COUNTED = ('index', 'area_px', 'granularity')
 """Columns of the features table that are counted from the labels, whatever a file says."""
 _MAX_LABEL = np.iinfo(np.uint32).max
-_SYMBOLS = {'micrometer': 'um', 'nanometer': 'nm', 'millimeter': 'mm', 'centimeter': 'cm', 'meter': 'm', 'second': 's'}
+UNIT_SYMBOLS = {
+    'micrometer': 'um',
+    'nanometer': 'nm',
+    'millimeter': 'mm',
+    'centimeter': 'cm',
+    'meter': 'm',
+    'second': 's',
+}
+"""Short names of units, in plain letters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +69,7 @@ class LabelledObjects:
         if dtype.kind not in 'ui':
             raise UnSAMError(f'{self.name}: labels must be integers, got {dtype}')
         if not np.can_cast(dtype, np.uint32):
-            object.__setattr__(self, 'labels', _CheckedLabels(self.labels, self.name))
+            object.__setattr__(self, 'labels', _as_uint32(self.labels, self.name))
         for name, default in (('scale', (1.0,) * ndim), ('units', ('pixel',) * ndim), ('axes', default_axes(ndim))):
             value = getattr(self, name) or default
             if len(value) != ndim:
@@ -81,11 +89,8 @@ class LabelledObjects:
         return any(unit != 'pixel' for unit in self.units) or any(size != 1 for size in self.scale)
 
     def rows(self) -> dict[int, dict[str, Any]]:
-        """What is known of each object, by its label; rows without one are left out."""
-        records = self.features.to_dict('records') if 'index' in self.features else []
-        return {
-            int(row['index']): row for row in records if isinstance(row['index'], Real) and abs(row['index']) < np.inf
-        }
+        """What is known of each object, by its label."""
+        return rows_by_label(self.features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,98 +110,85 @@ class LabelCrop:
     mask: np.ndarray
 
 
-class _CheckedLabels:
-    """An array of labels of a wider or signed type, read as uint32.
+class LazyView:
+    """An array whose parts are made when they are asked for.
 
     Args:
-        array: The array.
-        name: What the image is called.
+        read: Makes the part at an index.
+        shape: Of the whole array.
+        dtype: Of the parts.
     """
 
-    dtype = np.dtype(np.uint32)
-
-    def __init__(self, array: LazyArray, name: str) -> None:
-        self._array, self._name, self.shape = array, name, tuple(array.shape)
+    def __init__(self, read: Callable[[Any], np.ndarray], shape: Sequence[int], dtype: Any) -> None:
+        self._read, self.shape, self.dtype = read, tuple(shape), np.dtype(dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Part of the array.
-
-        Raises:
-            UnSAMError: If a label of it does not fit.
-        """
-        part = np.asarray(self._array[index])
-        if part.size and not (part.min() >= 0 and part.max() <= _MAX_LABEL):
-            wrong = int(part.min() if part.min() < 0 else part.max())
-            raise UnSAMError(
-                f'{self._name}: label {wrong} lies outside of 0 to {_MAX_LABEL}; give such objects other labels, as '
-                'skimage.segmentation.relabel_sequential does'
-            )
-        return part.astype(self.dtype)
+        """Part of the array; raises what `read` raises."""
+        return self._read(index)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All of it."""
         return np.asarray(self[...], dtype)
 
 
-class ArraySlice:
-    """An array at one place along an axis; nothing is read before a part is asked for.
+def slice_at(array: LazyArray, axis: int, place: int) -> LazyView:
+    """An array at one place along an axis; an index is a tuple of numbers and slices, those of the last axes may be left out."""
+    axis %= len(array.shape)
+    shape = [side for i, side in enumerate(array.shape) if i != axis]
 
-    Args:
-        array: The array.
-        axis: The axis that is left out.
-        place: Where along it.
-    """
+    def read(index: tuple[int | slice, ...]) -> np.ndarray:
+        whole = (*index, *[slice(None)] * (len(shape) - len(index)))
+        return np.asarray(array[(*whole[:axis], place, *whole[axis:])])
 
-    def __init__(self, array: LazyArray, axis: int, place: int) -> None:
-        self._array, self._axis, self._place = array, axis % len(array.shape), place
-        self.shape = tuple(side for i, side in enumerate(array.shape) if i != self._axis)
-        self.dtype = array.dtype
-
-    def __getitem__(self, index: tuple[int | slice, ...]) -> np.ndarray:
-        """Part of the array: whole numbers and slices, those of the last axes may be left out."""
-        whole = (*index, *[slice(None)] * (len(self.shape) - len(index)))
-        return np.asarray(self._array[(*whole[: self._axis], self._place, *whole[self._axis :])])
+    return LazyView(read, shape, array.dtype)
 
 
-class ProgressArray:
-    """An array that tells, before each part that is read, how much was read; telling may raise, to stop the reading.
+def with_progress(array: LazyArray, progress: ProgressCallback, text: str) -> LazyView:
+    """An array that tells, before each part that is read, the share that was read and a text; telling may raise to stop."""
+    n_read, size = 0, max(int(np.prod(array.shape, dtype=np.int64)), 1)
 
-    Args:
-        array: The array.
-        progress: Told the share of the array that was read, at most 1, and the text.
-        text: What is being done.
-    """
-
-    def __init__(self, array: LazyArray, progress: ProgressCallback, text: str) -> None:
-        self._array, self._progress, self._text = array, progress, text
-        self.shape, self.dtype = tuple(array.shape), array.dtype
-        self._n_read = 0
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """Part of the array."""
-        size = max(int(np.prod(self.shape, dtype=np.int64)), 1)
-        self._progress(min(self._n_read / size, 1.0), self._text)
-        part = np.asarray(self._array[index])
-        self._n_read += part.size
+    def read(index: Any) -> np.ndarray:
+        nonlocal n_read
+        progress(min(n_read / size, 1.0), text)
+        part = np.asarray(array[index])
+        n_read += part.size
         return part
+
+    return LazyView(read, array.shape, array.dtype)
+
+
+def _as_uint32(array: LazyArray, name: str) -> LazyView:
+    """Labels of a wider or signed type; a part with one that does not fit raises `UnSAMError`, which names the image."""
+
+    def read(index: Any) -> np.ndarray:
+        part = np.asarray(array[index])
+        if part.size and not (part.min() >= 0 and part.max() <= _MAX_LABEL):
+            wrong = int(part.min() if part.min() < 0 else part.max())
+            raise UnSAMError(
+                f'{name}: label {wrong} lies outside of 0 to {_MAX_LABEL}; give such objects other labels, as '
+                'skimage.segmentation.relabel_sequential does'
+            )
+        return part.astype(np.uint32)
+
+    return LazyView(read, array.shape, np.uint32)
 
 
 def objects_of_layer(
     labels: Labels, name: str | None = None, channel_axis: int | None = None, kind: str = 'object'
 ) -> LabelledObjects:
-    """The objects in a layer of napari.
+    """The objects in a layer of napari; of a pyramid, in its finest level.
 
     Args:
-        labels: The layer; of a pyramid the finest level counts.
+        labels: The layer.
         name: What the image is called; by default as the layer.
         channel_axis: The axis of the image's channels, along which the layer is one thick; it is left out.
-        kind: What the objects are.
+        kind: See `LabelledObjects`.
     """
     table = labels.features
     data = labels.data[0] if labels.multiscale else labels.data
     kept = [axis for axis in range(labels.ndim) if axis != channel_axis]
     return LabelledObjects(
-        labels=data if channel_axis is None else ArraySlice(data, channel_axis, 0),
+        labels=data if channel_axis is None else slice_at(data, channel_axis, 0),
         # A copy: it is read in another thread, where the user may not edit it.
         features=table.copy() if 'index' in table else table.assign(index=np.arange(len(table))),
         name=name or labels.name,
@@ -211,10 +203,10 @@ def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str
     """The pixels of an image layer by the name of the channel: red, green and blue, or numbers; '' for one alone."""
     data = image.data[0] if image.multiscale else image.data
     if image.rgb:
-        return {name: ArraySlice(data, -1, i) for i, name in enumerate(('red', 'green', 'blue'))}
+        return {name: slice_at(data, -1, i) for i, name in enumerate(('red', 'green', 'blue'))}
     if channel_axis is None:
         return {'': data}
-    return {str(i): ArraySlice(data, channel_axis, i) for i in range(data.shape[channel_axis])}
+    return {str(i): slice_at(data, channel_axis, i) for i in range(data.shape[channel_axis])}
 
 
 def crops_by_plane(labels: LazyArray) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
@@ -226,6 +218,30 @@ def crops_by_plane(labels: LazyArray) -> Iterator[tuple[tuple[int, ...], list[La
         pixels = np.asarray(labels[plane])
         boxes = list(boxes_in(pixels))
         yield plane, [LabelCrop(label, box[0].start, box[1].start, pixels[box] == label) for label, box in boxes]
+
+
+def rows_by_label(features: pd.DataFrame) -> dict[int, dict[str, Any]]:
+    """The rows of a features table by the label in the column `index`; those without one are left out."""
+    if 'index' not in features:
+        return {}
+    labels = pd.to_numeric(features['index'], errors='coerce')
+    known = labels.abs() < np.inf
+    return {int(label): row for label, row in zip(labels[known], features[known].to_dict('records'), strict=True)}
+
+
+def known_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a features table without what is missing, and without what is counted again from the labels."""
+    return {name: value for name, value in row.items() if name not in COUNTED and not is_missing(value)}
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell of a table is empty."""
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy as one of Python, which JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def parent_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -244,11 +260,6 @@ def in_utf8(name: str) -> str:
         return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'\\u{code:04x}'  # a byte, as Python keeps it
 
     return one_line(re.sub(r'[\ud800-\udfff]', escape, name))
-
-
-def unit_symbol(unit: str) -> str:
-    """A short name of a unit for headings, in plain letters."""
-    return _SYMBOLS.get(unit, unit)
 
 
 def default_axes(ndim: int) -> str:

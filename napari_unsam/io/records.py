@@ -1,7 +1,6 @@
 """Saved work on disk: one JSON file, written atomically, and the blocks of labels that it names.
 
-A block is named by its content, so a save writes only the blocks that changed, and the record on disk is at any moment
-that of one moment of the work.
+A block is named by its content, so a save writes only blocks that changed, and the record always is that of one moment.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from napari_unsam.io.objects import COUNTED
+from napari_unsam.io.objects import is_missing, known_columns, plain, rows_by_label
 from napari_unsam.model import prompts as _prompts
 from napari_unsam.model.frame import Channels
 from napari_unsam.model.label_boxes import object_boxes
@@ -72,12 +71,11 @@ class Work:
     Attributes:
         image_name: What the user calls the image.
         prompts: A frozen dataclass of `napari_unsam.model.prompts`, or a tuple of such.
-        polarity: What the next click says.
+        polarity: Of the next click.
         position: Of the viewer's sliders, in world coordinates, one for each of its axes.
         labels: The array of objects, which may change while it is read; None if there is none.
         features: Rows of the objects.
-        replaces: Names of folders beside that of this record; this record holds all of theirs, so they are not offered
-            again.
+        replaces: Names of the folders beside that of this record whose work it holds too; they are not offered again.
         channels: Which ones along an axis of the image the objects and prompts belong to; None if it has none.
     """
 
@@ -110,21 +108,15 @@ class SavedObjects:
 
 @dataclass(frozen=True, eq=False)
 class SavedSession:
-    """Saved work of an earlier session.
+    """Saved work of an earlier session; what is not listed here is as in `Work`.
 
     Attributes:
         folder: Where it lies.
         identity: Of the image.
-        image_name: What the user called the image.
         saved_at: When, in local time.
-        prompts: As in `Work`.
         lost_prompts: How many could not be read; a newer version may have written them.
-        polarity: As in `Work`.
-        position: As in `Work`.
         shape: Of the array of objects; None if there was none.
-        features: Rows of the objects.
-        replaces: As in `Work`.
-        channels: As in `Work`; None as well if an earlier version saved it.
+        channels: None as well if an earlier version saved it.
     """
 
     folder: Path
@@ -155,9 +147,9 @@ class SavedSession:
         )
 
     def labels(self) -> tuple[np.ndarray | None, int]:
-        """The array of objects, or None; and how many blocks of it are damaged, which are left empty.
+        """The array of objects, uint32, or int64 where a label does not fit; and how many blocks of it are damaged.
 
-        The array is uint32, or int64 where a label does not fit.
+        Damaged blocks are left empty.
 
         Raises:
             StoreError: If there is not memory enough for the array.
@@ -173,8 +165,9 @@ class SavedSession:
         damaged = 0
         for start, name in self._blocks:
             values = _read_block(self.folder / _BLOCKS / name)
-            place = None if values is None else _place(start, values.shape, self.shape)
-            if place is None or _digest(values) != Path(name).stem:
+            place = tuple(slice(at, at + side) for at, side in zip(start, values.shape, strict=False))
+            is_inside = len(start) == values.ndim == labels.ndim and values.size and min(start) >= 0
+            if not is_inside or labels[place].shape != values.shape or _digest(values) != Path(name).stem:
                 damaged += 1
                 continue
             if values.dtype != np.uint32:
@@ -235,7 +228,7 @@ def write_work(folder: Path, identity: str, work: Work, newest: Callable[[], Wor
             'position': [float(value) for value in work.position],
             'shape': None if work.labels is None else list(map(int, work.labels.shape)),
             'blocks': blocks,
-            'features': {str(name): [_plain(value) for value in work.features[name]] for name in work.features},
+            'features': {str(name): [_as_json(value) for value in work.features[name]] for name in work.features},
             'replaces': list(work.replaces),
             'channels': None if work.channels is None else asdict(work.channels),
         },
@@ -342,7 +335,7 @@ def encoded(value: Any) -> Any:
         return {'kind': _STORED.get(name, name), 'parts': parts}
     if isinstance(value, tuple | list):
         return [encoded(part) for part in value]
-    value = value.item() if isinstance(value, np.generic) else value
+    value = plain(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise StoreError(f'a prompt holds {value!r}, which cannot be saved; prompts are frozen dataclasses of tuples')
@@ -415,38 +408,26 @@ def _filled_blocks(labels: np.ndarray | None) -> Iterator[tuple[tuple[int, ...],
             yield start, np.ascontiguousarray(values, np.uint32 if is_small else np.int64)
 
 
-def _read_block(path: Path) -> np.ndarray | None:
+def _read_block(path: Path) -> np.ndarray:
+    """The values of a block; none if it cannot be read."""
     try:
         return read_npz(path)['labels']
     except (OSError, KeyError, StoreError) as error:
         logger.warning('a block of saved labels cannot be read: %s: %s', path, error)
-        return None
-
-
-def _place(start: tuple[int, ...], size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...] | None:
-    """Where a block lies in an array; None if it is no part of it."""
-    if not len(start) == len(size) == len(shape):
-        return None
-    is_inside = all(0 <= at <= length - side for at, side, length in zip(start, size, shape, strict=True))
-    return tuple(slice(at, at + side) for at, side in zip(start, size, strict=True)) if is_inside else None
+        return np.zeros(0)
 
 
 def _writes(array: np.ndarray, features: pd.DataFrame) -> tuple[list[ObjectWrite], int]:
     """One for each object in an array of labels, with its row; and how many got another label, which a layer can hold."""
-    import pandas as pd
-
     boxes = object_boxes(array)
     highest = max((label for label in boxes if 0 < label <= MAX_LABEL), default=0)
     # Above all others while there are such labels, so that nothing is taken for an object that was deleted.
     fresh = (label for label in chain(range(highest + 1, MAX_LABEL + 1), count(1)) if label not in boxes)
     new = {label: label if 0 < label <= MAX_LABEL else next(fresh) for label in boxes}
-    rows = {}
-    if 'index' in features:
-        labels = pd.to_numeric(features['index'], errors='coerce')
-        known = labels.abs() < np.inf  # nor missing: such a row belongs to no object
-        for label, row in zip(labels[known], features[known].to_dict('records'), strict=True):
-            row = {name: value for name, value in row.items() if name not in COUNTED and not pd.isna(value)}
-            rows[int(label)] = with_parent_renumbered(row, new, keep_absent=True)
+    rows = {
+        label: with_parent_renumbered(known_columns(row), new, keep_absent=True)
+        for label, row in rows_by_label(features).items()
+    }
     writes = [
         ObjectWrite(region, array[region] == label, new[label], rows.get(label, {})) for label, region in boxes.items()
     ]
@@ -459,12 +440,9 @@ def _digest(values: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    """A number or text of NumPy or pandas as Python's own; what is missing is None."""
-    import pandas as pd
-
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+def _as_json(value: Any) -> Any:
+    """A cell of a table as JSON can hold it; what is missing is None."""
+    value = plain(value)
+    if is_missing(value):
         return None
     return value if isinstance(value, bool | int | float | str) else str(value)

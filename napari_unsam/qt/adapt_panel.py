@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from napari.layers import Labels
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QApplication, QCheckBox, QGridLayout, QLabel, QProgressBar, QSpinBox, QWidget
+from qtpy.QtWidgets import QApplication
 
 from napari_unsam.adapt.comparison import Comparison, compare, window_around
 from napari_unsam.adapt.crops import Crop, choose_crops, write_crops
@@ -19,7 +19,7 @@ from napari_unsam.controller import NO_IMAGE, Level
 from napari_unsam.io.autosave import image_identity
 from napari_unsam.model.plane_prompts import PlanePrompt, on_plane, plane_prompt
 from napari_unsam.model.text import counted
-from napari_unsam.qt.controls import button
+from napari_unsam.qt.controls import SLIDER_STEPS, JobBar, Panel, wrapping_label
 from napari_unsam.qt.loss_plot import LossPlot
 from napari_unsam.viewer.layers import following
 from napari_unsam.viewer.workarounds import insert_quietly, remove_layers
@@ -29,7 +29,6 @@ from unsam_mm.weights import cache_dir
 if TYPE_CHECKING:
     from napari_unsam.engine.inference import ProgressCallback
     from napari_unsam.model.targets import Target
-    from napari_unsam.viewer.session import ViewerSession
 
 BEFORE_NAME, AFTER_NAME = 'UnSAM original model', 'UnSAM adapted model'
 _POLL_MS = 500
@@ -37,61 +36,51 @@ _WRITING = 'Writing training crops'
 _MAX_CROPS, _MAX_ITERATIONS = 64, 5000
 
 
-class AdaptPanel(QWidget):
+class AdaptPanel(Panel):
     """A short training on the open image, its loss, and both models on the plane in view.
 
-    Args:
-        session: What to control.
-        folder: Where trainings are kept, one folder an image.
+    Attributes:
+        job: The training of the image in view; None without an image.
     """
 
     title = 'Adapt to my images'
 
-    def __init__(self, session: ViewerSession, folder: Path | None = None) -> None:
-        super().__init__()
-        self._session = session
+    def build(self, folder: Path | None = None) -> None:
+        """Makes the controls.
+
+        Args:
+            folder: Where trainings are kept, one folder an image.
+        """
         self._folder = folder or cache_dir() / 'napari_unsam' / 'adapted'
-        self._job: AdaptJob | None = None
-        self._stop: Callable[[], None] | None = None
+        self.job: AdaptJob | None = None
         self._jobs: dict[str, AdaptJob] = {}  # a training goes on while other images are open
         self._layers: dict[str, Labels] = {}
-        self._build()
+        self._make_controls()
         self._timer = QTimer(self, interval=_POLL_MS)
         self._timer.timeout.connect(self.refresh)
         QApplication.instance().aboutToQuit.connect(self.close_session)
         jobs = self._jobs
         self._stop = lambda: _stop(jobs)
         self.destroyed.connect(self._stop)  # with its window, napari takes the dock away without a word
-        session.image_changed.connect(self._image_changed)
-        session.controller.state_changed.connect(self._show_buttons)
+        self.follow(self._image_changed, self._session.image_changed)
+        self.follow(self._show_buttons, self._session.controller.state_changed)
         self._image_changed()
-
-    @property
-    def job(self) -> AdaptJob | None:
-        """The training of the image in view; None without an image."""
-        return self._job
 
     def close_session(self) -> None:
         """Stops a running training when the dock closes; it can be resumed."""
         self._timer.stop()
-        if self._stop is not None:
+        if self._connections:
             self.destroyed.disconnect(self._stop)
-            self._stop = None
-            self._session.image_changed.disconnect(self._image_changed)
-            self._session.controller.state_changed.disconnect(self._show_buttons)
             QApplication.instance().aboutToQuit.disconnect(self.close_session)
+        super().close_session()
         _stop(self._jobs)
 
     def start(self) -> None:
         """Writes crops of the image in the inference thread, then trains on them in its own process."""
-        session, job = self._session, self._job
+        session, job = self._session, self.job
         if job is None or self._is_at_work():
             return
-        try:
-            work = self._crop_writing(job)
-        except UnSAMError as error:
-            session.controller.say(str(error), Level.PROBLEM)
-            return
+        work = self._crop_writing(job)
         settings = AdaptSettings(iterations=self.iterations_box.value())
         session.controller.run(_WRITING, work, partial(self._train, job, settings), lambda _reason: self.refresh())
         self._show_buttons()
@@ -100,19 +89,19 @@ class AdaptPanel(QWidget):
         """Stops the training; Start resumes from its last checkpoint."""
         if self._writes_crops:
             self._session.controller.cancel()
-        if self._job is not None:
-            self._job.cancel()
+        if self.job is not None:
+            self.job.cancel()
         self.refresh()
 
     def compare(self) -> None:
         """Compares both models on the plane in view: for its prompts, or all masks if there are none."""
         session, target = self._session, self._session.controller.target
-        if target is None or self._job is None or self._job.result is None:
+        if target is None or self.job is None or self.job.result is None:
             return
         prompts = on_plane(session.controller.prompts_here, target.plane)
         question = plane_prompt(prompts, target.plane) if prompts else None
         window = window_around(target.plane.size_hw, _centre(question, target))
-        adapted = self._job.result
+        adapted = self.job.result
 
         def work(progress: ProgressCallback) -> Comparison:
             return compare(_pixels(target, *window), window, adapted, question, progress)
@@ -121,69 +110,63 @@ class AdaptPanel(QWidget):
 
     def use_adapted(self, is_adapted: bool) -> None:
         """Switches clicks between the adapted and the packaged model."""
-        self._session.controller.use_weights(self._job.result if is_adapted and self._job is not None else None)
+        self._session.controller.use_weights(self.job.result if is_adapted and self.job is not None else None)
 
     def refresh(self) -> None:
         """Shows how far the training has come."""
-        if self._job is None:
+        if self.job is None:
             self._show(JobState(Stage.NONE, False, 0.0, NO_IMAGE))
             return
-        state = self._job.poll()
+        state = self.job.poll()
         self._show(state)
         if self._timer.isActive() and not self._is_at_work():
             self._timer.stop()
             level = Level.INFO if state.problem is None else Level.PROBLEM
-            self._session.controller.say(state.problem or f'{state.text}.', level)
+            self.say(state.problem or f'{state.text}.', level)
 
-    def _build(self) -> None:
-        self.crops_box, self.iterations_box = QSpinBox(), QSpinBox()
-        self.crops_box.setRange(1, _MAX_CROPS)
-        self.crops_box.setValue(8)
-        self.crops_box.setToolTip('Evenly spaced crops of the image to train on; each takes some seconds')
-        self.iterations_box.setRange(10, _MAX_ITERATIONS)
-        self.iterations_box.setValue(AdaptSettings.iterations)
-        self.iterations_box.setSingleStep(50)
-        self.iterations_box.setToolTip('Training steps; one takes about half a second on one core')
-        self.start_button = button('Start', 'Train on the image at its current contrast limits; needs no labels')
-        self.cancel_button = button('Cancel', 'Stop the training; Start resumes it')
-        self.progress_bar = QProgressBar()
-        self.progress_bar.setRange(0, 1000)
-        self.status_label = QLabel()
-        self.status_label.setWordWrap(True)
-        self.plot = LossPlot('Loss')
-        self.compare_button = button(
-            'Compare on this slice', 'Show the masks of both models, for the prompts on this slice if there are any'
+    def _make_controls(self) -> None:
+        self.crops_box = self.make_number(
+            1, _MAX_CROPS, 8, 'Evenly spaced crops of the image to train on; each takes some seconds'
         )
-        self.after_box = QCheckBox('Show the adapted model')
-        self.after_box.setToolTip('Switch between the two layers of the comparison')
-        self.use_box = QCheckBox('Use the adapted model')
-        self.use_box.setToolTip('Use it for clicks from now on')
-        grid = QGridLayout(self)
-        grid.setContentsMargins(0, 0, 0, 0)
-        for row, (text, box) in enumerate([('Crops', self.crops_box), ('Steps', self.iterations_box)]):
-            label = QLabel(text)
-            label.setBuddy(box)
-            grid.addWidget(label, row, 0)
-            grid.addWidget(box, row, 1)
-        grid.addWidget(self.start_button, 2, 0)
-        grid.addWidget(self.cancel_button, 2, 1)
-        for row, widget in enumerate((self.progress_bar, self.status_label, self.plot), start=3):
-            grid.addWidget(widget, row, 0, 1, 2)
-        grid.addWidget(self.compare_button, 6, 0, 1, 2)
-        grid.addWidget(self.after_box, 7, 0, 1, 2)
-        grid.addWidget(self.use_box, 8, 0, 1, 2)
-        grid.setRowStretch(9, 1)
-        self.start_button.clicked.connect(lambda: self.start())
-        self.cancel_button.clicked.connect(lambda: self.cancel())
-        self.compare_button.clicked.connect(lambda: self.compare())
-        self.after_box.toggled.connect(self._show_layer)
-        self.use_box.toggled.connect(self.use_adapted)
+        self.iterations_box = self.make_number(
+            10,
+            _MAX_ITERATIONS,
+            AdaptSettings.iterations,
+            'Training steps; one takes about half a second on one core',
+            step=50,
+        )
+        self.start_button = self.make_button(
+            'Start', 'Train on the image at its current contrast limits; needs no labels', self.start
+        )
+        self.cancel_button = self.make_button('Cancel', 'Stop the training; Start resumes it', self.cancel)
+        self.progress_bar, self.status_label, self.plot = JobBar(), wrapping_label(), LossPlot('Loss')
+        self.compare_button = self.make_button(
+            'Compare on this slice',
+            'Show the masks of both models, for the prompts on this slice if there are any',
+            self.compare,
+        )
+        self.after_box = self.make_check_box(
+            'Show the adapted model', 'Switch between the two layers of the comparison', self._show_layer
+        )
+        self.use_box = self.make_check_box('Use the adapted model', 'Use it for clicks from now on', self.use_adapted)
+        grid = self.lay_out(
+            ['Crops', self.crops_box],
+            ['Steps', self.iterations_box],
+            [self.start_button, self.cancel_button],
+            [self.progress_bar],
+            [self.status_label],
+            [self.plot],
+            [self.compare_button],
+            [self.after_box],
+            [self.use_box],
+        )
+        grid.setRowStretch(grid.rowCount(), 1)
 
     def _image_changed(self) -> None:
-        image, self._job = self._session.image, None
+        image, self.job = self._session.image, None
         if image is not None:
             identity = image_identity(image)
-            self._job = self._jobs.setdefault(identity, AdaptJob(self._folder / identity))
+            self.job = self._jobs.setdefault(identity, AdaptJob(self._folder / identity))
         self.use_box.setChecked(False)
         self.refresh()
 
@@ -213,18 +196,18 @@ class AdaptPanel(QWidget):
         return lambda progress: write_crops(job.folder / IMAGES, crops, read, progress)
 
     def _train(self, job: AdaptJob, settings: AdaptSettings, _written: int) -> None:
-        if job is not self._job:
+        if job is not self.job:
             return
         try:
             job.start(settings)
-            self._session.controller.say('Training in the background; you can keep clicking.')
+            self.say('Training in the background; you can keep clicking.')
         except UnSAMError as error:
-            self._session.controller.say(str(error), Level.PROBLEM)
+            self.say(str(error), Level.PROBLEM)
         self._timer.start()
         self.refresh()
 
     def _show(self, state: JobState) -> None:
-        self.progress_bar.setValue(round(1000 * state.fraction))
+        self.progress_bar.setValue(round(SLIDER_STEPS * state.fraction))
         text = state.text if state.problem is None else f'⚠ {state.problem}'
         if not state.is_running and any(job.is_running for job in self._jobs.values()):
             text += '. Training on another image'
@@ -233,7 +216,7 @@ class AdaptPanel(QWidget):
         self._show_buttons()
 
     def _show_buttons(self) -> None:
-        job = self._job
+        job = self.job
         is_running = self._writes_crops or (job is not None and job.is_running)
         is_free = job is not None and not self._is_at_work()
         has_result = job is not None and job.result is not None and not is_running
@@ -263,7 +246,7 @@ class AdaptPanel(QWidget):
         self.after_box.setChecked(True)
         self._show_layer(True)
         self._show_buttons()
-        session.controller.say(
+        self.say(
             f'{_objects(found.before)} by the original model, {_objects(found.after)} by the adapted one; '
             f'they agree on {found.agreement:.0%} of the objects\' area. "Show the adapted model" switches.'
         )

@@ -1,63 +1,180 @@
-"""Controls shared by the sections of the dock."""
+"""The base class of the sections of the dock: controls that are bound to what they do, and their layout."""
 
 from __future__ import annotations
 
-from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt, QTimer
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakMethod
+
+from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtWidgets import (
-    QAbstractSpinBox,
+    QCheckBox,
     QComboBox,
+    QDoubleSpinBox,
     QGridLayout,
     QGroupBox,
-    QLineEdit,
+    QLabel,
+    QLayout,
+    QProgressBar,
     QPushButton,
     QSlider,
+    QSpinBox,
     QWidget,
 )
 
-from napari_unsam.keys import KEYS
+from napari_unsam.keys import KEYS, Actions
 from napari_unsam.levels.region_properties import Side
+from napari_unsam.model.targets import Level
 
-_SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
+if TYPE_CHECKING:
+    from napari_unsam.viewer.session import ViewerSession
+
+Control = TypeVar('Control', bound=QWidget)
+Row = Sequence[QWidget | QLayout | str | None]
+"""Controls side by side. A text is the label of the control after it, None a gap; the last one fills the row."""
+
 SLIDER_STEPS = 1000
 """From 0 to 1."""
+MAX_AREA_PX = 1_000_000
+"""The highest limit of an area that can be entered."""
+_SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
 
 
-def button(text: str, tooltip: str) -> QPushButton:
-    """A button that leaves the keyboard to the canvas, so that the keys shown on buttons reach it.
+class Panel(QWidget):
+    """A section of the dock. Its controls leave the keyboard to the canvas, and report a `UnSAMError` in the status line.
 
     Args:
-        text: What the button does.
-        tooltip: One sentence.
+        session: What to control.
+        options: Of `build`.
+
+    Attributes:
+        title: Of the section.
+        key_actions: What the keys call that belong to this section, by command.
     """
-    made = QPushButton(text)
-    made.setToolTip(tooltip)
-    made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return made
+
+    title = ''
+
+    def __init__(self, session: ViewerSession, *options: Any) -> None:
+        super().__init__()
+        self._session = session
+        self._connections: list[tuple[Any, WeakMethod]] = []  # weakly, or a section whose window went would be kept
+        self.key_actions: Actions = {}
+        self.build(*options)
+
+    def build(self) -> None:
+        """Makes the controls."""
+
+    def follow(self, act: Callable, *signals: Any) -> None:
+        """Has signals of the session or the viewer call a method until `close_session`."""
+        for signal in signals:
+            signal.connect(act)
+            self._connections.append((signal, WeakMethod(act)))
+
+    def close_session(self) -> None:
+        """Disconnects from the session and the viewer."""
+        for signal, act in self._connections:
+            signal.disconnect(act())
+        self._connections.clear()
+
+    def say(self, text: str, level: Level = Level.INFO) -> None:
+        """Sets the status line."""
+        self._session.controller.say(text, level)
+
+    def lay_out(self, *rows: Row) -> QGridLayout:
+        """Fills the section."""
+        grid = fill(QGridLayout(self), *rows)
+        grid.setContentsMargins(0, 0, 0, 0)
+        return grid
+
+    def make_button(self, text: str, tooltip: str, act: Callable[[], None]) -> QPushButton:
+        """A button; the tooltip is one sentence."""
+        return button(text, tooltip, self._reporting(act))
+
+    def make_key_button(self, command: str) -> QPushButton:
+        """The button of a key."""
+        act = self.key_actions.get(command) or self._session.actions[command]
+        return self.make_button(KEYS[command].button, KEYS[command].action, act)
+
+    def make_check_box(
+        self,
+        text: str,
+        tooltip: str,
+        changed: Callable[[bool], None] = lambda is_checked: None,
+        is_checked: bool = False,
+    ) -> QCheckBox:
+        """A check box."""
+        made = QCheckBox(text)
+        made.setToolTip(tooltip)
+        made.setChecked(is_checked)
+        made.toggled.connect(self._reporting(changed))
+        return made
+
+    def make_slider(self, tooltip: str, changed: Callable[[float], None]) -> QSlider:
+        """A slider from 0 to 1; `changed` is told the value."""
+        made = _quiet(QSlider(Qt.Orientation.Horizontal), tooltip)
+        made.setRange(0, SLIDER_STEPS)
+        made.valueChanged.connect(self._reporting(lambda value: changed(value / SLIDER_STEPS)))
+        return made
+
+    def make_number(
+        self,
+        low: float,
+        high: float,
+        value: float,
+        tooltip: str,
+        changed: Callable[[float], None] = lambda value: None,
+        suffix: str = '',
+        step: float = 1,
+    ) -> QSpinBox | QDoubleSpinBox:
+        """A field for a whole number, or for one with two decimals if `value` is a float."""
+        made = QDoubleSpinBox() if isinstance(value, float) else QSpinBox()
+        made.setRange(low, high)
+        made.setSingleStep(step)
+        made.setValue(value)
+        made.setSuffix(suffix)
+        made.setToolTip(tooltip)
+        made.valueChanged.connect(self._reporting(changed))
+        return made
+
+    def make_choice(
+        self,
+        tooltip: str,
+        changed: Callable[[Any], None] = lambda value: None,
+        items: Mapping[Any, str] | None = None,
+        characters: int | None = None,
+    ) -> QComboBox:
+        """A choice whose entries have values as their data.
+
+        Args:
+            tooltip: One sentence.
+            changed: Told the value of the chosen entry.
+            items: The entries by value; the first one is chosen.
+            characters: How many are shown at least; by default as many as the longest entry has.
+        """
+        made = _quiet(QComboBox(), tooltip)
+        if characters is not None:
+            made.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            made.setMinimumContentsLength(characters)
+        if items:
+            set_items(made, items, next(iter(items)))
+        made.currentIndexChanged.connect(self._reporting(lambda _index: changed(made.currentData())))
+        return made
+
+    def make_choice_of_side(self, chosen: Side, changed: Callable[[Any], None] = lambda value: None) -> QComboBox:
+        """How objects differ from what is around them; the data of each entry is a `Side`."""
+        tooltip = 'Brightness of objects relative to their surroundings; "Bright or dark" decides by the image'
+        made = self.make_choice(tooltip, changed, characters=_SIDE_CHARACTERS)
+        set_items(made, {side: side.value.capitalize() for side in Side}, chosen)
+        return made
+
+    def _reporting(self, act: Callable) -> Callable:
+        return self._session.controller.reporting(act)
 
 
-def key_button(command: str) -> QPushButton:
-    """The button of a key."""
-    return button(KEYS[command].button, KEYS[command].action)
-
-
-def slider(tooltip: str) -> QSlider:
-    """A slider from 0 to 1 in `SLIDER_STEPS`, which leaves the keyboard to the canvas."""
-    made = QSlider(Qt.Orientation.Horizontal)
-    made.setRange(0, SLIDER_STEPS)
-    made.setToolTip(tooltip)
-    made.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    return made
-
-
-def choice_of_side(chosen: Side) -> QComboBox:
-    """How objects differ from what is around them; the data of each entry is a `Side`."""
-    made = QComboBox()
-    made.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    made.setMinimumContentsLength(_SIDE_CHARACTERS)
-    for side in Side:
-        made.addItem(side.value.capitalize(), side)
-    made.setCurrentIndex(list(Side).index(chosen))
-    made.setToolTip('Brightness of objects relative to their surroundings; "Bright or dark" decides by the image')
+def button(text: str, tooltip: str, act: Callable[[], None]) -> QPushButton:
+    """A button that leaves the keyboard to the canvas, so that the keys shown on buttons reach it."""
+    made = _quiet(QPushButton(text), tooltip)
+    made.clicked.connect(lambda *_: act())
     return made
 
 
@@ -67,46 +184,63 @@ def move(slider: QSlider, value: float) -> None:
         slider.setValue(round(value * SLIDER_STEPS))
 
 
-def group(title: str, rows: list[list[QWidget | None]]) -> QGroupBox:
-    """Controls under a title, row by row; one that is alone in its row is as wide as all, and None leaves a gap."""
-    made = QGroupBox(title)
-    grid = QGridLayout(made)
-    width = max(len(row) for row in rows)
-    for number, row in enumerate(rows):
-        for column, widget in enumerate(row):
-            if widget is not None:
-                grid.addWidget(widget, number, column, 1, width if len(row) == 1 else 1)
+def set_items(choice: QComboBox, items: Mapping[Any, str], current: Any) -> None:
+    """Sets the entries of a choice, by value, and which one is chosen, if it is one of them; without a signal."""
+    with QSignalBlocker(choice):
+        choice.clear()
+        for value, text in items.items():
+            choice.addItem(text, value)
+        choice.setCurrentIndex(list(items).index(current) if current in items else -1)
+
+
+class JobBar(QProgressBar):
+    """The bar of a job."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setRange(0, SLIDER_STEPS)
+
+    def show_progress(self, fraction: float, text: str) -> None:
+        """Shows the share that is done, and what is being done."""
+        self.setValue(round(SLIDER_STEPS * fraction))
+        caption = text[:1].upper() + text[1:]
+        # A model's first step can be its longest, and 0 % all the while would look stuck.
+        self.setFormat(f'{caption}  %p%' if fraction else f'{caption} ...')
+
+
+def wrapping_label(text: str = '') -> QLabel:
+    """A label whose text takes as many lines as it needs."""
+    made = QLabel(text)
+    made.setWordWrap(True)
     return made
 
 
-def lend_keyboard(panel: QWidget) -> None:
-    """Returns the keyboard to the canvas after a field of a section was edited.
-
-    That is with Return or Escape, and after a click on the arrows of a number; choices never take it.
-    """
-    for field in panel.findChildren(QAbstractSpinBox):
-        field.installEventFilter(_Returning(field))
-    for field in panel.findChildren(QLineEdit):
-        if not isinstance(field.parent(), QAbstractSpinBox | QComboBox):
-            field.installEventFilter(_Returning(field))
-    for choice in panel.findChildren(QComboBox):
-        choice.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+def group(title: str, *rows: Row) -> QGroupBox:
+    """Controls under a title."""
+    made = QGroupBox(title)
+    fill(QGridLayout(made), *rows)
+    return made
 
 
-class _Returning(QObject):
-    """Gives the keyboard of a field back."""
+def fill(grid: QGridLayout, *rows: Row) -> QGridLayout:
+    """Puts controls into a grid; returns it."""
+    width = max(map(len, rows))
+    for number, row in enumerate(rows):
+        for column, cell in enumerate(row):
+            place = number, column, 1, width - column if column == len(row) - 1 else 1
+            if isinstance(cell, QLayout):
+                grid.addLayout(cell, *place)
+            elif isinstance(cell, str):
+                label = QLabel(cell)
+                label.setBuddy(row[column + 1])  # screen readers name a control by it
+                grid.addWidget(label, *place)
+            elif cell is not None:
+                grid.addWidget(cell, *place)
+    return grid
 
-    _KEYS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Escape)
 
-    def eventFilter(self, field: QObject, event: QEvent) -> bool:
-        """Lets all events go on to the field, and acts after those that end its use."""
-        is_key = event.type() == QEvent.Type.KeyPress and event.key() in self._KEYS
-        if is_key or (event.type() == QEvent.Type.MouseButtonRelease and isinstance(field, QAbstractSpinBox)):
-            QTimer.singleShot(0, self._give_back)
-        return False
-
-    def _give_back(self) -> None:
-        field, window = self.parent(), self.parent().window()
-        if window.focusWidget() is field:
-            field.clearFocus()
-            window.setFocus()  # napari's windows hand keys on to the canvas
+def _quiet(control: Control, tooltip: str) -> Control:
+    """A control that does not take the keyboard."""
+    control.setToolTip(tooltip)
+    control.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    return control

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QCheckBox, QFileDialog, QGridLayout, QLabel, QListWidget, QMessageBox, QWidget
+from qtpy.QtWidgets import QFileDialog, QLabel, QListWidget, QMessageBox
 
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.folders.series import ImageSeries
 from napari_unsam.model.targets import Level
-from napari_unsam.qt.controls import button
+from napari_unsam.qt.controls import Panel
 from unsam_mm.errors import UnSAMError
-
-if TYPE_CHECKING:
-    from napari_unsam.viewer.session import ViewerSession
 
 
 class Unsaved(Enum):
@@ -28,27 +24,43 @@ class Unsaved(Enum):
     STAY = 'stay'
 
 
-class FilesPanel(QWidget):
-    """Lists the images of a folder, marks those that are done, and opens them.
-
-    Args:
-        session: Whose viewer shows the images.
-    """
+class FilesPanel(Panel):
+    """Lists the images of a folder, marks those that are done, and opens them."""
 
     title = 'Files'
 
-    def __init__(self, session: ViewerSession) -> None:
-        super().__init__()
-        self._session = session
+    def build(self) -> None:
         self.series: ImageSeries | None = None
-        self._build()
+        self.folder_button = self.make_button(
+            'Open folder...', 'List the images of a folder and its subfolders', self._choose
+        )
+        self.elsewhere_box = self.make_check_box(
+            'Save objects in another folder', 'By default they are saved next to the images'
+        )
+        self.list = QListWidget()
+        self.list.setToolTip('✓ marks images whose objects are saved, ✗ those that cannot be read')
+        self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.list.setMaximumHeight(8 * self.list.fontMetrics().lineSpacing())
+        self.list.itemClicked.connect(lambda item: self.go(self.list.row(item)))
+        self.previous_button = self.make_button('Previous', 'Open the previous image', lambda: self.step(-1))
+        self.next_button = self.make_button('Next', 'Open the next image', lambda: self.step(1))
+        self.save_button = self.make_button(
+            'Save', 'Save the objects of this image: a label TIFF and a table', self.save
+        )
+        self.status_label = QLabel()
+        self.lay_out(
+            [self.folder_button, self.save_button],
+            [self.elsewhere_box],
+            [self.list],
+            [self.previous_button, self.next_button],
+            [self.status_label],
+        )
         self._show()
 
     def close_session(self) -> None:
         """Leaves the session alone from now on; the image that is open stays."""
-        if self.series is not None:
-            self.series.changed.disconnect(self._show)
-            self.series = None
+        super().close_session()
+        self.series = None
 
     def open_folder(self, folder: str | Path, results: str | Path | None = None) -> None:
         """Lists the images of a folder and opens the first that is not done.
@@ -60,16 +72,16 @@ class FilesPanel(QWidget):
         try:
             images = ImageList.of(folder)
         except UnSAMError as error:
-            self._session.controller.say(str(error), Level.PROBLEM)
+            self.say(str(error), Level.PROBLEM)
             return
         if not self._may_leave(lambda: self.open_folder(folder, results)):
             return
         if self.series is not None:
-            self.series.changed.disconnect(self._show)
+            super().close_session()
             self.series.close()
         results = Results(images.root if results is None else results)
         self.series = ImageSeries(self._session, images, results)
-        self.series.changed.connect(self._show)
+        self.follow(self._show, self.series.changed)
         self.list.clear()
         self.list.addItems(images.names)
         self._show()
@@ -111,33 +123,6 @@ class FilesPanel(QWidget):
         """Asks for a folder; None if cancelled."""
         path = QFileDialog.getExistingDirectory(self, caption)
         return Path(path) if path else None
-
-    def _build(self) -> None:
-        self.folder_button = button('Open folder...', 'List the images of a folder and its subfolders')
-        self.elsewhere_box = QCheckBox('Save objects in another folder')
-        self.elsewhere_box.setToolTip('By default they are saved next to the images')
-        self.list = QListWidget()
-        self.list.setToolTip('✓ marks images whose objects are saved, ✗ those that cannot be read')
-        self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self.list.setMaximumHeight(8 * self.list.fontMetrics().lineSpacing())
-        self.previous_button = button('Previous', 'Open the previous image')
-        self.next_button = button('Next', 'Open the next image')
-        self.save_button = button('Save', 'Save the objects of this image: a label TIFF and a table')
-        self.status_label = QLabel()
-        grid = QGridLayout(self)
-        grid.setContentsMargins(0, 0, 0, 0)
-        grid.addWidget(self.folder_button, 0, 0)
-        grid.addWidget(self.save_button, 0, 1)
-        grid.addWidget(self.elsewhere_box, 1, 0, 1, 2)
-        grid.addWidget(self.list, 2, 0, 1, 2)
-        grid.addWidget(self.previous_button, 3, 0)
-        grid.addWidget(self.next_button, 3, 1)
-        grid.addWidget(self.status_label, 4, 0, 1, 2)
-        self.folder_button.clicked.connect(lambda: self._choose())
-        self.previous_button.clicked.connect(lambda: self.step(-1))
-        self.next_button.clicked.connect(lambda: self.step(1))
-        self.save_button.clicked.connect(lambda: self.save())
-        self.list.itemClicked.connect(lambda item: self.go(self.list.row(item)))
 
     def _choose(self) -> None:
         folder = self.choose_folder('Folder of images')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from qtpy.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QHelpEvent, QMouseEvent, QPainter, QPaintEvent
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
@@ -17,12 +18,9 @@ _WORDS = {SliceState.CORRECTED: 'known', SliceState.PROPAGATED: 'found', SliceSt
 
 def colour_of(iou: float) -> str:
     """The colour of an IoU in [0, 1], as #rrggbb."""
-    position = min(max(iou, 0.0), 1.0) * (len(_SCALE) - 1)
-    low = min(int(position), len(_SCALE) - 2)
-    one, other = QColor(_SCALE[low]), QColor(_SCALE[low + 1])
-    share = position - low
-    mixed = [round(a + (b - a) * share) for a, b in zip(one.getRgb()[:3], other.getRgb()[:3], strict=True)]
-    return QColor(*mixed).name()
+    places = np.linspace(0, 1, len(_SCALE))
+    channels = zip(*(QColor(colour).getRgb()[:3] for colour in _SCALE), strict=True)
+    return QColor(*(round(np.interp(iou, places, channel)) for channel in channels)).name()
 
 
 class IouStrip(QWidget):
@@ -88,12 +86,14 @@ class IouStrip(QWidget):
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
         """Asks for the slice under the mouse."""
-        self._choose_slice(event)
+        z = self.slice_at(event.position().x())
+        if z is not None:
+            self.slice_wanted.emit(z)
 
     def mouseMoveEvent(self, event: QMouseEvent) -> None:
         """Asks for the slice under the mouse while it is dragged."""
         if event.buttons() & Qt.MouseButton.LeftButton:
-            self._choose_slice(event)
+            self.mousePressEvent(event)
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Draws the bars."""
@@ -115,36 +115,20 @@ class IouStrip(QWidget):
 
     def _draw(self, painter: QPainter, room: QRectF, one: SliceMask) -> None:
         middle, size = room.center(), min(room.width(), 8.0) / 2
+        top, right, bottom, left = (middle + size * QPointF(x, y) for x, y in ((0, -1), (1, 0), (0, 1), (-1, 0)))
         if one.state is SliceState.STOPPED:
             painter.setPen(QColor(_CURSOR))
-            painter.drawLine(
-                QPointF(middle.x() - size, middle.y() - size), QPointF(middle.x() + size, middle.y() + size)
-            )
-            painter.drawLine(
-                QPointF(middle.x() - size, middle.y() + size), QPointF(middle.x() + size, middle.y() - size)
-            )
+            square = QRectF(left.x(), top.y(), 2 * size, 2 * size)
+            painter.drawLine(square.topLeft(), square.bottomRight())
+            painter.drawLine(square.bottomLeft(), square.topRight())
             painter.setPen(Qt.PenStyle.NoPen)
             return
         height = max(one.iou, 0.06) * room.height()
-        painter.fillRect(
-            QRectF(room.left() + 0.5, room.bottom() - height, max(room.width() - 1, 1), height),
-            QColor(colour_of(one.iou)),
-        )
+        bar = QRectF(room.left() + 0.5, room.bottom() - height, max(room.width() - 1, 1), height)
+        painter.fillRect(bar, QColor(colour_of(one.iou)))
         if one.state is SliceState.CORRECTED:
             painter.setBrush(QColor(_KNOWN))
-            painter.drawPolygon(
-                [
-                    QPointF(middle.x(), middle.y() - size),
-                    QPointF(middle.x() + size, middle.y()),
-                    QPointF(middle.x(), middle.y() + size),
-                    QPointF(middle.x() - size, middle.y()),
-                ]
-            )
-
-    def _choose_slice(self, event: QMouseEvent) -> None:
-        z = self.slice_at(event.position().x())
-        if z is not None:
-            self.slice_wanted.emit(z)
+            painter.drawPolygon([top, right, bottom, left])
 
     @property
     def _bar_px(self) -> float:

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QCheckBox, QGridLayout, QLabel, QWidget
+from qtpy.QtWidgets import QLabel
 
 from napari_unsam.keys import KEYS
-from napari_unsam.qt.controls import SLIDER_STEPS, key_button, move, slider
-
-if TYPE_CHECKING:
-    from napari_unsam.viewer.session import ViewerSession
+from napari_unsam.qt.controls import Panel, move
 
 
-class MaskPanel(QWidget):
-    """The current mask.
-
-    Args:
-        session: What to control.
-    """
+class MaskPanel(Panel):
+    """The current mask."""
 
     title = 'Mask'
 
-    def __init__(self, session: ViewerSession) -> None:
-        super().__init__()
-        self._session = session
-        self.coarser_button, self.finer_button = key_button('coarser'), key_button('finer')
-        self.slider = slider('Granularity, from fine (left) to coarse (right); also Alt + mouse wheel')
+    def build(self) -> None:
+        session = self._session
+        self.coarser_button, self.finer_button = self.make_key_button('coarser'), self.make_key_button('finer')
+        self.slider = self.make_slider(
+            'Granularity, from fine (left) to coarse (right); also Alt + mouse wheel',
+            session.controller.set_granularity,
+        )
         self.proposal_label = QLabel()
         self.proposal_label.setMinimumHeight(3 * self.proposal_label.fontMetrics().lineSpacing())
-        self.keep_box = QCheckBox('Keep existing objects')
-        self.keep_box.setChecked(session.keep_existing)
+        self.keep_box = self.make_check_box(
+            'Keep existing objects',
+            'Do not overwrite pixels of other objects',
+            lambda is_checked: setattr(session, 'keep_existing', is_checked),
+            session.keep_existing,
+        )
         self.keep_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self.keep_box.setToolTip('Do not overwrite pixels of other objects')
-        self.commit_button = key_button('commit')
-        self._lay_out()
-        self._connect()
+        self.commit_button = self.make_key_button('commit')
+        self.lay_out(
+            [self.coarser_button, self.finer_button],
+            [self.slider],
+            [self.proposal_label],
+            [self.keep_box],
+            [self.commit_button],
+        )
+        self.follow(self.show_proposal, session.controller.proposal_changed)
         self.show_proposal()
 
     def show_proposal(self) -> None:
@@ -60,22 +62,3 @@ class MaskPanel(QWidget):
             else 'Between the suggested masks'
         )
         self.proposal_label.setText(f'{place}\n{proposal.area_px:,} px, granularity {proposal.granularity:.2f}')
-
-    def _lay_out(self) -> None:
-        grid = QGridLayout(self)
-        grid.setContentsMargins(0, 0, 0, 0)
-        grid.addWidget(self.coarser_button, 0, 0)
-        grid.addWidget(self.finer_button, 0, 1)
-        grid.addWidget(self.slider, 1, 0, 1, 2)
-        grid.addWidget(self.proposal_label, 2, 0, 1, 2)
-        grid.addWidget(self.keep_box, 3, 0, 1, 2)
-        grid.addWidget(self.commit_button, 4, 0, 1, 2)
-
-    def _connect(self) -> None:
-        session, controller = self._session, self._session.controller
-        self.coarser_button.clicked.connect(lambda: controller.coarser())
-        self.finer_button.clicked.connect(lambda: controller.finer())
-        self.slider.valueChanged.connect(lambda value: controller.set_granularity(value / SLIDER_STEPS))
-        self.keep_box.toggled.connect(lambda checked: setattr(session, 'keep_existing', checked))
-        self.commit_button.clicked.connect(lambda: session.commit())
-        controller.proposal_changed.connect(self.show_proposal)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels
-from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QMessageBox, QWidget
+from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_unsam.folders.series import ReadMasks, place_objects, read_masks
 from napari_unsam.io.formats import FORMATS, READABLE, export, holds, read_objects
@@ -19,7 +19,7 @@ from napari_unsam.io.objects import LabelledObjects, channels_of_layer, objects_
 from napari_unsam.keys import TO_UNDO
 from napari_unsam.model.targets import Level
 from napari_unsam.model.text import counted
-from napari_unsam.qt.controls import button
+from napari_unsam.qt.controls import Panel, wrapping_label
 from napari_unsam.viewer.changes import LayerChanges
 from napari_unsam.viewer.commit import ObjectWrite
 
@@ -28,30 +28,51 @@ if TYPE_CHECKING:
 
     from napari_unsam.engine.inference import ProgressCallback
     from napari_unsam.model.label_boxes import LazyArray
-    from napari_unsam.viewer.session import ViewerSession
 
 _NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
 _NONE = 'No objects yet; commit one first.'
 
 
-class ObjectsPanel(QWidget):
-    """Counts, measures, exports and deletes the objects of the session's image.
-
-    Args:
-        session: Whose objects they are.
-    """
+class ObjectsPanel(Panel):
+    """Counts, measures, exports and deletes the objects of the session's image."""
 
     title = 'Objects'
 
-    def __init__(self, session: ViewerSession) -> None:
-        super().__init__()
-        self._session = session
+    def build(self) -> None:
+        session = self._session
         self._followed: Labels | None = None
         self._changes = LayerChanges(session.viewer)
-        self._build()
-        session.image_changed.connect(self._follow)
-        for emitter in self._emitters():
-            emitter.connect(self._follow)
+        self.summary_label = wrapping_label()
+        self.measure_button = self.make_button(
+            'Measure', 'Add size, position, shape and intensity of all objects to the features table', self.measure
+        )
+        self.parent_button = self.make_button(
+            'Show parent', 'Select the object that contains the selected one', self.show_parent
+        )
+        self.delete_button = self.make_button('Delete object', 'Delete the selected object', self.delete)
+        self.open_button = self.make_button(
+            'Open...',
+            'Add the objects of a label TIFF, a COCO file or an OME-Zarr folder (choose its zarr.json)',
+            self.open,
+        )
+        self.export_button = self.make_button('Export...', 'Write all objects to a file', self.export)
+        self.format_choice = self.make_choice(
+            'What Export writes', items={name: form.title for name, form in FORMATS.items()}
+        )
+        self.lay_out(
+            [self.summary_label],
+            [self.measure_button, self.open_button],
+            [self.parent_button, self.delete_button],
+            [self.format_choice, self.export_button],
+        )
+        layers = session.viewer.layers
+        self.follow(
+            self._follow,
+            session.image_changed,
+            layers.events.inserted,
+            layers.events.removed,
+            layers.selection.events.active,
+        )
         self._follow()
 
     @property
@@ -65,9 +86,7 @@ class ObjectsPanel(QWidget):
 
     def close_session(self) -> None:
         """Disconnects from the session and the viewer."""
-        self._session.image_changed.disconnect(self._follow)
-        for emitter in self._emitters():
-            emitter.disconnect(self._follow)
+        super().close_session()
         self._unfollow()
 
     def measure(self) -> None:
@@ -80,7 +99,7 @@ class ObjectsPanel(QWidget):
 
         def done(measured: object) -> None:
             layer.features = merged(layer.features, measured)
-            self._say(f'{counted(len(measured), "object")} measured; see Layers > Metadata > Features table widget.')
+            self.say(f'{counted(len(measured), "object")} measured; see Layers > Metadata > Features table widget.')
 
         self._run('Measuring', lambda progress: measure(objects, channels, progress), done)
 
@@ -109,14 +128,14 @@ class ObjectsPanel(QWidget):
             # Not of the image that is chosen by now.
             if is_whole and layer is self._session.objects:
                 self._session.exported.emit()
-            self._say(f'Written: {path}')
+            self.say(f'Written: {path}')
 
         self._run(f'Writing {path.name}', lambda progress: export(path, objects, name, progress), written)
 
     def open(self) -> None:
         """Asks for a file and adds the objects in it to those of the image, with new labels."""
         if self._session.image is None:
-            self._say('Choose an image first.', Level.PROBLEM)
+            self.say('Choose an image first.', Level.PROBLEM)
             return
         path = self.choose_existing(f'Objects (*{" *".join(READABLE)})')
         if path is not None:
@@ -131,16 +150,16 @@ class ObjectsPanel(QWidget):
         """Erases the selected object of the session's layer."""
         layer = self._session.objects
         if layer is None:
-            self._say(_NONE, Level.PROBLEM)
+            self.say(_NONE, Level.PROBLEM)
             return
         label = int(layer.selected_label)
         box = self._session.region_of(label)
         if box is None:
-            self._say(f'There is no object {label}; pick one with the pick tool (L).', Level.PROBLEM)
+            self.say(f'There is no object {label}; pick one with the pick tool (L).', Level.PROBLEM)
             return
         mask = np.asarray(layer.data[box]) == label
         self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
-        self._say(f'Object {label} deleted. {TO_UNDO}')
+        self.say(f'Object {label} deleted. {TO_UNDO}')
 
     def show_parent(self) -> None:
         """Selects the object that contains the selected one, possibly in another layer."""
@@ -149,16 +168,16 @@ class ObjectsPanel(QWidget):
             return
         match self._whole_of(layer):
             case None:
-                self._say(f'Object {layer.selected_label} is not part of another one.', Level.PROBLEM)
+                self.say(f'Object {layer.selected_label} is not part of another one.', Level.PROBLEM)
             case '', label:
                 layer.selected_label = label
-                self._say(f'Object {label} is selected.')
+                self.say(f'Object {label} is selected.')
             case name, label if name in self._session.viewer.layers:
                 self._session.viewer.layers[name].selected_label = label
                 self._session.viewer.layers.selection.active = self._session.viewer.layers[name]
-                self._say(f'Object {label} of "{name}" is selected.')
+                self.say(f'Object {label} of "{name}" is selected.')
             case name, label:
-                self._say(f'It is part of object {label} of "{name}", a layer that was removed.', Level.PROBLEM)
+                self.say(f'It is part of object {label} of "{name}", a layer that was removed.', Level.PROBLEM)
 
     def choose_path(self, suggestion: str, kinds: str) -> Path | None:
         """Asks where to write; None if cancelled."""
@@ -175,42 +194,6 @@ class ObjectsPanel(QWidget):
     def confirm(self, question: str) -> bool:
         """Asks yes or no."""
         return QMessageBox.question(self, 'Export objects', question) == QMessageBox.StandardButton.Yes
-
-    def _build(self) -> None:
-        self.summary_label = QLabel()
-        self.summary_label.setWordWrap(True)
-        self.measure_button = button(
-            'Measure', 'Add size, position, shape and intensity of all objects to the features table'
-        )
-        self.parent_button = button('Show parent', 'Select the object that contains the selected one')
-        self.delete_button = button('Delete object', 'Delete the selected object')
-        self.open_button = button(
-            'Open...', 'Add the objects of a label TIFF, a COCO file or an OME-Zarr folder (choose its zarr.json)'
-        )
-        self.export_button = button('Export...', 'Write all objects to a file')
-        self.format_choice = QComboBox()
-        self.format_choice.setToolTip('What Export writes')
-        for name, form in FORMATS.items():
-            self.format_choice.addItem(form.title, name)
-        grid = QGridLayout(self)
-        grid.setContentsMargins(0, 0, 0, 0)
-        grid.addWidget(self.summary_label, 0, 0, 1, 2)
-        grid.addWidget(self.measure_button, 1, 0)
-        grid.addWidget(self.open_button, 1, 1)
-        grid.addWidget(self.parent_button, 2, 0)
-        grid.addWidget(self.delete_button, 2, 1)
-        grid.addWidget(self.format_choice, 3, 0)
-        grid.addWidget(self.export_button, 3, 1)
-        reporting = self._session.controller.reporting
-        self.measure_button.clicked.connect(reporting(lambda *_: self.measure()))
-        self.parent_button.clicked.connect(reporting(lambda *_: self.show_parent()))
-        self.delete_button.clicked.connect(reporting(lambda *_: self.delete()))
-        self.open_button.clicked.connect(reporting(lambda *_: self.open()))
-        self.export_button.clicked.connect(reporting(lambda *_: self.export()))
-
-    def _emitters(self) -> list:
-        events = self._session.viewer.layers.events
-        return [events.inserted, events.removed, self._session.viewer.layers.selection.events.active]
 
     def _follow(self) -> None:
         """Follows the layer of objects in use."""
@@ -253,12 +236,12 @@ class ObjectsPanel(QWidget):
         name = read.objects.name
         count, left = place_objects(self._session, layer, read, f'open {name}')
         overlapping = f' {left} left out (overlap with existing objects).' if left else ''
-        self._say(f'{counted(count, "object")} of {name} added.{overlapping} {TO_UNDO}')
+        self.say(f'{counted(count, "object")} of {name} added.{overlapping} {TO_UNDO}')
 
     def _objects(self) -> Labels | None:
         layer = self.layer
         if layer is None:
-            self._say(_NONE, Level.PROBLEM)
+            self.say(_NONE, Level.PROBLEM)
         return layer
 
     def _row(self, layer: Labels) -> dict | None:
@@ -300,6 +283,3 @@ class ObjectsPanel(QWidget):
 
     def _run(self, name: str, work: Callable, on_done: Callable) -> None:
         self._session.controller.run(name, work, on_done, is_task=True)
-
-    def _say(self, text: str, level: Level = Level.INFO) -> None:
-        self._session.controller.say(text, level)

@@ -4,49 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QMessageBox, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QMessageBox
 
 from napari_unsam.model.targets import Level
 from napari_unsam.model.text import counted
-from napari_unsam.qt.controls import button
-from unsam_mm.errors import UnSAMError
+from napari_unsam.qt.controls import Panel, wrapping_label
 
 if TYPE_CHECKING:
     from napari.layers import Image
 
     from napari_unsam.io.autosave import Autosave
     from napari_unsam.io.records import SavedObjects, SavedSession
-    from napari_unsam.viewer.session import ViewerSession
 
 
-class SavedBar(QWidget):
-    """Shown while there is something to restore.
+class SavedBar(Panel):
+    """Shown while there is something to restore."""
 
-    Args:
-        session: Where it is restored to.
-        autosave: Saves the work of the session, and finds that of others.
-    """
+    def build(self, autosave: Autosave) -> None:
+        """Makes the controls.
 
-    def __init__(self, session: ViewerSession, autosave: Autosave) -> None:
-        super().__init__()
-        self._session, self._autosave = session, autosave
+        Args:
+            autosave: Saves the work of the session, and finds that of others.
+        """
+        self._autosave = autosave
         self._saved: SavedSession | None = None
-        self.label = QLabel()
-        self.label.setWordWrap(True)
-        self.restore_button = button('Restore', 'Restore the objects and prompts')
-        self.discard_button = button('Discard', 'Delete the saved work; asks first')
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.label)
-        row = QHBoxLayout()
-        row.addWidget(self.restore_button)
-        row.addWidget(self.discard_button)
-        layout.addLayout(row)
-        self.restore_button.clicked.connect(lambda: self._restore())
-        self.discard_button.clicked.connect(lambda: self._discard())
-        session.image_changed.connect(self.refresh)
+        self.label = wrapping_label()
+        self.restore_button = self.make_button('Restore', 'Restore the objects and prompts', self._restore)
+        self.discard_button = self.make_button('Discard', 'Delete the saved work; asks first', self._discard)
+        self.lay_out([self.label], [self.restore_button, self.discard_button])
+        self.follow(self.refresh, self._session.image_changed)
         self.refresh()
-        autosave.watch(session)
+        autosave.watch(self._session)
 
     def refresh(self) -> None:
         """Shows whether there is something to restore for the image."""
@@ -101,9 +89,5 @@ class SavedBar(QWidget):
     def _discard(self) -> None:
         if not self.confirm(f'Delete {self._saved.description}? This cannot be undone.'):
             return
-        try:
-            self._autosave.discard(self._saved)
-        except UnSAMError as error:
-            self._session.controller.say(str(error), Level.PROBLEM)
-            return
+        self._autosave.discard(self._saved)
         self.refresh()

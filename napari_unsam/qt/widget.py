@@ -9,7 +9,7 @@ from weakref import finalize
 
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
 from napari_unsam.controller import HINT, Level, SegmentationController
 from napari_unsam.engine import settings as _settings
@@ -17,7 +17,7 @@ from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.io.autosave import Autosave
 from napari_unsam.keys import KEYS
 from napari_unsam.qt.canvas import CanvasContext
-from napari_unsam.qt.controls import button
+from napari_unsam.qt.controls import Panel, button, wrapping_label
 from napari_unsam.qt.docked import DockedWidget, later
 from napari_unsam.qt.gui_thread import courier, in_gui_thread
 from napari_unsam.qt.image_panel import ImagePanel
@@ -74,9 +74,9 @@ class SegmentationWidget(DockedWidget):
         self.session = ViewerSession(viewer, self.controller, later)
         self._autosave = autosave
         self._context = CanvasContext(self, viewer.layers)
-        self.panels: dict[str, QWidget] = {}
+        self.panels: dict[str, Panel] = {}
         self._too_large: Image | None = None  # for a layer of objects
-        self._made: tuple[str, QWidget] | None = None  # a section that is not laid out yet
+        self._made: tuple[str, Panel] | None = None  # a section that is not laid out yet
         self._has_ended = self._has_libraries = False
         self.image_panel = ImagePanel(self.session)
         self.prompt_panel = PromptPanel(self.session)
@@ -90,7 +90,7 @@ class SegmentationWidget(DockedWidget):
         if self._made is not None:
             (name, panel), self._made = self._made, None
             self.panels[name] = panel
-            self.session.inputs.add(getattr(panel, 'key_actions', {}))
+            self.session.inputs.add(panel.key_actions)
             self._scroll.add(panel, is_open=False)
             return True
         for module, name in PANELS:
@@ -101,8 +101,7 @@ class SegmentationWidget(DockedWidget):
         return False
 
     def _lay_out(self) -> None:
-        self.status_label = QLabel()
-        self.status_label.setWordWrap(True)
+        self.status_label = wrapping_label()
         self.status_label.setMinimumHeight(3 * self.status_label.fontMetrics().lineSpacing())
         self.status_label.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
         self._scroll = Sections()
@@ -120,10 +119,8 @@ class SegmentationWidget(DockedWidget):
         hint = QWidget()
         row = QHBoxLayout(hint)
         row.setContentsMargins(0, 0, 0, 0)
-        text = QLabel(_HINT)
-        text.setWordWrap(True)
-        dismiss = button('Got it', 'Do not show this again')
-        dismiss.clicked.connect(lambda: (hint.hide(), _settings.dismiss_hint()))
+        text = wrapping_label(_HINT)
+        dismiss = button('Got it', 'Do not show this again', lambda: (hint.hide(), _settings.dismiss_hint()))
         row.addWidget(text, 1)
         row.addWidget(dismiss)
         hint.setVisible(_settings.wants_hint())
@@ -140,7 +137,7 @@ class SegmentationWidget(DockedWidget):
         self._soon.start()
         # The canvas tells of its zoom in the midst of being drawn, when no layer may be changed.
         self._zoomed = QTimer(self, singleShot=True, interval=30)
-        self._zoomed.timeout.connect(self._fit_outline)
+        self._zoomed.timeout.connect(session.fit_outline)
         session.viewer.scene.camera.events.zoom.connect(self._zoom_changed)
         self.controller.state_changed.connect(self._show_status)
         # With its window, napari takes the dock away without a word; what still runs must not come back to it.
@@ -155,9 +152,6 @@ class SegmentationWidget(DockedWidget):
 
     def _zoom_changed(self) -> None:
         self._zoomed.start()
-
-    def _fit_outline(self) -> None:
-        self.session.fit_outline()
 
     def _image_changed(self) -> None:
         self._soon.start()
@@ -197,7 +191,7 @@ class SegmentationWidget(DockedWidget):
         self.session.viewer.scene.camera.events.zoom.disconnect(self._zoom_changed)
         self.image_panel.close_session()
         for panel in (*self.panels.values(), *([] if self._made is None else [self._made[1]])):
-            getattr(panel, 'close_session', lambda: None)()
+            panel.close_session()
         if self._autosave is not None and not self._autosave.close():
             show_warning(_NOT_SAVED)
         self.session.close()

@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -98,11 +97,10 @@ def test_an_entry_is_seen_by_another_session(store):
     assert same(EmbeddingStore(store.folder, PLENTY).load('a'), noise())
 
 
-@pytest.mark.parametrize('file', ['zarr.json', 'labels/zarr.json', 'labels/c/0/0'])
 @pytest.mark.parametrize('how', ['lost', 'cut short', 'altered'])
-def test_a_damaged_entry_is_dropped_and_made_again(store, file, how):
+def test_a_damaged_entry_is_dropped_and_made_again(store, how):
     store.save('a', noise())
-    path = store.folder / 'a.zarr' / file
+    path = store.folder / 'a.plane.npz'
     content = path.read_bytes()
     match how:
         case 'lost':
@@ -147,12 +145,12 @@ def with_windows(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(100_000))
     os.utime(windows / 'model-1' / f'{OLD}.npz', (1e9, 1e9))
-    os.utime(tmp_path / 'planes' / 'a.zarr', (1e9 + 1, 1e9 + 1))
+    os.utime(tmp_path / 'planes' / 'a.plane.npz', (1e9 + 1, 1e9 + 1))
     return store
 
 
 def left(store):
-    return sorted(path.stem for path in [*store.folder.glob('*.zarr'), *store.windows.rglob('*.npz')])
+    return sorted(path.name.split('.')[0] for path in [*store.folder.glob('*.npz'), *store.windows.rglob('*.npz')])
 
 
 def test_windows_of_large_planes_share_the_room_and_the_longest_unused_go_first(with_windows):
@@ -168,11 +166,9 @@ def test_windows_of_large_planes_share_the_room_and_the_longest_unused_go_first(
 
 
 def test_what_users_put_beside_entries_and_windows_stays(with_windows):
-    zarr = pytest.importorskip('zarr')
-    zarr.open_group(with_windows.folder / 'slide.zarr', mode='w').create_array('0', data=np.arange(9))
     others = [
         with_windows.folder / 'slide.zarr' / 'zarr.json',
-        with_windows.folder / 'empty.zarr' / 'readme.txt',
+        with_windows.folder / 'mine.npz',
         with_windows.windows / 'model-1' / 'mine.npz',
         with_windows.windows / 'mine' / 'deep' / f'{NEW}.npz',
         with_windows.folder / '.unsam-mine.txt',
@@ -186,7 +182,7 @@ def test_what_users_put_beside_entries_and_windows_stays(with_windows):
     EmbeddingStore(with_windows.folder, 0, with_windows.windows).trim()
     with_windows.clear()
     assert [path.read_bytes() for path in others] == before
-    assert not (with_windows.folder / 'a.zarr').exists()
+    assert not (with_windows.folder / 'a.plane.npz').exists()
     assert not (with_windows.windows / 'model-1' / f'{NEW}.npz').exists()
 
 
@@ -212,6 +208,16 @@ def test_a_new_window_makes_the_store_look_at_its_size_and_a_known_one_does_not(
     for _ in range(3):
         with_windows.used(with_windows.windows / 'model-1' / f'{NEW}.npz')
     assert len(trims) == 1
+
+
+def test_entries_of_earlier_versions_take_no_room(store):
+    theirs, mine = store.folder / f'{OLD}.zarr' / 'zarr.json', store.folder / 'mine.zarr' / 'zarr.json'
+    for path in (theirs, mine):
+        path.parent.mkdir(parents=True)
+        path.write_text('{}')
+    store.save('a', noise())
+    assert not theirs.parent.exists()
+    assert mine.exists()
 
 
 def test_clearing_removes_everything(store):
@@ -315,7 +321,7 @@ def test_equal_planes_of_a_stack_are_embedded_once(store):
 def test_a_damaged_plane_of_a_stack_is_made_again(store):
     reads = [lambda plane=plane: plane for plane in photo_planes(3)]
     keys = embed_stack(reads, brightness, 'v1', store).keys
-    shutil.rmtree(store.folder / f'{keys[1]}.zarr' / 'rows')
+    (store.folder / f'{keys[1]}.plane.npz').write_bytes(b'PK')
     report = embed_stack(reads, brightness, 'v1', store)
     assert (report.made, report.found) == (1, 2)
 

@@ -19,7 +19,7 @@ from napari_unsam.io.images import (
     write_label_tiff,
     write_ome_zarr,
 )
-from napari_unsam.io.objects import ArraySlice, LabelledObjects, objects_of_layer
+from napari_unsam.io.objects import LabelledObjects, objects_of_layer, slice_at
 from napari_unsam.model.palette import OBJECT_COLOURS, label_rgb
 from tests.test_napari.labelled import drawn_objects
 from unsam_mm.errors import StoreError
@@ -255,8 +255,8 @@ def test_a_layer_without_names_of_axes_gets_the_usual_ones():
 
 def test_a_place_along_an_axis_is_read_when_asked_for():
     array = np.arange(60).reshape(3, 4, 5)
-    assert np.array_equal(ArraySlice(array, -1, 2)[0:2, 1:3], array[0:2, 1:3, 2])
-    assert np.array_equal(ArraySlice(array, 0, 1)[2,], array[1, 2])
+    assert np.array_equal(slice_at(array, -1, 2)[0:2, 1:3], array[0:2, 1:3, 2])
+    assert np.array_equal(slice_at(array, 0, 1)[2,], array[1, 2])
 
 
 def test_labels_have_the_colours_of_the_palette_again_and_again():
