@@ -6,15 +6,18 @@ import argparse
 import ast
 import importlib
 import inspect
+import pkgutil
 import re
 import runpy
 import shlex
 from collections.abc import Iterator
+from configparser import ConfigParser
 from functools import cached_property
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from napari_unsam import __main__ as batch
 from unsam_mm.__main__ import build_parser
@@ -75,7 +78,17 @@ class TestSite:
     def test_needs_no_network(self):
         settings = config()
         assert settings['theme']['font'] is False
-        assert not {'extra_javascript', 'extra_css', 'repo_url'} & settings.keys()
+        assert not {'extra_javascript', 'repo_url'} & settings.keys()
+        assert all((DOCS / path).is_file() for path in settings['extra_css'])
+
+    def test_is_built_by_the_versions_that_the_extra_asks_for(self):
+        lines = (ROOT / 'constraints-docs.txt').read_text(encoding='utf-8').splitlines()
+        pins = dict(line.split('==') for line in lines if not line.startswith('#'))
+        settings = ConfigParser()
+        settings.read(ROOT / 'setup.cfg')
+        for text in settings['options.extras_require']['docs'].split():
+            requirement = Requirement(text)
+            assert pins[requirement.name] in requirement.specifier
 
     @pytest.mark.parametrize('page', PAGES)
     def test_has_what_a_page_links_to(self, page):
@@ -164,6 +177,10 @@ class TestPublicNames:
         listed = [path for text in PAGES.values() for path in documented(text)]
         missing = [name for name in public_names() if name not in listed and name.rpartition('.')[0] not in listed]
         assert not missing
+
+    @pytest.mark.parametrize('path', sorted({path for text in PAGES.values() for path in documented(text)}))
+    def test_of_the_reference_exist(self, path):
+        assert pkgutil.resolve_name(path) is not None
 
     def test_have_a_docstring(self):
         described = {key: text for path in public_names() for key, text in Name(path).described.items()}
