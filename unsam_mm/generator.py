@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class PseudoMaskGenerator:
         self._find = kind(self.settings, device)
 
     @classmethod
-    def from_preset(cls, preset: str = 'default', device: str = 'cpu', **changes) -> PseudoMaskGenerator:
+    def from_preset(cls, preset: str = 'default', device: str = 'cpu', **changes: Any) -> PseudoMaskGenerator:
         """A generator with named settings.
 
         Args:
@@ -74,7 +75,7 @@ class PseudoMaskGenerator:
         return self._find(as_rgb_uint8(image), progress)
 
 
-def preset_settings(preset: str, **changes) -> Settings:
+def preset_settings(preset: str, **changes: Any) -> Settings:
     """The settings of a preset, with some of them replaced.
 
     Raises:

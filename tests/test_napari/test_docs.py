@@ -98,18 +98,6 @@ def test_controls_that_a_page_names_exist(dock, page):
     assert not unknown
 
 
-@pytest.mark.parametrize('page', PAGES)
-def test_links_and_pictures_of_a_page_exist(page):
-    missing = []
-    for target in re.findall(r'\]\((?!https?:)([^)]+)\)', PAGES[page]):
-        path, _, anchor = target.partition('#')
-        text = (DOCS / path).read_text(encoding='utf-8') if anchor else ''
-        titles = {re.sub(r'[^\w-]', '', line.lower().replace(' ', '-')) for line in re.findall('^#+ (.*)', text, re.M)}
-        if not (DOCS / path).exists() or (anchor and anchor not in titles):
-            missing.append(target)
-    assert not missing
-
-
 def test_pictures_of_the_dock_are_made_by_the_walks_and_named_by_a_page():
     walks = Path(__file__).with_name('test_screenshots.py').read_text(encoding='utf-8')
     made = set(re.findall(r"\.sees\('(\w+)'\)", walks))

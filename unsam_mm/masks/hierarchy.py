@@ -334,6 +334,8 @@ class MaskHierarchy:
     def best_nodes(self, max_masks: int = 1000, min_area_px: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """The regions that `select` returns: (K,) numbers of their trees, 0 for this one, and (K,) node numbers.
 
+        See `select` for the arguments.
+
         Raises:
             UnSAMError: If `max_masks` is not a whole number above 0.
         """

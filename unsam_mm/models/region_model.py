@@ -92,7 +92,12 @@ class UnSAMRegionModel(BaseModel):
         raise UnSAMError(f'mode must be one of {MODES}, got {mode!r}')
 
     def loss(self, inputs: Sequence[RegionInputs], data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
-        """Means over the batch: the losses `loss_mask`, `loss_dice` and `loss_score`, and the metric `iou`."""
+        """Means over the batch: the losses `loss_mask`, `loss_dice` and `loss_score`, and the metric `iou`.
+
+        Args:
+            inputs: The regions of each image.
+            data_samples: With the pseudo-masks of each image.
+        """
         images = [
             region_losses(self.net, one, sample.token_masks, **self.train_cfg)
             for one, sample in zip(inputs, data_samples, strict=True)
@@ -104,7 +109,7 @@ class UnSAMRegionModel(BaseModel):
         """The data samples with `pred_instances`, best first and at the size of the original image.
 
         Each has `scores` (N,) in [0, 1]; `labels` (N,) zeros; `bboxes` (N, 4) x0, y0, x1, y1 in pixels; `masks`, N
-        run-length encodings, whose boundaries follow those of the tokens.
+        run-length encodings, whose boundaries follow those of the tokens. See `loss` for the arguments.
         """
         for one, sample in zip(inputs, data_samples, strict=True):
             masks = to_mask_set(sample.region_tokens, *propose(self.net, one, **self.test_cfg))

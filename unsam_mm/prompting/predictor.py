@@ -101,6 +101,11 @@ class UnSAMPredictor:
     ) -> UnSAMPredictor:
         """A predictor with weights in the package.
 
+        Args:
+            name: 'unsam_s'.
+            device: Torch device.
+            tile_px: See the class.
+
         Raises:
             WeightsError: If the package includes no model of this name.
         """
@@ -228,9 +233,8 @@ class UnSAMPredictor:
         """Masks for one prompt.
 
         Every mask agrees with every click. If no mask does, because one pixel has clicks of both kinds or negative
-        clicks rule out every mask in a box, one empty mask with the score 0 is returned. The order of the clicks
-            matters: each corrects
-        the best mask for the previous ones. A box is clipped to the image. The engine 'tree' returns the smallest mask
+        clicks rule out every mask in a box, one empty mask with the score 0 is returned. The order of the clicks matters:
+        each corrects the best mask for the previous ones. A box is clipped to the image. The engine 'tree' returns the smallest mask
         first, and nested masks for one click or a box; the engine 'model' returns the best mask first.
 
         Args:
