@@ -315,7 +315,11 @@ class SegmentationController:
         return self._jobs.close(timeout_s)
 
     def add_prompt(self, position: Sequence[float], polarity: Polarity | None = None) -> bool:
-        """Adds a click at data coordinates of the image, by default of the polarity that is set; analyses the plane if needed.
+        """Adds a click, and analyses the plane if needed.
+
+        Args:
+            position: Data coordinates in the image.
+            polarity: What the click says; by default `polarity`.
 
         Returns:
             Whether the click lies in the plane in view; if not, the user is told.

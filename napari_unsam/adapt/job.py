@@ -100,7 +100,11 @@ class JobState:
 
 
 class AdaptJob:
-    """One training, in a folder with the crops in ``images`` and all other files; not tied to any thread or window."""
+    """One training, in one folder; not tied to any thread or window.
+
+    Args:
+        folder: Contains the crops in ``images`` and all other files of the job.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -244,7 +248,11 @@ def _rows(path: Path) -> Iterator[Any]:
 
 
 def read_settings(folder: Path) -> AdaptSettings:
-    """The settings of a job; raises StoreError if there are none, or they cannot be read."""
+    """The settings of a job.
+
+    Raises:
+        StoreError: If there are none, or they cannot be read.
+    """
     try:
         return AdaptSettings(**read_json(folder / SETTINGS)['settings'])
     except (KeyError, TypeError) as error:

@@ -47,13 +47,21 @@ def adapt(folder: Path) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Ends this process and its children when the process with a number ends; not on Windows."""
+    """Ends this process and its children when the parent process ends; not on Windows.
+
+    Args:
+        parent: Its number.
+    """
     if os.name == 'posix':
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def write_start(path: Path) -> None:
-    """The weights of the package as a checkpoint that a training can start from; raises WeightsError without them."""
+    """The weights of the package as a checkpoint that a training can start from.
+
+    Raises:
+        WeightsError: If the package does not hold them.
+    """
     import torch
 
     from unsam_mm.student.weights import load_weights, packaged_weights

@@ -93,7 +93,11 @@ class EmbeddingStore:
         return arrays
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Stores arrays of any shape and number type under a key of `plane_key`, unless they are there.
+        """Stores arrays under a key, unless they are there.
+
+        Args:
+            key: Of `plane_key`.
+            arrays: Of any shape and number type, by name; scalars come back with shape (1,).
 
         Raises:
             StoreError: If the folder cannot be written or the disk is full.

@@ -157,7 +157,11 @@ Embed = Callable[[Target, ProgressCallback], EmbeddedPlane]
 
 
 class PlaneCache:
-    """Analysed planes in memory, up to a number of pixels; the one unused for longest goes first. Any thread may ask."""
+    """Analysed planes in memory, up to a limit; any thread may ask.
+
+    Args:
+        max_px: Pixels of all planes together; the one that was not used for longest goes first.
+    """
 
     def __init__(self, max_px: int = _CACHED_PX) -> None:
         self._max_px, self._lock = max_px, threading.Lock()
@@ -207,7 +211,11 @@ class PlaneCache:
 
 
 class PlaneEmbedder:
-    """Analyses planes with an engine of `unsam_mm`, which is built at the first call."""
+    """Analyses planes with an engine of `unsam_mm`, which is built at the first call.
+
+    Args:
+        settings: Which engine, where it runs, and where what it finds is kept.
+    """
 
     def __init__(self, settings: InferenceSettings) -> None:
         self._settings = settings

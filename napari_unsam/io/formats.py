@@ -51,7 +51,13 @@ READABLE = ('.tif', '.tiff', '.json', '.zarr')
 
 
 def export(path: str | Path, objects: LabelledObjects, name: str, progress: ProgressCallback) -> None:
-    """Writes objects in one of `FORMATS`; what was there stays if `progress`, told the share done, raises.
+    """Writes objects in the format of a name; what was there stays if `progress` raises.
+
+    Args:
+        path: The file.
+        objects: What to write.
+        name: One of `FORMATS`.
+        progress: Told the share done, before each part of the labels is read.
 
     Raises:
         StoreError: If the file cannot be written.

@@ -128,9 +128,11 @@ class CandidateTable:
         }
 
     def free_regions(self, chosen: Selection, taken: np.ndarray) -> Iterator[tuple[BoxMask, dict[str, object]]]:
-        """The free pixels of each region, and what the table says of it; regions of which half is taken are left out.
+        """The free pixels of each region; regions with less than half of them free are left out.
 
-        (H, W) bool `taken` are the pixels that are not free; those that are given out become so.
+        Args:
+            chosen: Regions.
+            taken: (H, W) bool pixels that are not free; those that are given out become so.
         """
         regions = list(zip(chosen.source.tolist(), chosen.nodes.tolist(), strict=True))
         masks = (node_mask(self.trees[source], node) for source, node in regions)
@@ -139,7 +141,13 @@ class CandidateTable:
             yield free, {**self.features(*regions[number]), 'granularity': granularity}
 
     def object_class(self, name: str, chosen: Selection, level: float | None = None) -> ObjectClass:
-        """Regions as one kind of object, see `part_whole`; noted with a level, by default the one at which each is formed."""
+        """Regions as one kind of object; see `part_whole`.
+
+        Args:
+            name: Of the kind.
+            chosen: The regions.
+            level: That they were taken from; by default each is noted with the one at which it is formed.
+        """
         labels = np.zeros(self.hierarchy.size_hw, np.uint32)
         rows = []
         for label, (free, features) in enumerate(self.free_regions(chosen, np.zeros(labels.shape, bool)), start=1):

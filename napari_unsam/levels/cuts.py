@@ -46,7 +46,13 @@ class RegionFilter:
 
 
 class LevelCut:
-    """The levels of one tree, to be drawn. A region keeps its colour at all levels, and passes it on to its first part."""
+    """The levels of one tree, ready to be drawn.
+
+    A region keeps its colour at all levels, and passes it on to its first part.
+
+    Args:
+        tree: Of a plane.
+    """
 
     def __init__(self, tree: MaskHierarchy) -> None:
         self.tree = tree
@@ -58,9 +64,11 @@ class LevelCut:
         self._lut = np.zeros(tree.n_leaves, np.uint8)
 
     def nodes(self, level: float, kept: np.ndarray | None = None) -> np.ndarray:
-        """(K,) the regions of one level in [0, 1], 0 being the finest; with (N,) bool `kept` only those.
+        """(K,) the regions of one level; as `MaskHierarchy.cut_nodes` gives them, in the order of the nodes.
 
-        As `MaskHierarchy.cut_nodes` gives them, in the order of the nodes.
+        Args:
+            level: In [0, 1]; 0 is the finest.
+            kept: (N,) bool; only these.
 
         Raises:
             UnSAMError: If the level lies outside [0, 1].
@@ -71,7 +79,12 @@ class LevelCut:
         return np.flatnonzero(alive if kept is None else alive & kept)
 
     def draw(self, nodes: np.ndarray, out: np.ndarray) -> None:
-        """Draws (K,) disjoint regions into (H, W) uint8 `out`: their colours, 1 to `N_COLOURS`, and 0 beside them."""
+        """Draws regions that do not overlap.
+
+        Args:
+            nodes: (K,) regions.
+            out: (H, W) uint8, filled with the colours of the regions, 1 to `N_COLOURS`, and 0 beside them.
+        """
         tree, lut = self.tree, self._lut
         lut[:] = 0
         sizes = tree.last_leaf[nodes] - tree.first_leaf[nodes]
@@ -81,7 +94,11 @@ class LevelCut:
         np.take(lut, tree.leaf_labels, out=out, mode='clip')
 
     def best_level(self, score: np.ndarray) -> float:
-        """The level with the largest sum of (N,) scores, which are not negative; the finest of equals."""
+        """The level with the largest sum of scores; the finest of equals.
+
+        Args:
+            score: (N,) of each region, not negative.
+        """
         found = np.flatnonzero((score > 0) & (self.ends > self.begins))
         if len(found) == 0:
             return 0.0

@@ -42,20 +42,33 @@ def node_totals(tree: MaskHierarchy, of_leaves: np.ndarray) -> np.ndarray:
 
 
 def best_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
-    """(K,) the disjoint regions of a tree with the largest sum of (N,) scores; none without a positive score.
+    """(K,) the disjoint regions of a tree with the largest sum of scores.
 
     From the leaves up, a region is taken if its score is larger than the sum of the best below it.
+
+    Args:
+        tree: Of a plane.
+        score: (N,) of each region; it is never taken if that is not positive.
     """
     return np.flatnonzero(_chosen(tree.parent, np.asarray(score, np.float64), True))
 
 
 def greedy_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
-    """(K,) disjoint regions of a tree, chosen greedily by (N,) scores; none without a positive score."""
+    """(K,) disjoint regions, chosen greedily by score.
+
+    Args:
+        tree: Of a plane.
+        score: (N,) of each region; it is never taken if that is not positive.
+    """
     return np.flatnonzero(_chosen(tree.parent, np.asarray(score, np.float64), False))
 
 
 class LeafOverlaps:
-    """How many pixels the leaves of each two trees of a plane share, so that no choice among regions looks at pixels again."""
+    """How many pixels the leaves of each two trees share, so that no choice among their regions looks at the pixels again.
+
+    Args:
+        trees: Over the same plane.
+    """
 
     def __init__(self, trees: Sequence[MaskHierarchy]) -> None:
         self._trees = trees
@@ -88,9 +101,12 @@ def _leaves(tree: MaskHierarchy, nodes: np.ndarray) -> csr_array:
 def best_of_trees(
     trees: Sequence[MaskHierarchy], scores: Sequence[np.ndarray], overlaps: LeafOverlaps | None = None
 ) -> Selection:
-    """The best regions of several trees of a plane, by (N,) scores for each; see `best_disjoint`.
+    """The best regions of several trees; where two trees overlap, the regions with the larger sum of scores stay.
 
-    Where two trees overlap, the regions with the larger sum of scores stay. The overlaps of the trees may be known already.
+    Args:
+        trees: Over the same plane.
+        scores: For each an (N,) array; see `best_disjoint`.
+        overlaps: Of these trees, if they are known already.
     """
     overlaps = overlaps or LeafOverlaps(trees)
     chosen = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))

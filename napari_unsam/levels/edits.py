@@ -30,7 +30,11 @@ _SHOWN_PX = 150
 
 
 class ObjectEdits:
-    """Splits and merges objects along the tree, each as one action."""
+    """Splits and merges objects along the tree, each as one action.
+
+    Args:
+        work: Measures the plane.
+    """
 
     def __init__(self, work: RegionSelector) -> None:
         self._work, self._session = work, work.session
@@ -78,6 +82,9 @@ class ObjectEdits:
 
 class Reviewing:
     """Goes through the objects of the image, the least certain first; an outline marks the current one.
+
+    Args:
+        session: Of the viewer.
 
     Attributes:
         changed: Emitted when the counter may have changed.

@@ -52,7 +52,11 @@ def linked(classes: Sequence[ObjectClass]) -> list[ObjectClass]:
 
 
 def parents_by_overlap(labels: np.ndarray, wholes: np.ndarray) -> dict[int, int]:
-    """For each object the one of another label map of the same shape that holds most of it; 0 if most of it lies in none.
+    """For each object the one of another label map that holds most of it; 0 if most of it lies in none.
+
+    Args:
+        labels: Integers of any shape, 0 is background.
+        wholes: The same shape.
 
     Raises:
         UnSAMError: If the shapes differ.

@@ -37,10 +37,16 @@ def thin_shape(plane: Plane) -> tuple[int, ...]:
 
 
 class LevelPreview:
-    """Colours over one plane of an image, just above the layer of its objects; redrawn in place.
+    """Colours over one plane, redrawn in place.
 
     The pixels are colours already, one byte each: napari hands them to the graphics card as they are. Labels of four bytes,
     or a colormap for each level, took two and five times as long.
+
+    Args:
+        viewer: Where.
+        objects: The layer of objects over the image; the colours lie just above it.
+        frame: Of the image.
+        plane: Of the image.
     """
 
     def __init__(self, viewer: ViewerModel, objects: Labels, frame: Frame, plane: Plane) -> None:
@@ -81,14 +87,25 @@ class LevelPreview:
 
 
 class ReviewOutline:
-    """An outline around one object, on all planes that it is on; a separate layer."""
+    """An outline around one object, on all planes that it is on; a separate layer.
+
+    Args:
+        session: Whose object it is.
+    """
 
     def __init__(self, session: SessionPort) -> None:
         self._session = session
         self.layer: Vectors | None = None
 
     def show(self, objects: Labels, label: int, region: Region, axes: Sequence[int]) -> None:
-        """Draws it around another object, which has a bounding box in the layer; the two axes are those in view."""
+        """Draws it around another object.
+
+        Args:
+            objects: The layer of the object.
+            label: Of the object.
+            region: Its bounding box, one slice per axis.
+            axes: The two that are in view.
+        """
         session, mask = self._session, np.asarray(objects.data[region]) == label
         if self.layer is None or self.layer not in session.viewer.layers:
             self.layer = outline_layer(session.frame, REVIEW_NAME, REVIEW_COLOUR)

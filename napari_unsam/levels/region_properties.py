@@ -44,7 +44,11 @@ class Scene:
 
     @classmethod
     def of(cls, image: np.ndarray) -> Scene:
-        """Of an (H, W) or (H, W, 3) array; raises ImageError if that is not one image, see `unsam_mm.images.as_rgb_uint8`."""
+        """Of an (H, W) or (H, W, 3) array; see `unsam_mm.images.as_rgb_uint8` for dtypes.
+
+        Raises:
+            ImageError: If the array is not one image.
+        """
         lab = rgb2lab(as_rgb_uint8(image).astype(np.float32) / 255).astype(np.float32)
         lightness = lab[..., 0]
         threshold = float(threshold_otsu(lightness))

@@ -40,9 +40,13 @@ def region_features(tree: MaskHierarchy, properties: RegionProperties) -> np.nda
 
 
 def similarity(features: np.ndarray, examples: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(N,) float32 similarity in [0, 1] of each region to the nearest of some example nodes; 1 for these.
+    """(N,) float32 similarity in [0, 1] of each region to the nearest example; 1 for the examples.
 
-    (N, 10) features, see `region_features`, count less where the examples differ in them.
+    Features in which the examples differ count less.
+
+    Args:
+        features: (N, 10); see `region_features`.
+        examples: Nodes, at least one.
     """
     example_features = features[np.asarray(examples, np.int64)]
     tolerance = 1 + example_features.std(axis=0)
@@ -53,9 +57,13 @@ def similarity(features: np.ndarray, examples: Sequence[int] | np.ndarray) -> np
 def similar_regions(
     tree: MaskHierarchy, similarities: np.ndarray, min_similarity: float, kept: np.ndarray | None = None
 ) -> np.ndarray:
-    """(K,) disjoint regions that are similar to the examples, see `similarity`; of overlapping ones the most similar stay.
+    """(K,) disjoint regions that are similar to the examples; of overlapping ones the most similar stay.
 
-    With (N,) bool `kept` only those.
+    Args:
+        tree: Of a plane.
+        similarities: (N,); see `similarity`.
+        min_similarity: In [0, 1].
+        kept: (N,) bool; only these.
     """
     hits = similarities >= min_similarity
     if kept is not None:

@@ -35,7 +35,14 @@ class Match:
 
 
 def region_ious(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> np.ndarray:
-    """(N,) IoU of every region of a tree with an (h, w) bool mask whose first pixel is (top, left) of the plane."""
+    """(N,) IoU of every region of a tree with a mask.
+
+    Args:
+        tree: Of a plane.
+        mask: (h, w) bool, part of the plane.
+        top: Row of the plane where it begins.
+        left: Column of the plane where it begins.
+    """
     leaves = tree.leaf_labels[top : top + mask.shape[0], left : left + mask.shape[1]][mask]
     shared = node_totals(tree, np.bincount(leaves, minlength=tree.n_leaves))
     return shared / (tree.area + len(leaves) - shared)
@@ -86,15 +93,18 @@ def larger_region(tree: MaskHierarchy, node: int) -> int | None:
 def split_writes(
     plane: Plane, labels: np.ndarray, label: int, tree: MaskHierarchy, parts: np.ndarray, first_label: int
 ) -> list[ObjectWrite]:
-    """Puts parts, (K,) nodes of a tree, in the place of an object; pixels of other objects stay theirs.
+    """Puts parts in the place of an object; pixels of other objects stay theirs.
 
     Args:
         plane: Where.
         labels: (H, W) labels of the plane.
         label: Of the object.
         tree: That the parts belong to.
-        parts: (K,) nodes; those that have no pixel to write to are left out.
+        parts: (K,) nodes.
         first_label: Label of the first part; the others count up from it.
+
+    Returns:
+        What to write; parts that have no pixel to write to are left out.
     """
     writes, left = [], labels == label
     for node in parts:

@@ -80,7 +80,11 @@ def layers_of(channels: Channels | LayerChannels | None) -> tuple[Image, ...]:
 
 
 def check_aligned(image: Image, other: Image) -> None:
-    """Raises ImageError unless each pixel of one layer lies on the same pixel of the other."""
+    """Makes sure that each pixel of one layer lies on the same pixel of the other.
+
+    Raises:
+        ImageError: If it does not.
+    """
     names, shapes = [f'"{layer.name}"' for layer in (image, other)], []
     for layer in (image, other):
         shapes.append(' x '.join(map(str, full_resolution(layer).shape)))
@@ -153,7 +157,11 @@ class Frame:
         return tuple(shape)
 
     def check_axes(self) -> None:
-        """Raises ImageError if the image has too many axes for its objects to be measured and exported."""
+        """Makes sure that objects of the image can be measured and exported.
+
+        Raises:
+            ImageError: If it has too many axes.
+        """
         ndim = len(self.shape) - (self.channels is not None)
         if ndim > MAX_AXES:
             raise ImageError(

@@ -74,7 +74,12 @@ class Change(Generic[T]):
 
 
 class ActionGroup:
-    """Several actions that are undone together, in the order in which they are done."""
+    """Several actions that are undone together.
+
+    Args:
+        name: What the user did.
+        actions: In the order in which they are done.
+    """
 
     def __init__(self, name: str, actions: Sequence[Action]) -> None:
         self.name, self._actions = name, tuple(actions)
@@ -103,7 +108,11 @@ class ActionGroup:
 
 
 class ActionHistory:
-    """Actions to undo and redo, up to a number and a memory limit. The oldest are dropped, but never the last one.
+    """Actions to undo and redo. The oldest ones are dropped, but never the last one.
+
+    Args:
+        max_actions: How many actions are kept.
+        max_bytes: Memory limit of the actions that are kept.
 
     Attributes:
         is_cut: Whether an action was forgotten, so that not everything can be undone.

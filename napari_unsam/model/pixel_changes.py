@@ -145,11 +145,15 @@ def write(array: Any, region: Region, mask: np.ndarray, label: int) -> PixelChan
 
 
 def changes_of_paint(value: Iterable[Any], array: Any) -> list[PixelChange]:
-    """The changes in the value of a `paint` event of a Labels layer with some array.
+    """The changes in the `paint` event of a Labels layer.
 
     The brush, the fill bucket and the polygon tool give a box, a mask in it (None for the whole box), the old labels and the
     new one; `data_setitem` gives indices, old and new labels. The event may come before napari writes, so the array is not
     read.
+
+    Args:
+        value: Of the event.
+        array: Of the layer.
 
     Raises:
         ValueError: If it is neither.

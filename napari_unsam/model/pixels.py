@@ -52,7 +52,11 @@ class PlanePixels:
 
 
 class JoinedPixels:
-    """The same plane of two or three channels of one size as red, green and blue; nothing is read before it is indexed."""
+    """The same plane of several layers as one in colours; nothing is read before it is indexed.
+
+    Args:
+        parts: Two or three of the same size: red, green and blue.
+    """
 
     dtype = np.dtype(np.uint8)
 
@@ -71,7 +75,10 @@ def plane_pixels(
 ) -> list[PlanePixels | JoinedPixels]:
     """A plane of a layer at full resolution, then at those coarser ones of a pyramid that halve both sides of the plane alone.
 
-    Channels lie along an axis of the layer, or in several layers, of which those resolutions are given that all have.
+    Args:
+        image: The layer.
+        plane: The plane.
+        channels: Along an axis of the layer, or in several layers, of which those resolutions are given that all have.
     """
     if isinstance(channels, LayerChannels):
         of_channels = [_resolutions(layer, plane) for layer in channels.layers]

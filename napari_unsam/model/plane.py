@@ -99,7 +99,12 @@ def plane_in_view(frame: Frame, dims: Dims) -> Plane:
 
 
 def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> Plane:
-    """The plane of an image that spans two axes, ascending, and holds a position in data coordinates.
+    """The plane of an image that spans two axes and holds a position.
+
+    Args:
+        frame: Of the image.
+        axes: Ascending.
+        position: Data coordinates; those along the two axes are not read.
 
     Raises:
         ImageError: If the image does not reach the position.

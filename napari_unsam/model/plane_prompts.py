@@ -108,7 +108,12 @@ def samples_along(line: np.ndarray, size_hw: Sequence[int], count: int = _MAX_SA
 
 
 def outline_logits(corners: np.ndarray, size_hw: Sequence[int]) -> np.ndarray:
-    """(256, 256) float32 logits of the inside of (N, 2) rows and columns; the longer side of the plane fills the square."""
+    """(256, 256) float32 logits of the inside of an outline; the plane's longer side fills the square.
+
+    Args:
+        corners: (N, 2) rows and columns of the outline's corners.
+        size_hw: Of the plane.
+    """
     side = _LOGIT_SIDE_PX * _OVERSAMPLING
     inside = polygon2mask((side, side), (corners + 0.5) * side / max(size_hw) - 0.5)
     share = inside.reshape(_LOGIT_SIDE_PX, _OVERSAMPLING, _LOGIT_SIDE_PX, _OVERSAMPLING).mean(axis=(1, 3))

@@ -64,7 +64,11 @@ class LayerWatch:
 
 
 class LayerChanges:
-    """Counts the changes of layers of a viewer, so that nobody has to compare their pixels to know of one."""
+    """Counts the changes of layers, so that nobody has to compare their pixels to know of one.
+
+    Args:
+        viewer: Of the layers.
+    """
 
     def __init__(self, viewer: ViewerModel) -> None:
         self._viewer = viewer

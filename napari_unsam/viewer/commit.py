@@ -113,9 +113,12 @@ def with_parent_renumbered(
 
 
 def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[int] = ()) -> list[ObjectWrite]:
-    """Objects without the pixels that others have in an array by now; what is erased stays as it is.
+    """Objects without the pixels that others have by now; what is erased stays as it is.
 
-    Pixels of the labels in `own` are free as well, as their objects are written again.
+    Args:
+        writes: The objects.
+        array: What they are to be written into.
+        own: Labels whose pixels are free as well, as their objects are written again.
     """
     left = []
     for write in writes:

@@ -11,9 +11,13 @@ from napari_unsam.model.targets import Proposal
 
 
 def outline_segments(mask: np.ndarray) -> np.ndarray:
-    """(S, 2, 2) float64 sides of pixels along the outline of an (h, w) bool mask, straight runs joined.
+    """The sides of pixels between a mask and what is not of it, straight runs joined.
 
-    Each is the row and column where it begins, and how far it goes; pixel centres are whole numbers.
+    Args:
+        mask: (h, w) bool mask.
+
+    Returns:
+        (S, 2, 2) float64: row and column of where each segment begins, and how far it goes; pixel centres are whole numbers.
     """
     padded = np.pad(mask, 1)
     # Row r of `across` is the line above pixel row r, column c of `along` the line left of pixel column c.

@@ -56,7 +56,12 @@ def object_colours() -> CyclicLabelColormap:
 
 
 def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, Any]:
-    """Arguments of a layer that follows an image when that is moved; its first pixel lies at an origin in the frame."""
+    """Arguments of a layer that lies on an image and follows it when that is moved.
+
+    Args:
+        frame: Of the image.
+        origin: Where in the frame the layer's first pixel lies; by default on that of the image.
+    """
     origin = tuple(origin) if origin is not None else (0,) * len(frame.shape)
     return {
         'metadata': {_FOLLOWED_KEY: (frame.image.unique_id, frame.shape, origin)},
@@ -104,7 +109,13 @@ def place_again(layer: Layer, frame: Frame) -> None:
 
 
 class AddLayers:
-    """The action that adds layers to a viewer, the lowest first."""
+    """Layers added to a viewer.
+
+    Args:
+        name: What the user did.
+        viewer: Where to.
+        layers: The lowest first.
+    """
 
     def __init__(self, name: str, viewer: ViewerModel, layers: Sequence[Layer]) -> None:
         self.name, self._viewer, self._layers = name, viewer, tuple(layers)
@@ -256,7 +267,11 @@ class PromptLayers:
 def after_points_event(event: Any, prompts: Prompts, polarity: Polarity, object_id: int) -> tuple[Prompts, str] | None:
     """The prompts after an edit of the points, and what was done; None if the event announces an edit to come.
 
-    Points that were added get a polarity and an object.
+    Args:
+        event: Of the layer's data.
+        prompts: Before the edit.
+        polarity: Of points that were added.
+        object_id: Of points that were added.
     """
     points, positions = list(prompts.points), [tuple(map(float, row)) for row in event.value]
     match str(event.action):
@@ -277,9 +292,14 @@ def after_points_event(event: Any, prompts: Prompts, polarity: Polarity, object_
 def after_shapes_event(
     event: Any, layer: Shapes, prompts: Prompts, polarity: Polarity, object_id: int
 ) -> tuple[Prompts, str] | None:
-    """The prompts after an edit of the layer of shapes, and what was done; None if the event announces an edit to come.
+    """The prompts after an edit of the shapes, and what was done; None if the event announces an edit to come.
 
-    Shapes that were added get an object, and scribbles a polarity.
+    Args:
+        event: Of the layer's data.
+        layer: Of the shapes.
+        prompts: Before the edit.
+        polarity: Of scribbles that were added.
+        object_id: Of shapes that were added.
     """
     action = str(event.action)
     if action not in ('added', 'removed', 'changed'):

@@ -27,7 +27,12 @@ _OPEN: WeakSet[Objects] = WeakSet()  # of all sessions, as several may be at wor
 
 
 class Objects:
-    """Finds, makes, writes and brings back the layers of objects; tells when objects were written, or that was undone."""
+    """Finds, makes, writes and brings back the layers of objects.
+
+    Args:
+        session: Whose objects.
+        on_written: Called after objects were written, and after that was undone.
+    """
 
     def __init__(self, session: SessionPort, on_written: Callable[[], None]) -> None:
         self._session, self._on_written = session, on_written
@@ -87,10 +92,15 @@ class Objects:
         return self._tables[layer]
 
     def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
-        """The action that writes objects into a layer, see `table`; not done yet. It brings a layer back that was deleted.
+        """The action that writes objects, not done yet; done or undone, it brings a layer back that was deleted.
+
+        Args:
+            name: What the user did.
+            writes: What to write.
+            layer: Where to, in the viewer again if it left; by default the layer of the image that is chosen.
 
         Raises:
-            UnSAMError: See `table`; also if the type of the layer is too small for a label.
+            UnSAMError: If the image of that layer was removed, or its type is too small for a label.
         """
         table = self.table(layer)
         highest, dtype = max((write.label for write in writes), default=0), np.dtype(table.labels.data.dtype)

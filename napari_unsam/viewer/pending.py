@@ -59,7 +59,11 @@ def proposal_of(kept: PendingObject, shape: tuple[int, ...]) -> Proposal:
 
 
 class PendingObjects:
-    """The pending objects of the image of a session, shown as outlines and committed with the current mask."""
+    """The pending objects of the image of a session, shown as outlines and committed with the current mask.
+
+    Args:
+        session: Whose image it is.
+    """
 
     def __init__(self, session: SessionPort) -> None:
         self._session = session
@@ -79,7 +83,11 @@ class PendingObjects:
         controller.say(f'{count} kept; click on another object. {KEYS["commit"].key} commits all.')
 
     def commit(self, with_shown: bool = True) -> None:
-        """Writes the pending objects of all planes, and the current mask, into the layer of objects as one action."""
+        """Writes the pending objects of all planes and the current mask into the layer of objects, as one action.
+
+        Args:
+            with_shown: Whether to include the current mask.
+        """
         self._session.controller.reporting(self._commit)(with_shown)
 
     def _commit(self, with_shown: bool) -> None:

@@ -115,7 +115,11 @@ class ViewerSession:
 
     @property
     def frame(self) -> Frame:
-        """Where the layers of the image lie; raises UnSAMError if no image is chosen."""
+        """Where the layers of the image lie.
+
+        Raises:
+            UnSAMError: If no image is chosen.
+        """
         if self.image is None:
             raise UnSAMError(NO_IMAGE)
         return Frame(self.image, self.channels, self.viewer.dims.units)
@@ -174,7 +178,10 @@ class ViewerSession:
             controller.say('Contrast changed: analysing the slice again. Prompts are kept.')
 
     def target_at(self, index: Sequence[int]) -> Target:
-        """The plane of the image at some data positions, one per axis, with the axes that are in view.
+        """The plane of the image at some data positions, with the axes that are in view.
+
+        Args:
+            index: One number per axis of the image; those of the two axes of the plane are not read.
 
         Raises:
             UnSAMError: If no image is chosen, or it does not reach there.
@@ -187,7 +194,11 @@ class ViewerSession:
         return self._target_of(plane_at(frame, axes, index))
 
     def ensure_objects(self) -> Labels:
-        """The layer of objects of the image, made if there is none; raises UnSAMError if no image is chosen."""
+        """The layer of objects of the image, made if there is none.
+
+        Raises:
+            UnSAMError: If no image is chosen.
+        """
         return self._objects.ensure()
 
     def next_label(self, layer: Labels | None = None) -> int:
@@ -205,7 +216,16 @@ class ViewerSession:
             self.history.do(self.writing(name, writes, layer))
 
     def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
-        """The action that writes objects, not done yet; see `Objects.writing`."""
+        """The action that writes objects, not done yet.
+
+        Args:
+            name: What the user does.
+            writes: The objects.
+            layer: One of `ensure_objects`, for what was begun on another image; by default that of the image.
+
+        Raises:
+            UnSAMError: If no image is chosen, or the layer was removed.
+        """
         return self._objects.writing(name, writes, layer)
 
     def draw(self, kind: ShapeKind | None) -> None:

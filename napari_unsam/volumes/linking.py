@@ -58,13 +58,25 @@ def overlaps(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def overlap_ious(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P, 2) labels of the pairs of regions of two (H, W) label maps that share pixels, (P,) their IoU; 0 is background."""
+    """Which regions of two label maps overlap, and how much; 0 is background.
+
+    Args:
+        labels: (H, W) integers.
+        others: (H, W) integers.
+
+    Returns:
+        (P, 2) labels of every pair that shares a pixel, and (P,) their IoU.
+    """
     pairs, shared, areas, other_areas = overlaps(labels, others)
     return pairs, shared / (areas[pairs[:, 0]] + other_areas[pairs[:, 1]] - shared)
 
 
 def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings()) -> list[list[LinkedRegion]]:
-    """Objects through Z label maps (H, W) of one size; 0 is background.
+    """Objects through the slices.
+
+    Args:
+        label_maps: Z label maps (H, W) of one size; 0 is background.
+        settings: What counts as the same object.
 
     Returns:
         For each object its regions, at most one a slice, by slice; objects by first slice, then by region.

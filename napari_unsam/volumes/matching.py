@@ -87,7 +87,9 @@ def colour_bins(pixels: np.ndarray) -> np.ndarray:
 def appearance_of(crop: BoxMask, bins: np.ndarray) -> np.ndarray:
     """(B,) log odds that a pixel of each grey value or colour belongs to an object rather than to a ring around it.
 
-    (H, W) bins of its slice are from `colour_bins`.
+    Args:
+        crop: The object.
+        bins: (H, W) of its slice, from `colour_bins`.
     """
     radius = _radius(crop)
     box = _grown(crop.box_xyxy, int(radius) + 1, bins.shape)

@@ -47,9 +47,14 @@ def track(
     settings: LinkSettings = LinkSettings(max_gap=1, min_extent=1),  # noqa: B008  frozen
     divisions: DivisionSettings = DivisionSettings(),
 ) -> TrackTable:
-    """Tracks of the regions of a movie of T label maps (H, W), 0 being background.
+    """Tracks of the regions of a movie.
 
     A mother keeps no daughter as herself: where a track goes on in the larger of two cells that lie in it, it is cut there.
+
+    Args:
+        label_maps: T label maps (H, W), 0 being background.
+        settings: What counts as the same object.
+        divisions: What counts as a division.
     """
     tracks = link(label_maps, LinkSettings(settings.min_iou, settings.max_gap, 1))
     mothers = _cut_at_divisions(tracks, label_maps, divisions)

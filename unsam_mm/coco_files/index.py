@@ -27,12 +27,19 @@ _MAY_GO_ON = ('', '.', 'e', 'E')
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a list."""
+    """One entry of a list.
 
-    key: str  # Name of the list (or value) in the top-level dictionary; '' where the file itself is a list
-    value: Any  # The decoded entry
-    start: int  # Byte at which it starts in the file
-    end: int  # Byte behind its last one
+    Attributes:
+        key: Name of the list (or value) in the top-level dictionary; '' where the file itself is a list.
+        value: The decoded entry.
+        start: Byte at which it starts in the file.
+        end: Byte behind its last one.
+    """
+
+    key: str
+    value: Any
+    start: int
+    end: int
 
 
 def stream_lists(

@@ -17,7 +17,12 @@ _IN_MEMORY_BYTES = 1 << 24
 
 
 class CocoWriter:
-    """Takes the masks of one image after the other, and counts images and masks; see `coco_writer`."""
+    """Takes the masks of one image after the other; see `coco_writer`.
+
+    Attributes:
+        n_images: Images written so far.
+        n_masks: Masks written so far.
+    """
 
     def __init__(self, annotations: IO[str], images: IO[str]) -> None:
         self._annotations, self._images = annotations, images

@@ -20,14 +20,21 @@ from unsam_mm.published import cutler_checkpoint
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of checkpoint."""
+    """One kind of checkpoint.
 
-    kind: str  # What it is, for messages
-    mark: re.Pattern[str]  # Matches the start of a name that no other kind has
-    # Gives the tensors under MMDetection's names; takes them and the path of their file
+    Attributes:
+        kind: What it is, for messages.
+        mark: Matches the start of a name that no other kind has.
+        convert: Gives the tensors under MMDetection's names; takes them and the path of their file.
+        suffix: Of the file that is written: MMEngine loads ``.pth`` only, `load_cutler` only ``.safetensors``.
+        usage: How the written file is used; ``{}`` stands for its path.
+    """
+
+    kind: str
+    mark: re.Pattern[str]
     convert: Callable[[StateDict, Path], StateDict]
-    suffix: str  # Of the file that is written: MMEngine loads ``.pth`` only, `load_cutler` only ``.safetensors``
-    usage: str  # How the written file is used; ``{}`` stands for its path
+    suffix: str
+    usage: str
 
 
 FORMATS = (
@@ -75,11 +82,17 @@ _CONVERTED = re.compile(r'mask_head\.|backbone\.layer1\.|backbone\.stages\.')
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted."""
+    """What was converted.
 
-    format: Format  # The kind of checkpoint
-    target: Path  # The written file
-    num_tensors: int  # How many tensors it has
+    Attributes:
+        format: The kind of checkpoint.
+        target: The written file.
+        num_tensors: How many tensors it has.
+    """
+
+    format: Format
+    target: Path
+    num_tensors: int
 
 
 def convert_checkpoint(source: Path, target: Path) -> Conversion:

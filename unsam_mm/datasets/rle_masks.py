@@ -25,13 +25,20 @@ class Segments:
     """The pixels of N masks: S segments, each the rows y0 <= y < y1 of one column of one mask.
 
     Segments are sorted by mask, column and row, and do not overlap.
+
+    Attributes:
+        mask: (S,) int64 index of the mask.
+        x: (S,) int64 column.
+        y0: (S,) int64 first row.
+        y1: (S,) int64 end, exclusive, larger than y0.
+        size_hw: Height and width of the image in pixels.
     """
 
     mask: np.ndarray  # (S,) int64 index of the mask
     x: np.ndarray  # (S,) int64 column
     y0: np.ndarray  # (S,) int64 first row
     y1: np.ndarray  # (S,) int64 end, exclusive, larger than y0
-    size_hw: tuple[int, int]  # Height and width of the image in pixels
+    size_hw: tuple[int, int]
 
     @classmethod
     def from_rles(cls, rles: list[Rle], size_hw: tuple[int, int]) -> Segments:

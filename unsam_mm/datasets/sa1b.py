@@ -36,10 +36,15 @@ _SUFFIX = '.json'
 
 @dataclass(frozen=True)
 class NameIndex:
-    """Sorted names of the files below a folder with a suffix, without the suffix."""
+    """Sorted names of the files below a folder with a suffix, without the suffix.
+
+    Attributes:
+        names: (N,) array of bytes, usually memory-mapped.
+        path: The mapped file; None if the names are in memory.
+    """
 
     names: np.ndarray  # (N,) array of bytes, usually memory-mapped
-    path: Path | None = None  # The mapped file; None if the names are in memory
+    path: Path | None = None
 
     def __len__(self) -> int:
         return len(self.names)

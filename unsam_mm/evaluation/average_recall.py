@@ -131,12 +131,15 @@ def _record(image_id: int, rle: dict[str, Any], **fields: Any) -> dict[str, Any]
 class Protocol:
     """What is measured.
 
+    Attributes:
+        max_dets: How many of the best-scored predictions of an image are looked at; sorted.
+        area_ranges: Name to (smallest, largest) area in pixels.
+
     Raises:
         UnSAMError: If a number of predictions is not positive.
     """
 
-    max_dets: Sequence[int] = MAX_DETS  # How many of the best-scored predictions of an image are looked at; sorted
-    # Name to (smallest, largest) area in pixels
+    max_dets: Sequence[int] = MAX_DETS
     area_ranges: Mapping[str, tuple[float, float]] = field(default_factory=lambda: dict(AREA_RANGES))
 
     def __post_init__(self) -> None:

@@ -36,9 +36,17 @@ _AREA_STEP = 1.5
 
 @dataclass(frozen=True)
 class Masks:
-    """N masks of one image."""
+    """N masks of one image.
 
-    rles: list[Rle]  # Run lengths
+    Attributes:
+        rles: Run lengths.
+        drawn: (N,) float64 pixels of each mask.
+        areas: (N,) float64 pixels by which masks are sorted into small, medium and large.
+        scores: (N,) float64; zeros for truths.
+        is_crowd: (N,) bool; all False for detections.
+    """
+
+    rles: list[Rle]
     drawn: np.ndarray  # (N,) float64 pixels of each mask
     areas: np.ndarray  # (N,) float64 pixels by which masks are sorted into small, medium and large
     scores: np.ndarray  # (N,) float64; zeros for truths
@@ -159,14 +167,21 @@ def _read_fields(records: Sequence[Record], read: Callable[[Record], float]) -> 
 
 @dataclass(frozen=True)
 class MatchResult:
-    """All that recall and precision need of one image: about 10 kB at 1000 detections."""
+    """All that recall and precision need of one image: about 10 kB at 1000 detections.
+
+    Attributes:
+        scores: (D,) float64, falling.
+        found: (A, K, T) int64 truths found in A area ranges, among the K numbers of best detections, at T thresholds.
+        n_truths: (A,) int64 truths that can be found.
+        right: (T, ceil(D / 8)) uint8, packed bits: detections with a truth of their own; all areas.
+        wrong: The same form; detections without one, which are no crowd either.
+    """
 
     scores: np.ndarray  # (D,) float64, falling
-    # (A, K, T) int64 truths found in A area ranges, among the K numbers of best detections, at T thresholds
     found: np.ndarray
     n_truths: np.ndarray  # (A,) int64 truths that can be found
     right: np.ndarray  # (T, ceil(D / 8)) uint8, packed bits: detections with a truth of their own; all areas
-    wrong: np.ndarray  # The same form; detections without one, which are no crowd either
+    wrong: np.ndarray
 
 
 def match_image(detections: Masks, truths: Masks, ranges: np.ndarray, max_dets: Sequence[int]) -> MatchResult:

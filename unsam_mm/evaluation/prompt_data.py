@@ -22,7 +22,12 @@ from unsam_mm.masks.rle import decode_rles
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment that is meant."""
+    """One segment that is meant.
+
+    Attributes:
+        mask: (H, W) bool.
+        ignored: (H, W) bool, pixels that do not count; None if all do.
+    """
 
     mask: np.ndarray  # (H, W) bool
     ignored: np.ndarray | None = None  # (H, W) bool, pixels that do not count; None if all do
@@ -34,10 +39,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class PromptImage:
-    """An image and what is to be prompted for in it."""
+    """An image and what is to be prompted for in it.
 
-    path: Path  # Of the image
-    segments: Callable[[], Iterator[Segment]]  # Reads its segments, of the size of the image
+    Attributes:
+        path: Of the image.
+        segments: Reads its segments, of the size of the image.
+    """
+
+    path: Path
+    segments: Callable[[], Iterator[Segment]]
 
 
 def coco_prompts(

@@ -85,7 +85,13 @@ def number_of_clicks(ious: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarr
 
 @dataclass(frozen=True)
 class SegmentIoUs:
-    """IoU of S segments after 1 to K clicks."""
+    """IoU of S segments after 1 to K clicks.
+
+    Attributes:
+        best_scored: (S, K) float64 IoU of the mask with the best score.
+        oracle: (S, K) float64 IoU of the best mask.
+        images: (S,) int64, equal for segments of the same image.
+    """
 
     best_scored: np.ndarray  # (S, K) float64 IoU of the mask with the best score
     oracle: np.ndarray  # (S, K) float64 IoU of the best mask

@@ -55,11 +55,17 @@ Result = tuple[str, str | None]
 
 
 class Job(Protocol):
-    """What a cluster needs of a run over a folder; a frozen dataclass that can be pickled."""
+    """What a cluster needs of a run over a folder; a frozen dataclass that can be pickled.
 
-    images: Path  # Folder of images, or one image file
-    out: Path  # Folder of the store
-    device: str  # Torch device of the workers
+    Attributes:
+        images: Folder of images, or one image file.
+        out: Folder of the store.
+        device: Torch device of the workers.
+    """
+
+    images: Path
+    out: Path
+    device: str
 
     def path_of(self, name: str) -> Path:
         """Where an image lies."""

@@ -43,11 +43,14 @@ class AnnotationSource:
 
     Args:
         path: File or folder.
+
+    Attributes:
+        supervised: Whether the labels are human, or made by a model trained on human labels; None if unknown.
+        names: Names of the images, by number.
     """
 
-    # Whether the labels are human, or made by a model trained on human labels; None if unknown
     supervised: bool | None = None
-    names: Sequence[str]  # Of the images, by number
+    names: Sequence[str]
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -245,15 +248,24 @@ def _stem(name: str) -> str:
 
 @dataclass
 class MergeReport:
-    """What was joined."""
+    """What was joined.
 
-    matched: int = 0  # Images with pseudo-masks and an entry among the added labels
-    only_pseudo: int = 0  # Images with pseudo-masks alone
-    only_added: int = 0  # Images with added labels alone
-    added: int = 0  # Labels added
-    kept: int = 0  # Pseudo-masks kept
-    dropped: int = 0  # Pseudo-masks left out, since they overlap an added label
-    # Images left out, since their masks or labels cannot be read: an error message each
+    Attributes:
+        matched: Images with pseudo-masks and an entry among the added labels.
+        only_pseudo: Images with pseudo-masks alone.
+        only_added: Images with added labels alone.
+        added: Labels added.
+        kept: Pseudo-masks kept.
+        dropped: Pseudo-masks left out, since they overlap an added label.
+        failed: Images left out, since their masks or labels cannot be read: an error message each.
+    """
+
+    matched: int = 0
+    only_pseudo: int = 0
+    only_added: int = 0
+    added: int = 0
+    kept: int = 0
+    dropped: int = 0
     failed: list[str] = field(default_factory=list)
 
 

@@ -31,12 +31,18 @@ _LOST = (
 
 @dataclass
 class FolderReport:
-    """What a run over a folder did."""
+    """What a run over a folder did.
 
-    found: int = 0  # Images in the folder
-    skipped: int = 0  # Images that had been finished by an earlier run
-    done: int = 0  # Images finished now
-    # Error message by image name; these can be run again once they are mended
+    Attributes:
+        found: Images in the folder.
+        skipped: Images that had been finished by an earlier run.
+        done: Images finished now.
+        failed: Error message by image name; these can be run again once they are mended.
+    """
+
+    found: int = 0
+    skipped: int = 0
+    done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -103,18 +109,28 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class FolderJob:
-    """Pseudo-masks for all images below a folder."""
+    """Pseudo-masks for all images below a folder.
 
-    images: Path  # Folder of images, at any depth, or one image file
-    out: Path  # Folder of the store
-    settings: Settings  # What the generator computes
-    max_masks: int = 1000  # The most masks kept for an image, best first
-    device: str = 'cpu'  # Torch device
-    # Number of processes; each takes about 1 GB, and 3 GB for images of 24 megapixels, and an equal share of the cores
+    Attributes:
+        images: Folder of images, at any depth, or one image file.
+        out: Folder of the store.
+        settings: What the generator computes.
+        max_masks: The most masks kept for an image, best first.
+        device: Torch device.
+        workers: Number of processes; each takes about 1 GB, and 3 GB for images of 24 megapixels, and an equal share of
+            the cores.
+        overwrite: Whether the masks in the store are removed first, so that all images are done again.
+        dask: Address of a Dask scheduler, or ``local:N``, whose workers take the place of `workers`; see
+            `unsam_mm.folders.dask`.
+    """
+
+    images: Path
+    out: Path
+    settings: Settings
+    max_masks: int = 1000
+    device: str = 'cpu'
     workers: int = 1
-    overwrite: bool = False  # Whether the masks in the store are removed first, so that all images are done again
-    # Address of a Dask scheduler, or ``local:N``, whose workers take the place of `workers`; see
-    # `unsam_mm.folders.dask`
+    overwrite: bool = False
     dask: str | None = None
 
     def run(self, on_image: Callable[[FolderReport], None] = lambda report: None) -> FolderReport:

@@ -21,14 +21,23 @@ _is_reading: ContextVar[bool] = ContextVar('is_reading', default=False)
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An open image file, of which no pixel has been read yet."""
+    """An open image file, of which no pixel has been read yet.
 
-    path: Path  # The file
-    axes: str  # A letter for each axis, of 'tzyx'
-    shape: tuple[int, ...]  # Number of pixels along each, the image being upright
-    n_channels: int  # How many channels it has; alpha is none
-    is_rgb: bool  # Whether they are red, green and blue
-    sizes: PixelSizes  # Of a pixel, by axis
+    Attributes:
+        path: The file.
+        axes: A letter for each axis, of 'tzyx'.
+        shape: Number of pixels along each axis, after rotation to upright.
+        n_channels: Number of channels without alpha.
+        is_rgb: Whether the channels are red, green and blue.
+        sizes: Size of a pixel, by axis.
+    """
+
+    path: Path
+    axes: str
+    shape: tuple[int, ...]
+    n_channels: int
+    is_rgb: bool
+    sizes: PixelSizes
 
     def read(self) -> np.ndarray:
         """Unscaled pixel values, `shape` or (*shape, n_channels); other colours than RGB are converted.

@@ -23,13 +23,21 @@ _COLOURS = ('red', 'green', 'blue')
 
 @dataclass(frozen=True, eq=False)
 class ImagePixels:
-    """One image of two to four axes."""
+    """One image of two to four axes.
 
-    channels: dict[str, np.ndarray]  # Arrays of one shape by name; '' if there is one only
-    is_rgb: bool  # Whether the channels are red, green and blue
-    scale: tuple[float, ...]  # Size of a pixel along each axis
-    units: tuple[str, ...]  # The unit of each; 'pixel' where the file gives none
-    axes: str  # A letter for each axis, of 'tzyx'
+    Attributes:
+        channels: Arrays of one shape by name; '' if there is one only.
+        is_rgb: Whether the channels are red, green and blue.
+        scale: Size of a pixel along each axis.
+        units: The unit of each; 'pixel' where the file gives none.
+        axes: A letter for each axis, of 'tzyx'.
+    """
+
+    channels: dict[str, np.ndarray]
+    is_rgb: bool
+    scale: tuple[float, ...]
+    units: tuple[str, ...]
+    axes: str
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -77,17 +77,28 @@ class PointCriterion:
     embeddings with the feature at this point; and only matched queries have mask losses. The losses equal MMDetection's
     up to rounding, except that the matching points of an image are the same in all layers, so masks are sampled there
     once.
+
+    Attributes:
+        assigner: Matches queries and masks.
+        loss_cls: Loss of MMDetection on (n, 2) class logits.
+        loss_mask: Loss of MMDetection on (n,) logits of points.
+        loss_dice: Loss of MMDetection on (n, P) logits of points.
+        class_weight: Weights of (object, no object).
+        num_points: Number of points for each mask.
+        oversample_ratio: Number of candidates for each point.
+        importance_ratio: Fraction of the points that are drawn by uncertainty.
+        drop_iou: Pairs with an IoU at the points of at most this value have no mask losses (DropLoss); None: all pairs
+            have.
     """
 
-    assigner: BaseAssigner  # Matches queries and masks
-    loss_cls: Callable[..., Tensor]  # Loss of MMDetection on (n, 2) class logits
-    loss_mask: Callable[..., Tensor]  # Loss of MMDetection on (n,) logits of points
-    loss_dice: Callable[..., Tensor]  # Loss of MMDetection on (n, P) logits of points
-    class_weight: Sequence[float]  # Weights of (object, no object)
-    num_points: int  # Number of points for each mask
-    oversample_ratio: float  # Number of candidates for each point
-    importance_ratio: float  # Fraction of the points that are drawn by uncertainty
-    # Pairs with an IoU at the points of at most this value have no mask losses (DropLoss); None: all pairs have
+    assigner: BaseAssigner
+    loss_cls: Callable[..., Tensor]
+    loss_mask: Callable[..., Tensor]
+    loss_dice: Callable[..., Tensor]
+    class_weight: Sequence[float]
+    num_points: int
+    oversample_ratio: float
+    importance_ratio: float
     drop_iou: float | None = None
 
     def __call__(
@@ -155,10 +166,15 @@ class PointCriterion:
 
 @dataclass(frozen=True)
 class _MatchingPoints:
-    """Mask feature and masks of one image at its matching points."""
+    """Mask feature and masks of one image at its matching points.
+
+    Attributes:
+        feature: (C, P) mask feature.
+        truth: Labels and (N, P) masks.
+    """
 
     feature: Tensor  # (C, P) mask feature
-    truth: InstanceData  # Labels and (N, P) masks
+    truth: InstanceData
 
     @classmethod
     @torch.no_grad()

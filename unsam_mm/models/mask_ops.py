@@ -91,10 +91,15 @@ def bitmap_chunks(masks: BaseInstanceMasks) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class BitMasks:
-    """Packed masks of one image, 8/7 bits for each pixel: 75 MB for 500 masks of 1024 x 1024."""
+    """Packed masks of one image, 8/7 bits for each pixel: 75 MB for 500 masks of 1024 x 1024.
+
+    Attributes:
+        bits: (N, rows * bytes) uint8, lowest bit first; masks are padded by one empty pixel.
+        size_hw: Height and width in pixels, without the padding.
+    """
 
     bits: Tensor  # (N, rows * bytes) uint8, lowest bit first; masks are padded by one empty pixel
-    size_hw: tuple[int, int]  # Height and width in pixels, without the padding
+    size_hw: tuple[int, int]
 
     @classmethod
     def pack(cls, masks: BaseInstanceMasks, device: torch.device | str = 'cpu') -> BitMasks:

@@ -19,7 +19,13 @@ _WEIGHTS = {'loss_mask': 5.0, 'loss_dice': 5.0, 'loss_bbox': 5.0, 'loss_giou': 2
 
 
 class TokenPredictions(NamedTuple):
-    """Predictions of the T tokens of P prompts after one layer."""
+    """Predictions of the T tokens of P prompts after one layer.
+
+    Attributes:
+        embeds: (P, T, C) mask embeddings; their products with the mask feature are the mask logits.
+        ious: (P, T) predicted overlaps.
+        boxes: (P, T, 4) as centre x, y, width, height in [0, 1].
+    """
 
     embeds: Tensor  # (P, T, C) mask embeddings; their products with the mask feature are the mask logits
     ious: Tensor  # (P, T) predicted overlaps
@@ -34,11 +40,16 @@ class PromptCriterion:
     have no loss. The target of the predicted overlap is 1 minus the dice loss. For prompts with a single target, the
     unmatched tokens together have the weight of one more pair for the loss of the predicted overlap, at uniformly
     random points.
+
+    Attributes:
+        num_points: Number of points for each mask.
+        oversample_ratio: Number of candidates for each point.
+        importance_ratio: Fraction of the points that are drawn by uncertainty.
     """
 
-    num_points: int  # Number of points for each mask
-    oversample_ratio: float  # Number of candidates for each point
-    importance_ratio: float  # Fraction of the points that are drawn by uncertainty
+    num_points: int
+    oversample_ratio: float
+    importance_ratio: float
 
     def __call__(
         self, layers: list[TokenPredictions], feature: Tensor, prompts: TrainingPrompts, n_pairs: Tensor

@@ -30,15 +30,25 @@ _NORM = {'type': 'GN', 'num_groups': 32}
 
 
 class DecodedTokens(NamedTuple):
-    """Outputs of the decoder."""
+    """Outputs of the decoder.
+
+    Attributes:
+        states: (B, P, T, C) normalised tokens after each layer.
+        boxes: (B, P, T, 4) boxes before the first layer and after each, as centre x, y, width, height in [0, 1].
+    """
 
     states: list[Tensor]  # (B, P, T, C) normalised tokens after each layer
-    # (B, P, T, 4) boxes before the first layer and after each, as centre x, y, width, height in [0, 1]
     boxes: list[Tensor]
 
 
 class ExtraTokens(NamedTuple):
-    """E additional tokens of each prompt, which the mask tokens attend to and which predict no masks."""
+    """E additional tokens of each prompt, which the mask tokens attend to and which predict no masks.
+
+    Attributes:
+        tokens: (B, P, E, C).
+        boxes: (B, P, E, 4) fixed boxes as centre x, y, width, height in [0, 1].
+        absent: (B, P, E) bool, tokens that are masked out.
+    """
 
     tokens: Tensor  # (B, P, E, C)
     boxes: Tensor  # (B, P, E, 4) fixed boxes as centre x, y, width, height in [0, 1]

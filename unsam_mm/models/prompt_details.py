@@ -48,11 +48,17 @@ _NO_PROMPTS = (
 
 @dataclass(frozen=True)
 class PromptDetails:
-    """Details of P prompts on each of B images."""
+    """Details of P prompts on each of B images.
+
+    Attributes:
+        clicks: (B, P, K, 2) float, x, y relative to the padded image, in any order.
+        kinds: (B, P, K) long, `POSITIVE`, `NEGATIVE`, or `ABSENT` for padding.
+        masks: (B, P, H / 4, W / 4) bool, empty for prompts without an earlier mask; None if no prompt has one.
+        granularity: (B, P) float in [0, 1], NaN if unknown; None if unknown for all.
+    """
 
     clicks: Tensor  # (B, P, K, 2) float, x, y relative to the padded image, in any order
     kinds: Tensor  # (B, P, K) long, `POSITIVE`, `NEGATIVE`, or `ABSENT` for padding
-    # (B, P, H / 4, W / 4) bool, empty for prompts without an earlier mask; None if no prompt has one
     masks: Tensor | None = None
     granularity: Tensor | None = None  # (B, P) float in [0, 1], NaN if unknown; None if unknown for all
 
@@ -187,11 +193,17 @@ class Frames(NamedTuple):
 
 
 class PreparedPrompts(NamedTuple):
-    """P prompts in the form of `UnSAMPromptHead.answer`, without the batch axis."""
+    """P prompts in the form of `UnSAMPromptHead.answer`, without the batch axis.
+
+    Attributes:
+        boxes: (P, 4) as centre x, y, width, height, relative to the padded image.
+        types: (P,) long.
+        details: Details for a batch of one image; None if there are none.
+    """
 
     boxes: Tensor  # (P, 4) as centre x, y, width, height, relative to the padded image
     types: Tensor  # (P,) long
-    details: PromptDetails | None  # Details for a batch of one image; None if there are none
+    details: PromptDetails | None
 
 
 def prepare_prompts(

@@ -41,11 +41,17 @@ _TRAIN_CFG = {
 
 
 class ImageEmbedding(NamedTuple):
-    """The embedding of B images, which all prompts share."""
+    """The embedding of B images, which all prompts share.
+
+    Attributes:
+        mask_feature: (B, C, H / 4, W / 4).
+        values: (B, K, heads, D) attention values for each layer of the decoder.
+        sizes_hw: Height and width of each level; K pixels in total.
+    """
 
     mask_feature: Tensor  # (B, C, H / 4, W / 4)
     values: list[Tensor]  # (B, K, heads, D) attention values for each layer of the decoder
-    sizes_hw: list[tuple[int, int]]  # Height and width of each level; K pixels in total
+    sizes_hw: list[tuple[int, int]]
 
     def image(self, index: int) -> ImageEmbedding:
         """The embedding of one image, as a batch of one."""
@@ -54,7 +60,13 @@ class ImageEmbedding(NamedTuple):
 
 
 class PromptAnswer(NamedTuple):
-    """Predictions for P prompts, T masks each."""
+    """Predictions for P prompts, T masks each.
+
+    Attributes:
+        masks: (B, P, T, H / 4, W / 4) logits.
+        ious: (B, P, T) predicted overlaps; approximately in [0, 1], not clamped.
+        boxes: (B, P, T, 4) as centre x, y, width, height, relative to the padded image.
+    """
 
     masks: Tensor  # (B, P, T, H / 4, W / 4) logits
     ious: Tensor  # (B, P, T) predicted overlaps; approximately in [0, 1], not clamped

@@ -36,18 +36,28 @@ Answer = Callable[[Tensor, Tensor, PromptDetails | None], Tensor]
 
 @dataclass(frozen=True)
 class TrainingPrompts:
-    """P prompts on an image of N masks."""
+    """P prompts on an image of N masks.
+
+    Attributes:
+        boxes: (P, 4) as centre x, y, width, height, relative to the padded image.
+        types: (P,) long, `BOX_TYPE` or `CLICK_TYPE`.
+        targets: Indices of the target masks of each prompt.
+        masks: The N masks.
+        mask_boxes: (N, 4) bounding boxes of the masks, in the format of `boxes`.
+        chosen: (P,) long, the mask that each prompt was drawn from.
+        single_target: (P,) bool, whether the prompt is unambiguous, so that all its tokens learn their overlap with
+            that mask; None if no prompt is.
+        details: Details of the prompts, for a batch of one image; None if there are none.
+    """
 
     boxes: Tensor  # (P, 4) as centre x, y, width, height, relative to the padded image
     types: Tensor  # (P,) long, `BOX_TYPE` or `CLICK_TYPE`
-    targets: list[Tensor]  # Indices of the target masks of each prompt
-    masks: BitMasks  # The N masks
+    targets: list[Tensor]
+    masks: BitMasks
     mask_boxes: Tensor  # (N, 4) bounding boxes of the masks, in the format of `boxes`
     chosen: Tensor | None = None  # (P,) long, the mask that each prompt was drawn from
-    # (P,) bool, whether the prompt is unambiguous, so that all its tokens learn their overlap with that mask; None if
-    # no prompt is
     single_target: Tensor | None = None
-    details: PromptDetails | None = None  # Details of the prompts, for a batch of one image; None if there are none
+    details: PromptDetails | None = None
 
     @property
     def num_pairs(self) -> int:
