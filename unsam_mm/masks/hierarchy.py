@@ -284,7 +284,15 @@ class MaskHierarchy:
         return self.tree.path(self.leaves_at(int(y), int(x)))
 
     def leaves_at(self, y: np.ndarray | int, x: np.ndarray | int) -> np.ndarray:
-        """(...) int64 leaves that hold pixels inside the image, by (...) rows and columns."""
+        """The leaves that hold pixels.
+
+        Args:
+            y: (...) integer rows, inside the image.
+            x: (...) integer columns, inside the image.
+
+        Returns:
+            (...) int64 numbers of the leaves.
+        """
         return self.tree.position[self.partition.labels[y, x]]
 
     def mask(self, node: int) -> np.ndarray:
@@ -350,7 +358,16 @@ class MaskHierarchy:
         return source[best], nodes[best]
 
     def gather(self, name: str, source: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-        """(K, ...) values of one of the arrays by node; node i belongs to tree source[i], as from `best_nodes`."""
+        """The values of nodes of several trees.
+
+        Args:
+            name: An array by node, such as 'score'.
+            source: (K,) number of the tree of each node, as from `best_nodes`.
+            nodes: (K,) node numbers.
+
+        Returns:
+            (K, ...) values.
+        """
         of_trees = [getattr(tree, name) for tree in self.trees]
         starts = np.cumsum([0, *(len(values) for values in of_trees[:-1])])
         return np.concatenate(of_trees)[starts[source] + nodes]
