@@ -92,7 +92,7 @@ class Panel(QWidget):
 
     def make_key_button(self, command: str) -> QPushButton:
         """The button of a key."""
-        act = self.key_actions.get(command) or self._session.actions[command]
+        act = self.key_actions.get(command) or self._session.inputs.actions[command]
         return self.make_button(KEYS[command].button, KEYS[command].action, act)
 
     def make_check_box(
