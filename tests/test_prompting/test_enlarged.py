@@ -15,6 +15,7 @@ from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.prompting import TiledEngine
+from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.enlarged import EnlargedEngine, enlarged
 from unsam_mm.prompting.model import RegionEngine
 from unsam_mm.prompting.prompt import Prompt
@@ -38,7 +39,7 @@ def predictor(generator, patch):
     return predictor
 
 
-class Answering:
+class Answering(Engine):
     """Stands in for an engine: has the masks that it was given, and keeps what it was shown and asked."""
 
     name, device = 'model', 'cpu'

@@ -18,6 +18,7 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import decode_rles, rle_from_json
 from unsam_mm.prompting import candidate_nodes, click_scores, distinct_nodes
+from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.prompt import low_resolution_logits
 
 COIN_XY, NEXT_COIN_XY, GROUND_XY = (44, 55), (99, 55), (70, 25)  # of skimage.data.coins()
@@ -226,7 +227,7 @@ def test_records_have_the_keys_of_segment_anything(generator, coins, output_mode
     assert scores == sorted(scores, reverse=True)
 
 
-class Rectangles:
+class Rectangles(Engine):
     """An engine that has found given masks."""
 
     name, device, size_hw = 'rectangles', 'cpu', (60, 80)

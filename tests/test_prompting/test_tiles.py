@@ -16,6 +16,7 @@ from unsam_mm.masks.granularity import granularity_area
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.rle import decode_crop, decode_rles, encode_bitmaps, encode_crop, rle_from_json
 from unsam_mm.prompting.embedding_file import load_arrays
+from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.tiled_answers import Gathered
@@ -222,7 +223,7 @@ def test_the_area_never_falls_as_granularity_rises_over_all_levels(tiled):
         assert len({crop.level for crop in found}) > 1
 
 
-class Squares:
+class Squares(Engine):
     """An engine that finds a square of any size around a click."""
 
     name, device, size_hw = 'tree', 'cpu', None
