@@ -29,31 +29,33 @@ def build_parser() -> argparse.ArgumentParser:
         epilog='Exit status: 0 if any image is done, now or before, even if others failed (OUT/failed.txt says why); '
         '1 if none is, or the run could not go on; 2 for invalid options; 130 after Ctrl-C.',
     )
-    settings, add = AutomaticSettings(), batch.add_argument
-    add('images', type=Path, help='folder, searched at any depth, one image, or a .txt file of paths')
-    add('out', type=Path, help='folder for the results; may be that of the images')
-    add('--engine', default=settings.engine, choices=ENGINES, help='engine that finds objects (default: %(default)s)')
-    add(
+    settings = AutomaticSettings()
+    batch.add_argument('images', type=Path, help='folder, searched at any depth, one image, or a .txt file of paths')
+    batch.add_argument('out', type=Path, help='folder for the results; may be that of the images')
+    batch.add_argument(
+        '--engine', default=settings.engine, choices=ENGINES, help='engine that finds objects (default: %(default)s)'
+    )
+    batch.add_argument(
         '--level',
         type=_level,
         metavar='auto|0..1',
         help='of the tree; auto: the best masks of any size; a number: the regions of one level, 0 being the finest '
         '(default: auto)',
     )
-    add(
+    batch.add_argument(
         '--granularity',
         type=_level,
         metavar='auto|0..1',
         help='of the model; auto: the best masks of any size; a number: the largest masks whose granularity is at '
         'most this, 1 being the whole image and a quarter less a tenth of the area (default: auto)',
     )
-    add(
+    batch.add_argument(
         '--side',
         default=settings.side,
         choices=SIDES,
         help='objects are brighter or darker than around them (default: %(default)s)',
     )
-    add(
+    batch.add_argument(
         '--min-area',
         dest='min_area_px',
         type=partial(_whole, least=1),
@@ -61,30 +63,32 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='PX',
         help='smaller objects are left out (default: %(default)s)',
     )
-    add(
+    batch.add_argument(
         '--channel',
         type=partial(_whole, least=0),
         default=settings.channel,
         metavar='N',
         help='channel to use, from 0 (default: %(default)s)',
     )
-    add('--link', action='store_true', help='objects in neighbouring planes of a stack or movie that overlap are one')
-    add(
+    batch.add_argument(
+        '--link', action='store_true', help='objects in neighbouring planes of a stack or movie that overlap are one'
+    )
+    batch.add_argument(
         '--format',
         nargs='+',
         default=['tiff', 'csv'],
         choices=sorted(FORMATS),
         help='what to write (default: tiff csv)',
     )
-    add(
+    batch.add_argument(
         '--workers',
         type=partial(_whole, least=1),
         default=1,
         metavar='N',
         help='processes, about 1 GB each (default: %(default)s)',
     )
-    add('--resume', action='store_true', help='resume with the results in OUT')
-    add('--device', default='auto', help='torch device, such as cuda:0 (default: CUDA if there is one)')
+    batch.add_argument('--resume', action='store_true', help='resume with the results in OUT')
+    batch.add_argument('--device', default='auto', help='torch device, such as cuda:0 (default: CUDA if there is one)')
     batch.set_defaults(run=run_batch)
     return parser
 
