@@ -14,7 +14,16 @@ from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes, get_box_type
 from mmdet.structures.mask.structures import BitmapMasks
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.masks.rle import Rle, areas_and_boxes, decode_crop, encode_bitmaps, encode_runs, rles_from_json, run_edges
+from unsam_mm.masks.rle import (
+    Rle,
+    areas_and_boxes,
+    decode_crop,
+    encode_bitmaps,
+    encode_runs,
+    join_runs,
+    rles_from_json,
+    run_edges,
+)
 
 _CHUNK_PIXELS = 1 << 24
 """Pixels in each chunk of decoded masks: five masks of 2250 x 1500."""
@@ -34,10 +43,10 @@ class Segments:
         size_hw: Height and width of the image in pixels.
     """
 
-    mask: np.ndarray  # (S,) int64 index of the mask
-    x: np.ndarray  # (S,) int64 column
-    y0: np.ndarray  # (S,) int64 first row
-    y1: np.ndarray  # (S,) int64 end, exclusive, larger than y0
+    mask: np.ndarray
+    x: np.ndarray
+    y0: np.ndarray
+    y1: np.ndarray
     size_hw: tuple[int, int]
 
     @classmethod
@@ -59,7 +68,9 @@ class Segments:
         """Compressed RLEs; adjacent segments are joined to runs."""
         start, end = (self.x * self.size_hw[0] + y for y in (self.y0, self.y1))
         firsts = np.searchsorted(self.mask, np.arange(n_masks + 1)).tolist()
-        return [encode_runs(start[first:stop], end[first:stop], self.size_hw) for first, stop in pairwise(firsts)]
+        return [
+            encode_runs(join_runs(start[first:stop], end[first:stop]), self.size_hw) for first, stop in pairwise(firsts)
+        ]
 
     def flipped(self, horizontal: bool, vertical: bool) -> Segments:
         """The segments after a horizontal or vertical flip, or both."""
