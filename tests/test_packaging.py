@@ -29,8 +29,9 @@ from unsam_mm import weights
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ('napari_unsam', 'unsam_mm')
-# Needs torchvision, which has no wheel for every torch that this project runs on; its absence is a clear error.
-BROUGHT_BY_USERS = {'segmentation_refinement'}
+# The first needs torchvision, which has no wheel for every torch that this project runs on; the second is for users who have
+# it already. The absence of either is a clear error.
+BROUGHT_BY_USERS = {'segmentation_refinement', 'supervision'}
 
 PIP = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '--quiet']
 OFFLINE = ['--no-deps', '--no-build-isolation', '--no-index']

@@ -29,7 +29,7 @@ def inference() -> InferenceSettings:
 
 
 def default_store() -> Path:
-    """The default folder for embeddings."""
+    """The default folder for embeddings and autosaved work."""
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'unsam', 'napari')
 
 

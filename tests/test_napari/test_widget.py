@@ -312,7 +312,10 @@ def slow_tree(image, progress):
 
 
 def longest_pause_s(qtbot, until, also_ms=0):
-    """The longest time for which the GUI's event loop did not turn, until something holds and a little longer."""
+    """The longest time for which the GUI's event loop did not turn, until something holds and a little longer.
+
+    Infinite if the timer hardly ran, as while other tests take the cores: nothing was measured then.
+    """
     ticks = [time.monotonic()]
     heartbeat = QTimer()
     heartbeat.timeout.connect(lambda: ticks.append(time.monotonic()))
@@ -320,8 +323,7 @@ def longest_pause_s(qtbot, until, also_ms=0):
     qtbot.waitUntil(until, timeout=30_000)
     qtbot.wait(also_ms)
     heartbeat.stop()
-    assert len(ticks) > 20
-    return np.diff(ticks).max()
+    return np.diff(ticks).max() if len(ticks) > 20 else np.inf
 
 
 def pause_while_embedding_s(qtbot, widget):
