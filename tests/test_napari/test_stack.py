@@ -129,7 +129,7 @@ def test_other_pixels_end_the_run_and_what_is_on_disk_counts_no_more(on_stack, e
 
 
 def test_a_store_without_room_for_the_stack_is_said(on_stack, embedder, settle):
-    embedder.store.max_bytes = 3_000
+    embedder.store.max_bytes = 1_500
     on_stack.stack.precompute()
     settle(on_stack.controller)
     assert len(embedder.made) < PLANES

@@ -108,11 +108,13 @@ class ClickInference:
         for count in range(0 if prompt.box_xyxy is not None else 1, len(points) + 1):
             mask_input = prompt.mask_input if count == len(points) else None
             so_far = Prompt(points[:count], positive[:count], prompt.box_xyxy, mask_input)
-            if so_far.key not in self._cache:
+            answer = self._cache.get(so_far.key)
+            if answer is None:
+                answer = _Step(self.source, so_far, answers, self._empty).answer()
                 if len(self._cache) >= _N_CACHED:
                     self._cache.clear()
-                self._cache[so_far.key] = _Step(self.source, so_far, answers, self._empty).answer()
-            answers.append(self._cache[so_far.key])
+                self._cache[so_far.key] = answer
+            answers.append(answer)  # not read from the cache again: another thread may have cleared it
         return answers[-1]
 
 
