@@ -36,11 +36,11 @@ class ObjectWrite:
     """One object to write into a Labels layer.
 
     Attributes:
-        region: Of the labels array, one slice per axis.
+        region: Box in the labels array: one slice per axis.
         mask: Bool, shape of the region.
         label: The value to write; 0 erases.
-        features: Columns of its row in the table: score, parent_id, level, ... `area_px` and `granularity` are counted.
-        axes: The two axes of the array that its planes span, of which granularity is a share.
+        features: Columns of its row in the table: score, parent_id, level, ... `area_px` and `granularity` are computed.
+        axes: The two axes of the array that its planes span; granularity is relative to the area of a plane.
         replaces: Only pixels that have this label when it is written are written to; None for all.
     """
 
@@ -70,7 +70,7 @@ def write_of(
         label: The object's label, which the array lacks.
         labels: The array to write to.
         keep_existing: Leave voxels alone that hold another object already.
-        before: Masks of the same plane whose pixels are left to them.
+        before: Masks of the same plane whose pixels this object must not take.
 
     Returns:
         None if no voxel is left to write to.
@@ -81,7 +81,10 @@ def write_of(
 
 
 def renumbered(writes: Sequence[ObjectWrite], offset: int) -> list[ObjectWrite]:
-    """Objects with labels, and those of their parents, higher by a number; numbered from there on where one would not fit."""
+    """Objects with `offset` added to their labels and to those of their parents.
+
+    If the highest would not fit in uint32, objects are numbered from `offset` + 1 instead.
+    """
     labels = sorted({write.label for write in writes})
     new = {label: label + offset for label in labels}
     if labels and new[labels[-1]] > MAX_LABEL:
@@ -113,7 +116,7 @@ def with_parent_renumbered(
 
 
 def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[int] = ()) -> list[ObjectWrite]:
-    """Objects without the pixels that others have by now; what is erased stays as it is.
+    """Removes pixels that belong to other objects by now; writes that erase are not changed.
 
     Args:
         writes: The objects.
@@ -136,15 +139,15 @@ def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[i
 class WriteObjects:
     """Objects written into a Labels layer as one action; also erases and overwrites.
 
-    Taken back, it leaves pixels alone that were changed since. Its masks are not kept, only what it has changed.
+    Undo does not touch pixels that were changed later. Only the changes are stored, not the masks.
 
     Args:
         name: What the user did.
-        table: Of the layer.
-        writes: In their order; later ones win where they overlap.
+        table: Table of the layer.
+        writes: The objects in order; later ones win where they overlap.
         on_written: Called after they were written, and after they were undone.
-        bring_back: Called before either; puts the layer back into the viewer if it was deleted meanwhile.
-        painted: What napari's tools have changed already, if it is for that.
+        bring_back: Called before it is done and before it is undone; puts the layer back into the viewer if it was deleted meanwhile.
+        painted: Changes that napari's tools have made already; None if this action makes them.
     """
 
     def __init__(
@@ -185,7 +188,7 @@ class WriteObjects:
         self._on_written()
 
     def _exchange_rows(self) -> None:
-        """The rows of its labels are kept here while others are in the table."""
+        """Swaps the stored rows of its labels with those in the table."""
         if self._labels:
             self._rows = self._table.replace_rows(self._labels, self._rows)
 
@@ -193,13 +196,13 @@ class WriteObjects:
 class ObjectTable:
     """Writes into a Labels layer, and keeps its features table in step with the objects in it, whichever tool changes them.
 
-    Columns of others are kept, and so are rows of labels that the layer lacks.
+    Columns added by other tools are kept, and so are rows of labels that the layer lacks.
 
     Args:
         labels: The layer; objects in it that have a row already are followed too.
         is_empty: Whether it is known to hold no object, which is then not looked for.
-        view: What the viewer's sliders show: while it and the look of the layer stay the same, a layer that is drawn again has
-            other pixels, and all objects are counted again. By default it never changes.
+        view: Returns the position of the viewer's sliders. If neither it nor the look of the layer has changed, a redraw means
+            that pixels have changed, and all objects are counted again. By default it never changes.
         on_painted: Told what napari's tools have changed.
 
     Attributes:
@@ -297,7 +300,10 @@ class ObjectTable:
         return counts
 
     def _show_written(self, counts: Sequence[Counts]) -> None:
-        """Draws pixels that were changed behind napari's back: it would keep lists of them, of 36 bytes a pixel."""
+        """Redraws the layer and updates its rows.
+
+        Pixels are changed in the array itself, since napari's own undo would keep 36 bytes for each.
+        """
         self._is_writing = True
         try:
             self.labels.refresh(extent=False, highlight=False)
@@ -345,12 +351,12 @@ class ObjectTable:
             counts = change.counts
             self._extend_boxes(counts, change.region)
             self._painted_labels.update(counts)
-        if all(change.is_in(self.labels.data) for change in changes[-1:]):  # else napari writes next, and draws then
+        if all(change.is_in(self.labels.data) for change in changes[-1:]):  # else napari writes and redraws next
             self._count_painted()
         self._on_painted(self, changes)
 
     def _count_painted(self, _event: Any = None) -> None:
-        # Not by adding what was painted: of a stroke a part was counted, if the layer was drawn again in the midst of it.
+        # Counted anew instead of added: a redraw in the middle of a stroke has counted a part of it already.
         painted, self._painted_labels = self._painted_labels, set()
         if painted:
             self._areas |= self._count(painted)
@@ -419,7 +425,7 @@ def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int
 
     Args:
         mask: Bool of any box that holds it, of as many axes as the array.
-        shape: Of the array.
+        shape: Shape of the array.
         axes: The two that planes span.
     """
     areas = np.count_nonzero(mask, axis=axes).ravel()
@@ -433,7 +439,7 @@ def regions_of(array: LazyArray) -> dict[int, Region]:
 
 
 def _with_features(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with all columns of `FEATURES`; without an `index`, napari takes the place of a row for its label."""
+    """The table with all columns of `FEATURES`; without an `index`, napari uses the number of a row as its label."""
     if 'index' not in table:
         table = table.assign(index=range(len(table)))
     return table.reindex(columns=[*FEATURES, *(name for name in table if name not in FEATURES)])

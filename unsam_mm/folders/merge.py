@@ -70,10 +70,10 @@ class AnnotationSource:
         raise NotImplementedError
 
     def warn(self) -> None:
-        """Warns of what was left out of the records that were read: polygons that enclose nothing.
+        """Warns of polygons that enclose nothing, which were left out of the records that were read.
 
         Raises:
-            StoreError: If nothing else was there.
+            StoreError: If every record was left out.
         """
         self._polygons.report(stacklevel=3)
 
@@ -272,7 +272,7 @@ class MergeReport:
 def merge_ground_truth(
     masks: str | Path, target: str | Path, ground_truth: str | Path, max_iou: float = GROUND_TRUTH_IOU
 ) -> MergeReport:
-    """Writes the UnSAM+ set: all human labels, and the pseudo-masks that overlap none of them.
+    """Writes the UnSAM+ set: all human labels, and the pseudo-masks whose IoU with each of them is at most `max_iou`.
 
     Crowd regions count as any other mask. Images are matched by name (see `unsam_mm.evaluation.match_images`); those
     of one side alone are written too, with the labels that they have. An image whose masks or labels cannot be read is

@@ -47,7 +47,7 @@ class Tree:
 
     @classmethod
     def from_merges(cls, parent: np.ndarray, height: np.ndarray) -> Tree:
-        """A tree whose leaf i is region i before they are renumbered depth-first; inner nodes keep their numbers.
+        """Builds a tree whose leaf i is region i; leaves are then renumbered depth-first, inner nodes keep their numbers.
 
         Args:
             parent: (N,) integers; parent[i] > i, except -1 at the root, which is the last node.
@@ -108,11 +108,11 @@ class Tree:
         return rise
 
     def renumbered(self, values: np.ndarray) -> np.ndarray:
-        """(N, ...) values by node, of values in whose order leaf i is region i of the partition."""
+        """(N, ...) values in the order of the nodes, from values in the order of the arguments of `from_merges`."""
         return np.concatenate([values[self.order], values[self.n_leaves :]])
 
     def sums(self, of_leaves: np.ndarray) -> np.ndarray:
-        """(N,) sum over the leaves of each node, of (L,) values of the leaves."""
+        """(N,) sums over the leaves below each node; `of_leaves` holds (L,) values of the leaves."""
         return sum_over_descendants(
             np.concatenate([of_leaves, np.zeros(len(self) - self.n_leaves, of_leaves.dtype)]), self.parent
         )
@@ -159,7 +159,7 @@ class Tree:
 
 
 def nested_regions(finest: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parents of a tree over regions that nest; what belongs to none of a region's children becomes a leaf of its own.
+    """Parents of a tree over regions that nest; pixels of a region outside its children become an extra leaf.
 
     Args:
         finest: (C,) the smallest region that holds each cell of a partition.

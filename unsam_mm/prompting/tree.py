@@ -105,7 +105,7 @@ class TreeSource:
 
     Args:
         hierarchy: The main tree. Its alternatives are used for prompts of several clicks.
-        all_trees: Whether the alternatives are also used for the first click. Its masks then need not nest.
+        all_trees: Whether the alternatives are also used for the first click. Then the masks for the first click may cross each other.
     """
 
     def __init__(self, hierarchy: MaskHierarchy, all_trees: bool = False) -> None:
