@@ -83,6 +83,7 @@ def test_the_masks_are_those_of_the_plain_procedure(plain_parts, seed, window):
 
 @settings(max_examples=60)
 @given(SEEDS)
+@example(247512)  # has a pixel within the rounding of float32 of the threshold
 def test_bicubic_pixels_are_those_of_torch(seed):
     rng = np.random.default_rng(seed)
     rows, columns = rng.integers(2, 12, 2)
@@ -94,7 +95,8 @@ def test_bicubic_pixels_are_those_of_torch(seed):
         patches = torch.tensor(clusters.patches(cluster)).float()[None, None]
         enlarged = torch.nn.functional.interpolate(patches, (int(height), int(width)), mode='bicubic')[0, 0].numpy()
         drawn = draw_runs(pixels.runs(cluster), top + height + 1, left, top, left + width, top + height)
-        assert np.array_equal(drawn, enlarged > 0.5 + 1e-5)
+        is_sure = np.abs(enlarged - (0.5 + 1e-5)) > 1e-6  # the order of float32 sums decides the others
+        assert np.array_equal(drawn[is_sure], enlarged[is_sure] > 0.5 + 1e-5)
 
 
 @settings(max_examples=60)
