@@ -101,20 +101,20 @@ class IouStrip(QWidget):
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(QColor(_GROUND))
         for z in range(self._n_slices):
-            room = self.bar(z)
+            column = self.bar(z)
             painter.setOpacity(0.3)
-            painter.fillRect(room.adjusted(0.5, 0, -0.5, 0), QColor(_GROUND))
+            painter.fillRect(column.adjusted(0.5, 0, -0.5, 0), QColor(_GROUND))
             painter.setOpacity(1.0)
             if z in self._found:
-                self._draw(painter, room, self._found[z])
+                self._draw(painter, column, self._found[z])
         if 0 <= self._here < self._n_slices:
             painter.setBrush(Qt.BrushStyle.NoBrush)
             painter.setPen(QColor(_CURSOR))
             painter.drawRect(self.bar(self._here).adjusted(0.5, 0.5, -0.5, -0.5))
         painter.end()
 
-    def _draw(self, painter: QPainter, room: QRectF, one: SliceMask) -> None:
-        middle, size = room.center(), min(room.width(), 8.0) / 2
+    def _draw(self, painter: QPainter, column: QRectF, one: SliceMask) -> None:
+        middle, size = column.center(), min(column.width(), 8.0) / 2
         top, right, bottom, left = (middle + size * QPointF(x, y) for x, y in ((0, -1), (1, 0), (0, 1), (-1, 0)))
         if one.state is SliceState.STOPPED:
             painter.setPen(QColor(_CURSOR))
@@ -123,8 +123,8 @@ class IouStrip(QWidget):
             painter.drawLine(square.bottomLeft(), square.topRight())
             painter.setPen(Qt.PenStyle.NoPen)
             return
-        height = max(one.iou, 0.06) * room.height()
-        bar = QRectF(room.left() + 0.5, room.bottom() - height, max(room.width() - 1, 1), height)
+        height = max(one.iou, 0.06) * column.height()
+        bar = QRectF(column.left() + 0.5, column.bottom() - height, max(column.width() - 1, 1), height)
         painter.fillRect(bar, QColor(colour_of(one.iou)))
         if one.state is SliceState.CORRECTED:
             painter.setBrush(QColor(_KNOWN))

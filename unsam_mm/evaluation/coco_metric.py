@@ -57,7 +57,7 @@ def to_numpy(values: Any) -> Any:
 
 
 def pack_masks(records: Sequence[Record]) -> dict[str, Any]:
-    """The RLEs and scores of one image, without the dictionaries that take several times their room.
+    """The RLEs and scores of one image, without the dictionaries that take several times the memory.
 
     Args:
         records: ``segmentation`` (RLE) and ``score`` of each of N masks.
