@@ -8,6 +8,7 @@ with the dock open. Needs a screen, or ``xvfb-run``::
 
 from __future__ import annotations
 
+import argparse
 import gc
 import sys
 import time
@@ -99,6 +100,7 @@ def slide(viewer: napari.Viewer, app: QApplication) -> str:
 def main() -> None:
     """Opens a window with the dock, and measures."""
     sys.stdout.reconfigure(line_buffering=True)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     viewer = napari.Viewer()
     app = QApplication.instance()
     viewer.add_image(np.zeros(SHAPE, np.uint8), contrast_limits=(0, 255))

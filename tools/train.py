@@ -115,9 +115,14 @@ def load_config(args: argparse.Namespace) -> Config:
     config.work_dir = str(args.work_dir or config.get('work_dir') or Path('work_dirs', name))
     config.experiment_name = config.get('experiment_name') or name
     # The runner leaves a copy of the config in the work dir, under the name of the file that it was read from. Below
-    # an editable checkout `mim` would then find two configs of that name and refuse to choose.
+    # an editable checkout `mim` would then find two configs of that name and refuse to choose. Formatting that copy with
+    # yapf would take seconds at each start.
     return Config(
-        config.to_dict(), cfg_text=config.text, filename=f'{name}.resolved.py', env_variables=config.env_variables
+        config.to_dict(),
+        cfg_text=config.text,
+        filename=f'{name}.resolved.py',
+        env_variables=config.env_variables,
+        format_python_code=False,
     )
 
 
