@@ -132,7 +132,7 @@ def test_a_subfolder_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, mo
 
     def refuse(folder):
         if Path(folder) in locked:
-            raise PermissionError(errno.EACCES, 'Permission denied')
+            raise PermissionError(errno.EACCES, 'Permission denied', str(folder))
         return scandir(folder)
 
     monkeypatch.setattr(os, 'scandir', refuse)

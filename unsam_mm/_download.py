@@ -9,11 +9,12 @@ import urllib.error
 import urllib.request
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from unsam_mm.errors import StoreError, WeightsError
-from unsam_mm.files import read_json, sync
+from unsam_mm.files import flush_to_disk, read_json
 from unsam_mm.fingerprints import file_sha256
 
 _CHUNK_BYTES = 1 << 20
@@ -21,15 +22,15 @@ _TIMEOUT_S = 20
 
 
 def download(url: str, target: Path, sha256: str | None) -> Path:
-    """Downloads `url` to `target`, going on from ``target.part`` if an earlier try left one of the same file.
+    """Downloads `url` to `target`; ``target.part`` of an interrupted download of the same file is continued.
 
-    What the file is, its entity tag or date, is kept beside in ``target.part.json``. The server is asked for the rest
-    of that very file, and sends all of it if it has another one now.
+    The entity tag or date of the file is kept in ``target.part.json``. The server is asked for the rest of that version,
+    and sends the whole file if it has another one now.
 
     Args:
         url: http(s) or file URL.
-        target: Where the file goes once it is complete and verified; its folder is made.
-        sha256: Expected checksum; None where the publisher gives none.
+        target: Final name of the file, used once it is complete and verified; its folder is made.
+        sha256: Expected checksum; None if the publisher gives none.
 
     Raises:
         WeightsError: If the checksum differs; the partial file is removed then.
@@ -39,9 +40,10 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     partial = target.with_name(target.name + '.part')
     note = target.with_name(target.name + '.part.json')
     began = partial.exists()
-    is_whole = _fetch_rest(url, partial, note, target.name, began, sha256 is not None)
-    if began and not (is_whole and sha256 in (None, file_sha256(partial))):  # what was there is of another file
-        _fetch_rest(url, partial, note, target.name, False, sha256 is not None)
+    is_whole = _fetch_rest(url, partial, note, sha256 is not None)
+    if began and not (is_whole and sha256 in (None, file_sha256(partial))):  # the partial file was of another version
+        partial.unlink()
+        _fetch_rest(url, partial, note, sha256 is not None)
     if sha256 is not None and (found := file_sha256(partial)) != sha256:
         partial.unlink()
         note.unlink(missing_ok=True)
@@ -49,18 +51,18 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
             f'{target.name}: the download has SHA-256 {found}, expected {sha256}; it was removed, try again or another network'
         )
     with partial.open('rb+') as file:  # Windows refuses to sync a file that is open for reading
-        sync(file.fileno())  # a power cut after the renaming would leave an empty file
+        flush_to_disk(file.fileno())  # otherwise a power failure after the renaming would leave an empty file
     partial.replace(target)
     note.unlink(missing_ok=True)
     return target
 
 
-def _fetch_rest(url: str, partial: Path, note: Path, label: str, may_resume: bool, is_verified: bool) -> bool:
-    """Completes the partial file; False if the server's answer does not continue it, so that it has to begin anew.
+def _fetch_rest(url: str, partial: Path, note: Path, is_verified: bool) -> bool:
+    """Completes the partial file; False if the server's answer does not continue it.
 
-    Without a checksum a mix of two files would go unnoticed, so only the same file is resumed.
+    Without a checksum a mix of two versions would not be noticed, so only the same version is continued.
     """
-    done_bytes = partial.stat().st_size if may_resume else 0
+    done_bytes = partial.stat().st_size if partial.exists() else 0
     validator = _noted(note, url) if done_bytes else None
     headers = {'Range': f'bytes={done_bytes}-'} if validator or (done_bytes and is_verified) else {}
     headers |= {'If-Range': validator} if validator else {}
@@ -71,10 +73,10 @@ def _fetch_rest(url: str, partial: Path, note: Path, label: str, may_resume: boo
                 return False
             if not resumed:
                 noted = {'url': url, 'validator': _validator(response.headers)}
-                note.write_text(json.dumps(noted), encoding='utf-8')  # one that is cut short counts for nothing
-            _copy(response, partial, done_bytes if resumed else 0, label)
+                note.write_text(json.dumps(noted), encoding='utf-8')  # a truncated note is ignored
+            _copy(response, partial, done_bytes if resumed else 0)
     except urllib.error.HTTPError as error:
-        # 416: the server has no more of it; the partial file is whole if it is as long as the server's.
+        # 416: the server has no more bytes; the partial file is complete if it has the length of the server's file.
         if error.code != 416 or not headers:
             raise
         return is_verified or error.headers.get('Content-Range') == f'bytes */{done_bytes}'
@@ -82,13 +84,13 @@ def _fetch_rest(url: str, partial: Path, note: Path, label: str, may_resume: boo
 
 
 def _validator(headers: Message) -> str | None:
-    """What `If-Range` may name: a strong entity tag, else the date of the last change."""
+    """The value for `If-Range`: a strong entity tag, else the date of the last change."""
     tag = headers.get('ETag', '')
     return tag if tag.startswith('"') else headers.get('Last-Modified')
 
 
 def _noted(note: Path, url: str) -> str | None:
-    """The validator of the file that was begun; None if it came from elsewhere or has none."""
+    """The validator of the partial file; None if it came from another address or has none."""
     try:
         noted = read_json(note)
     except StoreError:
@@ -96,8 +98,8 @@ def _noted(note: Path, url: str) -> str | None:
     return noted.get('validator') if isinstance(noted, dict) and noted.get('url') == url else None
 
 
-def _copy(response, partial: Path, start: int, label: str) -> None:
-    length = response.headers.get('Content-Length')
+def _copy(response: Any, partial: Path, start: int) -> None:
+    label, length = partial.stem, response.headers.get('Content-Length')
     total = start + int(length) if length else None
     progress = tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=label, disable=None)
     with partial.open('ab' if start else 'wb') as file, progress:
@@ -111,12 +113,12 @@ def _copy(response, partial: Path, start: int, label: str) -> None:
 
 
 def wheel_url(requirement: str) -> str:
-    """The address from which the configured pip would fetch a pinned wheel, for example ``'name==1.0'``.
+    """The address of a pinned wheel, for example ``'name==1.0'``, in the index that pip is configured for.
 
-    pip's configuration selects the index; nothing is installed.
+    Nothing is installed.
 
     Raises:
-        OSError: If pip cannot resolve it, for example offline.
+        OSError: If pip does not find the wheel, for example offline.
     """
     command = [sys.executable, '-m', 'pip', 'install', '--quiet', '--dry-run', '--no-deps', '--ignore-installed']
     finished = subprocess.run(

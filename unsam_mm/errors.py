@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-_NAMED = 3  # of a list, in messages
+_NAMED = 3  # names of a list in a message
 _BREAKS = ('Cc', 'Zl', 'Zp')  # Unicode's categories of control characters, line and paragraph separators
 
 
@@ -34,7 +34,7 @@ class DamagedError(StoreError):
 
 
 class TargetError(StoreError):
-    """One file that cannot be written where others can: the disk does not allow its name, or a folder or foreign file has it."""
+    """A file that cannot be written although others can: its name is not allowed on the disk, or is taken."""
 
 
 def explained(error: BaseException) -> str:
@@ -47,13 +47,13 @@ def explained(error: BaseException) -> str:
 
 @contextmanager
 def image_errors(path: object) -> Iterator[None]:
-    """Work on one image among many: whatever goes wrong in it is an `ImageError`, so that the others can be done.
+    """Turns errors in the work on one image into `ImageError`, so that a run can go on with the other images.
 
     Args:
-        path: Of the image, for the message.
+        path: Path of the image, for the message.
 
     Raises:
-        ImageError: For any error but those of weights and stores, which all images would meet alike.
+        ImageError: For all errors except those of weights and stores, which would occur for every image.
     """
     try:
         yield
@@ -65,11 +65,11 @@ def image_errors(path: object) -> Iterator[None]:
 
 @contextmanager
 def located(where: object, kind: type[UnSAMError] = StoreError) -> Iterator[None]:
-    """Puts the place where errors of the block occurred in front of their message.
+    """Puts a place, such as a file, in front of the message of errors.
 
     Args:
         where: The place.
-        kind: Kind of the error that is raised.
+        kind: Class of the error that is raised.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def first_names(names: Sequence[str]) -> str:
 
 
 def one_line(text: object) -> str:
-    """A message on one line: line breaks and control characters, which names of files may hold, as their escapes."""
+    """A message on one line: line breaks and control characters, which file names may contain, are escaped."""
     return ''.join(
         char.encode('unicode_escape').decode('ascii') if unicodedata.category(char) in _BREAKS else char
         for char in str(text)

@@ -21,31 +21,31 @@ from filelock import FileLock
 from unsam_mm.errors import StoreError, TargetError
 
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = '.unsam-', '.part'
-SYSTEM_FILES = ('.DS_Store', 'Thumbs.db', 'desktop.ini')  # which file managers put into any folder
+SYSTEM_FILES = ('.DS_Store', 'Thumbs.db', 'desktop.ini')  # file managers put these into any folder
 _LEFTOVER_AGE_S = 3600.0  # no file takes longer to write
-_LOCK_S = 600.0  # renaming takes a moment, removing a large folder on a slow disk longer
-_MOST_NAME_BYTES = 255  # of a file's name, on most disks
+_LOCK_S = 600.0  # time to remove a large folder on a slow disk
+_MOST_NAME_BYTES = 255  # limit of most file systems
 _HASH_DIGITS = 16
 GZIP, PACKED = b'\x1f\x8b', 'is compressed with gzip; unpack it first (gunzip)'
 
-_NOT_ALLOWED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # names that a disk does not take
+_NOT_ALLOWED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # names that a disk does not allow
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems without fsync
 
 
 @contextmanager
 def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> Iterator[IO[Any]]:
-    """Opens a file that appears under its name only once the block has ended without an error and the disk has it.
+    """Opens a file that appears under its name only once the block has ended without an error and it is on the disk.
 
-    A link is followed: the file it leads to is replaced. What is neither file nor folder, such as /dev/stdout, is
-    written to directly. Errors that the block raises for other reasons than this file come out as they are.
+    A link is followed: the file that it points to is replaced. Devices and pipes, such as /dev/stdout, are written to
+    directly. Errors that the block raises for other reasons than this file are not changed.
 
     Args:
-        path: Its name; folders are made as needed.
-        binary: For bytes instead of text in UTF-8, in which names of files keep bytes that are not UTF-8.
-        sync: Whether it outlives a power cut too, which costs some milliseconds.
+        path: The file; folders are made as needed.
+        binary: Writes bytes instead of text. Text is UTF-8; file names in it may hold bytes that are not UTF-8.
+        sync: Whether the file also survives a power failure, which costs some milliseconds.
 
     Raises:
-        TargetError: If the name is not allowed on the disk, or a folder has it.
+        TargetError: If the name is not allowed on the disk, or is that of a folder.
         StoreError: If the folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
@@ -55,21 +55,21 @@ def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> 
             if path.is_dir():
                 raise TargetError(f'{path}: is a folder, a file is needed; choose another output')
             if path.exists() and not path.is_file():
-                raw = _Target(os.open(path, os.O_WRONLY), path)
+                descriptor = os.open(path, os.O_WRONLY)
             else:
                 path = Path(os.path.realpath(path)) if path.is_symlink() else path
                 temporary, descriptor = _create_in(path.parent)
-                raw = _Target(descriptor, path)
+        raw = _Target(descriptor, path)
         buffered = io.BufferedWriter(raw)
         file = buffered if binary else io.TextIOWrapper(buffered, encoding='utf-8', errors='surrogateescape')
         try:
             yield file
             file.flush()
             if sync:
-                with _explaining(path):
-                    raw.sync()
+                with _explaining(path):  # without this, a power failure after the renaming would leave an empty file
+                    flush_to_disk(descriptor)
         finally:
-            with suppress(OSError, StoreError):  # of what is left in the buffers after an error
+            with suppress(OSError, StoreError):  # from flushing the buffers after an error
                 file.close()
             raw.close()
         if temporary:
@@ -81,10 +81,10 @@ def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> 
 
 
 def check_writable(folder: Path) -> None:
-    """Checks that files can be made in a folder, which is made as needed.
+    """Makes a folder if it is missing, and checks that files can be written into it.
 
     Raises:
-        StoreError: If not.
+        StoreError: If they cannot.
     """
     with _explaining(folder):
         probe, descriptor = _create_in(folder)
@@ -93,7 +93,7 @@ def check_writable(folder: Path) -> None:
 
 
 def temporary_name(folder: Path) -> Path:
-    """Unique name of a temporary file or folder; `remove_leftovers` removes it if its process was killed."""
+    """Unique name of a temporary file or folder; `remove_leftovers` removes it if the process was killed."""
     return folder / f'{_TEMPORARY_PREFIX}{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}'
 
 
@@ -118,7 +118,7 @@ def read_json(path: str | Path) -> Any:
 
 @contextmanager
 def explaining_json(path: str | Path) -> Iterator[None]:
-    """Turns what reading a JSON file raises into `StoreError`, which names the file."""
+    """Turns errors of reading a JSON file into `StoreError`, with the file in the message."""
     try:
         yield
     except StoreError:
@@ -142,18 +142,19 @@ def check_result_file(
     starts: tuple[bytes, ...] = (b'{', b'['),
     kind: str = 'JSON',
 ) -> None:
-    """Checks, before there is anything to write, that a file may be written or replaced.
+    """Checks, before any work, that a file may be written or replaced.
 
     Args:
-        path: The output.
+        path: The output file.
         inputs: Files that the command reads.
-        folders: Folders whose files it reads. Nothing below them is replaced, and no JSON file is added, since the next
-            run would read it.
-        starts: First bytes of files of the output's kind.
-        kind: What messages call it.
+        folders: Folders whose files the command reads. No file below them is replaced, and no JSON file is added, since
+            the next run would read it.
+        starts: First bytes of files of the output's format.
+        kind: Name of the format, for messages.
 
     Raises:
-        StoreError: If it is one of the inputs or lies below their folders, is a folder, or is a file of another kind.
+        StoreError: If the output is one of the inputs or lies below `folders`, is a folder, or is a file of another
+            format.
     """
     path = Path(path)
     if any(read is not None and os.path.realpath(path) == os.path.realpath(read) for read in inputs):
@@ -165,29 +166,25 @@ def check_result_file(
             raise StoreError(f'{path}: lies in {folder}, whose files are read; choose another place for the result')
     if not path.is_file():
         return
-    try:
-        with path.open('rb') as file:
-            start = file.read(64).lstrip(b'\xef\xbb\xbf\xff\xfe\0 \t\r\n')
-    except OSError as error:
-        raise StoreError(_explain(path, error)) from error
+    with _explaining(path), path.open('rb') as file:
+        start = file.read(64).lstrip(b'\xef\xbb\xbf\xff\xfe\0 \t\r\n')
     if start and not start.startswith(starts):
         raise StoreError(f'{path}: exists and is not a {kind} file; choose another file for the result')
 
 
 def lies_below(path: str | Path, folder: str | Path) -> bool:
-    """Whether a file lies below a folder, or is a link there, or a link to a file there."""
+    """Whether a file lies below a folder; for a link, whether the link or its target does."""
     path, root = Path(path), os.path.realpath(folder)
     places = os.path.realpath(path), os.path.realpath(path.parent)
     return any(Path(place).is_relative_to(root) for place in places)
 
 
 def fitting_name(name: str, suffix: str) -> str:
-    """The name of a file with a suffix: `name` and `suffix`, the last part cut and a hash added where disks would
-    refuse it.
+    """The name of a file with a suffix: `name` and `suffix`; a name that is too long is cut, and a hash is added.
 
     Args:
-        name: Of an image, say, with forward slashes.
-        suffix: What is added, in ASCII.
+        name: A path with forward slashes, for example of an image.
+        suffix: ASCII text that is added.
     """
     folder, slash, last = name.rpartition('/')
     encoded = os.fsencode(last)
@@ -199,41 +196,40 @@ def fitting_name(name: str, suffix: str) -> str:
 
 
 def is_fitted(file_name: str) -> bool:
-    """Whether the name of a file may be one that `fitting_name` has cut."""
+    """Whether `fitting_name` may have cut this file name."""
     _, tilde, digest = Path(file_name).stem.rpartition('~')
     return bool(tilde) and len(digest) == _HASH_DIGITS and set(digest) <= set('0123456789abcdef')
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left below a folder; recent files may be in use by a running process."""
+    """Removes temporary files of killed processes below a folder; recent ones may belong to a running process."""
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if not name.startswith(_TEMPORARY_PREFIX) or not name.endswith(_TEMPORARY_SUFFIX):
                 continue
             path = Path(parent, name)
-            with suppress(OSError):  # removed by another process first, open in one, or another user's
+            with suppress(OSError):  # removed or opened by another process, or owned by another user
                 if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE_S:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = lambda path: None) -> None:
-    """Renames a finished folder to its final name and removes the folder that had it.
+    """Renames a finished folder to its final name and removes the folder that had this name.
 
-    No disk swaps folders in one step. A process that is killed in between leaves the old one and the new one beside,
-    and only then are both there: `readable_folder` and `restore_folder` find the old one. One process at a time does
-        this, since
-    another would take what is beside for that of a killed one.
+    No file system swaps folders in one step. A process that is killed in between leaves both folders under temporary
+    names, where `readable_folder` and `restore_folder` find the old one. A lock lets one process at a time do this:
+    another one would take these temporary folders for those of a killed process.
 
     Args:
         finished: The new folder, on the same disk.
-        path: Its name; a folder there is replaced.
-        check: Raises an error if what has the name may not be replaced.
+        path: Its final name; a folder with this name is replaced.
+        check: Raises an error if `path` may not be replaced.
 
     Raises:
-        OSError: If it cannot be renamed; the old one is there then.
+        OSError: If the folder cannot be renamed; the old one is kept.
     """
     digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:_HASH_DIGITS]
-    # Not beside the folder, where it would stay; with a mode, since users who share a disk share the lock.
+    # In the temporary folder, since a lock file stays; users who share a disk share the lock, so all may write it.
     with FileLock(Path(tempfile.gettempdir(), f'unsam-{digest}.lock'), _LOCK_S, mode=0o666):
         restore_folder(path)
         check(path)
@@ -250,37 +246,37 @@ def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = l
 
 
 def readable_folder(path: Path) -> Path:
-    """Where the folder of a name is while `replace_folder` is at work on it, or was killed; otherwise the name itself.
+    """Where a folder can be read: under a temporary name while `replace_folder` runs or after it was killed, else `path`.
 
-    Nothing is renamed, so that a reader is never in the way of a writer.
+    Nothing is renamed, so readers do not disturb a writer.
     """
     old, new = _beside(path)
     return old if not os.path.lexists(path) and old.is_dir() and new.is_dir() else path
 
 
 def restore_folder(path: Path) -> None:
-    """Restores the folder that a killed `replace_folder` had renamed, and removes its temporary files.
+    """Restores the folder that a killed `replace_folder` had renamed, and removes its temporary folders.
 
-    For the one writer at work; readers call `readable_folder`.
+    Only the process that writes may call this; readers call `readable_folder`.
 
     Raises:
-        OSError: If it cannot be renamed.
+        OSError: If the folder cannot be renamed.
     """
     old, new = _beside(path)
     if readable_folder(path) == old:
         old.rename(path)
-    shutil.rmtree(old, ignore_errors=True)  # before the new one, without which an old one does not count
+    shutil.rmtree(old, ignore_errors=True)  # before the new one: `readable_folder` returns `old` only if both are there
     shutil.rmtree(new, ignore_errors=True)
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
-    """Names for the old folder and the new one while neither has the name."""
+    """Temporary names of the old and the new folder."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:_HASH_DIGITS]
     return path.with_name(f'{_TEMPORARY_PREFIX}{digest}.old'), path.with_name(f'{_TEMPORARY_PREFIX}{digest}.new')
 
 
-def sync(descriptor: int) -> None:
-    """Waits until the disk has a file that is open for writing, where the file system can be asked to."""
+def flush_to_disk(descriptor: int) -> None:
+    """Waits until a file that is open for writing is on the disk, if the file system supports that."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -289,7 +285,7 @@ def sync(descriptor: int) -> None:
 
 
 class _Target(io.FileIO):
-    """The file that is written; its errors name the target instead of the temporary file."""
+    """The file that is written; its errors name `path` instead of the temporary file."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         super().__init__(descriptor, 'wb')
@@ -300,19 +296,12 @@ class _Target(io.FileIO):
             return super().write(data)
 
     def fileno(self) -> int:
-        """Refused, so that no library writes past `write`."""
+        """Refused, so that libraries call `write`, whose errors are explained."""
         raise io.UnsupportedOperation('written by write() alone')
-
-    def sync(self) -> None:
-        """Waits until the disk has it: a power cut after the renaming would leave an empty file."""
-        sync(super().fileno())
 
 
 def _create_in(folder: Path, retries: int = 1) -> tuple[Path, int]:
-    """A new file with a temporary name, and its descriptor; the folder is made as needed.
-
-    The umask of the process decides who may read it.
-    """
+    """A new file with a temporary name, and its descriptor; the folder is made as needed, and the umask applies."""
     path = temporary_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -328,17 +317,14 @@ def _explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = f'cannot be written ({error.strerror})'
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = 'the disk is full; free some space and run again, finished files are kept'
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            reason = f'the folder cannot be written ({error.strerror}); choose another one'
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            reason = 'a file is where a folder is needed; choose another output'
+        elif error.errno in _NOT_ALLOWED:
+            reason = f'the disk allows no file of that name ({error.strerror}); rename it, or choose another disk'
         kind = TargetError if error.errno in (*_NOT_ALLOWED, errno.ENOTDIR, errno.EEXIST, errno.EISDIR) else StoreError
-        raise kind(_explain(path, error)) from error
-
-
-def _explain(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f'{path}: the disk is full; free some space and run again, finished files are kept'
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return f'{path}: the folder cannot be written ({error.strerror}); choose another one'
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f'{path}: a file is where a folder is needed; choose another output'
-    if error.errno in _NOT_ALLOWED:
-        return f'{path}: the disk allows no file of that name ({error.strerror}); rename it, or choose another disk'
-    return f'{path}: cannot be written ({error.strerror})'
+        raise kind(f'{path}: {reason}') from error

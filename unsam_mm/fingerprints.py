@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _WEIGHT_FILES = ('config.json', '*.safetensors', '*.index.json', '*.bin', '*.pth')
 _BLOCK_BYTES = 2**20
+_DIGEST_BYTES = 16
 _KNOWN_DIGESTS = 4096
 
 
@@ -27,7 +28,7 @@ def file_sha256(path: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """32 hexadecimal digits of a file's content, of safetensors without metadata; cached until the file changes.
+    """32 hexadecimal digits of a file's content, without the metadata of safetensors; cached until the file changes.
 
     Raises:
         OSError: If the file cannot be read.
@@ -38,8 +39,8 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(_KNOWN_DIGESTS)
 def _digest(path: Path, size: int, *touched: int) -> str:
-    """`touched` holds the times and the number of the file, so that a changed file is read again."""
-    digest = _blake2b()
+    """`touched` holds the times and the inode of the file, so that a changed file is read again."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     with path.open('rb') as file:
         if path.suffix == '.safetensors':
             digest.update(_tensor_table(file, size))
@@ -61,11 +62,11 @@ def weights_digest(path: Path) -> str:
         described = [(file.name, file_digest(file)) for file in files]
     except OSError as error:
         raise WeightsError(f'{path}: weights cannot be read ({error.strerror}); check the permissions') from error
-    return _blake2b(json.dumps(described).encode()).hexdigest()
+    return hashlib.blake2b(json.dumps(described).encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """24 hexadecimal digits of named tensors, whatever devices these are on."""
+    """24 hexadecimal digits of named tensors, on any device."""
     import torch
 
     digest = hashlib.blake2b(digest_size=12)
@@ -76,7 +77,7 @@ def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def image_stamp(path: Path) -> dict[str, int | str]:
-    """Size, time and digest of an image file, stored beside results made of it; see `is_current`.
+    """Size, time and digest of an image file, stored with the results for that image; see `is_current`.
 
     Raises:
         ImageError: If the file cannot be read, or is a device or pipe.
@@ -90,13 +91,13 @@ def image_stamp(path: Path) -> dict[str, int | str]:
 
 
 def is_current(kept: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool:
-    """Whether a stored result was made of the image file as it is now.
+    """Whether a stored result was made from the image file as it is now.
 
     Args:
         kept: File with the result.
-        image: The image file. If it is missing, the result is current; if it was touched and cannot be read, it is not.
-        stamp: What `image_stamp` gave when the result was made. None, in files of earlier versions: the image must not be
-            younger than the result.
+        image: The image file. If it is missing, the result is current; if it was modified and cannot be read, it is not.
+        stamp: What `image_stamp` returned when the result was made. None, as for files of other programs: the image must
+            not be younger than the result.
     """
     try:
         found = image.stat()
@@ -126,7 +127,3 @@ def _tensor_table(file: IO[bytes], size: int) -> bytes:
         return length + header
     table.pop('__metadata__', None)
     return json.dumps(table, sort_keys=True).encode()
-
-
-def _blake2b(data: bytes = b'') -> hashlib.blake2b:
-    return hashlib.blake2b(data, digest_size=16)

@@ -47,7 +47,7 @@ def as_rgb_uint8(image: np.ndarray, name: str = 'image') -> np.ndarray:
         raise ImageError(
             f'{name}: {count} values are NaN or infinite; replace them first, for example with numpy.nan_to_num'
         )
-    rgb = _to_uint8(image)
+    rgb = image if image.dtype == np.uint8 else rescale_intensity(image, contrast_limits(image))
     if rgb.min() == rgb.max():
         raise ImageError(
             f'{name}: every pixel has the value {image.flat[0]}, so there is nothing to segment; check the file or channel'
@@ -132,56 +132,45 @@ def list_images(folder: str | Path) -> list[Path]:
 def walk_images(root: Path) -> Iterator[str]:
     """Paths of the images below a folder, relative to it with forward slashes; nothing but folder entries is read.
 
-    Hidden files and folders are left out, and so are `is_result` files; links to folders are followed. A folder below
-    `root` that cannot be read is left out with a warning.
+    Hidden files and folders are left out, and so are results (`is_result`). Links to folders are followed. A folder
+    below `root` that cannot be read is left out with a warning.
 
     Raises:
         ImageError: If `root` is missing or cannot be read.
     """
     if not root.is_dir():
         raise ImageError(f'{root}: no such folder; expected a folder of images ({" ".join(IMAGE_SUFFIXES)})')
-    folders, seen = [''], {root.resolve()}
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = _entries(root / folder)
-        except ImageError as error:
-            if not folder:
-                raise
-            _log.warning('%s; its images are left out', error)
-            continue
-        for entry in entries:
-            name = f'{folder}{entry.name}'
-            if entry.name.startswith('.'):
-                continue
-            if _is_folder(entry):
-                # Each linked place once: a link may lead back up.
-                place = Path(entry.path).resolve() if entry.is_symlink() else None
-                if place is None or place not in seen:
-                    seen.add(place)
-                    folders.append(f'{name}/')
-            elif name.lower().endswith(IMAGE_SUFFIXES) and not is_result(name):
-                yield name  # broken links too: reading one raises a specific error
+
+    def report(error: OSError) -> None:
+        problem = f'{error.filename}: the folder cannot be read ({error.strerror}); check its permissions'
+        if error.filename == os.fspath(root):
+            raise ImageError(problem) from error
+        _log.warning('%s; its images are left out', problem)
+
+    seen = {root.resolve()}
+
+    def is_new(folder: Path) -> bool:
+        """False for a link to `root` or to the target of an earlier link: links may form a cycle."""
+        if not folder.is_symlink():
+            return True
+        target = folder.resolve()
+        if target in seen:
+            return False
+        seen.add(target)
+        return True
+
+    for parent, folders, files in os.walk(root, onerror=report, followlinks=True):
+        folder = Path(parent)
+        folders[:] = [name for name in folders if not name.startswith('.') and is_new(folder / name)]
+        inside = folder.relative_to(root)
+        for name in files:  # broken links too: reading one raises a specific error
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.') and not is_result(name):
+                yield (inside / name).as_posix()
 
 
 def is_result(name: str) -> bool:
     """Whether a name is that of the labels which `python -m napari_unsam batch` and the dock save beside an image."""
     return _RESULT.search(name) is not None
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise ImageError(f'{folder}: the folder cannot be read ({error.strerror}); check its permissions') from error
 
 
 def _drop_channels(image: np.ndarray, name: str) -> np.ndarray:
@@ -199,7 +188,3 @@ def _drop_channels(image: np.ndarray, name: str) -> np.ndarray:
             f'{name}: {image.shape[0]} x {image.shape[1]} px is too small; both sides must have at least {MIN_SIDE_PX} px'
         )
     return image
-
-
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-    return image if image.dtype == np.uint8 else rescale_intensity(image, contrast_limits(image))

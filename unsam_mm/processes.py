@@ -30,8 +30,8 @@ _THREAD_VARIABLES = (
     'OPENCV_FOR_THREADS_NUM',
     'TIFFFILE_NUM_THREADS',
 )
-_PRODUCTIVE = 100  # items for each process, after which one that ends by itself is no sign that there are too many
-_start_lock = threading.Lock()  # the environment is one for all threads
+_PRODUCTIVE = 100  # items for each process, after which one that ends by itself does not mean that there are too many
+_start_lock = threading.Lock()  # all threads share the environment
 
 
 def in_processes(
@@ -41,22 +41,22 @@ def in_processes(
     advice: str,
     lost: Callable[[Item], Result],
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item with its result, in the order in which they finish; where the consumer stops, so do the processes.
+    """Yields each item with its result, in the order in which they finish. If the consumer stops, the processes end.
 
-    Where a process ends by itself, perhaps killed for lack of memory, the unfinished items are done again at the
-    end, one at a time, so that none is blamed for another; the one that ends its process again is lost. Unless much had
-    been done by then, half as many processes go on with the others.
+    If a process ends by itself, perhaps killed for lack of memory, the unfinished items are done again at the end, one
+    at a time, which shows which item ends its process; that one is lost. Half as many processes go on with the other
+    items, unless many items had been done before.
 
     Args:
-        make_worker: Called once in each process; what it gives, such as a model, does one item after another. It
-            travels to the processes, so it must be picklable.
+        make_worker: Called once in each process; returns a function, such as a model, that takes one item after
+            another. It is sent to the processes, so it must be picklable.
         items: May be millions: no more than two for each process wait at a time.
         processes: At least 1.
-        advice: Added to the message where no worker can be started.
+        advice: Added to the message if no worker can be started.
         lost: Gives the result of an item over which a process ended.
 
     Raises:
-        UnSAMError: If the first worker cannot be made, or its process ends by itself before.
+        UnSAMError: If the first worker cannot be made, or its process ends by itself.
     """
     waiting, suspects = iter(items), deque()
     while True:
@@ -98,25 +98,23 @@ def _taken_from(items: deque[Item]) -> Iterator[Item]:
 
 @contextmanager
 def _pool(make_worker: Callable[[], Any], processes: int, advice: str) -> Iterator[ProcessPoolExecutor]:
-    """Processes of which one at least has its worker."""
+    """A pool in which at least one process has its worker."""
     threads = threads_each(processes)
     with ProcessPoolExecutor(processes, _Context(threads), _start, (make_worker, threads)) as pool:
         try:
             try:
-                error = pool.submit(_problem).result()
-            except BrokenProcessPool as broken:
+                pool.submit(_check_worker).result()
+            except BrokenProcessPool as error:
                 raise UnSAMError(
                     f'a worker process ended before it began, perhaps for lack of memory; {advice}'
-                ) from broken
-            if isinstance(error, _NoWorker):
+                ) from error
+            except _NoWorker as error:
                 raise UnSAMError(f'a worker process could not start ({error}); {advice}') from error
-            if error is not None:
-                raise error
             yield pool
         except BrokenProcessPool:
             raise
         except BaseException:
-            # Whatever they write is written atomically, so what is in the making can be dropped at once.
+            # Workers write their files atomically, so they can be ended at any moment.
             for process in (pool._processes or {}).values():
                 process.terminate()
             raise
@@ -136,10 +134,10 @@ def threads_each(processes: int) -> int:
 
 
 class _Context(multiprocessing.context.SpawnContext):
-    """Starts processes whose libraries have so many threads each.
+    """Starts processes whose libraries use `threads` threads each.
 
-    A forked child of a process that has used torch can hang, so they start afresh. Most of these numbers are read once,
-    when a library is loaded, so they have to be there before.
+    Processes are spawned, because a forked child of a process that has used torch can hang. Most libraries read the
+    number of threads once, when they are loaded, so the environment has to be set before.
     """
 
     def __init__(self, threads: int) -> None:
@@ -184,7 +182,7 @@ def _as_they_finish(
         if not running:
             return
         done = wait(running, return_when=FIRST_COMPLETED).done
-        for future in sorted(done, key=lambda future: future.exception() is not None):  # what is done counts
+        for future in sorted(done, key=lambda future: future.exception() is not None):  # no result is lost to an error
             result = future.result()
             yield running.pop(future), result
 
@@ -193,7 +191,7 @@ class _NoWorker(Exception):
     """A process could not make its worker, perhaps for lack of memory; others may have theirs."""
 
 
-_worker: Callable[[Any], Any] | None = None  # one for each process, since a model cannot be sent along with every item
+_worker: Callable[[Any], Any] | None = None  # one in each process: a model cannot be sent along with every item
 _start_error: UnSAMError | _NoWorker | None = None
 
 
@@ -212,13 +210,14 @@ def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> Non
         _start_error = _NoWorker(explained(error))
 
 
-def _problem() -> UnSAMError | _NoWorker | None:
-    """Why there is no worker in this process."""
-    return _start_error
+def _check_worker() -> None:
+    """Raises the error that kept this process from making its worker."""
+    if _start_error is not None:
+        raise _start_error
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for items for ever."""
+    """Ends this process with its parent: otherwise it would wait for items forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -226,6 +225,5 @@ def _end_with_parent() -> None:
 
 
 def _work(item: Any) -> Any:
-    if _worker is None:
-        raise _start_error or UnSAMError('this process was not started by in_processes')
+    _check_worker()
     return _worker(item)

