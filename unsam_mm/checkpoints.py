@@ -13,7 +13,7 @@ from unsam_mm.errors import WeightsError
 
 StateDict = dict[str, Tensor]
 Modules = Iterable[tuple[str, str, tuple[str, ...]]]
-"""Name there, name here, and the tensors of each module; without any, the names are those of a tensor."""
+"""Foreign name, our name, and tensor names of each module; without tensor names, it is a tensor itself."""
 
 WEIGHT, BIASED = ('weight',), ('weight', 'bias')
 BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
@@ -25,7 +25,7 @@ _PICKLES = ('.pkl', '.pickle')
 
 
 def read_checkpoint(path: Path) -> StateDict:
-    """The tensors of a ``.pth`` or ``.safetensors`` file by name; what training keeps beside them is left out.
+    """The tensors of a ``.pth`` or ``.safetensors`` file by name, without the state of the training.
 
     Raises:
         WeightsError: If the file is missing or damaged, is a pickle, or holds anything but tensors by name.
@@ -54,7 +54,7 @@ def read_checkpoint(path: Path) -> StateDict:
 
 
 def tensor_names(modules: Modules) -> Iterator[tuple[str, str]]:
-    """The name there and here of every tensor."""
+    """The foreign name and our name of every tensor."""
     for theirs, ours, tensors in modules:
         yield from ((f'{theirs}.{tensor}', f'{ours}.{tensor}') for tensor in tensors)
         if not tensors:
@@ -64,17 +64,17 @@ def tensor_names(modules: Modules) -> Iterator[tuple[str, str]]:
 def rename(
     state: StateDict, names: Iterable[tuple[str, str]], path: Path, kind: str, ignored: Callable[[str], object]
 ) -> StateDict:
-    """The tensors under their names here; a frozen batch norm, which counts no batches, gets its counter.
+    """Renames tensors; batch norms, whose frozen form in Detectron2 counts no batches, get their counter.
 
     Args:
-        state: Tensors by their names there.
-        names: The name there and here of every tensor that the model has.
+        state: Tensors by their foreign names.
+        names: Foreign name and our name of every tensor of the model.
         path: The file, for messages.
-        kind: What `names` are the names of, for messages.
-        ignored: Tells names apart that hold nothing of use.
+        kind: The model, for messages.
+        ignored: True for names of tensors that are not needed.
 
     Raises:
-        WeightsError: If a name is missing or left over.
+        WeightsError: If a tensor is missing or unknown.
     """
     names = dict(names)
     given = {key for key in state if not key.endswith(COUNTER) and not ignored(key)}
@@ -88,11 +88,11 @@ def rename(
 
 
 def detectron2_resnet50(theirs: str, ours: str) -> Modules:
-    """Modules of a ResNet-50 in Detectron2 and in MMDetection, which has torchvision's names.
+    """Modules of a ResNet-50 in Detectron2 and in MMDetection, which uses torchvision's names.
 
     Args:
-        theirs: Prefix there, with its dot, or empty.
-        ours: Prefix here, with its dot, or empty.
+        theirs: Prefix in Detectron2, with its dot, or empty.
+        ours: Prefix in MMDetection, with its dot, or empty.
     """
     yield f'{theirs}stem.conv1', f'{ours}conv1', WEIGHT
     yield f'{theirs}stem.conv1.norm', f'{ours}bn1', BATCH_NORM

@@ -11,20 +11,20 @@ from unsam_mm.masks.ops import extent
 def next_click(
     mask: np.ndarray, truth: np.ndarray, clicked: np.ndarray, ignored: np.ndarray | None = None
 ) -> tuple[tuple[int, int], bool] | None:
-    """Where a person clicks next, by the rule of interactive segmentation's benchmarks.
+    """The next click of a simulated user, as in the benchmarks of interactive segmentation.
 
-    Of all pixels that are wrongly in or out, that is the one deepest in its error region; image borders bound regions.
-    It is positive where it lies in the segment, negative outside; of equally deep ones the negative is taken. Pixels
-    that were clicked are not clicked again.
+    The click is at the pixel of the false negatives and false positives that is farthest from the border of its region;
+    image borders count as borders. It is positive inside the segment and negative outside; of equal distances the
+    negative click is taken. No pixel is clicked twice.
 
     Args:
-        mask: (H, W) bool, what the predictor shows.
-        truth: (H, W) bool, the segment that is meant.
-        clicked: (H, W) bool, pixels clicked before.
-        ignored: (H, W) bool, pixels where nothing is wrong.
+        mask: (H, W) bool, the prediction.
+        truth: (H, W) bool, the true segment.
+        clicked: (H, W) bool, pixels that were clicked before.
+        ignored: (H, W) bool, pixels that do not count.
 
     Returns:
-        (x, y) and whether the click is positive; None if nothing is left to click at.
+        (x, y) and whether the click is positive; None if there is no pixel to click.
     """
     counts = np.ones_like(truth) if ignored is None else ~ignored
     inside, depth_inside = deepest_pixel(truth & ~mask & counts, ~clicked)
@@ -37,8 +37,8 @@ def next_click(
 def centre_of(mask: np.ndarray) -> tuple[int, int] | None:
     """x, y of the pixel of a mask that is farthest from its outline; None if the mask is empty.
 
-    Distances are Euclidean and exact; what lies outside the image counts as background, so that an object at the
-    border is not clicked on it. Of equally distant pixels the first in reading order is taken.
+    Distances are exact and Euclidean. Pixels outside the image count as background, so that an object at the border is
+    not clicked there. Of equally distant pixels the first in row-major order is taken.
 
     Args:
         mask: (H, W) bool.
@@ -48,11 +48,11 @@ def centre_of(mask: np.ndarray) -> tuple[int, int] | None:
 
 
 def deepest_pixel(mask: np.ndarray, allowed: np.ndarray | None = None) -> tuple[tuple[int, int], float]:
-    """x, y of the pixel of `centre_of`, and its distance in pixels to the nearest one outside the mask, 0 if empty.
+    """x, y as of `centre_of`, and the distance in pixels to the nearest pixel outside the mask, 0 if it is empty.
 
     Args:
         mask: (H, W) bool.
-        allowed: (H, W) bool, pixels that can be chosen; distances do not change with it.
+        allowed: (H, W) bool, pixels that can be chosen; distances do not depend on it.
     """
     top, bottom, left, right = extent(mask)
     if top == bottom:

@@ -32,8 +32,8 @@ UNREADABLE = (
 )
 """What NumPy, zarr and the modules below them raise over damaged files."""
 
-_OF_DAMAGED_FILES = (None, errno.EINVAL, errno.ENOENT)  # places before the beginning of a file, parts that are missing
-_ZIP = (b'PK\3\4', b'PK\5\6')  # how a .npz file begins, and one without arrays
+_OF_DAMAGED_FILES = (None, errno.EINVAL, errno.ENOENT)  # from wrong offsets, and from missing parts of a zarr store
+_ZIP = (b'PK\3\4', b'PK\5\6')  # first bytes of a .npz file, and of one without arrays
 
 
 def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -41,16 +41,16 @@ def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str
 
     Args:
         path: The file.
-        names: Arrays to read; those that the file lacks are left out. By default all.
+        names: Arrays to read; names that are not in the file are ignored. By default all.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        DamagedError: If it is no .npz file of numbers and text, or damaged.
-        StoreError: If it cannot be read.
+        DamagedError: If the file is damaged, or is not a .npz file of numbers and text.
+        StoreError: If the file cannot be read.
     """
     try:
         with Path(path).open('rb') as stream:
-            if not stream.read(len(_ZIP[0])).startswith(_ZIP):  # NumPy would recommend to unpickle it
+            if not stream.read(len(_ZIP[0])).startswith(_ZIP):  # NumPy's message would recommend unpickling it
                 raise DamagedError(f'{path}: not a .npz file; remove it and make it again')
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as file:
@@ -62,11 +62,11 @@ def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str
 
 
 def unreadable(path: str | Path, what: str, error: BaseException) -> StoreError:
-    """The error to raise for one of `UNREADABLE`: `DamagedError`, unless the system refuses to read the file.
+    """The error to raise for one of `UNREADABLE`: `DamagedError`, or `StoreError` if the system cannot read the file.
 
     Args:
         path: The file.
-        what: What is wrong with it if it is damaged.
+        what: Message for a damaged file.
         error: The cause.
     """
     if isinstance(error, OSError) and error.errno not in _OF_DAMAGED_FILES:

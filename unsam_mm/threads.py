@@ -1,10 +1,10 @@
 """Thread pools limited to the number of torch threads of the calling thread.
 
-That number follows OMP_NUM_THREADS and the available cores. Processes of a folder job and workers of a cluster set it
-to their share, and napari to its user's choice. With one thread everything runs in turn, in the calling thread.
+This number follows OMP_NUM_THREADS and the available cores. Processes of a folder job and workers of a cluster set it
+to their share, and napari to the user's choice. With one thread, everything runs sequentially in the calling thread.
 
-torch has a pool of threads for each thread that calls it, so several threads may use these functions at once. Each
-function that they run in another thread has one thread, in torch too.
+torch has a thread pool for each thread that calls it, so several threads may use these functions at once. A function
+that runs in another thread has one thread, also in torch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _settings_lock = threading.RLock()
 
 @contextmanager
 def without_warnings(category: type[Warning] = Warning) -> Iterator[None]:
-    """Ignores warnings of a kind, in one thread at a time.
+    """Ignores warnings of a category, in one thread at a time.
 
-    The filters are one for all threads: two that put back what they have found would leave those of the other.
+    All threads share the warning filters: two threads that change and restore them at once would undo each other's
+    changes in the wrong order.
     """
     with _settings_lock, warnings.catch_warnings():
         warnings.simplefilter('ignore', category)
@@ -34,9 +35,9 @@ def without_warnings(category: type[Warning] = Warning) -> Iterator[None]:
 
 
 def run_parallel(jobs: Sequence[Callable[[], _T]]) -> list[_T]:
-    """What each of some functions returns, in their order.
+    """Runs functions in parallel, and returns their results in the same order.
 
-    They should spend their time where Python's lock is released, as compiled loops and array functions do.
+    The functions should release Python's global lock most of the time, as compiled loops and array functions do.
     """
     import torch
 
@@ -48,11 +49,11 @@ def run_parallel(jobs: Sequence[Callable[[], _T]]) -> list[_T]:
 
 
 class BackgroundJob(Generic[_T]):
-    """What runs beside a block of `run_in_background`.
+    """A function that runs beside the block of `run_in_background`.
 
     Args:
-        job: The function. Without a future it runs when its result is asked for.
-        future: Of its run in another thread.
+        job: The function.
+        future: Its result, if it runs in another thread. None: the function runs when its result is requested.
     """
 
     def __init__(self, job: Callable[[], _T], future: Future[_T] | None = None) -> None:
@@ -64,14 +65,10 @@ class BackgroundJob(Generic[_T]):
         return self._job() if self._future is None else self._future.result()
 
     def reclaim_thread(self) -> None:
-        """Returns the thread of the job to torch once the job is done; long blocks call it repeatedly."""
-        if self._has_thread and self._future.done():
-            self._give_back()
-
-    def _give_back(self) -> None:
+        """Returns the thread of the job to torch if the job is done; long blocks call this repeatedly."""
         import torch
 
-        if self._has_thread:
+        if self._has_thread and self._future.done():
             self._has_thread = False
             set_own_threads(torch.get_num_threads() + 1)
 
@@ -80,9 +77,9 @@ class BackgroundJob(Generic[_T]):
 def run_in_background(job: Callable[[], _T]) -> Iterator[BackgroundJob[_T]]:
     """Runs a function while the block does something else.
 
-    The function has one of the threads, torch in the block the others: threads that wait for one another at every
-    product of matrices lose more to a busy core than it gives. If the block raises, the function is still waited for,
-    since it holds the memory of an image.
+    The function has one of the threads and torch in the block has the others. With more threads than cores, matrix
+    products would be slower, since their threads wait for each other. If the block raises an error, the function is
+    still waited for, because it holds the memory of an image.
     """
     import torch
 
@@ -97,20 +94,20 @@ def run_in_background(job: Callable[[], _T]) -> Iterator[BackgroundJob[_T]]:
             yield running
         finally:
             pool.shutdown()
-            running._give_back()
+            running.reclaim_thread()
 
 
 def set_own_threads(threads: int) -> None:
-    """Sets torch's number of threads for the calling thread alone.
+    """Sets torch's number of threads for the calling thread only.
 
-    `torch.set_num_threads` also decides for all threads that have not used torch yet; those keep what they would have,
-    unless they use it first while this function runs.
+    `torch.set_num_threads` also sets the default of all threads that have not used torch yet. That default is restored;
+    only a thread that first uses torch while this function runs may get another number.
     """
     import torch
 
     with _lock:
         of_others = _in_new_thread(torch.get_num_threads)
-        torch.get_num_threads()  # on first use of torch a thread takes the global number, even if it has set another
+        torch.get_num_threads()  # on its first use of torch a thread takes the default, even if it has set a number
         torch.set_num_threads(threads)
         if of_others != threads:
             _in_new_thread(partial(torch.set_num_threads, of_others))

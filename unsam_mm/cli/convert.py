@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         'convert',
         help="turn a released checkpoint into one in MMDetection's names",
         description="The whole-image and promptable models of UnSAM and UnSAM+, CutLER's detector, DINO's ResNet-50 and "
-        "MoBY's Swin-T, told apart by what is in them. Nothing is unpickled.",
+        "MoBY's Swin-T, recognised by their tensor names. Nothing is unpickled.",
     )
     parser.add_argument(
         'checkpoint', help='a .pth or .safetensors file, or a name of "weights list", which is fetched if needed'
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         from unsam_mm.convert.released import convert_checkpoint
     except ModuleNotFoundError as error:
         raise UnSAMError(f"{error.name} is not installed; run: pip install 'unsam_mm[mm]'") from error
-    done = convert_checkpoint(source, options.target)
-    print(f'{done.target}: {done.num_tensors} tensors of {done.format.kind}')
-    print(f'now {done.format.usage.format(done.target)}')
+    converted, n_tensors = convert_checkpoint(source, options.target)
+    print(f'{options.target}: {n_tensors} tensors of {converted.kind}')
+    print(f'now {converted.usage.format(options.target)}')
     return 0

@@ -1,14 +1,13 @@
-"""Names of the tensors of released models, there and in MMDetection and this package.
+"""Tensor names of released models, in the authors' code and in MMDetection and this package.
 
-Tensors keep their shapes, and but for merged patches of Swin their order. Both frameworks list the levels of the pixel
-decoder from coarse to fine, put y before x in position codes, order the offsets of deformable attention by head, level,
-point, (x, y), and have the "no object" logit last.
+Tensors keep their shapes and, except for the merged patches of Swin, their order. Both frameworks list the levels of the
+pixel decoder from coarse to fine, put y before x in position encodings, order the offsets of deformable attention by
+head, level, point, (x, y), and have the "no object" logit last.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,22 +23,23 @@ PROMPTABLE = "UnSAM's promptable model with a Swin-T"
 MOBY = "MoBY's self-supervised Swin-T"
 
 UNTRAINED = 'mask_head.details.'
-"""Prefix of weights that the promptable release has not: for several clicks, earlier masks and granularity."""
+"""Prefix of weights that the promptable release lacks: for several clicks, earlier masks and granularity."""
 
 _CHANNELS = 256
 _BLOCKS = (2, 2, 6, 2)  # of Swin-T
 _ENCODER_LAYERS, _DECODER_LAYERS = 6, 9
 _ATTENTION = ('in_proj_weight', 'in_proj_bias', 'out_proj.weight', 'out_proj.bias')
 _DEFORMABLE = ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj')
+_FFN = {'linear1': 'ffn.layers.0.0', 'linear2': 'ffn.layers.1'}
 
 _LEGACY_NAMES = (
     (re.compile(r'\.static_query\.'), '.query_feat.'),
     (re.compile(r'^sem_seg_head\.(?!predictor\.|pixel_decoder\.)'), 'sem_seg_head.pixel_decoder.'),
 )
-"""Names that Mask2Former had before the second version of its checkpoints, and their successors."""
+"""Names in the first version of Mask2Former's checkpoints, and those that replaced them."""
 
 _CONSTANTS = re.compile(r'^(criterion\.empty_weight|pixel_mean|pixel_std)$')
-"""Held by the config."""
+"""Constants that the config holds."""
 
 _PROMPTS = 'model.sem_seg_head.predictor'
 _BOXES, _NORM = f'{_PROMPTS}.decoder.bbox_embed.{_DECODER_LAYERS - 1}', f'{_PROMPTS}.decoder_norm'
@@ -47,16 +47,16 @@ _TIED = (
     (re.compile(rf'^{re.escape(_PROMPTS)}\.(_bbox_embed|(decoder\.)?bbox_embed\.\d)\.'), f'{_BOXES}.'),
     (re.compile(rf'^{re.escape(_PROMPTS)}\.decoder\.norm\.'), f'{_NORM}.'),
 )
-"""Modules with several names: one box network, and one norm."""
+"""Modules with several names: the box network, and a norm."""
 
 _LABELS = re.compile(rf'^{re.escape(_PROMPTS)}\.(lang_mapper|class_embed|class_embed_part)$')
-"""Of Semantic-SAM, which UnSAM has not."""
+"""Modules of Semantic-SAM that UnSAM does not use."""
 
 _NOT_OF_THE_BACKBONE = re.compile(
     r"""^(
-        (encoder_k|projector|projector_k|predictor)\.  # what only the training needed
+        (encoder_k|projector|projector_k|predictor)\.  # for the training only
         | queue
-        | encoder\.norm\.  # before the classifier; MMDetection has a norm for each level
+        | encoder\.norm\.  # before the classifier; MMDetection has one norm a level
         | encoder\.head\.
         | encoder\.layers\.\d\.blocks\.\d\.attn_mask$  # follows from the size of the image
     )""",
@@ -65,30 +65,30 @@ _NOT_OF_THE_BACKBONE = re.compile(
 
 
 def convert_resnet50(state: StateDict, path: Path) -> StateDict:
-    """The backbone's tensors; a classifier is left out.
+    """Returns the backbone's tensors without the classifier.
 
     Args:
         state: Tensors by torchvision's names.
-        path: Their file, for messages.
+        path: The file, for messages.
 
     Raises:
-        WeightsError: If a name is missing or left over.
+        WeightsError: If a name is missing or unknown.
     """
     names = tensor_names((ours, ours, tensors) for _, ours, tensors in detectron2_resnet50('', ''))
     return rename(state, names, path, RESNET50, lambda name: name.startswith('fc.'))
 
 
 def convert_moby(state: StateDict, path: Path) -> StateDict:
-    """The backbone that MoBY's training updated by gradients; its slow copy and the heads are left out.
+    """Returns the backbone that MoBY trains by gradients, without its momentum copy and the heads.
 
-    Norms of the levels, which MoBY has not, are missing and start as MMDetection starts them.
+    The norms of the levels, which MoBY lacks, are missing; MMDetection initialises them.
 
     Args:
         state: Tensors by their official names.
-        path: Their file, for messages.
+        path: The file, for messages.
 
     Raises:
-        WeightsError: If a name is missing or left over.
+        WeightsError: If a name is missing or unknown.
     """
     kind = f'{MOBY}; the file moby_swin_t_300ep_pretrained.pth is'
     names = tensor_names(_swin_tiny('encoder', 'backbone'))  # MMDetection's Swin reads names with this prefix only
@@ -100,10 +100,10 @@ def convert_whole_image(state: StateDict, path: Path) -> StateDict:
 
     Args:
         state: Tensors by their official names.
-        path: Their file, for messages.
+        path: The file, for messages.
 
     Raises:
-        WeightsError: If a name is missing or left over, or if the model tells classes apart.
+        WeightsError: If a name is missing or unknown, or if the model has several classes.
     """
     state = _merge_aliases(state, _LEGACY_NAMES, path, WHOLE_IMAGE)
     converted = rename(state, tensor_names(_whole_image()), path, WHOLE_IMAGE, _CONSTANTS.match)
@@ -117,17 +117,17 @@ def convert_promptable(state: StateDict, path: Path) -> StateDict:
 
     Args:
         state: Tensors by their official names.
-        path: Their file, for messages.
+        path: The file, for messages.
 
     Raises:
-        WeightsError: If a name is missing or left over, or if names of one tensor hold different values.
+        WeightsError: If a name is missing or unknown, or if the names of one tensor hold different values.
     """
     state = _merge_aliases(state, _TIED, path, PROMPTABLE)
     converted = rename(state, tensor_names(_promptable()), path, PROMPTABLE, _LABELS.match)
     ours = 'mask_head.prompt_embed.weight'
     converted[ours] = converted[ours][:1].clone()  # the other row, for a second kind of label, is never read
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a checkpoint is always converted to the same file
+        torch.manual_seed(0)  # so that a checkpoint is always converted to the same file
         details = DetailEncoder(_CHANNELS).state_dict()
     return _merged_like_mmdet(converted) | {f'{UNTRAINED}{name}': value for name, value in details.items()}
 
@@ -135,7 +135,7 @@ def convert_promptable(state: StateDict, path: Path) -> StateDict:
 def _merge_aliases(
     state: StateDict, aliases: tuple[tuple[re.Pattern[str], str], ...], path: Path, kind: str
 ) -> StateDict:
-    """Tensors that have several names, or old ones, under one name each; patterns are replaced in their order."""
+    """Returns tensors that have several names, or old ones, under one name each; patterns are applied in order."""
     merged: StateDict = {}
     for name in sorted(state):
         canonical = name
@@ -147,10 +147,10 @@ def _merge_aliases(
 
 
 def _merged_like_mmdet(state: StateDict) -> StateDict:
-    """Weights on merged patches of Swin in MMDetection's order.
+    """Reorders the input channels of Swin's patch merging.
 
-    It stacks channels before places and rows before columns, the authors' code places before channels and columns
-    before rows.
+    MMDetection stacks channels before positions and rows before columns; the authors' code stacks positions before
+    channels and columns before rows.
     """
 
     def reordered(weights: Tensor) -> Tensor:  # (..., 4 C)
@@ -160,14 +160,13 @@ def _merged_like_mmdet(state: StateDict) -> StateDict:
     return {name: reordered(tensor) if '.downsample.' in name else tensor for name, tensor in state.items()}
 
 
-def _below(theirs: str, ours: str, **names: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Modules with weight and bias: name there to name here, both without the prefixes, with __ for a dot."""
-    for there, here in names.items():
-        yield f'{theirs}.{there.replace("__", ".")}', f'{ours}.{here}', BIASED
+def _biased(theirs: str, ours: str, names: dict[str, str]) -> Modules:
+    """Modules with weight and bias: foreign name to our name, both without the prefixes."""
+    return ((f'{theirs}.{there}', f'{ours}.{here}', BIASED) for there, here in names.items())
 
 
 def _mlp(theirs: str, ours: str, depth: int) -> Modules:
-    """The `depth` linear layers of a perceptron, a list there, a sequence with a ReLU between each two here."""
+    """The `depth` linear layers of an MLP: a list in the authors' code, here a sequence with ReLUs in between."""
     return ((f'{theirs}.layers.{layer}', f'{ours}.{2 * layer}', BIASED) for layer in range(depth))
 
 
@@ -177,15 +176,15 @@ def _deformable(theirs: str, ours: str) -> Modules:
 
 def _swin_tiny(theirs: str, ours: str) -> Modules:
     """A Swin-T in its authors' code and in MMDetection, without the norms of the levels."""
-    yield from _below(theirs, ours, patch_embed__proj='patch_embed.projection', patch_embed__norm='patch_embed.norm')
+    patches = {'patch_embed.proj': 'patch_embed.projection', 'patch_embed.norm': 'patch_embed.norm'}
+    yield from _biased(theirs, ours, patches)
     for stage, blocks in enumerate(_BLOCKS):
         for block in range(blocks):
             there, here = f'{theirs}.layers.{stage}.blocks.{block}', f'{ours}.stages.{stage}.blocks.{block}'
             yield f'{there}.attn', f'{here}.attn.w_msa', ('relative_position_bias_table', 'relative_position_index')
-            yield from _below(there, here, attn__qkv='attn.w_msa.qkv', attn__proj='attn.w_msa.proj')
-            yield from _below(
-                there, here, norm1='norm1', norm2='norm2', mlp__fc1='ffn.layers.0.0', mlp__fc2='ffn.layers.1'
-            )
+            yield from _biased(there, here, {'attn.qkv': 'attn.w_msa.qkv', 'attn.proj': 'attn.w_msa.proj'})
+            yield from _biased(there, here, {'norm1': 'norm1', 'norm2': 'norm2'})
+            yield from _biased(there, here, {'mlp.fc1': 'ffn.layers.0.0', 'mlp.fc2': 'ffn.layers.1'})
         if stage < len(_BLOCKS) - 1:
             there, here = f'{theirs}.layers.{stage}.downsample', f'{ours}.stages.{stage}.downsample'
             yield f'{there}.reduction', f'{here}.reduction', WEIGHT
@@ -193,7 +192,7 @@ def _swin_tiny(theirs: str, ours: str) -> Modules:
 
 
 def _pixel_decoder(theirs: str, levels: int, lateral: str, output: str) -> Modules:
-    """Mask2Former's and MaskDINO's pixel decoder; `lateral` and `output` are the convolutions here."""
+    """The pixel decoder of Mask2Former and MaskDINO; `lateral` and `output` are MMDetection's convolutions."""
     ours = 'mask_head.pixel_decoder'
     yield f'{theirs}.transformer.level_embed', f'{ours}.level_encoding.weight', ()
     for level in range(levels):
@@ -202,8 +201,7 @@ def _pixel_decoder(theirs: str, levels: int, lateral: str, output: str) -> Modul
     for layer in range(_ENCODER_LAYERS):
         there, here = f'{theirs}.transformer.encoder.layers.{layer}', f'{ours}.encoder.layers.{layer}'
         yield from _deformable(f'{there}.self_attn', f'{here}.self_attn')
-        yield from _below(there, here, norm1='norms.0', norm2='norms.1')
-        yield from _below(there, here, linear1='ffn.layers.0.0', linear2='ffn.layers.1')
+        yield from _biased(there, here, {'norm1': 'norms.0', 'norm2': 'norms.1', **_FFN})
     for part, convolution in (('adapter_1', lateral), ('layer_1', output)):
         yield f'{theirs}.{part}', f'{ours}.{convolution}.conv', WEIGHT
         yield f'{theirs}.{part}.norm', f'{ours}.{convolution}.gn', BIASED
@@ -216,14 +214,13 @@ def _whole_image() -> Modules:
     yield from _pixel_decoder('sem_seg_head.pixel_decoder', 3, 'lateral_convs.0', 'output_convs.0')
     for layer in range(_DECODER_LAYERS):
         ours = f'{decoder}.layers.{layer}'
-        parts = (
+        cross, own, ffn = (
             f'{queries}.transformer_{name}_layers.{layer}' for name in ('cross_attention', 'self_attention', 'ffn')
         )
-        cross, own, ffn = parts
         yield f'{cross}.multihead_attn', f'{ours}.cross_attn.attn', _ATTENTION
         yield f'{own}.self_attn', f'{ours}.self_attn.attn', _ATTENTION
-        yield from _below(ffn, ours, linear1='ffn.layers.0.0', linear2='ffn.layers.1')
-        for position, part in enumerate((cross, own, ffn)):  # the order in which they follow each other
+        yield from _biased(ffn, ours, _FFN)
+        for position, part in enumerate((cross, own, ffn)):  # the order in which they are applied
             yield f'{part}.norm', f'{ours}.norms.{position}', BIASED
     yield f'{queries}.decoder_norm', f'{decoder}.post_norm', BIASED
     for table in ('query_feat', 'query_embed', 'level_embed'):
@@ -242,8 +239,9 @@ def _promptable() -> Modules:
         there, here = f'{_PROMPTS}.decoder.layers.{layer}', f'{decoder}.layers.{layer}'
         yield f'{there}.self_attn', f'{here}.self_attn', _ATTENTION
         yield from _deformable(f'{there}.cross_attn', f'{here}.cross_attn')
-        yield from _below(there, here, linear1='ffn.layers.0.0', linear2='ffn.layers.1')
-        yield from _below(there, here, norm2='norms.0', norm1='norms.1', norm3='norms.2')  # as they follow each other
+        yield from _biased(there, here, _FFN)
+        # The authors number the norms in another order than that in which they are applied.
+        yield from _biased(there, here, {'norm2': 'norms.0', 'norm1': 'norms.1', 'norm3': 'norms.2'})
     yield _NORM, f'{decoder}.norm', BIASED
     yield from _mlp(f'{_PROMPTS}.decoder.ref_point_head', f'{decoder}.position_mlp', 2)
     yield from _mlp(_BOXES, f'{decoder}.box_mlp', 3)

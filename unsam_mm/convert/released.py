@@ -1,4 +1,4 @@
-"""Released checkpoints, told apart by their names, in files that MMEngine or this package loads."""
+"""Converts released checkpoints, recognised by their tensor names, to files that MMEngine or this package loads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Format:
     """One kind of checkpoint.
 
     Attributes:
-        kind: What it is, for messages.
-        mark: Matches the start of a name that no other kind has.
-        convert: Gives the tensors under MMDetection's names; takes them and the path of their file.
-        suffix: Of the file that is written: MMEngine loads ``.pth`` only, `load_cutler` only ``.safetensors``.
+        kind: The model, for messages.
+        mark: Matches the start of a tensor name that no other kind has.
+        convert: Returns the tensors under MMDetection's names; takes the tensors and the path of their file.
+        suffix: Suffix of the written file: MMEngine loads ``.pth`` only, `load_cutler` only ``.safetensors``.
         usage: How the written file is used; ``{}`` stands for its path.
     """
 
@@ -80,27 +80,15 @@ FORMATS = (
 _CONVERTED = re.compile(r'mask_head\.|backbone\.layer1\.|backbone\.stages\.')
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """What was converted.
-
-    Attributes:
-        format: The kind of checkpoint.
-        target: The written file.
-        num_tensors: How many tensors it has.
-    """
-
-    format: Format
-    target: Path
-    num_tensors: int
-
-
-def convert_checkpoint(source: Path, target: Path) -> Conversion:
-    """Reads a released checkpoint and writes it in MMDetection's names. `target` appears whole or not at all.
+def convert_checkpoint(source: Path, target: Path) -> tuple[Format, int]:
+    """Reads a released checkpoint and writes it with MMDetection's names. `target` is written completely or not at all.
 
     Args:
         source: A ``.pth`` or ``.safetensors`` file.
         target: The file to write; replaced if it exists.
+
+    Returns:
+        The kind of checkpoint, and the number of tensors in `target`.
 
     Raises:
         WeightsError: If `source` cannot be read, or is of no known kind.
@@ -108,7 +96,7 @@ def convert_checkpoint(source: Path, target: Path) -> Conversion:
         StoreError: If `target` cannot be written.
     """
     state = read_checkpoint(source)
-    format_ = recognise(state, source)
+    format_ = _format_of(state, source)
     if target.suffix != format_.suffix:
         raise UnSAMError(f'{target}: a file of {format_.kind} must end in {format_.suffix}; choose another name')
     if target.exists() and target.samefile(source):
@@ -117,15 +105,10 @@ def convert_checkpoint(source: Path, target: Path) -> Conversion:
     content = _serialise(converted, format_, source)
     with atomic_writer(target, binary=True) as file:
         file.write(content)
-    return Conversion(format_, target, len(converted))
+    return format_, len(converted)
 
 
-def recognise(state: StateDict, path: Path) -> Format:
-    """The format that a name in `state` belongs to.
-
-    Raises:
-        WeightsError: If there is none.
-    """
+def _format_of(state: StateDict, path: Path) -> Format:
     for format_ in FORMATS:
         if any(format_.mark.match(name) for name in state):
             return format_
@@ -142,7 +125,7 @@ def _serialise(state: StateDict, format_: Format, source: Path) -> bytes | memor
         state = {name: tensor.contiguous() for name, tensor in state.items()}
         return safetensors.torch.save(state, metadata={'format': 'pt', 'source': source.name})
     buffer = BytesIO()
-    # MMDetection's inference reads the names of the classes from there.
+    # MMDetection's inference reads the class names from `dataset_meta`.
     meta = {'source': source.name, 'kind': format_.kind, 'dataset_meta': {'classes': ('object',)}}
     torch.save({'state_dict': state, 'meta': meta}, buffer)
     return buffer.getbuffer()
