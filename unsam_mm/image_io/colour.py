@@ -17,8 +17,8 @@ def upright(pixels: np.ndarray, orientation: int, y_axis: int = 0) -> np.ndarray
 
     Args:
         pixels: Rows along `y_axis`, columns along the next axis.
-        orientation: 1 to 8; anything else counts as 1, which leaves the pixels as they are.
-        y_axis: Which axis, counted from the front.
+        orientation: 1 to 8; other values count as 1, which changes nothing.
+        y_axis: Index of the axis.
     """
     x_axis = y_axis + 1
     if orientation in (5, 6, 7, 8):
@@ -36,11 +36,11 @@ def swaps_sides(orientation: int) -> bool:
 
 
 def invert(values: np.ndarray, bits: int) -> np.ndarray:
-    """Numbers that are small where it is bright as numbers that are large there.
+    """Inverts values that are small where the image is bright.
 
     Args:
-        values: Of a dtype as wide as `bits` or wider; float numbers change their sign.
-        bits: Of one number in the file.
+        values: The dtype has at least `bits` bits; floats change their sign.
+        bits: Bits of a value in the file.
     """
     if values.dtype.kind == 'b':
         return ~values
@@ -50,7 +50,7 @@ def invert(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def cmyk_to_rgb(cmyk: np.ndarray) -> np.ndarray:
-    """(..., 4) unsigned inks, 0 being none, as (..., 3) RGB of the same dtype, without a colour profile."""
+    """(..., 4) unsigned CMYK, 0 for no ink, to (..., 3) RGB of the same dtype, without a colour profile."""
     if cmyk.dtype == np.uint8:
         flat = np.ascontiguousarray(cmyk).reshape(1, -1, 4)
         rgb = Image.frombuffer('CMYK', flat.shape[1::-1], flat.tobytes(), 'raw', 'CMYK', 0, 1).convert('RGB')
@@ -61,11 +61,11 @@ def cmyk_to_rgb(cmyk: np.ndarray) -> np.ndarray:
 
 
 def lab_to_rgb(lab: np.ndarray, is_icc: bool) -> np.ndarray:
-    """(..., 3) CIELAB as TIFF encodes it, white point D50, as (..., 3) sRGB of the same dtype.
+    """(..., 3) CIELAB as TIFF encodes it, white point D50, to (..., 3) sRGB of the same dtype.
 
     Args:
         lab: uint8 or uint16.
-        is_icc: Whether a and b have an offset (ICCLAB), instead of being signed (CIELAB).
+        is_icc: Whether a and b have an offset (ICCLAB) instead of being signed (CIELAB).
     """
     from skimage.color import lab2xyz, xyz2rgb
 
@@ -84,12 +84,12 @@ def lab_to_rgb(lab: np.ndarray, is_icc: bool) -> np.ndarray:
 def ycbcr_to_rgb(
     ycbcr: np.ndarray, luma: tuple[float, ...] | None = None, black_white: tuple[float, ...] | None = None
 ) -> np.ndarray:
-    """(..., 3) uint8 YCbCr as (..., 3) uint8 RGB.
+    """(..., 3) uint8 YCbCr to (..., 3) uint8 RGB.
 
     Args:
-        ycbcr: Luma and the two differences.
+        ycbcr: Y, Cb and Cr.
         luma: The shares of red, green and blue in luma (tag YCbCrCoefficients); by default those of Rec. 601.
-        black_white: What stands for none and full of each channel (tag ReferenceBlackWhite); by default the full range.
+        black_white: The values of black and white of each channel (tag ReferenceBlackWhite); by default the full range.
     """
     luma, black_white = luma or _REC_601, black_white or _FULL_RANGE
     low, high = np.array(black_white[::2]), np.array(black_white[1::2])
@@ -101,14 +101,14 @@ def ycbcr_to_rgb(
 
 
 def palette_to_rgb(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
-    """(...) indices into a (3, N) uint16 palette as (..., 3) uint8 RGB."""
+    """(...) indices into a (3, N) uint16 palette to (..., 3) uint8 RGB."""
     return (colormap >> 8).astype(np.uint8).T[indices]
 
 
 def picture_array(file: Image.Image) -> np.ndarray:
-    """The pixels that Pillow reads: (H, W) where they are grey, else (H, W, 3) RGB; alpha is dropped.
+    """The pixels of an image of Pillow: (H, W) if they are grey, else (H, W, 3) RGB; alpha is dropped.
 
-    They are upright if the file is a TIFF.
+    Pixels of a TIFF file are upright.
     """
     mode = file.mode
     if is_grey_mode(mode):
@@ -116,12 +116,12 @@ def picture_array(file: Image.Image) -> np.ndarray:
     if mode == 'LAB':
         return lab_to_rgb(np.asarray(file), is_icc=False)
     if mode == 'P' and isinstance(file.info.get('transparency'), bytes):
-        del file.info['transparency']  # Pillow would warn that it is lost
+        del file.info['transparency']  # otherwise Pillow warns that it is lost
     if mode == 'RGBA' and file.format == 'TIFF' and file.tile and file.tile[0].args[0] == 'RGBa':
-        file = file.convert('RGBa')  # colours times alpha, as they are stored
+        file = file.convert('RGBa')  # colours multiplied by alpha, as they are stored
     return np.asarray(file if mode.startswith('RGB') else file.convert('RGB'))[..., :3]
 
 
 def is_grey_mode(mode: str) -> bool:
-    """Whether a mode of Pillow has one channel, alpha aside."""
+    """Whether a mode of Pillow has one channel, without counting alpha."""
     return mode in ('1', 'L', 'LA', 'La', 'I', 'F') or mode.startswith('I;')

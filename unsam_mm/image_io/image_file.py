@@ -21,7 +21,7 @@ _is_reading: ContextVar[bool] = ContextVar('is_reading', default=False)
 
 @dataclass(frozen=True, eq=False)
 class ImageFile:
-    """An open image file, of which no pixel has been read yet.
+    """An open image file whose pixels have not been read yet.
 
     Attributes:
         path: The file.
@@ -40,10 +40,10 @@ class ImageFile:
     sizes: PixelSizes
 
     def read(self) -> np.ndarray:
-        """Unscaled pixel values, `shape` or (*shape, n_channels); other colours than RGB are converted.
+        """Unscaled pixel values, `shape` or (*shape, n_channels); other colour spaces are converted to RGB.
 
         Raises:
-            ImageError: If they cannot be decoded, or a package for it is missing.
+            ImageError: If they cannot be decoded, or a package for decoding is missing.
         """
         with explaining(self.path):
             return self._decode()
@@ -54,7 +54,7 @@ class ImageFile:
 
 @contextmanager
 def explaining(path: Path) -> Iterator[None]:
-    """Turns whatever decoders raise into `ImageError`, and keeps what they log to itself."""
+    """Turns all errors of decoders into `ImageError`, and hides what they log."""
     token = _is_reading.set(True)
     try:
         yield
@@ -70,7 +70,7 @@ def explaining(path: Path) -> Iterator[None]:
         raise ImageError(
             f'{path}: cannot be read as an image (its content is of no known format); copy it again or convert it to PNG'
         ) from error
-    except Exception as error:  # decoders of broken files raise anything, struct.error for one
+    except Exception as error:  # decoders raise anything for broken files, for example struct.error
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise ImageError(
             f'{path}: cannot be read as an image ({reason}); copy it again or convert it to PNG'
@@ -80,10 +80,10 @@ def explaining(path: Path) -> Iterator[None]:
 
 
 def check_is_file(path: Path) -> None:
-    """Called before an image file is opened: opening a pipe would wait for ever.
+    """Call this before an image file is opened: opening a pipe would wait forever.
 
     Raises:
-        ImageError: If it is missing, empty, or no file.
+        ImageError: If it is missing, empty, or not a regular file.
     """
     try:
         status = path.stat()
@@ -100,8 +100,7 @@ def check_is_file(path: Path) -> None:
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    """Decoders log oddities of metadata; what matters to a reader is raised."""
-    return not _is_reading.get()
+    return not _is_reading.get()  # decoders log irregular metadata, which do not matter here
 
 
 for _name in ('tifffile', 'PIL.TiffImagePlugin', 'PIL.PngImagePlugin'):

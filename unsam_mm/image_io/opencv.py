@@ -1,8 +1,8 @@
 """Imports OpenCV without its changes to the Qt plugin paths.
 
-The GUI build of OpenCV bundles Qt 5 and points two environment variables at it when it is imported. Any Qt that starts
-later in the same process then loads plugins of the wrong version and aborts. Which of OpenCV's builds is installed is up
-to other packages, so the variables are put back instead.
+The GUI build of OpenCV bundles Qt 5 and sets two environment variables to its folder on import. Any Qt that starts later
+in the same process then loads plugins of the wrong version and aborts. Other packages decide which build of OpenCV is
+installed, so the variables are restored instead.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _QT_VARIABLES = ('QT_QPA_PLATFORM_PLUGIN_PATH', 'QT_QPA_FONTDIR')
 
 
 def import_opencv() -> ModuleType:
-    """Imports cv2 (or finds it imported) and returns it, with Qt's variables as the user had set them.
+    """Imports cv2 and restores the Qt variables that the user had set.
 
-    Where cv2 was imported by somebody else before, variables that point into its folder are removed.
+    If cv2 was imported before, variables that point into its folder are removed.
     """
     before = {name: os.environ.get(name) for name in _QT_VARIABLES}
     import cv2

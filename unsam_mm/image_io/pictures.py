@@ -47,12 +47,10 @@ class Picture(ImageFile):
     def _load(self) -> np.ndarray:
         try:
             return picture_array(self._file)
-        except ValueError:
+        except ValueError:  # for PNG, from a long text after the pixels
             if not _is_png(self.path):
                 raise
-            with _without_limit():
-                bare = Image.open(_png_without_metadata(self.path))  # long texts may follow the pixels
-            with bare:
+            with _without_limit(), Image.open(_png_without_metadata(self.path)) as bare:
                 return picture_array(bare)
 
 
@@ -63,8 +61,8 @@ def open_picture(path: Path) -> Iterator[Picture]:
     Raises:
         ImageError: If it is animated.
     """
-    with open_with_pillow(path) as file:
-        # A phone's MPO file holds a photograph, and then previews or depths of it.
+    with _open(path) as file:
+        # An MPO file of a phone holds a photograph, followed by previews or depth maps.
         n_frames = 1 if file.format == 'MPO' else getattr(file, 'n_frames', 1)
         if n_frames > 1:
             raise ImageError(
@@ -78,8 +76,8 @@ def open_picture(path: Path) -> Iterator[Picture]:
         yield Picture(path, 'yx', shape, 1 if is_grey else 3, not is_grey, {}, file, orientation)
 
 
-def open_with_pillow(path: Path) -> Image.Image:
-    """Opens a picture of any size: Pillow's limit is meant for servers that read the files of strangers.
+def _open(path: Path) -> Image.Image:
+    """Opens a picture of any size: Pillow's limit is meant for servers that read untrusted files.
 
     Raises:
         PIL.UnidentifiedImageError: If the format is not known.
@@ -87,14 +85,14 @@ def open_with_pillow(path: Path) -> Image.Image:
     with _without_limit():
         try:
             return Image.open(path)
-        except (UnidentifiedImageError, ValueError):  # damaged texts, and long ones
+        except (UnidentifiedImageError, ValueError):  # from damaged or long text chunks
             if not _is_png(path):
                 raise
             return Image.open(_png_without_metadata(path))
 
 
 def read_frames(path: Path, numbers: Iterable[int]) -> Iterator[np.ndarray]:
-    """Some frames of a file, as `picture_array` gives them."""
+    """Some frames of a file, as `picture_array` returns them."""
     with _without_limit(), Image.open(path) as file:
         for number in numbers:
             file.seek(number)
@@ -103,7 +101,7 @@ def read_frames(path: Path, numbers: Iterable[int]) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _without_limit() -> Iterator[None]:
-    with _limit_lock, without_warnings():  # Pillow warns of harmless oddities in headers
+    with _limit_lock, without_warnings():  # Pillow warns about harmless irregularities in headers
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
@@ -112,16 +110,16 @@ def _without_limit() -> Iterator[None]:
 
 
 def _orientation(file: Image.Image, path: Path) -> int:
-    """The orientation tag; no pixel is decoded for it."""
+    """The orientation tag, read without decoding pixels."""
     if file.format == 'TIFF':
-        return 1  # Pillow turns TIFF files itself
+        return 1  # Pillow rotates TIFF files itself
     try:
         if file.format == 'PNG' and 'exif' not in file.info:  # it may follow the pixels
             for _, chunk in islice(_png_chunks(path, (b'eXIf',)), 1):
                 file.info['exif'] = chunk[8:-4]
         with without_warnings():
-            return int(Image.Image.getexif(file).get(_ORIENTATION, 1))  # that of PNG files would decode the pixels
-    except Exception:  # noqa: BLE001 (broken EXIF raises anything, and does not make the pixels worse)
+            return int(Image.Image.getexif(file).get(_ORIENTATION, 1))  # `file.getexif` of PNG files decodes the pixels
+    except Exception:  # noqa: BLE001 (broken EXIF raises anything, and must not prevent reading the pixels)
         return 1
 
 
@@ -131,7 +129,7 @@ def _is_png(path: Path) -> bool:
 
 
 def _deep_colour_type(path: Path) -> int:
-    """The colour type of a PNG that Pillow would cut to 8 bits; 0 for all other files."""
+    """The colour type of a PNG that Pillow would truncate to 8 bits; 0 for all other files."""
     with path.open('rb') as file:
         header = file.read(26)
     return header[25] if header.startswith(_PNG) and header[24:26] in _DEEP_COLOUR else 0
@@ -147,7 +145,7 @@ def _read_deep_png(path: Path, colour_type: int) -> np.ndarray:
 
     bare = _png_without_metadata(path)
     with _without_limit(), Image.open(bare) as file:
-        file.verify()  # OpenCV gives no reason
+        file.verify()  # raises with a reason, which OpenCV does not
     cv2 = import_opencv()
     pixels = cv2.imdecode(np.frombuffer(bare.getbuffer(), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
@@ -156,30 +154,26 @@ def _read_deep_png(path: Path, colour_type: int) -> np.ndarray:
 
 
 def _check_png(path: Path) -> None:
-    """Compares the checksums of a PNG's pixels: Pillow does not, and what follows a damaged byte comes out as noise.
-
-    Raises:
-        ImageError: If one differs.
-    """
+    """Raises `ImageError` if a checksum of a PNG's pixels is wrong: Pillow would decode noise after a damaged byte."""
     for _, chunk in _png_chunks(path, _PNG_CHECKED):
-        is_whole = len(chunk) == 12 + int.from_bytes(chunk[:4], 'big')  # Pillow tells of one that is not
+        is_whole = len(chunk) == 12 + int.from_bytes(chunk[:4], 'big')  # else Pillow reports a truncated file
         if is_whole and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], 'big'):
             raise ImageError(f'{path}: the file is damaged (its checksum differs); copy it again')
 
 
 def _png_without_metadata(path: Path) -> io.BytesIO:
-    """A PNG with nothing but its pixels and their orientation: decoders fail on long texts or warn of odd profiles."""
+    """A PNG reduced to its pixels and orientation: decoders fail on long texts or warn about invalid profiles."""
     return io.BytesIO(_PNG + b''.join(chunk for _, chunk in _png_chunks(path, _PNG_PIXELS)))
 
 
 def _png_chunks(path: Path, wanted: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
-    """The kind of each of the wanted chunks of a PNG, and the chunk: its length, kind, content and checksum."""
+    """Yields the kind of each wanted chunk of a PNG, and the whole chunk: length, kind, content and checksum."""
     size = path.stat().st_size
     with path.open('rb') as file:
         file.seek(len(_PNG))
         while len(header := file.read(8)) == 8:
             length, kind = struct.unpack('>I4s', header)
             if kind in wanted:
-                yield kind, header + file.read(min(length + 4, size))  # a damaged file may name any length
+                yield kind, header + file.read(min(length + 4, size))  # the length in a damaged file may be anything
             else:
                 file.seek(length + 4, os.SEEK_CUR)

@@ -16,7 +16,7 @@ from unsam_mm.image_io.tiff import is_tiff, open_tiff
 from unsam_mm.image_io.tiff_metadata import scale_and_units
 
 MAX_PIXELS = 178_956_970
-"""Larger images are refused by default; Pillow's limit too."""
+"""Larger images are refused by default; this is also Pillow's limit."""
 
 _COLOURS = ('red', 'green', 'blue')
 
@@ -26,7 +26,7 @@ class ImagePixels:
     """One image of two to four axes.
 
     Attributes:
-        channels: Arrays of one shape by name; '' if there is one only.
+        channels: Arrays of one shape by name; the name of a single channel is ''.
         is_rgb: Whether the channels are red, green and blue.
         scale: Size of a pixel along each axis.
         units: The unit of each; 'pixel' where the file gives none.
@@ -45,7 +45,7 @@ class ImagePixels:
         return next(iter(self.channels.values())).shape
 
     def picture(self, channel: int = 0) -> np.ndarray:
-        """Pixels for display: (..., H, W, 3) of colour images, else those of one channel, (..., H, W).
+        """Pixels for display: (..., H, W, 3) for colour images, else one channel, (..., H, W).
 
         Raises:
             ImageError: If there is no such channel.
@@ -58,26 +58,27 @@ class ImagePixels:
         return arrays[channel]
 
     def planes(self, channel: int = 0) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-        """Each plane of `picture`, with its place along the axes before rows and columns."""
+        """Yields each plane of `picture` with its index along the axes before rows and columns."""
         picture = self.picture(channel)
         for plane in np.ndindex(*self.shape[:-2]):
             yield plane, picture[plane]
 
 
 def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
-    """Reads an image file with the numbers and the dtype that it holds.
+    """Reads an image file with its values and dtype unchanged.
 
-    Images are turned upright according to their orientation tag. Colours of other spaces (CMYK, CIELAB, YCbCr,
-    palettes) become RGB, grey that is small where it is bright is inverted, and numbers of 2 to 7 bits are scaled to 8.
-    An alpha channel is dropped; samples beyond that are channels. A file of a multi-file set gives the planes in it.
+    Images are rotated to upright according to their orientation tag. Other colour spaces (CMYK, CIELAB, YCbCr, palettes)
+    are converted to RGB, grey values that are small where the image is bright are inverted, and values of 2 to 7 bits are
+    scaled to 8. An alpha channel is dropped; other additional samples are channels. From a file of a multi-file set, the
+    planes in this file are read.
 
     Args:
         path: The file.
-        max_pixels: Images with larger planes are refused before they are read; None: none is.
+        max_pixels: Images with larger planes are refused before they are read; None for no limit.
 
     Raises:
-        ImageError: If the file is missing, broken, too large or no image, holds several images or is animated, or has
-            axes beyond t, z, y, x and channels.
+        ImageError: If the file is missing, broken, too large or not an image, holds several images or is animated, or
+            has axes other than t, z, y, x and channels.
     """
     with open_image(path) as file:
         check_size(file.shape[-2:], str(path), max_pixels)
@@ -89,15 +90,15 @@ def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
 
 
 def check_size(shape_hw: tuple[int, ...], name: str, max_pixels: int | None) -> None:
-    """Refuses an image that is too large to be processed whole.
+    """Refuses an image that is too large to be processed at once.
 
     Args:
-        shape_hw: Its height and width.
-        name: What the message calls it.
+        shape_hw: Height and width of the image.
+        name: Name of the image in the message.
         max_pixels: The limit; None for no limit.
 
     Raises:
-        ImageError: If it has more than `max_pixels` pixels.
+        ImageError: If the image has more than `max_pixels` pixels.
     """
     height, width = shape_hw
     if max_pixels is not None and height * width > max_pixels:
@@ -113,7 +114,7 @@ def open_image(path: str | Path) -> Iterator[ImageFile]:
     """Opens an image file; the format is detected from the content, not from the name.
 
     Raises:
-        ImageError: As `read_pixels`. Errors of the block come out as they are.
+        ImageError: As `read_pixels`. Errors in the block are not changed.
     """
     path = Path(path)
     with ExitStack() as stack:

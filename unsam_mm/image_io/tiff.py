@@ -6,7 +6,7 @@ import importlib.util
 import math
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,11 @@ _COLOUR_SAMPLES = {
     _PHOTOMETRIC.SEPARATED: 4,
 }
 _ALPHA = {1, 2}  # tag ExtraSamples: associated, unassociated
-_PIXEL_TAGS = {273, 279, 320, 324, 325, 347}  # where strips and tiles are, the palette, JPEG's tables
+_PIXEL_TAGS = {273, 279, 320, 324, 325, 347}  # offsets and sizes of strips and tiles, the palette, JPEG's tables
 _AXES = 'TZYX'
-# Formats that tifffile reads from several files at once: here each file yields only the planes that it contains.
+# Formats that tifffile reads from several files at once: here, each file provides only the planes in it.
 _OF_SEVERAL_FILES = {'is_mmstack': False, 'is_ndtiff': False}
-# Those of microscopes whose pages can be read without their metadata.
+# Formats of microscopes whose pages can be read without their metadata.
 _MICROSCOPES = ('is_micromanager', 'is_lsm', 'is_fluoview', 'is_sis', 'is_scanimage')
 _WITHOUT_METADATA = dict.fromkeys(('is_ome', 'is_imagej', 'is_shaped', *_MICROSCOPES), False)
 _PAGES_OF_ONE_KIND = ('generic', 'uniform', 'shaped', 'ome', 'imagej')
@@ -51,7 +51,7 @@ class TiffImage(ImageFile):
 
     def _decode(self) -> np.ndarray:
         page, last = self._series.keyframe, len(self.shape)
-        if not page.is_contiguous:  # tifffile fills what is missing with zeros, and decoders of JPEG make it up
+        if not page.is_contiguous:  # tifffile fills missing parts with zeros, and JPEG decoders invent them
             for part in filter(None, self._series.pages):
                 _check_parts(part, self.path)
                 if page.compression != 1:
@@ -61,34 +61,34 @@ class TiffImage(ImageFile):
             channel_axis = _channel_axis(axes)
             pixels = pixels if channel_axis is None else np.moveaxis(pixels, channel_axis, -1)
             pixels = upright(_converted(pixels, page, self.is_rgb, 'S' in axes), _orientation(page), last - 2)
-        except Exception as error:  # noqa: BLE001 (decoders raise anything; what remains is raised there)
+        except Exception as error:  # noqa: BLE001 (decoders raise anything; `_read_with_pillow` raises it again)
             pixels = self._read_with_pillow(error)
         if self.n_channels == 1 and pixels.ndim > last:  # alpha is dropped
             pixels = pixels[..., 0]
         expected = (*self.shape, *((self.n_channels,) if self.n_channels > 1 else ()))
         if pixels.shape != expected:
             raise ImageError(
-                f'{self.path}: expected pixels of shape {expected}, got {pixels.shape}; save the image anew'
+                f'{self.path}: expected pixels of shape {expected}, got {pixels.shape}; save the image again'
             )
         return pixels.astype(pixels.dtype.newbyteorder('='), copy=False)
 
     def _read_with_pillow(self, reason: Exception) -> np.ndarray:
-        """What tifffile cannot decompress may still be read by Pillow's libtiff, page by page, upright and in RGB.
+        """Reads pages that tifffile cannot decompress with Pillow's libtiff, upright and in RGB.
 
         Raises:
-            ImageError: If it cannot, or would lose bits.
+            ImageError: If Pillow cannot read them either, or would lose bits.
         """
         if not (_lacks_codec(reason) or isinstance(reason, NotImplementedError)):
             raise reason
         first, axes = self._series.keyframe, self._series.axes.upper()
         front = self._series.shape[: len(axes) - first.ndim]
         pages = [page and page.aspage() for page in self._series.pages]
-        # Pillow cuts colours to 8 bits, and reads uncompressed subsampled colours as if they were whole.
+        # Pillow truncates colours to 8 bits, and reads uncompressed subsampled colours as if they were not subsampled.
         loses = first.samplesperpixel > 1 and (first.dtype is None or first.dtype.itemsize > 1)
         is_mixed = first.is_subsampled and first.compression == 1
         if loses or is_mixed or len(pages) != math.prod(front) or any(page is None or page.is_subifd for page in pages):
             raise self._unreadable(reason)
-        for page in pages:  # libtiff would write the error to stderr
+        for page in pages:  # libtiff would write errors to stderr
             _check_tags(page, self.path)
             _check_end(page, self.path)
         try:
@@ -99,8 +99,8 @@ class TiffImage(ImageFile):
         if 'C' in axes[: len(front)] and 'S' not in axes:
             pixels = np.moveaxis(pixels, axes.index('C'), -1)
         if planes[0].ndim == 2 and first.photometric == _PHOTOMETRIC.MINISWHITE and first.bitspersample > 8:
-            pixels = invert(pixels, first.bitspersample)  # Pillow does so itself up to 8 bits
-        # Pillow has no int8, int16 and uint32; they come as whole numbers with the same bits.
+            pixels = invert(pixels, first.bitspersample)  # Pillow inverts up to 8 bits
+        # Pillow has no int8, int16 and uint32; it returns other integers with the same bits.
         is_cast = pixels.dtype != first.dtype and pixels.dtype.kind in 'iu' and first.dtype.kind in 'iu'
         return pixels.astype(first.dtype) if is_cast else pixels
 
@@ -116,23 +116,23 @@ class TiffImage(ImageFile):
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does, whatever its name."""
+    """Whether the first bytes of a file are those of a TIFF."""
     with path.open('rb') as file:
         return file.read(4) in _MAGIC
 
 
 @contextmanager
 def open_tiff(path: Path) -> Iterator[TiffImage]:
-    """Opens a TIFF file by its headers.
+    """Opens a TIFF file and reads its headers.
 
-    The largest image counts; others are taken for thumbnails if they are marked as such or at most half as wide and
+    The largest image is used. Others count as thumbnails if they are marked as such or are at most half as wide and
     high.
 
     Raises:
-        ImageError: If it holds several images, or axes beyond t, z, y, x and channels.
+        ImageError: If the file holds several images, or has axes other than t, z, y, x and channels.
     """
-    file, series = _open_series(path)
-    with file:
+    opened, file, series = _open_series(path)
+    with opened:
         page, axes = series.keyframe, series.axes.upper()
         n_channels, is_rgb = _channels(series)
         channel_axis = _channel_axis(axes)
@@ -143,7 +143,7 @@ def open_tiff(path: Path) -> Iterator[TiffImage]:
                 f'{path}: expected axes of {_AXES} and channels, got {series.axes} of shape {series.shape}; '
                 'save a part with fewer axes in a file of its own'
             )
-        if not set(names) <= set(_AXES) or len(set(names)) < len(names):  # planes without a name are a stack
+        if not set(names) <= set(_AXES) or len(set(names)) < len(names):  # axes without a usable name are a stack's
             names = _AXES[-len(names) :]
         sizes = pixel_sizes(file)
         if swaps_sides(_orientation(page)):
@@ -152,51 +152,43 @@ def open_tiff(path: Path) -> Iterator[TiffImage]:
         yield TiffImage(path, names.lower(), tuple(shape), n_channels, is_rgb, sizes, series)
 
 
-def _open_series(path: Path) -> tuple[TiffFile, TiffPageSeries]:
-    """The file and its main image; with planes as they follow each other where metadata are broken or do not fit."""
+def _open_series(path: Path) -> tuple[ExitStack, TiffFile, TiffPageSeries]:
+    """Opens the file and finds its main image; without metadata if these are broken or do not fit the pages.
+
+    Returns:
+        A stack that closes the file, the file, and its main image.
+    """
     for flags in ({}, _WITHOUT_METADATA):
-        file = None
-        try:
-            file = tifffile.TiffFile(path, **_OF_SEVERAL_FILES, **flags)
-            if not file.pages:
-                raise ImageError(f'{path}: the file ends before its first page; copy it again')
-            if file.is_ome and (file := _own_part(file, path)) is None:
-                continue
-            if file.series[0].kind == 'shaped' and len(file.series) > 1:  # pages that tifffile wrote one by one
-                file.close()
-                continue
-            if file.is_imagej:
-                _check_planes_of_imagej(file, path)
-            series = _main_series(file, path)
-            _check_tags(series.keyframe, path)
-            if series.kind != 'ome' or all(page is not None for page in series.pages):
-                return file, series
-        except ImageError:
-            file.close()
-            raise
-        except Exception:
-            if file is not None:
-                file.close()
-            if flags:
+        with ExitStack() as opened:
+            try:
+                file = opened.enter_context(tifffile.TiffFile(path, **_OF_SEVERAL_FILES, **flags))
+                if not file.pages:
+                    raise ImageError(f'{path}: the file ends before its first page; copy it again')
+                if file.is_ome:
+                    own_xml = own_ome_xml(file.ome_metadata or '', path.name)
+                    if own_xml is None:
+                        continue
+                    if own_xml != file.ome_metadata:
+                        file = opened.enter_context(tifffile.TiffFile(path, omexml=own_xml, **_OF_SEVERAL_FILES))
+                if file.series[0].kind == 'shaped' and len(file.series) > 1:  # pages that tifffile wrote one by one
+                    continue
+                if file.is_imagej:
+                    _check_planes_of_imagej(file, path)
+                series = _main_series(file, path)
+                _check_tags(series.keyframe, path)
+                if series.kind != 'ome' or all(page is not None for page in series.pages):
+                    return opened.pop_all(), file, series
+            except ImageError:
                 raise
-            continue
-        file.close()
+            except Exception:
+                if flags:
+                    raise
     raise ImageError(f'{path}: holds no image; copy it again')
-
-
-def _own_part(file: TiffFile, path: Path) -> TiffFile | None:
-    """An OME-TIFF as if it were no part of a set; None, and the file closed, if its metadata cannot be understood."""
-    xml = file.ome_metadata or ''
-    own = own_ome_xml(xml, path.name)
-    if own == xml:
-        return file
-    file.close()
-    return None if own is None else tifffile.TiffFile(path, omexml=own, **_OF_SEVERAL_FILES)
 
 
 def _main_series(file: TiffFile, path: Path) -> TiffPageSeries:
     series = file.series
-    if series[0].kind not in _PAGES_OF_ONE_KIND:  # slide scanners and so on: labels and overviews follow the image
+    if series[0].kind not in _PAGES_OF_ONE_KIND:  # such as slide scanners: labels and overviews follow the image
         return series[0]
     _check_last_page(file, path)
     main = max(series, key=lambda image: image.keyframe.imagewidth * image.keyframe.imagelength)
@@ -204,29 +196,23 @@ def _main_series(file: TiffFile, path: Path) -> TiffPageSeries:
     if others:
         shapes = ', '.join(str(image.shape) for image in (main, *others[:3]))
         raise ImageError(
-            f'{path}: holds {len(others) + 1} images (of shapes {shapes}), where one is meant; '
-            'save each in a file of its own'
+            f'{path}: holds {len(others) + 1} images (of shapes {shapes}), expected one; save each in a file of its own'
         )
     return main
 
 
 def _check_last_page(file: TiffFile, path: Path) -> None:
-    """Refuses a file that ends before the last of its pages, as the pages before would pass for a smaller image.
-
-    Raises:
-        ImageError: If it does.
-    """
+    """Raises `ImageError` if the file ends before its last page: the other pages would pass for a smaller stack."""
     file.filehandle.seek(file.pages.next_page_offset)
     stored = file.filehandle.read(file.tiff.offsetsize)
     if len(stored) < file.tiff.offsetsize or any(stored):
-        raise ImageError(f'{path}: the file ends before its last page; copy it again, or save it anew')
+        raise ImageError(f'{path}: the file ends before its last page; copy it again')
 
 
 def _check_tags(page: TiffPage, path: Path) -> None:
-    """Refuses a page if a tag that its pixels need lies beyond the end of the file, or holds too few values.
+    """Raises `ImageError` if a tag that the pixels need lies beyond the end of the file, or has too few values.
 
-    Raises:
-        ImageError: If there are any; tifffile leaves them out.
+    tifffile ignores such tags.
     """
     file, tiff = page.parent.filehandle, page.parent.tiff
     file.seek(page.offset)
@@ -239,10 +225,9 @@ def _check_tags(page: TiffPage, path: Path) -> None:
 
 
 def _check_parts(page: TiffPage | TiffFrame, path: Path) -> None:
-    """Refuses a page with fewer strips or tiles than its size needs; those with offset 0 are counted, and are zeros.
+    """Raises `ImageError` if a page has fewer strips or tiles than its size needs; offset 0 stands for a tile of zeros.
 
-    Raises:
-        ImageError: If it has fewer, unless its pixels are contiguous in the file, where RowsPerStrip does not matter.
+    The number does not matter if the pixels are contiguous in the file.
     """
     found = min(len(page.dataoffsets), len(page.databytecounts))
     in_one_piece = page.is_contiguous and sum(page.databytecounts) >= page.nbytes
@@ -251,24 +236,17 @@ def _check_parts(page: TiffPage | TiffFrame, path: Path) -> None:
 
 
 def _check_end(page: TiffPage | TiffFrame, path: Path) -> None:
-    """Refuses a page of which pixels lie beyond the end of the file.
-
-    Raises:
-        ImageError: If there are any.
-    """
+    """Raises `ImageError` if pixels of a page lie beyond the end of the file."""
     ends = (at + size for at, size in zip(page.dataoffsets, page.databytecounts, strict=False))
     if max(ends, default=0) > page.parent.filehandle.size:
         raise ImageError(f'{path}: the file ends before its last pixel; copy it again')
 
 
 def _check_planes_of_imagej(file: TiffFile, path: Path) -> None:
-    """Refuses what is left of a large stack of ImageJ, which has the header of its first plane alone.
+    """Raises `ImageError` if the file ends before the last plane of a large ImageJ stack.
 
-    The header comes first, so what follows the first plane is part of others. A plane that was split off by another
-    program may say that it is of a stack too.
-
-    Raises:
-        ImageError: If the file ends before the last plane.
+    Such a stack has a header for the first plane only, which comes first, so bytes after the first plane are those of
+    other planes. A file with a single plane of a stack, saved by another program, may also have the stack's metadata.
     """
     page, n_planes = file.pages.first, (file.imagej_metadata or {}).get('images', 1)
     if file.pages.is_multipage or page.compression != 1 or file.series[0].kind == 'imagej':
@@ -292,7 +270,7 @@ def _channel_axis(axes: str) -> int | None:
 
 
 def _channels(series: TiffPageSeries) -> tuple[int, bool]:
-    """How many channels come out, and whether they are red, green and blue."""
+    """Number of channels, and whether they are red, green and blue."""
     page, axes = series.keyframe, series.axes.upper()
     channel_axis = _channel_axis(axes)
     if channel_axis is None:
@@ -304,7 +282,7 @@ def _channels(series: TiffPageSeries) -> tuple[int, bool]:
 
 
 def _channels_of_samples(page: TiffPage, samples: int) -> tuple[int, bool]:
-    """RGB, or grey, if what goes beyond is marked as alpha; else every sample is a channel."""
+    """RGB or grey, if additional samples are marked as alpha; else every sample is a channel."""
     base = _COLOUR_SAMPLES.get(page.photometric, 3 if samples == 3 else 1)
     n_extra = samples - base
     is_ink = page.photometric == _PHOTOMETRIC.SEPARATED and _tag(page, 'InkSet', 1) != 1
@@ -315,7 +293,7 @@ def _channels_of_samples(page: TiffPage, samples: int) -> tuple[int, bool]:
 
 
 def _converted(pixels: np.ndarray, page: TiffPage, is_rgb: bool, has_samples: bool) -> np.ndarray:
-    """Stored numbers as red, green and blue, or as grey that is large where it is bright."""
+    """Converts stored values to RGB, or to grey values that are large where the image is bright."""
     photometric, bits = page.photometric, page.bitspersample
     if is_rgb and not has_samples and photometric == _PHOTOMETRIC.PALETTE:
         return palette_to_rgb(pixels, page.colormap)
@@ -346,7 +324,7 @@ def _tag(page: TiffPage, name: str, default: Any) -> Any:
 
 
 def _rationals(value: tuple[int, ...] | None) -> tuple[float, ...] | None:
-    """Fractions, as a tag of numerators and denominators holds them; None if they are not there or one has no value."""
+    """Converts numerators and denominators of a tag to fractions; None without a tag, or if a denominator is 0."""
     if value is None or not all(value[1::2]):
         return None
     return tuple(top / bottom for top, bottom in zip(value[::2], value[1::2], strict=True))

@@ -1,7 +1,7 @@
 """Metadata of TIFF files: pixel size, and the planes of an OME-TIFF that a file contains.
 
-Metadata come from many programs and are often broken. They never fail an image: values that cannot be read are
-left out.
+Metadata come from many programs and are often broken. They never prevent reading an image: values that cannot be read
+are left out.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import tifffile
 
 PixelSizes = dict[str, tuple[float, str]]
-"""Size and unit of a pixel along axes, by the axis' letter, of 'XYZT'."""
+"""Axis, a letter of 'XYZT', to the size of a pixel along it and the unit."""
 
 UNKNOWN_SIZE = (1.0, 'pixel')
 
-# Symbols and words as OME, ImageJ and their users write them; how many of which unit that is.
+# Symbols and words that OME, ImageJ and their users write, with a factor and the unit that the factor refers to.
 _LENGTH_UNITS = {
     symbol: (factor, unit)
     for symbols, factor, unit in (
@@ -56,15 +56,15 @@ _TIME_UNITS = {
     for symbol in symbols.split()
 }
 _METERS = {'nanometer': 1e-9, 'micrometer': 1e-6, 'millimeter': 1e-3, 'centimeter': 1e-2, 'meter': 1.0, 'second': 1.0}
-_PLAUSIBLE_LENGTH = (1e-12, 1e6)  # in meters; its square and cube stay far from the ends of float64
+_PLAUSIBLE_LENGTH = (1e-12, 1e6)  # in meters; the square and cube neither overflow nor underflow
 _PLAUSIBLE_TIME = (1e-12, 1e12)
 
 
 def pixel_sizes(file: tifffile.TiffFile) -> PixelSizes:
     """Pixel sizes in OME or ImageJ metadata; empty if there are none.
 
-    X and Y are known together or not at all, and lengths have one unit. Sizes that are not positive, not finite or
-    beyond reason, and those of units without a length, such as 'pixel', are left out.
+    Lengths are given only if both X and Y are known, and have one unit. Sizes that are not positive, not finite or
+    implausible, and those in units that are not lengths, such as 'pixel', are left out.
     """
     try:
         if file.is_ome:
@@ -73,7 +73,7 @@ def pixel_sizes(file: tifffile.TiffFile) -> PixelSizes:
             sizes = _sizes_of_imagej(file)
         else:
             return {}
-    except Exception:  # noqa: BLE001 (broken metadata raise any error, and must not prevent reading the image)
+    except Exception:  # noqa: BLE001 (broken metadata raise anything, and must not prevent reading the image)
         return {}
     if not {'X', 'Y'} <= sizes.keys():
         return {axis: size for axis, size in sizes.items() if axis == 'T'}
@@ -81,13 +81,13 @@ def pixel_sizes(file: tifffile.TiffFile) -> PixelSizes:
 
 
 def scale_and_units(sizes: PixelSizes, axes: Iterable[str]) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Size and unit along each axis; 1 and 'pixel' where they are not known."""
+    """Size and unit along each axis; 1 and 'pixel' if they are not known."""
     known = [sizes.get(axis.upper(), UNKNOWN_SIZE) for axis in axes]
     return tuple(size for size, _ in known), tuple(unit for _, unit in known)
 
 
 def parse_xml(text: str) -> ElementTree.Element | None:
-    """The root of an XML document; None if it is broken, or declares a document type and so may hold entities."""
+    """The root of an XML document; None if it is broken, or declares a document type, which may define entities."""
     if '<!DOCTYPE' in text or '<!ENTITY' in text:
         return None
     try:
@@ -97,15 +97,15 @@ def parse_xml(text: str) -> ElementTree.Element | None:
 
 
 def own_ome_xml(text: str, filename: str) -> str | None:
-    """OME-XML for the planes that lie in one file of a set.
+    """OME-XML for the planes in one file of a multi-file set.
 
     Args:
-        text: OME-XML as it stands in that file; it may name others of the set.
+        text: OME-XML of the file; it may name other files of the set.
         filename: Name of the file, without folders.
 
     Returns:
-        The text itself if it names no other file; one that describes this file's planes alone, with axes of their
-        number; or None if it cannot be understood, or those planes are not all combinations of some c, z and t.
+        `text` if it names no other file; else OME-XML that describes only the planes in this file. None if the text
+        cannot be parsed, or the planes do not form a block of channels, slices and time points.
     """
     root = parse_xml(text)
     if root is None:
@@ -129,12 +129,12 @@ def own_ome_xml(text: str, filename: str) -> str | None:
 
 
 def _keep_own_planes(pixels: ElementTree.Element, own: str | None) -> bool:
-    """Rewrites ``TiffData``, sizes and channels for the planes of one file; False if it has none of them.
+    """Rewrites ``TiffData``, sizes and channels for the planes of one file; False if it holds no plane of this image.
 
     Raises:
-        KeyError, TypeError, ValueError: If there is no such description.
+        KeyError, TypeError, ValueError: If the planes cannot be described.
     """
-    order = pixels.attrib['DimensionOrder'][2:]  # the first runs fastest
+    order = pixels.attrib['DimensionOrder'][2:]  # fastest first
     channels = pixels.findall('{*}Channel')
     samples = int(channels[0].get('SamplesPerPixel', 1)) if channels else 1
     sizes = {axis: int(pixels.attrib[f'Size{axis}']) // (samples if axis == 'C' else 1) for axis in order}
@@ -200,7 +200,7 @@ def _sizes_of_imagej(file: tifffile.TiffFile) -> PixelSizes:
 
 
 def _size(value: Any, unit: str, axis: str) -> tuple[float, str] | None:
-    """A size with the name of its unit; None if it is no plausible number or the unit no length, or for T no time."""
+    """A size and its unit; None if the size is not a plausible number, or the unit is not a length (for T, a time)."""
     text = str(value).strip()
     try:
         number = float(text.replace(',', '.') if '.' not in text else text)  # the comma of some languages
@@ -209,12 +209,12 @@ def _size(value: Any, unit: str, axis: str) -> tuple[float, str] | None:
     known, plausible = (_TIME_UNITS, _PLAUSIBLE_TIME) if axis == 'T' else (_LENGTH_UNITS, _PLAUSIBLE_LENGTH)
     symbol = _symbol(unit)
     factor, name = known.get(symbol) or known.get(symbol.lower() if len(symbol) > 2 else symbol) or (0.0, '')
-    # NaN compares as false.
+    # comparisons with NaN are false
     return (number * factor, name) if name and plausible[0] <= number * factor * _METERS[name] <= plausible[1] else None
 
 
 def _symbol(unit: str) -> str:
-    """A unit with one way to write micro and angstrom; ImageJ writes ``\\u00B5`` as six characters."""
+    """A unit with one spelling of micro and angstrom; ImageJ writes ``\\u00B5`` as six characters."""
     unit = unit.replace('\\u00B5', 'µ').replace('\\u00b5', 'µ').replace('\\u00C5', 'Å').replace('Âµ', 'µ')
     return unicodedata.normalize('NFKC', unit.strip('\0 \t\r\n'))
 
