@@ -1,6 +1,6 @@
 """UnSAM, Segment Anything without Supervision, for MMDetection and napari.
 
-The names below are loaded when they are first used, so ``import unsam_mm`` costs nothing.
+The names below are loaded when they are first used, so ``import unsam_mm`` is fast.
 """
 
 from __future__ import annotations

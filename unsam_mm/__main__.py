@@ -27,12 +27,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status. Errors meant for people are one line on stderr."""
+    """Runs one command and returns its exit status. Errors are printed as one line on stderr."""
     escape_unencodable()
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('unsam_mm').setLevel(logging.INFO)
-    return exit_status(lambda: _run(options), 'run the same command again to go on')
+    return exit_status(lambda: _run(options), 'run the same command again to continue')
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ MIM_HOMES = ('unsam_mm', 'napari_unsam')
 
 
 class Build(build):
-    """Builds in a temporary folder: a stale ``build/lib`` never leaks into a wheel, and the source may be read only."""
+    """Builds in a temporary folder: no stale ``build/lib`` gets into a wheel, and the source may be read-only."""
 
     def initialize_options(self) -> None:
         super().initialize_options()
@@ -30,7 +30,7 @@ class Build(build):
 
 
 class InstallLib(install_lib):
-    """Adds a ``.mim`` folder to the packages of a wheel; an editable install is served by the checkout itself."""
+    """Adds a ``.mim`` folder to the packages of a wheel; an editable install uses the checkout itself."""
 
     def run(self) -> None:
         super().run()
@@ -54,7 +54,7 @@ class EggInfo(egg_info):
 
     def run(self) -> None:
         super().run()
-        # mmengine takes the first line for the package; setuptools sorts them.
+        # mmengine takes the first line as the package; setuptools sorts the lines.
         Path(self.egg_info, 'top_level.txt').write_text('\n'.join(MIM_HOMES) + '\n', encoding='utf-8')
 
 
@@ -65,7 +65,7 @@ def _temporary_folder() -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies a file or folder without its mode: in a folder that nobody may write, nothing can be removed later."""
+    """Copies a file or folder without its mode: files in a read-only folder could not be removed later."""
     files = [path for path in source.rglob('*') if path.is_file()] if source.is_dir() else [source]
     for file in files:
         if '__pycache__' not in file.parts:

@@ -1,9 +1,9 @@
 """Makes MMDetection importable, and Mask2Former usable, where MMCV was installed without its compiled ops.
 
-Compiling MMCV takes half an hour and a toolchain. Nothing in this package needs its ops: Mask2Former asks for
-two, and both have a pure-torch path; the CutLER detector asks for two more, which are in `unsam_mm._torch_ops`.
-MMDetection fails all the same, on the one import line that is not guarded, and MMCV itself takes any CUDA tensor
-to the compiled op. Both are mended here, and only where the compiled ops are missing.
+Compiling MMCV takes half an hour and a toolchain. Nothing in this package needs its ops: Mask2Former uses two, which have
+a pure-torch path; the CutLER detector uses two more, which are in `unsam_mm._torch_ops`. Still, MMDetection cannot be
+imported because of one unguarded import, and MMCV passes CUDA tensors to the missing op. This module fixes both, only if
+the compiled ops are missing.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from unsam_mm.image_io.opencv import import_opencv
 
 _NAME = 'mmcv._ext'
 _TORCH_OPS = ('nms', 'roi_align_forward')
-_NOTICES = ('Could not import OneDL. Skipping OneDL datasets.',)
+_NOTICE = 'Could not import OneDL. Skipping OneDL datasets.'
 
 
 class _MissingOps(ModuleType):
-    """Has every op that is asked for: two in plain torch, for prediction; calling another raises `UnSAMError`."""
+    """Has every op: two in plain torch, for prediction; calling another one raises `UnSAMError`."""
 
     def __init__(self) -> None:
         super().__init__(_NAME)
-        # Without a loader, `mmcv.utils.check_ops_exist` goes on saying that there are no ops.
+        # Without a loader, `mmcv.utils.check_ops_exist` still returns False.
         self.__spec__ = ModuleSpec(_NAME, loader=None)
 
     def __getattr__(self, op: str) -> Callable:
@@ -56,7 +56,7 @@ class _MissingOps(ModuleType):
 def ensure_mmcv_ops() -> bool:
     """Makes `import mmdet.models` work with or without MMCV's compiled ops. Call it before importing mmdet.
 
-    A second call changes nothing. OpenCV, which MMCV imports, is kept from redirecting Qt (see `import_opencv`).
+    A second call changes nothing. OpenCV, which MMCV imports, does not change Qt's variables (see `import_opencv`).
 
     Returns:
         True if compiled ops are in use, False if the stand-in is.
@@ -70,7 +70,7 @@ def ensure_mmcv_ops() -> bool:
     compiled = _import_compiled_ops()
     if not compiled:
         sys.modules[_NAME] = _MissingOps()
-        # On a CUDA tensor the module would take the compiled op, although its pure-torch path runs there too.
+        # For CUDA tensors the module would use the compiled op, although its pure-torch path runs on CUDA, too.
         importlib.import_module('mmcv.ops.multi_scale_deform_attn').IS_CUDA_AVAILABLE = False
     _import_mmdet()
     return compiled
@@ -94,7 +94,7 @@ def _import_compiled_ops() -> bool:
 
 
 def _import_mmdet() -> None:
-    """Imports mmdet's datasets, passing on all that they print but the notice about an unrelated optional package."""
+    """Imports mmdet's datasets, and prints what they print except a notice about an optional package."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -104,7 +104,7 @@ def _import_mmdet() -> None:
             raise
         raise _not_installed('mmdet') from error
     for line in printed.getvalue().splitlines():
-        if line not in _NOTICES:
+        if line != _NOTICE:
             sys.stdout.write(f'{line}\n')
 
 

