@@ -539,7 +539,7 @@ def test_the_command_joins_and_counts(store, target, tmp_path, capsys):
     assert main(['merge', str(store.root), str(target), '--gt', str(truth), '--iou', '0.5']) == 0
     printed = capsys.readouterr().out
     assert f'1 human labels and 7 pseudo-masks in {target}; 1 pseudo-masks overlapped' in printed
-    assert '1 images with both, 1 with pseudo-masks alone, 0 with human labels alone' in printed
+    assert '1 images with both, 1 with pseudo-masks only, 0 with human labels only' in printed
     results = write(tmp_path / 'results.json', PREDICTED)
     assert main(['merge', str(store.root), str(target), '--predictions', str(results), '--score', '0.6']) == 0
     assert '3 predictions and 5 pseudo-masks' in capsys.readouterr().out
@@ -549,8 +549,8 @@ def test_the_command_joins_and_counts(store, target, tmp_path, capsys):
     ('arguments', 'message'),
     [
         (['--iou', '0.5'], '--iou needs labels to compare with'),
-        (['--gt', 'gt.json', '--score', '0.5'], '--score says something about predictions'),
-        (['--supervised'], '--supervised says something about predictions'),
+        (['--gt', 'gt.json', '--score', '0.5'], '--score applies to predictions only'),
+        (['--supervised'], '--supervised applies to predictions only'),
         (['--gt', '{}/none.json'], 'none.json: no such file'),
     ],
 )

@@ -6,10 +6,10 @@ import argparse
 
 
 def positive_int(text: str) -> int:
-    """A whole number above 0.
+    """Parses a whole number above 0.
 
     Raises:
-        ArgumentTypeError: If the text is none.
+        ArgumentTypeError: If the text is not such a number.
     """
     if text.strip().isdecimal() and int(text) > 0:
         return int(text)

@@ -1,4 +1,4 @@
-"""``convert``: a released checkpoint becomes one that MMEngine loads."""
+"""``convert``: converts a released checkpoint to one that MMEngine loads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
     parser = subparsers.add_parser(
         'convert',
-        help="turn a released checkpoint into one in MMDetection's names",
+        help="convert a released checkpoint to MMDetection's tensor names",
         description="The whole-image and promptable models of UnSAM and UnSAM+, CutLER's detector, DINO's ResNet-50 and "
         "MoBY's Swin-T, recognised by their tensor names. Nothing is unpickled.",
     )
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Converts one checkpoint.
 
     Raises:
-        UnSAMError: If the checkpoint is of no known kind, a file cannot be read or written, or MMDetection is missing.
+        UnSAMError: If the kind of checkpoint is not known, a file cannot be read or written, or MMDetection is missing.
     """
     named = options.checkpoint in weights.TABLE and not Path(options.checkpoint).exists()
     source = weights.fetch(options.checkpoint) if named else Path(options.checkpoint)

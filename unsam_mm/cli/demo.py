@@ -1,4 +1,4 @@
-"""``demo``: the whole way on real images: pseudo-masks, a trained model, its recall before and after."""
+"""``demo``: pseudo-masks of real images, a model trained on them, and its recall before and after training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes what is not there yet, and prints the figures."""
+    """Makes the results that are missing, and prints the figures."""
     started_s = time.perf_counter()
     out: Path = options.out
     check_result_file(out / 'results.json')
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     write_json(out / 'results.json', results)
     _draw_curve(results, out / 'pictures' / 'training.png')
     _say(f'pictures: {out / "pictures"}, checkpoint: {out / "training" / "latest.pth"}')
-    _say(f'training loss: {results["loss_first"]:.2f} at first, {results["loss_last"]:.2f} at last')
+    _say(f'training loss: {results["loss_first"]:.2f} at the start, {results["loss_last"]:.2f} at the end')
     _say(f'AR@1000 on held-out images: {results["recall_before"]:.3f} untrained, {results["recall_after"]:.3f} trained')
     _say(f'finished in {(time.perf_counter() - started_s) / 60:.1f} minutes')
     if results['loss_last'] >= results['loss_first'] or results['recall_after'] <= results['recall_before']:
@@ -79,12 +79,12 @@ def _draw_pictures(images: Path, target: Path) -> None:
 
 
 def _train(out: Path) -> dict[str, Any]:
-    """Trains as a user would, in a process of its own, and reads the log."""
+    """Trains in a separate process, as a user would, and reads the log."""
     work_dir = out / 'training'
     if not (work_dir / 'latest.pth').exists():
         home = _mim_home()
         command = [sys.executable, str(home / 'tools' / 'train.py'), str(home / 'configs' / 'unsam.py')]
-        _say('training configs/unsam.py, some minutes on two cores')
+        _say('training configs/unsam.py, which takes some minutes on two cores')
         finished = subprocess.run([*command, '--work-dir', str(work_dir)], check=False)
         if finished.returncode != 0:
             raise UnSAMError(f'training ended with status {finished.returncode}; the messages above say why')
@@ -92,7 +92,7 @@ def _train(out: Path) -> dict[str, Any]:
 
 
 def _mim_home() -> Path:
-    """The folder that holds configs/ and tools/: the checkout, or what the wheel carries for mim."""
+    """The folder with configs/ and tools/: the checkout, or the package's ``.mim`` folder."""
     package = Path(unsam_mm.__file__).parent
     return next(home for home in (package.parent, package / '.mim') if (home / 'configs' / 'unsam.py').exists())
 

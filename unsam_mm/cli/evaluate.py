@@ -1,4 +1,4 @@
-"""``evaluate``: class-agnostic recall and precision of masks, or IoU of prompted ones, against ground truth."""
+"""``evaluate``: class-agnostic recall and precision of masks, or IoU after clicks, against ground truth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from unsam_mm.prompting import UnSAMPredictor
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
     parser = subparsers.add_parser(
-        'evaluate', help='measure masks, or answers to clicks, against ground truth, all classes as one'
+        'evaluate', help='measure masks, or the masks after clicks, against ground truth, all classes as one'
     )
     parser.add_argument(
         'predictions', type=Path, nargs='?', help='folder of pseudo-masks, merged COCO file, or list of COCO results'
@@ -38,8 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         '--engine',
         choices=(*ENGINES, *PROMPT_ENGINES),
-        help='of masks: who computes, this package (unsam, default), or another toolbox as a check of its figures; '
-        'of --prompts: who answers, the region tree (tree, default), or a trained model (model)',
+        help='for masks: what computes the figures, this package (unsam, default), or another toolbox as a check; '
+        'with --prompts: what predicts the masks, the region tree (tree, default), or a trained model (model)',
     )
     _add_prompt_arguments(parser.add_argument_group('clicks instead of predictions'))
     parser.set_defaults(run=run)
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the table.
 
     Raises:
-        UnSAMError: If the arguments do not fit together, or anything cannot be read or measured.
+        UnSAMError: If the arguments do not fit together, or a file cannot be read or measured.
     """
     check_results(options)
     if options.prompts is not None:
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_results(options: argparse.Namespace) -> None:
-    """Before anything is measured: what is read is not overwritten, and neither is what is no result."""
+    """Checks, before anything is measured, that no input and no file other than a result would be overwritten."""
     inputs = (options.predictions, options.ground_truth, options.prompts, options.weights)
     if options.json:
         check_result_file(options.json, *inputs)
@@ -81,7 +81,7 @@ def check_results(options: argparse.Namespace) -> None:
 
 
 def prompt_images(options: argparse.Namespace) -> list[PromptImage]:
-    """The images that the options of `_add_prompt_arguments` name."""
+    """The images and segments that the options of `_add_prompt_arguments` select."""
     if options.prompts.is_dir():
         return folder_prompts(
             options.images, options.prompts, options.each_value, options.ignored_value, limit=options.limit
@@ -90,15 +90,15 @@ def prompt_images(options: argparse.Namespace) -> list[PromptImage]:
 
 
 def make_predictor(engine: str, weights: Path | None) -> Predictor:
-    """Who answers the clicks.
+    """The predictor that answers the clicks.
 
     Args:
         engine: 'tree' or 'model'.
-        weights: Of the model; None for those that come with the package.
+        weights: Weights of the model; None for those of the package.
 
     Raises:
-        UnSAMError: If the engine is another, or the tree is given weights.
-        WeightsError: If the weights cannot be had.
+        UnSAMError: If the engine is unknown, or is the tree and weights are given.
+        WeightsError: If the weights are not available.
     """
     if engine not in PROMPT_ENGINES:
         raise UnSAMError(f'--prompts are answered by --engine {" or ".join(PROMPT_ENGINES)}, not by {engine}')
@@ -110,24 +110,24 @@ def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
         '--prompts',
         type=Path,
         metavar='GT',
-        help='COCO file (instances, or panoptic), or folder of mask pictures, whose segments are clicked at',
+        help='COCO file (instances or panoptic), or folder of mask images, whose segments are clicked on',
     )
     group.add_argument('--images', type=Path, metavar='FOLDER', help='their images')
     group.add_argument('--masks', type=Path, metavar='FOLDER', help='PNG files of a panoptic COCO file')
-    group.add_argument('--each-value', action='store_true', help='each value of a mask picture is an object of its own')
-    group.add_argument('--ignored-value', type=int, metavar='V', help='of pixels that do not count: 128 in GrabCut')
-    group.add_argument('--weights', type=Path, metavar='FILE', help='of --engine model (default: those of the package)')
+    group.add_argument('--each-value', action='store_true', help='each value of a mask image is a separate object')
+    group.add_argument('--ignored-value', type=int, metavar='V', help='value of pixels to ignore: 128 in GrabCut')
+    group.add_argument('--weights', type=Path, metavar='FILE', help='of the model (default: those of the package)')
     group.add_argument(
         '--clicks',
         type=positive_int,
         default=1,
         metavar='K',
-        help=f'clicks at each segment (default: %(default)s; the number of clicks is usually of {NOC_LIMIT})',
+        help=f'clicks on each segment (default: %(default)s; for the number of clicks, NoC, usually {NOC_LIMIT})',
     )
     group.add_argument('--limit', type=positive_int, metavar='N', help='only the first N images')
-    group.add_argument('--segments', type=positive_int, metavar='N', help='a seeded draw of N segments of each image')
-    group.add_argument('--seed', type=int, default=0, help='of that draw (default: %(default)s)')
-    group.add_argument('--curve', type=Path, metavar='PNG', help='picture of IoU against clicks')
+    group.add_argument('--segments', type=positive_int, metavar='N', help='a random sample of N segments of each image')
+    group.add_argument('--seed', type=int, default=0, help='seed of that sample (default: %(default)s)')
+    group.add_argument('--curve', type=Path, metavar='PNG', help='plot of IoU against the number of clicks')
 
 
 def _run_prompts(options: argparse.Namespace) -> int:

@@ -23,15 +23,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         'generate',
         help='find pseudo-masks in a folder of images; can be interrupted and resumed',
         epilog='Exit status: 0 if any image is done, now or before, even if others failed (OUT/quarantine says why); '
-        '1 if none is, or the run could not go on; 2 for options that cannot be meant; 130 after Ctrl-C.',
+        '1 if none is, or the run could not continue; 2 for invalid options; 130 after Ctrl-C.',
     )
     parser.add_argument('images', type=Path, help='folder of images, searched at any depth, or one image')
-    parser.add_argument('out', type=Path, help='folder for the masks: one JSON file an image, in the form of SA-1B')
+    parser.add_argument('out', type=Path, help='folder for the masks: one JSON file an image, as in SA-1B')
     parser.add_argument(
         '--preset', default='default', choices=sorted(PRESETS), help='which method (default: %(default)s)'
     )
     parser.add_argument(
-        '--max-masks', type=positive_int, default=1000, metavar='N', help='most masks an image (default: %(default)s)'
+        '--max-masks', type=positive_int, default=1000, metavar='N', help='maximum per image (default: %(default)s)'
     )
     processes = parser.add_mutually_exclusive_group()
     processes.add_argument(
@@ -40,10 +40,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     processes.add_argument(
         '--dask',
         metavar='ADDRESS|local:N',
-        help='do it on the Dask cluster whose scheduler has this address, or on N processes of this machine',
+        help='run on the Dask cluster whose scheduler has this address, or on N Dask workers on this machine',
     )
     parser.add_argument('--device', default='cpu', help='torch device, such as cuda:0 or mps (default: %(default)s)')
-    parser.add_argument('--overwrite', action='store_true', help='remove the masks that are in OUT, and do all images')
+    parser.add_argument('--overwrite', action='store_true', help='remove the masks in OUT, and process all images')
     parser.set_defaults(run=run)
 
 
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _ProgressBar:
-    """Shows a `FolderReport` as it grows, and measures the time between images."""
+    """Shows the progress of a `FolderReport`, and measures the time between images."""
 
     def __init__(self) -> None:
         self._bar = tqdm(unit='image', disable=None)
@@ -86,7 +86,7 @@ class _ProgressBar:
         self._bar.set_postfix(failed=len(report.failed), refresh=True)
 
     def speed(self) -> str:
-        """How long an image took: the mean, which for several processes is less than each of them needs."""
+        """Median and mean of the time between images; several processes need more time for an image."""
         steps_s = [later - earlier for earlier, later in itertools.pairwise(self._times_s)]
         return f'median {statistics.median(steps_s):.2f} s, mean {statistics.mean(steps_s):.2f} s an image'
 

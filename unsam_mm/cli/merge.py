@@ -1,11 +1,10 @@
-"""``merge``: a folder of pseudo-masks becomes one COCO file, alone or joined with other labels."""
+"""``merge``: writes a folder of pseudo-masks as one COCO file, alone or together with other labels."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from unsam_mm.errors import UnSAMError, one_line
 from unsam_mm.files import check_result_file
@@ -24,9 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
     parser = subparsers.add_parser(
         'merge',
-        help='write a folder of pseudo-masks as one COCO file, alone or joined with other labels',
-        epilog='Exit status: 0 if all images are in the file; 1 if some were left out, since their masks or labels are '
-        'damaged, or the file could not be written.',
+        help='write a folder of pseudo-masks as one COCO file, alone or together with other labels',
+        epilog='Exit status: 0 if all images are in the file; 1 if some were left out because their masks or labels are '
+        'damaged, or if the file could not be written.',
     )
     parser.add_argument('masks', type=Path, help='folder that "generate" made')
     parser.add_argument('target', type=Path, help='COCO file to write, for example pseudo.json')
@@ -41,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         '--predictions',
         type=Path,
         metavar='LABELS',
-        help='add the sure ones of these predictions (folder, COCO file or list of COCO results) and drop the '
+        help='add these predictions (folder, COCO file or list of COCO results) if their score is high, and drop the '
         'pseudo-masks that overlap them: the labels of the next round of self-training',
     )
     parser.add_argument(
@@ -57,30 +56,35 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         '--images',
         type=Path,
         metavar='COCO',
-        help='COCO file that says what the image ids in a list of results mean '
-        '(default: those of the file that "merge" writes from the same folder)',
+        help='COCO file with the images whose ids a list of results uses '
+        '(default: ids as in the file that "merge" writes from the same folder)',
     )
     parser.add_argument(
         '--supervised',
         action='store_true',
-        help='note in the file that what made the predictions was trained with human labels',
+        help='record in the file that the model of the predictions was trained with human labels',
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the file; it appears only once it is whole. Exit status 1 if images were left out."""
+    """Writes the file, completely or not at all. Exit status 1 if images were left out."""
     _check_options(options)
-    if options.gt or options.predictions:
-        what, limits = 'human labels' if options.gt else 'predictions', _given(max_iou=options.iou)
-        if options.gt:
-            report = merge_ground_truth(options.masks, options.target, options.gt, **limits)
-        else:
-            limits |= _given(min_score=options.score, images=options.images)
-            places = (options.masks, options.target, options.predictions)
-            report = merge_predictions(*places, supervised=options.supervised, **limits)
-        _tell(report, what, options.target)
-        failed = report.failed
+    if options.gt:
+        max_iou = GROUND_TRUTH_IOU if options.iou is None else options.iou
+        report = merge_ground_truth(options.masks, options.target, options.gt, max_iou)
+        failed = _summarize(report, 'human labels', options.target)
+    elif options.predictions:
+        report = merge_predictions(
+            options.masks,
+            options.target,
+            options.predictions,
+            min_score=SELF_TRAINING_SCORE if options.score is None else options.score,
+            max_iou=SELF_TRAINING_IOU if options.iou is None else options.iou,
+            images=options.images,
+            supervised=options.supervised,
+        )
+        failed = _summarize(report, 'predictions', options.target)
     else:
         n_images, n_masks, messages = PseudoMaskStore(options.masks).merge(options.target)
         print(f'{n_masks} masks of {n_images} images in {options.target}')
@@ -92,12 +96,8 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _check_options(options: argparse.Namespace) -> None:
-    """An option that would have no effect is a mistake, and so is a target that is no result."""
+    """Refuses options that would have no effect, and a target that is not a result."""
     check_result_file(options.target, options.gt, options.predictions, options.images, folders=[options.gt])
     for folder in filter(None, (options.masks, options.predictions)):
         PseudoMaskStore(folder).check_result(options.target)
@@ -105,15 +105,17 @@ def _check_options(options: argparse.Namespace) -> None:
         raise UnSAMError('--iou needs labels to compare with: add --gt or --predictions')
     for name in ('score', 'images', 'supervised'):
         if getattr(options, name) not in (None, False) and not options.predictions:
-            raise UnSAMError(f'--{name} says something about predictions: add --predictions')
+            raise UnSAMError(f'--{name} applies to predictions only: add --predictions')
 
 
-def _tell(report: MergeReport, what: str, target: Path) -> None:
+def _summarize(report: MergeReport, added: str, target: Path) -> list[str]:
+    """Prints what was merged; returns the error messages of images that were left out."""
     print(
-        f'{report.added} {what} and {report.kept} pseudo-masks in {target}; {report.dropped} pseudo-masks overlapped '
-        f'{what} and were left out'
+        f'{report.added} {added} and {report.kept} pseudo-masks in {target}; {report.dropped} pseudo-masks overlapped '
+        f'{added} and were left out'
     )
     print(
-        f'{report.matched} images with both, {report.only_pseudo} with pseudo-masks alone, {report.only_added} with '
-        f'{what} alone'
+        f'{report.matched} images with both, {report.only_pseudo} with pseudo-masks only, {report.only_added} with '
+        f'{added} only'
     )
+    return report.failed

@@ -1,4 +1,4 @@
-"""Standard output and error that accept every file name, and may be closed or full."""
+"""Standard output and error that accept all file names, and may be closed or full."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ _INTERRUPTED = 130  # what shells report for Ctrl-C
 def escape_unencodable() -> None:
     """Makes standard output and error write characters that they cannot encode as escapes.
 
-    A code page of Windows has no Japanese letters, and names on old disks need not be UTF-8; neither is a reason to lose
-    the line, or the exit status of work that was done. Where a stream is closed, what is written to it is dropped.
+    Windows code pages lack, for example, Japanese letters, and file names on old disks need not be UTF-8. Neither must
+    lose a line, or the exit status of finished work. Output to a closed stream is dropped.
     """
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
-        if stream is None:  # closed, or below pythonw
+        if stream is None:  # closed, or run by pythonw
             setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))  # noqa: PTH123, SIM115  as long as the process
         elif isinstance(stream, io.TextIOWrapper):  # notebooks have their own
             stream.reconfigure(errors='backslashreplace')
 
 
 def exit_status(run: Callable[[], int], how_to_go_on: str) -> int:
-    """Runs a command; what ends it early is one line on standard error.
+    """Runs a command; an error or interruption is printed as one line on standard error.
 
     Args:
-        run: Gives the exit status of the command.
-        how_to_go_on: Said of a command that is interrupted.
+        run: Returns the exit status of the command.
+        how_to_go_on: Advice that is printed if the command is interrupted.
 
     Returns:
-        What `run` gives; 1 after an error, 130 after Ctrl-C. A reader of standard output or error that has had enough,
-        `head` for one, is no error, and the command goes on.
+        The result of `run`; 1 after an error, 130 after Ctrl-C. If the reader of standard output or error stops reading,
+        as `head` does, the command continues.
     """
     with redirect_stdout(_Stream(sys.stdout)), redirect_stderr(_Stream(sys.stderr)):
         try:
             status = run()
-            sys.stdout.flush()  # Python itself would do so at its end, and print what goes wrong
+            sys.stdout.flush()  # otherwise Python flushes at exit, and prints errors
         except UnSAMError as error:
             return _fail(one_line(error))
         except OSError as error:
@@ -58,7 +58,7 @@ def exit_status(run: Callable[[], int], how_to_go_on: str) -> int:
 
 
 class _Stream:
-    """A text stream that drops what is written to it once its reader has gone."""
+    """A text stream that drops what is written to it after its reader has closed the pipe."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -94,6 +94,6 @@ def _say(text: str) -> None:
 
 
 def _drop(stream: TextIO) -> None:
-    """Lets go of what a stream could not take, and of all that follows: Python would try again at its end."""
-    with suppress(OSError, ValueError):  # one that is no file
+    """Drops the buffered and all further output of a stream, which Python would try to write again at exit."""
+    with suppress(OSError, ValueError):  # the stream is not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

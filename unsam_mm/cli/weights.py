@@ -1,4 +1,4 @@
-"""``weights``: what pretrained files there are, and fetching them."""
+"""``weights``: lists and downloads pretrained weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unsam_mm import weights
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command to the command line."""
-    parser = subparsers.add_parser('weights', help='list pretrained weights, or fetch them into the cache')
+    parser = subparsers.add_parser('weights', help='list pretrained weights, or download them into the cache')
     parser.add_argument('action', choices=('list', 'fetch'), help='what to do')
     parser.add_argument('names', nargs='*', metavar='NAME', help='weights to fetch (default: dinov2_vits14)')
     parser.set_defaults(run=run)
