@@ -28,6 +28,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from skimage import data
 
+from benchmarks.timing import Cost
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.masks.rle import Rle, encode_bitmaps
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
@@ -137,15 +138,6 @@ def divided_photograph(
     boxes = [crop_box(rle) for rle in objects]
     crops = [resize_to_square(image[y0:y1, x0:x1], 32 * 14, Image.Resampling.BICUBIC) for x0, y0, x1, y1 in boxes]
     return objects, [extract(crop) for crop in crops]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Processor seconds, seconds on the clock, and 10^6 bytes of memory at the peak, above what there was before."""
-
-    cpu_s: float
-    wall_s: float
-    peak_mb: float
 
 
 @dataclass(frozen=True)
@@ -259,7 +251,7 @@ def _plain(objects: list[Rle], features: list[PatchFeatures]) -> set[bytes]:
 
 
 def _measured(function, objects: list[Rle], features: list[PatchFeatures]) -> tuple[set[bytes], Cost]:
-    """Result and cost of one side, in a forked process."""
+    """Result and cost of one side, in a forked process; its memory is that above what there was before."""
     _return_free_memory()
     context = multiprocessing.get_context('fork')
     receiver, sender = context.Pipe(duplex=False)

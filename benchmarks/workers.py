@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from unsam_mm.folders.run import FolderJob
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.generator import preset_settings
 from unsam_mm.images import read_image
+from unsam_mm.processes import available_cores
 
 
 def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | None = None, repetitions: int = 1) -> Row:
@@ -50,7 +50,7 @@ def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | No
         costs, masks = in_turns({1: lambda: masks_with(1), 2: lambda: masks_with(2)}, repetitions)
     same = sum(masks[1][name] == masks[2].get(name) for name in masks[1])
     one, two = (float(np.median(paces[workers])) for workers in (1, 2))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cores = available_cores()
     note = (
         f'once both processes are at work: {one / two:.2f} times the images in the same time '
         f'({one:.2f} and {two:.2f} s an image), on {cores} cores'
