@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from unsam_mm.errors import UnSAMError, explained
@@ -100,7 +101,9 @@ def _taken_from(items: deque[Item]) -> Iterator[Item]:
 def _pool(make_worker: Callable[[], Any], processes: int, advice: str) -> Iterator[ProcessPoolExecutor]:
     """A pool in which at least one process has its worker."""
     threads = threads_each(processes)
-    with ProcessPoolExecutor(processes, _Context(threads), _start, (make_worker, threads)) as pool:
+    context = multiprocessing.context.SpawnContext()
+    context.Process = partial(_Process, threads)
+    with ProcessPoolExecutor(processes, context, _start, (make_worker, threads)) as pool:
         try:
             try:
                 pool.submit(_check_worker).result()
@@ -133,30 +136,21 @@ def threads_each(processes: int) -> int:
     return share
 
 
-class _Context(multiprocessing.context.SpawnContext):
-    """Starts processes whose libraries use `threads` threads each.
+class _Process(multiprocessing.context.SpawnProcess):
+    """A process whose libraries use `threads` threads each.
 
-    Processes are spawned, because a forked child of a process that has used torch can hang. Most libraries read the
-    number of threads once, when they are loaded, so the environment has to be set before.
+    It is spawned, because a forked child of a process that has used torch can hang. Most libraries read the number of
+    threads once, when they are loaded, so the environment has to be set before.
     """
 
-    def __init__(self, threads: int) -> None:
-        super().__init__()
+    def __init__(self, threads: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._threads = threads
-
-    def Process(self, *args: Any, **kwargs: Any) -> _Process:
-        process = _Process(*args, **kwargs)
-        process.threads = self._threads
-        return process
-
-
-class _Process(multiprocessing.context.SpawnProcess):
-    threads = 1
 
     def start(self) -> None:
         with _start_lock:
             before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-            os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self.threads)))
+            os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self._threads)))
             try:
                 super().start()
             finally:
