@@ -1,4 +1,4 @@
-"""Turns a training of configs/unsam_s.py into the file that predictors load.
+"""Exports a training with configs/unsam_s.py to the file that predictors load.
 
 `mim run unsam_mm export_regions work_dirs/unsam_s/latest.pth unsam_s.safetensors`, or
 `python tools/export_regions.py work_dirs/unsam_s/latest.pth unsam_s.safetensors`.
@@ -14,13 +14,13 @@ from train import run
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line without importing anything heavy."""
+    """Parses the command line; imports no large packages."""
     parser = argparse.ArgumentParser(description='Write a trained region model in half precision, as safetensors.')
     parser.add_argument('checkpoint', type=Path, help='latest.pth of a training with configs/unsam_s.py')
     parser.add_argument('target', type=Path, help='file to write, ending in .safetensors')
     parser.add_argument('--n-tokens', type=int, default=768, help='as in the config of the training (default: 768)')
     parser.add_argument(
-        '--note', action='append', default=[], metavar='KEY=TEXT', help='kept in the file, such as seed=0'
+        '--note', action='append', default=[], metavar='KEY=TEXT', help='text to store in the file, such as seed=0'
     )
     return parser.parse_args(argv)
 

@@ -1,7 +1,7 @@
 """Makes the region tokens that a training reads: `mim run unsam_mm prepare_regions configs/unsam_s.py`.
 
-Its second form is `python tools/prepare_regions.py configs/unsam_s.py --cfg-options data_root=[/a,/b]`. A training does
-the same at its start; on its own, it can be done on another machine or while another model trains.
+Or `python tools/prepare_regions.py configs/unsam_s.py --cfg-options data_root=[/a,/b]`. A training does the same at its
+start; this tool can do it on another machine, or while another model trains.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line without importing anything heavy."""
+    """Parses the command line; imports no large packages."""
     parser = argparse.ArgumentParser(description='Make the region tokens that a training reads.')
     parser.add_argument('config', type=Path, help='config file')
-    parser.add_argument('--workers', type=int, help='processes, about 1 GB each (default: one a core)')
+    parser.add_argument('--workers', type=int, help='processes, about 1 GB each (default: one per core)')
     add_common_options(parser)
     return parser.parse_args(argv)
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Makes the tokens of all images that the config trains on or tests.
+    """Makes the tokens of all training and test images of the config.
 
     Raises:
-        UnSAMError: If the config or the images cannot be read, the tokens cannot be kept, or there are no workers.
+        UnSAMError: If the config or the images cannot be read, the tokens cannot be stored, or there are no workers.
     """
     from mmdet.registry import DATASETS
     from mmengine.registry import init_default_scope
@@ -43,7 +43,7 @@ def prepare(args: argparse.Namespace) -> None:
     others = {dataset.type for dataset in datasets} - {'UnSAMRegionFolders'}
     if others:
         raise UnSAMError(f'{args.config}: {", ".join(others)} needs no region tokens; give a config such as unsam_s.py')
-    for dataset in datasets:  # all splits at once: as a rule the second finds everything made
+    for dataset in datasets:  # all splits at once, so usually nothing is left to do for the second data set
         DATASETS.build({**dataset, 'split': 'all', 'max_images': None, 'prepare_workers': args.workers})
 
 

@@ -1,7 +1,7 @@
 """Tests a model: `mim test unsam_mm configs/unsam.py --checkpoint work_dirs/unsam/latest.pth`.
 
-Its second form is `python tools/test.py configs/unsam.py work_dirs/unsam/latest.pth`. With `--benchmarks all` the model
-is tested on the seven data sets of the paper's Table 1, one after the other.
+Or `python tools/test.py configs/unsam.py work_dirs/unsam/latest.pth`. With `--benchmarks all` the model is tested on the
+seven data sets of the paper's Table 1.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from mmengine.runner import Runner
 
 RESULTS = 'benchmarks.json'
-"""The row that was printed, and all measurements of this folder, in the work dir."""
+"""File in the work dir for the printed row and all measurements of this work dir."""
 
 BASES = Path(__file__).resolve().parents[1] / 'configs' / '_base_' / 'datasets'
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line without importing anything heavy."""
+    """Parses the command line; imports no large packages."""
     parser = argparse.ArgumentParser(description='Test a model.')
     parser.add_argument('config', type=Path, help='config file')
     parser.add_argument(
-        'checkpoint', nargs='?', type=Path, help='weights; left out, the model is tested as the config initialises it'
+        'checkpoint', nargs='?', type=Path, help='weights (default: those that the config initialises the model with)'
     )
     add_common_options(parser)
     parser.add_argument('--out', type=Path, metavar='JSON', help='file for the metrics')
-    parser.add_argument('--show-dir', type=Path, help='folder for pictures of the predictions')
+    parser.add_argument('--show-dir', type=Path, help='folder for images of the predictions')
     parser.add_argument(
         '--benchmarks',
         nargs='+',
         default=[],
         metavar='NAME',
-        help='test on these data sets instead of the one of the config: coco, lvis, ade20k, entityseg, sa1b, '
+        help='test on these data sets instead of that of the config: coco, lvis, ade20k, entityseg, sa1b, '
         'partimagenet, paco, or all; --cfg-options NAME.KEY=VALUE changes a setting of one of them, '
-        'test_dataloader.KEY=VALUE of all',
+        'test_dataloader.KEY=VALUE of all of them',
     )
     parser.add_argument(
         '--data-root',
@@ -48,12 +48,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='extend',
         default=[],
         metavar='NAME=PATH',
-        help='where a benchmark lies, such as coco=/data/coco',
+        help='folder of a benchmark, such as coco=/data/coco',
     )
     parser.add_argument(
         '--again',
         action='store_true',
-        help='with --benchmarks: measure also what was measured for this checkpoint before',
+        help='with --benchmarks: repeat earlier measurements of this checkpoint',
     )
     return parser.parse_args(argv)
 
@@ -62,8 +62,8 @@ def test(args: argparse.Namespace) -> None:
     """Tests, prints AR@1000 as a row of the paper's Table 1, and writes the metrics where --out says.
 
     Raises:
-        UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is of another model, the config
-            draws no pictures, a benchmark could not be measured, or --out would replace what is no result.
+        UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is of another model, the config has no
+            hook that draws images, a benchmark could not be measured, or --out would replace a file that is not a result.
     """
     from unsam_mm.files import check_result_file
 
@@ -75,7 +75,7 @@ def test(args: argparse.Namespace) -> None:
     config.load_from = None if checkpoint is None else str(checkpoint)
     if args.show_dir is not None:
         _draw_into(config, args.show_dir)
-    # Read before the model is built: a wrong option should cost no time.
+    # These are read before the model is built, so that a wrong option is reported early.
     data_sets = {name: _load_benchmark(name, options, args) for name, options in of_benchmarks.items()}
     from unsam_mm.engine import check_channel_order
 
@@ -92,7 +92,7 @@ def test(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace, runner: Runner, data_sets: dict[str, Config], checkpoint: Path | None) -> None:
-    """Tests on the benchmarks, or without any on the test set of the config, and reports."""
+    """Tests on the benchmarks, or else on the test set of the config, and reports the metrics."""
     from mmengine.dist import is_main_process
 
     from unsam_mm.errors import UnSAMError
@@ -125,18 +125,18 @@ def _measure(args: argparse.Namespace, runner: Runner, data_sets: dict[str, Conf
 def sort_options(
     names: list[str], data_roots: list[str], cfg_options: list[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Sorts the options of the command line by the config that they are meant for.
+    """Sorts the options of the command line by the config that they apply to.
 
     Args:
-        names: Of `--benchmarks`.
+        names: Names from `--benchmarks`.
         data_roots: NAME=PATH pairs of `--data-root`.
         cfg_options: KEY=VALUE pairs of `--cfg-options`.
 
     Returns:
-        Benchmark to its KEY=VALUE pairs, in the order in which they are to be run, and the pairs for the model's config.
+        Benchmark to its KEY=VALUE pairs, in the order of the runs, and the pairs for the model's config.
 
     Raises:
-        UnSAMError: If a name is unknown, a root is none, or an option is for a benchmark that is not to be run.
+        UnSAMError: If a name is unknown, a root is not a folder, or an option is for a benchmark that is not run.
     """
     from unsam_mm.errors import UnSAMError
     from unsam_mm.evaluation.benchmark_runs import BENCHMARKS
@@ -180,7 +180,7 @@ def _load_benchmark(name: str, options: list[str], args: argparse.Namespace) -> 
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The file to load: `path`, or for the ``latest.pth`` of a training that has not ended, its last checkpoint.
+    """The file to load: `path`; if this is the ``latest.pth`` of an unfinished training, its last checkpoint.
 
     Raises:
         UnSAMError: If there is no such file.
@@ -191,7 +191,7 @@ def find_checkpoint(path: Path) -> Path:
         return path
     pointer = path.with_name('last_checkpoint')
     if path.name == LATEST and pointer.is_file():
-        # The folder may have been moved since the absolute path was written.
+        # The folder may have been moved since this absolute path was written.
         last = path.with_name(Path(pointer.read_text(encoding='utf-8').strip()).name)
         if last.is_file():
             return last
@@ -207,7 +207,7 @@ def _draw_into(config: Config, folder: Path) -> None:
             "--show-dir: the config has no default_hooks.visualization=dict(type='DetVisualizationHook'); add it"
         )
     hook.draw = True
-    # MMDetection puts this folder below the work dir and a time stamp unless its path is absolute.
+    # MMDetection puts this folder into a folder with a time stamp in the work dir, unless the path is absolute.
     hook.test_out_dir = str(folder.absolute())
 
 

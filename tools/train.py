@@ -1,6 +1,6 @@
 """Trains a model from a config: `mim train unsam_mm configs/unsam.py`, or `python tools/train.py configs/unsam.py`.
 
-`mim` asks for the help text before each training, so torch and the MM packages are imported after the options are read.
+`mim` requests the help text before each training, so torch and the MM packages are imported after the options are parsed.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from mmengine.runner import Runner
 
 LATEST = 'latest.pth'
-"""The weights at the end of a training, without optimizer and history, beside the checkpoints they come from."""
+"""The weights at the end of a training, without optimizer and history, in the folder of its checkpoints."""
 
 CONVERT = {
     'ResNet': 'for that of DINO run: python -m unsam_mm convert dino_resnet50 {}',
     'SwinTransformer': 'for that of MoBY download moby_swin_t_300ep_pretrained.pth of its authors and run: '
     'python -m unsam_mm convert moby_swin_t_300ep_pretrained.pth {}',
 }
-"""How the published backbones get the file that they start from, by type."""
+"""Backbone type to advice on how to get its published initial weights."""
 
 PATH_KEYS = ('root', 'file', 'dir', 'prefix', 'path')
-"""Settings with one of these at the end of a part of their name, such as data_root or data_prefix.img, are paths."""
+"""A setting is a path if a part of its name ends with one of these, as in data_root or data_prefix.img."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line without importing anything heavy."""
+    """Parses the command line; imports no large packages."""
     parser = argparse.ArgumentParser(description='Train a model.')
     parser.add_argument('config', type=Path, help='config file')
     add_common_options(parser)
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a name, the last',
+        help='continue from a checkpoint; without a name, the last one',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision, on CUDA devices')
     return parser.parse_args(argv)
@@ -66,8 +66,8 @@ def train(args: argparse.Namespace) -> None:
     """Trains, and saves the weights as ``latest.pth``.
 
     Raises:
-        UnSAMError: If the config cannot be read, the checkpoint to start from does not exist or is of another model,
-            or an option needs a CUDA device and there is none.
+        UnSAMError: If the config cannot be read, the initial checkpoint does not exist or is of another model, or an
+            option needs a CUDA device and there is none.
     """
     config = load_config(args)
     if args.amp:
@@ -80,18 +80,18 @@ def train(args: argparse.Namespace) -> None:
     _check_backbone(config)
     runner = build_runner(config)
     _check_start(config, runner)
-    # Until this training ends, its state is what `last_checkpoint` names, not the weights of an earlier one.
+    # Until this training ends, `last_checkpoint` names its state; LATEST would be the weights of an earlier training.
     Path(runner.work_dir, LATEST).unlink(missing_ok=True)
     runner.train()
     _save_latest(runner)
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config that `args.config` names and applies the common options.
+    """Reads the config file `args.config` and applies the common options.
 
     Raises:
-        UnSAMError: If there is no such file, an option is not KEY=VALUE, the model would see red and blue exchanged, or
-            the launcher did not start this process.
+        UnSAMError: If there is no such file, an option is not KEY=VALUE, the model would get images with red and blue
+            swapped, or the launcher did not start this process.
     """
     from unsam_mm._mmcv_ops import ensure_mmcv_ops
     from unsam_mm.errors import UnSAMError
@@ -114,9 +114,8 @@ def load_config(args: argparse.Namespace) -> Config:
         join_cpu_processes(config)
     config.work_dir = str(args.work_dir or config.get('work_dir') or Path('work_dirs', name))
     config.experiment_name = config.get('experiment_name') or name
-    # The runner leaves a copy of the config in the work dir, under the name of the file that it was read from. Below
-    # an editable checkout `mim` would then find two configs of that name and refuse to choose. Formatting that copy with
-    # yapf would take seconds at each start.
+    # The runner saves a copy of the config in the work dir, under the name of the config file. In an editable checkout
+    # `mim` would then find two configs with this name and report an error. Formatting the copy with yapf takes seconds.
     return Config(
         config.to_dict(),
         cfg_text=config.text,
@@ -135,7 +134,7 @@ def build_runner(config: Config) -> Runner:
 
 
 def run(entry: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Calls ``entry(args)``; what a user can mend becomes one line on standard error and exit status 1."""
+    """Calls ``entry(args)``; an error that a user can fix is printed as one line, and the exit status is 1."""
     from unsam_mm.cli.streams import escape_unencodable
     from unsam_mm.errors import UnSAMError, one_line
 
@@ -171,28 +170,28 @@ def _read_options(pairs: list[str]) -> dict[str, Any]:
         if not (key and equals):
             raise UnSAMError(f'--cfg-options: expected KEY=VALUE, got {pair!r}; write for example data_root=/my/images')
         parsed = parser.parse_args(['--', pair]).pair
-        # MMEngine drops the spaces, splits at commas and makes numbers, which must not happen to a path.
+        # MMEngine removes spaces, splits at commas and converts numbers, which would change a path.
         options |= {key: value} if _is_path(key, value, parsed[key]) else parsed
     return options
 
 
 def _is_path(key: str, value: str, parsed: Any) -> bool:
-    """Whether the value is a path and stands for itself: max_iters=300 is a number, folder or not.
+    """Whether an option's value is a path, which is not parsed. max_iters=300 is a number, even if there is such a folder.
 
     Args:
-        key: Of an option.
-        value: As it was typed.
-        parsed: What MMEngine makes of it.
+        key: Name of the setting.
+        value: Text from the command line.
+        parsed: MMEngine's value for the text.
     """
-    is_meant = any(part.endswith(PATH_KEYS) for part in key.split('.'))
-    if value and (is_meant or '/' in value or os.sep in value) and Path(value).exists():
+    has_path_name = any(part.endswith(PATH_KEYS) for part in key.split('.'))
+    if value and (has_path_name or '/' in value or os.sep in value) and Path(value).exists():
         return True
-    if not is_meant or value[:1] in ('[', '(', '"', "'"):  # a list, or what is quoted
+    if not has_path_name or value[:1] in ('[', '(', '"', "'"):  # a list, or quoted text
         return False
-    if isinstance(parsed, list):  # of paths, if each is there; else one path with a comma that is missing
+    if isinstance(parsed, list):  # a list of paths if all of them exist; else one missing path with a comma
         return not all(Path(str(part)).exists() for part in parsed)
     is_number = isinstance(parsed, int | float) and not isinstance(parsed, bool)
-    return is_number and not key.endswith('path')  # drop_path=0.1 is none
+    return is_number and not key.endswith('path')  # drop_path=0.1 is not a path
 
 
 def _has_accelerator() -> bool:
@@ -211,7 +210,7 @@ def _check_device(option: str, remedy: str = 'leave the option out') -> None:
 
 
 def _resume(config: Config, checkpoint: str) -> None:
-    """Names the checkpoint to go on from; a training that was stopped before its first one begins again."""
+    """Sets the checkpoint to continue from; without any checkpoint yet, training starts from the beginning."""
     from unsam_mm.engine import find_resumable
     from unsam_mm.errors import UnSAMError
 
@@ -234,14 +233,14 @@ def _check_backbone(config: Config) -> None:
 
 
 def _backbone_checkpoint(config: Config) -> Path | None:
-    """The local file that the backbone starts from."""
+    """The local file with the initial weights of the backbone."""
     init = (config.model.get('backbone') or {}).get('init_cfg')
     path = str(init.get('checkpoint') or '') if isinstance(init, dict) else ''
     return Path(path) if path and ':' not in path else None
 
 
 def _check_start(config: Config, runner: Runner) -> None:
-    """Compares the checkpoint to start from with the model, before anything is trained."""
+    """Checks, before training, that the initial checkpoint fits the model."""
     from unsam_mm.engine.checkpoints import check_backbone, check_resumable, check_start
     from unsam_mm.errors import UnSAMError
 
@@ -262,7 +261,7 @@ def _check_start(config: Config, runner: Runner) -> None:
 
 
 def _save_latest(runner: Runner) -> None:
-    """Writes the weights of the last checkpoint, if there is one, in a form that ``weights_only=True`` loads."""
+    """Writes the weights of the last checkpoint, if there is one, to a file that ``weights_only=True`` loads."""
     import torch
     from mmengine.dist import is_main_process
     from mmengine.runner import CheckpointLoader, find_latest_checkpoint
