@@ -1,14 +1,14 @@
-"""What each part of the pseudo-mask generator is worth: average recall without it, on images with ground truth.
+"""Ablation of the pseudo-mask generator: average recall without each of its parts, on images with ground truth.
 
     python -m benchmarks.ablation table IMAGES GT.json --data 'BSDS500 val' [--limit 25] [--few 6] [--variants a,b]
     python -m benchmarks.ablation pictures
 
-`table` measures variants and writes their tables into a document, between the two comments that name the data. Every
-result is kept as soon as an image is done, so a run can be stopped and repeated, and a longer one adds only what is
-missing. Variants that share the ViT's input share its features. `pictures` draws the pictures of the same document.
+`table` measures variants and writes their tables into a document, between the two comments that name the data. Results
+are stored after each image, so a run can be stopped and repeated, and a longer one adds only the missing results. Variants
+with the same input of the ViT share its features. `pictures` draws the images of the same document.
 
-Recall is COCO's, all classes as one. Seconds are those of the process on the CPU, the ViT's share included even where its
-features were at hand; the table shows the median, because the first image also pays for compiling.
+Recall is COCO's, all classes as one. Seconds are CPU time, including the ViT even if its features were stored; the table
+shows the median, because the time of the first image includes compilation.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _COMPARED_WITH_FEW = ('base', 'patches', 'patches_partition')
 
 
 def measure(masks: MaskSet, seconds: float, image: Mapping[str, Any], truths: Sequence[Mapping[str, Any]]) -> dict:
-    """What is kept of one image: recalls, and how many truths they are shares of.
+    """The stored result of one image: recalls, and the number of ground-truth masks that each refers to.
 
     Args:
         masks: Best first.
-        seconds: They took.
-        image: Its entry in the ground truth.
-        truths: Its annotations.
+        seconds: Time for the masks.
+        image: Entry of the image in the ground truth.
+        truths: Annotations of the image.
     """
     annotations = [{'iscrowd': 0, **truth} for truth in truths]
     for truth, rle in zip(annotations, read_rles(annotations, (image['height'], image['width'])), strict=True):
@@ -87,8 +87,8 @@ def _area(rle: dict) -> int:
 def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The figures of one row; recalls are those of `evaluate_masks` on all images at once.
 
-    A truth is found in its own image, so the share found in all images is the mean of the images' shares, weighted by
-    their numbers of truths.
+    Masks are matched within each image, so recall on all images is the mean of the images' recalls, weighted by their
+    numbers of ground-truth masks.
     """
     row = {}
     for column, name in _COLUMNS.items():
@@ -102,7 +102,7 @@ def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to be measured: where it is, its entry in the ground truth and its annotations."""
+    """One image to be measured: its path, its entry in the ground truth and its annotations."""
 
     path: Path
     image: Mapping[str, Any]
@@ -110,17 +110,17 @@ class Task:
 
 
 def evenly(items: Sequence, count: int | None) -> list:
-    """So many of the items, evenly spaced, the first and the last among them; all if `count` is None."""
+    """`count` evenly spaced items with the first and the last; all if `count` is None."""
     if count is None or count >= len(items):
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def read_tasks(folder: Path, ground_truth: Path) -> list[Task]:
-    """Every image of the ground truth that is in the folder, in the order of names.
+    """All images of the ground truth that are in the folder, sorted by name.
 
     Raises:
-        StoreError: If the ground truth is no COCO file, or none of its images is in the folder.
+        StoreError: If the ground truth is not a COCO file, or none of its images is in the folder.
     """
     truth = load_ground_truth(ground_truth)
     paths = {path.relative_to(folder).as_posix(): path for path in list_images(folder)}
@@ -138,8 +138,8 @@ class Results:
     """Results of each variant and image in one folder, one JSON file a variant.
 
     Args:
-        folder: Of one data set.
-        ground_truth: Results of another ground truth, or of other settings, are not taken.
+        folder: Folder of one data set.
+        ground_truth: Results for another ground truth, or for other settings, are ignored.
     """
 
     def __init__(self, folder: Path, ground_truth: Path) -> None:
@@ -156,13 +156,13 @@ class Results:
         return self._of[name]
 
     def add(self, name: str, image: str, result: dict) -> None:
-        """Keeps a result, on the disk too."""
+        """Stores a result, also on the disk."""
         self.of(name)[image] = result
         write_json(self._folder / f'{name}.json', {'signature': self._signature(name), 'images': self._of[name]})
 
     def complete(self, name: str, tasks: Sequence[Task]) -> list[dict] | None:
         """The results of all tasks, or None if one is missing."""
-        if _is_not_at_hand(name):
+        if _is_missing(name):
             return None
         found = self.of(name)
         names = [task.image['file_name'] for task in tasks]
@@ -172,20 +172,20 @@ class Results:
         return f'{settings_signature(VARIANTS[name].settings)} {VARIANTS[name].how} {self._truth}'
 
 
-def _is_not_at_hand(name: str) -> bool:
+def _is_missing(name: str) -> bool:
     vit = VARIANTS[name].settings.vit
     return vit in VITS and weights.cached_path(vit) is None
 
 
 def chosen_variants(names: str | None) -> list[str]:
-    """The variants of a comma-separated list; by default all whose weights are at hand.
+    """The variants of a comma-separated list; by default all whose weights are in the cache.
 
     Raises:
         UnSAMError: If one is unknown.
     """
     if names is None:
         weights.fetch(GeneratorSettings().vit)
-        return [name for name in VARIANTS if not _is_not_at_hand(name)]
+        return [name for name in VARIANTS if not _is_missing(name)]
     chosen = [name.strip() for name in names.split(',') if name.strip()]
     unknown = [name for name in chosen if name not in VARIANTS]
     if unknown or not chosen:
@@ -198,13 +198,13 @@ def chosen_variants(names: str | None) -> list[str]:
 
 
 def run(names: Sequence[str], tasks: Sequence[Task], few: Sequence[Task], results: Results, finder: MaskFinder) -> None:
-    """Measures what is missing, image by image, so that the variants share its features.
+    """Measures missing results, image by image, so that variants share the features of an image.
 
     Args:
-        names: Of variants.
+        names: Names of variants.
         tasks: All images.
-        few: Those of them for variants with `few`.
-        results: Is added to.
+        few: Images for variants with `few`.
+        results: Results are added to it.
         finder: Finds the masks.
     """
     few_names = {task.image['file_name'] for task in few}
@@ -243,15 +243,15 @@ def report(results: Results, tasks: Sequence[Task], few: Sequence[Task], n_image
     """Both tables of one data set with their captions.
 
     Args:
-        results: Of the variants.
+        results: Results of the variants.
         tasks: Images of the first table.
-        few: Images of the second.
-        n_images: How many there are in the folder.
-        command: That made them.
+        few: Images of the second table.
+        n_images: Number of images in the folder.
+        command: The command that made the tables.
     """
     all_names = [name for name, variant in VARIANTS.items() if not variant.few]
     few_names = [*_COMPARED_WITH_FEW, *(name for name, variant in VARIANTS.items() if variant.few)]
-    absent = [VARIANTS[name].settings.vit for name in VARIANTS if _is_not_at_hand(name)]
+    absent = [VARIANTS[name].settings.vit for name in VARIANTS if _is_missing(name)]
     lines = [
         f'{len(tasks)} of {n_images} images, evenly spaced; `{command}`',
         '',
@@ -267,17 +267,15 @@ def report(results: Results, tasks: Sequence[Task], few: Sequence[Task], n_image
 
 
 def write_between_markers(document: Path, data: str, text: str) -> None:
-    """Replaces what stands between the two comments that name the data, and nothing else.
+    """Replaces the text between the two comments that name the data.
 
     Raises:
-        StoreError: If the document has not each of them once, in their order.
+        StoreError: If the document does not have each of them once, in their order.
     """
     begin, end = f'<!-- ablation: {data} -->', f'<!-- end of ablation: {data} -->'
     old = document.read_text(encoding='utf-8') if document.is_file() else ''
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise StoreError(
-            f'{document}: expected the lines\n{begin}\n{end}\nonce each; put them where the table shall be'
-        )
+        raise StoreError(f'{document}: expected the lines\n{begin}\n{end}\nonce each; put them where the table belongs')
     before, rest = old.split(begin)
     with atomic_writer(document) as file:
         file.write(f'{before}{begin}\n{text}\n{end}{rest.split(end)[1]}')
@@ -291,7 +289,7 @@ _LONG_SIDE_PX = 512
 
 
 def draw_pictures(folder: Path) -> None:
-    """Rows of image, three cuts and the 40 best masks, for images of scikit-image; failures in a picture of their own."""
+    """Draws rows of image, three cuts and the 40 best masks, for images of scikit-image; failures in a second picture."""
     generator = PseudoMaskGenerator.from_preset('default')
     for name, files in (('samples', GOOD), ('failures', HARD)):
         rows = [_row(generator, _at_most(_LONG_SIDE_PX, sample_images.folder() / file)) for file in files]
@@ -324,11 +322,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table.add_argument('images', type=Path, help='folder of images')
     table.add_argument('ground_truth', type=Path, help='COCO annotation file')
     table.add_argument('--data', required=True, help='name of the data, as in the comments of the document')
-    table.add_argument('--limit', type=int, help='so many images, evenly spaced (default: all)')
+    table.add_argument('--limit', type=int, help='number of images, evenly spaced (default: all)')
     table.add_argument('--few', type=int, default=6, help='images for slow variants (default: %(default)s)')
     table.add_argument('--variants', help=f'comma-separated; default: all. {", ".join(VARIANTS)}')
     table.add_argument('--cache', type=Path, default=Path('work_dirs/ablation'), help='folder for results and features')
-    table.add_argument('--document', type=Path, default=DOCUMENT, help='is written to (default: docs/pseudo_masks.md)')
+    table.add_argument(
+        '--document', type=Path, default=DOCUMENT, help='file with the tables (default: docs/pseudo_masks.md)'
+    )
     pictures = commands.add_parser('pictures', help='draw the pictures of the document')
     pictures.add_argument('--out', type=Path, default=DOCUMENT.parent / 'images', help='folder (default: docs/images)')
     options = parser.parse_args(arguments)

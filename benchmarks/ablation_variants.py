@@ -1,4 +1,4 @@
-"""The variants of the generator that ``benchmarks.ablation`` compares, and what finds their masks."""
+"""The variants of the generator that ``benchmarks.ablation`` compares, and their masks."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Variant:
     """One row of a table.
 
     Attributes:
-        label: What the row is called.
-        settings: Of the generator; for patch trees only the ViT's count.
+        label: Title of the row.
+        settings: Settings of the generator; patch trees use only those of the ViT.
         how: 'generator'; 'whole image', the published procedure with the image as its only object; or masks of patches:
             'nearest', 'partition' or 'crf'.
-        few: Measured on few images, since it is slow or runs the ViT once more.
+        few: Measured on few images, since it is slow or needs another run of the ViT.
     """
 
     label: str
@@ -92,10 +92,10 @@ VARIANTS: dict[str, Variant] = {
 
 
 class MaskFinder:
-    """Runs variants on images; the ViT's features of one image are computed once for all that share them.
+    """Runs variants on images; variants with the same input of the ViT share its features.
 
     Args:
-        folder: Where the features of the default ViT input are kept from run to run. None: nowhere.
+        folder: Folder that stores the features of the default input of the ViT. None: they are not stored.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -165,7 +165,7 @@ class MaskFinder:
 
 
 class _GivenFeatures(RegionTrees):
-    """The generator's own procedure, without a ViT of its own."""
+    """The generator's procedure with given features instead of a ViT."""
 
     def __init__(self, settings: GeneratorSettings, features: PatchFeatures) -> None:
         self.settings = settings
@@ -173,7 +173,7 @@ class _GivenFeatures(RegionTrees):
 
 
 def _whole_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A divider that divides nothing."""
+    """A divider that returns the whole image as one object."""
     return np.ones((1, *image.shape[:2]), bool), np.ones(1, np.float32)
 
 
@@ -182,8 +182,8 @@ def patch_tree(image: np.ndarray, features: PatchFeatures, partition: bool = Fal
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        features: Of this image.
-        partition: Give the pixels to patches by `partition_labels`; by default a patch has its square.
+        features: Features of this image.
+        partition: Assign pixels to patches by `partition_labels`; by default a patch is a square.
     """
     rows, columns, channels = features.grid.shape
     height, width = image.shape[:2]

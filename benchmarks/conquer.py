@@ -1,4 +1,4 @@
-"""The conquer step on run lengths and one tree against the published text done plainly; see `plain_published`."""
+"""The conquer step on run lengths and one tree against a direct implementation of the paper; see `plain_published`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from benchmarks.timing import Comparison, Cost, Row, in_new_process, one_thread
 
 
 def run(inputs: Inputs, n_objects: int = 20, n_plain: int = 3, height: int = 1500) -> Row:
-    """Compares in a process of its own, whose memory holds nothing of other rows.
+    """Compares both in a separate process, whose memory holds no data of other rows.
 
     Args:
         inputs: Unused.
         n_objects: Objects that the image is divided into.
-        n_plain: How many of them the plain side is given.
-        height: Of the image, in pixels; it is half as wide again.
+        n_plain: Number of them that the direct implementation processes.
+        height: Height of the image in pixels; the width is 1.5 times as large.
     """
     with one_thread():
         sizes = ('--objects', n_objects, '--plain', n_plain, '--height', height)
@@ -28,5 +28,5 @@ def run(inputs: Inputs, n_objects: int = 20, n_plain: int = 3, height: int = 150
     ours, plain = Cost(**found['ours']), Cost(**found['plain'])
     note = f'all {found["n_objects"]} objects: {found["all_masks"]} parts in {found["all_s"]:.2f} s; our memory is that of all'
     return Row(
-        'conquer', [Comparison('the published text, plainly', ours, plain, checked, found['agree'])], [note], found
+        'conquer', [Comparison('the paper, implemented directly', ours, plain, checked, found['agree'])], [note], found
     )

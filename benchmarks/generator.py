@@ -1,4 +1,4 @@
-"""The default preset against the published procedure, whole, with the same backbone: time, and recall where masks are given."""
+"""The default preset against the published procedure with the same backbone: time, and recall if there is ground truth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(inputs: Inputs, shrink: int = 1) -> Row:
 
     Args:
         inputs: The images, and their ground truth if there is one.
-        shrink: Every so many pixels of the images are used; 1 with ground truth.
+        shrink: Images are subsampled by this factor; 1 with ground truth.
     """
     paths = inputs.paths()
     truth = _truth_of(paths, inputs.ground_truth) if inputs.ground_truth else None

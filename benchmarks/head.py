@@ -1,7 +1,7 @@
 """The whole-image model against MMDetection's Mask2Former with the same weights: time and peak memory.
 
-``python -m benchmarks.head predict`` or ``python -m benchmarks.head train``, with sizes as options. Each side runs in
-a process of its own, in turns, so that its peak is its own; weights are random, those of the shipped config's model.
+``python -m benchmarks.head predict`` or ``python -m benchmarks.head train``, with sizes as options. Both sides run
+alternately, each in a separate process for its peak memory. The model is that of the shipped config with random weights.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Job:
     Attributes:
         mode: 'predict', one image to run lengths (ours) or bitmaps (MMDetection's); 'train', losses and gradients.
         size: Height and width of the image in pixels.
-        queries: Of the model.
-        masks: Of the image, in training.
-        threads: Of torch.
+        queries: Number of queries of the model.
+        masks: Number of masks of the image, in training.
+        threads: Number of torch's threads.
         config: A config file of the model.
     """
 
@@ -63,8 +63,8 @@ def run(inputs: Inputs, size: int = 512, queries: int | None = None, rounds: int
     Args:
         inputs: Unused.
         size: Height and width of the image in pixels.
-        queries: Of the model; None: 2000 to predict, 500 to train.
-        rounds: How often each side is run.
+        queries: Number of queries of the model; None: 2000 to predict, 500 to train.
+        rounds: Number of runs of each side.
     """
     jobs = [Job(mode, size, queries or default['queries']) for mode, default in _DEFAULTS.items()]
     comparisons, notes = zip(*(compare(job, rounds) for job in jobs), strict=True)
@@ -72,10 +72,10 @@ def run(inputs: Inputs, size: int = 512, queries: int | None = None, rounds: int
 
 
 def compare(job: Job, rounds: int) -> tuple[Comparison, str]:
-    """Runs both sides in turns, and compares the medians.
+    """Runs both sides alternately, and compares the medians.
 
     Returns:
-        The comparison, and its ratios the other way round, ours over the rival's.
+        The comparison, and the inverse of its ratios, ours over the rival's.
     """
     records = measure(job, rounds, _SIDES)
     (ours, theirs), (outcome, expected) = (
@@ -89,7 +89,7 @@ def compare(job: Job, rounds: int) -> tuple[Comparison, str]:
 
 
 def measure(job: Job, rounds: int, sides: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
-    """What every run of each side took and gave; each is a process of its own."""
+    """Costs and results of all runs of each side; each run is a separate process."""
     records: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         _save_weights(job, Path(folder))
@@ -104,7 +104,7 @@ def _median(records: list[dict[str, Any]]) -> Cost:
 
 
 def _agreement(job: Job, ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[bool, str]:
-    """Whether the outcomes are the same up to rounding or, in training, up to the choice of random points."""
+    """Whether the results are equal up to rounding or, in training, up to the choice of random points."""
     if job.mode == 'train':
         apart = abs(ours['loss'] - theirs['loss']) / theirs['loss']
         return apart < 0.02, f'losses {ours["loss"]:.4g} and {theirs["loss"]:.4g} at different random points'
@@ -135,7 +135,7 @@ def _in_process(job: Job, side: str, folder: Path) -> dict[str, Any]:
 
 
 def _measure(job: Job, side: str, folder: Path) -> dict[str, Any]:
-    """Runs one side in this process, first on a small image: libraries set themselves up at the first call."""
+    """Runs one side in this process, first on a small image, since libraries initialise themselves at the first call."""
     import torch
 
     torch.set_num_threads(job.threads)
@@ -145,7 +145,7 @@ def _measure(job: Job, side: str, folder: Path) -> dict[str, Any]:
     step(model, _WARM_UP_PX, 2)
     model.zero_grad()
     if _FORGET_PEAK.exists():
-        _FORGET_PEAK.write_text('5')  # else the peak of the warm-up counts
+        _FORGET_PEAK.write_text('5')  # otherwise the peak of the warm-up counts
     loaded = peak_memory()
     torch.manual_seed(1)
     cost, outcome = timed(lambda: step(model, job.size, job.masks))
@@ -209,7 +209,7 @@ def _build(job: Job, side: str) -> Any:
 
 
 def _batch(size: int, n_masks: int) -> dict[str, list]:
-    """A photograph and ellipses of all sizes as a pipeline gives them."""
+    """A photograph and ellipses of all sizes in the form of a pipeline's output."""
     import torch
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks

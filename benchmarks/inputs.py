@@ -1,4 +1,4 @@
-"""What the rows work on: photographs that scikit-image carries, or a folder that is given."""
+"""Images for the rows: scikit-image's photographs, or those of a folder."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Inputs:
     """Images for the rows that take several.
 
     Attributes:
-        images: Folder of images; None: those that scikit-image carries.
-        ground_truth: COCO file that describes images of that folder.
-        count: How many images are used.
+        images: Folder of images; None: scikit-image's photographs.
+        ground_truth: COCO file of the images in that folder.
+        count: Number of images that are used.
     """
 
     images: Path | None = None
@@ -49,7 +49,7 @@ def photograph(name: str = 'astronaut.png') -> np.ndarray:
 
 
 def resampled(image: np.ndarray, n_pixels: float) -> np.ndarray:
-    """An (H, W, 3) image with about so many pixels and the same shape."""
+    """Resizes an (H, W, 3) image to about `n_pixels` pixels, with the same aspect ratio."""
     height, width = image.shape[:2]
     scale = (n_pixels / (height * width)) ** 0.5
     size = round(width * scale), round(height * scale)
@@ -57,6 +57,6 @@ def resampled(image: np.ndarray, n_pixels: float) -> np.ndarray:
 
 
 def patch_keys(side: int) -> np.ndarray:
-    """(side, side, 384) float32 keys of DINOv2 on a photograph, centred as the generator has them."""
+    """(side, side, 384) float32 keys of DINOv2 on a photograph, centred as in the generator."""
     extract = PatchFeatureExtractor(long_side_px=side * _PATCH_PX)
     return centred(extract(resize_to_square(photograph(), side * _PATCH_PX))).grid

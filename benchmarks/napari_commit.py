@@ -1,4 +1,4 @@
-"""How long the window of napari stands still while an object is committed, taken back and while a slider is moved.
+"""How long napari's GUI thread is busy while an object is committed and undone, and while a slider is moved.
 
 Commits an ellipsoid of 1.7 million voxels into a stack of 64 x 512 x 512, and moves the slider of a stack that holds 64 objects,
 with the dock open. Needs a screen, or ``xvfb-run``::
@@ -39,14 +39,14 @@ def ellipsoid() -> tuple[tuple[slice, ...], np.ndarray]:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """How long a call keeps this thread busy, whatever else the machine does."""
+    """CPU time of a call in this thread, in milliseconds."""
     start = time.thread_time()
     call()
     return 1e3 * (time.thread_time() - start)
 
 
 def measure_commit(session: ViewerSession) -> None:
-    """Prints how long a commit takes in the GUI thread, and its memory."""
+    """Prints the time of a commit in the GUI thread, and its memory."""
     region, mask = ellipsoid()
     n_voxels = int(mask.sum())
     session.ensure_objects()
@@ -66,7 +66,7 @@ def measure_commit(session: ViewerSession) -> None:
     peak = tracemalloc.get_traced_memory()[1] - before
     del writes
     gc.collect()
-    kept = tracemalloc.get_traced_memory()[0] - before + mask.nbytes  # whose copy is the caller's
+    kept = tracemalloc.get_traced_memory()[0] - before + mask.nbytes  # the caller owns a copy of the mask
     tracemalloc.stop()
     for name, values in times.items():
         print(f'{name} of {n_voxels:,} voxels: {np.median(values):.0f} ms')
@@ -110,7 +110,7 @@ def main() -> None:
     print(f'slider step, napari alone, an image and labels: {slide(viewer, app)}')
     viewer.layers.pop()
 
-    def embed(target, progress):  # nothing is clicked on
+    def embed(target, progress):  # never called, since there are no clicks
         raise NotImplementedError
 
     dock = SegmentationWidget(viewer, SegmentationController(embed, in_gui_thread))

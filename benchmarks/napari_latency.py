@@ -28,34 +28,34 @@ if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
 
 
-class Heart:
-    """Beats in the GUI's event loop, and knows the longest pause between two beats."""
+class PauseTimer:
+    """A timer in the GUI's event loop that measures the longest pause between two of its events."""
 
     def __init__(self) -> None:
         from qtpy.QtCore import QTimer
 
         self._timer = QTimer()
-        self._timer.timeout.connect(self._beat)
+        self._timer.timeout.connect(self._tick)
         self._timer.start(2)
         self._last_s, self.longest_s = time.perf_counter(), 0.0
 
     def reset(self) -> float:
-        """Forgets the pauses so far; returns the longest of them, in milliseconds."""
-        self._beat()
+        """Resets the longest pause; returns the previous one in milliseconds."""
+        self._tick()
         longest_s, self.longest_s = self.longest_s, 0.0
         return longest_s * 1000
 
-    def _beat(self) -> None:
+    def _tick(self) -> None:
         now_s = time.perf_counter()
         self.longest_s = max(self.longest_s, now_s - self._last_s)
         self._last_s = now_s
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
-    """Turns the event loop until something holds.
+    """Runs the event loop until a condition holds.
 
     Raises:
-        TimeoutError: If it never does.
+        TimeoutError: If it does not hold in time.
     """
     from qtpy.QtWidgets import QApplication
 
@@ -73,13 +73,13 @@ def percentile_ms(times_s: list[float], percent: float) -> float:
 
 
 def rest(duration_s: float) -> None:
-    """Turns the event loop for a while."""
+    """Runs the event loop for a while."""
     end_s = time.perf_counter() + duration_s
     wait_until(lambda: time.perf_counter() > end_s)
 
 
 def window() -> napari.Viewer:
-    """A window with a photograph, at rest."""
+    """A window with a photograph, after all events are processed."""
     import napari
     from skimage import data
 
@@ -91,7 +91,7 @@ def window() -> napari.Viewer:
 
 
 def measure_bare() -> None:
-    """Writes the pauses of napari without the plugin."""
+    """Prints the pauses of napari without the plugin."""
     from napari.layers import Labels, Points, Shapes, Vectors
 
     layers = {
@@ -101,16 +101,18 @@ def measure_bare() -> None:
         'Shapes': lambda: Shapes(ndim=2),
     }
     viewer = window()
-    heart = Heart()
+    pause_timer = PauseTimer()
     for again in ('first', 'second'):
         for name, make in layers.items():
-            heart.reset()
+            pause_timer.reset()
             layer = make()
             rest(0.5)
-            made_ms = heart.reset()
+            made_ms = pause_timer.reset()
             viewer.add_layer(layer)
             rest(0.5)
-            print(f'bare napari, {again} {name}: {made_ms:.0f} ms to make, {heart.reset():.0f} ms to add and draw')
+            print(
+                f'bare napari, {again} {name}: {made_ms:.0f} ms to make, {pause_timer.reset():.0f} ms to add and draw'
+            )
     gc.collect()
     start_s = time.perf_counter()
     gc.collect()
@@ -119,7 +121,7 @@ def measure_bare() -> None:
 
 
 def segmentation_widget(viewer: napari.Viewer, engine: str) -> SegmentationWidget:
-    """What the dock holds, with an engine that keeps nothing of other runs."""
+    """The content of the dock, with an engine that stores nothing."""
     from napari_unsam.engine.inference import InferenceSettings
     from napari_unsam.engine.planes import PlaneEmbedder
     from napari_unsam.qt.widget import SegmentationController, SegmentationWidget, in_gui_thread
@@ -129,11 +131,11 @@ def segmentation_widget(viewer: napari.Viewer, engine: str) -> SegmentationWidge
 
 
 def measure(engine: str, n_clicks: int) -> None:
-    """Writes the figures of one engine."""
+    """Prints the figures of one engine."""
     from qtpy.QtWidgets import QApplication
 
     viewer = window()
-    heart = Heart()
+    pause_timer = PauseTimer()
     opened_s = time.perf_counter()
     from napari_unsam.qt.dock import UnSAMDock
 
@@ -143,9 +145,9 @@ def measure(engine: str, n_clicks: int) -> None:
     QApplication.processEvents()
     print(f'{engine}: dock open after {time.perf_counter() - opened_s:.2f} s')
     widget, controller = dock.content, dock.content.controller
-    opening_ms = heart.reset()
+    opening_ms = pause_timer.reset()
     wait_until(lambda: 'UnSAM objects' in viewer.layers)
-    layers_ms = heart.reset()
+    layers_ms = pause_timer.reset()
     widget.session.click((100, 230))
     wait_until(lambda: controller.proposal is not None)
     widget.session.commit()
@@ -153,22 +155,22 @@ def measure(engine: str, n_clicks: int) -> None:
     wait_until(lambda: not controller.is_busy and len(widget.panels) > 4)
     print(
         f'{engine}: longest pause of the GUI while the dock opens {opening_ms:.0f} ms, while its layers are made '
-        f'{layers_ms:.0f} ms, while the model is loaded and answers for the first time {heart.reset():.0f} ms'
+        f'{layers_ms:.0f} ms, while the model is loaded and answers for the first time {pause_timer.reset():.0f} ms'
     )
 
-    heart.reset()
+    pause_timer.reset()
     for what, times_s in click_times_s(controller, widget.session, n_clicks).items():
         print(
             f'{engine}: {what}, median {percentile_ms(times_s, 50):.1f} ms, 95th percentile {percentile_ms(times_s, 95):.1f} ms, '
             f'longest {max(times_s) * 1000:.1f} ms ({len(times_s)} times)'
         )
-    print(f'{engine}: longest pause of the GUI while clicking {heart.longest_s * 1000:.0f} ms')
+    print(f'{engine}: longest pause of the GUI while clicking {pause_timer.longest_s * 1000:.0f} ms')
     viewer.window.remove_dock_widget(dock)
     viewer.close()
 
 
 def click_times_s(controller: SegmentationController, session: ViewerSession, n_clicks: int) -> dict[str, list[float]]:
-    """How long clicks at random places take until their outline is set and drawn, and steps until theirs is set."""
+    """Times from random clicks until the outline is set and drawn, and from granularity steps until it is set."""
     from qtpy.QtWidgets import QApplication
 
     rng = np.random.default_rng(0)
@@ -191,7 +193,7 @@ def click_times_s(controller: SegmentationController, session: ViewerSession, n_
 
 
 def main() -> None:
-    """Measures the engines that were asked for."""
+    """Measures one engine, or napari alone."""
     sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--engine', choices=('model', 'tree'), default='model')
