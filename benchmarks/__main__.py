@@ -21,7 +21,7 @@ from unsam_mm.files import check_result_file, write_json
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures and prints the table; exit status 1 after an error, or if two sides that must agree do not."""
+    """Measures and prints the table; exit status 1 after an error, or if results differ that must be equal."""
     parser = argparse.ArgumentParser(prog='python -m benchmarks', description='Ratios against named rivals.')
     parser.add_argument(
         '--rows',
@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         check_result_file(options.json, options.gt)
     inputs = Inputs(options.images, options.gt, options.count)
-    inputs.paths()  # a wrong folder shows now, not after minutes
+    inputs.paths()  # so that a wrong folder is reported now, not after minutes
     rows = []
     for name in dict.fromkeys(options.rows):
         print(f'measuring {name} ...', file=sys.stderr)

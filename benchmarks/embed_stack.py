@@ -1,8 +1,7 @@
-"""A stack made ready as the dock does it, cancelled at half and resumed: ``python -m benchmarks.embed_stack STACK.tif``.
+"""Embeds a stack as the dock does, cancelled at half and resumed: ``python -m benchmarks.embed_stack STACK.tif``.
 
-Planes that are narrower than asked for are continued by their mirror image, so that every pixel is a real one. Counts
-how many planes each run made, compares what the store holds in the end with a run that nobody stopped, and clicks on the
-first plane all the while to see how long answers take.
+Planes that are too small are extended by reflection. Counts the planes that each run embedded, compares the stored
+embeddings with those of a run without interruption, and measures the time of clicks on the first plane meanwhile.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ CLICK_EVERY_S = 0.5
 
 
 class StoppedAtHalf(Exception):
-    """The user has pressed Cancel."""
+    """Stands for the user's cancellation."""
 
 
 def main() -> None:
-    """Prints one line for each run, then whether the results are the same, then how long clicks took."""
+    """Prints one line for each run, whether the results are equal, and the times of clicks."""
     sys.stdout.reconfigure(line_buffering=True)
-    parser = argparse.ArgumentParser(description='Make a stack ready, cancel at half, resume.')
+    parser = argparse.ArgumentParser(description='Embed a stack, cancel at half, resume.')
     parser.add_argument('stack', type=Path, help='TIFF file of (Z, H, W) numbers')
     parser.add_argument('--planes', type=int, default=20)
-    parser.add_argument('--side', type=int, default=1024, help='of a plane, in pixels')
+    parser.add_argument('--side', type=int, default=1024, help='side of a plane in pixels')
     parser.add_argument('--engine', choices=ENGINES, default='model')
     options = parser.parse_args()
     planes = square_planes(tifffile.imread(options.stack), options.planes, options.side)
@@ -61,7 +60,7 @@ def main() -> None:
 
 
 class Stack:
-    """Planes, and the folder that they are kept in."""
+    """Planes, and the folder that stores their embeddings."""
 
     def __init__(self, planes: np.ndarray, engine: str, folder: Path) -> None:
         self._embedder = PlaneEmbedder(InferenceSettings(engine, store=folder))
@@ -89,7 +88,7 @@ class Stack:
         return report
 
     def click_meanwhile(self) -> None:
-        """Clicks on the first plane while nothing else runs, then while all planes are made."""
+        """Clicks on the first plane while nothing else runs, then while all planes are embedded."""
         controller, answered, done = SegmentationController(self._embedder), threading.Event(), threading.Event()
         controller.proposal_changed.connect(lambda: controller.proposal is not None and answered.set())
         random = np.random.default_rng(0)
@@ -104,7 +103,7 @@ class Stack:
             return time.perf_counter() - started_s - CLICK_EVERY_S
 
         controller.set_target(self._targets[0])
-        click()  # makes the plane ready
+        click()  # embeds the plane
         alone_s = [click() for _ in range(20)]
         controller.run(
             'stack',
@@ -122,13 +121,13 @@ class Stack:
 
 
 def square_planes(stack: np.ndarray, count: int, side_px: int) -> np.ndarray:
-    """(count, side, side): the stack repeated, mirrored and cut as needed."""
+    """(count, side, side): the stack extended by reflection, or cropped."""
     lacking = [(0, max(wanted - have, 0)) for wanted, have in zip((count, side_px, side_px), stack.shape, strict=True)]
     return np.pad(stack, lacking, mode='reflect')[:count, :side_px, :side_px]
 
 
 def same_arrays(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
-    """Whether two embeddings are equal to the bit."""
+    """Whether two embeddings are bit-identical."""
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 

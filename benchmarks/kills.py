@@ -1,11 +1,11 @@
 """Kills commands at random moments and checks that nothing is lost: ``python -m benchmarks.kills WHAT [--moments 20]``.
 
-WHAT is `generate`, `generate-workers`, `npz`, `zarr` or `train`. For `generate` the command is killed, with its workers, again and
-again and started anew each time; what was finished must be there, whole and untouched, after each kill, no more than the
-images at work may be done again, and the end must equal a run that nobody killed. For `npz` and `zarr` a process that
-replaces an embedding over and over is killed, and what is there must be one of those that it wrote. For `train` a training
-is killed, with its workers, and resumed each time: no more than what follows the last whole checkpoint may be lost, and losses
-and weights at the end must equal, to the last bit, those of a training that nobody killed.
+WHAT is `generate`, `generate-workers`, `npz`, `zarr` or `train`. For `generate` the command is killed repeatedly, with its
+workers, and started again. After each kill, finished files must be complete and unchanged; only the images that were being
+processed may be processed again; and the final files must equal those of a run without kills. For `npz` and `zarr` a
+process that repeatedly replaces an embedding is killed, and the file must hold one of the embeddings that it wrote. For
+`train` a training is killed repeatedly, with its workers, and resumed: only iterations after the last complete checkpoint
+may be lost, and the final losses and weights must be bit-identical to those of a training without kills.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CHECKPOINT_EVERY = 2  # iterations, in tiny.py
 
 
 def main() -> int:
-    """Prints what happened; exit status 1 if anything was lost."""
+    """Prints the outcome; exit status 1 if anything was lost."""
     sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('what', choices=('generate', 'generate-workers', 'npz', 'zarr', 'train'))
@@ -138,21 +138,21 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
         if process.returncode != -signal.SIGKILL:
             if process.returncode == 0:
                 break
-            print(f'moment {moment}: could not go on')
+            print(f'moment {moment}: could not continue')
             return 1
         kills += 1
         path = find_resumable(killed)
         found = 0 if path is None else int(path.stem.removeprefix('iter_'))
         logged = max(runs.losses(killed), default=0)
         lost.append(logged - found)
-        # The checkpoint that was being written may be cut short, and then counts for nothing.
+        # The checkpoint that was being written may be truncated, and is ignored then.
         if found < kept or logged - found > 2 * CHECKPOINT_EVERY:
             print(f'moment {moment}: goes on from {found} after {logged} iterations, could have from {kept} before')
             return 1
         kept = found
         print(f'moment {moment}: killed after iteration {logged}, goes on from {found}')
     if start(killed).wait() != 0:
-        print('the last one could not go on')
+        print('the last run could not continue')
         return 1
     same_losses = runs.losses(killed) == runs.losses(quiet)
     last = sorted(path.name for path in quiet.glob('*.pth'))
@@ -190,7 +190,7 @@ def _kill_saving(path: Path, n_moments: int, moments: random.Random) -> int:
         kept_old += found == reported[-1]
         value = found
     left = [entry.name for entry in path.parent.iterdir() if entry != path]
-    print(f'{n_moments} kills, {value} saves: {kept_old} times the last one that was told, else the next; left: {left}')
+    print(f'{n_moments} kills, {value} saves: {kept_old} times the last reported one, otherwise the next; left: {left}')
     return 0
 
 
@@ -199,7 +199,7 @@ def _start(command: list[str], stdout: int = subprocess.DEVNULL, cwd: Path | Non
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """The process and its workers, all at once, as a cluster's or a container's limit does."""
+    """Kills the process and its workers at once, as the memory limit of a cluster or container does."""
     with suppress(ProcessLookupError):  # it has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,8 +1,8 @@
 """Objects of whole micrographs without a click: one level of the region tree, or Auto, against thresholding.
 
-F1 at IoU 0.5 is 2 TP / (objects found + objects there), the mean over the images of each type, which is told by their
-pixels. The best single level is chosen with the truth in hand; the proposed level and Auto see none. The rival is Otsu's
-threshold on the same lightness, on the same side of it, split by a watershed of the distance to the ground.
+F1 at IoU 0.5 is 2 TP / (objects found + true objects), the mean over the images of each type; the pixels determine the
+type. The best single level is chosen with the ground truth; the proposed level and Auto do not use it. The rival is Otsu's
+threshold on the same lightness, on the same side of it, split by a watershed of the distance to the background.
 
     python -m benchmarks.levels IMAGES GT.json
     python -m benchmarks.levels IMAGES GT.json --fold 1 --json figures.json    # other images of the same types
@@ -45,7 +45,7 @@ _N_REDRAWS = 60
 
 
 def type_of(rgb: np.ndarray) -> str:
-    """The kind of micrograph, by its colours, its light and its size."""
+    """The type of micrograph, determined by its colours, brightness and size."""
     channels = rgb.astype(int)
     if np.ptp(channels, axis=-1).mean() > _COLOURED:
         return 'stained'
@@ -83,7 +83,7 @@ def drawn(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
 
 
 def f1(found: np.ndarray, truth: np.ndarray) -> float:
-    """F1 at IoU 0.5 of two label maps, 0 being background; no object has two partners at that IoU but for ties."""
+    """F1 at IoU 0.5 of two label maps, 0 being background; except for ties, no object has two matches at that IoU."""
     values, places = np.unique(found, return_inverse=True)
     found = places.reshape(found.shape) + int(values[0] != 0)
     n_found, n_truth = int(found.max()), int(truth.max())
@@ -108,7 +108,7 @@ def thresholded(scene: Scene) -> np.ndarray:
 
 
 def figures_of(rgb: np.ndarray, truth: np.ndarray, generator: PseudoMaskGenerator) -> dict[str, float]:
-    """F1 of each way on one image, and the seconds that measuring and Auto take."""
+    """F1 of each method on one image, and the seconds for measuring and Auto."""
     hierarchy = generator(rgb)
     limits, start = RegionFilter(), time.perf_counter()
     table = CandidateTable(hierarchy, rgb)
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('images', type=Path, help='folder of micrographs')
     parser.add_argument('truth', type=Path, nargs='?', help='their objects, a COCO file')
     parser.add_argument('--fold', type=int, choices=(0, 1), default=0, help='which images of each type')
-    parser.add_argument('--json', type=Path, help='writes the figures here')
+    parser.add_argument('--json', type=Path, help='file for the figures')
     parser.add_argument('--redraw', action='store_true', help='measures the slider on an image of 1024 x 1024 px')
     options = parser.parse_args(arguments)
     if options.redraw:
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f'{rate:.1f} redraws a second at {_REDRAW_PX} x {_REDRAW_PX} px')
         return 0
     if options.truth is None:
-        parser.error('the objects of the images are wanted: GT.json')
+        parser.error('the objects of the images are needed: GT.json')
     if options.json:
         check_result_file(options.json, options.truth)
     figures = measure(options.images, options.truth, options.fold)

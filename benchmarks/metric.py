@@ -41,10 +41,10 @@ def run(
 
     Args:
         inputs: Unused.
-        n_images: How many images.
-        n_predictions: Of each image, where they are drawn here.
-        repetitions: Of each side.
-        scene: Real masks instead of drawn ones.
+        n_images: Number of images.
+        n_predictions: Predictions of each synthetic image.
+        repetitions: Runs of each side.
+        scene: Real masks instead of synthetic ones.
     """
     predictions, truth = scene or nested_scene(n_images, n_predictions)
     sides = {'ours': lambda: evaluate_masks(predictions, truth)} | _rivals(predictions, truth)
@@ -63,7 +63,7 @@ def run(
 
 
 def nested_scene(n_images: int, n_predictions: int, seed: int = 0) -> Scene:
-    """Masks as a tree of regions has them, of any size, with equal scores; truths have the borders of another draw."""
+    """Nested masks of all sizes, with ties in the scores; ground-truth masks have other random borders."""
     random = np.random.default_rng(seed)
     images, predictions, annotations = [], [], []
     for image_id in range(1, n_images + 1):
@@ -83,7 +83,7 @@ def nested_scene(n_images: int, n_predictions: int, seed: int = 0) -> Scene:
 
 
 def real_scene(predictions: Path, ground_truth: Path, n_images: int) -> Scene:
-    """Masks of files; where there are fewer images, they come again under other ids."""
+    """Masks from files; if there are fewer images, they are repeated with other ids."""
     truth = load_ground_truth(ground_truth)
     records = load_predictions(predictions, truth)
     images, annotations, found = [], [], []
@@ -105,7 +105,7 @@ def real_scene(predictions: Path, ground_truth: Path, n_images: int) -> Scene:
 
 
 def _rivals(predictions: Sequence[dict[str, Any]], truth: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
-    """The toolboxes, called as their own documentation has it; they write into the records, so these are copied."""
+    """The toolboxes, called as in their documentation; they write into the records, so these are copied."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -145,11 +145,11 @@ def _figures(recall: Any, precision: Any) -> dict[str, float]:
 def _regions(
     size_hw: tuple[int, int], n_predictions: int, random: np.random.Generator
 ) -> tuple[list[tuple[Rle, int]], list[tuple[Rle, int]]]:
-    """RLEs and areas of predictions and of truths: nodes of one tree over random points, with borders of two draws."""
+    """RLEs and areas of predictions and of truths: nodes of one tree over random points, each with random borders."""
     points = random.uniform((0, 0), size_hw, (max(n_predictions * 6 // 10, 2), 2))
     merges = linkage(points, 'average')
     place = np.empty(len(points), np.int64)
-    place[leaves_list(merges)] = np.arange(len(points))  # in this order each node is an interval of points
+    place[leaves_list(merges)] = np.arange(len(points))  # in this order, each node is an interval of points
     first, last = [*place], [*(place + 1)]
     for left, right in merges[:, :2].astype(int):
         first.append(min(first[left], first[right]))
@@ -162,7 +162,7 @@ def _regions(
 
 
 def _nearest(points: np.ndarray, size_hw: tuple[int, int], random: np.random.Generator) -> np.ndarray:
-    """(H, W) number of the point that is nearest to each pixel, seen through a wavy glass."""
+    """(H, W) index of the nearest point of each pixel, after a smooth random displacement of the pixels."""
     waves = gaussian_filter(random.normal(size=(2, *size_hw)), (0, 5, 5))
     pixels = np.indices(size_hw) + waves * (_WAVES_PX / waves.std())
     return cKDTree(points).query(pixels.reshape(2, -1).T)[1].reshape(size_hw)

@@ -19,7 +19,7 @@ def run(inputs: Inputs, side: int = 60, repetitions: int = 3) -> Row:
     Args:
         inputs: Unused.
         side: Patches along each side; 60 is MaskCut's grid.
-        repetitions: Of each side.
+        repetitions: Runs of each side.
     """
     with one_thread():
         keys = patch_keys(side)

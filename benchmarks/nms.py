@@ -19,9 +19,9 @@ def run(inputs: Inputs, n_masks: int = 500, repetitions: int = 3, shrink: int = 
 
     Args:
         inputs: Unused.
-        n_masks: How many regions.
-        repetitions: Of each side.
-        shrink: Every so many pixels of the photograph are used.
+        n_masks: Number of regions.
+        repetitions: Runs of each side.
+        shrink: The photograph is subsampled by this factor.
     """
     with one_thread():
         image = np.ascontiguousarray(photograph('coffee.png')[::shrink, ::shrink])
@@ -55,9 +55,9 @@ def run(inputs: Inputs, n_masks: int = 500, repetitions: int = 3, shrink: int = 
 
 
 def by_pixels(masks: np.ndarray, areas: np.ndarray, max_iou: float) -> np.ndarray:
-    """(N,) bool; what is kept of (N, H, W) bool masks in the order of falling (N,) areas.
+    """(N,) bool, which of (N, H, W) bool masks, sorted by decreasing (N,) areas, are kept.
 
-    Pairs whose areas alone rule the overlap out are not compared, so this is no straw man.
+    For a fair comparison, pairs whose areas exclude the overlap are not compared.
     """
     kept = np.ones(len(masks), bool)
     for i in range(len(masks)):
@@ -71,7 +71,7 @@ def by_pixels(masks: np.ndarray, areas: np.ndarray, max_iou: float) -> np.ndarra
 
 
 def by_run_lengths(rles: list[Rle], max_iou: float) -> np.ndarray:
-    """(N,) bool; what is kept of N masks in the order of falling areas."""
+    """(N,) bool, which of N masks, sorted by decreasing areas, are kept."""
     above = coco_mask.iou(rles, rles, [0] * len(rles)) > max_iou
     kept = np.ones(len(rles), bool)
     for i in range(len(rles)):

@@ -1,15 +1,14 @@
-"""The conquer step of divide-and-conquer done the plain way, and how much longer that takes.
+"""A direct implementation of the conquer step of divide-and-conquer, compared with ours in time and memory.
 
-`plain_parts` follows the published text step by step: a dictionary of all touching pairs that is searched for its maximum
-before every merge, every cluster of every level enlarged to the size of the image, and a comparison of whole images
-for every pair of the suppression. `unsam_mm.published.procedure.conquer_object` finds the same masks on one tree of
-patches and on run lengths.
+`plain_parts` follows the paper step by step: it searches a dictionary of all touching pairs for its maximum before every
+merge, enlarges every cluster of every level to the size of the image, and compares whole images for every pair of the
+suppression. `unsam_mm.published.procedure.conquer_object` finds the same masks on one tree of patches and on run lengths.
 
     python -m benchmarks.plain_published
 
-takes a photograph enlarged to 1500 x 2250 pixels, twenty regions of it as divided objects, and patch features that both
-sides are given, and prints one line with the ratios of time and of peak memory and how many masks are the same. Linux and
-macOS only: each side runs in a forked process, whose peak memory the system reports.
+uses a photograph enlarged to 1500 x 2250 pixels, twenty regions of it as objects, and the same patch features for both
+sides. It prints one line with the ratios of time and of peak memory, and the number of equal masks. Linux and macOS only:
+each side runs in a forked process, whose peak memory the system reports.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ from unsam_mm.published.maskcut import resize_to_square
 from unsam_mm.published.procedure import RELEASE, PublishedSettings, conquer_object, crop_box
 
 _SIZE_HW = (1500, 2250)
-_HALF = 0.5 + 1e-5  # exact halves are no matter of rounding
-_ROUNDING_PX = 3  # what other values may come to, in millions of pixels
+_HALF = 0.5 + 1e-5  # so that exact halves do not depend on rounding
+_ROUNDING_PX = 3  # pixels that may differ by rounding of other values, of millions
 
 
 def plain_parts(features: PatchFeatures, mask: np.ndarray, settings: PublishedSettings = RELEASE) -> list[np.ndarray]:
@@ -142,18 +141,18 @@ def divided_photograph(
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out of both sides.
+    """The results of both sides.
 
     Attributes:
         size_hw: Height and width of the image.
         n_objects: Objects in it.
-        n_plain: How many of them the plain side was given.
-        ours: Time for these, memory for all.
+        n_plain: Objects that the direct implementation processed.
+        ours: Time for these, memory for all objects.
         plain: Time and memory for these.
         all_masks: Parts of all objects.
         all_s: Our processor seconds for all objects.
-        our_masks: Our parts of the objects that both did.
-        plain_masks: The plain side's.
+        our_masks: Our parts of the objects that both processed.
+        plain_masks: Parts of the direct implementation.
         same: How many of them are equal in every pixel.
         differing_px: How many pixels are in one mask and not in the other, for the least alike of the rest: one or two,
             where a value of the interpolation is a half up to rounding.
@@ -193,9 +192,9 @@ def compare(n_objects: int = 20, n_plain: int = 3, size_hw: tuple[int, int] = _S
     """Runs both sides.
 
     Args:
-        n_objects: How many objects the image is divided into.
-        n_plain: Time is compared on so many of them, spread evenly, since the plain side takes seconds for each. Memory
-            is compared to its disadvantage: its peak on these with the other side's on all.
+        n_objects: Number of objects in the image.
+        n_plain: Number of objects, evenly spaced, on which time is compared: the direct implementation takes seconds for
+            each. Its peak memory on these is compared with ours on all objects.
         size_hw: Height and width of the image.
     """
     objects, features = divided_photograph(n_objects, size_hw)
@@ -204,7 +203,7 @@ def compare(n_objects: int = 20, n_plain: int = 3, size_hw: tuple[int, int] = _S
     _fast([objects[0]], [features[0]])  # compiles
     _plain([encode_bitmaps(np.ones((1, 64, 64), bool))[0]], [features[0]])  # imports
     all_masks, for_all = _measured(_fast, objects, features)
-    # Before and after the long side, in turns, for the machine may be busy now and idle then.
+    # Our side runs before and after the slow one, because the load of the machine may change.
     runs = [_measured(_fast, *some)]
     plain_masks, plain = _measured(_plain, *some)
     runs.append(_measured(_fast, *some))
@@ -226,7 +225,7 @@ def compare(n_objects: int = 20, n_plain: int = 3, size_hw: tuple[int, int] = _S
 
 
 def _differing_px(some: set[bytes], others: set[bytes], size_hw: tuple[int, int]) -> int:
-    """How far the masks of one set, given as run lengths, are at the most from the nearest of the other set."""
+    """The largest distance, in pixels, of a mask of one set, given as run lengths, to the nearest of the other set."""
     drawn, other_drawn = (
         [coco_mask.decode({'size': list(size_hw), 'counts': counts}) for counts in masks] for masks in (some, others)
     )
@@ -274,7 +273,7 @@ def _measured(function, objects: list[Rle], features: list[PatchFeatures]) -> tu
 
 
 def _return_free_memory() -> None:
-    """Gives memory that was freed but kept back to the system, so that its use shows as new; glibc only."""
+    """Returns freed memory to the system, so that using it again counts as new memory; glibc only."""
     if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None):
         trim(0)
 
@@ -283,9 +282,11 @@ def main() -> None:
     """Prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--objects', type=int, default=20, help='objects in the image')
-    parser.add_argument('--plain', type=int, default=3, help='how many of them the plain side is given')
-    parser.add_argument('--height', type=int, default=_SIZE_HW[0], help='of the image, which is half as wide again')
-    parser.add_argument('--json', action='store_true', help='print the figures for programs')
+    parser.add_argument('--plain', type=int, default=3, help='objects that the direct implementation processes')
+    parser.add_argument(
+        '--height', type=int, default=_SIZE_HW[0], help='height of the image; the width is 1.5 times as large'
+    )
+    parser.add_argument('--json', action='store_true', help='print the figures as JSON')
     options = parser.parse_args()
     measured = compare(options.objects, options.plain, (options.height, options.height * 3 // 2))
     print(json.dumps({**asdict(measured), 'agree': measured.agree}) if options.json else measured)

@@ -1,7 +1,7 @@
-"""The same clicks for UnSAM and for what a user has without trained weights: GrabCut, random walker, SLIC, flood fill.
+"""The same clicks for UnSAM and for methods without trained weights: GrabCut, random walker, SLIC and flood fill.
 
-The rivals answer with one mask, so their Max and Oracle IoU are one figure. Each has one setting for all images; those
-that solve for the whole image see it shrunk to 320 px, as they would take seconds a click otherwise.
+The rivals return one mask, so their Max and Oracle IoU are equal. Each has one setting for all images; those that solve for
+the whole image process it at 320 px, since they would take seconds for a click otherwise.
 
     python -m benchmarks.rival_clicks IMAGES GT.json --limit 8
     python -m benchmarks.rival_clicks IMAGES GT.json --limit 8 --clicks 5 --json figures.json --curve curves.png
@@ -31,7 +31,7 @@ from unsam_mm.files import write_json
 from unsam_mm.image_io.opencv import import_opencv
 
 _SOLVED_SIDE_PX = 320
-_SURE_RADIUS = 0.01  # of the longer side: what a click says for sure
+_SURE_RADIUS = 0.01  # radius around a click that is certain, as a share of the longer side
 _BOX_SHARE = 0.25  # half side of GrabCut's box around the clicks, as a share of the longer side
 _GRABCUT_ROUNDS = 5
 _WALKER_BETA = 130  # scikit-image's default
@@ -46,7 +46,7 @@ class SingleMask:
     """A rival with the interface of a predictor.
 
     Args:
-        rival: Answers all clicks at one object on one image.
+        rival: Computes the mask for all clicks on one object.
         longest_px: The image is shrunk until its longer side is no longer than this.
     """
 
@@ -79,7 +79,7 @@ class SingleMask:
 
 
 def grabcut(image: np.ndarray, points: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """OpenCV's GrabCut: the object lies in a box around the positive clicks; discs around clicks are sure."""
+    """OpenCV's GrabCut: the object is in a box around the positive clicks; discs around clicks are certain."""
     cv2 = import_opencv()
     height, width = image.shape[:2]
     reach = round(_BOX_SHARE * max(height, width))
@@ -87,7 +87,7 @@ def grabcut(image: np.ndarray, points: np.ndarray, positive: np.ndarray) -> np.n
     high = np.minimum(points[positive].max(axis=0) + reach + 1, (width, height))
     labels = np.full((height, width), cv2.GC_BGD, np.uint8)
     labels[low[1] : high[1], low[0] : high[0]] = cv2.GC_PR_FGD
-    if (labels == cv2.GC_PR_FGD).all():  # without any background there is nothing to tell it from
+    if (labels == cv2.GC_PR_FGD).all():  # GrabCut needs some background
         labels[[0, -1]] = labels[:, [0, -1]] = cv2.GC_BGD
     for disc, label in ((positive, cv2.GC_FGD), (~positive, cv2.GC_BGD)):
         labels[_discs(points[disc], (height, width))] = label
@@ -115,7 +115,7 @@ def slic_regions(image: np.ndarray, points: np.ndarray, positive: np.ndarray) ->
 
 
 def flood_fill(image: np.ndarray, points: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """All that is joined to a positive click by pixels of its colour, without the same of negative clicks."""
+    """The connected pixels of similar colour around positive clicks, without those around negative clicks."""
     lab = rgb2lab(image)
     filled = np.zeros((2, *image.shape[:2]), bool)
     for (x, y), is_positive in zip(points, positive, strict=True):
@@ -133,7 +133,7 @@ RIVALS: dict[str, Callable[[], SingleMask]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures all on the same clicks rule and segments; prints a table."""
+    """Measures all predictors with the same rule for clicks and the same segments; prints a table."""
     options = _parse(arguments)
     check_results(options)
     images = prompt_images(options)

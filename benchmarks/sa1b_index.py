@@ -1,8 +1,8 @@
 """How start-up of the SA-1B data set grows with the number of images, beside MMEngine's list of entries.
 
 The folders are synthetic: shards of a thousand empty label files, some of which hold real labels and are read. Each
-start is a process of its own, so that its memory is its own. Folders of up to 100,000 images are listed too, which
-happens once; the index of a larger one is written without its files.
+start is a separate process, for its memory. Folders of up to 100,000 images are also listed, which happens once; for a
+larger folder only the index is written.
 
     python -m benchmarks.sa1b_index                     # 1000, 100,000 and 1,000,000 images
     python -m benchmarks.sa1b_index 1000 20000
@@ -26,7 +26,7 @@ _SIZES = (1_000, 100_000, 1_000_000)
 _LISTED = 100_000
 _SHARD = 1_000  # images; SA-1B has some 11,000
 _READ = 20  # labels read after the start
-_LONG_AGO_S = 1_600_000_000  # folders that changed just now would be listed again
+_LONG_AGO_S = 1_600_000_000  # folders that have just changed would be listed again
 
 
 def run(inputs: Inputs, sizes: Sequence[int] = _SIZES) -> Row:
@@ -91,7 +91,7 @@ def _make_shards(root: Path, size: int, with_files: bool) -> None:
 
 
 def _write_index(root: Path, index: Path, size: int) -> None:
-    """The index of a folder most of whose files are not there."""
+    """Writes the index of a folder in which most files are missing."""
     from unsam_mm.datasets.sa1b import write_index
 
     names = np.sort([_name(number).encode() for number in range(size)])
@@ -115,7 +115,7 @@ def _child(mode: str, root: str, index: str, size: str) -> dict:
     from unsam_mm.datasets.image_folder import name_hash
 
     class Stock(BaseDetDataset):
-        """The usual way: one dictionary an image, and all of them serialized."""
+        """MMEngine's way: one dictionary for each image, all of them serialized."""
 
         def load_data_list(self) -> list[dict]:
             names = (f'{_name(number).rsplit("/", 1)[0]}/sa_1.jpg' for number in range(int(size)))

@@ -2,10 +2,9 @@
 
     python -m benchmarks.scale_workers IMAGES [--images 24] [--rounds 1]
 
-The masks go to a temporary folder. The start (processes, imports, model) is over when every worker has finished an
-image; what follows is the pace that a large folder sees. Each round also prints what the machine gives to two processes
-that do nothing but count, against one, before and after: where that is far from 2, others use the cores, and the
-round says little.
+The masks are written to a temporary folder. The start (processes, imports, model) ends when every worker has finished an
+image; then the speed is that in a large folder. Each round also prints the speed-up of two processes that only count,
+before and after: if it is far from 2, other programs use the cores, and the round is not reliable.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ _COUNTING_S = 3.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('images', type=Path)
-    parser.add_argument('--images', type=int, default=24, dest='count', help='how many of them (default: %(default)s)')
+    parser.add_argument('--images', type=int, default=24, dest='count', help='number of images (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=2, help='to compare with one (default: %(default)s)')
-    parser.add_argument('--rounds', type=int, default=1, help='each runs both, in turns (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=1, help='each runs both alternately (default: %(default)s)')
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, 'images')
@@ -51,7 +50,7 @@ def main() -> None:
 
 
 def measure(images: Path, workers: int) -> tuple[float, float]:
-    """Seconds of the whole command, and seconds an image once all workers are at work."""
+    """Seconds of the whole command, and seconds per image after all workers have started."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, '-m', 'unsam_mm', 'generate', str(images), out, '--dask', f'local:{workers}']
         start_s = time.perf_counter()
@@ -59,20 +58,20 @@ def measure(images: Path, workers: int) -> tuple[float, float]:
         whole_s = time.perf_counter() - start_s
         store = PseudoMaskStore(out)
         finished_s = sorted(store.path_of(name).stat().st_mtime for name in store.names())
-        # The first `workers` images may be one worker's, if it was ready long before the others; two each are safer.
+        # One worker may have made the first `workers` images, if it started long before the others; two each are safer.
         started = 2 * workers
         return whole_s, (finished_s[-1] - finished_s[started - 1]) / (len(finished_s) - started)
 
 
 def counting_ratio(processes: int) -> float:
-    """How much further several processes count together than one does alone."""
+    """Ratio of the counts of several processes together to that of one process alone."""
     with multiprocessing.get_context('spawn').Pool(processes) as pool:
         pool.map(count, [0.0] * processes)  # all have started
         return sum(pool.map(count, [_COUNTING_S] * processes, chunksize=1)) / pool.apply(count, [_COUNTING_S])
 
 
 def count(seconds: float) -> int:
-    """How far a loop counts in that time."""
+    """Iterations of a loop in that time."""
     counted, end_s = 0, time.perf_counter() + seconds
     while time.perf_counter() < end_s:
         counted += 1

@@ -1,7 +1,7 @@
 """How time and memory of the default generator grow with the image.
 
-Each size is done in a process of its own, so that its peak memory is its own. The photograph is enlarged or
-shrunk to every size; one that was taken at 16 megapixels has more detail, and grain.
+Each size is processed in a separate process, for its peak memory. The photograph is resized to every size; one taken at
+16 megapixels would have more detail, and grain.
 
     python -m benchmarks.scaling 1.0      # one size in megapixels; prints the figures as JSON
 """
@@ -20,7 +20,7 @@ from benchmarks.timing import Comparison, Cost, Row, in_new_process, one_thread,
 
 _VIT = 'finding patch features'
 _MEGAPIXELS = (0.15, 1.0, 4.0, 16.0)
-_PAGE = 4096  # a tiny image may fit into memory that the model no longer uses
+_PAGE = 4096  # a tiny image may fit into memory that the model has freed
 
 
 def run(inputs: Inputs, megapixels: Sequence[float] = _MEGAPIXELS) -> Row:
@@ -28,7 +28,7 @@ def run(inputs: Inputs, megapixels: Sequence[float] = _MEGAPIXELS) -> Row:
 
     Args:
         inputs: Unused.
-        megapixels: Sizes, rising, at least two. The largest is compared with the second largest but one, or the first.
+        megapixels: At least two increasing sizes. The largest is compared with the third largest, or the first.
     """
     with one_thread():
         sizes = [in_new_process('scaling', size) for size in megapixels]

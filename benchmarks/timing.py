@@ -1,4 +1,4 @@
-"""What a comparison is, and how both of its sides are measured: in turns, on one thread, processor and clock time."""
+"""Comparisons, and how both sides are measured: alternately, on one thread, with CPU time and wall time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from typing import Any
 from unsam_mm.errors import UnSAMError
 
 ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
-"""Environment of processes that shall use one thread each; libraries read it when they are loaded."""
+"""Environment of processes that use one thread; libraries read it when they are loaded."""
 
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one side takes.
+    """Time and memory of one side.
 
     Attributes:
-        cpu_s: Processor seconds of all its threads, which other programs on the machine change little.
-        wall_s: Seconds on the clock.
-        peak_mb: Memory at the peak in 10^6 bytes, where it is compared.
+        cpu_s: CPU seconds of all its threads, which depend little on other programs.
+        wall_s: Wall time in seconds.
+        peak_mb: Peak memory in 10^6 bytes, if it is compared.
     """
 
     cpu_s: float
@@ -43,14 +43,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One rival.
+    """The comparison with one rival.
 
     Attributes:
-        rival: Its name.
-        ours: What this project takes.
-        theirs: What the rival takes for the same job.
-        checked: What was equal on both sides, with figures.
-        equal: Whether the results were; None where the two do not promise the same.
+        rival: Name of the rival.
+        ours: Cost of this project.
+        theirs: Cost of the rival for the same task.
+        checked: How the results were compared, with figures.
+        equal: Whether the results are equal; None if they need not be.
     """
 
     rival: str
@@ -61,20 +61,20 @@ class Comparison:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """The rival's cost over ours, for each of the figures that both have."""
+        """The rival's cost divided by ours, for each figure that both have."""
         ours, theirs = asdict(self.ours), asdict(self.theirs)
         return {name: theirs[name] / ours[name] for name in ours if ours[name] and theirs[name]}
 
 
 @dataclass(frozen=True)
 class Row:
-    """The outcome of one row.
+    """The result of one row.
 
     Attributes:
-        name: Of the row.
+        name: Name of the row.
         comparisons: One for each rival.
-        notes: What else is to be said: further figures, a rival that is not installed.
-        figures: Those further figures, for programs.
+        notes: Remarks, such as more figures, or a rival that is not installed.
+        figures: More figures, for programs.
     """
 
     name: str
@@ -84,14 +84,14 @@ class Row:
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], repetitions: int) -> tuple[dict[str, Cost], dict[str, Any]]:
-    """Runs every side again and again, in turns, so that a busy moment of the machine hits all of them.
+    """Runs all sides repeatedly and alternately, so that other load on the machine affects all of them.
 
     Args:
-        sides: What to run, by name. Whatever is compiled or cached must be so already.
-        repetitions: How often each is run.
+        sides: Functions to run, by name. They must have been compiled, and their caches filled, before.
+        repetitions: Runs of each side.
 
     Returns:
-        The medians, and what each side returned last.
+        The medians, and the last result of each side.
     """
     cpu_s, wall_s = ({name: [] for name in sides} for _ in range(2))
     results = {}
@@ -105,7 +105,7 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], repetitions: int) -> tuple[
 
 
 def timed(side: Callable[[], Any]) -> tuple[Cost, Any]:
-    """Runs a function once; its processor time is that of the process and of the children that ended meanwhile."""
+    """Runs a function once; CPU time is that of the process and of child processes that ended meanwhile."""
     cpu_s, wall_s = _cpu_s(), time.perf_counter()
     result = side()
     return Cost(_cpu_s() - cpu_s, time.perf_counter() - wall_s), result
@@ -115,9 +115,9 @@ def in_new_process(module: str, *arguments: object, **environment: str) -> dict[
     """The figures that ``python -m benchmarks.MODULE`` prints as JSON in its last line.
 
     Args:
-        module: Its name.
-        arguments: Of its command line.
-        environment: Variables that are set for it.
+        module: Name of the module.
+        arguments: Arguments of its command line.
+        environment: Environment variables that are set for it.
     """
     command = [sys.executable, '-W', 'ignore', '-m', f'benchmarks.{module}', *map(str, arguments)]
     done = subprocess.run(command, check=True, cwd=_ROOT, env=os.environ | environment, stdout=subprocess.PIPE)
@@ -126,10 +126,10 @@ def in_new_process(module: str, *arguments: object, **environment: str) -> dict[
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Holds this process, and those that it starts, to one thread.
+    """Limits this process, and those that it starts, to one thread.
 
     Raises:
-        UnSAMError: If neither threadpoolctl nor the environment can do that.
+        UnSAMError: If threadpoolctl is not installed and OMP_NUM_THREADS is not 1.
     """
     import torch
 
@@ -151,9 +151,9 @@ def one_thread() -> Iterator[None]:
 
 
 def peak_memory() -> int:
-    """Bytes of memory that this process has held at the most; Linux and macOS.
+    """Peak memory of this process in bytes; Linux and macOS.
 
-    Linux's getrusage is not asked: a process starts there with the peak of the one that started it.
+    getrusage is not used on Linux, where a process starts with the peak of its parent.
     """
     status = Path('/proc/self/status')
     if status.exists():

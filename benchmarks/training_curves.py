@@ -1,7 +1,7 @@
-"""Draws how a training went: losses from its log, recall from evaluations of its checkpoints.
+"""Plots the losses of a training from its log, and recall from evaluations of its checkpoints.
 
-``python -m benchmarks.training_curves WORK_DIR OUT.png --recall 500=iter_500.json 1000=iter_1000.json``, where each JSON is what
-``python -m unsam_mm evaluate ... --json`` or the log of a test gives: an object with the keys ``AR@100`` and ``AR@1000``.
+``python -m benchmarks.training_curves WORK_DIR OUT.png --recall 500=iter_500.json 1000=iter_1000.json``, where each JSON file
+is the output of ``python -m unsam_mm evaluate ... --json`` or of a test: an object with the keys ``AR@100`` and ``AR@1000``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SHOWN = ('AR@100', 'AR@1000')
 
 
 def read_losses(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Name of each loss to its (iteration, value) pairs, joined over all runs below `work_dir`, so over resumptions too.
+    """Name of each loss to its (iteration, value) pairs over all runs below `work_dir`, so including resumed runs.
 
     Raises:
         StoreError: If there is no log.
@@ -37,7 +37,7 @@ def read_losses(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def draw(losses: dict[str, list[tuple[int, float]]], recall: dict[int, dict[str, float]], out: Path) -> None:
-    """Writes a picture with the losses on the left and, where there are evaluations, recall on the right.
+    """Writes a plot of the losses on the left and, if there are evaluations, of recall on the right.
 
     Args:
         losses: As from `read_losses`.
@@ -62,7 +62,7 @@ def draw(losses: dict[str, list[tuple[int, float]]], recall: dict[int, dict[str,
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads the command line; see the module."""
+    """Runs the command line; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path)
     parser.add_argument('out', type=Path)

@@ -17,12 +17,12 @@ updates the cosines of touching pairs without features, 'ward' works on mean fea
 
 
 def run(inputs: Inputs, side: int = 32, repetitions: int = 9) -> Row:
-    """Merges all patches of a photograph to one region.
+    """Merges all patches of a photograph into one region.
 
     Args:
         inputs: Unused.
         side: Patches along each side; 32 is the grid of the published conquer step.
-        repetitions: Of each side.
+        repetitions: Runs of each side.
     """
     with one_thread():
         features = patch_keys(side).reshape(side * side, -1)
@@ -72,7 +72,7 @@ def grid_edges(side: int) -> np.ndarray:
 
 
 def plain_tree(features: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Parents of the merge tree by the published description: the best of all pairs is looked for at every step.
+    """Parents of the merge tree as the paper describes it: every step searches all pairs for the best one.
 
     Args:
         features: (L, C) float, one row a patch.
@@ -99,7 +99,7 @@ def plain_tree(features: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def clusters_of(parent: np.ndarray, n_leaves: int) -> set[bytes]:
-    """The merged regions of a tree, each as the bits of its leaves: equal whatever the order of the merges."""
+    """The merged regions of a tree, each as the bits of its leaves, which do not depend on the order of the merges."""
     member = np.zeros((len(parent), n_leaves), bool)
     member[np.arange(n_leaves), np.arange(n_leaves)] = True
     for node in range(len(parent) - 1):
@@ -116,7 +116,7 @@ def _scikit_learn(features: np.ndarray, edges: np.ndarray, linkage: str) -> Call
     graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(count, count))
     clustering = AgglomerativeClustering(
         n_clusters=None,
-        distance_threshold=0,  # so that the whole tree is made
+        distance_threshold=0,  # so that the whole tree is computed
         metric=_LINKAGES[linkage],
         linkage=linkage,
         connectivity=(graph + graph.T).tocsr(),

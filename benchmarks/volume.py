@@ -3,10 +3,10 @@
     python -m benchmarks.volume raw.tif labels.tif --cache embeddings
     python -m benchmarks.volume raw.tif labels.tif --engines tree --starts click --json figures.json
 
-The click is the pixel farthest from the outline of the object there. It starts from the first mask of the engine, from the
-best of its six, which a user finds with J and K, or, to see propagation alone, from the labelled mask itself. The rule
-compared with is that of µSAM: the box of the mask before is the prompt in the next slice, and propagation stops where
-the IoU of two masks in a row falls below 0.5; the answers are of the same engine.
+The click is at the pixel farthest from the outline of the object. Propagation starts from the first mask of the engine,
+from the best of its six, which a user finds with J and K, or from the labelled mask, to evaluate propagation alone. The
+rival is µSAM's rule with the same engine: the box of the previous mask is the prompt in the next slice, and propagation
+stops when the IoU of two consecutive masks is below 0.5.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Volume = dict[int, BoxMask]
 
 
 class Stack:
-    """A stack that an engine has looked at.
+    """A stack and its embeddings.
 
     Args:
         raw: (Z, H, W) uint8.
         engine: 'tree' or 'model'.
-        cache: Folder where embeddings are kept; None makes them anew.
+        cache: Folder that stores embeddings; None: they are not stored.
     """
 
     def __init__(self, raw: np.ndarray, engine: str, cache: Path | None) -> None:
@@ -65,7 +65,7 @@ class Stack:
 
 
 def start_masks(planes: Planes, truth: np.ndarray, start: str) -> dict[int, tuple[int, BoxMask]]:
-    """For each object its middle slice and the mask there; objects that a click finds nothing of have none."""
+    """Middle slice and the mask in it, by object."""
     masks = {}
     for label in np.unique(truth)[1:]:
         zs = np.flatnonzero((truth == label).any(axis=(1, 2)))
@@ -80,7 +80,7 @@ def start_masks(planes: Planes, truth: np.ndarray, start: str) -> dict[int, tupl
 
 
 def by_rule(planes: Planes, z: int, mask: BoxMask, n_slices: int) -> Volume:
-    """µSAM's box projection: documented at `projection="box"`, `iou_threshold=0.5`."""
+    """µSAM's box projection, which its documentation describes as `projection="box"`, `iou_threshold=0.5`."""
     volume = {z: mask}
     for step in (-1, 1):
         before, at = mask, z + step
@@ -102,7 +102,7 @@ def by_propagation(
     settings: PropagationSettings,
     together: bool = False,
 ) -> dict[int, Volume]:
-    """Each object alone, or all in one run."""
+    """Propagates each object alone, or all together."""
     anchors = {label: {z: mask} for label, (z, mask) in starts.items()}
     runs = [anchors] if together else [{label: slices} for label, slices in anchors.items()]
     volumes: dict[int, Volume] = {}
@@ -125,13 +125,13 @@ def iou_3d(volume: Volume, truth: np.ndarray) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a table, a row for each engine, start and way."""
+    """Prints a table with a row for each engine, start and method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('raw', type=Path, help='(Z, H, W) uint8 TIFF')
     parser.add_argument('labels', type=Path, help='(Z, H, W) TIFF, 0 being background')
     parser.add_argument('--engines', nargs='+', default=['tree', 'model'], choices=['tree', 'model'])
     parser.add_argument('--starts', nargs='+', default=list(STARTS), choices=STARTS)
-    parser.add_argument('--cache', type=Path, help='folder where embeddings are kept')
+    parser.add_argument('--cache', type=Path, help='folder that stores embeddings')
     parser.add_argument('--json', type=Path, help='file for the IoU of each object')
     options = parser.parse_args(arguments)
     if options.json is not None:

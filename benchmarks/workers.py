@@ -1,4 +1,4 @@
-"""A folder of images in two processes against one; the ViT uses one thread in each."""
+"""A folder of images in two processes against one; the ViT has one thread in each."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | No
 
     Args:
         inputs: The photographs.
-        n_images: How many crops.
-        crop_px: Their side.
-        vit_px: Size at which the ViT sees them; None: as in the preset.
-        repetitions: Of each side.
+        n_images: Number of crops.
+        crop_px: Side of the crops.
+        vit_px: Size of the ViT's input; None: as in the preset.
+        repetitions: Runs of each side.
     """
     settings = preset_settings('default', **({'long_side_px': vit_px} if vit_px else {}))
     with tempfile.TemporaryDirectory() as folder, one_thread():
@@ -40,7 +40,7 @@ def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | No
                 moments_s: list[float] = []
                 job = FolderJob(images, Path(out), settings, workers=workers)
                 job.run(lambda report: moments_s.append(time.perf_counter()))
-                # The first call comes before the first image; two images of each process are its start.
+                # The first call comes before the first image; the first two images of each process count as its start.
                 started = min(2 * workers, n_images - 1)
                 paces[workers].append((moments_s[-1] - moments_s[started]) / (n_images - started))
                 store = PseudoMaskStore(out)
@@ -52,7 +52,7 @@ def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | No
     one, two = (float(np.median(paces[workers])) for workers in (1, 2))
     cores = available_cores()
     note = (
-        f'once both processes are at work: {one / two:.2f} times the images in the same time '
+        f'after both processes have started: {one / two:.2f} times the images in the same time '
         f'({one:.2f} and {two:.2f} s an image), on {cores} cores'
     )
     return Row(
@@ -72,7 +72,7 @@ def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | No
 
 
 def _write_crops(folder: Path, inputs: Inputs, n_images: int, crop_px: int) -> Path:
-    """Crops of the photographs in turn, each moved by some pixels so that no two are equal."""
+    """Writes crops of the photographs in turn, each shifted by some pixels so that no two are equal."""
     pictures = [read_image(path) for path in inputs.paths()]
     for number, picture in zip(range(n_images), itertools.cycle(pictures)):
         y, x = (7 * number % max(side - crop_px, 1) for side in picture.shape[:2])
