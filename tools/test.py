@@ -116,9 +116,9 @@ def _measure(args: argparse.Namespace, runner: Runner, data_sets: dict[str, Conf
     if missing:
         reasons = '; '.join(f'{name}: {reason}' for name, reason in missing.items())
         raise UnSAMError(
-            f'{len(missing)} of {len(data_sets)} benchmarks were not measured. {reasons}. Say where the data lie with '
-            f'--data-root {next(iter(missing))}=PATH (docs/datasets.md tells how to get them) and run again: what was '
-            'measured is kept'
+            f'{len(missing)} of {len(data_sets)} benchmarks were not measured. {reasons}. Name the folder of the data with '
+            f'--data-root {next(iter(missing))}=PATH (docs/datasets.md says how to get them) and run again; the other '
+            'results are kept'
         )
 
 

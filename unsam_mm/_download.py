@@ -108,7 +108,7 @@ def _copy(response: Any, partial: Path, start: int) -> None:
             progress.update(len(block))
     if total is not None and partial.stat().st_size != total:
         raise OSError(
-            f'{label}: the connection broke after {partial.stat().st_size} of {total} bytes; run again to go on'
+            f'{label}: the connection broke after {partial.stat().st_size} of {total} bytes; run again to continue'
         )
 
 

@@ -1,4 +1,4 @@
-"""Makes MMDetection importable, and Mask2Former usable, where MMCV was installed without its compiled ops.
+"""Makes MMDetection importable, and Mask2Former usable, if MMCV was installed without its compiled ops.
 
 Compiling MMCV takes half an hour and a toolchain. Nothing in this package needs its ops: Mask2Former uses two, which have
 a pure-torch path; the CutLER detector uses two more, which are in `unsam_mm._torch_ops`. Still, MMDetection cannot be

@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> StateDict:
     except Exception as error:  # what torch raises depends on the first bytes, from IndexError to struct.error
         raise WeightsError(
             f'{path}: cannot be read as a checkpoint of tensors; download it again, or if it is the dump of a '
-            "training, save its entry 'model' alone where it was made"
+            "training, save only its entry 'model' where it was made"
         ) from error
     for wrapper in _WRAPPERS:
         content = content.get(wrapper, content) if isinstance(content, dict) else content

@@ -1,4 +1,4 @@
-"""Errors that a user can fix: each message gives what was found, what was expected and the fix."""
+"""Errors that a user can fix: each message says what was found, what was expected and how to fix it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StoreError(UnSAMError):
 
 
 class DamagedError(StoreError):
-    """A stored file that does not hold what was written into it."""
+    """A stored file whose content is damaged."""
 
 
 class TargetError(StoreError):
@@ -47,7 +47,7 @@ def explained(error: BaseException) -> str:
 
 @contextmanager
 def image_errors(path: object) -> Iterator[None]:
-    """Turns errors in the work on one image into `ImageError`, so that a run can go on with the other images.
+    """Turns errors in the work on one image into `ImageError`, so that a run can continue with the other images.
 
     Args:
         path: Path of the image, for the message.

@@ -31,7 +31,7 @@ _THREAD_VARIABLES = (
     'OPENCV_FOR_THREADS_NUM',
     'TIFFFILE_NUM_THREADS',
 )
-_PRODUCTIVE = 100  # items for each process, after which one that ends by itself does not mean that there are too many
+_PRODUCTIVE = 100  # after so many items per process, one that ends by itself does not mean that there are too many
 _start_lock = threading.Lock()  # all threads share the environment
 
 

@@ -193,7 +193,7 @@ class _RunsCode:
 @pytest.mark.parametrize('name', ['DINO_RN50_d2_format.pkl', 'released.pth'])
 def test_a_pickle_is_refused_without_running_what_it_holds(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps({'model': _RunsCode(tmp_path / 'harm')}, protocol=2))
-    remedy = 'dino_resnet50_pretrain.pth' if name.endswith('.pkl') else "save its entry 'model' alone"
+    remedy = 'dino_resnet50_pretrain.pth' if name.endswith('.pkl') else "save only its entry 'model'"
     with pytest.raises(WeightsError, match=remedy):
         convert_checkpoint(tmp_path / name, tmp_path / 'out.pth')
     assert not (tmp_path / 'harm').exists()

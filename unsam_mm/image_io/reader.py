@@ -29,7 +29,7 @@ class ImagePixels:
         channels: Arrays of one shape by name; the name of a single channel is ''.
         is_rgb: Whether the channels are red, green and blue.
         scale: Size of a pixel along each axis.
-        units: The unit of each; 'pixel' where the file gives none.
+        units: Unit of each size; 'pixel' if the file has none.
         axes: A letter for each axis, of 'tzyx'.
     """
 

@@ -143,7 +143,7 @@ def open_tiff(path: Path) -> Iterator[TiffImage]:
                 f'{path}: expected axes of {_AXES} and channels, got {series.axes} of shape {series.shape}; '
                 'save a part with fewer axes in a file of its own'
             )
-        if not set(names) <= set(_AXES) or len(set(names)) < len(names):  # axes without a usable name are a stack's
+        if not set(names) <= set(_AXES) or len(set(names)) < len(names):  # unknown axes are those of a stack
             names = _AXES[-len(names) :]
         sizes = pixel_sizes(file)
         if swaps_sides(_orientation(page)):
@@ -170,7 +170,7 @@ def _open_series(path: Path) -> tuple[ExitStack, TiffFile, TiffPageSeries]:
                         continue
                     if own_xml != file.ome_metadata:
                         file = opened.enter_context(tifffile.TiffFile(path, omexml=own_xml, **_OF_SEVERAL_FILES))
-                if file.series[0].kind == 'shaped' and len(file.series) > 1:  # pages that tifffile wrote one by one
+                if file.series[0].kind == 'shaped' and len(file.series) > 1:  # pages that tifffile wrote separately
                     continue
                 if file.is_imagej:
                     _check_planes_of_imagej(file, path)
