@@ -51,10 +51,10 @@ def in_processes(
     Args:
         make_worker: Called once in each process; returns a function, such as a model, that takes one item after
             another. It is sent to the processes, so it must be picklable.
-        items: May be millions: no more than two for each process wait at a time.
+        items: May be millions: at most two for each process are taken in advance.
         processes: At least 1.
         advice: Added to the message if no worker can be started.
-        lost: Gives the result of an item over which a process ended.
+        lost: Returns the result for an item that ends its process.
 
     Raises:
         UnSAMError: If the first worker cannot be made, or its process ends by itself.
