@@ -59,39 +59,29 @@ def run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         dask=options.dask,
     )
-    with _ProgressBar() as bar:
-        report = job.run(bar)
-    _tell(report, bar, options)
+    times_s: list[float] = []
+    with tqdm(unit='image', disable=None) as bar:
+
+        def show(report: FolderReport) -> None:
+            if not times_s:
+                bar.reset(total=report.found)
+            times_s.append(time.perf_counter())
+            bar.n = report.skipped + report.done + len(report.failed)
+            bar.set_postfix(failed=len(report.failed), refresh=True)
+
+        report = job.run(show)
+    _print_summary(report, times_s, options)
     return 0 if report.done + report.skipped else 1
 
 
-class _ProgressBar:
-    """Shows the progress of a `FolderReport`, and measures the time between images."""
+def _print_summary(report: FolderReport, times_s: list[float], options: argparse.Namespace) -> None:
+    """Prints errors, the number of images, and how long they took.
 
-    def __init__(self) -> None:
-        self._bar = tqdm(unit='image', disable=None)
-        self._times_s: list[float] = []
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def __call__(self, report: FolderReport) -> None:
-        if not self._times_s:
-            self._bar.reset(total=report.found)
-        self._times_s.append(time.perf_counter())
-        self._bar.n = report.skipped + report.done + len(report.failed)
-        self._bar.set_postfix(failed=len(report.failed), refresh=True)
-
-    def speed(self) -> str:
-        """Median and mean of the time between images; several processes need more time for an image."""
-        steps_s = [later - earlier for earlier, later in itertools.pairwise(self._times_s)]
-        return f'median {statistics.median(steps_s):.2f} s, mean {statistics.mean(steps_s):.2f} s an image'
-
-
-def _tell(report: FolderReport, bar: _ProgressBar, options: argparse.Namespace) -> None:
+    Args:
+        report: Result of the run.
+        times_s: When the first image began, and when each was finished; several processes work on images meanwhile.
+        options: The command line.
+    """
     for message in report.failed.values():
         print(f'skipped: {one_line(message)}', file=sys.stderr)
     print(
@@ -100,4 +90,6 @@ def _tell(report: FolderReport, bar: _ProgressBar, options: argparse.Namespace) 
     )
     if report.done:
         where = f'Dask at {options.dask}' if options.dask is not None else f'{options.workers} worker(s)'
-        print(f'{bar.speed()}, with {where} on {options.device}')
+        steps_s = [later - earlier for earlier, later in itertools.pairwise(times_s)]
+        median_s, mean_s = statistics.median(steps_s), statistics.mean(steps_s)
+        print(f'median {median_s:.2f} s, mean {mean_s:.2f} s an image, with {where} on {options.device}')

@@ -3,6 +3,9 @@
 Tensors keep their shapes and, except for the merged patches of Swin, their order. Both frameworks list the levels of the
 pixel decoder from coarse to fine, put y before x in position encodings, order the offsets of deformable attention by
 head, level, point, (x, y), and have the "no object" logit last.
+
+The functions `convert_*` take tensors by their official names and the path of their file, for messages. They return the
+tensors by MMDetection's names, and raise `WeightsError` if a name is missing or unknown.
 """
 
 from __future__ import annotations
@@ -65,15 +68,7 @@ _NOT_OF_THE_BACKBONE = re.compile(
 
 
 def convert_resnet50(state: StateDict, path: Path) -> StateDict:
-    """Returns the backbone's tensors without the classifier.
-
-    Args:
-        state: Tensors by torchvision's names.
-        path: The file, for messages.
-
-    Raises:
-        WeightsError: If a name is missing or unknown.
-    """
+    """Returns the backbone of a ResNet-50 with torchvision's names, without the classifier."""
     names = tensor_names((ours, ours, tensors) for _, ours, tensors in detectron2_resnet50('', ''))
     return rename(state, names, path, RESNET50, lambda name: name.startswith('fc.'))
 
@@ -82,13 +77,6 @@ def convert_moby(state: StateDict, path: Path) -> StateDict:
     """Returns the backbone that MoBY trains by gradients, without its momentum copy and the heads.
 
     The norms of the levels, which MoBY lacks, are missing; MMDetection initialises them.
-
-    Args:
-        state: Tensors by their official names.
-        path: The file, for messages.
-
-    Raises:
-        WeightsError: If a name is missing or unknown.
     """
     kind = f'{MOBY}; the file moby_swin_t_300ep_pretrained.pth is'
     names = tensor_names(_swin_tiny('encoder', 'backbone'))  # MMDetection's Swin reads names with this prefix only
@@ -96,14 +84,10 @@ def convert_moby(state: StateDict, path: Path) -> StateDict:
 
 
 def convert_whole_image(state: StateDict, path: Path) -> StateDict:
-    """Renames the tensors of UnSAM or UnSAM+, with any number of queries.
-
-    Args:
-        state: Tensors by their official names.
-        path: The file, for messages.
+    """Renames the tensors of UnSAM or UnSAM+ with any number of queries.
 
     Raises:
-        WeightsError: If a name is missing or unknown, or if the model has several classes.
+        WeightsError: Also if the model has several classes.
     """
     state = _merge_aliases(state, _LEGACY_NAMES, path, WHOLE_IMAGE)
     converted = rename(state, tensor_names(_whole_image()), path, WHOLE_IMAGE, _CONSTANTS.match)
@@ -115,12 +99,8 @@ def convert_whole_image(state: StateDict, path: Path) -> StateDict:
 def convert_promptable(state: StateDict, path: Path) -> StateDict:
     """Renames the tensors of the promptable UnSAM or UnSAM+.
 
-    Args:
-        state: Tensors by their official names.
-        path: The file, for messages.
-
     Raises:
-        WeightsError: If a name is missing or unknown, or if the names of one tensor hold different values.
+        WeightsError: Also if two names of one tensor hold different values.
     """
     state = _merge_aliases(state, _TIED, path, PROMPTABLE)
     converted = rename(state, tensor_names(_promptable()), path, PROMPTABLE, _LABELS.match)
