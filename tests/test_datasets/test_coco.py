@@ -117,7 +117,7 @@ def test_a_file_that_was_exchanged_meanwhile_is_noticed(tmp_path, content):
     dataset = opened(tmp_path, content, test_mode=True)
     content['info'] = {'description': 'longer than before'}
     (tmp_path / 'gt.json').write_text(json.dumps(content))
-    with pytest.raises(StoreError, match='a/one.png are no longer where they were'):
+    with pytest.raises(StoreError, match='has changed while it was in use, so the annotations of a/one.png cannot'):
         dataset[0]
 
 

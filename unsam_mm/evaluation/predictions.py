@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from unsam_mm.coco_files.fields import image_size, listed_name, other_type_hint
+from unsam_mm.coco_files.fields import check_listed, image_size, listed_name, other_type_hint
 from unsam_mm.coco_files.ground_truth import (
-    check_listed,
     describe,
     is_coco,
     match_images,
@@ -100,7 +99,7 @@ def _rename_images(
             f'{path}: several images have the name {first_names(twice)}, so they would be measured against the same ground truth; '
             'keep one entry for each name'
         )
-    check_listed(path, annotations, images)
+    check_listed(path, (annotation['image_id'] for annotation in annotations), names)
     with located(path):
         image_ids = match_images(names.values(), ground_truth, skip_unmatched)
     _check_sizes(path, images, ground_truth, {image['id']: image_ids.get(names[image['id']]) for image in images})
