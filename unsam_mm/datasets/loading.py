@@ -18,7 +18,7 @@ from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.messages import LogOnce
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, image_errors
-from unsam_mm.folders.merge import GROUND_TRUTH_IOU, without_overlap
+from unsam_mm.folders.merge import GROUND_TRUTH_IOU, suppress_overlapping
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.images import read_image
 from unsam_mm.next_click import centre_of
@@ -178,8 +178,8 @@ class UnSAMPlusMasks(BaseTransform):
                 f'{name}: pseudo-masks in {root} are {pseudo.size_hw[0]} x {pseudo.size_hw[1]} px, '
                 f'the image is {human.size_hw[0]} x {human.size_hw[1]}; generate them again with --overwrite'
             )
-        apart = without_overlap(pseudo, human.rles, self.max_iou)
-        added = RleMasks(apart.rles, *human.size_hw, apart.scores)
+        kept = suppress_overlapping(pseudo, human.rles, self.max_iou)
+        added = RleMasks(kept.rles, *human.size_hw, kept.scores)
         ignored = np.append(results['gt_ignore_flags'], np.zeros(len(added), bool))
         set_masks(results, RleMasks.cat([human, added]), ignored)
         return results

@@ -69,7 +69,7 @@ def group_by_image(records: Sequence[Record], image_ids: Mapping[Any, Any], what
         if not isinstance(record, Mapping):
             raise UnSAMError(f'{what} {index} is of type {type(record).__name__}; expected a dictionary')
         if 'segments_info' in record:
-            raise UnSAMError(f'{what} {index} is of the panoptic form, whose masks are PNG files; expected instances')
+            raise UnSAMError(f'{what} {index} is in the panoptic format, whose masks are PNG files; expected instances')
         missing = [key for key in ('image_id', 'segmentation') if key not in record]
         if missing:
             raise UnSAMError(f'{what} {index} has no {" and no ".join(missing)}; it has {sorted(record)}')
