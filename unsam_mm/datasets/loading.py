@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from unsam_mm.errors import ImageError, StoreError, UnSAMError, image_errors
 from unsam_mm.folders.merge import GROUND_TRUTH_IOU, suppress_overlapping
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.images import read_image
+from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.next_click import centre_of
 
 _LABELS = ('gt_masks', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
@@ -173,11 +175,7 @@ class UnSAMPlusMasks(BaseTransform):
         except StoreError as error:
             self._report(name, f'{error}; only human masks are used')
             return results
-        if tuple(pseudo.size_hw) != human.size_hw:
-            raise StoreError(
-                f'{name}: pseudo-masks in {root} are {pseudo.size_hw[0]} x {pseudo.size_hw[1]} px, '
-                f'the image is {human.size_hw[0]} x {human.size_hw[1]}; generate them again with --overwrite'
-            )
+        check_size(pseudo, human.size_hw, name, root)
         kept = suppress_overlapping(pseudo, human.rles, self.max_iou)
         added = RleMasks(kept.rles, *human.size_hw, kept.scores)
         ignored = np.append(results['gt_ignore_flags'], np.zeros(len(added), bool))
@@ -252,6 +250,15 @@ def set_masks(results: dict[str, Any], masks: RleMasks, ignored: np.ndarray | No
     results['gt_bboxes'] = masks.get_bboxes('hbox')
     results['gt_bboxes_labels'] = np.zeros(len(masks), np.int64)
     results['gt_ignore_flags'] = np.zeros(len(masks), bool) if ignored is None else ignored
+
+
+def check_size(masks: MaskSet, size_hw: Sequence[int], name: str, folder: str) -> None:
+    """Raises `StoreError` if the pseudo-masks of an image in a folder have another size than the image."""
+    if tuple(masks.size_hw) != tuple(size_hw):
+        raise StoreError(
+            f'{name}: pseudo-masks in {folder} are {masks.size_hw[0]} x {masks.size_hw[1]} px, '
+            f'the image is {size_hw[0]} x {size_hw[1]}; generate them again with --overwrite'
+        )
 
 
 def check_untouched(results: dict[str, Any], step: str) -> None:
