@@ -9,7 +9,6 @@ Protocol: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, an
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,12 +30,6 @@ from unsam_mm.evaluation.matching import (
 )
 from unsam_mm.masks.rle import rle_to_json
 
-TOOLBOXES = {
-    'pycocotools': ('pycocotools.coco', 'COCO', 'pycocotools.cocoeval', 'COCOeval'),
-    'faster_coco_eval': ('faster_coco_eval', 'COCO', 'faster_coco_eval', 'COCOeval_faster'),
-}
-"""Modules and names of the dataset class and of the evaluation class, by engine."""
-
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREA_RANGES = {'s': (0.0, 32.0**2), 'm': (32.0**2, 96.0**2), 'l': (96.0**2, 1e10)}
 """COCO's small, medium and large objects: smallest and largest area in pixels of the original image, inclusive."""
@@ -44,7 +37,7 @@ AREA_RANGES = {'s': (0.0, 32.0**2), 'm': (32.0**2, 96.0**2), 'l': (96.0**2, 1e10
 MAX_DETS = (1, 10, 100, 1000)
 """Maximum numbers of masks of an image, best scores first."""
 
-ENGINES = ('unsam', *TOOLBOXES)
+ENGINES = ('unsam', 'pycocotools', 'faster_coco_eval')
 _ANY_AREA = (0.0, 1e10)
 
 
@@ -54,7 +47,7 @@ def evaluate_with_toolbox(
     """Evaluates masks with another toolbox.
 
     Args:
-        engine: A key of `TOOLBOXES`.
+        engine: 'pycocotools' or 'faster_coco_eval'.
         images: Detections, best first and at most the largest of `max_dets`, and ground truth of each image.
         ranges: (A, 2) float64 area ranges in pixels; the first contains every area.
         max_dets: K maximum numbers of detections, ascending.
@@ -65,12 +58,12 @@ def evaluate_with_toolbox(
     Raises:
         UnSAMError: If the toolbox is not installed.
     """
-    data_set, evaluation = _load(engine)
-    truth = data_set()
+    dataset_class, evaluation_class = _load_toolbox(engine)
+    truth = dataset_class()
     with contextlib.redirect_stdout(io.StringIO()):
         truth.dataset = _coco(images)
         truth.createIndex()
-        evaluator = evaluation(truth, _load_results(truth, images), 'segm')
+        evaluator = evaluation_class(truth, _load_results(truth, images), 'segm')
         evaluator.params.useCats = 0
         evaluator.params.maxDets = list(max_dets)
         evaluator.params.areaRng = ranges.tolist()
@@ -86,10 +79,17 @@ def evaluate_with_toolbox(
     )
 
 
-def _load(engine: str) -> tuple[Any, Any]:
-    modules = TOOLBOXES[engine]
+def _load_toolbox(engine: str) -> tuple[Any, Any]:
+    """The dataset class and the evaluation class of a toolbox."""
     try:
-        return tuple(getattr(importlib.import_module(m), name) for m, name in (modules[:2], modules[2:]))
+        if engine == 'faster_coco_eval':
+            from faster_coco_eval import COCO, COCOeval_faster
+
+            return COCO, COCOeval_faster
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
     except ModuleNotFoundError as error:
         raise UnSAMError(
             f"the engine {engine!r} is not installed; run: pip install 'unsam_mm[eval]', or use the engine 'unsam', "

@@ -27,8 +27,6 @@ ensure_mmcv_ops()
 from mmdet.registry import METRICS
 from mmdet.structures.mask import BaseInstanceMasks
 
-_SEPARATOR = b'\n'  # does not occur in the counts of RLEs
-
 
 def to_rles(masks: Any) -> list[Rle]:
     """RLEs of N masks: a list of RLEs, an (N, H, W) tensor or array, or MMDetection's masks.
@@ -55,29 +53,14 @@ def to_numpy(values: Any) -> Any:
     return values.detach().cpu().numpy() if hasattr(values, 'detach') else values
 
 
-def pack_masks(records: Sequence[Record]) -> dict[str, Any]:
-    """Packs the RLEs and scores of one image, since dictionaries need several times the memory.
-
-    Args:
-        records: ``segmentation`` (RLE) and ``score`` of each of N masks.
-
-    Returns:
-        ``counts``, bytes of all masks, and ``scores``, (N,) float64.
-    """
-    counts = _SEPARATOR.join(rle['counts'] for rle in rles_from_json([record['segmentation'] for record in records]))
-    return {'counts': counts, 'scores': np.array([record['score'] for record in records], np.float64)}
-
-
-def unpack_masks(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def result_records(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields the COCO result records of one image.
 
     Args:
-        result: ``image_id``, ``size_hw``, and ``masks`` from `pack_masks`.
+        result: ``image_id``, ``size_hw``, and the ``counts`` and ``scores`` of N masks.
     """
-    scores = result['masks']['scores'].tolist()
-    counts = result['masks']['counts'].split(_SEPARATOR) if scores else []
-    for text, score in zip(counts, scores, strict=True):
-        rle = {'size': list(result['size_hw']), 'counts': text.decode('ascii')}
+    for counts, score in zip(result['counts'], result['scores'].tolist(), strict=True):
+        rle = {'size': list(result['size_hw']), 'counts': counts.decode('ascii')}
         yield {'image_id': result['image_id'], 'category_id': 1, 'segmentation': rle, 'score': score}
 
 
@@ -86,7 +69,7 @@ def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> int
 
     Args:
         path: The file.
-        results: See `unpack_masks`.
+        results: See `result_records`.
 
     Returns:
         The number of records.
@@ -98,7 +81,7 @@ def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> int
     with atomic_writer(path) as file:
         file.write('[')
         for result in results:
-            for record in unpack_masks(result):
+            for record in result_records(result):
                 file.write(',\n' if n_records else '\n')
                 json.dump(record, file, separators=(',', ':'))
                 n_records += 1
@@ -179,7 +162,10 @@ class UnSAMCocoMetric(BaseMetric):
             elif self.images is None:
                 result['truths'] = truths
             if self.engine != 'unsam' or self.outfile_prefix:
-                result['masks'] = pack_masks(predictions)
+                # Without the dictionaries of RLEs and records, which need several times the memory.
+                rles = rles_from_json([record['segmentation'] for record in predictions])
+                result['counts'] = [rle['counts'] for rle in rles]
+                result['scores'] = np.array([record['score'] for record in predictions], np.float64)
             self.results.append(result)
 
     def evaluate(self, size: int) -> dict[str, float]:
@@ -237,7 +223,7 @@ class UnSAMCocoMetric(BaseMetric):
         images = [{'id': r['image_id'], 'height': r['size_hw'][0], 'width': r['size_hw'][1]} for r in results]
         truths = (r['truths'] if self.images is None else self.truths.get(r['image_id'], []) for r in results)
         ground_truth = {'images': images, 'annotations': list(chain.from_iterable(truths))}
-        predictions = list(chain.from_iterable(map(unpack_masks, results)))
+        predictions = list(chain.from_iterable(map(result_records, results)))
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='.*have no prediction')  # of images in which nothing was found
             return evaluate_masks(

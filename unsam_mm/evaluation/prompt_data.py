@@ -70,9 +70,16 @@ def coco_prompts(
     if 'segments_info' in truth['annotations'][0]:
         groups = _read_panoptic(annotations, truth, masks)
     else:
+        objects = []
+        for record in truth['annotations']:
+            with located(f'{annotations}: {place_of(record)}'):
+                if not is_crowd(record):
+                    objects.append(record)
+        with located(annotations):
+            by_image = group_by_image(objects, entries, 'ground-truth annotation')
         groups = {
             image_id: partial(_draw_records, records, image_size(entries[image_id]), annotations)
-            for image_id, records in _objects_by_image(annotations, truth['annotations'], entries).items()
+            for image_id, records in by_image.items()
         }
     chosen = [image for image_id, image in entries.items() if image_id in groups][:limit]
     if not chosen:
@@ -122,18 +129,6 @@ def folder_prompts(
     return [
         PromptImage(image, partial(_draw_pictures, own, each_value, ignored_value)) for image, own in found.items()
     ][:limit]
-
-
-def _objects_by_image(
-    annotations: str | Path, records: list[dict[str, Any]], entries: Mapping[Any, Any]
-) -> dict[Any, list[Mapping[str, Any]]]:
-    objects = []
-    for record in records:
-        with located(f'{annotations}: {place_of(record)}'):
-            if not is_crowd(record):
-                objects.append(record)
-    with located(annotations):
-        return group_by_image(objects, entries, 'ground-truth annotation')
 
 
 def _draw_records(
