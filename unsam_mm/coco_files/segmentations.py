@@ -92,7 +92,7 @@ class PolygonFilter:
         kept = [polygon for polygon in polygons if _is_polygon(polygon)]
         if kept and len(kept) == len(polygons):
             return record
-        self._first = self._first or place_of(record)
+        self._first = self._first or describe_record(record)
         if not kept:
             self.n_records += 1
             return None
@@ -115,12 +115,12 @@ def read_rles(records: Sequence[Record], size_hw: tuple[int | None, int | None])
     try:
         checked = rles_from_json([records[i]['segmentation'] for i in encoded], None if None in size_hw else size_hw)
     except RleError as error:
-        raise UnSAMError(f'{place_of(records[encoded[error.index]])}: {error.reason}') from error
+        raise UnSAMError(f'{describe_record(records[encoded[error.index]])}: {error.reason}') from error
     rles = dict(zip(encoded, checked, strict=True))
     return [rles[i] if i in rles else _draw_polygons(record, size_hw) for i, record in enumerate(records)]
 
 
-def place_of(record: Record) -> str:
+def describe_record(record: Record) -> str:
     """Image id and annotation id, for messages."""
     return f'image {record.get("image_id", "without id")}, record {record.get("id", "without id")}'
 
@@ -129,22 +129,24 @@ def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rl
     polygons = record['segmentation']
     if not (isinstance(polygons, list) and polygons and all(map(_is_polygon, polygons))):
         raise UnSAMError(
-            f'{place_of(record)}: segmentation is neither RLE nor polygons: {str(polygons)[:40]!r}; expected '
+            f'{describe_record(record)}: segmentation is neither RLE nor polygons: {str(polygons)[:40]!r}; expected '
             '"size" and "counts", or lists of numbers x, y, x, y, ...'
         )
     if None in size_hw:
         raise UnSAMError(
-            f'{place_of(record)}: polygons need the size of the image; add "height" and "width" to its entry in "images"'
+            f'{describe_record(record)}: polygons need the size of the image; add "height" and "width" to its entry in "images"'
         )
     height, width = size_hw
     if max(height, width) > _MAX_SIDE_PX or height * width > MAX_PIXELS:
-        raise UnSAMError(f'{place_of(record)}: an image of {height} x {width} px is too large to draw polygons in')
+        raise UnSAMError(
+            f'{describe_record(record)}: an image of {height} x {width} px is too large to draw polygons in'
+        )
     clipped = [inside for polygon in polygons if len(inside := _clip(polygon, height, width)) >= _MIN_NUMBERS]
     # The edges of all pixels of the image, and some detours outside.
     length, max_length = sum(map(_length, clipped)), min(2 * height * width + 64 * _MARGIN_PX, _MAX_LENGTH_PX)
     if length > max_length:
         raise UnSAMError(
-            f'{place_of(record)}: its polygons have an outline of {length:.0f} px, but no mask of {height} x {width} px needs '
+            f'{describe_record(record)}: its polygons have an outline of {length:.0f} px, but no mask of {height} x {width} px needs '
             f'more than {max_length} px; remove the record or draw it again'
         )
     if not clipped:  # all polygons are outside of the image

@@ -10,7 +10,7 @@ from mmdet.registry import DATASETS
 
 from unsam_mm.coco_files.fields import category_order, panoptic_segments, read_mask_picture, stated_area
 from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
-from unsam_mm.coco_files.segmentations import PolygonFilter, place_of
+from unsam_mm.coco_files.segmentations import PolygonFilter, describe_record
 from unsam_mm.datasets.image_folder import as_instance
 from unsam_mm.datasets.lazy import LazyDataset
 from unsam_mm.datasets.messages import log_warning
@@ -158,7 +158,7 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
                 panoptic_segments(record)
             except UnSAMError as error:
                 raise StoreError(
-                    f'{self.ann_file}: {place_of(record)}: {error}; for instance annotations use UnSAMCocoDataset'
+                    f'{self.ann_file}: {describe_record(record)}: {error}; for instance annotations use UnSAMCocoDataset'
                 ) from error
         return records
 

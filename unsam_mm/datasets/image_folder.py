@@ -167,7 +167,7 @@ def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
 
 
 def name_hash(name: str) -> int:
-    """A hash of a name below 2**52, which JSON and float64 represent exactly."""
+    """A hash of a name, below 2**52, so JSON and float64 represent it exactly."""
     return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()) >> 12
 
 

@@ -63,7 +63,7 @@ class UnSAMLoadImage(BaseTransform):
         path = results['img_path']
         try:
             with image_errors(path):
-                image = read_image(path, max_pixels=None)  # crops are cut from it
+                image = read_image(path, max_pixels=None)  # large images are cropped later
         except ImageError as error:
             if not self.skip_broken:
                 raise
@@ -103,7 +103,7 @@ class UnSAMLoadMasks(BaseTransform):
             StoreError: If a mask is malformed or of another size than the image.
         """
         if not self.at_original_size:
-            check_untouched(results, type(self).__name__)
+            check_not_transformed(results, type(self).__name__)
         height, width = results['ori_shape']
         name = results.get('img_name', results['img_path'])
         records = PolygonFilter(name)(
@@ -133,7 +133,7 @@ class UnSAMLoadMasks(BaseTransform):
 @TRANSFORMS.register_module()
 @dataclass(eq=False)
 class UnSAMPlusMasks(BaseTransform):
-    """Adds pseudo-masks that overlap no human mask of an image: UnSAM+, during training.
+    """Adds the pseudo-masks that do not overlap human masks: UnSAM+ during training.
 
     Must come after `UnSAMLoadMasks` and before geometric steps. Crowds count like other masks. An image without
     pseudo-masks, or with damaged ones, keeps its human masks and is logged.
@@ -162,7 +162,7 @@ class UnSAMPlusMasks(BaseTransform):
             UnSAMError: If no folder is given, or the image was flipped, cropped or resized before.
             StoreError: If the pseudo-masks have another size than the image.
         """
-        check_untouched(results, type(self).__name__)
+        check_not_transformed(results, type(self).__name__)
         root = self.pseudo_masks_root or results.get('pseudo_masks_root')
         if not root:
             raise UnSAMError('UnSAMPlusMasks needs a pseudo_masks_root; set it here or in the data set')
@@ -261,11 +261,11 @@ def check_size(masks: MaskSet, size_hw: Sequence[int], name: str, folder: str) -
         )
 
 
-def check_untouched(results: dict[str, Any], step: str) -> None:
+def check_not_transformed(results: dict[str, Any], step: str) -> None:
     """Raises `UnSAMError` if the image was flipped or resized, so that masks of the original image do not fit."""
     if results.get('flip') or tuple(results['img_shape']) != tuple(results['ori_shape']):
         raise UnSAMError(
-            f'{results["img_path"]}: flipped or resized before {step}, so masks would not fit; move it before the geometric '
+            f'{results["img_path"]}: flipped or resized before {step}, so masks would not match; move this step before the geometric '
             'transforms, or set at_original_size=True in a test pipeline'
         )
 

@@ -16,7 +16,7 @@ from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 
-from unsam_mm.datasets.messages import own_words
+from unsam_mm.datasets.messages import original_message
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json, write_json
 from unsam_mm.fingerprints import file_digest, file_sha256
@@ -187,7 +187,7 @@ def _run(runner: Runner, config: Config) -> tuple[dict[str, float], str]:
     except _DATA_ERRORS as error:
         if get_world_size() > 1:
             raise  # the other processes are in the middle of the benchmark
-        return {}, own_words(error)
+        return {}, original_message(error)
     if recall_of(metrics) is None:
         return {}, f'its metric gives no {_RECALL}, only {", ".join(metrics)}; use UnSAMCocoMetric'
     return metrics, ''

@@ -24,7 +24,7 @@ from unsam_mm.coco_files.fields import (
     repeated_id,
     stated_area,
 )
-from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
+from unsam_mm.coco_files.segmentations import PolygonFilter, describe_record, read_rles
 from unsam_mm.errors import UnSAMError, first_names
 from unsam_mm.masks.rle import Rle, areas_and_boxes
 
@@ -163,7 +163,7 @@ def _read_fields(records: Sequence[Record], read: Callable[[Record], float]) -> 
         try:
             values[index] = read(record)
         except UnSAMError as error:
-            raise UnSAMError(f'{place_of(record)}: {error}') from error
+            raise UnSAMError(f'{describe_record(record)}: {error}') from error
     return values
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from unsam_mm.coco_files.fields import image_size, is_crowd, listed_name, panoptic_segments, read_mask_picture
 from unsam_mm.coco_files.ground_truth import load_ground_truth, match_images, name_parts
-from unsam_mm.coco_files.segmentations import place_of, read_rles
+from unsam_mm.coco_files.segmentations import describe_record, read_rles
 from unsam_mm.errors import StoreError, UnSAMError, first_names, located
 from unsam_mm.evaluation.matching import group_by_image
 from unsam_mm.images import list_images, walk_images
@@ -72,7 +72,7 @@ def coco_prompts(
     else:
         objects = []
         for record in truth['annotations']:
-            with located(f'{annotations}: {place_of(record)}'):
+            with located(f'{annotations}: {describe_record(record)}'):
                 if not is_crowd(record):
                     objects.append(record)
         with located(annotations):
@@ -166,7 +166,7 @@ def _read_panoptic(
             name, ids, crowds = panoptic_segments(record)
         except UnSAMError as error:
             raise StoreError(
-                f'{annotations}: {place_of(record)}: {error}; do not mix instances and the panoptic format in one file'
+                f'{annotations}: {describe_record(record)}: {error}; do not mix instances and the panoptic format in one file'
             ) from error
         path = Path(masks) / name
         object_ids = [segment_id for segment_id, crowd in zip(ids, crowds, strict=True) if not crowd]

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from unsam_mm.coco_files.fields import image_size, is_crowd, number_in, stated_area, stated_box
 from unsam_mm.coco_files.ground_truth import match_images, name_parts
 from unsam_mm.coco_files.index import TOP_LEVEL, AnnotationIndex, ListedImage
-from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
+from unsam_mm.coco_files.segmentations import PolygonFilter, describe_record, read_rles
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, UnSAMError, explained, located
 from unsam_mm.files import check_result_file, read_json
@@ -202,7 +202,7 @@ def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, i
 
 def _score_of(record: Mapping[str, Any], path: Path) -> float:
     for key in ('score', 'predicted_iou'):
-        with located(f'{path}: {place_of(record)}'):
+        with located(f'{path}: {describe_record(record)}'):
             score = number_in(record, key)
         if math.isfinite(score):
             return score
