@@ -274,12 +274,12 @@ def _average_precision(matches: Sequence[MatchResult], n_truths: int) -> np.ndar
     averages = []
     # One threshold at a time, to save memory: 20,000 images with 1000 masks are 20 million numbers each.
     for t in range(len(IOU_THRESHOLDS)):
-        right, wrong = (
+        is_true, is_false = (
             np.concatenate([np.unpackbits(getattr(m, name)[t], count=len(m.scores)) for m in matches])[order]
-            for name in ('right', 'wrong')
+            for name in ('true_positives', 'false_positives')
         )
-        true_positives = np.cumsum(right, dtype=np.float64)
-        false_positives = np.cumsum(wrong, dtype=np.float64)
+        true_positives = np.cumsum(is_true, dtype=np.float64)
+        false_positives = np.cumsum(is_false, dtype=np.float64)
         precision = true_positives / (true_positives + false_positives + np.spacing(1))
         envelope = np.maximum.accumulate(precision[::-1])[::-1]
         # Recalls that are never reached have precision 0.

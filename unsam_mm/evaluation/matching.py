@@ -176,15 +176,15 @@ class MatchResult:
         found: (A, K, T) int64 number of matched truths in A area ranges, with K maximum numbers of detections, at T IoU
             thresholds.
         n_truths: (A,) int64 number of truths, without crowds.
-        right: (T, ceil(D / 8)) uint8, packed bits: true positives, for all areas.
-        wrong: (T, ceil(D / 8)) uint8, packed bits: false positives, for all areas.
+        true_positives: (T, ceil(D / 8)) uint8, packed bits, for all areas.
+        false_positives: (T, ceil(D / 8)) uint8, packed bits, for all areas.
     """
 
     scores: np.ndarray
     found: np.ndarray
     n_truths: np.ndarray
-    right: np.ndarray
-    wrong: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
 
 
 def match_image(detections: Masks, truths: Masks, ranges: np.ndarray, max_dets: Sequence[int]) -> MatchResult:
@@ -205,10 +205,10 @@ def match_image(detections: Masks, truths: Masks, ranges: np.ndarray, max_dets: 
         matched, ignored = _match(overlaps(detections, truths), truths.is_crowd, ignored_truths)
     else:
         matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
-    right = matched & ~ignored
-    wrong = ~(matched | ignored | outside[:, None])
-    found = np.stack([np.count_nonzero(right[..., :k], axis=2) for k in max_dets], axis=1)
-    bits = (np.packbits(flags[0], axis=1) for flags in (right, wrong))
+    is_true = matched & ~ignored
+    is_false = ~(matched | ignored | outside[:, None])
+    found = np.stack([np.count_nonzero(is_true[..., :k], axis=2) for k in max_dets], axis=1)
+    bits = (np.packbits(flags[0], axis=1) for flags in (is_true, is_false))
     return MatchResult(detections.scores, found, np.count_nonzero(~ignored_truths, axis=1), *bits)
 
 

@@ -269,13 +269,13 @@ class _WorkerPlugin(distributed.WorkerPlugin):
             if not job.images.exists():
                 return _NOT_VISIBLE.format(job.images)
             # The client writes the metadata when the run begins; before that there is only the probe.
-            noted = self._description
+            expected = self._description
             if not self._probe.exists():
                 if not manifest.exists():
                     return _NOT_VISIBLE.format(manifest)
-                noted = read_json(manifest)
+                expected = read_json(manifest)
             own = job.description()
-            if differing := ', '.join(key for key in own if noted.get(key) != own[key]):
+            if differing := ', '.join(key for key in own if expected.get(key) != own[key]):
                 return f'it has another {differing}; install the same versions and share one folder UNSAM_CACHE'
             check_device(job.device)
         except (UnSAMError, OSError) as error:

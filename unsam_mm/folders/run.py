@@ -182,13 +182,13 @@ class FolderJob:
     def description(self) -> dict:
         """Metadata for the store: everything that the masks depend on. Downloads the weights if needed."""
         signature = settings_signature(self.settings)
-        noted = {
+        metadata = {
             **asdict(self.settings),
             'weights': weights_origin(self.settings),
             'signature': signature,
             'max_masks': self.max_masks,
         }
-        return json.loads(json.dumps(noted))  # tuples become lists, as in the stored metadata
+        return json.loads(json.dumps(metadata))  # tuples become lists, as in the stored metadata
 
     def make_worker(self) -> ImageWorker:
         """Loads the model, and returns a function that processes one image."""
