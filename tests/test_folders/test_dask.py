@@ -191,7 +191,7 @@ class TestCluster:
 
         monkeypatch.setattr(folder_module.ImageWorker, '__call__', lose_sight)
         monkeypatch.setattr(
-            scale._WorkerPlugin, '_find_problem', lambda self: 'not mounted' if self._images in blind else None
+            scale._WorkerPlugin, '_find_problem', lambda self: 'not mounted' if self._process in blind else None
         )
         monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
         report = job(cluster.scheduler_address).run()
@@ -200,7 +200,7 @@ class TestCluster:
         assert caplog.text.count('is unusable: not mounted') == 1
 
     def test_a_run_ends_once_no_worker_can_go_on(self, job, cluster, quiet, tmp_path, monkeypatch):
-        monkeypatch.setattr(scale._WorkerPlugin, '_find_problem', lambda self: 'not mounted' if self._images else None)
+        monkeypatch.setattr(scale._WorkerPlugin, '_find_problem', lambda self: 'not mounted' if self._process else None)
         monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
         with pytest.raises(UnSAMError, match=r'no usable worker is left \(not mounted\); finished images'):
             job(cluster.scheduler_address).run()

@@ -223,7 +223,7 @@ class _WorkerPlugin(distributed.WorkerPlugin):
         self._job, self._description, self._probe, self._threads = job, description, probe, threads
 
     async def setup(self, worker: distributed.Worker) -> None:
-        self._lock, self._images, self._stopped = threading.Lock(), None, False
+        self._lock, self._process, self._stopped = threading.Lock(), None, False
         self._address = worker.address
         if self._threads:
             # A local worker: Ctrl-C reaches all processes of a terminal, but the client stops its workers itself.
@@ -236,19 +236,19 @@ class _WorkerPlugin(distributed.WorkerPlugin):
 
     def teardown(self, worker: distributed.Worker) -> None:
         """Ends a running task after its current image."""
-        self._stopped, self._images = True, None
+        self._stopped, self._process = True, None
 
     def do(self, names: list[str]) -> _Outcome:
         """Processes images; results do not count if a folder is no longer visible at the end."""
         store, results, start_s = PseudoMaskStore(self._job.out), [], time.perf_counter()
         if not (problem := self._find_problem()):
             with self._lock:  # the threads of a worker share one model
-                images = self._images = self._images or self._load()
+                process = self._process = self._process or self._load()
             for name in names:
                 if self._stopped:
                     break
                 is_done = store.is_current(name, self._job.path_of(name))
-                results.append((name, None if is_done else images(name)))
+                results.append((name, None if is_done else process(name)))
             problem = self._find_problem()
         if problem:
             results.clear()
