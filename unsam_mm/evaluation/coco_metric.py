@@ -89,8 +89,27 @@ def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> int
     return n_records
 
 
+class ImageMetric(BaseMetric):
+    """A metric whose results have an ``image_id``; an image that was processed several times counts once."""
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """The figures of the images of all processes.
+
+        Args:
+            size: Number of images. Not used: MMEngine drops further results as padding, but image ids show which
+                results are repeated.
+        """
+        return super().evaluate(sys.maxsize)
+
+    @staticmethod
+    def unique(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One result for each image, sorted by id."""
+        by_id = {result['image_id']: result for result in results}
+        return [by_id[image_id] for image_id in sorted(by_id)]
+
+
 @METRICS.register_module()
-class UnSAMCocoMetric(BaseMetric):
+class UnSAMCocoMetric(ImageMetric):
     """AR@k, AR by size, and AP of masks, with all categories as one; values in [0, 1] with the prefix ``unsam/``.
 
     The ground truth is `ann_file` if given, else ``gt_instances`` and ``ignored_instances`` (as crowds) of each data
@@ -168,15 +187,6 @@ class UnSAMCocoMetric(BaseMetric):
                 result['scores'] = np.array([record['score'] for record in predictions], np.float64)
             self.results.append(result)
 
-    def evaluate(self, size: int) -> dict[str, float]:
-        """The figures of the images of all processes.
-
-        Args:
-            size: Number of images. Not used: MMEngine drops further results as padding, but image ids show which
-                results are repeated.
-        """
-        return super().evaluate(sys.maxsize)
-
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Evaluates the predictions, and writes them if `outfile_prefix` is set.
 
@@ -185,8 +195,7 @@ class UnSAMCocoMetric(BaseMetric):
             StoreError: If the predictions cannot be written.
         """
         logger = MMLogger.get_current_instance()
-        by_id = {result['image_id']: result for result in results}
-        results = [by_id[image_id] for image_id in sorted(by_id)]
+        results = self.unique(results)
         if self.images is not None and len(results) < len(self.images):
             listed = len(self.images)
             logger.warning('%d of the %d images of ann_file were tested; the others do not count', len(results), listed)

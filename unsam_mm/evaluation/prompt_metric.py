@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.coco_metric import to_numpy, to_rles
+from unsam_mm.evaluation.coco_metric import ImageMetric, to_numpy, to_rles
 from unsam_mm.evaluation.prompt_iou import (
     NOC_IOUS,
     SegmentIoUs,
@@ -29,7 +27,7 @@ from mmdet.registry import METRICS
 
 
 @METRICS.register_module()
-class UnSAMPromptIoUMetric(BaseMetric):
+class UnSAMPromptIoUMetric(ImageMetric):
     """Max and Oracle IoU of prompted masks: the results of `summarize` with the prefix ``prompt/``.
 
     Each data sample has ``gt_instances`` with T ``masks``, without crowds, and ``pred_prompts`` with the predictions of
@@ -85,23 +83,13 @@ class UnSAMPromptIoUMetric(BaseMetric):
         for sample in data_samples:
             self.results.append({'image_id': sample['img_id'], 'ious': self._measure(sample)})
 
-    def evaluate(self, size: int) -> dict[str, float]:
-        """The figures of the images of all processes.
-
-        Args:
-            size: Number of images. Not used: MMEngine drops further results as padding, but image ids show which
-                results are repeated.
-        """
-        return super().evaluate(sys.maxsize)
-
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Means over all segments.
 
         Raises:
             UnSAMError: If no segment was prompted.
         """
-        by_id = {result['image_id']: result['ious'] for result in results}
-        ious = SegmentIoUs.join([tuple(by_id[image_id]) for image_id in sorted(by_id)], self.n_clicks)
+        ious = SegmentIoUs.join([tuple(result['ious']) for result in self.unique(results)], self.n_clicks)
         figures = summarize(ious, self.noc_ious)
         MMLogger.get_current_instance().info(
             'prompted masks, IoU in percent:\n%s', format_prompt_table({self.prefix or '': figures})
