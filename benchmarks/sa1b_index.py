@@ -96,7 +96,7 @@ def _write_index(root: Path, index: Path, size: int) -> None:
 
     names = np.sort([_name(number).encode() for number in range(size)])
     folders = ['', *(f'{folder.name}/' for folder in root.iterdir())]
-    write_index(index, root, '.json', names, {folder: (root / folder).stat().st_mtime_ns for folder in folders})
+    write_index(index, root, names, {folder: (root / folder).stat().st_mtime_ns for folder in folders})
 
 
 def _name(number: int) -> str:

@@ -144,9 +144,9 @@ def run(entry: Callable[[argparse.Namespace], None], args: argparse.Namespace) -
     except UnSAMError as error:
         message = str(error)
         if message.startswith('Caught '):
-            from unsam_mm.datasets.messages import own_words
+            from unsam_mm.datasets.messages import original_message
 
-            message = own_words(error)
+            message = original_message(error)
         print(f'error: {one_line(message)}', file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:

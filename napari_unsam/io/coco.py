@@ -13,7 +13,7 @@ import pandas as pd
 from napari_unsam.io.objects import LabelCrop, LabelledObjects, crops_by_plane, parent_of, plain
 from napari_unsam.model.label_boxes import MAX_AXES
 from unsam_mm.coco_files.fields import entry_id, image_size, number_in, repeated_id
-from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
+from unsam_mm.coco_files.segmentations import PolygonFilter, describe_record, read_rles
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json
@@ -114,7 +114,7 @@ def _by_image(annotations: list[Mapping[str, Any]], planes: Mapping[Any, np.ndar
     for place, annotation in enumerate(annotations):
         image_id = entry_id(annotation['image_id'])
         if image_id not in planes:
-            raise UnSAMError(f'{place_of(annotation)}: "images" does not list this image')
+            raise UnSAMError(f'{describe_record(annotation)}: "images" does not list this image')
         groups.setdefault(image_id, []).append(place)
     return groups
 

@@ -259,7 +259,7 @@ def test_names_of_any_bytes_are_found_again(tmp_path):
     root.mkdir()
     for name in ('ä b.json', os.fsdecode(b'\xff.json'), '.hidden.json', 'note.txt'):
         (root / name).touch()
-    index = open_index(root, '.json')
+    index = open_index(root)
     assert [index[i] for i in range(len(index))] == ['ä b', os.fsdecode(b'\xff')]
 
 

@@ -264,7 +264,7 @@ def test_an_area_that_is_none_is_measured(area):
 
 def test_the_panoptic_form_is_named():
     truth = coco([{'image_id': 1, 'file_name': 'a.png', 'segments_info': []}])
-    with pytest.raises(UnSAMError, match='annotation 0 is of the panoptic form, whose masks are PNG files'):
+    with pytest.raises(UnSAMError, match='annotation 0 is in the panoptic format, whose masks are PNG files'):
         evaluate_masks([record(1, OBJECT, score=1.0)], truth)
 
 

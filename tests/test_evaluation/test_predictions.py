@@ -188,12 +188,12 @@ def test_an_empty_prediction_folder_is_refused(scene, tmp_path):
         ),
         pytest.param(
             '{"images": [{"id": 1, "height": "30 px"}], "annotations": [{}]}',
-            '"height" is \'30 px\'; expected a number of pixels',
+            '"height" is \'30 px\'; expected a positive whole number',
             id='text for a height',
         ),
         pytest.param(
             '{"images": [{"id": 1, "width": -4}], "annotations": [{}]}',
-            'image 0: the "width" is -4; expected a number of pixels, a whole one above 0',
+            'image 0: the "width" is -4; expected a positive whole number of pixels',
             id='a width below zero',
         ),
         pytest.param(

@@ -163,8 +163,8 @@ def test_an_image_that_was_run_twice_counts_once_and_little_is_kept(photographs,
         ({'scores': [[1.0], [1.0, 0.5]]}, '1 masks of a prompt have scores'),
         ({'targets': [0, 10_000]}, 'targets up to 10000'),
         ({'targets': [0, 0], 'clicks': [1, 0]}, 'clicks from 0'),
-        ({'targets': [0, 1], 'clicks': [1, 2]}, 'prompted with several clicks but not with one'),
-        ({'masks': [np.ones((1, 9, 9), bool)] * 2}, 'give both in one size'),
+        ({'targets': [0, 1], 'clicks': [1, 2]}, 'has a prompt with several clicks but none with one'),
+        ({'masks': [np.ones((1, 9, 9), bool)] * 2}, 'both need the same size'),
     ],
 )
 def test_answers_that_do_not_fit_are_explained(photographs, change, message):

@@ -130,10 +130,10 @@ class TestCluster:
         assert 'pseudo-masks' in prefixes
 
     def test_the_scheduler_holds_a_few_tasks_at_a_time(self, job, cluster, monkeypatch):
-        monkeypatch.setattr(scale, '_MOST_IMAGES', 1)
+        monkeypatch.setattr(scale, '_MAX_IMAGES', 1)
         held = []
         job(cluster.scheduler_address).run(lambda report: held.append(len(cluster.scheduler.tasks)))
-        assert 2 <= max(held) <= 2 * scale._TASKS_A_THREAD + 2  # and two that have just ended
+        assert 2 <= max(held) <= 2 * scale._TASKS_PER_THREAD + 2  # and two that have just ended
 
     def test_gpu_work_goes_to_workers_that_offer_one(self, job, cluster, monkeypatch):
         monkeypatch.setattr(scale, 'check_device', lambda device: None)
@@ -172,12 +172,12 @@ class TestCluster:
         def find_problem(self):
             return 'not visible' if self._address == blind else None
 
-        monkeypatch.setattr(scale._OnWorker, '_find_problem', find_problem)
+        monkeypatch.setattr(scale._WorkerPlugin, '_find_problem', find_problem)
         monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
         report = job(cluster.scheduler_address).run()
         assert report.done == N_IMAGES - 1
         assert contents(tmp_path / 'out') == quiet
-        assert 'takes no part: not visible' in caplog.text
+        assert 'is unusable: not visible' in caplog.text
 
     def test_a_worker_that_loses_sight_of_the_folders_hands_its_images_on(
         self, job, cluster, quiet, tmp_path, monkeypatch, caplog
@@ -191,26 +191,26 @@ class TestCluster:
 
         monkeypatch.setattr(folder_module.ImageWorker, '__call__', lose_sight)
         monkeypatch.setattr(
-            scale._OnWorker, '_find_problem', lambda self: 'not mounted' if self._images in blind else None
+            scale._WorkerPlugin, '_find_problem', lambda self: 'not mounted' if self._process in blind else None
         )
         monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
         report = job(cluster.scheduler_address).run()
         assert list(report.failed) == ['a/04.png']
         assert contents(tmp_path / 'out') == quiet
-        assert caplog.text.count('takes no part: not mounted') == 1
+        assert caplog.text.count('is unusable: not mounted') == 1
 
     def test_a_run_ends_once_no_worker_can_go_on(self, job, cluster, quiet, tmp_path, monkeypatch):
-        monkeypatch.setattr(scale._OnWorker, '_find_problem', lambda self: 'not mounted' if self._images else None)
+        monkeypatch.setattr(scale._WorkerPlugin, '_find_problem', lambda self: 'not mounted' if self._process else None)
         monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
-        with pytest.raises(UnSAMError, match=r'no worker is left that can take part \(not mounted\); finished images'):
+        with pytest.raises(UnSAMError, match=r'no usable worker is left \(not mounted\); finished images'):
             job(cluster.scheduler_address).run()
         monkeypatch.undo()
         job(cluster.scheduler_address).run()
         assert contents(tmp_path / 'out') == quiet
 
     def test_a_result_that_is_lost_with_its_worker_is_made_again(self, job, cluster, quiet, tmp_path, monkeypatch):
-        lost, again, do = [], threading.Event(), scale._OnWorker.do
-        monkeypatch.setattr(scale._OnWorker, 'do', lambda self, names: again.wait(PREPARED_S) and do(self, names))
+        lost, again, do = [], threading.Event(), scale._WorkerPlugin.do
+        monkeypatch.setattr(scale._WorkerPlugin, 'do', lambda self, names: again.wait(PREPARED_S) and do(self, names))
 
         class Losing(distributed.as_completed):
             """The first worker to finish dies before anybody has asked for its result, which is not made at once."""
@@ -276,7 +276,7 @@ class TestClustersThatCannotWork:
 
     def test_folders_that_no_worker_sees_are_named(self, job, cluster, monkeypatch):
         monkeypatch.setattr(scale, '_probe', lambda folder: nullcontext(folder / 'on another disk'))
-        with pytest.raises(UnSAMError, match=r'cannot take part: .*/out/unsam\.json is not visible there'):
+        with pytest.raises(UnSAMError, match=r'is unusable: .*/out/unsam\.json is not visible there'):
             job(cluster.scheduler_address).run()
 
     def test_workers_with_other_weights_are_named(self, job, cluster, monkeypatch):
@@ -287,7 +287,7 @@ class TestClustersThatCannotWork:
             return {**noted, 'signature': next(signatures, noted['signature'])}
 
         monkeypatch.setattr(FolderJob, 'description', description)
-        with pytest.raises(UnSAMError, match='cannot take part: it has another signature'):
+        with pytest.raises(UnSAMError, match='is unusable: it has another signature'):
             job(cluster.scheduler_address).run()
 
     def test_without_dask_the_extra_is_named(self, job, monkeypatch):
@@ -380,7 +380,7 @@ class TestProcesses:
     @pytest.fixture(autouse=True)
     def patience(self, monkeypatch):
         monkeypatch.setattr(scale, '_CONNECT_S', PREPARED_S)
-        monkeypatch.setattr(scale, '_MOST_IMAGES', 1)  # so that there are enough tasks to lose
+        monkeypatch.setattr(scale, '_MAX_IMAGES', 1)  # so that there are enough tasks to lose
 
     def test_a_killed_worker_and_a_lost_scheduler_change_nothing_in_the_end(self, job, cluster, quiet, tmp_path):
         def kill_a_worker():
@@ -422,7 +422,7 @@ class TestProcesses:
         with processes(tmp_path, '--preload', str(tmp_path / 'deadly.py'), **patience) as (address, _):
             report = job(address).run()
         assert set(report.failed) == {'a/04.png', 'b/07.png'}
-        assert '1 workers died over it' in report.failed['b/07.png']
+        assert '1 workers died while processing it' in report.failed['b/07.png']
         expected = {name: data for name, data in quiet.items() if name != 'b/07.png.json'}
         found = contents(tmp_path / 'out')
         assert report.failed['b/07.png'] in found.pop('quarantine/b/07.png.txt').decode()

@@ -352,7 +352,7 @@ def test_labels_of_another_data_set_are_refused(store, target, tmp_path):
         ),
         (
             '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segments_info": []}]}',
-            'of the panoptic form, whose masks are PNG files',
+            'in the panoptic format, whose masks are PNG files',
         ),
         (
             '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segmentation": "abc"}]}',

@@ -318,7 +318,7 @@ def test_notes_of_the_user_s_in_the_quarantine_stay(images, tmp_path, monkeypatc
         pytest.param({'dask': 'local:0'}, 'must be positive', id='no local workers'),
         pytest.param(
             {'dask': 'local:1', 'device': 'cuda:7'},
-            'cannot take part.*cuda:7',
+            'is unusable.*cuda:7',
             id='no worker with the device',
             marks=pytest.mark.slow,
         ),

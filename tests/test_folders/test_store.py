@@ -141,7 +141,7 @@ def test_masks_that_are_damaged_in_their_middle_have_to_be_removed_first(store, 
     store.path_of('b.jpg').write_bytes(content.replace(b'"counts":"', b'"counts":', 1))
     assert store.has('b.jpg')
     _, _, failed = store.merge(tmp_path / 'all.json')
-    assert 'make it again, once it is removed: "generate" looks at the ends' in failed['b.jpg']
+    assert 'make it again; remove it first, since "generate" only checks' in failed['b.jpg']
 
 
 def test_a_folder_that_goes_away_while_the_names_are_listed_is_passed_over(store, masks, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_parent_that_is_no_mask_is_named(store, masks, parent):
     content = json.loads(store.path_of('1.jpg').read_text())
     content['annotations'][0]['parent'] = parent
     store.path_of('1.jpg').write_text(json.dumps(content))
-    with pytest.raises(StoreError, match=rf'1\.jpg\.json.*parent {parent} among'):
+    with pytest.raises(StoreError, match=rf'1\.jpg\.json.*parents must lie in \[-1, 1\], got {parent} at mask 0'):
         store.read('1.jpg')
 
 
@@ -193,14 +193,17 @@ def test_a_parent_that_is_no_mask_is_named(store, masks, parent):
         ({'segmentation': {'size': [6, 9], 'counts': 'zzzz'}, 'area': 3}, 'mask 0: counts are not COCO run lengths'),
         ({'segmentation': {'size': [9, 6], 'counts': '54'}}, 'the mask is 9 x 6 px, the image 6 x 9'),
         ({'segmentation': {'size': [6, 9], 'counts': [0, 54]}}, 'mask 0 has 54 px, its "area" is 24'),
-        ({'segmentation': {'size': [6, 9], 'counts': [0, 24, 30]}}, r'has the box \[0, 0, 4, 6\], its "bbox" is'),
+        (
+            {'segmentation': {'size': [6, 9], 'counts': [0, 24, 30]}},
+            r'has the box \[0.0, 0.0, 4.0, 6.0\], its "bbox" is',
+        ),
         ({'area': 3}, 'mask 0 has 24 px, its "area" is 3'),
-        ({'predicted_iou': float('nan')}, '"predicted_iou" is nan'),
-        ({'predicted_iou': 9}, '"predicted_iou" is 9'),
+        ({'predicted_iou': float('nan')}, r'scores must lie in \[0, 1\], got nan at mask 0'),
+        ({'predicted_iou': 9}, r'scores must lie in \[0, 1\], got 9.0 at mask 0'),
         ({'predicted_iou': '0.5'}, '"predicted_iou" is \'0.5\'; expected a number'),
         ({'parent': 0}, 'parents form a cycle'),
-        ({'parent': 0.5}, 'parent 0.5 among 2 masks'),
-        ({'parent': 2**63}, 'parent 9.22.* among 2 masks'),
+        ({'parent': 0.5}, '"parent" is \'0.5\'; expected a number'),
+        ({'parent': 2**63}, 'OverflowError: Python int too large'),
     ],
 )
 def test_a_mask_that_is_not_what_was_written_is_refused(store, masks, change, reason):

@@ -1,12 +1,12 @@
 """Parses fields of COCO entries: unambiguous variants are converted, others are rejected.
 
-Tools write ids as whole floats (pandas), numbers as text, and null for missing values.
+Tools write ids as floats (pandas), numbers as text, and null for missing values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,18 +14,16 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from unsam_mm.errors import ImageError, UnSAMError
+from unsam_mm.errors import ImageError, StoreError, UnSAMError, first_names
 from unsam_mm.masks.rle import MAX_PIXELS
 
-_SHOWN = 40  # characters of a wrong value in messages
-_COLOURS = 256**3  # of the PNG files of the panoptic form
+_SHOWN = 40  # characters of an invalid value in messages
+_COLOURS = 256**3  # number of RGB colours, which encode segment ids in panoptic PNG files
 _FLAGS = {'0': False, '1': True, 'false': False, 'true': True, '0.0': False, '1.0': True, 'none': False, '': False}
-
-_BYTE = 256
 
 
 def entry_id(value: Any) -> int | str | None:
-    """An id as a whole number or text; None for what is no id. A whole float is the number that it equals."""
+    """The id as an int or a str, None if the value is not a valid id. Floats without a fraction become ints."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, float):
@@ -34,7 +32,7 @@ def entry_id(value: Any) -> int | str | None:
 
 
 def whole_number(value: Any) -> int | None:
-    """A whole number, also from a whole float or from text; None for what is none."""
+    """The value, a number or text, as an int; None if it is not a whole number."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -44,7 +42,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def listed_name(image: Mapping[str, Any]) -> str:
-    """``file_name`` of an entry of "images", else the end of ``coco_url`` (LVIS): ``val2017/000000397133.jpg``; else ''."""
+    """The name of an image entry: ``file_name``, else the last two parts of ``coco_url`` (LVIS), else ''."""
     name, url = image.get('file_name'), image.get('coco_url')
     if not name and isinstance(url, str):
         name = '/'.join(PurePosixPath(urlsplit(url).path.lstrip('/')).parts[-2:])
@@ -52,68 +50,68 @@ def listed_name(image: Mapping[str, Any]) -> str:
 
 
 def image_size(image: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """``height`` and ``width`` in pixels; None for what is absent or null.
+    """``height`` and ``width`` in pixels; None if absent or null.
 
     Raises:
-        UnSAMError: If one is no whole number above 0, or they have more pixels than run lengths can count.
+        UnSAMError: If one is not a positive whole number, or the image has more than `MAX_PIXELS` pixels.
     """
     sides = []
     for key in ('height', 'width'):
         value = image.get(key)
         side = whole_number(value)
         if value is not None and (side is None or side <= 0):
-            raise UnSAMError(f'the "{key}" is {_shown(value)}; expected a number of pixels, a whole one above 0')
+            raise UnSAMError(f'the "{key}" is {_shown(value)}; expected a positive whole number of pixels')
         sides.append(side)
     if None not in sides and sides[0] * sides[1] > MAX_PIXELS:
-        raise UnSAMError(f'the image has {sides[0]} x {sides[1]} px; run lengths count no more than {MAX_PIXELS} px')
+        raise UnSAMError(f'the image has {sides[0]} x {sides[1]} px; RLE supports at most {MAX_PIXELS} px')
     return sides[0], sides[1]
 
 
-def is_crowd(record: Mapping[str, Any], key: str = 'iscrowd') -> bool:
-    """Whether an annotation marks a group of objects; without the field it marks one object.
+def is_crowd(record: Mapping[str, Any]) -> bool:
+    """Whether an annotation is of a group of objects; False if ``iscrowd`` is absent.
 
     Raises:
-        UnSAMError: If the field is neither 0 nor 1.
+        UnSAMError: If ``iscrowd`` is neither 0 nor 1.
     """
-    value = record.get(key)
+    value = record.get('iscrowd')
     flag = _FLAGS.get(str(value).lower())
     if flag is None:
-        raise UnSAMError(f'the "{key}" is {_shown(value)}; expected 0 or 1')
+        raise UnSAMError(f'the "iscrowd" is {_shown(value)}; expected 0 or 1')
     return flag
 
 
 def panoptic_segments(record: Mapping[str, Any]) -> tuple[str, list[int], list[bool]]:
-    """The PNG file of a record in COCO's panoptic form, the number of each segment in it, and whether it is a crowd.
+    """The name of the PNG file, the segment ids and the crowd flags of an annotation in COCO's panoptic format.
 
     Raises:
-        UnSAMError: If the record has another form.
+        UnSAMError: If the annotation has another format.
     """
     name, segments = record.get('file_name'), record.get('segments_info')
     if not isinstance(name, str) or not name or not isinstance(segments, list):
-        raise UnSAMError('has no file_name or no segments_info; expected the panoptic form')
-    numbers = [whole_number(segment.get('id')) if isinstance(segment, Mapping) else None for segment in segments]
-    if not all(number is not None and 0 <= number < _COLOURS for number in numbers):
+        raise UnSAMError('has no file_name or no segments_info; expected the panoptic format')
+    ids = [whole_number(segment.get('id')) if isinstance(segment, Mapping) else None for segment in segments]
+    if not all(segment_id is not None and 0 <= segment_id < _COLOURS for segment_id in ids):
         raise UnSAMError(f'has segments_info without whole numbers below {_COLOURS} as "id": {_shown(segments)}')
-    return name, numbers, [is_crowd(segment) for segment in segments]
+    return name, ids, [is_crowd(segment) for segment in segments]
 
 
 def stated_area(record: Mapping[str, Any]) -> float:
-    """``area`` in pixels as the file states it; NaN where it does not, or states what is none: below 0, or infinite.
+    """``area`` in pixels; NaN if absent, null, negative or infinite.
 
-    Tools write an area below 0 for outlines that run the other way round.
+    Some tools write negative areas for polygons with reversed orientation.
 
     Raises:
-        UnSAMError: If it is no number.
+        UnSAMError: If it is not a number.
     """
     area = number_in(record, 'area')
     return area if 0 <= area < math.inf else math.nan
 
 
 def number_in(record: Mapping[str, Any], key: str) -> float:
-    """A field as a float, also from text; NaN where it is absent or null.
+    """A field, a number or text, as a float; NaN if absent or null.
 
     Raises:
-        UnSAMError: If it is no number.
+        UnSAMError: If it is not a number.
     """
     value = record.get(key)
     try:
@@ -123,7 +121,7 @@ def number_in(record: Mapping[str, Any], key: str) -> float:
 
 
 def stated_box(record: Mapping[str, Any]) -> list[float] | None:
-    """``bbox`` as the file states it; None where it does not, or states what is no box: four finite numbers."""
+    """``bbox``; None if it is not a list of four finite numbers."""
     box = record.get('bbox')
     if not isinstance(box, list) or len(box) != 4 or not set(map(type, box)) <= {int, float}:
         return None
@@ -131,15 +129,36 @@ def stated_box(record: Mapping[str, Any]) -> list[float] | None:
 
 
 def category_order(record: Mapping[str, Any]) -> tuple[bool, float, str]:
-    """A key that sorts records by category, whatever type it has; all without one are equal, and first."""
+    """Sort key of a record by category id of any type; records without a category come first."""
     category = record.get('category_id')
     if isinstance(category, int | float) and abs(category) < 1e300:
         return False, category, ''
     return (False, 0, '') if category is None else (True, 0, str(category))
 
 
+def check_listed(path: object, image_ids: Iterable[Any], listed: Collection[Any], advice: str = '') -> None:
+    """Checks that annotations refer to listed images.
+
+    Args:
+        path: The file, for messages.
+        image_ids: Ids in annotations.
+        listed: Ids of images.
+        advice: Added to the message.
+
+    Raises:
+        StoreError: If an id is not listed.
+    """
+    unlisted = list({image_id: None for image_id in image_ids if image_id not in listed})
+    if unlisted:
+        expected = f'expected a COCO file whose "images" contain all of them{advice}'
+        raise StoreError(
+            f'{path}: annotations of {len(unlisted)} images that are not listed '
+            f'({first_names(list(map(str, unlisted)))}); {other_type_hint(unlisted, listed) or expected}'
+        )
+
+
 def other_type_hint(unknown: Iterable[Any], known: Iterable[Any]) -> str:
-    """Message for ids that are not known only because they are text on one side and numbers on the other; else ''."""
+    """Message for ids that are unknown only because they are text on one side and numbers on the other; else ''."""
     by_text = {str(value): value for value in known}
     for value in unknown:
         if (same := by_text.get(str(value))) is not None and isinstance(same, str) != isinstance(value, str):
@@ -151,7 +170,7 @@ def other_type_hint(unknown: Iterable[Any], known: Iterable[Any]) -> str:
 
 
 def repeated_id(images: Iterable[Mapping[str, Any]]) -> str:
-    """Message for two entries of "images" with one id; '' if all differ."""
+    """Message for two image entries with the same id; '' if all ids are different."""
     names: dict[Any, str] = {}
     for image in images:
         name = str(listed_name(image) or 'without name')
@@ -162,10 +181,10 @@ def repeated_id(images: Iterable[Mapping[str, Any]]) -> str:
 
 
 def duplicate_message(image_id: Any, *names: str) -> str:
-    """Message for two images with one id."""
+    """Message for images with the same id."""
     return (
         f'image id {image_id} is listed twice ({", ".join(names)}), so annotations of one would count for the other; give '
-        'each image an id of its own'
+        'each image its own id'
     )
 
 
@@ -175,7 +194,15 @@ def _shown(value: Any) -> str:
 
 
 def read_mask_picture(path: Path, colours_as_numbers: bool) -> np.ndarray:
-    """(H, W) integers of a mask picture; colours as red + 256 green + 65536 blue, COCO's way, or as the largest.
+    """Reads a label image.
+
+    Args:
+        path: Image file: greyscale, with a palette, or with colours.
+        colours_as_numbers: Whether a colour becomes red + 256 green + 65536 blue, as in COCO's panoptic format. If not,
+            it becomes the maximum of its channels.
+
+    Returns:
+        (H, W) int64 labels.
 
     Raises:
         ImageError: If it cannot be read.
@@ -190,4 +217,4 @@ def read_mask_picture(path: Path, colours_as_numbers: bool) -> np.ndarray:
     colours = values[..., : 1 if values.shape[-1] == 2 else 3].astype(np.int64)
     if not colours_as_numbers:
         return colours.max(axis=-1)
-    return (colours * _BYTE ** np.arange(colours.shape[-1])).sum(axis=-1)
+    return (colours * 256 ** np.arange(colours.shape[-1])).sum(axis=-1)

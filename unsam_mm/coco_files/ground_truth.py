@@ -8,96 +8,89 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from unsam_mm.coco_files.fields import entry_id, image_size, listed_name, other_type_hint, repeated_id
+from unsam_mm.coco_files.fields import check_listed, entry_id, image_size, listed_name, repeated_id
 from unsam_mm.coco_files.segmentations import PolygonFilter
 from unsam_mm.errors import StoreError, first_names, located
 from unsam_mm.files import read_json
 
 
 def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unmatched: bool = False) -> dict[str, Any]:
-    """Pairs image names with the images of a COCO file.
+    """Matches image names with the images of a COCO file.
 
-    A name matches the image with the same ``file_name``; else to the one that shares the longest end of its path
-    (whole parts, at least the file name), so that ``101085.jpg`` finds ``val/101085.jpg``. Where ``file_name`` is
-    missing, ``coco_url`` is used (LVIS).
+    A name matches the image with the same ``file_name``; else the image whose path has the most trailing parts in
+    common with it, at least the file name: ``101085.jpg`` matches ``val/101085.jpg``. If ``file_name`` is missing,
+    ``coco_url`` is used (LVIS).
 
     Args:
-        names: Image names or paths, with their suffix.
+        names: Image names or paths, with suffix.
         ground_truth: A COCO dictionary.
-        skip_unmatched: Leave out names that no image has, instead of raising.
+        skip_unmatched: Whether to leave out names that match no image, instead of raising an error.
 
     Returns:
-        Name to image id.
+        Image id by name.
 
     Raises:
-        StoreError: If a name fits no image, fits several equally well, or two names fit the same image.
+        StoreError: If a name matches no image or several equally well, or two names match the same image.
     """
-    by_file: dict[str, list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
+    by_file_name: dict[str, list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
     for image in ground_truth['images']:
         parts = name_parts(listed_name(image))
         if not parts:
             raise StoreError(
-                f'ground-truth image {image.get("id")} has no "file_name", so predictions cannot be paired with it'
+                f'ground-truth image {image.get("id")} has no "file_name", so it cannot be matched with predictions'
             )
-        by_file[parts[-1]].append((parts, image['id']))
+        by_file_name[parts[-1]].append((parts, image['id']))
 
-    paired: dict[str, Any] = {}
+    matched: dict[str, Any] = {}
+    name_of: dict[Any, str] = {}
     missing = []
     for name in names:
         parts = name_parts(name)
-        named_alike = by_file.get(parts[-1], ()) if parts else ()  # '.' has no parts
-        shared = [(_shared_end(parts, other), other, image_id) for other, image_id in named_alike]
-        if not shared:
+        candidates = by_file_name.get(parts[-1], ()) if parts else ()  # '.' has no parts
+        if not candidates:
             missing.append(name)
             continue
-        # An equal path beats one that merely ends with it.
-        best = max((length, parts == other) for length, other, _ in shared)
-        fits = [(other, image_id) for length, other, image_id in shared if (length, parts == other) == best]
-        if len(fits) > 1:
-            rivals = first_names(['/'.join(other) for other, _ in fits])
+        # An equal path is a better match than a longer path that ends with it.
+        ranked = [((_n_shared(parts, other), parts == other), other, image_id) for other, image_id in candidates]
+        best_rank = max(rank for rank, _, _ in ranked)
+        best = [(other, image_id) for rank, other, image_id in ranked if rank == best_rank]
+        if len(best) > 1:
+            paths = first_names(['/'.join(other) for other, _ in best])
             raise StoreError(
-                f'{name}: fits {len(fits)} images of the ground truth ({rivals}); keep their folders in the name'
+                f'{name}: fits {len(best)} images of the ground truth ({paths}); keep their folders in the name'
             )
-        paired[name] = fits[0][1]
-    if missing and not (skip_unmatched and paired):
+        matched[name] = image_id = best[0][1]
+        if (other := name_of.setdefault(image_id, name)) != name:
+            raise StoreError(f'{other} and {name} fit the same ground-truth image {image_id}; keep one of them')
+    if missing and not (skip_unmatched and matched):
         raise StoreError(
-            f'{len(missing)} of {len(missing) + len(paired)} images with predictions are not in the ground truth '
+            f'{len(missing)} of {len(missing) + len(matched)} images with predictions are not in the ground truth '
             f'({first_names(missing)}); '
             'use predictions and ground truth of the same data set, or skip the others with '
             'skip_unmatched=True (--skip-unmatched on the command line)'
         )
-    _check_unique(paired)
-    return paired
+    return matched
 
 
 def name_parts(name: str) -> tuple[str, ...]:
-    """Folders and file name of a path, whose folders may be divided as on Windows."""
+    """The parts of a path, also of one with backslashes."""
     return PurePosixPath(name.replace('\\', '/')).parts
 
 
-def _shared_end(left: tuple[str, ...], right: tuple[str, ...]) -> int:
+def _n_shared(left: tuple[str, ...], right: tuple[str, ...]) -> int:
+    """Number of trailing parts that two paths have in common."""
     pairs = zip(reversed(left), reversed(right), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _check_unique(paired: Mapping[str, Any]) -> None:
-    owner: dict[Any, str] = {}
-    for name, image_id in paired.items():
-        if image_id in owner:
-            raise StoreError(
-                f'{owner[image_id]} and {name} fit the same ground-truth image {image_id}; keep one of them'
-            )
-        owner[image_id] = name
 
 
 def load_ground_truth(path: str | Path) -> dict[str, Any]:
     """A COCO annotation file as a dictionary with non-empty ``images`` and ``annotations``.
 
-    Ids that are whole floats become whole numbers. Polygons that enclose nothing are left out, and so are annotations
-    without a mask; one warning gives their number.
+    Float ids without a fraction become ints. Polygons that enclose nothing and annotations without a mask are left out;
+    one warning gives their number.
 
     Raises:
-        StoreError: If the file is missing, broken, empty, or not in COCO form, lists an image twice, or has annotations
+        StoreError: If the file is missing, damaged, empty or not a COCO file, lists an image twice, or has annotations
             of images that it does not list.
     """
     data = read_json(path)
@@ -108,8 +101,8 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
             raise StoreError(f'{path}: the list "{key}" is empty; nothing can be measured')
     images = read_image_entries(path, data['images'])
     annotations = with_ids(path, data['annotations'], 'annotation', 'image_id')
-    check_listed(path, annotations, images)
-    if not any('segments_info' in annotation for annotation in annotations):  # whose masks are PNG files
+    check_listed(path, (annotation['image_id'] for annotation in annotations), {image['id'] for image in images})
+    if not any('segments_info' in annotation for annotation in annotations):  # panoptic masks are in PNG files
         annotations = with_masks(path, annotations)
     return {**data, 'images': images, 'annotations': annotations}
 
@@ -120,7 +113,7 @@ def is_coco(data: Any) -> bool:
 
 
 def read_image_entries(path: Path | str, entries: list[Any]) -> list[dict[str, Any]]:
-    """The entries of "images", with ids and sizes as whole numbers.
+    """The entries of "images", with valid ids and sizes.
 
     Raises:
         StoreError: If an entry is malformed, or two have the same id.
@@ -142,10 +135,16 @@ def read_image_entries(path: Path | str, entries: list[Any]) -> list[dict[str, A
 
 
 def with_ids(path: Path | str, entries: list[Any], what: str, key: str) -> list[dict[str, Any]]:
-    """The entries, with what is under `key` as a whole number or text.
+    """The entries, with the id under `key` as an int or a str.
+
+    Args:
+        path: The file, for messages.
+        entries: Entries of a list of the file.
+        what: Name of an entry in messages.
+        key: Field with the id.
 
     Raises:
-        StoreError: If an entry is no dictionary, or has no such id.
+        StoreError: If an entry is not a dictionary or has no valid id.
     """
     found = []
     for index, entry in enumerate(entries):
@@ -162,20 +161,8 @@ def with_ids(path: Path | str, entries: list[Any], what: str, key: str) -> list[
     return found
 
 
-def check_listed(path: Path | str, annotations: list[dict[str, Any]], images: list[dict[str, Any]]) -> None:
-    """Raises `StoreError` if annotations refer to images that are not in the list."""
-    listed = {image['id'] for image in images}
-    unknown = {annotation['image_id']: None for annotation in annotations if annotation['image_id'] not in listed}
-    if unknown:
-        hint = other_type_hint(unknown, listed)
-        raise StoreError(
-            f'{path}: annotations of {len(unknown)} images that are not listed ({first_names(list(map(str, unknown)))}); '
-            f'{hint or "expected a COCO file whose images hold all of them"}'
-        )
-
-
 def with_masks(path: Path | str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records that have a mask; one warning tells of the others."""
+    """The records that have a mask; one warning gives the number of the others."""
     polygons = PolygonFilter(str(path))
     kept = polygons(records)
     polygons.report()
@@ -183,5 +170,5 @@ def with_masks(path: Path | str, records: list[dict[str, Any]]) -> list[dict[str
 
 
 def describe(data: Any) -> str:
-    """What parsed JSON is, for messages."""
+    """Description of parsed JSON, for messages."""
     return f'a dictionary with {sorted(data)[:5]}' if isinstance(data, dict) else f'a {type(data).__name__}'

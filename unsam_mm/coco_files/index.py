@@ -15,14 +15,17 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from unsam_mm.coco_files.fields import duplicate_message, entry_id, image_size, listed_name, other_type_hint
+from unsam_mm.coco_files.fields import check_listed, duplicate_message, entry_id, image_size, listed_name
 from unsam_mm.errors import StoreError, located
 from unsam_mm.files import GZIP, PACKED, explaining_json
 
 _CHUNK_BYTES = 1 << 20
-_MAX_VALUE_BYTES = 1 << 28  # no annotation is longer; a file that is not JSON is not read to its end
+_MAX_VALUE_BYTES = 1 << 28  # annotations are shorter; a file that is not JSON is not read to its end
 _BLANKS = ' \t\n\r'
-_MAY_GO_ON = ('', '.', 'e', 'E')
+_MAY_CONTINUE = ('', '.', 'e', 'E')  # characters after the digits of a number that may be incomplete
+
+TOP_LEVEL = ''
+"""Name of the list in a file that is only a list, such as a file of COCO results."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,10 @@ class Entry:
     """One entry of a list.
 
     Attributes:
-        key: Name of the list (or value) in the top-level dictionary; '' where the file itself is a list.
+        key: Name of the list or value in the top-level dictionary, or `TOP_LEVEL`.
         value: The decoded entry.
-        start: Byte at which it starts in the file.
-        end: Byte behind its last one.
+        start: Position of its first byte in the file.
+        end: Position after its last byte.
     """
 
     key: str
@@ -45,16 +48,16 @@ class Entry:
 def stream_lists(
     path: str | Path, lists: Collection[str], whole: Collection[str] = (), found: set[str] | None = None
 ) -> Iterator[Entry]:
-    """The entries of some lists of a file, in the order in which they stand there.
+    """Yields the entries of some lists of a JSON file, in the order of the file.
 
     Args:
-        path: JSON file: a dictionary of which some values are lists, or a list.
-        lists: Names of the lists; '' stands for a list at the top. Other values are skipped.
-        whole: Names of values that are short and come as one entry.
-        found: Gets the names of the lists that are there, empty ones too.
+        path: The file, a dictionary or a list.
+        lists: Names of the lists to read, or `TOP_LEVEL`. Other values are skipped.
+        whole: Names of short values that are yielded as one entry.
+        found: The names of the lists in the file, also of empty ones, are added to this set.
 
     Raises:
-        StoreError: If the file is missing, is not JSON, ends early, or a wanted value is not a list.
+        StoreError: If the file is missing, not JSON or truncated, or a value under one of the names is not a list.
     """
     try:
         with explaining_json(path), open_utf8(path) as file:
@@ -64,12 +67,12 @@ def stream_lists(
 
 
 def open_utf8(path: str | Path) -> IO[bytes]:
-    """Opens a JSON file as UTF-8, behind its byte order mark; one in UTF-16 or UTF-32 is converted in memory.
+    """Opens a JSON file as UTF-8, after its byte order mark; UTF-16 and UTF-32 are converted in memory.
 
     Raises:
         OSError: If it cannot be read.
         StoreError: If it is compressed.
-        UnicodeDecodeError: If its encoding is not the one that its first bytes indicate.
+        UnicodeDecodeError: If it is not in the encoding that its first bytes indicate.
     """
     file = Path(path).open('rb')  # noqa: SIM115  (the caller closes it)
     start = file.read(4)
@@ -85,29 +88,18 @@ def open_utf8(path: str | Path) -> IO[bytes]:
     return io.BytesIO(_converted(str(path), encoding, status.st_mtime_ns, status.st_size))
 
 
-def read_entries(file: IO[bytes], start: int, end: int) -> list[Any]:
-    """The entries of a list between two places of a file that `open_utf8` opened.
-
-    Raises:
-        ValueError: If what stands there is not JSON.
-    """
-    file.seek(start)
-    return json.loads(b'[%b]' % file.read(end - start))
-
-
 @lru_cache(maxsize=1)
 def _converted(path: str, encoding: str, mtime_ns: int, n_bytes: int) -> bytes:
-    """A whole file in UTF-8; kept while the file has not changed, since it is asked for once an image."""
+    """A whole file in UTF-8; cached while the file does not change, since it is opened for each image."""
     return Path(path).read_bytes().decode(encoding).removeprefix('\ufeff').encode()
 
 
 def _entries(cursor: _Cursor, lists: Collection[str], whole: Collection[str], found: set[str]) -> Iterator[Entry]:
     if cursor.peek() == '[':
-        if '' in lists:
-            found.add('')
-            yield from _list_entries(cursor, '')
-        else:
+        if TOP_LEVEL not in lists:
             raise TypeError(f'a list; expected a dictionary with {", ".join(map(repr, sorted(lists)))}')
+        found.add(TOP_LEVEL)
+        yield from _list_entries(cursor, TOP_LEVEL)
     else:
         cursor.take('{')
         while cursor.peek() != '}':
@@ -128,7 +120,7 @@ def _entries(cursor: _Cursor, lists: Collection[str], whole: Collection[str], fo
                 cursor.take(',')
         cursor.take('}')
     if cursor.peek():
-        cursor.fail('more text behind the end')
+        cursor.fail('more text after the end')
 
 
 def _list_entries(cursor: _Cursor, key: str) -> Iterator[Entry]:
@@ -141,16 +133,16 @@ def _list_entries(cursor: _Cursor, key: str) -> Iterator[Entry]:
 
 
 class _Cursor:
-    """A place in a JSON file. Bytes are read as Latin-1, where one character is one byte, so places can be noted."""
+    """A position in a JSON file. Bytes are read as Latin-1, so one character is one byte."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._text, self._at = '', 0  # decoded characters, and the place in them
-        self._start = file.tell()  # byte of the first of them
+        self._text, self._at = '', 0  # characters read, and the position in them
+        self._start = file.tell()  # position of the first of them in the file
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
-        """The next character that is not blank; '' at the end."""
+        """The next non-blank character; '' at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _BLANKS:
                 self._at += 1
@@ -158,13 +150,13 @@ class _Cursor:
                 return self._text[self._at : self._at + 1]
 
     def take(self, expected: str) -> None:
-        """Steps over one character."""
+        """Skips one character, which must be the expected one."""
         if self.peek() != expected:
             self.fail(f'expected {expected!r}')
         self._at += 1
 
     def value(self) -> tuple[Any, int, int]:
-        """The next value, and where it starts and ends."""
+        """The next value, and the positions of its first byte and after its last one."""
         self.peek()
         n_bytes = _CHUNK_BYTES
         while True:
@@ -174,10 +166,10 @@ class _Cursor:
                 if len(self._text) - self._at > _MAX_VALUE_BYTES or not self._read(n_bytes):
                     raise
             else:
-                # A number that was cut is a number too: 1 of 12, and 0 of 0.5 if it was cut behind the point.
-                if self._text[end : end + 1] not in _MAY_GO_ON or not self._read(n_bytes):
+                # The first characters of a number are a number, too: 1 of 12, and 0 of 0.5.
+                if self._text[end : end + 1] not in _MAY_CONTINUE or not self._read(n_bytes):
                     break
-            n_bytes *= 2  # so that a long value is not decoded again and again
+            n_bytes *= 2  # a long value is decoded few times
         text = self._text[self._at : end]
         if not text.isascii():
             value = json.loads(text.encode('latin-1').decode('utf-8'))
@@ -185,7 +177,7 @@ class _Cursor:
         return value, start, self._start + end
 
     def fail(self, message: str) -> None:
-        """Raises the error that `json` itself would raise."""
+        """Raises the error that `json` raises."""
         raise json.JSONDecodeError(f'{message}, byte {self._start + self._at}', self._text, self._at)
 
     def _read(self, n_bytes: int) -> bool:
@@ -195,7 +187,7 @@ class _Cursor:
 
 
 class ListedImage(NamedTuple):
-    """An entry of "images"; height and width are None where the file does not state them."""
+    """An entry of "images"; height and width are None if the file does not have them."""
 
     id: int | str
     name: str
@@ -204,24 +196,24 @@ class ListedImage(NamedTuple):
 
 
 class AnnotationIndex:
-    """The images of a COCO file by number, in the order in which the file names them.
+    """The images of a COCO file, and the positions of their annotations in the file.
 
-    An image takes some hundred bytes, an annotation at most 24, and none where annotations of one image stand together.
+    An image takes a few hundred bytes, and a run of consecutive annotations of an image 24 bytes.
 
     Args:
-        path: The file, or one that is only a list of annotations or results if `lists` has ''.
+        path: The file; a list of annotations or results if `lists` has `TOP_LEVEL`.
         nameless: Message for an image without a name.
-        lists: Lists that are read; '' stands for a list at the top.
-        each: Called with each annotation; None to leave annotations out.
+        lists: Names of the lists to read.
+        each: Called with each annotation.
 
     Attributes:
-        number_of: Number by image id.
-        images: By number; None for an image that annotations name and "images" does not list.
-        found: The lists that are there, empty ones too.
-        info: What stands under "info".
+        number_of: Number of an image, in the order of the file, by id.
+        images: Images by number; None for one that has annotations but is not listed.
+        found: Names of the lists in the file, also of empty ones.
+        info: The value of "info".
 
     Raises:
-        StoreError: If the file is broken or not in COCO form, an entry is malformed, or an image is listed twice.
+        StoreError: If the file is damaged or not a COCO file, an entry is malformed, or an image is listed twice.
     """
 
     def __init__(
@@ -229,21 +221,21 @@ class AnnotationIndex:
         path: str | Path,
         nameless: str,
         lists: Collection[str] = ('images', 'annotations'),
-        each: Callable[[Any], object] | None = lambda record: None,
+        each: Callable[[Any], object] = lambda record: None,
     ) -> None:
         self.path, self._nameless = Path(path), nameless
         self.number_of: dict[int | str, int] = {}
         self.images: list[ListedImage | None] = []
         self.found: set[str] = set()
         self.info = None
-        # Image number, first byte and end (exclusive) of annotations that follow each other.
+        # Image number, first byte and end (exclusive) of consecutive annotations of an image.
         self._spans = array('q')
         for entry in stream_lists(path, lists, whole={'info'}, found=self.found):
             if entry.key == 'info':
                 self.info = entry.value
             elif entry.key == 'images':
                 self._add_image(entry.value)
-            elif each is not None:
+            else:
                 self._add_annotation(entry)
                 each(entry.value)
 
@@ -265,41 +257,35 @@ class AnnotationIndex:
             self._spans.extend((number, entry.start, entry.end))
 
     def check_listed(self, listed: Collection[Any] | None = None, advice: str = '') -> None:
-        """Raises `StoreError` if annotations name images that are not listed.
+        """Raises `StoreError` if there are annotations of images that are not listed.
 
         Args:
-            listed: Image ids that there are, for the message; by default those of "images".
+            listed: Ids of images; by default those of "images".
             advice: Added to the message.
         """
-        unlisted = [image_id for image_id, number in self.number_of.items() if self.images[number] is None]
-        if unlisted:
-            listed = self.number_of.keys() - set(unlisted) if listed is None else listed
-            remedy = (
-                other_type_hint(unlisted, listed) or f'expected a COCO file whose "images" hold all of them{advice}'
-            )
-            raise StoreError(
-                f'{self.path}: annotations of {len(unlisted)} images that are not listed '
-                f'({", ".join(map(str, unlisted[:3]))}); {remedy}'
-            )
+        if listed is None:
+            listed = {image.id for image in self.images if image is not None}
+        check_listed(self.path, self.number_of, listed, advice)
 
     def read_records(self, number: int) -> list[dict[str, Any]]:
-        """The annotations of one image, in the order of the file.
+        """The annotations of the image with a number, in the order of the file.
 
         Raises:
-            StoreError: If the file has changed since.
+            StoreError: If the file has changed since it was indexed.
         """
         image, records = self.images[number], []
         first, end = np.searchsorted(self._sorted_spans[:, 0], [number, number + 1])
         try:
             with open_utf8(self.path) as file:
                 for _, start, stop in self._sorted_spans[first:end].tolist():
-                    records += read_entries(file, start, stop)
+                    file.seek(start)
+                    records += json.loads(b'[%b]' % file.read(stop - start))
             if any(entry_id(record['image_id']) != image.id for record in records):
                 raise ValueError('another image')
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f'{self.path}: the annotations of {image.name} are no longer where they were ({error}); the file has '
-                'changed, start again'
+                f'{self.path}: has changed while it was in use, so the annotations of {image.name} cannot be read '
+                f'({error}); start again'
             ) from error
         return records
 

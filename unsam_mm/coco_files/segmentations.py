@@ -1,4 +1,4 @@
-"""Converts segmentations of COCO records to run lengths; validates them, which the C code of pycocotools does not."""
+"""Converts segmentations of COCO records to RLEs, and validates them, which the C code of pycocotools does not."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from unsam_mm.masks.rle import MAX_PIXELS, Rle, RleError, rles_from_json
 
 Record = Mapping[str, Any]
 
-_MIN_NUMBERS = 6  # of a polygon: three corners
-_FLAT = 1e-6  # px; corners that lie so near to one line enclose nothing
-_FAR_PX = 10_000  # beyond the image, up to which outlines are drawn
-_LONGEST_PX = 25_000_000  # outline of a mask: pycocotools takes 40 bytes a pixel of it
-_MAX_COORDINATE = 1e12  # larger ones are no places
+_MIN_NUMBERS = 6  # numbers of a polygon: three corners
+_FLAT_PX = 1e-6  # polygons whose corners are nearer to a line enclose nothing
+_MARGIN_PX = 10_000  # polygons are clipped at this distance from the image
+_MAX_LENGTH_PX = 25_000_000  # of the outline of a mask; pycocotools needs 40 bytes for each pixel of it
+_MAX_COORDINATE = 1e12  # larger coordinates are invalid
 _MAX_SIDE_PX = 2**28  # pycocotools counts fifths of a pixel in 32 bits
 
 
 class PolygonFilter:
     """Leaves out polygons that enclose nothing, and counts them for one warning.
 
-    Annotation tools write them after one or two clicks, or where an object is cut at a border. Lists of three or more
-    corners stay, as x, y pairs of finite numbers that do not lie on one line. A flat list of numbers is one polygon.
-    Run lengths are not changed, nor is what has another form, such as corners as pairs: `read_rles` refuses that.
+    Annotation tools write them after one or two clicks, or where an object is cut at a border. Valid polygons are lists
+    x, y, x, y, ... of at least three corners, of finite numbers, whose corners do not lie on one line. A segmentation
+    that is a list of numbers is one polygon. RLEs are not changed, nor are other formats, for which `read_rles` raises
+    an error.
 
     Args:
-        source: File, or other place that records come from, for the warning.
+        source: Name of the file or list of the records, for the warning.
 
     Attributes:
-        n_polygons: Polygons left out of annotations that have others.
-        n_records: Annotations left out, since none of their polygons is one, or they have none.
-        n_kept: Annotations that have a mask.
+        n_polygons: Number of polygons left out of annotations that have others.
+        n_records: Number of annotations left out, since they have no valid polygon.
+        n_kept: Number of annotations that have a mask.
     """
 
     def __init__(self, source: str) -> None:
@@ -45,13 +46,13 @@ class PolygonFilter:
         self._first = ''
 
     def __call__(self, records: Sequence[Record]) -> list[Record]:
-        """The records that have a mask; those with polygons left out are copies."""
+        """The records that have a mask; records of which polygons are left out are copied."""
         found = [kept for record in records if (kept := self._filtered(record)) is not None]
         self.n_kept += len(found)
         return found
 
     def message(self) -> str:
-        """What was left out, on one line; '' if nothing was."""
+        """The warning, one line; '' if nothing was left out."""
         if not self._first:
             return ''
         counts = {
@@ -60,24 +61,24 @@ class PolygonFilter:
         }
         return (
             f'{self.source}: left out {", and ".join(text for text, count in counts.items() if count)}, since they have '
-            f'fewer than three corners, are no numbers, or enclose nothing; the first: {self._first}'
+            f'fewer than three corners, are not numbers, or enclose nothing; the first: {self._first}'
         )
 
     def report(self, stacklevel: int = 2) -> None:
-        """Warns of what was left out, if anything was.
+        """Gives a warning if anything was left out.
 
         Raises:
-            StoreError: If there were annotations, and none of them has a mask.
+            StoreError: If there were annotations, but none with a mask.
         """
         if self.n_records and not self.n_kept:
             raise StoreError(
-                f'{self.source}: no annotation has a mask ("segmentation"), as in files of boxes or keypoints; expected run '
-                'lengths or polygons'
+                f'{self.source}: no annotation has a mask ("segmentation"), as in files of boxes or keypoints; expected RLEs '
+                'or polygons'
             )
         self.warn(stacklevel + 1)
 
     def warn(self, stacklevel: int = 2) -> None:
-        """Warns of what was left out, if anything was."""
+        """Gives a warning if anything was left out."""
         if message := self.message():
             warnings.warn(message, stacklevel=stacklevel + 1)
 
@@ -85,13 +86,13 @@ class PolygonFilter:
         segmentation = record.get('segmentation')
         polygons = [] if segmentation is None else segmentation
         if not isinstance(polygons, list) or 'segments_info' in record or any(map(_is_nested, polygons)):
-            return record  # run lengths, or what is refused where masks are read
+            return record  # an RLE, or another format
         if _is_polygon(polygons):
             return {**record, 'segmentation': [polygons]}
         kept = [polygon for polygon in polygons if _is_polygon(polygon)]
         if kept and len(kept) == len(polygons):
             return record
-        self._first = self._first or place_of(record)
+        self._first = self._first or describe_record(record)
         if not kept:
             self.n_records += 1
             return None
@@ -103,26 +104,24 @@ def read_rles(records: Sequence[Record], size_hw: tuple[int | None, int | None])
     """The masks of the records of one image as compressed RLEs.
 
     Args:
-        records: COCO annotations or results with ``segmentation``: RLE (compressed or plain), or polygons, which are
-            cut at the borders of the image.
-        size_hw: Height and width of the image in pixels; None where they are not known.
+        records: COCO annotations or results with ``segmentation``: RLE (compressed or uncompressed), or polygons, which
+            are clipped to the image.
+        size_hw: Height and width of the image in pixels; None if unknown.
 
     Raises:
-        UnSAMError: If a mask is malformed, of another size than the image, or its runs do not add up to that size.
+        UnSAMError: If a mask is malformed, has another size than the image, or its run lengths do not sum to that size.
     """
-    plain = [i for i, record in enumerate(records) if isinstance(record['segmentation'], Mapping)]
+    encoded = [i for i, record in enumerate(records) if isinstance(record['segmentation'], Mapping)]
     try:
-        checked = rles_from_json([records[i]['segmentation'] for i in plain], None if None in size_hw else size_hw)
+        checked = rles_from_json([records[i]['segmentation'] for i in encoded], None if None in size_hw else size_hw)
     except RleError as error:
-        raise UnSAMError(f'{place_of(records[plain[error.index]])}: {error.reason}') from error
-    if len(plain) == len(records):
-        return checked
-    rles = dict(zip(plain, checked, strict=True))
+        raise UnSAMError(f'{describe_record(records[encoded[error.index]])}: {error.reason}') from error
+    rles = dict(zip(encoded, checked, strict=True))
     return [rles[i] if i in rles else _draw_polygons(record, size_hw) for i, record in enumerate(records)]
 
 
-def place_of(record: Record) -> str:
-    """Image and annotation, for messages."""
+def describe_record(record: Record) -> str:
+    """Image id and annotation id, for messages."""
     return f'image {record.get("image_id", "without id")}, record {record.get("id", "without id")}'
 
 
@@ -130,37 +129,40 @@ def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rl
     polygons = record['segmentation']
     if not (isinstance(polygons, list) and polygons and all(map(_is_polygon, polygons))):
         raise UnSAMError(
-            f'{place_of(record)}: segmentation is neither RLE nor polygons: {str(polygons)[:40]!r}; expected '
+            f'{describe_record(record)}: segmentation is neither RLE nor polygons: {str(polygons)[:40]!r}; expected '
             '"size" and "counts", or lists of numbers x, y, x, y, ...'
         )
     if None in size_hw:
         raise UnSAMError(
-            f'{place_of(record)}: polygons need the size of the image; add "height" and "width" to its entry in "images"'
+            f'{describe_record(record)}: polygons need the size of the image; add "height" and "width" to its entry in "images"'
         )
     height, width = size_hw
     if max(height, width) > _MAX_SIDE_PX or height * width > MAX_PIXELS:
-        raise UnSAMError(f'{place_of(record)}: an image of {height} x {width} px is too large to draw polygons in')
-    cut = [inside for polygon in polygons if len(inside := _cut(polygon, height, width)) >= _MIN_NUMBERS]
-    length, longest = sum(map(_length, cut)), _longest_outline(height, width)
-    if length > longest:
         raise UnSAMError(
-            f'{place_of(record)}: its polygons have an outline of {length:.0f} px, but no mask of {height} x {width} px needs '
-            f'more than {longest} px; remove the record or draw it again'
+            f'{describe_record(record)}: an image of {height} x {width} px is too large to draw polygons in'
         )
-    if not cut:  # all lie outside
+    clipped = [inside for polygon in polygons if len(inside := _clip(polygon, height, width)) >= _MIN_NUMBERS]
+    # The edges of all pixels of the image, and some detours outside.
+    length, max_length = sum(map(_length, clipped)), min(2 * height * width + 64 * _MARGIN_PX, _MAX_LENGTH_PX)
+    if length > max_length:
+        raise UnSAMError(
+            f'{describe_record(record)}: its polygons have an outline of {length:.0f} px, but no mask of {height} x {width} px needs '
+            f'more than {max_length} px; remove the record or draw it again'
+        )
+    if not clipped:  # all polygons are outside of the image
         return coco_mask.frPyObjects({'size': [height, width], 'counts': [height * width]}, height, width)
-    return coco_mask.merge(coco_mask.frPyObjects(cut, height, width))
+    return coco_mask.merge(coco_mask.frPyObjects(clipped, height, width))
 
 
 def _is_nested(part: Any) -> bool:
-    """Whether a part of a segmentation is no flat list: run lengths, or corners as pairs or dictionaries."""
+    """Whether a part of a segmentation is an RLE, or has corners as pairs or dictionaries."""
     return isinstance(part, Mapping) or (
         isinstance(part, list) and any(isinstance(one, list | Mapping) for one in part)
     )
 
 
 def _is_polygon(value: Any) -> bool:
-    """Whether a value is a list of x, y pairs of numbers that enclose something."""
+    """Whether a value is a valid polygon; see `PolygonFilter`."""
     if not isinstance(value, list) or len(value) < _MIN_NUMBERS or len(value) % 2:
         return False
     if not set(map(type, value)) <= {int, float}:
@@ -172,50 +174,45 @@ def _is_polygon(value: Any) -> bool:
 
 
 def _is_flat(numbers: np.ndarray) -> bool:
-    """Whether corners, as x, y, x, y, ..., lie on one line."""
+    """Whether the corners x, y, x, y, ... lie on one line."""
     offsets = numbers.reshape(-1, 2) - numbers[:2]
     scale = np.abs(offsets).max()
     if scale == 0:
         return True
     farthest = offsets[np.abs(offsets).max(axis=1).argmax()] / scale
     distances = offsets / scale @ (-farthest[1], farthest[0])
-    return bool(np.abs(distances).max() * scale <= _FLAT)
-
-
-def _longest_outline(height: int, width: int) -> int:
-    """Edges of all pixels of an image, and some excursions out of it; in pixels."""
-    return min(2 * height * width + 64 * _FAR_PX, _LONGEST_PX)
+    return bool(np.abs(distances).max() * scale <= _FLAT_PX)
 
 
 def _length(polygon: list[float]) -> float:
-    """Pixels that pycocotools draws for an outline, x, y, x, y, ..."""
+    """Number of pixels that pycocotools draws for the outline of a polygon x, y, x, y, ..."""
     corners = np.array(polygon).reshape(-1, 2)
     return np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
 
 
-def _cut(polygon: list[float], height: int, width: int) -> list[float]:
-    """A polygon without what lies far outside the image: pycocotools draws an outline before it cuts off the rest.
+def _clip(polygon: list[float], height: int, width: int) -> list[float]:
+    """Clips a polygon far outside of the image, by Sutherland and Hodgman's algorithm.
 
-    Sutherland and Hodgman's algorithm. The edges that it adds lie outside the image, where they enclose nothing.
+    pycocotools draws the whole outline of a polygon. Edges that clipping adds are outside of the image.
     """
     corners = np.array(polygon, np.float64).reshape(-1, 2)
     for axis, sign, limit in (
-        (0, 1, -_FAR_PX),
-        (1, 1, -_FAR_PX),
-        (0, -1, width + _FAR_PX),
-        (1, -1, height + _FAR_PX),
+        (0, 1, -_MARGIN_PX),
+        (1, 1, -_MARGIN_PX),
+        (0, -1, width + _MARGIN_PX),
+        (1, -1, height + _MARGIN_PX),
     ):
-        inside = sign * (corners[:, axis] - limit)
-        if (inside >= 0).all():
+        depths = sign * (corners[:, axis] - limit)
+        if (depths >= 0).all():
             continue
         kept = []
-        for corner, following, here, there in zip(
-            corners, np.roll(corners, -1, axis=0), inside, np.roll(inside, -1), strict=True
+        for corner, next_corner, depth, next_depth in zip(
+            corners, np.roll(corners, -1, axis=0), depths, np.roll(depths, -1), strict=True
         ):
-            if here >= 0:
+            if depth >= 0:
                 kept.append(corner)
-            if (here >= 0) != (there >= 0):
-                crossing = corner + (following - corner) * (here / (here - there))
+            if (depth >= 0) != (next_depth >= 0):
+                crossing = corner + (next_corner - corner) * (depth / (depth - next_depth))
                 crossing[axis] = limit
                 kept.append(crossing)
         corners = np.array(kept).reshape(-1, 2)

@@ -17,11 +17,11 @@ _IN_MEMORY_BYTES = 1 << 24
 
 
 class CocoWriter:
-    """Takes the masks of one image after the other; see `coco_writer`.
+    """Writes a COCO file image by image; see `coco_writer`.
 
     Attributes:
-        n_images: Images written so far.
-        n_masks: Masks written so far.
+        n_images: Number of images written.
+        n_masks: Number of masks written.
     """
 
     def __init__(self, annotations: IO[str], images: IO[str]) -> None:
@@ -29,12 +29,12 @@ class CocoWriter:
         self.n_images = self.n_masks = 0
 
     def add(self, name: str, size_hw: Sequence[int | None], records: Sequence[Mapping[str, Any]]) -> None:
-        """Writes one image and its masks; ids are counted from 1.
+        """Writes one image and its masks; ids start from 1.
 
         Args:
             name: Its ``file_name``.
-            size_hw: Height and width in pixels; what is None is left out.
-            records: Annotations without ids; ``parent`` is an index in this list, -1 for none.
+            size_hw: Height and width in pixels; None is left out.
+            records: Annotations without ids; ``parent`` is an index in this list, or -1.
         """
         self.n_images += 1
         size = {key: int(side) for key, side in zip(('height', 'width'), size_hw, strict=True) if side is not None}
@@ -52,13 +52,13 @@ class CocoWriter:
 
 @contextmanager
 def coco_writer(path: str | Path, info: Mapping[str, Any]) -> Iterator[CocoWriter]:
-    """Opens a COCO file with one category, "object"; it appears only once the block has ended without an error.
+    """Writes a COCO file with one category, "object", atomically: it appears when the block ends without an error.
 
-    Memory does not grow with the number of images: their list, which comes last, waits on disk.
+    Memory does not grow with the number of images: their list, which is last in the file, is collected on disk.
 
     Args:
         path: The file.
-        info: What stands under "info".
+        info: The value of "info".
 
     Raises:
         StoreError: If the file cannot be written.
@@ -79,12 +79,12 @@ def coco_writer(path: str | Path, info: Mapping[str, Any]) -> Iterator[CocoWrite
 def _compact(value: Any) -> str:
     try:
         return json.dumps(value, separators=(',', ':'), allow_nan=False)
-    except ValueError:  # NaN and infinity, which labels may hold, are no JSON
+    except ValueError:  # NaN and infinity, which labels may contain, are not JSON
         return json.dumps(_without_nan(value), separators=(',', ':'), allow_nan=False)
 
 
 def _without_nan(value: Any) -> Any:
-    """A value with None for what is not finite in it."""
+    """A value with None in place of NaN and infinity."""
     if isinstance(value, Mapping):
         return {key: _without_nan(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

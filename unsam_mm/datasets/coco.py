@@ -10,7 +10,7 @@ from mmdet.registry import DATASETS
 
 from unsam_mm.coco_files.fields import category_order, panoptic_segments, read_mask_picture, stated_area
 from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
-from unsam_mm.coco_files.segmentations import PolygonFilter, place_of
+from unsam_mm.coco_files.segmentations import PolygonFilter, describe_record
 from unsam_mm.datasets.image_folder import as_instance
 from unsam_mm.datasets.lazy import LazyDataset
 from unsam_mm.datasets.messages import log_warning
@@ -55,29 +55,29 @@ class UnSAMCocoDataset(LazyDataset):
     ) -> None:
         if not ann_file:
             raise UnSAMError('ann_file is empty; set it to a COCO file')
-        self.homepage = homepage
         self._index: AnnotationIndex
         self._without_folders = False
-        prefix = {'img': ''} if data_prefix is None else data_prefix
-        super().__init__(ann_file=str(ann_file), data_root=str(data_root or ''), data_prefix=prefix, **kwargs)
-
-    @property
-    def image_root(self) -> Path:
-        """The folder that image names are relative to."""
-        return Path(self.data_prefix['img'])
+        super().__init__(
+            ann_file=str(ann_file),
+            data_root=str(data_root or ''),
+            data_prefix={'img': ''} if data_prefix is None else data_prefix,
+            homepage=homepage,
+            **kwargs,
+        )
 
     def count_entries(self) -> int:
         """Indexes the file, and checks that the first and the last image exist."""
-        where = f'; get it from {self.homepage}' if self.homepage else ''
         if not Path(self.ann_file).is_file():
-            raise StoreError(f'{self.ann_file}: no such file; expected a COCO file, set data_root or ann_file{where}')
-        self._polygons = PolygonFilter(self.ann_file)
+            raise StoreError(
+                f'{self.ann_file}: no such file; expected a COCO file, set data_root or ann_file{self.advice}'
+            )
+        polygons = PolygonFilter(self.ann_file)
         nameless = 'has neither "file_name" nor "coco_url", so it cannot be found'
-        self._index = AnnotationIndex(self.ann_file, nameless, each=lambda record: self._polygons([record]))
+        self._index = AnnotationIndex(self.ann_file, nameless, each=lambda record: polygons([record]))
         if not any(self._index.images):
             raise StoreError(f'{self.ann_file}: no images in it; expected a COCO file with "images" and "annotations"')
         self._index.check_listed()
-        if left_out := self._polygons.message():
+        if left_out := polygons.message():
             log_warning(left_out)
         names = [_path_of(self._index.images[number]) for number in (0, -1)]
         if not all((self.image_root / name).is_file() for name in names):
@@ -85,7 +85,7 @@ class UnSAMCocoDataset(LazyDataset):
             if not all((self.image_root / PurePosixPath(name).name).is_file() for name in names):
                 raise ImageError(
                     f'{self.image_root}: holds no {names[0]} or no {names[1]}, which {self.ann_file} lists; '
-                    f'set data_root, or data_prefix.img for the folder of the images below it{where}'
+                    f'set data_root, or data_prefix.img for the folder of the images below it{self.advice}'
                 )
         return len(self._index.images)
 
@@ -95,24 +95,23 @@ class UnSAMCocoDataset(LazyDataset):
         """
         return sorted(PolygonFilter(self.ann_file)(self._index.read_records(position)), key=category_order)
 
-    def read_entry(self, position: int) -> dict[str, Any]:
-        """See `LazyDataset`."""
-        image_id, _, height, width = image = self._index.images[position]
-        name = PurePosixPath(_path_of(image)).name if self._without_folders else _path_of(image)
+    def instances(self, position: int) -> list[dict[str, Any]]:
+        """The instances of an image, by its index in the file.
+
+        Raises:
+            StoreError: If the file has changed since, or an annotation is invalid.
+        """
         annotations = self.annotations(position)
         try:
-            instances = [as_instance(one) | {'area': stated_area(one)} for one in annotations if 'segmentation' in one]
+            return [as_instance(one) | {'area': stated_area(one)} for one in annotations if 'segmentation' in one]
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f'{self.ann_file}, image {image_id}: {error}') from error
-        return {
-            'img_path': str(self.image_root / name),
-            'img_name': name,
-            'img_root': str(self.image_root),
-            'img_id': image_id,
-            'height': height,
-            'width': width,
-            'instances': instances,
-        }
+            raise StoreError(f'{self.ann_file}, image {self._index.images[position].id}: {error}') from error
+
+    def read_entry(self, position: int) -> dict[str, Any]:
+        """See `LazyDataset`."""
+        image = self._index.images[position]
+        name = PurePosixPath(_path_of(image)).name if self._without_folders else _path_of(image)
+        return self.make_entry(name, image.id, (image.height, image.width), self.instances(position))
 
 
 def _path_of(image: ListedImage) -> str:
@@ -142,17 +141,15 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
         count = super().count_entries()
         for record in self._records(0):
             if not (self.segment_root / record['file_name']).is_file():
-                where = f'; get it from {self.homepage}' if self.homepage else ''
                 raise ImageError(
                     f'{self.segment_root}: holds no {record["file_name"]}, which {self.ann_file} lists; '
-                    f'set data_prefix.seg for the folder of the PNG files{where}'
+                    f'set data_prefix.seg for the folder of the PNG files{self.advice}'
                 )
         return count
 
-    def read_entry(self, position: int) -> dict[str, Any]:
-        """See `LazyDataset`."""
-        instances = [instance for record in self._records(position) for instance in self._segments(record)]
-        return super().read_entry(position) | {'instances': instances}
+    def instances(self, position: int) -> list[dict[str, Any]]:
+        """See `UnSAMCocoDataset`."""
+        return [instance for record in self._records(position) for instance in self._segments(record)]
 
     def _records(self, position: int) -> list[dict[str, Any]]:
         records = self.annotations(position)
@@ -161,14 +158,14 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
                 panoptic_segments(record)
             except UnSAMError as error:
                 raise StoreError(
-                    f'{self.ann_file}: {place_of(record)}: {error}; for instance annotations use UnSAMCocoDataset'
+                    f'{self.ann_file}: {describe_record(record)}: {error}; for instance annotations use UnSAMCocoDataset'
                 ) from error
         return records
 
     def _segments(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         name, ids, crowds = panoptic_segments(record)
-        numbers = read_mask_picture(self.segment_root / name, colours_as_numbers=True)
-        drawn = numbers == np.array(ids, np.int64).reshape(-1, 1, 1)
+        labels = read_mask_picture(self.segment_root / name, colours_as_numbers=True)
+        bitmaps = labels == np.array(ids, np.int64).reshape(-1, 1, 1)
         return [
             {
                 'bbox': [0.0, 0.0, 0.0, 0.0],  # UnSAMLoadMasks takes boxes from masks
@@ -177,5 +174,5 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
                 'mask': rle_to_json(rle),
                 'area': float(bitmap.sum()),
             }
-            for crowd, bitmap, rle in zip(crowds, drawn, encode_bitmaps(drawn), strict=True)
+            for crowd, bitmap, rle in zip(crowds, bitmaps, encode_bitmaps(bitmaps), strict=True)
         ]

@@ -147,30 +147,27 @@ def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
         StoreError: If it has no mask, or an invalid field.
     """
     try:
-        return _instance(annotation)
+        mask = annotation.get('segmentation')
+        if mask is None:
+            raise UnSAMError('has no segmentation; complete the COCO file')
+        x, y, width, height = stated_box(annotation) or (0.0,) * 4  # UnSAMLoadMasks takes boxes from masks
+        key = 'score' if 'score' in annotation else 'predicted_iou'
+        score = math.inf if isinstance(annotation.get(key), bool) else number_in(annotation, key)
+        if math.isinf(score):
+            raise UnSAMError(f'the "{key}" is not a number: {annotation[key]}')
+        instance = {
+            'bbox': [x, y, x + width, y + height],
+            'bbox_label': 0,
+            'ignore_flag': int(is_crowd(annotation)),
+            'mask': rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask,
+        }
     except UnSAMError as error:
         raise StoreError(f'annotation {annotation.get("id")}: {getattr(error, "reason", error)}') from error
-
-
-def _instance(annotation: dict[str, Any]) -> dict[str, Any]:
-    mask = annotation.get('segmentation')
-    if mask is None:
-        raise UnSAMError('has no segmentation; complete the COCO file')
-    x, y, width, height = stated_box(annotation) or (0.0,) * 4  # UnSAMLoadMasks takes boxes from masks
-    key = 'score' if 'score' in annotation else 'predicted_iou'
-    score = math.inf if isinstance(annotation.get(key), bool) else number_in(annotation, key)
-    if math.isinf(score):
-        raise UnSAMError(f'the "{key}" is not a number: {annotation[key]}')
-    return {
-        'bbox': [x, y, x + width, y + height],
-        'bbox_label': 0,
-        'ignore_flag': int(is_crowd(annotation)),
-        'mask': rle_to_json(rle_from_json(mask)) if isinstance(mask, dict) else mask,
-    } | ({} if math.isnan(score) else {'score': score})
+    return instance if math.isnan(score) else instance | {'score': score}
 
 
 def name_hash(name: str) -> int:
-    """A hash of a name below 2**52, which JSON and float64 represent exactly."""
+    """A hash of a name, below 2**52, so JSON and float64 represent it exactly."""
     return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()) >> 12
 
 

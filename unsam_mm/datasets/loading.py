@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from unsam_mm.datasets.image_folder import image_name
 from unsam_mm.datasets.messages import LogOnce
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, image_errors
-from unsam_mm.folders.merge import GROUND_TRUTH_IOU, without_overlap
+from unsam_mm.folders.merge import GROUND_TRUTH_IOU, suppress_overlapping
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.images import read_image
+from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.next_click import centre_of
 
 _LABELS = ('gt_masks', 'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags')
@@ -61,7 +63,7 @@ class UnSAMLoadImage(BaseTransform):
         path = results['img_path']
         try:
             with image_errors(path):
-                image = read_image(path, max_pixels=None)  # crops are cut from it
+                image = read_image(path, max_pixels=None)  # large images are cropped later
         except ImageError as error:
             if not self.skip_broken:
                 raise
@@ -101,7 +103,7 @@ class UnSAMLoadMasks(BaseTransform):
             StoreError: If a mask is malformed or of another size than the image.
         """
         if not self.at_original_size:
-            check_untouched(results, type(self).__name__)
+            check_not_transformed(results, type(self).__name__)
         height, width = results['ori_shape']
         name = results.get('img_name', results['img_path'])
         records = PolygonFilter(name)(
@@ -131,7 +133,7 @@ class UnSAMLoadMasks(BaseTransform):
 @TRANSFORMS.register_module()
 @dataclass(eq=False)
 class UnSAMPlusMasks(BaseTransform):
-    """Adds pseudo-masks that overlap no human mask of an image: UnSAM+, during training.
+    """Adds the pseudo-masks that do not overlap human masks: UnSAM+ during training.
 
     Must come after `UnSAMLoadMasks` and before geometric steps. Crowds count like other masks. An image without
     pseudo-masks, or with damaged ones, keeps its human masks and is logged.
@@ -160,7 +162,7 @@ class UnSAMPlusMasks(BaseTransform):
             UnSAMError: If no folder is given, or the image was flipped, cropped or resized before.
             StoreError: If the pseudo-masks have another size than the image.
         """
-        check_untouched(results, type(self).__name__)
+        check_not_transformed(results, type(self).__name__)
         root = self.pseudo_masks_root or results.get('pseudo_masks_root')
         if not root:
             raise UnSAMError('UnSAMPlusMasks needs a pseudo_masks_root; set it here or in the data set')
@@ -173,13 +175,9 @@ class UnSAMPlusMasks(BaseTransform):
         except StoreError as error:
             self._report(name, f'{error}; only human masks are used')
             return results
-        if tuple(pseudo.size_hw) != human.size_hw:
-            raise StoreError(
-                f'{name}: pseudo-masks in {root} are {pseudo.size_hw[0]} x {pseudo.size_hw[1]} px, '
-                f'the image is {human.size_hw[0]} x {human.size_hw[1]}; generate them again with --overwrite'
-            )
-        apart = without_overlap(pseudo, human.rles, self.max_iou)
-        added = RleMasks(apart.rles, *human.size_hw, apart.scores)
+        check_size(pseudo, human.size_hw, name, root)
+        kept = suppress_overlapping(pseudo, human.rles, self.max_iou)
+        added = RleMasks(kept.rles, *human.size_hw, kept.scores)
         ignored = np.append(results['gt_ignore_flags'], np.zeros(len(added), bool))
         set_masks(results, RleMasks.cat([human, added]), ignored)
         return results
@@ -254,11 +252,20 @@ def set_masks(results: dict[str, Any], masks: RleMasks, ignored: np.ndarray | No
     results['gt_ignore_flags'] = np.zeros(len(masks), bool) if ignored is None else ignored
 
 
-def check_untouched(results: dict[str, Any], step: str) -> None:
+def check_size(masks: MaskSet, size_hw: Sequence[int], name: str, folder: str) -> None:
+    """Raises `StoreError` if the pseudo-masks of an image in a folder have another size than the image."""
+    if tuple(masks.size_hw) != tuple(size_hw):
+        raise StoreError(
+            f'{name}: pseudo-masks in {folder} are {masks.size_hw[0]} x {masks.size_hw[1]} px, '
+            f'the image is {size_hw[0]} x {size_hw[1]}; generate them again with --overwrite'
+        )
+
+
+def check_not_transformed(results: dict[str, Any], step: str) -> None:
     """Raises `UnSAMError` if the image was flipped or resized, so that masks of the original image do not fit."""
     if results.get('flip') or tuple(results['img_shape']) != tuple(results['ori_shape']):
         raise UnSAMError(
-            f'{results["img_path"]}: flipped or resized before {step}, so masks would not fit; move it before the geometric '
+            f'{results["img_path"]}: flipped or resized before {step}, so masks would not match; move this step before the geometric '
             'transforms, or set at_original_size=True in a test pipeline'
         )
 

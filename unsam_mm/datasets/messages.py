@@ -27,7 +27,7 @@ def log_warning(message: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)
 
 
-def own_words(error: Exception) -> str:
+def original_message(error: Exception) -> str:
     """The message of an error, without the traceback that torch adds in a dataloader worker."""
     text = str(error)
     if not text.startswith('Caught '):

@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from unsam_mm.datasets.image_folder import image_name, place_of
-from unsam_mm.datasets.loading import check_untouched, set_masks
+from unsam_mm.datasets.loading import check_not_transformed, check_size, set_masks
 from unsam_mm.datasets.messages import LogOnce, log_warning
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, image_errors
@@ -106,7 +106,7 @@ class UnSAMPseudoMasks(BaseTransform):
             ImageError: With `at_original_size`, if the image cannot be segmented: a test must not skip images.
         """
         if not self.at_original_size:
-            check_untouched(results, type(self).__name__)
+            check_not_transformed(results, type(self).__name__)
         try:
             masks = self.find(results)
         except ImageError as error:
@@ -141,7 +141,7 @@ class UnSAMPseudoMasks(BaseTransform):
         place = place_of(results)
         folder, name = self.folder(place.root), place.name
         store = PseudoMaskStore(folder)
-        masks = self._read_kept(store, name, results)
+        masks = self._read_cached(store, name, results)
         if masks is None:
             self._report('first', f'pseudo-masks are generated on first access and cached in {folder}', logging.INFO)
             path = Path(results['img_path'])
@@ -185,7 +185,7 @@ class UnSAMPseudoMasks(BaseTransform):
             self._built = PseudoMaskGenerator.from_preset(**self._arguments)
         return self._built
 
-    def _read_kept(self, store: PseudoMaskStore, name: str, results: dict[str, Any]) -> MaskSet | None:
+    def _read_cached(self, store: PseudoMaskStore, name: str, results: dict[str, Any]) -> MaskSet | None:
         """The cached masks; None if there are none, or they are damaged or of another image."""
         if not store.has(name):
             return None
@@ -199,9 +199,8 @@ class UnSAMPseudoMasks(BaseTransform):
     def _read_precomputed(self, name: str, results: dict[str, Any]) -> MaskSet | None:
         store = PseudoMaskStore(self.precomputed)
         if not store.has(name):
-            is_first = not self._report  # listing a large folder takes long, so this is checked once
-            if is_first and not store.names():
-                raise StoreError(f'{self.precomputed}: holds no pseudo-masks; run "python -m unsam_mm generate" first')
+            if not self._report:  # checked once, since listing a large folder takes long
+                store.finished_names()  # raises an error if there are no pseudo-masks at all
             self._report(name, f'image skipped: {self.precomputed} has no pseudo-masks for {name}')
             return None
         try:
@@ -209,12 +208,7 @@ class UnSAMPseudoMasks(BaseTransform):
         except StoreError as error:
             self._report(name, f'image skipped: {error}')
             return None
-        size_hw = tuple(results.get('ori_shape', masks.size_hw))
-        if tuple(masks.size_hw) != size_hw:
-            raise StoreError(
-                f'{name}: pseudo-masks in {self.precomputed} are {masks.size_hw[0]} x {masks.size_hw[1]} px, '
-                f'the image is {size_hw[0]} x {size_hw[1]}; generate them again with --overwrite'
-            )
+        check_size(masks, results.get('ori_shape', masks.size_hw), name, self.precomputed)
         return masks
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
 from typing import Any
 
@@ -114,6 +115,25 @@ class Segments:
         return cls(mask[order], x[order], y0[order], y1[order], size_hw)
 
 
+def _in_chunks(method: Callable[..., BitmapMasks]) -> Callable[..., RleMasks]:
+    """A method of `BitmapMasks` for `RleMasks`: decodes, transforms and encodes the masks in chunks.
+
+    Args:
+        method: Its first argument is the height and width of the result; non-zero pixels of it belong to a mask.
+    """
+
+    @wraps(method)
+    def transform(self: RleMasks, out_shape: Sequence[int], *arguments: Any, **named: Any) -> RleMasks:
+        rles, step = self.rles, _chunk_length(self.size_hw)  # `rles` may encode at each access, so it is read once
+        transformed = []
+        for start in range(0, len(rles), step):
+            chunk = RleMasks(rles[start : start + step], *self.size_hw).to_bitmap()
+            transformed += encode_bitmaps(method(chunk, tuple(out_shape), *arguments, **named).masks > 0)
+        return RleMasks(transformed, *out_shape, self.scores)
+
+    return transform
+
+
 class RleMasks(BitmapMasks):
     """N masks of one image as COCO RLEs.
 
@@ -167,11 +187,6 @@ class RleMasks(BitmapMasks):
     def shape(self) -> tuple[int, int, int]:
         """Shape of the decoded array: (N, H, W)."""
         return len(self), self.height, self.width
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes of the decoded array: 3."""
-        return len(self.shape)
 
     @property
     def masks(self) -> np.ndarray:
@@ -253,17 +268,17 @@ class RleMasks(BitmapMasks):
         return self._encoded(self._segments().cropped(*window))
 
     def pad(self, out_shape: Sequence[int], pad_val: int = 0) -> RleMasks:
-        """Pads at the bottom and the right; padding belongs to every mask if `pad_val` is not 0."""
-        height, width = self._at_least(out_shape)
-        if not pad_val:
-            return self._encoded(self._segments().placed(0, 0, height, width))
+        """Pads at the bottom and the right; padding belongs to every mask if `pad_val` is not 0.
 
-        def fill(bitmaps: np.ndarray) -> np.ndarray:
-            return np.pad(
-                bitmaps, ((0, 0), (0, height - self.height), (0, width - self.width)), constant_values=pad_val
-            )
-
-        return self._through_bitmaps(fill, (height, width))
+        Raises:
+            UnSAMError: If `out_shape` is smaller than the masks.
+        """
+        height, width = map(int, out_shape)
+        if height < self.height or width < self.width:
+            raise UnSAMError(f'cannot pad {self.height} x {self.width} px to {height} x {width}; crop instead')
+        if pad_val:
+            return _in_chunks(BitmapMasks.pad)(self, (height, width), pad_val)
+        return self._encoded(self._segments().placed(0, 0, height, width))
 
     def expand(self, expanded_h: int, expanded_w: int, top: int, left: int) -> RleMasks:
         """Places the masks into a larger image."""
@@ -280,66 +295,11 @@ class RleMasks(BitmapMasks):
         if interpolation == 'nearest':
             rows, columns = _sources(self.height, height), _sources(self.width, width)
             return self._encoded(self._segments().resampled(rows, columns))
-        return self._by_bitmap_masks('resize', (height, width), out_shape=(height, width), interpolation=interpolation)
+        return _in_chunks(BitmapMasks.resize)(self, (height, width), interpolation)
 
-    def translate(
-        self,
-        out_shape: Sequence[int],
-        offset: float | tuple[float, float],
-        direction: str = 'horizontal',
-        border_value: int = 0,
-        interpolation: str = 'bilinear',
-    ) -> RleMasks:
-        """See `BitmapMasks.translate`."""
-        return self._by_bitmap_masks(
-            'translate',
-            out_shape,
-            out_shape=tuple(out_shape),
-            offset=offset,
-            direction=direction,
-            border_value=border_value,
-            interpolation=interpolation,
-        )
-
-    def shear(
-        self,
-        out_shape: Sequence[int],
-        magnitude: float,
-        direction: str = 'horizontal',
-        border_value: int = 0,
-        interpolation: str = 'bilinear',
-    ) -> RleMasks:
-        """See `BitmapMasks.shear`."""
-        return self._by_bitmap_masks(
-            'shear',
-            out_shape,
-            out_shape=tuple(out_shape),
-            magnitude=magnitude,
-            direction=direction,
-            border_value=border_value,
-            interpolation=interpolation,
-        )
-
-    def rotate(
-        self,
-        out_shape: Sequence[int],
-        angle: float,
-        center: tuple[float, float] | None = None,
-        scale: float = 1.0,
-        border_value: int = 0,
-        interpolation: str = 'bilinear',
-    ) -> RleMasks:
-        """See `BitmapMasks.rotate`."""
-        return self._by_bitmap_masks(
-            'rotate',
-            out_shape,
-            out_shape=tuple(out_shape),
-            angle=angle,
-            center=center,
-            scale=scale,
-            border_value=border_value,
-            interpolation=interpolation,
-        )
+    translate = _in_chunks(BitmapMasks.translate)
+    shear = _in_chunks(BitmapMasks.shear)
+    rotate = _in_chunks(BitmapMasks.rotate)
 
     def crop_and_resize(
         self,
@@ -396,26 +356,6 @@ class RleMasks(BitmapMasks):
 
     def _encoded(self, segments: Segments) -> RleMasks:
         return RleMasks(segments.to_rles(len(self)), *segments.size_hw, self.scores)
-
-    def _through_bitmaps(self, change: Callable[[np.ndarray], np.ndarray], out_shape: Sequence[int]) -> RleMasks:
-        """The masks after a function of (N', H, W) uint8 bitmaps, applied in chunks."""
-        step, rles = _chunk_length(self.size_hw), self.rles  # `rles` may encode at each access, so it is read once
-        chunks = (
-            RleMasks(rles[start : start + step], *self.size_hw).to_ndarray() for start in range(0, len(rles), step)
-        )
-        return RleMasks([rle for chunk in chunks for rle in encode_bitmaps(change(chunk))], *out_shape, self.scores)
-
-    def _by_bitmap_masks(self, method: str, frame: Sequence[int], **arguments: Any) -> RleMasks:
-        """The masks after a method of `BitmapMasks`; non-zero pixels belong to a mask."""
-        return self._through_bitmaps(
-            lambda bitmaps: getattr(BitmapMasks(bitmaps, *self.size_hw), method)(**arguments).masks > 0, frame
-        )
-
-    def _at_least(self, out_shape: Sequence[int]) -> tuple[int, int]:
-        height, width = map(int, out_shape)
-        if height < self.height or width < self.width:
-            raise UnSAMError(f'cannot pad {self.height} x {self.width} px to {height} x {width}; crop instead')
-        return height, width
 
 
 def _encoded_in_chunks(bitmaps: np.ndarray) -> list[Rle]:

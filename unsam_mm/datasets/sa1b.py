@@ -36,14 +36,14 @@ _SUFFIX = '.json'
 
 @dataclass(frozen=True)
 class NameIndex:
-    """Sorted names of the files below a folder with a suffix, without the suffix.
+    """Sorted names of the JSON files below a folder, without the suffix.
 
     Attributes:
         names: (N,) array of bytes, usually memory-mapped.
         path: The mapped file; None if the names are in memory.
     """
 
-    names: np.ndarray  # (N,) array of bytes, usually memory-mapped
+    names: np.ndarray
     path: Path | None = None
 
     def __len__(self) -> int:
@@ -61,34 +61,31 @@ class NameIndex:
         return (_reopened, (self.path,)) if self.path else (NameIndex, (self.names,))
 
 
-def open_index(
-    root: Path, suffix: str, path: Path | None = None, renew: bool = False, leave_out: str = ''
-) -> NameIndex:
-    """The index of a folder; it is built if there is none, or the folder has changed.
+def open_index(root: Path, path: Path | None = None, renew: bool = False) -> NameIndex:
+    """The index of the label files in a folder; it is built if there is none, or the folder has changed.
 
     Changes are detected by the modification times of the folder and all its subfolders, which change when a file is
     added, removed or renamed.
 
     Args:
-        root: The folder. Hidden files and folders are ignored, links to folders are followed.
-        suffix: Suffix of the names.
+        root: The folder. Hidden files and folders, and the metadata of a `PseudoMaskStore`, are ignored; links to
+            folders are followed.
         path: Path of the index; by default in the folder ``indexes`` of the cache ($UNSAM_CACHE). It is written
             atomically. If it cannot be written, a warning is logged, and the names stay in memory.
         renew: Whether to build it in any case, for file systems without reliable modification times.
-        leave_out: Name of a file in the folder itself that is ignored.
 
     Raises:
         StoreError: If the folder is missing or cannot be read.
     """
-    path = path or _default_path(root, suffix)
-    if not renew and (index := _load(path, root, suffix)) is not None:
+    path = path or _default_path(root)
+    if not renew and (index := _load(path, root)) is not None:
         return index
     started_ns = time.time_ns()
     times_ns: dict[str, int] = {}
-    names = _sorted_names(name for name in _walk(root, suffix, times_ns) if name + suffix != leave_out)
-    sure = {folder: noted if noted < started_ns - _UNSURE_NS else 0 for folder, noted in times_ns.items()}
+    names = _sorted_names(name for name in _walk(root, times_ns) if name + _SUFFIX != MANIFEST)
+    reliable_ns = {folder: time_ns if time_ns < started_ns - _UNSURE_NS else 0 for folder, time_ns in times_ns.items()}
     try:
-        write_index(path, root, suffix, names, sure)
+        write_index(path, root, names, reliable_ns)
     except StoreError as error:
         log_warning(
             f'{path}: the index of {root} cannot be written ({getattr(error.__cause__, "strerror", error)}); the folder will be listed again'
@@ -97,13 +94,12 @@ def open_index(
     return _mapped(path)[1]
 
 
-def write_index(path: Path, root: Path, suffix: str, names: np.ndarray, times_ns: dict[str, int]) -> None:
+def write_index(path: Path, root: Path, names: np.ndarray, times_ns: dict[str, int]) -> None:
     """Writes an index atomically; processes that have an older one open are not affected.
 
     Args:
         path: Path of the index.
         root: The folder that the names are relative to.
-        suffix: The suffix that was removed from the names.
         names: (N,) sorted bytes.
         times_ns: Modification time of each folder, the root as '' and the others as 'a/b/'; if one differs, the index
             is out of date.
@@ -114,7 +110,7 @@ def write_index(path: Path, root: Path, suffix: str, names: np.ndarray, times_ns
     header = {
         'form': _FORM,
         'root': os.path.realpath(root),
-        'suffix': suffix,
+        'suffix': _SUFFIX,
         'count': len(names),
         'width': names.dtype.itemsize,
         'folders': list(times_ns),
@@ -135,8 +131,8 @@ def _sorted_names(names: Iterator[str]) -> np.ndarray:
     return joined
 
 
-def _walk(root: Path, suffix: str, times_ns: dict[str, int]) -> Iterator[str]:
-    """Names of the files below a folder; fills `times_ns` with the modification times of the folders."""
+def _walk(root: Path, times_ns: dict[str, int]) -> Iterator[str]:
+    """Yields the names below a folder; fills `times_ns` with the modification times of the folders."""
     waiting, seen = [''], {os.path.realpath(root)}
     while waiting:
         folder = waiting.pop()
@@ -146,8 +142,8 @@ def _walk(root: Path, suffix: str, times_ns: dict[str, int]) -> Iterator[str]:
                 for entry in entries:
                     if entry.name.startswith('.'):
                         continue
-                    if entry.name.endswith(suffix):
-                        yield f'{folder}{entry.name.removesuffix(suffix)}'
+                    if entry.name.endswith(_SUFFIX):
+                        yield f'{folder}{entry.name.removesuffix(_SUFFIX)}'
                     elif _is_new_folder(entry, seen):
                         waiting.append(f'{folder}{entry.name}/')
         except OSError as error:
@@ -165,20 +161,20 @@ def _is_new_folder(entry: os.DirEntry[str], seen: set[str]) -> bool:
     if not entry.is_symlink():
         return True
     # Each link target once, since links may form cycles.
-    place = os.path.realpath(entry.path)
-    is_new = place not in seen
-    seen.add(place)
+    target = os.path.realpath(entry.path)
+    is_new = target not in seen
+    seen.add(target)
     return is_new
 
 
-def _load(path: Path, root: Path, suffix: str) -> NameIndex | None:
+def _load(path: Path, root: Path) -> NameIndex | None:
     """The index on disk; None if there is none, or it is damaged or out of date."""
     try:
         header, index = _mapped(path)
-        if (header['root'], header['suffix']) != (os.path.realpath(root), suffix):
+        if (header['root'], header['suffix']) != (os.path.realpath(root), _SUFFIX):
             return None
-        for folder, noted in zip(header['folders'], header['times_ns'], strict=True):
-            if (root / folder).stat().st_mtime_ns != noted:
+        for folder, time_ns in zip(header['folders'], header['times_ns'], strict=True):
+            if (root / folder).stat().st_mtime_ns != time_ns:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -192,7 +188,7 @@ def _mapped(path: Path) -> tuple[dict[str, Any], NameIndex]:
     header = json.loads(line)
     count, width = header['count'], header['width']
     if header['form'] != _FORM or n_bytes != count * width:
-        raise ValueError('not a whole index')
+        raise ValueError('incomplete index')
     names = np.memmap(path, f'S{width}', 'r', len(line), (count,)) if count else np.zeros(0, f'S{width}')
     return header, NameIndex(names, path)
 
@@ -201,9 +197,9 @@ def _reopened(path: Path) -> NameIndex:
     return _mapped(path)[1]
 
 
-def _default_path(root: Path, suffix: str) -> Path:
-    place = f'{os.path.realpath(root)}|{suffix}'
-    digest = hashlib.blake2b(place.encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
+def _default_path(root: Path) -> Path:
+    key = f'{os.path.realpath(root)}|{_SUFFIX}'
+    digest = hashlib.blake2b(key.encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
     return cache_dir() / 'indexes' / f'{root.resolve().name}-{digest}.index'
 
 
@@ -259,15 +255,9 @@ class UnSAMSA1B(LazyDataset):
         self.pseudo_masks_root = str(pseudo_masks_root)
         self.index_file = index_file
         self.reindex = reindex
-        self.homepage = homepage
         self._index: NameIndex
         prefix = {'img': '', 'ann': ''} | (data_prefix or {})
-        super().__init__(data_root=str(data_root), data_prefix=prefix, **kwargs)
-
-    @property
-    def image_root(self) -> Path:
-        """The folder that image names are relative to."""
-        return Path(self.data_prefix['img'])
+        super().__init__(data_root=str(data_root), data_prefix=prefix, homepage=homepage, **kwargs)
 
     @property
     def label_root(self) -> Path:
@@ -276,13 +266,15 @@ class UnSAMSA1B(LazyDataset):
 
     def count_entries(self) -> int:
         """Opens the index."""
-        root, where = self.label_root, f'; get it from {self.homepage}' if self.homepage else ''
+        root = self.label_root
         if not root.is_dir():
-            raise StoreError(f'{root}: no such folder; expected one JSON file for each image{where}')
+            raise StoreError(f'{root}: no such folder; expected one JSON file for each image{self.advice}')
         path = Path(self.index_file) if self.index_file else None
-        self._index = open_index(root, _SUFFIX, path, self.reindex, leave_out=MANIFEST)
+        self._index = open_index(root, path, self.reindex)
         if not len(self._index):
-            raise StoreError(f'{root}: no label files; expected one JSON file for each image, such as sa_1.json{where}')
+            raise StoreError(
+                f'{root}: no label files; expected one JSON file for each image, such as sa_1.json{self.advice}'
+            )
         return len(self._index)
 
     def read_entry(self, position: int) -> dict[str, Any]:
@@ -295,16 +287,8 @@ class UnSAMSA1B(LazyDataset):
             name = label
             if not label.lower().endswith(IMAGE_SUFFIXES):  # a label file of SA-1B
                 name = str(PurePosixPath(label).with_name(PurePosixPath(image['file_name']).name))
-            height, width = image_size(image)
-            entry = {
-                'img_path': str(self.image_root / name),
-                'img_name': name,
-                'img_root': str(self.image_root),
-                'img_id': image.get('image_id', name_hash(name)),
-                'height': height,
-                'width': width,
-                'instances': [as_instance(annotation) for annotation in annotations],
-            }
+            instances = [as_instance(annotation) for annotation in annotations]
+            entry = self.make_entry(name, image.get('image_id', name_hash(name)), image_size(image), instances)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f'{path}: not a label file ({explained(error)}); expected "image" with "file_name", '

@@ -22,7 +22,7 @@ from unsam_mm.datasets.messages import log_warning
 from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError, image_errors
 from unsam_mm.files import read_json, remove_leftovers, write_json
 from unsam_mm.fingerprints import file_digest
-from unsam_mm.folders.merge import without_overlap
+from unsam_mm.folders.merge import suppress_overlapping
 from unsam_mm.folders.store import MANIFEST, PseudoMaskStore, was_cut_short
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import areas_and_boxes, encode_bitmaps
@@ -231,7 +231,7 @@ def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: flo
         among the old labels.
     """
     sure = predicted[np.flatnonzero(predicted.scores > min_score)]
-    apart = without_overlap(old, sure.rles, max_iou)
+    apart = suppress_overlapping(old, sure.rles, max_iou)
     return MaskSet(
         rles=[*sure.rles, *apart.rles],
         scores=np.concatenate([sure.scores, apart.scores * np.float32(min_score)]),

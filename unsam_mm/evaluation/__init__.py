@@ -1,6 +1,6 @@
-"""Class-agnostic mask evaluation, and that of prompted masks.
+"""Class-agnostic evaluation of masks, and evaluation of prompted masks.
 
-The metrics for MMDetection live in `unsam_mm.evaluation.coco_metric` and `unsam_mm.evaluation.prompt_metric`.
+The metrics for MMDetection are in `unsam_mm.evaluation.coco_metric` and `unsam_mm.evaluation.prompt_metric`.
 """
 
 from unsam_mm.coco_files.ground_truth import load_ground_truth, match_images

@@ -1,7 +1,7 @@
-"""Class-agnostic average recall and precision of masks, by COCO's rules, and by the toolboxes to check ours against.
+"""Class-agnostic average recall and precision of masks, as in COCO, by this package or by a toolbox.
 
-The figures equal pycocotools' ``COCOeval`` with ``iouType='segm'`` and ``useCats=0``, read from its precision and
-recall arrays; its printed summary mixes 100 with more detections an image.
+The figures equal those of pycocotools' ``COCOeval`` with ``iouType='segm'`` and ``useCats=0``, computed from its arrays
+of precision and recall; its printed summary mixes figures of 100 and of more detections.
 
 Protocol: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, and its evaluation toolbox.
 """
@@ -9,7 +9,6 @@ Protocol: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, an
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,50 +30,47 @@ from unsam_mm.evaluation.matching import (
 )
 from unsam_mm.masks.rle import rle_to_json
 
-TOOLBOXES = {
-    'pycocotools': ('pycocotools.coco', 'COCO', 'pycocotools.cocoeval', 'COCOeval'),
-    'faster_coco_eval': ('faster_coco_eval', 'COCO', 'faster_coco_eval', 'COCOeval_faster'),
-}
-"""Engine to the modules and names of its data set and of its evaluation."""
-
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREA_RANGES = {'s': (0.0, 32.0**2), 'm': (32.0**2, 96.0**2), 'l': (96.0**2, 1e10)}
-"""COCO's small, medium and large objects: area in pixels of the original image, both ends included."""
+"""COCO's small, medium and large objects: smallest and largest area in pixels of the original image, inclusive."""
 
 MAX_DETS = (1, 10, 100, 1000)
-"""How many of the best-scored masks of an image are looked at."""
+"""Maximum numbers of masks of an image, best scores first."""
 
-ENGINES = ('unsam', *TOOLBOXES)
+ENGINES = ('unsam', 'pycocotools', 'faster_coco_eval')
 _ANY_AREA = (0.0, 1e10)
 
 
 def evaluate_with_toolbox(
     engine: str, images: Sequence[tuple[Masks, Masks]], ranges: np.ndarray, max_dets: Sequence[int]
 ) -> tuple[list[float], list[float], np.ndarray]:
-    """Recall for each of K numbers of detections, recall for each further area, (T,) precision.
+    """Evaluates masks with another toolbox.
 
     Args:
-        engine: A key of `TOOLBOXES`.
-        images: Detections, best first and cut to the largest of `max_dets`, and truths of each image.
-        ranges: (A, 2) float64 area ranges in pixels; the first holds every area.
-        max_dets: K numbers of best detections, rising.
+        engine: 'pycocotools' or 'faster_coco_eval'.
+        images: Detections, best first and at most the largest of `max_dets`, and ground truth of each image.
+        ranges: (A, 2) float64 area ranges in pixels; the first contains every area.
+        max_dets: K maximum numbers of detections, ascending.
+
+    Returns:
+        K recalls for `max_dets`, A - 1 recalls for the other area ranges, and (T,) precision.
 
     Raises:
         UnSAMError: If the toolbox is not installed.
     """
-    data_set, evaluation = _load(engine)
-    truth = data_set()
+    dataset_class, evaluation_class = _load_toolbox(engine)
+    truth = dataset_class()
     with contextlib.redirect_stdout(io.StringIO()):
         truth.dataset = _coco(images)
         truth.createIndex()
-        evaluator = evaluation(truth, _load_results(truth, images), 'segm')
+        evaluator = evaluation_class(truth, _load_results(truth, images), 'segm')
         evaluator.params.useCats = 0
         evaluator.params.maxDets = list(max_dets)
         evaluator.params.areaRng = ranges.tolist()
         evaluator.params.areaRngLbl = [str(index) for index in range(len(ranges))]
         evaluator.evaluate()
         evaluator.accumulate()
-    # The axes of recall are T, category, A, K; those of precision have the recalls behind T.
+    # The axes of recall are T, category, A, K; those of precision are T, recall, category, A, K.
     recall, precision = (np.asarray(evaluator.eval[name]) for name in ('recall', 'precision'))
     return (
         [float(recall[:, 0, 0, k].mean()) for k in range(len(max_dets))],
@@ -83,19 +79,26 @@ def evaluate_with_toolbox(
     )
 
 
-def _load(engine: str) -> tuple[Any, Any]:
-    modules = TOOLBOXES[engine]
+def _load_toolbox(engine: str) -> tuple[Any, Any]:
+    """The dataset class and the evaluation class of a toolbox."""
     try:
-        return tuple(getattr(importlib.import_module(m), name) for m, name in (modules[:2], modules[2:]))
+        if engine == 'faster_coco_eval':
+            from faster_coco_eval import COCO, COCOeval_faster
+
+            return COCO, COCOeval_faster
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
     except ModuleNotFoundError as error:
         raise UnSAMError(
-            f"the engine {engine!r} is not installed; run: pip install 'unsam_mm[eval]', or take the engine 'unsam', "
+            f"the engine {engine!r} is not installed; run: pip install 'unsam_mm[eval]', or use the engine 'unsam', "
             'which gives the same figures'
         ) from error
 
 
 def _coco(images: Sequence[tuple[Masks, Masks]]) -> dict[str, Any]:
-    """A data set with all fields that the toolboxes insist on; numbers from 1, since they take id 0 for no match."""
+    """A dataset with all fields that the toolboxes require; ids start from 1, since 0 means no match in the toolboxes."""
     annotations = [
         _record(image_id, rle, area=float(area), iscrowd=int(is_crowd))
         for image_id, (_, truths) in enumerate(images, start=1)
@@ -123,20 +126,20 @@ def _load_results(truth: Any, images: Sequence[tuple[Masks, Masks]]) -> Any:
 
 
 def _record(image_id: int, rle: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    # Without a box: the toolboxes would take its area for that of the mask.
+    # Without a box, whose area the toolboxes would use as that of the mask.
     return {'image_id': image_id, 'category_id': 1, 'segmentation': rle_to_json(rle), **fields}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured.
+    """Settings of the evaluation.
 
     Attributes:
-        max_dets: How many of the best-scored predictions of an image are looked at; sorted.
-        area_ranges: Name to (smallest, largest) area in pixels.
+        max_dets: Maximum numbers of predictions of an image, best scores first; ascending.
+        area_ranges: Smallest and largest area in pixels, by name.
 
     Raises:
-        UnSAMError: If a number of predictions is not positive.
+        UnSAMError: If one of `max_dets` is not positive.
     """
 
     max_dets: Sequence[int] = MAX_DETS
@@ -150,18 +153,18 @@ class Protocol:
 
     @property
     def ranges(self) -> np.ndarray:
-        """(A, 2) float64: any area, then those of `area_ranges`."""
+        """(A, 2) float64: the range of all areas, then `area_ranges`."""
         return np.array([_ANY_AREA, *self.area_ranges.values()], np.float64)
 
     def match_image(self, predictions: Sequence[Record], truths: Sequence[Record], size_hw: SizeHW) -> MatchResult:
-        """The matches in one image; see `unsam_mm.evaluation.matching.read_image`."""
+        """Matches the predictions of one image; see `unsam_mm.evaluation.matching.read_image`."""
         return match_image(*read_image(predictions, truths, size_hw, self.max_dets[-1]), self.ranges, self.max_dets)
 
     def summarize(self, matches: Sequence[MatchResult]) -> dict[str, float]:
-        """The figures of `evaluate_masks`, from the matches in all images in the order of their ids.
+        """The figures of `evaluate_masks`, from the matches of all images in the order of their ids.
 
         Raises:
-            UnSAMError: If there is no truth to find.
+            UnSAMError: If there is no ground truth.
         """
         n_truths = sum((match.n_truths for match in matches), np.zeros(len(self.area_ranges) + 1, np.int64))
         check_any_truth(n_truths[0])
@@ -176,12 +179,12 @@ class Protocol:
     def named(
         self, recalls: Iterable[float], recalls_by_area: Iterable[float], precision: np.ndarray
     ) -> dict[str, float]:
-        """Figures under their names.
+        """Figures by name.
 
         Args:
-            recalls: For each of `max_dets`.
-            recalls_by_area: For each of `area_ranges`, at the largest of `max_dets`.
-            precision: (T,) at the largest of `max_dets`.
+            recalls: Recall for each of `max_dets`.
+            recalls_by_area: Recall for each of `area_ranges`, with the largest of `max_dets`.
+            precision: (T,) precision with the largest of `max_dets`.
         """
         most = self.max_dets[-1]
         metrics = {f'AR@{k}': float(value) for k, value in zip(self.max_dets, recalls, strict=True)}
@@ -198,29 +201,29 @@ def evaluate_masks(
     area_ranges: Mapping[str, tuple[float, float]] = AREA_RANGES,
     engine: str = 'unsam',
 ) -> dict[str, float]:
-    """Average recall and precision of masks; all categories count as one.
+    """Average recall and precision of masks, with all categories as one.
 
-    Crowd truths are matched by containment and count neither as found nor as missed. Ground-truth images without
-    any prediction count as missed, and a warning says how many there are.
+    Crowds are matched by the share of the prediction inside, and count neither as found nor as missed. The objects of
+    images without predictions count as missed, and a warning gives the number of these images.
 
     Args:
         predictions: COCO result records: ``image_id``, ``segmentation`` (RLE or polygons), ``score``.
         ground_truth: COCO dictionary with ``images`` and ``annotations``. ``iscrowd`` defaults to 0, ``area`` to the
             area of the mask.
-        max_dets: How many of the best-scored predictions of an image are looked at.
-        area_ranges: Name to (smallest, largest) area in pixels; by default COCO's small, medium and large.
+        max_dets: Maximum numbers of predictions of an image, best scores first.
+        area_ranges: Smallest and largest area in pixels, by name; by default COCO's small, medium and large.
         engine: 'unsam', the code of this package, or a toolbox with the same figures: 'faster_coco_eval' (extra
             ``eval``) or 'pycocotools', which takes more than ten times as long.
 
     Returns:
-        Values in [0, 1], or -1 where no truth falls into an area range (COCO's convention). With the default
-        arguments ``AR@1``, ``AR@10``, ``AR@100``, ``AR@1000``, ``AR_s@1000``, ``AR_m@1000``, ``AR_l@1000``,
-        ``AP@1000``, ``AP50@1000``, ``AP75@1000``. AR is the mean of the largest recall over the overlaps 0.50, 0.55,
-        ... 0.95. AP is the mean precision at 101 recalls and the same overlaps.
+        Values in [0, 1], or -1 if no object is in an area range (COCO's convention). With the default arguments
+        ``AR@1``, ``AR@10``, ``AR@100``, ``AR@1000``, ``AR_s@1000``, ``AR_m@1000``, ``AR_l@1000``, ``AP@1000``,
+        ``AP50@1000``, ``AP75@1000``. AR is the mean of the maximum recall over the IoU thresholds 0.50, 0.55, ... 0.95.
+        AP is the mean precision at 101 recalls and the same thresholds.
 
     Raises:
-        UnSAMError: If a record is incomplete, a mask does not fit its image, a prediction belongs to no image of the
-            ground truth, there is no truth to find, or the engine is unknown or not installed.
+        UnSAMError: If a record is incomplete, a mask has another size than its image, a prediction is of an image that
+            is not in the ground truth, there is no ground truth, or the engine is unknown or not installed.
     """
     if engine not in ENGINES:
         raise UnSAMError(f'engine must be one of {", ".join(ENGINES)}, got {engine!r}')
@@ -249,15 +252,15 @@ def evaluate_masks(
 
 
 def check_any_truth(n_truths: int) -> None:
-    """Raises `UnSAMError` where there is nothing to find."""
+    """Raises `UnSAMError` if there is no ground truth."""
     if n_truths == 0:
         raise UnSAMError(
-            'the ground truth holds no mask to find (none at all, or crowds only); check the annotation file'
+            'the ground truth has no mask to find (none at all, or crowds only); check the annotation file'
         )
 
 
 def format_table(metrics: Mapping[str, float]) -> str:
-    """Two aligned lines, names above percentages with one decimal; ``-`` where no truth falls into an area range."""
+    """Two aligned lines, names above percentages with one decimal; ``-`` if no object is in an area range."""
     cells = [(name, '-' if value < 0 else f'{100 * value:.1f}') for name, value in metrics.items()]
     widths = [max(len(name), len(text)) for name, text in cells]
     return '\n'.join(
@@ -266,17 +269,17 @@ def format_table(metrics: Mapping[str, float]) -> str:
 
 
 def _average_precision(matches: Sequence[MatchResult], n_truths: int) -> np.ndarray:
-    """(T,) interpolated precision averaged over the recall thresholds, all areas."""
+    """(T,) interpolated precision, averaged over the recall thresholds, for all areas."""
     order = np.argsort(-np.concatenate([match.scores for match in matches]), kind='stable')
     averages = []
-    # One threshold after the other: 20,000 images with 1000 masks make 20 million numbers for each.
+    # One threshold at a time, to save memory: 20,000 images with 1000 masks are 20 million numbers each.
     for t in range(len(IOU_THRESHOLDS)):
-        right, wrong = (
+        is_true, is_false = (
             np.concatenate([np.unpackbits(getattr(m, name)[t], count=len(m.scores)) for m in matches])[order]
-            for name in ('right', 'wrong')
+            for name in ('true_positives', 'false_positives')
         )
-        true_positives = np.cumsum(right, dtype=np.float64)
-        false_positives = np.cumsum(wrong, dtype=np.float64)
+        true_positives = np.cumsum(is_true, dtype=np.float64)
+        false_positives = np.cumsum(is_false, dtype=np.float64)
         precision = true_positives / (true_positives + false_positives + np.spacing(1))
         envelope = np.maximum.accumulate(precision[::-1])[::-1]
         # Recalls that are never reached have precision 0.

@@ -1,6 +1,6 @@
-"""Runs the benchmarks of the paper's Table 1, one after the other, on one loaded model, and prints a row below its lines.
+"""Runs the benchmarks of the paper's Table 1 with one model, and formats the results as a row of this table.
 
-Numbers: Wang et al., "Segment Anything without Supervision", NeurIPS 2024, Table 1 (zero-shot, all classes as one).
+Source: Wang et al., "Segment Anything without Supervision", NeurIPS 2024, Table 1 (zero-shot, all classes as one).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mmengine.dist import all_gather_object, get_world_size, is_main_process
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 
-from unsam_mm.datasets.messages import own_words
+from unsam_mm.datasets.messages import original_message
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.files import read_json, write_json
 from unsam_mm.fingerprints import file_digest, file_sha256
@@ -30,17 +30,17 @@ BENCHMARKS = {
     'partimagenet': 'PtIn',
     'paco': 'PACO',
 }
-"""Name of a benchmark, as in ``configs/_base_/datasets/benchmark_NAME.py``, to its title in the table."""
+"""Titles of the benchmarks in the table, by name in ``configs/_base_/datasets/benchmark_NAME.py``."""
 
 _RECALL = 'AR@1000'
 _DATA_ERRORS = (UnSAMError, FileNotFoundError)
 _FIELDS = {'benchmark', 'checkpoint_sha256', 'settings_sha256', 'metrics'}
-# These change how long a run takes and which files it writes, and not what it measures.
+# Settings that do not change the results.
 _WITHOUT_EFFECT = ('outfile_prefix', 'collect_device', 'collect_dir', 'engine')
 
 
 class Published(NamedTuple):
-    """One line of Table 1; figures are percent, `recalls` in the order of `BENCHMARKS`."""
+    """A row of Table 1; figures in percent, `recalls` in the order of `BENCHMARKS`."""
 
     method: str
     backbone: str
@@ -62,14 +62,14 @@ TABLE_1 = (
 
 
 def format_row(label: str, recalls: Mapping[str, float | None]) -> str:
-    """A Markdown table: the published lines for the same benchmarks, and ours below them.
+    """A Markdown table: the published rows for the same benchmarks, and below them the row of a model.
 
-    The average is that of the columns shown: the published one where these are all seven.
+    The average is that of the columns in the table.
 
     Args:
-        label: Name of our model.
-        recalls: Benchmark to AR@1000 in [0, 1], None where it was not measured. Names that are no benchmark of
-            `BENCHMARKS` get a column that no published line fills.
+        label: Name of the model.
+        recalls: AR@1000 in [0, 1] by benchmark; None if it was not measured. If a name is not in `BENCHMARKS`, there
+            are no published rows.
     """
     names = list(recalls)
     lines = [['method', 'backbone', 'images', 'Avg', *(BENCHMARKS.get(name, name) for name in names)]]
@@ -99,18 +99,18 @@ def run_benchmarks(
     again: bool = False,
     show_dir: Path | None = None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Measures a model on several data sets; what was measured for the same checkpoint and settings is read instead.
+    """Tests a model on several datasets; results for the same checkpoint and settings are read from a file.
 
     Args:
-        runner: With the model.
-        benchmarks: Name to a config with `test_dataloader` and `test_evaluator`.
-        results: JSON file for the measurements; each is written as soon as it is there.
-        checkpoint: The weights. None: those that the config initialises, whose figures are not kept for later runs.
-        again: Measure also what `results` holds.
-        show_dir: Pictures go to a folder for each benchmark below this one, where the config draws any.
+        runner: Runner with the model.
+        benchmarks: Configs with `test_dataloader` and `test_evaluator`, by name.
+        results: JSON file of results; each is written when it is available.
+        checkpoint: The weights. None: the weights that the config initialises, whose results are not written.
+        again: Whether to repeat tests whose results are in the file.
+        show_dir: Folder with a subfolder for the pictures of each benchmark, if the config draws any.
 
     Returns:
-        Name to metrics, and name to the reason why there are none.
+        Metrics by name, and error messages of failed benchmarks by name.
 
     Raises:
         StoreError: If `results` cannot be read or written.
@@ -148,10 +148,10 @@ def run_benchmarks(
 
 
 def fingerprint(*configs: Any) -> str:
-    """SHA-256 of all settings that a figure depends on, and of the annotation files that they name.
+    """SHA-256 of all settings that the results depend on, and of the annotation files in them.
 
     Args:
-        configs: Of the model, of the data set with its pipeline, and of the metric or metrics.
+        configs: Configs of the model, of the dataset with its pipeline, and of the metrics.
     """
     contents: dict[str, str] = {}
 
@@ -172,22 +172,22 @@ def fingerprint(*configs: Any) -> str:
 
 
 def _run(runner: Runner, config: Config) -> tuple[dict[str, float], str]:
-    """The metrics of one benchmark, or the reason why there are none."""
+    """The metrics of one benchmark, or {} and an error message."""
     loop, reason = None, ''
     try:
         loop = _build_loop(runner, config)
     except _DATA_ERRORS as error:
         reason = str(error)
-    # A process that goes on alone would wait for the others for ever.
+    # All processes must stop together, since they wait for each other.
     if reasons := [found for found in all_gather_object(reason) if found]:
         return {}, reasons[0]
-    runner._test_loop = loop  # hooks ask the runner for it, and there is no public way to change it
+    runner._test_loop = loop  # hooks use it, and there is no public setter
     try:
         metrics = {key: float(value) for key, value in loop.run().items()}
     except _DATA_ERRORS as error:
         if get_world_size() > 1:
             raise  # the other processes are in the middle of the benchmark
-        return {}, own_words(error)
+        return {}, original_message(error)
     if recall_of(metrics) is None:
         return {}, f'its metric gives no {_RECALL}, only {", ".join(metrics)}; use UnSAMCocoMetric'
     return metrics, ''
@@ -201,13 +201,13 @@ def _build_loop(runner: Runner, config: Config) -> BaseLoop:
 def write_row(
     runner: Runner, results: Path, metrics: Mapping[str, Mapping[str, float] | None], checkpoint: Path | None
 ) -> str:
-    """Writes AR@1000 to `results`, and returns it as a Markdown row below the published ones.
+    """Writes AR@1000 to `results`, and returns the table of `format_row`.
 
     Args:
-        runner: Of the test.
+        runner: The runner of the test.
         results: The file of `run_benchmarks`.
-        metrics: Benchmark to its metrics, None where there are none.
-        checkpoint: The weights, as they were named on the command line.
+        metrics: Metrics by benchmark; None if it failed.
+        checkpoint: The weights, as on the command line.
 
     Raises:
         StoreError: If `results` cannot be read or written.
@@ -225,16 +225,18 @@ def _read_results(path: Path) -> dict[str, Any]:
     content = read_json(path) if path.exists() else {'row': None, 'measurements': []}
     entries = content.get('measurements') if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() >= _FIELDS for e in entries):
-        raise StoreError(f'{path}: not a file of measurements of benchmarks; move it away, and all are made again')
+        raise StoreError(
+            f'{path}: not a file of measurements of benchmarks; move it away, and run all benchmarks again'
+        )
     return content
 
 
 def recall_of(metrics: Mapping[str, float]) -> float | None:
-    """AR@1000 among the metrics of a run, whatever prefix it has; None if it is not there."""
+    """AR@1000 among the metrics of a run, with any prefix; None if absent."""
     return next((float(value) for name, value in metrics.items() if name.split('/')[-1] == _RECALL), None)
 
 
 def title_of(dataset: Mapping[str, Any]) -> str:
-    """How to call the test set of a config: by its annotation file, its folder, or its class."""
+    """Title of the test set of a config: the name of its annotation file, its folder, or its class."""
     ann_file, root = str(dataset.get('ann_file') or ''), str(dataset.get('data_root') or '')
     return Path(ann_file).stem or Path(root).name or str(dataset.get('type'))

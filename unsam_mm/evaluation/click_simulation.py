@@ -1,4 +1,4 @@
-"""A simulated person who clicks at what is most wrong, for predictors with Segment Anything's interface."""
+"""Simulated clicks in the largest errors, for predictors with Segment Anything's interface."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from unsam_mm.next_click import next_click
 
 
 class Predictor(Protocol):
-    """What is measured: `unsam_mm.UnSAMPredictor`, ``segment_anything.SamPredictor``, or whatever answers like them."""
+    """`unsam_mm.UnSAMPredictor`, ``segment_anything.SamPredictor``, or another predictor with this interface."""
 
     def set_image(self, image: np.ndarray) -> None:
-        """Takes an (H, W, 3) uint8 RGB image."""
+        """Sets the (H, W, 3) uint8 RGB image."""
 
     def predict(
         self, point_coords: np.ndarray, point_labels: np.ndarray, mask_input: np.ndarray | None, multimask_output: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks (C, H, W) bool, scores (C,), and logits (C, h, w) of which one may come back as `mask_input`."""
+        """Masks (C, H, W) bool, scores (C,), and logits (C, h, w), one of which can be `mask_input` of the next call."""
 
 
 def simulate_clicks(
     predictor: Predictor, segment: Segment, n_clicks: int, feed_mask: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clicks at one segment: first at its centre, then at what is most wrong in the mask with the best score.
+    """Clicks at one segment: first at its centre, then in the error of the mask with the best score.
 
-    A prompt that no mask answers shows an empty mask.
+    If the predictor returns no masks, the mask is empty.
 
     Args:
-        predictor: Whose image is set.
-        segment: With at least one pixel that counts.
-        n_clicks: How many clicks; once nothing is wrong, or no pixel of it is left to click, the rest keep the IoU.
-        feed_mask: Gives the logits of the mask shown back with the next click.
+        predictor: A predictor whose image is set.
+        segment: The segment, with at least one pixel that counts.
+        n_clicks: Number of clicks K. If there is no error left to click, the IoU remains for the other clicks.
+        feed_mask: Whether the logits of the mask are an input with the next click.
 
     Returns:
         best_scored, oracle: (K,) float64 IoU after each click.
 
     Raises:
-        UnSAMError: If masks and scores do not fit, or masks have another size than the segment.
+        UnSAMError: If masks and scores differ in number, or masks have another size than the segment.
     """
     truth, ignored = segment.mask, segment.ignored
     shown, clicked, logits = np.zeros_like(truth), np.zeros_like(truth), None
@@ -84,17 +84,17 @@ def evaluate_prompts(
     seed: int = 0,
     progress: Callable[[Iterable[PromptImage]], Iterable[PromptImage]] = iter,
 ) -> SegmentIoUs:
-    """Prompts a predictor for the segments of all images.
+    """Simulates clicks at the segments of all images.
 
     Args:
-        predictor: `set_image` is called once for each image that has segments.
-        images: See `unsam_mm.evaluation.prompt_data`.
-        n_clicks: Clicks at each segment.
+        predictor: The predictor; `set_image` is called once for each image that has segments.
+        images: The images; see `unsam_mm.evaluation.prompt_data`.
+        n_clicks: Number of clicks at each segment.
         feed_mask: See `simulate_clicks`.
-        max_segments: The most segments of an image; a draw that depends on nothing but `seed`, the number of the image
-            and that of its segments, so all predictors see the same.
-        seed: Of that draw.
-        progress: Wraps the images, such as tqdm.
+        max_segments: Maximum number of segments of an image. They are sampled by `seed`, the index of the image and the
+            number of its segments only, so they are the same for all predictors.
+        seed: Seed of the sampling.
+        progress: Wrapper of the images, such as tqdm.
 
     Raises:
         UnSAMError: If a number is not positive, or segments and image differ in size.
@@ -121,10 +121,10 @@ def evaluate_prompts(
 
 
 def drawn_segments(image: PromptImage, max_segments: int | None, seed: Sequence[int]) -> Iterator[Segment]:
-    """The segments of an image, or a seeded draw of them in their order; those without a pixel that counts are none."""
+    """Yields the segments of an image that have pixels that count, or a random sample of them, in their order."""
     chosen = None
     if max_segments is not None:
-        # Drawn twice rather than held: the masks of a large image take gigabytes.
+        # Decoded twice instead of kept, since the masks of a large image need gigabytes.
         numbers = [i for i, segment in enumerate(image.segments()) if segment.counted().any()]
         if len(numbers) > max_segments:
             numbers = np.random.default_rng(seed).choice(numbers, max_segments, replace=False)

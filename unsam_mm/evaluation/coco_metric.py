@@ -27,15 +27,12 @@ ensure_mmcv_ops()
 from mmdet.registry import METRICS
 from mmdet.structures.mask import BaseInstanceMasks
 
-_SEPARATOR = b'\n'
-"""No character of COCO's run lengths."""
-
 
 def to_rles(masks: Any) -> list[Rle]:
-    """Run lengths of N masks given as RLEs, (N, H, W) tensor or array, or in any of MMDetection's classes.
+    """RLEs of N masks: a list of RLEs, an (N, H, W) tensor or array, or MMDetection's masks.
 
     Raises:
-        UnSAMError: If they are none of these.
+        UnSAMError: If the masks are of another type.
     """
     if isinstance(masks, BaseInstanceMasks):
         if hasattr(masks, 'rles'):
@@ -52,42 +49,27 @@ def to_rles(masks: Any) -> list[Rle]:
 
 
 def to_numpy(values: Any) -> Any:
-    """Tensors as arrays; anything else as it is."""
+    """Converts tensors to arrays; returns other values unchanged."""
     return values.detach().cpu().numpy() if hasattr(values, 'detach') else values
 
 
-def pack_masks(records: Sequence[Record]) -> dict[str, Any]:
-    """The RLEs and scores of one image, without the dictionaries that take several times the memory.
+def result_records(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the COCO result records of one image.
 
     Args:
-        records: ``segmentation`` (RLE) and ``score`` of each of N masks.
-
-    Returns:
-        ``counts``, bytes of all masks, and ``scores``, (N,) float64.
+        result: ``image_id``, ``size_hw``, and the ``counts`` and ``scores`` of N masks.
     """
-    counts = _SEPARATOR.join(rle['counts'] for rle in rles_from_json([record['segmentation'] for record in records]))
-    return {'counts': counts, 'scores': np.array([record['score'] for record in records], np.float64)}
-
-
-def unpack_masks(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """COCO result records of one image.
-
-    Args:
-        result: ``image_id``, ``size_hw`` and, under ``masks``, what `pack_masks` returned.
-    """
-    scores = result['masks']['scores'].tolist()
-    counts = result['masks']['counts'].split(_SEPARATOR) if scores else []
-    for text, score in zip(counts, scores, strict=True):
-        rle = {'size': list(result['size_hw']), 'counts': text.decode('ascii')}
+    for counts, score in zip(result['counts'], result['scores'].tolist(), strict=True):
+        rle = {'size': list(result['size_hw']), 'counts': counts.decode('ascii')}
         yield {'image_id': result['image_id'], 'category_id': 1, 'segmentation': rle, 'score': score}
 
 
 def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> int:
-    """Writes a list of COCO result records, one image at a time.
+    """Writes a list of COCO result records atomically, one image at a time.
 
     Args:
-        path: The file, whole or absent.
-        results: See `unpack_masks`.
+        path: The file.
+        results: See `result_records`.
 
     Returns:
         The number of records.
@@ -99,7 +81,7 @@ def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> int
     with atomic_writer(path) as file:
         file.write('[')
         for result in results:
-            for record in unpack_masks(result):
+            for record in result_records(result):
                 file.write(',\n' if n_records else '\n')
                 json.dump(record, file, separators=(',', ':'))
                 n_records += 1
@@ -107,29 +89,48 @@ def write_results(path: str | Path, results: Sequence[Mapping[str, Any]]) -> int
     return n_records
 
 
+class ImageMetric(BaseMetric):
+    """A metric whose results have an ``image_id``; an image that was processed several times counts once."""
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """The figures of the images of all processes.
+
+        Args:
+            size: Number of images. Not used: MMEngine drops further results as padding, but image ids show which
+                results are repeated.
+        """
+        return super().evaluate(sys.maxsize)
+
+    @staticmethod
+    def unique(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One result for each image, sorted by id."""
+        by_id = {result['image_id']: result for result in results}
+        return [by_id[image_id] for image_id in sorted(by_id)]
+
+
 @METRICS.register_module()
-class UnSAMCocoMetric(BaseMetric):
-    """AR@k, AR by size, and AP of masks, all categories as one; values in [0, 1] under the prefix ``unsam/``.
+class UnSAMCocoMetric(ImageMetric):
+    """AR@k, AR by size, and AP of masks, with all categories as one; values in [0, 1] with the prefix ``unsam/``.
 
-    The ground truth is `ann_file` where given, else the ``gt_instances`` and ``ignored_instances`` (taken as crowds)
-    of each data sample. Load those after the resizing of the test pipeline, so that they keep the size of the
-    original image, at which areas are measured. Where a sample has ``gt_areas``, (N,) pixels of its ``gt_instances`` as
-    their file states them, these sort objects into small, medium and large, as COCO does.
+    The ground truth is `ann_file` if given, else ``gt_instances`` and ``ignored_instances`` (as crowds) of each data
+    sample. Load these after resizing in the test pipeline, so that they have the size of the original image. If a
+    sample has ``gt_areas``, (N,) areas of its ``gt_instances`` in pixels as stated in their file, these decide about
+    small, medium and large objects, as in COCO.
 
-    Each image is matched as soon as it was predicted, and only what the figures need is kept: 10 kB at 1000 masks.
-    Predictions are kept, as run lengths, where they are written or measured by a toolbox. Each process matches its own
-    images; an image that several processes were given, or one of them twice, counts once.
+    Images are matched when they are predicted, and only the matches are kept: 10 kB for 1000 masks. Predictions are
+    kept as RLEs if they are written or evaluated by a toolbox. Each process matches its own images; an image that was
+    processed several times counts once.
 
-    Only images that were run count; with `ann_file`, a log line says how many others it lists.
+    Only processed images count; with `ann_file`, the log has the number of the others.
 
     Args:
         ann_file: COCO file whose image ids are the ``img_id`` of the data samples.
-        max_dets: How many of the best-scored predictions of an image are looked at; AP uses the largest.
-        area_ranges: Name to (smallest, largest) area in pixels.
-        engine: 'unsam', or a toolbox that gives the same figures at the end of the run: see `evaluate_masks`.
-        outfile_prefix: Where to write the predictions: ``<outfile_prefix>.segm.json``, a list of COCO results.
-        collect_device: Device on which the results of several processes are joined: 'cpu' or 'gpu'.
-        prefix: Put before each name, by default 'unsam'.
+        max_dets: Maximum numbers of predictions of an image, best scores first; AP uses the largest.
+        area_ranges: Smallest and largest area in pixels, by name.
+        engine: 'unsam', or a toolbox, which computes the same figures at the end of the run; see `evaluate_masks`.
+        outfile_prefix: Predictions are written to ``<outfile_prefix>.segm.json``, a list of COCO results.
+        collect_device: Device to collect the results of several processes: 'cpu' or 'gpu'.
+        prefix: Prefix of the names, by default 'unsam'.
         collect_dir: Folder shared by the processes, for `collect_device` 'cpu'.
 
     Raises:
@@ -156,7 +157,7 @@ class UnSAMCocoMetric(BaseMetric):
         self.protocol = Protocol(max_dets, area_ranges)
         self.engine = engine
         self.outfile_prefix = outfile_prefix
-        # Read now: a wrong path should fail before hours of training, not after.
+        # Read now, since a wrong path should fail before hours of training.
         truth = load_ground_truth(ann_file) if ann_file else None
         self.images = {image['id']: image for image in truth['images']} if truth else None
         self.truths = group_by_image(truth['annotations'], self.images, 'ground-truth annotation') if truth else {}
@@ -166,11 +167,11 @@ class UnSAMCocoMetric(BaseMetric):
 
         Args:
             data_batch: Not used.
-            data_samples: Dictionaries of `DetDataSample`. ``pred_instances`` holds ``scores`` (N,) and ``masks``: N
-                RLEs, a boolean tensor or array (N, H, W), or `BitmapMasks`, all at the size of the original image.
+            data_samples: Dictionaries of `DetDataSample`. ``pred_instances`` has ``scores`` (N,) and ``masks``: N RLEs,
+                a boolean tensor or array (N, H, W), or `BitmapMasks`, at the size of the original image.
 
         Raises:
-            UnSAMError: If masks have another form, do not fit their image, or ground truth is missing.
+            UnSAMError: If masks are of another type or size, or ground truth is missing.
         """
         for sample in data_samples:
             predictions, truths, size_hw = self._read_sample(sample)
@@ -180,31 +181,24 @@ class UnSAMCocoMetric(BaseMetric):
             elif self.images is None:
                 result['truths'] = truths
             if self.engine != 'unsam' or self.outfile_prefix:
-                result['masks'] = pack_masks(predictions)
+                # Without the dictionaries of RLEs and records, which need several times the memory.
+                rles = rles_from_json([record['segmentation'] for record in predictions])
+                result['counts'] = [rle['counts'] for rle in rles]
+                result['scores'] = np.array([record['score'] for record in predictions], np.float64)
             self.results.append(result)
 
-    def evaluate(self, size: int) -> dict[str, float]:
-        """The figures of all images that any process has run.
-
-        Args:
-            size: Number of images. Not used: MMEngine would keep so many results and take the others for padding,
-                but image ids tell better which results are repeated.
-        """
-        return super().evaluate(sys.maxsize)
-
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        """Writes the predictions if asked to, and evaluates them.
+        """Evaluates the predictions, and writes them if `outfile_prefix` is set.
 
         Raises:
-            UnSAMError: If there is no truth to find.
+            UnSAMError: If there is no ground truth.
             StoreError: If the predictions cannot be written.
         """
         logger = MMLogger.get_current_instance()
-        by_id = {result['image_id']: result for result in results}
-        results = [by_id[image_id] for image_id in sorted(by_id)]
+        results = self.unique(results)
         if self.images is not None and len(results) < len(self.images):
             listed = len(self.images)
-            logger.warning('%d of the %d images of ann_file were run; the others do not count', len(results), listed)
+            logger.warning('%d of the %d images of ann_file were tested; the others do not count', len(results), listed)
         if self.outfile_prefix:
             n_masks = write_results(f'{self.outfile_prefix}.segm.json', results)
             logger.info('%d predictions written to %s.segm.json', n_masks, self.outfile_prefix)
@@ -238,16 +232,16 @@ class UnSAMCocoMetric(BaseMetric):
         images = [{'id': r['image_id'], 'height': r['size_hw'][0], 'width': r['size_hw'][1]} for r in results]
         truths = (r['truths'] if self.images is None else self.truths.get(r['image_id'], []) for r in results)
         ground_truth = {'images': images, 'annotations': list(chain.from_iterable(truths))}
-        predictions = list(chain.from_iterable(map(unpack_masks, results)))
+        predictions = list(chain.from_iterable(map(result_records, results)))
         with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', message='.*have no prediction')  # they were run, and nothing was found
+            warnings.filterwarnings('ignore', message='.*have no prediction')  # of images in which nothing was found
             return evaluate_masks(
                 predictions, ground_truth, self.protocol.max_dets, self.protocol.area_ranges, self.engine
             )
 
 
 def _truths_of(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The ground truth of one data sample as COCO annotations; ignored instances become crowds."""
+    """The ground truth of a data sample as COCO annotations; ignored instances become crowds."""
     if 'masks' not in sample.get('gt_instances', {}):
         raise UnSAMError(
             f'image {sample["img_id"]}: the data sample has no ground-truth masks; set ann_file in UnSAMCocoMetric, '
@@ -265,8 +259,8 @@ def _truths_of(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
     if areas is not None:
         if len(areas) != len(truths):
             raise UnSAMError(
-                f'image {image_id}: {len(areas)} gt_areas but {len(truths)} ground-truth masks; load the masks behind '
-                'all steps that change or drop some'
+                f'image {image_id}: {len(areas)} gt_areas but {len(truths)} ground-truth masks; load the masks after '
+                'all steps that change or remove masks'
             )
         for truth, area in zip(truths, areas, strict=True):
             truth['area'] = area

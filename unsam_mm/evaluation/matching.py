@@ -1,4 +1,7 @@
-"""COCO's greedy matching of the detections of one image to its truths."""
+"""COCO's greedy matching of the detections of one image to its ground truth.
+
+Ground-truth masks are called truths.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,16 @@ from unsam_mm.coco_files.fields import (
     repeated_id,
     stated_area,
 )
-from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
+from unsam_mm.coco_files.segmentations import PolygonFilter, describe_record, read_rles
 from unsam_mm.errors import UnSAMError, first_names
 from unsam_mm.masks.rle import Rle, areas_and_boxes
 
 Record = Mapping[str, Any]
 SizeHW = tuple[int | None, int | None]
-"""Height and width of an image in pixels; None where they are not known."""
+"""Height and width of an image in pixels; None if unknown."""
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_AREA_STEP = 1.5
-"""Detections of similar area are compared at once: from one area to so many times as much."""
+_AREA_STEP = 1.5  # ratio of the largest to the smallest area of the detections in a batch
 
 
 @dataclass(frozen=True)
@@ -39,37 +41,37 @@ class Masks:
     """N masks of one image.
 
     Attributes:
-        rles: Run lengths.
-        drawn: (N,) float64 pixels of each mask.
-        areas: (N,) float64 pixels by which masks are sorted into small, medium and large.
+        rles: N RLEs.
+        n_pixels: (N,) float64 number of pixels.
+        areas: (N,) float64 areas in pixels, as stated in the file if it does, which decide about area ranges.
         scores: (N,) float64; zeros for truths.
         is_crowd: (N,) bool; all False for detections.
     """
 
     rles: list[Rle]
-    drawn: np.ndarray  # (N,) float64 pixels of each mask
-    areas: np.ndarray  # (N,) float64 pixels by which masks are sorted into small, medium and large
-    scores: np.ndarray  # (N,) float64; zeros for truths
-    is_crowd: np.ndarray  # (N,) bool; all False for detections
+    n_pixels: np.ndarray
+    areas: np.ndarray
+    scores: np.ndarray
+    is_crowd: np.ndarray
 
 
 def group_by_image(records: Sequence[Record], image_ids: Mapping[Any, Any], what: str) -> dict[Any, list[Record]]:
-    """Records by image id; in one image sorted by category, which is how pycocotools orders equals.
+    """Records by image id; those of an image are sorted by category, as in pycocotools, which decides between ties.
 
     Args:
         records: COCO annotations or results.
-        image_ids: The ids that may occur, as keys.
-        what: Name of a record for messages.
+        image_ids: A mapping with the valid ids as keys.
+        what: Name of a record in messages.
 
     Raises:
-        UnSAMError: If a record is incomplete, or of no image of these.
+        UnSAMError: If a record is incomplete, or has another image id.
     """
     groups: dict[Any, list[Record]] = defaultdict(list)
     for index, record in enumerate(records):
         if not isinstance(record, Mapping):
             raise UnSAMError(f'{what} {index} is of type {type(record).__name__}; expected a dictionary')
         if 'segments_info' in record:
-            raise UnSAMError(f'{what} {index} is of the panoptic form, whose masks are PNG files; expected instances')
+            raise UnSAMError(f'{what} {index} is in the panoptic format, whose masks are PNG files; expected instances')
         missing = [key for key in ('image_id', 'segmentation') if key not in record]
         if missing:
             raise UnSAMError(f'{what} {index} has no {" and no ".join(missing)}; it has {sorted(record)}')
@@ -93,13 +95,13 @@ def group_by_image(records: Sequence[Record], image_ids: Mapping[Any, Any], what
 def read_images(
     predictions: Sequence[Record], ground_truth: Mapping[str, Any], max_det: int
 ) -> Iterator[tuple[Any, Masks, Masks]]:
-    """Image id, detections and truths of every image of a COCO dictionary, sorted by id as pycocotools has it.
+    """Yields image id, detections and truths of every image of a COCO dictionary, sorted by id as in pycocotools.
 
     The order of the images decides between equal scores.
 
     Raises:
-        UnSAMError: If a record is incomplete, a mask does not fit its image, a prediction belongs to no image, or two
-            images have one id.
+        UnSAMError: If a record is incomplete, a mask has another size than its image, a prediction is of an unknown
+            image, or two images have the same id.
     """
     if twice := repeated_id(ground_truth['images']):
         raise UnSAMError(f'the ground truth: {twice}')
@@ -113,10 +115,10 @@ def read_images(
 def read_image(
     predictions: Sequence[Record], truths: Sequence[Record], size_hw: SizeHW, max_det: int
 ) -> tuple[Masks, Masks]:
-    """The `max_det` best-scored predictions of one image, best first, and its truths in their order.
+    """The `max_det` predictions of one image with the largest scores, in descending order, and its truths.
 
     Raises:
-        UnSAMError: If a mask is malformed or of another size than the image, or a score is missing.
+        UnSAMError: If a mask is malformed or has another size than the image, or a score is missing.
     """
     try:
         what = 'prediction'
@@ -141,123 +143,124 @@ def _read_detections(records: Sequence[Record], size_hw: SizeHW, max_det: int) -
         )
     order = np.argsort(-scores, kind='stable')[:max_det]
     rles = read_rles([records[i] for i in order], size_hw)
-    drawn = areas_and_boxes(rles)[0].astype(np.float64)
-    return Masks(rles, drawn, drawn, scores[order], np.zeros(len(order), bool))
+    n_pixels = areas_and_boxes(rles)[0].astype(np.float64)
+    return Masks(rles, n_pixels, n_pixels, scores[order], np.zeros(len(order), bool))
 
 
 def _read_truths(records: Sequence[Record], size_hw: SizeHW) -> Masks:
     rles = read_rles(records, size_hw)
-    drawn = areas_and_boxes(rles)[0].astype(np.float64)
-    # A file may give the area of the object before it was cut or simplified; COCO sorts by that figure.
+    n_pixels = areas_and_boxes(rles)[0].astype(np.float64)
+    # A file may state the area of the object before it was clipped or simplified, and COCO uses that.
     areas = _read_fields(records, stated_area)
-    areas = np.where(np.isnan(areas), drawn, areas)
-    return Masks(rles, drawn, areas, np.zeros(len(rles)), _read_fields(records, is_crowd).astype(bool))
+    areas = np.where(np.isnan(areas), n_pixels, areas)
+    return Masks(rles, n_pixels, areas, np.zeros(len(rles)), _read_fields(records, is_crowd).astype(bool))
 
 
 def _read_fields(records: Sequence[Record], read: Callable[[Record], float]) -> np.ndarray:
-    """(N,) float64: a field of the records of one image."""
+    """(N,) float64 values of a field of the records of one image."""
     values = np.empty(len(records))
     for index, record in enumerate(records):
         try:
             values[index] = read(record)
         except UnSAMError as error:
-            raise UnSAMError(f'{place_of(record)}: {error}') from error
+            raise UnSAMError(f'{describe_record(record)}: {error}') from error
     return values
 
 
 @dataclass(frozen=True)
 class MatchResult:
-    """All that recall and precision need of one image: about 10 kB at 1000 detections.
+    """The matches of one image, from which recall and precision are computed: about 10 kB for 1000 detections.
 
     Attributes:
-        scores: (D,) float64, falling.
-        found: (A, K, T) int64 truths found in A area ranges, among the K numbers of best detections, at T thresholds.
-        n_truths: (A,) int64 truths that can be found.
-        right: (T, ceil(D / 8)) uint8, packed bits: detections with a truth of their own; all areas.
-        wrong: The same form; detections without one, which are no crowd either.
+        scores: (D,) float64 scores of the detections, descending.
+        found: (A, K, T) int64 number of matched truths in A area ranges, with K maximum numbers of detections, at T IoU
+            thresholds.
+        n_truths: (A,) int64 number of truths, without crowds.
+        true_positives: (T, ceil(D / 8)) uint8, packed bits, for all areas.
+        false_positives: (T, ceil(D / 8)) uint8, packed bits, for all areas.
     """
 
-    scores: np.ndarray  # (D,) float64, falling
+    scores: np.ndarray
     found: np.ndarray
-    n_truths: np.ndarray  # (A,) int64 truths that can be found
-    right: np.ndarray  # (T, ceil(D / 8)) uint8, packed bits: detections with a truth of their own; all areas
-    wrong: np.ndarray
+    n_truths: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
 
 
 def match_image(detections: Masks, truths: Masks, ranges: np.ndarray, max_dets: Sequence[int]) -> MatchResult:
     """Matches the detections of one image to its truths.
 
     Args:
-        detections: Best first.
-        truths: In the order of the file.
-        ranges: (A, 2) float64 smallest and largest area in pixels, both included; the first holds every area.
-        max_dets: K numbers of best detections, rising.
+        detections: D detections, best first.
+        truths: G truths in the order of the file.
+        ranges: (A, 2) float64 smallest and largest area in pixels, inclusive; the first range contains every area.
+        max_dets: K maximum numbers of detections, ascending.
     """
     outside_truths, outside = (
         (masks.areas < ranges[:, :1]) | (masks.areas > ranges[:, 1:]) for masks in (truths, detections)
     )  # (A, G), (A, D)
-    passive = outside_truths | truths.is_crowd
+    ignored_truths = outside_truths | truths.is_crowd
     shape = (len(ranges), len(IOU_THRESHOLDS), len(detections.rles))
     if detections.rles and truths.rles:
-        hit, ignored = _match(overlaps(detections, truths), truths.is_crowd, passive)
+        matched, ignored = _match(overlaps(detections, truths), truths.is_crowd, ignored_truths)
     else:
-        hit, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
-    right = hit & ~ignored
-    wrong = ~(hit | ignored | outside[:, None])
-    found = np.stack([np.count_nonzero(right[..., :k], axis=2) for k in max_dets], axis=1)
-    bits = (np.packbits(flags[0], axis=1) for flags in (right, wrong))
-    return MatchResult(detections.scores, found, np.count_nonzero(~passive, axis=1), *bits)
+        matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
+    is_true = matched & ~ignored
+    is_false = ~(matched | ignored | outside[:, None])
+    found = np.stack([np.count_nonzero(is_true[..., :k], axis=2) for k in max_dets], axis=1)
+    bits = (np.packbits(flags[0], axis=1) for flags in (is_true, is_false))
+    return MatchResult(detections.scores, found, np.count_nonzero(~ignored_truths, axis=1), *bits)
 
 
 def overlaps(detections: Masks, truths: Masks) -> np.ndarray:
-    """(D, G) float64 intersection over union, or over the detection for a crowd; 0 where it is below one half anyway.
+    """(D, G) float64 IoU, for crowds the intersection over the area of the detection.
 
-    Two masks of which one is more than twice as large as the other overlap by less than one half.
+    Some values below 0.5 are 0: the IoU of two masks is not computed if one is more than twice as large as the other.
     """
     ious = np.zeros((len(detections.rles), len(truths.rles)))
-    order = np.argsort(detections.drawn, kind='stable')
-    rising = detections.drawn[order]
+    order = np.argsort(detections.n_pixels, kind='stable')
+    areas = detections.n_pixels[order]
     first = 0
     while first < len(order):
-        behind = max(np.searchsorted(rising, _AREA_STEP * rising[first], side='right'), first + 1)
-        rows = order[first:behind]
-        able = (2 * truths.drawn >= rising[first]) & (truths.drawn <= 2 * rising[behind - 1])
-        columns = np.flatnonzero(able | truths.is_crowd)
+        end = max(np.searchsorted(areas, _AREA_STEP * areas[first], side='right'), first + 1)
+        rows = order[first:end]
+        is_similar = (2 * truths.n_pixels >= areas[first]) & (truths.n_pixels <= 2 * areas[end - 1])
+        columns = np.flatnonzero(is_similar | truths.is_crowd)
         if len(columns):
             ious[np.ix_(rows, columns)] = coco_mask.iou(
                 [detections.rles[i] for i in rows],
                 [truths.rles[i] for i in columns],
                 truths.is_crowd[columns].astype(np.uint8).tolist(),
             )
-        first = behind
+        first = end
     return ious
 
 
-def _match(ious: np.ndarray, is_crowd: np.ndarray, passive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy matching: each detection in turn takes the free truth that it overlaps most.
+def _match(ious: np.ndarray, is_crowd: np.ndarray, ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy matching: each detection in turn is matched to the unmatched truth with the largest IoU.
 
     Args:
         ious: (D, G) float64.
-        is_crowd: (G,) bool; a crowd can be matched any number of times.
-        passive: (A, G) bool; truths that do not count in an area range. They are taken only if no other is free.
+        is_crowd: (G,) bool; a crowd can be matched several times.
+        ignored: (A, G) bool; truths to ignore in an area range, which are matched only if there is no other.
 
     Returns:
-        (A, T, D) bool whether the detection is matched, and (A, T, D) bool whether with a passive truth.
+        (A, T, D) bool whether the detection is matched, and (A, T, D) bool whether it is matched to an ignored truth.
     """
     limits = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
-    taken = np.zeros((len(passive), len(limits), ious.shape[1]), bool)
-    hit = np.zeros((len(passive), len(limits), len(ious)), bool)
-    ignored = np.zeros_like(hit)
+    is_taken = np.zeros((len(ignored), len(limits), ious.shape[1]), bool)
+    is_matched = np.zeros((len(ignored), len(limits), len(ious)), bool)
+    is_ignored = np.zeros_like(is_matched)
     reachable = ious >= limits[0]
     for detection in np.flatnonzero(reachable.any(axis=1)):
-        near = np.flatnonzero(reachable[detection])[::-1]  # the last of equal overlaps wins, argmax takes the first
+        near = np.flatnonzero(reachable[detection])[::-1]  # of equal IoUs the last is matched; argmax gives the first
         iou = ious[detection, near]
-        able = (iou >= limits[:, None]) & (is_crowd[near] | ~taken[:, :, near])  # (A, T, K)
-        # Active truths rank in [0.5, 1], passive ones in [-0.5, 0]; the subtraction is exact.
-        rank = np.where(able, iou - passive[:, None, near], -1.0)
-        area, threshold = np.nonzero(able.any(axis=2))
+        is_free = (iou >= limits[:, None]) & (is_crowd[near] | ~is_taken[:, :, near])  # (A, T, near truths)
+        # Ranks lie in [0.5, 1], those of ignored truths in [-0.5, 0]; the subtraction is exact.
+        rank = np.where(is_free, iou - ignored[:, None, near], -1.0)
+        area, threshold = np.nonzero(is_free.any(axis=2))
         truth = near[rank.argmax(axis=2)[area, threshold]]
-        taken[area, threshold, truth] = True
-        hit[area, threshold, detection] = True
-        ignored[area, threshold, detection] = passive[area, truth]
-    return hit, ignored
+        is_taken[area, threshold, truth] = True
+        is_matched[area, threshold, detection] = True
+        is_ignored[area, threshold, detection] = ignored[area, truth]
+    return is_matched, is_ignored

@@ -1,4 +1,4 @@
-"""Segments to be prompted for: COCO files, COCO's panoptic files, and folders of mask pictures beside their images."""
+"""Segments for simulated clicks: of COCO files, COCO's panoptic files, and folders of mask pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from unsam_mm.coco_files.fields import image_size, is_crowd, listed_name, panoptic_segments, read_mask_picture
 from unsam_mm.coco_files.ground_truth import load_ground_truth, match_images, name_parts
-from unsam_mm.coco_files.segmentations import place_of, read_rles
+from unsam_mm.coco_files.segmentations import describe_record, read_rles
 from unsam_mm.errors import StoreError, UnSAMError, first_names, located
 from unsam_mm.evaluation.matching import group_by_image
 from unsam_mm.images import list_images, walk_images
@@ -22,15 +22,15 @@ from unsam_mm.masks.rle import decode_rles
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment that is meant.
+    """The ground truth of a prompt.
 
     Attributes:
         mask: (H, W) bool.
-        ignored: (H, W) bool, pixels that do not count; None if all do.
+        ignored: (H, W) bool, pixels that do not count; None if all count.
     """
 
-    mask: np.ndarray  # (H, W) bool
-    ignored: np.ndarray | None = None  # (H, W) bool, pixels that do not count; None if all do
+    mask: np.ndarray
+    ignored: np.ndarray | None = None
 
     def counted(self) -> np.ndarray:
         """(H, W) bool: the pixels of the segment that count."""
@@ -39,11 +39,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class PromptImage:
-    """An image and what is to be prompted for in it.
+    """An image and its segments.
 
     Attributes:
-        path: Of the image.
-        segments: Reads its segments, of the size of the image.
+        path: Path of the image.
+        segments: Reads the segments, which have the size of the image.
     """
 
     path: Path
@@ -53,27 +53,33 @@ class PromptImage:
 def coco_prompts(
     annotations: str | Path, images: str | Path, masks: str | Path | None = None, limit: int | None = None
 ) -> list[PromptImage]:
-    """The images of a COCO file with their segments; crowds are left out, and so are images without segments.
+    """The images of a COCO file with their segments; crowds, and images without segments, are left out.
 
     Args:
-        annotations: Instances as polygons or run lengths (COCO, LVIS, SBD, PartImageNet), or COCO's panoptic form,
-            whose segments, things and stuff, are coloured PNGs.
-        images: Folder of the images, found by ``file_name``, or by the end of their path where they lie elsewhere
-            below it.
-        masks: Folder of the PNGs of the panoptic form.
-        limit: No more than the first so many images.
+        annotations: COCO file with polygons or RLEs (COCO, LVIS, SBD, PartImageNet), or in COCO's panoptic format,
+            whose segments, things and stuff, are in PNG files.
+        images: Folder of the images, which are found by ``file_name``, or else by the end of their path.
+        masks: Folder of the PNG files of the panoptic format.
+        limit: Maximum number of images, the first ones.
 
     Raises:
-        StoreError: If the file is not in COCO's form, an image or PNG is missing, or nothing is left.
+        StoreError: If the file is not a COCO file, an image or PNG file is missing, or there are no segments.
     """
     truth = load_ground_truth(annotations)
     entries = {image['id']: image for image in truth['images']}
     if 'segments_info' in truth['annotations'][0]:
         groups = _read_panoptic(annotations, truth, masks)
     else:
+        objects = []
+        for record in truth['annotations']:
+            with located(f'{annotations}: {describe_record(record)}'):
+                if not is_crowd(record):
+                    objects.append(record)
+        with located(annotations):
+            by_image = group_by_image(objects, entries, 'ground-truth annotation')
         groups = {
             image_id: partial(_draw_records, records, image_size(entries[image_id]), annotations)
-            for image_id, records in _things_by_image(annotations, truth['annotations'], entries).items()
+            for image_id, records in by_image.items()
         }
     chosen = [image for image_id, image in entries.items() if image_id in groups][:limit]
     if not chosen:
@@ -89,20 +95,20 @@ def folder_prompts(
     ignored_value: int | None = None,
     limit: int | None = None,
 ) -> list[PromptImage]:
-    """Images with masks of the same name in another folder: GrabCut, Berkeley and DAVIS as interactive benchmarks.
+    """Images with mask pictures in another folder, as in GrabCut, Berkeley and DAVIS.
 
-    A mask belongs to the image whose name it has up to the suffix, or up to a ``#`` that numbers several masks of one
-    image. All pixels that are not 0 are one object. Colours count as their largest channel, indexed PNGs as indices.
+    A mask has the name of its image with any suffix, or this name, ``#`` and a number if an image has several masks.
+    All non-zero pixels are one object. For colours the largest channel counts, in PNG files with a palette the index.
 
     Args:
-        images: Folder of images, ``data_GT`` in GrabCut, ``images`` in Berkeley, ``img`` in DAVIS.
-        masks: Folder of PNGs, ``boundary_GT``, ``masks`` and ``gt`` there.
-        each_value: Each value, or colour, that is not 0 is an object of its own.
-        ignored_value: Pixels that do not count; 128 in GrabCut.
-        limit: No more than the first so many images that have masks, by name.
+        images: Folder of images: ``data_GT`` in GrabCut, ``images`` in Berkeley, ``img`` in DAVIS.
+        masks: Folder of PNG files: ``boundary_GT`` in GrabCut, ``masks`` in Berkeley, ``gt`` in DAVIS.
+        each_value: Whether each non-zero value or colour is one object.
+        ignored_value: Value of pixels that do not count; 128 in GrabCut.
+        limit: Maximum number of images, the first ones by name that have masks.
 
     Raises:
-        StoreError: If no mask belongs to any image, or a mask has no image.
+        StoreError: If a mask has no image, or there are no masks.
         ImageError: If a folder is missing or empty.
     """
     images, masks = Path(images), Path(masks)
@@ -118,23 +124,11 @@ def folder_prompts(
         lost = sorted(path.name for paths in by_name.values() for path in paths)
         raise StoreError(
             f'{masks}: {len(lost)} masks have no image in {images} ({first_names(lost)}); a mask has the name of its image, '
-            'or that and # with a number'
+            'or this name and # with a number'
         )
     return [
         PromptImage(image, partial(_draw_pictures, own, each_value, ignored_value)) for image, own in found.items()
     ][:limit]
-
-
-def _things_by_image(
-    annotations: str | Path, records: list[dict[str, Any]], entries: Mapping[Any, Any]
-) -> dict[Any, list[Mapping[str, Any]]]:
-    things = []
-    for record in records:
-        with located(f'{annotations}: {place_of(record)}'):
-            if not is_crowd(record):
-                things.append(record)
-    with located(annotations):
-        return group_by_image(things, entries, 'ground-truth annotation')
 
 
 def _draw_records(
@@ -162,23 +156,24 @@ def _read_panoptic(
     annotations: str | Path, truth: Mapping[str, Any], masks: str | Path | None
 ) -> dict[Any, Callable[[], Iterator[Segment]]]:
     if masks is None:
-        raise StoreError(f'{annotations}: its segments are PNG files; name their folder (--masks on the command line)')
+        raise StoreError(
+            f'{annotations}: its segments are in PNG files; name their folder (--masks on the command line)'
+        )
     groups = {}
     missing = []
     for record in truth['annotations']:
         try:
-            name, numbers, crowds = panoptic_segments(record)
+            name, ids, crowds = panoptic_segments(record)
         except UnSAMError as error:
             raise StoreError(
-                f'{annotations}: {place_of(record)}: {error}; keep instances and the panoptic form in files of their '
-                'own'
+                f'{annotations}: {describe_record(record)}: {error}; do not mix instances and the panoptic format in one file'
             ) from error
         path = Path(masks) / name
-        ids = [number for number, crowd in zip(numbers, crowds, strict=True) if not crowd]
+        object_ids = [segment_id for segment_id, crowd in zip(ids, crowds, strict=True) if not crowd]
         if not path.is_file():
-            missing.append(record['file_name'])
-        if ids:
-            groups[record['image_id']] = partial(_draw_panoptic, path, ids)
+            missing.append(name)
+        if object_ids:
+            groups[record['image_id']] = partial(_draw_panoptic, path, object_ids)
     if missing:
         raise StoreError(f'{masks}: {len(missing)} PNG files of {annotations} are not there ({first_names(missing)})')
     return groups
@@ -186,8 +181,8 @@ def _read_panoptic(
 
 def _draw_panoptic(path: Path, ids: Iterable[int]) -> Iterator[Segment]:
     values = read_mask_picture(path, colours_as_numbers=True)
-    for number in ids:
-        yield Segment(values == number)
+    for segment_id in ids:
+        yield Segment(values == segment_id)
 
 
 def _find_images(folder: Path, annotations: str | Path, entries: list[Mapping[str, Any]]) -> dict[Any, Path]:
@@ -202,6 +197,6 @@ def _find_images(folder: Path, annotations: str | Path, entries: list[Mapping[st
     if missing:
         raise StoreError(
             f'{folder}: {len(missing)} of {len(entries)} images of {annotations} are not there ({first_names(missing)}); '
-            'name the folder that holds them'
+            'check the folder'
         )
     return paths

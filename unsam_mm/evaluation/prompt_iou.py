@@ -1,10 +1,9 @@
-"""Figures of promptable segmentation: IoU after a click, over several clicks, also as a picture, and the number of clicks to an IoU.
+"""Metrics of promptable segmentation: IoU after one click and after several, and the number of clicks to an IoU.
 
-One click asks for several masks of which one is meant: Max IoU is that of the mask with the best score, Oracle IoU that
-of the best mask. The paper's protocol takes every segment of every image (COCO's panoptic ones, things and stuff),
-clicks at the maximum of its distance transform, and gives all segments the same weight. The released code does so at
-the size that its network sees, with an approximate transform; here masks keep the size of the original image, and
-distances are exact.
+A predictor returns several masks for one click. Max IoU is the IoU of the mask with the best score, Oracle IoU the best
+IoU. In the paper, all segments of an image count equally (COCO's panoptic ones, things and stuff), and the click is at
+the maximum of the distance transform. The released code uses the size of the network's input and an approximate
+distance transform; here masks have the size of the original image, and distances are exact.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.files import atomic_writer
 
 NOC_IOUS = (0.80, 0.85, 0.90)
-"""Thresholds of the number of clicks, as GrabCut, Berkeley, SBD and DAVIS are reported."""
+"""IoU thresholds of the number of clicks, as reported for GrabCut, Berkeley, SBD and DAVIS."""
 
 NOC_LIMIT = 20
-"""The most clicks that one object is given in those benchmarks."""
+"""Maximum number of clicks at one object in these benchmarks."""
 
-_ROUNDING = 1e-9  # an IoU of 0.8 is a ratio of two whole numbers and must reach 0.80
+_ROUNDING = 1e-9  # an IoU of 4/5 reaches 0.80
 
 _SIZE_WH = (720, 460)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 62, 24, 24, 56  # margins in pixels
-_SMOOTHING = 2  # drawn larger and shrunk, for lines without steps
+_SCALE = 2  # figures are drawn larger and reduced, for smooth lines
 _COLOURS = ('#1b6ca8', '#d1495b', '#2e8b57', '#8a5cb8', '#e08e0b', '#555555', '#17a2a2', '#a0522d')
-_MOST_TICKS = 10
+_MAX_TICKS = 10
 
 
 def mask_ious(masks: np.ndarray, truth: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
-    """(C,) float64 IoU of masks with a segment, 0 where both are empty.
+    """(C,) float64 IoU of masks with a segment, 0 if both are empty.
 
     Args:
         masks: (C, H, W) bool.
-        truth: (H, W) bool.
-        ignored: (H, W) bool, pixels that count for neither, such as the grey band along GrabCut's outlines.
+        truth: (H, W) bool, the segment.
+        ignored: (H, W) bool, pixels that do not count, such as the boundaries in GrabCut's masks.
     """
     if ignored is not None:
         masks, truth = masks & ~ignored, truth & ~ignored
@@ -50,11 +49,11 @@ def mask_ious(masks: np.ndarray, truth: np.ndarray, ignored: np.ndarray | None =
 
 
 def max_and_oracle(ious: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """IoU of the mask with the best score (of equal ones, the first), and the best IoU; 0 and 0 without masks.
+    """IoU of the mask with the best score, the first of equal ones, and the best IoU; 0 and 0 without masks.
 
     Args:
         ious: (C,) IoU of each mask with the segment.
-        scores: (C,) its score.
+        scores: (C,) score of each mask.
 
     Raises:
         UnSAMError: If there is not one finite score for each mask.
@@ -68,15 +67,15 @@ def max_and_oracle(ious: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
 
 
 def number_of_clicks(ious: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:
-    """Clicks until each segment has an IoU.
+    """Number of clicks until a segment reaches an IoU.
 
     Args:
-        ious: (S, K) after 1 to K clicks.
-        iou: That which is to be reached.
+        ious: (S, K) IoU of each segment after 1 to K clicks.
+        iou: The threshold.
 
     Returns:
-        clicks: (S,) int64 in 1..K; K, the limit, for those that never reach it.
-        failed: (S,) bool, those that never do. One that gets there with the last click has not failed.
+        clicks: (S,) int64 in 1..K; K for segments that do not reach the threshold.
+        failed: (S,) bool, segments that do not reach the threshold.
     """
     reached = np.asarray(ious) >= iou - _ROUNDING
     failed = ~reached.any(axis=1)
@@ -90,34 +89,34 @@ class SegmentIoUs:
     Attributes:
         best_scored: (S, K) float64 IoU of the mask with the best score.
         oracle: (S, K) float64 IoU of the best mask.
-        images: (S,) int64, equal for segments of the same image.
+        images: (S,) int64 index of the image of each segment.
     """
 
-    best_scored: np.ndarray  # (S, K) float64 IoU of the mask with the best score
-    oracle: np.ndarray  # (S, K) float64 IoU of the best mask
-    images: np.ndarray  # (S,) int64, equal for segments of the same image
+    best_scored: np.ndarray
+    oracle: np.ndarray
+    images: np.ndarray
 
     @classmethod
     def join(cls, parts: Sequence[tuple[np.ndarray, np.ndarray]], n_clicks: int) -> SegmentIoUs:
-        """One from the (S_i, K) arrays `best_scored` and `oracle` of each image."""
+        """Joins the (S_i, K) arrays `best_scored` and `oracle` of images."""
         empty = np.zeros((0, n_clicks))
         best_scored, oracle = (np.concatenate([empty, *(part[i] for part in parts)]) for i in range(2))
         return cls(best_scored, oracle, np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]))
 
 
 def summarize(ious: SegmentIoUs, noc_ious: Sequence[float] = NOC_IOUS) -> dict[str, float]:
-    """The figures of a data set.
+    """The metrics of a dataset.
 
     Args:
-        ious: Of all its segments.
-        noc_ious: Thresholds of the number of clicks.
+        ious: IoU of all segments.
+        noc_ious: IoU thresholds of the number of clicks.
 
     Returns:
-        ``max_iou`` and ``oracle_iou`` after one click, as means over all segments; ``image_max_iou`` and
-        ``image_oracle_iou``, as means over images of the means over their segments. Where there are several clicks:
-        ``IoU@k`` and ``oracle@k`` after k of them, and for each threshold ``NoC<K>@<percent>``, the mean number of
-        clicks of at most K, and ``failures<K>@<percent>``, how many segments did not get there. ``segments`` and
-        ``images`` are counts.
+        ``max_iou`` and ``oracle_iou`` after one click, means over all segments; ``image_max_iou`` and
+        ``image_oracle_iou``, means over images of the means over their segments. With several clicks also ``IoU@k`` and
+        ``oracle@k`` after k clicks, and for each threshold ``NoC<K>@<percent>``, the mean number of clicks with a limit
+        of K, and ``failures<K>@<percent>``, the number of segments that do not reach it. ``segments`` and ``images``
+        are counts.
 
     Raises:
         UnSAMError: If there is no segment.
@@ -142,7 +141,7 @@ def summarize(ious: SegmentIoUs, noc_ious: Sequence[float] = NOC_IOUS) -> dict[s
 
 
 def iou_curve(figures: Mapping[str, float], name: str = 'IoU') -> list[float]:
-    """Mean IoU after 1, 2, ... clicks out of the figures of `summarize`; `name` is 'IoU' or 'oracle'."""
+    """Mean IoU after 1, 2, ... clicks, from the result of `summarize`; `name` is 'IoU' or 'oracle'."""
     first = figures['max_iou' if name == 'IoU' else 'oracle_iou']
     curve = [first]
     while (key := f'{name}@{len(curve) + 1}') in figures:
@@ -151,7 +150,7 @@ def iou_curve(figures: Mapping[str, float], name: str = 'IoU') -> list[float]:
 
 
 def format_prompt_table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """A Markdown table with a column for each name and a line for each figure: IoU in percent, clicks, counts."""
+    """A Markdown table with a column for each name and a row for each metric: IoU in percent, clicks, counts."""
     keys = list(dict.fromkeys(key for figures in columns.values() for key in figures))
     table = [['', *columns]]
     table += [[key, *(_cell(key, figures.get(key)) for figures in columns.values())] for key in keys]
@@ -176,27 +175,30 @@ def _cell(key: str, value: float | None) -> str:
 
 
 def draw_click_curves(curves: Mapping[str, Sequence[float]]) -> np.ndarray:
-    """(460, 720, 3) uint8: mean IoU from 0 to 100 percent after 1, 2, ... clicks, one coloured line for each name.
+    """Plots mean IoU, from 0 to 100 percent, against the number of clicks.
 
     Args:
-        curves: Name to the mean IoU in [0, 1] after each click; lengths may differ.
+        curves: Mean IoU in [0, 1] after 1, 2, ... clicks, by name; lengths may differ.
+
+    Returns:
+        (460, 720, 3) uint8 RGB image.
 
     Raises:
-        UnSAMError: If there is no curve, one is empty, or a value lies outside [0, 1].
+        UnSAMError: If there is no curve, one is empty, or a value is outside [0, 1].
     """
     if not curves or any(len(curve) == 0 for curve in curves.values()):
-        raise UnSAMError('a picture of curves needs at least one, with at least one click')
+        raise UnSAMError('a plot needs at least one curve, and each curve at least one click')
     if any(not 0 <= iou <= 1 for curve in curves.values() for iou in curve):
         raise UnSAMError('mean IoU must lie in [0, 1]')
-    most = max(len(curve) for curve in curves.values())
-    picture = Image.new('RGB', tuple(_SMOOTHING * side for side in _SIZE_WH), 'white')
+    n_clicks = max(len(curve) for curve in curves.values())
+    picture = Image.new('RGB', tuple(_SCALE * side for side in _SIZE_WH), 'white')
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(13 * _SMOOTHING)
-    _draw_axes(draw, font, most)
+    font = ImageFont.load_default(13 * _SCALE)
+    _draw_axes(draw, font, n_clicks)
     for number, curve in enumerate(curves.values()):
         colour = _COLOURS[number % len(_COLOURS)]
-        points = [_place(k, iou, most) for k, iou in enumerate(curve, start=1)]
-        draw.line(points, fill=colour, width=2 * _SMOOTHING, joint='curve')
+        points = [_position(k, iou, n_clicks) for k, iou in enumerate(curve, start=1)]
+        draw.line(points, fill=colour, width=2 * _SCALE, joint='curve')
         for x, y in points:
             draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour)
     _draw_legend(draw, font, list(curves))
@@ -204,7 +206,7 @@ def draw_click_curves(curves: Mapping[str, Sequence[float]]) -> np.ndarray:
 
 
 def save_click_curves(path: str | Path, curves: Mapping[str, Sequence[float]]) -> None:
-    """Writes the picture of `draw_click_curves` as a PNG, whatever the name ends in.
+    """Writes the plot of `draw_click_curves` as a PNG, with any suffix.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -214,34 +216,35 @@ def save_click_curves(path: str | Path, curves: Mapping[str, Sequence[float]]) -
         picture.save(file, 'PNG', optimize=True)
 
 
-def _draw_axes(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, most: int) -> None:
+def _draw_axes(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, n_clicks: int) -> None:
     for percent in range(0, 101, 20):
-        left, right = _place(1, percent / 100, most), _place(max(most, 2), percent / 100, most)
-        draw.line((left, right), fill='#dddddd' if percent else '#000000', width=_SMOOTHING)
+        left = _position(1, percent / 100, n_clicks)
+        right = _position(max(n_clicks, 2), percent / 100, n_clicks)
+        draw.line((left, right), fill='#dddddd' if percent else '#000000', width=_SCALE)
         draw.text((left[0] - 16, left[1]), str(percent), fill='black', font=font, anchor='rm')
-    step = -(-most // _MOST_TICKS)
-    for k in range(1, most + 1, step):
-        x, y = _place(k, 0, most)
-        draw.line(((x, y), (x, y + 10)), fill='black', width=_SMOOTHING)
+    step = -(-n_clicks // _MAX_TICKS)
+    for k in range(1, n_clicks + 1, step):
+        x, y = _position(k, 0, n_clicks)
+        draw.line(((x, y), (x, y + 10)), fill='black', width=_SCALE)
         draw.text((x, y + 16), str(k), fill='black', font=font, anchor='mt')
-    width, height = (_SMOOTHING * side for side in _SIZE_WH)
+    width, height = (_SCALE * side for side in _SIZE_WH)
     draw.text((width / 2, height - 14), 'clicks', fill='black', font=font, anchor='mb')
     draw.text((8, 8), 'mean IoU, percent', fill='black', font=font, anchor='lt')
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, names: Sequence[str]) -> None:
-    right, bottom = (_SMOOTHING * (side - margin) for side, margin in zip(_SIZE_WH, (_RIGHT, _BOTTOM), strict=True))
-    height = 18 * _SMOOTHING
+    right, bottom = (_SCALE * (side - margin) for side, margin in zip(_SIZE_WH, (_RIGHT, _BOTTOM), strict=True))
+    height = 18 * _SCALE
     top = bottom - (len(names) + 0.5) * height
     for number, name in enumerate(names):
         y = top + (number + 0.5) * height
         draw.text((right - 50, y), name, fill='black', font=font, anchor='rm')
-        draw.line(((right - 42, y), (right - 8, y)), fill=_COLOURS[number % len(_COLOURS)], width=3 * _SMOOTHING)
+        draw.line(((right - 42, y), (right - 8, y)), fill=_COLOURS[number % len(_COLOURS)], width=3 * _SCALE)
 
 
-def _place(clicks: int, iou: float, most: int) -> tuple[float, float]:
-    """x, y of a value in the enlarged picture."""
+def _position(click: int, iou: float, n_clicks: int) -> tuple[float, float]:
+    """x, y of a value in the enlarged figure."""
     width, height = _SIZE_WH
-    x = _LEFT + (width - _LEFT - _RIGHT) * (clicks - 1) / max(most - 1, 1)
+    x = _LEFT + (width - _LEFT - _RIGHT) * (click - 1) / max(n_clicks - 1, 1)
     y = _TOP + (height - _TOP - _BOTTOM) * (1 - iou)
-    return _SMOOTHING * x, _SMOOTHING * y
+    return _SCALE * x, _SCALE * y

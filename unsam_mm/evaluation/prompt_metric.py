@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
 from unsam_mm._mmcv_ops import ensure_mmcv_ops
 from unsam_mm.errors import UnSAMError
-from unsam_mm.evaluation.coco_metric import to_numpy, to_rles
+from unsam_mm.evaluation.coco_metric import ImageMetric, to_numpy, to_rles
 from unsam_mm.evaluation.prompt_iou import (
     NOC_IOUS,
     SegmentIoUs,
@@ -29,27 +27,27 @@ from mmdet.registry import METRICS
 
 
 @METRICS.register_module()
-class UnSAMPromptIoUMetric(BaseMetric):
-    """Max and Oracle IoU of the masks that prompts were answered with; values of `summarize` under ``prompt/``.
+class UnSAMPromptIoUMetric(ImageMetric):
+    """Max and Oracle IoU of prompted masks: the results of `summarize` with the prefix ``prompt/``.
 
-    Each data sample has ``gt_instances`` with T ``masks``, without crowds, and ``pred_prompts`` with P answers:
+    Each data sample has ``gt_instances`` with T ``masks``, without crowds, and ``pred_prompts`` with the predictions of
+    P prompts:
 
-    - ``masks``: P entries, each the masks of one answer: a list of RLEs, or a boolean tensor or array (C, H, W).
+    - ``masks``: P entries, each a list of RLEs, or a boolean tensor or array (C, H, W).
     - ``scores``: P entries of C numbers.
-    - ``targets``: (P,) which of the T truths the prompt meant. Left out, prompt i meant truth i.
-    - ``clicks``: (P,) how many clicks the prompt had, from 1. Left out, one.
+    - ``targets``: (P,) index of the ground-truth mask of each prompt; by default 0, 1, ...
+    - ``clicks``: (P,) number of clicks of each prompt, from 1; by default 1.
 
-    A truth that was never prompted does not count. One that got fewer clicks than `n_clicks` keeps its last IoU: a
-    simulation ends once nothing is wrong.
+    Ground-truth masks without a prompt do not count. If there are fewer than `n_clicks` clicks for a mask, because
+    nothing was wrong, its last IoU remains.
 
-    Only IoU is kept between batches. Each process measures its own images; an image that several processes were given, or
-    one of them twice, counts once.
+    Only the IoUs are kept. Each process measures its own images; an image that was processed several times counts once.
 
     Args:
-        n_clicks: Clicks that figures are given for; answers to more are not looked at.
-        noc_ious: Thresholds of the number of clicks, where `n_clicks` is above 1.
-        collect_device: Device on which the results of several processes are joined: 'cpu' or 'gpu'.
-        prefix: Put before each name, by default 'prompt'.
+        n_clicks: Maximum number of clicks; prompts with more are ignored.
+        noc_ious: IoU thresholds of the number of clicks, used if `n_clicks` is above 1.
+        collect_device: Device to collect the results of several processes: 'cpu' or 'gpu'.
+        prefix: Prefix of the names, by default 'prompt'.
         collect_dir: Folder shared by the processes, for `collect_device` 'cpu'.
 
     Raises:
@@ -73,25 +71,17 @@ class UnSAMPromptIoUMetric(BaseMetric):
         self.noc_ious = tuple(noc_ious)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Measures the answers of a batch.
+        """Computes the IoUs of a batch.
 
         Args:
             data_batch: Not used.
-            data_samples: Dictionaries of `DetDataSample`, see the class.
+            data_samples: Dictionaries of `DetDataSample`; see the class.
 
         Raises:
-            UnSAMError: If something is missing, or masks, scores, targets and clicks do not fit one another.
+            UnSAMError: If a field is missing, or fields do not match in number or size.
         """
         for sample in data_samples:
             self.results.append({'image_id': sample['img_id'], 'ious': self._measure(sample)})
-
-    def evaluate(self, size: int) -> dict[str, float]:
-        """The figures of all images that any process has run.
-
-        Args:
-            size: Number of images. Not used: image ids tell better than it which results are padding.
-        """
-        return super().evaluate(sys.maxsize)
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Means over all segments.
@@ -99,8 +89,7 @@ class UnSAMPromptIoUMetric(BaseMetric):
         Raises:
             UnSAMError: If no segment was prompted.
         """
-        by_id = {result['image_id']: result['ious'] for result in results}
-        ious = SegmentIoUs.join([tuple(by_id[image_id]) for image_id in sorted(by_id)], self.n_clicks)
+        ious = SegmentIoUs.join([tuple(result['ious']) for result in self.unique(results)], self.n_clicks)
         figures = summarize(ious, self.noc_ious)
         MMLogger.get_current_instance().info(
             'prompted masks, IoU in percent:\n%s', format_prompt_table({self.prefix or '': figures})
@@ -108,46 +97,48 @@ class UnSAMPromptIoUMetric(BaseMetric):
         return figures
 
     def _measure(self, sample: Mapping[str, Any]) -> np.ndarray:
-        """(2, S, K) best-scored and oracle IoU of the S truths that were prompted, in their order."""
+        """(2, S, K) Max and Oracle IoU of the S ground-truth masks that have prompts."""
         name = f'image {sample["img_id"]}'
         if 'pred_prompts' not in sample or 'masks' not in sample.get('gt_instances', {}):
             raise UnSAMError(f'{name}: the data sample needs pred_prompts, and gt_instances with masks')
-        answers = sample['pred_prompts']
+        predicted = sample['pred_prompts']
         truths = to_rles(sample['gt_instances']['masks'])
-        n_prompts = len(answers['masks'])
-        targets = np.asarray(to_numpy(answers.get('targets', np.arange(n_prompts))), np.int64)
-        clicks = np.asarray(to_numpy(answers.get('clicks', np.ones(n_prompts))), np.int64)
-        lengths = {'scores': len(answers['scores']), 'targets': len(targets), 'clicks': len(clicks)}
+        n_prompts = len(predicted['masks'])
+        targets = np.asarray(to_numpy(predicted.get('targets', np.arange(n_prompts))), np.int64)
+        clicks = np.asarray(to_numpy(predicted.get('clicks', np.ones(n_prompts))), np.int64)
+        lengths = {'scores': len(predicted['scores']), 'targets': len(targets), 'clicks': len(clicks)}
         if set(lengths.values()) != {n_prompts}:
             raise UnSAMError(f'{name}: {n_prompts} prompts have masks, but there are {lengths}; expected one of each')
         if n_prompts and not (targets.min() >= 0 and targets.max() < len(truths) and clicks.min() >= 1):
             raise UnSAMError(
-                f'{name}: targets must be numbers of the {len(truths)} truths and clicks start at 1, got targets up to '
+                f'{name}: targets must be indices of the {len(truths)} truths and clicks start at 1, got targets up to '
                 f'{targets.max()} and clicks from {clicks.min()}'
             )
         ious = np.full((2, len(truths), self.n_clicks), np.nan)
-        for masks, scores, target, click in zip(answers['masks'], answers['scores'], targets, clicks, strict=True):
+        for masks, scores, target, click in zip(predicted['masks'], predicted['scores'], targets, clicks, strict=True):
             if click <= self.n_clicks:
-                of_each = _ious_with(masks, truths[target], name)
-                ious[:, target, click - 1] = max_and_oracle(of_each, to_numpy(scores))
+                mask_set_ious = _ious_with(masks, truths[target], name)
+                ious[:, target, click - 1] = max_and_oracle(mask_set_ious, to_numpy(scores))
         return _filled(ious, name)
 
 
 def _ious_with(masks: Any, truth: Mapping[str, Any], name: str) -> np.ndarray:
-    """(C,) IoU of the masks of one answer with the truth."""
+    """(C,) IoU of the masks of one prompt with the ground truth."""
     rles = rles_from_json(to_rles(masks))
     truth = rle_from_json(truth)
     size_hw = tuple(truth['size'])
     if wrong := {tuple(rle['size']) for rle in rles} - {size_hw}:
-        raise UnSAMError(f'{name}: masks of prompts are {sorted(wrong)} px, truths {size_hw} px; give both in one size')
+        raise UnSAMError(
+            f'{name}: masks of prompts are {sorted(wrong)} px, truths {size_hw} px; both need the same size'
+        )
     return mask_ious(decode_rles(rles, size_hw), decode_rles([truth], size_hw)[0])
 
 
 def _filled(ious: np.ndarray, name: str) -> np.ndarray:
-    """IoU of the truths that were prompted; after the last click of each, that which it had then."""
+    """The IoUs of ground-truth masks that have prompts; the IoU after the last click is repeated."""
     prompted = ious[:, ~np.isnan(ious[0]).all(axis=1)]
     if np.isnan(prompted[..., 0]).any():
-        raise UnSAMError(f'{name}: a truth was prompted with several clicks but not with one; give all from the first')
+        raise UnSAMError(f'{name}: a truth has a prompt with several clicks but none with one; give all from the first')
     for k in range(1, prompted.shape[-1]):
         absent = np.isnan(prompted[..., k])
         prompted[..., k][absent] = prompted[..., k - 1][absent]

@@ -1,8 +1,8 @@
-"""Runs a `FolderJob` on a Dask cluster: one model per worker, small tasks, masks written by the workers.
+"""Runs a `FolderJob` on a Dask cluster: one model for each worker, small tasks, masks written by the workers.
 
-Only names and status lines travel. A task is a handful of images; it leaves out what is finished, so it can be done
-again at any time: Dask repeats the tasks of a worker that is gone, and a run after a lost scheduler does what
-is missing.
+Only image names and results are sent. A task is a few images, and finished images are skipped, so tasks can be
+repeated: Dask repeats the tasks of a lost worker, and the run after one with a lost scheduler processes the missing
+images.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from unsam_mm.pseudo_masks.vit import check_device
 
 _log = logging.getLogger(__name__)
 
-_TASK_S = 5.0  # how often a worker reports; longer where so many work that
-_TASKS_A_S = 20  # would be exceeded, a sixth of what scheduler and client did in one busy process
-_MOST_IMAGES = 100
-_TASKS_A_THREAD = 2  # in the scheduler's hands: one at work, one that waits
-_TASK_RETRIES = 2  # of tasks that raise, such as for a disk that is away for a moment
-_ASK_AGAIN_S = 5.0
-_UNFIT_PAUSE_S = 1.0  # before a worker that cannot take part hands a task back
+_TASK_S = 5.0  # duration of a task; longer if there are so many workers that
+_TASKS_PER_S = 20  # would be exceeded, a sixth of what scheduler and client handle in one busy process
+_MAX_IMAGES = 100  # in a task
+_TASKS_PER_THREAD = 2  # submitted at a time: one that runs and one that waits
+_TASK_RETRIES = 2  # of tasks that raise an error, such as for a disk that is unavailable for a moment
+_THREADS_UPDATE_S = 5.0
+_UNFIT_PAUSE_S = 1.0  # before an unusable worker returns a task
 _CONNECT_S = 30.0
 _SILENT = logging.CRITICAL + 1
 
 _KILLED = (
-    '{}: {} workers died over it, one after the other, perhaps for lack of memory; '
+    '{}: {} workers died while processing it, perhaps for lack of memory; '
     'make the image smaller or give the workers more memory'
 )
 _NOT_VISIBLE = '{} is not visible there; mount the folder under the same path on all machines'
-_NONE_LEFT = 'no worker is left that can take part ({}); finished images are kept: mend it and run again to go on'
-_FAILED = 'a worker failed ({!r}); finished images are kept: its log has more, mend it and run again to go on'
+_NONE_LEFT = 'no usable worker is left ({}); finished images are kept: fix the cause and run again to continue'
+_FAILED = 'a worker failed ({!r}); finished images are kept: see its log, fix the cause and run again to continue'
 
 Result = tuple[str, str | None]
-"""Name of an image and error message, None if all is well."""
+"""Name of an image and error message, None if it is finished."""
 
 
 class Job(Protocol):
-    """What a cluster needs of a run over a folder; a frozen dataclass that can be pickled.
+    """The attributes of `FolderJob` that are used here; it is sent to the workers.
 
     Attributes:
         images: Folder of images, or one image file.
@@ -68,39 +68,39 @@ class Job(Protocol):
     device: str
 
     def path_of(self, name: str) -> Path:
-        """Where an image lies."""
+        """The path of an image."""
 
     def description(self) -> dict:
-        """What the masks depend on."""
+        """Everything that the masks depend on."""
 
     def make_worker(self) -> Callable[[str], str | None]:
-        """Loads the model; what it gives does an image and returns an error message, None if all is well."""
+        """Loads the model, and returns a function that processes an image and returns an error message or None."""
 
 
 @contextmanager
 def cluster_work(
     job: Job, address: str, description: dict, n_images: int
 ) -> Iterator[Callable[[list[str]], Iterator[Result]]]:
-    """Does images on a cluster; results come in the order in which they finish.
+    """A function that processes images on a cluster and yields results in the order of completion.
 
-    Scheduler and workers are there, and one worker at least can take part, before the block begins.
+    At least one worker has been found usable when the block begins.
 
     Args:
-        job: What to do; its folders must be visible to all workers under the same paths.
-        address: Of a running scheduler, such as ``tcp://10.0.0.1:8786``, or ``local:N`` for N processes on this
+        job: The run; its folders must have the same paths on all workers.
+        address: Address of a running scheduler, such as ``tcp://10.0.0.1:8786``, or ``local:N`` for N processes on this
             machine.
-        description: Of the job, as the store notes it.
-        n_images: How many images are to be done.
+        description: Metadata of the run, from `FolderJob.description`.
+        n_images: Number of images.
 
     Raises:
-        UnSAMError: If the cluster cannot be reached, none of its workers can take part, or the scheduler is lost.
+        UnSAMError: If the cluster cannot be reached, has no usable worker, or its scheduler is lost.
     """
     job = replace(job, images=job.images.absolute(), out=job.out.absolute())
     with _silence_dask_logs(), _connected(address, job.device, n_images) as (client, threads), _probe(job.out) as probe:
         run = _Run(client, job, description)
 
         def work(names: list[str]) -> Iterator[Result]:
-            probe.unlink(missing_ok=True)  # from now on the note in the store shows workers that the folder is the same
+            probe.unlink(missing_ok=True)  # from now on workers find the metadata of the store
             with _explain_lost_scheduler(client, address):
                 yield from run.results(names)
 
@@ -114,7 +114,7 @@ def cluster_work(
 
 @contextmanager
 def _probe(folder: Path) -> Iterator[Path]:
-    """A file by which workers see that the folder is the client's."""
+    """A file that shows workers that they see the same folder as the client."""
     path = temporary_name(folder)
     path.touch()
     try:
@@ -125,21 +125,21 @@ def _probe(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _explain_lost_scheduler(client: distributed.Client, address: str) -> Iterator[None]:
-    """Explains what a client raises where its scheduler is lost."""
+    """Turns the errors of a client that has lost its scheduler into `UnSAMError`."""
     try:
         yield
-    except (CancelledError, OSError, RuntimeError) as error:  # what a client raises depends on where it was
+    except (CancelledError, OSError, RuntimeError) as error:  # depends on what the client was doing
         if isinstance(error, RuntimeError) and client.status == 'running':
             raise
         raise UnSAMError(
             f'the Dask scheduler at {address} was lost; finished images are kept: '
-            'start the cluster again and run the same command to go on'
+            'start the cluster again and run the same command to continue'
         ) from error
 
 
 @contextmanager
 def _silence_dask_logs() -> Iterator[None]:
-    """Dask logs a dozen lines for a lost scheduler, where one line with the remedy is enough."""
+    """Suppresses the log of Dask, which has a dozen lines for a lost scheduler."""
     logger = logging.getLogger('distributed')
     kept = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [logging.NullHandler()], False
@@ -151,7 +151,7 @@ def _silence_dask_logs() -> Iterator[None]:
 
 @contextmanager
 def _connected(address: str, device: str, n_images: int) -> Iterator[tuple[distributed.Client, int | None]]:
-    """A client, and the number of torch threads per worker if this process starts the workers."""
+    """A client, and the number of torch threads for each worker if this process starts the workers, else None."""
     if not address:
         raise UnSAMError('the address of the Dask scheduler is empty; give one such as tcp://10.0.0.1:8786, or local:2')
     with ExitStack() as stack:
@@ -165,7 +165,7 @@ def _connected(address: str, device: str, n_images: int) -> Iterator[tuple[distr
                     threads_per_worker=1,
                     host='127.0.0.1',
                     dashboard_address='127.0.0.1:0',
-                    memory_limit=None,  # a large image may take more than its share for a moment
+                    memory_limit=None,  # a large image may need more than its share for a moment
                     resources=_resources(device),
                     silence_logs=_SILENT,
                 )
@@ -199,7 +199,14 @@ def _resources(device: str) -> dict[str, int]:
 
 
 class _Outcome(NamedTuple):
-    """What becomes of a task: all that travels back. Images that are missing in the results were not tried."""
+    """What a task returns.
+
+    Attributes:
+        worker: Address of the worker.
+        results: Results of the first images of the task; the others were not processed.
+        seconds: Duration.
+        problem: Why the worker is unusable, if it is.
+    """
 
     worker: str
     results: list[Result]
@@ -207,8 +214,8 @@ class _Outcome(NamedTuple):
     problem: str | None
 
 
-class _OnWorker(distributed.WorkerPlugin):
-    """What a worker keeps for one run: the model, once the first image comes, and why it cannot take part, if so."""
+class _WorkerPlugin(distributed.WorkerPlugin):
+    """The state of one run on a worker: its model, loaded for the first image, and why the worker is unusable, if it is."""
 
     def __init__(self, name: str, job: Job, description: dict, probe: Path, threads: int | None) -> None:
         self.name = name
@@ -216,32 +223,32 @@ class _OnWorker(distributed.WorkerPlugin):
         self._job, self._description, self._probe, self._threads = job, description, probe, threads
 
     async def setup(self, worker: distributed.Worker) -> None:
-        self._lock, self._images, self._stopped = threading.Lock(), None, False
+        self._lock, self._process, self._stopped = threading.Lock(), None, False
         self._address = worker.address
         if self._threads:
-            # Ours: Ctrl-C reaches all processes of a terminal, and the client's word is enough to stop them.
+            # A local worker: Ctrl-C reaches all processes of a terminal, but the client stops its workers itself.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if _resources(self._job.device).items() <= worker.state.total_resources.items():
-            # Weights may have to be downloaded, and meanwhile the worker must answer its scheduler.
+            # In a thread, since the worker must answer its scheduler while weights are downloaded.
             self.problem = await asyncio.to_thread(self._find_problem)
         else:
             self.problem = 'it offers no GPU; start it with "dask worker ADDRESS --nthreads 1 --resources GPU=1"'
 
     def teardown(self, worker: distributed.Worker) -> None:
-        """The task at work ends after its present image."""
-        self._stopped, self._images = True, None
+        """Ends a running task after its current image."""
+        self._stopped, self._process = True, None
 
     def do(self, names: list[str]) -> _Outcome:
-        """Images one after the other; what was done while a folder was out of sight does not count."""
+        """Processes images; results do not count if a folder is no longer visible at the end."""
         store, results, start_s = PseudoMaskStore(self._job.out), [], time.perf_counter()
         if not (problem := self._find_problem()):
             with self._lock:  # the threads of a worker share one model
-                images = self._images = self._images or self._load()
+                process = self._process = self._process or self._load()
             for name in names:
                 if self._stopped:
                     break
                 is_done = store.is_current(name, self._job.path_of(name))
-                results.append((name, None if is_done else images(name)))
+                results.append((name, None if is_done else process(name)))
             problem = self._find_problem()
         if problem:
             results.clear()
@@ -256,19 +263,19 @@ class _OnWorker(distributed.WorkerPlugin):
         return self._job.make_worker()
 
     def _find_problem(self) -> str | None:
-        """Compares the worker's view of the run with the client's: same folders, same masks."""
+        """Why this worker is unusable: it sees other folders or would compute other masks than the client."""
         job, manifest = self._job, self._job.out / MANIFEST
         try:
             if not job.images.exists():
                 return _NOT_VISIBLE.format(job.images)
-            # The client notes its settings in the folder when it begins, and shows it by another file before that.
-            noted = self._description
+            # The client writes the metadata when the run begins; before that there is only the probe.
+            expected = self._description
             if not self._probe.exists():
                 if not manifest.exists():
                     return _NOT_VISIBLE.format(manifest)
-                noted = read_json(manifest)
+                expected = read_json(manifest)
             own = job.description()
-            if differing := ', '.join(key for key in own if noted.get(key) != own[key]):
+            if differing := ', '.join(key for key in own if expected.get(key) != own[key]):
                 return f'it has another {differing}; install the same versions and share one folder UNSAM_CACHE'
             check_device(job.device)
         except (UnSAMError, OSError) as error:
@@ -277,12 +284,12 @@ class _OnWorker(distributed.WorkerPlugin):
 
 
 def _do(run: str, names: list[str]) -> _Outcome:
-    """The task: calls the job that the worker keeps for this run."""
+    """The task: processes images with the plugin of a run on this worker."""
     return distributed.get_worker().plugins[run].do(names)
 
 
 class _Run:
-    """One client's run: hands out tasks, a bounded number at a time, and tells what becomes of them."""
+    """The client's side of a run: submits tasks, a limited number at a time, and yields their results."""
 
     def __init__(self, client: distributed.Client, job: Job, description: dict) -> None:
         self._client, self._job, self._description = client, job, description
@@ -291,15 +298,15 @@ class _Run:
         self._running: dict[distributed.Future, list[str]] = {}
         self._finished = distributed.as_completed(loop=client.loop)
         self._suspects: list[str] = []  # images of tasks whose workers died
-        self._unfit: set[str] = set()  # workers
+        self._unfit: set[str] = set()  # addresses of unusable workers
         self._images_done, self._busy_s = 0, 0.0
         self._threads_of: dict[str, int] = {}
-        self._threads_known_s = float('-inf')
+        self._threads_updated_s = float('-inf')
 
     def prepare(self, torch_threads: int | None, probe: Path) -> None:
-        """Sets up the workers, present and future, and makes sure that one at least can take part."""
+        """Sets up present and future workers, and checks that at least one is usable."""
 
-        def version() -> str | None:  # travels by value, since the package may be missing over there
+        def version() -> str | None:  # pickled by value, since workers may lack the package
             import importlib.util
 
             return importlib.import_module('unsam_mm').__version__ if importlib.util.find_spec('unsam_mm') else None
@@ -310,24 +317,24 @@ class _Run:
                     f'worker {worker} has {f"unsam_mm {found}" if found else "no unsam_mm"}; '
                     f'install unsam_mm {unsam_mm.__version__} for all workers and start them again'
                 )
-        plugin = _OnWorker(self._name, self._job, self._description, probe, torch_threads)
+        plugin = _WorkerPlugin(self._name, self._job, self._description, probe, torch_threads)
         self._client.register_plugin(plugin, name=self._name)
         name = self._name
         problems = self._client.run(lambda dask_worker: dask_worker.plugins[name].problem)
         for worker, problem in problems.items():
             if all(problems.values()):
-                raise UnSAMError(f'worker {worker} cannot take part: {problem}')
+                raise UnSAMError(f'worker {worker} is unusable: {problem}')
             if problem:
                 self._leave_out(worker, problem)
 
     def results(self, names: list[str]) -> Iterator[Result]:
-        """Does the images; those whose workers died come last, each alone, so that none is blamed for another."""
+        """Processes the images. Images of tasks whose workers died are processed again at the end, one in a task."""
         yield from self._in_batches(names)
         for name in self._suspects:
             yield from self._in_batches([name], alone=True)
 
     def close(self) -> None:
-        """Stops what is still at work and drops the model; without a scheduler nothing is left to stop."""
+        """Cancels running tasks and frees the models, unless the scheduler is lost."""
         if self._client.status == 'running':
             with suppress(OSError, ValueError, CancelledError):
                 self._client.cancel(list(self._running))
@@ -336,7 +343,7 @@ class _Run:
     def _in_batches(self, names: list[str], alone: bool = False) -> Iterator[Result]:
         waiting, left = iter(names), len(names)
         while True:
-            while left and len(self._running) < _TASKS_A_THREAD * self._count_threads():
+            while left and len(self._running) < _TASKS_PER_THREAD * self._count_threads():
                 batch = list(itertools.islice(waiting, self._batch_size(left)))
                 left -= len(batch)
                 self._submit(batch)
@@ -344,13 +351,13 @@ class _Run:
                 return
             future = next(self._finished)
             batch = self._running.pop(future)
-            if future.status in ('lost', 'pending'):  # its worker died before the result was fetched: Dask repeats it
+            if future.status in ('lost', 'pending'):  # its worker died before its result was sent: Dask repeats it
                 self._await(future, batch)
                 continue
             try:
                 outcome = future.result()
             except Exception as error:
-                if future.status != 'error':  # not the task's: the scheduler's
+                if future.status != 'error':  # an error of the scheduler, not of the task
                     raise
                 yield from self._take_error(batch, error, alone)
             else:
@@ -376,7 +383,7 @@ class _Run:
     def _leave_out(self, worker: str, problem: str) -> None:
         if worker not in self._unfit:
             self._unfit.add(worker)
-            _log.warning('worker %s takes no part: %s', worker, problem)
+            _log.warning('worker %s is unusable: %s', worker, problem)
             if self._unfit >= self._client.nthreads().keys():
                 raise UnSAMError(_NONE_LEFT.format(problem))
 
@@ -386,11 +393,11 @@ class _Run:
             _do,
             self._name,
             batch,
-            key=f'pseudo-masks-{next(self._numbers):07}-{self._name}-{batch[0]}',  # the words group them on the dashboard
+            key=f'pseudo-masks-{next(self._numbers):07}-{self._name}-{batch[0]}',  # the dashboard groups tasks by the words
             retries=_TASK_RETRIES,
             resources=_resources(self._job.device),
             workers=fit or None,
-            allow_other_workers=bool(fit),  # if all of these are gone, perhaps to come back under another address
+            allow_other_workers=bool(fit),  # if all of these are lost, perhaps restarted under other addresses
         )
         self._await(future, batch)
 
@@ -399,15 +406,15 @@ class _Run:
         self._finished.add(future)
 
     def _batch_size(self, left: int) -> int:
-        """Images that take some seconds; fewer at the end, so that all workers finish together."""
+        """Number of images that take a few seconds; fewer at the end, so that all workers finish together."""
         threads = self._count_threads()
-        task_s = max(_TASK_S, threads / _TASKS_A_S)
+        task_s = max(_TASK_S, threads / _TASKS_PER_S)
         fitting = int(task_s * self._images_done / self._busy_s) if self._busy_s else 1
-        return max(1, min(fitting, _MOST_IMAGES, left // (2 * _TASKS_A_THREAD * threads)))
+        return max(1, min(fitting, _MAX_IMAGES, left // (2 * _TASKS_PER_THREAD * threads)))
 
     def _count_threads(self) -> int:
-        """Of all workers, which may come and go; asked for now and then."""
-        if time.monotonic() - self._threads_known_s > _ASK_AGAIN_S:
+        """Number of threads of all workers, updated at intervals since workers come and go."""
+        if time.monotonic() - self._threads_updated_s > _THREADS_UPDATE_S:
             self._threads_of = self._client.nthreads()
-            self._threads_known_s = time.monotonic()
+            self._threads_updated_s = time.monotonic()
         return max(1, sum(self._threads_of.values()))

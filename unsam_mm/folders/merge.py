@@ -1,7 +1,6 @@
-"""Joins pseudo-masks with other labels: human ones (UnSAM+) or the predictions of a trained model (self-training).
+"""Merges pseudo-masks with other labels: human labels (UnSAM+), or predictions of a trained model (self-training).
 
-Both follow one rule: all added labels are taken, and a pseudo-mask stays if it overlaps none of them by more than a
-given IoU.
+All of the other labels are kept, and pseudo-masks whose IoU with one of them is above a threshold are left out.
 
 Source: UnSAM, section 3.4 (UnSAM+: IoU 0.02) and section 3.3 (self-training: score 0.7, IoU 0.5).
 """
@@ -19,8 +18,8 @@ from pycocotools import mask as coco_mask
 
 from unsam_mm.coco_files.fields import image_size, is_crowd, number_in, stated_area, stated_box
 from unsam_mm.coco_files.ground_truth import match_images, name_parts
-from unsam_mm.coco_files.index import AnnotationIndex, ListedImage
-from unsam_mm.coco_files.segmentations import PolygonFilter, place_of, read_rles
+from unsam_mm.coco_files.index import TOP_LEVEL, AnnotationIndex, ListedImage
+from unsam_mm.coco_files.segmentations import PolygonFilter, describe_record, read_rles
 from unsam_mm.coco_files.writer import coco_writer
 from unsam_mm.errors import StoreError, UnSAMError, explained, located
 from unsam_mm.files import check_result_file, read_json
@@ -39,14 +38,14 @@ SELF_TRAINING_IOU, SELF_TRAINING_SCORE = 0.5, 0.7
 
 
 class AnnotationSource:
-    """Labels by image number.
+    """The labels that pseudo-masks are merged with; images have numbers from 0.
 
     Args:
         path: File or folder.
 
     Attributes:
-        supervised: Whether the labels are human, or made by a model trained on human labels; None if unknown.
-        names: Names of the images, by number.
+        supervised: Whether the labels are by humans, or by a model trained with human labels; None if unknown.
+        names: Names of the images.
     """
 
     supervised: bool | None = None
@@ -57,73 +56,43 @@ class AnnotationSource:
         self._polygons = PolygonFilter(str(path))
 
     def match(self, names: list[str]) -> dict[str, int]:
-        """Number of the image of each name; names without labels are left out."""
+        """Numbers of images by name; names without labels are left out.
+
+        Raises:
+            StoreError: If no name has labels, or the match is ambiguous.
+        """
         return _match(names, self.names, self.path)
 
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
-        """Name, size and records of one image; a ``parent`` is an index in the list of records.
+        """Name, size and annotations of one image; ``parent`` of an annotation is an index in their list, or -1.
 
         Raises:
             StoreError: If the labels of this image cannot be read.
-            UnSAMError: If no labels can be read any more.
+            UnSAMError: If the labels of all images can no longer be read.
         """
         raise NotImplementedError
 
     def warn(self) -> None:
-        """Warns of polygons that enclose nothing, which were left out of the records that were read.
+        """Gives a warning if polygons that enclose nothing were left out.
 
         Raises:
-            StoreError: If every record was left out.
+            StoreError: If all annotations were left out.
         """
         self._polygons.report(stacklevel=3)
 
 
-def open_ground_truth(path: str | Path) -> AnnotationSource:
-    """A COCO file, or a folder of SA-1B's files.
-
-    Raises:
-        StoreError: If there is no such file, or it is of another form.
-    """
-    path = Path(path)
-    return Sa1bFolder(path) if path.is_dir() else CocoFile(path, supervised=True)
-
-
-def open_predictions(
-    path: str | Path, min_score: float, numbered: list[str], images: str | Path | None = None
-) -> AnnotationSource:
-    """Predictions above a score: a folder of masks, a COCO file with scores, or a list of COCO results.
-
-    Args:
-        path: File or folder.
-        min_score: Records with this score or less are left out.
-        numbered: Names of the images 1, 2, ... of a list of results, as `PseudoMaskStore.merge` numbers them.
-        images: COCO file whose ``images`` say what the ids of a list of results mean, if they were numbered otherwise.
-
-    Raises:
-        StoreError: If there is no such file, or it is of another form.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return PredictedFolder(path, min_score)
-    names = dict(enumerate(numbered, start=1))
-    if images is not None:
-        lists = {'images', 'annotations'}
-        names = {image.id: image.name for image in AnnotationIndex(images, _NAMELESS, lists, each=None).images}
-    return CocoFile(path, min_score=min_score, names_by_id=names)
-
-
 class CocoFile(AnnotationSource):
-    """A COCO file of any size, read once to note where the annotations of each image lie.
+    """A COCO file, or a list of COCO results, of any size.
 
     Args:
         path: The file.
-        supervised: Whether people made the labels; None to read it from the file's "info".
-        min_score: Records with this score or less are left out; None to take all.
-        names_by_id: Image id to name, for a file that is only a list of results.
+        supervised: Whether the labels are by humans; None to read it from "info".
+        min_score: Annotations with this score or less are left out; None to take all.
+        names_by_id: Names of images by id, for a list of results.
 
     Raises:
-        StoreError: If the file is broken, is not in COCO form, lists an image twice, or has annotations of images that
-            it does not list.
+        StoreError: If the file is damaged or not a COCO file, lists an image twice, or has annotations of images that
+            are not listed.
     """
 
     def __init__(
@@ -135,13 +104,13 @@ class CocoFile(AnnotationSource):
     ) -> None:
         super().__init__(path)
         self._min_score = min_score
-        lists = {'images', 'annotations'} | (set() if names_by_id is None else {''})
+        lists = {'images', 'annotations'} | (set() if names_by_id is None else {TOP_LEVEL})
         self._index = index = AnnotationIndex(path, _NAMELESS, lists)
         self.supervised = supervised
         if supervised is None and isinstance(index.info, dict):
             self.supervised = index.info.get('supervised')
         listed = None
-        if '' in index.found:
+        if TOP_LEVEL in index.found:
             listed = {image_id: ListedImage(image_id, name, None, None) for image_id, name in names_by_id.items()}
             index.images = [listed.get(image_id) for image_id in index.number_of]
         elif 'annotations' not in index.found:
@@ -153,7 +122,7 @@ class CocoFile(AnnotationSource):
         _, name, height, width = self._index.images[number]
         try:
             records = self._index.read_records(number)
-        except StoreError as error:  # the file has changed, which concerns all images
+        except StoreError as error:  # the file has changed, which affects all images
             raise UnSAMError(str(error)) from error
         if self._min_score is not None:
             scored = [{**record, 'score': _score_of(record, self.path)} for record in records]
@@ -162,12 +131,12 @@ class CocoFile(AnnotationSource):
 
 
 class Sa1bFolder(AnnotationSource):
-    """A folder of SA-1B's annotation files, one an image, at any depth; see `AnnotationSource`.
+    """A folder of SA-1B's annotation files, one for each image, at any depth.
 
-    A file matches the image with the same name up to the suffix: ``sa_1.json`` to ``sa_1.jpg``.
+    A file has the name of its image with another suffix: ``sa_1.json`` belongs to ``sa_1.jpg``.
 
     Raises:
-        StoreError: If the folder holds no JSON file.
+        StoreError: If there are no JSON files.
     """
 
     supervised = True
@@ -182,8 +151,8 @@ class Sa1bFolder(AnnotationSource):
     def match(self, names: list[str]) -> dict[str, int]:
         stems = {_stem(name): name for name in names}
         if len(stems) < len(names):
-            twin = next(name for name in names if stems[_stem(name)] != name)
-            raise StoreError(f'{twin} and {stems[_stem(twin)]}: both would take the labels of {_stem(twin)}.json')
+            name = next(name for name in names if stems[_stem(name)] != name)
+            raise StoreError(f'{name} and {stems[_stem(name)]}: both have the labels of {_stem(name)}.json')
         matched = _match(list(stems), map(_stem, self.names), self.path)
         return {stems[stem]: number for stem, number in matched.items()}
 
@@ -203,7 +172,7 @@ class Sa1bFolder(AnnotationSource):
 
 
 class PredictedFolder(AnnotationSource):
-    """A folder of masks as `PseudoMaskStore` writes it, of which those above a score are read."""
+    """The masks of a `PseudoMaskStore` with scores above `min_score`."""
 
     def __init__(self, path: Path, min_score: float) -> None:
         super().__init__(path)
@@ -220,12 +189,12 @@ class PredictedFolder(AnnotationSource):
 def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, int]:
     images = [{'file_name': name, 'id': number} for number, name in enumerate(labelled)]
     if not images:
-        raise StoreError(f'{path}: holds no images, so there is nothing to join; take labels of the same data set')
+        raise StoreError(f'{path}: holds no images; use labels of the same data set')
     ends = {name_parts(image['file_name'])[-1:] for image in images}
     if not any(name_parts(name)[-1:] in ends for name in names):
         raise StoreError(
             f'{path}: none of its {len(images)} images ({images[0]["file_name"]}, ...) has pseudo-masks ({names[0]}, ...); '
-            'images are matched by file name: take labels of the same data set'
+            'images are matched by file name: use labels of the same data set'
         )
     with located(path):
         return match_images(names, {'images': images}, skip_unmatched=True)
@@ -233,7 +202,7 @@ def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, i
 
 def _score_of(record: Mapping[str, Any], path: Path) -> float:
     for key in ('score', 'predicted_iou'):
-        with located(f'{path}: {place_of(record)}'):
+        with located(f'{path}: {describe_record(record)}'):
             score = number_in(record, key)
         if math.isfinite(score):
             return score
@@ -248,16 +217,16 @@ def _stem(name: str) -> str:
 
 @dataclass
 class MergeReport:
-    """What was joined.
+    """Numbers of images and masks in a merged file.
 
     Attributes:
-        matched: Images with pseudo-masks and an entry among the added labels.
-        only_pseudo: Images with pseudo-masks alone.
-        only_added: Images with added labels alone.
-        added: Labels added.
-        kept: Pseudo-masks kept.
-        dropped: Pseudo-masks left out, since they overlap an added label.
-        failed: Images left out, since their masks or labels cannot be read: an error message each.
+        matched: Images with pseudo-masks and other labels.
+        only_pseudo: Images with pseudo-masks only.
+        only_added: Images with other labels only.
+        added: Other labels.
+        kept: Pseudo-masks in the file.
+        dropped: Pseudo-masks left out, since they overlap other labels.
+        failed: Error messages of images left out, since their masks or labels cannot be read.
     """
 
     matched: int = 0
@@ -272,27 +241,28 @@ class MergeReport:
 def merge_ground_truth(
     masks: str | Path, target: str | Path, ground_truth: str | Path, max_iou: float = GROUND_TRUTH_IOU
 ) -> MergeReport:
-    """Writes the UnSAM+ set: all human labels, and the pseudo-masks whose IoU with each of them is at most `max_iou`.
+    """Writes the UnSAM+ labels: all human labels, and pseudo-masks whose IoU with each of them is at most `max_iou`.
 
-    Crowd regions count as any other mask. Images are matched by name (see `unsam_mm.evaluation.match_images`); those
-    of one side alone are written too, with the labels that they have. An image whose masks or labels cannot be read is
-    left out, and the report gives the reason.
+    Crowds count like other masks. Images are matched by name (see `unsam_mm.evaluation.match_images`); images with
+    labels of one kind only are written, too. Images whose masks or labels cannot be read are left out, and the report
+    gives the reason.
 
     Args:
         masks: Folder of pseudo-masks.
-        target: COCO file to write. Its annotations carry ``source``, "gt" or "pseudo", and ``parent``, the ``id`` of
-            the smallest pseudo-mask that holds a pseudo-mask, or -1. All have category 1; its "info" says that it is
-            supervised.
+        target: COCO file to write. Annotations have ``source``, "gt" or "pseudo", and ``parent``, the ``id`` of the
+            smallest pseudo-mask that contains a pseudo-mask, or -1. All have category 1; "info" has "supervised" true.
         ground_truth: COCO file of any size, or folder of SA-1B's annotation files.
-        max_iou: A pseudo-mask with a larger IoU with any human label is left out.
+        max_iou: Pseudo-masks with a larger IoU with any human label are left out.
 
     Raises:
-        StoreError: If no image matches, the labels' file is broken or none of its images can be joined, or the target
-            cannot be written.
-        UnSAMError: If `max_iou` lies outside [0, 1].
+        StoreError: If no image matches, `ground_truth` is damaged, none of its labels can be read, or `target` cannot
+            be written.
+        UnSAMError: If `max_iou` is outside [0, 1].
     """
     check_result_file(target, masks, ground_truth, folders=[ground_truth])
-    return _merge(PseudoMaskStore(masks), Path(target), open_ground_truth(ground_truth), 'gt', max_iou)
+    path = Path(ground_truth)
+    source = Sa1bFolder(path) if path.is_dir() else CocoFile(path, supervised=True)
+    return _merge(PseudoMaskStore(masks), Path(target), source, 'gt', max_iou)
 
 
 def merge_predictions(
@@ -304,133 +274,138 @@ def merge_predictions(
     images: str | Path | None = None,
     supervised: bool = False,
 ) -> MergeReport:
-    """Writes the labels of the next round of self-training: sure predictions, and the old labels that none of them
-    covers.
+    """Writes the labels of the next round of self-training: predictions with large scores, and pseudo-masks that do not
+    overlap them.
 
     Args:
-        masks: Folder of pseudo-masks, the old labels.
+        masks: Folder of pseudo-masks.
         target: COCO file to write; see `merge_ground_truth`. ``source`` is "prediction" or "pseudo".
         predictions: Folder of masks, COCO file with scores, or list of COCO results.
         min_score: Predictions with a larger score become labels.
-        max_iou: An old label with a larger IoU with any of them is left out.
-        images: COCO file that defines the image ids of a list of results. Without it they are those that
-            `PseudoMaskStore.merge` gave: the n-th image by name has id n.
-        supervised: Whether the predicting model was trained with human labels. A folder or a COCO file of
-            predictions that says so itself is believed.
+        max_iou: Pseudo-masks with a larger IoU with any of these are left out.
+        images: COCO file that defines the image ids of a list of results. By default they are those that
+            `PseudoMaskStore.merge` writes: the n-th image by name has id n.
+        supervised: Whether the model was trained with human labels; also true if the folder or file of predictions
+            says so.
 
     Raises:
-        StoreError: If no image matches, the labels' file is broken or none of its images can be joined, or the target
-            cannot be written.
-        UnSAMError: If a threshold lies outside [0, 1].
+        StoreError: If no image matches, `predictions` is damaged, none of its labels can be read, or `target` cannot be
+            written.
+        UnSAMError: If a threshold is outside [0, 1].
     """
     check_result_file(target, masks, predictions, images)
-    PseudoMaskStore(predictions).check_result(target)
-    _check_share('score', min_score)
-    store = PseudoMaskStore(masks)
-    source = open_predictions(predictions, min_score, store.names(), images)
+    path, store = Path(predictions), PseudoMaskStore(masks)
+    PseudoMaskStore(path).check_result(target)
+    _check_threshold('score', min_score)
+    if path.is_dir():
+        source = PredictedFolder(path, min_score)
+    else:
+        if images is None:
+            names_by_id = dict(enumerate(store.names(), start=1))
+        else:
+            listed = AnnotationIndex(images, _NAMELESS).images
+            names_by_id = {image.id: image.name for image in listed if image is not None}
+        source = CocoFile(path, min_score=min_score, names_by_id=names_by_id)
     return _merge(store, Path(target), source, 'prediction', max_iou, supervised)
 
 
 def _merge(
     store: PseudoMaskStore, target: Path, source: AnnotationSource, kind: str, max_iou: float, supervised: bool = False
 ) -> MergeReport:
-    _check_share('iou', max_iou)
+    _check_threshold('iou', max_iou)
     store.check_result(target)
     names = store.finished_names()
     numbers = source.match(names)
     report = MergeReport()
     with coco_writer(target, _info(store, source, kind, supervised)) as writer:
         for name in names:
+            added, rles = [], []
             try:
                 masks = store.read(name)
-                added, rles = _read_added(source, numbers[name], name, masks.size_hw) if name in numbers else ([], [])
+                if name in numbers:
+                    _, _, added, rles = _read_labels(source, numbers[name], masks.size_hw)
             except StoreError as error:
                 report.failed.append(str(error))
                 continue
-            apart = without_overlap(masks, rles, max_iou)
-            writer.add(name, masks.size_hw, _joined(added, kind, apart))
+            kept = suppress_overlapping(masks, rles, max_iou)
+            writer.add(
+                name, masks.size_hw, _with_source(added, kind) + _with_source(kept.to_coco(0), 'pseudo', len(added))
+            )
             report.matched += name in numbers
             report.only_pseudo += name not in numbers
-            report.added, report.kept = report.added + len(added), report.kept + len(apart)
-            report.dropped += len(masks) - len(apart)
-        taken = set(numbers.values())
-        for number in (number for number in range(len(source.names)) if number not in taken):
+            report.added += len(added)
+            report.kept += len(kept)
+            report.dropped += len(masks) - len(kept)
+        matched = set(numbers.values())
+        for number in range(len(source.names)):
+            if number in matched:
+                continue
             try:
-                name, size_hw, added = source.read(number)
-                added, _ = _checked(added, size_hw, f'{source.path}, {name}')
+                name, size_hw, added, _ = _read_labels(source, number)
             except StoreError as error:
                 report.failed.append(str(error))
                 continue
-            writer.add(name, size_hw, _joined(added, kind))
+            writer.add(name, size_hw, _with_source(added, kind))
             report.only_added += 1
             report.added += len(added)
         if report.failed and not report.matched + report.only_added:
-            raise StoreError(f'no labels are left to be joined, {len(report.failed)} images failed: {report.failed[0]}')
+            raise StoreError(f'no labels can be merged, {len(report.failed)} images failed: {report.failed[0]}')
         source.warn()
     return report
 
 
-def _read_added(
-    source: AnnotationSource, number: int, name: str, size_hw: tuple[int, int]
-) -> tuple[list[Record], list[Rle]]:
-    """The records that are added to the pseudo-masks of an image of this size, and their masks."""
-    where = f'{source.path}, {name}'
-    _, stated_hw, added = source.read(number)
-    return _checked(added, _same_size(stated_hw, size_hw, where), where)
-
-
-def without_overlap(masks: MaskSet, added: Sequence[Rle], max_iou: float) -> MaskSet:
-    """The masks whose IoU with every added one is at most `max_iou`; parents skip the masks that are left out."""
-    if not len(masks) or not added:
+def suppress_overlapping(masks: MaskSet, others: Sequence[Rle], max_iou: float) -> MaskSet:
+    """Removes masks whose IoU with any of the others is above `max_iou`; parents skip the removed masks."""
+    if not len(masks) or not others:
         return masks
-    overlaps = coco_mask.iou(masks.rles, list(added), [0] * len(added))
-    return masks[np.flatnonzero(np.max(overlaps, axis=1) <= max_iou)]
+    ious = coco_mask.iou(masks.rles, list(others), [0] * len(others))
+    return masks[np.flatnonzero(np.max(ious, axis=1) <= max_iou)]
 
 
-def _joined(added: list[Record], kind: str, masks: MaskSet | None = None) -> list[Record]:
-    """Records with `source`; parents of the masks are counted behind the added ones."""
-    records = [{**record, 'source': kind} for record in added]
-    for record in masks.to_coco(image_id=0) if masks is not None else ():
-        up = record['parent'] + len(added) if record['parent'] >= 0 else -1
-        records.append({**record, 'parent': up, 'source': 'pseudo'})
-    return records
+def _with_source(records: Sequence[Record], source: str, n_before: int = 0) -> list[Record]:
+    """The records with ``source``, and with ``parent`` as an index in a list that has `n_before` others before them."""
+    parents = [record['parent'] + n_before if record['parent'] >= 0 else -1 for record in records]
+    return [{**record, 'parent': parent, 'source': source} for record, parent in zip(records, parents, strict=True)]
 
 
-def _checked(
-    records: list[Record], size_hw: tuple[int | None, int | None], where: str
-) -> tuple[list[Record], list[Rle]]:
-    """The records with all fields, and their masks."""
+def _read_labels(
+    source: AnnotationSource, number: int, expected_hw: tuple[int, int] | None = None
+) -> tuple[str, SizeHW, list[Record], list[Rle]]:
+    """Name, size, annotations and masks of one image of a source; annotations get ``area``, ``bbox`` and ``iscrowd``.
+
+    Args:
+        source: The labels.
+        number: Number of the image.
+        expected_hw: Height and width of the pseudo-masks of the image, if it has any.
+
+    Raises:
+        StoreError: If the labels cannot be read, or have another size.
+    """
+    name, size_hw, records = source.read(number)
+    where = f'{source.path}, {name}'
+    if expected_hw is not None and None not in size_hw and tuple(size_hw) != tuple(expected_hw):
+        raise StoreError(
+            f'{where}: labels for {size_hw[0]} x {size_hw[1]} px (height x width), pseudo-masks for {expected_hw[0]} x '
+            f'{expected_hw[1]} px; both must be of the same image'
+        )
     if any('segments_info' in record for record in records):
-        raise StoreError(f'{where}: is of the panoptic form, whose masks are PNG files; expected instances')
+        raise StoreError(f'{where}: is in the panoptic format, whose masks are PNG files; expected instances')
     if not all('segmentation' in record for record in records):
         raise StoreError(f'{where}: an annotation has no "segmentation"; expected RLE or polygons')
     with located(where):
-        rles = read_rles(records, size_hw)
-        return _completed(records, rles), rles
-
-
-def _completed(records: list[Record], rles: list[Rle]) -> list[Record]:
-    """The records with `area` and `bbox`, which lists of results may lack, and with fields of one form."""
-    areas, boxes = areas_and_boxes(rles)
-    boxes[:, 2:] -= boxes[:, :2]
-    return [
-        {
-            **record,
-            'area': int(area) if math.isnan(stated := stated_area(record)) else stated,
-            'bbox': stated_box(record) or box.tolist(),
-            'iscrowd': int(is_crowd(record)),
-        }
-        for record, area, box in zip(records, areas, boxes, strict=True)
-    ]
-
-
-def _same_size(size_hw: tuple[int | None, int | None], expected: tuple[int, int], where: str) -> tuple[int, int]:
-    if None not in size_hw and tuple(size_hw) != tuple(expected):
-        raise StoreError(
-            f'{where}: labels for {size_hw[0]} x {size_hw[1]} px (height x width), pseudo-masks for {expected[0]} x '
-            f'{expected[1]} px; both must be those of the same image'
-        )
-    return expected
+        rles = read_rles(records, expected_hw or size_hw)
+        areas, boxes = areas_and_boxes(rles)
+        boxes[:, 2:] -= boxes[:, :2]
+        completed = [
+            {
+                **record,
+                'area': int(area) if math.isnan(stated := stated_area(record)) else stated,
+                'bbox': stated_box(record) or box.tolist(),
+                'iscrowd': int(is_crowd(record)),
+            }
+            for record, area, box in zip(records, areas, boxes, strict=True)
+        ]
+    return name, size_hw, completed, rles
 
 
 def _info(store: PseudoMaskStore, source: AnnotationSource, kind: str, supervised: bool) -> dict[str, Any]:
@@ -442,6 +417,6 @@ def _info(store: PseudoMaskStore, source: AnnotationSource, kind: str, supervise
     }
 
 
-def _check_share(name: str, value: float) -> None:
+def _check_threshold(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise UnSAMError(f'{name} must lie in [0, 1], got {value}')

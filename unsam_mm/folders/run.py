@@ -1,4 +1,4 @@
-"""Runs the generator on a folder of images: resumable, in one or several processes, or on a cluster."""
+"""Runs the generator on a folder of images, in one or several processes or on a cluster; runs can be resumed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from unsam_mm.files import atomic_writer, check_writable, fitting_name, remove_l
 from unsam_mm.fingerprints import image_stamp
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.generator import PseudoMaskGenerator, Settings, settings_signature, weights_origin
-from unsam_mm.images import IMAGE_SUFFIXES, list_images, read_image
+from unsam_mm.images import list_images, read_image
 from unsam_mm.processes import in_processes
 from unsam_mm.pseudo_masks.vit import check_device
 
 _log = logging.getLogger(__name__)
 
 _SUFFIX = '.txt'
-_INTERRUPTED = 'the run ended during this image; it is tried again after the others'
+_INTERRUPTED = 'the run ended during this image; the next run processes it last'
 _LOST = (
     '{}: the worker process ended twice while processing it, perhaps for lack of memory; make the image smaller, or run '
     'again with fewer --workers'
@@ -31,13 +31,13 @@ _LOST = (
 
 @dataclass
 class FolderReport:
-    """What a run over a folder did.
+    """Results of a run over a folder.
 
     Attributes:
-        found: Images in the folder.
-        skipped: Images that had been finished by an earlier run.
-        done: Images finished now.
-        failed: Error message by image name; these can be run again once they are mended.
+        found: Number of images in the folder.
+        skipped: Number of images that an earlier run has finished.
+        done: Number of images that this run has finished.
+        failed: Error messages by image name; the next run tries these images again.
     """
 
     found: int = 0
@@ -47,64 +47,59 @@ class FolderReport:
 
 
 class Quarantine:
-    """Images that failed, with the reason: a text file each, there until the image is done.
+    """A text file for each image that failed, with the reason, which is removed when the image is finished.
 
-    A note is one line: the name as JSON, a tab, the reason. Other files in the folder stay as they are.
+    Each file has one line: the image name as JSON, a tab, and the reason. Other files in the folder are not changed.
 
     Args:
-        root: Folder of the store; the files lie in its subfolder ``quarantine``.
+        root: Folder of the store; the files are in its subfolder ``quarantine``.
     """
 
     def __init__(self, root: Path) -> None:
         self._folder = root / 'quarantine'
 
     def names(self) -> set[str]:
-        """All images in quarantine."""
+        """Names of all images in quarantine."""
         paths = (Path(folder, file) for folder, _, files in os.walk(self._folder) for file in files)
         return {name for path in paths if path.suffix == _SUFFIX and (name := self._name_in(path)) is not None}
 
     def add(self, name: str, reason: str) -> None:
-        """Notes why an image failed. An image whose note the disk does not take has none.
+        """Writes the file of an image, unless its name is too long for the disk.
 
         Raises:
             StoreError: If the folder cannot be written.
         """
         path = self._path_of(name)
-        with suppress(TargetError, OSError):  # the latter of the question alone; a disk that is full is a StoreError
+        with suppress(TargetError, OSError):  # OSError only of path.exists(): a full disk is a StoreError
             if path.exists() and self._name_in(path) is None:
                 return
             with atomic_writer(path, sync=False) as file:
                 file.write(f'{json.dumps(name)}\t{one_line(reason)}\n')
 
     def release(self, name: str) -> None:
-        """Forgets an image."""
+        """Removes the file of an image."""
         path = self._path_of(name)
-        with suppress(OSError):  # a name that the disk does not take
+        with suppress(OSError):  # the name is too long for the disk
             if path.exists() and self._name_in(path) is not None:
                 path.unlink(missing_ok=True)
 
     def remove_empty_folders(self) -> None:
-        """Removes the folders, this one included, that no note is left in."""
+        """Removes empty folders, including the quarantine itself."""
         for folder, _, _ in os.walk(self._folder, topdown=False):
-            with suppress(OSError):  # it is not empty
+            with suppress(OSError):  # not empty
                 Path(folder).rmdir()
 
     def _path_of(self, name: str) -> Path:
         return self._folder / fitting_name(name, _SUFFIX)
 
     def _name_in(self, path: Path) -> str | None:
-        """The image that a note is about, None for what is no note; those of earlier versions hold the reason alone."""
-        placed = path.relative_to(self._folder).as_posix().removesuffix(_SUFFIX)
+        """The image that a file is about; None for other files."""
         try:
             with path.open(encoding='utf-8', errors='surrogateescape') as file:
-                line = file.readline(1 << 16)
-            if line.startswith('"'):
-                name = json.loads(line.partition('\t')[0])
-                return name if isinstance(name, str) and self._path_of(name) == path else None
-        except (OSError, ValueError):
+                name = json.loads(file.readline(1 << 16).partition('\t')[0])
+            return name if isinstance(name, str) and self._path_of(name) == path else None
+        except (OSError, RecursionError, ValueError):
             return None
-        is_of_image = placed.lower().endswith(IMAGE_SUFFIXES)
-        return placed if is_of_image and placed.rpartition('/')[2] in line else None
 
 
 @dataclass(frozen=True)
@@ -114,13 +109,13 @@ class FolderJob:
     Attributes:
         images: Folder of images, at any depth, or one image file.
         out: Folder of the store.
-        settings: What the generator computes.
-        max_masks: The most masks kept for an image, best first.
+        settings: Settings of the generator.
+        max_masks: Maximum number of masks of an image, best first.
         device: Torch device.
-        workers: Number of processes; each takes about 1 GB, and 3 GB for images of 24 megapixels, and an equal share of
-            the cores.
-        overwrite: Whether the masks in the store are removed first, so that all images are done again.
-        dask: Address of a Dask scheduler, or ``local:N``, whose workers take the place of `workers`; see
+        workers: Number of processes; each needs about 1 GB, for images of 24 megapixels 3 GB. The cores are divided
+            among them.
+        overwrite: Whether to remove all masks in the store first, so that all images are processed again.
+        dask: Address of a Dask scheduler, or ``local:N``; its workers are used instead of `workers`. See
             `unsam_mm.folders.dask`.
     """
 
@@ -134,15 +129,15 @@ class FolderJob:
     dask: str | None = None
 
     def run(self, on_image: Callable[[FolderReport], None] = lambda report: None) -> FolderReport:
-        """Does what is left to do. Interrupted at any point, another run goes on from there.
+        """Processes the images without current masks. An interrupted run is continued by the next.
 
         Args:
             on_image: Called at the start and after each image with the report so far.
 
         Raises:
-            ImageError: If the folder holds no images.
-            StoreError: If the output cannot be written or holds masks of other settings.
-            WeightsError: If the ViT's weights cannot be had.
+            ImageError: If there are no images.
+            StoreError: If the output cannot be written or has masks of other settings.
+            WeightsError: If the weights of the ViT are not available.
         """
         names = self.image_names()
         store, quarantine = PseudoMaskStore(self.out), Quarantine(self.out)
@@ -153,16 +148,16 @@ class FolderJob:
             names if self.overwrite else [name for name in names if not store.is_current(name, self.path_of(name))]
         )
         report = FolderReport(found=len(names), skipped=len(names) - len(waiting))
-        # Entered before masks are removed: settings, weights, device and scheduler are known to work by then.
+        # Masks are removed only after settings, weights, device and scheduler have been checked.
         with self._workers(len(waiting), description) as work:
             if self.overwrite:
                 store.clear()
             store.describe(description)
             remove_leftovers(store.root)
             quarantined, finished = quarantine.names(), set(names) - set(waiting)
-            for name in quarantined & finished:  # a run that was killed may have had no time for it
+            for name in quarantined & finished:  # an earlier run was killed before it removed the file
                 quarantine.release(name)
-            waiting.sort(key=quarantined.__contains__)  # what failed before comes last
+            waiting.sort(key=quarantined.__contains__)  # images that failed before come last
             on_image(report)
             with closing(work(waiting)) as results:
                 for name, failure in results:
@@ -181,35 +176,41 @@ class FolderJob:
         return [path.relative_to(root).as_posix() for path in list_images(self.images)]
 
     def path_of(self, name: str) -> Path:
-        """Where an image lies."""
+        """The path of an image."""
         return (self.images.parent if self.images.is_file() else self.images) / name
 
     def description(self) -> dict:
-        """What the masks depend on, in the form of the store; fetches the weights."""
+        """Metadata for the store: everything that the masks depend on. Downloads the weights if needed."""
         signature = settings_signature(self.settings)
-        noted = {
+        metadata = {
             **asdict(self.settings),
             'weights': weights_origin(self.settings),
             'signature': signature,
             'max_masks': self.max_masks,
         }
-        return json.loads(json.dumps(noted))  # a tuple is a list there
+        return json.loads(json.dumps(metadata))  # tuples become lists, as in the stored metadata
 
     def make_worker(self) -> ImageWorker:
-        """Loads the model."""
+        """Loads the model, and returns a function that processes one image."""
         return ImageWorker(self)
 
     @contextmanager
     def _workers(
         self, n_images: int, description: dict
     ) -> Iterator[Callable[[list[str]], Iterator[tuple[str, str | None]]]]:
-        """A function that processes images and gives results in the order in which they finish."""
+        """A function that processes images and yields their names and error messages in the order of completion."""
         if not n_images:
             yield lambda names: (result for result in ())
             return
         check_writable(self.out)
         if self.dask is not None:
-            with _cluster(self, description, n_images) as work:
+            try:
+                from unsam_mm.folders.dask import cluster_work
+            except ModuleNotFoundError as error:
+                raise UnSAMError(
+                    f'--dask needs the package {error.name}; run: pip install "unsam_mm[dask]", or use --workers'
+                ) from error
+            with cluster_work(self, self.dask, description, n_images) as work:
                 yield work
             return
         check_device(self.device)
@@ -219,30 +220,18 @@ class FolderJob:
             yield lambda names: ((name, worker(name)) for name in names)
             return
         if self.overwrite:
-            self.make_worker()  # the files of the weights may be broken
-        advice = f'what is finished is kept: run again with fewer --workers than {workers}'
+            self.make_worker()  # fails if the weights are damaged
+        advice = f'finished images are kept: run again with fewer --workers than {workers}'
         yield lambda names: in_processes(
             self.make_worker, names, workers, advice, lost=lambda name: _LOST.format(self.path_of(name))
         )
 
 
-def _cluster(
-    job: FolderJob, description: dict, n_images: int
-) -> AbstractContextManager[Callable[[list[str]], Iterator[tuple[str, str | None]]]]:
-    try:
-        from unsam_mm.folders.dask import cluster_work
-    except ModuleNotFoundError as error:
-        raise UnSAMError(
-            f'--dask needs the package {error.name}; run: pip install "unsam_mm[dask]", or use --workers'
-        ) from error
-    return cluster_work(job, job.dask, description, n_images)
-
-
 class ImageWorker:
-    """Does one image after another with one model.
+    """Processes images, one after the other, with one model.
 
     Args:
-        job: What to do.
+        job: The run that the images belong to.
     """
 
     def __init__(self, job: FolderJob) -> None:
@@ -252,30 +241,23 @@ class ImageWorker:
         self._generator = PseudoMaskGenerator(job.settings, job.device)
 
     def __call__(self, name: str) -> str | None:
-        """Does one image; an image that cannot be done is reported, a bad disk ends the run.
+        """Processes one image, and returns the error message if that fails.
 
         Raises:
             StoreError: If the output cannot be written.
-            WeightsError: If weights cannot be had.
+            WeightsError: If weights are not available.
         """
-        path = self._path_of(name)
-        self._quarantine.add(name, f'{path}: {_INTERRUPTED}')  # stays where the process is killed over it
-        try:
-            failure = self._failure(path, name)
-        except BaseException:
-            self._quarantine.release(name)
-            raise
-        if failure is None:
-            self._quarantine.release(name)
-        return failure
-
-    def _failure(self, path: Path, name: str) -> str | None:
+        path, failure = self._path_of(name), None
+        self._quarantine.add(name, f'{path}: {_INTERRUPTED}')  # remains if the process is killed
         try:
             with image_errors(path):
                 stamp = image_stamp(path)
                 masks = self._generator(read_image(path)).select(self._max_masks)
             self._store.write(name, masks, stamp)
-        except (ImageError, TargetError) as error:  # the others can be done
+        except (ImageError, TargetError) as error:  # affects this image only
             _log.debug('%s', path, exc_info=True)
-            return str(error)
-        return None
+            failure = str(error)
+        finally:
+            if failure is None:
+                self._quarantine.release(name)
+        return failure

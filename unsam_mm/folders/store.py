@@ -1,7 +1,6 @@
-"""Store of pseudo-masks: one JSON file per image, in the format of SA-1B's annotation files.
+"""Store of pseudo-masks: one JSON file for each image, in the format of SA-1B's annotation files.
 
-A file is there, and then it is whole, or it is not there: whatever has been written can be used, and work that was
-interrupted goes on with the images that have no file yet.
+Files are written atomically, so an interrupted run is continued with the images that have no file yet.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from unsam_mm.files import fitting_name, is_fitted, lies_below, read_json, write
 from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.rle import areas_and_boxes, rles_from_json
 from unsam_mm.pseudo_masks.setting_names import current_settings
 
 MANIFEST = 'unsam.json'
@@ -33,85 +30,83 @@ _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
 _MARK = 'supervised'
 _SUFFIX = '.json'
 _STAMP = 'made_of'
-_KEYS = ('segmentation', 'bbox', 'area', 'score', 'granularity', 'parent')  # of a mask
+_KEYS = ('segmentation', 'bbox', 'area', 'score', 'granularity', 'parent')  # of `MaskSet.to_coco`, in files
 
 _HEAD = re.compile(
     rb'(?:\xef\xbb\xbf)?\s*\{\s*"image"\s*:\s*\{\s*"file_name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"height"\s*:\s*\d+\s*,'
     rb'\s*"width"\s*:\s*\d+\s*(?:,\s*"made_of"\s*:\s*(\{[^{}]*+\})\s*)?\}\s*,\s*"annotations"\s*:\s*\['
 )
-"""How each file begins: a file of this name that begins otherwise is not ours, and is neither finished nor removed."""
-_HEAD_BYTES, _LONGEST_HEAD_BYTES = 512, 1 << 16
+"""The beginning of each file; files with another beginning are foreign, and are neither read nor removed."""
+_HEAD_BYTES, _MAX_HEAD_BYTES = 512, 1 << 16
 _TAIL_BYTES = 16
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-_NOTHING = None, False, None
-_NO_SUCH_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENXIO)
+_INVALID_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENXIO)
+_FOREIGN = None, False, None  # result of `_read_ends` for a missing or foreign file
 
 
 class PseudoMaskStore:
-    """Masks by image name, where a name is the image's path below the image folder, such as ``'cats/1.jpg'``.
+    """Masks by image name, the path of the image below the image folder, such as ``'cats/1.jpg'``.
 
     Args:
-        root: The folder; it is made when the first file is written.
+        root: Folder of the store; created when the first file is written.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
     def path_of(self, name: str) -> Path:
-        """Where the masks of an image are kept; see `fitting_name` for names that are too long."""
+        """The file of an image; see `fitting_name` for long names."""
         return self.root / fitting_name(name, _SUFFIX)
 
     def has(self, name: str) -> bool:
-        """Whether an image is done: whether there is a file of this store for it that was not cut short.
-
-        A file that may not be read counts: `read` tells why.
+        """Whether there is a complete file for an image, or one without read permission, for which `read` raises an error.
 
         Raises:
-            StoreError: If the disk cannot be asked.
+            StoreError: If the disk cannot be read.
         """
         try:
-            head, is_whole, _ = _look_into(self.path_of(name))
+            head, is_complete, _ = _read_ends(self.path_of(name))
         except TargetError:
             return True
-        return head is not None and is_whole
+        return head is not None and is_complete
 
     def holds(self, path: str | Path) -> bool:
-        """Whether a file was written by the store: the masks of an image, or the metadata of the folder."""
+        """Whether a file belongs to the store: the masks of an image, or the metadata."""
         if os.path.realpath(path) == os.path.realpath(self.root / MANIFEST):
             return True
-        return lies_below(path, self.root) and _look_into(path)[0] is not None
+        return lies_below(path, self.root) and _read_ends(path)[0] is not None
 
     def check_result(self, target: str | Path) -> None:
-        """Checks that a result is written over no file of the store.
+        """Checks that a result would not replace a file of the store.
 
         Raises:
-            StoreError: If it would be, or that cannot be told.
+            StoreError: If it would, or the file cannot be read.
         """
         if self.holds(target):
             raise StoreError(f'{target}: is one of the files that are read; choose another file for the result')
 
     def is_current(self, name: str, image: Path) -> bool:
-        """Whether an image is done, and was not exchanged for another since; see `unsam_mm.fingerprints.is_current`.
+        """Whether there is a complete file for an image, and the image has not changed; see `fingerprints.is_current`.
 
-        A file that may not be read does not count: `write` tells why.
+        False for a file without read permission, for which `write` raises an error.
 
         Raises:
-            StoreError: If the disk cannot be asked.
+            StoreError: If the disk cannot be read.
         """
         path = self.path_of(name)
         try:
-            head, is_whole, stamp = _look_into(path)
+            head, is_complete, stamp = _read_ends(path)
         except TargetError:
             return False
-        return head is not None and is_whole and is_current(path, image, stamp)
+        return head is not None and is_complete and is_current(path, image, stamp)
 
     def names(self) -> list[str]:
-        """All images that there is a file of this store for, sorted. Only the ends of each file are read.
+        """Names of all images with a file, sorted. Only the beginning and the end of each file are read.
 
-        Files that are damaged, or may not be read, count: `read` tells what is wrong.
+        Includes damaged files and files without read permission, for which `read` raises an error.
 
         Raises:
-            StoreError: If there is no such folder, or it cannot be read.
+            StoreError: If the folder is missing or cannot be read.
         """
         if not self.root.is_dir():
             raise StoreError(
@@ -120,10 +115,10 @@ class PseudoMaskStore:
         return sorted(name for name, _ in self._files())
 
     def _files(self) -> Iterator[tuple[str, str]]:
-        """Names of the images that are there, and the path of each one's file, both relative to the root."""
+        """Names of images and paths of their files, both relative to the root."""
 
         def fail(error: OSError) -> None:
-            if isinstance(error, FileNotFoundError) and error.filename != root:  # removed since, as "quarantine" is
+            if isinstance(error, FileNotFoundError) and error.filename != root:  # just removed, such as "quarantine"
                 return
             raise StoreError(f'{error.filename}: cannot be read ({error.strerror}); check its permissions') from error
 
@@ -136,22 +131,22 @@ class PseudoMaskStore:
                 if file == name or not (name.lower().endswith(IMAGE_SUFFIXES) or is_fitted(file)):
                     continue
                 try:
-                    inside, *_ = _look_into(os.path.join(folder, file))  # noqa: PTH118 - a million of them
+                    inside, *_ = _read_ends(os.path.join(folder, file))  # noqa: PTH118 - a million files
                     is_ours = inside is not None
-                except TargetError:  # masks that are left out without a word would be missed
+                except TargetError:  # without read permission
                     inside, is_ours = None, True
                 if inside is not None and is_fitted(file) and not name.lower().endswith(IMAGE_SUFFIXES):
                     name = inside.rpartition('/')[2]
-                with suppress(OSError):  # it was removed since
-                    is_ours = is_ours or _is_cut_off(Path(folder, file), f'{prefix}{name}')
+                with suppress(OSError):  # the file was just removed
+                    is_ours = is_ours or _is_truncated(Path(folder, file), f'{prefix}{name}')
                 if is_ours and fitting_name(name, _SUFFIX) == file:
                     yield f'{prefix}{name}', f'{prefix}{file}'
 
     def finished_names(self) -> list[str]:
-        """As `names`, but at least one.
+        """The same as `names`, but never empty.
 
         Raises:
-            StoreError: If there is none.
+            StoreError: If there are no pseudo-masks.
         """
         names = self.names()
         if not names:
@@ -161,18 +156,17 @@ class PseudoMaskStore:
         return names
 
     def write(self, name: str, masks: MaskSet, stamp: dict[str, Any] | None = None) -> None:
-        """Stores the masks of one image, replacing older ones.
+        """Writes the masks of one image, and replaces its file.
 
         Args:
-            name: Of the image.
-            masks: To be stored; areas and boxes are written as those of the run lengths.
-            stamp: What `unsam_mm.fingerprints.image_stamp` gave before the image was read.
+            name: Name of the image.
+            masks: The masks; areas and boxes in the file are computed from the RLEs.
+            stamp: Result of `unsam_mm.fingerprints.image_stamp` before the image was read.
 
         Raises:
-            TargetError: If the disk takes no file of this name, or something that is not of this store, or may not be
-                read, has its place.
-            StoreError: If the folder cannot be written or the disk is full, or run lengths are malformed or of another
-                size.
+            TargetError: If the disk does not allow a file of this name, or there is a foreign file, or one without read
+                permission.
+            StoreError: If the folder cannot be written or the disk is full, or RLEs are malformed or have another size.
         """
         height, width = masks.size_hw
         image = {'file_name': name, 'height': int(height), 'width': int(width)}
@@ -185,29 +179,33 @@ class PseudoMaskStore:
         if stamp is not None:
             image[_STAMP] = stamp
         with located(f'{path}: cannot be written'):
-            rles = rles_from_json(masks.rles, (height, width))
-        areas, boxes = areas_and_boxes(rles)
-        measured = replace(masks, rles=rles, areas=areas, boxes_xyxy=boxes.astype(np.float32))
-        write_json(path, {'image': image, 'annotations': _annotations(measured)})
+            checked = MaskSet.from_rles(masks.rles, masks.scores, (height, width), masks.parents)
+        # SA-1B's keys; `predicted_iou` is the score, and `granularity` and `parent` are added.
+        annotations = [
+            {'id': index, **{'predicted_iou' if key == 'score' else key: record[key] for key in _KEYS}}
+            for index, record in enumerate(checked.to_coco(image_id=0))
+        ]
+        write_json(path, {'image': image, 'annotations': annotations})
 
     def read(self, name: str, image: Path | None = None, by_age: bool = False) -> MaskSet:
-        """The masks of one image.
+        """Reads the masks of one image.
 
         Args:
-            name: Of the image.
-            image: Its file. Masks of which is noted that they were made from another version of it are refused.
-            by_age: Whether masks of which nothing is noted, as in files of other programs, are refused if the image is
-                younger.
+            name: Name of the image.
+            image: The image file. If it has changed since the masks were written with its stamp, an error is raised.
+            by_age: Whether an error is also raised if there is no stamp and the image is newer than the masks.
 
         Raises:
-            StoreError: If there is no file for it, or the file is not one of this store, or is of another version.
+            StoreError: If the file is missing, damaged or foreign, or the image has changed.
         """
         path = self.path_of(name)
         try:
             content = read_json(path)
         except StoreError as error:
             if isinstance(error.__cause__, ValueError | RecursionError):
-                raise StoreError(f'{error}, once it is removed: "generate" looks at the ends of files only') from error
+                raise StoreError(
+                    f'{error}; remove it first, since "generate" only checks both ends of a file'
+                ) from error
             raise
         noted = content.get('image') if isinstance(content, dict) else None
         stamp = noted.get(_STAMP) if isinstance(noted, dict) else None
@@ -216,11 +214,11 @@ class PseudoMaskStore:
         return _mask_set(content, path)
 
     def read_each(self, names: Iterable[str], failed: dict[str, str]) -> Iterator[tuple[str, MaskSet]]:
-        """Each image with its masks; those whose file cannot be read are left out.
+        """Yields names of images with their masks.
 
         Args:
-            names: Of the images.
-            failed: Gets the error message by name of each image that is left out.
+            names: Names of the images.
+            failed: The error messages of files that cannot be read are added to this dictionary, by name.
         """
         for name in names:
             try:
@@ -231,27 +229,30 @@ class PseudoMaskStore:
                 yield name, masks
 
     def describe(self, settings: dict[str, Any]) -> None:
-        """Notes what the masks were made with, or checks it against what is noted already.
+        """Writes the metadata, after a check against that of existing masks.
 
-        The metadata field "supervised" is true if human labels were used for the masks: CascadePSP was trained on them.
+        Its field "supervised" is true if human labels were used for the masks: CascadePSP was trained with them.
+
+        Args:
+            settings: The settings that the masks are made with.
 
         Raises:
-            StoreError: If the folder holds masks that were made otherwise.
+            StoreError: If the folder has masks made with other settings.
         """
         self.check(settings)
-        note = {**settings, _MARK: settings.get('refine') in _SUPERVISED_REFINERS}
-        if note != self._noted():  # a finished folder may be one that cannot be written any more
-            write_json(self.root / MANIFEST, note)
+        metadata = {**settings, _MARK: settings.get('refine') in _SUPERVISED_REFINERS}
+        if metadata != self._metadata():  # a finished folder may be read-only
+            write_json(self.root / MANIFEST, metadata)
 
     def check(self, settings: dict[str, Any]) -> None:
-        """Compares with what the masks were made with, if anything is noted; see `describe`.
+        """Compares settings with the metadata, if there is any.
 
         Raises:
-            StoreError: If the folder holds masks that were made otherwise.
+            StoreError: If the folder has masks made with other settings.
         """
-        noted = self._noted() or settings
+        metadata = self._metadata() or settings
         differing = sorted(
-            key for key in (noted.keys() | settings.keys()) - {_MARK} if noted.get(key) != settings.get(key)
+            key for key in (metadata.keys() | settings.keys()) - {_MARK} if metadata.get(key) != settings.get(key)
         )
         if differing:
             raise StoreError(
@@ -260,50 +261,50 @@ class PseudoMaskStore:
 
     @property
     def supervised(self) -> bool:
-        """Whether human labels were used for the masks, according to the folder's metadata."""
-        noted = self._noted()
-        return bool(noted.get(_MARK)) or noted.get('refine') in _SUPERVISED_REFINERS
+        """Whether human labels were used for the masks, according to the metadata."""
+        metadata = self._metadata()
+        return bool(metadata.get(_MARK)) or metadata.get('refine') in _SUPERVISED_REFINERS
 
     @property
     def label_sources(self) -> list[str]:
-        """What the masks come from, for the "info" of files made of them."""
-        refiner = _SUPERVISED_REFINERS.get(self._noted().get('refine'))
+        """Sources of the masks, for "info" of merged files."""
+        refiner = _SUPERVISED_REFINERS.get(self._metadata().get('refine'))
         return ['pseudo-masks', refiner] if refiner else ['pseudo-masks']
 
-    def _noted(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, Any]:
         manifest = self.root / MANIFEST
         if not manifest.exists():
             return {}
         if was_cut_short(manifest):
             raise StoreError(
-                f'{manifest}: is empty or was cut short, so nothing says how the masks were made; make them again with '
+                f'{manifest}: is empty or was cut short, so it is unknown how the masks were made; make them again with '
                 '"generate" and --overwrite'
             )
-        noted = read_json(manifest)
+        metadata = read_json(manifest)
         if (
-            not isinstance(noted, dict)
-            or not noted.keys() & {_MARK, 'signature'}
-            or not isinstance(noted.get('refine'), str | None)
+            not isinstance(metadata, dict)
+            or not metadata.keys() & {_MARK, 'signature'}
+            or not isinstance(metadata.get('refine'), str | None)
         ):
-            raise StoreError(f'{manifest}: not what "generate" wrote; choose another folder')
-        return current_settings(noted)
+            raise StoreError(f'{manifest}: was not written by "generate"; choose another folder')
+        return current_settings(metadata)
 
     def clear(self) -> None:
-        """Removes all masks and what is noted about them; other files stay.
+        """Removes all masks and the metadata, but no foreign files.
 
-        The metadata file is removed last, so that a partly cleared folder still describes the masks that are left.
+        The metadata is removed last, so it still describes the masks in a partly cleared folder.
 
         Raises:
-            StoreError: If a file cannot be removed, or may not be read, or the note is not of this package.
+            StoreError: If a file cannot be read or removed, or the metadata is foreign.
         """
         if not was_cut_short(self.root / MANIFEST):
-            self._noted()
+            self._metadata()
         if not self.root.is_dir():
             return
         try:
             paths = [self.root / file for _, file in self._files()]
             for path in paths:
-                _look_into(path)  # one that may not be read may be anything
+                _read_ends(path)  # a file without read permission may be foreign
             for path in paths:
                 path.unlink(missing_ok=True)
             (self.root / MANIFEST).unlink(missing_ok=True)
@@ -315,15 +316,14 @@ class PseudoMaskStore:
     def merge(self, target: str | Path) -> tuple[int, int, dict[str, str]]:
         """Writes all masks into one COCO file, image by image, so memory does not grow with the folder.
 
-        Its "info" records whether human labels were used for the masks. Images whose file is damaged, or may not be
-        read, are left out.
+        Its "info" states whether human labels were used for the masks. Images whose file cannot be read are left out.
 
         Returns:
-            The numbers of images and of masks, and the error message by name of each image that is left out.
+            Number of images, number of masks, and error messages of the images that are left out, by name.
 
         Raises:
-            StoreError: If the folder holds no masks, no file of them can be read, or the target is one of them or
-                cannot be written.
+            StoreError: If there are no masks, no file can be read, or the target is one of the files or cannot be
+                written.
         """
         self.check_result(target)
         names, failed = self.finished_names(), {}
@@ -336,20 +336,20 @@ class PseudoMaskStore:
         return writer.n_images, writer.n_masks, failed
 
 
-def _look_into(path: str | Path) -> tuple[str | None, bool, dict[str, Any] | None]:
-    """The image that a file of the store is about, whether the file is whole, and the stamp of the image file, if any.
+def _read_ends(path: str | Path) -> tuple[str | None, bool, dict[str, Any] | None]:
+    """The image name in a file, whether the file is complete, and the stamp of the image, if any.
 
-    The image is None where there is no such file. Only its ends are read. A pipe of that name does not hold the run up.
+    The name is None for a missing or foreign file. Only both ends are read, without waiting if the file is a pipe.
 
     Raises:
-        TargetError: If it may not be read.
-        StoreError: If the disk cannot be asked.
+        TargetError: If there is no read permission.
+        StoreError: If the disk cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     except OSError as error:
-        if error.errno in (*_ABSENT, *_NO_SUCH_NAME) or os.path.isdir(path):  # noqa: PTH112 - Windows opens no folder
-            return _NOTHING
+        if error.errno in (*_ABSENT, *_INVALID_NAME) or os.path.isdir(path):  # noqa: PTH112 - Windows opens no folder
+            return _FOREIGN
         if isinstance(error, PermissionError):
             raise TargetError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the disk') from error
@@ -357,48 +357,48 @@ def _look_into(path: str | Path) -> tuple[str | None, bool, dict[str, Any] | Non
         start = os.read(descriptor, _HEAD_BYTES)
         found = _HEAD.match(start)
         if found is None and len(start) == _HEAD_BYTES and b'"file_name"' in start:  # a long name
-            found = _HEAD.match(start + os.read(descriptor, _LONGEST_HEAD_BYTES))
+            found = _HEAD.match(start + os.read(descriptor, _MAX_HEAD_BYTES))
         if found is None:
-            return _NOTHING
+            return _FOREIGN
         os.lseek(descriptor, max(0, os.lseek(descriptor, 0, os.SEEK_END) - _TAIL_BYTES), os.SEEK_SET)
         stamp = found[2] and json.loads(found[2])
         return json.loads(found[1]), os.read(descriptor, _TAIL_BYTES).rstrip().endswith(b'}'), stamp
-    except ValueError:  # a name with escapes that are not valid in JSON
-        return _NOTHING
+    except ValueError:  # the name has escapes that are not valid in JSON
+        return _FOREIGN
     except OSError as error:
         if error.errno in _ABSENT:
-            return _NOTHING
+            return _FOREIGN
         raise StoreError(f'{path}: cannot be read ({error.strerror}); check the disk') from error
     finally:
         os.close(descriptor)
 
 
 def _is_foreign(path: Path, name: str) -> bool:
-    """Whether something has the place of an image's masks that is not a file of the store.
+    """Whether there is a foreign file, or a folder, in place of the file of an image.
 
     Raises:
-        TargetError: If it may not be read.
+        TargetError: If there is no read permission.
     """
-    if not os.path.exists(path):  # noqa: PTH110 - false where it cannot be asked too: writing tells why
+    if not os.path.exists(path):  # noqa: PTH110 - also false for errors, which writing raises
         return False
     try:
-        return _look_into(path)[0] is None and not _is_cut_off(path, name)
-    except OSError:  # it cannot be read, so it may be anything
+        return _read_ends(path)[0] is None and not _is_truncated(path, name)
+    except OSError:  # it cannot be read, so it may be foreign
         return True
 
 
-def _is_cut_off(path: Path, name: str) -> bool:
-    """Whether a file is the beginning of one with the masks of an image; an empty one is."""
-    if not path.is_file() or path.stat().st_size > _LONGEST_HEAD_BYTES:
+def _is_truncated(path: Path, name: str) -> bool:
+    """Whether a file is empty or the beginning of the file of an image."""
+    if not path.is_file() or path.stat().st_size > _MAX_HEAD_BYTES:
         return False
     start, found = f'{{"image":{{"file_name":{json.dumps(name)},"height":'.encode(), path.read_bytes()
     return start.startswith(found) or (found.startswith(start) and not _is_json(found))
 
 
-def was_cut_short(note: Path) -> bool:
-    """Whether the note of a folder is empty, or the beginning of one, as after a power failure; others are not ours."""
+def was_cut_short(manifest: Path) -> bool:
+    """Whether the metadata of a store is empty or truncated, as after a power failure."""
     try:
-        content = note.read_bytes().strip(b'\0')
+        content = manifest.read_bytes().strip(b'\0')
     except OSError:
         return False
     return not content or (content.startswith(b'{') and b'\n' not in content and not _is_json(content))
@@ -412,67 +412,45 @@ def _is_json(content: bytes) -> bool:
     return True
 
 
-def _annotations(masks: MaskSet) -> list[dict[str, Any]]:
-    """SA-1B's keys; `predicted_iou` holds the score, and `granularity` and `parent` are added."""
-    return [
-        {'id': index, **{'predicted_iou' if key == 'score' else key: record[key] for key in _KEYS}}
-        for index, record in enumerate(masks.to_coco(image_id=0))
-    ]
-
-
 def _mask_set(content: Any, path: Path) -> MaskSet:
     try:
         image, annotations = content['image'], content['annotations']
         height, width = image_size(image)
         if height is None or width is None:
             raise UnSAMError('"image" has no height or no width')
-        rles = rles_from_json([record['segmentation'] for record in annotations], (height, width))
-        areas, boxes = areas_and_boxes(rles)
-        _check_stated(annotations, areas, boxes)
-        return MaskSet(
-            rles=rles,
-            scores=_scores(annotations),
-            parents=_parents(annotations),
-            areas=areas,
-            boxes_xyxy=boxes.astype(np.float32),
-            size_hw=(height, width),
+        masks = MaskSet.from_rles(
+            [record['segmentation'] for record in annotations],
+            _numbers(annotations, 'predicted_iou'),
+            (height, width),
+            np.array(_numbers(annotations, 'parent', (int,), -1), np.int64),
         )
+        _check_areas_and_boxes(annotations, masks)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise StoreError(
             f'{path}: not a pseudo-mask file ({explained(error)}); remove it and generate it again'
         ) from error
+    return masks
 
 
-def _check_stated(annotations: list[dict[str, Any]], areas: np.ndarray, boxes: np.ndarray) -> None:
-    """Run lengths that were changed may still be those of another mask; its area and box tell."""
-    stated = _numbers(annotations, 'area', np.nan)
-    if (wrong := ~np.isnan(stated) & (stated != areas)).any():
-        at = int(wrong.argmax())
-        raise UnSAMError(f'mask {at} has {areas[at]} px, its "area" is {stated[at]:.12g}')
-    sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    for at, record in enumerate(annotations):
-        if record.get('bbox') is not None and record['bbox'] != sides[at].tolist():
-            raise UnSAMError(f'mask {at} has the box {sides[at].tolist()}, its "bbox" is {str(record["bbox"])[:60]}')
+def _check_areas_and_boxes(annotations: list[dict[str, Any]], masks: MaskSet) -> None:
+    """Raises `UnSAMError` if areas or boxes in a file are not those of its RLEs, one of which has been changed."""
+    boxes_xywh = masks.boxes_xyxy.copy()
+    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+    for index, (record, area, box) in enumerate(
+        zip(annotations, masks.areas.tolist(), boxes_xywh.tolist(), strict=True)
+    ):
+        if record.get('area', area) != area:
+            raise UnSAMError(f'mask {index} has {area} px, its "area" is {str(record["area"])[:60]}')
+        if record.get('bbox') not in (None, box):
+            raise UnSAMError(f'mask {index} has the box {box}, its "bbox" is {str(record["bbox"])[:60]}')
 
 
-def _parents(annotations: list[dict[str, Any]]) -> np.ndarray:
-    parents = _numbers(annotations, 'parent', -1.0)
-    if (wrong := parents[~((parents >= -1) & (parents < len(annotations)) & (parents == np.floor(parents)))]).size:
-        raise UnSAMError(f'parent {wrong[0]:.12g} among {len(annotations)} masks')
-    return parents.astype(np.int64)
-
-
-def _scores(annotations: list[dict[str, Any]]) -> np.ndarray:
-    scores = _numbers(annotations, 'predicted_iou')
-    if (wrong := scores[~((scores >= 0) & (scores <= 1))]).size:
-        raise UnSAMError(f'"predicted_iou" is {wrong[0]:.12g}; expected a number in [0, 1]')
-    return scores.astype(np.float32)
-
-
-def _numbers(annotations: list[dict[str, Any]], key: str, default: float | None = None) -> np.ndarray:
-    """(N,) float64 values of a field, which JSON has as numbers; some may be absent where there is a default."""
+def _numbers(
+    annotations: list[dict[str, Any]], key: str, types: tuple[type, ...] = (int, float), default: int | None = None
+) -> list[int | float]:
+    """Values of a field, which may be absent if there is a default; raises `UnSAMError` for values of other types."""
     values = [record[key] if default is None else record.get(key, default) for record in annotations]
-    if not set(map(type, values)) <= {int, float}:
-        wrong = next(value for value in values if type(value) not in (int, float))
-        raise UnSAMError(f'"{key}" is {str(wrong)[:40]!r}; expected a number')
-    return np.array(values, np.float64)
+    for value in values:
+        if type(value) not in types:  # bool is a subclass of int
+            raise UnSAMError(f'"{key}" is {str(value)[:40]!r}; expected a number')
+    return values
