@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ _CHUNK_POINTS = 2**21
 """Candidate points in each chunk: 24 MB, 55 masks with the paper's 37632 candidates."""
 
 _WINDOW = 7
-"""Columns between consecutive bytes. Bytes overlap by one column, so a byte holds both neighbours of any point."""
+"""Columns from one byte to the next. Bytes overlap by one column, so a byte holds both neighbours of any point."""
 
 
 def masks_at_once(batch_hw: tuple[int, int], image_hw: tuple[int, int], output_hw: tuple[int, int]) -> int:
@@ -98,7 +99,7 @@ class BitMasks:
         size_hw: Height and width in pixels, without the padding.
     """
 
-    bits: Tensor  # (N, rows * bytes) uint8, lowest bit first; masks are padded by one empty pixel
+    bits: Tensor
     size_hw: tuple[int, int]
 
     @classmethod
@@ -130,8 +131,8 @@ class BitMasks:
         """
         height, width = self.size_hw
         # In pixels of the padded masks, where every point of [0, 1] has four neighbours.
-        places = torch.addcmul(points.new_tensor(0.5), points, points.new_tensor([width, height]))
-        column, row = places.int().unbind(-1)
+        coordinates = torch.addcmul(points.new_tensor(0.5), points, points.new_tensor([width, height]))
+        column, row = coordinates.int().unbind(-1)
         window = column // _WINDOW
         shift = (column - window * _WINDOW).to(torch.uint8)
         above = (row * _bytes_of_row(width) + window).long()
@@ -139,7 +140,7 @@ class BitMasks:
         values = (corners == 15).float()
         # Only points on the boundary of a mask need interpolation; they are few.
         mixed = ((corners > 0) & (corners < 15)).nonzero(as_tuple=True)
-        x, y = places.frac().expand(len(self), -1, -1)[mixed].unbind(-1)
+        x, y = coordinates.frac().expand(len(self), -1, -1)[mixed].unbind(-1)
         top_left, top_right, left, right = ((corners[mixed] >> bit & 1).float() for bit in range(4))
         values[mixed] = torch.lerp(torch.lerp(top_left, top_right, x), torch.lerp(left, right, x), y)
         return values
@@ -153,9 +154,46 @@ def _bytes_of_row(width: int) -> int:
     return width // _WINDOW + 1
 
 
-def uncertain_points(
-    embed: Tensor, feature: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float
-) -> Iterator[tuple[slice, Tensor]]:
+def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(height * width, 2) x, y in [0, 1] of the centres of pixels, in row-major order."""
+    y = (torch.arange(height, device=device) + 0.5) / height
+    x = (torch.arange(width, device=device) + 0.5) / width
+    return torch.stack(torch.meshgrid(x, y, indexing='xy'), dim=-1).flatten(0, 1)
+
+
+class PointSampling(NamedTuple):
+    """How the points of mask losses are drawn; the defaults are those of Mask2Former.
+
+    Attributes:
+        num_points: Number of points for each mask.
+        oversample_ratio: Number of candidates for each point.
+        importance_sample_ratio: Fraction of the points that are the most uncertain candidates, in [0, 1].
+    """
+
+    num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+
+    @classmethod
+    def from_config(cls, train_cfg: Mapping[str, Any]) -> PointSampling:
+        """The settings with these names in a `train_cfg`."""
+        return cls(**{name: train_cfg[name] for name in cls._fields if name in train_cfg})
+
+
+@torch.no_grad()
+def sample_at_random(feature: Tensor, masks: BitMasks, num_points: int) -> tuple[Tensor, Tensor]:
+    """(C, P) float32 mask feature and (N, P) masks of an image at the same uniformly random points.
+
+    Args:
+        feature: (C, h, w) mask feature.
+        masks: N masks.
+        num_points: Number of points, P.
+    """
+    points = torch.rand((1, num_points, 2), device=feature.device)
+    return point_sample(feature[None].float(), points)[0], masks.sample(points)
+
+
+def uncertain_points(embed: Tensor, feature: Tensor, sampling: PointSampling) -> Iterator[tuple[slice, Tensor]]:
     """Yields random points for chunks of masks, most of them where the mask is most uncertain.
 
     If the masks fit into one chunk, the random numbers are drawn in the order of MMDetection's
@@ -164,14 +202,14 @@ def uncertain_points(
     Args:
         embed: (N, C) mask embeddings of one image.
         feature: (C, h, w) mask feature; its product with the embeddings is the logits.
-        num_points: Number of points for each mask.
-        oversample_ratio: Number of candidates for each point.
-        importance_ratio: Fraction of the points that are the most uncertain candidates, in [0, 1].
+        sampling: How many points are drawn.
 
     Yields:
-        Slice of the masks, and their (n, num_points, 2) points as x, y in [0, 1].
+        Slice of the masks, and their (n, P, 2) points as x, y in [0, 1].
     """
-    num_candidates, num_uncertain = int(num_points * oversample_ratio), int(importance_ratio * num_points)
+    num_points = sampling.num_points
+    num_candidates = int(num_points * sampling.oversample_ratio)
+    num_uncertain = int(sampling.importance_sample_ratio * num_points)
     step = max(1, _CHUNK_POINTS // num_candidates)
     for start in range(0, len(embed), step):
         chunk = embed[start : start + step]
@@ -188,7 +226,7 @@ def losses_at_points(
     embed: Tensor,
     feature: Tensor,
     masks: BitMasks,
-    sampling: tuple[int, float, float],
+    sampling: PointSampling,
 ) -> list[tuple[Tensor, Tensor]]:
     """Losses of chunks of masks at uncertain points.
 
@@ -199,10 +237,10 @@ def losses_at_points(
         embed: (N, C) mask embeddings of one image.
         feature: (C, h, w) mask feature.
         masks: The N masks.
-        sampling: Last arguments of `uncertain_points`.
+        sampling: How many points are drawn.
     """
     with torch.no_grad():
-        chunks = list(uncertain_points(embed, feature, *sampling))
+        chunks = list(uncertain_points(embed, feature, sampling))
     options = {'use_reentrant': False, 'preserve_rng_state': False}
     return [checkpoint(losses, embed[at], feature, masks[at], points, **options) for at, points in chunks]
 

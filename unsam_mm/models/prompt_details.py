@@ -1,4 +1,4 @@
-"""Prompts as inputs of `UnSAMPromptHead`: one click or box, and details beyond: further clicks, an earlier mask, and a granularity."""
+"""Inputs of `UnSAMPromptHead`: one click or box, and its details: further clicks, an earlier mask, a granularity."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ CLICK_PX = 6.0
 
 _MASK_KIND = 2
 _FREQUENCIES = 64  # 128 channels, as in UnSAMv2 (arXiv 2511.13714)
-_OCTAVES = (
-    4  # half a period to eight over [0, 1]; with at most one, as in UnSAMv2, the effect was weaker after 200 steps
-)
+# From half a period over [0, 1] to eight; with at most one, as in UnSAMv2, the effect was weaker after 200 steps.
+_OCTAVES = 4
 
 _DEMO_CLICK = 0.005
 """Side of the box of a click in the released demonstrations, relative to the image."""
@@ -57,10 +56,10 @@ class PromptDetails:
         granularity: (B, P) float in [0, 1], NaN if unknown; None if unknown for all.
     """
 
-    clicks: Tensor  # (B, P, K, 2) float, x, y relative to the padded image, in any order
-    kinds: Tensor  # (B, P, K) long, `POSITIVE`, `NEGATIVE`, or `ABSENT` for padding
+    clicks: Tensor
+    kinds: Tensor
     masks: Tensor | None = None
-    granularity: Tensor | None = None  # (B, P) float in [0, 1], NaN if unknown; None if unknown for all
+    granularity: Tensor | None = None
 
 
 class DetailEncoder(nn.Module):
@@ -106,15 +105,14 @@ class DetailEncoder(nn.Module):
         tokens = [prompt + self.kind_embed(kinds.clamp(min=0))]
         boxes, absent = [boxes_of_clicks(details.clicks, mask_feature.shape[-2:])], [kinds == ABSENT]
         if details.masks is not None:
-            tokens.append(
-                (prompt + self.kind_embed.weight[_MASK_KIND] + self._seen(details.masks, mask_feature))[:, :, None]
-            )
+            means = self._mean_features(details.masks, mask_feature)
+            tokens.append((prompt + self.kind_embed.weight[_MASK_KIND] + means)[:, :, None])
             boxes.append(boxes_around(details.masks)[:, :, None])
             absent.append(~details.masks.flatten(2).any(dim=2, keepdim=True))
         extra = ExtraTokens(torch.cat(tokens, dim=2), torch.cat(boxes, dim=2), torch.cat(absent, dim=2))
         return extra if extra.tokens.shape[2] else None
 
-    def _seen(self, masks: Tensor, mask_feature: Tensor) -> Tensor:
+    def _mean_features(self, masks: Tensor, mask_feature: Tensor) -> Tensor:
         """(B, P, C) encoding of the mean mask feature inside and outside of (B, P, h, w) masks."""
         with torch.autocast(mask_feature.device.type, enabled=False):  # sums over an image need float32
             feature, inside = mask_feature.float(), masks.float()
@@ -139,10 +137,10 @@ def boxes_around(masks: Tensor) -> Tensor:
     return (boxes / boxes.new_tensor([width, height] * 2)).unflatten(0, masks.shape[:-2])
 
 
-def settle(
+def split_prompts(
     clicks: Tensor, kinds: Tensor, boxes: Tensor, sides: Tensor, masks: Tensor | None, granularity: Tensor | None
 ) -> tuple[Tensor, Tensor, PromptDetails | None]:
-    """Initial boxes and types of the mask tokens of P prompts, and the remaining details.
+    """Splits P prompts into the initial boxes and types of the mask tokens, and the remaining details.
 
     The initial box is the box of the prompt; without one, the bounding box of all positive clicks; without these, that
     of the earlier mask. The single click of a prompt without a box is no detail.
@@ -192,25 +190,11 @@ class Frames(NamedTuple):
         return cls(*(tuple(sample.metainfo[key][:2]) for key in ('ori_shape', 'img_shape', 'batch_input_shape')))
 
 
-class PreparedPrompts(NamedTuple):
-    """P prompts in the form of `UnSAMPromptHead.answer`, without the batch axis.
-
-    Attributes:
-        boxes: (P, 4) as centre x, y, width, height, relative to the padded image.
-        types: (P,) long.
-        details: Details for a batch of one image; None if there are none.
-    """
-
-    boxes: Tensor  # (P, 4) as centre x, y, width, height, relative to the padded image
-    types: Tensor  # (P,) long
-    details: PromptDetails | None
-
-
 def prepare_prompts(
     prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], release: bool, device: torch.device
-) -> PreparedPrompts:
-    """Validates and converts `points`, `point_labels`, `bboxes`, `masks` and `granularity`; see
-    `UnSAMPromptHead.predict`.
+) -> tuple[Tensor, Tensor, PromptDetails | None]:
+    """Validates `points`, `point_labels`, `bboxes`, `masks` and `granularity` of `UnSAMPromptHead.predict`, and converts
+    them to inputs of `UnSAMPromptHead.answer`.
 
     Args:
         prompts: Prompts of one image.
@@ -218,6 +202,10 @@ def prepare_prompts(
         feature_hw: Size of the mask feature.
         release: Whether clicks have the type and size of the released demonstrations.
         device: Device of the result.
+
+    Returns:
+        (P, 4) boxes as centre x, y, width, height, relative to the padded image; (P,) long types; and details for a batch
+        of one image, None if there are none.
 
     Raises:
         UnSAMError: If a field has another shape or range, or a prompt has neither a positive click, a box nor a mask.
@@ -233,8 +221,8 @@ def prepare_prompts(
     granularity = _granularity(prompts, device)
     _check_each(kinds, boxes, masks)
     side = _DEMO_CLICK * image if release else torch.full_like(image, CLICK_PX)
-    starts, types, details = settle(clicks * scale, kinds, boxes, side / frame, masks, granularity)
-    return PreparedPrompts(starts, torch.full_like(types, BOX_TYPE) if release else types, details)
+    starts, types, details = split_prompts(clicks * scale, kinds, boxes, side / frame, masks, granularity)
+    return starts, torch.full_like(types, BOX_TYPE) if release else types, details
 
 
 def _clicks(prompts: InstanceData, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -285,7 +273,7 @@ def _masks(prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], d
     masks = torch.as_tensor(np.asarray(given) if isinstance(given, Sequence) else given, device=device)
     if masks.ndim != 3 or (len(masks) and tuple(masks.shape[1:]) != frames.original):
         height, width = frames.original
-        raise _shape_error('masks', f'(P, {height}, {width}), the size of the original image,', masks)
+        raise _shape_error('masks', f'(P, {height}, {width}), the size of the original image', masks)
     size_hw = tuple(
         min(max(round(image * feature / batch), 1), feature)
         for image, feature, batch in zip(frames.image, feature_hw, frames.batch, strict=True)
@@ -324,6 +312,4 @@ def _check_each(kinds: Tensor, boxes: Tensor, masks: Tensor | None) -> None:
 
 
 def _shape_error(name: str, expected: str, found: Tensor) -> UnSAMError:
-    return UnSAMError(
-        f'UnSAMPromptHead: prompts.{name} must be {expected}, got {tuple(found.shape)}'.replace(',,', ',')
-    )
+    return UnSAMError(f'UnSAMPromptHead: prompts.{name} must be {expected}, got {tuple(found.shape)}')
