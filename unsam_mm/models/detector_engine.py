@@ -1,4 +1,4 @@
-"""The engine 'detector': masks of a promptable MMDetection model, such as the converted released Swin-T models."""
+"""The engine 'detector': masks of a promptable MMDetection model, such as the released Swin-T models after conversion."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ from unsam_mm.models.prompt_head import ImageEmbedding, UnSAMPromptHead
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
 
-_SCALE = (1333, 800)  # maximum of the longer and the shorter side in the released evaluation
+_SCALE = (1333, 800)  # maximum of the longer and the shorter side in px, as in the released evaluation
 _RESIZES = ('Resize', 'FixScaleResize', 'FixShapeResize', 'ResizeShortestEdge', 'RandomResize', 'RandomChoiceResize')
-_FOLLOWED = {'type': 'Resize', 'keep_ratio': True, 'interpolation': 'bilinear', 'backend': 'cv2'}  # as in `set_image`
-_PREPARING = ('_channel_conversion', 'pad_size_divisor', 'pad_value')  # settings of MMEngine's image preprocessor
+_SUPPORTED_RESIZE = {'type': 'Resize', 'keep_ratio': True, 'interpolation': 'bilinear', 'backend': 'cv2'}
+"""Settings of a step that resizes images as `DetectorEngine.set_image` does."""
+_PREPROCESSOR_SETTINGS = ('_channel_conversion', 'pad_size_divisor', 'pad_value')
+"""Settings of MMEngine's image preprocessor that are in neither the architecture nor the weights."""
 _PROMPTS_AT_ONCE = 32
-_GRANULARITIES = np.linspace(0, 1, 17)  # predicted by trained heads: the areas grow by a factor of 1.8
+_GRANULARITIES = np.linspace(0, 1, 17)  # of the masks that trained heads predict: areas grow by a factor of 1.8
 
 
 class DetectorEngine(Engine):
@@ -67,7 +69,6 @@ class DetectorEngine(Engine):
         device: str = 'cpu',
         channel_order: str | None = None,
     ) -> None:
-
         self._head = getattr(model.mask_head, 'prompts', model.mask_head)
         if not isinstance(self._head, UnSAMPromptHead):
             raise UnSAMError(
@@ -111,10 +112,9 @@ class DetectorEngine(Engine):
         """A hash of the architecture, the weights and the preprocessing of the detector."""
         if self._signature is None:
             values = itertools.chain(self._model.named_parameters(), self._model.named_buffers())
-            # Settings that are in neither the architecture nor the weights.
-            prepared = [getattr(self._model.data_preprocessor, name, None) for name in _PREPARING]
-            described = f'{self._model} {self._scale} {self._channel_order} {prepared} {tensors_digest(values)}'
-            self._signature = hashlib.sha256(described.encode()).hexdigest()[:12]
+            settings = [getattr(self._model.data_preprocessor, name, None) for name in _PREPROCESSOR_SETTINGS]
+            text = f'{self._model} {self._scale} {self._channel_order} {settings} {tensors_digest(values)}'
+            self._signature = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self._signature
 
     @property
@@ -134,8 +134,8 @@ class DetectorEngine(Engine):
             pixels = self._model.mask_head.pixel_decoder(self._model.extract_feat(data['inputs']))
         self._set(Frames.from_sample(data['data_samples'][0]), pixels[0], list(pixels[1]))
 
-    def _set(self, frames: Any, mask_feature: Tensor, memories: list[Tensor]) -> None:
-
+    def _set(self, frames: Frames, mask_feature: Tensor, memories: list[Tensor]) -> None:
+        """Sets the outputs of the pixel decoder, each a batch of one, as the embedding of the image."""
         with torch.no_grad():
             values = self._head.decoder.values(memories)
         sizes_hw = [tuple(memory.shape[2:]) for memory in memories]
@@ -153,14 +153,14 @@ class DetectorEngine(Engine):
         earlier = None if prompt.mask_input is None else mask_of_logits(prompt.mask_input, self.size_hw)
         count = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
         if self._head.details.trained:
-            fields = _whole(prompt, earlier)
+            fields = _fields_of(prompt, earlier)
             logits, scores = self._ask(**fields) if granularity is None else self._ask_at_all_granularities(fields)
             masks = self._full_size(logits)
             order = np.argsort(-scores, kind='stable')
         else:
             logits, scores = self._ask_each(prompt)
             masks = self._full_size(logits)
-            order = _in_order(masks, scores, prompt, earlier)
+            order = _ranked(masks, scores, prompt, earlier)
         if granularity is not None:
             order = _nearest(masks, order, prompt, granularity)
         return masks[order[:count]], scores[order[:count]].clip(0, 1)
@@ -195,11 +195,11 @@ class DetectorEngine(Engine):
         return found.masks[0].flatten(0, 1), found.ious[0].flatten().cpu().numpy()
 
     def _full_size(self, logits: Tensor) -> np.ndarray:
-        """(N, H, W) bool masks at full resolution."""
+        """(N, H, W) bool masks at full resolution of (N, h, w) logits."""
         return np.concatenate([np.zeros((0, *self.size_hw), bool), *self._chunks(logits)])
 
     def _chunks(self, logits: Tensor) -> Iterator[np.ndarray]:
-
+        """Some masks of `_full_size` at a time."""
         sizes = (self._frames.batch, self._frames.image, self._frames.original)
         for chunk in logits.split(masks_at_once(*sizes)):
             yield (full_size_logits(chunk, *sizes) > 0).cpu().numpy()
@@ -208,17 +208,18 @@ class DetectorEngine(Engine):
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
         """Masks for a grid of clicks, best first; the stability is the IoU of the masks at the thresholds 1 and -1.
+
         Non-maximum suppression is done at a quarter of the network's resolution.
         """
         if self._frames is None:
             raise UnSAMError(NO_IMAGE)
         height, width = self.size_hw
-        places = (np.arange(points_per_side) + 0.5) / points_per_side
-        grid = np.stack(np.meshgrid(places * width, places * height), axis=-1).reshape(-1, 2)
+        positions = (np.arange(points_per_side) + 0.5) / points_per_side
+        grid = np.stack(np.meshgrid(positions * width, positions * height), axis=-1).reshape(-1, 2)
         kept, scores = self._embedding.mask_feature.new_zeros(0, *self._embedding.mask_feature.shape[2:]), np.zeros(0)
         for start in range(0, len(grid), _PROMPTS_AT_ONCE):
-            more, their_scores = self._ask(points=grid[start : start + _PROMPTS_AT_ONCE])
-            kept, scores = torch.cat([kept, more]), np.concatenate([scores, their_scores])
+            found, found_scores = self._ask(points=grid[start : start + _PROMPTS_AT_ONCE])
+            kept, scores = torch.cat([kept, found]), np.concatenate([scores, found_scores])
             chosen = _distinct((kept > 0).cpu().numpy(), scores, max_iou)[:max_masks]
             kept, scores = kept[chosen], scores[chosen]
         small = (kept > 0).cpu().numpy()
@@ -282,8 +283,9 @@ def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
     """
     scale = resize.get('scale')
     # Defaults of MMCV, overridden by the step.
-    settings = {**_FOLLOWED, 'keep_ratio': False, **resize, 'type': type_name(resize)}
-    if not isinstance(scale, int | list | tuple) or any(settings[name] != value for name, value in _FOLLOWED.items()):
+    settings = {**_SUPPORTED_RESIZE, 'keep_ratio': False, **resize, 'type': type_name(resize)}
+    is_supported = all(settings[name] == value for name, value in _SUPPORTED_RESIZE.items())
+    if not isinstance(scale, int | list | tuple) or not is_supported:
         raise UnSAMError(
             f'{config}: test_dataloader resizes images by {dict(resize) or "no step"}; expected Resize with scale, '
             'keep_ratio=True and bilinear interpolation; change the config, or pass the model and its scale to DetectorEngine'
@@ -291,8 +293,8 @@ def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
     return (scale, scale) if isinstance(scale, int) else tuple(scale)
 
 
-def _whole(prompt: Prompt, earlier: np.ndarray | None) -> dict[str, np.ndarray]:
-    """A prompt as the fields of one object."""
+def _fields_of(prompt: Prompt, earlier: np.ndarray | None) -> dict[str, np.ndarray]:
+    """A prompt as one object in the form of `UnSAMPromptHead.predict`."""
     fields = {}
     if len(prompt.points_xy):
         fields['points'] = prompt.points_xy[None] + 0.5  # pixel centres
@@ -310,7 +312,7 @@ def _agreement(masks: np.ndarray, prompt: Prompt) -> np.ndarray:
     return (masks[:, y, x] == prompt.positive).sum(axis=1)
 
 
-def _in_order(masks: np.ndarray, scores: np.ndarray, prompt: Prompt, earlier: np.ndarray | None) -> np.ndarray:
+def _ranked(masks: np.ndarray, scores: np.ndarray, prompt: Prompt, earlier: np.ndarray | None) -> np.ndarray:
     """Indices of the masks, best first."""
     if earlier is not None:
         shared, joined = (masks & earlier).sum(axis=(1, 2)), (masks | earlier).sum(axis=(1, 2))
