@@ -51,7 +51,7 @@ def check_resumable(path: Path, model: torch.nn.Module) -> None:
     if not hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):
         return  # with upstream's MMEngine, the state of a training can be read only by unpickling it
     checkpoint = _read(path)
-    _check_all(path, _weights_of(checkpoint), model)
+    _check_weights(path, _weights_of(checkpoint), model)
     missing = [name for name in ('meta', 'optimizer', 'message_hub') if name not in checkpoint]
     if missing:
         raise UnSAMError(
@@ -71,20 +71,7 @@ def check_start(path: Path, model: torch.nn.Module, partial: bool = False) -> No
     Raises:
         UnSAMError: If it cannot be read, or a weight is missing or of another shape; with `partial`, if nothing fits.
     """
-    found, wanted = _weights_of(_read(path)), unwrapped(model).state_dict()
-    fitting = [name for name, weight in wanted.items() if name in found and found[name].shape == weight.shape]
-    if not fitting:
-        raise UnSAMError(
-            f'{path}: contains none of the {len(wanted)} weights of the model in the config; give a checkpoint of this model'
-        )
-    if not partial:
-        _check_all(path, found, model)
-    elif len(fitting) < len(wanted):
-        first = next(name for name in wanted if name not in fitting)
-        log_warning(
-            f'{path}: {len(wanted) - len(fitting)} of the {len(wanted)} weights are missing or differ in shape and are '
-            f'initialised at random, the first is {first}'
-        )
+    _check_weights(path, _weights_of(_read(path)), model, partial)
 
 
 def check_backbone(path: Path, backbone: BaseModule) -> None:
@@ -110,14 +97,20 @@ def check_backbone(path: Path, backbone: BaseModule) -> None:
         ) from error
 
 
-def _check_all(path: Path, found: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
+def _check_weights(
+    path: Path, found: Mapping[str, torch.Tensor], model: torch.nn.Module, partial: bool = False
+) -> None:
     wanted = unwrapped(model).state_dict()
-    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
-    if wrong:
+    wrong = [name for name, weight in wanted.items() if name not in found or found[name].shape != weight.shape]
+    if not wrong:
+        return
+    problem = f'{len(wrong)} of its {len(wanted)} weights are missing or differ in shape, the first is {wrong[0]}'
+    if not partial or len(wrong) == len(wanted):
         raise UnSAMError(
-            f'{path}: of another model than that of the config; {len(wrong)} of its {len(wanted)} weights are missing or '
-            f'differ in shape, the first is {wrong[0]}; give the config that the checkpoint was trained with'
+            f'{path}: of another model than that of the config; {problem}; give the config that the checkpoint was '
+            'trained with'
         )
+    log_warning(f'{path}: not all weights of the model; {problem}; these are initialised at random')
 
 
 def _read(path: Path) -> Any:

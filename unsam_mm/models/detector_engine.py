@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.masks.granularity import granularity_area, nearest_area
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.rle import areas_and_boxes, encode_bitmaps
+from unsam_mm.masks.rle import areas_and_boxes
 from unsam_mm.models.channel_order import LOADERS, loaded_order, steps_of_type, type_name
-from unsam_mm.models.mask_ops import full_size_logits, masks_at_once
-from unsam_mm.models.prompt_details import Frames, prepare_prompts
+from unsam_mm.models.mask_ops import ImageSizes, full_size_masks, rles_of_masks
+from unsam_mm.models.prompt_details import prepare_prompts
 from unsam_mm.models.prompt_head import ImageEmbedding, UnSAMPromptHead
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
@@ -120,7 +120,7 @@ class DetectorEngine(Engine):
     @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the image; None if none is set."""
-        return None if self._frames is None else self._frames.original
+        return None if self._sizes is None else self._sizes.original
 
     def set_image(self, rgb: np.ndarray) -> None:
         """Computes the embedding of an (H, W, 3) uint8 RGB image."""
@@ -132,19 +132,19 @@ class DetectorEngine(Engine):
                 {'inputs': [torch.from_numpy(resized).permute(2, 0, 1)], 'data_samples': [sample]}
             )
             pixels = self._model.mask_head.pixel_decoder(self._model.extract_feat(data['inputs']))
-        self._set(Frames.from_sample(data['data_samples'][0]), pixels[0], list(pixels[1]))
+        self._set(ImageSizes.from_sample(data['data_samples'][0]), pixels[0], list(pixels[1]))
 
-    def _set(self, frames: Frames, mask_feature: Tensor, memories: list[Tensor]) -> None:
+    def _set(self, sizes: ImageSizes, mask_feature: Tensor, memories: list[Tensor]) -> None:
         """Sets the outputs of the pixel decoder, each a batch of one, as the embedding of the image."""
         with torch.no_grad():
             values = self._head.decoder.values(memories)
         sizes_hw = [tuple(memory.shape[2:]) for memory in memories]
-        self._frames, self._memories = frames, memories
+        self._sizes, self._memories = sizes, memories
         self._embedding = ImageEmbedding(mask_feature, values, sizes_hw)
 
     def reset_image(self) -> None:
         """Removes the image."""
-        self._frames = self._memories = self._embedding = None
+        self._sizes = self._memories = self._embedding = None
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
@@ -189,20 +189,14 @@ class DetectorEngine(Engine):
         device = embedding.mask_feature.device
         with torch.no_grad():
             boxes, types, details = prepare_prompts(
-                InstanceData(**fields), self._frames, feature_hw, self._head.release, device
+                InstanceData(**fields), self._sizes, feature_hw, self._head.release, device
             )
             found = self._head.answer(embedding, boxes[None], types[None], joint=False, details=details)
         return found.masks[0].flatten(0, 1), found.ious[0].flatten().cpu().numpy()
 
     def _full_size(self, logits: Tensor) -> np.ndarray:
         """(N, H, W) bool masks at full resolution of (N, h, w) logits."""
-        return np.concatenate([np.zeros((0, *self.size_hw), bool), *self._chunks(logits)])
-
-    def _chunks(self, logits: Tensor) -> Iterator[np.ndarray]:
-        """Some masks of `_full_size` at a time."""
-        sizes = (self._frames.batch, self._frames.image, self._frames.original)
-        for chunk in logits.split(masks_at_once(*sizes)):
-            yield (full_size_logits(chunk, *sizes) > 0).cpu().numpy()
+        return np.concatenate([masks.cpu().numpy() for masks in full_size_masks(logits, self._sizes)])
 
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
@@ -211,7 +205,7 @@ class DetectorEngine(Engine):
 
         Non-maximum suppression is done at a quarter of the network's resolution.
         """
-        if self._frames is None:
+        if self._sizes is None:
             raise UnSAMError(NO_IMAGE)
         height, width = self.size_hw
         positions = (np.arange(points_per_side) + 0.5) / points_per_side
@@ -224,7 +218,7 @@ class DetectorEngine(Engine):
             kept, scores = kept[chosen], scores[chosen]
         small = (kept > 0).cpu().numpy()
         stability = (kept > 1).sum(dim=(1, 2)) / (kept > -1).sum(dim=(1, 2)).clamp(min=1)
-        rles = [rle for masks in self._chunks(kept) for rle in encode_bitmaps(masks)]
+        rles = [rle for masks in full_size_masks(kept, self._sizes) for rle in rles_of_masks(masks)]
         areas, boxes = areas_and_boxes(rles)
         masks = MaskSet.from_bitmaps(small, scores.clip(0, 1))
         parents = np.where(areas[masks.parents] > areas, masks.parents, -1)  # areas may swap order at full resolution
@@ -235,12 +229,12 @@ class DetectorEngine(Engine):
 
     def embedding(self) -> dict[str, np.ndarray]:
         """The outputs of the pixel decoder as float16, and the sizes of the image."""
-        if self._frames is None:
+        if self._sizes is None:
             raise UnSAMError(NO_IMAGE)
         parts = {f'memory_{i}': memory for i, memory in enumerate(self._memories)}
         parts['mask_feature'] = self._embedding.mask_feature
         arrays = {name: part.cpu().numpy().astype(np.float16) for name, part in parts.items()}
-        return arrays | {'frames': np.array(self._frames, np.int64)}
+        return arrays | {'frames': np.array(self._sizes, np.int64)}
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
         """Restores an embedding from `embedding`.
@@ -253,12 +247,12 @@ class DetectorEngine(Engine):
                 raise ValueError('not all numbers are finite')
             if arrays['frames'].dtype.kind not in 'iu' or (arrays['frames'] < 1).any():
                 raise ValueError('sizes are not positive integers')
-            frames = Frames(*(tuple(int(side) for side in size) for size in arrays['frames']))
+            sizes = ImageSizes(*(tuple(int(side) for side in size) for size in arrays['frames']))
             names = ['mask_feature', *(f'memory_{i}' for i in range(len(arrays) - 2))]
             feature, *memories = (torch.from_numpy(arrays[name]).float().to(self.device) for name in names)
-            if tuple(feature.shape[2:]) != tuple(-(-side // 4) for side in frames.batch):
-                raise ValueError(f'sizes are {tuple(feature.shape[2:])} and {frames.batch}')
-            self._set(frames, feature, memories)
+            if tuple(feature.shape[2:]) != tuple(-(-side // 4) for side in sizes.batch):
+                raise ValueError(f'sizes are {tuple(feature.shape[2:])} and {sizes.batch}')
+            self._set(sizes, feature, memories)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UnSAMError(
                 f'the arrays are no embedding of an image by this model ({error}); make the embedding again'
@@ -269,9 +263,9 @@ class DetectorEngine(Engine):
         if str(device) != self.device:
             self.device = str(device)
             self._model.to(device)
-            if self._frames is not None:
+            if self._sizes is not None:
                 feature, *memories = (part.to(device) for part in (self._embedding.mask_feature, *self._memories))
-                self._set(self._frames, feature, memories)
+                self._set(self._sizes, feature, memories)
         return self
 
 

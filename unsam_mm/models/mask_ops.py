@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmcv.ops import point_sample
+from mmdet.structures import DetDataSample
 from mmdet.structures.mask.structures import BaseInstanceMasks
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -30,27 +32,43 @@ _WINDOW = 7
 """Columns from one byte to the next. Bytes overlap by one column, so a byte holds both neighbours of any point."""
 
 
-def masks_at_once(batch_hw: tuple[int, int], image_hw: tuple[int, int], output_hw: tuple[int, int]) -> int:
-    """Chunk size, in masks, for `full_size_logits` with the same arguments."""
-    return max(1, _CHUNK_VALUES // max(batch_hw[0] * batch_hw[1], output_hw[0] * output_hw[1]))
+class ImageSizes(NamedTuple):
+    """Height and width in pixels: of the original image, of the network's input, and of the padded batch."""
+
+    original: tuple[int, int]
+    image: tuple[int, int]
+    batch: tuple[int, int]
+
+    @classmethod
+    def from_sample(cls, sample: DetDataSample, rescale: bool = True) -> ImageSizes:
+        """The sizes in the meta information of a sample; without `rescale`, masks are not scaled to the original image."""
+        keys = ('ori_shape' if rescale else 'img_shape', 'img_shape', 'batch_input_shape')
+        return cls(*(tuple(sample.metainfo[key][:2]) for key in keys))
 
 
-def full_size_logits(
-    logits: Tensor, batch_hw: tuple[int, int], image_hw: tuple[int, int], output_hw: tuple[int, int]
-) -> Tensor:
-    """(N, *output_hw) upsampled logits; the memory layout is column-major, as for COCO's RLE.
+def masks_at_once(sizes: ImageSizes) -> int:
+    """Number of masks in each chunk for `full_size_logits`."""
+    return max(1, _CHUNK_VALUES // max(math.prod(sizes.batch), math.prod(sizes.original)))
+
+
+def full_size_logits(logits: Tensor, sizes: ImageSizes) -> Tensor:
+    """(N, H, W) logits at the size of the original image; the memory layout is column-major, as for COCO's RLE.
 
     Args:
-        logits: (N, h, w) mask logits of one image, at the size of the padded batch.
-        batch_hw: Height and width in pixels of the padded batch.
-        image_hw: Height and width in pixels of this image in the batch, without padding.
-        output_hw: Height and width in pixels of the output.
+        logits: (N, h, w) mask logits of one image, including the padding of the batch.
+        sizes: Sizes of the image.
     """
-    padded = interpolate(logits.transpose(1, 2)[:, None], size=batch_hw[::-1], mode='bilinear', align_corners=False)
-    unpadded = padded[:, :, : image_hw[1], : image_hw[0]]
-    if image_hw != output_hw:
-        unpadded = interpolate(unpadded, size=output_hw[::-1], mode='bilinear', align_corners=False)
+    columns = logits.transpose(1, 2)[:, None]
+    padded = interpolate(columns, size=sizes.batch[::-1], mode='bilinear', align_corners=False)
+    unpadded = padded[:, :, : sizes.image[1], : sizes.image[0]]
+    if sizes.image != sizes.original:
+        unpadded = interpolate(unpadded, size=sizes.original[::-1], mode='bilinear', align_corners=False)
     return unpadded[:, 0].transpose(1, 2)
+
+
+def full_size_masks(logits: Tensor, sizes: ImageSizes) -> Iterator[Tensor]:
+    """Yields chunks of (n, H, W) bool masks at the size of the original image; see `full_size_logits`."""
+    return (full_size_logits(chunk.float(), sizes) > 0 for chunk in logits.split(masks_at_once(sizes)))
 
 
 def foreground_sums_(logits: Tensor) -> Tensor:
@@ -85,7 +103,7 @@ def rles_of_masks(masks: Tensor) -> list[Rle]:
 
 
 def bitmap_chunks(masks: BaseInstanceMasks) -> Iterator[Tensor]:
-    """(n, H, W) bool bitmaps of some masks at a time."""
+    """Yields chunks of (n, H, W) bool bitmaps."""
     step = max(1, _CHUNK_PIXELS // max(1, masks.height * masks.width))
     return (masks[start : start + step].to_tensor(torch.bool, 'cpu') for start in range(0, len(masks), step))
 
@@ -104,13 +122,13 @@ class BitMasks:
 
     @classmethod
     def pack(cls, masks: BaseInstanceMasks, device: torch.device | str = 'cpu') -> BitMasks:
-        """Packs masks of any kind, in chunks."""
+        """Packs masks of any of MMDetection's classes, in chunks."""
         height, width = masks.height, masks.width
-        right = _bytes_of_row(width) * _WINDOW + 1 - width - 1
+        right = _bytes_of_row(width) * _WINDOW - width
         packed = [np.zeros((0, (height + 2) * _bytes_of_row(width)), np.uint8)]
         for bitmaps in bitmap_chunks(masks):
-            framed = np.pad(bitmaps.numpy(), ((0, 0), (1, 1), (1, right)))
-            windows = np.lib.stride_tricks.sliding_window_view(framed, _WINDOW + 1, axis=2)[:, :, ::_WINDOW]
+            padded = np.pad(bitmaps.numpy(), ((0, 0), (1, 1), (1, right)))
+            windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW + 1, axis=2)[:, :, ::_WINDOW]
             packed.append(np.packbits(windows, axis=-1, bitorder='little').reshape(len(bitmaps), -1))
         return cls(torch.from_numpy(np.concatenate(packed)).to(device), (height, width))
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch.nn.functional import interpolate
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import decode_rles, rles_from_json
 from unsam_mm.models.attention import mlp
-from unsam_mm.models.mask_ops import boxes_of_masks
+from unsam_mm.models.mask_ops import ImageSizes, boxes_of_masks
 from unsam_mm.models.prompt_decoder import ExtraTokens
 
 NEGATIVE, POSITIVE, ABSENT = 0, 1, -1
@@ -177,28 +176,15 @@ def split_prompts(
     return starts, types, PromptDetails(*batch)
 
 
-class Frames(NamedTuple):
-    """Height and width in pixels: of the original image, of the network's input, and of the padded batch."""
-
-    original: tuple[int, int]
-    image: tuple[int, int]
-    batch: tuple[int, int]
-
-    @classmethod
-    def from_sample(cls, sample: DetDataSample) -> Frames:
-        """The sizes in the meta information of a sample."""
-        return cls(*(tuple(sample.metainfo[key][:2]) for key in ('ori_shape', 'img_shape', 'batch_input_shape')))
-
-
 def prepare_prompts(
-    prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], release: bool, device: torch.device
+    prompts: InstanceData, sizes: ImageSizes, feature_hw: tuple[int, int], release: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, PromptDetails | None]:
     """Validates `points`, `point_labels`, `bboxes`, `masks` and `granularity` of `UnSAMPromptHead.predict`, and converts
     them to inputs of `UnSAMPromptHead.answer`.
 
     Args:
         prompts: Prompts of one image.
-        frames: Sizes of that image.
+        sizes: Sizes of that image.
         feature_hw: Size of the mask feature.
         release: Whether clicks have the type and size of the released demonstrations.
         device: Device of the result.
@@ -212,16 +198,16 @@ def prepare_prompts(
     """
     if not any(name in prompts for name in ('points', 'bboxes', 'masks')):
         raise UnSAMError(_NO_PROMPTS)
-    frame = torch.tensor(frames.batch[::-1], dtype=torch.float32, device=device)
-    image = torch.tensor(frames.image[::-1], dtype=torch.float32, device=device)
-    scale = image / torch.tensor(frames.original[::-1], device=device) / frame
+    batch = torch.tensor(sizes.batch[::-1], dtype=torch.float32, device=device)
+    image = torch.tensor(sizes.image[::-1], dtype=torch.float32, device=device)
+    scale = image / torch.tensor(sizes.original[::-1], device=device) / batch
     clicks, kinds = _clicks(prompts, device)
     boxes = _boxes(prompts, clicks, scale)
-    masks = _masks(prompts, frames, feature_hw, device)
+    masks = _masks(prompts, sizes, feature_hw, device)
     granularity = _granularity(prompts, device)
     _check_each(kinds, boxes, masks)
     side = _DEMO_CLICK * image if release else torch.full_like(image, CLICK_PX)
-    starts, types, details = split_prompts(clicks * scale, kinds, boxes, side / frame, masks, granularity)
+    starts, types, details = split_prompts(clicks * scale, kinds, boxes, side / batch, masks, granularity)
     return starts, torch.full_like(types, BOX_TYPE) if release else types, details
 
 
@@ -259,24 +245,25 @@ def _boxes(prompts: InstanceData, clicks: Tensor, scale: Tensor) -> Tensor:
     corners = torch.as_tensor(prompts.bboxes, dtype=torch.float32, device=clicks.device)
     if corners.ndim != 2 or corners.shape[1] != 4:
         raise _shape_error('bboxes', '(P, 4)', corners)
-    first, last = corners.split(2, dim=1)
-    return torch.cat([(first + last) / 2 * scale, (last - first) * scale], dim=1)
+    return bbox_xyxy_to_cxcywh(corners) * scale.repeat(2)
 
 
-def _masks(prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], device: torch.device) -> Tensor | None:
+def _masks(
+    prompts: InstanceData, sizes: ImageSizes, feature_hw: tuple[int, int], device: torch.device
+) -> Tensor | None:
     """(P, H / 4, W / 4) bool masks at the size of the mask feature."""
     if 'masks' not in prompts:
         return None
     given: Any = prompts.masks
     if isinstance(given, Sequence) and len(given) and isinstance(given[0], dict):
-        given = decode_rles(rles_from_json(given, frames.original), frames.original)
+        given = decode_rles(rles_from_json(given, sizes.original), sizes.original)
     masks = torch.as_tensor(np.asarray(given) if isinstance(given, Sequence) else given, device=device)
-    if masks.ndim != 3 or (len(masks) and tuple(masks.shape[1:]) != frames.original):
-        height, width = frames.original
+    if masks.ndim != 3 or (len(masks) and tuple(masks.shape[1:]) != sizes.original):
+        height, width = sizes.original
         raise _shape_error('masks', f'(P, {height}, {width}), the size of the original image', masks)
     size_hw = tuple(
         min(max(round(image * feature / batch), 1), feature)
-        for image, feature, batch in zip(frames.image, feature_hw, frames.batch, strict=True)
+        for image, feature, batch in zip(sizes.image, feature_hw, sizes.batch, strict=True)
     )
     found = torch.zeros(len(masks), *feature_hw, dtype=torch.bool, device=device)
     for mask, out in zip(masks, found, strict=True):  # one at a time, to save memory

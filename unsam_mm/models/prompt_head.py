@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmdet.utils import reduce_mean
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 
 from unsam_mm.models.attention import mlp
 from unsam_mm.models.criterion import named_by_layer
-from unsam_mm.models.mask_ops import PointSampling, full_size_logits, masks_at_once, rles_of_masks
+from unsam_mm.models.mask_ops import ImageSizes, PointSampling, full_size_masks, rles_of_masks
 from unsam_mm.models.prompt_criterion import TokenPredictions, prompt_losses
 from unsam_mm.models.prompt_decoder import DecodedTokens, PromptDecoder
-from unsam_mm.models.prompt_details import DetailEncoder, Frames, PromptDetails, prepare_prompts
+from unsam_mm.models.prompt_details import DetailEncoder, PromptDetails, prepare_prompts
 from unsam_mm.models.prompt_targets import TrainingPrompts, corrected, draw_prompts
 from unsam_mm.models.unsam_head import check_mask_format
 
@@ -196,7 +197,7 @@ class UnSAMPromptHead(BaseModule):
         for index, sample in enumerate(batch_data_samples):
             boxes, types, details = prepare_prompts(
                 sample.get('prompts', InstanceData()),
-                Frames.from_sample(sample),
+                ImageSizes.from_sample(sample),
                 tuple(embedding.mask_feature.shape[2:]),
                 self.release,
                 embedding.mask_feature.device,
@@ -305,23 +306,16 @@ class UnSAMPromptHead(BaseModule):
         return self.mask_mlp(states), self.iou_mlp(states)[..., 0], boxes
 
     def _instances(self, answer: PromptAnswer, sample: DetDataSample, rescale: bool) -> InstanceData:
-        original_hw, image_hw, batch_hw = Frames.from_sample(sample)
-        output_hw = original_hw if rescale else image_hw
-        logits = answer.masks[0].flatten(0, 1)
-        as_bitmap, frames = self.mask_format == 'bitmap', (batch_hw, image_hw, output_hw)
-        masks = []
-        for chunk in logits.split(masks_at_once(*frames)):
-            found = full_size_logits(chunk.float(), *frames) > 0
-            masks += [found] if as_bitmap else rles_of_masks(found)
+        """See `predict`."""
+        sizes = ImageSizes.from_sample(sample, rescale)
+        chunks = full_size_masks(answer.masks[0].flatten(0, 1), sizes)
         prompts, tokens = answer.ious.shape[1:]
-        if as_bitmap:
-            masks = torch.cat(masks).unflatten(0, (prompts, tokens))
+        if self.mask_format == 'bitmap':
+            masks = torch.cat(list(chunks)).unflatten(0, (prompts, tokens))
         else:
-            masks = [masks[start : start + tokens] for start in range(0, len(masks), tokens)]
-        to_pixels = torch.tensor(
-            [size * output / image for size, output, image in zip(batch_hw, output_hw, image_hw, strict=True)][::-1],
-            device=logits.device,
-        )
-        centres, sides = answer.boxes[0].split(2, dim=-1)
-        boxes = torch.cat([(centres - sides / 2) * to_pixels, (centres + sides / 2) * to_pixels], dim=-1)
+            rles = [rle for chunk in chunks for rle in rles_of_masks(chunk)]
+            masks = [rles[start : start + tokens] for start in range(0, len(rles), tokens)]
+        height, width = (batch * output / image for output, image, batch in zip(*sizes, strict=True))
+        boxes = bbox_cxcywh_to_xyxy(answer.boxes[0])
+        boxes = boxes * torch.tensor([width, height, width, height], device=boxes.device)
         return InstanceData(scores=answer.ious[0], bboxes=boxes, masks=masks)

@@ -93,8 +93,8 @@ def draw_prompts(
         image_px: Pixels of the image without padding; by default those of the masks.
     """
     packed, (areas, corners) = BitMasks.pack(masks, device), _areas_and_boxes(masks)
-    frame = torch.tensor([masks.width, masks.height] * 2, dtype=torch.float32)
-    mask_boxes = bbox_xyxy_to_cxcywh(corners) / frame
+    size = torch.tensor([masks.width, masks.height] * 2, dtype=torch.float32)
+    mask_boxes = bbox_xyxy_to_cxcywh(corners) / size
     filled = areas.nonzero()[:, 0]
     if len(filled) == 0:  # one prompt without a target, so that all weights have a gradient
         boxes = torch.tensor([[0.5, 0.5, CLICK_PX / masks.width, CLICK_PX / masks.height]], device=device)
@@ -103,8 +103,8 @@ def draw_prompts(
     chosen = filled[torch.randint(len(filled), (num_prompts,))]
     is_box = torch.rand(num_prompts) < box_prob
     centres = torch.stack([_random_pixel(masks, index) for index in chosen.tolist()])
-    contains = packed.sample((centres / frame[:2])[None].to(device)).cpu() > 0.5  # (N, P)
-    clicks = torch.cat([centres, torch.full_like(centres, CLICK_PX)], dim=1) / frame
+    contains = packed.sample((centres / size[:2])[None].to(device)).cpu() > 0.5  # (N, P)
+    clicks = torch.cat([centres, torch.full_like(centres, CLICK_PX)], dim=1) / size
     boxes = torch.where(is_box[:, None], _jittered(mask_boxes[chosen]), clicks)
     types = torch.where(is_box, BOX_TYPE, CLICK_TYPE)
     granularity = area_granularity(areas[chosen], image_px or masks.height * masks.width)

@@ -21,6 +21,7 @@ from unsam_mm.models.attention import mlp, use_lean_attention
 from unsam_mm.models.criterion import PointCriterion, named_by_layer
 from unsam_mm.models.mask_ops import (
     BitMasks,
+    ImageSizes,
     PointSampling,
     boxes_of_masks,
     foreground_sums_,
@@ -210,13 +211,11 @@ class UnSAMHead(BaseModule):
     ) -> InstanceData:
         """Masks of one image from (Q, 2) class logits, (Q, C) mask embeddings and a (C, h, w) mask feature."""
         probability, queries = cls_logits.softmax(dim=-1)[:, 0].topk(min(self.max_per_image, self.num_queries))
-        image_hw = tuple(sample.metainfo['img_shape'][:2])
-        output_hw = tuple(sample.metainfo['ori_shape'][:2]) if rescale else image_hw
-        frames = (tuple(sample.metainfo['batch_input_shape']), image_hw, output_hw)
+        sizes = ImageSizes.from_sample(sample, rescale)
         as_bitmap = self.mask_format == 'bitmap'
         sums, masks = [], []
-        for chunk in embed[queries].split(masks_at_once(*frames)):
-            logits = full_size_logits(torch.einsum('nc,chw->nhw', chunk, feature).float(), *frames)
+        for chunk in embed[queries].split(masks_at_once(sizes)):
+            logits = full_size_logits(torch.einsum('nc,chw->nhw', chunk, feature).float(), sizes)
             found = logits > 0
             sums.append(foreground_sums_(logits))
             masks += [found] if as_bitmap else rles_of_masks(found)
