@@ -1,4 +1,4 @@
-"""Finds the checkpoint of an interrupted training, and checks checkpoints, of which MMEngine only logs mismatched keys."""
+"""Finds the checkpoint of an interrupted training, and checks checkpoints: MMEngine only logs mismatched keys."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def check_resumable(path: Path, model: torch.nn.Module) -> None:
     missing = [name for name in ('meta', 'optimizer', 'message_hub') if name not in checkpoint]
     if missing:
         raise UnSAMError(
-            f'{path}: has no {missing[0]}, so no training can be resumed from it; give one of the iter_*.pth in its folder, '
-            'or start a new training from its weights with --cfg-options load_from=FILE'
+            f'{path}: has no {missing[0]}, so no training can be resumed from it; give one of the iter_*.pth in its '
+            'folder, or start a new training from its weights with --cfg-options load_from=FILE'
         )
 
 
@@ -114,17 +114,17 @@ def _check_weights(
 
 
 def _read(path: Path) -> Any:
-    # The classes of the loss curves in the checkpoints of a training. MMEngine itself would unpickle anything that a file
-    # contains. Upstream's MMEngine has no such list: of its trainings only `latest.pth` can be read.
+    # The classes of the loss curves in the checkpoints of a training. MMEngine itself would unpickle anything that a
+    # file contains. Upstream's MMEngine has no such list: of its trainings only `latest.pth` can be read.
     torch.serialization.add_safe_globals(getattr(mmengine_checkpoint, 'get_torch_safe_globals', list)())
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:  # torch's message recommends to unpickle the file
         if refused := _GLOBAL.search(str(error)):
             raise UnSAMError(
-                f'{path}: cannot be read as a checkpoint: besides tensors it contains {refused[1]}, which would have to be '
-                'unpickled, and that can run code; give the latest.pth that tools/train.py writes at the end of a training, '
-                'or a file with the "state_dict" alone'
+                f'{path}: cannot be read as a checkpoint: besides tensors it contains {refused[1]}, which would have to '
+                'be unpickled, and that can run code; give the latest.pth that tools/train.py writes at the end of a '
+                'training, or a file with the "state_dict" alone'
             ) from error
         raise UnSAMError(f'{path}: cannot be read as a checkpoint; give a .pth file, or copy it again') from error
     except Exception as error:  # torch raises errors of many types for damaged files

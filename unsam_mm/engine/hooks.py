@@ -26,8 +26,8 @@ _EVALUATORS = ('val_evaluator', 'test_evaluator')
 def resolve_data_root(cfg: Config) -> None:
     """Copies the image settings from the top level of a config to its datasets and metrics, in place; idempotent.
 
-    `data_root` is copied to UnSAM datasets, `pseudo_masks_root` to those that read pseudo-masks, and `ann_file` to those
-    of validation and testing and to UnSAM metrics; values that are set there take precedence. With the top-level
+    `data_root` is copied to UnSAM datasets, `pseudo_masks_root` to those that read pseudo-masks, and `ann_file` to
+    those of validation and testing and to UnSAM metrics; values that are set there take precedence. With the top-level
     `ann_file`, every image that it lists is tested, also the training images. Test pipelines with an `ann_file` lose
     `UnSAMPseudoMasks`, whose masks would not be used.
 

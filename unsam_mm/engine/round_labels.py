@@ -35,8 +35,8 @@ class LabelSource:
     """The pseudo-masks of a data set.
 
     Attributes:
-        folder: Folder as ``python -m unsam_mm generate`` writes it; set it to replace the labels. Empty if the masks are
-            generated when an image is first loaded.
+        folder: Folder as ``python -m unsam_mm generate`` writes it; set it to replace the labels. Empty if the masks
+            are generated when an image is first loaded.
     """
 
     folder: str

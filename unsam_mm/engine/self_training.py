@@ -83,8 +83,8 @@ class UnSAMSelfTrainingHook(Hook):
         """Loads the labels of the last round that was started, and completes that round if it was interrupted.
 
         Raises:
-            UnSAMError: If the train loop is not `UnSAMTrainLoop`, or the training images have no pseudo-masks that can be
-                replaced, or two images share a label file.
+            UnSAMError: If the train loop is not `UnSAMTrainLoop`, or the training images have no pseudo-masks that can
+                be replaced, or two images share a label file.
             StoreError: If training is resumed after a round whose labels are missing.
         """
         if not isinstance(runner.train_loop, UnSAMTrainLoop):

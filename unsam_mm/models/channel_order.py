@@ -34,8 +34,8 @@ def check_channel_order(cfg: Mapping[str, Any]) -> None:
                 if loader != _STOCK_LOADER and step.get('channel_order') is None:
                     raise UnSAMError(
                         f'{name}: {loader} does not state channel_order, and model.data_preprocessor does not swap '
-                        "channels; set bgr_to_rgb=True there, or channel_order='rgb' or 'bgr' here, as the backbone was "
-                        'trained'
+                        "channels; set bgr_to_rgb=True there, or channel_order='rgb' or 'bgr' here, as in the training "
+                        'of the backbone'
                     )
             elif loaded != (expected := swap[:3]):
                 raise UnSAMError(

@@ -80,7 +80,7 @@ class PointCriterion:
         loss_dice: Loss of MMDetection on (n, P) logits of points.
         class_weight: Weights of (object, no object).
         sampling: How the points of the mask losses are drawn; the number of matching points is the same.
-        drop_iou: Pairs with an IoU at the points of at most this value have no mask losses (DropLoss); None disables it.
+        drop_iou: Pairs with at most this IoU at the points have no mask losses (DropLoss); None disables it.
     """
 
     assigner: BaseAssigner
@@ -178,7 +178,7 @@ def soft_iou(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def named_by_layer(layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Losses under MMDetection's names: 'd0.' is the prefix of the first layer, 'd1.' of the second; the last has none."""
+    """Losses under MMDetection's names: the prefixes are 'd0.', 'd1.' and so on; the last layer has none."""
     prefixes = [f'd{number}.' for number in range(len(layers) - 1)] + ['']
     return {
         f'{prefix}{name}': loss

@@ -1,4 +1,4 @@
-"""The engine 'detector': masks of a promptable MMDetection model, such as the released Swin-T models after conversion."""
+"""The engine 'detector': masks of a promptable MMDetection model, such as the converted Swin-T models."""
 
 from __future__ import annotations
 

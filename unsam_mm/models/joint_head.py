@@ -21,9 +21,9 @@ Pixels = tuple[Tensor, list[Tensor]]
 class UnSAMJointHead(BaseModule):
     """`UnSAMHead` and `UnSAMPromptHead` with a shared pixel decoder; the `mask_head` of an `UnSAM` detector.
 
-    The weights of the heads are in `whole_image` and `prompts`, under their names in these heads. A checkpoint of a model
-    with one of the heads can initialise that head and the pixel decoder: set `load_from`, and `partial_checkpoint=True` in
-    the model.
+    The weights of the heads are in `whole_image` and `prompts`, under their names in these heads. A checkpoint of a
+    model with one of the heads can initialise that head and the pixel decoder: set `load_from`, and
+    `partial_checkpoint=True` in the model.
 
     Args:
         pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`.

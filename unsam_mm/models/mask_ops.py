@@ -41,7 +41,7 @@ class ImageSizes(NamedTuple):
 
     @classmethod
     def from_sample(cls, sample: DetDataSample, rescale: bool = True) -> ImageSizes:
-        """The sizes in the meta information of a sample; without `rescale`, masks are not scaled to the original image."""
+        """The sizes in the meta information of a sample; without `rescale`, the original size is that of the input."""
         keys = ('ori_shape' if rescale else 'img_shape', 'img_shape', 'batch_input_shape')
         return cls(*(tuple(sample.metainfo[key][:2]) for key in keys))
 

@@ -36,9 +36,9 @@ def prompt_losses(
     """Weighted losses of every layer, by name: those of Semantic-SAM without classification.
 
     The target masks of a prompt are matched one to one with its tokens, by costs with the weights of the losses;
-    unmatched tokens have no loss. The target of the predicted overlap is 1 minus the dice loss. If a prompt has a single
-    target, its unmatched tokens also learn their overlap with it, at uniformly random points; together they count as one
-    pair.
+    unmatched tokens have no loss. The target of the predicted overlap is 1 minus the dice loss. If a prompt has a
+    single target, its unmatched tokens also learn their overlap with it, at uniformly random points; together they
+    count as one pair.
 
     Args:
         layers: Predictions on one image after each layer.

@@ -1,4 +1,4 @@
-"""The pixel decoder and the decoder of the promptable model: deformable attention around boxes, refined in each layer."""
+"""Pixel decoder and decoder of the promptable model: deformable attention around boxes, refined in each layer."""
 
 from __future__ import annotations
 

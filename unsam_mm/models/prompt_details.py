@@ -179,8 +179,7 @@ def split_prompts(
 def prepare_prompts(
     prompts: InstanceData, sizes: ImageSizes, feature_hw: tuple[int, int], release: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, PromptDetails | None]:
-    """Validates `points`, `point_labels`, `bboxes`, `masks` and `granularity` of `UnSAMPromptHead.predict`, and converts
-    them to inputs of `UnSAMPromptHead.answer`.
+    """Validates the prompts of `UnSAMPromptHead.predict`, and converts them to inputs of `UnSAMPromptHead.answer`.
 
     Args:
         prompts: Prompts of one image.
@@ -190,8 +189,8 @@ def prepare_prompts(
         device: Device of the result.
 
     Returns:
-        (P, 4) boxes as centre x, y, width, height, relative to the padded image; (P,) long types; and details for a batch
-        of one image, None if there are none.
+        (P, 4) boxes as centre x, y, width, height, relative to the padded image; (P,) long types; and details for a
+        batch of one image, None if there are none.
 
     Raises:
         UnSAMError: If a field has another shape or range, or a prompt has neither a positive click, a box nor a mask.

@@ -39,9 +39,9 @@ _TRAIN_CFG = {
 }
 
 _NOT_TRAINED = (
-    'the weights of UnSAMPromptHead for several clicks, earlier masks and granularity (`details`) have not been trained, '
-    'as in all released checkpoints: predictions for such prompts are arbitrary; train with train_cfg.correction_prob and '
-    'granularity_prob above 0'
+    'the weights of UnSAMPromptHead for several clicks, earlier masks and granularity (`details`) have not been '
+    'trained, as in all released checkpoints: predictions for such prompts are arbitrary; train with '
+    'train_cfg.correction_prob and granularity_prob above 0'
 )
 
 
@@ -83,8 +83,8 @@ class UnSAMPromptHead(BaseModule):
     """Masks of several granularities for each prompt; the `mask_head` of an `UnSAM` detector.
 
     Source: the promptable model of "Segment Anything without Supervision" (NeurIPS 2024), a Semantic-SAM without
-    labels. Matching and losses are those published, see `prompt_losses`. `embed` encodes images, `answer` predicts masks
-    for prompts on an embedding, `predict` does both.
+    labels. Matching and losses are those published, see `prompt_losses`. `embed` encodes images, `answer` predicts
+    masks for prompts on an embedding, `predict` does both.
 
     By default a click has the same type and size in prediction and in training; prompts are independent; boxes are
     trained too; and if more masks contain a click than there are tokens, the targets range from the smallest to the

@@ -174,7 +174,7 @@ def corrected(
     feature_hw: tuple[int, int],
     answer: Answer,
 ) -> TrainingPrompts:
-    """The prompts, some of them with further clicks; these have the mask that they were drawn from as their only target.
+    """The prompts, some of them with further clicks; their only target is the mask that they were drawn from.
 
     In each round the predicted mask of the highest IoU with the true mask is compared with it at the size of the mask
     feature, and the next click is placed by the rule of interactive segmentation benchmarks.
