@@ -1,25 +1,10 @@
-# UnSAM+'s training set: SA-1B with its human masks, and the pseudo-masks that overlap none of them.
-# The next two settings are copied to the data set after the command line is read, so both can be set there.
-data_root = 'data/sa1b'  # sa_*.jpg with sa_*.json beside them, at any depth
-pseudo_masks_root = 'data/sa1b_pseudo_masks'  # written by `python -m unsam_mm generate`
+# UnSAM+'s training set: SA-1B with its human masks (sa_*.json beside sa_*.jpg), and the pseudo-masks that overlap none of
+# them.
+_base_ = './sa1b.py'
 
 train_pipeline = [
-    dict(type='UnSAMLoadImage'),
-    dict(type='UnSAMLoadMasks'),
+    *_base_.train_pipeline[:2],
     dict(type='UnSAMPlusMasks', max_iou=0.02),
-    # Without rescaling. Images smaller than the crop are not enlarged; batches are padded to one size.
-    dict(type='RandomCrop', crop_size=(1024, 1024), recompute_bbox=True, allow_negative_crop=True),
-    dict(type='RandomFlip', prob=0.5),  # as in the released code; not in the paper
-    # With keep_empty=False, MMDetection keeps images that have no masks left.
-    dict(type='FilterAnnotations', by_box=False, by_mask=True, min_gt_mask_area=1, keep_empty=False),
-    # 200 as in the paper; the released code has 500. Both draw as with sampling='uniform'.
-    dict(type='UnSAMCapMasks', max_masks=200, sampling='score'),
-    dict(type='PackDetInputs'),
+    *_base_.train_pipeline[2:],
 ]
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(type='UnSAMSA1B', labels='both', pipeline=train_pipeline),
-)
+train_dataloader = dict(dataset=dict(labels='both', pipeline=train_pipeline))
