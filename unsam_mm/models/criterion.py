@@ -145,9 +145,9 @@ class PointCriterion:
         labels = torch.zeros(len(masks), dtype=torch.long, device=masks.device)
         with torch.autocast(embed.device.type, enabled=False):
             predicted = InstanceData(scores=cls_logits.float(), masks=embed.float() @ feature)
-            found = self.assigner.assign(predicted, InstanceData(labels=labels, masks=masks))
-        queries = found.gt_inds.nonzero()[:, 0]
-        return queries, found.gt_inds[queries] - 1
+            gt_inds = self.assigner.assign(predicted, InstanceData(labels=labels, masks=masks)).gt_inds
+        queries = gt_inds.nonzero()[:, 0]
+        return queries, gt_inds[queries] - 1
 
     def _mask_losses(
         self, embed: Tensor, feature: Tensor, masks: BitMasks, n_masks: Tensor

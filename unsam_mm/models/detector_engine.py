@@ -191,8 +191,8 @@ class DetectorEngine(Engine):
             boxes, types, details = prepare_prompts(
                 InstanceData(**fields), self._sizes, feature_hw, self._head.release, device
             )
-            found = self._head.answer(embedding, boxes[None], types[None], joint=False, details=details)
-        return found.masks[0].flatten(0, 1), found.ious[0].flatten().cpu().numpy()
+            answer = self._head.answer(embedding, boxes[None], types[None], joint=False, details=details)
+        return answer.masks[0].flatten(0, 1), answer.ious[0].flatten().cpu().numpy()
 
     def _full_size(self, logits: Tensor) -> np.ndarray:
         """(N, H, W) bool masks at full resolution of (N, h, w) logits."""
@@ -270,7 +270,7 @@ class DetectorEngine(Engine):
 
 
 def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
-    """The scale of a pipeline step that resizes images; {} stands for no such step.
+    """The scale of a pipeline step that resizes images; {} if there is no such step.
 
     Raises:
         UnSAMError: If `set_image` does not support the step.

@@ -85,7 +85,7 @@ class UnSAMJointHead(BaseModule):
         return self.whole_image(self._for_queries(self.pixel_decoder(x)), batch_data_samples)
 
     def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
-        """Whole-image masks of each image; for data samples with `prompts`, `pred_prompts` is set as well.
+        """Whole-image masks of each image; also sets `pred_prompts` of data samples with `prompts`.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
@@ -112,7 +112,7 @@ class UnSAMJointHead(BaseModule):
 def _sort_into_heads(
     head: UnSAMJointHead, state_dict: dict[str, Tensor], prefix: str, *unused: dict | bool | list[str]
 ) -> None:
-    """Renames the weights of a checkpoint of a single head to those of this head; in place."""
+    """Renames the weights of a checkpoint of one of the two heads, in place."""
     for task in head.loss_weights:
         parts = {part for part, _ in getattr(head, task).named_children()} - {'pixel_decoder'}
         names = [name for name in state_dict if name.startswith(prefix)]

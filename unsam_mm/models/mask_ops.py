@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from unsam_mm.masks.rle import Rle
 
 _CHUNK_VALUES = 2**23
-"""Logits held at once at full resolution: 32 MiB in float32, 8 masks of 1024 x 1024."""
+"""Logits in each chunk at full resolution: 32 MiB in float32, 8 masks of 1024 x 1024."""
 
 _CHUNK_PIXELS = 2**24
 """Pixels of unpacked masks in each chunk, a byte each: 16 masks of 1024 x 1024."""
@@ -29,7 +29,7 @@ _CHUNK_POINTS = 2**21
 """Candidate points in each chunk: 24 MB, 55 masks with the paper's 37632 candidates."""
 
 _WINDOW = 7
-"""Columns from one byte to the next. Bytes overlap by one column, so a byte holds both neighbours of any point."""
+"""Columns from one byte to the next. Bytes overlap by one column, so a byte contains both neighbours of any point."""
 
 
 class ImageSizes(NamedTuple):
@@ -248,7 +248,7 @@ def losses_at_points(
 ) -> list[tuple[Tensor, Tensor]]:
     """Losses of chunks of masks at uncertain points.
 
-    Only the points are kept for the backward pass; logits and masks are computed again.
+    Only the points are stored for the backward pass, which computes logits and masks again.
 
     Args:
         losses: Takes embeddings, mask feature, masks and points of a chunk.

@@ -52,47 +52,50 @@ def prompt_losses(
 
 
 def _layer_losses(
-    found: TokenPredictions,
+    predicted: TokenPredictions,
     feature: Tensor,
     prompts: TrainingPrompts,
     at_points: tuple[Tensor, Tensor],
     sampling: PointSampling,
     n_pairs: Tensor,
 ) -> dict[str, Tensor]:
-    rows, tokens, targets = match(found, prompts, *at_points)
+    rows, tokens, targets = match(predicted, prompts, *at_points)
     if len(targets) == 0:
-        total = torch.einsum('ptc,chw->', found.embeds, feature) + found.ious.sum() + found.boxes.sum()
+        total = torch.einsum('ptc,chw->', predicted.embeds, feature) + predicted.ious.sum() + predicted.boxes.sum()
         return dict.fromkeys(_WEIGHTS, 0 * total)  # DDP needs a gradient for all weights
-    boxes, wanted = found.boxes[rows, tokens], prompts.mask_boxes[targets]
-    corners, wanted_corners = bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(wanted)
-    chunks = losses_at_points(_point_losses, found.embeds[rows, tokens], feature, prompts.masks[targets], sampling)
+    boxes, target_boxes = predicted.boxes[rows, tokens], prompts.mask_boxes[targets]
+    corners, target_corners = bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(target_boxes)
+    chunks = losses_at_points(_point_losses, predicted.embeds[rows, tokens], feature, prompts.masks[targets], sampling)
     loss_mask, loss_dice = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     sums = {
         'loss_mask': loss_mask.sum(),
         'loss_dice': loss_dice.sum(),
-        'loss_bbox': (boxes - wanted).abs().sum(),
-        'loss_giou': (1 - bbox_overlaps(corners, wanted_corners, mode='giou', is_aligned=True)).sum(),
-        'loss_iou': (found.ious[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
+        'loss_bbox': (boxes - target_boxes).abs().sum(),
+        'loss_giou': (1 - bbox_overlaps(corners, target_corners, mode='giou', is_aligned=True)).sum(),
+        'loss_iou': (predicted.ious[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
     }
     if prompts.single_target is not None and prompts.single_target.any():
-        sums['loss_iou'] = sums['loss_iou'] + _loss_of_others(found, prompts, at_points, (rows, tokens))
+        sums['loss_iou'] = sums['loss_iou'] + _unmatched_loss(predicted, prompts, at_points, (rows, tokens))
     return {name: _WEIGHTS[name] * total / n_pairs for name, total in sums.items()}
 
 
-def _loss_of_others(
-    found: TokenPredictions, prompts: TrainingPrompts, at_points: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]
+def _unmatched_loss(
+    predicted: TokenPredictions,
+    prompts: TrainingPrompts,
+    at_points: tuple[Tensor, Tensor],
+    pairs: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Loss of the predicted overlaps of unmatched tokens, for prompts with a single target."""
     sampled, truth = at_points
-    unpaired = torch.ones_like(found.ious, dtype=torch.bool)
-    unpaired[pairs] = False
+    unmatched = torch.ones_like(predicted.ious, dtype=torch.bool)
+    unmatched[pairs] = False
     rows = prompts.single_target.nonzero()[:, 0]
     with torch.no_grad(), torch.autocast(sampled.device.type, enabled=False):
-        probability = (found.embeds[rows].float() @ sampled).sigmoid()  # (n, T, Q)
+        probability = (predicted.embeds[rows].float() @ sampled).sigmoid()  # (n, T, Q)
         target = truth[prompts.chosen[rows]][:, None]
         overlap = (2 * (probability * target).sum(-1) + 1) / (probability.sum(-1) + target.sum(-1) + 1)
-    errors = (found.ious[rows] - overlap).square() * unpaired[rows]
-    return errors.sum() / max(found.ious.shape[1] - 1, 1)
+    errors = (predicted.ious[rows] - overlap).square() * unmatched[rows]
+    return errors.sum() / max(predicted.ious.shape[1] - 1, 1)
 
 
 def _point_losses(embed: Tensor, feature: Tensor, masks: BitMasks, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,12 +108,12 @@ def _point_losses(embed: Tensor, feature: Tensor, masks: BitMasks, points: Tenso
 
 @torch.no_grad()
 def match(
-    found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor
+    predicted: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hungarian matching of tokens and target masks, separately for each prompt.
 
     Args:
-        found: Predictions on one image.
+        predicted: Predictions on one image.
         prompts: Prompts of the image, none with more targets than tokens.
         feature: (C, Q) mask feature at Q points.
         truth: (N, Q) masks at the same points.
@@ -120,19 +123,19 @@ def match(
     """
     pairs = []
     with torch.autocast(feature.device.type, enabled=False):  # sums over many points need float32
-        costs = _costs(found, prompts, feature, truth).cpu()
+        costs = _costs(predicted, prompts, feature, truth).cpu()
     for row, candidates in enumerate(prompts.targets):
         candidates = candidates.cpu()
         tokens, columns = linear_sum_assignment(costs[row][:, candidates])
         pairs += [(row, *pair) for pair in zip(tokens.tolist(), candidates[columns].tolist(), strict=True)]
-    return torch.tensor(pairs, dtype=torch.long, device=found.embeds.device).view(-1, 3).unbind(dim=1)
+    return torch.tensor(pairs, dtype=torch.long, device=predicted.embeds.device).view(-1, 3).unbind(dim=1)
 
 
-def _costs(found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor) -> Tensor:
+def _costs(predicted: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor) -> Tensor:
     """(P, T, N) costs of all pairs."""
-    logits = found.embeds.float() @ feature  # (P, T, Q)
-    probability, boxes = logits.sigmoid(), found.boxes.float()
-    missed, invented = softplus(-logits) @ truth.T, softplus(logits) @ (1 - truth).T
+    logits = predicted.embeds.float() @ feature  # (P, T, Q)
+    probability, boxes = logits.sigmoid(), predicted.boxes.float()
+    foreground, background = softplus(-logits) @ truth.T, softplus(logits) @ (1 - truth).T
     sums = probability.sum(-1, keepdim=True) + truth.sum(1)
     dice = 1 - (2 * probability @ truth.T + 1) / (sums + 1)
     distance = torch.cdist(boxes.flatten(0, 1), prompts.mask_boxes, p=1).view_as(dice)
@@ -140,7 +143,7 @@ def _costs(found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, t
         bbox_cxcywh_to_xyxy(boxes.flatten(0, 1)), bbox_cxcywh_to_xyxy(prompts.mask_boxes), mode='giou'
     ).view_as(dice)
     return (
-        _WEIGHTS['loss_mask'] * (missed + invented) / truth.shape[1]
+        _WEIGHTS['loss_mask'] * (foreground + background) / truth.shape[1]
         + _WEIGHTS['loss_dice'] * dice
         + _WEIGHTS['loss_bbox'] * distance
         - _WEIGHTS['loss_giou'] * overlap

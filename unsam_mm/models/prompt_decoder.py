@@ -45,7 +45,7 @@ class DecodedTokens(NamedTuple):
 
 
 class ExtraTokens(NamedTuple):
-    """E additional tokens of each prompt, which the mask tokens attend to and which predict no masks.
+    """E additional tokens of each prompt, which mask tokens attend to; they predict no masks.
 
     Attributes:
         tokens: (B, P, E, C).
@@ -136,16 +136,16 @@ class PromptDecoder(BaseModule):
             tokens, boxes = torch.cat([tokens, extra.tokens], dim=2), torch.cat([boxes, extra.boxes], dim=2)
         references, states = [inverse_sigmoid(boxes).sigmoid()], []  # clamped to what it represents
         for layer, value in zip(self.layers, values, strict=True):
-            start = references[-1].detach()  # gradients do not pass through earlier refinements
+            start = references[-1].detach()  # no gradient through earlier refinements
             encoded = coordinate_to_encoding(start.flatten(1, 2), tokens.shape[-1] // 2)
             positions = self.position_mlp(encoded).view_as(tokens)
             tokens = layer(tokens, positions, start, value, sizes_hw, joint, absent)
-            moved = self.moved(start[:, :, :count], tokens[:, :, :count])
-            references.append(moved if extra is None else torch.cat([moved, start[:, :, count:]], dim=2))
+            refined = self.refined(start[:, :, :count], tokens[:, :, :count])
+            references.append(torch.cat([refined, start[:, :, count:]], dim=2))
             states.append(self.norm(tokens[:, :, :count]))
         return DecodedTokens(states, [boxes[:, :, :count] for boxes in references])
 
-    def moved(self, boxes: Tensor, states: Tensor) -> Tensor:
+    def refined(self, boxes: Tensor, states: Tensor) -> Tensor:
         """(..., 4) boxes refined by (..., C) states."""
         return (self.box_mlp(states) + inverse_sigmoid(boxes)).sigmoid()
 
@@ -178,12 +178,11 @@ class PromptDecoderLayer(BaseModule):
         """
         # Prompts that do not attend to each other are separate batch elements, so no attention mask is needed.
         first = 1 if joint else 0
-        grouped, placed = (each.flatten(first, first + 1).transpose(0, 1) for each in (tokens, tokens + positions))
+        value, query = (each.flatten(first, first + 1).transpose(0, 1) for each in (tokens, tokens + positions))
         padding = None if absent is None else absent.flatten(first, first + 1)
-        seen = self.self_attn(placed, placed, grouped, padding)[0].transpose(0, 1).reshape(tokens.shape)
-        tokens = self.norms[0](tokens + seen)
-        read = self.cross_attn(tokens + positions, boxes, values, sizes_hw)
-        tokens = self.norms[1](tokens + read)
+        output = self.self_attn(query, query, value, padding)[0].transpose(0, 1).reshape(tokens.shape)
+        tokens = self.norms[0](tokens + output)
+        tokens = self.norms[1](tokens + self.cross_attn(tokens + positions, boxes, values, sizes_hw))
         return self.norms[2](self.ffn(tokens))
 
 

@@ -27,7 +27,7 @@ from unsam_mm.models.prompt_targets import TrainingPrompts, corrected, draw_prom
 from unsam_mm.models.unsam_head import check_mask_format
 
 _METRIC_FIELDS = ('targets', 'clicks')
-"""Fields of prompts that are passed on to metrics."""
+"""Fields of prompts that metrics need."""
 
 _TRAIN_CFG = {
     'prompts_per_image': 60,
@@ -186,7 +186,7 @@ class UnSAMPromptHead(BaseModule):
         for index, prompts in enumerate(drawn):
             for name, value in self._image_losses(embedding.image(index), prompts, n_pairs).items():
                 total[name] = total.get(name, 0) + value
-        # DDP needs a gradient for all weights, whatever prompts were drawn.
+        # DDP needs a gradient for all weights, also if no prompt has details.
         total['loss_mask'] = total['loss_mask'] + 0 * sum(weight.sum() for weight in self.details.parameters())
         return total
 
@@ -237,11 +237,11 @@ class UnSAMPromptHead(BaseModule):
                 or range.
         """
         answers = self(x, batch_data_samples)
-        found = [self._instances(*pair, rescale) for pair in zip(answers, batch_data_samples, strict=True)]
-        for sample, instances in zip(batch_data_samples, found, strict=True):
-            passed_on = {name: sample.prompts[name] for name in _METRIC_FIELDS if name in sample.prompts}
-            sample.pred_prompts = InstanceData(**instances, **passed_on)
-        return found
+        results = [self._instances(*pair, rescale) for pair in zip(answers, batch_data_samples, strict=True)]
+        for sample, instances in zip(batch_data_samples, results, strict=True):
+            metric_fields = {name: sample.prompts[name] for name in _METRIC_FIELDS if name in sample.prompts}
+            sample.pred_prompts = InstanceData(**instances, **metric_fields)
+        return results
 
     def _drawn(self, image: ImageEmbedding, sample: DetDataSample) -> TrainingPrompts:
         """Random prompts on an image, some of them with simulated corrections."""
@@ -302,7 +302,7 @@ class UnSAMPromptHead(BaseModule):
         """Mask embeddings (B, P, T, C), overlaps (B, P, T) and boxes (B, P, T, 4) after a layer."""
         # Normalised twice, as in the training of the released weights.
         states = self.decoder.norm(decoded.states[layer])
-        boxes = self.decoder.moved(decoded.boxes[layer], states)
+        boxes = self.decoder.refined(decoded.boxes[layer], states)
         return self.mask_mlp(states), self.iou_mlp(states)[..., 0], boxes
 
     def _instances(self, answer: PromptAnswer, sample: DetDataSample, rescale: bool) -> InstanceData:

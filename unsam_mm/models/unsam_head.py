@@ -50,7 +50,7 @@ class UnSAMHead(BaseModule):
     * Prediction computes the masks of the queries with the best class logits only, in chunks, as RLEs. Upsampled masks
       of all 2000 queries would take 8 GB for a 1024 x 1024 image.
     * Training does not compute the masks of all queries, see `PointCriterion`.
-    * Every annotated instance is an object, whatever its label.
+    * Every annotated instance is an object; labels are ignored.
     * Attention masks are computed from the mask feature resized to the level, once for all heads; MMDetection resizes
       the logits. Both are equal up to rounding.
     * Attention weights are not kept in memory.
@@ -71,9 +71,9 @@ class UnSAMHead(BaseModule):
         loss_mask: Config of the per-pixel loss. By default that of the paper.
         loss_dice: Config of the dice loss. By default that of the paper.
         train_cfg: `assigner`, and optionally `num_points`, `oversample_ratio`, `importance_sample_ratio` and
-            `drop_loss_iou`: matched queries with at most this IoU with their object have no mask losses (DropLoss; None,
-            the default, disables it as in the release, where the value is 0.01). All matched queries are used, whatever
-            the `sampler` of MMDetection's head.
+            `drop_loss_iou`: matched queries with at most this IoU with their object have no mask losses (DropLoss;
+            None, the default, disables it as in the release, where the value is 0.01). All matched queries are used;
+            the `sampler` of MMDetection's head is ignored.
         test_cfg: `max_per_image` (default 1000) and `mask_format` ('rle', the default, or 'bitmap').
         init_cfg: MMEngine's initialisation.
 
