@@ -26,7 +26,7 @@ from unsam_mm.fingerprints import file_digest
 from unsam_mm.folders.merge import without_overlap
 from unsam_mm.folders.store import MANIFEST, PseudoMaskStore, was_cut_short
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.rle import areas_and_boxes, encode_bitmaps
+from unsam_mm.masks.rle import encode_bitmaps
 
 _LOG_EVERY = 1000  # images
 
@@ -320,14 +320,7 @@ class _Unlabelled(Dataset):
 
 
 def _mask_set(instances: InstanceData, size_hw: tuple[int, int]) -> MaskSet:
+    """The predicted masks without parents; their boxes are computed, since predicted boxes may differ."""
     masks = instances.masks
     rles = masks if isinstance(masks, list) else encode_bitmaps(masks.cpu().numpy())
-    areas, boxes = areas_and_boxes(rles)  # predicted boxes may differ from those of the masks
-    return MaskSet(
-        rles=rles,
-        scores=instances.scores.float().cpu().numpy(),
-        parents=np.full(len(rles), -1),
-        areas=areas,
-        boxes_xyxy=boxes.astype(np.float32),
-        size_hw=size_hw,
-    )
+    return MaskSet.from_rles(rles, instances.scores.float().cpu().numpy(), size_hw, np.full(len(rles), -1))

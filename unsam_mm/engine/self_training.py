@@ -125,7 +125,7 @@ class UnSAMSelfTrainingHook(Hook):
                 labels.begin(weights, old, len(dataset), _settings_digest(runner.cfg, pipeline))
             barrier()
             if not labels.is_complete:
-                runner.logger.info(f'Self-training round {number}: labels go to {labels.folder}')
+                runner.logger.info(f'Self-training round {number}: labels are written to {labels.folder}')
                 label_images(runner.model, dataset, old, pipeline, labels, num_workers)
                 barrier()  # all shares are done
                 if is_main_process():
@@ -138,8 +138,8 @@ class UnSAMSelfTrainingHook(Hook):
         expected = _predictors(runner).get(str(number))
         if not labels.is_complete or labels.weights != expected:
             raise StoreError(
-                f'{labels.folder}: not the labels that this training made in round {number}; put them back, or resume '
-                f'from self_training_{number}.pth, with which they are made again'
+                f'{labels.folder}: not the labels that this training made in round {number}; restore them, or resume '
+                f'from self_training_{number}.pth, which makes them again'
             )
         label_source(runner.train_loop.dataset).folder = str(labels.folder)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +174,12 @@ class DetectorEngine(Engine):
 
     def _ask_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
         """Masks for each positive click and for the box as separate prompts."""
-        found = []
+        answers = []
         if prompt.positive.any():
-            found.append(self._ask(points=prompt.points_xy[prompt.positive] + 0.5))
+            answers.append(self._ask(points=prompt.points_xy[prompt.positive] + 0.5))
         if prompt.box_xyxy is not None:
-            found.append(self._ask(bboxes=prompt.box_xyxy[None]))
-        logits, scores = zip(*found, strict=True)
+            answers.append(self._ask(bboxes=prompt.box_xyxy[None]))
+        logits, scores = zip(*answers, strict=True)
         return torch.cat(logits), np.concatenate(scores)
 
     def _ask(self, **fields: np.ndarray) -> tuple[Tensor, np.ndarray]:
@@ -216,14 +215,12 @@ class DetectorEngine(Engine):
             kept, scores = torch.cat([kept, found]), np.concatenate([scores, found_scores])
             chosen = _distinct((kept > 0).cpu().numpy(), scores, max_iou)[:max_masks]
             kept, scores = kept[chosen], scores[chosen]
-        small = (kept > 0).cpu().numpy()
         stability = (kept > 1).sum(dim=(1, 2)) / (kept > -1).sum(dim=(1, 2)).clamp(min=1)
         rles = [rle for masks in full_size_masks(kept, self._sizes) for rle in rles_of_masks(masks)]
-        areas, boxes = areas_and_boxes(rles)
-        masks = MaskSet.from_bitmaps(small, scores.clip(0, 1))
-        parents = np.where(areas[masks.parents] > areas, masks.parents, -1)  # areas may swap order at full resolution
-        boxes = boxes.astype(np.float32)
-        masks = replace(masks, rles=rles, parents=parents, areas=areas, boxes_xyxy=boxes, size_hw=self.size_hw)
+        areas, _ = areas_and_boxes(rles)
+        parents = MaskSet.from_bitmaps((kept > 0).cpu().numpy()).parents
+        parents = np.where(areas[parents] > areas, parents, -1)  # areas may swap order at full resolution
+        masks = MaskSet.from_rles(rles, scores.clip(0, 1), self.size_hw, parents)
         large = areas >= min_area_px
         return masks[large], stability.cpu().numpy().astype(np.float32)[large]
 
