@@ -171,7 +171,7 @@ class PointCriterion:
 
 
 def soft_iou(logits: Tensor, truth: Tensor) -> Tensor:
-    """(N,) soft IoU of (N, P) probabilities and (N, P) masks, pair by pair."""
+    """(N,) soft IoU of the probabilities of (N, P) logits and (N, P) masks, pair by pair."""
     probability = logits.sigmoid()
     shared = (probability * truth).sum(1)
     return shared / (probability.sum(1) + truth.sum(1) - shared)
