@@ -1,4 +1,4 @@
-# One checkpoint for whole-image masks and prompts. Not published: images and schedule are those of the promptable model.
+# Whole-image and promptable segmentation in one model. Not published; data and schedule are the promptable model's.
 _base_ = [
     '_base_/models/unsam_swint_joint.py',
     '_base_/datasets/sa1b_prompts.py',
@@ -8,6 +8,6 @@ _base_ = [
 ]
 # Written by: python -m unsam_mm convert moby_swin_t_300ep_pretrained.pth weights/moby_swint.pth
 moby = dict(type='Pretrained', checkpoint='weights/moby_swint.pth')
-model = dict(backbone=dict(drop_path_rate=0.3, init_cfg=dict(_delete_=True, **moby)))  # 0.3: as the promptable model
+model = dict(backbone=dict(drop_path_rate=0.3, init_cfg=dict(_delete_=True, **moby)))  # 0.3 as for the promptable model
 test_evaluator = [dict(type='UnSAMCocoMetric'), dict(type='UnSAMPromptIoUMetric')]
-val_dataloader = val_cfg = val_evaluator = None  # as the recipes it joins; `mim test` does it afterwards
+val_dataloader = val_cfg = val_evaluator = None  # without evaluation; use `mim test` afterwards

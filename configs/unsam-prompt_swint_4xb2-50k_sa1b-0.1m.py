@@ -8,5 +8,5 @@ _base_ = [
 ]
 # Written by: python -m unsam_mm convert moby_swin_t_300ep_pretrained.pth weights/moby_swint.pth
 moby = dict(type='Pretrained', checkpoint='weights/moby_swint.pth')
-model = dict(backbone=dict(drop_path_rate=0.3, init_cfg=dict(_delete_=True, **moby)))  # 0.3: the released yaml's
-val_dataloader = val_cfg = val_evaluator = None  # as published, no evaluation between; `mim test` does it afterwards
+model = dict(backbone=dict(drop_path_rate=0.3, init_cfg=dict(_delete_=True, **moby)))  # 0.3 as in the released yaml
+val_dataloader = val_cfg = val_evaluator = None  # as published, without evaluation; use `mim test` afterwards

@@ -9,4 +9,4 @@ _base_ = [
 # Written by: python -m unsam_mm convert dino_resnet50 weights/dino_resnet50.pth
 dino = dict(type='Pretrained', checkpoint='weights/dino_resnet50.pth')
 model = dict(backbone=dict(init_cfg=dict(_delete_=True, **dino)))
-val_dataloader = val_cfg = val_evaluator = None  # as published, no evaluation between; `mim test` does it afterwards
+val_dataloader = val_cfg = val_evaluator = None  # as published, without evaluation; use `mim test` afterwards

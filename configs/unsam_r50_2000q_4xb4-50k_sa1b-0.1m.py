@@ -1,5 +1,5 @@
-# UnSAM, ResNet-50, 0.1 million images of SA-1B with pseudo-masks. The paper trains 8 epochs; the released yaml has 200,000
-# iterations whatever the number of images, which would be 32 epochs here.
+# UnSAM, ResNet-50, 0.1 million images of SA-1B with pseudo-masks: 8 epochs as in the paper. The released yaml has
+# 200,000 iterations for any number of images, which would be 32 epochs.
 _base_ = [
     '_base_/models/unsam_r50.py',
     '_base_/datasets/sa1b.py',
@@ -10,4 +10,4 @@ _base_ = [
 # Written by: python -m unsam_mm convert dino_resnet50 weights/dino_resnet50.pth
 dino = dict(type='Pretrained', checkpoint='weights/dino_resnet50.pth')
 model = dict(backbone=dict(init_cfg=dict(_delete_=True, **dino)))
-val_dataloader = val_cfg = val_evaluator = None  # as published, no evaluation between; `mim test` does it afterwards
+val_dataloader = val_cfg = val_evaluator = None  # as published, without evaluation; use `mim test` afterwards

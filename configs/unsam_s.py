@@ -7,7 +7,7 @@ _base_ = [
     '_base_/schedules/regions_cpu.py',
     '_base_/default_runtime.py',
 ]
-# An untrained model proposes nothing worth a look, so nothing is validated before training.
+# Without validation before training: an untrained model proposes no useful masks.
 custom_hooks = [dict(type='UnSAMDataRootHook')]
 default_hooks = dict(logger=dict(interval=50))
 log_processor = dict(window_size=50)

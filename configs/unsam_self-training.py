@@ -1,9 +1,9 @@
-# As unsam.py, twice as long, with a round of self-training in the middle.
+# As unsam.py, with twice as many iterations and a round of self-training in the middle.
 _base_ = './unsam.py'
 
 train_cfg = dict(max_iters=600)
 custom_hooks = [
     *_base_.custom_hooks,
-    # The paper's score of 0.7 belongs to a model that was trained for days: few predictions of this one reach it.
+    # The score of 0.7 is the paper's, for a model that was trained for days; few predictions of this model exceed it.
     dict(type='UnSAMSelfTrainingHook', at_iters=[300], min_score=0.7, max_iou=0.5),
 ]

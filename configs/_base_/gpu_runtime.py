@@ -1,5 +1,5 @@
-# As default_runtime.py, for trainings of days: fewer lines in the log, a checkpoint every hour or so, no evaluation of
-# untrained weights.
+# As default_runtime.py, for trainings that take days: fewer log lines, about one checkpoint per hour, and no evaluation
+# before training.
 _base_ = './default_runtime.py'
 
 default_hooks = dict(
@@ -9,5 +9,5 @@ default_hooks = dict(
 custom_hooks = [dict(type='UnSAMDataRootHook')]
 log_processor = dict(window_size=50)
 
-# Seconds that fast processes wait for slow ones at the end of a round of self-training.
+# Seconds that processes wait for the slowest one at the end of a round of self-training.
 env_cfg = dict(dist_cfg=dict(timeout=7200))

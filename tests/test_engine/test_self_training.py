@@ -25,7 +25,7 @@ from unsam_mm.datasets import UnSAMImageFolder, UnSAMSA1B
 from unsam_mm.engine import UnSAMSelfTrainingHook, resolve_data_root
 from unsam_mm.engine.round_labels import RoundLabels, check_names, join_labels, label_images, label_source
 from unsam_mm.errors import ImageError, UnSAMError
-from unsam_mm.files import read_json, write_json
+from unsam_mm.files import write_json
 from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.mask_set import MaskSet
@@ -151,7 +151,7 @@ class TestLabelPlace:
             return {'img_path': f'{root}/1.png', 'img_root': root, 'img_name': '1.png'}
 
         monkeypatch.setattr(two_cities, 'get_data_info', entry)
-        with pytest.raises(UnSAMError, match=r'^/data/0/1\.png and /data/1/1\.png: .* kept as 1\.png'):
+        with pytest.raises(UnSAMError, match=r'^/data/0/1\.png and /data/1/1\.png: .* stored as 1\.png'):
             check_names(two_cities, label_source(two_cities))
 
     def test_of_images_without_pseudo_masks_is_refused(self, folders: SimpleNamespace):
@@ -333,15 +333,6 @@ class TestRoundLabels:
         assert labels.store.names() == ['x.png']
         labels.begin(*changed)
         assert labels.store.names() == []
-
-    def test_of_earlier_versions_go_on(self, labels: RoundLabels):
-        """Those say nothing of the settings and the old labels."""
-        noted = read_json(labels.folder / 'unsam.json')
-        for key in ('settings', 'old_labels_signature'):
-            del noted[key]
-        write_json(labels.folder / 'unsam.json', noted)
-        labels.begin('a', FOUND, 1, 'scale 1')
-        assert labels.store.names() == ['x.png']
 
     def test_say_that_people_had_a_part_where_the_old_ones_say_so(self, labels: RoundLabels, tmp_path: Path):
         write_json(labels.folder / 'unsam.json', {'supervised': True})

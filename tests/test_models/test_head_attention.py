@@ -23,19 +23,15 @@ def blocked_at_random(*shape) -> torch.Tensor:
 
 
 def masks():
-    """Every kind of mask that a caller may give, beside what `nn.MultiheadAttention` wants for the same."""
+    """Masks, each with the same mask as arguments of `nn.MultiheadAttention`."""
     shared = blocked_at_random(QUERIES, KEYS)
-    per_head = blocked_at_random(BATCH * HEADS, QUERIES, KEYS)
     broadcast = blocked_at_random(BATCH, 1, QUERIES, KEYS)
     repeated = broadcast.expand(-1, HEADS, -1, -1).flatten(0, 1)
-    added = torch.randn(QUERIES, KEYS)
     padding = blocked_at_random(BATCH, KEYS)
     return {
         'none': ({}, {}),
         'shared': ({'attn_mask': shared}, {'attn_mask': shared}),
-        'per head': ({'attn_mask': per_head}, {'attn_mask': per_head}),
         'broadcast over heads': ({'attn_mask': broadcast}, {'attn_mask': repeated}),
-        'added': ({'attn_mask': added}, {'attn_mask': added}),
         'padding': ({'key_padding_mask': padding}, {'key_padding_mask': padding}),
         'padding and mask': (
             {'key_padding_mask': padding, 'attn_mask': shared},

@@ -17,7 +17,6 @@ from torch import nn
 from tests.test_models.descent import fall_in_proportion
 from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.models.joint_head import UnSAMJointHead
-from unsam_mm.models.prompt_targets import CLICK_TYPE
 
 CONFIG = Path(__file__).parents[2] / 'configs' / '_base_' / 'models' / 'unsam_swint_joint.py'
 HEIGHT, WIDTH, CHANNELS = 96, 128, 128
@@ -161,16 +160,6 @@ def test_only_images_with_prompts_have_answers(joint, levels, samples):
     assert samples[1].pred_prompts.scores.shape == (2, 6)
 
 
-def test_an_image_embedded_once_answers_clicks_as_they_come(joint, levels):
-    with torch.no_grad():
-        embedding = joint.eval().embed(levels)
-        calls = calls_of(joint.pixel_decoder)
-        click = torch.tensor([[[0.3, 0.4, 0.01, 0.01]]]).expand(2, -1, -1)
-        answer = joint.answer(embedding, click, torch.full((2, 1), CLICK_TYPE))
-    assert answer.masks.shape == (2, 1, 6, HEIGHT // 4, WIDTH // 4)
-    assert not calls
-
-
 def test_queries_read_the_finest_levels_and_tokens_all_of_them(configs, levels, samples):
     config = configs['both']
     config.pixel_decoder = {
@@ -192,7 +181,7 @@ def test_queries_read_the_finest_levels_and_tokens_all_of_them(configs, levels, 
     head.whole_image.pixel_decoder.register_forward_hook(lambda module, given, pixels: read.append(pixels))
     with torch.no_grad():
         head.predict(levels, samples)
-        sizes_hw = head.embed(levels).sizes_hw
+        sizes_hw = head.prompts.embed(head.pixel_decoder(levels)).sizes_hw
     assert [tuple(memory.shape[2:]) for memory in read[0][1]] == [(3, 4), (6, 8), (12, 16)]
     assert sizes_hw == [(2, 2), (3, 4), (6, 8), (12, 16)]
 

@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 
 from unsam_mm.masks.rle import areas_and_boxes, decode_rles
 from unsam_mm.models import mask_ops
+from unsam_mm.models.mask_ops import ImageSizes
 
 
 @pytest.fixture
@@ -53,24 +54,24 @@ def test_padding_is_cut_off_before_masks_are_scaled_to_the_original_image():
     # The image fills the left half of the batch; only the padding is positive.
     logits = torch.full((1, 8, 8), -5.0)
     logits[:, :, 4:] = 5.0
-    full = mask_ops.full_size_logits(logits, batch_hw=(32, 32), image_hw=(32, 14), output_hw=(64, 28))
+    full = mask_ops.full_size_logits(logits, ImageSizes(original=(64, 28), image=(32, 14), batch=(32, 32)))
     assert full.shape == (1, 64, 28)
     assert (full < 0).all()
 
 
 def test_logits_are_resized_as_mmdet_resizes_them():
     logits = torch.randn(2, 8, 12)
-    full = mask_ops.full_size_logits(logits, batch_hw=(32, 48), image_hw=(30, 40), output_hw=(45, 60))
+    full = mask_ops.full_size_logits(logits, ImageSizes(original=(45, 60), image=(30, 40), batch=(32, 48)))
     padded = interpolate(logits[:, None], size=(32, 48), mode='bilinear', align_corners=False)
     expected = interpolate(padded[:, :, :30, :40], size=(45, 60), mode='bilinear', align_corners=False)
     torch.testing.assert_close(full, expected[:, 0])
 
 
 def test_logits_lie_column_by_column_so_that_run_lengths_need_no_copy():
-    masks = mask_ops.full_size_logits(torch.randn(3, 8, 8), (32, 32), (32, 32), (32, 32)) > 0
+    masks = mask_ops.full_size_logits(torch.randn(3, 8, 8), ImageSizes((32, 32), (32, 32), (32, 32))) > 0
     assert masks.transpose(1, 2).is_contiguous()
 
 
 @pytest.mark.parametrize(('side', 'expected'), [(1024, 8), (512, 32), (4096, 1)])
 def test_fewer_masks_are_upsampled_at_once_when_they_are_larger(side, expected):
-    assert mask_ops.masks_at_once((side, side), (side, side), (side, side)) == expected
+    assert mask_ops.masks_at_once(ImageSizes((side, side), (side, side), (side, side))) == expected

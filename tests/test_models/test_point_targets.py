@@ -8,7 +8,7 @@ from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 
 from unsam_mm.models import mask_ops
-from unsam_mm.models.mask_ops import BitMasks, logits_at, uncertain_points
+from unsam_mm.models.mask_ops import BitMasks, PointSampling, logits_at, uncertain_points
 
 CORNERS = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
 
@@ -64,7 +64,7 @@ def test_uncertain_points_are_those_of_mmdet_with_the_same_seed():
     masks = torch.einsum('nc,chw->nhw', embed, feature)[:, None]
     expected = get_uncertain_point_coords_with_randomness(masks, None, 100, 3.0, 0.75)
     torch.manual_seed(4)
-    ((where, points),) = uncertain_points(embed, feature, 100, 3.0, 0.75)
+    ((where, points),) = uncertain_points(embed, feature, PointSampling(100, 3.0, 0.75))
     assert where == slice(0, 3)
     for ours, theirs in zip(points.tolist(), expected.tolist(), strict=True):
         assert sorted(ours) == sorted(theirs)
@@ -72,13 +72,13 @@ def test_uncertain_points_are_those_of_mmdet_with_the_same_seed():
 
 def test_every_mask_gets_its_points_whatever_is_held_at_once(monkeypatch):
     monkeypatch.setattr(mask_ops, '_CHUNK_POINTS', 600)
-    chunks = list(uncertain_points(torch.randn(5, 8), torch.randn(8, 6, 7), 100, 3.0, 0.75))
+    chunks = list(uncertain_points(torch.randn(5, 8), torch.randn(8, 6, 7), PointSampling(100, 3.0, 0.75)))
     assert [where for where, _ in chunks] == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert [points.shape for _, points in chunks] == [(2, 100, 2), (2, 100, 2), (1, 100, 2)]
 
 
 def test_points_lie_where_masks_are_uncertain():
     feature = torch.linspace(-9, 9, 64)[None, None].expand(1, 64, 64)  # 0 in the middle column
-    ((_, points),) = uncertain_points(torch.ones(1, 1), feature, 400, 3.0, 1.0)
+    ((_, points),) = uncertain_points(torch.ones(1, 1), feature, PointSampling(400, 3.0, 1.0))
     # A third of the candidates is kept: the middle third, and some at the upper and lower edge, where logits fade out.
     assert ((points[..., 0] - 0.5).abs() < 0.17).float().mean() > 0.95

@@ -18,8 +18,8 @@ from tests.test_models.descent import cosine
 from tests.test_models.prompt_scene import HEIGHT, WIDTH, batch_of, nested_regions, photographs, sample_of, small_model
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import encode_bitmaps, rle_to_json
-from unsam_mm.models.mask_ops import BitMasks
-from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions
+from unsam_mm.models.mask_ops import BitMasks, PointSampling
+from unsam_mm.models.prompt_criterion import TokenPredictions, prompt_losses
 from unsam_mm.models.prompt_details import ABSENT, CLICK_TYPE, NEGATIVE, POSITIVE
 from unsam_mm.models.prompt_targets import TrainingPrompts, corrected, draw_prompts
 from unsam_mm.next_click import centre_of, next_click
@@ -284,10 +284,9 @@ def test_of_a_prompt_that_means_one_mask_every_token_learns_its_overlap():
                 torch.tensor([0]),
                 torch.tensor([single_target]),
             )
-            criterion = PromptCriterion(num_points=500, oversample_ratio=1.0, importance_ratio=0.0)
-            losses[single_target, overlap] = float(
-                criterion([found], feature, prompts, torch.tensor(1.0))[0]['loss_iou']
-            )
+            sampling = PointSampling(500, oversample_ratio=1.0, importance_sample_ratio=0.0)
+            (learnt,) = prompt_losses([found], feature, prompts, sampling, torch.tensor(1.0))
+            losses[single_target, overlap] = float(learnt['loss_iou'])
     assert losses[False, 0.0] < 0.05
     assert losses[False, 1.0] < 0.05
     assert losses[True, 0.0] < 0.05
@@ -331,13 +330,6 @@ def logits_at_negative_clicks(model: nn.Module, photograph: np.ndarray, masks: n
                 logits_of(model, photograph, points=clicks, point_labels=np.array([[1, 0]]))[:, row, column].mean()
             )
     return found
-
-
-def test_probabilities_under_their_earlier_names_are_refused():
-    config = small_model()
-    config.train_cfg.update(box_share=0.5)
-    with pytest.raises(UnSAMError, match='train_cfg.box_share is a name of an earlier version; write box_prob'):
-        MODELS.build(config)
 
 
 @pytest.mark.filterwarnings('ignore:the weights of UnSAMPromptHead')  # before training

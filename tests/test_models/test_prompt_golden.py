@@ -182,8 +182,8 @@ def test_backbone_and_pixel_decoder_match(model, levels, recorded, view):
 @pytest.mark.parametrize('view', VIEWS)
 def test_every_layer_of_the_prompt_decoder_matches(model, embeddings, recorded, view):
     head, embedding = model.mask_head, embeddings[view]
-    tokens = head._tokens(demo_clicks(recorded, view)[:, :1], types(BOX_TYPE, 1))
-    decoded = head.decoder(*tokens, embedding.values, embedding.sizes_hw)
+    click = demo_clicks(recorded, view)[:, :1]
+    decoded = head._decoded(embedding, click, types(BOX_TYPE, 1), joint=False, details=None)
     assert_close(torch.stack(decoded.states)[:, 0, 0, :, ::4], recorded[f'{view}.states'], TOLERANCE)
     assert_close(torch.stack(decoded.boxes)[:, 0, 0], recorded[f'{view}.boxes'], TOLERANCE)
 

@@ -16,8 +16,8 @@ from tests.test_models.descent import fall_in_proportion
 from tests.test_models.prompt_scene import HEIGHT, WIDTH, small_model
 from unsam_mm.evaluation.prompt_metric import UnSAMPromptIoUMetric
 from unsam_mm.masks import rle
-from unsam_mm.models.mask_ops import BitMasks
-from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions, match
+from unsam_mm.models.mask_ops import BitMasks, PointSampling
+from unsam_mm.models.prompt_criterion import TokenPredictions, match, prompt_losses
 from unsam_mm.models.prompt_targets import BOX_TYPE, CLICK_TYPE, TrainingPrompts, draw_prompts
 
 
@@ -107,7 +107,7 @@ def giou(first: torch.Tensor, second: torch.Tensor) -> float:
 def test_the_pairs_of_each_prompt_have_the_lowest_cost(scene):
     found, _, prompts = scene
     feature, truth = torch.randn(8, 300), (torch.rand(2, 300) > 0.5).float()
-    (rows, tokens), targets = match(found, prompts, feature, truth)
+    rows, tokens, targets = match(found, prompts, feature, truth)
     expected = []
     for row, candidates in enumerate(prompts.targets):
         costs = np.zeros((2, len(candidates)))
@@ -136,13 +136,13 @@ def test_perfect_tokens_have_no_loss():
     packed = BitMasks.pack(BitmapMasks(mask, HEIGHT, WIDTH))
     prompts = TrainingPrompts(box, torch.ones(1).long(), [torch.tensor([0])], packed, box)
     found = TokenPredictions(torch.ones(1, 1, 1), torch.ones(1, 1), box[None])
-    criterion = PromptCriterion(num_points=2000, oversample_ratio=1.0, importance_ratio=0.0)
-    (perfect,) = criterion([found], feature, prompts, torch.tensor(1.0))
+    sampling, n_pairs = PointSampling(2000, oversample_ratio=1.0, importance_sample_ratio=0.0), torch.tensor(1.0)
+    (perfect,) = prompt_losses([found], feature, prompts, sampling, n_pairs)
     assert perfect.keys() == {'loss_mask', 'loss_dice', 'loss_bbox', 'loss_giou', 'loss_iou'}
     # Points within a pixel of the mask's edge see logits between both sides.
     assert all(loss < 0.5 for loss in perfect.values())
     wrong = TokenPredictions(-found.embeds, found.ious, found.boxes / 2)
-    (worst,) = criterion([wrong], feature, prompts, torch.tensor(1.0))
+    (worst,) = prompt_losses([wrong], feature, prompts, sampling, n_pairs)
     assert all(worst[name] > max(0.4, 10 * perfect[name]) for name in perfect)
     assert worst['loss_bbox'] == pytest.approx(5 * (0.125 + 0.25 + 0.25 + 0.5))
 

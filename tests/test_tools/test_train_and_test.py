@@ -200,7 +200,7 @@ class TestMistakes:
     def test_checkpoint_that_would_run_code(self, folder: Path, scripts, capsys):
         torch.save({'state_dict': {}, 'extra': Path('x')}, folder / 'code.pth')
         line = self.line(scripts, capsys, 'test', 'code.pth')
-        assert 'code.pth: cannot be read as a checkpoint: beside tensors it holds pathlib.PosixPath' in line
+        assert 'code.pth: cannot be read as a checkpoint: besides tensors it contains pathlib.PosixPath' in line
 
     @pytest.mark.parametrize('content', [b'', b'text', b'\x80\x02}', b'\x80\x05\x95', b'PK\x03\x04', bytes(64)])
     def test_file_that_is_no_checkpoint(self, folder: Path, scripts, capsys, content: bytes):
@@ -218,7 +218,7 @@ class TestMistakes:
             line = self.line(scripts, capsys, 'test', str(trained / 'iter_4.pth'))
         finally:
             torch.serialization.add_safe_globals(allowed)
-        assert 'iter_4.pth: cannot be read as a checkpoint: beside tensors it holds ' in line
+        assert 'iter_4.pth: cannot be read as a checkpoint: besides tensors it contains ' in line
         assert 'give the latest.pth that' in line
         assert 'again' not in line
 
@@ -235,7 +235,7 @@ class TestMistakes:
     def test_resuming_from_weights_alone(self, trained: Path, scripts, capsys):
         options = [f'--resume={trained / "latest.pth"}', '--cfg-options', 'work_dir=weights', 'experiment_name=weights']
         line = self.line(scripts, capsys, 'train', *options)
-        assert 'latest.pth: holds no optimizer, so no training can go on from it' in line
+        assert 'latest.pth: has no optimizer, so no training can be resumed from it' in line
 
     def test_training_that_starts_from_no_file(self, scripts, capsys):
         options = ['--cfg-options', 'work_dir=absent', 'experiment_name=absent', 'load_from=none/latest.pth']
@@ -244,7 +244,9 @@ class TestMistakes:
     def test_training_that_starts_from_a_checkpoint_of_which_nothing_fits(self, folder: Path, scripts, capsys):
         torch.save({'cubic.weight': torch.zeros(1, 3)}, folder / 'cubic.pth')
         options = ['--cfg-options', 'work_dir=cubic', 'experiment_name=cubic', 'load_from=cubic.pth']
-        assert 'cubic.pth: none of the 2 weights' in self.line(scripts, capsys, 'train', *options)
+        assert 'cubic.pth: of another model than that of the config; 2 of its 2 weights' in self.line(
+            scripts, capsys, 'train', *options
+        )
 
     def test_training_that_starts_from_a_checkpoint_of_which_a_part_fits(self, folder: Path, scripts, caplog):
         """The model is of another package, where heads with other classes commonly start afresh; but it is said."""
@@ -253,7 +255,7 @@ class TestMistakes:
         options = ['work_dir=part', 'experiment_name=part', 'load_from=part.pth', 'train_cfg.max_iters=2']
         assert train.run(train.train, train.parse_args(['tiny.py', '--cfg-options', *options])) == 0
         log = next((folder / 'part').rglob('*.log')).read_text()
-        assert 'part.pth: 1 of the 2 weights are missing or differ in shape and start afresh' in log
+        assert 'part.pth: not all weights of the model; 1 of its 2 weights are missing or differ in shape' in log
         assert 'linear.bias' in log
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Finds the checkpoint of an interrupted training, and validates checkpoints: MMEngine only logs mismatched keys."""
+"""Finds the checkpoint of an interrupted training, and checks checkpoints: MMEngine only logs mismatched keys."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from unsam_mm.datasets.messages import log_warning
 from unsam_mm.errors import UnSAMError, WeightsError, explained
 
 POINTER = 'last_checkpoint'
-"""The file in which MMEngine notes the checkpoint that it wrote last."""
+"""The file in which MMEngine records the path of the checkpoint that it wrote last."""
 
 _GLOBAL = re.compile(r'GLOBAL (\S+)')
-"""Name in the error message of torch of the object that it refuses to load."""
+"""Matches the name of the object that torch refuses to load, in its error message."""
 
 
 def find_resumable(work_dir: str | Path) -> Path | None:
-    """The last whole checkpoint of a training, or None if it had not come to write one.
+    """The last complete checkpoint of a training; None if there is none.
 
-    A process can be killed while it writes a checkpoint or the note about it. A checkpoint that was cut short is passed
-    over; where the note is empty or names a file that is gone, the newest checkpoint of the folder is taken. The folder
-    may have been moved since the note was written.
+    A process can be killed while it writes a checkpoint or the pointer file. Incomplete checkpoints are skipped. If the
+    pointer is empty, or its file is missing, the newest checkpoint in the folder is returned. The folder may have been
+    moved since the pointer was written.
 
     Args:
         work_dir: Folder of the training.
     """
     folder = Path(work_dir)
     pointer = folder / POINTER
-    noted = [folder / Path(pointer.read_text(encoding='utf-8').strip()).name] if pointer.is_file() else []
-    # A best checkpoint has no optimizer, so training could not go on from it.
+    recorded = [folder / Path(pointer.read_text(encoding='utf-8').strip()).name] if pointer.is_file() else []
+    # A training cannot be resumed from a best checkpoint, which has no optimizer state.
     written = sorted(folder.glob('iter_*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path for path in [*noted, *written] if path.is_file() and zipfile.is_zipfile(path)), None)
+    return next((path for path in [*recorded, *written] if path.is_file() and zipfile.is_zipfile(path)), None)
 
 
 def check_resumable(path: Path, model: torch.nn.Module) -> None:
-    """Checks that a training of this model can go on from a file.
+    """Checks that a training of this model can be resumed from a file.
 
     Raises:
         UnSAMError: If it cannot be read, is of another model, or has weights without the state of a training.
     """
     if not hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):
-        return  # upstream's MMEngine: what it stores beside the weights can only be unpickled
+        return  # with upstream's MMEngine, the state of a training can be read only by unpickling it
     checkpoint = _read(path)
-    _check_all(path, _weights_of(checkpoint), model)
+    _check_weights(path, _weights_of(checkpoint), model)
     missing = [name for name in ('meta', 'optimizer', 'message_hub') if name not in checkpoint]
     if missing:
         raise UnSAMError(
-            f'{path}: holds no {missing[0]}, so no training can go on from it; give one of the iter_*.pth beside it, or '
-            'start a new training from its weights with --cfg-options load_from=FILE'
+            f'{path}: has no {missing[0]}, so no training can be resumed from it; give one of the iter_*.pth in its '
+            'folder, or start a new training from its weights with --cfg-options load_from=FILE'
         )
 
 
@@ -66,26 +66,12 @@ def check_start(path: Path, model: torch.nn.Module, partial: bool = False) -> No
     Args:
         path: The file.
         model: The model.
-        partial: Whether parts of the model may start afresh; how many is logged.
+        partial: Whether weights may be missing, which are then initialised at random; their number is logged.
 
     Raises:
         UnSAMError: If it cannot be read, or a weight is missing or of another shape; with `partial`, if nothing fits.
     """
-    found, wanted = _weights_of(_read(path)), unwrapped(model).state_dict()
-    fitting = [name for name, weight in wanted.items() if name in found and found[name].shape == weight.shape]
-    if not fitting:
-        raise UnSAMError(
-            f'{path}: none of the {len(wanted)} weights of the model that the config describes is in it; '
-            'give a checkpoint of this model'
-        )
-    if not partial:
-        _check_all(path, found, model)
-    elif len(fitting) < len(wanted):
-        fresh = next(name for name in wanted if name not in fitting)
-        log_warning(
-            f'{path}: {len(wanted) - len(fitting)} of the {len(wanted)} weights are missing or differ in shape and start '
-            f'afresh, the first is {fresh}',
-        )
+    _check_weights(path, _weights_of(_read(path)), model, partial)
 
 
 def check_backbone(path: Path, backbone: BaseModule) -> None:
@@ -93,7 +79,7 @@ def check_backbone(path: Path, backbone: BaseModule) -> None:
 
     Args:
         path: The file, for messages.
-        backbone: That of `UnSAM`, which checks what is loaded into it.
+        backbone: The backbone of an `UnSAM` detector, which checks what is loaded into it.
 
     Raises:
         UnSAMError: If it cannot be read or is of another backbone.
@@ -104,38 +90,44 @@ def check_backbone(path: Path, backbone: BaseModule) -> None:
             copy.deepcopy(backbone).init_weights()
     except WeightsError as error:
         raise UnSAMError(f'{path}: {error}') from error
-    except (IndexError, RuntimeError) as error:  # MMDetection's Swin reshapes the weights, and expects at least one
+    except (IndexError, RuntimeError) as error:  # from MMDetection's Swin, which reshapes the weights that it loads
         raise UnSAMError(
             f'{path}: not a checkpoint of the backbone, {type(backbone).__name__} ({error}); give one of this backbone, as '
             '"python -m unsam_mm convert" writes it'
         ) from error
 
 
-def _check_all(path: Path, found: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
+def _check_weights(
+    path: Path, found: Mapping[str, torch.Tensor], model: torch.nn.Module, partial: bool = False
+) -> None:
     wanted = unwrapped(model).state_dict()
-    wrong = [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
-    if wrong:
+    wrong = [name for name, weight in wanted.items() if name not in found or found[name].shape != weight.shape]
+    if not wrong:
+        return
+    problem = f'{len(wrong)} of its {len(wanted)} weights are missing or differ in shape, the first is {wrong[0]}'
+    if not partial or len(wrong) == len(wanted):
         raise UnSAMError(
-            f'{path}: of another model than the config describes; {len(wrong)} of its {len(wanted)} weights are missing '
-            f'or differ in shape, the first is {wrong[0]}; give the config that the checkpoint was trained with'
+            f'{path}: of another model than that of the config; {problem}; give the config that the checkpoint was '
+            'trained with'
         )
+    log_warning(f'{path}: not all weights of the model; {problem}; these are initialised at random')
 
 
 def _read(path: Path) -> Any:
-    # What loss curves, which the checkpoints of a training hold as well, are made of. MMEngine would go on to unpickle
-    # whatever else a file contains. Upstream's has no such list: of its trainings only `latest.pth` can be read.
+    # The classes of the loss curves in the checkpoints of a training. MMEngine itself would unpickle anything that a
+    # file contains. Upstream's MMEngine has no such list: of its trainings only `latest.pth` can be read.
     torch.serialization.add_safe_globals(getattr(mmengine_checkpoint, 'get_torch_safe_globals', list)())
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's words recommend to unpickle it
-        if named := _GLOBAL.search(str(error)):
+    except pickle.UnpicklingError as error:  # torch's message recommends to unpickle the file
+        if refused := _GLOBAL.search(str(error)):
             raise UnSAMError(
-                f'{path}: cannot be read as a checkpoint: beside tensors it holds {named[1]}, which would have to be '
-                'unpickled, and that can run code; give the latest.pth that tools/train.py writes at the end of a training, '
-                'or a file with the "state_dict" alone'
+                f'{path}: cannot be read as a checkpoint: besides tensors it contains {refused[1]}, which would have to '
+                'be unpickled, and that can run code; give the latest.pth that tools/train.py writes at the end of a '
+                'training, or a file with the "state_dict" alone'
             ) from error
         raise UnSAMError(f'{path}: cannot be read as a checkpoint; give a .pth file, or copy it again') from error
-    except Exception as error:  # what torch raises depends on the first bytes, from IndexError to struct.error
+    except Exception as error:  # torch raises errors of many types for damaged files
         raise UnSAMError(f'{path}: cannot be read as a checkpoint ({explained(error)}); copy it again') from error
 
 

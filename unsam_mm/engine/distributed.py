@@ -21,13 +21,13 @@ _PORT = '29500'  # torch's default
 
 
 def join_cpu_processes(config: Config) -> None:
-    """Joins the processes that `config.launcher` started, with gloo, and has the model wrapped for CPUs.
+    """Initialises torch.distributed with gloo in a process that `config.launcher` started.
 
     Args:
-        config: Changed in place: `model_wrapper_cfg` without the device that MMEngine would name.
+        config: Changed in place: `model_wrapper_cfg` wraps the model for CPUs.
 
     Raises:
-        UnSAMError: If the launcher is another one, or did not start this process.
+        UnSAMError: If the launcher is not in `LAUNCHERS`, or did not start this process.
     """
     launcher = config.launcher
     if launcher not in LAUNCHERS:
@@ -50,7 +50,7 @@ def join_cpu_processes(config: Config) -> None:
 
 
 def _translate_slurm() -> None:
-    """Sets the environment variables of torch from those of SLURM, except an address and a port that are set."""
+    """Sets the environment variables of torch from those of SLURM; an address and a port that are set are kept."""
     hosts = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
     if 'MASTER_ADDR' not in os.environ:
         os.environ['MASTER_ADDR'] = subprocess.run(hosts, capture_output=True, text=True, check=True).stdout.split()[0]

@@ -1,8 +1,8 @@
 """Hooks that copy `data_root` to datasets and metrics, and evaluate the model before training.
 
 MMEngine evaluates a text config before it merges ``--cfg-options``, so ``data_root=/my/images`` on the command line
-changes the variable and none of the places that were computed from it. In the configs of this package, datasets that
-are the user's own name no `data_root`, and get the top-level one when all options have been merged.
+changes the variable, but not the values that were computed from it. In the configs of this package, datasets of the
+user's images have no `data_root`; they get the top-level one when all options have been merged.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ _EVALUATORS = ('val_evaluator', 'test_evaluator')
 def resolve_data_root(cfg: Config) -> None:
     """Copies the image settings from the top level of a config to its datasets and metrics, in place; idempotent.
 
-    `data_root` goes to each UnSAM dataset that has none, `pseudo_masks_root` to each that reads pseudo-masks and has
-    none, `ann_file` to each that validates or tests and to each UnSAM metric that has none; a value that is set there
-    takes precedence. With the top-level `ann_file`, every
-    image that it lists is tested, also those that training sees without their masks. Where there is an `ann_file`,
-    test pipelines lose `UnSAMPseudoMasks`, whose masks nobody would read.
+    `data_root` is copied to UnSAM datasets, `pseudo_masks_root` to those that read pseudo-masks, and `ann_file` to
+    those of validation and testing and to UnSAM metrics; values that are set there take precedence. With the top-level
+    `ann_file`, every image that it lists is tested, also the training images. Test pipelines with an `ann_file` lose
+    `UnSAMPseudoMasks`, whose masks would not be used.
 
     Args:
         cfg: A config with all options merged.
@@ -47,7 +46,7 @@ def resolve_data_root(cfg: Config) -> None:
 
 @HOOKS.register_module()
 class UnSAMDataRootHook(Hook):
-    """Stops a run whose datasets would ignore the config's `data_root`, instead of using other images silently."""
+    """Stops a run whose datasets would ignore the config's `data_root` and silently use other images."""
 
     def before_run(self, runner: Runner) -> None:
         """Checks the config of `runner`.
@@ -56,18 +55,18 @@ class UnSAMDataRootHook(Hook):
             UnSAMError: If `resolve_data_root` would still change something.
         """
         for _, name, value in _unresolved(runner.cfg):
-            if value:  # an empty one is the default of datasets and metrics too
+            if value:  # an empty value is also the default of datasets and metrics
                 raise UnSAMError(
-                    f'{name}={value!r} stands at the top of the config but has not reached the datasets; '
+                    f'{name}={value!r} is set at the top level of the config, but not in its datasets; '
                     'call unsam_mm.engine.resolve_data_root(cfg) before the runner is built'
                 )
 
 
 def _located(ann_file: str, data_root: str | Sequence[str] | None) -> str:
-    """Path of the annotation file, valid for datasets, which join it to `data_root`, and for metrics, which do not."""
+    """Absolute path of an annotation file: datasets join it to `data_root`, metrics do not; unchanged if not found."""
     roots = [data_root or ''] if isinstance(data_root, str | None) else data_root
-    places = (Path(ann_file), *(Path(root, ann_file) for root in roots))
-    return next((str(place.resolve()) for place in places if ann_file and place.is_file()), ann_file)
+    paths = (Path(ann_file), *(Path(root, ann_file) for root in roots))
+    return next((str(path.resolve()) for path in paths if ann_file and path.is_file()), ann_file)
 
 
 def _unresolved(cfg: Config) -> Iterator[tuple[dict, str, Any]]:
@@ -87,7 +86,7 @@ def _unresolved(cfg: Config) -> Iterator[tuple[dict, str, Any]]:
 
 
 def _ours(config: dict | list | None) -> Iterator[dict]:
-    """The configs of this package's classes in a config, a list of them, or below dataset wrappers."""
+    """The configs of this package's classes in a config, in a list, or in dataset wrappers."""
     if isinstance(config, list | tuple):
         for entry in config:
             yield from _ours(entry)

@@ -1,8 +1,9 @@
-"""Pseudo-mask labels of a training data set, and those of one self-training round, made by any number of processes."""
+"""The pseudo-masks of a training data set, and the labels of a self-training round, made by one or more processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from unsam_mm.fingerprints import file_digest
 from unsam_mm.folders.merge import suppress_overlapping
 from unsam_mm.folders.store import MANIFEST, PseudoMaskStore, was_cut_short
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.rle import areas_and_boxes, encode_bitmaps
+from unsam_mm.masks.rle import encode_bitmaps
 
 _LOG_EVERY = 1000  # images
 
@@ -34,28 +35,28 @@ class LabelSource:
     """The pseudo-masks of a data set.
 
     Attributes:
-        folder: Folder in the form that ``generate`` writes; set it to exchange the labels. Empty if the masks are
-            generated when an image is first loaded.
+        folder: Folder as ``python -m unsam_mm generate`` writes it; set it to replace the labels. Empty if the masks
+            are generated when an image is first loaded.
     """
 
     folder: str
 
     @property
     def signature(self) -> str:
-        """Differs whenever the labels may have been made in another way: the digest of the folder's metadata, if any."""
+        """A digest of how the labels were made: that of the folder's metadata; '' if there is none."""
         manifest = Path(self.folder, MANIFEST)
         return file_digest(manifest) if manifest.is_file() else ''
 
     def name(self, entry: dict[str, Any]) -> str:
-        """The name under which the labels of an image are kept, a path relative to the folder of the images.
+        """The name under which the labels of an image are stored: its path relative to the image folder.
 
         Raises:
-            UnSAMError: If that folder is not known, or the image does not lie below it.
+            UnSAMError: If that folder is unknown, or the image is not in it.
         """
         return image_name(entry)
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
-        """All labels of an image of this size, or None if it is not trained on.
+        """All labels of an image; None if it is not used for training.
 
         Args:
             entry: The data set's entry of the image.
@@ -65,17 +66,17 @@ class LabelSource:
 
 
 def label_source(dataset: Dataset) -> LabelSource:
-    """The place of a data set's labels.
+    """The pseudo-masks of a data set.
 
     Raises:
-        UnSAMError: If it has no pseudo-masks that could be exchanged.
+        UnSAMError: If it has no pseudo-masks that can be replaced.
     """
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     steps = [step for step in steps if isinstance(step, UnSAMPseudoMasks)]
     if len(steps) == 1:
-        return _OfStep(steps[0], dataset)
+        return _StepLabels(steps[0], dataset)
     if isinstance(dataset, UnSAMSA1B) and dataset.labels != 'human':
-        return _OfDataset(dataset)
+        return _DatasetLabels(dataset)
     raise UnSAMError(
         'self-training replaces pseudo-masks: those of one UnSAMPseudoMasks in train_dataloader.dataset.pipeline, or of '
         f"UnSAMSA1B(labels='pseudo') or 'both'; found {type(dataset).__name__} and {len(steps)} UnSAMPseudoMasks"
@@ -86,22 +87,24 @@ def check_names(dataset: Dataset, labels: LabelSource) -> None:
     """Checks that no two images share a label file.
 
     Raises:
-        UnSAMError: If the labels of two images would be kept under one name, or an image has none.
+        UnSAMError: If the labels of two images would be stored under one name, or an image has no name.
     """
     if isinstance(dataset, LazyDataset | UnSAMImageFolder):
-        return  # paths below one folder
+        return  # names are paths in one folder
     paths: dict[str, str] = {}
     for number in range(len(dataset)):
         entry = dataset.get_data_info(number)
         name, path = labels.name(entry), str(entry['img_path'])
         if paths.setdefault(name, path) != path:
             raise UnSAMError(
-                f'{paths[name]} and {path}: the labels of both would be kept as {name}; give one data_root that holds '
-                'both folders'
+                f'{paths[name]} and {path}: the labels of both would be stored as {name}; give one data_root that '
+                'contains both folders'
             )
 
 
-class _OfStep(LabelSource):
+class _StepLabels(LabelSource):
+    """The labels that `UnSAMPseudoMasks` generates or reads."""
+
     def __init__(self, step: UnSAMPseudoMasks, dataset: Dataset) -> None:
         self._step = step
         prefix = getattr(dataset, 'data_prefix', None) or {}
@@ -127,8 +130,8 @@ class _OfStep(LabelSource):
         return self._step.find({**entry, 'ori_shape': size_hw})
 
 
-class _OfDataset(LabelSource):
-    """Of `UnSAMSA1B`. Human masks, where it has them too, stay as they are."""
+class _DatasetLabels(LabelSource):
+    """The pseudo-masks of `UnSAMSA1B`; its human masks are not replaced."""
 
     def __init__(self, dataset: UnSAMSA1B) -> None:
         self._dataset = dataset
@@ -139,7 +142,7 @@ class _OfDataset(LabelSource):
 
     @folder.setter
     def folder(self, folder: str) -> None:
-        # The list of names stays: a round labels all images, under the names that they have.
+        # The list of names needs no update: a round labels all images under their present names.
         self._dataset.pseudo_masks_root = folder
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet:
@@ -148,7 +151,7 @@ class _OfDataset(LabelSource):
             try:
                 return store.read(name)
             except StoreError as error:
-                log_warning(f'no labels so far: {error}')
+                log_warning(f'no old labels: {error}')
         return MaskSet.from_bitmaps(np.zeros((0, *size_hw), bool))
 
 
@@ -156,7 +159,7 @@ class RoundLabels:
     """A folder of labels, with metadata: the fingerprint of the weights, and whether all images are done.
 
     Args:
-        folder: The folder; it is made when the round begins.
+        folder: The folder; created when the round begins.
         min_score: Predictions with a larger score become labels.
         max_iou: An old label with a larger IoU with any new label is removed.
     """
@@ -180,9 +183,9 @@ class RoundLabels:
 
         Args:
             weights: Fingerprint of the weights that predict.
-            old: Where the old labels come from.
-            n_images: How many images are to be labelled.
-            settings: Fingerprint of what else decides about predictions.
+            old: The old labels.
+            n_images: Number of images to label.
+            settings: Fingerprint of all other settings that affect predictions.
         """
         remove_leftovers(self.folder)
         origin = {
@@ -191,21 +194,19 @@ class RoundLabels:
             'images': n_images,
             'min_score': self.min_score,
             'max_iou': self.max_iou,
+            'settings': settings,
+            'old_labels_signature': old.signature,
         }
-        # Rounds that earlier versions began lack these keys.
-        origin_since = {'settings': settings, 'old_labels_signature': old.signature}
         noted = self._noted()
-        if any(noted.get(key) != value for key, value in origin.items()) or any(
-            noted.get(key, value) != value for key, value in origin_since.items()
-        ):
+        if any(noted.get(key) != value for key, value in origin.items()):
             self.store.clear()
             supervised = bool(old.folder) and PseudoMaskStore(old.folder).supervised
-            write_json(self.folder / MANIFEST, {**origin, **origin_since, 'supervised': supervised, 'complete': False})
+            write_json(self.folder / MANIFEST, {**origin, 'supervised': supervised, 'complete': False})
 
-    def end(self) -> str:
+    def end(self) -> int:
         """Records that all images are done, and returns their number."""
         write_json(self.folder / MANIFEST, {**self._noted(), 'complete': True})
-        return f'{len(self.store.names())} images are labelled'
+        return len(self.store.names())
 
     def add(self, name: str, predicted: MaskSet, old: MaskSet) -> None:
         """Writes the labels of one image; see `join_labels`."""
@@ -217,27 +218,27 @@ class RoundLabels:
 
 
 def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: float) -> MaskSet:
-    """Sure predictions, and the old labels that none of them covers.
+    """Confident predictions, and the old labels that overlap none of them.
 
     Args:
         predicted: Predictions of any score.
-        old: Labels so far, of the same image.
-        min_score: Predictions with a larger score are taken.
+        old: Old labels of the same image.
+        min_score: Predictions with a larger score become labels.
         max_iou: An old label with a larger IoU with any new label is removed.
 
     Returns:
-        Predictions first, with their scores. Scores of old labels are multiplied by `min_score`, since they measure
-        something else: where a pipeline takes the best labels only, predictions come before them. Parents are those
-        among the old labels.
+        The predictions with their scores, then the old labels. Scores of old labels measure something else, so they are
+        multiplied by `min_score`: a pipeline that uses only the best labels prefers predictions. Predictions have no
+        parents.
     """
-    sure = predicted[np.flatnonzero(predicted.scores > min_score)]
-    apart = suppress_overlapping(old, sure.rles, max_iou)
+    new = predicted[np.flatnonzero(predicted.scores > min_score)]
+    kept = suppress_overlapping(old, new.rles, max_iou)
     return MaskSet(
-        rles=[*sure.rles, *apart.rles],
-        scores=np.concatenate([sure.scores, apart.scores * np.float32(min_score)]),
-        parents=np.concatenate([np.full(len(sure), -1), np.where(apart.parents < 0, -1, apart.parents + len(sure))]),
-        areas=np.concatenate([sure.areas, apart.areas]),
-        boxes_xyxy=np.concatenate([sure.boxes_xyxy, apart.boxes_xyxy]),
+        rles=[*new.rles, *kept.rles],
+        scores=np.concatenate([new.scores, kept.scores * np.float32(min_score)]),
+        parents=np.concatenate([np.full(len(new), -1), np.where(kept.parents < 0, -1, kept.parents + len(new))]),
+        areas=np.concatenate([new.areas, kept.areas]),
+        boxes_xyxy=np.concatenate([new.boxes_xyxy, kept.boxes_xyxy]),
         size_hw=old.size_hw,
     )
 
@@ -250,21 +251,21 @@ def label_images(
     labels: RoundLabels,
     num_workers: int,
 ) -> None:
-    """Labels this process's share of the images; what has labels is passed over, what fails is logged.
+    """Labels this process's share of the images; images with labels are skipped, failures are logged.
 
     Args:
         model: A detector in evaluation mode, or its wrapper.
         dataset: An MMEngine data set.
-        old: Where its labels come from so far.
+        old: Its old labels.
         pipeline: How an image is loaded, up to `PackDetInputs`.
-        labels: Where labels are written.
-        num_workers: Processes that load images.
+        labels: The new labels.
+        num_workers: Number of processes that load images.
 
     Raises:
-        ImageError: If images fail and not one can be labelled.
+        ImageError: If all images fail.
     """
     images = _Unlabelled(dataset, old, Compose(pipeline), labels.store)
-    loader = DataLoader(images, batch_size=1, num_workers=num_workers, collate_fn=_first)
+    loader = DataLoader(images, batch_size=1, num_workers=num_workers, collate_fn=itemgetter(0))
     n_done, failures = 0, []
     for count, (path, image) in enumerate(loader, start=1):
         try:
@@ -277,7 +278,7 @@ def label_images(
                     predicted = _mask_set(sample.pred_instances, tuple(sample.ori_shape))
                 labels.add(name, predicted, masks)
             n_done += 1
-        except (ImageError, TargetError) as error:  # the others can be labelled
+        except (ImageError, TargetError) as error:  # the other images can still be labelled
             log_warning(f'image skipped: {error}')
             failures.append(error)
         if count % _LOG_EVERY == 0:
@@ -287,10 +288,10 @@ def label_images(
 
 
 class _Unlabelled(Dataset):
-    """This process's share of the images: path, and name, old labels and network input.
+    """This process's share of the images: the path, and a tuple of name, old labels and network input.
 
-    In the place of the latter stands None for an image that is done or not trained on, and an error for one that fails.
-    The worker checks whether the image is done: its name may have to be read from a separate file.
+    Instead of the tuple there is None for an image that is done or not used for training, and an error for one that
+    fails. Workers check whether an image is done, since its name may have to be read from a file.
     """
 
     def __init__(
@@ -310,7 +311,7 @@ class _Unlabelled(Dataset):
         try:
             with image_errors(path):
                 packed = self.pipeline(dict(entry))
-            if packed is None:  # the step has logged why
+            if packed is None:  # skipped by a step, which has logged the reason
                 return path, None
             masks = self.old.read(entry, tuple(packed['data_samples'].ori_shape))
         except ImageError as error:
@@ -318,19 +319,8 @@ class _Unlabelled(Dataset):
         return path, None if masks is None else (name, masks, packed)
 
 
-def _first(batch: list) -> Any:
-    return batch[0]
-
-
 def _mask_set(instances: InstanceData, size_hw: tuple[int, int]) -> MaskSet:
+    """The predicted masks without parents; their boxes are computed, since predicted boxes may differ."""
     masks = instances.masks
     rles = masks if isinstance(masks, list) else encode_bitmaps(masks.cpu().numpy())
-    areas, boxes = areas_and_boxes(rles)  # those of a detector with a head for boxes are not those of its masks
-    return MaskSet(
-        rles=rles,
-        scores=instances.scores.float().cpu().numpy(),
-        parents=np.full(len(rles), -1),
-        areas=areas,
-        boxes_xyxy=boxes.astype(np.float32),
-        size_hw=size_hw,
-    )
+    return MaskSet.from_rles(rles, instances.scores.float().cpu().numpy(), size_hw, np.full(len(rles), -1))

@@ -1,7 +1,7 @@
 """Self-training: the model predicts pseudo-labels for its training images, and training continues with them.
 
-Source: UnSAM, section 3.3: predictions with a score above 0.7 become labels; of the old labels those stay that overlap
-none of them by an IoU above 0.5.
+Source: UnSAM, section 3.3: predictions with a score above 0.7 become labels, and old labels whose IoU with one of them
+exceeds 0.5 are removed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet.registry import HOOKS
+from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner, load_checkpoint
@@ -41,7 +42,7 @@ class UnSAMSelfTrainingHook(Hook):
 
     The labels of round n are stored in ``self_training/round_n`` in the work dir, one file per image, in the format
     that ``python -m unsam_mm generate`` writes, so other trainings can use them too. They replace the pseudo-masks of
-    `UnSAMPseudoMasks` or `UnSAMSA1B`; human masks stay. Each round starts from the labels of the one before.
+    `UnSAMPseudoMasks` or `UnSAMSA1B`; human masks stay. Each round starts from the labels of the previous round.
 
     Before a round the model is saved as ``self_training_n.pth``. When training is resumed, an interrupted round
     continues with the images that have no file yet. A fingerprint of the weights is stored with the labels, so labels
@@ -49,8 +50,8 @@ class UnSAMSelfTrainingHook(Hook):
     of the images.
 
     Args:
-        at_iters: Iterations before which a round takes place, rising. 0 is before the first one: this is the second
-            round of a published recipe, whose `load_from` names the checkpoint of the first.
+        at_iters: Iterations before which a round takes place, rising. 0 is before the first iteration, as in the second
+            round of the published recipe, whose `load_from` is the checkpoint of the first round.
         weights: Weights used for prediction: 'current'; 'averaged' (as in validation with MMEngine's `EMAHook`); or
             'best' (the checkpoint that `CheckpointHook(save_best=...)` keeps).
         min_score: Predictions with a larger score become labels.
@@ -82,9 +83,9 @@ class UnSAMSelfTrainingHook(Hook):
         """Loads the labels of the last round that was started, and completes that round if it was interrupted.
 
         Raises:
-            UnSAMError: If the train loop is another one, or the training images have no pseudo-masks to replace, or two
-                of them would share theirs.
-            StoreError: If training is resumed behind a round whose labels are gone.
+            UnSAMError: If the train loop is not `UnSAMTrainLoop`, or the training images have no pseudo-masks that can
+                be replaced, or two images share a label file.
+            StoreError: If training is resumed after a round whose labels are missing.
         """
         if not isinstance(runner.train_loop, UnSAMTrainLoop):
             raise UnSAMError("UnSAMSelfTrainingHook needs train_cfg.type='UnSAMTrainLoop'")
@@ -93,11 +94,11 @@ class UnSAMSelfTrainingHook(Hook):
         if number == 0:
             return
         if self.at_iters[number - 1] == runner.iter:
-            if number > 1:  # a round's old labels are those of the round before
-                self._take_up(runner, number - 1)
+            if number > 1:  # the old labels are those of the previous round
+                self._use_labels(runner, number - 1)
             self._label(runner, number)
-        self._take_up(runner, number)
-        runner.train_loop.restart_data(0)  # MMEngine skips what was trained on
+        self._use_labels(runner, number)
+        runner.train_loop.restart_data(0)  # MMEngine skips the batches of earlier iterations
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -109,41 +110,36 @@ class UnSAMSelfTrainingHook(Hook):
         number = self.at_iters.index(iteration) + 1
         self._save(runner, number, iteration)
         self._label(runner, number)
-        self._take_up(runner, number)
+        self._use_labels(runner, number)
         runner.train_loop.restart_data(iteration)
 
     def _label(self, runner: Runner, number: int) -> None:
         """Makes the missing labels of a round, and records the fingerprint of their weights in the run's state."""
         labels, dataset = self._labels(runner, number), runner.train_loop.dataset
-        old = label_source(dataset)
+        old, pipeline = label_source(dataset), self.pipeline or _image_pipeline(runner.cfg)
+        num_workers = runner.train_dataloader.num_workers if self.num_workers is None else self.num_workers
         with self._predicting(runner):
             weights = tensors_digest(unwrapped(runner.model).state_dict().items())
             runner.message_hub.update_info(_STATE, {**_predictors(runner), str(number): weights})
             if is_main_process():
-                labels.begin(weights, old, len(dataset), self._settings(runner))
+                labels.begin(weights, old, len(dataset), _settings_digest(runner.cfg, pipeline))
             barrier()
             if not labels.is_complete:
-                runner.logger.info(f'Self-training round {number}: labels go to {labels.folder}')
-                label_images(
-                    runner.model,
-                    dataset,
-                    old,
-                    self.pipeline or _image_pipeline(runner.cfg),
-                    labels,
-                    self._workers(runner),
-                )
+                runner.logger.info(f'Self-training round {number}: labels are written to {labels.folder}')
+                label_images(runner.model, dataset, old, pipeline, labels, num_workers)
                 barrier()  # all shares are done
                 if is_main_process():
-                    runner.logger.info(f'Self-training round {number}: {labels.end()}')
+                    runner.logger.info(f'Self-training round {number}: {labels.end()} images are labelled')
                 barrier()
 
-    def _take_up(self, runner: Runner, number: int) -> None:
+    def _use_labels(self, runner: Runner, number: int) -> None:
+        """Replaces the labels of the training images by those of a round."""
         labels = self._labels(runner, number)
         expected = _predictors(runner).get(str(number))
         if not labels.is_complete or labels.weights != expected:
             raise StoreError(
-                f'{labels.folder}: not the labels that this training made in round {number}; put them back, or resume '
-                f'from self_training_{number}.pth, with which they are made again'
+                f'{labels.folder}: not the labels that this training made in round {number}; restore them, or resume '
+                f'from self_training_{number}.pth, which makes them again'
             )
         label_source(runner.train_loop.dataset).folder = str(labels.folder)
 
@@ -151,18 +147,8 @@ class UnSAMSelfTrainingHook(Hook):
         folder = Path(runner.work_dir, 'self_training', f'round_{number}').resolve()
         return RoundLabels(folder, self.min_score, self.max_iou)
 
-    def _settings(self, runner: Runner) -> str:
-        """Fingerprint of all settings that affect predictions, without the weights."""
-        cfg = runner.cfg
-        data = {key: value for key, value in cfg.train_dataloader.dataset.items() if key != 'pipeline'}
-        settings = [cfg.model, data, self.pipeline or _image_pipeline(cfg)]
-        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:12]
-
-    def _workers(self, runner: Runner) -> int:
-        return runner.train_dataloader.num_workers if self.num_workers is None else self.num_workers
-
     def _save(self, runner: Runner, number: int, iteration: int) -> None:
-        """Saves a checkpoint from which this round resumes; its pointer file is written once it is complete."""
+        """Saves a checkpoint from which this round can be resumed; MMEngine's pointer to it is written afterwards."""
         name = f'self_training_{number}.pth'
         runner.save_checkpoint(runner.work_dir, name, meta={'iter': iteration}, by_epoch=False)
         if is_main_process():
@@ -197,10 +183,18 @@ class UnSAMSelfTrainingHook(Hook):
         runner.model.train()
 
 
-def _image_pipeline(cfg: Any) -> list[dict]:
+def _image_pipeline(cfg: Config) -> list[dict]:
+    """The test pipeline without labels."""
     return [step for step in cfg.test_dataloader.dataset.pipeline if type_name(step) not in _LABELLING_STEPS]
 
 
+def _settings_digest(cfg: Config, pipeline: list[dict]) -> str:
+    """Fingerprint of all settings that affect predictions, without the weights."""
+    data = {key: value for key, value in cfg.train_dataloader.dataset.items() if key != 'pipeline'}
+    settings = [cfg.model, data, pipeline]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode()).hexdigest()[:12]
+
+
 def _predictors(runner: Runner) -> dict[str, str]:
-    """Fingerprint of the weights that predicted, by round; a part of every checkpoint."""
+    """Fingerprint of the weights that predicted, by round; stored in every checkpoint."""
     return runner.message_hub.runtime_info.get(_STATE, {})

@@ -1,9 +1,9 @@
 """Train loop with exact resuming: random numbers depend only on the seed, the rank and the position in the run.
 
 MMEngine stores weights, optimizer and schedules, but not the states of the random generators, of which each process and
-each dataloader worker has several. Here nothing needs to be stored: augmentations draw from a seed made of the run's
-seed, the rank and the number of the image in the stream; the model, from one of the run's seed, the rank and the
-iteration.
+each dataloader worker has several. Here no state is needed. Before each image, the generators are seeded with the run's
+seed, the rank and the number of the image in this rank's sequence; before each step of the model, with the run's seed,
+the rank and the iteration.
 """
 
 from __future__ import annotations
@@ -55,25 +55,25 @@ class UnSAMTrainLoop(IterBasedTrainLoop):
 
     @property
     def dataset(self) -> Dataset:
-        """The training images, in this process. What is changed here reaches workers with `restart_data`."""
+        """The training images in this process; changes reach the dataloader workers with `restart_data`."""
         return self.dataloader.dataset.dataset
 
     def run(self) -> torch.nn.Module:
         """Trains. The seed of a resumed run is known only now."""
         self._seed = _shared_seed(self.runner)
-        self.restart_data(0)  # the base class skips what was trained on
+        self.restart_data(0)  # the base class skips the batches of earlier iterations
         return super().run()
 
     def run_iter(self, data_batch: Any) -> None:
-        """One iteration, which draws the same numbers whatever happened before."""
+        """Runs one iteration, with random numbers that do not depend on earlier ones."""
         seed_generators(self._seed, get_rank(), _MODEL, self._iter)
         super().run_iter(data_batch)
 
     def restart_data(self, iteration: int) -> None:
-        """Starts the workers anew, each with the data set as it is now; what they had read ahead is given up.
+        """Restarts the dataloader workers with the current state of the data set; prefetched batches are discarded.
 
         Args:
-            iteration: The iteration that the next batch is for.
+            iteration: The iteration of the next batch.
         """
         self.dataloader = self._loader(self.runner, self.dataset)
         self.dataloader.sampler.skip(iteration * self.dataloader.batch_size)
@@ -84,7 +84,7 @@ class UnSAMTrainLoop(IterBasedTrainLoop):
         sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=self._seed))
         if not isinstance(sampler, InfiniteSampler):
             raise UnSAMError(
-                f'UnSAMTrainLoop cannot continue {type(sampler).__name__}; '
+                f'UnSAMTrainLoop cannot resume {type(sampler).__name__}; '
                 "set train_dataloader.sampler=dict(type='InfiniteSampler', shuffle=True)"
             )
         parts = {'dataset': _SeededDataset(dataset, self._seed), 'sampler': _NumberedSampler(sampler)}
@@ -92,10 +92,10 @@ class UnSAMTrainLoop(IterBasedTrainLoop):
 
 
 def seed_generators(*numbers: int) -> None:
-    """Puts the generators of Python, NumPy and torch, on every device, into the state that these numbers stand for."""
+    """Seeds the random generators of Python, NumPy and torch, on all devices, with a sequence of numbers."""
     state = np.random.SeedSequence(numbers).generate_state(4)
     random.seed(state.tobytes())
-    np.random.seed(state)  # noqa: NPY002  (what the transforms of MMCV and MMDetection draw from)
+    np.random.seed(state)  # noqa: NPY002  (the generator that the transforms of MMCV and MMDetection use)
     torch.manual_seed(int(state[:2].view(np.uint64)[0]) >> 1)
 
 
@@ -107,7 +107,7 @@ def _shared_seed(runner: Runner) -> int:
 
 
 class _NumberedSampler(Sampler):
-    """Gives (number in this rank's stream, index of the image)."""
+    """Yields (number in this rank's sequence, index of the image)."""
 
     def __init__(self, sampler: InfiniteSampler) -> None:
         self.sampler = sampler
@@ -120,15 +120,15 @@ class _NumberedSampler(Sampler):
         return len(self.sampler)
 
     def skip(self, count: int) -> None:
-        """Starts at this number; indices are drawn, images are not read. MMEngine calls it on resuming."""
+        """Starts at this number without reading the images before it. MMEngine calls it on resuming."""
         self._first = count
 
     def __deepcopy__(self, memo: dict) -> _NumberedSampler:
-        return self  # the runner copies the config that holds this, and generators cannot be copied
+        return self  # the runner copies the config that contains this, and generators cannot be copied
 
 
 class _SeededDataset(Dataset):
-    """A data set whose entries do not depend on what was loaded before, or by which worker."""
+    """A data set whose random augmentations do not depend on the worker or on earlier images."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
@@ -143,7 +143,7 @@ class _SeededDataset(Dataset):
         return len(self.dataset)
 
     def __deepcopy__(self, memo: dict) -> _SeededDataset:
-        return self  # nor should a list of a million images be
+        return self  # the list of images may be large
 
     @property
     def metainfo(self) -> dict:

@@ -14,7 +14,7 @@ from unsam_mm.evaluation.coco_metric import to_numpy
 from unsam_mm.masks.rle import decode_rles, rles_from_json
 
 _GOLDEN_RATIO = 0.618034
-"""Hues that advance by this share of the circle stay apart however many there are."""
+"""Step between hues; with the golden ratio, any number of hues remain distinct."""
 
 
 @VISUALIZERS.register_module()
@@ -22,15 +22,15 @@ class UnSAMVisualizer(DetLocalVisualizer):
     """`DetLocalVisualizer` for class-agnostic masks, as run-length encodings, bitmaps (arrays or tensors) or
     BitmapMasks.
 
-    Each mask is filled with a different colour and outlined in white. Large masks are painted first, so that a part
-    lies on top of its whole. Boxes and labels are not drawn: every label is the same.
+    Each mask is filled with a different colour and outlined in white. Large masks are painted first, so that a part is
+    on top of the whole object. Boxes and labels are not drawn: all labels are the same.
 
     Args:
-        max_masks: How many masks of an image to draw at most, best scores first.
+        max_masks: Maximum number of masks per image, best scores first.
         alpha: Opacity of the fill, in [0, 1].
         name: Name of the instance.
-        vis_backends: Configs of the places that pictures go to.
-        save_dir: Folder of those places; filled in by the runner.
+        vis_backends: Configs of the backends that store pictures.
+        save_dir: Folder of the backends; set by the runner.
     """
 
     def __init__(
@@ -47,12 +47,13 @@ class UnSAMVisualizer(DetLocalVisualizer):
     def _draw_instances(
         self, image: np.ndarray, instances: InstanceData, classes: list[str] | None, palette: list | None
     ) -> np.ndarray:
-        """(H, W, 3) uint8 picture of the masks of `instances`, which stay as they are, over `image`, RGB."""
+        """(H, W, 3) uint8 picture: the masks of `instances` on an RGB image."""
         painted = paint_masks(image, self._best_masks(instances, image.shape[:2]), self.alpha)
         self.set_image(painted)
         return painted
 
     def _best_masks(self, instances: InstanceData, size_hw: tuple[int, int]) -> np.ndarray:
+        """(N, H, W) bool masks, best scores first."""
         if 'masks' not in instances:
             return np.zeros((0, *size_hw), bool)
         masks = instances.masks
@@ -78,7 +79,7 @@ def paint_masks(image: np.ndarray, masks: np.ndarray, alpha: float) -> np.ndarra
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    top = np.zeros(image.shape[:2], np.int32)  # the mask that is seen at each pixel, from 1; 0 where none is
+    top = np.zeros(image.shape[:2], np.int32)  # number of the visible mask at each pixel, from 1; 0 without a mask
     for i in np.argsort(-masks.sum(axis=(1, 2)), kind='stable'):
         top[masks[i]] = i + 1
     colours = np.array([colorsys.hsv_to_rgb(i * _GOLDEN_RATIO % 1, 0.8, 1.0) for i in range(len(masks) + 1)]) * 255

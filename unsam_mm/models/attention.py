@@ -1,4 +1,4 @@
-"""Memory-efficient attention, with the parameters of MMDetection's modules, and perceptrons."""
+"""Memory-efficient attention with the parameters of MMCV's modules, and multi-layer perceptrons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def use_lean_attention(module: nn.Module) -> None:
-    """Replaces every attention below `module` by its equivalent in this file; call before weights are loaded."""
+    """Replaces every attention module in `module` by its equivalent in this file; call before weights are loaded."""
     for parent in list(module.modules()):
         if isinstance(parent, MultiheadAttention):
             parent.attn = MaskedAttention(parent.embed_dims, parent.num_heads, parent.attn.dropout)
@@ -26,8 +26,8 @@ def use_lean_attention(module: nn.Module) -> None:
 class MaskedAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` with torch's fused kernel, and one mask for all heads.
 
-    At 2000 queries and the stride-8 level of a 1024 x 1024 image, the attention weights take 1 GB, and a mask repeated
-    for each head a byte for each weight. On a CPU the fused kernel broadcasts a mask without a head axis.
+    With 2000 queries and the stride-8 level of a 1024 x 1024 image, the attention weights would take 1 GB, and a mask
+    repeated for each head another 0.25 GB.
     """
 
     def forward(
@@ -38,41 +38,30 @@ class MaskedAttention(nn.MultiheadAttention):
         key_padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Attention output; the weights are not returned.
+        """Attention output; the attention weights are not returned.
 
         Args:
             query: (Q, B, C).
             key: (K, B, C).
             value: (K, B, C).
             key_padding_mask: (B, K) bool, True for keys that are ignored.
-            attn_mask: True (or -inf, in floating point) where attention is blocked: (B, 1, Q, K), (Q, K), or, as in
-                `nn.MultiheadAttention`, (B * heads, Q, K).
+            attn_mask: (B, 1, Q, K) or (Q, K) bool, True where attention is blocked.
 
         Returns:
-            (Q, B, C), and None in place of the weights.
+            (Q, B, C), and None in place of the attention weights.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         heads = [
             linear(tokens, weight, bias).unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)
             for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
         ]
-        mask = self._allowed(attn_mask, key_padding_mask)
-        read = scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
-        return self.out_proj(read.permute(2, 0, 1, 3).flatten(2)), None
-
-    def _allowed(self, blocked: Tensor | None, padding: Tensor | None) -> Tensor | None:
-        """The mask in the convention of the fused kernel: True where attention is allowed, or a float that is added."""
-        if blocked is not None:
-            if blocked.ndim == 3:
-                blocked = blocked.unflatten(0, (-1, self.num_heads))
-            if blocked.dtype == torch.bool:
-                blocked = ~blocked
-        if padding is None:
-            return blocked
-        seen = ~padding[:, None, None]
-        if blocked is None or blocked.dtype == torch.bool:
-            return seen if blocked is None else blocked & seen
-        return blocked.masked_fill(~seen, float('-inf'))
+        allowed = None if attn_mask is None else ~attn_mask  # True means the opposite in the fused kernel
+        if key_padding_mask is not None:
+            not_padding = ~key_padding_mask[:, None, None]
+            allowed = not_padding if allowed is None else allowed & not_padding
+        dropout = self.dropout if self.training else 0.0
+        output = scaled_dot_product_attention(*heads, attn_mask=allowed, dropout_p=dropout)
+        return self.out_proj(output.permute(2, 0, 1, 3).flatten(2)), None
 
 
 class LeanDeformableAttention(MultiScaleDeformableAttention):
@@ -97,42 +86,48 @@ class LeanDeformableAttention(MultiScaleDeformableAttention):
         **others: object,
     ) -> Tensor:
         """See MMCV; `query` and `value` are (B, N, C), `reference_points` (B, N, levels, 2) as x, y in [0, 1]."""
-        values = self.value_proj(query if value is None else value)
+        values = self.values(query if value is None else value)
         if key_padding_mask is not None:
-            values = values.masked_fill(key_padding_mask[..., None], 0.0)
-        values = values.unflatten(-1, (self.num_heads, -1))
-        placed = query if query_pos is None else query + query_pos
-        grid_shape = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(placed).unflatten(-1, (*grid_shape, 2))
-        weights = self.attention_weights(placed).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        places = reference_points[:, :, None, :, None] + offsets / spatial_shapes.flip(1)[:, None]
-        weights = weights.unflatten(-1, grid_shape[1:])
+            values = values.masked_fill(key_padding_mask[..., None, None], 0.0)
+        offsets, weights = self.offsets_and_weights(query if query_pos is None else query + query_pos)
+        points = reference_points[:, :, None, :, None] + offsets / spatial_shapes.flip(1)[:, None]
         if values.is_cuda and multi_scale_deform_attn.IS_CUDA_AVAILABLE and values.dtype != torch.bfloat16:
             compiled = multi_scale_deform_attn.MultiScaleDeformableAttnFunction.apply
-            read = compiled(values, spatial_shapes, level_start_index, places, weights, self.im2col_step)
+            output = compiled(values, spatial_shapes, level_start_index, points, weights, self.im2col_step)
         else:
-            arguments = (values, [tuple(size) for size in spatial_shapes.tolist()], places, weights)
+            arguments = (values, [tuple(size) for size in spatial_shapes.tolist()], points, weights)
             if torch.is_grad_enabled():
-                read = checkpoint(weighted_samples, *arguments, use_reentrant=False, preserve_rng_state=False)
+                output = checkpoint(weighted_samples, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                read = weighted_samples(*arguments)
-        return self.dropout(self.output_proj(read)) + (query if identity is None else identity)
+                output = weighted_samples(*arguments)
+        return self.dropout(self.output_proj(output)) + (query if identity is None else identity)
+
+    def values(self, memory: Tensor) -> Tensor:
+        """(B, K, heads, D) values of a (B, K, C) memory."""
+        return self.value_proj(memory).unflatten(-1, (self.num_heads, -1))
+
+    def offsets_and_weights(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, Q, heads, levels, points, 2) sampling offsets x, y, and their weights, of (B, Q, C) queries."""
+        offsets = self.sampling_offsets(queries)
+        offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
+        weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        return offsets, weights.unflatten(-1, (self.num_levels, self.num_points))
 
 
-def weighted_samples(values: Tensor, sizes_hw: list[tuple[int, int]], places: Tensor, weights: Tensor) -> Tensor:
+def weighted_samples(values: Tensor, sizes_hw: list[tuple[int, int]], points: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of bilinearly sampled values of several levels, with zero padding.
 
     Args:
         values: (B, K, heads, D), the concatenated pixels of all levels in row-major order.
         sizes_hw: Height and width of each level; K pixels in all.
-        places: (B, Q, heads, levels, points, 2) as x, y in [0, 1].
+        points: (B, Q, heads, levels, points, 2) as x, y in [0, 1].
         weights: (B, Q, heads, levels, points).
 
     Returns:
-        (B, Q, heads * D), computed in the precision of `places`: half-precision coordinates are off by up to a pixel.
+        (B, Q, heads * D), computed in the precision of `points`: half-precision coordinates are off by up to a pixel.
     """
     batch, _, heads, _ = values.shape
-    grids = 2 * places - 1
+    grids = 2 * points - 1
     weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B * heads, 1, Q, levels, points)
     summed = None
     for level, (pixels, (height, width)) in enumerate(
@@ -140,8 +135,8 @@ def weighted_samples(values: Tensor, sizes_hw: list[tuple[int, int]], places: Te
     ):
         planes = pixels.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width).to(grids.dtype)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * heads, Q, points, 2)
-        read = grid_sample(planes, grid, align_corners=False)
-        part = (read * weights[..., level, :]).sum(-1)  # (B * heads, D, Q)
+        samples = grid_sample(planes, grid, align_corners=False)
+        part = (samples * weights[..., level, :]).sum(-1)  # (B * heads, D, Q)
         summed = part if summed is None else summed + part
     return summed.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2).to(values.dtype)
 

@@ -8,44 +8,44 @@ from typing import Any
 from unsam_mm.errors import UnSAMError
 
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-LOADERS = (_LOADER, _STOCK_LOADER) = ('UnSAMLoadImage', 'LoadImageFromFile')
+_STOCK_LOADER = 'LoadImageFromFile'
+LOADERS = ('UnSAMLoadImage', _STOCK_LOADER)
 
 
 def check_channel_order(cfg: Mapping[str, Any]) -> None:
-    """Compares the channel order in which pipelines load images with that which the model's preprocessor expects.
+    """Checks that pipelines load images in the channel order that the model's preprocessor expects.
 
-    If the preprocessor does not swap channels, both orders are possible, and `UnSAMLoadImage` must state it.
+    If the preprocessor does not swap channels, both orders are possible, and `UnSAMLoadImage` must state one.
 
     Args:
         cfg: A config with all options merged, or its parts with the model and dataloaders.
 
     Raises:
-        UnSAMError: If red and blue would be exchanged, or the order is not stated.
+        UnSAMError: If red and blue would be swapped, or the order is not stated.
     """
     preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or {}
     if 'mean' not in preprocessor:
         return  # no image preprocessor
-    wanted = {key: order for key, order in (('bgr_to_rgb', 'bgr'), ('rgb_to_bgr', 'rgb')) if preprocessor.get(key)}
+    swap = next((key for key in ('bgr_to_rgb', 'rgb_to_bgr') if preprocessor.get(key)), None)
     for name in _DATALOADERS:
         for step in steps_of_type(cfg.get(name), *LOADERS):
-            loader = type_name(step)
-            stated = 'bgr' if loader == _STOCK_LOADER else step.get('channel_order')
-            if not wanted and stated is None:
-                raise UnSAMError(
-                    f'{name}: {_LOADER} does not state channel_order, and model.data_preprocessor does not swap channels; '
-                    "set bgr_to_rgb=True there, or channel_order='rgb' or 'bgr' here, as the backbone was trained"
-                )
-            given = loaded_order(step)
-            for key, order in wanted.items():
-                if given != order:
+            loader, loaded = type_name(step), loaded_order(step)
+            if swap is None:
+                if loader != _STOCK_LOADER and step.get('channel_order') is None:
                     raise UnSAMError(
-                        f'{name}: {loader} gives {given.upper()} images, model.data_preprocessor.{key}=True expects '
-                        f'{order.upper()}; leave channel_order out, or set {key}=False'
+                        f'{name}: {loader} does not state channel_order, and model.data_preprocessor does not swap '
+                        "channels; set bgr_to_rgb=True there, or channel_order='rgb' or 'bgr' here, as in the training "
+                        'of the backbone'
                     )
+            elif loaded != (expected := swap[:3]):
+                raise UnSAMError(
+                    f'{name}: {loader} gives {loaded.upper()} images, model.data_preprocessor.{swap}=True expects '
+                    f'{expected.upper()}; leave channel_order out, or set {swap}=False'
+                )
 
 
 def loaded_order(step: Mapping[str, Any]) -> str:
-    """Channel order, 'rgb' or 'bgr', of the images that a step of one of the types `LOADERS` loads."""
+    """Channel order, 'rgb' or 'bgr', of the images that a pipeline step of one of the types `LOADERS` loads."""
     return 'bgr' if type_name(step) == _STOCK_LOADER else step.get('channel_order') or 'bgr'
 
 

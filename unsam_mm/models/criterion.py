@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmcv.ops import point_sample
 from mmdet.models.task_modules.assigners import BaseAssigner, CrossEntropyLossCost, HungarianAssigner
 from mmdet.registry import TASK_UTILS
 from mmdet.utils import reduce_mean
@@ -16,16 +15,13 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from unsam_mm.models.mask_ops import BitMasks, logits_at, losses_at_points
+from unsam_mm.models.mask_ops import BitMasks, PointSampling, logits_at, losses_at_points, sample_at_random
 
 _WORST_COST = 1e5
 """Far above any actual cost (weighted sums are below about 1e3), but sums of a few stay finite."""
 
 _CHUNK_VALUES = 2**22
 """Values of predictions in each chunk of a cost: 16 MB, 334 predictions at the paper's 12544 points."""
-
-LayerLosses = tuple[Tensor, Tensor, Tensor]
-"""Class, mask and dice loss of one prediction."""
 
 
 class _FiniteCost:
@@ -75,8 +71,7 @@ class PointCriterion:
     MMDetection computes (Q, h, w) logits after every decoder layer and keeps them for the backward pass: 5 GB at 2000
     queries and 1024 x 1024. Logits are linear in the mask feature, so those at a point are the product of the
     embeddings with the feature at this point; and only matched queries have mask losses. The losses equal MMDetection's
-    up to rounding, except that the matching points of an image are the same in all layers, so masks are sampled there
-    once.
+    up to rounding, except that an image has the same matching points in all layers, so its masks are sampled once.
 
     Attributes:
         assigner: Matches queries and masks.
@@ -84,11 +79,8 @@ class PointCriterion:
         loss_mask: Loss of MMDetection on (n,) logits of points.
         loss_dice: Loss of MMDetection on (n, P) logits of points.
         class_weight: Weights of (object, no object).
-        num_points: Number of points for each mask.
-        oversample_ratio: Number of candidates for each point.
-        importance_ratio: Fraction of the points that are drawn by uncertainty.
-        drop_iou: Pairs with an IoU at the points of at most this value have no mask losses (DropLoss); None: all pairs
-            have.
+        sampling: How the points of the mask losses are drawn; the number of matching points is the same.
+        drop_iou: Pairs with at most this IoU at the points have no mask losses (DropLoss); None disables it.
     """
 
     assigner: BaseAssigner
@@ -96,24 +88,23 @@ class PointCriterion:
     loss_mask: Callable[..., Tensor]
     loss_dice: Callable[..., Tensor]
     class_weight: Sequence[float]
-    num_points: int
-    oversample_ratio: float
-    importance_ratio: float
-    drop_iou: float | None = None
+    sampling: PointSampling
+    drop_iou: float | None
 
     def __call__(
         self, predictions: list[tuple[Tensor, Tensor]], mask_feature: Tensor, targets: list[BitMasks]
-    ) -> list[LayerLosses]:
-        """Losses of every prediction.
+    ) -> list[dict[str, Tensor]]:
+        """The losses `loss_cls`, `loss_mask` and `loss_dice` of every layer.
 
         Args:
-            predictions: For each, (B, Q, 2) class logits and (B, Q, C) mask embeddings.
+            predictions: (B, Q, 2) class logits and (B, Q, C) mask embeddings after each layer.
             mask_feature: (B, C, h, w).
             targets: Masks of each image of the batch.
         """
-        images = [_MatchingPoints.draw(*pair, self.num_points) for pair in zip(mask_feature, targets, strict=True)]
+        num_points = self.sampling.num_points
+        images = [sample_at_random(*pair, num_points) for pair in zip(mask_feature, targets, strict=True)]
         n_matched = sum(min(len(masks), predictions[0][0].shape[1]) for masks in targets)
-        # The mean over the processes, as a divisor of the mask losses of all layers.
+        # Divisor of the mask losses of all layers: the mean over the processes.
         n_masks = reduce_mean(torch.tensor(float(n_matched), device=mask_feature.device)).clamp(min=1)
         return [self._layer(*prediction, mask_feature, targets, images, n_masks) for prediction in predictions]
 
@@ -123,10 +114,10 @@ class PointCriterion:
         embeds: Tensor,
         mask_feature: Tensor,
         targets: list[BitMasks],
-        images: list[_MatchingPoints],
+        images: list[tuple[Tensor, Tensor]],
         n_masks: Tensor,
-    ) -> LayerLosses:
-        pairs = [image.match(self.assigner, *pair) for image, *pair in zip(images, cls_logits, embeds, strict=True)]
+    ) -> dict[str, Tensor]:
+        pairs = [self._match(*image) for image in zip(cls_logits, embeds, images, strict=True)]
         labels = cls_logits.new_ones(cls_logits.shape[:2], dtype=torch.long)
         for image_labels, (queries, _) in zip(labels, pairs, strict=True):
             image_labels[queries] = 0
@@ -139,7 +130,24 @@ class PointCriterion:
             for losses in self._mask_losses(embed[queries], feature, masks[objects], n_masks)
         ]
         loss_mask, loss_dice = (torch.stack(parts).sum() for parts in zip(*chunks, strict=True))
-        return loss_cls, loss_mask, loss_dice
+        return {'loss_cls': loss_cls, 'loss_mask': loss_mask, 'loss_dice': loss_dice}
+
+    @torch.no_grad()
+    def _match(self, cls_logits: Tensor, embed: Tensor, at_points: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Matched queries of an image, ascending, and their masks; computed in float32.
+
+        Args:
+            cls_logits: (Q, 2).
+            embed: (Q, C) mask embeddings.
+            at_points: (C, P) mask feature and (N, P) masks.
+        """
+        feature, masks = at_points
+        labels = torch.zeros(len(masks), dtype=torch.long, device=masks.device)
+        with torch.autocast(embed.device.type, enabled=False):
+            predicted = InstanceData(scores=cls_logits.float(), masks=embed.float() @ feature)
+            gt_inds = self.assigner.assign(predicted, InstanceData(labels=labels, masks=masks)).gt_inds
+        queries = gt_inds.nonzero()[:, 0]
+        return queries, gt_inds[queries] - 1
 
     def _mask_losses(
         self, embed: Tensor, feature: Tensor, masks: BitMasks, n_masks: Tensor
@@ -148,8 +156,7 @@ class PointCriterion:
         if len(embed) == 0:
             zero = torch.einsum('nc,chw->nhw', embed, feature).sum()  # DDP needs a gradient for all weights
             return [(zero, zero)]
-        sampling = (self.num_points, self.oversample_ratio, self.importance_ratio)
-        return losses_at_points(partial(self._chunk_losses, n_masks), embed, feature, masks, sampling)
+        return losses_at_points(partial(self._chunk_losses, n_masks), embed, feature, masks, self.sampling)
 
     def _chunk_losses(
         self, n_masks: Tensor, embed: Tensor, feature: Tensor, masks: BitMasks, points: Tensor
@@ -158,45 +165,23 @@ class PointCriterion:
         weight = None if self.drop_iou is None else (soft_iou(logits.detach(), truth) > self.drop_iou).float()
         point_weight = None if weight is None else weight[:, None].expand_as(logits).flatten()
         loss_dice = self.loss_dice(logits, truth, weight, avg_factor=n_masks)
-        loss_mask = self.loss_mask(
-            logits.flatten(), truth.flatten(), point_weight, avg_factor=n_masks * self.num_points
-        )
+        n_points = n_masks * self.sampling.num_points
+        loss_mask = self.loss_mask(logits.flatten(), truth.flatten(), point_weight, avg_factor=n_points)
         return loss_mask, loss_dice
 
 
-@dataclass(frozen=True)
-class _MatchingPoints:
-    """Mask feature and masks of one image at its matching points.
-
-    Attributes:
-        feature: (C, P) mask feature.
-        truth: Labels and (N, P) masks.
-    """
-
-    feature: Tensor  # (C, P) mask feature
-    truth: InstanceData
-
-    @classmethod
-    @torch.no_grad()
-    def draw(cls, feature: Tensor, masks: BitMasks, num_points: int) -> _MatchingPoints:
-        """Samples the (C, h, w) mask feature and the masks at random points."""
-        points = torch.rand((1, num_points, 2), device=feature.device)
-        sampled = point_sample(feature[None].float(), points)[0]
-        labels = torch.zeros(len(masks), dtype=torch.long, device=feature.device)
-        return cls(sampled, InstanceData(labels=labels, masks=masks.sample(points)))
-
-    @torch.no_grad()
-    def match(self, assigner: BaseAssigner, cls_logits: Tensor, embed: Tensor) -> tuple[Tensor, Tensor]:
-        """Matched queries, ascending, and their masks, from (Q, 2) class logits and (Q, C) embeddings, in float32."""
-        with torch.autocast(embed.device.type, enabled=False):
-            masks = embed.float() @ self.feature
-            found = assigner.assign(InstanceData(scores=cls_logits.float(), masks=masks), self.truth)
-        queries = found.gt_inds.nonzero()[:, 0]
-        return queries, found.gt_inds[queries] - 1
-
-
 def soft_iou(logits: Tensor, truth: Tensor) -> Tensor:
-    """(N,) soft IoU of (N, P) probabilities and (N, P) masks, pair by pair."""
+    """(N,) soft IoU of the probabilities of (N, P) logits and (N, P) masks, pair by pair."""
     probability = logits.sigmoid()
     shared = (probability * truth).sum(1)
     return shared / (probability.sum(1) + truth.sum(1) - shared)
+
+
+def named_by_layer(layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Losses under MMDetection's names: the prefixes are 'd0.', 'd1.' and so on; the last layer has none."""
+    prefixes = [f'd{number}.' for number in range(len(layers) - 1)] + ['']
+    return {
+        f'{prefix}{name}': loss
+        for prefix, losses in zip(prefixes, layers, strict=True)
+        for name, loss in losses.items()
+    }

@@ -81,23 +81,18 @@ def _check_parts(
         return  # a checkpoint of the whole model, see `_check_complete`
     shapes = {name: weight.shape for name, weight in backbone.named_parameters()}
     fitting = {name for name, shape in shapes.items() if name in state_dict and state_dict[name].shape == shape}
-    parts = {part_of(name) for name in fitting}
+    parts = {name.partition('.')[0] for name in fitting}
     own = backbone.state_dict().keys()
-    foreign = [name for name in state_dict if part_of(name) in parts and name not in own]
-    lacking = [name for name in shapes if part_of(name) in parts and name not in fitting]
+    unknown = [name for name in state_dict if name.partition('.')[0] in parts and name not in own]
+    missing = [name for name in shapes if name.partition('.')[0] in parts and name not in fitting]
     reshaped = [name for name in shapes if name in state_dict and name not in fitting]
-    if not fitting or foreign or lacking or reshaped:
-        found = [*reshaped, *lacking, *foreign] or list(state_dict)
+    if not fitting or unknown or missing or reshaped:
+        found = [*reshaped, *missing, *unknown] or list(state_dict)
         raise WeightsError(
             f'not a checkpoint of the backbone, {type(backbone).__name__}: {len(fitting)} of its {len(shapes)} weights fit '
             f'({", ".join(found[:2])}, ... do not); give a checkpoint of this backbone, as "python -m unsam_mm convert" '
             'writes it'
         )
-
-
-def part_of(name: str) -> str:
-    """The name of the top-level module of a weight."""
-    return name.partition('.')[0]
 
 
 def _check_complete(

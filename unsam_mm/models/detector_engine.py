@@ -1,11 +1,10 @@
-"""The engine 'detector': masks of a promptable MMDetection model, such as the converted released Swin-T models."""
+"""The engine 'detector': masks of a promptable MMDetection model, such as the converted Swin-T models."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,22 @@ from unsam_mm.errors import UnSAMError, WeightsError
 from unsam_mm.fingerprints import tensors_digest
 from unsam_mm.masks.granularity import granularity_area, nearest_area
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.rle import areas_and_boxes, encode_bitmaps
+from unsam_mm.masks.rle import areas_and_boxes
 from unsam_mm.models.channel_order import LOADERS, loaded_order, steps_of_type, type_name
-from unsam_mm.models.mask_ops import full_size_logits, masks_at_once
-from unsam_mm.models.prompt_details import Frames, prepare_prompts
+from unsam_mm.models.mask_ops import ImageSizes, full_size_masks, rles_of_masks
+from unsam_mm.models.prompt_details import prepare_prompts
 from unsam_mm.models.prompt_head import ImageEmbedding, UnSAMPromptHead
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt, mask_of_logits
 
-_SCALE = (1333, 800)  # maximum of the longer and the shorter side in the released evaluation
+_SCALE = (1333, 800)  # maximum of the longer and the shorter side in px, as in the released evaluation
 _RESIZES = ('Resize', 'FixScaleResize', 'FixShapeResize', 'ResizeShortestEdge', 'RandomResize', 'RandomChoiceResize')
-_FOLLOWED = {'type': 'Resize', 'keep_ratio': True, 'interpolation': 'bilinear', 'backend': 'cv2'}  # as in `set_image`
-_PREPARING = ('_channel_conversion', 'pad_size_divisor', 'pad_value')  # settings of MMEngine's image preprocessor
+_SUPPORTED_RESIZE = {'type': 'Resize', 'keep_ratio': True, 'interpolation': 'bilinear', 'backend': 'cv2'}
+"""Settings of a step that resizes images as `DetectorEngine.set_image` does."""
+_PREPROCESSOR_SETTINGS = ('_channel_conversion', 'pad_size_divisor', 'pad_value')
+"""Settings of MMEngine's image preprocessor that are in neither the architecture nor the weights."""
 _PROMPTS_AT_ONCE = 32
-_GRANULARITIES = np.linspace(0, 1, 17)  # predicted by trained heads: the areas grow by a factor of 1.8
+_GRANULARITIES = np.linspace(0, 1, 17)  # of the masks that trained heads predict: areas grow by a factor of 1.8
 
 
 class DetectorEngine(Engine):
@@ -67,7 +68,6 @@ class DetectorEngine(Engine):
         device: str = 'cpu',
         channel_order: str | None = None,
     ) -> None:
-
         self._head = getattr(model.mask_head, 'prompts', model.mask_head)
         if not isinstance(self._head, UnSAMPromptHead):
             raise UnSAMError(
@@ -111,16 +111,15 @@ class DetectorEngine(Engine):
         """A hash of the architecture, the weights and the preprocessing of the detector."""
         if self._signature is None:
             values = itertools.chain(self._model.named_parameters(), self._model.named_buffers())
-            # Settings that are in neither the architecture nor the weights.
-            prepared = [getattr(self._model.data_preprocessor, name, None) for name in _PREPARING]
-            described = f'{self._model} {self._scale} {self._channel_order} {prepared} {tensors_digest(values)}'
-            self._signature = hashlib.sha256(described.encode()).hexdigest()[:12]
+            settings = [getattr(self._model.data_preprocessor, name, None) for name in _PREPROCESSOR_SETTINGS]
+            text = f'{self._model} {self._scale} {self._channel_order} {settings} {tensors_digest(values)}'
+            self._signature = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self._signature
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the image; None if none is set."""
-        return None if self._frames is None else self._frames.original
+        return None if self._sizes is None else self._sizes.original
 
     def set_image(self, rgb: np.ndarray) -> None:
         """Computes the embedding of an (H, W, 3) uint8 RGB image."""
@@ -132,19 +131,19 @@ class DetectorEngine(Engine):
                 {'inputs': [torch.from_numpy(resized).permute(2, 0, 1)], 'data_samples': [sample]}
             )
             pixels = self._model.mask_head.pixel_decoder(self._model.extract_feat(data['inputs']))
-        self._set(Frames.from_sample(data['data_samples'][0]), pixels[0], list(pixels[1]))
+        self._set(ImageSizes.from_sample(data['data_samples'][0]), pixels[0], list(pixels[1]))
 
-    def _set(self, frames: Any, mask_feature: Tensor, memories: list[Tensor]) -> None:
-
+    def _set(self, sizes: ImageSizes, mask_feature: Tensor, memories: list[Tensor]) -> None:
+        """Sets the outputs of the pixel decoder, each a batch of one, as the embedding of the image."""
         with torch.no_grad():
             values = self._head.decoder.values(memories)
         sizes_hw = [tuple(memory.shape[2:]) for memory in memories]
-        self._frames, self._memories = frames, memories
+        self._sizes, self._memories = sizes, memories
         self._embedding = ImageEmbedding(mask_feature, values, sizes_hw)
 
     def reset_image(self) -> None:
         """Removes the image."""
-        self._frames = self._memories = self._embedding = None
+        self._sizes = self._memories = self._embedding = None
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
@@ -153,14 +152,14 @@ class DetectorEngine(Engine):
         earlier = None if prompt.mask_input is None else mask_of_logits(prompt.mask_input, self.size_hw)
         count = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
         if self._head.details.trained:
-            fields = _whole(prompt, earlier)
+            fields = _fields_of(prompt, earlier)
             logits, scores = self._ask(**fields) if granularity is None else self._ask_at_all_granularities(fields)
             masks = self._full_size(logits)
             order = np.argsort(-scores, kind='stable')
         else:
             logits, scores = self._ask_each(prompt)
             masks = self._full_size(logits)
-            order = _in_order(masks, scores, prompt, earlier)
+            order = _ranked(masks, scores, prompt, earlier)
         if granularity is not None:
             order = _nearest(masks, order, prompt, granularity)
         return masks[order[:count]], scores[order[:count]].clip(0, 1)
@@ -175,12 +174,12 @@ class DetectorEngine(Engine):
 
     def _ask_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
         """Masks for each positive click and for the box as separate prompts."""
-        found = []
+        answers = []
         if prompt.positive.any():
-            found.append(self._ask(points=prompt.points_xy[prompt.positive] + 0.5))
+            answers.append(self._ask(points=prompt.points_xy[prompt.positive] + 0.5))
         if prompt.box_xyxy is not None:
-            found.append(self._ask(bboxes=prompt.box_xyxy[None]))
-        logits, scores = zip(*found, strict=True)
+            answers.append(self._ask(bboxes=prompt.box_xyxy[None]))
+        logits, scores = zip(*answers, strict=True)
         return torch.cat(logits), np.concatenate(scores)
 
     def _ask(self, **fields: np.ndarray) -> tuple[Tensor, np.ndarray]:
@@ -189,57 +188,50 @@ class DetectorEngine(Engine):
         device = embedding.mask_feature.device
         with torch.no_grad():
             boxes, types, details = prepare_prompts(
-                InstanceData(**fields), self._frames, feature_hw, self._head.release, device
+                InstanceData(**fields), self._sizes, feature_hw, self._head.release, device
             )
-            found = self._head.answer(embedding, boxes[None], types[None], joint=False, details=details)
-        return found.masks[0].flatten(0, 1), found.ious[0].flatten().cpu().numpy()
+            answer = self._head.answer(embedding, boxes[None], types[None], joint=False, details=details)
+        return answer.masks[0].flatten(0, 1), answer.ious[0].flatten().cpu().numpy()
 
     def _full_size(self, logits: Tensor) -> np.ndarray:
-        """(N, H, W) bool masks at full resolution."""
-        return np.concatenate([np.zeros((0, *self.size_hw), bool), *self._chunks(logits)])
-
-    def _chunks(self, logits: Tensor) -> Iterator[np.ndarray]:
-
-        sizes = (self._frames.batch, self._frames.image, self._frames.original)
-        for chunk in logits.split(masks_at_once(*sizes)):
-            yield (full_size_logits(chunk, *sizes) > 0).cpu().numpy()
+        """(N, H, W) bool masks at full resolution of (N, h, w) logits."""
+        return np.concatenate([masks.cpu().numpy() for masks in full_size_masks(logits, self._sizes)])
 
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
         """Masks for a grid of clicks, best first; the stability is the IoU of the masks at the thresholds 1 and -1.
+
         Non-maximum suppression is done at a quarter of the network's resolution.
         """
-        if self._frames is None:
+        if self._sizes is None:
             raise UnSAMError(NO_IMAGE)
         height, width = self.size_hw
-        places = (np.arange(points_per_side) + 0.5) / points_per_side
-        grid = np.stack(np.meshgrid(places * width, places * height), axis=-1).reshape(-1, 2)
+        positions = (np.arange(points_per_side) + 0.5) / points_per_side
+        grid = np.stack(np.meshgrid(positions * width, positions * height), axis=-1).reshape(-1, 2)
         kept, scores = self._embedding.mask_feature.new_zeros(0, *self._embedding.mask_feature.shape[2:]), np.zeros(0)
         for start in range(0, len(grid), _PROMPTS_AT_ONCE):
-            more, their_scores = self._ask(points=grid[start : start + _PROMPTS_AT_ONCE])
-            kept, scores = torch.cat([kept, more]), np.concatenate([scores, their_scores])
+            found, found_scores = self._ask(points=grid[start : start + _PROMPTS_AT_ONCE])
+            kept, scores = torch.cat([kept, found]), np.concatenate([scores, found_scores])
             chosen = _distinct((kept > 0).cpu().numpy(), scores, max_iou)[:max_masks]
             kept, scores = kept[chosen], scores[chosen]
-        small = (kept > 0).cpu().numpy()
         stability = (kept > 1).sum(dim=(1, 2)) / (kept > -1).sum(dim=(1, 2)).clamp(min=1)
-        rles = [rle for masks in self._chunks(kept) for rle in encode_bitmaps(masks)]
-        areas, boxes = areas_and_boxes(rles)
-        masks = MaskSet.from_bitmaps(small, scores.clip(0, 1))
-        parents = np.where(areas[masks.parents] > areas, masks.parents, -1)  # areas may swap order at full resolution
-        boxes = boxes.astype(np.float32)
-        masks = replace(masks, rles=rles, parents=parents, areas=areas, boxes_xyxy=boxes, size_hw=self.size_hw)
+        rles = [rle for masks in full_size_masks(kept, self._sizes) for rle in rles_of_masks(masks)]
+        areas, _ = areas_and_boxes(rles)
+        parents = MaskSet.from_bitmaps((kept > 0).cpu().numpy()).parents
+        parents = np.where(areas[parents] > areas, parents, -1)  # areas may swap order at full resolution
+        masks = MaskSet.from_rles(rles, scores.clip(0, 1), self.size_hw, parents)
         large = areas >= min_area_px
         return masks[large], stability.cpu().numpy().astype(np.float32)[large]
 
     def embedding(self) -> dict[str, np.ndarray]:
         """The outputs of the pixel decoder as float16, and the sizes of the image."""
-        if self._frames is None:
+        if self._sizes is None:
             raise UnSAMError(NO_IMAGE)
         parts = {f'memory_{i}': memory for i, memory in enumerate(self._memories)}
         parts['mask_feature'] = self._embedding.mask_feature
         arrays = {name: part.cpu().numpy().astype(np.float16) for name, part in parts.items()}
-        return arrays | {'frames': np.array(self._frames, np.int64)}
+        return arrays | {'frames': np.array(self._sizes, np.int64)}
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
         """Restores an embedding from `embedding`.
@@ -252,12 +244,12 @@ class DetectorEngine(Engine):
                 raise ValueError('not all numbers are finite')
             if arrays['frames'].dtype.kind not in 'iu' or (arrays['frames'] < 1).any():
                 raise ValueError('sizes are not positive integers')
-            frames = Frames(*(tuple(int(side) for side in size) for size in arrays['frames']))
+            sizes = ImageSizes(*(tuple(int(side) for side in size) for size in arrays['frames']))
             names = ['mask_feature', *(f'memory_{i}' for i in range(len(arrays) - 2))]
             feature, *memories = (torch.from_numpy(arrays[name]).float().to(self.device) for name in names)
-            if tuple(feature.shape[2:]) != tuple(-(-side // 4) for side in frames.batch):
-                raise ValueError(f'sizes are {tuple(feature.shape[2:])} and {frames.batch}')
-            self._set(frames, feature, memories)
+            if tuple(feature.shape[2:]) != tuple(-(-side // 4) for side in sizes.batch):
+                raise ValueError(f'sizes are {tuple(feature.shape[2:])} and {sizes.batch}')
+            self._set(sizes, feature, memories)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UnSAMError(
                 f'the arrays are no embedding of an image by this model ({error}); make the embedding again'
@@ -268,22 +260,23 @@ class DetectorEngine(Engine):
         if str(device) != self.device:
             self.device = str(device)
             self._model.to(device)
-            if self._frames is not None:
+            if self._sizes is not None:
                 feature, *memories = (part.to(device) for part in (self._embedding.mask_feature, *self._memories))
-                self._set(self._frames, feature, memories)
+                self._set(self._sizes, feature, memories)
         return self
 
 
 def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
-    """The scale of a pipeline step that resizes images; {} stands for no such step.
+    """The scale of a pipeline step that resizes images; {} if there is no such step.
 
     Raises:
         UnSAMError: If `set_image` does not support the step.
     """
     scale = resize.get('scale')
     # Defaults of MMCV, overridden by the step.
-    settings = {**_FOLLOWED, 'keep_ratio': False, **resize, 'type': type_name(resize)}
-    if not isinstance(scale, int | list | tuple) or any(settings[name] != value for name, value in _FOLLOWED.items()):
+    settings = {**_SUPPORTED_RESIZE, 'keep_ratio': False, **resize, 'type': type_name(resize)}
+    is_supported = all(settings[name] == value for name, value in _SUPPORTED_RESIZE.items())
+    if not isinstance(scale, int | list | tuple) or not is_supported:
         raise UnSAMError(
             f'{config}: test_dataloader resizes images by {dict(resize) or "no step"}; expected Resize with scale, '
             'keep_ratio=True and bilinear interpolation; change the config, or pass the model and its scale to DetectorEngine'
@@ -291,8 +284,8 @@ def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
     return (scale, scale) if isinstance(scale, int) else tuple(scale)
 
 
-def _whole(prompt: Prompt, earlier: np.ndarray | None) -> dict[str, np.ndarray]:
-    """A prompt as the fields of one object."""
+def _fields_of(prompt: Prompt, earlier: np.ndarray | None) -> dict[str, np.ndarray]:
+    """A prompt as one object in the form of `UnSAMPromptHead.predict`."""
     fields = {}
     if len(prompt.points_xy):
         fields['points'] = prompt.points_xy[None] + 0.5  # pixel centres
@@ -310,7 +303,7 @@ def _agreement(masks: np.ndarray, prompt: Prompt) -> np.ndarray:
     return (masks[:, y, x] == prompt.positive).sum(axis=1)
 
 
-def _in_order(masks: np.ndarray, scores: np.ndarray, prompt: Prompt, earlier: np.ndarray | None) -> np.ndarray:
+def _ranked(masks: np.ndarray, scores: np.ndarray, prompt: Prompt, earlier: np.ndarray | None) -> np.ndarray:
     """Indices of the masks, best first."""
     if earlier is not None:
         shared, joined = (masks & earlier).sum(axis=(1, 2)), (masks | earlier).sum(axis=(1, 2))

@@ -12,8 +12,6 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from unsam_mm.errors import UnSAMError
-from unsam_mm.models.prompt_details import PromptDetails
-from unsam_mm.models.prompt_head import ImageEmbedding, PromptAnswer
 
 Pixels = tuple[Tensor, list[Tensor]]
 """Outputs of a pixel decoder: mask feature (B, C, H / 4, W / 4), and memories (B, C, h, w), coarse to fine."""
@@ -23,9 +21,9 @@ Pixels = tuple[Tensor, list[Tensor]]
 class UnSAMJointHead(BaseModule):
     """`UnSAMHead` and `UnSAMPromptHead` with a shared pixel decoder; the `mask_head` of an `UnSAM` detector.
 
-    Weights are in `pixel_decoder`, `whole_image` and `prompts`, in the latter two under the names of those heads. A
-    checkpoint of a model with one of these heads can initialise its weights and those of the pixel decoder: set
-    `load_from`, and `partial_checkpoint=True` in the model.
+    The weights of the heads are in `whole_image` and `prompts`, under their names in these heads. A checkpoint of a
+    model with one of the heads can initialise that head and the pixel decoder: set `load_from`, and
+    `partial_checkpoint=True` in the model.
 
     Args:
         pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`.
@@ -64,21 +62,6 @@ class UnSAMJointHead(BaseModule):
         self.prompts = MODELS.build(ConfigDict(prompts, **common))
         self.register_load_state_dict_pre_hook(_sort_into_heads)
 
-    def embed(self, x: Sequence[Tensor]) -> ImageEmbedding:
-        """See `UnSAMPromptHead.embed`."""
-        return self.prompts.embed(self.pixel_decoder(x))
-
-    def answer(
-        self,
-        embedding: ImageEmbedding,
-        boxes: Tensor,
-        types: Tensor,
-        joint: bool | None = None,
-        details: PromptDetails | None = None,
-    ) -> PromptAnswer:
-        """See `UnSAMPromptHead.answer`."""
-        return self.prompts.answer(embedding, boxes, types, joint, details)
-
     def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
         """The weighted losses of both heads, with the prefixes 'whole_image.' and 'prompts.'.
 
@@ -102,7 +85,7 @@ class UnSAMJointHead(BaseModule):
         return self.whole_image(self._for_queries(self.pixel_decoder(x)), batch_data_samples)
 
     def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
-        """Whole-image masks of each image; for data samples with `prompts`, `pred_prompts` is set as well.
+        """Whole-image masks of each image; also sets `pred_prompts` of data samples with `prompts`.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
@@ -113,14 +96,15 @@ class UnSAMJointHead(BaseModule):
             See `UnSAMHead.predict`.
         """
         pixels = self.pixel_decoder(x)
-        asked = [number for number, sample in enumerate(batch_data_samples) if 'prompts' in sample]
-        if asked:
+        prompted = [number for number, sample in enumerate(batch_data_samples) if 'prompts' in sample]
+        if prompted:
             feature, memories = pixels
-            of_asked = (feature[asked], [memory[asked] for memory in memories])
-            self.prompts.predict(of_asked, [batch_data_samples[number] for number in asked], rescale)
+            subset = (feature[prompted], [memory[prompted] for memory in memories])
+            self.prompts.predict(subset, [batch_data_samples[number] for number in prompted], rescale)
         return self.whole_image.predict(self._for_queries(pixels), batch_data_samples, rescale)
 
     def _for_queries(self, pixels: Pixels) -> Pixels:
+        """The outputs of the pixel decoder with the levels that `whole_image` attends to."""
         feature, memories = pixels
         return feature, memories[-self.whole_image.num_transformer_feat_level :]
 
@@ -128,7 +112,7 @@ class UnSAMJointHead(BaseModule):
 def _sort_into_heads(
     head: UnSAMJointHead, state_dict: dict[str, Tensor], prefix: str, *unused: dict | bool | list[str]
 ) -> None:
-    """Renames the weights of a checkpoint of a single head to those of this head; in place."""
+    """Renames the weights of a checkpoint of one of the two heads, in place."""
     for task in head.loss_weights:
         parts = {part for part, _ in getattr(head, task).named_children()} - {'pixel_decoder'}
         names = [name for name in state_dict if name.startswith(prefix)]

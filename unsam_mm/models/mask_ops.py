@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmcv.ops import point_sample
+from mmdet.structures import DetDataSample
 from mmdet.structures.mask.structures import BaseInstanceMasks
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -17,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from unsam_mm.masks.rle import Rle
 
 _CHUNK_VALUES = 2**23
-"""Logits held at once at full resolution: 32 MiB in float32, 8 masks of 1024 x 1024."""
+"""Logits in each chunk at full resolution: 32 MiB in float32, 8 masks of 1024 x 1024."""
 
 _CHUNK_PIXELS = 2**24
 """Pixels of unpacked masks in each chunk, a byte each: 16 masks of 1024 x 1024."""
@@ -26,30 +29,46 @@ _CHUNK_POINTS = 2**21
 """Candidate points in each chunk: 24 MB, 55 masks with the paper's 37632 candidates."""
 
 _WINDOW = 7
-"""Columns between consecutive bytes. Bytes overlap by one column, so a byte holds both neighbours of any point."""
+"""Columns from one byte to the next. Bytes overlap by one column, so a byte contains both neighbours of any point."""
 
 
-def masks_at_once(batch_hw: tuple[int, int], image_hw: tuple[int, int], output_hw: tuple[int, int]) -> int:
-    """Chunk size, in masks, for `full_size_logits` with the same arguments."""
-    return max(1, _CHUNK_VALUES // max(batch_hw[0] * batch_hw[1], output_hw[0] * output_hw[1]))
+class ImageSizes(NamedTuple):
+    """Height and width in pixels: of the original image, of the network's input, and of the padded batch."""
+
+    original: tuple[int, int]
+    image: tuple[int, int]
+    batch: tuple[int, int]
+
+    @classmethod
+    def from_sample(cls, sample: DetDataSample, rescale: bool = True) -> ImageSizes:
+        """The sizes in the meta information of a sample; without `rescale`, the original size is that of the input."""
+        keys = ('ori_shape' if rescale else 'img_shape', 'img_shape', 'batch_input_shape')
+        return cls(*(tuple(sample.metainfo[key][:2]) for key in keys))
 
 
-def full_size_logits(
-    logits: Tensor, batch_hw: tuple[int, int], image_hw: tuple[int, int], output_hw: tuple[int, int]
-) -> Tensor:
-    """(N, *output_hw) upsampled logits; the memory layout is column-major, as for COCO's RLE.
+def masks_at_once(sizes: ImageSizes) -> int:
+    """Number of masks in each chunk for `full_size_logits`."""
+    return max(1, _CHUNK_VALUES // max(math.prod(sizes.batch), math.prod(sizes.original)))
+
+
+def full_size_logits(logits: Tensor, sizes: ImageSizes) -> Tensor:
+    """(N, H, W) logits at the size of the original image; the memory layout is column-major, as for COCO's RLE.
 
     Args:
-        logits: (N, h, w) mask logits of one image, at the size of the padded batch.
-        batch_hw: Height and width in pixels of the padded batch.
-        image_hw: Height and width in pixels of this image in the batch, without padding.
-        output_hw: Height and width in pixels of the output.
+        logits: (N, h, w) mask logits of one image, including the padding of the batch.
+        sizes: Sizes of the image.
     """
-    padded = interpolate(logits.transpose(1, 2)[:, None], size=batch_hw[::-1], mode='bilinear', align_corners=False)
-    unpadded = padded[:, :, : image_hw[1], : image_hw[0]]
-    if image_hw != output_hw:
-        unpadded = interpolate(unpadded, size=output_hw[::-1], mode='bilinear', align_corners=False)
+    columns = logits.transpose(1, 2)[:, None]
+    padded = interpolate(columns, size=sizes.batch[::-1], mode='bilinear', align_corners=False)
+    unpadded = padded[:, :, : sizes.image[1], : sizes.image[0]]
+    if sizes.image != sizes.original:
+        unpadded = interpolate(unpadded, size=sizes.original[::-1], mode='bilinear', align_corners=False)
     return unpadded[:, 0].transpose(1, 2)
+
+
+def full_size_masks(logits: Tensor, sizes: ImageSizes) -> Iterator[Tensor]:
+    """Yields chunks of (n, H, W) bool masks at the size of the original image; see `full_size_logits`."""
+    return (full_size_logits(chunk.float(), sizes) > 0 for chunk in logits.split(masks_at_once(sizes)))
 
 
 def foreground_sums_(logits: Tensor) -> Tensor:
@@ -84,7 +103,7 @@ def rles_of_masks(masks: Tensor) -> list[Rle]:
 
 
 def bitmap_chunks(masks: BaseInstanceMasks) -> Iterator[Tensor]:
-    """(n, H, W) bool bitmaps of some masks at a time."""
+    """Yields chunks of (n, H, W) bool bitmaps."""
     step = max(1, _CHUNK_PIXELS // max(1, masks.height * masks.width))
     return (masks[start : start + step].to_tensor(torch.bool, 'cpu') for start in range(0, len(masks), step))
 
@@ -98,18 +117,18 @@ class BitMasks:
         size_hw: Height and width in pixels, without the padding.
     """
 
-    bits: Tensor  # (N, rows * bytes) uint8, lowest bit first; masks are padded by one empty pixel
+    bits: Tensor
     size_hw: tuple[int, int]
 
     @classmethod
     def pack(cls, masks: BaseInstanceMasks, device: torch.device | str = 'cpu') -> BitMasks:
-        """Packs masks of any kind, in chunks."""
+        """Packs masks of any of MMDetection's classes, in chunks."""
         height, width = masks.height, masks.width
-        right = _bytes_of_row(width) * _WINDOW + 1 - width - 1
+        right = _bytes_of_row(width) * _WINDOW - width
         packed = [np.zeros((0, (height + 2) * _bytes_of_row(width)), np.uint8)]
         for bitmaps in bitmap_chunks(masks):
-            framed = np.pad(bitmaps.numpy(), ((0, 0), (1, 1), (1, right)))
-            windows = np.lib.stride_tricks.sliding_window_view(framed, _WINDOW + 1, axis=2)[:, :, ::_WINDOW]
+            padded = np.pad(bitmaps.numpy(), ((0, 0), (1, 1), (1, right)))
+            windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW + 1, axis=2)[:, :, ::_WINDOW]
             packed.append(np.packbits(windows, axis=-1, bitorder='little').reshape(len(bitmaps), -1))
         return cls(torch.from_numpy(np.concatenate(packed)).to(device), (height, width))
 
@@ -130,8 +149,8 @@ class BitMasks:
         """
         height, width = self.size_hw
         # In pixels of the padded masks, where every point of [0, 1] has four neighbours.
-        places = torch.addcmul(points.new_tensor(0.5), points, points.new_tensor([width, height]))
-        column, row = places.int().unbind(-1)
+        coordinates = torch.addcmul(points.new_tensor(0.5), points, points.new_tensor([width, height]))
+        column, row = coordinates.int().unbind(-1)
         window = column // _WINDOW
         shift = (column - window * _WINDOW).to(torch.uint8)
         above = (row * _bytes_of_row(width) + window).long()
@@ -139,7 +158,7 @@ class BitMasks:
         values = (corners == 15).float()
         # Only points on the boundary of a mask need interpolation; they are few.
         mixed = ((corners > 0) & (corners < 15)).nonzero(as_tuple=True)
-        x, y = places.frac().expand(len(self), -1, -1)[mixed].unbind(-1)
+        x, y = coordinates.frac().expand(len(self), -1, -1)[mixed].unbind(-1)
         top_left, top_right, left, right = ((corners[mixed] >> bit & 1).float() for bit in range(4))
         values[mixed] = torch.lerp(torch.lerp(top_left, top_right, x), torch.lerp(left, right, x), y)
         return values
@@ -153,9 +172,46 @@ def _bytes_of_row(width: int) -> int:
     return width // _WINDOW + 1
 
 
-def uncertain_points(
-    embed: Tensor, feature: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float
-) -> Iterator[tuple[slice, Tensor]]:
+def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(height * width, 2) x, y in [0, 1] of the centres of pixels, in row-major order."""
+    y = (torch.arange(height, device=device) + 0.5) / height
+    x = (torch.arange(width, device=device) + 0.5) / width
+    return torch.stack(torch.meshgrid(x, y, indexing='xy'), dim=-1).flatten(0, 1)
+
+
+class PointSampling(NamedTuple):
+    """How the points of mask losses are drawn; the defaults are those of Mask2Former.
+
+    Attributes:
+        num_points: Number of points for each mask.
+        oversample_ratio: Number of candidates for each point.
+        importance_sample_ratio: Fraction of the points that are the most uncertain candidates, in [0, 1].
+    """
+
+    num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+
+    @classmethod
+    def from_config(cls, train_cfg: Mapping[str, Any]) -> PointSampling:
+        """The settings with these names in a `train_cfg`."""
+        return cls(**{name: train_cfg[name] for name in cls._fields if name in train_cfg})
+
+
+@torch.no_grad()
+def sample_at_random(feature: Tensor, masks: BitMasks, num_points: int) -> tuple[Tensor, Tensor]:
+    """(C, P) float32 mask feature and (N, P) masks of an image at the same uniformly random points.
+
+    Args:
+        feature: (C, h, w) mask feature.
+        masks: N masks.
+        num_points: Number of points, P.
+    """
+    points = torch.rand((1, num_points, 2), device=feature.device)
+    return point_sample(feature[None].float(), points)[0], masks.sample(points)
+
+
+def uncertain_points(embed: Tensor, feature: Tensor, sampling: PointSampling) -> Iterator[tuple[slice, Tensor]]:
     """Yields random points for chunks of masks, most of them where the mask is most uncertain.
 
     If the masks fit into one chunk, the random numbers are drawn in the order of MMDetection's
@@ -164,14 +220,14 @@ def uncertain_points(
     Args:
         embed: (N, C) mask embeddings of one image.
         feature: (C, h, w) mask feature; its product with the embeddings is the logits.
-        num_points: Number of points for each mask.
-        oversample_ratio: Number of candidates for each point.
-        importance_ratio: Fraction of the points that are the most uncertain candidates, in [0, 1].
+        sampling: How many points are drawn.
 
     Yields:
-        Slice of the masks, and their (n, num_points, 2) points as x, y in [0, 1].
+        Slice of the masks, and their (n, P, 2) points as x, y in [0, 1].
     """
-    num_candidates, num_uncertain = int(num_points * oversample_ratio), int(importance_ratio * num_points)
+    num_points = sampling.num_points
+    num_candidates = int(num_points * sampling.oversample_ratio)
+    num_uncertain = int(sampling.importance_sample_ratio * num_points)
     step = max(1, _CHUNK_POINTS // num_candidates)
     for start in range(0, len(embed), step):
         chunk = embed[start : start + step]
@@ -188,21 +244,21 @@ def losses_at_points(
     embed: Tensor,
     feature: Tensor,
     masks: BitMasks,
-    sampling: tuple[int, float, float],
+    sampling: PointSampling,
 ) -> list[tuple[Tensor, Tensor]]:
     """Losses of chunks of masks at uncertain points.
 
-    Only the points are kept for the backward pass; logits and masks are computed again.
+    Only the points are stored for the backward pass, which computes logits and masks again.
 
     Args:
         losses: Takes embeddings, mask feature, masks and points of a chunk.
         embed: (N, C) mask embeddings of one image.
         feature: (C, h, w) mask feature.
         masks: The N masks.
-        sampling: Last arguments of `uncertain_points`.
+        sampling: How many points are drawn.
     """
     with torch.no_grad():
-        chunks = list(uncertain_points(embed, feature, *sampling))
+        chunks = list(uncertain_points(embed, feature, sampling))
     options = {'use_reentrant': False, 'preserve_rng_state': False}
     return [checkpoint(losses, embed[at], feature, masks[at], points, **options) for at, points in chunks]
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from mmcv.ops import point_sample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from unsam_mm.models.mask_ops import BitMasks, logits_at, losses_at_points
+from unsam_mm.models.mask_ops import BitMasks, PointSampling, logits_at, losses_at_points, sample_at_random
 from unsam_mm.models.prompt_targets import TrainingPrompts
 
 _WEIGHTS = {'loss_mask': 5.0, 'loss_dice': 5.0, 'loss_bbox': 5.0, 'loss_giou': 2.0, 'loss_iou': 1.0}
@@ -27,96 +25,81 @@ class TokenPredictions(NamedTuple):
         boxes: (P, T, 4) as centre x, y, width, height in [0, 1].
     """
 
-    embeds: Tensor  # (P, T, C) mask embeddings; their products with the mask feature are the mask logits
-    ious: Tensor  # (P, T) predicted overlaps
-    boxes: Tensor  # (P, T, 4) as centre x, y, width, height in [0, 1]
+    embeds: Tensor
+    ious: Tensor
+    boxes: Tensor
 
 
-@dataclass(frozen=True)
-class PromptCriterion:
-    """Losses of Semantic-SAM without classification: mask 5, dice 5, L1 of boxes 5, GIoU 2, predicted overlap 1.
+def prompt_losses(
+    layers: list[TokenPredictions], feature: Tensor, prompts: TrainingPrompts, sampling: PointSampling, n_pairs: Tensor
+) -> list[dict[str, Tensor]]:
+    """Weighted losses of every layer, by name: those of Semantic-SAM without classification.
 
-    The target masks of a prompt are matched one to one with its tokens, by costs of the same weights; unmatched tokens
-    have no loss. The target of the predicted overlap is 1 minus the dice loss. For prompts with a single target, the
-    unmatched tokens together have the weight of one more pair for the loss of the predicted overlap, at uniformly
-    random points.
+    The target masks of a prompt are matched one to one with its tokens, by costs with the weights of the losses;
+    unmatched tokens have no loss. The target of the predicted overlap is 1 minus the dice loss. If a prompt has a
+    single target, its unmatched tokens also learn their overlap with it, at uniformly random points; together they
+    count as one pair.
 
-    Attributes:
-        num_points: Number of points for each mask.
-        oversample_ratio: Number of candidates for each point.
-        importance_ratio: Fraction of the points that are drawn by uncertainty.
+    Args:
+        layers: Predictions on one image after each layer.
+        feature: (C, h, w) mask feature of the image.
+        prompts: Prompts and masks of the image.
+        sampling: How the points of the mask losses are drawn; the number of matching points is the same.
+        n_pairs: Divisor of the sums.
     """
-
-    num_points: int
-    oversample_ratio: float
-    importance_ratio: float
-
-    def __call__(
-        self, layers: list[TokenPredictions], feature: Tensor, prompts: TrainingPrompts, n_pairs: Tensor
-    ) -> list[dict[str, Tensor]]:
-        """Weighted losses of every layer, by name.
-
-        Args:
-            layers: Predictions on one image after each layer.
-            feature: (C, h, w) mask feature of the image.
-            prompts: Prompts and masks of the image.
-            n_pairs: Divisor of the sums.
-        """
-        points = torch.rand((1, self.num_points, 2), device=feature.device)
-        with torch.no_grad():
-            sampled, truth = point_sample(feature[None].float(), points)[0], prompts.masks.sample(points)
-        return [self._layer(layer, feature, prompts, (sampled, truth), n_pairs) for layer in layers]
-
-    def _layer(
-        self,
-        found: TokenPredictions,
-        feature: Tensor,
-        prompts: TrainingPrompts,
-        at_points: tuple[Tensor, Tensor],
-        n_pairs: Tensor,
-    ) -> dict[str, Tensor]:
-        (rows, tokens), targets = match(found, prompts, *at_points)
-        if len(targets) == 0:
-            total = torch.einsum('ptc,chw->', found.embeds, feature) + found.ious.sum() + found.boxes.sum()
-            return dict.fromkeys(_WEIGHTS, 0 * total)  # DDP needs a gradient for all weights
-        boxes, wanted = found.boxes[rows, tokens], prompts.mask_boxes[targets]
-        corners, wanted_corners = bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(wanted)
-        loss_mask, loss_dice = self._mask_losses(found.embeds[rows, tokens], feature, prompts.masks[targets])
-        sums = {
-            'loss_mask': loss_mask.sum(),
-            'loss_dice': loss_dice.sum(),
-            'loss_bbox': (boxes - wanted).abs().sum(),
-            'loss_giou': (1 - bbox_overlaps(corners, wanted_corners, mode='giou', is_aligned=True)).sum(),
-            'loss_iou': (found.ious[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
-        }
-        if prompts.single_target is not None and prompts.single_target.any():
-            sums['loss_iou'] = sums['loss_iou'] + _loss_of_others(found, prompts, at_points, (rows, tokens))
-        return {name: _WEIGHTS[name] * total / n_pairs for name, total in sums.items()}
-
-    def _mask_losses(self, embed: Tensor, feature: Tensor, masks: BitMasks) -> tuple[Tensor, Tensor]:
-        """(n,) mask and dice losses of (n, C) embeddings and their masks."""
-        sampling = (self.num_points, self.oversample_ratio, self.importance_ratio)
-        losses = losses_at_points(_point_losses, embed, feature, masks, sampling)
-        return tuple(torch.cat(parts) for parts in zip(*losses, strict=True))
+    at_points = sample_at_random(feature, prompts.masks, sampling.num_points)
+    return [_layer_losses(layer, feature, prompts, at_points, sampling, n_pairs) for layer in layers]
 
 
-def _loss_of_others(
-    found: TokenPredictions, prompts: TrainingPrompts, at_points: tuple[Tensor, Tensor], pairs: tuple[Tensor, Tensor]
+def _layer_losses(
+    predicted: TokenPredictions,
+    feature: Tensor,
+    prompts: TrainingPrompts,
+    at_points: tuple[Tensor, Tensor],
+    sampling: PointSampling,
+    n_pairs: Tensor,
+) -> dict[str, Tensor]:
+    rows, tokens, targets = match(predicted, prompts, *at_points)
+    if len(targets) == 0:
+        total = torch.einsum('ptc,chw->', predicted.embeds, feature) + predicted.ious.sum() + predicted.boxes.sum()
+        return dict.fromkeys(_WEIGHTS, 0 * total)  # DDP needs a gradient for all weights
+    boxes, target_boxes = predicted.boxes[rows, tokens], prompts.mask_boxes[targets]
+    corners, target_corners = bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(target_boxes)
+    chunks = losses_at_points(_point_losses, predicted.embeds[rows, tokens], feature, prompts.masks[targets], sampling)
+    loss_mask, loss_dice = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    sums = {
+        'loss_mask': loss_mask.sum(),
+        'loss_dice': loss_dice.sum(),
+        'loss_bbox': (boxes - target_boxes).abs().sum(),
+        'loss_giou': (1 - bbox_overlaps(corners, target_corners, mode='giou', is_aligned=True)).sum(),
+        'loss_iou': (predicted.ious[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
+    }
+    if prompts.single_target is not None and prompts.single_target.any():
+        sums['loss_iou'] = sums['loss_iou'] + _unmatched_loss(predicted, prompts, at_points, (rows, tokens))
+    return {name: _WEIGHTS[name] * total / n_pairs for name, total in sums.items()}
+
+
+def _unmatched_loss(
+    predicted: TokenPredictions,
+    prompts: TrainingPrompts,
+    at_points: tuple[Tensor, Tensor],
+    pairs: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Loss of the predicted overlaps of unmatched tokens, for prompts with a single target."""
     sampled, truth = at_points
-    unpaired = torch.ones_like(found.ious, dtype=torch.bool)
-    unpaired[pairs] = False
+    unmatched = torch.ones_like(predicted.ious, dtype=torch.bool)
+    unmatched[pairs] = False
     rows = prompts.single_target.nonzero()[:, 0]
     with torch.no_grad(), torch.autocast(sampled.device.type, enabled=False):
-        probability = (found.embeds[rows].float() @ sampled).sigmoid()  # (n, T, Q)
+        probability = (predicted.embeds[rows].float() @ sampled).sigmoid()  # (n, T, Q)
         target = truth[prompts.chosen[rows]][:, None]
         overlap = (2 * (probability * target).sum(-1) + 1) / (probability.sum(-1) + target.sum(-1) + 1)
-    errors = (found.ious[rows] - overlap).square() * unpaired[rows]
-    return errors.sum() / max(found.ious.shape[1] - 1, 1)
+    errors = (predicted.ious[rows] - overlap).square() * unmatched[rows]
+    return errors.sum() / max(predicted.ious.shape[1] - 1, 1)
 
 
 def _point_losses(embed: Tensor, feature: Tensor, masks: BitMasks, points: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) mask losses and (n,) dice losses of (n, C) embeddings and their masks, at (n, P, 2) points."""
     logits, truth = logits_at(embed, feature, points), masks.sample(points)
     probability = logits.sigmoid()
     dice = (2 * (probability * truth).sum(1) + 1) / (probability.sum(1) + truth.sum(1) + 1)
@@ -125,38 +108,34 @@ def _point_losses(embed: Tensor, feature: Tensor, masks: BitMasks, points: Tenso
 
 @torch.no_grad()
 def match(
-    found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    predicted: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Hungarian matching of tokens and target masks, separately for each prompt.
 
     Args:
-        found: Predictions on one image.
+        predicted: Predictions on one image.
         prompts: Prompts of the image, none with more targets than tokens.
         feature: (C, Q) mask feature at Q points.
         truth: (N, Q) masks at the same points.
 
     Returns:
-        Indices of the prompt and the token, and of the mask, of each pair.
+        Index of the prompt, the token and the mask of each pair.
     """
-    rows, tokens, targets = [], [], []
+    pairs = []
     with torch.autocast(feature.device.type, enabled=False):  # sums over many points need float32
-        costs = _costs(found, prompts, feature, truth).cpu()
+        costs = _costs(predicted, prompts, feature, truth).cpu()
     for row, candidates in enumerate(prompts.targets):
-        own, others = linear_sum_assignment(costs[row][:, candidates.cpu()])
-        rows += [row] * len(own)
-        tokens += own.tolist()
-        targets += candidates[torch.as_tensor(others, device=candidates.device)].tolist()
-    device = found.embeds.device
-    return tuple(torch.tensor(each, dtype=torch.long, device=device) for each in (rows, tokens)), torch.tensor(
-        targets, dtype=torch.long, device=device
-    )
+        candidates = candidates.cpu()
+        tokens, columns = linear_sum_assignment(costs[row][:, candidates])
+        pairs += [(row, *pair) for pair in zip(tokens.tolist(), candidates[columns].tolist(), strict=True)]
+    return torch.tensor(pairs, dtype=torch.long, device=predicted.embeds.device).view(-1, 3).unbind(dim=1)
 
 
-def _costs(found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor) -> Tensor:
+def _costs(predicted: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, truth: Tensor) -> Tensor:
     """(P, T, N) costs of all pairs."""
-    logits = found.embeds.float() @ feature  # (P, T, Q)
-    probability, boxes = logits.sigmoid(), found.boxes.float()
-    missed, invented = softplus(-logits) @ truth.T, softplus(logits) @ (1 - truth).T
+    logits = predicted.embeds.float() @ feature  # (P, T, Q)
+    probability, boxes = logits.sigmoid(), predicted.boxes.float()
+    foreground, background = softplus(-logits) @ truth.T, softplus(logits) @ (1 - truth).T
     sums = probability.sum(-1, keepdim=True) + truth.sum(1)
     dice = 1 - (2 * probability @ truth.T + 1) / (sums + 1)
     distance = torch.cdist(boxes.flatten(0, 1), prompts.mask_boxes, p=1).view_as(dice)
@@ -164,7 +143,7 @@ def _costs(found: TokenPredictions, prompts: TrainingPrompts, feature: Tensor, t
         bbox_cxcywh_to_xyxy(boxes.flatten(0, 1)), bbox_cxcywh_to_xyxy(prompts.mask_boxes), mode='giou'
     ).view_as(dice)
     return (
-        _WEIGHTS['loss_mask'] * (missed + invented) / truth.shape[1]
+        _WEIGHTS['loss_mask'] * (foreground + background) / truth.shape[1]
         + _WEIGHTS['loss_dice'] * dice
         + _WEIGHTS['loss_bbox'] * distance
         - _WEIGHTS['loss_giou'] * overlap

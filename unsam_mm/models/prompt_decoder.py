@@ -1,15 +1,19 @@
-"""The pixel decoder and the decoder of the promptable model, with deformable attention around boxes that are refined."""
+"""Pixel decoder and decoder of the promptable model: deformable attention around boxes, refined in each layer."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.transformer import FFN
-from mmdet.models.layers import Mask2FormerTransformerEncoder, SinePositionalEncoding
+from mmdet.models.layers import (
+    Mask2FormerTransformerEncoder,
+    SinePositionalEncoding,
+    coordinate_to_encoding,
+    inverse_sigmoid,
+)
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModule, ModuleList, caffe2_xavier_init, normal_init, xavier_init
@@ -23,8 +27,7 @@ from unsam_mm.models.attention import (
     use_lean_attention,
     weighted_samples,
 )
-
-_EPS = 1e-5
+from unsam_mm.models.mask_ops import pixel_centres
 
 _NORM = {'type': 'GN', 'num_groups': 32}
 
@@ -37,12 +40,12 @@ class DecodedTokens(NamedTuple):
         boxes: (B, P, T, 4) boxes before the first layer and after each, as centre x, y, width, height in [0, 1].
     """
 
-    states: list[Tensor]  # (B, P, T, C) normalised tokens after each layer
+    states: list[Tensor]
     boxes: list[Tensor]
 
 
 class ExtraTokens(NamedTuple):
-    """E additional tokens of each prompt, which the mask tokens attend to and which predict no masks.
+    """E additional tokens of each prompt, which mask tokens attend to; they predict no masks.
 
     Attributes:
         tokens: (B, P, E, C).
@@ -50,9 +53,9 @@ class ExtraTokens(NamedTuple):
         absent: (B, P, E) bool, tokens that are masked out.
     """
 
-    tokens: Tensor  # (B, P, E, C)
-    boxes: Tensor  # (B, P, E, 4) fixed boxes as centre x, y, width, height in [0, 1]
-    absent: Tensor  # (B, P, E) bool, tokens that are masked out
+    tokens: Tensor
+    boxes: Tensor
+    absent: Tensor
 
 
 class PromptDecoder(BaseModule):
@@ -131,19 +134,20 @@ class PromptDecoder(BaseModule):
         if extra is not None:
             absent = torch.cat([extra.absent.new_zeros(tokens.shape[:3]), extra.absent], dim=2)
             tokens, boxes = torch.cat([tokens, extra.tokens], dim=2), torch.cat([boxes, extra.boxes], dim=2)
-        references, states = [unit_interval(boxes)], []
+        references, states = [inverse_sigmoid(boxes).sigmoid()], []  # clamped to what it represents
         for layer, value in zip(self.layers, values, strict=True):
-            start = references[-1].detach()  # gradients do not pass through earlier refinements
-            positions = self.position_mlp(sine_of_boxes(start, tokens.shape[-1] // 2))
+            start = references[-1].detach()  # no gradient through earlier refinements
+            encoded = coordinate_to_encoding(start.flatten(1, 2), tokens.shape[-1] // 2)
+            positions = self.position_mlp(encoded).view_as(tokens)
             tokens = layer(tokens, positions, start, value, sizes_hw, joint, absent)
-            moved = self.moved(start[:, :, :count], tokens[:, :, :count])
-            references.append(moved if extra is None else torch.cat([moved, start[:, :, count:]], dim=2))
+            refined = self.refined(start[:, :, :count], tokens[:, :, :count])
+            references.append(torch.cat([refined, start[:, :, count:]], dim=2))
             states.append(self.norm(tokens[:, :, :count]))
         return DecodedTokens(states, [boxes[:, :, :count] for boxes in references])
 
-    def moved(self, boxes: Tensor, states: Tensor) -> Tensor:
+    def refined(self, boxes: Tensor, states: Tensor) -> Tensor:
         """(..., 4) boxes refined by (..., C) states."""
-        return (self.box_mlp(states) + logit(boxes)).sigmoid()
+        return (self.box_mlp(states) + inverse_sigmoid(boxes)).sigmoid()
 
 
 class PromptDecoderLayer(BaseModule):
@@ -174,12 +178,11 @@ class PromptDecoderLayer(BaseModule):
         """
         # Prompts that do not attend to each other are separate batch elements, so no attention mask is needed.
         first = 1 if joint else 0
-        grouped, placed = (each.flatten(first, first + 1).transpose(0, 1) for each in (tokens, tokens + positions))
+        value, query = (each.flatten(first, first + 1).transpose(0, 1) for each in (tokens, tokens + positions))
         padding = None if absent is None else absent.flatten(first, first + 1)
-        seen = self.self_attn(placed, placed, grouped, padding)[0].transpose(0, 1).reshape(tokens.shape)
-        tokens = self.norms[0](tokens + seen)
-        read = self.cross_attn(tokens + positions, boxes, values, sizes_hw)
-        tokens = self.norms[1](tokens + read)
+        output = self.self_attn(query, query, value, padding)[0].transpose(0, 1).reshape(tokens.shape)
+        tokens = self.norms[0](tokens + output)
+        tokens = self.norms[1](tokens + self.cross_attn(tokens + positions, boxes, values, sizes_hw))
         return self.norms[2](self.ffn(tokens))
 
 
@@ -189,38 +192,12 @@ class BoxAttention(LeanDeformableAttention):
     Values are computed once for each image, since tokens are few and the memory is large.
     """
 
-    def values(self, memory: Tensor) -> Tensor:
-        """(B, K, heads, D) values of a (B, K, C) memory."""
-        return self.value_proj(memory).unflatten(-1, (self.num_heads, -1))
-
     def forward(self, query: Tensor, boxes: Tensor, values: Tensor, sizes_hw: list[tuple[int, int]]) -> Tensor:
         """(B, P, T, C) outputs for queries with (B, P, T, 4) boxes and (B, K, heads, D) values of levels `sizes_hw`."""
-        grid_shape = (self.num_heads, self.num_levels, self.num_points)
-        queries, boxes = query.flatten(1, 2), boxes.flatten(1, 2)[:, :, None, None, None]
-        offsets = self.sampling_offsets(queries).unflatten(-1, (*grid_shape, 2))
-        weights = self.attention_weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        places = boxes[..., :2] + offsets / self.num_points * boxes[..., 2:] * 0.5
-        read = weighted_samples(values, sizes_hw, places, weights.unflatten(-1, grid_shape[1:]))
-        return self.output_proj(read).view_as(query)
-
-
-def logit(probability: Tensor) -> Tensor:
-    """Inverse of the sigmoid, finite at 0 and 1."""
-    probability = probability.clamp(0, 1)
-    return torch.log(probability.clamp(min=_EPS) / (1 - probability).clamp(min=_EPS))
-
-
-def unit_interval(boxes: Tensor) -> Tensor:
-    """Boxes clamped to the range that `logit` can represent."""
-    return logit(boxes).sigmoid()
-
-
-def sine_of_boxes(boxes: Tensor, num_feats: int) -> Tensor:
-    """(..., 4 * num_feats) sinusoidal encoding of (..., 4) boxes: y, x, width, height; sine and cosine alternate."""
-    steps = torch.arange(num_feats, dtype=torch.float32, device=boxes.device)
-    periods = 10000 ** (2 * torch.div(steps, 2, rounding_mode='floor') / num_feats)
-    angles = boxes[..., [1, 0, 2, 3], None] * (2 * math.pi) / periods
-    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-3)
+        boxes = boxes.flatten(1, 2)[:, :, None, None, None]
+        offsets, weights = self.offsets_and_weights(query.flatten(1, 2))
+        points = boxes[..., :2] + offsets / self.num_points * boxes[..., 2:] * 0.5
+        return self.output_proj(weighted_samples(values, sizes_hw, points, weights)).view_as(query)
 
 
 @MODELS.register_module()
@@ -289,7 +266,7 @@ class UnSAMPixelDecoder(BaseModule):
         lengths = [height * width for height, width in sizes_hw]
         rows = self.level_encoding.weight
         positions = [self._positions(level) + row for level, row in zip(projected, rows, strict=True)]
-        references = torch.cat([_pixel_centres(*size, first) for size in sizes_hw])
+        references = torch.cat([pixel_centres(*size, first.device) for size in sizes_hw])
         spatial_shapes = torch.tensor(sizes_hw, device=first.device)
         memory = self.encoder(
             query=torch.cat([level.flatten(2) for level in projected], dim=2).transpose(1, 2),
@@ -312,10 +289,3 @@ class UnSAMPixelDecoder(BaseModule):
         """(B, h * w, C) position embeddings of a (B, C, h, w) level."""
         no_padding = level.new_zeros((len(level), *level.shape[2:]), dtype=torch.bool)
         return self.positional_encoding(no_padding).flatten(2).transpose(1, 2)
-
-
-def _pixel_centres(height: int, width: int, like: Tensor) -> Tensor:
-    """(height * width, 2) x, y in [0, 1], in row-major order."""
-    y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
-    x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
-    return torch.stack(torch.meshgrid(x, y, indexing='xy'), dim=-1).flatten(0, 1)

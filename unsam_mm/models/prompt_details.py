@@ -1,15 +1,14 @@
-"""Prompts as inputs of `UnSAMPromptHead`: one click or box, and details beyond: further clicks, an earlier mask, and a granularity."""
+"""Inputs of `UnSAMPromptHead`: one click or box, and its details: further clicks, an earlier mask, a granularity."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch.nn.functional import interpolate
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import decode_rles, rles_from_json
 from unsam_mm.models.attention import mlp
-from unsam_mm.models.mask_ops import boxes_of_masks
+from unsam_mm.models.mask_ops import ImageSizes, boxes_of_masks
 from unsam_mm.models.prompt_decoder import ExtraTokens
 
 NEGATIVE, POSITIVE, ABSENT = 0, 1, -1
@@ -32,9 +31,8 @@ CLICK_PX = 6.0
 
 _MASK_KIND = 2
 _FREQUENCIES = 64  # 128 channels, as in UnSAMv2 (arXiv 2511.13714)
-_OCTAVES = (
-    4  # half a period to eight over [0, 1]; with at most one, as in UnSAMv2, the effect was weaker after 200 steps
-)
+# From half a period over [0, 1] to eight; with at most one, as in UnSAMv2, the effect was weaker after 200 steps.
+_OCTAVES = 4
 
 _DEMO_CLICK = 0.005
 """Side of the box of a click in the released demonstrations, relative to the image."""
@@ -57,10 +55,10 @@ class PromptDetails:
         granularity: (B, P) float in [0, 1], NaN if unknown; None if unknown for all.
     """
 
-    clicks: Tensor  # (B, P, K, 2) float, x, y relative to the padded image, in any order
-    kinds: Tensor  # (B, P, K) long, `POSITIVE`, `NEGATIVE`, or `ABSENT` for padding
+    clicks: Tensor
+    kinds: Tensor
     masks: Tensor | None = None
-    granularity: Tensor | None = None  # (B, P) float in [0, 1], NaN if unknown; None if unknown for all
+    granularity: Tensor | None = None
 
 
 class DetailEncoder(nn.Module):
@@ -106,15 +104,14 @@ class DetailEncoder(nn.Module):
         tokens = [prompt + self.kind_embed(kinds.clamp(min=0))]
         boxes, absent = [boxes_of_clicks(details.clicks, mask_feature.shape[-2:])], [kinds == ABSENT]
         if details.masks is not None:
-            tokens.append(
-                (prompt + self.kind_embed.weight[_MASK_KIND] + self._seen(details.masks, mask_feature))[:, :, None]
-            )
+            means = self._mean_features(details.masks, mask_feature)
+            tokens.append((prompt + self.kind_embed.weight[_MASK_KIND] + means)[:, :, None])
             boxes.append(boxes_around(details.masks)[:, :, None])
             absent.append(~details.masks.flatten(2).any(dim=2, keepdim=True))
         extra = ExtraTokens(torch.cat(tokens, dim=2), torch.cat(boxes, dim=2), torch.cat(absent, dim=2))
         return extra if extra.tokens.shape[2] else None
 
-    def _seen(self, masks: Tensor, mask_feature: Tensor) -> Tensor:
+    def _mean_features(self, masks: Tensor, mask_feature: Tensor) -> Tensor:
         """(B, P, C) encoding of the mean mask feature inside and outside of (B, P, h, w) masks."""
         with torch.autocast(mask_feature.device.type, enabled=False):  # sums over an image need float32
             feature, inside = mask_feature.float(), masks.float()
@@ -139,10 +136,10 @@ def boxes_around(masks: Tensor) -> Tensor:
     return (boxes / boxes.new_tensor([width, height] * 2)).unflatten(0, masks.shape[:-2])
 
 
-def settle(
+def split_prompts(
     clicks: Tensor, kinds: Tensor, boxes: Tensor, sides: Tensor, masks: Tensor | None, granularity: Tensor | None
 ) -> tuple[Tensor, Tensor, PromptDetails | None]:
-    """Initial boxes and types of the mask tokens of P prompts, and the remaining details.
+    """Splits P prompts into the initial boxes and types of the mask tokens, and the remaining details.
 
     The initial box is the box of the prompt; without one, the bounding box of all positive clicks; without these, that
     of the earlier mask. The single click of a prompt without a box is no detail.
@@ -179,62 +176,38 @@ def settle(
     return starts, types, PromptDetails(*batch)
 
 
-class Frames(NamedTuple):
-    """Height and width in pixels: of the original image, of the network's input, and of the padded batch."""
-
-    original: tuple[int, int]
-    image: tuple[int, int]
-    batch: tuple[int, int]
-
-    @classmethod
-    def from_sample(cls, sample: DetDataSample) -> Frames:
-        """The sizes in the meta information of a sample."""
-        return cls(*(tuple(sample.metainfo[key][:2]) for key in ('ori_shape', 'img_shape', 'batch_input_shape')))
-
-
-class PreparedPrompts(NamedTuple):
-    """P prompts in the form of `UnSAMPromptHead.answer`, without the batch axis.
-
-    Attributes:
-        boxes: (P, 4) as centre x, y, width, height, relative to the padded image.
-        types: (P,) long.
-        details: Details for a batch of one image; None if there are none.
-    """
-
-    boxes: Tensor  # (P, 4) as centre x, y, width, height, relative to the padded image
-    types: Tensor  # (P,) long
-    details: PromptDetails | None
-
-
 def prepare_prompts(
-    prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], release: bool, device: torch.device
-) -> PreparedPrompts:
-    """Validates and converts `points`, `point_labels`, `bboxes`, `masks` and `granularity`; see
-    `UnSAMPromptHead.predict`.
+    prompts: InstanceData, sizes: ImageSizes, feature_hw: tuple[int, int], release: bool, device: torch.device
+) -> tuple[Tensor, Tensor, PromptDetails | None]:
+    """Validates the prompts of `UnSAMPromptHead.predict`, and converts them to inputs of `UnSAMPromptHead.answer`.
 
     Args:
         prompts: Prompts of one image.
-        frames: Sizes of that image.
+        sizes: Sizes of that image.
         feature_hw: Size of the mask feature.
         release: Whether clicks have the type and size of the released demonstrations.
         device: Device of the result.
+
+    Returns:
+        (P, 4) boxes as centre x, y, width, height, relative to the padded image; (P,) long types; and details for a
+        batch of one image, None if there are none.
 
     Raises:
         UnSAMError: If a field has another shape or range, or a prompt has neither a positive click, a box nor a mask.
     """
     if not any(name in prompts for name in ('points', 'bboxes', 'masks')):
         raise UnSAMError(_NO_PROMPTS)
-    frame = torch.tensor(frames.batch[::-1], dtype=torch.float32, device=device)
-    image = torch.tensor(frames.image[::-1], dtype=torch.float32, device=device)
-    scale = image / torch.tensor(frames.original[::-1], device=device) / frame
+    batch = torch.tensor(sizes.batch[::-1], dtype=torch.float32, device=device)
+    image = torch.tensor(sizes.image[::-1], dtype=torch.float32, device=device)
+    scale = image / torch.tensor(sizes.original[::-1], device=device) / batch
     clicks, kinds = _clicks(prompts, device)
     boxes = _boxes(prompts, clicks, scale)
-    masks = _masks(prompts, frames, feature_hw, device)
+    masks = _masks(prompts, sizes, feature_hw, device)
     granularity = _granularity(prompts, device)
     _check_each(kinds, boxes, masks)
     side = _DEMO_CLICK * image if release else torch.full_like(image, CLICK_PX)
-    starts, types, details = settle(clicks * scale, kinds, boxes, side / frame, masks, granularity)
-    return PreparedPrompts(starts, torch.full_like(types, BOX_TYPE) if release else types, details)
+    starts, types, details = split_prompts(clicks * scale, kinds, boxes, side / batch, masks, granularity)
+    return starts, torch.full_like(types, BOX_TYPE) if release else types, details
 
 
 def _clicks(prompts: InstanceData, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -271,24 +244,25 @@ def _boxes(prompts: InstanceData, clicks: Tensor, scale: Tensor) -> Tensor:
     corners = torch.as_tensor(prompts.bboxes, dtype=torch.float32, device=clicks.device)
     if corners.ndim != 2 or corners.shape[1] != 4:
         raise _shape_error('bboxes', '(P, 4)', corners)
-    first, last = corners.split(2, dim=1)
-    return torch.cat([(first + last) / 2 * scale, (last - first) * scale], dim=1)
+    return bbox_xyxy_to_cxcywh(corners) * scale.repeat(2)
 
 
-def _masks(prompts: InstanceData, frames: Frames, feature_hw: tuple[int, int], device: torch.device) -> Tensor | None:
+def _masks(
+    prompts: InstanceData, sizes: ImageSizes, feature_hw: tuple[int, int], device: torch.device
+) -> Tensor | None:
     """(P, H / 4, W / 4) bool masks at the size of the mask feature."""
     if 'masks' not in prompts:
         return None
     given: Any = prompts.masks
     if isinstance(given, Sequence) and len(given) and isinstance(given[0], dict):
-        given = decode_rles(rles_from_json(given, frames.original), frames.original)
+        given = decode_rles(rles_from_json(given, sizes.original), sizes.original)
     masks = torch.as_tensor(np.asarray(given) if isinstance(given, Sequence) else given, device=device)
-    if masks.ndim != 3 or (len(masks) and tuple(masks.shape[1:]) != frames.original):
-        height, width = frames.original
-        raise _shape_error('masks', f'(P, {height}, {width}), the size of the original image,', masks)
+    if masks.ndim != 3 or (len(masks) and tuple(masks.shape[1:]) != sizes.original):
+        height, width = sizes.original
+        raise _shape_error('masks', f'(P, {height}, {width}), the size of the original image', masks)
     size_hw = tuple(
         min(max(round(image * feature / batch), 1), feature)
-        for image, feature, batch in zip(frames.image, feature_hw, frames.batch, strict=True)
+        for image, feature, batch in zip(sizes.image, feature_hw, sizes.batch, strict=True)
     )
     found = torch.zeros(len(masks), *feature_hw, dtype=torch.bool, device=device)
     for mask, out in zip(masks, found, strict=True):  # one at a time, to save memory
@@ -324,6 +298,4 @@ def _check_each(kinds: Tensor, boxes: Tensor, masks: Tensor | None) -> None:
 
 
 def _shape_error(name: str, expected: str, found: Tensor) -> UnSAMError:
-    return UnSAMError(
-        f'UnSAMPromptHead: prompts.{name} must be {expected}, got {tuple(found.shape)}'.replace(',,', ',')
-    )
+    return UnSAMError(f'UnSAMPromptHead: prompts.{name} must be {expected}, got {tuple(found.shape)}')

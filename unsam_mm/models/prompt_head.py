@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmdet.utils import reduce_mean
 from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from unsam_mm.errors import UnSAMError
 from unsam_mm.models.attention import mlp
-from unsam_mm.models.mask_ops import full_size_logits, masks_at_once, rles_of_masks
-from unsam_mm.models.prompt_criterion import PromptCriterion, TokenPredictions
+from unsam_mm.models.criterion import named_by_layer
+from unsam_mm.models.mask_ops import ImageSizes, PointSampling, full_size_masks, rles_of_masks
+from unsam_mm.models.prompt_criterion import TokenPredictions, prompt_losses
 from unsam_mm.models.prompt_decoder import DecodedTokens, PromptDecoder
-from unsam_mm.models.prompt_details import DetailEncoder, Frames, PreparedPrompts, PromptDetails, prepare_prompts
-from unsam_mm.models.prompt_targets import Answer, TrainingPrompts, corrected, draw_prompts
+from unsam_mm.models.prompt_details import DetailEncoder, PromptDetails, prepare_prompts
+from unsam_mm.models.prompt_targets import TrainingPrompts, corrected, draw_prompts
 from unsam_mm.models.unsam_head import check_mask_format
 
 _METRIC_FIELDS = ('targets', 'clicks')
-"""Fields of prompts that are passed on to metrics."""
+"""Fields of prompts that metrics need."""
 
 _TRAIN_CFG = {
-    'num_points': 12544,
-    'oversample_ratio': 3.0,
-    'importance_sample_ratio': 0.75,
     'prompts_per_image': 60,
     'box_prob': 0.2,
     'granularity_prob': 0.2,
@@ -38,6 +37,12 @@ _TRAIN_CFG = {
     'correction_rounds': 3,
     'earlier_mask_prob': 0.5,
 }
+
+_NOT_TRAINED = (
+    'the weights of UnSAMPromptHead for several clicks, earlier masks and granularity (`details`) have not been '
+    'trained, as in all released checkpoints: predictions for such prompts are arbitrary; train with '
+    'train_cfg.correction_prob and granularity_prob above 0'
+)
 
 
 class ImageEmbedding(NamedTuple):
@@ -49,8 +54,8 @@ class ImageEmbedding(NamedTuple):
         sizes_hw: Height and width of each level; K pixels in total.
     """
 
-    mask_feature: Tensor  # (B, C, H / 4, W / 4)
-    values: list[Tensor]  # (B, K, heads, D) attention values for each layer of the decoder
+    mask_feature: Tensor
+    values: list[Tensor]
     sizes_hw: list[tuple[int, int]]
 
     def image(self, index: int) -> ImageEmbedding:
@@ -68,9 +73,9 @@ class PromptAnswer(NamedTuple):
         boxes: (B, P, T, 4) as centre x, y, width, height, relative to the padded image.
     """
 
-    masks: Tensor  # (B, P, T, H / 4, W / 4) logits
-    ious: Tensor  # (B, P, T) predicted overlaps; approximately in [0, 1], not clamped
-    boxes: Tensor  # (B, P, T, 4) as centre x, y, width, height, relative to the padded image
+    masks: Tensor
+    ious: Tensor
+    boxes: Tensor
 
 
 @MODELS.register_module()
@@ -78,8 +83,8 @@ class UnSAMPromptHead(BaseModule):
     """Masks of several granularities for each prompt; the `mask_head` of an `UnSAM` detector.
 
     Source: the promptable model of "Segment Anything without Supervision" (NeurIPS 2024), a Semantic-SAM without
-    labels. See `PromptCriterion` for matching and losses, which are those published. `embed` encodes images, `answer`
-    predicts masks for prompts on an embedding, `predict` does both.
+    labels. Matching and losses are those published, see `prompt_losses`. `embed` encodes images, `answer` predicts
+    masks for prompts on an embedding, `predict` does both.
 
     By default a click has the same type and size in prediction and in training; prompts are independent; boxes are
     trained too; and if more masks contain a click than there are tokens, the targets range from the smallest to the
@@ -91,8 +96,8 @@ class UnSAMPromptHead(BaseModule):
     prompts cause a warning. Prompts of one click or one box do not depend on them.
 
     Args:
-        pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`; None if the inputs are the outputs of one
-            that several heads share.
+        pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`; None if the inputs are the outputs of a
+            shared pixel decoder.
         decoder: Arguments of `PromptDecoder`.
         feat_channels: Width of the tokens and of the mask feature.
         num_tokens: Masks for each prompt.
@@ -106,7 +111,7 @@ class UnSAMPromptHead(BaseModule):
         init_cfg: MMEngine's initialisation.
 
     Raises:
-        UnSAMError: If `test_cfg.mask_format` is unknown, or `train_cfg` has a name of an earlier version.
+        UnSAMError: If `test_cfg.mask_format` is unknown.
     """
 
     def __init__(
@@ -122,13 +127,9 @@ class UnSAMPromptHead(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.mask_format = check_mask_format('UnSAMPromptHead', test_cfg or {})
-        if renamed := sorted(name for name in train_cfg or () if name.endswith('_share')):
-            raise UnSAMError(
-                f'UnSAMPromptHead: train_cfg.{renamed[0]} is a name of an earlier version; write '
-                f'{renamed[0].removesuffix("_share")}_prob'
-            )
         self.release = release
         self.train_cfg = ConfigDict(_TRAIN_CFG | (train_cfg or {}))
+        self.point_sampling = PointSampling.from_config(self.train_cfg)
         self.pixel_decoder = nn.Identity() if pixel_decoder is None else MODELS.build(pixel_decoder)
         self.decoder = PromptDecoder(embed_dims=feat_channels, **(decoder or {}))
         self.prompt_embed = nn.Embedding(1, feat_channels)
@@ -185,7 +186,7 @@ class UnSAMPromptHead(BaseModule):
         for index, prompts in enumerate(drawn):
             for name, value in self._image_losses(embedding.image(index), prompts, n_pairs).items():
                 total[name] = total.get(name, 0) + value
-        # DDP needs a gradient for all weights, whatever prompts were drawn.
+        # DDP needs a gradient for all weights, also if no prompt has details.
         total['loss_mask'] = total['loss_mask'] + 0 * sum(weight.sum() for weight in self.details.parameters())
         return total
 
@@ -194,7 +195,15 @@ class UnSAMPromptHead(BaseModule):
         embedding = self.embed(x)
         answers = []
         for index, sample in enumerate(batch_data_samples):
-            boxes, types, details = self._prepared(sample, embedding.mask_feature)
+            boxes, types, details = prepare_prompts(
+                sample.get('prompts', InstanceData()),
+                ImageSizes.from_sample(sample),
+                tuple(embedding.mask_feature.shape[2:]),
+                self.release,
+                embedding.mask_feature.device,
+            )
+            if details is not None and not self.details.trained:
+                warnings.warn(_NOT_TRAINED, stacklevel=2)
             answers.append(self.answer(embedding.image(index), boxes[None], types[None], details=details))
         return answers
 
@@ -228,11 +237,11 @@ class UnSAMPromptHead(BaseModule):
                 or range.
         """
         answers = self(x, batch_data_samples)
-        found = [self._instances(*pair, rescale) for pair in zip(answers, batch_data_samples, strict=True)]
-        for sample, instances in zip(batch_data_samples, found, strict=True):
-            passed_on = {name: sample.prompts[name] for name in _METRIC_FIELDS if name in sample.prompts}
-            sample.pred_prompts = InstanceData(**instances, **passed_on)
-        return found
+        results = [self._instances(*pair, rescale) for pair in zip(answers, batch_data_samples, strict=True)]
+        for sample, instances in zip(batch_data_samples, results, strict=True):
+            metric_fields = {name: sample.prompts[name] for name in _METRIC_FIELDS if name in sample.prompts}
+            sample.pred_prompts = InstanceData(**instances, **metric_fields)
+        return results
 
     def _drawn(self, image: ImageEmbedding, sample: DetDataSample) -> TrainingPrompts:
         """Random prompts on an image, some of them with simulated corrections."""
@@ -250,18 +259,21 @@ class UnSAMPromptHead(BaseModule):
         if not self.release and prompts.chosen is not None:
             rows = (torch.rand(len(prompts.boxes)) < settings.correction_prob).nonzero()[:, 0]
             if len(rows) and settings.correction_rounds > 0:
-                rounds = int(torch.randint(1, settings.correction_rounds + 1, ()))
-                feature_hw = tuple(image.mask_feature.shape[2:])
-                rows = rows.to(image.mask_feature.device)
                 prompts = corrected(
-                    prompts, rows, rounds, settings.earlier_mask_prob, feature_hw, self._answers_on(image)
+                    prompts,
+                    rows.to(image.mask_feature.device),
+                    rounds=int(torch.randint(1, settings.correction_rounds + 1, ())),
+                    earlier_mask_prob=settings.earlier_mask_prob,
+                    feature_hw=tuple(image.mask_feature.shape[2:]),
+                    answer=partial(self._logits, image),
                 )
         if prompts.details is not None:
             self.details.trained.fill_(True)
         return prompts
 
-    def _answers_on(self, image: ImageEmbedding) -> Answer:
-        return lambda boxes, types, details: self.answer(image, boxes[None], types[None], details=details).masks[0]
+    def _logits(self, image: ImageEmbedding, boxes: Tensor, types: Tensor, details: PromptDetails | None) -> Tensor:
+        """(P, T, h, w) mask logits."""
+        return self.answer(image, boxes[None], types[None], details=details).masks[0]
 
     def _image_losses(self, image: ImageEmbedding, prompts: TrainingPrompts, n_pairs: Tensor) -> dict[str, Tensor]:
         decoded = self._decoded(image, prompts.boxes[None], prompts.types[None], False, prompts.details)
@@ -269,73 +281,41 @@ class UnSAMPromptHead(BaseModule):
             TokenPredictions(*(part[0] for part in self._predictions(decoded, layer)))
             for layer in range(len(decoded.states))
         ]
-        sampling = (self.train_cfg[name] for name in ('num_points', 'oversample_ratio', 'importance_sample_ratio'))
-        layers = PromptCriterion(*sampling)(predictions, image.mask_feature[0], prompts, n_pairs)
-        prefixes = [f'd{layer}.' for layer in range(len(layers) - 1)] + ['']
-        return {
-            prefix + name: loss
-            for prefix, losses in zip(prefixes, layers, strict=True)
-            for name, loss in losses.items()
-        }
-
-    def _tokens(self, boxes: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, P, T, C) tokens of (B, P) types, and their (B, P, T, 4) boxes."""
-        prompts = self.prompt_embed.weight[0] + self.type_embed(types)
-        tokens = prompts[:, :, None] + self.mask_tokens.weight
-        return tokens, boxes[:, :, None].expand(-1, -1, tokens.shape[2], -1)
+        losses = prompt_losses(predictions, image.mask_feature[0], prompts, self.point_sampling, n_pairs)
+        return named_by_layer(losses)
 
     def _decoded(
         self, image: ImageEmbedding, boxes: Tensor, types: Tensor, joint: bool, details: PromptDetails | None
     ) -> DecodedTokens:
-        (tokens, places), extra = self._tokens(boxes, types), None
+        """The tokens of the prompts after each layer; see `answer` for the arguments."""
+        prompts = self.prompt_embed.weight[0] + self.type_embed(types)
+        tokens = prompts[:, :, None] + self.mask_tokens.weight
+        boxes = boxes[:, :, None].expand(-1, -1, tokens.shape[2], -1)
+        extra = None
         if details is not None:
             extra = self.details(details, self.prompt_embed.weight[0], image.mask_feature)
             if details.granularity is not None:
                 tokens = tokens + self.details.code(details.granularity)
-        return self.decoder(tokens, places, image.values, image.sizes_hw, joint, extra)
+        return self.decoder(tokens, boxes, image.values, image.sizes_hw, joint, extra)
 
     def _predictions(self, decoded: DecodedTokens, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mask embeddings (B, P, T, C), overlaps (B, P, T) and boxes (B, P, T, 4) after a layer."""
-        states = self.decoder.norm(
-            decoded.states[layer]
-        )  # normalised twice, as in the training of the released weights
-        boxes = self.decoder.moved(decoded.boxes[layer], states)
+        # Normalised twice, as in the training of the released weights.
+        states = self.decoder.norm(decoded.states[layer])
+        boxes = self.decoder.refined(decoded.boxes[layer], states)
         return self.mask_mlp(states), self.iou_mlp(states)[..., 0], boxes
 
-    def _prepared(self, sample: DetDataSample, mask_feature: Tensor) -> PreparedPrompts:
-        prompts, feature_hw = sample.get('prompts', InstanceData()), tuple(mask_feature.shape[2:])
-        prepared = prepare_prompts(prompts, Frames.from_sample(sample), feature_hw, self.release, mask_feature.device)
-        if prepared.details is not None and not self.details.trained:
-            _warn_of_untrained()
-        return prepared
-
     def _instances(self, answer: PromptAnswer, sample: DetDataSample, rescale: bool) -> InstanceData:
-        original_hw, image_hw, batch_hw = Frames.from_sample(sample)
-        output_hw = original_hw if rescale else image_hw
-        logits = answer.masks[0].flatten(0, 1)
-        as_bitmap, frames = self.mask_format == 'bitmap', (batch_hw, image_hw, output_hw)
-        masks = []
-        for chunk in logits.split(masks_at_once(*frames)):
-            found = full_size_logits(chunk.float(), *frames) > 0
-            masks += [found] if as_bitmap else rles_of_masks(found)
+        """See `predict`."""
+        sizes = ImageSizes.from_sample(sample, rescale)
+        chunks = full_size_masks(answer.masks[0].flatten(0, 1), sizes)
         prompts, tokens = answer.ious.shape[1:]
-        if as_bitmap:
-            masks = torch.cat(masks).unflatten(0, (prompts, tokens))
+        if self.mask_format == 'bitmap':
+            masks = torch.cat(list(chunks)).unflatten(0, (prompts, tokens))
         else:
-            masks = [masks[start : start + tokens] for start in range(0, len(masks), tokens)]
-        to_pixels = torch.tensor(
-            [size * output / image for size, output, image in zip(batch_hw, output_hw, image_hw, strict=True)][::-1],
-            device=logits.device,
-        )
-        centres, sides = answer.boxes[0].split(2, dim=-1)
-        boxes = torch.cat([(centres - sides / 2) * to_pixels, (centres + sides / 2) * to_pixels], dim=-1)
+            rles = [rle for chunk in chunks for rle in rles_of_masks(chunk)]
+            masks = [rles[start : start + tokens] for start in range(0, len(rles), tokens)]
+        height, width = (batch * output / image for output, image, batch in zip(*sizes, strict=True))
+        boxes = bbox_cxcywh_to_xyxy(answer.boxes[0])
+        boxes = boxes * torch.tensor([width, height, width, height], device=boxes.device)
         return InstanceData(scores=answer.ious[0], bboxes=boxes, masks=masks)
-
-
-def _warn_of_untrained() -> None:
-    warnings.warn(
-        'the weights of UnSAMPromptHead for several clicks, earlier masks and granularity (`details`) have not been '
-        'trained, as in all released checkpoints: predictions for such prompts are arbitrary; train with '
-        'train_cfg.correction_prob and granularity_prob above 0',
-        stacklevel=2,
-    )

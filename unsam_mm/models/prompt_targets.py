@@ -13,7 +13,7 @@ from mmdet.structures.mask.structures import BaseInstanceMasks
 from torch import Tensor
 
 from unsam_mm.masks.granularity import area_granularity
-from unsam_mm.models.mask_ops import BitMasks, bitmap_chunks, boxes_of_masks
+from unsam_mm.models.mask_ops import BitMasks, bitmap_chunks, boxes_of_masks, pixel_centres
 from unsam_mm.models.prompt_details import (
     ABSENT,
     BOX_TYPE,
@@ -23,7 +23,7 @@ from unsam_mm.models.prompt_details import (
     POSITIVE,
     PromptDetails,
     boxes_of_clicks,
-    settle,
+    split_prompts,
 )
 from unsam_mm.next_click import next_click
 
@@ -44,18 +44,18 @@ class TrainingPrompts:
         targets: Indices of the target masks of each prompt.
         masks: The N masks.
         mask_boxes: (N, 4) bounding boxes of the masks, in the format of `boxes`.
-        chosen: (P,) long, the mask that each prompt was drawn from.
+        chosen: (P,) long, the mask that each prompt was drawn from; None if the image has no mask.
         single_target: (P,) bool, whether the prompt is unambiguous, so that all its tokens learn their overlap with
             that mask; None if no prompt is.
         details: Details of the prompts, for a batch of one image; None if there are none.
     """
 
-    boxes: Tensor  # (P, 4) as centre x, y, width, height, relative to the padded image
-    types: Tensor  # (P,) long, `BOX_TYPE` or `CLICK_TYPE`
+    boxes: Tensor
+    types: Tensor
     targets: list[Tensor]
     masks: BitMasks
-    mask_boxes: Tensor  # (N, 4) bounding boxes of the masks, in the format of `boxes`
-    chosen: Tensor | None = None  # (P,) long, the mask that each prompt was drawn from
+    mask_boxes: Tensor
+    chosen: Tensor | None = None
     single_target: Tensor | None = None
     details: PromptDetails | None = None
 
@@ -93,8 +93,8 @@ def draw_prompts(
         image_px: Pixels of the image without padding; by default those of the masks.
     """
     packed, (areas, corners) = BitMasks.pack(masks, device), _areas_and_boxes(masks)
-    frame = torch.tensor([masks.width, masks.height] * 2, dtype=torch.float32)
-    mask_boxes = bbox_xyxy_to_cxcywh(corners) / frame
+    size = torch.tensor([masks.width, masks.height] * 2, dtype=torch.float32)
+    mask_boxes = bbox_xyxy_to_cxcywh(corners) / size
     filled = areas.nonzero()[:, 0]
     if len(filled) == 0:  # one prompt without a target, so that all weights have a gradient
         boxes = torch.tensor([[0.5, 0.5, CLICK_PX / masks.width, CLICK_PX / masks.height]], device=device)
@@ -103,16 +103,23 @@ def draw_prompts(
     chosen = filled[torch.randint(len(filled), (num_prompts,))]
     is_box = torch.rand(num_prompts) < box_prob
     centres = torch.stack([_random_pixel(masks, index) for index in chosen.tolist()])
-    held = packed.sample((centres / frame[:2])[None].to(device)).cpu() > 0.5  # (N, P)
-    clicks = torch.cat([centres, torch.full_like(centres, CLICK_PX)], dim=1) / frame
-    boxes = torch.where(is_box[:, None], _beside(mask_boxes[chosen]), clicks)
+    contains = packed.sample((centres / size[:2])[None].to(device)).cpu() > 0.5  # (N, P)
+    clicks = torch.cat([centres, torch.full_like(centres, CLICK_PX)], dim=1) / size
+    boxes = torch.where(is_box[:, None], _jittered(mask_boxes[chosen]), clicks)
     types = torch.where(is_box, BOX_TYPE, CLICK_TYPE)
     granularity = area_granularity(areas[chosen], image_px or masks.height * masks.width)
     has_granularity = torch.rand(num_prompts) < granularity_prob
     targets = [
-        own[None] if alone else _thinned(holding.nonzero()[:, 0], areas, max_targets, random_targets)
-        for own, alone, holding in zip(chosen, is_box | has_granularity, held.T, strict=True)
+        own[None] if is_single else _limited(containing.nonzero()[:, 0], areas, max_targets, random_targets)
+        for own, is_single, containing in zip(chosen, is_box | has_granularity, contains.T, strict=True)
     ]
+    details = None
+    if has_granularity.any():
+        details = PromptDetails(
+            clicks=torch.zeros(1, num_prompts, 0, 2, device=device),
+            kinds=torch.zeros(1, num_prompts, 0, dtype=torch.long, device=device),
+            granularity=granularity.masked_fill(~has_granularity, math.nan)[None].to(device),
+        )
     return TrainingPrompts(
         boxes.to(device),
         types.to(device),
@@ -121,16 +128,8 @@ def draw_prompts(
         mask_boxes.to(device),
         chosen.to(device),
         has_granularity.to(device),
-        _only_granularity(granularity.masked_fill(~has_granularity, math.nan).to(device))
-        if has_granularity.any()
-        else None,
+        details,
     )
-
-
-def _only_granularity(granularity: Tensor) -> PromptDetails:
-    """Details of prompts with a granularity only."""
-    kinds = torch.full((1, len(granularity), 0), ABSENT, device=granularity.device)
-    return PromptDetails(granularity.new_zeros(*kinds.shape, 2), kinds, granularity=granularity[None])
 
 
 def _areas_and_boxes(masks: BaseInstanceMasks) -> tuple[Tensor, Tensor]:
@@ -148,19 +147,15 @@ def _random_pixel(masks: BaseInstanceMasks, index: int) -> Tensor:
     return pixels[torch.randint(len(pixels), ())].flip(0) + 0.5
 
 
-def _beside(boxes: Tensor) -> Tensor:
-    """(P, 4) boxes with jittered sides."""
+def _jittered(boxes: Tensor) -> Tensor:
+    """(P, 4) boxes with randomly shifted sides."""
     centres, sides = boxes.split(2, dim=1)
-    first, last = (centres + sign * sides / 2 + _noise(sides) for sign in (-1, 1))
-    first, last = first.clamp(0, 1), last.clamp(0, 1)
+    corners = [centres + sign * sides / 2 + (2 * torch.rand_like(sides) - 1) * _BOX_NOISE * sides for sign in (-1, 1)]
+    first, last = (corner.clamp(0, 1) for corner in corners)
     return torch.cat([(first + last) / 2, last - first], dim=1)
 
 
-def _noise(sides: Tensor) -> Tensor:
-    return (2 * torch.rand_like(sides) - 1) * _BOX_NOISE * sides
-
-
-def _thinned(targets: Tensor, areas: Tensor, max_targets: int, at_random: bool) -> Tensor:
+def _limited(targets: Tensor, areas: Tensor, max_targets: int, at_random: bool) -> Tensor:
     """At most `max_targets` of the targets."""
     if len(targets) <= max_targets:
         return targets
@@ -179,7 +174,7 @@ def corrected(
     feature_hw: tuple[int, int],
     answer: Answer,
 ) -> TrainingPrompts:
-    """The prompts, some of them with further clicks; the only target of those is the mask that they were drawn from.
+    """The prompts, some of them with further clicks; their only target is the mask that they were drawn from.
 
     In each round the predicted mask of the highest IoU with the true mask is compared with it at the size of the mask
     feature, and the next click is placed by the rule of interactive segmentation benchmarks.
@@ -193,7 +188,8 @@ def corrected(
         answer: Predicts masks with the current model.
     """
     device, count = prompts.boxes.device, len(prompts.boxes)
-    true_masks = _at_feature(prompts.masks[prompts.chosen[rows]], feature_hw)
+    centres = pixel_centres(*feature_hw, device)
+    true_masks = prompts.masks[prompts.chosen[rows]].sample(centres[None]).view(-1, *feature_hw) > 0.5
     is_click = prompts.types == CLICK_TYPE
     clicks = torch.zeros(count, 1 + rounds, 2, device=device)
     kinds = torch.full((count, 1 + rounds), ABSENT, device=device)
@@ -201,23 +197,23 @@ def corrected(
     kinds[:, 0] = torch.where(is_click, POSITIVE, ABSENT)
     boxes = prompts.boxes.masked_fill(is_click[:, None], math.nan)
     sides = boxes_of_clicks(clicks[0, 0], feature_hw)[2:]
-    granularity = prompts.details.granularity[0] if prompts.details is not None else None
+    granularity = None if prompts.details is None else prompts.details.granularity[0]
     masks = torch.zeros(count, *feature_hw, dtype=torch.bool, device=device)
     keeps = torch.rand(len(rows), device=device) < earlier_mask_prob
     clicked = np.zeros((len(rows), *feature_hw), bool)
     for turn in range(1, rounds + 1):
         own = None if granularity is None else granularity[rows]
-        logits = answer(*settle(clicks[rows], kinds[rows], boxes[rows], sides, masks[rows], own))
-        shown = _most_like(logits > 0, true_masks)
-        masks[rows] = shown & keeps[:, None, None]
+        logits = answer(*split_prompts(clicks[rows], kinds[rows], boxes[rows], sides, masks[rows], own))
+        predicted = _most_similar(logits > 0, true_masks)
+        masks[rows] = predicted & keeps[:, None, None]
         for number, row in enumerate(rows.tolist()):
-            click = next_click(shown[number].cpu().numpy(), true_masks[number].cpu().numpy(), clicked[number])
+            click = next_click(predicted[number].cpu().numpy(), true_masks[number].cpu().numpy(), clicked[number])
             if click is not None:
                 (x, y), is_positive = click
                 clicked[number, y, x] = True
                 clicks[row, turn] = torch.tensor([(x + 0.5) / feature_hw[1], (y + 0.5) / feature_hw[0]])
                 kinds[row, turn] = POSITIVE if is_positive else NEGATIVE
-    starts, types, details = settle(clicks, kinds, boxes, sides, masks, granularity)
+    starts, types, details = split_prompts(clicks, kinds, boxes, sides, masks, granularity)
     targets = list(prompts.targets)
     for row in rows.tolist():
         targets[row] = prompts.chosen[row : row + 1]
@@ -226,18 +222,7 @@ def corrected(
     return replace(prompts, boxes=starts, types=types, details=details, targets=targets, single_target=single_target)
 
 
-def _at_feature(masks: BitMasks, feature_hw: tuple[int, int]) -> Tensor:
-    """(n, h, w) bool masks at the pixel centres of the mask feature."""
-    height, width = feature_hw
-    y, x = torch.meshgrid(
-        (torch.arange(height, device=masks.bits.device) + 0.5) / height,
-        (torch.arange(width, device=masks.bits.device) + 0.5) / width,
-        indexing='ij',
-    )
-    return masks.sample(torch.stack([x, y], dim=-1).view(1, -1, 2)).view(-1, height, width) > 0.5
-
-
-def _most_like(masks: Tensor, true_masks: Tensor) -> Tensor:
+def _most_similar(masks: Tensor, true_masks: Tensor) -> Tensor:
     """(n, h, w) masks with the largest IoU among (n, T, h, w) masks."""
     shared = (masks & true_masks[:, None]).sum(dim=(2, 3))
     joined = (masks | true_masks[:, None]).sum(dim=(2, 3))

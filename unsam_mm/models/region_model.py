@@ -32,19 +32,19 @@ class UnSAMRegionPreprocessor(BaseDataPreprocessor):
         Raises:
             UnSAMError: If the batch contains images instead of tokens.
         """
-        other = next((one for one in data['inputs'] if not isinstance(one, RegionInputs)), None)
-        if other is not None:
-            raise UnSAMError(
-                f'UnSAMRegionModel needs region tokens, got {type(other).__name__}: its pipelines consist of '
-                'UnSAMRegionTokens and UnSAMPackRegions, so --benchmarks is not supported; test on a data set with '
-                '--cfg-options data_root=IMAGES ann_file=COCO_FILE'
-            )
+        for inputs in data['inputs']:
+            if not isinstance(inputs, RegionInputs):
+                raise UnSAMError(
+                    f'UnSAMRegionModel needs region tokens, got {type(inputs).__name__}: its pipelines consist of '
+                    'UnSAMRegionTokens and UnSAMPackRegions, so --benchmarks is not supported; test on a data set with '
+                    '--cfg-options data_root=IMAGES ann_file=COCO_FILE'
+                )
         return {**data, 'inputs': [inputs.to(self.device) for inputs in data['inputs']]}
 
 
 @MODELS.register_module()
 class UnSAMRegionModel(BaseModel):
-    """Segments images from region tokens; trained on pseudo-masks in terms of tokens.
+    """Segments images from region tokens; trained on pseudo-masks that are sets of tokens.
 
     There is no backbone: the tokens contain the features of the ViT and are computed once for each image
     (`UnSAMRegionTokens`).

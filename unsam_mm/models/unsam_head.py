@@ -18,9 +18,11 @@ from torch.nn.functional import interpolate
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import areas_and_boxes
 from unsam_mm.models.attention import mlp, use_lean_attention
-from unsam_mm.models.criterion import PointCriterion
+from unsam_mm.models.criterion import PointCriterion, named_by_layer
 from unsam_mm.models.mask_ops import (
     BitMasks,
+    ImageSizes,
+    PointSampling,
     boxes_of_masks,
     foreground_sums_,
     full_size_logits,
@@ -32,8 +34,6 @@ _CHUNK_VALUES = 2**24
 """Logits of attention masks in each chunk: 64 MB in float32."""
 
 _MASK_FORMATS = ('rle', 'bitmap')
-
-_TRAIN_CFG = {'num_points': 12544, 'oversample_ratio': 3.0, 'importance_sample_ratio': 0.75, 'drop_loss_iou': None}
 
 # Weights of the paper: class 2 (with 0.1 for "no object"), mask 5, dice 5.
 _LOSS_CLS = {'type': 'CrossEntropyLoss', 'loss_weight': 2.0, 'class_weight': [1.0, 0.1]}
@@ -47,20 +47,20 @@ class UnSAMHead(BaseModule):
 
     The names of the weights are those of MMDetection's `Mask2FormerHead`. Differences:
 
-    * Prediction ranks queries by class logit first and computes masks of the best only, in chunks, as RLEs. Upsampling
-      all 2000 queries of one 1024 x 1024 image would take 8 GB.
+    * Prediction computes the masks of the queries with the best class logits only, in chunks, as RLEs. Upsampled masks
+      of all 2000 queries would take 8 GB for a 1024 x 1024 image.
     * Training does not compute the masks of all queries, see `PointCriterion`.
-    * Every annotated instance is an object, whatever its label.
+    * Every annotated instance is an object; labels are ignored.
     * Attention masks are computed from the mask feature resized to the level, once for all heads; MMDetection resizes
       the logits. Both are equal up to rounding.
-    * Attention weights are not materialised.
+    * Attention weights are not kept in memory.
 
     Args:
         in_channels: Channels of the four levels, strides 4, 8, 16 and 32.
         feat_channels: Width of the pixel decoder and of the queries.
         out_channels: Width of the mask embedding.
         pixel_decoder: Config of the pixel decoder, such as `MSDeformAttnPixelDecoder`; None if the inputs are the
-            outputs of one that several heads share.
+            outputs of a shared pixel decoder.
         transformer_decoder: Arguments of `Mask2FormerTransformerDecoder`.
         positional_encoding: Arguments of `SinePositionalEncoding`; `num_feats` is half of `feat_channels`.
         num_queries: Number of queries.
@@ -71,9 +71,9 @@ class UnSAMHead(BaseModule):
         loss_mask: Config of the per-pixel loss. By default that of the paper.
         loss_dice: Config of the dice loss. By default that of the paper.
         train_cfg: `assigner`, and optionally `num_points`, `oversample_ratio`, `importance_sample_ratio` and
-            `drop_loss_iou`: matched queries with at most this IoU with their object have no mask losses (DropLoss; None,
-            the default, disables it as in the release, where the value is 0.01). All matched queries are used, whatever
-            the `sampler` of MMDetection's head.
+            `drop_loss_iou`: matched queries with at most this IoU with their object have no mask losses (DropLoss;
+            None, the default, disables it as in the release, where the value is 0.01). All matched queries are used;
+            the `sampler` of MMDetection's head is ignored.
         test_cfg: `max_per_image` (default 1000) and `mask_format` ('rle', the default, or 'bitmap').
         init_cfg: MMEngine's initialisation.
 
@@ -107,10 +107,11 @@ class UnSAMHead(BaseModule):
                 'UnSAMHead: loss_cls.class_weight must hold two weights (object, no object), such as [1.0, 0.1], '
                 f'got {self.class_weight}'
             )
-        self.train_cfg, test_cfg = _TRAIN_CFG | (train_cfg or {}), test_cfg or {}
+        train_cfg, test_cfg = train_cfg or {}, test_cfg or {}
         self.max_per_image = test_cfg.get('max_per_image', 1000)
         self.mask_format = check_mask_format('UnSAMHead', test_cfg)
-        self.drop_loss_iou = self.train_cfg['drop_loss_iou']
+        self.point_sampling = PointSampling.from_config(train_cfg)
+        self.drop_loss_iou = train_cfg.get('drop_loss_iou')
         if self.drop_loss_iou is not None and not 0 <= self.drop_loss_iou < 1:
             raise UnSAMError(f'UnSAMHead: train_cfg.drop_loss_iou must be in [0, 1) or None, got {self.drop_loss_iou}')
         self.num_queries, self.num_transformer_feat_level = num_queries, num_transformer_feat_level
@@ -136,7 +137,7 @@ class UnSAMHead(BaseModule):
         self.level_embed = nn.Embedding(num_transformer_feat_level, feat_channels)
         self.cls_embed = nn.Linear(feat_channels, 2)
         self.mask_embed = mlp(feat_channels, feat_channels, out_channels, num_layers=3)
-        self.assigner = TASK_UTILS.build(self.train_cfg['assigner']) if 'assigner' in self.train_cfg else None
+        self.assigner = TASK_UTILS.build(train_cfg['assigner']) if 'assigner' in train_cfg else None
         losses = (loss_cls, loss_mask or _LOSS_MASK, loss_dice or _LOSS_DICE)
         self.loss_cls, self.loss_mask, self.loss_dice = map(MODELS.build, losses)
         use_lean_attention(self)
@@ -183,18 +184,10 @@ class UnSAMHead(BaseModule):
             self.loss_mask,
             self.loss_dice,
             self.class_weight,
-            self.train_cfg['num_points'],
-            self.train_cfg['oversample_ratio'],
-            self.train_cfg['importance_sample_ratio'],
+            self.point_sampling,
             self.drop_loss_iou,
         )
-        layers = criterion(predictions, mask_feature, targets)
-        prefixes = [f'd{i}.' for i in range(len(layers) - 1)] + ['']
-        return {
-            f'{prefix}{name}': loss
-            for prefix, losses in zip(prefixes, layers, strict=True)
-            for name, loss in zip(('loss_cls', 'loss_mask', 'loss_dice'), losses, strict=True)
-        }
+        return named_by_layer(criterion(predictions, mask_feature, targets))
 
     def predict(self, x: Sequence[Tensor], batch_data_samples: SampleList, rescale: bool = True) -> list[InstanceData]:
         """Masks of each image, best first; empty masks are left out.
@@ -218,13 +211,11 @@ class UnSAMHead(BaseModule):
     ) -> InstanceData:
         """Masks of one image from (Q, 2) class logits, (Q, C) mask embeddings and a (C, h, w) mask feature."""
         probability, queries = cls_logits.softmax(dim=-1)[:, 0].topk(min(self.max_per_image, self.num_queries))
-        image_hw = tuple(sample.metainfo['img_shape'][:2])
-        output_hw = tuple(sample.metainfo['ori_shape'][:2]) if rescale else image_hw
-        frames = (tuple(sample.metainfo['batch_input_shape']), image_hw, output_hw)
+        sizes = ImageSizes.from_sample(sample, rescale)
         as_bitmap = self.mask_format == 'bitmap'
         sums, masks = [], []
-        for chunk in embed[queries].split(masks_at_once(*frames)):
-            logits = full_size_logits(torch.einsum('nc,chw->nhw', chunk, feature).float(), *frames)
+        for chunk in embed[queries].split(masks_at_once(sizes)):
+            logits = full_size_logits(torch.einsum('nc,chw->nhw', chunk, feature).float(), sizes)
             found = logits > 0
             sums.append(foreground_sums_(logits))
             masks += [found] if as_bitmap else rles_of_masks(found)

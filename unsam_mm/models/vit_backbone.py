@@ -20,7 +20,7 @@ TINY_VIT = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4,
 _TOKEN_STRIDE_PX = 16
 _INPUT_MULTIPLE_PX = 32
 _NORM_GROUPS = 8
-_PROBE_PATCHES = 4  # side of the probe image in patches
+_PROBE_PATCHES = 4  # side of the test image in patches
 _SAME_VIT_TOLERANCE = 0.01
 """Relative tolerance; half-precision copies of one ViT differ by about 0.001, different ViTs by about 1."""
 
@@ -30,12 +30,12 @@ class UnSAMViTBackbone(BaseModule):
     """A feature pyramid at strides 4, 8, 16 and 32 from the tokens of a self-supervised ViT.
 
     The image is resized by patch size / 16 before the ViT, so a token covers 16 x 16 input pixels and the levels have
-    the strides that MMDetection's necks and heads expect. A convolutional branch on the image adds the details that
-    tokens do not resolve.
+    the strides that MMDetection's necks and heads expect. A convolutional branch adds details of the image that are
+    smaller than tokens.
 
     A frozen ViT is not registered as a submodule, so optimizers, checkpoints, gradient hooks and averaged models ignore
-    it, and a checkpoint takes a few MB instead of a hundred. The checkpoint stores the ViT's output for a fixed probe
-    image; loading compares it, and rejects another ViT.
+    it, and a checkpoint takes a few MB instead of a hundred. Checkpoints contain the ViT's output for a fixed test
+    image, `vit_probe`; a checkpoint with the output of another ViT is rejected.
 
     Args:
         vit: Name of the ViT in `unsam_mm.weights.TABLE`.
@@ -83,7 +83,7 @@ class UnSAMViTBackbone(BaseModule):
                 if name.endswith('mask_token'):  # unused; distributed training needs a gradient for every parameter
                     parameter.requires_grad_(False)
             if with_cp:
-                # The second name is that of older versions of transformers.
+                # Older versions of transformers have only the second method.
                 enable = getattr(model, 'activation_checkpointing_enable', None) or model.gradient_checkpointing_enable
                 enable({'use_reentrant': False})
         self.stem4 = nn.Sequential(_conv(3, stem_channels, stride=2), _conv(stem_channels, stem_channels, stride=2))
@@ -131,11 +131,11 @@ class UnSAMViTBackbone(BaseModule):
         size = [side * self.patch_px for side in grid_hw]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             pixels = interpolate(inputs, size=size, mode='bilinear', align_corners=False)
-            tokens = _run(self.vit, pixels)[:, -grid_hw[0] * grid_hw[1] :]  # class and register tokens come first
+            tokens = _run(self.vit, pixels)[:, -grid_hw[0] * grid_hw[1] :]  # without class and register tokens
         return tokens.transpose(1, 2).unflatten(2, grid_hw)
 
     def _apply(self, fn, recurse: bool = True):
-        # .to(device) and .half() apply to registered submodules only.
+        # `to` and `half` apply to registered submodules only.
         if self.frozen:
             self.vit._apply(fn, recurse)
         return super()._apply(fn, recurse)
@@ -168,7 +168,7 @@ def _run(vit: nn.Module, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _probe(vit: nn.Module) -> Tensor:
-    """(C,) float32: the mean token of a fixed image, a colour ramp."""
+    """(C,) float32 mean token of a fixed test image, a colour ramp."""
     ramp = torch.linspace(-2, 2, _PROBE_PATCHES * vit.config.patch_size)
     y, x = torch.meshgrid(ramp, ramp, indexing='ij')
     picture = torch.stack([y, x, y * x])[None]
@@ -178,12 +178,10 @@ def _probe(vit: nn.Module) -> Tensor:
 def _check_same_vit(
     module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *unused: Sequence[str] | dict | bool
 ) -> None:
-    stored = state_dict.get(f'{prefix}vit_probe')
+    stored, own = state_dict.get(f'{prefix}vit_probe'), module.vit_probe.cpu()
     if stored is None:
         return
-    here = module.vit_probe.cpu()
-    same_width = stored.shape == here.shape
-    if not same_width or (stored.cpu() - here).norm() > _SAME_VIT_TOLERANCE * here.norm():
+    if stored.shape != own.shape or (stored.cpu() - own).norm() > _SAME_VIT_TOLERANCE * own.norm():
         raise WeightsError(
             f'the checkpoint was trained with another frozen ViT than {module.vit_name}; set model.backbone.vit to the '
             "ViT in the checkpoint's config"

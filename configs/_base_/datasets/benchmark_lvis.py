@@ -1,4 +1,4 @@
-# LVIS v1 val: 19,809 images, from COCO's train2017 and val2017. The paper counts 5000; which ones, it does not say.
+# LVIS v1 val: 19,809 images of COCO's train2017 and val2017. The paper uses 5000 and does not say which.
 # Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/lvis. See docs/datasets.md.
 _base_ = './benchmark.py'
 

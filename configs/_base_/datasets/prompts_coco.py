@@ -2,10 +2,9 @@
 _base_ = './benchmark_coco.py'
 
 test_pipeline = [
-    dict(type='UnSAMLoadImage', skip_broken=False),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),  # shortest edge 800, longest at most 1333, as the release
-    dict(type='UnSAMLoadMasks', at_original_size=True),  # the reference of the metric, an image at a time
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'gt_areas')),
+    _base_.test_pipeline[0],
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True),  # shortest edge 800, longest at most 1333, as released
+    *_base_.test_pipeline[2:],
     dict(type='UnSAMClickPrompts'),
 ]
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -1,4 +1,4 @@
-# One click at each segment of COCO val2017's panoptic annotations, things and stuff: the paper's 1-click evaluation.
+# One click at each segment of COCO val2017's panoptic annotations, things and stuff, as in the paper.
 _base_ = './prompts_coco.py'
 
 test_dataloader = dict(

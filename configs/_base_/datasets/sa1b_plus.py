@@ -1,25 +1,10 @@
-# UnSAM+'s training set: SA-1B with its human masks, and the pseudo-masks that overlap none of them.
-# The data set gets these two when the command line has been read, so both can be set there.
-data_root = 'data/sa1b'  # sa_*.jpg with sa_*.json beside them, at any depth
-pseudo_masks_root = 'data/sa1b_pseudo_masks'  # written by `python -m unsam_mm generate`
+# UnSAM+'s training set: SA-1B with its human masks (sa_*.json beside sa_*.jpg), and the pseudo-masks that overlap none of
+# them.
+_base_ = './sa1b.py'
 
 train_pipeline = [
-    dict(type='UnSAMLoadImage'),
-    dict(type='UnSAMLoadMasks'),
+    *_base_.train_pipeline[:2],
     dict(type='UnSAMPlusMasks', max_iou=0.02),
-    # Cut out of the image as it is, without rescaling. A smaller image stays as it is; batches are padded to one size.
-    dict(type='RandomCrop', crop_size=(1024, 1024), recompute_bbox=True, allow_negative_crop=True),
-    dict(type='RandomFlip', prob=0.5),  # not in the paper; the released code does it
-    # keep_empty=False is MMDetection's way to say that an image left without masks stays.
-    dict(type='FilterAnnotations', by_box=False, by_mask=True, min_gt_mask_area=1, keep_empty=False),
-    # 200 as in the paper; 500 in the released code. Both draw them with sampling='uniform'.
-    dict(type='UnSAMCapMasks', max_masks=200, sampling='score'),
-    dict(type='PackDetInputs'),
+    *_base_.train_pipeline[2:],
 ]
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(type='UnSAMSA1B', labels='both', pipeline=train_pipeline),
-)
+train_dataloader = dict(dataset=dict(labels='both', pipeline=train_pipeline))

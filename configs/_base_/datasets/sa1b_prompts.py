@@ -1,14 +1,14 @@
-# As sa1b.py, in the manner of the promptable model: the whole image, as large as the crop, and all of its masks.
+# As sa1b.py, for the promptable model: the whole image is resized to the size of the crop, and all masks are used.
 _base_ = './sa1b.py'
 
 train_pipeline = [
     dict(type='UnSAMLoadImage'),
     dict(type='UnSAMLoadMasks'),
-    # The released code's: the longer edge becomes 1014 to 1034 px; neither source says why.
+    # As in the released code: the longer edge becomes 1014 to 1034 px.
     dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.99, 1.01), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(1024, 1024), recompute_bbox=True, allow_negative_crop=True),
     dict(type='RandomFlip', prob=0.5),
-    # keep_empty=False is MMDetection's way to say that an image left without masks stays.
+    # With keep_empty=False, MMDetection keeps images that have no masks left.
     dict(type='FilterAnnotations', by_box=False, by_mask=True, min_gt_mask_area=1, keep_empty=False),
     dict(type='PackDetInputs'),
 ]

@@ -1,10 +1,10 @@
-# CutLER's Cascade Mask R-CNN, as its authors' Detectron2 config and Detectron2's defaults define it. For prediction only.
+# CutLER's Cascade Mask R-CNN with the settings of its authors' Detectron2 config, for prediction only.
 num_classes = 1  # class-agnostic
 channels = 256
 
 data_preprocessor = dict(
     type='DetDataPreprocessor',
-    mean=[123.675, 116.28, 103.53],  # ImageNet's, RGB: the DINO ResNet-50 that the detector was started from saw them
+    mean=[123.675, 116.28, 103.53],  # ImageNet's, RGB, with which the DINO ResNet-50 was trained
     std=[58.395, 57.12, 57.375],
     bgr_to_rgb=False,  # CutLERDivider gives RGB
     pad_size_divisor=32,  # the coarsest level of the backbone

@@ -5,12 +5,12 @@ num_queries = 150  # the paper has 2000; a 256 px crop holds tens of masks
 
 data_preprocessor = dict(
     type='DetDataPreprocessor',
-    mean=[123.675, 116.28, 103.53],  # ImageNet's, RGB: what the ViT was trained with
+    mean=[123.675, 116.28, 103.53],  # ImageNet's, RGB, with which the ViT was trained
     std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True,  # MMDetection's pipelines load BGR
     pad_size_divisor=32,  # the coarsest stride
-    pad_mask=True,
-)  # targets must have the padded frame: mask points are sampled in relative coordinates
+    pad_mask=True,  # masks need the size of the padded batch: points are sampled in relative coordinates
+)
 
 model = dict(
     type='UnSAM',
@@ -30,7 +30,7 @@ model = dict(
             norm_cfg=dict(type='GN', num_groups=32),
             act_cfg=dict(type='ReLU'),
             encoder=dict(
-                num_layers=2,  # of Mask2Former's 6; the tokens come out of a transformer already
+                num_layers=2,  # Mask2Former has 6; here the input are the tokens of a transformer
                 layer_cfg=dict(
                     self_attn_cfg=dict(
                         embed_dims=channels, num_heads=8, num_levels=num_levels, num_points=4, batch_first=True
@@ -41,7 +41,7 @@ model = dict(
             positional_encoding=dict(num_feats=channels // 2, normalize=True),
         ),
         transformer_decoder=dict(
-            num_layers=3,  # each level once; Mask2Former goes round three times
+            num_layers=3,  # each level once; three times in Mask2Former
             return_intermediate=True,
             layer_cfg=dict(
                 self_attn_cfg=dict(embed_dims=channels, num_heads=8, batch_first=True),

@@ -1,5 +1,5 @@
 # The published whole-image model: ResNet-50, Mask2Former with 2000 queries and one class. Values without a source are
-# those of Mask2Former for instance segmentation (arXiv 2112.01527), which the released code takes over.
+# those of Mask2Former for instance segmentation (arXiv 2112.01527), as in the released code.
 channels = 256
 num_heads = 8
 num_levels = 3  # strides 32, 16 and 8, in this order, in both decoders
@@ -7,15 +7,15 @@ num_queries = 2000  # UnSAM's; Mask2Former has 100
 
 data_preprocessor = dict(
     type='DetDataPreprocessor',
-    mean=[123.675, 116.28, 103.53],  # ImageNet's, RGB: the DINO ResNet-50 that the model is started from saw them
+    mean=[123.675, 116.28, 103.53],  # ImageNet's, RGB, with which the DINO ResNet-50 was trained
     std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True,  # MMDetection's pipelines load BGR
-    pad_size_divisor=32,  # the coarsest level of the backbone; padding is 0 after normalising, and nothing masks it
-    pad_mask=True,  # targets must have the padded frame: mask points are sampled in relative coordinates
+    pad_size_divisor=32,  # the coarsest level of the backbone; padding is 0 after normalisation and is not masked
+    pad_mask=True,  # masks need the size of the padded batch: points are sampled in relative coordinates
 )
 
-# Both decoders have the same position codes: a row or column i of N gives 2 pi (i + 1) / (N + 1e-6), 128 channels for y
-# before 128 for x. MMDetection's defaults for temperature (10000), eps and offset are these.
+# Position embeddings of both decoders: row or column i of N has the angle 2 pi (i + 1) / (N + 1e-6); 128 channels for
+# y, then 128 for x. The temperature (10000), eps and offset are MMDetection's defaults.
 positional_encoding = dict(num_feats=channels // 2, normalize=True)
 
 model = dict(
@@ -29,7 +29,7 @@ model = dict(
         frozen_stages=-1,  # all stages are trained (FREEZE_AT: 0) ...
         norm_cfg=dict(type='BN', requires_grad=False),  # ... but not their norms (FrozenBN)
         norm_eval=True,
-        # A recipe that trains sets dict(type='Pretrained', checkpoint=...), the file that `python -m unsam_mm convert
+        # Training configs set dict(type='Pretrained', checkpoint=...) with the file that `python -m unsam_mm convert
         # dino_resnet50` writes.
         init_cfg=None,
     ),
@@ -57,7 +57,7 @@ model = dict(
                         dropout=0.0,  # MMCV's default is 0.1
                         batch_first=True,
                     ),
-                    ffn_cfg=dict(embed_dims=channels, feedforward_channels=1024),  # half of the other decoder's
+                    ffn_cfg=dict(embed_dims=channels, feedforward_channels=1024),  # half of the transformer decoder's
                 ),
             ),
             positional_encoding=positional_encoding,

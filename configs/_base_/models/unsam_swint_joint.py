@@ -1,17 +1,17 @@
-# Whole-image masks and prompts from one Swin-T and one pixel decoder: the queries of unsam_r50.py and the tokens of
-# unsam_swint_prompt.py. Nobody has published such a model; what both have, they have here.
+# Whole-image and promptable segmentation with one Swin-T and one pixel decoder: the queries of unsam_r50.py and the
+# tokens of unsam_swint_prompt.py, with the same settings. There is no published model of this kind.
 _base_ = './unsam_swint_prompt.py'
 
 channels = 256
 num_heads = 8
-num_levels = 3  # of the queries: strides 32, 16 and 8, as in Mask2Former; the prompts read stride 64 as well
+num_levels = 3  # of the queries: strides 32, 16 and 8, as in Mask2Former; prompts attend to stride 64 as well
 num_queries = 2000
 
 model = dict(
     mask_head=dict(
         _delete_=True,
         type='UnSAMJointHead',
-        whole_image_weight=1.0,  # both losses add up over as many layers, at nearly the same weights for each mask
+        whole_image_weight=1.0,  # both losses are sums over equally many layers, with similar weights for each mask
         prompts_weight=1.0,
         pixel_decoder=_base_.model.mask_head.pixel_decoder,
         whole_image=dict(

@@ -1,5 +1,5 @@
 # The published promptable model: Swin-T, the pixel decoder of MaskDINO, six masks for each prompt. Values without a
-# source are those of Semantic-SAM (arXiv 2307.04767), which the released code takes over.
+# source are those of Semantic-SAM (arXiv 2307.04767), as in the released code.
 channels = 256
 num_heads = 8
 num_levels = 4  # strides 8 to 64
@@ -9,8 +9,8 @@ data_preprocessor = dict(
     mean=[123.675, 116.28, 103.53],  # ImageNet's, RGB
     std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True,  # MMDetection's pipelines load BGR
-    pad_size_divisor=32,  # padding is 0 after normalising, and nothing masks it
-    pad_mask=True,  # targets must have the padded frame
+    pad_size_divisor=32,  # padding is 0 after normalisation and is not masked
+    pad_mask=True,  # masks need the size of the padded batch
 )
 
 model = dict(
@@ -57,12 +57,12 @@ model = dict(
         oversample_ratio=3.0,
         importance_sample_ratio=0.75,
         prompts_per_image=60,
-        # The released training has one click a prompt and nothing else. The rest, each with a probability:
+        # The released training uses prompts of one click only. Here, with probabilities:
         box_prob=0.2,
-        granularity_prob=0.2,  # the prompt tells how coarse its mask is, and means it alone
-        correction_prob=0.25,  # the prompt gets further clicks where its answer is most wrong
-        correction_rounds=3,  # at most; 3 as in UnSAMv2 (arXiv 2511.13714)
-        earlier_mask_prob=0.5,  # a corrected prompt sees its last answer
+        granularity_prob=0.2,  # the prompt has the granularity of its mask, which is then its only target
+        correction_prob=0.25,  # the prompt gets further clicks at the largest errors of its prediction
+        correction_rounds=3,  # maximum number of these clicks; 3 as in UnSAMv2 (arXiv 2511.13714)
+        earlier_mask_prob=0.5,  # a corrected prompt also has the mask of its last prediction
     ),
     test_cfg=dict(mask_format='rle'),
 )

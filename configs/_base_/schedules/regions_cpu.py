@@ -1,7 +1,7 @@
-# Twenty minutes on a core and a half. The decay spans train_cfg.max_iters, whatever that is; a resumed training keeps the
-# decay that it began with, so it should end where it was meant to.
+# Twenty minutes on one and a half CPU cores. The learning rate decays until train_cfg.max_iters. A resumed training
+# keeps the decay that it started with, so its max_iters should not be changed.
 max_iters = 4000
-train_cfg = dict(type='UnSAMTrainLoop', max_iters=max_iters, val_interval=100_000)  # and at the end
+train_cfg = dict(type='UnSAMTrainLoop', max_iters=max_iters, val_interval=100_000)  # validation only at the end
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

@@ -7,9 +7,9 @@ test_cfg = dict(type='TestLoop')
 embedding = dict(lr_mult=1.0, decay_mult=0.0)
 optim_wrapper = dict(
     type='AmpOptimWrapper',  # float16; without a CUDA device: --cfg-options optim_wrapper.type=OptimWrapper
-    # 5e-5 is the paper's, and stands in the name of the released checkpoint. The released yaml has 1e-6, and a batch of 4.
+    # 5e-5 as in the paper and in the name of the released checkpoint; the released yaml has 1e-6, and batch size 4.
     optimizer=dict(type='AdamW', lr=5e-5, weight_decay=0.05),
-    clip_grad=dict(max_norm=0.01, norm_type=2),  # of the gradient of the whole model
+    clip_grad=dict(max_norm=0.01, norm_type=2),  # norm of the gradient of the whole model
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=0.1, decay_mult=1.0),
@@ -21,10 +21,10 @@ optim_wrapper = dict(
     ),
 )
 
-# The released warm-up of 10 iterations has factor 1.0, so there is none.
+# The released warm-up of 10 iterations has factor 1.0, so none here.
 param_scheduler = [
     dict(type='MultiStepLR', milestones=[177_776, 192_592], gamma=0.1, begin=0, end=max_iters, by_epoch=False)
 ]
 
-# For another number of GPUs: --cfg-options auto_scale_lr.enable=True changes the learning rate in proportion.
+# With another number of GPUs, --cfg-options auto_scale_lr.enable=True scales the learning rate with the batch size.
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,11 +1,11 @@
-# The published schedule of the promptable models: 4 epochs of 0.1 million images, 8 in a batch. The released yaml has
-# 400,000 iterations with one image, and a learning rate that falls after 88.9 and 96.3 % of them.
+# The published schedule of the promptable models: 4 epochs of 0.1 million images, batch size 8. The released yaml has
+# 400,000 iterations with batch size 1, and steps of the learning rate after 88.9 and 96.3 % of them.
 max_iters = 50_000
 train_cfg = dict(type='UnSAMTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
-# Parts of the backbone have keys of their own, since that of the whole backbone would win over norm_decay_mult.
+# Norms of the backbone need their own keys: the key of the whole backbone takes precedence over norm_decay_mult.
 in_backbone = dict(lr_mult=0.1, decay_mult=0.0)
 swin_blocks = [2, 2, 6, 2]
 backbone_norms = [
@@ -19,7 +19,7 @@ embeddings = ['prompt_embed', 'type_embed', 'kind_embed', 'mask_tokens', 'query_
 optim_wrapper = dict(
     type='AmpOptimWrapper',  # float16; without a CUDA device: --cfg-options optim_wrapper.type=OptimWrapper
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
-    clip_grad=dict(max_norm=0.01, norm_type=2),  # of the gradient of the whole model
+    clip_grad=dict(max_norm=0.01, norm_type=2),  # norm of the gradient of the whole model
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=0.1, decay_mult=1.0),
@@ -31,10 +31,10 @@ optim_wrapper = dict(
     ),
 )
 
-# After 90 and 95 % of the iterations, as the paper says. The released warm-up of 10 iterations has factor 1.0: none.
+# After 90 and 95 % of the iterations, as in the paper. The released warm-up of 10 iterations has factor 1.0: none here.
 param_scheduler = [
     dict(type='MultiStepLR', milestones=[45_000, 47_500], gamma=0.1, begin=0, end=max_iters, by_epoch=False)
 ]
 
-# For another number of GPUs: --cfg-options auto_scale_lr.enable=True changes the learning rate in proportion.
+# With another number of GPUs, --cfg-options auto_scale_lr.enable=True scales the learning rate with the batch size.
 auto_scale_lr = dict(enable=False, base_batch_size=8)
