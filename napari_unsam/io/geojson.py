@@ -1,4 +1,4 @@
-"""GeoJSON as QuPath reads it: one feature for each object, outlined along the edges of its pixels."""
+"""GeoJSON for QuPath: one feature for each object, outlined along the sides of its pixels."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _NAMESPACE = uuid.UUID('6b1f6c2e-53d7-4d0e-9f0c-6d6a5b7f4a11')
 def write_geojson(path: str | Path, objects: LabelledObjects) -> None:
     """Writes a FeatureCollection, atomically.
 
-    Coordinates are pixels of the whole image, x before y, (0, 0) being its upper left corner. Each object of each plane is a
-    Polygon, with holes, or a MultiPolygon. Its `id` depends on the name of the image, the kind of object, plane and label
-    alone. `properties` have
+    Coordinates are x, y in pixels; (0, 0) is the upper left corner of the image. Each object of each plane is a Polygon, with
+    holes, or a MultiPolygon. Its `id` depends only on the image name, the kind of object, the plane and the label. The
+    `properties` are
 
     - `objectType` annotation, `name`, `color`, and the kind as `classification`;
     - `measurements`: all numbers of the features table;
-    - `label`, `parent` (the id of the parent's feature, in the same plane or in the file of a linked layer, or null), and the
-      same as text in `metadata`, which QuPath keeps.
+    - `label`, `parent` (the id of the parent's feature, in the same plane or in the file of a linked layer, or null), and both
+      as text in `metadata`, which QuPath keeps.
 
-    Planes of stacks are told by `plane` in the geometry, as QuPath does, with c, z and t counted from 0; positions, which it
-    has none of, by `position` in `metadata`.
+    The plane of a stack is `plane` in the geometry, as in QuPath, with c, z and t counted from 0. The position, which QuPath
+    does not have, is `position` in `metadata`.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -61,7 +61,7 @@ def _feature(
             'objectType': 'annotation',
             'name': f'{objects.kind} {crop.label}',
             'color': list(label_rgb(crop.label)),
-            # A class has one colour, whatever its objects have.
+            # One colour for the class.
             'classification': {'name': objects.kind, 'color': list(label_rgb(1))},
             'label': crop.label,
             'parent': parent,
@@ -89,13 +89,13 @@ def _geometry(parts: list[list[Ring]]) -> dict[str, Any]:
 
 
 def _plane(axes: str, plane: tuple[int, ...]) -> dict[str, Any]:
-    """Nothing for a plain image; else the place of a plane, c = -1 standing for all channels."""
+    """The plane in QuPath's form, with c = -1 for all channels; empty for a 2D image."""
     at = dict(zip(axes, plane, strict=False))
     return {'plane': {'c': at.get('c', -1), 'z': at.get('z', 0), 't': at.get('t', 0)}} if at else {}
 
 
 def _position(axes: str, plane: tuple[int, ...]) -> dict[str, str]:
-    """Which position a plane belongs to, if there are several; QuPath has an image for each."""
+    """The position of a plane, if there are several."""
     return {'position': str(plane[axes.index('p')])} if 'p' in axes else {}
 
 
@@ -104,7 +104,7 @@ def _feature_id(name: str, kind: str, plane: tuple[int, ...], label: int) -> str
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float | int]:
-    """The columns that QuPath takes for measurements: finite numbers, of which a bool is none."""
+    """The columns that QuPath accepts as measurements: finite numbers, without bools."""
     return {
         name: plain(value)
         for name, value in row.items()
