@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from napari_unsam.engine.inference import ProgressCallback
     from napari_unsam.model.label_boxes import LazyArray
 
-_NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
+_NOT_IN_NAMES = r'[\\/:*?"<>|]'  # of files, on some system
 _NONE = 'No objects yet; commit one first.'
 
 
@@ -57,7 +57,7 @@ class ObjectsPanel(Panel):
         )
         self.export_button = self.make_button('Export...', 'Write all objects to a file', self.export)
         self.format_choice = self.make_choice(
-            'What Export writes', items={name: form.title for name, form in FORMATS.items()}
+            'Format of the exported file', items={name: form.title for name, form in FORMATS.items()}
         )
         self.lay_out(
             [self.summary_label],
@@ -77,9 +77,9 @@ class ObjectsPanel(Panel):
 
     @property
     def layer(self) -> Labels | None:
-        """The layer that the panel works on: the selected one if it holds objects in a table, else that of the session."""
+        """The layer that the panel shows: the selected one if it has a table of objects, else that of the session."""
         layers = self._session.viewer.layers
-        # From the list: what napari gives plugins as the active layer is a stand-in for it.
+        # From the list, as napari gives plugins a proxy for the active layer.
         active = next((layer for layer in layers if layer == layers.selection.active), None)
         is_linked = isinstance(active, Labels) and {'index', 'area_px'} <= set(active.features)
         return active if is_linked else self._session.objects
@@ -90,7 +90,7 @@ class ObjectsPanel(Panel):
         self._unfollow()
 
     def measure(self) -> None:
-        """Measures all objects into the features table, which napari shows under Layers > Metadata > Features table widget."""
+        """Adds measurements of all objects to the features table."""
         layer, image = self._objects(), self._session.image
         if layer is None or image is None:
             return
@@ -111,7 +111,7 @@ class ObjectsPanel(Panel):
         name = self.format_choice.currentData()
         form = FORMATS[name]
         path = self.choose_path(
-            # Not the name of the image, which often is a TIFF too.
+            # Another name than that of the image, which often is a TIFF too.
             f'{re.sub(_NOT_IN_NAMES, "_", self._image_name())}.objects{form.ending}',
             f'{form.title} (*{form.ending})',
         )
@@ -125,7 +125,7 @@ class ObjectsPanel(Panel):
 
         def written(_nothing: None) -> None:
             is_whole = self._changes.count(layer) == before and holds(name, objects.features)
-            # Not of the image that is chosen by now.
+            # The user may have chosen another image meanwhile.
             if is_whole and layer is self._session.objects:
                 self._session.exported.emit()
             self.say(f'Written: {path}')
@@ -133,7 +133,7 @@ class ObjectsPanel(Panel):
         self._run(f'Writing {path.name}', lambda progress: export(path, objects, name, progress), written)
 
     def open(self) -> None:
-        """Asks for a file and adds the objects in it to those of the image, with new labels."""
+        """Asks for a file and adds its objects to the image, with new labels."""
         if self._session.image is None:
             self.say('Choose an image first.', Level.PROBLEM)
             return
@@ -180,14 +180,14 @@ class ObjectsPanel(Panel):
                 self.say(f'It is part of object {label} of "{name}", a layer that was removed.', Level.PROBLEM)
 
     def choose_path(self, suggestion: str, kinds: str) -> Path | None:
-        """Asks where to write; None if cancelled."""
-        # Whether to replace a file is asked by `export`, which also knows of folders.
+        """Asks for a file to write; None if cancelled."""
+        # `export` asks whether to replace a file, or an OME-Zarr folder.
         options = QFileDialog.Option.DontConfirmOverwrite
         path, _ = QFileDialog.getSaveFileName(self, 'Export objects', suggestion, kinds, options=options)
         return Path(path) if path else None
 
     def choose_existing(self, kinds: str) -> Path | None:
-        """Asks what to read; None if cancelled."""
+        """Asks for a file to read; None if cancelled."""
         path, _ = QFileDialog.getOpenFileName(self, 'Open objects', '', kinds)
         return Path(path) if path else None
 
@@ -196,7 +196,7 @@ class ObjectsPanel(Panel):
         return QMessageBox.question(self, 'Export objects', question) == QMessageBox.StandardButton.Yes
 
     def _follow(self) -> None:
-        """Follows the layer of objects in use."""
+        """Connects to the layer that the panel shows, in place of the previous one."""
         layer = self.layer
         if layer is not self._followed:
             self._unfollow()
@@ -220,8 +220,7 @@ class ObjectsPanel(Panel):
         if layer is None:
             self.summary_label.setText('No objects yet')
             return
-        count = len(layer.features)
-        text = f'"{layer.name}": {count} object{"" if count == 1 else "s"}'
+        text = f'"{layer.name}": {counted(len(layer.features), "object")}'
         row = self._row(layer)
         if row is not None:
             text += f'; selected: {layer.selected_label}, {int(row.get("area_px", 0)):,} px'
@@ -258,7 +257,7 @@ class ObjectsPanel(Panel):
         return objects_of_layer(layer, self._image_name(), self._channel_axis(), **kind)
 
     def _channels(self, image: Image) -> dict[str, LazyArray]:
-        """Those of the image, and those of other layers of the same pixels, as channels are often shown."""
+        """The channels of the image, or, if it has one, those in other layers with the same shape and position."""
         found = channels_of_layer(image, self._channel_axis())
         if image.rgb or len(found) > 1:
             return found

@@ -24,7 +24,7 @@ class SavedBar(Panel):
         """Makes the controls.
 
         Args:
-            autosave: Saves the work of the session, and finds that of others.
+            autosave: Saves the work of the session, and finds that of earlier ones.
         """
         self._autosave = autosave
         self._saved: SavedSession | None = None
@@ -57,7 +57,7 @@ class SavedBar(Panel):
 
     def _restore(self) -> None:
         saved, image = self._saved, self._session.image
-        self.restore_button.hide()  # until it is read
+        self.restore_button.hide()  # while the work is read
         self._session.controller.run(
             'Reading the saved work',
             lambda progress: saved.objects(),
@@ -75,7 +75,7 @@ class SavedBar(Panel):
             return
         found = self._autosave.restore(self._session, saved, read)
         if controller.prompts_here and controller.plane is None:
-            controller.embed()  # for the mask that the prompts mean
+            controller.embed()  # for the mask of the prompts
         text = f'{counted(found.objects, "object")} and {counted(found.prompts, "prompt")} restored.'
         if found.relabelled:
             text += f' {counted(found.relabelled, "object")} got new labels (theirs were negative or above 32 bits).'

@@ -12,7 +12,7 @@ from napari_unsam.controller import Level
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.folders.series import ImageSeries, fingerprint, place_objects
 from napari_unsam.io.objects import LabelledObjects, objects_of_layer
-from napari_unsam.qt.files_panel import FilesPanel, Unsaved
+from napari_unsam.qt.files_panel import Answer, FilesPanel
 from napari_unsam.viewer.changes import LayerChanges
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
@@ -521,7 +521,7 @@ def test_beside_the_images_by_default(panel, session, folder, settle):
 
 @pytest.mark.parametrize(
     ('answer', 'open_name', 'is_saved'),
-    [(Unsaved.SAVE, 'b.tif', True), (Unsaved.DISCARD, 'b.tif', False), (Unsaved.STAY, 'a.png', False)],
+    [(Answer.Save, 'b.tif', True), (Answer.Discard, 'b.tif', False), (Answer.Cancel, 'a.png', False)],
 )
 def test_unsaved_changes_are_asked_about(panel, session, folder, settle, monkeypatch, answer, open_name, is_saved):
     asked = []
