@@ -33,13 +33,12 @@ import numpy as np
 from filelock import FileLock
 
 from napari_unsam.io.records import (
-    LOCK,
     SavedObjects,
     SavedSession,
     Work,
     count_prompts,
     image_identity,
-    lock_abandoned,
+    lock_record,
     read_work,
     remove_work,
     write_blocks,
@@ -179,7 +178,7 @@ class Autosave:
             known = [record for record in self._records if record.folder.parent.name == identity]
             own, restored = {record.folder for record in known}, {name for record in known for name in record.replaces}
         for folder in self._folders(f'{identity}/*/'):
-            lock = None if folder in own else lock_abandoned(folder)
+            lock = None if folder in own else lock_record(folder)
             if lock is None:
                 continue
             lock.release()
@@ -211,9 +210,7 @@ class Autosave:
             StoreError: If the objects have another shape than the image.
             UnSAMError: If no layer can be made for the objects.
         """
-        self._is_restoring = (
-            True  # a save in between would have a part of it, and be the latest if the process is killed
-        )
+        self._is_restoring = True  # a save in between would have a part of the work only
         try:
             restored = self._restore(session, saved, saved.objects() if read is None else read)
         finally:
@@ -433,7 +430,11 @@ class Autosave:
             if is_empty and record.is_empty:
                 return work
             if record.lock is None:
-                record.lock = _locked(record.folder)
+                record.lock = lock_record(record.folder, _LOCK_S)
+            if record.lock is None:
+                raise StoreError(
+                    f'{record.folder}: cannot be made or locked; set XDG_CACHE_HOME to a folder that can be written'
+                )
             written = write_blocks(record.folder, work.labels)
             self._wait_for_action()
             latest = record.work
@@ -475,7 +476,7 @@ class Autosave:
         for folder in self._folders('*/*/'):
             with suppress(OSError, StoreError):
                 is_old = time.time() - folder.stat().st_mtime > self._keep_days * _DAY_S
-                lock = lock_abandoned(folder) if is_old else None
+                lock = lock_record(folder) if is_old else None
                 if lock is not None:
                     try:
                         read_work(folder)
@@ -503,19 +504,6 @@ def _work(session: ViewerSession, record: _Record) -> Work:
         replaces=tuple(record.replaces),
         channels=record.channels if isinstance(record.channels, Channels) else None,
     )
-
-
-def _locked(folder: Path) -> FileLock:
-    """Makes and locks the folder of a record."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, thread_local=False)
-        lock.acquire(timeout=_LOCK_S)
-    except (OSError, NotImplementedError) as error:
-        raise StoreError(
-            f'{folder}: cannot be made or locked ({error}); set XDG_CACHE_HOME to a folder that can be written'
-        ) from error
-    return lock
 
 
 def _is_filled(array: LazyArray) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_unsam.io.objects import LabelCrop, LabelledObjects, crops_by_plane, in_utf8, parent_of, plain
-from napari_unsam.io.outlines import Ring, polygons
+from napari_unsam.io.outlines import polygons
 from napari_unsam.model.palette import label_rgb
 from unsam_mm.files import atomic_writer
 
@@ -52,11 +52,21 @@ def write_geojson(path: str | Path, objects: LabelledObjects) -> None:
 def _feature(
     crop: LabelCrop, row: Mapping[str, Any], objects: LabelledObjects, plane: tuple[int, ...], here: set[int]
 ) -> dict[str, Any]:
-    parent = _parent_id(row, objects, plane, here)
+    parent, parts = _parent_id(row, objects, plane, here), polygons(crop.mask, crop.top, crop.left)
+    is_one = len(parts) == 1
+    geometry = {'type': 'Polygon' if is_one else 'MultiPolygon', 'coordinates': parts[0] if is_one else parts}
+    metadata = {'label': str(crop.label)}
+    if parent:
+        metadata['parent'] = parent
+    at = dict(zip(objects.axes, plane, strict=False))
+    if at:
+        geometry['plane'] = {'c': at.get('c', -1), 'z': at.get('z', 0), 't': at.get('t', 0)}  # c = -1: all channels
+    if 'p' in at:
+        metadata['position'] = str(at['p'])
     return {
         'type': 'Feature',
         'id': _feature_id(objects.name, objects.kind, plane, crop.label),
-        'geometry': _geometry(polygons(crop.mask, crop.top, crop.left)) | _plane(objects.axes, plane),
+        'geometry': geometry,
         'properties': {
             'objectType': 'annotation',
             'name': f'{objects.kind} {crop.label}',
@@ -66,9 +76,7 @@ def _feature(
             'label': crop.label,
             'parent': parent,
             'measurements': _numbers(row),
-            'metadata': {'label': str(crop.label)}
-            | ({'parent': parent} if parent else {})
-            | _position(objects.axes, plane),
+            'metadata': metadata,
         },
     }
 
@@ -80,23 +88,6 @@ def _parent_id(row: Mapping[str, Any], objects: LabelledObjects, plane: tuple[in
         case layer, label if layer:
             return _feature_id(objects.name, in_utf8(layer), plane, label)
     return None
-
-
-def _geometry(parts: list[list[Ring]]) -> dict[str, Any]:
-    if len(parts) == 1:
-        return {'type': 'Polygon', 'coordinates': parts[0]}
-    return {'type': 'MultiPolygon', 'coordinates': parts}
-
-
-def _plane(axes: str, plane: tuple[int, ...]) -> dict[str, Any]:
-    """The plane in QuPath's form, with c = -1 for all channels; empty for a 2D image."""
-    at = dict(zip(axes, plane, strict=False))
-    return {'plane': {'c': at.get('c', -1), 'z': at.get('z', 0), 't': at.get('t', 0)}} if at else {}
-
-
-def _position(axes: str, plane: tuple[int, ...]) -> dict[str, str]:
-    """The position of a plane, if there are several."""
-    return {'position': str(plane[axes.index('p')])} if 'p' in axes else {}
 
 
 def _feature_id(name: str, kind: str, plane: tuple[int, ...], label: int) -> str:

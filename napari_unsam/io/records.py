@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from napari_unsam.io.objects import is_missing, known_columns, plain, rows_by_label
 from napari_unsam.model.frame import Channels
@@ -283,12 +283,14 @@ def read_work(folder: Path) -> SavedSession | None:
         ) from error
 
 
-def lock_abandoned(folder: Path) -> FileLock | None:
-    """Locks a record that no session uses; returns None if one does, or it cannot be locked."""
-    lock = FileLock(folder / LOCK, thread_local=False)
+def lock_record(folder: Path, timeout_s: float = 0.0) -> FileLock | None:
+    """Locks a record, whose folder is made as needed; returns None if another session uses it or it cannot be locked."""
     try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError, NotImplementedError):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, thread_local=False)
+        lock.acquire(timeout=timeout_s)
+    except (OSError, NotImplementedError) as error:
+        logger.debug('%s cannot be locked: %s', folder, error)
         return None
     return lock
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,7 +100,8 @@ class ObjectsPanel(Panel):
             layer.features = merged(layer.features, measured)
             self.say(f'{counted(len(measured), "object")} measured; see Layers > Metadata > Features table widget.')
 
-        self._run('Measuring', lambda progress: measure(objects, channels, progress), done)
+        work = partial(measure, objects, channels)
+        self._session.controller.run('Measuring', work, done, is_task=True)
 
     def export(self) -> None:
         """Asks for a file name and writes the objects."""
@@ -130,7 +130,8 @@ class ObjectsPanel(Panel):
                 self._session.exported.emit()
             self.say(f'Written: {path}')
 
-        self._run(f'Writing {path.name}', lambda progress: export(path, objects, name, progress), written)
+        work = partial(export, path, objects, name)
+        self._session.controller.run(f'Writing {path.name}', work, written, is_task=True)
 
     def open(self) -> None:
         """Asks for a file and adds its objects to the image, with new labels."""
@@ -144,7 +145,7 @@ class ObjectsPanel(Panel):
             def read(progress: ProgressCallback) -> ReadMasks:
                 return read_masks(read_objects(path), progress)
 
-            self._run(f'Reading {path.name}', read, partial(self._add, layer))
+            self._session.controller.run(f'Reading {path.name}', read, partial(self._add, layer), is_task=True)
 
     def delete(self) -> None:
         """Erases the selected object of the session's layer."""
@@ -279,6 +280,3 @@ class ObjectsPanel(Panel):
 
     def _image_name(self) -> str:
         return 'objects' if self._session.image is None else self._session.image.name
-
-    def _run(self, name: str, work: Callable, on_done: Callable) -> None:
-        self._session.controller.run(name, work, on_done, is_task=True)

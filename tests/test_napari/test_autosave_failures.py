@@ -19,7 +19,7 @@ from napari_unsam.io.records import (
     LOCK,
     Work,
     image_identity,
-    lock_abandoned,
+    lock_record,
     read_work,
     remove_work,
     write_blocks,
@@ -300,7 +300,7 @@ def on_windows(monkeypatch):
         if path.parent.name in refused:
             raise PermissionError(errno.EACCES, 'in use', str(path))
         if path.name == LOCK and path.exists():
-            lock = lock_abandoned(path.parent)
+            lock = lock_record(path.parent)
             if lock is None:
                 raise PermissionError(errno.EACCES, 'in use', str(path))
             lock.release()
