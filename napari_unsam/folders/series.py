@@ -15,6 +15,7 @@ from psygnal import Signal
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.io.objects import LabelledObjects, known_columns, objects_of_layer, with_progress
+from napari_unsam.model.frame import full_resolution
 from napari_unsam.model.label_boxes import Region, blocks, object_boxes
 from napari_unsam.model.targets import Level
 from napari_unsam.viewer.changes import LayerChanges
@@ -308,7 +309,7 @@ def place_objects(
 def fingerprint(layer: Labels) -> int:
     """A checksum of the pixels and the features table of a layer; 0 if there are no objects."""
     value = 0
-    data = layer.data[0] if layer.multiscale else layer.data
+    data = full_resolution(layer)
     for block in blocks(data.shape):
         pixels = np.ascontiguousarray(data[block])
         if pixels.any() or value:

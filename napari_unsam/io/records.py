@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 
 from napari_unsam.io.objects import is_missing, known_columns, plain, rows_by_label
-from napari_unsam.model.frame import Channels
+from napari_unsam.model.frame import Channels, full_resolution
 from napari_unsam.model.label_boxes import LazyArray, object_boxes
 from napari_unsam.model.prompts import PendingObject, PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
 from napari_unsam.model.text import counted
@@ -52,8 +52,7 @@ def image_identity(image: Image) -> str:
 
     It covers the source, name, shape and dtype, and a sample of the values if they are in memory.
     """
-    data = image.data[0] if image.multiscale else image.data
-    source = image.source
+    data, source = full_resolution(image), image.source
     # The names of dask arrays and the paths of zarr arrays stand for their content, which would take long to read.
     origin = [source.path, source.sample, getattr(data, 'name', None), getattr(data, 'store_path', None)]
     digest = hashlib.blake2b(digest_size=16)

@@ -15,6 +15,7 @@ from qtpy.QtWidgets import (
     QGroupBox,
     QLabel,
     QLayout,
+    QMessageBox,
     QProgressBar,
     QPushButton,
     QSlider,
@@ -79,6 +80,10 @@ class Panel(QWidget):
     def say(self, text: str, level: Level = Level.INFO) -> None:
         """Shows a text in the status line."""
         self._session.controller.say(text, level)
+
+    def confirm(self, title: str, question: str) -> bool:
+        """Asks yes or no; returns True for yes."""
+        return QMessageBox.question(self, title, question) == QMessageBox.StandardButton.Yes
 
     def lay_out(self, *rows: Row) -> QGridLayout:
         """Lays out the controls of the section."""

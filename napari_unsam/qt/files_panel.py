@@ -140,15 +140,15 @@ class FilesPanel(Panel):
 
     def _show(self) -> None:
         series = self.series
-        position = None if series is None else series.position
-        count = 0 if series is None else len(series.images.names)
-        for row in range(count):
+        names = () if series is None else series.images.names
+        position, asked = (None, None) if series is None else (series.position, series.asked)
+        n_done = 0
+        for row, name in enumerate(names):
             mark = '✓ ' if series.is_done(row) else '✗ ' if series.is_broken(row) else ''
-            self.list.item(row).setText(f'{mark}{series.images.names[row]}')
-        asked = None if series is None else series.asked
+            self.list.item(row).setText(f'{mark}{name}')
+            n_done += series.is_done(row)
         self.list.setCurrentRow(-1 if position is None else position)
         self.previous_button.setEnabled(bool(asked))
-        self.next_button.setEnabled(asked is not None and asked < count - 1)
+        self.next_button.setEnabled(asked is not None and asked < len(names) - 1)
         self.save_button.setEnabled(position is not None)
-        done = sum(series.is_done(row) for row in range(count)) if series is not None else 0
-        self.status_label.setText(f'{done} of {count} done' if count else 'No folder open')
+        self.status_label.setText(f'{n_done} of {len(names)} done' if names else 'No folder open')

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels
-from qtpy.QtWidgets import QFileDialog, QMessageBox
+from qtpy.QtWidgets import QFileDialog
 
 from napari_unsam.folders.series import ReadMasks, place_objects, read_masks
 from napari_unsam.io.formats import FORMATS, READABLE, export, holds, read_objects
@@ -119,7 +119,7 @@ class ObjectsPanel(Panel):
             return
         if not path.name.endswith(form.ending):
             path = path.with_name(path.name + form.ending)
-        if path.exists() and not self.confirm(f'{path.name} exists. Replace it?'):
+        if path.exists() and not self.confirm('Export objects', f'{path.name} exists. Replace it?'):
             return
         objects, before = self._described(layer), self._changes.count(layer)
 
@@ -191,10 +191,6 @@ class ObjectsPanel(Panel):
         """Asks for a file to read; None if cancelled."""
         path, _ = QFileDialog.getOpenFileName(self, 'Open objects', '', kinds)
         return Path(path) if path else None
-
-    def confirm(self, question: str) -> bool:
-        """Asks yes or no."""
-        return QMessageBox.question(self, 'Export objects', question) == QMessageBox.StandardButton.Yes
 
     def _follow(self) -> None:
         """Connects to the layer that the panel shows, in place of the previous one."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QMessageBox
-
 from napari_unsam.model.targets import Level
 from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import Panel, wrapping_label
@@ -51,10 +49,6 @@ class SavedBar(Panel):
             name = f'"{image.name}", {when}'
             self.label.setText(f'Unsaved prompts found: {name}.' if is_in_view else f'Unsaved work found: {name}.')
 
-    def confirm(self, question: str) -> bool:
-        """Asks yes or no."""
-        return QMessageBox.question(self, 'Discard saved work', question) == QMessageBox.StandardButton.Yes
-
     def _restore(self) -> None:
         saved, image = self._saved, self._session.image
         self.restore_button.hide()  # while the work is read
@@ -87,7 +81,6 @@ class SavedBar(Panel):
         controller.say(text, Level.PROBLEM if found.damaged else Level.INFO)
 
     def _discard(self) -> None:
-        if not self.confirm(f'Delete {self._saved.description}? This cannot be undone.'):
-            return
-        self._autosave.discard(self._saved)
-        self.refresh()
+        if self.confirm('Discard saved work', f'Delete {self._saved.description}? This cannot be undone.'):
+            self._autosave.discard(self._saved)
+            self.refresh()

@@ -69,8 +69,10 @@ class SegmentationWidget(DockedWidget):
         if controller is None:
             embedder = PlaneEmbedder(_settings.inference())
             controller = SegmentationController(embedder, in_gui_thread, embedder.load)
-            on_problem = partial(_tell_problem, controller)
-            autosave = autosave or Autosave(_settings.default_store() / 'autosave', on_problem=on_problem)
+            autosave = autosave or Autosave(
+                _settings.default_store() / 'autosave',
+                on_problem=lambda text: in_gui_thread(partial(controller.say, text, Level.PROBLEM)),
+            )
         self.controller = controller
         self.session = ViewerSession(viewer, self.controller, later)
         self._autosave = autosave
@@ -199,10 +201,6 @@ class SegmentationWidget(DockedWidget):
         problem = status.level is Level.PROBLEM
         self.status_label.setText(('⚠ ' if problem else '') + status.text)
         self.status_label.setStyleSheet('font-weight: bold;' if problem else '')
-
-
-def _tell_problem(controller: SegmentationController, text: str) -> None:
-    in_gui_thread(lambda: controller.say(text, Level.PROBLEM))
 
 
 def _leave(controller: SegmentationController, autosave: Autosave | None) -> None:

@@ -48,7 +48,7 @@ def filled(panel, session):
 def answering(monkeypatch, panel, path, confirm=True):
     monkeypatch.setattr(panel, 'choose_path', lambda suggestion, kinds: path)
     monkeypatch.setattr(panel, 'choose_existing', lambda kinds: path)
-    monkeypatch.setattr(panel, 'confirm', lambda question: confirm)
+    monkeypatch.setattr(panel, 'confirm', lambda title, question: confirm)
 
 
 def test_without_objects_there_is_nothing_to_press_but_open(panel):
