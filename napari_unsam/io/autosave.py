@@ -123,7 +123,7 @@ class _Record:
 
     @property
     def is_waiting(self) -> bool:
-        """True if there is a state that no save was tried of."""
+        """True if there is a state that has not been tried to save yet."""
         return self.work is not None and self.work is not self.failed
 
     @property

@@ -94,8 +94,8 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
 def write_ome_zarr(path: str | Path, objects: LabelledObjects) -> None:
     """Writes an OME-Zarr 0.5 container with the label image ``labels/objects``, atomically.
 
-    Each level of the pyramid has every second row and column of the one before, until both fit into one chunk. The rows of
-    the features table are the properties of the labels.
+    Each level of the pyramid has every second row and column of the previous level, until both fit into one chunk. The rows
+    of the features table are the properties of the labels.
 
     Raises:
         StoreError: If the folder cannot be written, or holds other data than such a container.

@@ -72,7 +72,7 @@ def measure(
 
 
 def merged(features: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    """A table with new measurements, which replace old ones; its other columns and rows are kept, rows of new labels are last."""
+    """A table with new measurements in place of old ones; other columns and rows are kept, rows of new labels come last."""
     if 'index' not in features:
         features = features.assign(index=np.arange(len(features)))
     known, fresh = features.set_index('index'), measured.set_index('index')

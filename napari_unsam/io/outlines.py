@@ -27,7 +27,7 @@ def polygons(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
     parts, count = ndimage.label(mask)
     outer: list[Ring | None] = [None] * count
     holes: list[list[Ring]] = [[] for _ in range(count)]
-    contours = find_contours(np.pad(mask.astype(float), 1), 0.5, fully_connected='low')
+    contours = find_contours(np.pad(mask, 1), 0.5, fully_connected='low')
     for pixel, corners in sorted((_ring(contour[:-1] - 1) for contour in contours), key=lambda ring: ring[0]):
         part = parts[pixel] - 1
         for ring in _simple_rings(list(map(tuple, np.add(corners, (left, top)).tolist()))):

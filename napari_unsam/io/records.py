@@ -132,7 +132,7 @@ class SavedSession(WorkState):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are neither objects nor prompts."""
+        """True if there are neither objects nor prompts."""
         return not self._blocks and not self.prompts
 
     @property
@@ -327,7 +327,7 @@ def count_prompts(prompts: Prompts) -> int:
 
 
 def _prompts_to_json(value: Any) -> Any:
-    """Prompts, as `asdict` gives them, or a part of them as JSON: enums by name, numbers of NumPy as those of Python."""
+    """Prompts from `asdict`, or a part of them, as JSON: enums by name, NumPy scalars as Python numbers."""
     if isinstance(value, dict):
         return {name: _prompts_to_json(part) for name, part in value.items()}
     if isinstance(value, tuple):

@@ -254,7 +254,7 @@ class ObjectsPanel(Panel):
         return objects_of_layer(layer, self._image_name(), self._channel_axis(), **kind)
 
     def _channels(self, image: Image) -> dict[str, LazyArray]:
-        """The channels of the image, or, if it has one, those in other layers with the same shape and position."""
+        """The channels of the image; if it has only one, all layers of the same shape and position as channels."""
         found = channels_of_layer(image, self._channel_axis())
         if image.rgb or len(found) > 1:
             return found
