@@ -108,8 +108,7 @@ class Panel(QWidget):
         is_checked: bool = False,
     ) -> QCheckBox:
         """A check box."""
-        made = QCheckBox(text)
-        made.setToolTip(tooltip)
+        made = _unfocusable(QCheckBox(text), tooltip)
         made.setChecked(is_checked)
         made.toggled.connect(self._reporting(changed))
         return made

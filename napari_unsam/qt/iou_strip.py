@@ -89,10 +89,7 @@ class IouStrip(QWidget):
         if z is not None:
             self.slice_wanted.emit(z)
 
-    def mouseMoveEvent(self, event: QMouseEvent) -> None:
-        """Goes to the slice under the mouse while a button is pressed."""
-        if event.buttons() & Qt.MouseButton.LeftButton:
-            self.mousePressEvent(event)
+    mouseMoveEvent = mousePressEvent  # without mouse tracking, Qt sends it only while a button is pressed
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Draws the bars."""

@@ -34,7 +34,6 @@ class PromptPanel(Panel):
             lambda is_checked: setattr(session.inputs, 'prompting', is_checked),
             session.inputs.prompting,
         )
-        self.prompting_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.undo_button, self.redo_button = self.make_key_button('undo'), self.make_key_button('redo')
         self.next_button, self.clear_button = self.make_key_button('next_object'), self.make_key_button('clear_prompts')
         self.lay_out(
