@@ -378,7 +378,10 @@ class Autosave:
         while not is_last:
             with self._wake:
                 has_failed = any(record.failed is not None for record in self._records)
-                self._wake.wait_for(self._has_something_to_do, _RETRY_S if has_failed else None)
+                self._wake.wait_for(
+                    lambda: self._is_closed or any(record.is_waiting or record.is_over for record in self._records),
+                    _RETRY_S if has_failed else None,
+                )
                 if any(record.is_waiting for record in self._records):
                     # From the first action on, not from the last: a busy user's work is saved too.
                     self._wake.wait_for(lambda: self._is_closed, pause_s)
@@ -395,9 +398,6 @@ class Autosave:
                 self._records = [record for record in self._records if record not in ended]
             for record in [*ended, *self._records] if is_last else ended:
                 self._end(record)
-
-    def _has_something_to_do(self) -> bool:
-        return self._is_closed or any(record.is_waiting or record.is_over for record in self._records)
 
     def _save(self, record: _Record) -> None:
         """Saves the work of a record, or notes that this failed; never raises, so that the thread goes on."""

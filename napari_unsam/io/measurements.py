@@ -99,10 +99,12 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 def _place(mask: np.ndarray, box: Region, objects: LabelledObjects) -> dict[str, Any]:
     area = int(np.count_nonzero(mask))
-    # From the profiles along each axis, which takes less memory than the coordinates of every voxel.
+    axes = range(mask.ndim)
+    # The counts along each axis need less memory than the coordinates of every voxel.
+    profiles = [np.count_nonzero(mask, axis=tuple(other for other in axes if other != axis)) for axis in axes]
     centroid = [
-        side.start + float(np.average(np.arange(mask.shape[axis]), weights=_profile(mask, axis)))
-        for axis, side in enumerate(box)
+        side.start + float(np.average(np.arange(len(profile)), weights=profile))
+        for side, profile in zip(box, profiles, strict=True)
     ]
     row: dict[str, Any] = {'area_px': area}
     row |= {f'bbox_{axis}0': side.start for axis, side in zip(objects.axes, box, strict=True)}
@@ -116,10 +118,6 @@ def _place(mask: np.ndarray, box: Region, objects: LabelledObjects) -> dict[str,
         for axis, at, step, name in zip(objects.axes, centroid, objects.scale, objects.units, strict=True):
             row[f'centroid_{axis}_{_unit(name)}'] = at * step
     return row
-
-
-def _profile(mask: np.ndarray, axis: int) -> np.ndarray:
-    return np.count_nonzero(mask, axis=tuple(other for other in range(mask.ndim) if other != axis))
 
 
 def _shape(mask: np.ndarray, objects: LabelledObjects) -> dict[str, Any]:

@@ -159,7 +159,11 @@ class SavedSession(WorkState):
             ) from error
         damaged = 0
         for start, name in self._blocks:
-            values = _read_block(self.folder / _BLOCKS / name)
+            try:
+                values = read_npz(self.folder / _BLOCKS / name)['labels']
+            except (OSError, KeyError, StoreError) as error:
+                logger.warning('a block of saved labels cannot be read: %s: %s', self.folder / _BLOCKS / name, error)
+                values = np.zeros(0)
             place = tuple(slice(at, at + side) for at, side in zip(start, values.shape, strict=False))
             is_inside = len(start) == values.ndim == labels.ndim and values.size and min(start) >= 0
             if not is_inside or labels[place].shape != values.shape or _digest(values) != Path(name).stem:
@@ -179,8 +183,17 @@ class SavedSession(WorkState):
         array, damaged = self.labels()
         if array is None:
             return SavedObjects([])
-        writes, relabelled = _writes(array, self.features)
-        return SavedObjects(writes, damaged, relabelled)
+        boxes = object_boxes(array)
+        highest = max((label for label in boxes if 0 < label <= MAX_LABEL), default=0)
+        # Above all others if there are such labels, so that no label of a deleted object is used again.
+        fresh = (label for label in chain(range(highest + 1, MAX_LABEL + 1), count(1)) if label not in boxes)
+        new = {label: label if 0 < label <= MAX_LABEL else next(fresh) for label in boxes}
+        rows = rows_by_label(self.features)
+        writes = []
+        for label, box in boxes.items():
+            row = with_parent_renumbered(known_columns(rows.get(label, {})), new, keep_absent=True)
+            writes.append(ObjectWrite(box, array[box] == label, new[label], row))
+        return SavedObjects(writes, damaged, sum(label != to for label, to in new.items()))
 
 
 def write_blocks(folder: Path, labels: LazyArray | None) -> list[dict[str, Any]]:
@@ -373,34 +386,6 @@ def _filled_blocks(labels: LazyArray | None) -> Iterator[tuple[tuple[int, ...], 
         if values.any():
             is_small = values.min() >= 0 and values.max() <= MAX_LABEL
             yield start, np.ascontiguousarray(values, np.uint32 if is_small else np.int64)
-
-
-def _read_block(path: Path) -> np.ndarray:
-    """The values of a block; an empty array if it cannot be read."""
-    try:
-        return read_npz(path)['labels']
-    except (OSError, KeyError, StoreError) as error:
-        logger.warning('a block of saved labels cannot be read: %s: %s', path, error)
-        return np.zeros(0)
-
-
-def _writes(array: np.ndarray, features: pd.DataFrame) -> tuple[list[ObjectWrite], int]:
-    """One write for each object in an array, with its row; and the number of objects whose label a layer cannot hold, which
-    get another one.
-    """
-    boxes = object_boxes(array)
-    highest = max((label for label in boxes if 0 < label <= MAX_LABEL), default=0)
-    # Above all others if there are such labels, so that no label of a deleted object is used again.
-    fresh = (label for label in chain(range(highest + 1, MAX_LABEL + 1), count(1)) if label not in boxes)
-    new = {label: label if 0 < label <= MAX_LABEL else next(fresh) for label in boxes}
-    rows = {
-        label: with_parent_renumbered(known_columns(row), new, keep_absent=True)
-        for label, row in rows_by_label(features).items()
-    }
-    writes = [
-        ObjectWrite(region, array[region] == label, new[label], rows.get(label, {})) for label, region in boxes.items()
-    ]
-    return writes, sum(label != to for label, to in new.items())
 
 
 def _digest(values: np.ndarray) -> str:
