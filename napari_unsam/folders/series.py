@@ -266,14 +266,14 @@ def read_masks(objects: LabelledObjects, progress: ProgressCallback = lambda fra
 
 
 def place_objects(
-    session: ViewerSession, layer: Labels, objects: LabelledObjects | ReadMasks, name: str, keep_labels: bool = False
+    session: ViewerSession, layer: Labels, read: ReadMasks, name: str, keep_labels: bool = False
 ) -> tuple[int, int]:
     """Writes objects into a layer as one action.
 
     Args:
         session: The session of the layer.
         layer: A layer of the same shape as the objects, apart from axes of length 1.
-        objects: The objects; the masks of large ones are best read in another thread.
+        read: The objects.
         name: Name of the action.
         keep_labels: Whether objects keep their labels. Otherwise they get new ones, and existing objects are not
             overwritten if the session has `keep_existing`.
@@ -284,7 +284,6 @@ def place_objects(
     Raises:
         StoreError: If the shapes differ.
     """
-    read = objects if isinstance(objects, ReadMasks) else read_masks(objects)
     objects, masks, shape = read.objects, read.masks, layer.data.shape
     if [side for side in shape if side > 1] != [side for side in objects.shape if side > 1]:
         raise StoreError(f'the objects of {objects.name} have shape {objects.shape}, but the image has {shape}')
