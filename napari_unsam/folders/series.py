@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from napari.layers import Labels
@@ -57,6 +58,7 @@ class ImageSeries:
         self.asked: int | None = None
         self._layer: Image | None = None
         self._changes = LayerChanges(session.viewer)
+        self._known: WeakKeyDictionary[Labels, tuple[Hashable, int]] = WeakKeyDictionary()  # fingerprints, to read less
         # Fingerprints of the objects that were opened or saved last; None if they were changed while they were saved.
         self._saved: tuple[int, ...] | None = ()
         self._done = {name for name in images.names if results.has(name)}
@@ -125,16 +127,19 @@ class ImageSeries:
         except UnSAMError as error:
             self._session.controller.say(str(error), Level.PROBLEM)
             return
-        layers, objects, before = self._layers(), self._objects(labels), self._changes.count(labels)
+        objects, before = self._objects(labels), self._changes.count(labels)
+        counts = {layer: self._changes.count(layer) for layer in self._layers()}
 
-        def write(progress: ProgressCallback) -> tuple[int, ...]:
-            saved = self._fingerprints(layers)
+        def write(progress: ProgressCallback) -> dict[Labels, tuple[Hashable, int]]:
+            written = {layer: (number, fingerprint(layer)) for layer, number in counts.items()}
             self._results.write(name, objects, progress=progress)
-            return saved
+            return written
 
-        def saved(value: tuple[int, ...]) -> None:
+        def saved(written: dict[Labels, tuple[Hashable, int]]) -> None:
             self._done.add(name)
             if self.name == name:
+                self._known.update(written)
+                value = tuple(value for _, value in written.values() if value)
                 # Of a change that was made meanwhile, even if it was undone, a part may be in the files.
                 is_unchanged = self._changes.count(labels) == before and self._fingerprints() == value
                 self._saved = value if is_unchanged else None
@@ -168,7 +173,7 @@ class ImageSeries:
                 'these.'
             )
         layers = self._layers()
-        filled = [layer for layer in layers if fingerprint(layer)]
+        filled = layers if len(layers) == 1 else [layer for layer in layers if self._fingerprint(layer)]
         if len(filled) > 1:
             names = ' and '.join(f'"{layer.name}"' for layer in filled)
             raise UnSAMError(
@@ -236,10 +241,17 @@ class ImageSeries:
     def _has_pending(self) -> bool:
         return self._session.image is self._layer and bool(self._session.controller.prompts.pending)
 
-    def _fingerprints(self, layers: Sequence[Labels] | None = None) -> tuple[int, ...]:
-        """Fingerprints of the layers that are not empty, by default of all layers of objects."""
-        values = [fingerprint(layer) for layer in (self._layers() if layers is None else layers)]
+    def _fingerprints(self) -> tuple[int, ...]:
+        """Fingerprints of the layers of objects that are not empty."""
+        values = map(self._fingerprint, self._layers())
         return tuple(value for value in values if value)
+
+    def _fingerprint(self, layer: Labels) -> int:
+        """The fingerprint of a layer, which is read only if it may have changed."""
+        number, known = self._changes.count(layer), self._known.get(layer)
+        if known is None or known[0] != number or not layer.visible:  # changes of hidden layers are not reported
+            known = self._known[layer] = number, fingerprint(layer)
+        return known[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,6 +97,7 @@ class _Record:
         folder: Its folder, in that of the image.
         image: Returns the image layer; None if it no longer exists. Another layer may look the same; it has a record of its own.
         objects: Returns the layer of objects; None if there is none, or no longer.
+        shape: Shape of the objects; None if there never were any.
         channels: The channels of the image that the objects belong to.
         prompts: The latest prompts. Only one record of an image has prompts.
         replaces: Names of the records that were restored into this one.
@@ -111,6 +112,7 @@ class _Record:
     folder: Path
     image: ref[Image]
     objects: Callable[[], Labels | None] = lambda: None
+    shape: tuple[int, ...] | None = None
     channels: Channels | LayerChannels | None = None
     prompts: Prompts = field(default_factory=Prompts)
     replaces: list[str] = field(default_factory=list)
@@ -327,7 +329,7 @@ class Autosave:
             record = self._record(image, objects)
             updated = [record]
             if objects is not None:  # else those of other channels may still be in the viewer
-                record.objects = ref(objects)
+                record.objects, record.shape = ref(objects), objects.data.shape
             if changed is not None:
                 record.is_exported = False
             if objects is session.objects:
@@ -355,12 +357,13 @@ class Autosave:
     def _record(self, image: Image, objects: Labels | None) -> _Record:
         """The record of a layer of objects, or the latest record of an image if that is None; the caller holds the lock.
 
-        A layer without a record gets one whose layer has left the viewer, if there is one, or a new one.
+        A layer without a record gets that of a layer of its shape that has left the viewer, if there is one, or a new one.
         """
         known = [record for record in self._records if record.image() is image and not record.has_left]
         if objects is not None:
             layers = () if self._session is None else self._session.viewer.layers
             in_use = {layer for layer in layers if layer is not objects}
+            known = [record for record in known if record.shape in (None, objects.data.shape)]
             known = [record for record in known if record.objects() not in in_use]
             known.sort(key=lambda record: record.objects() is objects)
         if not known:

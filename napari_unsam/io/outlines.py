@@ -1,36 +1,42 @@
-"""The outline of a mask as polygons along the sides of its pixels; drawn as a mask, they give the same mask."""
+"""The outline of a mask as polygons along the edges of its pixels: drawn again, they give the same mask."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+import numba
 import numpy as np
 from scipy import ndimage
-from skimage.measure import find_contours
 
 Ring = list[tuple[int, int]]
 """Corners x, y in pixels, the first again at the end; pixel (row 0, column 0) reaches from (0, 0) to (1, 1)."""
 
+# The edges of a pixel with the pixel on the right hand: top, right, bottom, left; the steps x, y along them, and from the
+# pixel's upper left corner to where they begin.
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+
 
 def polygons(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
-    """One polygon for each 4-connected part of a mask: the outer ring, then its holes.
+    """One polygon for each part of a mask: the outer ring, then its holes.
 
-    Rings do not cross or touch themselves, and a ring and its holes share at most single corners, so the polygons are
-    valid as simple features. With the y axis pointing down, as in images, outer rings run clockwise and holes
-    counter-clockwise.
+    Parts are what hangs together by the sides of pixels. Rings do not cross or touch themselves, and a ring and its holes
+    share no more than single corners, so the polygons are valid as simple features. With the y axis pointing down, as in
+    images, outer rings run clockwise and holes counter-clockwise.
 
     Args:
         mask: (H, W) bool.
         top: Row of the image at which the mask begins.
         left: Column of the image at which the mask begins.
     """
+    mask = np.ascontiguousarray(mask, bool)
     parts, count = ndimage.label(mask)
+    corners, starts, pixels = _trace(mask)
     outer: list[Ring | None] = [None] * count
     holes: list[list[Ring]] = [[] for _ in range(count)]
-    contours = find_contours(np.pad(mask, 1), 0.5, fully_connected='low')
-    for pixel, corners in sorted((_ring(contour[:-1] - 1) for contour in contours), key=lambda ring: ring[0]):
-        part = parts[pixel] - 1
-        for ring in _simple_rings(list(map(tuple, np.add(corners, (left, top)).tolist()))):
+    for (start, stop), (row, column) in zip(pairwise([*starts, len(corners)]), pixels, strict=True):
+        part = parts[row, column] - 1
+        moved = np.add(corners[start:stop], (left, top))
+        for ring in _simple_rings(list(map(tuple, moved.tolist()))):
             if _signed_area(ring) > 0:
                 outer[part] = ring
             else:
@@ -38,28 +44,8 @@ def polygons(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
     return [[ring, *inner] for ring, inner in zip(outer, holes, strict=True)]
 
 
-def _ring(sides: np.ndarray) -> tuple[tuple[int, int], np.ndarray]:
-    """Turns a contour of scikit-image into one along the sides of pixels.
-
-    Args:
-        sides: (N, 2) y, x of the contour: the centres of the pixel sides that it crosses, clockwise around the mask.
-
-    Returns:
-        The pixel (y, x) below the uppermost, then leftmost side, and the (K, 2) corners x, y after that side.
-    """
-    following = np.roll(sides, -1, axis=0)
-    is_horizontal = sides[:, 0] % 1 > 0
-    corners_yx = np.where(is_horizontal, (sides[:, 0], following[:, 1]), (following[:, 0], sides[:, 1])).T + 0.5
-    turns = np.flatnonzero(is_horizontal != np.roll(is_horizontal, -1))
-    tops = np.flatnonzero(is_horizontal & (following[:, 1] > sides[:, 1]))
-    first = tops[np.lexsort(sides[tops, ::-1].T)[0]]
-    turns = np.roll(turns, -np.searchsorted(turns, first))
-    y, x = sides[first]
-    return (int(y + 0.5), int(x)), corners_yx[turns, ::-1].astype(int)
-
-
 def _simple_rings(corners: Ring) -> list[Ring]:
-    """Splits a closed path at the corners that it passes twice."""
+    """Cuts a closed path where it meets itself in a corner; what is cut off there is closed by itself."""
     rings: list[Ring] = []
     path: Ring = []
     places: dict[tuple[int, int], int] = {}
@@ -80,3 +66,53 @@ def _simple_rings(corners: Ring) -> list[Ring]:
 def _signed_area(ring: Ring) -> int:
     """Twice the area; positive for outer rings."""
     return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring))
+
+
+def _trace(mask: np.ndarray) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """(N, 2) corners x, y of all rings, where each ring begins among them, and (R, 2) a pixel (y, x) inside each."""
+    tops = mask.copy()
+    tops[1:] &= ~mask[:-1]
+    # A ring has as many edges along the top of pixels as along the bottom, and corners at their ends at most.
+    corners = np.empty((4 * int(np.count_nonzero(tops)), 2), np.int64)
+    starts = np.empty(len(corners) + 1, np.int64)
+    pixels = np.empty((len(corners) + 1, 2), np.int64)
+    n_rings, n_corners = _follow(mask, tops, np.array(_STEPS), corners, starts, pixels)
+    return corners[:n_corners], starts[:n_rings].tolist(), pixels[:n_rings]
+
+
+@numba.njit(cache=True)
+def _follow(mask, tops, steps, corners, starts, pixels):
+    """Walks around the mask, which stays on the right; where pixels meet in a corner only, it stays with its pixel."""
+    height, width = mask.shape
+    n_rings = n_corners = 0
+    for row in range(height):
+        for column in range(width):
+            if not tops[row, column]:
+                continue
+            starts[n_rings] = n_corners
+            pixels[n_rings] = row, column
+            n_rings += 1
+            y, x, side = row, column, 0
+            while True:
+                if side == 0:
+                    tops[y, x] = False
+                dx, dy = steps[side]
+                lx, ly = steps[side - 1]
+                ahead_y, ahead_x = y + dy, x + dx
+                left_y, left_x = ahead_y + ly, ahead_x + lx
+                is_ahead = 0 <= ahead_y < height and 0 <= ahead_x < width and mask[ahead_y, ahead_x]
+                is_left = is_ahead and 0 <= left_y < height and 0 <= left_x < width and mask[left_y, left_x]
+                turn = -1 if is_left else (0 if is_ahead else 1)
+                if turn:
+                    # Where the edge ends: its pixel's corner, one further for edges at the right and the bottom.
+                    corners[n_corners, 0] = x + (side < 2)
+                    corners[n_corners, 1] = y + (side == 1 or side == 2)
+                    n_corners += 1
+                if is_left:
+                    y, x = left_y, left_x
+                elif is_ahead:
+                    y, x = ahead_y, ahead_x
+                side = (side + turn) % 4
+                if y == row and x == column and side == 0:
+                    break
+    return n_rings, n_corners

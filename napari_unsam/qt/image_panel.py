@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from magicgui.widgets import ComboBox
 from napari.layers import Image
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QGridLayout, QSizePolicy, QWidget
@@ -23,12 +24,14 @@ class ImagePanel(Panel):
     title = 'Image'
 
     def build(self) -> None:
+        self.image_choice = ComboBox(choices=self._images, nullable=True, tooltip='The image to segment')
+        self.image_choice.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self._build()
         self._contrast_rests = QTimer(self, singleShot=True, interval=CONTRAST_RESTS_MS)
         self._connect()
         self._choose_first_image()
         self.show_state()
-        self._show_image()
+        self._show_channels()
 
     def close_session(self) -> None:
         """Disconnects from the viewer."""
@@ -49,8 +52,6 @@ class ImagePanel(Panel):
             self.progress_bar.setFormat('Ready' if is_ready else '')
 
     def _build(self) -> None:
-        self.image_choice = self.make_choice('The image to segment', self._session.set_image)
-        self.image_choice.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.axis_choice = self.make_choice(
             'Channel axis of the image, or channels in separate layers',
             self._choose_axis,
@@ -81,7 +82,7 @@ class ImagePanel(Panel):
         grid = fill(QGridLayout(self._channel_row), ['Channels', self.axis_choice], self.channel_choices)
         grid.setContentsMargins(0, 0, 0, 0)
         self.lay_out(
-            [self.image_choice],
+            [self.image_choice.native],
             [self._channel_row],
             [self.embed_button, self.cancel_button],
             [self.stack_button],
@@ -90,6 +91,7 @@ class ImagePanel(Panel):
 
     def _connect(self) -> None:
         session, layers = self._session, self._session.viewer.layers.events
+        self.image_choice.changed.connect(session.set_image)
         self.follow(self._layers_changed, layers.inserted, layers.removed, layers.renamed)
         self.follow(self.show_state, session.controller.state_changed)
         self.follow(self.progress_bar.show_progress, session.controller.progress_changed)
@@ -97,27 +99,27 @@ class ImagePanel(Panel):
         self.follow(self._contrast_changed, session.contrast_changed)
         self._contrast_rests.timeout.connect(session.reanalyse)
 
-    def _images(self) -> list[Image]:
+    def _images(self, _widget: object) -> list[Image]:
         return [layer for layer in self._session.viewer.layers if isinstance(layer, Image)]
 
     def _choose_first_image(self) -> None:
         """Chooses the selected image, else the topmost one."""
-        images, active = self._images(), self._session.viewer.layers.selection.active
-        # Equal, not the same: napari gives plugins a proxy for the active layer.
-        chosen = [image for image in images if image == active] or images[-1:]
-        self._session.set_image(chosen[0] if chosen else None)
+        images, active = self._images(None), self._session.viewer.layers.selection.active
+        self.image_choice.value = active if active in images else next(reversed(images), None)
 
     def _layers_changed(self) -> None:
-        if self._session.image is None:
+        self.image_choice.reset_choices()
+        if self.image_choice.value is None and self._session.image is None:
             self._choose_first_image()
-        self._show_image()
+        self._show_channels()
 
     def _contrast_changed(self) -> None:
         self._contrast_rests.start()
 
     def _show_image(self) -> None:
-        names = {None: '-----', **{image: image.name for image in self._images()}}
-        set_items(self.image_choice, names, self._session.image)
+        if self.image_choice.value is not self._session.image:
+            self.image_choice.reset_choices()
+            self.image_choice.value = self._session.image
         self._show_channels()
 
     def _show_channels(self) -> None:
@@ -158,4 +160,4 @@ class ImagePanel(Panel):
 
     def _other_layers(self) -> list[Image]:
         """Layers that can be channels besides the image; they are checked when they are chosen."""
-        return [layer for layer in self._images() if layer is not self._session.image and not layer.rgb]
+        return [layer for layer in self._images(None) if layer is not self._session.image and not layer.rgb]

@@ -116,7 +116,7 @@ def test_a_deleted_image_is_held_by_nothing_of_the_dock(qtbot, viewer):
     dock = opened(qtbot, viewer)
     pixels = data.camera().copy()
     viewer.layers.selection.active = viewer.add_image(pixels, name='Large')
-    dock.content.image_panel.image_choice.setCurrentText('Large')
+    dock.content.image_panel.image_choice.value = viewer.layers['Large']
     dock.content.session.click((100, 100))
     qtbot.waitUntil(lambda: dock.content.controller.proposal is not None, timeout=20_000)
     held = weakref.ref(pixels)

@@ -9,6 +9,7 @@ from PIL import Image
 from skimage import data
 
 from napari_unsam.controller import Level
+from napari_unsam.folders import series as series_module
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.folders.series import ImageSeries, fingerprint, place_objects, read_masks
 from napari_unsam.io.objects import LabelledObjects, objects_of_layer
@@ -153,13 +154,15 @@ def test_another_image_at_hand_or_none_changes_nothing_about_what_is_saved(opene
     assert np.unique(session.objects.data).tolist() == [0, 1]
 
 
-def test_undoing_a_change_makes_it_clean_again(opened, series, session):
+def test_undoing_a_change_makes_it_clean_again(opened, series, session, monkeypatch):
     opened(0)
     session.ensure_objects()
     assert not series.is_dirty
     draw(session)
     assert series.is_dirty
     session.history.undo()
+    assert not series.is_dirty
+    monkeypatch.setattr(series_module, 'fingerprint', lambda layer: pytest.fail('was read again'))
     assert not series.is_dirty
 
 
@@ -250,6 +253,15 @@ def test_what_is_changed_while_it_is_saved_stays_unsaved(opened, series, session
     settle(session.controller)
     assert not series.is_dirty
     assert told == ['exported']
+
+
+def test_an_unchanged_layer_is_not_read_to_know_so(opened, series, session, settle, monkeypatch):
+    opened(0)
+    draw(session)
+    series.save()
+    settle(session.controller)
+    monkeypatch.setattr(series_module, 'fingerprint', lambda layer: pytest.fail('was read'))
+    assert not series.is_dirty
 
 
 @pytest.mark.parametrize(('act', 'is_change'), [(paint, True), (slide, False)])

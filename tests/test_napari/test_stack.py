@@ -170,7 +170,7 @@ def test_the_panel_offers_it_for_stacks_shows_how_far_it_is_and_cancels(on_stack
     panel = ImagePanel(on_stack)
     qtbot.addWidget(panel)
     assert panel.stack_button.isHidden()
-    panel.image_choice.setCurrentText(viewer.layers[0].name)
+    panel.image_choice.value = viewer.layers[0]
     assert not panel.stack_button.isHidden()
     embedder.leave = threading.Semaphore(1)
     panel.stack_button.click()

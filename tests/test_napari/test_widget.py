@@ -65,7 +65,7 @@ def wait_for_answer(qtbot, widget):
 
 
 def test_the_dock_begins_with_the_selected_image(dock, viewer):
-    assert dock.image_panel.image_choice.currentData() is viewer.layers['Coffee']
+    assert dock.image_panel.image_choice.value is viewer.layers['Coffee']
     assert dock.image_panel.embed_button.isEnabled()
     assert not dock.mask_panel.commit_button.isEnabled()
     assert not dock.image_panel.cancel_button.isEnabled()
@@ -86,13 +86,15 @@ def test_a_dock_without_an_image_takes_the_first_one_that_comes(qtbot, viewer):
 def test_the_list_of_images_follows_the_viewer(dock, viewer):
     coins = viewer.add_image(data.coins(), name='Coins')
     viewer.add_labels(np.zeros((4, 4), int))
-    choice = dock.image_panel.image_choice
-    assert [choice.itemText(i) for i in range(choice.count())] == ['-----', 'Coffee', 'Coins']
-    choice.setCurrentText('Coins')
+    assert [choice.name for choice in dock.image_panel.image_choice.choices if choice is not None] == [
+        'Coffee',
+        'Coins',
+    ]
+    dock.image_panel.image_choice.value = coins
     assert dock.session.image is coins
     viewer.layers.remove(coins)
     assert dock.session.image in (None, viewer.layers['Coffee'])
-    assert choice.findText('Coins') < 0
+    assert coins not in dock.image_panel.image_choice.choices
 
 
 def test_the_layers_of_the_plugin_are_there_before_the_first_click(dock, viewer, qtbot):
@@ -101,10 +103,10 @@ def test_the_layers_of_the_plugin_are_there_before_the_first_click(dock, viewer,
     qtbot.waitUntil(lambda: PREVIEW_NAME in viewer.layers, timeout=20_000)
     assert not len(viewer.layers[PREVIEW_NAME].data)
     assert viewer.layers.selection == {viewer.layers['Coffee'], coins}
-    dock.image_panel.image_choice.setCurrentText('Coins')
+    dock.image_panel.image_choice.value = coins
     qtbot.waitUntil(lambda: OBJECTS_NAME in viewer.layers, timeout=20_000)
     assert viewer.layers[OBJECTS_NAME].data.shape == coins.data.shape
-    dock.image_panel.image_choice.setCurrentIndex(0)
+    dock.image_panel.image_choice.value = None
     qtbot.wait(50)
     assert [layer.name for layer in viewer.layers] == ['Coffee', 'Coins']
 
@@ -204,8 +206,7 @@ def test_a_long_name_of_an_action_does_not_widen_the_dock(dock):
 def test_channels_are_offered_where_an_axis_may_be_of_channels(dock, viewer):
     assert dock.image_panel._channel_row.isHidden()
     coins = data.coins()
-    viewer.add_image(np.stack([coins, coins[::-1], coins]), name='Coins')
-    dock.image_panel.image_choice.setCurrentText('Coins')
+    dock.image_panel.image_choice.value = viewer.add_image(np.stack([coins, coins[::-1], coins]))
     assert not dock.image_panel._channel_row.isHidden()
     dock.image_panel.axis_choice.setCurrentIndex(1)
     dock.image_panel.axis_choice.activated.emit(1)
