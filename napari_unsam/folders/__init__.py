@@ -1,8 +1,8 @@
-"""Many images: one after the other in the viewer, or all at once without it.
+"""Many images: one by one in the viewer, or all in a batch without it.
 
-- `results`: where the objects of each image of a folder are kept.
-- `series`: the images of a folder in the viewer, forward and back.
-- `automatic`: objects found without clicks.
+- `results`: the files with the objects of each image of a folder.
+- `series`: the images of a folder in the viewer.
+- `automatic`: objects without clicks.
 - `batch`: automatic objects for all images of a folder, resumable.
 
 `results`, `automatic` and `batch` need neither Qt nor napari.

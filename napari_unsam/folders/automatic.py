@@ -36,11 +36,12 @@ class AutomaticSettings:
         engine: One of `ENGINES`: the regions of merge trees, or masks of the region model.
         level: For the tree, in [0, 1]: the regions of the cut at this level, 0 being the finest. None: the best masks that
             do not overlap, of any size.
-        min_area_px: Smaller objects are left out. Those of more than a quarter of the plane are too.
-        side: One of `SIDES`: on which side of the light objects lie; see `RegionFilter`. For the tree.
-        channel: Which channel to look at, where they are not colours.
-        link: Whether objects in neighbouring planes of a stack, or images of a movie, that overlap are one; see
-            `napari_unsam.volumes.linking`. What is found in one plane only is then left out.
+        min_area_px: Smaller objects are left out, and those that are larger than a quarter of the plane.
+        side: For the tree, one of `SIDES`: whether objects are brighter or darker than their surroundings; see
+            `RegionFilter`.
+        channel: The channel to segment, if channels are not colours.
+        link: Whether to link objects of neighbouring planes or frames that overlap; see `napari_unsam.volumes.linking`.
+            Objects in one plane only are then left out.
         granularity: For the model, in [0, 1]: the largest masks whose granularity is at most this, see
             `unsam_mm.masks.granularity`. None: the best masks that do not overlap, of any size.
     """
@@ -70,10 +71,10 @@ class AutomaticSettings:
 
 
 class AutomaticObjects:
-    """Finds the objects of one image after another.
+    """Finds the objects of images.
 
     Args:
-        settings: How.
+        settings: How objects are found.
         device: Torch device, or 'auto': CUDA if there is one, else the CPU.
     """
 
@@ -82,10 +83,10 @@ class AutomaticObjects:
         self._limits = RegionFilter(min_area_px=settings.min_area_px, side=Side[settings.side.upper()])
 
     def __call__(self, pixels: ImagePixels, name: str = 'image') -> tuple[np.ndarray, pd.DataFrame]:
-        """Labels of the shape of the image, uint32, and a table with index, granularity, score and stability.
+        """Returns labels, uint32 of the shape of the image, and a table with index, granularity, score and stability.
 
-        Planes of stacks are processed one by one, and labels run on from one to the next unless they are linked. A plane of
-        a stack that has one value only has no objects.
+        Stacks are processed plane by plane. Unless objects are linked, each has one plane. A constant plane of a stack has
+        no objects.
 
         Raises:
             ImageError: If a plane cannot be segmented.
@@ -135,11 +136,11 @@ class AutomaticObjects:
 
 
 def linked(labels: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-    """Objects of planes, joined along the axis before rows and columns; each has the mean of the numbers of its parts.
+    """Links objects along the axis before rows and columns; an object has the means of the values of its parts.
 
     Args:
         labels: (..., Z, H, W) uint32, each label in one plane only.
-        table: Its rows, of which the i-th has the label i + 1.
+        table: One row for each label, from 1.
     """
     new = np.zeros(len(table) + 1, np.uint32)
     objects = (parts for front in np.ndindex(*labels.shape[:-3]) for parts in link(list(labels[front])))

@@ -1,4 +1,4 @@
-"""Automatic objects for all images of a folder: resumable, in one process or several, without a screen."""
+"""Automatic objects for all images of a folder: resumable, in one process or several, without a display."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from napari_unsam.folders.automatic import AutomaticObjects, AutomaticSettings
 from napari_unsam.folders.results import ImageList, Results
@@ -35,14 +34,14 @@ _LOST = (
 
 @dataclass
 class BatchReport:
-    """What a run did.
+    """The result of a run, so far.
 
     Attributes:
-        found: How many images there are.
-        skipped: How many had been done before.
-        done: How many were done now.
-        n_objects: How many objects were found now.
-        failed: Why, by the name of the image.
+        found: Number of images.
+        skipped: Number of images that earlier runs have done.
+        done: Number of images that this run has done.
+        n_objects: Number of objects that this run has found.
+        failed: The reason for each image that failed, by its name.
     """
 
     found: int = 0
@@ -57,12 +56,12 @@ class BatchJob:
     """Objects and their measurements for many images.
 
     Attributes:
-        images: Folder, at any depth, one image, or a ``.txt`` file with one path a line.
+        images: A folder, searched at any depth; one image; or a ``.txt`` file with one path per line.
         out: Folder of the results; see `Results` for their names.
         settings: How objects are found.
         formats: Names of `FORMATS` to write.
-        workers: Number of processes; each takes about 1 GB and an equal share of the cores.
-        resume: Go on with what is in `out`, and keep it.
+        workers: Number of processes; each takes about 1 GB of memory and an equal share of the cores.
+        resume: Whether to keep the results in `out` and process the remaining images.
         device: Torch device, or 'auto'.
     """
 
@@ -79,17 +78,17 @@ class BatchJob:
             raise UnSAMError(f'formats must be some of {", ".join(FORMATS)}, got {self.formats}')
 
     def run(self, on_image: Callable[[BatchReport], None] = lambda report: None) -> BatchReport:
-        """Does what is left to do. Interrupted at any point, another run with `resume` goes on from there.
+        """Processes the images that are not done yet. After an interruption, a run with `resume` processes the rest.
 
-        Why images failed stands in ``failed.txt`` of `out`; they are tried again by the next run.
+        The file ``failed.txt`` in `out` lists the images that failed and why; the next run tries them again.
 
         Args:
-            on_image: Called at the start and after each image with the report so far.
+            on_image: Called with the report at the start and after each image.
 
         Raises:
             ImageError: If there are no images.
-            StoreError: If `out` cannot be written, or holds results that were not asked to be kept or were made otherwise.
-            WeightsError: If weights cannot be had.
+            StoreError: If `out` cannot be written, or holds results without `resume` or of other settings.
+            WeightsError: If weights are not available.
         """
         images, results = ImageList.of(self.images), Results(self.out)
         if self.device != 'auto':
@@ -121,7 +120,7 @@ class BatchJob:
         yield from in_processes(make, names, workers, advice, lost)
 
     def _describe(self, images: ImageList, results: Results) -> None:
-        """Notes the settings in `out`, before the first image, so that a wrong folder costs nothing."""
+        """Writes the settings to `out`. Called before the first image, so that a wrong folder costs no time."""
         path, settings = self.out / DESCRIPTION, asdict(self.settings)
         _check_list(self.out / FAILED)
         if not self.resume and (there := next((name for name in images.names if results.has_any(name)), None)):
@@ -134,7 +133,6 @@ class BatchJob:
             noted = read_json(path)
             if not isinstance(noted, dict) or not noted.keys() & settings.keys():
                 raise StoreError(f'{path}: was not written by this command; move it, or choose another folder')
-            noted = _as_now(noted)
             if noted != settings:
                 differ = ', '.join(f'{key}={noted.get(key)!r}' for key in settings if noted.get(key) != settings[key])
                 raise StoreError(
@@ -144,7 +142,7 @@ class BatchJob:
         remove_leftovers(self.out)
 
     def _add_failure(self, name: str, reason: str, is_first: bool) -> None:
-        """Adds a line to the list of failed images, so that a run that is killed leaves one; the first begins it again."""
+        """Adds a line to the list of failed images, which is there even if the run is killed; the first replaces the file."""
         path = self.out / FAILED
         try:
             with path.open('w' if is_first else 'a', encoding='utf-8', errors='surrogateescape') as file:
@@ -162,11 +160,11 @@ class BatchJob:
 
 
 class BatchWorker:
-    """Does one image after another with one model.
+    """Processes images one by one with one model.
 
     Args:
-        job: What to do.
-        images: Where the images lie.
+        job: The job.
+        images: All its images.
     """
 
     def __init__(self, job: BatchJob, images: ImageList) -> None:
@@ -174,7 +172,7 @@ class BatchWorker:
         self._find = AutomaticObjects(job.settings, job.device)
 
     def __call__(self, name: str) -> tuple[int, str | None]:
-        """The number of objects, and why the image failed; a bad image is reported, a bad disk ends the run."""
+        """Returns the number of objects and the reason if the image failed. A full disk raises and ends the run."""
         path = self._images.path(name)
         try:
             with image_errors(path):
@@ -183,32 +181,20 @@ class BatchWorker:
                 objects = LabelledObjects(labels, table, Path(name).name, pixels.scale, pixels.units, pixels.axes)
                 measured = replace(objects, features=merged(table, measure(objects, pixels.channels)))
             self._results.write(name, measured, self._formats)
-        except (ImageError, TargetError) as error:  # the others can be done
+        except (ImageError, TargetError) as error:  # other images can be processed
             _log.debug('%s', path, exc_info=True)
             return 0, str(error)
         return len(table), None
 
 
-def _as_now(noted: dict[str, Any]) -> dict[str, Any]:
-    """Settings that an earlier version noted: the granularity of the model was called its level."""
-    if 'granularity' in noted:
-        return noted
-    is_model = noted.get('engine') == 'model'
-    return {
-        **noted,
-        'level': None if is_model else noted.get('level'),
-        'granularity': noted.get('level') if is_model else None,
-    }
-
-
 def _line(name: str, reason: str) -> str:
-    """The line of a failed image; its name stands there as JSON if it has line breaks, tabs or quotes."""
+    """The line of a failed image; its name is written as JSON if it has line breaks, tabs or quotes."""
     listed = name if one_line(name) == name and not name.startswith('"') else json.dumps(name)
     return f'{listed}\t{one_line(reason)}\n'
 
 
 def _check_list(path: Path) -> None:
-    """Raises `StoreError` if there is a file of this name that is not our list, which would be replaced or removed."""
+    """Raises `StoreError` if another file has the name of the list of failed images: it would be replaced."""
     if not path.exists():
         return
     try:

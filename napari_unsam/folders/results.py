@@ -1,4 +1,4 @@
-"""Files with the objects of each image of a folder."""
+"""The files with the objects of each image of a folder."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _MARK = '.objects'
 
 @dataclass(frozen=True)
 class ImageList:
-    """Some images, each with a name of its own.
+    """A list of images.
 
     Attributes:
         root: The folder that the names are relative to.
-        names: Paths relative to it with forward slashes, in their order.
+        names: Relative paths of the images, with forward slashes; each is unique.
     """
 
     root: Path
@@ -35,65 +35,57 @@ class ImageList:
 
     @classmethod
     def of(cls, images: str | Path) -> ImageList:
-        """The images below a folder; a file stands for itself; a ``.txt`` file holds one path a line, seen from where it lies.
+        """The images of a folder, at any depth, without results; one image; or those of a ``.txt`` file.
 
-        Results that lie beside the images are left out.
+        Args:
+            images: The folder or the file. A ``.txt`` file has one path per line, relative to its folder.
 
         Raises:
-            ImageError: If there is no image, or the list names none or the same one twice.
+            ImageError: If there is no image, the same one twice, or images on several drives.
         """
         images = Path(images)
         if images.suffix.lower() == '.txt' and images.is_file():
-            return cls.of_paths(_listed(images), images)
-        root = images.parent if images.is_file() else images
-        names = [path.relative_to(root).as_posix() for path in list_images(images)]
-        return cls(root, tuple(names))
-
-    @classmethod
-    def of_paths(cls, paths: Iterable[Path], said_by: str | Path = 'the list of images') -> ImageList:
-        """Some files; their names are as short as a folder that holds them all allows.
-
-        Raises:
-            ImageError: If there are none, one is there twice, or they lie on several drives.
-        """
-        # Links to images keep their own names.
-        paths = [Path(os.path.realpath(Path(path).parent), Path(path).name) for path in paths]
-        if not paths or len(set(paths)) < len(paths):
-            what = 'names an image twice' if paths else 'names no images'
-            raise ImageError(f'{said_by}: {what}; it should hold one path per line')
-        try:
-            root = Path(os.path.commonpath([path.parent for path in paths]))
-        except ValueError as error:
-            raise ImageError(f'{said_by}: the images lie on several drives; make a list for each') from error
+            # Links to images keep their own names.
+            paths = [Path(os.path.realpath(path.parent), path.name) for path in _listed(images)]
+            if not paths or len(set(paths)) < len(paths):
+                what = 'names an image twice' if paths else 'names no images'
+                raise ImageError(f'{images}: {what}; it should hold one path per line')
+            try:
+                root = Path(os.path.commonpath([path.parent for path in paths]))
+            except ValueError as error:
+                raise ImageError(f'{images}: the images lie on several drives; make a list for each') from error
+        else:
+            root = images.parent if images.is_file() else images
+            paths = list_images(images)
         return cls(root, tuple(path.relative_to(root).as_posix() for path in paths))
 
     def path(self, name: str) -> Path:
-        """Where an image lies."""
+        """The file of an image."""
         return self.root / name
 
 
 class Results:
     """The objects of the images of a list, in a folder.
 
-    The files of ``plate/a.png`` are ``plate/a.png.objects.tif`` and so on, so that no two images share one.
+    The files of ``plate/a.png`` are ``plate/a.png.objects.tif`` and so on: the full name keeps ``a.png`` and ``a.tif`` apart.
 
     Args:
-        folder: Their root; it may be that of the images.
+        folder: The folder; it may be that of the images.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def path(self, name: str, kind: str) -> Path:
-        """The file of an image in one of the formats of `FORMATS`; see `fitting_name` for names that are too long."""
+        """The file of an image in one of `FORMATS`; see `fitting_name` for names that are too long."""
         return self.folder / fitting_name(name, f'{_MARK}{FORMATS[kind].ending}')
 
     def has(self, name: str, kinds: Iterable[str] = ('tiff',)) -> bool:
-        """Whether an image is done in all of some formats."""
+        """True if an image has files in all of some formats."""
         return all(_exists(self.path(name, kind)) for kind in kinds)
 
     def has_any(self, name: str) -> bool:
-        """Whether there are objects of an image in any format."""
+        """True if an image has a file in any format."""
         return any(self.has(name, (kind,)) for kind in FORMATS)
 
     def write(
@@ -106,10 +98,10 @@ class Results:
         """Writes the objects of an image in some of `FORMATS`.
 
         Args:
-            name: Of the image.
-            objects: What to write.
-            kinds: Names of formats.
-            progress: Told the share of each file that is done; may raise to stop.
+            name: Name of the image.
+            objects: The objects.
+            kinds: Names of the formats.
+            progress: Called with the fraction done of each file; may raise to stop.
 
         Raises:
             StoreError: If a file cannot be written.
@@ -118,7 +110,7 @@ class Results:
             export(self.path(name, kind), objects, kind, progress)
 
     def read(self, name: str) -> LabelledObjects:
-        """The objects of an image from its label TIFF, and its table where there is one.
+        """The objects of an image from its label TIFF, with its table if there is one.
 
         Raises:
             StoreError: If a file is missing or broken.
@@ -139,12 +131,12 @@ class Results:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that the disk does not take
+    except OSError:  # a name that the disk does not allow
         return False
 
 
 def _listed(path: Path) -> list[Path]:
-    """The files that a list names, whatever editor saved it."""
+    """The files that a list names; it may be in UTF-8, UTF-16 or the system's encoding."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -162,11 +154,11 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _file_of(line: bytes, folder: Path) -> Path | None:
-    """The file that a line names: what is there decides how it is meant; None for a comment."""
+    """The file that a line names: of all readings of the line, the first that exists; None for a comment."""
     stripped = line.strip()
     unquoted = stripped[1:-1].strip() if stripped[:1] in b'"\'' and stripped[:1] == stripped[-1:] else stripped
     texts = [os.fsdecode(text) for text in (unquoted, stripped, line)]
-    texts.append(unquoted.decode('cp1252', 'replace'))  # what Windows calls ANSI
+    texts.append(unquoted.decode('cp1252', 'replace'))  # "ANSI" on Windows
     files = [folder / text for text in texts]
     found = next((file for file in files if _exists(file)), None)
     if found is None and stripped.startswith(b'#'):

@@ -1,12 +1,13 @@
-"""The images of a folder in the viewer, one after the other, with their objects; knows no Qt."""
+"""The images of a folder in the viewer, one after the other, with their objects; without Qt."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from napari.layers import Labels
@@ -15,6 +16,7 @@ from psygnal import Signal
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.io.objects import LabelledObjects, known_columns, objects_of_layer, with_progress
+from napari_unsam.model.frame import full_resolution
 from napari_unsam.model.label_boxes import Region, blocks, object_boxes
 from napari_unsam.model.targets import Level
 from napari_unsam.viewer.changes import LayerChanges
@@ -33,18 +35,18 @@ _CHANNELS = 'c'
 
 
 class ImageSeries:
-    """Walks through a list of images; at most one of them is in the viewer.
+    """Opens the images of a list, one at a time.
 
     Args:
-        session: Whose viewer shows the images, and which holds the objects.
+        session: The session that shows the images and their objects.
         images: The images.
-        results: Where their objects are kept.
+        results: The files of their objects.
 
     Attributes:
         images: The images.
-        position: Which image is open; None before the first.
-        asked: Which image was asked for last, even if it could not be opened; None before the first.
-        changed: Emitted when another image was opened, one was saved, or one could not be opened.
+        position: Position of the open image in the list; None before the first.
+        asked: Position of the image that was requested last, even if it could not be opened; None before the first.
+        changed: Emitted when an image was opened, was saved, or could not be opened.
     """
 
     changed = Signal()
@@ -56,9 +58,9 @@ class ImageSeries:
         self.asked: int | None = None
         self._layer: Image | None = None
         self._changes = LayerChanges(session.viewer)
-        # The fingerprints of what was opened or saved last; None if it was changed while it was saved.
+        self._known: WeakKeyDictionary[Labels, tuple[Hashable, int]] = WeakKeyDictionary()  # fingerprints, to read less
+        # Fingerprints of the objects that were opened or saved last; None if they were changed while they were saved.
         self._saved: tuple[int, ...] | None = ()
-        self._unchanged_at = self._count()  # a state that has these fingerprints
         self._done = {name for name in images.names if results.has(name)}
         self._broken: set[str] = set()
         self._foreign: set[str] = set()  # images with results that could not be opened
@@ -70,37 +72,37 @@ class ImageSeries:
 
     @property
     def is_dirty(self) -> bool:
-        """Whether the objects of the open image differ from what was opened or saved last, or some wait to be committed."""
+        """True if the objects of the open image differ from those in files, or there are pending objects."""
         is_open = self.position is not None and self._layer in self._session.viewer.layers
-        return is_open and (self._has_pending or not self._is_as_saved())
+        return is_open and (self._has_pending or self._fingerprints() != self._saved)
 
     def is_done(self, position: int) -> bool:
-        """Whether there are saved objects of an image."""
+        """True if the objects of an image are saved."""
         return self.images.names[position] in self._done
 
     def is_broken(self, position: int) -> bool:
-        """Whether an image could not be opened."""
+        """True if an image could not be opened."""
         return self.images.names[position] in self._broken
 
     def start(self) -> int:
-        """Where to begin: the first image that is not done, or the first of all."""
+        """Position of the first image that is not done; 0 if all are."""
         todo = (position for position in range(len(self.images.names)) if not self.is_done(position))
         return next(todo, 0)
 
     def open(self, position: int) -> None:
-        """Reads an image in the background and shows it, with its saved objects, in place of the one that is open.
+        """Reads an image in the background and shows it with its saved objects, in place of the open one.
 
-        What was not saved is lost: ask first if `is_dirty`. An image that is open stays as it is.
+        Unsaved changes are lost: ask first if `is_dirty`. If the image is open already, nothing happens.
         """
         name = self.images.names[position]
         self.asked = position
         if position == self.position and self._layer in self._session.viewer.layers:
             self.changed.emit()
             return
-        left = self._count(), self._saved if self._is_as_saved() else self._fingerprints()
+        before = self._fingerprints()
 
         def read(opened: tuple[ImagePixels, ReadMasks | None]) -> None:
-            if self._is_still(*left):
+            if self._fingerprints() == before:
                 self._show(position, *opened)
             else:
                 self._session.controller.say(f'{self.name} was changed in the meantime and stays open.', Level.PROBLEM)
@@ -114,10 +116,10 @@ class ImageSeries:
     def save(self, then: Callable[[], None] = lambda: None) -> None:
         """Writes the objects of the open image as a label TIFF and a table, in the background.
 
-        Pending objects are committed before; the current mask is not.
+        Pending objects are committed first; the current mask is not.
 
         Args:
-            then: Called once they are written.
+            then: Called after they were written.
         """
         name = self.name
         try:
@@ -125,20 +127,22 @@ class ImageSeries:
         except UnSAMError as error:
             self._session.controller.say(str(error), Level.PROBLEM)
             return
-        layers, objects, before = self._layers(), self._objects(labels), self._count()
+        objects, before = self._objects(labels), self._changes.count(labels)
+        counts = {layer: self._changes.count(layer) for layer in self._layers()}
 
-        def write(progress: ProgressCallback) -> tuple[int, ...]:
-            saved = self._fingerprints(layers)
+        def write(progress: ProgressCallback) -> dict[Labels, tuple[Hashable, int]]:
+            written = {layer: (number, fingerprint(layer)) for layer, number in counts.items()}
             self._results.write(name, objects, progress=progress)
-            return saved
+            return written
 
-        def saved(value: tuple[int, ...]) -> None:
+        def saved(written: dict[Labels, tuple[Hashable, int]]) -> None:
             self._done.add(name)
-            is_known = labels is None or self._count() == before
-            is_unchanged = is_known and self._is_still(before, value)
             if self.name == name:
-                # What was changed meanwhile may be in the files in part: nothing that is there now counts as saved.
-                self._saved, self._unchanged_at = (value if is_unchanged else None), before
+                self._known.update(written)
+                value = tuple(value for _, value in written.values() if value)
+                # Of a change that was made meanwhile, even if it was undone, a part may be in the files.
+                is_unchanged = self._changes.count(labels) == before and self._fingerprints() == value
+                self._saved = value if is_unchanged else None
                 if is_unchanged:
                     self._tell_saved(labels)
             self._session.controller.say(f'Objects of {name} saved in {self._results.folder}.')
@@ -148,15 +152,15 @@ class ImageSeries:
         self._session.controller.run(f'Saving {name}', write, saved, is_task=True)
 
     def close(self) -> None:
-        """Takes the open image and its objects out of the viewer; what was not saved is lost."""
+        """Removes the open image and its objects from the viewer; unsaved changes are lost."""
         remove_layers(self._session.viewer, [*self._layers(), self._layer])
         self.position, self._layer = None, None
 
     def _layer_to_save(self) -> Labels | None:
-        """The layer of objects that the results of the open image are to hold; None if it has none.
+        """The layer of objects of the open image; None if it has none.
 
         Raises:
-            UnSAMError: If there is no such image, or its results cannot be replaced or cannot hold all of its objects.
+            UnSAMError: If no image is open, its files hold other objects, or it has objects in several layers.
         """
         name = self.name
         if name is None or self._layer not in self._session.viewer.layers:
@@ -169,7 +173,7 @@ class ImageSeries:
                 'these.'
             )
         layers = self._layers()
-        filled = layers if len(layers) == 1 else [layer for layer in layers if fingerprint(layer)]
+        filled = layers if len(layers) == 1 else [layer for layer in layers if self._fingerprint(layer)]
         if len(filled) > 1:
             names = ' and '.join(f'"{layer.name}"' for layer in filled)
             raise UnSAMError(
@@ -179,25 +183,25 @@ class ImageSeries:
         return next(iter(filled or layers), None)
 
     def _read(self, name: str, progress: ProgressCallback) -> tuple[ImagePixels, ReadMasks | None]:
-        """An image with what was saved of it."""
+        """An image and its saved objects."""
         progress(0.0, f'Reading {name}')
         pixels = read_pixels(self.images.path(name))
         return pixels, read_masks(self._results.read(name), progress) if self._results.has(name) else None
 
     def _show(self, position: int, pixels: ImagePixels, objects: ReadMasks | None) -> None:
-        """Puts an image in place of the one that is open."""
+        """Shows an image in place of the open one."""
         self._session.set_image(None)
         self.close()
         session, name = self._session, self.images.names[position]
         self.position = position
         self._broken.discard(name)
-        self._layer = session.viewer.add_image(name=name, **_layer(pixels))
+        self._layer = session.viewer.add_image(name=name, **_layer_arguments(pixels))
         session.set_image(self._layer)
         if objects is not None:
             self._restore(objects)
-        session.history.clear()  # its actions belong to layers that were removed
+        session.history.clear()  # its actions belong to removed layers
         session.viewer.reset_view()
-        self._saved, self._unchanged_at = self._fingerprints(), self._count()
+        self._saved = self._fingerprints()
         self._tell_saved(session.objects)
         self.changed.emit()
 
@@ -211,12 +215,12 @@ class ImageSeries:
             self._session.controller.say(f'The saved objects were not opened: {error}', Level.PROBLEM)
 
     def _tell_saved(self, labels: Labels | None) -> None:
-        """Tells that objects are in files as they are now, unless the session is at another image or at other objects."""
+        """Emits `exported` if the session shows these objects of this image."""
         if self._session.image is self._layer and self._session.objects is labels:
             self._session.exported.emit()
 
     def _layers(self) -> list[Labels]:
-        """The layers of objects of the open image, whichever the session is at; each choice of a channel axis has its own."""
+        """All layers of objects of the open image; each choice of a channel axis has its own."""
         layers = [] if self._layer is None else self._session.viewer.layers
         return [layer for layer in layers if holds_objects(layer) and is_of(layer, self._layer)]
 
@@ -229,7 +233,7 @@ class ImageSeries:
             )
             channel_axis = 0 if str(image.axis_labels[0]) == _CHANNELS else None
             return objects_of_layer(labels, self.name, channel_axis)
-        # Along channels objects are one thick.
+        # Labels have length 1 along the channel axis.
         thin = [axis for axis, side in enumerate(labels.data.shape) if side == 1 < shape[axis]]
         return objects_of_layer(labels, self.name, thin[0] if thin else None)
 
@@ -237,34 +241,26 @@ class ImageSeries:
     def _has_pending(self) -> bool:
         return self._session.image is self._layer and bool(self._session.controller.prompts.pending)
 
-    def _is_as_saved(self) -> bool:
-        is_same = self._saved is not None and self._is_still(self._unchanged_at, self._saved)
-        if is_same:  # what was undone is as it was
-            self._unchanged_at = self._count()
-        return is_same
-
-    def _is_still(self, count: Hashable, fingerprints: tuple[int, ...]) -> bool:
-        """Whether the objects are those of a state; they are read unless none of their layers was touched since."""
-        # Of a layer that is hidden, napari does not tell.
-        is_untouched = self._count() == count and all(layer.visible for layer in self._layers())
-        return is_untouched or self._fingerprints() == fingerprints
-
-    def _count(self) -> Hashable:
-        return tuple(self._changes.count(layer) for layer in self._layers())
-
-    def _fingerprints(self, layers: Sequence[Labels] | None = None) -> tuple[int, ...]:
-        """Those of the layers that hold objects, by default of all layers."""
-        values = [fingerprint(layer) for layer in (self._layers() if layers is None else layers)]
+    def _fingerprints(self) -> tuple[int, ...]:
+        """Fingerprints of the layers of objects that are not empty."""
+        values = map(self._fingerprint, self._layers())
         return tuple(value for value in values if value)
+
+    def _fingerprint(self, layer: Labels) -> int:
+        """The fingerprint of a layer, which is read only if it may have changed."""
+        number, known = self._changes.count(layer), self._known.get(layer)
+        if known is None or known[0] != number or not layer.visible:  # changes of hidden layers are not reported
+            known = self._known[layer] = number, fingerprint(layer)
+        return known[1]
 
 
 @dataclass(frozen=True, eq=False)
 class ReadMasks:
-    """Objects with their masks in memory, each in its box.
+    """Objects with their masks in memory.
 
     Attributes:
-        objects: What is known of them.
-        masks: By label, where the mask lies in the labels, and the mask.
+        objects: The objects.
+        masks: For each label, its bounding box in the array of labels and the mask in this box.
     """
 
     objects: LabelledObjects
@@ -272,7 +268,7 @@ class ReadMasks:
 
 
 def read_masks(objects: LabelledObjects, progress: ProgressCallback = lambda fraction, text: None) -> ReadMasks:
-    """Reads all masks, in any thread; the labels are read twice, part by part.
+    """Reads all masks; can be called in any thread. The labels are read twice, block by block.
 
     Raises:
         UnSAMError: If a label is negative or needs more than 32 bits.
@@ -282,21 +278,24 @@ def read_masks(objects: LabelledObjects, progress: ProgressCallback = lambda fra
 
 
 def place_objects(
-    session: ViewerSession, layer: Labels, objects: LabelledObjects | ReadMasks, name: str, keep_labels: bool = False
+    session: ViewerSession, layer: Labels, read: ReadMasks, name: str, keep_labels: bool = False
 ) -> tuple[int, int]:
-    """Writes objects into the layer of a session as one action; returns how many, and how many had no free pixel.
+    """Writes objects into a layer as one action.
 
     Args:
-        session: Whose layer it is.
-        layer: Has as many voxels along each axis as the objects, apart from axes of length 1.
-        objects: What to write; if they are large, their masks are best read in another thread.
-        name: Of the action.
-        keep_labels: Keep their labels; else they get new ones, and leave objects alone that the session is to keep.
+        session: The session of the layer.
+        layer: A layer of the same shape as the objects, apart from axes of length 1.
+        read: The objects.
+        name: Name of the action.
+        keep_labels: Whether objects keep their labels. Otherwise they get new ones, and existing objects are not
+            overwritten if the session has `keep_existing`.
+
+    Returns:
+        The number of objects that were written, and of those without a free pixel.
 
     Raises:
         StoreError: If the shapes differ.
     """
-    read = objects if isinstance(objects, ReadMasks) else read_masks(objects)
     objects, masks, shape = read.objects, read.masks, layer.data.shape
     if [side for side in shape if side > 1] != [side for side in objects.shape if side > 1]:
         raise StoreError(f'the objects of {objects.name} have shape {objects.shape}, but the image has {shape}')
@@ -319,9 +318,9 @@ def place_objects(
 
 
 def fingerprint(layer: Labels) -> int:
-    """A number that changes with the pixels and the table of a layer; 0 if there are no objects."""
+    """A checksum of the pixels and the features table of a layer; 0 if there are no objects."""
     value = 0
-    data = layer.data[0] if layer.multiscale else layer.data
+    data = full_resolution(layer)
     for block in blocks(data.shape):
         pixels = np.ascontiguousarray(data[block])
         if pixels.any() or value:
@@ -330,8 +329,8 @@ def fingerprint(layer: Labels) -> int:
     return zlib.crc32(table.to_csv(index=False).encode(errors='surrogatepass'), value) if len(table) else value
 
 
-def _layer(pixels: ImagePixels) -> dict[str, Any]:
-    """What makes an image layer: channels that are not colours are its first axis, so that objects belong to all of them."""
+def _layer_arguments(pixels: ImagePixels) -> dict[str, Any]:
+    """Arguments of an image layer; channels that are not colours are its first axis, so that objects belong to all of them."""
     arrays = list(pixels.channels.values())
     if pixels.is_rgb or len(arrays) == 1:
         data, scale, units, axes = pixels.picture(), pixels.scale, pixels.units, pixels.axes

@@ -1,4 +1,4 @@
-"""Autosave of prompts, committed objects and their rows, moments after every action.
+"""Autosave of prompts, objects and their rows, moments after every action.
 
 ::
 
@@ -6,12 +6,12 @@
     autosave.watch(session)
     saved = autosave.find(session.image)   # when an image is chosen
     autosave.restore(session, saved)       # if the user wants it back
-    autosave.exported(session)             # after an export: closing drops objects that are safe elsewhere
-    autosave.close()                       # when the dock goes
+    autosave.exported(session)             # after an export: on closing, exported objects are dropped
+    autosave.close()                       # when the dock closes
 
-Each image has a folder, and in it each session has a record, a folder for each layer of objects, which is locked while the
-session works on the image: the work of another window is never taken for what a crash has left. A restored record is
-removed when the session that restored it has left the image; one that could not be read whole stays until it is discarded.
+Each image has a folder. In it each session has a record, a folder for each layer of objects. A record is locked while its
+session is open, so that the work of an open window is not offered as that of a crashed one. A restored record is removed
+when the session that restored it leaves the image; if it could not be read completely, it stays until it is discarded.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from typing import TYPE_CHECKING
+from weakref import ref
 
 import numpy as np
 from filelock import FileLock
 
 from napari_unsam.io.records import (
-    LOCK,
     SavedObjects,
     SavedSession,
     Work,
     count_prompts,
     image_identity,
-    lock_abandoned,
+    lock_record,
     read_work,
     remove_work,
+    write_blocks,
     write_work,
 )
 from napari_unsam.model.frame import Channels, Frame, LayerChannels
-from napari_unsam.model.history import ActionGroup, ActionHistory, Change
+from napari_unsam.model.history import ActionGroup, Change
 from napari_unsam.model.label_boxes import LazyArray, blocks
+from napari_unsam.model.prompts import Prompts
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.changes import SessionWatch
 from napari_unsam.viewer.commit import free_now, renumbered
@@ -54,110 +55,93 @@ from napari_unsam.viewer.layers import is_of
 from unsam_mm.errors import StoreError, explained
 
 if TYPE_CHECKING:
-    from napari.layers import Image, Labels, Layer
+    from napari.layers import Image, Labels
 
     from napari_unsam.viewer.session import ViewerSession
 
-_LOCK_S = 5.0  # another window that looks whether a record is abandoned holds its lock for a moment
-_WORKING_SHARE = 0.1  # of the time that saving may take; long stacks are saved less often
-_TORN_TRIES = 3
-_ACTION_S = 10.0  # that an action may take
+_LOCK_S = 5.0  # another window that tests whether a record is abandoned holds its lock for a moment
+_WORKING_SHARE = 0.1  # largest share of the time spent on saving; long stacks are saved less often
+_MAX_READS = 3  # of labels that change while they are read
+_ACTION_S = 10.0  # longest wait for an action to end
 _POLL_S = 0.01
-_RETRY_S = 10.0  # until what could not be saved is tried again
-_EXIT_S = 120.0  # that an application which ends waits for the last save
+_RETRY_S = 10.0  # between tries of a failed save
+_EXIT_S = 120.0  # longest wait for the last save when Python ends
 _DAY_S = 86_400.0
-_KEPT_IN = 'unsam_saved_in'  # in a layer's metadata: the folders that hold its objects
+_KEPT_IN = 'unsam_saved_in'  # in a layer's metadata: the folders of its records
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What `Autosave.restore` restored.
+    """The result of `Autosave.restore`.
 
     Attributes:
-        objects: How many.
-        prompts: How many.
-        damaged: Parts that could not be read: blocks of labels, and prompts. If there are any, the saved work is kept.
-        relabelled: Objects that got another label, as theirs was negative or needs more than 32 bits.
+        objects: Number of restored objects.
+        prompts: Number of restored prompts.
+        damaged: Number of blocks of labels and prompts that could not be read. If there are any, the saved work is kept.
+        relabelled: Number of objects with another label than before, which was negative or above 32 bits.
     """
 
     objects: int
     prompts: int
     damaged: int
-    relabelled: int = 0
+    relabelled: int
 
 
 @dataclass(eq=False)
 class _Record:
-    """The work on one image in this process, with one of its layers of objects.
+    """The record of an image with one of its layers of objects.
 
     Attributes:
-        image: Another layer may look the same, and have a record of its own.
-        work: What is to be saved next, which may be gigabytes; let go once it is saved.
-        failed: Whether it could not be saved, and is to be tried again.
-        n_noted: How often work was noted.
-        saved_at: `n_noted` of what was saved last.
-        changed_at: `n_noted` when the objects were changed last.
-        exported_at: `n_noted` when the objects were exported; -1 if they were not.
-        prompts: Those that were noted last.
-        has_problem: Whether the user was told that saving fails.
-        history: Of the session, whose actions change pixels and rows one after the other.
-        channels: Of the image, that the objects belong to.
-        objects: The layer.
-        has_left: Whether its image was in no viewer any more; when it comes back, it gets another record.
-        replaces: Names of the records that this one took up.
+        folder: Its folder, in that of the image.
+        image: Returns the image layer; None if it no longer exists. Another layer may look the same; it has a record of its own.
+        objects: Returns the layer of objects; None if there is none, or no longer.
+        shape: Shape of the objects; None if there never were any.
+        channels: The channels of the image that the objects belong to.
+        prompts: The latest prompts. Only one record of an image has prompts.
+        replaces: Names of the records that were restored into this one.
+        work: The latest state, until it is saved; it may hold gigabytes.
+        failed: The state that could not be saved, until a save succeeds.
+        is_empty: True if nothing is saved on disk.
+        is_exported: True if the objects have been exported and not changed since.
+        has_left: True if the image has left the viewer. If it comes back, it gets another record.
+        lock: The lock of the folder; None before the first save.
     """
 
     folder: Path
-    identity: str
     image: ref[Image]
+    objects: Callable[[], Labels | None] = lambda: None
     shape: tuple[int, ...] | None = None
+    channels: Channels | LayerChannels | None = None
+    prompts: Prompts = field(default_factory=Prompts)
+    replaces: list[str] = field(default_factory=list)
     work: Work | None = None
-    failed: bool = False
-    n_noted: int = 0
-    saved_at: int = 0
-    changed_at: int = 0
-    exported_at: int = -1
-    prompts: Any = ()
+    failed: Work | None = None
     is_empty: bool = True
-    has_problem: bool = False
+    is_exported: bool = False
     has_left: bool = False
     lock: FileLock | None = None
-    history: ActionHistory | None = None
-    channels: Channels | LayerChannels | None = None
-    objects: ref[Labels] | None = None
-    replaces: list[str] = field(default_factory=list)
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is something to save that was not tried yet."""
-        return self.work is not None and not self.failed
+        """True if there is a state that has not been tried to save yet."""
+        return self.work is not None and self.work is not self.failed
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is to be saved any more."""
+        """True if all is saved and the image has left the viewer."""
         return self.has_left and self.work is None
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is anything in it that is not safe elsewhere."""
-        return not self.is_empty and (self.exported_at < self.changed_at or bool(self.prompts))
-
-    def note(self, work: Work) -> None:
-        """Has work saved in place of what waits; the caller holds the lock."""
-        self.work, self.failed, self.prompts = work, False, work.prompts
-        self.n_noted += 1
 
 
 class Autosave:
-    """Saves the work of sessions in a background thread, and finds what earlier ones left.
+    """Saves the work of a session in a background thread, and finds the saved work of earlier sessions.
 
     Args:
-        folder: Where work is kept.
-        delay_s: Between an action and its saving; several actions meanwhile are saved as one.
-        keep_days: How long work that nobody took up again is kept.
-        on_problem: Told one line where saving fails, once per series of failures; called in the background thread.
+        folder: Folder of all saved work.
+        delay_s: Delay between an action and its save, in seconds; several actions in that time are saved at once.
+        keep_days: Days after which saved work is deleted.
+        on_problem: Called with one line when saving begins to fail, and for work that cannot be read; in any thread.
     """
 
     def __init__(
@@ -172,30 +156,31 @@ class Autosave:
         self._name = uuid.uuid4().hex[:16]
         self._numbers = count()
         self._records: list[_Record] = []
-        # By image layer, so that renaming one does not lose its record; weakly, since it may hold gigabytes.
-        self._identities: WeakKeyDictionary[Image, str] = WeakKeyDictionary()
-        self._sessions: dict[ViewerSession, SessionWatch] = {}
+        self._session: ViewerSession | None = None
+        self._watch: SessionWatch | None = None
         self._unreadable: set[Path] = set()  # folders that were reported
-        self._wake = threading.Condition()
+        self._wake = threading.Condition()  # held to read or change the records
         self._is_closed = self._is_restoring = False
         self._thread: threading.Thread | None = None
 
     def watch(self, session: ViewerSession) -> None:
-        """Saves what is done in a session from now on."""
-        self._sessions[session] = SessionWatch(session, self._note, self._drop_removed)
+        """Saves the work of a session from now on."""
+        self._session = session
+        self._watch = SessionWatch(session, self._note, self._end_removed)
         self._note(session)
 
     def find(self, image: Image) -> SavedSession | None:
-        """The latest saved work on an image; None if there is none.
+        """The latest saved work on an image that was not restored yet; None if there is none.
 
-        `on_problem` is told once of work that cannot be read. Work that was adopted is not found.
+        Work that cannot be read is reported to `on_problem` once.
         """
-        identity, found = self._identity(image), []
+        found = []
         with self._wake:
-            known = [record for record in self._records if record.identity == identity]
-            own, adopted = {record.folder for record in known}, {name for record in known for name in record.replaces}
-        for folder in self._records_below(f'{identity}/*/'):
-            lock = None if folder in own else lock_abandoned(folder)
+            identity = self._record(image, None).folder.parent.name
+            known = [record for record in self._records if record.folder.parent.name == identity]
+            own, restored = {record.folder for record in known}, {name for record in known for name in record.replaces}
+        for folder in self._folders(f'{identity}/*/'):
+            lock = None if folder in own else lock_record(folder)
             if lock is None:
                 continue
             lock.release()
@@ -208,43 +193,43 @@ class Autosave:
                 continue
             if saved is not None and not saved.is_empty:
                 found.append(saved)
-                adopted.update(saved.replaces)
-        left = [saved for saved in found if saved.folder.name not in adopted]
+                restored.update(saved.replaces)
+        left = [saved for saved in found if saved.folder.name not in restored]
         return max(left, key=lambda saved: saved.saved_at, default=None)
 
     def restore(self, session: ViewerSession, saved: SavedSession, read: SavedObjects | None = None) -> Restored:
-        """Restores objects and prompts as one action, after the choice of channels.
+        """Restores the channels, then objects and prompts as one action.
 
-        Objects that are still in view stay as they are. The saved work is kept until this session leaves the image; longer if
-        it could not be read whole.
+        Objects that are still in the viewer stay as they are. The saved work is kept until this session leaves the image;
+        longer if it could not be read completely.
 
         Args:
-            session: Whose image it is of.
-            saved: What `find` found.
+            session: A session on the same image.
+            saved: The saved work.
             read: Its objects, if they were read already.
 
         Raises:
-            StoreError: If the objects have another shape than those of the session's image.
-            UnSAMError: If there is no place for objects.
+            StoreError: If the objects have another shape than the image.
+            UnSAMError: If no layer can be made for the objects.
         """
-        self._is_restoring = True  # a save in between would hold some of it, and be the latest if the process is killed
+        self._is_restoring = True  # a save in between would have a part of the work only
         try:
-            restored = self._bring_back(session, saved, saved.objects() if read is None else read)
+            restored = self._restore(session, saved, saved.objects() if read is None else read)
         finally:
             self._is_restoring = False
         self._note(session, session.objects if restored.objects else None)
         return restored
 
     def is_in_view(self, session: ViewerSession, saved: SavedSession) -> bool:
-        """Whether the saved objects are still in the viewer, as when only the dock was closed."""
+        """True if the saved objects are still in the viewer, as after only the dock was closed."""
         objects = session.objects
         if objects is None or str(saved.folder) not in objects.metadata.get(_KEPT_IN, ()):
             return False
         return _is_filled(objects.data)
 
     def adopt(self, session: ViewerSession, saved: SavedSession) -> None:
-        """Continues saved work that is still in the viewer as that of this session."""
-        self._restoring_prompts(session, saved).do()
+        """Continues saved work whose objects are still in the viewer."""
+        self._replacing(session, saved).do()
         self._note(session)
 
     def discard(self, saved: SavedSession) -> None:
@@ -256,36 +241,35 @@ class Autosave:
         remove_work(saved.folder)
 
     def exported(self, session: ViewerSession) -> None:
-        """Notes that the objects of the session's image are safe elsewhere as they are now."""
+        """Notes that the objects of the session's image are exported as they are now."""
         if session.image is not None:
             with self._wake:
-                record = self._record(session.image, session.objects)
-                record.exported_at = record.n_noted
+                self._record(session.image, session.objects).is_exported = True
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Saves what is left, and ends; returns whether all was saved within the timeout.
+        """Saves the latest work and ends; returns True if all was saved within the timeout.
 
-        Objects that were exported and not changed since are dropped, unless there are prompts; the rest can be restored.
-        Where saving takes longer, it goes on, and Python waits for it before it ends.
+        Exported objects are dropped, unless they were changed since or there are prompts; the rest can be restored. A save
+        that takes longer goes on, and Python waits for it before it ends.
         """
-        for watch in self._sessions.values():
-            watch.end()
-        self._sessions.clear()
+        if self._watch is not None:
+            self._watch.end()
         with self._wake:
+            self._session = self._watch = None
             self._is_closed = True
             self._wake.notify_all()
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                # A daemon would be cut off in the midst of the last save.
+                # Python does not wait for the daemon itself.
                 threading.Thread(target=self._thread.join, args=(_EXIT_S,), name='unsam-autosave-exit').start()
                 return False
         return all(record.work is None for record in self._records)
 
-    def _bring_back(self, session: ViewerSession, saved: SavedSession, read: SavedObjects) -> Restored:
-        self._choose_channels(session, saved, read.shape if read.writes else None)
-        if self.is_in_view(session, saved):  # what was erased since is not to come back
-            read = SavedObjects([], None, 0, 0)
+    def _restore(self, session: ViewerSession, saved: SavedSession, read: SavedObjects) -> Restored:
+        self._choose_channels(session, saved, saved.shape if read.writes else None)
+        if self.is_in_view(session, saved):  # objects that were erased since must not come back
+            read = SavedObjects([])
         writes = read.writes
         if writes:
             objects = session.ensure_objects()
@@ -298,13 +282,13 @@ class Autosave:
         actions.append(session.controller.restoring_prompts(session.image.unique_id, saved.prompts, saved.polarity))
         damaged = read.damaged + saved.lost_prompts
         if not damaged:
-            actions.append(self._restoring_prompts(session, saved))
+            actions.append(self._replacing(session, saved))
         session.history.do(ActionGroup(name, actions))
         return Restored(len(writes), count_prompts(saved.prompts), damaged, read.relabelled)
 
     @staticmethod
     def _choose_channels(session: ViewerSession, saved: SavedSession, shape: tuple[int, ...] | None) -> None:
-        """Chooses the channels of saved work, or raises `StoreError` if objects of that shape belong to others."""
+        """Chooses the saved channels; raises `StoreError` if objects of that shape belong to others."""
         channels = session.channels
         if saved.channels is not None or shape not in (None, Frame(session.image, channels).shape):
             channels = saved.channels
@@ -316,8 +300,8 @@ class Autosave:
             )
         session.set_channels(channels)
 
-    def _restoring_prompts(self, session: ViewerSession, saved: SavedSession) -> Change[bool]:
-        """The action by which a record takes the place of one that was restored; undone, each stands for itself."""
+    def _replacing(self, session: ViewerSession, saved: SavedSession) -> Change[bool]:
+        """The action that marks saved work as restored; undo removes the mark."""
         with self._wake:
             record = self._record(session.image, session.objects)
         names = [name for name in (saved.folder.name, *saved.replaces) if name not in record.replaces]
@@ -330,13 +314,12 @@ class Autosave:
         return Change('restore', put, before=False, after=True)
 
     def _note(self, session: ViewerSession, changed: Labels | None = None) -> None:
-        """Takes down the state of a session; called in its thread after each change, so it has to be quick.
+        """Has the state of a session saved; called in the GUI thread after each change, so it has to be quick.
 
         Args:
             session: The session.
-            changed: The objects that were changed, if any were; the state is that of their image then.
+            changed: The layer of objects that was changed, if one was; it may belong to another image.
         """
-        self._drop_removed()
         image, objects = session.image, session.objects
         if changed is not None and changed is not objects:
             image, objects = next((one for one in session.viewer.layers if is_of(changed, one)), None), changed
@@ -344,78 +327,71 @@ class Autosave:
             return
         with self._wake:
             record = self._record(image, objects)
-        # With other channels, an image has objects of another shape; the others are still there.
-        record.history = session.history
-        if objects is not None:
-            record.objects = ref(objects)
-        is_chosen = objects is session.objects
-        if is_chosen and (objects is not None or record.shape is None):
-            record.channels = session.channels
-        prompts = session.controller.prompts_of(image.unique_id) if is_chosen else record.prompts
-        works = [(record, _work(session, record, image, prompts))]
-        for other in list(self._records):  # prompts are in one record of an image
-            if is_chosen and other is not record and other.image() is image and other.prompts and not other.has_left:
-                works.append((other, _work(session, other, image, type(prompts)())))
-        with self._wake:
-            for one, work in works:
-                one.note(work)
+            updated = [record]
+            if objects is not None:  # else those of other channels may still be in the viewer
+                record.objects, record.shape = ref(objects), objects.data.shape
             if changed is not None:
-                record.changed_at = record.n_noted
+                record.is_exported = False
+            if objects is session.objects:
+                record.prompts = session.controller.prompts_of(image.unique_id)
+                if objects is not None or record.objects() is None:
+                    record.channels = session.channels
+                for other in self._records:
+                    if other is not record and other.image() is image and other.prompts and not other.has_left:
+                        other.prompts = Prompts()
+                        updated.append(other)
+            for one in updated:
+                one.work = _work(session, one)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name='unsam-autosave', daemon=True)
                 self._thread.start()
             self._wake.notify_all()
 
-    def _drop_removed(self) -> None:
-        """Ends the records of images that have left all viewers."""
-        layers = self._layers()
+    def _end_removed(self) -> None:
+        """Ends the records of images that have left the viewer."""
         with self._wake:
             for record in self._records:
-                record.has_left |= record.image() not in layers
+                record.has_left |= record.image() not in self._session.viewer.layers
             self._wake.notify_all()
 
-    def _layers(self) -> set[Layer]:
-        return {layer for session in self._sessions for layer in session.viewer.layers}
-
-    def _identity(self, image: Image) -> str:
-        if image not in self._identities:
-            self._identities[image] = image_identity(image)
-        return self._identities[image]
-
     def _record(self, image: Image, objects: Labels | None) -> _Record:
-        """The record of an image with a layer of objects, the last one if it has none yet; the caller holds the lock."""
-        shape, layers = None if objects is None else tuple(objects.data.shape), self._layers() - {objects}
+        """The record of a layer of objects, or the latest record of an image if that is None; the caller holds the lock.
+
+        A layer without a record gets that of a layer of its shape that has left the viewer, if there is one, or a new one.
+        """
         known = [record for record in self._records if record.image() is image and not record.has_left]
-        if objects is not None:  # no record loses the objects in it to those of another layer
-            known = [record for record in known if record.objects is None or record.objects() not in layers]
-        record = next((record for record in known if record.shape == shape), None)
-        if record is None and known and None in (shape, known[-1].shape):
-            record = known[-1]
-            record.shape = shape or record.shape
-        if record is None:
-            identity = self._identity(image)
-            folder = self._folder / identity / f'{self._name}-{next(self._numbers)}'
-            record = _Record(folder, identity, ref(image), shape)
-            self._records.append(record)
-        return record
+        if objects is not None:
+            layers = () if self._session is None else self._session.viewer.layers
+            in_use = {layer for layer in layers if layer is not objects}
+            known = [record for record in known if record.shape in (None, objects.data.shape)]
+            known = [record for record in known if record.objects() not in in_use]
+            known.sort(key=lambda record: record.objects() is objects)
+        if not known:
+            folder = self._folder / image_identity(image) / f'{self._name}-{next(self._numbers)}'
+            known = [_Record(folder, ref(image))]
+            self._records += known
+        return known[-1]
 
     def _run(self) -> None:
         try:
-            self._tidy()
-        except Exception:  # whatever other programs left there, the work of this session is saved
+            self._remove_old()
+        except Exception:  # whatever other programs have put there, the work of this session is saved
             logger.exception('saved work of earlier sessions could not be read')
         pause_s, is_last = self._delay_s, False
         while not is_last:
             with self._wake:
-                has_failed = any(record.failed for record in self._records)
-                self._wake.wait_for(self._has_something_to_do, _RETRY_S if has_failed else None)
+                has_failed = any(record.failed is not None for record in self._records)
+                self._wake.wait_for(
+                    lambda: self._is_closed or any(record.is_waiting or record.is_over for record in self._records),
+                    _RETRY_S if has_failed else None,
+                )
                 if any(record.is_waiting for record in self._records):
-                    # From the first action on, not from the last: a busy user is saved too.
+                    # From the first action on, not from the last: a busy user's work is saved too.
                     self._wake.wait_for(lambda: self._is_closed, pause_s)
                 is_last = self._is_closed
-                # Prompts that have moved on to the record of other channels are there before they go from here.
+                # Prompts that have moved to the record of other channels are saved there before they are removed here.
                 unsaved = [record for record in self._records if record.work is not None]
-                unsaved.sort(key=lambda record: not record.work.prompts)
+                unsaved.sort(key=lambda record: not record.prompts)
             started_s = time.monotonic()
             for record in unsaved:
                 self._save(record)
@@ -426,76 +402,65 @@ class Autosave:
             for record in [*ended, *self._records] if is_last else ended:
                 self._end(record)
 
-    def _has_something_to_do(self) -> bool:
-        return self._is_closed or any(record.is_waiting or record.is_over for record in self._records)
-
     def _save(self, record: _Record) -> None:
-        """Saves the work of a record, or notes that it failed; never raises, so that the thread lives on."""
-        work, number = None, 0
+        """Saves the work of a record, or notes that this failed; never raises, so that the thread goes on."""
+        work = record.work
         try:
-            for is_last in [False] * (_TORN_TRIES - 1) + [True]:
-                with self._wake:
-                    work, number, record.work, record.failed = record.work, record.n_noted, None, False
-                if self._write(record, work, is_last):
-                    break
+            work = self._write(record)
         except Exception as error:
-            with self._wake:
-                if record.work is None:  # else it is newer
-                    record.work, record.failed = work, True
             logger.warning('the work could not be saved', exc_info=error)
-            if not record.has_problem:
-                record.has_problem = True
+            is_first = record.failed is None
+            record.failed = work
+            if is_first:
                 reason = str(error) if isinstance(error, StoreError) else explained(error)
                 with suppress(RuntimeError):  # the dock may be gone
                     self._on_problem(f'Autosave: {reason}; it is tried again every {_RETRY_S:.0f} s')
         else:
-            record.has_problem, record.saved_at = False, number
+            with self._wake:
+                record.failed = None
+                if record.work is work:  # else it is newer
+                    record.work = None
 
-    def _write(self, record: _Record, work: Work, is_last_try: bool) -> bool:
-        """Returns whether the record is now that of `work`; not if there is newer work, unless it is the last try.
+    def _write(self, record: _Record) -> Work:
+        """Writes the latest work of a record, and returns it.
 
-        The last try joins pixels that may be newer than `work` with the rows that were noted last.
+        Labels that were changed while they were read are read again. If they change at each of the tries, those that were
+        read last are saved with the latest rows.
         """
-        is_empty = not work.prompts and (work.labels is None or not _is_filled(work.labels))
-        if is_empty and record.is_empty:
-            return True
-        if record.lock is None:
-            try:
-                record.folder.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(record.folder / LOCK, thread_local=False)
-                lock.acquire(timeout=_LOCK_S)
-            except (OSError, NotImplementedError) as error:
-                raise StoreError(
-                    f'{record.folder}: cannot be made or locked ({error}); set XDG_CACHE_HOME to a folder that can be written'
-                ) from error
-            record.lock = lock
-
-        def newest() -> Work | None:
-            self._wait_for_action(record)
-            if record.work is None:
+        for _ in range(_MAX_READS):
+            work = record.work
+            is_empty = not work.prompts and (work.labels is None or not _is_filled(work.labels))
+            if is_empty and record.is_empty:
                 return work
-            if not is_last_try:
-                return None
-            return record.work if record.work.labels is work.labels else work
-
-        if not write_work(record.folder, record.identity, work, newest):
-            return False
+            if record.lock is None:
+                record.lock = lock_record(record.folder, _LOCK_S)
+            if record.lock is None:
+                raise StoreError(
+                    f'{record.folder}: cannot be made or locked; set XDG_CACHE_HOME to a folder that can be written'
+                )
+            written = write_blocks(record.folder, work.labels)
+            self._wait_for_action()
+            latest = record.work
+            if latest is work:
+                break
+        write_work(record.folder, latest if latest.labels is work.labels else work, written)
         record.is_empty = is_empty
-        return True
+        return work
 
-    def _wait_for_action(self, record: _Record) -> None:
-        """Waits while an action changes pixels of which the rows are not noted yet."""
-        end_s = time.monotonic() + _ACTION_S
-        while self._is_restoring or (record.history is not None and record.history.is_busy):
+    def _wait_for_action(self) -> None:
+        """Waits while an action has changed pixels but not their rows yet."""
+        session, end_s = self._session, time.monotonic() + _ACTION_S
+        while self._is_restoring or (session is not None and session.history.is_busy):
             if time.monotonic() > end_s:
                 return
             time.sleep(_POLL_S)
 
     def _end(self, record: _Record) -> None:
-        """Releases a record; removes it if nothing in it is needed, and the records that it replaces."""
+        """Unlocks a record; removes the records that it replaces, and itself if all in it is exported."""
         unneeded: list[tuple[Path, FileLock | None]] = []
-        if record.saved_at == record.n_noted:
-            unneeded += [] if record.is_needed else [(record.folder, record.lock)]
+        if record.work is None:
+            is_needed = not record.is_empty and (not record.is_exported or bool(record.prompts))
+            unneeded += [] if is_needed else [(record.folder, record.lock)]
             unneeded += [(record.folder.with_name(name), None) for name in record.replaces]
         for folder, lock in unneeded:
             try:
@@ -505,16 +470,16 @@ class Autosave:
         if record.lock is not None:
             record.lock.release()
 
-    def _records_below(self, pattern: str) -> list[Path]:
-        """Folders of records; unlike `Path.glob`, without an error where another session removes one meanwhile."""
+    def _folders(self, pattern: str) -> list[Path]:
+        """Folders of records; unlike `Path.glob`, it does not raise if another session removes one meanwhile."""
         return sorted(self._folder / name for name in glob.glob(pattern, root_dir=self._folder))  # noqa: PTH207
 
-    def _tidy(self) -> None:
-        """Deletes work that is too old; what this version cannot read stays."""
-        for folder in self._records_below('*/*/'):
+    def _remove_old(self) -> None:
+        """Deletes work that is too old, unless this version cannot read it."""
+        for folder in self._folders('*/*/'):
             with suppress(OSError, StoreError):
                 is_old = time.time() - folder.stat().st_mtime > self._keep_days * _DAY_S
-                lock = lock_abandoned(folder) if is_old else None
+                lock = lock_record(folder) if is_old else None
                 if lock is not None:
                     try:
                         read_work(folder)
@@ -523,18 +488,18 @@ class Autosave:
                         lock.release()
 
 
-def _work(session: ViewerSession, record: _Record, image: Image, prompts: Any) -> Work:
+def _work(session: ViewerSession, record: _Record) -> Work:
     """The work of a record as it is now."""
     import pandas as pd
 
-    objects = record.objects() if record.objects is not None else None
-    if objects is not None and objects not in session.viewer.layers:
+    objects = record.objects()
+    if objects not in session.viewer.layers:
         objects = None
     if objects is not None:
         objects.metadata[_KEPT_IN] = {*objects.metadata.get(_KEPT_IN, ()), str(record.folder)}
     return Work(
-        image_name=image.name,
-        prompts=prompts,
+        image_name=record.image().name,
+        prompts=record.prompts,
         polarity=session.controller.polarity,
         position=tuple(session.viewer.dims.point),
         labels=None if objects is None else objects.data,

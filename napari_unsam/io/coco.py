@@ -1,4 +1,4 @@
-"""COCO files: run lengths of every object, one image entry a plane."""
+"""COCO files: each plane is an image, each object in it an annotation with a run-length encoded mask."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.rle import areas_and_boxes, decode_crop, encode_crop, rle_to_json
 
 KEPT = ('score', 'stability', 'level')
-"""Columns of the features table of which numbers are written as they are."""
-_NOTE = 'labels'  # where `info` says how planes make up the array
+"""Columns of the features table whose numbers are written."""
+_NOTE = 'labels'  # key in `info` of how the planes make up the array
 
 
 def write_coco(path: str | Path, objects: LabelledObjects) -> None:
     """Writes objects as a COCO annotation file, atomically.
 
-    Planes of a stack are images of their own, called ``stack.tif[3]``. Besides COCO's own fields an annotation has
-    `object_id`, the label, which is one for all planes; `parent`, the id of the annotation of the object's parent in the
-    same plane, or -1; `parent_id`, the label of the parent, where there is one, and `parent_layer` where it is one of another
-    layer; `granularity`, by its area; and what the features table has of score, stability and level.
+    Planes of a stack are separate images, called ``stack.tif[3]``. Besides COCO's own fields an annotation has
+    `object_id`, the label, the same in all planes; `parent`, the id of the annotation of the object's parent in the same
+    plane, or -1; `parent_id`, the label of the parent if there is one, and `parent_layer` if it is in another layer;
+    `granularity`, by its area; and score, stability and level if the features table has them.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -51,13 +51,13 @@ def write_coco(path: str | Path, objects: LabelledObjects) -> None:
 
 
 def read_coco(path: str | Path) -> LabelledObjects:
-    """Reads back what `write_coco` wrote, or a COCO file of one image from elsewhere, with run lengths or polygons.
+    """Reads a file of `write_coco`, or any COCO file of one image, with run lengths or polygons.
 
-    Where masks overlap, the smaller one is on top. Annotations without `object_id` are numbered from 1. Polygons that
+    If masks overlap, the smaller one is on top. Annotations without `object_id` are numbered from 1. Polygons that
     enclose nothing are left out, with one warning.
 
     Raises:
-        StoreError: If the file is not COCO, is damaged, or holds several images that are no planes of one array.
+        StoreError: If the file is not COCO, is damaged, or holds several images that are not planes of one array.
     """
     content = read_json(path)
     polygons = PolygonFilter(str(path))
@@ -88,7 +88,7 @@ def read_coco(path: str | Path) -> LabelledObjects:
 
 
 def _shape_of(images: list[dict], note: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """Of the array, from the note, or of the only image."""
+    """Shape of the array: of the planes in the note, else of the only image."""
     shape = tuple(note['shape']) if note else image_size(images[0])
     if not 2 <= len(shape) <= MAX_AXES or not all(type(side) is int and side > 0 for side in shape):
         raise UnSAMError(f'the shape is {shape}; expected 2 to {MAX_AXES} sides in pixels')
@@ -96,7 +96,7 @@ def _shape_of(images: list[dict], note: Mapping[str, Any] | None) -> tuple[int, 
 
 
 def _planes_of(images: list[dict], labels: np.ndarray) -> dict[Any, np.ndarray]:
-    """The plane of each image, in their order, by image id."""
+    """The plane of each image, by image id."""
     for image in images:
         if (size := image_size(image)) not in ((None, None), labels.shape[-2:]):
             raise UnSAMError(f'an image is {size} px, a plane {labels.shape[-2:]}')
@@ -109,7 +109,7 @@ def _planes_of(images: list[dict], labels: np.ndarray) -> dict[Any, np.ndarray]:
 
 
 def _by_image(annotations: list[Mapping[str, Any]], planes: Mapping[Any, np.ndarray]) -> dict[Any, list[int]]:
-    """Places of the annotations by image id."""
+    """Indices of the annotations, by image id."""
     groups: dict[Any, list[int]] = {}
     for place, annotation in enumerate(annotations):
         image_id = entry_id(annotation['image_id'])
@@ -150,7 +150,7 @@ def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size
 
 
 def is_kept(column: str, value: Any) -> bool:
-    """Whether a value in a column of the features table is one that is read back: text in `parent`, else a finite number."""
+    """True if a value of the features table is read back: text in the column `parent`, a finite number in others."""
     return isinstance(value, str) if column == 'parent' else isinstance(value, Real) and abs(value) < np.inf
 
 

@@ -1,4 +1,4 @@
-"""All formats by name, and the reading back of those that hold whole masks."""
+"""The formats of objects, by name; those with masks can be read too."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """One way to write objects.
+    """A format of objects.
 
     Attributes:
-        title: As a menu shows it.
-        ending: How the names of its files end.
-        write: Writes objects under a name, in the place of what is there.
-        columns: Of the features table, those that are read back besides `COUNTED`, see `is_kept`; None if all are.
+        title: Its name in menus.
+        ending: The end of its file names.
+        write: Writes objects to a file; an existing one is replaced.
+        columns: Columns of the features table that are read back besides `COUNTED`, see `is_kept`; None if all are.
     """
 
     title: str
@@ -36,28 +36,24 @@ class Format:
     columns: tuple[str, ...] | None = ()
 
 
-def _write_table(path: str | Path, objects: LabelledObjects) -> None:
-    write_csv(path, objects.features)
-
-
 FORMATS = {
     'tiff': Format('Label image (OME-TIFF)', '.tif', write_label_tiff),
     'coco': Format('COCO (run lengths)', '.coco.json', write_coco, (*KEPT, 'parent_id', 'parent')),
     'geojson': Format('GeoJSON (QuPath)', '.geojson', write_geojson),
-    'csv': Format('Table (CSV)', '.csv', _write_table),
+    'csv': Format('Table (CSV)', '.csv', lambda path, objects: write_csv(path, objects.features)),
     'zarr': Format('Label image (OME-Zarr)', '.ome.zarr', write_ome_zarr, None),
 }
 READABLE = ('.tif', '.tiff', '.json', '.zarr')
 
 
 def export(path: str | Path, objects: LabelledObjects, name: str, progress: ProgressCallback) -> None:
-    """Writes objects in the format of a name; what was there stays if `progress` raises.
+    """Writes objects in a format; an existing file stays as it was if `progress` raises.
 
     Args:
         path: The file.
-        objects: What to write.
-        name: One of `FORMATS`.
-        progress: Told the share done, before each part of the labels is read.
+        objects: The objects.
+        name: Name of the format in `FORMATS`.
+        progress: Called with the fraction done before each part of the labels is read.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -67,7 +63,7 @@ def export(path: str | Path, objects: LabelledObjects, name: str, progress: Prog
 
 
 def holds(name: str, features: pd.DataFrame) -> bool:
-    """Whether objects are read back from a format with all that a features table says of them, but for what is counted."""
+    """True if all values of a features table are read back from a format, apart from the columns `COUNTED`."""
     form = FORMATS[name]
     if form.columns is None or not form.ending.endswith(READABLE):
         return form.columns is None
@@ -76,15 +72,18 @@ def holds(name: str, features: pd.DataFrame) -> bool:
 
 
 def read_objects(path: str | Path) -> LabelledObjects:
-    """Reads objects from a label TIFF, a COCO file or an OME-Zarr container, which its ``zarr.json`` may stand for.
+    """Reads objects from a label TIFF, a COCO file or an OME-Zarr container.
+
+    Args:
+        path: The file; of a container its folder, or the ``zarr.json`` in it, as file dialogs do not offer folders.
 
     Raises:
-        StoreError: If the file is missing, damaged or of another kind.
+        StoreError: If the file is missing, damaged or in another format.
     """
     path = Path(path)
     if not path.exists():
         raise StoreError(f'{path}: no such file')
-    if path.name == 'zarr.json':  # dialogs that choose files do not choose folders
+    if path.name == 'zarr.json':
         return read_ome_zarr(path.parent)
     match path.suffix.lower():
         case '.tif' | '.tiff':

@@ -1,4 +1,4 @@
-"""GeoJSON as QuPath reads it: one feature for each object, outlined along the edges of its pixels."""
+"""GeoJSON for QuPath: one feature for each object, outlined along the sides of its pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_unsam.io.objects import LabelCrop, LabelledObjects, crops_by_plane, in_utf8, parent_of, plain
-from napari_unsam.io.outlines import Ring, polygons
+from napari_unsam.io.outlines import polygons
 from napari_unsam.model.palette import label_rgb
 from unsam_mm.files import atomic_writer
 
@@ -21,17 +21,17 @@ _NAMESPACE = uuid.UUID('6b1f6c2e-53d7-4d0e-9f0c-6d6a5b7f4a11')
 def write_geojson(path: str | Path, objects: LabelledObjects) -> None:
     """Writes a FeatureCollection, atomically.
 
-    Coordinates are pixels of the whole image, x before y, (0, 0) being its upper left corner. Each object of each plane is a
-    Polygon, with holes, or a MultiPolygon. Its `id` depends on the name of the image, the kind of object, plane and label
-    alone. `properties` have
+    Coordinates are x, y in pixels; (0, 0) is the upper left corner of the image. Each object of each plane is a Polygon, with
+    holes, or a MultiPolygon. Its `id` depends only on the image name, the kind of object, the plane and the label. The
+    `properties` are
 
     - `objectType` annotation, `name`, `color`, and the kind as `classification`;
     - `measurements`: all numbers of the features table;
-    - `label`, `parent` (the id of the parent's feature, in the same plane or in the file of a linked layer, or null), and the
-      same as text in `metadata`, which QuPath keeps.
+    - `label`, `parent` (the id of the parent's feature, in the same plane or in the file of a linked layer, or null), and both
+      as text in `metadata`, which QuPath keeps.
 
-    Planes of stacks are told by `plane` in the geometry, as QuPath does, with c, z and t counted from 0; positions, which it
-    has none of, by `position` in `metadata`.
+    The plane of a stack is `plane` in the geometry, as in QuPath, with c, z and t counted from 0. The position, which QuPath
+    does not have, is `position` in `metadata`.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -52,23 +52,31 @@ def write_geojson(path: str | Path, objects: LabelledObjects) -> None:
 def _feature(
     crop: LabelCrop, row: Mapping[str, Any], objects: LabelledObjects, plane: tuple[int, ...], here: set[int]
 ) -> dict[str, Any]:
-    parent = _parent_id(row, objects, plane, here)
+    parent, parts = _parent_id(row, objects, plane, here), polygons(crop.mask, crop.top, crop.left)
+    is_one = len(parts) == 1
+    geometry = {'type': 'Polygon' if is_one else 'MultiPolygon', 'coordinates': parts[0] if is_one else parts}
+    metadata = {'label': str(crop.label)}
+    if parent:
+        metadata['parent'] = parent
+    at = dict(zip(objects.axes, plane, strict=False))
+    if at:
+        geometry['plane'] = {'c': at.get('c', -1), 'z': at.get('z', 0), 't': at.get('t', 0)}  # c = -1: all channels
+    if 'p' in at:
+        metadata['position'] = str(at['p'])
     return {
         'type': 'Feature',
         'id': _feature_id(objects.name, objects.kind, plane, crop.label),
-        'geometry': _geometry(polygons(crop.mask, crop.top, crop.left)) | _plane(objects.axes, plane),
+        'geometry': geometry,
         'properties': {
             'objectType': 'annotation',
             'name': f'{objects.kind} {crop.label}',
             'color': list(label_rgb(crop.label)),
-            # A class has one colour, whatever its objects have.
+            # One colour for the class.
             'classification': {'name': objects.kind, 'color': list(label_rgb(1))},
             'label': crop.label,
             'parent': parent,
             'measurements': _numbers(row),
-            'metadata': {'label': str(crop.label)}
-            | ({'parent': parent} if parent else {})
-            | _position(objects.axes, plane),
+            'metadata': metadata,
         },
     }
 
@@ -82,29 +90,12 @@ def _parent_id(row: Mapping[str, Any], objects: LabelledObjects, plane: tuple[in
     return None
 
 
-def _geometry(parts: list[list[Ring]]) -> dict[str, Any]:
-    if len(parts) == 1:
-        return {'type': 'Polygon', 'coordinates': parts[0]}
-    return {'type': 'MultiPolygon', 'coordinates': parts}
-
-
-def _plane(axes: str, plane: tuple[int, ...]) -> dict[str, Any]:
-    """Nothing for a plain image; else the place of a plane, c = -1 standing for all channels."""
-    at = dict(zip(axes, plane, strict=False))
-    return {'plane': {'c': at.get('c', -1), 'z': at.get('z', 0), 't': at.get('t', 0)}} if at else {}
-
-
-def _position(axes: str, plane: tuple[int, ...]) -> dict[str, str]:
-    """Which position a plane belongs to, if there are several; QuPath has an image for each."""
-    return {'position': str(plane[axes.index('p')])} if 'p' in axes else {}
-
-
 def _feature_id(name: str, kind: str, plane: tuple[int, ...], label: int) -> str:
     return str(uuid.uuid5(_NAMESPACE, f'{name}/{kind}/{plane}/{label}'))
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float | int]:
-    """The columns that QuPath takes for measurements: finite numbers, of which a bool is none."""
+    """The columns that QuPath accepts as measurements: finite numbers, without bools."""
     return {
         name: plain(value)
         for name, value in row.items()

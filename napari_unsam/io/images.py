@@ -1,4 +1,4 @@
-"""Label images: OME-TIFF, and OME-Zarr with its pyramid; both with the size of a voxel, both written plane by plane."""
+"""Label images with the size of a voxel: OME-TIFF, and OME-Zarr with a pyramid. Both are written plane by plane."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OME_SYMBOLS = {**UNIT_SYMBOLS, 'micrometer': 'µm', 'pixel': 'pixel'}
 
 
 def write_label_tiff(path: str | Path, objects: LabelledObjects) -> None:
-    """Writes an OME-TIFF of labels, uint16 where they all fit, else uint32, atomically; each position is an image in it.
+    """Writes an OME-TIFF atomically: labels as uint16 if they all fit, else as uint32; each position as an image.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -57,15 +57,17 @@ def write_label_tiff(path: str | Path, objects: LabelledObjects) -> None:
 
 
 def read_label_tiff(path: str | Path) -> LabelledObjects:
-    """Reads a TIFF of labels. Axes of length 1 before rows and columns are left out.
+    """Reads a TIFF of labels, without axes of length 1 before rows and columns.
+
+    The size of a voxel is that in OME or ImageJ metadata; see `unsam_mm.image_io.tiff_metadata.pixel_sizes`.
 
     Raises:
-        StoreError: If the file is missing, no TIFF, or does not hold whole numbers.
+        StoreError: If the file is missing, is no TIFF, or does not hold integers from 0 to 2^32 - 1.
     """
     path = Path(path)
     try:
         with tifffile.TiffFile(path) as file:
-            first, size = file.series[0], voxel_size(file)
+            first, sizes = file.series[0], pixel_sizes(file)
             axes = first.axes.lower()
             n_positions = _count_positions(file.series)
             pixels = np.stack([one.asarray() for one in file.series]) if n_positions > 1 else first.asarray()
@@ -86,33 +88,17 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
     features = pd.DataFrame({'index': values[values > 0].astype(np.int64)})
     is_known = len(axes) == pixels.ndim and set(axes) <= set('ptczyx') and axes.endswith('yx')
     axes = axes if is_known else default_axes(pixels.ndim)
-    scale, units = size or ((), ())
-    is_complete = len(scale) == sum(axis not in 'pc' for axis in axes)  # along positions and channels there is none
-    scale = _with_gaps(scale, axes, 1.0) if is_complete else ()
-    units = _with_gaps(units, axes, 'pixel') if is_complete else ()
-    return LabelledObjects(pixels, features, path.stem, scale, units, axes)
-
-
-def voxel_size(file: tifffile.TiffFile) -> tuple[tuple[float, ...], tuple[str, ...]] | None:
-    """The scale and the units of the pixels in a TIFF, of each axis but channels; None if it does not say.
-
-    OME metadata are read, and those of ImageJ; see `unsam_mm.image_io.tiff_metadata.pixel_sizes`.
-    """
-    sizes = pixel_sizes(file)
-    axes = [axis for axis in file.series[0].axes.upper() if axis not in 'SC']
-    if not sizes.keys() & set(axes):
-        return None
-    return scale_and_units(sizes, axes)
+    return LabelledObjects(pixels, features, path.stem, *scale_and_units(sizes, axes), axes)
 
 
 def write_ome_zarr(path: str | Path, objects: LabelledObjects) -> None:
-    """Writes an OME-Zarr 0.5 container with the label image ``labels/objects``; there is the old one or the new, whole.
+    """Writes an OME-Zarr 0.5 container with the label image ``labels/objects``, atomically.
 
-    The pyramid halves rows and columns until both fit into one chunk, and keeps every second pixel, so labels stay
-    labels. The rows of the features table are the properties of the labels.
+    Each level of the pyramid has every second row and column of the previous level, until both fit into one chunk. The rows
+    of the features table are the properties of the labels.
 
     Raises:
-        StoreError: If the place cannot be written, or holds something else than such a container.
+        StoreError: If the folder cannot be written, or holds other data than such a container.
     """
     import zarr
 
@@ -137,7 +123,7 @@ def write_ome_zarr(path: str | Path, objects: LabelledObjects) -> None:
 
 
 def read_ome_zarr(path: str | Path) -> LabelledObjects:
-    """Opens the label image of an OME-Zarr 0.5 container; pixels are read when they are asked for.
+    """Opens the label image of an OME-Zarr 0.5 container; its labels are read lazily.
 
     Raises:
         StoreError: If there is no such label image.
@@ -164,7 +150,7 @@ def read_ome_zarr(path: str | Path) -> LabelledObjects:
 
 
 def _positions(objects: LabelledObjects) -> Iterator[tuple[str, LazyArray]]:
-    """The name and the labels of each position, where there are several; else of the whole."""
+    """The name and the labels of each position; those of the whole if there is no such axis."""
     if not objects.axes.startswith('p'):
         yield objects.name, objects.labels
         return
@@ -173,16 +159,10 @@ def _positions(objects: LabelledObjects) -> Iterator[tuple[str, LazyArray]]:
 
 
 def _count_positions(series: Sequence[tifffile.TiffPageSeries]) -> int:
-    """How many positions the images in a TIFF are; 1 if they are something else."""
+    """The number of positions in a TIFF: of its images if they are alike and numbered, else 1."""
     are_numbered = all(one.name.endswith(f'[{i}]') for i, one in enumerate(series))
     are_alike = len({(one.shape, one.dtype) for one in series}) == 1
     return len(series) if are_numbered and are_alike else 1
-
-
-def _with_gaps(values: Sequence[Any], axes: str, gap: Any) -> tuple[Any, ...]:
-    """A value for each axis from those of the axes that have a size."""
-    left = iter(values)
-    return tuple(gap if axis in 'pc' else next(left) for axis in axes)
 
 
 def _ome_sizes(objects: LabelledObjects) -> dict[str, Any]:
@@ -191,13 +171,13 @@ def _ome_sizes(objects: LabelledObjects) -> dict[str, Any]:
     sizes: dict[str, Any] = {}
     for axis, size, unit in zip(objects.axes, objects.scale, objects.units, strict=True):
         key = 'TimeIncrement' if axis == 't' else f'PhysicalSize{axis.upper()}'
-        if axis in 'tzyx' and unit in _OME_SYMBOLS:  # units beyond these are none in OME
+        if axis in 'tzyx' and unit in _OME_SYMBOLS:
             sizes |= {key: size, f'{key}Unit': _OME_SYMBOLS[unit]}
     return sizes
 
 
 def _write_pyramid(image: zarr.Group, objects: LabelledObjects) -> int:
-    """Writes the levels as arrays ``0``, ``1`` and so on; returns their number."""
+    """Writes the levels of the pyramid as arrays ``0``, ``1`` and so on; returns their number."""
     *front, height, width = objects.shape
     finer: LazyArray = objects.labels
     level = 0
@@ -245,7 +225,7 @@ def _image_label(objects: LabelledObjects) -> dict[str, Any]:
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:
     known = {str(name): plain(value) for name, value in row.items() if name != 'index' and not is_missing(value)}
-    return json.loads(json.dumps(known, default=str))  # as text, what JSON has no other way to write
+    return json.loads(json.dumps(known, default=str))  # values of other types than JSON has become text
 
 
 def _features(image_label: Mapping[str, Any]) -> pd.DataFrame:
@@ -256,7 +236,7 @@ def _features(image_label: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a folder holds a label image of that name and nothing else."""
+    """True if a folder holds a label image of that name and nothing else."""
     labels = path / 'labels'
     return (
         (labels / ZARR_LABELS / 'zarr.json').is_file()
@@ -267,7 +247,10 @@ def _is_ours(path: Path) -> bool:
 
 @contextmanager
 def _whole(path: Path, is_folder: bool = False) -> Iterator[Path]:
-    """Gives a name for a file or a folder, which gets the wanted name once the block has ended without an error."""
+    """Yields a temporary name for a file or folder, which is renamed after the block has ended without an error.
+
+    Unlike `atomic_writer` it does so for libraries that open files themselves.
+    """
     if path.is_dir() and not is_folder:
         raise StoreError(f'{path}: is a folder; choose another name')
     temporary = temporary_name(path.parent)

@@ -1,4 +1,4 @@
-"""Sizes, places, shapes and intensities of objects, one row each."""
+"""Size, position, shape and intensity of objects, one row each."""
 
 from __future__ import annotations
 
@@ -30,25 +30,24 @@ def measure(
 ) -> pd.DataFrame:
     """Measures every object.
 
-    Each is read in its bounding box, so that neither labels nor image need fit into memory.
+    Only their bounding boxes are read, so neither labels nor image need to fit into memory.
 
     Args:
-        objects: What to measure.
-        channels: Arrays of the shape of the labels, by name; NaN is left out.
-        progress: Told the share done, in [0, 1]; may raise to stop.
+        objects: The objects.
+        channels: Intensity images of the same shape, by channel name; values that are not finite are left out.
+        progress: Called with the fraction done, in [0, 1]; may raise to stop.
 
     Returns:
-        A row for each label, in their order, with the columns
+        A row for each label, in ascending order, with the columns
 
         - index: the label; area_px: number of voxels;
         - bbox_y0, bbox_x0, bbox_y1, bbox_x1 and so on: bounding box in voxels, ends exclusive;
-        - centroid_y, centroid_x and so on: in voxels, the first one's centre being 0;
-        - eccentricity, solidity: without unit; perimeter_px: the shape of an object that lies in one plane. One of
-          several planes has only a solidity, over the convex hull of its voxels, and one of several times, channels or
-          positions neither;
-        - mean_intensity, min_intensity, max_intensity; followed by the channel's name where it has one;
-        - where the size of a voxel is known: area_um2 or volume_um3, centroid_y_um and so on, and axis_major_um,
-          axis_minor_um and perimeter_um where pixels are square; named after the unit.
+        - centroid_y, centroid_x and so on: in voxels; the centre of the first voxel is 0;
+        - eccentricity, solidity (without unit) and perimeter_px of an object in one plane. An object in several planes has
+          only a solidity, over the convex hull of its voxels; one at several times, channels or positions has none of these;
+        - mean_intensity, min_intensity, max_intensity; followed by the name of the channel if it has one;
+        - if the size of a voxel is known: area_um2 or volume_um3, centroid_y_um and so on, and, for square pixels,
+          axis_major_um, axis_minor_um and perimeter_um; named after the unit.
 
     Raises:
         UnSAMError: If a channel has another shape than the labels.
@@ -73,14 +72,11 @@ def measure(
 
 
 def merged(features: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    """A table with new measurements: rows and columns of others are kept, columns measured before are replaced.
-
-    Rows follow the order of the table, then that of new labels.
-    """
+    """A table with new measurements in place of old ones; other columns and rows are kept, rows of new labels come last."""
     if 'index' not in features:
         features = features.assign(index=np.arange(len(features)))
     known, fresh = features.set_index('index'), measured.set_index('index')
-    # Rows of objects that were removed keep what was measured of them.
+    # Rows of removed objects keep their measurements.
     together = fresh.combine_first(known).reindex([*known.index, *fresh.index.difference(known.index, sort=False)])
     columns = [*known.columns, *(name for name in fresh.columns if name not in known.columns)]
     table = together[columns].reset_index()
@@ -92,7 +88,7 @@ def merged(features: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Writes a table as comma-separated values, with a heading, atomically.
+    """Writes a table as comma-separated values with a header, atomically.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -103,10 +99,12 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 def _place(mask: np.ndarray, box: Region, objects: LabelledObjects) -> dict[str, Any]:
     area = int(np.count_nonzero(mask))
-    # Sums over all axes but one, in place of the coordinates of every voxel.
+    axes = range(mask.ndim)
+    # The counts along each axis need less memory than the coordinates of every voxel.
+    profiles = [np.count_nonzero(mask, axis=tuple(other for other in axes if other != axis)) for axis in axes]
     centroid = [
-        side.start + float(np.average(np.arange(mask.shape[axis]), weights=_profile(mask, axis)))
-        for axis, side in enumerate(box)
+        side.start + float(np.average(np.arange(len(profile)), weights=profile))
+        for side, profile in zip(box, profiles, strict=True)
     ]
     row: dict[str, Any] = {'area_px': area}
     row |= {f'bbox_{axis}0': side.start for axis, side in zip(objects.axes, box, strict=True)}
@@ -120,10 +118,6 @@ def _place(mask: np.ndarray, box: Region, objects: LabelledObjects) -> dict[str,
         for axis, at, step, name in zip(objects.axes, centroid, objects.scale, objects.units, strict=True):
             row[f'centroid_{axis}_{_unit(name)}'] = at * step
     return row
-
-
-def _profile(mask: np.ndarray, axis: int) -> np.ndarray:
-    return np.count_nonzero(mask, axis=tuple(other for other in range(mask.ndim) if other != axis))
 
 
 def _shape(mask: np.ndarray, objects: LabelledObjects) -> dict[str, Any]:
@@ -149,10 +143,10 @@ def _shape(mask: np.ndarray, objects: LabelledObjects) -> dict[str, Any]:
 
 
 def _hull_volume(mask: np.ndarray) -> int:
-    """How many voxels have their centre in the convex hull of those of a (D, H, W) mask.
+    """The number of voxels with their centre in the convex hull of a (D, H, W) mask.
 
-    As scikit-image has it, the hull reaches half a voxel beyond the centres, along the axes. It is found from the ends of
-    rows and counted row by row, which takes neither the memory nor the time of testing every voxel.
+    As in scikit-image, the hull reaches half a voxel beyond the centres along the axes. It is computed from the ends of the
+    rows and counted row by row, which is faster than scikit-image's test of every voxel and needs less memory.
     """
     planes, rows = np.nonzero(mask.any(axis=2))
     filled = mask[planes, rows]
@@ -181,7 +175,7 @@ def _intensity(values: np.ndarray, channel: str) -> dict[str, float]:
 
 
 def _symbol(objects: LabelledObjects) -> str:
-    """The unit of lengths: that of the columns."""
+    """The unit of lengths: that along x."""
     return _unit(objects.units[-1])
 
 

@@ -1,4 +1,4 @@
-"""Labelled pixels with all that is known of them, and ways to walk them without holding them at once."""
+"""Label images with the properties of their objects, read in parts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from unsam_mm.errors import UnSAMError, one_line
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
 
-_AXES = 'ptczyx'  # positions, time, channels as in OME
+_AXES = 'ptczyx'  # position, time, channel, then space, as in OME
 COUNTED = ('index', 'area_px', 'granularity')
-"""Columns of the features table that are counted from the labels, whatever a file says."""
+"""Columns of the features table that are always computed from the labels."""
 _MAX_LABEL = np.iinfo(np.uint32).max
 UNIT_SYMBOLS = {
     'micrometer': 'um',
@@ -30,7 +30,7 @@ UNIT_SYMBOLS = {
     'meter': 'm',
     'second': 's',
 }
-"""Short names of units, in plain letters."""
+"""ASCII symbols of units."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +38,15 @@ class LabelledObjects:
     """The objects of one image.
 
     Attributes:
-        labels: Integers of two to six axes, rows and columns last; 0 is background. What is read of them is uint32, and
-            raises UnSAMError where a label is negative or needs more than 32 bits.
-        features: One row an object; the column `index` holds its label. Others may be granularity, score, parent_id.
-        name: What the image is called; see `in_utf8`.
+        labels: Integers of two to six axes, rows and columns last; 0 is background. Parts are read as uint32; a label that is
+            negative or needs more than 32 bits raises UnSAMError then.
+        features: One row for each object, with its label in the column `index`. Other columns may be granularity, score and
+            parent_id.
+        name: Name of the image; see `in_utf8`.
         scale: Size of a voxel along each axis, in `units`.
-        units: For each axis a name as pint has it, such as 'micrometer'; 'pixel' where nothing is known.
+        units: A name in pint for each axis, such as 'micrometer'; 'pixel' if it is not known.
         axes: A letter for each axis; by default the last ones of 'tzyx', and 'ptczyx' for more axes.
-        kind: What the objects are; of linked layers the name of the layer.
+        kind: Class of the objects; for linked layers the name of the layer.
     """
 
     labels: LazyArray
@@ -85,11 +86,11 @@ class LabelledObjects:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the size of a voxel is known."""
+        """True if the size of a voxel is known."""
         return any(unit != 'pixel' for unit in self.units) or any(size != 1 for size in self.scale)
 
     def rows(self) -> dict[int, dict[str, Any]]:
-        """What is known of each object, by its label."""
+        """The rows of the features table, by label."""
         return rows_by_label(self.features)
 
 
@@ -98,10 +99,10 @@ class LabelCrop:
     """The part of an object that lies in one plane.
 
     Attributes:
-        label: Of the object.
-        top: Row at which the mask begins.
-        left: Column at which the mask begins.
-        mask: (H, W) bool, no larger than the object.
+        label: Label of the object.
+        top: Row of the plane at which the mask begins.
+        left: Column of the plane at which the mask begins.
+        mask: (H, W) bool, the bounding box of the object.
     """
 
     label: int
@@ -111,28 +112,28 @@ class LabelCrop:
 
 
 class LazyView:
-    """An array whose parts are made when they are asked for.
+    """An array whose parts are computed when they are read.
 
     Args:
-        read: Makes the part at an index.
-        shape: Of the whole array.
-        dtype: Of the parts.
+        read: Computes the part at an index.
+        shape: Shape of the array.
+        dtype: Data type of the parts.
     """
 
     def __init__(self, read: Callable[[Any], np.ndarray], shape: Sequence[int], dtype: Any) -> None:
         self._read, self.shape, self.dtype = read, tuple(shape), np.dtype(dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Part of the array; raises what `read` raises."""
+        """Part of the array."""
         return self._read(index)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All of it."""
+        """The whole array."""
         return np.asarray(self[...], dtype)
 
 
 def slice_at(array: LazyArray, axis: int, place: int) -> LazyView:
-    """An array at one place along an axis; an index is a tuple of numbers and slices, those of the last axes may be left out."""
+    """An array at one place along an axis. Its index is a tuple of numbers and slices, of all axes or the first ones."""
     axis %= len(array.shape)
     shape = [side for i, side in enumerate(array.shape) if i != axis]
 
@@ -144,7 +145,7 @@ def slice_at(array: LazyArray, axis: int, place: int) -> LazyView:
 
 
 def with_progress(array: LazyArray, progress: ProgressCallback, text: str) -> LazyView:
-    """An array that tells, before each part that is read, the share that was read and a text; telling may raise to stop."""
+    """An array that calls `progress` with the fraction read and a text before each part is read; it may raise to stop."""
     n_read, size = 0, max(int(np.prod(array.shape, dtype=np.int64)), 1)
 
     def read(index: Any) -> np.ndarray:
@@ -158,7 +159,7 @@ def with_progress(array: LazyArray, progress: ProgressCallback, text: str) -> La
 
 
 def _as_uint32(array: LazyArray, name: str) -> LazyView:
-    """Labels of a wider or signed type; a part with one that does not fit raises `UnSAMError`, which names the image."""
+    """An array of labels as uint32; a part with a label that does not fit raises `UnSAMError`, which names the image."""
 
     def read(index: Any) -> np.ndarray:
         part = np.asarray(array[index])
@@ -180,8 +181,8 @@ def objects_of_layer(
 
     Args:
         labels: The layer.
-        name: What the image is called; by default as the layer.
-        channel_axis: The axis of the image's channels, along which the layer is one thick; it is left out.
+        name: Name of the image; by default that of the layer.
+        channel_axis: The axis of the image's channels, along which the layer has length 1; it is left out.
         kind: See `LabelledObjects`.
     """
     table = labels.features
@@ -200,7 +201,7 @@ def objects_of_layer(
 
 
 def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str, LazyArray]:
-    """The pixels of an image layer by the name of the channel: red, green and blue, or numbers; '' for one alone."""
+    """The channels of an image layer by name: red, green and blue, or numbers; '' for a single one."""
     data = image.data[0] if image.multiscale else image.data
     if image.rgb:
         return {name: slice_at(data, -1, i) for i, name in enumerate(('red', 'green', 'blue'))}
@@ -210,10 +211,7 @@ def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str
 
 
 def crops_by_plane(labels: LazyArray) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
-    """Each plane of rows and columns, in the order of the array, with what lies in it, in rising order of labels.
-
-    A plane is named by its place along the axes before rows and columns.
-    """
+    """Yields the index of each plane along the axes before rows and columns, and its objects in ascending order of labels."""
     for plane in np.ndindex(*labels.shape[:-2]):
         pixels = np.asarray(labels[plane])
         boxes = list(boxes_in(pixels))
@@ -221,7 +219,7 @@ def crops_by_plane(labels: LazyArray) -> Iterator[tuple[tuple[int, ...], list[La
 
 
 def rows_by_label(features: pd.DataFrame) -> dict[int, dict[str, Any]]:
-    """The rows of a features table by the label in the column `index`; those without one are left out."""
+    """The rows of a features table by the label in the column `index`, without rows that have none."""
     if 'index' not in features:
         return {}
     labels = pd.to_numeric(features['index'], errors='coerce')
@@ -230,22 +228,22 @@ def rows_by_label(features: pd.DataFrame) -> dict[int, dict[str, Any]]:
 
 
 def known_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a features table without what is missing, and without what is counted again from the labels."""
+    """A row of a features table without empty cells and the columns `COUNTED`."""
     return {name: value for name, value in row.items() if name not in COUNTED and not is_missing(value)}
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell of a table is empty."""
+    """True if a cell of a table is empty."""
     return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def plain(value: Any) -> Any:
-    """A number of NumPy as one of Python, which JSON can hold."""
+    """A NumPy scalar as a Python number, which JSON can hold; other values as they are."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def parent_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
-    """What the object of a row of the features table is a part of: the name of a layer, '' for its own, and a label there."""
+    """The parent of the object in a row: the name of its layer, '' for the same one, and its label; None if it has none."""
     parent, layer = row.get('parent_id'), row.get('parent')
     if not isinstance(parent, Real) or not 0 < parent < np.inf:
         return None
@@ -253,7 +251,7 @@ def parent_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def in_utf8(name: str) -> str:
-    """A name for files that hold one line of UTF-8, such as the XML in a TIFF: all else in it is escaped."""
+    """A name as one line of UTF-8, as in the XML of a TIFF; other characters are escaped."""
 
     def escape(found: re.Match) -> str:
         code = ord(found[0])
@@ -263,14 +261,14 @@ def in_utf8(name: str) -> str:
 
 
 def default_axes(ndim: int) -> str:
-    """A letter for each axis where nothing is known of them: the last ones of 'tzyx', and 'ptczyx' for more axes."""
+    """A letter for each axis without a name: the last ones of 'tzyx', and 'ptczyx' for more axes."""
     return 'tzyx'[-ndim:] if ndim <= 4 else _AXES[-ndim:]
 
 
 def _letters(axis_labels: Sequence[str]) -> str:
-    """One letter an axis; the usual ones where a layer has no names, which napari then calls -2, -1."""
+    """One letter for each axis; the default ones if its axes have no names, which are -2 and -1 in napari then."""
     letters = ''.join(label[:1].lower() for label in axis_labels)
     is_known = set(letters) <= set(_AXES) and len(set(letters)) == len(letters) == len(axis_labels)
-    # Positions are no part of an image, so they come before all else.
+    # Each position is an image of its own, so its axis is the first.
     is_usual = is_known and letters.endswith('yx') and 'p' not in letters[1:]
     return letters if is_usual else default_axes(len(axis_labels))

@@ -1,4 +1,4 @@
-"""The section that adapts the model to an image, without labels, and compares both models."""
+"""The section that adapts the model to an image without labels, and compares both models."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import finalize
 
 import numpy as np
 from napari.layers import Labels
 from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QApplication
 
 from napari_unsam.adapt.comparison import Comparison, compare, window_around
 from napari_unsam.adapt.crops import Crop, choose_crops, write_crops
@@ -37,10 +37,10 @@ _MAX_CROPS, _MAX_ITERATIONS = 64, 5000
 
 
 class AdaptPanel(Panel):
-    """A short training on the open image, its loss, and both models on the plane in view.
+    """Trains on the open image, shows the loss, and compares both models on the plane in view.
 
     Attributes:
-        job: The training of the image in view; None without an image.
+        job: The training of the chosen image; None without an image.
     """
 
     title = 'Adapt to my images'
@@ -49,19 +49,18 @@ class AdaptPanel(Panel):
         """Makes the controls.
 
         Args:
-            folder: Where trainings are kept, one folder an image.
+            folder: Folder of all trainings; each image has a folder in it.
         """
         self._folder = folder or cache_dir() / 'napari_unsam' / 'adapted'
         self.job: AdaptJob | None = None
-        self._jobs: dict[str, AdaptJob] = {}  # a training goes on while other images are open
+        self._jobs: dict[str, AdaptJob] = {}  # by image; a training goes on while another image is chosen
         self._layers: dict[str, Labels] = {}
         self._make_controls()
         self._timer = QTimer(self, interval=_POLL_MS)
         self._timer.timeout.connect(self.refresh)
-        QApplication.instance().aboutToQuit.connect(self.close_session)
-        jobs = self._jobs
-        self._stop = lambda: _stop(jobs)
-        self.destroyed.connect(self._stop)  # with its window, napari takes the dock away without a word
+        # Trainings also stop when Python ends, and when napari deletes the dock with its window, which it does not report.
+        self._stop = finalize(self, _stop, self._jobs)
+        self.destroyed.connect(self._stop)
         self.follow(self._image_changed, self._session.image_changed)
         self.follow(self._show_buttons, self._session.controller.state_changed)
         self._image_changed()
@@ -69,14 +68,11 @@ class AdaptPanel(Panel):
     def close_session(self) -> None:
         """Stops a running training when the dock closes; it can be resumed."""
         self._timer.stop()
-        if self._connections:
-            self.destroyed.disconnect(self._stop)
-            QApplication.instance().aboutToQuit.disconnect(self.close_session)
         super().close_session()
-        _stop(self._jobs)
+        self._stop()
 
     def start(self) -> None:
-        """Writes crops of the image in the inference thread, then trains on them in its own process."""
+        """Writes crops of the image in the inference thread, then trains on them in a separate process."""
         session, job = self._session, self.job
         if job is None or self._is_at_work():
             return
@@ -94,7 +90,7 @@ class AdaptPanel(Panel):
         self.refresh()
 
     def compare(self) -> None:
-        """Compares both models on the plane in view: for its prompts, or all masks if there are none."""
+        """Compares both models on the plane in view: the masks of its prompts, or all masks if there are none."""
         session, target = self._session, self._session.controller.target
         if target is None or self.job is None or self.job.result is None:
             return
@@ -113,7 +109,7 @@ class AdaptPanel(Panel):
         self._session.controller.use_weights(self.job.result if is_adapted and self.job is not None else None)
 
     def refresh(self) -> None:
-        """Shows how far the training has come."""
+        """Shows the progress of the training."""
         if self.job is None:
             self._show(JobState(Stage.NONE, False, 0.0, NO_IMAGE))
             return
@@ -175,7 +171,7 @@ class AdaptPanel(Panel):
         return self._session.controller.runs(_WRITING)
 
     def _is_at_work(self) -> bool:
-        """Whether the model is being adapted to this image or another: one training takes all cores."""
+        """True if the model is being adapted to this image or another: one training uses all cores."""
         return self._writes_crops or any(job.is_running for job in self._jobs.values())
 
     def _crop_writing(self, job: AdaptJob) -> Callable[[ProgressCallback], int]:
@@ -262,13 +258,13 @@ def _stop(jobs: dict[str, AdaptJob]) -> None:
 
 
 def _pixels(target: Target, rows: slice, columns: slice) -> np.ndarray:
-    """A part of a plane as the model sees it; the rest is not read where the image can be read in parts."""
+    """A part of a plane as the model sees it; only this part is read if the image can be read in parts."""
     plane = target.pixels()[0] if target.pixels is not None else target.read()
     return plane[rows, columns]
 
 
 def _centre(question: PlanePrompt | None, target: Target) -> tuple[float, float]:
-    """The row and column that a comparison is about: the first prompt, else the middle of the plane."""
+    """The row and column to compare around: those of the first prompt, else of the middle of the plane."""
     height, width = target.plane.size_hw
     if question is not None and question.points_xy is not None:
         x, y = question.points_xy[0]

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 class CanvasContext:
     """Frees layers in the OpenGL context that they were drawn in.
 
-    napari 0.9 frees what a layer holds as soon as it leaves the list, in whichever context is current: at times that of the
-    window, in which the same numbers are other objects. The window then crashes at one of the next drawings.
+    napari 0.9 frees the OpenGL objects of a layer when it is removed, in the current context. If that is the context of the
+    window, other objects with the same ids are freed, and the window crashes when it is drawn next.
 
     Args:
-        dock: A widget in the window of the canvas, now or soon.
-        layers: Of the viewer.
+        dock: A widget that is, or will be, in the window of the canvas.
+        layers: Layers of the viewer.
     """
 
     def __init__(self, dock: QWidget, layers: LayerList) -> None:
@@ -37,7 +37,7 @@ class CanvasContext:
         self._layers.events.removed.disconnect(self._leave)
 
     def _find(self, _event: Any = None) -> None:
-        """Looks while the dock is in the window: it is taken out before its own layers are."""
+        """Finds the canvas while the dock is in the window; it is removed from there before its layers are."""
         if self._canvas is None and isalive(self._dock):
             self._canvas = canvas_beside(self._dock)
 
@@ -52,9 +52,9 @@ class CanvasContext:
 
 
 def canvas_beside(widget: QWidget) -> QOpenGLWidget | None:
-    """The canvas in the middle of the window that a widget belongs to, also if it floats; None if it is in no such window.
+    """The canvas of the main window of a widget, which may be floating; None if it is in no main window.
 
-    Other docks may hold drawings of OpenGL as well, which are ignored.
+    OpenGL widgets of other docks are ignored.
     """
     around: QWidget | None = widget
     while around is not None:

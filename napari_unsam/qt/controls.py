@@ -1,4 +1,4 @@
-"""The base class of the sections of the dock: controls that are bound to what they do, and their layout."""
+"""The base class of the sections of the dock, which makes their controls and lays them out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from qtpy.QtWidgets import (
     QGroupBox,
     QLabel,
     QLayout,
+    QMessageBox,
     QProgressBar,
     QPushButton,
     QSlider,
@@ -31,25 +32,25 @@ if TYPE_CHECKING:
 
 Control = TypeVar('Control', bound=QWidget)
 Row = Sequence[QWidget | QLayout | str | None]
-"""Controls side by side. A text is the label of the control after it, None a gap; the last one fills the row."""
+"""Controls side by side. A text is the label of the next control, None a gap; the last control fills the row."""
 
 SLIDER_STEPS = 1000
-"""From 0 to 1."""
+"""Steps of a slider or progress bar from 0 to 1."""
 MAX_AREA_PX = 1_000_000
-"""The highest limit of an area that can be entered."""
-_SIDE_CHARACTERS = 8  # are shown at least; the longest choice would widen the dock
+"""Largest area that can be entered."""
+_SIDE_CHARACTERS = 8  # shown at least; all of the longest entry would widen the dock
 
 
 class Panel(QWidget):
-    """A section of the dock. Its controls leave the keyboard to the canvas, and report a `UnSAMError` in the status line.
+    """A section of the dock. Its controls do not take the keyboard focus, and show a `UnSAMError` in the status line.
 
     Args:
-        session: What to control.
-        options: Of `build`.
+        session: The session.
+        options: Arguments of `build`.
 
     Attributes:
-        title: Of the section.
-        key_actions: What the keys call that belong to this section, by command.
+        title: Title of the section.
+        key_actions: The actions of the section's keys, by command.
     """
 
     title = ''
@@ -57,7 +58,7 @@ class Panel(QWidget):
     def __init__(self, session: ViewerSession, *options: Any) -> None:
         super().__init__()
         self._session = session
-        self._connections: list[tuple[Any, WeakMethod]] = []  # weakly, or a section whose window went would be kept
+        self._connections: list[tuple[Any, WeakMethod]] = []  # weak, so that a section is freed with its window
         self.key_actions: Actions = {}
         self.build(*options)
 
@@ -65,7 +66,7 @@ class Panel(QWidget):
         """Makes the controls."""
 
     def follow(self, act: Callable, *signals: Any) -> None:
-        """Has signals of the session or the viewer call a method until `close_session`."""
+        """Connects a method to signals of the session or the viewer until `close_session`."""
         for signal in signals:
             signal.connect(act)
             self._connections.append((signal, WeakMethod(act)))
@@ -77,11 +78,15 @@ class Panel(QWidget):
         self._connections.clear()
 
     def say(self, text: str, level: Level = Level.INFO) -> None:
-        """Sets the status line."""
+        """Shows a text in the status line."""
         self._session.controller.say(text, level)
 
+    def confirm(self, title: str, question: str) -> bool:
+        """Asks yes or no; returns True for yes."""
+        return QMessageBox.question(self, title, question) == QMessageBox.StandardButton.Yes
+
     def lay_out(self, *rows: Row) -> QGridLayout:
-        """Fills the section."""
+        """Lays out the controls of the section."""
         grid = fill(QGridLayout(self), *rows)
         grid.setContentsMargins(0, 0, 0, 0)
         return grid
@@ -103,15 +108,14 @@ class Panel(QWidget):
         is_checked: bool = False,
     ) -> QCheckBox:
         """A check box."""
-        made = QCheckBox(text)
-        made.setToolTip(tooltip)
+        made = _unfocusable(QCheckBox(text), tooltip)
         made.setChecked(is_checked)
         made.toggled.connect(self._reporting(changed))
         return made
 
     def make_slider(self, tooltip: str, changed: Callable[[float], None]) -> QSlider:
-        """A slider from 0 to 1; `changed` is told the value."""
-        made = _quiet(QSlider(Qt.Orientation.Horizontal), tooltip)
+        """A slider from 0 to 1; `changed` is called with the value."""
+        made = _unfocusable(QSlider(Qt.Orientation.Horizontal), tooltip)
         made.setRange(0, SLIDER_STEPS)
         made.valueChanged.connect(self._reporting(lambda value: changed(value / SLIDER_STEPS)))
         return made
@@ -126,7 +130,7 @@ class Panel(QWidget):
         suffix: str = '',
         step: float = 1,
     ) -> QSpinBox | QDoubleSpinBox:
-        """A field for a whole number, or for one with two decimals if `value` is a float."""
+        """A spin box for integers, or with two decimals if `value` is a float."""
         made = QDoubleSpinBox() if isinstance(value, float) else QSpinBox()
         made.setRange(low, high)
         made.setSingleStep(step)
@@ -143,15 +147,15 @@ class Panel(QWidget):
         items: Mapping[Any, str] | None = None,
         characters: int | None = None,
     ) -> QComboBox:
-        """A choice whose entries have values as their data.
+        """A combo box whose entries have values as their data.
 
         Args:
             tooltip: One sentence.
-            changed: Told the value of the chosen entry.
-            items: The entries by value; the first one is chosen.
-            characters: How many are shown at least; by default as many as the longest entry has.
+            changed: Called with the value of the chosen entry.
+            items: Text of the entries, by value; the first one is chosen.
+            characters: Characters that are shown at least; by default the length of the longest entry.
         """
-        made = _quiet(QComboBox(), tooltip)
+        made = _unfocusable(QComboBox(), tooltip)
         if characters is not None:
             made.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             made.setMinimumContentsLength(characters)
@@ -161,7 +165,7 @@ class Panel(QWidget):
         return made
 
     def make_choice_of_side(self, chosen: Side, changed: Callable[[Any], None] = lambda value: None) -> QComboBox:
-        """How objects differ from what is around them; the data of each entry is a `Side`."""
+        """A combo box for the brightness of objects; the data of each entry is a `Side`."""
         tooltip = 'Brightness of objects relative to their surroundings; "Bright or dark" decides by the image'
         made = self.make_choice(tooltip, changed, characters=_SIDE_CHARACTERS)
         set_items(made, {side: side.value.capitalize() for side in Side}, chosen)
@@ -172,20 +176,20 @@ class Panel(QWidget):
 
 
 def button(text: str, tooltip: str, act: Callable[[], None]) -> QPushButton:
-    """A button that leaves the keyboard to the canvas, so that the keys shown on buttons reach it."""
-    made = _quiet(QPushButton(text), tooltip)
+    """A button without keyboard focus, so that the keys shown on buttons reach the canvas."""
+    made = _unfocusable(QPushButton(text), tooltip)
     made.clicked.connect(lambda *_: act())
     return made
 
 
 def move(slider: QSlider, value: float) -> None:
-    """Moves a slider to a value in [0, 1] that was set elsewhere, without a signal."""
+    """Moves a slider to a value in [0, 1] without a signal."""
     with QSignalBlocker(slider):
         slider.setValue(round(value * SLIDER_STEPS))
 
 
 def set_items(choice: QComboBox, items: Mapping[Any, str], current: Any) -> None:
-    """Sets the entries of a choice, by value, and which one is chosen, if it is one of them; without a signal."""
+    """Sets the entries of a combo box, by value, and chooses `current` if it is one of them; without a signal."""
     with QSignalBlocker(choice):
         choice.clear()
         for value, text in items.items():
@@ -194,36 +198,36 @@ def set_items(choice: QComboBox, items: Mapping[Any, str], current: Any) -> None
 
 
 class JobBar(QProgressBar):
-    """The bar of a job."""
+    """Progress bar of a job."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setRange(0, SLIDER_STEPS)
 
     def show_progress(self, fraction: float, text: str) -> None:
-        """Shows the share that is done, and what is being done."""
+        """Shows the fraction done and a text."""
         self.setValue(round(SLIDER_STEPS * fraction))
         caption = text[:1].upper() + text[1:]
-        # A model's first step can be its longest, and 0 % all the while would look stuck.
+        # The first step can be the longest; 0 % would look stuck.
         self.setFormat(f'{caption}  %p%' if fraction else f'{caption} ...')
 
 
 def wrapping_label(text: str = '') -> QLabel:
-    """A label whose text takes as many lines as it needs."""
+    """A label with line wrapping."""
     made = QLabel(text)
     made.setWordWrap(True)
     return made
 
 
 def group(title: str, *rows: Row) -> QGroupBox:
-    """Controls under a title."""
+    """A box with a title and rows of controls."""
     made = QGroupBox(title)
     fill(QGridLayout(made), *rows)
     return made
 
 
 def fill(grid: QGridLayout, *rows: Row) -> QGridLayout:
-    """Puts controls into a grid; returns it."""
+    """Adds rows of controls to a grid; returns the grid."""
     width = max(map(len, rows))
     for number, row in enumerate(rows):
         for column, cell in enumerate(row):
@@ -232,15 +236,15 @@ def fill(grid: QGridLayout, *rows: Row) -> QGridLayout:
                 grid.addLayout(cell, *place)
             elif isinstance(cell, str):
                 label = QLabel(cell)
-                label.setBuddy(row[column + 1])  # screen readers name a control by it
+                label.setBuddy(row[column + 1])  # its name for screen readers
                 grid.addWidget(label, *place)
             elif cell is not None:
                 grid.addWidget(cell, *place)
     return grid
 
 
-def _quiet(control: Control, tooltip: str) -> Control:
-    """A control that does not take the keyboard."""
+def _unfocusable(control: Control, tooltip: str) -> Control:
+    """A control that does not take the keyboard focus."""
     control.setToolTip(tooltip)
     control.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     return control

@@ -22,14 +22,14 @@ _CODE = 'napari_unsam.qt.widget'
 
 
 class UnSAMDock(DockedWidget):
-    """Opens empty, and holds a `SegmentationWidget` a moment later.
+    """Opens empty, and shows a `SegmentationWidget` once its code is loaded.
 
     Args:
-        viewer: The viewer to work in.
-        make: Makes the widget, once its code is loaded; by default the one with the engine of the preferences.
+        viewer: The viewer.
+        make: Makes the widget; by default one with the engine of the preferences.
 
     Attributes:
-        content: The widget; None before it is there.
+        content: The widget; None before it is made.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class UnSAMDock(DockedWidget):
         self._opening = QLabel('Opening UnSAM ...')
         self._opening.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._opening.setMinimumWidth(self._opening.fontMetrics().averageCharWidth() * 40)
-        self._grid = QGridLayout(self)  # napari would add a stretch to a column, and leave half of it to that
+        self._grid = QGridLayout(self)  # in a column napari would add a stretch that takes half the height
         self._grid.setContentsMargins(0, 0, 0, 0)
         self._grid.addWidget(self._opening)
         self._loading = Thread(target=import_module, args=(_CODE,), name='unsam-opening', daemon=True)
@@ -54,16 +54,16 @@ class UnSAMDock(DockedWidget):
         self._timer.start()
 
     def end(self) -> None:
-        """Ends the session, or does not begin it."""
+        """Ends the session if it has begun."""
         self._timer.stop()
         if self.content is not None:
             self.content.end()
 
     def _open_next(self) -> None:
-        """Makes the widget, then shows it, each in a turn of the event loop."""
+        """Makes the widget in one turn of the event loop, and shows it in the next."""
         if self._loading.is_alive():
             return
-        self._timer.stop()  # so that what cannot be loaded or made is told once
+        self._timer.stop()  # so that an error is reported once
         if self.content is None:
             make = self._make or import_module(_CODE).SegmentationWidget
             self.content = make(self._viewer)

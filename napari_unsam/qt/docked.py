@@ -1,4 +1,4 @@
-"""Widgets that notice when napari removes them, which only unparents them."""
+"""Widgets that are notified when napari removes them, which only changes their parent."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from qtpy.QtWidgets import QWidget
 
 
 class DockedWidget(QWidget):
-    """A widget that knows when it is taken out of the window that it was put into.
+    """A widget with a signal for its removal from a window.
 
     Attributes:
-        undocked: Emitted then.
+        undocked: Emitted when the widget has lost its parent.
     """
 
     undocked = Signal()
@@ -32,5 +32,5 @@ class DockedWidget(QWidget):
 
 def later(call: Callable[[], None]) -> None:
     """Runs a function once napari has handled the current event."""
-    # Qt keeps no method of an object alive that nobody else holds.
+    # Qt does not keep the object of a method alive.
     QTimer.singleShot(0, lambda: call())

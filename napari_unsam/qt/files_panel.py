@@ -1,9 +1,8 @@
-"""The section for the images of a folder; asks before unsaved objects are lost."""
+"""The section for the images of a folder; it asks before unsaved objects are lost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 
 from qtpy.QtCore import Qt
@@ -15,13 +14,7 @@ from napari_unsam.model.targets import Level
 from napari_unsam.qt.controls import Panel
 from unsam_mm.errors import UnSAMError
 
-
-class Unsaved(Enum):
-    """What to do with changes that were not saved."""
-
-    SAVE = 'save'
-    DISCARD = 'discard'
-    STAY = 'stay'
+Answer = QMessageBox.StandardButton
 
 
 class FilesPanel(Panel):
@@ -58,7 +51,7 @@ class FilesPanel(Panel):
         self._show()
 
     def close_session(self) -> None:
-        """Leaves the session alone from now on; the image that is open stays."""
+        """Disconnects from the session; the open image stays."""
         super().close_session()
         self.series = None
 
@@ -67,7 +60,7 @@ class FilesPanel(Panel):
 
         Args:
             folder: See `ImageList.of`.
-            results: Where objects are kept; by default beside the images.
+            results: Folder of the objects; by default that of the images.
         """
         try:
             images = ImageList.of(folder)
@@ -88,36 +81,34 @@ class FilesPanel(Panel):
         self.series.open(self.series.start())
 
     def go(self, position: int) -> None:
-        """Opens an image of the list, after a question if there are changes that were not saved."""
+        """Opens an image of the list; asks first if there are unsaved changes."""
         series = self.series
         if series is None or not 0 <= position < len(series.images.names):
             return
         if position == series.position or self._may_leave(lambda: self.go(position)):
             series.open(position)
         else:
-            self._show()  # the list had moved its mark already
+            self._show()  # the list has selected the other row already
 
     def step(self, by: int) -> None:
-        """Opens the next image, or the one before, seen from the one that was asked for last."""
+        """Opens the next or previous image, relative to the one that was requested last."""
         if self.series is not None and self.series.asked is not None:
             self.go(self.series.asked + by)
 
     def save(self) -> None:
-        """Saves the objects of the image that is open."""
+        """Saves the objects of the open image."""
         if self.series is not None:
             self.series.save()
 
-    def ask_unsaved(self, name: str) -> Unsaved:
-        """Asks what to do with changes that were not saved."""
-        button_of = QMessageBox.StandardButton
-        chosen = QMessageBox.question(
+    def ask_unsaved(self, name: str) -> Answer:
+        """Asks whether to save or discard unsaved changes, or to stay."""
+        return QMessageBox.question(
             self,
             'Unsaved objects',
             f'The objects of {name} have changed. Save them?',
-            button_of.Save | button_of.Discard | button_of.Cancel,
-            button_of.Save,
+            Answer.Save | Answer.Discard | Answer.Cancel,
+            Answer.Save,
         )
-        return {button_of.Save: Unsaved.SAVE, button_of.Discard: Unsaved.DISCARD}.get(chosen, Unsaved.STAY)
 
     def choose_folder(self, caption: str) -> Path | None:
         """Asks for a folder; None if cancelled."""
@@ -136,28 +127,28 @@ class FilesPanel(Panel):
         self.open_folder(folder, results)
 
     def _may_leave(self, then: Callable[[], None]) -> bool:
-        """Whether the open image can be left now; if it is to be saved first, `then` is called after it."""
+        """True if the open image can be left now; if the user has it saved first, `then` is called after that."""
         series = self.series
         if series is None or not series.is_dirty:
             return True
         match self.ask_unsaved(series.name):
-            case Unsaved.DISCARD:
+            case Answer.Discard:
                 return True
-            case Unsaved.SAVE:
+            case Answer.Save:
                 series.save(then)
         return False
 
     def _show(self) -> None:
         series = self.series
-        position = None if series is None else series.position
-        count = 0 if series is None else len(series.images.names)
-        for row in range(count):
+        names = () if series is None else series.images.names
+        position, asked = (None, None) if series is None else (series.position, series.asked)
+        n_done = 0
+        for row, name in enumerate(names):
             mark = '✓ ' if series.is_done(row) else '✗ ' if series.is_broken(row) else ''
-            self.list.item(row).setText(f'{mark}{series.images.names[row]}')
-        asked = None if series is None else series.asked
+            self.list.item(row).setText(f'{mark}{name}')
+            n_done += series.is_done(row)
         self.list.setCurrentRow(-1 if position is None else position)
         self.previous_button.setEnabled(bool(asked))
-        self.next_button.setEnabled(asked is not None and asked < count - 1)
+        self.next_button.setEnabled(asked is not None and asked < len(names) - 1)
         self.save_button.setEnabled(position is not None)
-        done = sum(series.is_done(row) for row in range(count)) if series is not None else 0
-        self.status_label.setText(f'{done} of {count} done' if count else 'No folder open')
+        self.status_label.setText(f'{n_done} of {len(names)} done' if names else 'No folder open')

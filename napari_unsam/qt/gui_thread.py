@@ -9,30 +9,29 @@ from qtpy.QtCore import QCoreApplication, QObject, Signal, Slot
 
 
 def in_gui_thread(call: Callable[[], None]) -> None:
-    """Runs a function in the thread of the GUI, soon if called from another thread, else at once."""
-    courier().sent.emit(call)
+    """Runs a function in the GUI thread: at once if called there, else soon."""
+    gui_caller().called.emit(call)
 
 
 @cache
-def courier() -> Courier:
-    """The object that runs functions in the GUI thread; call this there once, before other threads do.
+def gui_caller() -> GuiCaller:
+    """The object that runs functions in the GUI thread. The first call must be made in this thread.
 
-    One object for all calls: one made in the inference thread for each is at times destroyed while that still holds it, which
-    ends the process with PySide6.
+    There is one object for all calls: PySide6 may crash if one that was made in the inference thread is destroyed.
     """
-    made = Courier()
+    made = GuiCaller()
     made.moveToThread(QCoreApplication.instance().thread())
     return made
 
 
-class Courier(QObject):
-    """Runs in its own thread what is sent from any."""
+class GuiCaller(QObject):
+    """Runs functions in its own thread; `called` may be emitted with one in any thread."""
 
-    sent = Signal(object)
+    called = Signal(object)
 
     def __init__(self) -> None:
         super().__init__()
-        self.sent.connect(self._run)
+        self.called.connect(self._run)
 
     @Slot(object)
     def _run(self, call: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The section for the image: layer, channels, analysis and its progress."""
+"""The section for the image: its layer, channels, analysis and progress."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from napari_unsam.qt.controls import SLIDER_STEPS, JobBar, Panel, fill, set_item
 from unsam_mm.errors import ImageError
 
 CONTRAST_RESTS_MS = 500
-"""How long a slider of contrast limits has to rest before the model looks at the image as it is shown then."""
+"""Delay after the last change of the contrast limits before the slice is analysed again."""
 
 _ANALYSE, _LAYERS = 'Analyse slice', 'layers'
-_CHANNEL_CHARACTERS = 4  # of a layer's name are shown at least; longer ones must not widen the dock
+_CHANNEL_CHARACTERS = 4  # shown at least; long names of layers must not widen the dock
 
 
 class ImagePanel(Panel):
-    """Image, channels, and the job that runs."""
+    """Image, channels, and the running job."""
 
     title = 'Image'
 
@@ -67,7 +67,7 @@ class ImagePanel(Panel):
         ]
         controller = self._session.controller
         self.embed_button = self.make_button(
-            _ANALYSE, 'Run the model on this slice; the first click does so too', controller.embed
+            _ANALYSE, 'Run the model on this slice; the first click also runs it', controller.embed
         )
         self.cancel_button = self.make_button(
             'Cancel', 'Stop all jobs; prompts and analysed slices are kept', controller.cancel
@@ -159,5 +159,5 @@ class ImagePanel(Panel):
             raise
 
     def _other_layers(self) -> list[Image]:
-        """What may be channels besides the image; whether they lie on it is said when they are chosen."""
+        """Layers that can be channels besides the image; they are checked when they are chosen."""
         return [layer for layer in self._images(None) if layer is not self._session.image and not layer.rgb]

@@ -9,11 +9,11 @@ from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from napari_unsam.volumes.propagation import Found, SliceMask, SliceState
 
-# The scale cividis, which looks the same to all kinds of colour vision and rises in lightness: bad dark, good bright.
+# The colormap cividis, which is safe for colour-blind viewers and rises in lightness: low IoU dark, high IoU bright.
 _SCALE = ('#00224e', '#35456c', '#666970', '#948e77', '#c8b866', '#fee838')
-_KNOWN, _GROUND, _CURSOR = '#56b4e9', '#808080', '#ffffff'
-_HEIGHT_PX, _MAX_WIDE_PX = 34, 24
-_WORDS = {SliceState.CORRECTED: 'known', SliceState.PROPAGATED: 'found', SliceState.STOPPED: 'ended'}
+_CORRECTED, _BACKGROUND, _CURSOR = '#56b4e9', '#808080', '#ffffff'
+_HEIGHT_PX, _MAX_BAR_PX = 34, 24
+_STATES = {SliceState.CORRECTED: 'set by hand', SliceState.PROPAGATED: 'propagated', SliceState.STOPPED: 'stopped'}
 
 
 def colour_of(iou: float) -> str:
@@ -24,13 +24,13 @@ def colour_of(iou: float) -> str:
 
 
 class IouStrip(QWidget):
-    """One bar a slice, as high as the IoU with the slice before is large, so that colour is not needed to read it.
+    """One bar for each slice; its height and colour are the IoU with the previous slice.
 
-    Slices where the object is known are marked by a blue diamond, those where it ended by a cross; a white frame
-    shows the slice in view. A click, or a drag, asks for a slice.
+    A blue diamond marks slices that were set by hand, a cross those where the propagation stopped, a white frame the slice
+    in view. A click or a drag goes to a slice.
 
     Attributes:
-        slice_wanted: Emitted with the number of the slice that was clicked.
+        slice_wanted: Emitted with the number of a clicked slice.
     """
 
     slice_wanted = Signal(int)
@@ -44,66 +44,62 @@ class IouStrip(QWidget):
         self.setAccessibleName('IoU with the previous slice')
 
     def set_slices(self, found: Found, n_slices: int, here: int) -> None:
-        """Shows what was found of an object.
+        """Shows the masks of an object.
 
         Args:
-            found: By slice.
-            n_slices: Slices of the stack.
+            found: Its masks, by slice.
+            n_slices: Number of slices in the stack.
             here: The slice in view.
         """
         self._found, self._n_slices, self._here = found, n_slices, here
         self.update()
 
     def sizeHint(self) -> QSize:
-        """As high as a row of buttons."""
+        """The height of a row of buttons."""
         return QSize(200, _HEIGHT_PX)
 
     def slice_at(self, x: float) -> int | None:
-        """The slice whose bar is at a distance from the left edge, in pixels; None beside all of them."""
+        """The slice of the bar at a distance from the left edge, in pixels; None if there is no bar."""
         z = int(x // self._bar_px) if self._n_slices and x >= 0 else -1
         return z if 0 <= z < self._n_slices else None
 
     def bar(self, z: int) -> QRectF:
-        """The room of a slice's bar, from top to bottom."""
+        """The rectangle of a slice, over the full height."""
         return QRectF(z * self._bar_px, 0, self._bar_px, self.height())
 
     def event(self, event: QEvent) -> bool:
         """Shows the tooltip of the slice under the mouse."""
         if isinstance(event, QHelpEvent) and event.type() == QEvent.Type.ToolTip:
             z = self.slice_at(event.pos().x())
-            QToolTip.showText(event.globalPos(), '' if z is None else self.words(z), self)
+            QToolTip.showText(event.globalPos(), '' if z is None else self.describe(z), self)
             return True
         return super().event(event)
 
-    def words(self, z: int) -> str:
+    def describe(self, z: int) -> str:
         """Tooltip of a slice."""
         one = self._found.get(z)
         if one is None:
             return f'Slice {z}: not analysed'
-        if one.state is SliceState.CORRECTED:
-            return f'Slice {z}: {_WORDS[one.state]}, {one.crop.area_px:,} px'
-        return f'Slice {z}: {_WORDS[one.state]}, IoU {one.iou:.2f}, granularity {one.granularity:.2f}, {one.crop.area_px:,} px'
+        scores = '' if one.state is SliceState.CORRECTED else f'IoU {one.iou:.2f}, granularity {one.granularity:.2f}, '
+        return f'Slice {z}: {_STATES[one.state]}, {scores}{one.crop.area_px:,} px'
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
-        """Asks for the slice under the mouse."""
+        """Goes to the slice under the mouse."""
         z = self.slice_at(event.position().x())
         if z is not None:
             self.slice_wanted.emit(z)
 
-    def mouseMoveEvent(self, event: QMouseEvent) -> None:
-        """Asks for the slice under the mouse while it is dragged."""
-        if event.buttons() & Qt.MouseButton.LeftButton:
-            self.mousePressEvent(event)
+    mouseMoveEvent = mousePressEvent  # without mouse tracking, Qt sends it only while a button is pressed
 
     def paintEvent(self, _event: QPaintEvent) -> None:
         """Draws the bars."""
         painter = QPainter(self)
         painter.setPen(Qt.PenStyle.NoPen)
-        painter.setBrush(QColor(_GROUND))
+        painter.setBrush(QColor(_BACKGROUND))
         for z in range(self._n_slices):
             column = self.bar(z)
             painter.setOpacity(0.3)
-            painter.fillRect(column.adjusted(0.5, 0, -0.5, 0), QColor(_GROUND))
+            painter.fillRect(column.adjusted(0.5, 0, -0.5, 0), QColor(_BACKGROUND))
             painter.setOpacity(1.0)
             if z in self._found:
                 self._draw(painter, column, self._found[z])
@@ -127,9 +123,9 @@ class IouStrip(QWidget):
         bar = QRectF(column.left() + 0.5, column.bottom() - height, max(column.width() - 1, 1), height)
         painter.fillRect(bar, QColor(colour_of(one.iou)))
         if one.state is SliceState.CORRECTED:
-            painter.setBrush(QColor(_KNOWN))
+            painter.setBrush(QColor(_CORRECTED))
             painter.drawPolygon([top, right, bottom, left])
 
     @property
     def _bar_px(self) -> float:
-        return min(self.width() / max(self._n_slices, 1), _MAX_WIDE_PX)
+        return min(self.width() / max(self._n_slices, 1), _MAX_BAR_PX)

@@ -1,4 +1,4 @@
-"""The section for levels, similar objects, classes and review: layout and connections."""
+"""The section for levels, similar objects, classes and review."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from napari_unsam.qt.controls import MAX_AREA_PX, Panel, group, move, wrapping_l
 
 
 class LevelsPanel(Panel):
-    """Whole images at any level of their regions."""
+    """Objects of the whole image from any level of its regions."""
 
     title = 'Levels'
 

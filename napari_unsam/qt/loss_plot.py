@@ -11,14 +11,14 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 
 _MARGIN_LINES = 1.4  # of text, above and below the curve
 _PEN_WIDTH_PX = 2
-_LINE_COLOUR = '#56b4e9'  # seen on dark and on light themes, with and without colour vision
+_LINE_COLOUR = '#56b4e9'  # visible on dark and light themes; safe for colour-blind viewers
 
 
 class LossPlot(QWidget):
-    """One line, with its least and greatest value and the last step written beside it; in the colours of the theme.
+    """A line plot with its latest, least and greatest value and the last step as text; in the colours of the theme.
 
     Args:
-        name: What is drawn.
+        name: Name of the values.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,16 +32,16 @@ class LossPlot(QWidget):
         self._describe()
 
     def sizeHint(self) -> QSize:
-        """Wide enough for a curve to be read, narrow enough for a dock."""
+        """A width that fits into a dock."""
         return QSize(240, self.minimumHeight())
 
     def show_curve(self, steps: Sequence[float], values: Sequence[float], last_step: float) -> None:
         """Draws a line; values that are not finite are left out.
 
         Args:
-            steps: Rising.
-            values: One for each step.
-            last_step: Where the horizontal axis ends.
+            steps: Steps in ascending order.
+            values: One value for each step.
+            last_step: End of the horizontal axis.
         """
         kept = [(float(step), float(value)) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
         self._steps, self._values = (tuple(column) for column in zip(*kept, strict=True)) if kept else ((), ())
@@ -50,7 +50,7 @@ class LossPlot(QWidget):
         self.update()
 
     def points(self, frame: QRectF) -> list[QPointF]:
-        """Where the values lie in a frame, in its pixels."""
+        """The points of the line in a frame, in pixels."""
         if not self._values:
             return []
         low, high = min(self._values), max(self._values)
@@ -90,7 +90,7 @@ class LossPlot(QWidget):
         painter.end()
 
     def _describe(self) -> None:
-        """For screen readers, which see no line."""
+        """Describes the line for screen readers."""
         if not self._values:
             self.setAccessibleDescription(f'{self._name}: no values yet')
             return

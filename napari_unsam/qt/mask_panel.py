@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel
 
 from napari_unsam.keys import KEYS
@@ -29,7 +28,6 @@ class MaskPanel(Panel):
             lambda is_checked: setattr(session, 'keep_existing', is_checked),
             session.keep_existing,
         )
-        self.keep_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.commit_button = self.make_key_button('commit')
         self.lay_out(
             [self.coarser_button, self.finer_button],

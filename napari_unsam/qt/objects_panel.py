@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels
-from qtpy.QtWidgets import QFileDialog, QMessageBox
+from qtpy.QtWidgets import QFileDialog
 
 from napari_unsam.folders.series import ReadMasks, place_objects, read_masks
 from napari_unsam.io.formats import FORMATS, READABLE, export, holds, read_objects
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from napari_unsam.engine.inference import ProgressCallback
     from napari_unsam.model.label_boxes import LazyArray
 
-_NOT_IN_NAMES = r'[\\/:*?"<>|]'  # on one system or another
+_NOT_IN_NAMES = r'[\\/:*?"<>|]'  # of files, on some system
 _NONE = 'No objects yet; commit one first.'
 
 
@@ -57,7 +56,7 @@ class ObjectsPanel(Panel):
         )
         self.export_button = self.make_button('Export...', 'Write all objects to a file', self.export)
         self.format_choice = self.make_choice(
-            'What Export writes', items={name: form.title for name, form in FORMATS.items()}
+            'Format of the exported file', items={name: form.title for name, form in FORMATS.items()}
         )
         self.lay_out(
             [self.summary_label],
@@ -77,9 +76,9 @@ class ObjectsPanel(Panel):
 
     @property
     def layer(self) -> Labels | None:
-        """The layer that the panel works on: the selected one if it holds objects in a table, else that of the session."""
+        """The layer that the panel shows: the selected one if it has a table of objects, else that of the session."""
         layers = self._session.viewer.layers
-        # From the list: what napari gives plugins as the active layer is a stand-in for it.
+        # From the list, as napari gives plugins a proxy for the active layer.
         active = next((layer for layer in layers if layer == layers.selection.active), None)
         is_linked = isinstance(active, Labels) and {'index', 'area_px'} <= set(active.features)
         return active if is_linked else self._session.objects
@@ -90,7 +89,7 @@ class ObjectsPanel(Panel):
         self._unfollow()
 
     def measure(self) -> None:
-        """Measures all objects into the features table, which napari shows under Layers > Metadata > Features table widget."""
+        """Adds measurements of all objects to the features table."""
         layer, image = self._objects(), self._session.image
         if layer is None or image is None:
             return
@@ -101,7 +100,8 @@ class ObjectsPanel(Panel):
             layer.features = merged(layer.features, measured)
             self.say(f'{counted(len(measured), "object")} measured; see Layers > Metadata > Features table widget.')
 
-        self._run('Measuring', lambda progress: measure(objects, channels, progress), done)
+        work = partial(measure, objects, channels)
+        self._session.controller.run('Measuring', work, done, is_task=True)
 
     def export(self) -> None:
         """Asks for a file name and writes the objects."""
@@ -111,7 +111,7 @@ class ObjectsPanel(Panel):
         name = self.format_choice.currentData()
         form = FORMATS[name]
         path = self.choose_path(
-            # Not the name of the image, which often is a TIFF too.
+            # Another name than that of the image, which often is a TIFF too.
             f'{re.sub(_NOT_IN_NAMES, "_", self._image_name())}.objects{form.ending}',
             f'{form.title} (*{form.ending})',
         )
@@ -119,21 +119,22 @@ class ObjectsPanel(Panel):
             return
         if not path.name.endswith(form.ending):
             path = path.with_name(path.name + form.ending)
-        if path.exists() and not self.confirm(f'{path.name} exists. Replace it?'):
+        if path.exists() and not self.confirm('Export objects', f'{path.name} exists. Replace it?'):
             return
         objects, before = self._described(layer), self._changes.count(layer)
 
         def written(_nothing: None) -> None:
             is_whole = self._changes.count(layer) == before and holds(name, objects.features)
-            # Not of the image that is chosen by now.
+            # The user may have chosen another image meanwhile.
             if is_whole and layer is self._session.objects:
                 self._session.exported.emit()
             self.say(f'Written: {path}')
 
-        self._run(f'Writing {path.name}', lambda progress: export(path, objects, name, progress), written)
+        work = partial(export, path, objects, name)
+        self._session.controller.run(f'Writing {path.name}', work, written, is_task=True)
 
     def open(self) -> None:
-        """Asks for a file and adds the objects in it to those of the image, with new labels."""
+        """Asks for a file and adds its objects to the image, with new labels."""
         if self._session.image is None:
             self.say('Choose an image first.', Level.PROBLEM)
             return
@@ -144,7 +145,7 @@ class ObjectsPanel(Panel):
             def read(progress: ProgressCallback) -> ReadMasks:
                 return read_masks(read_objects(path), progress)
 
-            self._run(f'Reading {path.name}', read, partial(self._add, layer))
+            self._session.controller.run(f'Reading {path.name}', read, partial(self._add, layer), is_task=True)
 
     def delete(self) -> None:
         """Erases the selected object of the session's layer."""
@@ -180,23 +181,19 @@ class ObjectsPanel(Panel):
                 self.say(f'It is part of object {label} of "{name}", a layer that was removed.', Level.PROBLEM)
 
     def choose_path(self, suggestion: str, kinds: str) -> Path | None:
-        """Asks where to write; None if cancelled."""
-        # Whether to replace a file is asked by `export`, which also knows of folders.
+        """Asks for a file to write; None if cancelled."""
+        # `export` asks whether to replace a file, or an OME-Zarr folder.
         options = QFileDialog.Option.DontConfirmOverwrite
         path, _ = QFileDialog.getSaveFileName(self, 'Export objects', suggestion, kinds, options=options)
         return Path(path) if path else None
 
     def choose_existing(self, kinds: str) -> Path | None:
-        """Asks what to read; None if cancelled."""
+        """Asks for a file to read; None if cancelled."""
         path, _ = QFileDialog.getOpenFileName(self, 'Open objects', '', kinds)
         return Path(path) if path else None
 
-    def confirm(self, question: str) -> bool:
-        """Asks yes or no."""
-        return QMessageBox.question(self, 'Export objects', question) == QMessageBox.StandardButton.Yes
-
     def _follow(self) -> None:
-        """Follows the layer of objects in use."""
+        """Connects to the layer that the panel shows, in place of the previous one."""
         layer = self.layer
         if layer is not self._followed:
             self._unfollow()
@@ -220,8 +217,7 @@ class ObjectsPanel(Panel):
         if layer is None:
             self.summary_label.setText('No objects yet')
             return
-        count = len(layer.features)
-        text = f'"{layer.name}": {count} object{"" if count == 1 else "s"}'
+        text = f'"{layer.name}": {counted(len(layer.features), "object")}'
         row = self._row(layer)
         if row is not None:
             text += f'; selected: {layer.selected_label}, {int(row.get("area_px", 0)):,} px'
@@ -258,7 +254,7 @@ class ObjectsPanel(Panel):
         return objects_of_layer(layer, self._image_name(), self._channel_axis(), **kind)
 
     def _channels(self, image: Image) -> dict[str, LazyArray]:
-        """Those of the image, and those of other layers of the same pixels, as channels are often shown."""
+        """The channels of the image; if it has only one, all layers of the same shape and position as channels."""
         found = channels_of_layer(image, self._channel_axis())
         if image.rgb or len(found) > 1:
             return found
@@ -280,6 +276,3 @@ class ObjectsPanel(Panel):
 
     def _image_name(self) -> str:
         return 'objects' if self._session.image is None else self._session.image.name
-
-    def _run(self, name: str, work: Callable, on_done: Callable) -> None:
-        self._session.controller.run(name, work, on_done, is_task=True)

@@ -13,11 +13,11 @@ from napari_unsam.qt.controls import Panel
 from napari_unsam.viewer.layers import COLOURS
 
 _POLARITIES = {Polarity.POSITIVE: ('●', 'Object'), Polarity.NEGATIVE: ('◆', 'Background')}
-_MAX_CHARACTERS = 30  # of what was done are shown on a button
+_MAX_CHARACTERS = 30  # of an action's name on a button
 _TOOLS = {
     ShapeKind.BOX: ('Box', 'Drag a box around the object'),
-    ShapeKind.OUTLINE: ('Lasso', 'Draw around the object, mouse button down'),
-    ShapeKind.SCRIBBLE: ('Scribble', 'Draw a line on the object or the background, mouse button down'),
+    ShapeKind.OUTLINE: ('Lasso', 'Hold the mouse button and draw around the object'),
+    ShapeKind.SCRIBBLE: ('Scribble', 'Hold the mouse button and draw a line on the object or the background'),
 }
 
 
@@ -34,7 +34,6 @@ class PromptPanel(Panel):
             lambda is_checked: setattr(session.inputs, 'prompting', is_checked),
             session.inputs.prompting,
         )
-        self.prompting_box.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.undo_button, self.redo_button = self.make_key_button('undo'), self.make_key_button('redo')
         self.next_button, self.clear_button = self.make_key_button('next_object'), self.make_key_button('clear_prompts')
         self.lay_out(
@@ -105,5 +104,5 @@ class PromptPanel(Panel):
 
 
 def _elided(name: str) -> str:
-    """A name so short that a button with it does not widen the dock."""
+    """A name, shortened so that its button does not widen the dock."""
     return name if len(name) <= _MAX_CHARACTERS else f'{name[: _MAX_CHARACTERS - 1].rstrip()}…'

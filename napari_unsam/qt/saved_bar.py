@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QMessageBox
-
 from napari_unsam.model.targets import Level
 from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import Panel, wrapping_label
@@ -24,7 +22,7 @@ class SavedBar(Panel):
         """Makes the controls.
 
         Args:
-            autosave: Saves the work of the session, and finds that of others.
+            autosave: Saves the work of the session, and finds that of earlier ones.
         """
         self._autosave = autosave
         self._saved: SavedSession | None = None
@@ -51,13 +49,9 @@ class SavedBar(Panel):
             name = f'"{image.name}", {when}'
             self.label.setText(f'Unsaved prompts found: {name}.' if is_in_view else f'Unsaved work found: {name}.')
 
-    def confirm(self, question: str) -> bool:
-        """Asks yes or no."""
-        return QMessageBox.question(self, 'Discard saved work', question) == QMessageBox.StandardButton.Yes
-
     def _restore(self) -> None:
         saved, image = self._saved, self._session.image
-        self.restore_button.hide()  # until it is read
+        self.restore_button.hide()  # while the work is read
         self._session.controller.run(
             'Reading the saved work',
             lambda progress: saved.objects(),
@@ -75,7 +69,7 @@ class SavedBar(Panel):
             return
         found = self._autosave.restore(self._session, saved, read)
         if controller.prompts_here and controller.plane is None:
-            controller.embed()  # for the mask that the prompts mean
+            controller.embed()  # for the mask of the prompts
         text = f'{counted(found.objects, "object")} and {counted(found.prompts, "prompt")} restored.'
         if found.relabelled:
             text += f' {counted(found.relabelled, "object")} got new labels (theirs were negative or above 32 bits).'
@@ -87,7 +81,6 @@ class SavedBar(Panel):
         controller.say(text, Level.PROBLEM if found.damaged else Level.INFO)
 
     def _discard(self) -> None:
-        if not self.confirm(f'Delete {self._saved.description}? This cannot be undone.'):
-            return
-        self._autosave.discard(self._saved)
-        self.refresh()
+        if self.confirm('Discard saved work', f'Delete {self._saved.description}? This cannot be undone.'):
+            self._autosave.discard(self._saved)
+            self.refresh()

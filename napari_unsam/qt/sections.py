@@ -6,16 +6,16 @@ from qtpy.QtCore import QEvent, QObject, Qt, QTimer
 from qtpy.QtWidgets import QAbstractSpinBox, QComboBox, QFrame, QLineEdit, QScrollArea, QVBoxLayout, QWidget
 from superqt import QCollapsible
 
-_SPARE_PX = 10  # below what is in a section
-_MARGINS_PX, _GAP_PX = (9, 3, 9, 3), 2  # of a title, so that those of folded sections take little room
+_SPARE_PX = 10  # below the content of a section
+_MARGINS_PX, _GAP_PX = (9, 3, 9, 3), 2  # of a title; small, so that folded sections take little room
 
 
 class Section(QCollapsible):
-    """A panel under its title, as high as what it shows.
+    """A panel under its title; its height follows the content.
 
     Args:
-        panel: Its `title` is that of the section.
-        is_open: Whether it is unfolded.
+        panel: The panel; its `title` is that of the section.
+        is_open: Whether the section is unfolded.
     """
 
     def __init__(self, panel: QWidget, is_open: bool) -> None:
@@ -27,14 +27,14 @@ class Section(QCollapsible):
         (self.expand if is_open else self.collapse)(animate=False)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Gives the panel its new height; superqt asks for it only when the section is unfolded."""
+        """Updates the height of the panel, which superqt does only when the section is unfolded."""
         if event.type() == QEvent.Type.LayoutRequest and self.isExpanded():
             self.content().setMaximumHeight(self.content().sizeHint().height() + _SPARE_PX)
         return super().eventFilter(watched, event)
 
 
 class Sections(QScrollArea):
-    """Sections one below the other; those that are unfolded push no others off the screen."""
+    """A scrollable column of sections."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class Sections(QScrollArea):
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
 
     def add(self, panel: QWidget, is_open: bool) -> None:
-        """Adds a section at the end, whose fields give the keyboard back to the canvas."""
-        _lend_keyboard(panel)
+        """Adds a section at the end; its fields return the keyboard focus to the canvas."""
+        _return_focus(panel)
         self._column.insertWidget(self._column.count() - 1, Section(panel, is_open))
         self._fit_width()
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Makes room at the side for what has become wider."""
+        """Fits the width when the content has changed."""
         if event.type() == QEvent.Type.LayoutRequest:
             self._fit_width()
         return super().eventFilter(watched, event)
@@ -64,34 +64,34 @@ class Sections(QScrollArea):
         self.setMinimumWidth(self.widget().minimumSizeHint().width() + bar)
 
 
-def _lend_keyboard(panel: QWidget) -> None:
-    """Returns the keyboard to the canvas after a field of a section was edited.
+def _return_focus(panel: QWidget) -> None:
+    """Has the fields of a panel return the keyboard focus to the canvas after they were edited.
 
-    That is with Return or Escape, and after a click on the arrows of a number; choices never take it.
+    They do so after Return or Escape, and after a click on the arrows of a spin box. Combo boxes never take the focus.
     """
     for field in panel.findChildren(QAbstractSpinBox):
-        field.installEventFilter(_Returning(field))
+        field.installEventFilter(_FocusReturner(field))
     for field in panel.findChildren(QLineEdit):
         if not isinstance(field.parent(), QAbstractSpinBox | QComboBox):
-            field.installEventFilter(_Returning(field))
+            field.installEventFilter(_FocusReturner(field))
     for choice in panel.findChildren(QComboBox):
         choice.setFocusPolicy(Qt.FocusPolicy.NoFocus)
 
 
-class _Returning(QObject):
-    """Gives the keyboard of a field back."""
+class _FocusReturner(QObject):
+    """Returns the keyboard focus of a field to the canvas."""
 
     _KEYS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Escape)
 
     def eventFilter(self, field: QObject, event: QEvent) -> bool:
-        """Lets all events go on to the field, and acts after those that end its use."""
+        """Returns the focus after events that end an edit; the field gets all events."""
         is_key = event.type() == QEvent.Type.KeyPress and event.key() in self._KEYS
         if is_key or (event.type() == QEvent.Type.MouseButtonRelease and isinstance(field, QAbstractSpinBox)):
-            QTimer.singleShot(0, self._give_back)
+            QTimer.singleShot(0, self._return)
         return False
 
-    def _give_back(self) -> None:
+    def _return(self) -> None:
         field, window = self.parent(), self.parent().window()
         if window.focusWidget() is field:
             field.clearFocus()
-            window.setFocus()  # napari's windows hand keys on to the canvas
+            window.setFocus()  # napari's window passes keys to the canvas

@@ -1,4 +1,4 @@
-"""The section for stacks and movies: layout and connections."""
+"""The section for stacks and movies."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class VolumePanel(Panel):
         self.level_label.setText(f'Level {self.level_slider.value() / SLIDER_STEPS:.2f}')
 
     def _show_job(self) -> None:
-        """Follows the slice in view and whether anything runs."""
+        """Shows the slice in view, and whether a job runs."""
         work = self.work
         slicing, is_busy = work.slicing, work.session.controller.is_busy
         for needs_stack in (self.current_button, self.slice_button, self.automatic_button, self.tracks_button):

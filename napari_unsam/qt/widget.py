@@ -1,7 +1,8 @@
-"""The dock: its sections, the status line, and the start and end of the session."""
+"""The dock: its sections, the status line, and the start and end of a session."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from napari_unsam.keys import KEYS
 from napari_unsam.qt.canvas import CanvasContext
 from napari_unsam.qt.controls import Panel, button, wrapping_label
 from napari_unsam.qt.docked import DockedWidget, later
-from napari_unsam.qt.gui_thread import courier, in_gui_thread
+from napari_unsam.qt.gui_thread import gui_caller, in_gui_thread
 from napari_unsam.qt.image_panel import ImagePanel
 from napari_unsam.qt.mask_panel import MaskPanel
 from napari_unsam.qt.prompt_panel import PromptPanel
@@ -40,9 +41,9 @@ PANELS = (
     ('files_panel', 'FilesPanel'),
     ('adapt_panel', 'AdaptPanel'),
 )
-"""Further sections, folded at first: modules of `napari_unsam.qt` and their classes, made once the dock is there."""
+"""Modules of `napari_unsam.qt` and their classes: the sections that are folded at first. They are made after the dock is shown."""
 
-_TURN_MS = 20  # for the user's clicks and for drawing, between one piece of work and the next
+_TURN_MS = 20  # between steps of preparation, for the user's clicks and for drawing
 _NOT_SAVED = 'UnSAM: changes are not saved yet. Keep napari open until saving has finished; errors are in the log.'
 _HINT = f'Click on an object. {HINT[:-1]}, {KEYS["undo"].key}: undo.'
 
@@ -51,10 +52,10 @@ class SegmentationWidget(DockedWidget):
     """Click on an image, step through the masks under the click, commit the one you mean.
 
     Args:
-        viewer: The viewer to work in.
-        controller: What to control; by default a new one with the engine of the preferences. Its `deliver` must lead to
-            the GUI thread, as `in_gui_thread` does.
-        autosave: Saves the work; by default in the user's folder, where the controller is the default one.
+        viewer: The viewer.
+        controller: The controller; by default a new one with the engine of the preferences. Its `deliver` must run
+            functions in the GUI thread, as `in_gui_thread` does.
+        autosave: Saves the work; with the default controller, by default in the user's folder.
     """
 
     def __init__(
@@ -64,19 +65,22 @@ class SegmentationWidget(DockedWidget):
         autosave: Autosave | None = None,
     ) -> None:
         super().__init__()
-        courier()  # before the inference thread asks for it
+        gui_caller()  # before the inference thread uses it
         if controller is None:
             embedder = PlaneEmbedder(_settings.inference())
             controller = SegmentationController(embedder, in_gui_thread, embedder.load)
-            on_problem = partial(_tell_problem, controller)
-            autosave = autosave or Autosave(_settings.default_store() / 'autosave', on_problem=on_problem)
+            autosave = autosave or Autosave(
+                _settings.default_store() / 'autosave',
+                on_problem=lambda text: in_gui_thread(partial(controller.say, text, Level.PROBLEM)),
+            )
         self.controller = controller
         self.session = ViewerSession(viewer, self.controller, later)
         self._autosave = autosave
         self._context = CanvasContext(self, viewer.layers)
         self.panels: dict[str, Panel] = {}
-        self._too_large: Image | None = None  # for a layer of objects
-        self._made: tuple[str, Panel] | None = None  # a section that is not laid out yet
+        self._too_large: Image | None = None  # no layer of objects can be made for it
+        self._made: list[Panel] = []
+        self._panel_steps = self._make_panels()
         self._has_ended = self._has_libraries = False
         self.image_panel = ImagePanel(self.session)
         self.prompt_panel = PromptPanel(self.session)
@@ -85,20 +89,16 @@ class SegmentationWidget(DockedWidget):
         self._connect()
         self._show_status()
 
-    def _make_panel(self) -> bool:
-        """Makes the next of the further sections, or lays out the one that was made last; returns whether one was left."""
-        if self._made is not None:
-            (name, panel), self._made = self._made, None
+    def _make_panels(self) -> Iterator[bool]:
+        """Makes each of `PANELS` in one step, and adds it to the dock in the next."""
+        for module, name in PANELS:
+            panel = getattr(import_module(f'napari_unsam.qt.{module}'), name)(self.session)
+            self._made.append(panel)
+            yield True
             self.panels[name] = panel
             self.session.inputs.add(panel.key_actions)
             self._scroll.add(panel, is_open=False)
-            return True
-        for module, name in PANELS:
-            if name not in self.panels:
-                panel = getattr(import_module(f'napari_unsam.qt.{module}'), name)(self.session)
-                self._made = name, panel
-                return True
-        return False
+            yield True
 
     def _lay_out(self) -> None:
         self.status_label = wrapping_label()
@@ -128,23 +128,23 @@ class SegmentationWidget(DockedWidget):
 
     def _connect(self) -> None:
         session = self.session
-        # napari takes a tenth of a second for a layer; it must not be in the midst of adding the image.
+        # napari takes a tenth of a second to add a layer; nothing must happen while it still adds the image.
         self._soon = QTimer(self, singleShot=True, interval=_TURN_MS)
         self._soon.timeout.connect(self._make_next)
         session.image_changed.connect(self._image_changed)
         load_units()
         self.controller.load_ahead('Loading the sections', _load_libraries)
         self._soon.start()
-        # The canvas tells of its zoom in the midst of being drawn, when no layer may be changed.
+        # The canvas reports its zoom while it is drawn, when no layer may be changed.
         self._zoomed = QTimer(self, singleShot=True, interval=30)
         self._zoomed.timeout.connect(session.fit_outline)
         session.viewer.scene.camera.events.zoom.connect(self._zoom_changed)
         self.controller.state_changed.connect(self._show_status)
-        # With its window, napari takes the dock away without a word; what still runs must not come back to it.
+        # napari deletes the dock with its window and does not report it; running jobs must not call it then.
         controller, autosave = self.controller, self._autosave
         if autosave is not None:
             self.session.exported.connect(lambda: autosave.exported(self.session))
-        # No lambda: if the collector of garbage finds the dock, it takes a lambda apart before Qt calls it.
+        # No lambda: the garbage collector may clear it before Qt calls it.
         self._leave = finalize(self, _leave, controller, autosave)
         self._leave.atexit = False
         self.destroyed.connect(self._leave)
@@ -157,13 +157,13 @@ class SegmentationWidget(DockedWidget):
         self._soon.start()
 
     def _make_next(self) -> None:
-        """Makes the next layer or section that is not there yet, one a turn of the event loop; then has the model loaded."""
+        """Prepares the next layer or section, one per turn of the event loop; then loads the model."""
         if self._has_ended:
             return
         if not self._has_libraries:
             self._has_libraries = not self.controller.is_loading
             self._soon.start()
-        elif self._prepare() or self._make_panel():
+        elif self._prepare() or next(self._panel_steps, False):
             self._soon.start()
         elif self.session.image is not None:
             self.controller.warm_up()
@@ -171,7 +171,7 @@ class SegmentationWidget(DockedWidget):
                 self._soon.start()
 
     def _prepare(self) -> bool:
-        """Makes the next of the session's layers; returns whether one was left that can be made."""
+        """Makes the next layer of the session; returns False if none is left or it cannot be made."""
         if self._too_large is not None and self.session.image is self._too_large:
             return False
         try:
@@ -182,30 +182,25 @@ class SegmentationWidget(DockedWidget):
             return False
 
     def end(self) -> None:
-        """Ends the session: the viewer is left alone from now on, and the work is saved."""
+        """Saves the work and disconnects from the viewer."""
         if self._has_ended:
             return
         self._has_ended = True
         for timer in (self._soon, self._zoomed):
             timer.stop()
         self.session.viewer.scene.camera.events.zoom.disconnect(self._zoom_changed)
-        self.image_panel.close_session()
-        for panel in (*self.panels.values(), *([] if self._made is None else [self._made[1]])):
+        for panel in (self.image_panel, *self._made):
             panel.close_session()
         if self._autosave is not None and not self._autosave.close():
             show_warning(_NOT_SAVED)
         self.session.close()
-        later(self._context.close)  # after the layers that go later
+        later(self._context.close)  # after the layers that are removed later
 
     def _show_status(self) -> None:
         status = self.controller.status
         problem = status.level is Level.PROBLEM
         self.status_label.setText(('⚠ ' if problem else '') + status.text)
         self.status_label.setStyleSheet('font-weight: bold;' if problem else '')
-
-
-def _tell_problem(controller: SegmentationController, text: str) -> None:
-    in_gui_thread(lambda: controller.say(text, Level.PROBLEM))
 
 
 def _leave(controller: SegmentationController, autosave: Autosave | None) -> None:
@@ -215,7 +210,7 @@ def _leave(controller: SegmentationController, autosave: Autosave | None) -> Non
 
 
 def _load_libraries() -> None:
-    """Loads what the further sections and the first layers need, in the inference thread, where it holds nobody up."""
+    """Imports the modules of the sections and first layers; in the inference thread, where it does not block the GUI."""
     load_layer_kinds()
     for module, _ in PANELS:
         import_module(f'napari_unsam.qt.{module}')

@@ -97,7 +97,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> bool
 
 def wait_until_saved(autosave: Autosave, timeout_s: float = 30.0) -> bool:
     """Waits until all that was noted is on disk; returns whether it is."""
-    return wait_until(lambda: all(record.saved_at == record.n_noted for record in autosave._records), timeout_s)
+    return wait_until(lambda: all(record.work is None for record in autosave._records), timeout_s)
 
 
 def annotate(folder: Path, connection: Connection) -> None:

@@ -9,10 +9,10 @@ from napari.layers import Labels
 from psygnal import Signal
 
 from napari_unsam.model.history import ActionHistory, Change
-from napari_unsam.model.prompts import PointPrompt, Polarity
+from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts
 from napari_unsam.viewer.commit import ObjectWrite
 
-PROMPTS = (PointPrompt((3.0, 20.5, 40.0)), PointPrompt((1.0, 2.0, 3.0), Polarity.NEGATIVE))
+PROMPTS = Prompts(points=(PointPrompt((3.0, 20.5, 40.0)), PointPrompt((1.0, 2.0, 3.0), Polarity.NEGATIVE)))
 
 
 class _Controller:
@@ -24,7 +24,7 @@ class _Controller:
         self.by_image, self.polarity = {}, Polarity.POSITIVE
 
     def prompts_of(self, source):
-        return self.by_image.get(source, ())
+        return self.by_image.get(source, Prompts())
 
     def put_prompts(self, source, prompts):
         self.by_image[source] = prompts

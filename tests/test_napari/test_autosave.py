@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +18,11 @@ import pandas as pd
 import pytest
 import zarr
 
+from napari_unsam.io import autosave as autosave_module
 from napari_unsam.io.autosave import Autosave
-from napari_unsam.io.records import count_prompts, decoded, encoded, image_identity, prompt_kinds
-from napari_unsam.model import prompts as _prompts
+from napari_unsam.io.records import Work, count_prompts, image_identity, read_work, write_work
 from napari_unsam.model.frame import Channels
-from napari_unsam.model.prompts import PointPrompt, Polarity
+from napari_unsam.model.prompts import PendingObject, Polarity, Prompts, ShapeKind, ShapePrompt
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.killing import wait_until, wait_until_saved
@@ -35,7 +36,7 @@ def test_restoring_is_one_action_that_can_be_undone(crash, start, stack):
     autosave.restore(session, autosave.find(session.image))
     assert session.history.undo() == 'restore 2 objects'
     assert not session.objects.data.any()
-    assert session.controller.prompts_of(session.image.unique_id) == ()
+    assert session.controller.prompts_of(session.image.unique_id) == Prompts()
     session.history.redo()
     assert session.controller.prompts_of(session.image.unique_id) == PROMPTS
 
@@ -154,7 +155,7 @@ def test_what_was_erased_since_from_objects_in_view_does_not_come_back_with_the_
     autosave.close()
     session.objects.data[:, :25] = 0
     left = session.objects.data.copy()
-    session.prompt(())
+    session.prompt(Prompts())
     autosave = start()
     restored = autosave.restore(session, autosave.find(session.image))
     assert (restored.objects, restored.prompts) == (0, 2)
@@ -248,7 +249,7 @@ def remove_objects(session):
         (lambda session: session.commit(3, (slice(0, 1), slice(0, 5), slice(0, 5))), True),
         (lambda session: session.prompt(PROMPTS), True),
         (lambda session: session.viewer.dims.set_current_step(0, 3), False),
-        (lambda session: (session.prompt(PROMPTS), session.prompt(())), False),
+        (lambda session: (session.prompt(PROMPTS), session.prompt(Prompts())), False),
         (lambda session: session.objects.paint((0, 3, 3), 7), True),
         (lambda session: (session.objects.data.fill(5), session.objects.refresh()), True),
         (lambda session: (remove_objects(session), session.commit(1, (slice(0, 1), slice(0, 5), slice(0, 5)))), True),
@@ -382,15 +383,16 @@ def test_objects_in_an_array_on_disk_are_saved(start, viewer, session, stack, is
     assert autosave.is_in_view(session, saved) if is_filled else True
 
 
-def test_a_step_of_the_slider_alone_saves_nothing(start, stack):
+def test_a_step_of_the_slider_alone_saves_nothing(start, stack, monkeypatch):
     session, autosave = Session(stack), start()
     autosave.watch(session)
     work_a_little(session)
     assert wait_until_saved(autosave)
-    before = autosave._records[0].n_noted
+    noted = []
+    monkeypatch.setattr(autosave_module, '_work', lambda *args: noted.append(args))
     for step in (1, 2, 3):
         session.viewer.dims.set_current_step(0, step)
-    assert autosave._records[0].n_noted == before
+    assert not noted
 
 
 def test_prompts_that_were_there_before_an_export_stay_saved(start, stack):
@@ -407,7 +409,7 @@ def test_looking_at_an_image_leaves_nothing_behind(start, stack, tmp_path):
     autosave.watch(session)
     session.prompt(PROMPTS)
     assert wait_until_saved(autosave)
-    session.prompt(())
+    session.prompt(Prompts())
     assert wait_until_saved(autosave)
     assert start().find(session.image) is None
     autosave.close()
@@ -526,27 +528,35 @@ def test_noting_fifty_actions_takes_the_users_thread_less_time_than_packing_ten_
     assert time.thread_time() - started_s - packed_s < packed_s
 
 
-def test_every_kind_of_prompt_survives_json():
-    kinds = prompt_kinds()
-    assert {'PointPrompt', 'Polarity'} <= kinds.keys()
-    assert decoded(encoded(PROMPTS), []) == PROMPTS
-    if 'ShapePrompt' in kinds:
-        outline = _prompts.ShapePrompt(_prompts.ShapeKind.OUTLINE, ((0.0, 1.5), (2.0, 3.0)), Polarity.NEGATIVE, 3)
-        prompts = _prompts.Prompts(points=PROMPTS, shapes=(outline,), object_id=3)
-        assert decoded(encoded(prompts), []) == prompts
-        assert count_prompts(prompts) == 3
+def as_saved(prompts):
+    return Work(
+        image_name='Cells',
+        prompts=prompts,
+        polarity=Polarity.POSITIVE,
+        position=(0, 0, 0),
+        labels=None,
+        features=pd.DataFrame(),
+    )
 
 
-def test_a_prompt_of_a_kind_unknown_here_is_left_out_and_told():
-    lost = []
-    content = [encoded(PROMPTS[0]), {'kind': 'System', 'parts': {'command': 'x'}}]
-    assert decoded(content, lost) == PROMPTS[:1]
-    assert len(lost) == 1
+def test_prompts_of_every_kind_come_back_from_a_file(tmp_path):
+    outline = ShapePrompt(ShapeKind.OUTLINE, ((0.0, 1.5), (2.0, 3.0)), Polarity.NEGATIVE, 3)
+    pending = PendingObject(2, (1, 2), (np.int64(3), 0, 0), (10, 20, 19, 27), 'a1', np.float32(0.5), 0.9)
+    prompts = replace(PROMPTS, shapes=(outline,), object_id=3, pending=(pending,))
+    write_work(tmp_path, as_saved(prompts), [])
+    saved = read_work(tmp_path)
+    assert (saved.prompts, saved.lost_prompts) == (prompts, 0)
+    assert count_prompts(prompts) == 3
 
 
-def test_what_is_no_plain_value_is_refused():
-    with pytest.raises(StoreError, match='cannot be saved'):
-        encoded((PointPrompt((object(),)),))
+@pytest.mark.parametrize('unknown', [{'command': 'x'}, {'position': [1, 2], 'polarity': 'ODD'}, {}, 'x'])
+def test_a_prompt_that_cannot_be_read_is_left_out_and_told(tmp_path, unknown):
+    write_work(tmp_path, as_saved(PROMPTS), [])
+    content = json.loads((tmp_path / 'work.json').read_text())
+    content['prompts']['points'].append(unknown)
+    (tmp_path / 'work.json').write_text(json.dumps(content))
+    saved = read_work(tmp_path)
+    assert (saved.prompts, saved.lost_prompts) == (PROMPTS, 1)
 
 
 def test_an_image_is_known_again_whatever_its_layer_was_renamed_to_meanwhile(start, stack):

@@ -15,13 +15,37 @@ import pandas as pd
 import pytest
 
 from napari_unsam.io import autosave as autosave_module
-from napari_unsam.io.records import LOCK, Work, lock_abandoned, read_work, remove_work, write_work
+from napari_unsam.io.records import (
+    LOCK,
+    Work,
+    image_identity,
+    lock_record,
+    read_work,
+    remove_work,
+    write_blocks,
+    write_work,
+)
 from napari_unsam.model import pixel_changes as pixel_changes
-from napari_unsam.model.prompts import Polarity
+from napari_unsam.model.prompts import Polarity, Prompts
 from tests.test_napari.killing import begin, clicked, wait_until, wait_until_saved, written
 from tests.test_napari.saved_work import PROMPTS, Session, work_a_little
 
 CELL = (slice(0, 1), slice(0, 5), slice(0, 5))
+
+
+def work_of(labels, features, prompts=Prompts()):  # noqa: B008 - frozen
+    return Work(
+        image_name='Cells',
+        prompts=prompts,
+        polarity=Polarity.POSITIVE,
+        position=(0, 0, 0),
+        labels=labels,
+        features=pd.DataFrame(features),
+    )
+
+
+def save(folder, work):
+    write_work(folder, work, write_blocks(folder, work.labels))
 
 
 def damage_a_block(saved):
@@ -58,7 +82,8 @@ def test_what_is_being_restored_is_not_saved_in_part(tmp_path, monkeypatch):
     session, autosave = begin(tmp_path)
     autosave.watch(session)
     saved, noted = autosave.find(session.image), []
-    monkeypatch.setattr(autosave_module._Record, 'note', lambda record, work: noted.append(work))
+    work_now = autosave_module._work
+    monkeypatch.setattr(autosave_module, '_work', lambda *args: noted.append(work_now(*args)))
     autosave.restore(session, saved)
     assert noted
     assert all(work.labels is session.objects.data and work.prompts == saved.prompts for work in noted)
@@ -83,10 +108,8 @@ def test_labels_that_a_layer_cannot_hold_come_back_as_objects_of_their_own(start
     for label, row in places.items():
         labels[0, row : row + 5, 10:20] = label
     session, autosave = Session(stack), start()
-    identity = autosave_module.image_identity(session.image)
-    features = pd.DataFrame({'index': list(places), 'score': [0.1, 0.2, 0.3, 0.4]})
-    work = Work('Cells', (), Polarity.POSITIVE, (0, 0, 0), labels, features)
-    write_work(tmp_path / 'autosave' / identity / 'other', identity, work)
+    features = {'index': list(places), 'score': [0.1, 0.2, 0.3, 0.4]}
+    save(tmp_path / 'autosave' / image_identity(session.image) / 'other', work_of(labels, features))
     restored = autosave.restore(session, autosave.find(session.image))
     assert (restored.objects, restored.relabelled) == (4, 2)
     back = session.objects.data[0]
@@ -101,17 +124,15 @@ def test_labels_that_a_layer_cannot_hold_come_back_as_objects_of_their_own(start
 def save_labels(start, stack, tmp_path):
     """Saves objects of some labels, one below the other, with a table; then begins a new session, and returns all there is."""
 
-    def save(labels, features):
+    def begin_with(labels, features):
         array = np.zeros(stack.shape, np.int64)
         for place, label in enumerate(labels):
             array[0, 10 * place : 10 * place + 5, 10:20] = label
         session, autosave = Session(stack), start()
-        identity = autosave_module.image_identity(session.image)
-        work = Work('Cells', (), Polarity.POSITIVE, (0, 0, 0), array, pd.DataFrame(features))
-        write_work(tmp_path / 'autosave' / identity / 'other', identity, work)
+        save(tmp_path / 'autosave' / image_identity(session.image) / 'other', work_of(array, features))
         return session, autosave, autosave.find(session.image)
 
-    return save
+    return begin_with
 
 
 def labels_in(session, number):
@@ -193,7 +214,7 @@ def test_objects_of_other_channels_of_an_image_are_saved_side_by_side(start, sta
     while (saved := later.find(session.image)) is not None:
         found.append((saved.shape, np.unique(saved.labels()[0]).tolist(), saved.prompts))
         later.discard(saved)
-    assert sorted(found) == [(thin.data.shape, [0, 7], PROMPTS), (stack.shape, [0, 1], ())]
+    assert sorted(found) == [(thin.data.shape, [0, 7], PROMPTS), (stack.shape, [0, 1], Prompts())]
 
 
 def test_labels_that_are_saved_are_not_kept_in_memory(start, stack):
@@ -279,7 +300,7 @@ def on_windows(monkeypatch):
         if path.parent.name in refused:
             raise PermissionError(errno.EACCES, 'in use', str(path))
         if path.name == LOCK and path.exists():
-            lock = lock_abandoned(path.parent)
+            lock = lock_record(path.parent)
             if lock is None:
                 raise PermissionError(errno.EACCES, 'in use', str(path))
             lock.release()
@@ -294,7 +315,7 @@ def test_closing_removes_what_is_not_needed_on_windows_too(crash, start, stack, 
     session, autosave = Session(stack), start()
     autosave.watch(session)
     autosave.restore(session, autosave.find(session.image))
-    session.prompt(())
+    session.prompt(Prompts())
     autosave.exported(session)
     autosave.close()
     assert not list((tmp_path / 'autosave').iterdir())
@@ -360,11 +381,8 @@ def test_a_last_save_that_takes_long_is_waited_for_by_python_itself(start, stack
 
 
 def test_work_that_changes_while_it_is_read_is_not_taken_for_one_moment_of_it(tmp_path, stack):
-    features = pd.DataFrame({'index': [1]})
-    before = Work('Cells', PROMPTS, Polarity.POSITIVE, (0, 0, 0), np.zeros(stack.shape, np.uint32), features)
-    write_work(tmp_path, 'x', before)
-    later = Work('Cells', (), Polarity.POSITIVE, (0, 0, 0), np.ones(stack.shape, np.uint32), features)
-    assert not write_work(tmp_path, 'x', later, newest=lambda: None)
+    save(tmp_path, work_of(np.zeros(stack.shape, np.uint32), {'index': [1]}, PROMPTS))
+    write_blocks(tmp_path, np.ones(stack.shape, np.uint32))
     saved = read_work(tmp_path)
     assert (saved.prompts, saved.labels()[0].any()) == (PROMPTS, False)
 
@@ -375,7 +393,7 @@ def test_an_object_is_never_saved_without_its_row(tmp_path, monkeypatch):
     autosave.watch(session)
     session.ensure_objects()
     assert wait_until_saved(autosave)
-    write_pixels, write, are_pixels_read, saved = pixel_changes.write, write_work, threading.Event(), []
+    write_pixels, are_pixels_read, saved = pixel_changes.write, threading.Event(), []
 
     def write_pixels_and_save(*args):
         change = write_pixels(*args)
@@ -384,18 +402,18 @@ def test_an_object_is_never_saved_without_its_row(tmp_path, monkeypatch):
         time.sleep(0.1)
         return change
 
-    def watched(folder, identity, work, newest):
-        def asked():
-            are_pixels_read.set()
-            return newest()
+    def read_pixels(*args):
+        blocks = write_blocks(*args)
+        are_pixels_read.set()
+        return blocks
 
-        done = write(folder, identity, work, asked)
-        if done:
-            found = read_work(folder)
-            saved.append((int(found.labels()[0].max()), tuple(found.features.get('score', ()))))
-        return done
+    def watched(folder, *args):
+        write_work(folder, *args)
+        found = read_work(folder)
+        saved.append((int(found.labels()[0].max()), tuple(found.features.get('score', ()))))
 
     monkeypatch.setattr(pixel_changes, 'write', write_pixels_and_save)
+    monkeypatch.setattr(autosave_module, 'write_blocks', read_pixels)
     monkeypatch.setattr(autosave_module, 'write_work', watched)
     session.write_objects('commit', [written(1)])
     assert wait_until_saved(autosave)
@@ -435,21 +453,20 @@ def test_whenever_a_save_is_cut_off_the_record_is_whole(tmp_path, stack, monkeyp
     first, second = np.zeros((2, *stack.shape), np.uint32)
     first[:, 10:40, 10:40] = 3
     second[1:, 10:60, 10:90] = 5
+    fewer = Prompts(points=PROMPTS.points[:1])
     works = {
-        prompts: Work(
-            'Cells', prompts, Polarity.POSITIVE, (0, 0, 0), labels, pd.DataFrame({'index': [int(labels.max())]})
-        )
-        for labels, prompts in ((first, PROMPTS), (second, PROMPTS[:1]))
+        prompts: work_of(labels, {'index': [int(labels.max())]}, prompts)
+        for labels, prompts in ((first, PROMPTS), (second, fewer))
     }
     number, is_done, ends = 0, False, []
     while not is_done:
         number += 1
         folder = tmp_path / str(number)
-        write_work(folder, 'x', works[PROMPTS])
+        save(folder, works[PROMPTS])
         with monkeypatch.context() as patched:
             killed_at(patched, number, STEPS)
             try:
-                write_work(folder, 'x', works[PROMPTS[:1]])
+                save(folder, works[fewer])
                 is_done = True
             except _Killed:
                 pass
@@ -462,7 +479,7 @@ def test_whenever_a_save_is_cut_off_the_record_is_whole(tmp_path, stack, monkeyp
         ends.append(saved.prompts)
     assert number > 5
     assert ends[0] == PROMPTS
-    assert ends[-1] == PROMPTS[:1]
+    assert ends[-1] == fewer
 
 
 @pytest.mark.parametrize('how', ['discarded', 'too old'])

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -21,13 +20,12 @@ from skimage.measure import label
 from napari_unsam.__main__ import main
 from napari_unsam.folders import batch
 from napari_unsam.folders.automatic import AutomaticObjects, AutomaticSettings, draw_disjoint
-from napari_unsam.folders.batch import DESCRIPTION, BatchJob
+from napari_unsam.folders.batch import BatchJob
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.io.formats import FORMATS
 from tests.test_image_io.image_writers import write_png
 from tests.test_napari.stand_ins import colour_tree
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, WeightsError
-from unsam_mm.files import write_json
 from unsam_mm.image_io.reader import ImagePixels
 from unsam_mm.masks.mask_set import MaskSet
 
@@ -405,21 +403,6 @@ def test_masks_of_the_model_are_drawn_in_their_order_and_none_is_half_the_plane(
     assert (labels > 0).mean() < 0.25
     shares = np.bincount(labels.ravel())[1:] / labels.size
     assert table['granularity'].tolist() == pytest.approx((1 + np.log10(shares) / 4).tolist())
-
-
-@pytest.mark.parametrize(
-    ('given', 'noted'),
-    [
-        (AutomaticSettings('model', granularity=0.4), {'level': 0.4}),
-        (AutomaticSettings('tree', level=0.4), {'level': 0.4}),
-        (AutomaticSettings('tree'), {'level': None}),
-    ],
-)
-def test_a_run_that_an_earlier_version_began_goes_on(folder, tmp_path, quick, given, noted):
-    """It called the granularity of the model its level."""
-    settings = {name: value for name, value in asdict(given).items() if name != 'granularity'} | noted
-    write_json(tmp_path / 'out' / DESCRIPTION, settings)
-    assert BatchJob(folder, tmp_path / 'out', given, resume=True).run().done > 0
 
 
 @pytest.mark.slow

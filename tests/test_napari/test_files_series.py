@@ -11,9 +11,9 @@ from skimage import data
 from napari_unsam.controller import Level
 from napari_unsam.folders import series as series_module
 from napari_unsam.folders.results import ImageList, Results
-from napari_unsam.folders.series import ImageSeries, fingerprint, place_objects
+from napari_unsam.folders.series import ImageSeries, fingerprint, place_objects, read_masks
 from napari_unsam.io.objects import LabelledObjects, objects_of_layer
-from napari_unsam.qt.files_panel import FilesPanel, Unsaved
+from napari_unsam.qt.files_panel import Answer, FilesPanel
 from napari_unsam.viewer.changes import LayerChanges
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
@@ -442,22 +442,22 @@ def test_saving_one_image_does_not_make_the_work_on_another_safe(opened, series,
 def test_objects_of_another_shape_are_refused(opened, session):
     opened(0)
     with pytest.raises(StoreError, match=r'shape \(7, 8\)'):
-        place_objects(session, session.ensure_objects(), drawn_objects(), 'open')
+        place_objects(session, session.ensure_objects(), read_masks(drawn_objects()), 'open')
 
 
 def test_objects_that_are_added_get_new_labels_and_keep_their_parents(make_controller):
     session = ViewerSession(ViewerModel(), make_controller(colour_tree))
     session.set_image(session.viewer.add_image(np.random.default_rng(0).random((7, 8))))
-    assert place_objects(session, session.ensure_objects(), drawn_objects(), 'open') == (7, 0)
+    assert place_objects(session, session.ensure_objects(), read_masks(drawn_objects()), 'open') == (7, 0)
     session.keep_existing = False
-    assert place_objects(session, session.ensure_objects(), drawn_objects(), 'open') == (7, 0)
+    assert place_objects(session, session.ensure_objects(), read_masks(drawn_objects()), 'open') == (7, 0)
     objects = objects_of_layer(session.objects)
     assert sorted(np.unique(objects.labels)) == [0, *range(8, 15)]
     assert objects.rows()[9]['parent_id'] == 8
     session.history.undo()
     assert sorted(np.unique(session.objects.data)) == [0, *range(1, 8)]
     session.keep_existing = True
-    assert place_objects(session, session.ensure_objects(), drawn_objects(), 'open') == (0, 7)
+    assert place_objects(session, session.ensure_objects(), read_masks(drawn_objects()), 'open') == (0, 7)
     session.close()
 
 
@@ -471,7 +471,7 @@ def test_parents_that_a_file_lacks_are_no_object_of_the_layer(viewer, session, i
         rows['parent'] = 'wholes'
     labels = np.zeros((7, 8), np.uint8)
     labels[0], labels[2] = 1, 3
-    place_objects(session, session.objects, LabelledObjects(labels, rows), 'open', keep_labels)
+    place_objects(session, session.objects, read_masks(LabelledObjects(labels, rows)), 'open', keep_labels)
     first, second = list(objects_of_layer(session.objects).rows().values())[-2:]  # after the one that was there
     kept = is_in_another_layer or keep_labels
     assert first['parent_id'] == (3 if kept else second['index'])
@@ -533,7 +533,7 @@ def test_beside_the_images_by_default(panel, session, folder, settle):
 
 @pytest.mark.parametrize(
     ('answer', 'open_name', 'is_saved'),
-    [(Unsaved.SAVE, 'b.tif', True), (Unsaved.DISCARD, 'b.tif', False), (Unsaved.STAY, 'a.png', False)],
+    [(Answer.Save, 'b.tif', True), (Answer.Discard, 'b.tif', False), (Answer.Cancel, 'a.png', False)],
 )
 def test_unsaved_changes_are_asked_about(panel, session, folder, settle, monkeypatch, answer, open_name, is_saved):
     asked = []

@@ -2,11 +2,11 @@
 
 import threading
 
-from napari_unsam.qt.gui_thread import courier, in_gui_thread
+from napari_unsam.qt.gui_thread import gui_caller, in_gui_thread
 
 
 def test_calls_from_another_thread_are_all_made_in_that_of_the_gui_in_their_order(qapp, qtbot):
-    courier()
+    gui_caller()
     made = []
 
     def send():

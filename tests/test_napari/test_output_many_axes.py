@@ -10,7 +10,7 @@ import zarr
 from napari.layers import Labels
 
 from napari_unsam.controller import Level
-from napari_unsam.folders.series import place_objects
+from napari_unsam.folders.series import place_objects, read_masks
 from napari_unsam.io.formats import FORMATS, export, read_objects
 from napari_unsam.io.measurements import measure
 from napari_unsam.io.objects import LabelledObjects, objects_of_layer
@@ -81,7 +81,7 @@ def test_they_are_exported_and_opened_again(panel, on_many_axes, settle, monkeyp
     assert np.array_equal(objects.labels, drawn)
     assert objects.axes == 'ptczyx'[-drawn.ndim :]
     on_many_axes.history.undo()
-    assert place_objects(on_many_axes, on_many_axes.objects, objects, 'open', keep_labels=True) == (2, 0)
+    assert place_objects(on_many_axes, on_many_axes.objects, read_masks(objects), 'open', keep_labels=True) == (2, 0)
     assert np.array_equal(on_many_axes.objects.data, drawn)
 
 

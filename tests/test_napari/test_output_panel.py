@@ -11,7 +11,7 @@ from napari.utils._proxies import PublicOnlyProxy
 from skimage import data
 
 from napari_unsam.controller import Level
-from napari_unsam.folders.series import place_objects
+from napari_unsam.folders.series import place_objects, read_masks
 from napari_unsam.io.formats import FORMATS
 from napari_unsam.qt.objects_panel import ObjectsPanel
 from napari_unsam.viewer.session import ViewerSession
@@ -40,7 +40,7 @@ def panel(qtbot, session):
 @pytest.fixture
 def filled(panel, session):
     """The panel over the drawn objects, object 2 selected."""
-    place_objects(session, session.ensure_objects(), drawn_objects(), 'open', keep_labels=True)
+    place_objects(session, session.ensure_objects(), read_masks(drawn_objects()), 'open', keep_labels=True)
     session.objects.selected_label = 2
     return panel
 
@@ -48,7 +48,7 @@ def filled(panel, session):
 def answering(monkeypatch, panel, path, confirm=True):
     monkeypatch.setattr(panel, 'choose_path', lambda suggestion, kinds: path)
     monkeypatch.setattr(panel, 'choose_existing', lambda kinds: path)
-    monkeypatch.setattr(panel, 'confirm', lambda question: confirm)
+    monkeypatch.setattr(panel, 'confirm', lambda title, question: confirm)
 
 
 def test_without_objects_there_is_nothing_to_press_but_open(panel):
@@ -121,7 +121,7 @@ def test_the_selected_layer_of_objects_is_known_as_that_of_the_image_also_throug
 ):
     session = ViewerSession(PublicOnlyProxy(ViewerModel()), make_controller(colour_tree))
     session.set_image(session.viewer.add_image(PIXELS))
-    place_objects(session, session.ensure_objects(), drawn_objects(), 'open', keep_labels=True)
+    place_objects(session, session.ensure_objects(), read_masks(drawn_objects()), 'open', keep_labels=True)
     panel = ObjectsPanel(session)
     qtbot.addWidget(panel)
     session.viewer.layers.selection.active = session.objects
@@ -265,7 +265,7 @@ def test_objects_on_an_image_with_an_axis_of_channels_are_measured_and_exported_
     session.set_image(image)
     panel = ObjectsPanel(session)
     qtbot.addWidget(panel)
-    place_objects(session, session.ensure_objects(), drawn_objects(), 'open', keep_labels=True)
+    place_objects(session, session.ensure_objects(), read_masks(drawn_objects()), 'open', keep_labels=True)
     panel.measure()
     settle(session.controller)
     table = session.objects.features.set_index('index')

@@ -5,7 +5,6 @@ import pytest
 from skimage import data
 
 from napari_unsam.io.autosave import Autosave
-from napari_unsam.io.records import count_prompts, decoded, encoded
 from napari_unsam.model.plane import Plane
 from napari_unsam.model.prompts import Prompts
 from napari_unsam.model.targets import Proposal
@@ -138,17 +137,11 @@ def test_the_outlines_go_and_come_with_the_image(on_coffee, begin, viewer):
     assert len(viewer.layers[PENDING_NAME].data)
 
 
-def test_a_mask_comes_back_from_its_run_lengths_and_from_a_file():
+def test_a_mask_comes_back_from_its_run_lengths():
     random = np.random.default_rng(0)
     plane = Plane((5, 40, 60), (1, 2), (3, 0, 0))
     mask = random.random((7, 9)) < 0.5
     pending = pending_object(Proposal((10, 20, 19, 27), mask, 0.4, 0.9, plane=plane, rank=1, count=3), object_id=2)
-    prompts = Prompts(object_id=3, pending=(pending,))
-    lost, stored = [], encoded(prompts)
-    assert stored['parts']['asides'][0]['kind'] == 'SetAside'  # as earlier versions wrote it
-    assert decoded(stored, lost) == prompts
-    assert not lost
-    assert count_prompts(prompts) == 0
     back = proposal_of(pending, plane.shape)
     granularity = pytest.approx(1 + np.log10(mask.sum() / 2400) / 4)  # whatever an earlier version noted
     assert (back.mask == mask).all()

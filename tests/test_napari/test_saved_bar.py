@@ -42,7 +42,7 @@ def bar(qtbot, lost, start):
 @pytest.mark.parametrize('is_sure', [False, True])
 def test_discarding_asks_first(bar, monkeypatch, is_sure):
     asked = []
-    monkeypatch.setattr(bar, 'confirm', lambda question: asked.append(question) or is_sure, raising=False)
+    monkeypatch.setattr(bar, 'confirm', lambda title, question: asked.append(question) or is_sure)
     folder = bar._saved.folder
     bar.discard_button.click()
     assert len(asked) == 1
@@ -63,7 +63,7 @@ def test_what_cannot_be_read_is_said_and_can_still_be_discarded(bar, lost, settl
     assert bar.restore_button.isHidden()
     assert str(folder) in bar.label.text()
     assert '1 part could not be read' in bar.label.text()
-    monkeypatch.setattr(bar, 'confirm', lambda question: True, raising=False)
+    monkeypatch.setattr(bar, 'confirm', lambda title, question: True)
     bar.discard_button.click()
     assert not folder.exists()
 

@@ -529,10 +529,10 @@ def test_the_colours_rise_in_lightness_so_that_hue_is_not_needed():
 def test_the_strip_tells_about_every_slice(qtbot):
     strip = strip_of({1: one(1.0, SliceState.CORRECTED), 2: one(0.5), 3: one(0.1, SliceState.STOPPED, EMPTY)})
     qtbot.addWidget(strip)
-    assert 'known' in strip.words(1)
-    assert 'IoU 0.50' in strip.words(2)
-    assert 'ended' in strip.words(3)
-    assert 'not analysed' in strip.words(0)
+    assert 'set by hand' in strip.describe(1)
+    assert 'IoU 0.50' in strip.describe(2)
+    assert 'stopped' in strip.describe(3)
+    assert 'not analysed' in strip.describe(0)
 
 
 def test_beside_the_bars_there_is_no_slice(qtbot):
