@@ -24,12 +24,12 @@ from napari_unsam.model.history import MAX_ACTIONS, MAX_BYTES, Action, ActionGro
 from napari_unsam.model.mask import BoxMask
 from napari_unsam.model.plane_prompts import PlanePrompt, on_plane, plane_prompt
 from napari_unsam.model.prompts import PendingObject, PointPrompt, Polarity, Prompts
-from napari_unsam.model.targets import Level, Proposal, Status, Target
+from napari_unsam.model.targets import Proposal, Status, Target
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.granularity import granularity_area
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-__all__ = ['HINT', 'NO_IMAGE', 'Level', 'Proposal', 'SegmentationController', 'Status', 'Target']
+__all__ = ['HINT', 'NO_IMAGE', 'Proposal', 'SegmentationController', 'Status', 'Target']
 
 P = ParamSpec('P')
 T = TypeVar('T')
@@ -154,9 +154,14 @@ class SegmentationController:
         parts = shown.box_xyxy, shown.mask, shown.granularity, shown.score, shown.node
         return Proposal(*parts, plane=self.target.plane, rank=self.candidates.rank, count=len(self.candidates))
 
-    def say(self, text: str, level: Level = Level.INFO) -> None:
+    def show_info(self, text: str) -> None:
         """Sets the status line."""
-        self.status = Status(text, level)
+        self.status = Status(text)
+        self.state_changed.emit()
+
+    def show_problem(self, text: str) -> None:
+        """Sets the status line to a problem that the user has to know of."""
+        self.status = Status(text, is_problem=True)
         self.state_changed.emit()
 
     def reporting(self, act: Callable[P, None]) -> Callable[P, None]:
@@ -166,13 +171,13 @@ class SegmentationController:
             try:
                 act(*args, **options)
             except UnSAMError as error:
-                self.say(str(error), Level.PROBLEM)
+                self.show_problem(str(error))
 
         return reported
 
-    def say_no_target(self) -> None:
+    def show_no_target(self) -> None:
         """Shows why nothing can be segmented."""
-        self.say(self._no_target, Level.PROBLEM)
+        self.show_problem(self._no_target)
 
     def set_target(self, target: Target | None, reason: str = NO_IMAGE) -> None:
         """Changes what is being segmented; prompts stay with their image, and the plane that is being analysed is finished.
@@ -189,7 +194,7 @@ class SegmentationController:
         self._drop_answer()
         if target is not None and (before is None or before.source != target.source):
             self.prompts_changed.emit()
-        self.say(reason if target is None else f'Click on an object in "{target.name}".')
+        self.show_info(reason if target is None else f'Click on an object in "{target.name}".')
         self.target_changed.emit()
         self._predict()
         if self.prompts_here and self.plane is None and self.embedding is None:
@@ -215,7 +220,7 @@ class SegmentationController:
             if self.prompts_here:
                 self.embed()
             else:
-                self.say('The model is ready. Click on an object.')
+                self.show_info('The model is ready. Click on an object.')
             self._predict()
 
         self.run('Loading the weights', lambda _: self._embed.use_weights(path), loaded)
@@ -234,7 +239,7 @@ class SegmentationController:
         """Analyses the target in the background, again if it is analysed; cancels the plane that is being analysed."""
         target = self.target
         if target is None:
-            self.say_no_target()
+            self.show_no_target()
             return
         self._planes.forget(target)
         self.embedding = target
@@ -242,7 +247,7 @@ class SegmentationController:
         done = partial(self._embedded, target)
         self._jobs.start(Lane.PLANE, name, partial(self.embedded, target), done, self._failed)
         self.progress_changed.emit(0.0, 'Starting')
-        self.say(f'{name} ...')
+        self.show_info(f'{name} ...')
 
     def embedded(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
         """An analysed plane, from memory, from the store, or analysed now; call it only inside a job."""
@@ -299,7 +304,7 @@ class SegmentationController:
         self._jobs.start(lane, name, work, done, failed)
         self.progress_changed.emit(0.0, name)
         other = '' if before in (None, name) else f' "{before}" {"runs first" if is_task else "was stopped"}.'
-        self.say(f'{name} ...{other}')
+        self.show_info(f'{name} ...{other}')
 
     def cancel(self) -> None:
         """Stops all jobs; prompts are kept."""
@@ -307,7 +312,7 @@ class SegmentationController:
         self._jobs.cancel()
         self.embedding = self._waiting = None
         if was_busy:
-            self.say('Cancelled. Prompts and analysed slices are kept.')
+            self.show_info('Cancelled. Prompts and analysed slices are kept.')
 
     def close(self, timeout_s: float = 0.0) -> bool:
         """Stops the inference thread; returns whether it ended within the timeout. Do not use the object afterwards."""
@@ -325,10 +330,10 @@ class SegmentationController:
             Whether the click lies in the plane in view; if not, the user is told.
         """
         if self.target is None:
-            self.say_no_target()
+            self.show_no_target()
             return False
         if self.target.plane.pixel(position) is None:
-            self.say(f'That click lies outside "{self.target.name}".', Level.PROBLEM)
+            self.show_problem(f'That click lies outside "{self.target.name}".')
             return False
         point = PointPrompt(tuple(map(float, position)), polarity or self.polarity, self.prompts_here.object_id)
         self.set_prompts(replace(self.prompts, points=(*self.prompts.points, point)), 'click')
@@ -370,12 +375,12 @@ class SegmentationController:
         """Undoes the last action."""
         name = self._quietly(self.history.undo)
         nothing = _FORGOTTEN if self.history.is_cut else 'Nothing to undo.'
-        self.say(nothing if name is None else f'Undone: {name}. Press {KEYS["redo"].key} to redo.')
+        self.show_info(nothing if name is None else f'Undone: {name}. Press {KEYS["redo"].key} to redo.')
 
     def redo(self) -> None:
         """Redoes the last undone action."""
         name = self._quietly(self.history.redo)
-        self.say('Nothing to redo.' if name is None else f'Redone: {name}. {TO_UNDO}')
+        self.show_info('Nothing to redo.' if name is None else f'Redone: {name}. {TO_UNDO}')
 
     def toggle_polarity(self) -> None:
         """Switches between object and background clicks."""
@@ -403,7 +408,7 @@ class SegmentationController:
     def slide(self, steps: int) -> None:
         """Shows a coarser region of the tree under the prompts for positive steps, a finer one for negative ones."""
         if self.candidates.shown is None:
-            self.say(_NOTHING_YET, Level.PROBLEM)
+            self.show_problem(_NOTHING_YET)
         elif len(self.candidates.chain):
             self._choose(self.candidates.slid(steps))
         else:
@@ -412,7 +417,7 @@ class SegmentationController:
     def set_granularity(self, granularity: float) -> None:
         """Shows the mask under the prompts that is nearest to the size of a granularity in [0, 1]."""
         if self.candidates.shown is None:
-            self.say(_NOTHING_YET, Level.PROBLEM)
+            self.show_problem(_NOTHING_YET)
         elif len(self.candidates.chain):
             self._choose(self.candidates.at_granularity(granularity))
         else:
@@ -425,7 +430,7 @@ class SegmentationController:
         call = self.reporting(call)
         if self.prompts_here and self.plane is None and self.embedding == self.target:
             self._waiting = self._asked(), call
-            self.say('Waiting for the mask.')
+            self.show_info('Waiting for the mask.')
         else:
             self._once_answered(call)
 
@@ -460,9 +465,9 @@ class SegmentationController:
     def _step(self, direction: int) -> None:
         stepped = self.candidates.stepped(direction)
         if self.candidates.shown is None:
-            self.say(_NOTHING_YET, Level.PROBLEM)
+            self.show_problem(_NOTHING_YET)
         elif stepped.place == self.candidates.place:
-            self.say(f'This is the {"coarsest" if direction > 0 else "finest"} mask.')
+            self.show_info(f'This is the {"coarsest" if direction > 0 else "finest"} mask.')
         else:
             self._choose(stepped)
 
@@ -478,7 +483,7 @@ class SegmentationController:
     def _show(self, candidates: Candidates, is_quiet: bool = False) -> None:
         self.candidates = candidates
         if not is_quiet:
-            self.say(HINT)
+            self.show_info(HINT)
         self.proposal_changed.emit()
 
     def _show_again(self, asked: Hashable, place: Place | None) -> None:
@@ -514,18 +519,18 @@ class SegmentationController:
         if target == self.target:
             self._jobs.cancel(Lane.CLICK)
             self.candidates = NO_CANDIDATES
-        self.say(f'"{target.name}" is ready. Click on an object.')
+        self.show_info(f'"{target.name}" is ready. Click on an object.')
         self._predict()
         if self._waiting is not None and self._waiting[0] != self._asked():
             self._waiting = None
-            self.say(_NOT_DONE, Level.PROBLEM)
+            self.show_problem(_NOT_DONE)
         elif not self.is_answering and (call := self._take_waiting()) is not None:
             call()
 
     def _failed(self, reason: str) -> None:
         if self._jobs.name(Lane.PLANE) is None:
             self.embedding = self._waiting = None
-        self.say(reason, Level.PROBLEM)
+        self.show_problem(reason)
 
     def _predict(self) -> None:
         """Predicts the masks for the prompts in view, or removes the mask if there are none."""
@@ -535,7 +540,7 @@ class SegmentationController:
             if prompt.can_be_asked and not prompt.is_contradictory:
                 self._ask(plane, prompt)
                 return
-            self.status = Status(_NO_FIT if prompt.can_be_asked else _ONLY_NEGATIVE, Level.PROBLEM)
+            self.status = Status(_NO_FIT if prompt.can_be_asked else _ONLY_NEGATIVE, is_problem=True)
         self._drop_answer()
         self.proposal_changed.emit()
         self.state_changed.emit()
@@ -554,8 +559,10 @@ class SegmentationController:
         def answered(candidates: Candidates) -> None:
             call = self._take_waiting()
             self.candidates = candidates
-            if not (is_quiet and len(candidates)):
-                self.say(*((HINT,) if len(candidates) else (_NOTHING_THERE, Level.PROBLEM)))
+            if not len(candidates):
+                self.show_problem(_NOTHING_THERE)
+            elif not is_quiet:
+                self.show_info(HINT)
             self.proposal_changed.emit()
             if in_windows:
                 self._jobs.start(Lane.CLICK, _MORE, lambda _: _answer(plane, prompt), self._join, self._failed)
@@ -585,7 +592,7 @@ class SegmentationController:
             if found:
                 self._choose(self.candidates.with_exact(found[0]))
             else:
-                self.say(nothing)
+                self.show_info(nothing)
 
         self._jobs.start(Lane.CLICK, _EXACT, ask, answered, self._failed)
 

@@ -15,8 +15,7 @@ from psygnal import Signal
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.io.objects import LabelledObjects, known_columns, objects_of_layer, with_progress
-from napari_unsam.model.label_boxes import Region, blocks, object_boxes
-from napari_unsam.model.targets import Level
+from napari_unsam.model.label_boxes import Slices, blocks, object_boxes
 from napari_unsam.viewer.changes import LayerChanges
 from napari_unsam.viewer.commit import ObjectWrite, free_now, with_parent_renumbered
 from napari_unsam.viewer.layers import holds_objects, is_of
@@ -103,7 +102,7 @@ class ImageSeries:
             if self._is_still(*left):
                 self._show(position, *opened)
             else:
-                self._session.controller.say(f'{self.name} was changed in the meantime and stays open.', Level.PROBLEM)
+                self._session.controller.show_problem(f'{self.name} was changed in the meantime and stays open.')
 
         def failed(_reason: str) -> None:
             self._broken.add(name)
@@ -123,7 +122,7 @@ class ImageSeries:
         try:
             labels = self._layer_to_save()
         except UnSAMError as error:
-            self._session.controller.say(str(error), Level.PROBLEM)
+            self._session.controller.show_problem(str(error))
             return
         layers, objects, before = self._layers(), self._objects(labels), self._count()
 
@@ -141,7 +140,7 @@ class ImageSeries:
                 self._saved, self._unchanged_at = (value if is_unchanged else None), before
                 if is_unchanged:
                     self._tell_saved(labels)
-            self._session.controller.say(f'Objects of {name} saved in {self._results.folder}.')
+            self._session.controller.show_info(f'Objects of {name} saved in {self._results.folder}.')
             self.changed.emit()
             then()
 
@@ -208,7 +207,7 @@ class ImageSeries:
             place_objects(self._session, layer, objects, 'open objects', keep_labels=True)
         except UnSAMError as error:
             self._foreign.add(self.name)
-            self._session.controller.say(f'The saved objects were not opened: {error}', Level.PROBLEM)
+            self._session.controller.show_problem(f'The saved objects were not opened: {error}')
 
     def _tell_saved(self, labels: Labels | None) -> None:
         """Tells that objects are in files as they are now, unless the session is at another image or at other objects."""
@@ -268,7 +267,7 @@ class ReadMasks:
     """
 
     objects: LabelledObjects
-    masks: dict[int, tuple[Region, np.ndarray]]
+    masks: dict[int, tuple[Slices, np.ndarray]]
 
 
 def read_masks(objects: LabelledObjects, progress: ProgressCallback = lambda fraction, text: None) -> ReadMasks:
@@ -308,10 +307,10 @@ def place_objects(
     writes = []
     for label, (box, mask) in masks.items():
         long_axes = iter([part for part, side in zip(box, objects.shape, strict=True) if side > 1])
-        region = tuple(next(long_axes) if side > 1 else slice(0, 1) for side in shape)
-        mask = mask.reshape([part.stop - part.start for part in region])
+        box = tuple(next(long_axes) if side > 1 else slice(0, 1) for side in shape)
+        mask = mask.reshape([part.stop - part.start for part in box])
         row = with_parent_renumbered(known_columns(rows.get(label, {})), new, keep_absent=keep_labels)
-        writes.append(ObjectWrite(region, mask, new[label], row))
+        writes.append(ObjectWrite(box, mask, new[label], row))
     if session.keep_existing and not keep_labels:
         writes = free_now(writes, layer.data)
     session.write_objects(name, writes, layer)

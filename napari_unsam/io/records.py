@@ -428,9 +428,7 @@ def _writes(array: np.ndarray, features: pd.DataFrame) -> tuple[list[ObjectWrite
         label: with_parent_renumbered(known_columns(row), new, keep_absent=True)
         for label, row in rows_by_label(features).items()
     }
-    writes = [
-        ObjectWrite(region, array[region] == label, new[label], rows.get(label, {})) for label, region in boxes.items()
-    ]
+    writes = [ObjectWrite(box, array[box] == label, new[label], rows.get(label, {})) for label, box in boxes.items()]
     return writes, sum(label != to for label, to in new.items())
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.ndimage import find_objects
 
-Region = tuple[slice, ...]
+Slices = tuple[slice, ...]
 """One slice for each axis, with whole numbers at both ends."""
 
 MAX_AXES = 6
@@ -27,14 +27,14 @@ class LazyArray(Protocol):
         """Part of it."""
 
 
-def around(first: Region | None, second: Region) -> Region:
+def around(first: Slices | None, second: Slices) -> Slices:
     """The smallest box that holds two boxes, or the second if there is no first."""
     if first is None:
         return tuple(second)
     return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
 
 
-def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Region]:
+def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Slices]:
     """Regions that tile an array in its order, none of more voxels than asked for."""
     behind = int(np.prod(shape[1:], dtype=np.int64))
     step = max(max_voxels // max(behind, 1), 1)
@@ -46,9 +46,9 @@ def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Re
             yield from ((here, *rest) for rest in blocks(shape[1:], max_voxels))
 
 
-def object_boxes(labels: LazyArray) -> dict[int, Region]:
+def object_boxes(labels: LazyArray) -> dict[int, Slices]:
     """The bounding box of each label but 0, in rising order of labels; the array is read once, block by block."""
-    boxes: dict[int, Region] = {}
+    boxes: dict[int, Slices] = {}
     for block in blocks(labels.shape):
         for label, box in boxes_in(np.asarray(labels[block])):
             moved = tuple(
@@ -58,7 +58,7 @@ def object_boxes(labels: LazyArray) -> dict[int, Region]:
     return dict(sorted(boxes.items()))
 
 
-def boxes_in(block: np.ndarray) -> Iterator[tuple[int, Region]]:
+def boxes_in(block: np.ndarray) -> Iterator[tuple[int, Slices]]:
     """The bounding box of each label but 0 in an array of integers, in rising order; as quick for large labels as for small."""
     if block.size == 0:
         return

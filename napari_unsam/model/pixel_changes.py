@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_unsam.model.label_boxes import LazyArray, Region, blocks
+from napari_unsam.model.label_boxes import LazyArray, Slices, blocks
 
 Counts = Mapping[int, int]
 """How many pixels each label has gained, or lost if negative."""
@@ -48,7 +48,7 @@ class PixelChange:
     """Pixels that were given other labels.
 
     Attributes:
-        region: Box of the array that holds them, one slice per axis.
+        box: Box of the array that holds them, one slice per axis.
         array_shape: Of the array.
         n_pixels: How many they are.
         packed_mask: Which pixels of the box, one bit each, compressed.
@@ -56,7 +56,7 @@ class PixelChange:
         new: Their labels after.
     """
 
-    region: Region
+    box: Slices
     array_shape: tuple[int, ...]
     n_pixels: int
     packed_mask: bytes
@@ -65,12 +65,12 @@ class PixelChange:
 
     @classmethod
     def of(
-        cls, region: Region, array_shape: tuple[int, ...], mask: np.ndarray, old: np.ndarray, new: np.ndarray
+        cls, box: Slices, array_shape: tuple[int, ...], mask: np.ndarray, old: np.ndarray, new: np.ndarray
     ) -> PixelChange:
         """A change that was made already.
 
         Args:
-            region: Box of the array, one slice with a start and a stop per axis.
+            box: Box of the array, one slice with a start and a stop per axis.
             array_shape: Of the array.
             mask: Bool, shape of the box; at least one pixel.
             old: (P,) labels of its pixels before, or () for all.
@@ -78,7 +78,7 @@ class PixelChange:
         """
         packed = zlib.compress(np.packbits(mask), _FASTEST)
         n_pixels = int(np.count_nonzero(mask))
-        return cls(region, tuple(array_shape), n_pixels, packed, _Values.of(old), _Values.of(new))
+        return cls(box, tuple(array_shape), n_pixels, packed, _Values.of(old), _Values.of(new))
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +92,7 @@ class PixelChange:
 
     def is_in(self, array: Any) -> bool:
         """Whether its pixels have their new labels."""
-        held = np.asarray(array[self.region])[self._mask()]
+        held = np.asarray(array[self.box])[self._mask()]
         return bool((held == self.new.unpacked()).all())
 
     def undo(self, array: Any) -> Counts:
@@ -108,39 +108,39 @@ class PixelChange:
         if tuple(array.shape) != self.array_shape or not _fit(after, array.dtype):
             return {}  # another array was put in its place
         mask = self._mask()
-        part = np.asarray(array[self.region])
+        part = np.asarray(array[self.box])
         is_held = part[mask] == before
         if not is_held.all():
             before, after = (one if one.ndim == 0 else one[is_held] for one in (before, after))
             mask[mask] = is_held
-        _put(array, self.region, part, mask, after)
+        _put(array, self.box, part, mask, after)
         return _difference(before, after, int(np.count_nonzero(is_held)))
 
     def _mask(self) -> np.ndarray:
-        shape = [part.stop - part.start for part in self.region]
+        shape = [part.stop - part.start for part in self.box]
         bits = np.frombuffer(zlib.decompress(self.packed_mask), np.uint8)
         return np.unpackbits(bits, count=int(np.prod(shape))).view(bool).reshape(shape)
 
 
-def write(array: Any, region: Region, mask: np.ndarray, label: int) -> PixelChange | None:
+def write(array: Any, box: Slices, mask: np.ndarray, label: int) -> PixelChange | None:
     """Gives pixels of an array a label.
 
     Args:
         array: Labels; what takes and gives parts as numpy does.
-        region: Box of the array, one slice with a start and a stop per axis.
+        box: Box of the array, one slice with a start and a stop per axis.
         mask: Bool, shape of the box.
         label: What to write.
 
     Returns:
         What was changed; None if all pixels had that label already.
     """
-    part = np.asarray(array[region])
+    part = np.asarray(array[box])
     changed = mask & (part != label)
     if not changed.any():
         return None
     new = np.asarray(label, part.dtype)
-    change = PixelChange.of(region, array.shape, changed, part[changed], new)
-    _put(array, region, part, changed, new)
+    change = PixelChange.of(box, array.shape, changed, part[changed], new)
+    _put(array, box, part, changed, new)
     return change
 
 
@@ -162,11 +162,11 @@ def changes_of_paint(value: Iterable[Any], array: Any) -> list[PixelChange]:
     changes = []
     for atom in value:
         if hasattr(atom, 'slice_key'):
-            region = tuple(slice(*part.indices(length)[:2]) for part, length in zip(atom.slice_key, shape, strict=True))
-            box = [part.stop - part.start for part in region]
-            mask = np.ones(box, bool) if atom.mask is None else np.asarray(atom.mask).reshape(box)
+            box = tuple(slice(*part.indices(length)[:2]) for part, length in zip(atom.slice_key, shape, strict=True))
+            sides = [part.stop - part.start for part in box]
+            mask = np.ones(sides, bool) if atom.mask is None else np.asarray(atom.mask).reshape(sides)
             old = np.asarray(atom.old_values).ravel()
-            changes.append(PixelChange.of(region, shape, mask, old, np.asarray(atom.new_value, old.dtype)))
+            changes.append(PixelChange.of(box, shape, mask, old, np.asarray(atom.new_value, old.dtype)))
         elif len(atom) == 3 and len(atom[0]) == len(shape):
             changes.append(_of_indices(*atom, shape))
         else:
@@ -194,14 +194,14 @@ def _fit(labels: np.ndarray, dtype: np.dtype) -> bool:
     return np.can_cast(labels.dtype, dtype) or (limits.min <= labels.min() and labels.max() <= limits.max)
 
 
-def _put(array: Any, region: Region, part: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> None:
+def _put(array: Any, box: Slices, part: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> None:
     """Writes labels where a mask is set in a part of an array that was read."""
     if labels.ndim == 0:
         np.copyto(part, labels, where=mask)
     else:
         part[mask] = labels
     if not (isinstance(array, np.ndarray) and np.may_share_memory(part, array)):
-        array[region] = part
+        array[box] = part
 
 
 def _difference(old: np.ndarray, new: np.ndarray, n_pixels: int) -> Counts:
@@ -226,11 +226,11 @@ def _of_indices(indices: Any, old: Any, new: Any, shape: tuple[int, ...]) -> Pix
     places = np.stack([np.ravel(part) for part in np.broadcast_arrays(*indices)])
     places = np.where(places < 0, places + np.array(shape)[:, None], places)
     starts, stops = places.min(axis=1), places.max(axis=1) + 1
-    box = tuple((stops - starts).tolist())
-    flat, first = np.unique(np.ravel_multi_index(tuple(places - starts[:, None]), box), return_index=True)
-    mask = np.zeros(box, bool)
+    sides = tuple((stops - starts).tolist())
+    flat, first = np.unique(np.ravel_multi_index(tuple(places - starts[:, None]), sides), return_index=True)
+    mask = np.zeros(sides, bool)
     mask.flat[flat] = True
     old, new = np.ravel(old), np.asarray(new)
     new = new if new.ndim == 0 else np.ravel(np.broadcast_to(new, places.shape[1]))[first]
-    region = tuple(slice(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True))
-    return PixelChange.of(region, shape, mask, old[first], new)
+    box = tuple(slice(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True))
+    return PixelChange.of(box, shape, mask, old[first], new)

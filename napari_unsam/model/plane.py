@@ -67,15 +67,15 @@ class Plane:
             return None
         return nearest[self.axes[0]], nearest[self.axes[1]]
 
-    def region(self, box_xyxy: Sequence[int]) -> tuple[slice, ...]:
+    def slices(self, box_xyxy: Sequence[int]) -> tuple[slice, ...]:
         """Slices of the array, one per axis, of a box in the plane; right and bottom edges exclusive."""
         spanned = dict(zip(self.axes, box_slices(box_xyxy), strict=True))
         return tuple(spanned.get(axis, slice(i, i + 1)) for axis, i in enumerate(self.index))
 
     def placed(self, found: BoxMask) -> tuple[np.ndarray, tuple[slice, ...]]:
         """A mask of the plane with as many axes as the array, and its slices of the array."""
-        region = self.region(found.box_xyxy)
-        return found.mask.reshape([part.stop - part.start for part in region]), region
+        box = self.slices(found.box_xyxy)
+        return found.mask.reshape([part.stop - part.start for part in box]), box
 
 
 def view_of_layer(viewer: ViewerModel, layer: Layer) -> tuple[object, ...]:

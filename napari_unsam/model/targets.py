@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import KW_ONLY, dataclass, field
-from enum import Enum
 
 import numpy as np
 
@@ -48,16 +47,9 @@ class Proposal(BoxMask):
     count: int = 0
 
 
-class Level(Enum):
-    """How urgent a status line is."""
-
-    INFO = 'info'
-    PROBLEM = 'problem'
-
-
 @dataclass(frozen=True)
 class Status:
     """One line for the user."""
 
     text: str
-    level: Level = Level.INFO
+    is_problem: bool = False

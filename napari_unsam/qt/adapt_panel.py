@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QApplication
 from napari_unsam.adapt.comparison import Comparison, compare, window_around
 from napari_unsam.adapt.crops import Crop, choose_crops, write_crops
 from napari_unsam.adapt.job import IMAGES, AdaptJob, AdaptSettings, JobState, Stage
-from napari_unsam.controller import NO_IMAGE, Level
+from napari_unsam.controller import NO_IMAGE
 from napari_unsam.io.autosave import image_identity
 from napari_unsam.model.plane_prompts import PlanePrompt, on_plane, plane_prompt
 from napari_unsam.model.text import counted
@@ -121,8 +121,10 @@ class AdaptPanel(Panel):
         self._show(state)
         if self._timer.isActive() and not self._is_at_work():
             self._timer.stop()
-            level = Level.INFO if state.problem is None else Level.PROBLEM
-            self.say(state.problem or f'{state.text}.', level)
+            if state.problem is None:
+                self.show_info(f'{state.text}.')
+            else:
+                self.show_problem(state.problem)
 
     def _make_controls(self) -> None:
         self.crops_box = self.make_number(
@@ -200,9 +202,9 @@ class AdaptPanel(Panel):
             return
         try:
             job.start(settings)
-            self.say('Training in the background; you can keep clicking.')
+            self.show_info('Training in the background; you can keep clicking.')
         except UnSAMError as error:
-            self.say(str(error), Level.PROBLEM)
+            self.show_problem(str(error))
         self._timer.start()
         self.refresh()
 
@@ -246,7 +248,7 @@ class AdaptPanel(Panel):
         self.after_box.setChecked(True)
         self._show_layer(True)
         self._show_buttons()
-        self.say(
+        self.show_info(
             f'{_objects(found.before)} by the original model, {_objects(found.after)} by the adapted one; '
             f'they agree on {found.agreement:.0%} of the objects\' area. "Show the adapted model" switches.'
         )

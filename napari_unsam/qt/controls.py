@@ -24,7 +24,6 @@ from qtpy.QtWidgets import (
 
 from napari_unsam.keys import KEYS, Actions
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.model.targets import Level
 
 if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
@@ -76,9 +75,13 @@ class Panel(QWidget):
             signal.disconnect(act())
         self._connections.clear()
 
-    def say(self, text: str, level: Level = Level.INFO) -> None:
+    def show_info(self, text: str) -> None:
         """Sets the status line."""
-        self._session.controller.say(text, level)
+        self._session.controller.show_info(text)
+
+    def show_problem(self, text: str) -> None:
+        """Sets the status line to a problem."""
+        self._session.controller.show_problem(text)
 
     def lay_out(self, *rows: Row) -> QGridLayout:
         """Fills the section."""

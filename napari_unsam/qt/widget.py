@@ -11,7 +11,7 @@ from napari.utils.notifications import show_warning
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
-from napari_unsam.controller import HINT, Level, SegmentationController
+from napari_unsam.controller import HINT, SegmentationController
 from napari_unsam.engine import settings as _settings
 from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.io.autosave import Autosave
@@ -178,7 +178,7 @@ class SegmentationWidget(DockedWidget):
             return self.session.prepare()
         except UnSAMError as error:
             self._too_large = self.session.image
-            self.controller.say(str(error), Level.PROBLEM)
+            self.controller.show_problem(str(error))
             return False
 
     def end(self) -> None:
@@ -199,13 +199,13 @@ class SegmentationWidget(DockedWidget):
 
     def _show_status(self) -> None:
         status = self.controller.status
-        problem = status.level is Level.PROBLEM
+        problem = status.is_problem
         self.status_label.setText(('⚠ ' if problem else '') + status.text)
         self.status_label.setStyleSheet('font-weight: bold;' if problem else '')
 
 
 def _tell_problem(controller: SegmentationController, text: str) -> None:
-    in_gui_thread(lambda: controller.say(text, Level.PROBLEM))
+    in_gui_thread(lambda: controller.show_problem(text))
 
 
 def _leave(controller: SegmentationController, autosave: Autosave | None) -> None:

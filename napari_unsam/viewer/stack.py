@@ -8,7 +8,7 @@ from threading import Lock
 from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.model.plane import planes_beside
-from napari_unsam.model.targets import Level, Target
+from napari_unsam.model.targets import Target
 from napari_unsam.viewer.port import SessionPort
 from unsam_mm.errors import UnSAMError
 
@@ -38,7 +38,7 @@ class SlicePrecomputer:
         """Analyses all planes parallel to the one in view, the nearest first; planes on disk are skipped."""
         session, controller = self._session, self._session.controller
         if controller.target is None:
-            controller.say_no_target()
+            controller.show_no_target()
             return
         source = controller.target.source
         targets = [session.target_at(plane.index) for plane in planes_beside(controller.target.plane)]
@@ -54,9 +54,9 @@ class SlicePrecomputer:
 
         def done(report: StackReport) -> None:
             if report.kept < len(targets):
-                controller.say(_LACKS_ROOM.format(kept=report.kept, wanted=len(targets)), Level.PROBLEM)
+                controller.show_problem(_LACKS_ROOM.format(kept=report.kept, wanted=len(targets)))
             else:
-                controller.say(f'All {len(targets)} slices are precomputed.')
+                controller.show_info(f'All {len(targets)} slices are precomputed.')
             self._load()
 
         if controller.plane is None and controller.embedding is None:

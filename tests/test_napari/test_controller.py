@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from napari_unsam.controller import Level
 from napari_unsam.engine.inference import JobCancelled
 from napari_unsam.engine.planes import PlaneCache
 from napari_unsam.model.plane import Plane
@@ -16,7 +15,7 @@ from unsam_mm.errors import ImageError
 
 
 def is_problem(controller, words):
-    return controller.status.level is Level.PROBLEM and words in controller.status.text
+    return controller.status.is_problem and words in controller.status.text
 
 
 @pytest.fixture
@@ -256,7 +255,7 @@ def test_stepping_before_a_click_is_harmless_and_said(controller):
     for step in (controller.coarser, lambda: controller.slide(1), lambda: controller.set_granularity(0.5)):
         step()
         assert is_problem(controller, 'click on an object first')
-        controller.say('')
+        controller.show_info('')
 
 
 @pytest.fixture

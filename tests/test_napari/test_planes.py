@@ -35,7 +35,7 @@ def test_a_position_is_the_pixel_whose_centre_is_nearest(position, pixel):
 
 def test_a_plane_addresses_its_pixels_in_the_whole_array():
     array = np.zeros(STACK.shape)
-    array[STACK.region((10, 1, 21, 3))] = 1
+    array[STACK.slices((10, 1, 21, 3))] = 1
     assert np.argwhere(array)[[0, -1]].tolist() == [[3, 1, 10], [3, 2, 20]]
     assert array[STACK.slicing].sum() == array.sum() == 22
 
