@@ -56,7 +56,7 @@ def main() -> None:
         )
         print(f'results identical: {same}')
         clicked.click_meanwhile()
-    if not same or (report.made, report.found) != (len(planes) - len(planes) // 2, len(planes) // 2):
+    if not same or report.made != len(planes) - len(planes) // 2:
         raise SystemExit(1)
 
 

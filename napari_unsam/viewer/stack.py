@@ -53,8 +53,8 @@ class SlicePrecomputer:
             return controller.store_planes(targets, on_progress, lambda number: self._keep(targets[number], version))
 
         def done(report: StackReport) -> None:
-            if report.kept < len(targets):
-                controller.show_problem(_LACKS_ROOM.format(kept=report.kept, wanted=len(targets)))
+            if report.stored < len(targets):
+                controller.show_problem(_LACKS_ROOM.format(kept=report.stored, wanted=len(targets)))
             else:
                 controller.show_info(f'All {len(targets)} slices are precomputed.')
             self._load()
