@@ -108,7 +108,7 @@ class Stack:
         alone_s = [click() for _ in range(20)]
         controller.run(
             'stack',
-            lambda progress: controller.store_planes(self._targets, progress, lambda number: None),
+            lambda progress: controller.planes.embedder.stack(self._targets, progress, lambda number: None),
             lambda report: done.set(),
             lambda reason: done.set(),
         )

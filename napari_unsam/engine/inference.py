@@ -100,10 +100,12 @@ class InferenceThread:
     Attributes:
         changed: Emitted when a job started or ended.
         progressed: Emitted with the fraction done, in [0, 1], and a text; not for idle jobs.
+        failed: Emitted with one line for the user when a job failed.
     """
 
     changed = Signal()
     progressed = Signal(float, str)
+    failed = Signal(str)
 
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
@@ -128,8 +130,8 @@ class InferenceThread:
         lane: Lane,
         name: str,
         work: Callable[[ProgressCallback], Any],
-        on_done: Callable[[Any], None],
-        on_failed: Callable[[str], None],
+        on_done: Callable[[Any], None] = lambda result: None,
+        on_failed: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """Cancels the job of the same lane and runs this one as soon as nothing more urgent waits; see the class for tasks.
 
@@ -138,8 +140,8 @@ class InferenceThread:
             name: What it does, for the user.
             work: Called in the inference thread with a callback for the progress, which raises `JobCancelled` once the job
                 is cancelled.
-            on_done: Called with the result of `work`.
-            on_failed: Called with one line for the user if `work` fails.
+            on_done: Called with the result of `work`; may raise UnSAMError, as `work` may.
+            on_failed: Called with one line for the user if one of them fails.
         """
         job = _Job(lane, name, work, on_done, on_failed)
         if lane is Lane.TASK and self.name(lane) not in (None, name):
@@ -211,20 +213,30 @@ class InferenceThread:
         except JobCancelled:
             return
         except UnSAMError as error:
-            self._deliver(partial(self._ended, job, job.on_failed, str(error)))
+            self._deliver(partial(self._ended, job, self._report_failure, str(error)))
         except Exception as error:  # the thread goes on after any failure of a model or a file
             logger.exception('a job of the inference thread failed')
-            self._deliver(partial(self._ended, job, job.on_failed, explained(error)))
+            self._deliver(partial(self._ended, job, self._report_failure, explained(error)))
         else:
-            self._deliver(partial(self._ended, job, job.on_done, result))
+            self._deliver(partial(self._ended, job, self._report_result, result))
 
-    def _ended(self, job: _Job, callback: Callable[[Any], None], result: Any) -> None:
+    def _report_result(self, job: _Job, result: Any) -> None:
+        try:
+            job.on_done(result)
+        except UnSAMError as error:
+            self._report_failure(job, str(error))
+
+    def _report_failure(self, job: _Job, reason: str) -> None:
+        self.failed.emit(reason)
+        job.on_failed(reason)
+
+    def _ended(self, job: _Job, report: Callable[[_Job, Any], None], result: Any) -> None:
         if job.cancelled.is_set():  # while its result was delivered
             return
         with self._wake:
             del self._latest[job.lane]
         try:
-            callback(result)
+            report(job, result)
         finally:
             if self._tasks and self.name(Lane.TASK) is None:
                 self._begin(self._tasks.pop(next(iter(self._tasks))))

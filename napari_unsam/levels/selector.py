@@ -243,7 +243,7 @@ class RegionSelector:
 
     def _measure(self, target: Target, progress: ProgressCallback) -> CandidateTable | None:
         """The candidate table of a plane; None if it is analysed in windows."""
-        plane = self.session.controller.embedded(target, progress)
+        plane = self.session.controller.planes.embedded(target, progress)
         if plane.hierarchy is None:
             return None
         table = CandidateTable(plane.hierarchy, target.read(), progress)

@@ -42,15 +42,17 @@ class SlicePrecomputer:
             return
         source = controller.target.source
         targets = [session.target_at(plane.index) for plane in planes_beside(controller.target.plane)]
-        version = controller.version(source)
+        version = controller.planes.version(source)
 
         def work(progress: ProgressCallback) -> StackReport:
             def on_progress(fraction: float, text: str) -> None:
-                if controller.version(source) != version:
+                if controller.planes.version(source) != version:
                     raise UnSAMError(_CHANGED)
                 progress(fraction, text)
 
-            return controller.store_planes(targets, on_progress, lambda number: self._keep(targets[number], version))
+            return controller.planes.embedder.stack(
+                targets, on_progress, lambda number: self._keep(targets[number], version)
+            )
 
         def done(report: StackReport) -> None:
             if report.stored < len(targets):
@@ -87,4 +89,4 @@ class SlicePrecomputer:
     def _is_stored(self, target: Target | None) -> bool:
         with self._lock:
             version = self._stored.get(target)
-        return version is not None and version == self._session.controller.version(target.source)
+        return version is not None and version == self._session.controller.planes.version(target.source)

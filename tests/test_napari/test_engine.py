@@ -242,7 +242,7 @@ def test_a_plane_of_8192_px_is_segmented_lazily_and_in_bounded_memory(looked_at,
     pixels = da.from_array(scan, chunks=(512, 512), name=False, asarray=False)
     image = viewer.add_image([pixels, pixels[::8, ::8]], multiscale=True, contrast_limits=(0, 4080))
     controller = make_controller()
-    controller._embed = PlaneEmbedder(InferenceSettings('tree'))
+    controller.planes.embedder = PlaneEmbedder(InferenceSettings('tree'))
     session = ViewerSession(viewer, controller)
     session.set_image(image)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -265,7 +265,7 @@ def test_other_weights_answer_later_planes_and_drop_what_was_known(
     make = _engine.make_engine
     monkeypatch.setattr(_engine, 'make_engine', lambda *given: (used.append(given[2]), make(*given))[1])
     controller = make_controller()
-    controller._embed = PlaneEmbedder(InferenceSettings('model'))
+    controller.planes.embedder = PlaneEmbedder(InferenceSettings('model'))
     target = target_of(data.coins())
     controller.set_target(target)
     controller.embed()

@@ -152,12 +152,12 @@ def test_what_cannot_be_kept_is_said_before_anything_is_made(
     viewer, make_controller, tmp_path, settle, folder, side_px, words
 ):
     controller = make_controller()
-    controller._embed = PlaneEmbedder(InferenceSettings('tree', store=tmp_path if folder else None))
+    controller.planes.embedder = PlaneEmbedder(InferenceSettings('tree', store=tmp_path if folder else None))
     session = ViewerSession(viewer, controller)
     session.set_image(viewer.add_image(np.zeros((2, side_px, SIDE_PX), np.uint8), contrast_limits=(0, 255)))
     targets = [session.target_at((z, 0, 0)) for z in (0, 1)]
     controller.run(
-        'Making ready', lambda progress: controller.store_planes(targets, progress, int), lambda report: None
+        'Making ready', lambda progress: controller.planes.embedder.stack(targets, progress, int), lambda report: None
     )
     settle(controller)
     assert is_problem(session, words)
