@@ -7,7 +7,7 @@ from threading import Lock
 
 from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import ProgressCallback
-from napari_unsam.model.plane import planes_beside
+from napari_unsam.model.plane import parallel_planes
 from napari_unsam.model.targets import Target
 from napari_unsam.viewer.port import SessionPort
 from unsam_mm.errors import UnSAMError
@@ -41,7 +41,7 @@ class SlicePrecomputer:
             controller.show_no_target()
             return
         source = controller.target.source
-        targets = [session.target_at(plane.index) for plane in planes_beside(controller.target.plane)]
+        targets = [session.target_at(plane.index) for plane in parallel_planes(controller.target.plane)]
         version = controller.planes.version(source)
 
         def work(progress: ProgressCallback) -> StackReport:
