@@ -214,7 +214,7 @@ class AdaptPanel(Panel):
         if not state.is_running and any(job.is_running for job in self._jobs.values()):
             text += '. Training on another image'
         self.status_label.setText(text)
-        self.plot.show_curve(state.curve.steps, state.curve.losses, state.iterations)
+        self.plot.show_curve(list(state.losses), list(state.losses.values()), state.iterations)
         self._show_buttons()
 
     def _show_buttons(self) -> None:
