@@ -122,7 +122,7 @@ class InferenceThread:
         return None if job is None else job.name
 
     def holds(self, name: str) -> bool:
-        """Whether a job of that name runs or waits."""
+        """True if a job of that name runs or waits."""
         return name in self._tasks or any(job.name == name for job in self._latest.values())
 
     def start(
@@ -206,37 +206,33 @@ class InferenceThread:
         return None if lane >= below else self._waiting.pop(lane)
 
     def _work(self, job: _Job) -> None:
-        report = self._reporter(job)
+        report, result, failure = self._reporter(job), None, None
         try:
             with reporting(report):
                 result = job.work(report)
         except JobCancelled:
             return
         except UnSAMError as error:
-            self._deliver(partial(self._ended, job, self._report_failure, str(error)))
+            failure = str(error)
         except Exception as error:  # the thread goes on after any failure of a model or a file
             logger.exception('a job of the inference thread failed')
-            self._deliver(partial(self._ended, job, self._report_failure, explained(error)))
-        else:
-            self._deliver(partial(self._ended, job, self._report_result, result))
+            failure = explained(error)
+        self._deliver(partial(self._ended, job, result, failure))
 
-    def _report_result(self, job: _Job, result: Any) -> None:
-        try:
-            job.on_done(result)
-        except UnSAMError as error:
-            self._report_failure(job, str(error))
-
-    def _report_failure(self, job: _Job, reason: str) -> None:
-        self.failed.emit(reason)
-        job.on_failed(reason)
-
-    def _ended(self, job: _Job, report: Callable[[_Job, Any], None], result: Any) -> None:
+    def _ended(self, job: _Job, result: Any, failure: str | None) -> None:
         if job.cancelled.is_set():  # while its result was delivered
             return
         with self._wake:
             del self._latest[job.lane]
         try:
-            report(job, result)
+            if failure is None:
+                try:
+                    job.on_done(result)
+                except UnSAMError as error:
+                    failure = str(error)
+            if failure is not None:
+                self.failed.emit(failure)
+                job.on_failed(failure)
         finally:
             if self._tasks and self.name(Lane.TASK) is None:
                 self._begin(self._tasks.pop(next(iter(self._tasks))))

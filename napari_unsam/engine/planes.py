@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,11 +28,8 @@ from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 if TYPE_CHECKING:
-    from unsam_mm import PseudoMaskGenerator
     from unsam_mm.prompting.engine import Engine
     from unsam_mm.prompting.windows import MaskCrop
-    from unsam_mm.student import RegionTokenizer, RegionTokens
-    from unsam_mm.student.clicks import ClickableImage
 
 logger = logging.getLogger(__name__)
 
@@ -384,9 +381,12 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
         raise UnSAMError(
             f'the engine must be one of {", ".join(ENGINES)}, got {name!r}; see the preferences of the plugin'
         )
+    # Engines pass no callback to generators and tokenizers.
     if name == 'tree':
         generator = PseudoMaskGenerator.from_preset('default', device=device)
-        return TreeEngine(_ReportingGenerator(generator), device)
+        reporting_generator = partial(generator, progress=report_progress)
+        reporting_generator.signature = generator.signature
+        return TreeEngine(reporting_generator, device)
     from unsam_mm.prompting.model import RegionEngine
     from unsam_mm.student import RegionTokenizer
     from unsam_mm.student.tokenizer import tokens_signature
@@ -395,8 +395,9 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
     trained = load_weights(weights or packaged_weights(DEFAULT_MODEL))
 
     @cache  # copies of the engine share the ViT
-    def tokenizer(device: str) -> _ReportingTokenizer:
-        return _ReportingTokenizer(RegionTokenizer(trained.settings, trained.n_tokens, device))
+    def tokenizer(device: str) -> SimpleNamespace:
+        made = RegionTokenizer(trained.settings, trained.n_tokens, device)
+        return SimpleNamespace(with_trees=partial(made.with_trees, progress=report_progress))
 
     return RegionEngine(trained.net, tokenizer, device, partial(tokens_signature, trained.settings, trained.n_tokens))
 
@@ -417,29 +418,3 @@ def import_torch() -> ModuleType:
     import torch
 
     return torch
-
-
-class _ReportingGenerator:
-    """A generator that calls `report_progress`; engines pass no callback."""
-
-    def __init__(self, generator: PseudoMaskGenerator) -> None:
-        self._generator = generator
-
-    @property
-    def signature(self) -> str:
-        return self._generator.signature
-
-    def __call__(self, rgb: np.ndarray) -> MaskHierarchy:
-        return self._generator(rgb, progress=report_progress)
-
-
-class _ReportingTokenizer:
-    """A tokenizer that calls `report_progress`; engines pass no callback."""
-
-    def __init__(self, tokenizer: RegionTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def with_trees(
-        self, rgb: np.ndarray, read: Callable[[RegionTokens], ClickableImage]
-    ) -> tuple[ClickableImage, MaskHierarchy]:
-        return self._tokenizer.with_trees(rgb, read, report_progress)

@@ -78,7 +78,7 @@ class Plane:
 
 
 def view_of_layer(viewer: ViewerModel, layer: Layer) -> tuple[object, ...]:
-    """The state of a viewer's sliders and axes that a layer depends on. A redraw without a change of it means a changed layer."""
+    """The state of a viewer's sliders and axes that a layer depends on; if it is redrawn without a change, the layer changed."""
     dims, first = viewer.dims, viewer.dims.ndim - layer.ndim
     order = tuple(axis - first for axis in dims.order if axis >= first)
     own = [values[-layer.ndim :] for values in (dims.point, dims.margin_left, dims.margin_right)]
