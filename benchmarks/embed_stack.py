@@ -68,7 +68,7 @@ class Stack:
         self._embedder.load()
         self.store = EmbeddingStore(folder / 'planes', 0)  # to read from
         self._targets = [
-            Target('stack', Plane(planes.shape, (1, 2), (z, 0, 0)), 'stack', lambda plane=plane: plane)
+            Target('stack', Plane(planes.shape, (1, 2), (z, 0, 0)), 'stack', lambda plane=plane: [plane])
             for z, plane in enumerate(planes)
         ]
 

@@ -347,7 +347,7 @@ class PlaneEmbedder:
 
 
 def _is_in_windows(target: Target) -> bool:
-    return max(target.plane.size_hw) > TILED_FROM_PX and target.pixels is not None
+    return max(target.plane.size_hw) > TILED_FROM_PX
 
 
 def _rgb_of(target: Target) -> np.ndarray:

@@ -20,15 +20,18 @@ class Target:
         source: Identifies the image.
         plane: The plane.
         name: Name of the image.
-        read: Returns the pixels of the plane for the model; called in the inference thread.
-        pixels: Returns lazy arrays of the same pixels, one for each level of a pyramid; None if they can only be read whole.
+        pixels: Returns lazy arrays of the pixels of the plane, at full resolution and at coarser ones; called in the inference
+            thread.
     """
 
     source: Hashable
     plane: Plane
     name: str = field(compare=False)
-    read: Callable[[], np.ndarray] = field(compare=False)
-    pixels: Callable[[], list[PlanePixels]] | None = field(default=None, compare=False)
+    pixels: Callable[[], list[PlanePixels]] = field(compare=False)
+
+    def read(self) -> np.ndarray:
+        """(H, W) or (H, W, 3) the pixels at full resolution."""
+        return self.pixels()[0][:, :]
 
 
 @dataclass(frozen=True, eq=False)

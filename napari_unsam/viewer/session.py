@@ -333,8 +333,7 @@ class ViewerSession:
 
     def _target_of(self, plane: Plane) -> Target:
         image = self.image
-        pixels = partial(plane_pixels, image, plane, self.channels)
-        return Target(image.unique_id, plane, image.name, lambda: pixels()[0][:, :], pixels)
+        return Target(image.unique_id, plane, image.name, partial(plane_pixels, image, plane, self.channels))
 
     def _image_moved(self) -> None:
         frame = self.frame

@@ -327,7 +327,7 @@ def test_clicks_while_the_plane_is_made_ready_wait_for_it_and_start_it_once(make
     settle(controller)
     assert controller.proposal.area_px == 24
     assert len(images) == 1
-    assert images[0] is PATCHES
+    assert images[0].base is PATCHES
 
 
 def test_a_click_is_answered_in_the_midst_of_a_long_job(controller, mailbox):

@@ -31,7 +31,7 @@ def silent(fraction, message):
 
 def target_of(pixels, source='image'):
     plane = Plane(pixels.shape[:2], (0, 1), (0, 0))
-    return Target(source, plane, 'Image', lambda: pixels, lambda: [pixels])
+    return Target(source, plane, 'Image', lambda: [pixels])
 
 
 @pytest.fixture
