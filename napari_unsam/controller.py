@@ -256,11 +256,9 @@ class SegmentationController:
 
         Args:
             name: Shown while it runs.
-            work: Called with a callback for the progress, which raises `JobCancelled` once the job is cancelled, and lets
-                clicks be answered.
-            on_done: Called with the result of `work` in the thread of this object, unless the job is cancelled. May raise
-                UnSAMError, as `work` may.
-            on_failed: Called with the reason if it fails, which is also shown to the user.
+            work: See `InferenceThread.start`; its callback also lets clicks be answered.
+            on_done: See there; not called if the job is cancelled.
+            on_failed: See there; the reason is also shown to the user.
             is_task: True for a short job, which runs after other tasks and during jobs that are not tasks.
         """
 

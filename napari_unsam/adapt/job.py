@@ -8,12 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import unsam_mm
 from napari_unsam.model.text import counted
@@ -211,17 +209,12 @@ def read_losses(work_dir: Path) -> dict[int, float]:
     """The losses of a training by step, in ascending order; of repeated steps of a resumed training, the last."""
     losses: dict[int, float] = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for row in _rows(path):
-            if isinstance(row, dict) and 'loss' in row and 'step' in row:
-                losses[int(row['step'])] = float(row['loss'])
-    return dict(sorted(losses.items()))
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    with suppress(OSError):
         for line in path.read_text(encoding='utf-8').splitlines():
             with suppress(json.JSONDecodeError):  # the last line may be incomplete
-                yield json.loads(line)
+                row = json.loads(line)
+                if 'loss' in row and 'step' in row:
+                    losses[int(row['step'])] = float(row['loss'])
+    return dict(sorted(losses.items()))
 
 
 def read_settings(folder: Path) -> AdaptSettings:

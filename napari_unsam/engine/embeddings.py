@@ -22,12 +22,9 @@ from napari_unsam.model.label_boxes import LazyArray
 from unsam_mm.errors import StoreError
 from unsam_mm.files import remove_leftovers
 
-ReadPlane = Callable[[], np.ndarray]
-EmbedPlane = Callable[[np.ndarray, ProgressCallback], Mapping[str, np.ndarray]]
-
 _KIND = 'plane'
 _SUFFIX = f'.{_KIND}.npz'
-_KEY = re.compile('[0-9a-f]{32}')  # of planes and of windows
+_WINDOW_NAME = re.compile('[0-9a-f]{32}')
 _BLOCK_BYTES = 4_000_000  # read and hashed at once
 
 logger = logging.getLogger(__name__)
@@ -136,16 +133,15 @@ class EmbeddingStore:
     def _entries(self) -> list[tuple[float, int, Path]]:
         """The time of the last use, the size in bytes and the file of each entry and window."""
         windows = [] if self.windows is None else self.windows.glob('*/*.npz')
-        paths = [*self.folder.glob(f'*{_SUFFIX}'), *(path for path in windows if self._is_window(path))]
         entries = []
-        for path in paths:
+        for path in [
+            *self.folder.glob(f'*{_SUFFIX}'),
+            *(path for path in windows if _WINDOW_NAME.fullmatch(path.stem)),
+        ]:
             with suppress(OSError):  # deleted by another session
                 status = path.stat()
                 entries.append((status.st_mtime, status.st_size, path))
         return entries
-
-    def _is_window(self, path: Path) -> bool:
-        return path in self._windows_used or _KEY.fullmatch(path.stem) is not None
 
 
 @dataclass(frozen=True)
@@ -164,8 +160,8 @@ class StackReport:
 
 
 def embed_stack(
-    reads: Sequence[ReadPlane],
-    embed: EmbedPlane,
+    reads: Sequence[Callable[[], np.ndarray]],
+    embed: Callable[[np.ndarray, ProgressCallback], Mapping[str, np.ndarray]],
     settings: str,
     store: EmbeddingStore,
     progress: ProgressCallback = lambda fraction, text: None,

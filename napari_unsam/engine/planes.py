@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 TILED_FROM_PX = 2048
 """Planes with a longer side are analysed in windows."""
+MAX_MASKS = 6
+"""Maximum number of masks for a prompt."""
 
 _TILE_PX = 1024
 _MAX_WINDOWS = 8  # of 40 to 80 MB each
 _CACHED_PX = 64_000_000  # of all planes in memory: about 15 bytes a pixel
-MAX_MASKS = 6
-"""Number of masks to choose from, for a prompt."""
 _STEPS_PER_DECADE = 8  # a step of the wheel is this part of a factor of ten in area, on planes in windows
 _SPECK_HW = (16, 128)  # the ViT scales images to one long side, so a narrow one is fast
 _NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
@@ -220,7 +220,6 @@ class PlaneEmbedder:
 
     def __init__(self, settings: InferenceSettings) -> None:
         self._settings = settings
-        self._weights: Path | None = None
         self._engine: Engine | None = None
         self._engine_signature: str | None = None
         self._store: EmbeddingStore | None = None
@@ -278,13 +277,7 @@ class PlaneEmbedder:
             raise UnSAMError(
                 f"adapted weights are for the engine 'model'; the preferences of the plugin say {self._settings.engine!r}"
             )
-        before, self._weights = self._weights, path
-        try:
-            self._engine = self._build()
-        except UnSAMError:
-            self._weights = before
-            raise
-        self._engine_signature = None
+        self._engine, self._engine_signature = self._build(path), None
 
     def load(self) -> None:
         """Loads the engine and runs it on a small image, which compiles its functions."""
@@ -295,7 +288,7 @@ class PlaneEmbedder:
 
     def _copy(self) -> Engine:
         if self._engine is None:
-            self._engine = self._build()
+            self._engine = self._build(weights=None)
         return copy.copy(self._engine)
 
     def _whole(self, engine: Engine, target: Target) -> EmbeddedPlane:
@@ -336,14 +329,14 @@ class PlaneEmbedder:
             self._engine_signature = self._copy().signature
         return f'{self._settings.engine}-{__version__}-{self._engine_signature}'
 
-    def _build(self) -> Engine:
+    def _build(self, weights: Path | None) -> Engine:
         torch = import_torch()
         device = self._settings.device
         if device == 'auto':
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
         if self._settings.threads:
             torch.set_num_threads(self._settings.threads)  # applies to the current thread only
-        return make_engine(self._settings.engine, device, self._weights)
+        return make_engine(self._settings.engine, device, weights)
 
 
 def _is_in_windows(target: Target) -> bool:

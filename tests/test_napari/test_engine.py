@@ -283,4 +283,4 @@ def test_weights_that_cannot_be_had_leave_the_model_as_it_was(looked_at, monkeyp
     monkeypatch.setattr(_engine, 'make_engine', make_engine)
     with pytest.raises(UnSAMError, match='nothing.safetensors'):
         embedder.use_weights(tmp_path / 'nothing.safetensors')
-    assert embedder._weights is None
+    assert embedder._engine is None
