@@ -46,20 +46,20 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def measure_commit(session: ViewerSession) -> None:
-    """Prints the time of a commit in the GUI thread, and its memory."""
-    region, mask = ellipsoid()
+    """Prints how long a commit takes in the GUI thread, and its memory."""
+    box, mask = ellipsoid()
     n_voxels = int(mask.sum())
     session.ensure_objects()
     times: dict[str, list[float]] = {'commit': [], 'undo': [], 'redo': []}
     for _ in range(5):
-        writes = [ObjectWrite(region, mask.copy(), session.next_label())]
+        writes = [ObjectWrite(box, mask.copy(), session.next_label())]
         times['commit'].append(milliseconds(lambda writes=writes: session.write_objects('commit', writes)))
         times['undo'].append(milliseconds(session.history.undo))
         times['redo'].append(milliseconds(session.history.redo))
         session.history.undo()
     gc.collect()
     tracemalloc.start()
-    writes = [ObjectWrite(region, mask.copy(), session.next_label())]
+    writes = [ObjectWrite(box, mask.copy(), session.next_label())]
     before = tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
     session.write_objects('commit', writes)

@@ -17,8 +17,7 @@ from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.io.objects import LabelledObjects, known_columns, objects_of_layer, with_progress
 from napari_unsam.model.frame import full_resolution
-from napari_unsam.model.label_boxes import Region, blocks, object_boxes
-from napari_unsam.model.targets import Level
+from napari_unsam.model.label_boxes import Slices, blocks, object_boxes
 from napari_unsam.viewer.changes import LayerChanges
 from napari_unsam.viewer.commit import ObjectWrite, free_now, with_parent_renumbered
 from napari_unsam.viewer.layers import holds_objects, is_of
@@ -105,7 +104,7 @@ class ImageSeries:
             if self._fingerprints() == before:
                 self._show(position, *opened)
             else:
-                self._session.controller.say(f'{self.name} was changed in the meantime and stays open.', Level.PROBLEM)
+                self._session.controller.show_problem(f'{self.name} was changed in the meantime and stays open.')
 
         def failed(_reason: str) -> None:
             self._broken.add(name)
@@ -125,7 +124,7 @@ class ImageSeries:
         try:
             labels = self._layer_to_save()
         except UnSAMError as error:
-            self._session.controller.say(str(error), Level.PROBLEM)
+            self._session.controller.show_problem(str(error))
             return
         objects, before = self._objects(labels), self._changes.count(labels)
         counts = {layer: self._changes.count(layer) for layer in self._layers()}
@@ -145,7 +144,7 @@ class ImageSeries:
                 self._saved = value if is_unchanged else None
                 if is_unchanged:
                     self._tell_saved(labels)
-            self._session.controller.say(f'Objects of {name} saved in {self._results.folder}.')
+            self._session.controller.show_info(f'Objects of {name} saved in {self._results.folder}.')
             self.changed.emit()
             then()
 
@@ -212,7 +211,7 @@ class ImageSeries:
             place_objects(self._session, layer, objects, 'open objects', keep_labels=True)
         except UnSAMError as error:
             self._foreign.add(self.name)
-            self._session.controller.say(f'The saved objects were not opened: {error}', Level.PROBLEM)
+            self._session.controller.show_problem(f'The saved objects were not opened: {error}')
 
     def _tell_saved(self, labels: Labels | None) -> None:
         """Emits `exported` if the session shows these objects of this image."""
@@ -264,7 +263,7 @@ class ReadMasks:
     """
 
     objects: LabelledObjects
-    masks: dict[int, tuple[Region, np.ndarray]]
+    masks: dict[int, tuple[Slices, np.ndarray]]
 
 
 def read_masks(objects: LabelledObjects, progress: ProgressCallback = lambda fraction, text: None) -> ReadMasks:
@@ -307,10 +306,10 @@ def place_objects(
     writes = []
     for label, (box, mask) in masks.items():
         long_axes = iter([part for part, side in zip(box, objects.shape, strict=True) if side > 1])
-        region = tuple(next(long_axes) if side > 1 else slice(0, 1) for side in shape)
-        mask = mask.reshape([part.stop - part.start for part in region])
+        box = tuple(next(long_axes) if side > 1 else slice(0, 1) for side in shape)
+        mask = mask.reshape([part.stop - part.start for part in box])
         row = with_parent_renumbered(known_columns(rows.get(label, {})), new, keep_absent=keep_labels)
-        writes.append(ObjectWrite(region, mask, new[label], row))
+        writes.append(ObjectWrite(box, mask, new[label], row))
     if session.keep_existing and not keep_labels:
         writes = free_now(writes, layer.data)
     session.write_objects(name, writes, layer)

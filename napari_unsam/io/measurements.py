@@ -13,7 +13,7 @@ from skimage.measure import regionprops_table
 
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.io.objects import UNIT_SYMBOLS, LabelledObjects, with_progress
-from napari_unsam.model.label_boxes import LazyArray, Region, object_boxes
+from napari_unsam.model.label_boxes import LazyArray, Slices, object_boxes
 from napari_unsam.model.text import counted
 from unsam_mm.errors import UnSAMError
 from unsam_mm.files import atomic_writer
@@ -97,7 +97,7 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
         table.to_csv(file, index=False, lineterminator='\n')
 
 
-def _place(mask: np.ndarray, box: Region, objects: LabelledObjects) -> dict[str, Any]:
+def _place(mask: np.ndarray, box: Slices, objects: LabelledObjects) -> dict[str, Any]:
     area = int(np.count_nonzero(mask))
     axes = range(mask.ndim)
     # The counts along each axis need less memory than the coordinates of every voxel.

@@ -16,7 +16,6 @@ from napari_unsam.levels.review import REVIEWED, ReviewQueue, accepted
 from napari_unsam.levels.selector import RegionSelector, current_object
 from napari_unsam.levels.split_merge import closest_region, larger_region, merge_writes, parts_of, split_writes
 from napari_unsam.model.history import Change
-from napari_unsam.model.targets import Level
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.port import SessionPort
@@ -50,7 +49,7 @@ class ObjectEdits:
     def _edit(self, edit: Callable[[CandidateTable, int, np.ndarray], None], table: CandidateTable) -> None:
         found = current_object(self._session)
         if found is None:
-            self._session.controller.say(_NO_OBJECT, Level.PROBLEM)
+            self._session.controller.show_problem(_NO_OBJECT)
         else:
             edit(table, *found)
 
@@ -60,24 +59,24 @@ class ObjectEdits:
         tree = table.trees[match.source]
         parts = parts_of(tree, match.node)
         if len(parts) == 0:
-            controller.say(f'Object {label} has no parts.', Level.PROBLEM)
+            controller.show_problem(f'Object {label} has no parts.')
             return
         writes = split_writes(controller.target.plane, labels, label, tree, parts, session.next_label())
         session.write_objects(f'split object {label}', writes)
         # A part, as the whole is gone; there is none if others have all its pixels.
         session.objects.selected_label = max((write.label for write in writes), default=label)
-        controller.say(f'Object {label} split into {sum(write.label > 0 for write in writes)}. {TO_UNDO}')
+        controller.show_info(f'Object {label} split into {sum(write.label > 0 for write in writes)}. {TO_UNDO}')
 
     def _merge(self, table: CandidateTable, label: int, labels: np.ndarray) -> None:
         controller, tree = self._session.controller, table.hierarchy
         whole = larger_region(tree, closest_region((tree,), labels == label).node)
         if whole is None:
-            controller.say(f'There is no larger object to merge object {label} into.', Level.PROBLEM)
+            controller.show_problem(f'There is no larger object to merge object {label} into.')
             return
         writes, others = merge_writes(controller.target.plane, labels, label, tree, whole)
         self._session.write_objects(f'merge object {label}', writes)
         partner = counted(len(others), 'object') if others else 'its surroundings'
-        controller.say(f'Object {label} merged with {partner}. {TO_UNDO}')
+        controller.show_info(f'Object {label} merged with {partner}. {TO_UNDO}')
 
 
 class Reviewing:
@@ -121,7 +120,7 @@ class Reviewing:
         label = self.queue.next()
         if label is None:
             self.outline.hide()
-            self._session.controller.say('All objects were reviewed.' if self.queue.done else 'No objects yet.')
+            self._session.controller.show_info('All objects were reviewed.' if self.queue.done else 'No objects yet.')
         else:
             self._current = label
             self._go_to(label)
@@ -131,7 +130,7 @@ class Reviewing:
         """Marks the current object as correct, and shows the next."""
         label = self.queue.current
         if label is None:
-            self._session.controller.say('Press Next to start with the least certain object.', Level.PROBLEM)
+            self._session.controller.show_problem('Press Next to start with the least certain object.')
             return
         put = partial(_mark_reviewed, self._session.objects, label)
         self._session.history.do(Change(f'accept object {label}', put, False, True))
@@ -141,13 +140,13 @@ class Reviewing:
         """Deletes the current object, as one action, and shows the next."""
         label = self.queue.current
         if label is None:
-            self._session.controller.say('Press Next to start with the least certain object.', Level.PROBLEM)
+            self._session.controller.show_problem('Press Next to start with the least certain object.')
             return
         after = self.queue.next()
-        region = self._session.region_of(label)
-        if region is not None:
-            mask = np.asarray(self._session.objects.data[region]) == label
-            self._session.write_objects(f'reject object {label}', [ObjectWrite(region, mask, 0)])
+        box = self._session.box_of(label)
+        if box is not None:
+            mask = np.asarray(self._session.objects.data[box]) == label
+            self._session.write_objects(f'reject object {label}', [ObjectWrite(box, mask, 0)])
         self._current = None
         self.outline.hide()
         if after is not None and after != label:
@@ -178,18 +177,18 @@ class Reviewing:
         if self._current is not None and self.queue.current is None:
             label, self._current = self._current, None
             self.outline.hide()
-            self._session.controller.say(f'Object {label} was removed; press Next to continue.')
+            self._session.controller.show_info(f'Object {label} was removed; press Next to continue.')
         self.changed.emit()
 
     def _go_to(self, label: int) -> None:
         """Moves the sliders to the middle plane of an object and the camera to its middle."""
         objects, viewer = self._session.objects, self._session.viewer
         self._follow(objects)
-        region = self._session.region_of(label)
-        if region is None:
+        box = self._session.box_of(label)
+        if box is None:
             return
         offset = viewer.dims.ndim - objects.ndim
-        middle = np.array([(part.start + part.stop - 1) / 2 for part in region])
+        middle = np.array([(part.start + part.stop - 1) / 2 for part in box])
         hidden = [axis - offset for axis in viewer.dims.not_displayed if axis >= offset]
         middle[hidden] = np.round(middle[hidden])
         to_world = self._session.frame.to_world
@@ -198,14 +197,14 @@ class Reviewing:
             viewer.dims.set_point(axis + offset, world[axis])
         shown = [axis - offset for axis in viewer.dims.displayed if axis >= offset]
         viewer.scene.camera.center = (*[0.0] * (3 - len(shown)), *world[shown])
-        corners = [to_world([getattr(part, end) for part in region]) for end in ('start', 'stop')]
+        corners = [to_world([getattr(part, end) for part in box]) for end in ('start', 'stop')]
         extent = float(np.abs(np.subtract(*corners))[shown].max())
         if not _VISIBLE_PX[0] <= extent * viewer.scene.camera.zoom <= _VISIBLE_PX[1]:
             viewer.scene.camera.zoom = _SHOWN_PX / extent
         if len(shown) == 2:
-            self.outline.show(objects, label, region, shown)
+            self.outline.show(objects, label, box, shown)
         objects.selected_label = label
-        self._session.controller.say(f'Object {label}: right or wrong?')
+        self._session.controller.show_info(f'Object {label}: right or wrong?')
 
 
 def _mark_reviewed(objects: Labels, label: int, value: bool) -> None:

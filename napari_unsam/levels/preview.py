@@ -12,7 +12,7 @@ from napari.utils.colormaps import CyclicLabelColormap
 
 from napari_unsam.levels.cuts import N_COLOURS
 from napari_unsam.model.frame import Frame
-from napari_unsam.model.label_boxes import Region
+from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.palette import OBJECT_COLOURS
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.contours import outline_in_array
@@ -97,22 +97,22 @@ class ReviewOutline:
         self._session = session
         self.layer: Vectors | None = None
 
-    def show(self, objects: Labels, label: int, region: Region, axes: Sequence[int]) -> None:
+    def show(self, objects: Labels, label: int, box: Slices, axes: Sequence[int]) -> None:
         """Draws it around another object.
 
         Args:
             objects: The layer of the object.
             label: Of the object.
-            region: Its bounding box, one slice per axis.
+            box: Its bounding box, one slice per axis.
             axes: The two that are in view.
         """
-        session, mask = self._session, np.asarray(objects.data[region]) == label
+        session, mask = self._session, np.asarray(objects.data[box]) == label
         if self.layer is None or self.layer not in session.viewer.layers:
             self.layer = outline_layer(session.frame, REVIEW_NAME, REVIEW_COLOUR)
             insert_quietly(session.viewer, self.layer)
             session.inputs.bind(self.layer)
         self.layer.edge_width = max(_WIDTH_SHARE * max(mask.shape[axis] for axis in axes), _MIN_WIDTH)
-        self.layer.data = outline_in_array(mask, region, sorted(axes))
+        self.layer.data = outline_in_array(mask, box, sorted(axes))
         self.layer.visible = True
 
     def hide(self) -> None:

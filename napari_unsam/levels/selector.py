@@ -19,7 +19,7 @@ from napari_unsam.levels.disjoint import Selection
 from napari_unsam.levels.part_whole import ObjectClass, linked
 from napari_unsam.levels.preview import LevelPreview
 from napari_unsam.levels.split_merge import closest_region
-from napari_unsam.model.targets import Level, Target
+from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.layers import AddLayers, following
@@ -78,7 +78,7 @@ class RegionSelector:
         """Calls a function with the candidate table of the plane in view once that is measured; the latest call wins."""
         controller, target = self.session.controller, self.session.controller.target
         if target is None:
-            controller.say_no_target()
+            controller.show_no_target()
             return
         if self._is_fresh(target):
             then(self._table)
@@ -136,7 +136,7 @@ class RegionSelector:
         """Makes objects of the chosen regions, as one action; pixels of existing objects are not overwritten."""
         controller = self.session.controller
         if self.shown is Shown.NOTHING or self._table is None:
-            controller.say(_NOTHING_SHOWN, Level.PROBLEM)
+            controller.show_problem(_NOTHING_SHOWN)
             return
         plane, labels = self._preview.plane, self.session.ensure_objects()
         first, shown = self.session.next_label(), self.shown
@@ -146,7 +146,7 @@ class RegionSelector:
             for number, (free, features) in enumerate(self._table.free_regions(self.chosen, plane.of(labels.data) != 0))
         ]
         if not writes:
-            controller.say('Nothing was accepted: all regions overlap existing objects.', Level.PROBLEM)
+            controller.show_problem('Nothing was accepted: all regions overlap existing objects.')
             return
         self.session.write_objects(f'accept {counted(len(writes), "object")}', writes)
         left_out = len(self.chosen) - len(writes)
@@ -154,20 +154,22 @@ class RegionSelector:
         if shown is Shown.SIMILAR:
             self.clear_examples()
         overlapping = f'; {left_out} left out (overlap with existing objects)' if left_out else ''
-        controller.say(f'Accepted {counted(len(writes), "object")}{overlapping}. {TO_UNDO}')
+        controller.show_info(f'Accepted {counted(len(writes), "object")}{overlapping}. {TO_UNDO}')
 
     def add_class(self, name: str) -> None:
         """Adds the chosen regions as a class."""
         name = name.strip()
         if self.shown is Shown.NOTHING or not len(self.chosen):
-            self.session.controller.say(_NOTHING_SHOWN, Level.PROBLEM)
+            self.session.controller.show_problem(_NOTHING_SHOWN)
         elif not name:
-            self.session.controller.say('Enter a class name first, such as nuclei.', Level.PROBLEM)
+            self.session.controller.show_problem('Enter a class name first, such as nuclei.')
         else:
             level = self.level if self.shown is Shown.LEVEL else None
             kept = [kind for kind in self.classes if kind.name != name]
             self.classes = [*kept, self._table.object_class(name, self.chosen, level)]
-            self.session.controller.say(f'{len(self.chosen)} {name} added; choose another level, or press Make layers.')
+            self.session.controller.show_info(
+                f'{len(self.chosen)} {name} added; choose another level, or press Make layers.'
+            )
         self.changed.emit()
 
     def clear_classes(self) -> None:
@@ -178,14 +180,14 @@ class RegionSelector:
     def make_layers(self) -> None:
         """Makes a layer of each class, linked from part to whole, as one action."""
         if not self.classes:
-            self.session.controller.say('Add at least one class first.', Level.PROBLEM)
+            self.session.controller.show_problem('Add at least one class first.')
             return
         taken = {layer.name for layer in self.session.viewer.layers}
         try:
             # Tables name the layer of the whole, so the name that napari would give has to be known before.
             classes = linked([replace(kind, name=free_name(kind.name, taken)) for kind in self.classes])
         except UnSAMError as error:
-            self.session.controller.say(str(error), Level.PROBLEM)
+            self.session.controller.show_problem(str(error))
             return
         plane, frame = self.session.controller.target.plane, self.session.frame
         layers = []
@@ -197,7 +199,7 @@ class RegionSelector:
         self.hide()
         name = f'make layers {", ".join(kind.name for kind in classes)}'
         self.session.history.do(AddLayers(name, self.session.viewer, layers))
-        self.session.controller.say('Layers made; parent_id in their features tables links parts to wholes.')
+        self.session.controller.show_info('Layers made; parent_id in their features tables links parts to wholes.')
 
     def _show(self, shown: Shown) -> None:
         self.shown = shown
@@ -229,21 +231,19 @@ class RegionSelector:
         elif (proposal := controller.proposal) is not None:
             node = closest_region((table.hierarchy,), proposal.mask, proposal.box_xyxy[1], proposal.box_xyxy[0]).node
         else:
-            controller.say(
-                f'Point at, select or click an object, then press {KEYS["find_similar"].key}.', Level.PROBLEM
-            )
+            controller.show_problem(f'Point at, select or click an object, then press {KEYS["find_similar"].key}.')
             return
         self.examples = [*(example for example in self.examples if example != node), node]
         self._similarities = table.similarity(self.examples)
         self._show(Shown.SIMILAR)
-        controller.say(
+        controller.show_info(
             f'{counted(len(self.chosen), "similar region")} found with {counted(len(self.examples), "example")}. '
             'Move the slider or add examples to refine.'
         )
 
     def _measure(self, target: Target, progress: ProgressCallback) -> CandidateTable | None:
         """The candidate table of a plane; None if it is analysed in windows."""
-        plane = self.session.controller.embedded(target, progress)
+        plane = self.session.controller.planes.embedded(target, progress)
         if plane.hierarchy is None:
             return None
         table = CandidateTable(plane.hierarchy, target.read(), progress)
@@ -255,11 +255,11 @@ class RegionSelector:
         self._waiting = None
         if table is None:
             self.shown = Shown.NOTHING
-            controller.say(_TILED, Level.PROBLEM)
+            controller.show_problem(_TILED)
         elif target == controller.target:
             self._target, self._table = target, table
             self.examples, self._similarities = [], None
-            controller.say(f'The regions of "{target.name}" are measured.')
+            controller.show_info(f'The regions of "{target.name}" are measured.')
             if waiting is not None:
                 waiting[1](table)
         self.changed.emit()
@@ -287,7 +287,7 @@ class RegionSelector:
             classes, self.examples, self.classes = self.classes, [], []
             self.hide()
             if classes:
-                self.session.controller.say('Classes cleared: slice changed.')
+                self.session.controller.show_info('Classes cleared: slice changed.')
 
 
 def current_object(session: SessionPort) -> tuple[int, np.ndarray] | None:

@@ -15,7 +15,7 @@ from qtpy.QtCore import QTimer
 from napari_unsam.adapt.comparison import Comparison, compare, window_around
 from napari_unsam.adapt.crops import Crop, choose_crops, write_crops
 from napari_unsam.adapt.job import IMAGES, AdaptJob, AdaptSettings, JobState, Stage
-from napari_unsam.controller import NO_IMAGE, Level
+from napari_unsam.controller import NO_IMAGE
 from napari_unsam.io.autosave import image_identity
 from napari_unsam.model.plane_prompts import PlanePrompt, on_plane, plane_prompt
 from napari_unsam.model.text import counted
@@ -117,8 +117,10 @@ class AdaptPanel(Panel):
         self._show(state)
         if self._timer.isActive() and not self._is_at_work():
             self._timer.stop()
-            level = Level.INFO if state.problem is None else Level.PROBLEM
-            self.say(state.problem or f'{state.text}.', level)
+            if state.problem is None:
+                self.show_info(f'{state.text}.')
+            else:
+                self.show_problem(state.problem)
 
     def _make_controls(self) -> None:
         self.crops_box = self.make_number(
@@ -196,9 +198,9 @@ class AdaptPanel(Panel):
             return
         try:
             job.start(settings)
-            self.say('Training in the background; you can keep clicking.')
+            self.show_info('Training in the background; you can keep clicking.')
         except UnSAMError as error:
-            self.say(str(error), Level.PROBLEM)
+            self.show_problem(str(error))
         self._timer.start()
         self.refresh()
 
@@ -208,7 +210,7 @@ class AdaptPanel(Panel):
         if not state.is_running and any(job.is_running for job in self._jobs.values()):
             text += '. Training on another image'
         self.status_label.setText(text)
-        self.plot.show_curve(state.curve.steps, state.curve.losses, state.iterations)
+        self.plot.show_curve(list(state.losses), list(state.losses.values()), state.iterations)
         self._show_buttons()
 
     def _show_buttons(self) -> None:
@@ -242,7 +244,7 @@ class AdaptPanel(Panel):
         self.after_box.setChecked(True)
         self._show_layer(True)
         self._show_buttons()
-        self.say(
+        self.show_info(
             f'{_objects(found.before)} by the original model, {_objects(found.after)} by the adapted one; '
             f'they agree on {found.agreement:.0%} of the objects\' area. "Show the adapted model" switches.'
         )
@@ -258,9 +260,8 @@ def _stop(jobs: dict[str, AdaptJob]) -> None:
 
 
 def _pixels(target: Target, rows: slice, columns: slice) -> np.ndarray:
-    """A part of a plane as the model sees it; only this part is read if the image can be read in parts."""
-    plane = target.pixels()[0] if target.pixels is not None else target.read()
-    return plane[rows, columns]
+    """A part of a plane as the model sees it; the rest is not read."""
+    return target.pixels()[0][rows, columns]
 
 
 def _centre(question: PlanePrompt | None, target: Target) -> tuple[float, float]:

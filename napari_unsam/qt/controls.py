@@ -25,7 +25,6 @@ from qtpy.QtWidgets import (
 
 from napari_unsam.keys import KEYS, Actions
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.model.targets import Level
 
 if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
@@ -77,9 +76,13 @@ class Panel(QWidget):
             signal.disconnect(act())
         self._connections.clear()
 
-    def say(self, text: str, level: Level = Level.INFO) -> None:
+    def show_info(self, text: str) -> None:
         """Shows a text in the status line."""
-        self._session.controller.say(text, level)
+        self._session.controller.show_info(text)
+
+    def show_problem(self, text: str) -> None:
+        """Shows a problem in the status line."""
+        self._session.controller.show_problem(text)
 
     def confirm(self, title: str, question: str) -> bool:
         """Asks yes or no; returns True for yes."""

@@ -10,7 +10,6 @@ from qtpy.QtWidgets import QFileDialog, QLabel, QListWidget, QMessageBox
 
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.folders.series import ImageSeries
-from napari_unsam.model.targets import Level
 from napari_unsam.qt.controls import Panel
 from unsam_mm.errors import UnSAMError
 
@@ -65,7 +64,7 @@ class FilesPanel(Panel):
         try:
             images = ImageList.of(folder)
         except UnSAMError as error:
-            self.say(str(error), Level.PROBLEM)
+            self.show_problem(str(error))
             return
         if not self._may_leave(lambda: self.open_folder(folder, results)):
             return

@@ -16,7 +16,6 @@ from napari_unsam.io.formats import FORMATS, READABLE, export, holds, read_objec
 from napari_unsam.io.measurements import measure, merged
 from napari_unsam.io.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
 from napari_unsam.keys import TO_UNDO
-from napari_unsam.model.targets import Level
 from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import Panel, wrapping_label
 from napari_unsam.viewer.changes import LayerChanges
@@ -98,7 +97,9 @@ class ObjectsPanel(Panel):
 
         def done(measured: object) -> None:
             layer.features = merged(layer.features, measured)
-            self.say(f'{counted(len(measured), "object")} measured; see Layers > Metadata > Features table widget.')
+            self.show_info(
+                f'{counted(len(measured), "object")} measured; see Layers > Metadata > Features table widget.'
+            )
 
         work = partial(measure, objects, channels)
         self._session.controller.run('Measuring', work, done, is_task=True)
@@ -128,7 +129,7 @@ class ObjectsPanel(Panel):
             # The user may have chosen another image meanwhile.
             if is_whole and layer is self._session.objects:
                 self._session.exported.emit()
-            self.say(f'Written: {path}')
+            self.show_info(f'Written: {path}')
 
         work = partial(export, path, objects, name)
         self._session.controller.run(f'Writing {path.name}', work, written, is_task=True)
@@ -136,7 +137,7 @@ class ObjectsPanel(Panel):
     def open(self) -> None:
         """Asks for a file and adds its objects to the image, with new labels."""
         if self._session.image is None:
-            self.say('Choose an image first.', Level.PROBLEM)
+            self.show_problem('Choose an image first.')
             return
         path = self.choose_existing(f'Objects (*{" *".join(READABLE)})')
         if path is not None:
@@ -151,16 +152,16 @@ class ObjectsPanel(Panel):
         """Erases the selected object of the session's layer."""
         layer = self._session.objects
         if layer is None:
-            self.say(_NONE, Level.PROBLEM)
+            self.show_problem(_NONE)
             return
         label = int(layer.selected_label)
-        box = self._session.region_of(label)
+        box = self._session.box_of(label)
         if box is None:
-            self.say(f'There is no object {label}; pick one with the pick tool (L).', Level.PROBLEM)
+            self.show_problem(f'There is no object {label}; pick one with the pick tool (L).')
             return
         mask = np.asarray(layer.data[box]) == label
         self._session.write_objects(f'delete object {label}', [ObjectWrite(box, mask, 0)], layer)
-        self.say(f'Object {label} deleted. {TO_UNDO}')
+        self.show_info(f'Object {label} deleted. {TO_UNDO}')
 
     def show_parent(self) -> None:
         """Selects the object that contains the selected one, possibly in another layer."""
@@ -169,16 +170,16 @@ class ObjectsPanel(Panel):
             return
         match self._whole_of(layer):
             case None:
-                self.say(f'Object {layer.selected_label} is not part of another one.', Level.PROBLEM)
+                self.show_problem(f'Object {layer.selected_label} is not part of another one.')
             case '', label:
                 layer.selected_label = label
-                self.say(f'Object {label} is selected.')
+                self.show_info(f'Object {label} is selected.')
             case name, label if name in self._session.viewer.layers:
                 self._session.viewer.layers[name].selected_label = label
                 self._session.viewer.layers.selection.active = self._session.viewer.layers[name]
-                self.say(f'Object {label} of "{name}" is selected.')
+                self.show_info(f'Object {label} of "{name}" is selected.')
             case name, label:
-                self.say(f'It is part of object {label} of "{name}", a layer that was removed.', Level.PROBLEM)
+                self.show_problem(f'It is part of object {label} of "{name}", a layer that was removed.')
 
     def choose_path(self, suggestion: str, kinds: str) -> Path | None:
         """Asks for a file to write; None if cancelled."""
@@ -232,12 +233,12 @@ class ObjectsPanel(Panel):
         name = read.objects.name
         count, left = place_objects(self._session, layer, read, f'open {name}')
         overlapping = f' {left} left out (overlap with existing objects).' if left else ''
-        self.say(f'{counted(count, "object")} of {name} added.{overlapping} {TO_UNDO}')
+        self.show_info(f'{counted(count, "object")} of {name} added.{overlapping} {TO_UNDO}')
 
     def _objects(self) -> Labels | None:
         layer = self.layer
         if layer is None:
-            self.say(_NONE, Level.PROBLEM)
+            self.show_problem(_NONE)
         return layer
 
     def _row(self, layer: Labels) -> dict | None:

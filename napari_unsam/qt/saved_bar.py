@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from napari_unsam.model.targets import Level
 from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import Panel, wrapping_label
 
@@ -63,9 +62,7 @@ class SavedBar(Panel):
     def _put(self, saved: SavedSession, image: Image, read: SavedObjects) -> None:
         controller = self._session.controller
         if self._session.image is not image:
-            controller.say(
-                f'The work on "{saved.image_name}" was not restored: another image was chosen.', Level.PROBLEM
-            )
+            controller.show_problem(f'The work on "{saved.image_name}" was not restored: another image was chosen.')
             return
         found = self._autosave.restore(self._session, saved, read)
         if controller.prompts_here and controller.plane is None:
@@ -78,7 +75,8 @@ class SavedBar(Panel):
             self.label.setText(f'{text} The saved work stays in {saved.folder} until you discard it.')
         else:
             self.hide()
-        controller.say(text, Level.PROBLEM if found.damaged else Level.INFO)
+        show = controller.show_problem if found.damaged else controller.show_info
+        show(text)
 
     def _discard(self) -> None:
         if self.confirm('Discard saved work', f'Delete {self._saved.description}? This cannot be undone.'):

@@ -12,7 +12,7 @@ from napari.utils.notifications import show_warning
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
-from napari_unsam.controller import HINT, Level, SegmentationController
+from napari_unsam.controller import HINT, SegmentationController
 from napari_unsam.engine import settings as _settings
 from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.io.autosave import Autosave
@@ -71,7 +71,7 @@ class SegmentationWidget(DockedWidget):
             controller = SegmentationController(embedder, in_gui_thread, embedder.load)
             autosave = autosave or Autosave(
                 _settings.default_store() / 'autosave',
-                on_problem=lambda text: in_gui_thread(partial(controller.say, text, Level.PROBLEM)),
+                on_problem=lambda text: in_gui_thread(partial(controller.show_problem, text)),
             )
         self.controller = controller
         self.session = ViewerSession(viewer, self.controller, later)
@@ -133,7 +133,7 @@ class SegmentationWidget(DockedWidget):
         self._soon.timeout.connect(self._make_next)
         session.image_changed.connect(self._image_changed)
         load_units()
-        self.controller.load_ahead('Loading the sections', _load_libraries)
+        self.controller.run_when_idle('Loading the sections', _load_libraries)
         self._soon.start()
         # The canvas reports its zoom while it is drawn, when no layer may be changed.
         self._zoomed = QTimer(self, singleShot=True, interval=30)
@@ -178,7 +178,7 @@ class SegmentationWidget(DockedWidget):
             return self.session.prepare()
         except UnSAMError as error:
             self._too_large = self.session.image
-            self.controller.say(str(error), Level.PROBLEM)
+            self.controller.show_problem(str(error))
             return False
 
     def end(self) -> None:
@@ -198,7 +198,7 @@ class SegmentationWidget(DockedWidget):
 
     def _show_status(self) -> None:
         status = self.controller.status
-        problem = status.level is Level.PROBLEM
+        problem = status.is_problem
         self.status_label.setText(('⚠ ' if problem else '') + status.text)
         self.status_label.setStyleSheet('font-weight: bold;' if problem else '')
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_unsam.model import pixel_changes
-from napari_unsam.model.label_boxes import LazyArray, Region, around, boxes_in, object_boxes
+from napari_unsam.model.label_boxes import LazyArray, Slices, around, boxes_in, object_boxes
 from napari_unsam.model.mask import BoxMask
 from napari_unsam.model.pixel_changes import Counts, PixelChange, areas_in, total
 from napari_unsam.model.plane import Plane
@@ -36,15 +36,15 @@ class ObjectWrite:
     """One object to write into a Labels layer.
 
     Attributes:
-        region: Box in the labels array: one slice per axis.
-        mask: Bool, shape of the region.
+        box: Box in the labels array: one slice per axis.
+        mask: Bool, shape of the box.
         label: The value to write; 0 erases.
         features: Columns of its row in the table: score, parent_id, level, ... `area_px` and `granularity` are computed.
         axes: The two axes of the array that its planes span; granularity is relative to the area of a plane.
         replaces: Only pixels that have this label when it is written are written to; None for all.
     """
 
-    region: tuple[slice, ...]
+    box: tuple[slice, ...]
     mask: np.ndarray
     label: int
     features: Mapping[str, object] = field(default_factory=dict)
@@ -56,8 +56,8 @@ class ObjectWrite:
         cls, plane: Plane, found: BoxMask, label: int, features: Mapping[str, object] | None = None
     ) -> ObjectWrite:
         """A mask of one plane of the array; see the attributes."""
-        mask, region = plane.placed(found)
-        return cls(region, mask, label, features or {}, plane.axes)
+        mask, box = plane.in_array(found)
+        return cls(box, mask, label, features or {}, plane.axes)
 
 
 def write_of(
@@ -126,7 +126,7 @@ def free_now(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[i
     left = []
     for write in writes:
         if write.label:
-            there = np.asarray(array[write.region])
+            there = np.asarray(array[write.box])
             is_taken = (there != 0) & (there != write.label)
             if is_taken.any():
                 is_taken[is_taken] = ~np.isin(there[is_taken], list(own))
@@ -218,8 +218,8 @@ class ObjectTable:
     ) -> None:
         self.labels, self._view, self._on_painted = labels, view, on_painted
         self._is_writing = False
-        self._boxes: dict[int, Region] = (
-            {} if is_empty else regions_of(labels.data)
+        self._boxes: dict[int, Slices] = (
+            {} if is_empty else boxes_of(labels.data)
         )  # hold all pixels of a label, or more
         self._areas = self._count()
         self._axes: dict[int, tuple[int, int]] = {}
@@ -230,7 +230,7 @@ class ObjectTable:
         self._display_before = self._display() if labels.visible or is_empty else None
         self.open()
 
-    def region_of(self, label: int) -> Region | None:
+    def box_of(self, label: int) -> Slices | None:
         """The bounding box of an object; None if it is not there."""
         known = self._boxes.get(label)
         found = {} if known is None else dict(boxes_in((np.asarray(self.labels.data[known]) == label).astype(np.uint8)))
@@ -256,12 +256,12 @@ class ObjectTable:
         """Writes objects, later ones over earlier ones; returns what that has changed."""
         changes = []
         for write in writes:
-            self._extend_boxes({write.label: 1}, write.region)
+            self._extend_boxes({write.label: 1}, write.box)
             self._axes[write.label] = write.axes
             mask = write.mask
             if write.replaces is not None:
-                mask = mask & (np.asarray(self.labels.data[write.region]) == write.replaces)
-            change = pixel_changes.write(self.labels.data, write.region, mask, write.label)
+                mask = mask & (np.asarray(self.labels.data[write.box]) == write.replaces)
+            change = pixel_changes.write(self.labels.data, write.box, mask, write.label)
             if change is not None:
                 changes.append(change)
         self._show_written([change.counts for change in changes])
@@ -296,7 +296,7 @@ class ObjectTable:
 
     def _applied(self, change: PixelChange, step: Callable[[Any], Counts]) -> Counts:
         counts = step(self.labels.data)
-        self._extend_boxes(counts, change.region)
+        self._extend_boxes(counts, change.box)
         return counts
 
     def _show_written(self, counts: Sequence[Counts]) -> None:
@@ -314,11 +314,11 @@ class ObjectTable:
                 self._areas[label] += number
         self._show_rows()
 
-    def _extend_boxes(self, counts: Counts, region: Region) -> None:
-        """Notes that labels may have pixels in a region."""
+    def _extend_boxes(self, counts: Counts, box: Slices) -> None:
+        """Notes that labels may have pixels in a box."""
         for label, number in counts.items():
             if label and number > 0:
-                self._boxes[label] = around(self._boxes.get(label), region)
+                self._boxes[label] = around(self._boxes.get(label), box)
                 self._areas.setdefault(label, 0)
                 self.highest = max(self.highest, label)
 
@@ -349,7 +349,7 @@ class ObjectTable:
         changes = pixel_changes.changes_of_paint(event.value, self.labels.data)
         for change in changes:
             counts = change.counts
-            self._extend_boxes(counts, change.region)
+            self._extend_boxes(counts, change.box)
             self._painted_labels.update(counts)
         if all(change.is_in(self.labels.data) for change in changes[-1:]):  # else napari writes and redraws next
             self._count_painted()
@@ -364,7 +364,7 @@ class ObjectTable:
 
     def _count_all(self, _event: Any = None) -> None:
         """Finds all objects again: the array was replaced, or a script may have written anywhere in it."""
-        found = regions_of(self.labels.data)
+        found = boxes_of(self.labels.data)
         nothing = (slice(0, 0),) * self.labels.data.ndim
         self._boxes = dict.fromkeys(self._boxes, nothing) | found
         self.highest = max(self.highest, *found, 0)
@@ -433,7 +433,7 @@ def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int
     return float(area_granularity(areas, shape[axes[0]] * shape[axes[1]]).mean()) if len(areas) else 0.0
 
 
-def regions_of(array: LazyArray) -> dict[int, Region]:
+def boxes_of(array: LazyArray) -> dict[int, Slices]:
     """The bounding box of each positive label of an array."""
     return {label: box for label, box in object_boxes(array).items() if label > 0}
 

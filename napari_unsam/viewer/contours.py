@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from napari_unsam.model.label_boxes import Region
+from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.targets import Proposal
 
 
@@ -30,8 +30,8 @@ def outline_segments(mask: np.ndarray) -> np.ndarray:
     return np.stack([starts, steps], axis=1)
 
 
-def outline_in_array(mask: np.ndarray, region: Region, axes: Sequence[int]) -> np.ndarray:
-    """(S, 2, N) segments, as of `outline_segments`, around a mask of N axes that lies in a region of an array.
+def outline_in_array(mask: np.ndarray, box: Slices, axes: Sequence[int]) -> np.ndarray:
+    """(S, 2, N) segments, as of `outline_segments`, around a mask of N axes that lies in a box of an array.
 
     Planes are outlined one by one; they span two axes, ascending.
     """
@@ -45,13 +45,13 @@ def outline_in_array(mask: np.ndarray, region: Region, axes: Sequence[int]) -> n
         placed[:, 0, hidden] = index
         found.append(placed)
     outline = np.concatenate(found)
-    outline[:, 0] += [part.start for part in region]
+    outline[:, 0] += [part.start for part in box]
     return outline
 
 
 def outline_of(proposal: Proposal) -> np.ndarray:
     """(S, 2, N) segments around a mask on its plane of an array of N axes; see `outline_in_array`."""
-    return outline_in_array(*proposal.plane.placed(proposal), proposal.plane.axes)
+    return outline_in_array(*proposal.plane.in_array(proposal), proposal.plane.axes)
 
 
 def _runs(lines: np.ndarray) -> np.ndarray:

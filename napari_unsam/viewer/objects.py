@@ -155,7 +155,7 @@ class Objects:
             visible=is_drawn,
             colormap=object_colours(),
             metadata={SOURCE_KEY: image.unique_id},
-            **frame.placed,
+            **frame.transform(),
         )
         self._insert(labels, image)
         return labels

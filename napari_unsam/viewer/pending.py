@@ -12,7 +12,7 @@ from napari_unsam.model.history import ActionGroup
 from napari_unsam.model.plane import Plane
 from napari_unsam.model.plane_prompts import on_plane
 from napari_unsam.model.prompts import PendingObject, Prompts
-from napari_unsam.model.targets import Level, Proposal
+from napari_unsam.model.targets import Proposal
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite, write_of
 from napari_unsam.viewer.contours import outline_of
@@ -75,12 +75,12 @@ class PendingObjects:
         controller = self._session.controller
         proposal = controller.proposal
         if proposal is None:
-            controller.say(_NOTHING_YET, Level.PROBLEM)
+            controller.show_problem(_NOTHING_YET)
             return
         kept = pending_object(proposal, controller.prompts_here.object_id)
         controller.history.do(controller.next_object(Prompts(), kept))
         count = counted(len(controller.prompts.pending), 'object')
-        controller.say(f'{count} kept; click on another object. {KEYS["commit"].key} commits all.')
+        controller.show_info(f'{count} kept; click on another object. {KEYS["commit"].key} commits all.')
 
     def commit(self, with_shown: bool = True) -> None:
         """Writes the pending objects of all planes and the current mask into the layer of objects, as one action.
@@ -94,12 +94,12 @@ class PendingObjects:
         session, controller = self._session, self._session.controller
         proposal = controller.proposal if with_shown else None
         if proposal is None and not controller.prompts.pending:
-            controller.say('There is no mask to commit; click on an object first.', Level.PROBLEM)
+            controller.show_problem('There is no mask to commit; click on an object first.')
             return
         labels = session.ensure_objects()
         writes, done, left = self._writes(labels.data, proposal)
         if not writes:
-            controller.say(_NOTHING_FREE, Level.PROBLEM)
+            controller.show_problem(_NOTHING_FREE)
             return
         what = f'object {writes[0].label}' if len(writes) == 1 else f'{len(writes)} objects'
         name = f'commit {what}'
@@ -107,7 +107,7 @@ class PendingObjects:
         labels.selected_label = writes[-1].label
         area_px = sum(int(write.mask.sum()) for write in writes)
         overlapping = f' {left} left out (overlap with existing objects).' if left else ''
-        controller.say(f'{what[0].upper()}{what[1:]} committed, {area_px:,} px.{overlapping} {TO_UNDO}')
+        controller.show_info(f'{what[0].upper()}{what[1:]} committed, {area_px:,} px.{overlapping} {TO_UNDO}')
 
     def _writes(self, labels: np.ndarray, shown: Proposal | None) -> tuple[list[ObjectWrite], Prompts, int]:
         """What can be written, the prompts that are done with then, and how many objects have no pixel left."""

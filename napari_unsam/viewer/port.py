@@ -10,7 +10,7 @@ from psygnal import SignalInstance
 from napari_unsam.controller import SegmentationController
 from napari_unsam.model.frame import Frame
 from napari_unsam.model.history import ActionHistory
-from napari_unsam.model.label_boxes import Region
+from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.targets import Target
 from napari_unsam.viewer.commit import ObjectWrite, WriteObjects
 from napari_unsam.viewer.inputs import Inputs
@@ -66,7 +66,7 @@ class SessionPort(Protocol):
     def next_label(self, layer: Labels | None = None) -> int:
         """A label that no object of the image has, or had in this session."""
 
-    def region_of(self, label: int) -> Region | None:
+    def box_of(self, label: int) -> Slices | None:
         """The bounding box of an object; None if it is not there."""
 
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:

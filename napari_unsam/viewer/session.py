@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Image
 from psygnal import Signal
 
-from napari_unsam.controller import NO_IMAGE, Level, SegmentationController, Target
-from napari_unsam.model.frame import PLACING, Channels, Frame, LayerChannels, check_aligned, layers_of
+from napari_unsam.controller import NO_IMAGE, SegmentationController, Target
+from napari_unsam.model.frame import TRANSFORM, Channels, Frame, LayerChannels, check_aligned, layers_of
 from napari_unsam.model.history import ActionHistory, Change
-from napari_unsam.model.label_boxes import Region
+from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.pixels import plane_pixels
 from napari_unsam.model.plane import Plane, plane_at, plane_in_view
 from napari_unsam.model.plane_prompts import is_drawn_well
@@ -142,7 +142,7 @@ class ViewerSession:
         if self.image in self.viewer.layers:
             remove_layers(self.viewer, self._objects.unused(self.image))
         for followed, act in ((self.image, 'disconnect'), (image, 'connect')):
-            for name in PLACING if followed is not None else ():
+            for name in TRANSFORM if followed is not None else ():
                 getattr(followed.events[name], act)(self._image_moved)
         self.image = image
         if image is not None:
@@ -175,7 +175,7 @@ class ViewerSession:
         controller.forget(target.source)
         if was_wanted:
             controller.embed()
-            controller.say('Contrast changed: analysing the slice again. Prompts are kept.')
+            controller.show_info('Contrast changed: analysing the slice again. Prompts are kept.')
 
     def target_at(self, index: Sequence[int]) -> Target:
         """The plane of the image at some data positions, with the axes that are in view.
@@ -205,10 +205,10 @@ class ViewerSession:
         """A label that no object of the image has, or had in this session; see `writing`."""
         return self._objects.table(layer).highest + 1
 
-    def region_of(self, label: int) -> Region | None:
+    def box_of(self, label: int) -> Slices | None:
         """The bounding box of an object of the image; None if it is not there."""
         labels = self.objects
-        return None if labels is None else self._objects.table(labels).region_of(label)
+        return None if labels is None else self._objects.table(labels).box_of(label)
 
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
         """Writes, overwrites or erases objects, as one action; nothing happens without any; see `writing`."""
@@ -232,7 +232,7 @@ class ViewerSession:
         """Selects a tool for boxes, outlines or scribbles; None selects pan/zoom."""
         shapes = self.make_shapes_layer()
         if shapes is None:
-            self.controller.say_no_target()
+            self.controller.show_no_target()
         elif kind is None:
             shapes.mode = 'pan_zoom'
             self.viewer.layers.selection.active = self.image
@@ -294,7 +294,7 @@ class ViewerSession:
     def click(self, world: Any, polarity: Polarity | None = None) -> bool:
         """Makes a prompt of a position in world coordinates; returns False, and says why, if it cannot be one."""
         if self.image is None:
-            self.controller.say(NO_IMAGE, Level.PROBLEM)
+            self.controller.show_problem(NO_IMAGE)
             return False
         return self.controller.add_prompt(self.frame.to_data(world), polarity)
 
@@ -333,8 +333,7 @@ class ViewerSession:
 
     def _target_of(self, plane: Plane) -> Target:
         image = self.image
-        pixels = partial(plane_pixels, image, plane, self.channels)
-        return Target(image.unique_id, plane, image.name, lambda: pixels()[0][:, :], pixels)
+        return Target(image.unique_id, plane, image.name, partial(plane_pixels, image, plane, self.channels))
 
     def _image_moved(self) -> None:
         frame = self.frame
@@ -393,7 +392,7 @@ class ViewerSession:
         for image in self._sources.remove(layer):
             self._pixels_changed(image)
             if image is self.image:
-                self.controller.say(f'Channel "{layer.name}" was removed; only "{image.name}" is used now.')
+                self.controller.show_info(f'Channel "{layer.name}" was removed; only "{image.name}" is used now.')
                 self.image_changed.emit()
 
     def _remove_prompts(self) -> None:
@@ -448,7 +447,7 @@ class ViewerSession:
         prompts, name = edited
         usable = tuple(shape for shape in prompts.shapes if is_drawn_well(shape, target.plane))
         if len(usable) < len(prompts.shapes):
-            controller.say('The shape contains no pixel of the image; draw it larger.', Level.PROBLEM)
+            controller.show_problem('The shape contains no pixel of the image; draw it larger.')
         controller.set_prompts(replace(prompts, shapes=usable), name)
         self._show_prompts()
 

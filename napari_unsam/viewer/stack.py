@@ -7,8 +7,8 @@ from threading import Lock
 
 from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import ProgressCallback
-from napari_unsam.model.plane import planes_beside
-from napari_unsam.model.targets import Level, Target
+from napari_unsam.model.plane import parallel_planes
+from napari_unsam.model.targets import Target
 from napari_unsam.viewer.port import SessionPort
 from unsam_mm.errors import UnSAMError
 
@@ -38,25 +38,27 @@ class SlicePrecomputer:
         """Analyses all planes parallel to the one in view, the nearest first; planes on disk are skipped."""
         session, controller = self._session, self._session.controller
         if controller.target is None:
-            controller.say_no_target()
+            controller.show_no_target()
             return
         source = controller.target.source
-        targets = [session.target_at(plane.index) for plane in planes_beside(controller.target.plane)]
-        version = controller.version(source)
+        targets = [session.target_at(plane.index) for plane in parallel_planes(controller.target.plane)]
+        version = controller.planes.version(source)
 
         def work(progress: ProgressCallback) -> StackReport:
             def on_progress(fraction: float, text: str) -> None:
-                if controller.version(source) != version:
+                if controller.planes.version(source) != version:
                     raise UnSAMError(_CHANGED)
                 progress(fraction, text)
 
-            return controller.store_planes(targets, on_progress, lambda number: self._keep(targets[number], version))
+            return controller.planes.embedder.stack(
+                targets, on_progress, lambda number: self._keep(targets[number], version)
+            )
 
         def done(report: StackReport) -> None:
-            if report.kept < len(targets):
-                controller.say(_LACKS_ROOM.format(kept=report.kept, wanted=len(targets)), Level.PROBLEM)
+            if report.stored < len(targets):
+                controller.show_problem(_LACKS_ROOM.format(kept=report.stored, wanted=len(targets)))
             else:
-                controller.say(f'All {len(targets)} slices are precomputed.')
+                controller.show_info(f'All {len(targets)} slices are precomputed.')
             self._load()
 
         if controller.plane is None and controller.embedding is None:
@@ -87,4 +89,4 @@ class SlicePrecomputer:
     def _is_stored(self, target: Target | None) -> bool:
         with self._lock:
             version = self._stored.get(target)
-        return version is not None and version == self._session.controller.version(target.source)
+        return version is not None and version == self._session.controller.planes.version(target.source)

@@ -20,7 +20,7 @@ from napari_unsam.levels.region_properties import Side
 from napari_unsam.model.frame import Frame
 from napari_unsam.model.history import ActionGroup
 from napari_unsam.model.mask import EMPTY, BoxMask
-from napari_unsam.model.targets import Level, Target
+from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite, free_now, renumbered
 from napari_unsam.viewer.layers import AddLayers, following
@@ -179,16 +179,14 @@ class VolumeSegmenter:
             if controller.proposal is not None:
                 return  # it was not committed, and the user was told why
         elif controller.prompts_here:
-            controller.say('No mask yet; try again when it is shown.', Level.PROBLEM)
+            controller.show_problem('No mask yet; try again when it is shown.')
             return
         label = 0 if self.session.objects is None else int(self.session.objects.selected_label)
         anchors = self._anchors_here({label})
         if anchors:
             self._propagate(anchors, f'propagate object {label}')
         else:
-            controller.say(
-                'No object to propagate: click on one, or select the label of one in this slice.', Level.PROBLEM
-            )
+            controller.show_problem('No object to propagate: click on one, or select the label of one in this slice.')
 
     def propagate_all(self) -> None:
         """Propagates all objects of the slice in view, in one run."""
@@ -198,7 +196,7 @@ class VolumeSegmenter:
         if anchors:
             self._propagate(anchors, f'propagate {counted(len(anchors), "object")}')
         else:
-            self.session.controller.say('There is no object in this slice; commit one first.', Level.PROBLEM)
+            self.session.controller.show_problem('There is no object in this slice; commit one first.')
 
     def propagate_again(self) -> None:
         """Updates the objects of the last run from the slices that were corrected by hand."""
@@ -206,14 +204,14 @@ class VolumeSegmenter:
             return
         run, controller = self._run, self.session.controller
         if not self._is_run_here():
-            controller.say(_NOT_CORRECTED, Level.PROBLEM)
+            controller.show_problem(_NOT_CORRECTED)
             return
 
         def corrected(anchors: dict[int, dict[int, BoxMask]]) -> None:
             if run is not self._run or not self._is_run_here():
-                controller.say('Nothing was propagated: another stack was chosen.', Level.PROBLEM)
+                controller.show_problem('Nothing was propagated: another stack was chosen.')
             elif not anchors:
-                controller.say(_NOT_CORRECTED, Level.PROBLEM)
+                controller.show_problem(_NOT_CORRECTED)
             else:
                 self._propagate(anchors, f'propagate {counted(len(anchors), "corrected object")}')
 
@@ -225,7 +223,7 @@ class VolumeSegmenter:
             return
         session, slicing = self.session, self.slicing
         if as_tracks and self.axis != 0:
-            session.controller.say('Tracks need time to be the first axis; move it there.', Level.PROBLEM)
+            session.controller.show_problem('Tracks need time to be the first axis; move it there.')
             return
         layer, targets, keep = session.ensure_objects(), self._targets(), session.keep_existing
         frame = session.frame
@@ -244,7 +242,7 @@ class VolumeSegmenter:
             writes = renumbered(writes, session.next_label(layer) - 1)
             writes = free_now(writes, layer.data) if keep else writes
             if not writes:
-                session.controller.say('No object was found; change the level or the minimum size.', Level.PROBLEM)
+                session.controller.show_problem('No object was found; change the level or the minimum size.')
                 return
             name = f'find {counted(len(writes), one)}'
             actions = [session.writing(name, writes, layer)]
@@ -252,7 +250,7 @@ class VolumeSegmenter:
                 tracks = self._tracks(table, min(targets), slicing, frame)
                 actions.append(AddLayers(name, session.viewer, [tracks]))
             session.history.do(ActionGroup(name, actions))
-            session.controller.say(f'Found {counted(len(writes), one)}. {TO_UNDO}')
+            session.controller.show_info(f'Found {counted(len(writes), one)}. {TO_UNDO}')
             self.changed.emit()
 
         session.controller.run(f'Finding {kind}', work, done)
@@ -274,9 +272,9 @@ class VolumeSegmenter:
         if self.slicing is None:
             controller = self.session.controller
             if controller.target is None:
-                controller.say_no_target()
+                controller.show_no_target()
             else:
-                controller.say(_NO_SLIDER, Level.PROBLEM)
+                controller.show_problem(_NO_SLIDER)
             return False
         return True
 
@@ -294,9 +292,8 @@ class VolumeSegmenter:
         layer, targets, keep = session.ensure_objects(), self._targets(), session.keep_existing
         anchors = {label: {z: crop for z, crop in slices.items() if z in targets} for label, slices in anchors.items()}
         if not all(any(crop.area_px for crop in slices.values()) for slices in anchors.values()):
-            session.controller.say(
+            session.controller.show_problem(
                 f'Slice {slicing.here} is not among slices {z_range[0]} to {z_range[1] - 1}; widen the range.',
-                Level.PROBLEM,
             )
             return
 
@@ -310,7 +307,7 @@ class VolumeSegmenter:
 
             def plane(z: int) -> EmbeddedPlane:
                 # The fraction stays where it is meanwhile: how many slices must be analysed is not known.
-                return session.controller.embedded(targets[z], lambda _fraction, text: progress(done, text))
+                return session.controller.planes.embedded(targets[z], lambda _fraction, text: progress(done, text))
 
             known = with_corrections(anchors, before, slicing, layer.data, targets)
             found = propagate(plane, lambda z: targets[z].read(), known, z_range, settings, report)
@@ -330,7 +327,7 @@ class VolumeSegmenter:
             self._run = _Run(layer, slicing, found)
             self.label = self.label if self.label in found else next(iter(found))
             slices = sum(one.crop.area_px > 0 for one in found[self.label].values())
-            session.controller.say(
+            session.controller.show_info(
                 f'Object {self.label} is in {counted(slices, "slice")}; check slices with low bars. {TO_UNDO}'
                 if len(found) == 1
                 else f'Propagated {len(found)} objects. {TO_UNDO}'
@@ -341,7 +338,7 @@ class VolumeSegmenter:
 
     def _objects_in(self, target: Target, settings: StackSettings, progress: ProgressCallback) -> ObjectClass:
         """The objects of one slice."""
-        tree = self.session.controller.embedded(target, progress).hierarchy
+        tree = self.session.controller.planes.embedded(target, progress).hierarchy
         if tree is None:
             raise UnSAMError(_TILED)
         level = settings.level if settings.regions is Regions.LEVEL else None

@@ -53,13 +53,13 @@ class Slicing:
             return None
         boxes = np.array([crop.box_xyxy for crop in crops.values()])
         box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
-        region, first = list(self.plane.region(box)), min(crops)
-        region[self.axis] = slice(first, max(crops) + 1)
-        mask = np.zeros([part.stop - part.start for part in region], bool)
+        slices, first = list(self.plane.slices(box)), min(crops)
+        slices[self.axis] = slice(first, max(crops) + 1)
+        mask = np.zeros([part.stop - part.start for part in slices], bool)
         planes = np.moveaxis(mask, (self.axis, *self.plane.axes), (-3, -2, -1))[(0,) * (mask.ndim - 3)]
         for z, crop in crops.items():
             planes[z - first] = crop.within(box)
-        return ObjectWrite(tuple(region), mask, label, features, self.plane.axes)
+        return ObjectWrite(tuple(slices), mask, label, features, self.plane.axes)
 
 
 def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, BoxMask]:

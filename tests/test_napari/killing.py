@@ -72,13 +72,13 @@ def written(step: int) -> ObjectWrite:
     height, width = _CELL_HW
     plane, cell = divmod(step - 1, _MAX_STEPS // 3)
     row, column = divmod(cell, 16)
-    region = (
+    box = (
         slice(plane, plane + 1),
         slice(height * row, height * (row + 1)),
         slice(width * column, width * (column + 1)),
     )
     mask = np.random.default_rng(step).random((1, *_CELL_HW)) < 0.8
-    return ObjectWrite(region, mask, step, {'score': step / 1024})
+    return ObjectWrite(box, mask, step, {'score': step / 1024})
 
 
 def clicked(step: int) -> tuple[tuple[float, ...], Polarity]:
@@ -181,7 +181,7 @@ def _check(folder: Path, session: ViewerSession, finished: int) -> int:
     assert finished <= count_prompts(saved.prompts)
     for step in range(1, n_found + 1):
         write = written(step)
-        found = labels[write.region] == step
+        found = labels[write.box] == step
         if step <= finished:
             assert np.array_equal(found, write.mask), f'object {step} is not as it was saved'
             assert rows['score'][step] == write.features['score']

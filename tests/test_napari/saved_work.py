@@ -47,7 +47,7 @@ class _Write:
     def do(self):
         self._before = self._labels.data.copy()
         for write in self._writes:
-            self._labels.data[write.region][write.mask] = write.label
+            self._labels.data[write.box][write.mask] = write.label
         rows = [{'index': write.label, 'area_px': int(write.mask.sum()), **write.features} for write in self._writes]
         self._labels.features = pd.concat([self._labels.features, pd.DataFrame(rows)], ignore_index=True)
         self._labels.refresh()
@@ -101,9 +101,9 @@ class Session:
     def write_objects(self, name, writes):
         self.history.do(self.writing(name, writes))
 
-    def commit(self, label, region, **features):
-        mask = np.random.default_rng(label).random([part.stop - part.start for part in region]) < 0.7
-        self.write_objects('commit', [ObjectWrite(region, mask, label, features)])
+    def commit(self, label, box, **features):
+        mask = np.random.default_rng(label).random([part.stop - part.start for part in box]) < 0.7
+        self.write_objects('commit', [ObjectWrite(box, mask, label, features)])
 
 
 def work_a_little(session):

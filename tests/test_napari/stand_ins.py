@@ -22,7 +22,7 @@ from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.engine.planes import Embed, EmbeddedPlane
 from napari_unsam.model.mask import BoxMask, node_mask
 from napari_unsam.model.plane import Plane
-from napari_unsam.model.targets import Level, Target
+from napari_unsam.model.targets import Target
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 needs_screen = pytest.mark.skipif(
@@ -105,7 +105,7 @@ def planes_of(make_tree: Callable[[np.ndarray, ProgressCallback], MaskHierarchy]
 def patches_target(source: str = 'patches', plane: Plane | None = None) -> Target:
     """A target whose pixels are `PATCHES`."""
     plane = plane or Plane(shape=(4, 6), axes=(0, 1), index=(0, 0))
-    return Target(source=source, plane=plane, name='Patches', read=lambda: PATCHES)
+    return Target(source=source, plane=plane, name='Patches', pixels=lambda: [PATCHES])
 
 
 def drawn_mask(outline: Vectors, size_hw: tuple[int, int]) -> np.ndarray:
@@ -200,7 +200,7 @@ def world(session, pixel):
 
 
 def is_problem(session, words):
-    return session.controller.status.level is Level.PROBLEM and words in session.controller.status.text
+    return session.controller.status.is_problem and words in session.controller.status.text
 
 
 def press(receiver, key):

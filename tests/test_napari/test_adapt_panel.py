@@ -9,7 +9,6 @@ from skimage import data
 
 from napari_unsam.adapt.comparison import Comparison
 from napari_unsam.adapt.job import AdaptJob
-from napari_unsam.controller import Level
 from napari_unsam.qt.adapt_panel import AFTER_NAME, BEFORE_NAME, AdaptPanel
 from napari_unsam.qt.loss_plot import LossPlot
 
@@ -91,7 +90,7 @@ def test_an_image_with_nothing_on_it_is_told(panel, session, viewer, mailbox):
     session.set_image(viewer.add_image(np.zeros((64, 80), np.uint8)))
     panel.start_button.click()
     mailbox.open_until(lambda: panel.start_button.isEnabled())
-    assert session.controller.status.level is Level.PROBLEM
+    assert session.controller.status.is_problem
     assert 'one colour' in session.controller.status.text
 
 

@@ -12,9 +12,9 @@ from napari_unsam.viewer.commit import (
     ObjectTable,
     ObjectWrite,
     WriteObjects,
+    boxes_of,
     free_now,
     object_granularity,
-    regions_of,
     renumbered,
     write_of,
 )
@@ -62,7 +62,7 @@ def desk(labels):
 def test_a_mask_is_written_into_its_plane_alone(desk, labels):
     write = desk.commit((2, 1, 5, 3), [[1, 1, 0], [0, 1, 1]])
     assert np.argwhere(labels.data).tolist() == [[1, 1, 2], [1, 1, 3], [1, 2, 3], [1, 2, 4]]
-    assert write.region == (slice(1, 2), slice(1, 3), slice(2, 5))
+    assert write.box == (slice(1, 2), slice(1, 3), slice(2, 5))
     granularity = pytest.approx(
         [1 + np.log10(4 / 80) / 4]
     )  # of the plane, of which the mask on offer may say otherwise
@@ -75,8 +75,8 @@ def test_a_mask_is_written_into_its_plane_alone(desk, labels):
 
 
 def test_a_row_of_an_older_file_has_its_granularity_counted_again(desk, labels):
-    region, mask = (slice(1, 2), slice(0, 4), slice(0, 4)), np.ones((1, 4, 4), bool)
-    desk.write(ObjectWrite(region, mask, 3, {'granularity': 0.9, 'score': 0.5}))
+    box, mask = (slice(1, 2), slice(0, 4), slice(0, 4)), np.ones((1, 4, 4), bool)
+    desk.write(ObjectWrite(box, mask, 3, {'granularity': 0.9, 'score': 0.5}))
     assert labels.features['granularity'].tolist() == pytest.approx([1 + np.log10(16 / 80) / 4])
 
 
@@ -149,8 +149,8 @@ def test_what_scripts_write_anywhere_is_found_once_the_layer_is_redrawn(desk, la
     labels.data[2, :4, :4], labels.data[0, 5:, 5:] = 1, 7
     labels.refresh()
     assert desk.areas() == {1: 4 + 16}
-    assert desk.table.region_of(1) == (slice(1, 3), slice(0, 4), slice(0, 4))
-    assert desk.table.region_of(7) == (slice(0, 1), slice(5, 8), slice(5, 10))
+    assert desk.table.box_of(1) == (slice(1, 3), slice(0, 4), slice(0, 4))
+    assert desk.table.box_of(7) == (slice(0, 1), slice(5, 8), slice(5, 10))
     assert desk.commit((4, 4, 6, 6)).label == 8
 
 
@@ -171,7 +171,7 @@ def test_many_objects_are_one_action_and_later_ones_win_where_they_overlap(desk,
 def test_label_0_erases_and_undo_brings_the_object_and_its_row_back(desk, labels):
     write = desk.commit((0, 0, 2, 2))
     labels.features['note'] = ['nucleus']
-    desk.write(ObjectWrite(write.region, write.mask, 0))
+    desk.write(ObjectWrite(write.box, write.mask, 0))
     assert not labels.data.any()
     assert desk.areas() == {}
     desk.history.undo()
@@ -181,7 +181,7 @@ def test_label_0_erases_and_undo_brings_the_object_and_its_row_back(desk, labels
 
 def test_a_row_that_is_rewritten_comes_back_as_it_was(desk, labels):
     write = desk.commit((0, 0, 2, 2))
-    desk.write(ObjectWrite(write.region, write.mask, 1, {'score': 0.1}))
+    desk.write(ObjectWrite(write.box, write.mask, 1, {'score': 0.1}))
     assert labels.features['score'].tolist() == [0.1]
     desk.history.undo()
     assert labels.features['score'].tolist() == [0.75]
@@ -190,8 +190,8 @@ def test_a_row_that_is_rewritten_comes_back_as_it_was(desk, labels):
 def test_a_label_that_is_used_again_after_an_undo_has_the_row_of_its_new_object(desk, labels):
     desk.commit((0, 0, 2, 2))
     desk.history.undo()
-    region = (slice(1, 2), slice(4, 7), slice(4, 6))
-    desk.write(ObjectWrite(region, np.ones((1, 3, 2), bool), 1))
+    box = (slice(1, 2), slice(4, 7), slice(4, 6))
+    desk.write(ObjectWrite(box, np.ones((1, 3, 2), bool), 1))
     assert desk.areas() == {1: 6}
 
 
@@ -238,11 +238,11 @@ def test_a_table_without_labels_keeps_its_rows_and_gets_them(labels):
 
 def test_of_overlapping_writes_the_later_one_wins_whatever_was_there(desk, labels):
     desk.commit((2, 1, 5, 3))
-    region = (slice(1, 2), slice(1, 3), slice(2, 5))
+    box = (slice(1, 2), slice(1, 3), slice(2, 5))
     whole, left = np.ones((1, 2, 3), bool), np.zeros((1, 2, 3), bool)
     left[..., 0] = True
     before = labels.data.copy()
-    desk.write(ObjectWrite(region, whole, 0), ObjectWrite(region, left, 1))
+    desk.write(ObjectWrite(box, whole, 0), ObjectWrite(box, left, 1))
     assert np.argwhere(labels.data == 1).tolist() == [[1, 1, 2], [1, 2, 2]]
     desk.history.undo()
     assert np.array_equal(labels.data, before)
@@ -377,7 +377,7 @@ def test_a_layer_that_is_hidden_when_it_is_first_followed_is_counted_once_it_is_
     table = ObjectTable(labels, view=iter(range(9)).__next__)  # a slider is moved
     labels.data[:2] = 3
     labels.visible = True
-    assert table.region_of(3) == (slice(0, 2), slice(0, 8))
+    assert table.box_of(3) == (slice(0, 2), slice(0, 8))
 
 
 def test_a_new_layer_that_is_shown_for_the_first_time_is_not_read_for_objects():
@@ -438,23 +438,23 @@ def test_the_box_of_an_object_is_known_without_a_look_at_the_whole_stack(in_view
     _, array, table, _ = in_viewer
     array.held[:4, 8:16, 0:8] = 0
     array.read = 0
-    assert table.region_of(2) == (slice(4, 12), slice(8, 16), slice(0, 8))
+    assert table.box_of(2) == (slice(4, 12), slice(8, 16), slice(0, 8))
     assert array.read <= 12 * 8 * 8
     array.held[:, 8:16, 0:8] = 0
-    assert table.region_of(2) is None
-    assert table.region_of(99) is None
+    assert table.box_of(2) is None
+    assert table.box_of(99) is None
 
 
 def test_an_object_that_the_array_put_in_place_lacks_has_no_box(desk, labels):
     desk.commit((0, 0, 2, 2))
     labels.data = np.zeros_like(labels.data)
-    assert desk.table.region_of(1) is None
+    assert desk.table.box_of(1) is None
 
 
 def test_the_box_of_an_object_grows_with_what_is_painted(desk, labels):
     desk.commit((0, 0, 2, 2))
     labels.paint((2, 6, 8), 1)
-    assert desk.table.region_of(1)[0] == slice(1, 3)
+    assert desk.table.box_of(1)[0] == slice(1, 3)
     assert desk.areas() == {1: int((labels.data == 1).sum())}
 
 
@@ -494,7 +494,7 @@ def test_boxes_are_found_whatever_the_numbers(labelled):
     array = np.zeros((4, 6, 8), np.uint32)
     for place, label in enumerate(labelled):
         array[place : place + 2, place, 2 * place] = label
-    boxes = regions_of(array)
+    boxes = boxes_of(array)
     assert list(boxes) == labelled
     assert boxes[labelled[2]] == (slice(2, 4), slice(2, 3), slice(4, 5))
 
@@ -502,8 +502,8 @@ def test_boxes_are_found_whatever_the_numbers(labelled):
 @pytest.mark.parametrize('own', [[], [4]])
 def test_writes_leave_the_pixels_of_others_alone(own):
     array = np.array([[0, 2, 3, 4]], np.uint32)
-    region = (slice(0, 1), slice(0, 4))
-    [left] = free_now([ObjectWrite(region, np.ones((1, 4), bool), 2)], array, own)
+    box = (slice(0, 1), slice(0, 4))
+    [left] = free_now([ObjectWrite(box, np.ones((1, 4), bool), 2)], array, own)
     assert left.mask.tolist() == [[True, True, False, bool(own)]]
 
 

@@ -8,7 +8,6 @@ from napari.components import ViewerModel
 from PIL import Image
 from skimage import data
 
-from napari_unsam.controller import Level
 from napari_unsam.folders import series as series_module
 from napari_unsam.folders.results import ImageList, Results
 from napari_unsam.folders.series import ImageSeries, fingerprint, place_objects, read_masks
@@ -62,10 +61,10 @@ def opened(series, settle, session):
     return open_
 
 
-def draw(session, label=1, region=(slice(5, 15), slice(20, 40))):
+def draw(session, label=1, box=(slice(5, 15), slice(20, 40))):
     session.ensure_objects()
-    shape = tuple(part.stop - part.start for part in region)
-    session.write_objects('draw', [ObjectWrite(region, np.ones(shape, bool), label, {'score': 0.5, 'parent_id': 0})])
+    shape = tuple(part.stop - part.start for part in box)
+    session.write_objects('draw', [ObjectWrite(box, np.ones(shape, bool), label, {'score': 0.5, 'parent_id': 0})])
 
 
 def test_objects_that_are_set_aside_are_not_left_behind(opened, series, session, settle):
@@ -104,8 +103,8 @@ def test_layers_of_the_user_stay(opened, session):
 
 def test_saved_objects_come_back_with_their_labels_and_table(opened, series, session, settle):
     opened(1)
-    draw(session, label=7, region=(slice(0, 1), slice(5, 15), slice(20, 40)))
-    draw(session, label=3, region=(slice(0, 1), slice(30, 35), slice(0, 9)))
+    draw(session, label=7, box=(slice(0, 1), slice(5, 15), slice(20, 40)))
+    draw(session, label=3, box=(slice(0, 1), slice(30, 35), slice(0, 9)))
     drawn = session.objects.data.copy()
     assert series.is_dirty
     series.save()
@@ -182,7 +181,7 @@ def test_a_broken_image_is_told_and_the_open_one_stays(opened, series, session, 
     opened(0)
     (folder / 'b.tif').write_bytes(b'II')
     opened(1)
-    assert session.controller.status.level is Level.PROBLEM
+    assert session.controller.status.is_problem
     assert 'b.tif' in session.controller.status.text
     assert series.name == 'a.png'
     assert session.image.name == 'a.png'
@@ -214,7 +213,7 @@ def test_saved_objects_that_could_not_be_opened_are_never_overwritten(opened, se
     draw(session)
     series.save()
     settle(session.controller)
-    assert session.controller.status.level is Level.PROBLEM
+    assert session.controller.status.is_problem
     assert 'a.png.objects.tif holds other objects' in session.controller.status.text
     assert tifffile.imread(folder / 'objects' / 'a.png.objects.tif').shape == (7, 8)
     (folder / 'objects' / 'a.png.objects.tif').unlink()
@@ -234,7 +233,7 @@ def slide(session):
 @pytest.mark.parametrize(('act', 'is_change'), [(paint, True), (slide, False)])
 def test_what_is_changed_while_it_is_saved_stays_unsaved(opened, series, session, settle, monkeypatch, act, is_change):
     opened(1)
-    draw(session, region=(slice(0, 1), slice(5, 15), slice(20, 40)))
+    draw(session, box=(slice(0, 1), slice(5, 15), slice(20, 40)))
     told, write = [], Results.write
     session.exported.connect(lambda: told.append('exported'))
 
@@ -382,17 +381,17 @@ def test_an_empty_layer_that_is_made_while_none_is_saved_is_no_change(opened, se
 
 def test_objects_in_two_layers_of_an_image_are_not_saved_in_part(opened, series, session, settle, folder):
     opened(1)
-    draw(session, region=(slice(0, 1), slice(5, 15), slice(20, 40)))
+    draw(session, box=(slice(0, 1), slice(5, 15), slice(20, 40)))
     series.save()
     settle(session.controller)
     session.set_channels(None)
     session.ensure_objects()
     assert not series.is_dirty
-    draw(session, region=(slice(0, 1), slice(30, 40), slice(20, 40)))
+    draw(session, box=(slice(0, 1), slice(30, 40), slice(20, 40)))
     assert series.is_dirty
     series.save()
     settle(session.controller)
-    assert session.controller.status.level is Level.PROBLEM
+    assert session.controller.status.is_problem
     for layer in session.viewer.layers[1:]:
         assert f'"{layer.name}"' in session.controller.status.text
     assert series.is_dirty
@@ -406,9 +405,9 @@ def test_objects_in_two_layers_of_an_image_are_not_saved_in_part(opened, series,
 
 def test_an_image_that_is_closed_takes_all_its_objects_with_it(opened, series, session):
     opened(1)
-    draw(session, region=(slice(0, 1), slice(5, 15), slice(20, 40)))
+    draw(session, box=(slice(0, 1), slice(5, 15), slice(20, 40)))
     session.set_channels(None)
-    draw(session, region=(slice(0, 1), slice(30, 40), slice(20, 40)))
+    draw(session, box=(slice(0, 1), slice(30, 40), slice(20, 40)))
     series.close()
     assert list(session.viewer.layers) == []
 
@@ -488,7 +487,7 @@ def test_what_was_taken_out_of_the_viewer_is_not_saved_as_empty(opened, series, 
     assert not series.is_dirty
     series.save()
     settle(session.controller)
-    assert session.controller.status.level is Level.PROBLEM
+    assert session.controller.status.is_problem
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob('*.objects.*')) == before != []
 
 

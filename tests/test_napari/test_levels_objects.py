@@ -34,7 +34,7 @@ def written(labels, writes):
     """The labels after some writes."""
     labels = labels.copy()
     for write in writes:
-        labels[write.region][write.mask] = write.label
+        labels[write.box][write.mask] = write.label
     return labels
 
 

@@ -64,11 +64,11 @@ def test_what_cannot_be_done_is_told(panel, settle, monkeypatch):
 
     monkeypatch.setattr(session, 'ensure_objects', fail)
     for act in (lambda: click(panel.best_button), lambda: panel.level_slider.setValue(300)):
-        session.controller.say('')
+        session.controller.show_info('')
         act()
         settle(session.controller)
         assert is_problem(session, 'not memory enough')
-    session.controller.say('')
+    session.controller.show_info('')
     monkeypatch.undo()
     panel.level_slider.setValue(310)
     monkeypatch.setattr(session, 'ensure_objects', fail)

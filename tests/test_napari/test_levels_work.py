@@ -7,7 +7,7 @@ import pytest
 from napari.components import ViewerModel
 from skimage import data
 
-from napari_unsam.controller import Level, SegmentationController
+from napari_unsam.controller import SegmentationController
 from napari_unsam.engine.planes import EmbeddedPlane
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.disjoint import Selection
@@ -59,7 +59,7 @@ def is_shown(viewer, name=LEVELS_NAME):
 
 def is_problem(work, words):
     status = work.session.controller.status
-    return status.level is Level.PROBLEM and words in status.text
+    return status.is_problem and words in status.text
 
 
 def point_at(work, pixel):

@@ -9,7 +9,6 @@ import tifffile
 import zarr
 from napari.layers import Labels
 
-from napari_unsam.controller import Level
 from napari_unsam.folders.series import place_objects, read_masks
 from napari_unsam.io.formats import FORMATS, export, read_objects
 from napari_unsam.io.measurements import measure
@@ -34,13 +33,13 @@ def on_many_axes(viewer, session, settle, shape):
     pixels = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
     session.set_image(viewer.add_image(pixels, name='many', scale=(1,) * (len(shape) - 2) + (0.5, 0.5)))
     front = (0,) * (len(shape) - 3)
-    regions = [
+    boxes = [
         (*(slice(at, at + 1) for at in front), slice(0, 2), slice(2, 6), slice(3, 9)),
         (*(slice(at + 1, at + 2) for at in front), slice(1, 2), slice(1, 4), slice(1, 4)),
     ]
-    masks = [np.ones([part.stop - part.start for part in region], bool) for region in regions]
+    masks = [np.ones([part.stop - part.start for part in box], bool) for box in boxes]
     session.write_objects(
-        'draw', [ObjectWrite(*parts, label) for label, parts in enumerate(zip(regions, masks, strict=True), 3)]
+        'draw', [ObjectWrite(*parts, label) for label, parts in enumerate(zip(boxes, masks, strict=True), 3)]
     )
     return session
 
@@ -107,7 +106,7 @@ def test_five_axes_go_into_an_ome_zarr_and_six_are_refused_in_a_line(
     exported(panel, on_many_axes, settle, monkeypatch, tmp_path / 'a', 'zarr')
     status = on_many_axes.controller.status
     if len(shape) == 6:
-        assert status.level is Level.PROBLEM
+        assert status.is_problem
         assert 'holds up to five axes' in status.text
         assert not (tmp_path / 'a.ome.zarr').exists()
         return
@@ -131,7 +130,7 @@ def test_an_image_of_more_axes_is_refused_in_a_line_where_it_is_chosen(viewer, s
     session.set_image(viewer.add_image(np.zeros((2, 1, 1, 1, 2, 8, 8), np.uint8), name='many'))
     line = '"many" has 7 axes, and objects can have 6 at most'
     assert line in session.controller.status.text
-    session.controller.say('')
+    session.controller.show_info('')
     assert not session.click((0,) * 7)
     assert is_problem(session, line)
     with pytest.raises(UnSAMError, match=line):
@@ -141,8 +140,8 @@ def test_an_image_of_more_axes_is_refused_in_a_line_where_it_is_chosen(viewer, s
 def test_of_more_axes_one_may_be_of_channels(viewer, session, settle, qtbot):
     session.set_image(viewer.add_image(np.zeros((2, 1, 1, 1, 2, 8, 8), np.uint8)))
     session.set_channels(Channels(0))
-    region = tuple(slice(0, 1) for _ in range(7))
-    session.write_objects('draw', [ObjectWrite(region, np.ones((1,) * 7, bool), 1)])
+    box = tuple(slice(0, 1) for _ in range(7))
+    session.write_objects('draw', [ObjectWrite(box, np.ones((1,) * 7, bool), 1)])
     panel = ObjectsPanel(session)
     qtbot.addWidget(panel)
     panel.measure_button.click()

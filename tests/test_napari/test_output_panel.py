@@ -10,7 +10,6 @@ from napari.layers import Labels
 from napari.utils._proxies import PublicOnlyProxy
 from skimage import data
 
-from napari_unsam.controller import Level
 from napari_unsam.folders.series import place_objects, read_masks
 from napari_unsam.io.formats import FORMATS
 from napari_unsam.qt.objects_panel import ObjectsPanel
@@ -158,7 +157,7 @@ def test_a_place_that_cannot_be_written_is_told(filled, session, settle, monkeyp
     answering(monkeypatch, filled, tmp_path / 'file' / 'a.tif')
     filled.export()
     settle(session.controller)
-    assert session.controller.status.level is Level.PROBLEM
+    assert session.controller.status.is_problem
 
 
 def test_thinking_better_of_it_does_nothing(filled, session, monkeypatch):
@@ -217,7 +216,7 @@ def test_actions_that_have_nothing_to_act_on_say_so(panel, session, settle):
     for act in (panel.measure, panel.export, panel.delete, panel.show_parent):
         act()
         assert 'No objects yet' in session.controller.status.text
-        session.controller.say('')
+        session.controller.show_info('')
     session.set_image(None)
     panel.open()
     assert 'Choose an image' in session.controller.status.text

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from skimage import data
 
-from napari_unsam.controller import Level
 from napari_unsam.qt.saved_bar import SavedBar
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
@@ -74,7 +73,7 @@ def test_work_of_another_shape_is_refused_in_a_line_and_can_be_tried_again(bar, 
     object.__setattr__(bar._saved, '_blocks', bar._saved._blocks[:1])
     bar.restore_button.click()
     settle(lost.controller)
-    assert lost.controller.status.level is Level.PROBLEM
+    assert lost.controller.status.is_problem
     assert 'the saved objects have shape (1, 60, 80)' in lost.controller.status.text
     assert 'choose the same channels as before' in lost.controller.status.text
     assert lost.objects is None

@@ -123,7 +123,7 @@ def test_a_granularity_on_a_plane_in_windows(viewer, make_controller, mailbox, s
     monkeypatch.setattr(_engine, '_TILE_PX', 256)
     monkeypatch.setattr(_engine, 'make_engine', lambda name, device, weights: TreeEngine(generator))
     controller = make_controller()
-    controller._embed = PlaneEmbedder(InferenceSettings('tree'))
+    controller.planes.embedder = PlaneEmbedder(InferenceSettings('tree'))
     session = ViewerSession(viewer, controller)
     session.set_image(viewer.add_image(data.coins()))
     session.click((55, 44))
@@ -219,11 +219,11 @@ class Desk:
         self.labels = self.session.ensure_objects()
 
     def write(self, label, corner, size):
-        region = tuple(slice(a, min(a + b, n)) for a, b, n in zip(corner, size, self.SHAPE, strict=True))
-        mask = np.ones([part.stop - part.start for part in region], bool)
+        box = tuple(slice(a, min(a + b, n)) for a, b, n in zip(corner, size, self.SHAPE, strict=True))
+        mask = np.ones([part.stop - part.start for part in box], bool)
         mask.flat[::3] = False
         mask.flat[0] = True
-        self.session.write_objects('write', [ObjectWrite(region, mask, label, {'score': 0.5})])
+        self.session.write_objects('write', [ObjectWrite(box, mask, label, {'score': 0.5})])
 
     def stroke(self, label, corner, size):
         """A drag of the brush, of several dabs."""

@@ -58,8 +58,8 @@ def panel(qtbot, viewer, session):
 def mark(session, z, mask, label):
     """Writes an object into one slice, as a commit does."""
     x0, y0, x1, y1 = (crop := BoxMask.of(mask)).box_xyxy
-    region = (slice(z, z + 1), slice(y0, y1), slice(x0, x1))
-    session.write_objects('mark', [ObjectWrite(region, crop.mask[None], label, {'score': 1.0})])
+    box = (slice(z, z + 1), slice(y0, y1), slice(x0, x1))
+    session.write_objects('mark', [ObjectWrite(box, crop.mask[None], label, {'score': 1.0})])
     session.ensure_objects().selected_label = label
 
 
@@ -276,8 +276,8 @@ def test_a_stack_in_time_is_gone_through_along_the_chosen_slider(qtbot, viewer, 
     qtbot.addWidget(panel)
     assert panel.axis_choice.count() == 2
     assert panel.work.axis == 1
-    region = (slice(1, 2), slice(2, 3), slice(0, SIZE_HW[0]), slice(0, SIZE_HW[1]))
-    session.write_objects('mark', [ObjectWrite(region, disc(BALL, 2)[None, None], 1)])
+    box = (slice(1, 2), slice(2, 3), slice(0, SIZE_HW[0]), slice(0, SIZE_HW[1]))
+    session.write_objects('mark', [ObjectWrite(box, disc(BALL, 2)[None, None], 1)])
     session.objects.selected_label = 1
     press(panel.current_button)
     assert np.argwhere((session.objects.data == 1).any(axis=(2, 3))).tolist() == [[1, z] for z in (1, 2, 3, 4)]
