@@ -18,10 +18,11 @@ from napari_unsam.levels.split_merge import closest_region, larger_region, merge
 from napari_unsam.model.history import Change
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
-from napari_unsam.viewer.port import SessionPort
 
 if TYPE_CHECKING:
     from napari.layers import Labels
+
+    from napari_unsam.viewer.session import ViewerSession
 
 _NO_OBJECT = 'No object is under the cursor or selected on this slice.'
 _VISIBLE_PX = (60, 500)  # on screen: a smaller or larger object is brought to
@@ -92,7 +93,7 @@ class Reviewing:
 
     changed = Signal()
 
-    def __init__(self, session: SessionPort) -> None:
+    def __init__(self, session: ViewerSession) -> None:
         self._session = session
         self._current: int | None = None
         self.outline = ReviewOutline(session)

@@ -12,17 +12,18 @@ from napari.utils.colormaps import CyclicLabelColormap
 
 from napari_unsam.levels.cuts import N_COLOURS
 from napari_unsam.model.frame import Frame
-from napari_unsam.model.label_boxes import Region
+from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.palette import OBJECT_COLOURS
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.contours import outline_in_array
 from napari_unsam.viewer.layers import following, move_on_image, outline_layer
-from napari_unsam.viewer.port import SessionPort
 from napari_unsam.viewer.workarounds import insert_quietly, redraw, remove_layers
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Vectors
+
+    from napari_unsam.viewer.session import ViewerSession
 
 LEVELS_NAME = 'UnSAM levels'
 REVIEW_NAME = 'UnSAM review'
@@ -93,26 +94,26 @@ class ReviewOutline:
         session: Whose object it is.
     """
 
-    def __init__(self, session: SessionPort) -> None:
+    def __init__(self, session: ViewerSession) -> None:
         self._session = session
         self.layer: Vectors | None = None
 
-    def show(self, objects: Labels, label: int, region: Region, axes: Sequence[int]) -> None:
-        """Draws it around another object.
+    def show(self, objects: Labels, label: int, box: Slices, axes: Sequence[int]) -> None:
+        """Draws the outline of an object.
 
         Args:
             objects: The layer of the object.
-            label: Of the object.
-            region: Its bounding box, one slice per axis.
-            axes: The two that are in view.
+            label: Its label.
+            box: Its bounding box, one slice per axis.
+            axes: The two axes in view.
         """
-        session, mask = self._session, np.asarray(objects.data[region]) == label
+        session, mask = self._session, np.asarray(objects.data[box]) == label
         if self.layer is None or self.layer not in session.viewer.layers:
             self.layer = outline_layer(session.frame, REVIEW_NAME, REVIEW_COLOUR)
             insert_quietly(session.viewer, self.layer)
             session.inputs.bind(self.layer)
         self.layer.edge_width = max(_WIDTH_SHARE * max(mask.shape[axis] for axis in axes), _MIN_WIDTH)
-        self.layer.data = outline_in_array(mask, region, sorted(axes))
+        self.layer.data = outline_in_array(mask, box, sorted(axes))
         self.layer.visible = True
 
     def hide(self) -> None:

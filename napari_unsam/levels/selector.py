@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels
@@ -23,8 +24,10 @@ from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.layers import AddLayers, following
-from napari_unsam.viewer.port import SessionPort
 from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari_unsam.viewer.session import ViewerSession
 
 _NOTHING = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
 _DEFAULT_SIMILARITY = 0.5
@@ -50,7 +53,7 @@ class RegionSelector:
 
     changed = Signal()
 
-    def __init__(self, session: SessionPort) -> None:
+    def __init__(self, session: ViewerSession) -> None:
         self.session = session
         self.shown = Shown.NOTHING
         self.level = 0.5
@@ -290,7 +293,7 @@ class RegionSelector:
                 self.session.controller.show_info('Classes cleared: slice changed.')
 
 
-def current_object(session: SessionPort) -> tuple[int, np.ndarray] | None:
+def current_object(session: ViewerSession) -> tuple[int, np.ndarray] | None:
     """The object under the cursor, or the selected one if the mouse is at a button: its label and the (H, W) labels of the plane."""
     objects, target = session.objects, session.controller.target
     if objects is None or target is None:

@@ -9,11 +9,12 @@ from weakref import WeakKeyDictionary, ref
 
 from napari_unsam.model.plane import view_of_layer
 from napari_unsam.viewer.layers import holds_objects
-from napari_unsam.viewer.port import SessionPort
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Labels
+
+    from napari_unsam.viewer.session import ViewerSession
 
 _EVENTS = ('paint', 'labels_update', 'data', 'features')
 
@@ -97,8 +98,8 @@ class SessionWatch:
 
     def __init__(
         self,
-        session: SessionPort,
-        on_change: Callable[[SessionPort, Labels | None], None],
+        session: ViewerSession,
+        on_change: Callable[[ViewerSession, Labels | None], None],
         on_removed: Callable[[], None],
     ) -> None:
         self._session, self._on_change, self._on_removed = session, on_change, on_removed

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.model.plane import planes_beside
 from napari_unsam.model.targets import Target
-from napari_unsam.viewer.port import SessionPort
 from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari_unsam.viewer.session import ViewerSession
 
 _CHANGED = 'The image has changed; precompute its slices again.'
 _LACKS_ROOM = 'Space for {kept} of {wanted} slices only; increase it in Preferences > UnSAM, then reopen the dock.'
@@ -19,7 +22,7 @@ _LACKS_ROOM = 'Space for {kept} of {wanted} slices only; increase it in Preferen
 class SlicePrecomputer:
     """Precomputes the planes of the image of a session on disk, and loads them when they come into view."""
 
-    def __init__(self, session: SessionPort) -> None:
+    def __init__(self, session: ViewerSession) -> None:
         self._session = session
         self._stored: dict[Target, int] = {}  # and the version of the image's pixels
         self._lock = Lock()  # the inference thread adds planes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels, Tracks
@@ -22,9 +23,8 @@ from napari_unsam.model.history import ActionGroup
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.commit import ObjectWrite, free_now, renumbered
+from napari_unsam.viewer.commit import ObjectWrite, limited_to_free, renumbered
 from napari_unsam.viewer.layers import AddLayers, following
-from napari_unsam.viewer.port import SessionPort
 from napari_unsam.volumes.linking import LinkSettings, link
 from napari_unsam.volumes.propagation import (
     Anchors,
@@ -36,6 +36,9 @@ from napari_unsam.volumes.propagation import (
 from napari_unsam.volumes.slices import Slicing, crops_of, end_beyond, with_corrections, written
 from napari_unsam.volumes.tracks import TrackTable, track
 from unsam_mm.errors import UnSAMError
+
+if TYPE_CHECKING:
+    from napari_unsam.viewer.session import ViewerSession
 
 TRACKS_NAME = 'UnSAM tracks'
 _NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'
@@ -104,7 +107,7 @@ class VolumeSegmenter:
 
     changed = Signal()
 
-    def __init__(self, session: SessionPort) -> None:
+    def __init__(self, session: ViewerSession) -> None:
         self.session = session
         self.axis: int | None = None
         self.z_range: tuple[int, int] | None = None
@@ -240,7 +243,7 @@ class VolumeSegmenter:
             writes, table = result
             # Only now: what was committed meanwhile has labels and pixels too.
             writes = renumbered(writes, session.next_label(layer) - 1)
-            writes = free_now(writes, layer.data) if keep else writes
+            writes = limited_to_free(writes, layer.data) if keep else writes
             if not writes:
                 session.controller.show_problem('No object was found; change the level or the minimum size.')
                 return
@@ -323,7 +326,7 @@ class VolumeSegmenter:
             ]
             if gone:
                 raise UnSAMError(f'Nothing was propagated: object {gone[0]} was removed.')
-            session.write_objects(name, free_now(writes, layer.data, found) if keep else writes, layer)
+            session.write_objects(name, limited_to_free(writes, layer.data, found) if keep else writes, layer)
             self._run = _Run(layer, slicing, found)
             self.label = self.label if self.label in found else next(iter(found))
             slices = sum(one.crop.area_px > 0 for one in found[self.label].values())
