@@ -24,8 +24,8 @@ class SlicePrecomputer:
 
     def __init__(self, session: ViewerSession) -> None:
         self._session = session
-        self._stored: dict[Target, int] = {}  # and the version of the image's pixels
-        self._lock = Lock()  # the inference thread adds planes
+        self._stored: dict[Target, int] = {}  # the version of the pixels that each plane was computed from
+        self._lock = Lock()  # for `_stored`, to which the inference thread adds planes
         session.controller.target_changed.connect(self._load)
 
     @property
@@ -63,7 +63,7 @@ class SlicePrecomputer:
             self._load()
 
         if controller.plane is None and controller.embedding is None:
-            controller.embed()  # before the others, and into memory
+            controller.embed()  # the plane in view first, kept in memory
         controller.run(f'Precomputing {len(targets)} slices', work, done)
 
     def close(self) -> None:
