@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from napari_unsam.engine.planes import EmbeddedPlane
-from napari_unsam.levels.disjoint import best_disjoint, node_totals
+from napari_unsam.levels.disjoint import best_disjoint, leaf_values
 from napari_unsam.model.mask import Box, BoxMask, box_slices
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
@@ -192,9 +192,10 @@ def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int, settings: 
     outside = tree.area[:n_leaves] - np.bincount(flat, minlength=n_leaves)
     log_odds = np.bincount(flat, probs.log_odds.ravel(), minlength=n_leaves) - 2 * _MAX_LOG_ODDS * outside
     cost = settings.region_cost * np.sqrt(area_px) / 10
-    in_set = _holds(tree, best_disjoint(tree, node_totals(tree, log_odds) - cost))
+    chosen = best_disjoint(tree, tree.tree.sums(log_odds) - cost)
+    in_set = leaf_values(tree, chosen, np.ones(len(chosen), int)) > 0
 
-    shared = node_totals(tree, np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
+    shared = tree.tree.sums(np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
     node = int(np.argmax(shared / (tree.area + probs.prob.sum() - shared)))
     in_node = (leaves >= tree.first_leaf[node]) & (leaves < tree.last_leaf[node])
     return [BoxMask.of(part, box[1], box[0]) for part in (in_set[leaves], in_node)]
@@ -214,14 +215,6 @@ def _main_part(mask: np.ndarray, previous: np.ndarray) -> np.ndarray | None:
     shared[0] = 0
     largest = int(shared.argmax())
     return ndimage.binary_fill_holes(parts == largest) if shared[largest] else None
-
-
-def _holds(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
-    """(L,) bool: which leaves lie in disjoint nodes."""
-    steps = np.zeros(tree.n_leaves + 1, np.int64)
-    steps[tree.first_leaf[nodes]] += 1
-    steps[tree.last_leaf[nodes]] -= 1
-    return np.cumsum(steps[:-1]) > 0
 
 
 def _radius(crop: BoxMask) -> float:
