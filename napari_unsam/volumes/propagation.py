@@ -1,4 +1,4 @@
-"""Objects from the slices where they are known to all others: outwards, and from both sides in between."""
+"""Propagates objects from the slices where they are known to the other slices of a stack."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from napari_unsam.volumes.matching import (
     colour_bins,
     match_mask,
 )
-from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.granularity import area_granularity
 
 Anchors = Mapping[int, Mapping[int, BoxMask]]
-"""For each object, by its label, the slices where it is known; an empty mask says that it is not there."""
+"""The known masks of each object, by label and slice; an empty mask means that the object is not in that slice."""
 
 
 class Direction(Enum):
-    """Where propagation goes from the slices that are known."""
+    """Direction of propagation from the known slices."""
 
     BOTH = 'both'
     FORWARD = 'forward'
@@ -37,16 +36,15 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """When propagation ends, and how masks are found again.
+    """When propagation ends, and how masks are matched.
 
     Attributes:
-        min_iou: Of a mask with the one in the slice before; below it the object is taken to end.
-        patience: After how many such slices in a row it ends; if it comes back before, they are kept.
-        min_score: Expected IoU, as a share of that of the known mask in its own slice, below which a slice counts as such
-            too.
-        min_share: An object that has shrunk to this share of its largest area ends.
-        direction: Where to go.
-        match: How a mask is found again.
+        min_iou: Minimum IoU of a mask with that of the previous slice; slices below it are weak.
+        patience: Number of weak slices in a row after which the object ends; if fewer, they are kept.
+        min_score: Minimum expected IoU, as a share of that of the known mask in its own slice; slices below it are weak too.
+        min_share: An object ends when it has shrunk to this share of its largest area.
+        direction: Direction of propagation.
+        match: How a mask is matched in the next slice.
     """
 
     min_iou: float = 0.35
@@ -68,39 +66,26 @@ def propagate(
     settings: PropagationSettings = PropagationSettings(),
     progress: Callable[[float, str], None] = lambda fraction, text: None,
 ) -> dict[int, Found]:
-    """Finds objects in the slices where they are not known yet, all of them together.
+    """Finds objects in the slices where they are not known yet.
 
-    No two objects get the same pixel: where they meet, the one with the larger score has it, and those that are known
-    in a slice before all others. Between two slices where an object is known it comes from both sides, with one seam
-    where both agree most and each has done well; beyond them it goes on until it ends.
+    Objects do not overlap: a pixel goes to the object with the largest score, and known masks come first. Between two known
+    slices, an object is propagated from both, and the two halves are joined where they agree best; beyond them, it is
+    propagated until it ends.
 
     Args:
-        plane: Gives a slice that a model has analysed; asked at most twice for each.
-        pixels: Gives the same slice as an image, (H, W) or (H, W, 3) uint8.
-        anchors: Where the objects are known.
+        plane: Returns an analysed slice; called at most twice for each.
+        pixels: Returns the same slice as an image, (H, W) or (H, W, 3) uint8.
+        anchors: The known masks within the range, at least one that is not empty for each object.
         z_range: First and last slice, the last exclusive.
-        settings: When to stop, and where to go.
-        progress: Told the share done and what is being done; may raise to stop.
+        settings: When propagation ends, and in which direction it goes.
+        progress: Called with the fraction done and a description; may raise to cancel.
 
     Returns:
-        For each object the slices in which it was looked for, with those where it is known within the range.
-
-    Raises:
-        UnSAMError: If the range is empty, or nothing is known of an object within it.
+        The masks of each object, by label and slice: the known ones, and those of all slices in which it was searched.
     """
     first, last = z_range
-    if first >= last:
-        raise UnSAMError(f'the range of slices is empty: from {first} to {last - 1}; choose a last slice not before it')
-    known = {
-        label: {z: crop for z, crop in sorted(slices.items()) if first <= z < last} for label, slices in anchors.items()
-    }
-    for label, slices in known.items():
-        if not any(crop.area_px for crop in slices.values()):
-            raise UnSAMError(
-                f'object {label} has no mask in slices {first} to {last - 1}; mark it in one of them, or widen the range'
-            )
-    sweep = _Sweep(plane, pixels, known, settings)
-    starts = [z for slices in known.values() for z in slices]
+    sweep = _Sweep(plane, pixels, anchors, settings)
+    starts = [z for slices in anchors.values() for z in slices]
     ways = [(+1, range(min(starts), last)), (-1, range(max(starts), first - 1, -1))]
     total, done = sum(len(zs) for _, zs in ways), 0
     found = []
@@ -112,7 +97,7 @@ def propagate(
             done += 1
         found.append({label: track.slices for label, track in tracks.items()})
     forward, back = found
-    return {label: _joined(slices, forward.get(label, {}), back.get(label, {})) for label, slices in known.items()}
+    return {label: _joined(slices, forward.get(label, {}), back.get(label, {})) for label, slices in anchors.items()}
 
 
 @dataclass(eq=False)
@@ -120,13 +105,13 @@ class _Track:
     """The state of one object in one direction.
 
     Attributes:
-        slices: What was found so far, with the slices where it is known.
-        last: The mask before.
-        appearance: Of the object where it was known last.
-        appearance_score: Expected IoU of the known mask there.
+        slices: The masks so far, including the known ones.
+        last: The previous mask.
+        appearance: Appearance of the object in its last known slice.
+        appearance_score: Expected IoU of the known mask in that slice.
         largest_px: The largest area so far.
-        weak: The slices in a row that were below the threshold.
-        is_over: Whether it has ended; the next slice where it is known begins it again.
+        weak: The last weak slices in a row.
+        is_over: Whether the object has ended; it begins again in the next slice where it is known.
     """
 
     slices: Found
@@ -158,7 +143,7 @@ class _Sweep:
         self._plane, self._pixels, self._known, self._settings = plane, pixels, known, settings
 
     def advance(self, tracks: dict[int, _Track], z: int, step: int) -> None:
-        """Takes every object that has begun into slice z, and begins those that are known there."""
+        """Finds all objects that have begun in slice z, and begins those that are known there."""
         here = [label for label, slices in self._known.items() if z in slices]
         going = [
             label for label, track in tracks.items() if label not in here and self._is_wanted(label, track, z, step)
@@ -221,7 +206,7 @@ class _Sweep:
 
 
 def _joined(known: Mapping[int, BoxMask], forward: Found, back: Found) -> Found:
-    """One mask a slice: from the one side it was found from, or the better of both between two known slices."""
+    """Joins both directions: between two known slices, masks come from the lower one up to a seam, and then from the upper."""
     known_zs = sorted(known)
     joined = {z: (forward if z in forward else back)[z] for z in known_zs}
     joined |= {z: found for z, found in back.items() if z < known_zs[0]}
@@ -242,9 +227,9 @@ def _present(found: Found, z: int) -> SliceMask | None:
 
 
 def _meeting_slice(gap: range, forward: Found, back: Found, low: SliceMask, high: SliceMask) -> int:
-    """The last slice of a gap that comes from below: where the IoUs from slice to slice, across it too, are largest.
+    """The last slice of a gap whose mask comes from below: that with the largest product of the IoUs from slice to slice.
 
-    They are multiplied, so that one bad slice cannot hide among good ones.
+    It is a product, not a sum, since one bad slice should count.
     """
 
     def log_iou(found: Found, z: int) -> float:

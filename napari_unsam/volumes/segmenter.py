@@ -1,4 +1,4 @@
-"""Propagation, automatic 3D objects and tracks in a viewer; without Qt."""
+"""Propagation, automatic 3D objects and tracks in a viewer, without Qt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from napari_unsam.volumes.propagation import (
     SliceState,
     propagate,
 )
-from napari_unsam.volumes.slices import Slicing, crops_of, end_beyond, with_corrections, written
+from napari_unsam.volumes.slices import Slicing, crops_of, mark_ended, object_writes, with_corrections
 from napari_unsam.volumes.tracks import TrackTable, track
 from unsam_mm.errors import UnSAMError
 
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 TRACKS_NAME = 'UnSAM tracks'
 _NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'
 _NOT_CORRECTED = 'No slice was corrected: propagate an object, correct it in some slices, then press this.'
-_TILED = 'Automatic objects need slices of at most 2048 px a side; propagate single objects instead.'
+_TOO_LARGE = 'Automatic objects need slices of at most 2048 px a side; propagate single objects instead.'
 
 
 class Regions(Enum):
-    """Which regions of each slice are joined."""
+    """Which regions of each slice are linked."""
 
     LEVEL = 'One level'
     BEST = 'Best masks'
@@ -58,12 +58,12 @@ class StackSettings:
     """How whole stacks are segmented.
 
     Attributes:
-        regions: Which regions of each slice are joined.
-        level: Which, if those of one level are.
-        min_area_px: Smaller regions of a slice are left out.
-        max_share: Regions that take a larger share of their slice are background.
+        regions: Which regions of each slice are linked.
+        level: Level of the regions, for `Regions.LEVEL`.
+        min_area_px: Minimum area of a region in a slice.
+        max_share: Maximum area of a region as a share of its slice; larger ones are background.
         side: Brightness of objects relative to their surroundings.
-        links: What counts as the same object.
+        links: When regions are linked.
     """
 
     regions: Regions = Regions.LEVEL
@@ -75,18 +75,18 @@ class StackSettings:
 
     @property
     def limits(self) -> RegionFilter:
-        """Which regions of a slice count; objects of a stack may touch the outline of a slice."""
+        """Which regions of a slice count as objects; they may touch the outline of the slice."""
         return RegionFilter(self.min_area_px, self.max_share, max_border_share=1.0, min_score=0.0, side=self.side)
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What was propagated last.
+    """The last propagation.
 
     Attributes:
-        layer: Where it was written.
+        layer: The layer of objects.
         slicing: The slices.
-        found: By label, with all that was written.
+        found: The written masks, by label.
     """
 
     layer: Labels
@@ -98,10 +98,10 @@ class VolumeSegmenter:
     """Objects across the slices of the image of a session.
 
     Attributes:
-        changed: Emitted when anything that a view shows has changed.
+        changed: Emitted when any of these, `axes`, `strip` or `labels` has changed.
         axis: The axis to propagate along; None if there is none.
         z_range: First and last slice to use, the last exclusive; None for all.
-        settings: Of propagation.
+        settings: Settings of propagation.
         label: The object that the strip shows; 0 for none.
     """
 
@@ -126,7 +126,7 @@ class VolumeSegmenter:
 
     @property
     def axes(self) -> list[int]:
-        """The axes that have a slider, the likeliest one first: the nearest to the plane."""
+        """The axes that have a slider, the last one first, which is the likeliest choice."""
         target = self.session.controller.target
         if target is None:
             return []
@@ -135,22 +135,22 @@ class VolumeSegmenter:
 
     @property
     def slicing(self) -> Slicing | None:
-        """The slices to work on."""
+        """The slices along `axis`; None if there is no such axis."""
         target = self.session.controller.target
         return None if target is None or self.axis not in self.axes else Slicing(target.plane, self.axis)
 
     @property
     def strip(self) -> Found:
-        """What was found of the object that the strip shows, by slice."""
+        """The masks of the object that the strip shows, by slice."""
         return dict(self._run.found.get(self.label, {})) if self._is_run_here() else {}
 
     @property
     def labels(self) -> list[int]:
-        """The objects that were propagated."""
+        """The labels of the propagated objects."""
         return sorted(self._run.found) if self._is_run_here() else []
 
     def set_axis(self, axis: int) -> None:
-        """Chooses the slider to work along."""
+        """Chooses the axis to propagate along."""
         if axis != self.axis:
             self.axis, self.z_range = axis, None
             self.changed.emit()
@@ -171,7 +171,7 @@ class VolumeSegmenter:
         viewer.dims.set_point(axis, world[self.axis])
 
     def propagate_current(self) -> None:
-        """Propagates the current object through the slices: the proposed mask, which is committed, else the selected label."""
+        """Propagates the current mask, which is committed first, or else the object with the selected label."""
         if self._is_ready():
             self.session.controller.when_answered(self._propagate_answered)
 
@@ -180,7 +180,7 @@ class VolumeSegmenter:
         if controller.proposal is not None:
             self.session.commit()
             if controller.proposal is not None:
-                return  # it was not committed, and the user was told why
+                return  # it was not committed; the status line shows the reason
         elif controller.prompts_here:
             controller.show_problem('No mask yet; try again when it is shown.')
             return
@@ -202,7 +202,7 @@ class VolumeSegmenter:
             self.session.controller.show_problem('There is no object in this slice; commit one first.')
 
     def propagate_again(self) -> None:
-        """Updates the objects of the last run from the slices that were corrected by hand."""
+        """Propagates the objects of the last run again from the slices that were corrected by hand."""
         if not self._is_ready():
             return
         run, controller = self._run, self.session.controller
@@ -221,7 +221,7 @@ class VolumeSegmenter:
         controller.run('Finding corrected slices', lambda progress: _corrected(run, progress), corrected)
 
     def automatic(self, settings: StackSettings, as_tracks: bool = False) -> None:
-        """Finds regions in every slice and links them to objects; with `as_tracks` adds a layer of tracks."""
+        """Links the regions of all slices to objects; with `as_tracks`, also adds a layer of tracks."""
         if not self._is_ready():
             return
         session, slicing = self.session, self.slicing
@@ -241,7 +241,7 @@ class VolumeSegmenter:
 
         def done(result: tuple[list[ObjectWrite], TrackTable | None]) -> None:
             writes, table = result
-            # Only now: what was committed meanwhile has labels and pixels too.
+            # Only now, since objects may have been committed in the meantime.
             writes = renumbered(writes, session.next_label(layer) - 1)
             writes = limited_to_free(writes, layer.data) if keep else writes
             if not writes:
@@ -259,13 +259,13 @@ class VolumeSegmenter:
         session.controller.run(f'Finding {kind}', work, done)
 
     def _anchors_here(self, wanted: Iterable[int] | None = None) -> Anchors:
-        """The objects of the slice in view, or those that are wanted and there."""
+        """The masks of the objects in the slice in view; `wanted` limits the labels."""
         layer, slicing = self.session.objects, self.slicing
         crops = {} if layer is None else crops_of(slicing.labels(layer.data, slicing.here), wanted)
         return {label: {slicing.here: crop} for label, crop in crops.items()}
 
     def _is_run_here(self) -> bool:
-        """Whether the last run was through the slices that can be gone to now."""
+        """Whether the last run was along the current slices and layer."""
         run, slicing = self._run, self.slicing
         if run is None or slicing is None or run.layer is not self.session.objects:
             return False
@@ -309,13 +309,13 @@ class VolumeSegmenter:
                 progress(fraction, text)
 
             def plane(z: int) -> EmbeddedPlane:
-                # The fraction stays where it is meanwhile: how many slices must be analysed is not known.
+                # The fraction does not change: the number of slices to analyse is not known.
                 return session.controller.embedded(targets[z], lambda _fraction, text: progress(done, text))
 
             known = with_corrections(anchors, before, slicing, layer.data, targets)
             found = propagate(plane, lambda z: targets[z].read(), known, z_range, settings, report)
-            end_beyond(found, before, targets)
-            return written(found, slicing, layer.data, keep)
+            mark_ended(found, before, targets)
+            return object_writes(found, slicing, layer.data, keep)
 
         def finished(result: tuple[dict[int, Found], list[ObjectWrite]]) -> None:
             found, writes = result
@@ -343,7 +343,7 @@ class VolumeSegmenter:
         """The objects of one slice."""
         tree = self.session.controller.embedded(target, progress).hierarchy
         if tree is None:
-            raise UnSAMError(_TILED)
+            raise UnSAMError(_TOO_LARGE)
         level = settings.level if settings.regions is Regions.LEVEL else None
         kind = CandidateTable(tree, target.read(), progress).objects(level, settings.limits)
         return kind if level is None else replace(kind, features=kind.features.assign(level=level))
@@ -376,7 +376,7 @@ class VolumeSegmenter:
 def _linked(
     found: Sequence[ObjectClass], zs: Sequence[int], slicing: Slicing, settings: LinkSettings, as_tracks: bool
 ) -> tuple[list[ObjectWrite], TrackTable | None]:
-    """Links what was found in slices; gives the objects, labelled from 1, and the table of tracks if they are tracks."""
+    """Links the objects of slices; returns the objects to write, labelled from 1, and the tracks if wanted."""
     maps = [kind.labels.astype(np.int32) for kind in found]
     table = track(maps, settings) if as_tracks else None
     objects = link(maps, settings) if table is None else list(table.regions.values())
@@ -392,7 +392,7 @@ def _linked(
 
 
 def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, BoxMask]]:
-    """For each object of a run the slices that hold something else than was written, and where it began."""
+    """The anchors of the corrected objects of a run: masks that differ from the written ones, and those that it began from."""
     now: dict[int, dict[int, BoxMask]] = {}
     zs = sorted({z for found in run.found.values() for z in found})
     for done, z in enumerate(zs):
@@ -403,7 +403,7 @@ def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, Box
         changed = {
             z: now[z].get(label, EMPTY) for z, one in found.items() if not one.crop.equals(now[z].get(label, EMPTY))
         }
-        # An object that is in no slice as it was written has been undone rather than corrected.
+        # If no mask is as written, the object was undone or removed rather than corrected.
         kept = [z for z, one in found.items() if one.crop.area_px and z not in changed]
         known = {z: one.crop for z, one in found.items() if one.state is SliceState.CORRECTED and z not in changed}
         if changed and kept and any(crop.area_px for crop in (known | changed).values()):

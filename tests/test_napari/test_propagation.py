@@ -11,7 +11,6 @@ from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.volumes.matching import MatchSettings, appearance_of, colour_bins, deepest_point, match_mask
 from napari_unsam.volumes.propagation import Direction, PropagationSettings, SliceState, propagate
 from tests.test_napari.stand_ins import NestedPlane, colour_tree
-from unsam_mm.errors import UnSAMError
 
 SIZE_HW = (64, 80)
 RADII = {3: 9, 4: 11, 5: 13, 6: 13, 7: 12, 8: 10}
@@ -105,16 +104,6 @@ def test_nothing_is_looked_for_outside_the_range(ball):
     ball.asked.clear()
     assert present(ball.propagate({1: {5: disc(5)}}, z_range=(4, 7))[1]) == [4, 5, 6]
     assert set(ball.asked) == {4, 5, 6}
-
-
-def test_an_empty_range_is_refused(ball):
-    with pytest.raises(UnSAMError, match='range of slices is empty'):
-        ball.propagate({1: {5: disc(5)}}, z_range=(5, 5))
-
-
-def test_an_object_that_is_marked_outside_the_range_is_refused(ball):
-    with pytest.raises(UnSAMError, match='object 1 has no mask in slices 6 to 9'):
-        ball.propagate({1: {5: disc(5)}}, z_range=(6, 10))
 
 
 def test_a_strict_threshold_ends_an_object_early(ball):
