@@ -79,7 +79,8 @@ class CandidateTable:
 
     def objects(self, level: float | None, limits: RegionFilter) -> ObjectClass:
         """The objects of one level of the main tree; None for the best objects of all trees."""
-        return self.object_class('objects', self.best(limits) if level is None else self.at_level(level, limits))
+        chosen = self.best(limits) if level is None else self.at_level(level, limits)
+        return self.object_class('objects', chosen, level)
 
     def draw(self, chosen: Selection, out: np.ndarray) -> None:
         """Fills an (H, W) uint8 array with the colours of regions, 0 elsewhere."""

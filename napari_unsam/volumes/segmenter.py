@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -115,13 +115,13 @@ class VolumeSegmenter:
         self.label = 0
         self._run: _Run | None = None
         self._shape: tuple[int, ...] | None = None
-        session.controller.target_changed.connect(self._follow)
+        session.controller.target_changed.connect(self._update_axis)
         session.image_changed.connect(self._image_changed)
-        self._follow()
+        self._update_axis()
 
     def close(self) -> None:
         """Disconnects from the session."""
-        self.session.controller.target_changed.disconnect(self._follow)
+        self.session.controller.target_changed.disconnect(self._update_axis)
         self.session.image_changed.disconnect(self._image_changed)
 
     @property
@@ -162,13 +162,10 @@ class VolumeSegmenter:
 
     def go_to(self, z: int) -> None:
         """Brings a slice into view."""
-        slicing, viewer = self.slicing, self.session.viewer
-        if slicing is None:
-            return
-        layer = self.session.ensure_objects()
-        world = self.session.frame.to_world(slicing.index(z))
-        axis = self.axis + viewer.dims.ndim - layer.ndim
-        viewer.dims.set_point(axis, world[self.axis])
+        slicing, dims = self.slicing, self.session.viewer.dims
+        if slicing is not None:
+            world = self.session.frame.to_world(slicing.index(z))
+            dims.set_point(self.axis + dims.ndim - len(world), world[self.axis])
 
     def propagate_current(self) -> None:
         """Propagates the current mask, which is committed first, or else the object with the selected label."""
@@ -296,7 +293,7 @@ class VolumeSegmenter:
         anchors = {label: {z: crop for z, crop in slices.items() if z in targets} for label, slices in anchors.items()}
         if not all(any(crop.area_px for crop in slices.values()) for slices in anchors.values()):
             session.controller.show_problem(
-                f'Slice {slicing.here} is not among slices {z_range[0]} to {z_range[1] - 1}; widen the range.',
+                f'Slice {slicing.here} is not among slices {z_range[0]} to {z_range[1] - 1}; widen the range.'
             )
             return
 
@@ -345,8 +342,7 @@ class VolumeSegmenter:
         if tree is None:
             raise UnSAMError(_TOO_LARGE)
         level = settings.level if settings.regions is Regions.LEVEL else None
-        kind = CandidateTable(tree, target.read(), progress).objects(level, settings.limits)
-        return kind if level is None else replace(kind, features=kind.features.assign(level=level))
+        return CandidateTable(tree, target.read(), progress).objects(level, settings.limits)
 
     def _tracks(self, table: TrackTable, first: int, slicing: Slicing, frame: Frame) -> Tracks:
         data = np.zeros((len(table.data), 1 + len(slicing.plane.shape)))
@@ -357,9 +353,9 @@ class VolumeSegmenter:
 
     def _image_changed(self) -> None:
         self._shape = None
-        self._follow()
+        self._update_axis()
 
-    def _follow(self) -> None:
+    def _update_axis(self) -> None:
         target = self.session.controller.target
         shape = None if target is None else target.plane.shape
         axes = self.axes
