@@ -18,11 +18,10 @@ from napari_unsam.levels.split_merge import closest_region, larger_region, merge
 from napari_unsam.model.history import Change
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.port import SessionPort
 
 if TYPE_CHECKING:
     from napari.layers import Labels
-
-    from napari_unsam.viewer.session import ViewerSession
 
 _NO_OBJECT = 'No object is under the cursor or selected on this slice.'
 _VISIBLE_PX = (60, 500)  # on screen; if the object is smaller or larger, it is zoomed to
@@ -86,7 +85,7 @@ class Reviewing:
 
     changed = Signal()
 
-    def __init__(self, session: ViewerSession) -> None:
+    def __init__(self, session: SessionPort) -> None:
         self._session = session
         self._current: int | None = None
         self.outline = ReviewOutline(session)

@@ -17,13 +17,12 @@ from napari_unsam.model.palette import OBJECT_COLOURS
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.contours import outline_in_array
 from napari_unsam.viewer.layers import following, move_on_image, outline_layer
+from napari_unsam.viewer.port import SessionPort
 from napari_unsam.viewer.workarounds import insert_quietly, redraw, remove_layers
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Vectors
-
-    from napari_unsam.viewer.session import ViewerSession
 
 LEVELS_NAME = 'UnSAM levels'
 REVIEW_NAME = 'UnSAM review'
@@ -90,7 +89,7 @@ class LevelPreview:
 class ReviewOutline:
     """A layer with the outline of one object on all its planes."""
 
-    def __init__(self, session: ViewerSession) -> None:
+    def __init__(self, session: SessionPort) -> None:
         self._session = session
         self.layer: Vectors | None = None
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels
@@ -25,9 +24,7 @@ from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.layers import AddLayers, following
-
-if TYPE_CHECKING:
-    from napari_unsam.viewer.session import ViewerSession
+from napari_unsam.viewer.port import SessionPort
 
 _NOTHING = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
 _DEFAULT_SIMILARITY = 0.5
@@ -61,7 +58,7 @@ class RegionSelector:
 
     changed = Signal()
 
-    def __init__(self, session: ViewerSession) -> None:
+    def __init__(self, session: SessionPort) -> None:
         self.session = session
         self.shown = Shown.NOTHING
         self.level = 0.5
@@ -297,7 +294,7 @@ class RegionSelector:
                 self.session.controller.show_info('Classes cleared: slice changed.')
 
 
-def current_object(session: ViewerSession) -> tuple[int, np.ndarray] | None:
+def current_object(session: SessionPort) -> tuple[int, np.ndarray] | None:
     """The label of the object under the cursor, and the (H, W) labels of the plane; None if there is no object.
 
     If the mouse is not over the canvas, the selected object.

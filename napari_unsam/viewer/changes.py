@@ -9,12 +9,11 @@ from weakref import WeakKeyDictionary, ref
 
 from napari_unsam.model.plane import view_of_layer
 from napari_unsam.viewer.layers import holds_objects
+from napari_unsam.viewer.port import SessionPort
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Labels
-
-    from napari_unsam.viewer.session import ViewerSession
 
 _EVENTS = ('paint', 'labels_update', 'data', 'features')
 
@@ -94,8 +93,8 @@ class SessionWatch:
 
     def __init__(
         self,
-        session: ViewerSession,
-        on_change: Callable[[ViewerSession, Labels | None], None],
+        session: SessionPort,
+        on_change: Callable[[SessionPort, Labels | None], None],
         on_removed: Callable[[], None],
     ) -> None:
         self._session, self._on_change, self._on_removed = session, on_change, on_removed

@@ -1,26 +1,19 @@
-"""Objects to write into a Labels layer, and the undoable action that writes them."""
+"""Objects to write into a Labels layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from napari_unsam.model.mask import BoxMask
-from napari_unsam.model.pixel_changes import PixelChange
 from napari_unsam.model.plane import Plane
-from napari_unsam.viewer.object_table import new_rows
-
-if TYPE_CHECKING:
-    from napari_unsam.viewer.object_table import ObjectTable
 
 MAX_LABEL = np.iinfo(np.uint32).max
 """The highest label that fits in the layers of the plugin."""
-
-_ROW_BYTES = 1000  # approximate memory of a row of a table
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,60 +99,3 @@ def limited_to_free(writes: Iterable[ObjectWrite], array: np.ndarray, own: Colle
         if write.mask.any():
             left.append(write)
     return left
-
-
-class WriteObjects:
-    """Objects written into a Labels layer as one action; also erases and overwrites.
-
-    Undo does not touch pixels that were changed later. Only the changes are stored, not the masks.
-
-    Args:
-        name: What the user did.
-        table: Table of the layer.
-        writes: The objects in order; later ones win where they overlap.
-        on_changed: Called after each do and undo.
-        restore_layer: Called before each do and undo; puts the layer back into the viewer if it was deleted.
-        painted: Changes that napari's tools have made already; None if this action makes them.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        table: ObjectTable,
-        writes: Sequence[ObjectWrite],
-        on_changed: Callable[[], None] = lambda: None,
-        restore_layer: Callable[[], None] = lambda: None,
-        painted: Sequence[PixelChange] | None = None,
-    ) -> None:
-        self.name, self._table, self._on_changed, self._restore_layer = name, table, on_changed, restore_layer
-        self._writes = tuple(writes)
-        self._labels = [write.label for write in writes if write.label]
-        self._changes = painted
-        self._rows = new_rows([(write.label, write.features) for write in writes if write.label])
-
-    @property
-    def nbytes(self) -> int:
-        """Approximate memory for undo in bytes."""
-        return _ROW_BYTES * len(self._rows) + sum(change.nbytes for change in self._changes or ())
-
-    def do(self) -> None:
-        """Writes the objects."""
-        self._restore_layer()
-        self._exchange_rows()
-        if self._changes is None:
-            self._changes, self._writes = self._table.write(self._writes), ()
-        else:
-            self._table.redo(self._changes)
-        self._on_changed()
-
-    def undo(self) -> None:
-        """Restores the former pixels and rows."""
-        self._restore_layer()
-        self._exchange_rows()
-        self._table.undo(self._changes)
-        self._on_changed()
-
-    def _exchange_rows(self) -> None:
-        """Swaps the stored rows of its labels with those in the table."""
-        if self._labels:
-            self._rows = self._table.replace_rows(self._labels, self._rows)

@@ -1,4 +1,4 @@
-"""The features table of a Labels layer, kept in step with the objects in the layer."""
+"""The objects of a Labels layer and their features table, and the action that writes objects."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from napari_unsam.model import pixel_changes
 from napari_unsam.model.label_boxes import LazyArray, Slices, around, boxes_in, object_boxes
 from napari_unsam.model.pixel_changes import Counts, PixelChange, areas_in, total
+from napari_unsam.viewer.commit import ObjectWrite
 from unsam_mm.masks.granularity import area_granularity
 
 if TYPE_CHECKING:
     import pandas as pd
     from napari.layers import Labels
 
-    from napari_unsam.viewer.commit import ObjectWrite
-
 _COLUMNS = ('index', 'area_px', 'granularity', 'score')  # of every table; `index` is the label, as napari expects
+_ROW_BYTES = 1000  # approximate memory of a row
 
 
 class ObjectTable:
@@ -234,7 +234,64 @@ class ObjectTable:
         return object_granularity(mask, data.shape, self._axes.get(label, (-2, -1)))
 
 
-def new_rows(objects: Sequence[tuple[int, Mapping[str, object]]]) -> pd.DataFrame:
+class WriteObjects:
+    """Objects written into a Labels layer as one action; also erases and overwrites.
+
+    Undo does not touch pixels that were changed later. Only the changes are stored, not the masks.
+
+    Args:
+        name: What the user did.
+        table: Table of the layer.
+        writes: The objects in order; later ones win where they overlap.
+        on_changed: Called after each do and undo.
+        restore_layer: Called before each do and undo; puts the layer back into the viewer if it was deleted.
+        painted: Changes that napari's tools have made already; None if this action makes them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: ObjectTable,
+        writes: Sequence[ObjectWrite],
+        on_changed: Callable[[], None] = lambda: None,
+        restore_layer: Callable[[], None] = lambda: None,
+        painted: Sequence[PixelChange] | None = None,
+    ) -> None:
+        self.name, self._table, self._on_changed, self._restore_layer = name, table, on_changed, restore_layer
+        self._writes = tuple(writes)
+        self._labels = [write.label for write in writes if write.label]
+        self._changes = painted
+        self._rows = _new_rows([(write.label, write.features) for write in writes if write.label])
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate memory for undo in bytes."""
+        return _ROW_BYTES * len(self._rows) + sum(change.nbytes for change in self._changes or ())
+
+    def do(self) -> None:
+        """Writes the objects."""
+        self._restore_layer()
+        self._exchange_rows()
+        if self._changes is None:
+            self._changes, self._writes = self._table.write(self._writes), ()
+        else:
+            self._table.redo(self._changes)
+        self._on_changed()
+
+    def undo(self) -> None:
+        """Restores the former pixels and rows."""
+        self._restore_layer()
+        self._exchange_rows()
+        self._table.undo(self._changes)
+        self._on_changed()
+
+    def _exchange_rows(self) -> None:
+        """Swaps the stored rows of its labels with those in the table."""
+        if self._labels:
+            self._rows = self._table.replace_rows(self._labels, self._rows)
+
+
+def _new_rows(objects: Sequence[tuple[int, Mapping[str, object]]]) -> pd.DataFrame:
     """Rows of a features table for objects that are not counted yet, from the label and the columns of each."""
     import pandas as pd
 

@@ -13,16 +13,15 @@ from napari.layers import Labels
 from napari_unsam.model.label_boxes import object_boxes
 from napari_unsam.model.pixel_changes import PixelChange
 from napari_unsam.model.plane import view_of_layer
-from napari_unsam.viewer.commit import MAX_LABEL, ObjectWrite, WriteObjects
+from napari_unsam.viewer.commit import MAX_LABEL, ObjectWrite
 from napari_unsam.viewer.layers import OBJECTS_NAME, SOURCE_KEY, holds_objects, is_of, object_colours
-from napari_unsam.viewer.object_table import ObjectTable
+from napari_unsam.viewer.object_table import ObjectTable, WriteObjects
+from napari_unsam.viewer.port import SessionPort
 from napari_unsam.viewer.workarounds import clear_layer_history, insert_quietly
 from unsam_mm.errors import UnSAMError
 
 if TYPE_CHECKING:
     from napari.layers import Image, Layer
-
-    from napari_unsam.viewer.session import ViewerSession
 
 _OPEN: WeakSet[Objects] = WeakSet()  # of all sessions: several may write into one layer
 
@@ -35,7 +34,7 @@ class Objects:
         on_changed: Called after objects were written, and after a write was undone.
     """
 
-    def __init__(self, session: ViewerSession, on_changed: Callable[[], None]) -> None:
+    def __init__(self, session: SessionPort, on_changed: Callable[[], None]) -> None:
         self._session, self._on_changed = session, on_changed
         self._tables: dict[Labels, ObjectTable] = {}
         self._undrawn: Labels | None = None  # a layer that was made ahead and is not visible yet

@@ -17,13 +17,12 @@ from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite, limited_to_free
 from napari_unsam.viewer.contours import outline_of
 from napari_unsam.viewer.layers import outline_layer
+from napari_unsam.viewer.port import SessionPort
 from napari_unsam.viewer.workarounds import insert_quietly
 from unsam_mm.masks.rle import decode_rles, encode_bitmaps, rle_from_json, rle_to_json
 
 if TYPE_CHECKING:
     from napari.layers import Vectors
-
-    from napari_unsam.viewer.session import ViewerSession
 
 PENDING_NAME = 'UnSAM pending'
 PENDING_COLOUR = '#56b4e9'
@@ -60,7 +59,7 @@ def proposal_of(kept: PendingObject, shape: tuple[int, ...]) -> Proposal:
 class PendingObjects:
     """The pending objects of the image of a session, shown as outlines and committed with the current mask."""
 
-    def __init__(self, session: ViewerSession) -> None:
+    def __init__(self, session: SessionPort) -> None:
         self._session = session
         self._shown: tuple[PendingObject, ...] = ()
         self.outlines: Vectors | None = None

@@ -16,13 +16,13 @@ from psygnal import Signal
 
 from napari_unsam.controller import NO_IMAGE, SegmentationController, Target
 from napari_unsam.model.frame import PLACING, Channels, Frame, LayerChannels, check_aligned, layers_of
-from napari_unsam.model.history import ActionHistory, Change
+from napari_unsam.model.history import Action, ActionHistory, Change
 from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.pixels import plane_pixels
 from napari_unsam.model.plane import Plane, plane_at, plane_in_view
 from napari_unsam.model.plane_prompts import is_drawn_well
 from napari_unsam.model.prompts import Polarity, Prompts, ShapeKind
-from napari_unsam.viewer.commit import ObjectWrite, WriteObjects
+from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.inputs import Inputs
 from napari_unsam.viewer.layers import PromptLayers, after_points_event, after_shapes_event, place_again
 from napari_unsam.viewer.objects import Objects
@@ -93,7 +93,7 @@ class ViewerSession:
                 'redo': controller.redo,
             }
         )
-        self.stack, self.pending = SlicePrecomputer(self), PendingObjects(self)
+        self.stack, self.pending = SlicePrecomputer(controller, self.target_at), PendingObjects(self)
         controller.prompts_changed.connect(self._prompts_changed)
         controller.state_changed.connect(self._update_prompts)
         controller.proposal_changed.connect(self._show_proposal)
@@ -215,7 +215,7 @@ class ViewerSession:
         if writes:
             self.history.do(self.writing(name, writes, layer))
 
-    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
+    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> Action:
         """Makes the action that writes objects.
 
         Args:

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING
 
+from napari_unsam.controller import SegmentationController
 from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.model.plane import planes_beside
 from napari_unsam.model.targets import Target
 from unsam_mm.errors import UnSAMError
 
-if TYPE_CHECKING:
-    from napari_unsam.viewer.session import ViewerSession
-
 _CHANGED = 'The image has changed; precompute its slices again.'
 _LACKS_ROOM = 'Space for {kept} of {wanted} slices only; increase it in Preferences > UnSAM, then reopen the dock.'
 
 
 class SlicePrecomputer:
-    """Precomputes the planes of the image of a session on disk, and loads them when they come into view."""
+    """Precomputes the planes of the target image on disk, and loads them when they come into view.
 
-    def __init__(self, session: ViewerSession) -> None:
-        self._session = session
+    Args:
+        controller: The controller.
+        target_at: Returns the plane of the image at a position, parallel to the one in view.
+    """
+
+    def __init__(self, controller: SegmentationController, target_at: Callable[[Sequence[int]], Target]) -> None:
+        self._controller, self._target_at = controller, target_at
         self._stored: dict[Target, int] = {}  # the version of the pixels that each plane was computed from
         self._lock = Lock()  # for `_stored`, to which the inference thread adds planes
-        session.controller.target_changed.connect(self._load)
+        controller.target_changed.connect(self._load)
 
     @property
     def is_stack(self) -> bool:
         """Whether the image has more planes than the one in view."""
-        target = self._session.controller.target
+        target = self._controller.target
         if target is None:
             return False
         plane = target.plane
@@ -39,12 +41,12 @@ class SlicePrecomputer:
 
     def precompute(self) -> None:
         """Analyses all planes parallel to the one in view, the nearest first; planes on disk are skipped."""
-        session, controller = self._session, self._session.controller
+        controller = self._controller
         if controller.target is None:
             controller.show_no_target()
             return
         source = controller.target.source
-        targets = [session.target_at(plane.index) for plane in planes_beside(controller.target.plane)]
+        targets = [self._target_at(plane.index) for plane in planes_beside(controller.target.plane)]
         version = controller.version(source)
 
         def work(progress: ProgressCallback) -> StackReport:
@@ -68,7 +70,7 @@ class SlicePrecomputer:
 
     def close(self) -> None:
         """Disconnects from the session."""
-        self._session.controller.target_changed.disconnect(self._load)
+        self._controller.target_changed.disconnect(self._load)
 
     def forget(self, source: Hashable) -> None:
         """Drops the planes of a removed image."""
@@ -82,7 +84,7 @@ class SlicePrecomputer:
 
     def _load(self) -> None:
         """Loads the plane in view if it is on disk and no other plane is being analysed."""
-        controller = self._session.controller
+        controller = self._controller
         target, making = controller.target, controller.embedding
         if controller.plane is None and self._is_stored(target) and (making is None or self._is_stored(making)):
             controller.embed()
@@ -90,4 +92,4 @@ class SlicePrecomputer:
     def _is_stored(self, target: Target | None) -> bool:
         with self._lock:
             version = self._stored.get(target)
-        return version is not None and version == self._session.controller.version(target.source)
+        return version is not None and version == self._controller.version(target.source)

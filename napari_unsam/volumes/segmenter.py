@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
 import numpy as np
 from napari.layers import Labels, Tracks
@@ -25,6 +24,7 @@ from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite, limited_to_free, renumbered
 from napari_unsam.viewer.layers import AddLayers, following
+from napari_unsam.viewer.port import SessionPort
 from napari_unsam.volumes.linking import LinkSettings, link
 from napari_unsam.volumes.propagation import (
     Anchors,
@@ -36,9 +36,6 @@ from napari_unsam.volumes.propagation import (
 from napari_unsam.volumes.slices import Slicing, crops_of, mark_ended, object_writes, with_corrections
 from napari_unsam.volumes.tracks import TrackTable, track
 from unsam_mm.errors import UnSAMError
-
-if TYPE_CHECKING:
-    from napari_unsam.viewer.session import ViewerSession
 
 TRACKS_NAME = 'UnSAM tracks'
 _NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'
@@ -107,7 +104,7 @@ class VolumeSegmenter:
 
     changed = Signal()
 
-    def __init__(self, session: ViewerSession) -> None:
+    def __init__(self, session: SessionPort) -> None:
         self.session = session
         self.axis: int | None = None
         self.z_range: tuple[int, int] | None = None
