@@ -51,9 +51,9 @@ class ObjectEdits:
 
     def _split(self, table: CandidateTable, label: int, labels: np.ndarray) -> None:
         session, controller = self._session, self._session.controller
-        match = closest_region(table.trees, labels == label)
-        tree = table.trees[match.source]
-        parts = parts_of(tree, match.node)
+        source, node = closest_region(table.trees, labels == label)
+        tree = table.trees[source]
+        parts = parts_of(tree, node)
         if len(parts) == 0:
             controller.show_problem(f'Object {label} has no parts.')
             return
@@ -65,7 +65,8 @@ class ObjectEdits:
 
     def _merge(self, table: CandidateTable, label: int, labels: np.ndarray) -> None:
         controller, tree = self._session.controller, table.hierarchy
-        whole = larger_region(tree, closest_region((tree,), labels == label).node)
+        _, node = closest_region((tree,), labels == label)
+        whole = larger_region(tree, node)
         if whole is None:
             controller.show_problem(f'There is no larger object to merge object {label} into.')
             return

@@ -232,9 +232,10 @@ class RegionSelector:
     def _add_example(self, table: CandidateTable) -> None:
         controller, found = self.session.controller, current_object(self.session)
         if found is not None:
-            node = closest_region((table.hierarchy,), found[1] == found[0]).node
+            _, node = closest_region((table.hierarchy,), found[1] == found[0])
         elif (proposal := controller.proposal) is not None:
-            node = closest_region((table.hierarchy,), proposal.mask, proposal.box_xyxy[1], proposal.box_xyxy[0]).node
+            left, top, _, _ = proposal.box_xyxy
+            _, node = closest_region((table.hierarchy,), proposal.mask, top, left)
         else:
             controller.show_problem(f'Point at, select or click an object, then press {KEYS["find_similar"].key}.')
             return

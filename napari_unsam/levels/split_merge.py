@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,21 +14,6 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 _MIN_PART_SHARE = 0.05  # of the area of a region; smaller children are slivers of its outline
 _SAME_REGION_IOU = 0.9
 _MIN_GAIN = 0.1  # in IoU; regions of the main tree are preferred over those of other trees
-
-
-@dataclass(frozen=True)
-class Match:
-    """The region with the largest IoU with an object.
-
-    Attributes:
-        source: Number of its tree.
-        node: Its node in that tree.
-        iou: Its IoU with the object, in [0, 1].
-    """
-
-    source: int
-    node: int
-    iou: float
 
 
 def region_ious(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> np.ndarray:
@@ -46,7 +30,7 @@ def region_ious(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> n
     return shared / (tree.area + len(leaves) - shared)
 
 
-def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 0, left: int = 0) -> Match:
+def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 0, left: int = 0) -> tuple[int, int]:
     """The region with the largest IoU with a mask; of the first tree unless another tree has a clearly better one.
 
     Args:
@@ -54,13 +38,16 @@ def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 
         mask: (h, w) bool mask within a box of the plane.
         top: First row of the box.
         left: First column of the box.
+
+    Returns:
+        The number of the tree, and the node.
     """
-    best: Match | None = None
+    best, best_iou = (0, 0), -1.0
     for source, tree in enumerate(trees):
         ious = region_ious(tree, mask, top, left)
         node = int(ious.argmax())
-        if best is None or ious[node] > best.iou + (_MIN_GAIN if best.source == 0 else 0):
-            best = Match(source, node, float(ious[node]))
+        if ious[node] > best_iou + (_MIN_GAIN if best[0] == 0 else 0):
+            best, best_iou = (source, node), ious[node]
     return best
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -258,10 +258,12 @@ class WriteObjects:
         painted: Sequence[PixelChange] | None = None,
     ) -> None:
         self.name, self._table, self._on_changed, self._restore_layer = name, table, on_changed, restore_layer
-        self._writes = tuple(writes)
-        self._labels = [write.label for write in writes if write.label]
-        self._changes = painted
-        self._rows = _new_rows([(write.label, write.features) for write in writes if write.label])
+        import pandas as pd
+
+        self._writes, self._changes = tuple(writes), painted
+        # Areas are counted when the objects are written.
+        rows = {write.label: {'index': write.label, 'area_px': 0, **write.features} for write in writes if write.label}
+        self._labels, self._rows = list(rows), _with_columns(pd.DataFrame(list(rows.values())))
 
     @property
     def nbytes(self) -> int:
@@ -289,14 +291,6 @@ class WriteObjects:
         """Swaps the stored rows of its labels with those in the table."""
         if self._labels:
             self._rows = self._table.replace_rows(self._labels, self._rows)
-
-
-def _new_rows(objects: Sequence[tuple[int, Mapping[str, object]]]) -> pd.DataFrame:
-    """Rows of a features table for objects that are not counted yet, from the label and the columns of each."""
-    import pandas as pd
-
-    rows = {label: {'index': label, 'area_px': 0, **features} for label, features in objects}
-    return _with_columns(pd.DataFrame(list(rows.values())))
 
 
 def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int, int] = (-2, -1)) -> float:

@@ -26,23 +26,9 @@ _GREY_BINS, _COLOUR_BINS = 16, 6  # of a grey image, and of each channel of a co
 _MIN_SHARE = 0.01  # added to all shares of a histogram, so that none is 0
 _MAX_LOG_SHARE = 3.0
 _MAX_LOG_ODDS = 4.0
-
-
-@dataclass(frozen=True)
-class MatchSettings:
-    """How masks are matched; the defaults were chosen on the 31 objects of one stack of micrographs.
-
-    Attributes:
-        reach: Typical motion of an outline from one slice to the next, as a share of the object's radius.
-        appearance: Weight of grey values or colours relative to position.
-        region_cost: Cost of each region of a set, in log odds for an object of 100 px; proportional to the radius.
-        ask_engine: Whether answers of the engine are candidates too, which takes most of the time.
-    """
-
-    reach: float = 0.15
-    appearance: float = 1.0
-    region_cost: float = 40.0
-    ask_engine: bool = False
+# Chosen on the 31 objects of one stack of micrographs.
+_MOTION = 0.15  # of an outline from one slice to the next, as a share of the object's radius
+_REGION_COST = 40.0  # of each region of a set, in log odds for an object of 100 px; proportional to the radius
 
 
 class SliceState(Enum):
@@ -110,8 +96,8 @@ def match_mask(
     previous: BoxMask,
     appearance: np.ndarray,
     bins: np.ndarray,
-    settings: MatchSettings = MatchSettings(),
-) -> SliceMask | None:
+    ask_engine: bool = False,
+) -> SliceMask:
     """Finds the mask of an object in a slice from its mask in the previous slice.
 
     Args:
@@ -119,21 +105,21 @@ def match_mask(
         previous: The previous mask; not empty.
         appearance: (B,) log odds from `appearance_of`.
         bins: (H, W) bins of this slice, from `colour_bins`.
-        settings: How the mask is matched.
+        ask_engine: Whether answers of the engine are candidates too, which takes most of the time.
 
     Returns:
-        The mask; None if no candidate overlaps the previous mask.
+        The mask; empty, with score 0, if no candidate overlaps the previous mask.
     """
-    probs = _pixel_probs(previous, appearance, bins, settings)
+    probs = _pixel_probs(previous, appearance, bins)
     tree, crops = embedded.hierarchy, []
-    for one in (tree, *tree.alternatives) if tree is not None else ():
-        crops += _from_tree(one, probs, previous.area_px, settings)
-    if settings.ask_engine or tree is None:
+    for one in tree.trees if tree is not None else ():
+        crops += _from_tree(one, probs, previous.area_px)
+    if ask_engine or tree is None:
         # A click at the deepest point of the previous mask, and its box.
         crops += embedded.answer(deepest_point(previous)[None], np.ones(1, np.int64))
         crops += embedded.answer(None, None, box_xyxy=np.array(previous.box_xyxy, float))
     here = previous.within(probs.box_xyxy)
-    best, best_score = None, 0.0
+    best, best_score = np.zeros_like(here), 0.0
     for crop in crops:
         part = _main_part(crop.within(probs.box_xyxy), here)
         if part is None:
@@ -141,15 +127,13 @@ def match_mask(
         score = probs.expected_iou(part)
         if score > best_score:
             best, best_score = part, score
-    if best is None:
-        return None
     crop = BoxMask.of(best, probs.box_xyxy[1], probs.box_xyxy[0])
     return SliceMask(crop, crop.iou(previous), best_score, float(area_granularity(crop.area_px, bins.size)))
 
 
-def appearance_score(crop: BoxMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> float:
+def appearance_score(crop: BoxMask, appearance: np.ndarray, bins: np.ndarray) -> float:
     """The expected IoU of a known mask in its own slice, which is the best that matches of the object can reach."""
-    probs = _pixel_probs(crop, appearance, bins, settings)
+    probs = _pixel_probs(crop, appearance, bins)
     return probs.expected_iou(crop.within(probs.box_xyxy))
 
 
@@ -173,26 +157,26 @@ class _PixelProbs:
         return float(shared / (np.count_nonzero(part) + self.prob.sum() - shared))
 
 
-def _pixel_probs(previous: BoxMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> _PixelProbs:
-    blur_px = settings.reach * _radius(previous) + 1
+def _pixel_probs(previous: BoxMask, appearance: np.ndarray, bins: np.ndarray) -> _PixelProbs:
+    blur_px = _MOTION * _radius(previous) + 1
     box = _grown(previous.box_xyxy, int(_MAX_LOG_ODDS * blur_px) + 3, bins.shape)
     inside = previous.within(box)
     depth_px = np.where(
         inside, ndimage.distance_transform_edt(inside) - 0.5, 0.5 - ndimage.distance_transform_edt(~inside)
     )
     position = np.clip(depth_px / blur_px, -_MAX_LOG_ODDS, _MAX_LOG_ODDS)
-    log_odds = position + settings.appearance * appearance[bins[box_slices(box)]]
+    log_odds = position + appearance[bins[box_slices(box)]]
     return _PixelProbs(box, log_odds, 1 / (1 + np.exp(-log_odds)))
 
 
-def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int, settings: MatchSettings) -> list[BoxMask]:
+def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int) -> list[BoxMask]:
     """The best region of a tree and the best set of its regions."""
     box = probs.box_xyxy
     leaves = tree.leaf_labels[box_slices(box)]
     flat, n_leaves = leaves.ravel(), tree.n_leaves
     outside = tree.area[:n_leaves] - np.bincount(flat, minlength=n_leaves)
     log_odds = np.bincount(flat, probs.log_odds.ravel(), minlength=n_leaves) - 2 * _MAX_LOG_ODDS * outside
-    cost = settings.region_cost * np.sqrt(area_px) / 10
+    cost = _REGION_COST * np.sqrt(area_px) / 10
     chosen = best_disjoint(tree, tree.tree.sums(log_odds) - cost)
     in_set = leaf_values(tree, chosen, np.ones(len(chosen), int)) > 0
 

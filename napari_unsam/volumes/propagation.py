@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 
@@ -12,7 +12,6 @@ import numpy as np
 from napari_unsam.engine.planes import EmbeddedPlane
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.volumes.matching import (
-    MatchSettings,
     SliceMask,
     SliceState,
     appearance_of,
@@ -21,6 +20,9 @@ from napari_unsam.volumes.matching import (
     match_mask,
 )
 from unsam_mm.masks.granularity import area_granularity
+
+_MIN_SCORE = 0.7  # expected IoU, as a share of that of the known mask in its own slice, below which an object ends
+_MIN_AREA = 0.02  # share of its largest area at which an object ends
 
 Anchors = Mapping[int, Mapping[int, BoxMask]]
 """The known masks of each object, by label and slice; an empty mask means that the object is not in that slice."""
@@ -36,23 +38,17 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """When propagation ends, and how masks are matched.
+    """How objects are propagated.
 
     Attributes:
-        min_iou: Minimum IoU of a mask with that of the previous slice; slices below it are weak.
-        patience: Number of weak slices in a row after which the object ends; if fewer, they are kept.
-        min_score: Minimum expected IoU, as a share of that of the known mask in its own slice; slices below it are weak too.
-        min_share: An object ends when it has shrunk to this share of its largest area.
+        min_iou: Minimum IoU of a mask with that of the previous slice; below it the object ends.
         direction: Direction of propagation.
-        match: How a mask is matched in the next slice.
+        ask_engine: Whether the engine is asked for candidate masks too, which takes most of the time.
     """
 
     min_iou: float = 0.35
-    patience: int = 1
-    min_score: float = 0.7
-    min_share: float = 0.02
     direction: Direction = Direction.BOTH
-    match: MatchSettings = field(default_factory=MatchSettings)
+    ask_engine: bool = False
 
 
 Found = dict[int, SliceMask]
@@ -77,7 +73,7 @@ def propagate(
         pixels: Returns the same slice as an image, (H, W) or (H, W, 3) uint8.
         anchors: The known masks within the range, at least one that is not empty for each object.
         z_range: First and last slice, the last exclusive.
-        settings: When propagation ends, and in which direction it goes.
+        settings: How objects are propagated.
         progress: Called with the fraction done and a description; may raise to cancel.
 
     Returns:
@@ -110,7 +106,6 @@ class _Track:
         appearance: Appearance of the object in its last known slice.
         appearance_score: Expected IoU of the known mask in that slice.
         largest_px: The largest area so far.
-        weak: The last weak slices in a row.
         is_over: Whether the object has ended; it begins again in the next slice where it is known.
     """
 
@@ -119,15 +114,7 @@ class _Track:
     appearance: np.ndarray
     appearance_score: float
     largest_px: int
-    weak: list[int] = field(default_factory=list)
     is_over: bool = False
-
-    def end(self, z: int, iou: float, score: float) -> None:
-        """Ends the object and removes its weak slices."""
-        for weak in self.weak:
-            self.slices[weak] = replace(self.slices[weak], crop=EMPTY, state=SliceState.STOPPED)
-        self.slices.setdefault(z, SliceMask(EMPTY, iou, score, 0.0, SliceState.STOPPED))
-        self.weak, self.is_over = [], True
 
 
 class _Sweep:
@@ -151,23 +138,18 @@ class _Sweep:
         if not here and not going:
             return
         embedded, bins = self._plane(z), colour_bins(self._pixels(z))
-        settings = self._settings
+        ask_engine = self._settings.ask_engine
         matches = {
-            label: match_mask(embedded, tracks[label].last, tracks[label].appearance, bins, settings.match)
+            label: match_mask(embedded, tracks[label].last, tracks[label].appearance, bins, ask_engine)
             for label in going
         }
         taken = [self._known[label][z] for label in here]
-        order = sorted((label for label in going if matches[label]), key=lambda label: -matches[label].score)
-        for label in order:
-            match = matches[label]
+        for label, match in sorted(matches.items(), key=lambda pair: -pair[1].score):
             crop = match.crop.without(taken)
             if crop is not match.crop:
                 match = replace(match, crop=crop, iou=crop.iou(tracks[label].last))
             self._follow(tracks[label], z, match)
             taken.append(tracks[label].slices[z].crop)
-        for label in going:
-            if matches[label] is None:
-                tracks[label].end(z, 0.0, 0.0)
         for label in here:
             self._begin(tracks, label, z, bins)
 
@@ -185,24 +167,22 @@ class _Sweep:
         slices[z] = SliceMask(crop, 1.0, 1.0, granularity, SliceState.CORRECTED)
         if crop.area_px:
             appearance = appearance_of(crop, bins)
-            score = appearance_score(crop, appearance, bins, self._settings.match)
+            score = appearance_score(crop, appearance, bins)
             tracks[label] = _Track(slices, crop, appearance, score, crop.area_px)
         elif earlier is not None:
             earlier.is_over = True
 
     def _follow(self, track: _Track, z: int, match: SliceMask) -> None:
-        settings = self._settings
-        if match.crop.area_px <= settings.min_share * track.largest_px:
-            track.end(z, match.iou, match.score)
-            return
-        is_weak = match.iou < settings.min_iou or match.score < settings.min_score * track.appearance_score
-        track.weak = [*track.weak, z] if is_weak else []
-        track.slices[z] = match
-        if len(track.weak) >= settings.patience:
-            track.end(z, match.iou, match.score)
-            return
-        track.last = match.crop
-        track.largest_px = max(track.largest_px, match.crop.area_px)
+        """Continues a track with a match, or ends it."""
+        is_tiny = match.crop.area_px <= _MIN_AREA * track.largest_px
+        is_weak = match.iou < self._settings.min_iou or match.score < _MIN_SCORE * track.appearance_score
+        if is_tiny or is_weak:
+            granularity = 0.0 if is_tiny else match.granularity
+            track.slices[z] = replace(match, crop=EMPTY, granularity=granularity, state=SliceState.STOPPED)
+            track.is_over = True
+        else:
+            track.slices[z], track.last = match, match.crop
+            track.largest_px = max(track.largest_px, match.crop.area_px)
 
 
 def _joined(known: Mapping[int, BoxMask], forward: Found, back: Found) -> Found:

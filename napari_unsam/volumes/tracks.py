@@ -11,20 +11,9 @@ from scipy import ndimage
 
 from napari_unsam.volumes.linking import LinkedRegion, LinkSettings, link, overlaps
 
-
-@dataclass(frozen=True)
-class DivisionSettings:
-    """When the end of a track is a division.
-
-    Attributes:
-        min_covered: Minimum share of each daughter's first mask that lies in the mother's last mask.
-        max_gap: Maximum difference of their frame numbers.
-        min_length: Minimum number of frames of a daughter; shorter tracks are more likely errors.
-    """
-
-    min_covered: float = 0.5
-    max_gap: int = 1
-    min_length: int = 2
+_MIN_COVERED = 0.5  # share of each daughter's first mask that lies in the mother's last mask
+_MAX_DIVISION_GAP = 1  # in frames, between the mother's last mask and the daughter's first one
+_MIN_DAUGHTER_LENGTH = 2  # in frames; shorter tracks are more likely errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +34,6 @@ class TrackTable:
 def track(
     label_maps: Sequence[np.ndarray],
     settings: LinkSettings = LinkSettings(max_gap=1, min_extent=1),  # noqa: B008  frozen
-    divisions: DivisionSettings = DivisionSettings(),
 ) -> TrackTable:
     """Tracks the regions of a movie.
 
@@ -54,10 +42,9 @@ def track(
     Args:
         label_maps: T label maps (H, W); 0 is background.
         settings: When regions are linked.
-        divisions: What counts as a division.
     """
     tracks = link(label_maps, LinkSettings(settings.min_iou, settings.max_gap, 1))
-    mothers = _cut_at_divisions(tracks, label_maps, divisions)
+    mothers = _cut_at_divisions(tracks, label_maps)
     kept = [number for number, regions in enumerate(tracks) if len(regions) >= settings.min_extent]
     numbers = {number: i for i, number in enumerate(kept, start=1)}
     graph = {
@@ -69,9 +56,7 @@ def track(
     return TrackTable(_centres(regions, label_maps), graph, regions)
 
 
-def _cut_at_divisions(
-    tracks: list[list[LinkedRegion]], label_maps: Sequence[np.ndarray], divisions: DivisionSettings
-) -> dict[int, int]:
+def _cut_at_divisions(tracks: list[list[LinkedRegion]], label_maps: Sequence[np.ndarray]) -> dict[int, int]:
     """Finds the mother of each daughter track. Cuts mothers that continue in a daughter; the cut-off parts are appended."""
 
     @cache
@@ -80,7 +65,7 @@ def _cut_at_divisions(
         pairs, shared, _, areas = overlaps(label_maps[before], label_maps[after])
         outer: dict[int, list[int]] = {}
         inner: dict[int, list[int]] = {}
-        for one, other in pairs[shared >= divisions.min_covered * areas[pairs[:, 1]]].tolist():
+        for one, other in pairs[shared >= _MIN_COVERED * areas[pairs[:, 1]]].tolist():
             outer.setdefault(other, []).append(one)
             inner.setdefault(one, []).append(other)
         return outer, inner
@@ -96,9 +81,9 @@ def _cut_at_divisions(
 
     for born in range(len(tracks)):
         first = tracks[born][0]
-        if len(tracks[born]) < divisions.min_length or born in mothers:
+        if len(tracks[born]) < _MIN_DAUGHTER_LENGTH or born in mothers:
             continue
-        frames = range(max(first.z - divisions.max_gap, 0), first.z)
+        frames = range(max(first.z - _MAX_DIVISION_GAP, 0), first.z)
         around = sorted(places[z, region] for z in frames for region in covering(z, first.z)[0].get(first.region, []))
         for mother, at in around:
             last, later = tracks[mother][at], tracks[mother][at + 1 : at + 2]
@@ -121,7 +106,7 @@ def _cut_at_divisions(
             others = sorted(
                 number
                 for number, i in begun
-                if i == 0 and number > born and len(tracks[number]) >= divisions.min_length
+                if i == 0 and number > born and len(tracks[number]) >= _MIN_DAUGHTER_LENGTH
             )
             if others:
                 join(mother, born, *others)
