@@ -101,36 +101,25 @@ def best_of_trees(
     overlaps = overlaps or LeafOverlaps(trees)
     chosen = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
     for number, (tree, score) in enumerate(zip(trees, scores, strict=True)):
-        chosen = _joined(trees, scores, overlaps, chosen, number, best_disjoint(tree, score))
+        nodes = best_disjoint(tree, score)
+        if not len(nodes):
+            continue
+        source = np.concatenate([chosen.source, np.full(len(nodes), number)])
+        node = np.concatenate([chosen.nodes, nodes])
+        is_new = np.arange(len(node)) >= len(chosen)
+        rivals = np.zeros((len(node), len(node)), bool)
+        for other in np.unique(chosen.source):
+            held = np.flatnonzero(chosen.source == other)
+            shared = overlaps.pixels(int(other), node[held], number, nodes)
+            smaller = np.minimum(trees[other].area[node[held]][:, None], tree.area[nodes][None])
+            rivals[held, len(chosen) :] = shared > _MAX_OVERLAP * smaller
+        # In each group of overlapping regions, either the old or the new ones are kept.
+        n_groups, group = connected_components(csr_array(rivals), directed=False)
+        each = np.array([scores[i][j] for i, j in zip(source, node, strict=True)])
+        new, old = (np.bincount(group[part], each[part], minlength=n_groups) for part in (is_new, ~is_new))
+        is_kept = np.where(is_new, new[group] > old[group], new[group] <= old[group])
+        chosen = Selection(source[is_kept], node[is_kept])
     return chosen
-
-
-def _joined(
-    trees: Sequence[MaskHierarchy],
-    scores: Sequence[np.ndarray],
-    overlaps: LeafOverlaps,
-    chosen: Selection,
-    number: int,
-    nodes: np.ndarray,
-) -> Selection:
-    """Joins the regions of another tree. In each group of overlapping regions, the old or the new ones are kept."""
-    both = Selection(
-        np.concatenate([chosen.source, np.full(len(nodes), number)]), np.concatenate([chosen.nodes, nodes])
-    )
-    if not len(chosen) or not len(nodes):
-        return both
-    is_new = np.arange(len(both)) >= len(chosen)
-    rivals = np.zeros((len(both), len(both)), bool)
-    for other in np.unique(chosen.source):
-        held = np.flatnonzero(chosen.source == other)
-        shared = overlaps.pixels(int(other), chosen.nodes[held], number, nodes)
-        smaller = np.minimum(trees[other].area[chosen.nodes[held]][:, None], trees[number].area[nodes][None])
-        rivals[np.ix_(held, is_new.nonzero()[0])] = shared > _MAX_OVERLAP * smaller
-    _, group = connected_components(rivals, directed=False)
-    score = np.array([scores[source][node] for source, node in zip(both.source, both.nodes, strict=True)])
-    new, held = (np.bincount(group[part], score[part], minlength=group.max() + 1) for part in (is_new, ~is_new))
-    stays = np.where(is_new, new[group] > held[group], new[group] <= held[group])
-    return Selection(both.source[stays], both.nodes[stays])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -138,16 +127,16 @@ def _chosen(parent, score, adds):
     """(N,) bool; a node is chosen if its score is at least that of the best below it: their sum, or their maximum."""
     n_nodes = len(parent)
     below = np.zeros(n_nodes)
-    taken = np.zeros(n_nodes, np.bool_)
+    chosen = np.zeros(n_nodes, np.bool_)
     for node in range(n_nodes):
-        taken[node] = score[node] > 0 and score[node] >= below[node]
+        chosen[node] = score[node] > 0 and score[node] >= below[node]
         best, up = max(score[node], below[node]), parent[node]
         if up >= 0:
             below[up] = below[up] + best if adds else max(below[up], best)
     covered = np.zeros(n_nodes, np.bool_)
     for node in range(n_nodes - 2, -1, -1):
         up = parent[node]
-        covered[node] = covered[up] or taken[up]
+        covered[node] = covered[up] or chosen[up]
         if covered[node]:
-            taken[node] = False
-    return taken
+            chosen[node] = False
+    return chosen

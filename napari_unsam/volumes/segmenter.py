@@ -266,14 +266,13 @@ class VolumeSegmenter:
         return (run.slicing.axis, run.slicing.index(0)) == (slicing.axis, slicing.index(0))
 
     def _is_ready(self) -> bool:
-        if self.slicing is None:
-            controller = self.session.controller
-            if controller.target is None:
-                controller.show_no_target()
-            else:
-                controller.show_problem(_NO_SLIDER)
-            return False
-        return True
+        """Whether there are slices to work on; if not, shows the reason."""
+        controller = self.session.controller
+        if controller.target is None:
+            controller.show_no_target()
+        elif self.slicing is None:
+            controller.show_problem(_NO_SLIDER)
+        return self.slicing is not None
 
     def _range(self) -> tuple[int, int]:
         n_slices = self.slicing.n_slices
