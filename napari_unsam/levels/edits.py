@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from napari.layers import Labels
 
 _NO_OBJECT = 'No object is under the cursor or selected on this slice.'
+_NOT_STARTED = 'Press Next to start with the least certain object.'
 _VISIBLE_PX = (60, 500)  # on screen; if the object is smaller or larger, it is zoomed to
 _ZOOMED_PX = 150
 
@@ -124,7 +125,7 @@ class Reviewing:
         """Marks the current object as correct, and shows the next one."""
         label = self.queue.current
         if label is None:
-            self._session.controller.show_problem('Press Next to start with the least certain object.')
+            self._session.controller.show_problem(_NOT_STARTED)
             return
         put = partial(_mark_reviewed, self._session.objects, label)
         self._session.history.do(Change(f'accept object {label}', put, False, True))
@@ -134,7 +135,7 @@ class Reviewing:
         """Deletes the current object, as one action, and shows the next one."""
         label = self.queue.current
         if label is None:
-            self._session.controller.show_problem('Press Next to start with the least certain object.')
+            self._session.controller.show_problem(_NOT_STARTED)
             return
         after = self.queue.next()
         box = self._session.box_of(label)

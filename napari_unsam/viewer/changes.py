@@ -105,12 +105,12 @@ class SessionWatch:
             (session.controller.prompts_changed, self._changed),
             (session.objects_changed, self._objects_changed),
             # A script may write into a new layer.
-            (layers.inserted, self._follow),
+            (layers.inserted, self._watch_layers),
             (layers.removed, self._removed),
         ]
         for signal, act in self._connections:
             signal.connect(act)
-        self._follow()
+        self._watch_layers()
 
     def end(self) -> None:
         """Disconnects from the session."""
@@ -127,7 +127,7 @@ class SessionWatch:
             if not layer.visible:  # not redrawn, so its watch cannot tell whether it has changed
                 self._on_change(self._session, layer)
 
-    def _follow(self, event: object = None) -> None:
+    def _watch_layers(self, event: object = None) -> None:
         for layer in self._session.viewer.layers:
             if holds_objects(layer) and layer not in self._watches:
                 self._watches[layer] = LayerWatch(

@@ -100,20 +100,20 @@ class Inputs:
 
         # Not a partial: napari reads the __name__ of every key binding.
         def press(*_senders: Any) -> None:
-            if self._is_viewing or not self._is_held:
+            if self._is_pan_zoom or not self._is_held:
                 act()
 
         return press
 
     @property
-    def _is_viewing(self) -> bool:
+    def _is_pan_zoom(self) -> bool:
         """Whether the selected layer is in pan/zoom mode; in other modes, such as painting, it handles the mouse."""
         active = self._viewer.layers.selection.active
         return active is None or str(active.mode) == 'pan_zoom'
 
     def _is_click(self, event: Any) -> bool:
         plain = all(modifier == 'Shift' for modifier in event.modifiers)
-        return self.prompting and plain and event.button in (_LEFT, _RIGHT) and self._is_viewing
+        return self.prompting and plain and event.button in (_LEFT, _RIGHT) and self._is_pan_zoom
 
     def _on_mouse(self, _viewer: ViewerModel, event: Any) -> Generator[None, None, None]:
         is_ours, pressed_at, position = self._is_click(event), event.pos, tuple(event.position)

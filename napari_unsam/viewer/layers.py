@@ -71,11 +71,10 @@ def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, 
 
 def move_on_image(layer: Layer, frame: Frame, origin: Sequence[float]) -> None:
     """Moves a layer made with `following` to another position on its image."""
-    for name, value in following(frame, origin).items():
-        if name == 'metadata':
-            layer.metadata.update(value)
-        else:
-            setattr(layer, name, value)
+    placed = following(frame, origin)
+    layer.metadata.update(placed.pop('metadata'))
+    for name, value in placed.items():
+        setattr(layer, name, value)
 
 
 def outline_layer(frame: Frame, name: str, colour: str, **placed: Any) -> Vectors:

@@ -148,7 +148,7 @@ class _Sweep:
             crop = match.crop.without(taken)
             if crop is not match.crop:
                 match = replace(match, crop=crop, iou=crop.iou(tracks[label].last))
-            self._follow(tracks[label], z, match)
+            self._continue(tracks[label], z, match)
             taken.append(tracks[label].slices[z].crop)
         for label in here:
             self._begin(tracks, label, z, bins)
@@ -172,7 +172,7 @@ class _Sweep:
         elif earlier is not None:
             earlier.is_over = True
 
-    def _follow(self, track: _Track, z: int, match: SliceMask) -> None:
+    def _continue(self, track: _Track, z: int, match: SliceMask) -> None:
         """Continues a track with a match, or ends it."""
         is_tiny = match.crop.area_px <= _MIN_AREA * track.largest_px
         is_weak = match.iou < self._settings.min_iou or match.score < _MIN_SCORE * track.appearance_score
