@@ -56,7 +56,7 @@ def main() -> None:
         )
         print(f'results identical: {same}')
         clicked.click_meanwhile()
-    if not same or (report.made, report.found) != (len(planes) - len(planes) // 2, len(planes) // 2):
+    if not same or report.made != len(planes) - len(planes) // 2:
         raise SystemExit(1)
 
 
@@ -68,7 +68,7 @@ class Stack:
         self._embedder.load()
         self.store = EmbeddingStore(folder / 'planes', 0)  # to read from
         self._targets = [
-            Target('stack', Plane(planes.shape, (1, 2), (z, 0, 0)), 'stack', lambda plane=plane: plane)
+            Target('stack', Plane(planes.shape, (1, 2), (z, 0, 0)), 'stack', lambda plane=plane: [plane])
             for z, plane in enumerate(planes)
         ]
 
@@ -108,7 +108,7 @@ class Stack:
         alone_s = [click() for _ in range(20)]
         controller.run(
             'stack',
-            lambda progress: controller.store_planes(self._targets, progress, lambda number: None),
+            lambda progress: controller.planes.embedder.stack(self._targets, progress, lambda number: None),
             lambda report: done.set(),
             lambda reason: done.set(),
         )

@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_batch(options: argparse.Namespace) -> int:
-    """Exit status 0 if any image is done, now or before, 1 if none is."""
+    """Exit status: 0 if any image is done, now or before, else 1."""
     from tqdm import tqdm
 
     job = BatchJob(
@@ -128,7 +128,7 @@ def run_batch(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status. Errors meant for people are one line on stderr."""
+    """Runs one command; returns its exit status. Expected errors are one line on stderr."""
     escape_unencodable()
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')

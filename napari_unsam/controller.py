@@ -1,7 +1,7 @@
 """The state of a segmentation and the actions on it, without Qt and without layers.
 
-The controller holds what is being segmented, the prompts on it, the masks that they may mean and the jobs that run.
-It never shows anything: views read its properties when a signal says that something changed.
+The controller holds the plane to segment, the prompts on it, the candidate masks and the running jobs. Views read its
+properties when a signal says that something changed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from psygnal import Signal
 
-from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import Deliver, InferenceThread, Lane, ProgressCallback
-from napari_unsam.engine.planes import Embed, EmbeddedPlane, PlaneCache
+from napari_unsam.engine.planes import MAX_MASKS, Embed, EmbeddedPlane, PlaneCache
 from napari_unsam.keys import KEYS, TO_UNDO
-from napari_unsam.model.candidates import NO_CANDIDATES, Candidates, Place
+from napari_unsam.model.candidates import NO_CANDIDATES, Candidates, Selection
 from napari_unsam.model.history import MAX_ACTIONS, MAX_BYTES, Action, ActionGroup, ActionHistory, Change
 from napari_unsam.model.mask import BoxMask
 from napari_unsam.model.plane_prompts import PlanePrompt, on_plane, plane_prompt
@@ -38,13 +37,13 @@ NO_IMAGE = 'Choose an image to begin.'
 HINT = f'{KEYS["coarser"].key}: larger mask, {KEYS["finer"].key}: smaller mask, {KEYS["commit"].key}: commit.'
 _NO_FIT = f'One pixel has object and background clicks. Remove one of them ({KEYS["undo"].key}: undo).'
 _ONLY_NEGATIVE = 'There are only background clicks. Click on the object, or draw a box around it.'
-_NOT_DONE = 'Commit cancelled: slice or prompts changed.'
-_FORGOTTEN = (
+_NOT_COMMITTED = 'Commit cancelled: slice or prompts changed.'
+_HISTORY_IS_CUT = (
     f'Nothing more to undo: the history keeps {MAX_ACTIONS} actions, or as many as fit in {MAX_BYTES // 2**20} MB.'
 )
-_NOTHING_YET = 'No mask yet; click on an object first.'
-_NOTHING_THERE = 'No mask found here; click elsewhere.'
-_ANSWER, _MORE, _EXACT = 'Predicting masks', 'Searching larger masks', 'Searching this size'
+_NO_MASK_YET = 'No mask yet; click on an object first.'
+_NO_MASK_FOUND = 'No mask found here; click elsewhere.'
+_PREDICTING, _SEARCHING_LARGER, _SEARCHING_SIZE = 'Predicting masks', 'Searching larger masks', 'Searching this size'
 
 
 class SegmentationController:
@@ -52,16 +51,17 @@ class SegmentationController:
 
     Args:
         embed: Analyses a plane; called in the inference thread.
-        deliver: Runs a function in the thread that this object belongs to; by default at once, in the caller's.
-        load: Does what the first embedding would have to do besides; called in the inference thread by `warm_up`.
+        deliver: Runs a function in the thread of this object; by default at once, in the thread of the caller.
+        load: Loads the model; called in the inference thread by `warm_up`.
 
     Attributes:
-        history: Everything that the user did, to be undone.
-        target: What is being segmented; None if nothing can be.
-        embedding: The plane that is being analysed, which may not be the target.
-        polarity: The polarity of the next plain click.
-        status: The latest line for the user.
-        candidates: The masks that fit the prompts on this plane.
+        history: The actions of the user.
+        planes: The analysed planes.
+        target: The plane to segment; None if no plane can be segmented.
+        embedding: The plane that is being analysed; may be another than the target.
+        polarity: Of the next click without modifier keys.
+        status: The status line.
+        candidates: The masks for the prompts in view.
     """
 
     state_changed = Signal()
@@ -82,27 +82,27 @@ class SegmentationController:
         self.polarity = Polarity.POSITIVE
         self.status = Status(NO_IMAGE)
         self.candidates = NO_CANDIDATES
-        self._embed, self._load = embed, load
+        self.planes = PlaneCache(embed)
+        self._load = load
         self._jobs = InferenceThread(deliver)
         self._jobs.changed.connect(self.state_changed.emit)
         self._jobs.progressed.connect(self.progress_changed.emit)
+        self._jobs.failed.connect(self._failed)
         self.history.changed.connect(self.state_changed.emit)
-        self._planes = PlaneCache()
         self._prompts: dict[Hashable, Prompts] = {}
         self._no_target = NO_IMAGE
-        self._waiting: tuple[Hashable, Callable[[], None]] | None = (
-            None  # which prompts are to be answered, and for what
-        )
+        # A function to call once the masks for a question are predicted, and that question.
+        self._waiting: tuple[Hashable, Callable[[], None]] | None = None
         self._is_quiet = False
 
     @property
     def plane(self) -> EmbeddedPlane | None:
-        """The analysed target; None before."""
-        return self._planes.get(self.target)
+        """The analysed target; None if it is not analysed."""
+        return self.planes.get(self.target)
 
     @property
     def hierarchy(self) -> MaskHierarchy | None:
-        """The region tree of the target; None before it is made, and for planes that are analysed in windows."""
+        """The region tree of the target; None if it is not analysed, or analysed in windows."""
         return self.plane.hierarchy if self.plane is not None else None
 
     @property
@@ -121,29 +121,29 @@ class SegmentationController:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something runs that may take long."""
+        """True if a job runs that may take long."""
         return self.job is not None
 
     @property
     def job(self) -> str | None:
-        """What runs and may take long."""
+        """The name of the running job that may take long; None if there is none."""
         in_windows = self.plane is not None and self.plane.hierarchy is None
         lanes = (Lane.TASK, Lane.LONG, Lane.PLANE, *([Lane.CLICK] if in_windows else []))
         return next(filter(None, map(self._jobs.name, lanes)), None)
 
     def runs(self, name: str) -> bool:
-        """Whether a job of that name runs, or waits for others."""
+        """True if a job of that name runs or waits."""
         return self._jobs.holds(name)
 
     @property
     def is_loading(self) -> bool:
-        """Whether the model is being loaded in the background."""
+        """True if an idle job, such as loading the model, is not done."""
         return self._jobs.name(Lane.IDLE) is not None
 
     @property
     def is_answering(self) -> bool:
-        """Whether the current mask does not answer the prompts yet."""
-        return self._jobs.name(Lane.CLICK) == _ANSWER
+        """True if the masks for the prompts in view are not predicted yet."""
+        return self._jobs.name(Lane.CLICK) == _PREDICTING
 
     @property
     def proposal(self) -> Proposal | None:
@@ -160,12 +160,12 @@ class SegmentationController:
         self.state_changed.emit()
 
     def show_problem(self, text: str) -> None:
-        """Sets the status line to a problem that the user has to know of."""
+        """Sets the status line to a problem."""
         self.status = Status(text, is_problem=True)
         self.state_changed.emit()
 
     def reporting(self, act: Callable[P, None]) -> Callable[P, None]:
-        """Wraps a function, such as one for a button or a key, so that its `UnSAMError` is shown in the status line."""
+        """Wraps a function, such as that of a button, so that its `UnSAMError` is shown in the status line."""
 
         def reported(*args: P.args, **options: P.kwargs) -> None:
             try:
@@ -180,128 +180,91 @@ class SegmentationController:
         self.show_problem(self._no_target)
 
     def set_target(self, target: Target | None, reason: str = NO_IMAGE) -> None:
-        """Changes what is being segmented; prompts stay with their image, and the plane that is being analysed is finished.
+        """Changes the plane to segment. Prompts stay on their image, and a running analysis of another plane goes on.
 
         Args:
             target: The new target, or None.
-            reason: What the user is told if there is none.
+            reason: Shown to the user if there is none.
         """
         if target is not None and target == self.target:
-            self.target = target  # which may read its pixels in another way
+            self.target = target  # its functions may be new
             return
         before, self.target = self.target, target
-        self._no_target = reason
-        self._drop_answer()
+        self._no_target, self.candidates = reason, NO_CANDIDATES
         if target is not None and (before is None or before.source != target.source):
             self.prompts_changed.emit()
         self.show_info(reason if target is None else f'Click on an object in "{target.name}".')
         self.target_changed.emit()
         self._predict()
         if self.prompts_here and self.plane is None and self.embedding is None:
-            self.embed()  # it was given up for another one
+            self.embed()  # its analysis was cancelled for another plane
 
     def forget(self, source: Hashable) -> None:
         """Drops the analysed planes of an image that has changed or was removed."""
         if self.embedding is not None and self.embedding.source == source:
             self._jobs.cancel(Lane.PLANE)
             self.embedding = None
-        self._planes.forget_source(source)
+        self.planes.forget_source(source)
         if self.target is not None and self.target.source == source:
-            self._drop_answer()
-            self.proposal_changed.emit()
-            self.state_changed.emit()
+            self._predict()
 
     def use_weights(self, path: Path | None) -> None:
         """Uses other weights of the model; None for those of the package."""
 
         def loaded(_: None) -> None:
-            self._planes.clear()
-            self._drop_answer()
+            self.planes.clear()
+            self._predict()
             if self.prompts_here:
                 self.embed()
             else:
                 self.show_info('The model is ready. Click on an object.')
-            self._predict()
 
-        self.run('Loading the weights', lambda _: self._embed.use_weights(path), loaded)
+        self.run('Loading the weights', lambda _: self.planes.embedder.use_weights(path), loaded)
 
-    def load_ahead(self, name: str, work: Callable[[], None]) -> None:
-        """Runs something in the inference thread while that is idle; replaces the idle job before."""
-        self._jobs.start(Lane.IDLE, name, lambda _: work(), lambda _: None, self._failed)
+    def run_when_idle(self, name: str, work: Callable[[], None]) -> None:
+        """Runs a function in the inference thread while it is idle; replaces the previous idle job."""
+        self._jobs.start(Lane.IDLE, name, lambda _: work())
 
     def warm_up(self) -> None:
-        """Loads the model in the background, once, so that the first click need not wait for it."""
+        """Loads the model in the background, once, so that the first click is fast."""
         load, self._load = self._load, None
         if load is not None:
-            self.load_ahead('Loading the model', load)
+            self.run_when_idle('Loading the model', load)
 
     def embed(self) -> None:
-        """Analyses the target in the background, again if it is analysed; cancels the plane that is being analysed."""
+        """Analyses the target in the background, again if it is analysed; cancels the analysis of another plane."""
         target = self.target
         if target is None:
             self.show_no_target()
             return
-        self._planes.forget(target)
+        self.planes.forget(target)
         self.embedding = target
         name = f'Analysing "{target.name}"'
-        done = partial(self._embedded, target)
-        self._jobs.start(Lane.PLANE, name, partial(self.embedded, target), done, self._failed)
+        self._jobs.start(Lane.PLANE, name, partial(self.planes.embedded, target), partial(self._embedded, target))
         self.progress_changed.emit(0.0, 'Starting')
         self.show_info(f'{name} ...')
-
-    def embedded(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
-        """An analysed plane, from memory, from the store, or analysed now; call it only inside a job."""
-        plane = self._planes.get(target)
-        if plane is None:
-            version = self.version(target.source)
-            plane = self._embed(target, progress)
-            self._planes.put(target, plane, version)
-        return plane
-
-    def version(self, source: Hashable) -> int:
-        """How often the analysed planes of an image were dropped; any thread may ask."""
-        return self._planes.version(source)
-
-    def store_planes(
-        self, targets: Sequence[Target], progress: ProgressCallback, kept: Callable[[int], None]
-    ) -> StackReport:
-        """Analyses planes into the store, see `PlaneEmbedder.stack`; call it only inside a job."""
-        return self._embed.stack(targets, progress, kept)
 
     def run(
         self,
         name: str,
         work: Callable[[ProgressCallback], T],
         on_done: Callable[[T], None],
-        on_failed: Callable[[str], None] | None = None,
+        on_failed: Callable[[str], None] = lambda reason: None,
         is_task: bool = False,
     ) -> None:
-        """Runs something long in the inference thread; stops the one before, except for tasks.
+        """Runs a job in the inference thread; cancels the previous one, except for tasks.
 
         Args:
             name: Shown while it runs.
-            work: Is given a callback for the fraction done and what is being done, which raises `JobCancelled` once the
-                job is to stop, and lets clicks be answered.
-            on_done: Told what `work` returned, in the thread that this object belongs to; never called once cancelled. May
-                raise UnSAMError, as `work` may.
-            on_failed: Told why it failed; the user is told anyway.
-            is_task: Whether it is done in the midst of what takes longer, after other tasks; none of them stops another.
+            work: See `InferenceThread.start`; its callback also lets clicks be answered.
+            on_done: See there; not called if the job is cancelled.
+            on_failed: See there; the reason is also shown to the user.
+            is_task: True for a short job, which runs after other tasks and during jobs that are not tasks.
         """
-
-        def failed(reason: str) -> None:
-            self._failed(reason)
-            if on_failed is not None:
-                on_failed(reason)
-
-        def done(result: T) -> None:
-            try:
-                on_done(result)
-            except UnSAMError as error:  # what it was for may be gone
-                failed(str(error))
 
         lane = Lane.TASK if is_task else Lane.LONG
         before = self._jobs.name(lane)
-        self._jobs.start(lane, name, work, done, failed)
+        self._jobs.start(lane, name, work, on_done, on_failed)
         self.progress_changed.emit(0.0, name)
         other = '' if before in (None, name) else f' "{before}" {"runs first" if is_task else "was stopped"}.'
         self.show_info(f'{name} ...{other}')
@@ -315,7 +278,7 @@ class SegmentationController:
             self.show_info('Cancelled. Prompts and analysed slices are kept.')
 
     def close(self, timeout_s: float = 0.0) -> bool:
-        """Stops the inference thread; returns whether it ended within the timeout. Do not use the object afterwards."""
+        """Stops the inference thread; returns whether it ended within the timeout. The object cannot be used afterwards."""
         self.embedding = None
         return self._jobs.close(timeout_s)
 
@@ -324,10 +287,10 @@ class SegmentationController:
 
         Args:
             position: Data coordinates in the image.
-            polarity: What the click says; by default `polarity`.
+            polarity: Of the click; by default `self.polarity`.
 
         Returns:
-            Whether the click lies in the plane in view; if not, the user is told.
+            True if the click lies in the plane in view; if not, a problem is shown.
         """
         if self.target is None:
             self.show_no_target()
@@ -360,21 +323,21 @@ class SegmentationController:
         if self.target is not None:
             self.set_prompts(self.prompts.without(on_plane(self.prompts, self.target.plane)), 'clear prompts')
 
-    def next_object(self, done: Prompts, kept: PendingObject | None = None) -> Action:
-        """The action after which the next prompt is about another object, without the prompts of what is done.
+    def next_object(self, done: Prompts, pending: PendingObject | None = None) -> Action:
+        """The action that starts the next object.
 
         Args:
-            done: Prompts that go.
-            kept: The current object, if it is kept for a later commit.
+            done: Prompts to remove.
+            pending: The current object, if it is to be committed later.
         """
         left, latest = self.prompts.without(done), max(self.prompts.object_id, self.prompts_here.object_id)
-        after = replace(left, pending=(*left.pending, *([] if kept is None else [kept])), object_id=latest + 1)
-        return self._prompts_change('next object' if kept is None else 'keep object', after)
+        after = replace(left, pending=(*left.pending, *([] if pending is None else [pending])), object_id=latest + 1)
+        return self._prompts_change('next object' if pending is None else 'keep object', after)
 
     def undo(self) -> None:
         """Undoes the last action."""
         name = self._quietly(self.history.undo)
-        nothing = _FORGOTTEN if self.history.is_cut else 'Nothing to undo.'
+        nothing = _HISTORY_IS_CUT if self.history.is_cut else 'Nothing to undo.'
         self.show_info(nothing if name is None else f'Undone: {name}. Press {KEYS["redo"].key} to redo.')
 
     def redo(self) -> None:
@@ -398,64 +361,65 @@ class SegmentationController:
         return ActionGroup('restore prompts', [change_prompts, change_polarity])
 
     def coarser(self) -> None:
-        """Shows the next larger answer."""
+        """Shows the next larger mask."""
         self._step(1)
 
     def finer(self) -> None:
-        """Shows the next smaller answer."""
+        """Shows the next smaller mask."""
         self._step(-1)
 
     def slide(self, steps: int) -> None:
-        """Shows a coarser region of the tree under the prompts for positive steps, a finer one for negative ones."""
-        if self.candidates.shown is None:
-            self.show_problem(_NOTHING_YET)
+        """Shows a coarser region of the tree under the prompts for positive steps, a finer one for negative steps."""
+        shown = self.candidates.shown
+        if shown is None:
+            self.show_problem(_NO_MASK_YET)
         elif len(self.candidates.chain):
-            self._choose(self.candidates.slid(steps))
+            self._choose(self.candidates.stepped_in_chain(steps))
         else:
-            self._ask_beyond(self.plane, plane_prompt(self.prompts_here, self.target.plane), steps)
+            prompt = plane_prompt(self.prompts_here, self.target.plane)
+            self._search(partial(self.plane.beyond, prompt, shown.area_px, steps), _last_mask(steps))
 
     def set_granularity(self, granularity: float) -> None:
-        """Shows the mask under the prompts that is nearest to the size of a granularity in [0, 1]."""
+        """Shows the mask under the prompts whose granularity is nearest to a number in [0, 1]."""
         if self.candidates.shown is None:
-            self.show_problem(_NOTHING_YET)
+            self.show_problem(_NO_MASK_YET)
         elif len(self.candidates.chain):
             self._choose(self.candidates.at_granularity(granularity))
         else:
             plane, prompt = self.plane, plane_prompt(self.prompts_here, self.target.plane)
             area_px = granularity_area(granularity, np.prod(plane.size_hw))
-            self._ask_exact(lambda _: plane.answer(*prompt.parts, area_px), _NOTHING_THERE)
+            self._search(lambda _: plane.answer(*prompt.parts, area_px), _NO_MASK_FOUND)
 
     def when_answered(self, call: Callable[[], None]) -> None:
-        """Calls a function once the current mask answers the prompts; not at all if they change before."""
+        """Calls a function once the masks for the prompts in view are predicted; never if the prompts change before."""
         call = self.reporting(call)
         if self.prompts_here and self.plane is None and self.embedding == self.target:
-            self._waiting = self._asked(), call
+            self._waiting = self._question(), call
             self.show_info('Waiting for the mask.')
         else:
-            self._once_answered(call)
+            self._once_predicted(call)
 
-    def _once_answered(self, call: Callable[[], None]) -> None:
+    def _once_predicted(self, call: Callable[[], None]) -> None:
         if self.is_answering:
-            self._waiting = self._asked(), call
+            self._waiting = self._question(), call
         else:
             call()
 
-    def _take_waiting(self) -> Callable[[], None] | None:
-        """What waits for the answer to the prompts in view, which waits no longer."""
-        if self._waiting is None or self._waiting[0] != self._asked():
-            return None
-        (_, call), self._waiting = self._waiting, None
-        return call
+    def _call_waiting(self) -> None:
+        """Calls the function that waits for the masks of the prompts in view, if there is one."""
+        if self._waiting is not None and self._waiting[0] == self._question():
+            (_, call), self._waiting = self._waiting, None
+            call()
 
-    def _asked(self) -> Hashable:
-        """Which prompts on which plane are to be answered."""
+    def _question(self) -> Hashable:
+        """What the candidates depend on: the plane, the version of its pixels and model, the prompts."""
         if self.target is None:
             return None
-        # Not the target, which can read the image: the history would keep that in memory.
-        return self.target.source, self.target.plane, self.version(self.target.source), self.prompts_here
+        # Not the target, which can read the image: the history would keep the image in memory.
+        return self.target.source, self.target.plane, self.planes.version(self.target.source), self.prompts_here
 
     def _quietly(self, call: Callable[[], T]) -> T:
-        """Calls a function; masks that it asks for or shows do not change the status line."""
+        """Calls a function; the masks that it predicts or shows do not change the status line."""
         self._is_quiet = True
         try:
             return call()
@@ -465,44 +429,45 @@ class SegmentationController:
     def _step(self, direction: int) -> None:
         stepped = self.candidates.stepped(direction)
         if self.candidates.shown is None:
-            self.show_problem(_NOTHING_YET)
-        elif stepped.place == self.candidates.place:
-            self.show_info(f'This is the {"coarsest" if direction > 0 else "finest"} mask.')
+            self.show_problem(_NO_MASK_YET)
+        elif stepped is self.candidates:
+            self.show_info(_last_mask(direction))
         else:
             self._choose(stepped)
 
     def _choose(self, candidates: Candidates) -> None:
         """Shows another candidate, as an action of the user."""
+        before, after = self.candidates.selection, candidates.selection
         if self.is_answering:
-            self._show(candidates)  # until the answer comes
-        elif candidates.place != self.candidates.place:
-            asked, places = self._asked(), (self.candidates.place, candidates.place)
-            change = Change('choose mask', partial(self._show_again, asked), *places, joins=('choose mask', asked))
-            self.history.do(change)
+            self._show(candidates)  # until the new masks are predicted
+        elif after != before:
+            question = self._question()
+            select = partial(self._select, question)
+            self.history.do(Change('choose mask', select, before, after, merge_key=('choose mask', question)))
 
     def _show(self, candidates: Candidates, is_quiet: bool = False) -> None:
         self.candidates = candidates
-        if not is_quiet:
+        if not len(candidates):
+            self.show_problem(_NO_MASK_FOUND)
+        elif not is_quiet:
             self.show_info(HINT)
         self.proposal_changed.emit()
 
-    def _show_again(self, asked: Hashable, place: Place | None) -> None:
-        """Shows a former mask once the same prompts are answered; does nothing for others."""
+    def _select(self, question: Hashable, selection: Selection | None) -> None:
+        """Shows a mask of the candidates for a question once they are predicted; does nothing if the question is another."""
         is_quiet = self._is_quiet
 
         def show() -> None:
             if len(self.candidates):
-                self._show(self.candidates.at(place), is_quiet)
+                self._show(self.candidates.with_selection(selection), is_quiet)
 
-        if place is not None and asked == self._asked():
-            self._once_answered(show)
+        if selection is not None and question == self._question():
+            self._once_predicted(show)
 
     def _prompts_change(self, name: str, after: Prompts) -> Action:
-        """The action that replaces the prompts on the image; taken back, it also shows the mask that was chosen for them."""
-        show_again = Change(name, partial(self._show_again, self._asked()), self.candidates.place, None)
-        return ActionGroup(
-            name, [show_again, Change(name, partial(self._put, self.target.source), self.prompts, after)]
-        )
+        """The action that replaces the prompts on the image; undone, it also shows the mask that was shown before."""
+        select = Change(name, partial(self._select, self._question()), self.candidates.selection, None)
+        return ActionGroup(name, [select, Change(name, partial(self._put, self.target.source), self.prompts, after)])
 
     def _put(self, source: Hashable, prompts: Prompts) -> None:
         self.put_prompts(source, prompts)
@@ -521,11 +486,11 @@ class SegmentationController:
             self.candidates = NO_CANDIDATES
         self.show_info(f'"{target.name}" is ready. Click on an object.')
         self._predict()
-        if self._waiting is not None and self._waiting[0] != self._asked():
+        if self._waiting is not None and self._waiting[0] != self._question():
             self._waiting = None
-            self.show_problem(_NOT_DONE)
-        elif not self.is_answering and (call := self._take_waiting()) is not None:
-            call()
+            self.show_problem(_NOT_COMMITTED)
+        elif not self.is_answering:
+            self._call_waiting()
 
     def _failed(self, reason: str) -> None:
         if self._jobs.name(Lane.PLANE) is None:
@@ -533,7 +498,9 @@ class SegmentationController:
         self.show_problem(reason)
 
     def _predict(self) -> None:
-        """Predicts the masks for the prompts in view, or removes the mask if there are none."""
+        """Predicts the masks for the prompts in view, or drops the masks if it cannot."""
+        if self.is_answering:
+            self._waiting = None
         plane, here = self.plane, self.prompts_here
         if plane is not None and here:
             prompt = plane_prompt(here, self.target.plane)
@@ -541,62 +508,45 @@ class SegmentationController:
                 self._ask(plane, prompt)
                 return
             self.status = Status(_NO_FIT if prompt.can_be_asked else _ONLY_NEGATIVE, is_problem=True)
-        self._drop_answer()
+        self._jobs.cancel(Lane.CLICK)
+        self.candidates = NO_CANDIDATES
         self.proposal_changed.emit()
         self.state_changed.emit()
 
-    def _drop_answer(self) -> None:
-        """Drops the masks, and the question for them if it is not answered yet."""
-        if self.is_answering:
-            self._waiting = None
-        self._jobs.cancel(Lane.CLICK)
-        self.candidates = NO_CANDIDATES
-
     def _ask(self, plane: EmbeddedPlane, prompt: PlanePrompt) -> None:
-        """Predicts masks; on planes in windows first one of them. The latest prompt wins."""
+        """Predicts masks; on planes in windows first one of them. Replaces the prediction for earlier prompts."""
         in_windows, is_quiet = plane.hierarchy is None, self._is_quiet
 
+        def predict(max_masks: int, _progress: ProgressCallback) -> Candidates:
+            masks = plane.answer(*prompt.parts, mask=prompt.mask, max_masks=max_masks)
+            return Candidates.of_answers(masks, plane.chain(*prompt.parts), plane.hierarchy)
+
         def answered(candidates: Candidates) -> None:
-            call = self._take_waiting()
-            self.candidates = candidates
-            if not len(candidates):
-                self.show_problem(_NOTHING_THERE)
-            elif not is_quiet:
-                self.show_info(HINT)
-            self.proposal_changed.emit()
+            self._show(candidates, is_quiet)
             if in_windows:
-                self._jobs.start(Lane.CLICK, _MORE, lambda _: _answer(plane, prompt), self._join, self._failed)
-            if call is not None:
-                call()
+                work = partial(predict, MAX_MASKS)
+                self._jobs.start(Lane.CLICK, _SEARCHING_LARGER, work, self._add_candidates)
+            self._call_waiting()
 
-        if self.is_answering:
-            self._waiting = None
-        count = {'max_masks': 1} if in_windows else {}
-        self._jobs.start(Lane.CLICK, _ANSWER, lambda _: _answer(plane, prompt, **count), answered, self._failed)
+        work = partial(predict, 1 if in_windows else MAX_MASKS)
+        self._jobs.start(Lane.CLICK, _PREDICTING, work, answered)
 
-    def _join(self, candidates: Candidates) -> None:
-        # The user may have gone on from the first mask meanwhile.
-        shown = self.candidates.shown
-        self.candidates = candidates if shown is None else candidates.starting_with(shown)
+    def _add_candidates(self, candidates: Candidates) -> None:
+        shown = self.candidates.shown  # not always the first mask: the user may have stepped on
+        self.candidates = candidates if shown is None else candidates.still_showing(shown)
         self.proposal_changed.emit()
 
-    def _ask_beyond(self, plane: EmbeddedPlane, prompt: PlanePrompt, steps: int) -> None:
-        """Searches a mask larger than the one on screen for positive steps, smaller for negative ones, on a plane in windows."""
-        search = partial(plane.beyond, prompt, self.candidates.shown.area_px, steps)
-        self._ask_exact(search, f'This is the {"coarsest" if steps > 0 else "finest"} mask.')
+    def _search(self, search: Callable[[ProgressCallback], list[BoxMask]], not_found: str) -> None:
+        """Searches a mask by its size, on a plane in windows, which has no tree."""
 
-    def _ask_exact(self, ask: Callable[[ProgressCallback], list[BoxMask]], nothing: str) -> None:
-        """Searches one mask on a plane in windows, which has no tree to slide along."""
-
-        def answered(found: list[BoxMask]) -> None:
+        def done(found: list[BoxMask]) -> None:
             if found:
                 self._choose(self.candidates.with_exact(found[0]))
             else:
-                self.show_info(nothing)
+                self.show_info(not_found)
 
-        self._jobs.start(Lane.CLICK, _EXACT, ask, answered, self._failed)
+        self._jobs.start(Lane.CLICK, _SEARCHING_SIZE, search, done)
 
 
-def _answer(plane: EmbeddedPlane, prompt: PlanePrompt, **count: int) -> Candidates:
-    answers = plane.answer(*prompt.parts, mask=prompt.mask, **count)
-    return Candidates.of_answers(answers, plane.chain(*prompt.parts), plane.hierarchy)
+def _last_mask(direction: int) -> str:
+    return f'This is the {"coarsest" if direction > 0 else "finest"} mask.'

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 Actions = dict[str, Callable[[], None]]
-"""What to call, by command."""
+"""Functions by command."""
 
 
 class Key(NamedTuple):
     """One row of the table.
 
     Attributes:
-        key: As napari spells it; napari 0.9 leaves it free on every kind of layer.
-        label: Of the button; empty where the key switches between two buttons.
+        key: In napari's notation; napari 0.9 does not use it on any layer.
+        label: Of the button; empty if the key switches between two buttons.
         action: Tooltip of the button; with the key, title of the command `unsam_mm.<command>`.
     """
 

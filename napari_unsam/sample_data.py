@@ -1,4 +1,4 @@
-"""Sample data: images that come with scikit-image, and a stack and a movie made on the spot, so nothing is downloaded."""
+"""Sample data: images of scikit-image, and a synthetic stack and movie; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def coffee() -> list[LayerData]:
 
 
 def coins() -> list[LayerData]:
-    """Greek coins, greyscale: many objects of one kind."""
+    """Greek coins, greyscale: many similar objects."""
     return [(data.coins(), {'name': 'Coins'}, 'image')]
 
 
@@ -50,7 +50,7 @@ def movie() -> list[LayerData]:
 def neurites(shape: tuple[int, int, int] = _EM_SHAPE, seed: int = 0) -> np.ndarray:
     """A (Z, Y, X) uint8 stack of tubes along z, with membranes, texture and mitochondria.
 
-    Each tube is the part of a slice that is nearest to its centre, less its size; the centres wander with z.
+    The tubes in a slice are the cells of a power diagram, whose centres move with z.
     """
     rng = np.random.default_rng(seed)
     depth, height, width = shape
@@ -81,7 +81,7 @@ def neurites(shape: tuple[int, int, int] = _EM_SHAPE, seed: int = 0) -> np.ndarr
 
 
 def dividing_nuclei(shape: tuple[int, int, int] = _MOVIE_SHAPE, seed: int = 0) -> np.ndarray:
-    """A (T, Y, X) uint16 movie of nuclei; every third one divides half-way."""
+    """A (T, Y, X) uint16 movie of nuclei; every third one divides in the middle of the movie."""
     rng = np.random.default_rng(seed)
     n_frames, height, width = shape
     paths = _paths(rng, _N_CELLS, shape, step_px=1.5)
@@ -104,10 +104,10 @@ def dividing_nuclei(shape: tuple[int, int, int] = _MOVIE_SHAPE, seed: int = 0) -
 
 
 def _paths(rng: np.random.Generator, count: int, shape: tuple[int, int, int], step_px: float) -> np.ndarray:
-    """(T, count, 2) smooth random walks that start all over the plane, well apart."""
+    """(T, count, 2) smooth random walks; their starts are spread over the plane."""
     n_steps, height, width = shape
     starts = [rng.uniform((0, 0), (height, width))]
-    while len(starts) < count:  # of a few places each time the one farthest from all others
+    while len(starts) < count:  # each start is that of 12 random ones which is farthest from the others
         tries = rng.uniform((0, 0), (height, width), (12, 2))
         gaps = np.linalg.norm(tries[:, None] - np.array(starts)[None], axis=2).min(axis=1)
         starts.append(tries[gaps.argmax()])

@@ -12,10 +12,10 @@ from unsam_mm.errors import UnSAMError
 
 
 def main() -> int:
-    """Runs the steps; the last line on standard error says what went wrong."""
+    """Runs the steps; the last line on standard error is the error message."""
     parser = argparse.ArgumentParser(description='Adapt the packaged model to the images in a folder.')
-    parser.add_argument('folder', type=Path, help='made by the dock: images and settings')
-    parser.add_argument('--parent', type=int, help='stop when the process with this number stops')
+    parser.add_argument('folder', type=Path, help='images and settings, written by the dock')
+    parser.add_argument('--parent', type=int, help='stop when the process with this number ends')
     options = parser.parse_args()
     if options.parent is not None:
         end_with_parent(options.parent)

@@ -13,6 +13,7 @@ from napari_unsam.adapt.crops import MAX_SIDE_PX
 from napari_unsam.model.mask import draw_disjoint
 from napari_unsam.model.plane_prompts import PlanePrompt
 from unsam_mm.images import as_rgb_uint8
+from unsam_mm.masks.ops import mask_iou
 
 if TYPE_CHECKING:
     from unsam_mm.masks.mask_set import MaskSet
@@ -22,7 +23,7 @@ _MAX_MASKS = 1000
 _POINTS_PER_SIDE = 24
 _MAX_IOU = 0.8
 _MIN_AREA_PX = 16
-_LARGEST_SHARE = 0.03  # of the window: larger masks come first in the list, and would hide what lies in them
+_LARGEST_SHARE = 0.03  # of the window: larger masks have high scores and would cover the masks inside them
 _MAX_COVERED = 0.3  # of a mask by better ones
 
 
@@ -31,10 +32,10 @@ class Comparison:
     """Objects of both models in one window of a plane.
 
     Attributes:
-        top: Row of the plane where the window begins.
-        left: Column of the plane where it begins.
-        before: (h, w) uint32 labels by the model of the package.
-        after: (h, w) uint32 labels by the adapted one.
+        top: First row of the window in the plane.
+        left: First column of the window in the plane.
+        before: (h, w) uint32 labels of the packaged model.
+        after: (h, w) uint32 labels of the adapted model.
     """
 
     top: int
@@ -44,13 +45,12 @@ class Comparison:
 
     @property
     def agreement(self) -> float:
-        """IoU of what is object to one and to the other, in [0, 1]."""
-        before, after = self.before > 0, self.after > 0
-        return float((before & after).sum() / max((before | after).sum(), 1))
+        """IoU of the foreground of both models, in [0, 1]."""
+        return float(mask_iou(self.before > 0, self.after > 0))
 
 
 def window_around(size_hw: tuple[int, int], centre: tuple[float, float]) -> tuple[slice, slice]:
-    """The window of a plane, as large as the model can take in at once, around a row and a column."""
+    """The window of a plane around a row and a column, of at most `MAX_SIDE_PX`."""
     parts = []
     for length, at in zip(size_hw, centre, strict=True):
         side = min(length, MAX_SIDE_PX)
@@ -72,18 +72,18 @@ def compare(
         pixels: (h, w) or (h, w, 3) uint8 values of the window.
         window: Rows and columns of the plane.
         adapted: The adapted weights.
-        prompt: Prompts of the plane; where they can be asked, its best answers are compared, else all masks.
-        progress: Told the fraction done; cancels by raising.
+        prompt: Prompt on the plane, whose best masks are compared; all masks are compared if it has no box or positive click.
+        progress: Called with the progress; an exception raised inside stops the work.
 
     Raises:
-        UnSAMError: If the part cannot be segmented, or weights cannot be read.
+        UnSAMError: If the window cannot be segmented, or weights cannot be read.
     """
     from unsam_mm.prompting.model import RegionEngine
     from unsam_mm.student.weights import packaged_weights
 
     rows, columns = window
-    asks = prompt is not None and prompt.can_be_asked
-    find = (lambda engine: _answer(engine, prompt, rows.start, columns.start)) if asks else _objects
+    has_prompt = prompt is not None and prompt.can_be_asked
+    find = (lambda engine: _answer(engine, prompt, rows.start, columns.start)) if has_prompt else _objects
     progress(0.0, 'Reading the slice')
     engine = RegionEngine.from_file(packaged_weights('unsam_s'))
     engine.set_image(as_rgb_uint8(pixels))
@@ -91,12 +91,12 @@ def compare(
     before = find(engine)
     progress(0.8, 'Running the adapted model')
     other = RegionEngine.from_file(adapted)
-    other.set_embedding(engine.embedding())  # regions and features are the same, whoever reads them
+    other.set_embedding(engine.embedding())  # it does not depend on the weights
     return Comparison(rows.start, columns.start, before, find(other))
 
 
 def _answer(engine: Engine, prompt: PlanePrompt, top: int, left: int) -> np.ndarray:
-    """(h, w) labels: the best mask for the prompts, as 1."""
+    """(h, w) labels: 1 for the best mask of the prompt."""
     from unsam_mm.prompting.prompt import Prompt
 
     shift = np.array([left, top], float)
@@ -111,12 +111,12 @@ def _answer(engine: Engine, prompt: PlanePrompt, top: int, left: int) -> np.ndar
 
 
 def _objects(engine: Engine) -> np.ndarray:
-    """(h, w) labels: all masks, the best on top, 1 the best."""
+    """(h, w) labels of all masks, 1 for the best."""
     masks, _ = engine.all_masks(_MAX_MASKS, _MIN_AREA_PX, _POINTS_PER_SIDE, _MAX_IOU)
     return flattened(masks)
 
 
 def flattened(masks: MaskSet) -> np.ndarray:
-    """(H, W) uint32: masks without overlaps; what is mostly covered by better ones is left out, and so is the ground."""
+    """(H, W) uint32 labels without overlaps; large masks, and masks that are mostly covered by better ones, are left out."""
     small = np.flatnonzero(masks.areas <= _LARGEST_SHARE * np.prod(masks.size_hw))
     return draw_disjoint(masks[small], _MAX_COVERED)[0]

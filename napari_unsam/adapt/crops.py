@@ -15,9 +15,7 @@ from unsam_mm.files import atomic_writer
 from unsam_mm.images import MIN_SIDE_PX, as_rgb_uint8
 
 MAX_SIDE_PX = 1024
-"""Larger planes are cropped: regions per crop are limited, so small objects would share one."""
-
-ReadPart = Callable[[slice, slice], np.ndarray]
+"""Larger planes are cropped: the number of regions is limited, so regions of a larger crop would hold several objects."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,9 @@ class Crop:
     """A crop of one plane.
 
     Attributes:
-        index: Where the plane lies, one number per axis across it.
-        rows: Of the plane.
-        columns: Of the plane.
+        index: Of the plane, one number for each axis that is not its own.
+        rows: Rows of the plane.
+        columns: Columns of the plane.
     """
 
     index: tuple[int, ...]
@@ -37,27 +35,28 @@ class Crop:
     @property
     def name(self) -> str:
         """A file name that is unique for the image."""
-        place = '_'.join(f'{number:05d}' for number in (*self.index, self.rows.start, self.columns.start))
-        return f'part_{place}.png'
+        position = '_'.join(f'{number:05d}' for number in (*self.index, self.rows.start, self.columns.start))
+        return f'part_{position}.png'
 
 
 def choose_crops(across: Sequence[int], size_hw: tuple[int, int], count: int) -> list[Crop]:
     """Crops, spaced evenly over all planes of an image.
 
     Args:
-        across: How many planes there are along each axis that is not of the planes; empty for a single plane.
+        across: Length of each axis that is not of the planes; empty for a single plane.
         size_hw: Height and width of a plane in pixels.
-        count: How many parts at most.
+        count: Maximum number of crops.
     """
-    parts = [
+    crops = [
         Crop(index, rows, columns)
         for index in product(*(range(length) for length in across))
         for rows in _cut(size_hw[0])
         for columns in _cut(size_hw[1])
     ]
-    # In the middle of equal stretches: the first and last planes of stacks are often empty.
-    chosen = ((np.arange(min(count, len(parts))) + 0.5) * len(parts) / min(count, len(parts))).astype(int)
-    return [parts[i] for i in chosen]
+    # The middles of equal parts: the first and last planes of stacks are often empty.
+    count = min(count, len(crops))
+    chosen = ((np.arange(count) + 0.5) * len(crops) / count).astype(int)
+    return [crops[i] for i in chosen]
 
 
 def write_crops(
@@ -69,16 +68,16 @@ def write_crops(
     """Writes the crops as PNG files and removes other PNG files in the folder.
 
     Args:
-        folder: For these files alone.
-        crops: What to write.
-        read: Gives the pixels of a part as the model sees them.
-        progress: Told the fraction done; cancels by raising.
+        folder: For these files only.
+        crops: The crops.
+        read: Returns the pixels of a crop as the model sees them.
+        progress: Called with the progress; an exception raised inside stops the work.
 
     Returns:
-        How many were written: those of a single colour, which have nothing to learn from, are left out.
+        Number of files; crops of one colour are left out.
 
     Raises:
-        ImageError: If none is left.
+        ImageError: If all crops have one colour.
         StoreError: If the folder cannot be written.
     """
     written = set()
@@ -100,7 +99,7 @@ def write_crops(
 def _write_png(path: Path, rgb: np.ndarray) -> None:
     if path.exists():
         with PngImage.open(path) as there:
-            # A younger file would have its regions found again.
+            # The regions of a rewritten file would be computed again.
             if np.array_equal(np.asarray(there), rgb):
                 return
     with atomic_writer(path, binary=True) as file:
@@ -108,6 +107,6 @@ def _write_png(path: Path, rgb: np.ndarray) -> None:
 
 
 def _cut(length: int) -> list[slice]:
-    """Equal stretches of a side, none too long."""
+    """Equal parts of a side, of at most `MAX_SIDE_PX`."""
     edges = np.linspace(0, length, -(-length // MAX_SIDE_PX) + 1).astype(int).tolist()
     return [slice(start, stop) for start, stop in pairwise(edges)]

@@ -1,4 +1,4 @@
-"""A training in its own process: start, poll through files, stop, resume."""
+"""A training in its own process; its state is read from files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import unsam_mm
 from napari_unsam.model.text import counted
@@ -24,9 +22,9 @@ IMAGES, TOKENS, TRAINING = 'images', 'tokens', 'training'
 SETTINGS, STATE, LOG, LOCK = 'settings.json', 'state.json', 'adapting.log', 'adapting.lock'
 START, RESULT = 'start.pth', 'adapted.safetensors'
 
-_PREPARING_SHARE = 0.3  # of the time of a job, roughly
-_TRAINED_SHARE = 0.97
-_GRACE_S = 5.0  # for processes that are asked to end
+_PREPARED = 0.3  # approximate fraction of the time of a job
+_TRAINED = 0.97
+_GRACE_S = 5.0  # for processes to end after a signal
 
 
 class Stage(Enum):
@@ -44,10 +42,10 @@ class AdaptSettings:
     """Settings of a training.
 
     Attributes:
-        iterations: Of one crop each.
-        learning_rate: At its highest; a quarter of that with which the model of the package was trained.
-        n_tokens: Most regions per crop, as in the packaged model.
-        seed: Of the order of crops and prompts.
+        iterations: Training steps of one crop each.
+        learning_rate: The maximum; a quarter of that of the packaged model.
+        n_tokens: Maximum number of regions of a crop, as in the packaged model.
+        seed: For the order of crops and prompts.
     """
 
     iterations: int = 300
@@ -57,37 +55,17 @@ class AdaptSettings:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One number a logged step.
-
-    Attributes:
-        steps: Counted from 1, rising.
-        losses: Means over the steps since some before.
-        ious: With the pseudo-masks that are learnt, in [0, 1].
-    """
-
-    steps: tuple[int, ...] = ()
-    losses: tuple[float, ...] = ()
-    ious: tuple[float, ...] = ()
-
-    @property
-    def step(self) -> int:
-        """The last one; 0 before the first is logged."""
-        return self.steps[-1] if self.steps else 0
-
-
-@dataclass(frozen=True)
 class JobState:
     """State of a job.
 
     Attributes:
-        stage: How far it has come; stays where it was when the job is stopped.
-        is_running: Whether its process lives.
-        fraction: Done, in [0, 1].
+        stage: The stage, also of a stopped job.
+        is_running: True if its process runs.
+        fraction: Fraction done, in [0, 1].
         text: One line for the user.
-        iterations: How many there are to be; 0 before the start.
-        curve: Of the training.
-        problem: Why the process ended before the end; None if it did not, or was stopped.
+        iterations: Training steps of the job; 0 before the start.
+        losses: The logged losses by training step, in ascending order; steps count from 1.
+        problem: Why the process failed; None if it did not.
     """
 
     stage: Stage
@@ -95,7 +73,7 @@ class JobState:
     fraction: float
     text: str
     iterations: int = 0
-    curve: Curve = field(default_factory=Curve)
+    losses: dict[int, float] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -103,7 +81,7 @@ class AdaptJob:
     """One training, in one folder; not tied to any thread or window.
 
     Args:
-        folder: Contains the crops in ``images`` and all other files of the job.
+        folder: Holds the crops in ``images`` and all other files of the job.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,13 +91,13 @@ class AdaptJob:
 
     @property
     def result(self) -> Path | None:
-        """The adapted weights, once they are there."""
+        """The adapted weights; None before the job is done."""
         path = self.folder / RESULT
         return path if path.exists() else None
 
     @property
     def is_running(self) -> bool:
-        """Whether the process that this object started lives."""
+        """True if the process that this object started runs."""
         return self._process is not None and self._process.poll() is None
 
     def start(self, settings: AdaptSettings) -> None:
@@ -139,7 +117,7 @@ class AdaptJob:
             self.forget()
         write_json(self.folder / SETTINGS, wanted)
         self._was_cancelled = False
-        # Without the current folder, whose files might go by the names of packages.
+        # -P: files in the current folder may have the names of packages.
         command = [sys.executable, '-P', '-m', 'napari_unsam.adapt', str(self.folder), '--parent', str(os.getpid())]
         path = os.pathsep.join(filter(None, [str(Path(unsam_mm.__file__).parents[1]), os.environ.get('PYTHONPATH')]))
         try:
@@ -150,36 +128,35 @@ class AdaptJob:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, 'PYTHONPATH': path, 'PYTHONUNBUFFERED': '1'},
-                    # A group of its own, so that workers end with it.
+                    # In its own process group, so that `cancel` also ends its children.
                     start_new_session=os.name == 'posix',
                 )
         except OSError as error:
             raise StoreError(f'{self.folder}: the training cannot start ({error.strerror})') from error
 
     def poll(self) -> JobState:
-        """What is known now; reads small files only."""
-        stage, curve, is_running = self._stage(), read_curve(self.folder / TRAINING), self.is_running
-        iterations = self._iterations()
+        """The current state; reads small files only."""
+        stage, losses, is_running = self._stage(), read_losses(self.folder / TRAINING), self.is_running
+        iterations, step = self._iterations(), max(losses, default=0)
         made = len(list((self.folder / TOKENS).rglob('*.npz')))
         crops = len(list((self.folder / IMAGES).glob('*.png')))
         match stage:
             case Stage.NONE:
                 fraction, text = 0.0, 'Starting' if is_running else 'Not adapted yet'
             case Stage.PREPARING:
-                fraction = _PREPARING_SHARE * min(made / max(crops, 1), 1)
+                fraction = _PREPARED * min(made / max(crops, 1), 1)
                 text = f'Analysing crop {min(made + 1, crops)} of {crops}'
             case Stage.TRAINING:
-                trained = curve.step / max(iterations, 1)
-                fraction = _PREPARING_SHARE + (_TRAINED_SHARE - _PREPARING_SHARE) * trained
-                text = f'Training, step {curve.step} of {iterations}'
+                fraction = _PREPARED + (_TRAINED - _PREPARED) * (step / max(iterations, 1))
+                text = f'Training, step {step} of {iterations}'
             case Stage.EXPORTING:
-                fraction, text = _TRAINED_SHARE, 'Writing the adapted model'
+                fraction, text = _TRAINED, 'Writing the adapted model'
             case Stage.DONE:
                 fraction, text = 1.0, f'Adapted in {counted(iterations, "step")} on {counted(crops, "crop")}'
         problem = None if is_running else self._problem()
         if not is_running and stage not in (Stage.NONE, Stage.DONE) and problem is None:
             text = f'Stopped: {text[:1].lower()}{text[1:]}. Start resumes it'
-        return JobState(stage, is_running, fraction, text, iterations, curve, problem)
+        return JobState(stage, is_running, fraction, text, iterations, losses, problem)
 
     def cancel(self) -> None:
         """Stops the process and its children; `start` resumes from the last checkpoint."""
@@ -222,29 +199,22 @@ class AdaptJob:
             lines = (self.folder / LOG).read_text(encoding='utf-8', errors='replace').splitlines()
         except OSError:
             lines = []
-        # The first names the cause; those after it say which steps failed for it.
+        # The first error is the cause; later ones name the steps that failed.
         named = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
         last = lines[-1] if lines else f'the process ended with status {self._process.returncode}'
         return f'{named[0] if named else last} (the whole log: {self.folder / LOG})'
 
 
-def read_curve(work_dir: Path) -> Curve:
-    """The curve of a training, which may be running, and may have been resumed any number of times."""
-    rows: dict[int, tuple[float, float]] = {}
+def read_losses(work_dir: Path) -> dict[int, float]:
+    """The losses of a training by step, in ascending order; of repeated steps of a resumed training, the last."""
+    losses: dict[int, float] = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for row in _rows(path):
-            if isinstance(row, dict) and 'loss' in row and 'step' in row:
-                # What a resumed training did again counts, not what it had done before.
-                rows[int(row['step'])] = float(row['loss']), float(row.get('iou', 'nan'))
-    steps = sorted(rows)
-    return Curve(tuple(steps), tuple(rows[step][0] for step in steps), tuple(rows[step][1] for step in steps))
-
-
-def _rows(path: Path) -> Iterator[Any]:
-    with suppress(OSError):
         for line in path.read_text(encoding='utf-8').splitlines():
-            with suppress(json.JSONDecodeError):  # the last line may be half written
-                yield json.loads(line)
+            with suppress(json.JSONDecodeError):  # the last line may be incomplete
+                row = json.loads(line)
+                if 'loss' in row and 'step' in row:
+                    losses[int(row['step'])] = float(row['loss'])
+    return dict(sorted(losses.items()))
 
 
 def read_settings(folder: Path) -> AdaptSettings:
@@ -260,10 +230,10 @@ def read_settings(folder: Path) -> AdaptSettings:
 
 
 def mim_home() -> Path:
-    """The folder that holds configs/ and tools/: the checkout, or what an installed package carries.
+    """The folder with configs/ and tools/: the checkout, or the ``.mim`` folder of an installed package.
 
     Raises:
-        UnSAMError: If neither is there.
+        UnSAMError: If neither exists.
     """
     package = Path(unsam_mm.__file__).parent
     for home in (package.parent, package / '.mim'):
@@ -277,8 +247,8 @@ def _end_group(process: subprocess.Popen) -> None:
         subprocess.run(['taskkill', '/PID', str(process.pid), '/T', '/F'], capture_output=True, check=False)
         process.wait(_GRACE_S)
         return
-    for order in (signal.SIGTERM, signal.SIGKILL):  # the second for what is left of the group, if anything is
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, order)
+            os.killpg(process.pid, signal_number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_S)

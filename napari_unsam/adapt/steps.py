@@ -1,4 +1,4 @@
-"""What the process of a training does, step by step; each step is skipped where its result is there."""
+"""The steps of a training process; steps whose results exist are skipped."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from napari_unsam.adapt.job import (
     read_settings,
 )
 from unsam_mm.errors import StoreError, UnSAMError
-from unsam_mm.files import write_json
+from unsam_mm.files import atomic_writer, write_json
 from unsam_mm.processes import available_cores
 
 _CHECK_PARENT_S = 2.0
-_CHECKPOINTS = 6  # of a training: what a stop can cost at most is a sixth of it
+_CHECKPOINTS = 6  # of a training: a stop costs at most a sixth of it
 
 
 def adapt(folder: Path) -> None:
     """Trains on the crops in a folder and writes the weights there.
 
     Raises:
-        UnSAMError: If another process is at it, or a step fails.
+        UnSAMError: If another process trains on them, or a step fails.
     """
     try:
         with FileLock(folder / LOCK).acquire(timeout=0):
@@ -57,19 +57,18 @@ def end_with_parent(parent: int) -> None:
 
 
 def write_start(path: Path) -> None:
-    """The weights of the package as a checkpoint that a training can start from.
+    """Writes the packaged weights as a checkpoint for `load_from`.
 
     Raises:
-        WeightsError: If the package does not hold them.
+        WeightsError: If the package lacks them.
     """
     import torch
 
     from unsam_mm.student.weights import load_weights, packaged_weights
 
     net = load_weights(packaged_weights('unsam_s')).net
-    partial = path.with_suffix('.part')
-    torch.save({'state_dict': {f'net.{name}': values for name, values in net.state_dict().items()}}, partial)
-    partial.replace(path)
+    with atomic_writer(path, binary=True) as file:
+        torch.save({'state_dict': {f'net.{name}': values for name, values in net.state_dict().items()}}, file)
 
 
 def _adapt(folder: Path, settings: AdaptSettings) -> None:
@@ -84,13 +83,14 @@ def _adapt(folder: Path, settings: AdaptSettings) -> None:
     latest = folder / TRAINING / 'latest.pth'
     if not latest.exists():
         _note(folder, Stage.PREPARING)
-        # One process with all threads: each more would take another gigabyte beside the viewer.
+        # One process with all threads: each process takes a gigabyte.
         _run(home, 'prepare_regions', config, '--workers', '1', '--cfg-options', *options)
         _note(folder, Stage.TRAINING)
         _run(home, 'train', config, '--work-dir', folder / TRAINING, '--resume', '--cfg-options', *options)
     _note(folder, Stage.EXPORTING)
     partial = folder / f'partial-{RESULT}'
-    note = f'origin=unsam_s, then {settings.iterations} iterations on {_count(folder)} crops of one image'
+    n_crops = len(list((folder / IMAGES).glob('*.png')))
+    note = f'origin=unsam_s, then {settings.iterations} iterations on {n_crops} crops of one image'
     _run(home, 'export_regions', latest, partial, '--n-tokens', settings.n_tokens, '--note', note)
     partial.replace(folder / RESULT)
     for path in [folder / START, *(folder / TRAINING).glob('*.pth')]:
@@ -111,7 +111,7 @@ def _config_options(folder: Path, settings: AdaptSettings) -> list[str]:
         f'default_hooks.checkpoint.interval={max(settings.iterations // _CHECKPOINTS, 1)}',
         'default_hooks.logger.interval=5',
         'log_processor.window_size=20',
-        # All crops are trained on: a validation set of so few would say little.
+        # All crops are for training: a validation set of so few is of no use.
         'train_dataloader.dataset.split=all',
         f'train_dataloader.{tokens_step}.store={tokens}',
         f'train_dataloader.{tokens_step}.n_tokens={settings.n_tokens}',
@@ -122,23 +122,12 @@ def _config_options(folder: Path, settings: AdaptSettings) -> list[str]:
 
 
 def _run(home: Path, tool: str, *arguments: object) -> None:
-    """Runs a tool as a user would; what it prints goes where this process prints."""
+    """Runs a script of tools/; its output goes to that of this process."""
     command = [sys.executable, str(home / 'tools' / f'{tool}.py'), *map(str, arguments)]
-    status = subprocess.run(command, env=_environment(), check=False).returncode
+    n_threads = max(available_cores() - 1, 1)  # one core is left to the viewer
+    status = subprocess.run(command, env={'OMP_NUM_THREADS': str(n_threads), **os.environ}, check=False).returncode
     if status != 0:
         raise UnSAMError(f'{tool} ended with status {status}')
-
-
-def _environment() -> dict[str, str]:
-    # A core is left to the viewer, in which the user goes on.
-    threads = str(max(available_cores() - 1, 1))
-    package_root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(part for part in (package_root, os.environ.get('PYTHONPATH')) if part)
-    return {'OMP_NUM_THREADS': threads, **os.environ, 'PYTHONPATH': path}
-
-
-def _count(folder: Path) -> int:
-    return len(list((folder / IMAGES).glob('*.png')))
 
 
 def _note(folder: Path, stage: Stage) -> None:

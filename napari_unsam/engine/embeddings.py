@@ -1,7 +1,7 @@
 """Embeddings of planes on disk, by a hash of pixels and settings, so that no plane is analysed twice.
 
-An entry is one file, named by its content; it appears as a whole and never changes. So any number of sessions may share a
-folder without locks: two that save the same entry save the same thing.
+An entry is one file, named by its content. It is written atomically and never changes, so several sessions can share a folder
+without locks: two that save the same entry write the same file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,23 +22,20 @@ from napari_unsam.model.label_boxes import LazyArray
 from unsam_mm.errors import StoreError
 from unsam_mm.files import remove_leftovers
 
-ReadPlane = Callable[[], np.ndarray]
-EmbedPlane = Callable[[np.ndarray, ProgressCallback], Mapping[str, np.ndarray]]
-
 _KIND = 'plane'
 _SUFFIX = f'.{_KIND}.npz'
-_KEY = re.compile('[0-9a-f]{32}')  # of `plane_key`, and of windows
-_BLOCK_BYTES = 4_000_000  # of a plane, hashed at once
+_WINDOW_NAME = re.compile('[0-9a-f]{32}')
+_BLOCK_BYTES = 4_000_000  # read and hashed at once
 
 logger = logging.getLogger(__name__)
 
 
 def plane_key(pixels: LazyArray, settings: str) -> str:
-    """The name of an embedding: a hash of the plane's values, shape and dtype, and of what looks at it.
+    """The key of an embedding: a hash of the plane's values, shape and dtype and of the settings.
 
     Args:
-        pixels: The plane as the engine is given it; read a few megabytes at a time.
-        settings: All else that the embedding depends on: engine, weights, version, tile side.
+        pixels: The plane as the engine gets it; read a few megabytes at a time.
+        settings: All else that the embedding depends on: engine, weights, version.
 
     Returns:
         32 hexadecimal digits.
@@ -60,8 +56,8 @@ class EmbeddingStore:
 
     Args:
         folder: Made at the first `save`.
-        max_bytes: The most that all entries take together on disk, and the windows with them.
-        windows: Folder of what `unsam_mm.prompting.TiledEngine` keeps of large planes, as files that it never removes.
+        max_bytes: Maximum size of all entries and windows on disk.
+        windows: Folder of the windows of large planes, which `unsam_mm.prompting.TiledEngine` writes and never removes.
     """
 
     def __init__(self, folder: Path, max_bytes: int, windows: Path | None = None) -> None:
@@ -73,11 +69,11 @@ class EmbeddingStore:
 
     @property
     def size_bytes(self) -> int:
-        """What all entries and windows take on disk, those of other sessions included."""
+        """The size of all entries and windows on disk, with those of other sessions."""
         return sum(size for _, size, _ in self._entries())
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays of an entry, marked as used now; None if there is none. A damaged entry is deleted."""
+        """The arrays of an entry, which counts as used now; None if there is none. A damaged entry is deleted."""
         from unsam_mm.prompting.embedding_file import load_arrays
 
         path = self._path(key)
@@ -93,11 +89,11 @@ class EmbeddingStore:
         return arrays
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Stores arrays under a key, unless they are there.
+        """Stores arrays under a key, unless the key exists.
 
         Args:
-            key: Of `plane_key`.
-            arrays: Of any shape and number type, by name; scalars come back with shape (1,).
+            key: See `plane_key`.
+            arrays: Of any shape and numeric dtype, by name; scalars come back with shape (1,).
 
         Raises:
             StoreError: If the folder cannot be written or the disk is full.
@@ -112,19 +108,14 @@ class EmbeddingStore:
         self.trim()
 
     def used(self, window: Path) -> None:
-        """Notes that a file of `windows` was read or written now."""
+        """Marks a file of `windows` as used now."""
         _touch(window)
         if window not in self._windows_used:
             self._windows_used.add(window)
             self.trim()
 
-    def clear(self) -> None:
-        """Removes all entries and windows."""
-        for _, _, path in self._entries():
-            _drop(path)
-
     def trim(self) -> None:
-        """Deletes entries, the least recently used first, until the others fit; also leftovers of killed sessions."""
+        """Deletes the least recently used entries until the others fit, and leftovers of killed sessions."""
         entries = sorted(self._entries())
         excess = sum(size for _, size, _ in entries) - self.max_bytes
         for _, size, path in entries:
@@ -135,88 +126,80 @@ class EmbeddingStore:
         for folder in (self.folder, self.windows):
             if folder is not None:
                 remove_leftovers(folder)
-        for folder in self.folder.glob('*.zarr/'):  # entries of earlier versions, which are not read any more
-            if _KEY.fullmatch(folder.stem):
-                shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f'{key}{_SUFFIX}'
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """When each entry and each window was used last, its bytes, and its file."""
+        """The time of the last use, the size in bytes and the file of each entry and window."""
         windows = [] if self.windows is None else self.windows.glob('*/*.npz')
-        paths = [*self.folder.glob(f'*{_SUFFIX}'), *(path for path in windows if self._is_window(path))]
         entries = []
-        for path in paths:
-            with suppress(OSError):  # dropped by another session meanwhile
-                known = path.stat()
-                entries.append((known.st_mtime, known.st_size, path))
+        for path in [
+            *self.folder.glob(f'*{_SUFFIX}'),
+            *(path for path in windows if _WINDOW_NAME.fullmatch(path.stem)),
+        ]:
+            with suppress(OSError):  # deleted by another session
+                status = path.stat()
+                entries.append((status.st_mtime, status.st_size, path))
         return entries
-
-    def _is_window(self, path: Path) -> bool:
-        return path in self._windows_used or _KEY.fullmatch(path.stem) is not None
 
 
 @dataclass(frozen=True)
 class StackReport:
-    """What `embed_stack` did.
+    """The result of `embed_stack`.
 
     Attributes:
-        keys: Of the planes, in their order; equal planes have equal keys. Fewer than there are planes if the store was
-            full before the last one.
-        made: How many were made now.
-        found: How many were there before.
-        kept: How many of the planes the store holds now.
+        keys: Of the planes, in their order; equal planes have equal keys. Fewer than the planes if the store became full.
+        made: Number of planes analysed now; the others were stored before.
+        stored: Number of planes that are in the store now.
     """
 
     keys: tuple[str, ...]
     made: int
-    found: int
-    kept: int
+    stored: int
 
 
 def embed_stack(
-    reads: Sequence[ReadPlane],
-    embed: EmbedPlane,
+    reads: Sequence[Callable[[], np.ndarray]],
+    embed: Callable[[np.ndarray, ProgressCallback], Mapping[str, np.ndarray]],
     settings: str,
     store: EmbeddingStore,
     progress: ProgressCallback = lambda fraction, text: None,
-    kept: Callable[[int], None] = lambda number: None,
+    on_stored: Callable[[int], None] = lambda number: None,
 ) -> StackReport:
-    """Analyses all planes of a stack that the store lacks.
+    """Analyses all planes of a stack that are not stored.
 
-    Each plane is kept as soon as it is made, so a run that is cancelled or killed goes on where it stopped. Where the store
-    is too small for the stack, the run ends once a plane would push the first ones out.
+    Each plane is stored at once, so a run that was cancelled or killed continues where it stopped. If the store is too small
+    for the stack, the run ends once the first plane would be deleted.
 
     Args:
-        reads: Each gives the pixels of one plane; one plane is held at a time.
-        embed: Makes the arrays of one plane.
+        reads: Functions that return the pixels of one plane each; one plane is in memory at a time.
+        embed: Returns the arrays of one plane.
         settings: See `plane_key`.
-        store: Where the embeddings are kept.
-        progress: Told the fraction done and what is being done; cancels by raising.
-        kept: Told the number of each plane, counted from 0, once the store holds it.
+        store: The store.
+        progress: Called with the progress; an exception raised inside stops the work.
+        on_stored: Called with the number of each plane, counted from 0, once it is stored.
 
     Raises:
-        StoreError: If an embedding cannot be kept: the planes after it would be made in vain.
+        StoreError: If an embedding cannot be stored.
     """
-    keys, found = [], 0
+    keys, made = [], 0
     for number, read in enumerate(reads):
         inner = part_of(progress, number, len(reads), f'slice {number + 1} of {len(reads)}: ')
         inner(0.0, 'reading')
         pixels = read()
         key = plane_key(pixels, settings)
         keys.append(key)
-        # Loading, not looking: it finds damage, and counts as a use, so that no plane pushes its neighbours out.
-        if store.load(key) is not None:
-            found += 1
-        else:
+        # `load` also finds damage, and counts as a use, so that planes of this stack are deleted last.
+        if store.load(key) is None:
             store.save(key, embed(pixels, inner))
+            made += 1
         if keys[0] not in store:
             break
-        kept(number)
+        on_stored(number)
     else:
         progress(1.0, 'all slices are analysed')
-    return StackReport(tuple(keys), len(keys) - found, found, sum(key in store for key in keys))
+    return StackReport(tuple(keys), made, sum(key in store for key in keys))
 
 
 def _drop(path: Path) -> None:
@@ -227,5 +210,5 @@ def _drop(path: Path) -> None:
 
 
 def _touch(path: Path) -> None:
-    with suppress(OSError):  # gone meanwhile, or a folder that nobody may write: then it is not trimmed either
+    with suppress(OSError):  # deleted by another session, or in a read-only folder, which is not trimmed either
         os.utime(path)

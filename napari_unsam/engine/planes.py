@@ -1,4 +1,4 @@
-"""Analysed planes, and how they are made."""
+"""Analysed planes: in memory, on disk, and the engines that analyse them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,27 +28,24 @@ from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 if TYPE_CHECKING:
-    from unsam_mm import PseudoMaskGenerator
     from unsam_mm.prompting.engine import Engine
     from unsam_mm.prompting.windows import MaskCrop
-    from unsam_mm.student import RegionTokenizer, RegionTokens
-    from unsam_mm.student.clicks import ClickableImage
 
 logger = logging.getLogger(__name__)
 
 TILED_FROM_PX = 2048
 """Planes with a longer side are analysed in windows."""
+MAX_MASKS = 6
+"""Maximum number of masks for a prompt."""
 
 _TILE_PX = 1024
 _MAX_WINDOWS = 8  # of 40 to 80 MB each
-_CACHED_PX = 64_000_000  # of planes kept in memory: about 15 bytes a pixel
-_TILED_CACHED_PX = _MAX_WINDOWS * _TILE_PX**2
-_MAX_MASKS = 6
-_STEPS_PER_DECADE = 8  # sizes of masks that a turn of the wheel tells apart in a factor of ten, as planes in windows do
-_SPECK_HW = (16, 128)  # the ViT sees every image as long as another, so a narrow one is quick
+_CACHED_PX = 64_000_000  # of all planes in memory: about 15 bytes a pixel
+_STEPS_PER_DECADE = 8  # a step of the wheel is this part of a factor of ten in area, on planes in windows
+_SPECK_HW = (16, 128)  # the ViT scales images to one long side, so a narrow one is fast
 _NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
 _NOT_IN_WINDOWS = f'Slices above {TILED_FROM_PX} px are analysed in windows around clicks and cannot be precomputed.'
-_LARGEST_LIBRARY = ('libtorch_cpu.so', 'libtorch_cpu.dylib')  # of torch, on Linux and macOS
+_TORCH_LIBRARIES = ('libtorch_cpu.so', 'libtorch_cpu.dylib')  # the largest one, on Linux and macOS
 _LAZY_PARTS = ('leaf_labels', 'first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
 
@@ -56,13 +53,13 @@ class EmbeddedPlane:
     """One analysed plane.
 
     Args:
-        engine: Has analysed the plane and analyses no other.
+        engine: The engine with the embedding of the plane; must not be used for another.
         hierarchy: Of the plane; None if the plane is analysed in windows, which have one each.
     """
 
     def __init__(self, engine: Engine, hierarchy: MaskHierarchy | None) -> None:
         self._engine, self.hierarchy = engine, hierarchy
-        # Now, so that the first click need not wait for them.
+        # Computed now, so that the first click is fast.
         for part in _LAZY_PARTS if hierarchy is not None else ():
             getattr(hierarchy, part)
 
@@ -72,9 +69,9 @@ class EmbeddedPlane:
         return self._engine.size_hw
 
     @property
-    def kept_px(self) -> int:
-        """How many pixels it takes memory for."""
-        return int(np.prod(self.size_hw)) if self.hierarchy is not None else _TILED_CACHED_PX
+    def cached_px(self) -> int:
+        """Number of pixels that it holds in memory."""
+        return int(np.prod(self.size_hw)) if self.hierarchy is not None else _MAX_WINDOWS * _TILE_PX**2
 
     def answer(
         self,
@@ -83,49 +80,47 @@ class EmbeddedPlane:
         box_xyxy: np.ndarray | None = None,
         area_px: float | None = None,
         mask: np.ndarray | None = None,
-        max_masks: int = _MAX_MASKS,
+        max_masks: int = MAX_MASKS,
     ) -> list[BoxMask]:
-        """The masks that a prompt may mean, best first, at most six; call it in the inference thread.
+        """The masks for a prompt, best first; call it in the inference thread.
 
         Args:
             points_xy: (N, 2) pixels, x before y.
             labels: (N,) 1 for positive, 0 for negative points.
             box_xyxy: (4,) pixels.
-            area_px: Only the mask nearest to that area.
-            mask: (H, W) bool mask that the answer is like, or (256, 256) float logits as engines give them.
-            max_masks: 1 is quicker where a plane is analysed in windows.
+            area_px: Return only the mask of the nearest area.
+            mask: Mask input: (H, W) bool, or (256, 256) float logits.
+            max_masks: Maximum number; 1 is faster if the plane is analysed in windows.
 
         Raises:
             UnSAMError: If there is neither a positive point nor a box, or something lies outside the plane.
         """
-        from unsam_mm.prompting import TiledEngine
         from unsam_mm.prompting.prompt import Prompt, low_resolution_logits
         from unsam_mm.prompting.windows import MaskCrop
 
         if mask is not None and mask.dtype == bool:
             mask = low_resolution_logits(mask[None])[0]
         prompt = Prompt.checked(self.size_hw, points_xy, labels, box_xyxy, mask)
-        if isinstance(self._engine, TiledEngine):
-            if area_px is None:
-                crops, scores = self._engine.crops(prompt, max_masks > 1, None)
-            else:
-                crops, scores = self._engine.crops_near(prompt, area_px)
+        if self.hierarchy is None and area_px is None:
+            crops, scores = self._engine.crops(prompt, max_masks > 1, None)
+        elif self.hierarchy is None:
+            crops, scores = self._engine.crops_near(prompt, area_px)
         else:
             granularity = None if area_px is None else float(area_granularity(area_px, np.prod(self.size_hw)))
             masks, scores = self._engine.answer(prompt, max_masks > 1, granularity)
             order = np.argsort(-scores, kind='stable')  # the engine 'tree' gives the smallest first
             crops, scores = [MaskCrop.from_mask(masks[i]) for i in order], scores[order]
-        kept = [(crop, score) for crop, score in zip(crops, scores, strict=True) if crop.bitmap.any()]
-        return [self._found(crop, float(score)) for crop, score in kept[:max_masks]]
+        found = [(crop, float(score)) for crop, score in zip(crops, scores, strict=True) if crop.bitmap.any()]
+        return [self._box_mask(crop, score) for crop, score in found[:max_masks]]
 
     def beyond(self, prompt: PlanePrompt, area_px: int, steps: int, progress: ProgressCallback) -> list[BoxMask]:
-        """The next mask for a prompt that is larger than an area for positive steps, or smaller for negative ones, if any.
+        """The next larger mask for a prompt than an area for positive steps, the next smaller one for negative steps, if any.
 
-        For planes in windows, which have no tree to slide along; call it in the inference thread.
+        For planes in windows, which have no tree; call it in the inference thread.
         """
         wanted_px: float = area_px
         while 1 <= wanted_px <= np.prod(self.size_hw):
-            progress(0.0, 'Searching this size')  # raises if other prompts are asked for
+            progress(0.0, 'Searching this size')  # raises if the prompts have changed
             wanted_px *= 10 ** (steps / _STEPS_PER_DECADE)
             found = self.answer(*prompt.parts, wanted_px)
             if not found or (found[0].area_px - area_px) * steps > 0:
@@ -135,7 +130,7 @@ class EmbeddedPlane:
     def chain(
         self, points_xy: np.ndarray | None, labels: np.ndarray | None, box_xyxy: np.ndarray | None = None
     ) -> np.ndarray:
-        """(K,) nodes of the main tree that agree with a prompt, else those under its first object click, finest first."""
+        """(K,) nodes of the main tree that agree with a prompt, else those under its first positive click, finest first."""
         from unsam_mm.prompting import candidate_nodes
 
         if self.hierarchy is None:
@@ -146,50 +141,56 @@ class EmbeddedPlane:
             nodes = self.hierarchy.path(int(y), int(x))
         return nodes
 
-    def _found(self, crop: MaskCrop, score: float) -> BoxMask:
+    def _box_mask(self, crop: MaskCrop, score: float) -> BoxMask:
         if self.hierarchy is not None:
             return found_mask(self.hierarchy, crop.bitmap, crop.left, crop.top, score)
         return BoxMask(crop.box_xyxy, crop.bitmap, float(area_granularity(crop.area, np.prod(self.size_hw))), score)
 
 
 Embed = Callable[[Target, ProgressCallback], EmbeddedPlane]
-"""Analyses a plane; called in the inference thread, and stopped by its second argument raising."""
+"""Analyses a plane; called in the inference thread. The callback raises to stop it."""
 
 
 class PlaneCache:
-    """Analysed planes in memory, up to a limit; any thread may ask.
+    """Analysed planes in memory; the least recently used are dropped. Thread-safe.
 
     Args:
-        max_px: Pixels of all planes together; the one that was not used for longest goes first.
+        embedder: Analyses a plane.
+        max_px: Limit of the pixels of all planes.
     """
 
-    def __init__(self, max_px: int = _CACHED_PX) -> None:
-        self._max_px, self._lock = max_px, threading.Lock()
+    def __init__(self, embedder: Embed, max_px: int = _CACHED_PX) -> None:
+        self.embedder = embedder
+        self._max_px, self._lock = max_px, threading.RLock()
         self._planes: OrderedDict[Target, EmbeddedPlane] = OrderedDict()
         self._versions: Counter[Hashable] = Counter()
         self._n_cleared = 0
 
     def version(self, source: Hashable) -> int:
-        """How often an image was forgotten; ask before its pixels are read."""
+        """How often the planes of an image were dropped: a plane read before is outdated."""
         with self._lock:
             return self._versions[source] + self._n_cleared
 
     def get(self, target: Target | None) -> EmbeddedPlane | None:
-        """What is known of a plane, if anything."""
+        """A plane, if it is in memory."""
         with self._lock:
             if target in self._planes:
                 self._planes.move_to_end(target)
             return self._planes.get(target)
 
-    def put(self, target: Target, plane: EmbeddedPlane, version: int) -> None:
-        """Keeps a plane; older ones make room. Not if its image was forgotten since `version` was asked for."""
+    def embedded(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
+        """A plane, from memory or analysed now; call it in the inference thread."""
+        plane = self.get(target)
+        if plane is not None:
+            return plane
+        version = self.version(target.source)
+        plane = self.embedder(target, progress)
         with self._lock:
-            if version != self._versions[target.source] + self._n_cleared:
-                return
-            self._planes[target] = plane
-            self._planes.move_to_end(target)
-            while len(self._planes) > 1 and sum(kept.kept_px for kept in self._planes.values()) > self._max_px:
+            if version == self.version(target.source):
+                self._planes[target] = plane
+            while len(self._planes) > 1 and sum(one.cached_px for one in self._planes.values()) > self._max_px:
                 self._planes.popitem(last=False)
+        return plane
 
     def forget(self, target: Target) -> None:
         """Drops a plane."""
@@ -197,7 +198,7 @@ class PlaneCache:
             self._planes.pop(target, None)
 
     def clear(self) -> None:
-        """Drops all planes, also those that are being made now."""
+        """Drops all planes, also those that are being analysed."""
         with self._lock:
             self._n_cleared += 1
             self._planes.clear()
@@ -214,12 +215,11 @@ class PlaneEmbedder:
     """Analyses planes with an engine of `unsam_mm`, which is built at the first call.
 
     Args:
-        settings: Which engine, where it runs, and where what it finds is kept.
+        settings: The engine, its device, and the folder of embeddings.
     """
 
     def __init__(self, settings: InferenceSettings) -> None:
         self._settings = settings
-        self._weights: Path | None = None
         self._engine: Engine | None = None
         self._engine_signature: str | None = None
         self._store: EmbeddingStore | None = None
@@ -229,24 +229,24 @@ class PlaneEmbedder:
             self._store = EmbeddingStore(settings.store / 'planes', size_bytes, settings.store / 'windows')
 
     def __call__(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
-        """From the store, or made now and stored.
+        """An analysed plane, from the store, or analysed now and stored.
 
         Raises:
-            UnSAMError: If the image cannot be segmented or the weights cannot be had.
+            UnSAMError: If the image cannot be segmented or the weights are not available.
         """
         with reporting(progress):
             if self._engine is None:
                 progress(0.0, 'Loading the model')
             engine = self._copy()
-            if _is_in_windows(target):
-                return self._tiled(engine, target)
-            return self._whole(engine, target)
+            return self._tiled(engine, target) if _is_in_windows(target) else self._whole(engine, target)
 
-    def stack(self, targets: Sequence[Target], progress: ProgressCallback, kept: Callable[[int], None]) -> StackReport:
-        """Analyses planes that the store lacks, and keeps them only there, see `embed_stack`.
+    def stack(
+        self, targets: Sequence[Target], progress: ProgressCallback, on_stored: Callable[[int], None]
+    ) -> StackReport:
+        """Analyses planes that are not stored, and stores them; see `embed_stack`.
 
         Raises:
-            UnSAMError: If nothing is kept on disk, or the planes are analysed in windows.
+            UnSAMError: If there is no store, or the planes are analysed in windows.
             StoreError: If the disk is full.
         """
         if self._store is None:
@@ -262,49 +262,51 @@ class PlaneEmbedder:
             return engine.embedding()
 
         reads = [partial(_rgb_of, target) for target in targets]
-        return embed_stack(reads, embed, self._signature(), self._store, progress, kept)
+        return embed_stack(reads, embed, self._signature(), self._store, progress, on_stored)
 
     def use_weights(self, path: Path | None) -> None:
-        """Analyses later planes with other weights of the model; None: those of the package. Call it in the inference thread.
+        """Uses other weights of the model from now on; None: those of the package. Call it in the inference thread.
 
-        What is stored of planes does not depend on these weights, so it stays of use.
+        Stored embeddings do not depend on these weights.
 
         Raises:
-            UnSAMError: If the engine is another one.
+            UnSAMError: If the engine is not 'model'.
             WeightsError: If the file cannot be read or is of another model.
         """
         if self._settings.engine != 'model':
             raise UnSAMError(
                 f"adapted weights are for the engine 'model'; the preferences of the plugin say {self._settings.engine!r}"
             )
-        before, self._weights = self._weights, path
-        try:
-            self._engine = self._build()
-        except UnSAMError:
-            self._weights = before
-            raise
-        self._engine_signature = None
+        self._engine, self._engine_signature = self._build(path), None
 
     def load(self) -> None:
-        """Loads the engine and asks it about a speck of noise, which also loads and compiles what it uses."""
+        """Loads the engine and runs it on a small image, which compiles its functions."""
         engine = self._copy()
-        report_progress(0.0, 'Loading the model')  # a click that waits goes before the speck
+        report_progress(0.0, 'Loading the model')  # lets a waiting click go first
         engine.set_image(np.random.default_rng(0).integers(0, 256, (*_SPECK_HW, 3), np.uint8))
         EmbeddedPlane(engine, engine.hierarchy).answer(np.array([_SPECK_HW[::-1]]) // 2, np.ones(1, int))
 
     def _copy(self) -> Engine:
         if self._engine is None:
-            self._engine = self._build()
+            self._engine = self._build(weights=None)
         return copy.copy(self._engine)
 
     def _whole(self, engine: Engine, target: Target) -> EmbeddedPlane:
         rgb = _rgb_of(target)
-        key = plane_key(rgb, self._signature()) if self._store is not None else ''
-        arrays = self._store.load(key) if self._store is not None else None
-        if arrays is None or not _takes(engine, arrays):
+        if self._store is None:
             engine.set_image(rgb)
-            if self._store is not None:
-                self._keep(key, engine)
+            return EmbeddedPlane(engine, engine.hierarchy)
+        key = plane_key(rgb, self._signature())
+        arrays = self._store.load(key)
+        if arrays is not None:
+            engine.set_embedding(arrays)
+        else:
+            engine.set_image(rgb)
+            try:
+                self._store.save(key, engine.embedding())
+            except StoreError as error:
+                logger.warning('embeddings are no longer stored: %s', error)
+                self._store, self._no_store = None, f'Embeddings are no longer stored: {error}'
         return EmbeddedPlane(engine, engine.hierarchy)
 
     def _tiled(self, engine: Engine, target: Target) -> EmbeddedPlane:
@@ -319,43 +321,26 @@ class PlaneEmbedder:
             tiled.set_plane(plane, self._store.windows / self._signature(), self._store.used)
         return EmbeddedPlane(tiled, None)
 
-    def _keep(self, key: str, engine: Engine) -> None:
-        try:
-            self._store.save(key, engine.embedding())
-        except StoreError as error:
-            logger.warning('embeddings are no longer stored: %s', error)
-            self._store, self._no_store = None, f'Embeddings are no longer stored: {error}'
-
     def _signature(self) -> str:
-        """All that decides what is found in given pixels: these come with the contrast limits that the user chose."""
+        """The settings that an embedding depends on; the contrast limits are already applied to the pixels."""
         from unsam_mm import __version__
 
         if self._engine_signature is None:
             self._engine_signature = self._copy().signature
         return f'{self._settings.engine}-{__version__}-{self._engine_signature}'
 
-    def _build(self) -> Engine:
+    def _build(self, weights: Path | None) -> Engine:
         torch = import_torch()
         device = self._settings.device
         if device == 'auto':
             device = 'cuda' if torch.cuda.is_available() else 'cpu'
         if self._settings.threads:
-            torch.set_num_threads(self._settings.threads)  # holds for the calling thread, which is the inference thread
-        return make_engine(self._settings.engine, device, self._weights)
+            torch.set_num_threads(self._settings.threads)  # applies to the current thread only
+        return make_engine(self._settings.engine, device, weights)
 
 
 def _is_in_windows(target: Target) -> bool:
-    return max(target.plane.size_hw) > TILED_FROM_PX and target.pixels is not None
-
-
-def _takes(engine: Engine, arrays: dict[str, np.ndarray]) -> bool:
-    """Whether an engine can use a kept embedding; one of another version is made again."""
-    try:
-        engine.set_embedding(arrays)
-    except UnSAMError as error:
-        logger.warning('a stored slice is computed again: %s', error)
-        return False
-    return True
+    return max(target.plane.size_hw) > TILED_FROM_PX
 
 
 def _rgb_of(target: Target) -> np.ndarray:
@@ -370,16 +355,16 @@ def _rgb_of(target: Target) -> np.ndarray:
 
 
 def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
-    """The engine of `unsam_mm` of that name, which calls `report_progress` while it analyses an image.
+    """An engine of `unsam_mm` that calls `report_progress`.
 
     Args:
         name: 'model' or 'tree'.
         device: Torch device.
-        weights: Of the model; those of the package if not given.
+        weights: Of the model; by default those of the package.
 
     Raises:
         UnSAMError: If there is no such engine.
-        WeightsError: If its weights cannot be had.
+        WeightsError: If its weights are not available.
     """
     from unsam_mm import PseudoMaskGenerator
     from unsam_mm.prompting.predictor import DEFAULT_MODEL, ENGINES
@@ -389,9 +374,12 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
         raise UnSAMError(
             f'the engine must be one of {", ".join(ENGINES)}, got {name!r}; see the preferences of the plugin'
         )
+    # Engines pass no callback to generators and tokenizers.
     if name == 'tree':
         generator = PseudoMaskGenerator.from_preset('default', device=device)
-        return TreeEngine(_ReportingGenerator(generator), device)
+        reporting_generator = partial(generator, progress=report_progress)
+        reporting_generator.signature = generator.signature
+        return TreeEngine(reporting_generator, device)
     from unsam_mm.prompting.model import RegionEngine
     from unsam_mm.student import RegionTokenizer
     from unsam_mm.student.tokenizer import tokens_signature
@@ -399,21 +387,22 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
 
     trained = load_weights(weights or packaged_weights(DEFAULT_MODEL))
 
-    @cache  # copies of the engine share it, and with it the ViT
-    def tokenizer(device: str) -> _ReportingTokenizer:
-        return _ReportingTokenizer(RegionTokenizer(trained.settings, trained.n_tokens, device))
+    @cache  # copies of the engine share the ViT
+    def tokenizer(device: str) -> SimpleNamespace:
+        made = RegionTokenizer(trained.settings, trained.n_tokens, device)
+        return SimpleNamespace(with_trees=partial(made.with_trees, progress=report_progress))
 
     return RegionEngine(trained.net, tokenizer, device, partial(tokens_signature, trained.settings, trained.n_tokens))
 
 
 def import_torch() -> ModuleType:
-    """Imports torch; other threads go on while its largest library is loaded.
+    """Imports torch, without blocking other threads while its largest library is loaded.
 
-    An import holds Python's lock while the system links a library of 400 MB, half a second or so. A call of the system's
-    own loader does not, and the import finds the library loaded. Where there is no such file this is a plain import.
+    An import holds the GIL for about half a second while the system links that library of 400 MB. `dlopen` does not, and the
+    import then finds the library loaded. If there is no such file, this is a plain import.
     """
     spec = find_spec('torch')
-    for name in _LARGEST_LIBRARY if spec is not None and os.name == 'posix' else ():
+    for name in _TORCH_LIBRARIES if spec is not None and os.name == 'posix' else ():
         path = Path(spec.submodule_search_locations[0], 'lib', name)
         if path.is_file():
             load = ctypes.CDLL(None).dlopen
@@ -422,29 +411,3 @@ def import_torch() -> ModuleType:
     import torch
 
     return torch
-
-
-class _ReportingGenerator:
-    """A generator that reports progress; the engine calls it without a callback."""
-
-    def __init__(self, generator: PseudoMaskGenerator) -> None:
-        self._generator = generator
-
-    @property
-    def signature(self) -> str:
-        return self._generator.signature
-
-    def __call__(self, rgb: np.ndarray) -> MaskHierarchy:
-        return self._generator(rgb, progress=report_progress)
-
-
-class _ReportingTokenizer:
-    """A tokenizer that reports progress; the engine calls it without a callback."""
-
-    def __init__(self, tokenizer: RegionTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def with_trees(
-        self, rgb: np.ndarray, read: Callable[[RegionTokens], ClickableImage]
-    ) -> tuple[ClickableImage, MaskHierarchy]:
-        return self._tokenizer.with_trees(rgb, read, report_progress)

@@ -13,7 +13,7 @@ PLUGIN = 'unsam_mm'
 
 
 def inference() -> InferenceSettings:
-    """Where and how models run; the defaults where the plugin is not registered with napari."""
+    """The settings of inference; the defaults if the plugin is not registered with napari."""
     try:
         chosen = get_plugin_settings(PLUGIN).inference
     except KeyError:
@@ -34,7 +34,7 @@ def default_store() -> Path:
 
 
 def wants_hint() -> bool:
-    """Whether to show the hint for new users."""
+    """True if the hint for new users is to be shown."""
     try:
         return bool(get_plugin_settings(PLUGIN).help.hint)
     except KeyError:

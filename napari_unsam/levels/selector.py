@@ -249,7 +249,7 @@ class RegionSelector:
 
     def _make_table(self, target: Target, progress: ProgressCallback) -> CandidateTable | None:
         """The candidate table of a plane; None if the plane is analysed in windows. Runs in the inference thread."""
-        plane = self.session.controller.embedded(target, progress)
+        plane = self.session.controller.planes.embedded(target, progress)
         if plane.hierarchy is None:
             return None
         table = CandidateTable(plane.hierarchy, target.read(), progress)

@@ -1,1 +1,1 @@
-"""Plain state of a segmentation, without Qt and without napari: planes, prompts, masks, candidates, the history of actions."""
+"""The state of a segmentation, without Qt: planes, prompts, masks, candidates, the undo history."""

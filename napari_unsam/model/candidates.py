@@ -12,11 +12,11 @@ from unsam_mm.masks.granularity import granularity_area, nearest_area
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 NO_NODES = np.empty(0, np.int64)
-_MIN_AREA_RATIO = 1.02  # a step to a mask of all but the same area would show nothing
+_MIN_AREA_RATIO = 1.02  # of two masks: a smaller step would hardly be visible
 
 
-class Place(NamedTuple):
-    """Which mask is on screen: see the attributes of `Candidates`."""
+class Selection(NamedTuple):
+    """Which mask is shown: see the attributes of `Candidates`."""
 
     position: int
     chain_index: int | None
@@ -24,21 +24,21 @@ class Place(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the mask that is kept."""
+        """Memory of the mask in bytes."""
         return 0 if self.exact is None else self.exact.mask.nbytes
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The candidate masks, and all nested regions of the main tree.
+    """The masks that an engine predicted for a prompt, the nested regions of the main tree under it, and the shown mask.
 
     Attributes:
-        masks: The answers by increasing area.
-        position: Index into `masks` of the one that was stepped to; 0 if there is none.
+        masks: The predicted masks by increasing area.
+        position: Index into `masks` of the shown mask, unless another field names it.
         chain: (K,) nested nodes of `hierarchy`, finest first; may be empty.
-        hierarchy: Of the plane; None where there is no chain.
-        chain_index: Index into `chain` of the region on screen in place of an answer.
-        exact: A mask on screen in place of an answer, asked for by its size.
+        hierarchy: Of the plane; None if there is no chain.
+        chain_index: Index into `chain` of the shown region; None if no region is shown.
+        exact: The shown mask that was searched by its size; None if no such mask is shown.
     """
 
     masks: tuple[BoxMask, ...] = ()
@@ -52,7 +52,7 @@ class Candidates:
     def of_answers(
         cls, answers: list[BoxMask], chain: np.ndarray = NO_NODES, hierarchy: MaskHierarchy | None = None
     ) -> Candidates:
-        """Of an engine's answers, best first; the best one is shown."""
+        """Candidates from an engine's masks, best first; the best one is shown."""
         if not answers:
             return NO_CANDIDATES
         order = sorted(range(len(answers)), key=lambda i: answers[i].area_px)
@@ -63,7 +63,7 @@ class Candidates:
 
     @property
     def shown(self) -> BoxMask | None:
-        """The current mask."""
+        """The shown mask; None if there is none."""
         if self.exact is not None:
             return self.exact
         if self.chain_index is not None:
@@ -71,66 +71,57 @@ class Candidates:
         return self.masks[self.position] if self.masks else None
 
     @property
-    def place(self) -> Place:
-        """Which mask is on screen, for `at`; without a tree the mask itself, as others come later than the first."""
+    def selection(self) -> Selection:
+        """Which mask is shown; without a tree the mask itself, since more masks may be added later."""
         if self.hierarchy is None:
-            return Place(0, None, self.shown)
-        return Place(self.position, self.chain_index, self.exact)
+            return Selection(0, None, self.shown)
+        return Selection(self.position, self.chain_index, self.exact)
 
     @property
     def rank(self) -> int:
-        """The place of the current mask among the answers, from 1; 0 if it is none of them."""
+        """The rank of the shown mask among `masks` by area, from 1; 0 if it is none of them."""
         return self.position + 1 if self.masks and self.chain_index is None and self.exact is None else 0
 
     def stepped(self, direction: int) -> Candidates:
-        """With the next answer shown, coarser for 1 and finer for -1 than what is on screen; the same at the ends."""
+        """Shows the next mask of `masks`, a larger one for 1 and a smaller one for -1; returns itself at the ends."""
         if self.rank:
-            return replace(self, position=int(np.clip(self.position + direction, 0, len(self) - 1)))
+            position = self.position + direction
+            return replace(self, position=position) if 0 <= position < len(self) else self
         shown = self.shown
-        if shown is None:
-            return self
-        places = range(len(self)) if direction > 0 else range(len(self) - 1, -1, -1)
-        for place in places:
-            ratio = self.masks[place].area_px / shown.area_px
+        for position in range(len(self))[::direction]:
+            ratio = self.masks[position].area_px / shown.area_px
             if (ratio if direction > 0 else 1 / ratio) > _MIN_AREA_RATIO:
-                return replace(self, position=place, chain_index=None, exact=None)
+                return replace(self, position=position, chain_index=None, exact=None)
         return self
 
-    def slid(self, steps: int) -> Candidates:
-        """With another region of the chain shown, coarser for positive steps; begins at the one closest to the current mask."""
-        if len(self.chain) == 0:
-            return self
-        at = self._on_chain() + steps
-        return replace(self, chain_index=int(np.clip(at, 0, len(self.chain) - 1)), exact=None)
+    def stepped_in_chain(self, steps: int) -> Candidates:
+        """Shows another region of the chain, a coarser one for positive steps; starts at the one of the nearest area."""
+        start = self.chain_index
+        if start is None:
+            start = nearest_area(self.hierarchy.area[self.chain], self.shown.area_px)
+        return replace(self, chain_index=int(np.clip(start + steps, 0, len(self.chain) - 1)), exact=None)
 
     def at_granularity(self, granularity: float) -> Candidates:
-        """With the region of the chain shown that is nearest to the size of a granularity."""
-        if len(self.chain) == 0:
-            return self
+        """Shows the region of the chain whose area is nearest to that of a granularity."""
         wanted_px = granularity_area(granularity, self.hierarchy.leaf_labels.size)
         return replace(self, chain_index=nearest_area(self.hierarchy.area[self.chain], wanted_px), exact=None)
 
     def with_exact(self, mask: BoxMask) -> Candidates:
-        """With a mask shown that was asked for by its size."""
+        """Shows a mask that was searched by its size."""
         return replace(self, chain_index=None, exact=mask)
 
-    def at(self, place: Place) -> Candidates:
-        """With the mask shown that was on screen at a `place` of the answers to the same question."""
+    def with_selection(self, selection: Selection) -> Candidates:
+        """Shows the mask of a `selection` of candidates for the same prompt."""
         if self.hierarchy is None:
-            return self if place.exact is None else self.starting_with(place.exact)
-        return replace(self, **place._asdict())
+            return self if selection.exact is None else self.still_showing(selection.exact)
+        return replace(self, **selection._asdict())
 
-    def starting_with(self, shown: BoxMask) -> Candidates:
-        """With a mask shown that was there before: as the answer that it is, or besides the answers."""
-        same = [
-            i for i, mask in enumerate(self.masks) if mask.box_xyxy == shown.box_xyxy and mask.area_px == shown.area_px
-        ]
-        return replace(self, position=same[0], chain_index=None, exact=None) if same else self.with_exact(shown)
-
-    def _on_chain(self) -> int:
-        if self.chain_index is not None:
-            return self.chain_index
-        return nearest_area(self.hierarchy.area[self.chain], self.shown.area_px)
+    def still_showing(self, shown: BoxMask) -> Candidates:
+        """Shows a mask of earlier candidates: the equal one of `masks`, else the mask itself."""
+        for position, mask in enumerate(self.masks):
+            if mask.box_xyxy == shown.box_xyxy and mask.area_px == shown.area_px:
+                return replace(self, position=position, chain_index=None, exact=None)
+        return self.with_exact(shown)
 
 
 NO_CANDIDATES = Candidates()

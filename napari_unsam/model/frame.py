@@ -1,7 +1,7 @@
-"""Where an image's layers lie: as the image, with its channels, if it has an axis of them, taken for one thick plane.
+"""The frame of an image: the coordinates of prompts, planes and objects, and the transform of their layers.
 
-All positions, planes and layers of the plugin are in this frame. So an object drawn on one channel belongs to all of them
-and is shown whichever the sliders stand at.
+It is the data coordinates of the image, but an axis of channels has length 1 and extends over all channels. So an object
+belongs to all channels, and is shown at each slider position of that axis.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from napari.components import Dims
     from napari.layers import Image
 
-PLACING = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
-"""What places a layer in the world."""
+TRANSFORM = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
+"""The properties of a layer that define its transform."""
 
 _MAX_CHANNELS = 16  # a longer axis is hardly one of channels
-_MAX_SHOWN = 3
+_MAX_CHOSEN = 3
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Which channels of an image the model sees.
+    """The channels of an image that the model sees.
 
     Attributes:
-        axis: The axis of the layer that they lie along.
-        chosen: One to three of them; three are taken for red, green and blue.
+        axis: The axis of the layer that holds the channels.
+        chosen: One to three indices along it; three are red, green and blue.
 
     Raises:
         ImageError: If there are none or more than three.
@@ -49,14 +49,13 @@ class Channels:
 
 @dataclass(frozen=True)
 class LayerChannels:
-    """Layers that the model sees as the channels of one image, each at its own contrast limits.
+    """Layers that the model sees as the channels of one image, each at its own contrast limits; colormaps are not used.
 
     Attributes:
-        layers: One to three of them; three are taken for red, green and blue. Whatever their colormaps, only their
-            values count.
+        layers: One to three; three are red, green and blue.
 
     Raises:
-        ImageError: If there are none or more than three, or they do not lie on each other.
+        ImageError: If there are none or more than three, or they are not aligned.
     """
 
     layers: tuple[Image, ...]
@@ -70,7 +69,7 @@ class LayerChannels:
 
     @property
     def axis(self) -> None:
-        """No axis of the layers is of channels."""
+        """None: no axis of the layers holds channels."""
         return None
 
 
@@ -80,10 +79,10 @@ def layers_of(channels: Channels | LayerChannels | None) -> tuple[Image, ...]:
 
 
 def check_aligned(image: Image, other: Image) -> None:
-    """Makes sure that each pixel of one layer lies on the same pixel of the other.
+    """Checks that two layers have the same shape and transform.
 
     Raises:
-        ImageError: If it does not.
+        ImageError: If they have not.
     """
     names, shapes = [f'"{layer.name}"' for layer in (image, other)], []
     for layer in (image, other):
@@ -100,19 +99,19 @@ def check_aligned(image: Image, other: Image) -> None:
 
 
 def channel_axes(image: Image) -> list[int]:
-    """The axes of a layer that may be of channels: short ones besides the last two."""
+    """The axes of a layer that may hold channels: short ones before the last two."""
     shape = full_resolution(image).shape[: image.ndim]
     return [axis for axis, length in enumerate(shape[:-2]) if 2 <= length <= _MAX_CHANNELS]
 
 
 def axis_label(image: Image, axis: int) -> str | None:
-    """What an axis of a layer is called; None if it has no name but the number that napari gives it."""
+    """The label of an axis; None if it is the default of napari, a number."""
     label = str(image.axis_labels[axis])
     return None if label.lstrip('-').isdigit() else label
 
 
 def labelled_channels(image: Image) -> Channels | None:
-    """The first channel of the axis that is called one of channels, if one is."""
+    """The first channel of the axis with a label such as 'c' or 'channel', if there is one."""
     for axis in channel_axes(image):
         if str(image.axis_labels[axis]).lower() in ('c', 'ch', 'channel', 'channels'):
             return Channels(axis)
@@ -120,8 +119,8 @@ def labelled_channels(image: Image) -> Channels | None:
 
 
 def _check_count(chosen: Sequence[object]) -> None:
-    if not 1 <= len(chosen) <= _MAX_SHOWN:
-        raise ImageError(f'choose one to {_MAX_SHOWN} channels, got {len(chosen)}')
+    if not 1 <= len(chosen) <= _MAX_CHOSEN:
+        raise ImageError(f'choose one to {_MAX_CHOSEN} channels, got {len(chosen)}')
 
 
 def full_resolution(image: Image) -> Any:
@@ -134,9 +133,9 @@ class Frame:
 
     Args:
         image: The layer.
-        channels: Its channels, if one of its axes is of such; at the time.
-        world_units: Of the axes of the viewer, as its `dims` give them; by default those of the image. napari makes them
-            the smallest of all layers, so those of the image may be larger.
+        channels: Its channels.
+        world_units: Of the axes of the viewer, see its `dims`; by default those of the image. napari uses the smallest units
+            of all layers.
     """
 
     def __init__(
@@ -150,17 +149,17 @@ class Frame:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Pixels along each axis."""
+        """Shape in pixels."""
         shape = list(full_resolution(self.image).shape[: self.image.ndim])
         if self.channels is not None:
             shape[self.channels.axis] = 1
         return tuple(shape)
 
     def check_axes(self) -> None:
-        """Makes sure that objects of the image can be measured and exported.
+        """Checks the number of axes.
 
         Raises:
-            ImageError: If it has too many axes.
+            ImageError: If objects of the image have too many axes to be measured and exported.
         """
         ndim = len(self.shape) - (self.channels is not None)
         if ndim > MAX_AXES:
@@ -169,52 +168,39 @@ class Frame:
                 'channel axis.'
             )
 
-    @property
-    def placed(self) -> dict[str, Any]:
-        """What places a layer of that shape in the world just as the image is."""
-        image = self.image
-        placed = {name: getattr(image, name) for name in PLACING}
-        if self.channels is None:
-            return placed
-        axis, count = self.channels.axis, self._n_channels
-        linear = Affine(scale=image.scale, rotate=image.rotate, shear=image.shear, ndim=image.ndim).linear_matrix
-        scale = np.array(image.scale, float)
-        scale[axis] *= count
-        return placed | {'scale': scale, 'translate': image.translate + linear[:, axis] * (count - 1) / 2}
+    def transform(self, origin: Sequence[float] | None = None) -> dict[str, Any]:
+        """The `TRANSFORM` of a layer in the frame.
 
-    def placed_at(self, origin: Sequence[float]) -> dict[str, Any]:
-        """What places a layer of any size in the world such that its first pixel lies at a position in the frame."""
-        placed = self.placed
-        linear = Affine(
-            scale=placed['scale'], rotate=placed['rotate'], shear=placed['shear'], ndim=self.image.ndim
-        ).linear_matrix
-        return placed | {'translate': placed['translate'] + linear @ np.asarray(origin, float)}
+        Args:
+            origin: Position of its first pixel in the frame; by default the first pixel of the image.
+        """
+        image = self.image
+        origin = np.zeros(image.ndim) if origin is None else origin
+        linear = Affine(scale=image.scale, rotate=image.rotate, shear=image.shear, ndim=image.ndim).linear_matrix
+        transform = {name: getattr(image, name) for name in TRANSFORM}
+        return transform | {
+            'scale': image.scale * self._pixel_size,
+            'translate': image.translate + linear @ self._to_layer(origin),
+        }
 
     def to_data(self, world: Sequence[float]) -> tuple[float, ...]:
-        """The position in the frame of one in the world."""
+        """The position in the frame of a position in the world."""
         ndim = self.image.ndim
-        world = np.concatenate([np.zeros(ndim), world])[
-            -ndim:
-        ]  # napari pads where a layer has more axes than the world
-        position = [float(value) for value in self.image.world_to_data(world * self._world_unit)]
-        if self.channels is not None:
-            axis, count = self.channels.axis, self._n_channels
-            position[axis] = (position[axis] - (count - 1) / 2) / count
-        return tuple(position)
+        # napari pads with zeros if a layer has more axes than the world.
+        world = np.concatenate([np.zeros(ndim), world])[-ndim:]
+        size = self._pixel_size
+        position = (np.array(self.image.world_to_data(world * self._world_unit)) - (size - 1) / 2) / size
+        return tuple(position.tolist())
 
     def to_world(self, position: Sequence[float]) -> np.ndarray:
-        """The position in the world, one number per axis of the image, of one in the frame."""
-        position = np.array(position, float)
-        if self.channels is not None:
-            axis, count = self.channels.axis, self._n_channels
-            position[axis] = position[axis] * count + (count - 1) / 2
-        return np.asarray(self.image.data_to_world(position)) / self._world_unit
+        """(N,) the position in the world, for the axes of the image, of a position in the frame."""
+        return np.asarray(self.image.data_to_world(self._to_layer(position))) / self._world_unit
 
     def displayed(self, dims: Dims) -> tuple[int, int]:
         """The two axes of the image that a 2D view shows, ascending.
 
         Raises:
-            ImageError: If the view is 3D, or shows an axis that the image lacks or that is of its channels.
+            ImageError: If the view is 3D, or shows an axis that the image lacks or that holds its channels.
         """
         if dims.ndisplay != 2:
             raise ImageError('The view is 3D; switch to 2D to click on a plane.')
@@ -226,15 +212,24 @@ class Frame:
         return axes
 
     @property
+    def _pixel_size(self) -> np.ndarray:
+        """(N,) the size of a pixel of the frame in pixels of the layer."""
+        size = np.ones(self.image.ndim)
+        if self.channels is not None:
+            size[self.channels.axis] = full_resolution(self.image).shape[self.channels.axis]
+        return size
+
+    def _to_layer(self, position: Sequence[float]) -> np.ndarray:
+        """(N,) the data coordinates of the layer of a position in the frame."""
+        size = self._pixel_size
+        return np.asarray(position, float) * size + (size - 1) / 2
+
+    @property
     def _world_unit(self) -> np.ndarray:
-        """(N,) the unit of each axis of the world in that of the image."""
+        """(N,) the unit of each axis of the world in the unit of the image."""
         units, world_units = self.image.units, self._world_units
         if world_units is None or len(world_units) < len(units):
             return np.ones(len(units))
         in_base = pint.get_application_registry().get_base_units
         pairs = zip(world_units[-len(units) :], units, strict=True)
         return np.array([in_base(world)[0] / in_base(own)[0] for world, own in pairs])
-
-    @property
-    def _n_channels(self) -> int:
-        return full_resolution(self.image).shape[self.channels.axis]

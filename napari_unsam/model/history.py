@@ -1,4 +1,4 @@
-"""Undo and redo of everything a user does, in one list."""
+"""Undo and redo."""
 
 from __future__ import annotations
 
@@ -17,46 +17,43 @@ MAX_BYTES = 256 * 2**20
 
 
 class Action(Protocol):
-    """An action; `do` is called again after an `undo`.
-
-    May have a method ``joined(later) -> Action | None``: itself and what was done right after it as one action, if they are
-    one for the user.
+    """An action of the user.
 
     Attributes:
-        name: What the user did, as a button shows it: 'commit object 3'.
-        nbytes: Bytes of memory that it keeps to be undone; an action without this attribute keeps next to nothing.
+        name: As shown to the user, such as 'commit object 3'.
+        nbytes: Memory that the action needs to be undone, in bytes; optional.
     """
 
     name: str
 
     def do(self) -> None:
-        """Does it."""
+        """Does the action, also after an `undo`."""
 
     def undo(self) -> None:
-        """Puts everything back as it was before `do`."""
+        """Restores the state before `do`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Change(Generic[T]):
-    """A value that is replaced.
+    """An action that replaces a value.
 
     Attributes:
-        name: What the user did.
+        name: See `Action`.
         put: Sets the value.
-        before: The former value.
+        before: The old value.
         after: The new value.
-        joins: Changes in a row that have this in common are one action: a slider makes dozens. None joins with no other.
+        merge_key: Consecutive changes with the same key become one action, such as those of a slider; None never merges.
     """
 
     name: str
     put: Callable[[T], None]
     before: T
     after: T
-    joins: Hashable = None
+    merge_key: Hashable = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory of both values."""
+        """Memory of both values in bytes."""
         return _nbytes(self.before) + _nbytes(self.after)
 
     def do(self) -> None:
@@ -64,20 +61,15 @@ class Change(Generic[T]):
         self.put(self.after)
 
     def undo(self) -> None:
-        """Sets the former value."""
+        """Sets the old value."""
         self.put(self.before)
-
-    def joined(self, later: Action) -> Change[T] | None:
-        """This and a later change as one."""
-        is_one = self.joins is not None and self.joins == getattr(later, 'joins', None)
-        return replace(self, after=later.after) if is_one else None
 
 
 class ActionGroup:
-    """Several actions that are undone together.
+    """Several actions as one.
 
     Args:
-        name: What the user did.
+        name: See `Action`.
         actions: In the order in which they are done.
     """
 
@@ -86,11 +78,11 @@ class ActionGroup:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that they keep."""
+        """Memory of all of them in bytes."""
         return sum(map(_nbytes, self._actions))
 
     def do(self) -> None:
-        """Does all of them; if one fails, the ones before it are undone."""
+        """Does all of them; if one fails, the previous ones are undone."""
         done: list[Action] = []
         try:
             for action in self._actions:
@@ -108,15 +100,15 @@ class ActionGroup:
 
 
 class ActionHistory:
-    """Actions to undo and redo. The oldest ones are dropped, but never the last one.
+    """Actions to undo and redo. The oldest ones are dropped beyond the limits, but never the last one.
 
     Args:
-        max_actions: How many actions are kept.
-        max_bytes: Memory limit of the actions that are kept.
+        max_actions: Limit in actions.
+        max_bytes: Limit of their memory.
 
     Attributes:
-        is_cut: Whether an action was forgotten, so that not everything can be undone.
-        is_busy: Whether something is being done or undone; until `changed` was emitted, for other threads.
+        is_cut: True if actions were dropped.
+        is_busy: True while an action is done or undone and until `changed` is emitted, for other threads.
     """
 
     changed = Signal()
@@ -138,7 +130,7 @@ class ActionHistory:
         return self._undone[-1].name if self._undone else None
 
     def do(self, action: Action) -> None:
-        """Does an action and keeps it, unless it raises; undone actions can no longer be redone."""
+        """Does an action and adds it, unless it raises; undone actions can no longer be redone."""
         self.is_busy = True
         try:
             action.do()
@@ -147,13 +139,13 @@ class ActionHistory:
             self.is_busy = False
 
     def add(self, action: Action) -> None:
-        """Keeps an action that is done already."""
+        """Adds an action that is already done."""
         last = self._done[-1] if self._done else None
-        joined = last.joined(action) if hasattr(last, 'joined') else None
-        if joined is not None:
-            self._done[-1] = joined
+        merge_key = getattr(last, 'merge_key', None)
+        if merge_key is not None and merge_key == getattr(action, 'merge_key', None):
+            self._done[-1] = replace(last, after=action.after)
             if not self._undone:
-                return  # nothing that a view shows has changed
+                return  # views show the same as before
         else:
             self._done.append(action)
         self._undone.clear()
@@ -169,14 +161,14 @@ class ActionHistory:
         return self._move(self._undone, self._done, 'do')
 
     def clear(self) -> None:
-        """Forgets everything; nothing is undone."""
+        """Drops all actions; nothing is undone."""
         self._done.clear()
         self._undone.clear()
         self.is_cut = False
         self.changed.emit()
 
     def _cut(self) -> None:
-        """Forgets the oldest actions that are too many, or keep too much memory."""
+        """Drops the oldest actions beyond the limits."""
         kept, n_bytes = 0, 0
         for action in reversed(self._done):
             n_bytes += _nbytes(action)
@@ -189,7 +181,7 @@ class ActionHistory:
     def _move(self, source: list[Action], target: list[Action], how: str) -> str | None:
         if not source:
             return None
-        # Taken out first: an action that fails half-way must not stand in the way of those before it.
+        # Removed first: an action that fails must not block those before it.
         action = source.pop()
         self.is_busy = True
         try:
@@ -201,5 +193,5 @@ class ActionHistory:
         return action.name
 
 
-def _nbytes(kept: object) -> int:
-    return getattr(kept, 'nbytes', 0)
+def _nbytes(value: object) -> int:
+    return getattr(value, 'nbytes', 0)

@@ -9,45 +9,45 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 Slices = tuple[slice, ...]
-"""One slice for each axis, with whole numbers at both ends."""
+"""A box of an array: one slice for each axis, with integer start and stop."""
 
 MAX_AXES = 6
-"""That objects may have: positions, time, channels, depth, rows and columns."""
+"""Of objects: positions, time, channels, depth, rows and columns."""
 
 _BLOCK_VOXELS = 1 << 24
 
 
 class LazyArray(Protocol):
-    """An array that is read by slices, such as one of NumPy, zarr or dask."""
+    """An array that is read by slices, such as a NumPy, zarr or dask array."""
 
     shape: tuple[int, ...]
     dtype: Any
 
     def __getitem__(self, index: Any) -> Any:
-        """Part of it."""
+        """A part of the array."""
 
 
 def around(first: Slices | None, second: Slices) -> Slices:
-    """The smallest box that holds two boxes, or the second if there is no first."""
+    """The smallest box around two boxes; the second if the first is None."""
     if first is None:
         return tuple(second)
     return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
 
 
 def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Slices]:
-    """Regions that tile an array in its order, none of more voxels than asked for."""
-    behind = int(np.prod(shape[1:], dtype=np.int64))
-    step = max(max_voxels // max(behind, 1), 1)
+    """Boxes that tile an array in C order, each of at most `max_voxels` voxels."""
+    row_voxels = int(np.prod(shape[1:], dtype=np.int64))
+    step = max(max_voxels // max(row_voxels, 1), 1)
     for start in range(0, shape[0], step):
-        here = slice(start, min(start + step, shape[0]))
-        if behind <= max_voxels or len(shape) == 1:
-            yield (here, *(slice(0, side) for side in shape[1:]))
+        rows = slice(start, min(start + step, shape[0]))
+        if row_voxels <= max_voxels or len(shape) == 1:
+            yield (rows, *(slice(0, side) for side in shape[1:]))
         else:
-            yield from ((here, *rest) for rest in blocks(shape[1:], max_voxels))
+            yield from ((rows, *rest) for rest in blocks(shape[1:], max_voxels))
 
 
 def object_boxes(labels: LazyArray) -> dict[int, Slices]:
-    """The bounding box of each label but 0, in rising order of labels; the array is read once, block by block."""
+    """The bounding box of each label but 0, in ascending order; the array is read once, block by block."""
     boxes: dict[int, Slices] = {}
     for block in blocks(labels.shape):
         for label, box in boxes_in(np.asarray(labels[block])):
@@ -59,14 +59,14 @@ def object_boxes(labels: LazyArray) -> dict[int, Slices]:
 
 
 def boxes_in(block: np.ndarray) -> Iterator[tuple[int, Slices]]:
-    """The bounding box of each label but 0 in an array of integers, in rising order; as quick for large labels as for small."""
+    """The bounding box of each label but 0 in an integer array, in ascending order; labels of any size are fast."""
     if block.size == 0:
         return
     if block.min() >= 0 and block.max() <= block.size:
         found = enumerate(find_objects(block if block.dtype != np.uint64 else block.astype(np.int64)), start=1)
-    else:  # `find_objects` makes a list as long as the largest label
+    else:  # `find_objects` returns a list as long as the largest label
         is_object = block != 0
-        import pandas as pd  # here: it takes long to load
+        import pandas as pd  # slow to import
 
         ranks, values = pd.factorize(block[is_object], sort=True)
         numbered = np.zeros(block.shape, np.int32 if len(values) < 1 << 31 else np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
+from unsam_mm.masks.ops import extent
 from unsam_mm.masks.rle import decode_crop
 
 Box = tuple[int, int, int, int]
@@ -23,9 +24,9 @@ class BoxMask:
     Attributes:
         box_xyxy: The box in pixels of the plane; right and bottom edges exclusive.
         mask: (height, width) bool, the mask within the box.
-        granularity: In [0, 1] by its share of the plane, see `unsam_mm.masks.granularity`; 1 is the whole plane.
-        score: In [0, 1]; how likely it is meant.
-        node: Its node of the main tree of the plane, if it is one.
+        granularity: In [0, 1], see `unsam_mm.masks.granularity`; 1 is the whole plane.
+        score: In [0, 1].
+        node: The equal node of the main tree of the plane; None if there is none.
     """
 
     box_xyxy: Box
@@ -36,11 +37,10 @@ class BoxMask:
 
     @classmethod
     def of(cls, mask: np.ndarray, top: int = 0, left: int = 0) -> BoxMask:
-        """The tight crop of a bool mask whose first pixel is (top, left) of the plane; `EMPTY` if it has no pixel."""
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(rows) == 0:
+        """The tight crop of an (h, w) bool mask that begins at (top, left) of the plane; `EMPTY` if it has no pixel."""
+        y0, y1, x0, x1 = extent(mask)
+        if y0 == y1:
             return EMPTY
-        y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
         return cls((x0 + left, y0 + top, x1 + left, y1 + top), np.ascontiguousarray(mask[y0:y1, x0:x1], bool))
 
     @cached_property
@@ -54,7 +54,7 @@ class BoxMask:
         return box_slices(self.box_xyxy)
 
     def within(self, box_xyxy: Box) -> np.ndarray:
-        """(h, w) bool, the mask within another box of the plane."""
+        """(h, w) bool, the mask in another box of the plane."""
         x0, y0, x1, y1 = box_xyxy
         out = np.zeros((y1 - y0, x1 - x0), bool)
         a, b, c, d = _shared_box(self.box_xyxy, box_xyxy)
@@ -64,7 +64,7 @@ class BoxMask:
         return out
 
     def intersection(self, other: BoxMask) -> int:
-        """How many pixels both hold."""
+        """Number of pixels in both masks."""
         return int(np.count_nonzero(other.within(self.box_xyxy) & self.mask)) if self.area_px else 0
 
     def iou(self, other: BoxMask) -> float:
@@ -73,11 +73,11 @@ class BoxMask:
         return shared / max(self.area_px + other.area_px - shared, 1)
 
     def equals(self, other: BoxMask) -> bool:
-        """Whether both hold the same pixels."""
+        """True if both have the same pixels."""
         return self.area_px == other.area_px == self.intersection(other)
 
     def without(self, others: Iterable[BoxMask]) -> BoxMask:
-        """The pixels that others do not hold; the mask itself if they share none."""
+        """The mask without the pixels of others; itself if they share none."""
         mask = self.mask
         for other in others:
             x0, y0, x1, y1 = _shared_box(self.box_xyxy, other.box_xyxy)
@@ -90,7 +90,7 @@ EMPTY = BoxMask((0, 0, 0, 0), np.zeros((0, 0), bool))
 
 
 def _shared_box(one: Box, other: Box) -> Box:
-    """What two boxes share; its edges are not in order if they share nothing."""
+    """The intersection of two boxes; its edges are in the wrong order if it is empty."""
     return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
 
 
@@ -101,7 +101,7 @@ def box_slices(box_xyxy: Iterable[int]) -> tuple[slice, slice]:
 
 
 def node_mask(hierarchy: MaskHierarchy, node: int) -> BoxMask:
-    """A node of a hierarchy, drawn within its box."""
+    """The mask of a node of a hierarchy."""
     box = tuple(int(edge) for edge in hierarchy.boxes_xyxy[node])
     leaves = hierarchy.leaf_labels[box_slices(box)]
     return BoxMask(
@@ -114,7 +114,7 @@ def node_mask(hierarchy: MaskHierarchy, node: int) -> BoxMask:
 
 
 def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, score: float) -> BoxMask:
-    """A mask that an engine found, with the node of the main tree that it is, if any.
+    """A mask that an engine predicted, with the equal node of the main tree, if there is one.
 
     Args:
         hierarchy: Of the plane.
@@ -126,45 +126,42 @@ def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, 
     height, width = mask.shape
     leaves = hierarchy.leaf_labels[top : top + height, left : left + width][mask]
     first, last, area = int(leaves.min()), int(leaves.max()) + 1, len(leaves)
-    path = [first]
-    while (up := int(hierarchy.parent[path[-1]])) >= 0:
-        path.append(up)
-    areas = hierarchy.area[path]
-    at = int(np.searchsorted(areas, area))
-    node = path[at] if at < len(path) and areas[at] == area and hierarchy.last_leaf[path[at]] == last else None
+    path = hierarchy.tree.path(first)
+    equal = path[(hierarchy.area[path] == area) & (hierarchy.last_leaf[path] == last)]
+    node = int(equal[0]) if len(equal) else None
     granularity = float(area_granularity(area, hierarchy.leaf_labels.size))
     return BoxMask((left, top, left + width, top + height), mask, granularity, float(score), node)
 
 
 def free_parts(masks: Iterable[BoxMask], taken: np.ndarray, min_free: float) -> Iterator[tuple[int, BoxMask]]:
-    """What others have left of each mask, the first one first; masks of which too little is left are left out.
+    """The free pixels of each mask; masks with too few are skipped.
 
     Args:
-        masks: In the order of their claims.
-        taken: (H, W) bool pixels that are not free; those that are given out become so.
-        min_free: Least share of a mask that has to be free.
+        masks: In the order of their priority.
+        taken: (H, W) bool pixels that are not free; those of the masks are added.
+        min_free: Minimum share of a mask that has to be free, in [0, 1].
 
     Yields:
         The number of the mask, counted from 0, and its free pixels.
     """
-    for number, found in enumerate(masks):
-        there = taken[found.slices]
-        free = BoxMask(found.box_xyxy, found.mask & ~there)
-        if free.area_px >= min_free * found.area_px:
-            there |= free.mask
+    for number, mask in enumerate(masks):
+        taken_here = taken[mask.slices]
+        free = BoxMask(mask.box_xyxy, mask.mask & ~taken_here)
+        if free.area_px >= min_free * mask.area_px:
+            taken_here |= free.mask
             yield number, free
 
 
 def draw_disjoint(masks: MaskSet, max_taken: float = 0.2) -> tuple[np.ndarray, list[int]]:
-    """Draws masks, the first in front, and leaves out those of which others have too much already.
+    """Draws masks without overlaps, the first in front; masks that are mostly covered by others are left out.
 
     Args:
-        masks: In the order of their claims.
-        max_taken: Share of a mask that others may have.
+        masks: In the order of their priority.
+        max_taken: Maximum share of a mask that may be covered, in [0, 1].
 
     Returns:
         labels: (H, W) uint32; 0 is background.
-        drawn: Which mask each label is, in the order of labels.
+        drawn: The number of the mask of each label, in the order of labels.
     """
     labels = np.zeros(masks.size_hw, np.uint32)
     drawn: list[int] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# The colours of Okabe and Ito that the clicks do not use, then tints; none dark, so that an object shows on a dark image.
+# The Okabe-Ito colours that clicks do not use, then tints; none is dark, so that objects are visible on dark images.
 OBJECT_COLOURS = (
     '#56b4e9',
     '#e69f00',
@@ -18,6 +18,6 @@ OBJECT_COLOURS = (
 
 
 def label_rgb(label: int) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, that a label above 0 has in the viewer."""
+    """The colour of a positive label in the viewer: red, green and blue, 0 to 255."""
     colour = OBJECT_COLOURS[(label - 1) % len(OBJECT_COLOURS)]
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

@@ -13,15 +13,15 @@ import numpy as np
 from napari_unsam.model.label_boxes import LazyArray, Slices, blocks
 
 Counts = Mapping[int, int]
-"""How many pixels each label has gained, or lost if negative."""
+"""Number of pixels by label; negative for pixels lost."""
 
-_FASTEST = 1  # of zlib: masks of objects shrink by a hundred times all the same
-_MAX_BINS = 1 << 20  # labels up to this are counted in bins, which is ten times as quick as sorting them
+_ZLIB_LEVEL = 1  # the fastest; masks of objects still shrink by a factor of 100
+_MAX_BINS = 1 << 20  # smaller labels are counted in bins, ten times as fast as by sorting
 
 
 @dataclass(frozen=True, eq=False)
 class _Values:
-    """Labels of the changed pixels, in C order: one number if all are the same."""
+    """The labels of changed pixels in C order, compressed: one number if all are equal."""
 
     packed: int | bytes
     dtype: np.dtype
@@ -30,10 +30,10 @@ class _Values:
     def of(cls, values: np.ndarray) -> _Values:
         first = values.flat[0]
         is_uniform = values.ndim == 0 or bool((values == first).all())
-        return cls(int(first) if is_uniform else zlib.compress(values.tobytes(), _FASTEST), values.dtype)
+        return cls(int(first) if is_uniform else zlib.compress(values.tobytes(), _ZLIB_LEVEL), values.dtype)
 
     def unpacked(self) -> np.ndarray:
-        """(P,) values, or () if all are the same."""
+        """(P,) labels, or () if all are equal."""
         if isinstance(self.packed, int):
             return np.asarray(self.packed, self.dtype)
         return np.frombuffer(zlib.decompress(self.packed), self.dtype)
@@ -45,15 +45,15 @@ class _Values:
 
 @dataclass(frozen=True, eq=False)
 class PixelChange:
-    """Pixels that were given other labels.
+    """Pixels with changed labels.
 
     Attributes:
-        box: Box of the array that holds them, one slice per axis.
-        array_shape: Of the array.
-        n_pixels: How many they are.
-        packed_mask: Which pixels of the box, one bit each, compressed.
-        old: Their labels before.
-        new: Their labels after.
+        box: Box of the array around them.
+        array_shape: Shape of the array.
+        n_pixels: Number of changed pixels.
+        packed_mask: The changed pixels of the box, one bit each, compressed.
+        old: Labels before.
+        new: Labels after.
     """
 
     box: Slices
@@ -67,46 +67,46 @@ class PixelChange:
     def of(
         cls, box: Slices, array_shape: tuple[int, ...], mask: np.ndarray, old: np.ndarray, new: np.ndarray
     ) -> PixelChange:
-        """A change that was made already.
+        """A change that is already made.
 
         Args:
-            box: Box of the array, one slice with a start and a stop per axis.
-            array_shape: Of the array.
-            mask: Bool, shape of the box; at least one pixel.
+            box: Box of the array.
+            array_shape: Shape of the array.
+            mask: Bool, shape of the box; not empty.
             old: (P,) labels of its pixels before, or () for all.
             new: (P,) labels of its pixels after, or () for all.
         """
-        packed = zlib.compress(np.packbits(mask), _FASTEST)
+        packed = zlib.compress(np.packbits(mask), _ZLIB_LEVEL)
         n_pixels = int(np.count_nonzero(mask))
         return cls(box, tuple(array_shape), n_pixels, packed, _Values.of(old), _Values.of(new))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it takes, about."""
+        """Approximate memory in bytes."""
         return 500 + len(self.packed_mask) + self.old.nbytes + self.new.nbytes
 
     @property
     def counts(self) -> Counts:
-        """What it has changed."""
+        """Pixels that each label has gained by the change."""
         return _difference(self.old.unpacked(), self.new.unpacked(), self.n_pixels)
 
     def is_in(self, array: Any) -> bool:
-        """Whether its pixels have their new labels."""
+        """True if all changed pixels of an array have their new labels."""
         held = np.asarray(array[self.box])[self._mask()]
         return bool((held == self.new.unpacked()).all())
 
     def undo(self, array: Any) -> Counts:
-        """Restores the old labels where pixels still have the new ones; other pixels were changed since."""
+        """Restores the old labels of pixels that still have the new ones."""
         return self._swap(array, self.new, self.old)
 
     def redo(self, array: Any) -> Counts:
-        """Writes the new labels where pixels have their old ones."""
+        """Writes the new labels of pixels that still have the old ones."""
         return self._swap(array, self.old, self.new)
 
     def _swap(self, array: Any, held: _Values, given: _Values) -> Counts:
         before, after = held.unpacked(), given.unpacked()
         if tuple(array.shape) != self.array_shape or not _fit(after, array.dtype):
-            return {}  # another array was put in its place
+            return {}  # the array was replaced
         mask = self._mask()
         part = np.asarray(array[self.box])
         is_held = part[mask] == before
@@ -123,16 +123,16 @@ class PixelChange:
 
 
 def write(array: Any, box: Slices, mask: np.ndarray, label: int) -> PixelChange | None:
-    """Gives pixels of an array a label.
+    """Sets the label of pixels.
 
     Args:
-        array: Labels; what takes and gives parts as numpy does.
-        box: Box of the array, one slice with a start and a stop per axis.
+        array: Labels, a NumPy or zarr array, for example.
+        box: Box of the array.
         mask: Bool, shape of the box.
-        label: What to write.
+        label: The label.
 
     Returns:
-        What was changed; None if all pixels had that label already.
+        The change; None if all pixels had that label.
     """
     part = np.asarray(array[box])
     changed = mask & (part != label)
@@ -147,16 +147,16 @@ def write(array: Any, box: Slices, mask: np.ndarray, label: int) -> PixelChange 
 def changes_of_paint(value: Iterable[Any], array: Any) -> list[PixelChange]:
     """The changes in the `paint` event of a Labels layer.
 
-    The brush, the fill bucket and the polygon tool give a box, a mask in it (None for the whole box), the old labels and the
-    new one; `data_setitem` gives indices, old and new labels. The event may come before napari writes, so the array is not
-    read.
+    Events of the brush, the fill bucket and the polygon tool have a box, a mask in it (None for the whole box), the old labels
+    and the new one; those of `data_setitem` have indices, old and new labels. napari may emit them before it writes, so the
+    array is not read.
 
     Args:
         value: Of the event.
         array: Of the layer.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the event is none of these.
     """
     shape = tuple(array.shape)
     changes = []
@@ -175,7 +175,7 @@ def changes_of_paint(value: Iterable[Any], array: Any) -> list[PixelChange]:
 
 
 def total(counts: Iterable[Counts]) -> Counts:
-    """The sum of what several changes did."""
+    """The sum of several counts."""
     summed: Counter[int] = Counter()
     for one in counts:
         summed.update(one)
@@ -183,19 +183,19 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 def areas_in(array: LazyArray) -> Counts:
-    """How many pixels each label but 0 has in an array, which is read block by block."""
+    """Number of pixels of each label but 0; the array is read block by block."""
     parts = (np.asarray(array[block]) for block in blocks(array.shape))
     return total(dict(_counted(part[part != 0])) for part in parts)
 
 
 def _fit(labels: np.ndarray, dtype: np.dtype) -> bool:
-    """Whether an array of a type can hold labels; NumPy would write others."""
+    """True if a dtype can hold labels; NumPy would wrap them."""
     limits = np.iinfo(dtype)
     return np.can_cast(labels.dtype, dtype) or (limits.min <= labels.min() and labels.max() <= limits.max)
 
 
 def _put(array: Any, box: Slices, part: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> None:
-    """Writes labels where a mask is set in a part of an array that was read."""
+    """Sets the labels of a mask in a part that was read from an array, and writes it back."""
     if labels.ndim == 0:
         np.copyto(part, labels, where=mask)
     else:
@@ -211,7 +211,7 @@ def _difference(old: np.ndarray, new: np.ndarray, n_pixels: int) -> Counts:
 
 
 def _counted(values: np.ndarray, n_pixels: int = 0) -> Iterator[tuple[int, int]]:
-    """Each label with the number of its pixels, which is asked for if all have the same label."""
+    """Each label with the number of its pixels; `n_pixels` is that of a single value."""
     if values.ndim == 0:
         yield int(values), n_pixels
     elif values.size and values.min() >= 0 and values.max() < _MAX_BINS:
@@ -223,14 +223,14 @@ def _counted(values: np.ndarray, n_pixels: int = 0) -> Iterator[tuple[int, int]]
 
 
 def _of_indices(indices: Any, old: Any, new: Any, shape: tuple[int, ...]) -> PixelChange:
-    places = np.stack([np.ravel(part) for part in np.broadcast_arrays(*indices)])
-    places = np.where(places < 0, places + np.array(shape)[:, None], places)
-    starts, stops = places.min(axis=1), places.max(axis=1) + 1
+    pixels = np.stack([np.ravel(part) for part in np.broadcast_arrays(*indices)])
+    pixels = np.where(pixels < 0, pixels + np.array(shape)[:, None], pixels)
+    starts, stops = pixels.min(axis=1), pixels.max(axis=1) + 1
     sides = tuple((stops - starts).tolist())
-    flat, first = np.unique(np.ravel_multi_index(tuple(places - starts[:, None]), sides), return_index=True)
+    flat, first = np.unique(np.ravel_multi_index(tuple(pixels - starts[:, None]), sides), return_index=True)
     mask = np.zeros(sides, bool)
     mask.flat[flat] = True
     old, new = np.ravel(old), np.asarray(new)
-    new = new if new.ndim == 0 else np.ravel(np.broadcast_to(new, places.shape[1]))[first]
+    new = new if new.ndim == 0 else np.ravel(np.broadcast_to(new, pixels.shape[1]))[first]
     box = tuple(slice(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True))
     return PixelChange.of(box, shape, mask, old[first], new)

@@ -1,4 +1,4 @@
-"""The pixels of a plane as the user sees them, read where and when they are wanted."""
+"""The pixels of a plane at the contrast limits of its layer, read lazily."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class PlanePixels:
-    """One plane of an array, 8 bit, black and white at the layer's contrast limits; nothing is read before it is indexed.
+    """One plane of an array as uint8, scaled by the contrast limits; pixels are read when it is indexed.
 
     Args:
-        array: All axes of the layer, and its colours last if it is RGB: NumPy, dask, zarr or the like.
-        plane: Which plane.
-        contrast_limits: For arrays without colours.
-        is_rgb: Whether the last axis is of colours; an alpha channel is dropped.
-        channel: The axis of the channels and which of them, if an axis is of such.
+        array: The data of the layer, a NumPy, dask or zarr array, for example.
+        plane: The plane.
+        contrast_limits: Values of black and white; without effect for RGB.
+        is_rgb: True if the last axis is RGB or RGBA; alpha is dropped.
+        channel: The axis of the channels and the index along it, if there is such an axis.
     """
 
     dtype = np.dtype(np.uint8)
@@ -52,10 +52,10 @@ class PlanePixels:
 
 
 class JoinedPixels:
-    """The same plane of several layers as one in colours; nothing is read before it is indexed.
+    """The same plane of several channels as RGB; pixels are read when it is indexed.
 
     Args:
-        parts: Two or three of the same size: red, green and blue.
+        parts: Red, green and, if given, blue, of the same size.
     """
 
     dtype = np.dtype(np.uint8)
@@ -73,12 +73,12 @@ class JoinedPixels:
 def plane_pixels(
     image: Image, plane: Plane, channels: Channels | LayerChannels | None = None
 ) -> list[PlanePixels | JoinedPixels]:
-    """A plane of a layer at full resolution, then at those coarser ones of a pyramid that halve both sides of the plane alone.
+    """A plane of a layer at full resolution, then at the coarser levels of a pyramid that halve only the sides of the plane.
 
     Args:
         image: The layer.
         plane: The plane.
-        channels: Along an axis of the layer, or in several layers, of which those resolutions are given that all have.
+        channels: Along an axis of the layer, or in several layers; then only levels that all layers have are returned.
     """
     if isinstance(channels, LayerChannels):
         of_channels = [_resolutions(layer, plane) for layer in channels.layers]
@@ -107,7 +107,7 @@ def to_uint8(pixels: np.ndarray, contrast_limits: Sequence[float]) -> np.ndarray
 
     Args:
         pixels: Numbers of any shape; NaN becomes 0.
-        contrast_limits: Lower and upper limit, lower < upper.
+        contrast_limits: Lower and upper limit; lower < upper.
     """
     low, high = contrast_limits
     scaled = np.subtract(pixels, low, dtype=np.float64) * (255 / (high - low))
@@ -115,8 +115,7 @@ def to_uint8(pixels: np.ndarray, contrast_limits: Sequence[float]) -> np.ndarray
 
 
 def eight_bit_colours(pixels: np.ndarray) -> np.ndarray:
-    """Colours as napari shows them: floats run from 0 to 1, integers over all of their type."""
+    """Colours as uint8, scaled as napari does: floats from 0 to 1, integers from 0 to the maximum of their dtype."""
     if pixels.dtype == np.uint8:
         return pixels
-    top = 1.0 if pixels.dtype.kind == 'f' else float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in 'ui' else 1.0
-    return to_uint8(pixels, (0.0, top))
+    return to_uint8(pixels, (0.0, float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in 'ui' else 1.0))

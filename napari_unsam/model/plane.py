@@ -1,7 +1,6 @@
 """The 2D plane of an nD image layer that is in view.
 
-Positions are data coordinates of the layer, one per axis, as `layer.world_to_data` gives them: whole numbers
-are pixel centres. World coordinates never serve as indices, so scale, rotation and translation cannot mislead.
+Positions are in the frame of the image, one number per axis; whole numbers are pixel centres.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ class Plane:
     """A 2D plane through an nD array.
 
     Attributes:
-        shape: Shape of the array in pixels, channels left out.
-        axes: The two axes that the plane spans, ascending: rows, columns.
-        index: Where the plane lies, one number per axis; 0 on the two axes that it spans.
+        shape: Shape of the array in pixels.
+        axes: The axes of the rows and the columns, ascending.
+        index: The index of the plane, one number per axis; 0 on its own two axes.
     """
 
     shape: tuple[int, ...]
@@ -44,26 +43,26 @@ class Plane:
 
     @property
     def slicing(self) -> tuple[int | slice, ...]:
-        """Index that takes the plane out of the array."""
+        """Index of the plane in the array."""
         return tuple(slice(None) if axis in self.axes else i for axis, i in enumerate(self.index))
 
     def of(self, array: LazyArray) -> np.ndarray:
-        """(H, W) what an array holds in the plane."""
+        """(H, W) the values of an array in the plane."""
         return np.asarray(array[self.slicing])
 
     def inside(self, position: Sequence[float]) -> bool:
-        """Whether a position lies inside the array, on this plane or another."""
+        """True if a position lies inside the array, on this plane or another."""
         return all(0 <= i < n for i, n in zip(_nearest(position), self.shape, strict=True))
 
-    def lies_beside(self, position: Sequence[float]) -> bool:
-        """Whether a position lies in another plane of the array."""
+    def holds(self, position: Sequence[float]) -> bool:
+        """True if a position lies in this plane, inside the array or not."""
         nearest = _nearest(position)
-        return any(i != nearest[axis] for axis, i in enumerate(self.index) if axis not in self.axes)
+        return all(i == nearest[axis] for axis, i in enumerate(self.index) if axis not in self.axes)
 
     def pixel(self, position: Sequence[float]) -> tuple[int, int] | None:
         """Row and column of the pixel at a position, or None if it lies outside the plane."""
         nearest = _nearest(position)
-        if self.lies_beside(position) or not self.inside(position):
+        if not (self.holds(position) and self.inside(position)):
             return None
         return nearest[self.axes[0]], nearest[self.axes[1]]
 
@@ -72,14 +71,14 @@ class Plane:
         spanned = dict(zip(self.axes, box_slices(box_xyxy), strict=True))
         return tuple(spanned.get(axis, slice(i, i + 1)) for axis, i in enumerate(self.index))
 
-    def placed(self, found: BoxMask) -> tuple[np.ndarray, tuple[slice, ...]]:
+    def in_array(self, mask: BoxMask) -> tuple[np.ndarray, tuple[slice, ...]]:
         """A mask of the plane with as many axes as the array, and its slices of the array."""
-        box = self.slices(found.box_xyxy)
-        return found.mask.reshape([part.stop - part.start for part in box]), box
+        box = self.slices(mask.box_xyxy)
+        return mask.mask.reshape([part.stop - part.start for part in box]), box
 
 
 def view_of_layer(viewer: ViewerModel, layer: Layer) -> tuple[object, ...]:
-    """The part of a viewer's sliders and axes that a layer follows; if a layer is redrawn without a change of it, the layer changed."""
+    """The state of a viewer's sliders and axes that a layer depends on; if it is redrawn without a change, the layer changed."""
     dims, first = viewer.dims, viewer.dims.ndim - layer.ndim
     order = tuple(axis - first for axis in dims.order if axis >= first)
     own = [values[-layer.ndim :] for values in (dims.point, dims.margin_left, dims.margin_right)]
@@ -93,18 +92,18 @@ def plane_in_view(frame: Frame, dims: Dims) -> Plane:
         ImageError: If the view is 3D, shows an axis that the image lacks, or the image does not reach the view.
     """
     axes = frame.displayed(dims)
-    # napari leaves the two axes in view out of account when it looks for the plane: in an oblique layer they would move it.
+    # napari ignores the two displayed axes when it chooses the plane; in an oblique layer they would change it.
     point = [0.0 if axis in dims.displayed else value for axis, value in enumerate(dims.point)]
     return plane_at(frame, axes, frame.to_data(point))
 
 
 def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> Plane:
-    """The plane of an image that spans two axes and holds a position.
+    """The plane of an image at a position.
 
     Args:
         frame: Of the image.
-        axes: Ascending.
-        position: Data coordinates; those along the two axes are not read.
+        axes: The two axes of the plane, ascending.
+        position: In the frame; the values along the two axes have no effect.
 
     Raises:
         ImageError: If the image does not reach the position.
@@ -115,13 +114,13 @@ def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> 
     return Plane(shape=frame.shape, axes=axes, index=index)
 
 
-def planes_beside(plane: Plane) -> list[Plane]:
-    """All planes of an array that span the same two axes, the nearest to one of them first, which is among them."""
+def parallel_planes(plane: Plane) -> list[Plane]:
+    """All planes of an array with the same axes as one of them, the nearest first, beginning with itself."""
     across = [1 if axis in plane.axes else length for axis, length in enumerate(plane.shape)]
     ordered = sorted(np.ndindex(*across), key=lambda index: float(np.abs(np.subtract(index, plane.index)).sum()))
     return [replace(plane, index=index) for index in ordered]
 
 
 def _nearest(position: Sequence[float]) -> list[int]:
-    """The pixel that napari shows at a position: half-way between two, it takes the even one."""
+    """The pixel that napari shows at a position: halfway between two, the even one."""
     return [int(value) for value in np.round(position)]

@@ -1,4 +1,4 @@
-"""The prompts on one plane in pixels, as engines take them."""
+"""The prompts on one plane in pixels, for engines."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from skimage.draw import polygon2mask
 from napari_unsam.model.plane import Plane
 from napari_unsam.model.prompts import PendingObject, PointPrompt, Prompt, Prompts, ShapeKind, ShapePrompt
 
-_LOGIT_SIDE_PX, _LOGIT_SCALE = 256, 8.0  # the frame in which engines take masks
-_OVERSAMPLING = 4  # of that frame where outlines are drawn
-_MAX_SAMPLES = 5  # clicks that stand for one scribble
+_LOGIT_SIDE_PX, _LOGIT_SCALE = 256, 8.0  # of the mask input of engines
+_OVERSAMPLING = 4  # of the mask input, to draw outlines
+_MAX_SAMPLES = 5  # clicks for one scribble
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,8 @@ class PlanePrompt:
     """The prompts of one object on one plane.
 
     Attributes:
-        points_xy: (N, 2) float pixels inside the plane, x before y; None if there is none.
-        labels: (N,) 1 for positive, 0 for negative points; None if there is none.
+        points_xy: (N, 2) float pixels inside the plane, x before y; None without points.
+        labels: (N,) 1 for positive, 0 for negative points; None without points.
         box_xyxy: (4,) float pixels, or None.
         mask: (256, 256) float32 logits of an outline, or None.
     """
@@ -34,33 +34,32 @@ class PlanePrompt:
 
     @property
     def parts(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-        """Points, labels and box, as engines take them."""
+        """Points, labels and box."""
         return self.points_xy, self.labels, self.box_xyxy
 
     @property
     def can_be_asked(self) -> bool:
-        """Whether there is a box or a click on the object."""
+        """True if there is a box or a positive click."""
         return self.box_xyxy is not None or (self.labels is not None and bool((self.labels == 1).any()))
 
     @property
     def is_contradictory(self) -> bool:
-        """Whether one pixel has clicks of both kinds."""
+        """True if one pixel has positive and negative clicks."""
         if self.points_xy is None:
             return False
-        kinds: dict[tuple[int, ...], int] = {}
-        rows = zip(map(tuple, np.floor(self.points_xy).astype(int).tolist()), self.labels.tolist(), strict=True)
-        return any(kinds.setdefault(at, kind) != kind for at, kind in rows)
+        pixels = np.floor(self.points_xy).astype(int)
+        return len(np.unique(pixels, axis=0)) < len(np.unique(np.column_stack([pixels, self.labels]), axis=0))
 
 
 def on_plane(prompts: Prompts, plane: Plane) -> Prompts:
-    """Those of the prompts that lie in a plane; a shape does if its first corner does not lie beside it."""
+    """The prompts that lie in a plane; a shape does if its first corner does."""
 
     def is_here(prompt: Prompt) -> bool:
         match prompt:
             case PointPrompt():
                 return plane.pixel(prompt.position) is not None
             case ShapePrompt():
-                return not plane.lies_beside(prompt.vertices[0])
+                return plane.holds(prompt.vertices[0])
             case PendingObject():
                 return (prompt.axes, prompt.index) == (plane.axes, plane.index)
 
@@ -68,10 +67,10 @@ def on_plane(prompts: Prompts, plane: Plane) -> Prompts:
 
 
 def plane_prompt(prompts: Prompts, plane: Plane) -> PlanePrompt:
-    """The prompts of a plane, as from `on_plane`, as one prompt of an engine.
+    """The prompts of a plane, see `on_plane`, as one prompt for an engine.
 
-    Clicks come in their order, then scribbles as clicks along them. The last box or outline counts: an outline is given as
-    its box, and as a mask that the answer should be like.
+    Clicks come first, then scribbles as clicks along them. Only the last box or outline counts; an outline is passed as its
+    box and as a mask input.
     """
     clicks = [(*plane.pixel(point.position), point.polarity.value) for point in prompts.points]
     box, mask = None, None
@@ -80,7 +79,7 @@ def plane_prompt(prompts: Prompts, plane: Plane) -> PlanePrompt:
         if shape.kind is ShapeKind.SCRIBBLE:
             clicks += [(*pixel, shape.polarity.value) for pixel in samples_along(corners, plane.size_hw)]
             continue
-        # Corners lie at pixel centres, and the box runs along the outer edges of its pixels.
+        # Corners are pixel centres; the box goes along the outer edges of its pixels.
         low, high = np.floor(corners.min(axis=0) + 0.5), np.ceil(corners.max(axis=0) + 0.5)
         box = np.concatenate([low[::-1], np.maximum(high, low + 1)[::-1]])
         mask = outline_logits(corners, plane.size_hw) if shape.kind is ShapeKind.OUTLINE else None
@@ -90,16 +89,17 @@ def plane_prompt(prompts: Prompts, plane: Plane) -> PlanePrompt:
     return PlanePrompt(columns[:, 1::-1].copy(), columns[:, 2].astype(np.int64), box, mask)
 
 
-def samples_along(line: np.ndarray, size_hw: Sequence[int], count: int = _MAX_SAMPLES) -> list[tuple[int, int]]:
-    """Pixels spaced evenly along a line, the middle one first: further clicks are taken as words on the answer to it.
+def samples_along(line: np.ndarray, size_hw: Sequence[int]) -> list[tuple[int, int]]:
+    """At most five evenly spaced pixels along a line; fewer on a short line.
+
+    The middle one comes first, since engines read later clicks as corrections of the mask for the earlier ones.
 
     Args:
         line: (N, 2) rows and columns of its corners.
-        size_hw: Of the plane; what lies outside is left out.
-        count: How many pixels there are at most; fewer on a short line.
+        size_hw: Of the plane; pixels outside are left out.
     """
     lengths = np.r_[0.0, np.cumsum(np.hypot(*np.diff(line, axis=0).T))]
-    count = int(np.clip(lengths[-1] // 4, 1, count))
+    count = int(np.clip(lengths[-1] // 4, 1, _MAX_SAMPLES))
     at = (np.arange(count) + 0.5) / count * lengths[-1]
     at = at[np.argsort(np.abs(at - lengths[-1] / 2), kind='stable')]
     pixels = np.stack([np.interp(at, lengths, line[:, axis]) for axis in (0, 1)], axis=1)
@@ -108,10 +108,10 @@ def samples_along(line: np.ndarray, size_hw: Sequence[int], count: int = _MAX_SA
 
 
 def outline_logits(corners: np.ndarray, size_hw: Sequence[int]) -> np.ndarray:
-    """(256, 256) float32 logits of the inside of an outline; the plane's longer side fills the square.
+    """(256, 256) float32 logits of a polygon; the longer side of the plane spans the square.
 
     Args:
-        corners: (N, 2) rows and columns of the outline's corners.
+        corners: (N, 2) rows and columns of the corners.
         size_hw: Of the plane.
     """
     side = _LOGIT_SIDE_PX * _OVERSAMPLING
@@ -121,13 +121,13 @@ def outline_logits(corners: np.ndarray, size_hw: Sequence[int]) -> np.ndarray:
 
 
 def is_drawn_well(shape: ShapePrompt, plane: Plane) -> bool:
-    """Whether a shape has an extent and touches the plane."""
+    """True if a shape has an extent and overlaps the plane."""
     corners = _rows_columns(shape, plane)
     low, high = corners.min(axis=0), corners.max(axis=0)
-    touches = bool((high >= 0).all() and (low < plane.size_hw).all())
+    overlaps = bool((high >= 0).all() and (low < plane.size_hw).all())
     if shape.kind is ShapeKind.SCRIBBLE:
-        return touches and bool(samples_along(corners, plane.size_hw))
-    return touches and bool((high - low >= 1).all())
+        return overlaps and bool(samples_along(corners, plane.size_hw))
+    return overlaps and bool((high - low >= 1).all())
 
 
 def _rows_columns(shape: ShapePrompt, plane: Plane) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Prompts as plain values: clicks, boxes, outlines, scribbles, pending objects."""
+"""Prompts: clicks, boxes, outlines, scribbles, and pending objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Position = tuple[float, ...]
 
 
 class Polarity(Enum):
-    """Whether a click is on the object or the background; the values are the models' point labels."""
+    """Whether a click is on the object or on the background; the values are the point labels of engines."""
 
     POSITIVE = 1
     NEGATIVE = 0
@@ -24,11 +24,11 @@ class ShapeKind(Enum):
     """Kind of a drawn shape."""
 
     BOX = 'box'
-    """It fills this box."""
+    """The bounding box of the object."""
     OUTLINE = 'outline'
-    """It has about this outline."""
+    """A rough outline of the object."""
     SCRIBBLE = 'scribble'
-    """It is, or is not, all along this line."""
+    """A line on the object or on the background."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class PointPrompt:
     """One click.
 
     Attributes:
-        position: Data coordinates in the image layer, one per axis; whole numbers are pixel centres.
-        polarity: What the click says.
-        object_id: Which of the user's objects it is about, counted from 1.
+        position: In the frame of the image, one number per axis; whole numbers are pixel centres.
+        polarity: Object or background.
+        object_id: Number of the object, from 1.
     """
 
     position: Position
@@ -51,10 +51,10 @@ class ShapePrompt:
     """One drawn shape.
 
     Attributes:
-        kind: What it says.
-        vertices: Data coordinates of its corners, or along its line.
+        kind: Kind of the shape.
+        vertices: Positions of its corners, or along its line.
         polarity: Only scribbles can be negative.
-        object_id: Which of the user's objects it is about, counted from 1.
+        object_id: Number of the object, from 1.
     """
 
     kind: ShapeKind
@@ -65,14 +65,14 @@ class ShapePrompt:
 
 @dataclass(frozen=True)
 class PendingObject:
-    """An object that is kept for a later commit, with its mask.
+    """An object that waits for a commit, with its mask.
 
     Attributes:
-        object_id: Which of the user's objects on its plane it is; its prompts have the same.
-        axes: The two axes of the image that its plane spans, ascending.
-        index: Where its plane lies, one number per axis of the image.
+        object_id: Number of the object, the same as in its prompts.
+        axes: See `Plane`.
+        index: See `Plane`.
         box_xyxy: Of the mask, in pixels of the plane; right and bottom edges exclusive.
-        counts: The mask in that box, as compressed run lengths in the manner of COCO.
+        counts: The mask in that box as a compressed COCO RLE.
         granularity: In [0, 1].
         score: In [0, 1].
     """
@@ -91,13 +91,13 @@ Prompt = PointPrompt | ShapePrompt | PendingObject
 
 @dataclass(frozen=True)
 class Prompts:
-    """All prompts on one image, on any plane, and the number of the next object.
+    """The prompts on one image, on any plane.
 
     Attributes:
         points: Clicks in their order.
         shapes: Drawn shapes in their order.
-        object_id: The object that the next prompt is about.
-        pending: Objects kept for a later commit, in their order; their clicks and shapes are kept too.
+        object_id: Number of the object of the next prompt.
+        pending: Objects that wait for a commit, in their order; `points` and `shapes` hold their prompts.
     """
 
     points: tuple[PointPrompt, ...] = ()
@@ -109,14 +109,14 @@ class Prompts:
         return bool(self.points or self.shapes or self.pending)
 
     def current(self) -> Prompts:
-        """Of prompts on one plane those of the latest object that is not pending."""
+        """Of prompts on one plane, those of the latest object that is not pending."""
         pending = {one.object_id for one in self.pending}
         begun = {prompt.object_id for prompt in (*self.points, *self.shapes)} - pending
         latest = max(begun, default=self.object_id)
         return replace(self.keeping(lambda prompt: prompt.object_id == latest), object_id=latest)
 
     def keeping(self, condition: Callable[[Prompt], bool]) -> Prompts:
-        """The prompts that fulfil a condition."""
+        """The prompts for which a condition is true."""
         parts = {name: tuple(filter(condition, getattr(self, name))) for name in ('points', 'shapes', 'pending')}
         return replace(self, **parts)
 

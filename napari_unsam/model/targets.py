@@ -1,4 +1,4 @@
-"""Values that the modules exchange: target, current mask, status."""
+"""The target, the current mask, and the status line."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from napari_unsam.model.plane import Plane
 
 @dataclass(frozen=True)
 class Target:
-    """What is being segmented: one plane of one image.
+    """The plane of an image to segment.
 
     Attributes:
         source: Identifies the image.
-        plane: The plane of it.
-        name: What the user calls the image.
-        read: Gives the pixels of the plane for the model; called in the inference thread.
-        pixels: Gives the same pixels part by part, at several resolutions if there are any; None where only `read` does.
+        plane: The plane.
+        name: Name of the image.
+        pixels: Returns lazy arrays of the pixels of the plane, at full resolution and at coarser ones; called in the inference
+            thread.
     """
 
     source: Hashable
     plane: Plane
     name: str = field(compare=False)
-    read: Callable[[], np.ndarray] = field(compare=False)
-    pixels: Callable[[], list[PlanePixels]] | None = field(default=None, compare=False)
+    pixels: Callable[[], list[PlanePixels]] = field(compare=False)
+
+    def read(self) -> np.ndarray:
+        """(H, W) or (H, W, 3) the pixels at full resolution."""
+        return self.pixels()[0][:, :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +39,9 @@ class Proposal(BoxMask):
     """The current mask.
 
     Attributes:
-        plane: The plane that it lies in.
-        rank: Its place among the masks to choose from, 1 being the finest; 0 if it lies between them.
-        count: How many masks there are to choose from.
+        plane: The plane of the mask.
+        rank: Its rank among the masks to choose from, from 1, the finest; 0 if it is none of them.
+        count: Number of masks to choose from.
     """
 
     _: KW_ONLY
@@ -49,7 +52,7 @@ class Proposal(BoxMask):
 
 @dataclass(frozen=True)
 class Status:
-    """One line for the user."""
+    """The status line."""
 
     text: str
     is_problem: bool = False

@@ -214,7 +214,7 @@ class AdaptPanel(Panel):
         if not state.is_running and any(job.is_running for job in self._jobs.values()):
             text += '. Training on another image'
         self.status_label.setText(text)
-        self.plot.show_curve(state.curve.steps, state.curve.losses, state.iterations)
+        self.plot.show_curve(list(state.losses), list(state.losses.values()), state.iterations)
         self._show_buttons()
 
     def _show_buttons(self) -> None:
@@ -264,9 +264,8 @@ def _stop(jobs: dict[str, AdaptJob]) -> None:
 
 
 def _pixels(target: Target, rows: slice, columns: slice) -> np.ndarray:
-    """A part of a plane as the model sees it; the rest is not read where the image can be read in parts."""
-    plane = target.pixels()[0] if target.pixels is not None else target.read()
-    return plane[rows, columns]
+    """A part of a plane as the model sees it; the rest is not read."""
+    return target.pixels()[0][rows, columns]
 
 
 def _centre(question: PlanePrompt | None, target: Target) -> tuple[float, float]:

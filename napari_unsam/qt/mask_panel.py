@@ -46,7 +46,7 @@ class MaskPanel(Panel):
         controller = self._session.controller
         proposal, candidates = controller.proposal, controller.candidates
         for stepped, direction in ((self.coarser_button, 1), (self.finer_button, -1)):
-            stepped.setEnabled(proposal is not None and candidates.stepped(direction).place != candidates.place)
+            stepped.setEnabled(proposal is not None and candidates.stepped(direction) is not candidates)
         count = len(controller.prompts.pending) + (proposal is not None)
         self.commit_button.setEnabled(count > 0)
         label = f'Commit {count} objects' if count > 1 else KEYS['commit'].label

@@ -133,7 +133,7 @@ class SegmentationWidget(DockedWidget):
         self._soon.timeout.connect(self._make_next)
         session.image_changed.connect(self._image_changed)
         load_units()
-        self.controller.load_ahead('Loading the sections', _load_libraries)
+        self.controller.run_when_idle('Loading the sections', _load_libraries)
         self._soon.start()
         # The canvas tells of its zoom in the midst of being drawn, when no layer may be changed.
         self._zoomed = QTimer(self, singleShot=True, interval=30)

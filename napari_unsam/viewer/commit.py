@@ -41,7 +41,7 @@ class ObjectWrite:
         cls, plane: Plane, found: BoxMask, label: int, features: Mapping[str, object] | None = None
     ) -> ObjectWrite:
         """A mask on one plane of the array; see the attributes."""
-        mask, box = plane.placed(found)
+        mask, box = plane.in_array(found)
         return cls(box, mask, label, features or {}, plane.axes)
 
 

@@ -51,7 +51,7 @@ def outline_in_array(mask: np.ndarray, box: Slices, axes: Sequence[int]) -> np.n
 
 def outline_of(proposal: Proposal) -> np.ndarray:
     """(S, 2, N) segments around a mask on its plane of an N-dimensional array; see `outline_in_array`."""
-    return outline_in_array(*proposal.plane.placed(proposal), proposal.plane.axes)
+    return outline_in_array(*proposal.plane.in_array(proposal), proposal.plane.axes)
 
 
 def _runs(lines: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, 
     origin = tuple(origin) if origin is not None else (0,) * len(frame.shape)
     return {
         'metadata': {_FOLLOWED_KEY: (frame.image.unique_id, frame.shape, origin)},
-        **frame.placed_at(origin),
+        **frame.transform(origin),
     }
 
 
@@ -98,9 +98,9 @@ def place_again(layer: Layer, frame: Frame) -> None:
     """Moves a layer to the new position of the image, if it belongs to that image."""
     *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))
     if followed == [frame.image.unique_id, frame.shape]:
-        placed = frame.placed_at(origin)
+        placed = frame.transform(origin)
     elif is_of(layer, frame.image) and not (isinstance(layer, Labels) and layer.data.shape != frame.shape):
-        placed = frame.placed
+        placed = frame.transform()
     else:
         return
     for name, value in placed.items():
@@ -160,7 +160,7 @@ class PromptLayers:
             border_width=0.1,
             face_color=COLOURS[Polarity.POSITIVE],
             visible=False,
-            **frame.placed,
+            **frame.transform(),
         )
         self._add(self.points, len(viewer.layers))
 
@@ -172,7 +172,7 @@ class PromptLayers:
     def make_preview(self) -> None:
         """Adds an empty layer of the outline below the prompts, unless it exists."""
         if self.preview is None:
-            self.preview = outline_layer(self._frame, PREVIEW_NAME, PREVIEW_COLOUR, **self._frame.placed)
+            self.preview = outline_layer(self._frame, PREVIEW_NAME, PREVIEW_COLOUR, **self._frame.transform())
             self._add(self.preview, self._viewer.layers.index(self.shapes or self.points))
 
     def make_shapes(self) -> Shapes:
@@ -183,7 +183,7 @@ class PromptLayers:
             face_color='transparent',
             edge_color=COLOURS[Polarity.POSITIVE],
             edge_width=max(self._size_px / 300, 0.2),
-            **self._frame.placed,
+            **self._frame.transform(),
         )
         self._add(self.shapes, self._viewer.layers.index(self.points))
         return self.shapes

@@ -156,7 +156,7 @@ class Objects:
             visible=is_drawn,
             colormap=object_colours(),
             metadata={SOURCE_KEY: image.unique_id},
-            **frame.placed,
+            **frame.transform(),
         )
         self._insert(labels, image)
         return labels

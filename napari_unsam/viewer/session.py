@@ -15,7 +15,7 @@ from napari.layers import Image
 from psygnal import Signal
 
 from napari_unsam.controller import NO_IMAGE, SegmentationController, Target
-from napari_unsam.model.frame import PLACING, Channels, Frame, LayerChannels, check_aligned, layers_of
+from napari_unsam.model.frame import TRANSFORM, Channels, Frame, LayerChannels, check_aligned, layers_of
 from napari_unsam.model.history import Action, ActionHistory, Change
 from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.pixels import plane_pixels
@@ -142,7 +142,7 @@ class ViewerSession:
         if self.image in self.viewer.layers:
             remove_layers(self.viewer, self._objects.unused(self.image))
         for followed, act in ((self.image, 'disconnect'), (image, 'connect')):
-            for name in PLACING if followed is not None else ():
+            for name in TRANSFORM if followed is not None else ():
                 getattr(followed.events[name], act)(self._image_moved)
         self.image = image
         if image is not None:
@@ -333,8 +333,7 @@ class ViewerSession:
 
     def _target_of(self, plane: Plane) -> Target:
         image = self.image
-        pixels = partial(plane_pixels, image, plane, self.channels)
-        return Target(image.unique_id, plane, image.name, lambda: pixels()[0][:, :], pixels)
+        return Target(image.unique_id, plane, image.name, partial(plane_pixels, image, plane, self.channels))
 
     def _image_moved(self) -> None:
         frame = self.frame

@@ -8,7 +8,7 @@ from threading import Lock
 from napari_unsam.controller import SegmentationController
 from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import ProgressCallback
-from napari_unsam.model.plane import planes_beside
+from napari_unsam.model.plane import parallel_planes
 from napari_unsam.model.targets import Target
 from unsam_mm.errors import UnSAMError
 
@@ -46,20 +46,22 @@ class SlicePrecomputer:
             controller.show_no_target()
             return
         source = controller.target.source
-        targets = [self._target_at(plane.index) for plane in planes_beside(controller.target.plane)]
-        version = controller.version(source)
+        targets = [self._target_at(plane.index) for plane in parallel_planes(controller.target.plane)]
+        version = controller.planes.version(source)
 
         def work(progress: ProgressCallback) -> StackReport:
             def on_progress(fraction: float, text: str) -> None:
-                if controller.version(source) != version:
+                if controller.planes.version(source) != version:
                     raise UnSAMError(_CHANGED)
                 progress(fraction, text)
 
-            return controller.store_planes(targets, on_progress, lambda number: self._keep(targets[number], version))
+            return controller.planes.embedder.stack(
+                targets, on_progress, lambda number: self._keep(targets[number], version)
+            )
 
         def done(report: StackReport) -> None:
-            if report.kept < len(targets):
-                controller.show_problem(_LACKS_ROOM.format(kept=report.kept, wanted=len(targets)))
+            if report.stored < len(targets):
+                controller.show_problem(_LACKS_ROOM.format(kept=report.stored, wanted=len(targets)))
             else:
                 controller.show_info(f'All {len(targets)} slices are precomputed.')
             self._load()
@@ -92,4 +94,4 @@ class SlicePrecomputer:
     def _is_stored(self, target: Target | None) -> bool:
         with self._lock:
             version = self._stored.get(target)
-        return version is not None and version == self._controller.version(target.source)
+        return version is not None and version == self._controller.planes.version(target.source)

@@ -303,7 +303,7 @@ class VolumeSegmenter:
 
             def plane(z: int) -> EmbeddedPlane:
                 # The fraction does not change: the number of slices to analyse is not known.
-                return session.controller.embedded(targets[z], lambda _fraction, text: progress(done, text))
+                return session.controller.planes.embedded(targets[z], lambda _fraction, text: progress(done, text))
 
             known = with_corrections(anchors, before, slicing, layer.data, targets)
             found = propagate(plane, lambda z: targets[z].read(), known, z_range, settings, report)
@@ -334,7 +334,7 @@ class VolumeSegmenter:
 
     def _objects_in(self, target: Target, settings: StackSettings, progress: ProgressCallback) -> ObjectClass:
         """The objects of one slice."""
-        tree = self.session.controller.embedded(target, progress).hierarchy
+        tree = self.session.controller.planes.embedded(target, progress).hierarchy
         if tree is None:
             raise UnSAMError(_TOO_LARGE)
         level = settings.level if settings.regions is Regions.LEVEL else None

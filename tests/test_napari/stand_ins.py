@@ -105,7 +105,7 @@ def planes_of(make_tree: Callable[[np.ndarray, ProgressCallback], MaskHierarchy]
 def patches_target(source: str = 'patches', plane: Plane | None = None) -> Target:
     """A target whose pixels are `PATCHES`."""
     plane = plane or Plane(shape=(4, 6), axes=(0, 1), index=(0, 0))
-    return Target(source=source, plane=plane, name='Patches', read=lambda: PATCHES)
+    return Target(source=source, plane=plane, name='Patches', pixels=lambda: [PATCHES])
 
 
 def drawn_mask(outline: Vectors, size_hw: tuple[int, int]) -> np.ndarray:

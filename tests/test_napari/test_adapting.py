@@ -22,7 +22,7 @@ from napari_unsam.adapt import steps
 from napari_unsam.adapt.__main__ import main
 from napari_unsam.adapt.comparison import compare, flattened, window_around
 from napari_unsam.adapt.crops import MAX_SIDE_PX, choose_crops, write_crops
-from napari_unsam.adapt.job import AdaptJob, AdaptSettings, Stage, mim_home, read_curve
+from napari_unsam.adapt.job import AdaptJob, AdaptSettings, Stage, mim_home, read_losses
 from napari_unsam.model.plane_prompts import PlanePrompt
 from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.masks.mask_set import MaskSet
@@ -109,19 +109,16 @@ def write_log(work_dir, started, rows, rest=''):
     (folder / 'scalars.json').write_text('\n'.join(json.dumps(row) for row in rows) + rest)
 
 
-def test_the_curve_of_a_resumed_training_is_one_line(tmp_path):
-    write_log(tmp_path, '20260101_000000', [{'step': step, 'loss': 1.0, 'iou': 0.5} for step in (5, 10, 15)])
-    write_log(tmp_path, '20260101_000100', [{'step': step, 'loss': 0.5, 'iou': 0.6} for step in (15, 20)])
-    curve = read_curve(tmp_path)
-    assert curve.steps == (5, 10, 15, 20)
-    assert curve.losses == (1.0, 1.0, 0.5, 0.5)
-    assert curve.ious[-1] == 0.6
+def test_the_losses_of_a_resumed_training_are_one_curve(tmp_path):
+    write_log(tmp_path, '20260101_000000', [{'step': step, 'loss': 1.0} for step in (5, 10, 15)])
+    write_log(tmp_path, '20260101_000100', [{'step': step, 'loss': 0.5} for step in (15, 20)])
+    assert list(read_losses(tmp_path).items()) == [(5, 1.0), (10, 1.0), (15, 0.5), (20, 0.5)]
 
 
 def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(tmp_path):
     write_log(tmp_path, '20260101_000000', [{'step': 5, 'loss': 1.0}, {'coco/AR': 0.1}], '\n{"step": 10, "lo')
-    assert read_curve(tmp_path).step == 5
-    assert read_curve(tmp_path / 'nothing').step == 0
+    assert read_losses(tmp_path) == {5: 1.0}
+    assert read_losses(tmp_path / 'nothing') == {}
 
 
 def test_the_tools_are_found_in_a_checkout_and_in_an_installed_package(tmp_path, monkeypatch):
@@ -280,7 +277,7 @@ def test_a_training_is_stopped_resumed_and_ends_with_weights_of_its_own(tmp_path
     job.start(settings)
     with pytest.raises(UnSAMError, match='already'):
         job.start(settings)
-    wait_until(lambda: job.poll().curve.step >= 5 or not job.is_running)
+    wait_until(lambda: job.poll().losses or not job.is_running)
     assert job.is_running, (tmp_path / 'adapting.log').read_text()[-2000:]
     pid = job._process.pid
     job.cancel()
@@ -295,7 +292,7 @@ def test_a_training_is_stopped_resumed_and_ends_with_weights_of_its_own(tmp_path
     done = job.poll()
     assert (done.stage, done.fraction, done.problem) == (Stage.DONE, 1.0, None)
     assert 'resumed' in (tmp_path / 'adapting.log').read_text()
-    assert done.curve.step >= 15
+    assert max(done.losses) >= 15
     adapted, original = load_weights(job.result).net, load_weights(packaged_weights('unsam_s')).net
     assert any((a != b).any() for a, b in zip(adapted.parameters(), original.parameters(), strict=True))
     assert '18 iterations on 2 crops' in load_weights(job.result).notes['origin']

@@ -31,9 +31,9 @@ def test_steps_end_at_the_finest_and_the_coarsest_answer(candidates):
 
 def test_sliding_begins_at_the_region_most_like_the_mask_on_screen(tree):
     candidates = Candidates.of_answers([node_mask(tree, 6)], tree.path(0, 0), tree)
-    assert candidates.slid(-1).shown.node == 4
-    assert candidates.slid(-9).shown.node == 0
-    assert candidates.slid(9).shown.node == 6
+    assert candidates.stepped_in_chain(-1).shown.node == 4
+    assert candidates.stepped_in_chain(-9).shown.node == 0
+    assert candidates.stepped_in_chain(9).shown.node == 6
 
 
 @pytest.mark.parametrize(('granularity', 'node'), [(0.0, 0), (0.85, 0), (0.9, 4), (0.97, 6), (1.0, 6)])
@@ -43,16 +43,14 @@ def test_a_granularity_shows_the_region_that_is_nearest_in_size(candidates, gran
 
 def test_a_mask_that_was_on_screen_leads_the_answers_that_come_later(tree, candidates):
     alone = Candidates.of_answers([node_mask(tree, 0)])
-    assert candidates.starting_with(alone.shown).rank == 1
-    assert candidates.starting_with(node_mask(tree, 5)).shown.node == 5
+    assert candidates.still_showing(alone.shown).rank == 1
+    assert candidates.still_showing(node_mask(tree, 5)).shown.node == 5
 
 
 def test_no_answer_gives_no_candidate():
     assert Candidates.of_answers([]) is NO_CANDIDATES
     assert NO_CANDIDATES.shown is None
     assert NO_CANDIDATES.stepped(1) is NO_CANDIDATES
-    assert NO_CANDIDATES.slid(1) is NO_CANDIDATES
-    assert NO_CANDIDATES.at_granularity(0.5) is NO_CANDIDATES
 
 
 def test_a_mask_that_is_a_region_of_the_tree_is_known_as_such(tree):

@@ -2,13 +2,12 @@ import threading
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from napari_unsam.engine.inference import JobCancelled
 from napari_unsam.engine.planes import PlaneCache
+from napari_unsam.model.candidates import Candidates
 from napari_unsam.model.plane import Plane
-from napari_unsam.model.plane_prompts import PlanePrompt
 from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
 from tests.test_napari.stand_ins import PATCHES, NestedPlane, patches_target, patches_tree
 from unsam_mm.errors import ImageError
@@ -260,7 +259,7 @@ def test_stepping_before_a_click_is_harmless_and_said(controller):
 
 @pytest.fixture
 def larger(controller, click):
-    """Looks for other masks on a plane that has one size alone; what is to be done in the inference thread waits."""
+    """Searches other masks on a plane in windows with masks of one size; returns the plane and the job, which does not run."""
 
     class OneSize(NestedPlane):
         n_asked = 0
@@ -272,8 +271,10 @@ def larger(controller, click):
     def ask(steps):
         plane, jobs = OneSize(patches_tree()), []
         controller._jobs = SimpleNamespace(start=lambda _lane, _name, *job: jobs.append(job))
-        controller._ask_beyond(plane, PlanePrompt(np.zeros((1, 2)), np.ones(1)), steps)
-        return plane, *jobs[0][:2]
+        controller.planes._planes[controller.target] = plane
+        controller.candidates = Candidates.of_answers([controller.candidates.shown])
+        controller.slide(steps)
+        return plane, *jobs[0]
 
     click((0, 0))
     jobs = controller._jobs
@@ -326,7 +327,7 @@ def test_clicks_while_the_plane_is_made_ready_wait_for_it_and_start_it_once(make
     settle(controller)
     assert controller.proposal.area_px == 24
     assert len(images) == 1
-    assert images[0] is PATCHES
+    assert images[0].base is PATCHES
 
 
 def test_a_click_is_answered_in_the_midst_of_a_long_job(controller, mailbox):
@@ -354,7 +355,7 @@ def test_a_long_job_gets_planes_from_memory_and_keeps_those_it_makes(controller,
     targets = [controller.target, patches_target('another')]
 
     def work(progress):
-        return [controller.embedded(target, progress) for target in (*targets, *targets)]
+        return [controller.planes.embedded(target, progress) for target in (*targets, *targets)]
 
     controller.run('Looking', work, made.extend)
     mailbox.open_until(lambda: bool(made))
@@ -491,29 +492,25 @@ def test_forgetting_an_image_stops_its_job(make_controller):
     release.set()
 
 
-def test_old_planes_make_room_for_new_ones():
-    kept, targets = PlaneCache(max_px=2 * PATCHES.size), [patches_target(source) for source in 'abc']
+def test_the_least_recently_used_planes_are_dropped():
+    cache = PlaneCache(lambda target, progress: NestedPlane(patches_tree()), max_px=2 * PATCHES.size)
+    targets = [patches_target(source) for source in 'abc']
     for target in targets:
-        kept.put(target, NestedPlane(patches_tree()), kept.version(target.source))
-    assert [kept.get(target) is not None for target in targets] == [False, True, True]
+        cache.embedded(target, lambda fraction, text: None)
+    assert [cache.get(target) is not None for target in targets] == [False, True, True]
 
 
-def test_what_was_made_of_old_pixels_is_not_kept():
-    kept, target = PlaneCache(), patches_target()
-    version = kept.version(target.source)
-    kept.forget_source(target.source)
-    kept.put(target, NestedPlane(patches_tree()), version)
-    assert kept.get(target) is None
+@pytest.mark.parametrize('drop', [lambda cache: cache.forget_source('patches'), PlaneCache.clear])
+def test_a_plane_that_is_dropped_while_it_is_analysed_is_not_kept(drop):
+    def embed(target, progress):
+        drop(cache)
+        return NestedPlane(patches_tree())
+
+    cache, target = PlaneCache(embed), patches_target()
+    assert cache.embedded(target, lambda fraction, text: None).hierarchy is not None
+    assert cache.get(target) is None
 
 
 def test_clicks_set_outside_the_image_are_left_out(controller):
     controller.set_prompts(Prompts((PointPrompt((0.0, 0.0)), PointPrompt((-9.0, 0.0)))))
     assert controller.prompts.points == (PointPrompt((0.0, 0.0)),)
-
-
-def test_a_plane_in_the_making_is_not_kept_once_all_are_dropped():
-    kept, target = PlaneCache(), patches_target()
-    version = kept.version(target.source)
-    kept.clear()
-    kept.put(target, NestedPlane(patches_tree()), version)
-    assert kept.get(target) is None

@@ -31,7 +31,7 @@ def silent(fraction, message):
 
 def target_of(pixels, source='image'):
     plane = Plane(pixels.shape[:2], (0, 1), (0, 0))
-    return Target(source, plane, 'Image', lambda: pixels, lambda: [pixels])
+    return Target(source, plane, 'Image', lambda: [pixels])
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_planes_that_were_made_ahead_are_not_looked_at_again(looked_at, tmp_path
     embedder, kept = PlaneEmbedder(InferenceSettings('tree', store=tmp_path)), []
     targets = [target_of(data.coins()[:100, z : z + 120], z) for z in (0, 10)]
     report = embedder.stack(targets, silent, kept.append)
-    assert (report.made, report.found, report.kept) == (2, 0, 2)
+    assert (report.made, report.stored) == (2, 2)
     assert kept == [0, 1]
     assert embedder.stack(targets, silent, kept.append).made == 0
     assert embedder(targets[1], silent).answer(COIN_XY, POSITIVE)
@@ -242,7 +242,7 @@ def test_a_plane_of_8192_px_is_segmented_lazily_and_in_bounded_memory(looked_at,
     pixels = da.from_array(scan, chunks=(512, 512), name=False, asarray=False)
     image = viewer.add_image([pixels, pixels[::8, ::8]], multiscale=True, contrast_limits=(0, 4080))
     controller = make_controller()
-    controller._embed = PlaneEmbedder(InferenceSettings('tree'))
+    controller.planes.embedder = PlaneEmbedder(InferenceSettings('tree'))
     session = ViewerSession(viewer, controller)
     session.set_image(image)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -265,7 +265,7 @@ def test_other_weights_answer_later_planes_and_drop_what_was_known(
     make = _engine.make_engine
     monkeypatch.setattr(_engine, 'make_engine', lambda *given: (used.append(given[2]), make(*given))[1])
     controller = make_controller()
-    controller._embed = PlaneEmbedder(InferenceSettings('model'))
+    controller.planes.embedder = PlaneEmbedder(InferenceSettings('model'))
     target = target_of(data.coins())
     controller.set_target(target)
     controller.embed()
@@ -283,4 +283,4 @@ def test_weights_that_cannot_be_had_leave_the_model_as_it_was(looked_at, monkeyp
     monkeypatch.setattr(_engine, 'make_engine', make_engine)
     with pytest.raises(UnSAMError, match='nothing.safetensors'):
         embedder.use_weights(tmp_path / 'nothing.safetensors')
-    assert embedder._weights is None
+    assert embedder._engine is None

@@ -1,6 +1,6 @@
 import pytest
 
-from napari_unsam.model.history import ActionGroup, ActionHistory
+from napari_unsam.model.history import ActionGroup, ActionHistory, Change
 
 
 class Adding:
@@ -127,33 +127,32 @@ def test_listeners_hear_of_every_change(history, words):
     assert heard == ['one', None, 'one', None]
 
 
-class Moving(Adding):
-    """Adds a word; with others right after it, it is one move."""
-
-    def __init__(self, words, word, before=()):
-        super().__init__(words, word)
-        self.moves = [*before, word]
-
-    def joined(self, later):
-        return Moving(self._words, later.name, self.moves) if isinstance(later, Moving) else None
-
-    def undo(self):
-        del self._words[-len(self.moves) :]
+def move(put, before, after, key='slider'):
+    """A change of a value by a slider."""
+    return Change('move', put, before, after, merge_key=key)
 
 
-def test_what_is_one_for_the_user_is_undone_as_one(history, words):
+def test_changes_with_the_same_key_are_undone_as_one(history, words):
     history.do(Adding(words, 'click'))
-    for word in ('left', 'up', 'right'):
-        history.do(Moving(words, word))
-    assert words == ['click', 'left', 'up', 'right']
+    values = []
+    for before, after in ((0, 1), (1, 2), (2, 3)):
+        history.do(move(values.append, before, after))
     history.undo()
-    assert words == ['click']
+    assert values == [1, 2, 3, 0]
     assert history.undo_name == 'click'
+    history.redo()
+    assert values[-1] == 3
 
 
-def test_what_joins_the_last_action_ends_what_could_be_done_again(history, words):
-    history.do(Moving(words, 'left'))
+def test_changes_with_other_keys_or_none_are_undone_one_by_one(history):
+    for key in ('one slider', 'another', None, None):
+        history.do(move(lambda value: None, 0, 1, key))
+    assert [history.undo() for _ in range(5)] == ['move'] * 4 + [None]
+
+
+def test_a_change_that_is_merged_ends_what_could_be_done_again(history, words):
+    history.do(move(lambda value: None, 0, 1))
     history.do(Adding(words, 'click'))
     history.undo()
-    history.do(Moving(words, 'up'))
+    history.do(move(lambda value: None, 1, 2))
     assert history.redo_name is None

@@ -2,18 +2,18 @@ import threading
 
 import pytest
 
-from napari_unsam.engine.inference import InferenceThread, Job, JobCancelled, Lane, report_progress
+from napari_unsam.engine.inference import InferenceThread, JobCancelled, Lane, report_progress
 from unsam_mm.errors import ImageError
 
 
 class Listener:
-    """Collects what a job tells."""
+    """Collects the results and failures of a job."""
 
     def __init__(self):
-        self.progress, self.results, self.failures = [], [], []
+        self.results, self.failures = [], []
 
-    def job(self, work=lambda progress: 'done', lane=Lane.LONG):
-        return Job(work, lambda *told: self.progress.append(told), self.results.append, self.failures.append, lane)
+    def start(self, thread, work=lambda progress: 'done', lane=Lane.LONG):
+        thread.start(lane, 'job', work, self.results.append, self.failures.append)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_jobs_run_in_one_thread_that_is_not_the_callers(thread, mailbox):
     idents = []
     for _ in range(3):
         listener = Listener()
-        thread.submit(listener.job(lambda progress: idents.append(threading.get_ident())))
+        listener.start(thread, lambda progress: idents.append(threading.get_ident()))
         mailbox.open_until(lambda listener=listener: listener.results)
     assert len(set(idents)) == 1
     assert threading.get_ident() not in idents
@@ -60,10 +60,10 @@ def test_jobs_run_in_one_thread_that_is_not_the_callers(thread, mailbox):
 
 def test_the_latest_job_of_a_lane_wins_and_the_others_are_never_heard_of(thread, mailbox):
     endless, first, second, third = Endless(), Listener(), Listener(), Listener()
-    thread.submit(first.job(endless))
+    first.start(thread, endless)
     assert endless.entered.wait(10)
-    thread.submit(second.job(lambda progress: 'second'))
-    thread.submit(third.job(lambda progress: 'third'))
+    second.start(thread, lambda progress: 'second')
+    third.start(thread, lambda progress: 'third')
     mailbox.open_until(lambda: third.results)
     assert third.results == ['third']
     assert first.results == first.failures == second.results == []
@@ -86,10 +86,10 @@ def test_a_more_urgent_job_is_done_in_the_midst_of_a_longer_one_which_goes_on(th
         progress(0.5, 'half')
         order.append('long ends')
 
-    thread.submit(long.job(work))
+    long.start(thread, work)
     assert entered.wait(10)
-    thread.submit(plane.job(lambda progress: order.append('plane'), Lane.PLANE))
-    thread.submit(click.job(lambda progress: order.append('click'), Lane.CLICK))
+    plane.start(thread, lambda progress: order.append('plane'), Lane.PLANE)
+    click.start(thread, lambda progress: order.append('click'), Lane.CLICK)
     seen.set()
     mailbox.open_until(lambda: long.results)
     assert order == ['long begins', 'click', 'plane', 'long ends']
@@ -104,8 +104,8 @@ def test_a_less_urgent_job_waits(thread, mailbox):
         progress(0.5, 'half')
         order.append('long')
 
-    thread.submit(long.job(work))
-    thread.submit(idle.job(lambda progress: order.append('idle'), Lane.IDLE))
+    long.start(thread, work)
+    idle.start(thread, lambda progress: order.append('idle'), Lane.IDLE)
     release.set()
     mailbox.open_until(lambda: idle.results)
     assert order == ['long', 'idle']
@@ -113,9 +113,9 @@ def test_a_less_urgent_job_waits(thread, mailbox):
 
 def test_a_longer_job_that_is_cancelled_while_a_click_is_answered_stops_after_it(thread, mailbox):
     answering, release, endless, click = threading.Event(), threading.Event(), Endless(), Listener()
-    thread.submit(Listener().job(endless))
+    Listener().start(thread, endless)
     assert endless.entered.wait(10)
-    thread.submit(click.job(lambda progress: (answering.set(), release.wait(10))[1], Lane.CLICK))
+    click.start(thread, lambda progress: (answering.set(), release.wait(10))[1], Lane.CLICK)
     assert answering.wait(10)
     thread.cancel(Lane.LONG)
     release.set()
@@ -127,10 +127,11 @@ def test_what_an_engine_reports_reaches_the_job_that_it_works_for(thread, mailbo
     def work(progress):
         report_progress(0.25, 'looking')
 
-    listener = Listener()
-    thread.submit(listener.job(work))
+    listener, progress = Listener(), []
+    thread.progressed.connect(lambda *told: progress.append(told))
+    listener.start(thread, work)
     mailbox.open_until(lambda: listener.results)
-    assert listener.progress == [(0.25, 'looking')]
+    assert progress == [(0.25, 'looking')]
     report_progress(1.0, 'to nobody')
 
 
@@ -146,7 +147,7 @@ def test_a_cancelled_job_is_stopped_where_its_engine_reports(thread):
             stopped.set()
             raise
 
-    thread.submit(Listener().job(work))
+    Listener().start(thread, work)
     assert entered.wait(10)
     thread.cancel()
     assert stopped.wait(10)
@@ -155,7 +156,7 @@ def test_a_cancelled_job_is_stopped_where_its_engine_reports(thread):
 def test_a_result_that_was_under_way_when_the_job_was_cancelled_is_dropped(start, mailbox):
     finished, listener = threading.Event(), Listener()
     thread = start(lambda call: (mailbox(call), finished.set()))
-    thread.submit(listener.job())
+    listener.start(thread)
     assert finished.wait(10)
     thread.cancel()
     mailbox.open_until(lambda: True)
@@ -174,9 +175,9 @@ def test_a_failure_is_told_in_one_line_and_the_next_job_still_runs(thread, mailb
         raise error
 
     failing, working = Listener(), Listener()
-    thread.submit(failing.job(fail))
+    failing.start(thread, fail)
     mailbox.open_until(lambda: failing.failures)
-    thread.submit(working.job())
+    working.start(thread)
     mailbox.open_until(lambda: working.results)
     assert failing.failures == [line]
 
@@ -186,10 +187,11 @@ def test_a_model_that_reports_all_the_time_does_not_flood_the_listener(thread, m
         for _ in range(10_000):
             progress(0.5, 'working')
 
-    listener = Listener()
-    thread.submit(listener.job(work))
+    listener, progress = Listener(), []
+    thread.progressed.connect(lambda *told: progress.append(told))
+    listener.start(thread, work)
     mailbox.open_until(lambda: listener.results)
-    assert 1 <= len(listener.progress) < 1000
+    assert 1 <= len(progress) < 1000
 
 
 def test_closing_a_thread_that_never_ran_is_harmless(mailbox):

@@ -22,11 +22,13 @@ def test_1_a_stack_of_which_a_part_is_ready_is_finished_without_looking_at_that_
         looked_at.append(target.plane.index[0])
         return NestedPlane(patches_tree())
 
-    controller._embed = embed
+    controller.planes.embedder = embed
     for wanted in (targets[:2], targets, targets):
         done = []
         controller.run(
-            'Looking', lambda progress, wanted=wanted: [controller.embedded(t, progress) for t in wanted], done.append
+            'Looking',
+            lambda progress, wanted=wanted: [controller.planes.embedded(t, progress) for t in wanted],
+            done.append,
         )
         mailbox.open_until(lambda done=done: bool(done))
     assert looked_at == [0, 1, 2, 3]

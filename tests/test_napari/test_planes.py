@@ -264,7 +264,7 @@ def test_all_channels_share_one_plane_wherever_the_slider_stands(at):
     viewer.dims.set_point(0, 4)
     frame = Frame(layer, Channels(1))
     assert plane_in_view(frame, viewer.dims) == Plane((5, 1, 40, 60), (2, 3), (4, 0, 0, 0))
-    objects = viewer.add_labels(np.ones(frame.shape, np.uint32), **frame.placed)
+    objects = viewer.add_labels(np.ones(frame.shape, np.uint32), **frame.transform())
     assert objects.get_value(layer.data_to_world((4, at, 20, 30)), world=True) == 1
 
 

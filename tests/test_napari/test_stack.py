@@ -11,7 +11,7 @@ from napari_unsam.controller import SegmentationController
 from napari_unsam.engine.embeddings import EmbeddingStore, embed_stack
 from napari_unsam.engine.inference import InferenceSettings
 from napari_unsam.engine.planes import PlaneEmbedder
-from napari_unsam.model.plane import Plane, planes_beside
+from napari_unsam.model.plane import Plane, parallel_planes
 from napari_unsam.qt.image_panel import ImagePanel
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.stand_ins import NestedPlane, colour_tree, is_problem
@@ -65,8 +65,8 @@ def on_stack(viewer, mailbox, embedder):
 
 def test_the_planes_of_a_stack_come_the_nearest_first():
     plane = Plane((5, 4, 6), (1, 2), (3, 0, 0))
-    assert [one.index[0] for one in planes_beside(plane)] == [3, 2, 4, 1, 0]
-    assert {one.index for one in planes_beside(Plane((2, 3, 4, 4), (2, 3), (0, 0, 0, 0)))} == {
+    assert [one.index[0] for one in parallel_planes(plane)] == [3, 2, 4, 1, 0]
+    assert {one.index for one in parallel_planes(Plane((2, 3, 4, 4), (2, 3), (0, 0, 0, 0)))} == {
         (t, z, 0, 0) for t in range(2) for z in range(3)
     }
 
@@ -152,12 +152,12 @@ def test_what_cannot_be_kept_is_said_before_anything_is_made(
     viewer, make_controller, tmp_path, settle, folder, side_px, words
 ):
     controller = make_controller()
-    controller._embed = PlaneEmbedder(InferenceSettings('tree', store=tmp_path if folder else None))
+    controller.planes.embedder = PlaneEmbedder(InferenceSettings('tree', store=tmp_path if folder else None))
     session = ViewerSession(viewer, controller)
     session.set_image(viewer.add_image(np.zeros((2, side_px, SIDE_PX), np.uint8), contrast_limits=(0, 255)))
     targets = [session.target_at((z, 0, 0)) for z in (0, 1)]
     controller.run(
-        'Making ready', lambda progress: controller.store_planes(targets, progress, int), lambda report: None
+        'Making ready', lambda progress: controller.planes.embedder.stack(targets, progress, int), lambda report: None
     )
     settle(controller)
     assert is_problem(session, words)

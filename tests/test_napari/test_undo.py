@@ -123,7 +123,7 @@ def test_a_granularity_on_a_plane_in_windows(viewer, make_controller, mailbox, s
     monkeypatch.setattr(_engine, '_TILE_PX', 256)
     monkeypatch.setattr(_engine, 'make_engine', lambda name, device, weights: TreeEngine(generator))
     controller = make_controller()
-    controller._embed = PlaneEmbedder(InferenceSettings('tree'))
+    controller.planes.embedder = PlaneEmbedder(InferenceSettings('tree'))
     session = ViewerSession(viewer, controller)
     session.set_image(viewer.add_image(data.coins()))
     session.click((55, 44))
