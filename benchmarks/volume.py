@@ -23,7 +23,7 @@ import tifffile
 
 from napari_unsam.engine.planes import EmbeddedPlane, make_engine
 from napari_unsam.model.mask import EMPTY, BoxMask
-from napari_unsam.volumes.matching import MatchSettings, deepest_point
+from napari_unsam.volumes.matching import deepest_point
 from napari_unsam.volumes.propagation import PropagationSettings, propagate
 from unsam_mm.files import check_result_file, write_json
 from unsam_mm.prompting import UnSAMPredictor
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json is not None:
         check_result_file(options.json, options.raw, options.labels)
     raw, truth = tifffile.imread(options.raw), tifffile.imread(options.labels)
-    engine_too = PropagationSettings(match=MatchSettings(ask_engine=True))
+    engine_too = PropagationSettings(ask_engine=True)
     figures: dict[str, dict[int, float]] = {}
     sys.stdout.reconfigure(line_buffering=True)
     print(f'{"engine":8}{"start":14}{"way":28}{"mean IoU":>10}{"> 0.5":>8}{"s":>8}')

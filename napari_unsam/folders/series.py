@@ -19,7 +19,7 @@ from napari_unsam.io.objects import LabelledObjects, known_columns, objects_of_l
 from napari_unsam.model.frame import full_resolution
 from napari_unsam.model.label_boxes import Slices, blocks, object_boxes
 from napari_unsam.viewer.changes import LayerChanges
-from napari_unsam.viewer.commit import ObjectWrite, free_now, with_parent_renumbered
+from napari_unsam.viewer.commit import ObjectWrite, limited_to_free, with_parent_renumbered
 from napari_unsam.viewer.layers import holds_objects, is_of
 from napari_unsam.viewer.workarounds import remove_layers
 from unsam_mm.errors import StoreError, UnSAMError
@@ -311,7 +311,7 @@ def place_objects(
         row = with_parent_renumbered(known_columns(rows.get(label, {})), new, keep_absent=keep_labels)
         writes.append(ObjectWrite(box, mask, new[label], row))
     if session.keep_existing and not keep_labels:
-        writes = free_now(writes, layer.data)
+        writes = limited_to_free(writes, layer.data)
     session.write_objects(name, writes, layer)
     return len(writes), len(masks) - len(writes)
 

@@ -50,7 +50,7 @@ from napari_unsam.model.label_boxes import LazyArray, blocks
 from napari_unsam.model.prompts import Prompts
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.changes import SessionWatch
-from napari_unsam.viewer.commit import free_now, renumbered
+from napari_unsam.viewer.commit import limited_to_free, renumbered
 from napari_unsam.viewer.layers import is_of
 from unsam_mm.errors import StoreError, explained
 
@@ -274,7 +274,7 @@ class Autosave:
         if writes:
             objects = session.ensure_objects()
             if highest := session.next_label() - 1:  # objects were added before the restore
-                writes = free_now(renumbered(writes, highest), objects.data)
+                writes = limited_to_free(renumbered(writes, highest), objects.data)
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
         name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'

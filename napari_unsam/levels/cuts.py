@@ -1,4 +1,4 @@
-"""Any level of a region tree as labels within milliseconds, and which of its regions count as objects."""
+"""The levels of a region tree as label maps, drawn within milliseconds, and which regions count as objects."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from napari_unsam.levels.disjoint import leaf_values
 from napari_unsam.levels.region_properties import RegionProperties, Scene, Side
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 N_COLOURS = 10
-"""Colours that a drawing uses: the values 1 to this."""
+"""Number of colours in a drawing; its values are 1 to `N_COLOURS`."""
 
-_SPREAD = 7  # no factor in common with the colours, so that neighbours in the numbering differ
+_COLOUR_STEP = 7  # coprime to `N_COLOURS`, so that neighbours get different colours
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class RegionFilter:
     """Which regions count as objects.
 
     Attributes:
-        min_area_px: Smaller ones do not.
-        max_share: Nor those that take more of the plane.
-        max_border_share: Nor those that touch more of its outline, as the background does.
-        min_score: Nor those that look less like an object; what a generator did not rank has a score far below the default.
-        side: Nor those that do not stand out on that side.
+        min_area_px: Minimum area in pixels.
+        max_share: Maximum area as a share of the plane.
+        max_border_share: Maximum share of the plane's outline that an object may touch; the background touches more.
+        min_score: Minimum score; the default excludes regions without a score of their own.
+        side: Brightness of objects relative to their surroundings.
     """
 
     min_area_px: int = 25
@@ -35,7 +36,7 @@ class RegionFilter:
     side: Side = Side.GUESS
 
     def keeps(self, tree: MaskHierarchy, properties: RegionProperties, scene: Scene) -> np.ndarray:
-        """(N,) bool; which regions of a tree count."""
+        """(N,) bool: regions of a tree that count as objects."""
         return (
             (tree.area >= self.min_area_px)
             & (tree.area <= self.max_share * tree.area[-1])
@@ -46,13 +47,7 @@ class RegionFilter:
 
 
 class LevelCut:
-    """The levels of one tree, ready to be drawn.
-
-    A region keeps its colour at all levels, and passes it on to its first part.
-
-    Args:
-        tree: Of a plane.
-    """
+    """Draws the levels of one tree. A region has the same colour at all levels, and shares it with its first child."""
 
     def __init__(self, tree: MaskHierarchy) -> None:
         self.tree = tree
@@ -60,15 +55,14 @@ class LevelCut:
         self.begins[: tree.n_leaves] = 0.0
         self.ends = np.full(len(tree), np.inf)
         self.ends[:-1] = self.begins[tree.parent[:-1]]
-        self._colours = (1 + tree.first_leaf * _SPREAD % N_COLOURS).astype(np.uint8)
-        self._lut = np.zeros(tree.n_leaves, np.uint8)
+        self._colours = 1 + tree.first_leaf * _COLOUR_STEP % N_COLOURS
 
     def nodes(self, level: float, kept: np.ndarray | None = None) -> np.ndarray:
-        """(K,) the regions of one level; as `MaskHierarchy.cut_nodes` gives them, in the order of the nodes.
+        """(K,) the regions of one level, as from `MaskHierarchy.cut_nodes`, in ascending order.
 
         Args:
             level: In [0, 1]; 0 is the finest.
-            kept: (N,) bool; only these.
+            kept: (N,) bool; limits the result to these regions.
 
         Raises:
             UnSAMError: If the level lies outside [0, 1].
@@ -79,25 +73,21 @@ class LevelCut:
         return np.flatnonzero(alive if kept is None else alive & kept)
 
     def draw(self, nodes: np.ndarray, out: np.ndarray) -> None:
-        """Draws regions that do not overlap.
+        """Draws disjoint regions.
 
         Args:
             nodes: (K,) regions.
-            out: (H, W) uint8, filled with the colours of the regions, 1 to `N_COLOURS`, and 0 beside them.
+            out: (H, W) uint8, filled with the colours of the regions, 1 to `N_COLOURS`, and 0 elsewhere.
         """
-        tree, lut = self.tree, self._lut
-        lut[:] = 0
-        sizes = tree.last_leaf[nodes] - tree.first_leaf[nodes]
-        starts = np.repeat(tree.first_leaf[nodes] - np.cumsum(sizes) + sizes, sizes)
-        lut[starts + np.arange(len(starts))] = np.repeat(self._colours[nodes], sizes)
-        # 'clip' writes straight into `out`; the labels are known to be in range.
-        np.take(lut, tree.leaf_labels, out=out, mode='clip')
+        colours = leaf_values(self.tree, nodes, self._colours[nodes]).astype(np.uint8)
+        # 'clip' avoids the buffer that 'raise' needs; all labels are in range.
+        np.take(colours, self.tree.leaf_labels, out=out, mode='clip')
 
     def best_level(self, score: np.ndarray) -> float:
-        """The level with the largest sum of scores; the finest of equals.
+        """The level with the largest sum of scores; the finest one if several are equal.
 
         Args:
-            score: (N,) of each region, not negative.
+            score: (N,) scores of the regions, not negative.
         """
         found = np.flatnonzero((score > 0) & (self.ends > self.begins))
         if len(found) == 0:

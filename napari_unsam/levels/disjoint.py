@@ -1,4 +1,4 @@
-"""The best set of regions that do not overlap: exact within one tree, and joined from several trees of one plane."""
+"""The best set of regions that do not overlap: exact within one tree, and combined from several trees of one plane."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-_MAX_OVERLAP = 0.1  # of the smaller of two regions: what may overlap without the two being rivals
+_MAX_OVERLAP = 0.1  # of two regions that may both be chosen, as a share of the smaller one
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +20,8 @@ class Selection:
     """Regions of several trees over one plane that hardly overlap.
 
     Attributes:
-        source: (K,) the tree of each, by its place among the trees.
-        nodes: (K,) its node there.
+        source: (K,) number of the tree of each region.
+        nodes: (K,) its node in that tree.
     """
 
     source: np.ndarray
@@ -35,63 +35,53 @@ class Selection:
         return self.nodes[self.source == source]
 
 
-def node_totals(tree: MaskHierarchy, of_leaves: np.ndarray) -> np.ndarray:
-    """(N,) sum over the leaves of each node."""
-    sums = np.concatenate([[0], np.cumsum(of_leaves)])
-    return sums[tree.last_leaf] - sums[tree.first_leaf]
+def leaf_values(tree: MaskHierarchy, nodes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(L,) values of the nodes that contain each leaf, 0 where none does; `values` are (K,) of K disjoint nodes."""
+    steps = np.zeros(tree.n_leaves + 1, np.int64)
+    steps[tree.first_leaf[nodes]] += values
+    steps[tree.last_leaf[nodes]] -= values
+    return np.cumsum(steps[:-1])
 
 
 def best_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
     """(K,) the disjoint regions of a tree with the largest sum of scores.
 
-    From the leaves up, a region is taken if its score is larger than the sum of the best below it.
+    From the leaves up, a region is chosen if its score is at least the largest sum below it.
 
     Args:
-        tree: Of a plane.
-        score: (N,) of each region; it is never taken if that is not positive.
+        tree: Tree over a plane.
+        score: (N,) scores of the regions; regions without a positive score are never chosen.
     """
     return np.flatnonzero(_chosen(tree.parent, np.asarray(score, np.float64), True))
 
 
 def greedy_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
-    """(K,) disjoint regions, chosen greedily by score.
-
-    Args:
-        tree: Of a plane.
-        score: (N,) of each region; it is never taken if that is not positive.
-    """
+    """(K,) disjoint regions, chosen greedily by score; see `best_disjoint` for the arguments."""
     return np.flatnonzero(_chosen(tree.parent, np.asarray(score, np.float64), False))
 
 
 class LeafOverlaps:
-    """How many pixels the leaves of each two trees share, so that no choice among their regions looks at the pixels again.
-
-    Args:
-        trees: Over the same plane.
-    """
+    """Intersections of the leaves of each two trees of a plane, from which those of any regions are computed."""
 
     def __init__(self, trees: Sequence[MaskHierarchy]) -> None:
         self._trees = trees
-        self._shared = {
-            (one, other): csr_array(
-                (
-                    np.ones(trees[one].leaf_labels.size, np.int32),
-                    (trees[one].leaf_labels.ravel(), trees[other].leaf_labels.ravel()),
-                ),
-                shape=(trees[one].n_leaves, trees[other].n_leaves),
-            )
-            for other in range(len(trees))
-            for one in range(other)
-        }
+        self._shared = {(i, j): _leaf_intersections(trees[i], trees[j]) for j in range(len(trees)) for i in range(j)}
 
     def pixels(self, one: int, nodes: np.ndarray, other: int, others: np.ndarray) -> np.ndarray:
-        """(K, K') pixels that regions of one tree share with those of a later one."""
+        """(K, K') intersections in pixels of K nodes of tree `one` with K' nodes of tree `other`, one < other."""
         inside, of_others = (_leaves(self._trees[tree], chosen) for tree, chosen in ((one, nodes), (other, others)))
         return (inside @ self._shared[one, other] @ of_others.T).toarray()
 
 
+def _leaf_intersections(tree: MaskHierarchy, other: MaskHierarchy) -> csr_array:
+    """(L, L') intersections of the leaves of two trees in pixels."""
+    regions, other_regions, areas = tree.partition.cells(other.partition)
+    leaves = tree.tree.position[regions], other.tree.position[other_regions]
+    return csr_array((areas, leaves), shape=(tree.n_leaves, other.n_leaves))
+
+
 def _leaves(tree: MaskHierarchy, nodes: np.ndarray) -> csr_array:
-    """(K, L) which leaves each region holds."""
+    """(K, L) membership of leaves in nodes."""
     first, counts = tree.first_leaf[nodes], tree.last_leaf[nodes] - tree.first_leaf[nodes]
     ends = np.concatenate([[0], np.cumsum(counts)])
     leaves = np.arange(ends[-1]) + np.repeat(first - ends[:-1], counts)
@@ -101,62 +91,52 @@ def _leaves(tree: MaskHierarchy, nodes: np.ndarray) -> csr_array:
 def best_of_trees(
     trees: Sequence[MaskHierarchy], scores: Sequence[np.ndarray], overlaps: LeafOverlaps | None = None
 ) -> Selection:
-    """The best regions of several trees; where two trees overlap, the regions with the larger sum of scores stay.
+    """The best regions of several trees; where two trees overlap, the regions with the larger sum of scores are kept.
 
     Args:
-        trees: Over the same plane.
-        scores: For each an (N,) array; see `best_disjoint`.
-        overlaps: Of these trees, if they are known already.
+        trees: Trees over the same plane.
+        scores: (N,) scores for each tree; see `best_disjoint`.
+        overlaps: Overlaps of these trees, if they were computed already.
     """
     overlaps = overlaps or LeafOverlaps(trees)
     chosen = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
     for number, (tree, score) in enumerate(zip(trees, scores, strict=True)):
-        chosen = _joined(trees, scores, overlaps, chosen, number, best_disjoint(tree, score))
+        nodes = best_disjoint(tree, score)
+        if not len(nodes):
+            continue
+        source = np.concatenate([chosen.source, np.full(len(nodes), number)])
+        node = np.concatenate([chosen.nodes, nodes])
+        is_new = np.arange(len(node)) >= len(chosen)
+        rivals = np.zeros((len(node), len(node)), bool)
+        for other in np.unique(chosen.source):
+            held = np.flatnonzero(chosen.source == other)
+            shared = overlaps.pixels(int(other), node[held], number, nodes)
+            smaller = np.minimum(trees[other].area[node[held]][:, None], tree.area[nodes][None])
+            rivals[held, len(chosen) :] = shared > _MAX_OVERLAP * smaller
+        # In each group of overlapping regions, either the old or the new ones are kept.
+        n_groups, group = connected_components(csr_array(rivals), directed=False)
+        each = np.array([scores[i][j] for i, j in zip(source, node, strict=True)])
+        new, old = (np.bincount(group[part], each[part], minlength=n_groups) for part in (is_new, ~is_new))
+        is_kept = np.where(is_new, new[group] > old[group], new[group] <= old[group])
+        chosen = Selection(source[is_kept], node[is_kept])
     return chosen
-
-
-def _joined(
-    trees: Sequence[MaskHierarchy],
-    scores: Sequence[np.ndarray],
-    overlaps: LeafOverlaps,
-    chosen: Selection,
-    number: int,
-    nodes: np.ndarray,
-) -> Selection:
-    both = Selection(
-        np.concatenate([chosen.source, np.full(len(nodes), number)]), np.concatenate([chosen.nodes, nodes])
-    )
-    if not len(chosen) or not len(nodes):
-        return both
-    is_new = np.arange(len(both)) >= len(chosen)
-    rivals = np.zeros((len(both), len(both)), bool)
-    for other in np.unique(chosen.source):
-        held = np.flatnonzero(chosen.source == other)
-        shared = overlaps.pixels(int(other), chosen.nodes[held], number, nodes)
-        smaller = np.minimum(trees[other].area[chosen.nodes[held]][:, None], trees[number].area[nodes][None])
-        rivals[np.ix_(held, is_new.nonzero()[0])] = shared > _MAX_OVERLAP * smaller
-    _, group = connected_components(rivals, directed=False)
-    score = np.array([scores[source][node] for source, node in zip(both.source, both.nodes, strict=True)])
-    new, held = (np.bincount(group[part], score[part], minlength=group.max() + 1) for part in (is_new, ~is_new))
-    stays = np.where(is_new, new[group] > held[group], new[group] <= held[group])
-    return Selection(both.source[stays], both.nodes[stays])
 
 
 @numba.njit(nogil=True, cache=True)
 def _chosen(parent, score, adds):
-    """(N,) bool; a node is taken if its score is at least that of the best below it: their sum, or their maximum."""
+    """(N,) bool; a node is chosen if its score is at least that of the best below it: their sum, or their maximum."""
     n_nodes = len(parent)
     below = np.zeros(n_nodes)
-    taken = np.zeros(n_nodes, np.bool_)
+    chosen = np.zeros(n_nodes, np.bool_)
     for node in range(n_nodes):
-        taken[node] = score[node] > 0 and score[node] >= below[node]
+        chosen[node] = score[node] > 0 and score[node] >= below[node]
         best, up = max(score[node], below[node]), parent[node]
         if up >= 0:
             below[up] = below[up] + best if adds else max(below[up], best)
     covered = np.zeros(n_nodes, np.bool_)
     for node in range(n_nodes - 2, -1, -1):
         up = parent[node]
-        covered[node] = covered[up] or taken[up]
+        covered[node] = covered[up] or chosen[up]
         if covered[node]:
-            taken[node] = False
-    return taken
+            chosen[node] = False
+    return chosen

@@ -24,27 +24,24 @@ if TYPE_CHECKING:
     from napari.layers import Labels
 
 _NO_OBJECT = 'No object is under the cursor or selected on this slice.'
-_VISIBLE_PX = (60, 500)  # on screen: a smaller or larger object is brought to
-_SHOWN_PX = 150
+_NOT_STARTED = 'Press Next to start with the least certain object.'
+_VISIBLE_PX = (60, 500)  # on screen; if the object is smaller or larger, it is zoomed to
+_ZOOMED_PX = 150
 
 
 class ObjectEdits:
-    """Splits and merges objects along the tree, each as one action.
-
-    Args:
-        work: Measures the plane.
-    """
+    """Splits and merges objects along the tree, each as one action."""
 
     def __init__(self, work: RegionSelector) -> None:
         self._work, self._session = work, work.session
 
     def split(self) -> None:
         """Splits the object under the cursor into its parts."""
-        self._work.when_measured(partial(self._edit, self._split))
+        self._work.with_table(partial(self._edit, self._split))
 
     def merge(self) -> None:
-        """Merges the object under the cursor, and other parts of the same region, into the larger region."""
-        self._work.when_measured(partial(self._edit, self._merge))
+        """Merges the object under the cursor, and other objects in the next larger region, into that region."""
+        self._work.with_table(partial(self._edit, self._merge))
 
     def _edit(self, edit: Callable[[CandidateTable, int, np.ndarray], None], table: CandidateTable) -> None:
         found = current_object(self._session)
@@ -55,21 +52,22 @@ class ObjectEdits:
 
     def _split(self, table: CandidateTable, label: int, labels: np.ndarray) -> None:
         session, controller = self._session, self._session.controller
-        match = closest_region(table.trees, labels == label)
-        tree = table.trees[match.source]
-        parts = parts_of(tree, match.node)
+        source, node = closest_region(table.trees, labels == label)
+        tree = table.trees[source]
+        parts = parts_of(tree, node)
         if len(parts) == 0:
             controller.show_problem(f'Object {label} has no parts.')
             return
         writes = split_writes(controller.target.plane, labels, label, tree, parts, session.next_label())
         session.write_objects(f'split object {label}', writes)
-        # A part, as the whole is gone; there is none if others have all its pixels.
+        # Selects a part; there is none if other objects have all pixels.
         session.objects.selected_label = max((write.label for write in writes), default=label)
         controller.show_info(f'Object {label} split into {sum(write.label > 0 for write in writes)}. {TO_UNDO}')
 
     def _merge(self, table: CandidateTable, label: int, labels: np.ndarray) -> None:
         controller, tree = self._session.controller, table.hierarchy
-        whole = larger_region(tree, closest_region((tree,), labels == label).node)
+        _, node = closest_region((tree,), labels == label)
+        whole = larger_region(tree, node)
         if whole is None:
             controller.show_problem(f'There is no larger object to merge object {label} into.')
             return
@@ -82,12 +80,9 @@ class ObjectEdits:
 class Reviewing:
     """Goes through the objects of the image, the least certain first; an outline marks the current one.
 
-    Args:
-        session: Of the viewer.
-
     Attributes:
-        changed: Emitted when the counter may have changed.
-        outline: Around the current object; hidden by the next action.
+        changed: Emitted when the queue may have changed.
+        outline: Outline of the current object; hidden by the next action.
     """
 
     changed = Signal()
@@ -96,7 +91,7 @@ class Reviewing:
         self._session = session
         self._current: int | None = None
         self.outline = ReviewOutline(session)
-        self._followed: Labels | None = None
+        self._connected: Labels | None = None
         session.image_changed.connect(self._restart)
         session.history.changed.connect(self._history_changed)
 
@@ -104,12 +99,12 @@ class Reviewing:
         """Disconnects from the session."""
         self._session.image_changed.disconnect(self._restart)
         self._session.history.changed.disconnect(self._history_changed)
-        self._follow(None)
+        self._connect(None)
         self.outline.remove()
 
     @property
     def queue(self) -> ReviewQueue:
-        """The objects as they are now."""
+        """The current objects."""
         objects = self._session.objects
         if objects is None:
             return ReviewQueue(())
@@ -127,20 +122,20 @@ class Reviewing:
         self.changed.emit()
 
     def accept(self) -> None:
-        """Marks the current object as correct, and shows the next."""
+        """Marks the current object as correct, and shows the next one."""
         label = self.queue.current
         if label is None:
-            self._session.controller.show_problem('Press Next to start with the least certain object.')
+            self._session.controller.show_problem(_NOT_STARTED)
             return
         put = partial(_mark_reviewed, self._session.objects, label)
         self._session.history.do(Change(f'accept object {label}', put, False, True))
         self.next()
 
     def reject(self) -> None:
-        """Deletes the current object, as one action, and shows the next."""
+        """Deletes the current object, as one action, and shows the next one."""
         label = self.queue.current
         if label is None:
-            self._session.controller.show_problem('Press Next to start with the least certain object.')
+            self._session.controller.show_problem(_NOT_STARTED)
             return
         after = self.queue.next()
         box = self._session.box_of(label)
@@ -163,15 +158,15 @@ class Reviewing:
         self.outline.hide()
         self.changed.emit()
 
-    def _follow(self, objects: Labels | None) -> None:
-        """Follows the features table of these objects only."""
-        if objects is self._followed:
+    def _connect(self, objects: Labels | None) -> None:
+        """Connects to the events of one layer of objects, and disconnects from those of the previous one."""
+        if objects is self._connected:
             return
-        for layer, act in ((self._followed, 'disconnect'), (objects, 'connect')):
+        for layer, act in ((self._connected, 'disconnect'), (objects, 'connect')):
             if layer is not None:
                 getattr(layer.events.features, act)(self._table_changed)
                 getattr(self._session.viewer.layers.events.removed, act)(self._table_changed)
-        self._followed = objects
+        self._connected = objects
 
     def _table_changed(self, _event: Any = None) -> None:
         if self._current is not None and self.queue.current is None:
@@ -181,9 +176,9 @@ class Reviewing:
         self.changed.emit()
 
     def _go_to(self, label: int) -> None:
-        """Moves the sliders to the middle plane of an object and the camera to its middle."""
+        """Moves the sliders to the middle plane of an object and the camera to its centre."""
         objects, viewer = self._session.objects, self._session.viewer
-        self._follow(objects)
+        self._connect(objects)
         box = self._session.box_of(label)
         if box is None:
             return
@@ -200,7 +195,7 @@ class Reviewing:
         corners = [to_world([getattr(part, end) for part in box]) for end in ('start', 'stop')]
         extent = float(np.abs(np.subtract(*corners))[shown].max())
         if not _VISIBLE_PX[0] <= extent * viewer.scene.camera.zoom <= _VISIBLE_PX[1]:
-            viewer.scene.camera.zoom = _SHOWN_PX / extent
+            viewer.scene.camera.zoom = _ZOOMED_PX / extent
         if len(shown) == 2:
             self.outline.show(objects, label, box, shown)
         objects.selected_label = label

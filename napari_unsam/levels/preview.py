@@ -1,4 +1,4 @@
-"""The layers that preview chosen regions and mark the object that is reviewed."""
+"""The layers that show the chosen regions and the reviewed object."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 LEVELS_NAME = 'UnSAM levels'
 REVIEW_NAME = 'UnSAM review'
-REVIEW_COLOUR = '#ff4dff'  # of no object, no prompt and no mask
-_WIDTH_SHARE = 1 / 120  # of the longer side of the object's box
+REVIEW_COLOUR = '#ff4dff'  # differs from those of objects, prompts and masks
+_WIDTH_SHARE = 1 / 120  # outline width as a share of the longer side of the object's box
 _MIN_WIDTH = 0.4
 
 
 def thin_shape(plane: Plane) -> tuple[int, ...]:
-    """Shape of an array that holds the plane alone."""
+    """Shape of an array with the axes of the image that holds only one plane."""
     return tuple(n if axis in plane.axes else 1 for axis, n in enumerate(plane.shape))
 
 
 class LevelPreview:
-    """Colours over one plane, redrawn in place.
+    """A Labels layer over one plane, redrawn in place.
 
-    The pixels are colours already, one byte each: napari hands them to the graphics card as they are. Labels of four bytes,
-    or a colormap for each level, took two and five times as long.
+    Its pixels are numbers of colours in one byte each, which napari passes to the graphics card unchanged. Labels of four
+    bytes, or a colormap for each level, took two and five times as long.
 
     Args:
-        viewer: Where.
-        objects: The layer of objects over the image; the colours lie just above it.
-        frame: Of the image.
-        plane: Of the image.
+        viewer: The viewer.
+        objects: The layer of objects, below this layer.
+        frame: Frame of the image.
+        plane: Plane of the image.
     """
 
     def __init__(self, viewer: ViewerModel, objects: Labels, frame: Frame, plane: Plane) -> None:
@@ -64,11 +64,11 @@ class LevelPreview:
         self.layer.locked = LayerLock.DELETION
 
     def redraw(self) -> None:
-        """Shows `pixels` as they are now."""
+        """Redraws the layer after a change of `pixels`."""
         redraw(self.layer, extent=False)
 
     def move_to(self, frame: Frame, plane: Plane) -> bool:
-        """Shows another plane of the image from now on; returns False if this layer cannot."""
+        """Moves the layer to another plane of the image; returns False if that has another shape or the layer is gone."""
         if thin_shape(plane) != self.layer.data.shape or self.layer not in self._viewer.layers:
             return False
         if plane != self.plane:
@@ -87,24 +87,20 @@ class LevelPreview:
 
 
 class ReviewOutline:
-    """An outline around one object, on all planes that it is on; a separate layer.
-
-    Args:
-        session: Whose object it is.
-    """
+    """A layer with the outline of one object on all its planes."""
 
     def __init__(self, session: SessionPort) -> None:
         self._session = session
         self.layer: Vectors | None = None
 
     def show(self, objects: Labels, label: int, box: Slices, axes: Sequence[int]) -> None:
-        """Draws it around another object.
+        """Draws the outline of an object.
 
         Args:
             objects: The layer of the object.
-            label: Of the object.
+            label: Its label.
             box: Its bounding box, one slice per axis.
-            axes: The two that are in view.
+            axes: The two axes in view.
         """
         session, mask = self._session, np.asarray(objects.data[box]) == label
         if self.layer is None or self.layer not in session.viewer.layers:
@@ -121,7 +117,7 @@ class ReviewOutline:
             self.layer.visible = False
 
     def remove(self) -> None:
-        """Removes the layer once napari has handled the current event."""
+        """Removes the layer after napari has handled the current event."""
         layer, self.layer = self.layer, None
         if layer is not None:
             self._session.inputs.unbind(layer)

@@ -1,4 +1,4 @@
-"""What every region of a tree looks like: colour, contrast and shape, from sums that are passed up the tree."""
+"""Colour, contrast and shape of all regions of a tree, from sums over the leaves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.tree import sum_over_descendants
 
-_MIN_CONTRAST = 0.4  # of the gap between dark and light: what an object differs by from what surrounds it
+_MIN_CONTRAST = 0.4  # of an object with its surroundings, as a share of the gap between dark and light
 _PIXEL_VARIANCE = 1 / 12  # a pixel is a square, not a point
 
 
@@ -28,13 +28,13 @@ class Side(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Lightness of a plane.
+    """Colours of a plane and the threshold between dark and light.
 
     Attributes:
         lab: (H, W, 3) float32 pixels in CIE L*a*b*.
-        threshold: Lightness that parts light from dark (Otsu's), in [0, 100].
-        gap: Difference of the mean lightness of both.
-        objects_are_bright: Whether the larger part of the plane's outline is dark.
+        threshold: Otsu's threshold of the lightness, in [0, 100].
+        gap: Difference of the mean lightness above and below the threshold.
+        objects_are_bright: True if most of the plane's outline is dark.
     """
 
     lab: np.ndarray
@@ -44,7 +44,7 @@ class Scene:
 
     @classmethod
     def of(cls, image: np.ndarray) -> Scene:
-        """Of an (H, W) or (H, W, 3) array; see `unsam_mm.images.as_rgb_uint8` for dtypes.
+        """Converts an (H, W) or (H, W, 3) array; see `unsam_mm.images.as_rgb_uint8` for dtypes.
 
         Raises:
             ImageError: If the array is not one image.
@@ -62,14 +62,14 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class RegionProperties:
-    """What the N regions of a tree look like.
+    """Colour, surroundings and shape of the N regions of a tree.
 
     Attributes:
-        colour: (N, 3) mean of L*, a* and b*.
-        surround: (N, 3) the same of the leaves that touch a region from outside, by the length of the touch; the region's
-            own colour where nothing touches it.
+        colour: (N, 3) mean L*, a* and b*.
+        surround: (N, 3) mean colour of the adjacent leaves outside a region, weighted by the length of the common border;
+            the region's own colour if it has no neighbour.
         eccentricity: (N,) of the ellipse with the same second moments, in [0, 1]; 0 is a circle.
-        fullness: (N,) area over the area of that ellipse: 1 for any ellipse, less for what is bent, branched or hollow.
+        fullness: (N,) area over the area of that ellipse: 1 for any ellipse, less for bent, branched or hollow regions.
     """
 
     colour: np.ndarray
@@ -79,18 +79,18 @@ class RegionProperties:
 
     @classmethod
     def of(cls, tree: MaskHierarchy, scene: Scene) -> RegionProperties:
-        """Of all regions of a tree over a plane."""
-        channels = scene.lab.reshape(-1, 3).T
-        colour = np.stack([_sums(tree, channel) for channel in channels], axis=1) / tree.area[:, None]
+        """Measures all regions of a tree over a plane."""
+        sums = (tree.partition.sums(channel)[tree.tree.order] for channel in scene.lab.reshape(-1, 3).T)
+        colour = np.stack([tree.tree.sums(of_leaves) for of_leaves in sums], axis=1) / tree.area[:, None]
         return cls(colour, _surround(tree, colour), *_shape(tree))
 
     @property
     def contrast(self) -> np.ndarray:
-        """(N,) how much lighter a region is than what touches it, in units of L*; negative if it is darker."""
+        """(N,) lightness L* of a region minus that of its surroundings."""
         return self.colour[:, 0] - self.surround[:, 0]
 
     def stand_out(self, scene: Scene, side: Side) -> np.ndarray:
-        """(N,) bool; which regions lie on one side of the light and differ enough from what touches them."""
+        """(N,) bool: regions that are bright or dark, as `side` says, and differ enough from their surroundings."""
         if side is Side.ANY:
             return np.ones(len(self.colour), bool)
         bright = scene.objects_are_bright if side is Side.GUESS else side is Side.BRIGHT
@@ -99,16 +99,15 @@ class RegionProperties:
         return beyond & (sign * self.contrast > _MIN_CONTRAST * scene.gap)
 
 
-def _sums(tree: MaskHierarchy, pixels: np.ndarray) -> np.ndarray:
-    """(N,) sum over the pixels of each region."""
-    sums = np.zeros(len(tree))
-    sums[: tree.n_leaves] = np.bincount(tree.leaf_labels.ravel(), pixels.ravel(), minlength=tree.n_leaves)
-    return sum_over_descendants(sums, tree.parent)
-
-
 def _surround(tree: MaskHierarchy, colour: np.ndarray) -> np.ndarray:
-    """A pair of touching leaves counts at every region that holds one of them: added at both, taken off where they join."""
-    pairs, lengths = _touching(tree.leaf_labels, tree.n_leaves)
+    """(N, 3) colours around regions.
+
+    The colour of each leaf is summed at its neighbours and up the tree; it is subtracted again at the region that holds both.
+    """
+    pairs, lengths, _ = tree.partition.borders(np.zeros(tree.size_hw, np.float32))
+    pairs = np.sort(tree.tree.position[pairs], axis=1)
+    order = np.lexsort(pairs.T[::-1])  # sums do not depend on the numbering of the partition
+    pairs, lengths = pairs[order], lengths[order]
     meet = tree.tree.common_ancestors(pairs)
 
     def around(beyond_first: np.ndarray, beyond_second: np.ndarray) -> np.ndarray:
@@ -125,20 +124,9 @@ def _surround(tree: MaskHierarchy, colour: np.ndarray) -> np.ndarray:
     return np.where(alone[:, None], colour, beyond / np.where(alone, 1, border)[:, None])
 
 
-def _touching(leaf_labels: np.ndarray, n_leaves: int) -> tuple[np.ndarray, np.ndarray]:
-    """(K, 2) pairs of leaves that touch, and (K,) along how many pixel edges."""
-    beside = np.concatenate([leaf_labels[:, :-1].ravel(), leaf_labels[:-1].ravel()]).astype(np.int64)
-    other = np.concatenate([leaf_labels[:, 1:].ravel(), leaf_labels[1:].ravel()]).astype(np.int64)
-    differ = beside != other
-    low, high = np.minimum(beside, other)[differ], np.maximum(beside, other)[differ]
-    keys, lengths = np.unique(low * n_leaves + high, return_counts=True)
-    return np.stack([keys // n_leaves, keys % n_leaves], axis=1), lengths.astype(np.float64)
-
-
 def _shape(tree: MaskHierarchy) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) eccentricity and (N,) fullness, by second moments."""
-    y, x = (axis.ravel().astype(np.float64) for axis in np.indices(tree.size_hw))
-    mean_y, mean_x, yy, xx, xy = (_sums(tree, part) / tree.area for part in (y, x, y * y, x * x, x * y))
+    """(N,) eccentricity and (N,) fullness, from second moments."""
+    mean_y, mean_x, yy, xx, xy = tree.moments / tree.area
     var_y, var_x = yy - mean_y**2 + _PIXEL_VARIANCE, xx - mean_x**2 + _PIXEL_VARIANCE
     covariance = xy - mean_x * mean_y
     middle, reach = (var_y + var_x) / 2, np.hypot((var_y - var_x) / 2, covariance)

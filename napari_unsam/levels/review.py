@@ -1,4 +1,4 @@
-"""The review queue: certainty of objects, and which were accepted."""
+"""The review queue: certainty of objects, and accepted objects."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pandas as pd
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 SAME_IOU = 0.8
-"""Regions that overlap at least this much are taken for the same object."""
+"""Minimum IoU of two regions that count as the same object."""
 
 REVIEWED = 'reviewed'
 """Column of the features table: True once an object was accepted."""
 
 
 def stability(tree: MaskHierarchy) -> np.ndarray:
-    """(N,) float32 in [0, 1]: over which share of the levels a region, or nearly the same, is there.
+    """(N,) float32 in [0, 1]: range of levels in which a region, or nearly the same region, exists.
 
-    Equal steps of level divide the number of regions by equal factors. What is nearly the same
-    are the holders and the largest parts with an IoU of at least `SAME_IOU`, so slivers at the outline end nothing.
+    Ancestors, and the largest children down the tree, are nearly the same if their IoU with the region is at least `SAME_IOU`.
+    So a region is still stable if it gains or loses slivers.
     """
     return _stability(tree.parent, tree.area, tree.level.astype(np.float64), SAME_IOU).astype(np.float32)
 
@@ -49,13 +49,14 @@ def _stability(parent, area, level, same_iou):
 
 
 def certainty(features: pd.DataFrame) -> pd.Series:
-    """Certainty of objects, comparable within one table, in [0, 1].
+    """Certainty of objects in [0, 1], comparable within one table.
 
-    Mean of its ranks by stability, by score, and by how usual its size is among all. On 26 micrographs of DSB2018 a right
-    object of Auto came after a wrong one in 62 % of pairs by stability alone, in 72 % by score, and in 77 % by all three.
+    The mean of the relative ranks by stability, by score, and by closeness to the median size. On 26 micrographs of DSB2018, a
+    correct object of Auto had a higher certainty than a wrong one in 62 % of pairs by stability alone, in 72 % by score, and in
+    77 % by all three.
 
     Args:
-        features: Rows of objects; what a row lacks does not count, and a row that lacks all comes first.
+        features: Rows of objects; missing values do not count, and a row without any has certainty 0.
     """
     cues = [features[name].astype(float) for name in ('stability', 'score') if name in features]
     if 'area_px' in features:
@@ -67,7 +68,7 @@ def certainty(features: pd.DataFrame) -> pd.Series:
 
 
 def accepted(features: pd.DataFrame) -> np.ndarray:
-    """(K,) bool; which rows were accepted."""
+    """(K,) bool: rows of accepted objects."""
     if REVIEWED not in features:
         return np.zeros(len(features), bool)
     return features[REVIEWED].eq(True).to_numpy(bool)
@@ -78,9 +79,9 @@ class ReviewQueue:
     """Objects to review, the least certain first.
 
     Attributes:
-        labels: All of them.
-        done: Those that were accepted.
-        current: The one that is reviewed; None before the first and after the last.
+        labels: Labels of all objects.
+        done: Labels of the accepted objects.
+        current: Label of the object that is reviewed; None before the first and after the last.
     """
 
     labels: tuple[int, ...]
@@ -89,7 +90,7 @@ class ReviewQueue:
 
     @classmethod
     def of(cls, features: pd.DataFrame, current: int | None = None) -> ReviewQueue:
-        """Of the rows of a features table, whose column `index` holds the labels."""
+        """Makes the queue from a features table, whose column `index` holds the labels."""
         rows = features[features['index'] > 0] if 'index' in features else features.iloc[:0]
         if not len(rows):
             return cls(())
@@ -100,11 +101,11 @@ class ReviewQueue:
 
     @property
     def left(self) -> int:
-        """How many are not accepted yet."""
+        """Number of objects that are not accepted yet."""
         return len(self.labels) - len(self.done)
 
     def next(self) -> int | None:
-        """The next one to review: after the current one, then from the start; None if all are done."""
+        """The next object to review: after the current one, then from the start; None if all are done."""
         start = self.labels.index(self.current) + 1 if self.current in self.labels else 0
         for label in (*self.labels[start:], *self.labels[:start]):
             if label not in self.done:

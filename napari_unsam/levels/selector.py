@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 from napari.layers import Labels
+from napari.utils.naming import inc_name_count
 from psygnal import Signal
 
 from napari_unsam.engine.inference import ProgressCallback
@@ -24,12 +25,11 @@ from napari_unsam.model.text import counted
 from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.layers import AddLayers, following
 from napari_unsam.viewer.port import SessionPort
-from unsam_mm.errors import UnSAMError
 
 _NOTHING = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
 _DEFAULT_SIMILARITY = 0.5
 _NOTHING_SHOWN = 'No regions are shown; move the level slider or press Auto first.'
-_TILED = 'This slice is too large for Levels; crop it to at most 2048 px a side, or use clicks.'
+_TOO_LARGE = 'This slice is too large for Levels; crop it to at most 2048 px a side, or use clicks.'
 
 
 class Shown(Enum):
@@ -42,10 +42,18 @@ class Shown(Enum):
 
 
 class RegionSelector:
-    """Chooses regions of the plane in view and makes objects of them.
+    """Selects regions of the plane in view, previews them, and converts them to objects.
 
     Attributes:
-        changed: Emitted when anything that a view shows has changed.
+        session: The session.
+        shown: What the preview shows.
+        level: Level of the slider, in [0, 1].
+        limits: Which regions count as objects.
+        min_similarity: Minimum similarity to the examples, in [0, 1].
+        examples: Nodes of the main tree to which similar regions are searched.
+        classes: Classes of objects, to be made layers of.
+        chosen: The regions that the preview shows.
+        changed: Emitted when any of these has changed.
     """
 
     changed = Signal()
@@ -63,31 +71,34 @@ class RegionSelector:
         self._table: CandidateTable | None = None
         self._similarities: np.ndarray | None = None
         self._preview: LevelPreview | None = None
-        self._waiting: tuple[Target, Callable[[CandidateTable], None]] | None = None
-        session.controller.state_changed.connect(self._follow)
+        self._request: tuple[Target, Callable[[CandidateTable], None]] | None = None
+        session.controller.state_changed.connect(self._drop_outdated)
         session.image_changed.connect(self._change_image)
 
     def close(self) -> None:
         """Removes the preview and disconnects from the session."""
-        self.session.controller.state_changed.disconnect(self._follow)
+        self.session.controller.state_changed.disconnect(self._drop_outdated)
         self.session.image_changed.disconnect(self._change_image)
-        self._waiting = None
+        self._request = None
         self._change_image()
 
-    def when_measured(self, then: Callable[[CandidateTable], None]) -> None:
-        """Calls a function with the candidate table of the plane in view once that is measured; the latest call wins."""
+    def with_table(self, then: Callable[[CandidateTable], None]) -> None:
+        """Calls a function with the candidate table of the plane in view.
+
+        Measures the plane first if needed; then only the function of the latest call is called.
+        """
         controller, target = self.session.controller, self.session.controller.target
         if target is None:
             controller.show_no_target()
             return
-        if self._is_fresh(target):
+        if self._is_fresh():
             then(self._table)
             return
         name = f'Measuring the regions of "{target.name}"'
-        being_measured = self._waiting is not None and self._waiting[0] == target and controller.runs(name)
-        self._waiting = (target, then)
-        if not being_measured:
-            controller.run(name, partial(self._measure, target), partial(self._measured, target), is_task=True)
+        is_running = self._request is not None and self._request[0] == target and controller.runs(name)
+        self._request = (target, then)
+        if not is_running:
+            controller.run(name, partial(self._make_table, target), partial(self._take_table, target), is_task=True)
 
     def show_level(self, level: float) -> None:
         """Shows one level of the tree; 0 is the finest, 1 the whole plane."""
@@ -96,7 +107,7 @@ class RegionSelector:
 
     def propose_level(self) -> None:
         """Shows the level that contains most of the best objects."""
-        self.when_measured(lambda table: self.show_level(table.proposed_level(self.limits)))
+        self.with_table(lambda table: self.show_level(table.proposed_level(self.limits)))
 
     def show_best(self) -> None:
         """Shows the best objects of all levels."""
@@ -109,7 +120,7 @@ class RegionSelector:
 
     def find_similar(self) -> None:
         """Adds the object under the cursor, or else the current mask, as an example, and shows the similar regions."""
-        self.when_measured(self._add_example)
+        self.with_table(self._add_example)
 
     def set_min_similarity(self, min_similarity: float) -> None:
         """Changes the minimum similarity, in [0, 1]."""
@@ -133,7 +144,7 @@ class RegionSelector:
         self.changed.emit()
 
     def accept(self) -> None:
-        """Makes objects of the chosen regions, as one action; pixels of existing objects are not overwritten."""
+        """Writes the chosen regions as objects, as one action; pixels of existing objects are not overwritten."""
         controller = self.session.controller
         if self.shown is Shown.NOTHING or self._table is None:
             controller.show_problem(_NOTHING_SHOWN)
@@ -158,53 +169,47 @@ class RegionSelector:
 
     def add_class(self, name: str) -> None:
         """Adds the chosen regions as a class."""
-        name = name.strip()
+        name, controller = name.strip(), self.session.controller
         if self.shown is Shown.NOTHING or not len(self.chosen):
-            self.session.controller.show_problem(_NOTHING_SHOWN)
+            controller.show_problem(_NOTHING_SHOWN)
         elif not name:
-            self.session.controller.show_problem('Enter a class name first, such as nuclei.')
+            controller.show_problem('Enter a class name first, such as nuclei.')
         else:
             level = self.level if self.shown is Shown.LEVEL else None
             kept = [kind for kind in self.classes if kind.name != name]
             self.classes = [*kept, self._table.object_class(name, self.chosen, level)]
-            self.session.controller.show_info(
-                f'{len(self.chosen)} {name} added; choose another level, or press Make layers.'
-            )
-        self.changed.emit()
-
-    def clear_classes(self) -> None:
-        """Clears the classes."""
-        self.classes = []
+            controller.show_info(f'{len(self.chosen)} {name} added; choose another level, or press Make layers.')
         self.changed.emit()
 
     def make_layers(self) -> None:
         """Makes a layer of each class, linked from part to whole, as one action."""
+        controller = self.session.controller
         if not self.classes:
-            self.session.controller.show_problem('Add at least one class first.')
+            controller.show_problem('Add at least one class first.')
             return
-        taken = {layer.name for layer in self.session.viewer.layers}
-        try:
-            # Tables name the layer of the whole, so the name that napari would give has to be known before.
-            classes = linked([replace(kind, name=free_name(kind.name, taken)) for kind in self.classes])
-        except UnSAMError as error:
-            self.session.controller.show_problem(str(error))
-            return
-        plane, frame = self.session.controller.target.plane, self.session.frame
-        layers = []
+        taken, named = {layer.name for layer in self.session.viewer.layers}, []
+        for kind in self.classes:
+            name = kind.name
+            while name in taken:  # as napari renames layers; the tables of parts need the final names
+                name = inc_name_count(name)
+            taken.add(name)
+            named.append(replace(kind, name=name))
+        plane, frame = controller.target.plane, self.session.frame
+        classes, layers = linked(named), []
         for kind in reversed(classes):  # the finest on top
             data = np.zeros(frame.shape, np.uint32)
             data[plane.slicing] = kind.labels
             layers.append(Labels(data, name=kind.name, opacity=0.5, features=kind.features, **following(frame)))
-        self.clear_classes()
+        self.classes = []
         self.hide()
         name = f'make layers {", ".join(kind.name for kind in classes)}'
         self.session.history.do(AddLayers(name, self.session.viewer, layers))
-        self.session.controller.show_info('Layers made; parent_id in their features tables links parts to wholes.')
+        controller.show_info('Layers made; parent_id in their features tables links parts to wholes.')
 
     def _show(self, shown: Shown) -> None:
         self.shown = shown
         if shown is not Shown.NOTHING:
-            self.when_measured(self._draw)
+            self.with_table(self._draw)
 
     def _draw(self, table: CandidateTable) -> None:
         match self.shown:
@@ -227,9 +232,10 @@ class RegionSelector:
     def _add_example(self, table: CandidateTable) -> None:
         controller, found = self.session.controller, current_object(self.session)
         if found is not None:
-            node = closest_region((table.hierarchy,), found[1] == found[0]).node
+            _, node = closest_region((table.hierarchy,), found[1] == found[0])
         elif (proposal := controller.proposal) is not None:
-            node = closest_region((table.hierarchy,), proposal.mask, proposal.box_xyxy[1], proposal.box_xyxy[0]).node
+            left, top, _, _ = proposal.box_xyxy
+            _, node = closest_region((table.hierarchy,), proposal.mask, top, left)
         else:
             controller.show_problem(f'Point at, select or click an object, then press {KEYS["find_similar"].key}.')
             return
@@ -241,37 +247,36 @@ class RegionSelector:
             'Move the slider or add examples to refine.'
         )
 
-    def _measure(self, target: Target, progress: ProgressCallback) -> CandidateTable | None:
-        """The candidate table of a plane; None if it is analysed in windows."""
+    def _make_table(self, target: Target, progress: ProgressCallback) -> CandidateTable | None:
+        """The candidate table of a plane; None if the plane is analysed in windows. Runs in the inference thread."""
         plane = self.session.controller.planes.embedded(target, progress)
         if plane.hierarchy is None:
             return None
         table = CandidateTable(plane.hierarchy, target.read(), progress)
-        table.warm_up()
+        table.best(RegionFilter())  # compiles functions here rather than in the GUI's thread
         return table
 
-    def _measured(self, target: Target, table: CandidateTable | None) -> None:
-        controller, waiting = self.session.controller, self._waiting
-        self._waiting = None
+    def _take_table(self, target: Target, table: CandidateTable | None) -> None:
+        controller, request = self.session.controller, self._request
+        self._request = None
         if table is None:
             self.shown = Shown.NOTHING
-            controller.show_problem(_TILED)
+            controller.show_problem(_TOO_LARGE)
         elif target == controller.target:
             self._target, self._table = target, table
             self.examples, self._similarities = [], None
             controller.show_info(f'The regions of "{target.name}" are measured.')
-            if waiting is not None:
-                waiting[1](table)
+            if request is not None:
+                request[1](table)
         self.changed.emit()
 
-    def _is_fresh(self, target: Target | None) -> bool:
-        """Whether what was measured is of this plane, and of its pixels and channels as they are."""
-        if self._table is None or self._target != target:
-            return False
-        return self.session.controller.hierarchy is self._table.hierarchy
+    def _is_fresh(self) -> bool:
+        """Whether the table belongs to the plane in view with its current pixels and channels."""
+        controller, table = self.session.controller, self._table
+        return table is not None and self._target == controller.target and controller.hierarchy is table.hierarchy
 
     def _change_image(self) -> None:
-        self._follow()
+        self._drop_outdated()
         self.hide()
         self._drop_preview()
 
@@ -280,9 +285,9 @@ class RegionSelector:
         if preview is not None:
             self.session.later(preview.remove)
 
-    def _follow(self) -> None:
-        """Removes the preview when the plane in view or its pixels change."""
-        if self._table is not None and not self._is_fresh(self.session.controller.target):
+    def _drop_outdated(self) -> None:
+        """Drops the table, the examples and the classes, and hides the preview, if the plane in view or its pixels changed."""
+        if self._table is not None and not self._is_fresh():
             self._target = self._table = self._similarities = None
             classes, self.examples, self.classes = self.classes, [], []
             self.hide()
@@ -291,7 +296,10 @@ class RegionSelector:
 
 
 def current_object(session: SessionPort) -> tuple[int, np.ndarray] | None:
-    """The object under the cursor, or the selected one if the mouse is at a button: its label and the (H, W) labels of the plane."""
+    """The label of the object under the cursor, and the (H, W) labels of the plane; None if there is no object.
+
+    If the mouse is not over the canvas, the selected object.
+    """
     objects, target = session.objects, session.controller.target
     if objects is None or target is None:
         return None
@@ -303,12 +311,3 @@ def current_object(session: SessionPort) -> tuple[int, np.ndarray] | None:
     pixel = target.plane.pixel(session.frame.to_data(viewer.cursor.position))
     label = 0 if pixel is None else int(labels[pixel])
     return (label, labels) if label else None
-
-
-def free_name(name: str, taken: set[str]) -> str:
-    """A name that no layer has, made as napari makes them."""
-    found, number = name, 0
-    while found in taken:
-        number += 1
-        found = f'{name} [{number}]'
-    return found

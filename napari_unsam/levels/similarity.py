@@ -10,21 +10,21 @@ from napari_unsam.levels.disjoint import greedy_disjoint
 from napari_unsam.levels.region_properties import RegionProperties
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-# What counts as a step in each feature; two regions one step apart in everything are still taken for each other.
+# Units of the features: regions that differ by one unit in each feature still count as similar.
 _AREA_STEP = np.log(2.0)
 _LEVEL_STEP = 0.15
 _ECCENTRICITY_STEP = 0.35
 _FULLNESS_STEP = 0.15
 _COLOUR_STEP = 12.0
 _CONTRAST_STEP = 12.0
-_N_KINDS = 5  # size, level, shape, colour, contrast: each has the same say, however many numbers it takes
+_N_KINDS = 5  # size, level, shape, colour, contrast; each has the same weight
 
 
 def region_features(tree: MaskHierarchy, properties: RegionProperties) -> np.ndarray:
-    """(N, 10) float32 features of the regions of a tree, scaled so that each kind has the same weight.
+    """(N, 10) float32 features of the regions of a tree, scaled to the same weight.
 
-    Size (log area), level, shape (eccentricity and fullness), colour (L*, a*, b*) and contrast to what
-    touches them (L*, a*, b*).
+    Size (log area), level, shape (eccentricity and fullness), colour (L*, a*, b*) and contrast to the surroundings
+    (L*, a*, b*).
     """
     kinds = [
         (np.log(tree.area)[:, None], _AREA_STEP),
@@ -57,13 +57,13 @@ def similarity(features: np.ndarray, examples: Sequence[int] | np.ndarray) -> np
 def similar_regions(
     tree: MaskHierarchy, similarities: np.ndarray, min_similarity: float, kept: np.ndarray | None = None
 ) -> np.ndarray:
-    """(K,) disjoint regions that are similar to the examples; of overlapping ones the most similar stay.
+    """(K,) disjoint regions that are similar to the examples, the most similar ones first where regions overlap.
 
     Args:
-        tree: Of a plane.
-        similarities: (N,); see `similarity`.
+        tree: Tree over a plane.
+        similarities: (N,) similarities of the regions; see `similarity`.
         min_similarity: In [0, 1].
-        kept: (N,) bool; only these.
+        kept: (N,) bool; limits the result to these regions.
     """
     hits = similarities >= min_similarity
     if kept is not None:

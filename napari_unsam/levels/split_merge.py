@@ -3,76 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from napari_unsam.levels.disjoint import node_totals
 from napari_unsam.model.mask import BoxMask, node_mask
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.commit import ObjectWrite
-from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-_MIN_PART_SHARE = 0.05  # of a region: what is smaller is a sliver of its outline, not a part
-_SAME_REGION_IOU = 0.9  # IoU
-_MIN_GAIN = 0.1  # IoU that a region of another tree must have more than one of the first
-
-
-@dataclass(frozen=True)
-class Match:
-    """The region with the largest IoU with an object.
-
-    Attributes:
-        source: Its tree, by its place among those that were asked.
-        node: Its node there.
-        iou: Of the two, in [0, 1].
-    """
-
-    source: int
-    node: int
-    iou: float
+_MIN_PART_SHARE = 0.05  # of the area of a region; smaller children are slivers of its outline
+_SAME_REGION_IOU = 0.9
+_MIN_GAIN = 0.1  # in IoU; regions of the main tree are preferred over those of other trees
 
 
 def region_ious(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> np.ndarray:
     """(N,) IoU of every region of a tree with a mask.
 
     Args:
-        tree: Of a plane.
-        mask: (h, w) bool, part of the plane.
-        top: Row of the plane where it begins.
-        left: Column of the plane where it begins.
+        tree: Tree over a plane.
+        mask: (h, w) bool mask within a box of the plane.
+        top: First row of the box.
+        left: First column of the box.
     """
     leaves = tree.leaf_labels[top : top + mask.shape[0], left : left + mask.shape[1]][mask]
-    shared = node_totals(tree, np.bincount(leaves, minlength=tree.n_leaves))
+    shared = tree.tree.sums(np.bincount(leaves, minlength=tree.n_leaves))
     return shared / (tree.area + len(leaves) - shared)
 
 
-def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 0, left: int = 0) -> Match:
+def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 0, left: int = 0) -> tuple[int, int]:
     """The region with the largest IoU with a mask; of the first tree unless another tree has a clearly better one.
 
     Args:
-        trees: Over one plane; the first is the main one.
-        mask: (h, w) bool, not empty.
-        top: Row of the plane where the mask begins.
-        left: Column of the plane where it begins.
+        trees: Trees over one plane; the first is the main one.
+        mask: (h, w) bool mask within a box of the plane.
+        top: First row of the box.
+        left: First column of the box.
 
-    Raises:
-        UnSAMError: If the mask is empty.
+    Returns:
+        The number of the tree, and the node.
     """
-    if not mask.any():
-        raise UnSAMError('the mask is empty; it must hold at least one pixel to be found in the tree')
-    best: Match | None = None
+    best, best_iou = (0, 0), -1.0
     for source, tree in enumerate(trees):
         ious = region_ious(tree, mask, top, left)
         node = int(ious.argmax())
-        if best is None or ious[node] > best.iou + (_MIN_GAIN if best.source == 0 else 0):
-            best = Match(source, node, float(ious[node]))
+        if ious[node] > best_iou + (_MIN_GAIN if best[0] == 0 else 0):
+            best, best_iou = (source, node), ious[node]
     return best
 
 
 def parts_of(tree: MaskHierarchy, node: int) -> np.ndarray:
-    """(K,) the parts of a region, without slivers of its outline, K >= 2; empty if it has none."""
+    """(K,) the parts of a region without slivers of its outline, K >= 2; empty if it has no parts."""
     least = _MIN_PART_SHARE * tree.area[node]
     while True:
         children = tree.children(node)
@@ -83,7 +63,7 @@ def parts_of(tree: MaskHierarchy, node: int) -> np.ndarray:
 
 
 def larger_region(tree: MaskHierarchy, node: int) -> int | None:
-    """The smallest clearly larger region that contains a region; None if that is the whole plane."""
+    """The smallest clearly larger region that contains a region; None if that would be the whole plane."""
     up = int(tree.parent[node])
     while up >= 0 and tree.area[node] > _SAME_REGION_IOU * tree.area[up]:
         up = int(tree.parent[up])
@@ -93,18 +73,18 @@ def larger_region(tree: MaskHierarchy, node: int) -> int | None:
 def split_writes(
     plane: Plane, labels: np.ndarray, label: int, tree: MaskHierarchy, parts: np.ndarray, first_label: int
 ) -> list[ObjectWrite]:
-    """Puts parts in the place of an object; pixels of other objects stay theirs.
+    """Replaces an object by parts; pixels of other objects are not changed.
 
     Args:
-        plane: Where.
+        plane: The plane.
         labels: (H, W) labels of the plane.
-        label: Of the object.
-        tree: That the parts belong to.
-        parts: (K,) nodes.
-        first_label: Label of the first part; the others count up from it.
+        label: Label of the object.
+        tree: Tree over the plane.
+        parts: (K,) nodes of the parts.
+        first_label: Label of the first part; the others are numbered from it.
 
     Returns:
-        What to write; parts that have no pixel to write to are left out.
+        The objects to write, without parts that have no free pixel.
     """
     writes, left = [], labels == label
     for node in parts:
@@ -121,17 +101,17 @@ def split_writes(
 def merge_writes(
     plane: Plane, labels: np.ndarray, label: int, tree: MaskHierarchy, whole: int
 ) -> tuple[list[ObjectWrite], list[int]]:
-    """Puts a region in the place of an object, and of all others that lie in the region by more than half.
+    """Replaces an object, and all others of which more than half lies in a region, by that region.
 
     Args:
-        plane: Where.
+        plane: The plane.
         labels: (H, W) labels of the plane.
-        label: Of the object, which the whole is given.
-        tree: That the whole belongs to.
-        whole: Its node.
+        label: Label of the object, which the region gets.
+        tree: Tree over the plane.
+        whole: Node of the region.
 
     Returns:
-        What to write, and the labels of the others.
+        The objects to write, and the labels of the other replaced objects.
     """
     region = node_mask(tree, whole)
     there = labels[region.slices]
@@ -149,5 +129,5 @@ def merge_writes(
 
 
 def _erasing(plane: Plane, mask: np.ndarray) -> list[ObjectWrite]:
-    """Erases the pixels of an (H, W) mask, which nothing else is written to; nothing if there are none."""
+    """Erases the pixels of an (H, W) mask; the list is empty if the mask is."""
     return [ObjectWrite.on_plane(plane, BoxMask.of(mask), 0)] if mask.any() else []

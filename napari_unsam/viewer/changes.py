@@ -1,4 +1,4 @@
-"""Detects changes of objects and prompts by any tool or script; another view is no change."""
+"""Detects changes of objects and prompts by any tool or script."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _EVENTS = ('paint', 'labels_update', 'data', 'features')
 
 
 class LayerWatch:
-    """Counts the changes of one layer, which it does not keep in memory.
+    """Counts the changes of one layer. Keep a reference: napari refers weakly to what it calls.
 
     Args:
-        layer: The layer.
-        viewer: Whose sliders have it drawn again though nothing has changed.
-        on_change: Called after each change; the owner keeps the watch, as napari holds what it calls weakly.
+        layer: The layer, to which this object refers weakly.
+        viewer: The viewer; its sliders have the layer redrawn without a change.
+        on_change: Called after each change.
 
     Attributes:
-        n_changes: How many there were.
+        n_changes: Number of changes.
     """
 
     def __init__(self, layer: Labels, viewer: ViewerModel, on_change: Callable[[], None] = lambda: None) -> None:
@@ -53,31 +53,27 @@ class LayerWatch:
         self._on_change()
 
     def _data_set(self, event: object = None) -> None:
-        # A script that changes pixels has the layer drawn again; so does a slider, which changes none.
+        # A script that changes pixels has the layer redrawn; so does a slider, which changes none.
         before, self._view_before = self._view_before, view_of_layer(self._viewer, self._layer())
         if before == self._view_before:
             self._changed()
 
     def _visibility_changed(self, event: object = None) -> None:
-        if self._layer().visible:  # of what was written to it while it was hidden, napari has told nobody
+        if self._layer().visible:  # changes while the layer was hidden went unnoticed
             self._changed()
 
 
 class LayerChanges:
-    """Counts the changes of layers, so that nobody has to compare their pixels to know of one.
-
-    Args:
-        viewer: Of the layers.
-    """
+    """Counts the changes of the layers of a viewer, so that their pixels need not be compared."""
 
     def __init__(self, viewer: ViewerModel) -> None:
         self._viewer = viewer
         self._watches: WeakKeyDictionary[Labels, LayerWatch] = WeakKeyDictionary()
 
     def count(self, layer: Labels | None) -> tuple[Hashable, int]:
-        """Which layer it is, and how often it was changed since it was asked about for the first time.
+        """Identifies a layer, and counts its changes since the first call for it.
 
-        What is written into a hidden layer may not be counted before that is shown again.
+        Changes of a hidden layer may be counted only when it is shown again.
         """
         if layer is None:
             return None, 0
@@ -91,7 +87,7 @@ class SessionWatch:
 
     Args:
         session: The session.
-        on_change: Called with it, and with the layer of objects that was changed, if one was.
+        on_change: Called with the session and the layer of objects that has changed, or None for any other change.
         on_removed: Called after layers were removed.
     """
 
@@ -108,13 +104,13 @@ class SessionWatch:
             *((signal, self._changed) for signal in (session.image_changed, session.history.changed)),
             (session.controller.prompts_changed, self._changed),
             (session.objects_changed, self._objects_changed),
-            # A script may write into a layer that nothing else was done to yet.
-            (layers.inserted, self._follow),
+            # A script may write into a new layer.
+            (layers.inserted, self._watch_layers),
             (layers.removed, self._removed),
         ]
         for signal, act in self._connections:
             signal.connect(act)
-        self._follow()
+        self._watch_layers()
 
     def end(self) -> None:
         """Disconnects from the session."""
@@ -128,10 +124,10 @@ class SessionWatch:
 
     def _objects_changed(self) -> None:
         for layer in self._watches:
-            if not layer.visible:  # napari does not draw it, so its watch does not learn whether it was the one
+            if not layer.visible:  # not redrawn, so its watch cannot tell whether it has changed
                 self._on_change(self._session, layer)
 
-    def _follow(self, event: object = None) -> None:
+    def _watch_layers(self, event: object = None) -> None:
         for layer in self._session.viewer.layers:
             if holds_objects(layer) and layer not in self._watches:
                 self._watches[layer] = LayerWatch(

@@ -11,13 +11,13 @@ from napari_unsam.model.targets import Proposal
 
 
 def outline_segments(mask: np.ndarray) -> np.ndarray:
-    """The sides of pixels between a mask and what is not of it, straight runs joined.
+    """The sides of pixels along the outline of a mask; sides in a straight line are joined to one segment.
 
     Args:
         mask: (h, w) bool mask.
 
     Returns:
-        (S, 2, 2) float64: row and column of where each segment begins, and how far it goes; pixel centres are whole numbers.
+        (S, 2, 2) float64: row and column of the start of each segment, and its extent in both; pixel centres are whole numbers.
     """
     padded = np.pad(mask, 1)
     # Row r of `across` is the line above pixel row r, column c of `along` the line left of pixel column c.
@@ -31,9 +31,9 @@ def outline_segments(mask: np.ndarray) -> np.ndarray:
 
 
 def outline_in_array(mask: np.ndarray, box: Slices, axes: Sequence[int]) -> np.ndarray:
-    """(S, 2, N) segments, as of `outline_segments`, around a mask of N axes that lies in a box of an array.
+    """(S, 2, N) segments, as from `outline_segments`, around a mask in a box of an N-dimensional array.
 
-    Planes are outlined one by one; they span two axes, ascending.
+    Each plane is outlined separately; `axes` are the two axes that planes span, ascending.
     """
     planes = np.moveaxis(mask, axes, (-2, -1))
     hidden = [axis for axis in range(mask.ndim) if axis not in axes]
@@ -50,12 +50,12 @@ def outline_in_array(mask: np.ndarray, box: Slices, axes: Sequence[int]) -> np.n
 
 
 def outline_of(proposal: Proposal) -> np.ndarray:
-    """(S, 2, N) segments around a mask on its plane of an array of N axes; see `outline_in_array`."""
+    """(S, 2, N) segments around a mask on its plane of an N-dimensional array; see `outline_in_array`."""
     return outline_in_array(*proposal.plane.in_array(proposal), proposal.plane.axes)
 
 
 def _runs(lines: np.ndarray) -> np.ndarray:
-    """(S, 3) float64 line, first place and length of each run of True in (L, n) bool lines."""
+    """(S, 3) float64 line, start and length of each run of True in (L, n) bool lines."""
     padded = np.zeros((lines.shape[0], lines.shape[1] + 2), np.int8)
     padded[:, 1:-1] = lines
     changes = np.diff(padded, axis=1)

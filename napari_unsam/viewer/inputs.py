@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 _LEFT, _RIGHT = 1, 2  # mouse buttons as vispy numbers them
 _MAX_CLICK_TRAVEL_PX = 4  # a mouse that moves further on screen while pressed is dragging the view
 
-_OPEN: WeakSet[Inputs] = WeakSet()  # of all docks, as several may listen to one viewer
+_OPEN: WeakSet[Inputs] = WeakSet()  # of all docks: several may listen to one viewer
 
 
 class Inputs:
     """Listens to a viewer until it is closed.
 
     Handles plain and Shift clicks of the left and right button, and Alt+wheel while there are prompts; all other events go to
-    napari. A double click is one click, and does not zoom where it can be a prompt.
+    napari. A double click counts as one click, and does not zoom where it can be a prompt.
 
     Args:
         viewer: The viewer.
-        controller: Slid along the regions under the prompts by the wheel.
-        click: Called with world coordinates and a polarity, which is None for the one that is set.
+        controller: The wheel steps through its candidate regions.
+        click: Called with world coordinates and a polarity; None for the current polarity of the controller.
 
     Attributes:
         prompting: Whether clicks are prompts.
-        actions: What the keys call, by command.
+        actions: The functions that the keys call, by command.
     """
 
     def __init__(
@@ -56,21 +56,21 @@ class Inputs:
         )
 
     def add(self, actions: Actions) -> None:
-        """Binds the keys of commands on the viewer, and on the layers given to `bind` before or after."""
+        """Binds the keys of commands on the viewer and on all layers given to `bind`, earlier or later."""
         actions = {name: self._controller.reporting(act) for name, act in actions.items()}
         self.actions |= actions
         for receiver in self._receivers:
             self._bind(receiver, actions)
 
     def bind(self, *layers: Layer) -> None:
-        """Binds the keys on layers as well as on the viewer: a layer's own keys come before the viewer's."""
+        """Binds the keys on layers too, since a layer's own keys come before the viewer's."""
         for layer in layers:
             if not self._listens_to(layer):
                 self._receivers.append(layer)
                 self._bind(layer, self.actions)
 
     def unbind(self, *receivers: ViewerModel | Layer) -> None:
-        """Unbinds the keys; another dock that listens there gets them back."""
+        """Unbinds the keys, and binds those of another dock that listens there."""
         for receiver in receivers:
             if self._listens_to(receiver):
                 self._receivers = [one for one in self._receivers if one is not receiver]
@@ -85,7 +85,7 @@ class Inputs:
         if self._on_mouse in self._viewer.mouse_drag_callbacks:
             self._viewer.mouse_drag_callbacks.remove(self._on_mouse)
         for replaced in self._replaced:
-            replaced.put_back()
+            replaced.restore()
         self.unbind(*self._receivers)
 
     def _listens_to(self, receiver: ViewerModel | Layer) -> bool:
@@ -96,24 +96,24 @@ class Inputs:
             receiver.bind_key(KEYS[command].key, self.unless_drawing(act), overwrite=True)
 
     def unless_drawing(self, act: Callable[[], None]) -> Callable[..., None]:
-        """Wraps a function so that it does nothing while a stroke is being drawn; the arguments of a call are dropped."""
+        """Wraps a function so that it does nothing while a stroke is being drawn, and ignores its arguments."""
 
-        # A function, since napari asks every key binding for its __name__, which a partial lacks.
+        # Not a partial: napari reads the __name__ of every key binding.
         def press(*_senders: Any) -> None:
-            if self._is_viewing or not self._is_held:  # a stroke is no action before it is done
+            if self._is_pan_zoom or not self._is_held:
                 act()
 
         return press
 
     @property
-    def _is_viewing(self) -> bool:
-        """Whether the mouse is free: in other modes, such as painting, it belongs to the selected layer."""
+    def _is_pan_zoom(self) -> bool:
+        """Whether the selected layer is in pan/zoom mode; in other modes, such as painting, it handles the mouse."""
         active = self._viewer.layers.selection.active
         return active is None or str(active.mode) == 'pan_zoom'
 
     def _is_click(self, event: Any) -> bool:
         plain = all(modifier == 'Shift' for modifier in event.modifiers)
-        return self.prompting and plain and event.button in (_LEFT, _RIGHT) and self._is_viewing
+        return self.prompting and plain and event.button in (_LEFT, _RIGHT) and self._is_pan_zoom
 
     def _on_mouse(self, _viewer: ViewerModel, event: Any) -> Generator[None, None, None]:
         is_ours, pressed_at, position = self._is_click(event), event.pos, tuple(event.position)
@@ -121,7 +121,7 @@ class Inputs:
         travel, self._is_held = 0.0, True
         yield
         while True:
-            # The release counts too: a quick drag may come without a move.
+            # Includes the release: a quick drag may have no move event.
             travel = max(travel, *(abs(now - before) for now, before in zip(event.pos, pressed_at, strict=True)))
             if event.type != 'mouse_move':
                 break
@@ -131,13 +131,13 @@ class Inputs:
             self._click(position, self._controller.polarity.flipped() if is_other else None)
 
     def _on_double_click(self, event: Any) -> bool:
-        """The second click of two; the first was a prompt."""
+        """Suppresses the zoom of a double click, the first click of which was a prompt."""
         return self._controller.target is not None and self._is_click(event)
 
     def _on_wheel(self, event: Any) -> bool:
         if set(event.modifiers) != {'Alt'} or not self._controller.prompts_here:
             return False
-        # Some systems turn the wheel sideways while Alt is held.
+        # Some systems report horizontal scrolling while Alt is held.
         turned = event.delta[1] or event.delta[0]
         if turned:
             self._controller.slide(1 if turned > 0 else -1)

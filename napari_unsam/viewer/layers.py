@@ -31,7 +31,7 @@ SHAPES_NAME = 'UnSAM shapes'
 PREVIEW_NAME = 'UnSAM preview'
 OBJECTS_NAME = 'UnSAM objects'
 
-# Told apart without colour vision: by hue (blue, vermilion; Okabe and Ito), by lightness and by symbol.
+# Colour-blind safe: they differ in hue (blue, vermilion; Okabe and Ito), in lightness and in symbol.
 COLOURS = {Polarity.POSITIVE: '#0072b2', Polarity.NEGATIVE: '#d55e00'}
 SYMBOLS = {Polarity.POSITIVE: 'disc', Polarity.NEGATIVE: 'diamond'}
 PREVIEW_COLOUR = '#f0e442'
@@ -46,8 +46,8 @@ _DRAWN_AS = {
 
 SOURCE_KEY = 'unsam_image'
 _FOLLOWED_KEY = 'unsam_follows'
-_OUTLINE_WIDTH = 2.5  # on screen, in pixels
-_ZOOM_TOLERANCE = 1.3  # how far the outline's width may be off before it is drawn again
+_OUTLINE_WIDTH = 2.5  # in screen pixels
+_ZOOM_TOLERANCE = 1.3  # factor by which the outline's width may be off before it is redrawn
 
 
 def object_colours() -> CyclicLabelColormap:
@@ -56,11 +56,11 @@ def object_colours() -> CyclicLabelColormap:
 
 
 def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, Any]:
-    """Arguments of a layer that lies on an image and follows it when that is moved.
+    """Arguments of a layer that lies on an image and moves with it.
 
     Args:
-        frame: Of the image.
-        origin: Where in the frame the layer's first pixel lies; by default on that of the image.
+        frame: Frame of the image.
+        origin: Position of the layer's first pixel in the frame; by default the first pixel of the image.
     """
     origin = tuple(origin) if origin is not None else (0,) * len(frame.shape)
     return {
@@ -70,23 +70,22 @@ def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, 
 
 
 def move_on_image(layer: Layer, frame: Frame, origin: Sequence[float]) -> None:
-    """Puts a layer made with `following` at another place of its image."""
-    for name, value in following(frame, origin).items():
-        if name == 'metadata':
-            layer.metadata.update(value)
-        else:
-            setattr(layer, name, value)
+    """Moves a layer made with `following` to another position on its image."""
+    placed = following(frame, origin)
+    layer.metadata.update(placed.pop('metadata'))
+    for name, value in placed.items():
+        setattr(layer, name, value)
 
 
 def outline_layer(frame: Frame, name: str, colour: str, **placed: Any) -> Vectors:
-    """An empty layer for outlines, which are segments along the sides of pixels; by default it follows the image."""
+    """An empty layer for outlines: segments along the sides of pixels. By default it moves with the image."""
     ndim = len(frame.shape)
     look = {'opacity': 1.0, 'edge_color': colour, 'vector_style': 'line'}
     return Vectors(np.zeros((0, 2, ndim)), ndim=ndim, name=name, **look, **(placed or following(frame)))
 
 
 def is_of(layer: Layer, image: Image) -> bool:
-    """Whether a layer holds prompts on an image, their answers, or its objects."""
+    """Whether a layer shows the prompts, the current mask or the objects of an image."""
     return layer.metadata.get(SOURCE_KEY) == image.unique_id
 
 
@@ -96,7 +95,7 @@ def holds_objects(layer: Layer) -> bool:
 
 
 def place_again(layer: Layer, frame: Frame) -> None:
-    """Moves a layer to where its image is now, if it follows that image."""
+    """Moves a layer to the new position of the image, if it belongs to that image."""
     *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))
     if followed == [frame.image.unique_id, frame.shape]:
         placed = frame.transform(origin)
@@ -109,12 +108,12 @@ def place_again(layer: Layer, frame: Frame) -> None:
 
 
 class AddLayers:
-    """Layers added to a viewer.
+    """The action that adds layers to a viewer.
 
     Args:
         name: What the user did.
-        viewer: Where to.
-        layers: The lowest first.
+        viewer: The viewer.
+        layers: The layers, the lowest first.
     """
 
     def __init__(self, name: str, viewer: ViewerModel, layers: Sequence[Layer]) -> None:
@@ -122,28 +121,27 @@ class AddLayers:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of those that are not in the viewer and would be gone otherwise."""
+        """Memory in bytes of the layers that are not in the viewer."""
         return sum(getattr(layer.data, 'nbytes', 0) for layer in self._layers if layer not in self._viewer.layers)
 
     def do(self) -> None:
-        """Adds them."""
+        """Adds the layers."""
         for layer in self._layers:
             self._viewer.add_layer(layer)
 
     def undo(self) -> None:
-        """Removes those that are still there."""
+        """Removes the layers that are still in the viewer."""
         remove_layers(self._viewer, self._layers)
 
 
 class PromptLayers:
-    """The prompts on an image and the outline of the current mask; all come and go with the choice of the image.
+    """The layers of the prompts on an image and of the outline of the current mask.
 
     Attributes:
-        is_shown: Whether `points` are drawn, if there are any and the user has not hidden them.
-        points: Clicks; drawn from `show` or `show_prompts` on.
-        shapes: Boxes, outlines and scribbles; None before `make_shapes`, since napari takes half a second for its first such
-            layer.
-        preview: The outline: it takes as long as the outline is, not the plane. None before `make_preview`.
+        is_shown: Whether `show` was called.
+        points: Clicks; not drawn before `show` or `show_prompts`.
+        shapes: Boxes, outlines and scribbles; None before `make_shapes`, since napari's first Shapes layer takes half a second.
+        preview: The outline, whose drawing time does not depend on the size of the plane; None before `make_preview`.
     """
 
     def __init__(self, viewer: ViewerModel, frame: Frame, plane: Plane, bind: Callable[[Layer], None]) -> None:
@@ -168,11 +166,11 @@ class PromptLayers:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """All of them, the lowest first."""
+        """All layers, the lowest first."""
         return tuple(layer for layer in (self.preview, self.shapes, self.points) if layer is not None)
 
     def make_preview(self) -> None:
-        """Adds the layer of the outline below the prompts, empty, unless it is there."""
+        """Adds an empty layer of the outline below the prompts, unless it exists."""
         if self.preview is None:
             self.preview = outline_layer(self._frame, PREVIEW_NAME, PREVIEW_COLOUR, **self._frame.transform())
             self._add(self.preview, self._viewer.layers.index(self.shapes or self.points))
@@ -191,7 +189,7 @@ class PromptLayers:
         return self.shapes
 
     def show(self) -> None:
-        """Has the clicks drawn, once. For the first time this takes napari as long as the making of the layer."""
+        """Makes the layer of clicks visible, once; napari takes as long for that as for making the layer."""
         if not self.is_shown:
             self.is_shown = self.points.visible = True
 
@@ -202,7 +200,7 @@ class PromptLayers:
         points.selected_data = set()
         points.data = np.array([point.position for point in prompts.points]).reshape(-1, self._ndim)
         polarities = [point.polarity for point in prompts.points]
-        if {*polarities, *self._drawn} - {Polarity.POSITIVE}:  # each of these draws all points again
+        if {*polarities, *self._drawn} - {Polarity.POSITIVE}:  # each of these redraws all points
             points.face_color = [COLOURS[polarity] for polarity in polarities] or COLOURS[Polarity.POSITIVE]
             points.symbol = [SYMBOLS[polarity] for polarity in polarities] or SYMBOLS[Polarity.POSITIVE]
             points.refresh()
@@ -211,7 +209,7 @@ class PromptLayers:
             self._show_shapes(prompts.shapes)
 
     def show_proposal(self, proposal: Proposal | None) -> None:
-        """Draws the outline of a mask on its plane, or none."""
+        """Draws the outline of a mask on its plane; None removes the outline."""
         if proposal is not None:
             self.make_preview()
             self._draw_outline(outline_of(proposal))
@@ -220,7 +218,7 @@ class PromptLayers:
             self.preview.data = np.zeros((0, 2, self._ndim))
 
     def fit_width(self) -> None:
-        """Gives the outline its width on screen at this zoom; never call it while the canvas is being drawn."""
+        """Sets the width of the outline for the current zoom; do not call it while the canvas is being drawn."""
         if self.preview is None:
             return
         pixel = float(np.abs(np.asarray(self._frame.image.scale))[self._axes].min())
@@ -230,7 +228,7 @@ class PromptLayers:
             self.preview.edge_width = width
 
     def _draw_outline(self, segments: np.ndarray) -> None:
-        """Redraws segments in place if the old ones were as many or more; surplus ones get no length."""
+        """Redraws segments in place if there is room for all of them; unused segments get the length 0."""
         drawn = self.preview.data
         has_room = len(segments) <= len(drawn)
         if not has_room:
@@ -265,13 +263,13 @@ class PromptLayers:
 
 
 def after_points_event(event: Any, prompts: Prompts, polarity: Polarity, object_id: int) -> tuple[Prompts, str] | None:
-    """The prompts after an edit of the points, and what was done; None if the event announces an edit to come.
+    """The prompts after an edit of the points, and the name of the edit; None for events before an edit.
 
     Args:
-        event: Of the layer's data.
-        prompts: Before the edit.
-        polarity: Of points that were added.
-        object_id: Of points that were added.
+        event: Data event of the layer.
+        prompts: The prompts before the edit.
+        polarity: Polarity of added points.
+        object_id: Object of added points.
     """
     points, positions = list(prompts.points), [tuple(map(float, row)) for row in event.value]
     match str(event.action):
@@ -292,14 +290,14 @@ def after_points_event(event: Any, prompts: Prompts, polarity: Polarity, object_
 def after_shapes_event(
     event: Any, layer: Shapes, prompts: Prompts, polarity: Polarity, object_id: int
 ) -> tuple[Prompts, str] | None:
-    """The prompts after an edit of the shapes, and what was done; None if the event announces an edit to come.
+    """The prompts after an edit of the shapes, and the name of the edit; None for events before an edit.
 
     Args:
-        event: Of the layer's data.
-        layer: Of the shapes.
-        prompts: Before the edit.
-        polarity: Of scribbles that were added.
-        object_id: Of shapes that were added.
+        event: Data event of the layer.
+        layer: The layer of shapes.
+        prompts: The prompts before the edit.
+        polarity: Polarity of added scribbles.
+        object_id: Object of added shapes.
     """
     action = str(event.action)
     if action not in ('added', 'removed', 'changed'):
@@ -312,13 +310,13 @@ def after_shapes_event(
     if action == 'removed':
         removed = {index % len(shapes) for index in event.data_indices} if shapes else set()
         shapes = [shape for i, shape in enumerate(shapes) if i not in removed]
-    # A drag of a corner may be announced as nothing but an addition, so all shapes are compared.
+    # All shapes are compared, since napari may report the drag of a corner only as an addition.
     for i, (kind, vertices) in enumerate(drawn):
         if i < len(shapes):
             shapes[i] = replace(shapes[i], vertices=vertices)
         else:
-            says = polarity if kind is ShapeKind.SCRIBBLE else Polarity.POSITIVE
-            shapes.append(ShapePrompt(kind, vertices, says, object_id))
+            added = polarity if kind is ShapeKind.SCRIBBLE else Polarity.POSITIVE
+            shapes.append(ShapePrompt(kind, vertices, added, object_id))
     name = {'removed': 'remove shape', 'changed': 'move shape'}.get(
         action, shapes[-1].kind.value if shapes else 'shape'
     )

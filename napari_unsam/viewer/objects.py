@@ -1,4 +1,4 @@
-"""The committed objects of the images of a session: their layers, their tables and the writing into them."""
+"""The layers of committed objects of the images of a session, and their tables."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from weakref import WeakSet
 import numpy as np
 from napari.layers import Labels
 
-from napari_unsam.model.frame import Frame
 from napari_unsam.model.label_boxes import object_boxes
 from napari_unsam.model.pixel_changes import PixelChange
 from napari_unsam.model.plane import view_of_layer
-from napari_unsam.viewer.commit import MAX_LABEL, ObjectTable, ObjectWrite, WriteObjects, painting_name
+from napari_unsam.viewer.commit import MAX_LABEL, ObjectWrite
 from napari_unsam.viewer.layers import OBJECTS_NAME, SOURCE_KEY, holds_objects, is_of, object_colours
+from napari_unsam.viewer.object_table import ObjectTable, WriteObjects
 from napari_unsam.viewer.port import SessionPort
 from napari_unsam.viewer.workarounds import clear_layer_history, insert_quietly
 from unsam_mm.errors import UnSAMError
@@ -23,26 +23,26 @@ from unsam_mm.errors import UnSAMError
 if TYPE_CHECKING:
     from napari.layers import Image, Layer
 
-_OPEN: WeakSet[Objects] = WeakSet()  # of all sessions, as several may be at work on one layer
+_OPEN: WeakSet[Objects] = WeakSet()  # of all sessions: several may write into one layer
 
 
 class Objects:
-    """Finds, makes, writes and brings back the layers of objects.
+    """Finds, makes, writes and restores the layers of objects.
 
     Args:
-        session: Whose objects.
-        on_written: Called after objects were written, and after that was undone.
+        session: The session.
+        on_changed: Called after objects were written, and after a write was undone.
     """
 
-    def __init__(self, session: SessionPort, on_written: Callable[[], None]) -> None:
-        self._session, self._on_written = session, on_written
+    def __init__(self, session: SessionPort, on_changed: Callable[[], None]) -> None:
+        self._session, self._on_changed = session, on_changed
         self._tables: dict[Labels, ObjectTable] = {}
-        self._undrawn: Labels | None = None
+        self._undrawn: Labels | None = None  # a layer that was made ahead and is not visible yet
         _OPEN.add(self)
 
     @property
     def current(self) -> Labels | None:
-        """The layer of objects of the chosen image, whatever its name; None before it is made."""
+        """The layer of objects of the chosen image; None before it is made."""
         image, layers = self._session.image, self._session.viewer.layers
         if image is None:
             return None
@@ -51,17 +51,17 @@ class Objects:
         return next((layer for layer in found if layer.data.shape == shape), None)
 
     def prepare(self) -> bool:
-        """Prepares the first commit by one step: makes the layer, or draws it; returns whether a step was left."""
+        """Makes or draws the layer ahead of the first commit, one step per call; returns False if nothing was left to do."""
         if self.current not in self._tables:
             self._ensure(is_drawn=False)
             return True
         return self._draw()
 
-    def follow_next(self) -> bool:
-        """Follows one of the layers of objects in the viewer that are not followed yet; returns whether one was left."""
+    def add_table(self) -> bool:
+        """Makes the table of one layer of objects that has none; returns False if all have one."""
         for layer in self._session.viewer.layers:
             if holds_objects(layer) and layer not in self._tables:
-                self._follow(layer)
+                self._add_table(layer)
                 return True
         return False
 
@@ -69,14 +69,14 @@ class Objects:
         """The layer of objects of the chosen image, made if there is none.
 
         Raises:
-            UnSAMError: If no image is chosen, there is not memory enough, or the image has too many axes.
+            UnSAMError: If no image is chosen, the memory is too small, or the image has too many axes.
         """
         labels = self._ensure(is_drawn=True)
         self._draw()
         return labels
 
     def table(self, layer: Labels | None = None) -> ObjectTable:
-        """The table of a layer, in the viewer again if it left; by default of the layer of the chosen image.
+        """The table of a layer, by default that of the chosen image; a deleted layer is put back into the viewer.
 
         Raises:
             UnSAMError: If the image of that layer was removed, or no image is chosen.
@@ -88,57 +88,58 @@ class Objects:
                 if image is None:
                     raise UnSAMError('Nothing was written: its image was deleted.')
                 self._insert(layer, image)
-            self._follow(layer)
+            self._add_table(layer)
         return self._tables[layer]
 
     def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
-        """The action that writes objects, not done yet; done or undone, it brings a layer back that was deleted.
+        """Makes the action that writes objects. Each do and undo puts a deleted layer back into the viewer.
 
         Args:
             name: What the user did.
-            writes: What to write.
-            layer: Where to, in the viewer again if it left; by default the layer of the image that is chosen.
+            writes: The objects.
+            layer: The layer to write to; by default that of the chosen image.
 
         Raises:
-            UnSAMError: If the image of that layer was removed, or its type is too small for a label.
+            UnSAMError: If the image of that layer was removed, or its dtype is too small for a label.
         """
         table = self.table(layer)
         highest, dtype = max((write.label for write in writes), default=0), np.dtype(table.labels.data.dtype)
         if highest > np.iinfo(dtype).max:
             fix = 'convert it to uint32' if highest <= MAX_LABEL else 'give its objects lower labels'
             raise UnSAMError(f'"{table.labels.name}" holds labels of type {dtype}, too small for {highest}; {fix}.')
-        return WriteObjects(name, table, writes, self._on_written, self._bringing_back(table))
+        return WriteObjects(name, table, writes, self._on_changed, self._restoring(table))
 
     def unused(self, image: Image) -> list[Labels]:
-        """The layers of an image, in the viewer or not, that never held an object."""
+        """The layers of an image that never had an object, including deleted layers."""
         known = [labels for labels, table in self._tables.items() if table.highest == 0 and is_of(labels, image)]
-        return [labels for labels in known if not object_boxes(labels.data)]  # others may have written unnoticed
+        return [labels for labels in known if not object_boxes(labels.data)]  # scripts may write unnoticed
 
     def removed(self, layer: Layer) -> bool:
-        """Follows a layer no longer that has left the viewer; returns whether it was one of objects."""
+        """Closes the table of a layer that was removed from the viewer; returns False if it had none."""
         table = self._tables.pop(layer, None)
         if table is not None:
-            self._leave(table)
+            self._detach(table)
             self._session.inputs.unbind(layer)
         return table is not None
 
     def close(self) -> None:
-        """Leaves all layers as they are."""
+        """Closes all tables; the layers stay."""
         for table in self._tables.values():
-            self._leave(table)
+            self._detach(table)
         self._tables.clear()
 
     def _ensure(self, is_drawn: bool) -> Labels:
         labels = self.current
         is_new = labels is None
         if is_new:
-            labels = self._make(self._session.frame, is_drawn)
+            labels = self._make(is_drawn)
             self._undrawn = None if is_drawn else labels
         if labels not in self._tables:
-            self._follow(labels, is_empty=is_new)
+            self._add_table(labels, is_empty=is_new)
         return labels
 
-    def _make(self, frame: Frame, is_drawn: bool) -> Labels:
+    def _make(self, is_drawn: bool) -> Labels:
+        frame = self._session.frame
         frame.check_axes()
         image = frame.image
         try:
@@ -161,11 +162,12 @@ class Objects:
         return labels
 
     def _insert(self, labels: Labels, image: Image) -> None:
-        """Puts a layer just above its image, on top of all if that was removed."""
+        """Adds a layer just above its image; on top of all layers if the image was removed."""
         layers = self._session.viewer.layers
         insert_quietly(self._session.viewer, labels, layers.index(image) + 1 if image in layers else None)
 
     def _draw(self) -> bool:
+        """Shows the layer that was made ahead; returns False if there is none."""
         labels, self._undrawn = self._undrawn, None
         if labels is not None:
             labels.visible = True
@@ -174,21 +176,21 @@ class Objects:
     def _image_of(self, layer: Labels) -> Image | None:
         return next((image for image in self._session.viewer.layers if is_of(layer, image)), None)
 
-    def _follow(self, labels: Labels, is_empty: bool = False) -> None:
+    def _add_table(self, labels: Labels, is_empty: bool = False) -> None:
         view = partial(view_of_layer, self._session.viewer, labels)
-        self._take(ObjectTable(labels, is_empty, view, self._painted))
+        self._attach(ObjectTable(labels, is_empty, view, self._painted))
 
-    def _take(self, table: ObjectTable) -> None:
+    def _attach(self, table: ObjectTable) -> None:
         self._tables[table.labels] = table
         self._session.inputs.bind(table.labels)
         self._replace_undo(table.labels)
 
     def _replace_undo(self, labels: Labels) -> None:
-        # So that Ctrl-Z, however it is bound, and U go through one history: napari's own holds strokes of the brush alone.
+        """Redirects the layer's undo and redo to the history of the session; napari's own knows brush strokes only."""
         controller, after_stroke = self._session.controller, self._session.inputs.unless_drawing
         labels.undo, labels.redo = after_stroke(controller.undo), after_stroke(controller.redo)
 
-    def _leave(self, table: ObjectTable) -> None:
+    def _detach(self, table: ObjectTable) -> None:
         table.close()
         labels = table.labels
         others = [one for one in _OPEN if one is not self and labels in one._tables]
@@ -199,15 +201,16 @@ class Objects:
         clear_layer_history(labels)
 
     def _painted(self, table: ObjectTable, changes: Sequence[PixelChange]) -> None:
-        told = self._on_written, self._bringing_back(table)
-        self._session.history.add(WriteObjects(painting_name(changes), table, (), *told, changes))
+        labels = {int(label) for change in changes for label in np.unique(change.new.unpacked())}
+        name = 'erase by hand' if labels == {0} else f'paint label {max(labels, default=0)}'
+        self._session.history.add(WriteObjects(name, table, (), self._on_changed, self._restoring(table), changes))
 
-    def _bringing_back(self, table: ObjectTable) -> Callable[[], None]:
-        return partial(self._bring_back, self._image_of(table.labels), table)
+    def _restoring(self, table: ObjectTable) -> Callable[[], None]:
+        return partial(self._restore, table, self._image_of(table.labels))
 
-    def _bring_back(self, image: Image | None, table: ObjectTable) -> None:
+    def _restore(self, table: ObjectTable, image: Image | None) -> None:
         layers = self._session.viewer.layers
         if table.labels not in layers and image in layers:
             self._insert(table.labels, image)
             table.open()
-            self._take(table)
+            self._attach(table)

@@ -14,12 +14,11 @@ from napari_unsam.model.plane_prompts import on_plane
 from napari_unsam.model.prompts import PendingObject, Prompts
 from napari_unsam.model.targets import Proposal
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.commit import ObjectWrite, write_of
+from napari_unsam.viewer.commit import ObjectWrite, limited_to_free
 from napari_unsam.viewer.contours import outline_of
 from napari_unsam.viewer.layers import outline_layer
 from napari_unsam.viewer.port import SessionPort
 from napari_unsam.viewer.workarounds import insert_quietly
-from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.rle import decode_rles, encode_bitmaps, rle_from_json, rle_to_json
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 PENDING_NAME = 'UnSAM pending'
 PENDING_COLOUR = '#56b4e9'
-_OUTLINE_SHARE = 1 / 250  # of a plane's longer side
+_OUTLINE_SHARE = 1 / 250  # outline width as a share of the plane's longer side
 _NOTHING_YET = 'No mask to keep; click on an object first.'
 _NOTHING_FREE = (
     'Nothing was committed: other objects have all pixels of this mask. Choose another mask, '
@@ -36,7 +35,7 @@ _NOTHING_FREE = (
 
 
 def pending_object(proposal: Proposal, object_id: int) -> PendingObject:
-    """The current mask as a plain value."""
+    """Converts the current mask to a pending object."""
     return PendingObject(
         object_id=object_id,
         axes=proposal.plane.axes,
@@ -49,21 +48,16 @@ def pending_object(proposal: Proposal, object_id: int) -> PendingObject:
 
 
 def proposal_of(kept: PendingObject, shape: tuple[int, ...]) -> Proposal:
-    """The mask of a pending object, on an array of a shape."""
+    """The mask of a pending object; `shape` is the shape of the array."""
     x0, y0, x1, y1 = kept.box_xyxy
     size_hw = y1 - y0, x1 - x0
     mask = decode_rles([rle_from_json({'size': size_hw, 'counts': kept.counts})], size_hw)[0]
     plane = Plane(tuple(shape), kept.axes, kept.index)
-    granularity = float(area_granularity(mask.sum(), np.prod(plane.size_hw)))  # earlier versions noted another number
-    return Proposal(kept.box_xyxy, mask, granularity, kept.score, plane=plane)
+    return Proposal(kept.box_xyxy, mask, kept.granularity, kept.score, plane=plane)
 
 
 class PendingObjects:
-    """The pending objects of the image of a session, shown as outlines and committed with the current mask.
-
-    Args:
-        session: Whose image it is.
-    """
+    """The pending objects of the image of a session, shown as outlines and committed with the current mask."""
 
     def __init__(self, session: SessionPort) -> None:
         self._session = session
@@ -110,20 +104,22 @@ class PendingObjects:
         controller.show_info(f'{what[0].upper()}{what[1:]} committed, {area_px:,} px.{overlapping} {TO_UNDO}')
 
     def _writes(self, labels: np.ndarray, shown: Proposal | None) -> tuple[list[ObjectWrite], Prompts, int]:
-        """What can be written, the prompts that are done with then, and how many objects have no pixel left."""
+        """The objects to write, the prompts that a commit removes, and the number of objects without a free pixel."""
         session, controller = self._session, self._session.controller
         prompts, keep = controller.prompts, session.keep_existing
-        candidates = [
-            (proposal_of(kept, labels.shape), _prompts_of(prompts, kept, labels.shape)) for kept in prompts.pending
-        ]
+        candidates = [(proposal_of(kept, labels.shape), kept.object_id) for kept in prompts.pending]
         if shown is not None:
-            candidates.append((shown, controller.prompts_here))
+            candidates.append((shown, controller.prompts_here.object_id))
         writes, done, first = [], Prompts(), session.next_label()
-        for number, (proposal, own) in enumerate(candidates):
-            before = [other for other, _ in candidates[:number] if keep and other.plane == proposal.plane]
-            write = write_of(proposal, first + len(writes), labels, keep, before)
-            if write is not None:
-                writes.append(write)
+        for number, (proposal, object_id) in enumerate(candidates):
+            plane = proposal.plane
+            earlier = [other for other, _ in candidates[:number] if keep and other.plane == plane]
+            row = {'score': proposal.score}
+            write = ObjectWrite.on_plane(plane, proposal.without(earlier), first + len(writes), row)
+            left = limited_to_free([write], labels) if keep else [write]
+            if left:
+                writes += left
+                own = _prompts_of(prompts, plane, object_id)
                 done = Prompts(
                     done.points + own.points, done.shapes + own.shapes, done.object_id, done.pending + own.pending
                 )
@@ -155,7 +151,6 @@ class PendingObjects:
         session.inputs.bind(self.outlines)
 
 
-def _prompts_of(prompts: Prompts, kept: PendingObject, shape: tuple[int, ...]) -> Prompts:
-    """A pending object and its prompts."""
-    here = on_plane(prompts, Plane(tuple(shape), kept.axes, kept.index))
-    return here.keeping(lambda prompt: prompt.object_id == kept.object_id)
+def _prompts_of(prompts: Prompts, plane: Plane, object_id: int) -> Prompts:
+    """The prompts of one object on a plane, and the object itself if it is pending."""
+    return on_plane(prompts, plane).keeping(lambda prompt: prompt.object_id == object_id)

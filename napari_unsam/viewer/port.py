@@ -1,4 +1,4 @@
-"""What the parts of a session and the features on top of it may use of it."""
+"""The part of a `ViewerSession` that its own parts and the features may use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from psygnal import SignalInstance
 
 from napari_unsam.controller import SegmentationController
 from napari_unsam.model.frame import Frame
-from napari_unsam.model.history import ActionHistory
+from napari_unsam.model.history import Action, ActionHistory
 from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.targets import Target
-from napari_unsam.viewer.commit import ObjectWrite, WriteObjects
+from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 
 class SessionPort(Protocol):
-    """One image in a viewer: what is in view of it, and its objects.
+    """One image in a viewer, and its objects. See `ViewerSession` for the arguments and errors of the methods.
 
     Attributes:
         viewer: The viewer.
-        controller: What is segmented, the messages to the user, the jobs.
-        history: Everything that the user did, to be undone.
+        controller: The segmentation; also shows messages and runs jobs.
+        history: Actions to undo and redo.
         inputs: Mouse and keys.
-        later: Runs a function once napari is done with what it is at.
-        keep_existing: Whether pixels of other objects stay theirs.
+        later: Runs a function after napari has handled the current event.
+        keep_existing: Whether pixels of existing objects are protected.
         image_changed: Emitted when another image, none, or other channels of it are being segmented.
         objects_changed: Emitted when objects were written or a write was undone.
         image: The chosen image.
         objects: The layer of its objects; None before it is made.
-        frame: Where it lies; raises UnSAMError if no image is chosen.
+        frame: Where the layers of the image lie; raises UnSAMError if no image is chosen.
     """
 
     viewer: ViewerModel
@@ -58,7 +58,7 @@ class SessionPort(Protocol):
     def frame(self) -> Frame: ...
 
     def target_at(self, index: Sequence[int]) -> Target:
-        """The plane of the image at some data positions, one number per axis; those of the plane's two axes are not read."""
+        """The plane of the image at a position, parallel to the one in view."""
 
     def ensure_objects(self) -> Labels:
         """The layer of objects, made if there is none."""
@@ -67,13 +67,13 @@ class SessionPort(Protocol):
         """A label that no object of the image has, or had in this session."""
 
     def box_of(self, label: int) -> Slices | None:
-        """The bounding box of an object; None if it is not there."""
+        """The bounding box of an object; None if there is no such object."""
 
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
-        """Writes, overwrites or erases objects, as one action; nothing happens without any."""
+        """Writes, overwrites or erases objects, as one action; does nothing if `writes` is empty."""
 
-    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
-        """The action that writes objects, not done yet; `layer` is where, by default that of the image."""
+    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> Action:
+        """Makes the action that writes objects."""
 
     def commit(self) -> None:
-        """Writes the current mask and the pending objects, once the last click is answered."""
+        """Writes the current mask and the pending objects."""

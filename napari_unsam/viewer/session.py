@@ -16,13 +16,13 @@ from psygnal import Signal
 
 from napari_unsam.controller import NO_IMAGE, SegmentationController, Target
 from napari_unsam.model.frame import TRANSFORM, Channels, Frame, LayerChannels, check_aligned, layers_of
-from napari_unsam.model.history import ActionHistory, Change
+from napari_unsam.model.history import Action, ActionHistory, Change
 from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.pixels import plane_pixels
 from napari_unsam.model.plane import Plane, plane_at, plane_in_view
 from napari_unsam.model.plane_prompts import is_drawn_well
 from napari_unsam.model.prompts import Polarity, Prompts, ShapeKind
-from napari_unsam.viewer.commit import ObjectWrite, WriteObjects
+from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.inputs import Inputs
 from napari_unsam.viewer.layers import PromptLayers, after_points_event, after_shapes_event, place_again
 from napari_unsam.viewer.objects import Objects
@@ -45,18 +45,18 @@ class ViewerSession:
     Args:
         viewer: The viewer.
         controller: The controller.
-        later: Runs a function once napari is done with what it is at; by default at once, as suits a viewer without a window.
+        later: Runs a function after napari has handled the current event; by default at once, for viewers without a window.
 
     Attributes:
         image: The image being segmented; see `set_image`.
         inputs: Mouse and keys.
-        stack: All planes of the image.
-        pending: Objects that wait to be committed.
-        keep_existing: Whether a commit leaves other objects alone.
+        stack: Precomputes all planes of the image.
+        pending: Objects kept for a later commit.
+        keep_existing: Whether pixels of existing objects are protected.
         image_changed: Emitted when another image, none, or other channels of it are being segmented.
-        contrast_changed: Emitted at each step of the slider for contrast; once it rests, `reanalyse` is to be called.
+        contrast_changed: Emitted at each step of the contrast slider; call `reanalyse` when the slider rests.
         objects_changed: Emitted when objects were written or a write was undone.
-        tool_changed: Emitted with `tool` when another one was taken.
+        tool_changed: Emitted with the new `tool` when it changes.
         exported: Emitted when the objects of the image were written to a file.
     """
 
@@ -75,7 +75,7 @@ class ViewerSession:
         self.viewer, self.controller, self.later = viewer, controller, later
         self.keep_existing = True
         self.image: Image | None = None
-        self._is_behind = False  # in drawing the prompts
+        self._is_outdated = False  # the prompt layers do not show the current prompts
         self._tool: ShapeKind | None = None
         self._sources = Sources()
         self._prompt_layers: PromptLayers | None = None
@@ -93,9 +93,9 @@ class ViewerSession:
                 'redo': controller.redo,
             }
         )
-        self.stack, self.pending = SlicePrecomputer(self), PendingObjects(self)
+        self.stack, self.pending = SlicePrecomputer(controller, self.target_at), PendingObjects(self)
         controller.prompts_changed.connect(self._prompts_changed)
-        controller.state_changed.connect(self._catch_up)
+        controller.state_changed.connect(self._update_prompts)
         controller.proposal_changed.connect(self._show_proposal)
         self._sources.pixels_changed.connect(self._pixels_changed)
         self._sources.contrast_changed.connect(self._contrast_changed)
@@ -131,7 +131,7 @@ class ViewerSession:
 
     @property
     def channels(self) -> Channels | LayerChannels | None:
-        """Which channels the model sees of the image, along an axis or in several layers; None if it sees its one layer."""
+        """The channels of the image that the model sees, along an axis or in several layers; None for a single layer."""
         return self._sources.channels(self.image)
 
     def set_image(self, image: Image | None) -> None:
@@ -151,10 +151,10 @@ class ViewerSession:
         self.image_changed.emit()
 
     def set_channels(self, channels: Channels | LayerChannels | None) -> None:
-        """Chooses the channels that the model sees; prompts go if they lie along another axis than before.
+        """Chooses the channels that the model sees; prompts are removed if the channel axis changes.
 
         Raises:
-            ImageError: If layers that are to be channels do not lie on the image.
+            ImageError: If layers chosen as channels do not lie on the image.
         """
         image, before = self.image, self.channels
         if image is None or channels == before:
@@ -167,7 +167,7 @@ class ViewerSession:
         self.history.do(Change('choose channels', put, (before, prompts), (channels, kept)))
 
     def reanalyse(self) -> None:
-        """Drops the analysed planes after a change of contrast; analyses the plane in view again if it was."""
+        """Drops the analysed planes after a change of contrast; analyses the plane in view again if it was analysed."""
         controller, target = self.controller, self.controller.target
         if self.image is None or target is None:
             return
@@ -178,13 +178,13 @@ class ViewerSession:
             controller.show_info('Contrast changed: analysing the slice again. Prompts are kept.')
 
     def target_at(self, index: Sequence[int]) -> Target:
-        """The plane of the image at some data positions, with the axes that are in view.
+        """The plane of the image at a position, parallel to the one in view.
 
         Args:
-            index: One number per axis of the image; those of the two axes of the plane are not read.
+            index: Data coordinates, one per axis of the image; the two axes of the plane are ignored.
 
         Raises:
-            UnSAMError: If no image is chosen, or it does not reach there.
+            UnSAMError: If no image is chosen, or the position lies outside the image.
         """
         frame = self.frame
         try:
@@ -202,34 +202,34 @@ class ViewerSession:
         return self._objects.ensure()
 
     def next_label(self, layer: Labels | None = None) -> int:
-        """A label that no object of the image has, or had in this session; see `writing`."""
+        """A label that no object of the image has, or had in this session; `layer` as in `writing`."""
         return self._objects.table(layer).highest + 1
 
     def box_of(self, label: int) -> Slices | None:
-        """The bounding box of an object of the image; None if it is not there."""
+        """The bounding box of an object of the image; None if there is no such object."""
         labels = self.objects
         return None if labels is None else self._objects.table(labels).box_of(label)
 
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
-        """Writes, overwrites or erases objects, as one action; nothing happens without any; see `writing`."""
+        """Writes, overwrites or erases objects, as one action; does nothing if `writes` is empty. See `writing`."""
         if writes:
             self.history.do(self.writing(name, writes, layer))
 
-    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
-        """The action that writes objects, not done yet.
+    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> Action:
+        """Makes the action that writes objects.
 
         Args:
             name: What the user does.
             writes: The objects.
-            layer: One of `ensure_objects`, for what was begun on another image; by default that of the image.
+            layer: A layer from `ensure_objects`; by default that of the current image.
 
         Raises:
-            UnSAMError: If no image is chosen, or the layer was removed.
+            UnSAMError: If no image is chosen, or the image of the layer was removed.
         """
         return self._objects.writing(name, writes, layer)
 
     def draw(self, kind: ShapeKind | None) -> None:
-        """Selects a tool for boxes, outlines or scribbles; None selects pan/zoom."""
+        """Selects the tool for boxes, outlines or scribbles; None selects pan/zoom."""
         shapes = self.make_shapes_layer()
         if shapes is None:
             self.controller.show_no_target()
@@ -245,13 +245,13 @@ class ViewerSession:
     def tool(self) -> ShapeKind | None:
         """The selected tool; None for pan/zoom."""
         shapes = None if self._prompt_layers is None else self._prompt_layers.shapes
-        # Equal, not the same: napari gives plugins a stand-in for each layer.
+        # `!=`, not `is not`: napari passes proxies of layers to plugins.
         if shapes is None or self.viewer.layers.selection.active != shapes:
             return None
         return {mode: kind for kind, mode in _TOOLS.items()}.get(str(shapes.mode))
 
     def make_prompt_layers(self) -> None:
-        """Makes the layer of the clicks, unless there is one or nothing can be segmented."""
+        """Makes the layer of clicks, unless it exists or nothing can be segmented."""
         target = self.controller.target
         if self._prompt_layers is None and target is not None:
             self._prompt_layers = PromptLayers(self.viewer, self.frame, target.plane, self.inputs.bind)
@@ -270,8 +270,8 @@ class ViewerSession:
         return layers.shapes
 
     def prepare(self) -> bool:
-        """Prepares the first click, commit or stroke by one step; returns whether a step was left."""
-        if self._objects.follow_next():
+        """Makes layers ahead of the first click, commit or stroke, one step per call; returns False if nothing was left."""
+        if self._objects.add_table():
             return True
         if self.controller.target is None:
             return False
@@ -287,23 +287,23 @@ class ViewerSession:
         return True
 
     def fit_outline(self) -> None:
-        """Keeps the outline as wide on screen as it was, after the zoom has changed; never while the canvas is being drawn."""
+        """Restores the width of the outline on screen after a zoom; do not call it while the canvas is being drawn."""
         if self._prompt_layers is not None:
             self._prompt_layers.fit_width()
 
     def click(self, world: Any, polarity: Polarity | None = None) -> bool:
-        """Makes a prompt of a position in world coordinates; returns False, and says why, if it cannot be one."""
+        """Adds a click at a position in world coordinates; returns False, and shows the reason, if there can be none."""
         if self.image is None:
             self.controller.show_problem(NO_IMAGE)
             return False
         return self.controller.add_prompt(self.frame.to_data(world), polarity)
 
     def commit(self) -> None:
-        """Writes the current mask and the pending objects into the layer of objects, once the last click is answered."""
+        """Writes the current mask and the pending objects into the layer of objects; waits for the answer to the last click."""
         self.controller.when_answered(self.pending.commit)
 
     def next_object(self) -> None:
-        """Keeps the current mask for a later commit, once the last click is answered; the next click starts another object."""
+        """Keeps the current mask for a later commit, so that the next click starts another object."""
         self.controller.when_answered(self.pending.keep)
 
     def close(self) -> None:
@@ -319,7 +319,7 @@ class ViewerSession:
             event.disconnect(act)
 
     def _retarget(self) -> None:
-        """Tells the controller which plane of which image is in view."""
+        """Passes the plane in view to the controller."""
         if self.image is None:
             self.controller.set_target(None)
             return
@@ -344,7 +344,7 @@ class ViewerSession:
     def _put_channels(self, image: Image, chosen: tuple[Channels | LayerChannels | None, Prompts]) -> None:
         channels, prompts = chosen
         if image not in self._sources or not all(layer in self.viewer.layers for layer in layers_of(channels)):
-            return  # taken away meanwhile
+            return  # a layer was removed in the meantime
         is_here, before = image is self.image, self._sources.channels(image)
         if is_here and (before and before.axis) != (channels and channels.axis):
             self._drop_prompt_layers()
@@ -382,7 +382,7 @@ class ViewerSession:
 
     def _forget(self, layer: Image) -> None:
         """Drops a removed image, and the analysed planes of images that used it as a channel."""
-        # napari is in the midst of a removal, and cannot bear that others go which it was about to select.
+        # Not now: napari is removing a layer, and would fail if the layer that it selects next were removed too.
         self.later(partial(remove_layers, self.viewer, self._objects.unused(layer)))
         if layer is self.image:
             self._drop_prompt_layers(self.later)
@@ -396,19 +396,19 @@ class ViewerSession:
                 self.image_changed.emit()
 
     def _remove_prompts(self) -> None:
-        if self.image in self.viewer.layers:  # else they went with it
+        if self.image in self.viewer.layers:  # else they were removed with the image
             self.controller.set_prompts(Prompts(object_id=self.controller.prompts.object_id), 'remove all prompts')
 
     def _prompts_changed(self) -> None:
-        self._is_behind = True
-        self._catch_up()
+        self._is_outdated = True
+        self._update_prompts()
 
-    def _catch_up(self) -> None:
-        """Draws the prompts as they are now; with the mask if that comes at once, as drawing twice would hold it up."""
+    def _update_prompts(self) -> None:
+        """Draws the current prompts; waits for the mask if that comes at once, since drawing twice would delay it."""
         controller = self.controller
         comes_at_once = controller.is_answering and not controller.is_busy and not controller.is_loading
-        if self._is_behind and not comes_at_once:
-            self._is_behind = False
+        if self._is_outdated and not comes_at_once:
+            self._is_outdated = False
             self._show_prompts()
 
     def _show_prompts(self) -> None:
@@ -427,7 +427,7 @@ class ViewerSession:
 
     def _show_proposal(self) -> None:
         if self._prompt_layers is None and self.controller.prompts:
-            self._show_prompts()  # prompts outlive their layers while no image is chosen
+            self._show_prompts()  # the layers were removed while no image was chosen
         if self._prompt_layers is not None:
             self._prompt_layers.show_proposal(self.controller.proposal)
 
@@ -436,7 +436,7 @@ class ViewerSession:
         edited = after_points_event(event, controller.prompts, controller.polarity, controller.prompts_here.object_id)
         if edited is not None:
             controller.set_prompts(*edited)
-            self._show_prompts()  # without what lies outside the image
+            self._show_prompts()  # removes points outside the image
 
     def _shapes_edited(self, event: Any) -> None:
         controller, target = self.controller, self.controller.target

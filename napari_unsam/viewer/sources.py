@@ -1,4 +1,4 @@
-"""The channels and layers that the model sees of each image; follows their changes."""
+"""The channels that the model sees of each image, and the changes of their layers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Sources:
     """The images of a session."""
 
     pixels_changed = Signal(object)
-    """Emitted with an image that the model would see other pixels of."""
+    """Emitted with each image whose pixels have changed."""
     contrast_changed = Signal(object)
-    """Emitted with an image that the model would see in another contrast; at each step of the slider."""
+    """Emitted with each image whose contrast has changed, at each step of the slider."""
 
     def __init__(self) -> None:
         self._channels: dict[Image, Channels | LayerChannels | None] = {}
@@ -28,12 +28,12 @@ class Sources:
         return image in self._channels
 
     def add(self, image: Image) -> None:
-        """Watches an image from now on."""
+        """Connects to the events of an image."""
         if image not in self._channels:
             self.set_channels(image, labelled_channels(image))
 
     def channels(self, image: Image | None) -> Channels | LayerChannels | None:
-        """Which channels of an image the model sees; None if it has no choice."""
+        """The channels of an image that the model sees; None if none were chosen."""
         return self._channels.get(image)
 
     def set_channels(self, image: Image, channels: Channels | LayerChannels | None) -> None:
@@ -42,7 +42,7 @@ class Sources:
         self._watch()
 
     def remove(self, layer: Image) -> list[Image]:
-        """Forgets a layer that was removed; returns the images of which it was a channel, which have none now."""
+        """Forgets a removed layer; returns the images that had it as a channel, whose choice of channels is reset."""
         self._channels.pop(layer, None)
         lacking = [image for image, channels in self._channels.items() if layer in layers_of(channels)]
         for image in lacking:
@@ -51,7 +51,7 @@ class Sources:
         return lacking
 
     def close(self) -> None:
-        """Watches nothing any more."""
+        """Disconnects from all images."""
         self._channels.clear()
         self._watch()
 
@@ -60,18 +60,18 @@ class Sources:
         before, self._watched = self._watched, now
         for layers, act in ((before - now, 'disconnect'), (now - before, 'connect')):
             for layer in layers:
-                getattr(layer.events.data, act)(self._tell_pixels)
-                getattr(layer.events.contrast_limits, act)(self._tell_contrast)
+                getattr(layer.events.data, act)(self._emit_pixels)
+                getattr(layer.events.contrast_limits, act)(self._emit_contrast)
 
-    def _tell_pixels(self, event: Any) -> None:
+    def _emit_pixels(self, event: Any) -> None:
         for image in self._images_using(event.source):
             self.pixels_changed.emit(image)
 
-    def _tell_contrast(self, event: Any) -> None:
+    def _emit_contrast(self, event: Any) -> None:
         for image in self._images_using(event.source):
-            if not image.rgb:  # its colours are seen as they are
+            if not image.rgb:  # contrast limits do not apply to RGB images
                 self.contrast_changed.emit(image)
 
     def _images_using(self, layer: Image) -> list[Image]:
-        """The images for which the model looks at a layer."""
+        """The images whose pixels for the model come from a layer."""
         return [image for image, channels in self._channels.items() if layer in (layers_of(channels) or (image,))]

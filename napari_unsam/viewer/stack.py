@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 
+from napari_unsam.controller import SegmentationController
 from napari_unsam.engine.embeddings import StackReport
 from napari_unsam.engine.inference import ProgressCallback
 from napari_unsam.model.plane import parallel_planes
 from napari_unsam.model.targets import Target
-from napari_unsam.viewer.port import SessionPort
 from unsam_mm.errors import UnSAMError
 
 _CHANGED = 'The image has changed; precompute its slices again.'
@@ -17,18 +17,23 @@ _LACKS_ROOM = 'Space for {kept} of {wanted} slices only; increase it in Preferen
 
 
 class SlicePrecomputer:
-    """Precomputes the planes of the image of a session on disk, and loads them when they come into view."""
+    """Precomputes the planes of the target image on disk, and loads them when they come into view.
 
-    def __init__(self, session: SessionPort) -> None:
-        self._session = session
-        self._stored: dict[Target, int] = {}  # and the version of the image's pixels
-        self._lock = Lock()  # the inference thread adds planes
-        session.controller.target_changed.connect(self._load)
+    Args:
+        controller: The controller.
+        target_at: Returns the plane of the image at a position, parallel to the one in view.
+    """
+
+    def __init__(self, controller: SegmentationController, target_at: Callable[[Sequence[int]], Target]) -> None:
+        self._controller, self._target_at = controller, target_at
+        self._stored: dict[Target, int] = {}  # the version of the pixels that each plane was computed from
+        self._lock = Lock()  # for `_stored`, to which the inference thread adds planes
+        controller.target_changed.connect(self._load)
 
     @property
     def is_stack(self) -> bool:
         """Whether the image has more planes than the one in view."""
-        target = self._session.controller.target
+        target = self._controller.target
         if target is None:
             return False
         plane = target.plane
@@ -36,12 +41,12 @@ class SlicePrecomputer:
 
     def precompute(self) -> None:
         """Analyses all planes parallel to the one in view, the nearest first; planes on disk are skipped."""
-        session, controller = self._session, self._session.controller
+        controller = self._controller
         if controller.target is None:
             controller.show_no_target()
             return
         source = controller.target.source
-        targets = [session.target_at(plane.index) for plane in parallel_planes(controller.target.plane)]
+        targets = [self._target_at(plane.index) for plane in parallel_planes(controller.target.plane)]
         version = controller.planes.version(source)
 
         def work(progress: ProgressCallback) -> StackReport:
@@ -62,12 +67,12 @@ class SlicePrecomputer:
             self._load()
 
         if controller.plane is None and controller.embedding is None:
-            controller.embed()  # before the others, and into memory
+            controller.embed()  # the plane in view first, kept in memory
         controller.run(f'Precomputing {len(targets)} slices', work, done)
 
     def close(self) -> None:
         """Disconnects from the session."""
-        self._session.controller.target_changed.disconnect(self._load)
+        self._controller.target_changed.disconnect(self._load)
 
     def forget(self, source: Hashable) -> None:
         """Drops the planes of a removed image."""
@@ -81,7 +86,7 @@ class SlicePrecomputer:
 
     def _load(self) -> None:
         """Loads the plane in view if it is on disk and no other plane is being analysed."""
-        controller = self._session.controller
+        controller = self._controller
         target, making = controller.target, controller.embedding
         if controller.plane is None and self._is_stored(target) and (making is None or self._is_stored(making)):
             controller.embed()
@@ -89,4 +94,4 @@ class SlicePrecomputer:
     def _is_stored(self, target: Target | None) -> bool:
         with self._lock:
             version = self._stored.get(target)
-        return version is not None and version == self._session.controller.planes.version(target.source)
+        return version is not None and version == self._controller.planes.version(target.source)

@@ -1,4 +1,4 @@
-"""What the plugin does otherwise than napari 0.9 would have it, each with the reason. `qt.canvas` holds the one that needs Qt."""
+"""Workarounds for napari 0.9, each with its reason. The one that needs Qt is in `qt.canvas`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 def load_units() -> None:
     """Has napari load its table of units, which every layer needs; call it in the GUI's thread.
 
-    pint's table cannot bear two threads that load it at once: the image that a user opens meanwhile would fail.
+    pint's table is not thread-safe: if another thread loaded it, an image that the user opens at that time could fail.
     """
     Affine(ndim=2)
 
 
 def load_layer_kinds() -> None:
-    """Has napari load what its first layers with a table and with labels need: pandas, and functions of numba.
+    """Has napari load pandas and compile numba functions, which takes most of the time of its first Points and Labels layers.
 
-    Takes longer than all else about these layers, and may be done in any thread once there is a table of units.
+    May be called in any thread after `load_units`.
     """
     Points(ndim=2)
     Labels(np.zeros((1, 1), np.uint32))
 
 
 def remove_layers(viewer: ViewerModel, layers: Sequence[Layer | None]) -> None:
-    """Removes layers from a viewer, locked or not.
+    """Removes layers from a viewer, even if they are locked.
 
-    All at once: napari collects Python's garbage after each removal, which takes a fifth of a second.
+    In one batch, since napari runs the garbage collector after each removal, which takes 0.2 s.
     """
     present = [layer for layer in layers if layer is not None and layer in viewer.layers]
     if present:
@@ -46,7 +46,7 @@ def remove_layers(viewer: ViewerModel, layers: Sequence[Layer | None]) -> None:
 
 
 def insert_quietly(viewer: ViewerModel, layer: Layer, place: int | None = None) -> None:
-    """Adds a layer, by default on top, and leaves the selection as it is: napari selects each layer that is added."""
+    """Adds a layer, by default on top, without selecting it as napari does."""
     layers = viewer.layers
     selected = list(layers.selection)
     layers.insert(len(layers) if place is None else place, layer)
@@ -54,7 +54,7 @@ def insert_quietly(viewer: ViewerModel, layer: Layer, place: int | None = None) 
 
 
 def redraw(layer: Layer, extent: bool = True) -> None:
-    """Draws a layer whose data was changed in place, but no thumbnail, which takes longer than the rest of a slider step.
+    """Redraws a layer after its data was changed in place, without its thumbnail, which would take most of the time.
 
     Args:
         layer: The layer.
@@ -64,9 +64,9 @@ def redraw(layer: Layer, extent: bool = True) -> None:
 
 
 def clear_layer_history(labels: Labels) -> None:
-    """Empties napari's own history of a layer, which knows of no commit and would restore what was there before one.
+    """Empties napari's own undo history of a layer, which does not include commits and would overwrite them.
 
-    There is no method for it; a switch of `editable` does it, and changes the mode.
+    napari has no method for it, but empties it when `editable` changes; that also changes the mode.
     """
     mode, editable = labels.mode, labels.editable
     labels.editable = not editable
@@ -75,29 +75,29 @@ def clear_layer_history(labels: Labels) -> None:
 
 
 class GuardedCallback:
-    """A callback of napari that is called only for events that the plugin does not handle.
+    """Replaces a callback of napari by one that calls it only for events that the plugin does not handle.
 
-    napari calls all callbacks of a list, also for handled events: Alt and the wheel would also change the active layer, and
-    the second of two quick clicks would zoom.
+    napari calls all callbacks of a list, even for handled events: Alt+wheel would also change the active layer, and a double
+    click would zoom.
 
     Args:
-        callbacks: The list that it is in; without it, the other one is added at the end.
-        name: Of the function.
-        takes: Called for each event; returns whether it handled it.
+        callbacks: napari's list of callbacks; if it lacks the function, the new callback is added at the end.
+        name: Name of the function.
+        handles: Called for each event; returns True if it has handled the event.
     """
 
-    def __init__(self, callbacks: list[Callable[..., Any]], name: str, takes: Callable[[Any], bool]) -> None:
-        self._callbacks, self._takes = callbacks, takes
-        self._theirs = next((one for one in callbacks if getattr(one, '__name__', '') == name), None)
-        at = len(callbacks) if self._theirs is None else callbacks.index(self._theirs)
+    def __init__(self, callbacks: list[Callable[..., Any]], name: str, handles: Callable[[Any], bool]) -> None:
+        self._callbacks, self._handles = callbacks, handles
+        self._original = next((one for one in callbacks if getattr(one, '__name__', '') == name), None)
+        at = len(callbacks) if self._original is None else callbacks.index(self._original)
         callbacks[at : at + 1] = [self._call]
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Restores napari's callback."""
         if self._call in self._callbacks:
             at = self._callbacks.index(self._call)
-            self._callbacks[at : at + 1] = [] if self._theirs is None else [self._theirs]
+            self._callbacks[at : at + 1] = [] if self._original is None else [self._original]
 
     def _call(self, viewer: ViewerModel, event: Any) -> None:
-        if not self._takes(event) and self._theirs is not None:
-            self._theirs(viewer, event)
+        if not self._handles(event) and self._original is not None:
+            self._original(viewer, event)

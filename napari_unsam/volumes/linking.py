@@ -1,7 +1,7 @@
-"""Regions of single slices or frames, joined to objects: those that overlap most from one to the next are the same.
+"""Links regions of slices or frames to objects by their overlap.
 
-Neighbours are paired by the assignment with the largest sum of IoUs. An end for which nothing was found may go on one or
-two slices later, so that a slice in which an object was missed does not cut it in two.
+The regions of two slices are paired by the assignment with the largest sum of IoUs. An object may be missing in a few slices
+in a row (`LinkSettings.max_gap`), so that one missed slice does not cut it in two.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unsam_mm.errors import UnSAMError
-
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """What counts as the same object.
+    """When regions are linked.
 
     Attributes:
-        min_iou: Of two regions that are linked.
-        max_gap: How many slices an object may be missing in.
-        min_extent: The fewest slices that an object is found in; what has fewer is left out.
+        min_iou: Minimum IoU of two linked regions.
+        max_gap: Maximum number of slices in a row in which an object may be missing.
+        min_extent: Minimum number of slices that contain the object; smaller objects are dropped.
     """
 
     min_iou: float = 0.3
@@ -34,9 +32,9 @@ class LinkedRegion:
     """One region of one slice, as a part of an object.
 
     Attributes:
-        z: The slice.
-        region: Its label in the label map of that slice.
-        iou: With the region of the object before it; 1 for the first.
+        z: Number of the slice.
+        region: Label of the region in that slice.
+        iou: IoU with the previous region of the object; 1 for the first.
     """
 
     z: int
@@ -45,10 +43,10 @@ class LinkedRegion:
 
 
 def overlaps(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Which regions of two (H, W) label maps share pixels; 0 is background.
+    """Pairs of regions of two (H, W) label maps that share pixels; 0 is background.
 
     Returns:
-        (P, 2) labels of the pairs, (P,) pixels that each shares, and the areas of the labels of both maps.
+        (P, 2) labels of the pairs, (P,) their intersections in pixels, and the areas of both maps' regions by label.
     """
     labels, others = np.asarray(labels, np.int64), np.asarray(others, np.int64)
     areas, other_areas = np.bincount(labels.ravel()), np.bincount(others.ravel())
@@ -58,35 +56,21 @@ def overlaps(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def overlap_ious(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which regions of two label maps overlap, and how much; 0 is background.
-
-    Args:
-        labels: (H, W) integers.
-        others: (H, W) integers.
-
-    Returns:
-        (P, 2) labels of every pair that shares a pixel, and (P,) their IoU.
-    """
+    """(P, 2) labels and (P,) IoUs of the pairs of regions of two (H, W) label maps that share pixels; 0 is background."""
     pairs, shared, areas, other_areas = overlaps(labels, others)
     return pairs, shared / (areas[pairs[:, 0]] + other_areas[pairs[:, 1]] - shared)
 
 
 def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings()) -> list[list[LinkedRegion]]:
-    """Objects through the slices.
+    """Links regions to objects.
 
     Args:
         label_maps: Z label maps (H, W) of one size; 0 is background.
-        settings: What counts as the same object.
+        settings: When regions are linked.
 
     Returns:
-        For each object its regions, at most one a slice, by slice; objects by first slice, then by region.
-
-    Raises:
-        UnSAMError: If the sizes differ.
+        The regions of each object, at most one per slice, sorted by slice; objects are sorted by first slice, then by region.
     """
-    sizes = {np.shape(labels) for labels in label_maps}
-    if len(sizes) > 1:
-        raise UnSAMError(f'the label maps of all slices must have one size, got {sorted(sizes)}')
     objects: list[list[LinkedRegion]] = []
     of_region: dict[tuple[int, int], list[LinkedRegion]] = {}
     for z, labels in enumerate(label_maps):
@@ -95,7 +79,7 @@ def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings
             if z - gap < 0:
                 break
             for region, other, iou in _best_pairs(label_maps[z - gap], labels, settings.min_iou):
-                # An object that went on already in between, or a region that has its object, is taken.
+                # Skips regions that have an object already, and objects that were continued in between.
                 linked = of_region.get((z - gap, region))
                 if other in free and linked is not None and linked[-1].z == z - gap:
                     free.discard(other)
@@ -109,8 +93,8 @@ def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings
 
 
 def _best_pairs(labels: np.ndarray, others: np.ndarray, min_iou: float) -> list[tuple[int, int, float]]:
-    """The pairs of regions, each in one pair at most, with the largest sum of IoUs that are large enough."""
-    from scipy.optimize import linear_sum_assignment  # not where the dock would wait for it
+    """The one-to-one pairs of regions with the largest sum of IoUs, of those with an IoU of at least `min_iou`."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, so not when the dock opens
 
     pairs, ious = overlap_ious(labels, others)
     pairs, ious = pairs[ious >= min_iou], ious[ious >= min_iou]

@@ -1,10 +1,10 @@
 """Finds the mask of an object in the next slice.
 
-Every pixel near the mask before gets odds of being the object's: from how deep it lies inside that mask, or how far
-outside, and from its grey value or colour, which the object and its surroundings were seen to have in the slice where
-the user marked it. The regions of the trees are then weighed as wholes, so that outlines are those of the image:
-each tree gives its best region and its best set of few regions, and of all these the one with the largest expected IoU
-is taken. The answers of the engine to a click and a box can join them, but added nothing on the stack this was tried on.
+Each pixel near the previous mask gets log odds of belonging to the object: from its distance to the outline of that mask, and
+from its grey value or colour, by the histograms of the object and its surroundings in the slice where the mask is known.
+Candidates are regions of the trees, so that outlines follow the image: the best region of each tree and its best set of
+regions. The candidate with the largest expected IoU is chosen. The answers of the engine to a click and a box can be
+candidates too, but did not improve the results on the stack of micrographs that was tested.
 """
 
 from __future__ import annotations
@@ -16,37 +16,23 @@ import numpy as np
 from scipy import ndimage
 
 from napari_unsam.engine.planes import EmbeddedPlane
-from napari_unsam.levels.disjoint import best_disjoint, node_totals
+from napari_unsam.levels.disjoint import best_disjoint, leaf_values
 from napari_unsam.model.mask import Box, BoxMask, box_slices
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-_BLUR_PX = 1.5  # noise of single pixels says nothing about an object
+_BLUR_PX = 1.5  # suppresses the noise of single pixels
 _GREY_BINS, _COLOUR_BINS = 16, 6  # of a grey image, and of each channel of a colour image
-_MIN_SHARE = 0.01  # of a grey value that an object was not seen to have
+_MIN_SHARE = 0.01  # added to all shares of a histogram, so that none is 0
 _MAX_LOG_SHARE = 3.0
 _MAX_LOG_ODDS = 4.0
-
-
-@dataclass(frozen=True)
-class MatchSettings:
-    """How a mask is found again; the numbers were chosen on the 31 objects of one stack of micrographs.
-
-    Attributes:
-        reach: How far an outline moves from one slice to the next, as a share of the object's radius.
-        appearance: The weight of grey values or colours against place.
-        region_cost: What each region of a set costs, in log odds for an object of 100 px; it grows as the radius does.
-        ask_engine: Whether the engine is asked too, which takes most of the time.
-    """
-
-    reach: float = 0.15
-    appearance: float = 1.0
-    region_cost: float = 40.0
-    ask_engine: bool = False
+# Chosen on the 31 objects of one stack of micrographs.
+_MOTION = 0.15  # of an outline from one slice to the next, as a share of the object's radius
+_REGION_COST = 40.0  # of each region of a set, in log odds for an object of 100 px; proportional to the radius
 
 
 class SliceState(Enum):
-    """How a slice came to its mask."""
+    """Where the mask of a slice comes from."""
 
     CORRECTED = 'corrected'
     PROPAGATED = 'propagated'
@@ -58,11 +44,11 @@ class SliceMask:
     """An object in one slice.
 
     Attributes:
-        crop: The mask; empty where the object ended.
-        iou: With the mask in the slice that it came from; 1 where the mask was known.
+        crop: The mask; empty where the object has ended.
+        iou: IoU with the mask of the previous slice in the direction of propagation; 1 for known masks.
         score: Expected IoU with the object, in [0, 1].
-        granularity: In [0, 1] by its share of the slice.
-        state: How the slice came to the mask.
+        granularity: Granularity of the mask, in [0, 1].
+        state: Where the mask comes from.
     """
 
     crop: BoxMask
@@ -73,7 +59,7 @@ class SliceMask:
 
 
 def colour_bins(pixels: np.ndarray) -> np.ndarray:
-    """(H, W) int64 numbers of the grey values or colours of an image, (H, W) or (H, W, 3) uint8."""
+    """(H, W) int64 histogram bins of the smoothed grey values or colours of an image, (H, W) or (H, W, 3) uint8."""
     pixels = np.asarray(pixels)
     channels = [pixels] if pixels.ndim == 2 else [pixels[..., i] for i in range(pixels.shape[2])]
     n_bins = _GREY_BINS if len(channels) == 1 else _COLOUR_BINS
@@ -85,11 +71,11 @@ def colour_bins(pixels: np.ndarray) -> np.ndarray:
 
 
 def appearance_of(crop: BoxMask, bins: np.ndarray) -> np.ndarray:
-    """(B,) log odds that a pixel of each grey value or colour belongs to an object rather than to a ring around it.
+    """(B,) log odds that a pixel of each histogram bin belongs to an object rather than to a ring around it.
 
     Args:
-        crop: The object.
-        bins: (H, W) of its slice, from `colour_bins`.
+        crop: Mask of the object.
+        bins: (H, W) bins of its slice, from `colour_bins`.
     """
     radius = _radius(crop)
     box = _grown(crop.box_xyxy, int(radius) + 1, bins.shape)
@@ -100,6 +86,7 @@ def appearance_of(crop: BoxMask, bins: np.ndarray) -> np.ndarray:
 
 
 def _shares(bins: np.ndarray) -> np.ndarray:
+    """(B,) smoothed histogram."""
     counts = np.bincount(bins, minlength=_COLOUR_BINS**3) / max(len(bins), 1)
     return ndimage.convolve1d(counts, [0.25, 0.5, 0.25], mode='constant')
 
@@ -109,30 +96,30 @@ def match_mask(
     previous: BoxMask,
     appearance: np.ndarray,
     bins: np.ndarray,
-    settings: MatchSettings = MatchSettings(),
-) -> SliceMask | None:
-    """The mask of an object in a slice, given its mask in the slice before.
+    ask_engine: bool = False,
+) -> SliceMask:
+    """Finds the mask of an object in a slice from its mask in the previous slice.
 
     Args:
-        embedded: The slice; one without a hierarchy, which is analysed in windows, has only its engine's answers.
-        previous: The mask before; not empty.
-        appearance: (B,) from `appearance_of`.
-        bins: (H, W) of this slice, from `colour_bins`.
-        settings: How it is found.
+        embedded: The slice; one without a hierarchy (analysed in windows) has only the engine's answers as candidates.
+        previous: The previous mask; not empty.
+        appearance: (B,) log odds from `appearance_of`.
+        bins: (H, W) bins of this slice, from `colour_bins`.
+        ask_engine: Whether answers of the engine are candidates too, which takes most of the time.
 
     Returns:
-        The mask; None if nothing here speaks for the object.
+        The mask; empty, with score 0, if no candidate overlaps the previous mask.
     """
-    probs = _pixel_probs(previous, appearance, bins, settings)
+    probs = _pixel_probs(previous, appearance, bins)
     tree, crops = embedded.hierarchy, []
-    for one in (tree, *tree.alternatives) if tree is not None else ():
-        crops += _from_tree(one, probs, previous.area_px, settings)
-    if settings.ask_engine or tree is None:
-        # A click at the deepest point of the mask before, and its box.
+    for one in tree.trees if tree is not None else ():
+        crops += _from_tree(one, probs, previous.area_px)
+    if ask_engine or tree is None:
+        # A click at the deepest point of the previous mask, and its box.
         crops += embedded.answer(deepest_point(previous)[None], np.ones(1, np.int64))
         crops += embedded.answer(None, None, box_xyxy=np.array(previous.box_xyxy, float))
     here = previous.within(probs.box_xyxy)
-    best, best_score = None, 0.0
+    best, best_score = np.zeros_like(here), 0.0
     for crop in crops:
         part = _main_part(crop.within(probs.box_xyxy), here)
         if part is None:
@@ -140,26 +127,24 @@ def match_mask(
         score = probs.expected_iou(part)
         if score > best_score:
             best, best_score = part, score
-    if best is None:
-        return None
     crop = BoxMask.of(best, probs.box_xyxy[1], probs.box_xyxy[0])
     return SliceMask(crop, crop.iou(previous), best_score, float(area_granularity(crop.area_px, bins.size)))
 
 
-def appearance_score(crop: BoxMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> float:
-    """The expected IoU of a known mask in its own slice: what matches of the object can reach at best."""
-    probs = _pixel_probs(crop, appearance, bins, settings)
+def appearance_score(crop: BoxMask, appearance: np.ndarray, bins: np.ndarray) -> float:
+    """The expected IoU of a known mask in its own slice, which is the best that matches of the object can reach."""
+    probs = _pixel_probs(crop, appearance, bins)
     return probs.expected_iou(crop.within(probs.box_xyxy))
 
 
 @dataclass(frozen=True, eq=False)
 class _PixelProbs:
-    """Probability of each pixel near an object to belong to it.
+    """Probability that pixels near an object belong to it.
 
     Attributes:
-        box_xyxy: What was analysed.
-        log_odds: (h, w) float; elsewhere they are as low as they can be.
-        prob: (h, w) float, the same in [0, 1].
+        box_xyxy: Box of these pixels.
+        log_odds: (h, w) float log odds; outside the box they are the lowest possible.
+        prob: (h, w) float probabilities in [0, 1].
     """
 
     box_xyxy: tuple[int, int, int, int]
@@ -167,34 +152,35 @@ class _PixelProbs:
     prob: np.ndarray
 
     def expected_iou(self, part: np.ndarray) -> float:
-        """The IoU of an (h, w) bool mask with the object, as far as the probabilities of pixels tell."""
+        """The expected IoU of an (h, w) bool mask with the object."""
         shared = self.prob[part].sum()
         return float(shared / (np.count_nonzero(part) + self.prob.sum() - shared))
 
 
-def _pixel_probs(previous: BoxMask, appearance: np.ndarray, bins: np.ndarray, settings: MatchSettings) -> _PixelProbs:
-    blur_px = settings.reach * _radius(previous) + 1
+def _pixel_probs(previous: BoxMask, appearance: np.ndarray, bins: np.ndarray) -> _PixelProbs:
+    blur_px = _MOTION * _radius(previous) + 1
     box = _grown(previous.box_xyxy, int(_MAX_LOG_ODDS * blur_px) + 3, bins.shape)
     inside = previous.within(box)
     depth_px = np.where(
         inside, ndimage.distance_transform_edt(inside) - 0.5, 0.5 - ndimage.distance_transform_edt(~inside)
     )
-    place = np.clip(depth_px / blur_px, -_MAX_LOG_ODDS, _MAX_LOG_ODDS)
-    log_odds = place + settings.appearance * appearance[bins[box_slices(box)]]
+    position = np.clip(depth_px / blur_px, -_MAX_LOG_ODDS, _MAX_LOG_ODDS)
+    log_odds = position + appearance[bins[box_slices(box)]]
     return _PixelProbs(box, log_odds, 1 / (1 + np.exp(-log_odds)))
 
 
-def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int, settings: MatchSettings) -> list[BoxMask]:
+def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int) -> list[BoxMask]:
     """The best region of a tree and the best set of its regions."""
     box = probs.box_xyxy
     leaves = tree.leaf_labels[box_slices(box)]
     flat, n_leaves = leaves.ravel(), tree.n_leaves
     outside = tree.area[:n_leaves] - np.bincount(flat, minlength=n_leaves)
     log_odds = np.bincount(flat, probs.log_odds.ravel(), minlength=n_leaves) - 2 * _MAX_LOG_ODDS * outside
-    cost = settings.region_cost * np.sqrt(area_px) / 10
-    in_set = _holds(tree, best_disjoint(tree, node_totals(tree, log_odds) - cost))
+    cost = _REGION_COST * np.sqrt(area_px) / 10
+    chosen = best_disjoint(tree, tree.tree.sums(log_odds) - cost)
+    in_set = leaf_values(tree, chosen, np.ones(len(chosen), int)) > 0
 
-    shared = node_totals(tree, np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
+    shared = tree.tree.sums(np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
     node = int(np.argmax(shared / (tree.area + probs.prob.sum() - shared)))
     in_node = (leaves >= tree.first_leaf[node]) & (leaves < tree.last_leaf[node])
     return [BoxMask.of(part, box[1], box[0]) for part in (in_set[leaves], in_node)]
@@ -208,20 +194,12 @@ def deepest_point(crop: BoxMask) -> np.ndarray:
 
 
 def _main_part(mask: np.ndarray, previous: np.ndarray) -> np.ndarray | None:
-    """The connected part that shares most with the mask before, its holes filled; None if none shares anything."""
+    """The connected component that overlaps most with the previous mask, its holes filled; None if there is no overlap."""
     parts, count = ndimage.label(mask)
     shared = np.bincount(parts[previous], minlength=count + 1)
     shared[0] = 0
     largest = int(shared.argmax())
     return ndimage.binary_fill_holes(parts == largest) if shared[largest] else None
-
-
-def _holds(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
-    """(L,) bool: which leaves lie in disjoint nodes."""
-    steps = np.zeros(tree.n_leaves + 1, np.int64)
-    steps[tree.first_leaf[nodes]] += 1
-    steps[tree.last_leaf[nodes]] -= 1
-    return np.cumsum(steps[:-1]) > 0
 
 
 def _radius(crop: BoxMask) -> float:

@@ -1,9 +1,9 @@
-"""Objects from the slices where they are known to all others: outwards, and from both sides in between."""
+"""Propagates objects from the slices where they are known to the other slices of a stack."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 
@@ -12,7 +12,6 @@ import numpy as np
 from napari_unsam.engine.planes import EmbeddedPlane
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.volumes.matching import (
-    MatchSettings,
     SliceMask,
     SliceState,
     appearance_of,
@@ -20,15 +19,17 @@ from napari_unsam.volumes.matching import (
     colour_bins,
     match_mask,
 )
-from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.granularity import area_granularity
 
+_MIN_SCORE = 0.7  # expected IoU, as a share of that of the known mask in its own slice, below which an object ends
+_MIN_AREA = 0.02  # share of its largest area at which an object ends
+
 Anchors = Mapping[int, Mapping[int, BoxMask]]
-"""For each object, by its label, the slices where it is known; an empty mask says that it is not there."""
+"""The known masks of each object, by label and slice; an empty mask means that the object is not in that slice."""
 
 
 class Direction(Enum):
-    """Where propagation goes from the slices that are known."""
+    """Direction of propagation from the known slices."""
 
     BOTH = 'both'
     FORWARD = 'forward'
@@ -37,24 +38,17 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class PropagationSettings:
-    """When propagation ends, and how masks are found again.
+    """How objects are propagated.
 
     Attributes:
-        min_iou: Of a mask with the one in the slice before; below it the object is taken to end.
-        patience: After how many such slices in a row it ends; if it comes back before, they are kept.
-        min_score: Expected IoU, as a share of that of the known mask in its own slice, below which a slice counts as such
-            too.
-        min_share: An object that has shrunk to this share of its largest area ends.
-        direction: Where to go.
-        match: How a mask is found again.
+        min_iou: Minimum IoU of a mask with that of the previous slice; below it the object ends.
+        direction: Direction of propagation.
+        ask_engine: Whether the engine is asked for candidate masks too, which takes most of the time.
     """
 
     min_iou: float = 0.35
-    patience: int = 1
-    min_score: float = 0.7
-    min_share: float = 0.02
     direction: Direction = Direction.BOTH
-    match: MatchSettings = field(default_factory=MatchSettings)
+    ask_engine: bool = False
 
 
 Found = dict[int, SliceMask]
@@ -68,39 +62,26 @@ def propagate(
     settings: PropagationSettings = PropagationSettings(),
     progress: Callable[[float, str], None] = lambda fraction, text: None,
 ) -> dict[int, Found]:
-    """Finds objects in the slices where they are not known yet, all of them together.
+    """Finds objects in the slices where they are not known yet.
 
-    No two objects get the same pixel: where they meet, the one with the larger score has it, and those that are known
-    in a slice before all others. Between two slices where an object is known it comes from both sides, with one seam
-    where both agree most and each has done well; beyond them it goes on until it ends.
+    Objects do not overlap: a pixel goes to the object with the largest score, and known masks come first. Between two known
+    slices, an object is propagated from both, and the two halves are joined where they agree best; beyond them, it is
+    propagated until it ends.
 
     Args:
-        plane: Gives a slice that a model has analysed; asked at most twice for each.
-        pixels: Gives the same slice as an image, (H, W) or (H, W, 3) uint8.
-        anchors: Where the objects are known.
+        plane: Returns an analysed slice; called at most twice for each.
+        pixels: Returns the same slice as an image, (H, W) or (H, W, 3) uint8.
+        anchors: The known masks within the range, at least one that is not empty for each object.
         z_range: First and last slice, the last exclusive.
-        settings: When to stop, and where to go.
-        progress: Told the share done and what is being done; may raise to stop.
+        settings: How objects are propagated.
+        progress: Called with the fraction done and a description; may raise to cancel.
 
     Returns:
-        For each object the slices in which it was looked for, with those where it is known within the range.
-
-    Raises:
-        UnSAMError: If the range is empty, or nothing is known of an object within it.
+        The masks of each object, by label and slice: the known ones, and those of all slices in which it was searched.
     """
     first, last = z_range
-    if first >= last:
-        raise UnSAMError(f'the range of slices is empty: from {first} to {last - 1}; choose a last slice not before it')
-    known = {
-        label: {z: crop for z, crop in sorted(slices.items()) if first <= z < last} for label, slices in anchors.items()
-    }
-    for label, slices in known.items():
-        if not any(crop.area_px for crop in slices.values()):
-            raise UnSAMError(
-                f'object {label} has no mask in slices {first} to {last - 1}; mark it in one of them, or widen the range'
-            )
-    sweep = _Sweep(plane, pixels, known, settings)
-    starts = [z for slices in known.values() for z in slices]
+    sweep = _Sweep(plane, pixels, anchors, settings)
+    starts = [z for slices in anchors.values() for z in slices]
     ways = [(+1, range(min(starts), last)), (-1, range(max(starts), first - 1, -1))]
     total, done = sum(len(zs) for _, zs in ways), 0
     found = []
@@ -112,7 +93,7 @@ def propagate(
             done += 1
         found.append({label: track.slices for label, track in tracks.items()})
     forward, back = found
-    return {label: _joined(slices, forward.get(label, {}), back.get(label, {})) for label, slices in known.items()}
+    return {label: _joined(slices, forward.get(label, {}), back.get(label, {})) for label, slices in anchors.items()}
 
 
 @dataclass(eq=False)
@@ -120,13 +101,12 @@ class _Track:
     """The state of one object in one direction.
 
     Attributes:
-        slices: What was found so far, with the slices where it is known.
-        last: The mask before.
-        appearance: Of the object where it was known last.
-        appearance_score: Expected IoU of the known mask there.
+        slices: The masks so far, including the known ones.
+        last: The previous mask.
+        appearance: Appearance of the object in its last known slice.
+        appearance_score: Expected IoU of the known mask in that slice.
         largest_px: The largest area so far.
-        weak: The slices in a row that were below the threshold.
-        is_over: Whether it has ended; the next slice where it is known begins it again.
+        is_over: Whether the object has ended; it begins again in the next slice where it is known.
     """
 
     slices: Found
@@ -134,15 +114,7 @@ class _Track:
     appearance: np.ndarray
     appearance_score: float
     largest_px: int
-    weak: list[int] = field(default_factory=list)
     is_over: bool = False
-
-    def end(self, z: int, iou: float, score: float) -> None:
-        """Ends the object and removes its weak slices."""
-        for weak in self.weak:
-            self.slices[weak] = replace(self.slices[weak], crop=EMPTY, state=SliceState.STOPPED)
-        self.slices.setdefault(z, SliceMask(EMPTY, iou, score, 0.0, SliceState.STOPPED))
-        self.weak, self.is_over = [], True
 
 
 class _Sweep:
@@ -158,7 +130,7 @@ class _Sweep:
         self._plane, self._pixels, self._known, self._settings = plane, pixels, known, settings
 
     def advance(self, tracks: dict[int, _Track], z: int, step: int) -> None:
-        """Takes every object that has begun into slice z, and begins those that are known there."""
+        """Finds all objects that have begun in slice z, and begins those that are known there."""
         here = [label for label, slices in self._known.items() if z in slices]
         going = [
             label for label, track in tracks.items() if label not in here and self._is_wanted(label, track, z, step)
@@ -166,23 +138,18 @@ class _Sweep:
         if not here and not going:
             return
         embedded, bins = self._plane(z), colour_bins(self._pixels(z))
-        settings = self._settings
+        ask_engine = self._settings.ask_engine
         matches = {
-            label: match_mask(embedded, tracks[label].last, tracks[label].appearance, bins, settings.match)
+            label: match_mask(embedded, tracks[label].last, tracks[label].appearance, bins, ask_engine)
             for label in going
         }
         taken = [self._known[label][z] for label in here]
-        order = sorted((label for label in going if matches[label]), key=lambda label: -matches[label].score)
-        for label in order:
-            match = matches[label]
+        for label, match in sorted(matches.items(), key=lambda pair: -pair[1].score):
             crop = match.crop.without(taken)
             if crop is not match.crop:
                 match = replace(match, crop=crop, iou=crop.iou(tracks[label].last))
-            self._follow(tracks[label], z, match)
+            self._continue(tracks[label], z, match)
             taken.append(tracks[label].slices[z].crop)
-        for label in going:
-            if matches[label] is None:
-                tracks[label].end(z, 0.0, 0.0)
         for label in here:
             self._begin(tracks, label, z, bins)
 
@@ -200,28 +167,26 @@ class _Sweep:
         slices[z] = SliceMask(crop, 1.0, 1.0, granularity, SliceState.CORRECTED)
         if crop.area_px:
             appearance = appearance_of(crop, bins)
-            score = appearance_score(crop, appearance, bins, self._settings.match)
+            score = appearance_score(crop, appearance, bins)
             tracks[label] = _Track(slices, crop, appearance, score, crop.area_px)
         elif earlier is not None:
             earlier.is_over = True
 
-    def _follow(self, track: _Track, z: int, match: SliceMask) -> None:
-        settings = self._settings
-        if match.crop.area_px <= settings.min_share * track.largest_px:
-            track.end(z, match.iou, match.score)
-            return
-        is_weak = match.iou < settings.min_iou or match.score < settings.min_score * track.appearance_score
-        track.weak = [*track.weak, z] if is_weak else []
-        track.slices[z] = match
-        if len(track.weak) >= settings.patience:
-            track.end(z, match.iou, match.score)
-            return
-        track.last = match.crop
-        track.largest_px = max(track.largest_px, match.crop.area_px)
+    def _continue(self, track: _Track, z: int, match: SliceMask) -> None:
+        """Continues a track with a match, or ends it."""
+        is_tiny = match.crop.area_px <= _MIN_AREA * track.largest_px
+        is_weak = match.iou < self._settings.min_iou or match.score < _MIN_SCORE * track.appearance_score
+        if is_tiny or is_weak:
+            granularity = 0.0 if is_tiny else match.granularity
+            track.slices[z] = replace(match, crop=EMPTY, granularity=granularity, state=SliceState.STOPPED)
+            track.is_over = True
+        else:
+            track.slices[z], track.last = match, match.crop
+            track.largest_px = max(track.largest_px, match.crop.area_px)
 
 
 def _joined(known: Mapping[int, BoxMask], forward: Found, back: Found) -> Found:
-    """One mask a slice: from the one side it was found from, or the better of both between two known slices."""
+    """Joins both directions: between two known slices, masks come from the lower one up to a seam, and then from the upper."""
     known_zs = sorted(known)
     joined = {z: (forward if z in forward else back)[z] for z in known_zs}
     joined |= {z: found for z, found in back.items() if z < known_zs[0]}
@@ -242,9 +207,9 @@ def _present(found: Found, z: int) -> SliceMask | None:
 
 
 def _meeting_slice(gap: range, forward: Found, back: Found, low: SliceMask, high: SliceMask) -> int:
-    """The last slice of a gap that comes from below: where the IoUs from slice to slice, across it too, are largest.
+    """The last slice of a gap whose mask comes from below: that with the largest product of the IoUs from slice to slice.
 
-    They are multiplied, so that one bad slice cannot hide among good ones.
+    It is a product, not a sum, since one bad slice should count.
     """
 
     def log_iou(found: Found, z: int) -> float:

@@ -1,9 +1,9 @@
-"""Propagation, automatic 3D objects and tracks in a viewer; without Qt."""
+"""Propagation, automatic 3D objects and tracks in a viewer, without Qt."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -22,7 +22,7 @@ from napari_unsam.model.history import ActionGroup
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.commit import ObjectWrite, free_now, renumbered
+from napari_unsam.viewer.commit import ObjectWrite, limited_to_free, renumbered
 from napari_unsam.viewer.layers import AddLayers, following
 from napari_unsam.viewer.port import SessionPort
 from napari_unsam.volumes.linking import LinkSettings, link
@@ -33,18 +33,18 @@ from napari_unsam.volumes.propagation import (
     SliceState,
     propagate,
 )
-from napari_unsam.volumes.slices import Slicing, crops_of, end_beyond, with_corrections, written
+from napari_unsam.volumes.slices import Slicing, crops_of, mark_ended, object_writes, with_corrections
 from napari_unsam.volumes.tracks import TrackTable, track
 from unsam_mm.errors import UnSAMError
 
 TRACKS_NAME = 'UnSAM tracks'
 _NO_SLIDER = 'This image has no slider to propagate along; open a stack or a movie.'
 _NOT_CORRECTED = 'No slice was corrected: propagate an object, correct it in some slices, then press this.'
-_TILED = 'Automatic objects need slices of at most 2048 px a side; propagate single objects instead.'
+_TOO_LARGE = 'Automatic objects need slices of at most 2048 px a side; propagate single objects instead.'
 
 
 class Regions(Enum):
-    """Which regions of each slice are joined."""
+    """Which regions of each slice are linked."""
 
     LEVEL = 'One level'
     BEST = 'Best masks'
@@ -55,12 +55,12 @@ class StackSettings:
     """How whole stacks are segmented.
 
     Attributes:
-        regions: Which regions of each slice are joined.
-        level: Which, if those of one level are.
-        min_area_px: Smaller regions of a slice are left out.
-        max_share: Regions that take a larger share of their slice are background.
+        regions: Which regions of each slice are linked.
+        level: Level of the regions, for `Regions.LEVEL`.
+        min_area_px: Minimum area of a region in a slice.
+        max_share: Maximum area of a region as a share of its slice; larger ones are background.
         side: Brightness of objects relative to their surroundings.
-        links: What counts as the same object.
+        links: When regions are linked.
     """
 
     regions: Regions = Regions.LEVEL
@@ -72,18 +72,18 @@ class StackSettings:
 
     @property
     def limits(self) -> RegionFilter:
-        """Which regions of a slice count; objects of a stack may touch the outline of a slice."""
+        """Which regions of a slice count as objects; they may touch the outline of the slice."""
         return RegionFilter(self.min_area_px, self.max_share, max_border_share=1.0, min_score=0.0, side=self.side)
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What was propagated last.
+    """The last propagation.
 
     Attributes:
-        layer: Where it was written.
+        layer: The layer of objects.
         slicing: The slices.
-        found: By label, with all that was written.
+        found: The written masks, by label.
     """
 
     layer: Labels
@@ -95,10 +95,10 @@ class VolumeSegmenter:
     """Objects across the slices of the image of a session.
 
     Attributes:
-        changed: Emitted when anything that a view shows has changed.
+        changed: Emitted when any of these, `axes`, `strip` or `labels` has changed.
         axis: The axis to propagate along; None if there is none.
         z_range: First and last slice to use, the last exclusive; None for all.
-        settings: Of propagation.
+        settings: Settings of propagation.
         label: The object that the strip shows; 0 for none.
     """
 
@@ -112,18 +112,18 @@ class VolumeSegmenter:
         self.label = 0
         self._run: _Run | None = None
         self._shape: tuple[int, ...] | None = None
-        session.controller.target_changed.connect(self._follow)
+        session.controller.target_changed.connect(self._update_axis)
         session.image_changed.connect(self._image_changed)
-        self._follow()
+        self._update_axis()
 
     def close(self) -> None:
         """Disconnects from the session."""
-        self.session.controller.target_changed.disconnect(self._follow)
+        self.session.controller.target_changed.disconnect(self._update_axis)
         self.session.image_changed.disconnect(self._image_changed)
 
     @property
     def axes(self) -> list[int]:
-        """The axes that have a slider, the likeliest one first: the nearest to the plane."""
+        """The axes that have a slider, the last one first, which is the likeliest choice."""
         target = self.session.controller.target
         if target is None:
             return []
@@ -132,22 +132,22 @@ class VolumeSegmenter:
 
     @property
     def slicing(self) -> Slicing | None:
-        """The slices to work on."""
+        """The slices along `axis`; None if there is no such axis."""
         target = self.session.controller.target
         return None if target is None or self.axis not in self.axes else Slicing(target.plane, self.axis)
 
     @property
     def strip(self) -> Found:
-        """What was found of the object that the strip shows, by slice."""
+        """The masks of the object that the strip shows, by slice."""
         return dict(self._run.found.get(self.label, {})) if self._is_run_here() else {}
 
     @property
     def labels(self) -> list[int]:
-        """The objects that were propagated."""
+        """The labels of the propagated objects."""
         return sorted(self._run.found) if self._is_run_here() else []
 
     def set_axis(self, axis: int) -> None:
-        """Chooses the slider to work along."""
+        """Chooses the axis to propagate along."""
         if axis != self.axis:
             self.axis, self.z_range = axis, None
             self.changed.emit()
@@ -159,16 +159,13 @@ class VolumeSegmenter:
 
     def go_to(self, z: int) -> None:
         """Brings a slice into view."""
-        slicing, viewer = self.slicing, self.session.viewer
-        if slicing is None:
-            return
-        layer = self.session.ensure_objects()
-        world = self.session.frame.to_world(slicing.index(z))
-        axis = self.axis + viewer.dims.ndim - layer.ndim
-        viewer.dims.set_point(axis, world[self.axis])
+        slicing, dims = self.slicing, self.session.viewer.dims
+        if slicing is not None:
+            world = self.session.frame.to_world(slicing.index(z))
+            dims.set_point(self.axis + dims.ndim - len(world), world[self.axis])
 
     def propagate_current(self) -> None:
-        """Propagates the current object through the slices: the proposed mask, which is committed, else the selected label."""
+        """Propagates the current mask, which is committed first, or else the object with the selected label."""
         if self._is_ready():
             self.session.controller.when_answered(self._propagate_answered)
 
@@ -177,7 +174,7 @@ class VolumeSegmenter:
         if controller.proposal is not None:
             self.session.commit()
             if controller.proposal is not None:
-                return  # it was not committed, and the user was told why
+                return  # it was not committed; the status line shows the reason
         elif controller.prompts_here:
             controller.show_problem('No mask yet; try again when it is shown.')
             return
@@ -199,7 +196,7 @@ class VolumeSegmenter:
             self.session.controller.show_problem('There is no object in this slice; commit one first.')
 
     def propagate_again(self) -> None:
-        """Updates the objects of the last run from the slices that were corrected by hand."""
+        """Propagates the objects of the last run again from the slices that were corrected by hand."""
         if not self._is_ready():
             return
         run, controller = self._run, self.session.controller
@@ -218,7 +215,7 @@ class VolumeSegmenter:
         controller.run('Finding corrected slices', lambda progress: _corrected(run, progress), corrected)
 
     def automatic(self, settings: StackSettings, as_tracks: bool = False) -> None:
-        """Finds regions in every slice and links them to objects; with `as_tracks` adds a layer of tracks."""
+        """Links the regions of all slices to objects; with `as_tracks`, also adds a layer of tracks."""
         if not self._is_ready():
             return
         session, slicing = self.session, self.slicing
@@ -238,9 +235,9 @@ class VolumeSegmenter:
 
         def done(result: tuple[list[ObjectWrite], TrackTable | None]) -> None:
             writes, table = result
-            # Only now: what was committed meanwhile has labels and pixels too.
+            # Only now, since objects may have been committed in the meantime.
             writes = renumbered(writes, session.next_label(layer) - 1)
-            writes = free_now(writes, layer.data) if keep else writes
+            writes = limited_to_free(writes, layer.data) if keep else writes
             if not writes:
                 session.controller.show_problem('No object was found; change the level or the minimum size.')
                 return
@@ -256,27 +253,26 @@ class VolumeSegmenter:
         session.controller.run(f'Finding {kind}', work, done)
 
     def _anchors_here(self, wanted: Iterable[int] | None = None) -> Anchors:
-        """The objects of the slice in view, or those that are wanted and there."""
+        """The masks of the objects in the slice in view; `wanted` limits the labels."""
         layer, slicing = self.session.objects, self.slicing
         crops = {} if layer is None else crops_of(slicing.labels(layer.data, slicing.here), wanted)
         return {label: {slicing.here: crop} for label, crop in crops.items()}
 
     def _is_run_here(self) -> bool:
-        """Whether the last run was through the slices that can be gone to now."""
+        """Whether the last run was along the current slices and layer."""
         run, slicing = self._run, self.slicing
         if run is None or slicing is None or run.layer is not self.session.objects:
             return False
         return (run.slicing.axis, run.slicing.index(0)) == (slicing.axis, slicing.index(0))
 
     def _is_ready(self) -> bool:
-        if self.slicing is None:
-            controller = self.session.controller
-            if controller.target is None:
-                controller.show_no_target()
-            else:
-                controller.show_problem(_NO_SLIDER)
-            return False
-        return True
+        """Whether there are slices to work on; if not, shows the reason."""
+        controller = self.session.controller
+        if controller.target is None:
+            controller.show_no_target()
+        elif self.slicing is None:
+            controller.show_problem(_NO_SLIDER)
+        return self.slicing is not None
 
     def _range(self) -> tuple[int, int]:
         n_slices = self.slicing.n_slices
@@ -293,7 +289,7 @@ class VolumeSegmenter:
         anchors = {label: {z: crop for z, crop in slices.items() if z in targets} for label, slices in anchors.items()}
         if not all(any(crop.area_px for crop in slices.values()) for slices in anchors.values()):
             session.controller.show_problem(
-                f'Slice {slicing.here} is not among slices {z_range[0]} to {z_range[1] - 1}; widen the range.',
+                f'Slice {slicing.here} is not among slices {z_range[0]} to {z_range[1] - 1}; widen the range.'
             )
             return
 
@@ -306,13 +302,13 @@ class VolumeSegmenter:
                 progress(fraction, text)
 
             def plane(z: int) -> EmbeddedPlane:
-                # The fraction stays where it is meanwhile: how many slices must be analysed is not known.
+                # The fraction does not change: the number of slices to analyse is not known.
                 return session.controller.planes.embedded(targets[z], lambda _fraction, text: progress(done, text))
 
             known = with_corrections(anchors, before, slicing, layer.data, targets)
             found = propagate(plane, lambda z: targets[z].read(), known, z_range, settings, report)
-            end_beyond(found, before, targets)
-            return written(found, slicing, layer.data, keep)
+            mark_ended(found, before, targets)
+            return object_writes(found, slicing, layer.data, keep)
 
         def finished(result: tuple[dict[int, Found], list[ObjectWrite]]) -> None:
             found, writes = result
@@ -323,7 +319,7 @@ class VolumeSegmenter:
             ]
             if gone:
                 raise UnSAMError(f'Nothing was propagated: object {gone[0]} was removed.')
-            session.write_objects(name, free_now(writes, layer.data, found) if keep else writes, layer)
+            session.write_objects(name, limited_to_free(writes, layer.data, found) if keep else writes, layer)
             self._run = _Run(layer, slicing, found)
             self.label = self.label if self.label in found else next(iter(found))
             slices = sum(one.crop.area_px > 0 for one in found[self.label].values())
@@ -340,10 +336,9 @@ class VolumeSegmenter:
         """The objects of one slice."""
         tree = self.session.controller.planes.embedded(target, progress).hierarchy
         if tree is None:
-            raise UnSAMError(_TILED)
+            raise UnSAMError(_TOO_LARGE)
         level = settings.level if settings.regions is Regions.LEVEL else None
-        kind = CandidateTable(tree, target.read(), progress).objects(level, settings.limits)
-        return kind if level is None else replace(kind, features=kind.features.assign(level=level))
+        return CandidateTable(tree, target.read(), progress).objects(level, settings.limits)
 
     def _tracks(self, table: TrackTable, first: int, slicing: Slicing, frame: Frame) -> Tracks:
         data = np.zeros((len(table.data), 1 + len(slicing.plane.shape)))
@@ -354,9 +349,9 @@ class VolumeSegmenter:
 
     def _image_changed(self) -> None:
         self._shape = None
-        self._follow()
+        self._update_axis()
 
-    def _follow(self) -> None:
+    def _update_axis(self) -> None:
         target = self.session.controller.target
         shape = None if target is None else target.plane.shape
         axes = self.axes
@@ -373,7 +368,7 @@ class VolumeSegmenter:
 def _linked(
     found: Sequence[ObjectClass], zs: Sequence[int], slicing: Slicing, settings: LinkSettings, as_tracks: bool
 ) -> tuple[list[ObjectWrite], TrackTable | None]:
-    """Links what was found in slices; gives the objects, labelled from 1, and the table of tracks if they are tracks."""
+    """Links the objects of slices; returns the objects to write, labelled from 1, and the tracks if wanted."""
     maps = [kind.labels.astype(np.int32) for kind in found]
     table = track(maps, settings) if as_tracks else None
     objects = link(maps, settings) if table is None else list(table.regions.values())
@@ -389,7 +384,7 @@ def _linked(
 
 
 def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, BoxMask]]:
-    """For each object of a run the slices that hold something else than was written, and where it began."""
+    """The anchors of the corrected objects of a run: masks that differ from the written ones, and those that it began from."""
     now: dict[int, dict[int, BoxMask]] = {}
     zs = sorted({z for found in run.found.values() for z in found})
     for done, z in enumerate(zs):
@@ -400,7 +395,7 @@ def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, Box
         changed = {
             z: now[z].get(label, EMPTY) for z, one in found.items() if not one.crop.equals(now[z].get(label, EMPTY))
         }
-        # An object that is in no slice as it was written has been undone rather than corrected.
+        # If no mask is as written, the object was undone or removed rather than corrected.
         kept = [z for z, one in found.items() if one.crop.area_px and z not in changed]
         known = {z: one.crop for z, one in found.items() if one.state is SliceState.CORRECTED and z not in changed}
         if changed and kept and any(crop.area_px for crop in (known | changed).values()):

@@ -1,4 +1,4 @@
-"""The slices of an image along one slider, and objects across them in the labels array: read, and as they are to be written."""
+"""The slices of an image along one slider: masks of objects read from the labels array, and converted to objects to write."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from unsam_mm.masks.granularity import area_granularity
 
 @dataclass(frozen=True)
 class Slicing:
-    """Planes that differ in one position only.
+    """The planes of an image along one axis.
 
     Attributes:
-        plane: One of them.
-        axis: The axis along which they lie.
+        plane: One of the planes.
+        axis: The axis.
     """
 
     plane: Plane
@@ -30,12 +30,12 @@ class Slicing:
 
     @property
     def n_slices(self) -> int:
-        """How many there are."""
+        """Number of planes."""
         return self.plane.shape[self.axis]
 
     @property
     def here(self) -> int:
-        """Which of them `plane` is."""
+        """Number of the slice that `plane` is."""
         return self.plane.index[self.axis]
 
     def index(self, z: int) -> tuple[int, ...]:
@@ -43,11 +43,11 @@ class Slicing:
         return tuple(z if axis == self.axis else at for axis, at in enumerate(self.plane.index))
 
     def labels(self, array: np.ndarray, z: int) -> np.ndarray:
-        """(H, W) of slice z of an array of the image's shape."""
+        """(H, W) slice z of an array of the image's shape."""
         return replace(self.plane, index=self.index(z)).of(array)
 
     def write(self, label: int, crops: Mapping[int, BoxMask], features: Mapping[str, object]) -> ObjectWrite | None:
-        """An object, from its mask in each slice; None if all are empty."""
+        """The object to write from its mask in each slice; None if all masks are empty."""
         crops = {z: crop for z, crop in crops.items() if crop.area_px}
         if not crops:
             return None
@@ -63,7 +63,7 @@ class Slicing:
 
 
 def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, BoxMask]:
-    """The mask of each object of an (H, W) label map, or of those that are wanted and there."""
+    """The mask of each object of an (H, W) label map, by label; `wanted` limits the labels."""
     wanted = None if wanted is None else set(wanted)
     return {
         label: BoxMask.of(labels[box] == label, box[0].start, box[1].start)
@@ -75,7 +75,7 @@ def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[in
 def with_corrections(
     anchors: Anchors, found: Mapping[int, Found], slicing: Slicing, array: np.ndarray, zs: Iterable[int]
 ) -> dict[int, dict[int, BoxMask]]:
-    """The slices where objects are known, and those that hold something of them that the last run did not write."""
+    """The known masks of objects: the anchors, and masks in other slices that differ from those that the last run wrote."""
     known = {label: dict(slices) for label, slices in anchors.items()}
     for z in zs:
         for label, crop in crops_of(slicing.labels(array, z), known).items():
@@ -86,8 +86,8 @@ def with_corrections(
     return known
 
 
-def end_beyond(found: Mapping[int, Found], before: Mapping[int, Found], zs: Iterable[int]) -> None:
-    """Marks slices beyond the new ends of objects, in which the last run had found them, as ended."""
+def mark_ended(found: Mapping[int, Found], before: Mapping[int, Found], zs: Iterable[int]) -> None:
+    """Adds empty masks in slices beyond the new ends of objects, in which the last run had found them."""
     for label, slices in found.items():
         first, last = min(slices), max(slices)
         for z, one in before.get(label, {}).items():
@@ -97,12 +97,12 @@ def end_beyond(found: Mapping[int, Found], before: Mapping[int, Found], zs: Iter
                 slices[z] = replace(one, crop=EMPTY, state=SliceState.STOPPED)
 
 
-def written(
+def object_writes(
     found: Mapping[int, Found], slicing: Slicing, array: np.ndarray, keep_existing: bool
 ) -> tuple[dict[int, Found], list[ObjectWrite]]:
-    """What is to be written, and what was found as far as it is: pixels of other objects may have to stay theirs.
+    """The masks limited to pixels that they may take, and the objects to write.
 
-    What an object had before in slices that it was looked for in is erased first, unless it is another object's by then.
+    In all slices in which an object was searched, its old pixels are erased first, unless another object takes them.
     """
     zs = sorted({z for slices in found.values() for z in slices})
     before = {z: crops_of(slicing.labels(array, z), found) for z in zs}

@@ -1,4 +1,4 @@
-"""Objects through the frames of a movie as napari's tracks, and which of them divided."""
+"""Tracks of objects through the frames of a movie, with divisions, as napari shows them."""
 
 from __future__ import annotations
 
@@ -11,30 +11,19 @@ from scipy import ndimage
 
 from napari_unsam.volumes.linking import LinkedRegion, LinkSettings, link, overlaps
 
-
-@dataclass(frozen=True)
-class DivisionSettings:
-    """When a track that ends has divided rather than left.
-
-    Attributes:
-        min_covered: The least share of each daughter's first mask that lies in the mother's last.
-        max_gap: How many frames may pass between them.
-        min_length: The fewest frames of a daughter; one frame is more likely a slip.
-    """
-
-    min_covered: float = 0.5
-    max_gap: int = 1
-    min_length: int = 2
+_MIN_COVERED = 0.5  # share of each daughter's first mask that lies in the mother's last mask
+_MAX_DIVISION_GAP = 1  # in frames, between the mother's last mask and the daughter's first one
+_MIN_DAUGHTER_LENGTH = 2  # in frames; shorter tracks are more likely errors
 
 
 @dataclass(frozen=True, eq=False)
 class TrackTable:
-    """What a layer of tracks is made of.
+    """The data of a Tracks layer.
 
     Attributes:
         data: (N, 4) float: track, frame, row and column of the centre of each mask.
-        graph: For each daughter track its mother, alone in a list.
-        regions: For each track, from 1, its regions.
+        graph: A list with the mother track, by daughter track.
+        regions: The regions of each track, by its number, from 1.
     """
 
     data: np.ndarray
@@ -45,19 +34,17 @@ class TrackTable:
 def track(
     label_maps: Sequence[np.ndarray],
     settings: LinkSettings = LinkSettings(max_gap=1, min_extent=1),  # noqa: B008  frozen
-    divisions: DivisionSettings = DivisionSettings(),
 ) -> TrackTable:
-    """Tracks of the regions of a movie.
+    """Tracks the regions of a movie.
 
-    A mother keeps no daughter as herself: where a track goes on in the larger of two cells that lie in it, it is cut there.
+    A mother track ends at the division: if linking continued it in one of the daughters, that part becomes a track of its own.
 
     Args:
-        label_maps: T label maps (H, W), 0 being background.
-        settings: What counts as the same object.
-        divisions: What counts as a division.
+        label_maps: T label maps (H, W); 0 is background.
+        settings: When regions are linked.
     """
     tracks = link(label_maps, LinkSettings(settings.min_iou, settings.max_gap, 1))
-    mothers = _cut_at_divisions(tracks, label_maps, divisions)
+    mothers = _cut_at_divisions(tracks, label_maps)
     kept = [number for number, regions in enumerate(tracks) if len(regions) >= settings.min_extent]
     numbers = {number: i for i, number in enumerate(kept, start=1)}
     graph = {
@@ -69,23 +56,21 @@ def track(
     return TrackTable(_centres(regions, label_maps), graph, regions)
 
 
-def _cut_at_divisions(
-    tracks: list[list[LinkedRegion]], label_maps: Sequence[np.ndarray], divisions: DivisionSettings
-) -> dict[int, int]:
-    """Finds the mother of each track that has one; a mother that went on as a daughter is cut, the rest added to the list."""
+def _cut_at_divisions(tracks: list[list[LinkedRegion]], label_maps: Sequence[np.ndarray]) -> dict[int, int]:
+    """Finds the mother of each daughter track. Cuts mothers that continue in a daughter; the cut-off parts are appended."""
 
     @cache
     def covering(before: int, after: int) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-        """For the regions of a frame the earlier ones that they lie in, and for these the regions that lie in them."""
+        """By region of frame `after` the regions of frame `before` that cover it, and by those the covered regions."""
         pairs, shared, _, areas = overlaps(label_maps[before], label_maps[after])
         outer: dict[int, list[int]] = {}
         inner: dict[int, list[int]] = {}
-        for one, other in pairs[shared >= divisions.min_covered * areas[pairs[:, 1]]].tolist():
+        for one, other in pairs[shared >= _MIN_COVERED * areas[pairs[:, 1]]].tolist():
             outer.setdefault(other, []).append(one)
             inner.setdefault(one, []).append(other)
         return outer, inner
 
-    # Where each region is: its track, and its place there.
+    # The track of each region, and its position in that track.
     places = {(one.z, one.region): (number, i) for number, parts in enumerate(tracks) for i, one in enumerate(parts)}
     mothers: dict[int, int] = {}
     children: dict[int, list[int]] = {}
@@ -96,9 +81,9 @@ def _cut_at_divisions(
 
     for born in range(len(tracks)):
         first = tracks[born][0]
-        if len(tracks[born]) < divisions.min_length or born in mothers:
+        if len(tracks[born]) < _MIN_DAUGHTER_LENGTH or born in mothers:
             continue
-        frames = range(max(first.z - divisions.max_gap, 0), first.z)
+        frames = range(max(first.z - _MAX_DIVISION_GAP, 0), first.z)
         around = sorted(places[z, region] for z in frames for region in covering(z, first.z)[0].get(first.region, []))
         for mother, at in around:
             last, later = tracks[mother][at], tracks[mother][at + 1 : at + 2]
@@ -106,12 +91,12 @@ def _cut_at_divisions(
             if later:
                 sister = later[0]
                 if sister.z != first.z or sister.region not in inner:
-                    continue  # the mother goes on by herself
+                    continue  # the mother does not divide
                 cut_off = len(tracks)
                 tracks.append([LinkedRegion(sister.z, sister.region, 1.0), *tracks[mother][at + 2 :]])
                 del tracks[mother][at + 1 :]
                 places.update({(one.z, one.region): (cut_off, i) for i, one in enumerate(tracks[cut_off])})
-                # Daughters of the part that was cut off stay with it.
+                # Later daughters belong to the part that was cut off.
                 late = [child for child in children.pop(mother, []) if tracks[child][0].z > sister.z]
                 if late:
                     join(cut_off, *late)
@@ -121,7 +106,7 @@ def _cut_at_divisions(
             others = sorted(
                 number
                 for number, i in begun
-                if i == 0 and number > born and len(tracks[number]) >= divisions.min_length
+                if i == 0 and number > born and len(tracks[number]) >= _MIN_DAUGHTER_LENGTH
             )
             if others:
                 join(mother, born, *others)

@@ -6,27 +6,13 @@ from napari.components import ViewerModel
 from napari.layers import Labels
 
 from napari_unsam.model.history import ActionHistory
+from napari_unsam.model.mask import BoxMask
 from napari_unsam.model.plane import Plane
-from napari_unsam.model.targets import Proposal
-from napari_unsam.viewer.commit import (
-    ObjectTable,
-    ObjectWrite,
-    WriteObjects,
-    boxes_of,
-    free_now,
-    object_granularity,
-    renumbered,
-    write_of,
-)
+from napari_unsam.viewer.commit import ObjectWrite, limited_to_free, renumbered
+from napari_unsam.viewer.object_table import ObjectTable, WriteObjects, boxes_of, object_granularity
 from unsam_mm.masks.granularity import area_granularity
 
 PLANE = Plane(shape=(3, 8, 10), axes=(1, 2), index=(1, 0, 0))
-
-
-def proposal(box_xyxy, mask=None):
-    x0, y0, x1, y1 = box_xyxy
-    mask = np.ones((y1 - y0, x1 - x0), bool) if mask is None else np.array(mask, bool)
-    return Proposal(box_xyxy, mask, granularity=0.5, score=0.75, plane=PLANE, rank=1, count=1)
 
 
 class Desk:
@@ -37,10 +23,14 @@ class Desk:
 
     def commit(self, box_xyxy, mask=None, keep_existing=True):
         """Writes a mask with the next label; returns what was written."""
-        write = write_of(proposal(box_xyxy, mask), self.table.highest + 1, self.labels.data, keep_existing)
-        if write is not None:
-            self.write(write)
-        return write
+        x0, y0, x1, y1 = box_xyxy
+        found = BoxMask(box_xyxy, np.ones((y1 - y0, x1 - x0), bool) if mask is None else np.array(mask, bool))
+        writes = [ObjectWrite.on_plane(PLANE, found, self.table.highest + 1, {'score': 0.75})]
+        if keep_existing:
+            writes = limited_to_free(writes, self.labels.data)
+        if writes:
+            self.write(*writes)
+        return writes[0] if writes else None
 
     def write(self, *writes):
         self.history.do(WriteObjects('write', self.table, writes))
@@ -503,7 +493,7 @@ def test_boxes_are_found_whatever_the_numbers(labelled):
 def test_writes_leave_the_pixels_of_others_alone(own):
     array = np.array([[0, 2, 3, 4]], np.uint32)
     box = (slice(0, 1), slice(0, 4))
-    [left] = free_now([ObjectWrite(box, np.ones((1, 4), bool), 2)], array, own)
+    [left] = limited_to_free([ObjectWrite(box, np.ones((1, 4), bool), 2)], array, own)
     assert left.mask.tolist() == [[True, True, False, bool(own)]]
 
 

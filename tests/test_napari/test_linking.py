@@ -9,7 +9,6 @@ from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.region_properties import Side
 from napari_unsam.volumes.linking import LinkSettings, link, overlap_ious
 from tests.test_napari.stand_ins import colour_tree
-from unsam_mm.errors import UnSAMError
 
 BLOBS = label(data.binary_blobs(96, blob_size_fraction=0.15, volume_fraction=0.3, rng=3))
 
@@ -80,11 +79,6 @@ def test_every_link_tells_its_iou():
 
 def test_no_slices_hold_no_objects():
     assert link([]) == []
-
-
-def test_maps_of_different_sizes_are_refused():
-    with pytest.raises(UnSAMError, match='one size'):
-        link([np.zeros((4, 4), int), np.zeros((4, 5), int)])
 
 
 def test_the_coins_of_a_photo_are_linked_to_themselves_in_a_moved_one():

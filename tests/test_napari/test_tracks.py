@@ -7,7 +7,7 @@ from skimage.draw import disk
 
 from napari_unsam.volumes.linking import LinkSettings
 from napari_unsam.volumes.slices import crops_of
-from napari_unsam.volumes.tracks import DivisionSettings, track
+from napari_unsam.volumes.tracks import track
 
 
 def movie(*frames):
@@ -75,7 +75,9 @@ def test_a_cell_that_is_missed_in_one_frame_stays_one_track():
 
 
 def test_daughters_must_lie_in_their_mother():
-    assert track(DIVIDING, divisions=DivisionSettings(min_covered=0.999)).graph == {}
+    beside = movie(*[[(30, 40, 12)]] * 3, *[[(30, 27 - i, 6), (30, 53 + i, 6)] for i in range(3)])
+    assert len(track(beside).regions) == 3
+    assert track(beside).graph == {}
 
 
 def test_napari_takes_the_tracks():

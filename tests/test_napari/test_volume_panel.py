@@ -262,8 +262,8 @@ def test_what_is_painted_over_an_object_while_it_is_found_again_stays(
         session.objects.data[4][meanwhile] = 9
         return found
 
-    computed = work_module.written
-    monkeypatch.setattr(work_module, 'written', written)
+    computed = work_module.object_writes
+    monkeypatch.setattr(work_module, 'object_writes', written)
     press(panel.current_button)
     assert object_slices(session, 1) == [2]
     assert np.array_equal(session.objects.data[4] == 9, meanwhile)
