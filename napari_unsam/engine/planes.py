@@ -49,7 +49,7 @@ _SPECK_HW = (16, 128)  # the ViT sees every image as long as another, so a narro
 _NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
 _NOT_IN_WINDOWS = f'Slices above {TILED_FROM_PX} px are analysed in windows around clicks and cannot be precomputed.'
 _LARGEST_LIBRARY = ('libtorch_cpu.so', 'libtorch_cpu.dylib')  # of torch, on Linux and macOS
-_LAZY_PARTS = ('leaf_labels', 'first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
+_LAZY_PARTS = ('leaf_labels', 'first_leaf', 'end_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
 
 class EmbeddedPlane:

@@ -87,7 +87,7 @@ class LevelCut:
         """
         tree, lut = self.tree, self._lut
         lut[:] = 0
-        sizes = tree.last_leaf[nodes] - tree.first_leaf[nodes]
+        sizes = tree.end_leaf[nodes] - tree.first_leaf[nodes]
         starts = np.repeat(tree.first_leaf[nodes] - np.cumsum(sizes) + sizes, sizes)
         lut[starts + np.arange(len(starts))] = np.repeat(self._colours[nodes], sizes)
         # 'clip' writes straight into `out`; the labels are known to be in range.

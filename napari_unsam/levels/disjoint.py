@@ -38,7 +38,7 @@ class Selection:
 def node_totals(tree: MaskHierarchy, of_leaves: np.ndarray) -> np.ndarray:
     """(N,) sum over the leaves of each node."""
     sums = np.concatenate([[0], np.cumsum(of_leaves)])
-    return sums[tree.last_leaf] - sums[tree.first_leaf]
+    return sums[tree.end_leaf] - sums[tree.first_leaf]
 
 
 def best_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ class LeafOverlaps:
 
 def _leaves(tree: MaskHierarchy, nodes: np.ndarray) -> csr_array:
     """(K, L) which leaves each region holds."""
-    first, counts = tree.first_leaf[nodes], tree.last_leaf[nodes] - tree.first_leaf[nodes]
+    first, counts = tree.first_leaf[nodes], tree.end_leaf[nodes] - tree.first_leaf[nodes]
     ends = np.concatenate([[0], np.cumsum(counts)])
     leaves = np.arange(ends[-1]) + np.repeat(first - ends[:-1], counts)
     return csr_array((np.ones(ends[-1], np.int32), leaves, ends), shape=(len(nodes), tree.n_leaves))

@@ -106,7 +106,7 @@ def node_mask(hierarchy: MaskHierarchy, node: int) -> BoxMask:
     leaves = hierarchy.leaf_labels[box_slices(box)]
     return BoxMask(
         box_xyxy=box,
-        mask=(leaves >= hierarchy.first_leaf[node]) & (leaves < hierarchy.last_leaf[node]),
+        mask=(leaves >= hierarchy.first_leaf[node]) & (leaves < hierarchy.end_leaf[node]),
         granularity=float(hierarchy.granularity[node]),
         score=float(hierarchy.score[node]),
         node=int(node),
@@ -131,7 +131,7 @@ def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, 
         path.append(up)
     areas = hierarchy.area[path]
     at = int(np.searchsorted(areas, area))
-    node = path[at] if at < len(path) and areas[at] == area and hierarchy.last_leaf[path[at]] == last else None
+    node = path[at] if at < len(path) and areas[at] == area and hierarchy.end_leaf[path[at]] == last else None
     granularity = float(area_granularity(area, hierarchy.leaf_labels.size))
     return BoxMask((left, top, left + width, top + height), mask, granularity, float(score), node)
 

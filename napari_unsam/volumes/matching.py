@@ -196,7 +196,7 @@ def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int, settings: 
 
     shared = node_totals(tree, np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
     node = int(np.argmax(shared / (tree.area + probs.prob.sum() - shared)))
-    in_node = (leaves >= tree.first_leaf[node]) & (leaves < tree.last_leaf[node])
+    in_node = (leaves >= tree.first_leaf[node]) & (leaves < tree.end_leaf[node])
     return [BoxMask.of(part, box[1], box[0]) for part in (in_set[leaves], in_node)]
 
 
@@ -220,7 +220,7 @@ def _holds(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
     """(L,) bool: which leaves lie in disjoint nodes."""
     steps = np.zeros(tree.n_leaves + 1, np.int64)
     steps[tree.first_leaf[nodes]] += 1
-    steps[tree.last_leaf[nodes]] -= 1
+    steps[tree.end_leaf[nodes]] -= 1
     return np.cumsum(steps[:-1]) > 0
 
 

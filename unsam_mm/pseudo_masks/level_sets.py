@@ -16,7 +16,7 @@ from skimage.measure import label
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.partition import Partition
 from unsam_mm.masks.tree import inherit, nested_regions
-from unsam_mm.pseudo_masks.ranking import RankedTree
+from unsam_mm.pseudo_masks.ranking import UnrankedTree
 from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels
 
 _OUTLIERS_PERCENT = 0.2  # of the pixels lie below the lowest level, and as many above the highest
@@ -24,7 +24,7 @@ _OUTLIERS_PERCENT = 0.2  # of the pixels lie below the lowest level, and as many
 
 def level_set_tree(
     colour: ColourEdges, bright: bool, n_levels: int = 32, min_area_px: int = 20, sigma_px: float = 1.0
-) -> RankedTree:
+) -> UnrankedTree:
     """The max-tree of the lightness, or the min-tree.
 
     Args:
@@ -35,7 +35,7 @@ def level_set_tree(
         sigma_px: Standard deviation of the Gaussian that smooths the lightness first.
 
     Returns:
-        The tree, to be ranked. Its leaves are the pixels of a region that belong to none of its children; such a leaf
+        The tree without scores. Its leaves are the pixels of a region that belong to none of its children; such a leaf
         may be unconnected, and is a mask only if it is a whole region. Heights are in [0, 1].
     """
     lightness = ndimage.gaussian_filter(colour.lab[..., 0], sigma_px)
@@ -52,7 +52,7 @@ def level_set_tree(
     order = np.argsort(-zone_level[edges].min(axis=1), kind='stable')
     leaf, parent, depth, is_region = _region_tree(edges[order], zone_level, partition.areas, min_area_px)
     superpixels = Superpixels(leaf[zones], colour)
-    return RankedTree(
+    return UnrankedTree(
         MaskHierarchy.from_merges(superpixels.partition, parent, depth / n_levels), superpixels, is_region
     )
 

@@ -25,7 +25,7 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.rle import Rle, decode_crop, draw_runs, encode_bitmaps, encode_runs, run_edges
-from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
+from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
 from unsam_mm.published.maskcut import Divider, MaskCutDivider, centred, resize_to_square
 from unsam_mm.published.patch_tree import (
     BicubicPixels,
@@ -138,11 +138,6 @@ class PublishedSettings:
             raise UnSAMError(f'thetas must be descending cosines in [-1, 1], at least one, got {self.thetas}')
 
     @property
-    def label_free(self) -> bool:
-        """Whether the masks are made without human labels."""
-        return self.refine != 'cascadepsp'
-
-    @property
     def centres(self) -> bool:
         """Whether features are centred: `centre`, or a default for the ViT if it is None."""
         return not Path(self.vit).name.startswith('dino_') if self.centre is None else self.centre
@@ -183,7 +178,7 @@ class PublishedProcedure:
     ) -> None:
         self.settings = settings
         self._extract = PatchFeatureExtractor(settings.vit, settings.facet, _PROBE_PX, device)
-        patch_px = _PROBE_PX // len(self._extract(np.zeros((_PROBE_PX, _PROBE_PX, 3), np.uint8)).grid)
+        patch_px = _PROBE_PX // len(self._extract(np.zeros((_PROBE_PX, _PROBE_PX, 3), np.uint8)))
         self._extract.long_side_px = settings.crop_patches * patch_px
         self._divide = divider or _make_divider(settings, self._extract, patch_px, device)
         self._refine_mask = _make_refiner(settings.refine, device)
@@ -257,7 +252,7 @@ class PublishedProcedure:
         if self.settings.refine == 'partition' and min(crop.shape[:2]) >= self.settings.crop_patches:
             from unsam_mm.published.refine import partition_labels
 
-            patch_of_pixel = partition_labels(crop, features.grid.shape[:2])
+            patch_of_pixel = partition_labels(crop, features.shape[:2])
         return conquer_object(features, rle, self.settings, patch_of_pixel)
 
     def _refined(self, image: np.ndarray, rle: Rle) -> Rle | None:
@@ -288,12 +283,12 @@ _PROBE_PX = 112  # a multiple of the patch sizes 8, 14 and 16, which follow from
 
 
 def conquer_object(
-    features: PatchFeatures, rle: Rle, settings: PublishedSettings, patch_of_pixel: np.ndarray | None = None
+    features: np.ndarray, rle: Rle, settings: PublishedSettings, patch_of_pixel: np.ndarray | None = None
 ) -> tuple[list[Rle], np.ndarray]:
     """Parts of one object: clusters of the patches in its box, without near-duplicates.
 
     Args:
-        features: Features of the object's box.
+        features: (h, w, C) patch features of the object's box.
         rle: The object.
         settings: Settings of the clustering.
         patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the box, which refines the parts to
@@ -309,8 +304,8 @@ def conquer_object(
     inside = None
     if settings.restrict_to_mask:
         crop = Image.fromarray(np.ascontiguousarray(draw_runs(object_runs, height, *box)) * np.uint8(255))
-        inside = np.asarray(crop.resize(features.grid.shape[1::-1], Image.Resampling.BOX)) > 127
-    clusters = cluster_patches(features.grid, settings.thetas, settings.min_patches, inside)
+        inside = np.asarray(crop.resize(features.shape[1::-1], Image.Resampling.BOX)) > 127
+    clusters = cluster_patches(features, settings.thetas, settings.min_patches, inside)
     pixels = BicubicPixels(clusters, box, height)
     runs, areas = [], np.zeros(len(clusters), np.int64)
     for cluster in range(len(clusters)):
@@ -322,7 +317,7 @@ def conquer_object(
     kept = _near_equal_once(clusters, runs, areas, settings)
     if patch_of_pixel is not None:
         partition = clusters.partition_runs(patch_of_pixel, box[:2], (height, width))
-        refined = {cluster: partition.edges(clusters.first[cluster], clusters.last[cluster]) for cluster in kept}
+        refined = {cluster: partition.edges(clusters.first[cluster], clusters.end[cluster]) for cluster in kept}
         if settings.restrict_to_mask:
             refined = {cluster: intersect_runs(found, object_runs) for cluster, found in refined.items()}
         kept = [cluster for cluster in kept if _iou(runs[cluster], refined[cluster]) >= settings.keep_if_iou]
@@ -347,7 +342,7 @@ def _near_equal_once(
         records = records[np.lexsort([records, level, -areas[records]])]
     masks = [runs[record] for record in records]
     kept = suppress_nested(
-        clusters.first[records], clusters.last[records], areas[records], settings.nms_iou, settings.nms_window, masks
+        clusters.first[records], clusters.end[records], areas[records], settings.nms_iou, settings.nms_window, masks
     )
     return list(dict.fromkeys(records[kept].tolist()))
 
