@@ -73,7 +73,9 @@ def plain_parts(features: np.ndarray, mask: np.ndarray, settings: PublishedSetti
 def _clusters_by_level(grid: np.ndarray, settings: PublishedSettings) -> list[list[list[int]]]:
     """For each threshold the clusters, as lists of patches, that still touch another one."""
     rows, columns, channels = grid.shape
-    features = (grid - grid.mean(axis=(0, 1))).reshape(-1, channels) if settings.centres else grid.reshape(-1, channels)
+    features = (
+        (grid - grid.mean(axis=(0, 1))).reshape(-1, channels) if settings.is_centred else grid.reshape(-1, channels)
+    )
     members = {patch: [patch] for patch in range(len(features))}
     sums = dict(enumerate(features))
     similarity: dict[tuple[int, int], float] = {}

@@ -17,10 +17,10 @@ from pycocotools import mask as coco_mask
 
 from tests.conftest import skip_without_weights
 from unsam_mm.errors import UnSAMError
-from unsam_mm.masks.rle import decode_rles, draw_runs, encode_bitmaps, encode_runs, run_edges
+from unsam_mm.masks.rle import LabelRuns, decode_rles, draw_runs, encode_bitmaps, encode_runs, run_edges
 from unsam_mm.published.patch_tree import (
-    BicubicPixels,
     PatchClusters,
+    bicubic_masks,
     cluster_patches,
     intersect_runs,
     suppress_masks,
@@ -89,11 +89,11 @@ def test_bicubic_pixels_are_those_of_torch(seed):
     height, width = rng.integers(1, 120, 2)
     clusters = cluster_patches(smooth_features(rng, rows, columns), (0.8, 0.5), min_patches=1)
     top, left = rng.integers(3, size=2)
-    pixels = BicubicPixels(clusters, (left, top, left + width, top + height), top + height + 1)
-    for cluster in range(len(clusters)):
+    masks = bicubic_masks(clusters, (left, top, left + width, top + height), top + height + 1)
+    for cluster, runs in enumerate(masks):
         patches = torch.tensor(clusters.patches(cluster)).float()[None, None]
         enlarged = torch.nn.functional.interpolate(patches, (int(height), int(width)), mode='bicubic')[0, 0].numpy()
-        drawn = draw_runs(pixels.runs(cluster), top + height + 1, left, top, left + width, top + height)
+        drawn = draw_runs(runs, top + height + 1, left, top, left + width, top + height)
         is_sure = np.abs(enlarged - (0.5 + 1e-5)) > 1e-6  # the order of float32 sums decides the others
         assert np.array_equal(drawn[is_sure], enlarged[is_sure] > 0.5 + 1e-5)
 
@@ -198,7 +198,7 @@ def test_a_partition_gives_each_cluster_the_pixels_of_its_patches():
     rng = np.random.default_rng(0)
     clusters = cluster_patches(smooth_features(rng, 5, 6), (0.7, 0.2), min_patches=1)
     patch_of_pixel = rng.integers(30, size=(20, 25))
-    runs = clusters.partition_runs(patch_of_pixel, (3, 4), (30, 40))
+    runs = LabelRuns(np.argsort(clusters.order)[patch_of_pixel], 30, (3, 4), (30, 40))
     for k in range(len(clusters)):
         drawn = draw_runs(runs.edges(clusters.first[k], clusters.end[k]), 30, 3, 4, 28, 24)
         assert np.array_equal(drawn, clusters.patches(k).ravel()[patch_of_pixel])
@@ -354,9 +354,9 @@ def test_a_refining_network_runs_on_the_device_of_the_generator(small, monkeypat
 
 
 def test_the_keys_of_dino_are_taken_as_they_are():
-    assert not replace(PAPER, vit='dino_vitb8').centres
-    assert PAPER.centres
-    assert not replace(PAPER, centre=False).centres
+    assert not replace(PAPER, vit='dino_vitb8').is_centred
+    assert PAPER.is_centred
+    assert not replace(PAPER, centre=False).is_centred
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ class MaskHierarchy:
     Attributes:
         partition: The regions that are the leaves; trees of one image may share it.
         tree: The tree over them.
-        score: (N,) float32 in [0, 1]; objectness of the node. Nodes with the score 0 are no masks of their own; they
-            only complete the partition, and `select` leaves them out.
+        score: (N,) float32 in [0, 1]; objectness of the node. Nodes with the score 0 only complete the partition, and
+            `select` leaves them out.
         alternatives: Other trees of the same image, whose masks `select` includes. This tree is the main one; the
             others add masks that cross its regions or differ slightly from them.
 
@@ -151,7 +151,7 @@ class MaskHierarchy:
             raise StoreError(f'{path}: no such file; make it with MaskHierarchy.save(path)') from error
         found = arrays.pop('hierarchy_format', None)
         if found is None or found.shape or found.dtype.kind not in 'iu' or found != _FORMAT:
-            raise DamagedError(f'{path}: holds no region trees of format {_FORMAT}; make it again')
+            raise DamagedError(f'{path}: contains no region trees of format {_FORMAT}; make it again')
         try:
             return cls.from_arrays(arrays)
         except UnSAMError as error:
@@ -203,7 +203,7 @@ class MaskHierarchy:
 
     @property
     def first_leaf(self) -> np.ndarray:
-        """(N,) int64: the node holds the leaves first_leaf[node] .. end_leaf[node] - 1."""
+        """(N,) int64; the node contains the leaves ``first_leaf[node]`` to ``end_leaf[node] - 1``."""
         return self.tree.first_leaf
 
     @property
@@ -222,7 +222,7 @@ class MaskHierarchy:
 
     @cached_property
     def leaf_labels(self) -> np.ndarray:
-        """(H, W) int32; the leaf that holds each pixel, numbered depth-first."""
+        """(H, W) int32; the leaf that contains each pixel, numbered depth-first."""
         return self.tree.leaf_of_region.astype(np.int32)[self.partition.labels]
 
     @cached_property
@@ -259,7 +259,7 @@ class MaskHierarchy:
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """(N,) uint64, equal for nodes of any trees of an image that hold the same pixels."""
+        """(N,) uint64, equal for nodes of the trees of an image that contain the same pixels."""
         sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(self.partition.hashes[self.tree.region_of_leaf])])
         return sums[self.end_leaf] - sums[self.first_leaf]
 
@@ -283,15 +283,7 @@ class MaskHierarchy:
         return self.tree.path(self.leaves_at(int(y), int(x)))
 
     def leaves_at(self, y: np.ndarray | int, x: np.ndarray | int) -> np.ndarray:
-        """The leaves that hold pixels.
-
-        Args:
-            y: (...) integer rows, inside the image.
-            x: (...) integer columns, inside the image.
-
-        Returns:
-            (...) int64 numbers of the leaves.
-        """
+        """(...) int64 leaves that contain the pixels in (...) rows `y` and columns `x`, all inside the image."""
         return self.tree.leaf_of_region[self.partition.labels[y, x]]
 
     def mask(self, node: int) -> np.ndarray:
@@ -326,7 +318,7 @@ class MaskHierarchy:
         return shared / (self.area[node] + self.area[others] - shared)
 
     def select(self, max_masks: int = 1000, min_area_px: int = 1) -> MaskSet:
-        """The masks of the highest scores of this tree and its alternatives, without duplicates.
+        """The masks with the highest scores of this tree and its alternatives, without duplicates.
 
         Args:
             max_masks: Maximum number of masks.

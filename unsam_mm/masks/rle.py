@@ -400,17 +400,17 @@ def _measure_texts(codes, ends, heights):
     for mask in range(len(ends)):
         height, box = heights[mask], boxes[mask]
         lengths = _run_lengths(codes[start : ends[mask]])
-        start, place = ends[mask], 0
+        start, run_start = ends[mask], 0
         for number in range(len(lengths)):
             run = lengths[number]
             if number % 2 and run > 0:
-                first, final = place // height, (place + run - 1) // height
-                top, bottom = place - first * height, place + run - final * height
-                if first != final:
+                left, right = run_start // height, (run_start + run - 1) // height  # first and last column
+                top, bottom = run_start - left * height, run_start + run - right * height
+                if left != right:
                     top, bottom = 0, height
                 if areas[mask] == 0:
-                    box[0], box[1] = first, top
+                    box[0], box[1] = left, top
                 areas[mask] += run
-                box[1], box[2], box[3] = min(box[1], top), final + 1, max(box[3], bottom)
-            place += run
+                box[1], box[2], box[3] = min(box[1], top), right + 1, max(box[3], bottom)
+            run_start += run
     return areas, boxes

@@ -30,7 +30,7 @@ class Tree:
         n_leaves: Number of leaves.
         leaf_of_region: (L,) int64; the leaf that each region of the partition is.
         region_of_leaf: (L,) int64; the region of the partition that each leaf is.
-        first_leaf: (N,) int64; the node holds the leaves first_leaf[node] .. end_leaf[node] - 1.
+        first_leaf: (N,) int64; the node contains the leaves ``first_leaf[node]`` to ``end_leaf[node] - 1``.
 
     Raises:
         UnSAMError: If `parent` is no tree in this order, or a height is not finite.
@@ -172,7 +172,7 @@ def _checked(parent: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.nda
     n_nodes = len(parent)
     inner = parent[:-1]
     if n_nodes == 0 or parent[-1] != -1 or (inner <= np.arange(n_nodes - 1)).any() or (inner >= n_nodes).any():
-        raise UnSAMError('parent must hold one root, as its last entry (-1), and parent[i] > i elsewhere')
+        raise UnSAMError('parent must have one root, its last entry (-1), and parent[i] > i elsewhere')
     is_leaf = np.bincount(inner.astype(np.int64), minlength=n_nodes) == 0
     n_leaves = int(is_leaf.sum())
     if not is_leaf[:n_leaves].all():

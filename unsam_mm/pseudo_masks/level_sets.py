@@ -29,14 +29,14 @@ def level_set_tree(
 
     Args:
         colour: Colour of the image.
-        bright: Whether to take the regions above each threshold (max-tree), or below it (min-tree).
+        bright: True for the regions above each threshold (max-tree), False for those below it (min-tree).
         n_levels: Number of thresholds, evenly spaced between the lowest and the highest lightness.
         min_area_px: Smaller regions are left out.
         sigma_px: Standard deviation of the Gaussian that smooths the lightness first.
 
     Returns:
         The tree without scores. Its leaves are the pixels of a region that belong to none of its children; such a leaf
-        may be unconnected, and is a mask only if it is a whole region. Heights are in [0, 1].
+        may be disconnected, and is a mask only if it is a whole region. Heights are in [0, 1].
     """
     lightness = ndimage.gaussian_filter(colour.lab[..., 0], sigma_px)
     low, high = np.percentile(lightness, [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT])
@@ -57,8 +57,10 @@ def level_set_tree(
     )
 
 
-def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_area_px: int):
-    """Leaf of each zone; parents, depths below the highest level, and which nodes are large enough regions."""
+def _region_tree(
+    edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_area_px: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Leaf of each zone; parent of each node, its depth below the highest level, and whether it is a large region."""
     binary_parent, binary_level, binary_area = _join_zones(edges, level, area)
     # A node of the binary tree is a whole region if its parent has a lower level.
     up = np.where(binary_parent >= 0, binary_parent, len(binary_parent) - 1)
@@ -72,9 +74,9 @@ def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_are
     leaf, parent, node = nested_regions(number[: len(level)], region_parent)
     depth = np.zeros(len(parent))
     depth[node] = level.max() - binary_level[regions]
-    is_node = np.zeros(len(parent), bool)
-    is_node[node] = True
-    return leaf.astype(np.int32), parent, depth, is_node
+    is_large_region = np.zeros(len(parent), bool)
+    is_large_region[node] = True
+    return leaf.astype(np.int32), parent, depth, is_large_region
 
 
 @numba.njit(nogil=True, cache=True)

@@ -150,9 +150,9 @@ def _quality(entry: UnrankedTree, settings: RankingSettings) -> np.ndarray:
 def measure_cues(entry: UnrankedTree) -> Cues:
     """The cues of every node of a tree.
 
-    A pair of adjacent superpixels is part of the boundary of each region that holds exactly one of them. Its length is
-    added at both leaves and subtracted twice at their lowest common ancestor; the sum over descendants gives all
-    boundaries.
+    The border of two adjacent superpixels is part of the boundary of each region that contains exactly one of them. Its
+    length is added at both leaves and subtracted twice at their lowest common ancestor; the sums over descendants are
+    the lengths of all boundaries.
     """
     tree, superpixels = entry.tree, entry.superpixels
     pairs = tree.tree.leaf_of_region[superpixels.edges]

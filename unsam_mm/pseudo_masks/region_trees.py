@@ -60,7 +60,7 @@ class GeneratorSettings:
             len(growth) == 2 and 0 <= growth[0] < float('inf') and 0 <= growth[1] < 1 for growth in self.growths
         ):
             raise UnSAMError(
-                f'growths={self.growths} is out of range; it must hold at least one pair of a colour weight, finite and '
+                f'growths={self.growths} is out of range; it must contain at least one pair of a colour weight, finite and '
                 'not negative, and a border weight in [0, 1)'
             )
 

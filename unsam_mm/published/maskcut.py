@@ -36,7 +36,7 @@ class MaskCutDivider:
     Args:
         extractor: Feature extractor; DINO ViT-B/8, facet 'key', at 480 px in the paper. The image is resized to a
             square of its `long_side_px`, as in the release.
-        centre: Whether features are centred, see `centred`.
+        centre: True to subtract the mean of the features, see `centred`.
         options: Further arguments of `maskcut`.
     """
 
@@ -96,7 +96,7 @@ def maskcut(
         min_area: Later masks with at most this fraction of the patches are rejected.
         max_overlap: Later masks with a larger IoU with an earlier mask are rejected.
         max_corners: Maximum number of image corners in the foreground: 1 in the paper, 2 in the release.
-        overlap_with: Compare with 'all' earlier masks, or with the 'last' one only, as in the release.
+        overlap_with: 'all' earlier masks, or only the 'last' one, as in the release.
         repeat_rejected: After a rejection the release continues as if the mask had been empty: it cuts the same graph
             again, finds the same mask, and accepts it, since nothing overlaps an empty mask. True reproduces this; by
             default the search ends.
@@ -111,7 +111,7 @@ def maskcut(
     rows, columns, channels = features.shape
     similar = similar_patches(features.reshape(-1, channels), tau)
     masks: list[np.ndarray] = []
-    previous = np.zeros((0, rows, columns), bool)
+    previous: list[np.ndarray] = []
     in_graph = np.ones((rows, columns), bool)
     for _ in range(n_masks):
         values = np.zeros((rows, columns), np.float32)
@@ -119,13 +119,13 @@ def maskcut(
         mask = _foreground(values, in_graph, max_corners)
         if not mask.any():  # all patches are equal
             break
-        if masks and (mask.mean() <= min_area or (_ious(mask, previous) > max_overlap).any()):
+        if masks and (mask.mean() <= min_area or any(mask_iou(mask, other) > max_overlap for other in previous)):
             if not repeat_rejected:
                 break
-            previous = previous if overlap_with == 'all' else np.zeros((1, rows, columns), bool)
+            previous = masks if overlap_with == 'all' else []
             continue
         masks.append(mask)
-        previous = np.array(masks if overlap_with == 'all' else masks[-1:])
+        previous = masks if overlap_with == 'all' else [mask]
         found = mask[in_graph]
         if found_patches == 'zero':
             similar[found] = similar[:, found] = 0
@@ -150,7 +150,7 @@ def similar_patches(features: np.ndarray, tau: float) -> np.ndarray:
 
 
 def second_eigenvector(similar: np.ndarray) -> np.ndarray:
-    """Solves (D - A) y = lambda D y for the second smallest lambda, A = 1 between similar patches and 1e-5 elsewhere.
+    """Solves (D - A) y = lambda D y for the second smallest lambda, with A = 1 for similar patches and 1e-5 elsewhere.
 
     Lanczos on D^-1/2 A D^-1/2 with the known first eigenvector deflated. A is not materialised: it is a constant plus a
     binary matrix of bytes. For keys of photographs at 60 x 60 patches this takes a hundredth of the time of the dense
@@ -191,7 +191,7 @@ def second_eigenvector(similar: np.ndarray) -> np.ndarray:
 def _by_lobpcg(operator: LinearOperator, first: np.ndarray) -> np.ndarray:
     """(P, 1) eigenvector of the largest eigenvalue other than that of `first`, by LOBPCG.
 
-    Takes about thirty times as long as Lanczos if both converge, but returns an approximation if not.
+    It takes about thirty times as long as Lanczos, but gives an approximation where it does not converge.
     """
     if len(first) < 6 * _BLOCK_VECTORS:  # too few rows for LOBPCG
         return np.linalg.eigh(operator @ np.eye(len(first), dtype=np.float32))[1][:, [-1]]
@@ -230,12 +230,6 @@ def _foreground(values: np.ndarray, in_graph: np.ndarray, max_corners: int) -> n
     components, _ = ndimage.label(foreground)
     component = components[np.unravel_index(np.where(in_graph, values, -np.inf).argmax(), values.shape)]
     return (components == component) & foreground
-
-
-def _ious(mask: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N,) IoU of one (h, w) mask with N others."""
-    intersections = (others & mask).sum(axis=(1, 2))
-    return intersections / np.maximum((others | mask).sum(axis=(1, 2)), 1)
 
 
 def _upsample_nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

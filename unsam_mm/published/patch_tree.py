@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from unsam_mm.masks.ops import box_intersections
-from unsam_mm.masks.rle import LabelRuns, Rle, areas_and_boxes, join_runs
+from unsam_mm.masks.rle import Rle, areas_and_boxes, join_runs
 from unsam_mm.masks.tree import Tree
 from unsam_mm.pseudo_masks.merging import merge_regions
 
@@ -51,19 +51,6 @@ class PatchClusters:
         member = np.zeros(self.grid_hw[0] * self.grid_hw[1], bool)
         member[self.order[self.first[cluster] : self.end[cluster]]] = True
         return member.reshape(self.grid_hw)
-
-    def partition_runs(
-        self, patch_of_pixel: np.ndarray, corner_xy: tuple[int, int], size_hw: tuple[int, int]
-    ) -> LabelRuns:
-        """Runs of a partition of a crop, so that the masks of clusters nest: label i is the patch ``order[i]``.
-
-        Args:
-            patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the crop.
-            corner_xy: Column and row of the first pixel of the crop in the image.
-            size_hw: Height and width of the image.
-        """
-        label_of_patch = np.argsort(self.order)
-        return LabelRuns(label_of_patch[patch_of_pixel], len(self.order), corner_xy, size_hw)
 
 
 def cluster_patches(
@@ -234,28 +221,27 @@ def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
     return np.sort(kept)
 
 
-class BicubicPixels:
+def bicubic_masks(clusters: PatchClusters, box_xyxy: tuple[int, int, int, int], height: int) -> list[np.ndarray]:
     """Masks of clusters: their patches upsampled to the box by bicubic interpolation, thresholded at 0.5.
 
     Args:
         clusters: Clusters of the patches of a crop.
         box_xyxy: The crop in the image, in pixels; right and bottom edges exclusive.
         height: Height of the image.
+
+    Returns:
+        For each cluster (R, 2) int64 starts and ends of its runs, in column-major order of the image.
     """
-
-    def __init__(self, clusters: PatchClusters, box_xyxy: tuple[int, int, int, int], height: int) -> None:
-        x0, y0, x1, y1 = box_xyxy
-        self._clusters, self._corner, self._height = clusters, (x0, y0), height
-        self._rows = _cubic_taps(clusters.grid_hw[0], y1 - y0)
-        self._columns = _cubic_taps(clusters.grid_hw[1], x1 - x0)
-
-    def runs(self, cluster: int) -> np.ndarray:
-        """(R, 2) int64 starts and ends of the runs of one cluster, in column-major order of the image."""
-        member = self._clusters.patches(cluster).astype(np.float32)
-        return join_runs(*_bicubic_runs(member, *self._rows, *self._columns, *self._corner, self._height).T)
+    x0, y0, x1, y1 = box_xyxy
+    rows, columns = _cubic_weights(clusters.grid_hw[0], y1 - y0), _cubic_weights(clusters.grid_hw[1], x1 - x0)
+    masks = []
+    for cluster in range(len(clusters)):
+        member = clusters.patches(cluster).astype(np.float32)
+        masks.append(join_runs(*_bicubic_runs(member, *rows, *columns, x0, y0, height).T))
+    return masks
 
 
-def _cubic_taps(n_cells: int, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+def _cubic_weights(n_cells: int, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """For each pixel the cell at or before its centre (-1 before the first), and (n_pixels, 4) float32 cubic weights.
 
     The weights belong to this cell, the one before it and the two after it; cells beyond the ends repeat the outermost

@@ -24,18 +24,29 @@ from pycocotools import mask as coco_mask
 from unsam_mm.errors import UnSAMError
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.masks.rle import Rle, decode_crop, draw_runs, encode_bitmaps, encode_runs, run_edges
+from unsam_mm.masks.rle import (
+    LabelRuns,
+    Rle,
+    decode_crop,
+    draw_runs,
+    encode_bitmaps,
+    encode_crop,
+    encode_runs,
+    run_edges,
+)
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
 from unsam_mm.published.maskcut import Divider, MaskCutDivider, centred, resize_to_square
 from unsam_mm.published.patch_tree import (
-    BicubicPixels,
     PatchClusters,
+    bicubic_masks,
     cluster_patches,
     intersect_runs,
     suppress_masks,
     suppress_nested,
 )
 
+_REFINED_PX = 900  # larger crops are downsampled to this size for refinement, as in the release
+_PROBE_PX = 112  # a multiple of the patch sizes 8, 14 and 16; the number of patches tells the patch size
 _CHOICES = {
     'divide': ('maskcut', 'cutler'),
     'maskcut_overlap_with': ('all', 'last'),
@@ -53,8 +64,8 @@ class PublishedSettings:
     Attributes:
         vit: ViT of both steps. Paper and release: 'dino_vitb8'.
         facet: Features read from its last layer. Paper and release: 'key'.
-        centre: Whether the mean of the features is subtracted, so that thresholds published for DINO apply to other
-            ViTs; see `unsam_mm.published.maskcut.centred`. None: for all but DINO's, whose names start with 'dino_'.
+        centre: True to subtract the mean of the features, so that thresholds published for DINO apply to other ViTs;
+            see `unsam_mm.published.maskcut.centred`. None: for all but DINO's, whose names start with 'dino_'.
         divide: 'cutler', the detector of paper and release, whose weights are not free for commercial use, or
             'maskcut', which made the training labels of that detector and needs only the ViT.
         min_score: Objects with a lower detection score are removed. Paper 0.3, release 0.1. MaskCut has no scores.
@@ -74,7 +85,7 @@ class PublishedSettings:
         thetas: Cosine thresholds of the clusters, descending. Equal in paper and release.
         min_patches: Smaller clusters are left out. Release 4. The paper does not mention it; its preset has 4 too,
             since single patches are no masks.
-        restrict_to_mask: Whether only patches inside the object are merged, and masks of parts are clipped to the
+        restrict_to_mask: True if only patches inside the object are merged, and masks of parts are clipped to the
             object. Paper: yes. Release: no, the whole box is merged.
         min_coverage: Parts with at most this fraction inside of the object are removed. Release 0.9.
         nms_iou: Of two masks with a larger IoU the smaller one is removed. Paper and release 0.9.
@@ -138,8 +149,8 @@ class PublishedSettings:
             raise UnSAMError(f'thetas must be descending cosines in [-1, 1], at least one, got {self.thetas}')
 
     @property
-    def centres(self) -> bool:
-        """Whether features are centred: `centre`, or a default for the ViT if it is None."""
+    def is_centred(self) -> bool:
+        """True if features are centred: `centre`, or a default for the ViT if it is None."""
         return not Path(self.vit).name.startswith('dino_') if self.centre is None else self.centre
 
 
@@ -217,7 +228,7 @@ class PublishedProcedure:
         report(0.0, 'finding objects')
         objects, scores = self._find_objects(image)
         rles = list(objects)
-        for done, (rle, score) in enumerate(zip(objects, scores.copy(), strict=True)):
+        for done, (rle, score) in enumerate(zip(objects, scores, strict=True)):
             report(0.4 + 0.4 * done / len(objects), 'finding parts')
             parts, shares = self._find_parts(image, rle)
             rles += parts
@@ -272,14 +283,8 @@ class PublishedProcedure:
         if after is None:
             return None
         after = Image.fromarray(np.asarray(after, bool)).resize(mask.shape[::-1], Image.Resampling.NEAREST)
-        refined = np.zeros((height, width), bool)
-        refined[y0:y1, x0:x1] = after
-        refined = encode_bitmaps(refined[None])[0]
+        refined = encode_crop(np.asarray(after), y0, x0, (height, width))
         return refined if coco_mask.iou([rle], [refined], [0])[0, 0] >= self.settings.keep_if_iou else None
-
-
-_REFINED_PX = 900  # larger crops are downsampled to this size for refinement, as in the release
-_PROBE_PX = 112  # a multiple of the patch sizes 8, 14 and 16, which follow from the number of patches
 
 
 def conquer_object(
@@ -297,7 +302,7 @@ def conquer_object(
     Returns:
         K masks of the size of the image, largest first, and the (K,) float fraction of thresholds at which each exists.
     """
-    features = centred(features) if settings.centres else features
+    features = centred(features) if settings.is_centred else features
     height, width = rle['size']
     box = crop_box(rle, settings.drop_last_row_column)
     object_runs = run_edges(rle)
@@ -306,17 +311,16 @@ def conquer_object(
         crop = Image.fromarray(np.ascontiguousarray(draw_runs(object_runs, height, *box)) * np.uint8(255))
         inside = np.asarray(crop.resize(features.shape[1::-1], Image.Resampling.BOX)) > 127
     clusters = cluster_patches(features, settings.thetas, settings.min_patches, inside)
-    pixels = BicubicPixels(clusters, box, height)
     runs, areas = [], np.zeros(len(clusters), np.int64)
-    for cluster in range(len(clusters)):
-        enlarged = pixels.runs(cluster)
+    for cluster, enlarged in enumerate(bicubic_masks(clusters, box, height)):
         shared = intersect_runs(enlarged, object_runs)
         if _n_pixels(shared) > settings.min_coverage * _n_pixels(enlarged):
             areas[cluster] = _n_pixels(shared if settings.restrict_to_mask else enlarged)
         runs.append(shared if settings.restrict_to_mask else enlarged)
-    kept = _near_equal_once(clusters, runs, areas, settings)
+    kept = _without_near_duplicates(clusters, runs, areas, settings)
     if patch_of_pixel is not None:
-        partition = clusters.partition_runs(patch_of_pixel, box[:2], (height, width))
+        leaf_of_patch = np.argsort(clusters.order)
+        partition = LabelRuns(leaf_of_patch[patch_of_pixel], len(leaf_of_patch), box[:2], (height, width))
         refined = {cluster: partition.edges(clusters.first[cluster], clusters.end[cluster]) for cluster in kept}
         if settings.restrict_to_mask:
             refined = {cluster: intersect_runs(found, object_runs) for cluster, found in refined.items()}
@@ -326,7 +330,7 @@ def conquer_object(
     return [encode_runs(runs[cluster], (height, width)) for cluster in kept], shares[kept]
 
 
-def _near_equal_once(
+def _without_near_duplicates(
     clusters: PatchClusters, runs: list[np.ndarray], areas: np.ndarray, settings: PublishedSettings
 ) -> list[int]:
     """The clusters with a non-zero area, largest first, after non-maximum suppression if its scope is 'per_mask'."""
@@ -371,7 +375,7 @@ def _make_divider(settings: PublishedSettings, extractor: PatchFeatureExtractor,
     extractor.long_side_px = settings.maskcut_patches * patch_px
     return MaskCutDivider(
         extractor,
-        centre=settings.centres,
+        centre=settings.is_centred,
         n_masks=settings.maskcut_masks,
         tau=settings.maskcut_tau,
         max_corners=settings.maskcut_max_corners,
