@@ -22,7 +22,7 @@ from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.ops import parents_by_containment
 from unsam_mm.masks.partition import Partition
 from unsam_mm.masks.rle import LabelRuns, Rle
-from unsam_mm.masks.tree import Tree, check_values, inherit
+from unsam_mm.masks.tree import Tree, check_values, nearest_ancestors
 from unsam_mm.npz import read_npz
 
 _FORMAT = 1
@@ -89,14 +89,14 @@ class MaskHierarchy:
                 over the largest such difference.
 
         Raises:
-            UnSAMError: If `parent` is no tree in this order, the labels are not its leaves, or heights or scores are
+            UnSAMError: If `parent` is not a tree in this order, the labels are not its leaves, or heights or scores are
                 invalid.
         """
         partition = leaf_labels if isinstance(leaf_labels, Partition) else Partition(leaf_labels)
         tree = Tree(parent, height)
         if score is None:
             persistence = tree.persistence / max(float(tree.persistence.max()), np.finfo(np.float32).tiny)
-            score = np.maximum(persistence, 1e-6)  # 0 is the score of nodes that are no masks
+            score = np.maximum(persistence, 1e-6)  # 0 is the score of nodes that are not masks
         else:
             score = np.asarray(score)
             check_values('score', score, tree.parent.shape)
@@ -134,7 +134,7 @@ class MaskHierarchy:
             return replace(first, alternatives=tuple(others))
         except (KeyError, ValueError) as error:
             raise UnSAMError(
-                f'the arrays are no region trees of one image ({error}); make the embedding again'
+                f'the arrays are not region trees of one image ({error}); make the embedding again'
             ) from error
 
     @classmethod
@@ -292,7 +292,7 @@ class MaskHierarchy:
         return ((leaves >= self.first_leaf[node]) & (leaves < self.end_leaf[node]))[self.partition.labels]
 
     def cut_nodes(self, level: float) -> np.ndarray:
-        """(K,) the coarsest nodes formed at or below a level; they partition the image.
+        """(K,) the coarsest nodes formed at or below a level, in the order of their leaves; they partition the image.
 
         Args:
             level: In [0, 1]; 0 gives the leaves, 1 the whole image.
@@ -300,7 +300,13 @@ class MaskHierarchy:
         Raises:
             UnSAMError: If `level` lies outside [0, 1].
         """
-        return self.tree.cut(level)
+        if not 0 <= level <= 1:
+            raise UnSAMError(f'level must lie in [0, 1], got {level}')
+        is_below = self.level <= level
+        is_below[: self.n_leaves] = True
+        is_coarsest = np.append(~is_below[self.parent[:-1]], True)
+        nodes = np.flatnonzero(is_below & is_coarsest)
+        return nodes[np.argsort(self.first_leaf[nodes])]
 
     def cut(self, level: float) -> np.ndarray:
         """(H, W) int32 label map of a cut, labels 1..K; every pixel belongs to exactly one region.
@@ -429,19 +435,17 @@ class _Subtree:
 
     Attributes:
         partition: The partition of the tree.
-        node_of_region: (L,) int32 number of the smallest of these nodes that contains each region; K if none does.
-        parent: (K,) number of the smallest other node that contains each node; K if none does.
-        number: The number of each given node, of which several may be equal.
+        node_of_region: (L,) number of the smallest of these nodes that contains each region; -1 if none does.
+        parent: (K,) number of the smallest other node that contains each node; -1 if none does.
+        number: The number of each given node; several may be equal.
     """
 
     def __init__(self, tree: MaskHierarchy, nodes: np.ndarray) -> None:
         distinct, self.number = np.unique(np.asarray(nodes, np.int64), return_inverse=True)
-        number = np.full(len(tree), len(distinct), np.int32)
-        number[distinct] = np.arange(len(distinct))
+        number = nearest_ancestors(tree.parent, distinct)
         up = tree.parent[distinct]
-        inherit(number, tree.parent, len(distinct))
         self.partition, self.node_of_region = tree.partition, number[tree.tree.leaf_of_region]
-        self.parent = np.where(up >= 0, number[up], len(distinct))
+        self.parent = np.where(up >= 0, number[up], -1)
 
 
 def _shared_in_tree(tree: MaskHierarchy, nodes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -467,7 +471,7 @@ def _shared_across(one: _Subtree, other: _Subtree) -> np.ndarray:
 def _count(nodes, other_nodes, areas, parent, other_parent):
     """(K, K') counts of pixels, of cells in the given nodes, summed up along the parents."""
     n_nodes, n_others = len(parent), len(other_parent)
-    counts = np.zeros((n_nodes + 1, n_others + 1))
+    counts = np.zeros((n_nodes + 1, n_others + 1))  # the last row and column, number -1, are for pixels in no node
     for cell in range(len(areas)):
         counts[nodes[cell], other_nodes[cell]] += areas[cell]
     for node in range(n_nodes):

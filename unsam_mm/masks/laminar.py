@@ -21,7 +21,7 @@ def laminar_trees(
 
     Returns:
         Leaf labels, parents, heights and scores of each tree, the arguments of `MaskHierarchy.from_merges`. Regions
-        that are no masks but complete the partition have the score 0.
+        that are not masks but complete the partition have the score 0.
 
     Raises:
         UnSAMError: If a mask has another size than the image, or scores are out of range or differ in number.

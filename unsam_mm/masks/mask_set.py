@@ -141,7 +141,7 @@ class MaskSet:
             size_hw: Height and width of the image in pixels; by default those of the first record.
 
         Raises:
-            UnSAMError: If a segmentation is no RLE, or a value is out of range.
+            UnSAMError: If a segmentation is not an RLE, or a value is out of range.
         """
         for index, record in enumerate(records):
             if not isinstance(record.get('segmentation'), Mapping):

@@ -33,7 +33,7 @@ class LabelRuns:
     Args:
         labels: (h, w) integers 0..n_labels - 1.
         n_labels: Number of labels.
-        corner_xy: Column and row of the map's first pixel in an image of which it is a part.
+        corner_xy: Column and row of the first pixel in the image, if the label map is a part of an image.
         size_hw: Height and width of that image; by default those of the map.
     """
 

@@ -33,7 +33,7 @@ class Tree:
         first_leaf: (N,) int64; the node contains the leaves ``first_leaf[node]`` to ``end_leaf[node] - 1``.
 
     Raises:
-        UnSAMError: If `parent` is no tree in this order, or a height is not finite.
+        UnSAMError: If `parent` is not a tree in this order, or a height is not finite.
     """
 
     def __init__(self, parent: np.ndarray, height: np.ndarray) -> None:
@@ -95,21 +95,6 @@ class Tree:
             nodes.append(int(up))
         return np.array(nodes, np.int64)
 
-    def cut(self, level: float) -> np.ndarray:
-        """(K,) the coarsest nodes formed at or below a level, in the order of their leaves.
-
-        Raises:
-            UnSAMError: If the level lies outside [0, 1].
-        """
-        if not 0 <= level <= 1:
-            raise UnSAMError(f'level must lie in [0, 1], got {level}')
-        below = self.level <= level
-        below[: self.n_leaves] = True
-        above = np.ones(len(self), bool)
-        above[:-1] = ~below[self.parent[:-1]]
-        nodes = np.flatnonzero(below & above)
-        return nodes[np.argsort(self.first_leaf[nodes])]
-
     def common_ancestors(self, pairs: np.ndarray) -> np.ndarray:
         """(K,) lowest common ancestor of the two leaves of each of (K, 2) pairs."""
         low, high = pairs.min(axis=1), pairs.max(axis=1)
@@ -132,7 +117,7 @@ def nested_regions(smallest: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np
     Returns:
         leaf_of_cell: (C,) the leaf that contains each cell.
         parent: (N,) int64, the argument of `Tree`.
-        node_of_region: (R,) the node of each region; the other nodes are leaves that are no regions.
+        node_of_region: (R,) the node of each region; the other nodes are leaves that are not regions.
     """
     has_cells = np.bincount(smallest, minlength=len(up)) > 0
     has_children = np.bincount(up[:-1], minlength=len(up)) > 0
@@ -153,12 +138,12 @@ def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
     return total
 
 
-@numba.njit(nogil=True, cache=True)
-def inherit(values, parent, missing):
-    """Replaces the value `missing` of each of N nodes by the value of its parent, from the root down, in place."""
-    for node in range(len(parent) - 2, -1, -1):
-        if values[node] == missing:
-            values[node] = values[parent[node]]
+def nearest_ancestors(parent: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(N,) int64 index in `chosen` of the nearest of these nodes at or above each node of a tree; -1 if none is."""
+    index = np.full(len(parent), -1)
+    index[chosen] = np.arange(len(chosen))
+    _inherit(index, parent)
+    return index
 
 
 def _checked(parent: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -192,6 +177,14 @@ def check_values(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
 def _add_to_parents(total, parent):
     for node in range(len(parent) - 1):
         total[parent[node]] += total[node]
+
+
+@numba.njit(nogil=True, cache=True)
+def _inherit(values, parent):
+    """Replaces the value -1 of each node by the value of its parent, from the root down."""
+    for node in range(len(parent) - 2, -1, -1):
+        if values[node] == -1:
+            values[node] = values[parent[node]]
 
 
 @numba.njit(nogil=True, cache=True)

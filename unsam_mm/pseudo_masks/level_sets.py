@@ -15,7 +15,7 @@ from skimage.measure import label
 
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.partition import Partition
-from unsam_mm.masks.tree import inherit, nested_regions
+from unsam_mm.masks.tree import nearest_ancestors, nested_regions
 from unsam_mm.pseudo_masks.ranking import UnrankedTree
 from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels
 
@@ -67,11 +67,9 @@ def _region_tree(
     is_region = (binary_level > binary_level[up]) & (binary_area >= min_area_px)
     is_region[-1] = True
     regions = np.flatnonzero(is_region)
-    number = np.full(len(binary_parent), -1)  # of the nearest region at or above each node
-    number[regions] = np.arange(len(regions))
-    inherit(number, binary_parent, -1)
-    region_parent = np.append(number[binary_parent[regions[:-1]]], -1)
-    leaf, parent, node = nested_regions(number[: len(level)], region_parent)
+    region_of_node = nearest_ancestors(binary_parent, regions)
+    region_parent = np.append(region_of_node[binary_parent[regions[:-1]]], -1)
+    leaf, parent, node = nested_regions(region_of_node[: len(level)], region_parent)
     depth = np.zeros(len(parent))
     depth[node] = level.max() - binary_level[regions]
     is_large_region = np.zeros(len(parent), bool)

@@ -70,7 +70,7 @@ class RankingSettings:
         fullness: Power of `Cues.fullness`.
         persistence: Power of `Cues.persistence`.
         cross_tree_consensus: Power of the cross-tree consensus: the mean, over the trees, of the best IoU of a region
-            with a candidate of that tree. Exact duplicates are no candidates.
+            with a candidate of that tree. Exact duplicates are not candidates.
         candidates: Number of regions, the best by the cues, that enter the consensus and soft NMS.
         repetition: Fraction of its score that a region loses to a better region with an IoU of 1, in [0, 1].
         sharpness: Power of the IoU in that fraction; a high power affects near-duplicates only.
@@ -136,7 +136,7 @@ def rank_regions(unranked: Sequence[UnrankedTree], settings: RankingSettings) ->
 
 
 def _quality(entry: UnrankedTree, settings: RankingSettings) -> np.ndarray:
-    """(N,) product of the cues of each node; 0 where a node is no mask."""
+    """(N,) product of the cues of each node; 0 where a node is not a mask."""
     cues = measure_cues(entry)
     quality = np.ones(len(entry.tree))
     for cue in fields(Cues):
@@ -202,7 +202,7 @@ def _without_duplicates(quality: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 def _cross_tree_consensus(overlap: np.ndarray, source: np.ndarray) -> np.ndarray:
     """(K,) in (0, 1]: mean, over the trees, of the best IoU of a region with a candidate of that tree.
 
-    Exact duplicates are no candidates, so only similar regions count. Regions much larger than a superpixel have
+    Exact duplicates are not candidates, so only similar regions count. Regions much larger than a superpixel have
     similar regions in every tree; regions of two or three superpixels usually have none.
     """
     best = [overlap[:, source == tree].max(axis=1) for tree in np.unique(source)]

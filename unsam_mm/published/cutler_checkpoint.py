@@ -40,7 +40,7 @@ def convert_official_cutler(path: Path) -> StateDict:
         path: ``cutler_cascade_final.pth``, or another checkpoint of their config.
 
     Raises:
-        WeightsError: If the file is no such checkpoint; the message names missing and unexpected keys.
+        WeightsError: If the file is not such a checkpoint; the message names missing and unexpected keys.
     """
     return convert_cutler(read_checkpoint(path), path)
 

@@ -84,7 +84,7 @@ class PublishedSettings:
             them, a bug. False in both presets.
         thetas: Cosine thresholds of the clusters, descending. Equal in paper and release.
         min_patches: Smaller clusters are left out. Release 4. The paper does not mention it; its preset has 4 too,
-            since single patches are no masks.
+            since single patches are not masks.
         restrict_to_mask: True if only patches inside the object are merged, and masks of parts are clipped to the
             object. Paper: yes. Release: no, the whole box is merged.
         min_coverage: Parts with at most this fraction inside of the object are removed. Release 0.9.
@@ -206,7 +206,7 @@ class PublishedProcedure:
                 the work.
 
         Raises:
-            ImageError: If the array is no image that can be segmented.
+            ImageError: If the array is not an image that can be segmented.
         """
         image = as_rgb_uint8(image)
         rles, scores = self.find_masks(image, progress)
