@@ -242,10 +242,10 @@ def bicubic_masks(clusters: PatchClusters, box_xyxy: tuple[int, int, int, int], 
 
 
 def _cubic_weights(n_cells: int, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each pixel the cell at or before its centre (-1 before the first), and (n_pixels, 4) float32 cubic weights.
+    """For each pixel the last cell whose centre is not after it (-1 if none), and (n_pixels, 4) float32 cubic weights.
 
-    The weights belong to this cell, the one before it and the two after it; cells beyond the ends repeat the outermost
-    cell.
+    The weights belong to the cells at the offsets -1, 0, 1 and 2 from this cell; cells beyond the ends repeat the
+    outermost cell.
     """
     position = (np.arange(n_pixels) + 0.5) * n_cells / n_pixels - 0.5
     base = np.floor(position)

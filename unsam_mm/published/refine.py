@@ -74,12 +74,12 @@ def partition_labels(image: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarray:
     coarse_px = max(1, round(_COARSE_STRIDE * patch_px))
     neighbours = (np.float32(_rate(2 * coarse_px)), np.float32(_rate(_EDGE_CONTRAST)))
     rates = (np.float32(_rate(_SPREAD)), np.float32(_rate(_COLOUR_SPREAD)), *neighbours)
-    following = np.empty_like(probs)
+    next_probs = np.empty_like(probs)
     # Coarse strides leave comb artefacts at the borders; the last step, with a stride of 1, removes them.
     steps = [(0, 0.0), *[(coarse_px, _COUPLING)] * _COARSE_STEPS, (1, _COUPLING)]
     for stride_px, coupling in steps:
-        _mean_field_step(lab, colours, place, rates, stride_px, np.float32(coupling), probs, following)
-        probs, following = following, probs
+        _mean_field_step(lab, colours, place, rates, stride_px, np.float32(coupling), probs, next_probs)
+        probs, next_probs = next_probs, probs
     choice = probs.argmax(axis=2)
     labels = (row_of[:, None] + choice // 3 - 1) * columns + column_of[None] + choice % 3 - 1
     return labels.astype(np.int32)
