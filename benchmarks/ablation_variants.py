@@ -12,10 +12,10 @@ import numpy as np
 from unsam_mm.generator import Settings
 from unsam_mm.masks.hierarchy import MaskHierarchy, MaskSet
 from unsam_mm.pseudo_masks.merging import merge_regions
-from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
+from unsam_mm.pseudo_masks.ranking import RankingSettings, UnrankedTree, rank_regions
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, RegionTrees
 from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels
-from unsam_mm.pseudo_masks.vit import VITS, PatchFeatureExtractor, PatchFeatures
+from unsam_mm.pseudo_masks.vit import VITS, PatchFeatureExtractor
 from unsam_mm.published.maskcut import centred
 from unsam_mm.published.procedure import PAPER, RELEASE, PublishedProcedure, PublishedSettings
 from unsam_mm.published.refine import MaskCRF, partition_labels
@@ -102,7 +102,7 @@ class MaskFinder:
         self._folder = folder
         self._extractors: dict[str, PatchFeatureExtractor] = {}
         self._procedures: dict[str, PublishedProcedure] = {}
-        self._latest: tuple[str, PatchFeatures, float] | None = None
+        self._latest: tuple[str, np.ndarray, float] | None = None
 
     def __call__(self, name: str, image: np.ndarray) -> tuple[MaskSet, float]:
         """The masks that a variant finds in an (H, W, 3) uint8 RGB image, and how many CPU seconds they take."""
@@ -130,7 +130,7 @@ class MaskFinder:
             divider = _whole_image if variant.how == 'whole image' else None
             self._procedures[name] = PublishedProcedure(variant.settings, divider=divider)
 
-    def _features(self, image: np.ndarray, settings: GeneratorSettings) -> tuple[PatchFeatures, float]:
+    def _features(self, image: np.ndarray, settings: GeneratorSettings) -> tuple[np.ndarray, float]:
         described = f'{settings.vit}-{settings.facet}-{settings.long_side_px}'
         name = f'{hashlib.sha256(image.tobytes()).hexdigest()[:16]}-{described.replace("/", "_")}'
         if self._latest and self._latest[0] == name:
@@ -143,18 +143,18 @@ class MaskFinder:
         path = self._folder / f'{name}.npz' if is_shared else None
         if path is not None and path.is_file():
             with np.load(path) as kept:
-                features, seconds = PatchFeatures(kept['grid'], image.shape[:2]), float(kept['seconds'])
+                features, seconds = kept['grid'], float(kept['seconds'])
         else:
             features, seconds = self._extract(image, settings)
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_suffix('.part.npz')
-                np.savez(part, grid=features.grid, seconds=seconds)
+                np.savez(part, grid=features, seconds=seconds)
                 part.replace(path)
         self._latest = (name, features, seconds)
         return features, seconds
 
-    def _extract(self, image: np.ndarray, settings: GeneratorSettings) -> tuple[PatchFeatures, float]:
+    def _extract(self, image: np.ndarray, settings: GeneratorSettings) -> tuple[np.ndarray, float]:
         if settings.vit not in self._extractors:
             self._extractors[settings.vit] = PatchFeatureExtractor(settings.vit)
         extractor = self._extractors[settings.vit]
@@ -167,7 +167,7 @@ class MaskFinder:
 class _GivenFeatures(RegionTrees):
     """The generator's procedure with given features instead of a ViT."""
 
-    def __init__(self, settings: GeneratorSettings, features: PatchFeatures) -> None:
+    def __init__(self, settings: GeneratorSettings, features: np.ndarray) -> None:
         self.settings = settings
         self._extract = lambda image, progress: features
 
@@ -177,7 +177,7 @@ def _whole_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ones((1, *image.shape[:2]), bool), np.ones(1, np.float32)
 
 
-def patch_tree(image: np.ndarray, features: PatchFeatures, partition: bool = False) -> MaskHierarchy:
+def patch_tree(image: np.ndarray, features: np.ndarray, partition: bool = False) -> MaskHierarchy:
     """The tree of the patches themselves, without superpixels, ranked like the default's regions.
 
     Args:
@@ -185,7 +185,7 @@ def patch_tree(image: np.ndarray, features: PatchFeatures, partition: bool = Fal
         features: Features of this image.
         partition: Assign pixels to patches by `partition_labels`; by default a patch is a square.
     """
-    rows, columns, channels = features.grid.shape
+    rows, columns, channels = features.shape
     height, width = image.shape[:2]
     ys, xs = ((np.arange(n) + 0.5) * cells / n for n, cells in ((height, rows), (width, columns)))
     squares = ys.astype(int)[:, None] * columns + xs.astype(int)[None]
@@ -197,11 +197,11 @@ def patch_tree(image: np.ndarray, features: PatchFeatures, partition: bool = Fal
     number = np.arange(rows * columns).reshape(rows, columns)
     pairs = [(number[:, :-1], number[:, 1:]), (number[:-1], number[1:])]
     edges = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in pairs])
-    grid = centred(features).grid.reshape(-1, channels)
+    grid = centred(features).reshape(-1, channels)
     parent, similarity = merge_regions(grid, np.ones(len(grid)), edges)
     tree = MaskHierarchy.from_merges(labels, parent, np.r_[np.zeros(len(grid)), np.maximum(1 - similarity, 0)])
     superpixels = Superpixels(labels.astype(np.int32), ColourEdges.from_image(image))
-    return rank_regions([RankedTree(tree, superpixels, np.ones(len(tree), bool))], RankingSettings())
+    return rank_regions([UnrankedTree(tree, superpixels, np.ones(len(tree), bool))], RankingSettings())
 
 
 def sharpened(image: np.ndarray, masks: MaskSet) -> MaskSet:

@@ -59,4 +59,4 @@ def resampled(image: np.ndarray, n_pixels: float) -> np.ndarray:
 def patch_keys(side: int) -> np.ndarray:
     """(side, side, 384) float32 keys of DINOv2 on a photograph, centred as in the generator."""
     extract = PatchFeatureExtractor(long_side_px=side * _PATCH_PX)
-    return centred(extract(resize_to_square(photograph(), side * _PATCH_PX))).grid
+    return centred(extract(resize_to_square(photograph(), side * _PATCH_PX)))

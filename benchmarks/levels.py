@@ -78,7 +78,7 @@ def drawn(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
     """(H, W) int64 label map of regions of one tree that do not overlap."""
     of_leaf = np.zeros(tree.n_leaves, np.int64)
     for label, node in enumerate(nodes, start=1):
-        of_leaf[tree.first_leaf[node] : tree.last_leaf[node]] = label
+        of_leaf[tree.first_leaf[node] : tree.end_leaf[node]] = label
     return of_leaf[tree.leaf_labels]
 
 

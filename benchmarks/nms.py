@@ -27,11 +27,11 @@ def run(inputs: Inputs, n_masks: int = 500, repetitions: int = 3, shrink: int = 
         image = np.ascontiguousarray(photograph('coffee.png')[::shrink, ::shrink])
         tree = PseudoMaskGenerator.from_preset('default')(image)
         nodes = np.argsort(-tree.area, kind='stable')[:n_masks]
-        first, last, areas = tree.first_leaf[nodes], tree.last_leaf[nodes], tree.area[nodes]
+        first, end, areas = tree.first_leaf[nodes], tree.end_leaf[nodes], tree.area[nodes]
         masks = np.array([tree.mask(node) for node in nodes])
         rles = encode_bitmaps(masks)
         sides = {
-            'ours': lambda: suppress_nested(first, last, areas, _MAX_IOU),
+            'ours': lambda: suppress_nested(first, end, areas, _MAX_IOU),
             'pixels': lambda: by_pixels(masks, areas, _MAX_IOU),
             'run lengths': lambda: by_run_lengths(rles, _MAX_IOU),
         }

@@ -30,7 +30,7 @@ from skimage import data
 from benchmarks.timing import Cost
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.masks.rle import Rle, encode_bitmaps
-from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
+from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
 from unsam_mm.published.maskcut import resize_to_square
 from unsam_mm.published.procedure import RELEASE, PublishedSettings, conquer_object, crop_box
 
@@ -39,7 +39,7 @@ _HALF = 0.5 + 1e-5  # so that exact halves do not depend on rounding
 _ROUNDING_PX = 3  # pixels that may differ by rounding of other values, of millions
 
 
-def plain_parts(features: PatchFeatures, mask: np.ndarray, settings: PublishedSettings = RELEASE) -> list[np.ndarray]:
+def plain_parts(features: np.ndarray, mask: np.ndarray, settings: PublishedSettings = RELEASE) -> list[np.ndarray]:
     """Parts of one object, with the suppression of the release.
 
     Args:
@@ -54,9 +54,9 @@ def plain_parts(features: PatchFeatures, mask: np.ndarray, settings: PublishedSe
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
     masks = []
-    for clusters in _clusters_by_level(features.grid, settings):
+    for clusters in _clusters_by_level(features, settings):
         for patches in clusters:
-            enlarged = _enlarged(patches, features.grid.shape[:2], box, (height, width))
+            enlarged = _enlarged(patches, features.shape[:2], box, (height, width))
             if (enlarged & mask).sum() > settings.min_coverage * enlarged.sum():
                 masks.append(enlarged)
     masks.sort(key=lambda mask: -int(mask.sum()))  # a stable sort: of equal areas the earlier level first
@@ -73,7 +73,9 @@ def plain_parts(features: PatchFeatures, mask: np.ndarray, settings: PublishedSe
 def _clusters_by_level(grid: np.ndarray, settings: PublishedSettings) -> list[list[list[int]]]:
     """For each threshold the clusters, as lists of patches, that still touch another one."""
     rows, columns, channels = grid.shape
-    features = (grid - grid.mean(axis=(0, 1))).reshape(-1, channels) if settings.centres else grid.reshape(-1, channels)
+    features = (
+        (grid - grid.mean(axis=(0, 1))).reshape(-1, channels) if settings.is_centred else grid.reshape(-1, channels)
+    )
     members = {patch: [patch] for patch in range(len(features))}
     sums = dict(enumerate(features))
     similarity: dict[tuple[int, int], float] = {}
@@ -119,9 +121,7 @@ def _enlarged(
     return enlarged
 
 
-def divided_photograph(
-    n_objects: int = 20, size_hw: tuple[int, int] = _SIZE_HW
-) -> tuple[list[Rle], list[PatchFeatures]]:
+def divided_photograph(n_objects: int = 20, size_hw: tuple[int, int] = _SIZE_HW) -> tuple[list[Rle], list[np.ndarray]]:
     """Regions of a photograph, 1 to 60 % of its area each, in an image of 1500 x 2250 pixels, and their features."""
     height, width = size_hw
     small = np.ascontiguousarray(data.astronaut()[:341])
@@ -234,7 +234,7 @@ def _differing_px(some: set[bytes], others: set[bytes], size_hw: tuple[int, int]
     return max(min(int((mask != other).sum()) for other in other_drawn) for mask in drawn)
 
 
-def _fast(objects: list[Rle], features: list[PatchFeatures]) -> set[bytes]:
+def _fast(objects: list[Rle], features: list[np.ndarray]) -> set[bytes]:
     return {
         part['counts']
         for rle, grid in zip(objects, features, strict=True)
@@ -242,14 +242,14 @@ def _fast(objects: list[Rle], features: list[PatchFeatures]) -> set[bytes]:
     }
 
 
-def _plain(objects: list[Rle], features: list[PatchFeatures]) -> set[bytes]:
+def _plain(objects: list[Rle], features: list[np.ndarray]) -> set[bytes]:
     found = []
     for rle, grid in zip(objects, features, strict=True):
         found += plain_parts(grid, coco_mask.decode(rle).astype(bool))
     return {encode_bitmaps(mask[None])[0]['counts'] for mask in found}
 
 
-def _measured(function, objects: list[Rle], features: list[PatchFeatures]) -> tuple[set[bytes], Cost]:
+def _measured(function, objects: list[Rle], features: list[np.ndarray]) -> tuple[set[bytes], Cost]:
     """Result and cost of one side, in a forked process; its memory is that above what there was before."""
     _return_free_memory()
     context = multiprocessing.get_context('fork')

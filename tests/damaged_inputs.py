@@ -28,9 +28,7 @@ from unsam_mm.folders.merge import merge_ground_truth
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.partition import Partition
 from unsam_mm.masks.rle import areas_and_boxes, decode_crop, encode_bitmaps, rle_to_json, rles_from_json
-from unsam_mm.masks.tree import Tree
 from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.model import RegionEngine
@@ -266,13 +264,7 @@ def read_damaged_tree(rng: np.random.Generator, folder: Path) -> bool:
     arrays = damaged_arrays(rng, {name: getattr(tree, name) for name in names})
     if arrays.keys() != set(names):
         arrays = {name: arrays.get(name) for name in names}
-    make = ready_tree if rng.random() < 0.5 else MaskHierarchy.from_merges
-    return is_refused(lambda: check_tree(make(**arrays), arrays))
-
-
-def ready_tree(leaf_labels: np.ndarray, parent: np.ndarray, height: np.ndarray, score: np.ndarray) -> MaskHierarchy:
-    """A tree whose leaves are numbered depth-first already."""
-    return MaskHierarchy(Partition(leaf_labels), Tree(parent, height), score)
+    return is_refused(lambda: check_tree(MaskHierarchy.from_merges(**arrays), arrays))
 
 
 def check_tree(tree: MaskHierarchy, arrays: dict[str, np.ndarray]) -> None:

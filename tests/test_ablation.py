@@ -14,7 +14,6 @@ from unsam_mm import PseudoMaskGenerator
 from unsam_mm.errors import UnSAMError
 from unsam_mm.evaluation.average_recall import evaluate_masks
 from unsam_mm.masks.hierarchy import MaskSet
-from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 MARKED = '# Title\n\n<!-- ablation: cups -->\nold\n<!-- end of ablation: cups -->\n\n<!-- ablation: nuclei -->\nkept\n'
 
@@ -90,7 +89,7 @@ def boxes(rng, count):
 @pytest.mark.parametrize('partition', [False, True])
 def test_every_patch_is_a_leaf_of_the_patch_tree(coffee, partition):
     rng = np.random.default_rng(0)
-    features = PatchFeatures(rng.standard_normal((17, 25, 8)).astype(np.float32), coffee.shape[:2])
+    features = rng.standard_normal((17, 25, 8)).astype(np.float32)
     tree = ablation_variants.patch_tree(coffee, features, partition)
     assert tree.n_leaves == 17 * 25
     assert len(tree) == 2 * 17 * 25 - 1

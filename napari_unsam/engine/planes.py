@@ -46,7 +46,7 @@ _SPECK_HW = (16, 128)  # the ViT scales images to one long side, so a narrow one
 _NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
 _NOT_IN_WINDOWS = f'Slices above {TILED_FROM_PX} px are analysed in windows around clicks and cannot be precomputed.'
 _TORCH_LIBRARIES = ('libtorch_cpu.so', 'libtorch_cpu.dylib')  # the largest one, on Linux and macOS
-_LAZY_PARTS = ('leaf_labels', 'first_leaf', 'last_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
+_LAZY_PARTS = ('leaf_labels', 'first_leaf', 'end_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
 
 class EmbeddedPlane:

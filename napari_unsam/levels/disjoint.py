@@ -39,7 +39,7 @@ def leaf_values(tree: MaskHierarchy, nodes: np.ndarray, values: np.ndarray) -> n
     """(L,) values of the nodes that contain each leaf, 0 where none does; `values` are (K,) of K disjoint nodes."""
     steps = np.zeros(tree.n_leaves + 1, np.int64)
     steps[tree.first_leaf[nodes]] += values
-    steps[tree.last_leaf[nodes]] -= values
+    steps[tree.end_leaf[nodes]] -= values
     return np.cumsum(steps[:-1])
 
 
@@ -82,7 +82,7 @@ def _leaf_intersections(tree: MaskHierarchy, other: MaskHierarchy) -> csr_array:
 
 def _leaves(tree: MaskHierarchy, nodes: np.ndarray) -> csr_array:
     """(K, L) membership of leaves in nodes."""
-    first, counts = tree.first_leaf[nodes], tree.last_leaf[nodes] - tree.first_leaf[nodes]
+    first, counts = tree.first_leaf[nodes], tree.end_leaf[nodes] - tree.first_leaf[nodes]
     ends = np.concatenate([[0], np.cumsum(counts)])
     leaves = np.arange(ends[-1]) + np.repeat(first - ends[:-1], counts)
     return csr_array((np.ones(ends[-1], np.int32), leaves, ends), shape=(len(nodes), tree.n_leaves))

@@ -80,8 +80,9 @@ class RegionProperties:
     @classmethod
     def of(cls, tree: MaskHierarchy, scene: Scene) -> RegionProperties:
         """Measures all regions of a tree over a plane."""
-        sums = (tree.partition.sums(channel)[tree.tree.order] for channel in scene.lab.reshape(-1, 3).T)
-        colour = np.stack([tree.tree.sums(of_leaves) for of_leaves in sums], axis=1) / tree.area[:, None]
+        channels = scene.lab.reshape(-1, 3).T
+        sums = np.stack([tree.tree.sums(tree.partition.sums(channel)) for channel in channels], axis=1)
+        colour = sums / tree.area[:, None]
         return cls(colour, _surround(tree, colour), *_shape(tree))
 
     @property

@@ -26,7 +26,7 @@ def region_ious(tree: MaskHierarchy, mask: np.ndarray, top: int, left: int) -> n
         left: First column of the box.
     """
     leaves = tree.leaf_labels[top : top + mask.shape[0], left : left + mask.shape[1]][mask]
-    shared = tree.tree.sums(np.bincount(leaves, minlength=tree.n_leaves))
+    shared = tree.tree.sums_of_leaves(np.bincount(leaves, minlength=tree.n_leaves))
     return shared / (tree.area + len(leaves) - shared)
 
 

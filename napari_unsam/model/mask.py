@@ -106,7 +106,7 @@ def node_mask(hierarchy: MaskHierarchy, node: int) -> BoxMask:
     leaves = hierarchy.leaf_labels[box_slices(box)]
     return BoxMask(
         box_xyxy=box,
-        mask=(leaves >= hierarchy.first_leaf[node]) & (leaves < hierarchy.last_leaf[node]),
+        mask=(leaves >= hierarchy.first_leaf[node]) & (leaves < hierarchy.end_leaf[node]),
         granularity=float(hierarchy.granularity[node]),
         score=float(hierarchy.score[node]),
         node=int(node),
@@ -127,7 +127,7 @@ def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, 
     leaves = hierarchy.leaf_labels[top : top + height, left : left + width][mask]
     first, last, area = int(leaves.min()), int(leaves.max()) + 1, len(leaves)
     path = hierarchy.tree.path(first)
-    equal = path[(hierarchy.area[path] == area) & (hierarchy.last_leaf[path] == last)]
+    equal = path[(hierarchy.area[path] == area) & (hierarchy.end_leaf[path] == last)]
     node = int(equal[0]) if len(equal) else None
     granularity = float(area_granularity(area, hierarchy.leaf_labels.size))
     return BoxMask((left, top, left + width, top + height), mask, granularity, float(score), node)

@@ -177,12 +177,12 @@ def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int) -> list[Bo
     outside = tree.area[:n_leaves] - np.bincount(flat, minlength=n_leaves)
     log_odds = np.bincount(flat, probs.log_odds.ravel(), minlength=n_leaves) - 2 * _MAX_LOG_ODDS * outside
     cost = _REGION_COST * np.sqrt(area_px) / 10
-    chosen = best_disjoint(tree, tree.tree.sums(log_odds) - cost)
+    chosen = best_disjoint(tree, tree.tree.sums_of_leaves(log_odds) - cost)
     in_set = leaf_values(tree, chosen, np.ones(len(chosen), int)) > 0
 
-    shared = tree.tree.sums(np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
+    shared = tree.tree.sums_of_leaves(np.bincount(flat, probs.prob.ravel(), minlength=n_leaves))
     node = int(np.argmax(shared / (tree.area + probs.prob.sum() - shared)))
-    in_node = (leaves >= tree.first_leaf[node]) & (leaves < tree.last_leaf[node])
+    in_node = (leaves >= tree.first_leaf[node]) & (leaves < tree.end_leaf[node])
     return [BoxMask.of(part, box[1], box[0]) for part in (in_set[leaves], in_node)]
 
 

@@ -350,7 +350,7 @@ def test_a_zarr_embedding_of_which_a_part_was_lost_is_refused(predictor, generat
 def test_arrays_that_are_no_trees_of_one_image_are_refused(predictor, changed):
     arrays = predictor.engine.embedding()
     changed(arrays)
-    with pytest.raises(UnSAMError, match='no region trees of one image'):
+    with pytest.raises(UnSAMError, match='not region trees of one image'):
         MaskHierarchy.from_arrays(arrays)
 
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unsam_mm.pseudo_masks.conquer import GrowthSettings, SuperpixelMeans, _superpixel_means, grow_trees
-from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
+from unsam_mm.pseudo_masks.conquer import SuperpixelMeans, _superpixel_means, grow_trees
+from unsam_mm.pseudo_masks.ranking import RankingSettings, UnrankedTree, rank_regions
 from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels, find_superpixels
-from unsam_mm.pseudo_masks.vit import PatchFeatures
 
-USUAL = GrowthSettings(colour_weight=0.2, border_weight=0.6)
+USUAL = (0.2, 0.6)
 
 
 def conquer(superpixels, features, growths):
@@ -26,15 +25,15 @@ def two_squares():
     grid = np.zeros((8, 12, 4), np.float32)
     grid[..., 0] = 1
     grid[2:6, 1:5], grid[2:6, 7:11] = (0, 1, 0, 0), (0, 0, 1, 0)
-    return image, PatchFeatures(grid, image.shape[:2])
+    return image, grid
 
 
-@pytest.mark.parametrize('growth', [USUAL, GrowthSettings(0.6, 0.7), GrowthSettings(0.2, 0.0), GrowthSettings(0, 0)])
+@pytest.mark.parametrize('growth', [USUAL, (0.6, 0.7), (0.2, 0.0), (0, 0)])
 def test_each_object_is_a_node_and_both_rank_at_the_top(two_squares, growth):
     image, features = two_squares
     superpixels = find_superpixels(ColourEdges.from_image(image))
     (tree,) = conquer(superpixels, features, [growth])
-    ranked = rank_regions([RankedTree(tree, superpixels, np.ones(len(tree), bool))], RankingSettings())
+    ranked = rank_regions([UnrankedTree(tree, superpixels, np.ones(len(tree), bool))], RankingSettings())
     masks = ranked.select(max_masks=6).to_bitmaps()
     for channel in (0, 2):
         target = image[..., channel] == 200
@@ -45,10 +44,9 @@ def test_each_object_is_a_node_and_both_rank_at_the_top(two_squares, growth):
 def test_each_growth_makes_a_tree_of_its_own_over_the_same_leaves(coffee):
     superpixels = find_superpixels(ColourEdges.from_image(coffee))
     grid = np.random.default_rng(0).standard_normal((15, 22, 8)).astype(np.float32)
-    features = PatchFeatures(grid, coffee.shape[:2])
-    growths = [USUAL, GrowthSettings(0.2, 0.3), GrowthSettings(2.0, 0.6), USUAL]
-    trees = conquer(superpixels, features, growths)
-    parents = [tuple(conquer(superpixels, features, [growth])[0].parent) for growth in growths]
+    growths = [USUAL, (0.2, 0.3), (2.0, 0.6), USUAL]
+    trees = conquer(superpixels, grid, growths)
+    parents = [tuple(conquer(superpixels, grid, [growth])[0].parent) for growth in growths]
     assert [tuple(tree.parent) for tree in trees] == parents
     assert len(set(parents)) == 3
     assert {tree.n_leaves for tree in trees} == {len(superpixels)}
@@ -63,14 +61,12 @@ def chain_of_bands(heights_of_edges: list[float]) -> tuple:
         strength[:, 6 * band - 1 : 6 * band + 1] = value
     lab = np.zeros((*labels.shape, 3), np.float32)
     lab[..., 0] = labels
-    return Superpixels(labels, ColourEdges(lab, strength, strength)), PatchFeatures(
-        np.ones((2, 2, 3), np.float32), labels.shape
-    )
+    return Superpixels(labels, ColourEdges(lab, strength, strength)), np.ones((2, 2, 3), np.float32)
 
 
 def test_where_colours_do_not_decide_the_strongest_edge_parts_last():
     superpixels, features = chain_of_bands([1, 1, 9, 1])
-    (with_borders,) = conquer(superpixels, features, [GrowthSettings(1.0, 0.9)])
+    (with_borders,) = conquer(superpixels, features, [(1.0, 0.9)])
     halves = [np.unique(superpixels.labels[with_borders.mask(node)]).tolist() for node in with_borders.children(8)]
     assert sorted(halves) == [[0, 1, 2], [3, 4]]
 
@@ -80,8 +76,8 @@ def test_without_features_colours_decide():
     image = np.full((60, 60, 3), 90, np.uint8)
     image[30:] = 150
     superpixels = find_superpixels(ColourEdges.from_image(image))
-    features = PatchFeatures(np.ones((6, 6, 4), np.float32), (60, 60))
-    (tree,) = conquer(superpixels, features, [GrowthSettings(1.0, 0.0)])
+    features = np.ones((6, 6, 4), np.float32)
+    (tree,) = conquer(superpixels, features, [(1.0, 0.0)])
     halves = tree.children(len(tree) - 1)
     assert sorted(tree.boxes_xyxy[halves].tolist()) == [[0, 0, 60, 30], [0, 30, 60, 60]]
 
@@ -91,9 +87,8 @@ def test_leaf_features_are_the_means_of_the_upsampled_grid(coffee):
     grid = np.random.default_rng(0).standard_normal((15, 22, 3)).astype(np.float32)
     zoom = [side / cells for side, cells in zip(coffee.shape[:2], grid.shape[:2], strict=True)]
     upsampled = np.stack([ndimage.zoom(grid[..., c], zoom, order=1, mode='nearest', grid_mode=True) for c in range(3)])
-    areas = np.bincount(superpixels.labels.ravel())
     expected = [ndimage.mean(channel, superpixels.labels, np.arange(len(superpixels))) for channel in upsampled]
-    means = _superpixel_means(superpixels, areas, PatchFeatures(grid, coffee.shape[:2]))
+    means = _superpixel_means(superpixels, grid)
     assert means == pytest.approx(np.stack(expected, axis=1), abs=1e-4)
 
 

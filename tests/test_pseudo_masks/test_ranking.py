@@ -9,11 +9,10 @@ import pytest
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.pseudo_masks.conquer import GrowthSettings, SuperpixelMeans, grow_trees
+from unsam_mm.pseudo_masks.conquer import SuperpixelMeans, grow_trees
 from unsam_mm.pseudo_masks.level_sets import level_set_tree
-from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, measure_cues, rank_regions
+from unsam_mm.pseudo_masks.ranking import RankingSettings, UnrankedTree, measure_cues, rank_regions
 from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels, find_superpixels
-from unsam_mm.pseudo_masks.vit import PatchFeatures
 
 SETTINGS = RankingSettings()
 
@@ -24,18 +23,18 @@ def entry(coffee):
     colour = ColourEdges.from_image(np.ascontiguousarray(coffee[60:120, 90:170]))
     superpixels = find_superpixels(colour)
     grid = np.random.default_rng(0).standard_normal((6, 8, 5)).astype(np.float32)
-    means = SuperpixelMeans.from_features(superpixels, PatchFeatures(grid, (60, 80)))
-    (tree,) = grow_trees(superpixels, means, [GrowthSettings(0.6, 0.6)])
-    return RankedTree(tree, superpixels, np.ones(len(tree), bool))
+    means = SuperpixelMeans.from_features(superpixels, grid)
+    (tree,) = grow_trees(superpixels, means, [(0.6, 0.6)])
+    return UnrankedTree(tree, superpixels, np.ones(len(tree), bool))
 
 
-def flat_tree(labels: np.ndarray, image: np.ndarray | None = None) -> RankedTree:
+def flat_tree(labels: np.ndarray, image: np.ndarray | None = None) -> UnrankedTree:
     """All labels directly below the whole image, which is plain unless given."""
     image = np.full((*labels.shape, 3), 90, np.uint8) if image is None else image
     superpixels = Superpixels(labels.astype(np.int32), ColourEdges.from_image(image))
     parent = np.append(np.full(len(superpixels), len(superpixels)), -1) if len(superpixels) > 1 else np.array([-1])
     tree = MaskHierarchy.from_merges(superpixels.labels, parent, (parent == -1).astype(float))
-    return RankedTree(tree, superpixels, np.ones(len(tree), bool))
+    return UnrankedTree(tree, superpixels, np.ones(len(tree), bool))
 
 
 def discs(centres_yx: list[tuple[int, int]], radius: float, shape: tuple[int, int] = (60, 120)) -> np.ndarray:
@@ -59,7 +58,7 @@ def sides(values: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(values[:, :-1], values[:, 1:]), (values[:-1], values[1:])]
 
 
-def side_strengths(entry: RankedTree) -> list[np.ndarray]:
+def side_strengths(entry: UnrankedTree) -> list[np.ndarray]:
     """For every pixel side the mean gradient along the whole border of the two superpixels that it parts."""
     gradients = [(a + b) / 2 for a, b in sides(entry.superpixels.colour.strength.astype(np.float64))]
     pairs = [np.stack([np.minimum(a, b), np.maximum(a, b)], axis=-1) for a, b in sides(entry.superpixels.labels)]
@@ -113,7 +112,7 @@ def test_persistence_is_how_long_a_region_lasts_over_the_median_of_its_tree():
     labels = np.arange(4)[None].repeat(3, axis=0)
     superpixels = flat_tree(labels).superpixels
     tree = MaskHierarchy.from_merges(labels, np.array([4, 4, 5, 6, 5, 6, -1]), np.array([0, 0, 0, 0, 0.2, 0.3, 0.9]))
-    persistence = measure_cues(RankedTree(tree, superpixels, np.ones(7, bool))).persistence
+    persistence = measure_cues(UnrankedTree(tree, superpixels, np.ones(7, bool))).persistence
     rises = np.array([0.2, 0.2, 0.3, 0.9, 0.1, 0.6, 0])
     assert persistence == pytest.approx(rises / np.median(rises[:-1]) + 0.01, rel=1e-5)
 

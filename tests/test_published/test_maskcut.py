@@ -9,8 +9,7 @@ from scipy.sparse.linalg import ArpackNoConvergence
 from skimage import data
 
 from tests.conftest import skip_without_weights
-from unsam_mm.errors import UnSAMError
-from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
+from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
 from unsam_mm.published import maskcut as divide
 from unsam_mm.published.maskcut import (
     MaskCutDivider,
@@ -38,7 +37,7 @@ def two_squares(rows=20, columns=24):
     """Two squares, 36 and 25 patches, on a ground: three kinds of features, at right angles."""
     kind = np.zeros((rows, columns), int)
     kind[3:9, 4:10], kind[12:17, 15:20] = 1, 2
-    return kind, PatchFeatures(np.eye(3, dtype=np.float32)[kind], (rows, columns))
+    return kind, np.eye(3, dtype=np.float32)[kind]
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def lanczos_fails(monkeypatch):
 def test_no_patch_changes_sides_between_an_iterative_solver_and_the_dense_one(extractor, image, solver, request):
     if solver == 'LOBPCG':
         request.getfixturevalue('lanczos_fails')
-    keys = centred(extractor(resize_to_square(getattr(data, image)(), 24 * 14))).grid.reshape(-1, 384)
+    keys = centred(extractor(resize_to_square(getattr(data, image)(), 24 * 14))).reshape(-1, 384)
     similar = similar_patches(keys, 0.15)
     weights = np.where(similar, 1.0, 1e-5)
     degrees = np.diag(weights.sum(axis=1))
@@ -69,7 +68,7 @@ def test_no_patch_changes_sides_between_an_iterative_solver_and_the_dense_one(ex
 
 
 def test_lanczos_gives_the_same_bits_every_time(cup):
-    similar = similar_patches(centred(cup).grid.reshape(-1, 384), 0.15)
+    similar = similar_patches(centred(cup).reshape(-1, 384), 0.15)
     assert second_eigenvector(similar).tobytes() == second_eigenvector(similar).tobytes()
 
 
@@ -133,37 +132,20 @@ def test_a_part_with_two_corners_is_an_object_in_the_release_and_ground_in_the_p
     """The smaller part of a two-part graph has the larger values, so the top is the foreground at first."""
     kind = np.zeros((12, 10), int)
     kind[:4] = 1
-    mask = maskcut(PatchFeatures(np.eye(2, dtype=np.float32)[kind], kind.shape), 1, max_corners=max_corners)[0]
+    mask = maskcut(np.eye(2, dtype=np.float32)[kind], 1, max_corners=max_corners)[0]
     assert np.array_equal(mask, kind == (1 if foreground == 'top' else 0))
 
 
 def test_dinov2_keys_are_all_alike_until_their_mean_is_taken_off(cup):
-    raw = similar_patches(cup.grid.reshape(-1, 384), 0.15)
-    apart = similar_patches(centred(cup).grid.reshape(-1, 384), 0.15)
+    raw = similar_patches(cup.reshape(-1, 384), 0.15)
+    apart = similar_patches(centred(cup).reshape(-1, 384), 0.15)
     assert raw.mean() > 0.99
     assert 0.2 < apart.mean() < 0.6
 
 
 def test_patches_without_any_difference_give_no_error():
-    masks = maskcut(PatchFeatures(np.ones((6, 7, 4), np.float32), (6, 7)))
+    masks = maskcut(np.ones((6, 7, 4), np.float32))
     assert masks.shape[1:] == (6, 7)
-
-
-@pytest.mark.parametrize(
-    ('option', 'message'),
-    [
-        ({'n_masks': 0}, 'n_masks'),
-        ({'overlap_with': 'some'}, 'overlap_with'),
-        ({'found_patches': 'paint'}, 'found_patches'),
-        ({'tau': 1.5}, 'tau'),
-        ({'min_area': -0.1}, 'min_area'),
-        ({'max_overlap': float('nan')}, 'max_overlap'),
-        ({'max_corners': 5}, 'max_corners'),
-    ],
-)
-def test_wrong_options_are_named(option, message):
-    with pytest.raises(UnSAMError, match=message):
-        maskcut(two_squares()[1], **option)
 
 
 def test_the_divider_gives_masks_of_the_image_without_common_pixels(extractor, coffee):
@@ -181,16 +163,3 @@ def test_the_cup_is_the_first_object(extractor, coffee):
     masks, _ = MaskCutDivider(extractor)(coffee)
     assert masks[0][80:120, 130:170].all()
     assert not masks[0][150:, :20].any()
-
-
-def test_a_mask_that_refinement_makes_another_is_dropped(extractor, coffee):
-    refined = []
-
-    def keep_a_corner(image, mask):
-        refined.append(mask)
-        return mask & (np.indices(mask.shape).sum(axis=0) < 100)
-
-    masks, scores = MaskCutDivider(extractor, refine_mask=keep_a_corner)(coffee)
-    assert len(refined) == 1
-    assert masks.shape == (0, *coffee.shape[:2])
-    assert len(scores) == 0

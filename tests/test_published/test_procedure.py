@@ -17,11 +17,10 @@ from pycocotools import mask as coco_mask
 
 from tests.conftest import skip_without_weights
 from unsam_mm.errors import UnSAMError
-from unsam_mm.masks.rle import decode_rles, draw_runs, encode_bitmaps, encode_runs, run_edges
-from unsam_mm.pseudo_masks.vit import PatchFeatures
+from unsam_mm.masks.rle import LabelRuns, decode_rles, draw_runs, encode_bitmaps, encode_runs, run_edges
 from unsam_mm.published.patch_tree import (
-    BicubicPixels,
     PatchClusters,
+    bicubic_masks,
     cluster_patches,
     intersect_runs,
     suppress_masks,
@@ -75,7 +74,7 @@ def test_the_masks_are_those_of_the_plain_procedure(plain_parts, seed, window):
     chosen = replace(
         RELEASE, nms_window=window, min_coverage=rng.choice([0.0, 0.5, 0.9]), min_patches=rng.choice([2, 4])
     )
-    features = PatchFeatures(smooth_features(rng, *rng.integers(3, 14, 2)), mask.shape)
+    features = smooth_features(rng, *rng.integers(3, 14, 2))
     found, _ = conquer_object(features, rle_of(mask), chosen)
     expected = plain_parts(features, mask, chosen)
     assert {rle['counts'] for rle in found} == {rle_of(part)['counts'] for part in expected}
@@ -90,11 +89,11 @@ def test_bicubic_pixels_are_those_of_torch(seed):
     height, width = rng.integers(1, 120, 2)
     clusters = cluster_patches(smooth_features(rng, rows, columns), (0.8, 0.5), min_patches=1)
     top, left = rng.integers(3, size=2)
-    pixels = BicubicPixels(clusters, (left, top, left + width, top + height), top + height + 1)
-    for cluster in range(len(clusters)):
+    masks = bicubic_masks(clusters, (left, top, left + width, top + height), top + height + 1)
+    for cluster, runs in enumerate(masks):
         patches = torch.tensor(clusters.patches(cluster)).float()[None, None]
         enlarged = torch.nn.functional.interpolate(patches, (int(height), int(width)), mode='bicubic')[0, 0].numpy()
-        drawn = draw_runs(pixels.runs(cluster), top + height + 1, left, top, left + width, top + height)
+        drawn = draw_runs(runs, top + height + 1, left, top, left + width, top + height)
         is_sure = np.abs(enlarged - (0.5 + 1e-5)) > 1e-6  # the order of float32 sums decides the others
         assert np.array_equal(drawn[is_sure], enlarged[is_sure] > 0.5 + 1e-5)
 
@@ -128,7 +127,7 @@ def nested_intervals(rng):
     grid = smooth_features(rng, 6, 8)
     clusters = cluster_patches(grid, tuple(np.linspace(0.95, -0.5, 8)), min_patches=1)
     chosen = rng.integers(len(clusters), size=2 * len(clusters)) if len(clusters) else np.zeros(0, int)
-    sizes = clusters.last - clusters.first
+    sizes = clusters.end - clusters.first
     return clusters, chosen[np.argsort(-sizes[chosen], kind='stable')]
 
 
@@ -143,8 +142,8 @@ def test_suppression_of_intervals_is_that_of_pixels(seed, max_iou, window):
         for j in range(i + 1, min(last, len(masks))) if expected[i] else ():
             if (larger & masks[j]).sum() / (larger | masks[j]).sum() > max_iou:
                 expected[j] = False
-    first, last = clusters.first[chosen], clusters.last[chosen]
-    assert np.array_equal(suppress_nested(first, last, 6 * (last - first), max_iou, window), expected)
+    first, end = clusters.first[chosen], clusters.end[chosen]
+    assert np.array_equal(suppress_nested(first, end, 6 * (end - first), max_iou, window), expected)
 
 
 @settings(max_examples=60)
@@ -163,9 +162,9 @@ def test_suppression_on_run_lengths_is_that_of_pixels(seed, max_iou):
 
 def test_the_window_of_the_release_is_filled_by_copies_of_one_cluster():
     """Five levels record one cluster: then the next in size, 0.95 of it, is not among the next four."""
-    first, last = np.zeros(6, int), np.array([20] * 5 + [19])
-    assert suppress_nested(first, last, last, 0.9).tolist() == [True] + 5 * [False]
-    assert suppress_nested(first, last, last, 0.9, window=4).tolist() == [True] + 4 * [False] + [True]
+    first, end = np.zeros(6, int), np.array([20] * 5 + [19])
+    assert suppress_nested(first, end, end, 0.9).tolist() == [True] + 5 * [False]
+    assert suppress_nested(first, end, end, 0.9, window=4).tolist() == [True] + 4 * [False] + [True]
 
 
 # Runs
@@ -199,9 +198,9 @@ def test_a_partition_gives_each_cluster_the_pixels_of_its_patches():
     rng = np.random.default_rng(0)
     clusters = cluster_patches(smooth_features(rng, 5, 6), (0.7, 0.2), min_patches=1)
     patch_of_pixel = rng.integers(30, size=(20, 25))
-    runs = clusters.partition_runs(patch_of_pixel, (3, 4), (30, 40))
+    runs = LabelRuns(np.argsort(clusters.order)[patch_of_pixel], 30, (3, 4), (30, 40))
     for k in range(len(clusters)):
-        drawn = draw_runs(runs.edges(clusters.first[k], clusters.last[k]), 30, 3, 4, 28, 24)
+        drawn = draw_runs(runs.edges(clusters.first[k], clusters.end[k]), 30, 3, 4, 28, 24)
         assert np.array_equal(drawn, clusters.patches(k).ravel()[patch_of_pixel])
 
 
@@ -354,15 +353,10 @@ def test_a_refining_network_runs_on_the_device_of_the_generator(small, monkeypat
     assert devices == ['cpu:0']
 
 
-def test_only_the_refiner_that_was_trained_with_labels_is_called_so():
-    assert PAPER.label_free
-    assert not replace(PAPER, refine='cascadepsp').label_free
-
-
 def test_the_keys_of_dino_are_taken_as_they_are():
-    assert not replace(PAPER, vit='dino_vitb8').centres
-    assert PAPER.centres
-    assert not replace(PAPER, centre=False).centres
+    assert not replace(PAPER, vit='dino_vitb8').is_centred
+    assert PAPER.is_centred
+    assert not replace(PAPER, centre=False).is_centred
 
 
 @pytest.mark.parametrize(

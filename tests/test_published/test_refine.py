@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 from skimage import data
 
-from unsam_mm.errors import ImageError, UnSAMError, WeightsError
+from unsam_mm.errors import ImageError, UnSAMError
 from unsam_mm.published.cascadepsp import CascadePSPRefiner
 from unsam_mm.published.permutohedral import PermutohedralFilter
 from unsam_mm.published.refine import MaskCRF, mask_crf, partition_labels
@@ -167,9 +167,8 @@ class StandInNetwork:
 
     answer = staticmethod(lambda mask: mask)
 
-    def __init__(self, device='cpu', model_folder=None, download_and_check_model=True):
+    def __init__(self, device):
         self.calls = []
-        self.made_with = (device, model_folder, download_and_check_model)
 
     def refine(self, image, mask, fast=False, L=900):
         assert mask.dtype == np.uint8
@@ -243,28 +242,6 @@ def test_answers_above_128_belong_to_the_mask(network):
 def test_masks_that_cascadepsp_loses_are_dropped(network, answer, mask):
     network.answer = staticmethod(answer)
     assert CascadePSPRefiner()(np.zeros((50, 80, 3), np.uint8), mask) is None
-
-
-def test_given_weights_are_used_and_nothing_is_fetched(network, tmp_path):
-    (tmp_path / 'model').touch()
-    for checkpoint in (tmp_path, tmp_path / 'model'):
-        refiner = CascadePSPRefiner(checkpoint, device='cuda:0')
-        assert refiner._network.made_with == ('cuda:0', str(tmp_path), False)
-    assert refiner.supervised
-    with pytest.raises(WeightsError, match='a file named "model"'):
-        CascadePSPRefiner(tmp_path / 'other.pth')
-
-
-def test_weights_of_another_model_are_named(network, tmp_path, monkeypatch):
-    def fail(self, **options):
-        raise RuntimeError('Missing key(s) in state_dict\nmore')
-
-    monkeypatch.setattr(network, '__init__', fail)
-    (tmp_path / 'model').touch()
-    with pytest.raises(
-        WeightsError, match=r'model: not the weights of CascadePSP \(RuntimeError: Missing key\(s\) in state_dict\);'
-    ):
-        CascadePSPRefiner(tmp_path)
 
 
 def test_without_the_package_the_message_says_what_to_install_and_what_it_means(monkeypatch):

@@ -10,7 +10,6 @@ from skimage.transform import resize
 from unsam_mm import PseudoMaskGenerator
 from unsam_mm.pseudo_masks import region_trees
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
-from unsam_mm.pseudo_masks.vit import PatchFeatures
 from unsam_mm.student import RegionInputs, RegionNet, RegionTokenizer
 
 CHANNELS = 3
@@ -24,7 +23,7 @@ class _Colours:
 
     def __call__(self, image, progress=None):
         grid = resize(image, (max(1, image.shape[0] // 14), max(1, image.shape[1] // 14)), anti_aliasing=True)
-        return PatchFeatures(grid.astype(np.float32), image.shape[:2])
+        return grid.astype(np.float32)
 
 
 @pytest.fixture(scope='session')

@@ -14,6 +14,7 @@ from unsam_mm.masks.mask_set import MaskSet
 
 _GOLDEN_TURN = 0.618033988749895  # hue step; the golden ratio keeps hues of nearby indices apart
 _GAP_PX = 6
+_OPACITY = 0.55
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -32,28 +33,27 @@ def draw_labels(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return drawn
 
 
-def draw_masks(image: np.ndarray, masks: MaskSet, count: int, opacity: float = 0.55) -> np.ndarray:
+def draw_masks(image: np.ndarray, masks: MaskSet, count: int) -> np.ndarray:
     """(H, W, 3) uint8: the image with its best masks as an overlay, small masks on top of large ones.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         masks: Masks of this image, best first.
         count: Number of masks that are drawn.
-        opacity: Opacity of the overlay, in [0, 1].
     """
     best = masks[: min(count, len(masks))]
     drawn = image.astype(np.float32)
     for i in np.argsort(-best.areas, kind='stable'):
         mask = best[int(i)].to_bitmaps()[0]
-        drawn[mask] = (1 - opacity) * image[mask] + opacity * _colour(int(i))
+        drawn[mask] = (1 - _OPACITY) * image[mask] + _OPACITY * _colour(int(i))
         drawn[mask & find_boundaries(mask, mode='inner')] = _colour(int(i))
     return drawn.astype(np.uint8)
 
 
-def draw_hierarchy(image: np.ndarray, hierarchy: MaskHierarchy, levels: Sequence[float], count: int = 40) -> np.ndarray:
-    """(H, W', 3) uint8: the image, cuts of its tree at the given levels, and its best masks, side by side."""
+def draw_hierarchy(image: np.ndarray, hierarchy: MaskHierarchy, levels: Sequence[float]) -> np.ndarray:
+    """(H, W', 3) uint8: the image, cuts of its tree at the given levels, and its best 40 masks, side by side."""
     cuts = [draw_labels(image, hierarchy.cut(level)) for level in levels]
-    return side_by_side([image, *cuts, draw_masks(image, hierarchy.select(count), count)])
+    return side_by_side([image, *cuts, draw_masks(image, hierarchy.select(40), 40)])
 
 
 def side_by_side(images: Sequence[np.ndarray], vertical: bool = False) -> np.ndarray:

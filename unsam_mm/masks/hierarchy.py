@@ -19,10 +19,10 @@ from unsam_mm.files import atomic_writer
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.laminar import laminar_trees
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.ops import smallest_holders
+from unsam_mm.masks.ops import parents_by_containment
 from unsam_mm.masks.partition import Partition
 from unsam_mm.masks.rle import LabelRuns, Rle
-from unsam_mm.masks.tree import Tree, check_values, inherit
+from unsam_mm.masks.tree import Tree, check_values, nearest_ancestors
 from unsam_mm.npz import read_npz
 
 _FORMAT = 1
@@ -41,8 +41,8 @@ class MaskHierarchy:
     Attributes:
         partition: The regions that are the leaves; trees of one image may share it.
         tree: The tree over them.
-        score: (N,) float32 in [0, 1]; objectness of the node. Nodes with the score 0 are no masks of their own; they
-            only complete the partition, and `select` leaves them out.
+        score: (N,) float32 in [0, 1]; objectness of the node. Nodes with the score 0 only complete the partition, and
+            `select` leaves them out.
         alternatives: Other trees of the same image, whose masks `select` includes. This tree is the main one; the
             others add masks that cross its regions or differ slightly from them.
 
@@ -56,12 +56,11 @@ class MaskHierarchy:
     alternatives: tuple[MaskHierarchy, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.score, np.ndarray):
-            raise UnSAMError(f'score must be an array, got {type(self.score).__name__}')
-        check_values('score', self.score, self.parent.shape)
-        if (wrong := ~((self.score >= 0) & (self.score <= 1))).any():
-            raise UnSAMError(f'score must lie in [0, 1], got {self.score[wrong][0]}')
-        object.__setattr__(self, 'score', self.score.astype(np.float32, copy=False))
+        score = np.asarray(self.score)
+        check_values('score', score, self.parent.shape)
+        if (wrong := ~((score >= 0) & (score <= 1))).any():
+            raise UnSAMError(f'score must lie in [0, 1], got {score[wrong][0]}')
+        object.__setattr__(self, 'score', score.astype(np.float32, copy=False))
         if len(self.partition) != self.tree.n_leaves:
             raise UnSAMError(
                 f'the label map has {len(self.partition)} labels, the tree {self.tree.n_leaves} leaves; expected the '
@@ -86,18 +85,18 @@ class MaskHierarchy:
             leaf_labels: (H, W) integers 0..L-1, every value used; or a partition, which trees may share.
             parent: (N,) integers; parent[i] > i, except -1 at the root, which is the last node.
             height: (N,) floats; raised where needed so that no node is lower than a child.
-            score: (N,) floats in [0, 1]; by default the persistence: the height that the node survives
-                before its parent is formed, over the largest such height.
+            score: (N,) floats in [0, 1]; by default the persistence: the height of the parent minus that of the node,
+                over the largest such difference.
 
         Raises:
-            UnSAMError: If `parent` is no tree in this order, the labels are not its leaves, or heights or scores are
+            UnSAMError: If `parent` is not a tree in this order, the labels are not its leaves, or heights or scores are
                 invalid.
         """
         partition = leaf_labels if isinstance(leaf_labels, Partition) else Partition(leaf_labels)
-        tree = Tree.from_merges(parent, height)
+        tree = Tree(parent, height)
         if score is None:
-            # Never 0, the score of nodes that are no masks.
-            score = np.maximum(tree.rise / max(float(tree.rise.max()), np.finfo(np.float32).tiny), 1e-6)
+            persistence = tree.persistence / max(float(tree.persistence.max()), np.finfo(np.float32).tiny)
+            score = np.maximum(persistence, 1e-6)  # 0 is the score of nodes that are not masks
         else:
             score = np.asarray(score)
             check_values('score', score, tree.parent.shape)
@@ -135,7 +134,7 @@ class MaskHierarchy:
             return replace(first, alternatives=tuple(others))
         except (KeyError, ValueError) as error:
             raise UnSAMError(
-                f'the arrays are no region trees of one image ({error}); make the embedding again'
+                f'the arrays are not region trees of one image ({error}); make the embedding again'
             ) from error
 
     @classmethod
@@ -152,7 +151,7 @@ class MaskHierarchy:
             raise StoreError(f'{path}: no such file; make it with MaskHierarchy.save(path)') from error
         found = arrays.pop('hierarchy_format', None)
         if found is None or found.shape or found.dtype.kind not in 'iu' or found != _FORMAT:
-            raise DamagedError(f'{path}: holds no region trees of format {_FORMAT}; make it again')
+            raise DamagedError(f'{path}: contains no region trees of format {_FORMAT}; make it again')
         try:
             return cls.from_arrays(arrays)
         except UnSAMError as error:
@@ -204,13 +203,13 @@ class MaskHierarchy:
 
     @property
     def first_leaf(self) -> np.ndarray:
-        """(N,) int64: the node holds the leaves first_leaf[node] .. last_leaf[node] - 1."""
+        """(N,) int64; the node contains the leaves ``first_leaf[node]`` to ``end_leaf[node] - 1``."""
         return self.tree.first_leaf
 
     @property
-    def last_leaf(self) -> np.ndarray:
+    def end_leaf(self) -> np.ndarray:
         """(N,) int64, exclusive end of the leaf interval of each node."""
-        return self.tree.last_leaf
+        return self.tree.end_leaf
 
     @property
     def level(self) -> np.ndarray:
@@ -223,13 +222,13 @@ class MaskHierarchy:
 
     @cached_property
     def leaf_labels(self) -> np.ndarray:
-        """(H, W) int32; the leaf that holds each pixel, numbered depth-first."""
-        return self.tree.position.astype(np.int32)[self.partition.labels]
+        """(H, W) int32; the leaf that contains each pixel, numbered depth-first."""
+        return self.tree.leaf_of_region.astype(np.int32)[self.partition.labels]
 
     @cached_property
     def area(self) -> np.ndarray:
         """(N,) int64 area of each node in pixels."""
-        return self.tree.sums(self.partition.areas[self.tree.order])
+        return self.tree.sums(self.partition.areas)
 
     @cached_property
     def granularity(self) -> np.ndarray:
@@ -239,34 +238,34 @@ class MaskHierarchy:
     @cached_property
     def boxes_xyxy(self) -> np.ndarray:
         """(N, 4) float32 bounding boxes in pixels; right and bottom edges exclusive."""
-        return self.tree.boxes(self.partition.boxes_xyxy[self.tree.order]).astype(np.float32)
+        return self.tree.boxes(self.partition.boxes_xyxy).astype(np.float32)
 
     @cached_property
     def border_share(self) -> np.ndarray:
         """(N,) float32 in [0, 1]: fraction of the pixels at the image border that belong to each node."""
-        return self.tree.sums(self.partition.border_share[self.tree.order]).astype(np.float32)
+        return self.tree.sums(self.partition.border_share).astype(np.float32)
 
     @cached_property
     def moments(self) -> np.ndarray:
         """(5, N) float64 sums of y, x, y * y, x * x and x * y over the pixels of each node."""
-        return np.stack([self.tree.sums(values[self.tree.order]) for values in self.partition.moments])
+        return np.stack([self.tree.sums(values) for values in self.partition.moments])
 
     @property
-    def lifetime(self) -> np.ndarray:
-        """(N,) float32 range of merge heights in which each node persists, relative to the height of the root."""
-        lifetime = self.tree.rise / max(float(self.height[-1]), 1e-12)
-        lifetime[-1] = 1
-        return lifetime
+    def relative_persistence(self) -> np.ndarray:
+        """(N,) float32 in [0, 1]: the persistence of each node over the height of the root, whose own is 1."""
+        persistence = self.tree.persistence / max(float(self.height[-1]), 1e-12)
+        persistence[-1] = 1
+        return persistence
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """(N,) uint64, equal for nodes of any trees of an image that hold the same pixels."""
-        below = np.concatenate([np.zeros(1, np.uint64), np.cumsum(self.partition.hashes[self.tree.order])])
-        return below[self.last_leaf] - below[self.first_leaf]
+        """(N,) uint64, equal for nodes of the trees of an image that contain the same pixels."""
+        sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(self.partition.hashes[self.tree.region_of_leaf])])
+        return sums[self.end_leaf] - sums[self.first_leaf]
 
     @cached_property
     def _runs(self) -> LabelRuns:
-        return self.partition.runs.in_order(self.tree.order)
+        return self.partition.runs.in_order(self.tree.region_of_leaf)
 
     def children(self, node: int) -> np.ndarray:
         """(K,) node numbers; empty for a leaf."""
@@ -284,24 +283,16 @@ class MaskHierarchy:
         return self.tree.path(self.leaves_at(int(y), int(x)))
 
     def leaves_at(self, y: np.ndarray | int, x: np.ndarray | int) -> np.ndarray:
-        """The leaves that hold pixels.
-
-        Args:
-            y: (...) integer rows, inside the image.
-            x: (...) integer columns, inside the image.
-
-        Returns:
-            (...) int64 numbers of the leaves.
-        """
-        return self.tree.position[self.partition.labels[y, x]]
+        """(...) int64 leaves that contain the pixels in (...) rows `y` and columns `x`, all inside the image."""
+        return self.tree.leaf_of_region[self.partition.labels[y, x]]
 
     def mask(self, node: int) -> np.ndarray:
         """(H, W) bool mask of one node."""
-        position = self.tree.position
-        return ((position >= self.first_leaf[node]) & (position < self.last_leaf[node]))[self.partition.labels]
+        leaves = self.tree.leaf_of_region
+        return ((leaves >= self.first_leaf[node]) & (leaves < self.end_leaf[node]))[self.partition.labels]
 
     def cut_nodes(self, level: float) -> np.ndarray:
-        """(K,) the coarsest nodes formed at or below a level; they partition the image.
+        """(K,) the coarsest nodes formed at or below a level, in the order of their leaves; they partition the image.
 
         Args:
             level: In [0, 1]; 0 gives the leaves, 1 the whole image.
@@ -309,7 +300,13 @@ class MaskHierarchy:
         Raises:
             UnSAMError: If `level` lies outside [0, 1].
         """
-        return self.tree.cut(level)
+        if not 0 <= level <= 1:
+            raise UnSAMError(f'level must lie in [0, 1], got {level}')
+        is_below = self.level <= level
+        is_below[: self.n_leaves] = True
+        is_coarsest = np.append(~is_below[self.parent[:-1]], True)
+        nodes = np.flatnonzero(is_below & is_coarsest)
+        return nodes[np.argsort(self.first_leaf[nodes])]
 
     def cut(self, level: float) -> np.ndarray:
         """(H, W) int32 label map of a cut, labels 1..K; every pixel belongs to exactly one region.
@@ -317,9 +314,9 @@ class MaskHierarchy:
         Label i is node ``cut_nodes(level)[i - 1]``; 0 is not used, since viewers show it as background.
         """
         nodes = self.cut_nodes(level)
-        sizes = self.last_leaf[nodes] - self.first_leaf[nodes]
-        of_leaves = np.repeat(np.arange(1, len(nodes) + 1, dtype=np.int32), sizes)
-        return of_leaves[self.tree.position][self.partition.labels]
+        n_leaves = self.end_leaf[nodes] - self.first_leaf[nodes]
+        leaf_labels = np.repeat(np.arange(1, len(nodes) + 1, dtype=np.int32), n_leaves)
+        return leaf_labels[self.tree.leaf_of_region][self.partition.labels]
 
     def iou(self, node: int, others: np.ndarray) -> np.ndarray:
         """(K,) IoU of a node with others: the ratio of areas for nested nodes, else 0."""
@@ -327,7 +324,7 @@ class MaskHierarchy:
         return shared / (self.area[node] + self.area[others] - shared)
 
     def select(self, max_masks: int = 1000, min_area_px: int = 1) -> MaskSet:
-        """The masks of the highest scores of this tree and its alternatives, without duplicates.
+        """The masks with the highest scores of this tree and its alternatives, without duplicates.
 
         Args:
             max_masks: Maximum number of masks.
@@ -368,13 +365,13 @@ class MaskHierarchy:
         Returns:
             (K, ...) values.
         """
-        of_trees = [getattr(tree, name) for tree in self.trees]
-        starts = np.cumsum([0, *(len(values) for values in of_trees[:-1])])
-        return np.concatenate(of_trees)[starts[source] + nodes]
+        values = [getattr(tree, name) for tree in self.trees]
+        starts = np.cumsum([0, *(len(tree) for tree in self.trees[:-1])])
+        return np.concatenate(values)[starts[source] + nodes]
 
     def rle(self, node: int) -> Rle:
         """COCO run lengths of one node."""
-        return self._runs.encode(self.first_leaf[node], self.last_leaf[node])
+        return self._runs.encode(self.first_leaf[node], self.end_leaf[node])
 
     def to_mask_set(self, nodes: np.ndarray, source: np.ndarray | None = None) -> MaskSet:
         """The given nodes as a mask set, in the given order.
@@ -394,7 +391,7 @@ class MaskHierarchy:
         return MaskSet(
             rles=[self.trees[number].rle(node) for number, node in zip(source, nodes, strict=True)],
             scores=self.gather('score', source, nodes),
-            parents=smallest_holders(shared == areas[:, None], areas),
+            parents=parents_by_containment(shared == areas[:, None], areas),
             areas=areas,
             boxes_xyxy=self.gather('boxes_xyxy', source, nodes),
             size_hw=self.size_hw,
@@ -410,23 +407,20 @@ def intersections(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -
     """
     offsets = np.cumsum([0, *(len(chosen) for chosen in nodes)])
     shared = np.empty((offsets[-1], offsets[-1]))
-    wanted = [_Wanted(tree, chosen) for tree, chosen in zip(trees, nodes, strict=True)]
-    cells: dict[tuple[Partition, Partition], tuple[np.ndarray, ...]] = {}
-    for i, one in enumerate(wanted):
+    subtrees = [_Subtree(tree, chosen) for tree, chosen in zip(trees, nodes, strict=True)]
+    for i, one in enumerate(subtrees):
         rows = slice(offsets[i], offsets[i + 1])
         shared[rows, rows] = _shared_in_tree(trees[i], nodes[i], nodes[i])
-        for j in range(i):
-            columns, pair = slice(offsets[j], offsets[j + 1]), (one.partition, wanted[j].partition)
-            if pair not in cells:
-                cells[pair] = pair[0].cells(pair[1])
-            block = _shared_across(one, wanted[j], *cells[pair])
+        for j, other in enumerate(subtrees[:i]):
+            columns = slice(offsets[j], offsets[j + 1])
+            block = _shared_across(one, other)
             shared[rows, columns], shared[columns, rows] = block, block.T
     return shared
 
 
 def crossing_pixels(tree: MaskHierarchy, nodes: np.ndarray, other: MaskHierarchy, others: np.ndarray) -> np.ndarray:
     """(K, K') float64 intersections, in pixels, of nodes of one tree with nodes of another tree of the same image."""
-    return _shared_across(_Wanted(tree, nodes), _Wanted(other, others), *tree.partition.cells(other.partition))
+    return _shared_across(_Subtree(tree, nodes), _Subtree(other, others))
 
 
 def ious(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -> np.ndarray:
@@ -436,56 +430,53 @@ def ious(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -> np.ndar
     return shared / (areas[:, None] + areas[None] - shared)
 
 
-class _Wanted:
-    """A tree restricted to some of its nodes, numbered from small to large.
+class _Subtree:
+    """A tree restricted to K distinct nodes, numbered from small to large.
 
     Attributes:
         partition: The partition of the tree.
-        number: (L,) int32 number of the smallest of the K distinct nodes that contains each region; K where none does.
-        holder: (K,) number of the smallest other node that contains each node; K where none does.
-        place: The number of each given node.
+        node_of_region: (L,) number of the smallest of these nodes that contains each region; -1 if none does.
+        parent: (K,) number of the smallest other node that contains each node; -1 if none does.
+        number: The number of each given node; several may be equal.
     """
 
     def __init__(self, tree: MaskHierarchy, nodes: np.ndarray) -> None:
-        different, self.place = np.unique(np.asarray(nodes, np.int64), return_inverse=True)
-        number = np.full(len(tree), len(different), np.int32)
-        number[different] = np.arange(len(different))
-        up = tree.parent[different]
-        inherit(number, tree.parent, len(different))
-        self.partition, self.number = tree.partition, number[tree.tree.position]
-        self.holder = np.where(up >= 0, number[up], len(different))
+        distinct, self.number = np.unique(np.asarray(nodes, np.int64), return_inverse=True)
+        number = nearest_ancestors(tree.parent, distinct)
+        up = tree.parent[distinct]
+        self.partition, self.node_of_region = tree.partition, number[tree.tree.leaf_of_region]
+        self.parent = np.where(up >= 0, number[up], -1)
 
 
 def _shared_in_tree(tree: MaskHierarchy, nodes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(K, K') intersections of nodes of one tree in pixels: the area of the smaller node if they nest, else 0."""
-    first, last, area = tree.first_leaf, tree.last_leaf, tree.area
-    inside = (first[nodes][:, None] >= first[others]) & (last[nodes][:, None] <= last[others])
-    around = (first[nodes][:, None] <= first[others]) & (last[nodes][:, None] >= last[others])
+    first, end, area = tree.first_leaf, tree.end_leaf, tree.area
+    inside = (first[nodes][:, None] >= first[others]) & (end[nodes][:, None] <= end[others])
+    around = (first[nodes][:, None] <= first[others]) & (end[nodes][:, None] >= end[others])
     return np.where(inside, area[nodes][:, None], np.where(around, area[others], 0))
 
 
-def _shared_across(
-    one: _Wanted, other: _Wanted, regions: np.ndarray, other_regions: np.ndarray, areas: np.ndarray
-) -> np.ndarray:
+def _shared_across(one: _Subtree, other: _Subtree) -> np.ndarray:
     """(K, K') float64 intersections in pixels, from the cells of both partitions; see `Partition.cells`.
 
-    A cell belongs to the smallest wanted node of each tree. The sums over the descendants of a pair of nodes are the
-    pixels that they share.
+    A cell belongs to the smallest node of each subtree. The sums over the descendants of a pair of nodes are the pixels
+    that they share.
     """
-    counts = _count(one.number[regions], other.number[other_regions], areas, one.holder, other.holder)
-    return counts[one.place][:, other.place]
+    regions, other_regions, areas = one.partition.cells(other.partition)
+    counts = _count(one.node_of_region[regions], other.node_of_region[other_regions], areas, one.parent, other.parent)
+    return counts[one.number][:, other.number]
 
 
 @numba.njit(nogil=True, cache=True)
-def _count(of_one, of_other, areas, holder, other_holder):
-    """(K, K') counts of pixels, summed up along the holders."""
-    n_one, n_other = len(holder), len(other_holder)
-    counts = np.zeros((n_one + 1, n_other + 1))
+def _count(nodes, other_nodes, areas, parent, other_parent):
+    """(K, K') counts of pixels, of cells in the given nodes, summed up along the parents."""
+    n_nodes, n_others = len(parent), len(other_parent)
+    counts = np.zeros((n_nodes + 1, n_others + 1))  # the last row and column, number -1, are for pixels in no node
     for cell in range(len(areas)):
-        counts[of_one[cell], of_other[cell]] += areas[cell]
-    for node in range(n_one):
-        counts[holder[node]] += counts[node]
-    for row in counts[:n_one]:
-        for other in range(n_other):
-            row[other_holder[other]] += row[other]
-    return counts[:n_one, :n_other].copy()
+        counts[nodes[cell], other_nodes[cell]] += areas[cell]
+    for node in range(n_nodes):
+        counts[parent[node]] += counts[node]
+    for row in counts[:n_nodes]:
+        for other in range(n_others):
+            row[other_parent[other]] += row[other]
+    return counts[:n_nodes, :n_others].copy()

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.rle import Rle, run_edges
 from unsam_mm.masks.tree import nested_regions
-
-
-@dataclass(frozen=True)
-class _Atoms:
-    """The partition of an image into sets of pixels that belong to the same masks.
-
-    Attributes:
-        labels: (H, W) int32 atom of each pixel, 0..A-1.
-        areas: (A,) int64 in pixels.
-        member: (K, A) bool; whether mask k contains atom a.
-    """
-
-    labels: np.ndarray
-    areas: np.ndarray
-    member: np.ndarray
 
 
 def laminar_trees(
@@ -38,7 +21,7 @@ def laminar_trees(
 
     Returns:
         Leaf labels, parents, heights and scores of each tree, the arguments of `MaskHierarchy.from_merges`. Regions
-        that are no masks but complete the partition have the score 0.
+        that are not masks but complete the partition have the score 0.
 
     Raises:
         UnSAMError: If a mask has another size than the image, or scores are out of range or differ in number.
@@ -52,8 +35,9 @@ def laminar_trees(
         raise UnSAMError(f'scores must lie in (0, 1], got {scores[wrong][0]}')
     runs = [run_edges(rle) for rle in rles]
     kept = _distinct(runs, scores)
-    atoms = _find_atoms([runs[i] for i in kept], size_hw)
-    return [_build(atoms, family, scores[kept]) for family in _families(atoms)]
+    labels, member = _find_atoms([runs[i] for i in kept], size_hw)
+    areas = np.bincount(labels.ravel(), minlength=member.shape[1])
+    return [_build_tree(labels, areas, member[group], scores[kept[group]]) for group in _nested_groups(areas, member)]
 
 
 def _distinct(runs: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
@@ -66,58 +50,58 @@ def _distinct(runs: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
     return np.array(kept, np.int64)
 
 
-def _find_atoms(runs: list[np.ndarray], size_hw: tuple[int, int]) -> _Atoms:
-    """Splits the column-major pixels at all run borders; segments in the same masks form one atom."""
+def _find_atoms(runs: list[np.ndarray], size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Partitions an image into atoms, sets of pixels that belong to the same masks.
+
+    Returns:
+        (H, W) int32 atom of each pixel, 0..A-1, and (K, A) bool, whether mask k contains atom a.
+    """
+    # The column-major pixels are split at the ends of all runs.
     n_pixels = size_hw[0] * size_hw[1]
     borders = np.unique(np.concatenate([np.array([0, n_pixels]), *(run.ravel() for run in runs)]))
-    held = np.zeros((len(runs), len(borders)), np.int8)
-    for row, run in zip(held, runs, strict=True):
+    member = np.zeros((len(runs), len(borders)), np.int8)
+    for row, run in zip(member, runs, strict=True):
         np.add.at(row, np.searchsorted(borders, run[:, 0]), 1)
         np.add.at(row, np.searchsorted(borders, run[:, 1]), -1)
-    held = np.cumsum(held, axis=1, dtype=np.int8)[:, :-1].astype(bool)
-    _, example, atom = np.unique(np.packbits(held, axis=0), axis=1, return_index=True, return_inverse=True)
+    member = np.cumsum(member, axis=1, dtype=np.int8)[:, :-1].astype(bool)
+    _, example, atom = np.unique(np.packbits(member, axis=0), axis=1, return_index=True, return_inverse=True)
     if len(runs) == 0:
         example, atom = np.array([0]), np.zeros(len(borders) - 1, np.int64)
-    atom = atom.ravel()
-    lengths = np.diff(borders)
-    labels = np.repeat(atom.astype(np.int32), lengths).reshape(size_hw[1], size_hw[0]).T
-    areas = np.bincount(atom, lengths, minlength=len(example)).astype(np.int64)
-    return _Atoms(np.ascontiguousarray(labels), areas, held[:, example])
+    labels = np.repeat(atom.ravel().astype(np.int32), np.diff(borders)).reshape(size_hw[1], size_hw[0]).T
+    return np.ascontiguousarray(labels), member[:, example]
 
 
-def _families(atoms: _Atoms) -> list[np.ndarray]:
-    """Groups of mask indices; no two masks of a group cross."""
-    weighted = atoms.member * atoms.areas.astype(np.float64)
-    shared = weighted @ atoms.member.T.astype(np.float64)
-    areas = np.diag(shared)
-    crosses = (shared > 0) & (shared < np.minimum(areas[:, None], areas[None]))
-    families: list[list[int]] = [[]]
-    for i in range(len(areas)):
-        home = next((family for family in families if not crosses[i, family].any()), None)
-        if home is None:
-            families.append([i])
+def _nested_groups(areas: np.ndarray, member: np.ndarray) -> list[np.ndarray]:
+    """Groups of mask indices, at least one; no two masks of a group cross."""
+    shared = (member * areas.astype(np.float64)) @ member.T.astype(np.float64)
+    mask_areas = np.diag(shared)
+    crosses = (shared > 0) & (shared < np.minimum(mask_areas[:, None], mask_areas[None]))
+    groups: list[list[int]] = [[]]
+    for i in range(len(mask_areas)):
+        group = next((group for group in groups if not crosses[i, group].any()), None)
+        if group is None:
+            groups.append([i])
         else:
-            home.append(i)
-    return [np.array(family, np.int64) for family in families]
+            group.append(i)
+    return [np.array(group, np.int64) for group in groups]
 
 
-def _build(
-    atoms: _Atoms, family: np.ndarray, scores: np.ndarray
+def _build_tree(
+    labels: np.ndarray, areas: np.ndarray, member: np.ndarray, scores: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    n_pixels = int(atoms.areas.sum())
-    areas = atoms.member[family] @ atoms.areas
-    family = family[np.argsort(areas, kind='stable')]
-    member, mask_scores = atoms.member[family], scores[family]
-    if len(family) == 0 or areas.max() < n_pixels:
-        member = np.concatenate([member, np.ones((1, len(atoms.areas)), bool)])
-        mask_scores = np.append(mask_scores, 0.0)
+    """Leaf labels, parents, heights and scores of the tree of masks that do not cross; see `laminar_trees`."""
+    by_area = np.argsort(member @ areas, kind='stable')
+    member, scores = member[by_area], scores[by_area]
+    if len(member) == 0 or not member[-1].all():
+        member = np.concatenate([member, np.ones((1, len(areas)), bool)])
+        scores = np.append(scores, 0.0)
     # Masks are sorted by area, so the first mask with an atom is the smallest.
     up = np.full(len(member), -1)
     for i in range(len(member) - 1):
         up[i] = i + 1 + member[i + 1 :, member[i].argmax()].argmax()
     leaf_of_atom, parent, node = nested_regions(member.argmax(axis=0), up)
     height, score = np.zeros(len(parent)), np.zeros(len(parent))
-    height[node] = member @ atoms.areas / n_pixels
+    height[node] = member @ areas / labels.size
     height[: leaf_of_atom.max() + 1] = 0
-    score[node] = mask_scores
-    return leaf_of_atom.astype(np.int32)[atoms.labels], parent, height, score
+    score[node] = scores
+    return leaf_of_atom.astype(np.int32)[labels], parent, height, score

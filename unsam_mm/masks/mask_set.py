@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.granularity import area_granularity
-from unsam_mm.masks.ops import smallest_holders
+from unsam_mm.masks.ops import parents_by_containment
 from unsam_mm.masks.rle import (
     Rle,
     areas_and_boxes,
@@ -73,7 +73,7 @@ class MaskSet:
                 raise UnSAMError(f'MaskSet {name} must lie in [{low}, {high}], got {values[at]} at mask {at}')
         if not np.isfinite(self.boxes_xyxy).all():
             raise UnSAMError('MaskSet boxes_xyxy must be finite')
-        if (in_cycle := _ancestors_beyond(np.asarray(self.parents)) >= 0).any():
+        if (in_cycle := _distant_ancestors(np.asarray(self.parents)) >= 0).any():
             raise UnSAMError(f'MaskSet parents form a cycle at mask {int(in_cycle.argmax())}')
 
     @classmethod
@@ -141,7 +141,7 @@ class MaskSet:
             size_hw: Height and width of the image in pixels; by default those of the first record.
 
         Raises:
-            UnSAMError: If a segmentation is no RLE, or a value is out of range.
+            UnSAMError: If a segmentation is not an RLE, or a value is out of range.
         """
         for index, record in enumerate(records):
             if not isinstance(record.get('segmentation'), Mapping):
@@ -157,7 +157,7 @@ class MaskSet:
     @cached_property
     def granularity(self) -> np.ndarray:
         """(N,) float32 in [0, 1], see `unsam_mm.masks.granularity`: 1 is the whole image."""
-        return area_granularity(self.areas, max(self.size_hw[0] * self.size_hw[1], 1)).astype(np.float32)
+        return area_granularity(self.areas, self.size_hw[0] * self.size_hw[1]).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -172,15 +172,15 @@ class MaskSet:
             IndexError: If an index is out of range.
         """
         kept = np.atleast_1d(np.arange(len(self))[index])
-        position = np.full(len(self) + 1, -1)
-        position[kept] = np.arange(len(kept))
+        new_index = np.full(len(self), -1)
+        new_index[kept] = np.arange(len(kept))
         parents = self.parents[kept]
-        while (lost := (parents >= 0) & (position[parents] < 0)).any():
-            parents = np.where(lost, self.parents[parents], parents)
+        while (is_missing := (parents >= 0) & (new_index[parents] < 0)).any():
+            parents = np.where(is_missing, self.parents[parents], parents)
         return MaskSet(
             rles=[self.rles[i] for i in kept],
             scores=self.scores[kept],
-            parents=np.where(parents >= 0, position[parents], -1),
+            parents=np.where(parents >= 0, new_index[parents], -1),
             areas=self.areas[kept],
             boxes_xyxy=self.boxes_xyxy[kept],
             size_hw=self.size_hw,
@@ -260,8 +260,8 @@ _FIELDS = {
 """Dtype kinds and item shape of each field."""
 
 
-def _ancestors_beyond(parents: np.ndarray) -> np.ndarray:
-    """(N,) ancestor of each mask at a distance of N or more; -1 unless parents form a cycle."""
+def _distant_ancestors(parents: np.ndarray) -> np.ndarray:
+    """(N,) ancestor of each mask N or more generations up; -1 unless parents form a cycle."""
     ancestors = parents
     for _ in range(len(parents).bit_length()):  # doubles the distance
         ancestors = np.where(ancestors >= 0, ancestors[ancestors], -1)
@@ -270,7 +270,7 @@ def _ancestors_beyond(parents: np.ndarray) -> np.ndarray:
 
 def _parents(rles: list[Rle], areas: np.ndarray) -> np.ndarray:
     """(N,) parents by containment."""
-    if len(rles) == 0:
+    if len(rles) == 0:  # pycocotools returns a list then
         return np.zeros(0, np.int64)
     inside = coco_mask.iou(rles, rles, [1] * len(rles))  # for crowds the intersection over the area of the first
-    return smallest_holders((inside == 1) | (areas == 0)[:, None], areas)
+    return parents_by_containment((inside == 1) | (areas == 0)[:, None], areas)

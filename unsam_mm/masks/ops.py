@@ -32,37 +32,38 @@ def box_iou(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
     return overlap / np.maximum(union, 1e-9)
 
 
-def smallest_holders(holds: np.ndarray, areas: np.ndarray) -> np.ndarray:
+def parents_by_containment(inside: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """(N,) int64 index of the smallest larger mask that contains each mask, the first of equal areas; -1 if none does.
 
     Args:
-        holds: (N, N) bool; whether mask j contains mask i.
+        inside: (N, N) bool; whether mask i lies inside mask j.
         areas: (N,) int64 in pixels.
     """
     if len(areas) == 0:
         return np.zeros(0, np.int64)
-    holds = holds & (areas[None] > areas[:, None])
-    holder_areas = np.where(holds, areas[None], np.iinfo(np.int64).max)
-    return np.where(holds.any(axis=1), holder_areas.argmin(axis=1), -1)
+    inside = inside & (areas[None] > areas[:, None])
+    parent_areas = np.where(inside, areas[None], np.iinfo(np.int64).max)
+    return np.where(inside.any(axis=1), parent_areas.argmin(axis=1), -1)
 
 
 @numba.njit(nogil=True, cache=True)
 def soft_nms(scores, ious, repetition, sharpness, max_iou=np.inf, least_iou=0.0, max_kept=-1):
     """Soft non-maximum suppression.
 
-    The best remaining mask is taken; each other loses the fraction `repetition` * IoU ** `sharpness` of its score.
+    The best remaining mask is kept, and each other mask loses the fraction ``repetition * iou**sharpness`` of its score;
+    this is repeated.
 
     Args:
-        scores: (N,) float64; masks whose score is not positive are not taken.
-        ious: (N, N).
-        repetition: See above.
-        sharpness: See above.
-        max_iou: Masks with a larger IoU with a mask that is taken are removed.
+        scores: (N,) float64; masks whose score is not positive are removed.
+        ious: (N, N) IoUs of the masks.
+        repetition: Fraction of its score that a mask loses at an IoU of 1.
+        sharpness: Power of the IoU.
+        max_iou: Masks with a larger IoU with a better mask are removed.
         least_iou: IoUs up to this have no effect.
         max_kept: Maximum number of masks; all if negative.
 
     Returns:
-        (K,) int64 indices of the masks in the order in which they are taken, and their (K,) float64 scores at that time.
+        (K,) int64 indices of the kept masks, best first, and their (K,) float64 reduced scores.
     """
     left = scores.copy()
     kept = np.empty(len(scores) if max_kept < 0 else min(len(scores), max_kept), np.int64)

@@ -1,4 +1,4 @@
-"""A partition of an image into regions, and what is measured of its regions: areas, boxes, moments, runs, borders."""
+"""A partition of an image into regions, and measurements of them: areas, boxes, moments, runs, borders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unsam_mm.masks.rle import LabelRuns
 
 
 class Partition:
-    """L regions that fill an image. Trees over the same regions share it, so each measure is computed once an image.
+    """L regions that cover an image. Trees over the same regions share it, so each measurement is made once.
 
     Args:
         labels: (H, W) integers 0..L-1, every value used.
@@ -62,7 +62,7 @@ class Partition:
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """(L,) uint64 sum of a random number of each pixel: unions of regions are equal where their sums are equal."""
+        """(L,) uint64 sums of one random number for each pixel; equal unions of regions have equal sums."""
         return _hashes(self.labels.ravel(), len(self))
 
     @cached_property
@@ -75,28 +75,32 @@ class Partition:
         return np.bincount(self.labels.ravel(), values.ravel(), minlength=len(self))
 
     def boxes_of(self, members: np.ndarray) -> np.ndarray:
-        """(N, 4) float64 boxes x0, y0, x1, y1 of unions of regions, by (N, L) bool; infinite where there is none."""
+        """(N, 4) float64 boxes x0, y0, x1, y1 of N unions of regions; infinite for a union of no regions.
+
+        Args:
+            members: (N, L) bool; whether union i contains region j.
+        """
         low, high = self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:]
         sides = [np.where(members, low[:, axis], np.inf).min(axis=1) for axis in range(2)]
         sides += [np.where(members, high[:, axis], -np.inf).max(axis=1) for axis in range(2)]
         return np.stack(sides, axis=1)
 
     def cells(self, other: Partition) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Parts of the image that lie in one region of this and of another partition of the image.
+        """The intersections of the regions of this partition and of another of the same image.
 
         Returns:
-            (R,) regions of this partition, (R,) regions of the other, and (R,) int64 areas in pixels. Two regions may
-            share several cells.
+            (R,) regions of this partition, (R,) regions of the other, and (R,) int64 areas in pixels. An intersection
+            may be divided into several entries.
         """
         if other is self:
             return np.arange(len(self)), np.arange(len(self)), self.areas
         return _cells(self.labels.ravel(), other.labels.ravel())
 
     def borders(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of adjacent regions, and what lies between them.
+        """Pairs of adjacent regions, the lengths of their borders, and the mean value along each border.
 
         Args:
-            values: (H, W) float32.
+            values: (H, W) float32, such as edge strengths.
 
         Returns:
             pairs: (E, 2) int32, smaller number first, sorted.
@@ -148,7 +152,7 @@ def _hashes(labels, n_labels):
 
 @numba.njit(nogil=True, cache=True)
 def _cells(labels, others):
-    """The joint runs of two flattened label maps: values of both, and lengths in pixels."""
+    """The runs of pixels with equal labels in both of two flattened label maps: both labels, and lengths in pixels."""
     starts = np.empty(len(labels) + 1, np.int64)
     n_runs = 0
     for pixel in range(len(labels)):
@@ -160,7 +164,7 @@ def _cells(labels, others):
 
 @numba.njit(nogil=True, cache=True)
 def _borders(labels, values):
-    low, high, between = _sides(labels, values)
+    low, high, side_values = _sides(labels, values)
     n_labels = labels.max() + 1
     order = _stable_order(high, n_labels)
     order = order[_stable_order(low[order], n_labels)]
@@ -172,21 +176,21 @@ def _borders(labels, values):
             firsts[n_pairs], seconds[n_pairs] = low[side], high[side]
             n_pairs += 1
         lengths[n_pairs - 1] += 1
-        sums[n_pairs - 1] += between[side]
+        sums[n_pairs - 1] += side_values[side]
     lengths = lengths[:n_pairs].copy()
     return firsts[:n_pairs].copy(), seconds[:n_pairs].copy(), lengths, (sums[:n_pairs] / lengths).astype(np.float32)
 
 
 @numba.njit(nogil=True, cache=True)
 def _sides(labels, values):
-    """The smaller label, the larger one and the mean value at every pixel side between two labels."""
+    """The smaller label, the larger label and the mean value at each pixel side between two labels."""
     height, width = labels.shape
     count = 0
     for y in range(height):
         for x in range(width):
             count += x + 1 < width and labels[y, x] != labels[y, x + 1]
             count += y + 1 < height and labels[y, x] != labels[y + 1, x]
-    low, high, between = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float32)
+    low, high, side_values = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float32)
     count = 0
     for down, right in ((0, 1), (1, 0)):
         for y in range(height - down):
@@ -194,14 +198,14 @@ def _sides(labels, values):
                 one, other = labels[y, x], labels[y + down, x + right]
                 if one != other:
                     low[count], high[count] = min(one, other), max(one, other)
-                    between[count] = (values[y, x] + values[y + down, x + right]) / np.float32(2)
+                    side_values[count] = (values[y, x] + values[y + down, x + right]) / np.float32(2)
                     count += 1
-    return low, high, between
+    return low, high, side_values
 
 
 @numba.njit(nogil=True, cache=True)
 def _stable_order(values, n_values):
-    """What sorts integers 0 .. n_values - 1; equal ones stay in their order. Takes linear time."""
+    """Indices that sort integers 0 .. n_values - 1; a stable sort in linear time."""
     starts = np.zeros(n_values + 1, np.int64)
     for value in values:
         starts[value + 1] += 1

@@ -33,7 +33,7 @@ class LabelRuns:
     Args:
         labels: (h, w) integers 0..n_labels - 1.
         n_labels: Number of labels.
-        corner_xy: Column and row of the map's first pixel in an image of which it is a part.
+        corner_xy: Column and row of the first pixel in the image, if the label map is a part of an image.
         size_hw: Height and width of that image; by default those of the map.
     """
 
@@ -48,7 +48,7 @@ class LabelRuns:
         self.size_hw = tuple(int(side) for side in size_hw or labels.shape)
         flat = np.ascontiguousarray(labels.T).ravel()
         is_start = np.append(True, flat[1:] != flat[:-1])
-        is_start[::rows] = True  # in the image, columns of a part do not follow each other
+        is_start[::rows] = True  # columns of a part are not adjacent in the image
         starts = np.flatnonzero(is_start)
         lengths = np.diff(starts, append=flat.size)
         order = np.argsort(flat[starts], kind='stable')
@@ -57,7 +57,7 @@ class LabelRuns:
         self._starts, self._ends = starts[order], (starts + lengths)[order]
 
     def in_order(self, labels: np.ndarray) -> LabelRuns:
-        """The runs with label number labels[i], of (L,) int64 labels, as label i."""
+        """The runs of label labels[i] as label i, for (L,) int64 labels."""
         counts = np.diff(self._offsets)[labels]
         ordered = copy.copy(self)
         ordered._offsets = np.append(0, np.cumsum(counts))
@@ -73,9 +73,9 @@ class LabelRuns:
         """RLE of the pixels whose label lies in [first, last)."""
         return encode_runs(self.edges(first, last), self.size_hw)
 
-    def encode_set(self, held: np.ndarray) -> Rle:
-        """RLE of the pixels whose label is held, by (L,) bool."""
-        return encode_runs(self._edges(np.repeat(held, np.diff(self._offsets))), self.size_hw)
+    def encode_set(self, is_member: np.ndarray) -> Rle:
+        """RLE of the pixels whose label is one of those that an (L,) bool array marks."""
+        return encode_runs(self._edges(np.repeat(is_member, np.diff(self._offsets))), self.size_hw)
 
     def _edges(self, which: slice | np.ndarray) -> np.ndarray:
         starts, ends = self._starts[which], self._ends[which]
@@ -92,7 +92,7 @@ def run_edges(rle: Rle) -> np.ndarray:
     edges = np.cumsum(lengths)[: len(lengths) // 2 * 2]
     if (lengths[1:] == 0).any():
         edges, times = np.unique(edges, return_counts=True)
-        edges = edges[times % 2 == 1]  # an edge that occurs twice separates no two different values
+        edges = edges[times % 2 == 1]  # an edge that occurs twice lies between equal values
     return edges.reshape(-1, 2)
 
 
@@ -104,23 +104,15 @@ def encode_bitmaps(masks: np.ndarray) -> list[Rle]:
 
 
 def encode_crop(bitmap: np.ndarray, top: int, left: int, size_hw: tuple[int, int]) -> Rle:
-    """RLE of an (h, w) bool mask in a box of an image, without drawing the full image.
+    """RLE of an image-sized mask from an (h, w) bool mask in a box of the image.
 
     Args:
-        bitmap: The mask in the box.
+        bitmap: The mask in the box, at least one pixel.
         top: First row of the box in the image.
         left: First column of the box in the image.
         size_hw: Height and width of the image, which contains the box.
     """
-    below = bitmap.shape[0] + 1  # an empty row below each column ends its last run
-    columns = np.zeros((bitmap.shape[1], below), np.int8)
-    columns[:, :-1] = bitmap.T
-    changes = np.diff(columns.ravel(), prepend=np.int8(0))
-    places = (left + np.arange(bitmap.shape[1])) * size_hw[0] + top
-    starts, ends = (
-        places[at // below] + at % below for at in (np.flatnonzero(changes == 1), np.flatnonzero(changes == -1))
-    )
-    return encode_runs(join_runs(starts, ends), size_hw)
+    return LabelRuns(bitmap.astype(np.uint8), 2, (left, top), size_hw).encode(1, 2)
 
 
 def decode_crop(rle: Rle, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
@@ -230,7 +222,7 @@ def areas_and_boxes(rles: Sequence[Rle]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_plain(rles: Sequence[Any], size_hw: Sequence[int] | None) -> bool:
-    """Whether all encodings are dictionaries with the expected size and text counts, the common case."""
+    """True if all encodings are dictionaries with the expected size and text counts, the common case."""
     if size_hw is None or not all(isinstance(rle, dict) and 'size' in rle and 'counts' in rle for rle in rles):
         return False
     sizes = [rle['size'] for rle in rles]
@@ -408,17 +400,17 @@ def _measure_texts(codes, ends, heights):
     for mask in range(len(ends)):
         height, box = heights[mask], boxes[mask]
         lengths = _run_lengths(codes[start : ends[mask]])
-        start, place = ends[mask], 0
+        start, run_start = ends[mask], 0
         for number in range(len(lengths)):
             run = lengths[number]
             if number % 2 and run > 0:
-                first, final = place // height, (place + run - 1) // height
-                top, bottom = place - first * height, place + run - final * height
-                if first != final:
+                left, right = run_start // height, (run_start + run - 1) // height  # first and last column
+                top, bottom = run_start - left * height, run_start + run - right * height
+                if left != right:
                     top, bottom = 0, height
                 if areas[mask] == 0:
-                    box[0], box[1] = first, top
+                    box[0], box[1] = left, top
                 areas[mask] += run
-                box[1], box[2], box[3] = min(box[1], top), final + 1, max(box[3], bottom)
-            place += run
+                box[1], box[2], box[3] = min(box[1], top), right + 1, max(box[3], bottom)
+            run_start += run
     return areas, boxes

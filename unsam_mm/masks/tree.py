@@ -6,7 +6,6 @@ disjoint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numba
@@ -15,77 +14,42 @@ import numpy as np
 from unsam_mm.errors import UnSAMError
 
 
-@dataclass(frozen=True, eq=False)
 class Tree:
-    """N nodes, of which 0..L-1 are the leaves. A parent has a larger number than its children; the root is N-1.
+    """A tree over the regions of a partition: N nodes, of which 0..L-1 are the leaves, numbered depth-first.
+
+    A parent has a larger number than its children; the root is N-1.
+
+    Args:
+        parent: (N,) integers; parent[i] > i, except -1 at the root, which is the last node. Leaf i is region i here; the
+            leaves are then renumbered, and inner nodes keep their numbers.
+        height: (N,) floats; raised where needed so that no node is lower than a child.
 
     Attributes:
         parent: (N,) int64; -1 at the root.
-        height: (N,) float32; the dissimilarity at which the node was merged, never smaller than that of a child.
-        order: (L,) int64; the region of the partition that each leaf is. By default leaf i is region i.
+        height: (N,) float32; the dissimilarity at which the node was merged.
+        n_leaves: Number of leaves.
+        leaf_of_region: (L,) int64; the leaf that each region of the partition is.
+        region_of_leaf: (L,) int64; the region of the partition that each leaf is.
+        first_leaf: (N,) int64; the node contains the leaves ``first_leaf[node]`` to ``end_leaf[node] - 1``.
 
     Raises:
-        UnSAMError: If the arrays do not describe such a tree.
+        UnSAMError: If `parent` is not a tree in this order, or a height is not finite.
     """
 
-    parent: np.ndarray
-    height: np.ndarray
-    order: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        parent, height = _checked(self.parent, self.height)
-        object.__setattr__(self, 'parent', parent)
-        object.__setattr__(self, 'height', height)
-        if (height[:-1] > height[parent[:-1]]).any():
-            raise UnSAMError('no node may be higher than its parent; build the tree with MaskHierarchy.from_merges')
-        if (self.first_leaf[: self.n_leaves] != np.arange(self.n_leaves)).any():
-            raise UnSAMError('leaves must be numbered depth-first; build the tree with MaskHierarchy.from_merges')
-        order = np.arange(self.n_leaves) if self.order is None else np.asarray(self.order)
-        if order.shape != (self.n_leaves,) or (np.sort(order) != np.arange(self.n_leaves)).any():
-            raise UnSAMError(f'order must hold each of the {self.n_leaves} leaves once')
-        object.__setattr__(self, 'order', order)
-
-    @classmethod
-    def from_merges(cls, parent: np.ndarray, height: np.ndarray) -> Tree:
-        """Builds a tree whose leaf i is region i; leaves are then renumbered depth-first, inner nodes keep their numbers.
-
-        Args:
-            parent: (N,) integers; parent[i] > i, except -1 at the root, which is the last node.
-            height: (N,) floats; raised where needed so that no node is lower than a child.
-
-        Raises:
-            UnSAMError: If `parent` is no tree in this order, or a height is not finite.
-        """
-        parent, height = _checked(parent, height)
-        height = height.copy()
+    def __init__(self, parent: np.ndarray, height: np.ndarray) -> None:
+        parent, height, self.n_leaves = _checked(parent, height)
         _raise_parents(height, parent)
-        n_leaves = int((np.bincount(parent[:-1], minlength=len(parent)) == 0).sum())
-        order = np.argsort(_first_leaves(parent, n_leaves)[:n_leaves])
-        renumbered = np.concatenate([order, np.arange(n_leaves, len(parent))])
-        return cls(parent[renumbered], height[renumbered], order)
+        first_leaf = _first_leaves(parent, self.n_leaves)
+        self.leaf_of_region = first_leaf[: self.n_leaves].copy()
+        self.region_of_leaf = np.argsort(self.leaf_of_region)
+        self.parent, self.height = self.renumbered(parent), self.renumbered(height)
+        self.first_leaf = self.renumbered(first_leaf)
 
     def __len__(self) -> int:
         return len(self.parent)
 
     @cached_property
-    def n_leaves(self) -> int:
-        """Number of leaves."""
-        return int((np.bincount(self.parent[:-1], minlength=len(self)) == 0).sum())
-
-    @cached_property
-    def position(self) -> np.ndarray:
-        """(L,) int64: the leaf that each region of the partition is."""
-        position = np.empty(self.n_leaves, np.int64)
-        position[self.order] = np.arange(self.n_leaves)
-        return position
-
-    @cached_property
-    def first_leaf(self) -> np.ndarray:
-        """(N,) int64: the node holds the leaves first_leaf[node] .. last_leaf[node] - 1."""
-        return _first_leaves(self.parent, self.n_leaves)
-
-    @cached_property
-    def last_leaf(self) -> np.ndarray:
+    def end_leaf(self) -> np.ndarray:
         """(N,) int64, exclusive end of the leaf interval of each node."""
         return self.first_leaf + self.sums(np.ones(self.n_leaves, np.int64))
 
@@ -101,27 +65,30 @@ class Tree:
         return np.concatenate([np.zeros(self.n_leaves), inner]).astype(np.float32)
 
     @cached_property
-    def rise(self) -> np.ndarray:
-        """(N,) float32: the height of the parent above that of the node; 0 at the root."""
-        rise = np.zeros_like(self.height)
-        rise[:-1] = self.height[self.parent[:-1]] - self.height[:-1]
-        return rise
+    def persistence(self) -> np.ndarray:
+        """(N,) float32: the height of the parent minus that of the node; 0 at the root."""
+        persistence = np.zeros_like(self.height)
+        persistence[:-1] = self.height[self.parent[:-1]] - self.height[:-1]
+        return persistence
 
     def renumbered(self, values: np.ndarray) -> np.ndarray:
-        """(N, ...) values in the order of the nodes, from values in the order of the arguments of `from_merges`."""
-        return np.concatenate([values[self.order], values[self.n_leaves :]])
+        """(N, ...) values in the order of the nodes, from values in the order of the arguments of `Tree`."""
+        return np.concatenate([values[self.region_of_leaf], values[self.n_leaves :]])
 
-    def sums(self, of_leaves: np.ndarray) -> np.ndarray:
-        """(N,) sums over the leaves below each node; `of_leaves` holds (L,) values of the leaves."""
-        return sum_over_descendants(
-            np.concatenate([of_leaves, np.zeros(len(self) - self.n_leaves, of_leaves.dtype)]), self.parent
-        )
+    def sums(self, region_values: np.ndarray) -> np.ndarray:
+        """(N,) sums over the regions in each node, of (L,) values of the regions of the partition."""
+        return self.sums_of_leaves(region_values[self.region_of_leaf])
 
-    def boxes(self, of_leaves: np.ndarray) -> np.ndarray:
-        """(N, 4) boxes x0, y0, x1, y1 around the boxes of the leaves of each node, of (L, 4) boxes of the leaves."""
-        boxes = np.empty((len(self), 4), of_leaves.dtype)
-        boxes[: self.n_leaves] = of_leaves
-        boxes[self.n_leaves :] = [np.iinfo(of_leaves.dtype).max] * 2 + [-1] * 2
+    def sums_of_leaves(self, leaf_values: np.ndarray) -> np.ndarray:
+        """(N,) sums over the leaves in each node, of (L,) values of the leaves."""
+        inner = np.zeros(len(self) - self.n_leaves, leaf_values.dtype)
+        return sum_over_descendants(np.concatenate([leaf_values, inner]), self.parent)
+
+    def boxes(self, region_boxes: np.ndarray) -> np.ndarray:
+        """(N, 4) boxes x0, y0, x1, y1 of the nodes, from (L, 4) boxes of the regions of the partition."""
+        boxes = np.empty((len(self), 4), region_boxes.dtype)
+        boxes[: self.n_leaves] = region_boxes[self.region_of_leaf]
+        boxes[self.n_leaves :] = [np.iinfo(region_boxes.dtype).max] * 2 + [-1] * 2
         _grow_parents(boxes, self.parent)
         return boxes
 
@@ -132,54 +99,40 @@ class Tree:
             nodes.append(int(up))
         return np.array(nodes, np.int64)
 
-    def cut(self, level: float) -> np.ndarray:
-        """(K,) the coarsest nodes formed at or below a level, in the order of their leaves.
-
-        Raises:
-            UnSAMError: If the level lies outside [0, 1].
-        """
-        if not 0 <= level <= 1:
-            raise UnSAMError(f'level must lie in [0, 1], got {level}')
-        below = self.level <= level
-        below[: self.n_leaves] = True
-        above = np.ones(len(self), bool)
-        above[:-1] = ~below[self.parent[:-1]]
-        nodes = np.flatnonzero(below & above)
-        return nodes[np.argsort(self.first_leaf[nodes])]
-
     def common_ancestors(self, pairs: np.ndarray) -> np.ndarray:
         """(K,) lowest common ancestor of the two leaves of each of (K, 2) pairs."""
         low, high = pairs.min(axis=1), pairs.max(axis=1)
-        meet = low.copy()
-        apart = np.arange(len(meet))
-        while len(apart):
-            apart = apart[(self.first_leaf[meet[apart]] > low[apart]) | (self.last_leaf[meet[apart]] <= high[apart])]
-            meet[apart] = self.parent[meet[apart]]
-        return meet
+        ancestors = low.copy()
+        open_pairs = np.arange(len(ancestors))
+        while len(open_pairs):
+            first, end = self.first_leaf[ancestors[open_pairs]], self.end_leaf[ancestors[open_pairs]]
+            open_pairs = open_pairs[(first > low[open_pairs]) | (end <= high[open_pairs])]
+            ancestors[open_pairs] = self.parent[ancestors[open_pairs]]
+        return ancestors
 
 
-def nested_regions(finest: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def nested_regions(smallest: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Parents of a tree over regions that nest; pixels of a region outside its children become an extra leaf.
 
     Args:
-        finest: (C,) the smallest region that holds each cell of a partition.
-        up: (R,) the smallest region that holds each region; up[i] > i, and -1 at the last, which holds all.
+        smallest: (C,) the smallest region that contains each cell of a partition.
+        up: (R,) the smallest region that contains each region; up[i] > i, and -1 at the last, which contains all.
 
     Returns:
-        leaf_of_cell: (C,) the leaf that holds each cell.
-        parent: (N,) int64, the argument of `Tree.from_merges`.
-        node_of_region: (R,) the node of each region; the other nodes are leaves that are no regions.
+        leaf_of_cell: (C,) the leaf that contains each cell.
+        parent: (N,) int64, the argument of `Tree`.
+        node_of_region: (R,) the node of each region; the other nodes are leaves that are not regions.
     """
-    has_cells = np.bincount(finest, minlength=len(up)) > 0
+    has_cells = np.bincount(smallest, minlength=len(up)) > 0
     has_children = np.bincount(up[:-1], minlength=len(up)) > 0
     leaf = np.cumsum(has_cells) - 1
     n_leaves = int(has_cells.sum())
     node = np.where(has_children, n_leaves + np.cumsum(has_children) - 1, leaf)
     parent = np.full(n_leaves + int(has_children.sum()), -1, np.int64)
-    remainder = has_cells & has_children
-    parent[leaf[remainder]] = node[remainder]
+    has_both = has_cells & has_children
+    parent[leaf[has_both]] = node[has_both]
     parent[node[:-1]] = node[up[:-1]]
-    return leaf[finest], parent, node
+    return leaf[smallest], parent, node
 
 
 def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
@@ -189,16 +142,16 @@ def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
     return total
 
 
-@numba.njit(nogil=True, cache=True)
-def inherit(values, parent, nothing):
-    """Assigns each of N nodes with the value `nothing` the value of its parent, from the root down. In place."""
-    for node in range(len(parent) - 2, -1, -1):
-        if values[node] == nothing:
-            values[node] = values[parent[node]]
+def nearest_ancestors(parent: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(N,) int64 index in `chosen` of the nearest of these nodes at or above each node of a tree; -1 if none is."""
+    index = np.full(len(parent), -1)
+    index[chosen] = np.arange(len(chosen))
+    _inherit(index, parent)
+    return index
 
 
-def _checked(parent: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Parents as int64 and heights as float32, the dtypes of the compiled functions; see `Tree` for the errors."""
+def _checked(parent: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Parents as int64, a copy of the heights as float32, and the number of leaves; see `Tree` for the errors."""
     parent, height = np.asarray(parent), np.asarray(height)
     if parent.ndim != 1 or parent.dtype.kind not in 'iu':
         raise UnSAMError(f'parent must be whole numbers of shape (N,), got {parent.dtype}{parent.shape}')
@@ -208,11 +161,12 @@ def _checked(parent: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.nda
     n_nodes = len(parent)
     inner = parent[:-1]
     if n_nodes == 0 or parent[-1] != -1 or (inner <= np.arange(n_nodes - 1)).any() or (inner >= n_nodes).any():
-        raise UnSAMError('parent must hold one root, as its last entry (-1), and parent[i] > i elsewhere')
+        raise UnSAMError('parent must have one root, its last entry (-1), and parent[i] > i elsewhere')
     is_leaf = np.bincount(inner.astype(np.int64), minlength=n_nodes) == 0
-    if not is_leaf[: is_leaf.sum()].all():
+    n_leaves = int(is_leaf.sum())
+    if not is_leaf[:n_leaves].all():
         raise UnSAMError('the leaves of a tree must be its first nodes')
-    return parent.astype(np.int64, copy=False), height.astype(np.float32, copy=False)
+    return parent.astype(np.int64, copy=False), height.astype(np.float32), n_leaves
 
 
 def check_values(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -227,6 +181,14 @@ def check_values(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
 def _add_to_parents(total, parent):
     for node in range(len(parent) - 1):
         total[parent[node]] += total[node]
+
+
+@numba.njit(nogil=True, cache=True)
+def _inherit(values, parent):
+    """Replaces the value -1 of each node by the value of its parent, from the root down."""
+    for node in range(len(parent) - 2, -1, -1):
+        if values[node] == -1:
+            values[node] = values[parent[node]]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -262,8 +224,7 @@ def _first_leaves(parent, n_leaves):
     # Parents are processed before children; the cursor of a parent advances by the size of each child.
     order = np.argsort(smallest, kind='mergesort')
     next_sibling, first_child = np.full(n_nodes, -1), np.full(n_nodes, -1)
-    for position in range(n_nodes - 1, -1, -1):
-        node = order[position]
+    for node in order[::-1]:
         if parent[node] >= 0:
             next_sibling[node] = first_child[parent[node]]
             first_child[parent[node]] = node

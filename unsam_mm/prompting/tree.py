@@ -76,12 +76,12 @@ class TreeEngine(Engine):
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
-        """The best nodes of all trees, and their stability: the range of merge heights in which each persists.
+        """The best nodes of all trees, and their stability, which is their relative persistence.
 
         `points_per_side` and `max_iou` have no effect: there is no grid of points, and the scores include soft NMS.
         """
         source, nodes = self.hierarchy.best_nodes(max_masks, min_area_px)
-        return self.hierarchy.to_mask_set(nodes, source), self.hierarchy.gather('lifetime', source, nodes)
+        return self.hierarchy.to_mask_set(nodes, source), self.hierarchy.gather('relative_persistence', source, nodes)
 
     def embedding(self) -> dict[str, np.ndarray]:
         """The arrays of the tree and its alternatives."""
@@ -146,9 +146,11 @@ class TreeSource:
         tree = self._trees[number]
         of_leaves = np.full(tree.n_leaves, len(nodes))
         for first_index, node in reversed(list(enumerate(nodes))):
-            of_leaves[tree.first_leaf[node] : tree.last_leaf[node]] = first_index
+            of_leaves[tree.first_leaf[node] : tree.end_leaf[node]] = first_index
         log_prior = self._log_scores[number][nodes] + fit
-        return NestedMasks(self._label_maps[number], of_leaves[tree.tree.position], log_prior, tree.boxes_xyxy[nodes])
+        return NestedMasks(
+            self._label_maps[number], of_leaves[tree.tree.leaf_of_region], log_prior, tree.boxes_xyxy[nodes]
+        )
 
 
 def candidate_nodes(
@@ -232,11 +234,11 @@ def agreeing_nodes(hierarchy: MaskHierarchy, prompt: Prompt) -> np.ndarray:
     leaves = hierarchy.leaves_at(y, x)
     if prompt.positive.any():
         chain = hierarchy.tree.path(leaves[prompt.positive].min())
-        chain = chain[hierarchy.last_leaf[chain] > leaves[prompt.positive].max()]
+        chain = chain[hierarchy.end_leaf[chain] > leaves[prompt.positive].max()]
     else:
         chain = nodes_around_box(hierarchy, prompt.box_xyxy)
     for leaf in leaves[~prompt.positive]:
-        chain = chain[(leaf < hierarchy.first_leaf[chain]) | (leaf >= hierarchy.last_leaf[chain])]
+        chain = chain[(leaf < hierarchy.first_leaf[chain]) | (leaf >= hierarchy.end_leaf[chain])]
     return chain
 
 

@@ -14,20 +14,6 @@ from unsam_mm import threads
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.merging import Borders, merge_regions
 from unsam_mm.pseudo_masks.superpixels import Superpixels
-from unsam_mm.pseudo_masks.vit import PatchFeatures
-
-
-@dataclass(frozen=True)
-class GrowthSettings:
-    """Weights of the similarity by which the regions of one tree are merged.
-
-    Attributes:
-        colour_weight: Weight of the colour relative to the patch features in the descriptor of a region.
-        border_weight: In [0, 1); weight of the edge strength between two regions relative to their descriptors.
-    """
-
-    colour_weight: float
-    border_weight: float
 
 
 @dataclass(frozen=True)
@@ -43,16 +29,16 @@ class SuperpixelMeans:
     lab: np.ndarray
 
     @classmethod
-    def from_features(cls, superpixels: Superpixels, features: PatchFeatures) -> SuperpixelMeans:
-        """Means over the superpixels of an image and its patch features."""
+    def from_features(cls, superpixels: Superpixels, features: np.ndarray) -> SuperpixelMeans:
+        """Means over the superpixels of an image; `features` are its (h, w, C) patch features."""
         partition = superpixels.partition
         sums = [partition.sums(superpixels.colour.lab[..., channel]) for channel in range(3)]
         lab = np.stack(sums, axis=1) / partition.areas[:, None]
-        return cls(_superpixel_means(superpixels, partition.areas, features), lab)
+        return cls(_superpixel_means(superpixels, features), lab)
 
 
 def grow_trees(
-    superpixels: Superpixels, means: SuperpixelMeans, growths: Sequence[GrowthSettings]
+    superpixels: Superpixels, means: SuperpixelMeans, growths: Sequence[tuple[float, float]]
 ) -> list[MaskHierarchy]:
     """Merges adjacent regions until one is left; one tree for each setting of the weights.
 
@@ -63,34 +49,35 @@ def grow_trees(
     Args:
         superpixels: The leaves of the trees.
         means: Features and colours of these superpixels.
-        growths: Weights, one entry for each tree; at least one.
+        growths: For each tree the weight of the colour relative to the patch features, and the weight in [0, 1) of the
+            edge strength between two regions relative to their descriptors.
     """
     areas = superpixels.partition.areas
     semantic, colour = _standardised(means.features, areas), _standardised(means.lab, areas)
-    typical = (
+    mean_strength = (
         max(float(np.average(superpixels.edge_strength, weights=superpixels.edge_lengths_px)), 1e-6)
         if len(superpixels.edges)
         else 1.0
     )
 
-    def grow(growth: GrowthSettings) -> MaskHierarchy:
-        described = np.concatenate([semantic, growth.colour_weight * colour], axis=1)
-        borders = Borders(superpixels.edge_lengths_px, superpixels.edge_strength / typical, growth.border_weight)
-        parent, similarity = merge_regions(described, areas, superpixels.edges, borders)
+    def grow(colour_weight: float, border_weight: float) -> MaskHierarchy:
+        descriptors = np.concatenate([semantic, colour_weight * colour], axis=1)
+        borders = Borders(superpixels.edge_lengths_px, superpixels.edge_strength / mean_strength, border_weight)
+        parent, similarity = merge_regions(descriptors, areas, superpixels.edges, borders)
         height = np.concatenate([np.zeros(len(superpixels), np.float32), np.maximum(1.0 - similarity, 0)])
         return MaskHierarchy.from_merges(superpixels.partition, parent, height)
 
-    return threads.run_parallel([partial(grow, growth) for growth in growths])
+    return threads.run_parallel([partial(grow, *weights) for weights in growths])
 
 
-def _superpixel_means(superpixels: Superpixels, areas: np.ndarray, features: PatchFeatures) -> np.ndarray:
-    """(L, C) mean of the bilinearly upsampled feature grid over each superpixel, without upsampling it.
+def _superpixel_means(superpixels: Superpixels, features: np.ndarray) -> np.ndarray:
+    """(L, C) mean of the bilinearly upsampled features over each superpixel, without upsampling them.
 
     Bilinear upsampling is linear, so the mean over a superpixel is a weighted sum of patches, whose weights are the
     sums of the weights of its pixels.
     """
     height, width = superpixels.labels.shape
-    rows, columns, channels = features.grid.shape
+    rows, columns, channels = features.shape
     (top, below), (left, right) = _bilinear(height, rows), _bilinear(width, columns)
     flat_labels = superpixels.labels.ravel()
 
@@ -101,7 +88,9 @@ def _superpixel_means(superpixels: Superpixels, areas: np.ndarray, features: Pat
         return sparse.coo_matrix((weight, (flat_labels, patch)), shape=(len(superpixels), rows * columns)).tocsr()
 
     shares = threads.run_parallel([partial(share, *cells) for cells in product((top, below), (left, right))])
-    return (sum(shares[1:], shares[0]) @ features.grid.reshape(rows * columns, channels)) / areas[:, None]
+    return (sum(shares[1:], shares[0]) @ features.reshape(rows * columns, channels)) / superpixels.partition.areas[
+        :, None
+    ]
 
 
 def _bilinear(n_pixels: int, n_cells: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:

@@ -1,7 +1,7 @@
 """DINOv2 in plain torch, as a frozen backbone for the presets.
 
 It computes the same as transformers, whose import takes two thirds of a cold start. Module names are those of the files
-written by `unsam_mm.weights`; folders whose config holds other keys are loaded by transformers.
+written by `unsam_mm.weights`; folders whose config has other keys are loaded by transformers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_READ = 'embeddings.mask_token'
 
 
 def is_plain(folder: Path) -> bool:
-    """Whether a folder in transformers' format holds a DINOv2 model with the config keys that `Dinov2` supports."""
+    """True if a folder in transformers' format contains a DINOv2 model with the config keys that `Dinov2` supports."""
     try:
         config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -42,7 +42,7 @@ def is_plain(folder: Path) -> bool:
 
 
 def load_dinov2(folder: Path) -> Dinov2:
-    """The model of a folder for which `is_plain` holds, frozen, in evaluation mode.
+    """The model of a folder for which `is_plain` is true, frozen, in evaluation mode.
 
     Raises:
         WeightsError: If its weights cannot be read or do not fit.

@@ -15,8 +15,8 @@ from skimage.measure import label
 
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.partition import Partition
-from unsam_mm.masks.tree import inherit, nested_regions
-from unsam_mm.pseudo_masks.ranking import RankedTree
+from unsam_mm.masks.tree import nearest_ancestors, nested_regions
+from unsam_mm.pseudo_masks.ranking import UnrankedTree
 from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels
 
 _OUTLIERS_PERCENT = 0.2  # of the pixels lie below the lowest level, and as many above the highest
@@ -24,19 +24,19 @@ _OUTLIERS_PERCENT = 0.2  # of the pixels lie below the lowest level, and as many
 
 def level_set_tree(
     colour: ColourEdges, bright: bool, n_levels: int = 32, min_area_px: int = 20, sigma_px: float = 1.0
-) -> RankedTree:
+) -> UnrankedTree:
     """The max-tree of the lightness, or the min-tree.
 
     Args:
         colour: Colour of the image.
-        bright: Whether to take the regions above each threshold (max-tree), or below it (min-tree).
+        bright: True for the regions above each threshold (max-tree), False for those below it (min-tree).
         n_levels: Number of thresholds, evenly spaced between the lowest and the highest lightness.
         min_area_px: Smaller regions are left out.
         sigma_px: Standard deviation of the Gaussian that smooths the lightness first.
 
     Returns:
-        The tree, to be ranked. Its leaves are the pixels of a region that belong to none of its children; such a leaf
-        may be unconnected, and is a mask only if it is a whole region. Heights are in [0, 1].
+        The tree without scores. Its leaves are the pixels of a region that belong to none of its children; such a leaf
+        may be disconnected, and is a mask only if it is a whole region. Heights are in [0, 1].
     """
     lightness = ndimage.gaussian_filter(colour.lab[..., 0], sigma_px)
     low, high = np.percentile(lightness, [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT])
@@ -52,29 +52,29 @@ def level_set_tree(
     order = np.argsort(-zone_level[edges].min(axis=1), kind='stable')
     leaf, parent, depth, is_region = _region_tree(edges[order], zone_level, partition.areas, min_area_px)
     superpixels = Superpixels(leaf[zones], colour)
-    return RankedTree(
+    return UnrankedTree(
         MaskHierarchy.from_merges(superpixels.partition, parent, depth / n_levels), superpixels, is_region
     )
 
 
-def _region_tree(edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_area_px: int):
-    """Leaf of each zone; parents, depths below the highest level, and which nodes are large enough regions."""
+def _region_tree(
+    edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_area_px: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Leaf of each zone; parent of each node, its depth below the highest level, and whether it is a large region."""
     binary_parent, binary_level, binary_area = _join_zones(edges, level, area)
     # A node of the binary tree is a whole region if its parent has a lower level.
     up = np.where(binary_parent >= 0, binary_parent, len(binary_parent) - 1)
     is_region = (binary_level > binary_level[up]) & (binary_area >= min_area_px)
     is_region[-1] = True
     regions = np.flatnonzero(is_region)
-    number = np.full(len(binary_parent), -1)  # of the nearest region at or above each node
-    number[regions] = np.arange(len(regions))
-    inherit(number, binary_parent, -1)
-    region_parent = np.append(number[binary_parent[regions[:-1]]], -1)
-    leaf, parent, node = nested_regions(number[: len(level)], region_parent)
+    region_of_node = nearest_ancestors(binary_parent, regions)
+    region_parent = np.append(region_of_node[binary_parent[regions[:-1]]], -1)
+    leaf, parent, node = nested_regions(region_of_node[: len(level)], region_parent)
     depth = np.zeros(len(parent))
     depth[node] = level.max() - binary_level[regions]
-    is_node = np.zeros(len(parent), bool)
-    is_node[node] = True
-    return leaf.astype(np.int32), parent, depth, is_node
+    is_large_region = np.zeros(len(parent), bool)
+    is_large_region[node] = True
+    return leaf.astype(np.int32), parent, depth, is_large_region
 
 
 @numba.njit(nogil=True, cache=True)

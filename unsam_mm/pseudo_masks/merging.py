@@ -2,7 +2,7 @@
 
 The most similar pair of adjacent regions is merged until a single region is left. Similarity is the cosine of the
 size-weighted mean features, so a merge changes only the similarities of the new region. Pairs are kept in a heap;
-a pair of which a region was merged meanwhile is skipped when it is popped, which is cheaper than removing it earlier.
+a pair with a region that no longer exists is skipped when it is popped, which is cheaper than removing it earlier.
 The released code searches a dictionary of all pairs at every step and takes about fifty times as long for the same
 tree.
 
@@ -80,7 +80,7 @@ def _dot(a, b):
 
 @numba.njit(nogil=True, cache=True)
 def _before(similarity, pair, other_similarity, other_pair, first, second):
-    """Whether a pair comes before another: by similarity, then by the smaller numbers of its regions."""
+    """True if a pair comes before another: by higher similarity, then by the smaller numbers of its regions."""
     if similarity != other_similarity:
         return similarity > other_similarity
     if first[pair] != first[other_pair]:

@@ -25,13 +25,13 @@ _RANGES = {'candidates': (1, np.inf), 'repetition': (0, 1), 'sharpness': (0, np.
 
 
 @dataclass(frozen=True)
-class RankedTree:
-    """A tree whose regions are to be ranked.
+class UnrankedTree:
+    """A tree whose regions have no scores yet.
 
     Attributes:
         tree: A tree over the superpixels.
         superpixels: The superpixels; they are the partition of the tree.
-        is_mask: (N,) bool; False for nodes that are no masks of their own. Leaves are numbered as in `superpixels`.
+        is_mask: (N,) bool; False for nodes that only complete the partition. Leaves are numbered as in `superpixels`.
     """
 
     tree: MaskHierarchy
@@ -49,7 +49,7 @@ class Cues:
         area: Area in pixels.
         fullness: Area over that of the ellipse with the same second moments: 1 for an ellipse, 0.95 for a rectangle,
             small for elongated chains and hollow shapes.
-        persistence: Height of the parent minus the height of the region, over the median of the tree.
+        persistence: Height of the parent minus the height of the region, over the median of the tree, plus 0.01.
     """
 
     edge: np.ndarray
@@ -70,7 +70,7 @@ class RankingSettings:
         fullness: Power of `Cues.fullness`.
         persistence: Power of `Cues.persistence`.
         cross_tree_consensus: Power of the cross-tree consensus: the mean, over the trees, of the best IoU of a region
-            with a candidate of that tree. Exact duplicates are no candidates.
+            with a candidate of that tree. Exact duplicates are not candidates.
         candidates: Number of regions, the best by the cues, that enter the consensus and soft NMS.
         repetition: Fraction of its score that a region loses to a better region with an IoU of 1, in [0, 1].
         sharpness: Power of the IoU in that fraction; a high power affects near-duplicates only.
@@ -96,34 +96,47 @@ class RankingSettings:
                 )
 
 
-def rank_regions(ranked: Sequence[RankedTree], settings: RankingSettings) -> MaskHierarchy:
+def rank_regions(unranked: Sequence[UnrankedTree], settings: RankingSettings) -> MaskHierarchy:
     """Scores the regions of all trees of an image on one scale.
 
     Args:
-        ranked: Trees of one image.
+        unranked: Trees of one image.
         settings: Powers of the cues, and parameters of soft NMS.
 
     Returns:
         The first tree with its scores, and with the other trees as its alternatives.
     """
-    trees = [entry.tree for entry in ranked]
-    qualities = _without_repeats(trees, threads.run_parallel([partial(_quality, entry, settings) for entry in ranked]))
-    nodes = _best(qualities, settings.candidates)
+    trees = [entry.tree for entry in unranked]
+    qualities = threads.run_parallel([partial(_quality, entry, settings) for entry in unranked])
+    quality = _without_duplicates(np.concatenate(qualities), np.concatenate([tree.hashes for tree in trees]))
+    n_candidates = min(settings.candidates, int((quality > 0).sum()))
+    candidates = np.sort(np.argsort(-quality, kind='stable')[:n_candidates])
+    source = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
+    starts = np.cumsum([0, *(len(tree) for tree in trees[:-1])])
+    nodes = [candidates[source[candidates] == number] - start for number, start in enumerate(starts)]
     overlap = ious(trees, nodes)
-    source = np.repeat(np.arange(len(trees)), [len(chosen) for chosen in nodes])
-    quality = np.concatenate([values[chosen] for values, chosen in zip(qualities, nodes, strict=True)])
-    quality *= _cross_tree_consensus(overlap, source) ** settings.cross_tree_consensus
-    score = np.zeros(len(quality))
+    consensus = _cross_tree_consensus(overlap, source[candidates])
     # The effect of IoUs up to one half is negligible.
-    kept, score_when_kept = soft_nms(quality, overlap, settings.repetition, settings.sharpness, least_iou=0.5)
-    score[kept] = score_when_kept
-    scores = _scores(qualities, nodes, score)
+    kept, score_when_kept = soft_nms(
+        quality[candidates] * consensus**settings.cross_tree_consensus,
+        overlap,
+        settings.repetition,
+        settings.sharpness,
+        least_iou=0.5,
+    )
+    best, lowest = (score_when_kept[0], score_when_kept.min()) if len(kept) else (1.0, 1.0)
+    # The other regions come after the candidates, in the order of their quality.
+    peaks = np.array([part.max() for part in np.split(quality, starts[1:])])
+    score = quality * (0.99 * lowest / np.maximum(peaks, 1e-300))[source]
+    score[candidates] = 0
+    score[candidates[kept]] = score_when_kept
+    scores = np.split((score / best).astype(np.float32), starts[1:])
     first, *others = (replace(tree, score=values) for tree, values in zip(trees, scores, strict=True))
     return replace(first, alternatives=tuple(others))
 
 
-def _quality(entry: RankedTree, settings: RankingSettings) -> np.ndarray:
-    """(N,) product of the cues of each node; 0 where a node is no mask."""
+def _quality(entry: UnrankedTree, settings: RankingSettings) -> np.ndarray:
+    """(N,) product of the cues of each node; 0 where a node is not a mask."""
     cues = measure_cues(entry)
     quality = np.ones(len(entry.tree))
     for cue in fields(Cues):
@@ -134,36 +147,38 @@ def _quality(entry: RankedTree, settings: RankingSettings) -> np.ndarray:
     return np.where(entry.tree.tree.renumbered(entry.is_mask), quality, 0.0)
 
 
-def measure_cues(entry: RankedTree) -> Cues:
+def measure_cues(entry: UnrankedTree) -> Cues:
     """The cues of every node of a tree.
 
-    A pair of adjacent superpixels is part of the boundary of each region that holds exactly one of them. Its length is
-    added at both leaves and subtracted twice at their lowest common ancestor; the sum over descendants gives all
-    boundaries.
+    The border of two adjacent superpixels is part of the boundary of each region that contains exactly one of them. Its
+    length is added at both leaves and subtracted twice at their lowest common ancestor; the sums over descendants are
+    the lengths of all boundaries.
     """
     tree, superpixels = entry.tree, entry.superpixels
-    pairs = tree.tree.position[superpixels.edges]
-    meet = tree.tree.common_ancestors(pairs)
-    typical = max(float(superpixels.colour.strength.mean()), 1e-6)
-    least = _MIN_EDGE * typical
+    pairs = tree.tree.leaf_of_region[superpixels.edges]
+    ancestors = tree.tree.common_ancestors(pairs)
+    mean_strength = max(float(superpixels.colour.strength.mean()), 1e-6)
+    least = _MIN_EDGE * mean_strength
     lengths = superpixels.edge_lengths_px.astype(np.float64)
 
-    def around(weights: np.ndarray) -> np.ndarray:
-        ends = np.bincount(pairs.ravel(), np.repeat(weights, 2), minlength=len(tree))
-        return sum_over_descendants(ends - np.bincount(meet, 2 * weights, minlength=len(tree)), tree.parent)
+    def sum_along_boundaries(weights: np.ndarray) -> np.ndarray:
+        at_leaves = np.bincount(pairs.ravel(), np.repeat(weights, 2), minlength=len(tree))
+        at_ancestors = np.bincount(ancestors, 2 * weights, minlength=len(tree))
+        return sum_over_descendants(at_leaves - at_ancestors, tree.parent)
 
-    border_px = np.maximum(around(lengths), 0)
+    border_px = np.maximum(sum_along_boundaries(lengths), 0)
     # Rounding leaves a residue at the root, whose boundary has the length 0.
-    resistance = np.maximum(around(lengths / (superpixels.edge_strength + least)), 1e-9)
+    resistance = np.maximum(sum_along_boundaries(lengths / (superpixels.edge_strength + least)), 1e-9)
     height, width = tree.size_hw
     outline_px = tree.border_share * 2 * (height + width)
-    rises = tree.tree.rise.astype(np.float64)
+    persistence = tree.tree.persistence.astype(np.float64)
+    positive = persistence[persistence > 0]
     return Cues(
-        edge=np.where(border_px > 0.5, border_px / resistance, least) / typical,
+        edge=np.where(border_px > 0.5, border_px / resistance, least) / mean_strength,
         roughness=(border_px + outline_px) / np.sqrt(tree.area),
         area=tree.area.astype(np.float64),
         fullness=_fullness(tree),
-        persistence=rises / max(float(np.median(rises[rises > 0])) if (rises > 0).any() else 1.0, 1e-12) + 0.01,
+        persistence=persistence / max(float(np.median(positive)) if len(positive) else 1.0, 1e-12) + 0.01,
     )
 
 
@@ -175,44 +190,20 @@ def _fullness(tree: MaskHierarchy) -> np.ndarray:
     return tree.area / (4 * np.pi * np.sqrt(spread))
 
 
-def _without_repeats(trees: Sequence[MaskHierarchy], qualities: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The qualities, with 0 for each region that equals a region of an earlier tree."""
-    hashes, quality = np.concatenate([tree.hashes for tree in trees]), np.concatenate(qualities)
+def _without_duplicates(quality: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """(N,) the quality of the regions of all trees, 0 for a region that equals a region of an earlier tree."""
     candidates = np.flatnonzero(quality > 0)
     _, firsts = np.unique(hashes[candidates], return_index=True)
-    once = np.zeros(len(quality))
-    once[candidates[firsts]] = quality[candidates[firsts]]
-    return np.split(once, np.cumsum([len(values) for values in qualities])[:-1])
-
-
-def _best(qualities: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """For each tree the nodes that are among the `count` best of all trees."""
-    pooled = np.concatenate(qualities)
-    source = np.repeat(np.arange(len(qualities)), [len(values) for values in qualities])
-    starts = np.cumsum([0, *(len(values) for values in qualities)])
-    best = np.sort(np.argsort(-pooled, kind='stable')[: min(count, int((pooled > 0).sum()))])
-    return [best[source[best] == tree] - starts[tree] for tree in range(len(qualities))]
+    distinct = np.zeros(len(quality))
+    distinct[candidates[firsts]] = quality[candidates[firsts]]
+    return distinct
 
 
 def _cross_tree_consensus(overlap: np.ndarray, source: np.ndarray) -> np.ndarray:
     """(K,) in (0, 1]: mean, over the trees, of the best IoU of a region with a candidate of that tree.
 
-    Exact duplicates are no candidates, so only similar regions count. Regions much larger than a superpixel have
+    Exact duplicates are not candidates, so only similar regions count. Regions much larger than a superpixel have
     similar regions in every tree; regions of two or three superpixels usually have none.
     """
     best = [overlap[:, source == tree].max(axis=1) for tree in np.unique(source)]
     return np.maximum(np.mean(best, axis=0), 1e-3) if best else np.ones(0)
-
-
-def _scores(qualities: Sequence[np.ndarray], nodes: Sequence[np.ndarray], score: np.ndarray) -> list[np.ndarray]:
-    """(N,) float32 scores per tree, in [0, 1]: those of the candidates, and below them the other regions by quality."""
-    positive = score[score > 0]
-    floor = float(positive.min()) if len(positive) else 1.0
-    best = max(float(score.max(initial=0)), floor)
-    offsets = np.cumsum([0, *(len(chosen) for chosen in nodes)])
-    scores = []
-    for tree, (values, chosen) in enumerate(zip(qualities, nodes, strict=True)):
-        rest = values * (0.99 * floor / max(float(values.max(initial=0)), 1e-300))
-        rest[chosen] = score[offsets[tree] : offsets[tree + 1]]
-        scores.append((rest / best).astype(np.float32))
-    return scores

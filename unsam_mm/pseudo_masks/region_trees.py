@@ -11,9 +11,9 @@ import numpy as np
 from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.pseudo_masks.conquer import GrowthSettings, SuperpixelMeans, grow_trees
+from unsam_mm.pseudo_masks.conquer import SuperpixelMeans, grow_trees
 from unsam_mm.pseudo_masks.level_sets import level_set_tree
-from unsam_mm.pseudo_masks.ranking import RankedTree, RankingSettings, rank_regions
+from unsam_mm.pseudo_masks.ranking import RankingSettings, UnrankedTree, rank_regions
 from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels, find_superpixels
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
 
@@ -31,8 +31,8 @@ class GeneratorSettings:
         long_side_px: Longer side of the image given to the ViT.
         superpixel_spacing_px: Distance between the seeds of the superpixels.
         max_superpixels: The spacing is increased on images that would have more.
-        growths: For each region tree the weights of colour and of borders, see `GrowthSettings`. The first tree is the
-            main one; the others add masks that cross its regions or differ slightly from them.
+        growths: For each region tree the weights of colour and of borders, see `unsam_mm.pseudo_masks.conquer.grow_trees`.
+            The first tree is the main one; the others add masks that cross its regions or differ slightly from them.
         lightness_levels: Levels of the max-tree and the min-tree of the lightness; 0 for no such trees.
         ranking: Settings of the ranking of all regions.
     """
@@ -60,7 +60,7 @@ class GeneratorSettings:
             len(growth) == 2 and 0 <= growth[0] < float('inf') and 0 <= growth[1] < 1 for growth in self.growths
         ):
             raise UnSAMError(
-                f'growths={self.growths} is out of range; it must hold at least one pair of a colour weight, finite and '
+                f'growths={self.growths} is out of range; it must contain at least one pair of a colour weight, finite and '
                 'not negative, and a border weight in [0, 1)'
             )
 
@@ -106,7 +106,7 @@ class RegionTrees:
             progress: Called with progress from 0 to 0.7.
             superpixel_spacing_px: Overrides that of the settings.
         """
-        report = progress or _silent
+        report = progress or (lambda done, message: None)
         report(0.0, 'finding patch features')
         spacing_px = superpixel_spacing_px or self.settings.superpixel_spacing_px
 
@@ -124,7 +124,7 @@ class RegionTrees:
             superpixels = superpixels_found()
         report(0.6, 'merging regions')
         means = SuperpixelMeans.from_features(superpixels, features)
-        trees = grow_trees(superpixels, means, [GrowthSettings(*growth) for growth in self.settings.growths])
+        trees = grow_trees(superpixels, means, self.settings.growths)
         return GrownRegions(superpixels, means, tuple(trees))
 
     def rank(self, grown: GrownRegions, progress: ProgressCallback | None = None) -> MaskHierarchy:
@@ -134,20 +134,16 @@ class RegionTrees:
             grown: The result of `grow`.
             progress: Called with progress from 0.7 to 1.
         """
-        report = progress or _silent
+        report = progress or (lambda done, message: None)
         colour = grown.superpixels.colour
-        ranked = [RankedTree(tree, grown.superpixels, np.ones(len(tree), bool)) for tree in grown.trees]
+        unranked = [UnrankedTree(tree, grown.superpixels, np.ones(len(tree), bool)) for tree in grown.trees]
         report(0.7, 'finding level sets')
         if self.settings.lightness_levels:
             n_levels = self.settings.lightness_levels
-            ranked += threads.run_parallel(
+            unranked += threads.run_parallel(
                 [partial(level_set_tree, colour, bright, n_levels) for bright in (True, False)]
             )
         report(0.8, 'ranking regions')
-        hierarchy = rank_regions(ranked, self.settings.ranking)
+        hierarchy = rank_regions(unranked, self.settings.ranking)
         report(1.0, 'done')
         return hierarchy
-
-
-def _silent(done: float, message: str) -> None:
-    """Reports to nobody."""

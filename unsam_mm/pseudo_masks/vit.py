@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,12 +31,9 @@ VITS = (
     'dinov3_vits16',
     'dinov3_vitb16',
 )
-"""ViTs of `unsam_mm.weights.TABLE`; the paths of folders in transformers' format are taken as well."""
+"""ViTs of `unsam_mm.weights.TABLE`; the path of a folder in transformers' format can be given instead."""
 
 FACETS = ('key', 'query', 'value', 'token')
-DTYPES = ('float32', 'float16', 'bfloat16')
-
-_attention_lock = threading.RLock()  # the attention backend of torch is a global setting
 
 _MODEL_CLASSES = {
     'vit': 'ViTModel',
@@ -120,10 +116,10 @@ def load_vit(name: str = 'dinov2_vits14', device: str = 'cpu') -> PreTrainedMode
 
 def _load_for_features(name: str, device: str) -> nn.Module:
     """Same as `load_vit`, but without importing transformers where that is not needed."""
-    check_device(device)
-    path = vit_folder(name)
     from unsam_mm.pseudo_masks.dinov2 import is_plain, load_dinov2
 
+    check_device(device)
+    path = vit_folder(name)
     return load_dinov2(path).to(device) if is_plain(path) else load_vit(name, device)
 
 
@@ -139,21 +135,8 @@ def _model_type(path: Path) -> str:
     return kind
 
 
-@dataclass(frozen=True)
-class PatchFeatures:
-    """Features on the patch grid of an image.
-
-    Attributes:
-        grid: (h, w, C) float32.
-        size_hw: Height and width of the image in pixels.
-    """
-
-    grid: np.ndarray
-    size_hw: tuple[int, int]
-
-
 class PatchFeatureExtractor:
-    """Extracts patch features of an image from a frozen ViT.
+    """Extracts patch features of an image from the last layer of a frozen ViT.
 
     Position embeddings are interpolated to the patch grid, so images need not be square; class and register tokens are
     left out. Keys and queries are read before the rotary position embedding of DINOv3.
@@ -161,46 +144,34 @@ class PatchFeatureExtractor:
     Args:
         vit: One of `VITS`, or the path of a folder in transformers' format.
         facet: Which features are read: 'key' (as in MaskCut and the paper), 'query', 'value' or 'token' (the output of
-            the layer, after the last layer norm of the ViT).
+            the ViT).
         long_side_px: The image is resized so that its longer side has this many pixels; both sides become
             multiples of the patch size.
         device: Torch device.
-        layer: Index of the layer that is read, negative from the end. The channels of several layers are concatenated
-            in the given order.
-        dtype: 'float32', or 'float16' or 'bfloat16' for autocast; the features are float32.
 
     Raises:
-        UnSAMError: If the facet, the layer, the ViT, the precision or the device is unknown, or the size is not
-            positive.
+        UnSAMError: If the facet, the ViT or the device is unknown, or the size is not positive.
         WeightsError: If the weights are not available.
     """
 
     def __init__(
-        self,
-        vit: str = 'dinov2_vits14',
-        facet: str = 'key',
-        long_side_px: int = 714,
-        device: str = 'cpu',
-        layer: int | Sequence[int] = -1,
-        dtype: str = 'float32',
+        self, vit: str = 'dinov2_vits14', facet: str = 'key', long_side_px: int = 714, device: str = 'cpu'
     ) -> None:
-        for name, value, known in (('facet', facet, FACETS), ('dtype', dtype, DTYPES)):
-            if value not in known:
-                raise UnSAMError(f'{name} must be one of {", ".join(known)}, got {value!r}')
+        if facet not in FACETS:
+            raise UnSAMError(f'facet must be one of {", ".join(FACETS)}, got {facet!r}')
         if long_side_px < 1:
             raise UnSAMError(f'long_side_px must be positive, got {long_side_px}')
-        self.facet, self.long_side_px, self.device, self.dtype = facet, long_side_px, device, dtype
+        self.facet, self.long_side_px, self.device = facet, long_side_px, device
         self._vit = _load_for_features(vit, device)
-        self._layers = _check_layers((layer,) if isinstance(layer, int) else tuple(layer), len(_blocks(self._vit)))
         config = self._vit.config
         self._patch_px = config.patch_size
         self._special_tokens = 1 + getattr(config, 'num_register_tokens', 0)  # the class token comes first
         # The other models interpolate their position embeddings by default.
         self._options = {'interpolate_pos_encoding': True} if config.model_type == 'vit' else {}
         self._lock = threading.RLock()  # hooks are registered on the shared ViT
-        self._captured: dict[int, Tensor] = {}  # of the current run; a progress callback may start a nested run
+        self._current_run: object = None  # a progress callback may start a nested run
 
-    def __call__(self, image: np.ndarray, progress: Callable[[float], None] | None = None) -> PatchFeatures:
+    def __call__(self, image: np.ndarray, progress: Callable[[float], None] | None = None) -> np.ndarray:
         """Features of one image.
 
         Args:
@@ -208,41 +179,19 @@ class PatchFeatureExtractor:
             progress: Called after each layer with the progress in (0, 1]; an exception raised inside stops the run.
 
         Returns:
-            Features of shape (h, w, C): h and w are the sides of the resized image over the patch size, C the number of
-            channels of the ViT (384 by default) times the number of layers.
+            (h, w, C) float32: h and w are the sides of the resized image over the patch size, C is the number of
+            channels of the ViT (384 by default).
         """
         import torch
 
         with self._lock, torch.inference_mode():
-            return self._extract(self._prepare(image), [image.shape[:2]], progress)[0]
-
-    def extract_batch(self, images: Sequence[np.ndarray]) -> list[PatchFeatures]:
-        """Features of several images; images of equal resized shape are processed as one batch.
-
-        Useful on a GPU. On one CPU core the default ViT takes 0.11 instead of 0.14 s an image for 8 images of 224 px,
-        but 2.9 instead of 2.3 s for 3 images of 714 px. Memory grows with the number of images of one shape.
-
-        Args:
-            images: (H, W, 3) uint8 RGB each; sizes may differ.
-
-        Returns:
-            The features of each image in order, equal to those of single calls up to rounding.
-        """
-        import torch
-
-        with self._lock, torch.inference_mode():
-            prepared = [self._prepare(image) for image in images]
-            groups: dict[tuple[int, ...], list[int]] = {}
-            for index, pixels in enumerate(prepared):
-                groups.setdefault(tuple(pixels.shape), []).append(index)
-            found: dict[int, PatchFeatures] = {}
-            for members in groups.values():
-                pixels = torch.cat([prepared[index] for index in members])
-                sizes = [images[index].shape[:2] for index in members]
-                found.update(zip(members, self._extract(pixels, sizes), strict=True))
-        return [found[index] for index in range(len(images))]
+            pixels = self._prepare(image)
+            tokens = self._run(pixels, progress)[0, self._special_tokens :]
+            grid_hw = [side // self._patch_px for side in pixels.shape[-2:]]
+            return tokens.unflatten(0, grid_hw).float().cpu().numpy()
 
     def _prepare(self, image: np.ndarray) -> Tensor:
+        """(1, 3, H, W) normalised pixels of the resized image."""
         import torch
         from torch.nn.functional import interpolate
 
@@ -256,67 +205,37 @@ class PatchFeatureExtractor:
         std = torch.tensor(_IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
         return (pixels - mean) / std
 
-    def _extract(
-        self, pixels: Tensor, sizes_hw: list[tuple[int, int]], progress: Callable[[float], None] | None = None
-    ) -> list[PatchFeatures]:
-        """Features of (B, 3, H, W) normalised pixels of images of the given original sizes."""
-        grid_hw = [side // self._patch_px for side in pixels.shape[-2:]]
-        tokens = self._run(pixels, progress)[:, self._special_tokens :]
-        grids = tokens.unflatten(1, grid_hw).float().cpu().numpy()
-        return [PatchFeatures(grid, size_hw) for grid, size_hw in zip(grids, sizes_hw, strict=True)]
-
     def _run(self, pixels: Tensor, progress: Callable[[float], None] | None) -> Tensor:
-        """(B, tokens, C x layers) features of the facet, class and register tokens included."""
-        import torch
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
+        """(1, tokens, C) features of the facet, class and register tokens included."""
         blocks = _blocks(self._vit)
-        captured: dict[int, Tensor] = {}
+        source = blocks[-1] if self.facet == 'token' else _projection(blocks[-1], self.facet)
+        run = object()  # nested runs call the hooks of this run as well
+        captured: list[Tensor] = []
 
-        def tell(done: int, _output: Tensor) -> None:
-            if captured is self._captured:
-                progress(done / len(blocks))
+        def read(output: Tensor) -> None:
+            if self._current_run is run:
+                captured.append(output)
+                raise _FeaturesRead
+
+        def report(n_done: int, _output: Tensor) -> None:
+            if self._current_run is run:
+                progress(n_done / len(blocks))
 
         with ExitStack() as stack:
-            stack.callback(setattr, self, '_captured', self._captured)
-            self._captured = captured
-            for layer in self._layers:
-                source = blocks[layer] if self.facet == 'token' else _projection(blocks[layer], self.facet)
-                stack.enter_context(_hook(source, partial(self._read, captured, layer)))
-            for done, block in enumerate(blocks[:-1], start=1) if progress else ():
-                stack.enter_context(_hook(block, partial(tell, done)))
-            if self.dtype != 'float32':
-                # Autocast, not half-precision weights: position interpolation and layer norms lose too much precision.
-                device_type = torch.device(self.device).type
-                stack.enter_context(torch.autocast(device_type, getattr(torch, self.dtype)))
-                if device_type == 'cpu':  # fused bfloat16 attention fails if torch is built or run without AVX-512
-                    stack.enter_context(_attention_lock)
-                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            with suppress(_AllRead):
+            stack.callback(setattr, self, '_current_run', self._current_run)
+            self._current_run = run
+            stack.enter_context(_hook(source, read))
+            for n_done, block in enumerate(blocks[:-1], start=1) if progress else ():
+                stack.enter_context(_hook(block, partial(report, n_done)))
+            with suppress(_FeaturesRead):
                 self._vit(pixel_values=pixels, **self._options)
-            if progress:
-                progress(1.0)
-            if self.facet == 'token':
-                captured = {layer: _last_norm(self._vit)(output) for layer, output in captured.items()}
-        return torch.cat([captured[layer] for layer in self._layers], dim=-1)
-
-    def _read(self, captured: dict[int, Tensor], layer: int, output: Tensor) -> None:
-        if captured is not self._captured:
-            return
-        captured[layer] = output
-        if len(captured) == len(set(self._layers)):
-            raise _AllRead
+        if progress:
+            progress(1.0)
+        return _last_norm(self._vit)(captured[0]) if self.facet == 'token' else captured[0]
 
 
-class _AllRead(Exception):
-    """Ends a run of the ViT once the last layer that is read has run."""
-
-
-def _check_layers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Indices from the start."""
-    if not layers or not all(-count <= layer < count for layer in layers):
-        raise UnSAMError(f'layer must be in [-{count}, {count - 1}] for this ViT, got {layers}')
-    return tuple(layer % count for layer in layers)
+class _FeaturesRead(Exception):
+    """Ends a run of the ViT once the features are read."""
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """Converts CutLER's Detectron2 checkpoint to the parameter names of MMDetection.
 
 Tensors keep their shapes and orders: in both frameworks RoI features are flattened as channel, row, column; anchors are
-    ordered
-by cell, then by ascending ratio (height over width), with the deltas x, y, width, height; the background is the
+ordered by cell, then by ascending ratio (height over width), with the deltas x, y, width, height; the background is the
 last class; and the stride of a bottleneck is in its 3 x 3 convolution.
 """
 
@@ -41,7 +40,7 @@ def convert_official_cutler(path: Path) -> StateDict:
         path: ``cutler_cascade_final.pth``, or another checkpoint of their config.
 
     Raises:
-        WeightsError: If the file is no such checkpoint; the message names missing and unexpected keys.
+        WeightsError: If the file is not such a checkpoint; the message names missing and unexpected keys.
     """
     return convert_cutler(read_checkpoint(path), path)
 

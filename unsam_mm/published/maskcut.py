@@ -1,7 +1,6 @@
 """Divide step: large objects of an image by normalized cuts of its patch graph (MaskCut).
 
-A divider is a callable with ``masks, scores = divider(image)``. `MaskCutDivider` needs only patch features;
-`unsam_mm.published.cutler` has a detector with the same interface.
+`MaskCutDivider` needs only patch features; `unsam_mm.published.cutler` has a detector with the same interface.
 
 Source: CutLER, section 3.1 (MaskCut); TokenCut (the normalized cut and the component of the seed).
 """
@@ -9,7 +8,6 @@ Source: CutLER, section 3.1 (MaskCut); TokenCut (the normalized cut and the comp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numba
 import numpy as np
@@ -17,9 +15,8 @@ from PIL import Image
 from scipy import ndimage
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh, lobpcg
 
-from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.ops import mask_iou
-from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
+from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
 from unsam_mm.threads import without_warnings
 
 _WEAK_EDGE = 1e-5
@@ -27,40 +24,27 @@ _WEAK_EDGE = 1e-5
 _LANCZOS_VECTORS = 12
 _LANCZOS_TOLERANCE = 1e-5
 _BLOCK_VECTORS = 4
-_MIN_IOU_AFTER_REFINEMENT = 0.5
+_MIN_IOU_AFTER_FILLING = 0.5
 
-
-class Divider(Protocol):
-    """The interface of the divide step."""
-
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, H, W) bool masks of an (H, W, 3) uint8 RGB image, and their (N,) float32 scores in [0, 1]."""
+Divider = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Finds (N, H, W) bool masks, and their (N,) float32 scores in [0, 1], in an (H, W, 3) uint8 RGB image."""
 
 
 class MaskCutDivider:
-    """MaskCut: square input, normalized cuts, nearest-neighbour upsampling, disjoint masks.
+    """MaskCut without its CRF: square input, normalized cuts, nearest-neighbour upsampling, disjoint masks.
 
     Args:
         extractor: Feature extractor; DINO ViT-B/8, facet 'key', at 480 px in the paper. The image is resized to a
             square of its `long_side_px`, as in the release.
-        refine_mask: ``refine_mask(image, mask) -> mask`` refines the mask; a dense CRF in the paper. A mask whose IoU
-            with the refined mask is below 0.5 is removed. None for no refinement.
-        centre: Whether features are centred, see `centred`.
+        centre: True to subtract the mean of the features, see `centred`.
         options: Further arguments of `maskcut`.
     """
 
-    def __init__(
-        self,
-        extractor: PatchFeatureExtractor,
-        refine_mask: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
-        centre: bool = True,
-        **options,
-    ) -> None:
-        self._extract, self._refine_mask = extractor, refine_mask
-        self._centre, self._options = centre, options
+    def __init__(self, extractor: PatchFeatureExtractor, centre: bool = True, **options) -> None:
+        self._extract, self._centre, self._options = extractor, centre, options
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Masks in the order of the cuts, the most salient object first.
+        """Masks in the order of the cuts, with holes filled; a mask that is more hole than mask is removed.
 
         Args:
             image: (H, W, 3) uint8 RGB.
@@ -75,22 +59,16 @@ class MaskCutDivider:
         masks, free = [], np.ones((height, width), bool)
         for patches in maskcut(features, **self._options):
             mask = _upsample_nearest(patches, (height, width)) & free
-            mask = self._refined(image, mask)
-            if mask is not None:
-                masks.append(mask)
-                free &= ~mask
+            filled = ndimage.binary_fill_holes(mask)
+            if mask_iou(filled, mask) >= _MIN_IOU_AFTER_FILLING:
+                masks.append(filled)
+                free &= ~filled
         scores = 1 / np.arange(1, len(masks) + 1, dtype=np.float32)
         return np.array(masks, bool).reshape(-1, height, width), scores
 
-    def _refined(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-        """The refined mask with holes filled, or None if its IoU with the mask is too low."""
-        refined = mask if self._refine_mask is None else self._refine_mask(image, mask)
-        refined = ndimage.binary_fill_holes(refined)
-        return refined if mask_iou(refined, mask) >= _MIN_IOU_AFTER_REFINEMENT else None
-
 
 def maskcut(
-    features: PatchFeatures,
+    features: np.ndarray,
     n_masks: int = 3,
     tau: float = 0.15,
     min_area: float = 0.01,
@@ -112,42 +90,28 @@ def maskcut(
     arbitrary; here it is chosen so that this patch is positive, so the result does not depend on the solver.
 
     Args:
-        features: Patch features of an image.
+        features: (h, w, C) patch features of an image.
         n_masks: Number of cuts.
         tau: Cosine threshold of similar patches; 0.15 in the paper, for keys of DINO. See `centred` for other ViTs.
         min_area: Later masks with at most this fraction of the patches are rejected.
         max_overlap: Later masks with a larger IoU with an earlier mask are rejected.
         max_corners: Maximum number of image corners in the foreground: 1 in the paper, 2 in the release.
-        overlap_with: Compare with 'all' earlier masks, or with the 'last' one only, as in the release.
+        overlap_with: 'all' earlier masks, or only the 'last' one, as in the release.
         repeat_rejected: After a rejection the release continues as if the mask had been empty: it cuts the same graph
             again, finds the same mask, and accepts it, since nothing overlaps an empty mask. True reproduces this; by
             default the search ends.
         found_patches: 'zero' sets the features of found patches to zero, as published. Their weak edges then form a
             cluster whose eigenvalue is their fraction of the image, so after a large first object the second cut finds
             the same object again: on 5 of 12 sample images of scikit-image MaskCut ends there. 'remove' removes them
-                from the
-            graph, which is not published.
+            from the graph, which is not published.
 
     Returns:
         (N, h, w) bool masks on the patch grid, N <= n_masks, in order of discovery. They may overlap.
-
-    Raises:
-        UnSAMError: If an option is out of range.
     """
-    if overlap_with not in ('all', 'last'):
-        raise UnSAMError(f"overlap_with must be 'all' or 'last', got {overlap_with!r}")
-    if found_patches not in ('zero', 'remove'):
-        raise UnSAMError(f"found_patches must be 'zero' or 'remove', got {found_patches!r}")
-    if n_masks < 1:
-        raise UnSAMError(f'n_masks must be at least 1, got {n_masks}')
-    limits = {'tau': (tau, -1, 1), 'min_area': (min_area, 0, 1), 'max_overlap': (max_overlap, 0, 1)}
-    for name, (value, low, high) in {**limits, 'max_corners': (max_corners, 0, 4)}.items():
-        if not low <= value <= high:
-            raise UnSAMError(f'{name} must lie in [{low}, {high}], got {value}')
-    rows, columns, channels = features.grid.shape
-    similar = similar_patches(features.grid.reshape(-1, channels), tau)
+    rows, columns, channels = features.shape
+    similar = similar_patches(features.reshape(-1, channels), tau)
     masks: list[np.ndarray] = []
-    previous = np.zeros((0, rows, columns), bool)
+    previous: list[np.ndarray] = []
     in_graph = np.ones((rows, columns), bool)
     for _ in range(n_masks):
         values = np.zeros((rows, columns), np.float32)
@@ -155,13 +119,13 @@ def maskcut(
         mask = _foreground(values, in_graph, max_corners)
         if not mask.any():  # all patches are equal
             break
-        if masks and (mask.mean() <= min_area or (_ious(mask, previous) > max_overlap).any()):
+        if masks and (mask.mean() <= min_area or any(mask_iou(mask, other) > max_overlap for other in previous)):
             if not repeat_rejected:
                 break
-            previous = previous if overlap_with == 'all' else np.zeros((1, rows, columns), bool)
+            previous = masks if overlap_with == 'all' else []
             continue
         masks.append(mask)
-        previous = np.array(masks if overlap_with == 'all' else masks[-1:])
+        previous = masks if overlap_with == 'all' else [mask]
         found = mask[in_graph]
         if found_patches == 'zero':
             similar[found] = similar[:, found] = 0
@@ -186,7 +150,7 @@ def similar_patches(features: np.ndarray, tau: float) -> np.ndarray:
 
 
 def second_eigenvector(similar: np.ndarray) -> np.ndarray:
-    """Solves (D - A) y = lambda D y for the second smallest lambda, A = 1 between similar patches and 1e-5 elsewhere.
+    """Solves (D - A) y = lambda D y for the second smallest lambda, with A = 1 for similar patches and 1e-5 elsewhere.
 
     Lanczos on D^-1/2 A D^-1/2 with the known first eigenvector deflated. A is not materialised: it is a constant plus a
     binary matrix of bytes. For keys of photographs at 60 x 60 patches this takes a hundredth of the time of the dense
@@ -227,7 +191,7 @@ def second_eigenvector(similar: np.ndarray) -> np.ndarray:
 def _by_lobpcg(operator: LinearOperator, first: np.ndarray) -> np.ndarray:
     """(P, 1) eigenvector of the largest eigenvalue other than that of `first`, by LOBPCG.
 
-    Takes about thirty times as long as Lanczos if both converge, but returns an approximation if not.
+    It takes about thirty times as long as Lanczos, but gives an approximation where it does not converge.
     """
     if len(first) < 6 * _BLOCK_VECTORS:  # too few rows for LOBPCG
         return np.linalg.eigh(operator @ np.eye(len(first), dtype=np.float32))[1][:, [-1]]
@@ -239,17 +203,15 @@ def _by_lobpcg(operator: LinearOperator, first: np.ndarray) -> np.ndarray:
     return vectors[:, [values.argmax()]].astype(np.float32)
 
 
-def centred(features: PatchFeatures) -> PatchFeatures:
-    """Features minus their mean over the image, so that thresholds published for DINO apply to DINOv2.
+def centred(features: np.ndarray) -> np.ndarray:
+    """(h, w, C) features minus their mean over the image, so that thresholds published for DINO apply to DINOv2.
 
     The published thresholds are cosines of DINO's keys, whose distribution is centred at zero. DINOv2's keys share a
     large mean: the cosine of two patches of an image is 0.77 or more in 95 % of cases, above every threshold of the
-        paper.
-    Without the mean, on five photographs at 60 x 60 patches, merging down to a cosine of 0.8, 0.6 and 0.1 leaves 83, 31
-    and 6 regions on average; published for DINO's ViT-B/8 are 108, 38 and 2 (HASSOD, 480 px).
+    paper. Without the mean, on five photographs at 60 x 60 patches, merging down to a cosine of 0.8, 0.6 and 0.1 leaves
+    83, 31 and 6 regions on average; published for DINO's ViT-B/8 are 108, 38 and 2 (HASSOD, 480 px).
     """
-    mean = features.grid.mean(axis=(0, 1), dtype=np.float64).astype(features.grid.dtype)
-    return PatchFeatures(features.grid - mean, features.size_hw)
+    return features - features.mean(axis=(0, 1), dtype=np.float64).astype(features.dtype)
 
 
 def resize_to_square(
@@ -268,12 +230,6 @@ def _foreground(values: np.ndarray, in_graph: np.ndarray, max_corners: int) -> n
     components, _ = ndimage.label(foreground)
     component = components[np.unravel_index(np.where(in_graph, values, -np.inf).argmax(), values.shape)]
     return (components == component) & foreground
-
-
-def _ious(mask: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N,) IoU of one (h, w) mask with N others."""
-    intersections = (others & mask).sum(axis=(1, 2))
-    return intersections / np.maximum((others | mask).sum(axis=(1, 2)), 1)
 
 
 def _upsample_nearest(mask: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from unsam_mm.masks.ops import box_intersections
-from unsam_mm.masks.rle import LabelRuns, Rle, areas_and_boxes, join_runs
+from unsam_mm.masks.rle import Rle, areas_and_boxes, join_runs
 from unsam_mm.masks.tree import Tree
 from unsam_mm.pseudo_masks.merging import merge_regions
 
@@ -31,15 +31,15 @@ class PatchClusters:
 
     Attributes:
         order: (P,) int64 patch numbers (row-major) in depth-first order; patches outside the mask come last.
-        first: (K,) int64; cluster k holds the patches ``order[first[k]:last[k]]``.
-        last: (K,) int64, exclusive.
+        first: (K,) int64; cluster k holds the patches ``order[first[k]:end[k]]``.
+        end: (K,) int64.
         levels: (K, T) bool; whether the cluster exists at each threshold.
         grid_hw: Rows and columns of the grid.
     """
 
     order: np.ndarray
     first: np.ndarray
-    last: np.ndarray
+    end: np.ndarray
     levels: np.ndarray
     grid_hw: tuple[int, int]
 
@@ -49,31 +49,17 @@ class PatchClusters:
     def patches(self, cluster: int) -> np.ndarray:
         """(h, w) bool: the patches of one cluster."""
         member = np.zeros(self.grid_hw[0] * self.grid_hw[1], bool)
-        member[self.order[self.first[cluster] : self.last[cluster]]] = True
+        member[self.order[self.first[cluster] : self.end[cluster]]] = True
         return member.reshape(self.grid_hw)
-
-    def partition_runs(
-        self, patch_of_pixel: np.ndarray, corner_xy: tuple[int, int], size_hw: tuple[int, int]
-    ) -> LabelRuns:
-        """Runs of a partition of a crop, so that the masks of clusters nest: label i is the patch ``order[i]``.
-
-        Args:
-            patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the crop.
-            corner_xy: Column and row of the first pixel of the crop in the image.
-            size_hw: Height and width of the image.
-        """
-        position = np.empty(len(self.order), np.int64)
-        position[self.order] = np.arange(len(self.order))
-        return LabelRuns(position[patch_of_pixel], len(self.order), corner_xy, size_hw)
 
 
 def cluster_patches(
     grid: np.ndarray, thresholds: tuple[float, ...], min_patches: int = 4, inside: np.ndarray | None = None
 ) -> PatchClusters:
-    """Merges adjacent patches by the cosine of mean features, and records the clusters at each threshold.
+    """Merges adjacent patches by the cosine of mean features, and finds the clusters at each threshold.
 
-    The published loop stops when no pair reaches the first threshold, records the clusters, and continues with the next
-    threshold. The merges do not depend on the stops, so a single tree contains all levels.
+    The published loop stops when no pair reaches the first threshold, lists the clusters, and continues with the next
+    threshold. The merges do not depend on the stops, so a single tree contains the clusters of all thresholds.
 
     Args:
         grid: (h, w, C) features; as published they are not normalised, so features of large norm have more weight.
@@ -86,33 +72,32 @@ def cluster_patches(
     """
     rows, columns, channels = grid.shape
     inside = np.ones((rows, columns), bool) if inside is None else inside
-    parts, n_parts = ndimage.label(inside)
+    components, n_components = ndimage.label(inside)
     number = np.full(rows * columns, -1)
-    orders, firsts, lasts, levels = [], [], [], []
+    orders, firsts, ends, levels = [], [], [], []
     n_ordered = 0
-    for part in range(1, n_parts + 1):  # one tree for each connected component
-        patches = np.flatnonzero(parts.ravel() == part)
+    for component in range(1, n_components + 1):  # one tree for each
+        patches = np.flatnonzero(components.ravel() == component)
         number[patches] = np.arange(len(patches))
         features = grid.reshape(-1, channels)
         features = features if len(patches) == len(features) else features[patches]
-        edges = _grid_edges(np.where(parts == part, number.reshape(rows, columns), -1))
+        edges = _grid_edges(np.where(components == component, number.reshape(rows, columns), -1))
         parent, similarity = merge_regions(features, np.ones(len(patches)), edges)
-        tree = Tree.from_merges(parent, np.zeros(len(parent)))
-        first, last = tree.first_leaf, tree.last_leaf
+        tree = Tree(parent, np.zeros(len(parent)))
         present = tree.renumbered(_levels(parent, similarity, thresholds))
-        kept = present.any(axis=1) & (last - first >= min_patches)
-        if n_parts == 1:
+        kept = present.any(axis=1) & (tree.end_leaf - tree.first_leaf >= min_patches)
+        if n_components == 1:
             kept[-1] = False
-        orders.append(patches[tree.order])
-        firsts.append(first[kept] + n_ordered)
-        lasts.append(last[kept] + n_ordered)
+        orders.append(patches[tree.region_of_leaf])
+        firsts.append(tree.first_leaf[kept] + n_ordered)
+        ends.append(tree.end_leaf[kept] + n_ordered)
         levels.append(present[kept])
         n_ordered += len(patches)
     empty = np.zeros(0, np.int64)
     return PatchClusters(
         order=np.concatenate([*orders, np.flatnonzero(~inside.ravel())]),
         first=np.concatenate([empty, *firsts]),
-        last=np.concatenate([empty, *lasts]),
+        end=np.concatenate([empty, *ends]),
         levels=np.concatenate([np.zeros((0, len(thresholds)), bool), *levels]),
         grid_hw=(rows, columns),
     )
@@ -134,10 +119,11 @@ def _levels(parent: np.ndarray, similarity: np.ndarray, thresholds: tuple[float,
     n_leaves = len(similarity) + 1
     # Similarities are not monotone; the loop stops at the first one below the threshold.
     lowest = np.minimum.accumulate(similarity)
-    done = np.array([np.count_nonzero(lowest >= threshold) for threshold in thresholds])
-    born = np.maximum(np.arange(len(parent)) - n_leaves, -1)
-    ended = np.where(parent >= 0, parent - n_leaves, n_leaves)
-    return (born[:, None] < done) & (done <= ended[:, None])
+    n_merges = np.array([np.count_nonzero(lowest >= threshold) for threshold in thresholds])
+    # The number of the merge that forms each node, and of the merge that joins it with another node.
+    formed = np.maximum(np.arange(len(parent)) - n_leaves, -1)
+    joined = np.where(parent >= 0, parent - n_leaves, n_leaves)
+    return (formed[:, None] < n_merges) & (n_merges <= joined[:, None])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -162,7 +148,7 @@ def intersect_runs(a, b):
 
 def suppress_nested(
     first: np.ndarray,
-    last: np.ndarray,
+    end: np.ndarray,
     area: np.ndarray,
     max_iou: float,
     window: int | None = None,
@@ -172,7 +158,7 @@ def suppress_nested(
 
     Args:
         first: (N,) starts of their intervals, in descending order of area.
-        last: (N,) ends, exclusive.
+        end: (N,) exclusive ends of the intervals.
         area: (N,) areas. The ratio of areas is an upper bound of the IoU, and equals it for nested masks.
         max_iou: A cluster with a larger IoU with a kept cluster is removed.
         window: A kept cluster is compared with this number of following clusters; by default with all.
@@ -185,7 +171,7 @@ def suppress_nested(
     offsets = np.cumsum([0, *(len(mask) for mask in runs or ())])
     return _suppress_nested(
         np.asarray(first, np.int64),
-        np.asarray(last, np.int64),
+        np.asarray(end, np.int64),
         np.asarray(area, np.float64),
         max_iou,
         len(first) if window is None else window,
@@ -195,14 +181,14 @@ def suppress_nested(
 
 
 @numba.njit(nogil=True, cache=True)
-def _suppress_nested(first, last, area, max_iou, window, runs, offsets):
+def _suppress_nested(first, end, area, max_iou, window, runs, offsets):
     kept = np.ones(len(first), np.bool_)
     for i in range(len(first)):
         if not kept[i]:
             continue
         for j in range(i + 1, min(i + 1 + window, len(first))):
-            inside = first[i] <= first[j] and last[j] <= last[i]
-            around = first[j] <= first[i] and last[i] <= last[j]
+            inside = first[i] <= first[j] and end[j] <= end[i]
+            around = first[j] <= first[i] and end[i] <= end[j]
             shared = min(area[i], area[j])
             if not (inside or around) or shared / max(area[i], area[j]) <= max_iou:
                 continue
@@ -214,7 +200,7 @@ def _suppress_nested(first, last, area, max_iou, window, runs, offsets):
 
 
 def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
-    """Non-maximum suppression of arbitrary masks, largest first, on RLEs.
+    """Non-maximum suppression of masks as RLEs; of two similar masks the larger is kept.
 
     Areas and boxes give an upper bound of the IoU, so few pairs are compared.
 
@@ -235,32 +221,31 @@ def suppress_masks(rles: list[Rle], max_iou: float) -> np.ndarray:
     return np.sort(kept)
 
 
-class BicubicPixels:
+def bicubic_masks(clusters: PatchClusters, box_xyxy: tuple[int, int, int, int], height: int) -> list[np.ndarray]:
     """Masks of clusters: their patches upsampled to the box by bicubic interpolation, thresholded at 0.5.
 
     Args:
         clusters: Clusters of the patches of a crop.
         box_xyxy: The crop in the image, in pixels; right and bottom edges exclusive.
         height: Height of the image.
+
+    Returns:
+        For each cluster (R, 2) int64 starts and ends of its runs, in column-major order of the image.
     """
-
-    def __init__(self, clusters: PatchClusters, box_xyxy: tuple[int, int, int, int], height: int) -> None:
-        x0, y0, x1, y1 = box_xyxy
-        self._clusters, self._corner, self._height = clusters, (x0, y0), height
-        self._rows = _cubic_taps(clusters.grid_hw[0], y1 - y0)
-        self._columns = _cubic_taps(clusters.grid_hw[1], x1 - x0)
-
-    def runs(self, cluster: int) -> np.ndarray:
-        """(R, 2) int64 starts and ends of the runs of one cluster, in column-major order of the image."""
-        member = self._clusters.patches(cluster).astype(np.float32)
-        return join_runs(*_bicubic_runs(member, *self._rows, *self._columns, *self._corner, self._height).T)
+    x0, y0, x1, y1 = box_xyxy
+    rows, columns = _cubic_weights(clusters.grid_hw[0], y1 - y0), _cubic_weights(clusters.grid_hw[1], x1 - x0)
+    masks = []
+    for cluster in range(len(clusters)):
+        member = clusters.patches(cluster).astype(np.float32)
+        masks.append(join_runs(*_bicubic_runs(member, *rows, *columns, x0, y0, height).T))
+    return masks
 
 
-def _cubic_taps(n_cells: int, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each pixel the cell at or before its centre (-1 before the first), and (n_pixels, 4) float32 cubic weights.
+def _cubic_weights(n_cells: int, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each pixel the last cell whose centre is not after it (-1 if none), and (n_pixels, 4) float32 cubic weights.
 
-    The weights belong to this cell, the one before it and the two after it; cells beyond the ends repeat the outermost
-    cell.
+    The weights belong to the cells at the offsets -1, 0, 1 and 2 from this cell; cells beyond the ends repeat the
+    outermost cell.
     """
     position = (np.arange(n_pixels) + 0.5) * n_cells / n_pixels - 0.5
     base = np.floor(position)

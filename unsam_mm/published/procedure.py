@@ -24,18 +24,29 @@ from pycocotools import mask as coco_mask
 from unsam_mm.errors import UnSAMError
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.masks.rle import Rle, decode_crop, draw_runs, encode_bitmaps, encode_runs, run_edges
-from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, PatchFeatures
+from unsam_mm.masks.rle import (
+    LabelRuns,
+    Rle,
+    decode_crop,
+    draw_runs,
+    encode_bitmaps,
+    encode_crop,
+    encode_runs,
+    run_edges,
+)
+from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor
 from unsam_mm.published.maskcut import Divider, MaskCutDivider, centred, resize_to_square
 from unsam_mm.published.patch_tree import (
-    BicubicPixels,
     PatchClusters,
+    bicubic_masks,
     cluster_patches,
     intersect_runs,
     suppress_masks,
     suppress_nested,
 )
 
+_REFINED_PX = 900  # larger crops are downsampled to this size for refinement, as in the release
+_PROBE_PX = 112  # a multiple of the patch sizes 8, 14 and 16; the number of patches tells the patch size
 _CHOICES = {
     'divide': ('maskcut', 'cutler'),
     'maskcut_overlap_with': ('all', 'last'),
@@ -53,8 +64,8 @@ class PublishedSettings:
     Attributes:
         vit: ViT of both steps. Paper and release: 'dino_vitb8'.
         facet: Features read from its last layer. Paper and release: 'key'.
-        centre: Whether the mean of the features is subtracted, so that thresholds published for DINO apply to other
-            ViTs; see `unsam_mm.published.maskcut.centred`. None: for all but DINO's, whose names start with 'dino_'.
+        centre: True to subtract the mean of the features, so that thresholds published for DINO apply to other ViTs;
+            see `unsam_mm.published.maskcut.centred`. None: for all but DINO's, whose names start with 'dino_'.
         divide: 'cutler', the detector of paper and release, whose weights are not free for commercial use, or
             'maskcut', which made the training labels of that detector and needs only the ViT.
         min_score: Objects with a lower detection score are removed. Paper 0.3, release 0.1. MaskCut has no scores.
@@ -73,8 +84,8 @@ class PublishedSettings:
             them, a bug. False in both presets.
         thetas: Cosine thresholds of the clusters, descending. Equal in paper and release.
         min_patches: Smaller clusters are left out. Release 4. The paper does not mention it; its preset has 4 too,
-            since single patches are no masks.
-        restrict_to_mask: Whether only patches inside the object are merged, and masks of parts are clipped to the
+            since single patches are not masks.
+        restrict_to_mask: True if only patches inside the object are merged, and masks of parts are clipped to the
             object. Paper: yes. Release: no, the whole box is merged.
         min_coverage: Parts with at most this fraction inside of the object are removed. Release 0.9.
         nms_iou: Of two masks with a larger IoU the smaller one is removed. Paper and release 0.9.
@@ -138,13 +149,8 @@ class PublishedSettings:
             raise UnSAMError(f'thetas must be descending cosines in [-1, 1], at least one, got {self.thetas}')
 
     @property
-    def label_free(self) -> bool:
-        """Whether the masks are made without human labels."""
-        return self.refine != 'cascadepsp'
-
-    @property
-    def centres(self) -> bool:
-        """Whether features are centred: `centre`, or a default for the ViT if it is None."""
+    def is_centred(self) -> bool:
+        """True if features are centred: `centre`, or a default for the ViT if it is None."""
         return not Path(self.vit).name.startswith('dino_') if self.centre is None else self.centre
 
 
@@ -183,7 +189,7 @@ class PublishedProcedure:
     ) -> None:
         self.settings = settings
         self._extract = PatchFeatureExtractor(settings.vit, settings.facet, _PROBE_PX, device)
-        patch_px = _PROBE_PX // len(self._extract(np.zeros((_PROBE_PX, _PROBE_PX, 3), np.uint8)).grid)
+        patch_px = _PROBE_PX // len(self._extract(np.zeros((_PROBE_PX, _PROBE_PX, 3), np.uint8)))
         self._extract.long_side_px = settings.crop_patches * patch_px
         self._divide = divider or _make_divider(settings, self._extract, patch_px, device)
         self._refine_mask = _make_refiner(settings.refine, device)
@@ -200,7 +206,7 @@ class PublishedProcedure:
                 the work.
 
         Raises:
-            ImageError: If the array is no image that can be segmented.
+            ImageError: If the array is not an image that can be segmented.
         """
         image = as_rgb_uint8(image)
         rles, scores = self.find_masks(image, progress)
@@ -222,7 +228,7 @@ class PublishedProcedure:
         report(0.0, 'finding objects')
         objects, scores = self._find_objects(image)
         rles = list(objects)
-        for done, (rle, score) in enumerate(zip(objects, scores.copy(), strict=True)):
+        for done, (rle, score) in enumerate(zip(objects, scores, strict=True)):
             report(0.4 + 0.4 * done / len(objects), 'finding parts')
             parts, shares = self._find_parts(image, rle)
             rles += parts
@@ -257,7 +263,7 @@ class PublishedProcedure:
         if self.settings.refine == 'partition' and min(crop.shape[:2]) >= self.settings.crop_patches:
             from unsam_mm.published.refine import partition_labels
 
-            patch_of_pixel = partition_labels(crop, features.grid.shape[:2])
+            patch_of_pixel = partition_labels(crop, features.shape[:2])
         return conquer_object(features, rle, self.settings, patch_of_pixel)
 
     def _refined(self, image: np.ndarray, rle: Rle) -> Rle | None:
@@ -277,23 +283,17 @@ class PublishedProcedure:
         if after is None:
             return None
         after = Image.fromarray(np.asarray(after, bool)).resize(mask.shape[::-1], Image.Resampling.NEAREST)
-        refined = np.zeros((height, width), bool)
-        refined[y0:y1, x0:x1] = after
-        refined = encode_bitmaps(refined[None])[0]
+        refined = encode_crop(np.asarray(after), y0, x0, (height, width))
         return refined if coco_mask.iou([rle], [refined], [0])[0, 0] >= self.settings.keep_if_iou else None
 
 
-_REFINED_PX = 900  # larger crops are downsampled to this size for refinement, as in the release
-_PROBE_PX = 112  # a multiple of the patch sizes 8, 14 and 16, which follow from the number of patches
-
-
 def conquer_object(
-    features: PatchFeatures, rle: Rle, settings: PublishedSettings, patch_of_pixel: np.ndarray | None = None
+    features: np.ndarray, rle: Rle, settings: PublishedSettings, patch_of_pixel: np.ndarray | None = None
 ) -> tuple[list[Rle], np.ndarray]:
     """Parts of one object: clusters of the patches in its box, without near-duplicates.
 
     Args:
-        features: Features of the object's box.
+        features: (h, w, C) patch features of the object's box.
         rle: The object.
         settings: Settings of the clustering.
         patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the box, which refines the parts to
@@ -302,27 +302,26 @@ def conquer_object(
     Returns:
         K masks of the size of the image, largest first, and the (K,) float fraction of thresholds at which each exists.
     """
-    features = centred(features) if settings.centres else features
+    features = centred(features) if settings.is_centred else features
     height, width = rle['size']
     box = crop_box(rle, settings.drop_last_row_column)
     object_runs = run_edges(rle)
     inside = None
     if settings.restrict_to_mask:
         crop = Image.fromarray(np.ascontiguousarray(draw_runs(object_runs, height, *box)) * np.uint8(255))
-        inside = np.asarray(crop.resize(features.grid.shape[1::-1], Image.Resampling.BOX)) > 127
-    clusters = cluster_patches(features.grid, settings.thetas, settings.min_patches, inside)
-    pixels = BicubicPixels(clusters, box, height)
+        inside = np.asarray(crop.resize(features.shape[1::-1], Image.Resampling.BOX)) > 127
+    clusters = cluster_patches(features, settings.thetas, settings.min_patches, inside)
     runs, areas = [], np.zeros(len(clusters), np.int64)
-    for cluster in range(len(clusters)):
-        enlarged = pixels.runs(cluster)
+    for cluster, enlarged in enumerate(bicubic_masks(clusters, box, height)):
         shared = intersect_runs(enlarged, object_runs)
         if _n_pixels(shared) > settings.min_coverage * _n_pixels(enlarged):
             areas[cluster] = _n_pixels(shared if settings.restrict_to_mask else enlarged)
         runs.append(shared if settings.restrict_to_mask else enlarged)
-    kept = _near_equal_once(clusters, runs, areas, settings)
+    kept = _without_near_duplicates(clusters, runs, areas, settings)
     if patch_of_pixel is not None:
-        partition = clusters.partition_runs(patch_of_pixel, box[:2], (height, width))
-        refined = {cluster: partition.edges(clusters.first[cluster], clusters.last[cluster]) for cluster in kept}
+        leaf_of_patch = np.argsort(clusters.order)
+        partition = LabelRuns(leaf_of_patch[patch_of_pixel], len(leaf_of_patch), box[:2], (height, width))
+        refined = {cluster: partition.edges(clusters.first[cluster], clusters.end[cluster]) for cluster in kept}
         if settings.restrict_to_mask:
             refined = {cluster: intersect_runs(found, object_runs) for cluster, found in refined.items()}
         kept = [cluster for cluster in kept if _iou(runs[cluster], refined[cluster]) >= settings.keep_if_iou]
@@ -331,7 +330,7 @@ def conquer_object(
     return [encode_runs(runs[cluster], (height, width)) for cluster in kept], shares[kept]
 
 
-def _near_equal_once(
+def _without_near_duplicates(
     clusters: PatchClusters, runs: list[np.ndarray], areas: np.ndarray, settings: PublishedSettings
 ) -> list[int]:
     """The clusters with a non-zero area, largest first, after non-maximum suppression if its scope is 'per_mask'."""
@@ -347,7 +346,7 @@ def _near_equal_once(
         records = records[np.lexsort([records, level, -areas[records]])]
     masks = [runs[record] for record in records]
     kept = suppress_nested(
-        clusters.first[records], clusters.last[records], areas[records], settings.nms_iou, settings.nms_window, masks
+        clusters.first[records], clusters.end[records], areas[records], settings.nms_iou, settings.nms_window, masks
     )
     return list(dict.fromkeys(records[kept].tolist()))
 
@@ -376,7 +375,7 @@ def _make_divider(settings: PublishedSettings, extractor: PatchFeatureExtractor,
     extractor.long_side_px = settings.maskcut_patches * patch_px
     return MaskCutDivider(
         extractor,
-        centre=settings.centres,
+        centre=settings.is_centred,
         n_masks=settings.maskcut_masks,
         tau=settings.maskcut_tau,
         max_corners=settings.maskcut_max_corners,

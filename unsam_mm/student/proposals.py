@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.masks.ops import smallest_holders, soft_nms
+from unsam_mm.masks.ops import parents_by_containment, soft_nms
 from unsam_mm.masks.rle import LabelRuns
 from unsam_mm.student.network import RegionNet
 from unsam_mm.student.pairs import RegionInputs
@@ -132,7 +132,7 @@ def to_mask_set(tokens: RegionTokens, masks: np.ndarray, scores: np.ndarray) -> 
     runs = LabelRuns(tokens.labels, len(tokens))
     members = torch.from_numpy(masks.astype(np.float32))
     shared = (members @ members.T).numpy()
-    parents = smallest_holders(shared == np.diag(shared)[:, None], masks @ tokens.areas_px.astype(np.int64))
+    parents = parents_by_containment(shared == np.diag(shared)[:, None], masks @ tokens.areas_px.astype(np.int64))
     return MaskSet.from_rles([runs.encode_set(mask) for mask in masks], scores, tokens.size_hw, parents)
 
 

@@ -132,8 +132,8 @@ def _cut(tree: MaskHierarchy, n_regions: int) -> np.ndarray:
 def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
     """The tokens of nodes of the first tree that partition the image."""
     superpixels, means, main = grown.superpixels, grown.means, grown.trees[0]
-    of_leaves = np.repeat(np.arange(len(nodes)), main.last_leaf[nodes] - main.first_leaf[nodes])
-    token_of_superpixel = of_leaves[main.tree.position]
+    of_leaves = np.repeat(np.arange(len(nodes)), main.end_leaf[nodes] - main.first_leaf[nodes])
+    token_of_superpixel = of_leaves[main.tree.leaf_of_region]
     tokens = Partition(token_of_superpixel[superpixels.labels])
     areas = tokens.areas
     weights = sparse.csr_matrix(
@@ -170,7 +170,7 @@ def _order(tree: Tree, token_of_superpixel: np.ndarray, areas_px: np.ndarray) ->
     largest = np.zeros(token_of_superpixel.max() + 1, np.int64)
     by_area = np.argsort(areas_px, kind='stable')
     largest[token_of_superpixel[by_area]] = by_area  # the last one written is the largest
-    place = tree.position[largest]
+    place = tree.leaf_of_region[largest]
     order = np.argsort(place)
     pairs = np.stack([place[order][:-1], place[order][1:]], axis=1)
     return order, tree.level[tree.common_ancestors(pairs)]
