@@ -76,7 +76,7 @@ class LeafOverlaps:
 def _leaf_intersections(tree: MaskHierarchy, other: MaskHierarchy) -> csr_array:
     """(L, L') intersections of the leaves of two trees in pixels."""
     regions, other_regions, areas = tree.partition.cells(other.partition)
-    leaves = tree.tree.position[regions], other.tree.position[other_regions]
+    leaves = tree.tree.leaf_of_region[regions], other.tree.leaf_of_region[other_regions]
     return csr_array((areas, leaves), shape=(tree.n_leaves, other.n_leaves))
 
 

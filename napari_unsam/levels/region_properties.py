@@ -106,7 +106,7 @@ def _surround(tree: MaskHierarchy, colour: np.ndarray) -> np.ndarray:
     The colour of each leaf is summed at its neighbours and up the tree; it is subtracted again at the region that holds both.
     """
     pairs, lengths, _ = tree.partition.borders(np.zeros(tree.size_hw, np.float32))
-    pairs = np.sort(tree.tree.position[pairs], axis=1)
+    pairs = np.sort(tree.tree.leaf_of_region[pairs], axis=1)
     order = np.lexsort(pairs.T[::-1])  # sums do not depend on the numbering of the partition
     pairs, lengths = pairs[order], lengths[order]
     meet = tree.tree.common_ancestors(pairs)
