@@ -35,7 +35,7 @@ from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
 from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.model import RegionEngine
 from unsam_mm.prompting.prompt import Prompt
-from unsam_mm.prompting.tree import TreeEngine
+from unsam_mm.prompting.tree_engine import TreeEngine
 from unsam_mm.student import RegionInputs, RegionNet, RegionTokens
 
 MAX_SECONDS = 10

@@ -22,7 +22,7 @@ from unsam_mm.prompting.nested_masks import (
     relative_depth,
 )
 from unsam_mm.prompting.prompt import Prompt
-from unsam_mm.prompting.tree import TreeEngine, TreeSource
+from unsam_mm.prompting.tree_engine import TreeEngine, TreeSource
 
 COIN_XY, NEXT_COIN_XY, FAR_COIN_XY = (44, 55), (99, 55), (216, 56)  # of skimage.data.coins()
 

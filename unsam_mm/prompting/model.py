@@ -16,7 +16,7 @@ from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.inference import ClickInference
 from unsam_mm.prompting.nested_masks import LabelMap, NestedMasks
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt, mask_of_logits
-from unsam_mm.prompting.tree import EPSILON, TreeSource
+from unsam_mm.prompting.tree_engine import EPSILON, TreeSource
 from unsam_mm.student import RegionNet, RegionTokenizer, RegionTokens, propose, to_mask_set
 from unsam_mm.student.clicks import ClickableImage
 from unsam_mm.student.tokenizer import tokens_signature

@@ -25,7 +25,7 @@ from unsam_mm.prompting.prompt import (
     low_resolution_logits,
 )
 from unsam_mm.prompting.tiles import TiledEngine
-from unsam_mm.prompting.tree import TreeEngine
+from unsam_mm.prompting.tree_engine import TreeEngine
 from unsam_mm.prompting.windows import MaskCrop
 
 if TYPE_CHECKING:
