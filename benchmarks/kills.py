@@ -1,8 +1,8 @@
 """Kills commands at random moments and checks that nothing is lost: ``python -m benchmarks.kills WHAT [--moments 20]``.
 
-WHAT is `generate`, `generate-workers`, `npz`, `zarr` or `train`. For `generate` the command is killed, with its workers, again and
+WHAT is `generate`, `generate-workers`, `npz` or `train`. For `generate` the command is killed, with its workers, again and
 again and started anew each time; what was finished must be there, whole and untouched, after each kill, no more than the
-images at work may be done again, and the end must equal a run that nobody killed. For `npz` and `zarr` a process that
+images at work may be done again, and the end must equal a run that nobody killed. For `npz` a process that
 replaces an embedding over and over is killed, and what is there must be one of those that it wrote. For `train` a training
 is killed, with its workers, and resumed each time: no more than what follows the last whole checkpoint may be lost, and losses
 and weights at the end must equal, to the last bit, those of a training that nobody killed.
@@ -50,7 +50,7 @@ def main() -> int:
     """Prints what happened; exit status 1 if anything was lost."""
     sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=('generate', 'generate-workers', 'npz', 'zarr', 'train'))
+    parser.add_argument('what', choices=('generate', 'generate-workers', 'npz', 'train'))
     parser.add_argument('--moments', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
     options = parser.parse_args()
@@ -61,7 +61,7 @@ def main() -> int:
             return _kill_generate(Path(folder), workers, options.moments, moments)
         if options.what == 'train':
             return _kill_training(Path(folder), options.moments, moments)
-        return _kill_saving(Path(folder, f'a.{options.what}'), options.moments, moments)
+        return _kill_saving(Path(folder, 'a.npz'), options.moments, moments)
 
 
 def _kill_generate(folder: Path, workers: int, n_moments: int, moments: random.Random) -> int:

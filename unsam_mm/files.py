@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -216,7 +216,7 @@ def remove_leftovers(folder: Path) -> None:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = lambda path: None) -> None:
+def replace_folder(finished: Path, path: Path) -> None:
     """Renames a finished folder to its final name and removes the folder that had it.
 
     No disk swaps folders in one step. A process that is killed in between leaves the old one and the new one beside,
@@ -227,7 +227,6 @@ def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = l
     Args:
         finished: The new folder, on the same disk.
         path: Its name; a folder there is replaced.
-        check: Raises an error if what has the name may not be replaced.
 
     Raises:
         OSError: If it cannot be renamed; the old one is there then.
@@ -236,7 +235,6 @@ def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = l
     # Not beside the folder, where it would stay; with a mode, since users who share a disk share the lock.
     with FileLock(Path(tempfile.gettempdir(), f'unsam-{digest}.lock'), _LOCK_S, mode=0o666):
         restore_folder(path)
-        check(path)
         old, new = _beside(path)
         finished.rename(new)
         try:

@@ -30,7 +30,7 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What NumPy, zarr and the modules below them raise over damaged files."""
+"""What NumPy and the modules below it raise over damaged files."""
 
 _OF_DAMAGED_FILES = (None, errno.EINVAL, errno.ENOENT)  # places before the beginning of a file, parts that are missing
 _ZIP = (b'PK\3\4', b'PK\5\6')  # how a .npz file begins, and one without arrays

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from skimage.measure import label
 
 from tests.trees import random_trees
 from unsam_mm import UnSAMAutomaticMaskGenerator, UnSAMPredictor
-from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import decode_rles, rle_from_json
@@ -329,16 +328,6 @@ def test_tensors_of_any_kind_are_prompts(predictor, form):
     assert masks[0, 0, 56, 44]
 
 
-@pytest.mark.parametrize('lost', ['score_0/c/0', 'score_0/c', 'height_0'])
-def test_a_zarr_embedding_of_which_a_part_was_lost_is_refused(predictor, generator, tmp_path, lost):
-    pytest.importorskip('zarr')
-    predictor.save_embedding(tmp_path / 'coins.zarr')
-    part = tmp_path / 'coins.zarr' / lost
-    shutil.rmtree(part) if part.is_dir() else part.unlink()
-    with pytest.raises(StoreError, match='missing or were changed'):
-        UnSAMPredictor(generator=generator).load_embedding(tmp_path / 'coins.zarr')
-
-
 @pytest.mark.parametrize(
     'changed',
     [
@@ -354,13 +343,10 @@ def test_arrays_that_are_no_trees_of_one_image_are_refused(predictor, changed):
         MaskHierarchy.from_arrays(arrays)
 
 
-@pytest.mark.parametrize('suffix', ['.npz', '.zarr'])
-def test_a_saved_tree_takes_the_place_of_the_image(predictor, generator, tmp_path, suffix):
-    if suffix == '.zarr':
-        pytest.importorskip('zarr')
-    predictor.save_embedding(tmp_path / f'coins{suffix}')
+def test_a_saved_tree_takes_the_place_of_the_image(predictor, generator, tmp_path):
+    predictor.save_embedding(tmp_path / 'coins.npz')
     other = UnSAMPredictor(generator=generator)
-    other.load_embedding(tmp_path / f'coins{suffix}')
+    other.load_embedding(tmp_path / 'coins.npz')
     tree, again = predictor.hierarchy, other.hierarchy
     assert len(again.alternatives) == len(tree.alternatives)
     for one, two in zip((tree, *tree.alternatives), (again, *again.alternatives), strict=True):
@@ -372,16 +358,6 @@ def test_the_embedding_can_be_had_as_arrays(predictor, generator):
         UnSAMPredictor(generator=generator).get_image_embedding()
     again = MaskHierarchy.from_arrays(predictor.get_image_embedding())
     assert (again.leaf_labels == predictor.hierarchy.leaf_labels).all()
-
-
-def test_a_folder_that_holds_no_embedding_is_not_replaced(predictor, tmp_path):
-    pytest.importorskip('zarr')
-    folder = tmp_path / 'mine.zarr'
-    folder.mkdir()
-    (folder / 'notes.txt').write_text('keep')
-    with pytest.raises(StoreError, match='holds no embedding'):
-        predictor.save_embedding(folder)
-    assert (folder / 'notes.txt').read_text() == 'keep'
 
 
 SCRIPT = """

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unsam_mm.errors import DamagedError, UnSAMError
+from unsam_mm.errors import UnSAMError
 from unsam_mm.generator import PseudoMaskGenerator
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
+from unsam_mm.prompting.embedding_file import load_embedding, save_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.planes import LazyArray, LazyPlane
@@ -199,7 +199,7 @@ class UnSAMPredictor:
         """Writes the embedding of the current image, which `load_embedding` reads.
 
         Args:
-            path: A path with the suffix .npz, or .zarr if zarr is installed; about 1 MB for a megapixel.
+            path: A path with the suffix .npz; about 1 MB for a megapixel.
 
         Raises:
             UnSAMError: If no image is set.
@@ -214,11 +214,7 @@ class UnSAMPredictor:
             StoreError: If the file is missing or of another engine.
             DamagedError: If it is damaged, or does not match the weights.
         """
-        arrays = load_arrays(path, self.engine.name)
-        try:
-            self.engine.set_embedding(arrays)
-        except UnSAMError as error:
-            raise DamagedError(f'{path}: {error}') from error
+        load_embedding(path, self.engine)
 
     def predict(
         self,

@@ -22,7 +22,7 @@ from unsam_mm.errors import DamagedError, StoreError, UnSAMError
 from unsam_mm.images import MIN_SIDE_PX
 from unsam_mm.masks.granularity import granularity_area
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
+from unsam_mm.prompting.embedding_file import load_embedding, save_arrays
 from unsam_mm.prompting.engine import Engine, WrappedEngine
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import LOGIT_SIDE_PX, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt
@@ -280,12 +280,11 @@ class TiledEngine(WrappedEngine):
     def _restored(self, path: Path) -> bool:
         """Restores a cached window; False if there is none, or its file is damaged."""
         try:
-            self._engine.set_embedding(load_arrays(path, self.name))
-        except UnSAMError as error:
+            load_embedding(path, self._engine)
+        except StoreError as error:
             if os.path.lexists(path):
-                named = error if isinstance(error, StoreError) else f'{path}: {error}'
-                logger.warning('a cached window is computed again: %s', named)
-            if isinstance(error, DamagedError) or not isinstance(error, StoreError):
+                logger.warning('a cached window is computed again: %s', error)
+            if isinstance(error, DamagedError):
                 with suppress(OSError):  # the folder may not be writable
                     path.unlink(missing_ok=True)  # `save_arrays` does not replace a damaged file
             return False
