@@ -19,7 +19,7 @@ from unsam_mm.prompting.embedding_file import load_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import Prompt
-from unsam_mm.prompting.tiled_answers import Gathered
+from unsam_mm.prompting.tiled_answers import combine_levels
 from unsam_mm.prompting.tiles import TiledEngine
 from unsam_mm.prompting.windows import MaskCrop, WindowPyramid, extent, upsample_mask
 
@@ -162,12 +162,16 @@ def test_the_first_answer_that_fits_leads_and_coarser_levels_add_what_is_larger(
     def square(side, level=0):
         return MaskCrop(np.ones((side, side), bool), 0, 0, level)
 
-    gathered = Gathered(6)
-    gathered.add([square(10), None], np.array([0.2, 0.8], np.float32))  # the best may go on beyond its window
-    assert not gathered.is_enough
-    gathered.add([square(5, 1), square(50, 1), None], np.array([0.1, 0.6, 0.3], np.float32))
-    gathered.add([square(51, 2), square(200, 2)], np.array([0.9, 0.45], np.float32))
-    crops, scores = gathered.best()
+    levels = [
+        ([square(10), None], np.array([0.2, 0.8], np.float32)),  # the best may extend beyond its window
+        ([square(5, 1), square(50, 1), None], np.array([0.1, 0.6, 0.3], np.float32)),
+        ([square(51, 2), square(200, 2)], np.array([0.9, 0.45], np.float32)),
+    ]
+    unread = iter(levels)
+    (best,), _ = combine_levels(unread, 1)
+    assert best.area == 50**2
+    assert len(list(unread)) == 1
+    crops, scores = combine_levels(levels, 6)
     assert [crop.area for crop in crops] == [50**2, 10**2, 200**2]
     assert scores.tolist() == pytest.approx([0.6, 0.15, 0.15])
 
