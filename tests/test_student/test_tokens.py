@@ -8,7 +8,9 @@ from skimage.color import rgb2lab
 
 from tests.conftest import skip_without_weights
 from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.student import RegionInputs, RegionTokenizer, RegionTokens, TokenMasks
+from unsam_mm.student.tokenizer import tokens_signature
 
 
 def test_tokens_tile_the_image_in_the_number_asked_for(cup, coffee):
@@ -66,8 +68,9 @@ def test_edges_join_tokens_that_touch_and_count_the_pixel_sides(cup):
     assert (tokens.edge_strengths > 0).all()
 
 
-def test_the_same_image_gives_the_same_tokens_with_and_without_masks(cup, coffee, colour_tokenizer):
-    again = colour_tokenizer(80)(coffee)
+def test_the_same_image_gives_the_same_tokens_with_masks_and_with_trees(cup, coffee, colour_tokenizer):
+    again, hierarchy = colour_tokenizer(80).with_trees(coffee, lambda tokens: tokens)
+    assert hierarchy.size_hw == again.size_hw
     for name, values in vars(cup[0]).items():
         assert (values == getattr(again, name)).all(), name
 
@@ -90,15 +93,14 @@ def test_an_image_may_be_a_single_region(colour_tokenizer, coffee):
 def test_small_images_have_smaller_leaves(colour_tokenizer, coffee):
     """Cells of 8 px apart would be lost in leaves that are 8 px wide."""
     small = coffee[60:124, 60:124]
-    assert len(colour_tokenizer(768)(small)) > (64 / 8) ** 2 * 2
+    assert len(colour_tokenizer(768).with_masks(small)[0]) > (64 / 8) ** 2 * 2
 
 
 def test_progress_never_goes_back_and_ends_at_one(colour_tokenizer, coffee):
-    for make in (colour_tokenizer(20), colour_tokenizer(20).with_masks):
-        seen = []
-        make(coffee, progress=lambda done, message, seen=seen: seen.append(done))
-        assert seen == sorted(seen)
-        assert seen[-1] == 1.0
+    seen = []
+    colour_tokenizer(20).with_trees(coffee, lambda tokens: None, lambda done, message: seen.append(done))
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
 
 
 @pytest.mark.parametrize('n_tokens', [0, -3, 5000])
@@ -107,9 +109,9 @@ def test_a_number_of_tokens_out_of_range_is_refused(n_tokens):
         RegionTokenizer(n_tokens=n_tokens)
 
 
-def test_the_signature_tells_numbers_of_tokens_apart(colour_tokenizer):
+def test_the_signature_tells_numbers_of_tokens_apart():
     skip_without_weights()
-    assert len({colour_tokenizer(n).signature for n in (40, 80)}) == 2
+    assert len({tokens_signature(GeneratorSettings(), n) for n in (40, 80)}) == 2
 
 
 def test_a_file_gives_back_what_was_saved_and_nothing_else_is_left(cup, tmp_path):
