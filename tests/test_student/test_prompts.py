@@ -95,9 +95,3 @@ def test_an_earlier_mask_is_handed_on(inputs):
     assert torch.equal(prompts.channels[0, :, 21], earlier[0])
     assert (prompts.channels[1, :, 21] == 0).all()
     assert prompts.channels[:, :, 22].unique(dim=1).tolist() == [[1], [0]]
-
-
-def test_some_of_the_prompts_are_prompts_too(inputs):
-    prompts = RegionPrompts.from_seeds(inputs, torch.arange(10))
-    assert len(prompts[2:5]) == 3
-    assert prompts[2:5].weights.argmax(1).tolist() == [2, 3, 4]

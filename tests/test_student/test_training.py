@@ -53,7 +53,7 @@ def test_prompts_of_every_kind_are_about_their_targets(inputs, targets):
     assert has_box.any()
     assert has_earlier.any()
     assert not (has_negative & has_box).any()
-    assert torch.allclose(prompts.weights.sum(1), torch.ones(len(prompts)), atol=1e-5)
+    assert torch.allclose(prompts.weights.sum(1), torch.ones(len(prompts.weights)), atol=1e-5)
     clicked = ~has_box
     assert ((prompts.weights * (targets.shares <= 0.5)).sum(1)[clicked] == 0).all()
     # A node is asked for by its seed and its granularity: nothing else says how large it is.
