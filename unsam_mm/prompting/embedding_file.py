@@ -38,7 +38,7 @@ def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
 
     Raises:
         DamagedError: If the file is damaged.
-        StoreError: If it is missing, cannot be read, or is of another kind.
+        StoreError: If it is missing, cannot be read, or is of another engine.
     """
     path = _checked(path)
     try:

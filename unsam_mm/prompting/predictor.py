@@ -228,10 +228,11 @@ class UnSAMPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt.
 
-        Every mask agrees with every click. If no mask does, because one pixel has clicks of both kinds or negative
-        clicks rule out every mask in a box, one empty mask with the score 0 is returned. The order of the clicks matters:
-        each corrects the best mask for the previous ones. A box is clipped to the image. The engine 'tree' returns the smallest mask
-        first, and nested masks for one click or a box; the engine 'model' returns the best mask first.
+        Every mask agrees with every click. If no mask does, because one pixel has a positive and a
+        negative click or negative clicks rule out every mask in a box, one empty mask with the score 0 is returned. The
+        order of the clicks matters: each corrects the best mask for the previous ones. A box is clipped to the image.
+        The engine 'tree' returns the smallest mask first, and nested masks for one click or a box; the engine 'model'
+        returns the best mask first.
 
         Args:
             point_coords: (N, 2) pixel coordinates, x before y.
@@ -253,7 +254,7 @@ class UnSAMPredictor:
             UnSAMError: If no image is set, the prompt is empty, an argument has another shape or range, or the prompt
                 lies outside the image.
         """
-        prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
+        prompt = self._checked_prompt(point_coords, point_labels, box, mask_input, granularity)
         masks, scores = self.engine.answer(prompt, multimask_output, granularity)
         if not len(masks):  # callers written for Segment Anything expect at least one mask
             masks, scores = np.zeros((1, *self.engine.size_hw), bool), np.zeros(1, np.float32)
@@ -281,10 +282,10 @@ class UnSAMPredictor:
         Raises:
             UnSAMError: As for `predict`.
         """
-        prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
+        prompt = self._checked_prompt(point_coords, point_labels, box, mask_input, granularity)
         return self.engine.crops(prompt, multimask_output, granularity)
 
-    def _checked(
+    def _checked_prompt(
         self,
         points_xy: np.ndarray | None,
         point_labels: np.ndarray | None,
@@ -342,7 +343,7 @@ class UnSAMPredictor:
         (count,) = counts
         n_masks = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
         answers = [
-            _filled_up(self.predict(*prompt, multimask_output, return_logits, granularity), n_masks)
+            _padded(self.predict(*prompt, multimask_output, return_logits, granularity), n_masks)
             for prompt in zip(*([None] * count if row is None else row for row in rows), strict=True)
         ]
         masks, scores, logits = (torch.from_numpy(np.stack(values)) for values in zip(*answers, strict=True))
@@ -372,7 +373,8 @@ class SameCoordinates:
     apply_boxes = apply_coords_torch = apply_boxes_torch = apply_coords
 
 
-def _filled_up(answer: tuple[np.ndarray, ...], count: int) -> list[np.ndarray]:
+def _padded(answer: tuple[np.ndarray, ...], count: int) -> list[np.ndarray]:
+    """Masks, scores and logits, padded with empty masks to a number of masks."""
     masks, scores, logits = answer
     missing = count - len(masks)
     empty = (False if masks.dtype == bool else -0.5 * LOGIT_SCALE, 0.0, -0.5 * LOGIT_SCALE)

@@ -315,7 +315,7 @@ def _named_window(pyramid: WindowPyramid, name: str) -> Window:
 
 
 def _in_window(prompt: Prompt, window: Window, size_hw: tuple[int, int]) -> Prompt | None:
-    """A prompt in pixels of a window; None if clicks of both kinds fall into one pixel."""
+    """A prompt in pixels of a window; None if a positive and a negative click fall into one pixel."""
     points = np.floor(window.to_local(prompt.points_xy)).astype(np.int64)
     inside = ((points >= 0) & (points < (window.width, window.height))).all(axis=1)
     box, mask_input = prompt.box_xyxy, prompt.mask_input

@@ -28,7 +28,7 @@ _VIOLATION_PENALTY = 0.5  # factor of the score for each click that the predicte
 
 @dataclass(frozen=True, eq=False)
 class Clicks:
-    """A prompt in terms of regions.
+    """A prompt as sets of regions.
 
     Attributes:
         positive: (K,) int64 regions that belong to the object.
@@ -157,7 +157,7 @@ class ClickableImage:
         box_xyxy: np.ndarray | None = None,
         previous: np.ndarray | None = None,
     ) -> Clicks:
-        """A prompt in terms of regions; a region with clicks of both kinds counts as positive.
+        """A prompt as sets of regions; a region with positive and negative clicks counts as positive.
 
         Args:
             points_xy: (N, 2) int64 pixel coordinates inside the image.
@@ -175,8 +175,8 @@ class ClickableImage:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(1, H, W) bool mask at a granularity, and its (1,) float32 score; the mask agrees with every click.
 
-        A region with clicks of both kinds is split: each of its pixels gets the kind of the nearest click. See
-        `answer_at` for the granularity, and `clicks` for the other arguments.
+        A region with positive and negative clicks is split: each of its pixels follows the nearest click. See `answer_at`
+        for the granularity, and `clicks` for the other arguments.
 
         Raises:
             UnSAMError: If there is neither a positive click nor a box.

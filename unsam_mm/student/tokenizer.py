@@ -1,4 +1,4 @@
-"""Computes region tokens and training masks of an image with the steps of the pseudo-mask generator."""
+"""Computes region tokens and training masks of an image, with the steps of the pseudo-mask generator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MIN_SPACING_PX = 3.0
 
 
 class RegionTokenizer:
-    """Computes region tokens of images, and training masks in terms of these regions.
+    """Computes region tokens of images, and the fractions of these regions that training masks cover.
 
     Args:
         settings: Settings of the generator. The regions are a cut of its first tree; all trees give their order and
@@ -169,7 +169,7 @@ def _borders(superpixels: Superpixels, token_of_superpixel: np.ndarray) -> dict[
 
 
 def _shares(hierarchy: MaskHierarchy, nodes: np.ndarray, max_masks: int) -> TokenMasks:
-    """The best masks of all trees in terms of the regions of the first tree's nodes."""
+    """The best masks of all trees, as fractions of the nodes of the first tree that they cover."""
     source, chosen = hierarchy.best_nodes(max_masks)
     shares = np.zeros((len(chosen), len(nodes)), np.uint8)
     for number in np.unique(source):
