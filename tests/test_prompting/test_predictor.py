@@ -1,4 +1,4 @@
-"""Prompts on a region tree: nested answers, never in conflict with the prompt."""
+"""Prompts on a region tree: nested masks that agree with the prompt."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_candidates_hold_all_positive_points_and_no_negative_one(case, data):
     everything = [
         node for node in range(len(tree)) if (tree.mask(node)[points[:, 1], points[:, 0]] == labels.astype(bool)).all()
     ]
-    assert sorted(chain) == everything  # none is forgotten
+    assert sorted(chain) == everything  # all of them
     assert (np.diff(tree.area[chain]) > 0).all()
 
 
@@ -83,7 +83,7 @@ def test_two_clicks_are_joined(predictor):
 
 @pytest.mark.parametrize('granularity', [None, 0.5])
 def test_prompts_that_contradict_each_other_give_one_empty_mask(predictor, granularity):
-    """So that a script that takes the mask of the best score goes on."""
+    """So that scripts that take the mask of the best score do not fail."""
     masks, scores, logits = predictor.predict(
         np.array([COIN_XY, COIN_XY]), np.array([1, 0]), granularity=granularity, return_logits=True
     )
@@ -131,7 +131,7 @@ def test_logits_can_be_asked_for(predictor):
     assert ((logits > 0) == masks).all()
 
 
-def test_distinct_nodes_do_not_look_alike(coins_tree):
+def test_distinct_nodes_have_no_large_iou(coins_tree):
     chain = coins_tree.path(55, 44)
     nodes = distinct_nodes(coins_tree, chain, click_scores(coins_tree), max_iou=0.8)
     for node in nodes:
@@ -225,7 +225,7 @@ def test_records_have_the_keys_of_segment_anything(generator, coins, output_mode
 
 
 class Rectangles(Engine):
-    """An engine that has found given masks."""
+    """An engine with given masks."""
 
     name, device, size_hw = 'rectangles', 'cpu', (60, 80)
 
@@ -291,12 +291,12 @@ def test_of_masks_that_become_equal_the_best_is_kept():
 @pytest.mark.parametrize(
     'arguments', [{'crop_n_layers': 1}, {'stability_score_offset': 0.9}, {'min_mask_region_area': -1}]
 )
-def test_arguments_that_only_segment_anything_obeys_are_refused(arguments):
+def test_unsupported_arguments_of_segment_anything_are_refused(arguments):
     with pytest.raises(UnSAMError, match=f'^{next(iter(arguments))} must .*got '):
         UnSAMAutomaticMaskGenerator(Rectangles(rectangle((1, 1, 9, 9))), **arguments)
 
 
-def test_the_tree_of_an_image_is_that_of_whichever_engine_has_one(generator, coins, coins_tree):
+def test_the_region_tree_is_that_of_the_engine(generator, coins, coins_tree):
     predictor = UnSAMPredictor(generator=generator)
     with pytest.raises(UnSAMError, match='set_image'):
         _ = predictor.hierarchy
@@ -307,7 +307,7 @@ def test_the_tree_of_an_image_is_that_of_whichever_engine_has_one(generator, coi
         _ = other.hierarchy
 
 
-def test_contradictory_objects_of_one_call_are_filled_up_with_empty_masks(predictor):
+def test_contradictory_prompts_of_a_batch_are_padded_with_empty_masks(predictor):
     points = np.array([[COIN_XY, COIN_XY], [COIN_XY, NEXT_COIN_XY]])
     masks, scores, logits = predictor.predict_torch(points, np.array([[1, 0], [1, 0]]))
     assert masks.shape == (2, 6, 303, 384)
@@ -334,14 +334,14 @@ def test_tensors_of_any_kind_are_prompts(predictor, form):
         lambda arrays: arrays.update(leaf_labels_0=arrays['leaf_labels_0'] + 0.5),
     ],
 )
-def test_arrays_that_are_no_trees_of_one_image_are_refused(predictor, changed):
+def test_inconsistent_trees_are_refused(predictor, changed):
     arrays = predictor.engine.embedding()
     changed(arrays)
     with pytest.raises(UnSAMError, match='no region trees of one image'):
         MaskHierarchy.from_arrays(arrays)
 
 
-def test_a_saved_tree_takes_the_place_of_the_image(predictor, generator, tmp_path):
+def test_a_saved_tree_can_be_loaded_in_place_of_an_image(predictor, generator, tmp_path):
     predictor.save_embedding(tmp_path / 'coins.npz')
     other = UnSAMPredictor(generator=generator)
     other.load_embedding(tmp_path / 'coins.npz')
@@ -351,7 +351,7 @@ def test_a_saved_tree_takes_the_place_of_the_image(predictor, generator, tmp_pat
         assert all((getattr(one, name) == getattr(two, name)).all() for name in ('leaf_labels', 'parent', 'score'))
 
 
-def test_the_embedding_can_be_had_as_arrays(predictor, generator):
+def test_the_embedding_is_available_as_arrays(predictor, generator):
     with pytest.raises(UnSAMError, match='no image is set'):
         UnSAMPredictor(generator=generator).get_image_embedding()
     again = MaskHierarchy.from_arrays(predictor.get_image_embedding())

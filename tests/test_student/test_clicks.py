@@ -1,4 +1,4 @@
-"""Answers to clicks: they hold what was clicked at, differ from one another, and grow with granularity."""
+"""Masks for clicks: they contain the clicked regions and grow with granularity."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_area_never_falls_as_granularity_rises(image, seed):
 
 
 @pytest.mark.parametrize('wanted', np.linspace(0.1, 1, 7))
-def test_of_the_answers_the_one_nearest_in_size_is_given(image, wanted):
+def test_the_mask_of_the_nearest_size_is_returned(image, wanted):
     answers = image.ask(click(40))
     areas = answers.masks[~np.isnan(answers.granularity)] @ image.tokens.areas_px.astype(float)
     members, _ = image.answer_at(click(40), wanted)
@@ -55,7 +55,7 @@ def test_of_the_answers_the_one_nearest_in_size_is_given(image, wanted):
     assert abs(np.log(found / target)) == np.abs(np.log(areas / target)).min()
 
 
-def test_a_box_alone_is_answered_and_worth_most_where_the_mask_fills_it(image):
+def test_masks_that_fill_the_box_have_the_highest_scores(image):
     around = image.bitmaps(image.ask(click(40)).masks[:1])[0]
     y, x = np.nonzero(around)
     box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], float)
@@ -66,7 +66,7 @@ def test_a_box_alone_is_answered_and_worth_most_where_the_mask_fills_it(image):
     assert answers.scores[-1] < without.scores[-1]  # the coarsest spills over the box
 
 
-def test_an_earlier_mask_moves_the_answer_towards_it(image):
+def test_the_best_mask_is_closer_to_an_earlier_mask(image):
     plain = image.ask(click(40))
     previous = plain.masks[len(plain.masks) // 2].astype(np.float32)
     areas = image.tokens.areas_px
@@ -84,7 +84,7 @@ def test_an_empty_prompt_is_refused(image):
         image.ask(Clicks(np.zeros(0, np.int64), np.array([3])))
 
 
-def test_bitmaps_regions_and_shares_belong_together(image):
+def test_bitmaps_regions_and_shares_are_consistent(image):
     masks = image.ask(click(12)).masks
     bitmaps = image.bitmaps(masks)
     assert bitmaps.shape == (len(masks), *image.tokens.size_hw)
@@ -93,7 +93,7 @@ def test_bitmaps_regions_and_shares_belong_together(image):
     assert image.regions_at(np.array([[7, 3]])) == image.tokens.labels[3, 7]
 
 
-def test_stability_is_the_iou_with_what_is_found_again(image):
+def test_stability_is_an_iou(image):
     masks = image.ask(click(12)).masks
     stability = image.stability(masks)
     assert stability.shape == (len(masks),)
