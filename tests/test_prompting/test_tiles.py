@@ -354,12 +354,16 @@ def test_a_damaged_window_is_computed_again_and_prompts_work_without_a_writable_
     kept.rmdir()
     kept.write_bytes(b'junk')
     with monkeypatch.context() as patch:
+        unlink = Path.unlink
 
-        def refused(*arguments, **named):
-            raise PermissionError(errno.EROFS, 'Read-only file system')
+        def refused(path, **named):
+            if path == kept:
+                raise PermissionError(errno.EACCES, 'Permission denied')
+            unlink(path, **named)
 
         patch.setattr(Path, 'unlink', refused)
         assert answer(folder).iou(before) == 1
+    assert kept.read_bytes() == b'junk'
     (tmp_path / 'a file').touch()
     assert answer(tmp_path / 'a file' / 'windows').iou(before) == 1
     assert 'no longer cached' in caplog.text
