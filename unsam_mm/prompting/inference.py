@@ -1,10 +1,10 @@
 """Masks for prompts of several clicks: candidates are scored by a prior and by how central the clicks are.
 
-A mask must hold the points of positive clicks and not those of negative ones. Besides, users click near the middle of the
-error region: of the object if no mask is shown yet, of a false negative or a false positive later. So each candidate is
-scored by its prior and by how central every click is in the error region at the time of the click. Candidates are the
-nested regions under the first click, and the best masks after the previous click with one region under the new click
-added or subtracted.
+A mask must hold the points of positive clicks and not those of negative ones. Besides, users click near the middle of
+the error region: of the object if no mask is shown yet, of a false negative or a false positive later. So each
+candidate is scored by its prior and by how central every click is in the error region at the time of the click.
+Candidates are the nested regions under the first click, and the best masks after the previous click with one region
+under the new click added or subtracted.
 """
 
 from __future__ import annotations

@@ -175,8 +175,8 @@ class ClickableImage:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(1, H, W) bool mask at a granularity, and its (1,) float32 score; the mask agrees with every click.
 
-        A region with positive and negative clicks is split: each of its pixels follows the nearest click. See `answer_at`
-        for the granularity, and `clicks` for the other arguments.
+        A region with positive and negative clicks is split: each of its pixels follows the nearest click. See
+        `answer_at` for the granularity, and `clicks` for the other arguments.
 
         Raises:
             UnSAMError: If there is neither a positive click nor a box.
