@@ -1,8 +1,8 @@
 """Kills commands at random moments and checks that nothing is lost: ``python -m benchmarks.kills WHAT [--moments 20]``.
 
-WHAT is `generate`, `generate-workers`, `npz`, `zarr` or `train`. For `generate` the command is killed repeatedly, with its
+WHAT is `generate`, `generate-workers`, `npz` or `train`. For `generate` the command is killed repeatedly, with its
 workers, and started again. After each kill, finished files must be complete and unchanged; only the images that were being
-processed may be processed again; and the final files must equal those of a run without kills. For `npz` and `zarr` a
+processed may be processed again; and the final files must equal those of a run without kills. For `npz` a
 process that repeatedly replaces an embedding is killed, and the file must hold one of the embeddings that it wrote. For
 `train` a training is killed repeatedly, with its workers, and resumed: only iterations after the last complete checkpoint
 may be lost, and the final losses and weights must be bit-identical to those of a training without kills.
@@ -50,7 +50,7 @@ def main() -> int:
     """Prints the outcome; exit status 1 if anything was lost."""
     sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=('generate', 'generate-workers', 'npz', 'zarr', 'train'))
+    parser.add_argument('what', choices=('generate', 'generate-workers', 'npz', 'train'))
     parser.add_argument('--moments', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
     options = parser.parse_args()
@@ -61,7 +61,7 @@ def main() -> int:
             return _kill_generate(Path(folder), workers, options.moments, moments)
         if options.what == 'train':
             return _kill_training(Path(folder), options.moments, moments)
-        return _kill_saving(Path(folder, f'a.{options.what}'), options.moments, moments)
+        return _kill_saving(Path(folder, 'a.npz'), options.moments, moments)
 
 
 def _kill_generate(folder: Path, workers: int, n_moments: int, moments: random.Random) -> int:

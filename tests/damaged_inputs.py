@@ -29,11 +29,11 @@ from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import areas_and_boxes, decode_crop, encode_bitmaps, rle_to_json, rles_from_json
-from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
+from unsam_mm.prompting.embedding_file import load_arrays
 from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.model import RegionEngine
 from unsam_mm.prompting.prompt import Prompt
-from unsam_mm.prompting.tree import TreeEngine
+from unsam_mm.prompting.tree_engine import TreeEngine
 from unsam_mm.student import RegionInputs, RegionNet, RegionTokens
 
 MAX_SECONDS = 10
@@ -372,19 +372,12 @@ def engines() -> tuple[EnlargedEngine, RegionEngine]:
 
 
 def read_damaged_embedding(rng: np.random.Generator, folder: Path) -> bool:
-    """An embedding of a predictor; one in fifty as zarr."""
+    """An embedding of a predictor."""
     tokens, tree = tokens_of_a_tree()
     engine = engines()[int(rng.random() < 0.3)]
     arrays = tree.to_arrays() | ({'factor': np.array([2])} if engine.name == 'tree' else vars(tokens))
-    if rng.random() < 0.02:
-        path = folder / 'a.zarr'
-        save_arrays(path, engine.name, damaged_arrays(rng, arrays) if rng.random() < 0.5 else arrays)
-        files = sorted(file for file in path.rglob('*') if file.is_file())
-        file = files[rng.integers(len(files))]
-        file.write_bytes(damaged_bytes(rng, file.read_bytes()))
-    else:
-        path = folder / 'a.npz'
-        damaged_npz(rng, path, arrays, {'_kind': np.array(engine.name), '_format': np.int64(2)})
+    path = folder / 'a.npz'
+    damaged_npz(rng, path, arrays, {'_kind': np.array(engine.name), '_format': np.int64(2)})
 
     def read() -> None:
         found = load_arrays(path, engine.name)

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -213,7 +213,7 @@ def remove_leftovers(folder: Path) -> None:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = lambda path: None) -> None:
+def replace_folder(finished: Path, path: Path) -> None:
     """Renames a finished folder to its final name and removes the folder that had this name.
 
     No file system swaps folders in one step. A process that is killed in between leaves both folders under temporary
@@ -223,7 +223,6 @@ def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = l
     Args:
         finished: The new folder, on the same disk.
         path: Its final name; a folder with this name is replaced.
-        check: Raises an error if `path` may not be replaced.
 
     Raises:
         OSError: If the folder cannot be renamed; the old one is kept.
@@ -232,7 +231,6 @@ def replace_folder(finished: Path, path: Path, check: Callable[[Path], None] = l
     # In the temporary folder, since a lock file stays; users who share a disk share the lock, so all may write it.
     with FileLock(Path(tempfile.gettempdir(), f'unsam-{digest}.lock'), _LOCK_S, mode=0o666):
         restore_folder(path)
-        check(path)
         old, new = _beside(path)
         finished.rename(new)
         try:

@@ -30,7 +30,7 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What NumPy, zarr and the modules below them raise over damaged files."""
+"""What NumPy and the modules below it raise over damaged files."""
 
 _OF_DAMAGED_FILES = (None, errno.EINVAL, errno.ENOENT)  # from wrong offsets, and from missing parts of a zarr store
 _ZIP = (b'PK\3\4', b'PK\5\6')  # first bytes of a .npz file, and of one without arrays

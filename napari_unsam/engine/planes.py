@@ -368,7 +368,7 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
     """
     from unsam_mm import PseudoMaskGenerator
     from unsam_mm.prompting.predictor import DEFAULT_MODEL, ENGINES
-    from unsam_mm.prompting.tree import TreeEngine
+    from unsam_mm.prompting.tree_engine import TreeEngine
 
     if name not in ENGINES:
         raise UnSAMError(

@@ -17,7 +17,7 @@ from napari_unsam.model.targets import Target
 from napari_unsam.viewer.session import ViewerSession
 from unsam_mm import generator as generator_module
 from unsam_mm.errors import ImageError, UnSAMError
-from unsam_mm.prompting.tree import TreeEngine
+from unsam_mm.prompting.tree_engine import TreeEngine
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.student import weights as weights_module
 

@@ -43,7 +43,7 @@ def test_2_an_object_with_nothing_but_points_is_committed(viewer, session, settl
 
 
 def test_3_the_least_size_of_masks_is_heeded_by_the_engine():
-    from unsam_mm.prompting.tree import TreeEngine
+    from unsam_mm.prompting.tree_engine import TreeEngine
 
     engine = TreeEngine(lambda rgb: patches_tree())
     engine.set_image(np.zeros((4, 6, 3), np.uint8))

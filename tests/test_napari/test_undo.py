@@ -117,7 +117,7 @@ def test_a_choice_on_one_plane_is_not_shown_on_another(viewer, session, settle):
 
 def test_a_granularity_on_a_plane_in_windows(viewer, make_controller, mailbox, settle, monkeypatch, generator):
     from napari_unsam.engine import planes as _engine
-    from unsam_mm.prompting.tree import TreeEngine
+    from unsam_mm.prompting.tree_engine import TreeEngine
 
     monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)
     monkeypatch.setattr(_engine, '_TILE_PX', 256)

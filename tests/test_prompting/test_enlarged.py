@@ -1,4 +1,4 @@
-"""Small images, which the region model looks at enlarged."""
+"""Small images, which are upsampled for the region model."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ SIDE = 8
 
 @pytest.fixture(scope='module')
 def patch():
-    """(160, 150) uint8: six coins of the picture, with an odd place between them."""
+    """(160, 150) uint8: six coins of the picture, with an irregular gap between them."""
     return np.ascontiguousarray(data.coins()[:160, 20:170])
 
 
 @pytest.fixture(scope='module')
 def predictor(generator, patch):
-    """The region model as people make it, on the patch; skipped where the ViT is not there."""
+    """The packaged region model, on the patch; skipped without the weights of the ViT."""
     predictor = UnSAMPredictor.from_pretrained()
     predictor.set_image(patch)
     return predictor
 
 
 class Answering(Engine):
-    """Stands in for an engine: has the masks that it was given, and keeps what it was shown and asked."""
+    """An engine with given masks, which records the image and the prompt."""
 
     name, device = 'model', 'cpu'
 
@@ -61,7 +61,7 @@ class Answering(Engine):
 
 
 def answering(masks) -> EnlargedEngine:
-    """An engine with those masks of an enlarged image of 8 x 8 px."""
+    """An engine with given masks of an upsampled image of 8 x 8 px."""
     engine = EnlargedEngine(Answering(masks))
     engine.set_image(np.zeros((SIDE, SIDE, 3), np.uint8))
     return engine
@@ -97,7 +97,7 @@ def test_masks_of_whole_blocks_come_back_as_they_are(masks):
     assert (np.diff(scores) < 0).all()
 
 
-def test_clicks_and_boxes_are_asked_where_they_lie_in_the_enlarged_image():
+def test_clicks_and_boxes_are_scaled_to_the_upsampled_image():
     engine = answering(np.ones((1, 2 * SIDE, 2 * SIDE)))
     logits = np.linspace(-1, 1, 256 * 256, dtype=np.float32).reshape(256, 256)
     engine.answer(Prompt.checked((SIDE, SIDE), [(3, 2), (7, 0)], [1, 0], (1, 2, 5.5, 8), logits), True, None)
@@ -109,7 +109,7 @@ def test_clicks_and_boxes_are_asked_where_they_lie_in_the_enlarged_image():
 
 
 @given(random_masks(2 * SIDE), st.sampled_from([None, 0.0, 0.4, 1.0]))
-def test_every_mask_agrees_with_every_click_though_their_pixels_are_shared(masks, granularity):
+def test_every_mask_agrees_with_clicks_on_adjacent_pixels(masks, granularity):
     points, labels = [(3, 2), (4, 2), (0, 7)], [1, 0, 1]
     found, _ = answering(masks).answer(Prompt.checked((SIDE, SIDE), points, labels), True, granularity)
     assert len(found) >= 1
@@ -132,7 +132,7 @@ def test_a_box_around_less_than_half_a_block_has_an_answer():
     assert np.argwhere(found).tolist() == [[0, 2, 3]]
 
 
-def test_of_masks_that_became_equal_the_best_stays_and_is_the_parent():
+def test_of_equal_masks_the_best_is_kept_and_becomes_the_parent():
     cell, speck, whole = np.zeros((3, 2 * SIDE, 2 * SIDE), bool)
     whole[:] = True
     cell[4:8, 4:8] = True
@@ -170,13 +170,13 @@ def test_the_model_finds_a_coin_of_a_small_image(predictor, patch):
     assert areas == sorted(areas)
 
 
-def test_at_a_granularity_too_the_same_pixel_cannot_be_in_and_out(predictor):
+def test_contradictory_clicks_give_an_empty_mask_at_a_granularity(predictor):
     masks, scores, logits = predictor.predict([COIN, COIN], [1, 0], granularity=0.5)
     assert (len(masks), len(scores), len(logits)) == (1, 1, 1)
     assert not masks.any()
 
 
-def test_a_larger_image_is_answered_as_without_enlarging(predictor, patch):
+def test_larger_images_are_not_upsampled(predictor, patch):
     bare = RegionEngine.from_file(packaged_weights('unsam_s'))
     wrapped = EnlargedEngine(bare, up_to_px=159)
     wrapped.set_image(np.repeat(patch[..., None], 3, axis=2))
@@ -188,27 +188,24 @@ def test_a_larger_image_is_answered_as_without_enlarging(predictor, patch):
             assert (found == expected).all()
     assert wrapped.all_masks(20, 9, 4, 0.9)[0].rles == bare.all_masks(20, 9, 4, 0.9)[0].rles
 
-    before = EnlargedEngine(copy.copy(predictor.engine._engine))  # embeddings of before know no factor
+    before = EnlargedEngine(copy.copy(predictor.engine._engine))  # embeddings without a factor
     before.set_embedding(bare.embedding())
     assert before.size_hw == patch.shape
     assert (before.answer(prompt, True, None)[0] == bare.answer(prompt, True, None)[0]).all()
 
 
-@pytest.mark.parametrize('suffix', ['.npz', '.zarr'])
-def test_a_saved_embedding_answers_the_same(predictor, tmp_path, suffix):
-    if suffix == '.zarr':
-        pytest.importorskip('zarr')
-    predictor.save_embedding(tmp_path / f'coins{suffix}')
+def test_a_saved_embedding_answers_the_same(predictor, tmp_path):
+    predictor.save_embedding(tmp_path / 'coins.npz')
     other = UnSAMPredictor(copy.copy(predictor.engine))
     other.reset_image()
     assert predictor.is_image_set
     assert not other.is_image_set
-    other.load_embedding(tmp_path / f'coins{suffix}')
+    other.load_embedding(tmp_path / 'coins.npz')
     for found, expected in zip(other.predict([COIN]), predictor.predict([COIN]), strict=True):
         assert (found == expected).all()
 
 
-def test_embeddings_with_a_factor_that_cannot_be_are_refused(predictor):
+def test_embeddings_with_an_impossible_factor_are_refused(predictor):
     arrays = predictor.engine.embedding()
     with pytest.raises(UnSAMError, match=r'with the factor \[3\]'):
         predictor.engine.set_embedding({**arrays, 'factor': np.array([3])})
@@ -231,7 +228,7 @@ def test_automatic_masks_have_the_size_of_the_image(predictor, patch):
         assert [x, y, x + width, y + height] == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
-def test_windows_of_a_plane_are_enlarged_each_for_itself(predictor, patch):
+def test_each_window_of_a_plane_is_upsampled(predictor, patch):
     tiled = UnSAMPredictor(TiledEngine(copy.copy(predictor.engine), tile_px=128))
     tiled.set_image(patch)
     clicks = [COIN, (40, 40)]

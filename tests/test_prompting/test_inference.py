@@ -1,4 +1,4 @@
-"""What clicks mean: masks that agree with all of them, and lie around where they were made."""
+"""Masks for clicks: they agree with every click, and are centred on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unsam_mm.prompting.nested_masks import (
     relative_depth,
 )
 from unsam_mm.prompting.prompt import Prompt
-from unsam_mm.prompting.tree import TreeEngine, TreeSource
+from unsam_mm.prompting.tree_engine import TreeEngine, TreeSource
 
 COIN_XY, NEXT_COIN_XY, FAR_COIN_XY = (44, 55), (99, 55), (216, 56)  # of skimage.data.coins()
 
@@ -59,7 +59,7 @@ def test_every_mask_agrees_with_every_click(case, data):
 
 
 @given(random_trees(), st.data())
-def test_earlier_questions_do_not_change_an_answer(case, data):
+def test_earlier_prompts_do_not_change_the_masks(case, data):
     tree = case[1]
     points, positive = data.draw(clicks_on(tree))
     asked_before = ClickInference(TreeSource(tree))
@@ -73,7 +73,7 @@ def test_earlier_questions_do_not_change_an_answer(case, data):
 
 @settings(max_examples=60)
 @given(random_trees(), st.data())
-def test_centredness_is_the_depth_of_the_click_in_what_is_wrong(case, data):
+def test_centredness_is_the_depth_of_the_click_in_the_error_region(case, data):
     tree = case[1]
     source = TreeSource(tree)
     (point,), _ = data.draw(clicks_on(tree, max_clicks=1))
@@ -100,7 +100,7 @@ def test_centredness_is_the_depth_of_the_click_in_what_is_wrong(case, data):
     st.booleans(),
     st.data(),
 )
-def test_the_deepest_click_has_the_whole_depth_and_every_other_a_share_of_it(meant, positive, data):
+def test_relative_depth_is_the_depth_over_the_largest_depth(meant, positive, data):
     shown = data.draw(arrays.arrays(bool, meant.shape, elements=st.booleans()))
     y, x = (data.draw(st.integers(0, side - 1)) for side in meant.shape)
     depths = [
@@ -131,12 +131,12 @@ def test_clicks_on_two_objects_without_the_one_between_them(coins_clicks):
     assert ((areas > 800) & (areas < 4000)).all()
 
 
-def test_the_same_pixel_cannot_be_in_and_out(coins_clicks):
+def test_contradictory_clicks_give_no_mask(coins_clicks):
     masks, scores = answered(coins_clicks, np.array([COIN_XY, COIN_XY]), np.array([True, False]))
     assert (len(masks), len(scores)) == (0, 0)
 
 
-def test_the_middle_of_an_object_says_more_than_its_rim(coins_clicks):
+def test_a_click_at_the_rim_of_an_object_gives_a_smaller_mask(coins_clicks):
     in_the_middle, _ = answered(coins_clicks, np.array([COIN_XY]), np.array([True]))
     y, x = np.argwhere(in_the_middle[0])[0]
     at_the_rim, _ = answered(coins_clicks, np.array([(x, y)]), np.array([True]))
@@ -144,7 +144,7 @@ def test_the_middle_of_an_object_says_more_than_its_rim(coins_clicks):
     assert at_the_rim[0].sum() < in_the_middle[0].sum()
 
 
-def test_a_click_joins_a_box(coins_clicks):
+def test_a_negative_click_in_a_box_excludes_its_region(coins_clicks):
     box = np.array([15.0, 30, 130, 85])  # around two coins
     masks, _ = answered(coins_clicks, np.array([NEXT_COIN_XY]), np.array([False]), box)
     assert len(masks) > 0
@@ -163,7 +163,7 @@ def test_negative_clicks_in_a_box_never_give_empty_masks(case, data):
     assert masks.any(axis=(1, 2)).all()
 
 
-def test_an_answer_is_given_though_another_thread_clears_what_is_kept(coins_tree):
+def test_masks_are_returned_if_another_thread_clears_the_cache(coins_tree):
     class ClearedAtOnce(dict):
         def __setitem__(self, key, value):
             super().__setitem__(key, value)
@@ -175,7 +175,7 @@ def test_an_answer_is_given_though_another_thread_clears_what_is_kept(coins_tree
     assert masks[:, 55, 44].all()
 
 
-def test_a_mask_of_somebody_else_is_corrected_by_a_click(coins_clicks):
+def test_a_mask_from_elsewhere_is_corrected_by_a_click(coins_clicks):
     row, column = np.ogrid[:303, :384]
     theirs = np.hypot(row - 55, column - 44) < 15
     logits = np.full((256, 256), -4.0, np.float32)
@@ -187,7 +187,7 @@ def test_a_mask_of_somebody_else_is_corrected_by_a_click(coins_clicks):
     assert masks[:, 55, [44, 99]].all()
 
 
-def test_five_clicks_find_any_segment_and_none_of_them_hurts(coins_tree, coins):
+def test_the_mean_iou_never_falls_with_more_clicks(coins_tree, coins):
     engine = TreeEngine(generator=object())
     engine.set_hierarchy(coins_tree)
 

@@ -1,4 +1,4 @@
-"""The masks of many windows become one list: compared with their neighbours alone, and as if with all."""
+"""Masks of many windows are merged: only neighbours are compared, with the same result as for all pairs."""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ def test_a_parent_is_the_smallest_of_all_masks_that_hold_a_mask():
 
 
 def test_a_mask_is_compared_with_its_neighbours_and_not_with_all(monkeypatch):
-    """Small masks all over a plane: however large it is, few of them lie near one of them."""
-    looked_at, overlapping, shares = [0, 0], tiled_masks._overlapping, tiled_masks._shares
+    """Small masks all over a plane: each has few neighbours, whatever the size of the plane."""
+    n_compared, overlapping, shares = [0, 0], tiled_masks._overlapping, tiled_masks._shares
 
     def counted_boxes(boxes, box_xyxy):
-        looked_at[0] += len(boxes)
+        n_compared[0] += len(boxes)
         return overlapping(boxes, box_xyxy)
 
     def counted_shares(rle, others, of_first):
-        looked_at[1] += len(others)
+        n_compared[1] += len(others)
         return shares(rle, others, of_first)
 
     monkeypatch.setattr(tiled_masks, '_overlapping', counted_boxes)
     monkeypatch.setattr(tiled_masks, '_shares', counted_shares)
     masks = joined((128, 128 * 60), 12, 15, with_large=False)
     assert len(masks) > 600
-    assert looked_at[0] < len(masks) ** 2 / 5
-    assert looked_at[1] < 20 * len(masks)
+    assert n_compared[0] < len(masks) ** 2 / 5
+    assert n_compared[1] < 20 * len(masks)

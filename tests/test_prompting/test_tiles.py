@@ -1,4 +1,4 @@
-"""Prompts on planes that are looked at window by window."""
+"""Prompts on planes that are processed in windows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unsam_mm.prompting.embedding_file import load_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import Prompt
-from unsam_mm.prompting.tiled_answers import Gathered
+from unsam_mm.prompting.tiled_answers import combine_levels
 from unsam_mm.prompting.tiles import TiledEngine
 from unsam_mm.prompting.windows import MaskCrop, WindowPyramid, extent, upsample_mask
 
@@ -42,7 +42,7 @@ def tiled(generator, plane):
 
 
 class Reads:
-    """An array that tells how much of it was read at once, and in all."""
+    """An array that records how many values each access reads."""
 
     def __init__(self, pixels):
         self.pixels, self.shape, self.dtype, self.sizes = pixels, pixels.shape, pixels.dtype, []
@@ -146,34 +146,38 @@ def test_coarse_windows_are_read_from_coarse_arrays(plane):
         (np.zeros((100, 100)), 3, 'two ascending numbers'),
     ],
 )
-def test_what_is_no_plane_is_refused(pixels, limits, message):
+def test_arrays_of_other_shapes_are_refused(pixels, limits, message):
     with pytest.raises(ImageError, match=message):
         LazyPlane(pixels, limits)
 
 
-def test_planes_need_tiles_and_tiles_a_size(generator, plane):
+def test_planes_need_tile_px_of_at_least_128(generator, plane):
     with pytest.raises(UnSAMError, match='tile_px=1024'):
         UnSAMPredictor(generator=generator).set_plane(plane)
     with pytest.raises(UnSAMError, match='at least 128'):
         UnSAMPredictor(generator=generator, tile_px=20)
 
 
-def test_the_first_answer_that_fits_leads_and_coarser_levels_add_what_is_larger():
+def test_the_first_level_whose_best_mask_fits_leads_and_coarser_levels_add_larger_masks():
     def square(side, level=0):
         return MaskCrop(np.ones((side, side), bool), 0, 0, level)
 
-    gathered = Gathered(6)
-    gathered.add([square(10), None], np.array([0.2, 0.8], np.float32))  # the best may go on beyond its window
-    assert not gathered.is_enough
-    gathered.add([square(5, 1), square(50, 1), None], np.array([0.1, 0.6, 0.3], np.float32))
-    gathered.add([square(51, 2), square(200, 2)], np.array([0.9, 0.45], np.float32))
-    crops, scores = gathered.best()
+    levels = [
+        ([square(10), None], np.array([0.2, 0.8], np.float32)),  # the best may extend beyond its window
+        ([square(5, 1), square(50, 1), None], np.array([0.1, 0.6, 0.3], np.float32)),
+        ([square(51, 2), square(200, 2)], np.array([0.9, 0.45], np.float32)),
+    ]
+    unread = iter(levels)
+    (best,), _ = combine_levels(unread, 1)
+    assert best.area == 50**2
+    assert len(list(unread)) == 1
+    crops, scores = combine_levels(levels, 6)
     assert [crop.area for crop in crops] == [50**2, 10**2, 200**2]
     assert scores.tolist() == pytest.approx([0.6, 0.15, 0.15])
 
 
 @pytest.mark.slow
-def test_an_image_of_one_window_has_the_answers_of_an_engine_without_tiles(generator, coffee):
+def test_an_image_of_one_window_has_the_masks_of_an_engine_without_tiles(generator, coffee):
     tiled, whole = UnSAMPredictor(generator=generator, tile_px=512), UnSAMPredictor(generator=generator)
     tiled.set_image(coffee)
     whole.set_image(coffee)
@@ -255,14 +259,14 @@ def test_the_mask_nearest_to_an_area_is_found_below_a_ten_thousandth_of_the_plan
     assert finest.area == 4
 
 
-def test_a_box_is_answered_from_the_finest_window_that_holds_it(tiled):
+def test_the_mask_of_a_box_comes_from_the_finest_window_that_contains_it(tiled):
     (small,), _ = tiled.predict_crops(box=[30, 60, 150, 170], multimask_output=False)
     (large,), _ = tiled.predict_crops(box=[30, 60, 700, 500], multimask_output=False)
     assert small.level == 0
     assert large.level > 0
 
 
-def test_a_mask_that_is_given_back_is_preferred(tiled):
+def test_a_mask_like_the_mask_input_is_preferred(tiled):
     crops, _ = tiled.predict_crops([COIN_XY])
     masks, _, logits = tiled.predict([COIN_XY])
     for number in range(1, len(masks)):
@@ -272,7 +276,7 @@ def test_a_mask_that_is_given_back_is_preferred(tiled):
 
 
 @pytest.mark.slow
-def test_only_some_windows_are_kept_and_those_can_be_saved(generator, plane, tmp_path):
+def test_the_cached_windows_can_be_saved(generator, plane, tmp_path):
     predictor = UnSAMPredictor(TiledEngine(UnSAMPredictor(generator=generator).engine, TILE_PX, max_windows=2))
     predictor.set_plane(plane, store=tmp_path / 'windows')
     for click in ((30, 30), (700, 30), (30, 550), COIN_XY):
@@ -306,7 +310,7 @@ class Blocks:
         return MaskHierarchy.from_merges(labels, parents, np.r_[np.zeros(count), 1.0], np.full(count + 1, 0.5))
 
 
-def test_windows_that_other_settings_have_made_are_not_taken(plane, tmp_path):
+def test_windows_of_other_settings_are_not_used(plane, tmp_path):
     """One folder for two settings: each gives its own masks, and finds its own windows again."""
     fine, coarse = Blocks(16), Blocks(32)
     areas = []
@@ -318,7 +322,7 @@ def test_windows_that_other_settings_have_made_are_not_taken(plane, tmp_path):
     assert (fine.calls, coarse.calls) == (1, 1)
 
 
-def test_windows_of_an_engine_without_a_signature_are_not_kept(plane, tmp_path, caplog):
+def test_windows_of_an_engine_without_a_signature_are_not_cached(plane, tmp_path, caplog):
     blocks = Blocks(16)
     predictor = UnSAMPredictor(generator=lambda rgb: blocks(rgb), tile_px=TILE_PX)
     predictor.set_plane(plane, store=tmp_path / 'windows')
@@ -327,7 +331,7 @@ def test_windows_of_an_engine_without_a_signature_are_not_kept(plane, tmp_path, 
     assert 'windows are not cached' in caplog.text
 
 
-def test_a_damaged_window_is_looked_at_again_and_one_that_cannot_be_kept_is_answered_all_the_same(
+def test_a_damaged_window_is_computed_again_and_prompts_work_without_a_writable_cache(
     generator, plane, tmp_path, caplog, monkeypatch
 ):
     def answer(store):
@@ -350,12 +354,16 @@ def test_a_damaged_window_is_looked_at_again_and_one_that_cannot_be_kept_is_answ
     kept.rmdir()
     kept.write_bytes(b'junk')
     with monkeypatch.context() as patch:
+        unlink = Path.unlink
 
-        def refused(*arguments, **named):
-            raise PermissionError(errno.EROFS, 'Read-only file system')
+        def refused(path, **named):
+            if path == kept:
+                raise PermissionError(errno.EACCES, 'Permission denied')
+            unlink(path, **named)
 
         patch.setattr(Path, 'unlink', refused)
         assert answer(folder).iou(before) == 1
+    assert kept.read_bytes() == b'junk'
     (tmp_path / 'a file').touch()
     assert answer(tmp_path / 'a file' / 'windows').iou(before) == 1
     assert 'no longer cached' in caplog.text
@@ -370,7 +378,7 @@ def test_windows_of_one_colour_have_no_masks(generator, plane):
     assert crops[0].level > 0
 
 
-def test_an_array_that_is_refilled_does_not_change_the_image_that_was_set(tiled, generator, plane):
+def test_changing_the_array_does_not_change_the_image(tiled, generator, plane):
     frame = np.stack([plane] * 3, axis=2)
     predictor = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
     predictor.set_image(frame)

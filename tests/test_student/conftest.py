@@ -16,7 +16,7 @@ CHANNELS = 3
 
 
 class _Colours:
-    """Takes the place of `PatchFeatureExtractor`."""
+    """Replaces `PatchFeatureExtractor`."""
 
     def __init__(self, *options):
         pass
@@ -40,7 +40,7 @@ def colour_tokenizer():
 
 @pytest.fixture(scope='session')
 def colour_generator():
-    """The generator with the leaves that the tokenizer finds in the cup, which is small."""
+    """A generator with the superpixel spacing that the tokenizer uses for the cup, which is small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(region_trees, 'PatchFeatureExtractor', _Colours)
         return PseudoMaskGenerator(GeneratorSettings(superpixel_spacing_px=5.0))
@@ -54,13 +54,13 @@ def cup(colour_tokenizer, coffee):
 
 @pytest.fixture(scope='session')
 def inputs(cup):
-    """What the network reads of the cup."""
+    """The network inputs for the cup."""
     return RegionInputs.from_tokens(cup[0])
 
 
 @pytest.fixture
 def net():
-    """A small network with random weights, always the same."""
+    """A small network with fixed random weights."""
     torch.manual_seed(0)
     return RegionNet(
         width=32, heads=2, encoder_layers=1, decoder_layers=1, prompt_channels=8, feature_channels=CHANNELS

@@ -27,7 +27,7 @@ def predictor(colour_tokenizer, coffee):
     return predictor
 
 
-def test_answers_have_the_shapes_of_segment_anything_and_come_best_first(predictor):
+def test_masks_have_the_shapes_of_segment_anything_and_come_best_first(predictor):
     masks, scores, logits = predictor.predict(**CLICK)
     assert 1 <= len(masks) <= 6
     assert (masks.shape[1:], masks.dtype, logits.shape[1:]) == ((200, 300), bool, (256, 256))
@@ -51,8 +51,8 @@ def test_the_area_never_falls_as_granularity_rises(predictor):
 
 
 @pytest.mark.slow
-def test_granularity_counts_for_every_prompt_also_after_an_answer_without_it(coffee):
-    """Of the packaged model; the fixture's knows nothing."""
+def test_granularity_has_an_effect_after_a_prediction_without_it(coffee):
+    """With the packaged model; that of the fixture is not trained."""
     skip_without_weights()
     trained = UnSAMPredictor.from_pretrained()
     trained.set_image(coffee)
@@ -71,7 +71,7 @@ def test_an_earlier_mask_can_be_given(predictor):
     assert masks[0, 100, 150]
 
 
-def test_many_objects_are_answered_in_one_call(predictor):
+def test_many_prompts_are_predicted_in_one_call(predictor):
     points = torch.tensor([[[150, 100], [5, 5]], [[20, 30], [0, 0]]])
     masks, scores, logits = predictor.predict_torch(points, torch.tensor([[1, 0], [1, -1]]))
     assert (masks.shape, scores.shape, logits.shape) == ((2, 6, 200, 300), (2, 6), (2, 6, 256, 256))
@@ -87,16 +87,13 @@ def test_many_objects_are_answered_in_one_call(predictor):
     ('points', 'labels', 'boxes'),
     [(None, None, None), (torch.zeros(0, 1, 2), torch.zeros(0, 1), None), (None, None, torch.zeros(0, 4))],
 )
-def test_calls_without_objects_are_refused(predictor, points, labels, boxes):
+def test_calls_without_prompts_are_refused(predictor, points, labels, boxes):
     with pytest.raises(UnSAMError, match='the same number of objects'):
         predictor.predict_torch(points, labels, boxes)
 
 
-@pytest.mark.parametrize('suffix', ['.npz', '.zarr'])
-def test_an_embedding_takes_the_place_of_the_image(predictor, tmp_path, suffix):
-    if suffix == '.zarr':
-        pytest.importorskip('zarr')
-    path = tmp_path / f'cup{suffix}'
+def test_an_embedding_can_be_loaded_in_place_of_an_image(predictor, tmp_path):
+    path = tmp_path / 'cup.npz'
     for _ in range(2):  # the second replaces the first
         predictor.save_embedding(path)
 
@@ -126,7 +123,7 @@ def test_embeddings_that_cannot_be_read_are_named(predictor, tmp_path, coins_tre
             predictor.load_embedding(tmp_path / name)
 
 
-def test_tokens_of_another_kind_are_refused(predictor):
+def test_inconsistent_tokens_are_refused(predictor):
     arrays = predictor.engine.embedding()
     with pytest.raises(UnSAMError, match='no region tokens'):
         predictor.engine.set_embedding({**arrays, 'features': arrays['features'][:-1]})

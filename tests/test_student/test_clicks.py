@@ -1,4 +1,4 @@
-"""Answers to clicks: they hold what was clicked at, differ from one another, and grow with granularity."""
+"""Masks for clicks: they contain the clicked regions and grow with granularity."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.student.clicks import ClickableImage, Clicks
 
 regions = st.integers(0, 79)
+
+
+def click(*positive, **parts):
+    """A prompt with positive regions; see `Clicks` for the other parts."""
+    return Clicks(np.array(positive, np.int64), np.zeros(0, np.int64), **parts)
 
 
 @pytest.fixture(scope='module')
@@ -35,37 +40,37 @@ def test_every_answer_holds_the_positive_regions_and_no_negative_one(image, posi
 
 @pytest.mark.parametrize('seed', range(0, 80, 9))
 def test_the_area_never_falls_as_granularity_rises(image, seed):
-    answers = [image.answer_at(Clicks(np.array([seed])), granularity)[0] for granularity in np.linspace(0, 1, 21)]
+    answers = [image.answer_at(click(seed), granularity)[0] for granularity in np.linspace(0, 1, 21)]
     areas = [float(mask[0] @ image.tokens.areas_px) for mask in answers]
     assert areas == sorted(areas)
     assert all(mask[0, seed] for mask in answers)
 
 
 @pytest.mark.parametrize('wanted', np.linspace(0.1, 1, 7))
-def test_of_the_answers_the_one_nearest_in_size_is_given(image, wanted):
-    answers = image.ask(Clicks(np.array([40])))
+def test_the_mask_of_the_nearest_size_is_returned(image, wanted):
+    answers = image.ask(click(40))
     areas = answers.masks[~np.isnan(answers.granularity)] @ image.tokens.areas_px.astype(float)
-    members, _ = image.answer_at(Clicks(np.array([40])), wanted)
+    members, _ = image.answer_at(click(40), wanted)
     found, target = members[0] @ image.tokens.areas_px.astype(float), 10 ** (4 * (wanted - 1)) * 200 * 300
     assert abs(np.log(found / target)) == np.abs(np.log(areas / target)).min()
 
 
-def test_a_box_alone_is_answered_and_worth_most_where_the_mask_fills_it(image):
-    around = image.bitmaps(image.ask(Clicks(np.array([40]))).masks[:1])[0]
+def test_masks_that_fill_the_box_have_the_highest_scores(image):
+    around = image.bitmaps(image.ask(click(40)).masks[:1])[0]
     y, x = np.nonzero(around)
     box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], float)
-    answers = image.ask(Clicks(np.array([40]), box_xyxy=box))
-    without = image.ask(Clicks(np.array([40])))
-    assert image.ask(Clicks(box_xyxy=box)).masks.any(axis=1).all()
+    answers = image.ask(click(40, box_xyxy=box))
+    without = image.ask(click(40))
+    assert image.ask(click(box_xyxy=box)).masks.any(axis=1).all()
     assert answers.scores[0] == pytest.approx(without.scores[0], rel=0.5)
     assert answers.scores[-1] < without.scores[-1]  # the coarsest spills over the box
 
 
-def test_an_earlier_mask_moves_the_answer_towards_it(image):
-    plain = image.ask(Clicks(np.array([40])))
+def test_the_best_mask_is_closer_to_an_earlier_mask(image):
+    plain = image.ask(click(40))
     previous = plain.masks[len(plain.masks) // 2].astype(np.float32)
     areas = image.tokens.areas_px
-    answers = image.ask(Clicks(np.array([40]), previous=previous))
+    answers = image.ask(click(40, previous=previous))
     best, without = answers.masks[answers.scores.argmax()], plain.masks[plain.scores.argmax()]
 
     def iou(mask):
@@ -76,11 +81,11 @@ def test_an_earlier_mask_moves_the_answer_towards_it(image):
 
 def test_an_empty_prompt_is_refused(image):
     with pytest.raises(UnSAMError, match='positive point or a box'):
-        image.ask(Clicks(negative=np.array([3])))
+        image.ask(Clicks(np.zeros(0, np.int64), np.array([3])))
 
 
-def test_bitmaps_regions_and_shares_belong_together(image):
-    masks = image.ask(Clicks(np.array([12]))).masks
+def test_bitmaps_regions_and_shares_are_consistent(image):
+    masks = image.ask(click(12)).masks
     bitmaps = image.bitmaps(masks)
     assert bitmaps.shape == (len(masks), *image.tokens.size_hw)
     assert (bitmaps[0] == masks[0][image.tokens.labels]).all()
@@ -88,8 +93,8 @@ def test_bitmaps_regions_and_shares_belong_together(image):
     assert image.regions_at(np.array([[7, 3]])) == image.tokens.labels[3, 7]
 
 
-def test_stability_is_the_iou_with_what_is_found_again(image):
-    masks = image.ask(Clicks(np.array([12]))).masks
+def test_stability_is_an_iou(image):
+    masks = image.ask(click(12)).masks
     stability = image.stability(masks)
     assert stability.shape == (len(masks),)
     assert ((stability >= 0) & (stability <= 1)).all()

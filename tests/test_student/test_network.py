@@ -1,4 +1,4 @@
-"""The network: any number of regions in any order, any number of prompts that do not see each other."""
+"""The network: any number of regions in any order, and independent prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _answer(net, inputs, seeds, granularity=None):
 
 @pytest.mark.parametrize('n_tokens', [1, 2, 30, 200])
 def test_any_number_of_regions_is_answered(net, colour_tokenizer, coffee, n_tokens):
-    inputs = RegionInputs.from_tokens(colour_tokenizer(n_tokens)(coffee))
+    inputs = RegionInputs.from_tokens(colour_tokenizer(n_tokens).with_masks(coffee)[0])
     logits, scores = _answer(net, inputs, torch.arange(n_tokens))
     assert logits.shape == (n_tokens, n_tokens)
     assert scores.shape == (n_tokens, 2)
@@ -28,13 +28,13 @@ def test_any_number_of_regions_is_answered(net, colour_tokenizer, coffee, n_toke
 
 
 def test_a_tiny_image_is_answered(net, colour_tokenizer, coffee):
-    inputs = RegionInputs.from_tokens(colour_tokenizer(768)(coffee[:8, :8]))
+    inputs = RegionInputs.from_tokens(colour_tokenizer(768).with_masks(coffee[:8, :8])[0])
     logits, scores = _answer(net, inputs, torch.zeros(3, dtype=torch.long), torch.tensor([0.0, 1.0, torch.nan]))
     assert logits.isfinite().all()
     assert scores.isfinite().all()
 
 
-def test_prompts_do_not_see_each_other(net, inputs):
+def test_prompts_are_independent(net, inputs):
     seeds, granularity = torch.arange(80), torch.linspace(0, 1, 80)
     logits, scores = _answer(net, inputs, seeds, granularity)
     some, some_scores = _answer(net, inputs, seeds[20:23], granularity[20:23])

@@ -1,4 +1,4 @@
-"""What the network reads of an image."""
+"""Inputs of the network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_region_is_nearest_to_itself(inputs):
     assert torch.allclose(own[:, :4], area_granularity(inputs.areas_px, inputs.areas_px.sum())[:, None].expand(-1, 4))
 
 
-def test_mirroring_moves_the_regions_and_nothing_else(inputs, cup, coffee):
+def test_flipping_changes_only_the_positions(inputs, cup, coffee):
     flipped = inputs.flipped()
     mirrored = np.bincount(cup[0].labels[:, ::-1].ravel(), np.indices(coffee.shape[:2])[1].ravel()) / cup[0].areas_px
     assert np.allclose(flipped.centres_yx[:, 1] * max(coffee.shape), mirrored, atol=1e-3)
@@ -61,6 +61,6 @@ def test_the_outline_of_the_image_is_shared_among_the_regions(inputs):
 def test_any_number_of_trees_gives_as_many_distances(colour_tokenizer, coffee, growths):
     from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
-    found = RegionInputs.from_tokens(colour_tokenizer(20, GeneratorSettings(growths=growths))(coffee))
+    found = RegionInputs.from_tokens(colour_tokenizer(20, GeneratorSettings(growths=growths)).with_masks(coffee)[0])
     assert found.n_trees == len(growths)
     assert found.pairs.shape == (20, 20, len(growths) + 5)

@@ -47,7 +47,7 @@ def test_a_region_with_clicks_of_both_kinds_is_split_between_them(image):
     assert not inside[far < near].any()
 
 
-def test_clicks_that_only_say_what_it_is_not_are_refused(image):
+def test_negative_clicks_alone_are_refused(image):
     with pytest.raises(UnSAMError, match='positive point or a box'):
         image.mask_at(0.6, np.array([[5, 5]]), np.array([False]))
 

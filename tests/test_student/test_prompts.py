@@ -1,4 +1,4 @@
-"""Prompts as channels: what each part says, and that absent parts say nothing."""
+"""Channels of prompts: the effect of each part, and none of absent parts."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def test_a_box_marks_the_regions_whose_centre_it_holds(inputs, cup, coffee):
     assert torch.allclose(prompts.weights[0], left * inputs.areas_px / (left * inputs.areas_px).sum())
 
 
-def test_a_click_in_a_box_says_where_and_the_box_how_far(inputs):
+def test_with_a_click_in_a_box_the_weights_are_on_the_click(inputs):
     box = torch.tensor([[0.0, 0, 100, 100]])
     prompts = RegionPrompts.from_parts(inputs, torch.tensor([[7]]), boxes_xyxy=box)
     assert prompts.weights[0, 7] == 1
     assert prompts.channels[0, :, 19].sum() > 1
 
 
-def test_a_box_smaller_than_a_region_means_the_region_nearest_to_it(inputs, cup):
+def test_a_box_smaller_than_a_region_marks_the_nearest_region(inputs, cup):
     y, x = cup[0].centres_yx[11]
     prompts = RegionPrompts.from_parts(
         inputs, NONE[:1, :0], boxes_xyxy=torch.tensor([[x + 0.1, y + 0.1, x + 0.2, y + 0.2]])
@@ -88,16 +88,10 @@ def test_a_box_smaller_than_a_region_means_the_region_nearest_to_it(inputs, cup)
     assert prompts.weights[0, 11] == 1
 
 
-def test_an_earlier_mask_is_handed_on(inputs):
+def test_an_earlier_mask_has_its_own_channel(inputs):
     earlier = torch.rand(2, 80)
     earlier[1] = torch.nan
     prompts = RegionPrompts.from_parts(inputs, SEEDS[:, None], previous=earlier)
     assert torch.equal(prompts.channels[0, :, 21], earlier[0])
     assert (prompts.channels[1, :, 21] == 0).all()
     assert prompts.channels[:, :, 22].unique(dim=1).tolist() == [[1], [0]]
-
-
-def test_some_of_the_prompts_are_prompts_too(inputs):
-    prompts = RegionPrompts.from_seeds(inputs, torch.arange(10))
-    assert len(prompts[2:5]) == 3
-    assert prompts[2:5].weights.argmax(1).tolist() == [2, 3, 4]

@@ -1,4 +1,4 @@
-"""Weights on disk: half precision, with what is needed to read an image."""
+"""Weights on disk: half precision, with the settings of the tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unsam_mm.student.weights import load_weights, net_of_checkpoint, packaged_w
 TOOLS = Path(__file__).parents[2] / 'tools'
 
 
-def test_a_network_answers_as_before_once_it_is_read_again(net, inputs, tmp_path):
+def test_a_loaded_network_predicts_the_same_up_to_half_precision(net, inputs, tmp_path):
     settings = GeneratorSettings(superpixel_spacing_px=6.0)
     save_weights(tmp_path / 'a.safetensors', net, settings, n_tokens=80, notes={'seed': '0'})
     trained = load_weights(tmp_path / 'a.safetensors')
@@ -32,7 +32,7 @@ def test_a_network_answers_as_before_once_it_is_read_again(net, inputs, tmp_path
 
 
 def test_the_weights_in_the_package_are_those_of_earlier_versions_and_load_with_the_default_settings():
-    """The file names settings as they were called when it was written."""
+    """The file has earlier names of the settings."""
     path = packaged_weights('unsam_s')
     assert file_sha256(path) == 'b26f4a932e5d372f908d1c4472932c2957536f45eec2f956cb9c845f3247f322'
     assert load_weights(path).settings == GeneratorSettings()
@@ -93,7 +93,7 @@ def lost(tensors, name):
         (lambda t: None, {'notes': '[1]'}, 'the notes are no dictionary'),
     ],
 )
-def test_a_file_whose_parts_do_not_fit_is_refused_on_one_line(net, tmp_path, tensors, texts, reason):
+def test_an_inconsistent_file_is_refused_on_one_line(net, tmp_path, tensors, texts, reason):
     path = tmp_path / 'a.safetensors'
     save_weights(path, net)
     with safe_open(path, framework='pt') as file:
@@ -146,7 +146,7 @@ def test_unreadable_checkpoints_are_refused(tmp_path):
         net_of_checkpoint(tmp_path / 'b.pth')
 
 
-def test_the_arguments_are_read_off_the_weights(tmp_path):
+def test_the_arguments_are_derived_from_the_weights(tmp_path):
     net = RegionNet(
         width=24, heads=3, encoder_layers=2, decoder_layers=1, prompt_channels=5, feature_channels=7, trees=2
     )

@@ -1,4 +1,4 @@
-"""Region tokens: a level of the region tree, described, kept in a file."""
+"""Region tokens: their computation from a cut of the region tree, and their files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from skimage.color import rgb2lab
 
 from tests.conftest import skip_without_weights
 from unsam_mm.errors import StoreError, UnSAMError
+from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.student import RegionInputs, RegionTokenizer, RegionTokens, TokenMasks
+from unsam_mm.student.tokenizer import tokens_signature
 
 
-def test_tokens_tile_the_image_in_the_number_asked_for(cup, coffee):
+def test_tokens_partition_the_image_into_the_wanted_number(cup, coffee):
     tokens, _ = cup
     assert tokens.size_hw == coffee.shape[:2]
     assert len(tokens) == 80
@@ -66,13 +68,14 @@ def test_edges_join_tokens_that_touch_and_count_the_pixel_sides(cup):
     assert (tokens.edge_strengths > 0).all()
 
 
-def test_the_same_image_gives_the_same_tokens_with_and_without_masks(cup, coffee, colour_tokenizer):
-    again = colour_tokenizer(80)(coffee)
+def test_the_same_image_gives_the_same_tokens_with_masks_and_with_trees(cup, coffee, colour_tokenizer):
+    again, hierarchy = colour_tokenizer(80).with_trees(coffee, lambda tokens: tokens)
+    assert hierarchy.size_hw == again.size_hw
     for name, values in vars(cup[0]).items():
         assert (values == getattr(again, name)).all(), name
 
 
-def test_an_image_with_fewer_leaves_than_tokens_has_a_token_for_each(colour_tokenizer, coffee):
+def test_an_image_with_fewer_superpixels_than_tokens_has_a_token_for_each(colour_tokenizer, coffee):
     tokens, masks = colour_tokenizer(500).with_masks(coffee[:48, :48])
     assert 1 < len(tokens) < 500
     assert masks.shares.shape == (len(masks), len(tokens))
@@ -87,18 +90,17 @@ def test_an_image_may_be_a_single_region(colour_tokenizer, coffee):
     assert RegionInputs.from_tokens(tokens).pairs.isfinite().all()
 
 
-def test_small_images_have_smaller_leaves(colour_tokenizer, coffee):
-    """Cells of 8 px apart would be lost in leaves that are 8 px wide."""
+def test_small_images_have_smaller_superpixels(colour_tokenizer, coffee):
+    """Superpixels of 8 px would merge cells that are 8 px apart."""
     small = coffee[60:124, 60:124]
-    assert len(colour_tokenizer(768)(small)) > (64 / 8) ** 2 * 2
+    assert len(colour_tokenizer(768).with_masks(small)[0]) > (64 / 8) ** 2 * 2
 
 
 def test_progress_never_goes_back_and_ends_at_one(colour_tokenizer, coffee):
-    for make in (colour_tokenizer(20), colour_tokenizer(20).with_masks):
-        seen = []
-        make(coffee, progress=lambda done, message, seen=seen: seen.append(done))
-        assert seen == sorted(seen)
-        assert seen[-1] == 1.0
+    seen = []
+    colour_tokenizer(20).with_trees(coffee, lambda tokens: None, lambda done, message: seen.append(done))
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
 
 
 @pytest.mark.parametrize('n_tokens', [0, -3, 5000])
@@ -107,9 +109,9 @@ def test_a_number_of_tokens_out_of_range_is_refused(n_tokens):
         RegionTokenizer(n_tokens=n_tokens)
 
 
-def test_the_signature_tells_numbers_of_tokens_apart(colour_tokenizer):
+def test_the_signature_tells_numbers_of_tokens_apart():
     skip_without_weights()
-    assert len({colour_tokenizer(n).signature for n in (40, 80)}) == 2
+    assert len({tokens_signature(GeneratorSettings(), n) for n in (40, 80)}) == 2
 
 
 def test_a_file_gives_back_what_was_saved_and_nothing_else_is_left(cup, tmp_path):
@@ -217,8 +219,8 @@ def changed(values, at, value):
         ('edge_strengths', lambda v: v[:-1], 'edge_strengths .* does not match the other fields'),
     ],
 )
-def test_numbers_that_describe_no_regions_are_refused(cup, tmp_path, name, change, reason):
-    """Indices reach compiled loops that look nothing up twice: one beyond its table ends the process."""
+def test_inconsistent_tokens_are_refused(cup, tmp_path, name, change, reason):
+    """Compiled loops do not check indices: one out of range ends the process."""
     path = tmp_path / 'cup.npz'
     cup[0].save(path)
     arrays = dict(np.load(path))
@@ -238,7 +240,7 @@ def test_numbers_that_describe_no_regions_are_refused(cup, tmp_path, name, chang
         ('mask_shares', lambda v: v[:-1], 'the length of scores'),
     ],
 )
-def test_numbers_that_describe_no_masks_are_refused(cup, tmp_path, name, change, reason):
+def test_inconsistent_masks_are_refused(cup, tmp_path, name, change, reason):
     path = tmp_path / 'cup.npz'
     cup[0].save(path, cup[1])
     arrays = dict(np.load(path))
@@ -247,7 +249,7 @@ def test_numbers_that_describe_no_masks_are_refused(cup, tmp_path, name, change,
         TokenMasks.load(path)
 
 
-def test_a_place_that_cannot_be_written_is_named(cup, tmp_path):
+def test_an_unwritable_path_is_named(cup, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(StoreError, match='a file is where a folder is needed'):
         cup[0].save(tmp_path / 'file' / 'cup.npz')

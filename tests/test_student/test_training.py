@@ -1,4 +1,4 @@
-"""What the network learns from, and that it learns."""
+"""Targets, prompts and losses of the training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_target_holds_its_seed(targets):
     assert (targets.shares[torch.arange(len(targets.seeds)), targets.seeds] > 0.5).all()
 
 
-def test_granularity_says_how_large_a_target_is(targets, inputs):
+def test_granularity_is_that_of_the_area_of_the_target(targets, inputs):
     area = (targets.shares * inputs.areas_px).sum(1)
     expected = (1 + torch.log10(area / inputs.areas_px.sum()) / 4).clamp(0, 1)
     masks = targets.is_mask
@@ -46,17 +46,17 @@ def test_masks_weigh_more_than_nodes(targets):
     assert targets.weights[targets.is_mask].min() > 3 * targets.weights[~targets.is_mask].max()
 
 
-def test_prompts_of_every_kind_are_about_their_targets(inputs, targets):
+def test_prompts_of_every_kind_match_their_targets(inputs, targets):
     prompts = draw_prompts(inputs, targets, _seeded())
     has_negative, has_box, has_earlier = (prompts.channels[:, 0, mark] == 1 for mark in (18, 20, 22))
     assert has_negative.any()
     assert has_box.any()
     assert has_earlier.any()
     assert not (has_negative & has_box).any()
-    assert torch.allclose(prompts.weights.sum(1), torch.ones(len(prompts)), atol=1e-5)
+    assert torch.allclose(prompts.weights.sum(1), torch.ones(len(prompts.weights)), atol=1e-5)
     clicked = ~has_box
     assert ((prompts.weights * (targets.shares <= 0.5)).sum(1)[clicked] == 0).all()
-    # A node is asked for by its seed and its granularity: nothing else says how large it is.
+    # The prompt of a node is its seed and its granularity alone.
     nodes = ~targets.is_mask
     assert torch.equal(prompts.granularity[nodes], targets.granularity[nodes])
     assert not (has_negative | has_box | has_earlier)[nodes].any()
@@ -65,7 +65,7 @@ def test_prompts_of_every_kind_are_about_their_targets(inputs, targets):
     assert in_box[has_box].mean() > 0.8
 
 
-def test_chance_comes_from_the_generator_alone(net, inputs, cup):
+def test_random_numbers_come_from_the_generator_alone(net, inputs, cup):
     torch.manual_seed(1)
     first = region_losses(net, inputs, cup[1], _seeded())
     torch.manual_seed(2)
@@ -88,7 +88,7 @@ def test_the_iou_has_no_gradient(net, inputs, cup):
     assert all(losses[name].requires_grad for name in ('loss_mask', 'loss_dice', 'loss_score'))
 
 
-def test_an_image_without_masks_still_teaches_its_tree(net, inputs):
+def test_an_image_without_masks_has_finite_losses(net, inputs):
     none = TokenMasks(np.zeros((0, 80), np.uint8), np.zeros(0, np.float32), np.zeros(0, np.int64))
     losses = region_losses(net, inputs, none, _seeded())
     assert all(loss.isfinite() for loss in losses.values())

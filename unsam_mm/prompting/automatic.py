@@ -14,7 +14,7 @@ from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import Rle, decode_crop, decode_rles, encode_crop, rle_to_json, run_edges
 from unsam_mm.next_click import deepest_pixel
 from unsam_mm.prompting.engine import Engine
-from unsam_mm.prompting.enlarged import first_of_equals, parents_among
+from unsam_mm.prompting.enlarged import merge_equal
 from unsam_mm.prompting.planes import LazyArray
 from unsam_mm.prompting.predictor import UnSAMPredictor
 
@@ -136,7 +136,11 @@ class UnSAMAutomaticMaskGenerator:
     def _records(self) -> list[dict[str, Any]]:
         masks, stability = self.predictor.engine.all_masks(self._max_masks, 1, self._points_per_side, self._max_iou)
         if self._min_area_px > 0:
-            masks, stability = _cleaned(masks, stability, self._min_area_px)
+            rles = [
+                _cleaned(rle, box, self._min_area_px) for rle, box in zip(masks.rles, masks.boxes_xyxy, strict=True)
+            ]
+            masks = MaskSet.from_rles(rles, masks.scores, masks.size_hw, masks.parents)
+            masks, stability = merge_equal(masks, stability)
         kept = (masks.scores >= self._min_score) & (stability >= self._min_stability)
         masks, stability = masks[kept], stability[kept]
         height, width = masks.size_hw
@@ -167,16 +171,7 @@ class UnSAMAutomaticMaskGenerator:
         return {'size': [height, width], 'counts': counts if counts[-1] else counts[:-1]}
 
 
-def _cleaned(masks: MaskSet, stability: np.ndarray, min_area_px: int) -> tuple[MaskSet, np.ndarray]:
-    """Masks without small holes and small components, and the (N,) stability of the remaining masks."""
-    rles = [_cleaned_rle(rle, box, min_area_px) for rle, box in zip(masks.rles, masks.boxes_xyxy, strict=True)]
-    firsts = first_of_equals([rle['counts'] for rle in rles])
-    kept = np.unique(firsts)
-    cleaned = MaskSet.from_rles(rles, masks.scores, masks.size_hw, parents_among(firsts, masks.parents))
-    return cleaned[kept], stability[kept]
-
-
-def _cleaned_rle(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> Rle:
+def _cleaned(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> Rle:
     """Fills small holes, then removes small components, as Segment Anything's `remove_small_regions`."""
     height, width = rle['size']
     x0, y0, x1, y1 = (int(side) for side in box_xyxy)

@@ -23,9 +23,9 @@ class Engine:
     Attributes:
         name: 'tree', 'model' or 'detector'.
         device: Name of the torch device of its networks.
-        signature: A hash of all that embeddings depend on besides the image; None if unknown.
+        signature: A hash of everything besides the image that embeddings depend on; None if unknown.
         size_hw: Height and width of the image; None if none is set.
-        hierarchy: The region trees of the image; None if no image is set, or the engine has none of it.
+        hierarchy: The region trees of the image; None if no image is set, or the engine has no trees of it.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Engine:
         """Restores an embedding from `embedding`.
 
         Raises:
-            UnSAMError: If the arrays are inconsistent or of another kind.
+            UnSAMError: If the arrays are inconsistent or of another engine.
         """
         raise NotImplementedError
 
@@ -99,7 +99,7 @@ class Engine:
 
 
 class WrappedEngine(Engine):
-    """An engine that passes what it is asked on to another one.
+    """Base of engines that wrap another engine.
 
     Args:
         engine: The wrapped engine; its image is replaced.

@@ -39,14 +39,14 @@ class EnlargedEngine(WrappedEngine):
     @property
     def signature(self) -> str | None:
         """The signature of the wrapped engine with the upsampling parameters; None if it has none."""
-        seen = self._engine.signature
-        return None if seen is None else f'{seen} x{_FACTOR} up to {self._up_to_px} px'
+        signature = self._engine.signature
+        return None if signature is None else f'{signature} x{_FACTOR} up to {self._up_to_px} px'
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
         """Height and width of the original image; None if none is set."""
-        seen = self._engine.size_hw
-        return None if seen is None else (seen[0] // self._factor, seen[1] // self._factor)
+        size_hw = self._engine.size_hw
+        return None if size_hw is None else (size_hw[0] // self._factor, size_hw[1] // self._factor)
 
     @property
     def hierarchy(self) -> MaskHierarchy | None:
@@ -67,8 +67,8 @@ class EnlargedEngine(WrappedEngine):
         """(C, H, W) bool masks and (C,) float32 scores; of equal masks only the first is returned."""
         if self._factor == 1:
             return self._engine.answer(prompt, multimask_output, granularity)
-        seen, scores = self._engine.answer(_enlarged_prompt(prompt), multimask_output, granularity)
-        counts = _block_counts(seen)
+        large, scores = self._engine.answer(_enlarged_prompt(prompt), multimask_output, granularity)
+        counts = _block_counts(large)
         if granularity is not None:
             masks = np.array([_of_area(count, prompt) for count in counts], bool).reshape(counts.shape)
             return masks, scores
@@ -77,8 +77,8 @@ class EnlargedEngine(WrappedEngine):
         masks[thin] = counts[thin] > 0
         x, y = prompt.points_xy.T
         masks[:, y, x] = prompt.positive
-        firsts = np.unique(first_of_equals([mask.tobytes() for mask in masks]))
-        return masks[firsts], scores[firsts]
+        kept = np.unique(_first_of_equals([mask.tobytes() for mask in masks]))
+        return masks[kept], scores[kept]
 
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
@@ -86,12 +86,12 @@ class EnlargedEngine(WrappedEngine):
         """The masks, best first, and their stability; of equal masks only the best is returned."""
         if self._factor == 1:
             return self._engine.all_masks(max_masks, min_area_px, points_per_side, max_iou)
-        seen, stability = self._engine.all_masks(max_masks, min_area_px * _FACTOR**2, points_per_side, max_iou)
-        masks = _halved_set(seen, self.size_hw)
-        firsts = first_of_equals([rle['counts'] for rle in masks.rles])
-        masks = replace(masks, parents=parents_among(firsts, masks.parents))
-        kept = np.unique(firsts)
-        kept = kept[masks.areas[kept] >= max(min_area_px, 1)]
+        large, stability = self._engine.all_masks(max_masks, min_area_px * _FACTOR**2, points_per_side, max_iou)
+        rles = [
+            encode_bitmaps(_block_counts(decode_rles([rle], large.size_hw)) >= _HALF)[0] for rle in large.rles
+        ]  # one by one, to save memory
+        masks, stability = merge_equal(MaskSet.from_rles(rles, large.scores, self.size_hw, large.parents), stability)
+        kept = masks.areas >= max(min_area_px, 1)
         return masks[kept], stability[kept]
 
     def embedding(self) -> dict[str, np.ndarray]:
@@ -165,30 +165,24 @@ def _of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
     return mask.reshape(rank.shape)
 
 
-def _halved_set(seen: MaskSet, size_hw: tuple[int, int]) -> MaskSet:
-    """Masks of the upsampled image as masks of the image; small masks may become empty."""
-    halves = [
-        encode_bitmaps(_block_counts(decode_rles([rle], seen.size_hw)) >= _HALF)[0] for rle in seen.rles
-    ]  # one by one, to save memory
-    return MaskSet.from_rles(halves, seen.scores, size_hw, seen.parents)
+def merge_equal(masks: MaskSet, stability: np.ndarray) -> tuple[MaskSet, np.ndarray]:
+    """The first of equal masks, and their stability; a parent is the first mask equal to a previous parent.
+
+    Args:
+        masks: N masks.
+        stability: (N,) stability of the masks.
+    """
+    firsts = _first_of_equals([rle['counts'] for rle in masks.rles])
+    parents = np.full(len(masks), -1, np.int64)
+    for i, parent in enumerate(masks.parents):
+        while parent >= 0 and firsts[parent] == firsts[i]:
+            parent = masks.parents[parent]
+        parents[i] = firsts[parent] if parent >= 0 else -1
+    kept = np.unique(firsts)
+    return replace(masks, parents=parents)[kept], stability[kept]
 
 
-def first_of_equals(keys: list[bytes]) -> np.ndarray:
+def _first_of_equals(keys: list[bytes]) -> np.ndarray:
     """(N,) int64 index of the first key equal to each key."""
     places: dict[bytes, int] = {}
     return np.array([places.setdefault(key, i) for i, key in enumerate(keys)], np.int64)
-
-
-def parents_among(firsts: np.ndarray, parents: np.ndarray) -> np.ndarray:
-    """(N,) int64 parents after duplicates are merged: the first mask equal to the parent; -1 if there is none.
-
-    Args:
-        firsts: (N,) index of the first mask equal to each mask.
-        parents: (N,) parents before.
-    """
-    found = np.full(len(parents), -1, np.int64)
-    for i, parent in enumerate(parents):
-        while parent >= 0 and firsts[parent] == firsts[i]:
-            parent = parents[parent]
-        found[i] = firsts[parent] if parent >= 0 else -1
-    return found

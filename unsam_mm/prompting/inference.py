@@ -1,18 +1,18 @@
 """Masks for prompts of several clicks: candidates are scored by a prior and by how central the clicks are.
 
-A click carries two pieces of information. The mask holds the point of a positive click and not that of a negative one;
-and users click near the middle of the error region: of the object if no mask is shown yet, of a false negative or a
-    false
-positive later. Each candidate is scored by its prior and by the centrality of every click in the error region at the
-time of the click. Candidates are the nested regions under the first click, and the best masks after the previous click
-with one region under the new click added or subtracted.
+A mask must hold the points of positive clicks and not those of negative ones. Besides, users click near the middle of
+the error region: of the object if no mask is shown yet, of a false negative or a false positive later. So each
+candidate is scored by its prior and by how central every click is in the error region at the time of the click.
+Candidates are the nested regions under the first click, and the best masks after the previous click with one region
+under the new click added or subtracted.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +39,9 @@ _DISTINCT_IOU = 0.8
 _SAME_IOU = 0.7  # a mask input with at least this IoU with an earlier mask stands for that mask
 _N_COMPARED = 100  # candidates searched for six distinct masks
 _N_CACHED = 64  # cached predictions
+
+_ScoredCandidate = tuple[float, Callable[[], CandidateMask]]
+"""Its log score, and a function that computes the mask."""
 
 
 class CandidateSource(Protocol):
@@ -119,12 +122,12 @@ class ClickInference:
 
 
 class _Step:
-    """The prediction for one click, or for a box, given those before it.
+    """The prediction for one click, or for a box, given the answers to the previous ones.
 
     Args:
         source: Candidates for the image.
         prompt: The prompt up to this click.
-        before: The answers to the clicks, or the box, before it.
+        before: The answers to the previous clicks, or the box.
         empty: A single empty mask.
     """
 
@@ -134,6 +137,7 @@ class _Step:
         shown = [answer.shown for answer in before]
         earlier = None
         if prompt.mask_input is not None:
+            # The label 0 is inside the mask, as `_by_label` expects.
             earlier = LabelMap(~mask_of_logits(prompt.mask_input, self._grid.size_hw), self._grid)
             if before:
                 self._bases = _with_first(self._bases, earlier)
@@ -151,46 +155,46 @@ class _Step:
     def answer(self) -> Answer:
         """The distinct masks of the highest scores."""
         nothing = empty_mask(self._grid)
-        found = [self._scored(nothing, nested, True, nested.log_prior) for nested in self._starts]
+        scored = [self._score(nothing, nested, True, nested.log_prior) for nested in self._starts]
         for base in self._bases:
-            found += self._edits(base)
-        ranked = sorted(itertools.chain.from_iterable(found), key=lambda edit: -edit.log_score)
+            scored += self._edits(base)
+        ranked = sorted(itertools.chain.from_iterable(scored), key=lambda pair: -pair[0])
         candidates, log_scores = _distinct(self._rerank_by_depth(ranked))
         # The geometric mean, so that scores do not fall with the number of clicks.
         scores = np.exp(np.minimum(log_scores, 0) / (1 + len(self._clicks))).astype(np.float32)
         return Answer(candidates, scores, candidates[0].sampled if candidates else nothing.sampled)
 
-    def _rerank_by_depth(self, scored_edits: list[_ScoredEdit]) -> Iterator[tuple[CandidateMask, float]]:
+    def _rerank_by_depth(self, ranked: list[_ScoredCandidate]) -> Iterator[tuple[CandidateMask, float]]:
         """Candidates and log scores, best first; after the first click the best few are reranked by depth."""
         later = self._clicks[0 if self._prompt.box_xyxy is not None else 1 :]
         if not later:
-            yield from itertools.islice(self._candidate_masks(scored_edits), _N_COMPARED)
+            yield from itertools.islice(self._candidate_masks(ranked), _N_COMPARED)
             return
         grid_shape = self._grid.shape
         candidates, log_scores = [], []
-        for candidate, log_score in itertools.islice(self._candidate_masks(scored_edits), _N_RERANKED):
+        for candidate, log_score in itertools.islice(self._candidate_masks(ranked), _N_RERANKED):
             mask = candidate.sampled.reshape(grid_shape)
             depths = [relative_depth(mask, shown.reshape(grid_shape), click) for shown, click in later]
             candidates.append(candidate)
             log_scores.append(log_score + _DEPTH_POWER * float(np.log(depths).sum()))
         yield from ((candidates[i], log_scores[i]) for i in np.argsort(-np.array(log_scores), kind='stable'))
 
-    def _candidate_masks(self, scored_edits: list[_ScoredEdit]) -> Iterator[tuple[CandidateMask, float]]:
+    def _candidate_masks(self, ranked: list[_ScoredCandidate]) -> Iterator[tuple[CandidateMask, float]]:
         """Candidates and log scores; empty masks are left out if there is no positive click."""
         may_be_empty = not self._prompt.positive.any()
-        for scored_edit in scored_edits:
-            candidate = scored_edit.candidate_mask()
+        for log_score, compute in ranked:
+            candidate = compute()
             if candidate.n_points or not may_be_empty:
-                yield candidate, scored_edit.log_score
+                yield candidate, log_score
 
-    def _edits(self, base: CandidateMask) -> list[list[_ScoredEdit]]:
+    def _edits(self, base: CandidateMask) -> list[list[_ScoredCandidate]]:
         """A mask of the previous answer if it agrees with the new click, else its edits at that click."""
         point, adds = self._prompt.points_xy[-1], bool(self._prompt.positive[-1])
         if base.at(point[None])[0] == adds:
-            return [self._scored(base, self._empty, True, self._empty.log_prior + base.log_prior)]
+            return [self._score(base, self._empty, True, self._empty.log_prior + base.log_prior)]
         nested_sets = [*self._source.at_point(point), self._discs(base, point, adds)]
         priors = [base.log_prior + _EDIT_LOG_PRIOR + _EDIT_POWER * nested.log_prior for nested in nested_sets]
-        return [self._scored(base, nested, adds, prior) for nested, prior in zip(nested_sets, priors, strict=True)]
+        return [self._score(base, nested, adds, prior) for nested, prior in zip(nested_sets, priors, strict=True)]
 
     def _discs(self, base: CandidateMask, point: np.ndarray, adds: bool) -> NestedMasks:
         """The pixel of a click, and the disc around it up to the nearest point where the mask is right."""
@@ -200,14 +204,16 @@ class _Step:
         labels = np.full(self._grid.size_hw, 2, np.uint8)
         (x, y), reach = point, int(reach_px)
         rows, columns = slice(max(0, y - reach), y + reach + 1), slice(max(0, x - reach), x + reach + 1)
-        row, column = np.ogrid[rows.start : rows.start + reach * 2 + 1, columns.start : columns.start + reach * 2 + 1]
         part = labels[rows, columns]
-        part[np.hypot(row - y, column - x)[: part.shape[0], : part.shape[1]] <= reach_px] = 1
+        row, column = np.indices(part.shape, sparse=True)
+        part[np.hypot(row + rows.start - y, column + columns.start - x) <= reach_px] = 1
         labels[y, x] = 0
         return _by_label(LabelMap(labels, self._grid), [2 * _DISC_LOG_PRIOR, _DISC_LOG_PRIOR])
 
-    def _scored(self, base: CandidateMask, nested: NestedMasks, adds: bool, log_prior: np.ndarray) -> list[_ScoredEdit]:
-        """The base plus or minus each of the nested masks, where the result agrees with all clicks, with log scores."""
+    def _score(
+        self, base: CandidateMask, nested: NestedMasks, adds: bool, log_prior: np.ndarray
+    ) -> list[_ScoredCandidate]:
+        """The base plus or minus each of the nested masks, where the result agrees with all clicks."""
         points, positive = self._prompt.points_xy, self._prompt.positive
         held = nested.first_indices_at(points) <= np.arange(len(nested))[:, None]
         inside = base.at(points)
@@ -220,25 +226,10 @@ class _Step:
             power = _LATER_POWER if number or self._prompt.box_xyxy is not None else _FIRST_POWER
             total += power * np.log(centredness(base, nested, adds, shown, click))
         if nested is self._empty:
-            return [_ScoredEdit(total[0], base)]
-        return [_ScoredEdit(total[i], base, log_prior[i], nested, int(i), adds) for i in np.flatnonzero(agrees)]
-
-
-@dataclass(frozen=True, eq=False)
-class _ScoredEdit:
-    """A candidate that is not computed yet: a base, with one of some nested masks added or subtracted, if any."""
-
-    log_score: float
-    base: CandidateMask
-    log_prior: float = 0.0
-    nested: NestedMasks | None = None
-    number: int = 0
-    adds: bool = True
-
-    def candidate_mask(self) -> CandidateMask:
-        if self.nested is None:
-            return self.base
-        return self.base.edited(self.nested, self.number, self.adds, float(self.log_prior))
+            return [(total[0], lambda: base)]
+        return [
+            (total[i], partial(base.edited, nested, int(i), adds, float(log_prior[i]))) for i in np.flatnonzero(agrees)
+        ]
 
 
 def _distinct(ranked: Iterator[tuple[CandidateMask, float]]) -> tuple[list[CandidateMask], np.ndarray]:
@@ -260,7 +251,7 @@ def _is_alike(candidate: CandidateMask, other: CandidateMask) -> bool:
 
 
 def _in_order(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    """Points and their kinds in the given order, but with a positive click first if there is no box."""
+    """Points and whether they are positive, in the given order; without a box, the first positive one comes first."""
     points, positive = prompt.points_xy, prompt.positive
     if prompt.box_xyxy is not None:
         return points, positive

@@ -16,7 +16,7 @@ from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.inference import ClickInference
 from unsam_mm.prompting.nested_masks import LabelMap, NestedMasks
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt, mask_of_logits
-from unsam_mm.prompting.tree import EPSILON, TreeSource
+from unsam_mm.prompting.tree_engine import EPSILON, TreeSource
 from unsam_mm.student import RegionNet, RegionTokenizer, RegionTokens, propose, to_mask_set
 from unsam_mm.student.clicks import ClickableImage
 from unsam_mm.student.tokenizer import tokens_signature
@@ -160,13 +160,9 @@ class RegionSource:
         return self._trees.at_point(point_xy)
 
     def for_prompt(self, prompt: Prompt) -> list[NestedMasks]:
-        """The paths of the trees, and for a single click or box also the masks that the model predicts.
-
-        Later clicks do not run the network. On 220 segments of 24 images, five clicks reach an IoU of 74.4 without and
-        73.0 with it on BSDS500, 83.9 and 82.9 on DSB2018, in a third of the time.
-        """
+        """The paths of the trees, and for a single click or box also the masks that the model predicts."""
         if len(prompt.points_xy) + (prompt.box_xyxy is not None) > 1:
-            return self._trees.for_prompt(prompt)
+            return self._trees.for_prompt(prompt)  # with the network, later clicks are slower and not better
         members, scores = self._predictions(prompt)
         log_scores = np.log(scores + EPSILON)
         areas = members @ self._areas

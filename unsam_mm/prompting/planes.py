@@ -14,7 +14,6 @@ from unsam_mm.prompting.windows import Window
 
 _BLOCK_PX = 1024  # side of the blocks that are read at once, a multiple of common chunk sizes
 _SAMPLE_SIDE_PX, _SAMPLES_A_SIDE = 128, 8  # patches from which contrast limits are estimated
-_POWER_TOLERANCE = 0.01  # tolerance, in pixels, for the size of a coarser array
 
 
 class LazyArray(Protocol):
@@ -117,9 +116,8 @@ class LazyPlane:
     def _level_of(self, array: LazyArray) -> int:
         ratios = np.divide(self.size_hw, array.shape[:2])
         level = max(round(float(np.log2(ratios.mean()))), 0)
-        # Rounding may differ by one pixel.
-        expected = np.divide(self.size_hw, 1 << level)
-        if (np.abs(expected - array.shape[:2]) > 1 + _POWER_TOLERANCE).any():
+        # However the sides are rounded at each level, they differ by less than one pixel.
+        if (np.abs(np.divide(self.size_hw, 1 << level) - array.shape[:2]) > 1).any():
             raise ImageError(
                 f'{self._name}: an array of {array.shape[:2]} px is not {self.size_hw} px downsampled by a power of two; '
                 'pass such arrays, or the first array alone'

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unsam_mm.errors import DamagedError, UnSAMError
+from unsam_mm.errors import UnSAMError
 from unsam_mm.generator import PseudoMaskGenerator
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
-from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
+from unsam_mm.prompting.embedding_file import load_embedding, save_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.planes import LazyArray, LazyPlane
@@ -25,7 +25,7 @@ from unsam_mm.prompting.prompt import (
     low_resolution_logits,
 )
 from unsam_mm.prompting.tiles import TiledEngine
-from unsam_mm.prompting.tree import TreeEngine
+from unsam_mm.prompting.tree_engine import TreeEngine
 from unsam_mm.prompting.windows import MaskCrop
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class UnSAMPredictor:
         """Writes the embedding of the current image, which `load_embedding` reads.
 
         Args:
-            path: A path with the suffix .npz, or .zarr if zarr is installed; about 1 MB for a megapixel.
+            path: A path with the suffix .npz; about 1 MB for a megapixel.
 
         Raises:
             UnSAMError: If no image is set.
@@ -214,11 +214,7 @@ class UnSAMPredictor:
             StoreError: If the file is missing or of another engine.
             DamagedError: If it is damaged, or does not match the weights.
         """
-        arrays = load_arrays(path, self.engine.name)
-        try:
-            self.engine.set_embedding(arrays)
-        except UnSAMError as error:
-            raise DamagedError(f'{path}: {error}') from error
+        load_embedding(path, self.engine)
 
     def predict(
         self,
@@ -232,10 +228,11 @@ class UnSAMPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt.
 
-        Every mask agrees with every click. If no mask does, because one pixel has clicks of both kinds or negative
-        clicks rule out every mask in a box, one empty mask with the score 0 is returned. The order of the clicks matters:
-        each corrects the best mask for the previous ones. A box is clipped to the image. The engine 'tree' returns the smallest mask
-        first, and nested masks for one click or a box; the engine 'model' returns the best mask first.
+        Every mask agrees with every click. If no mask does, because one pixel has a positive and a
+        negative click or negative clicks rule out every mask in a box, one empty mask with the score 0 is returned. The
+        order of the clicks matters: each corrects the best mask for the previous ones. A box is clipped to the image.
+        The engine 'tree' returns the smallest mask first, and nested masks for one click or a box; the engine 'model'
+        returns the best mask first.
 
         Args:
             point_coords: (N, 2) pixel coordinates, x before y.
@@ -257,7 +254,7 @@ class UnSAMPredictor:
             UnSAMError: If no image is set, the prompt is empty, an argument has another shape or range, or the prompt
                 lies outside the image.
         """
-        prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
+        prompt = self._checked_prompt(point_coords, point_labels, box, mask_input, granularity)
         masks, scores = self.engine.answer(prompt, multimask_output, granularity)
         if not len(masks):  # callers written for Segment Anything expect at least one mask
             masks, scores = np.zeros((1, *self.engine.size_hw), bool), np.zeros(1, np.float32)
@@ -285,10 +282,10 @@ class UnSAMPredictor:
         Raises:
             UnSAMError: As for `predict`.
         """
-        prompt = self._checked(point_coords, point_labels, box, mask_input, granularity)
+        prompt = self._checked_prompt(point_coords, point_labels, box, mask_input, granularity)
         return self.engine.crops(prompt, multimask_output, granularity)
 
-    def _checked(
+    def _checked_prompt(
         self,
         points_xy: np.ndarray | None,
         point_labels: np.ndarray | None,
@@ -346,7 +343,7 @@ class UnSAMPredictor:
         (count,) = counts
         n_masks = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
         answers = [
-            _filled_up(self.predict(*prompt, multimask_output, return_logits, granularity), n_masks)
+            _padded(self.predict(*prompt, multimask_output, return_logits, granularity), n_masks)
             for prompt in zip(*([None] * count if row is None else row for row in rows), strict=True)
         ]
         masks, scores, logits = (torch.from_numpy(np.stack(values)) for values in zip(*answers, strict=True))
@@ -376,7 +373,8 @@ class SameCoordinates:
     apply_boxes = apply_coords_torch = apply_boxes_torch = apply_coords
 
 
-def _filled_up(answer: tuple[np.ndarray, ...], count: int) -> list[np.ndarray]:
+def _padded(answer: tuple[np.ndarray, ...], count: int) -> list[np.ndarray]:
+    """Masks, scores and logits, padded with empty masks to a number of masks."""
     masks, scores, logits = answer
     missing = count - len(masks)
     empty = (False if masks.dtype == bool else -0.5 * LOGIT_SCALE, 0.0, -0.5 * LOGIT_SCALE)

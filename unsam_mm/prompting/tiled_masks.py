@@ -137,9 +137,8 @@ def _boxes_of(masks: list[_Found]) -> np.ndarray:
 
 def _may_overlap(boxes: np.ndarray, areas: np.ndarray, mask: _Found, min_iou: float) -> np.ndarray:
     """Indices of masks, given by (N, 4) boxes and (N,) areas, whose IoU with a mask may exceed a minimum; ascending."""
-    near = _overlapping(boxes, mask.box_xyxy)
-    shared = np.minimum(box_intersections(boxes[near], np.array(mask.box_xyxy)), np.minimum(areas[near], mask.area))
-    return near[shared > min_iou * (areas[near] + mask.area - shared)]
+    shared = np.minimum(box_intersections(boxes, np.array(mask.box_xyxy)), np.minimum(areas, mask.area))
+    return np.flatnonzero(shared > min_iou * (areas + mask.area - shared))
 
 
 def _overlapping(boxes: np.ndarray, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:

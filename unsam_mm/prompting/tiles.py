@@ -22,11 +22,11 @@ from unsam_mm.errors import DamagedError, StoreError, UnSAMError
 from unsam_mm.images import MIN_SIDE_PX
 from unsam_mm.masks.granularity import granularity_area
 from unsam_mm.masks.mask_set import MaskSet
-from unsam_mm.prompting.embedding_file import load_arrays, save_arrays
+from unsam_mm.prompting.embedding_file import load_embedding, save_arrays
 from unsam_mm.prompting.engine import Engine, WrappedEngine
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import LOGIT_SIDE_PX, MAX_MASKS_PER_PROMPT, NO_IMAGE, Prompt
-from unsam_mm.prompting.tiled_answers import Gathered, MasksBySize
+from unsam_mm.prompting.tiled_answers import MasksBySize, combine_levels
 from unsam_mm.prompting.tiled_masks import PlaneMasks
 from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid, upsample_mask
 
@@ -62,9 +62,9 @@ class TiledEngine(WrappedEngine):
 
     @property
     def signature(self) -> str | None:
-        """The signature of the engine for images with the side of the windows; None if it has none."""
-        seen = self._engine.signature
-        return None if seen is None else f'{seen} in tiles of {self._tile_px} px'
+        """The signature of the engine for windows, with their side; None if it has none."""
+        signature = self._engine.signature
+        return None if signature is None else f'{signature} in tiles of {self._tile_px} px'
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -95,8 +95,8 @@ class TiledEngine(WrappedEngine):
         """Removes the plane."""
         self._plane: LazyPlane | None = None
         self._pyramid: WindowPyramid | None = None
-        self._ready: OrderedDict[Window, Engine | None] = OrderedDict()
-        self._by_size: tuple[tuple, MasksBySize] | None = None  # for the last prompt with a size
+        self._encoded: OrderedDict[Window, Engine | None] = OrderedDict()
+        self._by_size: tuple[tuple, MasksBySize] | None = None  # for the last prompt with a wanted area
         self._engine.reset_image()
 
     def answer(
@@ -119,14 +119,9 @@ class TiledEngine(WrappedEngine):
         """
         if granularity is not None:
             return self.crops_near(prompt, granularity_area(granularity, self.size_hw[0] * self.size_hw[1]))
-        gathered = Gathered(MAX_MASKS_PER_PROMPT if multimask_output else 1)
-        for window in self._windows_for(prompt):
-            masks, scores = self.ask(window, prompt, None)
-            if len(masks):
-                gathered.add(self.fitting(window, masks, prompt), scores)
-            if gathered.is_enough:
-                break
-        return gathered.best()
+        answers = ((window, *self.masks_in(window, prompt, None)) for window in self._windows_for(prompt))
+        levels = ((self.crops_in(window, masks, prompt), scores) for window, masks, scores in answers if len(masks))
+        return combine_levels(levels, MAX_MASKS_PER_PROMPT if multimask_output else 1)
 
     def crops_near(self, prompt: Prompt, area_px: float) -> tuple[list[MaskCrop], np.ndarray]:
         """The mask of the nearest area in pixels of the plane, and its (1,) score; none if no mask agrees with the
@@ -138,18 +133,19 @@ class TiledEngine(WrappedEngine):
             self._by_size = prompt.key, MasksBySize(self, self._pyramid, self._windows_for(prompt), prompt)
         return self._by_size[1].answer(area_px)
 
-    def ask(self, window: Window, prompt: Prompt, granularity: float | None) -> tuple[np.ndarray, np.ndarray]:
+    def masks_in(self, window: Window, prompt: Prompt, granularity: float | None) -> tuple[np.ndarray, np.ndarray]:
         """(C, h, w) bool masks of a window, and their (C,) scores, for a prompt; none if the window is uniform."""
-        engine = self._engine_at(window)
+        engine = self._engine_for(window)
         local = None if engine is None else _in_window(prompt, window, self.size_hw)
         if local is None:
             return np.zeros((0, window.height, window.width), bool), np.zeros(0, np.float32)
         return engine.answer(local, True, granularity)
 
-    def fitting(self, window: Window, masks: np.ndarray, prompt: Prompt) -> list[MaskCrop | None]:
+    def crops_in(self, window: Window, masks: np.ndarray, prompt: Prompt) -> list[MaskCrop | None]:
         """Masks of a window at the resolution of the plane; None for masks that may extend beyond the window."""
         return [
-            None if window.reaches_rim(mask) or not mask.any() else self._drawn(window, mask, prompt) for mask in masks
+            None if window.reaches_rim(mask) or not mask.any() else self._upsample(window, mask, prompt)
+            for mask in masks
         ]
 
     def all_masks(
@@ -162,7 +158,7 @@ class TiledEngine(WrappedEngine):
         found = PlaneMasks(self._pyramid, max_masks, max_iou)
         for level in range(self._pyramid.n_levels):
             for window in self._pyramid.windows(level):
-                engine = self._ready.get(window) or self._prepared(window)
+                engine = self._encoded.get(window) or self._encode(window)
                 if engine is not None:
                     least_px = max(min_area_px // window.scale**2, 1)
                     found.add(window, *engine.all_masks(max_masks, least_px, points_per_side, max_iou), min_area_px)
@@ -173,7 +169,7 @@ class TiledEngine(WrappedEngine):
         if self._pyramid is None:
             raise UnSAMError(NO_IMAGE)
         arrays = {'plane': np.array([*self.size_hw, self._tile_px])}
-        for window, engine in self._ready.items():
+        for window, engine in self._encoded.items():
             prefix = f'{window.level}_{window.top}_{window.left}'
             known = {} if engine is None else engine.embedding()
             arrays |= {f'{prefix}.{name}': values for name, values in known.items()}
@@ -204,13 +200,13 @@ class TiledEngine(WrappedEngine):
                 raise UnSAMError(f'a window of {engine.size_hw} px is stored as {window}; make the embedding again')
             ready[window] = engine
         self.reset_image()
-        self._ready.update(ready)
+        self._encoded.update(ready)
         self._pyramid = pyramid
 
     def to(self, device: str) -> TiledEngine:
         """Moves the networks to a device; the cache is cleared, so the plane must be set."""
         if str(device) != self.device:
-            self._ready.clear()
+            self._encoded.clear()
             self._engine = self._engine.to(device)
         return self
 
@@ -235,7 +231,7 @@ class TiledEngine(WrappedEngine):
                     break
         return windows
 
-    def _drawn(self, window: Window, mask: np.ndarray, prompt: Prompt) -> MaskCrop:
+    def _upsample(self, window: Window, mask: np.ndarray, prompt: Prompt) -> MaskCrop:
         crop = upsample_mask(mask, window, self.size_hw)
         # The smoothed boundary may separate a click from the centre of its coarse pixel.
         for (x, y), positive in zip(prompt.points_xy - (crop.left, crop.top), prompt.positive, strict=True):
@@ -244,31 +240,33 @@ class TiledEngine(WrappedEngine):
                 crop.bitmap[y : y + window.scale, x : x + window.scale] = positive
         return crop
 
-    def _engine_at(self, window: Window) -> Engine | None:
+    def _engine_for(self, window: Window) -> Engine | None:
         """The engine with the embedding of a window; None if the window has a single colour."""
-        if window not in self._ready:
-            while len(self._ready) >= self._max_windows:
-                self._ready.popitem(last=False)
-            self._ready[window] = self._prepared(window)
-        self._ready.move_to_end(window)
-        return self._ready[window]
+        if window not in self._encoded:
+            while len(self._encoded) >= self._max_windows:
+                self._encoded.popitem(last=False)
+            self._encoded[window] = self._encode(window)
+        self._encoded.move_to_end(window)
+        return self._encoded[window]
 
-    def _prepared(self, window: Window) -> Engine | None:
+    def _encode(self, window: Window) -> Engine | None:
         if self._plane is None:
             raise UnSAMError('the embedding has no window at the position of the prompt; call set_image or set_plane')
         rgb = self._plane.read(window)
         if min(rgb.shape[:2]) < MIN_SIDE_PX or rgb.min() == rgb.max():
             return None
-        path = self._path_of(rgb)
+        path = self._cache_path(rgb)
         if path is None:
             self._engine.set_image(rgb)
-        elif not self._restored(path):
+        elif not self._load_cached(path):
             self._engine.set_image(rgb)
-            self._keep(path)
-        return self._taken()
+            self._save_cached(path)
+        encoded = copy.copy(self._engine)  # shares the networks
+        self._engine.reset_image()
+        return encoded
 
-    def _path_of(self, rgb: np.ndarray) -> Path | None:
-        """The path of a cached window; None without a cache."""
+    def _cache_path(self, rgb: np.ndarray) -> Path | None:
+        """The path of the cached embedding of a window; None without a cache."""
         if self._store is not None and self._engine.signature is None:
             logger.warning('windows are not cached in %s: the engine has no signature', self._store)
             self._store = None
@@ -277,22 +275,21 @@ class TiledEngine(WrappedEngine):
         key = f'{self.name} {self._engine.signature} {rgb.shape} '.encode() + rgb.tobytes()
         return self._store / f'{hashlib.sha256(key).hexdigest()[:32]}.npz'
 
-    def _restored(self, path: Path) -> bool:
-        """Restores a cached window; False if there is none, or its file is damaged."""
+    def _load_cached(self, path: Path) -> bool:
+        """Loads a cached embedding into the engine; False if there is none, or its file is damaged."""
         try:
-            self._engine.set_embedding(load_arrays(path, self.name))
-        except UnSAMError as error:
+            load_embedding(path, self._engine)
+        except StoreError as error:
             if os.path.lexists(path):
-                named = error if isinstance(error, StoreError) else f'{path}: {error}'
-                logger.warning('a cached window is computed again: %s', named)
-            if isinstance(error, DamagedError) or not isinstance(error, StoreError):
+                logger.warning('a cached window is computed again: %s', error)
+            if isinstance(error, DamagedError):
                 with suppress(OSError):  # the folder may not be writable
                     path.unlink(missing_ok=True)  # `save_arrays` does not replace a damaged file
             return False
         self._used(path)
         return True
 
-    def _keep(self, path: Path) -> None:
+    def _save_cached(self, path: Path) -> None:
         try:
             save_arrays(path, self.name, self._engine.embedding())
         except StoreError as error:
@@ -300,12 +297,6 @@ class TiledEngine(WrappedEngine):
             logger.warning('windows are no longer cached: %s', error)
         else:
             self._used(path)
-
-    def _taken(self) -> Engine:
-        """A copy of the engine with its image and shared networks; the image of the original is reset."""
-        taken = copy.copy(self._engine)
-        self._engine.reset_image()
-        return taken
 
 
 def _named_window(pyramid: WindowPyramid, name: str) -> Window:
@@ -324,7 +315,7 @@ def _named_window(pyramid: WindowPyramid, name: str) -> Window:
 
 
 def _in_window(prompt: Prompt, window: Window, size_hw: tuple[int, int]) -> Prompt | None:
-    """A prompt in pixels of a window; None if clicks of both kinds fall into one pixel."""
+    """A prompt in pixels of a window; None if a positive and a negative click fall into one pixel."""
     points = np.floor(window.to_local(prompt.points_xy)).astype(np.int64)
     inside = ((points >= 0) & (points < (window.width, window.height))).all(axis=1)
     box, mask_input = prompt.box_xyxy, prompt.mask_input

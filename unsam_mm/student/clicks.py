@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -26,13 +26,9 @@ _MIN_SCORE = 1e-6
 _VIOLATION_PENALTY = 0.5  # factor of the score for each click that the predicted mask violates
 
 
-def _no_regions() -> np.ndarray:
-    return np.zeros(0, np.int64)
-
-
 @dataclass(frozen=True, eq=False)
 class Clicks:
-    """A prompt in terms of regions.
+    """A prompt as sets of regions.
 
     Attributes:
         positive: (K,) int64 regions that belong to the object.
@@ -41,8 +37,8 @@ class Clicks:
         previous: (L,) float32 fraction of each region that the earlier mask covers, or None.
     """
 
-    positive: np.ndarray = field(default_factory=_no_regions)
-    negative: np.ndarray = field(default_factory=_no_regions)
+    positive: np.ndarray
+    negative: np.ndarray
     box_xyxy: np.ndarray | None = None
     previous: np.ndarray | None = None
 
@@ -113,15 +109,18 @@ class ClickableImage:
 
         Args:
             clicks: At least one positive region or a box.
-            granularities: (G,) float32; by default those of the nodes that hold the clicks.
+            granularities: (G,) float32; by default those of the nodes that hold the positive regions, or near that of
+                the box.
 
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
         """
         if len(clicks.positive) == 0 and clicks.box_xyxy is None:
             raise UnSAMError('a prompt needs a positive point or a box')
-        if granularities is None:
-            granularities = self._granularities(clicks)
+        if granularities is None and len(clicks.positive):
+            granularities = self._path_granularities(clicks.positive)
+        elif granularities is None:
+            granularities = self._box_granularities(clicks.box_xyxy)
         granularity = np.concatenate([np.array([np.nan], np.float32), granularities])
         masks, scores, logits = self._decode(self._prompts(clicks, torch.from_numpy(granularity)))
         several = len(clicks.positive) + len(clicks.negative) > 1
@@ -158,7 +157,7 @@ class ClickableImage:
         box_xyxy: np.ndarray | None = None,
         previous: np.ndarray | None = None,
     ) -> Clicks:
-        """A prompt in terms of regions; a region with clicks of both kinds counts as positive.
+        """A prompt as sets of regions; a region with positive and negative clicks counts as positive.
 
         Args:
             points_xy: (N, 2) int64 pixel coordinates inside the image.
@@ -176,7 +175,7 @@ class ClickableImage:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(1, H, W) bool mask at a granularity, and its (1,) float32 score; the mask agrees with every click.
 
-        A region with clicks of both kinds is split: each of its pixels gets the kind of the nearest click. See
+        A region with positive and negative clicks is split: each of its pixels follows the nearest click. See
         `answer_at` for the granularity, and `clicks` for the other arguments.
 
         Raises:
@@ -200,7 +199,7 @@ class ClickableImage:
 
         It is the IoU of a mask with the prediction for its largest region at its granularity.
         """
-        members = torch.from_numpy(masks).to(self.inputs.device)
+        members = self._tensor(masks)
         pixels = members * self.inputs.areas_px
         granularity = area_granularity(pixels.sum(1), self.inputs.areas_px.sum())
         again, _ = decode_seeds(self.net, self.inputs, self.encoded, pixels.argmax(1), granularity)
@@ -235,7 +234,7 @@ class ClickableImage:
 
     def _path_prompts(self, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(Q,) int64 seeds, grouped, and (Q,) float32 granularities of the nodes that hold each of (K,) regions."""
-        paths = [self._granularities(Clicks(regions[[i]])) for i in range(len(regions))]
+        paths = [self._path_granularities(regions[[i]]) for i in range(len(regions))]
         return np.repeat(regions, [len(path) for path in paths]), np.concatenate(paths)
 
     def _correct(
@@ -256,14 +255,19 @@ class ClickableImage:
             else:
                 masks[masks[:, region]] &= ~part
 
-    def _granularities(self, clicks: Clicks) -> np.ndarray:
-        """(Q,) float32, ascending: granularities of the nodes that hold a click, or by the area of the box."""
-        if len(clicks.positive):
-            paths = self.inputs.pairs[
-                torch.from_numpy(clicks.positive).to(self.inputs.device), :, : self.inputs.n_trees
-            ]
-            return _thinned(np.unique(paths.amin(0).cpu().numpy()), _GRANULARITY_STEP)
-        x0, y0, x1, y1 = clicks.box_xyxy
+    def _path_granularities(self, regions: np.ndarray) -> np.ndarray:
+        """(Q,) float32 granularities of the nodes that hold one of (K,) regions, ascending.
+
+        The first, the last, and those between them that are at least a step apart.
+        """
+        paths = self.inputs.pairs[self._tensor(regions), :, : self.inputs.n_trees]
+        values = np.unique(paths.amin(0).cpu().numpy())
+        _, taken = thinned(values[None], -np.inf, _GRANULARITY_STEP)
+        return taken if taken[-1] == values[-1] else np.append(taken, values[-1])
+
+    def _box_granularities(self, box_xyxy: np.ndarray) -> np.ndarray:
+        """(Q,) float32 granularities of objects that fill parts of a box, ascending."""
+        x0, y0, x1, y1 = box_xyxy
         areas_px = torch.tensor(_BOX_FRACTIONS) * float((x1 - x0) * (y1 - y0))
         return area_granularity(areas_px, self._areas_px.sum()).numpy()
 
@@ -291,9 +295,3 @@ class ClickableImage:
         """(Q,) IoU of masks with a mask that covers the given fractions of the regions."""
         overlap = masks @ (shares * self._areas_px)
         return overlap / np.maximum(masks @ self._areas_px + shares @ self._areas_px - overlap, 1)
-
-
-def _thinned(values: np.ndarray, step: float) -> np.ndarray:
-    """The first and the last of ascending values, and values between them at least a step apart."""
-    _, taken = thinned(values[None], -np.inf, step)
-    return taken if taken[-1] == values[-1] else np.append(taken, values[-1])

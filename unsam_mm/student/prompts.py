@@ -92,13 +92,6 @@ class RegionPrompts:
             channels[..., _HAS_EARLIER] = has_previous.to(channels)
         return cls(channels, weights, _granularity(granularity, weights))
 
-    def __len__(self) -> int:
-        return len(self.weights)
-
-    def __getitem__(self, index: slice | Tensor) -> RegionPrompts:
-        """Some of the prompts."""
-        return RegionPrompts(self.channels[index], self.weights[index], self.granularity[index])
-
 
 def _granularity(given: Tensor | None, weights: Tensor) -> Tensor:
     return weights.new_full(weights.shape[:1], torch.nan) if given is None else given.to(weights)

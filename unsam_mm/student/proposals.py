@@ -18,7 +18,7 @@ from unsam_mm.student.tokens import RegionTokens
 
 _MIN_GRANULARITY = 0.02  # smaller nodes take about a ten-thousandth of the image
 _PAIRS_AT_A_TIME = 100_000  # prompts times regions: 130 prompts on 768 regions take about 50 MB
-_SHARPNESS = 6.0  # as in the ranking of pseudo-masks
+_SHARPNESS = 6.0  # power of the IoU in soft NMS, as in the ranking of pseudo-masks
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def propose(
     masks, score_logits = decode_seeds(net, inputs, encoded, seeds, granularity)
     scores = score_logits[:, 0].sigmoid().float()
     areas = inputs.areas_px.cpu().numpy()
-    return keep_distinct(masks.cpu().numpy(), scores.cpu().numpy(), areas, duplicate_iou, max_masks, repetition)[:2]
+    return keep_distinct(masks.cpu().numpy(), scores.cpu().numpy(), areas, duplicate_iou, max_masks, repetition)
 
 
 def decode_seeds(
@@ -83,9 +83,8 @@ def keep_distinct(
     areas_px: np.ndarray,
     max_iou: float,
     max_masks: int,
-    repetition: float = 0.0,
-    sharpness: float = _SHARPNESS,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    repetition: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """Non-maximum suppression of masks over regions, hard above an IoU and soft below it; empty masks are left out.
 
     Args:
@@ -94,11 +93,10 @@ def keep_distinct(
         areas_px: (L,) float area of each region.
         max_iou: Masks with a larger IoU with a better mask are removed.
         max_masks: Maximum number of masks.
-        repetition: Fraction of its score that a mask loses to a better mask with an IoU of 1.
-        sharpness: Power of the IoU in that fraction.
+        repetition: Fraction of its score that a mask loses to a better mask with an IoU of 1; see `soft_nms`.
 
     Returns:
-        The (K, L) bool masks, best first, their reduced (K,) float32 scores, and their (K,) indices.
+        The (K, L) bool masks, best first, and their reduced (K,) float32 scores.
     """
     order = np.argsort(-scores, kind='stable')
     # Equal masks, of which there are many, are removed first: the comparison of all pairs takes quadratic time.
@@ -112,9 +110,9 @@ def keep_distinct(
     for own, total in zip(ious, totals, strict=True):  # by row, to save memory
         own /= total + totals - own
     kept, left = soft_nms(
-        scores[distinct].astype(np.float64), ious, repetition, sharpness, max_iou=max_iou, max_kept=max_masks
+        scores[distinct].astype(np.float64), ious, repetition, _SHARPNESS, max_iou=max_iou, max_kept=max_masks
     )
-    return masks[distinct[kept]], left.astype(np.float32), distinct[kept]
+    return masks[distinct[kept]], left.astype(np.float32)
 
 
 def to_mask_set(tokens: RegionTokens, masks: np.ndarray, scores: np.ndarray) -> MaskSet:

@@ -107,7 +107,7 @@ class RegionStore:
             raise StoreError(f'{path}: the tokens were made from an earlier version of {place.path}; make them again')
         tokens, masks = RegionTokens.load(path), TokenMasks.load(path)
         if masks.shares.shape[1] != len(tokens) or (masks.areas_px > tokens.labels.size).any():
-            raise DamagedError(f'{path}: tokens and masks do not belong together; remove the file and make it again')
+            raise DamagedError(f'{path}: tokens and masks are of different images; remove the file and make it again')
         return tokens, masks
 
     def make(self, place: ImagePlace, tokenizer: RegionTokenizer) -> tuple[RegionTokens, TokenMasks]:

@@ -1,4 +1,4 @@
-"""Computes region tokens and training masks of an image with the steps of the pseudo-mask generator."""
+"""Computes region tokens and training masks of an image, with the steps of the pseudo-mask generator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MIN_SPACING_PX = 3.0
 
 
 class RegionTokenizer:
-    """Computes region tokens of images, and training masks in terms of these regions.
+    """Computes region tokens of images, and the fractions of these regions that training masks cover.
 
     Args:
         settings: Settings of the generator. The regions are a cut of its first tree; all trees give their order and
@@ -51,36 +51,15 @@ class RegionTokenizer:
         self.settings, self.n_tokens = settings or GeneratorSettings(), n_tokens
         self._trees = RegionTrees(self.settings, device)
 
-    @property
-    def signature(self) -> str:
-        """See `tokens_signature`."""
-        return tokens_signature(self.settings, self.n_tokens)
-
-    def __call__(self, image: np.ndarray, progress: ProgressCallback | None = None) -> RegionTokens:
-        """The tokens of one image.
-
-        Args:
-            image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8`.
-            progress: Called with the progress; an exception raised inside stops the work.
-
-        Raises:
-            ImageError: If the array is no image that can be segmented.
-        """
-        grown = self._grow(image, progress)
-        tokens = _describe(grown, _cut(grown.trees[0], self.n_tokens))
-        if progress:
-            progress(1.0, 'done')
-        return tokens
-
     def with_trees(
         self, image: np.ndarray, read: Callable[[RegionTokens], _T], progress: ProgressCallback | None = None
     ) -> tuple[_T, MaskHierarchy]:
-        """The result of a function of the tokens, and the ranked trees of the image; see `__call__`.
+        """The result of a function of the tokens of an image, and its ranked trees.
 
         Args:
-            image: As for `__call__`.
+            image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8`.
             read: Called with the tokens in the background, while the trees are ranked.
-            progress: As for `__call__`.
+            progress: Called with the progress; an exception raised inside stops the work.
 
         Raises:
             ImageError: If the array is no image that can be segmented.
@@ -92,25 +71,22 @@ class RegionTokenizer:
             hierarchy = self._trees.rank(grown, progress)
             return tokens_read(), hierarchy
 
-    def with_masks(
-        self, image: np.ndarray, max_masks: int = 300, progress: ProgressCallback | None = None
-    ) -> tuple[RegionTokens, TokenMasks]:
-        """The tokens of one image and its best pseudo-masks; see `__call__`.
+    def with_masks(self, image: np.ndarray, max_masks: int = 300) -> tuple[RegionTokens, TokenMasks]:
+        """The tokens of an image and its best pseudo-masks.
 
         Args:
-            image: As for `__call__`.
+            image: As for `with_trees`.
             max_masks: Maximum number of masks.
-            progress: As for `__call__`.
 
         Raises:
             ImageError: If the array is no image that can be segmented.
             UnSAMError: If `max_masks` is not positive.
         """
-        grown = self._grow(image, progress)
+        grown = self._grow(image)
         nodes = _cut(grown.trees[0], self.n_tokens)
-        return _describe(grown, nodes), _shares(self._trees.rank(grown, progress), nodes, max_masks)
+        return _describe(grown, nodes), _shares(self._trees.rank(grown), nodes, max_masks)
 
-    def _grow(self, image: np.ndarray, progress: ProgressCallback | None) -> GrownRegions:
+    def _grow(self, image: np.ndarray, progress: ProgressCallback | None = None) -> GrownRegions:
         rgb = as_rgb_uint8(image)
         spacing_px = min(self.settings.superpixel_spacing_px, math.sqrt(rgb.shape[0] * rgb.shape[1] / _MIN_SUPERPIXELS))
         return self._trees.grow(rgb, progress, max(spacing_px, _MIN_SPACING_PX))
@@ -193,7 +169,7 @@ def _borders(superpixels: Superpixels, token_of_superpixel: np.ndarray) -> dict[
 
 
 def _shares(hierarchy: MaskHierarchy, nodes: np.ndarray, max_masks: int) -> TokenMasks:
-    """The best masks of all trees in terms of the regions of the first tree's nodes."""
+    """The best masks of all trees, as fractions of the nodes of the first tree that they cover."""
     source, chosen = hierarchy.best_nodes(max_masks)
     shares = np.zeros((len(chosen), len(nodes)), np.uint8)
     for number in np.unique(source):

@@ -1,4 +1,4 @@
-"""Region tokens, the input of the region model, and training masks in terms of regions."""
+"""Region tokens, the input of the region model, and training masks as fractions of the regions."""
 
 from __future__ import annotations
 
@@ -149,14 +149,14 @@ class RegionTokens:
         """Reads a file that `save` wrote.
 
         Raises:
-            StoreError: If the file is missing, damaged or of another kind.
+            StoreError: If the file is missing, damaged or no file of region tokens.
         """
         return _made(cls, path, '')
 
 
 @dataclass(frozen=True, eq=False)
 class TokenMasks:
-    """M training masks of an image in terms of its regions, best first.
+    """M training masks of an image, as the fractions of its regions that they cover, best first.
 
     Attributes:
         shares: (M, L) uint8; fraction of each region that a mask covers, times 255.
@@ -191,7 +191,7 @@ class TokenMasks:
         """Reads the masks from a file that `RegionTokens.save` wrote.
 
         Raises:
-            StoreError: If the file is missing, damaged, of another kind or without masks.
+            StoreError: If the file is missing, damaged, no file of region tokens, or has no masks.
         """
         return _made(cls, path, 'mask_')
 
@@ -200,7 +200,7 @@ def read_notes(path: str | Path) -> str:
     """The notes in a file of region tokens; empty for files of earlier versions.
 
     Raises:
-        StoreError: If the file is missing, damaged or of another kind.
+        StoreError: If the file is missing, damaged or no file of region tokens.
     """
     return str(_read(path, ['notes', 'format']).get('notes', ''))
 

@@ -230,11 +230,11 @@ def _score_targets(inputs: RegionInputs, teacher: TeacherMasks, seeds: Tensor, l
     rank = torch.arange(n_masks, device=iou.device)
     in_list = (good * torch.exp(-rank / _RANK_SCALE)).amax(1)
     inside = teacher.shares > 0.5
-    merit = teacher.scores / teacher.areas_px.sqrt() * torch.exp(-4 * (inside.to(iou) @ inputs.border_share))
+    click_scores = teacher.scores / teacher.areas_px.sqrt() * torch.exp(-4 * (inside.to(iou) @ inputs.border_share))
     holds = inside[:, seeds].T.to(iou)
-    merit = holds * merit
-    merit = merit / (merit.amax(1, keepdim=True) + 1e-9)
-    under_click = (good * (0.1 + 0.9 * merit) * holds).amax(1)
+    click_scores = holds * click_scores
+    click_scores = click_scores / (click_scores.amax(1, keepdim=True) + 1e-9)
+    under_click = (good * (0.1 + 0.9 * click_scores) * holds).amax(1)
     return torch.stack([in_list, under_click], dim=1).clamp(max=1)  # rounding may exceed 1
 
 

@@ -72,7 +72,7 @@ def save_weights(
         raise WeightsError(f'{path}: {broken[0]} is not finite in half precision; train again with a lower rate')
     described = {
         'format': FORMAT,
-        'net': json.dumps(net_arguments(net.state_dict())),
+        'net': json.dumps(_net_arguments(net.state_dict())),
         'settings': json.dumps(asdict(settings or GeneratorSettings())),
         'n_tokens': str(n_tokens),
         'notes': json.dumps(dict(notes or {})),
@@ -83,7 +83,7 @@ def save_weights(
 
 
 def load_weights(path: str | Path) -> TrainedRegions:
-    """Reads a file that `save_weights` wrote, in this version or an earlier one.
+    """Reads a file that `save_weights` wrote.
 
     Raises:
         WeightsError: If the file is missing, damaged or of another model.
@@ -102,16 +102,12 @@ def load_weights(path: str | Path) -> TrainedRegions:
             f'{path}: has the format {described.get("format")!r}, expected {FORMAT!r}; export the checkpoint again'
         )
     try:
-        if broken := [name for name, values in tensors.items() if not values.isfinite().all()]:
-            raise ValueError(f'{broken[0]} is not finite')
+        net, arguments = _net_of(tensors)
+        if json.loads(described['net']) != arguments:
+            raise ValueError(f'the tensors belong to a network with {arguments}, the metadata names {described["net"]}')
         settings = current_settings(json.loads(described['settings']))
         settings['growths'] = tuple(tuple(growth) for growth in settings['growths'])
         settings['ranking'] = RankingSettings(**settings['ranking'])
-        # From the tensors: the network that a manipulated text describes may not fit into memory.
-        arguments = net_arguments(tensors)
-        if json.loads(described['net']) != arguments:
-            raise ValueError(f'the tensors belong to a network with {arguments}, the metadata names {described["net"]}')
-        net = _net_of(tensors, arguments)
         notes, n_tokens = json.loads(described['notes']), int(described['n_tokens'])
         if not isinstance(notes, dict) or not 1 <= n_tokens <= MAX_TOKENS:
             raise ValueError(f'n_tokens is {n_tokens}, expected 1..{MAX_TOKENS}, or the notes are no dictionary')
@@ -161,46 +157,56 @@ def net_of_checkpoint(path: str | Path) -> RegionNet:
     if not state:
         raise WeightsError(f'{path}: holds no region model; give a checkpoint of a training with configs/unsam_s.py')
     try:
-        if broken := [name for name, values in state.items() if not values.isfinite().all()]:
-            raise ValueError(f'{broken[0]} is not finite')
-        return _net_of(state, net_arguments(state))
+        return _net_of(state)[0]
     except _NO_NETWORK as error:
         raise WeightsError(f'{path}: a region model of another version ({explained(error)}); train it again') from error
 
 
-def net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
+def _net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """The arguments of `RegionNet` for a state dict.
 
     Raises:
         KeyError: If a tensor is missing.
     """
     width = len(state['encoder_norm.weight'])
-    layers = {part: len({name.split('.')[1] for name in state if name.startswith(f'{part}.')}) for part in _LAYERED}
+    encoder_layers, decoder_layers = (
+        len({name.split('.')[1] for name in state if name.startswith(f'{part}.')}) for part in ('encoder', 'decoder')
+    )
     prompt_channels, pair_channels = state['pair.weight'].shape
     distances = state['pair_bias.0.weight'].shape[1]
     trees = pair_channels - 2 * distances - MARKS
     if trees != distances - OTHER_DISTANCES:
         raise UnSAMError(f'{pair_channels} channels of pairs do not match {distances} distances')
     # The first layer reads the features twice, and a fixed number of other channels.
-    feature_channels = (state['region.0.weight'].shape[1] - _other_region_channels()) // 2
+    smallest = RegionNet(width=1, heads=1, prompt_channels=1, feature_channels=1, trees=1)
+    other_channels = smallest.region[0].in_features - 2
+    feature_channels = (state['region.0.weight'].shape[1] - other_channels) // 2
     return {
         'width': width,
         'heads': len(state['decoder.0.pair_bias.weight']),
-        'encoder_layers': layers['encoder'],
-        'decoder_layers': layers['decoder'],
+        'encoder_layers': encoder_layers,
+        'decoder_layers': decoder_layers,
         'prompt_channels': prompt_channels,
         'feature_channels': feature_channels,
         'trees': trees,
     }
 
 
-_LAYERED = ('encoder', 'decoder')
 _NO_NETWORK = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """Exceptions that tensors and metadata of other models cause."""
 
 
-def _net_of(tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, int]) -> RegionNet:
-    """The network in evaluation mode. The shapes of the tensors are checked before memory is allocated."""
+def _net_of(tensors: Mapping[str, torch.Tensor]) -> tuple[RegionNet, dict[str, int]]:
+    """The network of a state dict in evaluation mode, and its arguments.
+
+    Values and shapes are checked before memory is allocated.
+
+    Raises:
+        ValueError: If a tensor is missing, not finite or of another shape.
+    """
+    if broken := [name for name, values in tensors.items() if not values.isfinite().all()]:
+        raise ValueError(f'{broken[0]} is not finite')
+    arguments = _net_arguments(tensors)
     with torch.device('meta'):
         expected = {name: tuple(values.shape) for name, values in RegionNet(**arguments).state_dict().items()}
     found = {name: tuple(values.shape) for name, values in tensors.items()}
@@ -209,9 +215,4 @@ def _net_of(tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, int]) -
         raise ValueError(f'{wrong[0]} has the shape {found.get(wrong[0])}, expected {expected.get(wrong[0])}')
     net = RegionNet(**arguments)
     net.load_state_dict(tensors)
-    return net.eval()
-
-
-def _other_region_channels() -> int:
-    smallest = RegionNet(width=1, heads=1, prompt_channels=1, feature_channels=1, trees=1)
-    return smallest.region[0].in_features - 2
+    return net.eval(), arguments

@@ -15,7 +15,6 @@ from unsam_mm.prompting.inference import ClickInference
 from unsam_mm.prompting.nested_masks import LabelMap, NestedMasks, WorkingGrid
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
 
-_DISTINCT_IOU = 0.8
 EPSILON = 1e-6
 """Added to scores and IoUs before their logarithm is taken."""
 
@@ -33,8 +32,7 @@ class TreeEngine(Engine):
     def __init__(self, generator: PseudoMaskGenerator | None = None, device: str = 'cpu') -> None:
         self._given, self.device = generator, str(device)
         self._generator = generator or PseudoMaskGenerator.from_preset('default', device=device)
-        self.hierarchy: MaskHierarchy | None = None
-        self._clicks: ClickInference | None = None
+        self.reset_image()
 
     @property
     def signature(self) -> str | None:
@@ -54,7 +52,8 @@ class TreeEngine(Engine):
         self._clicks = ClickInference(TreeSource(hierarchy))
 
     def reset_image(self) -> None:
-        self.hierarchy = self._clicks = None
+        self.hierarchy: MaskHierarchy | None = None
+        self._clicks: ClickInference | None = None
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
@@ -67,7 +66,7 @@ class TreeEngine(Engine):
     def _answer_at(self, prompt: Prompt, granularity: float) -> tuple[np.ndarray, np.ndarray]:
         """The node of the nearest area that agrees with a prompt; none if no node agrees."""
         tree = self.hierarchy
-        nodes = agreeing_nodes(tree, prompt)
+        nodes = _agreeing_nodes(tree, prompt)
         if len(nodes) == 0:
             return np.zeros((0, *tree.size_hw), bool), np.zeros(0, np.float32)
         chosen = nodes[nearest_area(tree.area[nodes], granularity_area(granularity, tree.partition.labels.size))]
@@ -105,15 +104,15 @@ class TreeSource:
 
     Args:
         hierarchy: The main tree. Its alternatives are used for prompts of several clicks.
-        all_trees: Whether the alternatives are also used for the first click. Then the masks for the first click may cross each other.
+        all_trees: Whether the alternatives are also used for the first click, whose masks may then cross each other.
     """
 
     def __init__(self, hierarchy: MaskHierarchy, all_trees: bool = False) -> None:
         self.grid, self._all_trees = WorkingGrid(hierarchy.size_hw), all_trees
         self._trees = hierarchy.trees
-        merits = [click_merits(tree) for tree in self._trees]
-        best = max(max(float(values.max()) for values in merits), np.finfo(np.float32).tiny)
-        self._log_scores = [np.log(values / best + EPSILON) for values in merits]
+        scores = [_unscaled_click_scores(tree) for tree in self._trees]
+        best = max(max(float(values.max()) for values in scores), np.finfo(np.float32).tiny)
+        self._log_scores = [np.log(values / best + EPSILON) for values in scores]
         label_maps = {tree.partition: LabelMap(tree.partition.labels, self.grid) for tree in self._trees}
         self._label_maps = [label_maps[tree.partition] for tree in self._trees]
 
@@ -127,9 +126,9 @@ class TreeSource:
             if prompt.positive.any():
                 nodes = self._path(number, prompt.points_xy[prompt.positive.argmax()])
             else:
-                nodes = nodes_around_box(tree, box)
-            fit = 0.0 if box is None else np.log(box_iou(tree.boxes_xyxy[nodes], box) + EPSILON)
-            nested_sets.append(self._nested(number, nodes, fit))
+                nodes = _nodes_around_box(tree, box)
+            log_box_iou = 0.0 if box is None else np.log(box_iou(tree.boxes_xyxy[nodes], box) + EPSILON)
+            nested_sets.append(self._nested(number, nodes, log_box_iou))
         return nested_sets
 
     def at_point(self, point_xy: np.ndarray) -> list[NestedMasks]:
@@ -142,12 +141,13 @@ class TreeSource:
         # Leaves of level-set trees need not be regions; those have the score 0. The root always is a region.
         return nodes if number == 0 else nodes[(tree.score[nodes] > 0) | (nodes == len(tree) - 1)]
 
-    def _nested(self, number: int, nodes: np.ndarray, fit: np.ndarray | float = 0.0) -> NestedMasks:
+    def _nested(self, number: int, nodes: np.ndarray, log_box_iou: np.ndarray | float = 0.0) -> NestedMasks:
+        """The masks of (K,) nested nodes of a tree; the log prior is the log score plus the log IoU with the box."""
         tree = self._trees[number]
         of_leaves = np.full(tree.n_leaves, len(nodes))
         for first_index, node in reversed(list(enumerate(nodes))):
             of_leaves[tree.first_leaf[node] : tree.end_leaf[node]] = first_index
-        log_prior = self._log_scores[number][nodes] + fit
+        log_prior = self._log_scores[number][nodes] + log_box_iou
         return NestedMasks(
             self._label_maps[number], of_leaves[tree.tree.leaf_of_region], log_prior, tree.boxes_xyxy[nodes]
         )
@@ -178,57 +178,46 @@ def candidate_nodes(
         UnSAMError: If there is no prompt, an argument has another shape or label, a point lies outside the image, or
             the box does not touch it.
     """
-    return agreeing_nodes(hierarchy, Prompt.checked(hierarchy.size_hw, points_xy, point_labels, box_xyxy))
+    return _agreeing_nodes(hierarchy, Prompt.checked(hierarchy.size_hw, points_xy, point_labels, box_xyxy))
 
 
 def click_scores(hierarchy: MaskHierarchy) -> np.ndarray:
     """(N,) float32 in [0, 1]: scores of the nodes for a click.
 
-    `MaskHierarchy.score` favours large regions, as is right for a list of all masks. For a click, large regions and
-    regions along the image border get lower scores. On 13 BSDS500 validation and 17 DSB2018 images this raises the IoU
-    of the first mask with the clicked segment from 0.166 to 0.359 and from 0.038 to 0.603; the best mask of each path
-    has 0.594 and 0.665 (0.620 and 0.726 with a superpixel spacing of 5 px).
+    `MaskHierarchy.score` ranks the masks of a whole image and favours large regions. For a click, large regions and
+    regions along the image border get lower scores.
     """
-    merits = click_merits(hierarchy)
-    return (merits / max(float(merits.max()), np.finfo(np.float32).tiny)).astype(np.float32)
+    scores = _unscaled_click_scores(hierarchy)
+    return (scores / max(float(scores.max()), np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def click_merits(hierarchy: MaskHierarchy) -> np.ndarray:
-    """(N,) float: the scores before normalisation, which are comparable between the trees of an image."""
-    merits = hierarchy.score / np.sqrt(hierarchy.area) * np.exp(-4.0 * hierarchy.border_share)
-    merits[-1] = 0.0  # a click never means the whole image
-    return merits
+def _unscaled_click_scores(hierarchy: MaskHierarchy) -> np.ndarray:
+    """(N,) float: `click_scores` before division by the maximum; comparable between the trees of an image."""
+    scores = hierarchy.score / np.sqrt(hierarchy.area) * np.exp(-4.0 * hierarchy.border_share)
+    scores[-1] = 0.0  # a click never means the whole image
+    return scores
 
 
-def distinct_nodes(
-    hierarchy: MaskHierarchy,
-    chain: np.ndarray,
-    scores: np.ndarray,
-    max_iou: float = _DISTINCT_IOU,
-    keep: int | None = None,
-) -> np.ndarray:
+def distinct_nodes(hierarchy: MaskHierarchy, chain: np.ndarray, scores: np.ndarray, max_iou: float = 0.8) -> np.ndarray:
     """Non-maximum suppression of nested nodes, best first.
 
-    A path from a leaf to the root has 20 to 60 nodes, many of them near-duplicates. The node of the highest score is
-    kept, all nodes with an IoU above `max_iou` with it are removed, and so on.
+    A path from a leaf to the root has 20 to 60 nodes, many of them near-duplicates.
 
     Args:
         hierarchy: Region tree of the image.
         chain: (K,) nested nodes, as from `candidate_nodes`.
         scores: (N,) score of every node, such as `click_scores`.
         max_iou: Largest IoU of two nodes that are kept, in (0, 1].
-        keep: A node of the chain that is kept and comes first, whatever its score.
     """
     chain = np.asarray(chain, np.int64)
-    rank = np.where(chain == keep, np.inf, scores[chain])
     kept: list[int] = []
-    for node in chain[np.argsort(-rank, kind='stable')]:
+    for node in chain[np.argsort(-scores[chain], kind='stable')]:
         if not kept or hierarchy.iou(node, np.array(kept)).max() <= max_iou:
             kept.append(int(node))
     return np.array(kept, np.int64)
 
 
-def agreeing_nodes(hierarchy: MaskHierarchy, prompt: Prompt) -> np.ndarray:
+def _agreeing_nodes(hierarchy: MaskHierarchy, prompt: Prompt) -> np.ndarray:
     """Same as `candidate_nodes`, for a validated prompt."""
     x, y = prompt.points_xy.T
     leaves = hierarchy.leaves_at(y, x)
@@ -236,13 +225,13 @@ def agreeing_nodes(hierarchy: MaskHierarchy, prompt: Prompt) -> np.ndarray:
         chain = hierarchy.tree.path(leaves[prompt.positive].min())
         chain = chain[hierarchy.end_leaf[chain] > leaves[prompt.positive].max()]
     else:
-        chain = nodes_around_box(hierarchy, prompt.box_xyxy)
+        chain = _nodes_around_box(hierarchy, prompt.box_xyxy)
     for leaf in leaves[~prompt.positive]:
         chain = chain[(leaf < hierarchy.first_leaf[chain]) | (leaf >= hierarchy.end_leaf[chain])]
     return chain
 
 
-def nodes_around_box(hierarchy: MaskHierarchy, box_xyxy: np.ndarray) -> np.ndarray:
+def _nodes_around_box(hierarchy: MaskHierarchy, box_xyxy: np.ndarray) -> np.ndarray:
     """(K,) nested nodes for a box, finest first: the node of the highest box IoU, its ancestors, and a path of
     descendants.
 
