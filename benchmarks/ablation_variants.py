@@ -69,7 +69,7 @@ VARIANTS: dict[str, Variant] = {
         replace(_BASE, growths=tuple((1000.0, border) for border in (0.6, 0.3, 0.7, 0.4))),
     ),
     'no_consensus': Variant('ranking without consensus', _ranked(cross_tree_consensus=0.0)),
-    'no_repetition': Variant('ranking without holding back repetition', _ranked(repetition=0.0)),
+    'no_repetition': Variant('ranking without soft non-maximum suppression', _ranked(repetition=0.0)),
     'persistence': Variant('ranking by persistence only', _ranked(**_PERSISTENCE)),
     'spacing_8': Variant('superpixel spacing 8 px', replace(_BASE, superpixel_spacing_px=8.0)),
     'spacing_10': Variant('superpixel spacing 10 px', replace(_BASE, superpixel_spacing_px=10.0)),

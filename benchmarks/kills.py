@@ -11,6 +11,7 @@ may be lost, and the final losses and weights must be bit-identical to those of 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -106,13 +108,18 @@ def _kill_generate(folder: Path, workers: int, n_moments: int, moments: random.R
     return 0 if same and kept else 1
 
 
-def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
-    # By its folder: other packages install a module called tests.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests' / 'test_engine'))
-    import runs
+def training_runs() -> ModuleType:
+    """The module `tests.test_engine.runs` of this checkout; some packages install a package called tests, too."""
+    ours = ModuleType('tests')
+    ours.__path__ = [str(Path(__file__).resolve().parents[1] / 'tests')]
+    sys.modules['tests'] = ours
+    return importlib.import_module('tests.test_engine.runs')
 
+
+def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
     from unsam_mm.engine import find_resumable
 
+    runs = training_runs()
     runs.write_tiny_data(folder)
     (folder / 'kills.py').write_text(TRAINING, encoding='utf-8')
     quiet, killed = folder / 'quiet', folder / 'killed'

@@ -22,7 +22,7 @@ from qtpy.QtWidgets import QApplication
 from napari_unsam.controller import SegmentationController
 from napari_unsam.qt.gui_thread import in_gui_thread
 from napari_unsam.qt.widget import SegmentationWidget
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 
 SHAPE = (64, 512, 512)

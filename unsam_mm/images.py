@@ -161,10 +161,10 @@ def walk_images(root: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(root, onerror=report, followlinks=True):
         folder = Path(parent)
         folders[:] = [name for name in folders if not name.startswith('.') and is_new(folder / name)]
-        inside = folder.relative_to(root)
+        prefix = '' if folder == root else f'{folder.relative_to(root).as_posix()}/'
         for name in files:  # broken links too: reading one raises a specific error
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.') and not is_result(name):
-                yield (inside / name).as_posix()
+                yield f'{prefix}{name}'
 
 
 def is_result(name: str) -> bool:

@@ -299,14 +299,17 @@ class PlaneEmbedder:
         key = plane_key(rgb, self._signature())
         arrays = self._store.load(key)
         if arrays is not None:
-            engine.set_embedding(arrays)
-        else:
-            engine.set_image(rgb)
             try:
-                self._store.save(key, engine.embedding())
-            except StoreError as error:
-                logger.warning('embeddings are no longer stored: %s', error)
-                self._store, self._no_store = None, f'Embeddings are no longer stored: {error}'
+                engine.set_embedding(arrays)
+                return EmbeddedPlane(engine, engine.hierarchy)
+            except UnSAMError as error:
+                logger.warning('a stored slice is analysed again: %s', error)
+        engine.set_image(rgb)
+        try:
+            self._store.save(key, engine.embedding())
+        except StoreError as error:
+            logger.warning('embeddings are no longer stored: %s', error)
+            self._store, self._no_store = None, f'Embeddings are no longer stored: {error}'
         return EmbeddedPlane(engine, engine.hierarchy)
 
     def _tiled(self, engine: Engine, target: Target) -> EmbeddedPlane:

@@ -28,8 +28,13 @@ def inference() -> InferenceSettings:
     )
 
 
+def autosave_folder() -> Path:
+    """The folder of autosaved work, whatever the preferences say."""
+    return default_store() / 'autosave'
+
+
 def default_store() -> Path:
-    """The default folder for embeddings and autosaved work."""
+    """The default folder for embeddings."""
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'unsam', 'napari')
 
 

@@ -19,8 +19,8 @@ from napari_unsam.io.objects import LabelledObjects, known_columns, objects_of_l
 from napari_unsam.model.frame import full_resolution
 from napari_unsam.model.label_boxes import Slices, blocks, object_boxes
 from napari_unsam.viewer.changes import LayerChanges
-from napari_unsam.viewer.commit import ObjectWrite, limited_to_free, with_parent_renumbered
 from napari_unsam.viewer.layers import holds_objects, is_of
+from napari_unsam.viewer.object_write import ObjectWrite, limited_to_free, with_parent_renumbered
 from napari_unsam.viewer.workarounds import remove_layers
 from unsam_mm.errors import StoreError, UnSAMError
 from unsam_mm.image_io.reader import ImagePixels, read_pixels

@@ -50,8 +50,8 @@ from napari_unsam.model.label_boxes import LazyArray, blocks
 from napari_unsam.model.prompts import Prompts
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.changes import SessionWatch
-from napari_unsam.viewer.commit import limited_to_free, renumbered
 from napari_unsam.viewer.layers import is_of
+from napari_unsam.viewer.object_write import limited_to_free, renumbered
 from unsam_mm.errors import StoreError, explained
 
 if TYPE_CHECKING:

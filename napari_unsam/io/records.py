@@ -25,7 +25,7 @@ from napari_unsam.model.frame import Channels, full_resolution
 from napari_unsam.model.label_boxes import LazyArray, object_boxes
 from napari_unsam.model.prompts import PendingObject, PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.commit import MAX_LABEL, ObjectWrite, with_parent_renumbered
+from napari_unsam.viewer.object_write import MAX_LABEL, ObjectWrite, with_parent_renumbered
 from unsam_mm.errors import StoreError, explained
 from unsam_mm.files import atomic_writer, read_json, write_json
 from unsam_mm.npz import read_npz

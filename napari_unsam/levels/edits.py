@@ -17,7 +17,7 @@ from napari_unsam.levels.selector import RegionSelector, current_object
 from napari_unsam.levels.split_merge import closest_region, larger_region, merge_writes, parts_of, split_writes
 from napari_unsam.model.history import Change
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.port import SessionPort
 
 if TYPE_CHECKING:

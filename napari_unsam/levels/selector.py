@@ -1,4 +1,4 @@
-"""Levels, similar regions and classes in a viewer; without Qt."""
+"""Selects regions of a plane by level or similarity, and collects classes of objects. Does not depend on Qt."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from napari_unsam.levels.preview import LevelPreview
 from napari_unsam.levels.split_merge import closest_region
 from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.layers import AddLayers, following
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.port import SessionPort
 
-_NOTHING = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
+_EMPTY_SELECTION = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
 _DEFAULT_SIMILARITY = 0.5
-_NOTHING_SHOWN = 'No regions are shown; move the level slider or press Auto first.'
-_TOO_LARGE = 'This slice is too large for Levels; crop it to at most 2048 px a side, or use clicks.'
+_NO_REGIONS = 'No regions are shown; move the level slider or press Auto first.'
+_TOO_LARGE = 'This slice is too large for Levels; crop it to at most 2048 px on each side, or use clicks.'
 
 
-class Shown(Enum):
-    """What the preview shows."""
+class PreviewMode(Enum):
+    """How the previewed regions are selected."""
 
     NOTHING = 'nothing'
     LEVEL = 'level'
@@ -46,13 +46,13 @@ class RegionSelector:
 
     Attributes:
         session: The session.
-        shown: What the preview shows.
+        mode: How the previewed regions are selected.
         level: Level of the slider, in [0, 1].
-        limits: Which regions count as objects.
+        region_filter: Sizes and contrast of regions that count as objects.
         min_similarity: Minimum similarity to the examples, in [0, 1].
-        examples: Nodes of the main tree to which similar regions are searched.
-        classes: Classes of objects, to be made layers of.
-        chosen: The regions that the preview shows.
+        examples: Nodes of the main tree that are the examples of *Find similar*.
+        classes: The classes added so far; `make_layers` makes a layer of each.
+        selection: The previewed regions.
         changed: Emitted when any of these has changed.
     """
 
@@ -60,13 +60,13 @@ class RegionSelector:
 
     def __init__(self, session: SessionPort) -> None:
         self.session = session
-        self.shown = Shown.NOTHING
+        self.mode = PreviewMode.NOTHING
         self.level = 0.5
-        self.limits = RegionFilter()
+        self.region_filter = RegionFilter()
         self.min_similarity = _DEFAULT_SIMILARITY
         self.examples: list[int] = []
         self.classes: list[ObjectClass] = []
-        self.chosen = _NOTHING
+        self.selection = _EMPTY_SELECTION
         self._target: Target | None = None
         self._table: CandidateTable | None = None
         self._similarities: np.ndarray | None = None
@@ -85,7 +85,8 @@ class RegionSelector:
     def with_table(self, then: Callable[[CandidateTable], None]) -> None:
         """Calls a function with the candidate table of the plane in view.
 
-        Measures the plane first if needed; then only the function of the latest call is called.
+        If the regions are not measured yet, they are measured first, in the inference thread. If the method is called again
+        meanwhile, only the latest function is called.
         """
         controller, target = self.session.controller, self.session.controller.target
         if target is None:
@@ -103,20 +104,20 @@ class RegionSelector:
     def show_level(self, level: float) -> None:
         """Shows one level of the tree; 0 is the finest, 1 the whole plane."""
         self.level = float(np.clip(level, 0, 1))
-        self._show(Shown.LEVEL)
+        self._show(PreviewMode.LEVEL)
 
     def propose_level(self) -> None:
-        """Shows the level that contains most of the best objects."""
-        self.with_table(lambda table: self.show_level(table.proposed_level(self.limits)))
+        """Shows the level that contains the largest number of the best objects."""
+        self.with_table(lambda table: self.show_level(table.proposed_level(self.region_filter)))
 
     def show_best(self) -> None:
         """Shows the best objects of all levels."""
-        self._show(Shown.BEST)
+        self._show(PreviewMode.BEST)
 
-    def set_limits(self, limits: RegionFilter) -> None:
+    def set_region_filter(self, region_filter: RegionFilter) -> None:
         """Changes which regions count as objects."""
-        self.limits = limits
-        self._show(self.shown)
+        self.region_filter = region_filter
+        self._show(self.mode)
 
     def find_similar(self) -> None:
         """Adds the object under the cursor, or else the current mask, as an example, and shows the similar regions."""
@@ -126,63 +127,66 @@ class RegionSelector:
         """Changes the minimum similarity, in [0, 1]."""
         self.min_similarity = float(min_similarity)
         if self.examples:
-            self._show(Shown.SIMILAR)
+            self._show(PreviewMode.SIMILAR)
         self.changed.emit()
 
     def clear_examples(self) -> None:
         """Clears the examples."""
         self.examples, self._similarities = [], None
-        if self.shown is Shown.SIMILAR:
+        if self.mode is PreviewMode.SIMILAR:
             self.hide()
         self.changed.emit()
 
     def hide(self) -> None:
-        """Hides the chosen regions."""
-        self.shown, self.chosen = Shown.NOTHING, _NOTHING
+        """Hides the preview."""
+        self.mode, self.selection = PreviewMode.NOTHING, _EMPTY_SELECTION
         if self._preview is not None:
             self._preview.hide()
         self.changed.emit()
 
     def accept(self) -> None:
-        """Writes the chosen regions as objects, as one action; pixels of existing objects are not overwritten."""
+        """Writes the previewed regions as objects, as one action; pixels of existing objects are not overwritten."""
         controller = self.session.controller
-        if self.shown is Shown.NOTHING or self._table is None:
-            controller.show_problem(_NOTHING_SHOWN)
+        if self.mode is PreviewMode.NOTHING or self._table is None:
+            controller.show_problem(_NO_REGIONS)
             return
         plane, labels = self._preview.plane, self.session.ensure_objects()
-        first, shown = self.session.next_label(), self.shown
-        own = {'level': self.level} if shown is Shown.LEVEL else {}
+        first, mode = self.session.next_label(), self.mode
+        level_column = {'level': self.level} if mode is PreviewMode.LEVEL else {}
         writes = [
-            ObjectWrite.on_plane(plane, free, first + number, {**features, **own})
-            for number, (free, features) in enumerate(self._table.free_regions(self.chosen, plane.of(labels.data) != 0))
+            ObjectWrite.on_plane(plane, free, first + number, {**features, **level_column})
+            for number, (free, features) in enumerate(
+                self._table.free_regions(self.selection, plane.of(labels.data) != 0)
+            )
         ]
         if not writes:
             controller.show_problem('Nothing was accepted: all regions overlap existing objects.')
             return
         self.session.write_objects(f'accept {counted(len(writes), "object")}', writes)
-        left_out = len(self.chosen) - len(writes)
+        left_out = len(self.selection) - len(writes)
         self.hide()
-        if shown is Shown.SIMILAR:
+        if mode is PreviewMode.SIMILAR:
             self.clear_examples()
         overlapping = f'; {left_out} left out (overlap with existing objects)' if left_out else ''
         controller.show_info(f'Accepted {counted(len(writes), "object")}{overlapping}. {TO_UNDO}')
 
     def add_class(self, name: str) -> None:
-        """Adds the chosen regions as a class."""
+        """Adds the previewed regions as a class."""
         name, controller = name.strip(), self.session.controller
-        if self.shown is Shown.NOTHING or not len(self.chosen):
-            controller.show_problem(_NOTHING_SHOWN)
+        if self.mode is PreviewMode.NOTHING or not len(self.selection):
+            controller.show_problem(_NO_REGIONS)
         elif not name:
             controller.show_problem('Enter a class name first, such as nuclei.')
         else:
-            level = self.level if self.shown is Shown.LEVEL else None
+            level = self.level if self.mode is PreviewMode.LEVEL else None
             kept = [kind for kind in self.classes if kind.name != name]
-            self.classes = [*kept, self._table.object_class(name, self.chosen, level)]
-            controller.show_info(f'{len(self.chosen)} {name} added; choose another level, or press Make layers.')
+            self.classes = [*kept, self._table.object_class(name, self.selection, level)]
+            count = counted(len(self.selection), 'object')
+            controller.show_info(f'Class "{name}" with {count} added; choose another level, or press Make layers.')
         self.changed.emit()
 
     def make_layers(self) -> None:
-        """Makes a layer of each class, linked from part to whole, as one action."""
+        """Makes a layer of each class, and links each object to the larger object that contains it, as one action."""
         controller = self.session.controller
         if not self.classes:
             controller.show_problem('Add at least one class first.')
@@ -190,13 +194,13 @@ class RegionSelector:
         taken, named = {layer.name for layer in self.session.viewer.layers}, []
         for kind in self.classes:
             name = kind.name
-            while name in taken:  # as napari renames layers; the tables of parts need the final names
+            while name in taken:  # as napari renames layers; the features tables refer to the final names
                 name = inc_name_count(name)
             taken.add(name)
             named.append(replace(kind, name=name))
         plane, frame = controller.target.plane, self.session.frame
         classes, layers = linked(named), []
-        for kind in reversed(classes):  # the finest on top
+        for kind in reversed(classes):  # layers of the smallest objects on top
             data = np.zeros(frame.shape, np.uint32)
             data[plane.slicing] = kind.labels
             layers.append(Labels(data, name=kind.name, opacity=0.5, features=kind.features, **following(frame)))
@@ -204,35 +208,38 @@ class RegionSelector:
         self.hide()
         name = f'make layers {", ".join(kind.name for kind in classes)}'
         self.session.history.do(AddLayers(name, self.session.viewer, layers))
-        controller.show_info('Layers made; parent_id in their features tables links parts to wholes.')
+        controller.show_info(
+            'Layers added; the column parent_id of their features tables links each part to its whole.'
+        )
 
-    def _show(self, shown: Shown) -> None:
-        self.shown = shown
-        if shown is not Shown.NOTHING:
+    def _show(self, mode: PreviewMode) -> None:
+        self.mode = mode
+        if mode is not PreviewMode.NOTHING:
             self.with_table(self._draw)
 
     def _draw(self, table: CandidateTable) -> None:
-        match self.shown:
-            case Shown.LEVEL:
-                self.chosen = table.at_level(self.level, self.limits)
-            case Shown.BEST:
-                self.chosen = table.best(self.limits)
-            case Shown.SIMILAR:
-                self.chosen = table.similar(self._similarities, self.min_similarity, self.limits)
-            case Shown.NOTHING:
+        match self.mode:
+            case PreviewMode.LEVEL:
+                self.selection = table.at_level(self.level, self.region_filter)
+            case PreviewMode.BEST:
+                self.selection = table.best(self.region_filter)
+            case PreviewMode.SIMILAR:
+                self.selection = table.similar(self._similarities, self.min_similarity, self.region_filter)
+            case PreviewMode.NOTHING:
                 return
         session, plane = self.session, self.session.controller.target.plane
         if self._preview is None or not self._preview.move_to(session.frame, plane):
             self._drop_preview()
             self._preview = LevelPreview(session.viewer, session.ensure_objects(), session.frame, plane)
-        table.draw(self.chosen, self._preview.pixels)
+        table.draw(self.selection, self._preview.pixels)
         self._preview.redraw()
         self.changed.emit()
 
     def _add_example(self, table: CandidateTable) -> None:
         controller, found = self.session.controller, current_object(self.session)
         if found is not None:
-            _, node = closest_region((table.hierarchy,), found[1] == found[0])
+            label, labels = found
+            _, node = closest_region((table.hierarchy,), labels == label)
         elif (proposal := controller.proposal) is not None:
             left, top, _, _ = proposal.box_xyxy
             _, node = closest_region((table.hierarchy,), proposal.mask, top, left)
@@ -241,31 +248,31 @@ class RegionSelector:
             return
         self.examples = [*(example for example in self.examples if example != node), node]
         self._similarities = table.similarity(self.examples)
-        self._show(Shown.SIMILAR)
+        self._show(PreviewMode.SIMILAR)
         controller.show_info(
-            f'{counted(len(self.chosen), "similar region")} found with {counted(len(self.examples), "example")}. '
+            f'{counted(len(self.selection), "similar region")} found with {counted(len(self.examples), "example")}. '
             'Move the slider or add examples to refine.'
         )
 
     def _make_table(self, target: Target, progress: ProgressCallback) -> CandidateTable | None:
-        """The candidate table of a plane; None if the plane is analysed in windows. Runs in the inference thread."""
+        """The candidate table of a plane; None for a large plane without one. Runs in the inference thread."""
         plane = self.session.controller.planes.embedded(target, progress)
         if plane.hierarchy is None:
             return None
         table = CandidateTable(plane.hierarchy, target.read(), progress)
-        table.best(RegionFilter())  # compiles functions here rather than in the GUI's thread
+        table.best(RegionFilter())  # compiles functions here, not in the GUI thread
         return table
 
     def _take_table(self, target: Target, table: CandidateTable | None) -> None:
         controller, request = self.session.controller, self._request
         self._request = None
         if table is None:
-            self.shown = Shown.NOTHING
+            self.mode = PreviewMode.NOTHING
             controller.show_problem(_TOO_LARGE)
         elif target == controller.target:
             self._target, self._table = target, table
             self.examples, self._similarities = [], None
-            controller.show_info(f'The regions of "{target.name}" are measured.')
+            controller.show_info(f'Regions of "{target.name}" measured.')
             if request is not None:
                 request[1](table)
         self.changed.emit()
@@ -292,13 +299,13 @@ class RegionSelector:
             classes, self.examples, self.classes = self.classes, [], []
             self.hide()
             if classes:
-                self.session.controller.show_info('Classes cleared: slice changed.')
+                self.session.controller.show_info('Classes cleared: the slice, its channels or its pixels changed.')
 
 
 def current_object(session: SessionPort) -> tuple[int, np.ndarray] | None:
     """The label of the object under the cursor, and the (H, W) labels of the plane; None if there is no object.
 
-    If the mouse is not over the canvas, the selected object.
+    If the mouse is not over the canvas, the selected object is used.
     """
     objects, target = session.objects, session.controller.target
     if objects is None or target is None:

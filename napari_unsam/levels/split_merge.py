@@ -8,7 +8,7 @@ import numpy as np
 
 from napari_unsam.model.mask import BoxMask, node_mask
 from napari_unsam.model.plane import Plane
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 _MIN_PART_SHARE = 0.05  # of the area of a region; smaller children are slivers of its outline

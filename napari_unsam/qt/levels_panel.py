@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QGroupBox, QLabel, QLineEdit
 from napari_unsam.keys import KEYS
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
-from napari_unsam.levels.selector import RegionSelector, Shown
+from napari_unsam.levels.selector import PreviewMode, RegionSelector
 from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import MAX_AREA_PX, Panel, group, move, wrapping_label
 
@@ -111,9 +111,9 @@ class LevelsPanel(Panel):
         return group('Review', [self.next_button, self.right_button, self.wrong_button], [self.review_label])
 
     def _limit(self, _value: Any) -> None:
-        self.work.set_limits(
+        self.work.set_region_filter(
             replace(
-                self.work.limits,
+                self.work.region_filter,
                 side=self.side_choice.currentData(),
                 min_area_px=self.min_area_box.value(),
                 max_share=self.max_share_box.value() / 100,
@@ -124,20 +124,20 @@ class LevelsPanel(Panel):
         work = self.work
         move(self.level_slider, work.level)
         move(self.similarity_slider, work.min_similarity)
-        count, shown = len(work.chosen), work.shown
+        count, mode = len(work.selection), work.mode
         self.level_label.setText(
             {
-                Shown.LEVEL: f'Level {work.level:.2f}: {counted(count, "object")}',
-                Shown.BEST: f'Auto: {counted(count, "object")}',
-            }.get(shown, 'Drag the slider or press Auto')
+                PreviewMode.LEVEL: f'Level {work.level:.2f}: {counted(count, "object")}',
+                PreviewMode.BEST: f'Auto: {counted(count, "object")}',
+            }.get(mode, 'Drag the slider or press Auto')
         )
         self.similar_label.setText(
             f'{counted(count, "match")} (similarity ≥ {work.min_similarity:.2f})'
-            if shown is Shown.SIMILAR
+            if mode is PreviewMode.SIMILAR
             else f'Point at an object and press {KEYS["find_similar"].key}'
         )
         for needs_choice in (self.accept_button, self.hide_button, self.class_button):
-            needs_choice.setEnabled(shown is not Shown.NOTHING)
+            needs_choice.setEnabled(mode is not PreviewMode.NOTHING)
         self.clear_examples_button.setEnabled(bool(work.examples))
         self.similarity_slider.setEnabled(bool(work.examples))
         self.layers_button.setEnabled(bool(work.classes))

@@ -19,7 +19,7 @@ from napari_unsam.keys import TO_UNDO
 from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import Panel, wrapping_label
 from napari_unsam.viewer.changes import LayerChanges
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 
 if TYPE_CHECKING:
     from napari.layers import Image

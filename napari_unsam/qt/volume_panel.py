@@ -211,5 +211,5 @@ class VolumePanel(Panel):
         self.cancel_button.setEnabled(is_busy)
         if not is_busy:
             self.progress_bar.reset()
-        n_slices, here = (0, 0) if slicing is None else (slicing.n_slices, slicing.here)
+        n_slices, here = (0, 0) if slicing is None else (slicing.n_slices, slicing.current)
         self.strip.set_slices(work.strip, n_slices, here)

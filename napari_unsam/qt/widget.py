@@ -70,7 +70,7 @@ class SegmentationWidget(DockedWidget):
             embedder = PlaneEmbedder(_settings.inference())
             controller = SegmentationController(embedder, in_gui_thread, embedder.load)
             autosave = autosave or Autosave(
-                _settings.default_store() / 'autosave',
+                _settings.autosave_folder(),
                 on_problem=lambda text: in_gui_thread(partial(controller.show_problem, text)),
             )
         self.controller = controller

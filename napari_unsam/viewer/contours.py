@@ -1,4 +1,4 @@
-"""Outlines of masks as line segments along the sides of their pixels."""
+"""Outlines of masks as line segments along pixel edges."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from napari_unsam.model.targets import Proposal
 
 
 def outline_segments(mask: np.ndarray) -> np.ndarray:
-    """The sides of pixels along the outline of a mask; sides in a straight line are joined to one segment.
+    """The pixel edges along the outline of a mask; edges in a straight line are merged into one segment.
 
     Args:
         mask: (h, w) bool mask.
 
     Returns:
-        (S, 2, 2) float64: row and column of the start of each segment, and its extent in both; pixel centres are whole numbers.
+        (S, 2, 2) float64: start and direction vector of each segment, as row and column. Pixel centres are integers.
     """
     padded = np.pad(mask, 1)
-    # Row r of `across` is the line above pixel row r, column c of `along` the line left of pixel column c.
-    across = padded[1:, 1:-1] != padded[:-1, 1:-1]
-    along = (padded[1:-1, 1:] != padded[1:-1, :-1]).T
-    horizontal, vertical = _runs(across), _runs(along)
+    # Row r of `horizontal_edges` is the line above pixel row r; row c of `vertical_edges` is the line left of column c.
+    horizontal_edges = padded[1:, 1:-1] != padded[:-1, 1:-1]
+    vertical_edges = (padded[1:-1, 1:] != padded[1:-1, :-1]).T
+    horizontal, vertical = _runs(horizontal_edges), _runs(vertical_edges)
     starts = np.concatenate([horizontal[:, :2], vertical[:, 1::-1]]) - 0.5
     steps = np.zeros_like(starts)
     steps[: len(horizontal), 1], steps[len(horizontal) :, 0] = horizontal[:, 2], vertical[:, 2]
@@ -36,13 +36,13 @@ def outline_in_array(mask: np.ndarray, box: Slices, axes: Sequence[int]) -> np.n
     Each plane is outlined separately; `axes` are the two axes that planes span, ascending.
     """
     planes = np.moveaxis(mask, axes, (-2, -1))
-    hidden = [axis for axis in range(mask.ndim) if axis not in axes]
+    other_axes = [axis for axis in range(mask.ndim) if axis not in axes]
     found = [np.zeros((0, 2, mask.ndim))]
     for index in np.ndindex(planes.shape[:-2]):
         segments = outline_segments(planes[index])
         placed = np.zeros((len(segments), 2, mask.ndim))
         placed[:, :, list(axes)] = segments
-        placed[:, 0, hidden] = index
+        placed[:, 0, other_axes] = index
         found.append(placed)
     outline = np.concatenate(found)
     outline[:, 0] += [part.start for part in box]

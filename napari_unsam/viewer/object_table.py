@@ -11,7 +11,7 @@ import numpy as np
 from napari_unsam.model import pixel_changes
 from napari_unsam.model.label_boxes import LazyArray, Slices, around, boxes_in, object_boxes
 from napari_unsam.model.pixel_changes import Counts, PixelChange, areas_in, total
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from unsam_mm.masks.granularity import area_granularity
 
 if TYPE_CHECKING:

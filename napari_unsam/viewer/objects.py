@@ -13,9 +13,9 @@ from napari.layers import Labels
 from napari_unsam.model.label_boxes import object_boxes
 from napari_unsam.model.pixel_changes import PixelChange
 from napari_unsam.model.plane import view_of_layer
-from napari_unsam.viewer.commit import MAX_LABEL, ObjectWrite
 from napari_unsam.viewer.layers import OBJECTS_NAME, SOURCE_KEY, holds_objects, is_of, object_colours
 from napari_unsam.viewer.object_table import ObjectTable, WriteObjects
+from napari_unsam.viewer.object_write import MAX_LABEL, ObjectWrite
 from napari_unsam.viewer.port import SessionPort
 from napari_unsam.viewer.workarounds import clear_layer_history, insert_quietly
 from unsam_mm.errors import UnSAMError

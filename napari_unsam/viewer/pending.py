@@ -14,9 +14,9 @@ from napari_unsam.model.plane_prompts import on_plane
 from napari_unsam.model.prompts import PendingObject, Prompts
 from napari_unsam.model.targets import Proposal
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.commit import ObjectWrite, limited_to_free
 from napari_unsam.viewer.contours import outline_of
 from napari_unsam.viewer.layers import outline_layer
+from napari_unsam.viewer.object_write import ObjectWrite, limited_to_free
 from napari_unsam.viewer.port import SessionPort
 from napari_unsam.viewer.workarounds import insert_quietly
 from unsam_mm.masks.rle import decode_rles, encode_bitmaps, rle_from_json, rle_to_json

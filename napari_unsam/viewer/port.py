@@ -12,8 +12,8 @@ from napari_unsam.model.frame import Frame
 from napari_unsam.model.history import Action, ActionHistory
 from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.targets import Target
-from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.inputs import Inputs
+from napari_unsam.viewer.object_write import ObjectWrite
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

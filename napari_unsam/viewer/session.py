@@ -22,9 +22,9 @@ from napari_unsam.model.pixels import plane_pixels
 from napari_unsam.model.plane import Plane, plane_at, plane_in_view
 from napari_unsam.model.plane_prompts import is_drawn_well
 from napari_unsam.model.prompts import Polarity, Prompts, ShapeKind
-from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.inputs import Inputs
 from napari_unsam.viewer.layers import PromptLayers, after_points_event, after_shapes_event, place_again
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.objects import Objects
 from napari_unsam.viewer.pending import PendingObjects
 from napari_unsam.viewer.sources import Sources

@@ -22,8 +22,8 @@ from napari_unsam.model.history import ActionGroup
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.commit import ObjectWrite, limited_to_free, renumbered
 from napari_unsam.viewer.layers import AddLayers, following
+from napari_unsam.viewer.object_write import ObjectWrite, limited_to_free, renumbered
 from napari_unsam.viewer.port import SessionPort
 from napari_unsam.volumes.linking import LinkSettings, link
 from napari_unsam.volumes.propagation import (
@@ -33,7 +33,7 @@ from napari_unsam.volumes.propagation import (
     SliceState,
     propagate,
 )
-from napari_unsam.volumes.slices import Slicing, crops_of, mark_ended, object_writes, with_corrections
+from napari_unsam.volumes.slices import SliceAxis, crops_of, mark_ended, object_writes, with_corrections
 from napari_unsam.volumes.tracks import TrackTable, track
 from unsam_mm.errors import UnSAMError
 
@@ -87,7 +87,7 @@ class _Run:
     """
 
     layer: Labels
-    slicing: Slicing
+    slicing: SliceAxis
     found: Mapping[int, Found]
 
 
@@ -131,10 +131,10 @@ class VolumeSegmenter:
         return [axis for axis in reversed(range(len(plane.shape))) if axis not in plane.axes and plane.shape[axis] > 1]
 
     @property
-    def slicing(self) -> Slicing | None:
+    def slicing(self) -> SliceAxis | None:
         """The slices along `axis`; None if there is no such axis."""
         target = self.session.controller.target
-        return None if target is None or self.axis not in self.axes else Slicing(target.plane, self.axis)
+        return None if target is None or self.axis not in self.axes else SliceAxis(target.plane, self.axis)
 
     @property
     def strip(self) -> Found:
@@ -255,8 +255,8 @@ class VolumeSegmenter:
     def _anchors_here(self, wanted: Iterable[int] | None = None) -> Anchors:
         """The masks of the objects in the slice in view; `wanted` limits the labels."""
         layer, slicing = self.session.objects, self.slicing
-        crops = {} if layer is None else crops_of(slicing.labels(layer.data, slicing.here), wanted)
-        return {label: {slicing.here: crop} for label, crop in crops.items()}
+        crops = {} if layer is None else crops_of(slicing.labels(layer.data, slicing.current), wanted)
+        return {label: {slicing.current: crop} for label, crop in crops.items()}
 
     def _is_run_here(self) -> bool:
         """Whether the last run was along the current slices and layer."""
@@ -289,7 +289,7 @@ class VolumeSegmenter:
         anchors = {label: {z: crop for z, crop in slices.items() if z in targets} for label, slices in anchors.items()}
         if not all(any(crop.area_px for crop in slices.values()) for slices in anchors.values()):
             session.controller.show_problem(
-                f'Slice {slicing.here} is not among slices {z_range[0]} to {z_range[1] - 1}; widen the range.'
+                f'Slice {slicing.current} is not among slices {z_range[0]} to {z_range[1] - 1}; widen the range.'
             )
             return
 
@@ -340,7 +340,7 @@ class VolumeSegmenter:
         level = settings.level if settings.regions is Regions.LEVEL else None
         return CandidateTable(tree, target.read(), progress).objects(level, settings.limits)
 
-    def _tracks(self, table: TrackTable, first: int, slicing: Slicing, frame: Frame) -> Tracks:
+    def _tracks(self, table: TrackTable, first: int, slicing: SliceAxis, frame: Frame) -> Tracks:
         data = np.zeros((len(table.data), 1 + len(slicing.plane.shape)))
         data[:, 1:] = slicing.plane.index
         data[:, [0, 1 + slicing.axis, *(1 + axis for axis in slicing.plane.axes)]] = table.data
@@ -366,7 +366,7 @@ class VolumeSegmenter:
 
 
 def _linked(
-    found: Sequence[ObjectClass], zs: Sequence[int], slicing: Slicing, settings: LinkSettings, as_tracks: bool
+    found: Sequence[ObjectClass], zs: Sequence[int], slicing: SliceAxis, settings: LinkSettings, as_tracks: bool
 ) -> tuple[list[ObjectWrite], TrackTable | None]:
     """Links the objects of slices; returns the objects to write, labelled from 1, and the tracks if wanted."""
     maps = [kind.labels.astype(np.int32) for kind in found]
@@ -379,7 +379,7 @@ def _linked(
         row = {'level': float(np.mean(levels)), 'score': float(np.mean([part.iou for part in regions]))}
         if label in parents:
             row['parent_id'] = parents[label]
-        writes.append(slicing.write(label, {zs[part.z]: crops[part.z][part.region] for part in regions}, row))
+        writes.append(slicing.to_write(label, {zs[part.z]: crops[part.z][part.region] for part in regions}, row))
     return writes, table
 
 

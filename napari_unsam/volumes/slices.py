@@ -1,4 +1,4 @@
-"""The slices of an image along one slider: masks of objects read from the labels array, and converted to objects to write."""
+"""Reads masks of objects from the slices of a labels array, and combines them to objects to write."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from napari_unsam.model.label_boxes import boxes_in
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.model.plane import Plane
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.volumes.matching import SliceMask, SliceState
 from napari_unsam.volumes.propagation import Anchors, Found
 from unsam_mm.masks.granularity import area_granularity
 
 
 @dataclass(frozen=True)
-class Slicing:
+class SliceAxis:
     """The planes of an image along one axis.
 
     Attributes:
-        plane: One of the planes.
-        axis: The axis.
+        plane: The plane in view.
+        axis: The array axis along which slices are numbered.
     """
 
     plane: Plane
@@ -34,20 +34,20 @@ class Slicing:
         return self.plane.shape[self.axis]
 
     @property
-    def here(self) -> int:
-        """Number of the slice that `plane` is."""
+    def current(self) -> int:
+        """Index of `plane` along the axis."""
         return self.plane.index[self.axis]
 
     def index(self, z: int) -> tuple[int, ...]:
-        """The position of slice z, one number per axis."""
-        return tuple(z if axis == self.axis else at for axis, at in enumerate(self.plane.index))
+        """Index of slice z in the array, one number per axis."""
+        return tuple(z if axis == self.axis else position for axis, position in enumerate(self.plane.index))
 
     def labels(self, array: np.ndarray, z: int) -> np.ndarray:
         """(H, W) slice z of an array of the image's shape."""
         return replace(self.plane, index=self.index(z)).of(array)
 
-    def write(self, label: int, crops: Mapping[int, BoxMask], features: Mapping[str, object]) -> ObjectWrite | None:
-        """The object to write from its mask in each slice; None if all masks are empty."""
+    def to_write(self, label: int, crops: Mapping[int, BoxMask], features: Mapping[str, object]) -> ObjectWrite | None:
+        """Combines the masks of an object in several slices; None if all are empty."""
         crops = {z: crop for z, crop in crops.items() if crop.area_px}
         if not crops:
             return None
@@ -63,7 +63,7 @@ class Slicing:
 
 
 def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, BoxMask]:
-    """The mask of each object of an (H, W) label map, by label; `wanted` limits the labels."""
+    """Masks of the objects of an (H, W) label map, by label; if `wanted` is given, only those of these labels."""
     wanted = None if wanted is None else set(wanted)
     return {
         label: BoxMask.of(labels[box] == label, box[0].start, box[1].start)
@@ -73,24 +73,24 @@ def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[in
 
 
 def with_corrections(
-    anchors: Anchors, found: Mapping[int, Found], slicing: Slicing, array: np.ndarray, zs: Iterable[int]
+    anchors: Anchors, found: Mapping[int, Found], slicing: SliceAxis, array: np.ndarray, zs: Iterable[int]
 ) -> dict[int, dict[int, BoxMask]]:
-    """The known masks of objects: the anchors, and masks in other slices that differ from those that the last run wrote."""
+    """Adds masks that the user has corrected to the anchors: masks that differ from those that the last run wrote."""
     known = {label: dict(slices) for label, slices in anchors.items()}
     for z in zs:
         for label, crop in crops_of(slicing.labels(array, z), known).items():
             one = found.get(label, {}).get(z)
-            is_ours = one is not None and one.state is SliceState.PROPAGATED and crop.equals(one.crop)
-            if z not in known[label] and not is_ours:
+            is_unchanged = one is not None and one.state is SliceState.PROPAGATED and crop.equals(one.crop)
+            if z not in known[label] and not is_unchanged:
                 known[label][z] = crop
     return known
 
 
-def mark_ended(found: Mapping[int, Found], before: Mapping[int, Found], zs: Iterable[int]) -> None:
-    """Adds empty masks in slices beyond the new ends of objects, in which the last run had found them."""
+def mark_ended(found: Mapping[int, Found], last_run: Mapping[int, Found], zs: Iterable[int]) -> None:
+    """Adds an empty mask for each slice where the last run found an object that ends before it now."""
     for label, slices in found.items():
         first, last = min(slices), max(slices)
-        for z, one in before.get(label, {}).items():
+        for z, one in last_run.get(label, {}).items():
             end = slices[first if z < first else last]
             is_beyond = not first <= z <= last and end.state is SliceState.STOPPED
             if z in zs and is_beyond and one.state is SliceState.PROPAGATED:
@@ -98,18 +98,18 @@ def mark_ended(found: Mapping[int, Found], before: Mapping[int, Found], zs: Iter
 
 
 def object_writes(
-    found: Mapping[int, Found], slicing: Slicing, array: np.ndarray, keep_existing: bool
+    found: Mapping[int, Found], slicing: SliceAxis, array: np.ndarray, keep_existing: bool
 ) -> tuple[dict[int, Found], list[ObjectWrite]]:
-    """The masks limited to pixels that they may take, and the objects to write.
+    """The masks, without pixels of other objects if `keep_existing`, and the objects to write.
 
-    In all slices in which an object was searched, its old pixels are erased first, unless another object takes them.
+    In each slice in which an object was searched for, its old pixels are erased first, unless another object takes them.
     """
     zs = sorted({z for slices in found.values() for z in slices})
     before = {z: crops_of(slicing.labels(array, z), found) for z in zs}
     others = {z: ~np.isin(slicing.labels(array, z), [0, *found]) for z in zs} if keep_existing else {}
     kept = {
         label: {
-            z: one if one.state is SliceState.CORRECTED or not keep_existing else _limited(one, others[z])
+            z: one if one.state is SliceState.CORRECTED or not keep_existing else _without_taken(one, others[z])
             for z, one in slices.items()
         }
         for label, slices in found.items()
@@ -119,13 +119,13 @@ def object_writes(
     for label, slices in kept.items():
         old = {z: before[z][label].without(now[z]) for z in slices if label in before[z]}
         present = [one for one in slices.values() if one.crop.area_px]
-        row = {'score': float(np.mean([one.score for one in present]))}
-        if (erasing := slicing.write(0, old, {})) is not None:
+        features = {'score': float(np.mean([one.score for one in present]))}
+        if (erasing := slicing.to_write(0, old, {})) is not None:
             erased.append(replace(erasing, replaces=label))
-        writes.append(slicing.write(label, {z: one.crop for z, one in slices.items()}, row))
+        writes.append(slicing.to_write(label, {z: one.crop for z, one in slices.items()}, features))
     return kept, [write for write in (*erased, *writes) if write is not None]
 
 
-def _limited(one: SliceMask, taken: np.ndarray) -> SliceMask:
+def _without_taken(one: SliceMask, taken: np.ndarray) -> SliceMask:
     crop = one.crop.without([BoxMask(one.crop.box_xyxy, taken[one.crop.slices])])
     return replace(one, crop=crop, granularity=float(area_granularity(crop.area_px, taken.size)))

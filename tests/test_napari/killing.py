@@ -25,8 +25,8 @@ from napari_unsam.controller import SegmentationController
 from napari_unsam.io.autosave import Autosave
 from napari_unsam.io.records import count_prompts
 from napari_unsam.model.prompts import Polarity
-from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.object_table import object_granularity
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 from unsam_mm.errors import UnSAMError
 

@@ -10,7 +10,7 @@ from psygnal import Signal
 
 from napari_unsam.model.history import ActionHistory, Change
 from napari_unsam.model.prompts import PointPrompt, Polarity, Prompts
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 
 PROMPTS = Prompts(points=(PointPrompt((3.0, 20.5, 40.0)), PointPrompt((1.0, 2.0, 3.0), Polarity.NEGATIVE)))
 

@@ -277,7 +277,7 @@ def test_a_training_is_stopped_resumed_and_ends_with_weights_of_its_own(tmp_path
     job.start(settings)
     with pytest.raises(UnSAMError, match='already'):
         job.start(settings)
-    wait_until(lambda: job.poll().losses or not job.is_running)
+    wait_until(lambda: (tmp_path / 'training' / 'last_checkpoint').exists() or not job.is_running)
     assert job.is_running, (tmp_path / 'adapting.log').read_text()[-2000:]
     pid = job._process.pid
     job.cancel()

@@ -23,7 +23,7 @@ from napari_unsam.io.autosave import Autosave
 from napari_unsam.io.records import Work, count_prompts, image_identity, read_work, write_work
 from napari_unsam.model.frame import Channels
 from napari_unsam.model.prompts import PendingObject, Polarity, Prompts, ShapeKind, ShapePrompt
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.killing import wait_until, wait_until_saved
 from tests.test_napari.saved_work import PROMPTS, Session, work_a_little

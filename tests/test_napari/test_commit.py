@@ -8,8 +8,8 @@ from napari.layers import Labels
 from napari_unsam.model.history import ActionHistory
 from napari_unsam.model.mask import BoxMask
 from napari_unsam.model.plane import Plane
-from napari_unsam.viewer.commit import ObjectWrite, limited_to_free, renumbered
 from napari_unsam.viewer.object_table import ObjectTable, WriteObjects, boxes_of, object_granularity
+from napari_unsam.viewer.object_write import ObjectWrite, limited_to_free, renumbered
 from unsam_mm.masks.granularity import area_granularity
 
 PLANE = Plane(shape=(3, 8, 10), axes=(1, 2), index=(1, 0, 0))

@@ -123,6 +123,14 @@ def test_a_plane_that_was_stored_with_other_weights_or_settings_is_looked_at_aga
         assert len(looked_at) == min(number, 2)
 
 
+def test_a_stored_plane_that_the_engine_refuses_is_analysed_again(looked_at, monkeypatch, tmp_path):
+    settings = InferenceSettings('tree', store=tmp_path)
+    monkeypatch.setattr(TreeEngine, 'embedding', lambda engine: {'unknown': np.zeros(1)})
+    for _ in range(2):
+        assert PlaneEmbedder(settings)(target_of(data.coins()), silent).hierarchy is not None
+    assert len(looked_at) == 2
+
+
 @pytest.mark.parametrize('change', ['ViT', 'settings', 'tokens'])
 def test_what_decides_embeddings_is_in_the_signature_of_the_engine(monkeypatch, change):
     trained = {'net': torch.nn.Identity(), 'settings': GeneratorSettings(), 'n_tokens': 768}

@@ -14,7 +14,7 @@ from napari_unsam.folders.series import ImageSeries, fingerprint, place_objects,
 from napari_unsam.io.objects import LabelledObjects, objects_of_layer
 from napari_unsam.qt.files_panel import Answer, FilesPanel
 from napari_unsam.viewer.changes import LayerChanges
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.labelled import drawn_objects
 from tests.test_napari.stand_ins import colour_tree

@@ -14,7 +14,7 @@ from skimage.transform import resize
 
 from napari_unsam.levels.preview import LEVELS_NAME
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.levels.selector import Shown
+from napari_unsam.levels.selector import PreviewMode
 from napari_unsam.qt.levels_panel import LevelsPanel
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.coin_tree import coin_tree
@@ -85,12 +85,12 @@ def test_every_control_says_what_it_does_and_buttons_leave_the_keyboard_alone(pa
 def test_dragging_the_slider_shows_levels_and_auto_and_propose_choose(panel, settle):
     panel.level_slider.setValue(160)
     settle(panel.work.session.controller)
-    assert panel.work.shown is Shown.LEVEL
+    assert panel.work.mode is PreviewMode.LEVEL
     assert '0.16' in panel.level_label.text()
     panel.level_slider.setValue(700)
     panel.level_slider.setValue(160)
     click(panel.best_button)
-    assert panel.level_label.text() == f'Auto: {len(panel.work.chosen)} objects'
+    assert panel.level_label.text() == f'Auto: {len(panel.work.selection)} objects'
     click(panel.propose_button)
     assert panel.level_slider.value() == round(1000 * panel.work.level)
 
@@ -98,13 +98,13 @@ def test_dragging_the_slider_shows_levels_and_auto_and_propose_choose(panel, set
 def test_limits_change_what_is_shown_at_once(panel, settle):
     click(panel.best_button)
     settle(panel.work.session.controller)
-    count = len(panel.work.chosen)
+    count = len(panel.work.selection)
     panel.min_area_box.setValue(2000)
-    assert 0 < len(panel.work.chosen) < count
+    assert 0 < len(panel.work.selection) < count
     panel.max_share_box.setValue(2)
     panel.side_choice.setCurrentIndex(list(Side).index(Side.DARK))
-    assert panel.work.limits.side is Side.DARK
-    assert len(panel.work.chosen) < count
+    assert panel.work.region_filter.side is Side.DARK
+    assert len(panel.work.selection) < count
 
 
 def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
@@ -121,7 +121,7 @@ def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
     press(panel, 'W')
     assert len(session.objects.features) == count
     press(panel, 'Shift-F')
-    assert panel.work.shown is Shown.SIMILAR
+    assert panel.work.mode is PreviewMode.SIMILAR
     assert 'matches (similarity ≥ 0.50)' in panel.similar_label.text()
     panel.similarity_slider.setValue(900)
     click(panel.clear_examples_button)

@@ -14,8 +14,8 @@ from napari_unsam.levels.disjoint import Selection
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.preview import LEVELS_NAME, REVIEW_NAME
 from napari_unsam.levels.region_properties import Side
-from napari_unsam.levels.selector import RegionSelector, Shown
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.levels.selector import PreviewMode, RegionSelector
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import colour_tree, drawn_mask
@@ -71,7 +71,7 @@ def test_the_slider_shows_the_regions_of_a_level_where_the_image_is(work, settle
     work.show_level(0.7)
     work.show_level(0.16)
     settle(work.session.controller)
-    assert (work.shown, work.level) == (Shown.LEVEL, 0.16)
+    assert (work.mode, work.level) == (PreviewMode.LEVEL, 0.16)
     assert (shown(work)[ON_COIN] > 0, shown(work)[ON_GROUND]) == (True, 0)
     preview = work.session.viewer.layers[LEVELS_NAME]
     assert preview.data_to_world(ON_COIN) == pytest.approx(work.session.image.data_to_world(ON_COIN))
@@ -94,7 +94,7 @@ def test_what_is_chosen_reviewed_and_made_stays_on_an_image_that_is_moved(accept
 
 
 def test_a_region_of_any_kind_fills_the_image_when_nothing_is_background(work, settle):
-    work.set_limits(RegionFilter(1, 1, 1, 0, Side.ANY))
+    work.set_region_filter(RegionFilter(1, 1, 1, 0, Side.ANY))
     work.show_level(0.5)
     settle(work.session.controller)
     assert shown(work).all()
@@ -103,8 +103,8 @@ def test_a_region_of_any_kind_fills_the_image_when_nothing_is_background(work, s
 def test_the_proposed_level_holds_the_coins(work, settle):
     work.propose_level()
     settle(work.session.controller)
-    assert work.shown is Shown.LEVEL
-    assert len(work.chosen) in (24, 25)
+    assert work.mode is PreviewMode.LEVEL
+    assert len(work.selection) in (24, 25)
     assert shown(work)[ON_COIN] > 0
 
 
@@ -159,7 +159,7 @@ def test_another_plane_takes_the_preview_away(make_controller, coins_tree, settl
     work.show_best()
     viewer.dims.set_point(0, 2)
     assert not is_shown(viewer)
-    assert work.shown is Shown.NOTHING
+    assert work.mode is PreviewMode.NOTHING
     work.show_best()
     settle(session.controller)
     assert viewer.layers[LEVELS_NAME].translate[0] == 2
@@ -246,11 +246,11 @@ def test_all_like_a_clicked_mask_are_found_widened_and_accepted(work, settle):
     work.session.click(work.session.image.data_to_world(ON_COIN))
     settle(controller)
     work.find_similar()
-    assert work.shown is Shown.SIMILAR
-    strict = len(work.chosen)
+    assert work.mode is PreviewMode.SIMILAR
+    strict = len(work.selection)
     work.set_min_similarity(0.2)
-    assert len(work.chosen) > max(strict, 10)
-    count = len(work.chosen)
+    assert len(work.selection) > max(strict, 10)
+    count = len(work.selection)
     work.accept()
     assert len(work.session.objects.features) == count
     assert work.examples == []
@@ -263,12 +263,12 @@ def test_examples_add_up_until_they_are_forgotten(accepted, settle):
             accepted.find_similar()
     assert len(accepted.examples) >= 1
     accepted.clear_examples()
-    assert (accepted.examples, accepted.shown) == ([], Shown.NOTHING)
+    assert (accepted.examples, accepted.mode) == ([], PreviewMode.NOTHING)
 
 
 def test_noted_levels_become_linked_layers_as_one_action(work, settle):
     viewer = work.session.viewer
-    work.set_limits(RegionFilter(10, 0.9, 1, 0, Side.ANY))
+    work.set_region_filter(RegionFilter(10, 0.9, 1, 0, Side.ANY))
     for name, level in (('coins', 0.17), ('rows', 0.59)):
         work.show_level(level)
         settle(work.session.controller)
@@ -320,8 +320,8 @@ def test_review_goes_from_the_least_certain_object_on_and_counts(accepted):
 def test_one_object_is_spoken_of_in_the_singular(work, settle):
     work.show_best()
     settle(work.session.controller)
-    chosen = work.chosen
-    work.chosen = Selection(chosen.source[:1], chosen.nodes[:1])
+    chosen = work.selection
+    work.selection = Selection(chosen.source[:1], chosen.nodes[:1])
     work.accept()
     assert work.session.controller.status.text == 'Accepted 1 object. Press U to undo.'
     assert work.session.history.undo_name == 'accept 1 object'
@@ -392,7 +392,7 @@ def test_a_plane_too_large_for_one_tree_has_no_levels_and_that_is_said(mailbox, 
     work.show_best()
     settle(controller)
     assert is_problem(work, 'at most 2048 px')
-    assert work.shown is Shown.NOTHING
+    assert work.mode is PreviewMode.NOTHING
     work.close()
     session.close()
 
@@ -412,7 +412,7 @@ def test_a_measurement_that_another_run_has_replaced_can_be_asked_for_again(work
     work.session.controller.run('Something else', lambda progress: None, lambda _nothing: None)
     work.show_level(0.16)
     settle(work.session.controller)
-    assert len(work.chosen) > 20
+    assert len(work.selection) > 20
 
 
 def test_other_axes_in_view_leave_no_preview_of_the_ones_before(make_controller, settle):
@@ -433,7 +433,7 @@ def test_other_axes_in_view_leave_no_preview_of_the_ones_before(make_controller,
 def test_a_cancelled_measurement_can_be_asked_for_again(work, settle):
     work.show_level(0.16)
     work.session.controller.cancel()
-    assert work.shown is Shown.LEVEL
+    assert work.mode is PreviewMode.LEVEL
     work.show_level(0.16)
     settle(work.session.controller)
-    assert len(work.chosen) > 20
+    assert len(work.selection) > 20

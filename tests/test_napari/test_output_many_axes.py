@@ -15,7 +15,7 @@ from napari_unsam.io.measurements import measure
 from napari_unsam.io.objects import LabelledObjects, objects_of_layer
 from napari_unsam.model.frame import Channels
 from napari_unsam.qt.objects_panel import ObjectsPanel
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from tests.test_napari.stand_ins import is_problem
 from unsam_mm.errors import StoreError, UnSAMError
 

@@ -5,7 +5,7 @@ import pytest
 from skimage import data
 
 from napari_unsam.qt.saved_bar import SavedBar
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.stand_ins import colour_tree
 

@@ -7,8 +7,8 @@ from napari.layers.base import LayerLock
 from skimage import data
 
 from napari_unsam.model.prompts import Polarity
-from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME, SHAPES_NAME
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, colour_tree, drawn_mask, is_problem, press, world
 from unsam_mm.errors import UnSAMError

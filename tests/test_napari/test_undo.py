@@ -12,8 +12,8 @@ from napari_unsam.engine.inference import InferenceSettings
 from napari_unsam.engine.planes import PlaneEmbedder
 from napari_unsam.model.frame import Channels
 from napari_unsam.model.prompts import Polarity
-from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.layers import OBJECTS_NAME
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
 from tests.test_napari.stand_ins import ON_CUP, ON_TABLE, patches_tree, planes_of, press, world
 from unsam_mm.errors import UnSAMError

@@ -14,7 +14,7 @@ from napari_unsam.levels.region_properties import Side
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.qt.iou_strip import IouStrip, colour_of
 from napari_unsam.qt.volume_panel import VolumePanel
-from napari_unsam.viewer.commit import ObjectWrite
+from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.volumes import segmenter as work_module
 from napari_unsam.volumes.propagation import Direction, SliceMask, SliceState
 from napari_unsam.volumes.segmenter import TRACKS_NAME, Regions, StackSettings

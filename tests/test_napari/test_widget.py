@@ -25,8 +25,8 @@ from napari_unsam.model.prompts import Polarity, ShapeKind
 from napari_unsam.qt import widget as _widget
 from napari_unsam.qt.saved_bar import SavedBar
 from napari_unsam.qt.widget import PANELS, SegmentationWidget, in_gui_thread
-from napari_unsam.viewer.commit import ObjectWrite
 from napari_unsam.viewer.layers import OBJECTS_NAME, PREVIEW_NAME, PROMPTS_NAME
+from napari_unsam.viewer.object_write import ObjectWrite
 from tests.conftest import skip_without_weights
 from tests.test_napari.stand_ins import colour_tree, drawn_mask, needs_screen, planes_of
 

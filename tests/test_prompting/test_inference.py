@@ -16,7 +16,7 @@ from unsam_mm.prompting.inference import ClickInference, masks_of
 from unsam_mm.prompting.nested_masks import (
     CandidateMask,
     LabelMap,
-    WorkingGrid,
+    SamplingGrid,
     centredness,
     empty_mask,
     relative_depth,
@@ -107,17 +107,17 @@ def test_relative_depth_is_the_depth_over_the_largest_depth(meant, positive, dat
         ndimage.distance_transform_edt(np.pad(wrong, 1))[1:-1, 1:-1] for wrong in (meant & ~shown, shown & ~meant)
     ]
     own, deepest = depths[0 if positive else 1][y, x], np.max(depths)
-    share = relative_depth(meant, shown, WorkingGrid(meant.shape).click((x, y), positive))
+    share = relative_depth(meant, shown, SamplingGrid(meant.shape).click((x, y), positive))
     # The library's distances are exact, those of the two sweeps wrong by less than a tenth.
     assert share == pytest.approx((own + 3) / (deepest + 3), rel=0.06)
 
 
 def test_a_grid_has_a_point_for_each_pixel_of_a_small_image_and_few_of_a_large_one():
-    small, large = WorkingGrid((200, 256)), WorkingGrid((1000, 4000))
+    small, large = SamplingGrid((200, 256)), SamplingGrid((1000, 4000))
     labels = np.arange(200 * 256).reshape(200, 256)
     assert (LabelMap(labels, small).sampled == labels.ravel()).all()
     assert (len(small), len(large)) == (200 * 256, 250 * 1000)
-    assert (small.spacing_px, WorkingGrid((300, 512)).spacing_px, large.spacing_px) == (1, 2, 4)
+    assert (small.spacing_px, SamplingGrid((300, 512)).spacing_px, large.spacing_px) == (1, 2, 4)
     assert not empty_mask(large).sampled.any()
 
 

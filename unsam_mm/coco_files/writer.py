@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from unsam_mm.files import atomic_writer
 
-_IN_MEMORY_BYTES = 1 << 24
+_MAX_SPOOLED_BYTES = 1 << 24  # image entries beyond this size go to a temporary file
 
 
 class CocoWriter:
@@ -29,12 +29,12 @@ class CocoWriter:
         self.n_images = self.n_masks = 0
 
     def add(self, name: str, size_hw: Sequence[int | None], records: Sequence[Mapping[str, Any]]) -> None:
-        """Writes one image and its masks; ids start from 1.
+        """Writes one image and its annotations; the ids of both are counted from 1.
 
         Args:
-            name: Its ``file_name``.
-            size_hw: Height and width in pixels; None is left out.
-            records: Annotations without ids; ``parent`` is an index in this list, or -1.
+            name: Value of ``file_name``.
+            size_hw: Height and width in pixels; an unknown side (None) is left out.
+            records: Annotations without ids; ``parent`` is the position of the parent in this list, or -1.
         """
         self.n_images += 1
         size = {key: int(side) for key, side in zip(('height', 'width'), size_hw, strict=True) if side is not None}
@@ -52,9 +52,9 @@ class CocoWriter:
 
 @contextmanager
 def coco_writer(path: str | Path, info: Mapping[str, Any]) -> Iterator[CocoWriter]:
-    """Writes a COCO file with one category, "object", atomically: it appears when the block ends without an error.
+    """Writes a COCO file with the category "object"; the file is created only if the block ends without an error.
 
-    Memory does not grow with the number of images: their list, which is last in the file, is collected on disk.
+    Memory use does not grow with the number of images: image entries are collected in a temporary file and appended.
 
     Args:
         path: The file.
@@ -65,7 +65,7 @@ def coco_writer(path: str | Path, info: Mapping[str, Any]) -> Iterator[CocoWrite
     """
     with (
         atomic_writer(path) as file,
-        tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, 'w+', encoding='utf-8') as images,
+        tempfile.SpooledTemporaryFile(_MAX_SPOOLED_BYTES, 'w+', encoding='utf-8') as images,
     ):
         categories = [{'id': 1, 'name': 'object'}]
         file.write(f'{{"info":{_compact(info)},"categories":{_compact(categories)},"annotations":[')
@@ -79,7 +79,7 @@ def coco_writer(path: str | Path, info: Mapping[str, Any]) -> Iterator[CocoWrite
 def _compact(value: Any) -> str:
     try:
         return json.dumps(value, separators=(',', ':'), allow_nan=False)
-    except ValueError:  # NaN and infinity, which labels may contain, are not JSON
+    except ValueError:  # JSON has no NaN or infinity, but records may contain them
         return json.dumps(_without_nan(value), separators=(',', ':'), allow_nan=False)
 
 

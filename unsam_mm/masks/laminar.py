@@ -1,4 +1,5 @@
-"""Converts arbitrary masks to trees: masks of one tree are nested or disjoint; crossing masks go into further trees."""
+"""Converts arbitrary masks to trees. Masks of one tree are nested or disjoint (a laminar family); a mask that partially overlaps
+one of them goes into another tree."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from unsam_mm.masks.tree import nested_regions
 def laminar_trees(
     rles: list[Rle], scores: np.ndarray, size_hw: tuple[int, int]
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Assigns each mask, best first, to the first tree whose masks it does not cross.
+    """Assigns each mask, in descending order of score, to the first tree in which it partially overlaps no mask.
 
     Args:
         rles: K masks; empty masks and duplicates are left out.
@@ -21,10 +22,10 @@ def laminar_trees(
 
     Returns:
         Leaf labels, parents, heights and scores of each tree, the arguments of `MaskHierarchy.from_merges`. Regions
-        that are not masks but complete the partition have the score 0.
+        that were added to complete the partition have the score 0.
 
     Raises:
-        UnSAMError: If a mask has another size than the image, or scores are out of range or differ in number.
+        UnSAMError: If a mask has another size than the image, a score is out of range, or the numbers of masks and scores differ.
     """
     scores = np.asarray(scores, np.float32)
     if len(scores) != len(rles):
@@ -41,8 +42,8 @@ def laminar_trees(
 
 
 def _distinct(runs: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
-    """Indices of the masks without empty masks and duplicates, best first."""
-    kept, seen = [], {b''}
+    """Indices of the masks that are neither empty nor duplicates, in descending order of score."""
+    kept, seen = [], {b''}  # an empty mask has no runs
     for i in np.argsort(-scores, kind='stable'):
         if (pixels := runs[i].tobytes()) not in seen:
             seen.add(pixels)
@@ -51,12 +52,12 @@ def _distinct(runs: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
 
 
 def _find_atoms(runs: list[np.ndarray], size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Partitions an image into atoms, sets of pixels that belong to the same masks.
+    """Partitions an image into atoms, the largest sets of pixels that are contained in exactly the same masks.
 
     Returns:
         (H, W) int32 atom of each pixel, 0..A-1, and (K, A) bool, whether mask k contains atom a.
     """
-    # The column-major pixels are split at the ends of all runs.
+    # The column-major pixels are split at the start and end of every run: pixels of a piece belong to the same masks.
     n_pixels = size_hw[0] * size_hw[1]
     borders = np.unique(np.concatenate([np.array([0, n_pixels]), *(run.ravel() for run in runs)]))
     member = np.zeros((len(runs), len(borders)), np.int8)
@@ -64,15 +65,15 @@ def _find_atoms(runs: list[np.ndarray], size_hw: tuple[int, int]) -> tuple[np.nd
         np.add.at(row, np.searchsorted(borders, run[:, 0]), 1)
         np.add.at(row, np.searchsorted(borders, run[:, 1]), -1)
     member = np.cumsum(member, axis=1, dtype=np.int8)[:, :-1].astype(bool)
-    _, example, atom = np.unique(np.packbits(member, axis=0), axis=1, return_index=True, return_inverse=True)
+    _, representative, atom = np.unique(np.packbits(member, axis=0), axis=1, return_index=True, return_inverse=True)
     if len(runs) == 0:
-        example, atom = np.array([0]), np.zeros(len(borders) - 1, np.int64)
+        representative, atom = np.array([0]), np.zeros(len(borders) - 1, np.int64)
     labels = np.repeat(atom.ravel().astype(np.int32), np.diff(borders)).reshape(size_hw[1], size_hw[0]).T
-    return np.ascontiguousarray(labels), member[:, example]
+    return np.ascontiguousarray(labels), member[:, representative]
 
 
 def _nested_groups(areas: np.ndarray, member: np.ndarray) -> list[np.ndarray]:
-    """Groups of mask indices, at least one; no two masks of a group cross."""
+    """Indices of masks in groups, in which no two masks partially overlap; at least one group, which may be empty."""
     shared = (member * areas.astype(np.float64)) @ member.T.astype(np.float64)
     mask_areas = np.diag(shared)
     crosses = (shared > 0) & (shared < np.minimum(mask_areas[:, None], mask_areas[None]))
@@ -89,19 +90,19 @@ def _nested_groups(areas: np.ndarray, member: np.ndarray) -> list[np.ndarray]:
 def _build_tree(
     labels: np.ndarray, areas: np.ndarray, member: np.ndarray, scores: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Leaf labels, parents, heights and scores of the tree of masks that do not cross; see `laminar_trees`."""
+    """Leaf labels, parents, heights and scores of the tree of nested or disjoint masks; see `laminar_trees`."""
     by_area = np.argsort(member @ areas, kind='stable')
     member, scores = member[by_area], scores[by_area]
     if len(member) == 0 or not member[-1].all():
         member = np.concatenate([member, np.ones((1, len(areas)), bool)])
         scores = np.append(scores, 0.0)
-    # Masks are sorted by area, so the first mask with an atom is the smallest.
-    up = np.full(len(member), -1)
+    # Masks are sorted by area, so the first mask that contains an atom is the smallest one.
+    parent_mask = np.full(len(member), -1)
     for i in range(len(member) - 1):
-        up[i] = i + 1 + member[i + 1 :, member[i].argmax()].argmax()
-    leaf_of_atom, parent, node = nested_regions(member.argmax(axis=0), up)
+        parent_mask[i] = i + 1 + member[i + 1 :, member[i].argmax()].argmax()
+    leaf_of_atom, parent, node = nested_regions(member.argmax(axis=0), parent_mask)
     height, score = np.zeros(len(parent)), np.zeros(len(parent))
     height[node] = member @ areas / labels.size
-    height[: leaf_of_atom.max() + 1] = 0
+    height[: leaf_of_atom.max() + 1] = 0  # of leaves
     score[node] = scores
     return leaf_of_atom.astype(np.int32)[labels], parent, height, score

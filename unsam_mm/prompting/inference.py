@@ -22,7 +22,7 @@ from unsam_mm.prompting.nested_masks import (
     CandidateMask,
     LabelMap,
     NestedMasks,
-    WorkingGrid,
+    SamplingGrid,
     centredness,
     empty_mask,
     relative_depth,
@@ -47,7 +47,7 @@ _ScoredCandidate = tuple[float, Callable[[], CandidateMask]]
 class CandidateSource(Protocol):
     """A source of candidate masks for one image."""
 
-    grid: WorkingGrid
+    grid: SamplingGrid
 
     def for_prompt(self, prompt: Prompt) -> list[NestedMasks]:
         """Nested candidates for a prompt."""

@@ -1,4 +1,4 @@
-"""Nested candidate masks under a click, and how well a click fits each of them, sampled on a coarse grid."""
+"""Nested candidate masks for clicks, and how well a click fits each of them, computed on a coarse grid of points."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-_LONG_SIDE = 256  # grid points along the longer side; more where the spacing would exceed the limit below
-_DEPTH_SLACK = 3.0  # grid points
-_LARGEST_SPACING_PX = 4.0  # an object six pixels wide holds a grid point in any image
+_LONG_SIDE = 256  # grid points along the longer side; more if the spacing would exceed `_LARGEST_SPACING_PX`
+_DEPTH_SLACK = 3.0  # grid points; added to depths, since clicks are imprecise
+_LARGEST_SPACING_PX = 4.0  # so that an object six pixels wide contains a grid point
 
 
-class WorkingGrid:
-    """An even grid of points, no denser than the pixels of the image, on which masks are compared.
+class SamplingGrid:
+    """A regular grid of points, at most one for each pixel, at which masks are compared.
 
     Args:
         size_hw: Height and width of the image in pixels.
@@ -60,16 +60,16 @@ class GridClick:
     """A click on the grid.
 
     Attributes:
-        positive: Whether the mask should hold the point or should not.
+        positive: True if the mask should contain the point, False if it should not.
         squared_distances_px: (P,) float32 squared distance to each grid point.
-        squared_rim_px: Squared distance to the nearest pixel outside the image.
+        squared_border_px: Squared distance to the nearest pixel outside the image.
         spacing_px: Spacing of the grid.
         nearest: Row and column of the nearest grid point.
     """
 
     positive: bool
     squared_distances_px: np.ndarray
-    squared_rim_px: float
+    squared_border_px: float
     spacing_px: float
     nearest: tuple[int, int]
 
@@ -78,22 +78,22 @@ class LabelMap:
     """A label map at full resolution and on the grid.
 
     Args:
-        labels: (H, W) integers from 0, or bool.
+        labels: (H, W) non-negative integers, or bool.
         grid: The grid of the image.
     """
 
-    def __init__(self, labels: np.ndarray, grid: WorkingGrid) -> None:
+    def __init__(self, labels: np.ndarray, grid: SamplingGrid) -> None:
         self.labels = labels.view(np.uint8) if labels.dtype == bool else labels
         self.sampled = grid.sample(labels).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class NestedMasks:
-    """N nested masks, from the smallest to the largest: mask i is the set of labels whose first index is at most i.
+    """N nested masks, from the smallest to the largest. Mask i is the set of labels with ``first_index_of_label <= i``.
 
     Attributes:
         label_map: Labels of the pixels; each mask is a set of labels.
-        first_index_of_label: (L,) integers: the first mask that holds each label; N where none does.
+        first_index_of_label: (L,) integers: the first mask that contains each label; N if none does.
         log_prior: (N,) float log prior of each mask, before the positions of clicks are taken into account.
         boxes_xyxy: (N, 4) float bounding boxes, right and bottom edges exclusive; None if unknown.
     """
@@ -108,31 +108,31 @@ class NestedMasks:
 
     @cached_property
     def _first_index_of_label(self) -> np.ndarray:
-        # Mostly one byte: operations on the indices of all pixels or points are bound by memory bandwidth.
+        # Usually uint8: operations on the indices of all pixels or points are limited by memory bandwidth.
         return self.first_index_of_label.astype(np.min_scalar_type(len(self)))
 
     @cached_property
     def first_indices(self) -> np.ndarray:
-        """(P,) unsigned integers: the first mask that holds each grid point."""
+        """(P,) unsigned integers: the first mask that contains each grid point."""
         return self._first_index_of_label[self.label_map.sampled]
 
     def first_indices_at(self, points_xy: np.ndarray) -> np.ndarray:
-        """(K,) unsigned integers: the first mask that holds each of (K, 2) pixels."""
+        """(K,) unsigned integers: the first mask that contains each of (K, 2) pixels."""
         return self._first_index_of_label[self.label_map.labels[points_xy[:, 1], points_xy[:, 0]].astype(np.int64)]
 
-    def draw(self, numbers: Sequence[int], outs: Sequence[np.ndarray]) -> None:
-        """Draws the masks of the given numbers into as many (H, W) bool arrays of zeros."""
-        widest = self._window(max(numbers))
+    def draw(self, indices: Sequence[int], outs: Sequence[np.ndarray]) -> None:
+        """Draws the masks with these indices, each into one of `outs`, (H, W) bool arrays of zeros."""
+        widest = self._window(max(indices))
         first_indices = np.empty(self.label_map.labels.shape, self._first_index_of_label.dtype)
         _look_up(self._first_index_of_label, self.label_map.labels[widest], first_indices[widest])
-        for number, out in zip(numbers, outs, strict=True):
-            window = self._window(number)
-            np.less_equal(first_indices[window], number, out=out[window])
+        for index, out in zip(indices, outs, strict=True):
+            window = self._window(index)
+            np.less_equal(first_indices[window], index, out=out[window])
 
-    def _window(self, number: int) -> tuple[slice, slice]:
+    def _window(self, index: int) -> tuple[slice, slice]:
         if self.boxes_xyxy is None:
             return np.s_[:, :]
-        x0, y0, x1, y1 = self.boxes_xyxy[number].astype(int)
+        x0, y0, x1, y1 = self.boxes_xyxy[index].astype(int)
         return np.s_[y0:y1, x0:x1]
 
 
@@ -187,7 +187,7 @@ class CandidateMask:
         return CandidateMask((*self.edits, edit), edit.apply(self.sampled, nested.first_indices <= number), log_prior)
 
 
-def empty_mask(grid: WorkingGrid) -> CandidateMask:
+def empty_mask(grid: SamplingGrid) -> CandidateMask:
     """The empty mask."""
     return CandidateMask((), np.zeros(len(grid), bool), 0.0)
 
@@ -214,7 +214,7 @@ def centredness(
     wrong, nearest = _wrong_parts(
         base.sampled, nested.first_indices, len(nested), adds, shown, click.positive, click.squared_distances_px
     )
-    radii_px = np.sqrt(np.maximum(np.minimum(nearest, click.squared_rim_px), click.spacing_px**2 / 4))
+    radii_px = np.sqrt(np.maximum(np.minimum(nearest, click.squared_border_px), click.spacing_px**2 / 4))
     disc_radii_px = np.sqrt(np.maximum(wrong, 1) / np.pi) * click.spacing_px
     return np.minimum(radii_px / disc_radii_px, 1.0)
 

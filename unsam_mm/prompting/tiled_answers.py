@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from unsam_mm.masks.granularity import area_granularity, nearest_area
 from unsam_mm.prompting.prompt import Prompt
 from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid
-
-if TYPE_CHECKING:
-    from unsam_mm.prompting.tiles import TiledEngine
 
 _SAME_IOU = 0.8
 _LEVEL_PENALTY = 0.5  # factor of scores for each level after the leading one
@@ -95,14 +91,23 @@ class MasksBySize:
     used. A mask smaller than the previous one is not accepted.
 
     Args:
-        engine: Predicts masks for windows.
+        masks_in: See `TiledEngine.masks_in`.
+        crops_in: See `TiledEngine.crops_in`.
         pyramid: The windows of the plane.
         windows: The windows that contain the prompt, finest first.
         prompt: The prompt.
     """
 
-    def __init__(self, engine: TiledEngine, pyramid: WindowPyramid, windows: list[Window], prompt: Prompt) -> None:
-        self._engine, self._pyramid, self._windows, self._prompt = engine, pyramid, windows, prompt
+    def __init__(
+        self,
+        masks_in: Callable[[Window, Prompt, float | None], tuple[np.ndarray, np.ndarray]],
+        crops_in: Callable[[Window, np.ndarray, Prompt], list[MaskCrop | None]],
+        pyramid: WindowPyramid,
+        windows: list[Window],
+        prompt: Prompt,
+    ) -> None:
+        self._masks_in, self._crops_in = masks_in, crops_in
+        self._pyramid, self._windows, self._prompt = pyramid, windows, prompt
         self._masks: list[_SizedMask] = []
         height, width = pyramid.size_hw
         finest = min(height, pyramid.side_px) * min(width, pyramid.side_px)
@@ -122,7 +127,7 @@ class MasksBySize:
             return [], np.zeros(0, np.float32)
         nearest = masks[nearest_area(np.array([mask.area for mask in masks]), area_px)]
         window, mask = nearest.found
-        return self._engine.crops_in(window, mask[None], self._prompt), np.array([nearest.score], np.float32)
+        return self._crops_in(window, mask[None], self._prompt), np.array([nearest.score], np.float32)
 
     def _next(self) -> _SizedMask:
         previous = self._masks[-1] if self._masks else _SizedMask()
@@ -132,10 +137,10 @@ class MasksBySize:
             window_px = self._pyramid.area_of(window)
             if wanted_px > window_px and number + 1 < len(self._windows):
                 continue
-            masks, scores = self._engine.masks_in(window, self._prompt, float(area_granularity(wanted_px, window_px)))
+            masks, scores = self._masks_in(window, self._prompt, float(area_granularity(wanted_px, window_px)))
             if len(masks) and previous.found and previous.found[0] == window and (masks[0] == previous.found[1]).all():
                 return previous
-            crops = self._engine.crops_in(window, masks, self._prompt)
+            crops = self._crops_in(window, masks, self._prompt)
             if crops and crops[0] is not None:
                 if crops[0].area < previous.area:
                     return replace(previous, number=number)

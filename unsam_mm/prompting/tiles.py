@@ -130,7 +130,8 @@ class TiledEngine(WrappedEngine):
         On large planes most objects are smaller than a ten-thousandth of the plane, the granularity 0.
         """
         if self._by_size is None or self._by_size[0] != prompt.key:
-            self._by_size = prompt.key, MasksBySize(self, self._pyramid, self._windows_for(prompt), prompt)
+            windows = self._windows_for(prompt)
+            self._by_size = prompt.key, MasksBySize(self.masks_in, self.crops_in, self._pyramid, windows, prompt)
         return self._by_size[1].answer(area_px)
 
     def masks_in(self, window: Window, prompt: Prompt, granularity: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.ops import box_iou
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.inference import ClickInference
-from unsam_mm.prompting.nested_masks import LabelMap, NestedMasks, WorkingGrid
+from unsam_mm.prompting.nested_masks import LabelMap, NestedMasks, SamplingGrid
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
 
 EPSILON = 1e-6
@@ -108,7 +108,7 @@ class TreeSource:
     """
 
     def __init__(self, hierarchy: MaskHierarchy, all_trees: bool = False) -> None:
-        self.grid, self._all_trees = WorkingGrid(hierarchy.size_hw), all_trees
+        self.grid, self._all_trees = SamplingGrid(hierarchy.size_hw), all_trees
         self._trees = hierarchy.trees
         scores = [_unscaled_click_scores(tree) for tree in self._trees]
         best = max(max(float(values.max()) for values in scores), np.finfo(np.float32).tiny)
