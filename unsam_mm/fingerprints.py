@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _WEIGHT_FILES = ('config.json', '*.safetensors', '*.index.json', '*.bin', '*.pth')
 _BLOCK_BYTES = 2**20
 _DIGEST_BYTES = 16
-_KNOWN_DIGESTS = 4096
+_CACHE_SIZE = 4096
 
 
 def file_sha256(path: Path) -> str:
@@ -28,7 +28,9 @@ def file_sha256(path: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """32 hexadecimal digits of a file's content, without the metadata of safetensors; cached until the file changes.
+    """BLAKE2b digest of a file, 32 hexadecimal digits.
+
+    Metadata of safetensors files are left out. The digest is cached until the file changes.
 
     Raises:
         OSError: If the file cannot be read.
@@ -37,9 +39,9 @@ def file_digest(path: Path) -> str:
     return _digest(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
-@lru_cache(_KNOWN_DIGESTS)
+@lru_cache(_CACHE_SIZE)
 def _digest(path: Path, size: int, *touched: int) -> str:
-    """`touched` holds the times and the inode of the file, so that a changed file is read again."""
+    """Digest of a file; `touched`, its times and inode, is a part of the cache key, so a changed file is read again."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     with path.open('rb') as file:
         if path.suffix == '.safetensors':
@@ -50,7 +52,7 @@ def _digest(path: Path, size: int, *touched: int) -> str:
 
 
 def weights_digest(path: Path) -> str:
-    """32 hexadecimal digits of the weights in a file, or in a folder in transformers' format.
+    """BLAKE2b digest of the weights in a file, or in a folder in the format of transformers, 32 hexadecimal digits.
 
     Raises:
         WeightsError: If they cannot be read.
@@ -66,7 +68,7 @@ def weights_digest(path: Path) -> str:
 
 
 def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """24 hexadecimal digits of named tensors, on any device."""
+    """BLAKE2b digest of named tensors, 24 hexadecimal digits; the device does not matter."""
     import torch
 
     digest = hashlib.blake2b(digest_size=12)
@@ -77,7 +79,7 @@ def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def image_stamp(path: Path) -> dict[str, int | str]:
-    """Size, time and digest of an image file, stored with the results for that image; see `is_current`.
+    """Size, modification time and digest of an image file, stored with the results for that image; see `is_current`.
 
     Raises:
         ImageError: If the file cannot be read, or is a device or pipe.
@@ -90,21 +92,22 @@ def image_stamp(path: Path) -> dict[str, int | str]:
         raise ImageError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions') from error
 
 
-def is_current(kept: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool:
+def is_current(result: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool:
     """Whether a stored result was made from the image file as it is now.
 
     Args:
-        kept: File with the result.
-        image: The image file. If it is missing, the result is current; if it was modified and cannot be read, it is not.
-        stamp: What `image_stamp` returned when the result was made. None, as for files of other programs: the image must
-            not be younger than the result.
+        result: The file with the result.
+        image: The image file. If it does not exist, the result counts as current. If it was modified and cannot be read,
+            the result counts as outdated.
+        stamp: The value of `image_stamp` when the result was made. If None, as for files of other programs, the result is
+            current if the image is not newer than it.
     """
     try:
         found = image.stat()
     except OSError:
         return True
     if not isinstance(stamp, Mapping):
-        return kept.stat().st_mtime_ns >= found.st_mtime_ns
+        return result.stat().st_mtime_ns >= found.st_mtime_ns
     if stamp.get('bytes') != found.st_size:
         return False
     if stamp.get('mtime_ns') == found.st_mtime_ns:
@@ -116,14 +119,14 @@ def is_current(kept: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool
 
 
 def _tensor_table(file: IO[bytes], size: int) -> bytes:
-    """The header of a safetensors file without its metadata, which has no fixed order."""
+    """The header of a safetensors file without the metadata, whose order varies between writes."""
     length = file.read(8)
-    header = file.read(min(int.from_bytes(length, 'little'), size))  # a damaged file may name any length
+    header = file.read(min(int.from_bytes(length, 'little'), size))  # in a damaged file the length can be any number
     try:
         table = json.loads(header)
     except (ValueError, RecursionError):
         table = None
-    if not isinstance(table, dict):  # damaged; loading it raises
+    if not isinstance(table, dict):  # damaged: loading the weights raises an error
         return length + header
     table.pop('__metadata__', None)
     return json.dumps(table, sort_keys=True).encode()

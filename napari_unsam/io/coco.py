@@ -20,41 +20,45 @@ from unsam_mm.files import read_json
 from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.rle import areas_and_boxes, decode_crop, encode_crop, rle_to_json
 
-KEPT = ('score', 'stability', 'level')
-"""Columns of the features table whose numbers are written."""
-_NOTE = 'labels'  # key in `info` of how the planes make up the array
+SAVED_COLUMNS = ('score', 'stability', 'level')
+"""Columns of the features table that are saved, if they are numbers."""
+_ARRAY_KEY = 'labels'  # key in `info` of the shape, axes, scale, units and name of the array
 
 
 def write_coco(path: str | Path, objects: LabelledObjects) -> None:
     """Writes objects as a COCO annotation file, atomically.
 
-    Planes of a stack are separate images, called ``stack.tif[3]``. Besides COCO's own fields an annotation has
-    `object_id`, the label, the same in all planes; `parent`, the id of the annotation of the object's parent in the same
-    plane, or -1; `parent_id`, the label of the parent if there is one, and `parent_layer` if it is in another layer;
-    `granularity`, by its area; and score, stability and level if the features table has them.
+    Each plane of a stack is an image, named like ``stack.tif[3]``. Besides COCO's own fields, an annotation has
+
+    - `object_id`: the label of the object, the same in all planes;
+    - `parent`: the id of the parent's annotation in the same plane, or -1;
+    - `parent_id`: the label of the parent, if there is one;
+    - `parent_layer`: the name of the parent's layer, if it is another layer;
+    - `granularity`: computed from the area;
+    - `score`, `stability`, `level`: if the features table has them.
 
     Raises:
         StoreError: If the file cannot be written.
     """
     rows = objects.rows()
-    note = {
+    array_info = {
         'shape': list(objects.shape),
         'axes': objects.axes,
         'scale': list(objects.scale),
         'units': list(objects.units),
         'name': objects.name,
     }
-    with coco_writer(path, {_NOTE: note}) as writer:
+    with coco_writer(path, {_ARRAY_KEY: array_info}) as writer:
         for plane, crops in crops_by_plane(objects.labels):
             name = objects.name + ''.join(f'[{i}]' for i in plane)
             writer.add(name, objects.shape[-2:], _records(crops, rows, objects.shape[-2:]))
 
 
 def read_coco(path: str | Path) -> LabelledObjects:
-    """Reads a file of `write_coco`, or any COCO file of one image, with run lengths or polygons.
+    """Reads a file written by `write_coco`, or any COCO file with one image; masks may be RLEs or polygons.
 
-    If masks overlap, the smaller one is on top. Annotations without `object_id` are numbered from 1. Polygons that
-    enclose nothing are left out, with one warning.
+    If masks overlap, the smaller one is on top. The label of an annotation without `object_id` is its position, counted
+    from 1. Polygons that enclose nothing are left out, with one warning.
 
     Raises:
         StoreError: If the file is not COCO, is damaged, or holds several images that are not planes of one array.
@@ -63,21 +67,28 @@ def read_coco(path: str | Path) -> LabelledObjects:
     polygons = PolygonFilter(str(path))
     try:
         images, annotations = content['images'], polygons(content['annotations'])
-        note = (content.get('info') or {}).get(_NOTE)
-        if note is None and len(images) != 1:
-            raise StoreError(f'{path}: holds {len(images)} images; expected one, or the planes of one stack')
-        labels = np.zeros(_shape_of(images, note), np.uint32)
+        array_info = (content.get('info') or {}).get(_ARRAY_KEY)
+        if array_info is None and len(images) != 1:
+            raise StoreError(f'{path}: contains {len(images)} images; expected one, or the planes of one stack')
+        labels = np.zeros(_shape_of(images, array_info), np.uint32)
         planes = _planes_of(images, labels)
-        numbered = [_number(annotation.get('object_id', i)) for i, annotation in enumerate(annotations, start=1)]
+        labels_of_annotations = [
+            _checked_label(annotation.get('object_id', i)) for i, annotation in enumerate(annotations, start=1)
+        ]
         areas = np.zeros(len(annotations), np.int64)
-        for image_id, places in _by_image(annotations, planes).items():
-            areas[places] = _draw(planes[image_id], [annotations[i] for i in places], [numbered[i] for i in places])
-        features = _features(annotations, numbered, area_granularity(areas, labels.shape[-2] * labels.shape[-1]))
-        note = note or {'name': images[0].get('file_name') or Path(path).stem}
-        place = {key: tuple(note[key]) for key in ('scale', 'units') if key in note}
-        if not all(isinstance(size, int | float) and 0 < size < np.inf for size in place.get('scale', ())):
-            raise UnSAMError(f'the scale is {place["scale"]}; expected positive numbers')
-        objects = LabelledObjects(labels, features, name=str(note['name']), axes=str(note.get('axes', '')), **place)
+        for image_id, indices in _by_image(annotations, planes).items():
+            own_labels = [labels_of_annotations[i] for i in indices]
+            areas[indices] = _draw(planes[image_id], [annotations[i] for i in indices], own_labels)
+        features = _features(
+            annotations, labels_of_annotations, area_granularity(areas, labels.shape[-2] * labels.shape[-1])
+        )
+        array_info = array_info or {'name': images[0].get('file_name') or Path(path).stem}
+        calibration = {key: tuple(array_info[key]) for key in ('scale', 'units') if key in array_info}
+        if not all(isinstance(size, int | float) and 0 < size < np.inf for size in calibration.get('scale', ())):
+            raise UnSAMError(f'the scale is {calibration["scale"]}; expected positive numbers')
+        objects = LabelledObjects(
+            labels, features, name=str(array_info['name']), axes=str(array_info.get('axes', '')), **calibration
+        )
     except (AttributeError, LookupError, MemoryError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, StoreError):
             raise
@@ -87,11 +98,11 @@ def read_coco(path: str | Path) -> LabelledObjects:
     return objects
 
 
-def _shape_of(images: list[dict], note: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """Shape of the array: of the planes in the note, else of the only image."""
-    shape = tuple(note['shape']) if note else image_size(images[0])
+def _shape_of(images: list[dict], array_info: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Shape of the array: of the planes in the array_info, else of the only image."""
+    shape = tuple(array_info['shape']) if array_info else image_size(images[0])
     if not 2 <= len(shape) <= MAX_AXES or not all(type(side) is int and side > 0 for side in shape):
-        raise UnSAMError(f'the shape is {shape}; expected 2 to {MAX_AXES} sides in pixels')
+        raise UnSAMError(f'the shape is {shape}; expected 2 to {MAX_AXES} positive integers')
     return shape
 
 
@@ -99,7 +110,7 @@ def _planes_of(images: list[dict], labels: np.ndarray) -> dict[Any, np.ndarray]:
     """The plane of each image, by image id."""
     for image in images:
         if (size := image_size(image)) not in ((None, None), labels.shape[-2:]):
-            raise UnSAMError(f'an image is {size} px, a plane {labels.shape[-2:]}')
+            raise UnSAMError(f'an image has the size {size}, the planes have {labels.shape[-2:]}')
     if message := repeated_id([{**image, 'id': entry_id(image['id'])} for image in images]):
         raise UnSAMError(message)
     return {
@@ -111,18 +122,18 @@ def _planes_of(images: list[dict], labels: np.ndarray) -> dict[Any, np.ndarray]:
 def _by_image(annotations: list[Mapping[str, Any]], planes: Mapping[Any, np.ndarray]) -> dict[Any, list[int]]:
     """Indices of the annotations, by image id."""
     groups: dict[Any, list[int]] = {}
-    for place, annotation in enumerate(annotations):
+    for index, annotation in enumerate(annotations):
         image_id = entry_id(annotation['image_id'])
         if image_id not in planes:
-            raise UnSAMError(f'{describe_record(annotation)}: "images" does not list this image')
-        groups.setdefault(image_id, []).append(place)
+            raise UnSAMError(f'{describe_record(annotation)}: its image_id is not in "images"')
+        groups.setdefault(image_id, []).append(index)
     return groups
 
 
-def _number(value: Any) -> int:
+def _checked_label(value: Any) -> int:
     label = entry_id(value)
     if not isinstance(label, int) or not 0 < label < 2**32:
-        raise UnSAMError(f'an object_id is {value!r}; expected a whole number from 1')
+        raise UnSAMError(f'an object_id is {value!r}; expected an integer from 1 to 2**32 - 1')
     return label
 
 
@@ -145,12 +156,12 @@ def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size
                 record |= {'parent': position.get(label, -1), 'parent_id': label}
             case layer, label:
                 record |= {'parent_layer': layer, 'parent_id': label}
-        records.append(record | {name: plain(row[name]) for name in KEPT if is_kept(name, row.get(name))})
+        records.append(record | {name: plain(row[name]) for name in SAVED_COLUMNS if is_saved(name, row.get(name))})
     return records
 
 
-def is_kept(column: str, value: Any) -> bool:
-    """True if a value of the features table is read back: text in the column `parent`, a finite number in others."""
+def is_saved(column: str, value: Any) -> bool:
+    """True if a value of the features table can be saved: a string in the column `parent`, a finite number in others."""
     return isinstance(value, str) if column == 'parent' else isinstance(value, Real) and abs(value) < np.inf
 
 
@@ -164,19 +175,21 @@ def _draw(plane: np.ndarray, annotations: list[Mapping[str, Any]], labels: list[
     return areas
 
 
-def _features(annotations: list[Mapping[str, Any]], numbered: list[int], granularity: np.ndarray) -> pd.DataFrame:
+def _features(
+    annotations: list[Mapping[str, Any]], labels_of_annotations: list[int], granularity: np.ndarray
+) -> pd.DataFrame:
     by_id: dict[Any, int] = {}
-    for annotation, label in zip(annotations, numbered, strict=True):
+    for annotation, label in zip(annotations, labels_of_annotations, strict=True):
         by_id.setdefault(entry_id(annotation.get('id')), label)
-    labels, objects = np.unique(numbered, return_inverse=True)
+    labels, objects = np.unique(labels_of_annotations, return_inverse=True)
     means = np.bincount(objects, granularity) / np.bincount(objects)  # over the planes of an object
     rows = {
         label: {'index': label, 'granularity': mean}
         for label, mean in zip(labels.tolist(), means.tolist(), strict=True)
     }
-    for annotation, label in zip(annotations, numbered, strict=True):
+    for annotation, label in zip(annotations, labels_of_annotations, strict=True):
         row = rows[label]
-        row |= {name: number_in(annotation, name) for name in KEPT if annotation.get(name) is not None}
+        row |= {name: number_in(annotation, name) for name in SAVED_COLUMNS if annotation.get(name) is not None}
         parent = entry_id(annotation.get('parent_id', by_id.get(entry_id(annotation.get('parent', -1)))))
         if isinstance(parent, int) and 0 <= parent < 2**32:
             row['parent_id'] = parent

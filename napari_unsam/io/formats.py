@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_unsam.engine.inference import ProgressCallback
-from napari_unsam.io.coco import KEPT, is_kept, read_coco, write_coco
+from napari_unsam.io.coco import SAVED_COLUMNS, is_saved, read_coco, write_coco
 from napari_unsam.io.geojson import write_geojson
 from napari_unsam.io.images import read_label_tiff, read_ome_zarr, write_label_tiff, write_ome_zarr
 from napari_unsam.io.measurements import write_csv
@@ -27,7 +27,7 @@ class Format:
         title: Its name in menus.
         ending: The end of its file names.
         write: Writes objects to a file; an existing one is replaced.
-        columns: Columns of the features table that are read back besides `COUNTED`, see `is_kept`; None if all are.
+        columns: Columns of the features table that are read back besides `COUNTED`, see `is_saved`; None if all are.
     """
 
     title: str
@@ -38,7 +38,7 @@ class Format:
 
 FORMATS = {
     'tiff': Format('Label image (OME-TIFF)', '.tif', write_label_tiff),
-    'coco': Format('COCO (run lengths)', '.coco.json', write_coco, (*KEPT, 'parent_id', 'parent')),
+    'coco': Format('COCO (run lengths)', '.coco.json', write_coco, (*SAVED_COLUMNS, 'parent_id', 'parent')),
     'geojson': Format('GeoJSON (QuPath)', '.geojson', write_geojson),
     'csv': Format('Table (CSV)', '.csv', lambda path, objects: write_csv(path, objects.features)),
     'zarr': Format('Label image (OME-Zarr)', '.ome.zarr', write_ome_zarr, None),
@@ -68,7 +68,7 @@ def holds(name: str, features: pd.DataFrame) -> bool:
     if form.columns is None or not form.ending.endswith(READABLE):
         return form.columns is None
     filled = {column: features[column].dropna() for column in features if column not in COUNTED}
-    return all(column in form.columns and is_kept(column, value) for column in filled for value in filled[column])
+    return all(column in form.columns and is_saved(column, value) for column in filled for value in filled[column])
 
 
 def read_objects(path: str | Path) -> LabelledObjects:

@@ -195,7 +195,7 @@ def _fit(labels: np.ndarray, dtype: np.dtype) -> bool:
 
 
 def _put(array: Any, box: Slices, part: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> None:
-    """Sets the labels of a mask in a part that was read from an array, and writes it back."""
+    """Sets the labels of a mask in a part of an array, and writes the part back unless it is a view of the array."""
     if labels.ndim == 0:
         np.copyto(part, labels, where=mask)
     else:

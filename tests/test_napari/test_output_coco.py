@@ -134,7 +134,7 @@ def test_files_from_elsewhere_are_numbered_and_smaller_masks_lie_on_top(tmp_path
     [
         ({'images': []}, 'not a COCO file'),
         ([1, 2], 'not a COCO file'),
-        ({'images': [{}, {}], 'annotations': []}, 'holds 2 images'),
+        ({'images': [{}, {}], 'annotations': []}, 'contains 2 images'),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, words):
@@ -172,8 +172,8 @@ def test_boxes_and_areas_are_those_of_the_mask_whatever_the_file_states(tmp_path
             'image 7, record 1: counts are not COCO run',
         ),
         (SQUARE | {'segmentation': {'size': [5, 24], 'counts': [120]}}, {}, 'the mask is 5 x 24 px, the image 10 x 12'),
-        (SQUARE | {'image_id': 8}, {}, 'image 8, record 1: "images" does not list this image'),
-        (SQUARE | {'object_id': -1}, {}, 'an object_id is -1; expected a whole number from 1'),
+        (SQUARE | {'image_id': 8}, {}, 'image 8, record 1: its image_id is not in "images"'),
+        (SQUARE | {'object_id': -1}, {}, 'an object_id is -1; expected an integer from 1'),
         (SQUARE | {'score': 'high'}, {}, 'the "score" is not a number'),
         (SQUARE, {'height': 0}, 'the "height" is 0'),
         (SQUARE, {'width': None}, 'the shape is .10, None.'),

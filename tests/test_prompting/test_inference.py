@@ -17,7 +17,7 @@ from unsam_mm.prompting.nested_masks import (
     CandidateMask,
     LabelMap,
     SamplingGrid,
-    centredness,
+    click_centrality,
     empty_mask,
     relative_depth,
 )
@@ -84,7 +84,7 @@ def test_centredness_is_the_depth_of_the_click_in_the_error_region(case, data):
     )
     base = CandidateMask((), start.ravel(), 0.0)  # images this small have a point for each pixel
     (nested,) = source.at_point(point)
-    values = centredness(base, nested, adds, shown.ravel(), source.grid.click(point, positive))
+    values = click_centrality(base, nested, adds, shown.ravel(), source.grid.click(point, positive))
     for number, value in enumerate(values):
         piece = np.zeros(tree.size_hw, bool)
         nested.draw([number], [piece])

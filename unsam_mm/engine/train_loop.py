@@ -59,7 +59,7 @@ class UnSAMTrainLoop(IterBasedTrainLoop):
         return self.dataloader.dataset.dataset
 
     def run(self) -> torch.nn.Module:
-        """Trains. The seed of a resumed run is known only now."""
+        """Trains. MMEngine has read the seed of a resumed run from its checkpoint by now."""
         self._seed = _shared_seed(self.runner)
         self.restart_data(0)  # the base class skips the batches of earlier iterations
         return super().run()

@@ -23,7 +23,7 @@ from unsam_mm.prompting.nested_masks import (
     LabelMap,
     NestedMasks,
     SamplingGrid,
-    centredness,
+    click_centrality,
     empty_mask,
     relative_depth,
 )
@@ -31,7 +31,7 @@ from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, Prompt, mask_of_logi
 
 # Chosen on twelve training photographs of BSDS500 and twelve micrographs of DSB2018, 439 segments. A first power of 2
 # is better for clicks in the exact middle of objects, and worse than no weight for clicks at random places in them.
-_FIRST_POWER, _LATER_POWER = 1.0, 2.0  # power of the centredness of the first click, and of later ones
+_FIRST_POWER, _LATER_POWER = 1.0, 2.0  # power of the centrality of the first click, and of later ones
 _DEPTH_POWER, _N_RERANKED = 3.0, 20  # power of the depth of later clicks; best candidates that are reranked by it
 _EDIT_POWER, _EDIT_LOG_PRIOR = 0.5, -0.5  # power of the prior of a region in an edit; log prior of any edit
 _DISC_LOG_PRIOR = -6.0  # of a disc, used where no region fits
@@ -224,7 +224,7 @@ class _Step:
         total = log_prior.copy()
         for number, (shown, click) in enumerate(self._clicks):
             power = _LATER_POWER if number or self._prompt.box_xyxy is not None else _FIRST_POWER
-            total += power * np.log(centredness(base, nested, adds, shown, click))
+            total += power * np.log(click_centrality(base, nested, adds, shown, click))
         if nested is self._empty:
             return [(total[0], lambda: base)]
         return [
@@ -293,10 +293,10 @@ def masks_of(candidates: list[CandidateMask], size_hw: tuple[int, int]) -> np.nd
         numbers_by_nested.setdefault(id(candidate.edits[0].nested), []).append(number)
     for numbers in numbers_by_nested.values():
         first_edits = [candidates[number].edits[0] for number in numbers]
-        first_edits[0].nested.draw([edit.number for edit in first_edits], [masks[number] for number in numbers])
+        first_edits[0].nested.draw([edit.index for edit in first_edits], [masks[number] for number in numbers])
     for candidate, mask in zip(candidates, masks, strict=True):
         for edit in candidate.edits[1:]:
             other = np.zeros_like(mask)
-            edit.nested.draw([edit.number], [other])
+            edit.nested.draw([edit.index], [other])
             mask[:] = edit.apply(mask, other)
     return masks

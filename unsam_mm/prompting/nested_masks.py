@@ -138,16 +138,16 @@ class NestedMasks:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A union with a mask, or a difference.
+    """Adds a mask to another one (union), or subtracts it (difference).
 
     Attributes:
         nested: Nested masks, one of which is added or subtracted.
-        number: Index of that mask.
-        adds: Whether it is added or subtracted.
+        index: Index of that mask.
+        adds: True to add it, False to subtract it.
     """
 
     nested: NestedMasks
-    number: int
+    index: int
     adds: bool
 
     def apply(self, mask: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -157,10 +157,10 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class CandidateMask:
-    """A candidate for the mask that the clicks mean.
+    """A candidate for the mask that the user intends.
 
     Attributes:
-        edits: The unions and differences that make it, in order, from the empty mask.
+        edits: The unions and differences that give the mask, applied in this order to the empty mask.
         sampled: (P,) bool on the grid.
         log_prior: Log prior, before the positions of clicks are taken into account.
     """
@@ -175,16 +175,16 @@ class CandidateMask:
         return int(np.count_nonzero(self.sampled))
 
     def at(self, points_xy: np.ndarray) -> np.ndarray:
-        """(K,) bool, whether the mask holds each of (K, 2) pixels."""
+        """(K,) bool, True if the mask contains the pixel, of (K, 2) pixels."""
         inside = np.zeros(len(points_xy), bool)
         for edit in self.edits:
-            inside = edit.apply(inside, edit.nested.first_indices_at(points_xy) <= edit.number)
+            inside = edit.apply(inside, edit.nested.first_indices_at(points_xy) <= edit.index)
         return inside
 
-    def edited(self, nested: NestedMasks, number: int, adds: bool, log_prior: float) -> CandidateMask:
+    def edited(self, nested: NestedMasks, index: int, adds: bool, log_prior: float) -> CandidateMask:
         """The candidate with one more edit."""
-        edit = Edit(nested, number, adds)
-        return CandidateMask((*self.edits, edit), edit.apply(self.sampled, nested.first_indices <= number), log_prior)
+        edit = Edit(nested, index, adds)
+        return CandidateMask((*self.edits, edit), edit.apply(self.sampled, nested.first_indices <= index), log_prior)
 
 
 def empty_mask(grid: SamplingGrid) -> CandidateMask:
@@ -192,26 +192,26 @@ def empty_mask(grid: SamplingGrid) -> CandidateMask:
     return CandidateMask((), np.zeros(len(grid), bool), 0.0)
 
 
-def centredness(
+def click_centrality(
     base: CandidateMask, nested: NestedMasks, adds: bool, shown: np.ndarray, click: GridClick
 ) -> np.ndarray:
     """How central a click is in the error region of the shown mask, for each candidate `base` plus or minus `nested`.
 
-    A positive click marks false negatives of the shown mask, a negative click false positives. Users click the largest
-    error, so errors of the other kind lower the value too.
+    A positive click marks false negatives of the shown mask, a negative click false positives. Users click in the
+    largest error, so a candidate that implies a large error of the other kind gets a lower value, too.
 
     Args:
         base: The mask that is edited.
         nested: N masks that are added or subtracted.
-        adds: Whether they are added or subtracted.
+        adds: True to add them, False to subtract them.
         shown: (P,) bool, the mask that was shown when the click was made.
         click: The click.
 
     Returns:
-        (N,) float in (0, 1]: the distance from the click to the nearest point that is no error of its kind, over the
-        radius of a disc with the area of all errors.
+        (N,) float in (0, 1]: the distance from the click to the nearest point that is not an error of the same kind, divided
+        by the radius of a disc with the area of all errors.
     """
-    wrong, nearest = _wrong_parts(
+    wrong, nearest = _error_counts_and_distances(
         base.sampled, nested.first_indices, len(nested), adds, shown, click.positive, click.squared_distances_px
     )
     radii_px = np.sqrt(np.maximum(np.minimum(nearest, click.squared_border_px), click.spacing_px**2 / 4))
@@ -222,7 +222,7 @@ def centredness(
 def relative_depth(mask: np.ndarray, shown: np.ndarray, click: GridClick) -> float:
     """Depth of a click in the error region, relative to the largest depth, if `mask` is the true mask.
 
-    The depth is the distance to the boundary of the error region. This is slower than `centredness`, and better where
+    The depth is the distance to the boundary of the error region. This is slower than `click_centrality`, and better where
     the error region has several components: users click the middle of the largest.
 
     Args:
@@ -233,8 +233,8 @@ def relative_depth(mask: np.ndarray, shown: np.ndarray, click: GridClick) -> flo
     Returns:
         In (0, 1]. A few points are added to both depths, since clicks are imprecise.
     """
-    own, deepest = _depths(mask, shown, click.positive, *click.nearest)
-    return (own + _DEPTH_SLACK) / (deepest + _DEPTH_SLACK)
+    at_click, deepest = _depths(mask, shown, click.positive, *click.nearest)
+    return (at_click + _DEPTH_SLACK) / (deepest + _DEPTH_SLACK)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -245,12 +245,13 @@ def _look_up(values, labels, out):
 
 
 @numba.njit(nogil=True, cache=True)
-def _wrong_parts(base, first_indices, n_masks, adds, shown, positive, squared_px):
-    """(N,) number of error points, and (N,) squared distance to the nearest point that is no error of the click's kind.
+def _error_counts_and_distances(base, first_indices, n_masks, adds, shown, positive, squared_px):
+    """(N,) number of errors, and (N,) squared distance to the nearest point that is not an error of the click's kind.
 
-    Each point enters the nested masks at its first index, so it becomes right or wrong at most once.
+    Inside and outside mean: an error of the click's kind, or not. A point is added or removed at its first index, so it
+    enters or leaves at most once.
     """
-    always_wrong, nearest_never = 0, np.inf
+    always_wrong, nearest_always_outside = 0, np.inf
     wrong_from, wrong_until = np.zeros(n_masks + 1, np.int64), np.zeros(n_masks + 1, np.int64)
     nearest_at = np.full(n_masks + 1, np.inf)
     for point in range(len(first_indices)):
@@ -258,20 +259,20 @@ def _wrong_parts(base, first_indices, n_masks, adds, shown, positive, squared_px
         if base[point] == adds:  # no mask changes this point
             is_wrong = base[point] != shown[point]
             always_wrong += is_wrong
-            changes, stays_out = False, not is_wrong or base[point] != positive
+            enters_or_leaves, is_always_outside = False, not is_wrong or base[point] != positive
         elif shown[point] == adds:
             wrong_until[first_index] += 1
-            changes = adds != positive
-            stays_out = not changes
+            enters_or_leaves = adds != positive
+            is_always_outside = not enters_or_leaves
         else:
             wrong_from[first_index] += 1
-            changes = adds == positive
-            stays_out = not changes
-        if changes:
+            enters_or_leaves = adds == positive
+            is_always_outside = not enters_or_leaves
+        if enters_or_leaves:
             nearest_at[first_index] = min(nearest_at[first_index], squared_px[point])
-        elif stays_out:
-            nearest_never = min(nearest_never, squared_px[point])
-    wrong, nearest = np.zeros(n_masks, np.int64), np.full(n_masks, nearest_never)
+        elif is_always_outside:
+            nearest_always_outside = min(nearest_always_outside, squared_px[point])
+    wrong, nearest = np.zeros(n_masks, np.int64), np.full(n_masks, nearest_always_outside)
     count = always_wrong + wrong_until.sum()
     for i in range(n_masks):
         count += wrong_from[i] - wrong_until[i]
@@ -280,19 +281,20 @@ def _wrong_parts(base, first_indices, n_masks, adds, shown, positive, squared_px
     if adds == positive:  # the error region grows with the index: points of larger first index are outside
         for i in range(n_masks - 1, -1, -1):
             least = min(least, nearest_at[i + 1])
-            nearest[i] = min(nearest_never, least)
+            nearest[i] = min(nearest_always_outside, least)
     else:  # it shrinks: points of smaller first index are outside
         for i in range(n_masks):
             least = min(least, nearest_at[i])
-            nearest[i] = min(nearest_never, least)
+            nearest[i] = min(nearest_always_outside, least)
     return wrong, nearest
 
 
 @numba.njit(nogil=True, cache=True)
 def _depths(mask, shown, positive, click_row, click_column):
-    """Distance, in grid points, to the nearest point that is no error of the same kind: at the click, and the largest.
+    """Depths in grid points: at the click, and the largest.
 
-    Chamfer distances 3-4 in two sweeps over the bounding box of the errors (G. Borgefors, 1986).
+    A depth is the distance to the nearest point that is not an error of the same kind, from a 3-4 chamfer
+    distance transform in two passes over the bounding box of the errors (G. Borgefors, 1986).
     """
     n_rows, n_columns = mask.shape
     top, bottom, left, right = n_rows, -1, n_columns, -1
@@ -303,29 +305,28 @@ def _depths(mask, shown, positive, click_row, click_column):
                 left, right = min(left, column), max(right, column)
     if bottom < 0:
         return 0.0, 0.0
-    # Padded with zeros. Of two errors with different values in `mask`, one is a false negative, the other a false
-    # positive.
+    # Padded with zeros. Errors with different values in `mask` are of different kinds, so each ends the depth of the other.
     depths = np.zeros((bottom - top + 3, right - left + 3), np.int32)
     deepest = 0
     for row in range(top, bottom + 1):
         for column in range(left, right + 1):
             if mask[row, column] != shown[row, column]:
-                depths[row - top + 1, column - left + 1] = _stepped(depths, mask, row, column, top, left, -1)
+                depths[row - top + 1, column - left + 1] = _chamfer_step(depths, mask, row, column, top, left, -1)
     for row in range(bottom, top - 1, -1):
         for column in range(right, left - 1, -1):
             if mask[row, column] != shown[row, column]:
                 i, k = row - top + 1, column - left + 1
-                depths[i, k] = min(depths[i, k], _stepped(depths, mask, row, column, top, left, 1))
+                depths[i, k] = min(depths[i, k], _chamfer_step(depths, mask, row, column, top, left, 1))
                 deepest = max(deepest, depths[i, k])
-    own = 0
+    at_click = 0
     if top <= click_row <= bottom and left <= click_column <= right and mask[click_row, click_column] == positive:
-        own = depths[click_row - top + 1, click_column - left + 1]
-    return own / 3, deepest / 3
+        at_click = depths[click_row - top + 1, click_column - left + 1]
+    return at_click / 3, deepest / 3
 
 
 @numba.njit(nogil=True, cache=True)
-def _stepped(depths, mask, row, column, top, left, side):
-    """The smallest depth that the four neighbours on one side of a point allow."""
+def _chamfer_step(depths, mask, row, column, top, left, side):
+    """The smallest chamfer depth that follows from the four neighbours before (side -1) or after (side 1) a point."""
     least = 1 << 30
     for row_step, column_step, length in ((side, -1, 4), (side, 0, 3), (side, 1, 4), (0, side, 3)):
         depth = depths[row - top + 1 + row_step, column - left + 1 + column_step]
