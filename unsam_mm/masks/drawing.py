@@ -12,7 +12,7 @@ from skimage.segmentation import find_boundaries
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
 
-_GOLDEN_TURN = 0.618033988749895  # hue step; the golden ratio keeps hues of nearby indices apart
+_GOLDEN_TURN = 0.618033988749895  # step in hue; multiples of the golden ratio keep the hues of nearby indices apart
 _GAP_PX = 6
 _OPACITY = 0.55
 
@@ -57,7 +57,7 @@ def draw_hierarchy(image: np.ndarray, hierarchy: MaskHierarchy, levels: Sequence
 
 
 def side_by_side(images: Sequence[np.ndarray], vertical: bool = False) -> np.ndarray:
-    """Images in one row or one column on a white background."""
+    """(H, W, 3) uint8 images in one row, or in one column if `vertical`, on a white background."""
     along, across = (0, 1) if vertical else (1, 0)
     largest = max(image.shape[across] for image in images)
     padded = []

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
     Areas = TypeVar('Areas', np.ndarray, Tensor)
 
-_DECADES = 4  # of area between the granularities 0 and 1
+_DECADES = 4  # powers of ten in area between the granularities 0 and 1
 
 
 def area_granularity(areas_px: Areas, image_px: Areas | float) -> Areas:
-    """(...) float granularity in [0, 1] of (...) areas; both may be numbers, NumPy arrays or torch tensors.
+    """(...) float granularities in [0, 1] of (...) areas, which are numbers, NumPy arrays or torch tensors.
 
     Args:
         areas_px: Areas in pixels; an empty mask has granularity 0.
-        image_px: Area of the image in pixels.
+        image_px: Area of the image in pixels, or (...) areas of several images.
     """
     share = areas_px / image_px
     if isinstance(share, np.ndarray | np.generic | float):
@@ -35,12 +35,12 @@ def area_granularity(areas_px: Areas, image_px: Areas | float) -> Areas:
 
 
 def granularity_area(granularity: float, image_px: float) -> float:
-    """The area in pixels for a granularity. It is 0 for the granularity 0, which all small masks share."""
+    """The area in pixels at a granularity; 0 at the granularity 0, which all very small masks have in common."""
     return image_px * 10.0 ** (_DECADES * (granularity - 1)) if granularity > 0 else 0.0
 
 
 def nearest_area(areas_px: np.ndarray, wanted_px: float) -> int:
-    """Index of the area nearest to a wanted area on a logarithmic scale; of equally near areas the first.
+    """Index of the area nearest to a wanted area on a logarithmic scale; the first of equally near areas.
 
     The result is monotone: a larger wanted area never gives a smaller area.
 

@@ -39,15 +39,16 @@ class MaskHierarchy:
     root is N-1.
 
     Attributes:
-        partition: The regions that are the leaves; trees of one image may share it.
-        tree: The tree over them.
-        score: (N,) float32 in [0, 1]; objectness of the node. Nodes with the score 0 only complete the partition, and
-            `select` leaves them out.
+        partition: The leaves as regions of the image; trees of one image may share a partition.
+        tree: The tree over these regions.
+        score: (N,) float32 in [0, 1]; objectness of the node. `select` leaves out nodes with the score 0: nodes that
+            only complete the partition, and duplicates of nodes of other trees.
         alternatives: Other trees of the same image, whose masks `select` includes. This tree is the main one; the
-            others add masks that cross its regions or differ slightly from them.
+            others add masks that partially overlap its regions or differ slightly from them.
 
     Raises:
-        UnSAMError: If the parts do not belong together, or scores are out of range.
+        UnSAMError: If the partition and the tree differ in the number of leaves, an alternative has another size, or a
+            score is invalid.
     """
 
     partition: Partition
@@ -82,11 +83,12 @@ class MaskHierarchy:
         """Builds a tree from merges; leaves are renumbered depth-first.
 
         Args:
-            leaf_labels: (H, W) integers 0..L-1, every value used; or a partition, which trees may share.
+            leaf_labels: (H, W) integers 0..L-1, every value used, or a partition, which trees may share. Label i is
+                node i of `parent`, `height` and `score`.
             parent: (N,) integers; parent[i] > i, except -1 at the root, which is the last node.
             height: (N,) floats; raised where needed so that no node is lower than a child.
-            score: (N,) floats in [0, 1]; by default the persistence: the height of the parent minus that of the node,
-                over the largest such difference.
+            score: (N,) floats in [0, 1]; by default the persistence, which is the height of the parent minus that of
+                the node, divided by the largest such difference, and at least 1e-6.
 
         Raises:
             UnSAMError: If `parent` is not a tree in this order, the labels are not its leaves, or heights or scores are
@@ -105,11 +107,11 @@ class MaskHierarchy:
 
     @classmethod
     def from_masks(cls, rles: list[Rle], scores: np.ndarray, size_hw: tuple[int, int]) -> MaskHierarchy:
-        """Builds a hierarchy from any masks; masks that cross others go into the alternatives.
+        """Builds a hierarchy from any masks; masks that partially overlap others go into the alternatives.
 
         Args:
             rles: K masks; empty masks and duplicates are left out.
-            scores: (K,) in (0, 1]; masks are assigned to trees in the order of their scores.
+            scores: (K,) in (0, 1]; masks are assigned to trees in descending order of score.
             size_hw: Height and width of the image in pixels.
 
         Raises:
@@ -129,7 +131,7 @@ class MaskHierarchy:
             count, rest = divmod(len(arrays), len(_ARRAYS))
             if rest or not all(isinstance(values, np.ndarray) for values in arrays.values()):
                 raise ValueError(f'found {", ".join(arrays)}')
-            # Validates the arrays; leaves in depth-first order keep their numbers.
+            # `from_merges` validates the arrays; it does not renumber leaves that are in depth-first order already.
             first, *others = (cls.from_merges(*(arrays[f'{name}_{i}'] for name in _ARRAYS)) for i in range(count))
             return replace(first, alternatives=tuple(others))
         except (KeyError, ValueError) as error:
@@ -143,7 +145,7 @@ class MaskHierarchy:
 
         Raises:
             StoreError: If the file is missing or cannot be read.
-            DamagedError: If it is damaged, or of another kind.
+            DamagedError: If the file is damaged, or was not written by `save`.
         """
         try:
             arrays = read_npz(path)
@@ -170,7 +172,7 @@ class MaskHierarchy:
             np.savez_compressed(file, hierarchy_format=np.int64(_FORMAT), **self.to_arrays())
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Labels, parents, heights and scores of this tree and its alternatives, by name and number of the tree."""
+        """Arrays ``leaf_labels_i``, ``parent_i``, ``height_i`` and ``score_i`` by name, for each tree ``trees[i]``."""
         return {f'{name}_{i}': getattr(tree, name) for i, tree in enumerate(self.trees) for name in _ARRAYS}
 
     def __len__(self) -> int:
@@ -193,7 +195,7 @@ class MaskHierarchy:
 
     @property
     def height(self) -> np.ndarray:
-        """(N,) float32; the dissimilarity at which the node was merged, 0 at the leaves; at least that of a child."""
+        """(N,) float32, such as the dissimilarity at which the children were merged; never below that of a child."""
         return self.tree.height
 
     @property
@@ -213,7 +215,7 @@ class MaskHierarchy:
 
     @property
     def level(self) -> np.ndarray:
-        """(N,) float32 in [0, 1], the level at which a node is formed: 1 - log(k) / log(L) for the k regions left then.
+        """(N,) float32 in [0, 1], the level at which a node is formed: 1 - log(k) / log(L) if k regions are then left.
 
         The level of leaves is 0, that of the root 1. A cut at level l has about L ** (1 - l) regions, so equal steps of
         l divide the number of regions by equal factors.
@@ -252,14 +254,14 @@ class MaskHierarchy:
 
     @property
     def relative_persistence(self) -> np.ndarray:
-        """(N,) float32 in [0, 1]: the persistence of each node over the height of the root, whose own is 1."""
+        """(N,) float32 in [0, 1]: the persistence of each node divided by the height of the root; 1 at the root."""
         persistence = self.tree.persistence / max(float(self.height[-1]), 1e-12)
         persistence[-1] = 1
         return persistence
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """(N,) uint64, equal for nodes of the trees of an image that contain the same pixels."""
+        """(N,) uint64 hash of the pixels of each node; equal pixels have equal hashes in all trees of an image."""
         sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(self.partition.hashes[self.tree.region_of_leaf])])
         return sums[self.end_leaf] - sums[self.first_leaf]
 
@@ -268,7 +270,7 @@ class MaskHierarchy:
         return self.partition.runs.in_order(self.tree.region_of_leaf)
 
     def children(self, node: int) -> np.ndarray:
-        """(K,) node numbers; empty for a leaf."""
+        """(K,) numbers of the children of a node; empty for a leaf."""
         return np.flatnonzero(self.parent == node)
 
     def path(self, y: int, x: int) -> np.ndarray:
@@ -312,6 +314,9 @@ class MaskHierarchy:
         """(H, W) int32 label map of a cut, labels 1..K; every pixel belongs to exactly one region.
 
         Label i is node ``cut_nodes(level)[i - 1]``; 0 is not used, since viewers show it as background.
+
+        Raises:
+            UnSAMError: If `level` lies outside [0, 1].
         """
         nodes = self.cut_nodes(level)
         n_leaves = self.end_leaf[nodes] - self.first_leaf[nodes]
@@ -319,7 +324,7 @@ class MaskHierarchy:
         return leaf_labels[self.tree.leaf_of_region][self.partition.labels]
 
     def iou(self, node: int, others: np.ndarray) -> np.ndarray:
-        """(K,) IoU of a node with others: the ratio of areas for nested nodes, else 0."""
+        """(K,) IoU of `node` with (K,) `others` of this tree: the ratio of areas for nested nodes, else 0."""
         shared = _shared_in_tree(self, np.array([node]), np.asarray(others))[0]
         return shared / (self.area[node] + self.area[others] - shared)
 
@@ -337,7 +342,7 @@ class MaskHierarchy:
         return self.to_mask_set(nodes, source)
 
     def best_nodes(self, max_masks: int = 1000, min_area_px: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """The regions that `select` returns: (K,) numbers of their trees, 0 for this one, and (K,) node numbers.
+        """The nodes that `select` returns: (K,) indices of their trees in `trees`, and (K,) node numbers.
 
         See `select` for the arguments.
 
@@ -358,8 +363,8 @@ class MaskHierarchy:
         """The values of nodes of several trees.
 
         Args:
-            name: An array by node, such as 'score'.
-            source: (K,) number of the tree of each node, as from `best_nodes`.
+            name: Name of an attribute with a value for each node, such as 'score'.
+            source: (K,) index of the tree of each node in `trees`, as from `best_nodes`.
             nodes: (K,) node numbers.
 
         Returns:
@@ -370,7 +375,7 @@ class MaskHierarchy:
         return np.concatenate(values)[starts[source] + nodes]
 
     def rle(self, node: int) -> Rle:
-        """COCO run lengths of one node."""
+        """The mask of one node as COCO's compressed RLE."""
         return self._runs.encode(self.first_leaf[node], self.end_leaf[node])
 
     def to_mask_set(self, nodes: np.ndarray, source: np.ndarray | None = None) -> MaskSet:
@@ -378,7 +383,7 @@ class MaskHierarchy:
 
         Args:
             nodes: (K,) node numbers.
-            source: (K,) number of the tree of each node, as from `best_nodes`; by default this tree.
+            source: (K,) index of the tree of each node in `trees`, as from `best_nodes`; by default this tree.
         """
         nodes = np.asarray(nodes, np.int64)
         source = np.zeros(len(nodes), np.int64) if source is None else np.asarray(source, np.int64)
@@ -399,11 +404,11 @@ class MaskHierarchy:
 
 
 def intersections(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -> np.ndarray:
-    """(K, K) float64 intersections of nodes in pixels.
+    """(K, K) float64 areas, in pixels, of the intersections of all pairs of nodes.
 
     Args:
         trees: Trees of the same image.
-        nodes: Node numbers for each tree; K is their total number.
+        nodes: Node numbers for each tree; K is their total number. The result is in the order of trees and nodes.
     """
     offsets = np.cumsum([0, *(len(chosen) for chosen in nodes)])
     shared = np.empty((offsets[-1], offsets[-1]))
@@ -431,13 +436,13 @@ def ious(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -> np.ndar
 
 
 class _Subtree:
-    """A tree restricted to K distinct nodes, numbered from small to large.
+    """A tree restricted to K distinct nodes, which are numbered 0..K-1, children before parents.
 
     Attributes:
         partition: The partition of the tree.
         node_of_region: (L,) number of the smallest of these nodes that contains each region; -1 if none does.
         parent: (K,) number of the smallest other node that contains each node; -1 if none does.
-        number: The number of each given node; several may be equal.
+        number: The number of each node of the argument `nodes`, which may contain duplicates.
     """
 
     def __init__(self, tree: MaskHierarchy, nodes: np.ndarray) -> None:
@@ -459,8 +464,8 @@ def _shared_in_tree(tree: MaskHierarchy, nodes: np.ndarray, others: np.ndarray) 
 def _shared_across(one: _Subtree, other: _Subtree) -> np.ndarray:
     """(K, K') float64 intersections in pixels, from the cells of both partitions; see `Partition.cells`.
 
-    A cell belongs to the smallest node of each subtree. The sums over the descendants of a pair of nodes are the pixels
-    that they share.
+    The area of a cell is counted for the smallest node of each subtree that contains it. Summing these counts over the
+    descendants of two nodes gives the area of their intersection.
     """
     regions, other_regions, areas = one.partition.cells(other.partition)
     counts = _count(one.node_of_region[regions], other.node_of_region[other_regions], areas, one.parent, other.parent)
@@ -469,9 +474,9 @@ def _shared_across(one: _Subtree, other: _Subtree) -> np.ndarray:
 
 @numba.njit(nogil=True, cache=True)
 def _count(nodes, other_nodes, areas, parent, other_parent):
-    """(K, K') counts of pixels, of cells in the given nodes, summed up along the parents."""
+    """(K, K') areas of intersections: areas of cells, summed over the descendants of both nodes."""
     n_nodes, n_others = len(parent), len(other_parent)
-    counts = np.zeros((n_nodes + 1, n_others + 1))  # the last row and column, number -1, are for pixels in no node
+    counts = np.zeros((n_nodes + 1, n_others + 1))  # the last row and column, index -1, count pixels in no node
     for cell in range(len(areas)):
         counts[nodes[cell], other_nodes[cell]] += areas[cell]
     for node in range(n_nodes):

@@ -1,5 +1,8 @@
-"""Converts arbitrary masks to trees. Masks of one tree are nested or disjoint (a laminar family); a mask that partially overlaps
-one of them goes into another tree."""
+"""Converts arbitrary masks to trees.
+
+Masks of one tree are nested or disjoint (a laminar family); a mask that partially overlaps one of them goes into
+another tree.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def laminar_trees(
         that were added to complete the partition have the score 0.
 
     Raises:
-        UnSAMError: If a mask has another size than the image, a score is out of range, or the numbers of masks and scores differ.
+        UnSAMError: If a mask has another size than the image, a score is out of range, or the numbers of masks and
+            scores differ.
     """
     scores = np.asarray(scores, np.float32)
     if len(scores) != len(rles):
@@ -55,7 +59,7 @@ def _find_atoms(runs: list[np.ndarray], size_hw: tuple[int, int]) -> tuple[np.nd
     """Partitions an image into atoms, the largest sets of pixels that are contained in exactly the same masks.
 
     Returns:
-        (H, W) int32 atom of each pixel, 0..A-1, and (K, A) bool, whether mask k contains atom a.
+        (H, W) int32 atom of each pixel, 0..A-1, and (K, A) bool, True if mask k contains atom a.
     """
     # The column-major pixels are split at the start and end of every run: pixels of a piece belong to the same masks.
     n_pixels = size_hw[0] * size_hw[1]
@@ -103,6 +107,6 @@ def _build_tree(
     leaf_of_atom, parent, node = nested_regions(member.argmax(axis=0), parent_mask)
     height, score = np.zeros(len(parent)), np.zeros(len(parent))
     height[node] = member @ areas / labels.size
-    height[: leaf_of_atom.max() + 1] = 0  # of leaves
+    height[: leaf_of_atom.max() + 1] = 0  # leaves
     score[node] = scores
     return leaf_of_atom.astype(np.int32)[labels], parent, height, score

@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class MaskSet:
-    """Masks of one image, best first.
+    """N masks of one image, with scores and parents.
 
     Attributes:
         rles: N run-length encodings, ``{'size': [H, W], 'counts': bytes}``.
-        scores: (N,) float32 in [0, 1]; descending in sets from `MaskHierarchy.select`.
+        scores: (N,) float32 in [0, 1]; in descending order if the set is from `MaskHierarchy.select`.
         parents: (N,) int64 index, within this set, of the smallest mask that contains this one; -1 if none does.
         areas: (N,) int64 in pixels.
         boxes_xyxy: (N, 4) float32 in pixels; right and bottom edges exclusive.
         size_hw: Height and width of the image in pixels.
 
     Raises:
-        UnSAMError: If fields differ in length or dtype, or values are out of range: scores outside [0, 1], areas larger
-            than the image, parents outside the set or in a cycle. Run lengths are not checked; use
-            `unsam_mm.masks.rle.rles_from_json` for untrusted encodings.
+        UnSAMError: If fields differ in length, have another shape or dtype, or values are out of range: scores outside
+            [0, 1], areas larger than the image, boxes that are not finite, parents outside the set or in a cycle. Run
+            lengths are not checked; use `unsam_mm.masks.rle.rles_from_json` for untrusted encodings.
     """
 
     rles: list[Rle]
@@ -87,14 +87,15 @@ class MaskSet:
         """A mask set from run-length encodings, which are checked.
 
         Args:
-            rles: N dictionaries with ``size`` and ``counts``: COCO's compressed text, or a list of run lengths.
+            rles: N dictionaries with ``size`` and ``counts``; counts are COCO's compressed text or a list of run
+                lengths.
             scores: (N,) floats in [0, 1]; by default ones.
             size_hw: Height and width of the image in pixels; by default those of the first encoding.
             parents: (N,) index of the parent of each mask, or -1; by default found by containment.
 
         Raises:
-            UnSAMError: If an encoding is malformed or of another size, there is none and no size, or a score or a
-                parent is out of range.
+            UnSAMError: If an encoding is malformed or of another size, neither encodings nor a size are given, or
+                scores or parents are invalid.
         """
         if size_hw is None and len(rles) == 0:
             raise UnSAMError('without masks the size of the image is unknown; pass size_hw=(height, width)')
@@ -136,12 +137,14 @@ class MaskSet:
         """A mask set from the COCO annotations or results of one image, such as those of `to_coco`.
 
         Args:
-            records: With ``segmentation`` as RLE; ``score``, or SA-1B's ``predicted_iou``, is 1 where it is missing;
-                ``parent`` is an index in this list, or -1. Without it in every record parents are found by containment.
+            records: Dictionaries with an RLE as ``segmentation``. The score is ``score``, or SA-1B's ``predicted_iou``,
+                or 1 if both are missing. ``parent`` is an index in this list, or -1; if a record has none, all parents
+                are found by containment.
             size_hw: Height and width of the image in pixels; by default those of the first record.
 
         Raises:
-            UnSAMError: If a segmentation is not an RLE, or a value is out of range.
+            UnSAMError: If a segmentation is not an RLE, a value is out of range, or neither records nor a size are
+                given.
         """
         for index, record in enumerate(records):
             if not isinstance(record.get('segmentation'), Mapping):
@@ -166,7 +169,7 @@ class MaskSet:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int | slice | np.ndarray | list[int]) -> MaskSet:
-        """The masks at `index` as a new set; a parent that is left out is replaced by its nearest ancestor in the set.
+        """The masks at `index` as a new set; a parent that is left out is replaced by its nearest remaining ancestor.
 
         Raises:
             IndexError: If an index is out of range.
@@ -187,7 +190,11 @@ class MaskSet:
         )
 
     def to_bitmaps(self) -> np.ndarray:
-        """Boolean masks of shape (N, H, W). They take N * H * W bytes; slice large sets first."""
+        """Boolean masks of shape (N, H, W). They take N * H * W bytes; slice large sets first.
+
+        Raises:
+            UnSAMError: If an encoding is damaged or has another size than the image.
+        """
         return decode_rles(self.rles, self.size_hw)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
@@ -272,5 +279,5 @@ def _parents(rles: list[Rle], areas: np.ndarray) -> np.ndarray:
     """(N,) parents by containment."""
     if len(rles) == 0:  # pycocotools returns a list then
         return np.zeros(0, np.int64)
-    inside = coco_mask.iou(rles, rles, [1] * len(rles))  # for crowds the intersection over the area of the first
+    inside = coco_mask.iou(rles, rles, [1] * len(rles))  # with iscrowd=1: intersection over the area of the first
     return parents_by_containment((inside == 1) | (areas == 0)[:, None], areas)

@@ -15,7 +15,7 @@ def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def mask_iou(mask: np.ndarray, other: np.ndarray) -> float:
-    """IoU of two bool masks of one shape; 0 if both are empty."""
+    """IoU of two bool masks of the same shape; 0 if both are empty."""
     return np.count_nonzero(mask & other) / max(np.count_nonzero(mask | other), 1)
 
 
@@ -33,10 +33,12 @@ def box_iou(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def parents_by_containment(inside: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """(N,) int64 index of the smallest larger mask that contains each mask, the first of equal areas; -1 if none does.
+    """(N,) int64 parent of each mask: the smallest mask that contains it and has a larger area; -1 if none does.
+
+    Of candidates of equal area, the first is the parent.
 
     Args:
-        inside: (N, N) bool; whether mask i lies inside mask j.
+        inside: (N, N) bool; True if mask i lies inside mask j.
         areas: (N,) int64 in pixels.
     """
     if len(areas) == 0:
@@ -50,20 +52,21 @@ def parents_by_containment(inside: np.ndarray, areas: np.ndarray) -> np.ndarray:
 def soft_nms(scores, ious, repetition, sharpness, max_iou=np.inf, least_iou=0.0, max_kept=-1):
     """Soft non-maximum suppression.
 
-    The best remaining mask is kept, and each other mask loses the fraction ``repetition * iou**sharpness`` of its score;
-    this is repeated.
+    The remaining mask with the highest score is selected, and each other mask loses the fraction
+    ``repetition * iou**sharpness`` of its score. This is repeated until `max_kept` masks are
+    selected or no score is positive.
 
     Args:
-        scores: (N,) float64; masks whose score is not positive are removed.
+        scores: (N,) float64; masks whose score is not positive are left out.
         ious: (N, N) IoUs of the masks.
         repetition: Fraction of its score that a mask loses at an IoU of 1.
         sharpness: Power of the IoU.
-        max_iou: Masks with a larger IoU with a better mask are removed.
-        least_iou: IoUs up to this have no effect.
-        max_kept: Maximum number of masks; all if negative.
+        max_iou: Masks with a larger IoU with a selected mask are removed.
+        least_iou: IoUs up to this value have no effect.
+        max_kept: Maximum number of selected masks; no limit if negative.
 
     Returns:
-        (K,) int64 indices of the kept masks, best first, and their (K,) float64 reduced scores.
+        (K,) int64 indices of the selected masks, best first, and their (K,) float64 reduced scores.
     """
     left = scores.copy()
     kept = np.empty(len(scores) if max_kept < 0 else min(len(scores), max_kept), np.int64)

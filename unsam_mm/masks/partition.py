@@ -12,7 +12,7 @@ from unsam_mm.masks.rle import LabelRuns
 
 
 class Partition:
-    """L regions that cover an image. Trees over the same regions share it, so each measurement is made once.
+    """A partition of an image into L regions. Trees over the same regions share it, so each measurement is made once.
 
     Args:
         labels: (H, W) integers 0..L-1, every value used.
@@ -62,7 +62,7 @@ class Partition:
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """(L,) uint64 sums of one random number for each pixel; equal unions of regions have equal sums."""
+        """(L,) uint64 sums of a pseudo-random number for each pixel; unions with equal pixels have equal sums."""
         return _hashes(self.labels.ravel(), len(self))
 
     @cached_property
@@ -78,7 +78,7 @@ class Partition:
         """(N, 4) float64 boxes x0, y0, x1, y1 of N unions of regions; infinite for a union of no regions.
 
         Args:
-            members: (N, L) bool; whether union i contains region j.
+            members: (N, L) bool; True if union i contains region j.
         """
         low, high = self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:]
         sides = [np.where(members, low[:, axis], np.inf).min(axis=1) for axis in range(2)]
@@ -86,11 +86,11 @@ class Partition:
         return np.stack(sides, axis=1)
 
     def cells(self, other: Partition) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The intersections of the regions of this partition and of another of the same image.
+        """The intersections of the regions of this partition and of another partition of the same image.
 
         Returns:
-            (R,) regions of this partition, (R,) regions of the other, and (R,) int64 areas in pixels. An intersection
-            may be divided into several entries.
+            (R,) region of this partition, (R,) region of the other, and (R,) int64 area in pixels of each cell. An
+            intersection may consist of several cells.
         """
         if other is self:
             return np.arange(len(self)), np.arange(len(self)), self.areas
@@ -152,7 +152,7 @@ def _hashes(labels, n_labels):
 
 @numba.njit(nogil=True, cache=True)
 def _cells(labels, others):
-    """The runs of pixels with equal labels in both of two flattened label maps: both labels, and lengths in pixels."""
+    """Runs of pixels in which two flattened label maps are constant: both labels, and the length of each run."""
     starts = np.empty(len(labels) + 1, np.int64)
     n_runs = 0
     for pixel in range(len(labels)):

@@ -23,8 +23,8 @@ MAX_PIXELS = 2**32 - 1
 Rle = dict[str, Any]
 """``{'size': [height, width], 'counts': bytes}``, COCO's compressed form."""
 
-_ZERO, _MORE, _SIGN = 48, 32, 16  # code of the digit 0, bit of a digit that is not the last, bit of a negative number
-_SOUND, _LOOSE, _NO_TEXT, _TOO_FAR, _WRONG_RUNS = range(5)
+_ZERO, _MORE, _SIGN = 48, 32, 16  # character code of the digit 0, continuation bit, sign bit
+_SOUND, _LOOSE, _NO_TEXT, _TOO_FAR, _WRONG_RUNS = range(5)  # results of `_check_text`
 
 
 class LabelRuns:
@@ -33,7 +33,7 @@ class LabelRuns:
     Args:
         labels: (h, w) integers 0..n_labels - 1.
         n_labels: Number of labels.
-        corner_xy: Column and row of the first pixel in the image, if the label map is a part of an image.
+        corner_xy: Column and row in the image of the top left pixel of the map, if the map covers a part of an image.
         size_hw: Height and width of that image; by default those of the map.
     """
 
@@ -48,7 +48,7 @@ class LabelRuns:
         self.size_hw = tuple(int(side) for side in size_hw or labels.shape)
         flat = np.ascontiguousarray(labels.T).ravel()
         is_start = np.append(True, flat[1:] != flat[:-1])
-        is_start[::rows] = True  # columns of a part are not adjacent in the image
+        is_start[::rows] = True  # every column starts a run: the columns of a part are not adjacent in the image
         starts = np.flatnonzero(is_start)
         lengths = np.diff(starts, append=flat.size)
         order = np.argsort(flat[starts], kind='stable')
@@ -57,7 +57,7 @@ class LabelRuns:
         self._starts, self._ends = starts[order], (starts + lengths)[order]
 
     def in_order(self, labels: np.ndarray) -> LabelRuns:
-        """The runs of label labels[i] as label i, for (L,) int64 labels."""
+        """The runs with other labels: label i has the runs that ``labels[i]`` has here; `labels` is (L,) int64."""
         counts = np.diff(self._offsets)[labels]
         ordered = copy.copy(self)
         ordered._offsets = np.append(0, np.cumsum(counts))
@@ -66,7 +66,7 @@ class LabelRuns:
         return ordered
 
     def edges(self, first: int, last: int) -> np.ndarray:
-        """(R, 2) int64 start and end (exclusive) of each run of the labels in [first, last), in the order of the image."""
+        """(R, 2) int64 start and end (exclusive) of each run of labels in [first, last), ascending; see `run_edges`."""
         return self._edges(slice(self._offsets[first], self._offsets[last]))
 
     def encode(self, first: int, last: int) -> Rle:
@@ -74,7 +74,7 @@ class LabelRuns:
         return encode_runs(self.edges(first, last), self.size_hw)
 
     def encode_set(self, is_member: np.ndarray) -> Rle:
-        """RLE of the pixels whose label is one of those that an (L,) bool array marks."""
+        """RLE of the pixels for whose label the (L,) bool array `is_member` is True."""
         return encode_runs(self._edges(np.repeat(is_member, np.diff(self._offsets))), self.size_hw)
 
     def _edges(self, which: slice | np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def encode_crop(bitmap: np.ndarray, top: int, left: int, size_hw: tuple[int, int
     """RLE of an image-sized mask from an (h, w) bool mask in a box of the image.
 
     Args:
-        bitmap: The mask in the box, at least one pixel.
+        bitmap: The mask in the box, which has at least one pixel.
         top: First row of the box in the image.
         left: First column of the box in the image.
         size_hw: Height and width of the image, which contains the box.
@@ -116,7 +116,7 @@ def encode_crop(bitmap: np.ndarray, top: int, left: int, size_hw: tuple[int, int
 
 
 def decode_crop(rle: Rle, box_xyxy: tuple[int, int, int, int]) -> np.ndarray:
-    """(h, w) bool mask in a box of the image; right and bottom edges are exclusive."""
+    """(h, w) bool part of a mask in a box of the image, whose right and bottom edges are exclusive."""
     return draw_runs(run_edges(rle), rle['size'][0], *box_xyxy)
 
 
@@ -140,7 +140,10 @@ def decode_rles(rles: list[Rle], size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def draw_runs(edges: np.ndarray, height: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-    """(y1 - y0, x1 - x0) bool mask, in a box, of the runs of an image of the given height; see `run_edges`."""
+    """(y1 - y0, x1 - x0) bool part, in a box, of the mask with the given runs; `height` is that of the image.
+
+    See `run_edges` for the runs.
+    """
     out = np.zeros((x1 - x0, y1 - y0), bool)
     _fill_columns(edges, height, x0, y0, out)
     return out.T
@@ -177,14 +180,15 @@ def rles_from_json(rles: Sequence[Any], size_hw: Sequence[int] | None = None) ->
     """Validates encodings from untrusted sources; the C code of pycocotools does not check its input.
 
     Args:
-        rles: N dictionaries with ``size`` and ``counts``: COCO's compressed text, or a list of run lengths.
+        rles: N dictionaries with ``size`` and ``counts``, which are COCO's compressed text or a list of run lengths.
         size_hw: Expected height and width in pixels; None if unknown.
 
     Returns:
         N compressed encodings with counts as bytes. Equal masks have equal counts.
 
     Raises:
-        RleError: If an encoding is malformed, has another size, or its run lengths do not sum to its size.
+        RleError: If an encoding is malformed, has another size, is too large for pycocotools, or its run lengths do not
+            sum to its size.
     """
     if _is_plain(rles, size_hw):
         sizes = [(size_hw[0], size_hw[1])] * len(rles)
@@ -296,14 +300,14 @@ def _reason(result: int, text: bytes, size: tuple[int, int]) -> str:
 
 
 def join_runs(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(R, 2) starts and ends of (R',) ascending runs, with adjacent runs joined, as those of two labels or columns."""
+    """(R, 2) starts and ends of (R',) ascending runs. Adjacent runs, as of two labels or columns, are joined."""
     gap = starts[1:] != ends[:-1]
     first = np.ones(min(len(starts), 1), bool)
     return np.stack([starts[np.append(first, gap)], ends[np.append(gap, first)]], axis=1)
 
 
 def encode_runs(edges: np.ndarray, size_hw: tuple[int, int]) -> Rle:
-    """RLE of (R, 2) starts and ends (exclusive) of runs, in column-major order and not adjacent."""
+    """RLE of (R, 2) starts and ends (exclusive) of runs, in ascending column-major order and not adjacent."""
     height, width = size_hw
     counts = np.diff(edges.ravel(), prepend=0)
     n_left = height * width - int(edges[-1, 1] if len(edges) else 0)
@@ -314,7 +318,7 @@ def encode_runs(edges: np.ndarray, size_hw: tuple[int, int]) -> Rle:
 
 @numba.njit(nogil=True, cache=True)
 def _fill_columns(edges, height, left, top, out):
-    """Draws runs into (columns, rows) of a box whose first column and row are given; pixels outside are left out."""
+    """Draws runs into the (columns, rows) array of a box at column `left` and row `top`; ignores pixels outside it."""
     for run in range(len(edges)):
         start, end = edges[run]
         while start < end:  # a run may continue in the next column
@@ -331,7 +335,7 @@ def _run_lengths(codes):
     """(R,) int64 run lengths of one text.
 
     COCO's compressed counts are little-endian base-32 numbers, five bits in each character, with a continuation bit and
-    a sign bit in the last character; from the fourth count on, the difference to the last but one is stored.
+    a sign bit in the last character; from the fourth count on, the difference to the count two before is stored.
     """
     lengths = np.empty(len(codes), np.int64)
     n_runs, value, shift = 0, 0, 0
@@ -361,7 +365,7 @@ def _check_texts(codes, ends, n_pixels):
 
 @numba.njit(nogil=True, cache=True)
 def _check_text(codes, n_pixels):
-    """Checks one text: `_SOUND`, an error, or `_LOOSE` if it is valid but not the form that pycocotools writes."""
+    """Checks one text. Returns `_SOUND`, `_LOOSE` if it is valid but not as pycocotools writes it, or an error."""
     result, too_far = _SOUND, False
     n_digits, before = 0, 0
     for code in codes:

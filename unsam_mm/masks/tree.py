@@ -20,16 +20,16 @@ class Tree:
     A parent has a larger number than its children; the root is N-1.
 
     Args:
-        parent: (N,) integers; parent[i] > i, except -1 at the root, which is the last node. Leaf i is region i here; the
-            leaves are then renumbered, and inner nodes keep their numbers.
+        parent: (N,) integers; parent[i] > i, except -1 at the root, which is the last node. In the arguments, leaf i is
+            region i; the leaves are then renumbered, and inner nodes keep their numbers.
         height: (N,) floats; raised where needed so that no node is lower than a child.
 
     Attributes:
         parent: (N,) int64; -1 at the root.
-        height: (N,) float32; the dissimilarity at which the node was merged.
+        height: (N,) float32, such as the dissimilarity at which the children were merged.
         n_leaves: Number of leaves.
-        leaf_of_region: (L,) int64; the leaf that each region of the partition is.
-        region_of_leaf: (L,) int64; the region of the partition that each leaf is.
+        leaf_of_region: (L,) int64; leaf number of each region of the partition.
+        region_of_leaf: (L,) int64; region number of each leaf.
         first_leaf: (N,) int64; the node contains the leaves ``first_leaf[node]`` to ``end_leaf[node] - 1``.
 
     Raises:
@@ -85,7 +85,7 @@ class Tree:
         return sum_over_descendants(np.concatenate([leaf_values, inner]), self.parent)
 
     def boxes(self, region_boxes: np.ndarray) -> np.ndarray:
-        """(N, 4) boxes x0, y0, x1, y1 of the nodes, from (L, 4) boxes of the regions of the partition."""
+        """(N, 4) boxes x0, y0, x1, y1 of the nodes, from (L, 4) integer boxes of the regions of the partition."""
         boxes = np.empty((len(self), 4), region_boxes.dtype)
         boxes[: self.n_leaves] = region_boxes[self.region_of_leaf]
         boxes[self.n_leaves :] = [np.iinfo(region_boxes.dtype).max] * 2 + [-1] * 2
@@ -112,11 +112,12 @@ class Tree:
 
 
 def nested_regions(smallest: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parents of a tree over regions that nest; pixels of a region outside its children become an extra leaf.
+    """Parents of a tree over nested or disjoint regions; cells of a region in none of its children form an extra leaf.
 
     Args:
         smallest: (C,) the smallest region that contains each cell of a partition.
-        up: (R,) the smallest region that contains each region; up[i] > i, and -1 at the last, which contains all.
+        up: (R,) the smallest other region that contains each region; up[i] > i, except -1 at the last, which contains
+            all.
 
     Returns:
         leaf_of_cell: (C,) the leaf that contains each cell.
@@ -143,7 +144,7 @@ def sum_over_descendants(values: np.ndarray, parent: np.ndarray) -> np.ndarray:
 
 
 def nearest_ancestors(parent: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """(N,) int64 index in `chosen` of the nearest of these nodes at or above each node of a tree; -1 if none is."""
+    """(N,) int64 index in `chosen` of the nearest of these nodes at or above each node of a tree, or -1."""
     index = np.full(len(parent), -1)
     index[chosen] = np.arange(len(chosen))
     _inherit(index, parent)
@@ -170,7 +171,7 @@ def _checked(parent: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def check_values(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raises `UnSAMError` unless values are numbers, one for each node."""
+    """Raises `UnSAMError` unless `values` are numbers, one for each node."""
     if values.shape != shape:
         raise UnSAMError(f'every node needs a {name}: parent has shape {shape}, {name} {values.shape}')
     if values.dtype.kind not in 'fiu':
@@ -199,7 +200,7 @@ def _raise_parents(height, parent):
 
 @numba.njit(nogil=True, cache=True)
 def _grow_parents(boxes, parent):
-    """Extends the box of every node to those of its children."""
+    """Extends the box of every node so that it contains those of its children."""
     for node in range(len(parent) - 1):
         for side in range(2):
             boxes[parent[node], side] = min(boxes[parent[node], side], boxes[node, side])

@@ -40,10 +40,10 @@ class SuperpixelMeans:
 def grow_trees(
     superpixels: Superpixels, means: SuperpixelMeans, growths: Sequence[tuple[float, float]]
 ) -> list[MaskHierarchy]:
-    """Merges adjacent regions until one is left; one tree for each setting of the weights.
+    """Builds one tree for each pair of weights by merging adjacent regions until one is left.
 
     The descriptor of a region is its mean patch feature concatenated with its mean Lab colour. Patch features carry the
-    semantics but do not resolve details below the 14 px patches of the ViT; colour does. The similarity of two regions
+    semantics but do not resolve details smaller than a patch of the ViT; colour does. The similarity of two regions
     also depends on the edge strength between them.
 
     Args:
@@ -51,6 +51,9 @@ def grow_trees(
         means: Features and colours of these superpixels.
         growths: For each tree the weight of the colour relative to the patch features, and the weight in [0, 1) of the
             edge strength between two regions relative to their descriptors.
+
+    Returns:
+        One tree for each pair of weights; scores are the persistence, see `MaskHierarchy.from_merges`.
     """
     areas = superpixels.partition.areas
     semantic, colour = _standardised(means.features, areas), _standardised(means.lab, areas)
@@ -73,8 +76,8 @@ def grow_trees(
 def _superpixel_means(superpixels: Superpixels, features: np.ndarray) -> np.ndarray:
     """(L, C) mean of the bilinearly upsampled features over each superpixel, without upsampling them.
 
-    Bilinear upsampling is linear, so the mean over a superpixel is a weighted sum of patches, whose weights are the
-    sums of the weights of its pixels.
+    Upsampling is linear, so the sum over a superpixel is a weighted sum of patch features. The weight of a patch is the
+    sum of its interpolation weights over the pixels of the superpixel.
     """
     height, width = superpixels.labels.shape
     rows, columns, channels = features.shape
@@ -94,7 +97,10 @@ def _superpixel_means(superpixels: Superpixels, features: np.ndarray) -> np.ndar
 
 
 def _bilinear(n_pixels: int, n_cells: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """For each pixel centre the two nearest cell centres and their weights; outer pixels repeat the outer cell."""
+    """Indices and weights, (n_pixels,) each, of the cells before and after each pixel centre along one axis.
+
+    Pixels beyond the outermost cell centres get the value of the outermost cell.
+    """
     position = np.clip((np.arange(n_pixels) + 0.5) * n_cells / n_pixels - 0.5, 0, n_cells - 1)
     low = np.floor(position).astype(int)
     high = np.minimum(low + 1, n_cells - 1)
@@ -103,6 +109,6 @@ def _bilinear(n_pixels: int, n_cells: int) -> tuple[tuple[np.ndarray, np.ndarray
 
 
 def _standardised(values: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """Values minus the mean of the image, divided by the mean norm of the differences."""
+    """(L, C) values minus their area-weighted mean, divided by the area-weighted mean norm of the differences."""
     centred = values - np.average(values, axis=0, weights=areas)
     return centred / max(float(np.average(np.linalg.norm(centred, axis=1), weights=areas)), 1e-12)

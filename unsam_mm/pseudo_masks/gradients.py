@@ -1,8 +1,8 @@
-"""CIE Lab colour and Gaussian gradient magnitude, in one pass over the rows of an image.
+"""CIE Lab colour and Gaussian gradient magnitude of an image.
 
 The results equal those of scikit-image's `rgb2lab` and scipy's `gaussian_filter` bit for bit in float32 on the images
-compared, in a fifth of the time: both derivatives are computed from one read of a pixel's neighbours, without
-intermediate images.
+compared, in a fifth of the time: Lab colour is computed in blocks of rows that fit into the cache, and both derivatives
+in one pass over the rows, without intermediate images.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _BLOCK_ROWS = 64
 def lab_planes(image: np.ndarray) -> np.ndarray:
     """(3, H, W) float32 CIE Lab colour (D65) of an (H, W, 3) uint8 RGB image."""
     planes = np.empty((3, *image.shape[:2]), np.float32)
-    for low in range(0, image.shape[0], _BLOCK_ROWS):  # blocks that fit into the cache take half the time
+    for low in range(0, image.shape[0], _BLOCK_ROWS):  # half the time: blocks fit into the cache
         planes[:, low : low + _BLOCK_ROWS] = rgb2lab(image[low : low + _BLOCK_ROWS]).transpose(2, 0, 1)
     return planes
 
 
 def gradient_magnitude(planes: np.ndarray, sigma_px: float) -> np.ndarray:
-    """(H, W) float32 gradient magnitude at one scale, over all channels.
+    """(H, W) float32 gradient magnitude at one scale: the norm of the derivatives of all channels.
 
     Args:
         planes: (C, H, W) float32 channels.
@@ -57,7 +57,7 @@ def _mirrored(length: int, radius: int) -> np.ndarray:
 
 @numba.njit(nogil=True, cache=True)
 def _magnitude(planes, smooth, slope, rows, columns):
-    """Sums run in scipy's order, in float64, and are rounded to float32 after each axis as in scipy."""
+    """Sums are computed in float64, in scipy's order, and rounded to float32 after each axis as in scipy."""
     height, width, radius = planes.shape[1], planes.shape[2], len(smooth) // 2
     magnitude = np.empty((height, width), np.float32)
     blurred, sloped = np.empty(width), np.empty(width)

@@ -1,7 +1,8 @@
 """Max-tree and min-tree of the lightness: connected regions brighter, or darker, than each threshold.
 
-Objects with soft edges, such as nuclei, have no unique outline; annotators draw it at some level of the slope. The
-connected components above all thresholds contain every such outline, and they nest.
+Objects with soft edges, such as nuclei, have no unique outline; annotators draw it at some lightness between those of
+the object and of the background. The connected components at many thresholds approximate all these outlines, and they
+nest.
 
 Source: Salembier, Oliveras and Garrido, 1998 (max-tree and min-tree).
 """
@@ -19,7 +20,7 @@ from unsam_mm.masks.tree import nearest_ancestors, nested_regions
 from unsam_mm.pseudo_masks.ranking import UnrankedTree
 from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels
 
-_OUTLIERS_PERCENT = 0.2  # of the pixels lie below the lowest level, and as many above the highest
+_OUTLIERS_PERCENT = 0.2  # percentage of the pixels below the lowest level, and above the highest
 
 
 def level_set_tree(
@@ -28,15 +29,15 @@ def level_set_tree(
     """The max-tree of the lightness, or the min-tree.
 
     Args:
-        colour: Colour of the image.
+        colour: Colour and gradient of the image.
         bright: True for the regions above each threshold (max-tree), False for those below it (min-tree).
-        n_levels: Number of thresholds, evenly spaced between the lowest and the highest lightness.
+        n_levels: Number of levels of lightness, equally wide, between its 0.2nd and its 99.8th percentile.
         min_area_px: Smaller regions are left out.
         sigma_px: Standard deviation of the Gaussian that smooths the lightness first.
 
     Returns:
-        The tree without scores. Its leaves are the pixels of a region that belong to none of its children; such a leaf
-        may be disconnected, and is a mask only if it is a whole region. Heights are in [0, 1].
+        The unranked tree. Each leaf consists of the pixels of a region that belong to none of its children; it may be
+        disconnected, and is a mask only if it is a whole region. Heights are in [0, 1].
     """
     lightness = ndimage.gaussian_filter(colour.lab[..., 0], sigma_px)
     low, high = np.percentile(lightness, [_OUTLIERS_PERCENT, 100 - _OUTLIERS_PERCENT])
@@ -60,7 +61,11 @@ def level_set_tree(
 def _region_tree(
     edges: np.ndarray, level: np.ndarray, area: np.ndarray, min_area_px: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Leaf of each zone; parent of each node, its depth below the highest level, and whether it is a large region."""
+    """The tree of the regions of at least `min_area_px`; a zone is a connected set of pixels of equal level.
+
+    Returns:
+        Leaf of each zone; for each node its parent, its depth below the highest level, and True if it is a region.
+    """
     binary_parent, binary_level, binary_area = _join_zones(edges, level, area)
     # A node of the binary tree is a whole region if its parent has a lower level.
     up = np.where(binary_parent >= 0, binary_parent, len(binary_parent) - 1)
@@ -79,7 +84,7 @@ def _region_tree(
 
 @numba.njit(nogil=True, cache=True)
 def _join_zones(edges, level, area):
-    """Merges zones along the edges in order; each merge makes a node at the lower level of the two zones."""
+    """Merges adjacent zones in the order of `edges`; each merge adds a node with the lower level of the two zones."""
     n_zones = len(level)
     n_nodes = 2 * n_zones - 1
     parent = np.full(n_nodes, -1)

@@ -1,7 +1,7 @@
 """The merge loop of the conquer step, compiled with numba.
 
 The most similar pair of adjacent regions is merged until a single region is left. Similarity is the cosine of the
-size-weighted mean features, so a merge changes only the similarities of the new region. Pairs are kept in a heap;
+size-weighted mean features, so a merge changes only the similarities of the new region. Pairs are stored in a heap;
 a pair with a region that no longer exists is skipped when it is popped, which is cheaper than removing it earlier.
 The released code searches a dictionary of all pairs at every step and takes about fifty times as long for the same
 tree.
@@ -48,8 +48,8 @@ def merge_regions(
 
     Returns:
         parent: (2L - 1,) int64; the k-th merge makes node L + k; -1 at the root, the last node.
-        similarity: (L - 1,) float32 of the pair that each merge joined, in the order of merging. Of equal
-            similarities that with the smaller node numbers comes first, so the result is deterministic.
+        similarity: (L - 1,) float32 similarity of the two regions of each merge, in the order of the merges. Of equally
+            similar pairs the one with the smaller node numbers is merged first, so the result is deterministic.
 
     Raises:
         ValueError: If the regions are not connected.
@@ -66,7 +66,7 @@ def merge_regions(
     return parent, similarity
 
 
-_TINY = np.float32(1e-12)  # norm of a zero feature vector
+_TINY = np.float32(1e-12)  # lower bound of norms, for zero feature vectors
 _THOUSANDTH = np.float32(1e-3)
 
 
@@ -145,7 +145,7 @@ def _merge(sums, edges, lengths, strengths, weight):
     n_nodes = 2 * n_leaves - 1
     parent = np.full(n_nodes, -1, np.int64)
     merged_at = np.empty(max(n_leaves - 1, 0), np.float32)
-    # A merged region takes over the row of its first child, so the features need no second copy.
+    # A merged region reuses the row of its first child, so the features need no second copy.
     row = np.empty(n_nodes, np.int32)
     norm = np.empty(n_nodes, np.float32)
     for node in range(n_leaves):
@@ -169,7 +169,7 @@ def _merge(sums, edges, lengths, strengths, weight):
         _push(keys, pairs, pair, key, pair, first, second)
     heap_length, n_pairs = n_edges, n_edges
 
-    pair_with = np.full(n_nodes, -1, np.int32)  # number of the pair of a region and the newest one
+    pair_with = np.full(n_nodes, -1, np.int32)  # for each region, its pair with the newest region
     node = n_leaves
     while heap_length > 0 and node < n_nodes:
         similarity = keys[0]
@@ -190,7 +190,7 @@ def _merge(sums, edges, lengths, strengths, weight):
                 old, other = link // 2, second[link // 2] if link % 2 == 0 else first[link // 2]
                 link = following[link]
                 if parent[other] >= 0:
-                    continue  # merged already
+                    continue  # it is part of a larger region
                 if pair_with[other] >= n_old:  # a neighbour of both children
                     length[pair_with[other]] += length[old]
                     strength[pair_with[other]] += strength[old]

@@ -21,17 +21,18 @@ from unsam_mm.masks.tree import sum_over_descendants
 from unsam_mm.pseudo_masks.superpixels import Superpixels
 
 _MIN_EDGE = 0.02  # lower bound of the edge strength, relative to its mean in the image
-_RANGES = {'candidates': (1, np.inf), 'repetition': (0, 1), 'sharpness': (0, np.inf)}  # other powers may be negative
+_RANGES = {'candidates': (1, np.inf), 'repetition': (0, 1), 'sharpness': (0, np.inf)}  # powers of cues: any number
 
 
 @dataclass(frozen=True)
 class UnrankedTree:
-    """A tree whose regions have no scores yet.
+    """A tree whose regions are not ranked yet.
 
     Attributes:
-        tree: A tree over the superpixels.
-        superpixels: The superpixels; they are the partition of the tree.
-        is_mask: (N,) bool; False for nodes that only complete the partition. Leaves are numbered as in `superpixels`.
+        tree: A tree over the superpixels; its scores are ignored.
+        superpixels: The superpixels, or other leaves; their partition is that of the tree.
+        is_mask: (N,) bool; False for nodes that only complete the partition. Leaves are in the order of `superpixels`,
+            not depth-first.
     """
 
     tree: MaskHierarchy
@@ -41,15 +42,18 @@ class UnrankedTree:
 
 @dataclass(frozen=True)
 class Cues:
-    """Objectness cues of K regions; the quality of a region is the product of the cues, each raised to its power.
+    """Objectness cues of N regions, (N,) float64 each.
+
+    The quality of a region is the product of its cues, each raised to its power.
 
     Attributes:
-        edge: Harmonic mean of the edge strength along the boundary, over the mean edge strength of the image.
-        roughness: Perimeter over the square root of the area.
+        edge: Harmonic mean of the edge strength along the boundary, divided by the mean edge strength of the image.
+        roughness: Perimeter divided by the square root of the area.
         area: Area in pixels.
-        fullness: Area over that of the ellipse with the same second moments: 1 for an ellipse, 0.95 for a rectangle,
-            small for elongated chains and hollow shapes.
-        persistence: Height of the parent minus the height of the region, over the median of the tree, plus 0.01.
+        fullness: Area divided by that of the ellipse with the same second moments: 1 for an ellipse, 0.95 for a
+            rectangle, small for elongated chains and hollow shapes.
+        persistence: Height of the parent minus that of the region, divided by the median of the positive differences in
+            the tree, plus 0.01.
     """
 
     edge: np.ndarray
@@ -71,7 +75,7 @@ class RankingSettings:
         persistence: Power of `Cues.persistence`.
         cross_tree_consensus: Power of the cross-tree consensus: the mean, over the trees, of the best IoU of a region
             with a candidate of that tree. Exact duplicates are not candidates.
-        candidates: Number of regions, the best by the cues, that enter the consensus and soft NMS.
+        candidates: Number of regions with the highest quality that are compared by consensus and soft NMS.
         repetition: Fraction of its score that a region loses to a better region with an IoU of 1, in [0, 1].
         sharpness: Power of the IoU in that fraction; a high power affects near-duplicates only.
     """
@@ -116,7 +120,7 @@ def rank_regions(unranked: Sequence[UnrankedTree], settings: RankingSettings) ->
     nodes = [candidates[source[candidates] == number] - start for number, start in enumerate(starts)]
     overlap = ious(trees, nodes)
     consensus = _cross_tree_consensus(overlap, source[candidates])
-    # The effect of IoUs up to one half is negligible.
+    # With the default sharpness the effect of IoUs up to one half is negligible.
     kept, score_when_kept = soft_nms(
         quality[candidates] * consensus**settings.cross_tree_consensus,
         overlap,
@@ -125,7 +129,7 @@ def rank_regions(unranked: Sequence[UnrankedTree], settings: RankingSettings) ->
         least_iou=0.5,
     )
     best, lowest = (score_when_kept[0], score_when_kept.min()) if len(kept) else (1.0, 1.0)
-    # The other regions come after the candidates, in the order of their quality.
+    # The other regions come after the candidates; within each tree they are in the order of their quality.
     peaks = np.array([part.max() for part in np.split(quality, starts[1:])])
     score = quality * (0.99 * lowest / np.maximum(peaks, 1e-300))[source]
     score[candidates] = 0
@@ -151,8 +155,8 @@ def measure_cues(entry: UnrankedTree) -> Cues:
     """The cues of every node of a tree.
 
     The border of two adjacent superpixels is part of the boundary of each region that contains exactly one of them. Its
-    length is added at both leaves and subtracted twice at their lowest common ancestor; the sums over descendants are
-    the lengths of all boundaries.
+    length is added at both leaves and subtracted twice at their lowest common ancestor. The sum over the descendants of
+    a node is then the length of its boundary.
     """
     tree, superpixels = entry.tree, entry.superpixels
     pairs = tree.tree.leaf_of_region[superpixels.edges]
@@ -202,8 +206,9 @@ def _without_duplicates(quality: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 def _cross_tree_consensus(overlap: np.ndarray, source: np.ndarray) -> np.ndarray:
     """(K,) in (0, 1]: mean, over the trees, of the best IoU of a region with a candidate of that tree.
 
-    Exact duplicates are not candidates, so only similar regions count. Regions much larger than a superpixel have
-    similar regions in every tree; regions of two or three superpixels usually have none.
+    The IoU in its own tree is 1. Exact duplicates are not candidates, so in other trees only similar regions count.
+    Regions much larger than a superpixel have similar regions in every tree; regions of two or three superpixels
+    usually have none.
     """
     best = [overlap[:, source == tree].max(axis=1) for tree in np.unique(source)]
     return np.maximum(np.mean(best, axis=0), 1e-3) if best else np.ones(0)

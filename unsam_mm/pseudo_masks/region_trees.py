@@ -27,13 +27,14 @@ class GeneratorSettings:
 
     Attributes:
         vit: Name of the ViT in `unsam_mm.weights.TABLE`, or a folder in transformers' format.
-        facet: Features read from its last layer: 'key', 'query', 'value' or 'token'.
-        long_side_px: Longer side of the image given to the ViT.
+        facet: Features that are read from its last layer: 'key', 'query', 'value' or 'token'.
+        long_side_px: Longer side to which the image is resized for the ViT.
         superpixel_spacing_px: Distance between the seeds of the superpixels.
-        max_superpixels: The spacing is increased on images that would have more.
-        growths: For each region tree the weights of colour and of borders, see `unsam_mm.pseudo_masks.conquer.grow_trees`.
-            The first tree is the main one; the others add masks that cross its regions or differ slightly from them.
-        lightness_levels: Levels of the max-tree and the min-tree of the lightness; 0 for no such trees.
+        max_superpixels: Maximum number of seeds; the spacing is increased on images that would have more.
+        growths: For each region tree the weights of colour and of borders, see
+            `unsam_mm.pseudo_masks.conquer.grow_trees`. The first tree is the main one; the others add masks that
+            partially overlap its regions or differ slightly from them.
+        lightness_levels: Number of levels of the max-tree and the min-tree of the lightness; 0 for no such trees.
         ranking: Settings of the ranking of all regions.
     """
 
@@ -72,7 +73,8 @@ class GrownRegions:
     Attributes:
         superpixels: The leaves of all trees.
         means: Mean features and colours, in the numbering of `superpixels`.
-        trees: One tree for each entry of `growths`, without scores; each numbers the superpixels depth-first.
+        trees: One unranked tree for each entry of `GeneratorSettings.growths`. Each numbers the superpixels in its own
+            depth-first order.
     """
 
     superpixels: Superpixels
@@ -81,11 +83,15 @@ class GrownRegions:
 
 
 class RegionTrees:
-    """The default generator: several region trees over superpixels, and max-trees of the lightness.
+    """The default generator: several region trees over superpixels, and the max-tree and min-tree of the lightness.
 
     Args:
         settings: Settings of all steps.
         device: Torch device for the ViT.
+
+    Raises:
+        UnSAMError: If the facet, the ViT or the device is unknown.
+        WeightsError: If the weights are not available.
     """
 
     def __init__(self, settings: GeneratorSettings, device: str = 'cpu') -> None:
@@ -99,12 +105,12 @@ class RegionTrees:
     def grow(
         self, image: np.ndarray, progress: ProgressCallback | None = None, superpixel_spacing_px: float | None = None
     ) -> GrownRegions:
-        """The first part: superpixels, features and region trees without scores.
+        """The first part: superpixels, features and unranked region trees.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            progress: Called with progress from 0 to 0.7.
-            superpixel_spacing_px: Overrides that of the settings.
+            progress: Called with progress from 0 to 0.6.
+            superpixel_spacing_px: Replaces the spacing of the settings if it is given.
         """
         report = progress or (lambda done, message: None)
         report(0.0, 'finding patch features')
@@ -128,7 +134,7 @@ class RegionTrees:
         return GrownRegions(superpixels, means, tuple(trees))
 
     def rank(self, grown: GrownRegions, progress: ProgressCallback | None = None) -> MaskHierarchy:
-        """The second part: adds the trees of level sets and scores every region.
+        """The second part: adds the trees of level sets and ranks the regions of all trees.
 
         Args:
             grown: The result of `grow`.

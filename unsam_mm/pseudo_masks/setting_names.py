@@ -10,14 +10,14 @@ FIRST_NAMES = {
     'max_superpixels': 'max_leaves',
     'cross_tree_consensus': 'company',
 }
-"""Settings that were renamed, with the names that signatures and older files have for them."""
+"""First name by current name; generator signatures and files of earlier versions contain the first names."""
 
 
 def renamed_settings(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Settings under other names, also those of nested settings; names that are not listed stay.
+    """Renames settings, nested settings included; names that are not in `names` are unchanged.
 
     Args:
-        settings: As from `dataclasses.asdict`, or read from a file.
+        settings: Values by name, as from `dataclasses.asdict` or read from a file.
         names: New name by old name.
     """
     return {
@@ -27,5 +27,5 @@ def renamed_settings(settings: Mapping[str, Any], names: Mapping[str, str]) -> d
 
 
 def current_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings read from a file of any version, under the names that they have now."""
+    """Settings read from a file of any version, under their current names."""
     return renamed_settings(settings, {first: name for name, first in FIRST_NAMES.items()})

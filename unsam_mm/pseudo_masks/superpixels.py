@@ -1,6 +1,6 @@
 """Superpixels and their region adjacency graph, by a watershed of the colour gradient.
 
-Superpixels are the leaves of the region trees. Merging cannot recover an edge that no superpixel follows, so they are
+Superpixels are the leaves of the region trees. Merging cannot recover an edge inside a superpixel, so superpixels are
 small.
 """
 
@@ -44,7 +44,7 @@ class Superpixels:
     """Superpixels of an image and their adjacency graph.
 
     Args:
-        labels: (H, W) int32, values 0..L-1, all used; each superpixel is 4-connected.
+        labels: (H, W) int32, values 0..L-1, all used. Superpixels from `find_superpixels` are 4-connected.
         colour: Colour and gradient of the image.
 
     Attributes:

@@ -47,7 +47,7 @@ def check_device(device: str) -> None:
     """Checks that torch can use a device, before large files are loaded.
 
     Raises:
-        UnSAMError: If it cannot.
+        UnSAMError: If the device cannot be used.
     """
     import torch
 
@@ -66,7 +66,7 @@ def vit_folder(vit: str) -> Path:
         vit: One of `VITS`, or the path of such a folder.
 
     Raises:
-        UnSAMError: If it is neither.
+        UnSAMError: If `vit` is neither.
         WeightsError: If the weights are not available.
     """
     if vit in VITS:
@@ -143,10 +143,9 @@ class PatchFeatureExtractor:
 
     Args:
         vit: One of `VITS`, or the path of a folder in transformers' format.
-        facet: Which features are read: 'key' (as in MaskCut and the paper), 'query', 'value' or 'token' (the output of
+        facet: Features that are read: 'key' (as in MaskCut and the paper), 'query', 'value' or 'token' (the output of
             the ViT).
-        long_side_px: The image is resized so that its longer side has this many pixels; both sides become
-            multiples of the patch size.
+        long_side_px: Longer side of the resized image; both sides are rounded to multiples of the patch size.
         device: Torch device.
 
     Raises:
@@ -166,7 +165,7 @@ class PatchFeatureExtractor:
         config = self._vit.config
         self._patch_px = config.patch_size
         self._special_tokens = 1 + getattr(config, 'num_register_tokens', 0)  # the class token comes first
-        # The other models interpolate their position embeddings by default.
+        # Models of other types interpolate their position embeddings by default.
         self._options = {'interpolate_pos_encoding': True} if config.model_type == 'vit' else {}
         self._lock = threading.RLock()  # hooks are registered on the shared ViT
         self._current_run: object = None  # a progress callback may start a nested run
@@ -243,7 +242,7 @@ def _hook(module, call: Callable) -> Iterator[None]:
     """Calls ``call(output)`` after each forward pass of a module inside the block."""
 
     def forward_hook(module, inputs, output) -> None:
-        call(output[0] if isinstance(output, tuple) else output)  # blocks give a tuple in transformers < 5
+        call(output[0] if isinstance(output, tuple) else output)  # blocks return a tuple in transformers < 5
 
     handle = module.register_forward_hook(forward_hook)
     try:

@@ -1,10 +1,10 @@
 """Seeded watershed with an integer priority queue.
 
-Pixels are processed in the order of their values, and of their arrival for equal values; each passes its label on to
-its unlabelled neighbours. A heap would dominate the running time. Here values are replaced by their ranks, so the queue
-is a set of integers, and its minimum is found in three steps of a bit tree.
+Pixels are processed in ascending order of their values, and pixels of equal value in the order in which they enter the
+queue; each passes its label on to its unlabelled neighbours. A heap would dominate the running time. Here values are
+replaced by their ranks, so the queue is a set of integers, and its minimum is found in three steps of a bit tree.
 
-Source: Meyer, 1991 (flooding in the order of values); van Emde Boas, 1975 (the queue's idea).
+Source: Meyer, 1991 (flooding in the order of values); van Emde Boas, 1975 (idea of the priority queue).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-# The position of a word's lowest bit, by the six highest bits of that bit's product with the number above.
+# Position of the lowest set bit of a word. The index is the six highest bits of that bit multiplied by `_DE_BRUIJN`.
 _LOWEST_BIT = np.argsort([(int(_DE_BRUIJN) << bit) % 2**64 >> 58 for bit in range(64)])
 
 
@@ -35,7 +35,7 @@ def flood(ranks: np.ndarray, seeds: np.ndarray) -> np.ndarray:
 
     Returns:
         (H, W) int32 labels of the seeds. The result equals that of scikit-image's `watershed`, except for seeds of
-        equal value in one plateau, whose order is undefined there; here the upper left seed comes first.
+        equal value in one plateau, whose order is undefined in scikit-image; here they are processed row by row.
     """
     # The padding counts as labelled, so that neighbours need no bounds check.
     labels = np.pad(np.asarray(seeds, np.int32), 1, constant_values=-1)
@@ -65,8 +65,8 @@ def _set_bit(words, position):
 @numba.njit(nogil=True, cache=True)
 def _flood(ranks, labels, width):
     n_ranks = ranks.max() + 1
-    # Bit r of `fine` is set if rank r is queued; each bit of the next two levels if a word of the level below is not
-    # zero.
+    # Bit r of `fine` is set if pixels of rank r are queued. Bit w of `middle` is set if word w of `fine` is not zero;
+    # `coarse` describes `middle` in the same way.
     fine = np.zeros((n_ranks >> 6) + 1, np.uint64)
     middle = np.zeros((len(fine) >> 6) + 1, np.uint64)
     coarse = np.zeros((len(middle) >> 6) + 1, np.uint64)
