@@ -3,7 +3,7 @@
 The package ``segmentation-refinement`` is an optional dependency: it needs torchvision, and masks refined by it are not
 label-free. Crops, sizes and thresholds follow UnSAM.
 
-Source: Cheng et al., "CascadePSP", CVPR 2020; UnSAM, divide_and_conquer/cascadepsp.py (re-written).
+Source: Cheng et al., "CascadePSP", CVPR 2020; UnSAM, divide_and_conquer/cascadepsp.py (rewritten).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class CascadePSPRefiner:
         self._network = segmentation_refinement.Refiner(device=device)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-        """The refined mask, or None if it is rejected.
+        """The (H, W) bool refined mask, or None if it is rejected.
 
-        A mask is rejected if it is empty before or after, if it covers more than 0.9 of the image, or if the IoU of the
+        A mask is rejected if it is empty, if the refined mask covers more than 0.9 of the image, or if the IoU of the
         refined mask with the original is below 0.5.
 
         Args:

@@ -45,7 +45,7 @@ class UnSAMCutLERRoIHead(CascadeRoIHead):
     def _refine_roi(
         self, x: tuple[Tensor, ...], rois: Tensor, batch_img_metas: list[dict], num_proposals_per_img: tuple[int, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Boxes and deltas of the last stage, and logits whose softmax is the mean probability of all stages."""
+        """RoIs of the last stage, logits whose softmax is the mean probability of all stages, and last box deltas."""
         probabilities = 0.0
         for stage, head in enumerate(self.bbox_head):
             outputs = self._bbox_forward(stage, x, rois)
@@ -64,7 +64,7 @@ class UnSAMCutLERRoIHead(CascadeRoIHead):
         batch_img_metas: list[dict],
         num_proposals_per_img: tuple[int, ...],
     ) -> Tensor:
-        """(N, 5) regions of the next stage, clipped to their images."""
+        """(N, 5) RoIs of the next stage, clipped to their images."""
         boxes = [
             head.bbox_coder.decode(own_rois[:, 1:], own_deltas, max_shape=meta['img_shape'])
             for own_rois, own_deltas, meta in zip(
@@ -97,8 +97,8 @@ def load_cutler(path_or_name: str | Path = _NAME, device: str = 'cpu') -> nn.Mod
     """CutLER's Cascade Mask R-CNN in evaluation mode.
 
     Args:
-        path_or_name: 'cutler_cascade' (fetched into the cache if needed), the authors' ``.pth`` file, or a converted
-            ``.safetensors`` file or the folder of one.
+        path_or_name: 'cutler_cascade' (fetched into the cache if needed), the authors' ``.pth`` file, a converted
+            ``.safetensors`` file, or a folder that contains one as ``model.safetensors``.
         device: Torch device.
 
     Raises:
@@ -149,8 +149,8 @@ class CutLERDivider:
         score_threshold: Masks with a lower score are removed; 0.3 in the paper, 0.1 in its released code.
         device: Torch device.
         max_masks: Maximum number of masks.
-        short_side_px: The shorter side is resized to this length, unless the longer side would exceed 5/3 of it;
-            800, the default of Detectron2, in the published divide step.
+        short_side_px: Length to which the shorter side is resized, or less where the longer side would exceed 5/3 of
+            this length. The published divide step uses 800, the default of Detectron2.
 
     Raises:
         UnSAMError: If a number is out of range, or the device cannot be used.
@@ -202,6 +202,6 @@ class CutLERDivider:
 
 
 def _resized_hw(height: int, width: int, short_side_px: int) -> tuple[int, int]:
-    """The size after Detectron2's resizing; halves are rounded up."""
+    """Height and width after Detectron2's resizing; halves are rounded up."""
     scale = min(short_side_px / min(height, width), int(short_side_px * _MAX_ASPECT) / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

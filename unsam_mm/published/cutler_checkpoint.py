@@ -1,8 +1,8 @@
 """Converts CutLER's Detectron2 checkpoint to the parameter names of MMDetection.
 
-Tensors keep their shapes and orders: in both frameworks RoI features are flattened as channel, row, column; anchors are
-ordered by cell, then by ascending ratio (height over width), with the deltas x, y, width, height; the background is the
-last class; and the stride of a bottleneck is in its 3 x 3 convolution.
+Tensors are neither reshaped nor reordered, since both frameworks have the same layout: RoI features are flattened as
+channel, row, column; anchors are ordered by cell, then by ascending ratio (height over width), with the deltas x, y,
+width, height; the background is the last class; and the stride of a bottleneck is in its 3 x 3 convolution.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def convert_official_cutler(path: Path) -> StateDict:
     """Reads and converts the published checkpoint of CutLER's Cascade Mask R-CNN.
 
     Args:
-        path: ``cutler_cascade_final.pth``, or another checkpoint of their config.
+        path: ``cutler_cascade_final.pth``, or another checkpoint of the same model.
 
     Raises:
         WeightsError: If the file is not such a checkpoint; the message names missing and unexpected keys.
@@ -60,7 +60,7 @@ def convert_cutler(state: StateDict, path: Path) -> StateDict:
 
 
 def save(state: StateDict, folder: Path, metadata: dict[str, str]) -> None:
-    """Writes converted weights as ``model.safetensors`` into a new folder."""
+    """Writes converted weights as ``model.safetensors`` into a new folder, which must not exist yet."""
     folder.mkdir(parents=True)
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(state, folder / 'model.safetensors', metadata={'format': 'pt', **metadata})

@@ -31,7 +31,7 @@ Divider = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class MaskCutDivider:
-    """MaskCut without its CRF: square input, normalized cuts, nearest-neighbour upsampling, disjoint masks.
+    """MaskCut without its CRF: square input, normalized cuts, nearest-neighbour upsampling, removal of overlaps.
 
     Args:
         extractor: Feature extractor; DINO ViT-B/8, facet 'key', at 480 px in the paper. The image is resized to a
@@ -50,8 +50,8 @@ class MaskCutDivider:
             image: (H, W, 3) uint8 RGB.
 
         Returns:
-            (N, H, W) bool disjoint masks, and (N,) float32 scores 1, 1/2, 1/3, ...: MaskCut orders its masks but gives
-            no scores. N may be 0.
+            (N, H, W) bool masks, and (N,) float32 scores 1, 1/2, 1/3, ...: MaskCut orders its masks but gives no
+            scores. N may be 0. Masks are disjoint, except that a mask also contains earlier masks that it encloses.
         """
         features = self._extract(resize_to_square(image, self._extract.long_side_px))
         features = centred(features) if self._centre else features
@@ -86,24 +86,24 @@ def maskcut(
     and the graph is cut again.
 
     In the paper a part with 2 or more corners is background, in the release one with 3 or more (`max_corners`). Both
-    also require that the foreground contains the patch of the largest absolute value. The sign of an eigenvector is
+    also require that the foreground contains the patch with the largest absolute value. The sign of an eigenvector is
     arbitrary; here it is chosen so that this patch is positive, so the result does not depend on the solver.
 
     Args:
         features: (h, w, C) patch features of an image.
         n_masks: Number of cuts.
         tau: Cosine threshold of similar patches; 0.15 in the paper, for keys of DINO. See `centred` for other ViTs.
-        min_area: Later masks with at most this fraction of the patches are rejected.
-        max_overlap: Later masks with a larger IoU with an earlier mask are rejected.
+        min_area: Masks after the first with at most this fraction of the patches are rejected.
+        max_overlap: Masks after the first with a larger IoU with an earlier mask are rejected.
         max_corners: Maximum number of image corners in the foreground: 1 in the paper, 2 in the release.
         overlap_with: 'all' earlier masks, or only the 'last' one, as in the release.
         repeat_rejected: After a rejection the release continues as if the mask had been empty: it cuts the same graph
-            again, finds the same mask, and accepts it, since nothing overlaps an empty mask. True reproduces this; by
-            default the search ends.
-        found_patches: 'zero' sets the features of found patches to zero, as published. Their weak edges then form a
-            cluster whose eigenvalue is their fraction of the image, so after a large first object the second cut finds
-            the same object again: on 5 of 12 sample images of scikit-image MaskCut ends there. 'remove' removes them
-            from the graph, which is not published.
+            again, finds the same mask, and accepts it, since nothing overlaps an empty mask. True, with `overlap_with`
+            'last', reproduces this; by default the search ends.
+        found_patches: 'zero' sets the features of found patches to zero, as published. They then form a cluster with
+            weak edges, whose eigenvalue is its fraction of the image, so after a large first object the second cut
+            finds the same object again: on 5 of 12 sample images of scikit-image MaskCut ends there. 'remove' removes
+            the found patches from the graph, which is not published.
 
     Returns:
         (N, h, w) bool masks on the patch grid, N <= n_masks, in order of discovery. They may overlap.
@@ -191,7 +191,7 @@ def second_eigenvector(similar: np.ndarray) -> np.ndarray:
 def _by_lobpcg(operator: LinearOperator, first: np.ndarray) -> np.ndarray:
     """(P, 1) eigenvector of the largest eigenvalue other than that of `first`, by LOBPCG.
 
-    It takes about thirty times as long as Lanczos, but gives an approximation where it does not converge.
+    It takes about thirty times as long as Lanczos, but gives an approximation where Lanczos does not converge.
     """
     if len(first) < 6 * _BLOCK_VECTORS:  # too few rows for LOBPCG
         return np.linalg.eigh(operator @ np.eye(len(first), dtype=np.float32))[1][:, [-1]]
@@ -207,7 +207,7 @@ def centred(features: np.ndarray) -> np.ndarray:
     """(h, w, C) features minus their mean over the image, so that thresholds published for DINO apply to DINOv2.
 
     The published thresholds are cosines of DINO's keys, whose distribution is centred at zero. DINOv2's keys share a
-    large mean: the cosine of two patches of an image is 0.77 or more in 95 % of cases, above every threshold of the
+    large mean: the cosine is 0.77 or more for 95 % of the pairs of patches of an image, above every threshold of the
     paper. Without the mean, on five photographs at 60 x 60 patches, merging down to a cosine of 0.8, 0.6 and 0.1 leaves
     83, 31 and 6 regions on average; published for DINO's ViT-B/8 are 108, 38 and 2 (HASSOD, 480 px).
     """
@@ -217,7 +217,7 @@ def centred(features: np.ndarray) -> np.ndarray:
 def resize_to_square(
     image: np.ndarray, side_px: int, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> np.ndarray:
-    """An (H, W, 3) uint8 image resized to (side_px, side_px, 3); the aspect ratio is not kept."""
+    """An (H, W, 3) uint8 image resized to (side_px, side_px, 3); the aspect ratio is not preserved."""
     return np.asarray(Image.fromarray(image).resize((side_px, side_px), resample))
 
 

@@ -1,9 +1,9 @@
 """Clusters of the patches of a crop, their masks as runs of pixels, and non-maximum suppression.
 
 Pairwise merging of patches makes a binary tree; the clusters at a threshold of the published procedure are a cut of it.
-Patches are numbered depth-first, so a cluster is an interval, clusters nest or are disjoint, and their IoU is a ratio
-of areas. Masks are stored as runs of pixels in column-major order, as in COCO's RLE, so the cost of a mask depends on
-the length of its boundary, not on the size of the image.
+Patches are numbered depth-first, so a cluster is an interval of numbers. Two clusters nest, and their IoU is the ratio
+of their areas, or they are disjoint. Masks are stored as runs of pixels in column-major order, as in COCO's RLE, so the
+cost of a mask depends on the length of its boundary, not on the size of the image.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class PatchClusters:
 
     Attributes:
         order: (P,) int64 patch numbers (row-major) in depth-first order; patches outside the mask come last.
-        first: (K,) int64; cluster k holds the patches ``order[first[k]:end[k]]``.
-        end: (K,) int64.
-        levels: (K, T) bool; whether the cluster exists at each threshold.
+        first: (K,) int64; cluster k contains the patches ``order[first[k]:end[k]]``.
+        end: (K,) int64; see `first`.
+        levels: (K, T) bool; True if cluster k exists at threshold t.
         grid_hw: Rows and columns of the grid.
     """
 
@@ -65,10 +65,10 @@ def cluster_patches(
         grid: (h, w, C) features; as published they are not normalised, so features of large norm have more weight.
         thresholds: Cosines in descending order.
         min_patches: Smaller clusters are left out.
-        inside: (h, w) bool, patches that are clustered; by default all.
+        inside: (h, w) bool, True for patches that are clustered; by default all.
 
     Returns:
-        The distinct clusters, without the cluster of all patches, which is the divided mask itself.
+        The distinct clusters, without the cluster of all patches, which is the object itself.
     """
     rows, columns, channels = grid.shape
     inside = np.ones((rows, columns), bool) if inside is None else inside
@@ -76,7 +76,7 @@ def cluster_patches(
     number = np.full(rows * columns, -1)
     orders, firsts, ends, levels = [], [], [], []
     n_ordered = 0
-    for component in range(1, n_components + 1):  # one tree for each
+    for component in range(1, n_components + 1):  # one tree for each component
         patches = np.flatnonzero(components.ravel() == component)
         number[patches] = np.arange(len(patches))
         features = grid.reshape(-1, channels)
@@ -115,12 +115,12 @@ def _grid_edges(number: np.ndarray) -> np.ndarray:
 
 
 def _levels(parent: np.ndarray, similarity: np.ndarray, thresholds: tuple[float, ...]) -> np.ndarray:
-    """(N, T) bool: whether each node is a cluster when the loop stops at each threshold."""
+    """(N, T) bool: True if node n is a cluster when the loop stops at threshold t."""
     n_leaves = len(similarity) + 1
     # Similarities are not monotone; the loop stops at the first one below the threshold.
     lowest = np.minimum.accumulate(similarity)
     n_merges = np.array([np.count_nonzero(lowest >= threshold) for threshold in thresholds])
-    # The number of the merge that forms each node, and of the merge that joins it with another node.
+    # Number of the merge that forms each node, and number of the merge that joins it with another node.
     formed = np.maximum(np.arange(len(parent)) - n_leaves, -1)
     joined = np.where(parent >= 0, parent - n_leaves, n_leaves)
     return (formed[:, None] < n_merges) & (n_merges <= joined[:, None])
@@ -157,16 +157,16 @@ def suppress_nested(
     """Non-maximum suppression of clusters of one tree, which nest or are disjoint; the larger cluster is kept.
 
     Args:
-        first: (N,) starts of their intervals, in descending order of area.
+        first: (N,) starts of the intervals of the clusters, in descending order of area.
         end: (N,) exclusive ends of the intervals.
-        area: (N,) areas. The ratio of areas is an upper bound of the IoU, and equals it for nested masks.
+        area: (N,) areas in pixels. The ratio of areas is an upper bound of the IoU, and equals it for nested masks.
         max_iou: A cluster with a larger IoU with a kept cluster is removed.
         window: A kept cluster is compared with this number of following clusters; by default with all.
         runs: N masks of the clusters, if these do not nest exactly, as after interpolation. Pairs whose upper bound
             exceeds `max_iou` are compared by their masks.
 
     Returns:
-        (N,) bool, whether each cluster is kept.
+        (N,) bool, True for clusters that are kept.
     """
     offsets = np.cumsum([0, *(len(mask) for mask in runs or ())])
     return _suppress_nested(
@@ -230,7 +230,7 @@ def bicubic_masks(clusters: PatchClusters, box_xyxy: tuple[int, int, int, int], 
         height: Height of the image.
 
     Returns:
-        For each cluster (R, 2) int64 starts and ends of its runs, in column-major order of the image.
+        For each cluster (R, 2) int64 starts and exclusive ends of its runs, in column-major pixel indices of the image.
     """
     x0, y0, x1, y1 = box_xyxy
     rows, columns = _cubic_weights(clusters.grid_hw[0], y1 - y0), _cubic_weights(clusters.grid_hw[1], x1 - x0)
@@ -285,7 +285,7 @@ def _bicubic_runs(member, row_base, row_weights, column_base, column_weights, x0
         n_before = n_runs
         if n_runs + (y_end - cell_start[0]) // 2 + 1 >= len(runs):
             runs = np.concatenate((runs, np.empty((len(runs) + height, 2), np.int64)))
-        if same:  # equal to the previous column, as inside of a cluster
+        if same:  # equal to the previous column, as inside a cluster
             for run in range(last_column, n_before):
                 runs[n_runs] = runs[run] + height
                 n_runs += 1

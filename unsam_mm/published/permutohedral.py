@@ -17,10 +17,10 @@ _CHUNK = 1 << 18  # points; bounds the temporary arrays
 
 
 class PermutohedralFilter:
-    """``out[i] = sum_j exp(-|p_i - p_j|^2 / 2) * in[j]``, up to a common factor, including j = i.
+    """Approximates ``out[i] = sum_j exp(-|p_i - p_j|^2 / 2) * in[j]``, including j = i, up to a common factor.
 
     Args:
-        points: (N, D) floats, in standard deviations along each dimension.
+        points: (N, D) float coordinates, in units of the standard deviation along each dimension.
 
     Raises:
         UnSAMError: If the extent of the points is too large for 64-bit vertex numbers.
@@ -43,7 +43,7 @@ class PermutohedralFilter:
         self._neighbours = [_neighbours(keys, step, radix) for step in _axis_steps(n_axes)]
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """The filtered values, (N,) float64."""
+        """(N,) float64 filtered values, from (N,) values at the points."""
         lattice = np.append(self._splat @ values, 0.0)  # the last entry is the value of all unoccupied vertices
         for before, after in self._neighbours:
             lattice[:-1] += 0.5 * (lattice[before] + lattice[after])
@@ -93,7 +93,7 @@ def _axis_steps(n_axes: int) -> np.ndarray:
 
 
 def _neighbours(keys: np.ndarray, step: np.ndarray, radix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the vertices one step before and after each vertex; M where there is none."""
+    """Indices of the vertices one step before and after each of M vertices; M where there is none."""
     found = []
     for wanted in (keys - step @ radix, keys + step @ radix):
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)

@@ -45,8 +45,8 @@ from unsam_mm.published.patch_tree import (
     suppress_nested,
 )
 
-_REFINED_PX = 900  # larger crops are downsampled to this size for refinement, as in the release
-_PROBE_PX = 112  # a multiple of the patch sizes 8, 14 and 16; the number of patches tells the patch size
+_REFINED_PX = 900  # longer side to which larger crops are downsampled for refinement, as in the release
+_PROBE_PX = 112  # side of a test image whose number of patches gives the patch size; a multiple of 8, 14 and 16
 _CHOICES = {
     'divide': ('maskcut', 'cutler'),
     'maskcut_overlap_with': ('all', 'last'),
@@ -65,13 +65,13 @@ class PublishedSettings:
         vit: ViT of both steps. Paper and release: 'dino_vitb8'.
         facet: Features read from its last layer. Paper and release: 'key'.
         centre: True to subtract the mean of the features, so that thresholds published for DINO apply to other ViTs;
-            see `unsam_mm.published.maskcut.centred`. None: for all but DINO's, whose names start with 'dino_'.
+            see `unsam_mm.published.maskcut.centred`. None: True unless the name of the ViT starts with 'dino_'.
         divide: 'cutler', the detector of paper and release, whose weights are not free for commercial use, or
             'maskcut', which made the training labels of that detector and needs only the ViT.
-        min_score: Objects with a lower detection score are removed. Paper 0.3, release 0.1. MaskCut has no scores.
+        min_score: Objects with a lower detection score are removed. Paper 0.3, release 0.1. Not used by MaskCut.
         maskcut_patches: Side of the square patch grid of MaskCut. 60, as in CutLER's paper and code.
-        maskcut_tau: See `unsam_mm.published.maskcut.maskcut`, also for the next five. 0.15 in CutLER's paper.
-        maskcut_masks: 3 in CutLER's paper and code.
+        maskcut_tau: See `unsam_mm.published.maskcut.maskcut` for this and the next five. 0.15 in CutLER's paper.
+        maskcut_masks: `n_masks`; 3 in CutLER's paper and code.
         maskcut_max_corners: 1 in CutLER's paper, 2 in its code.
         maskcut_overlap_with: 'last' in CutLER's code, apparently a mistake; 'all' in both presets.
         maskcut_repeat_rejected: True in CutLER's code, a bug; False in both presets.
@@ -80,21 +80,21 @@ class PublishedSettings:
         crop_patches: Side of the square patch grid of a crop. Paper and release: 256 px of 8 px patches, which is 32.
             The crop is resized to this number of patches of the ViT.
         crop_resample: Interpolation of that resizing. Paper 'bilinear', release 'bicubic'.
-        drop_last_row_column: The release treats the last row and column of an object's box as exclusive and loses
-            them, a bug. False in both presets.
+        drop_last_row_column: True to leave out the last row and column of an object's box, a bug of the release. False
+            in both presets.
         thetas: Cosine thresholds of the clusters, descending. Equal in paper and release.
         min_patches: Smaller clusters are left out. Release 4. The paper does not mention it; its preset has 4 too,
             since single patches are not masks.
-        restrict_to_mask: True if only patches inside the object are merged, and masks of parts are clipped to the
-            object. Paper: yes. Release: no, the whole box is merged.
-        min_coverage: Parts with at most this fraction inside of the object are removed. Release 0.9.
+        restrict_to_mask: True to merge only patches inside the object, and to clip masks of parts to the object; False
+            to merge all patches of the box. Paper True, release False.
+        min_coverage: Parts of which at most this fraction lies inside the object are removed. Release 0.9.
         nms_iou: Of two masks with a larger IoU the smaller one is removed. Paper and release 0.9.
         nms_scope: Paper 'global', among all masks. Release 'per_mask', among the parts of one object.
-        nms_window: With 'per_mask', each mask is compared with this number of masks next in size. Release 4, where a
-            cluster counts once for every threshold at which it exists. None: with all masks.
+        nms_window: With 'per_mask', each mask is compared with only this number of the next smaller masks. Release 4,
+            where a cluster counts once for every threshold at which it exists. None: with all masks.
         refine: Paper and release: 'cascadepsp', whose weights were trained with labels; the paper also reports 'crf'.
-            'partition' assigns each pixel of a crop to one patch, once for all parts; objects, and parts in boxes with
-            less than one pixel for each patch, are not refined. 'none' in both presets.
+            'partition' assigns each pixel of a crop to one patch, once for all parts; it does not refine objects, nor
+            parts of objects whose box has fewer pixels than patches along a side. 'none' in both presets.
         keep_if_iou: Masks with a smaller IoU with their refined mask are removed. Release 0.5. 'crf' and 'cascadepsp'
             always remove masks below 0.5, so smaller values affect 'partition' only.
         max_area: Masks that cover a larger fraction of the image are removed. Release 0.9, as part of the refinement.
@@ -150,7 +150,7 @@ class PublishedSettings:
 
     @property
     def is_centred(self) -> bool:
-        """True if features are centred: `centre`, or a default for the ViT if it is None."""
+        """True if features are centred: `centre`, or the default for the ViT if `centre` is None."""
         return not Path(self.vit).name.startswith('dino_') if self.centre is None else self.centre
 
 
@@ -176,8 +176,8 @@ class PublishedProcedure:
 
     Args:
         settings: Settings of all steps.
-        device: Torch device of the networks; all else runs on the CPU.
-        divider: The divider; by default that of the settings.
+        device: Torch device of the networks; the other steps run on the CPU.
+        divider: Finds the objects; by default the divider of the settings.
 
     Raises:
         UnSAMError: If a name is unknown or the device cannot be used.
@@ -197,8 +197,8 @@ class PublishedProcedure:
     def __call__(self, image: np.ndarray, progress: Callable[[float, str], None] | None = None) -> MaskHierarchy:
         """The masks of one image.
 
-        Paper and release do not rank the masks. Here an object has the score of the divider, and a part the score of
-        its object times the fraction of thresholds at which it exists.
+        Paper and release do not rank the masks. Here an object has the score of the divider. The score of a part is
+        that of its object times t / (T + 1), where the part exists at t of the T thresholds.
 
         Args:
             image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8` for dtypes.
@@ -222,7 +222,7 @@ class PublishedProcedure:
             progress: See `__call__`.
 
         Returns:
-            K masks and their (K,) float32 scores in [0, 1], objects first, then the parts of each.
+            K masks and their (K,) float32 scores in [0, 1]: first all objects, then the parts of each object.
         """
         report = progress or (lambda done, message: None)
         report(0.0, 'finding objects')
@@ -267,7 +267,7 @@ class PublishedProcedure:
         return conquer_object(features, rle, self.settings, patch_of_pixel)
 
     def _refined(self, image: np.ndarray, rle: Rle) -> Rle | None:
-        """One mask, refined in a crop of twice its longer side, or None if the IoU with the refined mask is too low."""
+        """One mask, refined in a crop of twice the longer side of its box, or None if the refinement is rejected."""
         height, width = image.shape[:2]
         x, y, box_width, box_height = coco_mask.toBbox(rle)
         reach = max(box_width, box_height)
@@ -296,11 +296,12 @@ def conquer_object(
         features: (h, w, C) patch features of the object's box.
         rle: The object.
         settings: Settings of the clustering.
-        patch_of_pixel: (h, w) integer patch number (row-major) of each pixel of the box, which refines the parts to
-            image edges; by default masks are upsampled by bicubic interpolation.
+        patch_of_pixel: Integer patch number (row-major) of each pixel of the box, in an array of the size of the box,
+            which refines the parts to image edges; by default masks are upsampled by bicubic interpolation.
 
     Returns:
-        K masks of the size of the image, largest first, and the (K,) float fraction of thresholds at which each exists.
+        K masks of the size of the image, largest first, and (K,) floats t / (T + 1), where a mask exists at t of the T
+        thresholds.
     """
     features = centred(features) if settings.is_centred else features
     height, width = rle['size']
@@ -333,7 +334,7 @@ def conquer_object(
 def _without_near_duplicates(
     clusters: PatchClusters, runs: list[np.ndarray], areas: np.ndarray, settings: PublishedSettings
 ) -> list[int]:
-    """The clusters with a non-zero area, largest first, after non-maximum suppression if its scope is 'per_mask'."""
+    """Indices of clusters of non-zero area, largest first, after non-maximum suppression if its scope is 'per_mask'."""
     present = clusters.levels & (areas > 0)[:, None]
     if settings.nms_scope == 'global':
         kept = np.flatnonzero(present.any(axis=1))
@@ -386,7 +387,7 @@ def _make_divider(settings: PublishedSettings, extractor: PatchFeatureExtractor,
 
 
 def _make_refiner(name: str, device: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray | None] | None:
-    """The function that refines single masks, if any."""
+    """The function that refines single masks, or None for 'none' and 'partition'."""
     if name == 'crf':
         from unsam_mm.published.refine import mask_crf
 

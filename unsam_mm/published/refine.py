@@ -17,7 +17,7 @@ from unsam_mm.published.permutohedral import PermutohedralFilter
 
 # Tuned on six BSDS500 training images; lengths are in patches unless a name says otherwise.
 _FIRST_SPREAD = 0.5  # standard deviation of the position of pixels around patch centres, for the colours of patches
-_SPREAD = 1.0  # the same for the assignment of pixels
+_SPREAD = 1.0  # standard deviation of the position, for the assignment of pixels
 _COLOUR_SPREAD = 5.0  # standard deviation of the colour within a patch, in CIE Lab
 _EDGE_CONTRAST = 8.0  # standard deviation of the colour difference of neighbours, in CIE Lab
 _COUPLING = 24.0  # weight of the pairwise term
@@ -35,10 +35,10 @@ _CRF_MIN_IOU = 0.5
 def partition_labels(image: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarray:
     """Assigns each pixel to one of the 3 x 3 patches around it, so that borders between patches follow image edges.
 
-    A mask on the grid is refined by ``patch_mask.ravel()[labels]``. Masks that nest or are disjoint on the grid stay
-    so. The labels maximise the mean field of a CRF: the unary term is the distance in position and colour to the patch,
-    the pairwise term the labels of similar pixels nearby. Patch features are not used: they are smooth across edges,
-    and make the masks worse.
+    A mask on the grid is refined by ``patch_mask.ravel()[labels]``. Masks that are nested or disjoint on the
+    grid remain so. The label of a pixel is the most probable one in the mean field of a CRF. Its unary term is the
+    distance to the patch in position and colour; its pairwise term favours the labels of similar pixels nearby. Patch
+    features are not used: they are smooth across edges, and make the masks worse.
 
     On ten BSDS500 validation images, with 1000 masks each from merging DINOv2 patches of 9.4 px, AR@1000 is 0.316; it
     is 0.227 with square patches and 0.233 with bilinear upsampling. It takes about 0.5 s at 481 x 321 on one core; time
@@ -49,7 +49,7 @@ def partition_labels(image: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarray:
         grid_hw: Rows and columns of the patch grid that covers the image.
 
     Returns:
-        (H, W) int32, index of a patch in the flattened grid. A patch may have no pixels.
+        (H, W) int32 index of the patch of each pixel in the flattened grid. A patch may have no pixels.
 
     Raises:
         ImageError: If the image is not (H, W, 3) uint8.
@@ -109,7 +109,7 @@ class MaskCRF:
         self._near_norm = _inverse_root(_near(np.ones(self._size_hw)))
 
     def __call__(self, probability: np.ndarray) -> np.ndarray | None:
-        """The refined mask, or None if its IoU with the original is too low; see `mask_crf`."""
+        """The (H, W) bool refined mask, or None if its IoU with the original is too low; see `mask_crf`."""
         probability = np.asarray(probability, np.float64)
         if probability.shape != self._size_hw:
             raise UnSAMError(f'the mask has shape {probability.shape}, its image {self._size_hw}; expected the same')
@@ -137,7 +137,7 @@ def mask_crf(image: np.ndarray, probability: np.ndarray) -> np.ndarray | None:
         probability: (H, W) floats in [0, 1], or bool.
 
     Returns:
-        (H, W) bool; None if its IoU with the original mask (probability > 0.5) is below 0.5: the mask is rejected.
+        (H, W) bool refined mask, or None if its IoU with the original mask (probability > 0.5) is below 0.5.
 
     Raises:
         ImageError: If the image is not (H, W, 3) uint8.
@@ -174,7 +174,7 @@ def _inverse_root(weight: np.ndarray) -> np.ndarray:
 
 
 # Label k of a pixel in cell (row, column) is the patch (row + k // 3 - 1, column + k % 3 - 1). The mean field `probs`
-# has the shape (H, W, 9); it sums to one, and is 0 for patches outside the grid.
+# has the shape (H, W, 9); the values of a pixel sum to one, and are 0 for patches outside the grid.
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
@@ -190,7 +190,7 @@ def _softmin(energy, out):
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _choose_by_distance(rows, columns, place, rate, out):
-    """Probabilities by the distance to the patch centres alone: squared distance in patches times `rate`."""
+    """Probabilities from distances to patch centres; the energy is `rate` times the squared distance in patches."""
     row_of, column_of, row_scale, column_scale = place
     energy = np.empty(_CHOICES, np.float32)
     for y in range(out.shape[0]):
@@ -234,7 +234,7 @@ def _squared_distance(left, right):
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _mean_field_step(lab, colours, place, rates, stride, coupling, probs, out):
-    """One mean-field step from `probs` to `out`; a stride of 0 leaves the pairwise term out."""
+    """One mean-field step from `probs` to `out`; with a stride of 0 there is no pairwise term."""
     height, width, _ = lab.shape
     rows, columns, _ = colours.shape
     row_of, column_of, row_scale, column_scale = place
