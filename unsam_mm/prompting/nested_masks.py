@@ -306,7 +306,7 @@ def _depths(mask, shown, positive, click_row, click_column):
                 left, right = min(left, column), max(right, column)
     if bottom < 0:
         return 0.0, 0.0
-    # Padded with zeros. Errors with different values in `mask` are of different kinds, so one is background for the other.
+    # Padded with zeros. Errors with different values in `mask` are of different kinds, each background for the other.
     depths = np.zeros((bottom - top + 3, right - left + 3), np.int32)
     deepest = 0
     for row in range(top, bottom + 1):

@@ -12,7 +12,7 @@ from unsam_mm.errors import UnSAMError
 
 MAX_MASKS_PER_PROMPT = 6  # the number of mask tokens in the promptable model of the paper
 LOGIT_SIDE_PX = 256  # size of Segment Anything's low-resolution masks
-LOGIT_SCALE = 8.0  # logits are -4 outside a mask and 4 inside
+LOGIT_SCALE = 8.0  # logits range from -4 outside a mask to 4 inside
 NO_IMAGE = 'no image is set; call set_image(image) first'
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from unsam_mm.student.pairs import RegionInputs
 
 FAR = 1.5
-"""Distance to the positive regions of a prompt without any, and likewise for negative ones; most distances are smaller."""
+"""Distance to the nearest positive or negative region if a prompt has none; larger than most distances that occur."""
 
 MARKS = 5
 """Number of channels after the distances: has negatives, in the box, has a box, earlier mask, has an earlier mask."""
