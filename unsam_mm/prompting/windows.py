@@ -1,6 +1,7 @@
 """A pyramid of overlapping windows over a plane, and masks that are cropped to their boxes.
 
-Windows of all levels have the same number of pixels; a pixel of level k is the mean of 2^k x 2^k pixels of the plane.
+Windows of all levels have the same side in their own pixels, unless the level is smaller; a pixel of level k is the mean
+of 2^k x 2^k pixels of the plane.
 The last level has a single window, which covers the whole plane.
 """
 
