@@ -1,9 +1,9 @@
 """Promptable segmentation with the interfaces of Segment Anything.
 
-The engine ``'tree'`` needs no trained model: the candidates under a click are the nodes on the path from its leaf to
-the root of the region tree, which nest. The engine ``'model'`` adds masks of the region model, which is trained on the
-pseudo-masks of all trees. Both score several clicks in the same way; see `unsam_mm.prompting.inference`. torch is
-imported when an engine is made.
+The engine ``'tree'`` needs no trained model: the candidates for a click are the nested regions that contain its pixel,
+which are the nodes on the path from a leaf to the root of the region tree. The engine ``'model'`` adds masks of the
+region model, which is trained on the pseudo-masks of all trees. Both engines score several clicks in the same way; see
+`unsam_mm.prompting.inference`. torch is imported when an engine is made.
 """
 
 from __future__ import annotations

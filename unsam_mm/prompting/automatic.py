@@ -19,36 +19,38 @@ from unsam_mm.prompting.planes import LazyArray
 from unsam_mm.prompting.predictor import UnSAMPredictor
 
 _NEIGHBOURS = np.ones((3, 3), bool)  # pixels are 8-connected
-_POINT_SIDE_PX = 1024  # masks are subsampled to this size to find their inner point
+_POINT_SIDE_PX = 1024  # larger masks are subsampled to this size to find their inner point
 
 
 class UnSAMAutomaticMaskGenerator:
     """Generates all masks of an image.
 
     Scores rank the masks of one image. They are not estimates of IoU, so thresholds for Segment Anything do not apply.
-    The stability of a mask is, for the engine 'tree', the range of merge heights in which the region persists; for the
-    engine 'model' the IoU of the mask with the prediction for its largest region at its granularity.
+    For the engine 'tree', the stability of a mask is the range of merge heights in which the region persists, relative
+    to the height of the root. For the engine 'model', it is the IoU of the mask with the prediction for its largest
+    region at its granularity.
 
     Args:
-        model: A predictor, whose image is replaced, or an engine.
-        points_per_side: The engine 'model' predicts masks for ``points_per_side ** 2`` seed regions.
-        points_per_batch: No effect, since memory is bounded anyway; kept for compatibility.
+        model: A predictor or an engine; its image is replaced.
+        points_per_side: The engine 'model' predicts masks for at most ``points_per_side ** 2`` seed regions. No effect
+            for the engine 'tree'.
+        points_per_batch: No effect, since memory is bounded anyway; accepted for compatibility.
         pred_iou_thresh: Masks with a lower score are removed.
         stability_score_thresh: Masks with a lower stability are removed.
         stability_score_offset: Must be 1.0; stability does not depend on a threshold offset.
         box_nms_thresh: For the engine 'model', masks with a larger IoU with a better mask are removed.
         crop_n_layers: Must be 0. Large images are processed in tiles by `UnSAMPredictor(tile_px=...)`.
-        crop_nms_thresh: No effect without crops; kept for compatibility.
-        crop_overlap_ratio: No effect without crops; kept for compatibility.
-        crop_n_points_downscale_factor: No effect without crops; kept for compatibility.
+        crop_nms_thresh: No effect without crops; accepted for compatibility.
+        crop_overlap_ratio: No effect without crops; accepted for compatibility.
+        crop_n_points_downscale_factor: No effect without crops; accepted for compatibility.
         point_grids: Must be None.
-        min_mask_region_area: Holes and connected components with fewer pixels are filled or removed. If all components
-            of a mask are smaller, the largest is kept; masks that become equal are merged.
+        min_mask_region_area: Holes with fewer pixels are filled, and connected components with fewer pixels are removed.
+            If all components of a mask are smaller, the largest remains. Masks that become equal are merged.
         output_mode: 'binary_mask', 'uncompressed_rle' or 'coco_rle'.
         max_masks: Maximum number of masks.
 
     Raises:
-        UnSAMError: If the output mode is unknown, a number is not positive, or an argument is not supported.
+        UnSAMError: If the output mode is unknown, a number is out of range, or an argument is not supported.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class UnSAMAutomaticMaskGenerator:
             `parent` (index in this list, or -1).
 
         Raises:
-            ImageError: If the array is no image that can be segmented.
+            ImageError: If the array is not an image that can be segmented.
         """
         self.predictor.set_image(image)
         return self._records()
@@ -172,10 +174,10 @@ class UnSAMAutomaticMaskGenerator:
 
 
 def _cleaned(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> Rle:
-    """Fills small holes, then removes small components, as Segment Anything's `remove_small_regions`."""
+    """Fills small holes, then removes small components, like Segment Anything's `remove_small_regions`."""
     height, width = rle['size']
     x0, y0, x1, y1 = (int(side) for side in box_xyxy)
-    # The box is padded by `min_area_px`, so that the background is no hole.
+    # The box is padded by `min_area_px`, so that the background around the mask is not filled as a hole.
     x0, y0, x1, y1 = (
         max(x0 - min_area_px, 0),
         max(y0 - min_area_px, 0),
@@ -192,7 +194,7 @@ def _cleaned(rle: Rle, box_xyxy: np.ndarray, min_area_px: int) -> Rle:
 
 
 def _small_parts(mask: np.ndarray, min_area_px: int) -> np.ndarray:
-    """Pixels of the connected components of an (H, W) bool mask that are smaller than an area."""
+    """(H, W) bool: the connected components of an (H, W) bool mask that are smaller than an area."""
     parts, _ = ndimage.label(mask, _NEIGHBOURS)
     is_small = np.bincount(parts.ravel()) < min_area_px
     is_small[0] = False

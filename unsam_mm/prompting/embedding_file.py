@@ -19,12 +19,12 @@ def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray]) -> N
     """Writes named arrays.
 
     Args:
-        path: A path with the suffix .npz. An embedding there is replaced, other files are not.
+        path: A path with the suffix .npz. An existing embedding is replaced; any other file is not.
         kind: Name of the engine that reads them.
         arrays: Arrays of any shape.
 
     Raises:
-        StoreError: If the suffix is another, the path holds no embedding, or cannot be written.
+        StoreError: If the path has another suffix, is a file other than an embedding, or cannot be written.
     """
     path = _checked(path)
     with atomic_writer(path, binary=True) as file:
@@ -38,7 +38,7 @@ def load_arrays(path: str | Path, kind: str) -> dict[str, np.ndarray]:
 
     Raises:
         DamagedError: If the file is damaged.
-        StoreError: If it is missing, cannot be read, or is of another engine.
+        StoreError: If it is missing, cannot be read, or was written for another engine.
     """
     path = _checked(path)
     try:
@@ -58,7 +58,7 @@ def load_embedding(path: str | Path, engine: Engine) -> None:
     """Reads a file with the embedding of an image into an engine, in place of `Engine.set_image`.
 
     Raises:
-        StoreError: If the file is missing or of another engine.
+        StoreError: If the file is missing, cannot be read, or was written for another engine.
         DamagedError: If it is damaged, or does not match the weights.
     """
     arrays = load_arrays(path, engine.name)

@@ -17,14 +17,15 @@ from unsam_mm.prompting.windows import MaskCrop
 class Engine:
     """Predicts masks for one image at a time.
 
-    Setting a new image replaces the state of the previous one without modifying it, so `copy.copy` of an engine keeps
-    its image and shares the networks. Engines implement the methods that raise `NotImplementedError`.
+    Setting a new image replaces the state of the previous one without modifying it. So a copy that `copy.copy` made
+    before still has the previous image, and shares the networks. Engines implement the methods that raise
+    `NotImplementedError`.
 
     Attributes:
         name: 'tree', 'model' or 'detector'.
         device: Name of the torch device of its networks.
-        signature: A hash of everything besides the image that embeddings depend on; None if unknown.
-        size_hw: Height and width of the image; None if none is set.
+        signature: Text that identifies everything besides the image on which embeddings depend; None if unknown.
+        size_hw: Height and width of the image in pixels; None if no image is set.
         hierarchy: The region trees of the image; None if no image is set, or the engine has no trees of it.
     """
 
@@ -39,7 +40,7 @@ class Engine:
         raise NotImplementedError
 
     def set_plane(self, plane: LazyPlane, store: str | Path | None = None) -> None:
-        """Sets a plane of which tiles are read when a prompt needs them; see `UnSAMPredictor.set_plane`.
+        """Sets a plane whose tiles are read when a prompt needs them; see `UnSAMPredictor.set_plane`.
 
         Raises:
             UnSAMError: If the engine does not process tiles.
@@ -61,7 +62,7 @@ class Engine:
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(C, H, W) bool masks and (C,) float32 scores; none if no mask agrees with the prompt."""
+        """(C, H, W) bool masks and (C,) float32 scores; C is 0 if no mask agrees with the prompt."""
         raise NotImplementedError
 
     def crops(
@@ -78,7 +79,7 @@ class Engine:
         raise NotImplementedError
 
     def embedding(self) -> dict[str, np.ndarray]:
-        """The embedding of the image as named arrays, which can replace `set_image` in a later session.
+        """The embedding of the image as named arrays; `set_embedding` restores it without the image.
 
         Raises:
             UnSAMError: If no image is set.
@@ -86,7 +87,7 @@ class Engine:
         raise NotImplementedError
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restores an embedding from `embedding`.
+        """Restores an embedding that `embedding` returned, in place of `set_image`.
 
         Raises:
             UnSAMError: If the arrays are inconsistent or of another engine.

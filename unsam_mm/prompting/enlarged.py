@@ -15,7 +15,7 @@ from unsam_mm.masks.rle import decode_rles, encode_bitmaps
 from unsam_mm.prompting.engine import Engine, WrappedEngine
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt
 
-_FACTOR = 2  # upsampling factor of both sides; a factor of three is worse
+_FACTOR = 2  # upsampling factor of both sides; the masks with a factor of three are worse
 _HALF = _FACTOR**2 // 2  # a pixel belongs to a mask if at least this many pixels of its block do
 
 
@@ -44,7 +44,7 @@ class EnlargedEngine(WrappedEngine):
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
-        """Height and width of the original image; None if none is set."""
+        """Height and width of the original image in pixels; None if no image is set."""
         size_hw = self._engine.size_hw
         return None if size_hw is None else (size_hw[0] // self._factor, size_hw[1] // self._factor)
 
@@ -101,7 +101,7 @@ class EnlargedEngine(WrappedEngine):
         return {**self._engine.embedding(), 'factor': np.array([self._factor])}
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restores an embedding from `embedding`; the factor is 1 if the arrays have none.
+        """Restores an embedding that `embedding` returned; without a factor in the arrays, the factor is 1.
 
         Raises:
             UnSAMError: If the arrays are of another engine, or the factor does not match the size of the image.
@@ -133,7 +133,7 @@ def enlarged(rgb: np.ndarray) -> np.ndarray:
 
 
 def _enlarged_prompt(prompt: Prompt) -> Prompt:
-    """A prompt in coordinates of the upsampled image; mask logits do not depend on the size of the image."""
+    """A prompt in coordinates of the upsampled image; the mask input has the same resolution for all image sizes."""
     points = prompt.points_xy * _FACTOR + _FACTOR // 2
     box = None if prompt.box_xyxy is None else prompt.box_xyxy * _FACTOR
     return replace(prompt, points_xy=points, box_xyxy=box)
@@ -147,13 +147,13 @@ def _block_counts(masks: np.ndarray) -> np.ndarray:
 
 
 def _of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """(H, W) bool mask of a quarter of the area of the upsampled mask, made of the blocks with the most pixels.
+    """(H, W) bool mask with a quarter of the area of the upsampled mask: the blocks with the most pixels of that mask.
 
-    So the area is monotone in the area of the upsampled mask.
+    So a larger upsampled mask never gives a smaller mask.
 
     Args:
         counts: (H, W) number of pixels of the upsampled mask in each block.
-        prompt: Prompt in coordinates of the image; the mask agrees with every click.
+        prompt: Prompt in coordinates of the original image; the mask agrees with every click.
     """
     rank = counts + ndimage.uniform_filter(counts / _FACTOR**2, 3, mode='constant')  # ties: inner blocks first
     x, y = prompt.points_xy.T
@@ -166,11 +166,14 @@ def _of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
 
 
 def merge_equal(masks: MaskSet, stability: np.ndarray) -> tuple[MaskSet, np.ndarray]:
-    """The first of equal masks, and their stability; a parent is the first mask equal to a previous parent.
+    """Removes masks that are equal to an earlier mask.
 
     Args:
         masks: N masks.
         stability: (N,) stability of the masks.
+
+    Returns:
+        The remaining masks and their stability. The parent of a mask is its nearest ancestor that is not equal to it.
     """
     firsts = _first_of_equals([rle['counts'] for rle in masks.rles])
     parents = np.full(len(masks), -1, np.int64)

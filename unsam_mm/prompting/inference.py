@@ -1,10 +1,10 @@
 """Masks for prompts of several clicks: candidates are scored by a prior and by how central the clicks are.
 
-A mask must hold the points of positive clicks and not those of negative ones. Besides, users click near the middle of
-the error region: of the object if no mask is shown yet, of a false negative or a false positive later. So each
-candidate is scored by its prior and by how central every click is in the error region at the time of the click.
-Candidates are the nested regions under the first click, and the best masks after the previous click with one region
-under the new click added or subtracted.
+A mask must contain the pixels of positive clicks and not those of negative ones. Besides, users click near the middle of
+the error region. That is the object if no mask is shown yet, and later a region of false negatives or false positives.
+So each candidate is scored by its prior and by how central every click is in the error region at the time of the click.
+Candidates for the first click are the nested regions under it. Candidates for a later click are the best masks for the
+previous clicks: unchanged if they agree with the new click, else with one region under it added or subtracted.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from unsam_mm.prompting.nested_masks import (
 )
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT, Prompt, mask_of_logits
 
-# Chosen on twelve training photographs of BSDS500 and twelve micrographs of DSB2018, 439 segments. A first power of 2
-# is better for clicks in the exact middle of objects, and worse than no weight for clicks at random places in them.
+# Chosen on twelve training photographs of BSDS500 and twelve micrographs of DSB2018, 439 segments. A power of 2 for the
+# first click is better for clicks in the exact middle of objects, but for clicks at random places in objects it is worse
+# than a power of 0.
 _FIRST_POWER, _LATER_POWER = 1.0, 2.0  # power of the centrality of the first click, and of later ones
-_DEPTH_POWER, _N_RERANKED = 3.0, 20  # power of the depth of later clicks; best candidates that are reranked by it
-_EDIT_POWER, _EDIT_LOG_PRIOR = 0.5, -0.5  # power of the prior of a region in an edit; log prior of any edit
-_DISC_LOG_PRIOR = -6.0  # of a disc, used where no region fits
+_DEPTH_POWER, _N_RERANKED = 3.0, 20  # power of the depth of later clicks; number of candidates reranked by it
+_EDIT_POWER, _EDIT_LOG_PRIOR = 0.5, -0.5  # power of the prior of a region in an edit; log prior of every edit
+_DISC_LOG_PRIOR = -6.0  # so low that a disc is chosen only where no region fits
 _DISTINCT_IOU = 0.8
 _SAME_IOU = 0.7  # a mask input with at least this IoU with an earlier mask stands for that mask
-_N_COMPARED = 100  # candidates searched for six distinct masks
-_N_CACHED = 64  # cached predictions
+_N_COMPARED = 100  # number of candidates in which six distinct masks are searched
+_N_CACHED = 64  # largest number of cached predictions
 
 _ScoredCandidate = tuple[float, Callable[[], CandidateMask]]
-"""Its log score, and a function that computes the mask."""
+"""Log score of a candidate, and a function that computes its mask."""
 
 
 class CandidateSource(Protocol):
@@ -50,10 +51,10 @@ class CandidateSource(Protocol):
     grid: SamplingGrid
 
     def for_prompt(self, prompt: Prompt) -> list[NestedMasks]:
-        """Nested candidates for a prompt."""
+        """Sets of nested candidates for a prompt."""
 
     def at_point(self, point_xy: np.ndarray) -> list[NestedMasks]:
-        """Nested regions that hold a pixel, to be added to a mask or subtracted from it."""
+        """Sets of nested regions that contain a pixel, to be added to a mask or subtracted from it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Answer:
     Attributes:
         candidates: At most six, best first.
         scores: (C,) float32 in (0, 1].
-        shown: (P,) bool, the best mask on the grid; all False if there is none.
+        shown: (P,) bool, the best mask at the grid points; all False if there is no mask.
     """
 
     candidates: list[CandidateMask]
@@ -90,8 +91,8 @@ class ClickInference:
 
         Args:
             prompt: The prompt.
-            multimask_output: Whether to return up to six masks, or the best one.
-            smallest_first: Whether to order them by size, or by score.
+            multimask_output: True to return up to six masks, False to return only the best.
+            smallest_first: True to order the masks by size, False to order them by score.
         """
         answer = self.answer(prompt)
         candidates = answer.candidates if multimask_output else answer.candidates[:1]
@@ -103,8 +104,8 @@ class ClickInference:
     def answer(self, prompt: Prompt) -> Answer:
         """The masks for a prompt; every mask agrees with every click.
 
-        There is none if one pixel has a positive and a negative click, or if negative clicks rule out every mask in a
-        box.
+        There is no mask if one pixel has a positive and a negative click, or if negative clicks rule out every mask in
+        a box.
         """
         points, positive = _in_order(prompt)
         answers: list[Answer] = []
@@ -122,13 +123,13 @@ class ClickInference:
 
 
 class _Step:
-    """The prediction for one click, or for a box, given the answers to the previous ones.
+    """The prediction for one click or for a box, given the answers to the previous ones.
 
     Args:
         source: Candidates for the image.
         prompt: The prompt up to this click.
-        before: The answers to the previous clicks, or the box.
-        empty: A single empty mask.
+        before: The answers to the box, if there is one, and to each previous click.
+        empty: A set of nested masks with a single, empty mask.
     """
 
     def __init__(self, source: CandidateSource, prompt: Prompt, before: list[Answer], empty: NestedMasks) -> None:
@@ -180,7 +181,7 @@ class _Step:
         yield from ((candidates[i], log_scores[i]) for i in np.argsort(-np.array(log_scores), kind='stable'))
 
     def _candidate_masks(self, ranked: list[_ScoredCandidate]) -> Iterator[tuple[CandidateMask, float]]:
-        """Candidates and log scores; empty masks are left out if there is no positive click."""
+        """Candidates and log scores; without a positive click, empty masks are left out."""
         may_be_empty = not self._prompt.positive.any()
         for log_score, compute in ranked:
             candidate = compute()
@@ -188,7 +189,7 @@ class _Step:
                 yield candidate, log_score
 
     def _edits(self, base: CandidateMask) -> list[list[_ScoredCandidate]]:
-        """A mask of the previous answer if it agrees with the new click, else its edits at that click."""
+        """A mask of the previous answer, unchanged if it agrees with the new click, else with each edit at that click."""
         point, adds = self._prompt.points_xy[-1], bool(self._prompt.positive[-1])
         if base.at(point[None])[0] == adds:
             return [self._score(base, self._empty, True, self._empty.log_prior + base.log_prior)]
@@ -197,7 +198,7 @@ class _Step:
         return [self._score(base, nested, adds, prior) for nested, prior in zip(nested_sets, priors, strict=True)]
 
     def _discs(self, base: CandidateMask, point: np.ndarray, adds: bool) -> NestedMasks:
-        """The pixel of a click, and the disc around it up to the nearest point where the mask is right."""
+        """The pixel of a click, and the disc around it up to the nearest grid point that the edit would not change."""
         right = self._clicks[-1][1].squared_distances_px[base.sampled == adds]
         reach_px = max(float(np.sqrt(right.min(initial=np.inf))), 1.0)
         reach_px = reach_px if np.isfinite(reach_px) else 1.0
@@ -261,7 +262,7 @@ def _in_order(prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _with_first(candidates: list[CandidateMask], earlier: LabelMap) -> list[CandidateMask]:
-    """The candidates with that of the highest IoU with the mask input first, or with the mask input itself first."""
+    """The candidates, with the one most similar to the mask input first; if none is similar, the mask input is first."""
     mask = earlier.sampled == 0
     ious = [mask_iou(candidate.sampled, mask) for candidate in candidates]
     if ious and max(ious) >= _SAME_IOU:
@@ -280,7 +281,7 @@ def _with_iou_prior(nested: NestedMasks, earlier: LabelMap) -> NestedMasks:
 
 
 def _by_label(label_map: LabelMap, log_prior: list[float]) -> NestedMasks:
-    """Nested masks of which mask i holds the labels 0..i."""
+    """Nested masks, of which mask i consists of the labels 0..i."""
     count = len(log_prior)
     return NestedMasks(label_map, np.minimum(np.arange(256), count), np.array(log_prior))
 

@@ -22,21 +22,22 @@ from unsam_mm.student.clicks import ClickableImage
 from unsam_mm.student.tokenizer import tokens_signature
 from unsam_mm.student.weights import load_weights
 
-_MODEL_WEIGHT = 0.2  # of the model's log prior of a mask; that of the trees has the rest
-_IOU_POWER = 4.0  # of the IoU of two masks, with which the prior of one is passed on to the other
+_MODEL_WEIGHT = 0.2  # weight of the model's log prior of a mask; that of the trees has the weight 0.8
+_IOU_POWER = 4.0  # the prior of a mask, times this power of the IoU, is also a prior of an overlapping mask
 
 
 class RegionEngine(Engine):
     """Predicts masks with a trained `RegionNet` and the region trees of the image.
 
-    The masks of the network are sets of at most 768 regions; the trees add smaller ones. See `ClickInference` for how
-    both are scored.
+    The masks of the network are sets of the regions of the image, by default at most 768; the trees add smaller masks.
+    See `ClickInference` for how both are scored.
 
     Args:
         net: The network.
-        tokenizer: Makes the tokenizer for a device. It is called for the first image, since it loads the ViT.
+        tokenizer: Function that makes the tokenizer for a device. It loads the ViT, so it is called only when the first
+            image is set.
         device: Torch device of the network and the ViT.
-        signature: Returns the signature of the tokenizer without loading the ViT, see `tokens_signature`.
+        signature: Function that returns the signature of the tokenizer without loading the ViT; see `tokens_signature`.
     """
 
     name = 'model'
@@ -71,7 +72,7 @@ class RegionEngine(Engine):
 
     @property
     def signature(self) -> str | None:
-        """The signature of the tokenizer, on which embeddings depend alone; None if unknown."""
+        """The signature of the tokenizer, since embeddings do not depend on the network; None if unknown."""
         return self._make_signature()
 
     @property
@@ -105,7 +106,7 @@ class RegionEngine(Engine):
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
-        """Masks for ``points_per_side ** 2`` seed regions, best first, and their stability."""
+        """Masks for at most ``points_per_side ** 2`` seed regions, best first, and their (N,) float32 stability."""
         image = self._image
         members, scores = propose(
             self._net, image.inputs, n_seeds=points_per_side**2, max_masks=max_masks, duplicate_iou=max_iou
@@ -146,7 +147,7 @@ class RegionSource:
     """Candidate masks from the region model and from the region trees; the prior of each combines both.
 
     Args:
-        image: Encoded by the region model.
+        image: The image, encoded by the region model.
         trees: Source of tree regions for the same image.
     """
 
@@ -156,13 +157,13 @@ class RegionSource:
         self._areas = np.bincount(self._regions.sampled, minlength=len(image.tokens))
 
     def at_point(self, point_xy: np.ndarray) -> list[NestedMasks]:
-        """The path from a pixel to the root, in every tree."""
+        """The regions that contain a pixel, one nested set for each tree."""
         return self._trees.at_point(point_xy)
 
     def for_prompt(self, prompt: Prompt) -> list[NestedMasks]:
-        """The paths of the trees, and for a single click or box also the masks that the model predicts."""
+        """The nested regions of the trees, and for a single click or box also the masks that the model predicts."""
         if len(prompt.points_xy) + (prompt.box_xyxy is not None) > 1:
-            return self._trees.for_prompt(prompt)  # with the network, later clicks are slower and not better
+            return self._trees.for_prompt(prompt)  # for later clicks the network takes time but does not help
         members, scores = self._predictions(prompt)
         log_scores = np.log(scores + EPSILON)
         areas = members @ self._areas
@@ -185,7 +186,7 @@ class RegionSource:
         return nested_sets + predicted
 
     def _predictions(self, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, L) int64 masks as sets of regions, 0 or 1, and (Q,) float32 scores."""
+        """(Q, L) int64, 1 for the regions of each mask and 0 for the others, and (Q,) float32 scores."""
         previous = None
         if prompt.mask_input is not None:
             previous = mask_of_logits(prompt.mask_input, self.grid.size_hw)

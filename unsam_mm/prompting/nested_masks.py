@@ -93,7 +93,7 @@ class NestedMasks:
 
     Attributes:
         label_map: Labels of the pixels; each mask is a set of labels.
-        first_index_of_label: (L,) integers: the first mask that contains each label; N if none does.
+        first_index_of_label: (L,) integers, index of the first mask that contains each label; N if none does.
         log_prior: (N,) float log prior of each mask, before the positions of clicks are taken into account.
         boxes_xyxy: (N, 4) float bounding boxes, right and bottom edges exclusive; None if unknown.
     """
@@ -113,15 +113,15 @@ class NestedMasks:
 
     @cached_property
     def first_indices(self) -> np.ndarray:
-        """(P,) unsigned integers: the first mask that contains each grid point."""
+        """(P,) unsigned integers, index of the first mask that contains each grid point; N if none does."""
         return self._first_index_of_label[self.label_map.sampled]
 
     def first_indices_at(self, points_xy: np.ndarray) -> np.ndarray:
-        """(K,) unsigned integers: the first mask that contains each of (K, 2) pixels."""
+        """(K,) unsigned integers, index of the first mask that contains each of (K, 2) pixels; N if none does."""
         return self._first_index_of_label[self.label_map.labels[points_xy[:, 1], points_xy[:, 0]].astype(np.int64)]
 
     def draw(self, indices: Sequence[int], outs: Sequence[np.ndarray]) -> None:
-        """Draws the masks with these indices, each into one of `outs`, (H, W) bool arrays of zeros."""
+        """Draws the masks with the given indices into `outs`, one (H, W) bool array for each, all False before."""
         widest = self._window(max(indices))
         first_indices = np.empty(self.label_map.labels.shape, self._first_index_of_label.dtype)
         _look_up(self._first_index_of_label, self.label_map.labels[widest], first_indices[widest])
@@ -151,7 +151,7 @@ class Edit:
     adds: bool
 
     def apply(self, mask: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """The edited mask; both arrays are sampled at the same places."""
+        """The edited mask; both masks are bool arrays over the same pixels or grid points."""
         return mask | other if self.adds else mask & ~other
 
 
@@ -161,7 +161,7 @@ class CandidateMask:
 
     Attributes:
         edits: The unions and differences that give the mask, applied in this order to the empty mask.
-        sampled: (P,) bool on the grid.
+        sampled: (P,) bool, the mask at the grid points.
         log_prior: Log prior, before the positions of clicks are taken into account.
     """
 
@@ -175,7 +175,7 @@ class CandidateMask:
         return int(np.count_nonzero(self.sampled))
 
     def at(self, points_xy: np.ndarray) -> np.ndarray:
-        """(K,) bool, True if the mask contains the pixel, of (K, 2) pixels."""
+        """(K,) bool, True for each of (K, 2) pixels that the mask contains."""
         inside = np.zeros(len(points_xy), bool)
         for edit in self.edits:
             inside = edit.apply(inside, edit.nested.first_indices_at(points_xy) <= edit.index)
@@ -195,10 +195,11 @@ def empty_mask(grid: SamplingGrid) -> CandidateMask:
 def click_centrality(
     base: CandidateMask, nested: NestedMasks, adds: bool, shown: np.ndarray, click: GridClick
 ) -> np.ndarray:
-    """How central a click is in the error region of the shown mask, for each candidate `base` plus or minus `nested`.
+    """How central a click is in the error region of the shown mask if a candidate is the true mask, for N candidates.
 
-    A positive click marks false negatives of the shown mask, a negative click false positives. Users click in the
-    largest error, so a candidate that implies a large error of the other kind gets a lower value, too.
+    The candidates are `base` plus or minus each of `nested`. A positive click marks false negatives of the shown mask, a
+    negative click false positives. Users click in the largest error, so a candidate with a large error of the other kind
+    also gets a lower value.
 
     Args:
         base: The mask that is edited.
@@ -209,7 +210,7 @@ def click_centrality(
 
     Returns:
         (N,) float in (0, 1]: the distance from the click to the nearest point that is not an error of the same kind, divided
-        by the radius of a disc with the area of all errors.
+        by the radius of a disc with the area of all errors; at most 1.
     """
     wrong, nearest = _error_counts_and_distances(
         base.sampled, nested.first_indices, len(nested), adds, shown, click.positive, click.squared_distances_px
@@ -248,8 +249,8 @@ def _look_up(values, labels, out):
 def _error_counts_and_distances(base, first_indices, n_masks, adds, shown, positive, squared_px):
     """(N,) number of errors, and (N,) squared distance to the nearest point that is not an error of the click's kind.
 
-    Inside and outside mean: an error of the click's kind, or not. A point is added or removed at its first index, so it
-    enters or leaves at most once.
+    In the names and comments, a point is inside if it is an error of the click's kind, and outside if not. The masks are
+    nested, so with increasing index a point enters or leaves at most once, at its first index.
     """
     always_wrong, nearest_always_outside = 0, np.inf
     wrong_from, wrong_until = np.zeros(n_masks + 1, np.int64), np.zeros(n_masks + 1, np.int64)
@@ -305,7 +306,7 @@ def _depths(mask, shown, positive, click_row, click_column):
                 left, right = min(left, column), max(right, column)
     if bottom < 0:
         return 0.0, 0.0
-    # Padded with zeros. Errors with different values in `mask` are of different kinds, so each ends the depth of the other.
+    # Padded with zeros. Errors with different values in `mask` are of different kinds, each background for the other.
     depths = np.zeros((bottom - top + 3, right - left + 3), np.int32)
     deepest = 0
     for row in range(top, bottom + 1):
@@ -326,7 +327,7 @@ def _depths(mask, shown, positive, click_row, click_column):
 
 @numba.njit(nogil=True, cache=True)
 def _chamfer_step(depths, mask, row, column, top, left, side):
-    """The smallest chamfer depth that follows from the four neighbours before (side -1) or after (side 1) a point."""
+    """The smallest depth of a point that its four neighbours before it (side -1) or after it (side 1) allow."""
     least = 1 << 30
     for row_step, column_step, length in ((side, -1, 4), (side, 0, 3), (side, 1, 4), (0, side, 3)):
         depth = depths[row - top + 1 + row_step, column - left + 1 + column_step]

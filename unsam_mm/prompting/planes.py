@@ -13,7 +13,7 @@ from unsam_mm.images import MIN_SIDE_PX, contrast_limits, rescale_intensity
 from unsam_mm.prompting.windows import Window
 
 _BLOCK_PX = 1024  # side of the blocks that are read at once, a multiple of common chunk sizes
-_SAMPLE_SIDE_PX, _SAMPLES_A_SIDE = 128, 8  # patches from which contrast limits are estimated
+_SAMPLE_SIDE_PX, _SAMPLES_A_SIDE = 128, 8  # side of the patches for contrast limits, and their number along each side
 
 
 class LazyArray(Protocol):
@@ -32,14 +32,15 @@ class LazyPlane:
 
     Args:
         pixels: (H, W) or (H, W, 1, 3 or 4) array, or a pyramid: a list of such arrays of the same plane, downsampled by
-            powers of two, from which coarse windows are read. An alpha channel is dropped; NaN counts as 0.
-        limits: The values that are mapped to black and white. By default they are estimated, as for `as_rgb_uint8`,
-            from 64 patches of the plane, or of the coarsest array; they apply to all windows.
+            powers of two, from which coarse windows are read. An alpha channel is dropped; NaN and infinite values
+            count as 0.
+        limits: The values that are mapped to black and white in all windows. By default they are 0 and 255 for uint8,
+            and otherwise estimated, as for `as_rgb_uint8`, from at most 64 patches of the coarsest array.
         name: Name of the plane in error messages.
 
     Raises:
-        ImageError: If an array is no plane, too small, not numeric, or not downsampled by a power of two; or if the
-            limits are not two ascending numbers.
+        ImageError: If an array is not a plane, too small, or not downsampled by a power of two; or if the limits are not
+            two ascending numbers.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class LazyPlane:
                 rgb = self._to_rgb(_means(self._values(array, y0, y1, x0, x1), factor))
                 y, x = (y0 - top) // factor, (x0 - left) // factor
                 out[y : y + rgb.shape[0], x : x + rgb.shape[1]] = rgb
-        # Coarser arrays may be rounded down; their last row and column are repeated.
+        # The sides of coarser arrays may be rounded down; their last row and column are repeated.
         rows, columns = -(-(height - top) // factor), -(-(width - left) // factor)
         out[rows:] = out[rows - 1 : rows]
         out[:, columns:] = out[:, columns - 1 : columns]
@@ -116,7 +117,7 @@ class LazyPlane:
     def _level_of(self, array: LazyArray) -> int:
         ratios = np.divide(self.size_hw, array.shape[:2])
         level = max(round(float(np.log2(ratios.mean()))), 0)
-        # However the sides are rounded at each level, they differ by less than one pixel.
+        # Sides may be rounded up or down at each level; either way they are less than one pixel off.
         if (np.abs(np.divide(self.size_hw, 1 << level) - array.shape[:2]) > 1).any():
             raise ImageError(
                 f'{self._name}: an array of {array.shape[:2]} px is not {self.size_hw} px downsampled by a power of two; '
@@ -142,13 +143,13 @@ def _pieces(start: int, stop: int, factor: int) -> list[tuple[int, int]]:
 
 
 def _spots(length: int) -> list[int]:
-    """Start positions of evenly spaced patches that cover a short side completely."""
+    """Start positions of evenly spaced patches along a side; a short side is covered completely."""
     last = max(length - _SAMPLE_SIDE_PX, 0)
     return np.unique(np.linspace(0, last, min(_SAMPLES_A_SIDE, last // _SAMPLE_SIDE_PX + 2)).astype(int)).tolist()
 
 
 def _means(values: np.ndarray, factor: int) -> np.ndarray:
-    """Block means of (H, W, ...) values; the last pixels are repeated at the right and the bottom."""
+    """Block means of (H, W, ...) values; the last row and column are repeated to fill the last blocks."""
     if factor == 1:
         return values
     height, width = values.shape[:2]

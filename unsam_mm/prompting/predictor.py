@@ -41,7 +41,7 @@ def make_engine(
     device: str = 'cpu',
     weights: str | Path | None = None,
 ) -> Engine:
-    """An engine by its name; see `UnSAMPredictor` for the arguments and errors.
+    """Makes an engine by its name; see `UnSAMPredictor` for the arguments and errors.
 
     For the region model, images of up to 400 px are upsampled by two, see `EnlargedEngine`.
     """
@@ -136,7 +136,7 @@ class UnSAMPredictor:
 
     @property
     def is_image_set(self) -> bool:
-        """Whether `predict` can be called."""
+        """True if an image is set, so that `predict` can be called."""
         return self.engine.size_hw is not None
 
     def set_image(self, image: np.ndarray, image_format: str = 'RGB') -> None:
@@ -147,7 +147,7 @@ class UnSAMPredictor:
             image_format: 'RGB' or 'BGR'.
 
         Raises:
-            ImageError: If the array is no image that can be segmented.
+            ImageError: If the array is not an image that can be segmented.
             UnSAMError: If the format is unknown.
         """
         if image_format not in ('RGB', 'BGR'):
@@ -166,11 +166,13 @@ class UnSAMPredictor:
         Args:
             plane: (H, W) or (H, W, 1, 3 or 4) array that can be sliced, such as a memory map, a zarr or a dask array;
                 or a pyramid, a list of the plane at full size, half size, and so on.
-            limits: The values that are mapped to black and white; by default estimated from patches of the plane.
-            store: Folder in which embeddings of tiles are cached; planes and engines may share it.
+            limits: The values that are mapped to black and white; by default 0 and 255 for uint8, and otherwise
+                estimated from patches of the plane.
+            store: Folder in which embeddings of tiles are cached; several planes and engines may use the same folder.
 
         Raises:
-            ImageError: If an array is no plane, or not downsampled by a power of two.
+            ImageError: If an array is not a plane, too small, or not downsampled by a power of two; or if the limits are
+                not two ascending numbers.
             UnSAMError: If the predictor was made without `tile_px`.
         """
         self.engine.set_plane(LazyPlane(plane, limits), store)
@@ -199,11 +201,11 @@ class UnSAMPredictor:
         """Writes the embedding of the current image, which `load_embedding` reads.
 
         Args:
-            path: A path with the suffix .npz; about 1 MB for a megapixel.
+            path: A path with the suffix .npz. The file takes about 1 MB for an image of a megapixel.
 
         Raises:
             UnSAMError: If no image is set.
-            StoreError: If the path has another suffix, or cannot be written.
+            StoreError: If the path has another suffix, is a file other than an embedding, or cannot be written.
         """
         save_arrays(path, self.engine.name, self.get_image_embedding())
 
@@ -211,7 +213,7 @@ class UnSAMPredictor:
         """Reads an embedding in place of `set_image`; neither the image nor the ViT is needed.
 
         Raises:
-            StoreError: If the file is missing or of another engine.
+            StoreError: If the file is missing, cannot be read, or was written for another engine.
             DamagedError: If it is damaged, or does not match the weights.
         """
         load_embedding(path, self.engine)
@@ -228,25 +230,25 @@ class UnSAMPredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for one prompt.
 
-        Every mask agrees with every click. If no mask does, because one pixel has a positive and a
-        negative click or negative clicks rule out every mask in a box, one empty mask with the score 0 is returned. The
-        order of the clicks matters: each corrects the best mask for the previous ones. A box is clipped to the image.
-        The engine 'tree' returns the smallest mask first, and nested masks for one click or a box; the engine 'model'
-        returns the best mask first.
+        Every mask agrees with every click: it contains the positive points and no negative one. If no mask does, because
+        one pixel has a positive and a negative click or negative clicks rule out every mask in a box, one empty mask
+        with the score 0 is returned. The order of the clicks matters: each corrects the best mask for the previous ones.
+        A box is clipped to the image. The engine 'tree' returns the smallest mask first, and nested masks for one click
+        or a box; the engine 'model' returns the best mask first.
 
         Args:
             point_coords: (N, 2) pixel coordinates, x before y.
             point_labels: (N,) 1 for positive, 0 for negative points, -1 for padding.
             box: (4,) x0, y0, x1, y1 in pixels.
             mask_input: (1, 256, 256) logits of an earlier call; masks similar to it are preferred.
-            multimask_output: Whether to return up to six masks, or the best one.
-            return_logits: Whether to return float32 logits instead of bool masks.
+            multimask_output: True to return up to six masks, False to return only the best.
+            return_logits: True to return float32 logits instead of bool masks.
             granularity: In [0, 1]: return only the mask of the nearest size. 1 is the whole image, 0.75 a tenth of its
                 area, 0 the smallest mask; see `unsam_mm.masks.granularity`. The area never falls as the granularity
                 rises. The engine 'tree' has no such mask if no region of its main tree agrees with all clicks.
 
         Returns:
-            masks: (C, H, W) bool, with C in 1..6.
+            masks: (C, H, W) bool, or float32 logits if `return_logits`, with C in 1..6.
             scores: (C,) float32 in [0, 1].
             logits: (C, 256, 256) float32; the longer side of the image fills the square, the padding is negative.
 
@@ -272,8 +274,8 @@ class UnSAMPredictor:
     ) -> tuple[list[MaskCrop], np.ndarray]:
         """Same as `predict`, but each mask is cropped to its box, without arrays of the size of the image.
 
-        On tiled planes, `multimask_output=False` is faster: six masks may need coarser tiles, up to that of the whole
-        plane.
+        On tiled planes, `multimask_output=False` is faster: six masks may need coarser tiles, up to the one that covers
+        the whole plane.
 
         Returns:
             crops: C masks with `bitmap`, `top` and `left`; none if no mask agrees with the prompt.
@@ -316,15 +318,15 @@ class UnSAMPredictor:
 
         Args:
             point_coords: (B, N, 2) pixel coordinates of the image, or None. `transform` does not change coordinates.
-            point_labels: (B, N); -1 for padding.
+            point_labels: (B, N), or None; -1 for padding.
             boxes: (B, 4), or None.
             mask_input: (B, 1, 256, 256), or None.
-            multimask_output: Whether to return six masks or one.
-            return_logits: Whether to return float32 logits instead of bool masks.
-            granularity: One value for all prompts.
+            multimask_output: True to return six masks, False to return one.
+            return_logits: True to return float32 logits instead of bool masks.
+            granularity: One value for all prompts; if it is given, one mask is returned.
 
         Returns:
-            masks: (B, C, H, W), with C = 6 or 1; padded with empty masks of score 0.
+            masks: (B, C, H, W) bool or float32, with C = 6 or 1; padded with empty masks of score 0.
             scores: (B, C) float32.
             logits: (B, C, 256, 256) float32.
 
@@ -351,7 +353,7 @@ class UnSAMPredictor:
 
 
 def _rows(values: Any) -> np.ndarray:
-    """(B, ...) numbers, one row for each prompt."""
+    """(B, ...) float64 array, one row for each prompt."""
     import torch
 
     # NumPy supports neither bfloat16 nor tensors that require a gradient.
@@ -374,7 +376,7 @@ class SameCoordinates:
 
 
 def _padded(answer: tuple[np.ndarray, ...], count: int) -> list[np.ndarray]:
-    """Masks, scores and logits, padded with empty masks to a number of masks."""
+    """The masks, scores and logits of a prompt, padded with empty masks up to `count`."""
     masks, scores, logits = answer
     missing = count - len(masks)
     empty = (False if masks.dtype == bool else -0.5 * LOGIT_SCALE, 0.0, -0.5 * LOGIT_SCALE)
@@ -393,4 +395,5 @@ def _tree(checkpoint: None = None) -> Engine:
 
 
 unsam_model_registry = {DEFAULT_MODEL: _model, 'default': _model, 'tree': _tree}
-"""Engines by name, like ``segment_anything.sam_model_registry``: ``unsam_model_registry[name](checkpoint=path)``."""
+"""Functions that make an engine, by name, like ``segment_anything.sam_model_registry``:
+``unsam_model_registry[name](checkpoint=path)``."""

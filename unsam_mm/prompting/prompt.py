@@ -12,7 +12,7 @@ from unsam_mm.errors import UnSAMError
 
 MAX_MASKS_PER_PROMPT = 6  # the number of mask tokens in the promptable model of the paper
 LOGIT_SIDE_PX = 256  # size of Segment Anything's low-resolution masks
-LOGIT_SCALE = 8.0
+LOGIT_SCALE = 8.0  # logits range from -4 outside a mask to 4 inside
 NO_IMAGE = 'no image is set; call set_image(image) first'
 
 
@@ -62,13 +62,13 @@ class Prompt:
 
     @property
     def key(self) -> tuple[bytes | None, ...]:
-        """Equal for equal prompts."""
+        """A hashable key, which is equal for equal prompts."""
         parts = (self.points_xy, self.positive, self.box_xyxy, self.mask_input)
         return tuple(None if part is None else part.tobytes() for part in parts)
 
     @property
     def contradicts_itself(self) -> bool:
-        """Whether one pixel has a positive and a negative click."""
+        """True if one pixel has both a positive and a negative click."""
         inside, outside = (set(map(tuple, self.points_xy[kind].tolist())) for kind in (self.positive, ~self.positive))
         return not inside.isdisjoint(outside)
 
@@ -86,7 +86,7 @@ def low_resolution_logits(masks: np.ndarray) -> np.ndarray:
             share = resize(mask.astype(np.float32), (rows, columns), order=1)
             out[:rows, :columns] = (share - 0.5) * LOGIT_SCALE
         return logits
-    # Column sums over the rows of a cell: adding whole rows vectorises, and better with small integer types.
+    # Buffer for the column sums over the rows of a cell: adding whole rows is vectorised, best with small integer types.
     sums = np.zeros(size_hw[1], np.min_scalar_type(-(-size_hw[0] // rows)))
     for pixels, out in zip(masks.view(np.uint8), logits, strict=True):
         _write_cell_logits(pixels, out[:rows, :columns], sums, LOGIT_SCALE, *_bounding_box(pixels))
@@ -108,7 +108,7 @@ def _frame_shape(size_hw: tuple[int, int]) -> tuple[int, int]:
 
 @numba.njit(nogil=True, cache=True)
 def _bounding_box(mask):
-    """Same as `unsam_mm.masks.ops.extent`, faster, for an (H, W) mask of 0 and 1."""
+    """Same as `unsam_mm.masks.ops.extent`, but faster, for an (H, W) uint8 mask of 0 and 1."""
     height, width = mask.shape
     used = np.zeros(width, np.uint8)
     top, bottom = height, 0
@@ -128,7 +128,7 @@ def _bounding_box(mask):
 
 @numba.njit(nogil=True, cache=True)
 def _write_cell_logits(mask, out, sums, scale, top, bottom, left, right):
-    """Writes scaled logits: the fraction of each grid cell that an (H, W) mask of 0 and 1 covers, minus 0.5.
+    """Writes scaled logits: the fraction of each cell that an (H, W) uint8 mask of 0 and 1 covers, minus 0.5.
 
     The mask lies in rows `top` to `bottom` and columns `left` to `right`; cells outside are not written. `sums` is a
     buffer of W numbers.
@@ -158,7 +158,7 @@ def _write_cell_logits(mask, out, sums, scale, top, bottom, left, right):
 
 
 def _checked_points(points_xy: np.ndarray | None, point_labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 2) float points and (N,) bool whether they are positive, without padding."""
+    """(N, 2) float64 points and (N,) bool, True for positive points; without padding."""
     points = np.zeros((0, 2)) if points_xy is None else as_numbers(points_xy, 'points')
     if points.ndim != 2 or points.shape[1] != 2:
         raise UnSAMError(f'points must have the shape (N, 2), x before y, got {points.shape}')
@@ -209,7 +209,7 @@ def as_numbers(values: np.ndarray, name: str) -> np.ndarray:
         name: Name of the values in the error message.
 
     Raises:
-        UnSAMError: If they are no real numbers.
+        UnSAMError: If they are not real numbers.
     """
     try:
         array = np.asarray(values)

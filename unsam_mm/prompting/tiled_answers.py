@@ -14,7 +14,7 @@ from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid
 
 _SAME_IOU = 0.8
 _LEVEL_PENALTY = 0.5  # factor of scores for each level after the leading one
-_DECADES_IN_WINDOW = 4  # range of areas between the smallest mask of a window and the whole window
+_DECADES_IN_WINDOW = 4  # the smallest mask tried in a window has an area of 10^-4 of the window
 _STEPS_PER_DECADE = 8  # areas that are tried for each factor of ten
 
 
@@ -23,13 +23,13 @@ def combine_levels(
 ) -> tuple[list[MaskCrop], np.ndarray]:
     """Combines the masks for one prompt from windows of increasing coarseness.
 
-    The leading level is the first whose best mask is kept. The scores of every other level are scaled so that its best
-    mask gets the score of the leading level, and halved for each level after the leading one, which resolves less
-    detail.
+    The leading level is the first one whose best mask does not extend beyond its window. The scores of every other level
+    are scaled so that its best mask gets the score of the best mask of the leading level. They are halved for each level
+    after the leading one, since coarser levels resolve less detail.
 
     Args:
-        levels: The masks of each level, at least one, with None for those that may extend beyond the window, and their
-            (C,) scores. Coarser levels are not read once there is a leading level and enough masks.
+        levels: At least one mask of each level, with None for masks that may extend beyond the window, and their (C,)
+            scores. Coarser levels are not read once there is a leading level and enough masks.
         count: Number of masks wanted.
 
     Returns:
@@ -84,7 +84,7 @@ class _SizedMask:
 
 
 class MasksBySize:
-    """Masks for one prompt by area; the area of the result is monotone in the wanted area.
+    """Masks for one prompt by area; a larger wanted area never gives a smaller mask.
 
     Areas from a ten-thousandth of a window of the finest level to the whole plane are tried in ascending order, eight
     for each factor of ten, up to the wanted area. If the mask may extend beyond the window, the next coarser window is
@@ -115,7 +115,10 @@ class MasksBySize:
         self._last = math.ceil(_STEPS_PER_DECADE * (_DECADES_IN_WINDOW + math.log10(self._plane_px / finest)))
 
     def answer(self, area_px: float) -> tuple[list[MaskCrop], np.ndarray]:
-        """The mask of the nearest area and its (1,) score; none if none agrees with the prompt. 0 gives the finest."""
+        """The mask of the nearest area and its (1,) score, or no mask if none agrees with the prompt.
+
+        The area is in pixels of the plane; 0 gives the smallest mask.
+        """
         step = 0
         if area_px > 0:
             step = round(self._last + _STEPS_PER_DECADE * math.log10(area_px / self._plane_px))

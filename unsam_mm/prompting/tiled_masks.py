@@ -16,7 +16,7 @@ _SAME_IOU = 0.8  # masks of two windows with a larger IoU are duplicates
 _INSIDE = 0.95  # fraction of a mask that its parent contains; boundaries of different levels differ by pixels
 _SLACK_PX = 4  # additional margin for a mask to be assigned to a finer window
 _PARENTS_AT_ONCE = 8  # candidates for a parent that are compared at once, smallest first
-_SPARE = 4  # the masks are pruned when there are this many times the wanted number
+_SPARE = 4  # the worst masks are removed once there are more than this many times the wanted number
 
 
 @dataclass(eq=False)
@@ -34,10 +34,10 @@ class _Found:
 class PlaneMasks:
     """Collects the best masks of all windows of a plane as RLEs of the plane.
 
-    A mask is accepted from the window whose centre is nearest to its own, if it keeps a margin to the inner sides of
-    that window and no finer window contains it. Of duplicates in different windows the mask of the finer or earlier
-    window is kept, of duplicates in one window the better one. Scores are normalised in each window, so scores of
-    different windows are comparable only for windows of similar content.
+    A mask is accepted only from the window whose centre is nearest to the centre of the mask, if it has a margin to the
+    sides of that window inside the plane, and if no finer window contains it. Of duplicates in different windows, the
+    mask of the finer or earlier window is kept; of duplicates in one window, the better mask. Scores are normalised in
+    each window, so scores of different windows are comparable only for windows of similar content.
 
     Args:
         pyramid: The windows of the plane.
@@ -48,7 +48,7 @@ class PlaneMasks:
     def __init__(self, pyramid: WindowPyramid, max_masks: int, max_iou: float) -> None:
         self._pyramid, self._max_masks, self._max_iou = pyramid, max_masks, max_iou
         self._found: list[_Found] = []
-        self._boxes = np.zeros((0, 4), np.int64)  # boxes of the masks
+        self._boxes = np.zeros((0, 4), np.int64)  # boxes of `_found`
 
     def add(self, window: Window, masks: MaskSet, stability: np.ndarray, min_area_px: int) -> None:
         """Adds the masks of one window; windows must be added from the finest level to the coarsest.
@@ -101,7 +101,7 @@ class PlaneMasks:
         return sorted(self._found, key=lambda mask: -mask.score)[: self._max_masks]
 
     def _is_owned(self, window: Window, box_xyxy: np.ndarray) -> bool:
-        """Whether a mask with this box is assigned to this window."""
+        """True if a mask with this box is assigned to this window."""
         box = window.to_plane(box_xyxy.astype(float))
         centre = (box[:2] + box[2:]) / 2
         if self._pyramid.window_at(window.level, centre) != window or not window.holds(box, window.rim_px):
@@ -113,7 +113,7 @@ class PlaneMasks:
 
 
 def _parents(masks: list[_Found]) -> np.ndarray:
-    """(N,) int64 index of the smallest mask that contains each mask, or -1."""
+    """(N,) int64 index of the smallest larger mask that contains at least 95 % of each mask, or -1."""
     parents = np.full(len(masks), -1, np.int64)
     order = np.argsort([mask.area for mask in masks], kind='stable')
     boxes, areas = _boxes_of([masks[i] for i in order]), np.array([masks[i].area for i in order])
@@ -131,7 +131,7 @@ def _parents(masks: list[_Found]) -> np.ndarray:
 
 
 def _boxes_of(masks: list[_Found]) -> np.ndarray:
-    """(N, 4) int64."""
+    """(N, 4) int64 bounding boxes of masks, x0, y0, x1, y1."""
     return np.array([mask.box_xyxy for mask in masks], np.int64).reshape(-1, 4)
 
 
@@ -148,7 +148,7 @@ def _overlapping(boxes: np.ndarray, box_xyxy: tuple[int, int, int, int]) -> np.n
 
 
 def _shares(rle: Rle, others: list[Rle], of_first: bool) -> np.ndarray:
-    """(N,) intersections of a mask with others, over the union, or over the area of the mask."""
+    """(N,) intersections of a mask with others, divided by the area of the mask if `of_first`, else by the unions."""
     if not others:
         return np.zeros(0)
     return coco_mask.iou([rle], others, [of_first] * len(others))[0]

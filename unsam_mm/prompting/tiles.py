@@ -1,7 +1,7 @@
 """An engine for planes of any size, which processes tiles around each prompt at several resolutions.
 
-Every mask comes from a single window, and only if it keeps a margin to the sides of the window inside the plane. Larger
-objects come from coarser windows. So no masks have to be stitched, and there are no seams.
+Every mask comes from a single window, in which it has a margin to those sides of the window that lie inside the plane.
+Masks of larger objects come from coarser windows. So no masks have to be stitched, and there are no seams.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MIN_TILE_PX = 128
 logger = logging.getLogger(__name__)
 
 _MAX_SIDE_PX = 2**31 - 1  # limit for the sides of a plane in an embedding file
-_MARGIN = 1 / 8  # distance between a prompt and the inner sides of a window, relative to the side of the window
+_MARGIN = 1 / 8  # least distance between a prompt and the inner sides of a window, relative to the side of the window
 
 
 class TiledEngine(WrappedEngine):
@@ -43,8 +43,8 @@ class TiledEngine(WrappedEngine):
     Args:
         engine: The engine for the windows; its image is replaced.
         tile_px: Side of a window in its own pixels, at least 128.
-        max_windows: Size of the cache of encoded windows, in least-recently-used order. A window of 1024 px takes 40 to
-            80 MB.
+        max_windows: Largest number of encoded windows in memory; the least recently used one is removed first. A window
+            of 1024 px takes 40 to 80 MB.
 
     Raises:
         UnSAMError: If a number is too small.
@@ -62,13 +62,13 @@ class TiledEngine(WrappedEngine):
 
     @property
     def signature(self) -> str | None:
-        """The signature of the engine for windows, with their side; None if it has none."""
+        """The signature of the wrapped engine with the side of the windows; None if it has none."""
         signature = self._engine.signature
         return None if signature is None else f'{signature} in tiles of {self._tile_px} px'
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
-        """Height and width of the plane; None if none is set."""
+        """Height and width of the plane in pixels; None if no plane is set."""
         return None if self._pyramid is None else self._pyramid.size_hw
 
     def set_image(self, rgb: np.ndarray) -> None:
@@ -82,10 +82,11 @@ class TiledEngine(WrappedEngine):
 
         Args:
             plane: The plane.
-            store: Folder in which embeddings of windows are cached, by their pixels and the signature of the engine;
-                unused for engines without a signature. Damaged files are replaced; a folder that cannot be written is
-                ignored.
-            used: Called with each file of that folder after it was read or written. Files are never evicted here.
+            store: Folder in which embeddings of windows are cached, under a hash of the pixels and of the signature of
+                the engine; unused for engines without a signature. Damaged files are replaced. If the folder cannot be
+                written, a warning is logged and embeddings are no longer cached.
+            used: Called with each file of that folder after it was read or written, so that the caller can limit the
+                size of the folder; the engine removes only damaged files.
         """
         self.reset_image()
         self._plane, self._pyramid = plane, WindowPyramid(plane.size_hw, self._tile_px)
@@ -127,7 +128,7 @@ class TiledEngine(WrappedEngine):
         """The mask of the nearest area in pixels of the plane, and its (1,) score; none if no mask agrees with the
         prompt.
 
-        On large planes most objects are smaller than a ten-thousandth of the plane, the granularity 0.
+        For large planes: most objects there are smaller than a ten-thousandth of the plane, so all have granularity 0.
         """
         if self._by_size is None or self._by_size[0] != prompt.key:
             windows = self._windows_for(prompt)
@@ -135,7 +136,11 @@ class TiledEngine(WrappedEngine):
         return self._by_size[1].answer(area_px)
 
     def masks_in(self, window: Window, prompt: Prompt, granularity: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """(C, h, w) bool masks of a window, and their (C,) scores, for a prompt; none if the window is uniform."""
+        """(C, h, w) bool masks of a window for a prompt, and their (C,) float32 scores.
+
+        C is 0 if no mask agrees with the prompt, the window has a single colour or a side shorter than 8 px, or a
+        positive and a negative click fall into one pixel of the window.
+        """
         engine = self._engine_for(window)
         local = None if engine is None else _in_window(prompt, window, self.size_hw)
         if local is None:
@@ -177,7 +182,7 @@ class TiledEngine(WrappedEngine):
         return arrays
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restores an embedding from `embedding`; prompts in those windows can then be predicted without the plane.
+        """Restores an embedding that `embedding` returned; prompts in its windows can be predicted without the plane.
 
         Raises:
             UnSAMError: If the arrays belong to no plane, or to windows of another size.
@@ -212,10 +217,10 @@ class TiledEngine(WrappedEngine):
         return self
 
     def _windows_for(self, prompt: Prompt) -> list[Window]:
-        """The windows that contain a prompt with a margin, finest first, one for each level.
+        """The windows that contain a prompt with a margin, finest first, at most one for each level.
 
-        The window around the first click is preferred, so that further clicks do not change the window. Negative clicks
-        may lie outside of the window, where its masks are empty.
+        The window around the first positive click is preferred, so that further clicks do not change the window.
+        Negative clicks may lie outside the window, where its masks are empty anyway.
         """
         corners = prompt.points_xy[prompt.positive].astype(float)
         if prompt.box_xyxy is not None:
@@ -234,7 +239,7 @@ class TiledEngine(WrappedEngine):
 
     def _upsample(self, window: Window, mask: np.ndarray, prompt: Prompt) -> MaskCrop:
         crop = upsample_mask(mask, window, self.size_hw)
-        # The smoothed boundary may separate a click from the centre of its coarse pixel.
+        # Upsampling moves the boundary, so a click may end up on the wrong side; its whole coarse pixel is set.
         for (x, y), positive in zip(prompt.points_xy - (crop.left, crop.top), prompt.positive, strict=True):
             if 0 <= y < crop.bitmap.shape[0] and 0 <= x < crop.bitmap.shape[1]:
                 y, x = (int(at) // window.scale * window.scale for at in (y, x))
@@ -242,7 +247,7 @@ class TiledEngine(WrappedEngine):
         return crop
 
     def _engine_for(self, window: Window) -> Engine | None:
-        """The engine with the embedding of a window; None if the window has a single colour."""
+        """The engine with the embedding of a window; None if the window has a single colour or is too small."""
         if window not in self._encoded:
             while len(self._encoded) >= self._max_windows:
                 self._encoded.popitem(last=False)
@@ -267,7 +272,7 @@ class TiledEngine(WrappedEngine):
         return encoded
 
     def _cache_path(self, rgb: np.ndarray) -> Path | None:
-        """The path of the cached embedding of a window; None without a cache."""
+        """The path of the cached embedding of an (H, W, 3) window; None without a cache."""
         if self._store is not None and self._engine.signature is None:
             logger.warning('windows are not cached in %s: the engine has no signature', self._store)
             self._store = None
@@ -316,7 +321,7 @@ def _named_window(pyramid: WindowPyramid, name: str) -> Window:
 
 
 def _in_window(prompt: Prompt, window: Window, size_hw: tuple[int, int]) -> Prompt | None:
-    """A prompt in pixels of a window; None if a positive and a negative click fall into one pixel."""
+    """A prompt in pixels of a window; None if a positive and a negative click fall into one of its pixels."""
     points = np.floor(window.to_local(prompt.points_xy)).astype(np.int64)
     inside = ((points >= 0) & (points < (window.width, window.height))).all(axis=1)
     box, mask_input = prompt.box_xyxy, prompt.mask_input

@@ -44,7 +44,7 @@ class TreeEngine(Engine):
         return None if self.hierarchy is None else self.hierarchy.size_hw
 
     def set_image(self, rgb: np.ndarray) -> None:
-        """Computes the tree of an (H, W, 3) uint8 RGB image."""
+        """Computes the region trees of an (H, W, 3) uint8 RGB image."""
         self.set_hierarchy(self._generator(rgb))
 
     def set_hierarchy(self, hierarchy: MaskHierarchy) -> None:
@@ -104,7 +104,7 @@ class TreeSource:
 
     Args:
         hierarchy: The main tree. Its alternatives are used for prompts of several clicks.
-        all_trees: Whether the alternatives are also used for the first click, whose masks may then cross each other.
+        all_trees: True to use the alternatives also for a single click or box, whose masks then may partially overlap.
     """
 
     def __init__(self, hierarchy: MaskHierarchy, all_trees: bool = False) -> None:
@@ -117,7 +117,11 @@ class TreeSource:
         self._label_maps = [label_maps[tree.partition] for tree in self._trees]
 
     def for_prompt(self, prompt: Prompt) -> list[NestedMasks]:
-        """The path from the first positive click to the root, or the nodes that nest with the best fit to the box."""
+        """One set of nested regions for each tree that is used.
+
+        These are the regions that contain the first positive click; for a box without one, those that nest with the
+        region whose bounding box fits the box best.
+        """
         box = prompt.box_xyxy
         is_first = len(prompt.points_xy) + (box is not None) == 1
         nested_sets = []
@@ -132,13 +136,13 @@ class TreeSource:
         return nested_sets
 
     def at_point(self, point_xy: np.ndarray) -> list[NestedMasks]:
-        """The path from a pixel to the root, in every tree."""
+        """The regions that contain a pixel, one nested set for each tree."""
         return [self._nested(number, self._path(number, point_xy)) for number in range(len(self._trees))]
 
     def _path(self, number: int, point_xy: np.ndarray) -> np.ndarray:
         tree, (x, y) = self._trees[number], point_xy
         nodes = tree.tree.path(tree.leaves_at(y, x))
-        # Leaves of level-set trees need not be regions; those have the score 0. The root always is a region.
+        # In level-set trees a leaf need not be a region; its score is 0 then. The root is always a region.
         return nodes if number == 0 else nodes[(tree.score[nodes] > 0) | (nodes == len(tree) - 1)]
 
     def _nested(self, number: int, nodes: np.ndarray, log_box_iou: np.ndarray | float = 0.0) -> NestedMasks:
@@ -235,7 +239,7 @@ def _nodes_around_box(hierarchy: MaskHierarchy, box_xyxy: np.ndarray) -> np.ndar
     """(K,) nested nodes for a box, finest first: the node of the highest box IoU, its ancestors, and a path of
     descendants.
 
-    Of nodes with equal IoU the larger is taken; below it the path follows the larger child.
+    Of nodes with equal IoU the largest is chosen; below it the path follows the largest child.
     """
     iou = box_iou(hierarchy.boxes_xyxy, box_xyxy)
     best = int(np.lexsort((hierarchy.area, iou))[-1])

@@ -1,7 +1,8 @@
 """A pyramid of overlapping windows over a plane, and masks that are cropped to their boxes.
 
-Windows of all levels have the same number of pixels; a pixel of level k is the mean of 2^k x 2^k pixels of the plane.
-The last level is one window with the whole plane.
+Windows of all levels have the same side in their own pixels, unless the level is smaller; a pixel of level k is the mean
+of 2^k x 2^k pixels of the plane.
+The last level has a single window, which covers the whole plane.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from unsam_mm.masks.ops import extent
 
-_SIDE_OVER_RIM = 64  # side of a window over the width of its rims: 16 of 1024 px, the reach of the filters
+_SIDE_OVER_RIM = 64  # a window of 1024 px has rims of 16 px, as wide as the filters reach
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Window:
         left: First column.
         height: Number of rows.
         width: Number of columns.
-        inner: Whether its top, bottom, left and right side lie inside the plane.
+        inner: True for each of the top, bottom, left and right sides that lies inside the plane.
         rim_px: Width of the rim at inner sides; a mask in the rim may extend beyond the window.
     """
 
@@ -41,11 +42,11 @@ class Window:
 
     @property
     def scale(self) -> int:
-        """Side of a pixel in pixels of the plane."""
+        """Side of a pixel of the window in pixels of the plane."""
         return 1 << self.level
 
     def reaches_rim(self, mask: np.ndarray) -> bool:
-        """Whether an (H, W) bool mask of the window reaches the rim of an inner side."""
+        """True if an (H, W) bool mask of the window reaches the rim of an inner side."""
         rim, (top, bottom, left, right) = self.rim_px, self.inner
         bands = ((top, mask[:rim]), (bottom, mask[-rim:]), (left, mask[:, :rim]), (right, mask[:, -rim:]))
         return any(is_inner and bool(band.any()) for is_inner, band in bands)
@@ -55,7 +56,7 @@ class Window:
         return (box_xyxy + np.array([self.left, self.top] * 2)) * self.scale
 
     def holds(self, box_xyxy: np.ndarray, margin_px: float) -> bool:
-        """Whether a box of the plane lies in the window, with a margin in pixels of the window to its inner sides."""
+        """True if a (4,) box of the plane lies in the window, with a margin in its pixels to its inner sides."""
         x0, y0, x1, y1 = self.to_local(box_xyxy.reshape(2, 2)).ravel()
         top, bottom, left, right = (margin_px if is_inner else -np.inf for is_inner in self.inner)
         return y0 >= top and y1 <= self.height - bottom and x0 >= left and x1 <= self.width - right
@@ -131,7 +132,7 @@ class MaskCrop:
         bitmap: (h, w) bool.
         top: First row of the box in the plane.
         left: First column of the box in the plane.
-        level: Level of the window of the mask; the resolution of its boundary is 2^level pixels.
+        level: Level of the window that the mask comes from; the resolution of its boundary is 2^level pixels.
     """
 
     bitmap: np.ndarray
@@ -157,7 +158,7 @@ class MaskCrop:
         return self.left, self.top, self.left + width, self.top + height
 
     def paste(self, out: np.ndarray) -> None:
-        """Sets the pixels of the mask in an (H, W) bool array of the size of the plane."""
+        """Sets the pixels of the mask to True in an (H, W) bool array of the size of the plane."""
         x0, y0, x1, y1 = self.box_xyxy
         out[y0:y1, x0:x1] |= self.bitmap
 
@@ -180,7 +181,7 @@ def upsample_mask(mask: np.ndarray, window: Window, size_hw: tuple[int, int]) ->
     Args:
         mask: (H, W) bool mask of the window, not empty.
         window: The window.
-        size_hw: Height and width of the plane.
+        size_hw: Height and width of the plane in pixels.
     """
     rows, ends, columns, column_ends = extent(mask)
     # Interpolation needs one neighbour on each side; at the sides of the window the last pixel is repeated.

@@ -1,6 +1,6 @@
 """The region model: a small transformer over the region tokens of an image, which predicts masks for prompts.
 
-A mask is a set of regions, so it follows their boundaries to the pixel, and the cost does not depend on the size of the
+A mask is a set of regions, so its boundary is accurate to the pixel. Memory and time do not depend on the size of the
 image: the tokens take about a megabyte, and a prompt takes milliseconds.
 """
 

@@ -19,9 +19,9 @@ from unsam_mm.student.prompts import RegionPrompts
 from unsam_mm.student.proposals import decode_seeds, thinned
 from unsam_mm.student.tokens import RegionTokens
 
-_GRANULARITY_STEP = 0.03  # smallest difference of the granularities of one prompt: about a quarter more area
-_BOX_FRACTIONS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # areas of the object relative to the box
-_PREVIOUS_POWER = 0.25  # power of the IoU with the earlier mask, which the clicks correct
+_GRANULARITY_STEP = 0.03  # smallest difference of the granularities of one prompt: about a third more area
+_BOX_FRACTIONS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # areas of the object, relative to the area of the box
+_PREVIOUS_POWER = 0.25  # power of the IoU with the earlier mask; low, since the clicks correct that mask
 _MIN_SCORE = 1e-6
 _VIOLATION_PENALTY = 0.5  # factor of the score for each click that the predicted mask violates
 
@@ -32,7 +32,7 @@ class Clicks:
 
     Attributes:
         positive: (K,) int64 regions that belong to the object.
-        negative: (K',) int64 regions that do not.
+        negative: (K',) int64 regions that do not belong to it.
         box_xyxy: (4,) float box around the object in pixels, or None.
         previous: (L,) float32 fraction of each region that the earlier mask covers, or None.
     """
@@ -48,9 +48,9 @@ class Answers:
     """Masks over regions that the model predicts for a prompt.
 
     Attributes:
-        masks: (Q, L) bool; each holds all positive regions and no negative one.
+        masks: (Q, L) bool; each contains all positive regions and no negative one.
         scores: (Q,) float32 in [0, 1].
-        granularity: (Q,) float32 granularity of the prompt; NaN if it had none.
+        granularity: (Q,) float32 granularity that was asked for; NaN if none was.
     """
 
     masks: np.ndarray
@@ -59,7 +59,7 @@ class Answers:
 
 
 class ClickableImage:
-    """An image encoded by the region model, to be prompted.
+    """An image that is encoded by the region model once and can be prompted many times.
 
     Args:
         net: The network, on the device to be used.
@@ -77,10 +77,11 @@ class ClickableImage:
         self._areas_px = tokens.areas_px.astype(np.float64)
 
     def answer_at(self, clicks: Clicks, granularity: float) -> tuple[np.ndarray, np.ndarray]:
-        """The mask at a granularity, as (1, L) bool mask and (1,) float32 score; none if all masks are empty.
+        """The (1, L) bool mask at a granularity and its (1,) float32 score; none if all masks are empty.
 
-        Of the masks at the granularities of the nodes that hold the clicks, that of the nearest area is returned. So
-        the area never falls as the granularity rises.
+        Masks are predicted at the granularities of the nodes that contain the positive regions, or at evenly spaced
+        granularities for a box alone. The one of the nearest area is returned, so the area never falls as the
+        granularity rises.
 
         Args:
             clicks: At least one positive region or a box.
@@ -89,28 +90,29 @@ class ClickableImage:
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
         """
-        # For a box alone `ask` uses granularities near that of the box only.
+        # By default, `ask` uses only granularities near that of the box if there is no positive region.
         steps = None if len(clicks.positive) else np.arange(0, 1 + _GRANULARITY_STEP, _GRANULARITY_STEP, np.float32)
         answers = self.ask(clicks, steps)
         known = np.flatnonzero(~np.isnan(answers.granularity) & answers.masks.any(axis=1))
         if len(known) == 0:
             return answers.masks[:0], answers.scores[:0]
-        known = known[np.argsort(-answers.scores[known], kind='stable')]  # of masks of equal area the best comes first
+        known = known[np.argsort(-answers.scores[known], kind='stable')]  # of masks with equal area, the best is first
         wanted_px = granularity_area(granularity, self._areas_px.sum())
         chosen = known[[nearest_area(answers.masks[known] @ self._areas_px, wanted_px)]]
         return answers.masks[chosen], answers.scores[chosen]
 
     @torch.no_grad()
     def ask(self, clicks: Clicks, granularities: np.ndarray | None = None) -> Answers:
-        """Masks without a granularity, and at several granularities, finest first.
+        """Masks for a prompt: first one without a granularity, then one at each granularity.
 
-        A mask that violates a click is corrected by adding or removing regions, and its score is halved for each such
-        click. An empty mask becomes the region of the highest logit.
+        With several clicks, masks for each positive click alone follow. A mask that violates a click is corrected by
+        adding or removing regions, and its score is halved for each such click. An empty mask becomes the region of the
+        highest logit.
 
         Args:
             clicks: At least one positive region or a box.
-            granularities: (G,) float32; by default those of the nodes that hold the positive regions, or near that of
-                the box.
+            granularities: (G,) float32; by default those of the nodes that contain a positive region, or, if there is
+                only a box, several near that of the box, in ascending order.
 
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
@@ -142,7 +144,7 @@ class ClickableImage:
         masks[:, clicks.negative] = False
         masks[:, clicks.positive] = True
         logits[:, clicks.negative] = -np.inf
-        if len(clicks.negative) < len(self.tokens):  # else all masks stay empty
+        if len(clicks.negative) < len(self.tokens):  # if all regions are negative, all masks stay empty
             masks[np.arange(len(masks)), logits.argmax(axis=1)] |= ~masks.any(axis=1)
         if clicks.box_xyxy is not None:
             scores *= box_iou(self._regions.boxes_of(masks), clicks.box_xyxy)
@@ -233,16 +235,17 @@ class ClickableImage:
         return torch.from_numpy(values).to(self.inputs.device)
 
     def _path_prompts(self, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(Q,) int64 seeds, grouped, and (Q,) float32 granularities of the nodes that hold each of (K,) regions."""
+        """(Q,) int64 seeds, grouped, and (Q,) float32 granularities of nodes that contain the seed, for (K,) regions."""
         paths = [self._path_granularities(regions[[i]]) for i in range(len(regions))]
         return np.repeat(regions, [len(path) for path in paths]), np.concatenate(paths)
 
     def _correct(
         self, masks: np.ndarray, clicks: Clicks, seeds: np.ndarray, answers: np.ndarray, scores: np.ndarray
     ) -> None:
-        """Adds to masks, or subtracts from them, the mask of each click that they violate. In place.
+        """For each click that a mask violates, adds the mask of that click to it or subtracts it, in place.
 
-        That is the best of the (Q, L) masks for single clicks on the (Q,) seeds that holds no click of the other kind.
+        The mask of a click is the best of the (Q, L) `answers` to single clicks on the (Q,) `seeds` that contains its
+        region and no region of the other kind.
         """
         for region in np.unique(seeds):
             opposite = clicks.negative if region in clicks.positive else clicks.positive
@@ -256,9 +259,9 @@ class ClickableImage:
                 masks[masks[:, region]] &= ~part
 
     def _path_granularities(self, regions: np.ndarray) -> np.ndarray:
-        """(Q,) float32 granularities of the nodes that hold one of (K,) regions, ascending.
+        """(Q,) float32 granularities of the nodes that contain at least one of (K,) regions, ascending.
 
-        The first, the last, and those between them that are at least a step apart.
+        The smallest, the largest, and those between them that are at least `_GRANULARITY_STEP` apart.
         """
         paths = self.inputs.pairs[self._tensor(regions), :, : self.inputs.n_trees]
         values = np.unique(paths.amin(0).cpu().numpy())
@@ -266,7 +269,7 @@ class ClickableImage:
         return taken if taken[-1] == values[-1] else np.append(taken, values[-1])
 
     def _box_granularities(self, box_xyxy: np.ndarray) -> np.ndarray:
-        """(Q,) float32 granularities of objects that fill parts of a box, ascending."""
+        """(Q,) float32 granularities of objects that fill the fractions `_BOX_FRACTIONS` of a box, ascending."""
         x0, y0, x1, y1 = box_xyxy
         areas_px = torch.tensor(_BOX_FRACTIONS) * float((x1 - x0) * (y1 - y0))
         return area_granularity(areas_px, self._areas_px.sum()).numpy()
@@ -292,6 +295,6 @@ class ClickableImage:
         return Partition(self.tokens.labels)
 
     def _soft_iou(self, masks: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """(Q,) IoU of masks with a mask that covers the given fractions of the regions."""
+        """(Q,) IoU of (Q, L) masks with a mask that covers the given (L,) fractions of the regions."""
         overlap = masks @ (shares * self._areas_px)
         return overlap / np.maximum(masks @ self._areas_px + shares @ self._areas_px - overlap, 1)

@@ -13,21 +13,21 @@ from unsam_mm.student.pairs import APPEARANCE_DIM, OTHER_DISTANCES, RegionInputs
 from unsam_mm.student.prompts import MARKS, RegionPrompts
 
 _WAVES = 8  # frequencies of the positional encoding of a coordinate or a granularity
-_STATISTICS = 8  # channels for the boundary, size and granularity of a mask, inputs of its scores
-_WIDEST_GAP = 0.5
+_STATISTICS = 8  # channels for boundary, size and granularity of a mask, from which its scores are predicted
+_WIDEST_GAP = 0.5  # largest difference of granularities that `_gaps` returns
 _STEP_SHARPNESS = 6.0  # the clamped difference saturates at a granularity difference of 0.25
 
 
 class RegionNet(nn.Module):
-    """Predicts a logit for each region of an image for a prompt, and scores of the resulting mask.
+    """Predicts a logit for each pair of a prompt and a region of an image, and two scores of each resulting mask.
 
     Args:
-        width: Channels of a region and of a prompt.
-        heads: Attention heads; must divide the width.
-        encoder_layers: Layers in which regions attend to each other.
-        decoder_layers: Layers in which prompts attend to regions.
-        prompt_channels: Channels of each pair of a prompt and a region.
-        feature_channels: Channels of the ViT's features.
+        width: Number of channels of the embeddings of regions and prompts.
+        heads: Number of attention heads; must divide the width.
+        encoder_layers: Number of layers in which regions attend to each other.
+        decoder_layers: Number of layers in which prompts attend to regions.
+        prompt_channels: Number of channels of each pair of a prompt and a region.
+        feature_channels: Number of channels of the ViT's features.
         trees: Number of region trees.
 
     Raises:
@@ -118,7 +118,7 @@ class RegionNet(nn.Module):
         """(Q, L, prompt_channels) pairwise features of prompts and regions."""
         steps = ((channels[..., : self.trees] - granularity[:, None, None]) * _STEP_SHARPNESS).clamp(-1.5, 1.5)
         of_channels, of_steps = self.pair.weight.split([channels.shape[-1], self.trees], dim=1)
-        # In place: memory traffic of this tensor takes longer than the matrix products.
+        # In place, since the memory traffic of this tensor takes longer than the matrix products.
         hidden = linear(channels, of_channels)
         hidden.flatten(0, 1).addmm_((steps * known[:, None, None]).flatten(0, 1), of_steps.T)
         hidden += self.pair_region(encoded)
@@ -199,14 +199,14 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def _waves(values: Tensor) -> Tensor:
-    """(N, 2 K _WAVES) sinusoidal encoding of (N, K) values; frequencies are powers of two times a quarter period."""
+    """(N, 2 K _WAVES) sinusoidal encoding of (N, K) values; from 0 to 1, wave k has 2^k quarters of a period."""
     frequencies = 2.0 ** torch.arange(_WAVES, device=values.device) * (math.pi / 2)
     angles = values[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 def _gaps(on_paths: Tensor, granularity: Tensor) -> Tensor:
-    """(Q, 2 T) differences of the granularity to the next node above and below it on the path in each tree."""
+    """(Q, 2 T) differences of the granularity to those of the next nodes above and below it on the path in each tree."""
     apart = on_paths - granularity[:, None, None]
     reached = apart <= 1e-4
     above = apart.masked_fill(reached, _WIDEST_GAP).amin(1)

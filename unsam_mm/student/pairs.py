@@ -15,10 +15,10 @@ from unsam_mm.masks.partition import Partition
 from unsam_mm.student.tokens import RegionTokens
 
 OTHER_DISTANCES = 5
-"""Further distances of a pair: position, log position, feature, colour, height in the first tree."""
+"""Number of further distances of a pair: position, log position, feature, colour, height in the first tree."""
 
 APPEARANCE_DIM = 11
-"""Channels for the colour and size of a region."""
+"""Number of channels for the colour and size of a region."""
 
 _TINY = 1e-12
 
@@ -29,15 +29,16 @@ class RegionInputs:
 
     Attributes:
         areas_px: (L,).
-        features: (L, 2 C) patch features: standardised over the image, and normalised to unit length.
-        appearance: (L, 11) colour minus the mean of the image, colour, standard deviation of the colour, log area
-            relative to the image, log area.
-        centres_yx: (L, 2) divided by the longer side of the image.
+        features: (L, 2 C) patch features in two versions, both times 4: minus the mean of the image and divided by the
+            mean norm, and normalised to unit length.
+        appearance: (L, 11) scaled values: colour minus the mean of the image, colour, standard deviation of the colour,
+            log area relative to the image, log area.
+        centres_yx: (L, 2) centres divided by the longer side of the image.
         pairs: (L, L, T + 5); for each tree the granularity of the lowest common ancestor of two regions, then the
             distances of `OTHER_DISTANCES`.
         edges: (E, 2) int64 pairs of adjacent regions.
         edge_lengths_px: (E,).
-        edge_strengths: (E,) divided by the mean of the image.
+        edge_strengths: (E,) divided by the mean along all edges of the image.
         border_share: (L,) fraction of the pixels at the border of the image.
         size_hw: Height and width of the image in pixels.
     """
@@ -132,9 +133,10 @@ def _pairs(tokens: RegionTokens, centres: Tensor, directions: Tensor, colour: Te
 
 @numba.njit(nogil=True, cache=True)
 def _meeting_areas(orders, heights, areas):
-    """(T, L - 1) float64 area of the lowest common ancestor of each two consecutive regions of each order.
+    """(T, L - 1) float64 area of the lowest common ancestor of each pair of consecutive regions of each order.
 
-    The ancestor spans the positions on both sides up to the first gap of larger height.
+    The gap between two consecutive regions has the height of their ancestor. On both sides of the gap the ancestor
+    extends to the next gap of larger height.
     """
     n_trees, n_tokens = orders.shape
     found = np.zeros((n_trees, max(n_tokens - 1, 0)))
@@ -154,7 +156,7 @@ def _meeting_areas(orders, heights, areas):
 
 @numba.njit(nogil=True, cache=True)
 def _spread(orders, gaps, out):
-    """Writes the largest gap between any two positions of each order into (L, L, T) `out`."""
+    """Writes the largest of the gaps between any two regions in each order into (L, L, T) `out`."""
     n_trees, n_tokens = orders.shape
     for tree in range(n_trees):
         for first in range(n_tokens - 1):

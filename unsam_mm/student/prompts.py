@@ -10,10 +10,10 @@ from torch import Tensor
 from unsam_mm.student.pairs import RegionInputs
 
 FAR = 1.5
-"""Value of all distances if a prompt has no such region; larger than most distances that occur."""
+"""Distance to the nearest positive or negative region if a prompt has none; larger than most distances that occur."""
 
 MARKS = 5
-"""Channels after the distances: has negatives, in the box, has a box, earlier mask, has an earlier mask."""
+"""Number of channels after the distances: has negatives, in the box, has a box, earlier mask, has an earlier mask."""
 
 _HAS_NEGATIVE, _IN_BOX, _HAS_BOX, _EARLIER, _HAS_EARLIER = range(-MARKS, 0)
 
@@ -98,7 +98,7 @@ def _granularity(given: Tensor | None, weights: Tensor) -> Tensor:
 
 
 def _nearest(pairs: Tensor, regions: Tensor) -> Tensor:
-    """(Q, L, P) smallest of each distance to the regions of a prompt; `FAR` for prompts without regions."""
+    """(Q, L, P) distance of each kind to the nearest of the (Q, K) regions; `FAR` for prompts without regions."""
     nearest = pairs.new_full((len(regions), *pairs.shape[1:]), torch.inf)
     for column in regions.unbind(1):  # one click after another, to save memory
         distances = pairs[column.clamp(min=0)]

@@ -16,7 +16,7 @@ from unsam_mm.student.pairs import RegionInputs
 from unsam_mm.student.prompts import RegionPrompts
 from unsam_mm.student.tokens import RegionTokens
 
-_MIN_GRANULARITY = 0.02  # smaller nodes take about a ten-thousandth of the image
+_MIN_GRANULARITY = 0.02  # nodes of smaller granularity cover about a ten-thousandth of the image or less
 _PAIRS_AT_A_TIME = 100_000  # prompts times regions: 130 prompts on 768 regions take about 50 MB
 _SHARPNESS = 6.0  # power of the IoU in soft NMS, as in the ranking of pseudo-masks
 
@@ -36,7 +36,8 @@ def propose(
     Args:
         net: The network, on the device of the inputs.
         inputs: Inputs for the image.
-        n_seeds: Maximum number of seed regions, drawn with probabilities by area.
+        n_seeds: Maximum number of seed regions. If there are more regions, larger ones are drawn more often; the draw
+            is the same in every call.
         granularity_step: Smallest difference of the granularities of one seed.
         max_masks: Maximum number of masks.
         duplicate_iou: Masks with a larger IoU with a better mask are removed.
@@ -44,7 +45,7 @@ def propose(
 
     Returns:
         masks: (N, L) bool regions of each mask.
-        scores: (N,) float32 in [0, 1], not increasing.
+        scores: (N,) float32 in [0, 1], in descending order.
 
     Raises:
         UnSAMError: If a number is out of range.
@@ -85,11 +86,11 @@ def keep_distinct(
     max_masks: int,
     repetition: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Non-maximum suppression of masks over regions, hard above an IoU and soft below it; empty masks are left out.
+    """Non-maximum suppression of masks over regions: hard above `max_iou`, soft below it; empty masks are removed.
 
     Args:
         masks: (N, L) bool.
-        scores: (N,) float32 in [0, 1]; of equal scores the first is better.
+        scores: (N,) float32 in [0, 1]; of masks with equal scores, the first counts as better.
         areas_px: (L,) float area of each region.
         max_iou: Masks with a larger IoU with a better mask are removed.
         max_masks: Maximum number of masks.

@@ -50,8 +50,8 @@ class ImagePlace:
 class RegionStore:
     """Tokens and training masks by image. Files are written atomically, so processes may share a store.
 
-    Each image folder and each set of parameters has its own subfolder, so tokens are computed again if parameters or
-    the image change.
+    Each image folder and each set of parameters has its own subfolder. Tokens are computed again if the parameters or
+    the image file change.
 
     Attributes:
         folder: Root of the store; by default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
@@ -79,7 +79,10 @@ class RegionStore:
 
     @cached_property
     def signature(self) -> str:
-        """Twelve hexadecimal digits, a hash of all parameters; downloads the ViT if needed, but does not load it."""
+        """Twelve hexadecimal digits, a hash of the parameters on which tokens and masks depend.
+
+        The weights of the ViT are downloaded if needed, but not loaded.
+        """
         described = [settings_signature(self.settings), self.n_tokens, self.max_masks, ALGORITHM]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
@@ -90,7 +93,7 @@ class RegionStore:
         return self._base / f'{root.name}-{digest}' / self.signature / fitting_name(place.name, '.npz')
 
     def has(self, place: ImagePlace) -> bool:
-        """Whether the store holds tokens of the current version of the image file."""
+        """True if the store contains tokens of the current version of the image file."""
         try:
             return self._is_current(place)
         except (OSError, StoreError):
@@ -149,10 +152,11 @@ class RegionStore:
             places: The images.
             workers: Number of processes, about 1 GB each; None for one per core, at most eight. Devices other than the
                 CPU use one process.
-            progress: Whether to show a progress bar.
+            progress: True to show a progress bar.
 
         Returns:
-            The error message for each image that cannot be read.
+            The error message for each image that failed: it cannot be read or segmented, its file cannot be written, or
+            its worker process ended twice.
 
         Raises:
             StoreError: If the store cannot be written.
@@ -163,7 +167,7 @@ class RegionStore:
         failed = {}
         if not waiting:
             return failed
-        check_writable(self._base)  # an error of a single image does not end the run
+        check_writable(self._base)  # checked before the run, which does not end when a single image fails
         bar = tqdm(
             total=len(places),
             initial=len(places) - len(waiting),

@@ -24,20 +24,21 @@ from unsam_mm.student.tokens import MAX_TOKENS, RegionTokens, TokenMasks
 _T = TypeVar('_T')
 
 ALGORITHM = 2
-"""Incremented when the same image gives other tokens than before."""
+"""Version of the computation; incremented when the same image gives other tokens than before."""
 
 _MIN_SUPERPIXELS = 2400
 _MIN_SPACING_PX = 3.0
-"""Small images, often of cells, get a smaller superpixel spacing; that of images of 481 x 321 px does not change."""
+"""Smallest superpixel spacing. Small images, often of cells, get a spacing that gives them about `_MIN_SUPERPIXELS`; the
+default spacing of 8 px applies from 481 x 321 px."""
 
 
 class RegionTokenizer:
     """Computes region tokens of images, and the fractions of these regions that training masks cover.
 
     Args:
-        settings: Settings of the generator. The regions are a cut of its first tree; all trees give their order and
-            heights.
-        n_tokens: Maximum number of regions; an image with fewer superpixels has a token for each superpixel.
+        settings: Settings of the generator. The regions are a cut of its first tree; their order and heights are stored
+            for all its trees.
+        n_tokens: Maximum number of regions; in an image with fewer superpixels each superpixel is a region.
         device: Torch device of the ViT.
 
     Raises:
@@ -54,15 +55,15 @@ class RegionTokenizer:
     def with_trees(
         self, image: np.ndarray, read: Callable[[RegionTokens], _T], progress: ProgressCallback | None = None
     ) -> tuple[_T, MaskHierarchy]:
-        """The result of a function of the tokens of an image, and its ranked trees.
+        """Computes the tokens and the ranked trees of an image; returns the result of `read` and the trees.
 
         Args:
             image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8`.
             read: Called with the tokens in the background, while the trees are ranked.
-            progress: Called with the progress; an exception raised inside stops the work.
+            progress: Called with the progress; an exception that it raises stops the computation.
 
         Raises:
-            ImageError: If the array is no image that can be segmented.
+            ImageError: If the array is not an image that can be segmented.
         """
         grown = self._grow(image, progress)
         with threads.run_in_background(
@@ -79,7 +80,7 @@ class RegionTokenizer:
             max_masks: Maximum number of masks.
 
         Raises:
-            ImageError: If the array is no image that can be segmented.
+            ImageError: If the array is not an image that can be segmented.
             UnSAMError: If `max_masks` is not positive.
         """
         grown = self._grow(image)
@@ -93,20 +94,23 @@ class RegionTokenizer:
 
 
 def tokens_signature(settings: GeneratorSettings, n_tokens: int) -> str:
-    """Twelve hexadecimal digits, a hash of all that tokens and masks depend on; does not load the ViT."""
+    """Twelve hexadecimal digits, a hash of everything besides the image on which tokens and trees depend.
+
+    The weights of the ViT are downloaded if needed, but not loaded.
+    """
     described = f'{settings_signature(settings)} {n_tokens} {ALGORITHM}'
     return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 def _cut(tree: MaskHierarchy, n_regions: int) -> np.ndarray:
-    """(L,) nodes of the cut with the given number of regions, or all leaves if there are no more."""
+    """(L,) nodes of the cut with the given number of regions, or all leaves if there are not more than that."""
     if n_regions >= tree.n_leaves:
         return tree.cut_nodes(0.0)
     return tree.cut_nodes(float(tree.level[len(tree) - n_regions]))  # each merge is binary and removes one region
 
 
 def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
-    """The tokens of nodes of the first tree that partition the image."""
+    """The tokens for nodes of the first tree that partition the image."""
     superpixels, means, main = grown.superpixels, grown.means, grown.trees[0]
     of_leaves = np.repeat(np.arange(len(nodes)), main.end_leaf[nodes] - main.first_leaf[nodes])
     token_of_superpixel = of_leaves[main.tree.leaf_of_region]
@@ -141,7 +145,7 @@ def _describe(grown: GrownRegions, nodes: np.ndarray) -> RegionTokens:
 def _order(tree: Tree, token_of_superpixel: np.ndarray, areas_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Depth-first order of the tokens in a tree, and the level of the lowest common ancestor of consecutive tokens.
 
-    In trees other than the first a token may be no node; its position is that of its largest superpixel.
+    A token is a node of the first tree, but not always of the others; its position is that of its largest superpixel.
     """
     largest = np.zeros(token_of_superpixel.max() + 1, np.int64)
     by_area = np.argsort(areas_px, kind='stable')
@@ -169,7 +173,7 @@ def _borders(superpixels: Superpixels, token_of_superpixel: np.ndarray) -> dict[
 
 
 def _shares(hierarchy: MaskHierarchy, nodes: np.ndarray, max_masks: int) -> TokenMasks:
-    """The best masks of all trees, as fractions of the nodes of the first tree that they cover."""
+    """The best masks of all trees, as the fractions that they cover of the given nodes of the first tree."""
     source, chosen = hierarchy.best_nodes(max_masks)
     shares = np.zeros((len(chosen), len(nodes)), np.uint8)
     for number in np.unique(source):

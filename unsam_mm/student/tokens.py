@@ -39,20 +39,20 @@ class RegionTokens:
 
     Attributes:
         labels: (H, W) uint16 region of each pixel, 0..L-1.
-        areas_px: (L,) int32.
+        areas_px: (L,) int32 area of each region.
         features: (L, C) float16 mean patch feature.
         lab_mean: (L, 3) float16 mean CIE Lab colour.
         lab_std: (L, 3) float16 standard deviation of the colour inside the region.
         centres_yx: (L, 2) float32 mean pixel coordinates.
         tree_orders: (T, L) uint16; the regions in depth-first order of each tree.
-        tree_heights: (T, L - 1) float32 in [0, 1]; level of the lowest common ancestor of each two regions that are
+        tree_heights: (T, L - 1) float32 in [0, 1]; level of the lowest common ancestor of each pair of regions that are
             consecutive in that order.
         edges: (E, 2) uint16 pairs of adjacent regions, smaller number first, sorted.
         edge_lengths_px: (E,) float32 number of pixel sides that the pair shares.
-        edge_strengths: (E,) float32 mean colour gradient along them.
+        edge_strengths: (E,) float32 mean colour gradient along these sides.
 
     Raises:
-        UnSAMError: If the arrays have other dtypes or shapes, are not finite, or are no partition of an image.
+        UnSAMError: If the arrays have other dtypes or shapes, are not finite, or do not describe a partition of an image.
     """
 
     labels: np.ndarray
@@ -149,7 +149,7 @@ class RegionTokens:
         """Reads a file that `save` wrote.
 
         Raises:
-            StoreError: If the file is missing, damaged or no file of region tokens.
+            StoreError: If the file is missing, damaged or not a file of region tokens.
         """
         return _made(cls, path, '')
 
@@ -161,7 +161,7 @@ class TokenMasks:
     Attributes:
         shares: (M, L) uint8; fraction of each region that a mask covers, times 255.
         scores: (M,) float32 in [0, 1].
-        areas_px: (M,) int64.
+        areas_px: (M,) int64 area of each mask.
 
     Raises:
         UnSAMError: If the arrays have other dtypes or shapes, or scores or areas are out of range.
@@ -191,7 +191,7 @@ class TokenMasks:
         """Reads the masks from a file that `RegionTokens.save` wrote.
 
         Raises:
-            StoreError: If the file is missing, damaged, no file of region tokens, or has no masks.
+            StoreError: If the file is missing, damaged or not a file of region tokens, or contains no masks.
         """
         return _made(cls, path, 'mask_')
 
@@ -200,7 +200,7 @@ def read_notes(path: str | Path) -> str:
     """The notes in a file of region tokens; empty for files of earlier versions.
 
     Raises:
-        StoreError: If the file is missing, damaged or no file of region tokens.
+        StoreError: If the file is missing, damaged or not a file of region tokens.
     """
     return str(_read(path, ['notes', 'format']).get('notes', ''))
 
@@ -219,7 +219,7 @@ def _made(kind: type, path: str | Path, prefix: str) -> Any:
 
 
 def _read(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:
-    """The named arrays of a file of region tokens, as far as it holds them."""
+    """Those of the named arrays that a file of region tokens contains."""
     try:
         found = read_npz(path, names)
     except FileNotFoundError as error:

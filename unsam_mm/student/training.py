@@ -27,10 +27,10 @@ class Targets:
     """Targets of Q prompts.
 
     Attributes:
-        seeds: (Q,) int64 region that each mask holds.
+        seeds: (Q,) int64, a region that each mask contains.
         shares: (Q, L) float32 in [0, 1], fraction of each region that the mask covers.
         granularity: (Q,) float32.
-        is_mask: (Q,) bool; False for tree nodes.
+        is_mask: (Q,) bool; True for pseudo-masks, False for tree nodes.
     """
 
     seeds: Tensor
@@ -91,7 +91,8 @@ def region_losses(
         masks: Pseudo-masks of the image.
         generator: Random generator on the device of the inputs; the default generator of torch if None.
         n_seeds: Number of seed regions.
-        targets_per_seed: Prompts for each seed; half of the targets are pseudo-masks, half tree nodes.
+        targets_per_seed: Number of targets for each seed, with one prompt each. Half of them are pseudo-masks, unless no
+            pseudo-mask contains the seed, and half are tree nodes.
 
     Returns:
         The terms `loss_mask`, `loss_dice` and `loss_score` of the loss, and the metric `iou`, the mean IoU with the
@@ -123,7 +124,7 @@ def region_losses(
 def draw_targets(
     inputs: RegionInputs, teacher: TeacherMasks, generator: torch.Generator | None, n_seeds: int, per_seed: int
 ) -> Targets:
-    """Random seed regions, with probabilities by area, and for each some pseudo-masks and tree nodes that hold it."""
+    """Random seed regions, larger ones more often, and for each some pseudo-masks and tree nodes that contain it."""
     seeds = _pick(inputs.areas_px.sqrt()[None], n_seeds, generator)[0]
     n_masks = per_seed // 2
     holds = (teacher.shares[:, seeds] > 0.5).T
@@ -145,7 +146,8 @@ def draw_targets(
 def _draw_nodes(inputs: RegionInputs, seeds: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """(Q, L) float32 masks and (Q,) granularities of a node on the path of each seed in a random tree.
 
-    Half of the nodes are drawn with probabilities by the number of regions they add, half uniformly along the path.
+    Half of the nodes are drawn with probabilities proportional to the number of regions that they add to the node below,
+    half uniformly along the path.
     """
     rows = torch.arange(len(seeds), device=seeds.device)
     trees = _integers(inputs.n_trees, len(seeds), generator, seeds.device)
@@ -193,7 +195,7 @@ def _draw_negatives(
 
 
 def _jittered_boxes(inputs: RegionInputs, inside: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(Q, 4) boxes in pixels around regions; each side is moved by up to 5 % of the box."""
+    """(Q, 4) boxes in pixels around the regions of (Q, L) bool masks; each side is moved by up to 5 % of the box."""
     long_side = max(inputs.size_hw)
     low = [torch.where(inside, centre, torch.inf).amin(1) for centre in inputs.centres_yx.flip(1).unbind(1)]
     high = [torch.where(inside, centre, -torch.inf).amax(1) for centre in inputs.centres_yx.flip(1).unbind(1)]
@@ -206,7 +208,7 @@ def _jittered_boxes(inputs: RegionInputs, inside: Tensor, generator: torch.Gener
 
 
 def _earlier_masks(shares: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(Q, L) the targets with noise; 5 % of the regions are inverted."""
+    """(Q, L) fractions of the targets with noise, as earlier masks; those of 5 % of the regions are inverted."""
     noise = torch.randn(shares.shape, generator=generator, device=shares.device)
     noisy = (shares + 0.3 * noise).clamp(0, 1)
     wrong = torch.rand(shares.shape, generator=generator, device=shares.device) < 0.05
@@ -215,10 +217,11 @@ def _earlier_masks(shares: Tensor, generator: torch.Generator | None) -> Tensor:
 
 @torch.no_grad()
 def _score_targets(inputs: RegionInputs, teacher: TeacherMasks, seeds: Tensor, logits: Tensor) -> Tensor:
-    """(Q, 2) target scores in [0, 1]: the best IoU with a pseudo-mask, discounted by the rank of that mask.
+    """(Q, 2) target scores in [0, 1]: the largest product of the match with a pseudo-mask and a weight of that mask.
 
-    The first score, among all masks, uses the rank of the teacher. The second, for a click, uses only masks that hold
-    the seed; large masks and masks along the border of the image rank lower.
+    The match is the IoU, rescaled from [0.5, 1] to [0, 1]. For the first score, among all masks, the weight falls with
+    the rank of the pseudo-mask. For the second, for a click, only pseudo-masks that contain the seed count; large ones
+    and those along the border of the image get lower weights.
     """
     n_masks = len(teacher.scores)
     if n_masks == 0:
@@ -239,14 +242,14 @@ def _score_targets(inputs: RegionInputs, teacher: TeacherMasks, seeds: Tensor, l
 
 
 def _mean_iou(logits: Tensor, targets: Targets, areas: Tensor) -> Tensor:
-    """() mean IoU with the pseudo-masks among the targets; 0 if there are none."""
+    """Scalar: mean IoU with the pseudo-masks among the targets; 0 if there are none."""
     found, wanted = (logits > 0)[targets.is_mask], (targets.shares > 0.5)[targets.is_mask]
     iou = ((found & wanted) * areas).sum(1) / (((found | wanted) * areas).sum(1) + 1e-6)
     return iou.sum() / max(len(iou), 1)
 
 
 def _pick(chances: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """(Q, count) columns, drawn with replacement with (Q, N) weights; uniformly in rows whose weights are all 0."""
+    """(Q, count) int64 columns, drawn with replacement by (Q, N) weights; uniformly in rows whose weights are all 0."""
     if chances.numel() == 0:
         return torch.zeros(len(chances), count, dtype=torch.long, device=chances.device)
     possible = torch.where(chances.sum(1, keepdim=True) > 0, chances, 1.0)
@@ -254,7 +257,7 @@ def _pick(chances: Tensor, count: int, generator: torch.Generator | None) -> Ten
 
 
 def _some(regions: Tensor, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
-    """(Q, K) a random number of the first regions of each row, the others -1; all -1 in rows that are not wanted."""
+    """(Q, K) a random number of the first regions of each row, then -1; only -1 in rows that are not wanted."""
     count = _integers(regions.shape[1] + 1, len(regions), generator, regions.device)
     kept = (torch.arange(regions.shape[1], device=regions.device) < count[:, None]) & wanted[:, None]
     return regions.masked_fill(~kept, -1)

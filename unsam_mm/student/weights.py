@@ -32,7 +32,7 @@ class TrainedRegions:
     """A trained network and the tokens that it was trained on.
 
     Attributes:
-        net: In evaluation mode, float32, on the CPU.
+        net: The network in evaluation mode, float32, on the CPU.
         settings: Settings of the generator that makes the regions.
         n_tokens: Maximum number of regions of an image.
         notes: Further notes on the origin, by name.
@@ -141,7 +141,7 @@ def net_of_checkpoint(path: str | Path) -> RegionNet:
         path: `latest.pth` or `iter_*.pth` of a training with configs/unsam_s.py.
 
     Raises:
-        WeightsError: If the file is missing, damaged, holds other objects than tensors, or is of another model.
+        WeightsError: If the file is missing, damaged, contains other objects than weights, or is of another model.
     """
     path = Path(path)
     try:
@@ -167,6 +167,7 @@ def _net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
     Raises:
         KeyError: If a tensor is missing.
+        UnSAMError: If the shapes of the tensors do not match.
     """
     width = len(state['encoder_norm.weight'])
     encoder_layers, decoder_layers = (
@@ -177,7 +178,7 @@ def _net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
     trees = pair_channels - 2 * distances - MARKS
     if trees != distances - OTHER_DISTANCES:
         raise UnSAMError(f'{pair_channels} channels of pairs do not match {distances} distances')
-    # The first layer reads the features twice, and a fixed number of other channels.
+    # The first layer has two input channels for each feature, and a fixed number of others.
     smallest = RegionNet(width=1, heads=1, prompt_channels=1, feature_channels=1, trees=1)
     other_channels = smallest.region[0].in_features - 2
     feature_channels = (state['region.0.weight'].shape[1] - other_channels) // 2
@@ -202,7 +203,8 @@ def _net_of(tensors: Mapping[str, torch.Tensor]) -> tuple[RegionNet, dict[str, i
     Values and shapes are checked before memory is allocated.
 
     Raises:
-        ValueError: If a tensor is missing, not finite or of another shape.
+        KeyError: If a tensor that gives an argument is missing.
+        ValueError: If another tensor is missing, or a tensor is not finite or of another shape.
     """
     if broken := [name for name, values in tensors.items() if not values.isfinite().all()]:
         raise ValueError(f'{broken[0]} is not finite')
