@@ -46,7 +46,8 @@ def check_resumable(path: Path, model: torch.nn.Module) -> None:
     """Checks that a training of a model can be resumed from a file; checks nothing with upstream's MMEngine.
 
     Raises:
-        UnSAMError: If the file cannot be read, is of another model, or contains weights only.
+        UnSAMError: If the file cannot be read, is of another model, or contains weights but not the state of a
+            training.
     """
     if not hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):
         return  # upstream's MMEngine: the state of a training can be read only by unpickling it
@@ -66,7 +67,8 @@ def check_start(path: Path, model: torch.nn.Module, partial: bool = False) -> No
     Args:
         path: The file.
         model: The model.
-        partial: True if weights may be missing or of another shape. They are initialised at random, and logged.
+        partial: True if weights may be missing or of another shape. These are initialised at random, and their number
+            is logged.
 
     Raises:
         UnSAMError: If the file cannot be read, or a weight is missing or of another shape; with `partial`, if no weight

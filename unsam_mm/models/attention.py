@@ -26,8 +26,8 @@ def use_lean_attention(module: nn.Module) -> None:
 class MaskedAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` with torch's fused kernel, and one mask for all heads.
 
-    With 2000 queries and the stride-8 level of a 1024 x 1024 image, the attention weights would take 1 GB, and a mask
-    repeated for each head another 0.25 GB.
+    With 2000 queries and the stride-8 level of a 1024 x 1024 image, the attention weights would need 1 GB, and a mask
+    repeated for each head 0.25 GB more.
     """
 
     def forward(

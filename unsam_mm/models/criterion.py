@@ -135,7 +135,7 @@ class PointCriterion:
 
     @torch.no_grad()
     def _match(self, cls_logits: Tensor, embed: Tensor, at_points: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """(n,) indices of the matched queries of an image, ascending, and of their masks; costs are computed in float32.
+        """(n,) indices of the matched queries of an image, ascending, and of their masks; costs are in float32.
 
         Args:
             cls_logits: (Q, 2).

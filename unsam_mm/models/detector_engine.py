@@ -1,4 +1,4 @@
-"""The engine 'detector': masks of a promptable MMDetection model, such as the converted Swin-T models."""
+"""The prompting engine 'detector': a promptable MMDetection model, such as the converted Swin-T models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class DetectorEngine(Engine):
 
     Args:
         model: The detector.
-        scale: Maximum of the longer and of the shorter side, in pixels; images are resized to the largest size within.
+        scale: Maximum of the longer and of the shorter side, in pixels; images are resized to the largest size
+            within these limits.
         device: Torch device.
         channel_order: 'rgb' or 'bgr', the order of the inputs of the detector's preprocessor in training. By default
             'bgr' for a preprocessor that swaps channels, as with ``bgr_to_rgb=True``, else 'rgb'.

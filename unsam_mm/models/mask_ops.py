@@ -29,8 +29,8 @@ _CHUNK_POINTS = 2**21
 """Candidate points in each chunk: 24 MB, 55 masks with the paper's 37632 candidates."""
 
 _WINDOW = 7
-"""Columns between the first pixels of neighbouring bytes. Since bytes overlap by one column, there is for any point a
-byte that contains the pixels at its left and at its right."""
+"""Columns between the first pixels of neighbouring bytes. Bytes overlap by one column, so that the two pixels at the
+left and right of a point are always in one byte."""
 
 
 class ImageSizes(NamedTuple):
@@ -73,7 +73,7 @@ def full_size_masks(logits: Tensor, sizes: ImageSizes) -> Iterator[Tensor]:
 
 
 def foreground_sums_(logits: Tensor) -> Tensor:
-    """(N,) float32 sums of the probabilities of the foreground pixels, where logits are positive; overwrites the logits.
+    """(N,) float32 sums of the probabilities of the foreground pixels, whose logits are positive; overwrites `logits`.
 
     Args:
         logits: (N, H, W) mask logits.
@@ -196,7 +196,7 @@ class PointSampling(NamedTuple):
 
     @classmethod
     def from_config(cls, train_cfg: Mapping[str, Any]) -> PointSampling:
-        """Reads the settings from a `train_cfg` with these names; those that are missing have their defaults."""
+        """The settings with these names in a `train_cfg`; settings that it lacks have their defaults."""
         return cls(**{name: train_cfg[name] for name in cls._fields if name in train_cfg})
 
 

@@ -45,7 +45,7 @@ def prompt_losses(
         feature: (C, h, w) mask feature of the image.
         prompts: Prompts and masks of the image.
         sampling: How the points of the mask losses are drawn; the number of matching points is the same.
-        n_pairs: (,) number of pairs of a token and a target, by which the sums over the pairs are divided.
+        n_pairs: Scalar, the number of pairs of a token and a target, by which the sums over the pairs are divided.
     """
     at_points = sample_at_random(feature, prompts.masks, sampling.num_points)
     return [_layer_losses(layer, feature, prompts, at_points, sampling, n_pairs) for layer in layers]

@@ -211,8 +211,8 @@ class UnSAMPixelDecoder(BaseModule):
     Args:
         in_channels: Channels of the backbone's levels, at strides 4, 8, 16 and so on.
         feat_channels: Width of memories and mask feature.
-        encoder: Arguments of `Mask2FormerTransformerEncoder`. Its levels are those of the backbone without stride 4, and
-            one with half the resolution of the last.
+        encoder: Arguments of `Mask2FormerTransformerEncoder`. Its levels are those of the backbone without stride 4,
+            and one with half the resolution of the last.
         positional_encoding: Arguments of `SinePositionalEncoding`; `num_feats` is half of `feat_channels`.
         init_cfg: MMEngine's initialisation.
     """

@@ -31,7 +31,8 @@ CLICK_PX = 6.0
 
 _MASK_KIND = 2
 _FREQUENCIES = 64  # 128 channels, as in UnSAMv2 (arXiv 2511.13714)
-# From half a period over [0, 1] to eight; with at most one, as in UnSAMv2, the effect was weaker after 200 steps.
+# From half a period over [0, 1] to eight periods. With at most one period, as in UnSAMv2, the effect was weaker after
+# 200 steps.
 _OCTAVES = 4
 
 _DEMO_CLICK = 0.005
@@ -73,7 +74,7 @@ class DetailEncoder(nn.Module):
         embed_dims: Width of the tokens.
 
     Attributes:
-        trained: (,) bool, False until the details of a prompt have been used in training.
+        trained: Scalar bool, False until the details of a prompt have been used in training.
     """
 
     def __init__(self, embed_dims: int) -> None:

@@ -227,7 +227,7 @@ class UnSAMPromptHead(BaseModule):
                 - `granularity` (P,) in [0, 1]: 1 is the whole image, 0.75 a tenth of its area; NaN if unknown.
 
                 Their meta information contains `batch_input_shape`, `img_shape` and `ori_shape`.
-            rescale: True if masks and boxes are in pixels of the original image, False if in those of the network's input.
+            rescale: True for masks and boxes in pixels of the original image, False for pixels of the network's input.
 
         Returns:
             For each image, of length P: `scores` (P, T), the predicted overlaps; `bboxes` (P, T, 4) x0, y0, x1, y1 in

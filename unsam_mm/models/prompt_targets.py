@@ -174,10 +174,10 @@ def corrected(
     feature_hw: tuple[int, int],
     answer: Answer,
 ) -> TrainingPrompts:
-    """The prompts, some of them with further clicks; the only target of these is the mask that they were drawn from.
+    """Adds simulated clicks to some prompts, whose only target is then the mask that they were drawn from.
 
-    In each round, the predicted mask with the highest IoU with the true mask is compared with the true mask, at the size
-    of the mask feature. The next click is placed by the rule of benchmarks of interactive segmentation.
+    In each round, the predicted mask with the highest IoU with the true mask is compared with the true mask, at the
+    size of the mask feature. The next click is placed by `next_click`.
 
     Args:
         prompts: Prompts without clicks in their details.
@@ -223,7 +223,12 @@ def corrected(
 
 
 def _most_similar(masks: Tensor, true_masks: Tensor) -> Tensor:
-    """(n, h, w) bool, of each T of the (n, T, h, w) masks the one with the largest IoU with its (n, h, w) true mask."""
+    """(n, h, w) bool: for each of n true masks, the most similar of its T masks by IoU.
+
+    Args:
+        masks: (n, T, h, w) bool.
+        true_masks: (n, h, w) bool.
+    """
     shared = (masks & true_masks[:, None]).sum(dim=(2, 3))
     joined = (masks | true_masks[:, None]).sum(dim=(2, 3))
     best = (shared / joined.clamp(min=1)).argmax(dim=1)

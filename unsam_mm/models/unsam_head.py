@@ -195,7 +195,7 @@ class UnSAMHead(BaseModule):
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
             batch_data_samples: With `batch_input_shape`, `img_shape` and `ori_shape` in their meta information.
-            rescale: True if masks and boxes are in pixels of the original image, False if in those of the network's input.
+            rescale: True for masks and boxes in pixels of the original image, False for pixels of the network's input.
 
         Returns:
             For each image `scores` (N,) in [0, 1], the object probability times the mean foreground probability;

@@ -22,7 +22,7 @@ _INPUT_MULTIPLE_PX = 32
 _NORM_GROUPS = 8
 _PROBE_PATCHES = 4  # side of the test image in patches
 _SAME_VIT_TOLERANCE = 0.01
-"""Relative tolerance of `vit_probe`; half-precision copies of one ViT differ by about 0.001, different ViTs by about 1."""
+"""Relative tolerance of `vit_probe`; half-precision copies of one ViT differ by about 0.001, two ViTs by about 1."""
 
 
 @MODELS.register_module()
@@ -34,7 +34,7 @@ class UnSAMViTBackbone(BaseModule):
     smaller than tokens.
 
     A frozen ViT is not registered as a submodule, so optimizers, checkpoints, gradient hooks and averaged models ignore
-    it, and a checkpoint takes a few MB instead of a hundred. Checkpoints contain the ViT's output for a fixed test
+    it, and a checkpoint has a few MB instead of a hundred. Checkpoints contain the ViT's output for a fixed test
     image, `vit_probe`; a checkpoint with the output of another ViT is rejected with `WeightsError`.
 
     Args:
